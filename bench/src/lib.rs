@@ -1,0 +1,1 @@
+//! The load generator: schedules, targets, checked answers and latency histograms.

@@ -1,0 +1,2 @@
+//! The `afterimage` command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The Afterimage protocol: messages, codec, and both ends of a connection.
