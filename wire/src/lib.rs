@@ -1,1 +1,11 @@
-//! The Afterimage protocol: messages, codec, and both ends of a connection.
+//! The Afterimage protocol and both ends of a connection.
+//!
+//! * [`proto`] is the protocol itself: header, messages, codec. It does no I/O and reads no clock.
+//!   `PROTOCOL.md` beside this crate is its law, the golden vectors in `vectors/` are its proof.
+//! * [`client`] is what users add to their own programs: one connection, any number of concurrent
+//!   callers. [`blocking`] is the same without an async runtime.
+//! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
+
+pub mod proto;
+
+pub use proto::status::Status;

@@ -1,0 +1,285 @@
+//! `Hello` and `Welcome`: the two messages that open a connection.
+//!
+//! Byte tables in `PROTOCOL.md`, section "Handshake".
+
+use core::fmt;
+
+use arrayvec::ArrayVec;
+use bytes::BufMut;
+
+use super::BodyError;
+use super::reader::Reader;
+
+/// The first eight bytes of both bodies. Whoever does not send them speaks something else.
+pub const MAGIC: [u8; 8] = *b"AFTERIMG";
+
+/// The one version of the protocol there is.
+pub const VERSION: u16 = 1;
+
+/// Bytes in the longest token. Longer than any sensible secret, short enough for a handshake frame.
+pub const MAX_TOKEN_LEN: usize = 1024;
+
+/// Dimensions in the largest [`Shape`]: batch, channel, row and column is what images have.
+pub const MAX_DIMS: usize = 4;
+
+/// Bytes of a model's digest (SHA-256).
+pub const DIGEST_LEN: usize = 32;
+
+/// What a client says first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Hello<'a> {
+    /// The oldest protocol version that the client speaks.
+    pub version_min: u16,
+    /// The newest protocol version that the client speaks.
+    pub version_max: u16,
+    /// Bits of optional features that the client would like; none is assigned in version 1.
+    pub features: u32,
+    /// The shared secret that the server may ask for; empty for none. At most [`MAX_TOKEN_LEN`].
+    pub token: &'a [u8],
+}
+
+impl<'a> Hello<'a> {
+    /// The greeting of this version, with a token (empty for none).
+    pub fn new(token: &'a [u8]) -> Self {
+        Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            features: 0,
+            token,
+        }
+    }
+
+    /// The newest version that both sides speak, if there is one.
+    pub fn common_version(&self) -> Option<u16> {
+        (self.version_min..=self.version_max)
+            .contains(&VERSION)
+            .then_some(VERSION)
+    }
+
+    pub(super) fn encode(&self, out: &mut impl BufMut) {
+        out.put_slice(&MAGIC);
+        out.put_u16_le(self.version_min);
+        out.put_u16_le(self.version_max);
+        out.put_u32_le(self.features);
+        let token = &self.token[..self.token.len().min(MAX_TOKEN_LEN)];
+        out.put_u16_le(token.len() as u16);
+        out.put_slice(token);
+    }
+
+    pub(super) fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
+        let mut reader = Reader::new(body);
+        if reader.array("magic")? != MAGIC {
+            return Err(BodyError::WrongMagic);
+        }
+        let version_min = reader.u16("oldest version")?;
+        let version_max = reader.u16("newest version")?;
+        let features = reader.u32("features")?;
+        let token_len = usize::from(reader.u16("token length")?);
+        if token_len > MAX_TOKEN_LEN {
+            let limit = MAX_TOKEN_LEN as u64;
+            return Err(BodyError::OutOfRange {
+                field: "token length",
+                value: token_len as u64,
+                limit,
+            });
+        }
+        let token = reader.bytes(token_len, "token")?;
+        reader.skip_extensions()?;
+        Ok(Hello {
+            version_min,
+            version_max,
+            features,
+            token,
+        })
+    }
+}
+
+impl fmt::Debug for Hello<'_> {
+    /// Leaves the token out: it is a secret, and debug output ends up in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("version_min", &self.version_min)
+            .field("version_max", &self.version_max)
+            .field("features", &self.features)
+            .field("token_len", &self.token.len())
+            .finish()
+    }
+}
+
+/// What kind of service answers on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Service {
+    /// Answers `ClassifyReq`, remembering.
+    Memo,
+    /// Answers `CacheReq`.
+    Cache,
+    /// Answers `ClassifyReq`, computing.
+    Classifier,
+    /// A service of a newer version.
+    Unknown(u8),
+}
+
+impl Service {
+    /// The number on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Service::Memo => 1,
+            Service::Cache => 2,
+            Service::Classifier => 3,
+            Service::Unknown(code) => code,
+        }
+    }
+
+    /// The service of a number on the wire.
+    pub const fn from_code(code: u8) -> Self {
+        match code {
+            1 => Service::Memo,
+            2 => Service::Cache,
+            3 => Service::Classifier,
+            other => Service::Unknown(other),
+        }
+    }
+
+    /// Whether it answers `ClassifyReq`.
+    pub const fn classifies(self) -> bool {
+        matches!(self, Service::Memo | Service::Classifier)
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Service::Memo => f.write_str("memo"),
+            Service::Cache => f.write_str("cache"),
+            Service::Classifier => f.write_str("classifier"),
+            Service::Unknown(code) => write!(f, "service {code}"),
+        }
+    }
+}
+
+/// The extent of an input array of bytes, outermost dimension first: `[28, 28]` for a digit.
+/// No dimensions at all means "not known".
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Shape(ArrayVec<u32, MAX_DIMS>);
+
+impl Shape {
+    /// A shape of these dimensions; `None` for more than [`MAX_DIMS`] of them.
+    pub fn new(dims: &[u32]) -> Option<Self> {
+        ArrayVec::try_from(dims).ok().map(Shape)
+    }
+
+    /// The dimensions, outermost first.
+    pub fn dims(&self) -> &[u32] {
+        &self.0
+    }
+
+    /// Bytes of one input of this shape; `None` when the shape is not known.
+    pub fn byte_len(&self) -> Option<usize> {
+        if self.0.is_empty() {
+            return None;
+        }
+        self.0
+            .iter()
+            .try_fold(1usize, |len, &dim| len.checked_mul(dim as usize))
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, dim) in self.0.iter().enumerate() {
+            write!(f, "{}{dim}", if i == 0 { "" } else { "×" })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shape({:?})", self.dims())
+    }
+}
+
+/// What a server answers to a `Hello` that it accepts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// The version of the protocol that both now speak.
+    pub version: u16,
+    /// What answers here.
+    pub service: Service,
+    /// Bits of optional features that the server grants; none is assigned in version 1.
+    pub features: u32,
+    /// The largest body, in bytes, that the server takes.
+    pub max_body: u32,
+    /// Requests that the server works on at once for this connection. Past it, it stops reading.
+    pub window: u32,
+    /// How many classes the model tells apart; labels are below it. 0 for none or not known.
+    pub classes: u32,
+    /// SHA-256 of the model; zeros for none or not known.
+    pub digest: [u8; DIGEST_LEN],
+    /// The input that the model takes; no dimensions for none or not known.
+    pub shape: Shape,
+    /// The server's name and version, for people: at most 255 bytes.
+    pub name: String,
+}
+
+impl Welcome {
+    pub(super) fn encode(&self, out: &mut impl BufMut) {
+        out.put_slice(&MAGIC);
+        out.put_u16_le(self.version);
+        out.put_u8(self.service.code());
+        out.put_u8(self.shape.dims().len() as u8);
+        out.put_u32_le(self.features);
+        out.put_u32_le(self.max_body);
+        out.put_u32_le(self.window);
+        out.put_u32_le(self.classes);
+        out.put_slice(&self.digest);
+        for &dim in self.shape.dims() {
+            out.put_u32_le(dim);
+        }
+        let name = super::message::truncate(&self.name, u8::MAX.into());
+        out.put_u8(name.len() as u8);
+        out.put_slice(name.as_bytes());
+    }
+
+    pub(super) fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        let mut reader = Reader::new(body);
+        if reader.array("magic")? != MAGIC {
+            return Err(BodyError::WrongMagic);
+        }
+        let version = reader.u16("version")?;
+        let service = Service::from_code(reader.u8("service")?);
+        let dims = reader.u8("number of dimensions")?;
+        if usize::from(dims) > MAX_DIMS {
+            let (value, limit) = (dims.into(), MAX_DIMS as u64);
+            return Err(BodyError::OutOfRange {
+                field: "number of dimensions",
+                value,
+                limit,
+            });
+        }
+        let features = reader.u32("features")?;
+        let max_body = reader.u32("largest body")?;
+        let window = reader.u32("window")?;
+        let classes = reader.u32("number of classes")?;
+        let digest = reader.array("digest")?;
+        let mut shape = Shape::default();
+        for _ in 0..dims {
+            shape.0.push(reader.u32("dimension")?);
+        }
+        let name_len = reader.u8("name length")?;
+        let name = reader.text(name_len.into(), "name")?.to_owned();
+        reader.skip_extensions()?;
+        Ok(Welcome {
+            version,
+            service,
+            features,
+            max_body,
+            window,
+            classes,
+            digest,
+            shape,
+            name,
+        })
+    }
+}

@@ -1,0 +1,280 @@
+//! The 16 bytes before every body, and the frame they announce.
+//!
+//! | offset | size | field | meaning |
+//! | --- | --- | --- | --- |
+//! | 0 | 4 | body length | bytes after the header, not counting it |
+//! | 4 | 1 | kind | which message this is: [`Kind`] |
+//! | 5 | 1 | flags | bits whose meaning depends on the kind |
+//! | 6 | 2 | status | in a reply: a [`Status`](super::Status); in a request: its time budget in ms, 0 for none |
+//! | 8 | 8 | request id | chosen by the client; the reply carries it back |
+//!
+//! All integers are little-endian.
+
+use nom::Parser;
+use nom::number::complete::{le_u8, le_u16, le_u32, le_u64};
+
+const BODY_LEN_AT: usize = 0;
+const KIND_AT: usize = BODY_LEN_AT + size_of::<u32>();
+const FLAGS_AT: usize = KIND_AT + size_of::<u8>();
+const STATUS_AT: usize = FLAGS_AT + size_of::<u8>();
+const ID_AT: usize = STATUS_AT + size_of::<u16>();
+
+/// Bytes in a header.
+pub const HEADER_LEN: usize = ID_AT + size_of::<u64>();
+
+const _: () = assert!(HEADER_LEN == 16, "PROTOCOL.md promises 16 bytes");
+
+/// The largest body that a server takes unless it is told otherwise: room for an image of a
+/// megapixel, and little enough that ten thousand connections cannot eat a machine.
+pub const DEFAULT_MAX_BODY: u32 = 1 << 20;
+
+/// The largest body before the handshake is over. A `Hello` with the longest token and a few
+/// extensions fits; nothing else has a reason to come that early.
+pub const MAX_HANDSHAKE_BODY: u32 = 4096;
+
+/// No limit on bodies may be above this, so that header plus body always fits a `u32`.
+pub const MAX_MAX_BODY: u32 = 1 << 30;
+
+const _: () = assert!(MAX_HANDSHAKE_BODY <= DEFAULT_MAX_BODY && DEFAULT_MAX_BODY <= MAX_MAX_BODY);
+
+/// One table makes the number, the name and the sender of every kind.
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal;)*) => {
+        /// Which message a frame carries. Grouped by service, with room between the groups:
+        /// `0x00` connection, `0x10` cache, `0x20` classifier, `0xF0` private experiments.
+        ///
+        /// A kind that this version does not know survives decoding as [`Kind::Unknown`].
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Kind {
+            $($(#[$doc])* $variant,)*
+            /// A number that a newer peer knows and this version does not.
+            Unknown(u8),
+        }
+
+        impl Kind {
+            /// Every kind that this version knows.
+            pub const ALL: &[Kind] = &[$(Kind::$variant,)*];
+
+            /// The number on the wire.
+            #[inline]
+            pub const fn code(self) -> u8 {
+                match self { $(Kind::$variant => $code,)* Kind::Unknown(code) => code }
+            }
+
+            /// The kind of a number on the wire.
+            #[inline]
+            pub const fn from_code(code: u8) -> Kind {
+                match code { $($code => Kind::$variant,)* other => Kind::Unknown(other) }
+            }
+
+            /// The name that `PROTOCOL.md` uses.
+            pub const fn name(self) -> &'static str {
+                match self { $(Kind::$variant => stringify!($variant),)* Kind::Unknown(_) => "Unknown" }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Client: opens the connection.
+    Hello = 0x01;
+    /// Server: accepts it and says what it is.
+    Welcome = 0x02;
+    /// Client: are you there?
+    Ping = 0x03;
+    /// Server: the same bytes back.
+    Pong = 0x04;
+    /// Client: how are you doing?
+    StatsReq = 0x05;
+    /// Server: counters, gauges, texts and histograms by name.
+    StatsResp = 0x06;
+    /// Server: a request, or the whole connection, has failed.
+    Error = 0x07;
+    /// Server: finish what is in flight, then reconnect elsewhere.
+    GoAway = 0x08;
+    /// Client: read or write one key.
+    CacheReq = 0x10;
+    /// Server: the value of a key, if it has one.
+    CacheResp = 0x11;
+    /// Client: which class is this image?
+    ClassifyReq = 0x20;
+    /// Server: this one.
+    ClassifyResp = 0x21;
+}
+
+/// The bits of a header's flags field.
+pub mod flags {
+    /// `CacheReq`: store the value; there is no reply.
+    pub const WRITE: u8 = 0x01;
+    /// `CacheResp`: the key is there and its value follows.
+    pub const EXISTS: u8 = 0x01;
+    /// `ClassifyResp`: the answer was remembered, nothing was computed.
+    pub const MEMOIZED: u8 = 0x01;
+    /// `ClassifyResp`: the answer was computed for an identical request already in flight.
+    pub const COALESCED: u8 = 0x02;
+    /// `Error`: it concerns the connection, which the sender closes, and not one request.
+    pub const CONNECTION: u8 = 0x01;
+}
+
+/// A decoded header. See the module's byte table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of body that follow.
+    pub body_len: u32,
+    /// Which message this is.
+    pub kind: Kind,
+    /// Bits whose meaning depends on the kind: [`flags`].
+    pub flags: u8,
+    /// In a reply a [`Status`](super::Status) code; in a request the time budget in milliseconds.
+    pub status: u16,
+    /// Chosen by the client; any value.
+    pub id: u64,
+}
+
+impl Header {
+    /// Decodes the first [`HEADER_LEN`] bytes of `input`; `None` when there are fewer.
+    #[inline]
+    pub fn decode(input: &[u8]) -> Option<Header> {
+        let parsed: nom::IResult<&[u8], _, ()> =
+            (le_u32, le_u8, le_u8, le_u16, le_u64).parse_complete(input);
+        let (_, (body_len, kind, flags, status, id)) = parsed.ok()?;
+        Some(Header {
+            body_len,
+            kind: Kind::from_code(kind),
+            flags,
+            status,
+            id,
+        })
+    }
+
+    /// The header's bytes.
+    #[inline]
+    pub fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        out[BODY_LEN_AT..KIND_AT].copy_from_slice(&self.body_len.to_le_bytes());
+        out[KIND_AT] = self.kind.code();
+        out[FLAGS_AT] = self.flags;
+        out[STATUS_AT..ID_AT].copy_from_slice(&self.status.to_le_bytes());
+        out[ID_AT..].copy_from_slice(&self.id.to_le_bytes());
+        out
+    }
+
+    /// Bytes of the whole frame, header and body.
+    #[inline]
+    pub fn frame_len(&self) -> usize {
+        HEADER_LEN + self.body_len as usize
+    }
+}
+
+/// A header and its body, still in the buffer that they were received in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// The header.
+    pub header: Header,
+    /// The body: `header.body_len` bytes.
+    pub body: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// Decodes the frame at the start of `input` in place. `Ok(None)` means that it is not all
+    /// there yet; on success the frame ends [`Header::frame_len`] bytes into `input`.
+    ///
+    /// # Errors
+    /// [`FrameError::TooLarge`] when the header announces more than `max_body` bytes. This is known,
+    /// and said, before any of the body has arrived.
+    #[inline]
+    pub fn decode(input: &'a [u8], max_body: u32) -> Result<Option<Frame<'a>>, FrameError> {
+        let Some(header) = Header::decode(input) else {
+            return Ok(None);
+        };
+        if header.body_len > max_body {
+            return Err(FrameError::TooLarge {
+                header,
+                limit: max_body,
+            });
+        }
+        let body: nom::IResult<&[u8], &[u8], ()> =
+            nom::bytes::complete::take(header.body_len)(&input[HEADER_LEN..]);
+        Ok(body.ok().map(|(_, body)| Frame { header, body }))
+    }
+}
+
+/// Why no frame can be taken from a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The header announces a body above the limit. Send less, or raise the limit on both ends.
+    #[error("frame body is {} bytes; the limit is {limit}", header.body_len)]
+    TooLarge {
+        /// The header that announces it.
+        header: Header,
+        /// The largest body allowed here, in bytes.
+        limit: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_kind_number_survives_the_way_there_and_back() {
+        for code in 0..=u8::MAX {
+            assert_eq!(Kind::from_code(code).code(), code);
+        }
+        for kind in Kind::ALL {
+            assert!(!matches!(Kind::from_code(kind.code()), Kind::Unknown(_)));
+        }
+    }
+
+    #[test]
+    fn needs_more_bytes_for_every_truncated_frame() {
+        let header = Header {
+            body_len: 3,
+            kind: Kind::Ping,
+            flags: 0,
+            status: 0,
+            id: u64::MAX,
+        };
+        let mut bytes = header.encode().to_vec();
+        bytes.extend_from_slice(b"abc");
+        for cut in 0..bytes.len() {
+            assert_eq!(Frame::decode(&bytes[..cut], 3), Ok(None), "cut at {cut}");
+        }
+        assert_eq!(
+            Frame::decode(&bytes, 3),
+            Ok(Some(Frame {
+                header,
+                body: b"abc"
+            }))
+        );
+    }
+
+    #[test]
+    fn rejects_a_body_above_the_limit_before_it_arrives() {
+        let header = Header {
+            body_len: 9_000_000,
+            kind: Kind::Ping,
+            flags: 0,
+            status: 0,
+            id: 7,
+        };
+        let error = Frame::decode(&header.encode(), DEFAULT_MAX_BODY).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "frame body is 9000000 bytes; the limit is 1048576"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_survives_the_way_there_and_back(
+            body_len: u32, kind: u8, flags: u8, status: u16, id: u64,
+        ) {
+            let header = Header { body_len, kind: Kind::from_code(kind), flags, status, id };
+            prop_assert_eq!(Header::decode(&header.encode()), Some(header));
+        }
+    }
+}

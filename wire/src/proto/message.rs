@@ -1,0 +1,542 @@
+//! What a frame means: every message, decoded in place and encoded without a detour.
+//!
+//! The messages of the hot path have functions of their own ([`put_cache_read`] and its kin) that
+//! write a whole frame as one array; [`Message::encode`] uses the same.
+
+use bytes::BufMut;
+
+use super::handshake::{Hello, Welcome};
+use super::header::{Frame, HEADER_LEN, Header, Kind, flags};
+use super::reader::Reader;
+use super::stats::Stats;
+use super::status::Status;
+
+/// Bytes in the longest text of an `Error` or `GoAway`: a paragraph, not a page.
+pub const MAX_TEXT_LEN: usize = 1024;
+
+/// Bytes that a `Ping` may carry: enough for a clock reading or two.
+pub const MAX_PING_LEN: usize = 64;
+
+/// A message and all that its frame says but the request id.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Message<'a> {
+    /// Opens a connection.
+    Hello(Hello<'a>),
+    /// Accepts it.
+    Welcome(Welcome),
+    /// Asks for a [`Message::Pong`] with the same bytes, at most [`MAX_PING_LEN`].
+    Ping(&'a [u8]),
+    /// Answers a [`Message::Ping`].
+    Pong(&'a [u8]),
+    /// Asks for a [`Message::StatsResp`].
+    StatsReq,
+    /// What the server counts and measures.
+    StatsResp(Stats),
+    /// A request, or the whole connection, has failed.
+    Error {
+        /// What went wrong.
+        status: Status,
+        /// The same for people, naming the thing, the limit and the value. At most [`MAX_TEXT_LEN`].
+        text: &'a str,
+        /// It concerns the whole connection, which the sender now closes.
+        connection: bool,
+    },
+    /// Finish what is in flight, then reconnect elsewhere.
+    GoAway {
+        /// Why, for people. At most [`MAX_TEXT_LEN`].
+        text: &'a str,
+    },
+    /// Asks for the value of a key.
+    CacheRead {
+        /// The key; every value is a valid one.
+        key: u64,
+        /// The client's time budget in milliseconds, 0 for none.
+        budget_ms: u16,
+    },
+    /// Stores a value. Has no reply.
+    CacheWrite {
+        /// The key; every value is a valid one.
+        key: u64,
+        /// The value; every value is a valid one.
+        value: i64,
+    },
+    /// Answers a [`Message::CacheRead`].
+    CacheResp {
+        /// The key's value, if the cache holds one.
+        value: Option<i64>,
+    },
+    /// Asks for the class of an image.
+    ClassifyReq {
+        /// The image: as many bytes as the `Welcome`'s shape has.
+        image: &'a [u8],
+        /// The client's time budget in milliseconds, 0 for none.
+        budget_ms: u16,
+    },
+    /// Answers a [`Message::ClassifyReq`].
+    ClassifyResp(Label),
+    /// A kind of a newer version. Its body was as long as its header said and can be stepped over.
+    Unknown {
+        /// The number on the wire.
+        kind: u8,
+    },
+}
+
+/// The answer to a classification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// The class, below the `Welcome`'s number of classes.
+    pub class: u16,
+    /// How the answer came about.
+    pub origin: Origin,
+}
+
+/// How an answer came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Origin {
+    /// The classifier computed it for this request.
+    Computed,
+    /// The classifier computed it for an identical request that was already in flight.
+    Coalesced,
+    /// It was remembered.
+    Memoized,
+}
+
+impl Origin {
+    fn flags(self) -> u8 {
+        match self {
+            Origin::Computed => 0,
+            Origin::Coalesced => flags::COALESCED,
+            Origin::Memoized => flags::MEMOIZED,
+        }
+    }
+
+    fn from_flags(bits: u8) -> Self {
+        if bits & flags::MEMOIZED != 0 {
+            Origin::Memoized
+        } else if bits & flags::COALESCED != 0 {
+            Origin::Coalesced
+        } else {
+            Origin::Computed
+        }
+    }
+}
+
+/// Why a frame's body is not a message of its kind. The frame's length is known, so the stream
+/// stays in step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BodyError {
+    /// The body ends inside a field.
+    #[error("the body ends inside the {field}")]
+    Truncated {
+        /// Which field.
+        field: &'static str,
+    },
+    /// The body goes on after its last field.
+    #[error("{bytes} bytes too many at the end of the body")]
+    Trailing {
+        /// How many bytes.
+        bytes: usize,
+    },
+    /// A `Hello` or `Welcome` that does not begin as they do.
+    #[error("the body does not begin with the magic \"AFTERIMG\"")]
+    WrongMagic,
+    /// A text that is not UTF-8.
+    #[error("the {field} is not UTF-8")]
+    NotUtf8 {
+        /// Which field.
+        field: &'static str,
+    },
+    /// A number above its limit.
+    #[error("the {field} is {value}; the limit is {limit}")]
+    OutOfRange {
+        /// Which field.
+        field: &'static str,
+        /// What it says.
+        value: u64,
+        /// What it may be.
+        limit: u64,
+    },
+    /// A flag in a request that this version does not know. It may change what is asked for, so it
+    /// is not ignored. (In a reply it is.)
+    #[error("flags {flags:#04x} are not known for this kind of request")]
+    UnknownFlags {
+        /// The unknown bits.
+        flags: u8,
+    },
+}
+
+impl BodyError {
+    /// The status that tells a client of it.
+    pub fn status(&self) -> Status {
+        match self {
+            BodyError::UnknownFlags { .. } => Status::Unsupported,
+            _ => Status::BadArgument,
+        }
+    }
+}
+
+impl<'a> Message<'a> {
+    /// What `frame` means.
+    ///
+    /// # Errors
+    /// [`BodyError`] when the body is not one of the header's kind.
+    pub fn decode(frame: Frame<'a>) -> Result<Self, BodyError> {
+        let Frame { header, body } = frame;
+        match header.kind {
+            Kind::CacheReq => decode_cache_req(frame),
+            Kind::ClassifyReq => {
+                reject_flags(header, 0)?;
+                Ok(Message::ClassifyReq {
+                    image: body,
+                    budget_ms: header.status,
+                })
+            }
+            Kind::CacheResp => {
+                let mut reader = Reader::new(body);
+                let exists = header.flags & flags::EXISTS != 0;
+                let value = if exists {
+                    Some(reader.i64("value")?)
+                } else {
+                    None
+                };
+                reader.finish()?;
+                Ok(Message::CacheResp { value })
+            }
+            Kind::ClassifyResp => {
+                let mut reader = Reader::new(body);
+                let class = reader.u16("label")?;
+                reader.finish()?;
+                let origin = Origin::from_flags(header.flags);
+                Ok(Message::ClassifyResp(Label { class, origin }))
+            }
+            Kind::Hello => {
+                reject_flags(header, 0)?;
+                Hello::decode(body).map(Message::Hello)
+            }
+            Kind::Welcome => Welcome::decode(body).map(Message::Welcome),
+            Kind::Ping => {
+                reject_flags(header, 0)?;
+                within(body, MAX_PING_LEN, "ping").map(Message::Ping)
+            }
+            Kind::Pong => within(body, MAX_PING_LEN, "pong").map(Message::Pong),
+            Kind::StatsReq => {
+                reject_flags(header, 0)?;
+                Reader::new(body).finish()?;
+                Ok(Message::StatsReq)
+            }
+            Kind::StatsResp => Stats::decode(body).map(Message::StatsResp),
+            Kind::Error => {
+                let connection = header.flags & flags::CONNECTION != 0;
+                let status = Status::from_code(header.status);
+                Ok(Message::Error {
+                    status,
+                    text: text(body)?,
+                    connection,
+                })
+            }
+            Kind::GoAway => Ok(Message::GoAway { text: text(body)? }),
+            Kind::Unknown(kind) => Ok(Message::Unknown { kind }),
+        }
+    }
+
+    /// Appends the whole frame to `out`. Texts, tokens and pings beyond their limits are cut there.
+    ///
+    /// # Panics
+    /// When asked to encode a body of 4 GiB or more.
+    pub fn encode(&self, id: u64, out: &mut impl BufMut) {
+        match self {
+            Message::CacheRead { key, budget_ms } => put_cache_read(out, id, *key, *budget_ms),
+            Message::CacheWrite { key, value } => put_cache_write(out, id, *key, *value),
+            Message::CacheResp { value } => put_cache_resp(out, id, *value),
+            Message::ClassifyReq { image, budget_ms } => {
+                put_classify_req(out, id, image, *budget_ms);
+            }
+            Message::ClassifyResp(label) => put_classify_resp(out, id, *label),
+            Message::Error {
+                status,
+                text,
+                connection,
+            } => {
+                let bits = if *connection { flags::CONNECTION } else { 0 };
+                let body = truncate(text, MAX_TEXT_LEN).as_bytes();
+                put_frame(out, Kind::Error, bits, status.code(), id, body);
+            }
+            Message::GoAway { text } => {
+                let (status, body) = (Status::ShuttingDown, truncate(text, MAX_TEXT_LEN));
+                put_frame(out, Kind::GoAway, 0, status.code(), id, body.as_bytes());
+            }
+            Message::Hello(hello) => put_built(out, Kind::Hello, id, |body| hello.encode(body)),
+            Message::Welcome(welcome) => {
+                put_built(out, Kind::Welcome, id, |body| welcome.encode(body));
+            }
+            Message::Ping(bytes) => {
+                put_frame(
+                    out,
+                    Kind::Ping,
+                    0,
+                    0,
+                    id,
+                    &bytes[..bytes.len().min(MAX_PING_LEN)],
+                );
+            }
+            Message::Pong(bytes) => {
+                put_frame(
+                    out,
+                    Kind::Pong,
+                    0,
+                    0,
+                    id,
+                    &bytes[..bytes.len().min(MAX_PING_LEN)],
+                );
+            }
+            Message::StatsReq => put_frame(out, Kind::StatsReq, 0, 0, id, &[]),
+            Message::StatsResp(stats) => {
+                put_built(out, Kind::StatsResp, id, |body| stats.encode(body));
+            }
+            Message::Unknown { kind } => put_frame(out, Kind::from_code(*kind), 0, 0, id, &[]),
+        }
+    }
+}
+
+/// Decodes a `CacheReq`: a read or a write, by its flag.
+#[inline]
+pub(crate) fn decode_cache_req<'a>(frame: Frame<'_>) -> Result<Message<'a>, BodyError> {
+    let Frame { header, body } = frame;
+    reject_flags(header, flags::WRITE)?;
+    let mut reader = Reader::new(body);
+    let key = reader.u64("key")?;
+    if header.flags & flags::WRITE != 0 {
+        let value = reader.i64("value")?;
+        reader.finish()?;
+        Ok(Message::CacheWrite { key, value })
+    } else {
+        reader.finish()?;
+        Ok(Message::CacheRead {
+            key,
+            budget_ms: header.status,
+        })
+    }
+}
+
+/// Appends a `CacheReq` that reads.
+#[inline]
+pub fn put_cache_read(out: &mut impl BufMut, id: u64, key: u64, budget_ms: u16) {
+    let header = Header {
+        body_len: 8,
+        kind: Kind::CacheReq,
+        flags: 0,
+        status: budget_ms,
+        id,
+    }
+    .encode();
+    let mut frame = [0; HEADER_LEN + 8];
+    frame[..HEADER_LEN].copy_from_slice(&header);
+    frame[HEADER_LEN..].copy_from_slice(&key.to_le_bytes());
+    out.put_slice(&frame);
+}
+
+/// Appends a `CacheReq` that writes.
+#[inline]
+pub fn put_cache_write(out: &mut impl BufMut, id: u64, key: u64, value: i64) {
+    let header = Header {
+        body_len: 16,
+        kind: Kind::CacheReq,
+        flags: flags::WRITE,
+        status: 0,
+        id,
+    }
+    .encode();
+    let mut frame = [0; HEADER_LEN + 16];
+    frame[..HEADER_LEN].copy_from_slice(&header);
+    frame[HEADER_LEN..HEADER_LEN + 8].copy_from_slice(&key.to_le_bytes());
+    frame[HEADER_LEN + 8..].copy_from_slice(&value.to_le_bytes());
+    out.put_slice(&frame);
+}
+
+/// Appends a `CacheResp`.
+#[inline]
+pub fn put_cache_resp(out: &mut impl BufMut, id: u64, value: Option<i64>) {
+    let (body_len, bits) = if value.is_some() {
+        (8, flags::EXISTS)
+    } else {
+        (0, 0)
+    };
+    let header = Header {
+        body_len,
+        kind: Kind::CacheResp,
+        flags: bits,
+        status: 0,
+        id,
+    }
+    .encode();
+    let mut frame = [0; HEADER_LEN + 8];
+    frame[..HEADER_LEN].copy_from_slice(&header);
+    frame[HEADER_LEN..].copy_from_slice(&value.unwrap_or(0).to_le_bytes());
+    out.put_slice(&frame[..HEADER_LEN + body_len as usize]);
+}
+
+/// Appends a `ClassifyReq`.
+///
+/// # Panics
+/// When the image is 4 GiB or more.
+#[inline]
+pub fn put_classify_req(out: &mut impl BufMut, id: u64, image: &[u8], budget_ms: u16) {
+    put_frame(out, Kind::ClassifyReq, 0, budget_ms, id, image);
+}
+
+/// Appends a `ClassifyResp`.
+#[inline]
+pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Label) {
+    let bits = label.origin.flags();
+    let header = Header {
+        body_len: 2,
+        kind: Kind::ClassifyResp,
+        flags: bits,
+        status: 0,
+        id,
+    }
+    .encode();
+    let mut frame = [0; HEADER_LEN + 2];
+    frame[..HEADER_LEN].copy_from_slice(&header);
+    frame[HEADER_LEN..].copy_from_slice(&label.class.to_le_bytes());
+    out.put_slice(&frame);
+}
+
+/// Cuts `text` to at most `limit` bytes, between two characters.
+pub(super) fn truncate(text: &str, limit: usize) -> &str {
+    &text[..text.floor_char_boundary(limit)]
+}
+
+fn put_frame(out: &mut impl BufMut, kind: Kind, flags: u8, status: u16, id: u64, body: &[u8]) {
+    let body_len = u32::try_from(body.len()).expect("a body is shorter than 4 GiB");
+    out.put_slice(
+        &Header {
+            body_len,
+            kind,
+            flags,
+            status,
+            id,
+        }
+        .encode(),
+    );
+    out.put_slice(body);
+}
+
+fn put_built(out: &mut impl BufMut, kind: Kind, id: u64, build: impl FnOnce(&mut Vec<u8>)) {
+    let mut body = Vec::with_capacity(256);
+    build(&mut body);
+    put_frame(out, kind, 0, 0, id, &body);
+}
+
+#[inline]
+fn reject_flags(header: Header, known: u8) -> Result<(), BodyError> {
+    match header.flags & !known {
+        0 => Ok(()),
+        flags => Err(BodyError::UnknownFlags { flags }),
+    }
+}
+
+fn within<'a>(body: &'a [u8], limit: usize, field: &'static str) -> Result<&'a [u8], BodyError> {
+    if body.len() > limit {
+        let (value, limit) = (body.len() as u64, limit as u64);
+        return Err(BodyError::OutOfRange {
+            field,
+            value,
+            limit,
+        });
+    }
+    Ok(body)
+}
+
+fn text(body: &[u8]) -> Result<&str, BodyError> {
+    Reader::new(within(body, MAX_TEXT_LEN, "text")?).text(body.len(), "text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{Service, Shape};
+
+    fn round_trip(message: &Message<'_>) {
+        let mut bytes = Vec::new();
+        message.encode(u64::MAX, &mut bytes);
+        let frame = Frame::decode(&bytes, u32::MAX).unwrap().unwrap();
+        assert_eq!(frame.header.frame_len(), bytes.len());
+        assert_eq!(frame.header.id, u64::MAX);
+        assert_eq!(&Message::decode(frame).unwrap(), message);
+    }
+
+    #[test]
+    fn every_message_survives_the_way_there_and_back() {
+        let welcome = Welcome {
+            version: 1,
+            service: Service::Memo,
+            features: 0,
+            max_body: 1 << 20,
+            window: 4096,
+            classes: 10,
+            digest: [7; 32],
+            shape: Shape::new(&[28, 28]).unwrap(),
+            name: "afterimage".into(),
+        };
+        for message in [
+            Message::Hello(Hello::new(b"secret")),
+            Message::Welcome(welcome),
+            Message::Ping(b"12345678"),
+            Message::Pong(b""),
+            Message::StatsReq,
+            Message::Error {
+                status: Status::Overloaded,
+                text: "wait",
+                connection: true,
+            },
+            Message::GoAway { text: "restarting" },
+            Message::CacheRead {
+                key: 0,
+                budget_ms: u16::MAX,
+            },
+            Message::CacheWrite {
+                key: u64::MAX,
+                value: i64::MIN,
+            },
+            Message::CacheResp { value: None },
+            Message::CacheResp { value: Some(-1) },
+            Message::ClassifyReq {
+                image: &[0; 784],
+                budget_ms: 3,
+            },
+            Message::ClassifyResp(Label {
+                class: 9,
+                origin: Origin::Memoized,
+            }),
+            Message::ClassifyResp(Label {
+                class: u16::MAX,
+                origin: Origin::Coalesced,
+            }),
+            Message::Unknown { kind: 0xF0 },
+        ] {
+            round_trip(&message);
+        }
+    }
+
+    #[test]
+    fn cuts_a_text_that_is_too_long_between_two_characters() {
+        let text = "é".repeat(MAX_TEXT_LEN);
+        let mut bytes = Vec::new();
+        Message::GoAway { text: &text }.encode(0, &mut bytes);
+        let frame = Frame::decode(&bytes, u32::MAX).unwrap().unwrap();
+        assert_eq!(frame.body.len(), MAX_TEXT_LEN);
+        assert!(Message::decode(frame).is_ok());
+    }
+
+    #[test]
+    fn debug_output_of_a_hello_leaves_the_token_out() {
+        let text = format!("{:?}", Message::Hello(Hello::new(b"hunter2")));
+        assert!(
+            !text.contains("hunter2") && text.contains("token_len: 7"),
+            "{text}"
+        );
+    }
+}

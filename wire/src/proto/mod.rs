@@ -1,0 +1,21 @@
+//! The protocol, pure: bytes in, values out, and back.
+//!
+//! A byte from the socket meets these files in this order: [`header`] finds the frame,
+//! [`message`] says what it means ([`handshake`] and [`stats`] hold the two long bodies), and
+//! [`status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
+//!
+//! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
+//! arms in [`message::Message`], a section in `PROTOCOL.md` and files under `vectors/`.
+
+pub mod codec;
+pub mod handshake;
+pub mod header;
+pub mod message;
+mod reader;
+pub mod stats;
+pub mod status;
+
+pub use handshake::{Hello, Service, Shape, Welcome};
+pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
+pub use message::{BodyError, Message};
+pub use status::Status;

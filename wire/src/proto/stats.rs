@@ -1,0 +1,217 @@
+//! The body of `StatsResp`: named values that describe themselves, so that a client prints what a
+//! newer server counts without knowing it.
+
+use bytes::BufMut;
+
+use super::BodyError;
+use super::reader::Reader;
+
+/// Entries that one `StatsResp` may hold. Ten times what the largest service here sends.
+pub const MAX_ENTRIES: usize = 4096;
+
+/// What a service counts and measures, in the order in which it wants to be read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Pairs of name and value. Names are snake_case with their unit at the end.
+    pub entries: Vec<(String, Value)>,
+}
+
+/// One measured thing.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Value {
+    /// Only ever grows while the server lives.
+    Counter(u64),
+    /// Goes up and down.
+    Gauge(i64),
+    /// A word or two.
+    Text(String),
+    /// Pairs of a bucket's upper bound and how many values fell into it; bounds ascend.
+    Histogram(Vec<(u64, u64)>),
+    /// A type that a newer server knows; skipped by its length.
+    Unknown(u8),
+}
+
+impl Value {
+    fn code(&self) -> u8 {
+        match self {
+            Value::Counter(_) => 1,
+            Value::Gauge(_) => 2,
+            Value::Text(_) => 3,
+            Value::Histogram(_) => 4,
+            Value::Unknown(code) => *code,
+        }
+    }
+}
+
+impl Stats {
+    /// Adds a counter.
+    pub fn counter(&mut self, name: &str, value: u64) {
+        self.push(name, Value::Counter(value));
+    }
+
+    /// Adds a gauge; what does not fit an `i64` is capped there.
+    pub fn gauge(&mut self, name: &str, value: u64) {
+        self.push(name, Value::Gauge(i64::try_from(value).unwrap_or(i64::MAX)));
+    }
+
+    /// Adds a text.
+    pub fn text(&mut self, name: &str, value: impl Into<String>) {
+        self.push(name, Value::Text(value.into()));
+    }
+
+    /// Adds a histogram's occupied buckets.
+    pub fn histogram(&mut self, name: &str, values: &hdrhistogram::Histogram<u64>) {
+        let buckets = values
+            .iter_recorded()
+            .map(|step| (step.value_iterated_to(), step.count_at_value()))
+            .collect();
+        self.push(name, Value::Histogram(buckets));
+    }
+
+    /// The value of this name, if there is one.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.entries
+            .iter()
+            .find(|(entry, _)| entry == name)
+            .map(|(_, value)| value)
+    }
+
+    /// The counter of this name, or 0.
+    pub fn counter_value(&self, name: &str) -> u64 {
+        match self.get(name) {
+            Some(Value::Counter(value)) => *value,
+            _ => 0,
+        }
+    }
+
+    fn push(&mut self, name: &str, value: Value) {
+        debug_assert!(name.len() <= u8::MAX.into(), "a name fits its length byte");
+        self.entries.push((name.to_owned(), value));
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        for (name, value) in self.entries.iter().take(MAX_ENTRIES) {
+            let name = super::message::truncate(name, u8::MAX.into());
+            out.put_u8(value.code());
+            out.put_u8(name.len() as u8);
+            out.put_slice(name.as_bytes());
+            let len_at = out.len();
+            out.put_u32_le(0);
+            match value {
+                Value::Counter(value) => out.put_u64_le(*value),
+                Value::Gauge(value) => out.put_i64_le(*value),
+                Value::Text(text) => out.put_slice(text.as_bytes()),
+                Value::Histogram(buckets) => {
+                    for (bound, count) in buckets {
+                        out.put_u64_le(*bound);
+                        out.put_u64_le(*count);
+                    }
+                }
+                Value::Unknown(_) => {}
+            }
+            let len = (out.len() - len_at - size_of::<u32>()) as u32;
+            out[len_at..len_at + size_of::<u32>()].copy_from_slice(&len.to_le_bytes());
+        }
+    }
+
+    pub(super) fn decode(body: &[u8]) -> Result<Self, BodyError> {
+        let mut reader = Reader::new(body);
+        let mut stats = Stats::default();
+        while !reader.is_empty() {
+            if stats.entries.len() == MAX_ENTRIES {
+                let limit = MAX_ENTRIES as u64;
+                return Err(BodyError::OutOfRange {
+                    field: "number of entries",
+                    value: limit + 1,
+                    limit,
+                });
+            }
+            let code = reader.u8("entry type")?;
+            let name_len = reader.u8("entry name length")?;
+            let name = reader.text(name_len.into(), "entry name")?.to_owned();
+            let len = reader.u32("entry length")?;
+            let mut payload = Reader::new(reader.bytes(len as usize, "entry")?);
+            let value = match code {
+                1 => Value::Counter(payload.u64("counter")?),
+                2 => Value::Gauge(payload.i64("gauge")?),
+                3 => Value::Text(payload.text(len as usize, "text")?.to_owned()),
+                4 => {
+                    let mut buckets = Vec::new();
+                    while !payload.is_empty() {
+                        buckets.push((payload.u64("bucket bound")?, payload.u64("bucket count")?));
+                    }
+                    Value::Histogram(buckets)
+                }
+                other => {
+                    payload.bytes(len as usize, "entry")?;
+                    Value::Unknown(other)
+                }
+            };
+            payload.finish()?;
+            stats.entries.push((name, value));
+        }
+        Ok(stats)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Stats {
+        let mut latencies = hdrhistogram::Histogram::<u64>::new(2).unwrap();
+        latencies.record_n(10, 3).unwrap();
+        latencies.record_n(1000, 1).unwrap();
+        let mut stats = Stats::default();
+        stats.counter("hits", u64::MAX);
+        stats.gauge("entries", u64::MAX);
+        stats.text("name", "é");
+        stats.histogram("latency_ns", &latencies);
+        stats
+    }
+
+    #[test]
+    fn survives_the_way_there_and_back() {
+        let stats = sample();
+        let mut body = Vec::new();
+        stats.encode(&mut body);
+        assert_eq!(Stats::decode(&body), Ok(stats.clone()));
+        assert_eq!(stats.counter_value("hits"), u64::MAX);
+        assert_eq!(stats.get("entries"), Some(&Value::Gauge(i64::MAX)));
+        assert!(matches!(stats.get("latency_ns"), Some(Value::Histogram(b)) if b[0] == (10, 3)));
+    }
+
+    #[test]
+    fn rejects_every_truncation() {
+        let mut body = Vec::new();
+        sample().encode(&mut body);
+        let ends: Vec<usize> = (0..=4)
+            .map(|n| {
+                let mut prefix = Vec::new();
+                Stats {
+                    entries: sample().entries[..n].to_vec(),
+                }
+                .encode(&mut prefix);
+                prefix.len()
+            })
+            .collect();
+        for cut in 0..body.len() {
+            assert_eq!(
+                Stats::decode(&body[..cut]).is_ok(),
+                ends.contains(&cut),
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn steps_over_a_type_of_a_newer_server() {
+        let body = [
+            9, 1, b'x', 3, 0, 0, 0, 1, 2, 3, 1, 1, b'y', 8, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        let stats = Stats::decode(&body).unwrap();
+        assert_eq!(stats.get("x"), Some(&Value::Unknown(9)));
+        assert_eq!(stats.counter_value("y"), 5);
+    }
+}
