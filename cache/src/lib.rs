@@ -1,1 +1,21 @@
 //! A bounded, set-associative hash table from 64-bit keys to 64-bit values, and its service.
+//!
+//! [`Table`] is the table: memory taken once, readers that never block on writers, eviction inside the
+//! bucket. It knows nothing of what its keys and values mean.
+
+mod bucket;
+mod eviction;
+mod hash;
+#[cfg(not(loom))]
+mod memory;
+#[cfg(not(loom))]
+mod stats;
+mod sync;
+#[cfg(not(loom))]
+pub mod table;
+
+pub use hash::Hashed;
+#[cfg(not(loom))]
+pub use stats::Stats;
+#[cfg(not(loom))]
+pub use table::{Capacity, Entry, Insert, Table, TableError};

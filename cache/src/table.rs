@@ -1,0 +1,315 @@
+//! The table: buckets, and what is done with all of them.
+
+use crate::bucket::{Bucket, Read, SLOTS};
+use crate::hash::Hashed;
+use crate::memory::{Buckets, physical_bytes};
+use crate::stats::{Counters, Stats};
+use std::fmt;
+use std::io;
+use thiserror::Error;
+
+pub use crate::bucket::{Entry, Insert};
+
+/// How large a table is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capacity {
+    /// Room for so many entries, rounded up to whole buckets of seven.
+    Entries(u64),
+    /// At most so many bytes, of which each seven entries take 128.
+    Bytes(u64),
+}
+
+/// Why there is no table.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TableError {
+    /// The capacity is less than one entry, or than the bytes of one bucket. Ask for more.
+    #[error("a capacity of {capacity:?} holds nothing; the least is 1 entry or 128 bytes")]
+    TooSmall {
+        /// What was asked for.
+        capacity: Capacity,
+    },
+    /// The capacity is more than the machine's memory. Ask for less.
+    #[error("a capacity of {capacity:?} is more than this machine's {limit_bytes} bytes of memory")]
+    TooLarge {
+        /// What was asked for.
+        capacity: Capacity,
+        /// What the machine has, or what it can address where that is not known.
+        limit_bytes: u64,
+    },
+    /// The system refused the memory. Ask for less, or free some.
+    #[error("the system refused {bytes} bytes for the table: {source}")]
+    OutOfMemory {
+        /// What was asked of the system.
+        bytes: u64,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+/// A bounded concurrent hash table from `u64` to `u64`.
+///
+/// Every key and every value can be stored. All methods take `&self` and may be called from any number of
+/// threads.
+///
+/// * A value that is read under a key is one that was written under that key, whole.
+/// * What [`insert`](Self::insert) wrote is there for every lookup that begins after it returned, until it
+///   is overwritten, removed, or evicted because its bucket was full.
+/// * A lookup takes no lock and ends after a bounded number of steps, whatever writers do. If writers were
+///   in its bucket at each of its tries (which takes one that lost its core in the middle of some
+///   twenty instructions), it reports a miss, and [`Stats::kept_out`] counts it.
+///
+/// # Capacity
+///
+/// A key can stand in one bucket only, and some buckets fill before others: a table starts to evict before
+/// it is full. Of the first `capacity` keys about 86 % find room; all slots come to be used as more follow.
+pub struct Table {
+    buckets: Buckets,
+    counters: Counters,
+}
+
+impl Table {
+    /// Takes the memory for a table and touches none of it.
+    ///
+    /// # Errors
+    ///
+    /// [`TableError::TooSmall`], [`TableError::TooLarge`] for what can never be had here, and
+    /// [`TableError::OutOfMemory`] for what cannot be had now.
+    pub fn new(capacity: Capacity) -> Result<Self, TableError> {
+        const BUCKET_BYTES: u64 = size_of::<Bucket>() as u64;
+        let buckets = match capacity {
+            Capacity::Entries(entries) => entries.div_ceil(SLOTS as u64),
+            Capacity::Bytes(bytes) => bytes / BUCKET_BYTES,
+        };
+        if buckets == 0 {
+            return Err(TableError::TooSmall { capacity });
+        }
+        let limit_bytes = physical_bytes().unwrap_or(isize::MAX as u64);
+        let too_large = TableError::TooLarge {
+            capacity,
+            limit_bytes,
+        };
+        let Some(bytes) = buckets
+            .checked_mul(BUCKET_BYTES)
+            .filter(|&b| b <= limit_bytes)
+        else {
+            return Err(too_large);
+        };
+        let Ok(count) = usize::try_from(buckets) else {
+            return Err(too_large);
+        };
+        let buckets =
+            Buckets::zeroed(count).map_err(|source| TableError::OutOfMemory { bytes, source })?;
+        Ok(Self {
+            buckets,
+            counters: Counters::default(),
+        })
+    }
+
+    /// Entries that can be held.
+    pub fn capacity(&self) -> u64 {
+        self.buckets.len() as u64 * SLOTS as u64
+    }
+
+    /// Bytes taken for entries. Those that were never touched may not be in physical memory yet.
+    pub fn memory_bytes(&self) -> u64 {
+        size_of_val::<[Bucket]>(&self.buckets) as u64
+    }
+
+    /// Entries held, exact while nobody writes.
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "a cache's emptiness decides nothing"
+    )]
+    pub fn len(&self) -> u64 {
+        self.counters.sum().entries
+    }
+
+    /// What the table holds and what has happened to it.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            capacity: self.capacity(),
+            bytes: self.memory_bytes(),
+            ..self.counters.sum()
+        }
+    }
+
+    /// The value of `key`, counted as a hit or a miss.
+    #[inline]
+    pub fn get(&self, key: u64) -> Option<u64> {
+        let read = self.bucket(Hashed::new(key)).read(key);
+        match read {
+            Read::Hit(value) => {
+                self.counters.lookups(1, 0, 0);
+                Some(value)
+            }
+            Read::Miss | Read::KeptOut => {
+                self.counters
+                    .lookups(0, 1, u64::from(read == Read::KeptOut));
+                None
+            }
+        }
+    }
+
+    /// The value of a key that was mixed before, without counting: callers count many lookups in one go,
+    /// with [`record_lookups`](Self::record_lookups).
+    #[inline]
+    pub fn read(&self, hashed: Hashed) -> Option<u64> {
+        match self.bucket(hashed).read(hashed.key()) {
+            Read::Hit(value) => Some(value),
+            Read::Miss => None,
+            Read::KeptOut => {
+                self.counters.lookups(0, 0, 1);
+                None
+            }
+        }
+    }
+
+    /// Counts lookups that were made with [`read`](Self::read).
+    #[inline]
+    pub fn record_lookups(&self, hits: u64, misses: u64) {
+        self.counters.lookups(hits, misses, 0);
+    }
+
+    /// Asks the processor to bring the key's bucket near, and does not wait for it. Prefetch some sixteen
+    /// keys ahead of reading them, and the memory's latency is hidden.
+    #[inline]
+    pub fn prefetch(&self, hashed: Hashed) {
+        self.buckets.prefetch(hashed.bucket(self.buckets.len()));
+    }
+
+    /// Looks up many keys: `values[i]` becomes the value of `keys[i]`. Buckets are prefetched a window
+    /// ahead, so a table much larger than the processor's caches is nearly as fast as a small one.
+    ///
+    /// # Panics
+    ///
+    /// If the slices are not of the same length.
+    pub fn get_many(&self, keys: &[u64], values: &mut [Option<u64>]) {
+        assert_eq!(keys.len(), values.len(), "as many values as keys");
+        let mut window = [Hashed::default(); WINDOW];
+        let mut hits = 0;
+        for (keys, values) in keys.chunks(WINDOW).zip(values.chunks_mut(WINDOW)) {
+            for (hashed, &key) in window.iter_mut().zip(keys) {
+                *hashed = Hashed::new(key);
+                self.prefetch(*hashed);
+            }
+            for (&hashed, value) in window.iter().zip(values) {
+                *value = self.read(hashed);
+                hits += u64::from(value.is_some());
+            }
+        }
+        self.counters.lookups(hits, keys.len() as u64 - hits, 0);
+    }
+
+    /// Stores `value` under `key`. It always is stored; if the bucket is full, another entry leaves.
+    pub fn insert(&self, key: u64, value: u64) -> Insert {
+        let hashed = Hashed::new(key);
+        self.insert_hashed(hashed, value)
+    }
+
+    /// As [`insert`](Self::insert), for a key that was mixed before.
+    pub fn insert_hashed(&self, hashed: Hashed, value: u64) -> Insert {
+        let outcome = self.bucket(hashed).insert(hashed, value);
+        self.counters.write(
+            matches!(outcome, Insert::Inserted),
+            matches!(outcome, Insert::Evicted { .. }),
+        );
+        outcome
+    }
+
+    /// Removes `key`; says whether it was there.
+    pub fn remove(&self, key: u64) -> bool {
+        self.remove_when(key, |_| true)
+    }
+
+    /// Removes `key` if its value is `expected`; says whether it did.
+    pub fn remove_if(&self, key: u64, expected: u64) -> bool {
+        self.remove_when(key, |value| value == expected)
+    }
+
+    /// Removes all entries. One that is inserted meanwhile may stay.
+    pub fn clear(&self) {
+        for bucket in self.buckets.iter() {
+            self.counters.removed(u64::from(bucket.clear()));
+        }
+    }
+
+    /// All entries, while readers and writers go on.
+    ///
+    /// Each bucket is copied as it stood at one moment, so every pair was in the table, and no key comes
+    /// twice. An entry that stays for the whole time comes once; one that comes or goes may or may not.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        self.buckets.iter().flat_map(|bucket| {
+            let (entries, count) = bucket.entries();
+            entries.into_iter().take(count)
+        })
+    }
+
+    /// Checks what must hold inside the table, for tests.
+    ///
+    /// # Errors
+    ///
+    /// Says what does not hold, and in which bucket.
+    pub fn validate(&self) -> Result<(), String> {
+        let mut entries = 0;
+        for (index, bucket) in self.buckets.iter().enumerate() {
+            bucket
+                .validate()
+                .map_err(|what| format!("bucket {index}: {what}"))?;
+            let (found, count) = bucket.entries();
+            entries += count as u64;
+            for entry in &found[..count] {
+                let home = Hashed::new(entry.key).bucket(self.buckets.len());
+                if home != index {
+                    return Err(format!(
+                        "bucket {index}: key {:#x} belongs into bucket {home}",
+                        entry.key
+                    ));
+                }
+            }
+        }
+        let counted = self.len();
+        if counted != entries {
+            return Err(format!("{counted} entries counted, {entries} found"));
+        }
+        Ok(())
+    }
+
+    /// Stores an entry with the heat that it had in a snapshot, unless its key is there already. Says
+    /// whether it was stored.
+    pub(crate) fn restore(&self, entry: Entry) -> bool {
+        let hashed = Hashed::new(entry.key);
+        match self.bucket(hashed).restore(hashed, entry.value, entry.heat) {
+            None => false,
+            Some(outcome) => {
+                let evicted = matches!(outcome, Insert::Evicted { .. });
+                self.counters.write(!evicted, evicted);
+                true
+            }
+        }
+    }
+
+    fn remove_when(&self, key: u64, condition: impl FnOnce(u64) -> bool) -> bool {
+        let removed = self.bucket(Hashed::new(key)).remove_if(key, condition);
+        self.counters.removed(u64::from(removed));
+        removed
+    }
+
+    #[inline]
+    fn bucket(&self, hashed: Hashed) -> &Bucket {
+        // The index is below the length by the arithmetic of `Hashed::bucket`.
+        &self.buckets[hashed.bucket(self.buckets.len())]
+    }
+}
+
+impl fmt::Debug for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Table")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Lookups in flight at once in [`Table::get_many`]: enough to cover the memory's latency, few enough that
+/// no prefetched line is pushed out again before it is read.
+const WINDOW: usize = 32;

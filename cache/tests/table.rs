@@ -1,0 +1,382 @@
+//! What the table promises, seen from outside.
+
+use afterimage_cache::{Capacity, Hashed, Insert, Table, TableError};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
+
+/// A generator whose whole state is its seed (SplitMix64), so that a failing seed replays.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// Miri is some thousand times slower.
+const fn sized(normal: u64, miri: u64) -> u64 {
+    if cfg!(miri) { miri } else { normal }
+}
+
+fn table(entries: u64) -> Table {
+    Table::new(Capacity::Entries(entries)).expect("a small table")
+}
+
+#[test]
+fn any_key_and_any_value_can_be_stored() {
+    let table = table(100);
+    let odd = [0, 1, u64::MAX, u64::MAX - 1, 1 << 63, i64::MAX as u64];
+    for key in odd {
+        assert_eq!(table.get(key), None, "{key:#x} before it was written");
+        for value in odd {
+            table.insert(key, value);
+            assert_eq!(table.get(key), Some(value), "{key:#x}");
+        }
+        table.validate().unwrap();
+    }
+    assert_eq!(table.len(), odd.len() as u64);
+    for key in odd {
+        assert!(table.remove(key));
+        assert_eq!(table.get(key), None, "{key:#x} after it was removed");
+        assert!(!table.remove(key));
+    }
+    assert_eq!(table.len(), 0);
+    table.validate().unwrap();
+}
+
+#[test]
+fn random_operations_agree_with_a_hash_map() {
+    for seed in 0..sized(60, 2) {
+        println!("seed {seed}");
+        let mut rng = Rng(seed);
+        // From one bucket to some, with more keys than room.
+        let table = table(1 + rng.below(60));
+        let keys = 1 + rng.below(150);
+        // Keys from both ends of their range.
+        let key = |n: u64| if n.is_multiple_of(2) { n } else { u64::MAX - n };
+        let mut model = HashMap::new();
+        for _ in 0..sized(1500, 150) {
+            let k = key(rng.below(keys));
+            match rng.below(100) {
+                0..45 => {
+                    let v = rng.next();
+                    match table.insert(k, v) {
+                        Insert::Inserted => assert_eq!(model.insert(k, v), None),
+                        Insert::Updated { old } => assert_eq!(model.insert(k, v), Some(old)),
+                        Insert::Evicted { key, value } => {
+                            assert_eq!(model.insert(k, v), None);
+                            assert_eq!(model.remove(&key), Some(value));
+                        }
+                    }
+                    assert_eq!(table.get(k), Some(v));
+                }
+                45..80 => assert_eq!(table.get(k), model.get(&k).copied()),
+                80..90 => assert_eq!(table.remove(k), model.remove(&k).is_some()),
+                90..95 => {
+                    let expected = if rng.below(2) == 0 {
+                        rng.next()
+                    } else {
+                        model.get(&k).copied().unwrap_or(3)
+                    };
+                    let matches = model.get(&k) == Some(&expected);
+                    assert_eq!(table.remove_if(k, expected), matches);
+                    if matches {
+                        model.remove(&k);
+                    }
+                }
+                95..99 => {
+                    let wanted: Vec<u64> =
+                        (0..rng.below(100)).map(|_| key(rng.below(keys))).collect();
+                    let mut values = vec![Some(1); wanted.len()];
+                    table.get_many(&wanted, &mut values);
+                    for (k, v) in wanted.iter().zip(values) {
+                        assert_eq!(v, model.get(k).copied());
+                    }
+                }
+                _ => {
+                    table.clear();
+                    model.clear();
+                }
+            }
+            table.validate().unwrap();
+            assert_eq!(table.len(), model.len() as u64);
+        }
+        let listed: HashMap<u64, u64> = table.entries().map(|e| (e.key, e.value)).collect();
+        assert_eq!(
+            table.entries().count(),
+            model.len(),
+            "an entry was listed twice"
+        );
+        assert_eq!(listed, model);
+    }
+}
+
+#[test]
+fn counts_hits_misses_writes_and_evictions() {
+    let table = table(7);
+    assert_eq!(table.capacity(), 7);
+    assert_eq!(table.memory_bytes(), 128);
+    for key in 0..10 {
+        table.insert(key, key);
+    }
+    table.insert(9, 1);
+    let mut values = [None; 3];
+    table.get_many(&[9, 100, 101], &mut values);
+    table.get(9);
+    table.get(102);
+    table.read(Hashed::new(9));
+    table.record_lookups(1, 0);
+    let stats = table.stats();
+    assert_eq!(
+        (
+            stats.entries,
+            stats.capacity,
+            stats.bytes,
+            stats.writes,
+            stats.evictions
+        ),
+        (7, 7, 128, 11, 3)
+    );
+    assert_eq!((stats.hits, stats.misses, stats.kept_out), (3, 3, 0));
+}
+
+#[test]
+fn capacities_round_up_to_buckets_and_bytes_round_down() {
+    for (capacity, entries) in [
+        (Capacity::Entries(1), 7),
+        (Capacity::Entries(7), 7),
+        (Capacity::Entries(8), 14),
+        (Capacity::Bytes(128), 7),
+        (Capacity::Bytes(255), 7),
+        (Capacity::Bytes(256), 14),
+    ] {
+        assert_eq!(
+            Table::new(capacity).unwrap().capacity(),
+            entries,
+            "{capacity:?}"
+        );
+    }
+}
+
+#[test]
+fn an_impossible_capacity_is_a_clear_error() {
+    for capacity in [
+        Capacity::Entries(0),
+        Capacity::Bytes(0),
+        Capacity::Bytes(127),
+    ] {
+        let error = Table::new(capacity).unwrap_err();
+        assert!(
+            matches!(error, TableError::TooSmall { .. }),
+            "{capacity:?}: {error}"
+        );
+    }
+    for capacity in [
+        Capacity::Entries(u64::MAX),
+        Capacity::Bytes(u64::MAX),
+        Capacity::Entries(1 << 57),
+        Capacity::Bytes(1 << 62),
+        Capacity::Bytes(1 << 50),
+    ] {
+        // Miri does not say how much memory there is, so there the refusal is the allocator's.
+        let error = Table::new(capacity).unwrap_err();
+        assert!(
+            matches!(error, TableError::TooLarge { .. })
+                || cfg!(miri) && matches!(error, TableError::OutOfMemory { .. }),
+            "{capacity:?}: {error}"
+        );
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "reads /proc")]
+#[cfg(target_os = "linux")]
+fn a_new_table_takes_address_space_but_no_memory() {
+    fn resident_bytes() -> u64 {
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+    let before = resident_bytes();
+    let table = Table::new(Capacity::Bytes(1 << 30)).unwrap();
+    let after = resident_bytes();
+    assert!(
+        after.saturating_sub(before) < 64 << 20,
+        "{before} bytes became {after}"
+    );
+    drop(table);
+}
+
+#[test]
+fn a_full_table_takes_less_than_twenty_bytes_an_entry() {
+    let table = table(sized(100_000, 70));
+    for key in 0..10 * table.capacity() {
+        table.insert(key, key);
+    }
+    let per_entry = table.memory_bytes() as f64 / table.len() as f64;
+    assert!(per_entry < 20.0, "{per_entry}");
+}
+
+#[test]
+fn the_first_keys_up_to_the_capacity_mostly_find_room() {
+    let table = table(sized(100_000, 700));
+    for key in 0..table.capacity() {
+        table.insert(key, key);
+    }
+    let share = table.len() as f64 / table.capacity() as f64;
+    println!("{share}");
+    assert!(share > 0.82, "{share}");
+}
+
+#[test]
+fn eviction_prefers_the_cold() {
+    let table = table(sized(70_000, 140));
+    let hot = table.capacity() / 4;
+    for key in 0..hot {
+        table.insert(key, key);
+        table.get(key);
+    }
+    // Cold keys come once each; the hot ones are asked for now and then.
+    for cold in 0..5 * table.capacity() {
+        table.insert(1 << 32 | cold, 0);
+        let key = cold % hot;
+        if table.get(key).is_none() {
+            table.insert(key, key);
+        }
+    }
+    let kept = (0..hot).filter(|&key| table.get(key).is_some()).count();
+    assert!(
+        kept as f64 > 0.97 * hot as f64,
+        "{kept} of {hot} hot keys were kept"
+    );
+}
+
+#[test]
+fn a_scan_does_not_flush_what_is_in_use() {
+    let table = table(sized(70_000, 140));
+    let working_set = table.capacity() / 2;
+    for _ in 0..3 {
+        for key in 0..working_set {
+            if table.get(key).is_none() {
+                table.insert(key, key);
+            }
+        }
+    }
+    // Ten times the capacity, each key once, and nobody asks for the working set meanwhile.
+    for key in 0..10 * table.capacity() {
+        table.insert(1 << 40 | key, 0);
+    }
+    let kept = (0..working_set)
+        .filter(|&key| table.get(key).is_some())
+        .count();
+    assert!(
+        kept as f64 > 0.90 * working_set as f64,
+        "{kept} of {working_set} were kept"
+    );
+}
+
+#[test]
+fn each_value_read_is_one_that_was_written_under_that_key() {
+    // A value is its key and a generation, scrambled together; any mixture of two entries shows.
+    const SALT: u64 = 0x5851_f42d_4c95_7f2d;
+    let seal = |key: u64, generation: u64| (key << 32 | generation).wrapping_mul(SALT);
+    let inverse = (0..6).fold(SALT, |x, _| {
+        x.wrapping_mul(2u64.wrapping_sub(SALT.wrapping_mul(x)))
+    });
+    let opens = |key: u64, value: u64| value.wrapping_mul(inverse) >> 32 == key;
+
+    let table = table(sized(35, 7));
+    let keys = sized(80, 12);
+    let rounds = sized(400_000, 60);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writers: Vec<_> = (0..2)
+            .map(|writer| {
+                let table = &table;
+                scope.spawn(move || {
+                    let mut rng = Rng(writer);
+                    for round in 0..rounds {
+                        let key = rng.below(keys);
+                        match rng.below(8) {
+                            0 => drop(table.remove(key)),
+                            1 => drop(table.remove_if(key, seal(key, round))),
+                            _ => match table.insert(key, seal(key, round & 0xffff)) {
+                                Insert::Updated { old } => assert!(opens(key, old)),
+                                Insert::Evicted { key, value } => assert!(opens(key, value)),
+                                Insert::Inserted => {}
+                            },
+                        }
+                    }
+                })
+            })
+            .collect();
+        for reader in 0..2 {
+            let (table, done) = (&table, &done);
+            scope.spawn(move || {
+                let mut rng = Rng(100 + reader);
+                let mut hits = 0u64;
+                while !done.load(Ordering::Relaxed) {
+                    let key = rng.below(keys);
+                    if let Some(value) = table.get(key) {
+                        assert!(opens(key, value), "key {key} read {value:#x}");
+                        hits += 1;
+                    }
+                    let wanted: [u64; 5] = std::array::from_fn(|_| rng.below(keys));
+                    let mut values = [None; 5];
+                    table.get_many(&wanted, &mut values);
+                    for (key, value) in wanted.into_iter().zip(values) {
+                        assert!(value.is_none_or(|value| opens(key, value)));
+                    }
+                    for entry in table.entries() {
+                        assert!(opens(entry.key, entry.value), "{entry:?} listed");
+                    }
+                    if cfg!(miri) {
+                        thread::yield_now();
+                    }
+                }
+                println!("reader {reader}: {hits} single hits");
+            });
+        }
+        let started = Instant::now();
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        println!("writers took {:?}", started.elapsed());
+    });
+    table.validate().unwrap();
+    println!("{:?}", table.stats());
+}
+
+#[test]
+fn an_entry_that_nobody_touches_is_listed_however_busy_its_bucket_is() {
+    // One bucket: the writer changes one entry of it without pause, the others must be in every listing.
+    let table = table(7);
+    for key in 0..7 {
+        table.insert(key, key);
+    }
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut value = 0;
+            while !done.load(Ordering::Relaxed) {
+                table.insert(6, value);
+                value += 1;
+            }
+        });
+        for _ in 0..sized(20_000, 20) {
+            let listed: Vec<u64> = table.entries().map(|entry| entry.key).collect();
+            assert_eq!(listed, [0, 1, 2, 3, 4, 5, 6]);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
