@@ -253,7 +253,7 @@ impl Bucket {
     fn lock(&self) -> Writer<'_> {
         let mut looks = 0u32;
         loop {
-            let sequence = self.sequence.load(Ordering::Relaxed);
+            let sequence = self.look_before_lock();
             if sequence & 1 == 0
                 && self
                     .sequence
@@ -280,6 +280,23 @@ impl Bucket {
             } else {
                 yield_now();
             }
+        }
+    }
+
+    fn look_before_lock(&self) -> u64 {
+        #[cfg(not(loom))]
+        return self.sequence.load(Ordering::Relaxed);
+        // Loom remembers one last access of a word only. A plain load here would make it forget the load
+        // of a reader, and then never try that reader against the lock that follows. An exchange that
+        // cannot succeed is the same load, and loom takes it for a possible write.
+        #[cfg(loom)]
+        match self.sequence.compare_exchange(
+            u64::MAX,
+            u64::MAX,
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        ) {
+            Ok(sequence) | Err(sequence) => sequence,
         }
     }
 }

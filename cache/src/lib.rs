@@ -4,6 +4,8 @@
 //! bucket. It knows nothing of what its keys and values mean.
 
 mod bucket;
+#[cfg(all(test, loom))]
+mod bucket_model;
 mod eviction;
 mod hash;
 #[cfg(not(loom))]
