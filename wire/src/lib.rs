@@ -7,5 +7,6 @@
 //! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
 
 pub mod proto;
+pub mod server;
 
 pub use proto::status::Status;

@@ -47,10 +47,7 @@ impl OwnedFrame {
     /// # Errors
     /// [`BodyError`] when the body is not one of the header's kind.
     pub fn message(&self) -> Result<Message<'_>, BodyError> {
-        Message::decode(Frame {
-            header: self.header,
-            body: &self.body,
-        })
+        Message::decode(Frame { header: self.header, body: &self.body })
     }
 }
 
@@ -105,11 +102,7 @@ mod tests {
     fn stream() -> Vec<u8> {
         let mut bytes = Vec::new();
         Message::Ping(b"one").encode(1, &mut bytes);
-        Message::ClassifyReq {
-            image: &[9; 784],
-            budget_ms: 0,
-        }
-        .encode(2, &mut bytes);
+        Message::ClassifyReq { image: &[9; 784], budget_ms: 0 }.encode(2, &mut bytes);
         Message::CacheResp { value: Some(3) }.encode(u64::MAX, &mut bytes);
         Message::StatsReq.encode(0, &mut bytes);
         bytes
@@ -125,11 +118,7 @@ mod tests {
     fn a_stream_split_at_every_byte_decodes_to_the_same_frames() {
         let bytes = stream();
         let mut whole = Vec::new();
-        decode_all(
-            &mut FrameCodec::default(),
-            &mut BytesMut::from(&bytes[..]),
-            &mut whole,
-        );
+        decode_all(&mut FrameCodec::default(), &mut BytesMut::from(&bytes[..]), &mut whole);
         assert_eq!(whole.len(), 4);
         for cut in 0..=bytes.len() {
             let (mut codec, mut input) = (FrameCodec::default(), BytesMut::new());

@@ -41,19 +41,12 @@ pub struct Hello<'a> {
 impl<'a> Hello<'a> {
     /// The greeting of this version, with a token (empty for none).
     pub fn new(token: &'a [u8]) -> Self {
-        Hello {
-            version_min: VERSION,
-            version_max: VERSION,
-            features: 0,
-            token,
-        }
+        Hello { version_min: VERSION, version_max: VERSION, features: 0, token }
     }
 
     /// The newest version that both sides speak, if there is one.
     pub fn common_version(&self) -> Option<u16> {
-        (self.version_min..=self.version_max)
-            .contains(&VERSION)
-            .then_some(VERSION)
+        (self.version_min..=self.version_max).contains(&VERSION).then_some(VERSION)
     }
 
     pub(super) fn encode(&self, out: &mut impl BufMut) {
@@ -85,12 +78,7 @@ impl<'a> Hello<'a> {
         }
         let token = reader.bytes(token_len, "token")?;
         reader.skip_extensions()?;
-        Ok(Hello {
-            version_min,
-            version_max,
-            features,
-            token,
-        })
+        Ok(Hello { version_min, version_max, features, token })
     }
 }
 
@@ -179,9 +167,7 @@ impl Shape {
         if self.0.is_empty() {
             return None;
         }
-        self.0
-            .iter()
-            .try_fold(1usize, |len, &dim| len.checked_mul(dim as usize))
+        self.0.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim as usize))
     }
 }
 
@@ -252,11 +238,7 @@ impl Welcome {
         let dims = reader.u8("number of dimensions")?;
         if usize::from(dims) > MAX_DIMS {
             let (value, limit) = (dims.into(), MAX_DIMS as u64);
-            return Err(BodyError::OutOfRange {
-                field: "number of dimensions",
-                value,
-                limit,
-            });
+            return Err(BodyError::OutOfRange { field: "number of dimensions", value, limit });
         }
         let features = reader.u32("features")?;
         let max_body = reader.u32("largest body")?;
@@ -270,16 +252,6 @@ impl Welcome {
         let name_len = reader.u8("name length")?;
         let name = reader.text(name_len.into(), "name")?.to_owned();
         reader.skip_extensions()?;
-        Ok(Welcome {
-            version,
-            service,
-            features,
-            max_body,
-            window,
-            classes,
-            digest,
-            shape,
-            name,
-        })
+        Ok(Welcome { version, service, features, max_body, window, classes, digest, shape, name })
     }
 }

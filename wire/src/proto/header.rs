@@ -139,13 +139,7 @@ impl Header {
         let parsed: nom::IResult<&[u8], _, ()> =
             (le_u32, le_u8, le_u8, le_u16, le_u64).parse_complete(input);
         let (_, (body_len, kind, flags, status, id)) = parsed.ok()?;
-        Some(Header {
-            body_len,
-            kind: Kind::from_code(kind),
-            flags,
-            status,
-            id,
-        })
+        Some(Header { body_len, kind: Kind::from_code(kind), flags, status, id })
     }
 
     /// The header's bytes.
@@ -189,10 +183,7 @@ impl<'a> Frame<'a> {
             return Ok(None);
         };
         if header.body_len > max_body {
-            return Err(FrameError::TooLarge {
-                header,
-                limit: max_body,
-            });
+            return Err(FrameError::TooLarge { header, limit: max_body });
         }
         let body: nom::IResult<&[u8], &[u8], ()> =
             nom::bytes::complete::take(header.body_len)(&input[HEADER_LEN..]);
@@ -231,41 +222,20 @@ mod tests {
 
     #[test]
     fn needs_more_bytes_for_every_truncated_frame() {
-        let header = Header {
-            body_len: 3,
-            kind: Kind::Ping,
-            flags: 0,
-            status: 0,
-            id: u64::MAX,
-        };
+        let header = Header { body_len: 3, kind: Kind::Ping, flags: 0, status: 0, id: u64::MAX };
         let mut bytes = header.encode().to_vec();
         bytes.extend_from_slice(b"abc");
         for cut in 0..bytes.len() {
             assert_eq!(Frame::decode(&bytes[..cut], 3), Ok(None), "cut at {cut}");
         }
-        assert_eq!(
-            Frame::decode(&bytes, 3),
-            Ok(Some(Frame {
-                header,
-                body: b"abc"
-            }))
-        );
+        assert_eq!(Frame::decode(&bytes, 3), Ok(Some(Frame { header, body: b"abc" })));
     }
 
     #[test]
     fn rejects_a_body_above_the_limit_before_it_arrives() {
-        let header = Header {
-            body_len: 9_000_000,
-            kind: Kind::Ping,
-            flags: 0,
-            status: 0,
-            id: 7,
-        };
+        let header = Header { body_len: 9_000_000, kind: Kind::Ping, flags: 0, status: 0, id: 7 };
         let error = Frame::decode(&header.encode(), DEFAULT_MAX_BODY).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "frame body is 9000000 bytes; the limit is 1048576"
-        );
+        assert_eq!(error.to_string(), "frame body is 9000000 bytes; the limit is 1048576");
     }
 
     proptest! {

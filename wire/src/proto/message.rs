@@ -188,19 +188,12 @@ impl<'a> Message<'a> {
             Kind::CacheReq => decode_cache_req(frame),
             Kind::ClassifyReq => {
                 reject_flags(header, 0)?;
-                Ok(Message::ClassifyReq {
-                    image: body,
-                    budget_ms: header.status,
-                })
+                Ok(Message::ClassifyReq { image: body, budget_ms: header.status })
             }
             Kind::CacheResp => {
                 let mut reader = Reader::new(body);
                 let exists = header.flags & flags::EXISTS != 0;
-                let value = if exists {
-                    Some(reader.i64("value")?)
-                } else {
-                    None
-                };
+                let value = if exists { Some(reader.i64("value")?) } else { None };
                 reader.finish()?;
                 Ok(Message::CacheResp { value })
             }
@@ -230,11 +223,7 @@ impl<'a> Message<'a> {
             Kind::Error => {
                 let connection = header.flags & flags::CONNECTION != 0;
                 let status = Status::from_code(header.status);
-                Ok(Message::Error {
-                    status,
-                    text: text(body)?,
-                    connection,
-                })
+                Ok(Message::Error { status, text: text(body)?, connection })
             }
             Kind::GoAway => Ok(Message::GoAway { text: text(body)? }),
             Kind::Unknown(kind) => Ok(Message::Unknown { kind }),
@@ -254,11 +243,7 @@ impl<'a> Message<'a> {
                 put_classify_req(out, id, image, *budget_ms);
             }
             Message::ClassifyResp(label) => put_classify_resp(out, id, *label),
-            Message::Error {
-                status,
-                text,
-                connection,
-            } => {
+            Message::Error { status, text, connection } => {
                 let bits = if *connection { flags::CONNECTION } else { 0 };
                 let body = truncate(text, MAX_TEXT_LEN).as_bytes();
                 put_frame(out, Kind::Error, bits, status.code(), id, body);
@@ -272,24 +257,10 @@ impl<'a> Message<'a> {
                 put_built(out, Kind::Welcome, id, |body| welcome.encode(body));
             }
             Message::Ping(bytes) => {
-                put_frame(
-                    out,
-                    Kind::Ping,
-                    0,
-                    0,
-                    id,
-                    &bytes[..bytes.len().min(MAX_PING_LEN)],
-                );
+                put_frame(out, Kind::Ping, 0, 0, id, &bytes[..bytes.len().min(MAX_PING_LEN)]);
             }
             Message::Pong(bytes) => {
-                put_frame(
-                    out,
-                    Kind::Pong,
-                    0,
-                    0,
-                    id,
-                    &bytes[..bytes.len().min(MAX_PING_LEN)],
-                );
+                put_frame(out, Kind::Pong, 0, 0, id, &bytes[..bytes.len().min(MAX_PING_LEN)]);
             }
             Message::StatsReq => put_frame(out, Kind::StatsReq, 0, 0, id, &[]),
             Message::StatsResp(stats) => {
@@ -313,24 +284,15 @@ pub(crate) fn decode_cache_req<'a>(frame: Frame<'_>) -> Result<Message<'a>, Body
         Ok(Message::CacheWrite { key, value })
     } else {
         reader.finish()?;
-        Ok(Message::CacheRead {
-            key,
-            budget_ms: header.status,
-        })
+        Ok(Message::CacheRead { key, budget_ms: header.status })
     }
 }
 
 /// Appends a `CacheReq` that reads.
 #[inline]
 pub fn put_cache_read(out: &mut impl BufMut, id: u64, key: u64, budget_ms: u16) {
-    let header = Header {
-        body_len: 8,
-        kind: Kind::CacheReq,
-        flags: 0,
-        status: budget_ms,
-        id,
-    }
-    .encode();
+    let header =
+        Header { body_len: 8, kind: Kind::CacheReq, flags: 0, status: budget_ms, id }.encode();
     let mut frame = [0; HEADER_LEN + 8];
     frame[..HEADER_LEN].copy_from_slice(&header);
     frame[HEADER_LEN..].copy_from_slice(&key.to_le_bytes());
@@ -340,14 +302,8 @@ pub fn put_cache_read(out: &mut impl BufMut, id: u64, key: u64, budget_ms: u16) 
 /// Appends a `CacheReq` that writes.
 #[inline]
 pub fn put_cache_write(out: &mut impl BufMut, id: u64, key: u64, value: i64) {
-    let header = Header {
-        body_len: 16,
-        kind: Kind::CacheReq,
-        flags: flags::WRITE,
-        status: 0,
-        id,
-    }
-    .encode();
+    let header =
+        Header { body_len: 16, kind: Kind::CacheReq, flags: flags::WRITE, status: 0, id }.encode();
     let mut frame = [0; HEADER_LEN + 16];
     frame[..HEADER_LEN].copy_from_slice(&header);
     frame[HEADER_LEN..HEADER_LEN + 8].copy_from_slice(&key.to_le_bytes());
@@ -358,19 +314,8 @@ pub fn put_cache_write(out: &mut impl BufMut, id: u64, key: u64, value: i64) {
 /// Appends a `CacheResp`.
 #[inline]
 pub fn put_cache_resp(out: &mut impl BufMut, id: u64, value: Option<i64>) {
-    let (body_len, bits) = if value.is_some() {
-        (8, flags::EXISTS)
-    } else {
-        (0, 0)
-    };
-    let header = Header {
-        body_len,
-        kind: Kind::CacheResp,
-        flags: bits,
-        status: 0,
-        id,
-    }
-    .encode();
+    let (body_len, bits) = if value.is_some() { (8, flags::EXISTS) } else { (0, 0) };
+    let header = Header { body_len, kind: Kind::CacheResp, flags: bits, status: 0, id }.encode();
     let mut frame = [0; HEADER_LEN + 8];
     frame[..HEADER_LEN].copy_from_slice(&header);
     frame[HEADER_LEN..].copy_from_slice(&value.unwrap_or(0).to_le_bytes());
@@ -390,14 +335,8 @@ pub fn put_classify_req(out: &mut impl BufMut, id: u64, image: &[u8], budget_ms:
 #[inline]
 pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Label) {
     let bits = label.origin.flags();
-    let header = Header {
-        body_len: 2,
-        kind: Kind::ClassifyResp,
-        flags: bits,
-        status: 0,
-        id,
-    }
-    .encode();
+    let header =
+        Header { body_len: 2, kind: Kind::ClassifyResp, flags: bits, status: 0, id }.encode();
     let mut frame = [0; HEADER_LEN + 2];
     frame[..HEADER_LEN].copy_from_slice(&header);
     frame[HEADER_LEN..].copy_from_slice(&label.class.to_le_bytes());
@@ -406,21 +345,16 @@ pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Label) {
 
 /// Cuts `text` to at most `limit` bytes, between two characters.
 pub(super) fn truncate(text: &str, limit: usize) -> &str {
-    &text[..text.floor_char_boundary(limit)]
+    let mut end = limit.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 fn put_frame(out: &mut impl BufMut, kind: Kind, flags: u8, status: u16, id: u64, body: &[u8]) {
     let body_len = u32::try_from(body.len()).expect("a body is shorter than 4 GiB");
-    out.put_slice(
-        &Header {
-            body_len,
-            kind,
-            flags,
-            status,
-            id,
-        }
-        .encode(),
-    );
+    out.put_slice(&Header { body_len, kind, flags, status, id }.encode());
     out.put_slice(body);
 }
 
@@ -441,11 +375,7 @@ fn reject_flags(header: Header, known: u8) -> Result<(), BodyError> {
 fn within<'a>(body: &'a [u8], limit: usize, field: &'static str) -> Result<&'a [u8], BodyError> {
     if body.len() > limit {
         let (value, limit) = (body.len() as u64, limit as u64);
-        return Err(BodyError::OutOfRange {
-            field,
-            value,
-            limit,
-        });
+        return Err(BodyError::OutOfRange { field, value, limit });
     }
     Ok(body)
 }
@@ -487,34 +417,15 @@ mod tests {
             Message::Ping(b"12345678"),
             Message::Pong(b""),
             Message::StatsReq,
-            Message::Error {
-                status: Status::Overloaded,
-                text: "wait",
-                connection: true,
-            },
+            Message::Error { status: Status::Overloaded, text: "wait", connection: true },
             Message::GoAway { text: "restarting" },
-            Message::CacheRead {
-                key: 0,
-                budget_ms: u16::MAX,
-            },
-            Message::CacheWrite {
-                key: u64::MAX,
-                value: i64::MIN,
-            },
+            Message::CacheRead { key: 0, budget_ms: u16::MAX },
+            Message::CacheWrite { key: u64::MAX, value: i64::MIN },
             Message::CacheResp { value: None },
             Message::CacheResp { value: Some(-1) },
-            Message::ClassifyReq {
-                image: &[0; 784],
-                budget_ms: 3,
-            },
-            Message::ClassifyResp(Label {
-                class: 9,
-                origin: Origin::Memoized,
-            }),
-            Message::ClassifyResp(Label {
-                class: u16::MAX,
-                origin: Origin::Coalesced,
-            }),
+            Message::ClassifyReq { image: &[0; 784], budget_ms: 3 },
+            Message::ClassifyResp(Label { class: 9, origin: Origin::Memoized }),
+            Message::ClassifyResp(Label { class: u16::MAX, origin: Origin::Coalesced }),
             Message::Unknown { kind: 0xF0 },
         ] {
             round_trip(&message);
@@ -534,9 +445,6 @@ mod tests {
     #[test]
     fn debug_output_of_a_hello_leaves_the_token_out() {
         let text = format!("{:?}", Message::Hello(Hello::new(b"hunter2")));
-        assert!(
-            !text.contains("hunter2") && text.contains("token_len: 7"),
-            "{text}"
-        );
+        assert!(!text.contains("hunter2") && text.contains("token_len: 7"), "{text}");
     }
 }

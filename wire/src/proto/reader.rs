@@ -70,9 +70,7 @@ impl<'a> Reader<'a> {
         if self.rest.is_empty() {
             Ok(())
         } else {
-            Err(BodyError::Trailing {
-                bytes: self.rest.len(),
-            })
+            Err(BodyError::Trailing { bytes: self.rest.len() })
         }
     }
 

@@ -71,10 +71,7 @@ impl Stats {
 
     /// The value of this name, if there is one.
     pub fn get(&self, name: &str) -> Option<&Value> {
-        self.entries
-            .iter()
-            .find(|(entry, _)| entry == name)
-            .map(|(_, value)| value)
+        self.entries.iter().find(|(entry, _)| entry == name).map(|(_, value)| value)
     }
 
     /// The counter of this name, or 0.
@@ -189,27 +186,19 @@ mod tests {
         let ends: Vec<usize> = (0..=4)
             .map(|n| {
                 let mut prefix = Vec::new();
-                Stats {
-                    entries: sample().entries[..n].to_vec(),
-                }
-                .encode(&mut prefix);
+                Stats { entries: sample().entries[..n].to_vec() }.encode(&mut prefix);
                 prefix.len()
             })
             .collect();
         for cut in 0..body.len() {
-            assert_eq!(
-                Stats::decode(&body[..cut]).is_ok(),
-                ends.contains(&cut),
-                "cut at {cut}"
-            );
+            assert_eq!(Stats::decode(&body[..cut]).is_ok(), ends.contains(&cut), "cut at {cut}");
         }
     }
 
     #[test]
     fn steps_over_a_type_of_a_newer_server() {
-        let body = [
-            9, 1, b'x', 3, 0, 0, 0, 1, 2, 3, 1, 1, b'y', 8, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0,
-        ];
+        let body =
+            [9, 1, b'x', 3, 0, 0, 0, 1, 2, 3, 1, 1, b'y', 8, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0];
         let stats = Stats::decode(&body).unwrap();
         assert_eq!(stats.get("x"), Some(&Value::Unknown(9)));
         assert_eq!(stats.counter_value("y"), 5);

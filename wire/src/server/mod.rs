@@ -1,0 +1,204 @@
+//! The server half: a batch in, a batch out.
+//!
+//! One read takes all that has come. Every complete frame in it is decoded in place and handed to
+//! the [`Service`] in one go; what it can answer now is encoded straight into the reply buffer, and
+//! one write sends the lot. What must wait takes a [`Later`], which answers exactly once, whatever
+//! happens to it.
+//!
+//! [`connection`](self) is one file, the loop that does this; [`batch`] is what a service sees of
+//! it; [`outbox`] is where late replies go; [`options`] holds every cap with its reason.
+
+mod answers;
+mod batch;
+mod connection;
+mod counters;
+mod greeting;
+mod in_buffer;
+mod options;
+mod outbox;
+mod shutdown;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use batch::{BATCH, Batch, Op, Request};
+pub use options::{ServerOptions, Token};
+pub use outbox::Later;
+pub use shutdown::until_terminated;
+
+use crate::proto::{Message, Service as ServiceKind, Shape, Status, stats::Stats};
+use connection::Connection;
+use counters::Counters;
+
+/// What a server does with requests.
+///
+/// A panic in [`handle`](Service::handle) is caught; what it left unanswered is answered with an
+/// internal error, and the connection goes on.
+pub trait Service: Send + Sync + 'static {
+    /// What the `Welcome` tells of this service. Asked at every handshake.
+    fn identity(&self) -> Identity;
+
+    /// Answers a batch: each request now, through `batch`, or later, through a [`Later`] taken
+    /// from it. Runs on an I/O thread, so it must not block and not compute for long.
+    fn handle(&self, batch: &mut Batch<'_>);
+
+    /// Adds what the service counts to a `StatsResp`.
+    fn stats(&self, stats: &mut Stats);
+}
+
+/// What answers on a port, and with which model.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The kind of service; it decides which requests reach [`Service::handle`].
+    pub service: ServiceKind,
+    /// The model's digest; zeros for none or not known.
+    pub digest: [u8; 32],
+    /// Number of classes; 0 for none or not known.
+    pub classes: u32,
+    /// The input's shape; no dimensions for none or not known.
+    pub shape: Shape,
+}
+
+impl Identity {
+    /// A service without a model.
+    pub fn without_model(service: ServiceKind) -> Self {
+        Identity { service, digest: [0; 32], classes: 0, shape: Shape::default() }
+    }
+}
+
+/// A listening socket with a service behind it.
+pub struct Server<S> {
+    listener: TcpListener,
+    inner: Arc<Inner<S>>,
+}
+
+/// What every connection of a server shares.
+struct Inner<S> {
+    service: Arc<S>,
+    options: ServerOptions,
+    counters: Counters,
+}
+
+/// How long the accept loop rests after an error that will not go away by itself at once, such as
+/// running out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long a connection above the cap gets to take note of why it is refused.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl<S: Service> Server<S> {
+    /// Listens on `addr`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// Those of binding a socket: the address is in use, not ours, or needs privileges.
+    pub async fn bind(
+        addr: impl ToSocketAddrs,
+        service: Arc<S>,
+        options: ServerOptions,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(addr).await?;
+        let inner = Arc::new(Inner { service, options, counters: Counters::default() });
+        Ok(Server { listener, inner })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the operating system cannot say.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown` is ready, then drains: no new connections, a `GoAway` on every open
+    /// one, what is in flight is answered, and after [`ServerOptions::drain_timeout`] at the latest
+    /// all are closed. [`until_terminated`] is the usual `shutdown`.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        let drain = CancellationToken::new();
+        let slots = Arc::new(Semaphore::new(self.inner.options.max_connections));
+        let mut connections = JoinSet::new();
+        tokio::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = self.listener.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let inner = Arc::clone(&self.inner);
+            match Arc::clone(&slots).try_acquire_owned() {
+                Ok(slot) => {
+                    let drain = drain.clone();
+                    connections.spawn(async move {
+                        serve_tcp(inner, stream, peer, drain).await;
+                        drop(slot);
+                    });
+                }
+                Err(_) => {
+                    Counters::add(&inner.counters.refused, 1);
+                    connections.spawn(refuse(stream, inner.options.max_connections));
+                }
+            }
+        }
+        drop(self.listener);
+        drain.cancel();
+        while connections.join_next().await.is_some() {}
+    }
+}
+
+/// Serves one connection over any transport until it ends: what [`Server`] does for each it
+/// accepts, for in-memory streams and tests. When `drain` is cancelled, it says `GoAway`.
+pub async fn serve_stream<S: Service>(
+    service: Arc<S>,
+    options: ServerOptions,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    drain: CancellationToken,
+) {
+    let inner = Inner { service, options, counters: Counters::default() };
+    Connection::new(&inner, stream).run(drain).await;
+}
+
+async fn serve_tcp<S: Service>(
+    inner: Arc<Inner<S>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    drain: CancellationToken,
+) {
+    // Small replies must not wait for company; where the option is missing, they are merely slow.
+    let _ = stream.set_nodelay(true);
+    Counters::add(&inner.counters.accepted, 1);
+    Counters::add(&inner.counters.open, 1);
+    let end = Connection::new(&inner, stream).run(drain).await;
+    Counters::sub(&inner.counters.open, 1);
+    tracing::debug!(%peer, reason = %end, "connection ended");
+}
+
+/// Tells a connection above the cap why it is refused.
+async fn refuse(mut stream: TcpStream, limit: usize) {
+    let text = format!("{limit} connections are open; the limit is {limit}");
+    let mut frame = Vec::new();
+    Message::Error { status: Status::Overloaded, text: &text, connection: true }
+        .encode(0, &mut frame);
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
+        stream.write_all(&frame).await?;
+        stream.shutdown().await?;
+        // Reading to the end keeps the close from overtaking the text.
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    })
+    .await;
+}

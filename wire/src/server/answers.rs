@@ -1,0 +1,67 @@
+//! What a connection answers by itself: pings, questions for statistics, and whatever is not a
+//! request that its service takes.
+
+use super::counters::Counters;
+use super::greeting::Serves;
+use super::{Inner, Service};
+use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
+
+/// Answers a frame whose body is not one of its kind.
+pub(super) fn answer_malformed(header: Header, error: BodyError, out: &mut Vec<u8>) {
+    let text = format!("malformed {}: {error}", header.kind.name());
+    let error = Message::Error { status: error.status(), text: &text, connection: false };
+    error.encode(header.id, out);
+}
+
+/// Answers a frame above the limit; `fatal` when the connection ends with it.
+pub(super) fn too_large(header: Header, limit: u32, fatal: bool, out: &mut Vec<u8>) {
+    let text = format!("frame body is {} bytes; the limit is {limit}", header.body_len);
+    let error = Message::Error { status: Status::TooLarge, text: &text, connection: fatal };
+    error.encode(header.id, out);
+}
+
+/// Answers a frame that does not go to the service.
+pub(super) fn answer_other<S: Service>(
+    inner: &Inner<S>,
+    serves: Serves,
+    frame: Frame<'_>,
+    out: &mut Vec<u8>,
+) {
+    let Header { id, kind, .. } = frame.header;
+    let unsupported = |text: &str, out: &mut Vec<u8>| {
+        Message::Error { status: Status::Unsupported, text, connection: false }.encode(id, out);
+    };
+    match kind {
+        // Answers and notices need no answer; answering errors with errors would never end.
+        Kind::Error | Kind::Pong | Kind::GoAway => {}
+        Kind::CacheReq | Kind::ClassifyReq => {
+            let text = format!("this is a {}; it does not answer {}", serves.kind, kind.name());
+            unsupported(&text, out);
+        }
+        Kind::Welcome | Kind::StatsResp | Kind::CacheResp | Kind::ClassifyResp => {
+            unsupported(&format!("{} is a reply, not a request", kind.name()), out);
+        }
+        Kind::Unknown(code) => {
+            unsupported(&format!("kind {code:#04x} is not known to this version"), out);
+        }
+        Kind::Hello => {
+            let text = "a second Hello: the connection is open already";
+            Message::Error { status: Status::BadArgument, text, connection: false }.encode(id, out);
+        }
+        Kind::Ping | Kind::StatsReq => match Message::decode(frame) {
+            Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
+            Ok(_) => {
+                let mut stats = Stats::default();
+                stats.text("service", serves.kind.to_string());
+                stats.text("version", inner.options.name.as_str());
+                inner.counters.stats(&mut stats);
+                inner.service.stats(&mut stats);
+                Message::StatsResp(stats).encode(id, out);
+            }
+            Err(error) => {
+                Counters::add(&inner.counters.malformed, 1);
+                answer_malformed(frame.header, error, out);
+            }
+        },
+    }
+}

@@ -1,0 +1,208 @@
+//! What a service sees: requests still in the receive buffer, and a way to answer each.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+
+use super::outbox::{Later, Outbox};
+use crate::proto::message::{Label, put_cache_resp, put_classify_resp};
+use crate::proto::{Message, Status};
+
+/// Requests in the largest batch. Deep enough that a service can prefetch what it will look up,
+/// small enough that the bitmap of answers is one register.
+pub const BATCH: usize = u64::BITS as usize;
+
+/// One request, its image still where the socket put it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The client's id; the reply carries it back.
+    pub id: u64,
+    /// What is asked.
+    pub op: Op<'a>,
+    /// The client's time budget in milliseconds, 0 for none.
+    pub budget_ms: u16,
+}
+
+impl Request<'_> {
+    /// How long the client is going to wait, if it says.
+    pub fn budget(&self) -> Option<Duration> {
+        (self.budget_ms != 0).then(|| Duration::from_millis(self.budget_ms.into()))
+    }
+}
+
+/// What a request asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op<'a> {
+    /// The value of a key.
+    CacheRead {
+        /// The key.
+        key: u64,
+    },
+    /// Store a value; no reply.
+    CacheWrite {
+        /// The key.
+        key: u64,
+        /// The value.
+        value: i64,
+    },
+    /// The class of an image.
+    Classify {
+        /// The image's bytes, as the client sent them: any length.
+        image: &'a [u8],
+    },
+}
+
+/// Up to [`BATCH`] requests in the order of their arrival, and the buffer for their replies.
+///
+/// Each is answered by its index. The second answer to a request is dropped; one that gets none
+/// is answered with an internal error after [`Service::handle`](super::Service::handle) returns.
+pub struct Batch<'a> {
+    requests: &'a [Request<'a>],
+    out: &'a mut Vec<u8>,
+    outbox: &'a Arc<Outbox>,
+    /// A bit for each request that needs no further reply.
+    settled: u64,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(
+        requests: &'a ArrayVec<Request<'a>, BATCH>,
+        out: &'a mut Vec<u8>,
+        outbox: &'a Arc<Outbox>,
+    ) -> Self {
+        let mut settled = 0;
+        for (i, request) in requests.iter().enumerate() {
+            settled |= u64::from(matches!(request.op, Op::CacheWrite { .. })) << i;
+        }
+        Batch { requests, out, outbox, settled }
+    }
+
+    /// The requests. The slice outlives the borrow of the batch, so that answers can be given while
+    /// walking over it.
+    #[inline]
+    pub fn requests(&self) -> &'a [Request<'a>] {
+        self.requests
+    }
+
+    /// Answers request `index` with a cache's value.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    #[inline]
+    pub fn value(&mut self, index: usize, value: Option<i64>) {
+        if self.settle(index) {
+            put_cache_resp(self.out, self.requests[index].id, value);
+        }
+    }
+
+    /// Answers request `index` with a label.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    #[inline]
+    pub fn label(&mut self, index: usize, label: Label) {
+        if self.settle(index) {
+            put_classify_resp(self.out, self.requests[index].id, label);
+        }
+    }
+
+    /// Answers request `index` with an error; `text` names the thing, the limit and the value.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn error(&mut self, index: usize, status: Status, text: &str) {
+        if self.settle(index) {
+            let error = Message::Error { status, text, connection: false };
+            error.encode(self.requests[index].id, self.out);
+        }
+    }
+
+    /// Takes the duty to answer request `index` out of the batch. A token for a request that is
+    /// answered already, or needs no answer, leads nowhere.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn later(&mut self, index: usize) -> Later {
+        if self.settle(index) {
+            self.outbox.later(self.requests[index].id)
+        } else {
+            let nowhere = Arc::new(Outbox::default());
+            nowhere.close();
+            nowhere.later(self.requests[index].id)
+        }
+    }
+
+    /// Marks `index` as answered; false when it was already.
+    #[inline]
+    fn settle(&mut self, index: usize) -> bool {
+        assert!(index < self.requests.len(), "request {index} of {}", self.requests.len());
+        let bit = 1 << index;
+        let fresh = self.settled & bit == 0;
+        self.settled |= bit;
+        fresh
+    }
+
+    /// Answers what the service left unanswered.
+    pub(super) fn finish(mut self) {
+        while self.settled.trailing_ones() < self.requests.len() as u32 {
+            let index = self.settled.trailing_ones() as usize;
+            self.error(index, Status::Internal, "the service gave no answer");
+        }
+    }
+}
+
+impl fmt::Debug for Batch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("requests", &self.requests).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::{Frame, Kind};
+
+    fn requests(n: u64) -> ArrayVec<Request<'static>, BATCH> {
+        (0..n).map(|id| Request { id, op: Op::CacheRead { key: id }, budget_ms: 0 }).collect()
+    }
+
+    fn replies(bytes: &[u8]) -> Vec<(u64, Kind)> {
+        let (mut rest, mut found) = (bytes, Vec::new());
+        while let Some(frame) = Frame::decode(rest, u32::MAX).unwrap() {
+            found.push((frame.header.id, frame.header.kind));
+            rest = &rest[frame.header.frame_len()..];
+        }
+        found
+    }
+
+    #[test]
+    fn what_is_left_unanswered_gets_an_error_and_what_is_answered_twice_one_reply() {
+        let (requests, outbox) = (requests(BATCH as u64), Arc::new(Outbox::default()));
+        let mut out = Vec::new();
+        let mut batch = Batch::new(&requests, &mut out, &outbox);
+        for index in 0..BATCH - 1 {
+            batch.value(index, None);
+            batch.value(index, Some(1));
+        }
+        batch.later(0).value(None);
+        batch.finish();
+        let replies = replies(&out);
+        assert_eq!(replies.len(), BATCH);
+        assert_eq!(replies[BATCH - 1], (BATCH as u64 - 1, Kind::Error));
+        assert_eq!(outbox.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_write_needs_no_reply_and_gets_none() {
+        let mut requests = requests(2);
+        requests[0].op = Op::CacheWrite { key: 1, value: 2 };
+        let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));
+        let mut batch = Batch::new(&requests, &mut out, &outbox);
+        batch.value(0, Some(1));
+        batch.value(1, Some(1));
+        batch.finish();
+        assert_eq!(replies(&out), [(1, Kind::CacheResp)]);
+    }
+}

@@ -1,0 +1,119 @@
+//! The first bytes of a connection: a `Hello`, or somebody who is at the wrong door.
+
+use super::{Inner, Service};
+use crate::proto::handshake::{VERSION, Welcome};
+use crate::proto::header::{HEADER_LEN, Header, MAX_HANDSHAKE_BODY};
+use crate::proto::{Frame, Kind, Message, Status};
+
+/// What the first bytes turned out to be.
+pub(super) enum Greeting {
+    /// Not enough of them yet to tell.
+    NeedMore,
+    /// A good `Hello` of this many bytes; the `Welcome` is in `out`.
+    Welcomed { consumed: usize, serves: Serves },
+    /// Whoever it is has been told why not; nothing more is to be said.
+    Refused(&'static str),
+}
+
+/// Which requests the service behind a connection takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Serves {
+    pub(super) kind: crate::proto::Service,
+}
+
+impl Serves {
+    pub(super) fn takes(self, kind: Kind) -> bool {
+        match kind {
+            Kind::CacheReq => self.kind == crate::proto::Service::Cache,
+            Kind::ClassifyReq => self.kind.classifies(),
+            _ => false,
+        }
+    }
+}
+
+/// How HTTP requests begin. Four bytes tell them apart from any `Hello`.
+const HTTP_METHODS: [&[u8; 4]; 9] =
+    [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"PRI "];
+
+/// Looks at the first bytes and answers them into `out`.
+pub(super) fn greet<S: Service>(inner: &Inner<S>, input: &[u8], out: &mut Vec<u8>) -> Greeting {
+    if let Some(start) = input.first_chunk::<4>()
+        && HTTP_METHODS.contains(&start)
+    {
+        answer_http(inner.service.identity().service, out);
+        return Greeting::Refused("an HTTP request");
+    }
+    let Some(header) = Header::decode(input) else {
+        return Greeting::NeedMore;
+    };
+    if header.kind != Kind::Hello || header.body_len > MAX_HANDSHAKE_BODY {
+        let text = "this is an Afterimage port: a connection begins with a Hello frame of at most \
+                    4096 bytes of body";
+        return refuse(out, header.id, Status::BadArgument, text, "no Hello");
+    }
+    let Ok(Some(frame)) = Frame::decode(input, MAX_HANDSHAKE_BODY) else {
+        return Greeting::NeedMore;
+    };
+    let hello = match Message::decode(frame) {
+        Ok(Message::Hello(hello)) => hello,
+        Ok(_) => unreachable!("a frame of kind Hello decodes to a Hello"),
+        Err(error) => {
+            let text = format!("malformed Hello: {error}");
+            return refuse(out, header.id, error.status(), &text, "a malformed Hello");
+        }
+    };
+    if hello.common_version().is_none() {
+        let (min, max) = (hello.version_min, hello.version_max);
+        let text =
+            format!("the client speaks protocol versions {min} to {max}; the server {VERSION}");
+        return refuse(out, header.id, Status::Unsupported, &text, "no common version");
+    }
+    if let Some(token) = &inner.options.token
+        && !token.matches(hello.token)
+    {
+        let text =
+            if hello.token.is_empty() { "a token is required" } else { "the token is wrong" };
+        return refuse(out, header.id, Status::Unauthenticated, text, "a bad token");
+    }
+    let identity = inner.service.identity();
+    let serves = Serves { kind: identity.service };
+    let welcome = Welcome {
+        version: VERSION,
+        service: identity.service,
+        features: 0,
+        max_body: inner.options.max_body,
+        window: inner.options.window,
+        classes: identity.classes,
+        digest: identity.digest,
+        shape: identity.shape,
+        name: inner.options.name.clone(),
+    };
+    Message::Welcome(welcome).encode(header.id, out);
+    Greeting::Welcomed { consumed: HEADER_LEN + header.body_len as usize, serves }
+}
+
+fn refuse(
+    out: &mut Vec<u8>,
+    id: u64,
+    status: Status,
+    text: &str,
+    reason: &'static str,
+) -> Greeting {
+    Message::Error { status, text, connection: true }.encode(id, out);
+    Greeting::Refused(reason)
+}
+
+/// Tells a browser, `curl` or a health check in its own language where it has come to.
+fn answer_http(service: crate::proto::Service, out: &mut Vec<u8>) {
+    let body = format!(
+        "This is the port of an Afterimage {service}. It speaks a binary protocol, not HTTP: use \
+         an Afterimage client.\n"
+    );
+    let head = format!(
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    out.extend_from_slice(head.as_bytes());
+    out.extend_from_slice(body.as_bytes());
+}

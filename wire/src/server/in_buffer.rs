@@ -1,0 +1,128 @@
+//! The receive buffer: one block of memory that grows with the traffic and holds whole frames.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Bytes at first: a quiet connection costs this much.
+const MIN_LEN: usize = 16 << 10;
+
+/// Bytes that a busy connection's buffer grows to by itself: more no longer saves system calls
+/// worth mentioning, and still fits a core's second-level cache. A larger frame grows it further,
+/// while it lasts.
+const MAX_LEN: usize = 256 << 10;
+
+#[derive(Debug)]
+pub(super) struct InBuffer {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl InBuffer {
+    pub(super) fn new() -> Self {
+        InBuffer { bytes: vec![0; MIN_LEN], start: 0, end: 0 }
+    }
+
+    /// What has come and was not consumed.
+    #[inline]
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// Steps over the first `len` unread bytes.
+    #[inline]
+    pub(super) fn consume(&mut self, len: usize) {
+        self.start += len;
+        debug_assert!(self.start <= self.end, "no more is consumed than was read");
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+            if self.bytes.len() > MAX_LEN {
+                self.bytes = vec![0; MAX_LEN];
+            }
+        }
+    }
+
+    /// Makes room for a frame of `len` bytes from the first unread byte on.
+    pub(super) fn make_room_for(&mut self, len: usize) {
+        if self.start + len > self.bytes.len() {
+            self.move_to_front();
+            if len > self.bytes.len() {
+                self.bytes.resize(len, 0);
+            }
+        }
+    }
+
+    /// Reads once. Ready with the number of bytes, 0 at the end of the stream.
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut (impl AsyncRead + Unpin),
+    ) -> Poll<io::Result<usize>> {
+        if self.end == self.bytes.len() {
+            self.move_to_front();
+            if self.end == self.bytes.len() {
+                self.grow();
+            }
+        }
+        let spare = self.bytes.len() - self.end;
+        let mut buf = ReadBuf::new(&mut self.bytes[self.end..]);
+        ready!(Pin::new(io).poll_read(cx, &mut buf))?;
+        let len = buf.filled().len();
+        self.end += len;
+        if len == spare && self.bytes.len() < MAX_LEN {
+            self.grow();
+        }
+        Poll::Ready(Ok(len))
+    }
+
+    fn grow(&mut self) {
+        self.bytes.resize((self.bytes.len() * 4).min(MAX_LEN).max(self.bytes.len() + MIN_LEN), 0);
+    }
+
+    fn move_to_front(&mut self) {
+        self.bytes.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[tokio::test]
+    async fn bytes_come_out_as_they_went_in_however_they_are_consumed() {
+        let sent: Vec<u8> = (0..2_000_000u32).map(|i| (i * 7 + i / 256) as u8).collect();
+        let mut source = &sent[..];
+        let (mut buffer, mut received, mut step) = (InBuffer::new(), Vec::new(), 1);
+        loop {
+            let len = poll_fn(|cx| buffer.poll_fill(cx, &mut source)).await.unwrap();
+            if len == 0 {
+                break;
+            }
+            step = step * 5 % 4099 + 1;
+            let take = buffer.unread().len().saturating_sub(step);
+            received.extend_from_slice(&buffer.unread()[..take]);
+            buffer.consume(take);
+        }
+        received.extend_from_slice(buffer.unread());
+        assert!(received == sent);
+        assert!(buffer.bytes.len() <= MAX_LEN + MIN_LEN);
+    }
+
+    #[tokio::test]
+    async fn room_for_a_large_frame_is_given_back_after_it() {
+        let mut buffer = InBuffer::new();
+        buffer.make_room_for(MAX_LEN * 3);
+        let sent = vec![1; MAX_LEN * 3];
+        let mut source = &sent[..];
+        while buffer.unread().len() < sent.len() {
+            poll_fn(|cx| buffer.poll_fill(cx, &mut source)).await.unwrap();
+        }
+        buffer.consume(sent.len());
+        assert_eq!(buffer.bytes.len(), MAX_LEN);
+    }
+}

@@ -1,0 +1,193 @@
+//! Where late replies wait for their connection: a buffer that any thread may add to.
+
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+
+use atomic_waker::AtomicWaker;
+
+use crate::proto::message::{Label, put_cache_resp, put_classify_resp};
+use crate::proto::{Message, Status};
+
+/// The replies of one connection that did not come within their batch.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    buffer: Mutex<Buffer>,
+    waker: AtomicWaker,
+    /// `Later` tokens not yet spent.
+    in_flight: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// The connection is gone; what comes now is dropped.
+    closed: bool,
+}
+
+impl Outbox {
+    /// A token for one request.
+    pub(super) fn later(self: &Arc<Self>, id: u64) -> Later {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Later { outbox: Arc::clone(self), id, spent: false }
+    }
+
+    /// Tokens not yet spent. Acquire: whoever sees a token spent also finds its reply.
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Acquire)
+    }
+
+    /// Whether every token is spent and every reply taken.
+    pub(super) fn is_drained(&self) -> bool {
+        // In this order: a token is spent after its reply is in the buffer.
+        self.in_flight() == 0 && self.lock().bytes.is_empty()
+    }
+
+    /// Wakes this task when a reply arrives from now on.
+    pub(super) fn register(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    /// Moves what has arrived to the end of `out`.
+    pub(super) fn take(&self, out: &mut Vec<u8>) {
+        let mut buffer = self.lock();
+        if out.is_empty() {
+            std::mem::swap(&mut buffer.bytes, out);
+        } else {
+            out.append(&mut buffer.bytes);
+        }
+    }
+
+    /// Drops what is here and what is still to come.
+    pub(super) fn close(&self) {
+        let mut buffer = self.lock();
+        buffer.closed = true;
+        buffer.bytes = Vec::new();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buffer> {
+        // Encoding a reply cannot leave half a frame behind, so a poisoned buffer is still whole.
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        {
+            let mut buffer = self.lock();
+            if !buffer.closed {
+                encode(&mut buffer.bytes);
+            }
+        }
+        self.in_flight.fetch_sub(1, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// The duty to answer one request later, from any thread.
+///
+/// It can be spent once, and dropping it unspent sends an internal error: exactly one reply goes
+/// out, whatever becomes of it. When the connection is gone, the reply is dropped silently.
+#[must_use = "dropping it answers with an internal error"]
+pub struct Later {
+    outbox: Arc<Outbox>,
+    id: u64,
+    spent: bool,
+}
+
+impl Later {
+    /// The request's id, for logs.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether nobody waits any more, because the connection is gone.
+    pub fn is_abandoned(&self) -> bool {
+        self.outbox.lock().closed
+    }
+
+    /// Answers a `ClassifyReq`.
+    pub fn label(self, label: Label) {
+        let id = self.id;
+        self.spend(|out| put_classify_resp(out, id, label));
+    }
+
+    /// Answers a cache read.
+    pub fn value(self, value: Option<i64>) {
+        let id = self.id;
+        self.spend(|out| put_cache_resp(out, id, value));
+    }
+
+    /// Answers with an error; `text` names the thing, the limit and the value.
+    pub fn error(self, status: Status, text: &str) {
+        let id = self.id;
+        self.spend(|out| Message::Error { status, text, connection: false }.encode(id, out));
+    }
+
+    fn spend(mut self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.spent = true;
+        self.outbox.send(encode);
+    }
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        if !self.spent {
+            let (status, text) = (Status::Internal, "the request was given up without an answer");
+            let error = Message::Error { status, text, connection: false };
+            self.outbox.send(|out| error.encode(self.id, out));
+        }
+    }
+}
+
+impl fmt::Debug for Later {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Later").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Frame;
+    use crate::proto::message::Origin;
+
+    fn frames(outbox: &Outbox) -> Vec<(u64, Status)> {
+        let (mut bytes, mut found) = (Vec::new(), Vec::new());
+        outbox.take(&mut bytes);
+        let mut rest = &bytes[..];
+        while let Some(frame) = Frame::decode(rest, u32::MAX).unwrap() {
+            found.push((frame.header.id, Status::from_code(frame.header.status)));
+            rest = &rest[frame.header.frame_len()..];
+        }
+        found
+    }
+
+    #[test]
+    fn a_spent_later_token_sends_its_reply_and_nothing_else() {
+        let outbox = Arc::new(Outbox::default());
+        let later = outbox.later(u64::MAX);
+        assert_eq!(outbox.in_flight(), 1);
+        later.label(Label { class: 3, origin: Origin::Computed });
+        assert_eq!(outbox.in_flight(), 0);
+        assert_eq!(frames(&outbox), [(u64::MAX, Status::None)]);
+    }
+
+    #[test]
+    fn a_dropped_later_token_sends_an_error() {
+        let outbox = Arc::new(Outbox::default());
+        drop(outbox.later(0));
+        assert_eq!(outbox.in_flight(), 0);
+        assert_eq!(frames(&outbox), [(0, Status::Internal)]);
+    }
+
+    #[test]
+    fn a_closed_outbox_keeps_nothing() {
+        let outbox = Arc::new(Outbox::default());
+        let later = outbox.later(1);
+        outbox.close();
+        assert!(later.is_abandoned());
+        later.value(Some(1));
+        assert_eq!(outbox.in_flight(), 0);
+        assert!(frames(&outbox).is_empty());
+    }
+}
