@@ -1,0 +1,289 @@
+//! What is asked, and in which order: populations of images or keys, and access patterns.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Zipf};
+
+/// The most images or keys in a population: they are numbered by a `u32`.
+pub const MAX_POPULATION: usize = u32::MAX as usize;
+
+/// Images of one size, with or without labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Population {
+    bytes: Vec<u8>,
+    image_len: usize,
+    labels: Option<Vec<u16>>,
+}
+
+/// Why bytes and labels are not a [`Population`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PopulationError {
+    /// No image at all, or images of no bytes. There is nothing to ask about.
+    #[error("a population of {bytes} bytes in images of {image_len} bytes holds no image")]
+    Empty {
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes in an image.
+        image_len: usize,
+    },
+    /// The bytes do not divide into images. Check the image's length.
+    #[error("{bytes} bytes do not divide into images of {image_len} bytes")]
+    Ragged {
+        /// Bytes given.
+        bytes: usize,
+        /// Bytes in an image.
+        image_len: usize,
+    },
+    /// More or fewer labels than images.
+    #[error("there are {labels} labels for {images} images")]
+    Labels {
+        /// Labels given.
+        labels: usize,
+        /// Images given.
+        images: usize,
+    },
+    /// More than [`MAX_POPULATION`] images.
+    #[error("a population of {images} images; the limit is {MAX_POPULATION}")]
+    TooLarge {
+        /// Images given.
+        images: usize,
+    },
+}
+
+impl Population {
+    /// The images of `image_len` bytes that lie one after another in `bytes`, and a label for each.
+    ///
+    /// # Errors
+    /// [`PopulationError`] when there is no image, a part of one, or not one label for each.
+    pub fn new(
+        bytes: Vec<u8>,
+        image_len: usize,
+        labels: Option<Vec<u16>>,
+    ) -> Result<Self, PopulationError> {
+        let len = bytes.len();
+        if len == 0 || image_len == 0 {
+            return Err(PopulationError::Empty { bytes: len, image_len });
+        }
+        if !len.is_multiple_of(image_len) {
+            return Err(PopulationError::Ragged { bytes: len, image_len });
+        }
+        let images = len / image_len;
+        if images > MAX_POPULATION {
+            return Err(PopulationError::TooLarge { images });
+        }
+        if let Some(labels) = labels.as_ref().map(Vec::len).filter(|&labels| labels != images) {
+            return Err(PopulationError::Labels { labels, images });
+        }
+        Ok(Population { bytes, image_len, labels })
+    }
+
+    /// How many images there are; never 0.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.image_len
+    }
+
+    /// Bytes in each image.
+    pub fn image_len(&self) -> usize {
+        self.image_len
+    }
+
+    /// All the images, one after another.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The image of this number.
+    ///
+    /// # Panics
+    /// When `index` is not below [`Population::len`].
+    #[inline]
+    pub fn image(&self, index: usize) -> &[u8] {
+        &self.bytes[index * self.image_len..][..self.image_len]
+    }
+
+    /// What the images are said to show, if that is known. What a model answers may differ.
+    pub fn labels(&self) -> Option<&[u16]> {
+        self.labels.as_deref()
+    }
+}
+
+/// Keys and the one value that each may have: both follow from the key's number, so that every
+/// answer of a cache can be checked without remembering what was written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Keys {
+    /// How many keys there are.
+    pub count: u32,
+    /// The share of requests that read, from 0 to 1. The others write.
+    pub read_share: f64,
+    /// Tells the key spaces of two runs apart: two salts share no more than chance keys.
+    pub salt: u64,
+}
+
+impl Keys {
+    /// The key of this number. Two numbers below 2³² never share one.
+    #[inline]
+    pub fn key(&self, index: u32) -> u64 {
+        mix(u64::from(index).wrapping_add(self.salt))
+    }
+
+    /// The only value that this key is ever given.
+    #[inline]
+    pub fn value(&self, key: u64) -> i64 {
+        mix(key ^ 0x5bf0_3635_dcd1_6e27).cast_signed()
+    }
+}
+
+/// A bijection of 64 bits that scatters neighbours: the finalizer of SplitMix64 (Steele, Lea and
+/// Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16).
+#[inline]
+fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// In which order a population is asked about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Access {
+    /// Each one as likely as another.
+    Uniform,
+    /// The one of rank `k` (its number plus one) with a likelihood that goes as `k^-exponent`.
+    Zipf {
+        /// 0 is uniform; 1 is Zipf's law; above, ever fewer are ever more popular.
+        exponent: f64,
+    },
+    /// One after another, over and over; each connection takes every n-th.
+    Sequential,
+    /// One after another, each once; the run ends when all have been asked about.
+    EachOnce,
+}
+
+/// The order of one connection: a stream of numbers below the population's size.
+#[derive(Clone, Debug)]
+pub(crate) struct Draw {
+    rng: ChaCha8Rng,
+    count: u32,
+    order: Order,
+}
+
+#[derive(Clone, Debug)]
+enum Order {
+    Uniform,
+    Zipf(Zipf<f64>),
+    Stride { next: u64, stride: u64, wraps: bool },
+}
+
+impl Draw {
+    /// The order of connection `lane` of `lanes` over a population of `count`; `None` for an
+    /// exponent that is negative or not a number, or an empty population.
+    pub(crate) fn new(
+        access: Access,
+        count: u32,
+        seed: u64,
+        lane: u32,
+        lanes: u32,
+    ) -> Option<Self> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(lane.into());
+        let stride = |wraps| Order::Stride { next: lane.into(), stride: lanes.into(), wraps };
+        let order = match access {
+            Access::Uniform => Order::Uniform,
+            Access::Zipf { exponent } => Order::Zipf(Zipf::new(count.into(), exponent).ok()?),
+            Access::Sequential => stride(true),
+            Access::EachOnce => stride(false),
+        };
+        (count > 0).then_some(Draw { rng, count, order })
+    }
+
+    /// The next number, or `None` when each has been drawn once.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Option<u32> {
+        match &mut self.order {
+            Order::Uniform => {
+                // Lemire's multiplication, without its rejection step: with 32 spare bits the
+                // likelihoods of two numbers differ by less than one in 2³².
+                let wide = u128::from(self.rng.next_u64()) * u128::from(self.count);
+                Some((wide >> 64) as u32)
+            }
+            Order::Zipf(zipf) => {
+                let rank = zipf.sample(&mut self.rng);
+                Some((rank as u32).clamp(1, self.count) - 1)
+            }
+            Order::Stride { next, stride, wraps } => {
+                if *next >= u64::from(self.count) {
+                    if !*wraps {
+                        return None;
+                    }
+                    *next %= u64::from(self.count);
+                }
+                let index = *next as u32;
+                *next += *stride;
+                Some(index)
+            }
+        }
+    }
+
+    /// True with likelihood `threshold` / 2³².
+    #[inline]
+    pub(crate) fn chance(&mut self, threshold: u64) -> bool {
+        threshold > u64::from(u32::MAX) || u64::from(self.rng.next_u32()) < threshold
+    }
+}
+
+/// The answers that images must get: the label known beforehand, or the first one that came.
+///
+/// Shared by all connections of a run; give the same one to two runs and they are checked against
+/// each other.
+#[derive(Debug)]
+pub struct Answers(Vec<AtomicU32>);
+
+/// Stands for "no answer yet" and is no label: labels have 16 bits.
+const NO_ANSWER: u32 = u32::MAX;
+
+impl Answers {
+    /// For `count` images: whatever comes first for each is what must come from then on.
+    pub fn first_come(count: usize) -> Self {
+        Answers((0..count).map(|_| AtomicU32::new(NO_ANSWER)).collect())
+    }
+
+    /// The labels that must come.
+    pub fn known(labels: &[u16]) -> Self {
+        Answers(labels.iter().map(|&label| AtomicU32::new(label.into())).collect())
+    }
+
+    /// How many images this has room for.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The answer that image `index` must get, once that is known.
+    pub fn expected(&self, index: usize) -> Option<u16> {
+        let label = self.0.get(index)?.load(Ordering::Relaxed);
+        u16::try_from(label).ok()
+    }
+
+    /// Whether `class` is the right answer for image `index`; otherwise the right one.
+    #[inline]
+    pub(crate) fn check(&self, index: u32, class: u16) -> Result<(), u16> {
+        let Some(cell) = self.0.get(index as usize) else {
+            return Ok(());
+        };
+        let mut expected = cell.load(Ordering::Relaxed);
+        if expected == NO_ANSWER {
+            let first = cell.compare_exchange(
+                NO_ANSWER,
+                class.into(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            expected = first.err().unwrap_or(class.into());
+        }
+        if expected == u32::from(class) { Ok(()) } else { Err(expected as u16) }
+    }
+}
