@@ -1,0 +1,413 @@
+//! The golden vectors in `vectors/`, which were made from `PROTOCOL.md` by other means than this
+//! crate, against this crate: every valid frame decodes to its fields and encodes to its bytes,
+//! every invalid one fails in exactly the way it says.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use afterimage_wire::proto::handshake::{MAGIC, MAX_TOKEN_LEN};
+use afterimage_wire::proto::header::{MAX_HANDSHAKE_BODY, flags};
+use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::stats::{MAX_ENTRIES, Value as StatsValue};
+use afterimage_wire::proto::{
+    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Service, Status,
+};
+use serde_json::{Value, json};
+
+/// One file: its name without the ending, and what it says.
+struct Vector {
+    name: String,
+    json: Value,
+}
+
+impl Vector {
+    fn all(folder: &str) -> Vec<Vector> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors").join(folder);
+        let mut vectors: Vec<Vector> = fs::read_dir(&folder)
+            .expect("the folder of vectors is there")
+            .map(|entry| entry.expect("its entries can be read").path())
+            .map(|path| {
+                let name = path.file_stem().expect("a file has a name");
+                let text = fs::read(&path).expect("a vector can be read");
+                Vector {
+                    name: name.to_string_lossy().into_owned(),
+                    json: serde_json::from_slice(&text).expect("a vector is JSON"),
+                }
+            })
+            .collect();
+        vectors.sort_by(|a, b| a.name.cmp(&b.name));
+        assert!(vectors.len() > 50, "{} holds the vectors", folder.display());
+        vectors
+    }
+
+    fn one(folder: &str, name: &str) -> Vector {
+        let mut all = Vector::all(folder);
+        all.retain(|vector| vector.name == name);
+        all.pop().expect("there is a vector of this name")
+    }
+
+    fn text(&self, key: &str) -> &str {
+        self.json[key].as_str().expect("this key holds a text")
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let digits = self.text("hex").as_bytes();
+        assert_eq!(digits.len() % 2, 0, "{}: odd number of digits", self.name);
+        digits
+            .chunks(2)
+            .map(|pair| {
+                let pair = str::from_utf8(pair).expect("hex is ASCII");
+                u8::from_str_radix(pair, 16).expect("hex has hex digits only")
+            })
+            .collect()
+    }
+
+    fn max_body(&self) -> u32 {
+        let max_body = self.json["max_body"].as_u64().expect("max_body is there");
+        max_body.try_into().expect("max_body fits")
+    }
+
+    fn about(&self) -> String {
+        format!("{}: {}", self.name, self.text("about"))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn decode(bytes: &[u8]) -> Frame<'_> {
+    let frame = Frame::decode(bytes, u32::MAX).expect("no body is above this limit");
+    frame.expect("the vector is a whole frame")
+}
+
+/// The body of an unknown stats entry, which decoding does not keep, out of the frame's bytes.
+fn unknown_payload(body: &[u8], index: usize) -> String {
+    let mut rest = body;
+    for at in 0.. {
+        let name_len = usize::from(rest[1]);
+        let (len_at, payload_at) = (2 + name_len, 6 + name_len);
+        let len: [u8; 4] = rest[len_at..payload_at].try_into().expect("four bytes");
+        let end = payload_at + u32::from_le_bytes(len) as usize;
+        if at == index {
+            return hex(&rest[payload_at..end]);
+        }
+        rest = &rest[end..];
+    }
+    unreachable!("the loop ends by returning")
+}
+
+/// `message` as the vectors write it: its name and its fields.
+fn describe(message: &Message<'_>, frame: Frame<'_>) -> (&'static str, Value) {
+    match message {
+        Message::Hello(hello) => (
+            "Hello",
+            json!({
+                "version_min": hello.version_min, "version_max": hello.version_max,
+                "features": hello.features, "token": hex(hello.token),
+            }),
+        ),
+        Message::Welcome(welcome) => (
+            "Welcome",
+            json!({
+                "version": welcome.version, "service": welcome.service.code(),
+                "features": welcome.features, "max_body": welcome.max_body,
+                "window": welcome.window, "classes": welcome.classes,
+                "digest": hex(&welcome.digest), "shape": welcome.shape.dims(),
+                "name": welcome.name,
+            }),
+        ),
+        Message::Ping(bytes) => ("Ping", json!({"bytes": hex(bytes)})),
+        Message::Pong(bytes) => ("Pong", json!({"bytes": hex(bytes)})),
+        Message::StatsReq => ("StatsReq", json!({})),
+        Message::StatsResp(stats) => {
+            let entries: Vec<Value> = stats
+                .entries
+                .iter()
+                .enumerate()
+                .map(|(i, (name, value))| describe_entry(i, name, value, frame.body))
+                .collect();
+            ("StatsResp", json!({"entries": entries}))
+        }
+        Message::Error { status, text, connection } => {
+            assert_eq!(status.code(), frame.header.status);
+            ("Error", json!({"text": text, "connection": connection}))
+        }
+        Message::GoAway { text } => ("GoAway", json!({"text": text})),
+        Message::CacheRead { key, budget_ms } => {
+            ("CacheReq", json!({"write": false, "key": key.to_string(), "budget_ms": budget_ms}))
+        }
+        Message::CacheWrite { key, value } => {
+            ("CacheReq", json!({"write": true, "key": key.to_string(), "value": value.to_string()}))
+        }
+        Message::CacheResp { value } => {
+            let value = value.map(|value| value.to_string());
+            ("CacheResp", json!({"value": value}))
+        }
+        Message::ClassifyReq { image, budget_ms } => {
+            ("ClassifyReq", json!({"image": hex(image), "budget_ms": budget_ms}))
+        }
+        Message::ClassifyResp(Label { class, origin }) => {
+            let origin = match origin {
+                Origin::Computed => "computed",
+                Origin::Coalesced => "coalesced",
+                Origin::Memoized => "memoized",
+            };
+            ("ClassifyResp", json!({"label": class, "origin": origin}))
+        }
+        Message::Unknown { kind } => ("Unknown", json!({"kind": kind})),
+        other => panic!("the vectors do not know {other:?}"),
+    }
+}
+
+fn describe_entry(index: usize, name: &str, value: &StatsValue, body: &[u8]) -> Value {
+    let (code, value) = match value {
+        StatsValue::Counter(value) => (1, json!(value.to_string())),
+        StatsValue::Gauge(value) => (2, json!(value.to_string())),
+        StatsValue::Text(text) => (3, json!(text)),
+        StatsValue::Histogram(buckets) => {
+            let pairs = buckets.iter();
+            let pairs = pairs.map(|(bound, count)| [bound.to_string(), count.to_string()]);
+            (4, json!(pairs.collect::<Vec<_>>()))
+        }
+        StatsValue::Unknown(code) => (*code, json!(unknown_payload(body, index))),
+        other => panic!("the vectors do not know {other:?}"),
+    };
+    json!({"name": name, "type": code, "value": value})
+}
+
+/// `error` as the vectors write it.
+fn describe_error(error: BodyError) -> Value {
+    match error {
+        BodyError::Truncated { field } => json!({"error": "truncated", "field": field}),
+        BodyError::Trailing { bytes } => {
+            json!({"error": "trailing", "field": null, "bytes": bytes})
+        }
+        BodyError::WrongMagic => json!({"error": "wrong_magic", "field": "magic"}),
+        BodyError::NotUtf8 { field } => json!({"error": "not_utf8", "field": field}),
+        BodyError::OutOfRange { field, value, limit } => {
+            json!({"error": "out_of_range", "field": field, "value": value, "limit": limit})
+        }
+        BodyError::UnknownFlags { flags } => {
+            json!({"error": "unknown_flags", "field": null, "flags": flags})
+        }
+        other => panic!("the vectors do not know {other:?}"),
+    }
+}
+
+/// What this crate makes of the bytes of an invalid vector, and what a server answers to it.
+fn failure(bytes: &[u8], max_body: u32) -> (Value, String) {
+    let frame = match Frame::decode(bytes, max_body) {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return (json!({"error": "need_more", "field": null}), "wait".into()),
+        Err(FrameError::TooLarge { header, limit }) => {
+            let value = header.body_len;
+            let what = json!({
+                "error": "frame_too_large", "field": null, "value": value, "limit": limit,
+            });
+            return (what, answer_to_too_large(bytes, header, limit));
+        }
+        Err(other) => panic!("the vectors do not know {other:?}"),
+    };
+    let error = Message::decode(frame).expect_err("the vector is invalid");
+    let status = error.status().name();
+    let answer = match frame.header.kind {
+        Kind::Error | Kind::Pong | Kind::GoAway => "ignore".into(),
+        Kind::Welcome | Kind::StatsResp | Kind::CacheResp | Kind::ClassifyResp => {
+            "error unsupported".into()
+        }
+        Kind::Hello => format!("close {status}"),
+        _ => format!("error {status}"),
+    };
+    (describe_error(error), answer)
+}
+
+fn answer_to_too_large(bytes: &[u8], header: Header, limit: u32) -> String {
+    /// PROTOCOL.md, "Limits": a body that is longer by at most this is skipped.
+    const MAX_SKIP: u32 = 16 << 20;
+    let answer = match &bytes[..4] {
+        b"GET " | b"POST" => "http 400",
+        _ if limit == MAX_HANDSHAKE_BODY => "close bad_argument",
+        _ if header.body_len - limit > MAX_SKIP => "close too_large",
+        _ => "error too_large",
+    };
+    answer.into()
+}
+
+#[test]
+fn every_valid_vector_decodes_to_its_fields() {
+    for vector in Vector::all("valid") {
+        let bytes = vector.bytes();
+        let frame = decode(&bytes);
+        let header = frame.header;
+        assert_eq!(header.frame_len(), bytes.len(), "{}", vector.about());
+        let found = json!({
+            "body_len": header.body_len, "kind": header.kind.code(), "flags": header.flags,
+            "status": header.status, "id": header.id.to_string(),
+        });
+        assert_eq!(found, vector.json["header"], "{}", vector.about());
+        let message = match Message::decode(frame) {
+            Ok(message) => message,
+            Err(error) => panic!("{}: {error}", vector.about()),
+        };
+        let (name, fields) = describe(&message, frame);
+        assert_eq!(name, vector.text("message"), "{}", vector.about());
+        assert_eq!(fields, vector.json["fields"], "{}", vector.about());
+    }
+}
+
+#[test]
+fn every_canonical_vector_encodes_to_its_bytes_and_no_other_does() {
+    let mut canonical = 0;
+    for vector in Vector::all("valid") {
+        let bytes = vector.bytes();
+        let frame = decode(&bytes);
+        let message = Message::decode(frame).expect("the vector is valid");
+        let mut encoded = Vec::new();
+        message.encode(frame.header.id, &mut encoded);
+        if vector.json["canonical"] == json!(true) {
+            assert_eq!(hex(&encoded), vector.text("hex"), "{}", vector.about());
+            canonical += 1;
+        } else {
+            assert_ne!(hex(&encoded), vector.text("hex"), "{}", vector.about());
+        }
+    }
+    assert!(canonical > 50, "most vectors are canonical");
+}
+
+#[test]
+fn every_valid_vector_cut_anywhere_needs_more() {
+    for vector in Vector::all("valid") {
+        let bytes = vector.bytes();
+        for cut in 0..bytes.len() {
+            let found = Frame::decode(&bytes[..cut], u32::MAX);
+            assert_eq!(found, Ok(None), "{} cut at {cut}", vector.about());
+        }
+    }
+}
+
+#[test]
+fn every_valid_vector_is_taken_at_its_own_length_and_refused_one_byte_below() {
+    for vector in Vector::all("valid") {
+        let bytes = vector.bytes();
+        let header = decode(&bytes).header;
+        let found = Frame::decode(&bytes, header.body_len);
+        assert!(matches!(found, Ok(Some(_))), "{}", vector.about());
+        if let Some(limit) = header.body_len.checked_sub(1) {
+            let refused = Err(FrameError::TooLarge { header, limit });
+            assert_eq!(Frame::decode(&bytes, limit), refused, "{}", vector.about());
+        }
+    }
+}
+
+#[test]
+fn every_invalid_vector_fails_in_its_way() {
+    for vector in Vector::all("invalid") {
+        let (mut found, answer) = failure(&vector.bytes(), vector.max_body());
+        for key in ["about", "hex", "max_body"] {
+            found[key] = vector.json[key].clone();
+        }
+        found["answer"] = answer.into();
+        assert_eq!(found, vector.json, "{}", vector.about());
+    }
+}
+
+#[test]
+fn every_kind_and_every_status_has_a_vector() {
+    let valid = Vector::all("valid");
+    let headers: Vec<Header> = valid.iter().map(|v| decode(&v.bytes()).header).collect();
+    for kind in Kind::ALL {
+        let found = headers.iter().any(|header| header.kind == *kind);
+        assert!(found, "no valid vector of kind {}", kind.name());
+    }
+    for status in Status::ALL {
+        let found = headers
+            .iter()
+            .any(|header| header.kind == Kind::Error && header.status == status.code());
+        assert!(found, "no valid Error with status {status}");
+    }
+    let unknown = |header: &Header| matches!(Status::from_code(header.status), Status::Unknown(_));
+    let errors = headers.iter().filter(|header| header.kind == Kind::Error);
+    assert!(errors.clone().any(unknown), "no Error of unknown status");
+    for bit in [flags::CONNECTION, 0] {
+        assert!(errors.clone().any(|header| header.flags == bit));
+    }
+    let labels = |bits| {
+        let mut replies = headers.iter().filter(|h| h.kind == Kind::ClassifyResp);
+        replies.any(|header| header.flags == bits)
+    };
+    assert!([0, flags::MEMOIZED, flags::COALESCED].into_iter().all(labels));
+    let has = |kind, bits| headers.iter().any(|h| h.kind == kind && h.flags == bits);
+    assert!(has(Kind::CacheReq, flags::WRITE) && has(Kind::CacheReq, 0));
+    assert!(has(Kind::CacheResp, flags::EXISTS) && has(Kind::CacheResp, 0));
+}
+
+#[test]
+fn every_way_to_be_invalid_has_a_vector() {
+    let found: BTreeSet<String> =
+        Vector::all("invalid").iter().map(|vector| vector.text("error").to_owned()).collect();
+    let wanted = [
+        "frame_too_large",
+        "need_more",
+        "not_utf8",
+        "out_of_range",
+        "trailing",
+        "truncated",
+        "unknown_flags",
+        "wrong_magic",
+    ];
+    assert!(found.iter().eq(wanted), "{found:?}");
+}
+
+#[test]
+fn as_many_stats_entries_as_allowed_are_taken() {
+    let mut bytes = Vector::one("invalid", "stats_resp_too_many_entries").bytes();
+    let entry_len = (bytes.len() - HEADER_LEN) / (MAX_ENTRIES + 1);
+    bytes.truncate(bytes.len() - entry_len);
+    let body_len = u32::try_from(bytes.len() - HEADER_LEN).unwrap();
+    bytes[..4].copy_from_slice(&body_len.to_le_bytes());
+    let message = Message::decode(decode(&bytes));
+    assert!(matches!(message, Ok(Message::StatsResp(stats)) if stats.entries.len() == MAX_ENTRIES));
+}
+
+#[test]
+fn the_longest_token_and_the_longest_hello_are_what_the_protocol_promises() {
+    let longest = Vector::one("valid", "hello_longest_token").bytes();
+    let Ok(Message::Hello(Hello { token, .. })) = Message::decode(decode(&longest)) else {
+        panic!("hello_longest_token is a Hello");
+    };
+    assert_eq!(token.len(), MAX_TOKEN_LEN);
+    let longest = Vector::one("valid", "hello_longest").bytes();
+    assert_eq!(decode(&longest).header.body_len, MAX_HANDSHAKE_BODY);
+}
+
+#[test]
+fn the_tables_in_the_document_are_those_in_the_code() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("PROTOCOL.md");
+    let text = fs::read_to_string(path).unwrap();
+    let has_row = |start: String| {
+        let found = text.lines().any(|line| line.starts_with(&start));
+        assert!(found, "PROTOCOL.md has no row that begins {start:?}");
+    };
+    for kind in Kind::ALL {
+        has_row(format!("| {:#04x} | {} | ", kind.code(), kind.name()));
+    }
+    for status in Status::ALL {
+        has_row(format!("| {} | {} | ", status.code(), status.name()));
+        let row = format!("| {} | {} | ", status.code(), status.name());
+        let line = text.lines().find(|line| line.starts_with(&row)).unwrap();
+        let advice = line.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        assert_eq!(
+            advice.starts_with("yes"),
+            status.is_retryable(),
+            "the advice on {status}: {advice}"
+        );
+    }
+    for service in [Service::Memo, Service::Cache, Service::Classifier] {
+        let named = format!("{} {service}", service.code());
+        assert!(text.contains(&named), "PROTOCOL.md does not say {named:?}");
+    }
+    let magic = str::from_utf8(&MAGIC).unwrap();
+    assert!(text.contains(&format!("`{magic}`")));
+}
