@@ -1,12 +1,28 @@
-//! Images, features, ten one-vs-rest SVMs, their training and files, and the classifier service.
+//! Images, features, ten one-vs-rest SVMs, their training and files, and the compute engine that scores them.
+#![deny(unsafe_code)]
+
+pub mod train;
 
 mod dataset;
 mod error;
+mod eval;
+mod features;
 mod image;
 mod input;
+mod kernels;
+mod model;
+mod model_file;
 mod shape;
+mod svm;
+mod tensors;
 
 pub use dataset::{Dataset, MAX_DATASET_FILE_BYTES, Split};
 pub use error::{DataError, ModelError};
+pub use eval::{ClassFigures, Evaluation, wilson_interval};
+pub use features::{FeatureMap, RawPixels};
 pub use image::{Image, MAX_IMAGE_FILE_BYTES};
+pub use kernels::Level;
+pub use model::{Metadata, Model, ModelDigest, Scratch};
+pub use model_file::MAX_MODEL_FILE_BYTES;
 pub use shape::{MAX_INPUT_LEN, MAX_RANK, Shape};
+pub use svm::{LinearSvm, MAX_CLASSES, argmax};

@@ -1,0 +1,90 @@
+//! Feature maps: what turns the bytes of one image into the numbers that the machines weigh. A map is fixed
+//! once trained; the same bytes always give the same bits.
+
+mod raw;
+
+use std::fmt;
+
+pub use raw::RawPixels;
+
+use crate::error::ModelError;
+use crate::kernels::{Chunk, Level};
+use crate::shape::Shape;
+use crate::tensors::Tensors;
+
+/// A feature map, one of those we know.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum FeatureMap {
+    /// Every pixel divided by one number.
+    Raw(RawPixels),
+}
+
+/// What computing features needs room for; kept between calls so that nothing is allocated.
+#[derive(Default)]
+pub(crate) struct FeatureScratch {}
+
+impl FeatureMap {
+    /// The name it goes by in files and on the command line.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Raw(_) => RawPixels::NAME,
+        }
+    }
+
+    /// The shape of the images it takes.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        match self {
+            Self::Raw(map) => map.shape(),
+        }
+    }
+
+    /// The number of features it gives.
+    #[must_use]
+    pub fn dims(&self) -> usize {
+        match self {
+            Self::Raw(map) => map.shape().len(),
+        }
+    }
+
+    /// The features of a block of images: `out` is `[images, chunks(dims)]`, its padding set to zero. Each image is
+    /// `shape().len()` bytes.
+    pub(crate) fn features(
+        &self,
+        _level: Level,
+        images: &[&[u8]],
+        _scratch: &mut FeatureScratch,
+        out: &mut [Chunk],
+    ) {
+        match self {
+            Self::Raw(map) => map.features(images, out),
+        }
+    }
+
+    /// The numbers that make it what it is, by name.
+    pub(crate) fn tensors(&self) -> Tensors {
+        match self {
+            Self::Raw(map) => map.tensors(),
+        }
+    }
+
+    /// The map called `name`, its numbers taken out of `tensors`.
+    pub(crate) fn from_tensors(
+        name: &str,
+        shape: Shape,
+        tensors: &mut Tensors,
+    ) -> Result<Self, ModelError> {
+        match name {
+            RawPixels::NAME => RawPixels::from_tensors(shape, tensors).map(Self::Raw),
+            _ => Err(ModelError::mismatch("feature map", RawPixels::NAME, name)),
+        }
+    }
+}
+
+impl fmt::Debug for FeatureScratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FeatureScratch").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,353 @@
+//! The arithmetic that everything is scored with, once for every processor.
+//!
+//! A kernel is written once, over [`Simd`]: sixteen `f32` lanes and the few operations on them that IEEE 754
+//! rounds in exactly one way (addition, multiplication, fused multiply-add, comparison, square root). Each
+//! instruction set carries the lanes in registers of its own width; the order of operations is the kernel's
+//! and not the machine's. So **every instruction set gives the same bits**, and which one runs is a matter
+//! of speed alone. Sums over lanes are taken in one fixed tree.
+//!
+//! This is the only module of the crate with `unsafe` in it: calling instructions that a processor may
+//! not have. A [`Simd`] value is the proof that it has them, and only detection makes one.
+#![allow(unsafe_code)]
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::fmt;
+use std::sync::OnceLock;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Sixteen values in memory.
+pub(crate) type Chunk = [f32; LANES];
+
+/// An instruction set to compute with. All give the same bits; they differ in speed only.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Level(Kind);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Portable(portable::Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(neon::Neon),
+}
+
+impl Level {
+    /// The fastest this processor has; found once.
+    #[must_use]
+    pub fn best() -> Self {
+        static BEST: OnceLock<Level> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            Self::available()
+                .pop()
+                .expect("the portable one is always there")
+        })
+    }
+
+    /// All this processor has, the fastest last.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut levels = vec![Self(Kind::Portable(portable::Portable))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            levels.extend(x86::Avx2::detect().map(|simd| Self(Kind::Avx2(simd))));
+            levels.extend(x86::Avx512::detect().map(|simd| Self(Kind::Avx512(simd))));
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.extend(neon::Neon::detect().map(|simd| Self(Kind::Neon(simd))));
+        levels
+    }
+
+    /// Its usual name: `portable`, `avx2`, `avx512` or `neon`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(_) => "neon",
+        }
+    }
+
+    /// Runs a kernel with this instruction set.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Kind::Portable(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2(simd) => simd.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512(simd) => simd.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon(simd) => simd.run(kernel),
+        }
+    }
+}
+
+impl fmt::Debug for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Level({})", self.name())
+    }
+}
+
+/// A piece of work written over any instruction set. `run` must be `#[inline(always)]`, so that it is compiled
+/// anew inside [`Simd::run`], where the instructions are switched on.
+pub(crate) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Sixteen lanes of `f32`. A value of an implementing type proves that the processor has its instructions.
+pub(crate) trait Simd: Copy {
+    /// Sixteen lanes in registers.
+    type V: Copy;
+
+    /// Whether sixteen lanes are one register of thirty-two, so that tiles may be large.
+    const WIDE: bool;
+
+    /// Runs `kernel` compiled with these instructions.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+
+    fn splat(self, value: f32) -> Self::V;
+    fn load(self, from: &Chunk) -> Self::V;
+    fn store(self, v: Self::V, to: &mut Chunk);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a` where `a > b`, else `b`.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sqrt(self, a: Self::V) -> Self::V;
+
+    /// The sum of the lanes: halves onto halves, always in this order.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+}
+
+/// Chunks that hold `len` values.
+pub(crate) const fn chunks(len: usize) -> usize {
+    len.div_ceil(LANES)
+}
+
+/// Every dot product of a row of `x` with a row of `w`: `out[i * classes + c] = Σ x[i]·w[c]`, all rows of `row`
+/// chunks.
+///
+/// Each of them is summed in the same order wherever it stands: over the chunks in turn, lane by lane, then
+/// over the lanes by [`Simd::sum`]. Neither the number of rows nor the tiling below shows in the result.
+pub(crate) struct Dots<'a> {
+    pub(crate) row: usize,
+    pub(crate) x: &'a [Chunk],
+    pub(crate) w: &'a [Chunk],
+    pub(crate) out: &'a mut [f32],
+}
+
+impl Kernel for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { row, x, w, out } = self;
+        let classes = w.len() / row;
+        let rows = if S::WIDE { 4 } else { 1 };
+        for (x, out) in x.chunks(rows * row).zip(out.chunks_mut(rows * classes)) {
+            if x.len() == 4 * row {
+                tile_classes::<S, 4>(simd, row, x, w, out);
+            } else {
+                for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(classes)) {
+                    tile_classes::<S, 1>(simd, row, x, w, out);
+                }
+            }
+        }
+    }
+}
+
+/// `I` rows of `x` against all rows of `w`, five at a time and the rest one at a time.
+#[inline(always)]
+fn tile_classes<S: Simd, const I: usize>(
+    simd: S,
+    row: usize,
+    x: &[Chunk],
+    w: &[Chunk],
+    out: &mut [f32],
+) {
+    let classes = w.len() / row;
+    let mut class = 0;
+    while class + 5 <= classes {
+        tile::<S, I, 5>(simd, row, x, &w[class * row..], classes, &mut out[class..]);
+        class += 5;
+    }
+    while class < classes {
+        tile::<S, I, 1>(simd, row, x, &w[class * row..], classes, &mut out[class..]);
+        class += 1;
+    }
+}
+
+#[inline(always)]
+fn tile<S: Simd, const I: usize, const C: usize>(
+    simd: S,
+    row: usize,
+    x: &[Chunk],
+    w: &[Chunk],
+    stride: usize,
+    out: &mut [f32],
+) {
+    let x: [&[Chunk]; I] = std::array::from_fn(|i| &x[i * row..(i + 1) * row]);
+    let w: [&[Chunk]; C] = std::array::from_fn(|c| &w[c * row..(c + 1) * row]);
+    let mut sums = [[simd.splat(0.0); C]; I];
+    for k in 0..row {
+        let w: [S::V; C] = std::array::from_fn(|c| simd.load(&w[c][k]));
+        for i in 0..I {
+            let x = simd.load(&x[i][k]);
+            for c in 0..C {
+                sums[i][c] = simd.mul_add(x, w[c], sums[i][c]);
+            }
+        }
+    }
+    for i in 0..I {
+        for c in 0..C {
+            out[i * stride + c] = simd.sum(sums[i][c]);
+        }
+    }
+}
+
+/// `w += factor · x`, element by element.
+pub(crate) struct AddScaled<'a> {
+    pub(crate) w: &'a mut [Chunk],
+    pub(crate) factor: f32,
+    pub(crate) x: &'a [Chunk],
+}
+
+impl Kernel for AddScaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let factor = simd.splat(self.factor);
+        for (w, x) in self.w.iter_mut().zip(self.x) {
+            let sum = simd.mul_add(factor, simd.load(x), simd.load(w));
+            simd.store(sum, w);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of many magnitudes, so that any other order of summation shows.
+    fn noise(count: usize, seed: u32) -> Vec<Chunk> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 65536.0 - 128.0
+        };
+        (0..count)
+            .map(|_| std::array::from_fn(|_| next() * next()))
+            .collect()
+    }
+
+    fn dots(level: Level, row: usize, x: &[Chunk], w: &[Chunk]) -> Vec<u32> {
+        let mut out = vec![0.0; (x.len() / row) * (w.len() / row)];
+        level.run(Dots {
+            row,
+            x,
+            w,
+            out: &mut out,
+        });
+        out.into_iter().map(f32::to_bits).collect()
+    }
+
+    #[test]
+    fn every_level_gives_the_same_bits_for_dot_products() {
+        let (x, w) = (noise(7 * 49, 1), noise(11 * 49, 2));
+        let expected = dots(Level::available()[0], 49, &x, &w);
+        for level in Level::available() {
+            assert_eq!(dots(level, 49, &x, &w), expected, "{level:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_alone_gives_the_same_bits_as_in_any_batch() {
+        let (x, w) = (noise(13 * 9, 3), noise(10 * 9, 4));
+        for level in Level::available() {
+            let together = dots(level, 9, &x, &w);
+            for count in 1..=13 {
+                assert_eq!(dots(level, 9, &x[..count * 9], &w), together[..count * 10]);
+            }
+            for i in 0..13 {
+                let alone = dots(level, 9, &x[i * 9..(i + 1) * 9], &w);
+                assert_eq!(alone, together[i * 10..(i + 1) * 10], "{level:?}, row {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn dot_products_are_right() {
+        let x = [[2.0; LANES], [1.0; LANES]];
+        let w: Vec<Chunk> = vec![std::array::from_fn(|i| i as f32), [0.5; LANES]];
+        let out = dots(Level::best(), 2, &x, &w);
+        assert_eq!(f32::from_bits(out[0]), 2.0 * 120.0 + 8.0);
+    }
+
+    #[test]
+    fn every_level_gives_the_same_bits_for_every_operation() {
+        struct All<'a>(&'a [Chunk]);
+        impl Kernel for All<'_> {
+            type Output = Vec<u32>;
+            #[inline(always)]
+            fn run<S: Simd>(self, simd: S) -> Vec<u32> {
+                let mut bits = Vec::new();
+                for three in self.0.chunks_exact(3) {
+                    let [a, b, c] = [0, 1, 2].map(|i| simd.load(&three[i]));
+                    let results = [
+                        simd.add(a, b),
+                        simd.sub(a, b),
+                        simd.mul(a, b),
+                        simd.mul_add(a, b, c),
+                        simd.max(a, b),
+                        simd.sqrt(simd.mul(a, a)),
+                        simd.splat(simd.sum(a)),
+                    ];
+                    for v in results {
+                        let mut lanes = [0.0; LANES];
+                        simd.store(v, &mut lanes);
+                        bits.extend(lanes.map(f32::to_bits));
+                    }
+                }
+                bits
+            }
+        }
+        let mut values = noise(300, 5);
+        values[0] = [0.0; LANES];
+        values[1] = [-0.0; LANES];
+        values[4][3] = f32::INFINITY;
+        values[5][3] = f32::NEG_INFINITY;
+        let expected = Level::available()[0].run(All(&values));
+        for level in Level::available() {
+            assert_eq!(level.run(All(&values)), expected, "{level:?}");
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! A model: a feature map, the machines that weigh its features, and the label each machine stands for.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use ndarray::{Array2, ArrayView2};
+use rayon::prelude::*;
+
+use crate::error::{DataError, ModelError};
+use crate::features::{FeatureMap, FeatureScratch};
+use crate::kernels::{Chunk, LANES, Level, chunks};
+use crate::model_file;
+use crate::shape::Shape;
+use crate::svm::{LinearSvm, argmax};
+
+/// Images scored in one go: enough to share each read of the weights, few enough that their features stay in
+/// the second-level cache.
+const BLOCK: usize = 8;
+
+/// Images one task of a parallel batch takes.
+const TASK: usize = 64;
+
+/// A trained classifier. It never changes, so threads share it as `Arc<Model>`.
+#[derive(Clone, Debug)]
+pub struct Model {
+    features: FeatureMap,
+    svm: LinearSvm,
+    labels: Vec<u16>,
+    metadata: Metadata,
+    digest: ModelDigest,
+}
+
+/// Where a model comes from: for people to read. Nothing here changes an answer, and none of it is in the
+/// digest.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Metadata {
+    /// The command that makes this very file.
+    pub command: String,
+    /// The seed all its random numbers come from.
+    pub seed: Option<u64>,
+    /// The SVMs' parameter C.
+    pub c: Option<f64>,
+    /// What it was trained on.
+    pub dataset: String,
+    /// Images of the test set answered wrongly, and how many there were.
+    pub test_errors: Option<(usize, usize)>,
+    /// Anything else.
+    pub note: String,
+}
+
+/// SHA-256 over everything that decides an answer; see [`Model::digest`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ModelDigest(pub [u8; 32]);
+
+/// Room for scoring, kept between calls so that nothing is allocated.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    features: FeatureScratch,
+    block: Vec<Chunk>,
+    scores: Vec<f32>,
+}
+
+impl Model {
+    /// A model whose machine `i` stands for `labels[i]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] when the features, machines and labels do not fit, or a label stands twice.
+    pub fn new(
+        features: FeatureMap,
+        svm: LinearSvm,
+        labels: Vec<u16>,
+        metadata: Metadata,
+    ) -> Result<Self, ModelError> {
+        if svm.dims() != features.dims() {
+            return Err(ModelError::mismatch(
+                "features per class",
+                features.dims(),
+                svm.dims(),
+            ));
+        }
+        if labels.len() != svm.classes() {
+            return Err(ModelError::mismatch("labels", svm.classes(), labels.len()));
+        }
+        let mut sorted = labels.clone();
+        sorted.sort_unstable();
+        if let Some(twice) = sorted.windows(2).find(|two| two[0] == two[1]) {
+            return Err(ModelError::mismatch(
+                "labels",
+                "each once",
+                format!("{} twice", twice[0]),
+            ));
+        }
+        let digest = model_file::digest(&features, &svm, &labels);
+        Ok(Self {
+            features,
+            svm,
+            labels,
+            metadata,
+            digest,
+        })
+    }
+
+    /// The model that comes with the program.
+    #[must_use]
+    pub fn shipped() -> Arc<Self> {
+        Self::raw()
+    }
+
+    /// The raw-pixel linear model that comes with the program: the simplest there is, for comparison.
+    #[must_use]
+    pub fn raw() -> Arc<Self> {
+        static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+        embedded(&MODEL, include_bytes!("../models/raw-linear.safetensors"))
+    }
+
+    /// Reads a safetensors model file.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the file, when it cannot be read or is no model we can use.
+    pub fn read(path: &Path) -> Result<Self, ModelError> {
+        model_file::read(path)
+    }
+
+    /// Reads a model from the bytes of a safetensors file.
+    ///
+    /// # Errors
+    /// [`ModelError`] when they are no model we can use.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelError> {
+        model_file::decode(bytes)
+    }
+
+    /// The bytes of this model's safetensors file; the same model always gives the same bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        model_file::encode(self)
+    }
+
+    /// Writes this model's file: beside the place first, then renamed into it, so that no reader ever sees half of
+    /// one.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`].
+    pub fn write(&self, path: &Path) -> Result<(), ModelError> {
+        model_file::write(self, path)
+    }
+
+    /// 32 bytes that differ as soon as any answer may: SHA-256 over the feature map's name, the shape, the labels,
+    /// and every tensor's name, shape and values. The metadata is not in it. Two models with the same digest
+    /// give the same answers, so a remembered answer belongs to a digest.
+    #[must_use]
+    pub fn digest(&self) -> ModelDigest {
+        self.digest
+    }
+
+    /// The shape of the images it takes.
+    #[must_use]
+    pub fn shape(&self) -> Shape {
+        self.features.shape()
+    }
+
+    /// The label of each machine.
+    #[must_use]
+    pub fn labels(&self) -> &[u16] {
+        &self.labels
+    }
+
+    /// The feature map.
+    #[must_use]
+    pub fn features(&self) -> &FeatureMap {
+        &self.features
+    }
+
+    /// The machines.
+    #[must_use]
+    pub fn svm(&self) -> &LinearSvm {
+        &self.svm
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The same model with other metadata; the digest stays.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// The label of one image of `shape().len()` bytes, row-major.
+    ///
+    /// # Errors
+    /// [`DataError::Mismatch`] when the image is of another size.
+    pub fn classify(&self, image: &[u8]) -> Result<u16, DataError> {
+        let mut label = [0];
+        self.classify_batch(&[image], &mut Scratch::default(), &mut label)?;
+        Ok(label[0])
+    }
+
+    /// The labels of a batch, on the calling thread. `labels` gets one per image. An image's label does not depend
+    /// on the others.
+    ///
+    /// # Errors
+    /// [`DataError::Mismatch`] when an image is of another size; no label is written then.
+    ///
+    /// # Panics
+    /// When `labels` is not as long as `images`.
+    pub fn classify_batch(
+        &self,
+        images: &[&[u8]],
+        scratch: &mut Scratch,
+        labels: &mut [u16],
+    ) -> Result<(), DataError> {
+        assert_eq!(images.len(), labels.len(), "one label per image");
+        self.check_sizes(images)?;
+        let blocks = images.chunks(BLOCK).zip(labels.chunks_mut(BLOCK));
+        for (images, labels) in blocks {
+            let scores = self.score_block(Level::best(), images, scratch);
+            for (label, scores) in labels
+                .iter_mut()
+                .zip(scores.chunks_exact(self.svm.classes()))
+            {
+                *label = self.labels[argmax(scores)];
+            }
+        }
+        Ok(())
+    }
+
+    /// The scores `[images, classes]` of a batch, on the calling thread.
+    ///
+    /// # Errors
+    /// [`DataError::Mismatch`] when an image is of another size.
+    pub fn scores(&self, images: &[&[u8]]) -> Result<Array2<f32>, DataError> {
+        self.scores_with(Level::best(), images)
+    }
+
+    /// As [`Model::scores`], with an instruction set of your choice; the result has the same bits with any.
+    ///
+    /// # Errors
+    /// [`DataError::Mismatch`] when an image is of another size.
+    pub fn scores_with(&self, level: Level, images: &[&[u8]]) -> Result<Array2<f32>, DataError> {
+        self.check_sizes(images)?;
+        let mut scratch = Scratch::default();
+        let mut all = Vec::with_capacity(images.len() * self.svm.classes());
+        for images in images.chunks(BLOCK) {
+            all.extend_from_slice(self.score_block(level, images, &mut scratch));
+        }
+        Ok(
+            Array2::from_shape_vec((images.len(), self.svm.classes()), all)
+                .expect("every block gives one row per image"),
+        )
+    }
+
+    /// The labels of many images, one per row of `images` (`[images, bytes of one]`), on all threads of the current
+    /// rayon pool.
+    ///
+    /// # Errors
+    /// [`DataError::Mismatch`] when the rows are not of this model's size.
+    pub fn classify_all(&self, images: ArrayView2<'_, u8>) -> Result<Vec<u16>, DataError> {
+        if images.ncols() != self.shape().len() {
+            return Err(DataError::Mismatch {
+                what: "bytes in one image",
+                expected: format!("{} ({})", self.shape().len(), self.shape()),
+                found: images.ncols().to_string(),
+            });
+        }
+        let images = images.as_standard_layout();
+        let pixels = images.as_slice().expect("standard layout is contiguous");
+        let rows: Vec<&[u8]> = pixels.chunks_exact(images.ncols()).collect();
+        let mut labels = vec![0; rows.len()];
+        rows.par_chunks(TASK)
+            .zip(labels.par_chunks_mut(TASK))
+            .try_for_each_init(Scratch::default, |scratch, (images, labels)| {
+                self.classify_batch(images, scratch, labels)
+            })?;
+        Ok(labels)
+    }
+
+    fn check_sizes(&self, images: &[&[u8]]) -> Result<(), DataError> {
+        let expected = self.shape().len();
+        match images.iter().find(|image| image.len() != expected) {
+            None => Ok(()),
+            Some(image) => Err(DataError::Mismatch {
+                what: "bytes in one image",
+                expected: format!("{expected} ({})", self.shape()),
+                found: image.len().to_string(),
+            }),
+        }
+    }
+
+    /// Scores `[images, classes]` of at most [`BLOCK`] images of the right size.
+    fn score_block<'s>(
+        &self,
+        level: Level,
+        images: &[&[u8]],
+        scratch: &'s mut Scratch,
+    ) -> &'s [f32] {
+        let Scratch {
+            features,
+            block,
+            scores,
+        } = scratch;
+        block.resize(images.len() * chunks(self.features.dims()), [0.0; LANES]);
+        scores.resize(images.len() * self.svm.classes(), 0.0);
+        self.features.features(level, images, features, block);
+        self.svm.scores(level, block, scores);
+        scores
+    }
+}
+
+fn embedded(cell: &OnceLock<Arc<Model>>, bytes: &[u8]) -> Arc<Model> {
+    let read = || Arc::new(Model::from_bytes(bytes).expect("a test reads every embedded model"));
+    Arc::clone(cell.get_or_init(read))
+}
+
+impl fmt::Display for ModelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ModelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ModelDigest({self})")
+    }
+}

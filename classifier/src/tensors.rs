@@ -1,0 +1,227 @@
+//! Named arrays of `f32`, as they stand in a safetensors file, and the container's reading and writing.
+
+use std::collections::BTreeMap;
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+
+use crate::error::ModelError;
+use crate::svm::check_finite;
+
+/// Arrays by name, in the order of their names.
+pub(crate) type Tensors = BTreeMap<String, Tensor>;
+
+/// Texts by name: the container's metadata.
+pub(crate) type Texts = BTreeMap<String, String>;
+
+/// The container aligns its data to this many bytes.
+const ALIGNMENT: usize = 8;
+
+/// A row-major array of `f32`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tensor {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: Vec<f32>,
+}
+
+impl Tensor {
+    pub(crate) fn new(shape: &[usize], values: Vec<f32>) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>(), values.len());
+        Self {
+            shape: shape.to_vec(),
+            values,
+        }
+    }
+
+    /// Takes `name` out of `tensors`; it must have this shape.
+    pub(crate) fn take(
+        tensors: &mut Tensors,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Vec<f32>, ModelError> {
+        let what = || format!("shape of tensor {name:?}");
+        match tensors.remove(name) {
+            None => Err(ModelError::mismatch(
+                what(),
+                format!("{shape:?}"),
+                "no such tensor",
+            )),
+            Some(tensor) if tensor.shape != shape => Err(ModelError::mismatch(
+                what(),
+                format!("{shape:?}"),
+                format!("{:?}", tensor.shape),
+            )),
+            Some(tensor) => Ok(tensor.values),
+        }
+    }
+}
+
+/// The bytes of a safetensors file. The same tensors and texts always give the same bytes: names in order,
+/// data in the order of the names.
+pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
+    let mut header = BTreeMap::from([("__metadata__".to_owned(), json!(texts))]);
+    let mut offset = 0;
+    for (name, tensor) in tensors {
+        let end = offset + 4 * tensor.values.len();
+        // An array of pairs is written in order, so no map of the JSON library decides about bytes.
+        let entry = json!({
+            "data_offsets": [offset, end], "dtype": "F32", "shape": tensor.shape,
+        });
+        header.insert(name.clone(), entry);
+        offset = end;
+    }
+    let mut text = serialize_sorted(&header);
+    text.resize(text.len().next_multiple_of(ALIGNMENT), b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text);
+    for tensor in tensors.values() {
+        bytes.extend(tensor.values.iter().flat_map(|value| value.to_le_bytes()));
+    }
+    bytes
+}
+
+/// Reads a safetensors file. Every tensor must be of `f32` and finite.
+pub(crate) fn decode(bytes: &[u8]) -> Result<(Tensors, Texts), ModelError> {
+    let container = |error: safetensors::SafeTensorError| ModelError::Container(error.to_string());
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(container)?;
+    let file = SafeTensors::deserialize(bytes).map_err(container)?;
+    let mut tensors = Tensors::new();
+    for (name, view) in file.iter() {
+        if view.dtype() != Dtype::F32 {
+            let what = format!("type of tensor {name:?}");
+            return Err(ModelError::mismatch(
+                what,
+                "F32",
+                format!("{:?}", view.dtype()),
+            ));
+        }
+        let values: Vec<f32> = view
+            .data()
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&value| f32::from_le_bytes(value))
+            .collect();
+        check_finite(name, &values)?;
+        tensors.insert(
+            name.to_owned(),
+            Tensor {
+                shape: view.shape().to_vec(),
+                values,
+            },
+        );
+    }
+    let texts = metadata.metadata().iter().flatten();
+    Ok((
+        tensors,
+        texts
+            .map(|(name, text)| (name.clone(), text.clone()))
+            .collect(),
+    ))
+}
+
+/// JSON with every object's keys in order, whatever map the library was built with.
+fn serialize_sorted(header: &BTreeMap<String, Value>) -> Vec<u8> {
+    fn write(value: &Value, out: &mut String) {
+        if let Value::Object(map) = value {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_by_key(|(name, _)| name.as_str());
+            write_entries(entries.into_iter(), out);
+        } else {
+            out.push_str(&value.to_string());
+        }
+    }
+    fn write_entries<'a>(entries: impl Iterator<Item = (&'a String, &'a Value)>, out: &mut String) {
+        out.push('{');
+        for (i, (name, value)) in entries.enumerate() {
+            if i > 0 {
+                out.push(',');
+            }
+            out.push_str(&Value::from(name.as_str()).to_string());
+            out.push(':');
+            write(value, out);
+        }
+        out.push('}');
+    }
+    let mut out = String::new();
+    write_entries(header.iter(), &mut out);
+    out.into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> (Tensors, Texts) {
+        let tensors = Tensors::from([
+            ("b".to_owned(), Tensor::new(&[2, 1], vec![1.5, -0.0])),
+            ("a".to_owned(), Tensor::new(&[1], vec![3.0])),
+        ]);
+        (
+            tensors,
+            Texts::from([
+                ("z".to_owned(), "\"q\"\n".to_owned()),
+                ("y".into(), "é".into()),
+            ]),
+        )
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_written_alike() {
+        let (tensors, texts) = example();
+        let bytes = encode(&tensors, &texts);
+        let (tensors_read, texts_read) = decode(&bytes).unwrap();
+        assert_eq!((&tensors_read, &texts_read), (&tensors, &texts));
+        assert_eq!(encode(&tensors_read, &texts_read), bytes);
+    }
+
+    #[test]
+    fn data_is_aligned_and_keys_stand_in_order() {
+        let (tensors, texts) = example();
+        let bytes = encode(&tensors, &texts);
+        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        assert_eq!(header % ALIGNMENT, 0);
+        assert_eq!(bytes.len(), 8 + header + 12);
+        let text = std::str::from_utf8(&bytes[8..8 + header]).unwrap();
+        let places: Vec<_> = [
+            "__metadata__",
+            "\"y\"",
+            "\"z\"",
+            "\"a\"",
+            "\"b\"",
+            "\"shape\"",
+        ]
+        .map(|key| text.find(key).unwrap())
+        .into();
+        assert!(places[..5].is_sorted(), "{text}");
+    }
+
+    #[test]
+    fn rejects_other_types_infinities_and_every_truncation() {
+        let (tensors, texts) = example();
+        let bytes = encode(&tensors, &texts);
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes[..len]).is_err(), "{len} bytes");
+        }
+        let mut infinite = bytes.clone();
+        let at = bytes.len() - 4;
+        infinite[at..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+        assert!(matches!(
+            decode(&infinite),
+            Err(ModelError::NotFinite { index: 1, .. })
+        ));
+        let text = String::from_utf8_lossy(&bytes).replacen("F32", "I32", 1);
+        // The replacement keeps the length, but lossy text may not: build it from bytes.
+        assert!(text.contains("I32"));
+        let mut integers = bytes;
+        let at = integers
+            .windows(3)
+            .position(|three| three == b"F32")
+            .unwrap();
+        integers[at] = b'I';
+        assert!(matches!(
+            decode(&integers),
+            Err(ModelError::Mismatch { .. })
+        ));
+    }
+}

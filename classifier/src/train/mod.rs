@@ -1,0 +1,215 @@
+//! Training: from labelled images to a model. One call, [`run`]; for the same options and data it gives the
+//! same bytes, whatever the number of threads.
+
+mod dual;
+mod random;
+mod raw;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use crate::dataset::{Dataset, Split};
+use crate::error::{DataError, ModelError};
+use crate::eval::Evaluation;
+use crate::model::{Metadata, Model};
+
+/// Images at the end of the training set that choices are made on: MNIST's last 10,000, or a sixth of a smaller
+/// set.
+pub const VALIDATION_IMAGES: usize = 10_000;
+
+/// What to train, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct TrainOptions {
+    /// Which feature map to train and weigh.
+    pub features: FeatureKind,
+    /// What all random numbers come from.
+    pub seed: u64,
+    /// The SVMs' parameter C; `None` takes the feature map's own way to find one.
+    pub c: Option<f64>,
+    /// The data set's directory, as given on the command line; for the metadata and [`run_to_file`].
+    pub data: PathBuf,
+    /// The model file, as given on the command line; for the metadata and [`run_to_file`].
+    pub out: PathBuf,
+}
+
+/// The feature maps there is a training for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FeatureKind {
+    /// The pixels themselves.
+    Raw,
+}
+
+/// How far a training is; for a progress bar.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: &'static str,
+    /// Steps of this stage done.
+    pub done: u64,
+    /// Steps this stage has.
+    pub total: u64,
+}
+
+/// Why no model came out of a training.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The data cannot be read, or is not fit to train on.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model does not fit together or cannot be written.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// An option is outside its range.
+    #[error("{option} is {value}; it must be {range}")]
+    Option {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        range: &'static str,
+    },
+}
+
+impl TrainOptions {
+    /// Options for a feature map and a seed; data set and model file are set by whoever has them.
+    #[must_use]
+    pub fn new(features: FeatureKind, seed: u64) -> Self {
+        Self {
+            features,
+            seed,
+            c: None,
+            data: PathBuf::new(),
+            out: PathBuf::new(),
+        }
+    }
+
+    /// The command line that does what these options say.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let c = self.c.map(|c| format!(" --c {c}")).unwrap_or_default();
+        format!(
+            "afterimage train --features {} --seed {}{c} --data {} --out {}",
+            self.features,
+            self.seed,
+            self.data.display(),
+            self.out.display()
+        )
+    }
+}
+
+/// Trains a model on `train`, calling `progress` now and then from whatever thread is at work.
+///
+/// # Errors
+/// [`TrainError`] when there are fewer than two classes or an option is out of range.
+pub fn run(
+    options: &TrainOptions,
+    train: &Dataset,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Model, TrainError> {
+    let labels = train.classes();
+    if labels.len() < 2 {
+        let what = "classes in the training set";
+        let max = crate::svm::MAX_CLASSES;
+        return Err(DataError::out_of_range(what, 2, max, labels.len()).into());
+    }
+    if let Some(c) = options.c.filter(|c| !(c.is_finite() && *c > 0.0)) {
+        let range = "a finite number above 0";
+        return Err(TrainError::Option {
+            option: "C",
+            value: c.to_string(),
+            range,
+        });
+    }
+    let trained = match options.features {
+        FeatureKind::Raw => raw::train(options, train, &labels, progress)?,
+    };
+    let metadata = Metadata {
+        command: options.command(),
+        seed: Some(options.seed),
+        c: Some(trained.c),
+        dataset: format!(
+            "{} images of {}, {} classes",
+            train.len(),
+            train.shape(),
+            labels.len()
+        ),
+        test_errors: None,
+        note: trained.note,
+    };
+    Ok(Model::new(trained.features, trained.svm, labels, metadata)?)
+}
+
+/// The whole command: reads the data set at `options.data`, trains, reads the test set once, records the result and
+/// writes the model to `options.out`.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn run_to_file(
+    options: &TrainOptions,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(Model, Evaluation), TrainError> {
+    let split = Split::read_dir(&options.data)?;
+    let model = run(options, &split.train, progress)?;
+    let evaluation = Evaluation::of(&model, &split.test)?;
+    let mut metadata = model.metadata().clone();
+    metadata.test_errors = Some((evaluation.wrong(), evaluation.images()));
+    let model = model.with_metadata(metadata);
+    model.write(&options.out)?;
+    Ok((model, evaluation))
+}
+
+/// What one kind of training hands back.
+struct Trained {
+    features: crate::features::FeatureMap,
+    svm: crate::svm::LinearSvm,
+    c: f64,
+    note: String,
+}
+
+/// The images to learn from and those to choose by.
+fn validation_split(train: &Dataset) -> (Dataset, Dataset) {
+    train.split_at(train.len() - VALIDATION_IMAGES.min(train.len() / 6))
+}
+
+/// The place of each image's label among the sorted `labels`.
+fn class_indices(data: &Dataset, labels: &[u16]) -> Vec<u16> {
+    let index = |label| {
+        labels
+            .binary_search(label)
+            .expect("`labels` are all that occur")
+    };
+    data.labels()
+        .iter()
+        .map(|label| index(label) as u16)
+        .collect()
+}
+
+impl fmt::Display for FeatureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+        })
+    }
+}
+
+impl std::str::FromStr for FeatureKind {
+    type Err = TrainError;
+
+    fn from_str(name: &str) -> Result<Self, TrainError> {
+        match name {
+            "raw" => Ok(Self::Raw),
+            _ => Err(TrainError::Option {
+                option: "feature map",
+                value: name.to_owned(),
+                range: "raw",
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,174 @@
+//! Whole trainings on a toy data set: bars in four directions, in noise.
+
+use super::*;
+use crate::shape::Shape;
+
+fn bars(count: usize) -> Dataset {
+    let mut random = random::Random::new(5, b"a test..", 0);
+    let shape = Shape::new(&[6, 6]).unwrap();
+    let mut images = Vec::new();
+    let mut labels = Vec::new();
+    for i in 0..count {
+        let label = (i % 4) as u16;
+        let at = random.below(6);
+        for y in 0..6 {
+            for x in 0..6 {
+                let on = match label {
+                    0 => y == at,
+                    1 => x == at,
+                    2 => (x + y) % 6 == at,
+                    _ => (x + 6 - y) % 6 == at,
+                };
+                images.push(random.below(60) as u8 + if on { 150 } else { 0 });
+            }
+        }
+        labels.push(label + 10);
+    }
+    Dataset::new(shape, images, labels).unwrap()
+}
+
+fn options() -> TrainOptions {
+    TrainOptions::new(FeatureKind::Raw, 4)
+}
+
+#[test]
+fn the_same_seed_gives_the_same_file_on_any_number_of_threads() {
+    let data = bars(400);
+    let bytes_on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(|| run(&options(), &data, &|_| {}).unwrap().to_bytes())
+    };
+    let bytes = bytes_on(1);
+    assert_eq!(bytes_on(2), bytes);
+    assert_eq!(bytes_on(5), bytes);
+    let other = TrainOptions {
+        seed: 5,
+        ..options()
+    };
+    assert_ne!(run(&other, &data, &|_| {}).unwrap().to_bytes(), bytes);
+}
+
+#[test]
+fn the_command_says_every_option() {
+    let mut options = options();
+    options.data = "data/mnist".into();
+    options.out = "m.safetensors".into();
+    let command = options.command();
+    let expected = "afterimage train --features raw --seed 4 --data data/mnist --out m.safetensors";
+    assert_eq!(command, expected);
+    options.c = Some(0.25);
+    assert!(options.command().contains(" --c 0.25 "));
+}
+
+#[test]
+fn learns_more_than_chance_and_keeps_the_labels() {
+    let data = bars(800);
+    let model = run(&options(), &data, &|_| {}).unwrap();
+    assert_eq!(model.labels(), [10, 11, 12, 13]);
+    let error = Evaluation::of(&model, &data).unwrap().error_rate();
+    assert!(error < 0.5, "error {error} of four classes");
+    assert!(model.metadata().note.contains("last 133 training images"));
+}
+
+#[test]
+fn progress_only_grows_within_a_stage_and_reaches_no_further_than_its_total() {
+    let seen = std::sync::Mutex::new(Vec::new());
+    let c = TrainOptions {
+        c: Some(0.1),
+        ..options()
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .build()
+        .unwrap();
+    pool.install(|| run(&c, &bars(100), &|p| seen.lock().unwrap().push(p)).unwrap());
+    let seen = seen.into_inner().unwrap();
+    assert!(!seen.is_empty());
+    assert!(seen.is_sorted_by_key(|p| p.done));
+    assert!(
+        seen.iter()
+            .all(|p| p.stage == "training" && p.done <= p.total)
+    );
+}
+
+#[test]
+fn refuses_one_class_and_a_c_that_is_no_number() {
+    let one = Dataset::new(Shape::new(&[1]).unwrap(), vec![1, 2], vec![3, 3]).unwrap();
+    let error = run(&options(), &one, &|_| {}).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "classes in the training set is 1; the range is 2 to 4096"
+    );
+    for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        assert!(
+            run(
+                &TrainOptions {
+                    c: Some(c),
+                    ..options()
+                },
+                &bars(40),
+                &|_| {}
+            )
+            .is_err()
+        );
+    }
+}
+
+#[test]
+fn the_whole_command_records_the_test_set_and_writes_what_it_returns() {
+    let directory = tempfile::tempdir().unwrap();
+    write_idx(directory.path(), "train", &bars(120));
+    write_idx(directory.path(), "t10k", &bars(40));
+    let out = directory.path().join("model.safetensors");
+    let options = TrainOptions {
+        data: directory.path().into(),
+        out: out.clone(),
+        ..options()
+    };
+    let (model, evaluation) = run_to_file(&options, &|_| {}).unwrap();
+    assert_eq!(model.metadata().test_errors, Some((evaluation.wrong(), 40)));
+    assert_eq!(std::fs::read(&out).unwrap(), model.to_bytes());
+    let read = Model::read(&out).unwrap();
+    assert_eq!(read.metadata(), model.metadata());
+    assert_eq!(read.digest(), model.digest());
+}
+
+fn write_idx(directory: &std::path::Path, prefix: &str, data: &Dataset) {
+    let count = data.len() as u8;
+    let dims = data.shape().dims().to_vec();
+    let mut images = vec![
+        0,
+        0,
+        8,
+        3,
+        0,
+        0,
+        0,
+        count,
+        0,
+        0,
+        0,
+        dims[0] as u8,
+        0,
+        0,
+        0,
+        dims[1] as u8,
+    ];
+    data.images()
+        .for_each(|image| images.extend_from_slice(image));
+    let mut labels = vec![0, 0, 8, 1, 0, 0, 0, count];
+    labels.extend(data.labels().iter().map(|&label| label as u8));
+    std::fs::write(
+        directory.join(format!("{prefix}-images-idx3-ubyte")),
+        images,
+    )
+    .unwrap();
+    std::fs::write(
+        directory.join(format!("{prefix}-labels-idx1-ubyte")),
+        labels,
+    )
+    .unwrap();
+}
