@@ -18,10 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (model, evaluation) = train::run_to_file(&options, &report)?;
     let metadata = model.metadata();
     eprintln!();
-    println!(
-        "{}\nC {:?}; {}",
-        metadata.command, metadata.c, metadata.note
-    );
+    println!("{}\nC {:?}; {}", metadata.command, metadata.c, metadata.note);
     println!("digest {}\n{evaluation}", model.digest());
     Ok(())
 }

@@ -66,11 +66,7 @@ impl Dataset {
                 found: images.len().to_string(),
             });
         }
-        Ok(Self {
-            shape,
-            images,
-            labels,
-        })
+        Ok(Self { shape, images, labels })
     }
 
     /// Reads one half of a data set: `prefix` is `train` or `t10k`.
@@ -78,25 +74,14 @@ impl Dataset {
     /// # Errors
     /// As [`Split::read_dir`].
     pub fn read(directory: &Path, prefix: &str) -> Result<Self, DataError> {
-        let (shape, images) = read_idx(
-            directory,
-            &format!("{prefix}-images"),
-            "idx3-ubyte",
-            |bytes| idx::decode_images(bytes).map(|(shape, pixels)| (shape, pixels.to_vec())),
-        )?;
-        let labels = read_idx(
-            directory,
-            &format!("{prefix}-labels"),
-            "idx1-ubyte",
-            |bytes| {
-                idx::decode_labels(bytes).map(|labels| {
-                    labels
-                        .iter()
-                        .map(|&label| u16::from(label))
-                        .collect::<Vec<_>>()
-                })
-            },
-        )?;
+        let (shape, images) =
+            read_idx(directory, &format!("{prefix}-images"), "idx3-ubyte", |bytes| {
+                idx::decode_images(bytes).map(|(shape, pixels)| (shape, pixels.to_vec()))
+            })?;
+        let labels = read_idx(directory, &format!("{prefix}-labels"), "idx1-ubyte", |bytes| {
+            idx::decode_labels(bytes)
+                .map(|labels| labels.iter().map(|&label| u16::from(label)).collect::<Vec<_>>())
+        })?;
         Self::new(shape, images, labels).map_err(|error| error.in_file(directory))
     }
 
@@ -168,10 +153,7 @@ impl Dataset {
             images: images.to_vec(),
             labels: labels.to_vec(),
         };
-        (
-            part(first_images, first_labels),
-            part(last_images, last_labels),
-        )
+        (part(first_images, first_labels), part(last_images, last_labels))
     }
 }
 
@@ -201,10 +183,7 @@ fn read_idx<T>(
             .and_then(|bytes| decode(&bytes))
             .map_err(|error| error.in_file(&path));
     }
-    Err(DataError::Missing {
-        directory: directory.to_owned(),
-        names: names.join(", "),
-    })
+    Err(DataError::Missing { directory: directory.to_owned(), names: names.join(", ") })
 }
 
 #[cfg(test)]
@@ -247,16 +226,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let error = Split::read_dir(directory.path()).unwrap_err().to_string();
         assert!(error.contains("train-images-idx3-ubyte.gz"), "{error}");
-        fs::write(
-            directory.path().join("train-images-idx3-ubyte"),
-            &IMAGES[..19],
-        )
-        .unwrap();
+        fs::write(directory.path().join("train-images-idx3-ubyte"), &IMAGES[..19]).unwrap();
         let error = Split::read_dir(directory.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("train-images-idx3-ubyte: IDX body needs 4 bytes"),
-            "{error}"
-        );
+        assert!(error.contains("train-images-idx3-ubyte: IDX body needs 4 bytes"), "{error}");
     }
 
     #[test]

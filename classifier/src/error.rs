@@ -91,37 +91,23 @@ pub enum DataError {
 
 impl DataError {
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Io { path: path.to_owned(), source }
     }
 
     pub(crate) fn in_file(self, path: &Path) -> Self {
         match self {
             // These name their file already.
             error @ (Self::Io { .. } | Self::InFile { .. } | Self::Missing { .. }) => error,
-            error => Self::InFile {
-                path: path.to_owned(),
-                source: Box::new(error),
-            },
+            error => Self::InFile { path: path.to_owned(), source: Box::new(error) },
         }
     }
 
     pub(crate) fn out_of_range(what: &'static str, min: usize, max: usize, value: usize) -> Self {
-        Self::OutOfRange {
-            what,
-            min: min as u64,
-            max: max as u64,
-            value: value as u64,
-        }
+        Self::OutOfRange { what, min: min as u64, max: max as u64, value: value as u64 }
     }
 
     pub(crate) fn malformed(what: &'static str, detail: impl Into<String>) -> Self {
-        Self::Malformed {
-            what,
-            detail: detail.into(),
-        }
+        Self::Malformed { what, detail: detail.into() }
     }
 
     pub(crate) fn not(expected: &'static str, bytes: &[u8]) -> Self {

@@ -52,21 +52,12 @@ impl Evaluation {
         let mut labels: Vec<u16> = [model.labels(), &data.classes()].concat();
         labels.sort_unstable();
         labels.dedup();
-        let index = |label: &u16| {
-            labels
-                .binary_search(label)
-                .expect("all labels are in there")
-        };
+        let index = |label: &u16| labels.binary_search(label).expect("all labels are in there");
         let mut confusion = Array2::zeros((labels.len(), labels.len()));
         for (label, answer) in data.labels().iter().zip(&answers) {
             confusion[[index(label), index(answer)]] += 1;
         }
-        Ok(Self {
-            labels,
-            confusion,
-            elapsed,
-            threads: rayon::current_num_threads(),
-        })
+        Ok(Self { labels, confusion, elapsed, threads: rayon::current_num_threads() })
     }
 
     /// Images answered.
@@ -160,32 +151,15 @@ impl fmt::Display for Evaluation {
         )?;
         let micros = self.time_per_image().as_nanos() as f64 / 1000.0;
         let plural = if self.threads == 1 { "" } else { "s" };
-        writeln!(
-            f,
-            "time {micros:.1} µs per image on {} thread{plural}",
-            self.threads
-        )?;
+        writeln!(f, "time {micros:.1} µs per image on {} thread{plural}", self.threads)?;
         writeln!(f, "\nlabel  images  precision  recall   answered as")?;
         write!(f, "{:34}", "")?;
-        self.labels
-            .iter()
-            .try_for_each(|label| write!(f, "{label:>6}"))?;
+        self.labels.iter().try_for_each(|label| write!(f, "{label:>6}"))?;
         for (i, class) in self.classes().iter().enumerate() {
-            let ClassFigures {
-                label,
-                images,
-                precision,
-                recall,
-            } = class;
+            let ClassFigures { label, images, precision, recall } = class;
             let (precision, recall) = (100.0 * precision, 100.0 * recall);
-            write!(
-                f,
-                "\n{label:>5}  {images:>6}  {precision:>7.2} %  {recall:>5.2} % "
-            )?;
-            self.confusion
-                .row(i)
-                .iter()
-                .try_for_each(|count| write!(f, "{count:>6}"))?;
+            write!(f, "\n{label:>5}  {images:>6}  {precision:>7.2} %  {recall:>5.2} % ")?;
+            self.confusion.row(i).iter().try_for_each(|count| write!(f, "{count:>6}"))?;
         }
         Ok(())
     }
@@ -211,14 +185,8 @@ mod tests {
             (1, 29, 0.0061, 0.1718),
         ] {
             let interval = wilson_interval(hits, count);
-            assert!(
-                (interval.0 - low).abs() < 5e-5,
-                "{hits}/{count}: {interval:?}"
-            );
-            assert!(
-                (interval.1 - high).abs() < 5e-5,
-                "{hits}/{count}: {interval:?}"
-            );
+            assert!((interval.0 - low).abs() < 5e-5, "{hits}/{count}: {interval:?}");
+            assert!((interval.1 - high).abs() < 5e-5, "{hits}/{count}: {interval:?}");
         }
         assert_eq!(wilson_interval(0, 0), (0.0, 1.0));
     }
@@ -234,19 +202,14 @@ mod tests {
         let data = Dataset::new(shape, images, vec![7, 7, 9, 8]).unwrap();
         let evaluation = Evaluation::of(&model, &data).unwrap();
         assert_eq!(evaluation.labels(), [7, 8, 9]);
-        assert_eq!(
-            evaluation.confusion(),
-            array![[2, 0, 0], [1, 0, 0], [0, 0, 1]]
-        );
+        assert_eq!(evaluation.confusion(), array![[2, 0, 0], [1, 0, 0], [0, 0, 1]]);
         assert_eq!((evaluation.wrong(), evaluation.images()), (1, 4));
         let classes = evaluation.classes();
         assert_eq!((classes[0].precision, classes[0].recall), (2.0 / 3.0, 1.0));
         assert!(classes[1].precision.is_nan());
         assert_eq!((classes[2].precision, classes[2].recall), (1.0, 1.0));
         assert!(
-            evaluation
-                .to_string()
-                .starts_with("error 25.00 % (1 of 4 wrong; 95 % interval 4.5")
+            evaluation.to_string().starts_with("error 25.00 % (1 of 4 wrong; 95 % interval 4.5")
         );
     }
 

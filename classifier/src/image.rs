@@ -107,9 +107,7 @@ mod tests {
 
     #[test]
     fn rejects_a_wrong_number_of_bytes() {
-        let error = Image::new(Shape::MNIST, vec![0; 783])
-            .unwrap_err()
-            .to_string();
+        let error = Image::new(Shape::MNIST, vec![0; 783]).unwrap_err().to_string();
         assert!(error.contains("784") && error.contains("783"), "{error}");
     }
 
@@ -117,19 +115,12 @@ mod tests {
     fn says_what_an_unknown_file_starts_with() {
         let error = Image::decode(b"GIF89a etc").unwrap_err().to_string();
         assert!(error.contains("GIF89a"), "{error}");
-        assert!(
-            Image::decode(b"")
-                .unwrap_err()
-                .to_string()
-                .contains("empty")
-        );
+        assert!(Image::decode(b"").unwrap_err().to_string().contains("empty"));
     }
 
     #[test]
     fn names_the_file_that_cannot_be_read() {
-        let error = Image::read(Path::new("/nowhere/at/all.png"))
-            .unwrap_err()
-            .to_string();
+        let error = Image::read(Path::new("/nowhere/at/all.png")).unwrap_err().to_string();
         assert!(error.contains("/nowhere/at/all.png"), "{error}");
     }
 }

@@ -4,6 +4,7 @@
 pub mod train;
 
 mod dataset;
+mod engine;
 mod error;
 mod eval;
 mod features;
@@ -17,6 +18,9 @@ mod svm;
 mod tensors;
 
 pub use dataset::{Dataset, MAX_DATASET_FILE_BYTES, Split};
+pub use engine::{
+    Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Reply, Scorer,
+};
 pub use error::{DataError, ModelError};
 pub use eval::{ClassFigures, Evaluation, wilson_interval};
 pub use features::{FeatureMap, RawPixels};

@@ -74,11 +74,7 @@ impl Model {
         metadata: Metadata,
     ) -> Result<Self, ModelError> {
         if svm.dims() != features.dims() {
-            return Err(ModelError::mismatch(
-                "features per class",
-                features.dims(),
-                svm.dims(),
-            ));
+            return Err(ModelError::mismatch("features per class", features.dims(), svm.dims()));
         }
         if labels.len() != svm.classes() {
             return Err(ModelError::mismatch("labels", svm.classes(), labels.len()));
@@ -86,20 +82,10 @@ impl Model {
         let mut sorted = labels.clone();
         sorted.sort_unstable();
         if let Some(twice) = sorted.windows(2).find(|two| two[0] == two[1]) {
-            return Err(ModelError::mismatch(
-                "labels",
-                "each once",
-                format!("{} twice", twice[0]),
-            ));
+            return Err(ModelError::mismatch("labels", "each once", format!("{} twice", twice[0])));
         }
         let digest = model_file::digest(&features, &svm, &labels);
-        Ok(Self {
-            features,
-            svm,
-            labels,
-            metadata,
-            digest,
-        })
+        Ok(Self { features, svm, labels, metadata, digest })
     }
 
     /// The model that comes with the program.
@@ -220,10 +206,7 @@ impl Model {
         let blocks = images.chunks(BLOCK).zip(labels.chunks_mut(BLOCK));
         for (images, labels) in blocks {
             let scores = self.score_block(Level::best(), images, scratch);
-            for (label, scores) in labels
-                .iter_mut()
-                .zip(scores.chunks_exact(self.svm.classes()))
-            {
+            for (label, scores) in labels.iter_mut().zip(scores.chunks_exact(self.svm.classes())) {
                 *label = self.labels[argmax(scores)];
             }
         }
@@ -249,10 +232,8 @@ impl Model {
         for images in images.chunks(BLOCK) {
             all.extend_from_slice(self.score_block(level, images, &mut scratch));
         }
-        Ok(
-            Array2::from_shape_vec((images.len(), self.svm.classes()), all)
-                .expect("every block gives one row per image"),
-        )
+        Ok(Array2::from_shape_vec((images.len(), self.svm.classes()), all)
+            .expect("every block gives one row per image"))
     }
 
     /// The labels of many images, one per row of `images` (`[images, bytes of one]`), on all threads of the current
@@ -299,11 +280,7 @@ impl Model {
         images: &[&[u8]],
         scratch: &'s mut Scratch,
     ) -> &'s [f32] {
-        let Scratch {
-            features,
-            block,
-            scores,
-        } = scratch;
+        let Scratch { features, block, scores } = scratch;
         block.resize(images.len() * chunks(self.features.dims()), [0.0; LANES]);
         scores.resize(images.len() * self.svm.classes(), 0.0);
         self.features.features(level, images, features, block);
@@ -328,3 +305,6 @@ impl fmt::Debug for ModelDigest {
         write!(f, "ModelDigest({self})")
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,21 +28,12 @@ const WEIGHTS: &str = "svm.weights";
 const INTERCEPTS: &str = "svm.intercepts";
 
 pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
-    let io = |source| ModelError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let in_file = |source| ModelError::InFile {
-        path: path.to_owned(),
-        source: Box::new(source),
-    };
+    let io = |source| ModelError::Io { path: path.to_owned(), source };
+    let in_file = |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
     let file = File::open(path).map_err(io)?;
     let bytes = file.metadata().map_err(io)?.len();
     if bytes > MAX_MODEL_FILE_BYTES {
-        return Err(in_file(ModelError::TooLarge {
-            bytes,
-            limit: MAX_MODEL_FILE_BYTES,
-        }));
+        return Err(in_file(ModelError::TooLarge { bytes, limit: MAX_MODEL_FILE_BYTES }));
     }
     // Bounded once more: a pipe or a growing file has no length.
     let bytes = bounded::read_at_most(file, MAX_MODEL_FILE_BYTES, "model file")
@@ -51,16 +42,11 @@ pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
 }
 
 pub(crate) fn write(model: &Model, path: &Path) -> Result<(), ModelError> {
-    let io = |source| ModelError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io = |source| ModelError::Io { path: path.to_owned(), source };
     let mut aside = path.as_os_str().to_owned();
     aside.push(".partial");
     let mut file = File::create(&aside).map_err(io)?;
-    file.write_all(&encode(model))
-        .and_then(|()| file.sync_all())
-        .map_err(io)?;
+    file.write_all(&encode(model)).and_then(|()| file.sync_all()).map_err(io)?;
     fs::rename(&aside, path).map_err(io)
 }
 
@@ -92,17 +78,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
     let (mut tensors, texts) = tensors::decode(bytes)?;
     let text = |name: &str| texts.get(name).cloned().unwrap_or_default();
     if text("format") != FORMAT {
-        return Err(ModelError::mismatch(
-            "metadata \"format\"",
-            FORMAT,
-            text("format"),
-        ));
+        return Err(ModelError::mismatch("metadata \"format\"", FORMAT, text("format")));
     }
     if text("format_version") != VERSION {
-        return Err(ModelError::Version {
-            found: text("format_version"),
-            expected: VERSION,
-        });
+        return Err(ModelError::Version { found: text("format_version"), expected: VERSION });
     }
     let shape = parse_shape(&text("shape"))?;
     let labels = parse_labels(&text("labels"))?;
@@ -113,11 +92,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
         .map_err(|error| ModelError::mismatch(WEIGHTS, "a matrix", error))?;
     let intercepts = Array1::from(Tensor::take(&mut tensors, INTERCEPTS, &[classes])?);
     if let Some(unknown) = tensors.keys().next() {
-        return Err(ModelError::mismatch(
-            "tensors",
-            "only known ones",
-            format!("{unknown:?}"),
-        ));
+        return Err(ModelError::mismatch("tensors", "only known ones", format!("{unknown:?}")));
     }
     let metadata = Metadata {
         command: text("command"),
@@ -127,12 +102,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
         test_errors: parse_test_errors(&texts)?,
         note: text("note"),
     };
-    Model::new(
-        features,
-        LinearSvm::new(weights, intercepts)?,
-        labels,
-        metadata,
-    )
+    Model::new(features, LinearSvm::new(weights, intercepts)?, labels, metadata)
 }
 
 /// SHA-256 over, in this order, lengths and integers as 64-bit little-endian:
@@ -154,25 +124,14 @@ pub(crate) fn digest(features: &FeatureMap, svm: &LinearSvm, labels: &[u16]) -> 
     text(&mut hash, features.name());
     let shape = features.shape();
     number(&mut hash, shape.dims().len() as u64);
-    shape
-        .dims()
-        .iter()
-        .for_each(|&dim| number(&mut hash, u64::from(dim)));
+    shape.dims().iter().for_each(|&dim| number(&mut hash, u64::from(dim)));
     number(&mut hash, labels.len() as u64);
-    labels
-        .iter()
-        .for_each(|&label| number(&mut hash, u64::from(label)));
+    labels.iter().for_each(|&label| number(&mut hash, u64::from(label)));
     for (name, tensor) in all_tensors(features, svm) {
         text(&mut hash, &name);
         number(&mut hash, tensor.shape.len() as u64);
-        tensor
-            .shape
-            .iter()
-            .for_each(|&dim| number(&mut hash, dim as u64));
-        tensor
-            .values
-            .iter()
-            .for_each(|value| hash.update(value.to_le_bytes()));
+        tensor.shape.iter().for_each(|&dim| number(&mut hash, dim as u64));
+        tensor.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
     }
     ModelDigest(hash.finalize().into())
 }
@@ -180,24 +139,14 @@ pub(crate) fn digest(features: &FeatureMap, svm: &LinearSvm, labels: &[u16]) -> 
 fn all_tensors(features: &FeatureMap, svm: &LinearSvm) -> Tensors {
     let mut tensors = features.tensors();
     let weights = svm.weights().iter().copied().collect();
-    tensors.insert(
-        WEIGHTS.to_owned(),
-        Tensor::new(&[svm.classes(), svm.dims()], weights),
-    );
+    tensors.insert(WEIGHTS.to_owned(), Tensor::new(&[svm.classes(), svm.dims()], weights));
     let intercepts = svm.intercepts().to_vec();
-    tensors.insert(
-        INTERCEPTS.to_owned(),
-        Tensor::new(&[svm.classes()], intercepts),
-    );
+    tensors.insert(INTERCEPTS.to_owned(), Tensor::new(&[svm.classes()], intercepts));
     tensors
 }
 
 fn join(labels: &[u16]) -> String {
-    labels
-        .iter()
-        .map(u16::to_string)
-        .collect::<Vec<_>>()
-        .join(",")
+    labels.iter().map(u16::to_string).collect::<Vec<_>>().join(",")
 }
 
 fn parse_shape(text: &str) -> Result<Shape, ModelError> {
@@ -208,11 +157,8 @@ fn parse_shape(text: &str) -> Result<Shape, ModelError> {
 }
 
 fn parse_labels(text: &str) -> Result<Vec<u16>, ModelError> {
-    let labels: Result<Vec<u16>, _> = text
-        .split(',')
-        .take(MAX_CLASSES + 1)
-        .map(str::parse)
-        .collect();
+    let labels: Result<Vec<u16>, _> =
+        text.split(',').take(MAX_CLASSES + 1).map(str::parse).collect();
     labels
         .map_err(|_| ModelError::mismatch("metadata \"labels\"", "like 0,1,2", format!("{text:?}")))
 }
@@ -225,11 +171,7 @@ fn parse_optional<T: std::str::FromStr>(
         return Ok(None);
     };
     let value = text.parse().map_err(|_| {
-        ModelError::mismatch(
-            format!("metadata {name:?}"),
-            "a number",
-            format!("{text:?}"),
-        )
+        ModelError::mismatch(format!("metadata {name:?}"), "a number", format!("{text:?}"))
     })?;
     Ok(Some(value))
 }
@@ -242,10 +184,6 @@ fn parse_test_errors(texts: &Texts) -> Result<Option<(usize, usize)>, ModelError
         .and_then(|(wrong, images)| Some((wrong.parse().ok()?, images.parse().ok()?)))
         .map(Some)
         .ok_or_else(|| {
-            ModelError::mismatch(
-                "metadata \"test_errors\"",
-                "like 12 of 345",
-                format!("{text:?}"),
-            )
+            ModelError::mismatch("metadata \"test_errors\"", "like 12 of 345", format!("{text:?}"))
         })
 }

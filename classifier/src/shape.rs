@@ -22,10 +22,7 @@ pub struct Shape {
 
 impl Shape {
     /// The shape of an MNIST image: 28 rows of 28 columns.
-    pub const MNIST: Self = Self {
-        dims: [28, 28, 1, 1],
-        rank: 2,
-    };
+    pub const MNIST: Self = Self { dims: [28, 28, 1, 1], rank: 2 };
 
     /// A shape of one to four dimensions.
     ///
@@ -34,12 +31,7 @@ impl Shape {
     /// them is 0, or when their product exceeds [`MAX_INPUT_LEN`].
     pub fn new(dims: &[u32]) -> Result<Self, DataError> {
         if dims.is_empty() || dims.len() > MAX_RANK {
-            return Err(DataError::out_of_range(
-                "number of dimensions",
-                1,
-                MAX_RANK,
-                dims.len(),
-            ));
+            return Err(DataError::out_of_range("number of dimensions", 1, MAX_RANK, dims.len()));
         }
         let mut padded = [1_u32; MAX_RANK];
         let mut len = 1_u64;
@@ -52,18 +44,10 @@ impl Shape {
         }
         if len > MAX_INPUT_LEN as u64 {
             let len = usize::try_from(len).unwrap_or(usize::MAX);
-            return Err(DataError::out_of_range(
-                "values in one input",
-                1,
-                MAX_INPUT_LEN,
-                len,
-            ));
+            return Err(DataError::out_of_range("values in one input", 1, MAX_INPUT_LEN, len));
         }
         // `dims.len()` is at most MAX_RANK here.
-        Ok(Self {
-            dims: padded,
-            rank: dims.len() as u8,
-        })
+        Ok(Self { dims: padded, rank: dims.len() as u8 })
     }
 
     /// The dimensions, slowest-varying first; one to four of them.
@@ -74,10 +58,7 @@ impl Shape {
 
     /// The number of values (bytes) in one input.
     #[must_use]
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "no shape is empty: every dimension is >= 1"
-    )]
+    #[expect(clippy::len_without_is_empty, reason = "no shape is empty: every dimension is >= 1")]
     pub fn len(&self) -> usize {
         self.dims.iter().map(|&dim| dim as usize).product()
     }
@@ -122,9 +103,6 @@ mod tests {
         assert!(Shape::new(&[u32::MAX; 4]).is_err());
         assert!(Shape::new(&[2048, 2048]).is_ok());
         let error = Shape::new(&[2048, 2049]).unwrap_err().to_string();
-        assert!(
-            error.contains("4196352") && error.contains("4194304"),
-            "{error}"
-        );
+        assert!(error.contains("4196352") && error.contains("4194304"), "{error}");
     }
 }

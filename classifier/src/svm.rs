@@ -28,42 +28,23 @@ impl LinearSvm {
     pub fn new(weights: Array2<f32>, intercepts: Array1<f32>) -> Result<Self, ModelError> {
         let (classes, dims) = weights.dim();
         if classes == 0 || classes > MAX_CLASSES {
-            return Err(ModelError::mismatch(
-                "classes",
-                format!("1 to {MAX_CLASSES}"),
-                classes,
-            ));
+            return Err(ModelError::mismatch("classes", format!("1 to {MAX_CLASSES}"), classes));
         }
         if dims == 0 {
-            return Err(ModelError::mismatch(
-                "svm.weights",
-                "at least one dimension",
-                0,
-            ));
+            return Err(ModelError::mismatch("svm.weights", "at least one dimension", 0));
         }
         if intercepts.len() != classes {
-            return Err(ModelError::mismatch(
-                "svm.intercepts",
-                classes,
-                intercepts.len(),
-            ));
+            return Err(ModelError::mismatch("svm.intercepts", classes, intercepts.len()));
         }
         check_finite("svm.weights", weights.iter())?;
         check_finite("svm.intercepts", intercepts.iter())?;
         let mut packed = vec![[0.0; LANES]; classes * chunks(dims)];
-        for (row, packed) in weights
-            .outer_iter()
-            .zip(packed.chunks_exact_mut(chunks(dims)))
-        {
+        for (row, packed) in weights.outer_iter().zip(packed.chunks_exact_mut(chunks(dims))) {
             for (value, slot) in row.iter().zip(packed.as_flattened_mut()) {
                 *slot = *value;
             }
         }
-        Ok(Self {
-            weights,
-            intercepts,
-            packed,
-        })
+        Ok(Self { weights, intercepts, packed })
     }
 
     /// Number of classes.
@@ -95,12 +76,7 @@ impl LinearSvm {
     /// `x` holds `[inputs, chunks(dims)]` chunks, zero in the padding; `scores` `[inputs, classes]`. Every score is
     /// summed in the same order wherever its input stands in a block of whatever size.
     pub(crate) fn scores(&self, level: Level, x: &[Chunk], scores: &mut [f32]) {
-        level.run(Dots {
-            row: chunks(self.dims()),
-            x,
-            w: &self.packed,
-            out: &mut *scores,
-        });
+        level.run(Dots { row: chunks(self.dims()), x, w: &self.packed, out: &mut *scores });
         for scores in scores.chunks_exact_mut(self.classes()) {
             for (score, intercept) in scores.iter_mut().zip(&self.intercepts) {
                 *score += intercept;
@@ -126,17 +102,11 @@ pub(crate) fn check_finite<'a>(
     tensor: &str,
     values: impl IntoIterator<Item = &'a f32>,
 ) -> Result<(), ModelError> {
-    match values
-        .into_iter()
-        .enumerate()
-        .find(|(_, value)| !value.is_finite())
-    {
+    match values.into_iter().enumerate().find(|(_, value)| !value.is_finite()) {
         None => Ok(()),
-        Some((index, &value)) => Err(ModelError::NotFinite {
-            tensor: tensor.to_owned(),
-            index,
-            value,
-        }),
+        Some((index, &value)) => {
+            Err(ModelError::NotFinite { tensor: tensor.to_owned(), index, value })
+        }
     }
 }
 
@@ -174,13 +144,8 @@ mod tests {
 
     #[test]
     fn rejects_what_is_not_finite_or_does_not_fit() {
-        let error = LinearSvm::new(array![[1.0, f32::NAN]], array![0.0])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("svm.weights") && error.contains("index 1"),
-            "{error}"
-        );
+        let error = LinearSvm::new(array![[1.0, f32::NAN]], array![0.0]).unwrap_err().to_string();
+        assert!(error.contains("svm.weights") && error.contains("index 1"), "{error}");
         assert!(LinearSvm::new(array![[1.0]], array![f32::INFINITY]).is_err());
         assert!(LinearSvm::new(array![[1.0]], array![0.0, 1.0]).is_err());
         assert!(LinearSvm::new(Array2::zeros((0, 4)), Array1::zeros(0)).is_err());

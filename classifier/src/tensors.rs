@@ -27,10 +27,7 @@ pub(crate) struct Tensor {
 impl Tensor {
     pub(crate) fn new(shape: &[usize], values: Vec<f32>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), values.len());
-        Self {
-            shape: shape.to_vec(),
-            values,
-        }
+        Self { shape: shape.to_vec(), values }
     }
 
     /// Takes `name` out of `tensors`; it must have this shape.
@@ -41,11 +38,7 @@ impl Tensor {
     ) -> Result<Vec<f32>, ModelError> {
         let what = || format!("shape of tensor {name:?}");
         match tensors.remove(name) {
-            None => Err(ModelError::mismatch(
-                what(),
-                format!("{shape:?}"),
-                "no such tensor",
-            )),
+            None => Err(ModelError::mismatch(what(), format!("{shape:?}"), "no such tensor")),
             Some(tensor) if tensor.shape != shape => Err(ModelError::mismatch(
                 what(),
                 format!("{shape:?}"),
@@ -89,35 +82,15 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<(Tensors, Texts), ModelError> {
     for (name, view) in file.iter() {
         if view.dtype() != Dtype::F32 {
             let what = format!("type of tensor {name:?}");
-            return Err(ModelError::mismatch(
-                what,
-                "F32",
-                format!("{:?}", view.dtype()),
-            ));
+            return Err(ModelError::mismatch(what, "F32", format!("{:?}", view.dtype())));
         }
-        let values: Vec<f32> = view
-            .data()
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&value| f32::from_le_bytes(value))
-            .collect();
+        let values: Vec<f32> =
+            view.data().as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();
         check_finite(name, &values)?;
-        tensors.insert(
-            name.to_owned(),
-            Tensor {
-                shape: view.shape().to_vec(),
-                values,
-            },
-        );
+        tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), values });
     }
     let texts = metadata.metadata().iter().flatten();
-    Ok((
-        tensors,
-        texts
-            .map(|(name, text)| (name.clone(), text.clone()))
-            .collect(),
-    ))
+    Ok((tensors, texts.map(|(name, text)| (name.clone(), text.clone())).collect()))
 }
 
 /// JSON with every object's keys in order, whatever map the library was built with.
@@ -157,13 +130,7 @@ mod tests {
             ("b".to_owned(), Tensor::new(&[2, 1], vec![1.5, -0.0])),
             ("a".to_owned(), Tensor::new(&[1], vec![3.0])),
         ]);
-        (
-            tensors,
-            Texts::from([
-                ("z".to_owned(), "\"q\"\n".to_owned()),
-                ("y".into(), "é".into()),
-            ]),
-        )
+        (tensors, Texts::from([("z".to_owned(), "\"q\"\n".to_owned()), ("y".into(), "é".into())]))
     }
 
     #[test]
@@ -183,16 +150,9 @@ mod tests {
         assert_eq!(header % ALIGNMENT, 0);
         assert_eq!(bytes.len(), 8 + header + 12);
         let text = std::str::from_utf8(&bytes[8..8 + header]).unwrap();
-        let places: Vec<_> = [
-            "__metadata__",
-            "\"y\"",
-            "\"z\"",
-            "\"a\"",
-            "\"b\"",
-            "\"shape\"",
-        ]
-        .map(|key| text.find(key).unwrap())
-        .into();
+        let places: Vec<_> = ["__metadata__", "\"y\"", "\"z\"", "\"a\"", "\"b\"", "\"shape\""]
+            .map(|key| text.find(key).unwrap())
+            .into();
         assert!(places[..5].is_sorted(), "{text}");
     }
 
@@ -206,22 +166,13 @@ mod tests {
         let mut infinite = bytes.clone();
         let at = bytes.len() - 4;
         infinite[at..].copy_from_slice(&f32::INFINITY.to_le_bytes());
-        assert!(matches!(
-            decode(&infinite),
-            Err(ModelError::NotFinite { index: 1, .. })
-        ));
+        assert!(matches!(decode(&infinite), Err(ModelError::NotFinite { index: 1, .. })));
         let text = String::from_utf8_lossy(&bytes).replacen("F32", "I32", 1);
         // The replacement keeps the length, but lossy text may not: build it from bytes.
         assert!(text.contains("I32"));
         let mut integers = bytes;
-        let at = integers
-            .windows(3)
-            .position(|three| three == b"F32")
-            .unwrap();
+        let at = integers.windows(3).position(|three| three == b"F32").unwrap();
         integers[at] = b'I';
-        assert!(matches!(
-            decode(&integers),
-            Err(ModelError::Mismatch { .. })
-        ));
+        assert!(matches!(decode(&integers), Err(ModelError::Mismatch { .. })));
     }
 }

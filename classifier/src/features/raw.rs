@@ -28,11 +28,7 @@ impl RawPixels {
             return Err(ModelError::mismatch(Self::DIVISOR, "1 to 65535", divisor));
         }
         let table = Box::new(std::array::from_fn(|pixel| pixel as f32 / divisor));
-        Ok(Self {
-            shape,
-            divisor,
-            table,
-        })
+        Ok(Self { shape, divisor, table })
     }
 
     pub(crate) fn shape(&self) -> Shape {
@@ -51,10 +47,7 @@ impl RawPixels {
     }
 
     pub(crate) fn tensors(&self) -> Tensors {
-        Tensors::from([(
-            Self::DIVISOR.to_owned(),
-            Tensor::new(&[1], vec![self.divisor]),
-        )])
+        Tensors::from([(Self::DIVISOR.to_owned(), Tensor::new(&[1], vec![self.divisor]))])
     }
 
     pub(crate) fn from_tensors(shape: Shape, tensors: &mut Tensors) -> Result<Self, ModelError> {

@@ -16,24 +16,18 @@ pub(crate) fn read_at_most(
     what: &'static str,
 ) -> Result<Vec<u8>, DataError> {
     let mut bytes = Vec::new();
-    source
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(|error| match error.kind() {
+    source.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| {
+        match error.kind() {
             ErrorKind::UnexpectedEof => DataError::Truncated {
                 what,
                 needed: bytes.len() as u64 + 1,
                 have: bytes.len() as u64,
             },
             _ => DataError::malformed(what, error.to_string()),
-        })?;
+        }
+    })?;
     if bytes.len() as u64 > limit {
-        return Err(DataError::OutOfRange {
-            what,
-            min: 0,
-            max: limit,
-            value: bytes.len() as u64,
-        });
+        return Err(DataError::OutOfRange { what, min: 0, max: limit, value: bytes.len() as u64 });
     }
     Ok(bytes)
 }
@@ -82,10 +76,7 @@ mod tests {
     fn a_cut_gzip_file_is_an_error() {
         let whole = gzip(&[7; 1000]);
         for len in 2..whole.len() {
-            assert!(
-                unpack(whole[..len].to_vec(), 2000, "test").is_err(),
-                "{len} bytes"
-            );
+            assert!(unpack(whole[..len].to_vec(), 2000, "test").is_err(), "{len} bytes");
         }
     }
 }

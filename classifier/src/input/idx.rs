@@ -45,10 +45,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
             have: bytes.len() as u64,
         });
     };
-    #[expect(
-        clippy::big_endian_bytes,
-        reason = "IDX is the one big-endian format we read"
-    )]
+    #[expect(clippy::big_endian_bytes, reason = "IDX is the one big-endian format we read")]
     let dims: Vec<u32> = header
         .as_chunks()
         .0
@@ -56,22 +53,13 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
         .map(|&dim: &[u8; DIMENSION_LEN]| u32::from_be_bytes(dim))
         .collect();
 
-    let promised = dims.iter().fold(1_u64, |product, &dim| {
-        product.saturating_mul(u64::from(dim))
-    });
+    let promised = dims.iter().fold(1_u64, |product, &dim| product.saturating_mul(u64::from(dim)));
     let have = values.len() as u64;
     if have < promised {
-        return Err(DataError::Truncated {
-            what: "IDX body",
-            needed: promised,
-            have,
-        });
+        return Err(DataError::Truncated { what: "IDX body", needed: promised, have });
     }
     if have > promised {
-        return Err(DataError::Trailing {
-            what: "IDX body",
-            extra: have - promised,
-        });
+        return Err(DataError::Trailing { what: "IDX body", extra: have - promised });
     }
     Ok(Idx { dims, values })
 }
@@ -79,17 +67,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
 /// Images: a count, then the shape of one. Returns the shape and all the pixels.
 pub(crate) fn decode_images(bytes: &[u8]) -> Result<(Shape, &[u8]), DataError> {
     let idx = decode(bytes)?;
-    let Some((_count, shape)) = idx
-        .dims
-        .split_first()
-        .filter(|(_, shape)| !shape.is_empty())
+    let Some((_count, shape)) = idx.dims.split_first().filter(|(_, shape)| !shape.is_empty())
     else {
-        return Err(DataError::out_of_range(
-            "rank of an IDX image file",
-            2,
-            MAX_RANK + 1,
-            1,
-        ));
+        return Err(DataError::out_of_range("rank of an IDX image file", 2, MAX_RANK + 1, 1));
     };
     Ok((Shape::new(shape)?, idx.values))
 }
@@ -98,12 +78,7 @@ pub(crate) fn decode_images(bytes: &[u8]) -> Result<(Shape, &[u8]), DataError> {
 pub(crate) fn decode_labels(bytes: &[u8]) -> Result<&[u8], DataError> {
     let idx = decode(bytes)?;
     if idx.dims.len() != 1 {
-        return Err(DataError::out_of_range(
-            "rank of an IDX label file",
-            1,
-            1,
-            idx.dims.len(),
-        ));
+        return Err(DataError::out_of_range("rank of an IDX label file", 1, 1, idx.dims.len()));
     }
     Ok(idx.values)
 }
@@ -115,12 +90,7 @@ pub(crate) fn decode_single_image(bytes: &[u8]) -> Result<Image, DataError> {
         [1, rows, columns] => &[*rows, *columns],
         [count, _, _] => {
             let count = *count as usize;
-            return Err(DataError::out_of_range(
-                "images in a one-image IDX file",
-                1,
-                1,
-                count,
-            ));
+            return Err(DataError::out_of_range("images in a one-image IDX file", 1, 1, count));
         }
         dims => dims,
     };
@@ -150,10 +120,7 @@ mod tests {
         }
         let mut longer = TWO_BY_THREE.to_vec();
         longer.push(0);
-        assert!(matches!(
-            decode(&longer),
-            Err(DataError::Trailing { extra: 1, .. })
-        ));
+        assert!(matches!(decode(&longer), Err(DataError::Trailing { extra: 1, .. })));
     }
 
     #[test]
@@ -161,10 +128,7 @@ mod tests {
         let mut bytes = vec![0, 0, 8, 3];
         bytes.extend([0xff; 12]);
         let error = decode(&bytes).unwrap_err();
-        assert!(
-            matches!(error, DataError::Truncated { have: 0, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, DataError::Truncated { have: 0, .. }), "{error}");
     }
 
     #[test]
@@ -173,10 +137,7 @@ mod tests {
         assert!(decode(&[0, 0, 8, 0]).is_err());
         assert!(decode(&[0, 0, 8, 6]).is_err());
         assert!(decode_labels(&TWO_BY_THREE).is_err());
-        assert_eq!(
-            decode_labels(&[0, 0, 8, 1, 0, 0, 0, 2, 7, 2]).unwrap(),
-            [7, 2]
-        );
+        assert_eq!(decode_labels(&[0, 0, 8, 1, 0, 0, 0, 2, 7, 2]).unwrap(), [7, 2]);
         assert!(decode_images(&[0, 0, 8, 1, 0, 0, 0, 2, 7, 2]).is_err());
     }
 }

@@ -19,12 +19,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     let rows = reader.number("PGM height", u32::MAX)?;
     let maxval = reader.number("PGM maxval", MAX_SAMPLE)?;
     if maxval == 0 {
-        return Err(DataError::out_of_range(
-            "PGM maxval",
-            1,
-            MAX_SAMPLE as usize,
-            0,
-        ));
+        return Err(DataError::out_of_range("PGM maxval", 1, MAX_SAMPLE as usize, 0));
     }
     let shape = Shape::new(&[rows, columns])?;
     let pixels = if binary {
@@ -46,18 +41,11 @@ fn decode_binary(body: &[u8], count: usize, maxval: u32) -> Result<Vec<u8>, Data
         });
     }
     if body.len() > needed {
-        return Err(DataError::Trailing {
-            what: "PGM body",
-            extra: (body.len() - needed) as u64,
-        });
+        return Err(DataError::Trailing { what: "PGM body", extra: (body.len() - needed) as u64 });
     }
     body.chunks_exact(sample_len)
         // The most significant byte comes first; a sample of one byte is its own.
-        .map(|sample| {
-            sample
-                .iter()
-                .fold(0, |value, &byte| value << 8 | u32::from(byte))
-        })
+        .map(|sample| sample.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)))
         .map(|sample| scale(sample, maxval))
         .collect()
 }
@@ -71,21 +59,13 @@ fn decode_text(mut reader: Reader<'_>, count: usize, maxval: u32) -> Result<Vec<
     reader.skip_blanks_and_comments();
     match reader.bytes.len() - reader.at {
         0 => Ok(pixels),
-        extra => Err(DataError::Trailing {
-            what: "PGM body",
-            extra: extra as u64,
-        }),
+        extra => Err(DataError::Trailing { what: "PGM body", extra: extra as u64 }),
     }
 }
 
 fn scale(sample: u32, maxval: u32) -> Result<u8, DataError> {
     if sample > maxval {
-        return Err(DataError::out_of_range(
-            "PGM sample",
-            0,
-            maxval as usize,
-            sample as usize,
-        ));
+        return Err(DataError::out_of_range("PGM sample", 0, maxval as usize, sample as usize));
     }
     // At most (65535 × 255 + 32767) / 65535 = 255.
     Ok(((sample * 255 + maxval / 2) / maxval) as u8)
@@ -136,15 +116,12 @@ impl<'a> Reader<'a> {
                 ),
             });
         }
-        u32::try_from(value)
-            .ok()
-            .filter(|&value| value <= max)
-            .ok_or(DataError::OutOfRange {
-                what,
-                min: 0,
-                max: u64::from(max),
-                value,
-            })
+        u32::try_from(value).ok().filter(|&value| value <= max).ok_or(DataError::OutOfRange {
+            what,
+            min: 0,
+            max: u64::from(max),
+            value,
+        })
     }
 
     /// The binary body: what follows the one blank after maxval.
@@ -173,10 +150,7 @@ mod tests {
 
     #[test]
     fn scales_maxval_to_255_rounding_to_nearest() {
-        assert_eq!(
-            decode(b"P2 4 1 3 0 1 2 3").unwrap().pixels(),
-            [0, 85, 170, 255]
-        );
+        assert_eq!(decode(b"P2 4 1 3 0 1 2 3").unwrap().pixels(), [0, 85, 170, 255]);
         let wide = decode(b"P5 2 1 65535\n\xff\xff\x80\x00").unwrap();
         assert_eq!(wide.pixels(), [255, 128]);
     }

@@ -23,9 +23,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     if !bytes.starts_with(&SIGNATURE) {
         return Err(DataError::not("a PNG image", bytes));
     }
-    let limits = Limits {
-        bytes: 8 * crate::MAX_INPUT_LEN,
-    };
+    let limits = Limits { bytes: 8 * crate::MAX_INPUT_LEN };
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), limits);
     decoder.set_transformations(Transformations::normalize_to_color8());
     let mut reader = decoder.read_info().map_err(broken)?;
@@ -49,12 +47,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     let samples = samples.get(..frame.buffer_size()).unwrap_or_default();
     let pixels: Vec<u8> = match frame.color_type {
         ColorType::Grayscale => samples.to_vec(),
-        ColorType::GrayscaleAlpha => samples
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&[grey, alpha]| over_black(grey, alpha))
-            .collect(),
+        ColorType::GrayscaleAlpha => {
+            samples.as_chunks().0.iter().map(|&[grey, alpha]| over_black(grey, alpha)).collect()
+        }
         ColorType::Rgb => samples.as_chunks().0.iter().map(|&rgb| luma(rgb)).collect(),
         ColorType::Rgba => samples
             .as_chunks()
@@ -63,10 +58,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Image, DataError> {
             .map(|&[r, g, b, alpha]| over_black(luma([r, g, b]), alpha))
             .collect(),
         ColorType::Indexed => {
-            return Err(DataError::malformed(
-                "PNG image",
-                "its palette was not expanded",
-            ));
+            return Err(DataError::malformed("PNG image", "its palette was not expanded"));
         }
     };
     Image::new(shape, pixels)
@@ -111,35 +103,11 @@ mod tests {
         for (color, depth, width, data, grey) in [
             (ColorType::Grayscale, Eight, 2, &[7, 200][..], &[7, 200][..]),
             (ColorType::Grayscale, One, 3, &[0b1010_0000], &[255, 0, 255]),
-            (
-                ColorType::Grayscale,
-                Sixteen,
-                2,
-                &[0xab, 0xcd, 0, 0xff],
-                &[0xab, 0],
-            ),
-            (
-                ColorType::GrayscaleAlpha,
-                Eight,
-                2,
-                &[200, 255, 200, 0],
-                &[200, 0],
-            ),
-            (
-                ColorType::Rgb,
-                Eight,
-                2,
-                &[255, 255, 255, 255, 0, 0],
-                &[255, 76],
-            ),
+            (ColorType::Grayscale, Sixteen, 2, &[0xab, 0xcd, 0, 0xff], &[0xab, 0]),
+            (ColorType::GrayscaleAlpha, Eight, 2, &[200, 255, 200, 0], &[200, 0]),
+            (ColorType::Rgb, Eight, 2, &[255, 255, 255, 255, 0, 0], &[255, 76]),
             (ColorType::Rgb, Sixteen, 1, &[0, 0, 255, 0, 0, 0], &[150]),
-            (
-                ColorType::Rgba,
-                Eight,
-                2,
-                &[9, 9, 9, 255, 9, 9, 9, 0],
-                &[9, 0],
-            ),
+            (ColorType::Rgba, Eight, 2, &[9, 9, 9, 255, 9, 9, 9, 0], &[9, 0]),
             (ColorType::Indexed, Two, 3, &[0b0001_1000], &[0, 255, 76]),
         ] {
             let image = decode(&encode(color, depth, width, data)).unwrap();
@@ -153,11 +121,7 @@ mod tests {
         let whole = encode(ColorType::Grayscale, BitDepth::Eight, 4, &[1, 2, 3, 4]);
         // The last 12 bytes are the IEND chunk, without which all the pixels are still there.
         for len in 0..whole.len() - 12 {
-            assert!(
-                decode(&whole[..len]).is_err(),
-                "{len} of {} bytes",
-                whole.len()
-            );
+            assert!(decode(&whole[..len]).is_err(), "{len} of {} bytes", whole.len());
         }
     }
 

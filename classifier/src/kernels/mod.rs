@@ -45,11 +45,7 @@ impl Level {
     #[must_use]
     pub fn best() -> Self {
         static BEST: OnceLock<Level> = OnceLock::new();
-        *BEST.get_or_init(|| {
-            Self::available()
-                .pop()
-                .expect("the portable one is always there")
-        })
+        *BEST.get_or_init(|| Self::available().pop().expect("the portable one is always there"))
     }
 
     /// All this processor has, the fastest last.
@@ -109,6 +105,7 @@ pub(crate) trait Kernel {
 }
 
 /// Sixteen lanes of `f32`. A value of an implementing type proves that the processor has its instructions.
+#[cfg_attr(not(test), expect(dead_code, reason = "for the convolutional feature map"))]
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes in registers.
     type V: Copy;
@@ -264,19 +261,12 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) as f32 / 65536.0 - 128.0
         };
-        (0..count)
-            .map(|_| std::array::from_fn(|_| next() * next()))
-            .collect()
+        (0..count).map(|_| std::array::from_fn(|_| next() * next())).collect()
     }
 
     fn dots(level: Level, row: usize, x: &[Chunk], w: &[Chunk]) -> Vec<u32> {
         let mut out = vec![0.0; (x.len() / row) * (w.len() / row)];
-        level.run(Dots {
-            row,
-            x,
-            w,
-            out: &mut out,
-        });
+        level.run(Dots { row, x, w, out: &mut out });
         out.into_iter().map(f32::to_bits).collect()
     }
 

@@ -61,12 +61,7 @@ pub(crate) fn solve<R: Rows>(
     stage: &'static str,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<LinearSvm, ModelError> {
-    let Problem {
-        rows,
-        class_count,
-        bias,
-        ..
-    } = *problem;
+    let Problem { rows, class_count, bias, .. } = *problem;
     let level = Level::best();
     // What a dual variable's own gradient grows by per unit: ‖x‖² + 1/(2C).
     let curvatures: Vec<f32> = (0..problem.classes.len())
@@ -106,12 +101,7 @@ pub(crate) fn solve<R: Rows>(
         for row in group.weights.chunks_exact(group.row) {
             weights.extend_from_slice(&row.as_flattened()[..dims]);
         }
-        intercepts.extend(
-            group
-                .machines
-                .iter()
-                .map(|machine| machine.bias_weight * bias),
-        );
+        intercepts.extend(group.machines.iter().map(|machine| machine.bias_weight * bias));
     }
     let weights = Array2::from_shape_vec((class_count, dims), weights)
         .map_err(|error| ModelError::mismatch("svm.weights", "a matrix", error))?;
@@ -162,13 +152,7 @@ impl Group {
         curvatures: &[f32],
         epoch: usize,
     ) -> bool {
-        let Self {
-            row,
-            weights,
-            machines,
-            input,
-            scores,
-        } = self;
+        let Self { row, weights, machines, input, scores } = self;
         let row = *row;
         let diagonal = (0.5 / problem.c) as f32;
         let order =
@@ -177,29 +161,16 @@ impl Group {
         for i in order {
             let i = i as usize;
             problem.rows.write(level, i, input);
-            level.run(Dots {
-                row,
-                x: input,
-                w: weights,
-                out: scores,
-            });
+            level.run(Dots { row, x: input, w: weights, out: scores });
             for (m, machine) in machines.iter_mut().enumerate() {
                 if machine.settled {
                     continue;
                 }
-                let y = if machine.class == problem.classes[i] {
-                    1.0
-                } else {
-                    -1.0
-                };
+                let y = if machine.class == problem.classes[i] { 1.0 } else { -1.0 };
                 let alpha = machine.alphas[i];
                 let margin = y * (scores[m] + machine.bias_weight * problem.bias);
                 let gradient = margin - 1.0 + alpha * diagonal;
-                let projected = if alpha > 0.0 {
-                    gradient
-                } else {
-                    gradient.min(0.0)
-                };
+                let projected = if alpha > 0.0 { gradient } else { gradient.min(0.0) };
                 if projected == 0.0 {
                     continue;
                 }
@@ -209,11 +180,7 @@ impl Group {
                 let factor = (next - alpha) * y;
                 machine.bias_weight += factor * problem.bias;
                 let w = &mut weights[m * row..(m + 1) * row];
-                level.run(AddScaled {
-                    w,
-                    factor,
-                    x: input,
-                });
+                level.run(AddScaled { w, factor, x: input });
             }
         }
         for (machine, worst) in machines.iter_mut().zip(worst) {
@@ -247,9 +214,7 @@ mod tests {
         let mut uniform = || random.below(1 << 20) as f32 / (1 << 20) as f32 - 0.5;
         let classes: Vec<u16> = (0..300).map(|i| i % 3).collect();
         let point = |&class: &u16| {
-            (0..20)
-                .map(|j| uniform() + f32::from(class) * if j < 3 { 0.25 } else { 0.0 })
-                .collect()
+            (0..20).map(|j| uniform() + f32::from(class) * if j < 3 { 0.25 } else { 0.0 }).collect()
         };
         (Points(classes.iter().map(point).collect()), classes)
     }
@@ -277,11 +242,7 @@ mod tests {
             let b = svm.intercepts()[class];
             let mut gradient: Vec<f32> = w.iter().copied().chain([b]).collect();
             for (x, &label) in rows.0.iter().zip(&classes) {
-                let y = if usize::from(label) == class {
-                    1.0
-                } else {
-                    -1.0
-                };
+                let y = if usize::from(label) == class { 1.0 } else { -1.0 };
                 let score: f32 = w.iter().zip(x).map(|(w, x)| w * x).sum::<f32>() + b;
                 let loss = (1.0 - y * score).max(0.0);
                 for (g, x) in gradient.iter_mut().zip(x.iter().chain([&1.0])) {
@@ -300,17 +261,10 @@ mod tests {
     fn gives_the_same_bits_on_any_number_of_threads() {
         let (rows, classes) = clouds();
         let solve_on = |threads| {
-            let pool = rayon::ThreadPoolBuilder::new()
-                .num_threads(threads)
-                .build()
-                .unwrap();
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let svm = pool.install(|| solve(&problem(&rows, &classes), "test", &|_| {}).unwrap());
-            let bits: Vec<u32> = svm
-                .weights()
-                .iter()
-                .chain(&svm.intercepts())
-                .map(|w| w.to_bits())
-                .collect();
+            let bits: Vec<u32> =
+                svm.weights().iter().chain(&svm.intercepts()).map(|w| w.to_bits()).collect();
             bits
         };
         let alone = solve_on(1);
@@ -323,10 +277,7 @@ mod tests {
     fn another_seed_gives_other_bits() {
         let (rows, classes) = clouds();
         let first = solve(&problem(&rows, &classes), "test", &|_| {}).unwrap();
-        let other = Problem {
-            seed: 2,
-            ..problem(&rows, &classes)
-        };
+        let other = Problem { seed: 2, ..problem(&rows, &classes) };
         let second = solve(&other, "test", &|_| {}).unwrap();
         assert_ne!(first.weights(), second.weights());
     }

@@ -78,13 +78,7 @@ impl TrainOptions {
     /// Options for a feature map and a seed; data set and model file are set by whoever has them.
     #[must_use]
     pub fn new(features: FeatureKind, seed: u64) -> Self {
-        Self {
-            features,
-            seed,
-            c: None,
-            data: PathBuf::new(),
-            out: PathBuf::new(),
-        }
+        Self { features, seed, c: None, data: PathBuf::new(), out: PathBuf::new() }
     }
 
     /// The command line that does what these options say.
@@ -118,11 +112,7 @@ pub fn run(
     }
     if let Some(c) = options.c.filter(|c| !(c.is_finite() && *c > 0.0)) {
         let range = "a finite number above 0";
-        return Err(TrainError::Option {
-            option: "C",
-            value: c.to_string(),
-            range,
-        });
+        return Err(TrainError::Option { option: "C", value: c.to_string(), range });
     }
     let trained = match options.features {
         FeatureKind::Raw => raw::train(options, train, &labels, progress)?,
@@ -131,12 +121,7 @@ pub fn run(
         command: options.command(),
         seed: Some(options.seed),
         c: Some(trained.c),
-        dataset: format!(
-            "{} images of {}, {} classes",
-            train.len(),
-            train.shape(),
-            labels.len()
-        ),
+        dataset: format!("{} images of {}, {} classes", train.len(), train.shape(), labels.len()),
         test_errors: None,
         note: trained.note,
     };
@@ -177,15 +162,8 @@ fn validation_split(train: &Dataset) -> (Dataset, Dataset) {
 
 /// The place of each image's label among the sorted `labels`.
 fn class_indices(data: &Dataset, labels: &[u16]) -> Vec<u16> {
-    let index = |label| {
-        labels
-            .binary_search(label)
-            .expect("`labels` are all that occur")
-    };
-    data.labels()
-        .iter()
-        .map(|label| index(label) as u16)
-        .collect()
+    let index = |label| labels.binary_search(label).expect("`labels` are all that occur");
+    data.labels().iter().map(|label| index(label) as u16).collect()
 }
 
 impl fmt::Display for FeatureKind {

@@ -60,11 +60,6 @@ mod tests {
             counts[random.below(7)] += 1;
         }
         // Six standard deviations of a binomial count are 556.
-        assert!(
-            counts
-                .iter()
-                .all(|count: &i32| (count - 10_000).abs() < 556),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count: &i32| (count - 10_000).abs() < 556), "{counts:?}");
     }
 }

@@ -31,21 +31,8 @@ pub(super) fn train(
         Some(c) => (c, String::new()),
         None => choose_c(options, train, labels, &features, progress)?,
     };
-    let svm = solve_on(
-        train,
-        labels,
-        &features,
-        c,
-        options.seed,
-        "training",
-        progress,
-    )?;
-    Ok(Trained {
-        features,
-        svm,
-        c,
-        note,
-    })
+    let svm = solve_on(train, labels, &features, c, options.seed, "training", progress)?;
+    Ok(Trained { features, svm, c, note })
 }
 
 fn choose_c(
@@ -59,15 +46,7 @@ fn choose_c(
     let mut best = (usize::MAX, CANDIDATES[0]);
     let mut tried = Vec::new();
     for c in CANDIDATES {
-        let svm = solve_on(
-            &learn,
-            labels,
-            features,
-            c,
-            options.seed,
-            "choosing C",
-            progress,
-        )?;
+        let svm = solve_on(&learn, labels, features, c, options.seed, "choosing C", progress)?;
         let model = Model::new(features.clone(), svm, labels.to_vec(), Metadata::default())?;
         let wrong = Evaluation::of(&model, &validate)?.wrong();
         tried.push(format!("{c}: {wrong}"));
@@ -79,10 +58,7 @@ fn choose_c(
     let images = validate.len();
     Ok((
         best.1,
-        format!(
-            "errors among the last {images} training images by C: {}",
-            tried.join(", ")
-        ),
+        format!("errors among the last {images} training images by C: {}", tried.join(", ")),
     ))
 }
 
@@ -120,18 +96,12 @@ impl Rows for Pixels<'_> {
 
     fn write(&self, level: Level, index: usize, row: &mut [Chunk]) {
         let image = self.data.image(index);
-        self.features
-            .features(level, &[image], &mut FeatureScratch::default(), row);
+        self.features.features(level, &[image], &mut FeatureScratch::default(), row);
     }
 
     fn squared_norm(&self, _: Level, index: usize) -> f32 {
         // Exact: at most 2²² squares below 2¹⁶ each.
-        let sum: u64 = self
-            .data
-            .image(index)
-            .iter()
-            .map(|&p| u64::from(p) * u64::from(p))
-            .sum();
+        let sum: u64 = self.data.image(index).iter().map(|&p| u64::from(p) * u64::from(p)).sum();
         (sum as f64 / f64::from(DIVISOR * DIVISOR)) as f32
     }
 }

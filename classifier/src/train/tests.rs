@@ -35,19 +35,13 @@ fn options() -> TrainOptions {
 fn the_same_seed_gives_the_same_file_on_any_number_of_threads() {
     let data = bars(400);
     let bytes_on = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| run(&options(), &data, &|_| {}).unwrap().to_bytes())
     };
     let bytes = bytes_on(1);
     assert_eq!(bytes_on(2), bytes);
     assert_eq!(bytes_on(5), bytes);
-    let other = TrainOptions {
-        seed: 5,
-        ..options()
-    };
+    let other = TrainOptions { seed: 5, ..options() };
     assert_ne!(run(&other, &data, &|_| {}).unwrap().to_bytes(), bytes);
 }
 
@@ -76,44 +70,22 @@ fn learns_more_than_chance_and_keeps_the_labels() {
 #[test]
 fn progress_only_grows_within_a_stage_and_reaches_no_further_than_its_total() {
     let seen = std::sync::Mutex::new(Vec::new());
-    let c = TrainOptions {
-        c: Some(0.1),
-        ..options()
-    };
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(1)
-        .build()
-        .unwrap();
+    let c = TrainOptions { c: Some(0.1), ..options() };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     pool.install(|| run(&c, &bars(100), &|p| seen.lock().unwrap().push(p)).unwrap());
     let seen = seen.into_inner().unwrap();
     assert!(!seen.is_empty());
     assert!(seen.is_sorted_by_key(|p| p.done));
-    assert!(
-        seen.iter()
-            .all(|p| p.stage == "training" && p.done <= p.total)
-    );
+    assert!(seen.iter().all(|p| p.stage == "training" && p.done <= p.total));
 }
 
 #[test]
 fn refuses_one_class_and_a_c_that_is_no_number() {
     let one = Dataset::new(Shape::new(&[1]).unwrap(), vec![1, 2], vec![3, 3]).unwrap();
     let error = run(&options(), &one, &|_| {}).unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "classes in the training set is 1; the range is 2 to 4096"
-    );
+    assert_eq!(error, "classes in the training set is 1; the range is 2 to 4096");
     for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        assert!(
-            run(
-                &TrainOptions {
-                    c: Some(c),
-                    ..options()
-                },
-                &bars(40),
-                &|_| {}
-            )
-            .is_err()
-        );
+        assert!(run(&TrainOptions { c: Some(c), ..options() }, &bars(40), &|_| {}).is_err());
     }
 }
 
@@ -123,11 +95,7 @@ fn the_whole_command_records_the_test_set_and_writes_what_it_returns() {
     write_idx(directory.path(), "train", &bars(120));
     write_idx(directory.path(), "t10k", &bars(40));
     let out = directory.path().join("model.safetensors");
-    let options = TrainOptions {
-        data: directory.path().into(),
-        out: out.clone(),
-        ..options()
-    };
+    let options = TrainOptions { data: directory.path().into(), out: out.clone(), ..options() };
     let (model, evaluation) = run_to_file(&options, &|_| {}).unwrap();
     assert_eq!(model.metadata().test_errors, Some((evaluation.wrong(), 40)));
     assert_eq!(std::fs::read(&out).unwrap(), model.to_bytes());
@@ -139,36 +107,11 @@ fn the_whole_command_records_the_test_set_and_writes_what_it_returns() {
 fn write_idx(directory: &std::path::Path, prefix: &str, data: &Dataset) {
     let count = data.len() as u8;
     let dims = data.shape().dims().to_vec();
-    let mut images = vec![
-        0,
-        0,
-        8,
-        3,
-        0,
-        0,
-        0,
-        count,
-        0,
-        0,
-        0,
-        dims[0] as u8,
-        0,
-        0,
-        0,
-        dims[1] as u8,
-    ];
-    data.images()
-        .for_each(|image| images.extend_from_slice(image));
+    let mut images =
+        vec![0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, dims[0] as u8, 0, 0, 0, dims[1] as u8];
+    data.images().for_each(|image| images.extend_from_slice(image));
     let mut labels = vec![0, 0, 8, 1, 0, 0, 0, count];
     labels.extend(data.labels().iter().map(|&label| label as u8));
-    std::fs::write(
-        directory.join(format!("{prefix}-images-idx3-ubyte")),
-        images,
-    )
-    .unwrap();
-    std::fs::write(
-        directory.join(format!("{prefix}-labels-idx1-ubyte")),
-        labels,
-    )
-    .unwrap();
+    std::fs::write(directory.join(format!("{prefix}-images-idx3-ubyte")), images).unwrap();
+    std::fs::write(directory.join(format!("{prefix}-labels-idx1-ubyte")), labels).unwrap();
 }

@@ -1,0 +1,283 @@
+//! Each fault gets its own scorer or reply; every test counts its replies.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use super::*;
+
+type Answers = Receiver<(u16, Result<u16, EngineError>)>;
+
+/// One-byte images: the label is the byte. Some bytes make trouble.
+struct Echo {
+    /// Holds a batch until something comes, or the other end is gone.
+    gate: Mutex<Option<Receiver<()>>>,
+    batches: Mutex<Vec<usize>>,
+}
+
+const PANICS: u8 = 250;
+
+impl Echo {
+    fn free() -> Arc<Self> {
+        Arc::new(Self { gate: Mutex::new(None), batches: Mutex::default() })
+    }
+
+    fn gated() -> (Arc<Self>, Sender<()>) {
+        let (open, gate) = channel();
+        (Arc::new(Self { gate: Mutex::new(Some(gate)), batches: Mutex::default() }), open)
+    }
+}
+
+impl Scorer for Echo {
+    fn shape(&self) -> Shape {
+        Shape::new(&[1]).unwrap()
+    }
+
+    fn label(&self, images: &[&[u8]], _: &mut Scratch, labels: &mut [u16]) {
+        self.batches.lock().unwrap().push(images.len());
+        let gate = self.gate.lock().unwrap().take();
+        if let Some(gate) = gate {
+            let _ = gate.recv();
+            *self.gate.lock().unwrap() = Some(gate);
+        }
+        assert!(images.iter().all(|image| image[0] != PANICS), "made to panic");
+        for (label, image) in labels.iter_mut().zip(images) {
+            *label = u16::from(image[0]);
+        }
+    }
+}
+
+fn options(threads: usize) -> EngineOptions {
+    EngineOptions { threads, max_batch: 8, max_queued: 16, linger: Duration::ZERO }
+}
+
+/// A job whose reply sends its number and the result.
+fn job(number: u16, byte: u8, to: &Sender<(u16, Result<u16, EngineError>)>) -> Job {
+    let to = to.clone();
+    Job::new(vec![byte], move |result| to.send((number, result)).unwrap())
+}
+
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(20), "waited too long");
+        std::thread::yield_now();
+    }
+}
+
+/// All replies that ever come: the senders are gone when the jobs are.
+fn collect(
+    sender: Sender<(u16, Result<u16, EngineError>)>,
+    answers: Answers,
+) -> Vec<(u16, Result<u16, EngineError>)> {
+    drop(sender);
+    let mut all: Vec<_> = answers.iter().collect();
+    all.sort_by_key(|answer| answer.0);
+    all
+}
+
+#[test]
+fn every_job_gets_its_own_answer_once_on_any_number_of_threads() {
+    for threads in [1, 2, 5] {
+        let engine =
+            Engine::start_with(Echo::free(), EngineOptions { max_queued: 500, ..options(threads) });
+        let (sender, answers) = channel();
+        for i in 0..200 {
+            engine.submit(job(i, i as u8, &sender)).unwrap();
+        }
+        assert_eq!(engine.submit_many((200..240).map(|i| job(i, i as u8, &sender))), 0);
+        engine.shutdown();
+        let all = collect(sender, answers);
+        assert_eq!(all, (0..240).map(|i| (i, Ok(i))).collect::<Vec<_>>());
+        let counters = engine.counters();
+        assert_eq!((counters.scored, counters.queued), (240, 0));
+        assert!(counters.batches >= 30 && counters.batches <= 240, "{counters:?}");
+        assert!(!counters.busy.is_zero());
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_at_once_and_calls_the_reply_once() {
+    let (scorer, open) = Echo::gated();
+    let engine = Engine::start_with(scorer.clone(), options(1));
+    let (sender, answers) = channel();
+    engine.submit(job(0, 0, &sender)).unwrap();
+    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    for i in 1..=16 {
+        engine.submit(job(i, i as u8, &sender)).unwrap();
+    }
+    let overloaded = EngineError::Overloaded { queued: 16, limit: 16 };
+    assert_eq!(engine.submit(job(17, 17, &sender)), Err(overloaded.clone()));
+    assert_eq!(engine.submit_many([job(18, 18, &sender), job(19, 19, &sender)]), 2);
+    // Refusals are answered before anything is scored.
+    assert_eq!(answers.recv().unwrap(), (17, Err(overloaded.clone())));
+    assert_eq!(engine.counters().overloaded, 3);
+    assert_eq!(engine.counters().queued, 16);
+    drop(open);
+    engine.shutdown();
+    let all = collect(sender, answers);
+    assert_eq!(all.len(), 19);
+    assert!(all[..17].iter().all(|(i, result)| *result == Ok(*i)));
+    assert_eq!(all[18], (19, Err(overloaded)));
+}
+
+#[test]
+fn what_waits_together_is_scored_together() {
+    let (scorer, open) = Echo::gated();
+    let engine = Engine::start_with(scorer.clone(), options(1));
+    let (sender, answers) = channel();
+    engine.submit(job(0, 0, &sender)).unwrap();
+    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    assert_eq!(engine.submit_many((1..=12).map(|i| job(i, i as u8, &sender))), 0);
+    drop(open);
+    engine.shutdown();
+    assert_eq!(collect(sender, answers).len(), 13);
+    assert_eq!(*scorer.batches.lock().unwrap(), [1, 8, 4]);
+}
+
+#[test]
+fn lingering_makes_a_batch_of_what_comes_meanwhile() {
+    let scorer = Echo::free();
+    let linger = Duration::from_secs(1);
+    let engine = Engine::start_with(scorer.clone(), EngineOptions { linger, ..options(1) });
+    assert_eq!(engine.options().linger, MAX_LINGER);
+    let (sender, answers) = channel();
+    for i in 0..3000 {
+        let _ = engine.submit(job(i, i as u8, &sender));
+    }
+    engine.shutdown();
+    assert_eq!(collect(sender, answers).len(), 3000);
+    assert!(scorer.batches.lock().unwrap().iter().any(|&images| images > 1));
+}
+
+#[test]
+fn idle_threads_share_a_large_submission() {
+    let (scorer, open) = Echo::gated();
+    let engine = Engine::start_with(scorer.clone(), options(2));
+    wait_until(|| engine.shared.lock().idle == 2);
+    let (sender, answers) = channel();
+    assert_eq!(engine.submit_many((0..8).map(|i| job(i, i as u8, &sender))), 0);
+    wait_until(|| scorer.batches.lock().unwrap().len() == 2);
+    drop(open);
+    engine.shutdown();
+    assert_eq!(*scorer.batches.lock().unwrap(), [4, 4]);
+    assert_eq!(collect(sender, answers).len(), 8);
+}
+
+#[test]
+fn work_whose_deadline_has_passed_is_not_scored() {
+    let (scorer, open) = Echo::gated();
+    let engine = Engine::start_with(scorer.clone(), options(1));
+    let (sender, answers) = channel();
+    engine.submit(job(0, 0, &sender)).unwrap();
+    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let now = Instant::now();
+    engine.submit(job(1, 1, &sender).with_deadline(Some(now))).unwrap();
+    engine.submit(job(2, 2, &sender).with_deadline(Some(now + Duration::from_secs(60)))).unwrap();
+    drop(open);
+    engine.shutdown();
+    let all = collect(sender, answers);
+    assert_eq!(all, [(0, Ok(0)), (1, Err(EngineError::DeadlineExceeded)), (2, Ok(2))]);
+    assert_eq!(engine.counters().expired, 1);
+    assert_eq!(*scorer.batches.lock().unwrap(), [1, 1]);
+}
+
+#[test]
+fn a_panic_while_scoring_costs_only_the_image_that_causes_it() {
+    let (scorer, open) = Echo::gated();
+    let engine = Engine::start_with(scorer.clone(), options(1));
+    let (sender, answers) = channel();
+    engine.submit(job(0, 0, &sender)).unwrap();
+    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    engine.submit_many([job(1, 1, &sender), job(2, PANICS, &sender), job(3, 3, &sender)]);
+    drop(open);
+    wait_until(|| engine.counters().scored == 3);
+    // The thread is still there.
+    engine.submit(job(4, 4, &sender)).unwrap();
+    engine.shutdown();
+    let all = collect(sender, answers);
+    let panicked = (2, Err(EngineError::Panicked));
+    assert_eq!(all, [(0, Ok(0)), (1, Ok(1)), panicked, (3, Ok(3)), (4, Ok(4))]);
+    assert_eq!(engine.counters().panicked, 1);
+}
+
+#[test]
+fn a_reply_that_panics_costs_nobody_else_his_answer() {
+    let engine = Engine::start_with(Echo::free(), options(1));
+    let (sender, answers) = channel();
+    engine.submit_many([
+        Job::new(vec![1], |_| panic!("made to panic")),
+        job(2, 2, &sender),
+        Job::new(vec![], |_| panic!("made to panic while refused")),
+        job(3, 3, &sender),
+    ]);
+    engine.shutdown();
+    assert_eq!(collect(sender, answers), [(2, Ok(2)), (3, Ok(3))]);
+    assert_eq!(engine.counters().reply_panics, 2);
+}
+
+#[test]
+fn a_wrong_size_is_refused_with_both_sizes() {
+    let engine = Engine::start(Model::raw(), options(1));
+    let (sender, answers) = channel();
+    let error = engine.submit(job(5, 0, &sender)).unwrap_err();
+    assert_eq!(error.to_string(), "image is 1 bytes; the model takes 784 (28x28)");
+    assert_eq!(collect(sender, answers), [(5, Err(error))]);
+}
+
+#[test]
+fn shutdown_finishes_what_waits_and_refuses_the_rest() {
+    let (scorer, open) = Echo::gated();
+    let engine = Arc::new(Engine::start_with(scorer.clone(), options(1)));
+    let (sender, answers) = channel();
+    for i in 0..10 {
+        engine.submit(job(i, i as u8, &sender)).unwrap();
+    }
+    let closing = std::thread::spawn({
+        let engine = Arc::clone(&engine);
+        move || engine.shutdown()
+    });
+    wait_until(|| engine.shared.lock().closed);
+    assert_eq!(engine.submit(job(10, 10, &sender)), Err(EngineError::ShuttingDown));
+    drop(open);
+    closing.join().unwrap();
+    engine.shutdown();
+    let all = collect(sender, answers);
+    assert!(all[..10].iter().all(|(i, result)| *result == Ok(*i)));
+    assert_eq!(all[10..], [(10, Err(EngineError::ShuttingDown))]);
+}
+
+#[test]
+fn a_reply_may_shut_the_engine_down() {
+    let engine = Arc::new(Engine::start_with(Echo::free(), options(2)));
+    let (sender, answers) = channel();
+    let inside = Arc::clone(&engine);
+    let job = Job::new(vec![1], move |result| {
+        inside.shutdown();
+        sender.send(result).unwrap();
+    });
+    engine.submit(job).unwrap();
+    assert_eq!(answers.recv().unwrap(), Ok(1));
+}
+
+#[test]
+fn a_lost_job_says_so_by_itself() {
+    let (sender, answers) = channel();
+    drop(job(1, 1, &sender));
+    assert_eq!(collect(sender, answers), [(1, Err(EngineError::Lost))]);
+}
+
+#[test]
+fn labels_are_those_of_the_model_alone() {
+    let model = Model::raw();
+    let engine = Engine::start(Arc::clone(&model), options(2));
+    let image = |i: usize| -> Vec<u8> { (0..784).map(|p| (p * (i + 3) % 251) as u8).collect() };
+    let (sender, answers) = channel();
+    for i in 0..16 {
+        let sender = sender.clone();
+        let reply = move |result| sender.send((i as u16, result)).unwrap();
+        engine.submit(Job::new(image(i), reply)).unwrap();
+    }
+    engine.shutdown();
+    for (i, label) in collect(sender, answers) {
+        assert_eq!(label, Ok(model.classify(&image(usize::from(i))).unwrap()));
+    }
+}
