@@ -6,7 +6,9 @@
 //!   callers. [`blocking`] is the same without an async runtime.
 //! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
 
+pub mod client;
 pub mod proto;
 pub mod server;
 
+pub use client::{CallError, CallOptions, Client, ClientOptions};
 pub use proto::status::Status;

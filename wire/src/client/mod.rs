@@ -1,0 +1,374 @@
+//! The client: what users add to their own programs.
+//!
+//! One connection carries any number of concurrent callers; requests pipeline, and replies come in
+//! any order. A [`Client`] is cheap to clone and may be shared by all tasks and threads.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use afterimage_wire::{Client, ClientOptions};
+//!
+//! let client = Client::connect("127.0.0.1:7400", ClientOptions::new()).await?;
+//! let label = client.classify(&[0; 784]).await?;
+//! println!("class {}, {:?}", label.class, label.origin);
+//! # Ok(()) }
+//! ```
+//!
+//! # What it promises
+//!
+//! * **An outcome, once, in time.** Every call ends by its deadline, whatever the server or the
+//!   network do: the deadline covers connecting, queueing and the reply. Callbacks are called
+//!   exactly once, also when the client is dropped or its runtime is.
+//! * **Nobody else's answer.** Request ids are not used again while in flight. What comes late,
+//!   twice, or for a caller who has gone is counted and dropped.
+//! * **Bounded memory.** Requests in flight, bytes waiting to be sent and the size of replies have
+//!   limits, all of them in [`ClientOptions`].
+//! * **It comes back.** A lost connection is made anew, after waits that grow and are drawn at
+//!   random. Reads ([`Client::classify`], [`Client::cache_get`]) that were in flight are sent again,
+//!   twice at most and within their deadline; the callback forms leave that to their users.
+//!   `GoAway` moves the client to a new connection while the old one finishes: nothing is lost.
+//!
+//! # What errors mean
+//!
+//! See [`CallError`]: what the server said, where time ran out, what became of the connection, and
+//! what the caller did wrong are variants of their own. [`CallError::status`] maps them for services
+//! that must pass them on.
+
+mod backoff;
+mod connector;
+mod counters;
+mod driver;
+mod error;
+mod handshake;
+mod in_flight;
+mod line;
+mod options;
+mod request;
+mod shared;
+mod state;
+mod supervisor;
+mod waiter;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::proto::Welcome;
+use crate::proto::message::Label;
+use crate::proto::stats::Stats;
+
+pub use connector::{Addresses, Connector};
+pub use counters::Counters;
+pub use error::{CallError, ConnectionError, Stage, Violation};
+pub use options::{
+    CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,
+    Expect,
+};
+
+use request::Request;
+use shared::Shared;
+use state::Life;
+use waiter::{Answer, Callback, Many, Waiter};
+
+/// How often a read is sent again when its connection was lost.
+const RETRIES: usize = 2;
+
+/// Before a request is sent again to a server that is shutting down: time for its `GoAway`.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// A connection to a memo, a classifier or a cache. See the [module](self).
+///
+/// Clones share the connection. When the last of them is dropped, what is in flight ends with
+/// [`CallError::Closed`]; [`Client::close`] waits for it instead.
+#[derive(Clone)]
+pub struct Client {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+}
+
+impl Client {
+    /// Connects to one of these addresses (`host:port`; text, a socket address or a list).
+    ///
+    /// Keeps trying for [`connect_timeout`](ClientOptions::connect_timeout) plus
+    /// [`handshake_timeout`](ClientOptions::handshake_timeout), so that client and server may be
+    /// started in any order; with [`fail_fast`](ClientOptions::fail_fast) it tries once.
+    ///
+    /// # Errors
+    /// [`CallError::Refused`] or [`CallError::Protocol`] when what answers there is not for this
+    /// client; [`CallError::DeadlineExceeded`] or, with `fail_fast`, [`CallError::Unavailable`] when
+    /// nothing does.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub async fn connect(
+        addresses: impl Into<Addresses>,
+        options: ClientOptions,
+    ) -> Result<Client, CallError> {
+        let patience = options.connect_timeout + options.handshake_timeout;
+        let client = Client::connect_lazy(addresses, options);
+        client.connected(patience).await?;
+        Ok(client)
+    }
+
+    /// Returns at once and connects in the background; calls wait for the connection.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub fn connect_lazy(addresses: impl Into<Addresses>, options: ClientOptions) -> Client {
+        Client::with_connector(connector::Tcp(addresses.into()), options)
+    }
+
+    /// Like [`Client::connect_lazy`], over connections of any other make.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time enabled.
+    pub fn with_connector(connector: impl Connector, options: ClientOptions) -> Client {
+        let shared = Shared::new(options);
+        tokio::spawn(supervisor::supervise(Arc::clone(&shared), connector));
+        Client { handle: Arc::new(Handle { shared }) }
+    }
+
+    /// Waits until there is a connection.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connected(&self, timeout: Duration) -> Result<(), CallError> {
+        self.shared().connected(timeout).await
+    }
+
+    /// The class of an image: as many bytes as the [`Welcome`]'s shape has.
+    ///
+    /// # Errors
+    /// Any [`CallError`].
+    pub async fn classify(&self, image: &[u8]) -> Result<Label, CallError> {
+        self.classify_with(image, CallOptions::new()).await
+    }
+
+    /// [`Client::classify`] with settings of its own.
+    ///
+    /// # Errors
+    /// Any [`CallError`].
+    pub async fn classify_with(
+        &self,
+        image: &[u8],
+        options: CallOptions,
+    ) -> Result<Label, CallError> {
+        let request = Request::Classify(image);
+        match self.read(options, async |timeout| self.ask(request, timeout).await).await? {
+            Answer::Label(label) => Ok(label),
+            answer => Err(answer.is_wrong_for(request.name())),
+        }
+    }
+
+    /// The value of a key, if the cache holds one.
+    ///
+    /// # Errors
+    /// Any [`CallError`] that is not about images.
+    pub async fn cache_get(&self, key: u64) -> Result<Option<i64>, CallError> {
+        let (request, options) = (Request::CacheRead(key), CallOptions::new());
+        match self.read(options, async |timeout| self.ask(request, timeout).await).await? {
+            Answer::Value(value) => Ok(value),
+            answer => Err(answer.is_wrong_for(request.name())),
+        }
+    }
+
+    /// The values of many keys, in the keys' order. All of them are in flight together, as far as
+    /// the window goes, and one that fails fails the lot.
+    ///
+    /// # Errors
+    /// Any [`CallError`] that is not about images.
+    pub async fn cache_get_many(&self, keys: &[u64]) -> Result<Vec<Option<i64>>, CallError> {
+        self.read(CallOptions::new(), async |timeout| {
+            let (sender, receiver) = oneshot::channel();
+            let callback = Callback::new(|values| drop(sender.send(values)));
+            let many = self.shared().submit_many(keys, timeout, callback);
+            let _cancel = many.map(|many| CancelMany { shared: self.shared(), many });
+            receiver.await.unwrap_or(Err(CallError::Closed))
+        })
+        .await
+    }
+
+    /// Stores a value. There is no reply: `Ok` means that it is on its way or in the queue, not
+    /// that it arrived. Does not wait, so it may be called from anywhere.
+    ///
+    /// # Errors
+    /// [`CallError::QueueFull`], [`CallError::Closed`], and [`CallError::Unavailable`],
+    /// [`CallError::Refused`] or [`CallError::Protocol`] as other calls have them.
+    pub fn cache_set(&self, key: u64, value: i64) -> Result<(), CallError> {
+        self.shared().submit_write(key, value)
+    }
+
+    /// How long the server takes to answer when there is nothing to do.
+    ///
+    /// # Errors
+    /// Any [`CallError`] that is not about images.
+    pub async fn ping(&self) -> Result<Duration, CallError> {
+        let start = tokio::time::Instant::now();
+        let request = Request::Ping;
+        match self.ask(request, self.shared().options.timeout).await? {
+            Answer::Pong => Ok(start.elapsed()),
+            answer => Err(answer.is_wrong_for(request.name())),
+        }
+    }
+
+    /// What the server counts and measures.
+    ///
+    /// # Errors
+    /// Any [`CallError`] that is not about images.
+    pub async fn stats(&self) -> Result<Stats, CallError> {
+        let request = Request::Stats;
+        match self.ask(request, self.shared().options.timeout).await? {
+            Answer::Stats(stats) => Ok(*stats),
+            answer => Err(answer.is_wrong_for(request.name())),
+        }
+    }
+
+    /// Asks for the class of an image and calls `on_reply` with the outcome, exactly once, and with
+    /// the [`Welcome`] of the connection which brought the answer. For services that stand on this
+    /// client: there is no task and no channel between the socket and the callback.
+    ///
+    /// `on_reply` runs on the connection's task, or, when the outcome is known at once, on the
+    /// caller's thread before this returns: it must not block, and the caller must hold no lock that
+    /// it takes. A request whose connection is lost is not sent again.
+    pub fn submit_classify(
+        &self,
+        image: &[u8],
+        timeout: Duration,
+        on_reply: impl FnOnce(Result<(Label, Arc<Welcome>), CallError>) + Send + 'static,
+    ) {
+        let waiter = Waiter::Classify(Callback::new(on_reply));
+        self.shared().submit(Request::Classify(image), timeout, waiter);
+    }
+
+    /// Asks for the values of many keys and calls `on_reply` with all of them, or with the first
+    /// failure, exactly once. As [`Client::submit_classify`] otherwise.
+    pub fn submit_cache_get_many(
+        &self,
+        keys: &[u64],
+        timeout: Duration,
+        on_reply: impl FnOnce(Result<Vec<Option<i64>>, CallError>) + Send + 'static,
+    ) {
+        self.shared().submit_many(keys, timeout, Callback::new(on_reply));
+    }
+
+    /// What the server said of itself when the current connection was opened.
+    pub fn welcome(&self) -> Option<Arc<Welcome>> {
+        self.shared().lock().welcome().cloned()
+    }
+
+    /// Whether there is a connection that takes requests.
+    pub fn is_connected(&self) -> bool {
+        self.shared().lock().welcome().is_some()
+    }
+
+    /// What this client has counted since it was made.
+    pub fn counters(&self) -> Counters {
+        self.shared().lock().counters()
+    }
+
+    /// Takes no more calls, on any clone, and returns when those in flight have their outcomes and
+    /// what was to be written is written.
+    pub async fn close(&self) {
+        let shared = self.shared();
+        shared.with(|state, effects| state.begin_closing(effects));
+        shared
+            .wait_until(|state| (state.is_idle() || state.life > Life::Closing).then_some(()))
+            .await;
+        shared.terminate();
+        shared.wait_until(|state| (state.life == Life::Gone).then_some(())).await;
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
+    }
+
+    /// Sends one request and waits for its answer. A dropped future leaves nothing behind.
+    async fn ask(&self, request: Request<&[u8]>, timeout: Duration) -> Result<Answer, CallError> {
+        let (sender, receiver) = oneshot::channel();
+        let id = self.shared().submit(request, timeout, Waiter::Future(sender));
+        let mut cancel = Cancel { shared: self.shared(), id };
+        let outcome = receiver.await;
+        cancel.id = 0;
+        outcome.unwrap_or(Err(CallError::Closed))
+    }
+
+    /// Makes an attempt and, if its connection is lost, some more within the same deadline.
+    async fn read<R>(
+        &self,
+        options: CallOptions,
+        attempt: impl AsyncFn(Duration) -> Result<R, CallError>,
+    ) -> Result<R, CallError> {
+        let total = options.timeout.unwrap_or(self.shared().options.timeout);
+        let mut left = total;
+        let mut retries = if options.no_retry { 0 } else { RETRIES };
+        let start = self.shared().now();
+        loop {
+            let mut error = match attempt(left).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if retries == 0 || !error.is_worth_another_try() {
+                if let CallError::DeadlineExceeded { timeout, .. } = &mut error {
+                    *timeout = total;
+                }
+                return Err(error);
+            }
+            retries -= 1;
+            if matches!(error, CallError::Server { .. }) {
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            left = total.saturating_sub(self.shared().now() - start);
+            if left.is_zero() {
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("connected", &self.is_connected())
+            .field("counters", &self.counters())
+            .finish()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.terminate();
+    }
+}
+
+/// Takes a call whose caller goes away out of the table (id 0: nothing to take).
+struct Cancel<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl Drop for Cancel<'_> {
+    fn drop(&mut self) {
+        if self.id != 0 {
+            let now = self.shared.now();
+            self.shared.with(|state, effects| state.cancel(now, self.id, effects));
+        }
+    }
+}
+
+/// The same for many reads. Once they are answered there is nothing to take.
+struct CancelMany<'a> {
+    shared: &'a Shared,
+    many: Arc<Many>,
+}
+
+impl Drop for CancelMany<'_> {
+    fn drop(&mut self) {
+        if !self.many.is_answered() {
+            let now = self.shared.now();
+            self.shared.with(|state, effects| state.cancel_many(now, &self.many, effects));
+        }
+    }
+}

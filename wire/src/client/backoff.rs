@@ -1,0 +1,95 @@
+//! How long to wait before the next attempt to connect.
+//!
+//! Exponential with full jitter: each wait is drawn evenly from zero to a ceiling that doubles with
+//! every failure. A thousand clients that lost the same server thus come back spread out over the
+//! whole interval instead of together (Brooker, "Exponential Backoff And Jitter", AWS Architecture
+//! Blog, 2015).
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::Duration;
+
+/// The waits between failed attempts. Pure: the seed comes in, the durations come out.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    min: Duration,
+    max: Duration,
+    ceiling: Duration,
+    random: u64,
+}
+
+impl Backoff {
+    /// Waits whose ceiling grows from `min` to `max`.
+    pub(super) fn new(min: Duration, max: Duration, seed: u64) -> Self {
+        let max = max.max(min);
+        Backoff { min, max, ceiling: min, random: seed }
+    }
+
+    /// The next wait; the one after it may be twice as long.
+    pub(super) fn next_delay(&mut self) -> Duration {
+        let delay = self.jitter(self.ceiling);
+        self.ceiling = self.ceiling.saturating_mul(2).min(self.max);
+        delay
+    }
+
+    /// Begins again at `min`: the last connection was a healthy one.
+    pub(super) fn reset(&mut self) {
+        self.ceiling = self.min;
+    }
+
+    /// A duration drawn evenly from zero to `ceiling`.
+    pub(super) fn jitter(&mut self, ceiling: Duration) -> Duration {
+        // SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): jitter wants spread, not secrecy.
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.random;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^= bits >> 31;
+        ceiling.mul_f64((bits >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// A seed that differs from process to process and from call to call.
+pub(super) fn random_seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIN: Duration = Duration::from_millis(20);
+    const MAX: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn every_wait_is_below_a_ceiling_that_doubles_up_to_the_maximum() {
+        for seed in 0..1000 {
+            let mut backoff = Backoff::new(MIN, MAX, seed);
+            let mut ceiling = MIN;
+            for _ in 0..20 {
+                assert!(backoff.next_delay() <= ceiling);
+                ceiling = (ceiling * 2).min(MAX);
+            }
+            backoff.reset();
+            assert!(backoff.next_delay() <= MIN);
+        }
+    }
+
+    #[test]
+    fn waits_are_spread_over_the_whole_interval() {
+        let mut backoff = Backoff::new(MIN, MIN, 7);
+        let mut quarters = [0; 4];
+        for _ in 0..4000 {
+            let delay = backoff.next_delay();
+            quarters[(delay.as_secs_f64() / MIN.as_secs_f64() * 4.0) as usize] += 1;
+        }
+        assert!(quarters.iter().all(|&n| n > 800), "{quarters:?}");
+    }
+
+    #[test]
+    fn a_maximum_below_the_minimum_is_raised_to_it() {
+        let mut backoff = Backoff::new(MAX, MIN, 1);
+        for _ in 0..100 {
+            assert!(backoff.next_delay() <= MAX);
+        }
+    }
+}

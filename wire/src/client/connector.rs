@@ -1,0 +1,108 @@
+//! How connections are made: over TCP, or over whatever a test or a simulation brings.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// Makes connections for a client.
+///
+/// Implemented for every `Fn(u64) -> impl Future<Output = io::Result<impl AsyncRead + AsyncWrite>>`.
+pub trait Connector: Send + Sync + 'static {
+    /// What a connection is.
+    type Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// Makes one. `attempt` counts from 0 and goes up with each connection that failed, was lost
+    /// or was told to go away: whoever knows several addresses takes the next one.
+    fn connect(&self, attempt: u64) -> impl Future<Output = io::Result<Self::Transport>> + Send;
+
+    /// How many addresses there are to try before it is time to wait a little.
+    fn addresses(&self) -> usize {
+        1
+    }
+}
+
+impl<F, C, T> Connector for F
+where
+    F: Fn(u64) -> C + Send + Sync + 'static,
+    C: Future<Output = io::Result<T>> + Send,
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    type Transport = T;
+
+    fn connect(&self, attempt: u64) -> impl Future<Output = io::Result<T>> + Send {
+        self(attempt)
+    }
+}
+
+/// One or several addresses of the same service, each `host:port`. Names are looked up anew for
+/// every connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses(Vec<String>);
+
+impl From<&str> for Addresses {
+    fn from(address: &str) -> Self {
+        Addresses(vec![address.to_owned()])
+    }
+}
+
+impl From<String> for Addresses {
+    fn from(address: String) -> Self {
+        Addresses(vec![address])
+    }
+}
+
+impl From<&String> for Addresses {
+    fn from(address: &String) -> Self {
+        Addresses(vec![address.clone()])
+    }
+}
+
+impl From<SocketAddr> for Addresses {
+    fn from(address: SocketAddr) -> Self {
+        Addresses(vec![address.to_string()])
+    }
+}
+
+impl<A: ToString> From<&[A]> for Addresses {
+    fn from(addresses: &[A]) -> Self {
+        Addresses(addresses.iter().map(ToString::to_string).collect())
+    }
+}
+
+impl<A: ToString> From<Vec<A>> for Addresses {
+    fn from(addresses: Vec<A>) -> Self {
+        addresses.as_slice().into()
+    }
+}
+
+impl<A: ToString, const N: usize> From<[A; N]> for Addresses {
+    fn from(addresses: [A; N]) -> Self {
+        addresses.as_slice().into()
+    }
+}
+
+/// Connects over TCP, without Nagle's delay.
+pub(super) struct Tcp(pub(super) Addresses);
+
+impl Connector for Tcp {
+    type Transport = TcpStream;
+
+    async fn connect(&self, attempt: u64) -> io::Result<TcpStream> {
+        let Addresses(addresses) = &self.0;
+        if addresses.is_empty() {
+            return Err(io::Error::other("no address was given"));
+        }
+        let address = &addresses[(attempt % addresses.len() as u64) as usize];
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let stream = TcpStream::connect(address).await.map_err(named)?;
+        // Frames are gathered before they are written; waiting for more only adds latency.
+        stream.set_nodelay(true).map_err(named)?;
+        Ok(stream)
+    }
+
+    fn addresses(&self) -> usize {
+        self.0.0.len().max(1)
+    }
+}

@@ -1,0 +1,100 @@
+//! The client's side of the handshake: `Hello`, then whatever the server makes of it.
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::error::{ConnectionError, Violation};
+use super::options::ClientOptions;
+use crate::Status;
+use crate::proto::handshake::{MAX_TOKEN_LEN, VERSION};
+use crate::proto::header::MAX_HANDSHAKE_BODY;
+use crate::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Welcome};
+
+/// How much of another protocol's greeting is worth quoting.
+const QUOTED_LEN: usize = 32;
+
+/// Opens a fresh connection. Returns the server's `Welcome` and the bytes that came after it.
+pub(super) async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
+    transport: &mut T,
+    options: &ClientOptions,
+) -> Result<(Welcome, Vec<u8>), ConnectionError> {
+    let bytes = options.token.len();
+    if bytes > MAX_TOKEN_LEN {
+        let limit = MAX_TOKEN_LEN;
+        return Err(ConnectionError::TokenTooLong { bytes, limit });
+    }
+    let mut hello = Vec::new();
+    Message::Hello(Hello::new(&options.token)).encode(0, &mut hello);
+    // A server that turns clients away may close before it has read all of the Hello: what it said
+    // first is still there to read, and says more than a broken pipe.
+    let written = transport.write_all(&hello).await;
+    let mut input = Vec::with_capacity(512);
+    loop {
+        if let Some(welcome) = first_frame(&input)? {
+            check(&welcome, options)?;
+            let frame_len = Header::decode(&input).map_or(0, |header| header.frame_len());
+            return Ok((welcome, input.split_off(frame_len)));
+        }
+        let read = match transport.read_buf(&mut input).await {
+            Ok(read) => read,
+            Err(error) => return Err(ConnectionError::Io(written.err().unwrap_or(error))),
+        };
+        if read == 0 {
+            return Err(match written {
+                Err(error) => ConnectionError::Io(error),
+                Ok(()) if input.is_empty() => ConnectionError::ClosedByPeer,
+                Ok(()) if input.len() >= HEADER_LEN => ConnectionError::ClosedByPeer,
+                Ok(()) => another_protocol(&input),
+            });
+        }
+    }
+}
+
+/// The `Welcome` at the start of `input`; `None` while it is not all there.
+fn first_frame(input: &[u8]) -> Result<Option<Welcome>, ConnectionError> {
+    let Some(header) = Header::decode(input) else {
+        return Ok(None);
+    };
+    if !matches!(header.kind, Kind::Welcome | Kind::Error | Kind::GoAway) {
+        return Err(another_protocol(input));
+    }
+    let frame = match Frame::decode(input, MAX_HANDSHAKE_BODY) {
+        Ok(None) => return Ok(None),
+        Ok(Some(frame)) => frame,
+        Err(error @ FrameError::TooLarge { .. }) => {
+            return Err(ConnectionError::Violation(Violation::Frame(error)));
+        }
+    };
+    match Message::decode(frame) {
+        Ok(Message::Welcome(welcome)) => Ok(Some(welcome)),
+        Ok(Message::Error { status, text, .. }) => {
+            let text = text.into();
+            Err(ConnectionError::Rejected { status, text })
+        }
+        Ok(Message::GoAway { text }) => {
+            Err(ConnectionError::Rejected { status: Status::ShuttingDown, text: text.into() })
+        }
+        Ok(_) => Err(another_protocol(input)),
+        Err(error) => Err(ConnectionError::Violation(Violation::Body { kind: header.kind, error })),
+    }
+}
+
+fn check(welcome: &Welcome, options: &ClientOptions) -> Result<(), ConnectionError> {
+    if welcome.version != VERSION {
+        return Err(ConnectionError::WrongVersion { ours: VERSION, theirs: welcome.version });
+    }
+    match options.expect {
+        Some(expected) if !expected.is_met_by(welcome.service) => {
+            Err(ConnectionError::WrongService {
+                expected,
+                found: welcome.service,
+                name: welcome.name.as_str().into(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn another_protocol(input: &[u8]) -> ConnectionError {
+    let first_bytes = input[..input.len().min(QUOTED_LEN)].into();
+    ConnectionError::Violation(Violation::AnotherProtocol { first_bytes })
+}

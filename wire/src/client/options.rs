@@ -1,0 +1,258 @@
+//! What a user may set on a client and on a single call.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::proto::Service;
+use crate::proto::header::{DEFAULT_MAX_BODY, MAX_MAX_BODY};
+
+/// A call takes no longer than this unless it is told otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Requests in flight on one connection: a megabyte of cache replies, three of digits. Deeper
+/// pipelines only add waiting.
+pub const DEFAULT_MAX_IN_FLIGHT: usize = 4096;
+
+/// Bytes accepted but not sent yet: twenty thousand digits, and little beside what a program that
+/// asks about images holds anyway.
+pub const DEFAULT_MAX_QUEUED_BYTES: usize = 16 << 20;
+
+/// Settings of a [`Client`](super::Client).
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ClientOptions {
+    /// The shared secret that the server may ask for; empty for none.
+    pub token: Vec<u8>,
+    /// How long a call may take, from the call to the answer: connecting, queueing and all.
+    pub timeout: Duration,
+    /// How long one attempt to reach one address may take.
+    pub connect_timeout: Duration,
+    /// How long the server may take from there to its `Welcome`.
+    pub handshake_timeout: Duration,
+    /// The ceiling of the first wait before a new attempt to connect; it doubles with each.
+    pub backoff_min: Duration,
+    /// The ceiling of all waits before a new attempt to connect.
+    pub backoff_max: Duration,
+    /// Requests in flight at once. The server's own window applies too: the smaller one counts.
+    pub max_in_flight: usize,
+    /// Bytes of requests that may wait unsent. Past it, calls fail with `QueueFull`.
+    pub max_queued_bytes: usize,
+    /// The largest body, in bytes, that is accepted from the server.
+    pub max_body: u32,
+    /// After this long without a byte from the server, it is asked for a sign of life; after as
+    /// long again, the connection is given up. `None` for never.
+    pub keepalive: Option<Duration>,
+    /// Fail calls at once, with the last connection's error, while there is no connection, instead
+    /// of letting them wait for one until their deadline. (Calls do wait for the very first attempt
+    /// and for the change-over that a server asks for with `GoAway`.)
+    pub fail_fast: bool,
+    /// What must answer at the other end; `None` for anything.
+    pub expect: Option<Expect>,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        ClientOptions {
+            token: Vec::new(),
+            timeout: DEFAULT_TIMEOUT,
+            connect_timeout: Duration::from_secs(2),
+            handshake_timeout: Duration::from_secs(2),
+            backoff_min: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            max_in_flight: DEFAULT_MAX_IN_FLIGHT,
+            max_queued_bytes: DEFAULT_MAX_QUEUED_BYTES,
+            max_body: DEFAULT_MAX_BODY,
+            keepalive: Some(Duration::from_secs(15)),
+            fail_fast: false,
+            expect: None,
+        }
+    }
+}
+
+impl ClientOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        ClientOptions::default()
+    }
+
+    /// Sets the shared secret.
+    #[must_use]
+    pub fn token(mut self, token: impl Into<Vec<u8>>) -> Self {
+        self.token = token.into();
+        self
+    }
+
+    /// Sets how long a call may take.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Sets how long one attempt to reach one address may take.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets how long the server may take to its `Welcome`.
+    #[must_use]
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.handshake_timeout = timeout;
+        self
+    }
+
+    /// Sets the ceilings of the first and of all waits between attempts to connect.
+    #[must_use]
+    pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
+        (self.backoff_min, self.backoff_max) = (min, max);
+        self
+    }
+
+    /// Sets how many requests may be in flight at once; at least 1.
+    #[must_use]
+    pub fn max_in_flight(mut self, requests: usize) -> Self {
+        self.max_in_flight = requests.max(1);
+        self
+    }
+
+    /// Sets how many bytes of requests may wait unsent. A single request is taken whatever its size.
+    #[must_use]
+    pub fn max_queued_bytes(mut self, bytes: usize) -> Self {
+        self.max_queued_bytes = bytes;
+        self
+    }
+
+    /// Sets the largest body accepted from the server, at most [`MAX_MAX_BODY`].
+    #[must_use]
+    pub fn max_body(mut self, bytes: u32) -> Self {
+        self.max_body = bytes.min(MAX_MAX_BODY);
+        self
+    }
+
+    /// Sets the silence after which the server is asked for a sign of life.
+    #[must_use]
+    pub fn keepalive(mut self, interval: Option<Duration>) -> Self {
+        self.keepalive = interval;
+        self
+    }
+
+    /// Sets whether calls fail at once while there is no connection.
+    #[must_use]
+    pub fn fail_fast(mut self, fail_fast: bool) -> Self {
+        self.fail_fast = fail_fast;
+        self
+    }
+
+    /// Sets what must answer at the other end.
+    #[must_use]
+    pub fn expect(mut self, expect: Expect) -> Self {
+        self.expect = Some(expect);
+        self
+    }
+}
+
+impl fmt::Debug for ClientOptions {
+    /// Leaves the token out: it is a secret, and debug output ends up in logs.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientOptions")
+            .field("token_len", &self.token.len())
+            .field("timeout", &self.timeout)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("handshake_timeout", &self.handshake_timeout)
+            .field("backoff_min", &self.backoff_min)
+            .field("backoff_max", &self.backoff_max)
+            .field("max_in_flight", &self.max_in_flight)
+            .field("max_queued_bytes", &self.max_queued_bytes)
+            .field("max_body", &self.max_body)
+            .field("keepalive", &self.keepalive)
+            .field("fail_fast", &self.fail_fast)
+            .field("expect", &self.expect)
+            .finish()
+    }
+}
+
+/// A family of services: those that answer the same requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Expect {
+    /// Answers `CacheReq`.
+    Cache,
+    /// Answers `ClassifyReq`: a memo or a classifier.
+    Classify,
+}
+
+impl Expect {
+    /// Whether this service is one of the family.
+    pub fn is_met_by(self, service: Service) -> bool {
+        match self {
+            Expect::Cache => service == Service::Cache,
+            Expect::Classify => service.classifies(),
+        }
+    }
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Expect::Cache => "a cache",
+            Expect::Classify => "a memo or a classifier",
+        })
+    }
+}
+
+/// Settings of a single call; what is not set is taken from the client's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CallOptions {
+    /// How long the call may take, from the call to the answer.
+    pub timeout: Option<Duration>,
+    /// Do not send the request again when its connection was lost or its server shut down.
+    pub no_retry: bool,
+}
+
+impl CallOptions {
+    /// As the client has it.
+    pub fn new() -> Self {
+        CallOptions::default()
+    }
+
+    /// Sets how long the call may take.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets that the request is sent once at most.
+    #[must_use]
+    pub fn no_retry(mut self) -> Self {
+        self.no_retry = true;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_leaves_the_token_out() {
+        let text = format!("{:?}", ClientOptions::new().token("hunter2"));
+        assert!(text.contains("token_len: 7") && !text.contains("hunter2"));
+    }
+
+    #[test]
+    fn a_family_knows_its_services() {
+        for (service, cache, classify) in [
+            (Service::Cache, true, false),
+            (Service::Memo, false, true),
+            (Service::Classifier, false, true),
+            (Service::Unknown(9), false, false),
+        ] {
+            assert_eq!(Expect::Cache.is_met_by(service), cache);
+            assert_eq!(Expect::Classify.is_met_by(service), classify);
+        }
+    }
+}

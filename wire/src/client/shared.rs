@@ -1,0 +1,189 @@
+//! What all handles and tasks of one client hold: the state's lock and the ways to be woken.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+
+use super::error::{CallError, ConnectionError, Stage};
+use super::options::ClientOptions;
+use super::request::Request;
+use super::state::{Effects, Life, State};
+use super::waiter::{Callback, Many, Values, Waiter};
+
+/// See the module.
+pub(super) struct Shared {
+    pub(super) options: ClientOptions,
+    state: Mutex<State>,
+    /// Told when the timer must wake earlier.
+    timer: Notify,
+    /// Told when a connection comes or goes, and at the steps of the client's end.
+    changed: watch::Sender<()>,
+}
+
+impl Shared {
+    pub(super) fn new(options: ClientOptions) -> Arc<Self> {
+        Arc::new(Shared {
+            state: Mutex::new(State::new(&options)),
+            options,
+            timer: Notify::new(),
+            changed: watch::Sender::new(()),
+        })
+    }
+
+    /// The time, as tokio's (possibly virtual) clock has it.
+    pub(super) fn now(&self) -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics under this lock by design; if it does, the rest may as well go on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something under the lock, and what follows from it outside.
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, &mut Effects) -> R) -> R {
+        let mut effects = Effects::default();
+        let result = act(&mut self.lock(), &mut effects);
+        self.carry_out(effects);
+        result
+    }
+
+    pub(super) fn carry_out(&self, effects: Effects) {
+        if effects.timer {
+            self.timer.notify_one();
+        }
+        if effects.changed {
+            self.changed.send_replace(());
+        }
+        effects.run();
+    }
+
+    /// Hands a request over. The outcome reaches the waiter, maybe before this returns.
+    pub(super) fn submit(&self, request: Request<&[u8]>, timeout: Duration, waiter: Waiter) -> u64 {
+        let now = self.now();
+        let mut effects = Effects::default();
+        let mut state = self.lock();
+        let outcome = match state.room_for(request.cost()) {
+            Ok(()) => Ok(state.submit(now, timeout, request, waiter, &mut effects)),
+            Err(error) => Err((waiter, error)),
+        };
+        drop(state);
+        self.carry_out(effects);
+        match outcome {
+            Ok(id) => id,
+            Err((waiter, error)) => {
+                waiter.fail(error);
+                0
+            }
+        }
+    }
+
+    /// Hands over a request without a reply.
+    pub(super) fn submit_write(&self, key: u64, value: i64) -> Result<(), CallError> {
+        let now = self.now();
+        let (timeout, request) = (self.options.timeout, Request::CacheWrite { key, value });
+        self.with(|state, effects| {
+            state.room_for(request.cost())?;
+            state.submit(now, timeout, request, Waiter::Nobody, effects);
+            Ok(())
+        })
+    }
+
+    /// Hands over many reads under one lock. The outcome reaches the callback, maybe before this
+    /// returns.
+    pub(super) fn submit_many(
+        &self,
+        keys: &[u64],
+        timeout: Duration,
+        callback: Callback<Values>,
+    ) -> Option<Arc<Many>> {
+        if keys.is_empty() {
+            callback.call(Ok(Vec::new()));
+            return None;
+        }
+        let now = self.now();
+        let many = Many::new(keys.len(), callback);
+        let mut effects = Effects::default();
+        let mut state = self.lock();
+        let outcome = state.room_for(Request::<&[u8]>::CacheRead(0).cost() * keys.len());
+        if outcome.is_ok() {
+            for (index, &key) in keys.iter().enumerate() {
+                let waiter = Waiter::One(Arc::clone(&many), index as u32);
+                state.submit(now, timeout, Request::CacheRead(key), waiter, &mut effects);
+            }
+        }
+        drop(state);
+        self.carry_out(effects);
+        if let Err(error) = outcome {
+            many.fail(error);
+        }
+        Some(many)
+    }
+
+    /// Returns when `condition` is true, which must be told by `Effects::changed`.
+    pub(super) async fn wait_until<R>(&self, condition: impl Fn(&State) -> Option<R>) -> R {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if let Some(result) = condition(&self.lock()) {
+                return result;
+            }
+            // Never an error: the sender lives in `self`.
+            let _ = changed.changed().await;
+        }
+    }
+
+    /// Returns when there is a connection.
+    ///
+    /// # Errors
+    /// As a call's, when there is none within `timeout` or will be none.
+    pub(super) async fn connected(&self, timeout: Duration) -> Result<(), CallError> {
+        let connected = self.wait_until(|state| {
+            if state.life != Life::Open {
+                return Some(Err(CallError::Closed));
+            }
+            if state.welcome().is_some() {
+                return Some(Ok(()));
+            }
+            state.refusal().map(Err)
+        });
+        match tokio::time::timeout(timeout, connected).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let last_error: Option<Arc<ConnectionError>> = self.lock().last_error();
+                let stage = Stage::Connecting;
+                Err(CallError::DeadlineExceeded { stage, timeout, last_error })
+            }
+        }
+    }
+
+    /// Returns when the client is closed.
+    pub(super) async fn closed(&self) {
+        self.wait_until(|state| (state.life >= Life::Closed).then_some(())).await;
+    }
+
+    /// Fails calls when they are due, until the client is closed.
+    pub(super) async fn keep_time(self: Arc<Self>) {
+        loop {
+            let next = self.with(|state, effects| {
+                let next = state.expire(self.now(), effects);
+                (state.life < Life::Closed).then_some(next)
+            });
+            let Some(next) = next else { return };
+            let earlier = self.timer.notified();
+            match next {
+                None => earlier.await,
+                Some(next) => tokio::select! {
+                    () = earlier => {}
+                    () = tokio::time::sleep_until(next.into()) => {}
+                },
+            }
+        }
+    }
+
+    /// Ends everything, at once.
+    pub(super) fn terminate(&self) {
+        self.with(|state, effects| state.terminate(effects));
+        self.timer.notify_one();
+    }
+}

@@ -1,0 +1,194 @@
+//! The client's task: connects, drives the connection, and begins again when it is gone.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{sleep, timeout};
+
+use super::backoff::{Backoff, random_seed};
+use super::connector::Connector;
+use super::driver::{Driver, Ended};
+use super::error::ConnectionError;
+use super::handshake::shake_hands;
+use super::shared::Shared;
+use super::state::Life;
+use crate::proto::Welcome;
+
+/// Between two looks at a server that refused: seldom enough to bother nobody, often enough that
+/// a mended server is found again without anybody's doing.
+const REFUSED_WAIT: Duration = Duration::from_secs(5);
+
+/// What a closed client may still take to write what it was given.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Keeps the client connected until it is closed.
+pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
+    let _end = End(Arc::clone(&shared));
+    let clock = tokio::spawn(Arc::clone(&shared).keep_time());
+    let _stop_clock = StopOnDrop(clock.abort_handle());
+    let options = &shared.options;
+    let mut backoff = Backoff::new(options.backoff_min, options.backoff_max, random_seed());
+    let mut attempt = 0;
+    let mut failures = 0;
+    loop {
+        let opened = tokio::select! {
+            biased;
+            () = shared.closed() => return,
+            opened = open(&shared, &connector, attempt) => opened,
+        };
+        attempt += 1;
+        let mut wait = None;
+        match opened {
+            Ok((transport, welcome, input)) => {
+                let welcome = Arc::new(welcome);
+                let line = Line::new(&shared, &welcome);
+                let driver =
+                    Driver::new(transport, Arc::clone(&shared), line.number, welcome, &input);
+                failures = 0;
+                match drive(driver, line).await {
+                    Driven::Closed => return,
+                    Driven::Unhealthy => {}
+                    Driven::Healthy { go_away } => {
+                        backoff.reset();
+                        if go_away {
+                            wait = Some(Duration::ZERO);
+                        }
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot connect");
+                failures += 1;
+                let error = Arc::new(error);
+                if error.is_permanent() {
+                    wait = Some(REFUSED_WAIT / 2 + backoff.jitter(REFUSED_WAIT / 2));
+                } else if failures % connector.addresses() != 0 {
+                    wait = Some(Duration::ZERO);
+                }
+                shared.with(|state, effects| state.attempt_failed(error, effects));
+            }
+        }
+        tokio::select! {
+            biased;
+            () = shared.closed() => return,
+            () = sleep(wait.unwrap_or_else(|| backoff.next_delay())) => {}
+        }
+    }
+}
+
+async fn open<C: Connector>(
+    shared: &Shared,
+    connector: &C,
+    attempt: u64,
+) -> Result<(C::Transport, Welcome, Vec<u8>), ConnectionError> {
+    shared.lock().attempt();
+    let after = shared.options.connect_timeout;
+    let mut transport = match timeout(after, connector.connect(attempt)).await {
+        Ok(Ok(transport)) => transport,
+        Ok(Err(error)) => return Err(ConnectionError::Connect(error)),
+        Err(_) => return Err(ConnectionError::ConnectTimeout { after }),
+    };
+    let after = shared.options.handshake_timeout;
+    match timeout(after, shake_hands(&mut transport, &shared.options)).await {
+        Ok(shaken) => shaken.map(|(welcome, input)| (transport, welcome, input)),
+        Err(_) => Err(ConnectionError::HandshakeTimeout { after }),
+    }
+}
+
+/// What became of a driven connection.
+enum Driven {
+    Closed,
+    Unhealthy,
+    Healthy { go_away: bool },
+}
+
+async fn drive<T>(mut driver: Driver<T>, mut line: Line) -> Driven
+where
+    T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let ended = until_flushed(&line.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
+    let healthy = driver.is_healthy();
+    match ended {
+        None | Some(Ended::Finished) => return Driven::Closed,
+        Some(Ended::Lost(cause)) => {
+            tracing::debug!(%cause, "the connection is lost");
+            line.lose(cause);
+        }
+        Some(Ended::GoAway) => {
+            tokio::spawn(drain(driver, line));
+            // At once, but for a server that does nothing else than send its clients away.
+            return if healthy { Driven::Healthy { go_away: true } } else { Driven::Unhealthy };
+        }
+    }
+    if healthy { Driven::Healthy { go_away: false } } else { Driven::Unhealthy }
+}
+
+/// Drives a connection that gets no more requests until the last one is answered.
+async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut line: Line) {
+    let ended = until_flushed(&line.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
+    if let Some(Ended::Lost(cause)) = ended {
+        line.lose(cause);
+    }
+}
+
+/// Waits for `driven`, but not for long once the client is closed.
+async fn until_flushed(shared: &Shared, driven: impl Future<Output = Ended>) -> Option<Ended> {
+    let late = async {
+        shared.closed().await;
+        sleep(FLUSH_TIMEOUT).await;
+    };
+    tokio::select! {
+        biased;
+        ended = driven => Some(ended),
+        () = late => None,
+    }
+}
+
+/// A line in the shared state; it leaves with this value, whatever ends its task.
+struct Line {
+    shared: Arc<Shared>,
+    number: u64,
+    cause: Option<ConnectionError>,
+}
+
+impl Line {
+    fn new(shared: &Arc<Shared>, welcome: &Arc<Welcome>) -> Self {
+        let now = shared.now();
+        let number = shared.with(|state, effects| state.attach(now, Arc::clone(welcome), effects));
+        Line { shared: Arc::clone(shared), number, cause: None }
+    }
+
+    fn lose(&mut self, cause: ConnectionError) {
+        self.cause = Some(cause);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        let cause = Arc::new(self.cause.take().unwrap_or(ConnectionError::ClosedByPeer));
+        self.shared.with(|state, effects| state.lose(self.number, &cause, effects));
+    }
+}
+
+/// Ends the client with its task, however that ends: its runtime may be dropped.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.terminate();
+        self.0.with(|state, effects| {
+            state.life = Life::Gone;
+            effects.changed = true;
+        });
+    }
+}
+
+struct StopOnDrop(tokio::task::AbortHandle);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

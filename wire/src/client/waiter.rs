@@ -1,0 +1,218 @@
+//! Who waits for an answer, and how it reaches him.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::oneshot;
+
+use super::error::{CallError, Violation};
+use crate::proto::message::Label;
+use crate::proto::stats::Stats;
+use crate::proto::{Kind, Welcome};
+
+/// What a reply says.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Label(Label),
+    Value(Option<i64>),
+    Pong,
+    Stats(Box<Stats>),
+    /// A kind that answers nothing.
+    Other(Kind),
+}
+
+impl Answer {
+    /// The error of a caller who asked for something else.
+    pub(super) fn is_wrong_for(&self, request: &'static str) -> CallError {
+        let kind = match self {
+            Answer::Label(_) => Kind::ClassifyResp,
+            Answer::Value(_) => Kind::CacheResp,
+            Answer::Pong => Kind::Pong,
+            Answer::Stats(_) => Kind::StatsResp,
+            Answer::Other(kind) => *kind,
+        };
+        CallError::Protocol { violation: Violation::WrongReply { request, kind } }
+    }
+}
+
+/// What the callback of a classification is called with.
+pub(super) type Classified = Result<(Label, Arc<Welcome>), CallError>;
+
+/// What the callback of many reads is called with.
+pub(super) type Values = Result<Vec<Option<i64>>, CallError>;
+
+/// Somebody who is told the outcome of a request, once.
+pub(super) enum Waiter {
+    /// A future.
+    Future(oneshot::Sender<Result<Answer, CallError>>),
+    /// A callback that also wants to know who answered.
+    Classify(Callback<Classified>),
+    /// One of many reads, by its place among them.
+    One(Arc<Many>, u32),
+    /// Nobody: a cache write.
+    Nobody,
+}
+
+impl Waiter {
+    /// Hands over the server's answer. `welcome` is that of the connection which brought it.
+    pub(super) fn answer(self, answer: Answer, welcome: &Arc<Welcome>) {
+        match (self, answer) {
+            (Waiter::Future(sender), answer) => drop(sender.send(Ok(answer))),
+            (Waiter::Classify(callback), Answer::Label(label)) => {
+                callback.call(Ok((label, Arc::clone(welcome))));
+            }
+            (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),
+            (Waiter::Classify(callback), answer) => {
+                callback.call(Err(answer.is_wrong_for("ClassifyReq")));
+            }
+            (Waiter::One(many, _), answer) => many.fail(answer.is_wrong_for("CacheReq")),
+            (Waiter::Nobody, _) => {}
+        }
+    }
+
+    /// Tells of a failure.
+    pub(super) fn fail(self, error: CallError) {
+        match self {
+            Waiter::Future(sender) => drop(sender.send(Err(error))),
+            Waiter::Classify(callback) => callback.call(Err(error)),
+            Waiter::One(many, _) => many.fail(error),
+            Waiter::Nobody => {}
+        }
+    }
+
+    /// Whether this is one of these reads.
+    pub(super) fn is_one_of(&self, many: &Arc<Many>) -> bool {
+        matches!(self, Waiter::One(own, _) if Arc::ptr_eq(own, many))
+    }
+}
+
+/// A function that is called exactly once: if nobody else does it, its end does, with
+/// [`CallError::Closed`].
+pub(super) struct Callback<R: FromClosed>(Option<Box<dyn FnOnce(R) + Send>>);
+
+/// An outcome that can say "the client is closed".
+pub(super) trait FromClosed {
+    fn closed() -> Self;
+}
+
+impl<T> FromClosed for Result<T, CallError> {
+    fn closed() -> Self {
+        Err(CallError::Closed)
+    }
+}
+
+impl<R: FromClosed> Callback<R> {
+    pub(super) fn new(function: impl FnOnce(R) + Send + 'static) -> Self {
+        Callback(Some(Box::new(function)))
+    }
+
+    pub(super) fn call(mut self, outcome: R) {
+        self.spend(outcome);
+    }
+
+    fn spend(&mut self, outcome: R) {
+        if let Some(function) = self.0.take() {
+            // A caller's panic must not take the connection of all the others with it.
+            if catch_unwind(AssertUnwindSafe(|| function(outcome))).is_err() {
+                tracing::error!("a reply callback panicked");
+            }
+        }
+    }
+}
+
+impl<R: FromClosed> Drop for Callback<R> {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            self.spend(R::closed());
+        }
+    }
+}
+
+/// Many reads that are answered together: one allocation and one callback for the lot.
+pub(super) struct Many(Mutex<ManyState>);
+
+struct ManyState {
+    values: Vec<Option<i64>>,
+    missing: usize,
+    callback: Option<Callback<Values>>,
+}
+
+impl Many {
+    /// Waits for `reads` values, at least one.
+    pub(super) fn new(reads: usize, callback: Callback<Values>) -> Arc<Self> {
+        debug_assert!(reads > 0, "no reads are never answered");
+        Arc::new(Many(Mutex::new(ManyState {
+            values: vec![None; reads],
+            missing: reads,
+            callback: Some(callback),
+        })))
+    }
+
+    /// Whether every read has its value.
+    pub(super) fn is_answered(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).missing == 0
+    }
+
+    fn one_more(&self, index: u32, value: Option<i64>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = state.values.get_mut(index as usize) {
+            *place = value;
+        }
+        state.missing = state.missing.saturating_sub(1);
+        if state.missing == 0
+            && let Some(callback) = state.callback.take()
+        {
+            let values = std::mem::take(&mut state.values);
+            drop(state);
+            callback.call(Ok(values));
+        }
+    }
+
+    /// Ends the wait: one failed read fails the lot, and the others' answers find nobody.
+    pub(super) fn fail(&self, error: CallError) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let callback = state.callback.take();
+        drop(state);
+        if let Some(callback) = callback {
+            callback.call(Err(error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    fn counting(calls: &Arc<AtomicUsize>) -> Callback<Values> {
+        let calls = Arc::clone(calls);
+        Callback::new(move |_| {
+            calls.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    #[test]
+    fn a_callback_that_nobody_called_is_called_when_it_ends() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        drop(counting(&calls));
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+        counting(&calls).call(Ok(Vec::new()));
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_panic_in_a_callback_stays_there() {
+        Callback::<Values>::new(|_| panic!("on purpose")).call(Ok(Vec::new()));
+    }
+
+    #[test]
+    fn many_reads_that_fail_one_by_one_fail_once() {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let many = Many::new(3, counting(&calls));
+        many.one_more(1, Some(1));
+        many.fail(CallError::Closed);
+        many.fail(CallError::Closed);
+        many.one_more(0, None);
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+}
