@@ -11,12 +11,16 @@ mod hash;
 #[cfg(not(loom))]
 mod memory;
 #[cfg(not(loom))]
+pub mod service;
+#[cfg(not(loom))]
 mod stats;
 mod sync;
 #[cfg(not(loom))]
 pub mod table;
 
 pub use hash::Hashed;
+#[cfg(not(loom))]
+pub use service::CacheService;
 #[cfg(not(loom))]
 pub use stats::Stats;
 #[cfg(not(loom))]

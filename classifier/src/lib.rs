@@ -1,6 +1,7 @@
 //! Images, features, ten one-vs-rest SVMs, their training and files, and the compute engine that scores them.
 #![deny(unsafe_code)]
 
+pub mod service;
 pub mod train;
 
 mod dataset;
@@ -27,6 +28,7 @@ pub use features::{FeatureMap, RawPixels};
 pub use image::{Image, MAX_IMAGE_FILE_BYTES};
 pub use kernels::Level;
 pub use model::{Metadata, Model, ModelDigest, Scratch};
+pub use service::ClassifierService;
 pub use model_file::MAX_MODEL_FILE_BYTES;
 pub use shape::{MAX_INPUT_LEN, MAX_RANK, Shape};
 pub use svm::{LinearSvm, MAX_CLASSES, argmax};

@@ -2,6 +2,8 @@
 //!
 //! The service here does with an image what the image's first byte says: see [`Puppet`].
 
+#![allow(clippy::unwrap_used)]
+
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

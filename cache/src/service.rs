@@ -1,0 +1,71 @@
+//! The cache on the wire: batches of reads and writes against one table.
+
+use std::sync::Arc;
+
+use afterimage_wire::proto::{Service as Kind, Status, stats::Stats};
+use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service};
+
+use crate::{Hashed, Table};
+
+/// Serves a [`Table`] to the network.
+///
+/// Requests of one connection are carried out in the order of their arrival, so a client reads its
+/// own writes. Values are `i64` on the wire and the same 64 bits in the table.
+#[derive(Debug)]
+pub struct CacheService {
+    table: Arc<Table>,
+}
+
+impl CacheService {
+    /// A service over `table`, which others may go on using.
+    pub fn new(table: Arc<Table>) -> Self {
+        CacheService { table }
+    }
+}
+
+impl Service for CacheService {
+    fn identity(&self) -> Identity {
+        Identity::without_model(Kind::Cache)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        let requests = batch.requests();
+        // All buckets of the batch are on their way before the first one is read.
+        let mut hashed = [Hashed::default(); BATCH];
+        for (hashed, request) in hashed.iter_mut().zip(requests) {
+            if let Op::CacheRead { key } | Op::CacheWrite { key, .. } = request.op {
+                *hashed = Hashed::new(key);
+                self.table.prefetch(*hashed);
+            }
+        }
+        let (mut hits, mut misses) = (0, 0);
+        for (i, (request, &hashed)) in requests.iter().zip(&hashed).enumerate() {
+            match request.op {
+                Op::CacheRead { .. } => {
+                    let value = self.table.read(hashed);
+                    hits += u64::from(value.is_some());
+                    misses += u64::from(value.is_none());
+                    batch.value(i, value.map(u64::cast_signed));
+                }
+                Op::CacheWrite { value, .. } => {
+                    self.table.insert_hashed(hashed, value.cast_unsigned());
+                }
+                Op::Classify { .. } => {
+                    batch.error(i, Status::Unsupported, "this is a cache; it knows no images");
+                }
+            }
+        }
+        self.table.record_lookups(hits, misses);
+    }
+
+    fn stats(&self, stats: &mut Stats) {
+        let table = self.table.stats();
+        stats.gauge("entries", table.entries);
+        stats.gauge("capacity", table.capacity);
+        stats.gauge("memory_bytes", table.bytes);
+        stats.counter("hits", table.hits);
+        stats.counter("misses", table.misses);
+        stats.counter("writes", table.writes);
+        stats.counter("evictions", table.evictions);
+    }
+}

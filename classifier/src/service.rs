@@ -1,0 +1,93 @@
+//! The classifier on the wire: batches of images for the compute engine.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use afterimage_wire::Status;
+use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::{Service as Kind, Shape, stats::Stats};
+use afterimage_wire::server::{Batch, Identity, Op, Service};
+
+use crate::engine::{Engine, EngineError, Job};
+use crate::model::Model;
+
+/// Serves a [`Model`] to the network through an [`Engine`].
+///
+/// Nothing is computed on the thread that reads the socket: a `Ping` is answered while the cores
+/// are busy. A request's time budget travels along, and work that is too late is not begun.
+#[derive(Debug)]
+pub struct ClassifierService {
+    identity: Identity,
+    engine: Arc<Engine>,
+}
+
+impl ClassifierService {
+    /// A service of `model`, which `engine` scores with.
+    pub fn new(model: &Model, engine: Arc<Engine>) -> Self {
+        ClassifierService { identity: identity(model), engine }
+    }
+}
+
+impl Service for ClassifierService {
+    fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        let now = Instant::now();
+        let mut jobs = Vec::new();
+        for (i, request) in batch.requests().iter().enumerate() {
+            let Op::Classify { image } = request.op else {
+                batch.error(i, Status::Unsupported, "this is a classifier; it takes images only");
+                continue;
+            };
+            let later = batch.later(i);
+            let job = Job::new(image, move |label| match label {
+                Ok(class) => later.label(Label { class, origin: Origin::Computed }),
+                Err(error) => later.error(status(&error), &error.to_string()),
+            });
+            jobs.push(job.with_deadline(request.budget().map(|budget| now + budget)));
+        }
+        self.engine.submit_many(jobs);
+    }
+
+    fn stats(&self, stats: &mut Stats) {
+        engine_stats(&self.engine, stats);
+    }
+}
+
+/// What a `Welcome` tells of a model.
+///
+/// # Panics
+/// Never: a model's shape has at most four dimensions, as the wire's.
+pub fn identity(model: &Model) -> Identity {
+    Identity {
+        service: Kind::Classifier,
+        digest: model.digest().0,
+        classes: model.labels().iter().max().map_or(0, |&label| u32::from(label) + 1),
+        shape: Shape::new(model.shape().dims()).expect("both allow four dimensions"),
+    }
+}
+
+/// What to tell a client of an error of the engine.
+pub fn status(error: &EngineError) -> Status {
+    match error {
+        EngineError::Overloaded { .. } => Status::Overloaded,
+        EngineError::WrongSize { .. } => Status::BadArgument,
+        EngineError::DeadlineExceeded => Status::DeadlineExceeded,
+        EngineError::ShuttingDown => Status::ShuttingDown,
+        EngineError::Panicked | EngineError::Lost => Status::Internal,
+    }
+}
+
+/// Adds what an engine counts to `stats`.
+pub fn engine_stats(engine: &Engine, stats: &mut Stats) {
+    let counters = engine.counters();
+    stats.counter("engine_scored", counters.scored);
+    stats.counter("engine_batches", counters.batches);
+    stats.counter("engine_overloaded", counters.overloaded);
+    stats.counter("engine_expired", counters.expired);
+    stats.counter("engine_panicked", counters.panicked);
+    stats.gauge("engine_queued", counters.queued as u64);
+    stats.counter("engine_busy_us", counters.busy.as_micros() as u64);
+}

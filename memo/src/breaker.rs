@@ -1,0 +1,123 @@
+//! A circuit breaker: after a few failures in a row nobody waits any more, and now and then one
+//! request goes to see whether things are better.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Whether a store is worth asking. Time comes in as an argument.
+///
+/// Closed: everybody asks. After `threshold` failures in a row it opens: nobody asks, but for one
+/// probe every `probe_every`. The first success closes it.
+#[derive(Debug)]
+pub struct Breaker {
+    threshold: u32,
+    probe_every: Duration,
+    epoch: Instant,
+    failures: AtomicU32,
+    /// Nanoseconds after `epoch` at which the next probe may go.
+    next_probe: AtomicU64,
+    opened: AtomicU64,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(threshold: u32, probe_every: Duration, now: Instant) -> Self {
+        Breaker {
+            threshold,
+            probe_every,
+            epoch: now,
+            failures: AtomicU32::new(0),
+            next_probe: AtomicU64::new(0),
+            opened: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether to ask now. While it is open, true for one caller every `probe_every`.
+    pub fn allows(&self, now: Instant) -> bool {
+        if !self.is_open() {
+            return true;
+        }
+        let due = self.next_probe.load(Relaxed);
+        let now = self.nanos(now);
+        // Of all who see the probe due, the one that moves the time on goes.
+        now >= due
+            && self
+                .next_probe
+                .compare_exchange(due, now + self.probe_nanos(), Relaxed, Relaxed)
+                .is_ok()
+    }
+
+    /// It answered.
+    pub fn succeeded(&self) {
+        // A load first: successes are many, and all but the first after failures change nothing.
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+    }
+
+    /// It failed, or took too long.
+    pub fn failed(&self, now: Instant) {
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        if failures == self.threshold {
+            self.opened.fetch_add(1, Relaxed);
+            self.next_probe.store(self.nanos(now) + self.probe_nanos(), Relaxed);
+        }
+    }
+
+    /// Whether it is open.
+    pub fn is_open(&self) -> bool {
+        self.failures.load(Relaxed) >= self.threshold
+    }
+
+    /// How often it has opened.
+    pub fn times_opened(&self) -> u64 {
+        self.opened.load(Relaxed)
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.epoch).as_nanos() as u64
+    }
+
+    fn probe_nanos(&self) -> u64 {
+        self.probe_every.as_nanos() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROBE: Duration = Duration::from_millis(100);
+
+    #[test]
+    fn opens_after_failures_in_a_row_and_not_before() {
+        let now = Instant::now();
+        let breaker = Breaker::new(3, PROBE, now);
+        for _ in 0..10 {
+            breaker.failed(now);
+            breaker.failed(now);
+            breaker.succeeded();
+        }
+        assert!(breaker.allows(now));
+        for _ in 0..3 {
+            breaker.failed(now);
+        }
+        assert!(!breaker.allows(now));
+        assert_eq!(breaker.times_opened(), 1);
+    }
+
+    #[test]
+    fn lets_one_probe_through_at_a_time_and_closes_on_its_success() {
+        let now = Instant::now();
+        let breaker = Breaker::new(1, PROBE, now);
+        breaker.failed(now);
+        assert!(!breaker.allows(now + PROBE / 2));
+        assert!(breaker.allows(now + PROBE));
+        assert!(!breaker.allows(now + PROBE), "one probe, not two");
+        breaker.failed(now + PROBE);
+        assert!(!breaker.allows(now + PROBE + PROBE / 2));
+        assert!(breaker.allows(now + 2 * PROBE));
+        breaker.succeeded();
+        assert!(breaker.allows(now + 2 * PROBE) && breaker.allows(now + 2 * PROBE));
+    }
+}

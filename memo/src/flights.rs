@@ -1,0 +1,134 @@
+//! Calls under way, and who waits for each: any number of identical requests make one call.
+
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fxhash::FxHashMap;
+
+/// Locks that the table is split into: more than there are cores, so that they seldom meet.
+const SHARDS: usize = 64;
+
+/// The flights of some keys, and who is on each.
+type Shard<W> = FxHashMap<u128, Vec<W>>;
+
+/// The calls under way, each by the 128-bit hash of its image, with a cap on all who wait.
+///
+/// A flight begins with the first to [`join`](Flights::join) under a key and ends with
+/// [`land`](Flights::land). Whoever joins in between is handed out by that `land` and by no other.
+#[derive(Debug)]
+pub struct Flights<W> {
+    shards: Box<[Mutex<Shard<W>>]>,
+    waiting: AtomicUsize,
+    max_waiting: usize,
+}
+
+/// What became of a request to join.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Join<W> {
+    /// The first under this key: whoever asked now owes the call and the `land`.
+    First,
+    /// There is a call under way; its `land` will hand the waiter out.
+    Joined,
+    /// Too many wait already.
+    Full(W),
+}
+
+impl<W> Flights<W> {
+    /// A table in which at most `max_waiting` wait.
+    pub fn new(max_waiting: usize) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Flights { shards, waiting: AtomicUsize::new(0), max_waiting }
+    }
+
+    /// Joins the flight under `key`, or begins it.
+    pub fn join(&self, key: u128, waiter: W) -> Join<W> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.max_waiting {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Join::Full(waiter);
+        }
+        match self.shard(key).entry(key) {
+            Entry::Occupied(mut flight) => {
+                flight.get_mut().push(waiter);
+                Join::Joined
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(vec![waiter]);
+                Join::First
+            }
+        }
+    }
+
+    /// Ends the flight under `key` and hands out all who waited, the first one first.
+    pub fn land(&self, key: u128) -> Vec<W> {
+        let waiters = self.shard(key).remove(&key).unwrap_or_default();
+        self.waiting.fetch_sub(waiters.len(), Ordering::Relaxed);
+        waiters
+    }
+
+    /// How many wait now.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    fn shard(&self, key: u128) -> MutexGuard<'_, Shard<W>> {
+        // The high bits: the map inside the shard is free to use the low ones.
+        let shard = &self.shards[(key >> 122) as usize % SHARDS];
+        // Map operations do not panic half-way, so a poisoned map is still whole.
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn the_first_owes_the_call_and_the_rest_join_it() {
+        let flights = Flights::new(10);
+        assert_eq!(flights.join(1, 'a'), Join::First);
+        assert_eq!(flights.join(1, 'b'), Join::Joined);
+        assert_eq!(flights.join(2, 'c'), Join::First);
+        assert_eq!(flights.land(1), ['a', 'b']);
+        assert_eq!(flights.land(1), []);
+        assert_eq!(flights.join(1, 'd'), Join::First);
+        assert_eq!(flights.waiting(), 2);
+    }
+
+    #[test]
+    fn past_the_cap_the_waiter_comes_back_and_room_returns_with_a_landing() {
+        let flights = Flights::new(2);
+        flights.join(1, 'a');
+        flights.join(1, 'b');
+        assert_eq!(flights.join(1, 'c'), Join::Full('c'));
+        assert_eq!(flights.join(2, 'd'), Join::Full('d'));
+        flights.land(1);
+        assert_eq!(flights.join(2, 'd'), Join::First);
+    }
+
+    #[test]
+    fn whoever_joins_from_whatever_thread_is_handed_out_once() {
+        let flights = Arc::new(Flights::new(usize::MAX));
+        let threads: Vec<_> = (0..4)
+            .map(|thread| {
+                let flights = Arc::clone(&flights);
+                std::thread::spawn(move || {
+                    let mut landed = Vec::new();
+                    for i in 0..10_000u32 {
+                        if flights.join(u128::from(i % 3), (thread, i)) == Join::First {
+                            std::thread::yield_now();
+                            landed.extend(flights.land(u128::from(i % 3)));
+                        }
+                    }
+                    landed
+                })
+            })
+            .collect();
+        let mut all: Vec<_> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        all.sort_unstable();
+        let expected: Vec<_> = (0..4).flat_map(|t| (0..10_000u32).map(move |i| (t, i))).collect();
+        assert_eq!(all, expected);
+        assert_eq!(flights.waiting(), 0);
+    }
+}

@@ -1,0 +1,310 @@
+//! Which entry of a store belongs to an image, and how an entry proves that it does.
+//!
+//! Whoever can choose images must not be able to find two with one key, and whoever can write into
+//! the store must not be able to make the memo say a wrong label. Both rest on a secret:
+//!
+//! * The **hash** of an image is HighwayHash-128 (Alakuijala, Cox, Wassenberg: "Fast keyed
+//!   hash/pseudo-random function using SIMD multiply and permute", arXiv:1612.06257) under a key
+//!   that is itself derived from the secret by HighwayHash-256 over a domain tag, the model's
+//!   digest and the input's shape, each with its length before it. So the hash depends on secret,
+//!   model, shape and image, and the model costs nothing per request.
+//! * The low 64 bits are the **key** in the store. They are no secret.
+//! * The **value** is `tag << 16 | label`. The 48-bit tag is a one-time authenticator in the way of
+//!   Wegman and Carter ("New hash functions and their use in authentication and set equality",
+//!   JCSS 22, 1981): the hash's high 64 bits, which never leave the memo, are the pad, used for the
+//!   one label that this model gives this image; over it lies a secret random number per label. A
+//!   value for another key, another label or another model passes with probability 2⁻⁴⁸.
+
+use std::fmt;
+
+use afterimage_wire::proto::Shape;
+use highway::{HighwayHash, HighwayHasher, Key};
+
+/// Bytes of a secret.
+pub const SECRET_LEN: usize = 32;
+
+/// Bits of a value that hold the label; the rest is the tag.
+const LABEL_BITS: u32 = 16;
+
+/// Classes that a label can tell apart.
+pub const MAX_CLASSES: u32 = 1 << LABEL_BITS;
+
+const KEY_DOMAIN: &[u8] = b"afterimage key v1";
+const LABEL_DOMAIN: &[u8] = b"afterimage label v1";
+
+/// What the hashes of a memo depend on. Memos that share a store share it. Never printed.
+#[derive(Clone)]
+pub struct Secret([u8; SECRET_LEN]);
+
+impl Secret {
+    /// A secret of these bytes, which should be random ones.
+    pub fn new(bytes: [u8; SECRET_LEN]) -> Self {
+        Secret(bytes)
+    }
+
+    /// A fresh one from the operating system.
+    ///
+    /// # Errors
+    /// When the operating system has no randomness to give.
+    pub fn random() -> Result<Self, rand::rngs::SysError> {
+        let mut bytes = [0; SECRET_LEN];
+        rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut bytes)?;
+        Ok(Secret(bytes))
+    }
+
+    fn key(&self) -> Key {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(self.0.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().expect("chunks of 8 bytes"));
+        }
+        Key(words)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Which model gives the answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelId {
+    /// The model's digest, as its `Welcome` says.
+    pub digest: [u8; 32],
+    /// The input that it takes.
+    pub shape: Shape,
+    /// How many classes it tells apart: 1 to [`MAX_CLASSES`].
+    pub classes: u32,
+}
+
+impl ModelId {
+    /// Why answers of this model cannot be remembered; `None` when they can.
+    pub fn objection(&self) -> Option<String> {
+        if self.digest == [0; 32] {
+            return Some("the classifier does not say which model it has".into());
+        }
+        if self.shape.byte_len().is_none_or(|len| len == 0) {
+            return Some("the classifier does not say which input it takes".into());
+        }
+        if !(1..=MAX_CLASSES).contains(&self.classes) {
+            let classes = self.classes;
+            return Some(format!(
+                "the model has {classes} classes; 1 to {MAX_CLASSES} are allowed"
+            ));
+        }
+        None
+    }
+}
+
+/// The hash of one image under one model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageHash {
+    low: u64,
+    high: u64,
+}
+
+impl ImageHash {
+    /// The key in the store.
+    #[inline]
+    pub fn cache_key(self) -> u64 {
+        self.low
+    }
+
+    /// All 128 bits: what tells images apart within the memo.
+    #[inline]
+    pub fn full(self) -> u128 {
+        u128::from(self.high) << 64 | u128::from(self.low)
+    }
+
+    /// A hash with chosen bits, to forge collisions in tests.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn forged(low: u64, high: u64) -> Self {
+        ImageHash { low, high }
+    }
+}
+
+/// Keys and seals for the answers of one model.
+pub struct KeySpace {
+    model: ModelId,
+    image_len: usize,
+    image_key: Key,
+    /// The secret number of each label.
+    label_masks: Box<[u64]>,
+}
+
+impl KeySpace {
+    /// The keys of `model` under `secret`.
+    ///
+    /// # Errors
+    /// [`ModelId::objection`], when there is one.
+    pub fn new(secret: &Secret, model: ModelId) -> Result<Self, String> {
+        if let Some(objection) = model.objection() {
+            return Err(objection);
+        }
+        let mut shape = Vec::new();
+        for dim in model.shape.dims() {
+            shape.extend_from_slice(&dim.to_le_bytes());
+        }
+        let image_key = Key(derive(secret, &[KEY_DOMAIN, &model.digest, &shape]).finalize256());
+        let label_masks = (0..model.classes)
+            .map(|label| {
+                let label = label.to_le_bytes();
+                let parts: [&[u8]; 4] = [LABEL_DOMAIN, &model.digest, &shape, &label];
+                derive(secret, &parts).finalize64()
+            })
+            .collect();
+        let image_len = model.shape.byte_len().expect("`objection` looks at the shape");
+        Ok(KeySpace { model, image_len, image_key, label_masks })
+    }
+
+    /// The model that these keys belong to.
+    pub fn model(&self) -> &ModelId {
+        &self.model
+    }
+
+    /// Bytes that an image must have.
+    #[inline]
+    pub fn image_len(&self) -> usize {
+        self.image_len
+    }
+
+    /// The hash of an image of [`image_len`](Self::image_len) bytes.
+    #[inline]
+    pub fn hash(&self, image: &[u8]) -> ImageHash {
+        let [low, high] = HighwayHasher::new(self.image_key).hash128(image);
+        ImageHash { low, high }
+    }
+
+    /// The value to store for an image with this label.
+    ///
+    /// # Panics
+    /// When the model has no such label.
+    pub fn seal(&self, hash: ImageHash, label: u16) -> i64 {
+        let mask = self.label_masks[usize::from(label)];
+        (tag(hash, mask) | u64::from(label)).cast_signed()
+    }
+
+    /// The label in a stored value; `None` when the value was not made by [`seal`](Self::seal) for
+    /// this image, this model and this secret.
+    #[inline]
+    pub fn open(&self, hash: ImageHash, value: i64) -> Option<u16> {
+        let value = value.cast_unsigned();
+        let label = value as u16;
+        let mask = *self.label_masks.get(usize::from(label))?;
+        (tag(hash, mask) | u64::from(label) == value).then_some(label)
+    }
+}
+
+impl fmt::Debug for KeySpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeySpace").field("model", &self.model).finish_non_exhaustive()
+    }
+}
+
+/// The tag's bits in their place above the label.
+#[inline]
+fn tag(hash: ImageHash, mask: u64) -> u64 {
+    (hash.high ^ mask) >> LABEL_BITS << LABEL_BITS
+}
+
+/// A hash over parts, each with its length before it.
+fn derive(secret: &Secret, parts: &[&[u8]]) -> HighwayHasher {
+    let mut hasher = HighwayHasher::new(secret.key());
+    for part in parts {
+        hasher.append(&(part.len() as u64).to_le_bytes());
+        hasher.append(part);
+    }
+    hasher
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn model(digest: u8, dims: &[u32]) -> ModelId {
+        ModelId { digest: [digest; 32], shape: Shape::new(dims).unwrap(), classes: 10 }
+    }
+
+    fn space(secret: u8, digest: u8, dims: &[u32]) -> KeySpace {
+        KeySpace::new(&Secret::new([secret; 32]), model(digest, dims)).unwrap()
+    }
+
+    #[test]
+    fn a_sealed_label_opens_for_its_image_and_for_no_other_label_image_model_shape_or_secret() {
+        let home = space(1, 1, &[2, 2]);
+        let hash = home.hash(b"abcd");
+        for label in 0..10 {
+            let value = home.seal(hash, label);
+            assert_eq!(home.open(hash, value), Some(label));
+            assert_eq!(home.open(home.hash(b"abce"), value), None);
+            for other in [space(2, 1, &[2, 2]), space(1, 2, &[2, 2]), space(1, 1, &[4])] {
+                assert_ne!(other.hash(b"abcd"), hash);
+                assert_eq!(other.open(other.hash(b"abcd"), value), None);
+                assert_eq!(other.open(hash, value), None, "even if the hashes were equal");
+            }
+            for bit in 0..64 {
+                assert_eq!(home.open(hash, value ^ (1 << bit)), None, "bit {bit} flipped");
+            }
+        }
+    }
+
+    #[test]
+    fn two_images_with_one_cache_key_do_not_get_each_others_label() {
+        let home = space(1, 1, &[4]);
+        let (a, b) = (ImageHash::forged(7, 1 << 20), ImageHash::forged(7, 1 << 21));
+        assert_eq!(home.open(b, home.seal(a, 3)), None);
+    }
+
+    #[test]
+    fn the_hash_is_pinned_so_that_memos_of_different_builds_share_a_store() {
+        let home = space(7, 9, &[28, 28]);
+        let image: Vec<u8> = (0..784u32).map(|i| (i * i / 7) as u8).collect();
+        let hash = home.hash(&image);
+        assert_eq!(hash.full(), PINNED_HASH);
+        assert_eq!(home.seal(hash, 3), PINNED_VALUE);
+    }
+
+    const PINNED_HASH: u128 = 89_248_605_586_505_394_574_984_136_947_014_168_768;
+    const PINNED_VALUE: i64 = -3471035489845575677;
+
+    #[test]
+    fn models_that_cannot_be_remembered_are_refused() {
+        let secret = Secret::new([0; 32]);
+        let good = model(1, &[28, 28]);
+        for bad in [
+            ModelId { digest: [0; 32], ..good.clone() },
+            ModelId { shape: Shape::default(), ..good.clone() },
+            ModelId { shape: Shape::new(&[0]).unwrap(), ..good.clone() },
+            ModelId { classes: 0, ..good.clone() },
+            ModelId { classes: MAX_CLASSES + 1, ..good.clone() },
+        ] {
+            assert!(KeySpace::new(&secret, bad).is_err());
+        }
+        assert!(KeySpace::new(&secret, ModelId { classes: MAX_CLASSES, ..good }).is_ok());
+    }
+
+    #[test]
+    fn a_secret_is_never_printed() {
+        assert_eq!(format!("{:?}", Secret::new([0x41; 32])), "Secret(…)");
+    }
+
+    proptest! {
+        #[test]
+        fn a_random_value_is_not_believed(value: i64, high: u64) {
+            let home = space(1, 1, &[4]);
+            prop_assert_eq!(home.open(ImageHash::forged(0, high), value), None);
+        }
+
+        #[test]
+        fn images_of_one_byte_difference_differ_in_both_halves(at in 0usize..784, by in 1u8..) {
+            let home = space(1, 1, &[28, 28]);
+            let mut image = vec![0; 784];
+            let before = home.hash(&image);
+            image[at] ^= by;
+            let after = home.hash(&image);
+            prop_assert!(before.low != after.low && before.high != after.high);
+        }
+    }
+}

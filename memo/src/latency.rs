@@ -1,0 +1,101 @@
+//! How long answers take, split by how they came about.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use afterimage_wire::proto::message::Origin;
+use afterimage_wire::proto::stats::Stats;
+use hdrhistogram::Histogram;
+
+/// Stripes; more threads than this share, which costs time and no counts.
+const STRIPES: usize = 16;
+
+/// The longest latency that is told apart: a minute. Longer ones count as this.
+const MAX_NS: u64 = 60_000_000_000;
+
+/// Three histograms of nanoseconds, of two significant digits: one per [`Origin`]. Each thread
+/// records into a stripe of its own, once a batch.
+#[derive(Debug)]
+pub struct Latencies {
+    stripes: Box<[Stripe]>,
+}
+
+#[derive(Debug)]
+#[repr(align(128))]
+struct Stripe(Mutex<[Histogram<u64>; 3]>);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Latencies { stripes: (0..STRIPES).map(|_| Stripe(Mutex::new(empty()))).collect() }
+    }
+}
+
+impl Latencies {
+    /// Records `count` answers that each took `latency`.
+    pub fn record(&self, origin: Origin, latency: Duration, count: u64) {
+        let stripe = &self.stripes[own_stripe()].0;
+        let mut histograms = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        histograms[index(origin)].saturating_record_n(latency.as_nanos() as u64, count);
+    }
+
+    /// Adds the three histograms to `stats`.
+    pub fn stats(&self, stats: &mut Stats) {
+        let mut sum = empty();
+        for stripe in &self.stripes {
+            let histograms = stripe.0.lock().unwrap_or_else(PoisonError::into_inner);
+            for (sum, part) in sum.iter_mut().zip(histograms.iter()) {
+                sum.add(part).expect("all have the same bounds");
+            }
+        }
+        stats.histogram("hit_latency_ns", &sum[index(Origin::Memoized)]);
+        stats.histogram("miss_latency_ns", &sum[index(Origin::Computed)]);
+        stats.histogram("coalesced_latency_ns", &sum[index(Origin::Coalesced)]);
+    }
+}
+
+fn index(origin: Origin) -> usize {
+    match origin {
+        Origin::Memoized => 0,
+        Origin::Computed => 1,
+        Origin::Coalesced => 2,
+    }
+}
+
+fn empty() -> [Histogram<u64>; 3] {
+    std::array::from_fn(|_| {
+        Histogram::new_with_bounds(1, MAX_NS, 2).expect("the bounds are valid: 2 ≤ a minute")
+    })
+}
+
+/// The stripe of the calling thread.
+fn own_stripe() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES;
+    }
+    OWN.with(|own| *own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_wire::proto::stats::Value;
+
+    #[test]
+    fn what_threads_record_is_summed_by_origin() {
+        let latencies = Latencies::default();
+        std::thread::scope(|scope| {
+            for _ in 0..20 {
+                scope.spawn(|| latencies.record(Origin::Memoized, Duration::from_nanos(100), 5));
+            }
+        });
+        latencies.record(Origin::Computed, Duration::from_secs(1000), 1);
+        let mut stats = Stats::default();
+        latencies.stats(&mut stats);
+        assert_eq!(stats.get("hit_latency_ns"), Some(&Value::Histogram(vec![(100, 100)])));
+        let Some(Value::Histogram(misses)) = stats.get("miss_latency_ns") else { panic!() };
+        assert_eq!(misses.len(), 1);
+        assert_eq!(stats.get("coalesced_latency_ns"), Some(&Value::Histogram(vec![])));
+    }
+}

@@ -1,0 +1,112 @@
+//! An Afterimage cache over the network, which must never hold anybody up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use afterimage_wire::Client;
+use afterimage_wire::proto::stats::Stats;
+
+use crate::breaker::Breaker;
+
+/// How long to wait for a cache, and when to stop waiting.
+#[derive(Clone, Copy, Debug)]
+pub struct RemoteOptions {
+    /// What a lookup may take before it counts as a miss. The default, 2 ms, is some forty times a
+    /// round trip within a data centre.
+    pub lookup_budget: Duration,
+    /// Failures in a row after which nobody waits any more. The default is 5.
+    pub breaker_threshold: u32,
+    /// How often a lookup goes to see whether the cache is back. The default, 100 ms, notices
+    /// within a second with room to spare.
+    pub probe_every: Duration,
+}
+
+impl Default for RemoteOptions {
+    fn default() -> Self {
+        RemoteOptions {
+            lookup_budget: Duration::from_millis(2),
+            breaker_threshold: 5,
+            probe_every: Duration::from_millis(100),
+        }
+    }
+}
+
+/// A client of a cache, with a lookup budget and a breaker.
+#[derive(Debug)]
+pub struct RemoteStore {
+    client: Client,
+    options: RemoteOptions,
+    health: Arc<Health>,
+}
+
+#[derive(Debug)]
+struct Health {
+    breaker: Breaker,
+    lookups: AtomicU64,
+    failed: AtomicU64,
+    bypassed: AtomicU64,
+}
+
+impl RemoteStore {
+    /// A store behind `client`, which should fail fast: while the cache is away, a lookup is a miss
+    /// at once.
+    pub fn new(client: Client, options: RemoteOptions) -> Self {
+        let breaker = Breaker::new(options.breaker_threshold, options.probe_every, Instant::now());
+        let health = Arc::new(Health {
+            breaker,
+            lookups: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            bypassed: AtomicU64::new(0),
+        });
+        RemoteStore { client, options, health }
+    }
+
+    /// Looks `keys` up. `then` is called once, from whatever thread, within the lookup budget: with
+    /// as many values as keys, or with `None` when the cache gave no answer.
+    pub fn lookup(
+        &self,
+        keys: &[u64],
+        then: impl FnOnce(Option<Vec<Option<i64>>>) + Send + 'static,
+    ) {
+        if !self.health.breaker.allows(Instant::now()) {
+            self.health.bypassed.fetch_add(keys.len() as u64, Relaxed);
+            return then(None);
+        }
+        self.health.lookups.fetch_add(keys.len() as u64, Relaxed);
+        let (health, asked) = (Arc::clone(&self.health), keys.len());
+        self.client.submit_cache_get_many(keys, self.options.lookup_budget, move |values| {
+            match values {
+                Ok(values) if values.len() == asked => {
+                    health.breaker.succeeded();
+                    then(Some(values));
+                }
+                Ok(_) | Err(_) => {
+                    health.failed.fetch_add(asked as u64, Relaxed);
+                    health.breaker.failed(Instant::now());
+                    then(None);
+                }
+            }
+        });
+    }
+
+    /// Sends a value on its way, unless the cache is away.
+    pub fn write(&self, key: u64, value: i64) {
+        if !self.health.breaker.is_open() {
+            // A write that is lost is a miss later; there is nothing to do about it now.
+            let _ = self.client.cache_set(key, value);
+        }
+    }
+
+    /// Adds what the store counts to `stats`.
+    pub fn stats(&self, stats: &mut Stats) {
+        stats.text("store", "remote");
+        stats.text("store_connected", if self.client.is_connected() { "yes" } else { "no" });
+        let breaker = &self.health.breaker;
+        stats.text("store_breaker", if breaker.is_open() { "open" } else { "closed" });
+        stats.counter("store_breaker_opened", breaker.times_opened());
+        stats.counter("store_lookups", self.health.lookups.load(Relaxed));
+        stats.counter("store_lookups_failed", self.health.failed.load(Relaxed));
+        stats.counter("store_lookups_bypassed", self.health.bypassed.load(Relaxed));
+    }
+}
