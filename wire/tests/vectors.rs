@@ -2,6 +2,8 @@
 //! crate, against this crate: every valid frame decodes to its fields and encodes to its bytes,
 //! every invalid one fails in exactly the way it says.
 
+mod golden;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -13,74 +15,8 @@ use afterimage_wire::proto::stats::{MAX_ENTRIES, Value as StatsValue};
 use afterimage_wire::proto::{
     BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Service, Status,
 };
+use golden::{Vector, decode, hex};
 use serde_json::{Value, json};
-
-/// One file: its name without the ending, and what it says.
-struct Vector {
-    name: String,
-    json: Value,
-}
-
-impl Vector {
-    fn all(folder: &str) -> Vec<Vector> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors").join(folder);
-        let mut vectors: Vec<Vector> = fs::read_dir(&folder)
-            .expect("the folder of vectors is there")
-            .map(|entry| entry.expect("its entries can be read").path())
-            .map(|path| {
-                let name = path.file_stem().expect("a file has a name");
-                let text = fs::read(&path).expect("a vector can be read");
-                Vector {
-                    name: name.to_string_lossy().into_owned(),
-                    json: serde_json::from_slice(&text).expect("a vector is JSON"),
-                }
-            })
-            .collect();
-        vectors.sort_by(|a, b| a.name.cmp(&b.name));
-        assert!(vectors.len() > 50, "{} holds the vectors", folder.display());
-        vectors
-    }
-
-    fn one(folder: &str, name: &str) -> Vector {
-        let mut all = Vector::all(folder);
-        all.retain(|vector| vector.name == name);
-        all.pop().expect("there is a vector of this name")
-    }
-
-    fn text(&self, key: &str) -> &str {
-        self.json[key].as_str().expect("this key holds a text")
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let digits = self.text("hex").as_bytes();
-        assert_eq!(digits.len() % 2, 0, "{}: odd number of digits", self.name);
-        digits
-            .chunks(2)
-            .map(|pair| {
-                let pair = str::from_utf8(pair).expect("hex is ASCII");
-                u8::from_str_radix(pair, 16).expect("hex has hex digits only")
-            })
-            .collect()
-    }
-
-    fn max_body(&self) -> u32 {
-        let max_body = self.json["max_body"].as_u64().expect("max_body is there");
-        max_body.try_into().expect("max_body fits")
-    }
-
-    fn about(&self) -> String {
-        format!("{}: {}", self.name, self.text("about"))
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn decode(bytes: &[u8]) -> Frame<'_> {
-    let frame = Frame::decode(bytes, u32::MAX).expect("no body is above this limit");
-    frame.expect("the vector is a whole frame")
-}
 
 /// The body of an unknown stats entry, which decoding does not keep, out of the frame's bytes.
 fn unknown_payload(body: &[u8], index: usize) -> String {

@@ -1,0 +1,230 @@
+//! The golden vectors at a living server: what it answers to each is what the vector and
+//! `PROTOCOL.md` say, and the stream is in step afterwards.
+
+#![allow(clippy::unwrap_used)]
+
+mod golden;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_wire::proto::handshake::Hello;
+use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, HEADER_LEN};
+use afterimage_wire::proto::message::{Label, Message, Origin};
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::{Frame, Header, Kind, Service as ServiceKind};
+use afterimage_wire::server::{Batch, Identity, Op, ServerOptions, Service, serve_stream};
+use golden::{Vector, decode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio_util::sync::CancellationToken;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The id of the Ping behind every vector; no vector has it.
+const MARK: u64 = 0x6d61726b;
+
+/// Knows no key, and takes every image for a 7.
+struct Simple(ServiceKind);
+
+impl Service for Simple {
+    fn identity(&self) -> Identity {
+        Identity::without_model(self.0)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for (i, request) in batch.requests().iter().enumerate() {
+            match request.op {
+                Op::CacheRead { .. } => batch.value(i, None),
+                Op::CacheWrite { .. } => {}
+                Op::Classify { .. } => batch.label(i, Label { class: 7, origin: Origin::Computed }),
+            }
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+/// All that a server says to `sent` before it closes, or until it is told that there is no more.
+async fn says(service: ServiceKind, max_body: u32, sent: Vec<u8>) -> Vec<u8> {
+    let (mut ours, theirs) = duplex(1 << 16);
+    let options = ServerOptions { max_body, ..ServerOptions::default() };
+    let server = serve_stream(Arc::new(Simple(service)), options, theirs, CancellationToken::new());
+    let client = async {
+        let (mut reader, mut writer) = tokio::io::split(&mut ours);
+        let mut said = Vec::new();
+        let write = async {
+            // A server that closes early does not take all of it.
+            let _ = writer.write_all(&sent).await;
+            let _ = writer.shutdown().await;
+        };
+        let (_, read) = tokio::join!(write, reader.read_to_end(&mut said));
+        read.unwrap();
+        said
+    };
+    let both = async { tokio::join!(client, server).0 };
+    tokio::time::timeout(PATIENCE, both).await.expect("the server closes")
+}
+
+/// The frames in `bytes`, which they fill.
+fn frames(mut bytes: &[u8]) -> Vec<Frame<'_>> {
+    let mut found = Vec::new();
+    while !bytes.is_empty() {
+        let frame = Frame::decode(bytes, u32::MAX).unwrap().expect("replies are whole");
+        bytes = &bytes[frame.header.frame_len()..];
+        found.push(frame);
+    }
+    found
+}
+
+/// The service that `header`'s kind belongs to.
+fn service_for(header: Option<Header>) -> ServiceKind {
+    match header.map(|header| header.kind) {
+        Some(Kind::CacheReq) => ServiceKind::Cache,
+        _ => ServiceKind::Classifier,
+    }
+}
+
+/// A Hello, `bytes`, the rest of the body that they announce, and a Ping that shows whether the
+/// stream is in step.
+fn session(bytes: &[u8], rest: usize) -> Vec<u8> {
+    let mut sent = Vec::new();
+    Message::Hello(Hello::new(b"")).encode(0, &mut sent);
+    sent.extend_from_slice(bytes);
+    sent.resize(sent.len() + rest, 0);
+    Message::Ping(b"").encode(MARK, &mut sent);
+    sent
+}
+
+/// What stands between the Welcome and the Pong of a [`session`].
+fn between<'a>(said: &'a [u8], about: &str) -> Vec<Frame<'a>> {
+    let mut found = frames(said);
+    assert_eq!(found.remove(0).header.kind, Kind::Welcome, "{about}");
+    let last = found.pop().expect("a Pong ends the session").header;
+    assert_eq!((last.kind, last.id), (Kind::Pong, MARK), "{about}");
+    found
+}
+
+fn assert_error(frame: Frame<'_>, status: &str, connection: bool, id: u64, about: &str) {
+    match Message::decode(frame).unwrap() {
+        Message::Error { status: found, connection: whole, .. } => {
+            let found = (found.name(), whole, frame.header.id);
+            assert_eq!(found, (status, connection, id), "{about}");
+        }
+        other => panic!("{about}: answered with {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn every_invalid_vector_is_answered_as_it_says() {
+    for vector in Vector::all("invalid") {
+        let (bytes, max_body, about) = (vector.bytes(), vector.max_body(), vector.about());
+        let header = Header::decode(&bytes);
+        let service = service_for(header);
+        let first = max_body == 4096 || header.is_some_and(|header| header.kind == Kind::Hello);
+        let answer: Vec<&str> = vector.text("answer").split(' ').collect();
+        match answer[..] {
+            ["wait"] => {
+                let mut sent = session(&bytes, 0);
+                sent.truncate(sent.len() - HEADER_LEN);
+                let said = says(service, max_body, sent).await;
+                assert_eq!(frames(&said).len(), 1, "{about}");
+            }
+            ["ignore"] => {
+                let said = says(service, max_body, session(&bytes, 0)).await;
+                assert_eq!(between(&said, &about), [], "{about}");
+            }
+            ["error", status] => {
+                let rest = header.unwrap().frame_len() - bytes.len();
+                let said = says(service, max_body, session(&bytes, rest)).await;
+                let found = between(&said, &about);
+                assert_eq!(found.len(), 1, "{about}");
+                assert_error(found[0], status, false, header.unwrap().id, &about);
+            }
+            ["close", status] if first => {
+                let said = says(service, DEFAULT_MAX_BODY, bytes).await;
+                let found = frames(&said);
+                assert_eq!(found.len(), 1, "{about}");
+                assert_error(found[0], status, true, header.unwrap().id, &about);
+            }
+            ["close", status] => {
+                let said = says(service, max_body, session(&bytes, 0)).await;
+                let found = frames(&said);
+                assert_eq!(found.len(), 2, "{about}");
+                assert_error(found[1], status, true, header.unwrap().id, &about);
+            }
+            ["http", "400"] => {
+                let said = says(service, DEFAULT_MAX_BODY, bytes).await;
+                let said = String::from_utf8(said).unwrap();
+                assert!(said.starts_with("HTTP/1.1 400 "), "{about}: {said}");
+                assert!(said.contains("Afterimage"), "{about}: {said}");
+            }
+            _ => panic!("{about}: nobody knows the answer {answer:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_valid_vector_is_answered_by_the_rules() {
+    for vector in Vector::all("valid") {
+        let (bytes, about) = (vector.bytes(), vector.about());
+        let header = decode(&bytes).header;
+        let said = says(service_for(Some(header)), DEFAULT_MAX_BODY, session(&bytes, 0)).await;
+        let found = between(&said, &about);
+        let reply = found.first().map(|frame| (frame.header.kind, frame.header.id));
+        let replied = |kind| assert_eq!(reply, Some((kind, header.id)), "{about}");
+        match header.kind {
+            Kind::Error | Kind::Pong | Kind::GoAway => assert_eq!(found, [], "{about}"),
+            Kind::CacheReq if header.flags != 0 => assert_eq!(found, [], "{about}"),
+            Kind::CacheReq => replied(Kind::CacheResp),
+            Kind::ClassifyReq => replied(Kind::ClassifyResp),
+            Kind::StatsReq => replied(Kind::StatsResp),
+            Kind::Ping => {
+                replied(Kind::Pong);
+                assert_eq!(found[0].body, &bytes[HEADER_LEN..], "{about}");
+            }
+            Kind::Hello => assert_error(found[0], "bad_argument", false, header.id, &about),
+            _ => assert_error(found[0], "unsupported", false, header.id, &about),
+        }
+        assert!(found.len() <= 1, "{about}");
+    }
+}
+
+#[tokio::test]
+async fn every_valid_hello_opens_a_connection_or_is_told_why_not() {
+    for vector in Vector::all("valid") {
+        let (bytes, about) = (vector.bytes(), vector.about());
+        let header = decode(&bytes).header;
+        let said = says(ServiceKind::Memo, DEFAULT_MAX_BODY, bytes).await;
+        let found = frames(&said);
+        assert_eq!(found.len(), 1, "{about}");
+        let fields = &vector.json["fields"];
+        if header.kind != Kind::Hello {
+            assert_error(found[0], "bad_argument", true, header.id, &about);
+        } else if fields["version_min"] == 1 && fields["version_max"] != 0 {
+            let reply = found[0].header;
+            assert_eq!((reply.kind, reply.id), (Kind::Welcome, header.id), "{about}");
+        } else {
+            assert_error(found[0], "unsupported", true, header.id, &about);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_for_another_service_is_answered_with_unsupported() {
+    for name in ["cache_read", "cache_write", "classify_req_digit"] {
+        let vector = Vector::one("valid", name);
+        let (bytes, about) = (vector.bytes(), vector.about());
+        let header = decode(&bytes).header;
+        let other = match header.kind {
+            Kind::CacheReq => ServiceKind::Memo,
+            _ => ServiceKind::Cache,
+        };
+        let said = says(other, DEFAULT_MAX_BODY, session(&bytes, 0)).await;
+        let found = between(&said, &about);
+        assert_eq!(found.len(), 1, "{about}");
+        assert_error(found[0], "unsupported", false, header.id, &about);
+        let text = str::from_utf8(found[0].body).unwrap();
+        assert!(text.contains(&other.to_string()), "{text}");
+    }
+}
