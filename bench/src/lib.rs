@@ -1,4 +1,28 @@
 //! The load generator: schedules, targets, checked answers and latency histograms.
+//!
+//! A [`Plan`] says what to ask whom, in which order and how fast; [`run`] does it and gives a
+//! [`Report`]. Every answer is checked: a run with a wrong one has no figures.
+//!
+//! Two latencies are kept of each request. The one *from due* runs from the moment the request was to be
+//! sent; a server that stalls makes all that was due meanwhile late, and this one shows it. The one *from
+//! sent* runs from the moment the request was handed to the kernel; it shows what the server did with
+//! what it got. In a closed loop a request is due when the answer before it has come, so the two hardly
+//! differ.
 
+mod connection;
 pub mod digits;
+mod flight;
+mod lane;
+mod load;
+mod plan;
+pub mod report;
+mod schedule;
+mod tally;
 pub mod workload;
+
+pub use load::{Progress, run};
+pub use plan::{
+    Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span, Target,
+};
+pub use report::Report;
+pub use tally::{Latencies, Outcome, WrongAnswer};

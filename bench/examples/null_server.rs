@@ -1,0 +1,130 @@
+//! How fast is the generator itself? A server that does nothing but answer, on one CPU, and the
+//! generator on another.
+//!
+//! `cargo run --release -p afterimage-bench --example null_server -- cache 16384`
+//!
+//! Arguments, all optional and in this order: what is asked (`cache`, `mixed` for half writes, or
+//! `classify`), depth, connections, seconds, access (`uniform` or an exponent of Zipf's law).
+//! With `serve ADDRESS` as its arguments it only serves, for a generator elsewhere.
+
+use std::env;
+use std::error::Error;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use afterimage_bench::workload::{Access, Keys, Population};
+use afterimage_bench::{Plan, Span, run};
+use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, flags};
+use afterimage_wire::proto::message::{Label, Origin, put_cache_resp, put_classify_resp};
+use afterimage_wire::proto::{Frame, Kind, Message, Service, Shape, Welcome};
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+const KEYS: Keys = Keys { count: 1_000_000, read_share: 1.0, salt: 0 };
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let arg = |i: usize, otherwise: &str| args.get(i).cloned().unwrap_or(otherwise.into());
+    let what = arg(0, "cache");
+    if what == "serve" {
+        let service = if arg(2, "cache") == "cache" { Service::Cache } else { Service::Memo };
+        accept(TcpListener::bind(arg(1, "127.0.0.1:0"))?, service, None);
+        return Ok(());
+    }
+
+    let service = if what == "classify" { Service::Memo } else { Service::Cache };
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let addr = listener.local_addr()?;
+    thread::spawn(move || accept(listener, service, Some(1)));
+
+    let mut plan = match service {
+        Service::Memo => Plan::classify(addr, Arc::new(Population::drawn(1, 10_000))),
+        _ => {
+            let read_share = if what == "mixed" { 0.5 } else { 1.0 };
+            Plan::cache(addr, Keys { read_share, ..KEYS })
+        }
+    };
+    plan.depth = arg(1, "1").parse()?;
+    plan.connections = arg(2, "1").parse()?;
+    plan.warmup = Span::Time(Duration::from_secs(1));
+    plan.stop = Span::Time(Duration::from_secs(arg(3, "5").parse()?));
+    plan.pin = vec![0];
+    let access = arg(4, "uniform");
+    if access != "uniform" {
+        plan.access = Access::Zipf { exponent: access.parse()? };
+    }
+    println!("{}", run(&plan, &mut |_| {})?);
+    Ok(())
+}
+
+fn accept(listener: TcpListener, service: Service, cpu: Option<usize>) {
+    if let Ok(addr) = listener.local_addr() {
+        eprintln!("a null {service} on {addr}");
+    }
+    for stream in listener.incoming().flatten() {
+        thread::spawn(move || {
+            if let Some(cpu) = cpu {
+                let mut cpus = CpuSet::new();
+                cpus.set(cpu);
+                let _ = sched_setaffinity(None, &cpus);
+            }
+            serve(stream, service)
+        });
+    }
+}
+
+/// Answers all that one connection asks, until it closes or talks nonsense.
+fn serve(mut stream: TcpStream, service: Service) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut input = vec![0; 256 << 10];
+    let mut output = Vec::with_capacity(256 << 10);
+    let mut end = 0;
+    loop {
+        let read = stream.read(&mut input[end..]).ok().filter(|&read| read > 0)?;
+        end += read;
+        let mut start = 0;
+        while let Some(frame) = Frame::decode(&input[start..end], DEFAULT_MAX_BODY).ok()? {
+            let id = frame.header.id;
+            start += frame.header.frame_len();
+            match frame.header.kind {
+                Kind::CacheReq if frame.header.flags & flags::WRITE != 0 => {}
+                Kind::CacheReq => {
+                    let key = u64::from_le_bytes(frame.body.try_into().ok()?);
+                    put_cache_resp(&mut output, id, Some(KEYS.value(key)));
+                }
+                Kind::ClassifyReq => {
+                    let class = u16::from(*frame.body.get(400)?) % 10;
+                    let origin = Origin::Memoized;
+                    put_classify_resp(&mut output, id, Label { class, origin });
+                }
+                Kind::Ping => Message::Pong(frame.body).encode(id, &mut output),
+                Kind::Hello => Message::Welcome(welcome(service)).encode(id, &mut output),
+                _ => return None,
+            }
+        }
+        stream.write_all(&output).ok()?;
+        output.clear();
+        input.copy_within(start..end, 0);
+        end -= start;
+    }
+}
+
+fn welcome(service: Service) -> Welcome {
+    let shape = match service {
+        Service::Cache => Shape::default(),
+        _ => Shape::new(&[28, 28]).unwrap_or_default(),
+    };
+    Welcome {
+        version: 1,
+        service,
+        features: 0,
+        max_body: DEFAULT_MAX_BODY,
+        window: u32::MAX,
+        classes: 10,
+        digest: [0; 32],
+        shape,
+        name: "null server".into(),
+    }
+}

@@ -1,0 +1,184 @@
+//! The in-flight table of one connection: which request an id belongs to, and since when.
+//!
+//! An id is a running number and a slot, so finding a request is one index and one comparison, and no
+//! id is ever used twice on a connection.
+
+use std::collections::HashSet;
+
+/// Bits of an id that name the slot. See [`crate::plan::MAX_DEPTH`].
+const SLOT_BITS: u32 = 20;
+const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
+
+/// The id of every write: writes have no reply, so nothing needs to tell them apart. The running
+/// number of a request starts at 1, so no request has it.
+pub(crate) const WRITE_ID: u64 = 0;
+
+/// What a request in flight was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// The image or key of this number.
+    About(u32),
+    /// Nothing: a ping behind writes, whose reply shows that the server has come past them.
+    Fence,
+}
+
+/// A request in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    id: u64,
+    /// When it was to be sent, in nanoseconds since the run's epoch.
+    pub(crate) due_ns: u64,
+    /// When it was handed to the kernel.
+    pub(crate) sent_ns: u64,
+    pub(crate) asked: Asked,
+    /// Writes sent just before it, which its reply confirms.
+    pub(crate) writes: u32,
+}
+
+/// What an id in a reply belongs to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Found {
+    /// A request, which is in flight no more.
+    Request(Request),
+    /// A request that had been given up: the reply comes too late.
+    Late,
+    /// Nothing that waits for a reply: it was answered already or never asked.
+    Nothing,
+}
+
+/// All requests in flight on a connection.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    slots: Vec<Request>,
+    free: Vec<u32>,
+    issued: u64,
+    given_up: HashSet<u64>,
+    /// Slots of the requests that are encoded and not yet handed to the kernel.
+    unsent: Vec<u32>,
+}
+
+/// The id of an empty slot: as [`WRITE_ID`], it is never that of a request.
+const EMPTY: u64 = 0;
+
+impl InFlight {
+    /// Room for `depth` requests.
+    pub(crate) fn new(depth: usize) -> Self {
+        debug_assert!(depth as u64 <= SLOT_MASK + 1, "a slot fits its bits");
+        let slots = depth as u32;
+        InFlight {
+            slots: (0..slots)
+                .map(|_| Request {
+                    id: EMPTY,
+                    due_ns: 0,
+                    sent_ns: 0,
+                    asked: Asked::Fence,
+                    writes: 0,
+                })
+                .collect(),
+            free: (0..slots).rev().collect(),
+            issued: 0,
+            given_up: HashSet::new(),
+            unsent: Vec::with_capacity(depth.min(4096)),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes a request in; `None` when there is no room.
+    #[inline]
+    pub(crate) fn open(&mut self, due_ns: u64, asked: Asked, writes: u32) -> Option<u64> {
+        let slot = self.free.pop()?;
+        self.issued += 1;
+        let id = self.issued << SLOT_BITS | u64::from(slot);
+        self.slots[slot as usize] = Request { id, due_ns, sent_ns: u64::MAX, asked, writes };
+        self.unsent.push(slot);
+        Some(id)
+    }
+
+    /// Notes when the requests taken in since the last call were handed to the kernel.
+    #[inline]
+    pub(crate) fn mark_sent(&mut self, sent_ns: u64) {
+        for slot in self.unsent.drain(..) {
+            self.slots[slot as usize].sent_ns = sent_ns;
+        }
+    }
+
+    /// Takes out the request that a reply with this id answers.
+    #[inline]
+    pub(crate) fn close(&mut self, id: u64) -> Found {
+        let slot = (id & SLOT_MASK) as usize;
+        match self.slots.get_mut(slot) {
+            Some(request) if request.id == id && id != EMPTY => {
+                let found = *request;
+                request.id = EMPTY;
+                self.free.push(slot as u32);
+                Found::Request(found)
+            }
+            _ if self.given_up.remove(&id) => Found::Late,
+            _ => Found::Nothing,
+        }
+    }
+
+    /// Gives up the requests that were sent before `before_ns`, passing each to `each`.
+    pub(crate) fn give_up(&mut self, before_ns: u64, mut each: impl FnMut(Request)) {
+        for (slot, request) in self.slots.iter_mut().enumerate() {
+            if request.id != EMPTY && request.sent_ns < before_ns {
+                each(*request);
+                self.given_up.insert(request.id);
+                request.id = EMPTY;
+                self.free.push(slot as u32);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_find_their_requests_in_any_order_and_only_once() {
+        let mut flight = InFlight::new(3);
+        let ids: Vec<u64> =
+            (0..3).map(|i| flight.open(i, Asked::About(i as u32), 0).unwrap()).collect();
+        assert_eq!(flight.open(9, Asked::Fence, 0), None);
+        for i in [2usize, 0, 1] {
+            let Found::Request(request) = flight.close(ids[i]) else { panic!("not found") };
+            assert_eq!(request.asked, Asked::About(i as u32));
+            assert!(matches!(flight.close(ids[i]), Found::Nothing));
+        }
+        assert!(flight.is_empty());
+        let again = flight.open(0, Asked::Fence, 0).unwrap();
+        assert!(!ids.contains(&again), "an id was used twice");
+    }
+
+    #[test]
+    fn ids_of_writes_of_empty_slots_and_from_nowhere_belong_to_nothing() {
+        let mut flight = InFlight::new(2);
+        assert!(matches!(flight.close(WRITE_ID), Found::Nothing));
+        assert!(matches!(flight.close(1 << SLOT_BITS), Found::Nothing));
+        assert!(matches!(flight.close(u64::MAX), Found::Nothing));
+        assert_eq!(flight.len(), 0);
+    }
+
+    #[test]
+    fn a_reply_after_its_request_was_given_up_is_late_once() {
+        let mut flight = InFlight::new(2);
+        let old = flight.open(0, Asked::About(1), 5).unwrap();
+        flight.mark_sent(10);
+        let new = flight.open(0, Asked::About(2), 0).unwrap();
+        flight.mark_sent(20);
+        let mut given_up = Vec::new();
+        flight.give_up(15, |request| given_up.push((request.asked, request.writes)));
+        assert_eq!(given_up, [(Asked::About(1), 5)]);
+        assert!(matches!(flight.close(old), Found::Late));
+        assert!(matches!(flight.close(old), Found::Nothing));
+        assert!(matches!(flight.close(new), Found::Request(_)));
+    }
+}

@@ -1,0 +1,398 @@
+//! One connection at work: what it sends next, and what it makes of the replies.
+
+use afterimage_wire::proto::message::{
+    Label, Origin, put_cache_read, put_cache_write, put_classify_req,
+};
+use afterimage_wire::proto::{Frame, Message};
+
+use crate::connection::{Connection, Lost, Wait};
+use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
+use crate::plan::Target;
+use crate::schedule::Schedule;
+use crate::tally::{Outcome, Tally};
+use crate::workload::Draw;
+
+/// Bytes that are encoded before they are handed to the kernel. A server gets something to do while
+/// the rest is encoded, and the buffer stays in the L1 and L2 caches.
+const CHUNK: usize = 32 << 10;
+
+/// What a lane does in one phase of a run.
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    pub(crate) draw: Draw,
+    /// Of 2³² requests to a cache, so many read.
+    pub(crate) reads_in_2_32: u64,
+    /// Requests that may still be sent.
+    pub(crate) quota: u64,
+    pub(crate) start_ns: u64,
+    /// No request is due at or after this time.
+    pub(crate) end_ns: u64,
+    /// The arrivals of an open loop.
+    pub(crate) schedule: Option<Schedule>,
+    /// After this time nothing is sent any more, due or not.
+    pub(crate) give_up_ns: u64,
+}
+
+/// A connection, what is in flight on it, and what it is to do.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    connection: Connection,
+    flight: InFlight,
+    depth: usize,
+    /// Requests that count against the depth: reads in flight, and writes not confirmed yet.
+    open: usize,
+    /// Writes behind the last request that has a reply.
+    loose_writes: u32,
+    pub(crate) task: Task,
+    /// Since when there has been room in the window.
+    room_since_ns: u64,
+    /// The task has no more requests.
+    exhausted: bool,
+    /// The server asked us to send no more.
+    goaway: bool,
+    lost: bool,
+}
+
+impl Lane {
+    pub(crate) fn new(connection: Connection, depth: usize, task: Task) -> Self {
+        Lane {
+            connection,
+            flight: InFlight::new(depth),
+            depth,
+            open: 0,
+            loose_writes: 0,
+            room_since_ns: task.start_ns,
+            task,
+            exhausted: false,
+            goaway: false,
+            lost: false,
+        }
+    }
+
+    /// Begins another task. The draw of the old one is in `self.task` until then.
+    pub(crate) fn begin(&mut self, task: Task) {
+        self.room_since_ns = task.start_ns;
+        self.task = task;
+        self.exhausted = false;
+    }
+
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// Whether the connection can still be used.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.lost
+    }
+
+    /// Whether there is nothing more to send and nothing to wait for.
+    pub(crate) fn is_done(&self) -> bool {
+        self.lost || (self.exhausted && self.flight.is_empty() && !self.connection.has_output())
+    }
+
+    /// When the next request is due, if there is one and room for it.
+    pub(crate) fn next_due(&self) -> Option<u64> {
+        let schedule = self.task.schedule.as_ref()?;
+        let room = self.open < self.depth && !self.exhausted && !self.connection.has_output();
+        room.then(|| schedule.due())
+    }
+
+    /// Sends what is due and has room. `clock` is read before each hand-over to the kernel.
+    pub(crate) fn send(&mut self, target: &Target, tally: &mut Tally, clock: &impl Fn() -> u64) {
+        if self.lost {
+            return;
+        }
+        loop {
+            if self.connection.has_output() {
+                self.flush(tally);
+                if self.lost || self.connection.has_output() {
+                    return;
+                }
+            }
+            let now_ns = clock();
+            self.fill(target, tally, now_ns);
+            if self.connection.output.is_empty() {
+                return;
+            }
+            self.flight.mark_sent(clock());
+        }
+    }
+
+    /// Encodes what is due and has room, up to a chunk.
+    fn fill(&mut self, target: &Target, tally: &mut Tally, now_ns: u64) {
+        if now_ns >= self.task.give_up_ns || self.goaway {
+            self.exhausted = true;
+        }
+        let before = self.open;
+        while !self.exhausted && self.open < self.depth && self.connection.output.len() < CHUNK {
+            let due_ns = match &self.task.schedule {
+                Some(schedule) => schedule.due(),
+                None => self.room_since_ns,
+            };
+            let closed_and_over = self.task.schedule.is_none() && now_ns >= self.task.end_ns;
+            if due_ns >= self.task.end_ns || closed_and_over || self.task.quota == 0 {
+                self.exhausted = true;
+                break;
+            }
+            if due_ns > now_ns {
+                break;
+            }
+            let Some(about) = self.task.draw.next() else {
+                self.exhausted = true;
+                self.task.quota = 0;
+                break;
+            };
+            self.encode(target, tally, about, due_ns);
+            self.task.quota -= 1;
+            self.open += 1;
+            if let Some(schedule) = &mut self.task.schedule {
+                schedule.advance();
+            }
+        }
+        tally.counts.sent += (self.open - before) as u64;
+        // Writes have no reply. When no read will confirm them soon, a ping does.
+        let many = 2 * self.loose_writes as usize >= self.depth;
+        if self.loose_writes > 0
+            && (many || self.exhausted || self.flight.is_empty())
+            && let Some(id) = self.flight.open(now_ns, Asked::Fence, self.loose_writes)
+        {
+            self.loose_writes = 0;
+            tally.counts.fences += 1;
+            Message::Ping(&[]).encode(id, &mut self.connection.output);
+        }
+    }
+
+    #[inline]
+    fn encode(&mut self, target: &Target, tally: &mut Tally, about: u32, due_ns: u64) {
+        let output = &mut self.connection.output;
+        let reads = match target {
+            Target::Classify { .. } => true,
+            Target::Cache(_) => self.task.draw.chance(self.task.reads_in_2_32),
+        };
+        if !reads && let Target::Cache(keys) = target {
+            let key = keys.key(about);
+            put_cache_write(output, WRITE_ID, key, keys.value(key));
+            self.loose_writes += 1;
+            tally.counts.writes += 1;
+            return;
+        }
+        let writes = std::mem::take(&mut self.loose_writes);
+        let id = self
+            .flight
+            .open(due_ns, Asked::About(about), writes)
+            .expect("a request takes a slot and the depth counts it; there are as many slots");
+        match target {
+            Target::Classify { population, .. } => {
+                put_classify_req(output, id, population.image(about as usize), 0);
+            }
+            Target::Cache(keys) => put_cache_read(output, id, keys.key(about), 0),
+        }
+    }
+
+    fn flush(&mut self, tally: &mut Tally) {
+        if let Err(lost) = self.connection.flush() {
+            self.lose(&lost, tally);
+        }
+    }
+
+    /// Reads once and judges what has come. Returns how many bytes came.
+    pub(crate) fn receive(
+        &mut self,
+        wait: Wait,
+        target: &Target,
+        tally: &mut Tally,
+        clock: &impl Fn() -> u64,
+    ) -> usize {
+        let received = match self.connection.receive(wait) {
+            Ok(0) => return 0,
+            Ok(received) => received,
+            Err(lost) => {
+                self.lose(&lost, tally);
+                return 0;
+            }
+        };
+        // One reading of the clock for all that one read brought: a reply that waited in the
+        // kernel until we came to read it has waited for its user, too.
+        let now_ns = clock();
+        let mut judge = Judge {
+            flight: &mut self.flight,
+            target,
+            tally,
+            now_ns,
+            in_window: now_ns < self.task.end_ns,
+            closed: 0,
+            goaway: None,
+            ended: None,
+        };
+        let framing = self.connection.frames(|frame| judge.frame(frame));
+        let Judge { closed, goaway, ended, .. } = judge;
+        self.open -= closed;
+        self.room_since_ns = now_ns;
+        if let Some(text) = goaway
+            && !self.goaway
+        {
+            self.goaway = true;
+            tally.disconnects.push(format!("the server goes away: {text}"));
+        }
+        if let Some(reason) = ended {
+            self.abandon(reason, tally);
+        } else if let Err(lost) = framing {
+            self.lose(&lost, tally);
+        }
+        received
+    }
+
+    /// Gives up the requests that were sent before `before_ns`.
+    pub(crate) fn give_up(&mut self, before_ns: u64, tally: &mut Tally) {
+        let open = &mut self.open;
+        self.flight.give_up(before_ns, |request| {
+            let requests = weight(&request);
+            *open -= requests;
+            tally.counts.timed_out += requests as u64;
+        });
+    }
+
+    /// Counts what was planned and never sent. To be called once, at the end of a task.
+    pub(crate) fn finish(&mut self, tally: &mut Tally) {
+        let skipped = match self.task.schedule.take() {
+            Some(schedule) if self.task.end_ns < u64::MAX => {
+                schedule.count_before(self.task.end_ns).min(self.task.quota)
+            }
+            _ if self.task.quota < u64::MAX / 2 => self.task.quota,
+            _ => 0,
+        };
+        tally.counts.skipped += skipped;
+    }
+
+    fn lose(&mut self, lost: &Lost, tally: &mut Tally) {
+        // A server that goes away as it said, with nothing left to answer, has done no wrong.
+        if !(self.goaway && self.flight.is_empty() && matches!(lost, Lost::Closed)) {
+            self.abandon(lost.to_string(), tally);
+        }
+        self.lost = true;
+    }
+
+    fn abandon(&mut self, reason: String, tally: &mut Tally) {
+        tally.counts.lost += self.open as u64;
+        tally.disconnects.push(reason);
+        self.open = 0;
+        self.loose_writes = 0;
+        self.flight = InFlight::new(self.depth);
+        self.lost = true;
+    }
+}
+
+/// How much of a connection's depth is free again when this request is over.
+fn weight(request: &Request) -> usize {
+    usize::from(request.asked != Asked::Fence) + request.writes as usize
+}
+
+/// Looks at the frames of one read.
+struct Judge<'a> {
+    flight: &'a mut InFlight,
+    target: &'a Target,
+    tally: &'a mut Tally,
+    now_ns: u64,
+    in_window: bool,
+    closed: usize,
+    goaway: Option<String>,
+    ended: Option<String>,
+}
+
+impl Judge<'_> {
+    #[inline]
+    fn frame(&mut self, frame: Frame<'_>) {
+        let header = frame.header;
+        let message = match Message::decode(frame) {
+            Ok(message) => message,
+            Err(error) => {
+                self.ended = Some(format!("a senseless {}: {error}", header.kind.name()));
+                return;
+            }
+        };
+        match message {
+            Message::GoAway { text } => {
+                self.goaway = Some(text.to_owned());
+                return;
+            }
+            Message::Error { status, text, connection: true } => {
+                self.ended = Some(format!("the server gave up: {status}: {text}"));
+                return;
+            }
+            Message::Error { status, .. }
+                if header.id == WRITE_ID && matches!(self.target, Target::Cache(_)) =>
+            {
+                // A refused write. The fence behind it closes it.
+                self.tally.error(status.code());
+                return;
+            }
+            _ => {}
+        }
+        let request = match self.flight.close(header.id) {
+            Found::Request(request) => request,
+            Found::Late => {
+                self.tally.counts.late += 1;
+                return;
+            }
+            Found::Nothing => {
+                self.tally.unexpected += 1;
+                return;
+            }
+        };
+        let weight = weight(&request);
+        self.closed += weight;
+        self.tally.counts.writes_confirmed += u64::from(request.writes);
+        if self.in_window {
+            self.tally.counts.in_window += weight as u64;
+        }
+        let outcome = match (request.asked, self.target, message) {
+            (
+                Asked::About(about),
+                Target::Classify { answers, .. },
+                Message::ClassifyResp(label),
+            ) => {
+                if let Err(expected) = answers.check(about, label.class) {
+                    self.tally.wrong(about, label.class.into(), expected.into());
+                }
+                origin(label)
+            }
+            (Asked::About(about), Target::Cache(keys), Message::CacheResp { value }) => match value
+            {
+                None => Outcome::Miss,
+                Some(value) => {
+                    let expected = keys.value(keys.key(about));
+                    if value != expected {
+                        self.tally.wrong(about, value, expected);
+                    }
+                    Outcome::Hit
+                }
+            },
+            (Asked::Fence, _, Message::Pong(_)) => return,
+            (asked, _, Message::Error { status, .. }) => {
+                self.tally.error(status.code());
+                if asked == Asked::Fence {
+                    return;
+                }
+                Outcome::Failed
+            }
+            // A reply of the wrong kind answers nothing.
+            _ => {
+                self.tally.unexpected += 1;
+                return;
+            }
+        };
+        self.tally.sample(
+            outcome,
+            self.now_ns.saturating_sub(request.due_ns),
+            self.now_ns.saturating_sub(request.sent_ns),
+        );
+    }
+}
+
+fn origin(label: Label) -> Outcome {
+    match label.origin {
+        Origin::Memoized => Outcome::Hit,
+        Origin::Coalesced => Outcome::Coalesced,
+        Origin::Computed => Outcome::Computed,
+    }
+}

@@ -1,0 +1,274 @@
+//! What a run shall do, and why it could not be done.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_wire::Status;
+use afterimage_wire::proto::{BodyError, FrameError, Service, Shape};
+
+use crate::report::Report;
+use crate::workload::{Access, Answers, Keys, Population};
+
+/// The deepest window of a connection. A million requests in flight is past what any buffer on the
+/// way holds; and it leaves 44 bits of the request id for a number that is never used twice.
+pub const MAX_DEPTH: usize = 1 << 20;
+
+/// The most connections of one run: as many as a process may have files open on most machines.
+pub const MAX_CONNECTIONS: usize = 65_536;
+
+/// How long a request may stay unanswered unless the plan says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All that a run needs to know. Start from [`Plan::classify`] or [`Plan::cache`] and change fields.
+#[derive(Clone)]
+pub struct Plan {
+    /// Where the server listens.
+    pub addr: SocketAddr,
+    /// The token for the handshake; empty for none.
+    pub token: Vec<u8>,
+    /// What is asked.
+    pub target: Target,
+    /// In which order.
+    pub access: Access,
+    /// Connections in all, spread over the threads.
+    pub connections: usize,
+    /// Load threads.
+    pub threads: usize,
+    /// Requests in flight on each connection, at most.
+    pub depth: usize,
+    /// What decides when a request is sent.
+    pub mode: Mode,
+    /// Before the warm-up, ask about each image or write each key once.
+    pub prefill: bool,
+    /// What happens before the measurement; its answers are checked and not counted.
+    pub warmup: Span,
+    /// How long the measurement goes on.
+    pub stop: Span,
+    /// After this time a request counts as timed out; also the limit for connecting.
+    pub timeout: Duration,
+    /// The CPUs that the load threads are tied to, in turn; empty to let the system choose.
+    pub pin: Vec<usize>,
+    /// Decides every random choice: same seed, same requests on every connection.
+    pub seed: u64,
+}
+
+/// What is asked of the server.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// The class of an image: of a memo or a classifier.
+    Classify {
+        /// The images.
+        population: Arc<Population>,
+        /// What must be answered. Share it between runs to check them against each other.
+        answers: Arc<Answers>,
+    },
+    /// The values of keys: of a cache.
+    Cache(Keys),
+}
+
+/// What decides when a request is sent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mode {
+    /// An answer: as soon as it is there, the next request follows. Measures what a server can do.
+    /// A slow server is asked less, so its worst moments weigh too little in the latencies.
+    Closed,
+    /// The clock: requests are due whether or not earlier ones were answered, as in the world.
+    Open {
+        /// Requests a second, over all connections.
+        rate: f64,
+        /// How they are spaced.
+        arrivals: Arrivals,
+    },
+}
+
+/// How the arrivals of an open loop are spaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrivals {
+    /// Evenly.
+    Constant,
+    /// At random, independent of one another: what many users make together.
+    Poisson,
+}
+
+/// How long something goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// So long. What is in flight at its end is waited for.
+    Time(Duration),
+    /// Until so many requests, over all connections, have been sent and answered.
+    Requests(u64),
+}
+
+impl Span {
+    /// Nothing at all: the warm-up of a run that has none.
+    pub const NONE: Span = Span::Requests(0);
+}
+
+impl Plan {
+    /// Ten seconds of images at random on one connection, one at a time, whatever is answered first
+    /// for each image being what must be answered from then on.
+    pub fn classify(addr: SocketAddr, population: Arc<Population>) -> Self {
+        let answers = Arc::new(Answers::first_come(population.len()));
+        Plan::new(addr, Target::Classify { population, answers })
+    }
+
+    /// Ten seconds of keys at random on one connection, one at a time.
+    pub fn cache(addr: SocketAddr, keys: Keys) -> Self {
+        Plan::new(addr, Target::Cache(keys))
+    }
+
+    fn new(addr: SocketAddr, target: Target) -> Self {
+        Plan {
+            addr,
+            token: Vec::new(),
+            target,
+            access: Access::Uniform,
+            connections: 1,
+            threads: 1,
+            depth: 1,
+            mode: Mode::Closed,
+            prefill: false,
+            warmup: Span::NONE,
+            stop: Span::Time(Duration::from_secs(10)),
+            timeout: DEFAULT_TIMEOUT,
+            pin: Vec::new(),
+            seed: 1,
+        }
+    }
+
+    /// How many images or keys there are.
+    pub(crate) fn subjects(&self) -> u32 {
+        match &self.target {
+            Target::Classify { population, .. } => {
+                u32::try_from(population.len()).expect("a population has at most u32::MAX images")
+            }
+            Target::Cache(keys) => keys.count,
+        }
+    }
+
+    /// Says what is wrong with the plan, if anything is.
+    pub(crate) fn validate(&self) -> Result<(), BenchError> {
+        let refuse = |what: String| Err(BenchError::Plan { what });
+        let between = |name, value: usize, limit: usize| {
+            if (1..=limit).contains(&value) {
+                return Ok(());
+            }
+            refuse(format!("{name} is {value}; it must be from 1 to {limit}"))
+        };
+        between("connections", self.connections, MAX_CONNECTIONS)?;
+        between("threads", self.threads, self.connections)?;
+        between("depth", self.depth, MAX_DEPTH)?;
+        if self.timeout.is_zero() {
+            return refuse("timeout is 0; every request would fail".into());
+        }
+        if let Mode::Open { rate, .. } = self.mode
+            && !(rate.is_finite() && rate > 0.0)
+        {
+            return refuse(format!("rate is {rate}; it must be above 0"));
+        }
+        match self.access {
+            Access::Zipf { exponent } if !(exponent.is_finite() && exponent >= 0.0) => {
+                return refuse(format!("Zipf's exponent is {exponent}; it must be 0 or more"));
+            }
+            Access::EachOnce if self.warmup != Span::NONE => {
+                return refuse(
+                    "a warm-up would use up images that are to be asked about once".into(),
+                );
+            }
+            _ => {}
+        }
+        match &self.target {
+            Target::Cache(keys) if keys.count == 0 => refuse("there are no keys".into()),
+            Target::Cache(keys) if !(0.0..=1.0).contains(&keys.read_share) => {
+                let share = keys.read_share;
+                refuse(format!("the read share is {share}; it must be from 0 to 1"))
+            }
+            Target::Classify { population, answers } if answers.len() != population.len() => {
+                let (answers, images) = (answers.len(), population.len());
+                refuse(format!("there are {answers} answers for {images} images"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why there is no report, or none to be believed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// The plan contradicts itself. Mend the field that the text names.
+    #[error("the plan cannot be run: {what}")]
+    Plan {
+        /// Which field, its value and what it may be.
+        what: String,
+    },
+    /// Nobody answers there, or the connection broke before the handshake was over.
+    #[error("cannot connect to {addr}: {source}")]
+    Connect {
+        /// Where.
+        addr: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The server does not want to talk to us: mostly a wrong token.
+    #[error("{addr} refuses the connection: {status}: {text}")]
+    Refused {
+        /// Where.
+        addr: SocketAddr,
+        /// The server's reason.
+        status: Status,
+        /// The same for people.
+        text: String,
+    },
+    /// What answers there does not speak the protocol.
+    #[error("{addr} does not speak the protocol: {what}")]
+    Protocol {
+        /// Where.
+        addr: SocketAddr,
+        /// What came instead.
+        what: String,
+    },
+    /// The server is of another kind than the target needs.
+    #[error("{addr} is a {service}, which does not answer such requests")]
+    Service {
+        /// Where.
+        addr: SocketAddr,
+        /// What it says it is.
+        service: Service,
+    },
+    /// The server's model takes other images than the population has.
+    #[error("{addr} takes images of {shape} bytes; the population's have {image_len}")]
+    Shape {
+        /// Where.
+        addr: SocketAddr,
+        /// What the server takes.
+        shape: Shape,
+        /// Bytes in an image of the population.
+        image_len: usize,
+    },
+    /// A load thread could not be tied to its CPU.
+    #[error("cannot tie a load thread to CPU {cpu}: {source}")]
+    Pin {
+        /// Which CPU.
+        cpu: usize,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The server gave wrong answers, or replies that nobody asked for. No figure of such a run
+    /// means anything; the report is here to find the cause.
+    #[error("{} wrong answers and {} replies that nobody asked for{}",
+        .0.wrong, .0.unexpected, .0.first_example())]
+    Wrong(Box<Report>),
+}
+
+impl BenchError {
+    pub(crate) fn frame(addr: SocketAddr, error: FrameError) -> Self {
+        BenchError::Protocol { addr, what: error.to_string() }
+    }
+
+    pub(crate) fn body(addr: SocketAddr, error: BodyError) -> Self {
+        BenchError::Protocol { addr, what: error.to_string() }
+    }
+}

@@ -1,0 +1,460 @@
+//! What came out of a run: numbers to read, to keep as JSON and to compare.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use afterimage_wire::Status;
+use afterimage_wire::proto::Welcome;
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Arrivals, Mode, Plan, Span, Target};
+use crate::tally::{Latencies, Outcome, Tally, WrongAnswer};
+use crate::workload::Access;
+
+/// All that a run found out. Latencies are in nanoseconds.
+///
+/// Every request is in exactly one place: `sent` is the sum of `answered`, `failed`,
+/// `writes_confirmed`, `timed_out` and `lost`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// What was asked for.
+    pub settings: Settings,
+    /// What the server said it is.
+    pub server: Server,
+    /// Length of the measurement in seconds, without warm-up and without the wait for the last
+    /// answers of a timed run.
+    pub measured_s: f64,
+    /// Requests handed to the kernel.
+    pub sent: u64,
+    /// Requests with a proper answer, cache writes not counted. The latencies are theirs.
+    pub answered: u64,
+    /// Requests with an error reply.
+    pub failed: u64,
+    /// The same by the status that the replies carried, refused cache writes included.
+    pub errors: BTreeMap<String, u64>,
+    /// Cache writes among the requests sent.
+    pub writes: u64,
+    /// Cache writes that a later reply on their connection shows the server to have come past.
+    pub writes_confirmed: u64,
+    /// Pings that were sent for the sake of such a reply. They are in no other number.
+    pub fences: u64,
+    /// Requests without a reply within the time limit.
+    pub timed_out: u64,
+    /// Requests in flight when their connection broke.
+    pub lost: u64,
+    /// Requests that were due, or that the plan counted on, and were never sent.
+    pub skipped: u64,
+    /// Replies to requests that had timed out.
+    pub late: u64,
+    /// Latencies beyond the histograms' hour, recorded as an hour.
+    pub out_of_range: u64,
+    /// Answers that cannot be right, warm-up included.
+    pub wrong: u64,
+    /// Replies to no request, of the wrong kind, or second ones; warm-up included.
+    pub unexpected: u64,
+    /// The first few wrong answers.
+    pub examples: Vec<WrongAnswer>,
+    /// Why connections broke, one text for each that did; warm-up included.
+    pub disconnects: Vec<String>,
+    /// Replies within the measurement, a second.
+    pub throughput_per_s: f64,
+    /// The share of answers that were remembered: of all in a classification, of reads in a cache.
+    pub hit_ratio: Option<f64>,
+    /// From the moment a request was due: what its user waits.
+    pub latency_from_due: Summary,
+    /// From the moment it was handed to the kernel: what the server did with what it got.
+    pub latency_from_sent: Summary,
+    /// The two latencies for each outcome that occurred, error replies included.
+    pub outcomes: BTreeMap<Outcome, OutcomeReport>,
+    /// What the generator itself used.
+    pub generator: Generator,
+    /// The histograms behind the summaries; empty in a report that was read from a file.
+    #[serde(skip)]
+    pub histograms: BTreeMap<Outcome, Latencies>,
+}
+
+/// A plan as it goes on record: all but the token.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Where the server listens.
+    pub addr: String,
+    /// `classify` or `cache`.
+    pub target: String,
+    /// How many images or keys there are.
+    pub population: u64,
+    /// The share of requests that read; 1 in a classification.
+    pub read_share: f64,
+    /// `uniform`, `zipf(s)`, `sequential` or `each once`.
+    pub access: String,
+    /// Connections in all.
+    pub connections: usize,
+    /// Load threads.
+    pub threads: usize,
+    /// Requests in flight on each connection, at most.
+    pub depth: usize,
+    /// `closed`, or `open` and how the arrivals are spaced.
+    pub mode: String,
+    /// Requests a second that were due, in an open loop.
+    pub rate_per_s: Option<f64>,
+    /// Whether everything was asked about, or written, once before.
+    pub prefill: bool,
+    /// The warm-up.
+    pub warmup: String,
+    /// The measurement.
+    pub stop: String,
+    /// Milliseconds after which a request has timed out.
+    pub timeout_ms: u64,
+    /// The CPUs that the load threads were tied to.
+    pub pin: Vec<usize>,
+    /// What decided every random choice.
+    pub seed: u64,
+}
+
+/// What a server says of itself in its welcome.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Name and version.
+    pub name: String,
+    /// What kind of service.
+    pub service: String,
+    /// Requests it works on at once for a connection. A depth beyond it does not reach the server.
+    pub window: u32,
+    /// SHA-256 of its model in hexadecimal; all zeros for none or not known.
+    pub model: String,
+}
+
+/// A latency histogram in eight numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// How many latencies these are.
+    pub count: u64,
+    /// Their mean.
+    pub mean_ns: f64,
+    /// Half are no longer.
+    pub p50_ns: u64,
+    /// 90 % are no longer.
+    pub p90_ns: u64,
+    /// 99 % are no longer.
+    pub p99_ns: u64,
+    /// 99.9 % are no longer.
+    pub p999_ns: u64,
+    /// 99.99 % are no longer.
+    pub p9999_ns: u64,
+    /// None is longer.
+    pub max_ns: u64,
+}
+
+/// The latencies of requests that were answered in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeReport {
+    /// From the moment a request was due.
+    pub from_due: Summary,
+    /// From the moment it was handed to the kernel.
+    pub from_sent: Summary,
+}
+
+/// What a load thread used during the measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ThreadUse {
+    /// Length of its measurement.
+    pub(crate) measured: Duration,
+    /// The same with the wait for the last answers.
+    pub(crate) wall: Duration,
+    /// CPU time.
+    pub(crate) cpu: Duration,
+}
+
+/// What the generator itself used. Near 1 in a closed loop, the figures are the generator's and not
+/// the server's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generator {
+    /// CPU time of each load thread, as a share of the time it ran.
+    pub cpu_share: Vec<f64>,
+    /// Nanoseconds from a request's due time to its hand-over, at the 99th percentile, as the
+    /// difference of the two latencies' 99th percentiles: what the generator, its window or the
+    /// kernel's buffers held back.
+    pub held_back_p99_ns: u64,
+}
+
+/// The CPU share above which a generator in a closed loop is taken for the bottleneck.
+const BUSY: f64 = 0.95;
+
+impl Summary {
+    fn new(histogram: &Histogram<u64>) -> Self {
+        Summary {
+            count: histogram.len(),
+            mean_ns: histogram.mean(),
+            p50_ns: histogram.value_at_quantile(0.5),
+            p90_ns: histogram.value_at_quantile(0.9),
+            p99_ns: histogram.value_at_quantile(0.99),
+            p999_ns: histogram.value_at_quantile(0.999),
+            p9999_ns: histogram.value_at_quantile(0.9999),
+            max_ns: histogram.max(),
+        }
+    }
+}
+
+impl Settings {
+    fn new(plan: &Plan) -> Self {
+        let (target, read_share) = match &plan.target {
+            Target::Classify { .. } => ("classify", 1.0),
+            Target::Cache(keys) => ("cache", keys.read_share),
+        };
+        let access = match plan.access {
+            Access::Uniform => "uniform".into(),
+            Access::Zipf { exponent } => format!("zipf({exponent})"),
+            Access::Sequential => "sequential".into(),
+            Access::EachOnce => "each once".into(),
+        };
+        let (mode, rate_per_s) = match plan.mode {
+            Mode::Closed => ("closed", None),
+            Mode::Open { rate, arrivals: Arrivals::Constant } => ("open, constant", Some(rate)),
+            Mode::Open { rate, arrivals: Arrivals::Poisson } => ("open, Poisson", Some(rate)),
+        };
+        let span = |span: Span| match span {
+            Span::Time(time) => format!("{time:?}"),
+            Span::Requests(count) => format!("{count} requests"),
+        };
+        Settings {
+            addr: plan.addr.to_string(),
+            target: target.into(),
+            population: plan.subjects().into(),
+            read_share,
+            access,
+            connections: plan.connections,
+            threads: plan.threads,
+            depth: plan.depth,
+            mode: mode.into(),
+            rate_per_s,
+            prefill: plan.prefill,
+            warmup: span(plan.warmup),
+            stop: span(plan.stop),
+            timeout_ms: u64::try_from(plan.timeout.as_millis()).unwrap_or(u64::MAX),
+            pin: plan.pin.clone(),
+            seed: plan.seed,
+        }
+    }
+}
+
+impl Server {
+    fn new(welcome: Welcome) -> Self {
+        Server {
+            name: welcome.name,
+            service: welcome.service.to_string(),
+            window: welcome.window,
+            model: welcome.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn new(
+        plan: &Plan,
+        welcome: Option<Welcome>,
+        mut tally: Tally,
+        threads: Vec<ThreadUse>,
+    ) -> Self {
+        tally.settle();
+        let [hit, coalesced, computed, miss, failed] =
+            tally.latencies.each_ref().map(|latencies| latencies.from_due.len());
+        let mut all = Latencies::default();
+        let (mut outcomes, mut histograms) = (BTreeMap::new(), BTreeMap::new());
+        for (outcome, latencies) in Outcome::ALL.into_iter().zip(tally.latencies) {
+            if latencies.from_due.is_empty() {
+                continue;
+            }
+            if outcome != Outcome::Failed {
+                all.add(&latencies);
+            }
+            let from_due = Summary::new(&latencies.from_due);
+            let from_sent = Summary::new(&latencies.from_sent);
+            outcomes.insert(outcome, OutcomeReport { from_due, from_sent });
+            histograms.insert(outcome, latencies);
+        }
+        let answered = hit + coalesced + computed + miss;
+        let measured = threads.iter().map(|used| used.measured).max().unwrap_or_default();
+        let counts = tally.counts;
+        let latency_from_due = Summary::new(&all.from_due);
+        let latency_from_sent = Summary::new(&all.from_sent);
+        let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+        Report {
+            settings: Settings::new(plan),
+            server: welcome.map(Server::new).unwrap_or_default(),
+            measured_s: measured.as_secs_f64(),
+            sent: counts.sent,
+            answered,
+            failed,
+            errors: counts
+                .errors
+                .into_iter()
+                .map(|(code, count)| (Status::from_code(code).to_string(), count))
+                .collect(),
+            writes: counts.writes,
+            writes_confirmed: counts.writes_confirmed,
+            fences: counts.fences,
+            timed_out: counts.timed_out,
+            lost: counts.lost,
+            skipped: counts.skipped,
+            late: counts.late,
+            out_of_range: counts.out_of_range,
+            wrong: tally.wrong,
+            unexpected: tally.unexpected,
+            examples: tally.examples,
+            disconnects: tally.disconnects,
+            throughput_per_s: if measured.is_zero() {
+                0.0
+            } else {
+                counts.in_window as f64 / measured.as_secs_f64()
+            },
+            hit_ratio: share(hit, answered),
+            generator: Generator {
+                cpu_share: threads
+                    .iter()
+                    .map(|used| used.cpu.as_secs_f64() / used.wall.as_secs_f64().max(1e-9))
+                    .collect(),
+                held_back_p99_ns: latency_from_due.p99_ns.saturating_sub(latency_from_sent.p99_ns),
+            },
+            latency_from_due,
+            latency_from_sent,
+            outcomes,
+            histograms,
+        }
+    }
+
+    /// What went wrong, in sentences; empty when every request was sent and answered properly.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut note = |count: u64, what: &str| {
+            if count > 0 {
+                problems.push(format!("{count} {what}"));
+            }
+        };
+        note(self.wrong, "wrong answers");
+        note(self.unexpected, "replies that nobody asked for");
+        note(self.failed, "error replies");
+        note(self.timed_out, "requests without a reply in time");
+        note(self.lost, "requests lost with their connection");
+        note(self.skipped, "requests that were planned and never sent");
+        note(self.out_of_range, "latencies beyond an hour");
+        problems.extend(self.disconnects.iter().map(|reason| format!("connection lost: {reason}")));
+        problems
+    }
+
+    /// Whether the load threads of a closed loop had nothing left to give, so that the figures are a
+    /// lower bound of what the server can do.
+    pub fn generator_is_the_limit(&self) -> bool {
+        let shares = &self.generator.cpu_share;
+        let mean = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
+        self.settings.rate_per_s.is_none() && mean > BUSY
+    }
+
+    pub(crate) fn first_example(&self) -> String {
+        self.examples.first().map_or_else(String::new, |first| {
+            let WrongAnswer { about, answer, expected } = first;
+            format!("; number {about} was answered {answer}, not {expected}")
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { addr, target, access, mode, population, .. } = &self.settings;
+        let Settings { connections, threads, depth, seed, .. } = &self.settings;
+        writeln!(f, "{target} at {addr} ({}, {})", self.server.service, self.server.name)?;
+        writeln!(f, "{access} over {population}, {mode} loop, seed {seed}")?;
+        writeln!(f, "connections {connections}, depth {depth}, threads {threads}")?;
+        writeln!(f)?;
+        let rate = self.throughput_per_s;
+        writeln!(f, "throughput  {} requests/s over {:.3} s", Count(rate), self.measured_s)?;
+        if let Some(due) = self.settings.rate_per_s {
+            writeln!(f, "due         {} requests/s", Count(due))?;
+        }
+        if let Some(ratio) = self.hit_ratio {
+            writeln!(f, "hit ratio   {:.2} %", ratio * 100.0)?;
+        }
+        let shares: Vec<String> = self
+            .generator
+            .cpu_share
+            .iter()
+            .map(|share| format!("{:.0} %", share * 100.0))
+            .collect();
+        writeln!(f, "generator   {} of a core for each thread", shares.join(", "))?;
+        writeln!(
+            f,
+            "requests    {} sent, {} answered, {} failed, {} timed out, {} lost, {} skipped",
+            self.sent, self.answered, self.failed, self.timed_out, self.lost, self.skipped
+        )?;
+        if self.writes > 0 {
+            writeln!(f, "writes      {} sent, {} confirmed", self.writes, self.writes_confirmed)?;
+        }
+        for (status, count) in &self.errors {
+            writeln!(f, "error       {status}: {count}")?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{:<22}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>12}",
+            "latency", "p50", "p90", "p99", "p99.9", "p99.99", "max", "count"
+        )?;
+        row(f, "from due", &self.latency_from_due)?;
+        row(f, "from sent", &self.latency_from_sent)?;
+        for (outcome, latency) in &self.outcomes {
+            row(f, &format!("  {} from due", outcome.name()), &latency.from_due)?;
+            row(f, &format!("  {} from sent", outcome.name()), &latency.from_sent)?;
+        }
+        if self.generator_is_the_limit() {
+            writeln!(f, "\nThe generator was the bottleneck: the server may be faster than this.")?;
+        }
+        if self.server.window > 0 && self.settings.depth as u64 > u64::from(self.server.window) {
+            let window = self.server.window;
+            writeln!(f, "\nThe server works on {window} requests of a connection at once.")?;
+        }
+        let problems = self.problems();
+        if !problems.is_empty() {
+            writeln!(f, "\nProblems:")?;
+        }
+        for problem in problems {
+            writeln!(f, "  {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+fn row(f: &mut fmt::Formatter<'_>, name: &str, summary: &Summary) -> fmt::Result {
+    let Summary { p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, max_ns, count, .. } = *summary;
+    write!(f, "{name:<22}")?;
+    for ns in [p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, max_ns] {
+        write!(f, "{:>10}", duration(ns))?;
+    }
+    writeln!(f, "{count:>12}")
+}
+
+/// A latency in three or four digits and a unit.
+fn duration(ns: u64) -> String {
+    let value = ns as f64;
+    match ns {
+        0..1_000 => format!("{ns} ns"),
+        1_000..1_000_000 => format!("{:.1} µs", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} ms", value / 1e6),
+        _ => format!("{:.2} s", value / 1e9),
+    }
+}
+
+/// A number with its thousands apart.
+struct Count(f64);
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = format!("{:.0}", self.0);
+        let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+        for (i, digit) in digits.chars().enumerate() {
+            if i > 0 && (digits.len() - i).is_multiple_of(3) {
+                out.push(' ');
+            }
+            out.push(digit);
+        }
+        f.write_str(&out)
+    }
+}

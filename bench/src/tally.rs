@@ -1,0 +1,217 @@
+//! What one load thread counts and measures.
+
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+/// The longest latency that a histogram tells apart: an hour. What is longer is counted there, and
+/// counted as out of range.
+const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
+
+/// Significant decimal digits of a latency: it is known to a thousandth of itself.
+const DIGITS: u8 = 3;
+
+/// Wrong answers that are kept word for word. A few show the pattern; all would fill the memory.
+const MAX_EXAMPLES: usize = 8;
+
+/// How an answered request was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Remembered: a memo's hit, or a cache's key that exists.
+    Hit,
+    /// A memo's answer that was computed for an identical request already in flight.
+    Coalesced,
+    /// Computed for this request, by a classifier or by a memo that had to ask one.
+    Computed,
+    /// A cache's key that does not exist.
+    Miss,
+    /// An error reply.
+    Failed,
+}
+
+impl Outcome {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Outcome; 5] =
+        [Outcome::Hit, Outcome::Coalesced, Outcome::Computed, Outcome::Miss, Outcome::Failed];
+
+    /// What tables call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Outcome::Hit => "hit",
+            Outcome::Coalesced => "coalesced",
+            Outcome::Computed => "computed",
+            Outcome::Miss => "miss",
+            Outcome::Failed => "failed",
+        }
+    }
+}
+
+/// An answer that cannot be right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WrongAnswer {
+    /// The number of the image or key that was asked about.
+    pub about: u32,
+    /// What came.
+    pub answer: i64,
+    /// What should have come.
+    pub expected: i64,
+}
+
+/// The latencies of the requests with one outcome, in nanoseconds.
+#[derive(Clone, Debug)]
+pub struct Latencies {
+    /// From the moment a request was due.
+    pub from_due: Histogram<u64>,
+    /// From the moment it was handed to the kernel.
+    pub from_sent: Histogram<u64>,
+}
+
+impl Default for Latencies {
+    fn default() -> Self {
+        let new = || {
+            Histogram::new_with_bounds(1, MAX_LATENCY_NS, DIGITS)
+                .expect("the bounds are constants that the histogram allows")
+        };
+        Latencies { from_due: new(), from_sent: new() }
+    }
+}
+
+impl Latencies {
+    pub(crate) fn add(&mut self, other: &Latencies) {
+        let same = "both histograms have the same bounds";
+        self.from_due.add(&other.from_due).expect(same);
+        self.from_sent.add(&other.from_sent).expect(same);
+    }
+}
+
+/// Counters; see the fields of the same names in [`crate::report::Report`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) sent: u64,
+    pub(crate) writes: u64,
+    pub(crate) writes_confirmed: u64,
+    pub(crate) fences: u64,
+    pub(crate) in_window: u64,
+    pub(crate) timed_out: u64,
+    pub(crate) lost: u64,
+    pub(crate) skipped: u64,
+    pub(crate) late: u64,
+    pub(crate) out_of_range: u64,
+    pub(crate) errors: BTreeMap<u16, u64>,
+}
+
+/// All that a load thread finds out.
+#[derive(Clone, Debug)]
+pub(crate) struct Tally {
+    pub(crate) counts: Counts,
+    pub(crate) latencies: [Latencies; Outcome::ALL.len()],
+    pub(crate) wrong: u64,
+    pub(crate) unexpected: u64,
+    pub(crate) examples: Vec<WrongAnswer>,
+    pub(crate) disconnects: Vec<String>,
+    /// Equal samples that are still to be recorded: all answers that one read brought to requests
+    /// that one write sent are such, and they mostly come in a row.
+    pending: Sample,
+    pending_count: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sample {
+    outcome: Outcome,
+    due_ns: u64,
+    sent_ns: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Tally {
+            counts: Counts::default(),
+            latencies: Default::default(),
+            wrong: 0,
+            unexpected: 0,
+            examples: Vec::new(),
+            disconnects: Vec::new(),
+            pending: Sample { outcome: Outcome::Hit, due_ns: 0, sent_ns: 0 },
+            pending_count: 0,
+        }
+    }
+}
+
+impl Tally {
+    /// Notes an answer and its two latencies.
+    #[inline]
+    pub(crate) fn sample(&mut self, outcome: Outcome, due_ns: u64, sent_ns: u64) {
+        let sample = Sample { outcome, due_ns, sent_ns };
+        if sample != self.pending {
+            self.settle();
+            self.pending = sample;
+        }
+        self.pending_count += 1;
+    }
+
+    /// Records what [`Tally::sample`] has kept back. To be called before the histograms are read.
+    pub(crate) fn settle(&mut self) {
+        let count = std::mem::take(&mut self.pending_count);
+        if count == 0 {
+            return;
+        }
+        let Sample { outcome, due_ns, sent_ns } = self.pending;
+        if due_ns.max(sent_ns) > MAX_LATENCY_NS {
+            self.counts.out_of_range += count;
+        }
+        let latencies = &mut self.latencies[outcome as usize];
+        latencies.from_due.saturating_record_n(due_ns, count);
+        latencies.from_sent.saturating_record_n(sent_ns, count);
+    }
+
+    pub(crate) fn wrong(&mut self, about: u32, answer: i64, expected: i64) {
+        self.wrong += 1;
+        if self.examples.len() < MAX_EXAMPLES {
+            self.examples.push(WrongAnswer { about, answer, expected });
+        }
+    }
+
+    pub(crate) fn error(&mut self, status: u16) {
+        *self.counts.errors.entry(status).or_default() += 1;
+    }
+
+    /// Forgets what was measured so far, a warm-up, but not what was found wrong.
+    pub(crate) fn forget_measurements(&mut self) {
+        *self = Tally {
+            wrong: self.wrong,
+            unexpected: self.unexpected,
+            examples: std::mem::take(&mut self.examples),
+            disconnects: std::mem::take(&mut self.disconnects),
+            ..Tally::default()
+        };
+    }
+
+    /// Adds another thread's.
+    pub(crate) fn add(&mut self, mut other: Tally) {
+        other.settle();
+        let (mine, theirs) = (&mut self.counts, &other.counts);
+        mine.sent += theirs.sent;
+        mine.writes += theirs.writes;
+        mine.writes_confirmed += theirs.writes_confirmed;
+        mine.fences += theirs.fences;
+        mine.in_window += theirs.in_window;
+        mine.timed_out += theirs.timed_out;
+        mine.lost += theirs.lost;
+        mine.skipped += theirs.skipped;
+        mine.late += theirs.late;
+        mine.out_of_range += theirs.out_of_range;
+        for (&status, count) in &theirs.errors {
+            *mine.errors.entry(status).or_default() += count;
+        }
+        for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
+            mine.add(theirs);
+        }
+        self.wrong += other.wrong;
+        self.unexpected += other.unexpected;
+        self.examples.extend(other.examples);
+        self.examples.truncate(MAX_EXAMPLES);
+        self.disconnects.extend(other.disconnects);
+    }
+}
