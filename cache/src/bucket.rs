@@ -15,7 +15,7 @@
 //! and a mark lost to a writer is a hit not counted. A key that stands in a vacant slot means nothing, so
 //! no key is reserved; a key that matches nowhere is a miss without a look at line 1.
 
-use crate::eviction::Meta;
+use crate::eviction::{Meta, Policy, STRIDE};
 use crate::hash::Hashed;
 use crate::sync::{AtomicU64, Ordering, fence, spin_loop, yield_now};
 
@@ -46,7 +46,7 @@ pub struct Entry {
     pub key: u64,
     /// The value last written under the key.
     pub value: u64,
-    /// How much the entry is worth keeping: 0 (new and never hit) to 7.
+    /// How much the entry is worth keeping: 0 (new and never hit) to 5.
     pub heat: u8,
 }
 
@@ -110,14 +110,14 @@ impl Bucket {
         let before = self.sequence.load(Ordering::Acquire);
         let mut found = 0u64;
         for (slot, stored) in self.keys.iter().enumerate() {
-            found |= u64::from(stored.load(Ordering::Relaxed) == key) << slot;
+            found |= u64::from(stored.load(Ordering::Relaxed) == key) << (STRIDE * slot);
         }
         if found == 0 {
             return self.unchanged_since(before).then_some(Read::Miss);
         }
         let meta = Meta(self.meta.load(Ordering::Relaxed));
         found &= meta.occupied();
-        let slot = found.trailing_zeros() as usize;
+        let slot = found.trailing_zeros() as usize / STRIDE;
         let Some(value) = self.values.get(slot) else {
             // Only vacant slots matched.
             return self.unchanged_since(before).then_some(Read::Miss);
@@ -129,8 +129,7 @@ impl Bucket {
         if let Some(marked) = meta.hit(slot) {
             // A mark that fails was overtaken by another reader's or by a writer; neither is worth a retry.
             let _ =
-                self.meta
-                    .compare_exchange(meta.0, marked.0, Ordering::Relaxed, Ordering::Relaxed);
+                self.meta.compare_exchange(meta.0, marked.0, Ordering::Relaxed, Ordering::Relaxed);
         }
         Some(Read::Hit(value))
     }
@@ -145,7 +144,7 @@ impl Bucket {
     }
 
     /// Stores `value` under the key.
-    pub(crate) fn insert(&self, hashed: Hashed, value: u64) -> Insert {
+    pub(crate) fn insert(&self, hashed: Hashed, value: u64, policy: Policy) -> Insert {
         let mut writer = self.lock();
         if let Some(slot) = writer.find(hashed.key()) {
             let old = writer.value(slot);
@@ -153,16 +152,22 @@ impl Bucket {
             writer.meta = writer.meta.hit(slot).unwrap_or(writer.meta);
             return Insert::Updated { old };
         }
-        writer.add(hashed, value).1
+        writer.add(hashed, value, policy).1
     }
 
     /// Stores an entry that a snapshot kept. One that is here already, being newer, stays as it is.
-    pub(crate) fn restore(&self, hashed: Hashed, value: u64, heat: u8) -> Option<Insert> {
+    pub(crate) fn restore(
+        &self,
+        hashed: Hashed,
+        value: u64,
+        heat: u8,
+        policy: Policy,
+    ) -> Option<Insert> {
         let mut writer = self.lock();
         if writer.find(hashed.key()).is_some() {
             return None;
         }
-        let (slot, outcome) = writer.add(hashed, value);
+        let (slot, outcome) = writer.add(hashed, value, policy);
         writer.meta.set_heat(slot, heat);
         Some(outcome)
     }
@@ -186,18 +191,14 @@ impl Bucket {
             return 0;
         }
         let mut writer = self.lock();
-        let entries = writer.meta.occupied().count_ones();
+        let entries = writer.meta.entries();
         writer.meta = Meta::default();
         entries
     }
 
     /// All entries, as they stood at one moment. Waits for a writer that is inside.
     pub(crate) fn entries(&self) -> ([Entry; SLOTS], usize) {
-        let mut entries = [Entry {
-            key: 0,
-            value: 0,
-            heat: 0,
-        }; SLOTS];
+        let mut entries = [Entry { key: 0, value: 0, heat: 0 }; SLOTS];
         for _ in 0..READ_TRIES {
             let before = self.sequence.load(Ordering::Acquire);
             let count = self.copy_entries(&mut entries);
@@ -216,7 +217,7 @@ impl Bucket {
         let meta = Meta(self.meta.load(Ordering::Relaxed));
         let mut count = 0;
         for (slot, (key, value)) in self.keys.iter().zip(&self.values).enumerate() {
-            if meta.occupied() >> slot & 1 == 1 {
+            if meta.holds(slot) {
                 entries[count] = Entry {
                     key: key.load(Ordering::Relaxed),
                     value: value.load(Ordering::Relaxed),
@@ -233,11 +234,7 @@ impl Bucket {
         let writer = self.lock();
         writer.meta.validate()?;
         let (entries, count) = {
-            let mut entries = [Entry {
-                key: 0,
-                value: 0,
-                heat: 0,
-            }; SLOTS];
+            let mut entries = [Entry { key: 0, value: 0, heat: 0 }; SLOTS];
             let count = self.copy_entries(&mut entries);
             (entries, count)
         };
@@ -268,11 +265,7 @@ impl Bucket {
                 // Orders the odd sequence before every word that this writer stores.
                 fence(Ordering::Release);
                 let meta = Meta(self.meta.load(Ordering::Relaxed));
-                return Writer {
-                    bucket: self,
-                    sequence: sequence + 2,
-                    meta,
-                };
+                return Writer { bucket: self, sequence: sequence + 2, meta };
             }
             if looks < SPINS_BEFORE_YIELD {
                 looks += 1;
@@ -312,7 +305,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn find(&self, key: u64) -> Option<usize> {
-        (0..SLOTS).find(|&slot| self.meta.occupied() >> slot & 1 == 1 && self.key(slot) == key)
+        (0..SLOTS).find(|&slot| self.meta.holds(slot) && self.key(slot) == key)
     }
 
     fn key(&self, slot: usize) -> u64 {
@@ -328,26 +321,19 @@ impl Writer<'_> {
     }
 
     /// Puts a key that is not there into a vacant slot, or into that of the entry that is worth least.
-    fn add(&mut self, hashed: Hashed, value: u64) -> (usize, Insert) {
+    fn add(&mut self, hashed: Hashed, value: u64, policy: Policy) -> (usize, Insert) {
         let (slot, outcome) = match self.meta.vacant() {
             Some(slot) => (slot, Insert::Inserted),
             None => {
-                let slot = self.meta.victim();
+                let slot = self.meta.victim(policy);
                 let key = self.key(slot);
-                self.meta.empty(slot);
-                self.meta.remember(Hashed::new(key).fingerprint());
-                (
-                    slot,
-                    Insert::Evicted {
-                        key,
-                        value: self.value(slot),
-                    },
-                )
+                self.meta.remember(Hashed::new(key).hash());
+                (slot, Insert::Evicted { key, value: self.value(slot) })
             }
         };
         self.bucket.keys[slot].store(hashed.key(), Ordering::Relaxed);
         self.set_value(slot, value);
-        self.meta.fill(slot, hashed.fingerprint());
+        self.meta.fill(slot, hashed.hash(), policy);
         (slot, outcome)
     }
 }

@@ -2,6 +2,7 @@
 //! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache --lib`.
 
 use crate::bucket::{Bucket, Insert, Read, SLOTS};
+use crate::eviction::Policy;
 use crate::hash::Hashed;
 use loom::sync::Arc;
 use loom::thread;
@@ -20,10 +21,7 @@ fn model(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
         counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         check();
     });
-    println!(
-        "{} executions",
-        runs.load(std::sync::atomic::Ordering::Relaxed)
-    );
+    println!("{} executions", runs.load(std::sync::atomic::Ordering::Relaxed));
 }
 
 fn assert_whole(read: Read, key: u64) {
@@ -35,13 +33,13 @@ fn a_reader_never_sees_half_of_an_entry_while_one_replaces_another() {
     model(3, || {
         let bucket = Arc::new(Bucket::new());
         for key in 1..=SLOTS as u64 {
-            bucket.insert(Hashed::new(key), value_of(key));
+            bucket.insert(Hashed::new(key), value_of(key), Policy::Guard);
         }
         let writer = {
             let bucket = Arc::clone(&bucket);
             thread::spawn(move || {
-                bucket.insert(Hashed::new(8), value_of(8));
-                bucket.insert(Hashed::new(9), value_of(9));
+                bucket.insert(Hashed::new(8), value_of(8), Policy::Guard);
+                bucket.insert(Hashed::new(9), value_of(9), Policy::Guard);
             })
         };
         for key in [8, 1] {
@@ -57,18 +55,15 @@ fn a_reader_never_sees_half_of_an_entry_while_one_replaces_another() {
 fn two_writers_and_a_reader_agree() {
     model(2, || {
         let bucket = Arc::new(Bucket::new());
-        bucket.insert(Hashed::new(1), value_of(1));
+        bucket.insert(Hashed::new(1), value_of(1), Policy::Guard);
         let writers = [2, 3].map(|key| {
             let bucket = Arc::clone(&bucket);
-            thread::spawn(move || bucket.insert(Hashed::new(key), value_of(key)))
+            thread::spawn(move || bucket.insert(Hashed::new(key), value_of(key), Policy::Guard))
         });
         assert_whole(bucket.read(2), 2);
         let outcomes = writers.map(|writer| writer.join().expect("the writer ends"));
         // Two slots and three keys: exactly one writer found room.
-        let inserted = outcomes
-            .iter()
-            .filter(|&&outcome| outcome == Insert::Inserted)
-            .count();
+        let inserted = outcomes.iter().filter(|&&outcome| outcome == Insert::Inserted).count();
         assert_eq!(inserted, 1, "{outcomes:?}");
         assert_eq!(bucket.entries().1, SLOTS);
         bucket.validate().expect("whole");
@@ -79,23 +74,17 @@ fn two_writers_and_a_reader_agree() {
 fn a_value_is_the_old_or_the_new_one_and_never_goes_back() {
     model(3, || {
         let bucket = Arc::new(Bucket::new());
-        bucket.insert(Hashed::new(1), 10);
+        bucket.insert(Hashed::new(1), 10, Policy::Guard);
         let writer = {
             let bucket = Arc::clone(&bucket);
-            thread::spawn(move || bucket.insert(Hashed::new(1), 11))
+            thread::spawn(move || bucket.insert(Hashed::new(1), 11, Policy::Guard))
         };
         let first = bucket.read(1);
         let second = bucket.read(1);
         for read in [first, second] {
-            assert!(
-                matches!(read, Read::Hit(10 | 11) | Read::KeptOut),
-                "{read:?}"
-            );
+            assert!(matches!(read, Read::Hit(10 | 11) | Read::KeptOut), "{read:?}");
         }
-        assert!(
-            !(first == Read::Hit(11) && second == Read::Hit(10)),
-            "went back"
-        );
+        assert!(!(first == Read::Hit(11) && second == Read::Hit(10)), "went back");
         writer.join().expect("the writer ends");
         assert_eq!(bucket.read(1), Read::Hit(11));
     });
@@ -105,12 +94,12 @@ fn a_value_is_the_old_or_the_new_one_and_never_goes_back() {
 fn a_listing_is_of_one_moment() {
     model(2, || {
         let bucket = Arc::new(Bucket::new());
-        bucket.insert(Hashed::new(1), value_of(1));
+        bucket.insert(Hashed::new(1), value_of(1), Policy::Guard);
         let writer = {
             let bucket = Arc::clone(&bucket);
             thread::spawn(move || {
                 bucket.remove_if(1, |_| true);
-                bucket.insert(Hashed::new(2), value_of(2));
+                bucket.insert(Hashed::new(2), value_of(2), Policy::Guard);
             })
         };
         let (entries, count) = bucket.entries();

@@ -6,6 +6,8 @@
 mod bucket;
 #[cfg(all(test, loom))]
 mod bucket_model;
+#[cfg(not(loom))]
+mod duel;
 mod eviction;
 mod hash;
 #[cfg(not(loom))]

@@ -32,10 +32,7 @@ impl Buckets {
             .checked_mul(size_of::<Bucket>())
             .filter(|&bytes| bytes != 0 && isize::try_from(bytes).is_ok())
             .ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self {
-            first: os::allocate(bytes)?.cast(),
-            count,
-        })
+        Ok(Self { first: os::allocate(bytes)?.cast(), count })
     }
 
     /// Asks the processor to bring bucket `index` near. An index out of range does nothing.
@@ -121,11 +118,7 @@ mod os {
             return Err(io::Error::last_os_error());
         }
         let start = start.cast::<u8>();
-        let skipped = if slack == 0 {
-            0
-        } else {
-            start.align_offset(HUGE_PAGE).min(slack)
-        };
+        let skipped = if slack == 0 { 0 } else { start.align_offset(HUGE_PAGE).min(slack) };
         let first = start.wrapping_add(skipped);
         if skipped != 0 {
             // SAFETY: these are whole pages at the start of our own mapping, before `first`: both ends of
@@ -136,9 +129,7 @@ mod os {
         // is left behind the last page is unmapped with it in `release` only if it lies in that page.
         let page = page_size();
         let kept = bytes.next_multiple_of(page);
-        let tail = (mapped - skipped)
-            .next_multiple_of(page)
-            .saturating_sub(kept);
+        let tail = (mapped - skipped).next_multiple_of(page).saturating_sub(kept);
         if tail != 0 {
             // SAFETY: whole pages of our own mapping behind the last one that holds one of the `bytes`.
             unsafe { libc::munmap(first.wrapping_add(kept).cast(), tail) };
@@ -164,10 +155,7 @@ mod os {
     fn page_size() -> usize {
         // SAFETY: asks for a constant of the system.
         let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-        usize::try_from(size)
-            .ok()
-            .filter(|size| size.is_power_of_two())
-            .unwrap_or(4096)
+        usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
     }
 
     /// The machine's memory in bytes, where the system tells.
@@ -235,12 +223,9 @@ mod tests {
             let buckets = Buckets::zeroed(count).expect("a few megabytes");
             assert_eq!(buckets.len(), count);
             for bucket in [buckets.first(), buckets.last()].into_iter().flatten() {
-                bucket.insert(crate::Hashed::new(7), 8);
+                bucket.insert(crate::Hashed::new(7), 8, crate::eviction::Policy::Guard);
             }
-            let filled = buckets
-                .iter()
-                .filter(|bucket| bucket.entries().1 != 0)
-                .count();
+            let filled = buckets.iter().filter(|bucket| bucket.entries().1 != 0).count();
             assert_eq!(filled, count.min(2));
             buckets.prefetch(count - 1);
             buckets.prefetch(count);
@@ -249,12 +234,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_addressed_is_an_error() {
-        for count in [
-            0,
-            usize::MAX,
-            usize::MAX / 128,
-            isize::MAX as usize / 128 + 1,
-        ] {
+        for count in [0, usize::MAX, usize::MAX / 128, isize::MAX as usize / 128 + 1] {
             assert!(Buckets::zeroed(count).is_err(), "{count}");
         }
     }

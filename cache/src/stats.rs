@@ -53,11 +53,9 @@ impl Counters {
     #[inline]
     pub(crate) fn lookups(&self, hits: u64, misses: u64, kept_out: u64) {
         let stripe = self.mine();
-        for (counter, count) in [
-            (&stripe.hits, hits),
-            (&stripe.misses, misses),
-            (&stripe.kept_out, kept_out),
-        ] {
+        for (counter, count) in
+            [(&stripe.hits, hits), (&stripe.misses, misses), (&stripe.kept_out, kept_out)]
+        {
             if count != 0 {
                 counter.fetch_add(count, Ordering::Relaxed);
             }

@@ -1,6 +1,7 @@
 //! The table: buckets, and what is done with all of them.
 
 use crate::bucket::{Bucket, Read, SLOTS};
+use crate::duel::Duel;
 use crate::hash::Hashed;
 use crate::memory::{Buckets, physical_bytes};
 use crate::stats::{Counters, Stats};
@@ -65,6 +66,7 @@ pub enum TableError {
 /// it is full. Of the first `capacity` keys about 86 % find room; all slots come to be used as more follow.
 pub struct Table {
     buckets: Buckets,
+    duel: Duel,
     counters: Counters,
 }
 
@@ -85,14 +87,8 @@ impl Table {
             return Err(TableError::TooSmall { capacity });
         }
         let limit_bytes = physical_bytes().unwrap_or(isize::MAX as u64);
-        let too_large = TableError::TooLarge {
-            capacity,
-            limit_bytes,
-        };
-        let Some(bytes) = buckets
-            .checked_mul(BUCKET_BYTES)
-            .filter(|&b| b <= limit_bytes)
-        else {
+        let too_large = TableError::TooLarge { capacity, limit_bytes };
+        let Some(bytes) = buckets.checked_mul(BUCKET_BYTES).filter(|&b| b <= limit_bytes) else {
             return Err(too_large);
         };
         let Ok(count) = usize::try_from(buckets) else {
@@ -100,10 +96,7 @@ impl Table {
         };
         let buckets =
             Buckets::zeroed(count).map_err(|source| TableError::OutOfMemory { bytes, source })?;
-        Ok(Self {
-            buckets,
-            counters: Counters::default(),
-        })
+        Ok(Self { buckets, duel: Duel::new(count), counters: Counters::default() })
     }
 
     /// Entries that can be held.
@@ -117,21 +110,14 @@ impl Table {
     }
 
     /// Entries held, exact while nobody writes.
-    #[expect(
-        clippy::len_without_is_empty,
-        reason = "a cache's emptiness decides nothing"
-    )]
+    #[expect(clippy::len_without_is_empty, reason = "a cache's emptiness decides nothing")]
     pub fn len(&self) -> u64 {
         self.counters.sum().entries
     }
 
     /// What the table holds and what has happened to it.
     pub fn stats(&self) -> Stats {
-        Stats {
-            capacity: self.capacity(),
-            bytes: self.memory_bytes(),
-            ..self.counters.sum()
-        }
+        Stats { capacity: self.capacity(), bytes: self.memory_bytes(), ..self.counters.sum() }
     }
 
     /// The value of `key`, counted as a hit or a miss.
@@ -144,8 +130,7 @@ impl Table {
                 Some(value)
             }
             Read::Miss | Read::KeptOut => {
-                self.counters
-                    .lookups(0, 1, u64::from(read == Read::KeptOut));
+                self.counters.lookups(0, 1, u64::from(read == Read::KeptOut));
                 None
             }
         }
@@ -209,11 +194,14 @@ impl Table {
 
     /// As [`insert`](Self::insert), for a key that was mixed before.
     pub fn insert_hashed(&self, hashed: Hashed, value: u64) -> Insert {
-        let outcome = self.bucket(hashed).insert(hashed, value);
-        self.counters.write(
-            matches!(outcome, Insert::Inserted),
-            matches!(outcome, Insert::Evicted { .. }),
-        );
+        let index = hashed.bucket(self.buckets.len());
+        let policy = self.duel.policy(index);
+        let outcome = self.buckets[index].insert(hashed, value, policy);
+        let evicted = matches!(outcome, Insert::Evicted { .. });
+        if evicted {
+            self.duel.evicted(index);
+        }
+        self.counters.write(matches!(outcome, Insert::Inserted), evicted);
         outcome
     }
 
@@ -253,9 +241,7 @@ impl Table {
     pub fn validate(&self) -> Result<(), String> {
         let mut entries = 0;
         for (index, bucket) in self.buckets.iter().enumerate() {
-            bucket
-                .validate()
-                .map_err(|what| format!("bucket {index}: {what}"))?;
+            bucket.validate().map_err(|what| format!("bucket {index}: {what}"))?;
             let (found, count) = bucket.entries();
             entries += count as u64;
             for entry in &found[..count] {
@@ -279,7 +265,8 @@ impl Table {
     /// whether it was stored.
     pub(crate) fn restore(&self, entry: Entry) -> bool {
         let hashed = Hashed::new(entry.key);
-        match self.bucket(hashed).restore(hashed, entry.value, entry.heat) {
+        let policy = self.duel.policy(hashed.bucket(self.buckets.len()));
+        match self.bucket(hashed).restore(hashed, entry.value, entry.heat, policy) {
             None => false,
             Some(outcome) => {
                 let evicted = matches!(outcome, Insert::Evicted { .. });
@@ -304,9 +291,7 @@ impl Table {
 
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
+        f.debug_struct("Table").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 

@@ -112,11 +112,7 @@ fn random_operations_agree_with_a_hash_map() {
             assert_eq!(table.len(), model.len() as u64);
         }
         let listed: HashMap<u64, u64> = table.entries().map(|e| (e.key, e.value)).collect();
-        assert_eq!(
-            table.entries().count(),
-            model.len(),
-            "an entry was listed twice"
-        );
+        assert_eq!(table.entries().count(), model.len(), "an entry was listed twice");
         assert_eq!(listed, model);
     }
 }
@@ -138,13 +134,7 @@ fn counts_hits_misses_writes_and_evictions() {
     table.record_lookups(1, 0);
     let stats = table.stats();
     assert_eq!(
-        (
-            stats.entries,
-            stats.capacity,
-            stats.bytes,
-            stats.writes,
-            stats.evictions
-        ),
+        (stats.entries, stats.capacity, stats.bytes, stats.writes, stats.evictions),
         (7, 7, 128, 11, 3)
     );
     assert_eq!((stats.hits, stats.misses, stats.kept_out), (3, 3, 0));
@@ -160,41 +150,31 @@ fn capacities_round_up_to_buckets_and_bytes_round_down() {
         (Capacity::Bytes(255), 7),
         (Capacity::Bytes(256), 14),
     ] {
-        assert_eq!(
-            Table::new(capacity).unwrap().capacity(),
-            entries,
-            "{capacity:?}"
-        );
+        assert_eq!(Table::new(capacity).unwrap().capacity(), entries, "{capacity:?}");
     }
 }
 
 #[test]
 fn an_impossible_capacity_is_a_clear_error() {
-    for capacity in [
-        Capacity::Entries(0),
-        Capacity::Bytes(0),
-        Capacity::Bytes(127),
-    ] {
+    for capacity in [Capacity::Entries(0), Capacity::Bytes(0), Capacity::Bytes(127)] {
         let error = Table::new(capacity).unwrap_err();
-        assert!(
-            matches!(error, TableError::TooSmall { .. }),
-            "{capacity:?}: {error}"
-        );
+        assert!(matches!(error, TableError::TooSmall { .. }), "{capacity:?}: {error}");
     }
     for capacity in [
         Capacity::Entries(u64::MAX),
         Capacity::Bytes(u64::MAX),
-        Capacity::Entries(1 << 57),
-        Capacity::Bytes(1 << 62),
-        Capacity::Bytes(1 << 50),
+        Capacity::Entries(1 << 60),
+        Capacity::Bytes(1 << 63),
     ] {
-        // Miri does not say how much memory there is, so there the refusal is the allocator's.
         let error = Table::new(capacity).unwrap_err();
-        assert!(
-            matches!(error, TableError::TooLarge { .. })
-                || cfg!(miri) && matches!(error, TableError::OutOfMemory { .. }),
-            "{capacity:?}: {error}"
-        );
+        assert!(matches!(error, TableError::TooLarge { .. }), "{capacity:?}: {error}");
+    }
+    // What could be addressed, but not had. Miri knows no limit and dies of it.
+    if !cfg!(miri) {
+        for capacity in [Capacity::Entries(1 << 45), Capacity::Bytes(1 << 50)] {
+            let error = Table::new(capacity).unwrap_err();
+            assert!(matches!(error, TableError::TooLarge { .. }), "{capacity:?}: {error}");
+        }
     }
 }
 
@@ -209,16 +189,14 @@ fn a_new_table_takes_address_space_but_no_memory() {
     let before = resident_bytes();
     let table = Table::new(Capacity::Bytes(1 << 30)).unwrap();
     let after = resident_bytes();
-    assert!(
-        after.saturating_sub(before) < 64 << 20,
-        "{before} bytes became {after}"
-    );
+    assert!(after.saturating_sub(before) < 64 << 20, "{before} bytes became {after}");
     drop(table);
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a matter of large numbers")]
 fn a_full_table_takes_less_than_twenty_bytes_an_entry() {
-    let table = table(sized(100_000, 70));
+    let table = table(100_000);
     for key in 0..10 * table.capacity() {
         table.insert(key, key);
     }
@@ -227,8 +205,9 @@ fn a_full_table_takes_less_than_twenty_bytes_an_entry() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a matter of large numbers")]
 fn the_first_keys_up_to_the_capacity_mostly_find_room() {
-    let table = table(sized(100_000, 700));
+    let table = table(100_000);
     for key in 0..table.capacity() {
         table.insert(key, key);
     }
@@ -238,8 +217,9 @@ fn the_first_keys_up_to_the_capacity_mostly_find_room() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a matter of large numbers")]
 fn eviction_prefers_the_cold() {
-    let table = table(sized(70_000, 140));
+    let table = table(70_000);
     let hot = table.capacity() / 4;
     for key in 0..hot {
         table.insert(key, key);
@@ -254,15 +234,13 @@ fn eviction_prefers_the_cold() {
         }
     }
     let kept = (0..hot).filter(|&key| table.get(key).is_some()).count();
-    assert!(
-        kept as f64 > 0.97 * hot as f64,
-        "{kept} of {hot} hot keys were kept"
-    );
+    assert!(kept as f64 > 0.97 * hot as f64, "{kept} of {hot} hot keys were kept");
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a matter of large numbers")]
 fn a_scan_does_not_flush_what_is_in_use() {
-    let table = table(sized(70_000, 140));
+    let table = table(70_000);
     let working_set = table.capacity() / 2;
     for _ in 0..3 {
         for key in 0..working_set {
@@ -275,13 +253,8 @@ fn a_scan_does_not_flush_what_is_in_use() {
     for key in 0..10 * table.capacity() {
         table.insert(1 << 40 | key, 0);
     }
-    let kept = (0..working_set)
-        .filter(|&key| table.get(key).is_some())
-        .count();
-    assert!(
-        kept as f64 > 0.90 * working_set as f64,
-        "{kept} of {working_set} were kept"
-    );
+    let kept = (0..working_set).filter(|&key| table.get(key).is_some()).count();
+    assert!(kept as f64 > 0.90 * working_set as f64, "{kept} of {working_set} were kept");
 }
 
 #[test]
@@ -289,9 +262,7 @@ fn each_value_read_is_one_that_was_written_under_that_key() {
     // A value is its key and a generation, scrambled together; any mixture of two entries shows.
     const SALT: u64 = 0x5851_f42d_4c95_7f2d;
     let seal = |key: u64, generation: u64| (key << 32 | generation).wrapping_mul(SALT);
-    let inverse = (0..6).fold(SALT, |x, _| {
-        x.wrapping_mul(2u64.wrapping_sub(SALT.wrapping_mul(x)))
-    });
+    let inverse = (0..6).fold(SALT, |x, _| x.wrapping_mul(2u64.wrapping_sub(SALT.wrapping_mul(x))));
     let opens = |key: u64, value: u64| value.wrapping_mul(inverse) >> 32 == key;
 
     let table = table(sized(35, 7));

@@ -1,0 +1,254 @@
+//! The hit ratios of the table and of three other caches at equal entry counts, on made traces:
+//! `cargo run --release -p afterimage-cache --example hit_ratio`.
+//!
+//! Every cache sees the same requests: ask for the key, and if it is not there, insert it. The first fifth
+//! of each trace fills the caches and does not count.
+
+use afterimage_cache::{Capacity, Table};
+use std::collections::HashMap;
+
+/// Entries that each cache may hold: 14,286 buckets of seven.
+const ENTRIES: u64 = 100_002;
+/// Different keys that a Zipf trace draws from: ten times what fits.
+const KEYS: usize = 1_000_000;
+const REQUESTS: usize = 4_000_000;
+
+fn main() {
+    println!("{ENTRIES} entries, {KEYS} keys, {REQUESTS} requests; hits per hundred requests\n");
+    println!("| trace | afterimage | moka | quick_cache | LRU | to the best |");
+    println!("|---|---|---|---|---|---|");
+    for (name, trace) in traces() {
+        let ratios = [
+            ratio(&trace, &mut Afterimage::new()),
+            ratio(&trace, &mut Moka::new()),
+            ratio(&trace, &mut QuickCache::new()),
+            ratio(&trace, &mut Lru::new()),
+        ];
+        let [ours, others @ ..] = ratios;
+        let best = others.into_iter().fold(0.0, f64::max);
+        let cells: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+        println!("| {name} | {} | {:+.2} |", cells.join(" | "), ours - best);
+    }
+}
+
+/// Hits per hundred requests after the warm-up.
+fn ratio(trace: &[u64], cache: &mut dyn Cache) -> f64 {
+    let (warm_up, counted) = trace.split_at(trace.len() / 5);
+    for &key in warm_up {
+        cache.request(key);
+    }
+    let hits = counted.iter().filter(|&&key| cache.request(key)).count();
+    100.0 * hits as f64 / counted.len() as f64
+}
+
+fn traces() -> Vec<(String, Vec<u64>)> {
+    let mut traces = Vec::new();
+    for exponent in [0.8, 0.99, 1.1] {
+        let zipf = Zipf::new(KEYS, exponent);
+        let mut rng = Rng(1);
+        let trace = (0..REQUESTS).map(|_| zipf.draw(&mut rng)).collect();
+        traces.push((format!("Zipf {exponent}"), trace));
+    }
+    for exponent in [0.8, 0.99, 1.1] {
+        // After each 200,000 requests, 100,000 keys in a row that nobody asks for twice.
+        let zipf = Zipf::new(KEYS, exponent);
+        let mut rng = Rng(2);
+        let mut fresh = 1 << 40;
+        let trace = (0..REQUESTS)
+            .map(|at| {
+                if at % 300_000 < 200_000 {
+                    zipf.draw(&mut rng)
+                } else {
+                    fresh += 1;
+                    fresh
+                }
+            })
+            .collect();
+        traces.push((format!("Zipf {exponent} and scans"), trace));
+    }
+    {
+        // What is popular changes by a twentieth of the keys with each 100,000 requests.
+        let zipf = Zipf::new(KEYS / 4, 0.99);
+        let mut rng = Rng(3);
+        let trace = (0..REQUESTS)
+            .map(|at| (at / 100_000) as u64 * 12_500 + zipf.draw(&mut rng) % 250_000)
+            .collect();
+        traces.push(("Zipf 0.99, drifting".to_owned(), trace));
+    }
+    {
+        // All at once: another set of keys after each 500,000 requests.
+        let zipf = Zipf::new(KEYS / 4, 0.99);
+        let mut rng = Rng(4);
+        let trace =
+            (0..REQUESTS).map(|at| ((at / 500_000) as u64) << 32 | zipf.draw(&mut rng)).collect();
+        traces.push(("Zipf 0.99, changing".to_owned(), trace));
+    }
+    {
+        // A uniform working set of four fifths of the capacity that moves on, amid others' keys.
+        let mut rng = Rng(5);
+        let trace = (0..REQUESTS)
+            .map(|at| {
+                if rng.next() % 5 == 0 {
+                    1 << 41 | rng.next() % 10_000_000
+                } else {
+                    at as u64 / 10 + rng.next() % (ENTRIES * 4 / 5)
+                }
+            })
+            .collect();
+        traces.push(("sliding window".to_owned(), trace));
+    }
+    {
+        let trace = (0..REQUESTS as u64).map(|at| at % (ENTRIES * 5 / 4)).collect();
+        traces.push(("loop of 1.25 × capacity".to_owned(), trace));
+    }
+    traces
+}
+
+trait Cache {
+    /// Whether `key` was there; it is afterwards, or should be.
+    fn request(&mut self, key: u64) -> bool;
+}
+
+struct Afterimage(Table);
+
+impl Afterimage {
+    fn new() -> Self {
+        let table = Table::new(Capacity::Entries(ENTRIES)).expect("a few megabytes");
+        assert_eq!(table.capacity(), ENTRIES);
+        Self(table)
+    }
+}
+
+impl Cache for Afterimage {
+    fn request(&mut self, key: u64) -> bool {
+        let value = self.0.get(key);
+        if value.is_none() {
+            self.0.insert(key, !key);
+        }
+        // A ratio of wrong answers would be worth nothing.
+        assert!(value.is_none_or(|value| value == !key));
+        value.is_some()
+    }
+}
+
+struct Moka(moka::sync::Cache<u64, u64>);
+
+impl Moka {
+    fn new() -> Self {
+        Self(moka::sync::Cache::new(ENTRIES))
+    }
+}
+
+impl Cache for Moka {
+    fn request(&mut self, key: u64) -> bool {
+        let hit = self.0.get(&key).is_some();
+        if !hit {
+            self.0.insert(key, !key);
+        }
+        hit
+    }
+}
+
+struct QuickCache(quick_cache::unsync::Cache<u64, u64>);
+
+impl QuickCache {
+    fn new() -> Self {
+        Self(quick_cache::unsync::Cache::new(ENTRIES as usize))
+    }
+}
+
+impl Cache for QuickCache {
+    fn request(&mut self, key: u64) -> bool {
+        let hit = self.0.get(&key).is_some();
+        if !hit {
+            self.0.insert(key, !key);
+        }
+        hit
+    }
+}
+
+/// Plain least-recently-used: a map into a ring of neighbours, whose node 0 is the seam.
+struct Lru {
+    nodes: HashMap<u64, usize>,
+    keys: Vec<u64>,
+    newer: Vec<usize>,
+    older: Vec<usize>,
+}
+
+impl Lru {
+    fn new() -> Self {
+        Self { nodes: HashMap::new(), keys: vec![0], newer: vec![0], older: vec![0] }
+    }
+
+    fn unlink(&mut self, node: usize) {
+        let (newer, older) = (self.newer[node], self.older[node]);
+        self.older[newer] = older;
+        self.newer[older] = newer;
+    }
+
+    fn link_newest(&mut self, node: usize) {
+        let newest = self.older[0];
+        self.older[node] = newest;
+        self.newer[node] = 0;
+        self.newer[newest] = node;
+        self.older[0] = node;
+    }
+}
+
+impl Cache for Lru {
+    fn request(&mut self, key: u64) -> bool {
+        if let Some(&node) = self.nodes.get(&key) {
+            self.unlink(node);
+            self.link_newest(node);
+            return true;
+        }
+        let node = if self.nodes.len() as u64 == ENTRIES {
+            let oldest = self.newer[0];
+            self.unlink(oldest);
+            self.nodes.remove(&self.keys[oldest]);
+            self.keys[oldest] = key;
+            oldest
+        } else {
+            self.keys.push(key);
+            self.newer.push(0);
+            self.older.push(0);
+            self.keys.len() - 1
+        };
+        self.nodes.insert(key, node);
+        self.link_newest(node);
+        false
+    }
+}
+
+/// Ranks with probabilities in proportion to `1 / rank^exponent`, rank 0 the likeliest.
+struct Zipf(Vec<f64>);
+
+impl Zipf {
+    fn new(keys: usize, exponent: f64) -> Self {
+        let mut sum = 0.0;
+        let cumulative = (1..=keys).map(|rank| {
+            sum += (rank as f64).powf(-exponent);
+            sum
+        });
+        Self(cumulative.collect())
+    }
+
+    fn draw(&self, rng: &mut Rng) -> u64 {
+        let total = self.0.last().copied().unwrap_or_default();
+        let point = (rng.next() >> 11) as f64 / (1u64 << 53) as f64 * total;
+        self.0.partition_point(|&sum| sum <= point) as u64
+    }
+}
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    }
+}
