@@ -6,6 +6,7 @@
 //!   callers. [`blocking`] is the same without an async runtime.
 //! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
 
+pub mod blocking;
 pub mod client;
 pub mod proto;
 pub mod server;

@@ -120,6 +120,11 @@ impl CallError {
         }
     }
 
+    /// There is no thread or no event queue for a client.
+    pub(crate) fn no_resources(error: io::Error) -> Self {
+        CallError::Unavailable { last_error: Arc::new(ConnectionError::Connect(error)) }
+    }
+
     /// Whether a request that may be sent twice should be sent again right now.
     pub(super) fn is_worth_another_try(&self) -> bool {
         matches!(

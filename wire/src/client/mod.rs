@@ -281,6 +281,14 @@ impl Client {
         shared.wait_until(|state| (state.life == Life::Gone).then_some(())).await;
     }
 
+    /// Returns when the client's task has ended, without keeping the client alive.
+    pub(crate) fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.handle.shared);
+        async move {
+            shared.wait_until(|state| (state.life == Life::Gone).then_some(())).await;
+        }
+    }
+
     fn shared(&self) -> &Shared {
         &self.handle.shared
     }

@@ -128,9 +128,10 @@ where
 /// Drives a connection that gets no more requests until the last one is answered.
 async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut line: Line) {
     let ended = until_flushed(&line.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
-    if let Some(Ended::Lost(cause)) = ended {
-        line.lose(cause);
-    }
+    line.lose(match ended {
+        Some(Ended::Lost(cause)) => cause,
+        _ => ConnectionError::ClosedByPeer,
+    });
 }
 
 /// Waits for `driven`, but not for long once the client is closed.
@@ -167,8 +168,13 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        let cause = Arc::new(self.cause.take().unwrap_or(ConnectionError::ClosedByPeer));
-        self.shared.with(|state, effects| state.lose(self.number, &cause, effects));
+        let cause = self.cause.take().unwrap_or_else(|| {
+            // Nobody said what became of the connection: the task itself was dropped, and the
+            // client with it.
+            self.shared.terminate();
+            ConnectionError::ClosedByPeer
+        });
+        self.shared.with(|state, effects| state.lose(self.number, &Arc::new(cause), effects));
     }
 }
 
