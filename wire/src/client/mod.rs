@@ -43,6 +43,7 @@ mod in_flight;
 mod line;
 mod options;
 mod request;
+mod retry;
 mod shared;
 mod state;
 mod supervisor;
@@ -66,15 +67,10 @@ pub use options::{
 };
 
 use request::Request;
+use retry::Tries;
 use shared::Shared;
 use state::Life;
 use waiter::{Answer, Callback, Many, Waiter};
-
-/// How often a read is sent again when its connection was lost.
-const RETRIES: usize = 2;
-
-/// Before a request is sent again to a server that is shutting down: time for its `GoAway`.
-const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// A connection to a memo, a classifier or a cache. See the [module](self).
 ///
@@ -157,7 +153,7 @@ impl Client {
         options: CallOptions,
     ) -> Result<Label, CallError> {
         let request = Request::Classify(image);
-        match self.read(options, async |timeout| self.ask(request, timeout).await).await? {
+        match self.read(request, options).await? {
             Answer::Label(label) => Ok(label),
             answer => Err(answer.is_wrong_for(request.name())),
         }
@@ -169,7 +165,7 @@ impl Client {
     /// Any [`CallError`] that is not about images.
     pub async fn cache_get(&self, key: u64) -> Result<Option<i64>, CallError> {
         let (request, options) = (Request::CacheRead(key), CallOptions::new());
-        match self.read(options, async |timeout| self.ask(request, timeout).await).await? {
+        match self.read(request, options).await? {
             Answer::Value(value) => Ok(value),
             answer => Err(answer.is_wrong_for(request.name())),
         }
@@ -181,14 +177,13 @@ impl Client {
     /// # Errors
     /// Any [`CallError`] that is not about images.
     pub async fn cache_get_many(&self, keys: &[u64]) -> Result<Vec<Option<i64>>, CallError> {
-        self.read(CallOptions::new(), async |timeout| {
-            let (sender, receiver) = oneshot::channel();
-            let callback = Callback::new(|values| drop(sender.send(values)));
-            let many = self.shared().submit_many(keys, timeout, callback);
-            let _cancel = many.map(|many| CancelMany { shared: self.shared(), many });
-            receiver.await.unwrap_or(Err(CallError::Closed))
-        })
-        .await
+        let mut tries = Tries::new(self.shared(), CallOptions::new());
+        loop {
+            match self.ask_many(keys, tries.left).await {
+                Ok(values) => return Ok(values),
+                Err(error) => tries.another(error).await?,
+            }
+        }
     }
 
     /// Stores a value. There is no reply: `Ok` means that it is on its way or in the queue, not
@@ -303,36 +298,32 @@ impl Client {
         outcome.unwrap_or(Err(CallError::Closed))
     }
 
-    /// Makes an attempt and, if its connection is lost, some more within the same deadline.
-    async fn read<R>(
+    /// Sends one read, and again if its connection is lost.
+    async fn read(
         &self,
+        request: Request<&[u8]>,
         options: CallOptions,
-        attempt: impl AsyncFn(Duration) -> Result<R, CallError>,
-    ) -> Result<R, CallError> {
-        let total = options.timeout.unwrap_or(self.shared().options.timeout);
-        let mut left = total;
-        let mut retries = if options.no_retry { 0 } else { RETRIES };
-        let start = self.shared().now();
+    ) -> Result<Answer, CallError> {
+        let mut tries = Tries::new(self.shared(), options);
         loop {
-            let mut error = match attempt(left).await {
+            match self.ask(request, tries.left).await {
                 Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if retries == 0 || !error.is_worth_another_try() {
-                if let CallError::DeadlineExceeded { timeout, .. } = &mut error {
-                    *timeout = total;
-                }
-                return Err(error);
-            }
-            retries -= 1;
-            if matches!(error, CallError::Server { .. }) {
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-            left = total.saturating_sub(self.shared().now() - start);
-            if left.is_zero() {
-                return Err(error);
+                Err(error) => tries.another(error).await?,
             }
         }
+    }
+
+    /// Sends many reads and waits for all answers. A dropped future leaves nothing behind.
+    async fn ask_many(
+        &self,
+        keys: &[u64],
+        timeout: Duration,
+    ) -> Result<Vec<Option<i64>>, CallError> {
+        let (sender, receiver) = oneshot::channel();
+        let callback = Callback::new(|values| drop(sender.send(values)));
+        let many = self.shared().submit_many(keys, timeout, callback);
+        let _cancel = many.map(|many| CancelMany { shared: self.shared(), many });
+        receiver.await.unwrap_or(Err(CallError::Closed))
     }
 }
 
@@ -378,5 +369,23 @@ impl Drop for CancelMany<'_> {
             let now = self.shared.now();
             self.shared.with(|state, effects| state.cancel_many(now, &self.many, effects));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_can_be_spawned_and_handles_shared() {
+        fn spawnable<T: Send + 'static>(_: impl FnOnce(&'static Client) -> T) {}
+        fn shareable<T: Clone + Send + Sync + 'static>() {}
+        shareable::<Client>();
+        spawnable(|client| client.classify(&[]));
+        spawnable(|client| client.cache_get(0));
+        spawnable(|client| client.cache_get_many(&[]));
+        spawnable(Client::ping);
+        spawnable(Client::stats);
+        spawnable(Client::close);
     }
 }
