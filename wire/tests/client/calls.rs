@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use afterimage_wire::client::{CallOptions, ClientOptions};
+use afterimage_wire::Client;
+use afterimage_wire::client::CallOptions;
 use afterimage_wire::proto::{Kind, Message};
-use afterimage_wire::{CallError, Client};
+use tokio::net::TcpListener;
 
-use crate::server::{self, label, options, pair, pair_with, soon, welcome};
+use crate::server::{PATIENCE, Peer, label, options, pair, pair_with, pipes, soon, welcome};
 
 #[tokio::test]
 async fn every_call_gets_its_answer() {
@@ -28,4 +29,119 @@ async fn every_call_gets_its_answer() {
     let counters = client.counters();
     assert_eq!((counters.sent, counters.received), (9, 8));
     assert_eq!((counters.connects, counters.in_flight), (1, 0));
+}
+
+#[tokio::test]
+async fn connects_over_tcp_with_the_token_to_the_second_of_two_addresses() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = [nobody.local_addr().unwrap(), listener.local_addr().unwrap()];
+    drop(nobody);
+    let served = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut peer = Peer::new(stream);
+        let hello = peer.next().await;
+        let Message::Hello(hello) = hello.message().unwrap() else {
+            panic!("a connection begins with a Hello");
+        };
+        assert_eq!(hello.token, b"secret");
+        peer.send(0, Message::Welcome(welcome())).await;
+        peer.serve().await;
+    });
+    let client = soon(Client::connect(addresses, options().token("secret"))).await.unwrap();
+    assert_eq!(soon(client.classify(&[3])).await.unwrap(), label(3));
+    assert_eq!(client.counters().attempts, 2);
+    drop(client);
+    soon(served).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lazy_client_holds_its_calls_until_it_is_connected() {
+    let (connector, mut listener) = pipes(1 << 16);
+    let client = Client::with_connector(connector, options());
+    assert!(!client.is_connected() && client.welcome().is_none());
+    client.cache_set(2, 3).unwrap();
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify(&[5]).await }
+    });
+    let mut peer = listener.welcome().await;
+    assert_eq!(peer.next().await.message().unwrap(), Message::CacheWrite { key: 2, value: 3 });
+    tokio::spawn(peer.serve());
+    assert_eq!(soon(call).await.unwrap().unwrap(), label(5));
+}
+
+#[tokio::test]
+async fn writes_and_reads_of_one_caller_keep_their_order_while_they_queue() {
+    let (connector, mut listener) = pipes(1 << 16);
+    let client = Client::with_connector(connector, options().max_in_flight(1));
+    for key in 0..3 {
+        client.cache_set(key, 1).unwrap();
+        client.submit_cache_get_many(&[key], PATIENCE, |_| {});
+        client.cache_set(key, 2).unwrap();
+    }
+    let mut peer = listener.welcome().await;
+    for key in 0..3 {
+        let message = peer.next().await;
+        assert_eq!(message.message().unwrap(), Message::CacheWrite { key, value: 1 });
+        let read = peer.next().await;
+        assert!(matches!(read.message().unwrap(), Message::CacheRead { key: k, .. } if k == key));
+        // The window is full: a write may pass, but not ahead of those before it.
+        client.cache_set(100 + key, 3).unwrap();
+        peer.send(read.header.id, Message::CacheResp { value: None }).await;
+        let message = peer.next().await;
+        assert_eq!(message.message().unwrap(), Message::CacheWrite { key, value: 2 });
+    }
+    for key in 100..103 {
+        let message = peer.next().await;
+        assert_eq!(message.message().unwrap(), Message::CacheWrite { key, value: 3 });
+    }
+}
+
+#[tokio::test]
+async fn requests_carry_the_time_that_is_left() {
+    let (client, mut peer, _listener) = pair(options()).await;
+    for (timeout_ms, lowest, highest) in [(5_000, 1, 5_000), (3_600_000, u16::MAX, u16::MAX)] {
+        let timeout = Duration::from_millis(timeout_ms);
+        client.submit_classify(&[1], timeout, |_| {});
+        let budget = peer.next().await.header.status;
+        assert!((lowest..=highest).contains(&budget), "{budget}");
+    }
+}
+
+#[tokio::test]
+async fn ten_thousand_requests_in_flight_have_ten_thousand_ids() {
+    let window = 10_000;
+    let (client, mut peer, _listener) = pair_with(
+        options().max_in_flight(window),
+        afterimage_wire::proto::Welcome { window: window as u32, ..welcome() },
+    )
+    .await;
+    let keys: Vec<u64> = (0..window as u64).map(|key| key * 2).collect();
+    let call = tokio::spawn(async move { (client.cache_get_many(&keys).await, keys) });
+    let mut asked = Vec::new();
+    for _ in 0..window {
+        let frame = peer.next().await;
+        let Message::CacheRead { key, .. } = frame.message().unwrap() else {
+            panic!("only reads were asked for");
+        };
+        asked.push((frame.header.id, key));
+    }
+    let ids: HashSet<u64> = asked.iter().map(|(id, _)| *id).collect();
+    assert_eq!(ids.len(), window);
+    for (id, key) in asked.into_iter().rev() {
+        peer.send(id, Message::CacheResp { value: Some(key as i64) }).await;
+    }
+    let (values, keys) = soon(call).await.unwrap();
+    let expected: Vec<Option<i64>> = keys.iter().map(|&key| Some(key as i64)).collect();
+    assert_eq!(values.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_call_may_have_a_timeout_of_its_own() {
+    let (client, mut peer, _listener) = pair(options()).await;
+    let short = CallOptions::new().timeout(Duration::from_millis(20));
+    let error = soon(client.classify_with(&[1], short)).await.unwrap_err();
+    assert_eq!(error.to_string(), "no answer within 20ms: still awaiting the reply");
+    peer.expect(Kind::ClassifyReq).await;
 }

@@ -1,0 +1,176 @@
+//! Deadlines and bounds: nothing waits for ever, nothing grows for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use afterimage_wire::client::{CallOptions, ConnectionError, Stage};
+use afterimage_wire::proto::{Kind, Message, Shape, Welcome};
+use afterimage_wire::{CallError, Client, Status};
+
+use crate::server::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
+
+fn in_20_ms() -> CallOptions {
+    CallOptions::new().timeout(Duration::from_millis(20))
+}
+
+fn stage(error: &CallError) -> Stage {
+    let CallError::DeadlineExceeded { stage, .. } = error else {
+        panic!("{error} is no deadline");
+    };
+    assert_eq!(error.status(), Status::DeadlineExceeded);
+    *stage
+}
+
+#[tokio::test]
+async fn a_deadline_covers_connecting_queueing_and_the_reply() {
+    let (connector, mut listener) = pipes(1 << 16);
+    let client = Client::with_connector(connector, options().max_in_flight(1));
+    let error = soon(client.classify_with(&[1], in_20_ms())).await.unwrap_err();
+    assert_eq!(stage(&error), Stage::Connecting);
+
+    let mut peer = listener.welcome().await;
+    soon(client.connected(PATIENCE)).await.unwrap();
+    let holder = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify(&[2]).await }
+    });
+    let held = peer.expect(Kind::ClassifyReq).await;
+    let error = soon(client.classify_with(&[3], in_20_ms())).await.unwrap_err();
+    assert_eq!(stage(&error), Stage::Queued);
+
+    peer.send(held, Message::ClassifyResp(label(2))).await;
+    assert_eq!(soon(holder).await.unwrap().unwrap(), label(2));
+    let error = soon(client.classify_with(&[4], in_20_ms())).await.unwrap_err();
+    assert_eq!(stage(&error), Stage::AwaitingReply);
+    // What was queued and ran out of time was never sent.
+    assert_eq!(peer.next().await.body[0], 4);
+    assert_eq!(client.counters().timeouts, 3);
+}
+
+#[tokio::test]
+async fn no_more_is_in_flight_than_the_smaller_window() {
+    for (ours, theirs, window) in [(3, 1000, 3), (1000, 3, 3), (0, 0, 1)] {
+        let (client, mut peer, _listener) =
+            pair_with(options().max_in_flight(ours), Welcome { window: theirs, ..welcome() }).await;
+        let call = tokio::spawn({
+            let client = client.clone();
+            async move { client.cache_get_many(&[2; 100]).await }
+        });
+        for _ in 0..100 / window {
+            let mut ids = Vec::new();
+            for _ in 0..window {
+                ids.push(peer.expect(Kind::CacheReq).await);
+            }
+            let early = tokio::time::timeout(Duration::from_millis(2), peer.try_next()).await;
+            assert!(early.is_err(), "more than {window} in flight: {early:?}");
+            for id in ids {
+                peer.send(id, Message::CacheResp { value: Some(2) }).await;
+            }
+        }
+        tokio::spawn(peer.serve());
+        assert_eq!(soon(call).await.unwrap().unwrap(), [Some(2); 100]);
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_stops_reading_meets_a_bounded_queue_and_deadlines() {
+    let limit = 100_000;
+    let (connector, mut listener) = pipes(1024);
+    let client = Client::with_connector(connector, options().max_queued_bytes(limit));
+    let peer = listener.welcome().await;
+    soon(client.connected(PATIENCE)).await.unwrap();
+    let (full, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    for _ in 0..1000 {
+        let (full, late) = (Arc::clone(&full), Arc::clone(&late));
+        client.submit_classify(&[0; 784], Duration::from_millis(100), move |outcome| {
+            match outcome.unwrap_err() {
+                CallError::QueueFull { limit_bytes: 100_000, .. } => &full,
+                CallError::DeadlineExceeded { .. } => &late,
+                other => panic!("{other}"),
+            }
+            .fetch_add(1, Ordering::SeqCst);
+        });
+        assert!(client.counters().queued_bytes <= limit as u64);
+    }
+    let refused = full.load(Ordering::SeqCst);
+    assert!((800..1000).contains(&refused), "{refused} refused at once");
+    let fits = (0..limit).take_while(|_| client.cache_set(1, 1).is_ok()).count();
+    assert!(fits < 10_000, "{fits} writes fit into a full queue");
+    soon(async {
+        while client.counters().in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(full.load(Ordering::SeqCst) + late.load(Ordering::SeqCst), 1000);
+    drop(peer);
+}
+
+#[tokio::test]
+async fn cancelled_calls_give_back_their_place_in_the_queue() {
+    let (connector, _listener) = pipes(1024);
+    let client = Client::with_connector(connector, options().max_queued_bytes(10_000));
+    for _ in 0..1000 {
+        let short = CallOptions::new().timeout(PATIENCE);
+        let call = client.classify_with(&[0; 5000], short);
+        let gone = tokio::time::timeout(Duration::from_micros(1), call).await;
+        assert!(gone.is_err());
+    }
+    assert_eq!(client.counters().queued_bytes, 0);
+}
+
+#[tokio::test]
+async fn an_image_that_the_server_cannot_take_is_refused_without_a_round_trip() {
+    let shape = Shape::new(&[28, 28]).unwrap();
+    let welcome = Welcome { shape, max_body: 4096, ..welcome() };
+    let (client, peer, _listener) = pair_with(options(), welcome).await;
+    let error = soon(client.classify(&[0; 5000])).await.unwrap_err();
+    assert_eq!(error.to_string(), "the image is 5000 bytes; the server takes 4096");
+    assert_eq!(error.status(), Status::TooLarge);
+    let error = soon(client.classify(&[0; 783])).await.unwrap_err();
+    assert_eq!(error.to_string(), "the image is 783 bytes; the model takes 28×28 = 784");
+    assert_eq!(error.status(), Status::BadArgument);
+    assert_eq!(client.counters().sent, 0);
+    tokio::spawn(peer.serve());
+    assert_eq!(soon(client.classify(&[0; 784])).await.unwrap(), label(0));
+}
+
+#[tokio::test]
+async fn a_queued_image_that_the_server_cannot_take_is_refused_when_it_is_known() {
+    let (connector, mut listener) = pipes(1 << 16);
+    let client = Client::with_connector(connector, options());
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify(&[0; 5000]).await }
+    });
+    tokio::task::yield_now().await;
+    let _peer = listener.welcome().await;
+    let error = soon(call).await.unwrap().unwrap_err();
+    assert!(matches!(error, CallError::TooLarge { bytes: 5000, limit: 4096 }), "{error}");
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_asked_for_a_sign_of_life_and_then_given_up() {
+    let interval = Duration::from_millis(100);
+    let (client, mut peer, mut listener) = pair(options().keepalive(Some(interval))).await;
+    for _ in 0..2 {
+        let ping = peer.next().await;
+        assert_eq!(ping.header.kind, Kind::Ping);
+        assert!(client.is_connected());
+        peer.send(ping.header.id, Message::Pong(&[])).await;
+    }
+    let call = tokio::spawn({
+        let client = client.clone();
+        let once = CallOptions::new().no_retry();
+        async move { client.classify_with(&[1], once).await }
+    });
+    let error = soon(call).await.unwrap().unwrap_err();
+    let CallError::ConnectionLost { cause } = &error else {
+        panic!("{error}");
+    };
+    assert!(matches!(**cause, ConnectionError::Silent { silence } if silence >= 2 * interval));
+    assert_eq!(client.counters().unknown_ids, 0, "its own pings are known");
+    tokio::spawn(listener.welcome().await.serve());
+    assert_eq!(soon(client.classify(&[2])).await.unwrap(), label(2));
+}

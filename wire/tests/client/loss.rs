@@ -1,0 +1,257 @@
+//! Connections that vanish and servers that go away.
+
+use std::time::Duration;
+
+use afterimage_wire::client::{CallOptions, ConnectionError};
+use afterimage_wire::proto::{Kind, Message};
+use afterimage_wire::{CallError, Client, ClientOptions, Status};
+use tokio::net::TcpListener;
+
+use crate::server::{PATIENCE, Peer, label, options, pair, pipes, soon, welcome};
+
+fn once() -> CallOptions {
+    CallOptions::new().no_retry()
+}
+
+#[tokio::test]
+async fn a_peer_that_vanishes_fails_what_is_in_flight() {
+    let (client, mut peer, mut listener) = pair(options()).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify_with(&[1], once()).await }
+    });
+    peer.expect(Kind::ClassifyReq).await;
+    drop(peer);
+    let error = soon(call).await.unwrap().unwrap_err();
+    assert_eq!(error.status(), Status::UpstreamCrashed);
+    let CallError::ConnectionLost { cause } = &error else {
+        panic!("{error}");
+    };
+    assert!(matches!(**cause, ConnectionError::ClosedByPeer), "{cause}");
+    // And it comes back.
+    tokio::spawn(listener.welcome().await.serve());
+    assert_eq!(soon(client.classify(&[2])).await.unwrap(), label(2));
+    assert_eq!(client.counters().connects, 2);
+}
+
+#[tokio::test]
+async fn a_read_whose_connection_is_lost_is_sent_again_twice() {
+    let (client, mut peer, mut listener) = pair(options()).await;
+    let classify = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify(&[1]).await }
+    });
+    peer.expect(Kind::ClassifyReq).await;
+    drop(peer);
+    let mut peer = listener.welcome().await;
+    peer.expect(Kind::ClassifyReq).await;
+    drop(peer);
+    let mut peer = listener.welcome().await;
+    let id = peer.expect(Kind::ClassifyReq).await;
+    peer.send(id, Message::ClassifyResp(label(1))).await;
+    assert_eq!(soon(classify).await.unwrap().unwrap(), label(1));
+
+    let reads = tokio::spawn({
+        let client = client.clone();
+        async move { client.cache_get_many(&[2, 4]).await }
+    });
+    for _ in 0..3 {
+        peer.expect(Kind::CacheReq).await;
+        drop(peer);
+        peer = listener.welcome().await;
+    }
+    let error = soon(reads).await.unwrap().unwrap_err();
+    assert!(matches!(error, CallError::ConnectionLost { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_request_that_the_server_had_no_more_time_for_is_sent_again() {
+    let (client, mut peer, _listener) = pair(options()).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.cache_get(2).await }
+    });
+    let id = peer.expect(Kind::CacheReq).await;
+    let (status, text, connection) = (Status::ShuttingDown, "bye", false);
+    peer.send(id, Message::Error { status, text, connection }).await;
+    tokio::spawn(peer.serve());
+    assert_eq!(soon(call).await.unwrap().unwrap(), Some(2));
+}
+
+#[tokio::test]
+async fn retries_end_with_the_deadline() {
+    let (client, mut peer, _listener) = pair(options()).await;
+    let short = CallOptions::new().timeout(Duration::from_millis(50));
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify_with(&[1], short).await }
+    });
+    peer.expect(Kind::ClassifyReq).await;
+    drop(peer);
+    // Nobody welcomes the client again.
+    let error = soon(call).await.unwrap().unwrap_err();
+    let CallError::DeadlineExceeded { timeout, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(*timeout, Duration::from_millis(50));
+}
+
+#[tokio::test]
+async fn an_error_about_the_connection_is_what_its_calls_are_told() {
+    let (client, mut peer, _listener) = pair(options()).await;
+    let call = tokio::spawn(async move { client.classify_with(&[1], once()).await });
+    peer.expect(Kind::ClassifyReq).await;
+    let (status, text, connection) = (Status::Internal, "out of luck", true);
+    peer.send(0, Message::Error { status, text, connection }).await;
+    assert_eq!(
+        soon(call).await.unwrap().unwrap_err().to_string(),
+        "the connection was lost while the request was in flight: \
+         the server ended the connection with internal: out of luck"
+    );
+}
+
+#[tokio::test]
+async fn fail_fast_fails_at_once_with_the_last_error() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let slow = options().backoff(PATIENCE * 100, PATIENCE * 100).fail_fast(true);
+    let client = Client::connect_lazy(address, slow);
+    // The first call waits for the first attempt; those after it wait for nothing.
+    for _ in 0..3 {
+        let error = soon(client.classify(&[1])).await.unwrap_err();
+        let CallError::Unavailable { last_error } = &error else {
+            panic!("{error}");
+        };
+        assert!(last_error.to_string().contains(&address.to_string()), "{last_error}");
+        assert_eq!(error.status(), Status::UpstreamCrashed);
+    }
+    assert!(matches!(client.cache_set(1, 1), Err(CallError::Unavailable { .. })));
+    let mut outcome = None;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    client.submit_classify(&[1], PATIENCE, move |result| sender.send(result).unwrap());
+    if let Ok(result) = receiver.try_recv() {
+        outcome = Some(result.unwrap_err());
+    }
+    assert!(matches!(outcome, Some(CallError::Unavailable { .. })), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn fail_fast_also_fails_what_waits_for_the_window_of_a_lost_connection() {
+    let options = options().max_in_flight(1).fail_fast(true);
+    let (client, mut peer, _listener) = pair(options.backoff(PATIENCE, PATIENCE)).await;
+    let call = tokio::spawn(async move { client.cache_get_many(&[1, 2, 3]).await });
+    peer.expect(Kind::CacheReq).await;
+    drop(peer);
+    let error = soon(call).await.unwrap().unwrap_err();
+    let typed = matches!(error, CallError::ConnectionLost { .. } | CallError::Unavailable { .. });
+    assert!(typed, "{error}");
+}
+
+#[tokio::test]
+async fn connect_gives_up_at_its_deadline_with_the_last_error() {
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let brief = Duration::from_millis(50);
+    let options = options().connect_timeout(brief).handshake_timeout(brief);
+    let error = soon(Client::connect(address, options.clone())).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("still connecting") && text.contains("cannot connect"), "{text}");
+    let error = soon(Client::connect(address, options.fail_fast(true))).await.unwrap_err();
+    assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
+    let error =
+        soon(Client::connect(Vec::<String>::new(), ClientOptions::new().fail_fast(true))).await;
+    assert!(error.unwrap_err().to_string().contains("no address"));
+}
+
+#[tokio::test]
+async fn a_server_that_welcomes_and_hangs_up_is_not_stormed() {
+    let (connector, mut listener) = pipes(1 << 16);
+    let (min, max) = (Duration::from_millis(50), Duration::from_secs(20));
+    let _client = Client::with_connector(connector, options().backoff(min, max));
+    let storm = async {
+        loop {
+            drop(listener.welcome().await);
+        }
+    };
+    let stormed = tokio::time::timeout(Duration::from_millis(500), storm).await;
+    assert!(stormed.is_err());
+    // Ceilings of 50, 100, 200, 400, 800 ms …: many more than that in half a second is a storm.
+    let connects = _client.counters().connects;
+    assert!(connects < 30, "{connects} connections in half a second");
+}
+
+#[tokio::test]
+async fn go_away_loses_no_request() {
+    let (client, mut old, mut listener) = pair(options()).await;
+    let early: Vec<_> = (0..50u8)
+        .map(|n| {
+            let client = client.clone();
+            tokio::spawn(async move { (n, client.classify_with(&[n], once()).await) })
+        })
+        .collect();
+    let mut asked = Vec::new();
+    for _ in 0..early.len() {
+        asked.push(old.next().await);
+    }
+    old.send(0, Message::GoAway { text: "restarting" }).await;
+    let mut new = listener.accept().await;
+    // Between the two connections, calls wait, also those of a client that fails fast.
+    let late = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify_with(&[99], once()).await }
+    });
+    new.send(0, Message::Welcome(welcome())).await;
+    new.expect(Kind::Hello).await;
+    let id = new.expect(Kind::ClassifyReq).await;
+    new.send(id, Message::ClassifyResp(label(99))).await;
+    assert_eq!(soon(late).await.unwrap().unwrap(), label(99));
+    for frame in asked {
+        let class = frame.body[0].into();
+        old.send(frame.header.id, Message::ClassifyResp(label(class))).await;
+    }
+    for call in early {
+        let (n, answer) = soon(call).await.unwrap();
+        assert_eq!(answer.unwrap(), label(n.into()));
+    }
+    assert!(soon(old.try_next()).await.is_none(), "the old connection is closed");
+    assert!(client.is_connected());
+}
+
+#[tokio::test]
+async fn a_reply_on_the_wrong_connection_is_unknown() {
+    let (client, mut old, mut listener) = pair(options()).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify(&[1]).await }
+    });
+    let id = old.expect(Kind::ClassifyReq).await;
+    old.send(0, Message::GoAway { text: "" }).await;
+    let mut new = listener.welcome().await;
+    new.send(id, Message::ClassifyResp(label(66))).await;
+    tokio::spawn(new.serve());
+    soon(client.ping()).await.unwrap();
+    old.send(id, Message::ClassifyResp(label(1))).await;
+    assert_eq!(soon(call).await.unwrap().unwrap(), label(1));
+    assert_eq!(client.counters().unknown_ids, 1);
+}
+
+#[tokio::test]
+async fn an_old_connection_that_breaks_does_not_hurt_the_new_one() {
+    let (client, mut old, mut listener) = pair(options()).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify(&[1]).await }
+    });
+    old.expect(Kind::ClassifyReq).await;
+    old.send(0, Message::GoAway { text: "" }).await;
+    let new: Peer = listener.welcome().await;
+    tokio::spawn(new.serve());
+    soon(client.ping()).await.unwrap();
+    drop(old);
+    // It was sent again, on the new connection.
+    assert_eq!(soon(call).await.unwrap().unwrap(), label(1));
+    assert!(client.is_connected());
+    assert_eq!(client.counters().connects, 2);
+}
