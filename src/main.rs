@@ -1,2 +1,102 @@
-//! The `afterimage` command line.
-fn main() {}
+//! The `afterimage` command line: one file per subcommand. Each parses, wires rooms together and
+//! prints; what is done is done in the rooms.
+
+mod args;
+mod bench;
+mod cache;
+mod classifier;
+mod classify;
+mod demo;
+mod eval;
+mod memo;
+mod progress;
+mod serve;
+mod serving;
+mod settings;
+mod stats;
+mod train;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// A memoization layer that makes an expensive image classifier fast: the second time an image is
+/// asked about, the answer is already there.
+#[derive(Debug, Parser)]
+#[command(name = "afterimage", version, max_term_width = 100, after_help = SETTINGS_HELP)]
+struct Cli {
+    /// Settings file (TOML): a table per command, its keys the command's flags without the dashes.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// What to log to standard error: error, warn, info, debug, trace, or one of them per module.
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
+    log: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+const SETTINGS_HELP: &str = "Every flag can also be set by an environment variable \
+    (--max-body: AFTERIMAGE_MAX_BODY) and in the settings file. A flag beats the environment, the \
+    environment beats the file, the file beats the default.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// All in one process: the memo in front, the cache's table and the classifier embedded.
+    Serve(serve::Args),
+    /// The cache alone.
+    Cache(cache::Args),
+    /// The classifier alone.
+    Classifier(classifier::Args),
+    /// The memo, in front of a classifier and with a cache that may be elsewhere.
+    Memo(memo::Args),
+    /// Ask which class images show.
+    Classify(classify::Args),
+    /// Train a model.
+    Train(train::Args),
+    /// Judge a model by a test set.
+    Eval(eval::Args),
+    /// The whole system on loopback TCP, cold then hot, with the figures.
+    Demo(demo::Args),
+    /// Put load on a running service and measure it.
+    Bench(bench::Args),
+    /// What a running service counts and measures.
+    Stats(stats::Args),
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("afterimage: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let command = settings::apply(Cli::command(), std::env::args_os().skip(1))?;
+    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match cli.command {
+        Command::Serve(args) => serve::run(args),
+        Command::Cache(args) => cache::run(args),
+        Command::Classifier(args) => classifier::run(args),
+        Command::Memo(args) => memo::run(args),
+        Command::Classify(args) => classify::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Demo(args) => demo::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Stats(args) => stats::run(args),
+    }
+}

@@ -52,6 +52,31 @@ impl Secret {
         Ok(Secret(bytes))
     }
 
+    /// The secret in a file: [`SECRET_LEN`] bytes, or twice as many hexadecimal digits and white
+    /// space around them.
+    ///
+    /// # Errors
+    /// [`BadSecret`] for anything else.
+    pub fn parse(file: &[u8]) -> Result<Self, BadSecret> {
+        if let Ok(bytes) = file.try_into() {
+            return Ok(Secret(bytes));
+        }
+        let digits = file.trim_ascii();
+        if digits.len() != 2 * SECRET_LEN {
+            return Err(BadSecret { len: digits.len() });
+        }
+        let mut bytes = [0; SECRET_LEN];
+        for (byte, digits) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let text = str::from_utf8(digits).map_err(|_| BadSecret { len: 2 * SECRET_LEN })?;
+            let is_hex = digits.iter().all(u8::is_ascii_hexdigit);
+            *byte = match u8::from_str_radix(text, 16) {
+                Ok(byte) if is_hex => byte,
+                _ => return Err(BadSecret { len: 2 * SECRET_LEN }),
+            };
+        }
+        Ok(Secret(bytes))
+    }
+
     fn key(&self) -> Key {
         let mut words = [0; 4];
         for (word, bytes) in words.iter_mut().zip(self.0.chunks_exact(8)) {
@@ -59,6 +84,14 @@ impl Secret {
         }
         Key(words)
     }
+}
+
+/// A file that holds no secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a secret is 32 bytes or 64 hexadecimal digits; this is neither, with {len} bytes")]
+pub struct BadSecret {
+    /// Bytes found, without white space around them.
+    pub len: usize,
 }
 
 impl fmt::Debug for Secret {
@@ -283,6 +316,18 @@ mod tests {
             assert!(KeySpace::new(&secret, bad).is_err());
         }
         assert!(KeySpace::new(&secret, ModelId { classes: MAX_CLASSES, ..good }).is_ok());
+    }
+
+    #[test]
+    fn a_secret_is_read_from_bytes_and_from_hexadecimal_digits() {
+        let bytes: [u8; 32] = std::array::from_fn(|i| (i * 9) as u8);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02X}")).collect();
+        assert_eq!(Secret::parse(&bytes).unwrap().0, bytes);
+        assert_eq!(Secret::parse(format!(" {hex}\n").as_bytes()).unwrap().0, bytes);
+        let wrong = [String::new(), hex[1..].to_owned(), format!("+{}", &hex[1..]), "é".repeat(32)];
+        for wrong in wrong {
+            assert!(Secret::parse(wrong.as_bytes()).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

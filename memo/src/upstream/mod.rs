@@ -28,6 +28,20 @@ pub trait Classifier: Send + Sync + 'static {
     fn stats(&self, stats: &mut Stats);
 }
 
+impl<C: Classifier + ?Sized> Classifier for Box<C> {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        (**self).model()
+    }
+
+    fn classify(&self, jobs: Vec<Job>) {
+        (**self).classify(jobs);
+    }
+
+    fn stats(&self, stats: &mut Stats) {
+        (**self).stats(stats);
+    }
+}
+
 /// An image to classify, and who wants to know.
 #[derive(Debug)]
 pub struct Job {

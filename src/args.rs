@@ -1,0 +1,306 @@
+//! Flags that several commands share, and what they turn into.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_cache::{Capacity, Table};
+use afterimage_classifier::{Engine, EngineOptions, Model};
+use afterimage_wire::ClientOptions;
+use afterimage_wire::server::{ServerOptions, Token};
+use anyhow::{Context, bail};
+
+/// How a service listens.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServerArgs {
+    /// The token that clients must show. Other users of this machine can read a command line: a
+    /// file or the environment keeps it from them.
+    #[arg(long, value_name = "TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    token: Option<String>,
+
+    /// A file with the token that clients must show.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Listen on an address that other machines reach although no token is asked for.
+    #[arg(long)]
+    insecure: bool,
+
+    /// Threads that read and write sockets; 0 takes one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+
+    /// Connections open at once.
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    max_connections: usize,
+
+    /// The largest body of a request.
+    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    max_body: Size,
+
+    /// Requests of one connection that may wait for an answer.
+    #[arg(long, value_name = "N", default_value_t = 16_384)]
+    window: u32,
+
+    /// How long a client may take to say Hello.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    handshake_timeout: Time,
+
+    /// How long a client may be silent with nothing in flight.
+    #[arg(long, value_name = "TIME", default_value = "5m")]
+    idle_timeout: Time,
+
+    /// How long a client may leave its replies unread.
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    write_timeout: Time,
+
+    /// How long to go on answering after SIGTERM or SIGINT.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    drain_timeout: Time,
+}
+
+impl ServerArgs {
+    pub(crate) fn options(&self) -> anyhow::Result<ServerOptions> {
+        Ok(ServerOptions {
+            token: token(self.token.as_deref(), self.token_file.as_deref())?,
+            max_connections: self.max_connections,
+            max_body: self.max_body.within("--max-body", 1 << 30)?,
+            window: self.window.max(1),
+            handshake_timeout: self.handshake_timeout.0,
+            idle_timeout: self.idle_timeout.0,
+            write_timeout: self.write_timeout.0,
+            drain_timeout: self.drain_timeout.0,
+            ..ServerOptions::default()
+        })
+    }
+
+    pub(crate) fn insecure(&self) -> bool {
+        self.insecure
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}
+
+/// How large a table is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TableArgs {
+    /// Memory for the table, taken once.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    memory: Size,
+
+    /// Entries in the table, instead of its memory.
+    #[arg(long, value_name = "N")]
+    entries: Option<u64>,
+}
+
+impl TableArgs {
+    pub(crate) fn table(&self) -> anyhow::Result<Arc<Table>> {
+        let capacity = match self.entries {
+            Some(entries) => Capacity::Entries(entries),
+            None => Capacity::Bytes(self.memory.0),
+        };
+        let table = Table::new(capacity)?;
+        let (entries, bytes) = (table.capacity(), Size(table.memory_bytes()));
+        tracing::info!("the table holds {entries} entries in {bytes}");
+        Ok(Arc::new(table))
+    }
+}
+
+/// Which model scores, and with how much of the machine.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EngineArgs {
+    /// The model: a file, or one of those inside this program: shipped, raw.
+    #[arg(long, value_name = "FILE", default_value = "shipped")]
+    model: PathBuf,
+
+    /// Threads that score; 0 takes one per core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    compute_threads: usize,
+
+    /// Images scored together at most.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    max_batch: usize,
+
+    /// Images that may wait to be scored.
+    #[arg(long, value_name = "N", default_value_t = 16_384)]
+    max_queued: usize,
+
+    /// How long an image waits for others to be scored with, at most 200us.
+    #[arg(long, value_name = "TIME", default_value = "0us")]
+    linger: Time,
+}
+
+impl EngineArgs {
+    pub(crate) fn start(&self) -> anyhow::Result<(Arc<Model>, Arc<Engine>)> {
+        let model = model(&self.model)?;
+        let threads = match self.compute_threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let (max_batch, max_queued) = (self.max_batch, self.max_queued);
+        let options = EngineOptions { threads, max_batch, max_queued, linger: self.linger.0 };
+        let engine = Engine::start(Arc::clone(&model), options);
+        tracing::info!(
+            "model {}… with features {:?}, {threads} compute threads",
+            &model.digest().to_string()[..16],
+            model.features().name(),
+        );
+        Ok((model, Arc::new(engine)))
+    }
+}
+
+/// The model of this name or in this file.
+pub(crate) fn model(name: &Path) -> anyhow::Result<Arc<Model>> {
+    match name.to_str() {
+        Some("shipped") => Ok(Model::shipped()),
+        Some("raw") => Ok(Model::raw()),
+        _ => Ok(Arc::new(Model::read(name)?)),
+    }
+}
+
+/// A token from a flag or from a file; a line's end behind it is not part of it.
+pub(crate) fn token(flag: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<Token>> {
+    let secret = match (flag, file) {
+        (Some(token), _) => token.as_bytes().to_vec(),
+        (None, None) => return Ok(None),
+        (None, Some(path)) => {
+            let mut secret = std::fs::read(path)
+                .with_context(|| format!("cannot read the token file {}", path.display()))?;
+            while secret.last().is_some_and(|byte| b"\r\n".contains(byte)) {
+                secret.pop();
+            }
+            secret
+        }
+    };
+    let len = secret.len();
+    match Token::new(secret) {
+        Some(token) => Ok(Some(token)),
+        None => bail!("a token has 1 to 1024 bytes; this one has {len}"),
+    }
+}
+
+/// How a client shows itself.
+#[derive(Debug, clap::Args)]
+pub(crate) struct ClientArgs {
+    /// The token that the server asks for. Other users of this machine can read a command line: a
+    /// file or the environment keeps it from them.
+    #[arg(long, value_name = "TOKEN", hide_env_values = true, conflicts_with = "token_file")]
+    token: Option<String>,
+
+    /// A file with the token that the server asks for.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// How long to wait for a connection and for an answer.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    timeout: Time,
+}
+
+impl ClientArgs {
+    pub(crate) fn token(&self) -> anyhow::Result<Vec<u8>> {
+        let token = token(self.token.as_deref(), self.token_file.as_deref())?;
+        Ok(token.map(|token| token.as_bytes().to_vec()).unwrap_or_default())
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout.0
+    }
+
+    pub(crate) fn options(&self) -> anyhow::Result<ClientOptions> {
+        let options = ClientOptions::new().token(self.token()?);
+        Ok(options.timeout(self.timeout.0).connect_timeout(self.timeout.0).fail_fast(true))
+    }
+}
+
+/// Where something is: in this process, or at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Embedded,
+    At(String),
+}
+
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "embedded" {
+            return Ok(Place::Embedded);
+        }
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Place::At(text.to_owned()))
+            }
+            _ => Err("expected \"embedded\" or host:port".into()),
+        }
+    }
+}
+
+/// A number of bytes: `64KiB`, `256MiB`, `2GB`, `1000`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size(pub(crate) u64);
+
+impl Size {
+    fn within(self, name: &str, limit: u32) -> anyhow::Result<u32> {
+        match u32::try_from(self.0) {
+            Ok(size) if size <= limit => Ok(size),
+            _ => bail!("{name} is {self}; the limit is {}", Size(limit.into())),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.parse::<bytesize::ByteSize>().map(|size| Size(size.as_u64()))
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", bytesize::ByteSize(self.0).display().iec())
+    }
+}
+
+/// A length of time: `200us`, `2ms`, `5s`, `1m 30s`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Time(pub(crate) Duration);
+
+impl FromStr for Time {
+    type Err = humantime::DurationError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        humantime::parse_duration(text).map(Time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_read_as_people_write_them() {
+        assert_eq!("256MiB".parse(), Ok(Size(256 << 20)));
+        assert_eq!("1000".parse(), Ok(Size(1000)));
+        assert_eq!("200us".parse::<Time>().unwrap().0, Duration::from_micros(200));
+        assert!("".parse::<Size>().is_err() && "2 parsecs".parse::<Time>().is_err());
+        let error = Size(5 << 30).within("--max-body", 1 << 30).unwrap_err();
+        assert_eq!(error.to_string(), "--max-body is 5.0 GiB; the limit is 1.0 GiB");
+    }
+
+    #[test]
+    fn a_place_is_embedded_or_an_address() {
+        assert_eq!("embedded".parse(), Ok(Place::Embedded));
+        assert_eq!("[::1]:7401".parse(), Ok(Place::At("[::1]:7401".into())));
+        for wrong in ["", "here", ":7401", "localhost", "localhost:port"] {
+            assert!(wrong.parse::<Place>().is_err(), "{wrong:?}");
+        }
+    }
+}

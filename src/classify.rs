@@ -1,0 +1,84 @@
+//! `afterimage classify`: ask which class images show.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use afterimage_classifier::Image;
+use afterimage_wire::Client;
+use afterimage_wire::client::Expect;
+use afterimage_wire::proto::message::Origin;
+use anyhow::bail;
+
+use crate::args::ClientArgs;
+use crate::serving;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The memo or classifier to ask.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    server: String,
+
+    /// The images are dark on light: turn them round before asking.
+    #[arg(long)]
+    invert: bool,
+
+    /// Ask about this many images of each IDX file at most.
+    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
+    limit: usize,
+
+    #[command(flatten)]
+    client: ClientArgs,
+
+    /// Images: PNG, PGM, or IDX files with any number of them (the last two also gzipped).
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    serving::runtime(1)?.block_on(async {
+        let options = args.client.options()?.expect(Expect::Classify);
+        let client = Client::connect(args.server.as_str(), options).await?;
+        let mut failed = 0;
+        for file in &args.files {
+            if let Err(error) = classify_file(&client, file, &args).await {
+                eprintln!("afterimage: {}: {error:#}", file.display());
+                failed += 1;
+            }
+        }
+        client.close().await;
+        match failed {
+            0 => Ok(()),
+            _ => bail!("{failed} of {} files failed", args.files.len()),
+        }
+    })
+}
+
+async fn classify_file(client: &Client, file: &Path, args: &Args) -> anyhow::Result<()> {
+    let mut image = Image::read(file)?;
+    if args.invert {
+        image = image.invert();
+    }
+    let shape = client.welcome().map(|welcome| welcome.shape.clone()).unwrap_or_default();
+    let (have, want) = (image.shape(), shape.dims());
+    let dims = have.dims();
+    // A file of one dimension more than an image is a file of images.
+    let is_set = !want.is_empty() && dims.len() == want.len() + 1 && dims[1..] == *want;
+    if !is_set && !want.is_empty() && dims != want {
+        bail!("the image is {have}; the server takes {shape}");
+    }
+    let len = if is_set { shape.byte_len().unwrap_or(1) } else { image.pixels().len() };
+    for (i, pixels) in image.pixels().chunks_exact(len.max(1)).take(args.limit).enumerate() {
+        let start = Instant::now();
+        let label = client.classify(pixels).await?;
+        let elapsed_us = start.elapsed().as_secs_f64() * 1e6;
+        let origin = match label.origin {
+            Origin::Memoized => "remembered",
+            Origin::Computed => "computed",
+            Origin::Coalesced => "coalesced",
+        };
+        let index = if is_set { format!("[{i}]") } else { String::new() };
+        let name = file.display();
+        println!("{:>5}  {origin:<10}  {elapsed_us:>9.1} µs  {name}{index}", label.class);
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! `afterimage memo`: the memo, with a cache and a classifier that may be elsewhere.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use afterimage_memo::store::{RemoteOptions, RemoteStore};
+use afterimage_memo::upstream::{Embedded, Remote};
+use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_wire::client::Expect;
+use afterimage_wire::{Client, ClientOptions};
+use anyhow::Context;
+
+use crate::args::{EngineArgs, Place, ServerArgs, TableArgs, Time, token};
+use crate::serving;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Where to listen; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    pub(crate) listen: String,
+
+    /// Where answers are remembered: embedded, or a cache's host:port.
+    #[arg(long, value_name = "PLACE", default_value = "embedded")]
+    pub(crate) cache: Place,
+
+    /// Who computes them: embedded, or a classifier's host:port.
+    #[arg(long, value_name = "PLACE", default_value = "embedded")]
+    pub(crate) classifier: Place,
+
+    #[command(flatten)]
+    pub(crate) upstream: UpstreamArgs,
+
+    #[command(flatten)]
+    pub(crate) memo: MemoArgs,
+
+    #[command(flatten)]
+    pub(crate) table: TableArgs,
+
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// How the memo remembers.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemoArgs {
+    /// A file with the secret of the memos that share a cache: 32 bytes, or 64 hexadecimal digits.
+    /// Without it each process makes up its own.
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+
+    /// Requests that may wait for the cache or the classifier.
+    #[arg(long, value_name = "N", default_value_t = 65_536)]
+    max_waiting: usize,
+}
+
+/// How the memo asks others.
+#[derive(Debug, clap::Args)]
+pub(crate) struct UpstreamArgs {
+    /// A file with the token that the cache asks for.
+    #[arg(long, value_name = "FILE")]
+    cache_token_file: Option<PathBuf>,
+
+    /// A file with the token that the classifier asks for.
+    #[arg(long, value_name = "FILE")]
+    classifier_token_file: Option<PathBuf>,
+
+    /// How long a lookup in a remote cache may take before it counts as a miss.
+    #[arg(long, value_name = "TIME", default_value = "2ms")]
+    lookup_budget: Time,
+
+    /// How long a remote classifier may take.
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    classifier_timeout: Time,
+}
+
+impl Default for UpstreamArgs {
+    /// For a memo that asks nobody.
+    fn default() -> Self {
+        UpstreamArgs {
+            cache_token_file: None,
+            classifier_token_file: None,
+            lookup_budget: Time(RemoteOptions::default().lookup_budget),
+            classifier_timeout: Time(Duration::from_secs(5)),
+        }
+    }
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    serving::serve(&args.server, &args.listen, || {
+        let options =
+            MemoOptions { max_waiting: args.memo.max_waiting, ..MemoOptions::new(secret(&args)?) };
+        let store = match &args.cache {
+            Place::Embedded => Store::Embedded(args.table.table()?),
+            Place::At(addr) => Store::Remote(remote_store(addr, &args.upstream)?),
+        };
+        Ok(MemoService::new(store, classifier(&args)?, options))
+    })
+}
+
+fn secret(args: &Args) -> anyhow::Result<Secret> {
+    let Some(path) = &args.memo.secret_file else {
+        if matches!(args.cache, Place::At(_)) {
+            tracing::warn!(
+                "no --secret-file: what this memo remembers in the cache is of no use to other \
+                 memos, nor to this one after a restart"
+            );
+        }
+        return Secret::random().context("the operating system gives no randomness");
+    };
+    let file = path.display();
+    let bytes =
+        std::fs::read(path).with_context(|| format!("cannot read the secret file {file}"))?;
+    Secret::parse(&bytes).with_context(|| format!("secret file {file}"))
+}
+
+fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
+    Ok(match &args.classifier {
+        Place::Embedded => {
+            let (model, engine) = args.engine.start()?;
+            Box::new(Embedded::new(&model, engine))
+        }
+        Place::At(addr) => {
+            let file = args.upstream.classifier_token_file.as_deref();
+            let options = upstream_options(file, Expect::Classify)?;
+            let client = Client::connect_lazy(addr.as_str(), options);
+            Box::new(Remote::new(client, args.upstream.classifier_timeout.0))
+        }
+    })
+}
+
+fn remote_store(addr: &str, args: &UpstreamArgs) -> anyhow::Result<RemoteStore> {
+    let options = upstream_options(args.cache_token_file.as_deref(), Expect::Cache)?;
+    let client = Client::connect_lazy(addr, options);
+    let lookup_budget = args.lookup_budget.0;
+    Ok(RemoteStore::new(client, RemoteOptions { lookup_budget, ..RemoteOptions::default() }))
+}
+
+/// How the memo connects to its upstreams: at once or not at all, and back within half a second
+/// after they are.
+pub(crate) fn upstream_options(
+    token_file: Option<&std::path::Path>,
+    expect: Expect,
+) -> anyhow::Result<ClientOptions> {
+    let token = token(None, token_file)?;
+    let token = token.map(|token| token.as_bytes().to_vec()).unwrap_or_default();
+    Ok(ClientOptions::new()
+        .token(token)
+        .expect(expect)
+        .fail_fast(true)
+        .backoff(Duration::from_millis(20), Duration::from_millis(500))
+        .max_in_flight(16_384)
+        .max_queued_bytes(64 << 20))
+}

@@ -1,0 +1,45 @@
+//! Progress bars for what takes longer than a second; silent when nobody watches.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// What takes less needs no bar.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A bar on standard error that appears after a second, if that is a terminal.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    started: Instant,
+}
+
+impl Bar {
+    /// A bar of this many steps; 0 for a number not known.
+    pub(crate) fn new(steps: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden());
+        let template = "{msg:28} [{bar:30}] {pos}/{len} {elapsed} (still {eta})";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Bar { bar, started: Instant::now() }
+    }
+
+    /// Moves on to `done` of `steps`, under this heading.
+    pub(crate) fn set(&self, heading: &str, done: u64, steps: u64) {
+        if self.started.elapsed() > PATIENCE && self.bar.is_hidden() {
+            // Draws nothing when standard error is not a terminal.
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        if self.bar.message() != heading {
+            self.bar.set_message(heading.to_owned());
+        }
+        self.bar.set_length(steps);
+        self.bar.set_position(done);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

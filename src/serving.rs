@@ -1,0 +1,57 @@
+//! What every service does to start: a runtime, a socket, a line that says where, and a good end.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+
+use afterimage_wire::server::{Server, Service, until_terminated};
+use anyhow::{Context, bail};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::args::ServerArgs;
+
+/// A runtime with this many threads for sockets. One needs no work-stealing between threads and is
+/// faster without.
+pub(crate) fn runtime(threads: usize) -> anyhow::Result<Runtime> {
+    let mut builder = match threads {
+        1 => Builder::new_current_thread(),
+        _ => Builder::new_multi_thread(),
+    };
+    if threads > 1 {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().context("cannot start the threads for sockets")
+}
+
+/// Serves what `build` makes on `listen` until SIGTERM or SIGINT. `build` runs inside the runtime,
+/// since clients of other services live there.
+pub(crate) fn serve<S: Service>(
+    args: &ServerArgs,
+    listen: &str,
+    build: impl FnOnce() -> anyhow::Result<S>,
+) -> anyhow::Result<()> {
+    let options = args.options()?;
+    let addr = resolve(listen)?;
+    if !addr.ip().is_loopback() && options.token.is_none() && !args.insecure() {
+        bail!(
+            "--listen {listen} can be reached from other machines and asks for no token: give \
+             --token-file, or --insecure if that is meant"
+        );
+    }
+    runtime(args.threads())?.block_on(async {
+        let service = Arc::new(build()?);
+        let kind = service.identity().service;
+        let server = Server::bind(addr, service, options)
+            .await
+            .with_context(|| format!("cannot listen on {addr}"))?;
+        // On standard output and flushed, so that whoever started us learns the port.
+        println!("{kind} listening on {}", server.local_addr()?);
+        server.serve(until_terminated()).await;
+        Ok(())
+    })
+}
+
+/// The first address that `text` (host:port) stands for.
+pub(crate) fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
+    let mut found = text.to_socket_addrs().with_context(|| format!("{text:?} is no host:port"))?;
+    found.next().with_context(|| format!("{text:?} has no address"))
+}

@@ -1,0 +1,184 @@
+//! Settings from a file and from the environment, for every flag there is: each becomes the flag's
+//! default, so that names, types and checks are the flag's own.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::{Arg, ArgAction, Command};
+
+/// What the environment variables of this program begin with.
+const ENV_PREFIX: &str = "AFTERIMAGE_";
+
+/// Gives every flag of `command` its environment variable, and the default that the settings file
+/// named by `--config` (or `AFTERIMAGE_CONFIG`) has for it.
+pub(crate) fn apply(
+    command: Command,
+    args: impl Iterator<Item = OsString>,
+) -> anyhow::Result<Command> {
+    let command = with_environment(command);
+    match config_path(args) {
+        None => Ok(command),
+        Some(path) => {
+            let file = path.display();
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("cannot read the settings file {file}"))?;
+            with_file(command, &text).with_context(|| format!("settings file {file}"))
+        }
+    }
+}
+
+/// The file that `--config` names: looked for before parsing, since it decides the defaults.
+fn config_path(mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
+    while let Some(arg) = args.next() {
+        if arg == "--" {
+            break;
+        }
+        if arg == "--config" {
+            return args.next().map(PathBuf::from);
+        }
+        if let Some(path) = arg.to_str().and_then(|arg| arg.strip_prefix("--config=")) {
+            return Some(PathBuf::from(path));
+        }
+    }
+    std::env::var_os(format!("{ENV_PREFIX}CONFIG")).map(PathBuf::from)
+}
+
+fn with_environment(command: Command) -> Command {
+    let names: Vec<String> =
+        command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let command = command.mut_args(|arg| {
+        let Some(name) = setting_name(&arg) else { return arg };
+        let variable = format!("{ENV_PREFIX}{}", name.to_uppercase().replace('-', "_"));
+        let arg = arg.env(variable).hide_env(true);
+        if matches!(arg.get_action(), ArgAction::SetTrue) {
+            return arg.value_parser(clap::builder::BoolishValueParser::new());
+        }
+        arg
+    });
+    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, with_environment))
+}
+
+fn with_file(command: Command, text: &str) -> anyhow::Result<Command> {
+    let tables: toml::Table = text.parse()?;
+    let mut command = command;
+    for (name, table) in tables {
+        let toml::Value::Table(table) = table else {
+            bail!("{name:?} stands outside of a table; settings belong to a command: [serve], say");
+        };
+        if !command.get_subcommands().any(|sub| sub.get_name() == name) {
+            let known: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
+            bail!("there is no command [{name}]; there are {}", known.join(", "));
+        }
+        let mut result = Ok(());
+        command = command.mut_subcommand(&name, |sub| match with_table(sub, &table) {
+            Ok(sub) => sub,
+            Err(error) => {
+                result = Err(error);
+                Command::new("unused")
+            }
+        });
+        result.with_context(|| format!("[{name}]"))?;
+    }
+    Ok(command)
+}
+
+fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> {
+    let known: Vec<String> = command.get_arguments().filter_map(setting_name).collect();
+    let mut command = command;
+    for (name, value) in table {
+        if !known.contains(name) {
+            bail!("there is no setting {name:?}; there are {}", known.join(", "));
+        }
+        let values = match value {
+            toml::Value::Array(values) => values.iter().map(text_of).collect(),
+            value => text_of(value).map(|text| vec![text]),
+        };
+        let values: Vec<String> = values
+            .with_context(|| format!("{name:?} must be a text, a number or a truth value"))?;
+        let id = command
+            .get_arguments()
+            .find(|arg| arg.get_long() == Some(name))
+            .map(|arg| arg.get_id().to_string())
+            .expect("the name is one of the arguments'");
+        command = command.mut_arg(id, |arg| arg.default_values(values).required(false));
+    }
+    Ok(command)
+}
+
+/// The name under which an argument can be set: its long flag's.
+fn setting_name(arg: &Arg) -> Option<String> {
+    let name = arg.get_long()?;
+    let can_be_set = !matches!(name, "help" | "version");
+    can_be_set.then(|| name.to_owned())
+}
+
+fn text_of(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(truth) => Some(truth.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Cli;
+    use clap::CommandFactory;
+
+    fn listen(file: &str, args: &[&str]) -> anyhow::Result<String> {
+        let command = with_file(with_environment(Cli::command()), file)?;
+        let matches = command.try_get_matches_from(args)?;
+        let (_, sub) = matches.subcommand().context("no subcommand")?;
+        Ok(sub.get_one::<String>("listen").context("no --listen")?.clone())
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let file = "[cache]\nlisten = \"127.0.0.1:1\"";
+        assert_eq!(listen("", &["afterimage", "cache"]).unwrap(), "127.0.0.1:7401");
+        assert_eq!(listen(file, &["afterimage", "cache"]).unwrap(), "127.0.0.1:1");
+        assert_eq!(
+            listen(file, &["afterimage", "cache", "--listen", "[::1]:2"]).unwrap(),
+            "[::1]:2"
+        );
+        assert_eq!(listen(file, &["afterimage", "classifier"]).unwrap(), "127.0.0.1:7402");
+    }
+
+    #[test]
+    fn a_setting_or_a_command_that_does_not_exist_is_named() {
+        let error = |file| format!("{:#}", listen(file, &["afterimage", "cache"]).unwrap_err());
+        assert!(error("[cache]\nlisten-on = 1").contains("there is no setting \"listen-on\""));
+        assert!(error("[cash]\nlisten = 1").contains("there is no command [cash]"));
+        assert!(error("listen = 1").contains("outside of a table"));
+        assert!(error("[cache]\nlisten = {}").contains("must be a text"));
+        assert!(error("[cache").contains("TOML"));
+    }
+
+    #[test]
+    fn truth_values_and_wrong_values_go_through_the_flags_own_checks() {
+        let parse = |file| {
+            with_file(with_environment(Cli::command()), file)
+                .unwrap()
+                .try_get_matches_from(["afterimage", "cache"])
+        };
+        let matches = parse("[cache]\ninsecure = true").unwrap();
+        assert!(matches.subcommand().unwrap().1.get_flag("insecure"));
+        assert!(parse("[cache]\nmax-connections = \"many\"").is_err());
+    }
+
+    #[test]
+    fn the_config_flag_is_found_wherever_it_stands() {
+        let find = |args: &[&str]| config_path(args.iter().map(OsString::from));
+        assert_eq!(find(&["--config", "a", "cache"]), Some("a".into()));
+        assert_eq!(find(&["cache", "--config=b"]), Some("b".into()));
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        with_environment(Cli::command()).debug_assert();
+    }
+}
