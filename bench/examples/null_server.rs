@@ -19,7 +19,7 @@ use afterimage_bench::workload::{Access, Keys, Population};
 use afterimage_bench::{Plan, Span, run};
 use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, flags};
 use afterimage_wire::proto::message::{Label, Origin, put_cache_resp, put_classify_resp};
-use afterimage_wire::proto::{Frame, Kind, Message, Service, Shape, Welcome};
+use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Service, Shape, Welcome};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 const KEYS: Keys = Keys { count: 1_000_000, read_share: 1.0, salt: 0 };
@@ -78,28 +78,32 @@ fn accept(listener: TcpListener, service: Service, cpu: Option<usize>) {
 /// Answers all that one connection asks, until it closes or talks nonsense.
 fn serve(mut stream: TcpStream, service: Service) -> Option<()> {
     stream.set_nodelay(true).ok()?;
-    let mut input = vec![0; 256 << 10];
+    let mut input = vec![0; 128 << 10];
     let mut output = Vec::with_capacity(256 << 10);
     let mut end = 0;
     loop {
         let read = stream.read(&mut input[end..]).ok().filter(|&read| read > 0)?;
         end += read;
         let mut start = 0;
-        while let Some(frame) = Frame::decode(&input[start..end], DEFAULT_MAX_BODY).ok()? {
-            let id = frame.header.id;
-            start += frame.header.frame_len();
-            match frame.header.kind {
-                Kind::CacheReq if frame.header.flags & flags::WRITE != 0 => {}
+        while let Some(header) = Header::decode(&input[start..end]) {
+            let id = header.id;
+            let Some(frame) = input[start..end].get(..header.frame_len()) else {
+                break;
+            };
+            let body = &frame[HEADER_LEN..];
+            start += frame.len();
+            match header.kind {
+                Kind::CacheReq if header.flags & flags::WRITE != 0 => {}
                 Kind::CacheReq => {
-                    let key = u64::from_le_bytes(frame.body.try_into().ok()?);
+                    let key = u64::from_le_bytes(body.try_into().ok()?);
                     put_cache_resp(&mut output, id, Some(KEYS.value(key)));
                 }
                 Kind::ClassifyReq => {
-                    let class = u16::from(*frame.body.get(400)?) % 10;
+                    let class = u16::from(*body.get(400)?) % 10;
                     let origin = Origin::Memoized;
                     put_classify_resp(&mut output, id, Label { class, origin });
                 }
-                Kind::Ping => Message::Pong(frame.body).encode(id, &mut output),
+                Kind::Ping => Message::Pong(body).encode(id, &mut output),
                 Kind::Hello => Message::Welcome(welcome(service)).encode(id, &mut output),
                 _ => return None,
             }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
-use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Hello, Message, Welcome};
+use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Message, Welcome};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
@@ -157,14 +157,23 @@ impl Connection {
     }
 
     /// Passes every whole frame that has been received to `each`, in place.
+    ///
+    /// Header and body go separately, in registers: a [`Frame`] handed through memory cost a third of
+    /// the time of a small reply.
     #[inline]
-    pub(crate) fn frames(&mut self, mut each: impl FnMut(Frame<'_>)) -> Result<(), Lost> {
-        while let Some(frame) =
-            Frame::decode(&self.input[self.input_start..self.input_end], MAX_REPLY_BODY)?
-        {
-            self.input_start += frame.header.frame_len();
-            each(frame);
+    pub(crate) fn frames(&mut self, mut each: impl FnMut(Header, &[u8])) -> Result<(), Lost> {
+        let mut rest = &self.input[self.input_start..self.input_end];
+        while let Some(header) = Header::decode(rest) {
+            if header.body_len > MAX_REPLY_BODY {
+                return Err(FrameError::TooLarge { header, limit: MAX_REPLY_BODY }.into());
+            }
+            let Some((frame, behind)) = rest.split_at_checked(header.frame_len()) else {
+                break;
+            };
+            rest = behind;
+            each(header, &frame[HEADER_LEN..]);
         }
+        self.input_start = self.input_end - rest.len();
         Ok(())
     }
 }

@@ -13,6 +13,9 @@ const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
 /// number of a request starts at 1, so no request has it.
 pub(crate) const WRITE_ID: u64 = 0;
 
+/// Stands for no image and no key: their numbers are below it, as populations end there.
+const FENCE: u32 = u32::MAX;
+
 /// What a request in flight was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
@@ -22,17 +25,33 @@ pub(crate) enum Asked {
     Fence,
 }
 
-/// A request in flight.
+/// A request in flight. Two of them fill a cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(32))]
 pub(crate) struct Request {
     id: u64,
     /// When it was to be sent, in nanoseconds since the run's epoch.
     pub(crate) due_ns: u64,
     /// When it was handed to the kernel.
     pub(crate) sent_ns: u64,
-    pub(crate) asked: Asked,
+    about: u32,
     /// Writes sent just before it, which its reply confirms.
     pub(crate) writes: u32,
+}
+
+const _: () = assert!(size_of::<Request>() == 32);
+
+impl Request {
+    const NONE: Request = Request { id: EMPTY, due_ns: 0, sent_ns: 0, about: FENCE, writes: 0 };
+
+    /// What it was about.
+    #[inline]
+    pub(crate) fn asked(&self) -> Asked {
+        match self.about {
+            FENCE => Asked::Fence,
+            about => Asked::About(about),
+        }
+    }
 }
 
 /// What an id in a reply belongs to.
@@ -66,15 +85,7 @@ impl InFlight {
         debug_assert!(depth as u64 <= SLOT_MASK + 1, "a slot fits its bits");
         let slots = depth as u32;
         InFlight {
-            slots: (0..slots)
-                .map(|_| Request {
-                    id: EMPTY,
-                    due_ns: 0,
-                    sent_ns: 0,
-                    asked: Asked::Fence,
-                    writes: 0,
-                })
-                .collect(),
+            slots: vec![Request::NONE; depth],
             free: (0..slots).rev().collect(),
             issued: 0,
             given_up: HashSet::new(),
@@ -96,7 +107,12 @@ impl InFlight {
         let slot = self.free.pop()?;
         self.issued += 1;
         let id = self.issued << SLOT_BITS | u64::from(slot);
-        self.slots[slot as usize] = Request { id, due_ns, sent_ns: u64::MAX, asked, writes };
+        let about = match asked {
+            Asked::About(about) => about,
+            Asked::Fence => FENCE,
+        };
+        let sent_ns = u64::MAX;
+        self.slots[slot as usize] = Request { id, due_ns, sent_ns, about, writes };
         self.unsent.push(slot);
         Some(id)
     }
@@ -150,7 +166,7 @@ mod tests {
         assert_eq!(flight.open(9, Asked::Fence, 0), None);
         for i in [2usize, 0, 1] {
             let Found::Request(request) = flight.close(ids[i]) else { panic!("not found") };
-            assert_eq!(request.asked, Asked::About(i as u32));
+            assert_eq!(request.asked(), Asked::About(i as u32));
             assert!(matches!(flight.close(ids[i]), Found::Nothing));
         }
         assert!(flight.is_empty());
@@ -175,7 +191,7 @@ mod tests {
         let new = flight.open(0, Asked::About(2), 0).unwrap();
         flight.mark_sent(20);
         let mut given_up = Vec::new();
-        flight.give_up(15, |request| given_up.push((request.asked, request.writes)));
+        flight.give_up(15, |request| given_up.push((request.asked(), request.writes)));
         assert_eq!(given_up, [(Asked::About(1), 5)]);
         assert!(matches!(flight.close(old), Found::Late));
         assert!(matches!(flight.close(old), Found::Nothing));

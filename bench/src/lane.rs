@@ -1,9 +1,8 @@
 //! One connection at work: what it sends next, and what it makes of the replies.
 
-use afterimage_wire::proto::message::{
-    Label, Origin, put_cache_read, put_cache_write, put_classify_req,
-};
-use afterimage_wire::proto::{Frame, Message};
+use afterimage_wire::proto::header::flags;
+use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
+use afterimage_wire::proto::{Frame, Header, Kind, Message};
 
 use crate::connection::{Connection, Lost, Wait};
 use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
@@ -88,6 +87,12 @@ impl Lane {
     /// Whether there is nothing more to send and nothing to wait for.
     pub(crate) fn is_done(&self) -> bool {
         self.lost || (self.exhausted && self.flight.is_empty() && !self.connection.has_output())
+    }
+
+    /// Whether the task went on until its end, and not until there was nothing left to ask or nobody to
+    /// ask it of.
+    pub(crate) fn ran_its_time(&self) -> bool {
+        !self.lost && !self.goaway && self.task.quota > 0
     }
 
     /// When the next request is due, if there is one and room for it.
@@ -224,7 +229,7 @@ impl Lane {
             goaway: None,
             ended: None,
         };
-        let framing = self.connection.frames(|frame| judge.frame(frame));
+        let framing = self.connection.frames(|header, body| judge.reply(header, body));
         let Judge { closed, goaway, ended, .. } = judge;
         self.open -= closed;
         self.room_since_ns = now_ns;
@@ -284,7 +289,7 @@ impl Lane {
 
 /// How much of a connection's depth is free again when this request is over.
 fn weight(request: &Request) -> usize {
-    usize::from(request.asked != Asked::Fence) + request.writes as usize
+    usize::from(request.asked() != Asked::Fence) + request.writes as usize
 }
 
 /// Looks at the frames of one read.
@@ -300,8 +305,48 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
+    /// Judges one frame. The replies that nearly all of a run is about are read here; what is not exactly
+    /// one of them takes the way that can say why.
     #[inline]
-    fn frame(&mut self, frame: Frame<'_>) {
+    fn reply(&mut self, header: Header, body: &[u8]) {
+        let exists = header.flags & flags::EXISTS != 0;
+        let (answer, outcome) = match (header.kind, self.target) {
+            (Kind::ClassifyResp, Target::Classify { .. })
+                if let Ok(class) = <[u8; 2]>::try_from(body) =>
+            {
+                (i64::from(u16::from_le_bytes(class)), origin(header.flags))
+            }
+            (Kind::CacheResp, Target::Cache(_))
+                if exists && let Ok(value) = <[u8; 8]>::try_from(body) =>
+            {
+                (i64::from_le_bytes(value), Outcome::Hit)
+            }
+            (Kind::CacheResp, Target::Cache(_)) if !exists && body.is_empty() => (0, Outcome::Miss),
+            _ => return self.rare(Frame { header, body }),
+        };
+        let Some(request) = self.close(header.id) else {
+            return;
+        };
+        let Asked::About(about) = request.asked() else {
+            return self.stray();
+        };
+        let expected = match self.target {
+            Target::Classify { answers, .. } => match answers.check(about, answer as u16) {
+                Ok(()) => answer,
+                Err(expected) => expected.into(),
+            },
+            Target::Cache(_) if outcome == Outcome::Miss => answer,
+            Target::Cache(keys) => keys.value(keys.key(about)),
+        };
+        if answer != expected {
+            self.tally.wrong(about, answer, expected);
+        }
+        self.sample(&request, outcome);
+    }
+
+    /// Judges any frame.
+    #[inline(never)]
+    fn rare(&mut self, frame: Frame<'_>) {
         let header = frame.header;
         let message = match Message::decode(frame) {
             Ok(message) => message,
@@ -328,71 +373,86 @@ impl Judge<'_> {
             }
             _ => {}
         }
-        let request = match self.flight.close(header.id) {
-            Found::Request(request) => request,
-            Found::Late => {
-                self.tally.counts.late += 1;
-                return;
-            }
-            Found::Nothing => {
-                self.tally.unexpected += 1;
-                return;
-            }
-        };
-        let weight = weight(&request);
-        self.closed += weight;
-        self.tally.counts.writes_confirmed += u64::from(request.writes);
-        if self.in_window {
-            self.tally.counts.in_window += weight as u64;
-        }
-        let outcome = match (request.asked, self.target, message) {
-            (
-                Asked::About(about),
-                Target::Classify { answers, .. },
-                Message::ClassifyResp(label),
-            ) => {
-                if let Err(expected) = answers.check(about, label.class) {
-                    self.tally.wrong(about, label.class.into(), expected.into());
-                }
-                origin(label)
-            }
-            (Asked::About(about), Target::Cache(keys), Message::CacheResp { value }) => match value
-            {
-                None => Outcome::Miss,
-                Some(value) => {
-                    let expected = keys.value(keys.key(about));
-                    if value != expected {
-                        self.tally.wrong(about, value, expected);
-                    }
-                    Outcome::Hit
-                }
-            },
-            (Asked::Fence, _, Message::Pong(_)) => return,
-            (asked, _, Message::Error { status, .. }) => {
+        let Some(request) = self.close(header.id) else { return };
+        match (request.asked(), message) {
+            (Asked::Fence, Message::Pong(_)) => {}
+            (asked, Message::Error { status, .. }) => {
                 self.tally.error(status.code());
-                if asked == Asked::Fence {
-                    return;
+                if asked != Asked::Fence {
+                    self.sample(&request, Outcome::Failed);
                 }
-                Outcome::Failed
             }
             // A reply of the wrong kind answers nothing.
-            _ => {
-                self.tally.unexpected += 1;
-                return;
+            _ => self.stray(),
+        }
+    }
+
+    /// Takes the request with this id out of flight, or notes that there is none.
+    #[inline(always)]
+    fn close(&mut self, id: u64) -> Option<Request> {
+        match self.flight.close(id) {
+            Found::Request(request) => {
+                let weight = weight(&request);
+                self.closed += weight;
+                self.tally.counts.writes_confirmed += u64::from(request.writes);
+                self.tally.counts.in_window += if self.in_window { weight as u64 } else { 0 };
+                Some(request)
             }
-        };
-        self.tally.sample(
-            outcome,
-            self.now_ns.saturating_sub(request.due_ns),
-            self.now_ns.saturating_sub(request.sent_ns),
-        );
+            Found::Late => {
+                self.tally.counts.late += 1;
+                None
+            }
+            Found::Nothing => {
+                self.stray();
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn sample(&mut self, request: &Request, outcome: Outcome) {
+        let due_ns = self.now_ns.saturating_sub(request.due_ns);
+        self.tally.sample(outcome, due_ns, self.now_ns.saturating_sub(request.sent_ns));
+    }
+
+    #[cold]
+    fn stray(&mut self) {
+        self.tally.unexpected += 1;
     }
 }
 
-fn origin(label: Label) -> Outcome {
-    match label.origin {
-        Origin::Memoized => Outcome::Hit,
-        Origin::Coalesced => Outcome::Coalesced,
-        Origin::Computed => Outcome::Computed,
+/// What the flags of a `ClassifyResp` say, as the protocol's own decoder reads them.
+#[inline]
+fn origin(bits: u8) -> Outcome {
+    if bits & flags::MEMOIZED != 0 {
+        Outcome::Hit
+    } else if bits & flags::COALESCED != 0 {
+        Outcome::Coalesced
+    } else {
+        Outcome::Computed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_wire::proto::message::Origin;
+
+    #[test]
+    fn flags_mean_what_the_protocols_decoder_takes_them_for() {
+        for bits in 0..=u8::MAX {
+            let header =
+                Header { body_len: 2, kind: Kind::ClassifyResp, flags: bits, status: 0, id: 1 };
+            let message = Message::decode(Frame { header, body: &[7, 0] });
+            let Ok(Message::ClassifyResp(label)) = message else {
+                panic!("flags {bits:#04x} are no answer")
+            };
+            let expected = match label.origin {
+                Origin::Memoized => Outcome::Hit,
+                Origin::Coalesced => Outcome::Coalesced,
+                Origin::Computed => Outcome::Computed,
+            };
+            assert_eq!(origin(bits), expected, "flags {bits:#04x}");
+        }
     }
 }

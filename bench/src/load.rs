@@ -129,7 +129,8 @@ fn work(
     let pinned = pin(plan, number);
     let clock = move || epoch.elapsed().as_nanos() as u64;
     let idle = |lane| {
-        task(plan, Draw::new(plan.access, plan.subjects(), plan.seed, lane, lanes(plan)), lane)
+        let draw = Draw::new(plan.access, plan.subjects(), plan.seed, lane, lanes(plan));
+        task(plan, draw)
     };
     let mut worker = Worker {
         numbers: share.iter().map(|(lane, _)| *lane).collect(),
@@ -152,9 +153,9 @@ fn work(
     live.answered.store(0, Ordering::Relaxed);
     live.measuring.store(true, Ordering::Relaxed);
     let (cpu_before, before_ns) = (thread_cpu(), (worker.clock)());
-    let measured_ns = worker.phase(plan.stop);
+    let measured = worker.phase(plan.stop);
     let used = ThreadUse {
-        measured: Duration::from_nanos(measured_ns),
+        measured,
         wall: Duration::from_nanos((worker.clock)() - before_ns),
         cpu: thread_cpu().saturating_sub(cpu_before),
     };
@@ -166,7 +167,7 @@ fn lanes(plan: &Plan) -> u32 {
 }
 
 /// A task that asks for nothing yet.
-fn task(plan: &Plan, draw: Option<Draw>, _lane: u32) -> Task {
+fn task(plan: &Plan, draw: Option<Draw>) -> Task {
     let reads_in_2_32 = match &plan.target {
         Target::Classify { .. } => 1 << 32,
         Target::Cache(keys) => (keys.read_share * (1u64 << 32) as f64) as u64,
@@ -209,7 +210,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
                 Target::Cache(_) => 0,
             };
             let quota = u64::MAX;
-            lane.begin(Task { reads_in_2_32, quota, start_ns, ..task(plan, each_once, number) });
+            lane.begin(Task { reads_in_2_32, quota, start_ns, ..task(plan, each_once) });
         }
         self.go_round();
         for (lane, task) in self.lanes.iter_mut().zip(ordinary) {
@@ -217,9 +218,9 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         }
     }
 
-    /// Sends what `span` says, waits for the answers, and returns how long it took in nanoseconds: not
-    /// longer than a time span, even if the last answers come after it.
-    fn phase(&mut self, span: Span) -> u64 {
+    /// Sends what `span` says, waits for the answers, and returns how long it took: not longer than a
+    /// time span, even if the last answers come after it.
+    fn phase(&mut self, span: Span) -> Duration {
         let plan = self.plan;
         let start_ns = (self.clock)();
         let timeout_ns = nanos(plan.timeout);
@@ -252,8 +253,13 @@ impl<C: Fn() -> u64> Worker<'_, C> {
             lane.finish(&mut self.tally);
         }
         self.tally.settle();
-        let end_ns = self.lanes.iter().map(|lane| lane.task.end_ns).min().unwrap_or(last_ns);
-        last_ns.min(end_ns).saturating_sub(start_ns)
+        let ended_ns = match span {
+            // The clock goes on between the last arrival and the end.
+            Span::Time(time) if self.lanes.iter().any(Lane::ran_its_time) => nanos(time),
+            Span::Time(time) => nanos(time).min(last_ns.saturating_sub(start_ns)),
+            Span::Requests(_) => last_ns.saturating_sub(start_ns),
+        };
+        Duration::from_nanos(ended_ns)
     }
 
     /// Goes round until every lane is done. Returns when the last bytes came.

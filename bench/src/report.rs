@@ -172,6 +172,9 @@ pub(crate) struct ThreadUse {
 pub struct Generator {
     /// CPU time of each load thread, as a share of the time it ran.
     pub cpu_share: Vec<f64>,
+    /// CPU time of all load threads for each request that was answered, in nanoseconds, system calls
+    /// included. A load thread can drive no more than 10⁹ over this a second.
+    pub cpu_ns_per_request: f64,
     /// Nanoseconds from a request's due time to its hand-over, at the 99th percentile, as the
     /// difference of the two latencies' 99th percentiles: what the generator, its window or the
     /// kernel's buffers held back.
@@ -314,6 +317,11 @@ impl Report {
                     .iter()
                     .map(|used| used.cpu.as_secs_f64() / used.wall.as_secs_f64().max(1e-9))
                     .collect(),
+                cpu_ns_per_request: threads
+                    .iter()
+                    .map(|used| used.cpu.as_nanos() as f64)
+                    .sum::<f64>()
+                    / ((answered + failed + counts.writes_confirmed).max(1) as f64),
                 held_back_p99_ns: latency_from_due.p99_ns.saturating_sub(latency_from_sent.p99_ns),
             },
             latency_from_due,
@@ -380,7 +388,8 @@ impl fmt::Display for Report {
             .iter()
             .map(|share| format!("{:.0} %", share * 100.0))
             .collect();
-        writeln!(f, "generator   {} of a core for each thread", shares.join(", "))?;
+        let each = self.generator.cpu_ns_per_request;
+        writeln!(f, "generator   {} of a core, {each:.1} ns a request", shares.join(", "))?;
         writeln!(
             f,
             "requests    {} sent, {} answered, {} failed, {} timed out, {} lost, {} skipped",

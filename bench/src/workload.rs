@@ -287,3 +287,103 @@ impl Answers {
         if expected == u32::from(class) { Ok(()) } else { Err(expected as u16) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn draws(access: Access, count: u32, lane: u32, lanes: u32) -> impl Iterator<Item = u32> {
+        let mut draw = Draw::new(access, count, 11, lane, lanes).unwrap();
+        std::iter::from_fn(move || draw.next())
+    }
+
+    #[test]
+    fn zipf_frequencies_follow_the_law() {
+        const SIZE: u32 = 1000;
+        const DRAWS: u32 = 400_000;
+        for exponent in [0.7, 1.0, 1.3] {
+            let mut seen = [0u32; SIZE as usize];
+            for index in draws(Access::Zipf { exponent }, SIZE, 0, 1).take(DRAWS as usize) {
+                seen[index as usize] += 1;
+            }
+            let weight = |rank: u32| f64::from(rank).powf(-exponent);
+            let total: f64 = (1..=SIZE).map(weight).sum();
+            // Single ranks within five standard deviations; all of them together by χ², whose mean is
+            // 999 and whose standard deviation is √(2·999) = 45.
+            let mut chi_squared = 0.0;
+            for rank in 1..=SIZE {
+                let likelihood = weight(rank) / total;
+                let expected = f64::from(DRAWS) * likelihood;
+                let off = f64::from(seen[rank as usize - 1]) - expected;
+                let deviation = (expected * (1.0 - likelihood)).sqrt();
+                assert!(off.abs() < 5.0 * deviation, "s = {exponent}, rank {rank}: off by {off}");
+                chi_squared += off * off / expected;
+            }
+            assert!((775.0..1225.0).contains(&chi_squared), "s = {exponent}: χ² = {chi_squared}");
+        }
+    }
+
+    #[test]
+    fn uniform_draws_are_even_and_stay_below_the_size() {
+        let mut seen = [0u32; 100];
+        for index in draws(Access::Uniform, 100, 0, 1).take(100_000) {
+            seen[index as usize] += 1;
+        }
+        // Five standard deviations of a binomial with n = 100 000, p = 0.01.
+        assert!(seen.iter().all(|count| (843..=1157).contains(count)), "{seen:?}");
+    }
+
+    #[test]
+    fn connections_share_a_scan_and_go_on_for_ever() {
+        let lane: Vec<u32> = draws(Access::Sequential, 7, 1, 3).take(7).collect();
+        assert_eq!(lane, [1, 4, 0, 3, 6, 2, 5]);
+    }
+
+    #[test]
+    fn each_once_ends_after_the_last() {
+        let mut all: Vec<u32> = (0..4).flat_map(|l| draws(Access::EachOnce, 10, l, 4)).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn keys_are_distinct_and_each_has_its_value() {
+        let keys = Keys { count: 100_000, read_share: 1.0, salt: 3 };
+        let distinct: HashSet<u64> = (0..keys.count).map(|i| keys.key(i)).collect();
+        assert_eq!(distinct.len(), 100_000);
+        let values: HashSet<i64> = distinct.iter().map(|&key| keys.value(key)).collect();
+        assert_eq!(values.len(), 100_000);
+    }
+
+    #[test]
+    fn chance_holds_its_odds_at_both_ends_and_between() {
+        let mut draw = Draw::new(Access::Uniform, 1, 1, 0, 1).unwrap();
+        let mut count = |threshold| (0..10_000).filter(|_| draw.chance(threshold)).count();
+        assert_eq!((count(0), count(1 << 32)), (0, 10_000));
+        assert!((2284..2716).contains(&count(1 << 30)));
+    }
+
+    #[test]
+    fn a_population_is_whole_images_with_a_label_each() {
+        let ragged = Population::new(vec![0; 10], 4, None);
+        assert_eq!(ragged, Err(PopulationError::Ragged { bytes: 10, image_len: 4 }));
+        let short = Population::new(vec![0; 8], 4, Some(vec![1]));
+        assert_eq!(short, Err(PopulationError::Labels { labels: 1, images: 2 }));
+        assert!(matches!(Population::new(vec![], 4, None), Err(PopulationError::Empty { .. })));
+        let whole = Population::new(vec![1, 2, 3, 4], 2, Some(vec![5, 6])).unwrap();
+        assert_eq!((whole.len(), whole.image(1)), (2, &[3, 4][..]));
+    }
+
+    #[test]
+    fn the_first_answer_binds_all_that_follow() {
+        let answers = Answers::first_come(2);
+        assert_eq!(answers.expected(0), None);
+        assert_eq!(answers.check(0, 7), Ok(()));
+        assert_eq!(answers.check(0, 7), Ok(()));
+        assert_eq!(answers.check(0, 8), Err(7));
+        assert_eq!(answers.check(1, u16::MAX), Ok(()));
+        assert_eq!(answers.expected(1), Some(u16::MAX));
+        assert_eq!(Answers::known(&[3]).check(0, 4), Err(3));
+    }
+}
