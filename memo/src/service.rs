@@ -82,7 +82,8 @@ struct Counters {
     classifier_calls: AtomicU64,
     classifier_failures: AtomicU64,
     store_writes: AtomicU64,
-    model_changes: AtomicU64,
+    /// Models met, the first one included: the service's generation.
+    generation: AtomicU64,
 }
 
 impl<C: Classifier> MemoService<C> {
@@ -113,6 +114,11 @@ impl<C: Classifier> Service for MemoService<C> {
                 shape: model.shape.clone(),
             },
         }
+    }
+
+    fn generation(&self) -> u64 {
+        self.shared.space();
+        self.shared.counters.generation.load(Relaxed)
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
@@ -162,7 +168,7 @@ impl<C: Classifier> Service for MemoService<C> {
         stats.counter("classifier_calls", counters.classifier_calls.load(Relaxed));
         stats.counter("classifier_failures", counters.classifier_failures.load(Relaxed));
         stats.counter("store_writes", counters.store_writes.load(Relaxed));
-        stats.counter("model_changes", counters.model_changes.load(Relaxed));
+        stats.counter("models_met", counters.generation.load(Relaxed));
         stats.gauge("waiting", shared.flights.waiting() as u64);
         shared.latencies.stats(stats);
         shared.store.stats(stats);
@@ -186,8 +192,9 @@ impl<C: Classifier> Shared<C> {
         match KeySpace::new(&self.secret, (*model).clone()) {
             Ok(keys) => {
                 let space = Arc::new(Space { model, keys });
-                if self.space.swap(Some(Arc::clone(&space))).is_some() {
-                    self.counters.model_changes.fetch_add(1, Relaxed);
+                let before = self.space.swap(Some(Arc::clone(&space)));
+                self.counters.generation.fetch_add(1, Relaxed);
+                if before.is_some() {
                     tracing::info!("the classifier has another model; its answers are kept apart");
                 }
                 Some(space)

@@ -6,6 +6,9 @@ use bytes::BufMut;
 use super::BodyError;
 use super::reader::Reader;
 
+/// Bytes in the largest body: what a client takes by default. Entries beyond it are left out.
+const MAX_BODY: usize = super::header::DEFAULT_MAX_BODY as usize;
+
 /// Entries that one `StatsResp` may hold. Ten times what the largest service here sends.
 pub const MAX_ENTRIES: usize = 4096;
 
@@ -89,7 +92,7 @@ impl Stats {
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for (name, value) in self.entries.iter().take(MAX_ENTRIES) {
-            let name = super::message::truncate(name, u8::MAX.into());
+            let (name, before) = (super::message::truncate(name, u8::MAX.into()), out.len());
             out.put_u8(value.code());
             out.put_u8(name.len() as u8);
             out.put_slice(name.as_bytes());
@@ -109,6 +112,10 @@ impl Stats {
             }
             let len = (out.len() - len_at - size_of::<u32>()) as u32;
             out[len_at..len_at + size_of::<u32>()].copy_from_slice(&len.to_le_bytes());
+            if out.len() > MAX_BODY {
+                out.truncate(before);
+                break;
+            }
         }
     }
 
@@ -193,6 +200,16 @@ mod tests {
         for cut in 0..body.len() {
             assert_eq!(Stats::decode(&body[..cut]).is_ok(), ends.contains(&cut), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_body_never_exceeds_what_a_client_takes() {
+        let mut stats = sample();
+        stats.text("long", "x".repeat(MAX_BODY));
+        stats.counter("after", 1);
+        let mut body = Vec::new();
+        stats.encode(&mut body);
+        assert_eq!(Stats::decode(&body), Ok(sample()));
     }
 
     #[test]

@@ -318,6 +318,11 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             }
         };
         if !requests.is_empty() {
+            if self.draining_since.is_none() && serves.generation != self.inner.service.generation()
+            {
+                self.draining_since = Some(Instant::now());
+                Message::GoAway { text: "the model has changed" }.encode(0, &mut self.out);
+            }
             Counters::add(&self.inner.counters.requests, requests.len() as u64);
             dispatch(self.inner, &requests, &mut self.out, &self.outbox);
         }

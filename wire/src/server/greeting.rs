@@ -19,6 +19,8 @@ pub(super) enum Greeting {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Serves {
     pub(super) kind: crate::proto::Service,
+    /// [`Service::generation`] at the handshake.
+    pub(super) generation: u64,
 }
 
 impl Serves {
@@ -32,8 +34,8 @@ impl Serves {
 }
 
 /// How HTTP requests begin. Four bytes tell them apart from any `Hello`.
-const HTTP_METHODS: [&[u8; 4]; 9] =
-    [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"PRI "];
+const HTTP_METHODS: [&[u8; 4]; 10] =
+    [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI "];
 
 /// Looks at the first bytes and answers them into `out`.
 pub(super) fn greet<S: Service>(inner: &Inner<S>, input: &[u8], out: &mut Vec<u8>) -> Greeting {
@@ -75,8 +77,10 @@ pub(super) fn greet<S: Service>(inner: &Inner<S>, input: &[u8], out: &mut Vec<u8
             if hello.token.is_empty() { "a token is required" } else { "the token is wrong" };
         return refuse(out, header.id, Status::Unauthenticated, text, "a bad token");
     }
+    // In this order: a change in between makes the connection look older than it is, not newer.
+    let generation = inner.service.generation();
     let identity = inner.service.identity();
-    let serves = Serves { kind: identity.service };
+    let serves = Serves { kind: identity.service, generation };
     let welcome = Welcome {
         version: VERSION,
         service: identity.service,

@@ -34,6 +34,7 @@ pub use options::{ServerOptions, Token};
 pub use outbox::Later;
 pub use shutdown::until_terminated;
 
+use crate::proto::header::MAX_MAX_BODY;
 use crate::proto::{Message, Service as ServiceKind, Shape, Status, stats::Stats};
 use connection::Connection;
 use counters::Counters;
@@ -45,6 +46,12 @@ use counters::Counters;
 pub trait Service: Send + Sync + 'static {
     /// What the `Welcome` tells of this service. Asked at every handshake.
     fn identity(&self) -> Identity;
+
+    /// Changes whenever [`identity`](Service::identity) does. Looked at before every batch: a
+    /// connection that was welcomed under another generation is told to reconnect.
+    fn generation(&self) -> u64 {
+        0
+    }
 
     /// Answers a batch: each request now, through `batch`, or later, through a [`Later`] taken
     /// from it. Runs on an I/O thread, so it must not block and not compute for long.
@@ -87,6 +94,15 @@ struct Inner<S> {
     counters: Counters,
 }
 
+impl<S> Inner<S> {
+    fn new(service: Arc<S>, mut options: ServerOptions) -> Self {
+        options.max_body = options.max_body.min(MAX_MAX_BODY);
+        // A window of nothing would never take a request.
+        options.window = options.window.max(1);
+        Inner { service, options, counters: Counters::default() }
+    }
+}
+
 /// How long the accept loop rests after an error that will not go away by itself at once, such as
 /// running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -105,8 +121,7 @@ impl<S: Service> Server<S> {
         options: ServerOptions,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
-        let inner = Arc::new(Inner { service, options, counters: Counters::default() });
-        Ok(Server { listener, inner })
+        Ok(Server { listener, inner: Arc::new(Inner::new(service, options)) })
     }
 
     /// Where it listens.
@@ -169,7 +184,7 @@ pub async fn serve_stream<S: Service>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     drain: CancellationToken,
 ) {
-    let inner = Inner { service, options, counters: Counters::default() };
+    let inner = Inner::new(service, options);
     Connection::new(&inner, stream).run(drain).await;
 }
 

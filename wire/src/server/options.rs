@@ -46,10 +46,10 @@ pub struct ServerOptions {
     /// Connections open at once; one more is told `Overloaded` and closed. The default, 4,096,
     /// stays below a common limit of file descriptors.
     pub max_connections: usize,
-    /// The largest body in bytes, at most 1 GiB. The default is 1 MiB: an image of a megapixel.
+    /// The largest body in bytes; more than 1 GiB counts as that. The default is 1 MiB: an image of a megapixel.
     pub max_body: u32,
-    /// Requests of one connection that may wait for a late answer; at the cap the server stops
-    /// reading. The default, 16,384, keeps the deepest pipelines busy and holds 13 MB of digits.
+    /// Requests of one connection that may wait for a late answer, at least 1; at the cap the server
+    /// stops reading. The default, 16,384, keeps the deepest pipelines busy and holds 13 MB of digits.
     pub window: u32,
     /// From accepting a connection to its whole `Hello`. The default is 5 s.
     pub handshake_timeout: Duration,
