@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     raw_depth_1(address)?;
     let client = blocking::Client::connect(address, ClientOptions::new())?;
     depth_1("blocking", || client.classify(&IMAGE).map(|label| label.class))?;
+    blocking_threads(&client, 8)?;
     current.block_on(depth_1_async("async, one thread", address))?;
     multi.block_on(async { tokio::spawn(depth_1_spawned(address)).await? })?;
 
@@ -144,11 +145,31 @@ async fn pipelined(
     Ok(())
 }
 
+fn blocking_threads(
+    client: &blocking::Client,
+    threads: u64,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    const EACH: u64 = 20_000;
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                for _ in 0..EACH {
+                    let label = client.classify(&IMAGE).expect("the server answers");
+                    assert_eq!(label.class, CLASS);
+                }
+            });
+        }
+    });
+    rate(&format!("classify, {threads} blocking threads"), threads * EACH, start.elapsed());
+    Ok(())
+}
+
 /// As a service does it: each reply sends the next request, from the callback.
 async fn callbacks(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
     const DEPTH: u64 = 256;
     const TOTAL: u64 = 3_000_000;
-    /// `done` is dropped by the last of the callbacks.
+    #[expect(clippy::only_used_in_recursion, reason = "the last callback's end drops `done`")]
     fn next(client: &Client, left: Arc<AtomicU64>, done: mpsc::Sender<()>) {
         let again = client.clone();
         client.submit_classify(&IMAGE, Duration::from_secs(10), move |reply| {

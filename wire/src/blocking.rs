@@ -81,7 +81,7 @@ impl Client {
         addresses: impl Into<Addresses>,
         options: ClientOptions,
     ) -> Result<Client, CallError> {
-        let patience = options.connect_timeout + options.handshake_timeout;
+        let patience = options.patience();
         let client = Client::connect_lazy(addresses, options)?;
         client.block_on(client.inner.client.connected(patience))?;
         Ok(client)

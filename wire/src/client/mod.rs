@@ -103,7 +103,7 @@ impl Client {
         addresses: impl Into<Addresses>,
         options: ClientOptions,
     ) -> Result<Client, CallError> {
-        let patience = options.connect_timeout + options.handshake_timeout;
+        let patience = options.patience();
         let client = Client::connect_lazy(addresses, options);
         client.connected(patience).await?;
         Ok(client)

@@ -17,6 +17,15 @@ pub const DEFAULT_MAX_IN_FLIGHT: usize = 4096;
 /// asks about images holds anyway.
 pub const DEFAULT_MAX_QUEUED_BYTES: usize = 16 << 20;
 
+/// No wait at all between attempts would keep two machines busy with nothing.
+const MIN_BACKOFF: Duration = Duration::from_millis(1);
+
+/// No server can answer in no time at all.
+const MIN_KEEPALIVE: Duration = Duration::from_millis(10);
+
+/// A year: longer than any program waits, and short enough to add to a clock's reading.
+pub(super) const FAR_FUTURE: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Settings of a [`Client`](super::Client).
 #[derive(Clone)]
 #[non_exhaustive]
@@ -145,6 +154,21 @@ impl ClientOptions {
         self
     }
 
+    /// The same with every value in a range that the client can work with.
+    pub(super) fn sane(mut self) -> Self {
+        self.max_in_flight = self.max_in_flight.max(1);
+        self.max_body = self.max_body.min(MAX_MAX_BODY);
+        self.backoff_min = self.backoff_min.clamp(MIN_BACKOFF, FAR_FUTURE);
+        self.backoff_max = self.backoff_max.clamp(self.backoff_min, FAR_FUTURE);
+        self.keepalive = self.keepalive.map(|interval| interval.clamp(MIN_KEEPALIVE, FAR_FUTURE));
+        self
+    }
+
+    /// How long a new client waits for its first connection.
+    pub(crate) fn patience(&self) -> Duration {
+        self.connect_timeout.saturating_add(self.handshake_timeout)
+    }
+
     /// Sets what must answer at the other end.
     #[must_use]
     pub fn expect(mut self, expect: Expect) -> Self {
@@ -241,6 +265,26 @@ mod tests {
     fn debug_output_leaves_the_token_out() {
         let text = format!("{:?}", ClientOptions::new().token("hunter2"));
         assert!(text.contains("token_len: 7") && !text.contains("hunter2"));
+    }
+
+    #[test]
+    fn senseless_values_are_brought_into_range() {
+        let mut options = ClientOptions::new().keepalive(Some(Duration::ZERO));
+        options.max_in_flight = 0;
+        options.max_body = u32::MAX;
+        (options.backoff_min, options.backoff_max) = (Duration::ZERO, Duration::ZERO);
+        let sane = options.sane();
+        assert_eq!((sane.max_in_flight, sane.max_body), (1, MAX_MAX_BODY));
+        assert_eq!((sane.backoff_min, sane.backoff_max), (MIN_BACKOFF, MIN_BACKOFF));
+        assert_eq!(sane.keepalive, Some(MIN_KEEPALIVE));
+        let sane = ClientOptions::new()
+            .keepalive(Some(Duration::MAX))
+            .backoff(Duration::MAX, Duration::MAX)
+            .connect_timeout(Duration::MAX)
+            .sane();
+        assert_eq!(sane.keepalive, Some(FAR_FUTURE));
+        assert_eq!((sane.backoff_min, sane.backoff_max), (FAR_FUTURE, FAR_FUTURE));
+        assert_eq!(sane.patience(), Duration::MAX);
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(options: ClientOptions) -> Arc<Self> {
+        let options = options.sane();
         Arc::new(Shared {
             state: Mutex::new(State::new(&options)),
             options,

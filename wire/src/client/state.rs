@@ -14,7 +14,7 @@ use super::counters::Counters;
 use super::error::{CallError, ConnectionError, Stage};
 use super::in_flight::InFlight;
 use super::line::Line;
-use super::options::ClientOptions;
+use super::options::{ClientOptions, FAR_FUTURE};
 use super::request::{Request, budget_ms};
 use super::waiter::{Many, Waiter};
 use crate::proto::Welcome;
@@ -315,6 +315,11 @@ impl State {
         }
     }
 
+    /// How many lines finish what is in flight on them.
+    pub(super) fn draining(&self) -> usize {
+        self.draining.len()
+    }
+
     /// A line has ended: what is in flight on it is lost.
     pub(super) fn lose(
         &mut self,
@@ -478,8 +483,7 @@ impl State {
     }
 }
 
-/// The moment at which a call of this timeout is due. A timeout beyond all reason is cut to a year.
+/// The moment at which a call of this timeout is due.
 fn deadline(now: Instant, timeout: Duration) -> Instant {
-    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-    now + timeout.min(YEAR)
+    now + timeout.min(FAR_FUTURE)
 }

@@ -23,6 +23,10 @@ const REFUSED_WAIT: Duration = Duration::from_secs(5);
 /// What a closed client may still take to write what it was given.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// So many connections may finish what is in flight on them before the next one has to wait: a
+/// server that sends its clients away all the time does not get all their sockets.
+const MAX_DRAINING: usize = 4;
+
 /// Keeps the client connected until it is closed.
 pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
     let _end = End(Arc::clone(&shared));
@@ -50,9 +54,10 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
                 match drive(driver, line).await {
                     Driven::Closed => return,
                     Driven::Unhealthy => {}
-                    Driven::Healthy { go_away } => {
-                        backoff.reset();
-                        if go_away {
+                    Driven::Healthy { go_away: false } => backoff.reset(),
+                    Driven::Healthy { go_away: true } => {
+                        if shared.lock().draining() < MAX_DRAINING {
+                            backoff.reset();
                             wait = Some(Duration::ZERO);
                         }
                     }

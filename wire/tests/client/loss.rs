@@ -256,3 +256,28 @@ async fn an_old_connection_that_breaks_does_not_hurt_the_new_one() {
     assert!(client.is_connected());
     assert_eq!(client.counters().connects, 2);
 }
+
+#[tokio::test]
+async fn a_server_that_keeps_sending_its_clients_away_does_not_get_all_their_sockets() {
+    let (connector, mut listener) = pipes(1 << 16);
+    let (min, max) = (Duration::from_millis(20), Duration::from_secs(20));
+    let client = Client::with_connector(connector, options().backoff(min, max));
+    let sent_away = async {
+        let mut peers = Vec::new();
+        loop {
+            let mut peer = listener.welcome().await;
+            for image in [[1], [2]] {
+                client.submit_classify(&image, PATIENCE, |_| {});
+            }
+            let answered = peer.expect(Kind::ClassifyReq).await;
+            peer.expect(Kind::ClassifyReq).await;
+            peer.send(answered, Message::ClassifyResp(label(1))).await;
+            peer.send(0, Message::GoAway { text: "elsewhere" }).await;
+            peers.push(peer);
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_millis(500), sent_away).await;
+    assert!(ended.is_err());
+    let connects = client.counters().connects;
+    assert!((4..25).contains(&connects), "{connects} connections in half a second");
+}
