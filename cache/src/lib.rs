@@ -15,6 +15,8 @@ mod memory;
 #[cfg(not(loom))]
 pub mod service;
 #[cfg(not(loom))]
+pub mod snapshot;
+#[cfg(not(loom))]
 mod stats;
 mod sync;
 #[cfg(not(loom))]

@@ -75,6 +75,13 @@ impl Counters {
         }
     }
 
+    /// Adds an entry that came from a snapshot, and evicted another one or did not.
+    pub(crate) fn restored(&self, evicted: bool) {
+        let stripe = self.mine();
+        let counter = if evicted { &stripe.evictions } else { &stripe.added };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Adds entries that were removed.
     #[inline]
     pub(crate) fn removed(&self, entries: u64) {

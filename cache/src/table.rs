@@ -171,17 +171,23 @@ impl Table {
     /// If the slices are not of the same length.
     pub fn get_many(&self, keys: &[u64], values: &mut [Option<u64>]) {
         assert_eq!(keys.len(), values.len(), "as many values as keys");
-        let mut window = [Hashed::default(); WINDOW];
+        // A ring of the keys that are under way: each read makes room for one more prefetch, so there are
+        // always as many memory accesses in flight as there may be.
+        let mut ring = [Hashed::default(); AHEAD];
+        for (hashed, &key) in ring.iter_mut().zip(keys) {
+            *hashed = Hashed::new(key);
+            self.prefetch(*hashed);
+        }
         let mut hits = 0;
-        for (keys, values) in keys.chunks(WINDOW).zip(values.chunks_mut(WINDOW)) {
-            for (hashed, &key) in window.iter_mut().zip(keys) {
-                *hashed = Hashed::new(key);
-                self.prefetch(*hashed);
+        for (at, value) in values.iter_mut().enumerate() {
+            let place = &mut ring[at % AHEAD];
+            let hashed = *place;
+            if let Some(&key) = keys.get(at + AHEAD) {
+                *place = Hashed::new(key);
+                self.prefetch(*place);
             }
-            for (&hashed, value) in window.iter().zip(values) {
-                *value = self.read(hashed);
-                hits += u64::from(value.is_some());
-            }
+            *value = self.read(hashed);
+            hits += u64::from(value.is_some());
         }
         self.counters.lookups(hits, keys.len() as u64 - hits, 0);
     }
@@ -261,19 +267,15 @@ impl Table {
         Ok(())
     }
 
-    /// Stores an entry with the heat that it had in a snapshot, unless its key is there already. Says
-    /// whether it was stored.
-    pub(crate) fn restore(&self, entry: Entry) -> bool {
+    /// Stores an entry with the heat that it had in a snapshot. `None` if its key is there already; what is
+    /// there stays. Not counted among the writes.
+    pub(crate) fn restore(&self, entry: Entry) -> Option<Insert> {
         let hashed = Hashed::new(entry.key);
-        let policy = self.duel.policy(hashed.bucket(self.buckets.len()));
-        match self.bucket(hashed).restore(hashed, entry.value, entry.heat, policy) {
-            None => false,
-            Some(outcome) => {
-                let evicted = matches!(outcome, Insert::Evicted { .. });
-                self.counters.write(!evicted, evicted);
-                true
-            }
-        }
+        let index = hashed.bucket(self.buckets.len());
+        let policy = self.duel.policy(index);
+        let outcome = self.buckets[index].restore(hashed, entry.value, entry.heat, policy)?;
+        self.counters.restored(matches!(outcome, Insert::Evicted { .. }));
+        Some(outcome)
     }
 
     fn remove_when(&self, key: u64, condition: impl FnOnce(u64) -> bool) -> bool {
@@ -297,4 +299,4 @@ impl fmt::Debug for Table {
 
 /// Lookups in flight at once in [`Table::get_many`]: enough to cover the memory's latency, few enough that
 /// no prefetched line is pushed out again before it is read.
-const WINDOW: usize = 32;
+const AHEAD: usize = 24;

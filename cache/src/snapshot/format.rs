@@ -1,0 +1,200 @@
+//! The bytes of a snapshot. `cache/SNAPSHOT.md` is their description.
+//!
+//! ```text
+//! header   0  magic      8   89 "AFTIMG" 0A
+//!          8  version    4   1
+//!         12  zero       4
+//!         16  id         8   another one in every snapshot
+//!         24  entries    8   in all blocks together
+//!         32  checksum   4   CRC-32 of bytes 0 to 31
+//! block    0  count      4   n, from 1 to 4096
+//!          4  keys       8n
+//!     4 + 8n  values     8n
+//!    4 + 16n  heats      n
+//!    4 + 17n  checksum   4   CRC-32 of the id, the block's number from 0 (8 bytes), and all of the above
+//! ```
+//!
+//! All numbers are little-endian.
+
+use super::{Wrong, read_exact};
+use crate::bucket::Entry;
+use std::io::{self, Read, Write};
+
+/// The one version there is.
+pub(super) const VERSION: u32 = 1;
+
+/// A byte above 127 and a line feed, as in PNG: a transfer that takes the file for text damages them.
+const MAGIC: [u8; 8] = *b"\x89AFTIMG\n";
+
+const VERSION_AT: usize = MAGIC.len();
+const ZERO_AT: usize = VERSION_AT + size_of::<u32>();
+const ID_AT: usize = ZERO_AT + size_of::<u32>();
+const ENTRIES_AT: usize = ID_AT + size_of::<u64>();
+const HEADER_CHECKSUM_AT: usize = ENTRIES_AT + size_of::<u64>();
+const HEADER_BYTES: usize = HEADER_CHECKSUM_AT + size_of::<u32>();
+const _: () = assert!(HEADER_BYTES == 36);
+
+/// A block's buffer is all the memory that reading or writing takes, whatever a file says.
+const BLOCK_ENTRIES_MAX: usize = 4096;
+const COUNT_BYTES: usize = size_of::<u32>();
+const CHECKSUM_BYTES: usize = size_of::<u32>();
+/// Key, value, heat.
+const ENTRY_BYTES: usize = 8 + 8 + 1;
+
+/// The first bytes of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) id: u64,
+    pub(super) entries: u64,
+}
+
+impl Header {
+    pub(super) const BYTES: usize = HEADER_BYTES;
+
+    pub(super) fn encode(self) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        bytes[..VERSION_AT].copy_from_slice(&MAGIC);
+        bytes[VERSION_AT..ZERO_AT].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[ID_AT..ENTRIES_AT].copy_from_slice(&self.id.to_le_bytes());
+        bytes[ENTRIES_AT..HEADER_CHECKSUM_AT].copy_from_slice(&self.entries.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes[..HEADER_CHECKSUM_AT]);
+        bytes[HEADER_CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Wrong> {
+        if !bytes.starts_with(&MAGIC) {
+            return Err(Wrong::NotASnapshot);
+        }
+        let (checked, checksum) = bytes.split_at(HEADER_CHECKSUM_AT);
+        if u32_at(checksum, 0) != crc32fast::hash(checked) {
+            return Err(Wrong::Damaged { offset: 0, what: "the header's checksum is wrong" });
+        }
+        // After the checksum: a damaged version is damage. So every version has this header.
+        let version = u32_at(bytes, VERSION_AT);
+        if version != VERSION {
+            return Err(Wrong::UnsupportedVersion(version));
+        }
+        if u32_at(bytes, ZERO_AT) != 0 {
+            return Err(Wrong::Damaged { offset: ZERO_AT as u64, what: "a field must be zero" });
+        }
+        Ok(Self { id: u64_at(bytes, ID_AT), entries: u64_at(bytes, ENTRIES_AT) })
+    }
+}
+
+/// Up to 4096 entries on their way to or from a file, one block after the other.
+pub(super) struct Block {
+    id: u64,
+    number: u64,
+    keys: Vec<u64>,
+    values: Vec<u64>,
+    heats: Vec<u8>,
+    bytes: Vec<u8>,
+}
+
+impl Block {
+    /// The first block, still empty.
+    pub(super) fn new(id: u64) -> Self {
+        Self {
+            id,
+            number: 0,
+            keys: Vec::with_capacity(BLOCK_ENTRIES_MAX),
+            values: Vec::with_capacity(BLOCK_ENTRIES_MAX),
+            heats: Vec::with_capacity(BLOCK_ENTRIES_MAX),
+            bytes: Vec::with_capacity(block_bytes(BLOCK_ENTRIES_MAX)),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Adds an entry; says whether the block is full now and must be written.
+    pub(super) fn push(&mut self, entry: Entry) -> bool {
+        self.keys.push(entry.key);
+        self.values.push(entry.value);
+        self.heats.push(entry.heat);
+        self.keys.len() == BLOCK_ENTRIES_MAX
+    }
+
+    /// Writes the block and becomes the next one, empty; returns the bytes written.
+    pub(super) fn write(&mut self, file: &mut impl Write) -> io::Result<u64> {
+        self.bytes.clear();
+        self.bytes.extend_from_slice(&(self.keys.len() as u32).to_le_bytes());
+        for number in self.keys.iter().chain(&self.values) {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        self.bytes.extend_from_slice(&self.heats);
+        let checksum = self.checksum(&self.bytes);
+        self.bytes.extend_from_slice(&checksum.to_le_bytes());
+        file.write_all(&self.bytes)?;
+        self.number += 1;
+        self.clear();
+        Ok(self.bytes.len() as u64)
+    }
+
+    /// Reads and checks the next block, which starts at `offset`; returns its length in bytes.
+    pub(super) fn read(&mut self, file: &mut impl Read, offset: u64) -> Result<u64, Wrong> {
+        self.clear();
+        let mut count_bytes = [0; COUNT_BYTES];
+        read_exact(file, &mut count_bytes, offset)?;
+        let count = u32::from_le_bytes(count_bytes) as usize;
+        if count == 0 || count > BLOCK_ENTRIES_MAX {
+            return Err(Wrong::Damaged { offset, what: "a block must have 1 to 4096 entries" });
+        }
+        self.bytes.clear();
+        self.bytes.extend_from_slice(&count_bytes);
+        self.bytes.resize(block_bytes(count), 0);
+        read_exact(file, &mut self.bytes[COUNT_BYTES..], offset)?;
+        let (checked, checksum) = self.bytes.split_at(block_bytes(count) - CHECKSUM_BYTES);
+        if u32_at(checksum, 0) != self.checksum(checked) {
+            return Err(Wrong::Damaged { offset, what: "a block's checksum is wrong" });
+        }
+        let (numbers, heats) = checked[COUNT_BYTES..].split_at(16 * count);
+        let (keys, values) = numbers.split_at(8 * count);
+        self.keys.extend(keys.chunks_exact(8).map(|bytes| u64_at(bytes, 0)));
+        self.values.extend(values.chunks_exact(8).map(|bytes| u64_at(bytes, 0)));
+        self.heats.extend_from_slice(heats);
+        self.number += 1;
+        Ok(self.bytes.len() as u64)
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+        let numbers = self.keys.iter().zip(&self.values).zip(&self.heats);
+        numbers.map(|((&key, &value), &heat)| Entry { key, value, heat })
+    }
+
+    /// The checksum over `checked` as the block with this number in this snapshot: a right block of another
+    /// snapshot, or at another place, is wrong here.
+    fn checksum(&self, checked: &[u8]) -> u32 {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&self.id.to_le_bytes());
+        hasher.update(&self.number.to_le_bytes());
+        hasher.update(checked);
+        hasher.finalize()
+    }
+
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.values.clear();
+        self.heats.clear();
+    }
+}
+
+const fn block_bytes(entries: usize) -> usize {
+    COUNT_BYTES + ENTRY_BYTES * entries + CHECKSUM_BYTES
+}
+
+/// The number at `at`; the callers' slices are long enough by their constants.
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(number)
+}
+
+/// As [`u32_at`].
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(number)
+}
