@@ -169,25 +169,30 @@ fn blocking_threads(
 async fn callbacks(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
     const DEPTH: u64 = 256;
     const TOTAL: u64 = 3_000_000;
-    #[expect(clippy::only_used_in_recursion, reason = "the last callback's end drops `done`")]
-    fn next(client: &Client, left: Arc<AtomicU64>, done: mpsc::Sender<()>) {
+    /// Dropped by the last of the callbacks.
+    struct Load {
+        left: AtomicU64,
+        _done: mpsc::Sender<()>,
+    }
+    fn next(client: &Client, load: Arc<Load>) {
         let again = client.clone();
         client.submit_classify(&IMAGE, Duration::from_secs(10), move |reply| {
             let (label, _) = reply.expect("the server answers");
             assert_eq!(label.class, CLASS);
-            if left.fetch_sub(1, Ordering::Relaxed) as i64 > 0 {
-                next(&again, left, done);
+            if load.left.fetch_sub(1, Ordering::Relaxed) as i64 > 0 {
+                next(&again, load);
             }
         });
     }
     let client = Client::connect(address, ClientOptions::new()).await?;
-    let (sender, mut receiver) = mpsc::channel(1);
-    let left = Arc::new(AtomicU64::new(TOTAL - DEPTH));
+    let (_done, mut receiver) = mpsc::channel(1);
+    let left = AtomicU64::new(TOTAL - DEPTH);
+    let load = Arc::new(Load { left, _done });
     let start = Instant::now();
     for _ in 0..DEPTH {
-        next(&client, Arc::clone(&left), sender.clone());
+        next(&client, Arc::clone(&load));
     }
-    drop(sender);
+    drop(load);
     receiver.recv().await;
     assert_eq!(client.counters().received, TOTAL);
     rate(&format!("classify, {DEPTH} deep by callbacks"), TOTAL, start.elapsed());
