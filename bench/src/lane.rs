@@ -13,7 +13,7 @@ use crate::workload::Draw;
 
 /// Bytes that are encoded before they are handed to the kernel. A server gets something to do while
 /// the rest is encoded, and the buffer stays in the L1 and L2 caches.
-const CHUNK: usize = 32 << 10;
+const CHUNK: usize = 256 << 10;
 
 /// What a lane does in one phase of a run.
 #[derive(Clone, Debug)]

@@ -15,6 +15,7 @@ mod flight;
 mod lane;
 mod load;
 mod plan;
+pub mod record;
 pub mod report;
 mod schedule;
 mod tally;

@@ -1,5 +1,8 @@
 //! The open loop keeps its schedule, whatever the server does, and says what became of it.
 
+// The exemption for tests does not reach the helpers beside them.
+#![allow(clippy::unwrap_used)]
+
 mod fake;
 
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
 //! A server whose every reply a test decides.
 
 // Not every test file needs all of it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

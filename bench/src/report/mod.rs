@@ -1,7 +1,8 @@
 //! What came out of a run: numbers to read, to keep as JSON and to compare.
 
+mod table;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
 use afterimage_wire::Status;
@@ -366,104 +367,77 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { addr, target, access, mode, population, .. } = &self.settings;
-        let Settings { connections, threads, depth, seed, .. } = &self.settings;
-        writeln!(f, "{target} at {addr} ({}, {})", self.server.service, self.server.name)?;
-        writeln!(f, "{access} over {population}, {mode} loop, seed {seed}")?;
-        writeln!(f, "connections {connections}, depth {depth}, threads {threads}")?;
-        writeln!(f)?;
-        let rate = self.throughput_per_s;
-        writeln!(f, "throughput  {} requests/s over {:.3} s", Count(rate), self.measured_s)?;
-        if let Some(due) = self.settings.rate_per_s {
-            writeln!(f, "due         {} requests/s", Count(due))?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workload::Keys;
+
+    /// A report of 999 hits of 1 ms, one of 500 ms that was sent 100 ms late, and two failures.
+    fn report() -> Report {
+        let keys = Keys { count: 10, read_share: 1.0, salt: 0 };
+        let plan =
+            Plan { token: b"s3cret".to_vec(), ..Plan::cache(([127, 0, 0, 1], 9).into(), keys) };
+        let mut tally = Tally::default();
+        for _ in 0..999 {
+            tally.sample(Outcome::Hit, 1_000_000, 1_000_000);
         }
-        if let Some(ratio) = self.hit_ratio {
-            writeln!(f, "hit ratio   {:.2} %", ratio * 100.0)?;
-        }
-        let shares: Vec<String> = self
-            .generator
-            .cpu_share
-            .iter()
-            .map(|share| format!("{:.0} %", share * 100.0))
-            .collect();
-        let each = self.generator.cpu_ns_per_request;
-        writeln!(f, "generator   {} of a core, {each:.1} ns a request", shares.join(", "))?;
-        writeln!(
-            f,
-            "requests    {} sent, {} answered, {} failed, {} timed out, {} lost, {} skipped",
-            self.sent, self.answered, self.failed, self.timed_out, self.lost, self.skipped
-        )?;
-        if self.writes > 0 {
-            writeln!(f, "writes      {} sent, {} confirmed", self.writes, self.writes_confirmed)?;
-        }
-        for (status, count) in &self.errors {
-            writeln!(f, "error       {status}: {count}")?;
-        }
-        writeln!(f)?;
-        writeln!(
-            f,
-            "{:<22}{:>10}{:>10}{:>10}{:>10}{:>10}{:>10}{:>12}",
-            "latency", "p50", "p90", "p99", "p99.9", "p99.99", "max", "count"
-        )?;
-        row(f, "from due", &self.latency_from_due)?;
-        row(f, "from sent", &self.latency_from_sent)?;
-        for (outcome, latency) in &self.outcomes {
-            row(f, &format!("  {} from due", outcome.name()), &latency.from_due)?;
-            row(f, &format!("  {} from sent", outcome.name()), &latency.from_sent)?;
-        }
-        if self.generator_is_the_limit() {
-            writeln!(f, "\nThe generator was the bottleneck: the server may be faster than this.")?;
-        }
-        if self.server.window > 0 && self.settings.depth as u64 > u64::from(self.server.window) {
-            let window = self.server.window;
-            writeln!(f, "\nThe server works on {window} requests of a connection at once.")?;
-        }
-        let problems = self.problems();
-        if !problems.is_empty() {
-            writeln!(f, "\nProblems:")?;
-        }
-        for problem in problems {
-            writeln!(f, "  {problem}")?;
-        }
-        Ok(())
+        tally.sample(Outcome::Hit, 500_000_000, 400_000_000);
+        tally.sample(Outcome::Failed, 7, 7);
+        tally.sample(Outcome::Failed, 7, 7);
+        tally.error(Status::Overloaded.code());
+        tally.error(Status::Overloaded.code());
+        tally.counts.sent = 1002;
+        tally.counts.in_window = 1002;
+        let second = Duration::from_secs(1);
+        let used = ThreadUse { measured: second * 2, wall: second * 2, cpu: second };
+        Report::new(&plan, None, tally, vec![used])
     }
-}
 
-fn row(f: &mut fmt::Formatter<'_>, name: &str, summary: &Summary) -> fmt::Result {
-    let Summary { p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, max_ns, count, .. } = *summary;
-    write!(f, "{name:<22}")?;
-    for ns in [p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, max_ns] {
-        write!(f, "{:>10}", duration(ns))?;
+    #[test]
+    fn percentiles_are_within_a_thousandth_and_failures_are_not_among_them() {
+        let report = report();
+        let near = |value: u64, exact: u64| value.abs_diff(exact) <= exact / 1000;
+        let Summary { count, p50_ns, p99_ns, p999_ns, p9999_ns, max_ns, .. } =
+            report.latency_from_due;
+        assert_eq!(count, 1000);
+        assert!(near(p50_ns, 1_000_000) && near(p99_ns, 1_000_000) && near(p999_ns, 1_000_000));
+        assert!(near(p9999_ns, 500_000_000) && near(max_ns, 500_000_000));
+        assert!(near(report.latency_from_sent.max_ns, 400_000_000));
+        assert_eq!((report.answered, report.failed, report.hit_ratio), (1000, 2, Some(1.0)));
+        assert_eq!(report.throughput_per_s, 501.0);
+        assert_eq!(report.generator.cpu_share, [0.5]);
     }
-    writeln!(f, "{count:>12}")
-}
 
-/// A latency in three or four digits and a unit.
-fn duration(ns: u64) -> String {
-    let value = ns as f64;
-    match ns {
-        0..1_000 => format!("{ns} ns"),
-        1_000..1_000_000 => format!("{:.1} µs", value / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.2} ms", value / 1e6),
-        _ => format!("{:.2} s", value / 1e9),
+    #[test]
+    fn a_report_survives_json_and_holds_no_token() {
+        let report = report();
+        let json = serde_json::to_string(&report).unwrap();
+        assert!(!json.contains("s3cret"));
+        let read: Report = serde_json::from_str(&json).unwrap();
+        assert_eq!(read.settings, report.settings);
+        assert_eq!(read.server, report.server);
+        assert_eq!(read.latency_from_due, report.latency_from_due);
+        assert_eq!(read.outcomes, report.outcomes);
+        assert_eq!(read.errors["overloaded"], 2);
     }
-}
 
-/// A number with its thousands apart.
-struct Count(f64);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = format!("{:.0}", self.0);
-        let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-        for (i, digit) in digits.chars().enumerate() {
-            if i > 0 && (digits.len() - i).is_multiple_of(3) {
-                out.push(' ');
-            }
-            out.push(digit);
+    #[test]
+    fn the_table_shows_both_latencies_and_every_problem() {
+        let text = report().to_string();
+        for part in ["from due", "from sent", "500.", "400.", "hit from due", "failed from due"] {
+            assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }
-        f.write_str(&out)
+        assert!(text.contains("error       overloaded: 2"), "{text}");
+        assert!(text.contains("Problems:\n  2 error replies"), "{text}");
+        assert!(!text.contains("bottleneck"), "{text}");
+    }
+
+    #[test]
+    fn a_latency_beyond_the_histograms_is_counted() {
+        let mut tally = Tally::default();
+        tally.sample(Outcome::Hit, u64::MAX, 5);
+        tally.settle();
+        assert_eq!(tally.counts.out_of_range, 1);
+        assert_eq!(tally.latencies[Outcome::Hit as usize].from_due.len(), 1);
     }
 }
