@@ -1,0 +1,50 @@
+# `just` lists what there is to do; `just ci` is what CI runs.
+
+# What there is to do
+default:
+    @just --list
+
+# All that CI runs, as CI runs it
+ci:
+    .ci/run
+
+# The whole system on loopback, cold then hot
+demo *ARGS:
+    cargo run --release -- demo {{ARGS}}
+
+# All tests, doc tests included
+test:
+    cargo test --workspace
+
+# Format, and see what clippy says
+lint:
+    cargo fmt --all
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# The documentation of every room, in a browser
+doc:
+    cargo doc --workspace --no-deps --open
+
+# Licences, duplicates and sources of what we depend on
+deny:
+    cargo deny check bans licenses sources
+
+# The table's memory model: every interleaving of readers and writers in one bucket
+loom:
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache --lib
+
+# The table under Miri
+miri:
+    CARGO_TARGET_DIR=target/miri cargo +nightly miri test -p afterimage-cache --lib
+
+# Every fuzz target for so many seconds
+fuzz SECONDS="20" *TARGETS:
+    fuzz/run {{SECONDS}} {{TARGETS}}
+
+# Train the raw-pixel model anew; DIR holds the four MNIST files
+train DIR:
+    cargo run --release -- train --features raw --seed 1 --data {{DIR}} --out classifier/models/raw-linear.safetensors
+
+# Remembered answers a second: the memo on one core, the load on the other
+bench-memo:
+    bench/memo
