@@ -79,7 +79,29 @@ async fn a_request_that_the_server_had_no_more_time_for_is_sent_again() {
 }
 
 #[tokio::test]
-async fn retries_end_with_the_deadline() {
+async fn retries_have_the_time_that_is_left() {
+    let (client, mut peer, mut listener) = pair(options()).await;
+    let (timeout, spent) = (Duration::from_secs(20), Duration::from_millis(100));
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let options = CallOptions::new().timeout(timeout);
+            client.classify_with(&[1], options).await
+        }
+    });
+    peer.expect(Kind::ClassifyReq).await;
+    tokio::time::sleep(spent).await;
+    drop(peer);
+    let mut peer = listener.welcome().await;
+    let again = peer.next().await;
+    let left = Duration::from_millis(again.header.status.into());
+    assert!(left <= timeout - spent, "{left:?}");
+    peer.send(again.header.id, Message::ClassifyResp(label(1))).await;
+    assert_eq!(soon(call).await.unwrap().unwrap(), label(1));
+}
+
+#[tokio::test]
+async fn a_deadline_during_a_retry_names_the_whole_timeout() {
     let (client, mut peer, _listener) = pair(options()).await;
     let short = CallOptions::new().timeout(Duration::from_millis(50));
     let call = tokio::spawn({

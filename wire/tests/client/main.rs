@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as the test does")]
 
 mod blocking;
+mod both_ends;
 mod callbacks;
 mod calls;
 mod handshake;
