@@ -24,11 +24,11 @@ pub use engine::{
 };
 pub use error::{DataError, ModelError};
 pub use eval::{ClassFigures, Evaluation, wilson_interval};
-pub use features::{FeatureMap, RawPixels};
+pub use features::{ConvolutionalMap, FeatureMap, RawPixels};
 pub use image::{Image, MAX_IMAGE_FILE_BYTES};
 pub use kernels::Level;
 pub use model::{Metadata, Model, ModelDigest, Scratch};
-pub use service::ClassifierService;
 pub use model_file::MAX_MODEL_FILE_BYTES;
+pub use service::ClassifierService;
 pub use shape::{MAX_INPUT_LEN, MAX_RANK, Shape};
 pub use svm::{LinearSvm, MAX_CLASSES, argmax};

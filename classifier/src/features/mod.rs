@@ -1,10 +1,10 @@
 //! Feature maps: what turns the bytes of one image into the numbers that the machines weigh. A map is fixed
 //! once trained; the same bytes always give the same bits.
 
+pub(crate) mod conv;
 mod raw;
 
-use std::fmt;
-
+pub use conv::ConvolutionalMap;
 pub use raw::RawPixels;
 
 use crate::error::ModelError;
@@ -18,11 +18,15 @@ use crate::tensors::Tensors;
 pub enum FeatureMap {
     /// Every pixel divided by one number.
     Raw(RawPixels),
+    /// Deskewing, learnt filters, a projection, and the products of its components.
+    Conv(Box<ConvolutionalMap>),
 }
 
 /// What computing features needs room for; kept between calls so that nothing is allocated.
-#[derive(Default)]
-pub(crate) struct FeatureScratch {}
+#[derive(Debug, Default)]
+pub(crate) struct FeatureScratch {
+    conv: conv::ConvolutionalScratch,
+}
 
 impl FeatureMap {
     /// The name it goes by in files and on the command line.
@@ -30,6 +34,7 @@ impl FeatureMap {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Raw(_) => RawPixels::NAME,
+            Self::Conv(_) => ConvolutionalMap::NAME,
         }
     }
 
@@ -38,6 +43,7 @@ impl FeatureMap {
     pub fn shape(&self) -> Shape {
         match self {
             Self::Raw(map) => map.shape(),
+            Self::Conv(map) => map.shape(),
         }
     }
 
@@ -46,6 +52,7 @@ impl FeatureMap {
     pub fn dims(&self) -> usize {
         match self {
             Self::Raw(map) => map.shape().len(),
+            Self::Conv(map) => map.dims(),
         }
     }
 
@@ -53,13 +60,14 @@ impl FeatureMap {
     /// `shape().len()` bytes.
     pub(crate) fn features(
         &self,
-        _level: Level,
+        level: Level,
         images: &[&[u8]],
-        _scratch: &mut FeatureScratch,
+        scratch: &mut FeatureScratch,
         out: &mut [Chunk],
     ) {
         match self {
             Self::Raw(map) => map.features(images, out),
+            Self::Conv(map) => map.features(level, images, &mut scratch.conv, out),
         }
     }
 
@@ -67,6 +75,7 @@ impl FeatureMap {
     pub(crate) fn tensors(&self) -> Tensors {
         match self {
             Self::Raw(map) => map.tensors(),
+            Self::Conv(map) => map.tensors(),
         }
     }
 
@@ -78,13 +87,10 @@ impl FeatureMap {
     ) -> Result<Self, ModelError> {
         match name {
             RawPixels::NAME => RawPixels::from_tensors(shape, tensors).map(Self::Raw),
-            _ => Err(ModelError::mismatch("feature map", RawPixels::NAME, name)),
+            ConvolutionalMap::NAME => {
+                ConvolutionalMap::from_tensors(shape, tensors).map(|map| Self::Conv(Box::new(map)))
+            }
+            _ => Err(ModelError::mismatch("feature map", "raw or conv", format!("{name:?}"))),
         }
-    }
-}
-
-impl fmt::Debug for FeatureScratch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FeatureScratch").finish_non_exhaustive()
     }
 }

@@ -105,7 +105,6 @@ pub(crate) trait Kernel {
 }
 
 /// Sixteen lanes of `f32`. A value of an implementing type proves that the processor has its instructions.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the convolutional feature map"))]
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes in registers.
     type V: Copy;
@@ -246,6 +245,26 @@ impl Kernel for AddScaled<'_> {
         for (w, x) in self.w.iter_mut().zip(self.x) {
             let sum = simd.mul_add(factor, simd.load(x), simd.load(w));
             simd.store(sum, w);
+        }
+    }
+}
+
+/// `x ← factor · x + offset`, element by element.
+pub(crate) struct Affine<'a> {
+    pub(crate) x: &'a mut [Chunk],
+    pub(crate) factor: f32,
+    pub(crate) offset: &'a [Chunk],
+}
+
+impl Kernel for Affine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let factor = simd.splat(self.factor);
+        for (x, offset) in self.x.iter_mut().zip(self.offset) {
+            let value = simd.mul_add(factor, simd.load(x), simd.load(offset));
+            simd.store(value, x);
         }
     }
 }

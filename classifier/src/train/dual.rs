@@ -26,6 +26,9 @@ use crate::error::ModelError;
 use crate::kernels::{AddScaled, Chunk, Dots, LANES, Level, chunks};
 use crate::svm::LinearSvm;
 
+/// Inputs between two reports of progress.
+const REPORT_EVERY: usize = 1 << 14;
+
 /// What is solved.
 pub(crate) struct Problem<'a, R> {
     /// The inputs.
@@ -73,20 +76,18 @@ pub(crate) fn solve<R: Rows>(
         .collect();
     let group = class_count.div_ceil(rayon::current_num_threads()).max(1);
     let groups = class_count.div_ceil(group);
+    let steps = problem.classes.len().div_ceil(REPORT_EVERY);
     let done = AtomicU64::new(0);
-    let report = || Progress {
-        stage,
-        done: done.fetch_add(1, Ordering::Relaxed) + 1,
-        total: (problem.epochs * groups) as u64,
+    let report = || {
+        let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+        progress(Progress { stage, done, total: (problem.epochs * groups * steps) as u64 });
     };
     let solved: Vec<Group> = (0..groups)
         .into_par_iter()
         .map(|g| {
             let mut group = Group::new(problem, g * group..class_count.min((g + 1) * group));
             for epoch in 0..problem.epochs {
-                let settled = group.pass(level, problem, &curvatures, epoch);
-                progress(report());
-                if settled {
+                if group.pass(level, problem, &curvatures, epoch, &report) {
                     break;
                 }
             }
@@ -151,6 +152,7 @@ impl Group {
         problem: &Problem<'_, R>,
         curvatures: &[f32],
         epoch: usize,
+        report: &impl Fn(),
     ) -> bool {
         let Self { row, weights, machines, input, scores } = self;
         let row = *row;
@@ -158,8 +160,11 @@ impl Group {
         let order =
             Random::new(problem.seed, b"dcd pass", epoch as u64).permutation(problem.classes.len());
         let mut worst = vec![0.0_f32; machines.len()];
-        for i in order {
+        for (step, i) in order.into_iter().enumerate() {
             let i = i as usize;
+            if step % REPORT_EVERY == 0 {
+                report();
+            }
             problem.rows.write(level, i, input);
             level.run(Dots { row, x: input, w: weights, out: scores });
             for (m, machine) in machines.iter_mut().enumerate() {

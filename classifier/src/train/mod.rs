@@ -1,7 +1,13 @@
 //! Training: from labelled images to a model. One call, [`run`]; for the same options and data it gives the
 //! same bytes, whatever the number of threads.
 
+mod conv;
+mod distort;
 mod dual;
+mod eigen;
+mod filters;
+mod math;
+mod project;
 mod random;
 mod raw;
 
@@ -17,6 +23,9 @@ use crate::model::{Metadata, Model};
 /// set.
 pub const VALIDATION_IMAGES: usize = 10_000;
 
+/// Most distorted copies of every image.
+pub const MAX_COPIES: usize = 100;
+
 /// What to train, and how.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -27,6 +36,8 @@ pub struct TrainOptions {
     pub seed: u64,
     /// The SVMs' parameter C; `None` takes the feature map's own way to find one.
     pub c: Option<f64>,
+    /// Distorted copies of every image to learn from; `None` takes the feature map's own number.
+    pub copies: Option<usize>,
     /// The data set's directory, as given on the command line; for the metadata and [`run_to_file`].
     pub data: PathBuf,
     /// The model file, as given on the command line; for the metadata and [`run_to_file`].
@@ -39,6 +50,8 @@ pub struct TrainOptions {
 pub enum FeatureKind {
     /// The pixels themselves.
     Raw,
+    /// The convolutional map.
+    Conv,
 }
 
 /// How far a training is; for a progress bar.
@@ -78,15 +91,16 @@ impl TrainOptions {
     /// Options for a feature map and a seed; data set and model file are set by whoever has them.
     #[must_use]
     pub fn new(features: FeatureKind, seed: u64) -> Self {
-        Self { features, seed, c: None, data: PathBuf::new(), out: PathBuf::new() }
+        Self { features, seed, c: None, copies: None, data: PathBuf::new(), out: PathBuf::new() }
     }
 
     /// The command line that does what these options say.
     #[must_use]
     pub fn command(&self) -> String {
         let c = self.c.map(|c| format!(" --c {c}")).unwrap_or_default();
+        let copies = self.copies.map(|copies| format!(" --copies {copies}")).unwrap_or_default();
         format!(
-            "afterimage train --features {} --seed {}{c} --data {} --out {}",
+            "afterimage train --features {} --seed {}{c}{copies} --data {} --out {}",
             self.features,
             self.seed,
             self.data.display(),
@@ -114,8 +128,13 @@ pub fn run(
         let range = "a finite number above 0";
         return Err(TrainError::Option { option: "C", value: c.to_string(), range });
     }
+    if let Some(copies) = options.copies.filter(|&copies| copies > MAX_COPIES) {
+        let (value, range) = (copies.to_string(), "at most 100");
+        return Err(TrainError::Option { option: "number of copies", value, range });
+    }
     let trained = match options.features {
         FeatureKind::Raw => raw::train(options, train, &labels, progress)?,
+        FeatureKind::Conv => conv::train(options, train, &labels, progress)?,
     };
     let metadata = Metadata {
         command: options.command(),
@@ -126,6 +145,22 @@ pub fn run(
         note: trained.note,
     };
     Ok(Model::new(trained.features, trained.svm, labels, metadata)?)
+}
+
+/// Trains on all of `train` but its last [`VALIDATION_IMAGES`], and evaluates on those: what to choose options by,
+/// so that the test set is no part of any choice.
+///
+/// # Errors
+/// [`TrainError`], as [`run`].
+pub fn validate(
+    options: &TrainOptions,
+    train: &Dataset,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(Model, Evaluation), TrainError> {
+    let (learn, validate) = validation_split(train);
+    let model = run(options, &learn, progress)?;
+    let evaluation = Evaluation::of(&model, &validate)?;
+    Ok((model, evaluation))
 }
 
 /// The whole command: reads the data set at `options.data`, trains, reads the test set once, records the result and
@@ -170,6 +205,7 @@ impl fmt::Display for FeatureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Raw => "raw",
+            Self::Conv => "conv",
         })
     }
 }
@@ -180,10 +216,11 @@ impl std::str::FromStr for FeatureKind {
     fn from_str(name: &str) -> Result<Self, TrainError> {
         match name {
             "raw" => Ok(Self::Raw),
+            "conv" => Ok(Self::Conv),
             _ => Err(TrainError::Option {
                 option: "feature map",
                 value: name.to_owned(),
-                range: "raw",
+                range: "raw or conv",
             }),
         }
     }

@@ -22,6 +22,22 @@ impl Random {
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 
+    /// From 0 to 1, 1 not included; 24 bits of it are random.
+    pub(crate) fn uniform(&mut self) -> f64 {
+        f64::from(self.0.next_u32() >> 8) / f64::from(1 << 24)
+    }
+
+    /// From −1 to 1, 1 not included.
+    pub(crate) fn symmetric(&mut self) -> f64 {
+        2.0 * self.uniform() - 1.0
+    }
+
+    /// Normally distributed but for its tails, which end at ±6: twelve uniform numbers added up (Irwin and Hall,
+    /// 1927). It takes no logarithm.
+    pub(crate) fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
+    }
+
     /// 0 to `len - 1` in random order (the Fisher–Yates shuffle).
     pub(crate) fn permutation(&mut self, len: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..len as u32).collect();
@@ -50,6 +66,17 @@ mod tests {
         ] {
             assert_ne!(order, other.permutation(1000));
         }
+    }
+
+    #[test]
+    fn normal_numbers_have_mean_zero_and_variance_one() {
+        let mut random = Random::new(7, b"a test..", 0);
+        let numbers: Vec<f64> = (0..100_000).map(|_| random.normal()).collect();
+        let mean = numbers.iter().sum::<f64>() / 1e5;
+        let square = numbers.iter().map(|x| x * x).sum::<f64>() / 1e5;
+        let beyond_two = numbers.iter().filter(|x| x.abs() > 2.0).count();
+        assert!(mean.abs() < 0.015 && (square - 1.0).abs() < 0.025, "{mean} {square}");
+        assert!((4300..4800).contains(&beyond_two), "{beyond_two}");
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub(super) fn train(
     labels: &[u16],
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Trained, TrainError> {
+    if let Some(copies) = options.copies.filter(|&copies| copies > 0) {
+        let range = "0 for raw pixels, whose training makes none";
+        let value = copies.to_string();
+        return Err(TrainError::Option { option: "number of copies", value, range });
+    }
     let features = FeatureMap::Raw(RawPixels::new(train.shape(), DIVISOR)?);
     let (c, note) = match options.c {
         Some(c) => (c, String::new()),

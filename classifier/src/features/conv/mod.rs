@@ -1,0 +1,185 @@
+//! The convolutional feature map: deskew, one layer of learnt filters, pooling, projection, and all products of
+//! two components. `README.md` tells the whole method; each step has its file here.
+//!
+//! About 0.75 million multiply-adds per image, most of them in `convolve.rs`.
+
+mod convolve;
+mod deskew;
+mod expand;
+mod plane;
+mod project;
+
+pub(crate) use convolve::{
+    FILTERS, Filters, PATCH, PLACES, POOLED, POOLED_CHUNKS, Statistics, TAPS,
+};
+pub(crate) use expand::{EXPANDED, EXPANDED_CHUNKS};
+pub(crate) use plane::{MIDDLE, Plane, SIDE};
+pub(crate) use project::{COMPONENT_CHUNKS, COMPONENTS, Components, Pooled, Projection};
+
+use convolve::convolve;
+use expand::expand;
+
+use crate::error::ModelError;
+use crate::kernels::{Chunk, Kernel, LANES, Level, Simd};
+use crate::shape::Shape;
+use crate::tensors::{Tensor, Tensors};
+
+/// Learnt filters and a learnt projection; 28 × 28 pixels become 5150 features.
+#[derive(Clone, Debug)]
+pub struct ConvolutionalMap {
+    filters: Filters,
+    projection: Projection,
+}
+
+/// What computing these features needs room for.
+#[derive(Debug, Default)]
+pub(crate) struct ConvolutionalScratch {
+    pooled: Vec<Pooled>,
+    components: Vec<Components>,
+}
+
+impl ConvolutionalMap {
+    pub(crate) const NAME: &'static str = "conv";
+    const FILTERS: &'static str = "conv.filters";
+    const PROJECTION: &'static str = "conv.projection";
+    const OFFSET: &'static str = "conv.offset";
+
+    pub(crate) fn new(filters: Filters, projection: Projection) -> Self {
+        Self { filters, projection }
+    }
+
+    pub(crate) fn shape(&self) -> Shape {
+        Shape::MNIST
+    }
+
+    pub(crate) fn dims(&self) -> usize {
+        EXPANDED
+    }
+
+    /// The features of a block of images, `[images, EXPANDED_CHUNKS]`; each image is 784 bytes.
+    pub(crate) fn features(
+        &self,
+        level: Level,
+        images: &[&[u8]],
+        scratch: &mut ConvolutionalScratch,
+        out: &mut [Chunk],
+    ) {
+        level.run(Block { map: self, images, scratch, out });
+    }
+
+    pub(crate) fn tensors(&self) -> Tensors {
+        let tensor =
+            |name: &str, shape: &[usize], values| (name.to_owned(), Tensor::new(shape, values));
+        Tensors::from([
+            tensor(Self::FILTERS, &[FILTERS, TAPS], self.filters.to_vec()),
+            tensor(Self::PROJECTION, &[POOLED, COMPONENTS], self.projection.matrix()),
+            tensor(Self::OFFSET, &[COMPONENTS], self.projection.offset()),
+        ])
+    }
+
+    pub(crate) fn from_tensors(shape: Shape, tensors: &mut Tensors) -> Result<Self, ModelError> {
+        if shape != Shape::MNIST {
+            return Err(ModelError::mismatch("shape for the conv map", Shape::MNIST, shape));
+        }
+        let filters = Tensor::take(tensors, Self::FILTERS, &[FILTERS, TAPS])?;
+        let matrix = Tensor::take(tensors, Self::PROJECTION, &[POOLED, COMPONENTS])?;
+        let offset = Tensor::take(tensors, Self::OFFSET, &[COMPONENTS])?;
+        let filters = filters.as_chunks().0.try_into().expect("`take` checked the shape");
+        Ok(Self::new(Filters::new(filters), Projection::new(&matrix, &offset)))
+    }
+}
+
+/// An image deskewed, and moved by `shift` (rows, columns).
+pub(crate) struct Deskew<'a> {
+    pub(crate) from: &'a Plane,
+    pub(crate) shift: [f32; 2],
+    pub(crate) to: &'a mut Plane,
+}
+
+impl Kernel for Deskew<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        deskew::deskew(simd, self.from, self.shift, self.to);
+    }
+}
+
+/// The pooled values of an image, deskewed and moved by `shift` (rows, columns) before.
+pub(crate) struct Pool<'a> {
+    pub(crate) filters: &'a Filters,
+    pub(crate) from: &'a Plane,
+    pub(crate) shift: [f32; 2],
+    pub(crate) pooled: &'a mut Pooled,
+}
+
+impl Kernel for Pool<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let mut upright = Plane::ZERO;
+        deskew::deskew(simd, self.from, self.shift, &mut upright);
+        convolve(simd, self.filters, &upright, self.pooled);
+    }
+}
+
+/// The components of a block of images whose pooled values are known.
+pub(crate) struct Project<'a> {
+    pub(crate) projection: &'a Projection,
+    pub(crate) pooled: &'a [Pooled],
+    pub(crate) components: &'a mut [Components],
+}
+
+impl Kernel for Project<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        self.projection.project(simd, self.pooled, self.components);
+    }
+}
+
+/// The quadratic features of one image's components.
+pub(crate) struct Expand<'a> {
+    pub(crate) components: &'a Components,
+    pub(crate) out: &'a mut [Chunk],
+}
+
+impl Kernel for Expand<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        expand(simd, self.components, self.out);
+    }
+}
+
+/// The features of a block of images.
+struct Block<'a> {
+    map: &'a ConvolutionalMap,
+    images: &'a [&'a [u8]],
+    scratch: &'a mut ConvolutionalScratch,
+    out: &'a mut [Chunk],
+}
+
+impl Kernel for Block<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { map, images, scratch, out } = self;
+        let ConvolutionalScratch { pooled, components } = scratch;
+        pooled.resize(images.len(), [[0.0; LANES]; POOLED_CHUNKS]);
+        components.resize(images.len(), [[0.0; LANES]; COMPONENT_CHUNKS]);
+        let mut raw = Plane::ZERO;
+        for (image, pooled) in images.iter().zip(&mut *pooled) {
+            raw.set_bytes(image);
+            Pool { filters: &map.filters, from: &raw, shift: [0.0; 2], pooled }.run(simd);
+        }
+        Project { projection: &map.projection, pooled, components }.run(simd);
+        for (components, out) in components.iter().zip(out.chunks_exact_mut(EXPANDED_CHUNKS)) {
+            expand(simd, components, out);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Eigenvalues and eigenvectors of a symmetric matrix: Householder's reduction to a tridiagonal one, then the QL
+//! algorithm with implicit shifts (G. H. Golub and C. F. Van Loan, "Matrix Computations", 4th edition, sections
+//! 8.3.1 and 8.3.3; H. Bowdler, R. S. Martin, C. Reinsch, J. H. Wilkinson, "The QR and QL algorithms for symmetric
+//! matrices", Numerische Mathematik 11, 1968).
+//!
+//! Vectors are kept as rows, so that the inner loops run along memory.
+
+/// Eigenvalues, the greatest first, and the eigenvector of each: unit length, its greatest entry positive.
+#[derive(Debug)]
+pub(crate) struct Eigen {
+    pub(crate) values: Vec<f64>,
+    /// `[n][n]`, a vector per row.
+    pub(crate) vectors: Vec<Vec<f64>>,
+}
+
+/// Steps per eigenvalue after which something is wrong with the matrix (a NaN, say); 30 is usual, few need 5.
+const MAX_STEPS: usize = 100;
+
+/// Of a symmetric matrix, rows of equal length. Only finite numbers come to their end; with others the result is
+/// of no use, but there is one.
+pub(crate) fn symmetric_eigen(mut a: Vec<Vec<f64>>) -> Eigen {
+    let n = a.len();
+    let (mut diagonal, mut beside, reflectors) = tridiagonalize(&mut a);
+    let mut vectors = accumulate(n, &reflectors);
+    implicit_ql(&mut diagonal, &mut beside, &mut vectors);
+
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by(|&i, &j| diagonal[j].total_cmp(&diagonal[i]).then(i.cmp(&j)));
+    let sorted = order.iter().map(|&i| {
+        let mut vector = std::mem::take(&mut vectors[i]);
+        let greatest = vector.iter().fold(0.0_f64, |g, &v| if v.abs() > g.abs() { v } else { g });
+        if greatest < 0.0 {
+            vector.iter_mut().for_each(|v| *v = -*v);
+        }
+        vector
+    });
+    let vectors = sorted.collect();
+    Eigen { values: order.iter().map(|&i| diagonal[i]).collect(), vectors }
+}
+
+/// A reflection I − 2·v·vᵀ with |v| = 1; `None` where nothing had to be done.
+type Reflector = Option<Vec<f64>>;
+
+/// Reduces `a` to T = Qᵀ·A·Q: its diagonal, the entries beside it, and the reflectors whose product Q is.
+fn tridiagonalize(a: &mut [Vec<f64>]) -> (Vec<f64>, Vec<f64>, Vec<Reflector>) {
+    let n = a.len();
+    let mut reflectors = Vec::new();
+    for k in 0..n.saturating_sub(2) {
+        // Reflects the part of column k below the diagonal onto its first entry. The matrix is symmetric: row
+        // k holds the column.
+        let mut v = vec![0.0; n];
+        v[k + 1..].copy_from_slice(&a[k][k + 1..]);
+        let length = dot(&v, &v).sqrt();
+        let rest = dot(&v[k + 2..], &v[k + 2..]);
+        if rest == 0.0 {
+            reflectors.push(None);
+            continue;
+        }
+        v[k + 1] += if v[k + 1] < 0.0 { -length } else { length };
+        let scale = 1.0 / dot(&v, &v).sqrt();
+        v.iter_mut().for_each(|v| *v *= scale);
+        // A ← A − v·wᵀ − w·vᵀ with w = 2·(A·v − (vᵀ·A·v)·v).
+        let mut w: Vec<f64> =
+            a.iter().enumerate().map(|(i, row)| if i < k { 0.0 } else { dot(row, &v) }).collect();
+        let along = dot(&w, &v);
+        w.iter_mut().zip(&v).for_each(|(w, v)| *w = 2.0 * (*w - along * v));
+        for (i, row) in a.iter_mut().enumerate().skip(k) {
+            let (vi, wi) = (v[i], w[i]);
+            for ((entry, v), w) in row[k..].iter_mut().zip(&v[k..]).zip(&w[k..]) {
+                *entry -= vi * w + wi * v;
+            }
+        }
+        reflectors.push(Some(v));
+    }
+    let diagonal = (0..n).map(|i| a[i][i]).collect();
+    let beside = (1..n).map(|i| a[i - 1][i]).collect();
+    (diagonal, beside, reflectors)
+}
+
+/// Qᵀ, the product of the reflectors: row i is what becomes the i-th eigenvector.
+fn accumulate(n: usize, reflectors: &[Reflector]) -> Vec<Vec<f64>> {
+    let mut rows: Vec<Vec<f64>> = (0..n)
+        .map(|i| {
+            let mut row = vec![0.0; n];
+            row[i] = 1.0;
+            row
+        })
+        .collect();
+    // Q = H₀·H₁·…, so Qᵀ's rows are the unit vectors reflected by the last first: row·Hₖ, for k from the last.
+    for v in reflectors.iter().rev().flatten() {
+        for row in &mut rows {
+            let twice = 2.0 * dot(row, v);
+            if twice != 0.0 {
+                row.iter_mut().zip(v).for_each(|(entry, v)| *entry -= twice * v);
+            }
+        }
+    }
+    rows
+}
+
+/// Diagonalizes the tridiagonal matrix, rotating the rows of `vectors` along.
+fn implicit_ql(diagonal: &mut [f64], beside: &mut Vec<f64>, vectors: &mut [Vec<f64>]) {
+    let n = diagonal.len();
+    beside.push(0.0);
+    for low in 0..n {
+        for _ in 0..MAX_STEPS {
+            // The block from `low` ends at the first entry that is as good as zero.
+            let high = (low..n - 1)
+                .find(|&i| {
+                    let scale = diagonal[i].abs() + diagonal[i + 1].abs();
+                    beside[i].abs() <= f64::EPSILON * scale
+                })
+                .unwrap_or(n - 1);
+            if high == low {
+                break;
+            }
+            // Wilkinson's shift: the eigenvalue of the upper 2 × 2 block nearer to its first entry.
+            let mut g = (diagonal[low + 1] - diagonal[low]) / (2.0 * beside[low]);
+            let r = hypotenuse(g, 1.0);
+            let signed = if g < 0.0 { -r } else { r };
+            g = diagonal[high] - diagonal[low] + beside[low] / (g + signed);
+            let (mut sine, mut cosine, mut shift) = (1.0, 1.0, 0.0);
+            let mut broke_off = false;
+            for i in (low..high).rev() {
+                let f = sine * beside[i];
+                let b = cosine * beside[i];
+                let r = hypotenuse(f, g);
+                beside[i + 1] = r;
+                if r == 0.0 {
+                    // The block falls apart here; start over with its pieces.
+                    diagonal[i + 1] -= shift;
+                    beside[high] = 0.0;
+                    broke_off = true;
+                    break;
+                }
+                sine = f / r;
+                cosine = g / r;
+                g = diagonal[i + 1] - shift;
+                let r = (diagonal[i] - g) * sine + 2.0 * cosine * b;
+                shift = sine * r;
+                diagonal[i + 1] = g + shift;
+                g = cosine * r - b;
+                let (first, second) = vectors.split_at_mut(i + 1);
+                for (u, v) in first[i].iter_mut().zip(&mut second[0]) {
+                    let old = *v;
+                    *v = sine * *u + cosine * old;
+                    *u = cosine * *u - sine * old;
+                }
+            }
+            if !broke_off {
+                diagonal[low] -= shift;
+                beside[low] = g;
+                beside[high] = 0.0;
+            }
+        }
+    }
+}
+
+fn hypotenuse(a: f64, b: f64) -> f64 {
+    (a * a + b * b).sqrt()
+}
+
+/// In eight lanes, for speed; always the same eight.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut lanes = [0.0; 8];
+    let (a_chunks, a_rest) = a.as_chunks::<8>();
+    let (b_chunks, b_rest) = b.as_chunks::<8>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for i in 0..8 {
+            lanes[i] += a[i] * b[i];
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    lanes.iter().sum::<f64>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::random::Random;
+    use super::*;
+
+    fn random_symmetric(n: usize) -> Vec<Vec<f64>> {
+        let mut random = Random::new(n as u64, b"a test..", 0);
+        let mut a = vec![vec![0.0; n]; n];
+        for i in 0..n {
+            for j in 0..=i {
+                let value = random.uniform() - 0.5;
+                a[i][j] = value;
+                a[j][i] = value;
+            }
+        }
+        a
+    }
+
+    fn check(a: Vec<Vec<f64>>) {
+        let n = a.len();
+        let eigen = symmetric_eigen(a.clone());
+        assert!(eigen.values.is_sorted_by(|x, y| x >= y));
+        for (i, (value, vector)) in eigen.values.iter().zip(&eigen.vectors).enumerate() {
+            for (row, entry) in a.iter().zip(vector) {
+                let residual = dot(row, vector) - value * entry;
+                assert!(residual.abs() < 1e-11 * n as f64, "A·v − λ·v = {residual}");
+            }
+            for (j, other) in eigen.vectors.iter().enumerate() {
+                let expected = if i == j { 1.0 } else { 0.0 };
+                assert!((dot(vector, other) - expected).abs() < 1e-11 * n as f64);
+            }
+            let greatest = vector.iter().map(|v| v.abs()).fold(0.0, f64::max);
+            assert!(vector.contains(&greatest), "the greatest entry is positive");
+        }
+    }
+
+    #[test]
+    fn vectors_are_orthonormal_and_satisfy_the_equation() {
+        for n in [1, 2, 3, 25, 60] {
+            check(random_symmetric(n));
+        }
+    }
+
+    #[test]
+    fn repeated_zero_and_already_diagonal_values_are_no_trouble() {
+        check(vec![vec![0.0; 4]; 4]);
+        check((0..5).map(|i| (0..5).map(|j| if i == j { 2.0 } else { 0.0 }).collect()).collect());
+        check(vec![vec![1.0; 6]; 6]);
+        check(vec![vec![0.0, 1.0, 0.0], vec![1.0, 0.0, 0.0], vec![0.0, 0.0, -3.0]]);
+    }
+
+    #[test]
+    fn a_nan_ends_too() {
+        let mut a = random_symmetric(5);
+        a[2][3] = f64::NAN;
+        assert_eq!(symmetric_eigen(a).values.len(), 5);
+    }
+}
