@@ -20,6 +20,7 @@ pub mod report;
 mod schedule;
 mod tally;
 pub mod workload;
+mod zipf;
 
 pub use load::{Progress, run};
 pub use plan::{

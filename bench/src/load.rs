@@ -21,7 +21,7 @@ use crate::plan::{BenchError, Mode, Plan, Span, Target};
 use crate::report::{Report, ThreadUse};
 use crate::schedule::Schedule;
 use crate::tally::Tally;
-use crate::workload::{Access, Draw};
+use crate::workload::{Draw, Pattern};
 
 /// How long before a request is due a thread stops sleeping and looks at the clock instead. A wake-up
 /// from sleep takes this long on a machine that is not busy.
@@ -69,6 +69,8 @@ struct Live {
 /// [`BenchError::Wrong`], with the report inside, when an answer was wrong.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
     plan.validate()?;
+    let pattern = &Pattern::new(plan.access, plan.subjects())
+        .ok_or_else(|| BenchError::Plan { what: format!("no order is {:?}", plan.access) })?;
     let epoch = Instant::now();
     let mut welcome = None;
     let mut shares: Vec<Vec<(u32, Connection)>> = (0..plan.threads).map(|_| Vec::new()).collect();
@@ -87,7 +89,9 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, Be
             .into_iter()
             .enumerate()
             .map(|(number, share)| {
-                scope.spawn(move || work(plan, number, share, epoch, &live[number], barrier))
+                scope.spawn(move || {
+                    work(plan, pattern, number, share, epoch, &live[number], barrier)
+                })
             })
             .collect();
         watch(epoch, live, progress, || threads.iter().all(|thread| thread.is_finished()));
@@ -119,6 +123,7 @@ struct Share {
 /// A load thread from its first to its last moment.
 fn work(
     plan: &Plan,
+    pattern: &Pattern,
     number: usize,
     share: Vec<(u32, Connection)>,
     epoch: Instant,
@@ -129,7 +134,7 @@ fn work(
     let pinned = pin(plan, number);
     let clock = move || epoch.elapsed().as_nanos() as u64;
     let idle = |lane| {
-        let draw = Draw::new(plan.access, plan.subjects(), plan.seed, lane, lanes(plan));
+        let draw = pattern.draw(plan.seed, lane, lanes(plan));
         task(plan, draw)
     };
     let mut worker = Worker {
@@ -167,13 +172,13 @@ fn lanes(plan: &Plan) -> u32 {
 }
 
 /// A task that asks for nothing yet.
-fn task(plan: &Plan, draw: Option<Draw>) -> Task {
+fn task(plan: &Plan, draw: Draw) -> Task {
     let reads_in_2_32 = match &plan.target {
         Target::Classify { .. } => 1 << 32,
         Target::Cache(keys) => (keys.read_share * (1u64 << 32) as f64) as u64,
     };
     Task {
-        draw: draw.expect("the plan was validated: its population and exponent are in range"),
+        draw,
         reads_in_2_32,
         quota: 0,
         start_ns: 0,
@@ -198,12 +203,12 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         if !self.plan.prefill {
             return;
         }
+        let once = Pattern::each_once(self.plan.subjects());
         let start_ns = (self.clock)();
         let mut ordinary = Vec::new();
         for (lane, &number) in self.lanes.iter_mut().zip(&self.numbers) {
             let plan = self.plan;
-            let each_once =
-                Draw::new(Access::EachOnce, plan.subjects(), plan.seed, number, lanes(plan));
+            let each_once = once.draw(plan.seed, number, lanes(plan));
             ordinary.push(lane.task.clone());
             let reads_in_2_32 = match plan.target {
                 Target::Classify { .. } => 1 << 32,

@@ -1,10 +1,13 @@
 //! What is asked, and in which order: populations of images or keys, and access patterns.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Zipf};
+
+use crate::zipf::{BATCH, MAX_TABLE, ZipfTable};
 
 /// The most images or keys in a population: they are numbered by a `u32`.
 pub const MAX_POPULATION: usize = u32::MAX as usize;
@@ -163,6 +166,20 @@ pub enum Access {
     EachOnce,
 }
 
+/// An access pattern over a population: what the orders of all connections have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct Pattern {
+    count: u32,
+    access: Access,
+    zipf: Option<ZipfKind>,
+}
+
+#[derive(Clone, Debug)]
+enum ZipfKind {
+    Table(Arc<ZipfTable>),
+    Computed(Zipf<f64>),
+}
+
 /// The order of one connection: a stream of numbers below the population's size.
 #[derive(Clone, Debug)]
 pub(crate) struct Draw {
@@ -174,32 +191,61 @@ pub(crate) struct Draw {
 #[derive(Clone, Debug)]
 enum Order {
     Uniform,
-    Zipf(Zipf<f64>),
-    Stride { next: u64, stride: u64, wraps: bool },
+    /// Looked up, some at a time; `next` is the first in `drawn` that was not handed out.
+    Table {
+        table: Arc<ZipfTable>,
+        drawn: [u32; BATCH],
+        next: usize,
+    },
+    Computed(Zipf<f64>),
+    Stride {
+        next: u64,
+        stride: u64,
+        wraps: bool,
+    },
+}
+
+impl Pattern {
+    /// The pattern over a population of `count`; `None` for none, and for an exponent that is negative
+    /// or not a number.
+    pub(crate) fn new(access: Access, count: u32) -> Option<Self> {
+        let zipf = match access {
+            Access::Zipf { exponent } => {
+                let computed = Zipf::new(f64::from(count), exponent).ok()?;
+                Some(if count <= MAX_TABLE {
+                    ZipfKind::Table(Arc::new(ZipfTable::new(count, exponent)))
+                } else {
+                    ZipfKind::Computed(computed)
+                })
+            }
+            _ => None,
+        };
+        (count > 0).then_some(Pattern { count, access, zipf })
+    }
+
+    /// [`Access::EachOnce`], which can be had of any population.
+    pub(crate) fn each_once(count: u32) -> Self {
+        Pattern { count, access: Access::EachOnce, zipf: None }
+    }
+
+    /// The order of connection `lane` of `lanes`.
+    pub(crate) fn draw(&self, seed: u64, lane: u32, lanes: u32) -> Draw {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        rng.set_stream(lane.into());
+        let wraps = self.access != Access::EachOnce;
+        let order = match (self.access, &self.zipf) {
+            (Access::Uniform, _) => Order::Uniform,
+            (_, Some(ZipfKind::Table(table))) => {
+                Order::Table { table: Arc::clone(table), drawn: [0; BATCH], next: BATCH }
+            }
+            (_, Some(ZipfKind::Computed(zipf))) => Order::Computed(*zipf),
+            (_, None) => Order::Stride { next: lane.into(), stride: lanes.into(), wraps },
+        };
+        Draw { rng, count: self.count, order }
+    }
 }
 
 impl Draw {
-    /// The order of connection `lane` of `lanes` over a population of `count`; `None` for an
-    /// exponent that is negative or not a number, or an empty population.
-    pub(crate) fn new(
-        access: Access,
-        count: u32,
-        seed: u64,
-        lane: u32,
-        lanes: u32,
-    ) -> Option<Self> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(lane.into());
-        let stride = |wraps| Order::Stride { next: lane.into(), stride: lanes.into(), wraps };
-        let order = match access {
-            Access::Uniform => Order::Uniform,
-            Access::Zipf { exponent } => Order::Zipf(Zipf::new(count.into(), exponent).ok()?),
-            Access::Sequential => stride(true),
-            Access::EachOnce => stride(false),
-        };
-        (count > 0).then_some(Draw { rng, count, order })
-    }
-
     /// The next number, or `None` when each has been drawn once.
     #[inline]
     pub(crate) fn next(&mut self) -> Option<u32> {
@@ -210,7 +256,15 @@ impl Draw {
                 let wide = u128::from(self.rng.next_u64()) * u128::from(self.count);
                 Some((wide >> 64) as u32)
             }
-            Order::Zipf(zipf) => {
+            Order::Table { table, drawn, next } => {
+                if *next == BATCH {
+                    table.fill(&mut self.rng, drawn);
+                    *next = 0;
+                }
+                *next += 1;
+                Some(drawn[*next - 1])
+            }
+            Order::Computed(zipf) => {
                 let rank = zipf.sample(&mut self.rng);
                 Some((rank as u32).clamp(1, self.count) - 1)
             }
@@ -294,18 +348,24 @@ mod tests {
     use std::collections::HashSet;
 
     fn draws(access: Access, count: u32, lane: u32, lanes: u32) -> impl Iterator<Item = u32> {
-        let mut draw = Draw::new(access, count, 11, lane, lanes).unwrap();
+        let mut draw = Pattern::new(access, count).unwrap().draw(11, lane, lanes);
         std::iter::from_fn(move || draw.next())
     }
 
     #[test]
-    fn zipf_frequencies_follow_the_law() {
+    fn zipf_frequencies_follow_the_law_looked_up_and_computed() {
         const SIZE: u32 = 1000;
         const DRAWS: u32 = 400_000;
-        for exponent in [0.7, 1.0, 1.3] {
+        for (exponent, computed) in [(0.7, false), (1.0, false), (1.3, false), (1.0, true)] {
+            let mut pattern = Pattern::new(Access::Zipf { exponent }, SIZE).unwrap();
+            if computed {
+                let zipf = Zipf::new(f64::from(SIZE), exponent).unwrap();
+                pattern.zipf = Some(ZipfKind::Computed(zipf));
+            }
+            let mut draw = pattern.draw(11, 0, 1);
             let mut seen = [0u32; SIZE as usize];
-            for index in draws(Access::Zipf { exponent }, SIZE, 0, 1).take(DRAWS as usize) {
-                seen[index as usize] += 1;
+            for _ in 0..DRAWS {
+                seen[draw.next().unwrap() as usize] += 1;
             }
             let weight = |rank: u32| f64::from(rank).powf(-exponent);
             let total: f64 = (1..=SIZE).map(weight).sum();
@@ -358,7 +418,7 @@ mod tests {
 
     #[test]
     fn chance_holds_its_odds_at_both_ends_and_between() {
-        let mut draw = Draw::new(Access::Uniform, 1, 1, 0, 1).unwrap();
+        let mut draw = Pattern::new(Access::Uniform, 1).unwrap().draw(1, 0, 1);
         let mut count = |threshold| (0..10_000).filter(|_| draw.chance(threshold)).count();
         assert_eq!((count(0), count(1 << 32)), (0, 10_000));
         assert!((2284..2716).contains(&count(1 << 30)));
