@@ -280,8 +280,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             line.awake();
         }
         state.pump(self.shared.now(), &mut effects);
-        drop(state);
-        self.shared.carry_out(effects);
+        let _delivering = self.shared.delivering(&state);
+        self.shared.release(state, effects);
         for (waiter, reply) in self.answers.drain(..) {
             match reply {
                 Ok(answer) => waiter.answer(answer, &self.welcome),

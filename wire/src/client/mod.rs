@@ -267,13 +267,7 @@ impl Client {
     /// Takes no more calls, on any clone, and returns when those in flight have their outcomes and
     /// what was to be written is written.
     pub async fn close(&self) {
-        let shared = self.shared();
-        shared.with(|state, effects| state.begin_closing(effects));
-        shared
-            .wait_until(|state| (state.is_idle() || state.life > Life::Closing).then_some(()))
-            .await;
-        shared.terminate();
-        shared.wait_until(|state| (state.life == Life::Gone).then_some(())).await;
+        self.shared().close().await;
     }
 
     /// Returns when the client's task has ended, without keeping the client alive.

@@ -1,5 +1,6 @@
 //! What all handles and tasks of one client hold: the state's lock and the ways to be woken.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,11 @@ pub(super) struct Shared {
     timer: Notify,
     /// Told when a connection comes or goes, and at the steps of the client's end.
     changed: watch::Sender<()>,
+    /// How many tasks and threads are handing outcomes over right now: the calls have left the
+    /// table already, and somebody who closes the client must wait for their callbacks all the same.
+    delivering: AtomicUsize,
+    /// Somebody may wait for that.
+    ending: AtomicBool,
 }
 
 impl Shared {
@@ -29,6 +35,8 @@ impl Shared {
             options,
             timer: Notify::new(),
             changed: watch::Sender::new(()),
+            delivering: AtomicUsize::new(0),
+            ending: AtomicBool::new(false),
         })
     }
 
@@ -45,12 +53,16 @@ impl Shared {
     /// Does something under the lock, and what follows from it outside.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, &mut Effects) -> R) -> R {
         let mut effects = Effects::default();
-        let result = act(&mut self.lock(), &mut effects);
-        self.carry_out(effects);
+        let mut state = self.lock();
+        let result = act(&mut state, &mut effects);
+        self.release(state, effects);
         result
     }
 
-    pub(super) fn carry_out(&self, effects: Effects) {
+    /// Releases the lock and does what must follow.
+    pub(super) fn release(&self, state: MutexGuard<'_, State>, effects: Effects) {
+        let _delivering = effects.has_outcomes().then(|| self.delivering(&state));
+        drop(state);
         if effects.timer {
             self.timer.notify_one();
         }
@@ -58,6 +70,27 @@ impl Shared {
             self.changed.send_replace(());
         }
         effects.run();
+    }
+
+    /// Outcomes are being handed over until this is dropped. Begun under the lock, so that nobody
+    /// sees an empty table and no delivery in between.
+    pub(super) fn delivering(&self, _locked: &MutexGuard<'_, State>) -> Delivering<'_> {
+        self.delivering.fetch_add(1, Ordering::SeqCst);
+        Delivering(self)
+    }
+
+    /// Takes no more calls, waits for those there are, and ends everything.
+    pub(super) async fn close(&self) {
+        self.ending.store(true, Ordering::SeqCst);
+        self.with(|state, effects| state.begin_closing(effects));
+        self.wait_until(|state| self.is_settled(state).then_some(())).await;
+        self.terminate();
+        let gone = |state: &State| state.life == Life::Gone && self.is_settled(state);
+        self.wait_until(|state| gone(state).then_some(())).await;
+    }
+
+    fn is_settled(&self, state: &State) -> bool {
+        state.is_idle() && self.delivering.load(Ordering::SeqCst) == 0
     }
 
     /// Hands a request over. The outcome reaches the waiter, maybe before this returns.
@@ -69,8 +102,7 @@ impl Shared {
             Ok(()) => Ok(state.submit(now, timeout, request, waiter, &mut effects)),
             Err(error) => Err((waiter, error)),
         };
-        drop(state);
-        self.carry_out(effects);
+        self.release(state, effects);
         match outcome {
             Ok(id) => id,
             Err((waiter, error)) => {
@@ -114,8 +146,7 @@ impl Shared {
                 state.submit(now, timeout, Request::CacheRead(key), waiter, &mut effects);
             }
         }
-        drop(state);
-        self.carry_out(effects);
+        self.release(state, effects);
         if let Err(error) = outcome {
             many.fail(error);
         }
@@ -186,5 +217,17 @@ impl Shared {
     pub(super) fn terminate(&self) {
         self.with(|state, effects| state.terminate(effects));
         self.timer.notify_one();
+    }
+}
+
+/// See [`Shared::delivering`].
+pub(super) struct Delivering<'a>(&'a Shared);
+
+impl Drop for Delivering<'_> {
+    fn drop(&mut self) {
+        self.0.delivering.fetch_sub(1, Ordering::SeqCst);
+        if self.0.ending.load(Ordering::SeqCst) {
+            self.0.changed.send_replace(());
+        }
     }
 }

@@ -88,6 +88,11 @@ impl Effects {
         }
     }
 
+    /// Whether somebody is to be told an outcome.
+    pub(super) fn has_outcomes(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     pub(super) fn run(self) {
         for waker in self.wake.into_iter().chain(self.wake_too) {
             waker.wake();

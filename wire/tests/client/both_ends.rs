@@ -33,7 +33,7 @@ impl Service for Echo {
         for (index, request) in batch.requests().iter().enumerate() {
             let nth = self.handled.fetch_add(1, Ordering::SeqCst);
             match request.op {
-                Op::Classify { image } if nth % 3 == 0 => {
+                Op::Classify { image } if nth.is_multiple_of(3) => {
                     let (class, later) = (image[0].into(), batch.later(index));
                     std::thread::spawn(move || later.label(label(class)));
                 }

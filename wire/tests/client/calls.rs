@@ -48,7 +48,9 @@ async fn connects_over_tcp_with_the_token_to_the_second_of_two_addresses() {
         peer.send(0, Message::Welcome(welcome())).await;
         peer.serve().await;
     });
-    let client = soon(Client::connect(addresses, options().token("secret"))).await.unwrap();
+    // The second address is tried without a wait.
+    let options = options().backoff(PATIENCE * 100, PATIENCE * 100);
+    let client = soon(Client::connect(addresses, options.token("secret"))).await.unwrap();
     assert_eq!(soon(client.classify(&[3])).await.unwrap(), label(3));
     assert_eq!(client.counters().attempts, 2);
     drop(client);

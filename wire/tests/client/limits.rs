@@ -74,6 +74,18 @@ async fn no_more_is_in_flight_than_the_smaller_window() {
 }
 
 #[tokio::test]
+async fn a_call_that_gives_up_makes_room_in_the_window() {
+    let (client, mut peer, _listener) = pair(options().max_in_flight(1)).await;
+    for n in 0..3 {
+        let image = [n];
+        let call = client.classify_with(&image, in_20_ms());
+        let error = soon(call).await.unwrap_err();
+        assert_eq!(stage(&error), Stage::AwaitingReply);
+        assert_eq!(peer.next().await.body[0], n);
+    }
+}
+
+#[tokio::test]
 async fn a_peer_that_stops_reading_meets_a_bounded_queue_and_deadlines() {
     let limit = 100_000;
     let (connector, mut listener) = pipes(1024);

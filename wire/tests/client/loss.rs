@@ -303,3 +303,35 @@ async fn a_server_that_keeps_sending_its_clients_away_does_not_get_all_their_soc
     let connects = client.counters().connects;
     assert!((4..25).contains(&connects), "{connects} connections in half a second");
 }
+
+#[tokio::test]
+async fn go_away_after_a_reply_is_followed_at_once() {
+    let slow = options().backoff(PATIENCE * 100, PATIENCE * 100);
+    let (client, mut old, mut listener) = pair(slow).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.cache_get(2).await }
+    });
+    let id = old.expect(Kind::CacheReq).await;
+    old.send(id, Message::CacheResp { value: None }).await;
+    soon(call).await.unwrap().unwrap();
+    old.send(0, Message::GoAway { text: "" }).await;
+    listener.welcome().await;
+}
+
+#[tokio::test]
+async fn an_old_connection_is_closed_when_its_last_caller_gives_up() {
+    let (client, mut old, mut listener) = pair(options()).await;
+    let brief = CallOptions::new().timeout(Duration::from_millis(300));
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify_with(&[1], brief).await }
+    });
+    old.expect(Kind::ClassifyReq).await;
+    old.send(0, Message::GoAway { text: "" }).await;
+    let _new = listener.welcome().await;
+    let error = soon(call).await.unwrap().unwrap_err();
+    assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
+    assert!(soon(old.try_next()).await.is_none());
+    assert!(client.is_connected());
+}

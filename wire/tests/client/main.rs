@@ -7,6 +7,7 @@ mod blocking;
 mod both_ends;
 mod callbacks;
 mod calls;
+mod chaos;
 mod handshake;
 mod lifecycle;
 mod limits;

@@ -53,7 +53,12 @@ pub struct Listener(mpsc::UnboundedReceiver<DuplexStream>);
 
 impl Listener {
     pub async fn accept(&mut self) -> Peer {
-        Peer::new(soon(self.0.recv()).await.expect("the client lives"))
+        soon(self.try_accept()).await.expect("the client lives")
+    }
+
+    /// `None` when the client has gone.
+    pub async fn try_accept(&mut self) -> Option<Peer> {
+        self.0.recv().await.map(Peer::new)
     }
 
     /// Accepts and says the usual `Welcome`.

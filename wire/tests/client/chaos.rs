@@ -1,0 +1,211 @@
+//! Everything at once, from a seed: callers that give up, a server that does all it must not.
+//!
+//! Whatever happens, a call ends once and with its own answer or an error, and afterwards nothing
+//! is left in the client's books.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use afterimage_wire::client::CallOptions;
+use afterimage_wire::proto::{Kind, Message, Welcome};
+use afterimage_wire::{Client, Status};
+
+use tokio::io::AsyncWriteExt;
+
+use crate::server::{Listener, Peer, answer, header, label, options, pipes, soon, welcome};
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.0;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^ (bits >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+/// Serves connection after connection, badly until `calm`.
+async fn misbehave(mut listener: Listener, mut random: Random, calm: Arc<AtomicBool>) {
+    loop {
+        let window = 1 + random.below(64) as u32;
+        let Some(mut peer) = listener.try_accept().await else {
+            return;
+        };
+        if !calm.load(Ordering::SeqCst) && random.below(8) == 0 {
+            continue;
+        }
+        let mut hello = Vec::new();
+        let welcome = Welcome { window, ..welcome() };
+        Message::Welcome(welcome).encode(0, &mut hello);
+        if peer.io.write_all(&hello).await.is_err() {
+            continue;
+        }
+        let (random, calm) = (Random(random.next()), Arc::clone(&calm));
+        tokio::spawn(converse(peer, random, calm));
+    }
+}
+
+async fn converse(mut peer: Peer, mut random: Random, calm: Arc<AtomicBool>) {
+    let (mut held, mut answered) = (Vec::new(), 0);
+    while let Some(frame) = peer.try_next().await {
+        if frame.header.kind == Kind::Hello {
+            continue;
+        }
+        let mut out = Vec::new();
+        let id = frame.header.id;
+        let read = frame.header.flags == 0;
+        match if calm.load(Ordering::SeqCst) { 99 } else { random.below(100) } {
+            0..10 if read => held.push(frame),
+            10..13 => return,
+            13..18 => {
+                Message::GoAway { text: "chaos" }.encode(0, &mut out);
+                held.push(frame);
+            }
+            18..23 if read => {
+                let (text, connection) = ("chaos", false);
+                let statuses = [Status::ShuttingDown, Status::Overloaded, Status::Internal];
+                let status = statuses[random.below(3) as usize];
+                Message::Error { status, text, connection }.encode(id, &mut out);
+            }
+            23..28 => {
+                answer(&frame, &mut out);
+                answer(&frame, &mut out);
+                answered = id;
+            }
+            28..33 => {
+                Message::CacheResp { value: Some(-1) }.encode(random.next(), &mut out);
+                Message::ClassifyResp(label(999)).encode(answered, &mut out);
+                answer(&frame, &mut out);
+            }
+            33..36 if read => out.extend_from_slice(&header(frame.header.kind, id, 0)),
+            36 => out.extend_from_slice(&header(Kind::Pong, id, u32::MAX)),
+            37 => {
+                let (status, text, connection) = (Status::Internal, "chaos", true);
+                Message::Error { status, text, connection }.encode(0, &mut out);
+            }
+            38..43 => tokio::time::sleep(Duration::from_millis(random.below(5))).await,
+            _ => {
+                answer(&frame, &mut out);
+                held.drain(..).for_each(|frame| answer(&frame, &mut out));
+            }
+        }
+        let cut = random.below(out.len() as u64 + 1) as usize;
+        for part in [&out[..cut], &out[cut..]] {
+            if peer.io.write_all(part).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Calls in all ways there are. Counts the outcomes of callbacks in `called`.
+async fn call(client: &Client, random: &mut Random, called: &Arc<AtomicU64>) -> u64 {
+    let timeout = Duration::from_millis(1 + random.below(60));
+    let own = CallOptions::new().timeout(timeout);
+    let class = random.below(200) as u8;
+    let key = random.below(1000) * 2;
+    let right = Some(key as i64);
+    match random.below(7) {
+        0 | 1 => {
+            if let Ok(answer) = client.classify_with(&[class], own).await {
+                assert_eq!(answer, label(class.into()));
+            }
+        }
+        2 => {
+            let patience = Duration::from_millis(random.below(4));
+            let keys = [key, key + 1, key];
+            let call = client.cache_get_many(&keys);
+            if let Ok(Ok(values)) = tokio::time::timeout(patience, call).await {
+                assert_eq!(values, [right, None, right]);
+            }
+        }
+        3 => {
+            let patience = Duration::from_millis(random.below(4));
+            if let Ok(Ok(value)) = tokio::time::timeout(patience, client.cache_get(key)).await {
+                assert_eq!(value, right);
+            }
+        }
+        4 => {
+            let called = Arc::clone(called);
+            client.submit_classify(&[class], timeout, move |outcome| {
+                called.fetch_add(1, Ordering::SeqCst);
+                if let Ok((answer, _)) = outcome {
+                    assert_eq!(answer, label(class.into()));
+                }
+            });
+            return 1;
+        }
+        5 => {
+            let called = Arc::clone(called);
+            client.submit_cache_get_many(&[key, key], timeout, move |outcome| {
+                called.fetch_add(1, Ordering::SeqCst);
+                if let Ok(values) = outcome {
+                    assert_eq!(values, [right, right]);
+                }
+            });
+            return 1;
+        }
+        _ => drop(client.cache_set(key, 1)),
+    }
+    0
+}
+
+async fn chaos(seed: u64) {
+    let mut random = Random(seed);
+    let (connector, listener) = pipes(1 + random.below(2000) as usize);
+    let calm = Arc::new(AtomicBool::new(false));
+    let server = misbehave(listener, Random(random.next()), Arc::clone(&calm));
+    let server = tokio::spawn(server);
+    let keepalive = Duration::from_millis(30 + random.below(50));
+    let options = options()
+        .timeout(Duration::from_millis(200))
+        .keepalive(Some(keepalive))
+        .max_queued_bytes(random.below(20_000) as usize)
+        .fail_fast(random.below(2) == 0);
+    let client = Client::with_connector(connector, options);
+    let called = Arc::new(AtomicU64::new(0));
+    let callers: Vec<_> = (0..16)
+        .map(|_| {
+            let (client, called) = (client.clone(), Arc::clone(&called));
+            let mut random = Random(random.next());
+            tokio::spawn(async move {
+                let mut submitted = 0;
+                for _ in 0..60 {
+                    submitted += call(&client, &mut random, &called).await;
+                }
+                submitted
+            })
+        })
+        .collect();
+    let mut submitted = 0;
+    for caller in callers {
+        submitted += caller.await.unwrap();
+    }
+    calm.store(true, Ordering::SeqCst);
+    // Calm, the same client answers again, and in the end its books are empty.
+    while client.classify(&[7]).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.close().await;
+    let counters = client.counters();
+    assert_eq!((counters.in_flight, counters.queued_bytes), (0, 0), "{counters:?}");
+    assert_eq!(called.load(Ordering::SeqCst), submitted);
+    server.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_chaos_every_call_ends_once_and_right() {
+    for seed in 0..12 {
+        println!("seed {seed}");
+        soon(chaos(seed)).await;
+    }
+}
