@@ -449,6 +449,11 @@ fn says_why_a_server_is_not_the_one_to_measure() {
     assert_eq!(report.answered, 1000);
     assert!(!serde_json::to_string(&report).unwrap().contains("secret"));
 
+    // The other thread must not wait for ever for the one that failed.
+    let pinned = Plan { pin: vec![1_000_000], threads: 2, connections: 2, ..plan(closed) };
+    let pinned = Plan { token: b"secret".to_vec(), ..pinned };
+    assert!(matches!(go(&pinned), Err(BenchError::Pin { cpu: 1_000_000, .. })));
+
     let other = fake::start(Service::Cache, |_| proper());
     assert!(matches!(go(&plan(other)), Err(BenchError::Service { service: Service::Cache, .. })));
 
