@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{Capacity, Table};
+use afterimage_cache::{Capacity, Keeper, Table};
 use afterimage_classifier::{Engine, EngineOptions, Model};
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
@@ -98,10 +98,23 @@ pub(crate) struct TableArgs {
     /// Entries in the table, instead of its memory.
     #[arg(long, value_name = "N")]
     entries: Option<u64>,
+
+    /// Keep the table in this file over a restart: loaded at the start, written at the end.
+    #[arg(long, value_name = "FILE")]
+    snapshot: Option<PathBuf>,
+
+    /// Write the snapshot also this often while serving.
+    #[arg(long, value_name = "TIME", requires = "snapshot")]
+    snapshot_every: Option<Time>,
 }
 
 impl TableArgs {
-    pub(crate) fn table(&self) -> anyhow::Result<Arc<Table>> {
+    pub(crate) fn has_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    /// The table, and who keeps its snapshot, if it has one.
+    pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<Keeper>)> {
         let capacity = match self.entries {
             Some(entries) => Capacity::Entries(entries),
             None => Capacity::Bytes(self.memory.0),
@@ -109,7 +122,11 @@ impl TableArgs {
         let table = Table::new(capacity)?;
         let (entries, bytes) = (table.capacity(), Size(table.memory_bytes()));
         tracing::info!("the table holds {entries} entries in {bytes}");
-        Ok(Arc::new(table))
+        let table = Arc::new(table);
+        let keeper = self.snapshot.as_ref().map(|path| {
+            Keeper::start(Arc::clone(&table), path, self.snapshot_every.map(|every| every.0))
+        });
+        Ok((table, keeper))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `afterimage cache`: the cache alone.
 
-use afterimage_cache::CacheService;
+use afterimage_cache::{CacheService, Keeper};
 
 use crate::args::{ServerArgs, TableArgs};
 use crate::serving;
@@ -19,5 +19,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    serving::serve(&args.server, &args.listen, || Ok(CacheService::new(args.table.table()?)))
+    let (table, keeper) = args.table.table()?;
+    let service = CacheService::new(table).with_snapshots(keeper.as_ref().map(Keeper::status));
+    serving::serve(&args.server, &args.listen, || Ok(service))?;
+    serving::last_snapshot(keeper)
 }

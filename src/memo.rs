@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use afterimage_cache::Keeper;
 use afterimage_memo::store::{RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::{Embedded, Remote};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
@@ -89,23 +90,29 @@ impl Default for UpstreamArgs {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let mut keeper = None;
     serving::serve(&args.server, &args.listen, || {
         let options =
             MemoOptions { max_waiting: args.memo.max_waiting, ..MemoOptions::new(secret(&args)?) };
         let store = match &args.cache {
-            Place::Embedded => Store::Embedded(args.table.table()?),
+            Place::Embedded => {
+                let (table, started) = args.table.table()?;
+                keeper = started;
+                Store::Embedded(table, keeper.as_ref().map(Keeper::status))
+            }
             Place::At(addr) => Store::Remote(remote_store(addr, &args.upstream)?),
         };
         Ok(MemoService::new(store, classifier(&args)?, options))
-    })
+    })?;
+    serving::last_snapshot(keeper)
 }
 
 fn secret(args: &Args) -> anyhow::Result<Secret> {
     let Some(path) = &args.memo.secret_file else {
-        if matches!(args.cache, Place::At(_)) {
+        if matches!(args.cache, Place::At(_)) || args.table.has_snapshot() {
             tracing::warn!(
-                "no --secret-file: what this memo remembers in the cache is of no use to other \
-                 memos, nor to this one after a restart"
+                "no --secret-file: what this memo remembers is of no use to other memos, nor to \
+                 this one after a restart"
             );
         }
         return Secret::random().context("the operating system gives no randomness");

@@ -3,6 +3,7 @@
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
+use afterimage_cache::Keeper;
 use afterimage_wire::server::{Server, Service, until_terminated};
 use anyhow::{Context, bail};
 use tokio::runtime::{Builder, Runtime};
@@ -48,6 +49,14 @@ pub(crate) fn serve<S: Service>(
         server.serve(until_terminated()).await;
         Ok(())
     })
+}
+
+/// Writes a table's last snapshot, when nobody writes to the table any more.
+pub(crate) fn last_snapshot(keeper: Option<Keeper>) -> anyhow::Result<()> {
+    if let Some(keeper) = keeper {
+        keeper.finish()?;
+    }
+    Ok(())
 }
 
 /// The first address that `text` (host:port) stands for.

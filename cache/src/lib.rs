@@ -11,6 +11,8 @@ mod duel;
 mod eviction;
 mod hash;
 #[cfg(not(loom))]
+pub mod keeper;
+#[cfg(not(loom))]
 mod memory;
 #[cfg(not(loom))]
 pub mod service;
@@ -23,6 +25,8 @@ mod sync;
 pub mod table;
 
 pub use hash::Hashed;
+#[cfg(not(loom))]
+pub use keeper::{Keeper, KeeperStatus};
 #[cfg(not(loom))]
 pub use service::CacheService;
 #[cfg(not(loom))]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use afterimage_wire::proto::{Service as Kind, Status, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service};
 
-use crate::{Hashed, Table};
+use crate::{Hashed, KeeperStatus, Table};
 
 /// Serves a [`Table`] to the network.
 ///
@@ -14,12 +14,20 @@ use crate::{Hashed, Table};
 #[derive(Debug)]
 pub struct CacheService {
     table: Arc<Table>,
+    snapshots: Option<KeeperStatus>,
 }
 
 impl CacheService {
     /// A service over `table`, which others may go on using.
     pub fn new(table: Arc<Table>) -> Self {
-        CacheService { table }
+        CacheService { table, snapshots: None }
+    }
+
+    /// The same, telling of the table's snapshots in its statistics.
+    #[must_use]
+    pub fn with_snapshots(mut self, status: Option<KeeperStatus>) -> Self {
+        self.snapshots = status;
+        self
     }
 }
 
@@ -67,5 +75,8 @@ impl Service for CacheService {
         stats.counter("misses", table.misses);
         stats.counter("writes", table.writes);
         stats.counter("evictions", table.evictions);
+        if let Some(status) = &self.snapshots {
+            status.stats(stats);
+        }
     }
 }

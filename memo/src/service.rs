@@ -148,7 +148,7 @@ impl<C: Classifier> Service for MemoService<C> {
             }
         }
         match &shared.store {
-            Store::Embedded(table) => {
+            Store::Embedded(table, _) => {
                 shared.look_here(batch, table, &space, &hashes, images, since)
             }
             Store::Remote(remote) => {

@@ -116,7 +116,7 @@ fn table() -> Arc<Table> {
 
 /// A memo in front of `puppet`, with its table in the same process.
 async fn embedded(puppet: &Puppet, table: &Arc<Table>) -> Client {
-    let store = Store::Embedded(Arc::clone(table));
+    let store = Store::Embedded(Arc::clone(table), None);
     memo(store, puppet.clone(), MemoOptions::new(secret())).await
 }
 
@@ -300,7 +300,8 @@ async fn a_label_that_the_model_cannot_give_is_corrupt_and_not_remembered() {
 #[tokio::test]
 async fn an_image_of_the_wrong_size_is_told_both_sizes_and_its_batch_goes_on() {
     let puppet = Puppet::new();
-    let service = MemoService::new(Store::Embedded(table()), puppet, MemoOptions::new(secret()));
+    let service =
+        MemoService::new(Store::Embedded(table(), None), puppet, MemoOptions::new(secret()));
     let running = serve(service, "127.0.0.1:0").await;
     // A raw client, since ours would not even send it.
     let stream = tokio::net::TcpStream::connect(&running.addr).await.unwrap();
@@ -328,7 +329,7 @@ async fn an_image_of_the_wrong_size_is_told_both_sizes_and_its_batch_goes_on() {
 async fn past_the_cap_misses_are_overloaded_at_once_and_hits_go_on() {
     let puppet = Puppet::new();
     let options = MemoOptions { max_waiting: 3, ..MemoOptions::new(secret()) };
-    let client = memo(Store::Embedded(table()), puppet.clone(), options).await;
+    let client = memo(Store::Embedded(table(), None), puppet.clone(), options).await;
     client.classify(&[50; 4]).await.unwrap();
     puppet.hold();
     let waiting: Vec<_> = (0..3)
@@ -429,7 +430,7 @@ async fn a_classifier_never_reached_is_a_typed_error_at_once() {
     drop(nobody);
     let client = Client::connect_lazy(addr, fail_fast());
     let classifier = Remote::new(client, Duration::from_secs(5));
-    let client = memo(Store::Embedded(table()), classifier, MemoOptions::new(secret())).await;
+    let client = memo(Store::Embedded(table(), None), classifier, MemoOptions::new(secret())).await;
     let start = Instant::now();
     assert_eq!(status(client.classify(&[1; 4]).await), Status::UpstreamCrashed);
     assert!(start.elapsed() < Duration::from_secs(3));
@@ -460,7 +461,7 @@ async fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_and_is_back_whe
     let classifier = serve(FirstByte, "127.0.0.1:0").await;
     let upstream = Client::connect_lazy(classifier.addr.as_str(), fail_fast());
     let upstream = Remote::new(upstream, Duration::from_secs(5));
-    let client = memo(Store::Embedded(table()), upstream, MemoOptions::new(secret())).await;
+    let client = memo(Store::Embedded(table(), None), upstream, MemoOptions::new(secret())).await;
     until("the classifier is reached", async || client.classify(&[1; 4]).await.is_ok()).await;
 
     classifier.task.abort();
