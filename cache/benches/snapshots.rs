@@ -1,0 +1,29 @@
+//! How long a snapshot takes: `cargo bench -p afterimage-cache --bench snapshots -- [millions of keys]`.
+
+use afterimage_cache::{Capacity, Table, snapshot};
+
+fn main() {
+    let millions = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(10u64);
+    let keys = millions * 1_000_000;
+    let new = || Table::new(Capacity::Entries(keys + keys / 4)).expect("enough memory");
+    let table = new();
+    for key in 0..keys {
+        table.insert(key, !key);
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("snapshot");
+    for _ in 0..3 {
+        let written = snapshot::write(&table, &path).expect("enough disk");
+        let restored = new();
+        let loaded = snapshot::load(&restored, &path).expect("a whole snapshot");
+        assert_eq!(loaded.restored, table.len());
+        assert!(restored.entries().all(|entry| entry.value == !entry.key));
+        println!(
+            "{} entries, {} MB: written in {:.2?}, loaded in {:.2?}",
+            written.entries,
+            written.bytes / 1_000_000,
+            written.elapsed,
+            loaded.elapsed
+        );
+    }
+}
