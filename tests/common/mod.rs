@@ -1,0 +1,318 @@
+//! The real binary at work: services as child processes, commands run to their end, and the two
+//! ways to talk to a service.
+//!
+//! Nothing here outlives its test: a child is killed, by its process id, when its guard is dropped,
+//! and everything that waits has a limit.
+
+// Each test file uses a part of this.
+#![allow(dead_code)]
+
+pub(crate) mod load;
+pub(crate) mod talk;
+
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use afterimage_bench::workload::Population;
+use afterimage_classifier::{Metadata, Model};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// Longer than anything here takes on a busy machine; what takes longer hangs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often something is looked at that is waited for.
+const TICK: Duration = Duration::from_millis(5);
+
+/// A command of the binary, with none of this shell's settings.
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("AFTERIMAGE_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// A service in a process of its own. Dropped, it is killed; when its test fails, its log is printed.
+pub(crate) struct Running {
+    args: Vec<String>,
+    addr: SocketAddr,
+    child: Child,
+    log: Log,
+}
+
+impl Running {
+    /// Starts a service on a free port and waits for the line that says which.
+    pub(crate) fn start(args: &[&str]) -> Running {
+        Running::start_with_env(args, &[])
+    }
+
+    /// The same with environment variables.
+    pub(crate) fn start_with_env(args: &[&str], env: &[(&str, &str)]) -> Running {
+        let listen = ["--listen", "127.0.0.1:0"];
+        let given =
+            args.contains(&"--listen") || env.iter().any(|(name, _)| name.ends_with("LISTEN"));
+        let args: Vec<&str> =
+            args.iter().chain(listen.iter().filter(|_| !given)).copied().collect();
+        Running::try_start(&args, env).unwrap_or_else(|log| panic!("{args:?} ended:\n{log}"))
+    }
+
+    fn try_start(args: &[&str], env: &[(&str, &str)]) -> Result<Running, String> {
+        let mut command = command(args);
+        command.envs(env.iter().copied());
+        let mut child = command.spawn().expect("the binary starts");
+        let log = Log::default();
+        log.follow(child.stderr.take().expect("it is piped"));
+        let stdout = child.stdout.take().expect("it is piped");
+        // Until its address is known, and ever after, the guard owns the child.
+        let addr = SocketAddr::from(([127, 0, 0, 1], 0));
+        let args = args.iter().map(|&arg| arg.to_owned()).collect();
+        let mut running = Running { args, addr, child, log };
+        match running.first_line(stdout) {
+            Some(line) => {
+                let addr = line.trim_end().rsplit_once(" listening on ").map(|(_, addr)| addr);
+                let addr = addr.and_then(|addr| addr.parse().ok());
+                running.addr = addr.unwrap_or_else(|| panic!("no address in {line:?}"));
+                Ok(running)
+            }
+            None => {
+                let _ = running.wait();
+                Err(running.log())
+            }
+        }
+    }
+
+    /// The first line of its standard output, or `None` when that ends without one.
+    fn first_line(&self, stdout: impl Read + Send + 'static) -> Option<String> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let log = self.log.clone();
+        std::thread::spawn(move || {
+            let mut stdout = BufReader::new(stdout);
+            let mut line = String::new();
+            let read = stdout.read_line(&mut line).is_ok_and(|len| len > 0);
+            let _ = sender.send(read.then_some(line));
+            log.drain(stdout);
+        });
+        receiver.recv_timeout(PATIENCE).expect("the line that says where it listens, in time")
+    }
+
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// The same as a text for another's flag.
+    pub(crate) fn place(&self) -> String {
+        self.addr.to_string()
+    }
+
+    /// Ends it as a crash would (SIGKILL).
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("a signal can be sent");
+        self.wait();
+    }
+
+    /// Sends it a signal: SIGTERM to end, SIGSTOP to hang, SIGCONT to go on.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("a signal can be sent");
+    }
+
+    /// Waits for its end, and fails when that does not come.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "{:?} does not end", self.args);
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Starts it again, on the port that it had.
+    pub(crate) fn restart(&mut self) {
+        let args: Vec<String> = self.args.clone();
+        self.restart_as(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Starts it again, on the port that it had, with other flags.
+    pub(crate) fn restart_as(&mut self, args: &[&str]) {
+        *self = self.successor(args);
+    }
+
+    /// Starts another one on its port as soon as that is free: at its end, or when it drains.
+    pub(crate) fn successor(&self, args: &[&str]) -> Running {
+        let listen = self.place();
+        let mut args = args.to_vec();
+        match args.iter().position(|&arg| arg == "--listen") {
+            None => args.extend(["--listen", &listen]),
+            Some(at) => args[at + 1] = &listen,
+        }
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Running::try_start(&args, &[]) {
+                Ok(running) => return running,
+                Err(log) if log.contains("in use") && Instant::now() < deadline => {
+                    std::thread::sleep(TICK);
+                }
+                Err(log) => panic!("{args:?} does not start:\n{log}"),
+            }
+        }
+    }
+
+    /// What it has written to standard error so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.text()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A process that has ended already is no error here.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let mut text = format!("log of {:?} on {}:\n", self.args, self.addr);
+            for line in self.log().lines() {
+                let _ = writeln!(text, "    {line}");
+            }
+            eprint!("{text}");
+        }
+    }
+}
+
+/// What a process writes, as it comes.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn follow(&self, source: impl Read + Send + 'static) -> JoinHandle<()> {
+        let log = self.clone();
+        std::thread::spawn(move || log.drain(source))
+    }
+
+    fn drain(&self, mut source: impl Read) {
+        let mut bytes = [0; 4096];
+        while let Ok(len @ 1..) = source.read(&mut bytes) {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&bytes[..len]);
+        }
+    }
+
+    fn text(&self) -> String {
+        let bytes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Done {
+    /// Fails unless the command succeeded and had nothing to complain of; gives what it printed.
+    pub(crate) fn succeeded(self) -> String {
+        assert!(self.status.success(), "{self:#?}");
+        self.stdout
+    }
+
+    /// Fails unless the command failed with exit code 1 and one line on standard error, which is
+    /// the program's own; gives the line.
+    pub(crate) fn failed_with_a_line(self) -> String {
+        assert_eq!(self.status.code(), Some(1), "{self:#?}");
+        assert_eq!(self.stderr.lines().count(), 1, "{self:#?}");
+        assert!(self.stderr.starts_with("afterimage: "), "{self:#?}");
+        assert!(self.stderr.len() < 400, "{self:#?}");
+        self.stderr
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(args: &[&str]) -> Done {
+    run_with(args, |_| {})
+}
+
+/// Runs a command to its end, in a folder of its own or with an environment.
+pub(crate) fn run_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Done {
+    let mut command = command(args);
+    prepare(&mut command);
+    let mut child = command.spawn().expect("the binary starts");
+    let (stdout, stderr) = (Log::default(), Log::default());
+    let readers = [
+        stdout.follow(child.stdout.take().expect("it is piped")),
+        stderr.follow(child.stderr.take().expect("it is piped")),
+    ];
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let status = loop {
+        match child.try_wait().expect("a child can be waited for") {
+            Some(status) => break status,
+            None if Instant::now() < deadline => std::thread::sleep(TICK),
+            None => {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("{args:?} does not end:\n{}{}", stdout.text(), stderr.text());
+            }
+        }
+    };
+    for reader in readers {
+        reader.join().expect("a reader does not panic");
+    }
+    Done { status, stdout: stdout.text(), stderr: stderr.text() }
+}
+
+/// A folder for a test's files.
+pub(crate) fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder can be made")
+}
+
+/// A file in a folder, and its path as a flag takes it.
+pub(crate) fn file(folder: &TempDir, name: &str, bytes: impl AsRef<[u8]>) -> String {
+    let path: PathBuf = folder.path().join(name);
+    std::fs::write(&path, bytes).expect("a file can be written");
+    text(&path)
+}
+
+/// A path as a flag takes it.
+pub(crate) fn text(path: impl AsRef<OsStr>) -> String {
+    path.as_ref().to_str().expect("temporary paths are UTF-8").to_owned()
+}
+
+/// A model that answers every image otherwise than [`Model::raw`] does: the same machines, each with
+/// the label of the next.
+pub(crate) fn contrary_model() -> Model {
+    let raw = Model::raw();
+    let labels = raw.labels().iter().map(|label| (label + 1) % 10).collect();
+    Model::new(raw.features().clone(), raw.svm().clone(), labels, Metadata::default())
+        .expect("labels that stand once each, as before")
+}
+
+/// Drawn digits, and what a model answers to each.
+pub(crate) fn answered(seed: u64, count: usize, model: &Model) -> (Population, Vec<u16>) {
+    let population = Population::drawn(seed, count);
+    let label = |i| model.classify(population.image(i)).expect("digits are of the model's size");
+    let labels = (0..count).map(label).collect();
+    (population, labels)
+}
+
+/// Waits for something to come true.
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_true: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_true().await {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for this: {what}");
+        tokio::time::sleep(TICK).await;
+    }
+}
