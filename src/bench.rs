@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::workload::{Access, Keys, Population};
 use afterimage_bench::{Arrivals, Mode, Plan, Progress, Report, Span};
 use afterimage_classifier::Dataset;
@@ -32,9 +33,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     load_threads: usize,
 
-    /// Requests in flight on each connection.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    depth: usize,
+    /// Requests in flight on each connection; several depths, with commas, are measured in turn.
+    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',')]
+    depth: Vec<usize>,
 
     /// Requests a second, whether or not earlier ones are answered (an open loop). Without it the
     /// next request follows when an answer is there.
@@ -85,9 +86,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// Print the report as JSON.
+    /// Print the reports as JSON, one after another.
     #[arg(long)]
     json: bool,
+
+    /// Also write a record into this folder: the reports, the command, the commit, the machine.
+    #[arg(long, value_name = "DIR")]
+    record: Option<PathBuf>,
+
+    /// What the record is about, in a word; part of its file's name.
+    #[arg(long, value_name = "NAME", default_value = "run", requires = "record")]
+    record_name: String,
 
     #[command(flatten)]
     client: ClientArgs,
@@ -102,13 +111,27 @@ enum Target {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let report = measure(&plan(&args)?)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("{report}");
+    let machine = Machine::here();
+    let (mut plan, mut runs, mut problems) = (plan(&args)?, Vec::new(), Vec::new());
+    for (i, &depth) in args.depth.iter().enumerate() {
+        plan.depth = depth;
+        // What the first run has written or made remembered is there for the others.
+        plan.prefill = args.prefill && i == 0;
+        let report = measure(&plan)?;
+        if args.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            println!("{report}");
+        }
+        problems.extend(report.problems());
+        runs.push(Run { name: format!("depth {depth}"), report });
     }
-    match &report.problems()[..] {
+    if let Some(folder) = &args.record {
+        let record = Record::new(&args.record_name, Path::new("."), machine, runs);
+        let path = record.write(folder).with_context(|| format!("in {}", folder.display()))?;
+        println!("recorded in {}", path.display());
+    }
+    match &problems[..] {
         [] => Ok(()),
         problems => bail!("{}", problems.join("; ")),
     }
@@ -140,7 +163,6 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
     plan.timeout = args.client.timeout();
     plan.connections = args.connections;
     plan.threads = args.load_threads;
-    plan.depth = args.depth;
     plan.access = match args.zipf {
         0.0 => Access::Uniform,
         exponent => Access::Zipf { exponent },
@@ -151,7 +173,6 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
     }
     plan.stop = args.count.map_or(Span::Time(args.duration.0), Span::Requests);
     plan.warmup = Span::Time(args.warmup.0);
-    plan.prefill = args.prefill;
     plan.pin = args.pin.clone();
     plan.seed = args.seed;
     Ok(plan)
