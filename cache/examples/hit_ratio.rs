@@ -88,8 +88,8 @@ fn traces() -> Vec<(String, Vec<u64>)> {
         let mut rng = Rng(5);
         let trace = (0..REQUESTS)
             .map(|at| {
-                if rng.next() % 5 == 0 {
-                    1 << 41 | rng.next() % 10_000_000
+                if rng.next().is_multiple_of(5) {
+                    (1 << 41) | (rng.next() % 10_000_000)
                 } else {
                     at as u64 / 10 + rng.next() % (ENTRIES * 4 / 5)
                 }

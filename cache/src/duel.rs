@@ -86,7 +86,7 @@ impl Duel {
             return;
         }
         // Half of the past stays. If another thread was quicker, it ends the round, or the next one does.
-        let halved = guard / 2 | follow / 2 << 32;
+        let halved = (guard / 2) | ((follow / 2) << 32);
         let ended = self.counts.evictions.compare_exchange(
             counts,
             halved,

@@ -237,7 +237,8 @@ fn fingerprint(hash: u64) -> u64 {
     (hash & GHOST).max(1)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 

@@ -50,7 +50,8 @@ const fn mix(key: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 
