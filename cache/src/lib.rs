@@ -3,6 +3,9 @@
 //! [`Table`] is the table: memory taken once, readers that never block on writers, eviction inside the
 //! bucket. It knows nothing of what its keys and values mean.
 
+// All of it is in `memory`.
+#![deny(unsafe_code)]
+
 mod bucket;
 #[cfg(all(test, loom))]
 mod bucket_model;
@@ -13,6 +16,7 @@ mod hash;
 #[cfg(not(loom))]
 pub mod keeper;
 #[cfg(not(loom))]
+#[allow(unsafe_code)]
 mod memory;
 #[cfg(not(loom))]
 pub mod service;
