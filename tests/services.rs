@@ -281,12 +281,12 @@ async fn the_second_answer_is_remembered(addr: SocketAddr) {
     let (digits, labels) = answered(3, COUNT, &Model::raw());
     let (mut raw, _) = Raw::open(addr, TOKEN).await;
     for origin in [Origin::Computed, Origin::Memoized] {
-        // One at a time, then (the second time round) all at once.
-        for i in 0..COUNT {
+        for (i, &class) in labels.iter().enumerate() {
             let answer = raw.classify(i as u64, digits.image(i)).await;
-            assert_eq!(answer, Label { class: labels[i], origin }, "image {i}");
+            assert_eq!(answer, Label { class, origin }, "image {i}");
         }
     }
+    // All at once, and with a time budget.
     for i in 0..COUNT {
         let image = digits.image(i);
         raw.feed(i as u64, Message::ClassifyReq { image, budget_ms: 20_000 }).await;

@@ -1,0 +1,315 @@
+//! Many at once: identical requests make one call, end to end, and every request in flight gets
+//! exactly one reply. The classifier is held (SIGSTOP) until all that is to be in flight is there, so that
+//! what is counted does not depend on who is faster.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use afterimage_bench::workload::Population;
+use afterimage_classifier::Model;
+use afterimage_wire::proto::Status;
+use afterimage_wire::proto::message::{Message, Origin};
+use afterimage_wire::{Client, ClientOptions};
+use rustix::process::Signal;
+
+use common::talk::{Raw, client, error, gauge, label, stats, until_connected, within};
+use common::{Running, answered, until};
+
+/// The longest that a test here may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A memo and the classifier behind it, which can be held.
+struct Pair {
+    memo: Running,
+    classifier: Running,
+}
+
+impl Pair {
+    async fn start(flags: &[&str]) -> Pair {
+        let classifier = Running::start(&["classifier", "--model", "raw"]);
+        let place = classifier.place();
+        let fixed = ["memo", "--classifier", &place, "--classifier-timeout", "50s"];
+        let fixed = [&fixed[..], &["--memory", "8MiB"], flags].concat();
+        let memo = Running::start(&fixed);
+        until_connected(memo.addr()).await;
+        Pair { memo, classifier }
+    }
+
+    fn addr(&self) -> SocketAddr {
+        self.memo.addr()
+    }
+
+    fn hold(&self) {
+        self.classifier.signal(Signal::STOP);
+    }
+
+    fn release(&self) {
+        self.classifier.signal(Signal::CONT);
+    }
+
+    async fn until_waiting(&self, requests: usize) {
+        until("the requests are in flight", async || {
+            gauge(&stats(self.addr()).await, "waiting") == requests as i64
+        })
+        .await;
+    }
+
+    /// Images that the classifier has scored.
+    async fn scored(&self) -> u64 {
+        stats(self.classifier.addr()).await.counter_value("engine_scored")
+    }
+}
+
+// ---- Once ----
+
+#[test]
+fn two_hundred_connections_with_the_same_images_make_one_call_for_each_image() {
+    within(LIMIT, once(&[]));
+}
+
+#[test]
+fn two_hundred_connections_make_one_call_for_each_image_with_one_thread() {
+    within(LIMIT, once(&["--threads", "1"]));
+}
+
+#[test]
+fn two_hundred_connections_make_one_call_for_each_image_with_a_remote_cache() {
+    within(LIMIT, async {
+        let cache = Running::start(&["cache", "--memory", "8MiB"]);
+        once(&["--cache", &cache.place(), "--lookup-budget", "50s"]).await;
+    });
+}
+
+async fn once(flags: &[&str]) {
+    const CONNECTIONS: usize = 200;
+    const IMAGES: usize = 20;
+    let pair = Pair::start(flags).await;
+    let (digits, labels) = answered(1, IMAGES, &Model::raw());
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(Raw::open(pair.addr(), "").await.0);
+    }
+    pair.hold();
+    for (number, raw) in connections.iter_mut().enumerate() {
+        for i in 0..IMAGES {
+            // Each begins with another one.
+            let id = (i + number) % IMAGES;
+            let image = digits.image(id);
+            raw.feed(id as u64, Message::ClassifyReq { image, budget_ms: 0 }).await;
+        }
+        raw.flush().await;
+    }
+    pair.until_waiting(CONNECTIONS * IMAGES).await;
+    pair.release();
+
+    let mut computed = [0; IMAGES];
+    for raw in &mut connections {
+        let mut seen = HashSet::new();
+        for _ in 0..IMAGES {
+            let frame = raw.recv().await;
+            let id = frame.header.id as usize;
+            assert!(seen.insert(id), "request {id} was answered twice");
+            let answer = label(&frame);
+            assert_eq!(answer.class, labels[id]);
+            assert_ne!(answer.origin, Origin::Memoized, "all were in flight together");
+            computed[id] += usize::from(answer.origin == Origin::Computed);
+        }
+    }
+    assert_eq!(computed, [1; IMAGES]);
+    assert_eq!(pair.scored().await, IMAGES as u64);
+    let memo = stats(pair.addr()).await;
+    assert_eq!(memo.counter_value("classifier_calls"), IMAGES as u64);
+    assert_eq!(memo.counter_value("store_writes"), IMAGES as u64);
+    assert_eq!(memo.counter_value("coalesced"), ((CONNECTIONS - 1) * IMAGES) as u64);
+
+    // From now on all is remembered.
+    for raw in connections.iter_mut().take(5) {
+        for (i, &class) in labels.iter().enumerate() {
+            let answer = raw.classify(i as u64, digits.image(i)).await;
+            assert_eq!((answer.class, answer.origin), (class, Origin::Memoized));
+        }
+    }
+    assert_eq!(pair.scored().await, IMAGES as u64);
+}
+
+#[test]
+fn free_running_connections_make_no_more_calls_than_there_are_images() {
+    within(LIMIT, async {
+        const CONNECTIONS: usize = 200;
+        const IMAGES: usize = 25;
+        let pair = Pair::start(&[]).await;
+        let (digits, labels) = answered(2, IMAGES, &Model::raw());
+        let digits = std::sync::Arc::new(digits);
+        let mut tasks = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let (digits, labels) = (digits.clone(), labels.clone());
+            let client = client(pair.addr()).await;
+            tasks.push(tokio::spawn(async move {
+                for (i, &class) in labels.iter().enumerate() {
+                    assert_eq!(client.classify(digits.image(i)).await.unwrap().class, class);
+                }
+            }));
+        }
+        for task in tasks {
+            task.await.unwrap();
+        }
+        // Nobody was held here: whoever came late found the answer in the table or on its way there.
+        assert_eq!(pair.scored().await, IMAGES as u64);
+    });
+}
+
+#[test]
+fn a_client_that_hangs_up_leaves_its_call_to_the_memo() {
+    within(LIMIT, async {
+        const IMAGES: usize = 10;
+        let pair = Pair::start(&[]).await;
+        let (digits, labels) = answered(3, IMAGES, &Model::raw());
+        pair.hold();
+        let (mut raw, _) = Raw::open(pair.addr(), "").await;
+        feed_all(&mut raw, &digits, 0..IMAGES as u64).await;
+        pair.until_waiting(IMAGES).await;
+        drop(raw);
+        pair.release();
+        pair.until_waiting(0).await;
+        let (mut raw, _) = Raw::open(pair.addr(), "").await;
+        for (i, &class) in labels.iter().enumerate() {
+            let answer = raw.classify(i as u64, digits.image(i)).await;
+            assert_eq!((answer.class, answer.origin), (class, Origin::Memoized));
+        }
+    });
+}
+
+// ---- Exactly one reply ----
+
+/// Requests in flight together on one connection.
+const MANY: usize = 10_000;
+
+/// Sends a request for each id; request `id` asks about image `id` modulo their number.
+async fn feed_all(raw: &mut Raw, digits: &Population, ids: impl Iterator<Item = u64>) {
+    for id in ids {
+        let image = digits.image((id % digits.len() as u64) as usize);
+        raw.feed(id, Message::ClassifyReq { image, budget_ms: 0 }).await;
+    }
+    raw.flush().await;
+}
+
+#[test]
+fn ten_thousand_requests_in_flight_on_one_connection_get_one_reply_each() {
+    within(LIMIT, async {
+        const IMAGES: usize = 250;
+        let pair = Pair::start(&[]).await;
+        let (digits, labels) = answered(4, IMAGES, &Model::raw());
+        // From both ends of what an id can be.
+        let ids = || (0..MANY as u64 / 2).flat_map(|i| [i, u64::MAX - i]);
+        let (mut raw, welcome) = Raw::open(pair.addr(), "").await;
+        assert!(welcome.window as usize >= MANY);
+        pair.hold();
+        feed_all(&mut raw, &digits, ids()).await;
+        pair.until_waiting(MANY).await;
+        // The connection is not blocked by what waits on it.
+        let pong = raw.ask(u64::MAX / 2, Message::Ping(b"still there?")).await;
+        assert_eq!(pong.message().unwrap(), Message::Pong(b"still there?"));
+        pair.release();
+
+        let mut due: HashSet<u64> = ids().collect();
+        assert_eq!(due.len(), MANY);
+        for _ in 0..MANY {
+            let frame = raw.recv().await;
+            let id = frame.header.id;
+            assert!(due.remove(&id), "a second reply to request {id}, or one to none");
+            assert_eq!(label(&frame).class, labels[(id % IMAGES as u64) as usize]);
+        }
+        // Nothing more comes; the next frame is the next request's.
+        raw.ask(1, Message::Ping(b"")).await;
+        assert_eq!(pair.scored().await, IMAGES as u64);
+        assert_eq!(gauge(&stats(pair.addr()).await, "waiting"), 0);
+    });
+}
+
+#[test]
+fn ten_thousand_callers_of_one_client_get_their_own_answers() {
+    within(LIMIT, async {
+        const IMAGES: usize = 250;
+        let pair = Pair::start(&[]).await;
+        let (digits, labels) = answered(5, IMAGES, &Model::raw());
+        let digits = std::sync::Arc::new(digits);
+        let options = ClientOptions::new()
+            .max_in_flight(MANY)
+            .max_queued_bytes(64 << 20)
+            .timeout(Duration::from_secs(50));
+        let client = Client::connect(pair.addr(), options).await.unwrap();
+        pair.hold();
+        let callers: Vec<_> = (0..MANY)
+            .map(|i| {
+                let (client, digits) = (client.clone(), digits.clone());
+                tokio::spawn(async move { client.classify(digits.image(i % IMAGES)).await })
+            })
+            .collect();
+        pair.until_waiting(MANY).await;
+        pair.release();
+        for (i, caller) in callers.into_iter().enumerate() {
+            assert_eq!(caller.await.unwrap().unwrap().class, labels[i % IMAGES]);
+        }
+    });
+}
+
+#[test]
+fn past_the_window_a_connection_waits_and_nothing_is_lost() {
+    within(LIMIT, async {
+        const WINDOW: usize = 100;
+        const SENT: usize = 300;
+        const IMAGES: usize = 50;
+        let pair = Pair::start(&["--window", "100"]).await;
+        let (digits, labels) = answered(6, IMAGES, &Model::raw());
+        let (mut raw, welcome) = Raw::open(pair.addr(), "").await;
+        assert_eq!(welcome.window as usize, WINDOW);
+        pair.hold();
+        feed_all(&mut raw, &digits, 0..SENT as u64).await;
+        pair.until_waiting(WINDOW).await;
+        // It stays at that. Another connection has a window of its own.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(gauge(&stats(pair.addr()).await, "waiting"), WINDOW as i64);
+        pair.release();
+        let mut due: HashSet<u64> = (0..SENT as u64).collect();
+        for _ in 0..SENT {
+            let frame = raw.recv().await;
+            assert!(due.remove(&frame.header.id));
+            assert_eq!(label(&frame).class, labels[frame.header.id as usize % IMAGES]);
+        }
+    });
+}
+
+#[test]
+fn past_the_memos_cap_the_answer_is_overloaded_at_once_while_hits_go_on() {
+    within(LIMIT, async {
+        const CAP: usize = 50;
+        const IMAGES: usize = 80;
+        let pair = Pair::start(&["--max-waiting", "50"]).await;
+        let (digits, labels) = answered(7, IMAGES, &Model::raw());
+        let (mut raw, _) = Raw::open(pair.addr(), "").await;
+        let known = raw.classify(0, digits.image(0)).await;
+        pair.hold();
+        feed_all(&mut raw, &digits, 1..IMAGES as u64).await;
+        // Those that are too many are answered though the classifier is not.
+        for _ in 0..IMAGES - 1 - CAP {
+            let frame = raw.recv().await;
+            let (status, text, connection) = error(&frame);
+            assert_eq!((status, connection), (Status::Overloaded, false));
+            assert!(text.contains("50"), "{text:?}");
+        }
+        let (mut another, _) = Raw::open(pair.addr(), "").await;
+        let hit = another.classify(0, digits.image(0)).await;
+        assert_eq!((hit.class, hit.origin), (known.class, Origin::Memoized));
+        pair.release();
+        for _ in 0..CAP {
+            let frame = raw.recv().await;
+            assert_eq!(label(&frame).class, labels[frame.header.id as usize]);
+        }
+        assert_eq!(stats(pair.addr()).await.counter_value("overloaded"), (IMAGES - 1 - CAP) as u64);
+    });
+}
