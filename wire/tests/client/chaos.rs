@@ -42,6 +42,9 @@ async fn misbehave(mut listener: Listener, mut random: Random, calm: Arc<AtomicB
         if !calm.load(Ordering::SeqCst) && random.below(8) == 0 {
             continue;
         }
+        if peer.try_next().await.is_none() {
+            continue;
+        }
         let mut hello = Vec::new();
         let welcome = Welcome { window, ..welcome() };
         Message::Welcome(welcome).encode(0, &mut hello);
@@ -56,9 +59,6 @@ async fn misbehave(mut listener: Listener, mut random: Random, calm: Arc<AtomicB
 async fn converse(mut peer: Peer, mut random: Random, calm: Arc<AtomicBool>) {
     let (mut held, mut answered) = (Vec::new(), 0);
     while let Some(frame) = peer.try_next().await {
-        if frame.header.kind == Kind::Hello {
-            continue;
-        }
         let mut out = Vec::new();
         let id = frame.header.id;
         let read = frame.header.flags == 0;
