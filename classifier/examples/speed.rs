@@ -7,11 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use afterimage_classifier::{Dataset, Level, Model, Scratch};
+use afterimage_classifier::{Dataset, Engine, EngineOptions, Job, Level, Model, Scratch};
 
 /// How long each figure may take.
 const PATIENCE: Duration = Duration::from_millis(1500);
-const IMAGES: usize = 512;
+const IMAGES: usize = 128;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for level in Level::available() {
         // Every measurement checks its answers.
         assert_eq!(model.scores_with(level, &images)?, expected);
-        for batch in [1, 8, 64, 256] {
+        for batch in [1, 8, 64, 128] {
             let time = fastest(|| {
                 for images in images.chunks(batch) {
                     std::hint::black_box(model.scores_with(level, images).expect("right size"));
@@ -63,6 +63,33 @@ fn main() -> Result<(), Box<dyn Error>> {
         });
     });
     println!("one thread {one:.1} µs, two threads {two:.1} µs per image: {:.2} times", one / two);
+    through_the_engine(&model, &images)
+}
+
+/// One request at a time from submission to reply: the label's own time and two changes of threads.
+fn through_the_engine(model: &Arc<Model>, images: &[&[u8]]) -> Result<(), Box<dyn Error>> {
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let engine = Engine::start(Arc::clone(model), options);
+    let (sender, answers) = std::sync::mpsc::channel();
+    let mut times = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        for image in images {
+            let sender = sender.clone();
+            let job = Job::new(*image, move |label| {
+                // The receiver outlives the engine.
+                let _ = sender.send(label);
+            });
+            let started = Instant::now();
+            engine.submit(job)?;
+            answers.recv()??;
+            times.push(started.elapsed());
+        }
+    }
+    times.sort_unstable();
+    let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize].as_secs_f64() * 1e6;
+    let (median, high) = (at(0.5), at(0.99));
+    println!("engine, one at a time: least {:.1}, median {median:.1}, 99 % {high:.1} µs", at(0.0));
     Ok(())
 }
 

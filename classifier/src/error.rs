@@ -180,6 +180,14 @@ pub enum ModelError {
         /// What is there.
         value: f32,
     },
+    /// A line of a text model is not what it should be.
+    #[error("line {line}: {detail}")]
+    Text {
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+    },
     /// The shape in the metadata is no shape.
     #[error(transparent)]
     Shape(#[from] DataError),

@@ -2,7 +2,7 @@
 //! distorted copies of them.
 //!
 //! What is kept of an image is its 100 components; the 5150 features are made of them anew at every visit, which
-//! takes less time than reading them would, and 288 MB for 720,000 images instead of 15 GB.
+//! takes less time than reading them would, and for 1.44 million images 645 MB instead of 30 GB.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,9 +23,11 @@ use crate::kernels::{Affine, Chunk, LANES, Level};
 use crate::shape::Shape;
 use crate::svm::LinearSvm;
 
-/// Distorted copies of every image.
-const COPIES: usize = 11;
-/// C with copies, and without.
+/// Distorted copies of every image. On the validation images 11 leave 32 and 37 errors (seeds 1 and 2), 23 leave 30
+/// and 29, in twice the time.
+const COPIES: usize = 23;
+/// C with copies, and without. With 11 copies, C = 1 leaves 33 and 34 validation errors where 0.5 leaves 32 and 37
+/// (seeds 1 and 2): no difference.
 const C: f64 = 0.5;
 const C_WITHOUT_COPIES: f64 = 2.0;
 /// Passes of the solver.

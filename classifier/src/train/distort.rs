@@ -32,16 +32,16 @@ pub(crate) struct Distorter {
 impl Distorter {
     pub(crate) fn new() -> Self {
         let cosine = |m: usize, i: usize| cos_pi(m * (2 * i + 1), 2 * SIDE) as f32;
-        let mut deviations = [[0.0; MODES]; MODES];
+        let mut deviations = [[0.0_f64; MODES]; MODES];
         let mut power = 0.0;
-        for m in 0..MODES {
-            for n in 0..MODES {
+        for (m, deviations) in deviations.iter_mut().enumerate() {
+            for (n, deviation) in deviations.iter_mut().enumerate() {
                 let order = m * m + n * n;
                 if (1..MODES_BELOW).contains(&order) {
-                    deviations[m][n] = 1.0 / order as f64;
+                    *deviation = 1.0 / order as f64;
                     // The mean square of a cosine is ½, of a constant 1.
                     let half = |m: usize| if m == 0 { 1.0 } else { 0.5 };
-                    power += half(m) * half(n) * deviations[m][n] * deviations[m][n];
+                    power += half(m) * half(n) * *deviation * *deviation;
                 }
             }
         }

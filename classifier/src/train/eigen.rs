@@ -181,15 +181,9 @@ mod tests {
 
     fn random_symmetric(n: usize) -> Vec<Vec<f64>> {
         let mut random = Random::new(n as u64, b"a test..", 0);
-        let mut a = vec![vec![0.0; n]; n];
-        for i in 0..n {
-            for j in 0..=i {
-                let value = random.uniform() - 0.5;
-                a[i][j] = value;
-                a[j][i] = value;
-            }
-        }
-        a
+        let half: Vec<Vec<f64>> =
+            (0..n).map(|_| (0..n).map(|_| random.uniform() - 0.5).collect()).collect();
+        (0..n).map(|i| (0..n).map(|j| half[i.max(j)][i.min(j)]).collect()).collect()
     }
 
     fn check(a: Vec<Vec<f64>>) {

@@ -45,6 +45,57 @@ fn the_same_seed_gives_the_same_file_on_any_number_of_threads() {
     assert_ne!(run(&other, &data, &|_| {}).unwrap().to_bytes(), bytes);
 }
 
+/// Strokes of four slopes, 28 × 28: enough for the convolutional map to learn from.
+fn strokes(count: usize) -> Dataset {
+    let mut random = random::Random::new(6, b"a test..", 0);
+    let mut images = Vec::new();
+    for i in 0..count {
+        let (across, down) = [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7), (0.9, -0.4)][i % 4];
+        let (left, top) = (random.below(8) as f64 + 10.0, random.below(8) as f64 + 10.0);
+        for y in 0..28 {
+            for x in 0..28 {
+                let (dy, dx) = (f64::from(y) - top, f64::from(x) - left);
+                let (along, beside) = (across * dx + down * dy, across * dy - down * dx);
+                let on = along.abs() < 8.0 && beside.abs() < 1.5;
+                images.push(if on { 200 + random.below(56) as u8 } else { 0 });
+            }
+        }
+    }
+    Dataset::new(Shape::MNIST, images, (0..count).map(|i| (i % 4) as u16).collect()).unwrap()
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "takes minutes without optimization")]
+fn convolutional_training_gives_the_same_file_on_any_number_of_threads() {
+    let data = strokes(240);
+    let options = TrainOptions { features: FeatureKind::Conv, copies: Some(2), ..options() };
+    let bytes_on = |options: &TrainOptions, threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| run(options, &data, &|_| {}).unwrap().to_bytes())
+    };
+    let bytes = bytes_on(&options, 1);
+    assert_eq!(bytes_on(&options, 2), bytes);
+    assert_eq!(bytes_on(&options, 3), bytes);
+    assert_ne!(bytes_on(&TrainOptions { seed: 9, ..options.clone() }, 2), bytes);
+    let model = Model::from_bytes(&bytes).unwrap();
+    let wrong = Evaluation::of(&model, &strokes(100)).unwrap().wrong();
+    assert!(wrong <= 10, "{wrong} of 100 strokes");
+    assert!(model.metadata().command.contains(" --copies 2 "));
+}
+
+#[test]
+fn options_that_mean_nothing_are_refused() {
+    let copies = TrainOptions { copies: Some(2), ..options() };
+    assert!(run(&copies, &bars(40), &|_| {}).unwrap_err().to_string().contains("copies"));
+    let many = TrainOptions { features: FeatureKind::Conv, copies: Some(101), ..options() };
+    assert!(run(&many, &strokes(8), &|_| {}).unwrap_err().to_string().contains("at most 100"));
+    let small = TrainOptions { features: FeatureKind::Conv, ..options() };
+    let error = run(&small, &bars(8), &|_| {}).unwrap_err().to_string();
+    assert_eq!(error, "shape of the images for the conv map: expected 28x28, found 6x6");
+    assert!("convolutional".parse::<FeatureKind>().is_err());
+    assert_eq!("conv".parse::<FeatureKind>().unwrap(), FeatureKind::Conv);
+}
+
 #[test]
 fn the_command_says_every_option() {
     let mut options = options();

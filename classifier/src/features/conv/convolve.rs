@@ -9,6 +9,8 @@
 //! Filters are linear, so the normalisation p ← (p − mean)/√(var + 0.01) of a patch is done after them, on
 //! 32 numbers and not on 25: F·p ← (F·p − mean·ΣF)/√(var + 0.01).
 
+use std::ops::Range;
+
 use super::plane::{Plane, ROW_LEN, SIDE};
 use crate::kernels::{Chunk, LANES, Simd};
 
@@ -121,9 +123,12 @@ pub(crate) fn convolve<S: Simd>(
     let mut answers = [[[0.0; LANES]; CHANNEL_CHUNKS]; PLACES];
     for y in 0..PLACES {
         let statistics = Statistics::of_row(plane, y);
+        if statistics.blank(0..PLACES) {
+            continue;
+        }
         if S::WIDE {
-            for x in (0..PLACES).step_by(12) {
-                answer::<S, 12>(simd, filters, plane, &statistics, [y, x], &mut answers);
+            for x in (0..PLACES).step_by(6) {
+                answer::<S, 6>(simd, filters, plane, &statistics, [y, x], &mut answers);
             }
         } else {
             for x in (0..PLACES).step_by(3) {
@@ -131,6 +136,9 @@ pub(crate) fn convolve<S: Simd>(
             }
         }
         for g in 0..POOLS {
+            if statistics.blank(REACH[g][0]..REACH[g][1]) {
+                continue;
+            }
             let mut sums = [simd.splat(0.0); CHANNEL_CHUNKS];
             for x in REACH[g][0]..REACH[g][1] {
                 let weight = simd.splat(TRIANGLES[g][x]);
@@ -164,6 +172,11 @@ fn answer<S: Simd, const P: usize>(
     [y, x]: [usize; 2],
     answers: &mut [[Chunk; CHANNEL_CHUNKS]; PLACES],
 ) {
+    // Around a digit there is much of nothing, and the answer to nothing is exactly zero.
+    if statistics.blank(x..x + P) {
+        answers[x..x + P].fill([[0.0; LANES]; CHANNEL_CHUNKS]);
+        return;
+    }
     let mut sums = [[simd.splat(0.0); FILTER_CHUNKS]; P];
     for dy in 0..PATCH {
         // All the pixels this row of the patches needs, so that the loop below checks no bounds.
@@ -203,6 +216,13 @@ pub(crate) struct Statistics {
 }
 
 impl Statistics {
+    /// Whether all pixels of these places' patches are zero: none is below, so their mean is zero only then. (A
+    /// sum of pixels so small that it vanishes would show a patch as blank whose answer is zero anyway.)
+    #[inline(always)]
+    fn blank(&self, places: Range<usize>) -> bool {
+        self.means[places].iter().all(|&mean| mean == 0.0)
+    }
+
     /// Of the patches whose upper row is `y`.
     #[inline(always)]
     pub(crate) fn of_row(plane: &Plane, y: usize) -> Self {
