@@ -41,7 +41,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let mut failed = 0;
         for file in &args.files {
             if let Err(error) = classify_file(&client, file, &args).await {
-                eprintln!("afterimage: {}: {error:#}", file.display());
+                let (name, line) = (file.display().to_string(), crate::one_line(&error));
+                // What cannot be read names its file itself.
+                let line = line.strip_prefix(&format!("{name}: ")).unwrap_or(&line);
+                eprintln!("afterimage: {name}: {line}");
                 failed += 1;
             }
         }

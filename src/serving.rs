@@ -44,9 +44,11 @@ pub(crate) fn serve<S: Service>(
         let server = Server::bind(addr, service, options)
             .await
             .with_context(|| format!("cannot listen on {addr}"))?;
+        // Before anybody knows that we are there: whoever does may end us at once.
+        let terminated = until_terminated();
         // On standard output and flushed, so that whoever started us learns the port.
         println!("{kind} listening on {}", server.local_addr()?);
-        server.serve(until_terminated()).await;
+        server.serve(terminated).await;
         Ok(())
     })
 }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use clap::builder::ArgPredicate;
 use clap::{Arg, ArgAction, Command};
 
 /// What the environment variables of this program begin with.
@@ -60,7 +61,7 @@ fn with_environment(command: Command) -> Command {
 }
 
 fn with_file(command: Command, text: &str) -> anyhow::Result<Command> {
-    let tables: toml::Table = text.parse()?;
+    let tables: toml::Table = text.parse().map_err(|error| syntax_error(&error, text))?;
     let mut command = command;
     for (name, table) in tables {
         let toml::Value::Table(table) = table else {
@@ -96,14 +97,31 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
         };
         let values: Vec<String> = values
             .with_context(|| format!("{name:?} must be a text, a number or a truth value"))?;
-        let id = command
+        let arg = command
             .get_arguments()
             .find(|arg| arg.get_long() == Some(name))
-            .map(|arg| arg.get_id().to_string())
             .expect("the name is one of the arguments'");
-        command = command.mut_arg(id, |arg| arg.default_values(values).required(false));
+        let id = arg.get_id().to_string();
+        // A flag that excludes this one beats the file, as this one's own flag does.
+        let rivals = command.get_arg_conflicts_with(arg).into_iter();
+        let rivals: Vec<String> = rivals.map(|rival| rival.get_id().to_string()).collect();
+        command = command.mut_arg(id, |arg| {
+            // What the environment holds and help does not show, it does not show from here either.
+            let secret = arg.is_hide_env_values_set();
+            let arg = rivals.into_iter().fold(arg, |arg, rival| {
+                arg.default_value_if(rival, ArgPredicate::IsPresent, None::<&str>)
+            });
+            arg.default_values(values).required(false).hide_default_value(secret)
+        });
     }
     Ok(command)
+}
+
+/// What is wrong with the file, and where, in one line.
+fn syntax_error(error: &toml::de::Error, text: &str) -> anyhow::Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    anyhow::anyhow!("TOML, line {line}: {}", error.message())
 }
 
 /// The name under which an argument can be set: its long flag's.
