@@ -249,6 +249,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     self.input.consume(frame.header.frame_len());
                     continue;
                 }
+                Ok(Message::Unknown { .. }) => {
+                    // A newer server's; the protocol has us step over it.
+                    self.input.consume(frame.header.frame_len());
+                    continue;
+                }
                 Ok(_) => Ok(Answer::Other(kind)),
                 Err(error) => {
                     let violation = Violation::Body { kind, error };

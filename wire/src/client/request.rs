@@ -87,11 +87,14 @@ impl<B: AsRef<[u8]>> Request<B> {
     }
 }
 
-/// The time left, as requests carry it: in whole milliseconds, rounded up, at least 1 (0 would
-/// mean "no limit") and at most what fits.
+/// The time left, as requests carry it: in whole milliseconds, rounded up, at least 1. More than the
+/// field can say is 0, "no limit": the server must not give up before the caller does.
 pub(super) fn budget_ms(now: Instant, deadline: Instant) -> u16 {
     let left = deadline.saturating_duration_since(now) + Duration::from_micros(999);
-    u16::try_from(left.as_millis()).unwrap_or(u16::MAX).max(1)
+    match u16::try_from(left.as_millis()) {
+        Ok(budget) => budget.max(1),
+        Err(_) => 0,
+    }
 }
 
 #[cfg(test)]
@@ -99,14 +102,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_rounded_up_and_capped_and_never_unlimited() {
+    fn a_budget_is_rounded_up_and_unlimited_only_beyond_what_the_field_can_say() {
         let now = Instant::now();
         for (left, budget) in [
             (Duration::ZERO, 1),
             (Duration::from_micros(1), 1),
             (Duration::from_micros(1001), 2),
             (Duration::from_secs(10), 10_000),
-            (Duration::from_secs(3600), u16::MAX),
+            (Duration::from_millis(65_535), u16::MAX),
+            (Duration::from_millis(65_536), 0),
+            (Duration::from_secs(3600), 0),
         ] {
             assert_eq!(budget_ms(now, now + left), budget, "{left:?}");
         }

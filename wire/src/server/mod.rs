@@ -5,8 +5,8 @@
 //! one write sends the lot. What must wait takes a [`Later`], which answers exactly once, whatever
 //! happens to it.
 //!
-//! [`connection`](self) is one file, the loop that does this; [`batch`] is what a service sees of
-//! it; [`outbox`] is where late replies go; [`options`] holds every cap with its reason.
+//! `connection.rs` is the loop that does this; `batch.rs` is what a service sees of it; `outbox.rs`
+//! is where late replies go; `options.rs` holds every cap with its reason.
 
 mod answers;
 mod batch;

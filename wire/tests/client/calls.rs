@@ -103,7 +103,7 @@ async fn writes_and_reads_of_one_caller_keep_their_order_while_they_queue() {
 #[tokio::test]
 async fn requests_carry_the_time_that_is_left() {
     let (client, mut peer, _listener) = pair(options()).await;
-    for (timeout_ms, lowest, highest) in [(5_000, 1, 5_000), (3_600_000, u16::MAX, u16::MAX)] {
+    for (timeout_ms, lowest, highest) in [(5_000, 1, 5_000), (3_600_000, 0, 0)] {
         let timeout = Duration::from_millis(timeout_ms);
         client.submit_classify(&[1], timeout, |_| {});
         let budget = peer.next().await.header.status;

@@ -227,14 +227,28 @@ async fn a_nonsensical_reply_is_a_typed_error_and_the_connection_goes_on() {
     assert_eq!(error.to_string(), expected);
     assert!(connected);
 
-    let (error, connected) = answered_with(|id| header(Kind::Unknown(0xEE), id, 0).to_vec()).await;
+    let (error, connected) = answered_with(|id| header(Kind::StatsReq, id, 0).to_vec()).await;
     assert!(
         matches!(
             &error,
-            CallError::Protocol { violation: Violation::WrongReply { kind, .. } } if kind.code() == 0xEE
+            CallError::Protocol { violation: Violation::WrongReply { kind: Kind::StatsReq, .. } }
         ),
         "{error}"
     );
+    assert!(connected);
+}
+
+#[tokio::test]
+async fn a_frame_of_an_unknown_kind_is_stepped_over_whatever_id_it_has() {
+    let (error, connected) = answered_with(|id| {
+        let mut bytes = header(Kind::Unknown(0xEE), id, 3).to_vec();
+        bytes.extend_from_slice(&[0; 3]);
+        let (status, text) = (Status::UpstreamCorrupt, "the real reply");
+        Message::Error { status, text, connection: false }.encode(id, &mut bytes);
+        bytes
+    })
+    .await;
+    assert!(error.to_string().contains("the real reply"), "{error}");
     assert!(connected);
 }
 
