@@ -11,8 +11,9 @@ use crate::schedule::Schedule;
 use crate::tally::{Outcome, Tally};
 use crate::workload::Draw;
 
-/// Bytes that are encoded before they are handed to the kernel. A server gets something to do while
-/// the rest is encoded, and the buffer stays in the L1 and L2 caches.
+/// Bytes that are encoded before they are handed to the kernel: a server gets something to do while the
+/// rest of a deep window is encoded, and the buffer stays in the L2 cache. CPU time for each 800-byte
+/// request at depth 1024, side by side: 272 ns with 32 KiB, 218 with 64, 211 with 128, 185 with 256.
 const CHUNK: usize = 256 << 10;
 
 /// What a lane does in one phase of a run.

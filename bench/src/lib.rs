@@ -9,6 +9,8 @@
 //! what it got. In a closed loop a request is due when the answer before it has come, so the two hardly
 //! differ.
 
+#![forbid(unsafe_code)]
+
 mod connection;
 pub mod digits;
 mod flight;
