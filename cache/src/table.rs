@@ -299,4 +299,4 @@ impl fmt::Debug for Table {
 
 /// Lookups in flight at once in [`Table::get_many`]: enough to cover the memory's latency, few enough that
 /// no prefetched line is pushed out again before it is read.
-const AHEAD: usize = 24;
+const AHEAD: usize = 32;
