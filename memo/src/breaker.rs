@@ -60,6 +60,10 @@ impl Breaker {
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         if failures == self.threshold {
             self.opened.fetch_add(1, Relaxed);
+        }
+        if failures >= self.threshold {
+            // Counted from a failure, not from when its probe was sent: one that takes longer than
+            // `probe_every` to fail would otherwise have the next on its heels.
             self.next_probe.store(self.nanos(now) + self.probe_nanos(), Relaxed);
         }
     }
@@ -119,5 +123,18 @@ mod tests {
         assert!(breaker.allows(now + 2 * PROBE));
         breaker.succeeded();
         assert!(breaker.allows(now + 2 * PROBE) && breaker.allows(now + 2 * PROBE));
+    }
+
+    #[test]
+    fn a_probe_that_takes_long_to_fail_puts_the_next_one_off() {
+        let now = Instant::now();
+        let breaker = Breaker::new(1, PROBE, now);
+        breaker.failed(now);
+        assert!(breaker.allows(now + PROBE));
+        let failed_at = now + 4 * PROBE;
+        breaker.failed(failed_at);
+        assert!(!breaker.allows(failed_at));
+        assert!(breaker.allows(failed_at + PROBE));
+        assert_eq!(breaker.times_opened(), 1);
     }
 }
