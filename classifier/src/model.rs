@@ -88,10 +88,11 @@ impl Model {
         Ok(Self { features, svm, labels, metadata, digest })
     }
 
-    /// The model that comes with the program.
+    /// The model that comes with the program: the convolutional one.
     #[must_use]
     pub fn shipped() -> Arc<Self> {
-        Self::raw()
+        static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+        embedded(&MODEL, include_bytes!("../models/conv.safetensors"))
     }
 
     /// The raw-pixel linear model that comes with the program: the simplest there is, for comparison.

@@ -55,6 +55,53 @@ fn scores_have_the_same_bits_alone_in_any_batch_and_at_every_level() {
 }
 
 #[test]
+fn the_raw_model_has_the_same_bits_alone_in_any_batch_and_at_every_level() {
+    let model = Model::raw();
+    let images = noise_images(21);
+    let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
+    let together = model.scores(&images).unwrap();
+    for level in Level::available() {
+        assert_eq!(bits(&model.scores_with(level, &images).unwrap()), bits(&together), "{level:?}");
+        for (i, image) in images.iter().enumerate() {
+            let alone = model.scores_with(level, &[image]).unwrap();
+            assert_eq!(bits(&alone), bits(&together)[i * 10..(i + 1) * 10], "{level:?}, image {i}");
+        }
+    }
+}
+
+#[test]
+fn the_shipped_model_is_the_convolutional_one_and_small() {
+    let model = Model::shipped();
+    assert_eq!(model.features().name(), "conv");
+    assert_eq!(model.labels(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert!(model.to_bytes().len() < 1_000_000);
+    let (wrong, images) = model.metadata().test_errors.unwrap();
+    assert_eq!(images, 10_000);
+    assert!(wrong <= 40, "{wrong} wrong");
+    assert_eq!(Model::raw().features().name(), "raw");
+}
+
+#[test]
+fn a_convolutional_file_with_a_wrong_shape_or_tensor_is_refused() {
+    let bytes = include_bytes!("../../models/conv.safetensors");
+    let (tensors, texts) = tensors::decode(bytes).unwrap();
+    let refused = |tensors: &Tensors, texts: &Texts| {
+        Model::from_bytes(&tensors::encode(tensors, texts)).unwrap_err().to_string()
+    };
+    let mut other = texts.clone();
+    other.insert("shape".into(), "784".into());
+    assert!(refused(&tensors, &other).contains("expected 28x28, found 784"));
+    for name in ["conv.filters", "conv.projection", "conv.offset", "svm.weights"] {
+        let mut without = tensors.clone();
+        let tensor = without.remove(name).unwrap();
+        assert!(refused(&without, &texts).contains(name));
+        let flat = Tensor::new(&[1, tensor.values.len()], tensor.values);
+        without.insert(name.into(), flat);
+        assert!(refused(&without, &texts).contains(name));
+    }
+}
+
+#[test]
 fn labels_are_the_same_on_any_number_of_threads_and_in_any_memory_order() {
     let model = Model::shipped();
     let images = noise_images(300);
@@ -90,6 +137,7 @@ fn a_file_is_read_back_whole_and_written_alike() {
         assert!(model.metadata().command.starts_with("afterimage train --features "));
     }
     assert_eq!(Model::raw().to_bytes(), include_bytes!("../../models/raw-linear.safetensors"));
+    assert_eq!(Model::shipped().to_bytes(), include_bytes!("../../models/conv.safetensors"));
 }
 
 #[test]
