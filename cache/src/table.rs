@@ -20,18 +20,27 @@ pub enum Capacity {
     Bytes(u64),
 }
 
+impl fmt::Display for Capacity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Entries(entries) => write!(f, "{entries} entries"),
+            Self::Bytes(bytes) => write!(f, "{bytes} bytes"),
+        }
+    }
+}
+
 /// Why there is no table.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TableError {
     /// The capacity is less than one entry, or than the bytes of one bucket. Ask for more.
-    #[error("a capacity of {capacity:?} holds nothing; the least is 1 entry or 128 bytes")]
+    #[error("a capacity of {capacity} holds nothing; the least is 1 entry or 128 bytes")]
     TooSmall {
         /// What was asked for.
         capacity: Capacity,
     },
     /// The capacity is more than the machine's memory. Ask for less.
-    #[error("a capacity of {capacity:?} is more than this machine's {limit_bytes} bytes of memory")]
+    #[error("a capacity of {capacity} is more than this machine's {limit_bytes} bytes of memory")]
     TooLarge {
         /// What was asked for.
         capacity: Capacity,
