@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 
 /// How a service listens.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Connections")]
 pub(crate) struct ServerArgs {
     /// The token that clients must show. Other users of this machine can read a command line: a
     /// file or the environment keeps it from them.
@@ -90,6 +91,7 @@ impl ServerArgs {
 
 /// How large a table is.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Table")]
 pub(crate) struct TableArgs {
     /// Memory for the table, taken once.
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
@@ -104,7 +106,7 @@ pub(crate) struct TableArgs {
     snapshot: Option<PathBuf>,
 
     /// Write the snapshot also this often while serving.
-    #[arg(long, value_name = "TIME", requires = "snapshot")]
+    #[arg(long, value_name = "TIME")]
     snapshot_every: Option<Time>,
 }
 
@@ -115,6 +117,10 @@ impl TableArgs {
 
     /// The table, and who keeps its snapshot, if it has one.
     pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<Keeper>)> {
+        // Not by clap's `requires`, which does not see what the settings file says.
+        if self.snapshot_every.is_some() && self.snapshot.is_none() {
+            bail!("--snapshot-every needs --snapshot: which file?");
+        }
         let capacity = match self.entries {
             Some(entries) => Capacity::Entries(entries),
             None => Capacity::Bytes(self.memory.0),
@@ -132,6 +138,7 @@ impl TableArgs {
 
 /// Which model scores, and with how much of the machine.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Scoring")]
 pub(crate) struct EngineArgs {
     /// The model: a file, or one of those inside this program: shipped, raw.
     #[arg(long, value_name = "FILE", default_value = "shipped")]
@@ -205,6 +212,7 @@ pub(crate) fn token(flag: Option<&str>, file: Option<&Path>) -> anyhow::Result<O
 
 /// How a client shows itself.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Connection")]
 pub(crate) struct ClientArgs {
     /// The token that the server asks for. Other users of this machine can read a command line: a
     /// file or the environment keeps it from them.

@@ -43,7 +43,7 @@ pub(crate) struct Args {
     rate: Option<f64>,
 
     /// Requests of an open loop come at random moments instead of evenly spaced ones.
-    #[arg(long, requires = "rate")]
+    #[arg(long)]
     poisson: bool,
 
     /// How long to measure.

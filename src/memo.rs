@@ -46,6 +46,7 @@ pub(crate) struct Args {
 
 /// How the memo remembers.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Memo")]
 pub(crate) struct MemoArgs {
     /// A file with the secret of the memos that share a cache: 32 bytes, or 64 hexadecimal digits.
     /// Without it each process makes up its own.
@@ -59,6 +60,7 @@ pub(crate) struct MemoArgs {
 
 /// How the memo asks others.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Cache and classifier elsewhere")]
 pub(crate) struct UpstreamArgs {
     /// A file with the token that the cache asks for.
     #[arg(long, value_name = "FILE")]
