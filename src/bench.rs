@@ -167,6 +167,10 @@ fn plan(args: &Args) -> anyhow::Result<Plan> {
         0.0 => Access::Uniform,
         exponent => Access::Zipf { exponent },
     };
+    // Not by clap's `requires`, which does not see what the settings file says.
+    if args.poisson && args.rate.is_none() {
+        bail!("--poisson needs --rate: how many requests a second?");
+    }
     if let Some(rate) = args.rate {
         let arrivals = if args.poisson { Arrivals::Poisson } else { Arrivals::Constant };
         plan.mode = Mode::Open { rate, arrivals };

@@ -289,6 +289,23 @@ fn a_token_flag_beats_a_token_of_the_settings_file() {
 }
 
 #[test]
+fn a_flag_that_needs_another_finds_it_in_the_settings_file() {
+    let folder = folder();
+    let snapshot = text(folder.path().join("snapshot"));
+    let settings = format!("[cache]\nsnapshot = {snapshot:?}\n[bench]\nrate = 500.0");
+    let path = file(&folder, "settings.toml", settings);
+    let args = ["cache", "--memory", "8MiB", "--snapshot-every", "1h"];
+    let cache = Running::start(&[&args[..], &["--config", &path]].concat());
+    let bench = ["bench", &cache.place(), "--target", "cache", "--poisson", "--count", "50"];
+    run(&[&bench[..], &["--warmup", "0s", "--config", &path]].concat()).succeeded();
+    // And without it there, says so.
+    let line = run(&[&args[..], &["--listen", "127.0.0.1:0"]].concat());
+    assert!(line.failed_with_no_more_than_logs().contains("--snapshot-every needs --snapshot"));
+    let line = run(&bench).failed_with_no_more_than_logs();
+    assert!(line.contains("--poisson needs --rate"), "{line}");
+}
+
+#[test]
 fn an_address_that_others_reach_wants_a_token_or_a_word() {
     let folder = folder();
     let token = file(&folder, "token", SECRET);
