@@ -72,7 +72,7 @@ pub enum TableError {
 /// # Capacity
 ///
 /// A key can stand in one bucket only, and some buckets fill before others: a table starts to evict before
-/// it is full. Of the first `capacity` keys about 86 % find room; all slots come to be used as more follow.
+/// it is full. Of the first `capacity` keys about 85 % find room; all slots come to be used as more follow.
 pub struct Table {
     buckets: Buckets,
     duel: Duel,
