@@ -1,6 +1,6 @@
 //! Snapshots: the table's entries in a file, so that a restart is warm.
 //!
-//! [`write`] puts a snapshot beside the one that is there and then renames it over, so at every moment the
+//! [`write()`] puts a snapshot beside the one that is there and then renames it over, so at every moment the
 //! path holds one whole snapshot, the old one or the new one, also if the process or the machine dies in
 //! the middle. [`load`] believes nothing that it has not checked: a file with one wrong bit is refused, and
 //! the table stays as it was. The format stands byte for byte in `cache/SNAPSHOT.md`.
@@ -21,7 +21,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
-/// What [`write`] wrote.
+/// What [`write()`] wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SnapshotReport {
@@ -146,7 +146,7 @@ pub fn load(table: &Table, path: impl AsRef<Path>) -> Result<LoadReport, LoadErr
     Ok(LoadReport { entries, restored, evicted, elapsed: started.elapsed() })
 }
 
-/// Removes what writers to `path` that died left behind, and says how many files it were. [`write`] does the
+/// Removes what writers to `path` that died left behind, and says how many files it were. [`write()`] does the
 /// same; this is for a program that starts and will not write soon. No snapshot must be being written to
 /// the path by another process.
 pub fn remove_leftovers(path: impl AsRef<Path>) -> usize {
@@ -157,7 +157,7 @@ pub fn remove_leftovers(path: impl AsRef<Path>) -> usize {
 /// Held while a snapshot is written, so that a temporary file seen under it is a dead writer's.
 static WRITING: Mutex<()> = Mutex::new(());
 
-/// [`write`], with the file seen through `wrap`, so that tests can make it fail.
+/// [`write()`], with the file seen through `wrap`, so that tests can make it fail.
 fn write_through<F: SnapshotFile>(
     table: &Table,
     path: &Path,
