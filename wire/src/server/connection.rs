@@ -273,6 +273,11 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             Greeting::Welcomed { consumed, serves } => {
                 self.input.consume(consumed);
                 self.phase = Phase::Open(serves);
+                if self.draining_since.is_some() {
+                    // Its Hello was still on its way when all others were told.
+                    Message::GoAway { text: "the server is shutting down" }
+                        .encode(0, &mut self.out);
+                }
                 true
             }
             Greeting::Refused(why) => {
