@@ -70,7 +70,9 @@ impl Decoder for FrameCodec {
     fn decode(&mut self, input: &mut BytesMut) -> Result<Option<OwnedFrame>, CodecError> {
         if Frame::decode(input, self.max_body)?.is_none() {
             if let Some(header) = Header::decode(input) {
-                input.reserve(header.frame_len() - input.len());
+                // No more than as much again as has come: an announcement alone costs nothing.
+                let missing = header.frame_len() - input.len();
+                input.reserve(missing.min(input.len()));
             }
             return Ok(None);
         }

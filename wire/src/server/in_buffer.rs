@@ -45,8 +45,10 @@ impl InBuffer {
         }
     }
 
-    /// Makes room for a frame of `len` bytes from the first unread byte on.
+    /// Makes room for a frame of `len` bytes from the first unread byte on; for no more than as much
+    /// again as has come of it, so that an announcement alone costs nothing.
     pub(super) fn make_room_for(&mut self, len: usize) {
+        let len = len.min(2 * self.unread().len());
         if self.start + len > self.bytes.len() {
             self.move_to_front();
             if len > self.bytes.len() {
@@ -114,13 +116,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_announcement_alone_costs_nothing() {
+        let mut buffer = InBuffer::new();
+        let mut source = &[1; 16][..];
+        poll_fn(|cx| buffer.poll_fill(cx, &mut source)).await.unwrap();
+        buffer.make_room_for(1 << 30);
+        assert_eq!(buffer.bytes.len(), MIN_LEN);
+    }
+
+    #[tokio::test]
     async fn room_for_a_large_frame_is_given_back_after_it() {
         let mut buffer = InBuffer::new();
-        buffer.make_room_for(MAX_LEN * 3);
         let sent = vec![1; MAX_LEN * 3];
         let mut source = &sent[..];
         while buffer.unread().len() < sent.len() {
             poll_fn(|cx| buffer.poll_fill(cx, &mut source)).await.unwrap();
+            buffer.make_room_for(sent.len());
         }
         buffer.consume(sent.len());
         assert_eq!(buffer.bytes.len(), MAX_LEN);
