@@ -8,6 +8,9 @@
 
 pub mod blocking;
 pub mod client;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod proto;
 pub mod server;
 
