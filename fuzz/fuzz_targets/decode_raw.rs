@@ -1,0 +1,3 @@
+//! See `afterimage_wire::fuzzing::decode_raw`.
+#![no_main]
+afterimage_fuzz::target!(afterimage_wire, "decode_raw");

@@ -1,0 +1,3 @@
+//! See `afterimage_wire::fuzzing::server_stream`.
+#![no_main]
+afterimage_fuzz::target!(afterimage_wire, "server_stream");
