@@ -12,6 +12,9 @@ mod bucket_model;
 #[cfg(not(loom))]
 mod duel;
 mod eviction;
+#[cfg(all(not(loom), any(test, feature = "fuzzing")))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 #[cfg(not(loom))]
 pub mod keeper;
