@@ -14,11 +14,11 @@ use afterimage_bench::workload::Population;
 use afterimage_classifier::Model;
 use afterimage_wire::proto::Status;
 use afterimage_wire::proto::message::{Message, Origin};
+use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::{Client, ClientOptions};
-use rustix::process::Signal;
 
 use common::talk::{Raw, client, error, gauge, label, stats, until_connected, within};
-use common::{Running, answered, until};
+use common::{PATIENCE, Running, answered};
 
 /// The longest that a test here may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -45,18 +45,21 @@ impl Pair {
     }
 
     fn hold(&self) {
-        self.classifier.signal(Signal::STOP);
+        self.classifier.hang();
     }
 
     fn release(&self) {
-        self.classifier.signal(Signal::CONT);
+        self.classifier.go_on();
     }
 
     async fn until_waiting(&self, requests: usize) {
-        until("the requests are in flight", async || {
-            gauge(&stats(self.addr()).await, "waiting") == requests as i64
-        })
-        .await;
+        let mut last = Stats::default();
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while gauge(&last, "waiting") != requests as i64 {
+                last = stats(self.addr()).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "{requests} requests should be in flight: {last:#?}");
     }
 
     /// Images that the classifier has scored.

@@ -132,13 +132,13 @@ fn a_cache_that_hangs_costs_some_budgets_then_nothing_and_is_used_again_when_it_
         let load = Load::start(&client(memo.addr()).await, &population, 6);
         until_hits(&cache, "the cache is used").await;
 
-        cache.signal(Signal::STOP);
+        cache.hang();
         load.more(300).await;
         let hung = load.count();
         load.more(300).await;
         let recovered = load.so_far().split_off(hung);
         let breaker = stats(memo.addr()).await;
-        cache.signal(Signal::CONT);
+        cache.go_on();
         let hits = stats(cache.addr()).await.counter_value("hits");
         let went_on = Instant::now();
         until("the cache is used again", async || {
@@ -168,7 +168,7 @@ fn a_cache_that_hangs_does_not_slow_one_caller_down_for_good() {
         let (population, labels) = digits(12, 30);
         let load = Load::start(&client(memo.addr()).await, &population, 1);
         until_hits(&cache, "the cache is used").await;
-        cache.signal(Signal::STOP);
+        cache.hang();
         load.more(30).await;
         let hung = load.count();
         load.more(100).await;
@@ -184,14 +184,14 @@ fn a_cache_that_hangs_does_not_slow_one_caller_down_for_good() {
 fn a_cache_that_hangs_from_the_start_fails_no_request_and_is_used_when_it_goes_on() {
     within(LIMIT, async {
         let cache = start_cache();
-        cache.signal(Signal::STOP);
+        cache.hang();
         // Its connections are accepted, by the kernel, and then nothing comes.
         let place = cache.place();
         let memo = Running::start(&["memo", "--cache", &place, "--model", "raw"]);
         let (population, labels) = digits(13, 30);
         let load = Load::start(&client(memo.addr()).await, &population, 4);
         load.more(100).await;
-        cache.signal(Signal::CONT);
+        cache.go_on();
         let after = until_hits(&cache, "the cache is used").await;
         let calls = load.stop().await;
         assert_none_failed(&calls);
@@ -362,7 +362,7 @@ fn what_waits_for_a_classifier_when_it_dies_fails_at_once() {
         let memo = start_memo(&["--classifier", &classifier.place()]).await;
         let (population, _) = digits(7, COUNT);
         let (mut raw, _) = Raw::open(memo.addr(), "").await;
-        classifier.signal(Signal::STOP);
+        classifier.hang();
         for i in 0..COUNT {
             let image = population.image(i);
             raw.feed(i as u64, Message::ClassifyReq { image, budget_ms: 0 }).await;
@@ -400,7 +400,7 @@ fn a_classifier_that_hangs_fails_misses_in_time_while_hits_go_on() {
         ask_about_all(&client, &known.old, &known.old_labels).await;
         let load = Load::start(&client, &known.old, 4);
 
-        classifier.signal(Signal::STOP);
+        classifier.hang();
         let began = Instant::now();
         let error = client.classify(known.new.image(0)).await.unwrap_err();
         let failed_after = began.elapsed();
@@ -410,7 +410,7 @@ fn a_classifier_that_hangs_fails_misses_in_time_while_hits_go_on() {
         );
         assert!(failed_after < SOON, "it took {failed_after:?}");
         load.more(50).await;
-        classifier.signal(Signal::CONT);
+        classifier.go_on();
         until("misses work again", async || {
             let answer = client.classify(known.new.image(1)).await;
             answer.is_ok_and(|label| label.class == known.new_labels[1])

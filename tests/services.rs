@@ -91,7 +91,7 @@ async fn waiting_requests(memo_flags: &[&str], count: usize) -> (Running, Runnin
     flags.extend_from_slice(memo_flags);
     let memo = Running::start(&flags);
     until_connected(memo.addr()).await;
-    classifier.signal(Signal::STOP);
+    classifier.hang();
     let (mut raw, _) = Raw::open(memo.addr(), "").await;
     let (digits, _) = answered(2, count, &Model::raw());
     for i in 0..count {
@@ -116,7 +116,7 @@ fn a_service_that_is_told_to_end_answers_what_is_in_flight_first() {
         memo.signal(Signal::TERM);
         let farewell = raw.recv().await;
         assert!(matches!(farewell.message(), Ok(Message::GoAway { .. })), "{farewell:?}");
-        classifier.signal(Signal::CONT);
+        classifier.go_on();
         let mut seen = [false; COUNT];
         for _ in 0..COUNT {
             let frame = raw.recv().await;

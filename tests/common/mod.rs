@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
 use afterimage_classifier::{Metadata, Model};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 
 /// Longer than anything here takes on a busy machine; what takes longer hangs.
@@ -122,7 +122,20 @@ impl Running {
         self.wait();
     }
 
-    /// Sends it a signal: SIGTERM to end, SIGSTOP to hang, SIGCONT to go on.
+    /// Makes it hang (SIGSTOP), and returns when not one of its threads runs any more.
+    pub(crate) fn hang(&self) {
+        self.signal(Signal::STOP);
+        let pid = Pid::from_child(&self.child);
+        let stopped = waitpid(Some(pid), WaitOptions::UNTRACED).expect("a child can be waited for");
+        assert!(stopped.is_some_and(|(_, status)| status.stopped()), "{:?} ended", self.args);
+    }
+
+    /// Lets it go on after [`Running::hang`].
+    pub(crate) fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Sends it a signal: SIGTERM or SIGINT, to end.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("a signal can be sent");
