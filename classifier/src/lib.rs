@@ -1,6 +1,9 @@
 //! Images, features, ten one-vs-rest SVMs, their training and files, and the compute engine that scores them.
 #![deny(unsafe_code)]
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod service;
 pub mod train;
 

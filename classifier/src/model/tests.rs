@@ -37,7 +37,7 @@ fn error_after(change: impl FnOnce(&mut Tensors, &mut Texts)) -> String {
 #[test]
 fn scores_have_the_same_bits_alone_in_any_batch_and_at_every_level() {
     let model = Model::shipped();
-    let images = noise_images(37);
+    let images = noise_images(19);
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
     let together = model.scores(&images).unwrap();
     for level in Level::available() {
@@ -104,8 +104,8 @@ fn a_convolutional_file_with_a_wrong_shape_or_tensor_is_refused() {
 #[test]
 fn labels_are_the_same_on_any_number_of_threads_and_in_any_memory_order() {
     let model = Model::shipped();
-    let images = noise_images(300);
-    let matrix = Array2::from_shape_fn((300, 784), |(i, p)| images[i][p]);
+    let images = noise_images(130);
+    let matrix = Array2::from_shape_fn((130, 784), |(i, p)| images[i][p]);
     let alone: Vec<u16> = images.iter().map(|image| model.classify(image).unwrap()).collect();
     for threads in [1, 2, 3] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

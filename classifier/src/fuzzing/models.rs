@@ -1,0 +1,164 @@
+//! Models, in their own format and in others'.
+
+use ndarray::{Array1, Array2};
+
+use super::support::{Seed, Source};
+use crate::features::{FeatureMap, RawPixels};
+use crate::import::ImportOptions;
+use crate::kernels::Level;
+use crate::model::{Metadata, Model, Scratch};
+use crate::shape::Shape;
+use crate::svm::LinearSvm;
+
+/// The largest model that comes with the program, to be damaged.
+const SHIPPED: &[u8] = include_bytes!("../../models/conv.safetensors");
+
+/// Input: `u8` how the file is made, then what it is made of.
+pub(super) fn model_file(data: &[u8]) {
+    let mut source = Source::new(data);
+    if source.flag() {
+        // A header with its right length before it, so that no fuzzer has to count: `u16` length, header, data.
+        let len = source.u16().into();
+        let (header, values) = (source.bytes(len), source.rest());
+        check_file(&[&(header.len() as u64).to_le_bytes()[..], header, values].concat());
+    } else {
+        check_file(source.rest());
+    }
+}
+
+/// Input: what is changed in the shipped model's file: `u24` place and `u8` byte, again and again.
+pub(super) fn shipped_model(data: &[u8]) {
+    let mut file = SHIPPED.to_vec();
+    for &[a, b, c, byte] in data.as_chunks().0 {
+        let at = u32::from_le_bytes([a, b, c, 0]) as usize % file.len();
+        file[at] = byte;
+    }
+    check_file(&file);
+}
+
+/// Input: `u8` shape, `u8` divisor, then the text.
+pub(super) fn model_text(data: &[u8]) {
+    let mut source = Source::new(data);
+    let dims: &[u32] = match source.u8() % 4 {
+        0 => &[28, 28],
+        1 => &[1],
+        _ => &[2, 2],
+    };
+    let shape = Shape::new(dims).expect("a shape of the right size");
+    let options = ImportOptions { shape, divisor: source.u8().into() };
+    let text = String::from_utf8_lossy(source.rest());
+    match Model::import_text(&text, &options) {
+        Ok(model) => {
+            assert_eq!(model.shape(), shape);
+            check(&model);
+        }
+        Err(error) => assert!(!error.to_string().contains('\n'), "an error is one line: {error}"),
+    }
+}
+
+fn check_file(file: &[u8]) {
+    match Model::from_bytes(file) {
+        Ok(model) => check(&model),
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// What holds of every model that was taken.
+fn check(model: &Model) {
+    let (shape, labels) = (model.shape(), model.labels());
+    assert_eq!(labels.len(), model.svm().classes());
+    assert_eq!(model.features().dims(), model.svm().dims());
+
+    let bytes = model.to_bytes();
+    let again = Model::from_bytes(&bytes).expect("what was written can be read");
+    assert_eq!((again.digest(), again.labels()), (model.digest(), labels));
+    assert_eq!(again.to_bytes(), bytes, "the same model gives the same bytes");
+
+    let bright = vec![255; shape.len()];
+    let slope: Vec<u8> = (0..shape.len()).map(|at| (at * 7) as u8).collect();
+    let dark = vec![0; shape.len()];
+    let images = [&bright[..], &slope, &dark];
+    let mut answers = [0; 3];
+    let classified = model.classify_batch(&images, &mut Scratch::default(), &mut answers);
+    classified.expect("the images are of the right size");
+    for (image, answer) in images.iter().zip(answers) {
+        assert!(labels.contains(&answer), "{answer} is none of {labels:?}");
+        assert_eq!(model.classify(image).ok(), Some(answer), "alone as in a batch");
+    }
+    assert!(model.classify(&bright[1..]).is_err(), "an image of another size is refused");
+
+    let bits = |level| -> Vec<u32> {
+        let scores = model.scores_with(level, &images).expect("the size was right before");
+        // One NaN is as good as another.
+        scores.iter().map(|s| if s.is_nan() { u32::MAX } else { s.to_bits() }).collect()
+    };
+    for level in Level::available() {
+        assert_eq!(bits(level), bits(Level::best()), "{} has other scores", level.name());
+    }
+}
+
+/// A model of 2 × 2 pixels and three classes.
+fn small() -> Model {
+    let shape = Shape::new(&[2, 2]).expect("a small shape");
+    let weights = Array2::from_shape_fn((3, 4), |(class, at)| class as f32 - at as f32 / 2.0);
+    let svm = LinearSvm::new(weights, Array1::zeros(3)).expect("three machines");
+    let map = FeatureMap::Raw(RawPixels::new(shape, 255.0).expect("a good divisor"));
+    let metadata = Metadata {
+        command: "none".to_owned(),
+        seed: Some(7),
+        c: Some(0.5),
+        test_errors: Some((1, 10)),
+        ..Metadata::default()
+    };
+    Model::new(map, svm, vec![7, 0, 300], metadata).expect("all parts fit")
+}
+
+pub(super) fn model_file_seeds() -> Vec<Seed> {
+    let file = small().to_bytes();
+    let (len, rest) = file.split_first_chunk().expect("a container begins with a length");
+    let header_len = u64::from_le_bytes(*len) as u16;
+    let counted = [&[1], &header_len.to_le_bytes()[..], rest].concat();
+    let tiny = br#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let with_tiny = [&[1, tiny.len() as u8, 0], &tiny[..], &[0; 4]].concat();
+    [("whole", [&[0], &file[..]].concat()), ("counted", counted), ("tiny", with_tiny)]
+        .map(|(name, input)| (name.to_owned(), input))
+        .into()
+}
+
+pub(super) fn shipped_model_seeds() -> Vec<Seed> {
+    [
+        ("unchanged", vec![]),
+        // An infinity and great weights, somewhere among the tensors; a letter of the header.
+        ("infinite", vec![0x03, 0x80, 0x04, 0x7f, 0x02, 0x80, 0x04, 0x80]),
+        ("great", vec![0x03, 0x80, 0x04, 0x7e, 0x07, 0x80, 0x01, 0x7e]),
+        ("header", vec![0x20, 0, 0, b'x']),
+    ]
+    .map(|(name, input)| (name.to_owned(), input))
+    .into()
+}
+
+pub(super) fn model_text_seeds() -> Vec<Seed> {
+    let liblinear = "solver_type L2R_L2LOSS_SVC_DUAL\nnr_class 3\nlabel 7 0 300\nnr_feature 3\n\
+                     bias 2\nw\n1 0 -1 \n0 1 -1 \n0 0 5.5e-1 \n-2 0.25 0 \n";
+    let binary = "solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 4\nbias -1\nw\n\
+                  1 \n-1 \n0 \n0 \n";
+    let crammer = "solver_type MCSVM_CS\nnr_class 2\nlabel 1 0\nnr_feature 1\nbias 1e300\nw\n\
+                   1 2 \n-1 1e38 \n";
+    let libsvm = "svm_type c_svc\nkernel_type linear\nnr_class 2\ntotal_sv 2\nrho -0.5\n\
+                  label 4 9\nnr_sv 1 1\nSV\n0.5 1:2 4:1 \n-0.5 2:2 4:1 \n";
+    let great = "svm_type nu_svc\nkernel_type linear\nnr_class 2\ntotal_sv 1\nrho 0\n\
+                 label 4 9\nSV\n1e200 1:1e200 \n";
+    let mut seeds = Vec::new();
+    for (name, text) in [
+        ("liblinear", liblinear),
+        ("binary", binary),
+        ("crammer", crammer),
+        ("libsvm", libsvm),
+        ("great", great),
+    ] {
+        for (size, start) in [("small", [2, 1]), ("digits", [0, 255])] {
+            seeds.push((format!("{name}_{size}"), [&start[..], text.as_bytes()].concat()));
+        }
+    }
+    seeds
+}
