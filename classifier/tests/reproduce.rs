@@ -22,12 +22,12 @@ fn the_shipped_model_is_what_its_command_makes() {
 
 fn reproduce(model: &Model, thread_counts: &[usize]) {
     let data = std::env::var("AFTERIMAGE_MNIST").expect("AFTERIMAGE_MNIST names a directory");
-    let train = Dataset::read(Path::new(&data), "train").unwrap();
+    let train = Dataset::read(Path::new(&data), "train").expect("it holds MNIST");
     let options = parse(&model.metadata().command);
     assert_eq!(options.command(), model.metadata().command);
     for &threads in thread_counts {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let made = pool.install(|| run(&options, &train, &|_| {}).unwrap());
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let made = pool.install(|| run(&options, &train, &|_| {}).expect("it trains"));
         assert_eq!(made.digest(), model.digest(), "{threads} threads");
         let mut metadata = made.metadata().clone();
         metadata.test_errors = model.metadata().test_errors;
@@ -43,8 +43,8 @@ fn parse(command: &str) -> TrainOptions {
         let at = words.iter().position(|word| *word == name).expect("every option is there");
         words[at + 1]
     };
-    let features = value("--features").parse().unwrap();
-    let mut options = TrainOptions::new(features, value("--seed").parse().unwrap());
+    let features = value("--features").parse().expect("a feature map");
+    let mut options = TrainOptions::new(features, value("--seed").parse().expect("a number"));
     options.data = value("--data").into();
     options.out = value("--out").into();
     options
