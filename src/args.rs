@@ -244,11 +244,13 @@ impl ClientArgs {
     }
 }
 
-/// Where something is: in this process, or at an address.
+/// Where something is: in this process, at an address, or in Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Embedded,
     At(String),
+    /// A Redis or Valkey server, or a cluster of them.
+    Redis(String),
 }
 
 impl FromStr for Place {
@@ -257,6 +259,9 @@ impl FromStr for Place {
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "embedded" {
             return Ok(Place::Embedded);
+        }
+        if text.starts_with("redis://") || text.starts_with("redis+cluster://") {
+            return Ok(Place::Redis(text.to_owned()));
         }
         match text.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use afterimage_cache::Keeper;
-use afterimage_memo::store::{RemoteOptions, RemoteStore};
+use afterimage_memo::store::{Backend, Redis, RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::{Embedded, Remote};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
 use afterimage_wire::{Client, ClientOptions};
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::args::{EngineArgs, Place, ServerArgs, TableArgs, Time, token};
 use crate::serving;
@@ -20,7 +20,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     pub(crate) listen: String,
 
-    /// Where answers are remembered: embedded, or a cache's host:port.
+    /// Where answers are remembered: embedded, a cache's host:port, redis://host:port, or
+    /// redis+cluster://host:port,host:port…
     #[arg(long, value_name = "PLACE", default_value = "embedded")]
     pub(crate) cache: Place,
 
@@ -102,7 +103,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 keeper = started;
                 Store::Embedded(table, keeper.as_ref().map(Keeper::status))
             }
-            Place::At(addr) => Store::Remote(remote_store(addr, &args.upstream)?),
+            Place::At(addr) => {
+                let token_file = args.upstream.cache_token_file.as_deref();
+                let options = upstream_options(token_file, Expect::Cache)?;
+                remote_store(Client::connect_lazy(addr.as_str(), options), &args.upstream)
+            }
+            Place::Redis(url) => remote_store(Redis::connect_lazy(url)?, &args.upstream),
         };
         Ok(MemoService::new(store, classifier(&args)?, options))
     })?;
@@ -111,7 +117,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
 fn secret(args: &Args) -> anyhow::Result<Secret> {
     let Some(path) = &args.memo.secret_file else {
-        if matches!(args.cache, Place::At(_)) || args.table.has_snapshot() {
+        if args.cache != Place::Embedded || args.table.has_snapshot() {
             tracing::warn!(
                 "no --secret-file: what this memo remembers is of no use to other memos, nor to \
                  this one after a restart"
@@ -131,6 +137,7 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
             let (model, engine) = args.engine.start()?;
             Box::new(Embedded::new(&model, engine))
         }
+        Place::Redis(_) => bail!("--classifier is a Redis server; it takes embedded or host:port"),
         Place::At(addr) => {
             let file = args.upstream.classifier_token_file.as_deref();
             let options = upstream_options(file, Expect::Classify)?;
@@ -140,11 +147,10 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
     })
 }
 
-fn remote_store(addr: &str, args: &UpstreamArgs) -> anyhow::Result<RemoteStore> {
-    let options = upstream_options(args.cache_token_file.as_deref(), Expect::Cache)?;
-    let client = Client::connect_lazy(addr, options);
+fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
     let lookup_budget = args.lookup_budget.0;
-    Ok(RemoteStore::new(client, RemoteOptions { lookup_budget, ..RemoteOptions::default() }))
+    let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
+    Store::Remote(RemoteStore::new(backend, options))
 }
 
 /// How the memo connects to its upstreams: at once or not at all, and back within half a second

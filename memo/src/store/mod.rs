@@ -1,5 +1,7 @@
 //! Where remembered answers live: in this process, or across the network.
 
+mod backend;
+mod redis;
 mod remote;
 
 use std::sync::Arc;
@@ -7,6 +9,8 @@ use std::sync::Arc;
 use afterimage_cache::{KeeperStatus, Table};
 use afterimage_wire::proto::stats::Stats;
 
+pub use backend::{Backend, Callback};
+pub use redis::{Redis, RedisError};
 pub use remote::{RemoteOptions, RemoteStore};
 
 /// A place that values are written to and looked up in. It may forget any of them at any time, and
@@ -16,7 +20,7 @@ pub enum Store {
     /// The cache's table in the memo's own process, and who keeps its snapshot, if anybody does: a
     /// lookup takes nanoseconds.
     Embedded(Arc<Table>, Option<KeeperStatus>),
-    /// An Afterimage cache over the network.
+    /// A cache over the network: ours, Redis or Valkey.
     Remote(RemoteStore),
 }
 

@@ -1,11 +1,13 @@
-//! An Afterimage cache over the network, which must never hold anybody up.
+//! A store over the network, which must never hold anybody up: a lookup budget and a breaker before
+//! whatever [`Backend`] it is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use afterimage_wire::Client;
 use afterimage_wire::proto::stats::Stats;
+
+use super::backend::Backend;
 
 use crate::breaker::Breaker;
 
@@ -32,10 +34,10 @@ impl Default for RemoteOptions {
     }
 }
 
-/// A client of a cache, with a lookup budget and a breaker.
+/// A backend, with a lookup budget and a breaker.
 #[derive(Debug)]
 pub struct RemoteStore {
-    client: Client,
+    backend: Box<dyn Backend>,
     options: RemoteOptions,
     health: Arc<Health>,
 }
@@ -49,9 +51,8 @@ struct Health {
 }
 
 impl RemoteStore {
-    /// A store behind `client`, which should fail fast: while the cache is away, a lookup is a miss
-    /// at once.
-    pub fn new(client: Client, options: RemoteOptions) -> Self {
+    /// A store in `backend`.
+    pub fn new(backend: impl Backend, options: RemoteOptions) -> Self {
         let breaker = Breaker::new(options.breaker_threshold, options.probe_every, Instant::now());
         let health = Arc::new(Health {
             breaker,
@@ -59,7 +60,7 @@ impl RemoteStore {
             failed: AtomicU64::new(0),
             bypassed: AtomicU64::new(0),
         });
-        RemoteStore { client, options, health }
+        RemoteStore { backend: Box::new(backend), options, health }
     }
 
     /// Looks `keys` up. `then` is called once, from whatever thread, within the lookup budget: with
@@ -75,33 +76,31 @@ impl RemoteStore {
         }
         self.health.lookups.fetch_add(keys.len() as u64, Relaxed);
         let (health, asked) = (Arc::clone(&self.health), keys.len());
-        self.client.submit_cache_get_many(keys, self.options.lookup_budget, move |values| {
-            match values {
-                Ok(values) if values.len() == asked => {
-                    health.breaker.succeeded();
-                    then(Some(values));
-                }
-                Ok(_) | Err(_) => {
-                    health.failed.fetch_add(asked as u64, Relaxed);
-                    health.breaker.failed(Instant::now());
-                    then(None);
-                }
+        let report = move |values: Option<Vec<Option<i64>>>| match values {
+            Some(values) if values.len() == asked => {
+                health.breaker.succeeded();
+                then(Some(values));
             }
-        });
+            Some(_) | None => {
+                health.failed.fetch_add(asked as u64, Relaxed);
+                health.breaker.failed(Instant::now());
+                then(None);
+            }
+        };
+        self.backend.get_many(keys, self.options.lookup_budget, Box::new(report));
     }
 
     /// Sends a value on its way, unless the cache is away.
     pub fn write(&self, key: u64, value: i64) {
         if !self.health.breaker.is_open() {
-            // A write that is lost is a miss later; there is nothing to do about it now.
-            let _ = self.client.cache_set(key, value);
+            self.backend.set(key, value);
         }
     }
 
     /// Adds what the store counts to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
-        stats.text("store", "remote");
-        stats.text("store_connected", if self.client.is_connected() { "yes" } else { "no" });
+        stats.text("store", self.backend.name());
+        stats.text("store_connected", if self.backend.is_connected() { "yes" } else { "no" });
         let breaker = &self.health.breaker;
         stats.text("store_breaker", if breaker.is_open() { "open" } else { "closed" });
         stats.counter("store_breaker_opened", breaker.times_opened());

@@ -1,0 +1,245 @@
+//! Redis or Valkey, a single node or a cluster, as the store.
+//!
+//! An entry is the key `ai:` and eight bytes (the cache key, little-endian), its value eight bytes.
+//! A batch of lookups is one `MGET`; writes that come together are one `MSET`. In a cluster the
+//! client library splits both by slot. How long entries stay, and which go first, is the server's
+//! business: `maxmemory` and `maxmemory-policy`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::{Cmd, IntoConnectionInfo};
+use tokio::sync::{mpsc, watch};
+
+use super::backend::{Backend, Callback};
+
+/// What our keys begin with, so that they can live beside others'.
+const KEY_PREFIX: [u8; 3] = *b"ai:";
+
+/// Writes that may wait to be sent; more are dropped, and are misses later.
+const MAX_QUEUED_WRITES: usize = 65_536;
+
+/// Writes sent in one command at most: some thirty kilobytes.
+const MAX_WRITES_AT_ONCE: usize = 1024;
+
+/// Between two attempts to reach the server.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// One attempt to connect, and one batch of writes, may take this long.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A client of a Redis server or cluster. Lives in the tokio runtime that it was made in.
+pub struct Redis {
+    connection: watch::Receiver<Option<Connection>>,
+    writes: mpsc::Sender<(u64, i64)>,
+    healthy: Arc<AtomicBool>,
+}
+
+/// Why an address cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{url:?} is no address of a Redis server or cluster: {source}")]
+pub struct RedisError {
+    /// The address, without what follows a password's place.
+    url: String,
+    source: redis::RedisError,
+}
+
+/// A connection, whichever it is. Clones share it.
+#[derive(Clone)]
+enum Connection {
+    Single(ConnectionManager),
+    Cluster(ClusterConnection),
+}
+
+/// How to get one.
+enum Connector {
+    Single(redis::Client),
+    Cluster(ClusterClient),
+}
+
+impl Redis {
+    /// A client of the server at `redis://[user:password@]host:port[/database]` or of the cluster
+    /// that the nodes at `redis+cluster://[user:password@]host:port[,host:port…]` belong to.
+    /// Connects in the background.
+    ///
+    /// # Errors
+    /// [`RedisError`] when `url` is not of that form.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub fn connect_lazy(url: &str) -> Result<Self, RedisError> {
+        let connector = Connector::new(url)
+            .map_err(|source| RedisError { url: without_password(url), source })?;
+        let (set_connection, connection) = watch::channel(None);
+        let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
+        let healthy = Arc::new(AtomicBool::new(false));
+        tokio::spawn(connect(connector, set_connection));
+        tokio::spawn(write(queue, connection.clone()));
+        Ok(Redis { connection, writes, healthy })
+    }
+}
+
+impl Backend for Redis {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn is_connected(&self) -> bool {
+        self.healthy.load(Relaxed)
+    }
+
+    fn get_many(&self, keys: &[u64], budget: Duration, then: Callback) {
+        let Some(mut connection) = self.connection.borrow().clone() else { return then(None) };
+        let mut command = redis::cmd("MGET");
+        for &key in keys {
+            command.arg(&redis_key(key));
+        }
+        let healthy = Arc::clone(&self.healthy);
+        tokio::spawn(async move {
+            let answer = tokio::time::timeout(budget, connection.ask::<Values>(&command)).await;
+            let values = answer.ok().and_then(Result::ok);
+            healthy.store(values.is_some(), Relaxed);
+            then(values.map(|values| values.into_iter().map(|value| parse(value?)).collect()));
+        });
+    }
+
+    fn set(&self, key: u64, value: i64) {
+        // A full queue is a server that is away or too slow: a miss later.
+        let _ = self.writes.try_send((key, value));
+    }
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis").field("healthy", &self.healthy).finish_non_exhaustive()
+    }
+}
+
+/// What an `MGET` gives.
+type Values = Vec<Option<Vec<u8>>>;
+
+impl Connector {
+    fn new(url: &str) -> Result<Self, redis::RedisError> {
+        let Some(nodes) = url.strip_prefix("redis+cluster://") else {
+            return Ok(Connector::Single(redis::Client::open(url)?));
+        };
+        let (login, hosts) = match nodes.rsplit_once('@') {
+            Some((login, hosts)) => (format!("{login}@"), hosts),
+            None => (String::new(), nodes),
+        };
+        let nodes: Result<Vec<_>, _> = hosts
+            .split(',')
+            .map(|host| format!("redis://{login}{host}").into_connection_info())
+            .collect();
+        Ok(Connector::Cluster(ClusterClient::new(nodes?)?))
+    }
+
+    async fn connect(&self) -> Result<Connection, redis::RedisError> {
+        Ok(match self {
+            Connector::Single(client) => {
+                let config = ConnectionManagerConfig::new()
+                    .set_connection_timeout(Some(PATIENCE))
+                    .set_response_timeout(Some(PATIENCE))
+                    .set_max_delay(RETRY_PAUSE * 5);
+                let manager = ConnectionManager::new_with_config(client.clone(), config);
+                Connection::Single(manager.await?)
+            }
+            Connector::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+        })
+    }
+}
+
+impl Connection {
+    async fn ask<T: redis::FromRedisValue>(&mut self, command: &Cmd) -> redis::RedisResult<T> {
+        let value = match self {
+            Connection::Single(connection) => connection.req_packed_command(command).await,
+            Connection::Cluster(connection) => connection.req_packed_command(command).await,
+        };
+        Ok(redis::from_redis_value(value?)?)
+    }
+}
+
+/// Tries until the first connection is there; from then on the library reconnects by itself.
+async fn connect(connector: Connector, set_connection: watch::Sender<Option<Connection>>) {
+    loop {
+        match tokio::time::timeout(PATIENCE, connector.connect()).await {
+            Ok(Ok(connection)) => {
+                let _ = set_connection.send(Some(connection));
+                // The sender lives as long as its receivers: dropped, it would end `write`.
+                return set_connection.closed().await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "cannot connect to Redis"),
+            Err(_) => tracing::debug!("Redis does not answer"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY_PAUSE) => {}
+            () = set_connection.closed() => return,
+        }
+    }
+}
+
+/// Sends writes on, as many together as there are.
+async fn write(
+    mut queue: mpsc::Receiver<(u64, i64)>,
+    mut connection: watch::Receiver<Option<Connection>>,
+) {
+    let mut batch = Vec::with_capacity(MAX_WRITES_AT_ONCE);
+    while queue.recv_many(&mut batch, MAX_WRITES_AT_ONCE).await > 0 {
+        let Ok(connected) = connection.wait_for(Option::is_some).await.map(|it| it.clone()) else {
+            return;
+        };
+        let mut command = redis::cmd("MSET");
+        for (key, value) in batch.drain(..) {
+            command.arg(&redis_key(key)).arg(&value.to_le_bytes());
+        }
+        if let Some(mut connection) = connected {
+            // A write that is lost is a miss later.
+            let _ = tokio::time::timeout(PATIENCE, connection.ask::<()>(&command)).await;
+        }
+    }
+}
+
+fn redis_key(key: u64) -> [u8; 11] {
+    let mut bytes = [0; 11];
+    bytes[..3].copy_from_slice(&KEY_PREFIX);
+    bytes[3..].copy_from_slice(&key.to_le_bytes());
+    bytes
+}
+
+/// A value that is not eight bytes was not written by us: none.
+fn parse(value: Vec<u8>) -> Option<i64> {
+    Some(i64::from_le_bytes(value.try_into().ok()?))
+}
+
+/// The address for messages: whatever stands before an `@` may hold a password.
+fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://…@{host}"),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_none_is_refused_without_its_password() {
+        for url in ["redis://", "http://localhost", "redis+cluster://", "redis://u:hunter2@"] {
+            let error = Redis::connect_lazy(url).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_foreign_value_is_none() {
+        assert_eq!(parse(vec![1, 0, 0, 0, 0, 0, 0, 0]), Some(1));
+        assert_eq!(parse(vec![]), None);
+        assert_eq!(parse(b"a foreign value".to_vec()), None);
+    }
+}
