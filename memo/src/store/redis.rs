@@ -59,7 +59,7 @@ enum Connection {
 /// How to get one.
 enum Connector {
     Single(redis::Client),
-    Cluster(ClusterClient),
+    Cluster(Box<ClusterClient>),
 }
 
 impl Redis {
@@ -136,7 +136,7 @@ impl Connector {
             .split(',')
             .map(|host| format!("redis://{login}{host}").into_connection_info())
             .collect();
-        Ok(Connector::Cluster(ClusterClient::new(nodes?)?))
+        Ok(Connector::Cluster(Box::new(ClusterClient::new(nodes?)?)))
     }
 
     async fn connect(&self) -> Result<Connection, redis::RedisError> {
