@@ -26,8 +26,8 @@ pub struct Target {
 /// An input to begin with: a name that is good for a file, and the bytes.
 pub type Seed = (String, Vec<u8>);
 
-/// Bytes that every target may allocate whatever its input: buffers of fixed size, a runtime, a table.
-pub const MEMORY_BASE: usize = 4 << 20;
+/// Bytes that every target may allocate whatever its input: buffers of fixed size, a runtime, a table, the shipped model.
+pub const MEMORY_BASE: usize = 16 << 20;
 
 /// Turns bytes into choices. When they run out, all further choices are zero: an input that is cut short
 /// is still one.

@@ -83,17 +83,17 @@ mod tests {
 
     #[test]
     fn image_file_holds_on_seeds_regressions_and_mutations() {
-        exercise("image_file", 3000);
+        exercise("image_file", 6000);
     }
 
     #[test]
     fn idx_holds_on_seeds_regressions_and_mutations() {
-        exercise("idx", 5000);
+        exercise("idx", 8000);
     }
 
     #[test]
     fn model_file_holds_on_seeds_regressions_and_mutations() {
-        exercise("model_file", 2000);
+        exercise("model_file", 5000);
     }
 
     #[test]
@@ -103,6 +103,6 @@ mod tests {
 
     #[test]
     fn model_text_holds_on_seeds_regressions_and_mutations() {
-        exercise("model_text", 1500);
+        exercise("model_text", 4000);
     }
 }

@@ -1,0 +1,3 @@
+//! See `afterimage_classifier::fuzzing::idx`.
+#![no_main]
+afterimage_fuzz::target!(afterimage_classifier, "idx");

@@ -1,0 +1,3 @@
+//! See `afterimage_classifier::fuzzing::image_file`.
+#![no_main]
+afterimage_fuzz::target!(afterimage_classifier, "image_file");

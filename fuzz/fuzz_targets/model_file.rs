@@ -1,0 +1,3 @@
+//! See `afterimage_classifier::fuzzing::model_file`.
+#![no_main]
+afterimage_fuzz::target!(afterimage_classifier, "model_file");
