@@ -8,6 +8,7 @@ mod classifier;
 mod classify;
 mod demo;
 mod eval;
+mod import;
 mod memo;
 mod progress;
 mod serve;
@@ -59,6 +60,8 @@ enum Command {
     Classify(classify::Args),
     /// Train a model.
     Train(train::Args),
+    /// Turn a model of another tool into a model file.
+    Import(import::Args),
     /// Judge a model by a test set.
     Eval(eval::Args),
     /// The whole system on loopback TCP, cold then hot, with the figures.
@@ -108,6 +111,7 @@ fn run() -> anyhow::Result<()> {
         Command::Memo(args) => memo::run(args),
         Command::Classify(args) => classify::run(args),
         Command::Train(args) => train::run(args),
+        Command::Import(args) => import::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),

@@ -16,8 +16,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
     out: PathBuf,
 
-    /// What the machines look at.
-    #[arg(long, value_name = "NAME", default_value = "raw")]
+    /// What the machines look at: raw (the pixels themselves) or conv (a convolutional map).
+    #[arg(long, value_name = "NAME", default_value = "conv")]
     features: FeatureKind,
 
     /// What all random numbers come from: the same seed makes the same file, byte for byte.
@@ -27,6 +27,10 @@ pub(crate) struct Args {
     /// The price of an error in training. Chosen on the last 10,000 training images if not given.
     #[arg(long, value_name = "C")]
     c: Option<f64>,
+
+    /// Distorted copies of every image to learn from. The features' own number if not given.
+    #[arg(long, value_name = "N")]
+    copies: Option<usize>,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -34,6 +38,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     options.data = args.data;
     options.out = args.out;
     options.c = args.c;
+    options.copies = args.copies;
     let bar = Bar::new(0);
     let (model, evaluation) = run_to_file(&options, &|progress| {
         bar.set(progress.stage, progress.done, progress.total);
