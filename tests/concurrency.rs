@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use afterimage_bench::workload::Population;
+use afterimage_bench::{Plan, Span};
 use afterimage_classifier::Model;
 use afterimage_wire::proto::Status;
 use afterimage_wire::proto::message::{Message, Origin};
@@ -163,6 +164,28 @@ fn free_running_connections_make_no_more_calls_than_there_are_images() {
         }
         // Nobody was held here: whoever came late found the answer in the table or on its way there.
         assert_eq!(pair.scored().await, IMAGES as u64);
+    });
+}
+
+#[test]
+fn load_on_several_threads_never_computes_an_image_twice() {
+    // Hits, misses and landings of the same images meet on four threads of the memo all the time.
+    const IMAGES: usize = 4000;
+    let flags = ["serve", "--model", "raw", "--memory", "64MiB", "--threads", "4"];
+    let memo = Running::start(&flags);
+    let population = std::sync::Arc::new(Population::drawn(8, IMAGES));
+    let mut plan = Plan::classify(memo.addr(), population);
+    (plan.connections, plan.threads, plan.depth) = (16, 2, 16);
+    plan.stop = Span::Requests(40_000);
+    let report = afterimage_bench::run(&plan, &mut |_| {}).unwrap();
+    assert_eq!(report.problems(), Vec::<String>::new());
+    within(LIMIT, async {
+        let stats = stats(memo.addr()).await;
+        assert_eq!(stats.counter_value("store_evictions"), 0);
+        let (scored, misses) =
+            (stats.counter_value("engine_scored"), stats.counter_value("misses"));
+        assert!(scored > IMAGES as u64 / 2 && scored <= IMAGES as u64, "{scored} were scored");
+        assert_eq!(scored, misses);
     });
 }
 
