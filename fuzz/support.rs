@@ -4,7 +4,11 @@
 //! Each crate with targets includes this file as a module of its `fuzzing` (by `#[path]`, so that no crate
 //! has to exist, or to depend on one, for the sake of tests).
 
-#![allow(dead_code)] // No crate uses all of it.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "no crate uses all of it, and programs have no outside"
+)]
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -143,8 +147,10 @@ pub fn exercise(target: &Target, mutations: usize) {
 
 /// The files in `fuzz/regressions/` for the target of this name.
 pub fn regressions(target: &str) -> Vec<Seed> {
-    // Beside every crate's folder.
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/regressions").join(target);
+    // Beside every crate's folder, and in the root's.
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let fuzz = [here.join("fuzz"), here.join("../fuzz")].into_iter().find(|path| path.is_dir());
+    let folder = fuzz.expect("there is a folder `fuzz`").join("regressions").join(target);
     let mut files: Vec<PathBuf> = match fs::read_dir(&folder) {
         Ok(listing) => listing.flatten().map(|file| file.path()).collect(),
         Err(_) => Vec::new(), // No regression yet.

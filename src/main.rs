@@ -8,6 +8,8 @@ mod classifier;
 mod classify;
 mod demo;
 mod eval;
+#[cfg(test)]
+mod fuzzing;
 mod import;
 mod memo;
 mod progress;

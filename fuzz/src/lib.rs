@@ -1,9 +1,15 @@
 //! What all fuzz programs share: they plant their seeds, bound the memory of each run, and call the target.
 
+#[path = "../../src/fuzzing.rs"]
+mod fuzzing;
 mod memory;
+#[path = "../../src/settings.rs"]
+mod settings;
 
 use std::fs;
 use std::path::Path;
+
+use clap::{Arg, ArgAction, Command, value_parser};
 
 /// The environment variable that names the folder into which a program writes its target's seeds before it
 /// begins.
@@ -52,6 +58,46 @@ pub fn run(body: fn(&[u8]), data: &[u8], limit_bytes: usize) {
         "{peak_bytes} bytes were allocated at once for {} bytes of input; the limit is {limit_bytes}",
         data.len()
     );
+}
+
+/// The settings file, with flags of every sort that the program has.
+///
+/// # Panics
+/// When something that must hold does not: see `src/fuzzing.rs`.
+pub fn settings_file(data: &[u8]) {
+    let body = |data: &[u8]| {
+        let service = |name: &'static str| {
+            Command::new(name)
+                .arg(Arg::new("listen").long("listen").default_value("127.0.0.1:7400"))
+                .arg(Arg::new("insecure").long("insecure").action(ArgAction::SetTrue))
+                .arg(
+                    Arg::new("max_connections")
+                        .long("max-connections")
+                        .default_value("4096")
+                        .value_parser(value_parser!(usize)),
+                )
+                .arg(
+                    Arg::new("classifier")
+                        .long("classifier")
+                        .action(ArgAction::Append)
+                        .required(true),
+                )
+                .arg(Arg::new("level").long("level").value_parser(["low", "high"]))
+        };
+        let command = Command::new("afterimage")
+            .arg(Arg::new("config").long("config").global(true))
+            .subcommand_required(true)
+            .subcommand(service("cache"))
+            .subcommand(service("memo"));
+        fuzzing::settings_of(data, command);
+    };
+    // A table of TOML is a map of texts and values, and each flag's text is copied some times.
+    run(body, data, fuzzing::support::MEMORY_BASE + 1024 * data.len());
+}
+
+/// What [`settings_file`] begins with.
+pub fn settings_file_seeds() -> Vec<(String, Vec<u8>)> {
+    fuzzing::seeds()
 }
 
 /// Panics for inputs that begin with four certain bytes. Nobody guesses four bytes in seconds: a fuzzer
