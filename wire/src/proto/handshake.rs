@@ -223,7 +223,7 @@ impl Welcome {
         for &dim in self.shape.dims() {
             out.put_u32_le(dim);
         }
-        let name = super::message::truncate(&self.name, u8::MAX.into());
+        let name = super::body::truncate(&self.name, u8::MAX.into());
         out.put_u8(name.len() as u8);
         out.put_slice(name.as_bytes());
     }

@@ -7,6 +7,7 @@
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
 //! arms in [`message::Message`], a section in `PROTOCOL.md` and files under `vectors/`.
 
+mod body;
 pub mod codec;
 pub mod handshake;
 pub mod header;
@@ -15,7 +16,8 @@ mod reader;
 pub mod stats;
 pub mod status;
 
+pub use body::BodyError;
 pub use handshake::{Hello, Service, Shape, Welcome};
 pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
-pub use message::{BodyError, Message};
+pub use message::Message;
 pub use status::Status;

@@ -92,7 +92,7 @@ impl Stats {
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         for (name, value) in self.entries.iter().take(MAX_ENTRIES) {
-            let (name, before) = (super::message::truncate(name, u8::MAX.into()), out.len());
+            let (name, before) = (super::body::truncate(name, u8::MAX.into()), out.len());
             out.put_u8(value.code());
             out.put_u8(name.len() as u8);
             out.put_slice(name.as_bytes());
