@@ -532,7 +532,8 @@ fn train_makes_the_same_file_twice_and_eval_and_a_service_take_it() {
     let data = data_set(200, 100);
     let data = text(data.path());
     let train = |out: &TempDir| {
-        let args = ["train", "--data", &data, "--out", "model.safetensors", "--c", "0.01"];
+        let args = ["train", "--features", "raw", "--c", "0.01", "--data", &data];
+        let args = [&args[..], &["--out", "model.safetensors"]].concat();
         let printed = run_with(&args, |command| {
             command.current_dir(out.path());
         })
@@ -573,8 +574,8 @@ fn train_refuses_what_it_cannot_learn_from_in_one_line() {
         (&["--c", "NaN"], "C is NaN"),
         (&["--out", "/no/such/folder/model"], "/no/such/folder/model"),
     ] {
-        let line =
-            run(&[&["train", "--data", &place][..], args].concat()).failed_with_no_more_than_logs();
+        let line = run(&[&["train", "--features", "raw", "--data", &place][..], args].concat())
+            .failed_with_no_more_than_logs();
         assert!(line.contains(named), "{line}");
     }
     // A file that is cut short.
