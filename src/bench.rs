@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::workload::{Access, Keys, Population};
-use afterimage_bench::{Arrivals, Mode, Plan, Progress, Report, Span};
+use afterimage_bench::{Arrivals, Dialect, Mode, Plan, Progress, Report, Span};
 use afterimage_classifier::Dataset;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -17,11 +17,12 @@ use crate::serving;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The service to put load on.
+    /// The service to put load on: host:port. A cache may also be redis://host:port,
+    /// memcached://host:port (its text protocol) or memcached+meta://host:port.
     #[arg(value_name = "ADDR", default_value = "127.0.0.1:7400")]
     server: String,
 
-    /// What to ask for.
+    /// What to ask for; of Redis and memcached always keys.
     #[arg(long, value_enum, default_value_t = Target::Classify)]
     target: Target,
 
@@ -36,6 +37,10 @@ pub(crate) struct Args {
     /// Requests in flight on each connection; several depths, with commas, are measured in turn.
     #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',')]
     depth: Vec<usize>,
+
+    /// Keys that one command asks for, of Redis (MGET) and of memcached (get).
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
 
     /// Requests a second, whether or not earlier ones are answered (an open loop). Without it the
     /// next request follows when an answer is there.
@@ -151,14 +156,21 @@ pub(crate) fn measure(plan: &Plan) -> anyhow::Result<Report> {
 }
 
 fn plan(args: &Args) -> anyhow::Result<Plan> {
-    let addr = serving::resolve(&args.server)?;
+    let Some((dialect, place)) = Dialect::split(&args.server) else {
+        let known = Dialect::ALL.map(Dialect::scheme).join("://, ");
+        bail!("{} is none of {known}:// or host:port", args.server);
+    };
+    let addr = serving::resolve(place)?;
     let mut plan = match args.target {
-        Target::Classify => Plan::classify(addr, Arc::new(population(args)?)),
-        Target::Cache => {
+        Target::Classify if dialect == Dialect::Wire => {
+            Plan::classify(addr, Arc::new(population(args)?))
+        }
+        _ => {
             let (count, read_share) = (args.population, args.read_share);
             Plan::cache(addr, Keys { count, read_share, salt: args.seed })
         }
     };
+    (plan.dialect, plan.batch) = (dialect, args.batch);
     plan.token = args.client.token()?;
     plan.timeout = args.client.timeout();
     plan.connections = args.connections;

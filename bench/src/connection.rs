@@ -5,22 +5,29 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
+use afterimage_wire::Status;
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
 use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Message, Welcome};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::dialect::Dialect;
+use crate::dialect::replies::{Reply, cut};
 use crate::plan::BenchError;
 
 /// The largest body of a reply that a load generator has any use for: the longest error text, and
 /// room. More is a server gone astray.
 const MAX_REPLY_BODY: u32 = 4096;
 
+/// Bytes of the longest answer to a peer's handshake: Redis tells of itself in some two thousand.
+const MAX_INTRODUCTION: usize = 64 << 10;
+
 /// Bytes that one read may bring. Big enough for thousands of replies, small enough for the L2 cache.
 const INPUT_LEN: usize = 128 << 10;
 
 const _: () = assert!(INPUT_LEN > HEADER_LEN + MAX_REPLY_BODY as usize);
 const _: () = assert!(INPUT_LEN > HEADER_LEN + MAX_HANDSHAKE_BODY as usize);
+const _: () = assert!(INPUT_LEN > MAX_INTRODUCTION);
 
 /// How long a read that may block does so at most. Time limits are noticed this late.
 const TICK: Duration = Duration::from_millis(50);
@@ -37,6 +44,15 @@ pub(crate) struct Connection {
     input_end: usize,
 }
 
+/// What a server says of itself.
+#[derive(Debug)]
+pub(crate) enum Introduction {
+    /// All that there is to know.
+    Welcome(Welcome),
+    /// Name and version.
+    Name(String),
+}
+
 /// Why a connection can be used no more.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lost {
@@ -46,6 +62,8 @@ pub(crate) enum Lost {
     Io(#[from] io::Error),
     #[error("{0}")]
     Frame(#[from] FrameError),
+    #[error("{0}")]
+    Senseless(String),
 }
 
 impl From<Errno> for Lost {
@@ -64,12 +82,14 @@ pub(crate) enum Wait {
 }
 
 impl Connection {
-    /// Connects, says hello and hears the welcome, within `timeout` for each step.
+    /// Connects, says hello and hears who is there, within `timeout` for each step. A welcome is heard
+    /// in Afterimage's own dialect only; others give a name and version, or nothing.
     pub(crate) fn open(
         addr: SocketAddr,
+        dialect: Dialect,
         token: &[u8],
         timeout: Duration,
-    ) -> Result<(Self, Welcome), BenchError> {
+    ) -> Result<(Self, Introduction), BenchError> {
         let failed = |source| BenchError::Connect { addr, source };
         let stream = TcpStream::connect_timeout(&addr, timeout).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
@@ -83,21 +103,31 @@ impl Connection {
             input_start: 0,
             input_end: 0,
         };
-        Message::Hello(Hello::new(token)).encode(0, &mut connection.output);
-        connection.stream.write_all(&connection.output).map_err(failed)?;
-        connection.output.clear();
-        let welcome = loop {
-            if connection.receive(Wait::Some).map_err(|lost| failed(lost.into_io()))? == 0 {
-                return Err(failed(io::ErrorKind::TimedOut.into()));
+        let introduction = match dialect {
+            Dialect::Wire => Introduction::Welcome(connection.hello(addr, token)?),
+            Dialect::Echo => Introduction::Name("echo".into()),
+            Dialect::Redis => Introduction::Name(connection.redis_version(addr, token)?),
+            Dialect::Memcached | Dialect::MemcachedMeta => {
+                Introduction::Name(connection.memcached_version(addr)?)
             }
-            let bytes = &connection.input[..connection.input_end];
+        };
+        connection.stream.set_read_timeout(Some(TICK)).map_err(failed)?;
+        Ok((connection, introduction))
+    }
+
+    fn hello(&mut self, addr: SocketAddr, token: &[u8]) -> Result<Welcome, BenchError> {
+        Message::Hello(Hello::new(token)).encode(0, &mut self.output);
+        self.say(addr)?;
+        loop {
+            self.hear(addr)?;
+            let bytes = &self.input[..self.input_end];
             let frame = Frame::decode(bytes, MAX_HANDSHAKE_BODY)
                 .map_err(|error| BenchError::frame(addr, error))?;
             let Some(frame) = frame else { continue };
             match Message::decode(frame).map_err(|error| BenchError::body(addr, error))? {
                 Message::Welcome(welcome) => {
-                    connection.input_start = frame.header.frame_len();
-                    break welcome;
+                    self.input_start = frame.header.frame_len();
+                    return Ok(welcome);
                 }
                 Message::Error { status, text, .. } => {
                     return Err(BenchError::Refused { addr, status, text: text.to_owned() });
@@ -107,9 +137,85 @@ impl Connection {
                     return Err(BenchError::Protocol { addr, what });
                 }
             }
+        }
+    }
+
+    /// Shows Redis the password, if there is one, and asks for its version.
+    fn redis_version(&mut self, addr: SocketAddr, token: &[u8]) -> Result<String, BenchError> {
+        let protocol = |what: String| BenchError::Protocol { addr, what };
+        if !token.is_empty() {
+            let head = format!("*2\r\n$4\r\nAUTH\r\n${}\r\n", token.len());
+            self.output.extend([head.as_bytes(), token, b"\r\n"].concat());
+            self.say(addr)?;
+            let line = self.line(addr)?;
+            if line != "+OK" {
+                let (status, text) = (Status::Unauthenticated, line);
+                return Err(BenchError::Refused { addr, status, text });
+            }
+        }
+        self.output.extend_from_slice(b"*2\r\n$4\r\nINFO\r\n$6\r\nserver\r\n");
+        self.say(addr)?;
+        let head = self.line(addr)?;
+        if head.starts_with("-NOAUTH") {
+            let (status, text) = (Status::Unauthenticated, head);
+            return Err(BenchError::Refused { addr, status, text });
+        }
+        let len = head.strip_prefix('$').and_then(|len| len.parse::<usize>().ok());
+        let Some(len) = len.filter(|&len| len < MAX_INTRODUCTION) else {
+            return Err(protocol(format!("{head:?} where INFO's answer belongs")));
         };
-        connection.stream.set_read_timeout(Some(TICK)).map_err(failed)?;
-        Ok((connection, welcome))
+        while self.input_end - self.input_start < len + 2 {
+            self.hear(addr)?;
+        }
+        let info = String::from_utf8_lossy(&self.input[self.input_start..][..len]).into_owned();
+        self.input_start += len + 2;
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
+        let version = field("valkey_version:").map(|version| format!("valkey {version}"));
+        let version = version.or_else(|| Some(format!("redis {}", field("redis_version:")?)));
+        version.ok_or_else(|| protocol("INFO names no version".into()))
+    }
+
+    fn memcached_version(&mut self, addr: SocketAddr) -> Result<String, BenchError> {
+        self.output.extend_from_slice(b"version\r\n");
+        self.say(addr)?;
+        let line = self.line(addr)?;
+        match line.strip_prefix("VERSION ") {
+            Some(version) => Ok(format!("memcached {version}")),
+            None => Err(BenchError::Protocol { addr, what: format!("{line:?} for a VERSION") }),
+        }
+    }
+
+    /// Sends the output, waiting until the kernel has all of it.
+    fn say(&mut self, addr: SocketAddr) -> Result<(), BenchError> {
+        let sent = self.stream.write_all(&self.output);
+        self.output.clear();
+        sent.map_err(|source| BenchError::Connect { addr, source })
+    }
+
+    /// Waits for bytes.
+    fn hear(&mut self, addr: SocketAddr) -> Result<(), BenchError> {
+        let failed = |source| BenchError::Connect { addr, source };
+        match self.receive(Wait::Some).map_err(|lost| failed(lost.into_io()))? {
+            0 => Err(failed(io::ErrorKind::TimedOut.into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for a line and takes it.
+    fn line(&mut self, addr: SocketAddr) -> Result<String, BenchError> {
+        loop {
+            let unread = &self.input[self.input_start..self.input_end];
+            if let Some(end) = unread.iter().position(|&byte| byte == b'\n') {
+                let line = String::from_utf8_lossy(&unread[..end]).trim_end().to_owned();
+                self.input_start += end + 1;
+                return Ok(line);
+            }
+            if unread.len() > MAX_INTRODUCTION {
+                let what = "a line without an end".into();
+                return Err(BenchError::Protocol { addr, what });
+            }
+            self.hear(addr)?;
+        }
     }
 
     /// Whether bytes wait for the kernel to take them.
@@ -176,6 +282,22 @@ impl Connection {
         self.input_start = self.input_end - rest.len();
         Ok(())
     }
+
+    /// Passes every whole reply of a server that answers in order to `each`.
+    #[inline]
+    pub(crate) fn replies(
+        &mut self,
+        dialect: Dialect,
+        mut each: impl FnMut(Reply<'_>),
+    ) -> Result<(), Lost> {
+        let mut rest = &self.input[self.input_start..self.input_end];
+        while let Some((reply, len)) = cut(dialect, rest).map_err(Lost::Senseless)? {
+            rest = &rest[len..];
+            each(reply);
+        }
+        self.input_start = self.input_end - rest.len();
+        Ok(())
+    }
 }
 
 impl AsFd for Connection {
@@ -189,6 +311,7 @@ impl Lost {
         match self {
             Lost::Closed => io::ErrorKind::UnexpectedEof.into(),
             Lost::Io(error) => error,
+            Lost::Senseless(what) => io::Error::new(io::ErrorKind::InvalidData, what),
             Lost::Frame(error) => io::Error::new(io::ErrorKind::InvalidData, error),
         }
     }

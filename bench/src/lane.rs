@@ -1,12 +1,15 @@
 //! One connection at work: what it sends next, and what it makes of the replies.
 
+use afterimage_wire::Status;
 use afterimage_wire::proto::header::flags;
 use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
 use afterimage_wire::proto::{Frame, Header, Kind, Message};
 
 use crate::connection::{Connection, Lost, Wait};
+use crate::dialect::Dialect;
+use crate::dialect::ordered::Ordered;
 use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
-use crate::plan::Target;
+use crate::plan::{Plan, Target};
 use crate::schedule::Schedule;
 use crate::tally::{Outcome, Tally};
 use crate::workload::Draw;
@@ -38,6 +41,10 @@ pub(crate) struct Task {
 pub(crate) struct Lane {
     connection: Connection,
     flight: InFlight,
+    /// What a server that answers in order has still to answer.
+    ordered: Option<Ordered>,
+    /// The server sends back what it gets.
+    echo: bool,
     depth: usize,
     /// Requests that count against the depth: reads in flight, and writes not confirmed yet.
     open: usize,
@@ -54,10 +61,13 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(connection: Connection, depth: usize, task: Task) -> Self {
+    pub(crate) fn new(connection: Connection, plan: &Plan, task: Task) -> Self {
+        let Plan { dialect, batch, depth, .. } = *plan;
         Lane {
             connection,
             flight: InFlight::new(depth),
+            ordered: dialect.is_ordered().then(|| Ordered::new(dialect, batch)),
+            echo: dialect == Dialect::Echo,
             depth,
             open: 0,
             loose_writes: 0,
@@ -164,7 +174,13 @@ impl Lane {
         {
             self.loose_writes = 0;
             tally.counts.fences += 1;
-            Message::Ping(&[]).encode(id, &mut self.connection.output);
+            match &mut self.ordered {
+                Some(ordered) => ordered.fence(&mut self.connection.output, id),
+                None => Message::Ping(&[]).encode(id, &mut self.connection.output),
+            }
+        }
+        if let Some(ordered) = &mut self.ordered {
+            ordered.release(&mut self.connection.output);
         }
     }
 
@@ -177,7 +193,10 @@ impl Lane {
         };
         if !reads && let Target::Cache(keys) = target {
             let key = keys.key(about);
-            put_cache_write(output, WRITE_ID, key, keys.value(key));
+            match &mut self.ordered {
+                Some(ordered) => ordered.write(output, key, keys.value(key)),
+                None => put_cache_write(output, WRITE_ID, key, keys.value(key)),
+            }
             self.loose_writes += 1;
             tally.counts.writes += 1;
             return;
@@ -191,7 +210,10 @@ impl Lane {
             Target::Classify { population, .. } => {
                 put_classify_req(output, id, population.image(about as usize), 0);
             }
-            Target::Cache(keys) => put_cache_read(output, id, keys.key(about), 0),
+            Target::Cache(keys) => match &mut self.ordered {
+                Some(ordered) => ordered.read(output, id, keys.key(about)),
+                None => put_cache_read(output, id, keys.key(about), 0),
+            },
         }
     }
 
@@ -223,6 +245,7 @@ impl Lane {
         let mut judge = Judge {
             flight: &mut self.flight,
             target,
+            echo: self.echo,
             tally,
             now_ns,
             in_window: now_ns < self.task.end_ns,
@@ -230,7 +253,19 @@ impl Lane {
             goaway: None,
             ended: None,
         };
-        let framing = self.connection.frames(|header, body| judge.reply(header, body));
+        let framing = match &mut self.ordered {
+            None => self.connection.frames(|header, body| judge.reply(header, body)),
+            // A call for each dialect, so that each gets a loop of its own.
+            Some(ordered) => match ordered.dialect() {
+                Dialect::Redis => {
+                    self.connection.replies(Dialect::Redis, |r| ordered.reply(r, &mut judge))
+                }
+                Dialect::MemcachedMeta => self
+                    .connection
+                    .replies(Dialect::MemcachedMeta, |r| ordered.reply(r, &mut judge)),
+                _ => self.connection.replies(Dialect::Memcached, |r| ordered.reply(r, &mut judge)),
+            },
+        };
         let Judge { closed, goaway, ended, .. } = judge;
         self.open -= closed;
         self.room_since_ns = now_ns;
@@ -293,10 +328,11 @@ fn weight(request: &Request) -> usize {
     usize::from(request.asked() != Asked::Fence) + request.writes as usize
 }
 
-/// Looks at the frames of one read.
-struct Judge<'a> {
+/// Looks at the replies of one read.
+pub(crate) struct Judge<'a> {
     flight: &'a mut InFlight,
     target: &'a Target,
+    echo: bool,
     tally: &'a mut Tally,
     now_ns: u64,
     in_window: bool,
@@ -323,9 +359,21 @@ impl Judge<'_> {
                 (i64::from_le_bytes(value), Outcome::Hit)
             }
             (Kind::CacheResp, Target::Cache(_)) if !exists && body.is_empty() => (0, Outcome::Miss),
+            (Kind::CacheReq, Target::Cache(_))
+                if self.echo
+                    && let Ok(key) = <[u8; 8]>::try_from(body) =>
+            {
+                (i64::from_le_bytes(key), Outcome::Hit)
+            }
             _ => return self.rare(Frame { header, body }),
         };
-        let Some(request) = self.close(header.id) else {
+        self.answer(header.id, answer, outcome);
+    }
+
+    /// Judges the answer to the request with this id.
+    #[inline(always)]
+    pub(crate) fn answer(&mut self, id: u64, answer: i64, outcome: Outcome) {
+        let Some(request) = self.close(id) else {
             return;
         };
         let Asked::About(about) = request.asked() else {
@@ -337,6 +385,7 @@ impl Judge<'_> {
                 Err(expected) => expected.into(),
             },
             Target::Cache(_) if outcome == Outcome::Miss => answer,
+            Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
             Target::Cache(keys) => keys.value(keys.key(about)),
         };
         if answer != expected {
@@ -416,8 +465,29 @@ impl Judge<'_> {
         self.tally.sample(outcome, due_ns, self.now_ns.saturating_sub(request.sent_ns));
     }
 
+    /// Takes the fence with this id out of flight: the server has come past it.
+    pub(crate) fn fence(&mut self, id: u64) {
+        if let Some(request) = self.close(id)
+            && request.asked() != Asked::Fence
+        {
+            self.stray();
+        }
+    }
+
+    /// Counts an error reply, to the request with this id or, without one, to a write.
     #[cold]
-    fn stray(&mut self) {
+    pub(crate) fn failed(&mut self, id: Option<u64>, status: Status) {
+        self.tally.error(status.code());
+        if let Some(request) = id.and_then(|id| self.close(id))
+            && request.asked() != Asked::Fence
+        {
+            self.sample(&request, Outcome::Failed);
+        }
+    }
+
+    /// Counts a reply that nobody asked for.
+    #[cold]
+    pub(crate) fn stray(&mut self) {
         self.tally.unexpected += 1;
     }
 }

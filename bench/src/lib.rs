@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod dialect;
 pub mod digits;
 mod flight;
 mod lane;
@@ -24,9 +25,11 @@ mod tally;
 pub mod workload;
 mod zipf;
 
+pub use dialect::Dialect;
 pub use load::{Progress, run};
 pub use plan::{
-    Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span, Target,
+    Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span,
+    Target,
 };
 pub use report::Report;
 pub use tally::{Latencies, Outcome, WrongAnswer};

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::connection::{Connection, Wait};
+use crate::connection::{Connection, Introduction, Wait};
 use crate::lane::{Lane, Task};
 use crate::plan::{BenchError, Mode, Plan, Span, Target};
 use crate::report::{Report, ThreadUse};
@@ -72,12 +72,15 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, Be
     let pattern = &Pattern::new(plan.access, plan.subjects())
         .ok_or_else(|| BenchError::Plan { what: format!("no order is {:?}", plan.access) })?;
     let epoch = Instant::now();
-    let mut welcome = None;
+    let mut server = None;
     let mut shares: Vec<Vec<(u32, Connection)>> = (0..plan.threads).map(|_| Vec::new()).collect();
     for lane in 0..plan.connections {
-        let (connection, hello) = Connection::open(plan.addr, &plan.token, plan.timeout)?;
-        check_welcome(plan, &hello)?;
-        welcome.get_or_insert(hello);
+        let (connection, introduction) =
+            Connection::open(plan.addr, plan.dialect, &plan.token, plan.timeout)?;
+        if let Introduction::Welcome(welcome) = &introduction {
+            check_welcome(plan, welcome)?;
+        }
+        server.get_or_insert(introduction);
         let lane_number = u32::try_from(lane).expect("connections are far fewer than 2³²");
         shares[lane % plan.threads].push((lane_number, connection));
     }
@@ -107,7 +110,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, Be
         tally.add(share.tally);
         uses.push(share.used);
     }
-    let report = Report::new(plan, welcome, tally, uses);
+    let report = Report::new(plan, server, tally, uses);
     if report.wrong > 0 || report.unexpected > 0 {
         return Err(BenchError::Wrong(Box::new(report)));
     }
@@ -141,7 +144,7 @@ fn work(
         numbers: share.iter().map(|(lane, _)| *lane).collect(),
         lanes: share
             .into_iter()
-            .map(|(lane, connection)| Lane::new(connection, plan.depth, idle(lane)))
+            .map(|(lane, connection)| Lane::new(connection, plan, idle(lane)))
             .collect(),
         plan,
         tally: Tally::default(),

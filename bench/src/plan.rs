@@ -8,6 +8,7 @@ use std::time::Duration;
 use afterimage_wire::Status;
 use afterimage_wire::proto::{BodyError, FrameError, Service, Shape};
 
+use crate::dialect::Dialect;
 use crate::report::Report;
 use crate::workload::{Access, Answers, Keys, Population};
 
@@ -18,6 +19,10 @@ pub const MAX_DEPTH: usize = 1 << 20;
 /// The most connections of one run: as many as a process may have files open on most machines.
 pub const MAX_CONNECTIONS: usize = 65_536;
 
+/// The most keys in one command. Some hundreds cost a peer no less for each key than more do; and
+/// memcached wants a command's end before its line grows too long.
+pub const MAX_BATCH: usize = 1024;
+
 /// How long a request may stay unanswered unless the plan says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -26,7 +31,12 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Plan {
     /// Where the server listens.
     pub addr: SocketAddr,
-    /// The token for the handshake; empty for none.
+    /// What it speaks.
+    pub dialect: Dialect,
+    /// Keys that one command asks for at most, where the dialect has such commands. Each key counts as
+    /// a request.
+    pub batch: usize,
+    /// The token for the handshake, Redis' password; empty for none.
     pub token: Vec<u8>,
     /// What is asked.
     pub target: Target,
@@ -122,6 +132,8 @@ impl Plan {
     fn new(addr: SocketAddr, target: Target) -> Self {
         Plan {
             addr,
+            dialect: Dialect::Wire,
+            batch: 1,
             token: Vec::new(),
             target,
             access: Access::Uniform,
@@ -160,6 +172,11 @@ impl Plan {
         between("connections", self.connections, MAX_CONNECTIONS)?;
         between("threads", self.threads, self.connections)?;
         between("depth", self.depth, MAX_DEPTH)?;
+        between("batch", self.batch, MAX_BATCH)?;
+        let dialect = self.dialect;
+        if self.batch > 1 && !dialect.takes_batches() {
+            return refuse(format!("batch is {}; {dialect} has no such command", self.batch));
+        }
         if self.timeout.is_zero() {
             return refuse("timeout is 0; every request would fail".into());
         }
@@ -180,6 +197,14 @@ impl Plan {
             _ => {}
         }
         match &self.target {
+            Target::Classify { .. } if dialect != Dialect::Wire => {
+                refuse(format!("images cannot be asked about in {dialect}"))
+            }
+            Target::Cache(keys)
+                if dialect == Dialect::Echo && (self.prefill || keys.read_share < 1.0) =>
+            {
+                refuse("an echo has no reply to writes; the read share must be 1".into())
+            }
             Target::Cache(keys) if keys.count == 0 => refuse("there are no keys".into()),
             Target::Cache(keys) if !(0.0..=1.0).contains(&keys.read_share) => {
                 let share = keys.read_share;

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use afterimage_wire::Status;
-use afterimage_wire::proto::Welcome;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::connection::Introduction;
 use crate::plan::{Arrivals, Mode, Plan, Span, Target};
 use crate::tally::{Latencies, Outcome, Tally, WrongAnswer};
 use crate::workload::Access;
@@ -81,6 +81,12 @@ pub struct Report {
 pub struct Settings {
     /// Where the server listens.
     pub addr: String,
+    /// What it speaks: `tcp` for Afterimage's own protocol.
+    #[serde(default)]
+    pub dialect: String,
+    /// Keys that one command asks for at most, where there are such commands.
+    #[serde(default)]
+    pub batch: usize,
     /// `classify` or `cache`.
     pub target: String,
     /// How many images or keys there are.
@@ -223,6 +229,8 @@ impl Settings {
         };
         Settings {
             addr: plan.addr.to_string(),
+            dialect: plan.dialect.to_string(),
+            batch: plan.batch,
             target: target.into(),
             population: plan.subjects().into(),
             read_share,
@@ -243,7 +251,13 @@ impl Settings {
 }
 
 impl Server {
-    fn new(welcome: Welcome) -> Self {
+    fn new(introduction: Introduction) -> Self {
+        let welcome = match introduction {
+            Introduction::Welcome(welcome) => welcome,
+            Introduction::Name(name) => {
+                return Server { name, service: "cache".into(), ..Server::default() };
+            }
+        };
         Server {
             name: welcome.name,
             service: welcome.service.to_string(),
@@ -256,7 +270,7 @@ impl Server {
 impl Report {
     pub(crate) fn new(
         plan: &Plan,
-        welcome: Option<Welcome>,
+        server: Option<Introduction>,
         mut tally: Tally,
         threads: Vec<ThreadUse>,
     ) -> Self {
@@ -285,7 +299,7 @@ impl Report {
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         Report {
             settings: Settings::new(plan),
-            server: welcome.map(Server::new).unwrap_or_default(),
+            server: server.map(Server::new).unwrap_or_default(),
             measured_s: measured.as_secs_f64(),
             sent: counts.sent,
             answered,
