@@ -22,6 +22,9 @@ use crate::model_file::MAX_MODEL_FILE_BYTES;
 use crate::shape::Shape;
 use crate::svm::{LinearSvm, MAX_CLASSES};
 
+/// Most weights of an imported model: what the largest model file has room for.
+const MAX_WEIGHTS: usize = MAX_MODEL_FILE_BYTES as usize / size_of::<f32>();
+
 /// What a text model does not say about itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ImportOptions {
@@ -105,7 +108,10 @@ fn read_liblinear(lines: &mut Lines<'_>, shape: Shape) -> Result<Machines, Model
             _ => return Err(lines.error(format!("{key:?} is unknown in a LIBLINEAR model"))),
         }
     }
-    if !(solver.contains("SVC") || solver.ends_with("_LR") || solver.contains("LR_DUAL"))
+    if !(solver.contains("SVC")
+        || solver.ends_with("_LR")
+        || solver.contains("LR_DUAL")
+        || solver == "MCSVM_CS")
         || solver.contains("ONECLASS")
     {
         return Err(lines.error(format!("solver {solver:?} does not classify")));
@@ -118,6 +124,13 @@ fn read_liblinear(lines: &mut Lines<'_>, shape: Shape) -> Result<Machines, Model
     // A weight takes two bytes at least, so the text bounds the allocation.
     if rows.saturating_mul(machines) > lines.text.len() {
         return Err(lines.error(format!("{rows} lines of {machines} weights are not there")));
+    }
+    // Each class has a weight for every byte of an image, also where the file has one line only.
+    let (weights, limit) = (machines.saturating_mul(shape.len()), MAX_WEIGHTS);
+    if weights > limit {
+        return Err(lines.error(format!(
+            "{machines} classes of images of {shape} make {weights} weights; the limit is {limit}"
+        )));
     }
     let mut weights = vec![vec![0.0; shape.len()]; machines];
     let mut intercepts = vec![0.0; machines];
@@ -317,6 +330,16 @@ mod tests {
     }
 
     #[test]
+    fn crammer_and_singers_solver_has_a_weight_vector_for_each_of_two_classes_too() {
+        let text =
+            "solver_type MCSVM_CS\nnr_class 2\nlabel 3 8\nnr_feature 1\nbias 1\nw\n1 2 \n9 0 \n";
+        let model = Model::import_text(text, &options()).unwrap();
+        assert_eq!(model.scores(&[&[5, 0, 0, 0]]).unwrap().as_slice().unwrap(), [14.0, 10.0]);
+        assert_eq!(model.classify(&[5, 0, 0, 0]).unwrap(), 3);
+        assert_eq!(model.classify(&[50, 0, 0, 0]).unwrap(), 8);
+    }
+
+    #[test]
     fn libsvm_support_vectors_become_one_weight_vector() {
         let model = Model::import_text(LIBSVM, &options()).unwrap();
         let scores = model.scores(&[&[3, 1, 8, 7]]).unwrap();
@@ -363,6 +386,18 @@ mod tests {
             .replace("nr_feature 3", "nr_feature 4194304");
         let error = Model::import_text(&text, &options).unwrap_err().to_string();
         assert!(error.contains("are not there"), "{error}");
+    }
+
+    #[test]
+    fn many_classes_of_large_images_are_refused_before_memory_is_taken() {
+        let options = ImportOptions { shape: Shape::new(&[2048, 2048]).unwrap(), divisor: 1.0 };
+        let labels = (0..4096).map(|l| l.to_string()).collect::<Vec<_>>().join(" ");
+        let text = format!(
+            "solver_type MCSVM_CS\nnr_class 4096\nlabel {labels}\nnr_feature 1\nbias -1\nw\n{}\n",
+            "1 ".repeat(4096)
+        );
+        let error = Model::import_text(&text, &options).unwrap_err().to_string();
+        assert!(error.contains("17179869184 weights; the limit is 67108864"), "{error}");
     }
 
     #[test]
