@@ -159,6 +159,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         ("one_block", &[9]),
         ("three_blocks", &[3, 20, 1]),
         ("hundred_entries", &[100]),
+        ("block_of_nothing", &[2, 0, 1]),
     ] {
         let mut file = MAGIC.to_vec();
         file.extend_from_slice(&1u64.to_le_bytes());

@@ -3,7 +3,7 @@
 use super::support::{Seed, Source};
 use crate::dataset::Dataset;
 use crate::image::Image;
-use crate::input::{bounded, idx as idx_format};
+use crate::input::{bounded, idx as idx_format, png as png_format};
 use crate::shape::{MAX_INPUT_LEN, Shape};
 
 /// Bytes that a gzipped file may unpack to here: enough for any of these images, little enough to try often.
@@ -21,6 +21,14 @@ pub(super) fn image_file(data: &[u8]) {
     };
     check(&image);
     assert_eq!(Image::decode(&file).ok().as_ref(), Some(&image), "the same file, the same image");
+    if !file.starts_with(&png_format::SIGNATURE) {
+        // A PNG may have anything behind its end; what the others say of their length is exact.
+        let is_text = file.starts_with(b"P2");
+        // A text may end in a comment, which goes on to the end of its line.
+        let longer = [&file[..], if is_text { b"\n0" } else { b"x" }].concat();
+        assert!(Image::decode(&longer).is_err(), "more than the header says");
+        assert!(is_text || Image::decode(&file[..file.len() - 1]).is_err(), "one byte less");
+    }
     if let &[rows, columns] = image.shape().dims() {
         // The plainest file of the same image.
         let mut plain = format!("P5 {columns} {rows} 255\n").into_bytes();

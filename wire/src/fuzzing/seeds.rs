@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::support::{Rng, Seed};
+use crate::proto::Message;
 
 /// Every golden vector: its name, and its bytes.
 fn golden() -> Vec<Seed> {
@@ -91,7 +92,13 @@ pub(super) fn server_stream() -> Vec<Seed> {
     let cache_after_hello = [0b1101, 0, 15, 250, 9, 3, 3, 10];
     let classifier_after_hello = [0b1100, 0, 3, 128, 4, 1, 2, 10];
     let from_the_start = [0b1010, 0, 15, 250, 9, 0, 0, 10];
-    let mut seeds = Vec::new();
+    let mut seeds = vec![
+        ("every_behaviour_of_a_cache".to_owned(), [&cache_after_hello[..], &reads()].concat()),
+        (
+            "every_behaviour_of_a_classifier".to_owned(),
+            [&classifier_after_hello[..], &images()].concat(),
+        ),
+    ];
     for (name, start) in [
         ("cache", cache_after_hello),
         ("classifier", classifier_after_hello),
@@ -108,6 +115,28 @@ pub(super) fn server_stream() -> Vec<Seed> {
         }
     }
     seeds
+}
+
+/// Writes and reads of keys that are answered in all the ways there are.
+fn reads() -> Vec<u8> {
+    let mut stream = Vec::new();
+    for key in 0..32 {
+        if key % 3 == 0 {
+            Message::CacheWrite { key, value: -1 }.encode(100 + key, &mut stream);
+        }
+        Message::CacheRead { key, budget_ms: 0 }.encode(key, &mut stream);
+    }
+    stream
+}
+
+/// Images that are answered in all the ways there are.
+fn images() -> Vec<u8> {
+    let mut stream = Vec::new();
+    for first in 0..32 {
+        let image = [first, 1, 2];
+        Message::ClassifyReq { image: &image, budget_ms: 9 }.encode(first.into(), &mut stream);
+    }
+    stream
 }
 
 pub(super) fn client_stream() -> Vec<Seed> {
