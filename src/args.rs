@@ -1,6 +1,7 @@
 //! Flags that several commands share, and what they turn into.
 
 use std::fmt;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -34,16 +35,16 @@ pub(crate) struct ServerArgs {
     threads: usize,
 
     /// Connections open at once.
-    #[arg(long, value_name = "N", default_value_t = 4096)]
-    max_connections: usize,
+    #[arg(long, value_name = "N", default_value = "4096")]
+    max_connections: NonZeroUsize,
 
     /// The largest body of a request.
     #[arg(long, value_name = "SIZE", default_value = "1MiB")]
     max_body: Size,
 
     /// Requests of one connection that may wait for an answer.
-    #[arg(long, value_name = "N", default_value_t = 16_384)]
-    window: u32,
+    #[arg(long, value_name = "N", default_value = "16384")]
+    window: NonZeroU32,
 
     /// How long a client may take to say Hello.
     #[arg(long, value_name = "TIME", default_value = "5s")]
@@ -66,9 +67,9 @@ impl ServerArgs {
     pub(crate) fn options(&self) -> anyhow::Result<ServerOptions> {
         Ok(ServerOptions {
             token: token(self.token.as_deref(), self.token_file.as_deref())?,
-            max_connections: self.max_connections,
+            max_connections: self.max_connections.get(),
             max_body: self.max_body.within("--max-body", 1 << 30)?,
-            window: self.window.max(1),
+            window: self.window.get(),
             handshake_timeout: self.handshake_timeout.0,
             idle_timeout: self.idle_timeout.0,
             write_timeout: self.write_timeout.0,
@@ -149,12 +150,12 @@ pub(crate) struct EngineArgs {
     compute_threads: usize,
 
     /// Images scored together at most.
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    max_batch: usize,
+    #[arg(long, value_name = "N", default_value = "64")]
+    max_batch: NonZeroUsize,
 
     /// Images that may wait to be scored.
-    #[arg(long, value_name = "N", default_value_t = 16_384)]
-    max_queued: usize,
+    #[arg(long, value_name = "N", default_value = "16384")]
+    max_queued: NonZeroUsize,
 
     /// How long an image waits for others to be scored with, at most 200us.
     #[arg(long, value_name = "TIME", default_value = "0us")]
@@ -168,7 +169,7 @@ impl EngineArgs {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
         };
-        let (max_batch, max_queued) = (self.max_batch, self.max_queued);
+        let (max_batch, max_queued) = (self.max_batch.get(), self.max_queued.get());
         let options = EngineOptions { threads, max_batch, max_queued, linger: self.linger.0 };
         let engine = Engine::start(Arc::clone(&model), options);
         tracing::info!(

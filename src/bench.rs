@@ -100,7 +100,7 @@ pub(crate) struct Args {
     record: Option<PathBuf>,
 
     /// What the record is about, in a word; part of its file's name.
-    #[arg(long, value_name = "NAME", default_value = "run", requires = "record")]
+    #[arg(long, value_name = "NAME", default_value = "run")]
     record_name: String,
 
     #[command(flatten)]

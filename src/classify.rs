@@ -6,6 +6,7 @@ use std::time::Instant;
 use afterimage_classifier::Image;
 use afterimage_wire::Client;
 use afterimage_wire::client::Expect;
+use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::message::Origin;
 use anyhow::bail;
 
@@ -57,22 +58,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn classify_file(client: &Client, file: &Path, args: &Args) -> anyhow::Result<()> {
-    let mut image = Image::read(file)?;
-    if args.invert {
-        image = image.invert();
-    }
-    let shape = client.welcome().map(|welcome| welcome.shape.clone()).unwrap_or_default();
-    let (have, want) = (image.shape(), shape.dims());
-    let dims = have.dims();
-    // A file of one dimension more than an image is a file of images.
-    let is_set = !want.is_empty() && dims.len() == want.len() + 1 && dims[1..] == *want;
-    if !is_set && !want.is_empty() && dims != want {
-        bail!("the image is {have}; the server takes {shape}");
-    }
-    let len = if is_set { shape.byte_len().unwrap_or(1) } else { image.pixels().len() };
-    for (i, pixels) in image.pixels().chunks_exact(len.max(1)).take(args.limit).enumerate() {
+    let images = Image::read_all(file)?;
+    let is_set = images.len() > 1;
+    let want = client.welcome().map(|welcome| welcome.shape.clone()).unwrap_or_default();
+    for (i, image) in images.into_iter().take(args.limit).enumerate() {
+        let have = Shape::new(image.shape().dims()).unwrap_or_default();
+        if !want.dims().is_empty() && have != want {
+            bail!("the image is {have}; the server takes {want}");
+        }
+        let image = if args.invert { image.invert() } else { image };
         let start = Instant::now();
-        let label = client.classify(pixels).await?;
+        let label = client.classify(image.pixels()).await?;
         let elapsed_us = start.elapsed().as_secs_f64() * 1e6;
         let origin = match label.origin {
             Origin::Memoized => "remembered",

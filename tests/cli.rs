@@ -465,7 +465,6 @@ fn classify_reads_every_format_and_says_what_was_remembered() {
 }
 
 #[test]
-#[ignore = "an IDX file of several images is refused: Image::read takes those with one only"]
 fn classify_asks_about_every_image_of_an_idx_file_up_to_a_limit() {
     let folder = folder();
     let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
@@ -492,7 +491,7 @@ fn classify_names_the_file_that_is_no_image_of_the_servers_size_and_does_the_res
     let missing = text(folder.path().join("missing.png"));
     let good = file(&folder, "good.png", png(&[0; 784], 28));
     for (bad, words) in [
-        (&small, &["27x27", "28×28"][..]),
+        (&small, &["27×27", "28×28"][..]),
         (&text_file, &["PNG, PGM or IDX"]),
         (&missing, &["No such file"]),
     ] {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use crate::dataset::MAX_DATASET_FILE_BYTES;
 use crate::error::DataError;
 use crate::input::{bounded, idx, netpbm, png};
 use crate::shape::Shape;
@@ -46,6 +47,26 @@ impl Image {
             .and_then(|bytes| bounded::unpack(bytes, MAX_IMAGE_FILE_BYTES, "unpacked image file"))
             .map_err(|error| error.in_file(path))?;
         Self::decode(&bytes).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads a file of images: all those of an IDX file, or the one of any other that [`Image::read`] takes.
+    ///
+    /// # Errors
+    /// [`DataError`], naming the file, when it cannot be read or is none of these.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>, DataError> {
+        let decode_all = |bytes: &[u8]| {
+            if !bytes.starts_with(&[0, 0, 8]) {
+                return Ok(vec![Self::decode(bytes)?]);
+            }
+            let (shape, pixels) = idx::decode_images(bytes)?;
+            let images = pixels.chunks_exact(shape.len());
+            Ok(images.map(|pixels| Self { shape, pixels: pixels.into() }).collect())
+        };
+        let file = File::open(path).map_err(|source| DataError::io(path, source))?;
+        bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "image file")
+            .and_then(|bytes| bounded::unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked image file"))
+            .and_then(|bytes| decode_all(&bytes))
+            .map_err(|error| error.in_file(path))
     }
 
     /// Decodes the bytes of an image file: PNG, PGM (P2 or P5), or IDX with one image; not gzipped.

@@ -208,7 +208,11 @@ impl<C: Classifier> Shared<C> {
 
     fn why_no_space(&self) -> String {
         let objection = self.objection.lock().unwrap_or_else(PoisonError::into_inner);
-        objection.clone().unwrap_or_else(|| "no classifier has been reached yet".into())
+        match (&*objection, self.classifier.trouble()) {
+            (Some(objection), _) => objection.clone(),
+            (None, Some(trouble)) => format!("the classifier cannot be reached: {trouble}"),
+            (None, None) => "no classifier has been reached yet".into(),
+        }
     }
 
     /// Answers the hits of a batch from the table in this process; the rest board flights.

@@ -229,6 +229,32 @@ async fn identical_requests_in_flight_make_one_call_and_one_write() {
     }
 }
 
+/// Handles a batch of one on this thread, without a network: what stands between a lookup and the
+/// boarding of a flight is then some hundred instructions, and threads do meet there.
+#[test]
+fn requests_that_race_with_a_landing_never_make_a_second_call() {
+    const ROUNDS: u32 = 60_000;
+    const THREADS: usize = 3;
+    let (puppet, table) =
+        (Puppet::new(), Arc::new(Table::new(Capacity::Entries(1 << 20)).unwrap()));
+    let store = Store::Embedded(table, None);
+    let memo = Arc::new(MemoService::new(store, puppet.clone(), MemoOptions::new(secret())));
+    let barrier = std::sync::Barrier::new(THREADS);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for round in 0..ROUNDS {
+                    let mut image = round.to_le_bytes();
+                    image.reverse();
+                    barrier.wait();
+                    afterimage_wire::server::handle_one(&*memo, Op::Classify { image: &image });
+                }
+            });
+        }
+    });
+    assert_eq!(puppet.calls(), ROUNDS as usize);
+}
+
 #[tokio::test]
 async fn the_call_outlives_the_caller_who_asked_first() {
     let puppet = Puppet::new();

@@ -172,6 +172,12 @@ pub fn run_to_file(
     options: &TrainOptions,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(Model, Evaluation), TrainError> {
+    // Now and not after minutes of training.
+    let folder = options.out.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        return Err(ModelError::Io { path: options.out.clone(), source }.into());
+    }
     let split = Split::read_dir(&options.data)?;
     let model = run(options, &split.train, progress)?;
     let evaluation = Evaluation::of(&model, &split.test)?;

@@ -20,6 +20,11 @@ pub trait Classifier: Send + Sync + 'static {
     /// first time. Asked for every batch, so it is cheap, and the same model is the same `Arc`.
     fn model(&self) -> Option<Arc<ModelId>>;
 
+    /// What keeps it from being reached, if anything is known to.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Has each job's image classified. Returns at once; each [`Reply`] is spent later, or now when
     /// it cannot be done at all.
     fn classify(&self, jobs: Vec<Job>);
@@ -31,6 +36,10 @@ pub trait Classifier: Send + Sync + 'static {
 impl<C: Classifier + ?Sized> Classifier for Box<C> {
     fn model(&self) -> Option<Arc<ModelId>> {
         (**self).model()
+    }
+
+    fn trouble(&self) -> Option<String> {
+        (**self).trouble()
     }
 
     fn classify(&self, jobs: Vec<Job>) {

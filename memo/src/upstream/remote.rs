@@ -65,6 +65,10 @@ impl Classifier for Arc<Remote> {
         }
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.client.last_error().map(|error| error.to_string())
+    }
+
     fn classify(&self, jobs: Vec<Job>) {
         for Job { image, reply } in jobs {
             let remote = Arc::clone(self);

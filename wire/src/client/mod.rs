@@ -259,6 +259,11 @@ impl Client {
         self.shared().lock().welcome().is_some()
     }
 
+    /// Why there is no connection, while there is none and one was tried.
+    pub fn last_error(&self) -> Option<Arc<ConnectionError>> {
+        self.shared().lock().last_error()
+    }
+
     /// What this client has counted since it was made.
     pub fn counters(&self) -> Counters {
         self.shared().lock().counters()

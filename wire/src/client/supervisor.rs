@@ -64,7 +64,12 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
                 }
             }
             Err(error) => {
-                tracing::debug!(%error, "cannot connect");
+                // What will not mend itself, somebody should read; what may, is nobody's business yet.
+                if error.is_permanent() {
+                    tracing::warn!(%error, "cannot connect");
+                } else {
+                    tracing::debug!(%error, "cannot connect");
+                }
                 failures += 1;
                 let error = Arc::new(error);
                 if error.is_permanent() {

@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use batch::{BATCH, Batch, Op, Request};
+pub use batch::{BATCH, Batch, Op, Request, handle_one};
 pub use options::{ServerOptions, Token};
 pub use outbox::Later;
 pub use shutdown::until_terminated;
