@@ -104,8 +104,9 @@ impl Bucket {
         Read::KeptOut
     }
 
-    /// One try, `None` if a writer was inside.
-    #[inline]
+    /// One try, `None` if a writer was inside. Always inlined: its result, handed through memory, and the
+    /// call took a fifth of a lookup.
+    #[inline(always)]
     fn try_read(&self, key: u64) -> Option<Read> {
         let before = self.sequence.load(Ordering::Acquire);
         let mut found = 0u64;
