@@ -48,3 +48,7 @@ train DIR:
 # Remembered answers a second: the memo on one core, the load on the other
 bench-memo:
     bench/memo
+
+# The cache beside Redis and memcached, each on one core, the load on the other
+bench-cache:
+    bench/cache

@@ -4,6 +4,7 @@
 //! are those of [`Record`]. Quote ratios from one record; an absolute figure from a shared machine means
 //! little.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -34,6 +35,12 @@ pub struct Record {
     pub machine: Machine,
     /// The runs, in the order in which they were made.
     pub runs: Vec<Run>,
+    /// What was found by other means than runs, or from several of them, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: BTreeMap<String, f64>,
+    /// What was printed for people, line by line.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub text: Vec<String>,
 }
 
 /// One run of a record.
@@ -81,6 +88,8 @@ impl Record {
             commit: Commit::of(repository),
             machine,
             runs,
+            figures: BTreeMap::new(),
+            text: Vec::new(),
         }
     }
 

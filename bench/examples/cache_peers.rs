@@ -1,0 +1,439 @@
+//! The cache beside Redis and memcached, by one generator, in one run: what `bench/cache` calls.
+//!
+//! Arguments: the `afterimage` binary; a folder for the record; optionally a file whose text goes into the
+//! record as it is (the table of hit ratios). Servers run on CPU 0, the load on CPU 1. Each comparison is
+//! made in rounds, one server after another in each, and the median of the rounds counts. Before that,
+//! the peers are asked in several ways, and each is then asked in the way that it answers fastest.
+//! With `echo` as its only argument it is the echo server.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{env, io};
+
+use afterimage_bench::record::{Machine, Record, Run};
+use afterimage_bench::workload::Keys;
+use afterimage_bench::{Dialect, Plan, Report, Span, run};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const DEPTHS: [usize; 5] = [64, 256, 1024, 4096, 16_384];
+const ROUNDS: usize = 3;
+/// Rounds of one request at a time: its percentiles move more from run to run than a throughput does.
+const LATENCY_ROUNDS: usize = 5;
+const MEASURE: Duration = Duration::from_millis(1000);
+const WARMUP: Duration = Duration::from_millis(250);
+/// How long each way to ask a peer is tried.
+const TRY: Duration = Duration::from_millis(400);
+const FEW: u32 = 1_000_000;
+const MANY: u32 = 50_000_000;
+/// Keys of the comparison of memory.
+const HELD: u32 = 10_000_000;
+/// The cache gets room for twice its keys: a bucket overflows before a table is full, and a lookup that
+/// misses is no fair lookup. The hit ratio is shown.
+const ROOM: u64 = 2;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match &args[..] {
+        [only] if only == "echo" => Ok(echo()?),
+        [binary, folder, rest @ ..] => {
+            let attached = rest.first().map(fs::read_to_string).transpose()?;
+            compare(Path::new(binary), Path::new(folder), attached)
+        }
+        _ => Err("usage: cache_peers BINARY FOLDER [FILE]".into()),
+    }
+}
+
+/// Sends back what it gets, on one connection after another.
+fn echo() -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    println!("echo listening on {}", listener.local_addr()?);
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        stream.set_nodelay(true)?;
+        let mut bytes = [0; 4096];
+        while let Ok(len) = stream.read(&mut bytes) {
+            if len == 0 || stream.write_all(&bytes[..len]).is_err() {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A server on CPU 0, which ends with this value.
+struct Server {
+    process: Child,
+    dialect: Dialect,
+    addr: SocketAddr,
+    command: String,
+    /// Keys in a command, and connections: how it is asked.
+    way: (Dialect, usize, usize),
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Server {
+    /// Starts a program that says on its first line where it listens.
+    fn telling(dialect: Dialect, program: &Path, arguments: &[&str]) -> Result<Self> {
+        let (mut process, command) = spawn(&program.to_string_lossy(), arguments, Stdio::piped())?;
+        let mut line = String::new();
+        if let Some(output) = process.stdout.take() {
+            BufReader::new(output).read_line(&mut line)?;
+        }
+        let addr = line.trim().rsplit(' ').next().unwrap_or_default().parse();
+        let addr = addr.map_err(|_| format!("{command} says {line:?} and no address"))?;
+        Ok(Server { process, dialect, addr, command, way: (dialect, 1, 1) })
+    }
+
+    fn afterimage(binary: &Path, entries: u64) -> Result<Self> {
+        let entries = entries.to_string();
+        let listen = ["cache", "--listen", "127.0.0.1:0", "--threads", "1", "--log", "warn"];
+        let arguments = [&listen[..], &["--entries", &entries]].concat();
+        Server::telling(Dialect::Wire, binary, &arguments)
+    }
+
+    /// Starts a program that is told its port.
+    fn told(dialect: Dialect, program: &str, arguments: &[&str]) -> Result<Self> {
+        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let port = addr.port().to_string();
+        let arguments = [arguments, &[if program == "memcached" { "-p" } else { "--port" }, &port]];
+        let (process, command) = spawn(program, &arguments.concat(), Stdio::null())?;
+        let server = Server { process, dialect, addr, command, way: (dialect, 1, 1) };
+        let until = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(addr).is_err() {
+            if Instant::now() > until {
+                return Err(format!("{} does not listen", server.command).into());
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    /// No persistence, one thread, no rehashing in the background.
+    fn redis() -> Result<Self> {
+        let quiet = ["--save", "", "--appendonly", "no", "--activerehashing", "no"];
+        let one = ["--io-threads", "1", "--bind", "127.0.0.1"];
+        Server::told(Dialect::Redis, "redis-server", &[&quiet[..], &one].concat())
+    }
+
+    /// One worker, which serves a connection for as long as it has requests; no compare-and-swap
+    /// numbers, small chunks and a hash table of the right size from the start.
+    fn memcached(keys: u32) -> Result<Self> {
+        let power = (keys.next_power_of_two().trailing_zeros()).to_string();
+        let power = format!("hashpower={power},no_lru_crawler");
+        let one = ["-t", "1", "-R", "100000", "-m", "8192", "-C", "-n", "24", "-o", &power];
+        let place = ["-u", "nobody", "-l", "127.0.0.1", "-U", "0"];
+        Server::told(Dialect::Memcached, "memcached", &[&one[..], &place].concat())
+    }
+
+    fn plan(&self, count: u32, depth: usize) -> Plan {
+        let (dialect, batch, connections) = self.way;
+        Plan {
+            dialect,
+            batch: batch.min(depth),
+            connections,
+            // The depth is that of all connections together.
+            depth: (depth / connections).max(1),
+            warmup: Span::Time(WARMUP),
+            stop: Span::Time(MEASURE),
+            timeout: Duration::from_secs(30),
+            pin: vec![1],
+            ..Plan::cache(self.addr, keys(count, 1))
+        }
+    }
+
+    /// Writes each key once.
+    fn fill(&self, keys: Keys) -> Result<()> {
+        let plan = self.plan(keys.count, 4096);
+        let target = afterimage_bench::Target::Cache(keys);
+        checked(&Plan { target, prefill: true, warmup: Span::NONE, stop: Span::NONE, ..plan })?;
+        Ok(())
+    }
+
+    /// Bytes that it has in memory.
+    fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).ok_or("no VmRSS")?;
+        Ok(kib.parse::<u64>()? * 1024)
+    }
+
+    fn name(&self) -> &'static str {
+        match self.dialect {
+            Dialect::Wire => "afterimage",
+            Dialect::Echo => "echo",
+            Dialect::Redis => "redis",
+            Dialect::Memcached | Dialect::MemcachedMeta => "memcached",
+        }
+    }
+}
+
+fn spawn(program: &str, arguments: &[&str], output: Stdio) -> Result<(Child, String)> {
+    let mut command = Command::new("taskset");
+    command.args(["-c", "0", program]).args(arguments).stdin(Stdio::null()).stdout(output);
+    let shown =
+        format!("{} {}", program.rsplit('/').next().unwrap_or(program), arguments.join(" "));
+    Ok((command.spawn().map_err(|error| format!("{shown}: {error}"))?, shown))
+}
+
+fn keys(count: u32, salt: u64) -> Keys {
+    Keys { count, read_share: 1.0, salt }
+}
+
+/// A run without any fault.
+fn checked(plan: &Plan) -> Result<Report> {
+    let report = run(plan, &mut |_| {})?;
+    match &report.problems()[..] {
+        [] => Ok(report),
+        problems => Err(format!("{}: {}", report.settings.addr, problems.join("; ")).into()),
+    }
+}
+
+/// What the comparison has found so far.
+struct Found {
+    runs: Vec<Run>,
+    text: String,
+    figures: BTreeMap<String, f64>,
+}
+
+impl Found {
+    fn say(&mut self, line: &str) {
+        println!("{line}");
+        self.text += line;
+        self.text.push('\n');
+    }
+
+    fn figure(&mut self, name: &str, value: f64) {
+        self.figures.insert(name.to_owned(), value);
+    }
+
+    /// Keeps the run in the middle of these by `measure`, with all values in the text, and returns it.
+    fn median(&mut self, name: &str, mut rounds: Vec<Report>, measure: Measure) -> Report {
+        let (unit, of) = measure;
+        let all: Vec<String> = rounds.iter().map(|report| format!("{:.2}", of(report))).collect();
+        rounds.sort_by(|one, other| of(one).total_cmp(&of(other)));
+        let middle = rounds.swap_remove(rounds.len() / 2);
+        let busy = middle.generator.cpu_share.iter().fold(0.0, |most, share| share.max(most));
+        let (value, all, busy) = (of(&middle), all.join(" "), busy * 100.0);
+        self.say(&format!("  {name:<28} {value:>7.2} {unit}  ({all}; generator {busy:.0} %)"));
+        self.runs.push(Run { name: name.to_owned(), report: middle.clone() });
+        middle
+    }
+}
+
+type Measure = (&'static str, fn(&Report) -> f64);
+const RATE: Measure = ("M/s", |report| report.throughput_per_s / 1e6);
+const P50: Measure = ("µs p50", |report| report.latency_from_sent.p50_ns as f64 / 1e3);
+const P99: Measure = ("µs p99", |report| report.latency_from_sent.p99_ns as f64 / 1e3);
+
+fn compare(binary: &Path, folder: &Path, attached: Option<String>) -> Result<()> {
+    let machine = Machine::here();
+    let mut found = Found { runs: Vec::new(), text: String::new(), figures: BTreeMap::new() };
+    let mut redis = Server::redis()?;
+    let mut memcached = Server::memcached(FEW)?;
+    let ours = Server::afterimage(binary, ROOM * u64::from(FEW))?;
+    for server in [&redis, &memcached, &ours] {
+        found.say(&server.command);
+        server.fill(keys(FEW, 1))?;
+    }
+    best_way(&mut redis, &[(Dialect::Redis, 1), (Dialect::Redis, 64), (Dialect::Redis, 256)])?;
+    let text = [16, 64, 256].map(|batch| (Dialect::Memcached, batch));
+    best_way(&mut memcached, &[&text[..], &[(Dialect::MemcachedMeta, 1)]].concat())?;
+    for server in [&redis, &memcached] {
+        let (dialect, batch, connections) = server.way;
+        let line = format!("asked as {dialect}, batch {batch}, connections {connections}");
+        found.say(&format!("{} is {line}", server.name()));
+    }
+
+    found.say(&format!("\npipelined reads, {FEW} keys"));
+    let best = rates(&mut found, &[&redis, &memcached, &ours], FEW, "")?;
+    let [redis_rate, memcached_rate, ours_rate] = best[..] else { unreachable!("three servers") };
+
+    found.say(&format!("\npipelined reads, {MANY} keys beside {FEW}"));
+    let large = Server::afterimage(binary, ROOM * u64::from(MANY))?;
+    found.say(&large.command);
+    large.fill(keys(MANY, 1))?;
+    let (mut few, mut many) = (0.0, 0.0);
+    for depth in DEPTHS.into_iter().skip(2) {
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            a.push(checked(&ours.plan(FEW, depth))?);
+            b.push(checked(&large.plan(MANY, depth))?);
+        }
+        let middle = found.median(&format!("afterimage 1 M depth {depth}"), a, RATE);
+        few = f64::max(few, RATE.1(&middle));
+        let middle = found.median(&format!("afterimage 50 M depth {depth}"), b, RATE);
+        many = f64::max(many, RATE.1(&middle));
+        let ratio = middle.hit_ratio.unwrap_or(0.0);
+        found.figure("afterimage 50 M hit ratio", ratio);
+    }
+    drop(large);
+
+    found.say("\none request at a time");
+    let echo = Server::telling(Dialect::Echo, &env::current_exe()?, &["echo"])?;
+    redis.way = (Dialect::Redis, 1, 1);
+    memcached.way = (Dialect::Memcached, 1, 1);
+    let servers = [&echo, &ours, &redis, &memcached];
+    let mut rounds = servers.map(|_| Vec::new());
+    for _ in 0..LATENCY_ROUNDS {
+        for (server, reports) in servers.iter().zip(&mut rounds) {
+            reports.push(checked(&server.plan(FEW, 1))?);
+        }
+    }
+    let mut latencies = Vec::new();
+    for (server, reports) in servers.iter().zip(rounds) {
+        let name = format!("{} depth 1", server.name());
+        let p50 = P50.1(&found.median(&name, reports.clone(), P50));
+        let p99 = P99.1(&found.median(&name, reports, P99));
+        found.figure(&format!("{} p50 µs", server.name()), p50);
+        found.figure(&format!("{} p99 µs", server.name()), p99);
+        latencies.push((p50, p99));
+    }
+    drop((redis, memcached, ours, echo));
+
+    found.say(&format!("\nbytes an entry, resident, {HELD} keys written"));
+    let redis_bytes = bytes_an_entry(&mut found, &Server::redis()?)?;
+    let memcached_bytes = bytes_an_entry(&mut found, &Server::memcached(HELD)?)?;
+    let ours = Server::afterimage(binary, HELD.into())?;
+    let before = ours.resident()?;
+    let mut full = 0.0;
+    for salt in 1..=4 {
+        ours.fill(keys(HELD, salt << 40))?;
+        let (bytes, entries) = (ours.resident()? - before, entries(binary, &ours)?);
+        full = bytes as f64 / entries as f64;
+        let written = salt * u64::from(HELD);
+        let line = format!("{full:.2} with {entries} entries after {written} keys written");
+        found.say(&format!("  afterimage {line}"));
+        found.figure(&format!("afterimage bytes an entry after {written} keys"), full);
+    }
+    drop(ours);
+
+    let better = f64::max(redis_rate, memcached_rate);
+    let ((echo_p50, echo_p99), (p50, p99)) = (latencies[0], latencies[1]);
+    let mut table = String::new();
+    writeln!(table, "\n| | Redis | memcached | Afterimage | target | reached |")?;
+    writeln!(table, "|---|---|---|---|---|---|")?;
+    writeln!(
+        table,
+        "| pipelined reads, 1 M keys | {redis_rate:.2} M/s | {memcached_rate:.2} M/s | \
+         {ours_rate:.2} M/s | ≥ 20 × the better | {:.1} × |",
+        ours_rate / better
+    )?;
+    writeln!(
+        table,
+        "| the same, 50 M keys | – | – | {many:.2} M/s | ≥ 70 % of 1 M ({few:.2} M/s) | {:.0} % |",
+        100.0 * many / few
+    )?;
+    for (what, at, echo, ours) in [("p50", 0, echo_p50, p50), ("p99", 1, echo_p99, p99)] {
+        let of = |i: usize| if at == 0 { latencies[i].0 } else { latencies[i].1 };
+        writeln!(
+            table,
+            "| one at a time, {what} | {:.1} µs | {:.1} µs | {ours:.1} µs | ≤ 1.10 × an echo \
+             ({echo:.1} µs) | {:.2} × |",
+            of(2),
+            of(3),
+            ours / echo
+        )?;
+    }
+    writeln!(
+        table,
+        "| bytes an entry, 10 M | {redis_bytes:.1} | {memcached_bytes:.1} | {full:.1} (full) | ≤ 20 \
+         | {full:.1} |"
+    )?;
+    found.say(&table);
+    if let Some(attached) = attached {
+        found.say(&attached);
+    }
+    for (name, value) in [
+        ("redis M/s", redis_rate),
+        ("memcached M/s", memcached_rate),
+        ("afterimage M/s", ours_rate),
+        ("afterimage over the better peer", ours_rate / better),
+        ("afterimage 50 M keys M/s", many),
+        ("afterimage 50 M over 1 M", many / few),
+        ("p50 over an echo", p50 / echo_p50),
+        ("p99 over an echo", p99 / echo_p99),
+        ("redis bytes an entry", redis_bytes),
+        ("memcached bytes an entry", memcached_bytes),
+    ] {
+        found.figure(name, value);
+    }
+    let mut record = Record::new("cache", Path::new("."), machine, found.runs);
+    record.command = vec!["bench/cache".into()];
+    record.text = found.text.lines().map(str::to_owned).collect();
+    record.figures = found.figures;
+    let path: PathBuf = record.write(folder)?;
+    println!("recorded in {}", path.display());
+    Ok(())
+}
+
+/// Finds the way to ask this server that gives the most answers.
+fn best_way(server: &mut Server, ways: &[(Dialect, usize)]) -> Result<()> {
+    let mut best = (0.0, server.way);
+    for &(dialect, batch) in ways {
+        for connections in [1, 4] {
+            server.way = (dialect, batch, connections);
+            let plan = Plan { stop: Span::Time(TRY), ..server.plan(FEW, 4096) };
+            let rate = checked(&plan)?.throughput_per_s;
+            if rate > best.0 {
+                best = (rate, server.way);
+            }
+        }
+    }
+    server.way = best.1;
+    Ok(())
+}
+
+/// The best of the medians at all depths, for each server.
+fn rates(found: &mut Found, servers: &[&Server], count: u32, note: &str) -> Result<Vec<f64>> {
+    let mut best = vec![0.0; servers.len()];
+    for depth in DEPTHS {
+        let mut rounds = vec![Vec::new(); servers.len()];
+        for _ in 0..ROUNDS {
+            for (server, reports) in servers.iter().zip(&mut rounds) {
+                reports.push(checked(&server.plan(count, depth))?);
+            }
+        }
+        for ((server, reports), best) in servers.iter().zip(rounds).zip(&mut best) {
+            let name = format!("{}{note} depth {depth}", server.name());
+            let middle = found.median(&name, reports, RATE);
+            *best = f64::max(*best, RATE.1(&middle));
+            let ratio = middle.hit_ratio.unwrap_or(0.0);
+            found.figure(&format!("{}{note} hit ratio", server.name()), ratio);
+        }
+    }
+    Ok(best)
+}
+
+/// Fills a server that keeps all it gets, and makes sure that it did.
+fn bytes_an_entry(found: &mut Found, server: &Server) -> Result<f64> {
+    let before = server.resident()?;
+    server.fill(keys(HELD, 1))?;
+    let bytes = server.resident()? - before;
+    let kept = checked(&server.plan(HELD, 1024))?.hit_ratio.unwrap_or(0.0);
+    let each = bytes as f64 / (kept * f64::from(HELD));
+    found.say(&format!("  {} {each:.2}, {:.2} % of the keys there", server.name(), kept * 100.0));
+    Ok(each)
+}
+
+/// The entries that our cache says it holds.
+fn entries(binary: &Path, server: &Server) -> Result<u64> {
+    let output = Command::new(binary).args(["stats", &server.addr.to_string()]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found = text.lines().find_map(|line| line.strip_prefix("entries "));
+    Ok(found.ok_or("no entries in the statistics")?.trim().parse()?)
+}
