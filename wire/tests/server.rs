@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Puppet {
     held: Mutex<Vec<(Later, u16)>>,
     calls: AtomicUsize,
+    generation: AtomicU64,
 }
 
 impl Service for Puppet {
@@ -47,6 +48,10 @@ impl Service for Puppet {
             classes: 256,
             shape: Shape::new(&[2]).unwrap(),
         }
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
@@ -511,6 +516,35 @@ async fn a_peer_that_does_not_read_is_cut_off_and_the_others_notice_nothing() {
     .await
     .expect("the peer that does not read is cut off");
     assert_works(&mut other).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_idle_when_the_service_changed_gets_no_answer_of_the_new_one() {
+    let server = start(ServerOptions::default()).await;
+    let mut client = connect(server.addr).await;
+    assert_works(&mut client).await;
+    server.service.generation.fetch_add(1, Ordering::SeqCst);
+    classify(&mut client, 1, NOW, 1).await;
+    assert!(matches!(recv(&mut client).await.message(), Ok(Message::GoAway { .. })));
+    let frame = recv(&mut client).await;
+    assert_eq!((frame.header.id, error(&frame).0), (1, Status::ShuttingDown));
+    assert!(next(&mut client).await.is_none());
+    assert_works(&mut connect(server.addr).await).await;
+}
+
+#[tokio::test]
+async fn senseless_times_are_brought_into_range() {
+    let senseless = ServerOptions {
+        handshake_timeout: Duration::MAX,
+        idle_timeout: Duration::MAX,
+        frame_timeout: Duration::MAX,
+        write_timeout: Duration::MAX,
+        drain_timeout: Duration::ZERO,
+        window: 0,
+        ..Default::default()
+    };
+    let server = start(senseless).await;
+    assert_works(&mut connect(server.addr).await).await;
 }
 
 #[tokio::test]

@@ -174,7 +174,7 @@ pub fn run_to_file(
 ) -> Result<(Model, Evaluation), TrainError> {
     // Now and not after minutes of training.
     let folder = options.out.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+    if folder.is_some_and(|folder| !folder.is_dir()) {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(ModelError::Io { path: options.out.clone(), source }.into());
     }

@@ -4,6 +4,8 @@
 //! [`Connection::poll`] moves the bytes, [`Connection::serve`] cuts them into batches.
 
 mod deadlines;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -27,11 +29,14 @@ use super::in_buffer::InBuffer;
 use super::outbox::Outbox;
 use super::{Inner, Service};
 use crate::proto::message::decode_cache_req;
-use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
+use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message, Status};
 
 /// Unsent replies, in bytes, past which no further request is looked at: a peer that does not read
 /// holds up itself and nobody else.
 const OUT_HIGH: usize = 1 << 20;
+
+/// Sent bytes at the front of the reply buffer that are worth moving the rest for.
+const OUT_COMPACT: usize = 64 << 10;
 
 /// A body that exceeds the limit by at most this is skipped, and the connection lives on. A longer
 /// one is more likely noise than a mistake.
@@ -69,6 +74,22 @@ impl fmt::Display for End {
     }
 }
 
+/// Why a connection is told to end when its service has become another one.
+const MOVED: &str = "the model has changed";
+
+/// Since when a connection is asked to end, and why.
+#[derive(Clone, Copy)]
+struct Draining {
+    since: Instant,
+    why: &'static str,
+}
+
+impl Draining {
+    fn now(why: &'static str) -> Self {
+        Draining { since: Instant::now(), why }
+    }
+}
+
 /// Where a connection stands.
 enum Phase {
     /// No `Hello` yet.
@@ -98,7 +119,9 @@ pub(super) struct Connection<'a, S, IO> {
     stalled_since: Option<Instant>,
     /// Since when the first unread bytes wait for the rest of their frame.
     partial_since: Option<Instant>,
-    draining_since: Option<Instant>,
+    draining: Option<Draining>,
+    /// The client was told that the service behind this connection is another one now.
+    moved: bool,
     /// The connection is over.
     ended: Option<End>,
 }
@@ -120,7 +143,8 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             last_read: now,
             stalled_since: None,
             partial_since: None,
-            draining_since: None,
+            draining: None,
+            moved: false,
             ended: None,
         }
     }
@@ -130,7 +154,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         let mut drained = pin!(drain.cancelled_owned());
         let mut timer = pin!(sleep_until(self.opened));
         let end = poll_fn(|cx| {
-            if self.draining_since.is_none() && drained.as_mut().poll(cx).is_ready() {
+            if self.draining.is_none() && drained.as_mut().poll(cx).is_ready() {
                 self.go_away("the server is shutting down");
             }
             self.poll(cx, timer.as_mut())
@@ -210,6 +234,10 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             if self.out.capacity() > OUT_HIGH * 2 {
                 self.out = Vec::new();
             }
+        } else if self.sent >= OUT_COMPACT && self.sent >= self.out.len() / 2 {
+            // A peer that reads slowly but steadily may never have read all: what it has read goes.
+            self.out.drain(..self.sent);
+            self.sent = 0;
         }
         if !matches!(self.phase, Phase::Closing { .. }) {
             self.outbox.take(&mut self.out);
@@ -273,7 +301,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             Greeting::Welcomed { consumed, serves } => {
                 self.input.consume(consumed);
                 self.phase = Phase::Open(serves);
-                if self.draining_since.is_some() {
+                if self.draining.is_some() {
                     // Its Hello was still on its way when all others were told.
                     Message::GoAway { text: "the server is shutting down" }
                         .encode(0, &mut self.out);
@@ -336,13 +364,19 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             }
         };
         if !requests.is_empty() {
-            if self.draining_since.is_none() && serves.generation != self.inner.service.generation()
-            {
-                self.draining_since = Some(Instant::now());
-                Message::GoAway { text: "the model has changed" }.encode(0, &mut self.out);
-            }
             Counters::add(&self.inner.counters.requests, requests.len() as u64);
-            dispatch(self.inner, &requests, &mut self.out, &self.outbox);
+            if serves.generation == self.inner.service.generation() {
+                dispatch(self.inner, &requests, &mut self.out, &self.outbox);
+            } else {
+                // The `Welcome` of this connection is no longer true, so nothing is answered on it
+                // that the client would hold to be that model's answer.
+                if !self.moved {
+                    self.moved = true;
+                    self.draining.get_or_insert_with(|| Draining::now(MOVED));
+                    Message::GoAway { text: MOVED }.encode(0, &mut self.out);
+                }
+                turn_away(&requests, &mut self.out, &self.outbox);
+            }
         }
         drop(requests);
         let mut close = None;
@@ -385,8 +419,8 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         true
     }
 
-    fn go_away(&mut self, text: &str) {
-        self.draining_since = Some(Instant::now());
+    fn go_away(&mut self, text: &'static str) {
+        self.draining = Some(Draining::now(text));
         if matches!(self.phase, Phase::Open(_)) {
             Message::GoAway { text }.encode(0, &mut self.out);
         }
@@ -428,6 +462,14 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+}
+
+/// Answers a batch whose client should ask again on a new connection.
+fn turn_away(requests: &ArrayVec<Request<'_>, BATCH>, out: &mut Vec<u8>, outbox: &Arc<Outbox>) {
+    let mut batch = Batch::new(requests, out, outbox);
+    for i in 0..requests.len() {
+        batch.error(i, Status::ShuttingDown, MOVED);
     }
 }
 

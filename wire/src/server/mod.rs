@@ -48,7 +48,8 @@ pub trait Service: Send + Sync + 'static {
     fn identity(&self) -> Identity;
 
     /// Changes whenever [`identity`](Service::identity) does. Looked at before every batch: a
-    /// connection that was welcomed under another generation is told to reconnect.
+    /// connection that was welcomed under another generation is told to reconnect, and its requests
+    /// are turned away with `ShuttingDown`.
     fn generation(&self) -> u64 {
         0
     }
@@ -99,9 +100,23 @@ impl<S> Inner<S> {
         options.max_body = options.max_body.min(MAX_MAX_BODY);
         // A window of nothing would never take a request.
         options.window = options.window.max(1);
+        for time in [
+            &mut options.handshake_timeout,
+            &mut options.idle_timeout,
+            &mut options.frame_timeout,
+            &mut options.write_timeout,
+            &mut options.drain_timeout,
+        ] {
+            *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
+        }
         Inner { service, options, counters: Counters::default() }
     }
 }
+
+/// Timeouts are brought between these two: none at all would end a connection before it begins, and
+/// a clock does not count beyond some centuries.
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long the accept loop rests after an error that will not go away by itself at once, such as
 /// running out of file descriptors.
@@ -140,6 +155,7 @@ impl<S: Service> Server<S> {
         let slots = Arc::new(Semaphore::new(self.inner.options.max_connections));
         let mut connections = JoinSet::new();
         tokio::pin!(shutdown);
+        let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -150,11 +166,17 @@ impl<S: Service> Server<S> {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    // Once until it works again: out of descriptors, this comes twenty times a second.
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::warn!(%error, "cannot accept connections");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
+            if std::mem::take(&mut failing) {
+                tracing::info!("connections are accepted again");
+            }
             let inner = Arc::clone(&self.inner);
             match Arc::clone(&slots).try_acquire_owned() {
                 Ok(slot) => {

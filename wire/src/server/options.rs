@@ -43,8 +43,8 @@ pub struct ServerOptions {
     pub name: String,
     /// What clients must show; `None` lets anybody in.
     pub token: Option<Token>,
-    /// Connections open at once; one more is told `Overloaded` and closed. The default, 4,096,
-    /// stays below a common limit of file descriptors.
+    /// Connections open at once; one more is told `Overloaded` and closed. The default is 4,096; each
+    /// takes a file descriptor.
     pub max_connections: usize,
     /// The largest body in bytes; more than 1 GiB counts as that. The default is 1 MiB: an image of a megapixel.
     pub max_body: u32,

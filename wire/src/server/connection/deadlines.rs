@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep};
 
-use super::{Connection, End, Phase, Service};
+use super::{Connection, Draining, End, Phase, Service};
 use crate::proto::{Message, Status};
 
 /// While draining: without a request in flight and without a byte from the client for this long,
@@ -58,7 +58,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         if let Some(since) = self.stalled_since {
             next = next.min(since + options.write_timeout);
         }
-        if let Some(since) = self.draining_since {
+        if let Some(Draining { since, .. }) = self.draining {
             next = next.min(since + options.drain_timeout);
             if self.is_settled() {
                 next = next.min(self.last_read.max(since) + DRAIN_QUIET);
@@ -73,8 +73,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             self.ended = Some(end.take().unwrap_or(End::Closed));
         } else if self.stalled_since.is_some_and(|since| now >= since + options.write_timeout) {
             self.ended = Some(End::NotReading);
-        } else if self.draining_since.is_some() {
-            let text = "the server is shutting down";
+        } else if let Some(Draining { why: text, .. }) = self.draining {
             if !self.is_settled() {
                 Message::Error { status: Status::ShuttingDown, text, connection: true }
                     .encode(0, &mut self.out);
