@@ -66,6 +66,19 @@ impl<W> Flights<W> {
         waiters
     }
 
+    /// Takes those off their flights of whom `leaves` says so. The flights go on, if need be empty.
+    pub fn disembark(&self, mut leaves: impl FnMut(&W) -> bool) -> Vec<W> {
+        let mut gone = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for waiters in shard.values_mut() {
+                gone.extend(waiters.extract_if(.., |waiter| leaves(waiter)));
+            }
+        }
+        self.waiting.fetch_sub(gone.len(), Ordering::Relaxed);
+        gone
+    }
+
     /// How many wait now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -105,6 +118,19 @@ mod tests {
         assert_eq!(flights.join(2, 'd'), Join::Full('d'));
         flights.land(1);
         assert_eq!(flights.join(2, 'd'), Join::First);
+    }
+
+    #[test]
+    fn who_disembarks_is_handed_out_and_the_flight_goes_on_without_him() {
+        let flights = Flights::new(10);
+        flights.join(1, 'a');
+        flights.join(1, 'b');
+        flights.join(2, 'a');
+        assert_eq!(flights.disembark(|&waiter| waiter == 'a'), ['a', 'a']);
+        assert_eq!(flights.waiting(), 1);
+        assert_eq!(flights.join(2, 'c'), Join::Joined);
+        assert_eq!(flights.land(1), ['b']);
+        assert_eq!(flights.land(2), ['c']);
     }
 
     #[test]

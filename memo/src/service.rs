@@ -1,12 +1,15 @@
 //! The memo itself: what happens to a batch of images.
 //!
-//! With an embedded store the hits of a batch are answered where they were read; no task, no
-//! allocation and no lock stands between a request and its remembered answer. With a remote store,
+//! With an embedded store the hits of a batch are answered where they were read; no task
+//! and no allocation stands between a request and its remembered answer. With a remote store,
 //! and on every miss, a request boards a flight.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::{Hashed, Table};
 use afterimage_wire::Status;
@@ -55,6 +58,8 @@ struct Shared<C> {
     flights: Flights<Waiter>,
     latencies: Latencies,
     counters: Counters,
+    /// Whether somebody searches the flights for deadlines.
+    sweeping: AtomicBool,
 }
 
 /// The keys of the model that the classifier now has.
@@ -69,7 +74,13 @@ struct Space {
 struct Waiter {
     later: Later,
     since: Instant,
+    /// When the client stops waiting, if it said so.
+    deadline: Option<Instant>,
 }
+
+/// How often the flights are searched for clients that wait no longer, while there are some that
+/// will not wait for ever. A budget is kept to within this.
+const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -78,6 +89,7 @@ struct Counters {
     coalesced: AtomicU64,
     rejected_tags: AtomicU64,
     overloaded: AtomicU64,
+    expired: AtomicU64,
     bad_images: AtomicU64,
     classifier_calls: AtomicU64,
     classifier_failures: AtomicU64,
@@ -98,6 +110,7 @@ impl<C: Classifier> MemoService<C> {
             flights: Flights::new(options.max_waiting),
             latencies: Latencies::default(),
             counters: Counters::default(),
+            sweeping: AtomicBool::new(false),
         });
         MemoService { shared }
     }
@@ -164,6 +177,7 @@ impl<C: Classifier> Service for MemoService<C> {
         stats.counter("coalesced", counters.coalesced.load(Relaxed));
         stats.counter("rejected_tags", counters.rejected_tags.load(Relaxed));
         stats.counter("overloaded", counters.overloaded.load(Relaxed));
+        stats.counter("expired", counters.expired.load(Relaxed));
         stats.counter("bad_images", counters.bad_images.load(Relaxed));
         stats.counter("classifier_calls", counters.classifier_calls.load(Relaxed));
         stats.counter("classifier_failures", counters.classifier_failures.load(Relaxed));
@@ -182,11 +196,17 @@ type Images<'a> = arrayvec::ArrayVec<(usize, &'a [u8]), BATCH>;
 impl<C: Classifier> Shared<C> {
     /// The keys of the classifier's present model, made anew when the model has changed.
     fn space(&self) -> Option<Arc<Space>> {
+        let current = |model: &Arc<ModelId>| {
+            self.space.load_full().filter(|space| Arc::ptr_eq(&space.model, model))
+        };
+        if let Some(space) = current(&self.classifier.model()?) {
+            return Some(space);
+        }
+        // One at a time from here, and with another look: two threads that meet a new model must not
+        // count it twice, nor the slower one bring an older one back.
+        let mut objection = self.objection.lock().unwrap_or_else(PoisonError::into_inner);
         let model = self.classifier.model()?;
-        let space = self.space.load_full();
-        if let Some(space) = space
-            && Arc::ptr_eq(&space.model, &model)
-        {
+        if let Some(space) = current(&model) {
             return Some(space);
         }
         match KeySpace::new(&self.secret, (*model).clone()) {
@@ -199,8 +219,8 @@ impl<C: Classifier> Shared<C> {
                 }
                 Some(space)
             }
-            Err(objection) => {
-                *self.objection.lock().unwrap_or_else(PoisonError::into_inner) = Some(objection);
+            Err(why) => {
+                *objection = Some(why);
                 None
             }
         }
@@ -255,7 +275,7 @@ impl<C: Classifier> Shared<C> {
             // before it landed, so a second look settles it: never two calls for requests that
             // overlap.
             let value = table.read(hashed[i]).map(u64::cast_signed);
-            match self.open(space, hash, value) {
+            match value.and_then(|value| space.keys.open(hash, value)) {
                 Some(class) => self.land_remembered(hash, class),
                 None => jobs.push(self.job(space, hash, image.into())),
             }
@@ -311,8 +331,20 @@ impl<C: Classifier> Shared<C> {
 
     /// Puts request `i` on the flight of its image. True when it is the first there, and so the
     /// flight must be landed.
-    fn board(&self, batch: &mut Batch<'_>, i: usize, hash: ImageHash, since: Instant) -> bool {
-        match self.flights.join(hash.full(), Waiter { later: batch.later(i), since }) {
+    fn board(
+        self: &Arc<Self>,
+        batch: &mut Batch<'_>,
+        i: usize,
+        hash: ImageHash,
+        since: Instant,
+    ) -> bool {
+        let deadline = batch.requests()[i].budget().map(|budget| since + budget);
+        let waiter = Waiter { later: batch.later(i), since, deadline };
+        let joined = self.flights.join(hash.full(), waiter);
+        if deadline.is_some() {
+            self.keep_deadlines();
+        }
+        match joined {
             Join::First => true,
             Join::Joined => false,
             Join::Full(waiter) => {
@@ -321,6 +353,41 @@ impl<C: Classifier> Shared<C> {
                 waiter.later.error(Status::Overloaded, &text);
                 false
             }
+        }
+    }
+
+    /// Sees to it that budgets are kept: while anybody waits, a task of the runtime that serves the
+    /// connections takes those off their flights who wait no longer. The calls go on.
+    fn keep_deadlines(self: &Arc<Self>) {
+        if self.sweeping.swap(true, SeqCst) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return self.sweeping.store(false, SeqCst);
+        };
+        let shared = Arc::downgrade(self);
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(SWEEP_EVERY).await;
+                let Some(shared) = shared.upgrade() else { return };
+                shared.sweep(Instant::now());
+                if shared.flights.waiting() == 0 {
+                    shared.sweeping.store(false, SeqCst);
+                    // Whoever boarded just before found a sweeper that is none any more.
+                    if shared.flights.waiting() == 0 || shared.sweeping.swap(true, SeqCst) {
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    fn sweep(&self, now: Instant) {
+        let late = |waiter: &Waiter| waiter.deadline.is_some_and(|deadline| now >= deadline);
+        for Waiter { later, since, .. } in self.flights.disembark(late) {
+            self.counters.expired.fetch_add(1, Relaxed);
+            let text = format!("no answer within the request's budget; {:?} passed", now - since);
+            later.error(Status::DeadlineExceeded, &text);
         }
     }
 
@@ -342,7 +409,7 @@ impl<C: Classifier> Shared<C> {
     fn land_remembered(&self, hash: ImageHash, class: u16) {
         let waiters = self.flights.land(hash.full());
         self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
-        for Waiter { later, since } in waiters {
+        for Waiter { later, since, .. } in waiters {
             self.latencies.record(Origin::Memoized, since.elapsed(), 1);
             later.label(Label { class, origin: Origin::Memoized });
         }
@@ -351,11 +418,16 @@ impl<C: Classifier> Shared<C> {
     /// All on the flight get what the classifier said; the store gets it first, so that whoever
     /// comes after the landing finds it there.
     fn land_computed(&self, space: &Space, hash: ImageHash, answer: Result<Answer, Failure>) {
-        let answer = answer.and_then(check_label);
-        if let Ok(Answer { label, model }) = &answer
-            // An answer of a model that came in between is right, but these are not its keys.
-            && **model == *space.model
-        {
+        let answer = answer.and_then(check_label).and_then(|answer| {
+            if *answer.model == *space.model {
+                return Ok(answer);
+            }
+            // The model changed on the way. These are not its keys, and those who wait were told of
+            // the other model when they connected: they shall ask again.
+            let text = "the model has changed on the way; ask again".into();
+            Err(Failure { status: Status::ShuttingDown, text })
+        });
+        if let Ok(Answer { label, .. }) = &answer {
             self.counters.store_writes.fetch_add(1, Relaxed);
             self.store.write(hash.cache_key(), space.keys.seal(hash, *label));
         }
@@ -365,7 +437,7 @@ impl<C: Classifier> Shared<C> {
                 self.counters.misses.fetch_add(1, Relaxed);
                 self.counters.coalesced.fetch_add(waiters.len().saturating_sub(1) as u64, Relaxed);
                 let mut origin = Origin::Computed;
-                for Waiter { later, since } in waiters {
+                for Waiter { later, since, .. } in waiters {
                     self.latencies.record(origin, since.elapsed(), 1);
                     later.label(Label { class, origin });
                     origin = Origin::Coalesced;

@@ -13,7 +13,9 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::TcpSettings;
 use redis::{Cmd, IntoConnectionInfo};
+use socket2::TcpKeepalive;
 use tokio::sync::{mpsc, watch};
 
 use super::backend::{Backend, Callback};
@@ -126,7 +128,8 @@ type Values = Vec<Option<Vec<u8>>>;
 impl Connector {
     fn new(url: &str) -> Result<Self, redis::RedisError> {
         let Some(nodes) = url.strip_prefix("redis+cluster://") else {
-            return Ok(Connector::Single(redis::Client::open(url)?));
+            let server = url.into_connection_info()?.set_tcp_settings(tcp_settings());
+            return Ok(Connector::Single(redis::Client::open(server)?));
         };
         let (login, hosts) = match nodes.rsplit_once('@') {
             Some((login, hosts)) => (format!("{login}@"), hosts),
@@ -136,7 +139,8 @@ impl Connector {
             .split(',')
             .map(|host| format!("redis://{login}{host}").into_connection_info())
             .collect();
-        Ok(Connector::Cluster(Box::new(ClusterClient::new(nodes?)?)))
+        let client = ClusterClient::builder(nodes?).tcp_settings(tcp_settings()).build()?;
+        Ok(Connector::Cluster(Box::new(client)))
     }
 
     async fn connect(&self) -> Result<Connection, redis::RedisError> {
@@ -202,6 +206,17 @@ async fn write(
             let _ = tokio::time::timeout(PATIENCE, connection.ask::<()>(&command)).await;
         }
     }
+}
+
+/// A server that vanishes without a word is given up after this long, and not when the system's own
+/// patience ends, after a quarter of an hour.
+const VANISHED_AFTER: Duration = Duration::from_secs(5);
+
+fn tcp_settings() -> TcpSettings {
+    let settings = TcpSettings::default().set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(VANISHED_AFTER);
+    settings.set_keepalive(TcpKeepalive::new().with_time(VANISHED_AFTER))
 }
 
 fn redis_key(key: u64) -> [u8; 11] {

@@ -7,9 +7,36 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::proto::stats::Stats;
 
-use super::backend::Backend;
+use super::backend::{Backend, Callback};
 
 use crate::breaker::Breaker;
+
+/// A lookup under way. Ends once, with what was found, or with nothing if the backend drops it.
+struct Lookup {
+    health: Arc<Health>,
+    keys: usize,
+    then: Option<Callback>,
+}
+
+impl Lookup {
+    fn end(&mut self, values: Option<Vec<Option<i64>>>) {
+        let Some(then) = self.then.take() else { return };
+        let values = values.filter(|values| values.len() == self.keys);
+        if values.is_some() {
+            self.health.breaker.succeeded();
+        } else {
+            self.health.failed.fetch_add(self.keys as u64, Relaxed);
+            self.health.breaker.failed(Instant::now());
+        }
+        then(values);
+    }
+}
+
+impl Drop for Lookup {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
 
 /// How long to wait for a cache, and when to stop waiting.
 #[derive(Clone, Copy, Debug)]
@@ -75,19 +102,13 @@ impl RemoteStore {
             return then(None);
         }
         self.health.lookups.fetch_add(keys.len() as u64, Relaxed);
-        let (health, asked) = (Arc::clone(&self.health), keys.len());
-        let report = move |values: Option<Vec<Option<i64>>>| match values {
-            Some(values) if values.len() == asked => {
-                health.breaker.succeeded();
-                then(Some(values));
-            }
-            Some(_) | None => {
-                health.failed.fetch_add(asked as u64, Relaxed);
-                health.breaker.failed(Instant::now());
-                then(None);
-            }
+        let mut lookup = Lookup {
+            health: Arc::clone(&self.health),
+            keys: keys.len(),
+            then: Some(Box::new(then)),
         };
-        self.backend.get_many(keys, self.options.lookup_budget, Box::new(report));
+        let then = Box::new(move |values| lookup.end(values));
+        self.backend.get_many(keys, self.options.lookup_budget, then);
     }
 
     /// Sends a value on its way, unless the cache is away.

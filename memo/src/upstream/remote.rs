@@ -7,8 +7,11 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Status, Welcome};
 use afterimage_wire::{CallError, Client};
 
-use super::{Answer, Classifier, Failure, Job};
+use super::{Answer, Classifier, Failure, Job, Reply};
 use crate::key::ModelId;
+
+/// How often a request is sent again that was turned away. A call's timeout holds for each attempt.
+const RETRIES: u32 = 2;
 
 /// A client of a classifier.
 #[derive(Debug)]
@@ -71,17 +74,7 @@ impl Classifier for Arc<Remote> {
 
     fn classify(&self, jobs: Vec<Job>) {
         for Job { image, reply } in jobs {
-            let remote = Arc::clone(self);
-            self.client.submit_classify(&image, self.timeout, move |answer| {
-                reply.send(match answer {
-                    Ok((label, welcome)) => {
-                        // Not through `model_of`: a late answer must not bring an old model back.
-                        let model = remote.model_of_answer(&welcome);
-                        Ok(Answer { label: label.class, model })
-                    }
-                    Err(error) => Err(failure(&error)),
-                });
-            });
+            self.ask(image, reply, RETRIES);
         }
     }
 
@@ -92,6 +85,23 @@ impl Classifier for Arc<Remote> {
 }
 
 impl Remote {
+    /// Sends one image. A classifier that goes away, or whose model changes, turns requests away
+    /// that it has not begun; those go to its next connection.
+    fn ask(self: &Arc<Self>, image: Box<[u8]>, reply: Reply, retries: u32) {
+        let (remote, again) = (Arc::clone(self), image.clone());
+        self.client.submit_classify(&image, self.timeout, move |answer| match answer {
+            Ok((label, welcome)) => {
+                // Not through `model_of`: a late answer must not bring an old model back.
+                let model = remote.model_of_answer(&welcome);
+                reply.send(Ok(Answer { label: label.class, model }));
+            }
+            Err(CallError::Server { status: Status::ShuttingDown, .. }) if retries > 0 => {
+                remote.ask(again, reply, retries - 1);
+            }
+            Err(error) => reply.send(Err(failure(&error))),
+        });
+    }
+
     /// The model that an answer on the connection of `welcome` was given with.
     fn model_of_answer(&self, welcome: &Arc<Welcome>) -> Arc<ModelId> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,7 +120,10 @@ impl Remote {
 fn failure(error: &CallError) -> Failure {
     let status = match error.status() {
         // These are about the memo's request, not about the client's.
-        Status::Unauthenticated | Status::Unsupported | Status::TooLarge => Status::UpstreamError,
+        Status::Unauthenticated
+        | Status::Unsupported
+        | Status::TooLarge
+        | Status::DeadlineExceeded => Status::UpstreamError,
         status => status,
     };
     Failure { status, text: format!("classifier: {error}") }
