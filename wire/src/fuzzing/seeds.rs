@@ -99,13 +99,18 @@ pub(super) fn server_stream() -> Vec<Seed> {
             [&classifier_after_hello[..], &images()].concat(),
         ),
     ];
+    let change = [0b10_1101, 0b1_1000, 15, 250, 9, 3, 3, 10];
+    seeds.push((
+        "a_change_between_reads".to_owned(),
+        [&change[..], &reads(), &reads(), &reads()].concat(),
+    ));
     for (name, start) in [
         ("cache", cache_after_hello),
         ("classifier", classifier_after_hello),
         ("start", from_the_start),
         ("pauses", [0b1_0101, 0, 15, 255, 9, 3, 3, 10]),
         ("drain", [0b10_0101, 0b100, 15, 250, 9, 3, 3, 10]),
-        ("change", [0b10_0101, 0b11000, 15, 255, 9, 3, 3, 10]),
+        ("change", change),
         ("deaf", [0b10_0101, 0b10, 15, 255, 2, 3, 3, 255]),
     ] {
         let renamed = |(of, bytes): Seed| (format!("{name}_{of}"), bytes);
