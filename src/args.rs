@@ -48,19 +48,19 @@ pub(crate) struct ServerArgs {
 
     /// How long a client may take to say Hello.
     #[arg(long, value_name = "TIME", default_value = "5s")]
-    handshake_timeout: Time,
+    handshake_timeout: Span,
 
     /// How long a client may be silent with nothing in flight.
     #[arg(long, value_name = "TIME", default_value = "5m")]
-    idle_timeout: Time,
+    idle_timeout: Span,
 
     /// How long a client may leave its replies unread.
     #[arg(long, value_name = "TIME", default_value = "30s")]
-    write_timeout: Time,
+    write_timeout: Span,
 
     /// How long to go on answering after SIGTERM or SIGINT.
     #[arg(long, value_name = "TIME", default_value = "5s")]
-    drain_timeout: Time,
+    drain_timeout: Span,
 }
 
 impl ServerArgs {
@@ -108,7 +108,7 @@ pub(crate) struct TableArgs {
 
     /// Write the snapshot also this often while serving.
     #[arg(long, value_name = "TIME")]
-    snapshot_every: Option<Time>,
+    snapshot_every: Option<Span>,
 }
 
 impl TableArgs {
@@ -226,7 +226,7 @@ pub(crate) struct ClientArgs {
 
     /// How long to wait for a connection and for an answer.
     #[arg(long, value_name = "TIME", default_value = "5s")]
-    timeout: Time,
+    timeout: Span,
 }
 
 impl ClientArgs {
@@ -264,6 +264,9 @@ impl FromStr for Place {
         if text.starts_with("redis://") || text.starts_with("redis+cluster://") {
             return Ok(Place::Redis(text.to_owned()));
         }
+        if text.contains("://") {
+            return Err("expected host:port, redis:// or redis+cluster://".into());
+        }
         match text.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
                 Ok(Place::At(text.to_owned()))
@@ -300,15 +303,37 @@ impl fmt::Display for Size {
     }
 }
 
+/// No time that makes sense here is longer.
+const MAX_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// A length of time above zero, for what would otherwise be over before it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse()? {
+            Time(Duration::ZERO) => Err("it must be more than nothing".into()),
+            Time(time) => Ok(Span(time)),
+        }
+    }
+}
+
 /// A length of time: `200us`, `2ms`, `5s`, `1m 30s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Time(pub(crate) Duration);
 
 impl FromStr for Time {
-    type Err = humantime::DurationError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        humantime::parse_duration(text).map(Time)
+    fn from_str(text: &str) -> Result<Self, String> {
+        let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+        if time > MAX_TIME {
+            return Err("more than a year".into());
+        }
+        Ok(Time(time))
     }
 }
 
@@ -322,6 +347,7 @@ mod tests {
         assert_eq!("1000".parse(), Ok(Size(1000)));
         assert_eq!("200us".parse::<Time>().unwrap().0, Duration::from_micros(200));
         assert!("".parse::<Size>().is_err() && "2 parsecs".parse::<Time>().is_err());
+        assert!("300000000000y".parse::<Time>().is_err() && "0s".parse::<Span>().is_err());
         let error = Size(5 << 30).within("--max-body", 1 << 30).unwrap_err();
         assert_eq!(error.to_string(), "--max-body is 5.0 GiB; the limit is 1.0 GiB");
     }
@@ -330,7 +356,9 @@ mod tests {
     fn a_place_is_embedded_or_an_address() {
         assert_eq!("embedded".parse(), Ok(Place::Embedded));
         assert_eq!("[::1]:7401".parse(), Ok(Place::At("[::1]:7401".into())));
-        for wrong in ["", "here", ":7401", "localhost", "localhost:port"] {
+        for wrong in
+            ["rediss://h:1", "http://h:1", "", "here", ":7401", "localhost", "localhost:port"]
+        {
             assert!(wrong.parse::<Place>().is_err(), "{wrong:?}");
         }
     }

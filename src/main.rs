@@ -1,6 +1,8 @@
 //! The `afterimage` command line: one file per subcommand. Each parses, wires rooms together and
 //! prints; what is done is done in the rooms.
 
+#![forbid(unsafe_code)]
+
 mod args;
 mod bench;
 mod cache;

@@ -11,7 +11,7 @@ use afterimage_wire::client::Expect;
 use afterimage_wire::{Client, ClientOptions};
 use anyhow::{Context, bail};
 
-use crate::args::{EngineArgs, Place, ServerArgs, TableArgs, Time, token};
+use crate::args::{EngineArgs, Place, ServerArgs, Span, TableArgs, token};
 use crate::serving;
 
 #[derive(Debug, clap::Args)]
@@ -73,11 +73,11 @@ pub(crate) struct UpstreamArgs {
 
     /// How long a lookup in a remote cache may take before it counts as a miss.
     #[arg(long, value_name = "TIME", default_value = "2ms")]
-    lookup_budget: Time,
+    lookup_budget: Span,
 
     /// How long a remote classifier may take.
     #[arg(long, value_name = "TIME", default_value = "5s")]
-    classifier_timeout: Time,
+    classifier_timeout: Span,
 }
 
 impl Default for UpstreamArgs {
@@ -86,8 +86,8 @@ impl Default for UpstreamArgs {
         UpstreamArgs {
             cache_token_file: None,
             classifier_token_file: None,
-            lookup_budget: Time(RemoteOptions::default().lookup_budget),
-            classifier_timeout: Time(Duration::from_secs(5)),
+            lookup_budget: Span(RemoteOptions::default().lookup_budget),
+            classifier_timeout: Span(Duration::from_secs(5)),
         }
     }
 }

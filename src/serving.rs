@@ -31,6 +31,7 @@ pub(crate) fn serve<S: Service>(
     build: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
     let options = args.options()?;
+    make_room_for(options.max_connections);
     let addr = resolve(listen)?;
     if !addr.ip().is_loopback() && options.token.is_none() && !args.insecure() {
         bail!(
@@ -60,6 +61,32 @@ pub(crate) fn last_snapshot(keeper: Option<Keeper>) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Makes room for as many connections as are allowed: each takes a file descriptor, and the soft
+/// limit is often far below what the system grants to whoever asks.
+#[cfg(unix)]
+fn make_room_for(connections: usize) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    // Listeners, clients of other services, snapshots, the runtime's own.
+    const OTHERS: u64 = 64;
+    let mut limit = getrlimit(Resource::Nofile);
+    let needed = connections as u64 + OTHERS;
+    if limit.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    limit.current = Some(limit.maximum.map_or(needed, |maximum| maximum.min(needed)));
+    let granted = setrlimit(Resource::Nofile, limit).is_ok();
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(needed);
+    if !granted || current < needed {
+        tracing::warn!(
+            "--max-connections is {connections}, and the system lets this process have {current} \
+             file descriptors: raise the limit (ulimit -n), or allow fewer connections"
+        );
+    }
+}
+
+#[cfg(not(unix))]
+fn make_room_for(_: usize) {}
 
 /// The first address that `text` (host:port) stands for.
 pub(crate) fn resolve(text: &str) -> anyhow::Result<SocketAddr> {

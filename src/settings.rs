@@ -17,8 +17,9 @@ pub(crate) fn apply(
     command: Command,
     args: impl Iterator<Item = OsString>,
 ) -> anyhow::Result<Command> {
-    let command = with_environment(command);
-    match config_path(args) {
+    let args: Vec<OsString> = args.collect();
+    let command = with_environment(command, &given(&args));
+    match config_path(args.into_iter()) {
         None => Ok(command),
         Some(path) => {
             let file = path.display();
@@ -45,11 +46,21 @@ fn config_path(mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
     std::env::var_os(format!("{ENV_PREFIX}CONFIG")).map(PathBuf::from)
 }
 
-fn with_environment(command: Command) -> Command {
+/// The names of the flags on the command line.
+fn given(args: &[OsString]) -> Vec<String> {
+    let flags = args.iter().filter_map(|arg| arg.to_str()?.strip_prefix("--"));
+    flags.map(|flag| flag.split('=').next().unwrap_or(flag).to_owned()).collect()
+}
+
+fn with_environment(command: Command, given: &[String]) -> Command {
     let names: Vec<String> =
         command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let beaten = beaten_by(&command, given);
     let command = command.mut_args(|arg| {
         let Some(name) = setting_name(&arg) else { return arg };
+        if beaten.contains(&name) {
+            return arg;
+        }
         let variable = format!("{ENV_PREFIX}{}", name.to_uppercase().replace('-', "_"));
         let arg = arg.env(variable).hide_env(true);
         if matches!(arg.get_action(), ArgAction::SetTrue) {
@@ -57,13 +68,38 @@ fn with_environment(command: Command) -> Command {
         }
         arg
     });
-    names.into_iter().fold(command, |command, name| command.mut_subcommand(name, with_environment))
+    names.into_iter().fold(command, |command, name| {
+        command.mut_subcommand(name, |sub| with_environment(sub, given))
+    })
+}
+
+/// The settings that a flag on the command line excludes: it beats their environment variables as it
+/// beats its own.
+fn beaten_by(command: &Command, given: &[String]) -> Vec<String> {
+    let mut beaten = Vec::new();
+    for arg in command.get_arguments() {
+        for rival in command.get_arg_conflicts_with(arg) {
+            if let (Some(one), Some(other)) = (arg.get_long(), rival.get_long()) {
+                for (flag, loser) in [(one, other), (other, one)] {
+                    if given.iter().any(|given| given == flag) {
+                        beaten.push(loser.to_owned());
+                    }
+                }
+            }
+        }
+    }
+    beaten
 }
 
 fn with_file(command: Command, text: &str) -> anyhow::Result<Command> {
     let tables: toml::Table = text.parse().map_err(|error| syntax_error(&error, text))?;
     let mut command = command;
     for (name, table) in tables {
+        if name == "log" {
+            // The one flag that all commands share.
+            command = with_table(command, &toml::Table::from_iter([(name, table)]))?;
+            continue;
+        }
         let toml::Value::Table(table) = table else {
             bail!("{name:?} stands outside of a table; settings belong to a command: [serve], say");
         };
@@ -107,7 +143,8 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
         let rivals: Vec<String> = rivals.map(|rival| rival.get_id().to_string()).collect();
         command = command.mut_arg(id, |arg| {
             // What the environment holds and help does not show, it does not show from here either.
-            let secret = arg.is_hide_env_values_set();
+            let secret =
+                arg.is_hide_env_values_set() || values.iter().any(|value| value.contains('@'));
             let arg = rivals.into_iter().fold(arg, |arg, rival| {
                 arg.default_value_if(rival, ArgPredicate::IsPresent, None::<&str>)
             });
@@ -148,7 +185,7 @@ mod tests {
     use clap::CommandFactory;
 
     fn listen(file: &str, args: &[&str]) -> anyhow::Result<String> {
-        let command = with_file(with_environment(Cli::command()), file)?;
+        let command = with_file(with_environment(Cli::command(), &[]), file)?;
         let matches = command.try_get_matches_from(args)?;
         let (_, sub) = matches.subcommand().context("no subcommand")?;
         Ok(sub.get_one::<String>("listen").context("no --listen")?.clone())
@@ -179,13 +216,33 @@ mod tests {
     #[test]
     fn truth_values_and_wrong_values_go_through_the_flags_own_checks() {
         let parse = |file| {
-            with_file(with_environment(Cli::command()), file)
+            with_file(with_environment(Cli::command(), &[]), file)
                 .unwrap()
                 .try_get_matches_from(["afterimage", "cache"])
         };
         let matches = parse("[cache]\ninsecure = true").unwrap();
         assert!(matches.subcommand().unwrap().1.get_flag("insecure"));
         assert!(parse("[cache]\nmax-connections = \"many\"").is_err());
+    }
+
+    #[test]
+    fn a_flag_beats_the_environment_of_a_flag_that_it_excludes() {
+        let beaten = |given: &[&str]| {
+            let command = Cli::command();
+            let sub = command.find_subcommand("cache").unwrap().clone();
+            beaten_by(&sub, &given.iter().map(|&name| name.to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(beaten(&["token-file"]), ["token"]);
+        assert_eq!(beaten(&["token"]), ["token-file"]);
+        assert!(beaten(&["listen"]).is_empty());
+        assert_eq!(given(&["cache".into(), "--token-file=x".into()]), ["token-file"]);
+    }
+
+    #[test]
+    fn the_log_filter_stands_at_the_top_of_the_file() {
+        let command = with_file(with_environment(Cli::command(), &[]), "log = \"debug\"").unwrap();
+        let matches = command.try_get_matches_from(["afterimage", "cache"]).unwrap();
+        assert_eq!(matches.get_one::<String>("log").unwrap(), "debug");
     }
 
     #[test]
@@ -197,6 +254,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        with_environment(Cli::command()).debug_assert();
+        with_environment(Cli::command(), &[]).debug_assert();
     }
 }

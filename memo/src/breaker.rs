@@ -47,16 +47,14 @@ impl Breaker {
                 .is_ok()
     }
 
-    /// It answered.
-    pub fn succeeded(&self) {
+    /// It answered. True when that closes the breaker.
+    pub fn succeeded(&self) -> bool {
         // A load first: successes are many, and all but the first after failures change nothing.
-        if self.failures.load(Relaxed) != 0 {
-            self.failures.store(0, Relaxed);
-        }
+        self.failures.load(Relaxed) != 0 && self.failures.swap(0, Relaxed) >= self.threshold
     }
 
-    /// It failed, or took too long.
-    pub fn failed(&self, now: Instant) {
+    /// It failed, or took too long. True when that opens the breaker.
+    pub fn failed(&self, now: Instant) -> bool {
         let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
         if failures == self.threshold {
             self.opened.fetch_add(1, Relaxed);
@@ -66,6 +64,7 @@ impl Breaker {
             // `probe_every` to fail would otherwise have the next on its heels.
             self.next_probe.store(self.nanos(now) + self.probe_nanos(), Relaxed);
         }
+        failures == self.threshold
     }
 
     /// Whether it is open.

@@ -8,6 +8,8 @@
 //! A remembered answer is believed only when its seal proves that it was given for these very
 //! bytes by this very model: see [`key`].
 
+#![forbid(unsafe_code)]
+
 pub mod breaker;
 pub mod flights;
 pub mod key;

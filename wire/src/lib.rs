@@ -6,6 +6,8 @@
 //!   callers. [`blocking`] is the same without an async runtime.
 //! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
 
+#![forbid(unsafe_code)]
+
 pub mod blocking;
 pub mod client;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -23,10 +23,16 @@ impl Lookup {
         let Some(then) = self.then.take() else { return };
         let values = values.filter(|values| values.len() == self.keys);
         if values.is_some() {
-            self.health.breaker.succeeded();
+            if self.health.breaker.succeeded() {
+                tracing::info!("the cache answers again");
+            }
         } else {
             self.health.failed.fetch_add(self.keys as u64, Relaxed);
-            self.health.breaker.failed(Instant::now());
+            if self.health.breaker.failed(Instant::now()) {
+                tracing::warn!(
+                    "the cache does not answer: requests go by without it until it does"
+                );
+            }
         }
         then(values);
     }

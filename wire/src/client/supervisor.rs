@@ -46,10 +46,14 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
         let mut wait = None;
         match opened {
             Ok((transport, welcome, input)) => {
+                let welcome_name = welcome.name.clone();
                 let welcome = Arc::new(welcome);
                 let line = Line::new(&shared, &welcome);
                 let driver =
                     Driver::new(transport, Arc::clone(&shared), line.number, welcome, &input);
+                if failures > 0 {
+                    tracing::info!(name = welcome_name, "connected");
+                }
                 failures = 0;
                 match drive(driver, line).await {
                     Driven::Closed => return,
@@ -64,8 +68,8 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
                 }
             }
             Err(error) => {
-                // What will not mend itself, somebody should read; what may, is nobody's business yet.
-                if error.is_permanent() {
+                // The first of a row, and whatever will not mend itself, somebody should read.
+                if error.is_permanent() || failures == 0 {
                     tracing::warn!(%error, "cannot connect");
                 } else {
                     tracing::debug!(%error, "cannot connect");
