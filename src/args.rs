@@ -133,6 +133,7 @@ impl TableArgs {
         let keeper = self.snapshot.as_ref().map(|path| {
             Keeper::start(Arc::clone(&table), path, self.snapshot_every.map(|every| every.0))
         });
+        let keeper = keeper.transpose().context("--snapshot")?;
         Ok((table, keeper))
     }
 }

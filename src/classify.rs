@@ -15,6 +15,10 @@ use crate::serving;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// Images: PNG, PGM, or IDX files with any number of them (the last two also gzipped).
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+
     /// The memo or classifier to ask.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     server: String,
@@ -29,10 +33,6 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     client: ClientArgs,
-
-    /// Images: PNG, PGM, or IDX files with any number of them (the last two also gzipped).
-    #[arg(value_name = "FILE", required = true)]
-    files: Vec<PathBuf>,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {

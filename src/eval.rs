@@ -21,6 +21,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args::model(&args.model)?;
     let test = Dataset::read(&args.data, "t10k")?;
     println!("model {} ({} features)", model.digest(), model.features().name());
-    print!("{}", Evaluation::of(&model, &test)?);
+    println!("{}", Evaluation::of(&model, &test)?);
     Ok(())
 }

@@ -20,8 +20,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     pub(crate) listen: String,
 
-    /// Where answers are remembered: embedded, a cache's host:port, redis://host:port, or
-    /// redis+cluster://host:port,host:port…
+    /// Where answers are remembered: embedded, a cache's host:port, redis://[:password@]host:port,
+    /// or redis+cluster://[:password@]host:port,host:port…
     #[arg(long, value_name = "PLACE", default_value = "embedded")]
     pub(crate) cache: Place,
 
@@ -93,6 +93,12 @@ impl Default for UpstreamArgs {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    if args.cache != Place::Embedded && args.table.has_snapshot() {
+        bail!("--snapshot keeps an embedded table; with --cache elsewhere, give it to the cache");
+    }
+    if matches!(args.cache, Place::Redis(_)) && args.upstream.cache_token_file.is_some() {
+        bail!("--cache-token-file is for our own cache; Redis takes redis://:PASSWORD@host:port");
+    }
     let mut keeper = None;
     serving::serve(&args.server, &args.listen, || {
         let options =

@@ -125,6 +125,9 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
     let mut command = command;
     for (name, value) in table {
         if !known.contains(name) {
+            if name == "log" {
+                bail!("\"log\" is for all commands: it stands before the tables");
+            }
             bail!("there is no setting {name:?}; there are {}", known.join(", "));
         }
         let values = match value {

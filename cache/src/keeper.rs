@@ -1,6 +1,8 @@
 //! Keeps a table's snapshot: loads it at the start, writes it now and then, and once more at the end.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +22,47 @@ pub struct Keeper {
     thread: Option<(Sender<()>, JoinHandle<()>)>,
 }
 
+/// Why snapshots cannot be kept at a path.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadPlace {
+    /// There is a file that is no snapshot. Name another one, or remove it.
+    #[error("{path:?} is not a snapshot and would be overwritten: name another file")]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No file can be made there. Look at the folder and its permissions.
+    #[error("no snapshot can be written to {path:?}: {source}")]
+    NotWritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn check_place(path: &Path) -> Result<(), BadPlace> {
+    let not_writable = |source| BadPlace::NotWritable { path: path.to_owned(), source };
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(not_writable(error)),
+        Ok(file) => {
+            let mut start = Vec::new();
+            file.take(snapshot::format::MAGIC.len() as u64)
+                .read_to_end(&mut start)
+                .map_err(not_writable)?;
+            if !snapshot::format::MAGIC.starts_with(&start) {
+                return Err(BadPlace::Occupied { path: path.to_owned() });
+            }
+        }
+    }
+    // A file beside it, as a snapshot begins.
+    let mut probe = path.as_os_str().to_owned();
+    probe.push(format!(".probe-{}", std::process::id()));
+    File::create(&probe).and_then(|_| std::fs::remove_file(&probe)).map_err(not_writable)
+}
+
 /// What became of the snapshots so far.
 #[derive(Debug, Default)]
 struct Record {
@@ -32,12 +75,21 @@ impl Keeper {
     /// Loads the snapshot at `path` into `table`, if there is a good one, and writes it anew
     /// `every` so often, if that is given.
     ///
-    /// A file that is damaged or cannot be read is a cold start with a warning in the log; it is
+    /// A snapshot that is damaged or cannot be read is a cold start with a warning in the log; it is
     /// left where it is until the next snapshot takes its place.
+    ///
+    /// # Errors
+    /// [`BadPlace`] when there is something else at `path` that a snapshot would destroy, or when
+    /// none can be written there: now, and not when the table is about to be lost.
     ///
     /// # Panics
     /// When the system gives no thread.
-    pub fn start(table: Arc<Table>, path: &Path, every: Option<Duration>) -> Self {
+    pub fn start(
+        table: Arc<Table>,
+        path: &Path,
+        every: Option<Duration>,
+    ) -> Result<Self, BadPlace> {
+        check_place(path)?;
         let removed = snapshot::remove_leftovers(path);
         if removed > 0 {
             tracing::warn!("removed {removed} unfinished snapshots beside {}", path.display());
@@ -61,7 +113,7 @@ impl Keeper {
         if let Some(every) = every {
             keeper.thread = Some(keeper.write_every(every));
         }
-        keeper
+        Ok(keeper)
     }
 
     /// Writes a snapshot now.
@@ -179,11 +231,11 @@ mod tests {
     fn what_one_keeper_writes_at_its_end_the_next_one_loads() {
         let (_folder, path) = file();
         let before = table();
-        let keeper = Keeper::start(Arc::clone(&before), &path, None);
+        let keeper = Keeper::start(Arc::clone(&before), &path, None).unwrap();
         before.insert(1, 10);
         assert_eq!(keeper.finish().unwrap().entries, 1);
         let after = table();
-        let _keeper = Keeper::start(Arc::clone(&after), &path, None);
+        let _keeper = Keeper::start(Arc::clone(&after), &path, None).unwrap();
         assert_eq!(after.get(1), Some(10));
     }
 
@@ -192,7 +244,8 @@ mod tests {
         let (_folder, path) = file();
         let table = table();
         table.insert(1, 10);
-        let keeper = Keeper::start(Arc::clone(&table), &path, Some(Duration::from_millis(5)));
+        let keeper =
+            Keeper::start(Arc::clone(&table), &path, Some(Duration::from_millis(5))).unwrap();
         let status = keeper.status();
         let written = || {
             let mut stats = Stats::default();
@@ -211,11 +264,26 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_no_snapshot_is_left_alone_and_a_place_for_none_is_refused_at_the_start() {
+        let (folder, path) = file();
+        for content in [&b"token"[..], b"not a snapshot", &[0; 100]] {
+            std::fs::write(&path, content).unwrap();
+            let error = Keeper::start(table(), &path, None).unwrap_err();
+            assert!(matches!(error, BadPlace::Occupied { .. }), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), content);
+        }
+        for place in [folder.path().to_owned(), folder.path().join("none").join("file")] {
+            let error = Keeper::start(table(), &place, None).unwrap_err();
+            assert!(matches!(error, BadPlace::NotWritable { .. }), "{error}");
+        }
+    }
+
+    #[test]
     fn a_damaged_file_is_a_cold_start_and_a_failed_write_is_counted() {
         let (folder, path) = file();
-        std::fs::write(&path, b"not a snapshot").unwrap();
+        std::fs::write(&path, snapshot::format::MAGIC).unwrap();
         let table = table();
-        let keeper = Keeper::start(Arc::clone(&table), &path, None);
+        let keeper = Keeper::start(Arc::clone(&table), &path, None).unwrap();
         assert_eq!(table.len(), 0);
         drop(folder);
         assert!(keeper.write().is_err());

@@ -8,7 +8,7 @@
 //! One process writes to one path. Two that share a path by mistake may make each other's writes fail, but
 //! what is at the path stays whole.
 
-mod format;
+pub(crate) mod format;
 
 use crate::bucket::{Entry, Insert};
 use crate::table::Table;

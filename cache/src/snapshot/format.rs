@@ -24,7 +24,7 @@ use std::io::{self, Read, Write};
 pub(super) const VERSION: u32 = 1;
 
 /// A byte above 127 and a line feed, as in PNG: a transfer that takes the file for text damages them.
-const MAGIC: [u8; 8] = *b"\x89AFTIMG\n";
+pub(crate) const MAGIC: [u8; 8] = *b"\x89AFTIMG\n";
 
 const VERSION_AT: usize = MAGIC.len();
 const ZERO_AT: usize = VERSION_AT + size_of::<u32>();

@@ -39,7 +39,31 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Redis {
     connection: watch::Receiver<Option<Connection>>,
     writes: mpsc::Sender<(u64, i64)>,
-    healthy: Arc<AtomicBool>,
+    health: Arc<Health>,
+}
+
+/// What is known of the server, and whether its trouble was told of.
+#[derive(Debug, Default)]
+struct Health {
+    healthy: AtomicBool,
+    told: AtomicBool,
+}
+
+impl Health {
+    fn answers(&self) {
+        self.healthy.store(true, Relaxed);
+        if self.told.swap(false, Relaxed) {
+            tracing::info!("Redis answers");
+        }
+    }
+
+    /// Tells of the first of a row of failures.
+    fn fails(&self, why: &dyn fmt::Display) {
+        self.healthy.store(false, Relaxed);
+        if !self.told.swap(true, Relaxed) {
+            tracing::warn!(%why, "Redis does not answer");
+        }
+    }
 }
 
 /// Why an address cannot be used.
@@ -79,10 +103,10 @@ impl Redis {
             .map_err(|source| RedisError { url: without_password(url), source })?;
         let (set_connection, connection) = watch::channel(None);
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
-        let healthy = Arc::new(AtomicBool::new(false));
-        tokio::spawn(connect(connector, set_connection));
+        let health = Arc::<Health>::default();
+        tokio::spawn(connect(connector, set_connection, Arc::clone(&health)));
         tokio::spawn(write(queue, connection.clone()));
-        Ok(Redis { connection, writes, healthy })
+        Ok(Redis { connection, writes, health })
     }
 }
 
@@ -92,7 +116,7 @@ impl Backend for Redis {
     }
 
     fn is_connected(&self) -> bool {
-        self.healthy.load(Relaxed)
+        self.health.healthy.load(Relaxed)
     }
 
     fn get_many(&self, keys: &[u64], budget: Duration, then: Callback) {
@@ -101,11 +125,23 @@ impl Backend for Redis {
         for &key in keys {
             command.arg(&redis_key(key));
         }
-        let healthy = Arc::clone(&self.healthy);
+        let health = Arc::clone(&self.health);
         tokio::spawn(async move {
             let answer = tokio::time::timeout(budget, connection.ask::<Values>(&command)).await;
-            let values = answer.ok().and_then(Result::ok);
-            healthy.store(values.is_some(), Relaxed);
+            let values = match answer {
+                Ok(Ok(values)) => {
+                    health.answers();
+                    Some(values)
+                }
+                Ok(Err(error)) => {
+                    health.fails(&error);
+                    None
+                }
+                Err(_) => {
+                    health.fails(&format_args!("a lookup took more than {budget:?}"));
+                    None
+                }
+            };
             then(values.map(|values| values.into_iter().map(|value| parse(value?)).collect()));
         });
     }
@@ -118,7 +154,7 @@ impl Backend for Redis {
 
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redis").field("healthy", &self.healthy).finish_non_exhaustive()
+        f.debug_struct("Redis").field("health", &self.health).finish_non_exhaustive()
     }
 }
 
@@ -169,7 +205,11 @@ impl Connection {
 }
 
 /// Tries until the first connection is there; from then on the library reconnects by itself.
-async fn connect(connector: Connector, set_connection: watch::Sender<Option<Connection>>) {
+async fn connect(
+    connector: Connector,
+    set_connection: watch::Sender<Option<Connection>>,
+    health: Arc<Health>,
+) {
     loop {
         match tokio::time::timeout(PATIENCE, connector.connect()).await {
             Ok(Ok(connection)) => {
@@ -177,8 +217,8 @@ async fn connect(connector: Connector, set_connection: watch::Sender<Option<Conn
                 // The sender lives as long as its receivers: dropped, it would end `write`.
                 return set_connection.closed().await;
             }
-            Ok(Err(error)) => tracing::debug!(%error, "cannot connect to Redis"),
-            Err(_) => tracing::debug!("Redis does not answer"),
+            Ok(Err(error)) => health.fails(&error),
+            Err(_) => health.fails(&format_args!("no connection within {PATIENCE:?}")),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY_PAUSE) => {}

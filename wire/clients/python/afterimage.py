@@ -1,6 +1,6 @@
 """A client for Afterimage services, written from PROTOCOL.md. Python 3.9 or newer, no dependencies. One thread each.
 
-    with afterimage.Client("localhost", 7070) as client:
+    with afterimage.Client("localhost", 7400) as client:
         print(client.classify(image).label)         # one image
         labels = client.classify_many(images)       # thousands in flight at once
 """

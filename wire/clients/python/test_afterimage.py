@@ -1,7 +1,7 @@
 """The client against the golden vectors, and against a server that is scripted here.
 
     python3 -m unittest                        # in this folder
-    AFTERIMAGE_MEMO=localhost:7070 python3 -m unittest      # and against a memo or classifier that runs
+    AFTERIMAGE_MEMO=localhost:7400 python3 -m unittest      # and against a memo or classifier that runs
 """
 
 import contextlib
