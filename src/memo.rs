@@ -20,8 +20,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     pub(crate) listen: String,
 
-    /// Where answers are remembered: embedded, a cache's host:port, redis://[:password@]host:port,
-    /// or redis+cluster://[:password@]host:port,host:port…
+    /// Where answers are remembered: embedded, a cache's host:port, redis://host:port, or
+    /// redis+cluster://host:port,host:port… (user:password@ before the first host where it asks)
     #[arg(long, value_name = "PLACE", default_value = "embedded")]
     pub(crate) cache: Place,
 
