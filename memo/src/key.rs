@@ -151,8 +151,8 @@ impl ImageHash {
     }
 
     /// A hash with chosen bits, to forge collisions in tests.
-    #[cfg(any(test, feature = "testing"))]
-    pub fn forged(low: u64, high: u64) -> Self {
+    #[cfg(test)]
+    pub(crate) fn forged(low: u64, high: u64) -> Self {
         ImageHash { low, high }
     }
 }
