@@ -26,7 +26,10 @@ pub(super) async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
     Message::Hello(Hello::new(&options.token)).encode(0, &mut hello);
     // A server that turns clients away may close before it has read all of the Hello: what it said
     // first is still there to read, and says more than a broken pipe.
-    let written = transport.write_all(&hello).await;
+    let written = match transport.write_all(&hello).await {
+        Ok(()) => transport.flush().await,
+        error => error,
+    };
     let mut input = Vec::with_capacity(512);
     loop {
         if let Some(welcome) = first_frame(&input)? {

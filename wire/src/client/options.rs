@@ -57,6 +57,9 @@ pub struct ClientOptions {
     pub fail_fast: bool,
     /// What must answer at the other end; `None` for anything.
     pub expect: Option<Expect>,
+    /// What the waits between attempts to connect are drawn from; `None` for chance. For
+    /// simulations that must be repeatable: clients with the same seed come back together.
+    pub backoff_seed: Option<u64>,
 }
 
 impl Default for ClientOptions {
@@ -74,6 +77,7 @@ impl Default for ClientOptions {
             keepalive: Some(Duration::from_secs(15)),
             fail_fast: false,
             expect: None,
+            backoff_seed: None,
         }
     }
 }
@@ -116,6 +120,13 @@ impl ClientOptions {
     #[must_use]
     pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
         (self.backoff_min, self.backoff_max) = (min, max);
+        self
+    }
+
+    /// Sets what the waits between attempts to connect are drawn from.
+    #[must_use]
+    pub fn backoff_seed(mut self, seed: u64) -> Self {
+        self.backoff_seed = Some(seed);
         self
     }
 
@@ -193,6 +204,7 @@ impl fmt::Debug for ClientOptions {
             .field("keepalive", &self.keepalive)
             .field("fail_fast", &self.fail_fast)
             .field("expect", &self.expect)
+            .field("backoff_seed", &self.backoff_seed)
             .finish()
     }
 }

@@ -206,6 +206,7 @@ impl Shared {
             match next {
                 None => earlier.await,
                 Some(next) => tokio::select! {
+                    biased;
                     () = earlier => {}
                     () = tokio::time::sleep_until(next.into()) => {}
                 },

@@ -33,7 +33,8 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
     let clock = tokio::spawn(Arc::clone(&shared).keep_time());
     let _stop_clock = StopOnDrop(clock.abort_handle());
     let options = &shared.options;
-    let mut backoff = Backoff::new(options.backoff_min, options.backoff_max, random_seed());
+    let seed = options.backoff_seed.unwrap_or_else(random_seed);
+    let mut backoff = Backoff::new(options.backoff_min, options.backoff_max, seed);
     let mut attempt = 0;
     let mut failures = 0;
     loop {

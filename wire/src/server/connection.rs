@@ -108,6 +108,8 @@ pub(super) struct Connection<'a, S, IO> {
     out: Vec<u8>,
     /// Bytes at the start of `out` that are sent already.
     sent: usize,
+    /// The transport keeps nothing of what was sent to itself, as TLS may.
+    flushed: bool,
     outbox: Arc<Outbox>,
     /// Bytes of an oversized body still to be thrown away.
     skip: u64,
@@ -136,6 +138,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             input: InBuffer::new(),
             out: Vec::new(),
             sent: 0,
+            flushed: true,
             outbox: Arc::new(Outbox::default()),
             skip: 0,
             eof: false,
@@ -161,6 +164,10 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         })
         .await;
         self.outbox.close();
+        if let End::Closed = end {
+            // A good end where the transport has one to say; all else is sent already.
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut self.io).poll_shutdown(cx).is_ready())).await;
+        }
         end
     }
 
@@ -210,7 +217,11 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
 
     /// Whether all that was asked is answered and sent.
     fn is_settled(&self) -> bool {
-        self.outbox.is_drained() && self.unsent() == 0
+        self.outbox.is_drained() && self.is_sent()
+    }
+
+    fn is_sent(&self) -> bool {
+        self.unsent() == 0 && self.flushed
     }
 
     fn unsent(&self) -> usize {
@@ -257,7 +268,13 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                 Poll::Pending => break,
             }
         }
-        if self.unsent() == 0 {
+        if progress {
+            self.flushed = false;
+        }
+        if !self.flushed && self.unsent() == 0 {
+            self.flushed = Pin::new(&mut self.io).poll_flush(cx)?.is_ready();
+        }
+        if self.is_sent() {
             self.stalled_since = None;
         } else if progress || self.stalled_since.is_none() {
             self.stalled_since = Some(Instant::now());
@@ -434,7 +451,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
 
     /// After the last words are sent: ends our half, and reads on for a moment.
     fn linger(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if self.unsent() > 0 {
+        if !self.is_sent() {
             return Poll::Pending;
         }
         let Phase::Closing { end, discarded, shut, .. } = &mut self.phase else {

@@ -1,7 +1,8 @@
 //! What a server counts about its connections. Added to once a batch, never once a request.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use crate::proto::stats::Stats;
 

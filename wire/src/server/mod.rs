@@ -14,22 +14,25 @@ mod connection;
 mod counters;
 mod greeting;
 mod in_buffer;
+mod listener;
 mod options;
 mod outbox;
 mod shutdown;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
+use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use batch::{BATCH, Batch, Op, Request, handle_one};
+pub use listener::Listener;
 pub use options::{ServerOptions, Token};
 pub use outbox::Later;
 pub use shutdown::until_terminated;
@@ -82,9 +85,9 @@ impl Identity {
     }
 }
 
-/// A listening socket with a service behind it.
-pub struct Server<S> {
-    listener: TcpListener,
+/// A listening socket, or another source of connections, with a service behind it.
+pub struct Server<S, L = TcpListener> {
+    listener: L,
     inner: Arc<Inner<S>>,
 }
 
@@ -136,7 +139,7 @@ impl<S: Service> Server<S> {
         options: ServerOptions,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
-        Ok(Server { listener, inner: Arc::new(Inner::new(service, options)) })
+        Ok(Server::new(listener, service, options))
     }
 
     /// Where it listens.
@@ -146,11 +149,18 @@ impl<S: Service> Server<S> {
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
+}
+
+impl<S: Service, L: Listener> Server<S, L> {
+    /// A server of the connections that `listener` brings.
+    pub fn new(listener: L, service: Arc<S>, options: ServerOptions) -> Self {
+        Server { listener, inner: Arc::new(Inner::new(service, options)) }
+    }
 
     /// Serves until `shutdown` is ready, then drains: no new connections, a `GoAway` on every open
     /// one, what is in flight is answered, and after [`ServerOptions::drain_timeout`] at the latest
     /// all are closed. [`until_terminated`] is the usual `shutdown`.
-    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+    pub async fn serve(mut self, shutdown: impl Future<Output = ()>) {
         let drain = CancellationToken::new();
         let slots = Arc::new(Semaphore::new(self.inner.options.max_connections));
         let mut connections = JoinSet::new();
@@ -182,7 +192,7 @@ impl<S: Service> Server<S> {
                 Ok(slot) => {
                     let drain = drain.clone();
                     connections.spawn(async move {
-                        serve_tcp(inner, stream, peer, drain).await;
+                        serve_accepted(inner, stream, peer, drain).await;
                         drop(slot);
                     });
                 }
@@ -210,14 +220,12 @@ pub async fn serve_stream<S: Service>(
     Connection::new(&inner, stream).run(drain).await;
 }
 
-async fn serve_tcp<S: Service>(
+async fn serve_accepted<S: Service>(
     inner: Arc<Inner<S>>,
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: impl fmt::Display,
     drain: CancellationToken,
 ) {
-    // Small replies must not wait for company; where the option is missing, they are merely slow.
-    let _ = stream.set_nodelay(true);
     Counters::add(&inner.counters.accepted, 1);
     Counters::add(&inner.counters.open, 1);
     let end = Connection::new(&inner, stream).run(drain).await;
@@ -226,7 +234,7 @@ async fn serve_tcp<S: Service>(
 }
 
 /// Tells a connection above the cap why it is refused.
-async fn refuse(mut stream: TcpStream, limit: usize) {
+async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin, limit: usize) {
     let text = format!("{limit} connections are open; the limit is {limit}");
     let mut frame = Vec::new();
     Message::Error { status: Status::Overloaded, text: &text, connection: true }

@@ -1,0 +1,110 @@
+//! Both ends of a connection over something else than TCP, on a clock that a test turns: what a
+//! simulation of a network stands on.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_wire::client::Connector;
+use afterimage_wire::proto::Service as Kind;
+use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
+use afterimage_wire::{Client, ClientOptions};
+use tokio::io::{AsyncReadExt, BufStream, DuplexStream, duplex};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// Answers with an image's first byte.
+struct FirstByte;
+
+impl Service for FirstByte {
+    fn identity(&self) -> Identity {
+        Identity::without_model(Kind::Memo)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for (i, request) in batch.requests().iter().enumerate() {
+            let Op::Classify { image } = request.op else { continue };
+            batch.label(i, Label { class: image[0].into(), origin: Origin::Computed });
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+/// A transport that keeps what is written to itself until it is flushed, as TLS may.
+type Buffered = BufStream<DuplexStream>;
+
+/// A network with one server in it: what is sent here is accepted there.
+type Network = mpsc::Sender<(Buffered, &'static str)>;
+
+fn start() -> (Network, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
+    let (network, listener) = mpsc::channel(8);
+    let server = Server::new(listener, Arc::new(FirstByte), ServerOptions::default());
+    let (stop, stopped) = oneshot::channel();
+    let served = tokio::spawn(server.serve(async {
+        stopped.await.ok();
+    }));
+    (network, stop, served)
+}
+
+fn connector(network: Network) -> impl Connector {
+    move |_attempt| {
+        let network = network.clone();
+        async move {
+            let (near, far) = duplex(256);
+            let refused = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
+            network.send((BufStream::new(far), "a client")).await.map_err(refused)?;
+            Ok(BufStream::new(near))
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_ends_run_over_any_stream_and_flush_it() {
+    let (network, stop, served) = start();
+    let client = Client::with_connector(connector(network), ClientOptions::new());
+    for class in 0..20u8 {
+        assert_eq!(client.classify(&[class; 300]).await.unwrap().class, u16::from(class));
+    }
+    stop.send(()).unwrap();
+    served.await.unwrap();
+    client.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_keeps_its_time_by_the_clock_that_a_test_turns() {
+    let (network, _stop, _served) = start();
+    let (mut silent, far) = duplex(256);
+    network.send((BufStream::new(far), "nobody")).await.unwrap();
+    let start = Instant::now();
+    let mut said = Vec::new();
+    silent.read_to_end(&mut said).await.unwrap();
+    assert!(String::from_utf8_lossy(&said).contains("no Hello within 5s"));
+    assert!(start.elapsed() >= Duration::from_secs(5) && start.elapsed() < Duration::from_secs(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_to_connect_come_at_the_same_times_with_the_same_seed() {
+    async fn attempts(seed: u64) -> Vec<Duration> {
+        let start = Instant::now();
+        let (attempted, mut attempts) = mpsc::unbounded_channel();
+        let connector = move |_| {
+            attempted.send(start.elapsed()).unwrap();
+            async { Err::<DuplexStream, _>(io::ErrorKind::ConnectionRefused.into()) }
+        };
+        let options = ClientOptions::new().backoff_seed(seed);
+        let _client = Client::with_connector(connector, options);
+        let mut times = Vec::new();
+        while times.len() < 20 {
+            times.push(attempts.recv().await.unwrap());
+        }
+        times
+    }
+    let first = attempts(7).await;
+    assert_eq!(first, attempts(7).await);
+    assert_ne!(first, attempts(8).await);
+}
