@@ -29,9 +29,9 @@ doc:
 deny:
     cargo deny check bans licenses sources
 
-# The table's memory model: every interleaving of readers and writers in one bucket
+# Two memory models: every interleaving of readers and writers in one bucket, and of callers on one flight
 loom:
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache --lib
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib
 
 # The table under Miri
 miri:

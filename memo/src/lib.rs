@@ -10,15 +10,31 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(not(loom))]
 pub mod breaker;
+#[cfg(not(loom))]
+mod clock;
+mod duty;
 pub mod flights;
+#[cfg(all(test, loom))]
+mod flights_model;
+#[cfg(not(loom))]
 pub mod key;
+#[cfg(not(loom))]
 pub mod latency;
+#[cfg(not(loom))]
 pub mod service;
+#[cfg(not(loom))]
 pub mod store;
+mod sync;
+#[cfg(not(loom))]
 pub mod upstream;
 
+#[cfg(not(loom))]
 pub use key::{ModelId, Secret};
+#[cfg(not(loom))]
 pub use service::{MemoOptions, MemoService};
+#[cfg(not(loom))]
 pub use store::Store;
+#[cfg(not(loom))]
 pub use upstream::Classifier;

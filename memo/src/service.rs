@@ -4,10 +4,7 @@
 //! and no allocation stands between a request and its remembered answer. With a remote store,
 //! and on every miss, a request boards a flight.
 
-use std::sync::atomic::{
-    AtomicBool, AtomicU64,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +15,8 @@ use afterimage_wire::proto::{Service as Kind, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service};
 use arc_swap::ArcSwapOption;
 
+use crate::clock;
+use crate::duty::Duty;
 use crate::flights::{Flights, Join};
 use crate::key::{ImageHash, KeySpace, ModelId, Secret};
 use crate::latency::Latencies;
@@ -58,8 +57,8 @@ struct Shared<C> {
     flights: Flights<Waiter>,
     latencies: Latencies,
     counters: Counters,
-    /// Whether somebody searches the flights for deadlines.
-    sweeping: AtomicBool,
+    /// To search the flights for deadlines.
+    sweeping: Duty,
 }
 
 /// The keys of the model that the classifier now has.
@@ -110,7 +109,7 @@ impl<C: Classifier> MemoService<C> {
             flights: Flights::new(options.max_waiting),
             latencies: Latencies::default(),
             counters: Counters::default(),
-            sweeping: AtomicBool::new(false),
+            sweeping: Duty::new(),
         });
         MemoService { shared }
     }
@@ -135,7 +134,7 @@ impl<C: Classifier> Service for MemoService<C> {
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
-        let since = Instant::now();
+        let since = clock::now();
         let shared = &self.shared;
         let requests = batch.requests();
         let Some(space) = shared.space() else {
@@ -263,7 +262,7 @@ impl<C: Classifier> Shared<C> {
         table.record_lookups(hits, misses.len() as u64);
         if hits > 0 {
             self.counters.hits.fetch_add(hits, Relaxed);
-            self.latencies.record(Origin::Memoized, since.elapsed(), hits);
+            self.latencies.record(Origin::Memoized, clock::now() - since, hits);
         }
         let mut jobs = Vec::new();
         for (i, image) in misses {
@@ -359,24 +358,21 @@ impl<C: Classifier> Shared<C> {
     /// Sees to it that budgets are kept: while anybody waits, a task of the runtime that serves the
     /// connections takes those off their flights who wait no longer. The calls go on.
     fn keep_deadlines(self: &Arc<Self>) {
-        if self.sweeping.swap(true, SeqCst) {
+        if !self.sweeping.take() {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return self.sweeping.store(false, SeqCst);
+            return self.sweeping.abandon();
         };
         let shared = Arc::downgrade(self);
         runtime.spawn(async move {
             loop {
                 tokio::time::sleep(SWEEP_EVERY).await;
                 let Some(shared) = shared.upgrade() else { return };
-                shared.sweep(Instant::now());
-                if shared.flights.waiting() == 0 {
-                    shared.sweeping.store(false, SeqCst);
-                    // Whoever boarded just before found a sweeper that is none any more.
-                    if shared.flights.waiting() == 0 || shared.sweeping.swap(true, SeqCst) {
-                        return;
-                    }
+                shared.sweep(clock::now());
+                let needed = || shared.flights.waiting() > 0;
+                if !needed() && shared.sweeping.leave(needed) {
+                    return;
                 }
             }
         });
@@ -410,7 +406,7 @@ impl<C: Classifier> Shared<C> {
         let waiters = self.flights.land(hash.full());
         self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
         for Waiter { later, since, .. } in waiters {
-            self.latencies.record(Origin::Memoized, since.elapsed(), 1);
+            self.latencies.record(Origin::Memoized, clock::now() - since, 1);
             later.label(Label { class, origin: Origin::Memoized });
         }
     }
@@ -438,7 +434,7 @@ impl<C: Classifier> Shared<C> {
                 self.counters.coalesced.fetch_add(waiters.len().saturating_sub(1) as u64, Relaxed);
                 let mut origin = Origin::Computed;
                 for Waiter { later, since, .. } in waiters {
-                    self.latencies.record(origin, since.elapsed(), 1);
+                    self.latencies.record(origin, clock::now() - since, 1);
                     later.label(Label { class, origin });
                     origin = Origin::Coalesced;
                 }

@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use afterimage_wire::proto::stats::Stats;
 
 use super::backend::{Backend, Callback};
 
 use crate::breaker::Breaker;
+use crate::clock;
 
 /// A lookup under way. Ends once, with what was found, or with nothing if the backend drops it.
 struct Lookup {
@@ -28,7 +29,7 @@ impl Lookup {
             }
         } else {
             self.health.failed.fetch_add(self.keys as u64, Relaxed);
-            if self.health.breaker.failed(Instant::now()) {
+            if self.health.breaker.failed(clock::now()) {
                 tracing::warn!(
                     "the cache does not answer: requests go by without it until it does"
                 );
@@ -86,7 +87,7 @@ struct Health {
 impl RemoteStore {
     /// A store in `backend`.
     pub fn new(backend: impl Backend, options: RemoteOptions) -> Self {
-        let breaker = Breaker::new(options.breaker_threshold, options.probe_every, Instant::now());
+        let breaker = Breaker::new(options.breaker_threshold, options.probe_every, clock::now());
         let health = Arc::new(Health {
             breaker,
             lookups: AtomicU64::new(0),
@@ -103,7 +104,7 @@ impl RemoteStore {
         keys: &[u64],
         then: impl FnOnce(Option<Vec<Option<i64>>>) + Send + 'static,
     ) {
-        if !self.health.breaker.allows(Instant::now()) {
+        if !self.health.breaker.allows(clock::now()) {
             self.health.bypassed.fetch_add(keys.len() as u64, Relaxed);
             return then(None);
         }
