@@ -20,7 +20,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let (table, keeper) = args.table.table()?;
-    let service = CacheService::new(table).with_snapshots(keeper.as_ref().map(Keeper::status));
+    let service = CacheService::new(table).with_snapshots(keeper.as_ref().map(Keeper::handle));
     serving::serve(&args.server, &args.listen, || Ok(service))?;
     serving::last_snapshot(keeper)
 }

@@ -107,7 +107,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             Place::Embedded => {
                 let (table, started) = args.table.table()?;
                 keeper = started;
-                Store::Embedded(table, keeper.as_ref().map(Keeper::status))
+                Store::Embedded(table, keeper.as_ref().map(Keeper::handle))
             }
             Place::At(addr) => {
                 let token_file = args.upstream.cache_token_file.as_deref();

@@ -33,7 +33,7 @@ pub mod table;
 
 pub use hash::Hashed;
 #[cfg(not(loom))]
-pub use keeper::{Keeper, KeeperStatus};
+pub use keeper::{Keeper, KeeperHandle};
 #[cfg(not(loom))]
 pub use service::CacheService;
 #[cfg(not(loom))]

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use afterimage_wire::proto::{Service as Kind, Status, stats::Stats};
-use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service};
+use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service};
 
-use crate::{Hashed, KeeperStatus, Table};
+use crate::{Hashed, KeeperHandle, Table};
+
+/// What a service says that could keep a snapshot and does not.
+pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with --snapshot FILE";
 
 /// Serves a [`Table`] to the network.
 ///
@@ -14,7 +17,7 @@ use crate::{Hashed, KeeperStatus, Table};
 #[derive(Debug)]
 pub struct CacheService {
     table: Arc<Table>,
-    snapshots: Option<KeeperStatus>,
+    snapshots: Option<KeeperHandle>,
 }
 
 impl CacheService {
@@ -23,10 +26,10 @@ impl CacheService {
         CacheService { table, snapshots: None }
     }
 
-    /// The same, telling of the table's snapshots in its statistics.
+    /// The same, writing the table's snapshots when a client asks, and telling of them in its statistics.
     #[must_use]
-    pub fn with_snapshots(mut self, status: Option<KeeperStatus>) -> Self {
-        self.snapshots = status;
+    pub fn with_snapshots(mut self, keeper: Option<KeeperHandle>) -> Self {
+        self.snapshots = keeper;
         self
     }
 }
@@ -75,8 +78,15 @@ impl Service for CacheService {
         stats.counter("misses", table.misses);
         stats.counter("writes", table.writes);
         stats.counter("evictions", table.evictions);
-        if let Some(status) = &self.snapshots {
-            status.stats(stats);
+        if let Some(keeper) = &self.snapshots {
+            keeper.stats(stats);
+        }
+    }
+
+    fn snapshot(&self, later: Later) {
+        match &self.snapshots {
+            Some(keeper) => keeper.answer(later),
+            None => later.error(Status::Unsupported, NO_SNAPSHOT),
         }
     }
 }

@@ -155,7 +155,7 @@ pub fn remove_leftovers(path: impl AsRef<Path>) -> usize {
 }
 
 /// Held while a snapshot is written, so that a temporary file seen under it is a dead writer's.
-static WRITING: Mutex<()> = Mutex::new(());
+pub(crate) static WRITING: Mutex<()> = Mutex::new(());
 
 /// [`write()`], with the file seen through `wrap`, so that tests can make it fail.
 fn write_through<F: SnapshotFile>(

@@ -187,6 +187,10 @@ impl<C: Classifier> Service for MemoService<C> {
         shared.store.stats(stats);
         shared.classifier.stats(stats);
     }
+
+    fn snapshot(&self, later: Later) {
+        self.shared.store.snapshot(later);
+    }
 }
 
 /// The images of a batch that are worth looking up, by their index in it.

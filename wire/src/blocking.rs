@@ -30,9 +30,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 use crate::client::{Addresses, CallError, CallOptions, ClientOptions, Counters};
-use crate::proto::Welcome;
 use crate::proto::message::Label;
 use crate::proto::stats::Stats;
+use crate::proto::{Snapshot, Welcome};
 
 /// For how long nobody must have called before the keeper takes over. Long beside a call, short
 /// beside every interval that the connection keeps.
@@ -180,6 +180,14 @@ impl Client {
     /// Any [`CallError`] that is not about images.
     pub fn stats(&self) -> Result<Stats, CallError> {
         self.block_on(self.inner.client.stats())
+    }
+
+    /// Has the server write a snapshot: see [`crate::Client::snapshot`].
+    ///
+    /// # Errors
+    /// As [`crate::Client::snapshot`].
+    pub fn snapshot(&self, timeout: Duration) -> Result<Snapshot, CallError> {
+        self.block_on(self.inner.client.snapshot(timeout))
     }
 
     /// What the server said of itself when the current connection was opened.

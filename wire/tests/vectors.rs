@@ -66,6 +66,14 @@ fn describe(message: &Message<'_>, frame: Frame<'_>) -> (&'static str, Value) {
                 .collect();
             ("StatsResp", json!({"entries": entries}))
         }
+        Message::SnapshotReq => ("SnapshotReq", json!({})),
+        Message::SnapshotResp(snapshot) => (
+            "SnapshotResp",
+            json!({
+                "entries": snapshot.entries.to_string(), "bytes": snapshot.bytes.to_string(),
+                "elapsed_us": snapshot.elapsed.as_micros().to_string(), "joined": snapshot.joined,
+            }),
+        ),
         Message::Error { status, text, connection } => {
             assert_eq!(status.code(), frame.header.status);
             ("Error", json!({"text": text, "connection": connection}))
@@ -150,9 +158,11 @@ fn failure(bytes: &[u8], max_body: u32) -> (Value, String) {
     let status = error.status().name();
     let answer = match frame.header.kind {
         Kind::Error | Kind::Pong | Kind::GoAway => "ignore".into(),
-        Kind::Welcome | Kind::StatsResp | Kind::CacheResp | Kind::ClassifyResp => {
-            "error unsupported".into()
-        }
+        Kind::Welcome
+        | Kind::StatsResp
+        | Kind::SnapshotResp
+        | Kind::CacheResp
+        | Kind::ClassifyResp => "error unsupported".into(),
         Kind::Hello => format!("close {status}"),
         _ => format!("error {status}"),
     };
@@ -275,6 +285,7 @@ fn every_kind_and_every_status_has_a_vector() {
     };
     assert!([0, flags::MEMOIZED, flags::COALESCED].into_iter().all(labels));
     let has = |kind, bits| headers.iter().any(|h| h.kind == kind && h.flags == bits);
+    assert!(has(Kind::SnapshotResp, flags::JOINED) && has(Kind::SnapshotResp, 0));
     assert!(has(Kind::CacheReq, flags::WRITE) && has(Kind::CacheReq, 0));
     assert!(has(Kind::CacheResp, flags::EXISTS) && has(Kind::CacheResp, 0));
 }

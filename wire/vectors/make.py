@@ -19,18 +19,19 @@ PROTOCOL = HERE.parent / "PROTOCOL.md"
 
 KINDS = {
     "Hello": 0x01, "Welcome": 0x02, "Ping": 0x03, "Pong": 0x04, "StatsReq": 0x05, "StatsResp": 0x06,
-    "Error": 0x07, "GoAway": 0x08, "CacheReq": 0x10, "CacheResp": 0x11, "ClassifyReq": 0x20,
-    "ClassifyResp": 0x21,
+    "Error": 0x07, "GoAway": 0x08, "SnapshotReq": 0x09, "SnapshotResp": 0x0A, "CacheReq": 0x10, "CacheResp": 0x11,
+    "ClassifyReq": 0x20, "ClassifyResp": 0x21,
 }
 STATUSES = [
     "none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
     "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal",
+    "storage_failed",
 ]
 SERVICES = {"memo": 1, "cache": 2, "classifier": 3}
 STATS_TYPES = {"counter": 1, "gauge": 2, "text": 3, "histogram": 4}
 ORIGINS = {"computed": 0x00, "memoized": 0x01, "coalesced": 0x02}
 
-WRITE = EXISTS = CONNECTION = 0x01
+WRITE = EXISTS = CONNECTION = JOINED = 0x01
 SHUTTING_DOWN = STATUSES.index("shutting_down")
 MAGIC = b"AFTERIMG"
 MIB = 1 << 20
@@ -103,6 +104,10 @@ def stats_entry(name, kind, value):
         ("entry type", u8(STATS_TYPES.get(kind, kind))), ("entry name length", u8(len(text))),
         ("entry name", text), ("entry length", u32(len(join(payload)))),
     ] + payload
+
+
+def snapshot(entries, size, elapsed):
+    return [("entries", u64(entries)), ("bytes", u64(size)), ("elapsed", u64(elapsed))]
 
 
 def join(parts):
@@ -306,7 +311,7 @@ def valid(v):
         if code == 0:
             about = "An Error with status 0 (none); no server sends it, it is an error all the same."
         add_error(f"error_{name}", about, code, f"about {name}", request_id=1000 + code)
-    add_error("error_unknown_status", "A status of a later time survives decoding as a number.", 12, "later")
+    add_error("error_unknown_status", "A status of a later time survives decoding as a number.", 13, "later")
     add_error("error_highest_status", "The highest status there can be.", U16, "later", request_id=U64)
     add_error("error_empty_text", "An Error without a text.", 5, "", request_id=0)
     add_error("error_longest_text", "A text of 1024 bytes, the longest.", 11, "é" * 511 + "ab")
@@ -324,6 +329,24 @@ def valid(v):
     add_goaway("go_away_empty_text", "A GoAway without a text.", "")
     add_goaway("go_away_longest_text", "A text of 1024 bytes, the longest.", "青" * 341 + "!")
     add_goaway("go_away_other_status", "Status, flags and id of a GoAway are ignored.", "restarting", 0, False, U64, 0xFF)
+
+    # Snapshots.
+    v.valid("snapshot_req", "A SnapshotReq has an empty body.", "SnapshotReq", [], {}, request_id=0)
+    v.valid("snapshot_req_highest_id", "The same with the highest id.", "SnapshotReq", [], {}, request_id=U64)
+    v.valid("snapshot_req_with_budget", "A time budget in a SnapshotReq means nothing and is ignored.", "SnapshotReq",
+            [], {}, status=9, canonical=False)
+
+    def add_snapshot(name, about, entries, size, elapsed, flags=0, request_id=1, status=0, canonical=True):
+        v.valid(name, about, "SnapshotResp", snapshot(entries, size, elapsed),
+                {"entries": str(entries), "bytes": str(size), "elapsed_us": str(elapsed), "joined": bool(flags & JOINED)},
+                flags=flags, status=status, request_id=request_id, canonical=canonical)
+
+    add_snapshot("snapshot_resp", "Ten million entries, written in 1.25 s.", 10_000_000, 170_029_336, 1_250_000)
+    add_snapshot("snapshot_resp_joined", "It was being written when it was asked for.", 2, 78, 12, JOINED)
+    add_snapshot("snapshot_resp_lowest", "An empty table, id 0.", 0, 36, 0, request_id=0)
+    add_snapshot("snapshot_resp_highest", "The highest number in every field.", U64, U64, U64, request_id=U64)
+    add_snapshot("snapshot_resp_unknown_flags", "Unknown flags and a status in a reply are ignored; JOINED still holds.",
+                 1, 57, 3, 0xFF, status=3, canonical=False)
 
     # Cache.
     def add_read(name, about, key, budget=0, request_id=1):
@@ -386,7 +409,7 @@ def valid(v):
 
     # Kinds of a later time.
     for code, about in [
-        (0x00, "Kind 0 is assigned to nobody"), (0x09, "The first free kind of the connection"),
+        (0x00, "Kind 0 is assigned to nobody"), (0x0B, "The first free kind of the connection"),
         (0x12, "The first free kind of the cache"), (0x22, "The first free kind of the classifier"),
         (0x30, "The first kind of later services"), (0xF0, "The first kind for private experiments"),
         (0xFF, "The highest kind"),
@@ -525,6 +548,17 @@ def invalid(v):
     stats("name_not_utf8", "A name that is not UTF-8.", entry(1, bytes(8), name=b"\xc0\x80"), "not_utf8", "entry name")
     stats("too_many_entries", "4097 entries, one too many.", entry(9, b"", name=b"") * 4097, "out_of_range",
           "number of entries", value=4097, limit=4096)
+
+    # Snapshots.
+    v.invalid("snapshot_req_with_body", "A client names no file: a SnapshotReq has an empty body.",
+              frame(KINDS["SnapshotReq"], b"/etc/passwd"), "trailing", None, refuse, bytes=11)
+    v.invalid("snapshot_req_unknown_flags", "A SnapshotReq has no flags.", frame(KINDS["SnapshotReq"], b"", 0x01),
+              "unknown_flags", None, foreign, flags=0x01)
+    code = KINDS["SnapshotResp"]
+    v.truncations("SnapshotResp", snapshot(1, 57, 3), foreign)
+    v.invalid("snapshot_resp_empty", "No field.", frame(code), "truncated", "entries", foreign)
+    v.invalid("snapshot_resp_too_long", "One byte behind the last field.", frame(code, bytes(25)), "trailing", None,
+              foreign, bytes=1)
 
     # Texts of Error and GoAway. A server that gets one ignores it unread.
     for kind, status in (("Error", 5), ("GoAway", SHUTTING_DOWN)):

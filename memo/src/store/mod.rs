@@ -6,8 +6,11 @@ mod remote;
 
 use std::sync::Arc;
 
-use afterimage_cache::{KeeperStatus, Table};
+use afterimage_cache::service::NO_SNAPSHOT;
+use afterimage_cache::{KeeperHandle, Table};
+use afterimage_wire::Status;
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::Later;
 
 pub use backend::{Backend, Callback};
 pub use redis::{Redis, RedisError};
@@ -19,7 +22,7 @@ pub use remote::{RemoteOptions, RemoteStore};
 pub enum Store {
     /// The cache's table in the memo's own process, and who keeps its snapshot, if anybody does: a
     /// lookup takes nanoseconds.
-    Embedded(Arc<Table>, Option<KeeperStatus>),
+    Embedded(Arc<Table>, Option<KeeperHandle>),
     /// A cache over the network: ours, Redis or Valkey.
     Remote(RemoteStore),
 }
@@ -32,6 +35,18 @@ impl Store {
                 table.insert(key, value.cast_unsigned());
             }
             Store::Remote(remote) => remote.write(key, value),
+        }
+    }
+
+    /// Writes a snapshot of the table in this process, if it has a place for one.
+    pub fn snapshot(&self, later: Later) {
+        match self {
+            Store::Embedded(_, Some(keeper)) => keeper.answer(later),
+            Store::Embedded(_, None) => later.error(Status::Unsupported, NO_SNAPSHOT),
+            Store::Remote(_) => {
+                let text = "what this memo remembers is in a cache elsewhere: ask that one";
+                later.error(Status::Unsupported, text);
+            }
         }
     }
 

@@ -13,18 +13,21 @@ import socket
 import struct
 import time
 
-HELLO, WELCOME, PING, PONG, STATS_REQ, STATS_RESP, ERROR, GO_AWAY = range(0x01, 0x09)
+HELLO, WELCOME, PING, PONG, STATS_REQ, STATS_RESP, ERROR, GO_AWAY, SNAPSHOT_REQ, SNAPSHOT_RESP = range(
+    0x01, 0x0B)
 CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP = 0x10, 0x11, 0x20, 0x21
-WRITE, EXISTS, MEMOIZED, COALESCED, CONNECTION = 0x01, 0x01, 0x01, 0x02, 0x01
+WRITE, EXISTS, MEMOIZED, COALESCED, CONNECTION, JOINED = 0x01, 0x01, 0x01, 0x02, 0x01, 0x01
 STATUSES = ["none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
-            "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal"]
-RETRYABLE = {1, 2, 3, 5, 10, 11}
+            "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal",
+            "storage_failed"]
+RETRYABLE = {1, 2, 3, 5, 10, 11, 12}
 MAGIC, VERSION, HEADER = b"AFTERIMG", 1, struct.Struct("<IBBHQ")
 MAX_REPLY_BODY, MAX_TEXT, MAX_PING, MAX_DIMS, MAX_ENTRIES = 1 << 20, 1024, 64, 4, 4096
 SEND_AHEAD = 1 << 18  # Bytes encoded before the socket takes them: enough to keep it busy.
 
 Welcome = collections.namedtuple("Welcome", "version service features max_body window classes digest shape name")
 Label = collections.namedtuple("Label", "label origin")
+Snapshot = collections.namedtuple("Snapshot", "entries bytes elapsed_us joined")
 
 
 class AfterimageError(Exception):
@@ -90,6 +93,8 @@ def decode(kind, flags, status, data):
         result = Failed(status, text, bool(flags & CONNECTION)) if kind == ERROR else text
     elif kind == STATS_RESP:
         result = decode_stats(body)
+    elif kind == SNAPSHOT_RESP:
+        result = Snapshot(*body.ints("QQQ"), bool(flags & JOINED))
     elif kind == WELCOME:
         result = decode_welcome(body)
     else:
@@ -172,6 +177,10 @@ class Client(contextlib.AbstractContextManager):
     def stats(self):
         """What the server counts, by name: integers, texts, lists of (bound, count). Of two of a name the first."""
         return {name: value for name, _, value in reversed(self._one(STATS_REQ, b"", STATS_RESP))}
+
+    def snapshot(self):
+        """Has the server write a snapshot to its own file. For a large table give the Client a generous timeout."""
+        return self._one(SNAPSHOT_REQ, b"", SNAPSHOT_RESP)
 
     def close(self):
         self.selector.close()

@@ -19,7 +19,7 @@ from afterimage import HEADER, Failed, Label, Lost, Malformed
 
 WIRE = pathlib.Path(__file__).resolve().parents[2]
 WELCOME = bytes.fromhex(json.loads((WIRE / "vectors/valid/welcome_memo.json").read_text("utf-8"))["hex"])
-REPLIES = {"Welcome", "Pong", "StatsResp", "Error", "GoAway", "CacheResp", "ClassifyResp", "Unknown"}
+REPLIES = {"Welcome", "Pong", "StatsResp", "SnapshotResp", "Error", "GoAway", "CacheResp", "ClassifyResp", "Unknown"}
 
 
 def vectors(folder):
@@ -50,6 +50,8 @@ def fields(message, result):
         return {"text": result}
     if message == "CacheResp":
         return {"value": None if result is None else str(result)}
+    if message == "SnapshotResp":
+        return {k: v if k == "joined" else str(v) for k, v in result._asdict().items()}
     return result._asdict()
 
 
@@ -134,7 +136,7 @@ class Vectors(unittest.TestCase):
             if vector["error"] in ("need_more", "frame_too_large"):
                 continue
             _, kind, flags, status, _ = HEADER.unpack_from(data)
-            if kind in (0x02, 0x04, 0x06, 0x07, 0x08, 0x11, 0x21):
+            if kind in (0x02, 0x04, 0x06, 0x07, 0x08, 0x0A, 0x11, 0x21):
                 seen += 1
                 with self.subTest(name, about=vector["about"]), self.assertRaises(Malformed):
                     afterimage.decode(kind, flags, status, data[16:])
@@ -143,11 +145,13 @@ class Vectors(unittest.TestCase):
     def test_every_request_is_sent_byte_for_byte(self):
         answers = {
             0x03: lambda f: reply(0x04, f[3], f[4]), 0x05: lambda f: reply(0x06, f[3]),
+            0x09: lambda f: reply(0x0A, f[3], bytes(24)),
             0x10: lambda f: b"" if f[1] else reply(0x11, f[3]), 0x20: lambda f: reply(0x21, f[3], b"\0\0"),
         }
         calls = {
             "Ping": lambda c, f: c.ping(bytes.fromhex(f["bytes"])),
             "StatsReq": lambda c, f: c.stats(),
+            "SnapshotReq": lambda c, f: c.snapshot(),
             "CacheReq": lambda c, f: c.set(int(f["key"]), int(f["value"])) if f["write"]
             else c.get(int(f["key"]), f["budget_ms"]),
             "ClassifyReq": lambda c, f: c.classify(bytes.fromhex(f["image"]), f["budget_ms"]),

@@ -235,6 +235,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Ok(Message::CacheResp { value }) => Ok(Answer::Value(value)),
                 Ok(Message::Pong(_)) => Ok(Answer::Pong),
                 Ok(Message::StatsResp(stats)) => Ok(Answer::Stats(Box::new(stats))),
+                Ok(Message::SnapshotResp(snapshot)) => Ok(Answer::Snapshot(snapshot)),
                 Ok(Message::Error { status, text, connection: true }) => {
                     let text = text.into();
                     return Err(ConnectionError::Rejected { status, text });

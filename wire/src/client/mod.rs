@@ -54,9 +54,9 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::proto::Welcome;
 use crate::proto::message::Label;
 use crate::proto::stats::Stats;
+use crate::proto::{Snapshot, Welcome};
 
 pub use connector::{Addresses, Connector};
 pub use counters::Counters;
@@ -217,6 +217,22 @@ impl Client {
         let request = Request::Stats;
         match self.ask(request, self.shared().options.timeout).await? {
             Answer::Stats(stats) => Ok(*stats),
+            answer => Err(answer.is_wrong_for(request.name())),
+        }
+    }
+
+    /// Has the server write a snapshot of what it remembers, to the file that it was started with, and
+    /// waits until that is safe on its disk. While one is being written already, this waits for that
+    /// one. A large table takes seconds: `timeout` should be generous.
+    ///
+    /// # Errors
+    /// Any [`CallError`] that is not about images; [`CallError::Server`] with
+    /// [`Status::Unsupported`](crate::Status::Unsupported) when the server keeps no snapshot, and with
+    /// [`Status::StorageFailed`](crate::Status::StorageFailed) when it cannot write it.
+    pub async fn snapshot(&self, timeout: Duration) -> Result<Snapshot, CallError> {
+        let request = Request::Snapshot;
+        match self.ask(request, timeout).await? {
+            Answer::Snapshot(snapshot) => Ok(snapshot),
             answer => Err(answer.is_wrong_for(request.name())),
         }
     }

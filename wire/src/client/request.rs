@@ -17,6 +17,7 @@ pub(super) enum Request<B> {
     CacheWrite { key: u64, value: i64 },
     Ping,
     Stats,
+    Snapshot,
 }
 
 impl Request<&[u8]> {
@@ -28,6 +29,7 @@ impl Request<&[u8]> {
             Request::CacheWrite { key, value } => Request::CacheWrite { key, value },
             Request::Ping => Request::Ping,
             Request::Stats => Request::Stats,
+            Request::Snapshot => Request::Snapshot,
         }
     }
 }
@@ -40,6 +42,7 @@ impl<B: AsRef<[u8]>> Request<B> {
             Request::CacheRead(_) | Request::CacheWrite { .. } => "CacheReq",
             Request::Ping => "Ping",
             Request::Stats => "StatsReq",
+            Request::Snapshot => "SnapshotReq",
         }
     }
 
@@ -83,6 +86,7 @@ impl<B: AsRef<[u8]>> Request<B> {
             Request::CacheWrite { key, value } => put_cache_write(out, id, *key, *value),
             Request::Ping => Message::Ping(&[]).encode(id, out),
             Request::Stats => Message::StatsReq.encode(id, out),
+            Request::Snapshot => Message::SnapshotReq.encode(id, out),
         }
     }
 }

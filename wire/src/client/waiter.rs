@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::error::{CallError, Violation};
 use crate::proto::message::Label;
 use crate::proto::stats::Stats;
-use crate::proto::{Kind, Welcome};
+use crate::proto::{Kind, Snapshot, Welcome};
 
 /// What a reply says.
 #[derive(Debug)]
@@ -17,6 +17,7 @@ pub(super) enum Answer {
     Value(Option<i64>),
     Pong,
     Stats(Box<Stats>),
+    Snapshot(Snapshot),
     /// A kind that answers nothing.
     Other(Kind),
 }
@@ -29,6 +30,7 @@ impl Answer {
             Answer::Value(_) => Kind::CacheResp,
             Answer::Pong => Kind::Pong,
             Answer::Stats(_) => Kind::StatsResp,
+            Answer::Snapshot(_) => Kind::SnapshotResp,
             Answer::Other(kind) => *kind,
         };
         CallError::Protocol { violation: Violation::WrongReply { request, kind } }

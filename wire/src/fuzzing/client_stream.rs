@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::codec::{Parts, arbitrary_message, label};
+use super::codec::{Parts, arbitrary_message, label, snapshot};
 use super::support::Source;
 use crate::client::{CallError, CallOptions, Client, ClientOptions, Expect};
 use crate::proto::message::Label;
@@ -194,9 +194,11 @@ impl Call {
             2 => Answer::values(client.cache_get(number).await.map(|value| vec![value])),
             3 => Answer::values(client.cache_get_many(&self.keys()).await),
             4 => {
-                let (pong, stats) = tokio::join!(client.ping(), client.stats());
-                // Both have nothing that could be another's.
+                let (pong, stats, snapshot) =
+                    tokio::join!(client.ping(), client.stats(), client.snapshot(self.timeout));
+                // They have nothing that could be another's.
                 let _ = (pong.map_err(|e| e.to_string()), stats.map_err(|e| e.to_string()));
+                let _ = snapshot.map_err(|e| e.to_string());
                 Answer::Nothing
             }
             5 => {
@@ -543,6 +545,7 @@ impl Connection {
                 self.books.say(id, &Message::CacheResp { value });
             }
             Kind::Ping => self.books.say(id, &Message::Pong(b"")),
+            Kind::SnapshotReq => self.books.say(id, &Message::SnapshotResp(snapshot(source))),
             _ => self.books.say(id, &Message::StatsResp(Default::default())),
         }
     }
@@ -598,7 +601,7 @@ impl Books {
                     assert_eq!(key, value.cast_unsigned(), "a write arrives as it was made");
                     continue;
                 }
-                Message::Ping(_) | Message::StatsReq => {}
+                Message::Ping(_) | Message::StatsReq | Message::SnapshotReq => {}
                 other => panic!("no client sends {other:?}"),
             }
             pending.push((id, kind));

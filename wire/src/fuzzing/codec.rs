@@ -1,5 +1,7 @@
 //! The pure part: frames, messages, and how a stream of them is cut.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
@@ -10,7 +12,7 @@ use crate::proto::handshake::{
 };
 use crate::proto::message::{Label, MAX_PING_LEN, MAX_TEXT_LEN, Origin};
 use crate::proto::stats::{Stats, Value};
-use crate::proto::{Frame, FrameError, HEADER_LEN, Header, Kind, Message, Status};
+use crate::proto::{Frame, FrameError, HEADER_LEN, Header, Kind, Message, Snapshot, Status};
 
 /// Longer than any frame of these tests.
 const NO_LIMIT: u32 = u32::MAX;
@@ -176,7 +178,7 @@ impl Parts {
 /// Any message that can be said, and some that are too long and are to be cut.
 pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -> Message<'a> {
     let (text, bytes) = (parts.text.as_str(), parts.bytes.as_slice());
-    match source.u8() % 15 {
+    match source.u8() % 17 {
         0 => Message::Hello(Hello {
             version_min: source.u16(),
             version_max: source.u16(),
@@ -199,6 +201,8 @@ pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -
         11 => Message::CacheResp { value: Some(source.u64().cast_signed()) },
         12 => Message::ClassifyReq { image: bytes, budget_ms: source.u16() },
         13 => Message::ClassifyResp(label(source)),
+        14 => Message::SnapshotReq,
+        15 => Message::SnapshotResp(snapshot(source)),
         // A number that is assigned already would be another message.
         _ => match source.u8() {
             kind if matches!(Kind::from_code(kind), Kind::Unknown(_)) => Message::Unknown { kind },
@@ -229,6 +233,15 @@ fn welcome(source: &mut Source<'_>) -> Welcome {
         digest: source.array::<DIGEST_LEN>(),
         shape: Shape::new(&dims).expect("no more dimensions than there may be"),
         name: text(source, 400),
+    }
+}
+
+pub(super) fn snapshot(source: &mut Source<'_>) -> Snapshot {
+    Snapshot {
+        entries: source.u64(),
+        bytes: source.u64(),
+        elapsed: Duration::from_micros(source.u64()),
+        joined: source.flag(),
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) mod kind {
     pub(in crate::fuzzing) const STATS_RESP: u8 = 0x06;
     pub(in crate::fuzzing) const ERROR: u8 = 0x07;
     pub(in crate::fuzzing) const GO_AWAY: u8 = 0x08;
+    pub(in crate::fuzzing) const SNAPSHOT_REQ: u8 = 0x09;
+    pub(in crate::fuzzing) const SNAPSHOT_RESP: u8 = 0x0A;
     pub(in crate::fuzzing) const CACHE_REQ: u8 = 0x10;
     pub(in crate::fuzzing) const CACHE_RESP: u8 = 0x11;
     pub(in crate::fuzzing) const CLASSIFY_REQ: u8 = 0x20;
@@ -107,6 +109,10 @@ pub(super) enum Behaviour {
     /// Not at all.
     Forgotten,
 }
+
+/// What the service of these tests says of a snapshot: 1 entry, 2 bytes, 3 microseconds.
+const SNAPSHOT_BODY: [u8; 24] =
+    [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
 
 /// The class that the service of these tests gives.
 pub(super) fn class(image: &[u8]) -> u16 {
@@ -212,6 +218,11 @@ impl Model<'_> {
             kind::STATS_REQ if header.flags != 0 => self.error(id, status::UNSUPPORTED),
             kind::STATS_REQ if !body.is_empty() => self.error(id, status::BAD_ARGUMENT),
             kind::STATS_REQ => self.say(id, kind::STATS_RESP, 0, 0, None),
+            kind::SNAPSHOT_REQ if header.flags != 0 => self.error(id, status::UNSUPPORTED),
+            kind::SNAPSHOT_REQ if !body.is_empty() => self.error(id, status::BAD_ARGUMENT),
+            kind::SNAPSHOT_REQ => {
+                self.say(id, kind::SNAPSHOT_RESP, 1, 0, Some(SNAPSHOT_BODY.to_vec()));
+            }
             kind::CACHE_REQ if self.setup.is_cache => self.cache_req(header, body),
             kind::CLASSIFY_REQ if !self.setup.is_cache => self.classify_req(header, body),
             // Kinds that are unknown, a reply's, or another service's.

@@ -93,6 +93,10 @@ kinds! {
     Error = 0x07;
     /// Server: finish what is in flight, then reconnect elsewhere.
     GoAway = 0x08;
+    /// Client: write a snapshot now.
+    SnapshotReq = 0x09;
+    /// Server: what it came to.
+    SnapshotResp = 0x0A;
     /// Client: read or write one key.
     CacheReq = 0x10;
     /// Server: the value of a key, if it has one.
@@ -115,6 +119,8 @@ pub mod flags {
     pub const COALESCED: u8 = 0x02;
     /// `Error`: it concerns the connection, which the sender closes, and not one request.
     pub const CONNECTION: u8 = 0x01;
+    /// `SnapshotResp`: the snapshot had begun before it was asked for.
+    pub const JOINED: u8 = 0x01;
 }
 
 /// A decoded header. See the module's byte table.

@@ -9,6 +9,7 @@ use super::body::{BodyError, truncate};
 use super::handshake::{Hello, Welcome};
 use super::header::{Frame, HEADER_LEN, Header, Kind, flags};
 use super::reader::Reader;
+use super::snapshot::Snapshot;
 use super::stats::Stats;
 use super::status::Status;
 
@@ -34,6 +35,10 @@ pub enum Message<'a> {
     StatsReq,
     /// What the server counts and measures.
     StatsResp(Stats),
+    /// Asks for a snapshot of what the server remembers, on its own disk, at the path it was given.
+    SnapshotReq,
+    /// It is written.
+    SnapshotResp(Snapshot),
     /// A request, or the whole connection, has failed.
     Error {
         /// What went wrong.
@@ -166,6 +171,12 @@ impl<'a> Message<'a> {
                 Ok(Message::StatsReq)
             }
             Kind::StatsResp => Stats::decode(body).map(Message::StatsResp),
+            Kind::SnapshotReq => {
+                reject_flags(header, 0)?;
+                Reader::new(body).finish()?;
+                Ok(Message::SnapshotReq)
+            }
+            Kind::SnapshotResp => Snapshot::decode(header, body).map(Message::SnapshotResp),
             Kind::Error => {
                 let connection = header.flags & flags::CONNECTION != 0;
                 let status = Status::from_code(header.status);
@@ -198,9 +209,9 @@ impl<'a> Message<'a> {
                 let (status, body) = (Status::ShuttingDown, truncate(text, MAX_TEXT_LEN));
                 put_frame(out, Kind::GoAway, 0, status.code(), id, body.as_bytes());
             }
-            Message::Hello(hello) => put_built(out, Kind::Hello, id, |body| hello.encode(body)),
+            Message::Hello(hello) => put_built(out, Kind::Hello, 0, id, |body| hello.encode(body)),
             Message::Welcome(welcome) => {
-                put_built(out, Kind::Welcome, id, |body| welcome.encode(body));
+                put_built(out, Kind::Welcome, 0, id, |body| welcome.encode(body));
             }
             Message::Ping(bytes) => {
                 put_frame(out, Kind::Ping, 0, 0, id, &bytes[..bytes.len().min(MAX_PING_LEN)]);
@@ -210,7 +221,12 @@ impl<'a> Message<'a> {
             }
             Message::StatsReq => put_frame(out, Kind::StatsReq, 0, 0, id, &[]),
             Message::StatsResp(stats) => {
-                put_built(out, Kind::StatsResp, id, |body| stats.encode(body));
+                put_built(out, Kind::StatsResp, 0, id, |body| stats.encode(body));
+            }
+            Message::SnapshotReq => put_frame(out, Kind::SnapshotReq, 0, 0, id, &[]),
+            Message::SnapshotResp(snapshot) => {
+                let flags = snapshot.flags();
+                put_built(out, Kind::SnapshotResp, flags, id, |body| snapshot.encode(body));
             }
             Message::Unknown { kind } => put_frame(out, Kind::from_code(*kind), 0, 0, id, &[]),
         }
@@ -301,10 +317,16 @@ fn put_frame(out: &mut impl BufMut, kind: Kind, flags: u8, status: u16, id: u64,
     out.put_slice(body);
 }
 
-fn put_built(out: &mut impl BufMut, kind: Kind, id: u64, build: impl FnOnce(&mut Vec<u8>)) {
+fn put_built(
+    out: &mut impl BufMut,
+    kind: Kind,
+    flags: u8,
+    id: u64,
+    build: impl FnOnce(&mut Vec<u8>),
+) {
     let mut body = Vec::with_capacity(256);
     build(&mut body);
-    put_frame(out, kind, 0, 0, id, &body);
+    put_frame(out, kind, flags, 0, id, &body);
 }
 
 #[inline]
@@ -360,6 +382,13 @@ mod tests {
             Message::Ping(b"12345678"),
             Message::Pong(b""),
             Message::StatsReq,
+            Message::SnapshotReq,
+            Message::SnapshotResp(Snapshot {
+                entries: u64::MAX,
+                bytes: 36,
+                elapsed: std::time::Duration::from_micros(1),
+                joined: true,
+            }),
             Message::Error { status: Status::Overloaded, text: "wait", connection: true },
             Message::GoAway { text: "restarting" },
             Message::CacheRead { key: 0, budget_ms: u16::MAX },

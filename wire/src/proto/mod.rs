@@ -1,7 +1,7 @@
 //! The protocol, pure: bytes in, values out, and back.
 //!
 //! A byte from the socket meets these files in this order: [`header`] finds the frame,
-//! [`message`] says what it means ([`handshake`] and [`stats`] hold the two long bodies), and
+//! [`message`] says what it means ([`handshake`], [`stats`] and [`snapshot`] hold the long bodies), and
 //! [`status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
@@ -13,6 +13,7 @@ pub mod handshake;
 pub mod header;
 pub mod message;
 mod reader;
+pub mod snapshot;
 pub mod stats;
 pub mod status;
 
@@ -20,4 +21,5 @@ pub use body::BodyError;
 pub use handshake::{Hello, Service, Shape, Welcome};
 pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
 pub use message::Message;
+pub use snapshot::Snapshot;
 pub use status::Status;

@@ -1,8 +1,11 @@
-//! What a connection answers by itself: pings, questions for statistics, and whatever is not a
-//! request that its service takes.
+//! What a connection answers by itself, or has its service answer one by one: pings, questions for
+//! statistics and snapshots, and whatever is not a request that its service takes.
+
+use std::sync::Arc;
 
 use super::counters::Counters;
 use super::greeting::Serves;
+use super::outbox::Outbox;
 use super::{Inner, Service};
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
 
@@ -26,6 +29,7 @@ pub(super) fn answer_other<S: Service>(
     serves: Serves,
     frame: Frame<'_>,
     out: &mut Vec<u8>,
+    outbox: &Arc<Outbox>,
 ) {
     let Header { id, kind, .. } = frame.header;
     let unsupported = |text: &str, out: &mut Vec<u8>| {
@@ -38,7 +42,11 @@ pub(super) fn answer_other<S: Service>(
             let text = format!("this is a {}; it does not answer {}", serves.kind, kind.name());
             unsupported(&text, out);
         }
-        Kind::Welcome | Kind::StatsResp | Kind::CacheResp | Kind::ClassifyResp => {
+        Kind::Welcome
+        | Kind::StatsResp
+        | Kind::SnapshotResp
+        | Kind::CacheResp
+        | Kind::ClassifyResp => {
             unsupported(&format!("{} is a reply, not a request", kind.name()), out);
         }
         Kind::Unknown(code) => {
@@ -48,8 +56,9 @@ pub(super) fn answer_other<S: Service>(
             let text = "a second Hello: the connection is open already";
             Message::Error { status: Status::BadArgument, text, connection: false }.encode(id, out);
         }
-        Kind::Ping | Kind::StatsReq => match Message::decode(frame) {
+        Kind::Ping | Kind::StatsReq | Kind::SnapshotReq => match Message::decode(frame) {
             Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
+            Ok(Message::SnapshotReq) => inner.service.snapshot(outbox.later(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
                 stats.text("service", serves.kind.to_string());

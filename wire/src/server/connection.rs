@@ -411,7 +411,9 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                 self.input.make_room_for(needed);
                 return at > 0;
             }
-            Stop::Other(frame) => answer_other(self.inner, serves, frame, &mut self.out),
+            Stop::Other(frame) => {
+                answer_other(self.inner, serves, frame, &mut self.out, &self.outbox);
+            }
             Stop::Malformed(header, error) => {
                 Counters::add(&self.inner.counters.malformed, 1);
                 answer_malformed(header, error, &mut self.out);

@@ -63,6 +63,14 @@ pub trait Service: Send + Sync + 'static {
 
     /// Adds what the service counts to a `StatsResp`.
     fn stats(&self, stats: &mut Stats);
+
+    /// Writes a snapshot of what the service remembers, and answers `later` when it is safe on the
+    /// disk. Must not block. A service that remembers nothing leaves it at this.
+    fn snapshot(&self, later: Later) {
+        let text = "this service keeps no snapshot; one that remembers does, when it was started with \
+                    --snapshot";
+        later.error(Status::Unsupported, text);
+    }
 }
 
 /// What answers on a port, and with which model.

@@ -8,7 +8,7 @@ use std::task::Waker;
 use atomic_waker::AtomicWaker;
 
 use crate::proto::message::{Label, put_cache_resp, put_classify_resp};
-use crate::proto::{Message, Status};
+use crate::proto::{Message, Snapshot, Status};
 
 /// The replies of one connection that did not come within their batch.
 #[derive(Debug, Default)]
@@ -115,6 +115,12 @@ impl Later {
     pub fn value(self, value: Option<i64>) {
         let id = self.id;
         self.spend(|out| put_cache_resp(out, id, value));
+    }
+
+    /// Answers a `SnapshotReq`.
+    pub fn snapshot(self, snapshot: Snapshot) {
+        let id = self.id;
+        self.spend(|out| Message::SnapshotResp(snapshot).encode(id, out));
     }
 
     /// Answers with an error; `text` names the thing, the limit and the value.
