@@ -18,6 +18,7 @@ mod progress;
 mod serve;
 mod serving;
 mod settings;
+mod snapshot;
 mod stats;
 mod train;
 
@@ -39,8 +40,9 @@ struct Cli {
     config: Option<PathBuf>,
 
     /// What to log to standard error: error, warn, info, debug, trace, or one of them per module.
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
-    log: String,
+    /// Without it, info; error for the commands that ask a service and tell of its errors themselves.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -72,8 +74,23 @@ enum Command {
     Demo(demo::Args),
     /// Put load on a running service and measure it.
     Bench(bench::Args),
-    /// What a running service counts and measures.
+    /// What a running service counts and measures, once or live.
     Stats(stats::Args),
+    /// Have a running cache or memo write its snapshot now.
+    Snapshot(snapshot::Args),
+}
+
+impl Command {
+    /// What is logged when nobody says otherwise.
+    fn default_log(&self) -> &'static str {
+        match self {
+            // Their errors are what they print; the client's log would say the same once more.
+            Command::Classify(_) | Command::Bench(_) | Command::Stats(_) | Command::Snapshot(_) => {
+                "error"
+            }
+            _ => "info",
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -101,7 +118,8 @@ fn one_line(error: &anyhow::Error) -> String {
 fn run() -> anyhow::Result<()> {
     let command = settings::apply(Cli::command(), std::env::args_os().skip(1))?;
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
-    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {}", cli.log))?;
+    let log = cli.log.as_deref().unwrap_or(cli.command.default_log());
+    let filter = EnvFilter::try_new(log).with_context(|| format!("--log {log}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -120,5 +138,6 @@ fn run() -> anyhow::Result<()> {
         Command::Demo(args) => demo::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Stats(args) => stats::run(args),
+        Command::Snapshot(args) => snapshot::run(args),
     }
 }

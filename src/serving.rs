@@ -47,12 +47,25 @@ pub(crate) fn serve<S: Service>(
             .with_context(|| format!("cannot listen on {addr}"))?;
         // Before anybody knows that we are there: whoever does may end us at once.
         let terminated = until_terminated();
+        // For as long as we serve.
+        let _full = keep_on_when_a_file_cannot_grow();
         // On standard output and flushed, so that whoever started us learns the port.
         println!("{kind} listening on {}", server.local_addr()?);
         server.serve(terminated).await;
         Ok(())
     })
 }
+
+/// A file above the process's limit (`ulimit -f`) is an error of the write, as on a full disk, and not the end
+/// of the process: that is what a signal means that somebody listens to.
+#[cfg(unix)]
+fn keep_on_when_a_file_cannot_grow() -> Option<tokio::signal::unix::Signal> {
+    let too_large = rustix::process::Signal::XFSZ.as_raw();
+    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(too_large)).ok()
+}
+
+#[cfg(not(unix))]
+fn keep_on_when_a_file_cannot_grow() {}
 
 /// Writes a table's last snapshot, when nobody writes to the table any more.
 pub(crate) fn last_snapshot(keeper: Option<Keeper>) -> anyhow::Result<()> {

@@ -21,8 +21,19 @@ use tempfile::TempDir;
 use common::talk::{Raw, within};
 use common::{Done, Running, answered, file, folder, run, run_with, text};
 
-const COMMANDS: [&str; 10] =
-    ["serve", "cache", "classifier", "memo", "classify", "train", "eval", "demo", "bench", "stats"];
+const COMMANDS: [&str; 11] = [
+    "serve",
+    "cache",
+    "classifier",
+    "memo",
+    "classify",
+    "train",
+    "eval",
+    "demo",
+    "bench",
+    "stats",
+    "snapshot",
+];
 
 const SERVICES: [&str; 4] = ["serve", "cache", "classifier", "memo"];
 

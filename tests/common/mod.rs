@@ -106,6 +106,11 @@ impl Running {
         receiver.recv_timeout(PATIENCE).expect("the line that says where it listens, in time")
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Where it listens.
     pub(crate) fn addr(&self) -> SocketAddr {
         self.addr

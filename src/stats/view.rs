@@ -1,0 +1,369 @@
+//! The live view: what a service does now, on a screen of any size. Pure: readings in, lines out.
+
+use std::collections::VecDeque;
+
+use afterimage_wire::proto::stats::Value;
+
+use super::format::{age, bar, grouped, nanos, percent, short, sparkline};
+use super::line::{Line, Style};
+use super::reading::Interval;
+use crate::args::Size;
+
+/// Rates that are kept for the sparkline: as many as the widest screen has columns.
+const HISTORY: usize = 512;
+
+/// Columns that labels take.
+const LABEL: usize = 12;
+
+/// What the upper part shows in its own way; everything else is listed below it by its name.
+const SHOWN: &[&str] = &[
+    "service",
+    "version",
+    "uptime_ms",
+    "connections_open",
+    "requests",
+    "hits",
+    "misses",
+    "coalesced",
+    "waiting",
+    "store",
+    "store_connected",
+    "store_breaker",
+    "store_breaker_opened",
+    "store_entries",
+    "store_capacity",
+    "store_memory_bytes",
+    "store_evictions",
+    "entries",
+    "capacity",
+    "memory_bytes",
+    "writes",
+    "evictions",
+    "engine_scored",
+    "engine_batches",
+    "engine_queued",
+    "engine_busy_us",
+    "classifier_calls",
+    "classifier_failures",
+    "overloaded",
+    "expired",
+    "rejected_tags",
+    "snapshot_age_ms",
+    "snapshot_entries",
+    "snapshot_bytes",
+    "snapshot_running",
+    "snapshots_failed",
+];
+
+/// What is shown of a service over time.
+#[derive(Debug)]
+pub(super) struct View {
+    server: String,
+    /// Answers a second, the newest last.
+    history: VecDeque<f64>,
+    latest: Option<Interval>,
+    /// Why the latest is not of now.
+    trouble: Option<String>,
+}
+
+impl View {
+    pub(super) fn new(server: &str) -> Self {
+        let server = server.to_owned();
+        View { server, history: VecDeque::new(), latest: None, trouble: None }
+    }
+
+    /// Takes what the service said.
+    pub(super) fn update(&mut self, interval: Interval) {
+        if let Some(rate) = interval.rates(answers(&interval)) {
+            self.history.push_back(rate);
+            if self.history.len() > HISTORY {
+                self.history.pop_front();
+            }
+        }
+        self.latest = Some(interval);
+        self.trouble = None;
+    }
+
+    /// Takes that it said nothing, and why.
+    pub(super) fn lost(&mut self, why: String) {
+        self.trouble = Some(why);
+    }
+
+    /// The screen, from its top: no more than `height` lines, none wider than `width`.
+    pub(super) fn lines(&self, width: usize, height: usize) -> Vec<Line> {
+        let mut lines = vec![self.title(width)];
+        if let Some(trouble) = &self.trouble {
+            lines.push(
+                Line::default()
+                    .push(Style::Warning, format!(" no answer: {trouble}; trying again")),
+            );
+        } else {
+            lines.push(Line::default());
+        }
+        if let Some(interval) = &self.latest {
+            lines.extend(self.headline(interval, width));
+            lines.extend(latencies(interval));
+            lines.push(Line::default());
+            lines.extend(details(interval));
+            lines.extend(rest(interval, width, height.saturating_sub(lines.len())));
+        }
+        lines.truncate(height);
+        lines
+    }
+
+    fn title(&self, width: usize) -> Line {
+        let Some(now) = self.latest.as_ref().map(|latest| &latest.now) else {
+            return Line::default().push(Style::Bold, format!(" {}", self.server));
+        };
+        let service = now.text("service").unwrap_or("service");
+        let uptime = age(now.number("uptime_ms").unwrap_or(0));
+        let open = now.number("connections_open").unwrap_or(0);
+        let connections = if open == 1 { "connection" } else { "connections" };
+        let version = now.text("version").unwrap_or_default();
+        Line::default()
+            .push(Style::Bold, format!(" {service} {}", self.server))
+            .push(Style::Faint, format!("  {version}"))
+            .at_end(Style::Faint, &format!("up {uptime} · {open} {connections} "), width)
+    }
+
+    /// What there is of answers, and how many of them hit.
+    fn headline(&self, interval: &Interval, width: usize) -> Vec<Line> {
+        let room = width.saturating_sub(LABEL + 14).min(HISTORY);
+        let history: Vec<f64> = self.history.iter().copied().collect();
+        let unit = match interval.now.text("service") {
+            Some("cache") => "reads/s",
+            Some("classifier") => "images/s",
+            _ => "answers/s",
+        };
+        let rate = interval.rates(answers(interval)).map_or("–".into(), short);
+        let mut lines = vec![
+            label(unit)
+                .right(Style::Bold, &rate, 9)
+                .push(Style::Good, format!("  {}", sparkline(&history, room))),
+        ];
+        if let Some(all) = interval.hit_ratio() {
+            let (shown, style) = match interval.recent_hit_ratio() {
+                Some(recent) => (recent, Style::Bold),
+                // Nobody asked in this interval.
+                None => (all, Style::Faint),
+            };
+            let since = format!("  {} since the start", percent(all));
+            let room = width.saturating_sub(LABEL + 13 + since.chars().count()).clamp(4, 50);
+            lines.push(
+                label("hit ratio")
+                    .right(style, &percent(shown), 9)
+                    .push(Style::Good, format!("  {}", bar(shown, room)))
+                    .push(Style::Faint, since),
+            );
+        }
+        lines
+    }
+}
+
+/// The counters that together count the service's answers.
+fn answers(interval: &Interval) -> &'static [&'static str] {
+    match interval.now.text("service") {
+        Some("classifier") => &["engine_scored"],
+        _ => &["hits", "misses", "coalesced"],
+    }
+}
+
+fn label(text: &str) -> Line {
+    Line::default().left(Style::Faint, &format!(" {text}"), LABEL)
+}
+
+/// The table of latencies, split by how the answers came about.
+fn latencies(interval: &Interval) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for (name, counter, histogram) in [
+        ("hit", "hits", "hit_latency_ns"),
+        ("coalesced", "coalesced", "coalesced_latency_ns"),
+        ("miss", "misses", "miss_latency_ns"),
+    ] {
+        let Some(recent) = interval.recent(histogram) else { continue };
+        if lines.is_empty() {
+            let head = Line::default().left(Style::Faint, "", LABEL);
+            let columns = ["per s", "p50", "p99", "p99.9", "max"];
+            lines.push(Line::default());
+            lines.push(columns.iter().enumerate().fold(head, |head, (i, column)| {
+                head.right(Style::Faint, column, if i == 0 { 9 } else { 11 })
+            }));
+        }
+        let rate = interval.rate(counter).map_or("–".into(), short);
+        let style = if recent.count > 0 { Style::Plain } else { Style::Faint };
+        let row = label(name).right(style, &rate, 9);
+        let values = [recent.p50, recent.p99, recent.p999, recent.max];
+        lines.push(values.into_iter().fold(row, |row, value| {
+            let value = if recent.count > 0 { nanos(value) } else { "–".into() };
+            row.right(style, &value, 11)
+        }));
+    }
+    lines
+}
+
+/// A line for each part of the service that says something of itself.
+fn details(interval: &Interval) -> Vec<Line> {
+    [in_flight, store, table, writes, engine, classifier, refused, snapshot]
+        .into_iter()
+        .filter_map(|part| part(interval))
+        .collect()
+}
+
+fn in_flight(interval: &Interval) -> Option<Line> {
+    let waiting = interval.now.number("waiting")?;
+    Some(label("in flight").push(Style::Plain, grouped(waiting)))
+}
+
+fn store(interval: &Interval) -> Option<Line> {
+    let now = &interval.now;
+    let kind = now.text("store")?;
+    let line = label("store").push(Style::Plain, kind);
+    let Some(breaker) = now.text("store_breaker") else { return Some(line) };
+    let connected = now.text("store_connected") == Some("yes");
+    let opened = now.number("store_breaker_opened").unwrap_or(0);
+    let warn = |bad| if bad { Style::Warning } else { Style::Plain };
+    Some(
+        line.push(warn(!connected), if connected { " · connected" } else { " · not connected" })
+            .push(warn(breaker != "closed"), format!(" · breaker {breaker}"))
+            .push(Style::Faint, format!(" · opened {}", times(opened))),
+    )
+}
+
+fn times(count: u64) -> String {
+    match count {
+        1 => "once".into(),
+        count => format!("{} times", grouped(count)),
+    }
+}
+
+/// How full the table is: the cache's own, or the one in the memo's process.
+fn table(interval: &Interval) -> Option<Line> {
+    let now = &interval.now;
+    let number = |name: &str| now.number(name).or_else(|| now.number(&format!("store_{name}")));
+    let (entries, capacity) = (number("entries")?, number("capacity")?);
+    let bytes = Size(number("memory_bytes").unwrap_or(0));
+    let evictions = interval.rates(&["evictions", "store_evictions"]).map_or("–".into(), short);
+    let share = if capacity > 0 { entries as f64 / capacity as f64 } else { 0.0 };
+    Some(
+        label("entries")
+            .push(Style::Plain, format!("{} of {}", grouped(entries), grouped(capacity)))
+            .push(Style::Good, format!("  {}", bar(share, 10)))
+            .push(Style::Plain, format!("  {}", percent(share)))
+            .push(Style::Faint, format!(" · {bytes} · {evictions} evictions/s")),
+    )
+}
+
+fn writes(interval: &Interval) -> Option<Line> {
+    interval.now.number("writes")?;
+    let rate = interval.rate("writes").map_or("–".into(), short);
+    Some(label("writes").push(Style::Plain, format!("{rate} /s")))
+}
+
+fn engine(interval: &Interval) -> Option<Line> {
+    let queued = interval.now.number("engine_queued")?;
+    let line = label("engine").push(Style::Plain, format!("{} queued", grouped(queued)));
+    let (scored, batches) = (interval.rate("engine_scored")?, interval.rate("engine_batches")?);
+    let together = if batches > 0.0 { scored / batches } else { 0.0 };
+    let cores = interval.rate("engine_busy_us")? / 1e6;
+    Some(line.push(
+        Style::Plain,
+        format!(" · {} images/s · {together:.1} together · {cores:.2} cores busy", short(scored)),
+    ))
+}
+
+fn classifier(interval: &Interval) -> Option<Line> {
+    let failures = interval.now.number("classifier_failures")?;
+    let calls = interval.rate("classifier_calls").map_or("–".into(), short);
+    let failing = interval.rate("classifier_failures").unwrap_or(0.0) > 0.0;
+    let style = if failing { Style::Warning } else { Style::Plain };
+    Some(
+        label("classifier")
+            .push(Style::Plain, format!("{calls} calls/s"))
+            .push(style, format!(" · {} failed", grouped(failures))),
+    )
+}
+
+/// What was turned away: warned of while it happens, faint as a memory of it.
+fn refused(interval: &Interval) -> Option<Line> {
+    let names =
+        [("overloaded", "overloaded"), ("expired", "too late"), ("rejected_tags", "rejected tags")];
+    let mut line = label("refused");
+    let mut first = true;
+    for (name, text) in names {
+        let Some(count) = interval.now.number(name) else { continue };
+        let now = interval.rate(name).unwrap_or(0.0) > 0.0;
+        let style = if now { Style::Warning } else { Style::Plain };
+        let between = if std::mem::take(&mut first) { "" } else { " · " };
+        line = line.push(style, format!("{between}{} {text}", grouped(count)));
+    }
+    (!first).then_some(line)
+}
+
+fn snapshot(interval: &Interval) -> Option<Line> {
+    let now = &interval.now;
+    let failed = now.number("snapshots_failed")?;
+    let mut line = label("snapshot");
+    line = match now.number("snapshot_age_ms") {
+        Some(ms) => {
+            let entries = grouped(now.number("snapshot_entries").unwrap_or(0));
+            let bytes = Size(now.number("snapshot_bytes").unwrap_or(0));
+            line.push(Style::Plain, format!("{} ago", age(ms)))
+                .push(Style::Faint, format!(" · {entries} entries · {bytes}"))
+        }
+        None => line.push(Style::Plain, "none yet"),
+    };
+    if now.number("snapshot_running") == Some(1) {
+        line = line.push(Style::Good, " · one is being written");
+    }
+    if failed > 0 {
+        line = line.push(Style::Warning, format!(" · {} failed", grouped(failed)));
+    }
+    Some(line)
+}
+
+/// Everything that the upper part does not show, in as many columns as there is room for.
+fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
+    const COLUMN: usize = 46;
+    let cells: Vec<(String, String)> = interval
+        .now
+        .stats
+        .entries
+        .iter()
+        .filter(|(name, _)| !SHOWN.contains(&name.as_str()))
+        .filter_map(|(name, value)| {
+            let value = match value {
+                Value::Counter(value) => match interval.rate(name).filter(|&rate| rate > 0.0) {
+                    Some(rate) => format!("{}  {}/s", grouped(*value), short(rate)),
+                    None => grouped(*value),
+                },
+                Value::Gauge(value) => value.to_string(),
+                Value::Text(text) => text.clone(),
+                _ => return None,
+            };
+            Some((name.replace('_', " "), value))
+        })
+        .collect();
+    let columns = (width / COLUMN).max(1);
+    let rows = cells.len().div_ceil(columns);
+    if rows == 0 || height < 3 {
+        return Vec::new();
+    }
+    let mut lines = vec![Line::default()];
+    for row in 0..rows.min(height - 1) {
+        let mut line = Line::default();
+        for (name, value) in cells.iter().skip(row).step_by(rows) {
+            let name_width = 28.max(name.chars().count() + 2);
+            let pad = COLUMN.saturating_sub(name_width);
+            line = line.left(Style::Faint, &format!(" {name}"), name_width).left(
+                Style::Plain,
+                value,
+                pad,
+            );
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests;

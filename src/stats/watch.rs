@@ -1,0 +1,181 @@
+//! The live view's loop: looks now and then, draws, and ends when it is told to.
+
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use afterimage_wire::Client;
+use afterimage_wire::server::until_terminated;
+use anyhow::Context;
+use tokio::sync::mpsc;
+
+use super::format::{nanos, percent, short};
+use super::reading::{Interval, Reading};
+use super::report;
+use super::screen::Screen;
+use super::view::View;
+
+/// Shows what the service does until Ctrl-C, SIGTERM or the key q: on a terminal as a picture, elsewhere
+/// a line at a time. A server that goes away is waited for.
+pub(super) async fn watch(
+    client: &Client,
+    server: &str,
+    every: Duration,
+    json: bool,
+) -> anyhow::Result<()> {
+    let screen = if json { None } else { Screen::open().context("the terminal")? };
+    let mut terminated = std::pin::pin!(until_terminated());
+    let mut keys = screen.as_ref().map(|_| keys());
+    let mut resized = Resized::new();
+    let mut looks = looks(client.clone(), every);
+    let (mut view, mut before) = (View::new(server), None);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut terminated => break,
+            Some(key) = key(&mut keys) => if matches!(key, b'q' | b'Q') { break },
+            () = resized.recv() => {}
+            look = looks.recv() => {
+                let Some(look) = look else { break };
+                let outcome = look.map(|now| {
+                    let interval = match before.replace(now.clone()) {
+                        Some(before) => Interval::between(before, now),
+                        None => Interval::single(now),
+                    };
+                    view.update(interval.clone());
+                    interval
+                });
+                if let Err(why) = &outcome {
+                    view.lost(why.clone());
+                }
+                if screen.is_none() && !say(server, &outcome, json)? {
+                    break;
+                }
+            }
+        }
+        if let Some(screen) = &screen {
+            let (width, height) = screen.size();
+            screen.show(&view.lines(width, height), width).context("the terminal")?;
+        }
+    }
+    Ok(())
+}
+
+/// What a look at the service gives: a reading, or why there is none.
+type Look = Result<Reading, String>;
+
+/// Looks `every` so often. A look that takes longer puts the next one off.
+fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let look = client.stats().await.map(Reading::new).map_err(|error| error.to_string());
+            if sender.send(look).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// The keys that are pressed. Its thread ends with the process: a read from a terminal cannot be ended.
+fn keys() -> mpsc::Receiver<u8> {
+    let (sender, receiver) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut key = [0];
+        while let Ok(1) = io::stdin().read(&mut key) {
+            if sender.blocking_send(key[0]).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+async fn key(keys: &mut Option<mpsc::Receiver<u8>>) -> Option<u8> {
+    match keys {
+        Some(keys) => keys.recv().await,
+        None => None,
+    }
+}
+
+/// Says that the terminal has another size now.
+struct Resized {
+    #[cfg(unix)]
+    signals: Option<tokio::signal::unix::Signal>,
+}
+
+impl Resized {
+    fn new() -> Self {
+        Resized {
+            #[cfg(unix)]
+            signals: {
+                use tokio::signal::unix::{SignalKind, signal};
+                signal(SignalKind::window_change()).ok()
+            },
+        }
+    }
+
+    async fn recv(&mut self) {
+        #[cfg(unix)]
+        if let Some(signals) = &mut self.signals
+            && signals.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
+/// Writes one line to standard output; false when nobody reads it any more.
+fn say(server: &str, outcome: &Result<Interval, String>, json: bool) -> anyhow::Result<bool> {
+    let line = match outcome {
+        Ok(interval) if json => report::json(server, interval).to_string(),
+        Ok(interval) => line(interval),
+        Err(why) if json => serde_json::json!({"server": server, "error": why}).to_string(),
+        Err(why) => format!("no answer: {why}"),
+    };
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => Ok(written.map(|()| true)?),
+    }
+}
+
+/// The most important of an interval, in a line.
+fn line(interval: &Interval) -> String {
+    let mut parts = Vec::new();
+    let mut rate = |name: &str, counter: &str| {
+        if let Some(rate) = interval.rate(counter) {
+            parts.push(format!("{name} {}/s", short(rate)));
+        }
+    };
+    rate("requests", "requests");
+    rate("hits", "hits");
+    rate("misses", "misses");
+    rate("coalesced", "coalesced");
+    rate("scored", "engine_scored");
+    rate("writes", "writes");
+    rate("evictions", "evictions");
+    if let Some(ratio) = interval.recent_hit_ratio() {
+        parts.push(format!("hit ratio {}", percent(ratio)));
+    }
+    for (name, histogram) in [("hit", "hit_latency_ns"), ("miss", "miss_latency_ns")] {
+        if let Some(recent) = interval.recent(histogram).filter(|recent| recent.count > 0) {
+            parts.push(format!("{name} p50 {} p99 {}", nanos(recent.p50), nanos(recent.p99)));
+        }
+    }
+    for (name, counter) in
+        [("in flight", "waiting"), ("queued", "engine_queued"), ("entries", "entries")]
+    {
+        if let Some(number) = interval.now.number(counter) {
+            parts.push(format!("{name} {number}"));
+        }
+    }
+    if let Some(breaker) = interval.now.text("store_breaker") {
+        parts.push(format!("breaker {breaker}"));
+    }
+    parts.join("  ")
+}

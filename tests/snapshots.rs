@@ -1,0 +1,270 @@
+//! Snapshots of real processes: asked for, cut short by SIGKILL at any moment, and with a disk that is
+//! full, a folder that is gone and a file that was damaged. Never a wrong value, never a crash.
+
+#![allow(clippy::unwrap_used)]
+#![cfg(unix)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use afterimage_wire::ClientOptions;
+use afterimage_wire::blocking::Client;
+use tempfile::TempDir;
+
+use common::{PATIENCE, Running, file, folder, run, text};
+
+/// Entries in the tables of these tests: a snapshot of them takes some milliseconds.
+const ENTRIES: u64 = 20_000;
+
+/// What is stored under a key: half of it tells the key, the rest the round.
+fn value(key: u64, round: u32) -> i64 {
+    (key as i64) << 32 | i64::from(round)
+}
+
+fn client(cache: &Running) -> Client {
+    Client::connect(cache.addr(), ClientOptions::new()).unwrap()
+}
+
+/// Writes every key, and returns when the cache has carried that out.
+fn fill(client: &Client, round: u32) {
+    for key in 0..ENTRIES {
+        client.cache_set(key, value(key, round)).unwrap();
+        // What is queued at once is bounded, so now and then the cache is waited for.
+        if key % 1000 == 999 {
+            client.cache_get(key).unwrap();
+        }
+    }
+}
+
+/// How many keys the cache remembers. All that it remembers must be right.
+fn remembered(client: &Client, rounds: std::ops::RangeInclusive<u32>) -> usize {
+    let keys: Vec<u64> = (0..ENTRIES).collect();
+    let mut found = 0;
+    for keys in keys.chunks(1000) {
+        for (key, found_value) in keys.iter().zip(client.cache_get_many(keys).unwrap()) {
+            let Some(found_value) = found_value else { continue };
+            let round = found_value as u32;
+            assert_eq!(found_value, value(*key, round), "key {key} has a value of another key");
+            assert!(rounds.contains(&round), "key {key} is of round {round}, not of {rounds:?}");
+            found += 1;
+        }
+    }
+    found
+}
+
+fn start(snapshot: &str, more: &[&str]) -> Running {
+    let args = ["cache", "--entries", "400000", "--threads", "1", "--snapshot", snapshot];
+    Running::start(&[&args[..], more].concat())
+}
+
+fn place(folder: &TempDir) -> String {
+    text(folder.path().join("snapshot"))
+}
+
+#[test]
+fn a_snapshot_that_was_asked_for_survives_a_crash() {
+    let folder = folder();
+    let mut cache = start(&place(&folder), &[]);
+    fill(&client(&cache), 1);
+    let printed = run(&["snapshot", &cache.place()]).succeeded();
+    assert!(printed.starts_with("wrote 20000 entries, 33"), "{printed}");
+    cache.kill();
+    cache.restart();
+    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    let stats = run(&["stats", "--over", "0s", &cache.place()]).succeeded();
+    assert!(stats.contains("snapshot_age_ms") && stats.contains("snapshot_entries"), "{stats}");
+}
+
+#[test]
+fn a_memo_that_remembers_in_its_own_process_writes_snapshots_too() {
+    let folder = folder();
+    let secret = file(&folder, "secret", [7; 32]);
+    let args = ["serve", "--memory", "8MiB", "--model", "raw", "--secret-file", &secret];
+    let mut memo = Running::start(&[&args[..], &["--snapshot", &place(&folder)]].concat());
+    let image = [3; 784];
+    let first = client(&memo).classify(&image).unwrap();
+    let printed = run(&["snapshot", &memo.place()]).succeeded();
+    assert!(printed.starts_with("wrote 1 entries"), "{printed}");
+    memo.kill();
+    memo.restart();
+    let again = client(&memo).classify(&image).unwrap();
+    assert_eq!(again.class, first.class);
+    assert_eq!(again.origin, afterimage_wire::proto::message::Origin::Memoized);
+}
+
+#[test]
+fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
+    let folder = folder();
+    let cache = Running::start(&["cache", "--memory", "8MiB"]);
+    let place_of_cache = cache.place();
+    let raw = ["--model", "raw"];
+    let classifier = Running::start(&[&["classifier"][..], &raw].concat());
+    let memo = ["memo", "--cache", &place_of_cache, "--lookup-budget", "1s"];
+    let memo = Running::start(&[&memo[..], &raw].concat());
+    for (service, says) in
+        [(&cache, "--snapshot"), (&classifier, "keeps no snapshot"), (&memo, "cache elsewhere")]
+    {
+        let line = run(&["snapshot", &service.place()]).failed_with_a_line();
+        assert!(line.contains("unsupported") && line.contains(says), "{line}");
+    }
+    let token = file(&folder, "token", "sesame");
+    let guarded = start(&place(&folder), &["--token-file", &token]);
+    let line = run(&["snapshot", &guarded.place()]).failed_with_a_line();
+    assert!(line.contains("token"), "{line}");
+    assert!(!Path::new(&place(&folder)).exists());
+    run(&["snapshot", &guarded.place(), "--token-file", &token]).succeeded();
+}
+
+#[test]
+fn a_folder_that_is_gone_costs_the_snapshot_and_nothing_else() {
+    let folder = folder();
+    let (inside, away) = (folder.path().join("inside"), folder.path().join("away"));
+    fs::create_dir(&inside).unwrap();
+    let mut cache = start(&text(inside.join("snapshot")), &[]);
+    let client = client(&cache);
+    fill(&client, 1);
+    run(&["snapshot", &cache.place()]).succeeded();
+    fs::rename(&inside, &away).unwrap();
+    let line = run(&["snapshot", &cache.place()]).failed_with_a_line();
+    assert!(line.contains("storage_failed") && line.contains("No such file"), "{line}");
+    let folder_name = text(folder.path());
+    assert!(!line.contains(&folder_name), "a client is not told of the server's folders: {line}");
+    assert_eq!(remembered(&client, 1..=1), ENTRIES as usize, "it goes on serving");
+    fs::rename(&away, &inside).unwrap();
+    fill(&client, 2);
+    run(&["snapshot", &cache.place()]).succeeded();
+    cache.kill();
+    cache.restart();
+    assert_eq!(remembered(&self::client(&cache), 2..=2), ENTRIES as usize);
+}
+
+/// The disk's end is the process's own limit on files: unlike a small file system it needs no privileges.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_costs_the_snapshot_and_nothing_else() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let folder = folder();
+    let mut cache = start(&place(&folder), &[]);
+    let client = client(&cache);
+    fill(&client, 1);
+    run(&["snapshot", &cache.place()]).succeeded();
+    let whole = fs::metadata(place(&folder)).unwrap().len();
+    let limit = |room: Option<u64>| {
+        let pid = Pid::from_raw(cache.pid() as i32);
+        prlimit(pid, Resource::Fsize, Rlimit { current: room, maximum: None }).unwrap();
+    };
+    fill(&client, 2);
+    for room in [0, 1, 36, 4096, whole / 2, whole - 1] {
+        limit(Some(room));
+        let line = run(&["snapshot", &cache.place()]).failed_with_a_line();
+        assert!(line.contains("storage_failed") && line.contains("too large"), "{room}: {line}");
+        assert_eq!(fs::metadata(place(&folder)).unwrap().len(), whole, "the old one is there");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "and nothing else is");
+    }
+    assert_eq!(remembered(&client, 2..=2), ENTRIES as usize, "it goes on serving");
+    cache.kill();
+    cache.restart();
+    assert_eq!(remembered(&self::client(&cache), 1..=1), ENTRIES as usize, "the last good one");
+    let client = self::client(&cache);
+    fill(&client, 3);
+    run(&["snapshot", &cache.place()]).succeeded();
+}
+
+#[test]
+fn a_cache_that_is_killed_at_any_moment_comes_back_with_whole_snapshots_and_right_values() {
+    let folder = folder();
+    let mut cache = start(&place(&folder), &["--snapshot-every", "3ms"]);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    println!("kill times from the seed {seed}");
+    let mut random = u64::from(seed) | 1;
+    let mut torn = 0;
+    for round in 1..=12 {
+        let client = client(&cache);
+        fill(&client, round);
+        // One that had begun before need not have all of this round.
+        while client.snapshot(PATIENCE).unwrap().joined {}
+        // xorshift64 (Marsaglia 2003, "Xorshift RNGs").
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let until = Instant::now() + Duration::from_micros(random % 40_000);
+        // Writes go on until the end.
+        let mut key = 0;
+        while Instant::now() < until {
+            client.cache_set(key % ENTRIES, value(key % ENTRIES, round)).unwrap();
+            client.cache_get(key % ENTRIES).unwrap();
+            key += 1;
+        }
+        cache.kill();
+        torn += fs::read_dir(folder.path()).unwrap().count() - 1;
+        cache.restart();
+        let client = self::client(&cache);
+        assert_eq!(remembered(&client, round..=round), ENTRIES as usize, "round {round}");
+        assert!(!cache.log().contains("damaged"), "{}", cache.log());
+    }
+    println!("{torn} of 12 were killed while a snapshot was being written");
+}
+
+#[test]
+fn a_damaged_snapshot_is_a_cold_start_with_a_warning() {
+    let folder = folder();
+    let mut cache = start(&place(&folder), &[]);
+    fill(&client(&cache), 1);
+    run(&["snapshot", &cache.place()]).succeeded();
+    cache.kill();
+    let whole = fs::read(place(&folder)).unwrap();
+    // A place in each part: magic, version, id, count, checksum; a block's count, keys, values, heats,
+    // checksum; the same of a later block, and the last byte.
+    let block = 8 + 17 * 4096;
+    let in_block = [0, 4, 4 + 8 * 4096, 4 + 16 * 4096, 4 + 17 * 4096];
+    let places = [0, 8, 16, 24, 32].into_iter();
+    let places = places.chain(in_block.map(|at| 36 + at)).chain(in_block.map(|at| 36 + block + at));
+    let places: Vec<usize> = places.chain([whole.len() - 1]).collect();
+    for &at in &places {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 1 << (at % 8);
+        let mut cut = whole.clone();
+        cut.truncate(at);
+        for damaged in [flipped, cut] {
+            // A file without even a magic is somebody else's, and refused; that has a test of its own.
+            if !damaged.starts_with(&whole[..8]) {
+                continue;
+            }
+            fs::write(place(&folder), damaged).unwrap();
+            cache.restart();
+            assert_eq!(remembered(&client(&cache), 1..=1), 0, "byte {at}");
+            assert!(cache.log().contains("a cold start: "), "byte {at}: {}", cache.log());
+            cache.kill();
+        }
+    }
+    fs::write(place(&folder), whole).unwrap();
+    cache.restart();
+    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+}
+
+#[test]
+fn serving_goes_on_while_a_snapshot_is_written() {
+    let folder = folder();
+    let cache = start(&place(&folder), &[]);
+    let reader = client(&cache);
+    fill(&reader, 1);
+    let place_of_cache = cache.place();
+    let snapshots = std::thread::spawn(move || {
+        for _ in 0..5 {
+            run(&["snapshot", &place_of_cache]).succeeded();
+        }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    let mut reads = 0;
+    while !snapshots.is_finished() {
+        assert!(Instant::now() < deadline, "five snapshots take too long");
+        let key = reads % ENTRIES;
+        assert_eq!(reader.cache_get(key).unwrap(), Some(value(key, 1)));
+        reads += 1;
+    }
+    snapshots.join().unwrap();
+    assert!(reads > 10, "{reads} reads while five snapshots were written");
+}

@@ -1,0 +1,153 @@
+//! `afterimage stats` against real services: rates, JSON, and the live view where the output is no
+//! terminal.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Lines};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use afterimage_wire::ClientOptions;
+use afterimage_wire::blocking::Client;
+use serde_json::Value;
+
+use common::{Running, run};
+
+/// A live view that writes lines; killed at its end.
+struct Watch {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Watch {
+    fn start(args: &[&str]) -> Watch {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+        command.args(["stats", "--watch", "--every", "100ms"]).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Watch { child, lines }
+    }
+
+    /// The first line to come that is wanted. There is one every tenth of a second.
+    fn until(&mut self, wanted: impl Fn(&str) -> bool) -> String {
+        let lines = self.lines.by_ref().map(Result::unwrap).take(300);
+        let mut seen = Vec::new();
+        for line in lines {
+            if wanted(&line) {
+                return line;
+            }
+            seen.push(line);
+        }
+        panic!("not among these lines:\n{}", seen.join("\n"));
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn rates_and_the_hit_ratio_are_in_the_text_and_in_the_json() {
+    let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
+    let client = Client::connect(memo.addr(), ClientOptions::new()).unwrap();
+    let asking = std::thread::spawn({
+        let (client, place) = (client.clone(), memo.place());
+        move || {
+            let watched = std::thread::spawn(move || run(&["stats", "--json", &place]).succeeded());
+            while !watched.is_finished() {
+                client.classify(&[7; 784]).unwrap();
+            }
+            watched.join().unwrap()
+        }
+    });
+    let json: Value = serde_json::from_str(&asking.join().unwrap()).unwrap();
+    assert!(json["interval_s"].as_f64().unwrap() >= 0.5, "{json:#}");
+    assert!(json["per_second"]["hits"].as_f64().unwrap() > 0.0, "{json:#}");
+    assert!(json["recent"]["hit_latency_ns"]["p99"].as_u64().unwrap() > 0, "{json:#}");
+    assert!(json["recent_hit_ratio"].as_f64().unwrap() > 0.9, "{json:#}");
+    assert_eq!(json["values"]["misses"], 1);
+    assert_eq!(json["values"]["miss_latency_ns"]["count"], 1);
+    for name in ["hit_latency_ns", "miss_latency_ns", "coalesced_latency_ns"] {
+        assert!(json["values"][name]["p999"].is_u64(), "{name}: {json:#}");
+    }
+
+    // Once, without rates.
+    let text = run(&["stats", "--over", "0s", &memo.place()]).succeeded();
+    assert!(text.contains("hit_ratio") && !text.contains("/s"), "{text}");
+}
+
+#[test]
+fn a_cache_tells_how_much_it_holds_and_what_became_of_its_snapshots() {
+    let folder = common::folder();
+    let snapshot = common::text(folder.path().join("snapshot"));
+    let cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", &snapshot]);
+    let client = Client::connect(cache.addr(), ClientOptions::new()).unwrap();
+    client.cache_set(1, 10).unwrap();
+    assert_eq!(client.cache_get(1).unwrap(), Some(10));
+    assert_eq!(client.cache_get(2).unwrap(), None);
+    run(&["snapshot", &cache.place()]).succeeded();
+    let json = run(&["stats", "--json", &cache.place()]).succeeded();
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let values = &json["values"];
+    for (name, value) in
+        [("entries", 1), ("hits", 1), ("misses", 1), ("writes", 1), ("evictions", 0)]
+    {
+        assert_eq!(values[name], value, "{name}: {json:#}");
+    }
+    assert_eq!((&values["snapshots_written"], &values["snapshot_entries"]), (&1.into(), &1.into()));
+    assert!(values["snapshot_age_ms"].as_u64().unwrap() < 60_000, "{json:#}");
+    for name in ["capacity", "memory_bytes", "snapshot_bytes"] {
+        assert!(values[name].as_u64().unwrap() > 0, "{name}: {json:#}");
+    }
+    for name in ["hits", "misses", "writes", "evictions", "requests"] {
+        assert!(json["per_second"][name].is_number(), "{name}: {json:#}");
+    }
+    assert_eq!(json["hit_ratio"], 0.5);
+}
+
+#[test]
+fn the_live_view_writes_lines_where_there_is_no_terminal_and_outlives_a_restart() {
+    let mut cache = Running::start(&["cache", "--memory", "8MiB"]);
+    let mut watch = Watch::start(&[&cache.place()]);
+    let mut as_json = Watch::start(&["--json", &cache.place()]);
+    watch.until(|line| line.contains("hits 0/s") && line.contains("entries 0"));
+    as_json.until(|line| serde_json::from_str::<Value>(line).unwrap()["interval_s"].is_number());
+    cache.kill();
+    watch.until(|line| line.starts_with("no answer: "));
+    as_json.until(|line| serde_json::from_str::<Value>(line).unwrap()["error"].is_string());
+    cache.restart();
+    let client = Client::connect(cache.addr(), ClientOptions::new()).unwrap();
+    client.cache_set(1, 1).unwrap();
+    client.cache_get(1).unwrap();
+    watch.until(|line| line.contains("entries 1"));
+    as_json.until(|line| serde_json::from_str::<Value>(line).unwrap()["values"]["hits"] == 1);
+}
+
+#[test]
+#[cfg(unix)]
+fn the_live_view_ends_well_when_it_is_told_to() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let cache = Running::start(&["cache", "--memory", "8MiB"]);
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut watch = Watch::start(&[&cache.place()]);
+        watch.until(|line| line.contains("entries"));
+        kill_process(Pid::from_child(&watch.child), signal).unwrap();
+        assert_eq!(watch.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_one_line_and_no_more() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = nobody.to_string();
+    for args in [&["stats", &nobody][..], &["stats", "--watch", &nobody], &["snapshot", &nobody]] {
+        // No line of the log beside it, which would say the same.
+        let line = run(args).failed_with_a_line();
+        assert!(line.contains("refused"), "{line}");
+    }
+}
