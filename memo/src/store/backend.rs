@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use afterimage_wire::Client;
+use afterimage_wire::proto::stats::Stats;
 
 /// Takes what a lookup found: as many values as keys, or `None` for no answer.
 pub type Callback = Box<dyn FnOnce(Option<Vec<Option<i64>>>) + Send>;
@@ -21,6 +22,9 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
     /// Sends a value on its way. If it does not arrive, a later lookup is a miss.
     fn set(&self, key: u64, value: i64);
+
+    /// Adds what it counts of its own to `stats`.
+    fn stats(&self, _stats: &mut Stats) {}
 }
 
 /// An Afterimage cache. The client should fail fast: while the cache is away, a lookup is a miss at

@@ -7,16 +7,17 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use afterimage_wire::proto::stats::Stats;
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{Cmd, IntoConnectionInfo};
+use redis::{Cmd, ErrorKind, IntoConnectionInfo, RedisError as Trouble, ServerErrorKind};
 use socket2::TcpKeepalive;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::backend::{Backend, Callback};
 
@@ -31,6 +32,9 @@ const MAX_WRITES_AT_ONCE: usize = 1024;
 
 /// Between two attempts to reach the server.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two attempts to find the server that takes writes, when the one we have takes none.
+const MOVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// One attempt to connect, and one batch of writes, may take this long.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -47,6 +51,10 @@ pub struct Redis {
 struct Health {
     healthy: AtomicBool,
     told: AtomicBool,
+    writes_failed: AtomicU64,
+    told_of_writes: AtomicBool,
+    /// The server is a replica: there may be another one at its address by now.
+    moved: Notify,
 }
 
 impl Health {
@@ -62,6 +70,36 @@ impl Health {
         self.healthy.store(false, Relaxed);
         if !self.told.swap(true, Relaxed) {
             tracing::warn!(%why, "Redis does not answer");
+        }
+    }
+}
+
+/// What became of a batch of writes.
+enum Writing {
+    Done,
+    /// The server is a replica.
+    ReadOnly(Trouble),
+    Failed(String),
+}
+
+impl Health {
+    fn wrote(&self, outcome: Writing, writes: usize) {
+        let why = match outcome {
+            Writing::Done => {
+                if self.told_of_writes.swap(false, Relaxed) {
+                    tracing::info!("Redis takes writes");
+                }
+                return;
+            }
+            Writing::ReadOnly(error) => {
+                self.moved.notify_one();
+                error.to_string()
+            }
+            Writing::Failed(why) => why,
+        };
+        self.writes_failed.fetch_add(writes as u64, Relaxed);
+        if !self.told_of_writes.swap(true, Relaxed) {
+            tracing::warn!(%why, "Redis does not take writes");
         }
     }
 }
@@ -105,7 +143,7 @@ impl Redis {
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
         let health = Arc::<Health>::default();
         tokio::spawn(connect(connector, set_connection, Arc::clone(&health)));
-        tokio::spawn(write(queue, connection.clone()));
+        tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
         Ok(Redis { connection, writes, health })
     }
 }
@@ -149,6 +187,10 @@ impl Backend for Redis {
     fn set(&self, key: u64, value: i64) {
         // A full queue is a server that is away or too slow: a miss later.
         let _ = self.writes.try_send((key, value));
+    }
+
+    fn stats(&self, stats: &mut Stats) {
+        stats.counter("store_writes_failed", self.health.writes_failed.load(Relaxed));
     }
 }
 
@@ -200,11 +242,13 @@ impl Connection {
             Connection::Single(connection) => connection.req_packed_command(command).await,
             Connection::Cluster(connection) => connection.req_packed_command(command).await,
         };
-        Ok(redis::from_redis_value(value?)?)
+        // The server's refusal comes as a value, and is an error of its own kind.
+        Ok(redis::from_redis_value(value?.extract_error()?)?)
     }
 }
 
-/// Tries until the first connection is there; from then on the library reconnects by itself.
+/// Tries until a connection is there; from then on the library reconnects by itself, and only a server that
+/// turns out to be a replica is asked for anew: after a failover its name may mean another one.
 async fn connect(
     connector: Connector,
     set_connection: watch::Sender<Option<Connection>>,
@@ -215,7 +259,10 @@ async fn connect(
             Ok(Ok(connection)) => {
                 let _ = set_connection.send(Some(connection));
                 // The sender lives as long as its receivers: dropped, it would end `write`.
-                return set_connection.closed().await;
+                tokio::select! {
+                    () = health.moved.notified() => tokio::time::sleep(MOVE_PAUSE).await,
+                    () = set_connection.closed() => return,
+                }
             }
             Ok(Err(error)) => health.fails(&error),
             Err(_) => health.fails(&format_args!("no connection within {PATIENCE:?}")),
@@ -231,19 +278,29 @@ async fn connect(
 async fn write(
     mut queue: mpsc::Receiver<(u64, i64)>,
     mut connection: watch::Receiver<Option<Connection>>,
+    health: Arc<Health>,
 ) {
     let mut batch = Vec::with_capacity(MAX_WRITES_AT_ONCE);
     while queue.recv_many(&mut batch, MAX_WRITES_AT_ONCE).await > 0 {
         let Ok(connected) = connection.wait_for(Option::is_some).await.map(|it| it.clone()) else {
             return;
         };
-        let mut command = redis::cmd("MSET");
+        let (mut command, writes) = (redis::cmd("MSET"), batch.len());
         for (key, value) in batch.drain(..) {
             command.arg(&redis_key(key)).arg(&value.to_le_bytes());
         }
         if let Some(mut connection) = connected {
             // A write that is lost is a miss later.
-            let _ = tokio::time::timeout(PATIENCE, connection.ask::<()>(&command)).await;
+            let asked = tokio::time::timeout(PATIENCE, connection.ask::<()>(&command)).await;
+            let outcome = match asked {
+                Ok(Ok(())) => Writing::Done,
+                Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+                    Writing::ReadOnly(error)
+                }
+                Ok(Err(error)) => Writing::Failed(error.to_string()),
+                Err(_) => Writing::Failed(format!("{writes} writes took more than {PATIENCE:?}")),
+            };
+            health.wrote(outcome, writes);
         }
     }
 }

@@ -135,5 +135,6 @@ impl RemoteStore {
         stats.counter("store_lookups", self.health.lookups.load(Relaxed));
         stats.counter("store_lookups_failed", self.health.failed.load(Relaxed));
         stats.counter("store_lookups_bypassed", self.health.bypassed.load(Relaxed));
+        self.backend.stats(stats);
     }
 }

@@ -1,0 +1,84 @@
+//! Redis as the store: real servers, single ones and a cluster, started here and ended by their pid.
+//! Skipped, and said so, where `redis-server` is not installed.
+
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod node;
+mod single;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use afterimage_memo::key::ModelId;
+use afterimage_memo::store::{Redis, RemoteOptions, RemoteStore};
+use afterimage_memo::upstream::{Answer, Job};
+use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_wire::proto::message::Origin;
+use afterimage_wire::proto::{Shape, stats::Stats};
+use afterimage_wire::server::{Server, ServerOptions};
+use afterimage_wire::{Client, ClientOptions};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Answers with the image's first byte.
+struct FirstByte(Arc<ModelId>);
+
+impl Classifier for FirstByte {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn classify(&self, jobs: Vec<Job>) {
+        for Job { image, reply } in jobs {
+            reply.send(Ok(Answer { label: image[0].into(), model: Arc::clone(&self.0) }));
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+async fn memo(url: &str) -> Client {
+    let shape = Shape::new(&[4]).unwrap();
+    let model = Arc::new(ModelId { digest: [1; 32], shape, classes: 256 });
+    // A busy machine is not what these tests are about.
+    let lookup_budget = Duration::from_millis(300);
+    let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
+    let store = Store::Remote(RemoteStore::new(Redis::connect_lazy(url).unwrap(), options));
+    let options = MemoOptions::new(Secret::new([7; 32]));
+    let service = Arc::new(MemoService::new(store, FirstByte(model), options));
+    let server = Server::bind("127.0.0.1:0", service, ServerOptions::default()).await.unwrap();
+    let addr = server.local_addr().unwrap();
+    tokio::spawn(server.serve(std::future::pending()));
+    Client::connect(addr, ClientOptions::new()).await.unwrap()
+}
+
+async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Asks about these images, which must be answered rightly, and gives how many of the answers were
+/// remembered.
+async fn ask(client: &Client, images: Range<u8>) -> usize {
+    let mut remembered = 0;
+    for i in images {
+        let label = client.classify(&[i, 1, 2, 3]).await.unwrap();
+        assert_eq!(label.class, u16::from(i));
+        remembered += usize::from(label.origin == Origin::Memoized);
+    }
+    remembered
+}
+
+async fn stats(client: &Client) -> Stats {
+    client.stats().await.unwrap()
+}
+
+async fn counter(client: &Client, name: &str) -> u64 {
+    stats(client).await.counter_value(name)
+}

@@ -1,0 +1,120 @@
+//! Redis servers of our own, each killed when its test ends.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+
+use crate::until;
+
+/// A server, killed when it is dropped.
+pub(crate) struct Node {
+    child: Child,
+    pub(crate) port: u16,
+    folder: tempfile::TempDir,
+    flags: &'static [&'static str],
+}
+
+/// What makes a server a cluster's node. The time after which a silent node counts as gone is short, so that
+/// its replica takes over soon, and not so short that a busy machine looks like a dead one.
+const CLUSTER: &[&str] = &[
+    "--cluster-enabled",
+    "yes",
+    "--cluster-config-file",
+    "nodes.conf",
+    "--cluster-node-timeout",
+    "1000",
+    "--repl-diskless-sync-delay",
+    "0",
+];
+
+impl Node {
+    pub(crate) fn start() -> Node {
+        Node::start_with(&["--repl-diskless-sync-delay", "0"])
+    }
+
+    pub(crate) fn start_for_cluster() -> Node {
+        Node::start_with(CLUSTER)
+    }
+
+    fn start_with(flags: &'static [&'static str]) -> Node {
+        let folder = tempfile::tempdir().unwrap();
+        let port = free_port();
+        Node { child: spawn(port, &folder, flags), port, folder, flags }
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn restart(&mut self) {
+        self.child = spawn(self.port, &self.folder, self.flags);
+    }
+
+    pub(crate) fn addr(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// What `redis-cli` prints.
+    pub(crate) fn cli(&self, args: &[&str]) -> String {
+        let mut command = Command::new("redis-cli");
+        let output = command.args(["-p", &self.port.to_string()]).args(args).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Has `redis-cli` carry out many commands, a line each.
+    pub(crate) fn script(&self, commands: &str) {
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &self.port.to_string()]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// How many keys it has.
+    pub(crate) fn keys(&self) -> usize {
+        self.cli(&["dbsize"]).trim().parse().unwrap_or(0)
+    }
+
+    pub(crate) async fn until_up(&self) {
+        until("redis answers", async || self.cli(&["ping"]).trim() == "PONG").await;
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(port: u16, folder: &tempfile::TempDir, flags: &[&str]) -> Child {
+    let mut command = Command::new("redis-server");
+    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.arg("--dir").arg(folder.path()).args(flags);
+    command.stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// A port that is free now, low enough that a cluster's bus port, 10,000 above, exists.
+pub(crate) fn free_port() -> u16 {
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        if port < 55_000 && TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Whether a test can run; says so when it cannot.
+pub(crate) fn installed(test: &str) -> bool {
+    let found = ["redis-server", "redis-cli"].iter().all(|program| {
+        let run = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+        run.is_ok_and(|status| status.success())
+    });
+    if !found {
+        eprintln!("SKIPPED {test}: redis-server and redis-cli are not installed");
+    }
+    found
+}
