@@ -225,6 +225,10 @@ impl KeySpace {
         let value = value.cast_unsigned();
         let label = value as u16;
         let mask = *self.label_masks.get(usize::from(label))?;
+        #[cfg(test)]
+        if crate::plant::is_planted(crate::plant::Bug::SkipTagCheck) {
+            return Some(label);
+        }
         (tag(hash, mask) | u64::from(label) == value).then_some(label)
     }
 }

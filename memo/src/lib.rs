@@ -22,8 +22,12 @@ mod flights_model;
 pub mod key;
 #[cfg(not(loom))]
 pub mod latency;
+#[cfg(all(test, not(loom)))]
+mod plant;
 #[cfg(not(loom))]
 pub mod service;
+#[cfg(all(test, not(loom)))]
+mod simulation;
 #[cfg(not(loom))]
 pub mod store;
 mod sync;

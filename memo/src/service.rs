@@ -20,6 +20,8 @@ use crate::duty::Duty;
 use crate::flights::{Flights, Join};
 use crate::key::{ImageHash, KeySpace, ModelId, Secret};
 use crate::latency::Latencies;
+#[cfg(test)]
+use crate::plant::{self, Bug};
 use crate::store::{RemoteStore, Store};
 use crate::upstream::{Answer, Classifier, Failure, Job, Reply};
 
@@ -79,7 +81,7 @@ struct Waiter {
 
 /// How often the flights are searched for clients that wait no longer, while there are some that
 /// will not wait for ever. A budget is kept to within this.
-const SWEEP_EVERY: Duration = Duration::from_millis(10);
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Default)]
 struct Counters {
@@ -112,6 +114,12 @@ impl<C: Classifier> MemoService<C> {
             sweeping: Duty::new(),
         });
         MemoService { shared }
+    }
+
+    /// How many wait, and how many calls are under way.
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> (usize, usize) {
+        (self.shared.flights.waiting(), self.shared.flights.under_way())
     }
 }
 
@@ -362,6 +370,10 @@ impl<C: Classifier> Shared<C> {
     /// Sees to it that budgets are kept: while anybody waits, a task of the runtime that serves the
     /// connections takes those off their flights who wait no longer. The calls go on.
     fn keep_deadlines(self: &Arc<Self>) {
+        #[cfg(test)]
+        if plant::is_planted(Bug::SkipSweep) {
+            return;
+        }
         if !self.sweeping.take() {
             return;
         }
@@ -419,6 +431,10 @@ impl<C: Classifier> Shared<C> {
     /// comes after the landing finds it there.
     fn land_computed(&self, space: &Space, hash: ImageHash, answer: Result<Answer, Failure>) {
         let answer = answer.and_then(check_label).and_then(|answer| {
+            #[cfg(test)]
+            if plant::is_planted(Bug::SkipModelCheck) {
+                return Ok(answer);
+            }
             if *answer.model == *space.model {
                 return Ok(answer);
             }
@@ -431,6 +447,10 @@ impl<C: Classifier> Shared<C> {
             self.counters.store_writes.fetch_add(1, Relaxed);
             self.store.write(hash.cache_key(), space.keys.seal(hash, *label));
         }
+        #[cfg(test)]
+        if answer.is_err() && plant::is_planted(Bug::LeaveFailedFlight) {
+            return;
+        }
         let waiters = self.flights.land(hash.full());
         match answer {
             Ok(Answer { label: class, .. }) => {
@@ -438,6 +458,11 @@ impl<C: Classifier> Shared<C> {
                 self.counters.coalesced.fetch_add(waiters.len().saturating_sub(1) as u64, Relaxed);
                 let mut origin = Origin::Computed;
                 for Waiter { later, since, .. } in waiters {
+                    #[cfg(test)]
+                    if later.id() % 4 == 1 && plant::is_planted(Bug::ForgetLater) {
+                        std::mem::forget(later);
+                        continue;
+                    }
                     self.latencies.record(origin, clock::now() - since, 1);
                     later.label(Label { class, origin });
                     origin = Origin::Coalesced;

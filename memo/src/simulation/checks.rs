@@ -1,0 +1,175 @@
+//! What must hold of a history, whatever happened in it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::time::Duration;
+
+use afterimage_wire::client::CallOptions;
+use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::{CallError, Status};
+use tokio::time::Instant;
+
+use super::classifier::{image, label};
+use super::history::{Ask, Weather};
+use super::play::{PATIENT, RECOVERY};
+use super::world::World;
+
+/// What a call may take beyond its timeout: the timer's granularity, and the pause before a request is
+/// sent again to a server that is shutting down.
+const SLACK: Duration = Duration::from_millis(20);
+
+/// What a request may take, with the cache in whatever trouble, beyond the lookup budget and the
+/// classifier's own time: the ways between client, memo and classifier, rounded to milliseconds.
+const WAYS: Duration = Duration::from_millis(20);
+
+/// With room for fewer than this, `Overloaded` is an answer like any other.
+const FEW: usize = 100;
+
+/// A call and what came of it.
+#[derive(Clone, Debug)]
+pub(super) struct Outcome {
+    pub(super) ask: Ask,
+    pub(super) began: Instant,
+    pub(super) ended: Instant,
+    /// The answer, and the digest of the model that the connection's `Welcome` told of.
+    pub(super) result: Result<(Label, Option<[u8; 32]>), CallError>,
+}
+
+impl Outcome {
+    pub(super) fn is_remembered(&self) -> bool {
+        matches!(self.result, Ok((Label { origin: Origin::Memoized, .. }, _)))
+    }
+
+    /// What counts of it when two runs of a seed are compared.
+    pub(super) fn summary(&self) -> (usize, u8, Result<(u16, Origin), Status>) {
+        let result = self.result.as_ref().map(|(label, _)| (label.class, label.origin));
+        (self.ask.client, self.ask.image, result.map_err(CallError::status))
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ask { client, image, timeout, manner, .. } = self.ask;
+        let took = self.ended - self.began;
+        write!(f, "client {client}, image {image}, {manner:?}, {timeout:?}: ")?;
+        match &self.result {
+            Ok((label, digest)) => {
+                let model = digest.map(|digest| digest[0]);
+                write!(f, "{} ({:?}) of model {model:?}", label.class, label.origin)?;
+            }
+            Err(error) => write!(f, "{error}")?,
+        }
+        write!(f, " after {took:?}")
+    }
+}
+
+/// One call: the right label or a typed error, in time; and an answer, where it was promised.
+pub(super) fn outcome(world: &World, outcome: &Outcome, mended: Instant) {
+    let complain = |what: &str| world.network.complain(format!("{what}: {outcome}"));
+    let (settings, took) = (&world.settings, outcome.ended - outcome.began);
+    if took > outcome.ask.timeout + SLACK {
+        complain("past its deadline");
+    }
+    match &outcome.result {
+        Ok((answer, digest)) => {
+            let right = match digest {
+                Some(digest) => world
+                    .model_of(digest)
+                    .is_some_and(|model| label(model, outcome.ask.image) == answer.class),
+                None => (1..=settings.models)
+                    .any(|model| label(model, outcome.ask.image) == answer.class),
+            };
+            if !right {
+                complain("a wrong label");
+            }
+        }
+        Err(error) if !is_possible(error) => complain("an error that must not be"),
+        Err(_) => {}
+    }
+    let over = outcome.began > mended + RECOVERY && outcome.ask.timeout >= PATIENT;
+    if over || settings.weather != Weather::Stormy {
+        let live = world.classifier.model();
+        let few_may_wait = settings.max_waiting < FEW;
+        match &outcome.result {
+            Err(error) if few_may_wait && error.status() == Status::Overloaded => {}
+            Err(_) => complain("everything should work"),
+            Ok((_, Some(digest))) if over && *digest != [live; 32] => {
+                complain("an old model's answer long after the change");
+            }
+            Ok(_) => {}
+        }
+    }
+    if settings.weather == Weather::CacheOnly {
+        let limit = settings.lookup_budget + Duration::from_millis(settings.classifier_ms) + WAYS;
+        if took > limit {
+            complain("a cache in trouble costs too much");
+        }
+    }
+}
+
+/// Whether a client of this world may be told this at all.
+fn is_possible(error: &CallError) -> bool {
+    match error {
+        CallError::Server { status, .. } => matches!(
+            status,
+            Status::UpstreamError
+                | Status::UpstreamCrashed
+                | Status::UpstreamCorrupt
+                | Status::Overloaded
+                | Status::DeadlineExceeded
+                | Status::ShuttingDown
+        ),
+        CallError::DeadlineExceeded { .. }
+        | CallError::ConnectionLost { .. }
+        | CallError::Unavailable { .. } => true,
+        _ => false,
+    }
+}
+
+/// In calm weather, one call for each image that was asked about.
+pub(super) fn calls(world: &World, outcomes: &[Outcome]) {
+    if world.settings.weather != Weather::Calm {
+        return;
+    }
+    let images: BTreeSet<u8> = outcomes.iter().map(|outcome| outcome.ask.image).collect();
+    // And one for what is asked about after the storm.
+    let (calls, images) = (world.classifier.calls(), images.len() + 1);
+    if calls != images as u64 {
+        world.network.complain(format!("{calls} calls for {images} images"));
+    }
+}
+
+/// After the storm: what is asked twice is remembered the second time.
+pub(super) async fn remembers(world: &World) {
+    let options = || CallOptions::new().timeout(Duration::from_secs(5));
+    // An image of its own, so that nothing is known of it.
+    let image = image(u8::MAX);
+    for (client, origin) in [(0, Origin::Computed), (world.clients.len() - 1, Origin::Memoized)] {
+        let answer = world.clients[client].classify_with(&image, options()).await;
+        let class = label(world.classifier.model(), u8::MAX);
+        match answer {
+            Ok(answer) if answer == (Label { class, origin }) => {}
+            answer => {
+                let complaint = format!("after the storm {answer:?}, not {class}, {origin:?}");
+                world.network.complain(complaint);
+            }
+        }
+    }
+}
+
+/// In the end nothing is under way, nobody waits, and no request is without its reply.
+pub(super) fn settled(world: &World) {
+    let (waiting, under_way) = world.in_flight();
+    if (waiting, under_way) != (0, 0) {
+        world.network.complain(format!("in the end {waiting} wait for {under_way} calls"));
+    }
+    for (number, client) in world.clients.iter().enumerate() {
+        let counters = client.counters();
+        if (counters.in_flight, counters.queued_bytes) != (0, 0) {
+            world.network.complain(format!("in the end client {number} has {counters:?}"));
+        }
+    }
+    for complaint in world.network.unanswered() {
+        world.network.complain(complaint);
+    }
+}

@@ -1,0 +1,117 @@
+//! A classifier that takes its time on virtual time. The compute engine of the real one has threads of
+//! its own, which have no place in a simulation; everything around it (protocol, connections,
+//! generations, draining) is the real server.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::{Service as Kind, Shape, stats::Stats};
+use afterimage_wire::server::{Batch, Identity, Op, Service};
+use tokio::time::sleep;
+
+use super::dice::Dice;
+
+/// Bytes of an image: its number, eight times.
+pub(super) const IMAGE_LEN: usize = 8;
+
+/// Enough that two models seldom agree on an image by chance.
+pub(super) const CLASSES: u16 = 5000;
+
+/// Which model: its digest is this byte, thirty-two times; never 0.
+pub(super) type Model = u8;
+
+/// An image.
+pub(super) fn image(number: u8) -> [u8; IMAGE_LEN] {
+    [number; IMAGE_LEN]
+}
+
+/// What a model says of an image.
+pub(super) fn label(model: Model, number: u8) -> u16 {
+    let seen = u64::from(model) << 8 | u64::from(number);
+    (seen.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u16 % CLASSES
+}
+
+/// The classifier's host has one; it outlives the processes there.
+#[derive(Clone, Debug)]
+pub(super) struct Classifier(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    dice: Dice,
+    model: Model,
+    generation: u64,
+    takes_ms: u64,
+    /// It says what its model cannot have said.
+    corrupt: bool,
+    calls: u64,
+}
+
+impl Classifier {
+    /// One with model 1 that takes up to so many milliseconds an image.
+    pub(super) fn new(seed: u64, takes_ms: u64) -> Self {
+        let dice = Dice::new(seed, 2);
+        let state = State { dice, model: 1, generation: 0, takes_ms, corrupt: false, calls: 0 };
+        Classifier(Arc::new(Mutex::new(state)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// The model that it has now.
+    pub(super) fn model(&self) -> Model {
+        self.lock().model
+    }
+
+    /// Gives it another model.
+    pub(super) fn set_model(&self, model: Model) {
+        let mut state = self.lock();
+        state.generation += u64::from(state.model != model);
+        state.model = model;
+    }
+
+    /// Makes it say what it cannot mean, or not any more.
+    pub(super) fn set_corrupt(&self, corrupt: bool) {
+        self.lock().corrupt = corrupt;
+    }
+
+    /// Images that it was asked about.
+    pub(super) fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+}
+
+impl Service for Classifier {
+    fn identity(&self) -> Identity {
+        let digest = [self.model(); 32];
+        let shape = Shape::new(&[IMAGE_LEN as u32]).expect("one dimension");
+        Identity { service: Kind::Classifier, digest, classes: CLASSES.into(), shape }
+    }
+
+    fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for (i, request) in batch.requests().iter().enumerate() {
+            let Op::Classify { image } = request.op else { continue };
+            let mut state = self.lock();
+            state.calls += 1;
+            let mut class = label(state.model, image[0]);
+            if state.corrupt {
+                class += CLASSES;
+            }
+            let most = state.takes_ms;
+            let takes = Duration::from_millis(state.dice.of(0..=most));
+            drop(state);
+            let later = batch.later(i);
+            tokio::spawn(async move {
+                sleep(takes).await;
+                later.label(Label { class, origin: Origin::Computed });
+            });
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}

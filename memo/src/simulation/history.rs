@@ -1,0 +1,192 @@
+//! What is going to happen in a history, drawn from its seed before it begins.
+
+use std::time::Duration;
+
+use super::dice::Dice;
+use super::network::Host;
+use super::{CACHE, CLASSIFIER, CLIENTS, MEMO};
+
+/// In which the faults of a history begin; requests come all the time.
+pub(super) const STORM_MS: u64 = 2000;
+
+/// How a history is set up.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) seed: u64,
+    pub(super) weather: Weather,
+    pub(super) clients: usize,
+    pub(super) images: u8,
+    pub(super) models: u8,
+    /// The memo's table is a cache across the network.
+    pub(super) remote_cache: bool,
+    pub(super) lookup_budget: Duration,
+    /// What the classifier takes at most for an image.
+    pub(super) classifier_ms: u64,
+    pub(super) classifier_timeout: Duration,
+    pub(super) max_waiting: usize,
+    /// Requests in flight on a connection.
+    pub(super) window: usize,
+}
+
+/// What kind of faults there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weather {
+    /// None: every request must succeed, and no image be computed twice.
+    Calm,
+    /// The cache alone is in trouble: every request must succeed, and soon.
+    CacheOnly,
+    /// Everything may happen.
+    Stormy,
+}
+
+/// A request: who asks what, when, and for how long he waits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ask {
+    pub(super) at: Duration,
+    pub(super) client: usize,
+    pub(super) image: u8,
+    pub(super) timeout: Duration,
+    pub(super) manner: Manner,
+}
+
+/// How somebody asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// Through a callback, which also learns whose answer it is; a lost request is lost.
+    Callback,
+    /// And waits; the client sends a lost request again.
+    Wait,
+    /// And goes away after so long.
+    HangUp(Duration),
+}
+
+/// Something that goes wrong at a time, and for how long it does.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    pub(super) at: Duration,
+    pub(super) lasts: Duration,
+    pub(super) what: Trouble,
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Trouble {
+    /// A process ends, with its machine (`silent`) or without; it comes back with its table or an
+    /// empty one.
+    Crash { host: Host, silent: bool, keep: bool },
+    /// A process is asked to end, and the next one starts when it has.
+    Drain { host: Host, keep: bool },
+    /// A process is stopped and goes on.
+    Stop { host: Host },
+    /// A link carries nothing.
+    Cut { a: Host, b: Host },
+    /// A link carries everything late.
+    Slow { a: Host, b: Host },
+    /// All connections of a link are reset.
+    Reset { a: Host, b: Host },
+    /// Somebody writes into the cache what does not belong there.
+    Poison,
+    /// The classifier answers with labels that there are not.
+    Corrupt,
+    /// The classifier is asked to end, and the next one has another model.
+    NewModel { model: u8 },
+}
+
+impl Settings {
+    /// Those of a seed.
+    pub(super) fn of(seed: u64) -> Self {
+        let mut dice = Dice::new(seed, 3);
+        let weather = match seed % 8 {
+            0 => Weather::Calm,
+            1 | 2 => Weather::CacheOnly,
+            _ => Weather::Stormy,
+        };
+        let stormy = weather == Weather::Stormy;
+        Settings {
+            seed,
+            weather,
+            clients: 1 + dice.below(4),
+            images: dice.pick(&[1, 4, 20, 60]),
+            models: 1 + dice.below(3) as u8,
+            remote_cache: weather == Weather::CacheOnly || dice.one_in(2),
+            lookup_budget: Duration::from_millis(dice.of(15..=30)),
+            classifier_ms: dice.of(0..=40),
+            classifier_timeout: Duration::from_millis(dice.of(100..=1000)),
+            max_waiting: if stormy { dice.pick(&[3, 20, 10_000]) } else { 10_000 },
+            window: if stormy { dice.pick(&[8, 16, 4096]) } else { 4096 },
+        }
+    }
+
+    /// The requests of a history, in the order of their times.
+    pub(super) fn asks(&self) -> Vec<Ask> {
+        let mut dice = Dice::new(self.seed, 4);
+        let mut asks = Vec::new();
+        for _ in 0..20 + dice.below(80) {
+            let at = Duration::from_millis(dice.of(0..=STORM_MS));
+            let (image, crowd) = (self.image(&mut dice), dice.one_in(8));
+            // Now and then many want the same at the same time.
+            for _ in 0..if crowd { 2 + dice.below(20) } else { 1 } {
+                asks.push(self.ask(&mut dice, at, image));
+            }
+        }
+        asks.sort_by_key(|ask| ask.at);
+        asks
+    }
+
+    fn ask(&self, dice: &mut Dice, at: Duration, image: u8) -> Ask {
+        let (timeout_ms, manner) = match self.weather {
+            Weather::Stormy => {
+                let hangs_up = Duration::from_millis(dice.of(1..=60));
+                let manners = [Manner::Callback, Manner::Callback, Manner::Wait];
+                let manner =
+                    if dice.one_in(6) { Manner::HangUp(hangs_up) } else { dice.pick(&manners) };
+                (dice.pick(&[5, 30, 100, 500, 2000, 70_000]), manner)
+            }
+            _ => (5000, dice.pick(&[Manner::Callback, Manner::Wait])),
+        };
+        let (client, timeout) = (dice.below(self.clients), Duration::from_millis(timeout_ms));
+        Ask { at, client, image, timeout, manner }
+    }
+
+    /// Some image.
+    pub(super) fn image(&self, dice: &mut Dice) -> u8 {
+        dice.below(self.images.into()) as u8
+    }
+
+    /// The faults of a history.
+    pub(super) fn faults(&self) -> Vec<Fault> {
+        let mut dice = Dice::new(self.seed, 5);
+        let count = if self.weather == Weather::Calm { 0 } else { 1 + dice.below(8) };
+        (0..count)
+            .map(|_| Fault {
+                at: Duration::from_millis(dice.of(20..=STORM_MS)),
+                lasts: Duration::from_millis(dice.pick(&[1, 20, 150, 600])),
+                what: self.trouble(&mut dice),
+            })
+            .collect()
+    }
+
+    fn trouble(&self, dice: &mut Dice) -> Trouble {
+        let (host, other) = match self.weather {
+            Weather::Stormy => {
+                (dice.pick(&[MEMO, CACHE, CLASSIFIER]), CLIENTS + dice.below(self.clients))
+            }
+            _ => (CACHE, MEMO),
+        };
+        // Everybody talks with the memo.
+        let (a, b) = (MEMO, if host == MEMO { other } else { host });
+        let (keep, silent) = (dice.one_in(2), dice.one_in(3));
+        let kinds = if self.weather == Weather::Stormy { 11 } else { 8 };
+        match dice.below(kinds) {
+            0 | 1 => Trouble::Crash { host, silent, keep },
+            2 => Trouble::Drain { host, keep },
+            3 => Trouble::Stop { host },
+            4 => Trouble::Cut { a, b },
+            5 => Trouble::Slow { a, b },
+            6 => Trouble::Reset { a, b },
+            7 => Trouble::Poison,
+            8 => Trouble::Corrupt,
+            _ => Trouble::NewModel { model: 1 + dice.below(self.models.into()) as u8 },
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! A network in memory, on virtual time: connections with delays, cuts into pieces, resets,
+//! partitions and slow links between hosts that crash, hang and come back.
+//!
+//! A connection is two pipes of segments. A segment arrives at a time of its own, never before the one
+//! that was sent before it; two connections know nothing of each other, so what is sent on both
+//! arrives in any order. A cut link holds what is sent, as TCP's retransmission does, and hands
+//! it over when it is mended.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::ops::RangeInclusive;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::MEMO;
+use super::auditor::Auditor;
+use super::dice::Dice;
+use super::trace::Trace;
+
+/// A machine with one process.
+pub(super) type Host = usize;
+
+/// Connections that a host's kernel keeps for a server that does not take them.
+const BACKLOG: usize = 64;
+
+/// Bytes that a pipe holds, as a kernel's buffers do: a writer ahead of its reader waits.
+const PIPE: usize = 16 << 10;
+
+/// How often somebody who wants to connect to a host that is not there tries again.
+const KNOCK_EVERY: Duration = Duration::from_millis(10);
+
+/// What a link takes from end to end while nothing is wrong, in milliseconds.
+const QUICK: RangeInclusive<u64> = 0..=2;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Network(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    dice: Dice,
+    trace: Trace,
+    links: BTreeMap<[Host; 2], Link>,
+    hosts: Vec<Machine>,
+    connections: Vec<Connection>,
+    /// Of every server.
+    window: usize,
+    complaints: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Link {
+    delay_ms: RangeInclusive<u64>,
+    cut: bool,
+}
+
+#[derive(Debug, Default)]
+struct Machine {
+    listener: Option<mpsc::Sender<(Endpoint, String)>>,
+    /// It went without a word, and does not even refuse connections.
+    gone: bool,
+    /// Its process is stopped: the kernel accepts connections, and nobody reads.
+    stopped: bool,
+}
+
+#[derive(Debug)]
+struct Connection {
+    hosts: [Host; 2],
+    /// By the side that writes.
+    pipes: [Pipe; 2],
+    /// Both ends know that it is no more.
+    reset: bool,
+    /// This side's machine has gone; the other one does not know yet.
+    gone: [bool; 2],
+    /// The one that went is back, and knows nothing of the connection: it resets it when it hears.
+    forgotten: bool,
+    auditor: Auditor,
+}
+
+#[derive(Debug, Default)]
+struct Pipe {
+    segments: VecDeque<(Instant, Vec<u8>)>,
+    held: usize,
+    last: Option<Instant>,
+    /// The writer has said that no more comes.
+    finished: bool,
+    /// The reader has gone.
+    unread: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Connection {
+    fn wake(&mut self) {
+        for pipe in &mut self.pipes {
+            pipe.reader.take().into_iter().chain(pipe.writer.take()).for_each(Waker::wake);
+        }
+    }
+
+    fn break_off(&mut self) {
+        self.reset = true;
+        self.wake();
+    }
+
+    fn joins(&self, a: Host, b: Host) -> bool {
+        self.hosts == [a, b] || self.hosts == [b, a]
+    }
+
+    fn is_over(&self) -> bool {
+        self.reset
+            || self.forgotten
+            || self.gone != [false; 2]
+            || self.pipes.iter().any(|p| p.unread)
+    }
+}
+
+impl State {
+    fn link(&mut self, a: Host, b: Host) -> &mut Link {
+        let fresh = || Link { delay_ms: QUICK, cut: false };
+        self.links.entry([a.min(b), a.max(b)]).or_insert_with(fresh)
+    }
+
+    fn delay(&mut self, a: Host, b: Host) -> Duration {
+        let range = self.link(a, b).delay_ms.clone();
+        Duration::from_millis(self.dice.of(range))
+    }
+
+    fn between(&mut self, a: Host, b: Host) -> impl Iterator<Item = &mut Connection> {
+        self.connections.iter_mut().filter(move |connection| connection.joins(a, b))
+    }
+
+    fn of(&mut self, host: Host) -> impl Iterator<Item = &mut Connection> {
+        self.connections.iter_mut().filter(move |connection| connection.hosts.contains(&host))
+    }
+}
+
+impl Network {
+    /// A network of so many hosts, none of which listens yet; their servers take so many requests of
+    /// a connection at once.
+    pub(super) fn new(seed: u64, hosts: usize, window: usize, prints: bool) -> Self {
+        Network(Arc::new(Mutex::new(State {
+            dice: Dice::new(seed, 1),
+            trace: Trace::new(prints),
+            links: BTreeMap::new(),
+            hosts: (0..hosts).map(|_| Machine::default()).collect(),
+            connections: Vec::new(),
+            window,
+            complaints: Vec::new(),
+        })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    /// The events of the whole simulation.
+    pub(super) fn trace<R>(&self, act: impl FnOnce(&mut Trace) -> R) -> R {
+        act(&mut self.lock().trace)
+    }
+
+    /// Something that must not be.
+    pub(super) fn complain(&self, complaint: String) {
+        let mut state = self.lock();
+        state.trace.event("complaint", || format!("WRONG: {complaint}"));
+        state.complaints.push(complaint);
+    }
+
+    /// All that was wrong.
+    pub(super) fn complaints(&self) -> Vec<String> {
+        self.lock().complaints.clone()
+    }
+
+    /// The connections that are as they should be, and have requests without a reply.
+    pub(super) fn unanswered(&self) -> Vec<String> {
+        let state = self.lock();
+        let open = state.connections.iter().enumerate().filter(|(_, c)| !c.is_over());
+        let forgotten = open.filter(|(_, connection)| connection.auditor.unanswered() > 0);
+        forgotten
+            .map(|(number, c)| {
+                format!("{} requests on connection {number} have no reply", c.auditor.unanswered())
+            })
+            .collect()
+    }
+
+    // What hosts do.
+
+    /// Opens a host's port: the connections that come.
+    pub(super) fn listen(&self, host: Host) -> mpsc::Receiver<(Endpoint, String)> {
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        let mut state = self.lock();
+        state.hosts[host].listener = Some(sender);
+        state.hosts[host].gone = false;
+        // Somebody who still writes to the process before this one is told now.
+        for connection in state.of(host).filter(|connection| connection.gone != [false; 2]) {
+            connection.forgotten = true;
+            if connection.pipes.iter().any(|pipe| pipe.held > 0) {
+                connection.break_off();
+            }
+        }
+        receiver
+    }
+
+    /// A connector for one host's connections to another.
+    pub(super) fn connector(
+        &self,
+        from: Host,
+        to: Host,
+    ) -> impl Fn(u64) -> Pin<Box<dyn Future<Output = io::Result<Endpoint>> + Send>> + Send + Sync + 'static
+    {
+        let network = self.clone();
+        move |_| Box::pin(network.clone().connect(from, to))
+    }
+
+    async fn connect(self, from: Host, to: Host) -> io::Result<Endpoint> {
+        loop {
+            let there = {
+                let mut state = self.lock();
+                !state.hosts[to].gone && !state.link(from, to).cut
+            };
+            if there {
+                break;
+            }
+            sleep(KNOCK_EVERY).await;
+        }
+        let delay = {
+            let mut state = self.lock();
+            state.delay(from, to) + state.delay(from, to)
+        };
+        sleep(delay).await;
+        let mut state = self.lock();
+        let listener = state.hosts[to].listener.clone();
+        let Some(listener) = listener.filter(|listener| !listener.is_closed()) else {
+            state.trace.event((from, to), || format!("{from} → {to}: refused"));
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        };
+        let number = state.connections.len();
+        let window = (to == MEMO).then_some(state.window);
+        let disturbed = state.hosts[from].stopped || state.hosts[to].stopped;
+        state.trace.event((from, to, number), || format!("{from} → {to}: connection {number}"));
+        state.connections.push(Connection {
+            hosts: [from, to],
+            pipes: Default::default(),
+            reset: false,
+            gone: [false; 2],
+            forgotten: false,
+            auditor: Auditor::new(window, disturbed),
+        });
+        drop(state);
+        let end = |side| Endpoint { network: self.clone(), number, side, timer: None };
+        let (ours, theirs) = (end(0), end(1));
+        // A full backlog drops the connection, and with it both its ends.
+        listener
+            .try_send((theirs, format!("host {from}")))
+            .map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        Ok(ours)
+    }
+
+    // What goes wrong.
+
+    /// A host's process is no more. `silent`: its machine neither.
+    pub(super) fn crash(&self, host: Host, silent: bool) {
+        let mut state = self.lock();
+        state.hosts[host] = Machine { gone: silent, ..Machine::default() };
+        for connection in state.of(host) {
+            if silent {
+                let side = usize::from(connection.hosts[1] == host);
+                connection.gone[side] = true;
+                connection.wake();
+            } else {
+                connection.break_off();
+            }
+        }
+    }
+
+    /// Stops a host's process, or lets it go on.
+    pub(super) fn stop(&self, host: Host, stopped: bool) {
+        let mut state = self.lock();
+        state.hosts[host].stopped = stopped;
+        for connection in state.of(host) {
+            connection.auditor.disturbed = true;
+            connection.wake();
+        }
+    }
+
+    /// Cuts a link, or mends it.
+    pub(super) fn cut(&self, a: Host, b: Host, cut: bool) {
+        let mut state = self.lock();
+        state.link(a, b).cut = cut;
+        for connection in state.between(a, b) {
+            connection.auditor.disturbed = true;
+            connection.wake();
+        }
+    }
+
+    /// Makes a link slow, or (`None`) quick again.
+    pub(super) fn slow(&self, a: Host, b: Host, delay_ms: Option<RangeInclusive<u64>>) {
+        self.lock().link(a, b).delay_ms = delay_ms.unwrap_or(QUICK);
+    }
+
+    /// Resets all connections of a link.
+    pub(super) fn reset(&self, a: Host, b: Host) {
+        self.lock().between(a, b).for_each(Connection::break_off);
+    }
+}
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    network: Network,
+    number: usize,
+    /// 0 for whoever connected.
+    side: usize,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl AsyncRead for Endpoint {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let due = {
+            let mut state = this.network.lock();
+            let hosts = state.connections[this.number].hosts;
+            let held = state.link(hosts[0], hosts[1]).cut
+                || state.hosts[hosts[this.side]].stopped
+                || state.connections[this.number].gone != [false; 2];
+            let connection = &mut state.connections[this.number];
+            if connection.reset {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            let pipe = &mut connection.pipes[1 - this.side];
+            pipe.reader = Some(cx.waker().clone());
+            match pipe.segments.front_mut() {
+                _ if held => return Poll::Pending,
+                Some((at, bytes)) if *at <= Instant::now() => {
+                    let len = bytes.len().min(buf.remaining());
+                    buf.put_slice(&bytes[..len]);
+                    bytes.drain(..len);
+                    if bytes.is_empty() {
+                        pipe.segments.pop_front();
+                    }
+                    pipe.held -= len;
+                    pipe.writer.take().into_iter().for_each(Waker::wake);
+                    return Poll::Ready(Ok(()));
+                }
+                Some((at, _)) => *at,
+                None if pipe.finished => return Poll::Ready(Ok(())),
+                None => return Poll::Pending,
+            }
+        };
+        let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if timer.deadline() != due {
+            timer.as_mut().reset(due);
+        }
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Endpoint {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let (number, side) = (self.number, self.side);
+        let mut guard = self.network.lock();
+        let state = &mut *guard;
+        let hosts = state.connections[number].hosts;
+        let delay = state.delay(hosts[0], hosts[1]);
+        let State { dice, trace, connections, complaints, hosts: machines, .. } = state;
+        let connection = &mut connections[number];
+        if connection.forgotten {
+            connection.break_off();
+        }
+        if connection.reset {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        let pipe = &mut connection.pipes[side];
+        if pipe.unread || pipe.finished {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let room = PIPE.saturating_sub(pipe.held);
+        if room == 0 || machines[hosts[side]].stopped {
+            connection.auditor.disturbed = true;
+            pipe.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let mut len = bytes.len().min(room);
+        // Now and then a segment ends in the middle of things.
+        if len > 1 && dice.one_in(4) {
+            len = 1 + dice.below(len - 1);
+        }
+        let bytes = &bytes[..len];
+        let at = pipe.last.map_or(Instant::now() + delay, |last| last.max(Instant::now() + delay));
+        pipe.last = Some(at);
+        pipe.segments.push_back((at, bytes.to_vec()));
+        pipe.held += len;
+        pipe.reader.take().into_iter().for_each(Waker::wake);
+        trace
+            .event((number, side, bytes), || format!("connection {number}: {len} bytes of {side}"));
+        // A process that is no more says nothing that counts.
+        if connection.gone == [false; 2]
+            && let Some(complaint) = connection.auditor.wrote(side, bytes, at)
+        {
+            let [client, server] = hosts;
+            complaints.push(format!("{client} → {server}, connection {number}: {complaint}"));
+        }
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.network.lock();
+        let pipe = &mut state.connections[self.number].pipes[self.side];
+        pipe.finished = true;
+        pipe.reader.take().into_iter().for_each(Waker::wake);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        let mut state = self.network.lock();
+        let connection = &mut state.connections[self.number];
+        connection.pipes[self.side].finished = true;
+        connection.pipes[1 - self.side].unread = true;
+        connection.wake();
+    }
+}

@@ -1,0 +1,181 @@
+//! Hosts and their processes: a memo, a cache, a classifier and some clients, all of them the real ones,
+//! over a network that is not.
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use afterimage_cache::{CacheService, Capacity, Table};
+use afterimage_wire::client::Expect;
+use afterimage_wire::server::{Server, ServerOptions, Service};
+use afterimage_wire::{Client, ClientOptions};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::classifier::{Classifier, Model};
+use super::history::Settings;
+use super::network::{Host, Network};
+use super::{CACHE, CLASSIFIER, CLIENTS, MEMO};
+use crate::store::{RemoteOptions, RemoteStore};
+use crate::upstream::Remote;
+use crate::{MemoOptions, MemoService, Secret, Store};
+
+type Memo = MemoService<Arc<Remote>>;
+
+/// See the module.
+pub(super) struct World {
+    pub(super) settings: Settings,
+    pub(super) network: Network,
+    pub(super) classifier: Classifier,
+    pub(super) clients: Vec<Client>,
+    processes: Mutex<[Option<Process>; CLIENTS]>,
+    /// The content of the cache, or of the memo's own table.
+    table: Mutex<Arc<Table>>,
+    memo: Mutex<Weak<Memo>>,
+    starts: Mutex<u64>,
+}
+
+/// A process that serves.
+struct Process {
+    task: JoinHandle<()>,
+    /// Tells it to drain.
+    terminate: oneshot::Sender<()>,
+}
+
+/// The backoff of the memo's own clients, as `src/memo.rs` has it.
+const UPSTREAM_BACKOFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+
+/// Entries of a table: more than there are images and models, so that nothing is evicted.
+const ENTRIES: u64 = 4096;
+
+impl World {
+    /// All hosts up, and clients that begin to connect.
+    pub(super) fn start(settings: Settings, network: Network) -> Arc<World> {
+        let clients = (0..settings.clients)
+            .map(|number| {
+                let options = ClientOptions::new()
+                    .backoff(Duration::from_millis(10), Duration::from_millis(200))
+                    .max_in_flight(settings.window)
+                    .backoff_seed(settings.seed ^ number as u64);
+                Client::with_connector(network.connector(CLIENTS + number, MEMO), options)
+            })
+            .collect();
+        let classifier = Classifier::new(settings.seed, settings.classifier_ms);
+        let world = Arc::new(World {
+            settings,
+            network,
+            classifier,
+            clients,
+            processes: Mutex::default(),
+            table: Mutex::new(new_table()),
+            memo: Mutex::default(),
+            starts: Mutex::new(0),
+        });
+        for host in [CACHE, CLASSIFIER, MEMO] {
+            world.boot(host, true);
+        }
+        world
+    }
+
+    /// Whether a host's process runs.
+    pub(super) fn is_up(&self, host: Host) -> bool {
+        self.processes.lock().unwrap()[host].is_some()
+    }
+
+    /// Starts a host's process. `keep`: what its table held before is there again.
+    pub(super) fn boot(&self, host: Host, keep: bool) {
+        let embedded = !self.settings.remote_cache;
+        if !keep && (host == CACHE || host == MEMO && embedded) {
+            *self.table.lock().unwrap() = new_table();
+        }
+        let process = match host {
+            CACHE => self.serve(host, Arc::new(CacheService::new(self.table()))),
+            CLASSIFIER => self.serve(host, Arc::new(self.classifier.clone())),
+            MEMO => {
+                let memo = Arc::new(self.new_memo());
+                *self.memo.lock().unwrap() = Arc::downgrade(&memo);
+                self.serve(host, memo)
+            }
+            _ => unreachable!("clients are not booted"),
+        };
+        self.processes.lock().unwrap()[host] = Some(process);
+    }
+
+    fn serve(&self, host: Host, service: Arc<impl Service>) -> Process {
+        let options = ServerOptions { window: self.settings.window as u32, ..Default::default() };
+        let server = Server::new(self.network.listen(host), service, options);
+        let (terminate, terminated) = oneshot::channel();
+        let task = tokio::spawn(server.serve(async {
+            if terminated.await.is_err() {
+                std::future::pending().await
+            }
+        }));
+        Process { task, terminate }
+    }
+
+    fn new_memo(&self) -> Memo {
+        let settings = &self.settings;
+        let start = {
+            let mut starts = self.starts.lock().unwrap();
+            *starts += 1;
+            *starts
+        };
+        let client = |to, expect| {
+            let options = ClientOptions::new()
+                .expect(expect)
+                .fail_fast(true)
+                .backoff(UPSTREAM_BACKOFF[0], UPSTREAM_BACKOFF[1])
+                .backoff_seed(settings.seed ^ start << 32 ^ (to as u64) << 48);
+            Client::with_connector(self.network.connector(MEMO, to), options)
+        };
+        let store = if settings.remote_cache {
+            let lookup_budget = settings.lookup_budget;
+            let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
+            Store::Remote(RemoteStore::new(client(CACHE, Expect::Cache), options))
+        } else {
+            Store::Embedded(self.table(), None)
+        };
+        let classifier =
+            Remote::new(client(CLASSIFIER, Expect::Classify), settings.classifier_timeout);
+        let secret = Secret::new([settings.seed as u8; 32]);
+        let options = MemoOptions { max_waiting: settings.max_waiting, ..MemoOptions::new(secret) };
+        MemoService::new(store, classifier, options)
+    }
+
+    /// Ends a host's process at once, with or without its machine.
+    pub(super) fn crash(&self, host: Host, silent: bool) {
+        self.network.crash(host, silent);
+        if let Some(process) = self.processes.lock().unwrap()[host].take() {
+            process.task.abort();
+        }
+    }
+
+    /// Asks a host's process to end, and waits until it has.
+    pub(super) async fn drain(&self, host: Host) {
+        let process = self.processes.lock().unwrap()[host].take();
+        if let Some(Process { task, terminate }) = process {
+            let _ = terminate.send(());
+            let _ = task.await;
+        }
+    }
+
+    /// The cache's content, or that of the memo's own table.
+    pub(super) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.lock().unwrap())
+    }
+
+    /// Those who wait in the memo, and the calls that are under way.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        self.memo.lock().unwrap().upgrade().map_or((0, 0), |memo| memo.in_flight())
+    }
+
+    /// Whether this digest is one that the classifier ever had.
+    pub(super) fn model_of(&self, digest: &[u8; 32]) -> Option<Model> {
+        let model = digest[0];
+        let known = (1..=self.settings.models).contains(&model) && *digest == [model; 32];
+        known.then_some(model)
+    }
+}
+
+fn new_table() -> Arc<Table> {
+    Arc::new(Table::new(Capacity::Entries(ENTRIES)).expect("a small table"))
+}
