@@ -131,7 +131,8 @@ fn show(house: &House, population: Arc<Population>) -> anyhow::Result<()> {
 }
 
 fn measure(plan: &Plan, name: &str) -> anyhow::Result<Report> {
-    let report = bench::measure(plan).with_context(|| format!("the {name} run"))?;
+    let report =
+        bench::measure(plan, &format!("{name}: ")).with_context(|| format!("the {name} run"))?;
     match &report.problems()[..] {
         [] => Ok(report),
         problems => bail!("the {name} run: {}", problems.join("; ")),

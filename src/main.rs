@@ -73,7 +73,7 @@ enum Command {
     /// The whole system on loopback TCP, cold then hot, with the figures.
     Demo(demo::Args),
     /// Put load on a running service and measure it.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// What a running service counts and measures, once or live.
     Stats(stats::Args),
     /// Have a running cache or memo write its snapshot now.
@@ -136,7 +136,7 @@ fn run() -> anyhow::Result<()> {
         Command::Import(args) => import::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Demo(args) => demo::run(args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(*args),
         Command::Stats(args) => stats::run(args),
         Command::Snapshot(args) => snapshot::run(args),
     }

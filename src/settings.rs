@@ -107,16 +107,22 @@ fn with_file(command: Command, text: &str) -> anyhow::Result<Command> {
             let known: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
             bail!("there is no command [{name}]; there are {}", known.join(", "));
         }
-        let mut result = Ok(());
-        command = command.mut_subcommand(&name, |sub| match with_table(sub, &table) {
-            Ok(sub) => sub,
-            Err(error) => {
-                result = Err(error);
-                Command::new("unused")
-            }
-        });
-        result.with_context(|| format!("[{name}]"))?;
+        command = with_subcommand(command, &name, &table)?;
     }
+    Ok(command)
+}
+
+/// Gives the subcommand of this name, which there is, the defaults of its table.
+fn with_subcommand(command: Command, name: &str, table: &toml::Table) -> anyhow::Result<Command> {
+    let mut result = Ok(());
+    let command = command.mut_subcommand(name, |sub| match with_table(sub, table) {
+        Ok(sub) => sub,
+        Err(error) => {
+            result = Err(error);
+            Command::new("unused")
+        }
+    });
+    result.with_context(|| format!("[{name}]"))?;
     Ok(command)
 }
 
@@ -124,6 +130,11 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
     let known: Vec<String> = command.get_arguments().filter_map(setting_name).collect();
     let mut command = command;
     for (name, value) in table {
+        let is_command = command.get_subcommands().any(|sub| sub.get_name() == name);
+        if let (toml::Value::Table(table), true) = (value, is_command) {
+            command = with_subcommand(command, name, table)?;
+            continue;
+        }
         if !known.contains(name) {
             if name == "log" {
                 bail!("\"log\" is for all commands: it stands before the tables");
@@ -213,6 +224,7 @@ mod tests {
         assert!(error("[cash]\nlisten = 1").contains("there is no command [cash]"));
         assert!(error("listen = 1").contains("outside of a table"));
         assert!(error("[cache]\nlisten = {}").contains("must be a text"));
+        assert!(error("[bench.find-max]\np98 = 1").contains("there is no setting \"p98\""));
         assert!(error("[cache").contains("TOML"));
     }
 
@@ -246,6 +258,17 @@ mod tests {
         let command = with_file(with_environment(Cli::command(), &[]), "log = \"debug\"").unwrap();
         let matches = command.try_get_matches_from(["afterimage", "cache"]).unwrap();
         assert_eq!(matches.get_one::<String>("log").unwrap(), "debug");
+    }
+
+    #[test]
+    fn a_command_of_a_command_has_a_table_in_its_table() {
+        let file = "[bench.find-max]\np99 = \"7ms\"";
+        let command = with_file(with_environment(Cli::command(), &[]), file).unwrap();
+        let matches =
+            command.try_get_matches_from(["afterimage", "bench", "find-max", "h:1"]).unwrap();
+        let find_max = matches.subcommand_matches("bench").unwrap().subcommand_matches("find-max");
+        let p99 = find_max.unwrap().get_one::<crate::args::Time>("p99").unwrap();
+        assert_eq!(p99.0, std::time::Duration::from_millis(7));
     }
 
     #[test]

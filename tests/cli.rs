@@ -132,7 +132,10 @@ fn files_that_are_missing_or_broken_are_named_in_one_line() {
             &["train", "--data", path],
             &["demo", "--data", path],
             &["demo", "--model", path],
-            &["bench", "--data", path],
+            &["bench", "--images", path],
+            &["bench", "--workload", path],
+            &["bench", "compare", path],
+            &["bench", "report", path],
             &["cache", "--config", path],
         ] {
             let line = run(args).failed_with_no_more_than_logs();
@@ -197,7 +200,9 @@ fn a_server_that_is_not_there_is_one_clear_line() {
         &["classify", "--server", &addr, &image][..],
         &["stats", &addr],
         &["bench", &addr, "--count", "1"],
-        &["bench", &addr, "--count", "1", "--target", "cache"],
+        &["bench", "--count", "1", "--target", &format!("tcp://{addr}")],
+        &["bench", "find-max", &addr],
+        &["bench", "ab", &addr, &addr],
     ] {
         let line = run(args).failed_with_no_more_than_logs();
         assert!(line.to_lowercase().contains("refused"), "{args:?}: {line}");
@@ -239,8 +244,13 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
     let line =
         run(&["classify", "--server", &cache.place(), &image]).failed_with_no_more_than_logs();
     assert!(line.contains("cache"), "{line}");
-    let line = run(&["bench", &cache.place(), "--count", "1"]).failed_with_no_more_than_logs();
-    assert!(line.contains("cache"), "{line}");
+    // The generator asks who is there, and is told what does not fit.
+    let line = run(&["bench", &cache.place(), "--images", "drawn"]).failed_with_no_more_than_logs();
+    assert!(line.contains("is a cache") && line.contains("leave --images away"), "{line}");
+    let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
+    let line = run(&["bench", &memo.place(), "--read-share", "0.5", "--population", "10"])
+        .failed_with_no_more_than_logs();
+    assert!(line.contains("is a memo") && line.contains("--read-share"), "{line}");
 }
 
 // ---- Settings ----
@@ -307,7 +317,7 @@ fn a_flag_that_needs_another_finds_it_in_the_settings_file() {
     let path = file(&folder, "settings.toml", settings);
     let args = ["cache", "--memory", "8MiB", "--snapshot-every", "1h"];
     let cache = Running::start(&[&args[..], &["--config", &path]].concat());
-    let bench = ["bench", &cache.place(), "--target", "cache", "--poisson", "--count", "50"];
+    let bench = ["bench", &cache.place(), "--poisson", "--count", "50"];
     run(&[&bench[..], &["--warmup", "0s", "--config", &path]].concat()).succeeded();
     // And without it there, says so.
     let line = run(&[&args[..], &["--listen", "127.0.0.1:0"]].concat());
@@ -624,14 +634,14 @@ fn bench_measures_a_memo_and_a_cache_and_checks_their_answers() {
     let few = ["--count", "2000", "--warmup", "0s", "--population", "100", "--depth", "16"];
     let report = |addr: &str, more: &[&str]| {
         let printed = run(&[&["bench", addr, "--json"][..], &few, more].concat()).succeeded();
-        serde_json::from_str::<serde_json::Value>(&printed).unwrap()
+        let mut record = serde_json::from_str::<serde_json::Value>(&printed).unwrap();
+        record["runs"][0]["report"].take()
     };
     let of_memo = report(&memo.place(), &["--connections", "3", "--zipf", "1"]);
     assert_eq!((&of_memo["sent"], &of_memo["answered"]), (&2000.into(), &2000.into()));
     assert_eq!((&of_memo["wrong"], &of_memo["failed"]), (&0.into(), &0.into()));
     assert!(of_memo["hit_ratio"].as_f64().unwrap() > 0.5, "{of_memo:#}");
-    let of_cache =
-        report(&cache.place(), &["--target", "cache", "--prefill", "--read-share", "0.9"]);
+    let of_cache = report(&cache.place(), &["--prefill", "--read-share", "0.9"]);
     assert_eq!((&of_cache["sent"], &of_cache["wrong"]), (&2000.into(), &0.into()));
     assert_eq!(of_cache["hit_ratio"].as_f64(), Some(1.0), "{of_cache:#}");
     // For people.

@@ -5,6 +5,8 @@
 
 use std::collections::HashSet;
 
+use crate::workload::MAX_POPULATION;
+
 /// Bits of an id that name the slot. See [`crate::plan::MAX_DEPTH`].
 const SLOT_BITS: u32 = 20;
 const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
@@ -13,14 +15,21 @@ const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
 /// number of a request starts at 1, so no request has it.
 pub(crate) const WRITE_ID: u64 = 0;
 
-/// Stands for no image and no key: their numbers are below it, as populations end there.
+/// Stands for no image and no key: their numbers are below [`crate::workload::MAX_POPULATION`].
 const FENCE: u32 = u32::MAX;
+
+/// Stands for an image or key that is in no population.
+const FRESH: u32 = u32::MAX - 1;
+
+const _: () = assert!(MAX_POPULATION <= FRESH as usize);
 
 /// What a request in flight was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// The image or key of this number.
     About(u32),
+    /// An image or key that nobody has asked about before.
+    Fresh,
     /// Nothing: a ping behind writes, whose reply shows that the server has come past them.
     Fence,
 }
@@ -49,6 +58,7 @@ impl Request {
     pub(crate) fn asked(&self) -> Asked {
         match self.about {
             FENCE => Asked::Fence,
+            FRESH => Asked::Fresh,
             about => Asked::About(about),
         }
     }
@@ -109,6 +119,7 @@ impl InFlight {
         let id = self.issued << SLOT_BITS | u64::from(slot);
         let about = match asked {
             Asked::About(about) => about,
+            Asked::Fresh => FRESH,
             Asked::Fence => FENCE,
         };
         let sent_ns = u64::MAX;

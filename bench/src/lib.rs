@@ -11,22 +11,31 @@
 
 #![forbid(unsafe_code)]
 
+pub mod compare;
 mod connection;
 mod dialect;
 pub mod digits;
+pub mod export;
 mod flight;
+mod histogram;
+pub mod html;
 mod lane;
 mod load;
 mod plan;
 pub mod record;
 pub mod report;
 mod schedule;
+pub mod search;
+pub mod stats;
 mod tally;
+pub mod threshold;
+mod timeline;
+mod worker;
 pub mod workload;
 mod zipf;
 
 pub use dialect::Dialect;
-pub use load::{Progress, run};
+pub use load::{Progress, greet, run};
 pub use plan::{
     Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span,
     Target,

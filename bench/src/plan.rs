@@ -10,7 +10,7 @@ use afterimage_wire::proto::{BodyError, FrameError, Service, Shape};
 
 use crate::dialect::Dialect;
 use crate::report::Report;
-use crate::workload::{Access, Answers, Keys, Population};
+use crate::workload::{Access, Answers, Keys, Population, STAMP_LEN};
 
 /// The deepest window of a connection. A million requests in flight is past what any buffer on the
 /// way holds; and it leaves 44 bits of the request id for a number that is never used twice.
@@ -42,6 +42,9 @@ pub struct Plan {
     pub target: Target,
     /// In which order.
     pub access: Access,
+    /// The share of reads that are about the population, from 0 to 1; the others are about images or keys
+    /// that nobody has asked about before and that no service can remember. `None` for all of them.
+    pub hit_ratio: Option<f64>,
     /// Connections in all, spread over the threads.
     pub connections: usize,
     /// Load threads.
@@ -137,6 +140,7 @@ impl Plan {
             token: Vec::new(),
             target,
             access: Access::Uniform,
+            hit_ratio: None,
             connections: 1,
             threads: 1,
             depth: 1,
@@ -196,6 +200,7 @@ impl Plan {
             }
             _ => {}
         }
+        self.validate_hit_ratio()?;
         match &self.target {
             Target::Classify { .. } if dialect != Dialect::Wire => {
                 refuse(format!("images cannot be asked about in {dialect}"))
@@ -213,6 +218,28 @@ impl Plan {
             Target::Classify { population, answers } if answers.len() != population.len() => {
                 let (answers, images) = (answers.len(), population.len());
                 refuse(format!("there are {answers} answers for {images} images"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Plan {
+    fn validate_hit_ratio(&self) -> Result<(), BenchError> {
+        let Some(ratio) = self.hit_ratio else { return Ok(()) };
+        let refuse = |what: String| Err(BenchError::Plan { what });
+        if !(0.0..=1.0).contains(&ratio) {
+            return refuse(format!("the hit ratio is {ratio}; it must be from 0 to 1"));
+        }
+        match &self.target {
+            Target::Classify { population, .. } if population.image_len() < STAMP_LEN => {
+                let len = population.image_len();
+                refuse(format!(
+                    "images of {len} bytes have no room for the {STAMP_LEN} that make a fresh one"
+                ))
+            }
+            Target::Cache(_) if self.dialect == Dialect::Echo => {
+                refuse("an echo misses nothing; it has no hit ratio".into())
             }
             _ => Ok(()),
         }

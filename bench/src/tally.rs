@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use crate::histogram;
+use crate::timeline::Timeline;
+
 /// The longest latency that a histogram tells apart: an hour. What is longer is counted there, and
 /// counted as out of range.
-const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
+pub(crate) const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
 
 /// Significant decimal digits of a latency: it is known to a thousandth of itself.
-const DIGITS: u8 = 3;
+pub(crate) const DIGITS: u8 = 3;
 
 /// Wrong answers that are kept word for word. A few show the pattern; all would fill the memory.
 const MAX_EXAMPLES: usize = 8;
@@ -60,22 +63,28 @@ pub struct WrongAnswer {
 }
 
 /// The latencies of the requests with one outcome, in nanoseconds.
-#[derive(Clone, Debug)]
+///
+/// In JSON each is a text: HdrHistogram's compressed V2 encoding in base64, as in an interval log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
     /// From the moment a request was due.
+    #[serde(with = "histogram")]
     pub from_due: Histogram<u64>,
     /// From the moment it was handed to the kernel.
+    #[serde(with = "histogram")]
     pub from_sent: Histogram<u64>,
 }
 
 impl Default for Latencies {
     fn default() -> Self {
-        let new = || {
-            Histogram::new_with_bounds(1, MAX_LATENCY_NS, DIGITS)
-                .expect("the bounds are constants that the histogram allows")
-        };
-        Latencies { from_due: new(), from_sent: new() }
+        Latencies { from_due: new_histogram(), from_sent: new_histogram() }
     }
+}
+
+/// An empty histogram of latencies in nanoseconds.
+pub(crate) fn new_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MAX_LATENCY_NS, DIGITS)
+        .expect("the bounds are constants that the histogram allows")
 }
 
 impl Latencies {
@@ -111,6 +120,7 @@ pub(crate) struct Tally {
     pub(crate) unexpected: u64,
     pub(crate) examples: Vec<WrongAnswer>,
     pub(crate) disconnects: Vec<String>,
+    pub(crate) timeline: Timeline,
     /// Equal samples that are still to be recorded: all answers that one read brought to requests
     /// that one write sent are such, and they mostly come in a row.
     pending: Sample,
@@ -133,6 +143,7 @@ impl Default for Tally {
             unexpected: 0,
             examples: Vec::new(),
             disconnects: Vec::new(),
+            timeline: Timeline::default(),
             pending: Sample { outcome: Outcome::Hit, due_ns: 0, sent_ns: 0 },
             pending_count: 0,
         }
@@ -151,6 +162,15 @@ impl Tally {
         self.pending_count += 1;
     }
 
+    /// What is noted from here on was found out at this time.
+    #[inline]
+    pub(crate) fn at(&mut self, now_ns: u64) {
+        if now_ns >= self.timeline.ends_ns() {
+            self.settle();
+            self.timeline.advance(now_ns);
+        }
+    }
+
     /// Records what [`Tally::sample`] has kept back. To be called before the histograms are read.
     pub(crate) fn settle(&mut self) {
         let count = std::mem::take(&mut self.pending_count);
@@ -164,6 +184,7 @@ impl Tally {
         let latencies = &mut self.latencies[outcome as usize];
         latencies.from_due.saturating_record_n(due_ns, count);
         latencies.from_sent.saturating_record_n(sent_ns, count);
+        self.timeline.note(outcome, due_ns, count);
     }
 
     pub(crate) fn wrong(&mut self, about: u32, answer: i64, expected: i64) {
@@ -213,5 +234,6 @@ impl Tally {
         self.examples.extend(other.examples);
         self.examples.truncate(MAX_EXAMPLES);
         self.disconnects.extend(other.disconnects);
+        self.timeline.add(other.timeline);
     }
 }

@@ -176,14 +176,31 @@ fn read_idx<T>(
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(DataError::io(&path, error)),
         };
-        return bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "data-set file")
-            .and_then(|bytes| {
-                bounded::unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked data-set file")
-            })
-            .and_then(|bytes| decode(&bytes))
-            .map_err(|error| error.in_file(&path));
+        return decode_file(file, decode).map_err(|error| error.in_file(&path));
     }
     Err(DataError::Missing { directory: directory.to_owned(), names: names.join(", ") })
+}
+
+/// Reads one file, plain or packed, and decodes what is in it.
+fn decode_file<T>(
+    file: File,
+    decode: impl FnOnce(&[u8]) -> Result<T, DataError>,
+) -> Result<T, DataError> {
+    let bytes = bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "data-set file")?;
+    let bytes = bounded::unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked data-set file")?;
+    decode(&bytes)
+}
+
+/// Reads one IDX file of images, plain or with gzip: their shape, and their pixels one image after another.
+///
+/// # Errors
+/// [`DataError`], naming the file, when it cannot be read or holds no images.
+pub fn read_images(path: &Path) -> Result<(Shape, Vec<u8>), DataError> {
+    let file = File::open(path).map_err(|error| DataError::io(path, error))?;
+    decode_file(file, |bytes| {
+        idx::decode_images(bytes).map(|(shape, pixels)| (shape, pixels.to_vec()))
+    })
+    .map_err(|error| error.in_file(path))
 }
 
 #[cfg(test)]

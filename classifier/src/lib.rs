@@ -22,7 +22,7 @@ mod shape;
 mod svm;
 mod tensors;
 
-pub use dataset::{Dataset, MAX_DATASET_FILE_BYTES, Split};
+pub use dataset::{Dataset, MAX_DATASET_FILE_BYTES, Split, read_images};
 pub use engine::{
     Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Reply, Scorer,
 };

@@ -1,18 +1,22 @@
 //! What came out of a run: numbers to read, to keep as JSON and to compare.
 
+mod settings;
 mod table;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use afterimage_wire::Status;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::Introduction;
-use crate::plan::{Arrivals, Mode, Plan, Span, Target};
+use crate::plan::Plan;
 use crate::tally::{Latencies, Outcome, Tally, WrongAnswer};
-use crate::workload::Access;
+use crate::timeline::Timeline;
+
+pub use settings::{Server, Settings};
+pub(crate) use table::{Count, duration};
 
 /// All that a run found out. Latencies are in nanoseconds.
 ///
@@ -24,6 +28,9 @@ pub struct Report {
     pub settings: Settings,
     /// What the server said it is.
     pub server: Server,
+    /// When the measurement began, in seconds since the beginning of 1970; 0 in reports that do not say.
+    #[serde(default)]
+    pub started_unix_s: f64,
     /// Length of the measurement in seconds, without warm-up and without the wait for the last
     /// answers of a timed run.
     pub measured_s: f64,
@@ -71,65 +78,33 @@ pub struct Report {
     pub outcomes: BTreeMap<Outcome, OutcomeReport>,
     /// What the generator itself used.
     pub generator: Generator,
-    /// The histograms behind the summaries; empty in a report that was read from a file.
-    #[serde(skip)]
+    /// How it went over time, in intervals of one length.
+    #[serde(default)]
+    pub timeline: Vec<Interval>,
+    /// The histograms behind the summaries; reports of earlier versions have none.
+    #[serde(default)]
     pub histograms: BTreeMap<Outcome, Latencies>,
 }
 
-/// A plan as it goes on record: all but the token.
+/// A part of a measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Where the server listens.
-    pub addr: String,
-    /// What it speaks: `tcp` for Afterimage's own protocol.
-    #[serde(default)]
-    pub dialect: String,
-    /// Keys that one command asks for at most, where there are such commands.
-    #[serde(default)]
-    pub batch: usize,
-    /// `classify` or `cache`.
-    pub target: String,
-    /// How many images or keys there are.
-    pub population: u64,
-    /// The share of requests that read; 1 in a classification.
-    pub read_share: f64,
-    /// `uniform`, `zipf(s)`, `sequential` or `each once`.
-    pub access: String,
-    /// Connections in all.
-    pub connections: usize,
-    /// Load threads.
-    pub threads: usize,
-    /// Requests in flight on each connection, at most.
-    pub depth: usize,
-    /// `closed`, or `open` and how the arrivals are spaced.
-    pub mode: String,
-    /// Requests a second that were due, in an open loop.
-    pub rate_per_s: Option<f64>,
-    /// Whether everything was asked about, or written, once before.
-    pub prefill: bool,
-    /// The warm-up.
-    pub warmup: String,
-    /// The measurement.
-    pub stop: String,
-    /// Milliseconds after which a request has timed out.
-    pub timeout_ms: u64,
-    /// The CPUs that the load threads were tied to.
-    pub pin: Vec<usize>,
-    /// What decided every random choice.
-    pub seed: u64,
-}
-
-/// What a server says of itself in its welcome.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Server {
-    /// Name and version.
-    pub name: String,
-    /// What kind of service.
-    pub service: String,
-    /// Requests it works on at once for a connection. A depth beyond it does not reach the server.
-    pub window: u32,
-    /// SHA-256 of its model in hexadecimal; all zeros for none or not known.
-    pub model: String,
+pub struct Interval {
+    /// When it begins, in seconds after the measurement did. The last ones may begin after its end, when
+    /// late answers were waited for.
+    pub start_s: f64,
+    /// Its length in seconds.
+    pub length_s: f64,
+    /// Requests that were over in it: answered, failed, or a write confirmed.
+    pub closed: u64,
+    /// Remembered answers among them.
+    pub hits: u64,
+    /// Error replies among them.
+    pub failed: u64,
+    /// Latencies from due of the proper answers that came in it.
+    pub from_due: Summary,
+    /// The same in full; only in the process that measured it.
+    #[serde(skip)]
+    pub histogram: Option<Histogram<u64>>,
 }
 
 /// A latency histogram in eight numbers.
@@ -165,6 +140,8 @@ pub struct OutcomeReport {
 /// What a load thread used during the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadUse {
+    /// When its measurement began.
+    pub(crate) started: SystemTime,
     /// Length of its measurement.
     pub(crate) measured: Duration,
     /// The same with the wait for the last answers.
@@ -206,67 +183,6 @@ impl Summary {
     }
 }
 
-impl Settings {
-    fn new(plan: &Plan) -> Self {
-        let (target, read_share) = match &plan.target {
-            Target::Classify { .. } => ("classify", 1.0),
-            Target::Cache(keys) => ("cache", keys.read_share),
-        };
-        let access = match plan.access {
-            Access::Uniform => "uniform".into(),
-            Access::Zipf { exponent } => format!("zipf({exponent})"),
-            Access::Sequential => "sequential".into(),
-            Access::EachOnce => "each once".into(),
-        };
-        let (mode, rate_per_s) = match plan.mode {
-            Mode::Closed => ("closed", None),
-            Mode::Open { rate, arrivals: Arrivals::Constant } => ("open, constant", Some(rate)),
-            Mode::Open { rate, arrivals: Arrivals::Poisson } => ("open, Poisson", Some(rate)),
-        };
-        let span = |span: Span| match span {
-            Span::Time(time) => format!("{time:?}"),
-            Span::Requests(count) => format!("{count} requests"),
-        };
-        Settings {
-            addr: plan.addr.to_string(),
-            dialect: plan.dialect.to_string(),
-            batch: plan.batch,
-            target: target.into(),
-            population: plan.subjects().into(),
-            read_share,
-            access,
-            connections: plan.connections,
-            threads: plan.threads,
-            depth: plan.depth,
-            mode: mode.into(),
-            rate_per_s,
-            prefill: plan.prefill,
-            warmup: span(plan.warmup),
-            stop: span(plan.stop),
-            timeout_ms: u64::try_from(plan.timeout.as_millis()).unwrap_or(u64::MAX),
-            pin: plan.pin.clone(),
-            seed: plan.seed,
-        }
-    }
-}
-
-impl Server {
-    fn new(introduction: Introduction) -> Self {
-        let welcome = match introduction {
-            Introduction::Welcome(welcome) => welcome,
-            Introduction::Name(name) => {
-                return Server { name, service: "cache".into(), ..Server::default() };
-            }
-        };
-        Server {
-            name: welcome.name,
-            service: welcome.service.to_string(),
-            window: welcome.window,
-            model: welcome.digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        }
-    }
-}
-
 impl Report {
     pub(crate) fn new(
         plan: &Plan,
@@ -294,12 +210,15 @@ impl Report {
         let answered = hit + coalesced + computed + miss;
         let measured = threads.iter().map(|used| used.measured).max().unwrap_or_default();
         let counts = tally.counts;
+        let started = threads.iter().map(|used| used.started).min();
+        let since = started.and_then(|started| started.duration_since(UNIX_EPOCH).ok());
         let latency_from_due = Summary::new(&all.from_due);
         let latency_from_sent = Summary::new(&all.from_sent);
         let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
         Report {
             settings: Settings::new(plan),
             server: server.map(Server::new).unwrap_or_default(),
+            started_unix_s: since.unwrap_or_default().as_secs_f64(),
             measured_s: measured.as_secs_f64(),
             sent: counts.sent,
             answered,
@@ -342,8 +261,20 @@ impl Report {
             latency_from_due,
             latency_from_sent,
             outcomes,
+            timeline: intervals(tally.timeline),
             histograms,
         }
+    }
+
+    /// The latencies of all proper answers together; empty in reports of earlier versions.
+    pub fn latencies(&self) -> Latencies {
+        let mut all = Latencies::default();
+        for (&outcome, latencies) in &self.histograms {
+            if outcome != Outcome::Failed {
+                all.add(latencies);
+            }
+        }
+        all
     }
 
     /// What went wrong, in sentences; empty when every request was sent and answered properly.
@@ -381,20 +312,38 @@ impl Report {
     }
 }
 
+fn intervals(timeline: Timeline) -> Vec<Interval> {
+    let length_s = timeline.width_ns() as f64 / 1e9;
+    let intervals = timeline.into_intervals().into_iter().enumerate();
+    intervals
+        .map(|(i, interval)| Interval {
+            start_s: i as f64 * length_s,
+            length_s,
+            closed: interval.closed,
+            hits: interval.hits,
+            failed: interval.failed,
+            from_due: Summary::new(&interval.from_due),
+            histogram: Some(interval.from_due),
+        })
+        .collect()
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::workload::Keys;
 
     /// A report of 999 hits of 1 ms, one of 500 ms that was sent 100 ms late, and two failures.
-    fn report() -> Report {
+    pub(crate) fn report() -> Report {
         let keys = Keys { count: 10, read_share: 1.0, salt: 0 };
         let plan =
             Plan { token: b"s3cret".to_vec(), ..Plan::cache(([127, 0, 0, 1], 9).into(), keys) };
         let mut tally = Tally::default();
+        tally.timeline = Timeline::new(0, 1_000_000_000);
         for _ in 0..999 {
             tally.sample(Outcome::Hit, 1_000_000, 1_000_000);
         }
+        tally.at(1_500_000_000);
         tally.sample(Outcome::Hit, 500_000_000, 400_000_000);
         tally.sample(Outcome::Failed, 7, 7);
         tally.sample(Outcome::Failed, 7, 7);
@@ -403,7 +352,8 @@ mod tests {
         tally.counts.sent = 1002;
         tally.counts.in_window = 1002;
         let second = Duration::from_secs(1);
-        let used = ThreadUse { measured: second * 2, wall: second * 2, cpu: second };
+        let (started, wall) = (UNIX_EPOCH + second, second * 2);
+        let used = ThreadUse { started, measured: wall, wall, cpu: second };
         Report::new(&plan, None, tally, vec![used])
     }
 
@@ -433,6 +383,9 @@ mod tests {
         assert_eq!(read.latency_from_due, report.latency_from_due);
         assert_eq!(read.outcomes, report.outcomes);
         assert_eq!(read.errors["overloaded"], 2);
+        assert_eq!(read.histograms, report.histograms);
+        assert_eq!(read.timeline.len(), 2);
+        assert_eq!(read.latencies().from_due.len(), 1000);
     }
 
     #[test]

@@ -30,8 +30,13 @@ impl fmt::Display for Report {
         writeln!(f, "generator   {} of a core, {each:.1} ns a request", shares.join(", "))?;
         writeln!(
             f,
-            "requests    {} sent, {} answered, {} failed, {} timed out, {} lost, {} skipped",
-            self.sent, self.answered, self.failed, self.timed_out, self.lost, self.skipped
+            "requests    {} sent, {} answered, {} failed, {} timed out, {} lost",
+            self.sent, self.answered, self.failed, self.timed_out, self.lost
+        )?;
+        writeln!(
+            f,
+            "            {} skipped, {} late, {} out of range",
+            self.skipped, self.late, self.out_of_range
         )?;
         if self.writes > 0 {
             writeln!(f, "writes      {} sent, {} confirmed", self.writes, self.writes_confirmed)?;
@@ -79,7 +84,7 @@ fn row(f: &mut fmt::Formatter<'_>, name: &str, summary: &Summary) -> fmt::Result
 }
 
 /// A latency in three or four digits and a unit.
-fn duration(ns: u64) -> String {
+pub(crate) fn duration(ns: u64) -> String {
     let value = ns as f64;
     match ns {
         0..1_000 => format!("{ns} ns"),
@@ -90,7 +95,7 @@ fn duration(ns: u64) -> String {
 }
 
 /// A number with its thousands apart.
-struct Count(f64);
+pub(crate) struct Count(pub(crate) f64);
 
 impl fmt::Display for Count {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

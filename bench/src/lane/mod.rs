@@ -1,18 +1,20 @@
 //! One connection at work: what it sends next, and what it makes of the replies.
 
-use afterimage_wire::Status;
-use afterimage_wire::proto::header::flags;
+mod judge;
+
+use afterimage_wire::proto::Message;
 use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
-use afterimage_wire::proto::{Frame, Header, Kind, Message};
+
+pub(crate) use judge::Judge;
 
 use crate::connection::{Connection, Lost, Wait};
 use crate::dialect::Dialect;
 use crate::dialect::ordered::Ordered;
-use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
+use crate::flight::{Asked, InFlight, Request, WRITE_ID};
 use crate::plan::{Plan, Target};
 use crate::schedule::Schedule;
-use crate::tally::{Outcome, Tally};
-use crate::workload::Draw;
+use crate::tally::Tally;
+use crate::workload::{Draw, Fresh};
 
 /// Bytes that are encoded before they are handed to the kernel: a server gets something to do while the
 /// rest of a deep window is encoded, and the buffer stays in the L2 cache. CPU time for each 800-byte
@@ -25,6 +27,8 @@ pub(crate) struct Task {
     pub(crate) draw: Draw,
     /// Of 2³² requests to a cache, so many read.
     pub(crate) reads_in_2_32: u64,
+    /// Of 2³² reads, so many are about the population; the others about what nobody has asked before.
+    pub(crate) known_in_2_32: u64,
     /// Requests that may still be sent.
     pub(crate) quota: u64,
     pub(crate) start_ns: u64,
@@ -45,6 +49,9 @@ pub(crate) struct Lane {
     ordered: Option<Ordered>,
     /// The server sends back what it gets.
     echo: bool,
+    /// Classes of the server's model.
+    classes: u32,
+    fresh: Fresh,
     depth: usize,
     /// Requests that count against the depth: reads in flight, and writes not confirmed yet.
     open: usize,
@@ -61,13 +68,21 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(connection: Connection, plan: &Plan, task: Task) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        plan: &Plan,
+        task: Task,
+        classes: u32,
+        fresh: Fresh,
+    ) -> Self {
         let Plan { dialect, batch, depth, .. } = *plan;
         Lane {
             connection,
             flight: InFlight::new(depth),
             ordered: dialect.is_ordered().then(|| Ordered::new(dialect, batch)),
             echo: dialect == Dialect::Echo,
+            classes,
+            fresh,
             depth,
             open: 0,
             loose_writes: 0,
@@ -202,18 +217,26 @@ impl Lane {
             return;
         }
         let writes = std::mem::take(&mut self.loose_writes);
+        let known = self.task.draw.chance(self.task.known_in_2_32);
+        let asked = if known { Asked::About(about) } else { Asked::Fresh };
         let id = self
             .flight
-            .open(due_ns, Asked::About(about), writes)
+            .open(due_ns, asked, writes)
             .expect("a request takes a slot and the depth counts it; there are as many slots");
         match target {
             Target::Classify { population, .. } => {
                 put_classify_req(output, id, population.image(about as usize), 0);
+                if !known {
+                    self.fresh.stamp(output);
+                }
             }
-            Target::Cache(keys) => match &mut self.ordered {
-                Some(ordered) => ordered.read(output, id, keys.key(about)),
-                None => put_cache_read(output, id, keys.key(about), 0),
-            },
+            Target::Cache(keys) => {
+                let key = if known { keys.key(about) } else { self.fresh.key(keys) };
+                match &mut self.ordered {
+                    Some(ordered) => ordered.read(output, id, key),
+                    None => put_cache_read(output, id, key, 0),
+                }
+            }
         }
     }
 
@@ -242,10 +265,12 @@ impl Lane {
         // One reading of the clock for all that one read brought: a reply that waited in the
         // kernel until we came to read it has waited for its user, too.
         let now_ns = clock();
+        tally.at(now_ns);
         let mut judge = Judge {
             flight: &mut self.flight,
             target,
             echo: self.echo,
+            classes: self.classes,
             tally,
             now_ns,
             in_window: now_ns < self.task.end_ns,
@@ -267,6 +292,7 @@ impl Lane {
             },
         };
         let Judge { closed, goaway, ended, .. } = judge;
+        tally.timeline.note_closed(closed as u64);
         self.open -= closed;
         self.room_since_ns = now_ns;
         if let Some(text) = goaway
@@ -326,204 +352,4 @@ impl Lane {
 /// How much of a connection's depth is free again when this request is over.
 fn weight(request: &Request) -> usize {
     usize::from(request.asked() != Asked::Fence) + request.writes as usize
-}
-
-/// Looks at the replies of one read.
-pub(crate) struct Judge<'a> {
-    flight: &'a mut InFlight,
-    target: &'a Target,
-    echo: bool,
-    tally: &'a mut Tally,
-    now_ns: u64,
-    in_window: bool,
-    closed: usize,
-    goaway: Option<String>,
-    ended: Option<String>,
-}
-
-impl Judge<'_> {
-    /// Judges one frame. The replies that nearly all of a run is about are read here; what is not exactly
-    /// one of them takes the way that can say why.
-    #[inline]
-    fn reply(&mut self, header: Header, body: &[u8]) {
-        let exists = header.flags & flags::EXISTS != 0;
-        let (answer, outcome) = match (header.kind, self.target) {
-            (Kind::ClassifyResp, Target::Classify { .. })
-                if let Ok(class) = <[u8; 2]>::try_from(body) =>
-            {
-                (i64::from(u16::from_le_bytes(class)), origin(header.flags))
-            }
-            (Kind::CacheResp, Target::Cache(_))
-                if exists && let Ok(value) = <[u8; 8]>::try_from(body) =>
-            {
-                (i64::from_le_bytes(value), Outcome::Hit)
-            }
-            (Kind::CacheResp, Target::Cache(_)) if !exists && body.is_empty() => (0, Outcome::Miss),
-            (Kind::CacheReq, Target::Cache(_))
-                if self.echo
-                    && let Ok(key) = <[u8; 8]>::try_from(body) =>
-            {
-                (i64::from_le_bytes(key), Outcome::Hit)
-            }
-            _ => return self.rare(Frame { header, body }),
-        };
-        self.answer(header.id, answer, outcome);
-    }
-
-    /// Judges the answer to the request with this id.
-    #[inline(always)]
-    pub(crate) fn answer(&mut self, id: u64, answer: i64, outcome: Outcome) {
-        let Some(request) = self.close(id) else {
-            return;
-        };
-        let Asked::About(about) = request.asked() else {
-            return self.stray();
-        };
-        let expected = match self.target {
-            Target::Classify { answers, .. } => match answers.check(about, answer as u16) {
-                Ok(()) => answer,
-                Err(expected) => expected.into(),
-            },
-            Target::Cache(_) if outcome == Outcome::Miss => answer,
-            Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
-            Target::Cache(keys) => keys.value(keys.key(about)),
-        };
-        if answer != expected {
-            self.tally.wrong(about, answer, expected);
-        }
-        self.sample(&request, outcome);
-    }
-
-    /// Judges any frame.
-    #[inline(never)]
-    fn rare(&mut self, frame: Frame<'_>) {
-        let header = frame.header;
-        let message = match Message::decode(frame) {
-            Ok(message) => message,
-            Err(error) => {
-                self.ended = Some(format!("a senseless {}: {error}", header.kind.name()));
-                return;
-            }
-        };
-        match message {
-            Message::GoAway { text } => {
-                self.goaway = Some(text.to_owned());
-                return;
-            }
-            Message::Error { status, text, connection: true } => {
-                self.ended = Some(format!("the server gave up: {status}: {text}"));
-                return;
-            }
-            Message::Error { status, .. }
-                if header.id == WRITE_ID && matches!(self.target, Target::Cache(_)) =>
-            {
-                // A refused write. The fence behind it closes it.
-                self.tally.error(status.code());
-                return;
-            }
-            _ => {}
-        }
-        let Some(request) = self.close(header.id) else { return };
-        match (request.asked(), message) {
-            (Asked::Fence, Message::Pong(_)) => {}
-            (asked, Message::Error { status, .. }) => {
-                self.tally.error(status.code());
-                if asked != Asked::Fence {
-                    self.sample(&request, Outcome::Failed);
-                }
-            }
-            // A reply of the wrong kind answers nothing.
-            _ => self.stray(),
-        }
-    }
-
-    /// Takes the request with this id out of flight, or notes that there is none.
-    #[inline(always)]
-    fn close(&mut self, id: u64) -> Option<Request> {
-        match self.flight.close(id) {
-            Found::Request(request) => {
-                let weight = weight(&request);
-                self.closed += weight;
-                self.tally.counts.writes_confirmed += u64::from(request.writes);
-                self.tally.counts.in_window += if self.in_window { weight as u64 } else { 0 };
-                Some(request)
-            }
-            Found::Late => {
-                self.tally.counts.late += 1;
-                None
-            }
-            Found::Nothing => {
-                self.stray();
-                None
-            }
-        }
-    }
-
-    #[inline]
-    fn sample(&mut self, request: &Request, outcome: Outcome) {
-        let due_ns = self.now_ns.saturating_sub(request.due_ns);
-        self.tally.sample(outcome, due_ns, self.now_ns.saturating_sub(request.sent_ns));
-    }
-
-    /// Takes the fence with this id out of flight: the server has come past it.
-    pub(crate) fn fence(&mut self, id: u64) {
-        if let Some(request) = self.close(id)
-            && request.asked() != Asked::Fence
-        {
-            self.stray();
-        }
-    }
-
-    /// Counts an error reply, to the request with this id or, without one, to a write.
-    #[cold]
-    pub(crate) fn failed(&mut self, id: Option<u64>, status: Status) {
-        self.tally.error(status.code());
-        if let Some(request) = id.and_then(|id| self.close(id))
-            && request.asked() != Asked::Fence
-        {
-            self.sample(&request, Outcome::Failed);
-        }
-    }
-
-    /// Counts a reply that nobody asked for.
-    #[cold]
-    pub(crate) fn stray(&mut self) {
-        self.tally.unexpected += 1;
-    }
-}
-
-/// What the flags of a `ClassifyResp` say, as the protocol's own decoder reads them.
-#[inline]
-fn origin(bits: u8) -> Outcome {
-    if bits & flags::MEMOIZED != 0 {
-        Outcome::Hit
-    } else if bits & flags::COALESCED != 0 {
-        Outcome::Coalesced
-    } else {
-        Outcome::Computed
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use afterimage_wire::proto::message::Origin;
-
-    #[test]
-    fn flags_mean_what_the_protocols_decoder_takes_them_for() {
-        for bits in 0..=u8::MAX {
-            let header =
-                Header { body_len: 2, kind: Kind::ClassifyResp, flags: bits, status: 0, id: 1 };
-            let message = Message::decode(Frame { header, body: &[7, 0] });
-            let Ok(Message::ClassifyResp(label)) = message else {
-                panic!("flags {bits:#04x} are no answer")
-            };
-            let expected = match label.origin {
-                Origin::Memoized => Outcome::Hit,
-                Origin::Coalesced => Outcome::Coalesced,
-                Origin::Computed => Outcome::Computed,
-            };
-            assert_eq!(origin(bits), expected, "flags {bits:#04x}");
-        }
-    }
 }

@@ -1,0 +1,366 @@
+//! Records as one page with plots: it needs no other file, no network and no script, and follows the reader's
+//! choice of light or dark.
+
+mod plot;
+
+use std::fmt::Write;
+
+use crate::record::Record;
+use crate::report::{Interval, Report, Summary, duration};
+use plot::{Axis, COLOURS, Curve, Plot, escape};
+
+/// The longest tail that the percentile curve shows: nines beyond it stand for single requests.
+const MOST_NINES: f64 = 7.0;
+
+/// Runs whose curves a plot can show and a reader tell apart.
+const MAX_CURVES: usize = 2 * COLOURS;
+
+/// A run as the page shows it.
+struct Shown<'a> {
+    name: String,
+    report: &'a Report,
+}
+
+/// A page about all runs of these records, laid over one another.
+pub fn page(title: &str, records: &[Record]) -> String {
+    let runs = shown(records);
+    let mut out = String::new();
+    let title = escape(title);
+    let style = include_str!("style.css");
+    let _ = write!(
+        out,
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
+         content=\"width=device-width, initial-scale=1\">\n<title>{title}</title>\n<style>\n{style}</style>\n\
+         </head>\n<body>\n<main>\n<h1>{title}</h1>\n"
+    );
+    out.push_str(&introduction(records));
+    out.push_str(&legend(&runs));
+    out.push_str(&table(&runs));
+    let plotted = &runs[..runs.len().min(MAX_CURVES)];
+    if plotted.len() < runs.len() {
+        let _ =
+            writeln!(out, "<p>The plots show the first {MAX_CURVES} of {} runs.</p>", runs.len());
+    }
+    section(
+        &mut out,
+        "Latency by percentile",
+        "From the moment a request was due until its answer was read: what its user waits. Each step to the \
+         right is ten times rarer.",
+        percentiles(plotted),
+    );
+    section(
+        &mut out,
+        "Latency over time",
+        "Median (thin) and 99th percentile of each interval.",
+        latency_over_time(plotted),
+    );
+    section(
+        &mut out,
+        "Throughput over time",
+        "Requests that were over in each interval, a second.",
+        throughput_over_time(plotted),
+    );
+    out.push_str(&footer(records));
+    out.push_str("</main>\n</body>\n</html>\n");
+    out
+}
+
+/// The runs with names that tell them apart, also across records and repeats.
+fn shown(records: &[Record]) -> Vec<Shown<'_>> {
+    let mut runs: Vec<Shown<'_>> = Vec::new();
+    for record in records {
+        for run in &record.runs {
+            let name = match records.len() {
+                1 => run.name.clone(),
+                _ => format!("{}, {}", record.name, run.name),
+            };
+            let repeats = runs
+                .iter()
+                .filter(|shown| shown.name == name || shown.name.starts_with(&format!("{name} #")));
+            let name = match repeats.count() {
+                0 => name,
+                repeats => format!("{name} #{}", repeats + 1),
+            };
+            runs.push(Shown { name, report: &run.report });
+        }
+    }
+    runs
+}
+
+fn section(out: &mut String, heading: &str, text: &str, plot: Option<Plot>) {
+    if let Some(plot) = plot {
+        let _ = write!(out, "<h2>{heading}</h2>\n<p>{text}</p>\n{}", plot.html());
+    }
+}
+
+fn introduction(records: &[Record]) -> String {
+    let mut out = String::new();
+    for record in records {
+        let Some(first) = record.runs.first() else { continue };
+        let settings = &first.report.settings;
+        let text = format!(
+            "{} {}: {} over {} {}, {} loop, {} connection{}. {}, {}.",
+            first.report.server.service,
+            first.report.server.name,
+            settings.access,
+            thousands(settings.population as f64),
+            if settings.target == "cache" { "keys" } else { "images" },
+            settings.mode,
+            settings.connections,
+            if settings.connections == 1 { "" } else { "s" },
+            record.date.get(..10).unwrap_or(&record.date),
+            record.machine.cpu.as_deref().unwrap_or("processor not known"),
+        );
+        let _ = writeln!(out, "<p>{}</p>", escape(&text));
+    }
+    out
+}
+
+fn legend(runs: &[Shown<'_>]) -> String {
+    let mut out = String::from("<ul class=\"legend\">\n");
+    for (i, run) in runs.iter().take(MAX_CURVES).enumerate() {
+        let (colour, name) = (i % COLOURS, escape(&run.name));
+        let _ = writeln!(
+            out,
+            "<li><svg viewBox=\"0 0 34 12\" aria-hidden=\"true\"><path class=\"curve c{colour}\" \
+             d=\"M1 6H33\"/></svg>{name}</li>"
+        );
+    }
+    out + "</ul>\n"
+}
+
+fn table(runs: &[Shown<'_>]) -> String {
+    let mut out = String::from("<div class=\"scroll\"><table>\n<thead><tr>");
+    for head in
+        ["run", "requests/s", "p50", "p90", "p99", "p99.9", "p99.99", "max", "hits", "problems"]
+    {
+        let _ = write!(out, "<th scope=\"col\">{head}</th>");
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    for run in runs {
+        let report = run.report;
+        let Summary { p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, max_ns, .. } =
+            report.latency_from_due;
+        let rate = thousands(report.throughput_per_s);
+        let _ = write!(out, "<tr><th scope=\"row\">{}</th><td>{rate}</td>", escape(&run.name));
+        for ns in [p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, max_ns] {
+            let _ = write!(out, "<td>{}</td>", duration(ns));
+        }
+        let hits = report.hit_ratio.map(|ratio| format!("{:.1} %", ratio * 100.0));
+        let _ = write!(out, "<td>{}</td>", hits.unwrap_or_default());
+        let problems = report.problems();
+        let _ = match problems.len() {
+            0 => writeln!(out, "<td>none</td></tr>"),
+            _ => writeln!(out, "<td class=\"bad\">{}</td></tr>", escape(&problems.join("; "))),
+        };
+    }
+    out + "</tbody>\n</table></div>\n"
+}
+
+/// How often something is as rare as this: 1 for a half, 10 for the rarest tenth.
+fn rarity(quantile: f64) -> f64 {
+    1.0 / (1.0 - quantile).max(10f64.powf(-MOST_NINES))
+}
+
+fn percentiles(runs: &[Shown<'_>]) -> Option<Plot> {
+    let curves: Vec<Curve> = runs
+        .iter()
+        .enumerate()
+        .map(|(run, shown)| Curve { run, faint: false, points: percentile_points(shown.report) })
+        .collect();
+    let all = || curves.iter().flat_map(|curve| &curve.points);
+    let values = || all().filter_map(|(_, ns)| *ns);
+    let least = values().reduce(f64::min)?;
+    let largest = values().reduce(f64::max)?;
+    let rarest = all().map(|(x, _)| *x).fold(100.0, f64::max);
+    let ticks = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999_999, 0.999_999_9];
+    let names =
+        ["0 %", "50 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %", "99.9999 %", "99.99999 %"];
+    let ticks: Vec<(f64, String)> = ticks
+        .into_iter()
+        .zip(names)
+        .map(|(quantile, name)| (rarity(quantile), name.to_owned()))
+        .filter(|(x, _)| *x <= rarest * 1.01)
+        .collect();
+    let x = Axis { title: "percentile".into(), ends: (1.0, rarest), log: true, ticks };
+    let y = Axis::log("latency from due", least, largest, short_duration);
+    Some(Plot { label: "Latency at each percentile".into(), x, y, curves })
+}
+
+/// The curve from the whole histogram, or from the summary of a report that has none.
+fn percentile_points(report: &Report) -> Vec<(f64, Option<f64>)> {
+    let histogram = report.latencies().from_due;
+    if histogram.is_empty() {
+        let Summary { count, p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, .. } =
+            report.latency_from_due;
+        let known =
+            [(0.5, p50_ns), (0.9, p90_ns), (0.99, p99_ns), (0.999, p999_ns), (0.9999, p9999_ns)];
+        let known = known.into_iter().filter(|_| count > 0);
+        return known.map(|(quantile, ns)| (rarity(quantile), Some(ns as f64))).collect();
+    }
+    let steps = histogram.iter_quantiles(8);
+    // What is rarer than one of all requests is known of none.
+    let rarest = (histogram.len() as f64).min(10f64.powf(MOST_NINES));
+    let points = steps.map(|step| {
+        (rarity(step.quantile_iterated_to()).min(rarest), Some(step.value_iterated_to() as f64))
+    });
+    points.collect()
+}
+
+/// The intervals that were measured in full.
+fn whole_intervals(report: &Report) -> impl Iterator<Item = &Interval> {
+    let end = report.measured_s * 1.001;
+    report.timeline.iter().filter(move |interval| interval.start_s + interval.length_s <= end)
+}
+
+fn latency_over_time(runs: &[Shown<'_>]) -> Option<Plot> {
+    let of = |run: usize, shown: &Shown<'_>, faint: bool| {
+        let points = whole_intervals(shown.report).map(|interval| {
+            let Summary { count, p50_ns, p99_ns, .. } = interval.from_due;
+            let ns = if faint { p50_ns } else { p99_ns };
+            (interval.start_s + interval.length_s / 2.0, (count > 0).then_some(ns as f64))
+        });
+        Curve { run, faint, points: points.collect() }
+    };
+    let curves: Vec<Curve> = runs
+        .iter()
+        .enumerate()
+        .flat_map(|(run, shown)| [of(run, shown, true), of(run, shown, false)])
+        .collect();
+    let values = || curves.iter().flat_map(|curve| &curve.points).filter_map(|(_, ns)| *ns);
+    let (least, largest) = (values().reduce(f64::min)?, values().reduce(f64::max)?);
+    let y = Axis::log("latency from due", least, largest, short_duration);
+    Some(Plot { label: "Latency over time".into(), x: seconds(runs)?, y, curves })
+}
+
+fn throughput_over_time(runs: &[Shown<'_>]) -> Option<Plot> {
+    let curves: Vec<Curve> = runs
+        .iter()
+        .enumerate()
+        .map(|(run, shown)| {
+            let points = whole_intervals(shown.report).map(|interval| {
+                let middle = interval.start_s + interval.length_s / 2.0;
+                (middle, Some(interval.closed as f64 / interval.length_s))
+            });
+            Curve { run, faint: false, points: points.collect() }
+        })
+        .collect();
+    let values = curves.iter().flat_map(|curve| &curve.points).filter_map(|(_, rate)| *rate);
+    let y = Axis::linear("requests a second", values.reduce(f64::max)?, short_number);
+    Some(Plot { label: "Throughput over time".into(), x: seconds(runs)?, y, curves })
+}
+
+/// An axis as long as the longest run; `None` when no run has a timeline.
+fn seconds(runs: &[Shown<'_>]) -> Option<Axis> {
+    let longest = runs.iter().filter(|shown| whole_intervals(shown.report).next().is_some());
+    let longest = longest.map(|shown| shown.report.measured_s).reduce(f64::max)?;
+    let mut axis = Axis::linear("seconds since the measurement began", longest, |s| format!("{s}"));
+    axis.ends.1 = longest;
+    axis.ticks.retain(|(at, _)| *at <= longest);
+    Some(axis)
+}
+
+fn footer(records: &[Record]) -> String {
+    let mut out = String::from("<footer>\n");
+    for record in records {
+        let commit = record.commit.hash.as_deref().unwrap_or("not known");
+        let changed = if record.commit.changed == Some(true) { ", with changes" } else { "" };
+        let load = record
+            .machine
+            .load_before
+            .map_or(String::new(), |load| format!(", load before {load}"));
+        let _ = writeln!(
+            out,
+            "<p>{} · {} · commit {}{changed}{load}<br><code>{}</code></p>",
+            escape(&record.name),
+            escape(&record.date),
+            escape(commit.get(..12).unwrap_or(commit)),
+            escape(&record.command.join(" "))
+        );
+    }
+    out + "</footer>\n"
+}
+
+/// A time on an axis, where all are round.
+fn short_duration(ns: f64) -> String {
+    match ns {
+        ns if ns < 1e3 => format!("{ns} ns"),
+        ns if ns < 1e6 => format!("{} µs", ns / 1e3),
+        ns if ns < 1e9 => format!("{} ms", ns / 1e6),
+        ns => format!("{} s", ns / 1e9),
+    }
+}
+
+/// A number on an axis, where all are round.
+fn short_number(value: f64) -> String {
+    match value {
+        value if value < 1e4 => format!("{value}"),
+        value if value < 1e6 => format!("{} k", value / 1e3),
+        value => format!("{} M", value / 1e6),
+    }
+}
+
+/// A whole number with its thousands apart.
+fn thousands(value: f64) -> String {
+    crate::report::Count(value).to_string().replace(' ', "\u{202f}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Commit, Machine, Run};
+    use crate::report::tests::report;
+
+    fn record(name: &str, runs: &[&str]) -> Record {
+        let run = |name: &&str| Run { name: (*name).into(), report: report() };
+        let mut record = Record::new(
+            name,
+            std::path::Path::new("."),
+            Machine::default(),
+            runs.iter().map(run).collect(),
+        );
+        record.commit = Commit { hash: Some("0123456789abcdef".into()), changed: Some(true) };
+        record.command = vec!["bench".into(), "<&>".into()];
+        record
+    }
+
+    #[test]
+    fn a_page_has_all_plots_and_every_run_and_nothing_from_elsewhere() {
+        let page = page("A <talk>", &[record("one", &["a", "a", "b"]), record("two", &["a"])]);
+        for part in [
+            "Latency by percentile",
+            "Latency over time",
+            "Throughput over time",
+            "one, a #2",
+            "two, a",
+            "A &lt;talk&gt;",
+            "bench &lt;&amp;&gt;",
+            "0123456789ab, with changes",
+            "prefers-color-scheme: dark",
+            "2 error replies",
+        ] {
+            assert!(page.contains(part), "{part:?} is missing");
+        }
+        assert_eq!(page.matches("<svg class=\"wide\"").count(), 3);
+        for foreign in ["http:", "https:", "<script", "url(", "@import", "src="] {
+            assert!(!page.contains(foreign), "{foreign:?} is there");
+        }
+        // Every element that is opened is closed.
+        for element in ["svg", "table", "tr", "ul", "li", "p", "div", "footer", "main", "h2"] {
+            let opened = page.matches(&format!("<{element}>")).count()
+                + page.matches(&format!("<{element} ")).count();
+            assert_eq!(opened, page.matches(&format!("</{element}>")).count(), "{element}");
+        }
+    }
+
+    #[test]
+    fn records_of_earlier_versions_have_a_curve_and_no_timeline() {
+        let mut old = record("old", &["a"]);
+        old.runs[0].report.histograms.clear();
+        old.runs[0].report.timeline.clear();
+        let page = page("Old", &[old]);
+        assert!(page.contains("Latency by percentile") && !page.contains("Throughput over time"));
+        let empty = super::page("Empty", &[]);
+        assert!(empty.contains("<h1>Empty</h1>") && !empty.contains("<svg class"));
+    }
+}

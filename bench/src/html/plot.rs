@@ -1,0 +1,205 @@
+//! A plot as SVG: axes with ticks, a grid, and curves laid over one another.
+
+use std::fmt::Write;
+
+/// Curves that are told apart; more of them begin with the first colour again.
+pub(super) const COLOURS: usize = 6;
+
+/// How values become places on an axis.
+#[derive(Clone, Debug)]
+pub(super) struct Axis {
+    /// What it shows, with its unit if the ticks have none.
+    pub(super) title: String,
+    /// The values at both ends.
+    pub(super) ends: (f64, f64),
+    pub(super) log: bool,
+    /// Where lines of the grid are, and what stands beside them.
+    pub(super) ticks: Vec<(f64, String)>,
+}
+
+impl Axis {
+    /// A linear axis from 0 with some five ticks.
+    pub(super) fn linear(title: &str, largest: f64, label: impl Fn(f64) -> String) -> Self {
+        let largest = if largest > 0.0 { largest } else { 1.0 };
+        let rough = largest / 5.0;
+        let power = 10f64.powf(rough.log10().floor());
+        let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power);
+        let step = step.into_iter().find(|&step| step >= rough).unwrap_or(power * 10.0);
+        let count = (largest / step).ceil();
+        let ticks = (0..=count as u32).map(|i| f64::from(i) * step);
+        let ticks = ticks.map(|value| (value, label(value))).collect();
+        Axis { title: title.into(), ends: (0.0, count * step), log: false, ticks }
+    }
+
+    /// A logarithmic axis over all of these values, with a tick for each power of ten, or 1, 2 and 5 of each when
+    /// that is few.
+    pub(super) fn log(
+        title: &str,
+        least: f64,
+        largest: f64,
+        label: impl Fn(f64) -> String,
+    ) -> Self {
+        let least = if least > 0.0 { least } else { 1.0 };
+        let largest = largest.max(least * 1.5);
+        let few = (largest / least).log10() < 2.5;
+        let mantissas: &[f64] = if few { &[1.0, 2.0, 5.0] } else { &[1.0] };
+        let powers = least.log10().floor() as i32..=largest.log10().ceil() as i32;
+        let all: Vec<f64> = powers
+            .flat_map(|power| mantissas.iter().map(move |mantissa| mantissa * 10f64.powi(power)))
+            .collect();
+        let first = all.iter().rposition(|&value| value <= least).unwrap_or(0);
+        let last = all.iter().position(|&value| value >= largest).unwrap_or(all.len() - 1);
+        let ticks = all[first..=last].iter().map(|&value| (value, label(value))).collect();
+        Axis { title: title.into(), ends: (all[first], all[last]), log: true, ticks }
+    }
+
+    /// Where on the axis `value` is, from 0 to 1.
+    fn place(&self, value: f64) -> f64 {
+        let (low, high) = self.ends;
+        let place = if self.log {
+            (value.max(low) / low).ln() / (high / low).ln()
+        } else {
+            (value - low) / (high - low)
+        };
+        place.clamp(0.0, 1.0)
+    }
+}
+
+/// A line through points; where a value is missing it is interrupted.
+#[derive(Clone, Debug)]
+pub(super) struct Curve {
+    /// Its run's number, which decides its colour and dashes.
+    pub(super) run: usize,
+    /// Drawn thinner: it goes with another one.
+    pub(super) faint: bool,
+    pub(super) points: Vec<(f64, Option<f64>)>,
+}
+
+/// A plot: what it shows, for those who cannot see it, two axes, curves.
+#[derive(Clone, Debug)]
+pub(super) struct Plot {
+    pub(super) label: String,
+    pub(super) x: Axis,
+    pub(super) y: Axis,
+    pub(super) curves: Vec<Curve>,
+}
+
+impl Plot {
+    /// The plot in two sizes, of which the style sheet shows the one that fits.
+    pub(super) fn html(&self) -> String {
+        let (wide, narrow) = (self.svg("wide", 1000.0, 380.0), self.svg("narrow", 420.0, 330.0));
+        format!("<div class=\"plot\">{wide}{narrow}</div>\n")
+    }
+
+    fn svg(&self, class: &str, width: f64, height: f64) -> String {
+        let (left, right, top, bottom) = (72.0, 24.0, 34.0, 50.0);
+        let (plot_width, plot_height) = (width - left - right, height - top - bottom);
+        let x_of = |value: f64| left + self.x.place(value) * plot_width;
+        let y_of = |value: f64| top + (1.0 - self.y.place(value)) * plot_height;
+        let mut out = String::new();
+        let label = escape(&self.label);
+        let _ = write!(
+            out,
+            "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" \
+             aria-label=\"{label}\">"
+        );
+        for (value, label) in &self.y.ticks {
+            let (y, end, label) = (y_of(*value), width - right, escape(label));
+            let _ = write!(
+                out,
+                "<path class=\"grid\" d=\"M{left:.1} {y:.1}H{end:.1}\"/><text x=\"{:.1}\" \
+                 y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
+                left - 8.0,
+                y + 4.5
+            );
+        }
+        let floor = height - bottom;
+        // Labels that would touch the one before them are left out.
+        let mut taken_to = f64::NEG_INFINITY;
+        for (value, label) in &self.x.ticks {
+            let x = x_of(*value);
+            let half = 3.8 * label.chars().count() as f64 + 4.0;
+            let _ = write!(out, "<path class=\"grid\" d=\"M{x:.1} {top:.1}V{floor:.1}\"/>");
+            if x - half >= taken_to {
+                taken_to = x + half;
+                let (y, label) = (floor + 19.0, escape(label));
+                let _ = write!(
+                    out,
+                    "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\">{label}</text>"
+                );
+            }
+        }
+        let (x_title, y_title) = (escape(&self.x.title), escape(&self.y.title));
+        let _ = write!(
+            out,
+            "<text class=\"name\" x=\"{left:.1}\" y=\"18\">{y_title}</text><text class=\"name\" \
+             x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{x_title}</text>",
+            width - right,
+            height - 10.0
+        );
+        for curve in &self.curves {
+            let mut path = String::new();
+            let mut drawing = false;
+            for &(x, y) in &curve.points {
+                let Some(y) = y else {
+                    drawing = false;
+                    continue;
+                };
+                let step = if drawing { 'L' } else { 'M' };
+                let _ = write!(path, "{step}{:.1} {:.1}", x_of(x), y_of(y));
+                drawing = true;
+            }
+            let (colour, faint) = (curve.run % COLOURS, if curve.faint { " faint" } else { "" });
+            let _ = write!(out, "<path class=\"curve c{colour}{faint}\" d=\"{path}\"/>");
+        }
+        out.push_str("</svg>");
+        out
+    }
+}
+
+/// Text that is safe inside of elements and quoted attributes.
+pub(super) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn axes_hold_all_values_between_round_ticks() {
+        for largest in [0.0, 0.3, 1.0, 7.0, 4_412_345.0] {
+            let axis = Axis::linear("x", largest, |value| value.to_string());
+            assert!((3..=8).contains(&axis.ticks.len()), "{largest}: {:?}", axis.ticks);
+            assert!(axis.ends.1 >= largest && (axis.place(axis.ends.1) - 1.0).abs() < 1e-9);
+        }
+        for (least, largest) in [(14e3, 4e6), (1.0, 1.0), (0.0, 5.0), (37.0, 2e9)] {
+            let axis = Axis::log("y", least, largest, |value| value.to_string());
+            assert!(axis.ends.0 <= f64::max(least, 1.0) && axis.ends.1 >= largest, "{axis:?}");
+            assert!((2..=12).contains(&axis.ticks.len()), "{axis:?}");
+            assert_eq!(axis.place(axis.ends.0), 0.0);
+        }
+    }
+
+    #[test]
+    fn curves_are_interrupted_where_there_is_nothing() {
+        let axis = || Axis::linear("<t>", 10.0, |value| value.to_string());
+        let points = vec![(0.0, Some(1.0)), (1.0, Some(2.0)), (2.0, None), (3.0, Some(3.0))];
+        let curves = vec![Curve { run: 7, faint: false, points }];
+        let html = Plot { label: "a \"b\"".into(), x: axis(), y: axis(), curves }.html();
+        let path = html.split("curve c1\" d=\"").nth(1).unwrap().split('"').next().unwrap();
+        assert_eq!((path.matches('M').count(), path.matches('L').count()), (2, 1), "{path}");
+        assert!(html.contains("&lt;t&gt;") && html.contains("a &quot;b&quot;"));
+        assert_eq!(html.matches("<svg").count(), 2);
+    }
+}

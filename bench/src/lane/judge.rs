@@ -1,0 +1,234 @@
+//! What a connection makes of the replies: each is held against what was asked.
+
+use afterimage_wire::Status;
+use afterimage_wire::proto::header::flags;
+use afterimage_wire::proto::{Frame, Header, Kind, Message};
+
+use super::weight;
+use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
+use crate::plan::Target;
+use crate::tally::{Outcome, Tally};
+
+/// The number of what is in no population, in an example of a wrong answer.
+const NOBODY: u32 = u32::MAX;
+
+/// Looks at the replies of one read.
+pub(crate) struct Judge<'a> {
+    pub(super) flight: &'a mut InFlight,
+    pub(super) target: &'a Target,
+    /// The server sends back what it gets.
+    pub(super) echo: bool,
+    /// Classes of the server's model: no label is as large.
+    pub(super) classes: u32,
+    pub(super) tally: &'a mut Tally,
+    pub(super) now_ns: u64,
+    pub(super) in_window: bool,
+    /// How much of the connection's depth these replies have made free.
+    pub(super) closed: usize,
+    /// The server asks to be left, and why.
+    pub(super) goaway: Option<String>,
+    /// Why the connection can be used no more.
+    pub(super) ended: Option<String>,
+}
+
+impl Judge<'_> {
+    /// Judges one frame. The replies that nearly all of a run is about are read here; what is not exactly
+    /// one of them takes the way that can say why.
+    #[inline]
+    pub(super) fn reply(&mut self, header: Header, body: &[u8]) {
+        let exists = header.flags & flags::EXISTS != 0;
+        let (answer, outcome) = match (header.kind, self.target) {
+            (Kind::ClassifyResp, Target::Classify { .. })
+                if let Ok(class) = <[u8; 2]>::try_from(body) =>
+            {
+                (i64::from(u16::from_le_bytes(class)), origin(header.flags))
+            }
+            (Kind::CacheResp, Target::Cache(_))
+                if exists && let Ok(value) = <[u8; 8]>::try_from(body) =>
+            {
+                (i64::from_le_bytes(value), Outcome::Hit)
+            }
+            (Kind::CacheResp, Target::Cache(_)) if !exists && body.is_empty() => (0, Outcome::Miss),
+            (Kind::CacheReq, Target::Cache(_))
+                if self.echo
+                    && let Ok(key) = <[u8; 8]>::try_from(body) =>
+            {
+                (i64::from_le_bytes(key), Outcome::Hit)
+            }
+            _ => return self.rare(Frame { header, body }),
+        };
+        self.answer(header.id, answer, outcome);
+    }
+
+    /// Judges the answer to the request with this id.
+    #[inline(always)]
+    pub(crate) fn answer(&mut self, id: u64, answer: i64, outcome: Outcome) {
+        let Some(request) = self.close(id) else {
+            return;
+        };
+        let about = match request.asked() {
+            Asked::About(about) => about,
+            Asked::Fresh => return self.fresh(&request, answer, outcome),
+            Asked::Fence => return self.stray(),
+        };
+        let expected = match self.target {
+            Target::Classify { answers, .. } => match answers.check(about, answer as u16) {
+                Ok(()) => answer,
+                Err(expected) => expected.into(),
+            },
+            Target::Cache(_) if outcome == Outcome::Miss => answer,
+            Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
+            Target::Cache(keys) => keys.value(keys.key(about)),
+        };
+        if answer != expected {
+            self.tally.wrong(about, answer, expected);
+        }
+        self.sample(&request, outcome);
+    }
+
+    /// Judges the answer about something that nobody can have asked about before: a label can only be held
+    /// against the number of classes, and a key has no value.
+    fn fresh(&mut self, request: &Request, answer: i64, outcome: Outcome) {
+        let possible = match self.target {
+            Target::Classify { .. } => answer < i64::from(self.classes) && outcome != Outcome::Hit,
+            Target::Cache(_) => outcome == Outcome::Miss,
+        };
+        if !possible {
+            self.tally.wrong(NOBODY, answer, -1);
+        }
+        self.sample(request, outcome);
+    }
+
+    /// Judges any frame.
+    #[inline(never)]
+    fn rare(&mut self, frame: Frame<'_>) {
+        let header = frame.header;
+        let message = match Message::decode(frame) {
+            Ok(message) => message,
+            Err(error) => {
+                self.ended = Some(format!("a senseless {}: {error}", header.kind.name()));
+                return;
+            }
+        };
+        match message {
+            Message::GoAway { text } => {
+                self.goaway = Some(text.to_owned());
+                return;
+            }
+            Message::Error { status, text, connection: true } => {
+                self.ended = Some(format!("the server gave up: {status}: {text}"));
+                return;
+            }
+            Message::Error { status, .. }
+                if header.id == WRITE_ID && matches!(self.target, Target::Cache(_)) =>
+            {
+                // A refused write. The fence behind it closes it.
+                self.tally.error(status.code());
+                return;
+            }
+            _ => {}
+        }
+        let Some(request) = self.close(header.id) else { return };
+        match (request.asked(), message) {
+            (Asked::Fence, Message::Pong(_)) => {}
+            (asked, Message::Error { status, .. }) => {
+                self.tally.error(status.code());
+                if asked != Asked::Fence {
+                    self.sample(&request, Outcome::Failed);
+                }
+            }
+            // A reply of the wrong kind answers nothing.
+            _ => self.stray(),
+        }
+    }
+
+    /// Takes the request with this id out of flight, or notes that there is none.
+    #[inline(always)]
+    fn close(&mut self, id: u64) -> Option<Request> {
+        match self.flight.close(id) {
+            Found::Request(request) => {
+                let weight = weight(&request);
+                self.closed += weight;
+                self.tally.counts.writes_confirmed += u64::from(request.writes);
+                self.tally.counts.in_window += if self.in_window { weight as u64 } else { 0 };
+                Some(request)
+            }
+            Found::Late => {
+                self.tally.counts.late += 1;
+                None
+            }
+            Found::Nothing => {
+                self.stray();
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn sample(&mut self, request: &Request, outcome: Outcome) {
+        let due_ns = self.now_ns.saturating_sub(request.due_ns);
+        self.tally.sample(outcome, due_ns, self.now_ns.saturating_sub(request.sent_ns));
+    }
+
+    /// Takes the fence with this id out of flight: the server has come past it.
+    pub(crate) fn fence(&mut self, id: u64) {
+        if let Some(request) = self.close(id)
+            && request.asked() != Asked::Fence
+        {
+            self.stray();
+        }
+    }
+
+    /// Counts an error reply, to the request with this id or, without one, to a write.
+    #[cold]
+    pub(crate) fn failed(&mut self, id: Option<u64>, status: Status) {
+        self.tally.error(status.code());
+        if let Some(request) = id.and_then(|id| self.close(id))
+            && request.asked() != Asked::Fence
+        {
+            self.sample(&request, Outcome::Failed);
+        }
+    }
+
+    /// Counts a reply that nobody asked for.
+    #[cold]
+    pub(crate) fn stray(&mut self) {
+        self.tally.unexpected += 1;
+    }
+}
+
+/// What the flags of a `ClassifyResp` say, as the protocol's own decoder reads them.
+#[inline]
+fn origin(bits: u8) -> Outcome {
+    if bits & flags::MEMOIZED != 0 {
+        Outcome::Hit
+    } else if bits & flags::COALESCED != 0 {
+        Outcome::Coalesced
+    } else {
+        Outcome::Computed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_wire::proto::message::Origin;
+
+    #[test]
+    fn flags_mean_what_the_protocols_decoder_takes_them_for() {
+        for bits in 0..=u8::MAX {
+            let header =
+                Header { body_len: 2, kind: Kind::ClassifyResp, flags: bits, status: 0, id: 1 };
+            let message = Message::decode(Frame { header, body: &[7, 0] });
+            let Ok(Message::ClassifyResp(label)) = message else {
+                panic!("flags {bits:#04x} are no answer")
+            };
+            let expected = match label.origin {
+                Origin::Memoized => Outcome::Hit,
+                Origin::Coalesced => Outcome::Coalesced,
+                Origin::Computed => Outcome::Computed,
+            };
+            assert_eq!(origin(bits), expected, "flags {bits:#04x}");
+        }
+    }
+}

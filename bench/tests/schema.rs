@@ -1,0 +1,81 @@
+//! What is written is what the published schema says, and the schema lets nothing else through.
+
+// The exemption for tests does not reach the helpers beside them.
+#![allow(clippy::unwrap_used)]
+
+mod fake;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use afterimage_bench::record::{Machine, Record, Run};
+use afterimage_bench::workload::Population;
+use afterimage_bench::{Plan, Span, run};
+use afterimage_wire::proto::Service;
+use fake::proper;
+use jsonschema::Validator;
+use serde_json::Value;
+
+fn here() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn schema() -> Validator {
+    let text = fs::read_to_string(here().join("schema/record.json")).unwrap();
+    jsonschema::draft202012::new(&serde_json::from_str(&text).unwrap()).unwrap()
+}
+
+fn complaints(schema: &Validator, record: &Value) -> Vec<String> {
+    schema.iter_errors(record).map(|e| format!("{}: {e}", e.instance_path())).collect()
+}
+
+fn record() -> Value {
+    let addr = fake::start(Service::Memo, |_| proper());
+    let plan = Plan {
+        depth: 8,
+        stop: Span::Requests(1000),
+        ..Plan::classify(addr, Arc::new(Population::drawn(1, 100)))
+    };
+    let report = run(&plan, &mut |_| {}).unwrap();
+    let runs = vec![Run { name: "depth 8".into(), report }];
+    let mut record = Record::new("schema", here(), Machine::here(), runs);
+    record.figures.insert("a figure".into(), 1.5);
+    record.text.push("a line".into());
+    serde_json::to_value(record).unwrap()
+}
+
+#[test]
+fn a_fresh_record_is_as_the_schema_says_and_uses_all_of_it() {
+    let (schema, mut record) = (schema(), record());
+    assert_eq!(complaints(&schema, &record), [""; 0]);
+    // A field that the schema does not know, or one that is missing, is found.
+    let report = record["runs"][0]["report"].as_object_mut().unwrap();
+    report.insert("surprise".into(), 1.into());
+    assert_eq!(complaints(&schema, &record).len(), 1);
+    let report = record["runs"][0]["report"].as_object_mut().unwrap();
+    report.remove("surprise");
+    for field in ["timeline", "histograms", "started_unix_s"] {
+        assert!(report.contains_key(field), "{field}");
+    }
+    report.remove("sent");
+    assert!(complaints(&schema, &record)[0].contains("sent"));
+    record["date"] = "yesterday".into();
+    assert_eq!(complaints(&schema, &record).len(), 2);
+}
+
+#[test]
+fn every_committed_record_is_as_the_schema_says() {
+    let schema = schema();
+    let mut seen = 0;
+    for entry in fs::read_dir(here().join("results")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+            assert_eq!(complaints(&schema, &record), [""; 0], "{}", path.display());
+            Record::read(&path).unwrap();
+            seen += 1;
+        }
+    }
+    assert!(seen > 0);
+}

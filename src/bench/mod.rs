@@ -1,0 +1,125 @@
+//! `afterimage bench`: put load on a running service and measure it.
+
+mod ab;
+mod compare;
+mod find_max;
+mod load;
+mod output;
+mod report;
+
+use std::path::Path;
+
+use afterimage_bench::record::{Machine, Record, Run};
+use afterimage_bench::{Plan, Progress, Report, Span};
+use anyhow::bail;
+
+use crate::progress::Bar;
+
+pub(crate) use load::mnist;
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+
+    #[command(flatten)]
+    target: load::TargetArgs,
+
+    #[command(flatten)]
+    load: load::LoadArgs,
+
+    #[command(flatten)]
+    output: output::OutputArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  afterimage bench 127.0.0.1:7400 --depth 1,64,1024 --html run.html
+  afterimage bench --target redis://127.0.0.1:6379 --prefill --read-share 0.9 --zipf 1
+  afterimage bench 127.0.0.1:7400 --rate 50000 --poisson --fail-if 'p99>1ms' --fail-if 'errors>0'
+  afterimage bench find-max 127.0.0.1:7400 --p99 1ms
+  afterimage bench ab 127.0.0.1:7400 127.0.0.1:7500 --depth 64 --record results";
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Find the highest rate of an open loop that still holds a goal.
+    FindMax(find_max::Args),
+    /// Measure two services in turn, round after round, and say which is better and how surely.
+    Ab(ab::Args),
+    /// Lay the runs of records over one another, with a verdict and its confidence interval.
+    Compare(compare::Args),
+    /// Make an HTML page with plots of the runs of records.
+    Report(report::Args),
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        Some(Command::FindMax(args)) => return find_max::run(&args),
+        Some(Command::Ab(args)) => return ab::run(&args),
+        Some(Command::Compare(args)) => return compare::run(&args),
+        Some(Command::Report(args)) => return report::run(&args),
+        None => {}
+    }
+    let (mut plan, spec) = args.load.plan(args.target.place()?)?;
+    let (prefill, machine) = (plan.prefill, Machine::here());
+    let mut runs: Vec<Run> = Vec::new();
+    for &depth in spec.depths() {
+        for _ in 0..args.output.repeats() {
+            plan.depth = depth;
+            // What the first run has written or made remembered is there for the others.
+            plan.prefill = prefill && runs.is_empty();
+            let report = measure(&plan, "")?;
+            if !args.output.json() {
+                println!("{report}");
+            }
+            runs.push(Run { name: format!("depth {depth}"), report });
+        }
+    }
+    let problems = problems(&runs, &args.output);
+    let record = Record::new(args.output.record_name(), Path::new("."), machine, runs);
+    args.output.write(&record)?;
+    match &problems[..] {
+        [] => Ok(()),
+        problems => bail!("{}", problems.join("; ")),
+    }
+}
+
+/// What went wrong in these runs, and which limits they broke.
+fn problems(runs: &[Run], output: &output::OutputArgs) -> Vec<String> {
+    let of = |run: &Run| {
+        let broken = output.thresholds().filter_map(|limit| limit.broken_by(&run.report));
+        run.report.problems().into_iter().chain(broken).collect::<Vec<_>>()
+    };
+    let several = runs.len() > 1;
+    let named = |run: &Run, problem| match several {
+        true => format!("{}: {problem}", run.name),
+        false => problem,
+    };
+    runs.iter().flat_map(|run| of(run).into_iter().map(|it| named(run, it))).collect()
+}
+
+/// Runs a plan under a progress bar that begins with `heading`.
+pub(crate) fn measure(plan: &Plan, heading: &str) -> anyhow::Result<Report> {
+    let bar = Bar::new(0);
+    let report = afterimage_bench::run(plan, &mut |progress: Progress| {
+        let (done, steps) = match plan.stop {
+            Span::Requests(count) => (progress.answered, count),
+            Span::Time(time) => {
+                let warmup = match plan.warmup {
+                    Span::Time(time) => time,
+                    Span::Requests(_) => std::time::Duration::ZERO,
+                };
+                (progress.elapsed.as_secs(), (warmup + time).as_secs())
+            }
+        };
+        let phase = if progress.measuring { "" } else { ", warming up" };
+        let wrong = match progress.wrong {
+            0 => String::new(),
+            wrong => format!(", {wrong} wrong"),
+        };
+        let line = format!("{heading}{:.0} answers/s{phase}{wrong}", progress.rate);
+        bar.set(&line, done.min(steps), steps);
+    });
+    Ok(report?)
+}
