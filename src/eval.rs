@@ -1,8 +1,11 @@
 //! `afterimage eval`: judge a model by a test set.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use afterimage_classifier::{Dataset, Evaluation};
+use afterimage_classifier::{Dataset, Evaluation, Example, contact_sheet};
+use anyhow::Context;
+use serde_json::json;
 
 use crate::args;
 
@@ -15,12 +18,52 @@ pub(crate) struct Args {
     /// The folder with the MNIST test files, plain or .gz.
     #[arg(long, value_name = "DIR", default_value = "data/mnist")]
     data: PathBuf,
+
+    /// Draw the worst examples as a picture (PNG): what was answered wrongly, then what was answered
+    /// rightly by the smallest margin. Under each image its label and the answer, its number in the
+    /// data set from 0, and its margin. The images are the data set's: mind its licence.
+    #[arg(long, value_name = "PNG")]
+    worst: Option<PathBuf>,
+
+    /// How many of them to draw, 1000 at most.
+    #[arg(long, value_name = "N", default_value = "64")]
+    worst_count: NonZeroUsize,
+
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args::model(&args.model)?;
     let test = Dataset::read(&args.data, "t10k")?;
+    let evaluation = Evaluation::of(&model, &test)?;
+    let mut worst = None;
+    if let Some(path) = &args.worst {
+        let examples = evaluation.worst(&model, &test, args.worst_count.get())?;
+        let sheet = contact_sheet(&test, &examples)?;
+        std::fs::write(path, sheet).with_context(|| path.display().to_string())?;
+        worst = Some((path, examples));
+    }
+    if args.json {
+        let mut report = evaluation.to_json();
+        report["model"] = json!(model.digest().to_string());
+        report["features"] = json!(model.features().name());
+        if let Some((_, examples)) = worst {
+            report["worst"] = examples.iter().map(example).collect();
+        }
+        println!("{report:#}");
+        return Ok(());
+    }
     println!("model {} ({} features)", model.digest(), model.features().name());
-    println!("{}", Evaluation::of(&model, &test)?);
+    println!("{evaluation}");
+    if let Some((path, examples)) = worst {
+        println!("\nwrote {}: the {} worst of {}", path.display(), examples.len(), test.len());
+    }
     Ok(())
+}
+
+fn example(example: &Example) -> serde_json::Value {
+    let Example { index, label, answer, margin } = example;
+    json!({ "index": index, "label": label, "answer": answer, "margin": margin })
 }

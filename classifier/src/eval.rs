@@ -1,22 +1,40 @@
 //! How good a model is on a data set, and how fast.
 
+mod font;
+mod sheet;
+mod worst;
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use ndarray::Array2;
+use serde_json::{Value, json};
 
 use crate::dataset::Dataset;
 use crate::error::DataError;
-use crate::model::Model;
+use crate::model::{Model, Scratch};
+
+pub use sheet::{MAX_SHEET_EXAMPLES, contact_sheet};
+pub use worst::Example;
+
+/// Most labels that a printed report has a matrix for; of more it lists the commonest confusions.
+const MATRIX_LABELS: usize = 26;
+/// Confusions listed where there is no matrix.
+const LISTED_CONFUSIONS: usize = 20;
+/// Images classified one by one for the time alone, and how long that may take: a model may need milliseconds each.
+const ALONE_IMAGES: usize = 1000;
+const ALONE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// A model's answers to a data set, counted.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
     /// The labels, ascending: those of the model and those of the data.
     labels: Vec<u16>,
-    /// `[true label, answered label]`.
-    confusion: Array2<u32>,
+    /// How often an image of the first label was answered with the second.
+    counts: BTreeMap<(u16, u16), usize>,
+    answers: Vec<u16>,
     elapsed: Duration,
+    alone: Duration,
     threads: usize,
 }
 
@@ -46,30 +64,37 @@ impl Evaluation {
                 found: data.shape().to_string(),
             });
         }
+        let alone = time_alone(model, data)?;
         let started = Instant::now();
         let answers = model.classify_all(data.matrix())?;
         let elapsed = started.elapsed();
         let mut labels: Vec<u16> = [model.labels(), &data.classes()].concat();
         labels.sort_unstable();
         labels.dedup();
-        let index = |label: &u16| labels.binary_search(label).expect("all labels are in there");
-        let mut confusion = Array2::zeros((labels.len(), labels.len()));
-        for (label, answer) in data.labels().iter().zip(&answers) {
-            confusion[[index(label), index(answer)]] += 1;
+        let mut counts = BTreeMap::new();
+        for (&label, &answer) in data.labels().iter().zip(&answers) {
+            *counts.entry((label, answer)).or_insert(0) += 1;
         }
-        Ok(Self { labels, confusion, elapsed, threads: rayon::current_num_threads() })
+        let threads = rayon::current_num_threads();
+        Ok(Self { labels, counts, answers, elapsed, alone, threads })
     }
 
     /// Images answered.
     #[must_use]
     pub fn images(&self) -> usize {
-        self.confusion.sum() as usize
+        self.answers.len()
+    }
+
+    /// The label each image was given, in the data set's order.
+    #[must_use]
+    pub fn answers(&self) -> &[u16] {
+        &self.answers
     }
 
     /// Images answered wrongly.
     #[must_use]
     pub fn wrong(&self) -> usize {
-        self.images() - self.confusion.diag().sum() as usize
+        self.confusions().map(|(_, _, count)| count).sum()
     }
 
     /// The share answered wrongly, 0 to 1; NaN when there are no images.
@@ -84,10 +109,18 @@ impl Evaluation {
         wilson_interval(self.wrong(), self.images())
     }
 
-    /// How often images of one label (rows) got another (columns); rows and columns as in [`Evaluation::labels`].
+    /// How often images of `label` were answered with `answer`.
     #[must_use]
-    pub fn confusion(&self) -> &Array2<u32> {
-        &self.confusion
+    pub fn count(&self, label: u16, answer: u16) -> usize {
+        self.counts.get(&(label, answer)).copied().unwrap_or(0)
+    }
+
+    /// What was taken for what, and how often: `(label, answer, images)`, by label, then answer.
+    pub fn confusions(&self) -> impl Iterator<Item = (u16, u16, usize)> {
+        self.counts
+            .iter()
+            .filter(|((label, answer), _)| label != answer)
+            .map(|(&(l, a), &n)| (l, a, n))
     }
 
     /// The labels that occur in the data or the model, ascending.
@@ -99,25 +132,113 @@ impl Evaluation {
     /// Precision and recall of each label.
     #[must_use]
     pub fn classes(&self) -> Vec<ClassFigures> {
-        let figures = |(i, &label): (usize, &u16)| {
-            let hits = f64::from(self.confusion[[i, i]]);
-            let images = self.confusion.row(i).sum();
-            let answers = self.confusion.column(i).sum();
+        let mut images = BTreeMap::new();
+        let mut answers = BTreeMap::new();
+        for (&(label, answer), &count) in &self.counts {
+            *images.entry(label).or_insert(0) += count;
+            *answers.entry(answer).or_insert(0) += count;
+        }
+        let figures = |&label: &u16| {
+            let hits = self.count(label, label) as f64;
+            let images = images.get(&label).copied().unwrap_or(0);
+            let answers = answers.get(&label).copied().unwrap_or(0);
             ClassFigures {
                 label,
-                images: images as usize,
-                precision: hits / f64::from(answers),
-                recall: hits / f64::from(images),
+                images,
+                precision: hits / answers as f64,
+                recall: hits / images as f64,
             }
         };
-        self.labels.iter().enumerate().map(figures).collect()
+        self.labels.iter().map(figures).collect()
     }
 
-    /// Wall-clock time per image, all threads together.
+    /// Wall-clock time per image, all threads together, in batches.
     #[must_use]
     pub fn time_per_image(&self) -> Duration {
         self.elapsed / u32::try_from(self.images().max(1)).unwrap_or(u32::MAX)
     }
+
+    /// The median time of one image alone on one thread, over the first images; zero when there are none.
+    #[must_use]
+    pub fn time_alone(&self) -> Duration {
+        self.alone
+    }
+
+    /// The whole report for programs. Shares are from 0 to 1, `null` where there is nothing to divide by; times in
+    /// microseconds; `confusions` has every pair that occurred.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let (low, high) = self.error_interval();
+        let class = |class: ClassFigures| {
+            let ClassFigures { label, images, precision, recall } = class;
+            json!({ "label": label, "images": images, "precision": precision, "recall": recall })
+        };
+        let confusion =
+            |(label, answer, images)| json!({ "label": label, "answer": answer, "images": images });
+        json!({
+            "images": self.images(),
+            "wrong": self.wrong(),
+            "error_rate": self.error_rate(),
+            "error_interval_95": [low, high],
+            "time_alone_us": micros(self.alone),
+            "time_per_image_us": micros(self.time_per_image()),
+            "threads": self.threads,
+            "classes": self.classes().into_iter().map(class).collect::<Vec<_>>(),
+            "confusions": self.confusions().map(confusion).collect::<Vec<_>>(),
+        })
+    }
+
+    fn write_matrix(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nlabel  images  precision  recall   answered as")?;
+        write!(f, "{:34}", "")?;
+        self.labels.iter().try_for_each(|label| write!(f, "{label:>6}"))?;
+        for class in self.classes() {
+            write_class(f, &class)?;
+            let counts = self.labels.iter().map(|&answer| self.count(class.label, answer));
+            counts.into_iter().try_for_each(|count| write!(f, "{count:>6}"))?;
+        }
+        Ok(())
+    }
+
+    fn write_list(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\nlabel  images  precision  recall")?;
+        for class in self.classes().iter().filter(|class| class.images > 0) {
+            write_class(f, class)?;
+        }
+        let mut confusions: Vec<_> = self.confusions().collect();
+        confusions.sort_by_key(|&(_, _, count)| std::cmp::Reverse(count));
+        write!(f, "\n\nthe commonest confusions: label, answered as, images")?;
+        for (label, answer, count) in confusions.into_iter().take(LISTED_CONFUSIONS) {
+            write!(f, "\n{label:>5}  {answer:>5}  {count:>6}")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_class(f: &mut fmt::Formatter<'_>, class: &ClassFigures) -> fmt::Result {
+    let ClassFigures { label, images, precision, recall } = class;
+    let (precision, recall) = (100.0 * precision, 100.0 * recall);
+    write!(f, "\n{label:>5}  {images:>6}  {precision:>7.2} %  {recall:>5.2} % ")
+}
+
+/// The median time of one image by itself, on this thread.
+fn time_alone(model: &Model, data: &Dataset) -> Result<Duration, DataError> {
+    let (began, mut scratch) = (Instant::now(), Scratch::default());
+    let mut times = Vec::new();
+    for image in data.images().take(ALONE_IMAGES) {
+        let started = Instant::now();
+        model.classify_batch(&[image], &mut scratch, &mut [0])?;
+        times.push(started.elapsed());
+        if began.elapsed() > ALONE_PATIENCE {
+            break;
+        }
+    }
+    times.sort_unstable();
+    Ok(times.get(times.len() / 2).copied().unwrap_or_default())
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1000.0
 }
 
 /// The 95 % interval of a share of which `hits` in `count` were seen: E. B. Wilson, "Probable Inference, the Law
@@ -149,19 +270,15 @@ impl fmt::Display for Evaluation {
             100.0 * low,
             100.0 * high
         )?;
-        let micros = self.time_per_image().as_nanos() as f64 / 1000.0;
         let plural = if self.threads == 1 { "" } else { "s" };
-        writeln!(f, "time {micros:.1} µs per image on {} thread{plural}", self.threads)?;
-        writeln!(f, "\nlabel  images  precision  recall   answered as")?;
-        write!(f, "{:34}", "")?;
-        self.labels.iter().try_for_each(|label| write!(f, "{label:>6}"))?;
-        for (i, class) in self.classes().iter().enumerate() {
-            let ClassFigures { label, images, precision, recall } = class;
-            let (precision, recall) = (100.0 * precision, 100.0 * recall);
-            write!(f, "\n{label:>5}  {images:>6}  {precision:>7.2} %  {recall:>5.2} % ")?;
-            self.confusion.row(i).iter().try_for_each(|count| write!(f, "{count:>6}"))?;
-        }
-        Ok(())
+        writeln!(
+            f,
+            "time {:.1} µs for an image alone (median); {:.1} µs per image in batches on {} thread{plural}",
+            micros(self.alone),
+            micros(self.time_per_image()),
+            self.threads
+        )?;
+        if self.labels.len() <= MATRIX_LABELS { self.write_matrix(f) } else { self.write_list(f) }
     }
 }
 
@@ -202,15 +319,45 @@ mod tests {
         let data = Dataset::new(shape, images, vec![7, 7, 9, 8]).unwrap();
         let evaluation = Evaluation::of(&model, &data).unwrap();
         assert_eq!(evaluation.labels(), [7, 8, 9]);
-        assert_eq!(evaluation.confusion(), array![[2, 0, 0], [1, 0, 0], [0, 0, 1]]);
+        assert_eq!(evaluation.answers(), [7, 7, 9, 7]);
+        let counts = [7, 8, 9].map(|label| [7, 8, 9].map(|answer| evaluation.count(label, answer)));
+        assert_eq!(counts, [[2, 0, 0], [1, 0, 0], [0, 0, 1]]);
+        assert_eq!(evaluation.confusions().collect::<Vec<_>>(), [(8, 7, 1)]);
         assert_eq!((evaluation.wrong(), evaluation.images()), (1, 4));
         let classes = evaluation.classes();
         assert_eq!((classes[0].precision, classes[0].recall), (2.0 / 3.0, 1.0));
         assert!(classes[1].precision.is_nan());
         assert_eq!((classes[2].precision, classes[2].recall), (1.0, 1.0));
+        let text = evaluation.to_string();
+        assert!(text.starts_with("error 25.00 % (1 of 4 wrong; 95 % interval 4.5"), "{text}");
         assert!(
-            evaluation.to_string().starts_with("error 25.00 % (1 of 4 wrong; 95 % interval 4.5")
+            text.contains("\n    8       1      NaN %   0.00 %      1     0     0\n"),
+            "{text}"
         );
+        let json = evaluation.to_json();
+        assert_eq!((&json["images"], &json["wrong"]), (&json!(4), &json!(1)));
+        assert_eq!(json["error_interval_95"][0], evaluation.error_interval().0);
+        let class = json!({ "label": 8, "images": 1, "precision": null, "recall": 0.0 });
+        assert_eq!(json["classes"][1], class);
+        assert_eq!(json["confusions"], json!([{ "label": 8, "answer": 7, "images": 1 }]));
+        assert!(json["time_alone_us"].as_f64() > Some(0.0));
+    }
+
+    #[test]
+    fn many_classes_are_listed_and_take_no_matrix() {
+        // One machine for each of 1000 labels; all but the last answer nothing.
+        let shape = Shape::new(&[1]).unwrap();
+        let map = FeatureMap::Raw(RawPixels::new(shape, 1.0).unwrap());
+        let mut weights = ndarray::Array2::zeros((1000, 1));
+        weights[[999, 0]] = 1.0;
+        let svm = LinearSvm::new(weights, Array1::zeros(1000)).unwrap();
+        let model = Model::new(map, svm, (0..1000).collect(), Metadata::default()).unwrap();
+        let data = Dataset::new(shape, vec![1, 2, 3, 4], vec![65_535, 65_535, 3, 999]).unwrap();
+        let text = Evaluation::of(&model, &data).unwrap().to_string();
+        let confusions = "label, answered as, images\n65535    999       2\n    3    999       1";
+        assert!(text.contains(confusions), "{text}");
+        assert!(text.contains("\n  999       1    25.00 %  100.00 % \n"), "{text}");
+        assert!(text.lines().count() < 15, "{text}");
     }
 
     #[test]

@@ -27,7 +27,9 @@ pub use engine::{
     Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Reply, Scorer,
 };
 pub use error::{DataError, ModelError};
-pub use eval::{ClassFigures, Evaluation, wilson_interval};
+pub use eval::{
+    ClassFigures, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet, wilson_interval,
+};
 pub use features::{ConvolutionalMap, FeatureMap, RawPixels};
 pub use image::{Image, MAX_IMAGE_FILE_BYTES};
 pub use import::ImportOptions;
