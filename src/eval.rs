@@ -3,8 +3,8 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use afterimage_classifier::{Dataset, Evaluation, Example, contact_sheet};
-use anyhow::Context;
+use afterimage_classifier::{Dataset, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet};
+use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::args;
@@ -36,11 +36,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args::model(&args.model)?;
+    let count = args.worst_count.get();
+    if count > MAX_SHEET_EXAMPLES {
+        bail!("--worst-count is {count}; at most {MAX_SHEET_EXAMPLES} are drawn");
+    }
     let test = Dataset::read(&args.data, "t10k")?;
     let evaluation = Evaluation::of(&model, &test)?;
     let mut worst = None;
     if let Some(path) = &args.worst {
-        let examples = evaluation.worst(&model, &test, args.worst_count.get())?;
+        let examples = evaluation.worst(&model, &test, count)?;
         let sheet = contact_sheet(&test, &examples)?;
         std::fs::write(path, sheet).with_context(|| path.display().to_string())?;
         worst = Some((path, examples));

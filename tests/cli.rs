@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use afterimage_bench::workload::Population;
-use afterimage_classifier::Model;
+use afterimage_classifier::{Image, Model};
 use afterimage_wire::proto::Welcome;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -578,6 +578,27 @@ fn train_makes_the_same_file_twice_and_eval_and_a_service_take_it() {
     for word in ["precision", "recall"] {
         assert!(printed.to_lowercase().contains(word), "{printed}");
     }
+
+    let sheet = text(one.path().join("worst.png"));
+    let asked = ["--worst", &sheet, "--worst-count", "12"];
+    let eval = [&["eval", "--model", &path, "--data", &data], &asked[..]].concat();
+    let printed = run(&eval).succeeded();
+    assert!(printed.contains(&format!("wrote {sheet}: the 12 worst of 100")), "{printed}");
+    assert!(Image::read(sheet.as_ref()).unwrap().shape().len() > 12 * 112 * 112);
+    let json = run(&[&eval[..], &["--json"]].concat()).succeeded();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["images"], &json["wrong"]), (&100.into(), &wrong.into()));
+    assert_eq!(json["model"], model.digest().to_string());
+    let worst = json["worst"].as_array().unwrap();
+    assert_eq!(worst.len(), 12);
+    assert!(worst[..wrong.min(12)].iter().all(|example| example["label"] != example["answer"]));
+    let many = ["--worst", &sheet, "--worst-count", "1001"];
+    let line = run(&[&["eval", "--model", &path, "--data", &data], &many[..]].concat());
+    let line = line.failed_with_no_more_than_logs();
+    assert!(line.contains("--worst-count"), "{line}");
+    let nowhere = ["--worst", "/no/such/folder/worst.png"];
+    let line = run(&[&["eval", "--model", &path, "--data", &data], &nowhere[..]].concat());
+    assert!(line.failed_with_no_more_than_logs().contains("/no/such/folder"), "it names the file");
 
     let service = Running::start(&["serve", "--memory", "8MiB", "--model", &path]);
     assert_eq!(welcome(&service).digest, model.digest().0);

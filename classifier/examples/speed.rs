@@ -1,106 +1,249 @@
-//! Time from an image's bytes to its label: alone and in batches, with every instruction set, on one thread and on
-//! two: `speed DATA_DIR [MODEL_FILE]`. Figures are the fastest of many rounds: on a shared machine the others
-//! measure the neighbours.
+//! Time from an image's bytes to its label: `speed DATA_DIR [MODEL_FILE] [--json]`.
+//!
+//! Alone and in batches, with every instruction set, on one thread and on two, through the engine; and what the
+//! arithmetic costs at least. Figures are the fastest of many rounds: on a shared machine the others measure the
+//! neighbours. What is compared is measured in turns. `bench/classifier` runs it and keeps the record.
 
 use std::error::Error;
+use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use afterimage_classifier::{Dataset, Engine, EngineOptions, Job, Level, Model, Scratch};
+use ndarray::{Array2, ArrayView2};
+use rayon::ThreadPool;
+use serde_json::{Map, Value, json};
 
 /// How long each figure may take.
-const PATIENCE: Duration = Duration::from_millis(1500);
-const IMAGES: usize = 128;
+const PATIENCE: Duration = Duration::from_millis(700);
+/// How long figures that are compared with one another may take together.
+const LONG_PATIENCE: Duration = Duration::from_secs(4);
+const BATCHES: [usize; 4] = [1, 8, 64, 256];
+const IMAGES: usize = 512;
+/// Images of a round on several threads: some ten milliseconds.
+const MANY: usize = 4096;
+/// Rows and columns of the matrices whose product is timed: large beside the caches' lines, small beside the caches.
+const MATRIX: usize = 768;
+/// Multiply-adds of the shipped model for an image without blank patches.
+const CONV_MULTIPLY_ADDS: f64 = 750_000.0;
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> Result<()> {
+    let (flags, arguments): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
     let (data, model) = match arguments.as_slice() {
         [data] => (data, Model::shipped()),
         [data, model] => (data, Arc::new(Model::read(Path::new(model))?)),
-        _ => return Err("usage: speed DATA_DIR [MODEL_FILE]".into()),
+        _ => return Err("usage: speed DATA_DIR [MODEL_FILE] [--json]".into()),
     };
-    // The first training images: no figure about errors comes out of this, so no need for the test set.
+    // The training images: no figure about errors comes out of this, so no need for the test set.
     let data = Dataset::read(Path::new(data), "train")?;
     let images: Vec<&[u8]> = data.images().take(IMAGES).collect();
-    println!("model {} ({})", model.features().name(), model.digest());
-    let expected = model.scores_with(Level::available()[0], &images)?;
-
-    for level in Level::available() {
-        // Every measurement checks its answers.
-        assert_eq!(model.scores_with(level, &images)?, expected);
-        for batch in [1, 8, 64, 128] {
-            let time = fastest(|| {
-                for images in images.chunks(batch) {
-                    std::hint::black_box(model.scores_with(level, images).expect("right size"));
-                }
-            });
-            println!("{:>8}, batches of {batch:>3}: {time:5.1} µs per image", level.name());
-        }
+    let many = data.split_at(MANY).0;
+    let mut figures = Map::new();
+    figures.insert("features".into(), model.features().name().into());
+    figures.insert("model".into(), model.digest().to_string().into());
+    floor(&model, &mut figures);
+    one_core(&model, &images, &mut figures)?;
+    two_cores(&model, &many, &mut figures)?;
+    through_the_engine(&model, &images, &mut figures)?;
+    match flags.iter().any(|flag| flag == "--json") {
+        true => println!("{:#}", Value::Object(figures)),
+        false => figures.iter().for_each(|(name, value)| print(name, value)),
     }
-    let mut labels = vec![0; IMAGES];
-    let mut scratch = Scratch::default();
-    let alone = fastest(|| {
-        for (image, label) in images.iter().zip(&mut labels) {
-            model
-                .classify_batch(&[image], &mut scratch, std::slice::from_mut(label))
-                .expect("right size");
-        }
-    });
-    println!("alone, nothing allocated: {alone:.1} µs");
-    let one = fastest(|| model.classify_batch(&images, &mut scratch, &mut labels).expect("size"));
-    let two = fastest(|| {
-        let (first, last) = images.split_at(IMAGES / 2);
-        std::thread::scope(|scope| {
-            for images in [first, last] {
-                let model = &model;
-                scope.spawn(move || {
-                    let mut labels = vec![0; images.len()];
-                    let mut scratch = Scratch::default();
-                    model.classify_batch(images, &mut scratch, &mut labels).expect("size");
-                });
-            }
-        });
-    });
-    println!("one thread {one:.1} µs, two threads {two:.1} µs per image: {:.2} times", one / two);
-    through_the_engine(&model, &images)
+    Ok(())
 }
 
-/// One request at a time from submission to reply: the label's own time and two changes of threads.
-fn through_the_engine(model: &Arc<Model>, images: &[&[u8]]) -> Result<(), Box<dyn Error>> {
-    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
-    let engine = Engine::start(Arc::clone(model), options);
-    let (sender, answers) = std::sync::mpsc::channel();
+fn print(name: &str, value: &Value) {
+    match value {
+        Value::Object(values) => {
+            for (under, value) in values {
+                print(&format!("{name}, {under}"), value);
+            }
+        }
+        Value::Number(number) => println!("{name:<55} {:10.2}", number.as_f64().unwrap_or(0.0)),
+        Value::String(text) => println!("{name:<55} {text}"),
+        other => println!("{name:<55} {other}"),
+    }
+}
+
+/// The least time the model's multiply-adds can take on this core.
+fn floor(model: &Model, figures: &mut Map<String, Value>) {
+    let work = match model.features().name() {
+        "conv" => CONV_MULTIPLY_ADDS,
+        _ => model.svm().weights().len() as f64,
+    };
+    figures.insert("million multiply-adds per image".into(), json!(work / 1e6));
+    let (a, b) = (Array2::<f32>::ones([MATRIX; 2]), Array2::<f32>::ones([MATRIX; 2]));
+    let seconds = fastest(PATIENCE, || drop(black_box(a.dot(&b))));
+    let product = (MATRIX as f64).powi(3) / seconds;
+    figures.insert(
+        "ndarray's matrix product".into(),
+        json!({ "billion multiply-adds a second": product / 1e9, "floor, µs": work / product * 1e6 }),
+    );
+    for level in Level::available() {
+        let rounds = 20_000;
+        let count = black_box(level.multiply_adds(1)) as f64 * rounds as f64;
+        let seconds = fastest(PATIENCE, || {
+            black_box(level.multiply_adds(rounds));
+        });
+        let (peak, least) = (count / seconds / 1e9, work / count * seconds * 1e6);
+        figures.insert(
+            format!("multiply-adds in registers, {}", level.name()),
+            json!({ "billion a second": peak, "floor, µs": least }),
+        );
+    }
+}
+
+fn one_core(model: &Model, images: &[&[u8]], figures: &mut Map<String, Value>) -> Result<()> {
+    let expected = model.scores_with(Level::available()[0], images)?;
+    for level in Level::available() {
+        // Every measurement checks its answers.
+        assert_eq!(model.scores_with(level, images)?, expected);
+        let mut times = Map::new();
+        for batch in BATCHES {
+            let some = &images[..if level.name() == "portable" { 256 } else { images.len() }];
+            let seconds = fastest(PATIENCE, || {
+                for images in some.chunks(batch) {
+                    black_box(model.scores_with(level, images).expect("right size"));
+                }
+            });
+            let each = seconds / some.len() as f64 * 1e6;
+            times.insert(format!("batches of {batch}"), each.into());
+        }
+        figures.insert(format!("µs per image, {}", level.name()), times.into());
+    }
+    let (mut label, mut scratch) = ([0], Scratch::default());
+    let alone = fastest(PATIENCE, || {
+        for image in images {
+            model.classify_batch(&[image], &mut scratch, &mut label).expect("right size");
+        }
+    });
+    figures
+        .insert("µs alone, nothing allocated".into(), (alone / images.len() as f64 * 1e6).into());
+    Ok(())
+}
+
+/// How much faster two threads are than one: the model, and, for what the machine gives, plain multiply-adds.
+fn two_cores(model: &Model, many: &Dataset, figures: &mut Map<String, Value>) -> Result<()> {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    let pools = [pool(1)?, pool(2)?];
+    let matrix: ArrayView2<'_, u8> = many.matrix();
+    let expected = pools[0].install(|| model.classify_all(matrix))?;
+    let level = Level::best();
+    let mut rounds: Vec<[f64; 4]> = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < LONG_PATIENCE {
+        let classify = |pool: &ThreadPool| {
+            let started = Instant::now();
+            let labels = pool.install(|| model.classify_all(matrix)).expect("right size");
+            let seconds = started.elapsed().as_secs_f64();
+            assert_eq!(labels, expected);
+            seconds
+        };
+        let multiply = |pool: &ThreadPool| {
+            let started = Instant::now();
+            pool.broadcast(|_| black_box(level.multiply_adds(1_000_000)));
+            started.elapsed().as_secs_f64() / pool.current_num_threads() as f64
+        };
+        let [one, two] = &pools;
+        rounds.push([classify(one), classify(two), multiply(one), multiply(two)]);
+    }
+    let least = |i: usize| rounds.iter().map(|round| round[i]).fold(f64::INFINITY, f64::min);
+    let mut ratios: Vec<f64> = rounds.iter().map(|round| round[0] / round[1]).collect();
+    ratios.sort_by(f64::total_cmp);
+    let count = many.len() as f64;
+    figures.insert(
+        "two threads".into(),
+        json!({
+            "µs per image on one": least(0) / count * 1e6,
+            "µs per image on two": least(1) / count * 1e6,
+            "times as fast": least(0) / least(1),
+            "times as fast, median of the rounds": ratios[ratios.len() / 2],
+            "multiply-adds in registers, times as fast": least(2) / least(3),
+            "rounds": rounds.len(),
+        }),
+    );
+    Ok(())
+}
+
+/// One request at a time from submission to reply, the label's own time and two changes of threads; and as many
+/// as there are, on one compute thread and on two.
+fn through_the_engine(
+    model: &Arc<Model>,
+    images: &[&[u8]],
+    figures: &mut Map<String, Value>,
+) -> Result<()> {
+    let engine = |threads| {
+        let options = EngineOptions { threads, ..EngineOptions::default() };
+        Engine::start(Arc::clone(model), options)
+    };
+    let engines = [engine(1), engine(2)];
     let mut times = Vec::new();
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
         for image in images {
-            let sender = sender.clone();
-            let job = Job::new(*image, move |label| {
-                // The receiver outlives the engine.
-                let _ = sender.send(label);
-            });
+            let (sender, answers) = channel();
+            let job = Job::new(*image, move |label| drop(sender.send(label)));
             let started = Instant::now();
-            engine.submit(job)?;
+            engines[0].submit(job)?;
             answers.recv()??;
-            times.push(started.elapsed());
+            times.push(started.elapsed().as_secs_f64() * 1e6);
         }
     }
-    times.sort_unstable();
-    let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize].as_secs_f64() * 1e6;
-    let (median, high) = (at(0.5), at(0.99));
-    println!("engine, one at a time: least {:.1}, median {median:.1}, 99 % {high:.1} µs", at(0.0));
+    times.sort_by(f64::total_cmp);
+    let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize];
+    let flood = |engine: &Engine| {
+        // Only the last reply wakes this thread, which would otherwise take the others' time.
+        let (last, all_answered) = channel();
+        let waiting = Arc::new(AtomicUsize::new(MANY));
+        let job = |image: &&[u8]| {
+            let (last, waiting) = (last.clone(), Arc::clone(&waiting));
+            Job::new(*image, move |label| {
+                assert!(label.is_ok());
+                if waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    let _ = last.send(());
+                }
+            })
+        };
+        let jobs: Vec<Job> = images.iter().cycle().take(MANY).map(job).collect();
+        let started = Instant::now();
+        assert_eq!(engine.submit_many(jobs), 0, "the queue has room for all");
+        all_answered.recv().expect("one reply each");
+        started.elapsed().as_secs_f64() / MANY as f64
+    };
+    let mut least = [f64::INFINITY; 2];
+    let began = Instant::now();
+    while began.elapsed() < LONG_PATIENCE {
+        for (least, engine) in least.iter_mut().zip(&engines) {
+            *least = least.min(flood(engine));
+        }
+    }
+    figures.insert(
+        "engine".into(),
+        json!({
+            "one at a time, median, µs": at(0.5),
+            "one at a time, 99 %, µs": at(0.99),
+            "µs per image, one thread": least[0] * 1e6,
+            "µs per image, two threads": least[1] * 1e6,
+            "two threads, times as fast": least[0] / least[1],
+        }),
+    );
     Ok(())
 }
 
-/// Microseconds per image in the fastest round.
-fn fastest(mut round: impl FnMut()) -> f64 {
+/// Seconds of the fastest round.
+fn fastest(patience: Duration, mut round: impl FnMut()) -> f64 {
     let began = Instant::now();
     let mut fastest = Duration::MAX;
-    while began.elapsed() < PATIENCE {
+    while began.elapsed() < patience {
         let started = Instant::now();
         round();
         fastest = fastest.min(started.elapsed());
     }
-    fastest.as_secs_f64() * 1e6 / IMAGES as f64
+    fastest.as_secs_f64()
 }

@@ -2,14 +2,14 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use crate::error::{DataError, ModelError};
 use crate::features::{FeatureMap, FeatureScratch};
-use crate::kernels::{Chunk, LANES, Level, chunks};
+use crate::kernels::{Chunks, Level, chunks};
 use crate::model_file;
 use crate::shape::Shape;
 use crate::svm::{LinearSvm, argmax};
@@ -19,7 +19,7 @@ use crate::svm::{LinearSvm, argmax};
 const BLOCK: usize = 8;
 
 /// Images one task of a parallel batch takes.
-const TASK: usize = 64;
+const TASK: usize = 32;
 
 /// A trained classifier. It never changes, so threads share it as `Arc<Model>`.
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ pub struct ModelDigest(pub [u8; 32]);
 #[derive(Debug, Default)]
 pub struct Scratch {
     features: FeatureScratch,
-    block: Vec<Chunk>,
+    block: Chunks,
     scores: Vec<f32>,
 }
 
@@ -254,11 +254,21 @@ impl Model {
         let pixels = images.as_slice().expect("standard layout is contiguous");
         let rows: Vec<&[u8]> = pixels.chunks_exact(images.ncols()).collect();
         let mut labels = vec![0; rows.len()];
-        rows.par_chunks(TASK)
-            .zip(labels.par_chunks_mut(TASK))
-            .try_for_each_init(Scratch::default, |scratch, (images, labels)| {
-                self.classify_batch(images, scratch, labels)
-            })?;
+        // Whichever thread is free takes the next task: one that others disturb does not hold up the rest.
+        let tasks = Mutex::new(rows.chunks(TASK).zip(labels.chunks_mut(TASK)));
+        let work = || -> Result<(), DataError> {
+            let mut scratch = Scratch::default();
+            loop {
+                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((images, labels)) = task else { return Ok(()) };
+                self.classify_batch(images, &mut scratch, labels)?;
+            }
+        };
+        (0..rayon::current_num_threads())
+            .into_par_iter()
+            .with_max_len(1)
+            .try_for_each(|_| work())?;
+        drop(tasks);
         Ok(labels)
     }
 
@@ -282,7 +292,7 @@ impl Model {
         scratch: &'s mut Scratch,
     ) -> &'s [f32] {
         let Scratch { features, block, scores } = scratch;
-        block.resize(images.len() * chunks(self.features.dims()), [0.0; LANES]);
+        block.set_len(images.len() * chunks(self.features.dims()));
         scores.resize(images.len() * self.svm.classes(), 0.0);
         self.features.features(level, images, features, block);
         self.svm.scores(level, block, scores);

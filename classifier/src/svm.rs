@@ -5,7 +5,7 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::error::ModelError;
-use crate::kernels::{Chunk, Dots, LANES, Level, chunks};
+use crate::kernels::{Chunk, Chunks, Dots, Level, chunks};
 
 /// Most classes a model may have; answers are `u16` labels.
 pub const MAX_CLASSES: usize = 4096;
@@ -16,7 +16,7 @@ pub struct LinearSvm {
     weights: Array2<f32>,
     intercepts: Array1<f32>,
     /// The weights again, each row padded with zeros to whole chunks: what the kernel reads.
-    packed: Vec<Chunk>,
+    packed: Chunks,
 }
 
 impl LinearSvm {
@@ -38,7 +38,7 @@ impl LinearSvm {
         }
         check_finite("svm.weights", weights.iter())?;
         check_finite("svm.intercepts", intercepts.iter())?;
-        let mut packed = vec![[0.0; LANES]; classes * chunks(dims)];
+        let mut packed = Chunks::zeros(classes * chunks(dims));
         for (row, packed) in weights.outer_iter().zip(packed.chunks_exact_mut(chunks(dims))) {
             for (value, slot) in row.iter().zip(packed.as_flattened_mut()) {
                 *slot = *value;
@@ -115,6 +115,7 @@ mod tests {
     use ndarray::array;
 
     use super::*;
+    use crate::kernels::LANES;
 
     #[test]
     fn ties_go_to_the_lowest_class() {

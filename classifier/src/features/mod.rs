@@ -66,7 +66,7 @@ impl FeatureMap {
         out: &mut [Chunk],
     ) {
         match self {
-            Self::Raw(map) => map.features(images, out),
+            Self::Raw(map) => map.features(level, images, out),
             Self::Conv(map) => map.features(level, images, &mut scratch.conv, out),
         }
     }

@@ -10,14 +10,18 @@
 //! not have. A [`Simd`] value is the proof that it has them, and only detection makes one.
 #![allow(unsafe_code)]
 
+mod aligned;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod peak;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::fmt;
 use std::sync::OnceLock;
+
+pub(crate) use aligned::Chunks;
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -116,6 +120,8 @@ pub(crate) trait Simd: Copy {
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, value: f32) -> Self::V;
+    /// Each byte as the number it is.
+    fn from_bytes(self, from: &[u8; LANES]) -> Self::V;
     fn load(self, from: &Chunk) -> Self::V;
     fn store(self, v: Self::V, to: &mut Chunk);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -180,7 +186,7 @@ impl Kernel for Dots<'_> {
     }
 }
 
-/// `I` rows of `x` against all rows of `w`, five at a time and the rest one at a time.
+/// `I` rows of `x` against all rows of `w`, five or ten at a time and the rest one at a time.
 #[inline(always)]
 fn tile_classes<S: Simd, const I: usize>(
     simd: S,
@@ -191,6 +197,11 @@ fn tile_classes<S: Simd, const I: usize>(
 ) {
     let classes = w.len() / row;
     let mut class = 0;
+    // One row alone needs more sums to keep the multipliers busy: each waits for its own last addition.
+    while S::WIDE && I == 1 && class + 10 <= classes {
+        tile::<S, I, 10>(simd, row, x, &w[class * row..], classes, &mut out[class..]);
+        class += 10;
+    }
     while class + 5 <= classes {
         tile::<S, I, 5>(simd, row, x, &w[class * row..], classes, &mut out[class..]);
         class += 5;
@@ -339,6 +350,7 @@ mod tests {
                         simd.max(a, b),
                         simd.sqrt(simd.mul(a, a)),
                         simd.splat(simd.sum(a)),
+                        simd.from_bytes(&three[0].map(|value| value.to_bits() as u8)),
                     ];
                     for v in results {
                         let mut lanes = [0.0; LANES];

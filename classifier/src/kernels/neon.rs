@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
-use super::{Chunk, Kernel, Simd};
+use super::{Chunk, Kernel, LANES, Simd};
 
 /// NEON, which every 64-bit Arm processor in use has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,19 @@ impl Simd for Neon {
     fn splat(self, value: f32) -> Self::V {
         // SAFETY: `self` exists only where `detect` found these features.
         unsafe { [vdupq_n_f32(value); 4] }
+    }
+
+    #[inline(always)]
+    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+        // SAFETY: `self` exists only where `detect` found these features.
+        // The pointer is good for the sixteen bytes of the reference.
+        unsafe {
+            let bytes = vld1q_u8(from.as_ptr());
+            let halves = [vmovl_u8(vget_low_u8(bytes)), vmovl_high_u8(bytes)];
+            let wide = |half| [vmovl_u16(vget_low_u16(half)), vmovl_high_u16(half)];
+            let ([a, b], [c, d]) = (wide(halves[0]), wide(halves[1]));
+            [a, b, c, d].map(|four| vcvtq_f32_u32(four))
+        }
     }
 
     #[inline(always)]

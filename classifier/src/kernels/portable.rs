@@ -23,6 +23,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+        from.map(f32::from)
+    }
+
+    #[inline(always)]
     fn load(self, from: &Chunk) -> Self::V {
         *from
     }

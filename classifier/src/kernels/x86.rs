@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Chunk, Kernel, Simd};
+use super::{Chunk, Kernel, LANES, Simd};
 
 /// AVX2 and FMA: Intel since Haswell (2013), AMD since Excavator (2015).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,17 @@ impl Simd for Avx2 {
     fn splat(self, value: f32) -> Self::V {
         // SAFETY: `self` exists only where `detect` found these features.
         unsafe { [_mm256_set1_ps(value); 2] }
+    }
+
+    #[inline(always)]
+    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+        // SAFETY: `self` exists only where `detect` found these features.
+        // The pointer is good for the sixteen bytes of the reference.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            [bytes, _mm_unpackhi_epi64(bytes, bytes)]
+                .map(|half| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(half)))
+        }
     }
 
     #[inline(always)]
@@ -87,16 +98,37 @@ impl Simd for Avx2 {
         // SAFETY: `self` exists only where `detect` found these features.
         unsafe { [_mm256_sqrt_ps(a[0]), _mm256_sqrt_ps(a[1])] }
     }
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        // SAFETY: `self` exists only where `detect` found these features.
+        unsafe { sum_of_eight(_mm256_add_ps(v[0], v[1])) }
+    }
 }
 
-/// AVX-512 F: Intel's servers since Skylake (2017), AMD since Zen 4 (2022).
+/// The sum of eight lanes: halves onto halves.
+///
+/// # Safety
+/// The processor has AVX.
+#[inline(always)]
+unsafe fn sum_of_eight(v: __m256) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// AVX-512 F and VL: Intel's servers since Skylake (2017), AMD since Zen 4 (2022). Nothing of VL is called for; without it
+/// the compiler may use only sixteen of the thirty-two registers wherever half of one is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Avx512(());
 
 impl Avx512 {
     /// The proof, if the processor has the instructions.
     pub(super) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f")).then_some(Self(()))
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"))
+            .then_some(Self(()))
     }
 }
 
@@ -106,7 +138,7 @@ impl Simd for Avx512 {
 
     #[inline]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        #[target_feature(enable = "avx512f")]
+        #[target_feature(enable = "avx512f,avx512vl")]
         fn inner<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
             kernel.run(simd)
         }
@@ -118,6 +150,13 @@ impl Simd for Avx512 {
     fn splat(self, value: f32) -> Self::V {
         // SAFETY: `self` exists only where `detect` found these features.
         unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+        // SAFETY: `self` exists only where `detect` found these features.
+        // The pointer is good for the sixteen bytes of the reference.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
     }
 
     #[inline(always)]
@@ -170,5 +209,13 @@ impl Simd for Avx512 {
     fn sqrt(self, a: Self::V) -> Self::V {
         // SAFETY: `self` exists only where `detect` found these features.
         unsafe { _mm512_sqrt_ps(a) }
+    }
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        // SAFETY: `self` exists only where `detect` found these features, and AVX comes with them.
+        unsafe {
+            let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v)));
+            sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(v), upper))
+        }
     }
 }

@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use super::Progress;
 use super::random::Random;
 use crate::error::ModelError;
-use crate::kernels::{AddScaled, Chunk, Dots, LANES, Level, chunks};
+use crate::kernels::{AddScaled, Chunk, Chunks, Dots, Level, chunks};
 use crate::svm::LinearSvm;
 
 /// Inputs between two reports of progress.
@@ -114,9 +114,9 @@ struct Group {
     /// Chunks of one machine's weights.
     row: usize,
     /// `[machines, row]`.
-    weights: Vec<Chunk>,
+    weights: Chunks,
     machines: Vec<Machine>,
-    input: Vec<Chunk>,
+    input: Chunks,
     scores: Vec<f32>,
 }
 
@@ -138,10 +138,10 @@ impl Group {
         };
         Self {
             row,
-            weights: vec![[0.0; LANES]; classes.len() * row],
+            weights: Chunks::zeros(classes.len() * row),
             scores: vec![0.0; classes.len()],
             machines: classes.map(machine).collect(),
-            input: vec![[0.0; LANES]; row],
+            input: Chunks::zeros(row),
         }
     }
 

@@ -78,6 +78,7 @@ const REACH: [[usize; 2]; POOLS] = {
 
 /// The filters, as the kernel reads them.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub(crate) struct Filters {
     /// `[tap][filter]`.
     taps: [[Chunk; FILTER_CHUNKS]; TAPS],
@@ -120,7 +121,7 @@ pub(crate) fn convolve<S: Simd>(
     pooled: &mut [Chunk; POOLED_CHUNKS],
 ) {
     pooled.fill([0.0; LANES]);
-    let mut answers = [[[0.0; LANES]; CHANNEL_CHUNKS]; PLACES];
+    let mut answers = Answers([[[0.0; LANES]; CHANNEL_CHUNKS]; PLACES]);
     for y in 0..PLACES {
         let statistics = Statistics::of_row(plane, y);
         if statistics.blank(0..PLACES) {
@@ -128,11 +129,11 @@ pub(crate) fn convolve<S: Simd>(
         }
         if S::WIDE {
             for x in (0..PLACES).step_by(6) {
-                answer::<S, 6>(simd, filters, plane, &statistics, [y, x], &mut answers);
+                answer::<S, 6>(simd, filters, plane, &statistics, [y, x], &mut answers.0);
             }
         } else {
             for x in (0..PLACES).step_by(3) {
-                answer::<S, 3>(simd, filters, plane, &statistics, [y, x], &mut answers);
+                answer::<S, 3>(simd, filters, plane, &statistics, [y, x], &mut answers.0);
             }
         }
         for g in 0..POOLS {
@@ -142,7 +143,7 @@ pub(crate) fn convolve<S: Simd>(
             let mut sums = [simd.splat(0.0); CHANNEL_CHUNKS];
             for x in REACH[g][0]..REACH[g][1] {
                 let weight = simd.splat(TRIANGLES[g][x]);
-                for (sum, answer) in sums.iter_mut().zip(&answers[x]) {
+                for (sum, answer) in sums.iter_mut().zip(&answers.0[x]) {
                     *sum = simd.mul_add(weight, simd.load(answer), *sum);
                 }
             }
@@ -161,6 +162,10 @@ pub(crate) fn convolve<S: Simd>(
         simd.store(simd.sqrt(simd.load(pool)), pool);
     }
 }
+
+/// The answers to the patches of a row, at the beginning of a cache line.
+#[repr(align(64))]
+struct Answers([[Chunk; CHANNEL_CHUNKS]; PLACES]);
 
 /// The thresholded answers to the patches at `(y, x)` to `(y, x + P − 1)`.
 #[inline(always)]

@@ -16,6 +16,7 @@ pub(crate) const ROW_LEN: usize = ROW_CHUNKS * LANES;
 
 /// Pixels from 0 to 1, `[28][2]` chunks.
 #[derive(Clone, Debug, PartialEq)]
+#[repr(align(64))]
 pub(crate) struct Plane(pub(crate) [[Chunk; ROW_CHUNKS]; SIDE]);
 
 impl Plane {

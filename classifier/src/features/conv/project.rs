@@ -1,7 +1,7 @@
 //! The projection of the pooled values to 100 components: one matrix product, the mean's part taken off.
 
 use super::convolve::{POOLED, POOLED_CHUNKS};
-use crate::kernels::{Chunk, LANES, Simd, chunks};
+use crate::kernels::{Chunk, Chunks, LANES, Simd, chunks};
 
 /// Components kept.
 pub(crate) const COMPONENTS: usize = 100;
@@ -17,7 +17,7 @@ pub(crate) type Components = [Chunk; COMPONENT_CHUNKS];
 #[derive(Clone, Debug)]
 pub(crate) struct Projection {
     /// B: for each pooled value its part in every component.
-    rows: Vec<Components>,
+    rows: Chunks,
     /// −Bᵀ·mean.
     offset: Components,
 }
@@ -26,17 +26,21 @@ impl Projection {
     /// From B as `[POOLED][COMPONENTS]` and the offset, `[COMPONENTS]`.
     pub(crate) fn new(matrix: &[f32], offset: &[f32]) -> Self {
         assert_eq!((matrix.len(), offset.len()), (POOLED * COMPONENTS, COMPONENTS));
-        let pad = |row: &[f32]| {
-            let mut padded = [[0.0; LANES]; COMPONENT_CHUNKS];
+        let pad = |row: &[f32], padded: &mut [Chunk]| {
             padded.as_flattened_mut()[..COMPONENTS].copy_from_slice(row);
-            padded
         };
-        Self { rows: matrix.chunks_exact(COMPONENTS).map(pad).collect(), offset: pad(offset) }
+        let mut rows = Chunks::zeros(POOLED * COMPONENT_CHUNKS);
+        let padded = rows.as_chunks_mut::<COMPONENT_CHUNKS>().0;
+        matrix.chunks_exact(COMPONENTS).zip(padded).for_each(|(row, padded)| pad(row, padded));
+        let mut padded = [[0.0; LANES]; COMPONENT_CHUNKS];
+        pad(offset, &mut padded);
+        Self { rows, offset: padded }
     }
 
     /// B again, `[POOLED][COMPONENTS]`.
     pub(crate) fn matrix(&self) -> Vec<f32> {
-        self.rows.iter().flat_map(|row| &row.as_flattened()[..COMPONENTS]).copied().collect()
+        let rows = self.rows.chunks_exact(COMPONENT_CHUNKS);
+        rows.flat_map(|row| &row.as_flattened()[..COMPONENTS]).copied().collect()
     }
 
     /// The offset again, `[COMPONENTS]`.
@@ -63,7 +67,7 @@ impl Projection {
     fn tile<S: Simd, const I: usize>(&self, simd: S, pooled: &[Pooled; I], out: &mut [Components]) {
         let offset: [S::V; COMPONENT_CHUNKS] = std::array::from_fn(|c| simd.load(&self.offset[c]));
         let mut sums = [offset; I];
-        for (j, row) in self.rows.iter().enumerate() {
+        for (j, row) in self.rows.as_chunks::<COMPONENT_CHUNKS>().0.iter().enumerate() {
             let row: [S::V; COMPONENT_CHUNKS] = std::array::from_fn(|c| simd.load(&row[c]));
             for i in 0..I {
                 let value = simd.splat(pooled[i][j / LANES][j % LANES]);

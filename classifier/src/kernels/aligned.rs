@@ -1,0 +1,97 @@
+//! Chunks that begin where a cache line does.
+
+use std::ops::{Deref, DerefMut};
+
+use super::{Chunk, LANES};
+
+/// Bytes of a cache line, and of a chunk. A vector load of a chunk that lies across two lines takes two accesses; of
+/// what a plain `Vec` holds, every one does.
+const LINE: usize = LANES * size_of::<f32>();
+
+/// A vector of [`Chunk`]s at the beginning of a cache line.
+#[derive(Debug, Default)]
+pub(crate) struct Chunks {
+    /// As many values as are needed, and a line more to find a beginning in.
+    values: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Chunks {
+    /// So many chunks of zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        let values = vec![0.0; (len + 1) * LANES];
+        let offset = values.as_ptr().align_offset(LINE);
+        // `align_offset` may refuse to tell; then it is slower, and that is all.
+        Self { values, start: if offset < LANES { offset } else { 0 }, len }
+    }
+
+    /// Makes it `len` chunks, whose values are then any: for memory that is used again.
+    pub(crate) fn set_len(&mut self, len: usize) {
+        if self.values.len() < (len + 1) * LANES {
+            *self = Self::zeros(len);
+        }
+        self.len = len;
+    }
+}
+
+impl Clone for Chunks {
+    fn clone(&self) -> Self {
+        let mut clone = Self::zeros(self.len);
+        clone.copy_from_slice(self);
+        clone
+    }
+}
+
+impl Deref for Chunks {
+    type Target = [Chunk];
+
+    #[inline]
+    fn deref(&self) -> &[Chunk] {
+        self.values[self.start..][..self.len * LANES].as_chunks().0
+    }
+}
+
+impl DerefMut for Chunks {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [Chunk] {
+        self.values[self.start..][..self.len * LANES].as_chunks_mut().0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_begin_on_a_line_and_keep_their_values_when_cloned() {
+        let mut all = Vec::new();
+        for len in [0, 1, 7, 100, 10_000] {
+            let mut chunks = Chunks::zeros(len);
+            assert_eq!(*chunks, vec![[0.0; LANES]; len]);
+            assert_eq!(chunks.as_ptr().addr() % LINE, 0, "{len}");
+            if let Some(last) = chunks.last_mut() {
+                last[3] = 2.0;
+            }
+            let clone = chunks.clone();
+            assert_eq!(*clone, *chunks);
+            assert_eq!(clone.as_ptr().addr() % LINE, 0, "{len}");
+            all.push(chunks);
+        }
+    }
+
+    #[test]
+    fn memory_is_used_again() {
+        let mut chunks = Chunks::default();
+        assert!(chunks.is_empty());
+        for len in [5, 3, 0, 5, 9] {
+            chunks.set_len(len);
+            assert_eq!(chunks.len(), len);
+            chunks.fill([1.0; LANES]);
+        }
+        let place = chunks.as_ptr();
+        chunks.set_len(2);
+        chunks.set_len(9);
+        assert_eq!(chunks.as_ptr(), place);
+    }
+}

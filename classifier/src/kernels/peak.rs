@@ -1,0 +1,59 @@
+//! What a core can do at most: the arithmetic's floor under every time that is measured.
+
+use std::hint::black_box;
+
+use super::{Kernel, LANES, Level, Simd};
+
+/// Multiply-adds on numbers that stay in registers, in as many independent chains as a core needs to begin one
+/// or two in every cycle.
+struct Chains {
+    rounds: u64,
+}
+
+impl Kernel for Chains {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> u64 {
+        if S::WIDE { chains::<S, 16>(simd, self.rounds) } else { chains::<S, 6>(simd, self.rounds) }
+    }
+}
+
+#[inline(always)]
+fn chains<S: Simd, const C: usize>(simd: S, rounds: u64) -> u64 {
+    // Each chain tends to 1: no number grows, vanishes or becomes subnormal.
+    let (factor, term) = (simd.splat(black_box(0.7)), simd.splat(black_box(0.3)));
+    let mut values: [S::V; C] = std::array::from_fn(|c| simd.splat(c as f32));
+    for _ in 0..rounds {
+        for value in &mut values {
+            *value = simd.mul_add(*value, factor, term);
+        }
+    }
+    for value in values {
+        black_box(simd.sum(value));
+    }
+    rounds * (C * LANES) as u64
+}
+
+impl Level {
+    /// Does nothing but multiply-adds of `f32`, as fast as this instruction set can, and returns how many: some hundred
+    /// for each of the `rounds`. For measuring the most that a core can do.
+    #[must_use]
+    pub fn multiply_adds(self, rounds: u64) -> u64 {
+        self.run(Chains { rounds })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn does_as_many_as_it_says_in_proportion_to_the_rounds() {
+        for level in Level::available() {
+            let one = level.multiply_adds(1);
+            assert!(one >= 96, "{level:?}");
+            assert_eq!(level.multiply_adds(1000), 1000 * one);
+        }
+    }
+}
