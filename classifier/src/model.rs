@@ -268,7 +268,6 @@ impl Model {
             .into_par_iter()
             .with_max_len(1)
             .try_for_each(|_| work())?;
-        drop(tasks);
         Ok(labels)
     }
 

@@ -85,12 +85,12 @@ impl Kernel for Divide<'_> {
         let (whole, rest) = image.as_chunks();
         let mut out = out.iter_mut();
         for (pixels, out) in whole.iter().zip(&mut out) {
-            simd.store(divide(simd, simd.from_bytes(pixels), divisor), out);
+            simd.store(divide(simd, simd.load_bytes(pixels), divisor), out);
         }
         if let Some(out) = out.next() {
             let mut pixels = [0; LANES];
             pixels[..rest.len()].copy_from_slice(rest);
-            simd.store(divide(simd, simd.from_bytes(&pixels), divisor), out);
+            simd.store(divide(simd, simd.load_bytes(&pixels), divisor), out);
         }
     }
 }
@@ -108,7 +108,7 @@ impl Kernel for AllQuotients {
         let mut quotients = [0.0; 256];
         for (i, out) in quotients.as_chunks_mut().0.iter_mut().enumerate() {
             let bytes = std::array::from_fn(|lane| (i * LANES + lane) as u8);
-            simd.store(divide(simd, simd.from_bytes(&bytes), self.divisor), out);
+            simd.store(divide(simd, simd.load_bytes(&bytes), self.divisor), out);
         }
         quotients
     }

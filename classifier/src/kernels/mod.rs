@@ -121,7 +121,7 @@ pub(crate) trait Simd: Copy {
 
     fn splat(self, value: f32) -> Self::V;
     /// Each byte as the number it is.
-    fn from_bytes(self, from: &[u8; LANES]) -> Self::V;
+    fn load_bytes(self, from: &[u8; LANES]) -> Self::V;
     fn load(self, from: &Chunk) -> Self::V;
     fn store(self, v: Self::V, to: &mut Chunk);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -350,7 +350,7 @@ mod tests {
                         simd.max(a, b),
                         simd.sqrt(simd.mul(a, a)),
                         simd.splat(simd.sum(a)),
-                        simd.from_bytes(&three[0].map(|value| value.to_bits() as u8)),
+                        simd.load_bytes(&three[0].map(|value| value.to_bits() as u8)),
                     ];
                     for v in results {
                         let mut lanes = [0.0; LANES];

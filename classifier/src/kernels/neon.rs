@@ -37,7 +37,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+    fn load_bytes(self, from: &[u8; LANES]) -> Self::V {
         // SAFETY: `self` exists only where `detect` found these features.
         // The pointer is good for the sixteen bytes of the reference.
         unsafe {

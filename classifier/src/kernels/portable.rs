@@ -23,7 +23,7 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+    fn load_bytes(self, from: &[u8; LANES]) -> Self::V {
         from.map(f32::from)
     }
 

@@ -36,7 +36,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+    fn load_bytes(self, from: &[u8; LANES]) -> Self::V {
         // SAFETY: `self` exists only where `detect` found these features.
         // The pointer is good for the sixteen bytes of the reference.
         unsafe {
@@ -153,7 +153,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn from_bytes(self, from: &[u8; LANES]) -> Self::V {
+    fn load_bytes(self, from: &[u8; LANES]) -> Self::V {
         // SAFETY: `self` exists only where `detect` found these features.
         // The pointer is good for the sixteen bytes of the reference.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }

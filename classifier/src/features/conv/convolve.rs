@@ -141,9 +141,10 @@ pub(crate) fn convolve<S: Simd>(
                 continue;
             }
             let mut sums = [simd.splat(0.0); CHANNEL_CHUNKS];
-            for x in REACH[g][0]..REACH[g][1] {
-                let weight = simd.splat(TRIANGLES[g][x]);
-                for (sum, answer) in sums.iter_mut().zip(&answers.0[x]) {
+            let [from, to] = REACH[g];
+            for (weight, answers) in TRIANGLES[g][from..to].iter().zip(&answers.0[from..to]) {
+                let weight = simd.splat(*weight);
+                for (sum, answer) in sums.iter_mut().zip(answers) {
                     *sum = simd.mul_add(weight, simd.load(answer), *sum);
                 }
             }
