@@ -21,6 +21,11 @@ pub trait Connector: Send + Sync + 'static {
     fn addresses(&self) -> usize {
         1
     }
+
+    /// What log lines call the other end.
+    fn name(&self) -> String {
+        "a server".into()
+    }
 }
 
 impl<F, C, T> Connector for F
@@ -104,5 +109,9 @@ impl Connector for Tcp {
 
     fn addresses(&self) -> usize {
         self.0.0.len().max(1)
+    }
+
+    fn name(&self) -> String {
+        self.0.0.join(",")
     }
 }

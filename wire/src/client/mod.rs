@@ -52,7 +52,7 @@ mod waiter;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::proto::message::Label;
 use crate::proto::stats::Stats;
@@ -83,6 +83,7 @@ pub struct Client {
 
 struct Handle {
     shared: Arc<Shared>,
+    server: String,
 }
 
 impl Client {
@@ -123,8 +124,9 @@ impl Client {
     /// Outside of a tokio runtime with time enabled.
     pub fn with_connector(connector: impl Connector, options: ClientOptions) -> Client {
         let shared = Shared::new(options);
+        let server = connector.name();
         tokio::spawn(supervisor::supervise(Arc::clone(&shared), connector));
-        Client { handle: Arc::new(Handle { shared }) }
+        Client { handle: Arc::new(Handle { shared, server }) }
     }
 
     /// Waits until there is a connection.
@@ -275,6 +277,16 @@ impl Client {
         self.shared().lock().welcome().is_some()
     }
 
+    /// Tells of every connection that comes or goes from now on.
+    pub fn changes(&self) -> Changes {
+        Changes(self.shared().changes())
+    }
+
+    /// Where the server is, as far as the client was told: its addresses.
+    pub fn server(&self) -> &str {
+        &self.handle.server
+    }
+
     /// Why there is no connection, while there is none and one was tried.
     pub fn last_error(&self) -> Option<Arc<ConnectionError>> {
         self.shared().lock().last_error()
@@ -348,6 +360,18 @@ impl std::fmt::Debug for Client {
             .field("connected", &self.is_connected())
             .field("counters", &self.counters())
             .finish()
+    }
+}
+
+/// See [`Client::changes`]. Does not keep the client alive.
+#[derive(Debug)]
+pub struct Changes(watch::Receiver<()>);
+
+impl Changes {
+    /// Returns when a connection has come or gone since the last call: several changes may be one.
+    /// False when there will be none any more, since the client has gone.
+    pub async fn next(&mut self) -> bool {
+        self.0.changed().await.is_ok()
     }
 }
 

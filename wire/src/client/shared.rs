@@ -153,6 +153,11 @@ impl Shared {
         Some(many)
     }
 
+    /// Told when a connection comes or goes.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
     /// Returns when `condition` is true, which must be told by `Effects::changed`.
     pub(super) async fn wait_until<R>(&self, condition: impl Fn(&State) -> Option<R>) -> R {
         let mut changed = self.changed.subscribe();

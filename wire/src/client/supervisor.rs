@@ -37,6 +37,7 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
     let mut backoff = Backoff::new(options.backoff_min, options.backoff_max, seed);
     let mut attempt = 0;
     let mut failures = 0;
+    let server = connector.name();
     loop {
         let opened = tokio::select! {
             biased;
@@ -53,10 +54,10 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
                 let driver =
                     Driver::new(transport, Arc::clone(&shared), line.number, welcome, &input);
                 if failures > 0 {
-                    tracing::info!(name = welcome_name, "connected");
+                    tracing::info!(server, name = welcome_name, "connected");
                 }
                 failures = 0;
-                match drive(driver, line).await {
+                match drive(driver, line, &server).await {
                     Driven::Closed => return,
                     Driven::Unhealthy => {}
                     Driven::Healthy { go_away: false } => backoff.reset(),
@@ -71,9 +72,9 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
             Err(error) => {
                 // The first of a row, and whatever will not mend itself, somebody should read.
                 if error.is_permanent() || failures == 0 {
-                    tracing::warn!(%error, "cannot connect");
+                    tracing::warn!(server, %error, "cannot connect");
                 } else {
-                    tracing::debug!(%error, "cannot connect");
+                    tracing::debug!(server, %error, "cannot connect");
                 }
                 failures += 1;
                 let error = Arc::new(error);
@@ -119,7 +120,7 @@ enum Driven {
     Healthy { go_away: bool },
 }
 
-async fn drive<T>(mut driver: Driver<T>, mut line: Line) -> Driven
+async fn drive<T>(mut driver: Driver<T>, mut line: Line, server: &str) -> Driven
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -128,7 +129,7 @@ where
     match ended {
         None | Some(Ended::Finished) => return Driven::Closed,
         Some(Ended::Lost(cause)) => {
-            tracing::debug!(%cause, "the connection is lost");
+            tracing::debug!(server, %cause, "the connection is lost");
             line.lose(cause);
         }
         Some(Ended::GoAway) => {

@@ -54,6 +54,9 @@ pub enum Op<'a> {
     },
 }
 
+/// What a client is told when the service has become another one.
+pub(super) const MOVED: &str = "the model has changed";
+
 /// Up to [`BATCH`] requests in the order of their arrival, and the buffer for their replies.
 ///
 /// Each is answered by its index. The second answer to a request is dropped; one that gets none
@@ -62,6 +65,7 @@ pub struct Batch<'a> {
     requests: &'a [Request<'a>],
     out: &'a mut Vec<u8>,
     outbox: &'a Arc<Outbox>,
+    generation: u64,
     /// A bit for each request that needs no further reply.
     settled: u64,
 }
@@ -71,12 +75,13 @@ impl<'a> Batch<'a> {
         requests: &'a ArrayVec<Request<'a>, BATCH>,
         out: &'a mut Vec<u8>,
         outbox: &'a Arc<Outbox>,
+        generation: u64,
     ) -> Self {
         let mut settled = 0;
         for (i, request) in requests.iter().enumerate() {
             settled |= u64::from(matches!(request.op, Op::CacheWrite { .. })) << i;
         }
-        Batch { requests, out, outbox, settled }
+        Batch { requests, out, outbox, generation, settled }
     }
 
     /// The requests. The slice outlives the borrow of the batch, so that answers can be given while
@@ -84,6 +89,21 @@ impl<'a> Batch<'a> {
     #[inline]
     pub fn requests(&self) -> &'a [Request<'a>] {
         self.requests
+    }
+
+    /// The [`generation`](super::Service::generation) that the client was welcomed under. A service
+    /// that has become another one since must not answer for the one that it was: see
+    /// [`turn_away`](Self::turn_away).
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Has the client ask again on a new connection whatever is not answered yet.
+    pub fn turn_away(&mut self) {
+        for index in 0..self.requests.len() {
+            self.error(index, Status::ShuttingDown, MOVED);
+        }
     }
 
     /// Answers request `index` with a cache's value.
@@ -158,7 +178,7 @@ impl<'a> Batch<'a> {
 pub fn handle_one(service: &impl super::Service, op: Op<'_>) {
     let requests = ArrayVec::from_iter([Request { id: 0, op, budget_ms: 0 }]);
     let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));
-    let mut batch = Batch::new(&requests, &mut out, &outbox);
+    let mut batch = Batch::new(&requests, &mut out, &outbox, service.generation());
     service.handle(&mut batch);
     batch.finish();
 }
@@ -191,7 +211,7 @@ mod tests {
     fn what_is_left_unanswered_gets_an_error_and_what_is_answered_twice_one_reply() {
         let (requests, outbox) = (requests(BATCH as u64), Arc::new(Outbox::default()));
         let mut out = Vec::new();
-        let mut batch = Batch::new(&requests, &mut out, &outbox);
+        let mut batch = Batch::new(&requests, &mut out, &outbox, 0);
         for index in 0..BATCH - 1 {
             batch.value(index, None);
             batch.value(index, Some(1));
@@ -209,7 +229,7 @@ mod tests {
         let mut requests = requests(2);
         requests[0].op = Op::CacheWrite { key: 1, value: 2 };
         let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));
-        let mut batch = Batch::new(&requests, &mut out, &outbox);
+        let mut batch = Batch::new(&requests, &mut out, &outbox, 0);
         batch.value(0, Some(1));
         batch.value(1, Some(1));
         batch.finish();

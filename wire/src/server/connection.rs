@@ -22,14 +22,14 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::answers::{answer_malformed, answer_other, too_large};
-use super::batch::{BATCH, Batch, Op, Request};
+use super::batch::{BATCH, Batch, MOVED, Op, Request};
 use super::counters::Counters;
 use super::greeting::{Greeting, Serves, greet};
 use super::in_buffer::InBuffer;
 use super::outbox::Outbox;
 use super::{Inner, Service};
 use crate::proto::message::decode_cache_req;
-use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message, Status};
+use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
 
 /// Unsent replies, in bytes, past which no further request is looked at: a peer that does not read
 /// holds up itself and nobody else.
@@ -73,9 +73,6 @@ impl fmt::Display for End {
         }
     }
 }
-
-/// Why a connection is told to end when its service has become another one.
-const MOVED: &str = "the model has changed";
 
 /// Since when a connection is asked to end, and why.
 #[derive(Clone, Copy)]
@@ -178,6 +175,9 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             }
             // Registered before the look, so that a reply that comes after it is not missed.
             self.outbox.register(cx.waker());
+            if self.outbox.is_disturbed() {
+                self.look_again();
+            }
             self.take_replies();
             if let Err(error) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
@@ -318,6 +318,11 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             Greeting::Welcomed { consumed, serves } => {
                 self.input.consume(consumed);
                 self.phase = Phase::Open(serves);
+                if let Some(watchers) = self.inner.service.watchers() {
+                    watchers.add(&self.outbox);
+                    // The generation may have changed since it was looked at.
+                    self.outbox.disturb();
+                }
                 if self.draining.is_some() {
                     // Its Hello was still on its way when all others were told.
                     Message::GoAway { text: "the server is shutting down" }
@@ -383,16 +388,12 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         if !requests.is_empty() {
             Counters::add(&self.inner.counters.requests, requests.len() as u64);
             if serves.generation == self.inner.service.generation() {
-                dispatch(self.inner, &requests, &mut self.out, &self.outbox);
+                dispatch(self.inner, &requests, &mut self.out, &self.outbox, serves.generation);
             } else {
                 // The `Welcome` of this connection is no longer true, so nothing is answered on it
                 // that the client would hold to be that model's answer.
-                if !self.moved {
-                    self.moved = true;
-                    self.draining.get_or_insert_with(|| Draining::now(MOVED));
-                    Message::GoAway { text: MOVED }.encode(0, &mut self.out);
-                }
-                turn_away(&requests, &mut self.out, &self.outbox);
+                move_on(&mut self.moved, &mut self.draining, &mut self.out);
+                Batch::new(&requests, &mut self.out, &self.outbox, serves.generation).turn_away();
             }
         }
         drop(requests);
@@ -436,6 +437,15 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             self.close(end);
         }
         true
+    }
+
+    /// Tells the client if its service has become another one.
+    fn look_again(&mut self) {
+        if let Phase::Open(serves) = self.phase
+            && serves.generation != self.inner.service.generation()
+        {
+            move_on(&mut self.moved, &mut self.draining, &mut self.out);
+        }
     }
 
     fn go_away(&mut self, text: &'static str) {
@@ -484,11 +494,12 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     }
 }
 
-/// Answers a batch whose client should ask again on a new connection.
-fn turn_away(requests: &ArrayVec<Request<'_>, BATCH>, out: &mut Vec<u8>, outbox: &Arc<Outbox>) {
-    let mut batch = Batch::new(requests, out, outbox);
-    for i in 0..requests.len() {
-        batch.error(i, Status::ShuttingDown, MOVED);
+/// Tells the client, once, to ask again on a new connection. (Not a method: `serve_batch` holds what
+/// was read meanwhile.)
+fn move_on(moved: &mut bool, draining: &mut Option<Draining>, out: &mut Vec<u8>) {
+    if !std::mem::replace(moved, true) {
+        draining.get_or_insert_with(|| Draining::now(MOVED));
+        Message::GoAway { text: MOVED }.encode(0, out);
     }
 }
 
@@ -535,8 +546,9 @@ fn dispatch<S: Service>(
     requests: &ArrayVec<Request<'_>, BATCH>,
     out: &mut Vec<u8>,
     outbox: &Arc<Outbox>,
+    generation: u64,
 ) {
-    let mut batch = Batch::new(requests, out, outbox);
+    let mut batch = Batch::new(requests, out, outbox, generation);
     if catch_unwind(AssertUnwindSafe(|| inner.service.handle(&mut batch))).is_err() {
         Counters::add(&inner.counters.panics, 1);
         tracing::error!("the service panicked; the requests of its batch get an internal error");

@@ -18,6 +18,7 @@ mod listener;
 mod options;
 mod outbox;
 mod shutdown;
+mod watchers;
 
 use std::fmt;
 use std::io;
@@ -36,6 +37,7 @@ pub use listener::Listener;
 pub use options::{ServerOptions, Token};
 pub use outbox::Later;
 pub use shutdown::until_terminated;
+pub use watchers::Watchers;
 
 use crate::proto::header::MAX_MAX_BODY;
 use crate::proto::{Message, Service as ServiceKind, Shape, Status, stats::Stats};
@@ -55,6 +57,12 @@ pub trait Service: Send + Sync + 'static {
     /// are turned away with `ShuttingDown`.
     fn generation(&self) -> u64 {
         0
+    }
+
+    /// Who is told when [`generation`](Service::generation) changes. With `None`, the default, a
+    /// connection hears of it with its next request only.
+    fn watchers(&self) -> Option<&Watchers> {
+        None
     }
 
     /// Answers a batch: each request now, through `batch`, or later, through a [`Later`] taken

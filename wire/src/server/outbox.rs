@@ -1,7 +1,7 @@
 //! Where late replies wait for their connection: a buffer that any thread may add to.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 
@@ -17,6 +17,8 @@ pub(super) struct Outbox {
     waker: AtomicWaker,
     /// `Later` tokens not yet spent.
     in_flight: AtomicUsize,
+    /// The service may be another one than the connection was told.
+    disturbed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,19 @@ impl Outbox {
     /// Wakes this task when a reply arrives from now on.
     pub(super) fn register(&self, waker: &Waker) {
         self.waker.register(waker);
+    }
+
+    /// Has the connection see whether its service is still the same.
+    pub(super) fn disturb(&self) {
+        self.disturbed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether somebody has called [`disturb`](Self::disturb) since the last look.
+    #[inline]
+    pub(super) fn is_disturbed(&self) -> bool {
+        // A load first: this is asked with every wake-up, and seldom true.
+        self.disturbed.load(Ordering::Relaxed) && self.disturbed.swap(false, Ordering::Acquire)
     }
 
     /// Moves what has arrived to the end of `out`.
