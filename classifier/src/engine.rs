@@ -78,15 +78,31 @@ pub enum EngineError {
     Lost,
 }
 
-/// What is called with the label or the reason why there is none.
-pub type Reply = Box<dyn FnOnce(Result<u16, EngineError>) + Send>;
+/// Who asked for a label.
+pub trait Caller: Send {
+    /// Whether nobody wants the label any more. Asked once, right before the image would be scored; when it is true, the
+    /// image is not, and `answer` is called with [`EngineError::DeadlineExceeded`].
+    fn is_late(&mut self, now: Instant) -> bool {
+        let _ = now;
+        false
+    }
+
+    /// Takes the label or the reason why there is none.
+    fn answer(self: Box<Self>, result: Result<u16, EngineError>);
+}
+
+impl<F: FnOnce(Result<u16, EngineError>) + Send> Caller for F {
+    fn answer(self: Box<Self>, result: Result<u16, EngineError>) {
+        self(result);
+    }
+}
 
 /// One image to score.
 pub struct Job {
     image: Box<[u8]>,
     deadline: Option<Instant>,
-    /// Taken when it is called.
-    reply: Option<Reply>,
+    /// Taken when it is answered.
+    caller: Option<Box<dyn Caller>>,
 }
 
 /// What gives labels to images: a [`Model`], or a stand-in in a test.
@@ -147,7 +163,12 @@ impl Job {
         image: impl Into<Box<[u8]>>,
         reply: impl FnOnce(Result<u16, EngineError>) + Send + 'static,
     ) -> Self {
-        Self { image: image.into(), deadline: None, reply: Some(Box::new(reply)) }
+        Self::for_caller(image, reply)
+    }
+
+    /// As [`Job::new`], for whoever may lose interest meanwhile. `caller` is called on the same threads.
+    pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
+        Self { image: image.into(), deadline: None, caller: Some(Box::new(caller)) }
     }
 
     /// The same job, to be dropped with [`EngineError::DeadlineExceeded`] when it is still waiting at `deadline`.
@@ -157,14 +178,19 @@ impl Job {
         self
     }
 
+    fn is_late(&mut self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= now)
+            || self.caller.as_mut().is_some_and(|caller| caller.is_late(now))
+    }
+
     fn finish(mut self, result: Result<u16, EngineError>, counters: &Counters) {
         self.call(result, counters);
     }
 
     /// A reply that panics is the submitter's bug: it is counted, and costs nobody else his answer.
     fn call(&mut self, result: Result<u16, EngineError>, counters: &Counters) {
-        if let Some(reply) = self.reply.take()
-            && catch_unwind(AssertUnwindSafe(|| reply(result))).is_err()
+        if let Some(caller) = self.caller.take()
+            && catch_unwind(AssertUnwindSafe(|| caller.answer(result))).is_err()
         {
             counters.reply_panics.fetch_add(1, Ordering::Relaxed);
             tracing::error!("a reply panicked when it was called");
@@ -275,6 +301,13 @@ impl Engine {
             on_refusal(&error);
             job.finish(Err(error), counters);
         }
+    }
+
+    /// Whether a thread has nothing to do and nothing waits: a job that comes now keeps nobody waiting.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let queue = self.shared.lock();
+        queue.jobs.is_empty() && queue.idle > 0
     }
 
     /// The shape of the images it takes.
@@ -390,10 +423,8 @@ impl Shared {
         let mut labels = Vec::new();
         while let Some(batch) = self.next_batch() {
             let now = Instant::now();
-            let (expired, live): (Vec<Job>, Vec<Job>) = batch
-                .into_iter()
-                .partition(|job| job.deadline.is_some_and(|deadline| deadline <= now));
-            for job in expired {
+            let mut live = batch;
+            for job in live.extract_if(.., |job| job.is_late(now)) {
                 self.counters.expired.fetch_add(1, Ordering::Relaxed);
                 job.finish(Err(EngineError::DeadlineExceeded), &self.counters);
             }

@@ -24,7 +24,7 @@ mod tensors;
 
 pub use dataset::{Dataset, MAX_DATASET_FILE_BYTES, Split, read_images};
 pub use engine::{
-    Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Reply, Scorer,
+    Caller, Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Scorer,
 };
 pub use error::{DataError, ModelError};
 pub use eval::{

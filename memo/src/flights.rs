@@ -68,6 +68,25 @@ impl<W> Flights<W> {
         waiters
     }
 
+    /// Ends the flight under `key` and hands out all who waited, unless `stays` gives a reason, looking at
+    /// them, why it should go on; then that comes back. A key without a flight is one that ended.
+    ///
+    /// # Errors
+    /// Those who waited, when the flight has ended.
+    pub fn land_unless<R>(
+        &self,
+        key: u128,
+        stays: impl FnOnce(&[W]) -> Option<R>,
+    ) -> Result<R, Vec<W>> {
+        let mut shard = self.shard(key);
+        if let Some(reason) = shard.get(&key).and_then(|waiters| stays(waiters)) {
+            return Ok(reason);
+        }
+        let waiters = shard.remove(&key).unwrap_or_default();
+        self.waiting.fetch_sub(waiters.len(), Ordering::Relaxed);
+        Err(waiters)
+    }
+
     /// Takes those off their flights of whom `leaves` says so. The flights go on, if need be empty.
     pub fn disembark(&self, mut leaves: impl FnMut(&W) -> bool) -> Vec<W> {
         let mut gone = Vec::new();
@@ -141,6 +160,19 @@ mod tests {
         assert_eq!(flights.land(1), ['b']);
         assert_eq!(flights.land(2), ['c']);
         assert_eq!((flights.waiting(), flights.under_way()), (0, 0));
+    }
+
+    #[test]
+    fn a_flight_that_nobody_is_for_ends_and_the_next_one_under_its_key_is_another() {
+        let flights = Flights::new(10);
+        flights.join(1, 'a');
+        assert_eq!(flights.land_unless(1, |waiters| waiters.first().copied()), Ok('a'));
+        assert_eq!(flights.land_unless(1, |_| None::<()>), Err(vec!['a']));
+        assert_eq!(flights.waiting(), 0);
+        assert_eq!(flights.join(1, 'b'), Join::First);
+        flights.disembark(|_| true);
+        assert_eq!(flights.land_unless(1, |waiters| waiters.first().copied()), Err(vec![]));
+        assert_eq!(flights.join(1, 'c'), Join::First);
     }
 
     #[test]

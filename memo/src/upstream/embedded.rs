@@ -1,11 +1,12 @@
 //! A classifier in the memo's own process: the compute engine without a network before it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use afterimage_classifier::{Engine, Model, service};
+use afterimage_classifier::{Caller, Engine, EngineError, Model, service};
 use afterimage_wire::proto::stats::Stats;
 
-use super::{Answer, Classifier, Failure, Job};
+use super::{Answer, Classifier, Failure, Job, Reply, Wanted};
 use crate::key::ModelId;
 
 /// An engine and the model that it scores with.
@@ -30,22 +31,39 @@ impl Classifier for Embedded {
         Some(Arc::clone(&self.model))
     }
 
+    fn is_idle(&self) -> bool {
+        self.engine.is_idle()
+    }
+
     fn classify(&self, jobs: Vec<Job>) {
         self.engine.submit_many(jobs.into_iter().map(|Job { image, reply }| {
             let model = Arc::clone(&self.model);
-            afterimage_classifier::Job::new(image, move |label| {
-                reply.send(match label {
-                    Ok(label) => Ok(Answer { label, model }),
-                    Err(error) => {
-                        Err(Failure { status: service::status(&error), text: error.to_string() })
-                    }
-                });
-            })
+            afterimage_classifier::Job::for_caller(image, Asker { model, reply })
         }));
     }
 
     fn stats(&self, stats: &mut Stats) {
         stats.text("classifier", "embedded");
         service::engine_stats(&self.engine, stats);
+    }
+}
+
+/// A reply as the engine sees it.
+struct Asker {
+    model: Arc<ModelId>,
+    reply: Reply,
+}
+
+impl Caller for Asker {
+    fn is_late(&mut self, now: Instant) -> bool {
+        self.reply.wanted(now) == Wanted::NoMore
+    }
+
+    fn answer(self: Box<Self>, label: Result<u16, EngineError>) {
+        let Asker { model, reply } = *self;
+        reply.send(match label {
+            Ok(label) => Ok(Answer { label, model }),
+            Err(error) => Err(Failure { status: service::status(&error), text: error.to_string() }),
+        });
     }
 }

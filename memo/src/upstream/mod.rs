@@ -1,10 +1,11 @@
-//! The classifiers that a memo can ask: one in its own process, or one across the network.
+//! The classifiers that a memo can ask: one in its own process, or some across the network.
 
 mod embedded;
 mod remote;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use afterimage_wire::Status;
 use afterimage_wire::proto::stats::Stats;
@@ -12,7 +13,7 @@ use afterimage_wire::proto::stats::Stats;
 use crate::key::ModelId;
 
 pub use embedded::Embedded;
-pub use remote::Remote;
+pub use remote::{Connect, MAX_REPLICAS, Place, Remote, RemoteOptions, Resolve};
 
 /// Whoever computes what is not remembered.
 pub trait Classifier: Send + Sync + 'static {
@@ -20,9 +21,20 @@ pub trait Classifier: Send + Sync + 'static {
     /// first time. Asked for every batch, so it is cheap, and the same model is the same `Arc`.
     fn model(&self) -> Option<Arc<ModelId>>;
 
+    /// Has `tell` called whenever [`model`](Self::model) may have changed, so that whoever was told
+    /// of the old one hears of it at once. Without it the change is noticed with the next request.
+    fn on_change(&self, tell: OnChange) {
+        drop(tell);
+    }
+
     /// What keeps it from being reached, if anything is known to.
     fn trouble(&self) -> Option<String> {
         None
+    }
+
+    /// Whether it could classify an image now without letting any other wait.
+    fn is_idle(&self) -> bool {
+        false
     }
 
     /// Has each job's image classified. Returns at once; each [`Reply`] is spent later, or now when
@@ -33,13 +45,24 @@ pub trait Classifier: Send + Sync + 'static {
     fn stats(&self, stats: &mut Stats);
 }
 
+/// What a classifier calls when its model may have changed.
+pub type OnChange = Box<dyn Fn() + Send + Sync>;
+
 impl<C: Classifier + ?Sized> Classifier for Box<C> {
     fn model(&self) -> Option<Arc<ModelId>> {
         (**self).model()
     }
 
+    fn on_change(&self, tell: OnChange) {
+        (**self).on_change(tell);
+    }
+
     fn trouble(&self) -> Option<String> {
         (**self).trouble()
+    }
+
+    fn is_idle(&self) -> bool {
+        (**self).is_idle()
     }
 
     fn classify(&self, jobs: Vec<Job>) {
@@ -79,30 +102,100 @@ pub struct Failure {
     pub text: String,
 }
 
-type Callback = Box<dyn FnOnce(Result<Answer, Failure>) + Send>;
+impl Failure {
+    /// The model is another one than the client was told of: on a new connection he hears of it.
+    pub(crate) fn moved() -> Self {
+        let text = "the model has changed on the way; ask again".into();
+        Failure { status: Status::ShuttingDown, text }
+    }
+}
+
+/// For how long an answer is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Somebody waits without a limit.
+    Always,
+    /// Nobody waits longer than this; somebody who comes meanwhile may.
+    Until(Instant),
+    /// Nobody waits any more, and the call need not be made. Whoever comes from now on makes one of his
+    /// own.
+    NoMore,
+}
+
+/// Whoever owns a job: it is asked whether it still wants the answer, and is given it.
+pub trait Owner: Send {
+    /// Until when the answer is wanted. After [`Wanted::NoMore`], nothing more is called.
+    fn wanted(&self, now: Instant) -> Wanted {
+        let _ = now;
+        Wanted::Always
+    }
+
+    /// The model whose answer it shall be; `None` for any.
+    fn model(&self) -> Option<&Arc<ModelId>> {
+        None
+    }
+
+    /// The id of the request that came first, for logs.
+    fn request_id(&self) -> u64 {
+        0
+    }
+
+    /// Takes the answer.
+    fn answer(self: Box<Self>, answer: Result<Answer, Failure>);
+}
+
+impl<F: FnOnce(Result<Answer, Failure>) + Send> Owner for F {
+    fn answer(self: Box<Self>, answer: Result<Answer, Failure>) {
+        self(answer);
+    }
+}
 
 /// Takes the answer of one job. Dropped unspent, it reports a failure: it is called exactly once.
-pub struct Reply(Option<Callback>);
+pub struct Reply(Option<Box<dyn Owner>>);
 
 impl Reply {
     /// A reply that calls `callback`, from whatever thread.
     pub fn new(callback: impl FnOnce(Result<Answer, Failure>) + Send + 'static) -> Self {
-        Reply(Some(Box::new(callback)))
+        Reply::to(callback)
+    }
+
+    /// A reply to `owner`, from whatever thread.
+    pub fn to(owner: impl Owner + 'static) -> Self {
+        Reply(Some(Box::new(owner)))
+    }
+
+    /// For how long the answer is wanted. To be asked right before the image would be sent or scored.
+    pub fn wanted(&mut self, now: Instant) -> Wanted {
+        let wanted = self.0.as_ref().map_or(Wanted::NoMore, |owner| owner.wanted(now));
+        if wanted == Wanted::NoMore {
+            self.0 = None;
+        }
+        wanted
+    }
+
+    /// The model whose answer is wanted; `None` for any.
+    pub fn model(&self) -> Option<&Arc<ModelId>> {
+        self.0.as_ref()?.model()
+    }
+
+    /// The id of the request that came first, for logs.
+    pub fn request_id(&self) -> u64 {
+        self.0.as_ref().map_or(0, |owner| owner.request_id())
     }
 
     /// Hands the answer over.
     pub fn send(mut self, answer: Result<Answer, Failure>) {
-        if let Some(callback) = self.0.take() {
-            callback(answer);
+        if let Some(owner) = self.0.take() {
+            owner.answer(answer);
         }
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        if let Some(callback) = self.0.take() {
+        if let Some(owner) = self.0.take() {
             let text = "the classifier gave the request up without an answer".into();
-            callback(Err(Failure { status: Status::Internal, text }));
+            owner.answer(Err(Failure { status: Status::Internal, text }));
         }
     }
 }

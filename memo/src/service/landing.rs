@@ -1,0 +1,131 @@
+//! What becomes of a flight: the call to the classifier, and the answer to all who wait.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use afterimage_wire::Status;
+use afterimage_wire::proto::message::{Label, Origin};
+
+use super::Shared;
+use super::spaces::Space;
+use super::waiting::Waiter;
+use crate::clock;
+use crate::key::{ImageHash, ModelId};
+#[cfg(test)]
+use crate::plant::{self, Bug};
+use crate::upstream::{Answer, Classifier, Failure, Job, Owner, Reply, Wanted};
+
+/// The call that lands the flight of an image.
+struct Call<C> {
+    shared: Arc<Shared<C>>,
+    space: Arc<Space>,
+    hash: ImageHash,
+    request_id: u64,
+}
+
+impl<C: Classifier> Owner for Call<C> {
+    fn wanted(&self, now: Instant) -> Wanted {
+        self.shared.wanted(self.hash, now)
+    }
+
+    fn model(&self) -> Option<&Arc<ModelId>> {
+        Some(&self.space.model)
+    }
+
+    fn request_id(&self) -> u64 {
+        self.request_id
+    }
+
+    fn answer(self: Box<Self>, answer: Result<Answer, Failure>) {
+        self.shared.land_computed(&self.space, self.hash, answer);
+    }
+}
+
+impl<C: Classifier> Shared<C> {
+    /// A call to the classifier that lands the flight of `hash`.
+    pub(super) fn job(
+        self: &Arc<Self>,
+        space: &Arc<Space>,
+        hash: ImageHash,
+        request_id: u64,
+        image: Box<[u8]>,
+    ) -> Job {
+        let (shared, space) = (Arc::clone(self), Arc::clone(space));
+        Job { image, reply: Reply::to(Call { shared, space, hash, request_id }) }
+    }
+
+    pub(super) fn call(&self, jobs: Vec<Job>) {
+        if !jobs.is_empty() {
+            self.counters.classifier_calls.fetch_add(jobs.len() as u64, Relaxed);
+            self.classifier.classify(jobs);
+        }
+    }
+
+    /// All on the flight get what the store remembered.
+    pub(super) fn land_remembered(&self, hash: ImageHash, class: u16) {
+        let waiters = self.flights.land(hash.full());
+        self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
+        for Waiter { later, since, .. } in waiters {
+            self.latencies.record(Origin::Memoized, clock::now() - since, 1);
+            later.label(Label { class, origin: Origin::Memoized });
+        }
+    }
+
+    /// All on the flight get what the classifier said; the store gets it first, so that whoever
+    /// comes after the landing finds it there.
+    fn land_computed(&self, space: &Space, hash: ImageHash, answer: Result<Answer, Failure>) {
+        let answer = answer.and_then(check_label).and_then(|answer| {
+            #[cfg(test)]
+            if plant::is_planted(Bug::SkipModelCheck) {
+                return Ok(answer);
+            }
+            // The model may have changed on the way. These are not its keys, and those who wait were told
+            // of the other model when they connected: they shall ask again.
+            if *answer.model == *space.model { Ok(answer) } else { Err(Failure::moved()) }
+        });
+        if let Ok(Answer { label, .. }) = &answer {
+            self.counters.store_writes.fetch_add(1, Relaxed);
+            self.store.write(hash.cache_key(), space.keys.seal(hash, *label));
+        }
+        #[cfg(test)]
+        if answer.is_err() && plant::is_planted(Bug::LeaveFailedFlight) {
+            return;
+        }
+        let waiters = self.flights.land(hash.full());
+        match answer {
+            Ok(Answer { label: class, .. }) => {
+                self.counters.misses.fetch_add(1, Relaxed);
+                self.counters.coalesced.fetch_add(waiters.len().saturating_sub(1) as u64, Relaxed);
+                let mut origin = Origin::Computed;
+                for Waiter { later, since, .. } in waiters {
+                    #[cfg(test)]
+                    if later.id() % 4 == 1 && plant::is_planted(Bug::ForgetLater) {
+                        std::mem::forget(later);
+                        continue;
+                    }
+                    self.latencies.record(origin, clock::now() - since, 1);
+                    later.label(Label { class, origin });
+                    origin = Origin::Coalesced;
+                }
+            }
+            Err(Failure { status, text }) => {
+                self.counters.classifier_failures.fetch_add(1, Relaxed);
+                for Waiter { later, .. } in waiters {
+                    later.error(status, &text);
+                }
+            }
+        }
+    }
+}
+
+/// Refuses a label that the model cannot have given.
+fn check_label(answer: Answer) -> Result<Answer, Failure> {
+    let (label, classes) = (answer.label, answer.model.classes);
+    if u32::from(label) < classes {
+        return Ok(answer);
+    }
+    let text =
+        format!("the classifier answered with label {label}; its model has {classes} classes");
+    Err(Failure { status: Status::UpstreamCorrupt, text })
+}

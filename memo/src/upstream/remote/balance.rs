@@ -1,0 +1,380 @@
+//! Which replica gets a request, and which model the replicas stand for. Pure: time comes in as an
+//! argument, chance from a seed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::health::{Health, Outcome};
+use crate::key::ModelId;
+
+/// One replica among others.
+#[derive(Debug)]
+pub(super) struct Member<R> {
+    pub(super) replica: R,
+    pub(super) health: Health,
+    /// The model of its open connection; `None` without one.
+    pub(super) model: Option<Arc<ModelId>>,
+}
+
+/// The replicas that can be asked, by numbers that are never used twice.
+#[derive(Debug)]
+pub(super) struct Balance<R> {
+    members: Vec<(u64, Member<R>)>,
+    numbers: u64,
+    random: u64,
+    /// How long a replica may owe an answer before it is held to hang.
+    patience: Duration,
+    pub(super) ejections: u64,
+}
+
+/// A replica that was taken out, for the log.
+pub(super) struct Ejected<R> {
+    pub(super) replica: R,
+    pub(super) time: Duration,
+}
+
+impl<R: Clone> Balance<R> {
+    pub(super) fn new(patience: Duration, seed: u64) -> Self {
+        Balance { members: Vec::new(), numbers: 0, random: seed, patience, ejections: 0 }
+    }
+
+    /// Takes a replica in and gives it its number.
+    pub(super) fn add(&mut self, replica: R) -> u64 {
+        self.numbers += 1;
+        self.members.push((self.numbers, Member { replica, health: Health::new(), model: None }));
+        self.numbers
+    }
+
+    /// Gives a replica up.
+    pub(super) fn remove(&mut self, number: u64) -> Option<R> {
+        let at = self.members.iter().position(|(other, _)| *other == number)?;
+        Some(self.members.remove(at).1.replica)
+    }
+
+    pub(super) fn members(&self) -> impl Iterator<Item = (u64, &Member<R>)> {
+        self.members.iter().map(|(number, member)| (*number, member))
+    }
+
+    fn member(&mut self, number: u64) -> Option<&mut Member<R>> {
+        self.members.iter_mut().find(|(other, _)| *other == number).map(|(_, member)| member)
+    }
+
+    /// The connection of a replica has come, with this model, or gone.
+    pub(super) fn connection(&mut self, now: Instant, number: u64, model: Option<Arc<ModelId>>) {
+        if let Some(member) = self.member(number) {
+            if model.is_some() {
+                member.health.connected(now);
+            }
+            member.model = model;
+        }
+    }
+
+    /// The model that the replicas stand for: the one that most of them have. `present` keeps its place
+    /// while no other has more, and while nobody is there at all.
+    ///
+    /// Those count that are connected and well; if none is well, those that are connected. A model
+    /// that answers cannot be remembered of counts only if there is no other.
+    pub(super) fn vote(&self, present: Option<&Arc<ModelId>>) -> Option<Arc<ModelId>> {
+        let well = |member: &Member<R>| member.health.is_well();
+        let good = |model: &ModelId| model.objection().is_none();
+        self.majority(present, |member, model| well(member) && good(model))
+            .or_else(|| self.majority(present, |_, model| good(model)))
+            .or_else(|| self.majority(present, |_, _| true))
+            .or_else(|| present.cloned())
+    }
+
+    fn majority(
+        &self,
+        present: Option<&Arc<ModelId>>,
+        counts: impl Fn(&Member<R>, &ModelId) -> bool,
+    ) -> Option<Arc<ModelId>> {
+        let voters = || {
+            self.members.iter().filter_map(|(_, member)| {
+                member.model.as_ref().filter(|model| counts(member, model))
+            })
+        };
+        let votes = |model: &Arc<ModelId>| voters().filter(|other| *other == model).count();
+        // The first of those with the most votes, so that the outcome does not hang on chance.
+        let mut best: Option<(&Arc<ModelId>, usize)> = None;
+        for model in voters() {
+            let votes = votes(model);
+            if best.is_none_or(|(_, most)| votes > most) {
+                best = Some((model, votes));
+            }
+        }
+        let (winner, most) = best?;
+        match present {
+            Some(present) if votes(present) >= most => Some(Arc::clone(present)),
+            _ => Some(Arc::clone(winner)),
+        }
+    }
+
+    /// Ejects those that owe answers and have given none for too long.
+    pub(super) fn eject_silent(&mut self, now: Instant) -> Vec<Ejected<R>> {
+        let silent: Vec<u64> = self
+            .members()
+            .filter(|(_, member)| member.health.is_silent(now, self.patience))
+            .map(|(number, _)| number)
+            .collect();
+        silent.into_iter().filter_map(|number| self.eject(now, number)).collect()
+    }
+
+    /// A replica for a request that `model` shall answer (`None`: any), none of those that were
+    /// `tried`. `None` when there is none that is connected.
+    ///
+    /// Of two drawn at random, the one with fewer requests in flight (Mitzenmacher, "The power of two
+    /// choices in randomized load balancing", IEEE TPDS 12(10), 2001). One that warms up is
+    /// drawn less often. One that is ejected is not drawn, unless all are: an ejection is a guess, and
+    /// to ask nobody is no better than to ask somebody who may fail.
+    pub(super) fn pick(
+        &mut self,
+        now: Instant,
+        model: Option<&Arc<ModelId>>,
+        tried: &[u64],
+    ) -> Option<(u64, R)> {
+        let shares_by = |share: fn(&Health, Instant) -> f64| -> Vec<f64> {
+            let share = |(number, member): (u64, &Member<R>)| {
+                if fits(number, member, model, tried) { share(&member.health, now) } else { 0.0 }
+            };
+            self.members().map(share).collect()
+        };
+        let mut shares = shares_by(Health::share);
+        if shares.iter().all(|&share| share == 0.0) {
+            shares = shares_by(|_, _| 1.0);
+        }
+        let first = self.draw(&shares)?;
+        shares[first] = 0.0;
+        let chosen = match self.draw(&shares) {
+            Some(second) if self.load(second) < self.load(first) => second,
+            _ => first,
+        };
+        let (number, member) = &mut self.members[chosen];
+        member.health.sent(now);
+        Some((*number, member.replica.clone()))
+    }
+
+    /// Whether there is a replica left to ask that was not tried.
+    pub(super) fn offers(&self, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
+        self.members().any(|(number, member)| fits(number, member, model, tried))
+    }
+
+    /// Any replica, connected or not, rather one that was not tried.
+    pub(super) fn pick_any(&mut self, now: Instant, tried: &[u64]) -> Option<(u64, R)> {
+        let fresh = |(number, _): &(u64, Member<R>)| f64::from(u8::from(!tried.contains(number)));
+        let fresh: Vec<f64> = self.members.iter().map(fresh).collect();
+        let all = vec![1.0; self.members.len()];
+        let chosen = self.draw(&fresh).or_else(|| self.draw(&all))?;
+        let (number, member) = &mut self.members[chosen];
+        member.health.sent(now);
+        Some((*number, member.replica.clone()))
+    }
+
+    /// Whether any replica is connected.
+    pub(super) fn any_connected(&self) -> bool {
+        self.members().any(|(_, member)| member.model.is_some())
+    }
+
+    /// Requests in flight, on all of them.
+    pub(super) fn in_flight(&self) -> usize {
+        self.members().map(|(_, member)| member.health.in_flight).sum()
+    }
+
+    /// A request has ended. The replica, when that has it ejected.
+    pub(super) fn ended(
+        &mut self,
+        now: Instant,
+        number: u64,
+        outcome: Outcome,
+    ) -> Option<Ejected<R>> {
+        let ejects = self.member(number)?.health.ended(now, outcome);
+        ejects.then(|| self.eject(now, number)).flatten()
+    }
+
+    /// Takes one out, unless no other is left that is connected and well: whoever fails is better than nobody.
+    fn eject(&mut self, now: Instant, number: u64) -> Option<Ejected<R>> {
+        let stands_in = |(other, member): (u64, &Member<R>)| {
+            other != number && member.model.is_some() && member.health.is_well()
+        };
+        if !self.members().any(stands_in) {
+            return None;
+        }
+        let chance = self.chance();
+        let member = self.member(number)?;
+        let time = member.health.eject(now, chance);
+        let replica = member.replica.clone();
+        self.ejections += 1;
+        Some(Ejected { replica, time })
+    }
+
+    fn load(&self, at: usize) -> usize {
+        self.members[at].1.health.in_flight
+    }
+
+    /// An index, drawn in proportion to the shares.
+    fn draw(&mut self, shares: &[f64]) -> Option<usize> {
+        let sum: f64 = shares.iter().sum();
+        if sum == 0.0 {
+            return None;
+        }
+        let mut left = self.chance() * sum;
+        let fits = |share: &f64| {
+            left -= share;
+            left < 0.0 && *share > 0.0
+        };
+        shares.iter().position(fits).or_else(|| shares.iter().rposition(|&share| share > 0.0))
+    }
+
+    /// A number from 0 up to 1, by SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): the load wants
+    /// spread, not secrecy.
+    fn chance(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut bits = self.random;
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^= bits >> 31;
+        (bits >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+/// Whether a replica can answer for `model` and was not tried.
+fn fits<R>(number: u64, member: &Member<R>, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
+    !tried.contains(&number)
+        && member.model.as_ref().is_some_and(|own| model.is_none_or(|model| own == model))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_wire::proto::Shape;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn model(digest: u8) -> Arc<ModelId> {
+        let shape = Shape::new(&[4]).unwrap();
+        Arc::new(ModelId { digest: [digest; 32], shape, classes: 10 })
+    }
+
+    /// Replicas with these models (0 for no connection), named by their place.
+    fn balance(models: &[u8]) -> (Balance<usize>, Instant) {
+        // Well after the connections, so that all are warm.
+        let connected = Instant::now();
+        let mut balance = Balance::new(PATIENCE, 7);
+        for (i, &digest) in models.iter().enumerate() {
+            let number = balance.add(i);
+            balance.connection(connected, number, (digest > 0).then(|| model(digest)));
+        }
+        (balance, connected + Duration::from_secs(3600))
+    }
+
+    fn vote(models: &[u8], present: u8) -> Option<u8> {
+        let present = (present > 0).then(|| model(present));
+        balance(models).0.vote(present.as_ref()).map(|model| model.digest[0])
+    }
+
+    /// Has one fail ten times; whether that had it ejected.
+    fn fail(balance: &mut Balance<usize>, now: Instant, number: u64) -> bool {
+        (0..10).any(|_| {
+            balance.member(number).unwrap().health.sent(now);
+            balance.ended(now, number, Outcome::Failed).is_some()
+        })
+    }
+
+    #[test]
+    fn most_replicas_decide_on_the_model_and_the_present_one_keeps_its_place_on_a_tie() {
+        assert_eq!(vote(&[], 0), None);
+        assert_eq!(vote(&[1, 2, 2], 1), Some(2));
+        assert_eq!(vote(&[1, 1, 2, 2], 1), Some(1));
+        assert_eq!(vote(&[1, 1, 2, 2], 2), Some(2));
+        assert_eq!(vote(&[1, 1, 2, 2], 3), Some(1));
+        assert_eq!(vote(&[0, 0, 2], 1), Some(2), "who is not there does not count");
+        assert_eq!(vote(&[0, 0], 1), Some(1), "the last one stays while nobody is there");
+    }
+
+    #[test]
+    fn ejected_replicas_have_no_vote_unless_no_other_is_there() {
+        let (mut balance, now) = balance(&[1, 1, 2]);
+        assert!(fail(&mut balance, now, 1) && fail(&mut balance, now, 2));
+        assert_eq!(balance.vote(Some(&model(1))), Some(model(2)));
+        balance.connection(now, 3, None);
+        assert_eq!(balance.vote(Some(&model(2))), Some(model(1)));
+    }
+
+    #[test]
+    fn requests_go_to_the_asked_model_and_not_where_they_have_been() {
+        let (mut balance, now) = balance(&[1, 2, 1, 0]);
+        for _ in 0..100 {
+            let (number, _) = balance.pick(now, Some(&model(1)), &[]).unwrap();
+            let (other, _) = balance.pick(now, Some(&model(1)), &[number]).unwrap();
+            assert_eq!([number.min(other), number.max(other)], [1, 3]);
+            assert!(balance.pick(now, Some(&model(1)), &[1, 3]).is_none());
+            assert!(balance.pick(now, Some(&model(9)), &[]).is_none());
+        }
+    }
+
+    #[test]
+    fn the_least_loaded_of_two_keeps_loads_level_where_answers_take_unequally_long() {
+        // The first answers a request a step, the others four; the work is almost all they can do.
+        let (mut balance, now) = balance(&[1, 1, 1]);
+        let mut waiting = [0_usize; 3];
+        let mut most = 0;
+        for _ in 0..10_000 {
+            for _ in 0..8 {
+                let (_, at) = balance.pick(now, Some(&model(1)), &[]).unwrap();
+                waiting[at] += 1;
+            }
+            for (at, speed) in [(0, 1), (1, 4), (2, 4)] {
+                for _ in 0..speed.min(waiting[at]) {
+                    waiting[at] -= 1;
+                    balance.ended(now, at as u64 + 1, Outcome::Answered);
+                }
+            }
+            most = most.max(waiting[0]);
+        }
+        assert!(
+            most < 60,
+            "{most} requests wait for the slow one, which round robin would give 17,000"
+        );
+    }
+
+    #[test]
+    fn the_ejected_is_not_asked_while_there_is_another_and_is_when_there_is_none() {
+        let (mut balance, now) = balance(&[1, 1]);
+        assert!(fail(&mut balance, now, 1));
+        for _ in 0..100 {
+            assert_eq!(balance.pick(now, Some(&model(1)), &[]).unwrap().0, 2);
+        }
+        assert!(!fail(&mut balance, now, 2), "the last one stays");
+        balance.connection(now, 2, None);
+        for _ in 0..10 {
+            assert_eq!(balance.pick(now, Some(&model(1)), &[]).unwrap().0, 1);
+        }
+        assert_eq!(balance.ejections, 1);
+    }
+
+    #[test]
+    fn one_that_hangs_is_ejected_when_it_has_been_silent_for_too_long() {
+        let (mut balance, now) = balance(&[1, 1]);
+        balance.pick(now, Some(&model(1)), &[2]).unwrap();
+        assert!(balance.eject_silent(now + PATIENCE / 2).is_empty());
+        assert_eq!(balance.eject_silent(now + PATIENCE).len(), 1);
+        assert_eq!(balance.pick(now + PATIENCE, Some(&model(1)), &[]).unwrap().0, 2);
+    }
+
+    #[test]
+    fn who_warms_up_gets_a_growing_share() {
+        let (mut balance, now) = balance(&[1, 1]);
+        balance.connection(now, 1, Some(model(1)));
+        let mut share = |now| {
+            let mut to_first = 0;
+            for _ in 0..1000 {
+                let (number, _) = balance.pick(now, Some(&model(1)), &[]).unwrap();
+                to_first += usize::from(number == 1);
+                balance.ended(now, number, Outcome::Answered);
+            }
+            to_first
+        };
+        let shares = [0, 5, 10].map(|seconds| share(now + Duration::from_secs(seconds)));
+        assert!(shares[0] < 200 && shares[0] < shares[1] && shares[1] < shares[2], "{shares:?}");
+        assert!(shares[2] > 400, "{shares:?}");
+    }
+}

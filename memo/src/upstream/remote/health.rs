@@ -1,0 +1,275 @@
+//! How one replica is doing, as far as its answers tell. Pure: time and chance come in as arguments.
+
+use std::time::{Duration, Instant};
+
+/// Failures in a row after which a replica is ejected: Envoy's default for consecutive errors.
+const MAX_FAILURES: u32 = 5;
+
+/// How long the first ejection lasts at most; each further one may last twice as long.
+const EJECTION_MIN: Duration = Duration::from_millis(500);
+
+/// How long any ejection lasts at most: what a mended replica waits for at worst.
+const EJECTION_MAX: Duration = Duration::from_secs(30);
+
+/// How long a replica takes from its first answer after an ejection, or from its connection, to its full share:
+/// caches fill, and a process that has just started is slow.
+const WARM_UP: Duration = Duration::from_secs(10);
+
+/// The share of requests that warming up begins with.
+const FIRST_SHARE: f64 = 0.1;
+
+/// How a request ended, as far as it tells of the replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It was answered as it should be.
+    Answered,
+    /// It was refused for reasons that say nothing against the replica: too much work, a bad image.
+    Refused,
+    /// It was answered with an error that is the replica's, or with nonsense.
+    Failed,
+    /// No answer came in time.
+    TimedOut,
+    /// It was not sent, or its connection went away: that is dealt with where connections are.
+    Lost,
+}
+
+/// Whether a replica gets requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Well,
+    /// It gets none until then.
+    Ejected {
+        until: Instant,
+    },
+    /// It gets one at a time, until one is answered.
+    Probation,
+}
+
+/// What is known of one replica.
+#[derive(Debug)]
+pub(super) struct Health {
+    state: State,
+    /// Requests that it has not answered yet.
+    pub(super) in_flight: usize,
+    /// Since when it owes an answer without having given any.
+    silent_since: Option<Instant>,
+    failures: u32,
+    /// Ejections since it was last well for a whole warm-up.
+    ejections: u32,
+    warming_since: Option<Instant>,
+}
+
+impl Health {
+    /// A replica that nothing is known of.
+    pub(super) fn new() -> Self {
+        Health {
+            state: State::Well,
+            in_flight: 0,
+            silent_since: None,
+            failures: 0,
+            ejections: 0,
+            warming_since: None,
+        }
+    }
+
+    /// It has a new connection. What was wrong with it may be over: it is asked, gently.
+    pub(super) fn connected(&mut self, now: Instant) {
+        self.failures = 0;
+        self.silent_since = None;
+        self.warming_since = Some(now);
+        if self.state != State::Well {
+            self.state = State::Probation;
+        }
+    }
+
+    /// The share of requests that it should get, from 0 for none to 1 for as many as any other.
+    pub(super) fn share(&self, now: Instant) -> f64 {
+        match self.state {
+            State::Ejected { until } if now < until => 0.0,
+            State::Ejected { .. } | State::Probation if self.in_flight > 0 => 0.0,
+            State::Ejected { .. } | State::Probation => 1.0,
+            State::Well => self.warmth(now),
+        }
+    }
+
+    fn warmth(&self, now: Instant) -> f64 {
+        let Some(since) = self.warming_since else { return 1.0 };
+        let warm = now.saturating_duration_since(since).as_secs_f64() / WARM_UP.as_secs_f64();
+        warm.clamp(FIRST_SHARE, 1.0)
+    }
+
+    /// Whether nothing is known against it.
+    pub(super) fn is_well(&self) -> bool {
+        self.state == State::Well
+    }
+
+    /// Whether it owes answers and has given none for `patience`.
+    pub(super) fn is_silent(&self, now: Instant, patience: Duration) -> bool {
+        let late = |since: Instant| now.saturating_duration_since(since) >= patience;
+        self.state == State::Well && self.in_flight > 0 && self.silent_since.is_some_and(late)
+    }
+
+    /// A request goes to it.
+    pub(super) fn sent(&mut self, now: Instant) {
+        self.in_flight += 1;
+        self.silent_since.get_or_insert(now);
+        if matches!(self.state, State::Ejected { until } if now >= until) {
+            self.state = State::Probation;
+        }
+    }
+
+    /// A request has ended. True when it should be ejected.
+    pub(super) fn ended(&mut self, now: Instant, outcome: Outcome) -> bool {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        if outcome != Outcome::TimedOut {
+            self.silent_since = Some(now);
+        }
+        if self.in_flight == 0 {
+            self.silent_since = None;
+        }
+        match outcome {
+            Outcome::Answered => {
+                self.failures = 0;
+                self.answered(now);
+                false
+            }
+            Outcome::Refused | Outcome::Lost => false,
+            Outcome::Failed | Outcome::TimedOut => {
+                self.failures = self.failures.saturating_add(1);
+                match self.state {
+                    State::Well => self.failures >= MAX_FAILURES,
+                    State::Probation => true,
+                    State::Ejected { .. } => false,
+                }
+            }
+        }
+    }
+
+    fn answered(&mut self, now: Instant) {
+        match self.state {
+            State::Well => {
+                let warm = |since: Instant| now.saturating_duration_since(since) >= WARM_UP;
+                if self.warming_since.is_some_and(warm) {
+                    self.warming_since = None;
+                    self.ejections = 0;
+                }
+            }
+            // A late answer to a request from before does not tell that it is well again.
+            State::Ejected { until } if now < until => {}
+            State::Ejected { .. } | State::Probation => {
+                self.state = State::Well;
+                self.warming_since = Some(now);
+            }
+        }
+    }
+
+    /// It gets no requests for a while, which grows with each time; `chance`, from 0 to 1, decides
+    /// how much of its second half is waited for, so that many memos do not come back together.
+    pub(super) fn eject(&mut self, now: Instant, chance: f64) -> Duration {
+        let most = EJECTION_MIN.saturating_mul(1 << self.ejections.min(16)).min(EJECTION_MAX);
+        let time = most / 2 + (most / 2).mul_f64(chance.clamp(0.0, 1.0));
+        self.ejections += 1;
+        self.failures = 0;
+        self.state = State::Ejected { until: now + time };
+        time
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fail(health: &mut Health, now: Instant) -> bool {
+        health.sent(now);
+        health.ended(now, Outcome::Failed)
+    }
+
+    fn answer(health: &mut Health, now: Instant) {
+        health.sent(now);
+        assert!(!health.ended(now, Outcome::Answered));
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_and_others_do_not() {
+        let (mut health, now) = (Health::new(), Instant::now());
+        for _ in 0..100 {
+            for _ in 1..MAX_FAILURES {
+                assert!(!fail(&mut health, now));
+            }
+            answer(&mut health, now);
+            for outcome in [Outcome::Refused, Outcome::Lost] {
+                health.sent(now);
+                assert!(!health.ended(now, outcome));
+            }
+        }
+        for i in 1..=MAX_FAILURES {
+            assert_eq!(fail(&mut health, now), i == MAX_FAILURES);
+        }
+    }
+
+    #[test]
+    fn each_ejection_lasts_longer_up_to_a_limit_and_a_whole_warm_up_forgives() {
+        let (mut health, mut now) = (Health::new(), Instant::now());
+        let mut last = Duration::ZERO;
+        for _ in 0..20 {
+            let time = health.eject(now, 1.0);
+            assert!(time > last || time == EJECTION_MAX, "{time:?} after {last:?}");
+            assert!(health.share(now + time / 2) == 0.0 && health.share(now + time) == 1.0);
+            (last, now) = (time, now + time);
+        }
+        assert_eq!(last, EJECTION_MAX);
+        assert!(health.eject(now, 0.0) >= EJECTION_MAX / 2);
+        now += EJECTION_MAX;
+        answer(&mut health, now);
+        answer(&mut health, now + WARM_UP);
+        assert!(health.eject(now, 1.0) <= EJECTION_MIN);
+    }
+
+    #[test]
+    fn after_an_ejection_one_request_goes_at_a_time_until_one_is_answered_and_then_the_share_grows()
+    {
+        let (mut health, mut now) = (Health::new(), Instant::now());
+        now += health.eject(now, 1.0);
+        assert_eq!(health.share(now), 1.0);
+        health.sent(now);
+        assert_eq!(health.share(now), 0.0, "one, not two");
+        assert!(health.ended(now, Outcome::TimedOut), "the first failure sends it back");
+        now += health.eject(now, 1.0);
+        answer(&mut health, now);
+        assert!(health.is_well());
+        assert_eq!(health.share(now), FIRST_SHARE);
+        assert_eq!(health.share(now + WARM_UP / 2), 0.5);
+        assert_eq!(health.share(now + WARM_UP), 1.0);
+    }
+
+    #[test]
+    fn silence_counts_only_while_an_answer_is_owed() {
+        let (mut health, now) = (Health::new(), Instant::now());
+        let second = Duration::from_secs(1);
+        assert!(!health.is_silent(now + 100 * second, second));
+        health.sent(now);
+        health.sent(now);
+        assert!(!health.is_silent(now, second) && health.is_silent(now + second, second));
+        health.ended(now + second, Outcome::Answered);
+        assert!(!health.is_silent(now + second, second));
+        health.ended(now + second, Outcome::Answered);
+        assert!(!health.is_silent(now + 100 * second, second));
+        // What is given up here does not mean that an answer came.
+        health.sent(now);
+        health.sent(now);
+        health.ended(now + second, Outcome::TimedOut);
+        assert!(health.is_silent(now + second, second));
+    }
+
+    #[test]
+    fn a_new_connection_of_an_ejected_replica_is_tried_at_once_but_gently() {
+        let (mut health, now) = (Health::new(), Instant::now());
+        health.eject(now, 1.0);
+        health.connected(now);
+        assert_eq!(health.share(now), 1.0);
+        health.sent(now);
+        assert_eq!(health.share(now), 0.0);
+        health.ended(now, Outcome::Answered);
+        assert_eq!(health.share(now), FIRST_SHARE);
+    }
+}
