@@ -1,0 +1,200 @@
+//! Classifiers behind sockets that do as a test says, and memos in front of them.
+
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use afterimage_cache::{Capacity, Table};
+use afterimage_memo::key::ModelId;
+use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::{Service as Kind, Shape, stats::Stats};
+use afterimage_wire::server::{
+    Batch, Identity, Later, Op, Server, ServerOptions, Service, Watchers,
+};
+use afterimage_wire::{Client, ClientOptions, Status};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) fn model_id(digest: u8) -> ModelId {
+    ModelId { digest: [digest; 32], shape: Shape::new(&[4]).unwrap(), classes: 1000 }
+}
+
+/// What the model of this digest says of an image: no two models agree on any.
+pub(crate) fn label_of(digest: u8, image: &[u8]) -> u16 {
+    u16::from(image[0]) + 300 * u16::from(digest % 3)
+}
+
+/// What a replica does with requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mood {
+    Answers,
+    /// Takes requests and says nothing.
+    Hangs,
+    /// Answers with this error.
+    Fails(Status),
+}
+
+/// A classifier whose model and mood can be changed from outside.
+pub(crate) struct Puppet {
+    digest: AtomicU64,
+    generation: AtomicU64,
+    mood: Mutex<Mood>,
+    pub(crate) asked: AtomicUsize,
+    held: Mutex<Vec<Later>>,
+    watchers: Watchers,
+}
+
+impl Puppet {
+    pub(crate) fn new(digest: u8) -> Arc<Self> {
+        Arc::new(Puppet {
+            digest: AtomicU64::new(digest.into()),
+            generation: AtomicU64::new(0),
+            mood: Mutex::new(Mood::Answers),
+            asked: AtomicUsize::new(0),
+            held: Mutex::default(),
+            watchers: Watchers::default(),
+        })
+    }
+
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(SeqCst)
+    }
+
+    pub(crate) fn becomes(&self, digest: u8) {
+        self.digest.store(digest.into(), SeqCst);
+        self.generation.fetch_add(1, SeqCst);
+        self.watchers.tell();
+    }
+
+    pub(crate) fn set_mood(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    fn digest(&self) -> u8 {
+        self.digest.load(SeqCst) as u8
+    }
+}
+
+/// The same, as a service.
+pub(crate) struct Serving(pub(crate) Arc<Puppet>);
+
+impl Service for Serving {
+    fn identity(&self) -> Identity {
+        let ModelId { digest, shape, classes } = model_id(self.0.digest());
+        Identity { service: Kind::Classifier, digest, classes, shape }
+    }
+
+    fn generation(&self) -> u64 {
+        self.0.generation.load(SeqCst)
+    }
+
+    fn watchers(&self) -> Option<&Watchers> {
+        Some(&self.0.watchers)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        let puppet = &*self.0;
+        let (mood, digest) = (*puppet.mood.lock().unwrap(), puppet.digest());
+        if batch.generation() != self.generation() {
+            return batch.turn_away();
+        }
+        for (i, request) in batch.requests().iter().enumerate() {
+            puppet.asked.fetch_add(1, SeqCst);
+            let Op::Classify { image } = request.op else { panic!("{:?}", request.op) };
+            match mood {
+                Mood::Answers => {
+                    let class = label_of(digest, image);
+                    batch.label(i, Label { class, origin: Origin::Computed });
+                }
+                Mood::Hangs => puppet.held.lock().unwrap().push(batch.later(i)),
+                Mood::Fails(status) => batch.error(i, status, "as planned"),
+            }
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+/// A server that runs until it is told to drain, or is killed.
+pub(crate) struct Running {
+    pub(crate) addr: String,
+    task: JoinHandle<()>,
+    drain: Option<oneshot::Sender<()>>,
+}
+
+impl Running {
+    pub(crate) async fn start(service: impl Service, addr: &str) -> Running {
+        let options = ServerOptions::default();
+        let server = Server::bind(addr, Arc::new(service), options).await.unwrap();
+        let addr = server.local_addr().unwrap().to_string();
+        let (drain, drained) = oneshot::channel::<()>();
+        let task = tokio::spawn(server.serve(async { drop(drained.await) }));
+        Running { addr, task, drain: Some(drain) }
+    }
+
+    /// As SIGTERM does; returns when it has ended.
+    pub(crate) async fn drain(mut self) {
+        drop(self.drain.take());
+        (&mut self.task).await.unwrap();
+    }
+
+    /// As SIGKILL does: connections break where they are.
+    pub(crate) async fn kill(mut self) {
+        self.task.abort();
+        let _ = (&mut self.task).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A replica of `digest` on a port of its own.
+pub(crate) async fn replica(digest: u8) -> (Arc<Puppet>, Running) {
+    let puppet = Puppet::new(digest);
+    let running = Running::start(Serving(Arc::clone(&puppet)), "127.0.0.1:0").await;
+    (puppet, running)
+}
+
+pub(crate) fn fail_fast() -> ClientOptions {
+    ClientOptions::new()
+        .fail_fast(true)
+        .backoff(Duration::from_millis(1), Duration::from_millis(50))
+}
+
+/// A memo with room for so many answers, and a client of it.
+pub(crate) async fn memo(entries: u64, classifier: impl Classifier) -> (Running, Client) {
+    let table = Arc::new(Table::new(Capacity::Entries(entries)).unwrap());
+    let options = MemoOptions::new(Secret::new([7; 32]));
+    let service = MemoService::new(Store::Embedded(table, None), classifier, options);
+    let running = Running::start(service, "127.0.0.1:0").await;
+    let client = Client::connect(running.addr.as_str(), ClientOptions::new()).await.unwrap();
+    (running, client)
+}
+
+pub(crate) async fn counter(client: &Client, name: &str) -> u64 {
+    client.stats().await.unwrap().counter_value(name)
+}
+
+pub(crate) async fn gauge(client: &Client, name: &str) -> u64 {
+    use afterimage_wire::proto::stats::Value;
+    match client.stats().await.unwrap().get(name) {
+        Some(Value::Gauge(value)) => value.cast_unsigned(),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "timed out: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
