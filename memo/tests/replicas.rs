@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_memo::upstream::{Place, Remote, RemoteOptions};
+use afterimage_wire::client::CallOptions;
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
 use tokio::task::JoinHandle;
 
@@ -156,6 +157,51 @@ async fn what_a_hung_replica_holds_is_asked_elsewhere_and_it_is_ejected_and_come
     until("it is asked again", async || bad.0.asked() > asked + 20).await;
     assert_right(&load.stop().await, &[1]);
     assert_eq!(counter(&client, "classifier_failures").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_end_frees_what_it_holds()
+ {
+    let (good, bad) = (replica(1).await, replica(1).await);
+    let options = RemoteOptions { timeout: Duration::from_secs(20), ..Default::default() };
+    let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
+    bad.0.set_mood(Mood::Hangs);
+    let began = Instant::now();
+    let ask = |i: u32| {
+        let client = client.clone();
+        tokio::spawn(async move { client.classify_with(&i.to_le_bytes(), once()).await })
+    };
+    let calls: Vec<_> = (0..40).map(ask).collect();
+    until("some are stuck", async || bad.0.asked() > 5).await;
+    // Whether it has been silent for too long is looked at with every miss.
+    until("it is ejected", async || {
+        drop(ask(1000 + began.elapsed().as_micros() as u32));
+        counter(&client, "classifier_ejections").await == 1
+    })
+    .await;
+    assert!(began.elapsed() < options.timeout, "{:?}", began.elapsed());
+    bad.1.kill().await;
+    for call in calls {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(counter(&client, "classifier_failures").await, 0);
+}
+
+/// A call that its own client does not send again.
+fn once() -> CallOptions {
+    CallOptions::new().no_retry().timeout(Duration::from_secs(30))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_draining_replica_turns_away_is_asked_elsewhere_whatever_the_budget() {
+    let (good, bad) = (replica(1).await, replica(1).await);
+    bad.0.set_mood(Mood::Fails(Status::ShuttingDown));
+    let options = RemoteOptions { retry_burst: 0, retry_percent: 0, ..Default::default() };
+    let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
+    for i in 0..100_u32 {
+        client.classify_with(&i.to_le_bytes(), once()).await.unwrap();
+    }
+    assert!(bad.0.asked() > 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
