@@ -90,12 +90,15 @@ impl ServerArgs {
     }
 }
 
+/// The table's memory when nobody says how much.
+const DEFAULT_MEMORY: Size = Size(256 << 20);
+
 /// How large a table is.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Table")]
 pub(crate) struct TableArgs {
     /// Memory for the table, taken once.
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
     memory: Size,
 
     /// Entries in the table, instead of its memory.
@@ -112,6 +115,14 @@ pub(crate) struct TableArgs {
 }
 
 impl TableArgs {
+    /// A flag that changes the table and was given.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let memory = self.memory != DEFAULT_MEMORY;
+        [(memory, "--memory"), (self.entries.is_some(), "--entries")]
+            .into_iter()
+            .find_map(|(given, flag)| given.then_some(flag))
+    }
+
     pub(crate) fn has_snapshot(&self) -> bool {
         self.snapshot.is_some()
     }
@@ -164,6 +175,19 @@ pub(crate) struct EngineArgs {
 }
 
 impl EngineArgs {
+    /// A flag that changes the scoring and was given.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        [
+            (self.model != Path::new("shipped"), "--model"),
+            (self.compute_threads != 0, "--compute-threads"),
+            (self.max_batch.get() != 64, "--max-batch"),
+            (self.max_queued.get() != 16_384, "--max-queued"),
+            (!self.linger.0.is_zero(), "--linger"),
+        ]
+        .into_iter()
+        .find_map(|(given, flag)| given.then_some(flag))
+    }
+
     pub(crate) fn start(&self) -> anyhow::Result<(Arc<Model>, Arc<Engine>)> {
         let model = model(&self.model)?;
         let threads = match self.compute_threads {

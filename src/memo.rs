@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use afterimage_cache::Keeper;
 use afterimage_memo::store::{Backend, Redis, RemoteOptions, RemoteStore};
-use afterimage_memo::upstream::{Embedded, Remote};
+use afterimage_memo::upstream::{self, Embedded, Remote, RemoteOptions as ClassifierOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
 use afterimage_wire::{Client, ClientOptions};
@@ -25,9 +25,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PLACE", default_value = "embedded")]
     pub(crate) cache: Place,
 
-    /// Who computes them: embedded, or a classifier's host:port.
-    #[arg(long, value_name = "PLACE", default_value = "embedded")]
-    pub(crate) classifier: Place,
+    /// Who computes them: embedded, or a classifier's host:port. Several share the work: give it more than
+    /// once or with commas between them, or a name with several addresses.
+    #[arg(long, value_name = "PLACE", default_value = "embedded", value_delimiter = ',')]
+    pub(crate) classifier: Vec<Place>,
 
     #[command(flatten)]
     pub(crate) upstream: UpstreamArgs,
@@ -75,9 +76,18 @@ pub(crate) struct UpstreamArgs {
     #[arg(long, value_name = "TIME", default_value = "2ms")]
     lookup_budget: Span,
 
-    /// How long a remote classifier may take.
+    /// How long a remote classifier may take. What it does not answer by then is asked of another one, if
+    /// there is one.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     classifier_timeout: Span,
+
+    /// Requests that may be sent to a second classifier when the first one fails, in percent of all.
+    #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100))]
+    retry_budget: u32,
+
+    /// How often the names of classifiers are looked up again.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    resolve_every: Span,
 }
 
 impl Default for UpstreamArgs {
@@ -87,7 +97,9 @@ impl Default for UpstreamArgs {
             cache_token_file: None,
             classifier_token_file: None,
             lookup_budget: Span(RemoteOptions::default().lookup_budget),
-            classifier_timeout: Span(Duration::from_secs(5)),
+            classifier_timeout: Span(ClassifierOptions::default().timeout),
+            retry_budget: ClassifierOptions::default().retry_percent,
+            resolve_every: Span(Duration::from_secs(10)),
         }
     }
 }
@@ -99,6 +111,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if matches!(args.cache, Place::Redis(_)) && args.upstream.cache_token_file.is_some() {
         bail!("--cache-token-file is for our own cache; Redis takes redis://:PASSWORD@host:port");
     }
+    warn_of_unused(&args);
     let mut keeper = None;
     serving::serve(&args.server, &args.listen, || {
         let options =
@@ -121,6 +134,24 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::last_snapshot(keeper)
 }
 
+/// Settings of what is not in this process have no effect: better said than found out.
+fn warn_of_unused(args: &Args) {
+    if args.cache != Place::Embedded
+        && let Some(flag) = args.table.first_given()
+    {
+        tracing::warn!(
+            "{flag} has no effect: it is about an embedded table, and --cache is elsewhere"
+        );
+    }
+    if args.classifier[..] != [Place::Embedded]
+        && let Some(flag) = args.engine.first_given()
+    {
+        tracing::warn!(
+            "{flag} has no effect: it is about an embedded classifier, and --classifier is elsewhere"
+        );
+    }
+}
+
 fn secret(args: &Args) -> anyhow::Result<Secret> {
     let Some(path) = &args.memo.secret_file else {
         if args.cache != Place::Embedded || args.table.has_snapshot() {
@@ -138,19 +169,33 @@ fn secret(args: &Args) -> anyhow::Result<Secret> {
 }
 
 fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
-    Ok(match &args.classifier {
-        Place::Embedded => {
-            let (model, engine) = args.engine.start()?;
-            Box::new(Embedded::new(&model, engine))
-        }
-        Place::Redis(_) => bail!("--classifier is a Redis server; it takes embedded or host:port"),
-        Place::At(addr) => {
-            let file = args.upstream.classifier_token_file.as_deref();
-            let options = upstream_options(file, Expect::Classify)?;
-            let client = Client::connect_lazy(addr.as_str(), options);
-            Box::new(Remote::new(client, args.upstream.classifier_timeout.0))
-        }
-    })
+    if args.classifier[..] == [Place::Embedded] {
+        let (model, engine) = args.engine.start()?;
+        return Ok(Box::new(Embedded::new(&model, engine)));
+    }
+    let mut places = Vec::new();
+    for place in &args.classifier {
+        places.push(match place {
+            Place::At(addr) => upstream::Place(addr.clone()),
+            Place::Redis(_) => {
+                bail!("--classifier is a Redis server; it takes embedded or host:port")
+            }
+            Place::Embedded => {
+                bail!("--classifier is embedded and elsewhere; it is one of the two")
+            }
+        });
+    }
+    let UpstreamArgs { classifier_timeout, retry_budget, resolve_every, .. } = &args.upstream;
+    let options = ClassifierOptions {
+        timeout: classifier_timeout.0,
+        retry_percent: *retry_budget,
+        ..ClassifierOptions::default()
+    };
+    let client_options =
+        upstream_options(args.upstream.classifier_token_file.as_deref(), Expect::Classify)?;
+    let connect = move |address, _: &str| Client::connect_lazy(address, client_options.clone());
+    let resolve = upstream::Place::system_resolver();
+    Ok(Box::new(Remote::at(places, options, resolve_every.0, Box::new(connect), resolve)))
 }
 
 fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {

@@ -26,7 +26,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     memo::run(memo::Args {
         listen: args.listen,
         cache: Place::Embedded,
-        classifier: Place::Embedded,
+        classifier: vec![Place::Embedded],
         upstream: memo::UpstreamArgs::default(),
         memo: args.memo,
         table: args.table,

@@ -163,7 +163,7 @@ async fn what_a_hung_replica_holds_is_asked_elsewhere_and_it_is_ejected_and_come
 async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_end_frees_what_it_holds()
  {
     let (good, bad) = (replica(1).await, replica(1).await);
-    let options = RemoteOptions { timeout: Duration::from_secs(20), ..Default::default() };
+    let options = RemoteOptions { timeout: Duration::from_secs(8), ..Default::default() };
     let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
     bad.0.set_mood(Mood::Hangs);
     let began = Instant::now();
