@@ -33,6 +33,14 @@ deny:
 loom:
     RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib
 
+# Seeded histories of faults on virtual time for so many seconds; SIMULATION_SEED=n repeats one
+simulate SECONDS="60":
+    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --lib -- --nocapture simulation:: forgeries::
+
+# Real processes killed, stopped and drained under load for so many seconds
+chaos SECONDS="60":
+    CHAOS_SECONDS={{SECONDS}} cargo test --release --test chaos -- --nocapture
+
 # The table under Miri
 miri:
     CARGO_TARGET_DIR=target/miri cargo +nightly miri test -p afterimage-cache --lib

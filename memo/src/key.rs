@@ -206,6 +206,8 @@ impl KeySpace {
     #[inline]
     pub fn hash(&self, image: &[u8]) -> ImageHash {
         let [low, high] = HighwayHasher::new(self.image_key).hash128(image);
+        #[cfg(test)]
+        let [low, high] = crate::plant::weak_hash(image, [low, high]);
         ImageHash { low, high }
     }
 

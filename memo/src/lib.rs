@@ -18,6 +18,8 @@ mod duty;
 pub mod flights;
 #[cfg(all(test, loom))]
 mod flights_model;
+#[cfg(all(test, not(loom)))]
+mod forgeries;
 #[cfg(not(loom))]
 pub mod key;
 #[cfg(not(loom))]

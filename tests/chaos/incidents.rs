@@ -1,0 +1,127 @@
+//! The processes, and what happens to them.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::common::{Running, contrary_model, file, folder, text};
+
+/// Who is hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Who {
+    Cache,
+    Classifier,
+    Memo,
+}
+
+/// By what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum What {
+    /// SIGKILL, and another process on its port after a while.
+    Killed,
+    /// SIGSTOP, and SIGCONT after a while.
+    Stopped,
+    /// SIGTERM, and another process on its port as soon as that is free.
+    Drained,
+}
+
+/// Something that happened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Incident {
+    pub(crate) who: Who,
+    pub(crate) what: What,
+    pub(crate) began: Instant,
+    /// The process listens again, or goes on.
+    pub(crate) over: Instant,
+}
+
+const WHO: [Who; 3] = [Who::Cache, Who::Classifier, Who::Memo];
+const WHAT: [What; 3] = [What::Killed, What::Stopped, What::Drained];
+
+/// How long it lasts, in turn: from shorter than a connection takes to be noticed to longer than a
+/// lookup's budget, the backoff and the breaker's probes together.
+const DOWN_MS: [u64; 5] = [20, 900, 100, 400, 1500];
+
+/// After an incident: time to recover in, and to see that it holds.
+const REST: Duration = Duration::from_millis(1300);
+
+/// Cache, classifier and memo.
+pub(crate) struct House {
+    cache: Running,
+    classifier: Running,
+    memo: Running,
+    /// The flags of classifiers with one model and with the other.
+    models: [String; 2],
+    _folder: TempDir,
+}
+
+impl House {
+    /// All three, as a user would start them: a secret that outlives the memo, all else by default.
+    pub(crate) fn start() -> House {
+        let folder = folder();
+        let secret = file(&folder, "secret", [5; 32]);
+        let contrary = folder.path().join("contrary.safetensors");
+        contrary_model().write(&contrary).expect("a model can be written");
+        let cache = Running::start(&["cache", "--memory", "1MiB"]);
+        let classifier = Running::start(&["classifier", "--model", "raw"]);
+        let (at_cache, at_classifier) = (cache.place(), classifier.place());
+        let memo = ["memo", "--cache", &at_cache, "--classifier", &at_classifier];
+        let memo = Running::start(&[&memo[..], &["--secret-file", &secret]].concat());
+        let models = ["raw".to_owned(), text(contrary)];
+        House { cache, classifier, memo, models, _folder: folder }
+    }
+
+    /// Where the memo listens, all the time.
+    pub(crate) fn memo_addr(&self) -> SocketAddr {
+        self.memo.addr()
+    }
+
+    /// Lets one incident follow the other for so long: every kind for every process in turn.
+    pub(crate) fn live_through(mut self, time: Duration) -> Vec<Incident> {
+        let end = Instant::now() + time;
+        let mut incidents = Vec::new();
+        std::thread::sleep(REST);
+        while Instant::now() < end {
+            incidents.push(self.happen(incidents.len()));
+            std::thread::sleep(REST);
+        }
+        incidents
+    }
+
+    fn happen(&mut self, number: usize) -> Incident {
+        let (who, what) = (WHO[number % 3], WHAT[number / 3 % 3]);
+        let down = Duration::from_millis(DOWN_MS[number % DOWN_MS.len()]);
+        // Every other classifier that starts has the other model.
+        let model = self.models[number / 6 % 2].clone();
+        let process = match who {
+            Who::Cache => &mut self.cache,
+            Who::Classifier => &mut self.classifier,
+            Who::Memo => &mut self.memo,
+        };
+        let restart = |process: &mut Running| match who {
+            Who::Classifier => process.restart_as(&["classifier", "--model", &model]),
+            _ => process.restart(),
+        };
+        let began = Instant::now();
+        match what {
+            What::Killed => {
+                process.kill();
+                std::thread::sleep(down);
+                restart(process);
+            }
+            What::Stopped => {
+                process.hang();
+                std::thread::sleep(down);
+                process.go_on();
+            }
+            What::Drained => {
+                process.signal(Signal::TERM);
+                process.wait();
+                restart(process);
+            }
+        }
+        Incident { who, what, began, over: Instant::now() }
+    }
+}

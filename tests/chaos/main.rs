@@ -1,0 +1,54 @@
+//! Chaos: a cache, a classifier and a memo, each a process, are killed, stopped, drained and started
+//! again, one after the other, under an open-loop load whose every answer is checked.
+//!
+//! ```text
+//! cargo test --test chaos                                        # some seconds of it
+//! CHAOS_SECONDS=600 cargo test --release --test chaos -- --nocapture
+//! ```
+//!
+//! What is counted, and what must be 0:
+//!
+//! * **wrong**: a label that the model of the connection's `Welcome` does not give for this image;
+//! * **lost**: a call without an outcome by its deadline (and [`LATE`]);
+//! * **unexcused**: a call that failed for no reason that its caller should accept. The memo was killed,
+//!   stopped or drained: any error of a connection, and what a memo says that has just begun. The
+//!   classifier was: an `upstream_…` error, for what is not remembered. The cache was: none at all.
+//!
+//! Recovery is counted from the moment at which the process listens again, or goes on, to the last
+//! call that came due after it and failed; for a cache to the first answer that came from it.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod incidents;
+mod load;
+mod verdict;
+
+use std::time::Duration;
+
+use incidents::House;
+
+/// How long it goes on when nobody says.
+const DEFAULT_SECONDS: u64 = 8;
+
+/// What a call's outcome may come late on a busy machine.
+const LATE: Duration = Duration::from_secs(3);
+
+/// The longest recovery that passes on a busy machine. The promise is a second: the figure is printed.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
+
+#[test]
+fn no_label_is_wrong_and_no_request_lost_while_processes_die_hang_and_come_back() {
+    let seconds = std::env::var("CHAOS_SECONDS").ok();
+    let seconds =
+        seconds.map_or(DEFAULT_SECONDS, |text| text.parse().expect("a number of seconds"));
+    let house = House::start();
+    let load = load::Load::start(house.memo_addr());
+    load.until_warm();
+    let incidents = house.live_through(Duration::from_secs(seconds));
+    let calls = load.stop();
+    let verdict = verdict::Verdict::new(&incidents, &calls);
+    println!("{verdict}");
+    verdict.assert_good(RECOVERY_LIMIT);
+}

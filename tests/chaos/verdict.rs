@@ -1,0 +1,194 @@
+//! What came of it: every call judged, and figures.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use afterimage_classifier::{Model, service};
+use afterimage_wire::proto::message::Origin;
+use afterimage_wire::{CallError, Status};
+
+use crate::LATE;
+use crate::common::contrary_model;
+use crate::incidents::{Incident, What, Who};
+use crate::load::{Call, HOT, TIMEOUT, population};
+
+/// Examples that are printed of what went wrong.
+const EXAMPLES: usize = 10;
+
+/// See the module.
+pub(crate) struct Verdict {
+    calls: usize,
+    answers: usize,
+    remembered: usize,
+    excused: usize,
+    wrong: Vec<String>,
+    lost: Vec<String>,
+    unexcused: Vec<String>,
+    /// How long it took after each incident of a kind, and the last error by then.
+    recovery: BTreeMap<(Who, What), Vec<(Duration, String)>>,
+    /// Median, 99th percentile and longest time of the answers, from when they were due.
+    took: [Duration; 3],
+}
+
+impl Verdict {
+    /// Judges every call.
+    pub(crate) fn new(incidents: &[Incident], calls: &[Call]) -> Verdict {
+        let labels = Labels::new();
+        let mut verdict = Verdict {
+            calls: calls.len(),
+            answers: 0,
+            remembered: 0,
+            excused: 0,
+            wrong: Vec::new(),
+            lost: Vec::new(),
+            unexcused: Vec::new(),
+            recovery: BTreeMap::new(),
+            took: percentiles(calls),
+        };
+        for call in calls {
+            verdict.judge(call, incidents, &labels);
+        }
+        for (number, incident) in incidents.iter().enumerate() {
+            let next = incidents.get(number + 1).map(|next| next.began);
+            let took = recovery(incident, next, calls);
+            verdict.recovery.entry((incident.who, incident.what)).or_default().push(took);
+        }
+        verdict
+    }
+
+    fn judge(&mut self, call: &Call, incidents: &[Incident], labels: &Labels) {
+        let took = call.ended - call.due;
+        let describe = || format!("image {}, after {took:?}: {:?}", call.image, call.outcome);
+        if took > TIMEOUT + LATE {
+            self.lost.push(describe());
+        }
+        match &call.outcome {
+            Ok((label, digest)) => {
+                self.answers += 1;
+                self.remembered += usize::from(label.origin == Origin::Memoized);
+                if labels.of(digest, call.image) != Some(label.class) {
+                    self.wrong.push(describe());
+                }
+            }
+            Err(error) if incidents.iter().any(|incident| excuses(incident, call, error)) => {
+                self.excused += 1;
+            }
+            Err(_) => self.unexcused.push(describe()),
+        }
+    }
+
+    /// Fails unless all is as promised.
+    pub(crate) fn assert_good(&self, recovery_limit: Duration) {
+        let bad = [&self.wrong, &self.lost, &self.unexcused].map(Vec::len);
+        assert_eq!(bad, [0; 3], "wrong, lost, unexcused");
+        for (kind, took) in &self.recovery {
+            let (longest, error) = took.iter().max().expect("one at least");
+            assert!(*longest < recovery_limit, "{kind:?} took {longest:?} to recover from{error}");
+        }
+        assert!(self.remembered * 2 > self.answers, "most answers are remembered: {self}");
+    }
+}
+
+/// Whether an incident is a reason for this error that the caller must accept.
+fn excuses(incident: &Incident, call: &Call, error: &CallError) -> bool {
+    // Until everything has had the time to recover, whatever it takes: that is judged by itself.
+    let overlaps =
+        call.ended >= incident.began && call.due <= incident.over + crate::RECOVERY_LIMIT;
+    let upstream = matches!(
+        error,
+        CallError::Server { status: Status::UpstreamCrashed | Status::UpstreamError, .. }
+    );
+    let connection = matches!(
+        error,
+        CallError::ConnectionLost { .. }
+            | CallError::Unavailable { .. }
+            | CallError::DeadlineExceeded { .. }
+            | CallError::Server { status: Status::ShuttingDown | Status::DeadlineExceeded, .. }
+    );
+    overlaps
+        && match incident.who {
+            Who::Cache => false,
+            Who::Classifier => upstream,
+            Who::Memo => connection || upstream,
+        }
+}
+
+/// How long it took after an incident until all was well again.
+fn recovery(incident: &Incident, next: Option<Instant>, calls: &[Call]) -> (Duration, String) {
+    let after = calls
+        .iter()
+        .filter(|call| call.due >= incident.over && next.is_none_or(|next| call.ended < next));
+    if incident.who == Who::Cache {
+        let remembered = |call: &&Call| matches!(&call.outcome, Ok((label, _)) if label.origin == Origin::Memoized);
+        let first = after.filter(remembered).map(|call| call.ended).min();
+        let took = first.map_or(Duration::MAX, |first| first - incident.over);
+        return (took, String::new());
+    }
+    let failed = after.filter_map(|call| Some((call.due, call.outcome.as_ref().err()?)));
+    failed
+        .max_by_key(|(due, _)| *due)
+        .map_or_else(Default::default, |(due, error)| (due - incident.over, format!(" ({error})")))
+}
+
+/// What each model answers to each image.
+struct Labels([([u8; 32], Vec<u16>); 2]);
+
+impl Labels {
+    fn new() -> Labels {
+        let population = population();
+        Labels([Model::raw(), contrary_model().into()].map(|model| {
+            let label = |i| model.classify(population.image(i)).expect("a digit");
+            (service::identity(&model).digest, (0..population.len()).map(label).collect())
+        }))
+    }
+
+    fn of(&self, digest: &[u8; 32], image: usize) -> Option<u16> {
+        let (_, labels) = self.0.iter().find(|(known, _)| known == digest)?;
+        labels.get(image).copied()
+    }
+}
+
+fn percentiles(calls: &[Call]) -> [Duration; 3] {
+    let answered = calls.iter().filter(|call| call.outcome.is_ok());
+    let mut took: Vec<Duration> = answered.map(|call| call.ended - call.due).collect();
+    took.sort_unstable();
+    let at = |of: f64| {
+        let index = (took.len() as f64 * of) as usize;
+        took.get(index.min(took.len().saturating_sub(1))).copied().unwrap_or_default()
+    };
+    [at(0.5), at(0.99), at(1.0)]
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let incidents: usize = self.recovery.values().map(Vec::len).sum();
+        writeln!(
+            f,
+            "{} calls, {} answers ({} remembered, {HOT} hot images), {} excused errors, {incidents} \
+             incidents",
+            self.calls, self.answers, self.remembered, self.excused
+        )?;
+        let [median, p99, longest] = self.took;
+        writeln!(f, "an answer took p50 {median:.1?}, p99 {p99:.1?}, at most {longest:.1?}")?;
+        for ((who, what), took) in &self.recovery {
+            let mut took = took.clone();
+            took.sort_unstable();
+            let ((median, _), (longest, error)) = (&took[took.len() / 2], &took[took.len() - 1]);
+            writeln!(
+                f,
+                "{who:?} {what:?}: {} times, recovery p50 {median:.0?}, at most {longest:.0?}{error}",
+                took.len()
+            )?;
+        }
+        for (name, bad) in
+            [("wrong", &self.wrong), ("lost", &self.lost), ("unexcused", &self.unexcused)]
+        {
+            writeln!(f, "{name}: {}", bad.len())?;
+            for example in bad.iter().take(EXAMPLES) {
+                writeln!(f, "    {example}")?;
+            }
+        }
+        Ok(())
+    }
+}
