@@ -11,7 +11,10 @@ use afterimage_cache::{Capacity, Keeper, Table};
 use afterimage_classifier::{Engine, EngineOptions, Model};
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
+use afterimage_wire::tls::ClientTls;
 use anyhow::{Context, bail};
+
+use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
 
 /// How a service listens.
 #[derive(Debug, clap::Args)]
@@ -26,7 +29,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// Listen on an address that other machines reach although no token is asked for.
+    /// Listen on an address that other machines reach although anybody may come: without a token, and
+    /// without certificates of the clients.
     #[arg(long)]
     insecure: bool,
 
@@ -61,12 +65,16 @@ pub(crate) struct ServerArgs {
     /// How long to go on answering after SIGTERM or SIGINT.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     drain_timeout: Span,
+
+    #[command(flatten)]
+    tls: ServerTlsArgs,
 }
 
 impl ServerArgs {
     pub(crate) fn options(&self) -> anyhow::Result<ServerOptions> {
         Ok(ServerOptions {
-            token: token(self.token.as_deref(), self.token_file.as_deref())?,
+            token: token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?,
+            tls: self.tls.load()?,
             max_connections: self.max_connections.get(),
             max_body: self.max_body.within("--max-body", 1 << 30)?,
             window: self.window.get(),
@@ -216,11 +224,17 @@ pub(crate) fn model(name: &Path) -> anyhow::Result<Arc<Model>> {
 }
 
 /// A token from a flag or from a file; a line's end behind it is not part of it.
-pub(crate) fn token(flag: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<Token>> {
+/// `file_flag` names the file.
+pub(crate) fn token(
+    flag: Option<&str>,
+    file_flag: &str,
+    file: Option<&Path>,
+) -> anyhow::Result<Option<Token>> {
     let secret = match (flag, file) {
         (Some(token), _) => token.as_bytes().to_vec(),
         (None, None) => return Ok(None),
         (None, Some(path)) => {
+            warn_if_exposed(file_flag, path);
             let mut secret = std::fs::read(path)
                 .with_context(|| format!("cannot read the token file {}", path.display()))?;
             while secret.last().is_some_and(|byte| b"\r\n".contains(byte)) {
@@ -252,11 +266,14 @@ pub(crate) struct ClientArgs {
     /// How long to wait for a connection and for an answer.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     timeout: Span,
+
+    #[command(flatten)]
+    tls: ClientTlsArgs,
 }
 
 impl ClientArgs {
     pub(crate) fn token(&self) -> anyhow::Result<Vec<u8>> {
-        let token = token(self.token.as_deref(), self.token_file.as_deref())?;
+        let token = token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?;
         Ok(token.map(|token| token.as_bytes().to_vec()).unwrap_or_default())
     }
 
@@ -264,8 +281,17 @@ impl ClientArgs {
         self.timeout.0
     }
 
+    /// TLS to the server at this host:port.
+    pub(crate) fn tls_to(&self, addr: &str) -> anyhow::Result<Option<ClientTls>> {
+        let Some(tls) = self.tls.load()? else { return Ok(None) };
+        let host = crate::serving::host(addr);
+        tls.name_for(host)?;
+        Ok(Some(tls.or_server_name(host)))
+    }
+
     pub(crate) fn options(&self) -> anyhow::Result<ClientOptions> {
-        let options = ClientOptions::new().token(self.token()?);
+        let mut options = ClientOptions::new().token(self.token()?);
+        options.tls = self.tls.load()?;
         Ok(options.timeout(self.timeout.0).connect_timeout(self.timeout.0).fail_fast(true))
     }
 }

@@ -172,12 +172,12 @@ impl House {
         })?;
         let (cache_addr, classifier_addr) = (cache.addr.to_string(), classifier.addr.to_string());
         let memo = Running::start("memo", move || {
-            let client = Client::connect_lazy(cache_addr, upstream_options(None, Expect::Cache)?);
+            let client = Client::connect_lazy(cache_addr, upstream_options(Expect::Cache));
             // Nothing here is about a slow cache, and a busy laptop must not turn hits into misses.
             let lookup_budget = Duration::from_secs(1);
             let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
             let store = Store::Remote(RemoteStore::new(client, options));
-            let options = upstream_options(None, Expect::Classify)?;
+            let options = upstream_options(Expect::Classify);
             let client = Client::connect_lazy(classifier_addr, options);
             let classifier = Remote::new(client, Duration::from_secs(5));
             let secret = Secret::random().context("the operating system gives no randomness")?;

@@ -20,6 +20,7 @@ mod serving;
 mod settings;
 mod snapshot;
 mod stats;
+mod tls;
 mod train;
 
 use std::io::IsTerminal;

@@ -1,6 +1,6 @@
 //! `afterimage memo`: the memo, with a cache and a classifier that may be elsewhere.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use afterimage_cache::Keeper;
@@ -8,11 +8,13 @@ use afterimage_memo::store::{Backend, Redis, RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::{self, Embedded, Remote, RemoteOptions as ClassifierOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
+use afterimage_wire::tls::ClientTls;
 use afterimage_wire::{Client, ClientOptions};
 use anyhow::{Context, bail};
 
 use crate::args::{EngineArgs, Place, ServerArgs, Span, TableArgs, token};
 use crate::serving;
+use crate::tls::{CacheTlsArgs, ClassifierTlsArgs, warn_if_exposed};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -88,6 +90,12 @@ pub(crate) struct UpstreamArgs {
     /// How often the names of classifiers are looked up again.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     resolve_every: Span,
+
+    #[command(flatten)]
+    cache_tls: CacheTlsArgs,
+
+    #[command(flatten)]
+    classifier_tls: ClassifierTlsArgs,
 }
 
 impl Default for UpstreamArgs {
@@ -100,6 +108,8 @@ impl Default for UpstreamArgs {
             classifier_timeout: Span(ClassifierOptions::default().timeout),
             retry_budget: ClassifierOptions::default().retry_percent,
             resolve_every: Span(Duration::from_secs(10)),
+            cache_tls: CacheTlsArgs::default(),
+            classifier_tls: ClassifierTlsArgs::default(),
         }
     }
 }
@@ -107,6 +117,12 @@ impl Default for UpstreamArgs {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.cache != Place::Embedded && args.table.has_snapshot() {
         bail!("--snapshot keeps an embedded table; with --cache elsewhere, give it to the cache");
+    }
+    if args.upstream.cache_tls.on && !matches!(args.cache, Place::At(_)) {
+        bail!("--cache-tls is for a cache of our own, at --cache host:port");
+    }
+    if args.upstream.classifier_tls.on && args.classifier[..] == [Place::Embedded] {
+        bail!("--classifier-tls is for a classifier elsewhere, at --classifier host:port");
     }
     if matches!(args.cache, Place::Redis(_)) && args.upstream.cache_token_file.is_some() {
         bail!("--cache-token-file is for our own cache; Redis takes redis://:PASSWORD@host:port");
@@ -123,8 +139,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 Store::Embedded(table, keeper.as_ref().map(Keeper::handle))
             }
             Place::At(addr) => {
-                let token_file = args.upstream.cache_token_file.as_deref();
-                let options = upstream_options(token_file, Expect::Cache)?;
+                let options = args.upstream.cache_options(addr)?;
                 remote_store(Client::connect_lazy(addr.as_str(), options), &args.upstream)
             }
             Place::Redis(url) => remote_store(Redis::connect_lazy(url)?, &args.upstream),
@@ -162,6 +177,7 @@ fn secret(args: &Args) -> anyhow::Result<Secret> {
         }
         return Secret::random().context("the operating system gives no randomness");
     };
+    warn_if_exposed("--secret-file", path);
     let file = path.display();
     let bytes =
         std::fs::read(path).with_context(|| format!("cannot read the secret file {file}"))?;
@@ -191,9 +207,13 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
         retry_percent: *retry_budget,
         ..ClassifierOptions::default()
     };
-    let client_options =
-        upstream_options(args.upstream.classifier_token_file.as_deref(), Expect::Classify)?;
-    let connect = move |address, _: &str| Client::connect_lazy(address, client_options.clone());
+    let client_options = args.upstream.classifier_options(&places)?;
+    let connect = move |address, place: &str| {
+        let mut options = client_options.clone();
+        // The certificate is for the name, and not for the address behind it.
+        options.tls = options.tls.map(|tls| tls.or_server_name(serving::host(place)));
+        Client::connect_lazy(address, options)
+    };
     let resolve = upstream::Place::system_resolver();
     Ok(Box::new(Remote::at(places, options, resolve_every.0, Box::new(connect), resolve)))
 }
@@ -204,19 +224,52 @@ fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
     Store::Remote(RemoteStore::new(backend, options))
 }
 
+impl UpstreamArgs {
+    /// How the memo connects to a cache at this address.
+    fn cache_options(&self, addr: &str) -> anyhow::Result<ClientOptions> {
+        let token = ("--cache-token-file", self.cache_token_file.as_deref());
+        secure(upstream_options(Expect::Cache), &[addr], token, self.cache_tls.load()?)
+    }
+
+    /// How the memo connects to classifiers at these places.
+    fn classifier_options(&self, places: &[upstream::Place]) -> anyhow::Result<ClientOptions> {
+        let places: Vec<&str> = places.iter().map(|place| place.0.as_str()).collect();
+        let token = ("--classifier-token-file", self.classifier_token_file.as_deref());
+        secure(upstream_options(Expect::Classify), &places, token, self.classifier_tls.load()?)
+    }
+}
+
+/// With the token in this flag's file, and with TLS whose certificates are kept up to date.
+fn secure(
+    mut options: ClientOptions,
+    places: &[&str],
+    (flag, file): (&str, Option<&Path>),
+    tls: Option<ClientTls>,
+) -> anyhow::Result<ClientOptions> {
+    if let Some(token) = token(None, flag, file)? {
+        options = options.token(token.as_bytes());
+        let elsewhere = places.iter().find(|place| !serving::is_here(place));
+        if let (None, Some(place)) = (&tls, elsewhere) {
+            tracing::warn!("{flag}: the token travels to {place} in clear; TLS would hide it");
+        }
+    }
+    if let Some(tls) = tls {
+        for place in places {
+            tls.name_for(serving::host(place))?;
+        }
+        tokio::spawn(tls.keep_current());
+        options = options.tls(tls);
+    }
+    Ok(options)
+}
+
 /// How the memo connects to its upstreams: at once or not at all, and back within half a second
 /// after they are.
-pub(crate) fn upstream_options(
-    token_file: Option<&std::path::Path>,
-    expect: Expect,
-) -> anyhow::Result<ClientOptions> {
-    let token = token(None, token_file)?;
-    let token = token.map(|token| token.as_bytes().to_vec()).unwrap_or_default();
-    Ok(ClientOptions::new()
-        .token(token)
+pub(crate) fn upstream_options(expect: Expect) -> ClientOptions {
+    ClientOptions::new()
         .expect(expect)
         .fail_fast(true)
         .backoff(Duration::from_millis(20), Duration::from_millis(500))
         .max_in_flight(16_384)
-        .max_queued_bytes(64 << 20))
+        .max_queued_bytes(64 << 20)
 }

@@ -1,10 +1,11 @@
 //! What every service does to start: a runtime, a socket, a line that says where, and a good end.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
 use afterimage_cache::Keeper;
-use afterimage_wire::server::{Server, Service, until_terminated};
+use afterimage_wire::server::{Server, ServerOptions, Service, until_terminated};
+use afterimage_wire::tls::ServerTls;
 use anyhow::{Context, bail};
 use tokio::runtime::{Builder, Runtime};
 
@@ -33,13 +34,13 @@ pub(crate) fn serve<S: Service>(
     let options = args.options()?;
     make_room_for(options.max_connections);
     let addr = resolve(listen)?;
-    if !addr.ip().is_loopback() && options.token.is_none() && !args.insecure() {
-        bail!(
-            "--listen {listen} can be reached from other machines and asks for no token: give \
-             --token-file, or --insecure if that is meant"
-        );
+    if !addr.ip().is_loopback() {
+        check_exposed(listen, &options, args.insecure())?;
     }
     runtime(args.threads())?.block_on(async {
+        if let Some(tls) = &options.tls {
+            tokio::spawn(tls.keep_current());
+        }
         let service = Arc::new(build()?);
         let kind = service.identity().service;
         let server = Server::bind(addr, service, options)
@@ -54,6 +55,27 @@ pub(crate) fn serve<S: Service>(
         server.serve(terminated).await;
         Ok(())
     })
+}
+
+/// What a service must ask of those who reach it from other machines: a token, or certificates. TLS
+/// alone hides what is said, and lets everybody in.
+fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyhow::Result<()> {
+    let asks_for_certificates = options.tls.as_ref().is_some_and(ServerTls::asks_for_certificates);
+    if options.token.is_none() && !asks_for_certificates && !insecure {
+        let but =
+            if options.tls.is_some() { "TLS alone lets anybody in" } else { "anybody may come" };
+        bail!(
+            "--listen {listen} can be reached from other machines, and {but}: give --token-file or \
+             --tls-client-ca, or --insecure if that is meant"
+        );
+    }
+    if options.token.is_some() && options.tls.is_none() {
+        tracing::warn!(
+            "clients show their token in clear on {listen}: where the network is not yours, give \
+             --tls-cert and --tls-key, or put TLS in front"
+        );
+    }
+    Ok(())
 }
 
 /// A file above the process's limit (`ulimit -f`) is an error of the write, as on a full disk, and not the end
@@ -100,6 +122,17 @@ fn make_room_for(connections: usize) {
 
 #[cfg(not(unix))]
 fn make_room_for(_: usize) {}
+
+/// The host of a host:port.
+pub(crate) fn host(place: &str) -> &str {
+    place.rsplit_once(':').map_or(place, |(host, _port)| host)
+}
+
+/// Whether what is sent to this host:port stays on this machine.
+pub(crate) fn is_here(place: &str) -> bool {
+    let host = host(place).trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
 
 /// The first address that `text` (host:port) stands for.
 pub(crate) fn resolve(text: &str) -> anyhow::Result<SocketAddr> {

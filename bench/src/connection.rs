@@ -1,6 +1,6 @@
 //! One connection: the handshake, then bytes out and frames in, none of it copied more than once.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -9,11 +9,11 @@ use afterimage_wire::Status;
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
 use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Message, Welcome};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use crate::channel::Channel;
 use crate::dialect::Dialect;
 use crate::dialect::replies::{Reply, cut};
-use crate::plan::BenchError;
+use crate::plan::{BenchError, Peer};
 
 /// The largest body of a reply that a load generator has any use for: the longest error text, and
 /// room. More is a server gone astray.
@@ -35,7 +35,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// A connection after its handshake.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    channel: Channel,
     /// Encoded and not yet taken by the kernel: `output[output_at..]`.
     pub(crate) output: Vec<u8>,
     output_at: usize,
@@ -84,19 +84,16 @@ pub(crate) enum Wait {
 impl Connection {
     /// Connects, says hello and hears who is there, within `timeout` for each step. A welcome is heard
     /// in Afterimage's own dialect only; others give a name and version, or nothing.
-    pub(crate) fn open(
-        addr: SocketAddr,
-        dialect: Dialect,
-        token: &[u8],
-        timeout: Duration,
-    ) -> Result<(Self, Introduction), BenchError> {
+    pub(crate) fn open(peer: Peer<'_>) -> Result<(Self, Introduction), BenchError> {
+        let Peer { addr, dialect, token, tls, timeout } = peer;
         let failed = |source| BenchError::Connect { addr, source };
         let stream = TcpStream::connect_timeout(&addr, timeout).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         stream.set_read_timeout(Some(timeout)).map_err(failed)?;
         stream.set_write_timeout(Some(timeout)).map_err(failed)?;
+        let channel = Channel::new(stream, tls).map_err(failed)?;
         let mut connection = Connection {
-            stream,
+            channel,
             output: Vec::new(),
             output_at: 0,
             input: vec![0; INPUT_LEN],
@@ -111,7 +108,7 @@ impl Connection {
                 Introduction::Name(connection.memcached_version(addr)?)
             }
         };
-        connection.stream.set_read_timeout(Some(TICK)).map_err(failed)?;
+        connection.channel.stream.set_read_timeout(Some(TICK)).map_err(failed)?;
         Ok((connection, introduction))
     }
 
@@ -185,11 +182,15 @@ impl Connection {
         }
     }
 
-    /// Sends the output, waiting until the kernel has all of it.
+    /// Hands all of the output to the kernel.
     fn say(&mut self, addr: SocketAddr) -> Result<(), BenchError> {
-        let sent = self.stream.write_all(&self.output);
-        self.output.clear();
-        sent.map_err(|source| BenchError::Connect { addr, source })
+        let failed = |source| BenchError::Connect { addr, source };
+        self.flush().map_err(|lost| failed(lost.into_io()))?;
+        match self.has_output() {
+            // A new connection takes far more than a handshake at once.
+            true => Err(failed(io::ErrorKind::WriteZero.into())),
+            false => Ok(()),
+        }
     }
 
     /// Waits for bytes.
@@ -220,18 +221,26 @@ impl Connection {
 
     /// Whether bytes wait for the kernel to take them.
     pub(crate) fn has_output(&self) -> bool {
-        self.output_at < self.output.len()
+        self.output_at < self.output.len() || self.channel.keeps()
     }
 
     /// Hands the output to the kernel, as much as it takes without waiting.
     pub(crate) fn flush(&mut self) -> Result<(), Lost> {
         while self.has_output() {
             let rest = &self.output[self.output_at..];
-            match send(&self.stream, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            let sent = if rest.is_empty() {
+                self.channel.flush().map(|()| 0)
+            } else {
+                self.channel.send(rest)
+            };
+            match sent {
                 Ok(sent) => self.output_at += sent,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(Lost::Io(error)) => match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(()),
+                    io::ErrorKind::Interrupted => {}
+                    _ => return Err(error.into()),
+                },
+                Err(lost) => return Err(lost),
             }
         }
         self.output.clear();
@@ -247,18 +256,17 @@ impl Connection {
             self.input_end -= self.input_start;
             self.input_start = 0;
         }
-        let flags = match wait {
-            Wait::No => RecvFlags::DONTWAIT,
-            Wait::Some => RecvFlags::empty(),
-        };
-        match recv(&self.stream, &mut self.input[self.input_end..], flags) {
-            Ok((0, _)) => Err(Lost::Closed),
-            Ok((len, _)) => {
+        match self.channel.recv(&mut self.input[self.input_end..], wait) {
+            Ok(0) => Err(Lost::Closed),
+            Ok(len) => {
                 self.input_end += len;
                 Ok(len)
             }
-            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
-            Err(error) => Err(error.into()),
+            Err(Lost::Io(error)) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(0),
+                _ => Err(error.into()),
+            },
+            Err(lost) => Err(lost),
         }
     }
 
@@ -302,7 +310,7 @@ impl Connection {
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.channel.as_fd()
     }
 }
 

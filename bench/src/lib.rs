@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod channel;
 pub mod compare;
 mod connection;
 mod dialect;
@@ -37,8 +38,8 @@ mod zipf;
 pub use dialect::Dialect;
 pub use load::{Progress, greet, run};
 pub use plan::{
-    Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span,
-    Target,
+    Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Peer, Plan,
+    Span, Target,
 };
 pub use report::Report;
 pub use tally::{Latencies, Outcome, WrongAnswer};

@@ -1,6 +1,5 @@
 //! The load generator itself: connections spread over threads, and the phases they go through.
 
-use std::net::SocketAddr;
 use std::sync::Barrier;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -9,8 +8,7 @@ use std::time::{Duration, Instant};
 use afterimage_wire::proto::{Service, Welcome};
 
 use crate::connection::{Connection, Introduction};
-use crate::dialect::Dialect;
-use crate::plan::{BenchError, Plan, Target};
+use crate::plan::{BenchError, Peer, Plan, Target};
 use crate::report::Report;
 use crate::tally::Tally;
 use crate::worker::{Crew, Live, work};
@@ -39,13 +37,8 @@ pub struct Progress {
 ///
 /// # Errors
 /// [`BenchError::Connect`], `Refused` or `Protocol` when nobody does, or nobody who speaks this dialect.
-pub fn greet(
-    addr: SocketAddr,
-    dialect: Dialect,
-    token: &[u8],
-    timeout: Duration,
-) -> Result<Option<Service>, BenchError> {
-    match Connection::open(addr, dialect, token, timeout)?.1 {
+pub fn greet(peer: Peer<'_>) -> Result<Option<Service>, BenchError> {
+    match Connection::open(peer)?.1 {
         Introduction::Welcome(welcome) => Ok(Some(welcome.service)),
         Introduction::Name(_) => Ok(None),
     }
@@ -68,8 +61,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, Be
     let mut server = None;
     let mut shares: Vec<Vec<(u32, Connection)>> = (0..plan.threads).map(|_| Vec::new()).collect();
     for lane in 0..plan.connections {
-        let (connection, introduction) =
-            Connection::open(plan.addr, plan.dialect, &plan.token, plan.timeout)?;
+        let (connection, introduction) = Connection::open(plan.peer())?;
         if let Introduction::Welcome(welcome) = &introduction {
             check_welcome(plan, welcome)?;
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use afterimage_wire::Status;
 use afterimage_wire::proto::{BodyError, FrameError, Service, Shape};
+use afterimage_wire::tls::ClientTls;
 
 use crate::dialect::Dialect;
 use crate::report::Report;
@@ -38,6 +39,8 @@ pub struct Plan {
     pub batch: usize,
     /// The token for the handshake, Redis' password; empty for none.
     pub token: Vec<u8>,
+    /// TLS, for every connection; `None` for none.
+    pub tls: Option<ClientTls>,
     /// What is asked.
     pub target: Target,
     /// In which order.
@@ -119,7 +122,28 @@ impl Span {
     pub const NONE: Span = Span::Requests(0);
 }
 
+/// Whom a connection is opened to, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// What it speaks.
+    pub dialect: Dialect,
+    /// The token for the handshake, Redis' password; empty for none.
+    pub token: &'a [u8],
+    /// TLS; `None` for none.
+    pub tls: Option<&'a ClientTls>,
+    /// The limit for connecting, and for each answer of the handshake.
+    pub timeout: Duration,
+}
+
 impl Plan {
+    /// Whom its connections are opened to.
+    pub(crate) fn peer(&self) -> Peer<'_> {
+        let Plan { addr, dialect, timeout, .. } = *self;
+        Peer { addr, dialect, token: &self.token, tls: self.tls.as_ref(), timeout }
+    }
+
     /// Ten seconds of images at random on one connection, one at a time, whatever is answered first
     /// for each image being what must be answered from then on.
     pub fn classify(addr: SocketAddr, population: Arc<Population>) -> Self {
@@ -138,6 +162,7 @@ impl Plan {
             dialect: Dialect::Wire,
             batch: 1,
             token: Vec::new(),
+            tls: None,
             target,
             access: Access::Uniform,
             hit_ratio: None,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use afterimage_bench::workload::spec::{DEFAULT_POPULATION, Order, Spacing};
 use afterimage_bench::workload::{Keys, Population, Spec};
-use afterimage_bench::{Dialect, Plan};
+use afterimage_bench::{Dialect, Peer, Plan};
 use afterimage_classifier::{Dataset, read_images};
 use afterimage_wire::proto::Service;
 use anyhow::{Context, bail};
@@ -48,6 +48,8 @@ impl TargetArgs {
 pub(crate) struct Place {
     dialect: Dialect,
     addr: std::net::SocketAddr,
+    /// As it was written: what a certificate is for.
+    text: String,
 }
 
 impl Place {
@@ -56,7 +58,7 @@ impl Place {
             let known = Dialect::ALL.map(Dialect::scheme).join("://, ");
             bail!("{text} is none of {known}:// or host:port");
         };
-        Ok(Place { dialect, addr: serving::resolve(place)? })
+        Ok(Place { dialect, addr: serving::resolve(place)?, text: place.to_owned() })
     }
 }
 
@@ -210,24 +212,29 @@ impl LoadArgs {
     /// The same for this workload.
     pub(crate) fn plan_for(&self, place: Place, spec: Spec) -> anyhow::Result<(Plan, Spec)> {
         let (token, timeout) = (self.client.token()?, self.client.timeout());
-        let Place { dialect, addr } = place;
+        let Place { dialect, addr, text } = place;
+        let tls = self.client.tls_to(&text)?;
+        if tls.is_some() && dialect != Dialect::Wire {
+            bail!("--tls is for our own protocol; {text} is spoken to in that of {dialect}");
+        }
+        let peer = Peer { addr, dialect, token: &token, tls: tls.as_ref(), timeout };
         // Before the images are drawn: who listens there decides whether there are any.
         let service = match spec.images {
             // A wrong file is said to be one also when nobody listens.
             Some(_) => None,
-            None => afterimage_bench::greet(addr, dialect, &token, timeout)?,
+            None => afterimage_bench::greet(peer)?,
         };
         let images = spec.images.is_some() || service.is_some_and(Service::classifies);
         let mut plan = if images {
             let population = Arc::new(population(&spec)?);
-            hint_at_wrong_flags(&spec, dialect, addr, &token, timeout)?;
+            hint_at_wrong_flags(&spec, peer)?;
             Plan::classify(addr, population)
         } else {
             let (count, read_share) =
                 (spec.population.unwrap_or(DEFAULT_POPULATION), spec.read_share.unwrap_or(1.0));
             Plan::cache(addr, Keys { count, read_share, salt: spec.seed() })
         };
-        (plan.dialect, plan.token, plan.timeout) = (dialect, token, timeout);
+        (plan.dialect, plan.token, plan.tls, plan.timeout) = (dialect, token, tls, timeout);
         plan.pin = self.pin.clone();
         spec.apply(&mut plan)?;
         Ok((plan, spec))
@@ -235,14 +242,9 @@ impl LoadArgs {
 }
 
 /// Refuses a workload for images where keys are asked for, and the other way round, with a hint.
-fn hint_at_wrong_flags(
-    spec: &Spec,
-    dialect: Dialect,
-    addr: std::net::SocketAddr,
-    token: &[u8],
-    timeout: std::time::Duration,
-) -> anyhow::Result<()> {
-    let service = afterimage_bench::greet(addr, dialect, token, timeout)?;
+fn hint_at_wrong_flags(spec: &Spec, peer: Peer<'_>) -> anyhow::Result<()> {
+    let Peer { addr, dialect, .. } = peer;
+    let service = afterimage_bench::greet(peer)?;
     if !service.is_some_and(Service::classifies) {
         let name = match service {
             Some(service) => format!("a {service}"),

@@ -14,6 +14,7 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -297,10 +298,12 @@ pub(crate) fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder can be made")
 }
 
-/// A file in a folder, and its path as a flag takes it.
+/// A file in a folder that its owner alone can read, and its path as a flag takes it.
 pub(crate) fn file(folder: &TempDir, name: &str, bytes: impl AsRef<[u8]>) -> String {
     let path: PathBuf = folder.path().join(name);
     std::fs::write(&path, bytes).expect("a file can be written");
+    let owners = PermissionsExt::from_mode(0o600);
+    std::fs::set_permissions(&path, owners).expect("its owner may do so");
     text(&path)
 }
 

@@ -5,6 +5,7 @@
 //! * [`client`] is what users add to their own programs: one connection, any number of concurrent
 //!   callers. [`blocking`] is the same without an async runtime.
 //! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
+//! * [`tls`] secures both, where that is wanted.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ pub mod client;
 pub mod fuzzing;
 pub mod proto;
 pub mod server;
+pub mod tls;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};
 pub use proto::status::Status;

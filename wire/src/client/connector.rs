@@ -26,6 +26,13 @@ pub trait Connector: Send + Sync + 'static {
     fn name(&self) -> String {
         "a server".into()
     }
+
+    /// The host that this attempt connects to, if it has a name or an address: with TLS, what the
+    /// server's certificate must be for, unless [`ClientTls`](crate::tls::ClientTls) says otherwise.
+    fn host(&self, attempt: u64) -> Option<&str> {
+        let _ = attempt;
+        None
+    }
 }
 
 impl<F, C, T> Connector for F
@@ -91,15 +98,20 @@ impl<A: ToString, const N: usize> From<[A; N]> for Addresses {
 /// Connects over TCP, without Nagle's delay.
 pub(super) struct Tcp(pub(super) Addresses);
 
+impl Tcp {
+    /// The address of this attempt; `None` when there is none at all.
+    fn address(&self, attempt: u64) -> Option<&String> {
+        let Addresses(addresses) = &self.0;
+        addresses.get(attempt.checked_rem(addresses.len() as u64)? as usize)
+    }
+}
+
 impl Connector for Tcp {
     type Transport = TcpStream;
 
     async fn connect(&self, attempt: u64) -> io::Result<TcpStream> {
-        let Addresses(addresses) = &self.0;
-        if addresses.is_empty() {
-            return Err(io::Error::other("no address was given"));
-        }
-        let address = &addresses[(attempt % addresses.len() as u64) as usize];
+        let none = || io::Error::other("no address was given");
+        let address = self.address(attempt).ok_or_else(none)?;
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
         let stream = TcpStream::connect(address).await.map_err(named)?;
         // Frames are gathered before they are written; waiting for more only adds latency.
@@ -113,5 +125,10 @@ impl Connector for Tcp {
 
     fn name(&self) -> String {
         self.0.0.join(",")
+    }
+
+    fn host(&self, attempt: u64) -> Option<&str> {
+        let address = self.address(attempt)?;
+        Some(address.rsplit_once(':').map_or(address, |(host, _port)| host))
     }
 }

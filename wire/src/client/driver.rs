@@ -198,7 +198,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     Ok(true)
                 }
             },
-            Poll::Ready(Err(error)) => Err(ConnectionError::Io(error)),
+            Poll::Ready(Err(error)) => Err(ConnectionError::of_transport(error)),
             Poll::Pending => Ok(false),
         }
     }

@@ -190,6 +190,12 @@ pub enum ConnectionError {
     /// The transport failed.
     #[error("{0}")]
     Io(io::Error),
+    /// One end does not trust the other, or does not speak TLS. Mend certificates, names or the port.
+    #[error("TLS: {reason}")]
+    Tls {
+        /// What is wrong.
+        reason: Box<str>,
+    },
     /// The server closed the connection.
     #[error("the server closed the connection")]
     ClosedByPeer,
@@ -246,6 +252,7 @@ impl ConnectionError {
             ConnectionError::WrongService { .. }
             | ConnectionError::WrongVersion { .. }
             | ConnectionError::TokenTooLong { .. }
+            | ConnectionError::Tls { .. }
             | ConnectionError::Violation(_) => true,
             _ => false,
         }

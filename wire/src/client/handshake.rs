@@ -39,7 +39,9 @@ pub(super) async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
         }
         let read = match transport.read_buf(&mut input).await {
             Ok(read) => read,
-            Err(error) => return Err(ConnectionError::Io(written.err().unwrap_or(error))),
+            Err(error) => {
+                return Err(ConnectionError::of_transport(written.err().unwrap_or(error)));
+            }
         };
         if read == 0 {
             return Err(match written {

@@ -44,6 +44,7 @@ mod line;
 mod options;
 mod request;
 mod retry;
+mod secure;
 mod shared;
 mod state;
 mod supervisor;
@@ -123,9 +124,14 @@ impl Client {
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
     pub fn with_connector(connector: impl Connector, options: ClientOptions) -> Client {
+        let tls = options.tls.clone();
         let shared = Shared::new(options);
         let server = connector.name();
-        tokio::spawn(supervisor::supervise(Arc::clone(&shared), connector));
+        let supervised = Arc::clone(&shared);
+        match tls {
+            None => tokio::spawn(supervisor::supervise(supervised, connector, secure::Plain)),
+            Some(tls) => tokio::spawn(supervisor::supervise(supervised, connector, tls)),
+        };
         Client { handle: Arc::new(Handle { shared, server }) }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::proto::Service;
 use crate::proto::header::{DEFAULT_MAX_BODY, MAX_MAX_BODY};
+use crate::tls::ClientTls;
 
 /// A call takes no longer than this unless it is told otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,11 +33,13 @@ pub(super) const FAR_FUTURE: Duration = Duration::from_secs(365 * 24 * 3600);
 pub struct ClientOptions {
     /// The shared secret that the server may ask for; empty for none.
     pub token: Vec<u8>,
+    /// TLS, for every connection; `None` for none.
+    pub tls: Option<ClientTls>,
     /// How long a call may take, from the call to the answer: connecting, queueing and all.
     pub timeout: Duration,
     /// How long one attempt to reach one address may take.
     pub connect_timeout: Duration,
-    /// How long the server may take from there to its `Welcome`.
+    /// How long the server may take from there to its `Welcome`, TLS included.
     pub handshake_timeout: Duration,
     /// The ceiling of the first wait before a new attempt to connect; it doubles with each.
     pub backoff_min: Duration,
@@ -66,6 +69,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         ClientOptions {
             token: Vec::new(),
+            tls: None,
             timeout: DEFAULT_TIMEOUT,
             connect_timeout: Duration::from_secs(2),
             handshake_timeout: Duration::from_secs(2),
@@ -92,6 +96,13 @@ impl ClientOptions {
     #[must_use]
     pub fn token(mut self, token: impl Into<Vec<u8>>) -> Self {
         self.token = token.into();
+        self
+    }
+
+    /// Sets that connections are made with TLS.
+    #[must_use]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -193,6 +204,7 @@ impl fmt::Debug for ClientOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientOptions")
             .field("token_len", &self.token.len())
+            .field("tls", &self.tls)
             .field("timeout", &self.timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("handshake_timeout", &self.handshake_timeout)

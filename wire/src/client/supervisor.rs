@@ -12,6 +12,7 @@ use super::connector::Connector;
 use super::driver::{Driver, Ended};
 use super::error::ConnectionError;
 use super::handshake::shake_hands;
+use super::secure::Security;
 use super::shared::Shared;
 use super::state::Life;
 use crate::proto::Welcome;
@@ -28,7 +29,11 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_DRAINING: usize = 4;
 
 /// Keeps the client connected until it is closed.
-pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
+pub(super) async fn supervise<C: Connector>(
+    shared: Arc<Shared>,
+    connector: C,
+    security: impl Security,
+) {
     let _end = End(Arc::clone(&shared));
     let clock = tokio::spawn(Arc::clone(&shared).keep_time());
     let _stop_clock = StopOnDrop(clock.abort_handle());
@@ -42,7 +47,7 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
         let opened = tokio::select! {
             biased;
             () = shared.closed() => return,
-            opened = open(&shared, &connector, attempt) => opened,
+            opened = open(&shared, &connector, &security, attempt) => opened,
         };
         attempt += 1;
         let mut wait = None;
@@ -94,21 +99,27 @@ pub(super) async fn supervise<C: Connector>(shared: Arc<Shared>, connector: C) {
     }
 }
 
-async fn open<C: Connector>(
+async fn open<C: Connector, S: Security>(
     shared: &Shared,
     connector: &C,
+    security: &S,
     attempt: u64,
-) -> Result<(C::Transport, Welcome, Vec<u8>), ConnectionError> {
+) -> Result<(S::Secured<C::Transport>, Welcome, Vec<u8>), ConnectionError> {
     shared.lock().attempt();
     let after = shared.options.connect_timeout;
-    let mut transport = match timeout(after, connector.connect(attempt)).await {
+    let transport = match timeout(after, connector.connect(attempt)).await {
         Ok(Ok(transport)) => transport,
         Ok(Err(error)) => return Err(ConnectionError::Connect(error)),
         Err(_) => return Err(ConnectionError::ConnectTimeout { after }),
     };
     let after = shared.options.handshake_timeout;
-    match timeout(after, shake_hands(&mut transport, &shared.options)).await {
-        Ok(shaken) => shaken.map(|(welcome, input)| (transport, welcome, input)),
+    let shaking = async {
+        let mut transport = security.secure(transport, connector.host(attempt)).await?;
+        let (welcome, input) = shake_hands(&mut transport, &shared.options).await?;
+        Ok((transport, welcome, input))
+    };
+    match timeout(after, shaking).await {
+        Ok(shaken) => shaken,
         Err(_) => Err(ConnectionError::HandshakeTimeout { after }),
     }
 }

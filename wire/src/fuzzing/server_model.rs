@@ -156,6 +156,9 @@ impl Model<'_> {
         if HTTP.iter().any(|method| stream.starts_with(method.as_bytes())) {
             return Rest::Http;
         }
+        if matches!(stream, [0x16, 3, 1..=4, ..]) {
+            return self.close(0, status::UNSUPPORTED);
+        }
         let Some(header) = Header::of(stream) else {
             return Rest::Greeting;
         };

@@ -63,7 +63,7 @@ pub(super) fn answer_other<S: Service>(
                 let mut stats = Stats::default();
                 stats.text("service", serves.kind.to_string());
                 stats.text("version", inner.options.name.as_str());
-                inner.counters.stats(&mut stats);
+                inner.counters.stats(inner.options.tls.is_some(), &mut stats);
                 inner.service.stats(&mut stats);
                 Message::StatsResp(stats).encode(id, out);
             }

@@ -7,6 +7,8 @@ mod deadlines;
 #[cfg(test)]
 mod tests;
 
+pub(super) use deadlines::DRAIN_QUIET;
+
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -27,6 +29,7 @@ use super::counters::Counters;
 use super::greeting::{Greeting, Serves, greet};
 use super::in_buffer::InBuffer;
 use super::outbox::Outbox;
+use super::pending::Ticket;
 use super::{Inner, Service};
 use crate::proto::message::decode_cache_req;
 use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
@@ -60,6 +63,8 @@ pub(super) enum End {
     NotReading,
     /// The server is going away.
     Drained,
+    /// No TLS came about.
+    Tls(io::Error),
 }
 
 impl fmt::Display for End {
@@ -70,6 +75,7 @@ impl fmt::Display for End {
             End::Refused(why) => f.write_str(why),
             End::NotReading => f.write_str("the client does not read its replies"),
             End::Drained => f.write_str("drained"),
+            End::Tls(error) => write!(f, "TLS: {error}"),
         }
     }
 }
@@ -100,6 +106,10 @@ enum Phase {
 pub(super) struct Connection<'a, S, IO> {
     inner: &'a Inner<S>,
     io: IO,
+    /// Its place among those who have not said Hello.
+    ticket: Option<Ticket>,
+    /// The peer talks without TLS to a server that has it.
+    lacks_tls: bool,
     phase: Phase,
     input: InBuffer,
     out: Vec<u8>,
@@ -126,11 +136,14 @@ pub(super) struct Connection<'a, S, IO> {
 }
 
 impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
-    pub(super) fn new(inner: &'a Inner<S>, io: IO) -> Self {
+    /// A connection that begins now; `ticket` is given back when it has said a good Hello.
+    pub(super) fn new(inner: &'a Inner<S>, io: IO, ticket: Option<Ticket>) -> Self {
         let now = Instant::now();
         Connection {
             inner,
             io,
+            ticket,
+            lacks_tls: false,
             phase: Phase::Greeting,
             input: InBuffer::new(),
             out: Vec::new(),
@@ -147,6 +160,16 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             moved: false,
             ended: None,
         }
+    }
+
+    /// The same, begun earlier: the time for the handshake is one, whatever comes before the Hello.
+    pub(super) fn opened_at(self, opened: Instant) -> Self {
+        Connection { opened, ..self }
+    }
+
+    /// The same, for a peer that should have begun with TLS: it is told so.
+    pub(super) fn without_tls(self) -> Self {
+        Connection { lacks_tls: true, ..self }
     }
 
     /// Serves the connection to its end.
@@ -313,7 +336,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     }
 
     fn greet(&mut self) -> bool {
-        match greet(self.inner, self.input.unread(), &mut self.out) {
+        match greet(self.inner, self.lacks_tls, self.input.unread(), &mut self.out) {
             Greeting::NeedMore => false,
             Greeting::Welcomed { consumed, serves } => {
                 self.input.consume(consumed);
@@ -323,6 +346,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                     // The generation may have changed since it was looked at.
                     self.outbox.disturb();
                 }
+                self.ticket = None;
                 if self.draining.is_some() {
                     // Its Hello was still on its way when all others were told.
                     Message::GoAway { text: "the server is shutting down" }

@@ -12,6 +12,10 @@ pub(super) struct Counters {
     pub(super) accepted: AtomicU64,
     pub(super) open: AtomicU64,
     pub(super) refused: AtomicU64,
+    pub(super) evicted: AtomicU64,
+    pub(super) tls_handshakes: AtomicU64,
+    pub(super) tls_resumed: AtomicU64,
+    pub(super) tls_failed: AtomicU64,
     pub(super) unauthenticated: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) malformed: AtomicU64,
@@ -25,6 +29,10 @@ impl Default for Counters {
             accepted: AtomicU64::new(0),
             open: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+            tls_handshakes: AtomicU64::new(0),
+            tls_resumed: AtomicU64::new(0),
+            tls_failed: AtomicU64::new(0),
             unauthenticated: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
@@ -42,12 +50,18 @@ impl Counters {
         counter.fetch_sub(n, Relaxed);
     }
 
-    pub(super) fn stats(&self, stats: &mut Stats) {
+    pub(super) fn stats(&self, tls: bool, stats: &mut Stats) {
         stats.counter("uptime_ms", self.started.elapsed().as_millis() as u64);
         stats.gauge("connections_open", self.open.load(Relaxed));
         stats.counter("connections_accepted", self.accepted.load(Relaxed));
         stats.counter("connections_refused", self.refused.load(Relaxed));
+        stats.counter("connections_evicted", self.evicted.load(Relaxed));
         stats.counter("connections_unauthenticated", self.unauthenticated.load(Relaxed));
+        if tls {
+            stats.counter("tls_handshakes", self.tls_handshakes.load(Relaxed));
+            stats.counter("tls_resumed", self.tls_resumed.load(Relaxed));
+            stats.counter("tls_failed", self.tls_failed.load(Relaxed));
+        }
         stats.counter("requests", self.requests.load(Relaxed));
         stats.counter("malformed", self.malformed.load(Relaxed));
         stats.counter("panics", self.panics.load(Relaxed));

@@ -37,17 +37,41 @@ impl Serves {
 const HTTP_METHODS: [&[u8; 4]; 10] =
     [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI "];
 
-/// Looks at the first bytes and answers them into `out`.
-pub(super) fn greet<S: Service>(inner: &Inner<S>, input: &[u8], out: &mut Vec<u8>) -> Greeting {
+/// Whether a connection that begins like this begins with TLS: a handshake record of some version.
+/// No Hello does; where its length is that of the first two bytes, the third is zero.
+pub(super) fn begins_tls(input: &[u8]) -> bool {
+    let at = |i: usize, expected: std::ops::RangeInclusive<u8>| {
+        input.get(i).is_none_or(|byte| expected.contains(byte))
+    };
+    at(0, 0x16..=0x16) && at(1, 3..=3) && at(2, 1..=4)
+}
+
+/// Looks at the first bytes and answers them into `out`. `lacks_tls`: they came without TLS to a
+/// server that has it.
+pub(super) fn greet<S: Service>(
+    inner: &Inner<S>,
+    lacks_tls: bool,
+    input: &[u8],
+    out: &mut Vec<u8>,
+) -> Greeting {
     if let Some(start) = input.first_chunk::<4>()
         && HTTP_METHODS.contains(&start)
     {
         answer_http(inner.service.identity().service, out);
         return Greeting::Refused("an HTTP request");
     }
+    if input.len() >= 3 && begins_tls(input) {
+        let text =
+            "this port does not speak TLS: connect without it, or give the server a certificate";
+        return refuse(out, 0, Status::Unsupported, text, "TLS where there is none");
+    }
     let Some(header) = Header::decode(input) else {
         return Greeting::NeedMore;
     };
+    if lacks_tls {
+        let text = "this port speaks TLS: connect with it";
+        return refuse(out, header.id, Status::Unsupported, text, "no TLS");
+    }
     if header.kind != Kind::Hello || header.body_len > MAX_HANDSHAKE_BODY {
         let text = "this is an Afterimage port: a connection begins with a Hello frame of at most \
                     4096 bytes of body";

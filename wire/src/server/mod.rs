@@ -17,6 +17,8 @@ mod in_buffer;
 mod listener;
 mod options;
 mod outbox;
+mod pending;
+mod secure;
 mod shutdown;
 mod watchers;
 
@@ -28,7 +30,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, ToSocketAddrs};
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -41,8 +44,8 @@ pub use watchers::Watchers;
 
 use crate::proto::header::MAX_MAX_BODY;
 use crate::proto::{Message, Service as ServiceKind, Shape, Status, stats::Stats};
-use connection::Connection;
 use counters::Counters;
+use pending::{Pending, Ticket};
 
 /// What a server does with requests.
 ///
@@ -112,6 +115,8 @@ struct Inner<S> {
     service: Arc<S>,
     options: ServerOptions,
     counters: Counters,
+    /// Handshakes of TLS that may compute before everybody else gets some time.
+    turns: Arc<Semaphore>,
 }
 
 impl<S> Inner<S> {
@@ -128,7 +133,8 @@ impl<S> Inner<S> {
         ] {
             *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
         }
-        Inner { service, options, counters: Counters::default() }
+        let turns = Arc::new(Semaphore::new(1));
+        Inner { service, options, counters: Counters::default(), turns }
     }
 }
 
@@ -143,6 +149,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a connection above the cap gets to take note of why it is refused.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// So many of them are told so at once; more are closed without a word, since each holds a file
+/// descriptor above those that are reckoned with.
+const MAX_REFUSALS: usize = 32;
 
 impl<S: Service> Server<S> {
     /// Listens on `addr`; port 0 takes a free one.
@@ -178,15 +188,14 @@ impl<S: Service, L: Listener> Server<S, L> {
     /// all are closed. [`until_terminated`] is the usual `shutdown`.
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) {
         let drain = CancellationToken::new();
-        let slots = Arc::new(Semaphore::new(self.inner.options.max_connections));
-        let mut connections = JoinSet::new();
+        let mut connections = Connections::new(self.inner, drain.clone());
         tokio::pin!(shutdown);
         let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
                 () = &mut shutdown => break,
-                Some(_) = connections.join_next() => continue,
+                Some(_) = connections.tasks.join_next() => continue,
                 accepted = self.listener.accept() => accepted,
             };
             let (stream, peer) = match accepted {
@@ -203,24 +212,63 @@ impl<S: Service, L: Listener> Server<S, L> {
             if std::mem::take(&mut failing) {
                 tracing::info!("connections are accepted again");
             }
-            let inner = Arc::clone(&self.inner);
-            match Arc::clone(&slots).try_acquire_owned() {
-                Ok(slot) => {
-                    let drain = drain.clone();
-                    connections.spawn(async move {
-                        serve_accepted(inner, stream, peer, drain).await;
-                        drop(slot);
-                    });
-                }
-                Err(_) => {
-                    Counters::add(&inner.counters.refused, 1);
-                    connections.spawn(refuse(stream, inner.options.max_connections));
-                }
-            }
+            connections.add(stream, peer);
         }
         drop(self.listener);
         drain.cancel();
-        while connections.join_next().await.is_some() {}
+        while connections.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// The connections of a server, each a task.
+struct Connections<S> {
+    inner: Arc<Inner<S>>,
+    drain: CancellationToken,
+    tasks: JoinSet<()>,
+    slots: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    pending: Pending,
+}
+
+impl<S: Service> Connections<S> {
+    fn new(inner: Arc<Inner<S>>, drain: CancellationToken) -> Self {
+        // One turn for each thread that takes part.
+        inner.turns.add_permits(Handle::current().metrics().num_workers() - 1);
+        let max = inner.options.max_connections;
+        Connections {
+            inner,
+            drain,
+            tasks: JoinSet::new(),
+            slots: Arc::new(Semaphore::new(max)),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            pending: Pending::new(max),
+        }
+    }
+
+    /// Serves this one too, or tells it that there is no room.
+    fn add<IO>(&mut self, stream: IO, peer: impl fmt::Display + Send + 'static)
+    where
+        IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let inner = Arc::clone(&self.inner);
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            Counters::add(&inner.counters.refused, 1);
+            // Before TLS nothing can be said that a client would hear.
+            if inner.options.tls.is_none()
+                && let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned()
+            {
+                self.tasks.spawn(refuse(stream, inner.options.max_connections, turn));
+            }
+            return;
+        };
+        let drain = self.drain.clone();
+        let evicted = self.pending.admit(|ticket| {
+            self.tasks.spawn(async move {
+                serve_accepted(inner, stream, peer, ticket, drain).await;
+                drop(slot);
+            })
+        });
+        Counters::add(&self.inner.counters.evicted, evicted.into());
     }
 }
 
@@ -233,24 +281,44 @@ pub async fn serve_stream<S: Service>(
     drain: CancellationToken,
 ) {
     let inner = Inner::new(service, options);
-    Connection::new(&inner, stream).run(drain).await;
+    secure::serve(&inner, stream, None, drain).await;
 }
 
 async fn serve_accepted<S: Service>(
     inner: Arc<Inner<S>>,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: impl fmt::Display,
+    ticket: Ticket,
     drain: CancellationToken,
 ) {
     Counters::add(&inner.counters.accepted, 1);
-    Counters::add(&inner.counters.open, 1);
-    let end = Connection::new(&inner, stream).run(drain).await;
-    Counters::sub(&inner.counters.open, 1);
+    let _open = Open::count(&inner.counters);
+    let end = secure::serve(&inner, stream, Some(ticket), drain).await;
     tracing::debug!(%peer, reason = %end, "connection ended");
 }
 
+/// Counts a connection as open, until it is over in whatever way.
+struct Open<'a>(&'a Counters);
+
+impl<'a> Open<'a> {
+    fn count(counters: &'a Counters) -> Self {
+        Counters::add(&counters.open, 1);
+        Open(counters)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        Counters::sub(&self.0.open, 1);
+    }
+}
+
 /// Tells a connection above the cap why it is refused.
-async fn refuse(mut stream: impl AsyncRead + AsyncWrite + Unpin, limit: usize) {
+async fn refuse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    limit: usize,
+    _turn: OwnedSemaphorePermit,
+) {
     let text = format!("{limit} connections are open; the limit is {limit}");
     let mut frame = Vec::new();
     Message::Error { status: Status::Overloaded, text: &text, connection: true }

@@ -7,6 +7,7 @@ use subtle::ConstantTimeEq;
 
 use crate::proto::handshake::MAX_TOKEN_LEN;
 use crate::proto::header::DEFAULT_MAX_BODY;
+use crate::tls::ServerTls;
 
 /// A secret that clients must show in their `Hello`. Compared in constant time; never printed.
 #[derive(Clone)]
@@ -43,15 +44,18 @@ pub struct ServerOptions {
     pub name: String,
     /// What clients must show; `None` lets anybody in.
     pub token: Option<Token>,
+    /// TLS, for every connection; `None` for none.
+    pub tls: Option<ServerTls>,
     /// Connections open at once; one more is told `Overloaded` and closed. The default is 4,096; each
-    /// takes a file descriptor.
+    /// takes a file descriptor. A quarter of them, 16 to 1,024, may be without a Hello; when more are,
+    /// the oldest goes.
     pub max_connections: usize,
     /// The largest body in bytes; more than 1 GiB counts as that. The default is 1 MiB: an image of a megapixel.
     pub max_body: u32,
     /// Requests of one connection that may wait for a late answer, at least 1; at the cap the server
     /// stops reading. The default, 16,384, keeps the deepest pipelines busy and holds 13 MB of digits.
     pub window: u32,
-    /// From accepting a connection to its whole `Hello`. The default is 5 s.
+    /// From accepting a connection to its whole `Hello`, TLS included. The default is 5 s.
     pub handshake_timeout: Duration,
     /// Without a byte from the client and with nothing in flight. The default is 5 min; a client
     /// that wants to stay sends a `Ping` now and then.
@@ -71,6 +75,7 @@ impl Default for ServerOptions {
         ServerOptions {
             name: concat!("afterimage/", env!("CARGO_PKG_VERSION")).to_owned(),
             token: None,
+            tls: None,
             max_connections: 4096,
             max_body: DEFAULT_MAX_BODY,
             window: 16_384,

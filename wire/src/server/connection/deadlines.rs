@@ -12,7 +12,7 @@ use crate::proto::{Message, Status};
 
 /// While draining: without a request in flight and without a byte from the client for this long,
 /// the connection is done. Longer than a request takes to cross a continent.
-const DRAIN_QUIET: Duration = Duration::from_millis(250);
+pub(in crate::server) const DRAIN_QUIET: Duration = Duration::from_millis(250);
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     /// Looks at the clocks. True when there is nothing to do but wait, with the timer set for the
@@ -74,7 +74,8 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         } else if self.stalled_since.is_some_and(|since| now >= since + options.write_timeout) {
             self.ended = Some(End::NotReading);
         } else if let Some(Draining { why: text, .. }) = self.draining {
-            if !self.is_settled() {
+            // Whoever has not said Hello was not told by a GoAway.
+            if !self.is_settled() || matches!(self.phase, Phase::Greeting) {
                 Message::Error { status: Status::ShuttingDown, text, connection: true }
                     .encode(0, &mut self.out);
             }

@@ -42,7 +42,7 @@ async fn a_peer_that_reads_steadily_but_too_slowly_costs_no_more_than_the_cap() 
         received
     });
 
-    let mut connection = Connection::new(&inner, far);
+    let mut connection = Connection::new(&inner, far, None);
     let mut timer = pin!(sleep_until(Instant::now()));
     let mut highest = 0;
     poll_fn(|cx| {

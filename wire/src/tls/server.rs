@@ -1,0 +1,100 @@
+//! The server's side: its certificate, and whose certificates it asks for.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::kept::Kept;
+use super::rustls::ServerConfig;
+use super::rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use super::rustls::version::TLS13;
+use super::{ALPN, TlsError, pem, provider};
+
+/// Sessions that can be resumed, one per connection that a server has by default; a few hundred
+/// bytes each.
+const SESSIONS: usize = 4096;
+
+/// Where a server's certificates are.
+#[derive(Clone, Debug)]
+pub struct ServerFiles {
+    /// PEM: the server's certificate, then those that lead from it to an authority.
+    pub cert: PathBuf,
+    /// PEM: the key of the first certificate.
+    pub key: PathBuf,
+    /// PEM: the authorities whose certificates clients must show; `None` asks for none.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// TLS as a server speaks it. Clones are one: what one reloads, all have.
+#[derive(Clone)]
+pub struct ServerTls {
+    kept: Arc<Kept<ServerConfig>>,
+    asks: bool,
+}
+
+impl ServerTls {
+    /// Loads certificates and key.
+    ///
+    /// # Errors
+    /// [`TlsError::File`], naming the file that does not do.
+    pub fn load(files: ServerFiles) -> Result<Self, TlsError> {
+        let asks = files.client_ca.is_some();
+        let ServerFiles { cert, key, client_ca } = files.clone();
+        let paths = [Some(cert), Some(key), client_ca].into_iter().flatten().collect();
+        let kept = Kept::new(paths, move || configure(&files))?;
+        Ok(ServerTls { kept, asks })
+    }
+
+    /// Whether clients must show a certificate.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.asks
+    }
+
+    /// Loads the files again. Connections that are open are not touched.
+    ///
+    /// # Errors
+    /// As [`ServerTls::load`]; the certificates loaded before stay in use then.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.kept.reload()
+    }
+
+    /// Goes on for ever: reloads when a file has changed, looking every [`super::RELOAD_INTERVAL`],
+    /// and when the process gets SIGHUP. What does not do is warned of once, and not used.
+    pub fn keep_current(&self) -> impl Future<Output = ()> + Send + 'static {
+        Arc::clone(&self.kept).keep_current()
+    }
+
+    /// The configuration for one connection.
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        self.kept.current()
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServerTls").field(&self.kept.files()).finish()
+    }
+}
+
+fn configure(files: &ServerFiles) -> Result<ServerConfig, TlsError> {
+    let chain = pem::certificates(&files.cert)?;
+    let key = pem::key(&files.key)?;
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("ring has the ciphers of TLS 1.3");
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(file) => {
+            let roots = Arc::new(pem::authorities(file)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| pem::wrong(file, error))?)
+        }
+    };
+    let config = builder.with_single_cert(chain, key);
+    let mut config = config.map_err(|error| pem::unfit(&files.key, &files.cert, error))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    // A client makes one connection at a time; each takes a ticket and gets the next one.
+    config.send_tls13_tickets = 1;
+    Ok(config)
+}

@@ -1,0 +1,365 @@
+//! Both ends of a connection with TLS between them.
+
+#![allow(clippy::unwrap_used)]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+
+mod pki;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_wire::client::ConnectionError;
+use afterimage_wire::proto::Service as Kind;
+use afterimage_wire::proto::handshake::Hello;
+use afterimage_wire::proto::message::{Label, Message, Origin};
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
+use afterimage_wire::tls::rustls::{ClientConnection, HandshakeKind, ProtocolVersion};
+use afterimage_wire::tls::{
+    ALPN, ClientFiles, ClientTls, ServerFiles, ServerTls, TlsError, rustls,
+};
+use afterimage_wire::{CallError, Client, ClientOptions, Status, blocking};
+use pki::{Authority, Issued};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Longer than anything here takes on a busy machine; a test that hangs fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers with an image's first byte.
+struct FirstByte;
+
+impl Service for FirstByte {
+    fn identity(&self) -> Identity {
+        Identity::without_model(Kind::Memo)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for (i, request) in batch.requests().iter().enumerate() {
+            let Op::Classify { image } = request.op else { continue };
+            batch.label(i, Label { class: image[0].into(), origin: Origin::Computed });
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+/// A server that is told to stop when this is dropped.
+struct Running {
+    addr: SocketAddr,
+    _stop: oneshot::Sender<()>,
+}
+
+async fn start(options: ServerOptions) -> Running {
+    let server = Server::bind("127.0.0.1:0", Arc::new(FirstByte), options).await.unwrap();
+    let addr = server.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel();
+    tokio::spawn(server.serve(async {
+        stopped.await.ok();
+    }));
+    Running { addr, _stop: stop }
+}
+
+fn server_tls(issued: &Issued, client_ca: Option<&Authority>) -> ServerTls {
+    let (cert, key) = (issued.cert.clone(), issued.key.clone());
+    let client_ca = client_ca.map(|authority| authority.cert.clone());
+    ServerTls::load(ServerFiles { cert, key, client_ca }).unwrap()
+}
+
+async fn start_tls(tls: ServerTls) -> Running {
+    start(ServerOptions { tls: Some(tls), ..Default::default() }).await
+}
+
+fn client_tls(trusted: &Authority, identity: Option<&Issued>) -> ClientTls {
+    let ca = Some(trusted.cert.clone());
+    let (cert, key) = identity.map(|issued| (issued.cert.clone(), issued.key.clone())).unzip();
+    ClientTls::load(ClientFiles { ca, cert, key }).unwrap()
+}
+
+fn options(tls: ClientTls) -> ClientOptions {
+    let options = ClientOptions::new().connect_timeout(PATIENCE).handshake_timeout(PATIENCE);
+    options.fail_fast(true).tls(tls)
+}
+
+async fn connect(server: &Running, tls: ClientTls) -> Result<Client, CallError> {
+    Client::connect(server.addr, options(tls)).await
+}
+
+/// Fails unless the connection works.
+async fn assert_works(client: &Client) {
+    assert_eq!(client.classify(&[42; 784]).await.unwrap().class, 42);
+}
+
+/// What TLS has to say against a connection.
+async fn objection(server: &Running, tls: ClientTls) -> String {
+    match connect(server, tls).await.unwrap_err() {
+        CallError::Refused { reason } => match &*reason {
+            ConnectionError::Tls { reason } => reason.to_string(),
+            other => panic!("refused for another reason: {other}"),
+        },
+        other => panic!("not refused: {other}"),
+    }
+}
+
+#[tokio::test]
+async fn calls_cross_with_large_and_many_frames() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let tls = server_tls(&authority.issue("server", "127.0.0.1"), None);
+    let server = start_tls(tls).await;
+    let client = connect(&server, client_tls(&authority, None)).await.unwrap();
+    // More than one record of TLS, in both directions.
+    assert_eq!(client.classify(&vec![7; 1 << 20]).await.unwrap().class, 7);
+    let calls: Vec<_> = (0..2000u32)
+        .map(|n| {
+            let client = client.clone();
+            tokio::spawn(async move { client.classify(&[n as u8; 784]).await })
+        })
+        .collect();
+    for (n, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.await.unwrap().unwrap().class, u16::from(n as u8));
+    }
+    let stats = client.stats().await.unwrap();
+    assert_eq!((stats.counter_value("tls_handshakes"), stats.counter_value("tls_failed")), (1, 0));
+    client.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_without_a_runtime_speaks_tls_too() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let server = start_tls(server_tls(&authority.issue("server", "127.0.0.1"), None)).await;
+    let (addr, options) = (server.addr, options(client_tls(&authority, None)));
+    tokio::task::spawn_blocking(move || {
+        let client = blocking::Client::connect(addr, options).unwrap();
+        assert_eq!(client.classify(&[5; 10]).unwrap().class, 5);
+        client.close();
+    })
+    .await
+    .unwrap();
+}
+
+/// A handshake byte by byte, as another program may do it: what was agreed on.
+async fn handshake(server: &Running, tls: &ClientTls) -> ClientConnection {
+    let connector = tokio_rustls::TlsConnector::from(tls.config());
+    let stream = TcpStream::connect(server.addr).await.unwrap();
+    let name = tls.name_for("127.0.0.1").unwrap();
+    let mut stream = connector.connect(name, stream).await.unwrap();
+    let mut hello = Vec::new();
+    Message::Hello(Hello::new(b"")).encode(0, &mut hello);
+    stream.write_all(&hello).await.unwrap();
+    // The Welcome comes behind the ticket that a later handshake needs.
+    stream.read_exact(&mut [0; 16]).await.unwrap();
+    stream.into_inner().1
+}
+
+#[tokio::test]
+async fn it_is_tls_1_3_with_our_name_for_the_protocol_and_sessions_are_resumed() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let tls = server_tls(&authority.issue("server", "127.0.0.1"), None);
+    let server = start_tls(tls.clone()).await;
+    let client = client_tls(&authority, None);
+    let first = handshake(&server, &client).await;
+    assert_eq!(first.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+    assert_eq!(first.alpn_protocol(), Some(ALPN));
+    assert_eq!(first.handshake_kind(), Some(HandshakeKind::Full));
+    let second = handshake(&server, &client).await;
+    assert_eq!(second.handshake_kind(), Some(HandshakeKind::Resumed));
+    // Sessions do not outlive the certificates that they were begun with.
+    tls.reload().unwrap();
+    let third = handshake(&server, &client).await;
+    assert_eq!(third.handshake_kind(), Some(HandshakeKind::Full));
+}
+
+#[tokio::test]
+async fn a_client_says_why_it_does_not_trust_a_server() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let stranger = Authority::new(folder.path(), "stranger");
+    let server = start_tls(server_tls(&authority.issue("server", "cache.example"), None)).await;
+    let why = objection(&server, client_tls(&stranger, None)).await;
+    assert!(why.contains("UnknownIssuer") || why.contains("BadSignature"), "{why}");
+    let why = objection(&server, client_tls(&authority, None)).await;
+    assert!(why.contains("not valid for name \"127.0.0.1\""), "{why}");
+    // The name that the certificate is for may be another than the address.
+    let tls = client_tls(&authority, None).server_name("cache.example").unwrap();
+    assert_works(&connect(&server, tls).await.unwrap()).await;
+}
+
+#[tokio::test]
+async fn clients_show_certificates_where_they_are_asked_for() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let clients = Authority::new(folder.path(), "clients");
+    let tls = server_tls(&authority.issue("server", "127.0.0.1"), Some(&clients));
+    assert!(tls.asks_for_certificates());
+    let server = start_tls(tls).await;
+
+    let good = clients.issue("good", "memo-1");
+    let client = connect(&server, client_tls(&authority, Some(&good))).await.unwrap();
+    assert_works(&client).await;
+
+    let why = objection(&server, client_tls(&authority, None)).await;
+    assert_eq!(why, "the server asks for a client's certificate, and none was given");
+    let foreign = authority.issue("foreign", "memo-1");
+    let why = objection(&server, client_tls(&authority, Some(&foreign))).await;
+    assert!(why.starts_with("the server refuses: "), "{why}");
+    let stats = client.stats().await.unwrap();
+    assert_eq!((stats.counter_value("tls_handshakes"), stats.counter_value("tls_failed")), (1, 2));
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_inside_of_tls() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let tls = Some(server_tls(&authority.issue("server", "127.0.0.1"), None));
+    let token = Token::new("sesame");
+    let server = start(ServerOptions { tls, token, ..Default::default() }).await;
+    let tls = client_tls(&authority, None);
+    let refused = Client::connect(server.addr, options(tls.clone())).await.unwrap_err();
+    assert!(refused.to_string().contains("a token is required"), "{refused}");
+    let client = Client::connect(server.addr, options(tls).token("sesame")).await.unwrap();
+    assert_works(&client).await;
+}
+
+#[tokio::test]
+async fn whoever_forgets_tls_or_brings_it_where_there_is_none_is_told_so() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let secure = start_tls(server_tls(&authority.issue("server", "127.0.0.1"), None)).await;
+    let plain = start(ServerOptions::default()).await;
+
+    let refused = Client::connect(secure.addr, ClientOptions::new()).await.unwrap_err();
+    let CallError::Refused { reason } = &refused else { panic!("{refused}") };
+    let ConnectionError::Rejected { status, text } = &**reason else { panic!("{reason}") };
+    assert_eq!((*status, &**text), (Status::Unsupported, "this port speaks TLS: connect with it"));
+
+    let why = objection(&plain, client_tls(&authority, None)).await;
+    assert!(why.starts_with("what answers there does not speak TLS"), "{why}");
+
+    let mut browser = TcpStream::connect(secure.addr).await.unwrap();
+    browser.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    browser.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_hello_whose_length_looks_like_tls_is_a_hello() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let secure = start_tls(server_tls(&authority.issue("server", "127.0.0.1"), None)).await;
+    let plain = start(ServerOptions::default()).await;
+    // Its body is 0x0316 bytes long, so that it begins with 16 03.
+    let token = vec![b'x'; 0x316 - 18];
+    let client =
+        Client::connect(plain.addr, ClientOptions::new().token(token.clone())).await.unwrap();
+    assert_works(&client).await;
+    let refused = Client::connect(secure.addr, ClientOptions::new().token(token)).await;
+    assert!(refused.unwrap_err().to_string().contains("this port speaks TLS"));
+}
+
+/// The certificate that a server shows.
+async fn shown(server: &Running, tls: &ClientTls) -> Vec<u8> {
+    let connection = handshake(server, tls).await;
+    connection.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn certificates_change_without_a_connection_lost_and_broken_ones_are_not_used() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let issued = authority.issue("server", "127.0.0.1");
+    let tls = server_tls(&issued, None);
+    let server = start_tls(tls.clone()).await;
+    let client = client_tls(&authority, None);
+    let open = connect(&server, client.clone()).await.unwrap();
+    assert_works(&open).await;
+    let before = shown(&server, &client).await;
+
+    authority.issue("server", "127.0.0.1");
+    assert_eq!(shown(&server, &client).await, before, "not before it is told to");
+    tls.reload().unwrap();
+    let after = shown(&server, &client).await;
+    assert_ne!(after, before);
+
+    for (file, content) in [(&issued.cert, ""), (&issued.key, "no key"), (&issued.cert, "-----")] {
+        let good = std::fs::read(file).unwrap();
+        std::fs::write(file, content).unwrap();
+        let error = tls.reload().unwrap_err().to_string();
+        assert!(error.starts_with(&file.display().to_string()), "{error}");
+        assert_eq!(shown(&server, &client).await, after, "the old one stays in use");
+        std::fs::write(file, good).unwrap();
+    }
+    tls.reload().unwrap();
+    // None of this was noticed here.
+    assert_works(&open).await;
+    assert_eq!(open.counters().connects, 1);
+}
+
+#[tokio::test]
+async fn a_client_that_reconnects_shows_its_renewed_certificate() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let clients = Authority::new(folder.path(), "clients");
+    let server =
+        start_tls(server_tls(&authority.issue("server", "127.0.0.1"), Some(&clients))).await;
+    // Signed by the wrong one at first.
+    let identity = authority.issue("memo", "memo");
+    let tls = client_tls(&authority, Some(&identity));
+    objection(&server, tls.clone()).await;
+    clients.issue("memo", "memo");
+    tls.reload().unwrap();
+    assert_works(&connect(&server, tls).await.unwrap()).await;
+}
+
+#[test]
+fn what_cannot_be_loaded_is_named_with_its_file() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let (one, two) = (authority.issue("one", "a"), authority.issue("two", "b"));
+    let missing = folder.path().join("missing.pem");
+    let load = |cert: &PathBuf, key: &PathBuf, ca: Option<&PathBuf>| {
+        let (cert, key, client_ca) = (cert.clone(), key.clone(), ca.cloned());
+        ServerTls::load(ServerFiles { cert, key, client_ca }).unwrap_err().to_string()
+    };
+    let name = |path: &PathBuf| path.display().to_string();
+    assert!(load(&missing, &one.key, None).starts_with(&name(&missing)));
+    assert!(load(&one.cert, &missing, None).starts_with(&name(&missing)));
+    assert!(load(&one.cert, &one.key, Some(&missing)).starts_with(&name(&missing)));
+    assert_eq!(load(&one.key, &one.key, None), name(&one.key) + ": no certificate in PEM format");
+    assert_eq!(
+        load(&one.cert, &one.cert, None),
+        name(&one.cert) + ": no private key in PEM format"
+    );
+    let mismatch = name(&two.key) + ": not the key of the certificate in " + &name(&one.cert);
+    assert_eq!(load(&one.cert, &two.key, None), mismatch);
+
+    let half = ClientFiles { ca: Some(authority.cert), cert: Some(one.cert), key: None };
+    assert!(matches!(ClientTls::load(half), Err(TlsError::HalfAnIdentity { missing: "the key" })));
+}
+
+#[test]
+fn a_servers_name_is_taken_from_its_address_if_none_is_given() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let tls = client_tls(&authority, None);
+    for host in ["localhost", "127.0.0.1", "[::1]", "cache-0.cache.svc"] {
+        tls.name_for(host).unwrap();
+    }
+    for host in ["", "not a name", "[::1]:7400"] {
+        let error = tls.name_for(host).unwrap_err().to_string();
+        assert_eq!(error, format!("{host:?} is neither a DNS name nor an IP address"));
+    }
+    let named = tls.server_name("cache").unwrap();
+    let cache = rustls::pki_types::ServerName::try_from("cache").unwrap();
+    assert_eq!(named.name_for("127.0.0.1").unwrap(), cache);
+}
