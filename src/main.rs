@@ -62,7 +62,7 @@ enum Command {
     /// The classifier alone.
     Classifier(classifier::Args),
     /// The memo, in front of a classifier and with a cache that may be elsewhere.
-    Memo(memo::Args),
+    Memo(Box<memo::Args>),
     /// Ask which class images show.
     Classify(classify::Args),
     /// Train a model.
@@ -131,7 +131,7 @@ fn run() -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(args),
         Command::Cache(args) => cache::run(args),
         Command::Classifier(args) => classifier::run(args),
-        Command::Memo(args) => memo::run(args),
+        Command::Memo(args) => memo::run(*args),
         Command::Classify(args) => classify::run(args),
         Command::Train(args) => train::run(args),
         Command::Import(args) => import::run(args),

@@ -183,7 +183,7 @@ fn flags_of_tls_that_would_do_nothing_are_refused() {
         (&["stats", "--tls", "--tls-ca", &key], "no certificate in PEM format"),
         (&["stats", "--tls", "--tls-ca", &cert, "--tls-cert", &cert], "the key is missing"),
     ] {
-        let line = run(&[args, &["--log", "warn"]].concat()).failed_with_a_line();
+        let line = run(&[args, &["--log", "error"]].concat()).failed_with_a_line();
         assert!(line.contains(why), "{line}");
     }
 }

@@ -174,6 +174,7 @@ fn answer_to_too_large(bytes: &[u8], header: Header, limit: u32) -> String {
     const MAX_SKIP: u32 = 16 << 20;
     let answer = match &bytes[..4] {
         b"GET " | b"POST" => "http 400",
+        [0x16, 3, 1..=4, _] => "close unsupported",
         _ if limit == MAX_HANDSHAKE_BODY => "close bad_argument",
         _ if header.body_len - limit > MAX_SKIP => "close too_large",
         _ => "error too_large",

@@ -462,7 +462,7 @@ def invalid(v):
                   4096, value=struct.unpack_from("<I", text)[0], limit=4096)
     tls = bytes.fromhex("1603010200010001fc0303") + bytes(32)
     v.invalid("tls_client_hello", "The beginning of a TLS handshake, read as a header of kind 0.", tls, "frame_too_large",
-              None, refuse_hello, 4096, value=struct.unpack_from("<I", tls)[0], limit=4096)
+              None, "close unsupported", 4096, value=struct.unpack_from("<I", tls)[0], limit=4096)
 
     # Hello.
     code = KINDS["Hello"]

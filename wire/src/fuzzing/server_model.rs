@@ -156,12 +156,12 @@ impl Model<'_> {
         if HTTP.iter().any(|method| stream.starts_with(method.as_bytes())) {
             return Rest::Http;
         }
-        if matches!(stream, [0x16, 3, 1..=4, ..]) {
-            return self.close(0, status::UNSUPPORTED);
-        }
         let Some(header) = Header::of(stream) else {
             return Rest::Greeting;
         };
+        if matches!(stream, [0x16, 3, 1..=4, ..]) {
+            return self.close(header.id, status::UNSUPPORTED);
+        }
         if header.kind != kind::HELLO || header.body_len > HELLO_MAX {
             return self.close(header.id, status::BAD_ARGUMENT);
         }

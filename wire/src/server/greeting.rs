@@ -60,14 +60,13 @@ pub(super) fn greet<S: Service>(
         answer_http(inner.service.identity().service, out);
         return Greeting::Refused("an HTTP request");
     }
-    if input.len() >= 3 && begins_tls(input) {
-        let text =
-            "this port does not speak TLS: connect without it, or give the server a certificate";
-        return refuse(out, 0, Status::Unsupported, text, "TLS where there is none");
-    }
     let Some(header) = Header::decode(input) else {
         return Greeting::NeedMore;
     };
+    if begins_tls(input) {
+        let text = "this port does not speak TLS: connect without it";
+        return refuse(out, header.id, Status::Unsupported, text, "TLS where there is none");
+    }
     if lacks_tls {
         let text = "this port speaks TLS: connect with it";
         return refuse(out, header.id, Status::Unsupported, text, "no TLS");
