@@ -206,7 +206,7 @@ impl Client {
     }
 
     /// Takes no more calls, on any clone, and returns when those in flight have their outcomes and
-    /// what was to be written is written.
+    /// what was to be written has arrived: see [`crate::Client::close`].
     pub fn close(&self) {
         self.block_on(self.inner.client.close());
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::error::{CallError, ConnectionError, Violation};
@@ -107,6 +107,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Err(error) => return Poll::Ready(Ended::Lost(error)),
             }
         }
+    }
+
+    /// After the end of our half: reads, and throws away, what still comes, until the server has ended
+    /// its half, too. A socket that is closed with something unread in it, or before all that was
+    /// written has arrived, may take the last writes along.
+    pub(super) async fn see_off(mut self) {
+        while matches!(self.transport.read(self.input.scratch()).await, Ok(1..)) {}
     }
 
     /// Makes the line know whom to wake.
@@ -336,6 +343,11 @@ impl Input {
 
     fn room(&mut self) -> &mut [u8] {
         &mut self.bytes[self.end..]
+    }
+
+    /// All of the buffer, for what nobody will look at.
+    fn scratch(&mut self) -> &mut [u8] {
+        &mut self.bytes
     }
 
     fn arrived(&mut self, len: usize) {

@@ -303,8 +303,8 @@ impl Client {
         self.shared().lock().counters()
     }
 
-    /// Takes no more calls, on any clone, and returns when those in flight have their outcomes and
-    /// what was to be written is written.
+    /// Takes no more calls, on any clone, and returns when those in flight have their outcomes, and the
+    /// server has taken what was written and has closed the connection; it gets some seconds for that.
     pub async fn close(&self) {
         self.shared().close().await;
     }

@@ -24,6 +24,9 @@ const REFUSED_WAIT: Duration = Duration::from_secs(5);
 /// What a closed client may still take to write what it was given.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What a server may take after that to read it all and to close: a second, as servers linger.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// So many connections may finish what is in flight on them before the next one has to wait: a
 /// server that sends its clients away all the time does not get all their sockets.
 const MAX_DRAINING: usize = 4;
@@ -138,7 +141,11 @@ where
     let ended = until_flushed(&line.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
     let healthy = driver.is_healthy();
     match ended {
-        None | Some(Ended::Finished) => return Driven::Closed,
+        None => return Driven::Closed,
+        Some(Ended::Finished) => {
+            linger(driver).await;
+            return Driven::Closed;
+        }
         Some(Ended::Lost(cause)) => {
             tracing::debug!(server, %cause, "the connection is lost");
             line.lose(cause);
@@ -155,10 +162,20 @@ where
 /// Drives a connection that gets no more requests until the last one is answered.
 async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut line: Line) {
     let ended = until_flushed(&line.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
-    line.lose(match ended {
-        Some(Ended::Lost(cause)) => cause,
-        _ => ConnectionError::ClosedByPeer,
-    });
+    match ended {
+        Some(Ended::Lost(cause)) => line.lose(cause),
+        Some(Ended::Finished) => {
+            line.lose(ConnectionError::ClosedByPeer);
+            drop(line);
+            linger(driver).await;
+        }
+        _ => line.lose(ConnectionError::ClosedByPeer),
+    }
+}
+
+/// Waits, not for long, until the server has taken what was written and closed in its turn.
+async fn linger<T: AsyncRead + AsyncWrite + Unpin>(driver: Driver<T>) {
+    let _ = timeout(LINGER, driver.see_off()).await;
 }
 
 /// Waits for `driven`, but not for long once the client is closed.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use afterimage_wire::proto::{Kind, Message};
 use afterimage_wire::{CallError, Client};
 
-use crate::server::{PATIENCE, label, options, pair, pipes, soon};
+use tokio::net::TcpSocket;
+
+use crate::server::{PATIENCE, Peer, label, options, pair, pipes, soon, welcome};
 
 #[tokio::test]
 async fn close_finishes_what_is_in_flight_and_takes_no_more() {
@@ -97,4 +99,39 @@ async fn close_of_a_client_that_never_connected_waits_for_its_deadlines_only() {
     soon(client.close()).await;
     let error = soon(call).await.unwrap().unwrap_err();
     assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
+}
+
+/// A reply that comes when a socket is closed makes the kernel throw away what the socket still had to
+/// send.
+#[tokio::test]
+async fn the_last_writes_arrive_although_a_late_reply_comes_after_them() {
+    const WRITES: u64 = 1000;
+    let listener = TcpSocket::new_v4().unwrap();
+    // So that most of the writes wait at the client's end.
+    listener.set_recv_buffer_size(4096).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listener.listen(1).unwrap();
+    let client = Client::connect_lazy(listener.local_addr().unwrap(), options());
+    let (stream, _) = soon(listener.accept()).await.unwrap();
+    let mut peer = Peer::new(stream);
+    peer.expect(Kind::Hello).await;
+    peer.send(0, Message::Welcome(welcome())).await;
+    soon(client.connected(PATIENCE)).await.unwrap();
+    for key in 0..WRITES {
+        client.cache_set(key, 1).unwrap();
+    }
+    let mut closed = tokio::spawn(async move { client.close().await });
+    // It must not be over before the server has read all; if it were, this is enough to see it.
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut closed).await.is_ok();
+    for _ in 0..3 {
+        peer.send(77, Message::Pong(&[])).await;
+        tokio::task::yield_now().await;
+    }
+    let mut arrived = 0;
+    while soon(peer.try_next()).await.is_some() {
+        arrived += 1;
+    }
+    assert_eq!((arrived, early), (WRITES, false));
+    drop(peer);
+    soon(closed).await.unwrap();
 }
