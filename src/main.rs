@@ -23,6 +23,7 @@ mod stats;
 mod tls;
 mod train;
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,7 +43,7 @@ struct Cli {
 
     /// What to log to standard error: error, warn, info, debug, trace, or one of them per module.
     /// Without it, info; error for the commands that ask a service and tell of its errors themselves.
-    #[arg(long, global = true, value_name = "FILTER")]
+    #[arg(long, global = true, value_name = "FILTER", value_parser = log_filter)]
     log: Option<String>,
 
     #[command(subcommand)]
@@ -94,6 +95,21 @@ impl Command {
     }
 }
 
+/// Checks a filter for logs. A word alone is a level: the library would take any other for a module.
+fn log_filter(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    for directive in text.split(',').map(str::trim) {
+        let is_word = !directive.contains(['=', '[', ':']);
+        if is_word && !LEVELS.iter().any(|level| directive.eq_ignore_ascii_case(level)) {
+            return Err(format!(
+                "{directive:?} is no level: one of {}, or MODULE=LEVEL",
+                LEVELS.join(", ")
+            ));
+        }
+    }
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -117,8 +133,16 @@ fn one_line(error: &anyhow::Error) -> String {
 }
 
 fn run() -> anyhow::Result<()> {
-    let command = settings::apply(Cli::command(), std::env::args_os().skip(1))?;
-    let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let command = settings::apply(Cli::command(), args.iter().cloned())?;
+    let matches = match command.try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => match settings::misplaced(&error, &args) {
+            Some(error) => return Err(error),
+            None => error.exit(),
+        },
+    };
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let log = cli.log.as_deref().unwrap_or(cli.command.default_log());
     let filter = EnvFilter::try_new(log).with_context(|| format!("--log {log}"))?;
     tracing_subscriber::fmt()

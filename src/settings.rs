@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::builder::ArgPredicate;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
 /// What the environment variables of this program begin with.
@@ -28,6 +29,42 @@ pub(crate) fn apply(
             with_file(command, &text).with_context(|| format!("settings file {file}"))
         }
     }
+}
+
+/// A wrong value that stands in the environment or in the settings file, told of as what it is: clap
+/// takes every value for one of the flag. `None` for an error that is of another kind, or the command
+/// line's own.
+pub(crate) fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow::Error> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
+        return None;
+    }
+    let flag = text(ContextKind::InvalidArg)?.strip_prefix("--")?;
+    let flag = flag.split([' ', '=']).next()?;
+    if given(args).iter().any(|given| given == flag) {
+        return None;
+    }
+    let reason = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
+        (Some(reason), _) => reason.to_string(),
+        (None, Some(ContextValue::Strings(valid))) => format!("it is one of {}", valid.join(", ")),
+        _ => "that is no value for it".into(),
+    };
+    let value = text(ContextKind::InvalidValue).unwrap_or_default();
+    let variable = variable(flag);
+    Some(if std::env::var_os(&variable).is_some() {
+        anyhow::anyhow!("the environment variable {variable} is {value:?}: {reason}")
+    } else {
+        let file = config_path(args.iter().cloned())?;
+        anyhow::anyhow!("settings file {}: {flag} is {value:?}: {reason}", file.display())
+    })
+}
+
+/// The environment variable of a flag.
+fn variable(flag: &str) -> String {
+    format!("{ENV_PREFIX}{}", flag.to_uppercase().replace('-', "_"))
 }
 
 /// The file that `--config` names: looked for before parsing, since it decides the defaults.
@@ -61,8 +98,7 @@ fn with_environment(command: Command, given: &[String]) -> Command {
         if beaten.contains(&name) {
             return arg;
         }
-        let variable = format!("{ENV_PREFIX}{}", name.to_uppercase().replace('-', "_"));
-        let arg = arg.env(variable).hide_env(true);
+        let arg = arg.env(variable(&name)).hide_env(true);
         if matches!(arg.get_action(), ArgAction::SetTrue) {
             return arg.value_parser(clap::builder::BoolishValueParser::new());
         }

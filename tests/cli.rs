@@ -8,6 +8,7 @@ mod common;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::process::Command;
 use std::time::Duration;
 
 use afterimage_bench::workload::Population;
@@ -154,6 +155,10 @@ fn a_wrong_value_names_the_flag_and_the_value() {
         ["bench", "--target", "moon"],
         ["train", "--features", "magic"],
         ["stats", "--timeout", "5"],
+        ["serve", "--log", "loud=quiet=very"],
+        // Taken for a module's name, it would turn all logs off.
+        ["serve", "--log", "debgu"],
+        ["serve", "--log", "info,afterimage_memo"],
     ] {
         let done = run(&args);
         assert!(done.status.code().is_some_and(|code| code != 0), "{done:#?}");
@@ -164,7 +169,6 @@ fn a_wrong_value_names_the_flag_and_the_value() {
     for args in [
         &["serve", "--max-body", "5GiB"][..],
         &["cache", "--listen", "here"],
-        &["serve", "--log", "loud=quiet=very"],
         &["demo", "--images", "5"],
     ] {
         let line = run(args).failed_with_no_more_than_logs();
@@ -185,10 +189,38 @@ fn a_setting_that_does_not_exist_is_named_with_its_file() {
         let line = run(&["serve", "--config", &path]).failed_with_first_line();
         assert!(line.contains(named) && line.contains(&path), "{line}");
     }
-    // A value that the flag would not take is not taken from the file either.
-    let path = file(&folder, "settings.toml", "[serve]\nthreads = \"many\"");
-    let done = run(&["serve", "--config", &path]);
-    assert!(!done.status.success() && done.stderr.contains("many"), "{done:#?}");
+}
+
+#[test]
+fn a_wrong_value_is_told_of_where_it_stands() {
+    let folder = folder();
+    for (command, flag, value) in [
+        ("serve", "threads", "many"),
+        ("cache", "memory", "12 parsecs"),
+        ("train", "features", "magic"),
+        ("stats", "timeout", "5"),
+    ] {
+        let path = file(&folder, "settings.toml", format!("[{command}]\n{flag} = \"{value}\""));
+        let line = run(&[command, "--config", &path]).failed_with_a_line();
+        let named = format!("settings file {path}: {flag} is {value:?}: ");
+        assert!(line.contains(&named) && !line.contains("--"), "{line}");
+
+        let variable = format!("AFTERIMAGE_{}", flag.to_uppercase());
+        let set = |process: &mut Command| {
+            process.env(&variable, value);
+        };
+        let line = run_with(&[command], set).failed_with_a_line();
+        let named = format!("the environment variable {variable} is {value:?}: ");
+        assert!(line.contains(&named) && !line.contains("--"), "{line}");
+        // The environment beats the file, and the flag beats both.
+        let line = run_with(&[command, "--config", &path], set).failed_with_a_line();
+        assert!(line.contains(&named), "{line}");
+        let done = run_with(&[command, &format!("--{flag}"), "?"], set);
+        assert!(done.stderr.contains(&format!("--{flag}")), "{done:#?}");
+    }
+    let path = file(&folder, "settings.toml", "log = \"debgu\"");
+    let line = run(&["serve", "--config", &path]).failed_with_a_line();
+    assert!(line.contains("log is \"debgu\": \"debgu\" is no level"), "{line}");
 }
 
 #[test]
