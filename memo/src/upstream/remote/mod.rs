@@ -200,6 +200,10 @@ impl Remote {
             Wanted::Always => self.options.timeout,
             Wanted::Until(deadline) => (deadline - now).min(self.options.timeout),
         };
+        call.cut_short = timeout < self.options.timeout;
+        if !call.tried.is_empty() {
+            self.retries.fetch_add(1, Relaxed);
+        }
         let (picked, silent) = {
             let mut state = self.lock();
             let silent = state.balance.eject_silent(now);
@@ -251,7 +255,12 @@ impl Remote {
                 let id = call.reply.request_id();
                 let server = replica.address();
                 tracing::debug!(id, server, %error, "the classifier did not answer");
-                self.again(call, verdict.again, failure(&error, server));
+                let again = match error.status() {
+                    // Its time was that of those who waited then. If somebody waits still, he came later.
+                    Status::DeadlineExceeded if call.cut_short => Again::Free,
+                    _ => verdict.again,
+                };
+                self.again(call, again, failure(&error, server));
             }
         }
     }
@@ -276,7 +285,6 @@ impl Remote {
         if !allowed {
             return call.reply.send(Err(failure));
         }
-        self.retries.fetch_add(1, Relaxed);
         self.send(call);
     }
 
@@ -325,6 +333,8 @@ struct Call {
     reply: Reply,
     /// The numbers of the replicas that were asked.
     tried: ArrayVec<u64, { RETRIES + 1 }>,
+    /// The last attempt had less time than it might have had, since nobody waited longer.
+    cut_short: bool,
 }
 
 /// What an error means for the replica and for the request.
@@ -398,7 +408,12 @@ impl Classifier for Arc<Remote> {
 
     fn classify(&self, jobs: Vec<Job>) {
         for Job { image, reply } in jobs {
-            self.send(Call { image: image.into(), reply, tried: ArrayVec::new() });
+            self.send(Call {
+                image: image.into(),
+                reply,
+                tried: ArrayVec::new(),
+                cut_short: false,
+            });
         }
     }
 
