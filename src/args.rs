@@ -327,6 +327,19 @@ impl FromStr for Place {
     }
 }
 
+/// One in so many: `1/1000`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share(pub(crate) NonZeroU32);
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let one_in = text.strip_prefix("1/").and_then(|many| many.parse().ok());
+        one_in.map(Share).ok_or_else(|| "expected 1/N, 1/1000 say".into())
+    }
+}
+
 /// A number of bytes: `64KiB`, `256MiB`, `2GB`, `1000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size(pub(crate) u64);
@@ -401,6 +414,14 @@ mod tests {
         assert!("300000000000y".parse::<Time>().is_err() && "0s".parse::<Span>().is_err());
         let error = Size(5 << 30).within("--max-body", 1 << 30).unwrap_err();
         assert_eq!(error.to_string(), "--max-body is 5.0 GiB; the limit is 1.0 GiB");
+    }
+
+    #[test]
+    fn a_share_is_one_in_so_many() {
+        assert_eq!("1/1000".parse(), Ok(Share(NonZeroU32::new(1000).unwrap())));
+        for wrong in ["", "1", "2/3", "1/0", "1/x", "0.1", "1/-1"] {
+            assert!(wrong.parse::<Share>().is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use afterimage_wire::tls::ClientTls;
 use afterimage_wire::{Client, ClientOptions};
 use anyhow::{Context, bail};
 
-use crate::args::{EngineArgs, Place, ServerArgs, Span, TableArgs, token};
+use crate::args::{EngineArgs, Place, ServerArgs, Share, Span, TableArgs, token};
 use crate::serving;
 use crate::tls::{CacheTlsArgs, ClassifierTlsArgs, warn_if_exposed};
 
@@ -60,6 +60,15 @@ pub(crate) struct MemoArgs {
     /// Requests that may wait for the cache or the classifier.
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     max_waiting: usize,
+
+    /// Ask the classifier again about a share of the hits, 1/1000 say, whenever it is idle, and tell
+    /// of every answer that it does not repeat.
+    #[arg(long, value_name = "SHARE")]
+    audit: Option<Share>,
+
+    /// Stop looking answers up in a cache elsewhere while that takes more time than it saves.
+    #[arg(long)]
+    auto_bypass: bool,
 }
 
 /// How the memo asks others.
@@ -130,8 +139,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     warn_of_unused(&args);
     let mut keeper = None;
     serving::serve(&args.server, &args.listen, || {
-        let options =
-            MemoOptions { max_waiting: args.memo.max_waiting, ..MemoOptions::new(secret(&args)?) };
+        let options = MemoOptions {
+            max_waiting: args.memo.max_waiting,
+            audit: args.memo.audit.map(|share| share.0),
+            auto_bypass: args.memo.auto_bypass,
+            ..MemoOptions::new(secret(&args)?)
+        };
         let store = match &args.cache {
             Place::Embedded => {
                 let (table, started) = args.table.table()?;
@@ -156,6 +169,11 @@ fn warn_of_unused(args: &Args) {
     {
         tracing::warn!(
             "{flag} has no effect: it is about an embedded table, and --cache is elsewhere"
+        );
+    }
+    if args.cache == Place::Embedded && args.memo.auto_bypass {
+        tracing::warn!(
+            "--auto-bypass has no effect: a lookup in an embedded table costs next to nothing"
         );
     }
     if args.classifier[..] != [Place::Embedded]

@@ -23,11 +23,19 @@ pub struct Latencies {
 
 #[derive(Debug)]
 #[repr(align(128))]
-struct Stripe(Mutex<[Histogram<u64>; 3]>);
+struct Stripe(Mutex<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    histograms: [Histogram<u64>; 3],
+    /// Waiting time that lookups took, and that hits saved.
+    lookup_ns: u64,
+    saved_ns: u64,
+}
 
 impl Default for Latencies {
     fn default() -> Self {
-        Latencies { stripes: (0..STRIPES).map(|_| Stripe(Mutex::new(empty()))).collect() }
+        Latencies { stripes: (0..STRIPES).map(|_| Stripe(Mutex::new(Counts::empty()))).collect() }
     }
 }
 
@@ -35,19 +43,43 @@ impl Latencies {
     /// Records `count` answers that each took `latency`.
     pub fn record(&self, origin: Origin, latency: Duration, count: u64) {
         let stripe = &self.stripes[own_stripe()].0;
-        let mut histograms = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-        histograms[index(origin)].saturating_record_n(latency.as_nanos() as u64, count);
+        let mut counts = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.histograms[index(origin)].saturating_record_n(latency.as_nanos() as u64, count);
     }
 
-    /// Adds the three histograms to `stats`.
+    /// Records `lookups` that each took `took`, and `hits` of them that were answered by then; each hit
+    /// saved `call_ns`.
+    pub fn record_lookups(&self, lookups: u64, hits: u64, took: Duration, call_ns: u64) {
+        let took = took.as_nanos() as u64;
+        let stripe = &self.stripes[own_stripe()].0;
+        let mut counts = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.lookup_ns = counts.lookup_ns.wrapping_add(lookups.wrapping_mul(took));
+        if hits > 0 {
+            counts.saved_ns = counts.saved_ns.wrapping_add(hits.wrapping_mul(call_ns));
+            counts.histograms[index(Origin::Memoized)].saturating_record_n(took, hits);
+        }
+    }
+
+    /// Records `hits` that each saved `call_ns`.
+    pub fn record_saved(&self, hits: u64, call_ns: u64) {
+        let stripe = &self.stripes[own_stripe()].0;
+        let mut counts = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.saved_ns = counts.saved_ns.wrapping_add(hits.wrapping_mul(call_ns));
+    }
+
+    /// Adds the three histograms to `stats`, and what lookups cost and saved.
     pub fn stats(&self, stats: &mut Stats) {
-        let mut sum = empty();
+        let Counts { histograms: mut sum, mut lookup_ns, mut saved_ns } = Counts::empty();
         for stripe in &self.stripes {
-            let histograms = stripe.0.lock().unwrap_or_else(PoisonError::into_inner);
-            for (sum, part) in sum.iter_mut().zip(histograms.iter()) {
+            let counts = stripe.0.lock().unwrap_or_else(PoisonError::into_inner);
+            for (sum, part) in sum.iter_mut().zip(counts.histograms.iter()) {
                 sum.add(part).expect("all have the same bounds");
             }
+            lookup_ns = lookup_ns.wrapping_add(counts.lookup_ns);
+            saved_ns = saved_ns.wrapping_add(counts.saved_ns);
         }
+        stats.counter("lookup_time_us", lookup_ns / 1000);
+        stats.counter("saved_time_us", saved_ns / 1000);
         stats.histogram("hit_latency_ns", &sum[index(Origin::Memoized)]);
         stats.histogram("miss_latency_ns", &sum[index(Origin::Computed)]);
         stats.histogram("coalesced_latency_ns", &sum[index(Origin::Coalesced)]);
@@ -62,10 +94,13 @@ fn index(origin: Origin) -> usize {
     }
 }
 
-fn empty() -> [Histogram<u64>; 3] {
-    std::array::from_fn(|_| {
-        Histogram::new_with_bounds(1, MAX_NS, 2).expect("the bounds are valid: 2 ≤ a minute")
-    })
+impl Counts {
+    fn empty() -> Self {
+        let histograms = std::array::from_fn(|_| {
+            Histogram::new_with_bounds(1, MAX_NS, 2).expect("the bounds are valid: 2 ≤ a minute")
+        });
+        Counts { histograms, lookup_ns: 0, saved_ns: 0 }
+    }
 }
 
 /// The stripe of the calling thread.

@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 #[cfg(not(loom))]
+mod audit;
+#[cfg(not(loom))]
 pub mod breaker;
 #[cfg(not(loom))]
 mod clock;
@@ -35,6 +37,8 @@ pub mod store;
 mod sync;
 #[cfg(not(loom))]
 pub mod upstream;
+#[cfg(not(loom))]
+mod worth;
 
 #[cfg(not(loom))]
 pub use key::{ModelId, Secret};

@@ -7,12 +7,15 @@
 //! `lookup.rs` looks a batch up, `waiting.rs` keeps those who wait and their deadlines, `landing.rs` makes the
 //! calls and hands their answers out, `spaces.rs` knows whose answers they are.
 
+mod auditing;
 mod counters;
 mod landing;
 mod lookup;
 mod spaces;
 mod waiting;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -20,6 +23,7 @@ use afterimage_wire::Status;
 use afterimage_wire::proto::{Service as Kind, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service, Watchers};
 
+use crate::audit::Audit;
 use crate::clock;
 use crate::duty::Duty;
 use crate::flights::Flights;
@@ -27,6 +31,7 @@ use crate::key::{ImageHash, ModelId, Secret};
 use crate::latency::Latencies;
 use crate::store::Store;
 use crate::upstream::Classifier;
+use crate::worth::{Bypass, CallTime};
 use counters::Counters;
 use lookup::Images;
 use spaces::Spaces;
@@ -43,12 +48,17 @@ pub struct MemoOptions {
     /// Requests that may wait for the store or the classifier; one more is `Overloaded`. The
     /// default, 65,536, is a second's work of a classifier that takes 15 µs an image.
     pub max_waiting: usize,
+    /// One of so many hits is asked about again when the classifier is idle; `None`, the default, for none.
+    pub audit: Option<NonZeroU32>,
+    /// Stop looking in a store over the network while that takes more time than its hits save. Off by
+    /// default. A table in this process is always worth a look.
+    pub auto_bypass: bool,
 }
 
 impl MemoOptions {
     /// The defaults, with this secret.
     pub fn new(secret: Secret) -> Self {
-        MemoOptions { secret, max_waiting: 65_536 }
+        MemoOptions { secret, max_waiting: 65_536, audit: None, auto_bypass: false }
     }
 }
 
@@ -65,6 +75,9 @@ struct Shared<C> {
     spaces: Spaces,
     flights: Flights<Waiter>,
     latencies: Latencies,
+    call_time: CallTime,
+    bypass: Option<Bypass>,
+    audit: Option<Audit>,
     counters: Counters,
     /// To search the flights for deadlines.
     sweeping: Duty,
@@ -73,12 +86,17 @@ struct Shared<C> {
 impl<C: Classifier> MemoService<C> {
     /// A memo that looks in `store` and asks `classifier`.
     pub fn new(store: Store, classifier: C, options: MemoOptions) -> Self {
+        let bypasses = options.auto_bypass && matches!(store, Store::Remote(_));
+        let seed = RandomState::new().build_hasher().finish();
         let shared = Arc::new(Shared {
             store,
             classifier,
             spaces: Spaces::new(options.secret),
             flights: Flights::new(options.max_waiting),
             latencies: Latencies::default(),
+            call_time: CallTime::default(),
+            bypass: bypasses.then(|| Bypass::new(clock::now())),
+            audit: options.audit.map(|every| Audit::new(every, seed)),
             counters: Counters::default(),
             sweeping: Duty::new(),
         });
@@ -165,6 +183,13 @@ impl<C: Classifier> Service for MemoService<C> {
         stats.counter("models_met", shared.spaces.met());
         stats.gauge("waiting", shared.flights.waiting() as u64);
         shared.latencies.stats(stats);
+        if let Some(audit) = &shared.audit {
+            audit.stats(stats);
+        }
+        if let Some(bypass) = &shared.bypass {
+            stats.text("auto_bypass", if bypass.is_active() { "bypassing" } else { "looking" });
+            stats.counter("auto_bypassed", bypass.bypassed());
+        }
         shared.store.stats(stats);
         shared.classifier.stats(stats);
     }

@@ -22,6 +22,7 @@ struct Call<C> {
     space: Arc<Space>,
     hash: ImageHash,
     request_id: u64,
+    asked_at: Instant,
 }
 
 impl<C: Classifier> Owner for Call<C> {
@@ -38,6 +39,9 @@ impl<C: Classifier> Owner for Call<C> {
     }
 
     fn answer(self: Box<Self>, answer: Result<Answer, Failure>) {
+        if answer.is_ok() {
+            self.shared.call_time.record(clock::now() - self.asked_at);
+        }
         self.shared.land_computed(&self.space, self.hash, answer);
     }
 }
@@ -49,10 +53,11 @@ impl<C: Classifier> Shared<C> {
         space: &Arc<Space>,
         hash: ImageHash,
         request_id: u64,
+        asked_at: Instant,
         image: Box<[u8]>,
     ) -> Job {
         let (shared, space) = (Arc::clone(self), Arc::clone(space));
-        Job { image, reply: Reply::to(Call { shared, space, hash, request_id }) }
+        Job { image, reply: Reply::to(Call { shared, space, hash, request_id, asked_at }) }
     }
 
     pub(super) fn call(&self, jobs: Vec<Job>) {
@@ -66,7 +71,8 @@ impl<C: Classifier> Shared<C> {
     pub(super) fn land_remembered(&self, hash: ImageHash, class: u16) {
         let waiters = self.flights.land(hash.full());
         self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
-        for Waiter { later, since, .. } in waiters {
+        for Waiter { later, since, span, .. } in waiters {
+            span.in_scope(|| tracing::trace!(class, "remembered"));
             self.latencies.record(Origin::Memoized, clock::now() - since, 1);
             later.label(Label { class, origin: Origin::Memoized });
         }
@@ -98,20 +104,23 @@ impl<C: Classifier> Shared<C> {
                 self.counters.misses.fetch_add(1, Relaxed);
                 self.counters.coalesced.fetch_add(waiters.len().saturating_sub(1) as u64, Relaxed);
                 let mut origin = Origin::Computed;
-                for Waiter { later, since, .. } in waiters {
+                for Waiter { later, since, span, .. } in waiters {
                     #[cfg(test)]
                     if later.id() % 4 == 1 && plant::is_planted(Bug::ForgetLater) {
                         std::mem::forget(later);
                         continue;
                     }
-                    self.latencies.record(origin, clock::now() - since, 1);
+                    let took = clock::now() - since;
+                    span.in_scope(|| tracing::debug!(class, ?origin, ?took, "answered"));
+                    self.latencies.record(origin, took, 1);
                     later.label(Label { class, origin });
                     origin = Origin::Coalesced;
                 }
             }
             Err(Failure { status, text }) => {
                 self.counters.classifier_failures.fetch_add(1, Relaxed);
-                for Waiter { later, .. } in waiters {
+                for Waiter { later, span, .. } in waiters {
+                    span.in_scope(|| tracing::debug!(%status, text, "failed"));
                     later.error(status, &text);
                 }
             }
@@ -120,7 +129,7 @@ impl<C: Classifier> Shared<C> {
 }
 
 /// Refuses a label that the model cannot have given.
-fn check_label(answer: Answer) -> Result<Answer, Failure> {
+pub(super) fn check_label(answer: Answer) -> Result<Answer, Failure> {
     let (label, classes) = (answer.label, answer.model.classes);
     if u32::from(label) < classes {
         return Ok(answer);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::{Hashed, Table};
 use afterimage_wire::proto::message::{Label, Origin};
@@ -16,6 +16,7 @@ use crate::clock;
 use crate::key::ImageHash;
 use crate::store::RemoteStore;
 use crate::upstream::Classifier;
+use crate::worth::Decision;
 
 /// The images of a batch that are worth looking up, by their index in it.
 pub(super) type Images<'a> = ArrayVec<(usize, &'a [u8]), BATCH>;
@@ -41,7 +42,13 @@ impl<C: Classifier> Shared<C> {
             match self.open(space, hashes[i], table.read(hashed[i]).map(u64::cast_signed)) {
                 Some(class) => {
                     hits += 1;
+                    tracing::trace!(id = batch.requests()[i].id, class, "remembered");
                     batch.label(i, Label { class, origin: Origin::Memoized });
+                    if let Some(audit) = &self.audit
+                        && audit.is_due()
+                    {
+                        self.audit(audit, space, hashes[i], batch.requests()[i].id, image, class);
+                    }
                 }
                 None => misses.push((i, image)),
             }
@@ -49,9 +56,13 @@ impl<C: Classifier> Shared<C> {
         table.record_lookups(hits, misses.len() as u64);
         if hits > 0 {
             self.counters.hits.fetch_add(hits, Relaxed);
-            self.latencies.record(Origin::Memoized, clock::now() - since, hits);
         }
-        let mut jobs = Vec::new();
+        let (now, lookups) = (clock::now(), hits + misses.len() as u64);
+        self.latencies.record_lookups(lookups, hits, now - since, self.call_time.nanos());
+        if misses.is_empty() {
+            return;
+        }
+        let mut jobs = Vec::with_capacity(misses.len());
         for (i, image) in misses {
             let hash = hashes[i];
             if !self.board(batch, i, hash, since) {
@@ -63,7 +74,7 @@ impl<C: Classifier> Shared<C> {
             let value = table.read(hashed[i]).map(u64::cast_signed);
             match value.and_then(|value| space.keys.open(hash, value)) {
                 Some(class) => self.land_remembered(hash, class),
-                None => jobs.push(self.job(space, hash, batch.requests()[i].id, image.into())),
+                None => jobs.push(self.job(space, hash, batch.requests()[i].id, now, image.into())),
             }
         }
         self.call(jobs);
@@ -91,18 +102,53 @@ impl<C: Classifier> Shared<C> {
         if first.is_empty() {
             return;
         }
+        let looks =
+            self.bypass.as_ref().is_none_or(|bypass| bypass.looks(since, keys.len() as u64));
+        if !looks {
+            let job = |(hash, id, image)| self.job(space, hash, id, since, image);
+            return self.call(first.into_iter().map(job).collect());
+        }
         let (shared, space) = (Arc::clone(self), Arc::clone(space));
         store.lookup(&keys, move |values| {
+            let (now, lookups) = (clock::now(), first.len() as u64);
             let values = values.unwrap_or_else(|| vec![None; first.len()]);
-            let mut jobs = Vec::new();
+            let (mut jobs, mut hits) = (Vec::new(), 0);
             for ((hash, id, image), value) in first.into_iter().zip(values) {
-                match shared.open(&space, hash, value) {
-                    Some(class) => shared.land_remembered(hash, class),
-                    None => jobs.push(shared.job(&space, hash, id, image)),
+                let Some(class) = shared.open(&space, hash, value) else {
+                    jobs.push(shared.job(&space, hash, id, now, image));
+                    continue;
+                };
+                hits += 1;
+                shared.land_remembered(hash, class);
+                if let Some(audit) = &shared.audit
+                    && audit.is_due()
+                {
+                    shared.audit(audit, &space, hash, id, &image, class);
                 }
             }
+            shared.looked(now, lookups, hits, now - since);
             shared.call(jobs);
         });
+    }
+
+    /// Takes note of what lookups over the network cost, and of what their hits saved.
+    fn looked(&self, now: Instant, lookups: u64, hits: u64, took: Duration) {
+        let call_ns = self.call_time.nanos();
+        // The hits' latencies are recorded where they land.
+        self.latencies.record_lookups(lookups, 0, took, 0);
+        self.latencies.record_saved(hits, call_ns);
+        let Some(bypass) = &self.bypass else { return };
+        let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);
+        match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call_ns)) {
+            Some(Decision::Bypass) => tracing::warn!(
+                "lookups in the cache take more time than its hits save: requests go by without it, \
+                 but for a probe now and then"
+            ),
+            Some(Decision::Look) => {
+                tracing::info!("lookups in the cache are worth their time again")
+            }
+            None => {}
+        }
     }
 
     /// The label in what the store said; a value whose seal is not ours counts as none.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::Status;
 use afterimage_wire::server::{Batch, Later};
+use tracing::Span;
 
 use super::Shared;
 use crate::clock;
@@ -24,6 +25,8 @@ pub(crate) const SWEEP_EVERY: Duration = Duration::from_millis(10);
 pub(super) struct Waiter {
     pub(super) later: Later,
     pub(super) since: Instant,
+    /// From the request's arrival to its answer; disabled unless somebody listens.
+    pub(super) span: Span,
     /// When the client stops waiting, if it said so.
     deadline: Option<Instant>,
 }
@@ -45,7 +48,9 @@ impl<C: Classifier> Shared<C> {
         since: Instant,
     ) -> bool {
         let deadline = batch.requests()[i].budget().map(|budget| since + budget);
-        let waiter = Waiter { later: batch.later(i), since, deadline };
+        let id = batch.requests()[i].id;
+        let span = tracing::debug_span!("request", id);
+        let waiter = Waiter { later: batch.later(i), since, span, deadline };
         let joined = self.flights.join(hash.full(), waiter);
         if deadline.is_some() {
             self.keep_deadlines();
@@ -113,8 +118,9 @@ impl<C: Classifier> Shared<C> {
         }
     }
 
-    fn expire(&self, Waiter { later, since, .. }: Waiter, now: Instant) {
+    fn expire(&self, Waiter { later, since, span, .. }: Waiter, now: Instant) {
         self.counters.expired.fetch_add(1, Relaxed);
+        span.in_scope(|| tracing::debug!(waited = ?(now - since), "its budget is spent"));
         let text = format!("no answer within the request's budget; {:?} passed", now - since);
         later.error(Status::DeadlineExceeded, &text);
     }

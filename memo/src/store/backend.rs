@@ -14,6 +14,11 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// What statistics call it.
     fn name(&self) -> &'static str;
 
+    /// Where it is, for log lines.
+    fn address(&self) -> &str {
+        self.name()
+    }
+
     /// Whether it can be reached, as far as is known.
     fn is_connected(&self) -> bool;
 
@@ -32,6 +37,10 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 impl Backend for Client {
     fn name(&self) -> &'static str {
         "afterimage"
+    }
+
+    fn address(&self) -> &str {
+        self.server()
     }
 
     fn is_connected(&self) -> bool {

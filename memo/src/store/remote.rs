@@ -25,12 +25,13 @@ impl Lookup {
         let values = values.filter(|values| values.len() == self.keys);
         if values.is_some() {
             if self.health.breaker.succeeded() {
-                tracing::info!("the cache answers again");
+                tracing::info!(server = self.health.address, "the cache answers again");
             }
         } else {
             self.health.failed.fetch_add(self.keys as u64, Relaxed);
             if self.health.breaker.failed(clock::now()) {
                 tracing::warn!(
+                    server = self.health.address,
                     "the cache does not answer: requests go by without it until it does"
                 );
             }
@@ -78,6 +79,7 @@ pub struct RemoteStore {
 
 #[derive(Debug)]
 struct Health {
+    address: String,
     breaker: Breaker,
     lookups: AtomicU64,
     failed: AtomicU64,
@@ -89,6 +91,7 @@ impl RemoteStore {
     pub fn new(backend: impl Backend, options: RemoteOptions) -> Self {
         let breaker = Breaker::new(options.breaker_threshold, options.probe_every, clock::now());
         let health = Arc::new(Health {
+            address: backend.address().to_owned(),
             breaker,
             lookups: AtomicU64::new(0),
             failed: AtomicU64::new(0),

@@ -1,0 +1,197 @@
+//! A sample of hits is asked about again, when the classifier has nothing else to do: what share of the remembered
+//! answers could be wrong is then a measured figure and not a belief.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use afterimage_wire::proto::stats::Stats;
+
+/// Audits under way at once: enough to keep a sample going, too few to be in anybody's way.
+const MAX_UNDER_WAY: usize = 4;
+
+/// The confidence of the bound that the statistics show.
+const CONFIDENCE: f64 = 0.95;
+
+/// Which hits are audited, and what came of it.
+#[derive(Debug)]
+pub(crate) struct Audit {
+    every: NonZeroU32,
+    /// Hits until the next one of the sample.
+    left: AtomicI64,
+    random: AtomicU64,
+    under_way: AtomicUsize,
+    agreed: AtomicU64,
+    disagreed: AtomicU64,
+    skipped: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Audit {
+    /// One of so many hits, on average and at random: a pattern in the requests finds no pattern here.
+    pub(crate) fn new(every: NonZeroU32, seed: u64) -> Self {
+        let count = || AtomicU64::new(0);
+        let audit = Audit {
+            every,
+            left: AtomicI64::new(0),
+            random: AtomicU64::new(seed),
+            under_way: AtomicUsize::new(0),
+            agreed: count(),
+            disagreed: count(),
+            skipped: count(),
+            failed: count(),
+        };
+        audit.left.store(audit.gap(), Relaxed);
+        audit
+    }
+
+    /// Whether this hit is one of the sample.
+    #[inline]
+    pub(crate) fn is_due(&self) -> bool {
+        let due = self.left.fetch_sub(1, Relaxed) == 1;
+        if due {
+            self.left.store(self.gap(), Relaxed);
+        }
+        due
+    }
+
+    /// From 1 to twice the mean less 1, evenly, by SplitMix64.
+    fn gap(&self) -> i64 {
+        let mut bits = self.random.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        bits ^= bits >> 31;
+        1 + (bits % (2 * u64::from(self.every.get()) - 1)) as i64
+    }
+
+    /// Begins an audit, if the classifier `is_idle` and not too many are under way; counts it as skipped
+    /// otherwise. True obliges to [`end`](Self::end) it.
+    pub(crate) fn begin(&self, is_idle: impl FnOnce() -> bool) -> bool {
+        if self.under_way.fetch_add(1, Relaxed) < MAX_UNDER_WAY && is_idle() {
+            return true;
+        }
+        self.under_way.fetch_sub(1, Relaxed);
+        self.skipped.fetch_add(1, Relaxed);
+        false
+    }
+
+    /// The classifier agreed, or did not, or gave no answer.
+    pub(crate) fn end(&self, agreed: Option<bool>) {
+        self.under_way.fetch_sub(1, Relaxed);
+        let counter = match agreed {
+            Some(true) => &self.agreed,
+            Some(false) => &self.disagreed,
+            None => &self.failed,
+        };
+        counter.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn stats(&self, stats: &mut Stats) {
+        let disagreed = self.disagreed.load(Relaxed);
+        let audits = self.agreed.load(Relaxed) + disagreed;
+        stats.counter("audits", audits);
+        stats.counter("audits_disagreed", disagreed);
+        stats.counter("audits_skipped", self.skipped.load(Relaxed));
+        stats.counter("audits_failed", self.failed.load(Relaxed));
+        let ppm = (upper_bound(disagreed, audits, CONFIDENCE) * 1e6).ceil();
+        stats.gauge("audit_wrong_hits_ppm_below", ppm as u64);
+    }
+}
+
+/// The highest rate of wrong hits that `wrong` found in `audits` do not speak against with this
+/// confidence: the upper end of Clopper and Pearson's one-sided interval ("The use of confidence or fiducial
+/// limits illustrated in the case of the binomial", Biometrika 26, 1934), the rate at which so few
+/// would be found with probability 1 − `confidence`. For none found, that is
+/// 1 − (1 − confidence)^(1/audits), about 3/audits: the rule of three.
+fn upper_bound(wrong: u64, audits: u64, confidence: f64) -> f64 {
+    if wrong >= audits {
+        return 1.0;
+    }
+    let chance = 1.0 - confidence;
+    if wrong == 0 {
+        return -(chance.ln() / audits as f64).exp_m1();
+    }
+    // The probability falls with the rate, so halving finds it.
+    let (mut low, mut high) = (wrong as f64 / audits as f64, 1.0);
+    for _ in 0..60 {
+        let rate = f64::midpoint(low, high);
+        if at_most(wrong, audits, rate) > chance { low = rate } else { high = rate }
+    }
+    high
+}
+
+/// The probability of at most `wrong` in `audits` at this rate: the binomial's terms from the
+/// last one down, each from the one before it, until they no longer count.
+fn at_most(wrong: u64, audits: u64, rate: f64) -> f64 {
+    let (k, n) = (wrong as f64, audits as f64);
+    let choose = ln_factorial(n) - ln_factorial(k) - ln_factorial(n - k);
+    let mut term = (choose + k * rate.ln() + (n - k) * (-rate).ln_1p()).exp();
+    let (mut sum, mut i) = (0.0, k);
+    while term > sum * 1e-12 {
+        sum += term;
+        term *= i / (n - i + 1.0) * (1.0 - rate) / rate;
+        i -= 1.0;
+    }
+    sum
+}
+
+/// ln(x!) by Stirling's series (Abramowitz and Stegun, 6.1.41), exact to 10⁻¹⁰ from 16 on; the product below.
+fn ln_factorial(x: f64) -> f64 {
+    if x < 16.0 {
+        return (2..=x as u32).map(|i| f64::from(i).ln()).sum();
+    }
+    let z = x + 1.0;
+    (z - 0.5) * z.ln() - z + 0.5 * std::f64::consts::TAU.ln() + 1.0 / (12.0 * z)
+        - 1.0 / (360.0 * z.powi(3))
+        + 1.0 / (1260.0 * z.powi(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_is_clopper_and_pearsons() {
+        // Reckoned apart, in Python, from whole binomial sums with exact coefficients.
+        for (wrong, audits, bound) in [
+            (0, 1, 0.95),
+            (0, 10, 0.258_865_58),
+            (0, 1000, 0.002_991_25),
+            (1, 10, 0.394_163_28),
+            (5, 10, 0.777_559_02),
+            (9, 10, 0.994_883_83),
+        ] {
+            let found = upper_bound(wrong, audits, 0.95);
+            assert!((found - bound).abs() < 1e-5, "{wrong} of {audits}: {found}, not {bound}");
+        }
+        assert_eq!((upper_bound(0, 0, 0.95), upper_bound(4, 4, 0.95)), (1.0, 1.0));
+    }
+
+    #[test]
+    fn the_bound_is_where_so_few_would_be_found_once_in_twenty_times() {
+        for (wrong, audits) in
+            [(1, 50), (7, 300), (100, 1_000), (3, 1_000_000), (500_000, 1_000_000)]
+        {
+            let bound = upper_bound(wrong, audits, 0.95);
+            let found = at_most(wrong, audits, bound);
+            assert!((found - 0.05).abs() < 1e-6, "{wrong} of {audits}: {found} at {bound}");
+            assert!(bound > wrong as f64 / audits as f64);
+        }
+    }
+
+    #[test]
+    fn a_sample_is_one_in_so_many_and_skips_what_would_be_in_the_way() {
+        let audit = Audit::new(NonZeroU32::new(100).unwrap(), 1);
+        let due = (0..1_000_000).filter(|_| audit.is_due()).count();
+        assert!((9_000..11_000).contains(&due), "{due}");
+        let all = Audit::new(NonZeroU32::MIN, 1);
+        assert!((0..100).all(|_| all.is_due()));
+        assert!(!all.begin(|| false));
+        for _ in 0..MAX_UNDER_WAY {
+            assert!(all.begin(|| true));
+        }
+        assert!(!all.begin(|| true));
+        all.end(Some(true));
+        assert!(all.begin(|| true));
+        assert_eq!(all.skipped.load(Relaxed), 2);
+    }
+}
