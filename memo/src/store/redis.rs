@@ -49,6 +49,8 @@ pub struct Redis {
 /// What is known of the server, and whether its trouble was told of.
 #[derive(Debug, Default)]
 struct Health {
+    /// Where it is, without what may be a password.
+    address: String,
     healthy: AtomicBool,
     told: AtomicBool,
     writes_failed: AtomicU64,
@@ -61,7 +63,7 @@ impl Health {
     fn answers(&self) {
         self.healthy.store(true, Relaxed);
         if self.told.swap(false, Relaxed) {
-            tracing::info!("Redis answers");
+            tracing::info!(server = self.address, "Redis answers");
         }
     }
 
@@ -69,7 +71,7 @@ impl Health {
     fn fails(&self, why: &dyn fmt::Display) {
         self.healthy.store(false, Relaxed);
         if !self.told.swap(true, Relaxed) {
-            tracing::warn!(%why, "Redis does not answer");
+            tracing::warn!(server = self.address, %why, "Redis does not answer");
         }
     }
 }
@@ -87,7 +89,7 @@ impl Health {
         let why = match outcome {
             Writing::Done => {
                 if self.told_of_writes.swap(false, Relaxed) {
-                    tracing::info!("Redis takes writes");
+                    tracing::info!(server = self.address, "Redis takes writes");
                 }
                 return;
             }
@@ -99,7 +101,7 @@ impl Health {
         };
         self.writes_failed.fetch_add(writes as u64, Relaxed);
         if !self.told_of_writes.swap(true, Relaxed) {
-            tracing::warn!(%why, "Redis does not take writes");
+            tracing::warn!(server = self.address, %why, "Redis does not take writes");
         }
     }
 }
@@ -141,7 +143,7 @@ impl Redis {
             .map_err(|source| RedisError { url: without_password(url), source })?;
         let (set_connection, connection) = watch::channel(None);
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
-        let health = Arc::<Health>::default();
+        let health = Arc::new(Health { address: without_password(url), ..Health::default() });
         tokio::spawn(connect(connector, set_connection, Arc::clone(&health)));
         tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
         Ok(Redis { connection, writes, health })
@@ -151,6 +153,10 @@ impl Redis {
 impl Backend for Redis {
     fn name(&self) -> &'static str {
         "redis"
+    }
+
+    fn address(&self) -> &str {
+        &self.health.address
     }
 
     fn is_connected(&self) -> bool {
