@@ -114,16 +114,16 @@ impl Kernel for AllQuotients {
     }
 }
 
-/// `x / divisor` by multiplications, which take a fifth of a division's time: the rounded product with the reciprocal, then
-/// once corrected by what is left over. For most divisors that is the quotient rounded properly (P. Markstein,
-/// "Computation of Elementary Functions on the IBM RISC System/6000 Processor", IBM J. Res. Dev. 34, 1990); for which
-/// it is, [`RawPixels::new`] finds out.
+/// `x / divisor` by multiplying with the reciprocal, which takes a fraction of a division's time. The reciprocal is the sum of
+/// two numbers, since one alone is not exact enough (N. Brisebarre and J.-M. Muller, "Correctly Rounded
+/// Multiplication by Arbitrary Precision Constants", IEEE Trans. Computers 57, 2008). For nearly all divisors that gives
+/// the quotient rounded properly; for which it does, [`RawPixels::new`] finds out.
 #[inline(always)]
 fn divide<S: Simd>(simd: S, x: S::V, divisor: f32) -> S::V {
-    let reciprocal = simd.splat(1.0 / divisor);
-    let quotient = simd.mul(x, reciprocal);
-    let left_over = simd.mul_add(quotient, simd.splat(-divisor), x);
-    simd.mul_add(left_over, reciprocal, quotient)
+    let exact = 1.0 / f64::from(divisor);
+    let upper = exact as f32;
+    let lower = (exact - f64::from(upper)) as f32;
+    simd.mul_add(x, simd.splat(upper), simd.mul(x, simd.splat(lower)))
 }
 
 #[cfg(test)]
