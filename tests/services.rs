@@ -155,6 +155,33 @@ fn a_second_signal_ends_a_service_that_is_draining_at_once() {
     });
 }
 
+#[test]
+fn a_ping_overtakes_the_images_that_wait_to_be_scored() {
+    /// As many as one compute thread is busy with long after the last of them has been read.
+    const IMAGES: u64 = 3000;
+    within(LIMIT, async {
+        let service = Running::start(&["classifier", "--compute-threads", "1"]);
+        let (mut raw, _) = Raw::open(service.addr(), "").await;
+        let (digits, labels) = answered(3, 1, &Model::shipped());
+        for id in 0..IMAGES {
+            let message = Message::ClassifyReq { image: digits.image(0), budget_ms: 0 };
+            raw.feed(id, message).await;
+        }
+        raw.feed(IMAGES, Message::Ping(b"on the way?")).await;
+        raw.flush().await;
+        let mut before = None;
+        for answered in 0..=IMAGES {
+            let frame = raw.recv().await;
+            match frame.header.id {
+                IMAGES => before = Some(answered),
+                _ => assert_eq!(label(&frame).class, labels[0]),
+            }
+        }
+        let before = before.expect("one of the frames is the pong");
+        assert!(before < IMAGES * 9 / 10, "the pong came behind {before} of {IMAGES} labels");
+    });
+}
+
 // ---- The socket suite ----
 
 #[test]
