@@ -57,6 +57,10 @@ train DIR:
 bench-memo:
     bench/memo
 
+# The classifier's speed, and the same models in LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime
+bench-classifier DIR:
+    bench/classifier {{DIR}}
+
 # The cache beside Redis and memcached, each on one core, the load on the other
 bench-cache:
     bench/cache

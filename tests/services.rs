@@ -158,7 +158,7 @@ fn a_second_signal_ends_a_service_that_is_draining_at_once() {
 #[test]
 fn a_ping_overtakes_the_images_that_wait_to_be_scored() {
     /// As many as one compute thread is busy with long after the last of them has been read.
-    const IMAGES: u64 = 3000;
+    const IMAGES: u64 = 1000;
     within(LIMIT, async {
         let service = Running::start(&["classifier", "--compute-threads", "1"]);
         let (mut raw, _) = Raw::open(service.addr(), "").await;
