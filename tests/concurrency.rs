@@ -142,6 +142,52 @@ async fn once(flags: &[&str]) {
 }
 
 #[test]
+fn ten_thousand_identical_requests_from_a_hundred_connections_make_one_call_and_one_write() {
+    within(LIMIT, ten_thousand_identical(&[]));
+}
+
+#[test]
+fn ten_thousand_identical_requests_make_one_call_and_one_write_with_a_remote_cache() {
+    within(LIMIT, async {
+        let cache = Running::start(&["cache", "--memory", "8MiB"]);
+        ten_thousand_identical(&["--cache", &cache.place(), "--lookup-budget", "50s"]).await;
+        let cache = stats(cache.addr()).await;
+        assert_eq!((cache.counter_value("writes"), cache.counter_value("misses")), (1, 1));
+    });
+}
+
+async fn ten_thousand_identical(flags: &[&str]) {
+    const CONNECTIONS: usize = 100;
+    let pair = Pair::start(flags).await;
+    let (digits, labels) = answered(9, 1, &Model::raw());
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        connections.push(Raw::open(pair.addr(), "").await.0);
+    }
+    pair.hold();
+    for raw in &mut connections {
+        feed_all(raw, &digits, 0..(MANY / CONNECTIONS) as u64).await;
+    }
+    pair.until_waiting(MANY).await;
+    pair.release();
+    let mut computed = 0;
+    for raw in &mut connections {
+        let mut due: HashSet<u64> = (0..(MANY / CONNECTIONS) as u64).collect();
+        while !due.is_empty() {
+            let frame = raw.recv().await;
+            assert!(due.remove(&frame.header.id), "request {} has two replies", frame.header.id);
+            let answer = label(&frame);
+            assert_eq!(answer.class, labels[0]);
+            computed += usize::from(answer.origin == Origin::Computed);
+        }
+    }
+    let memo = stats(pair.addr()).await;
+    let counted = ["classifier_calls", "store_writes", "coalesced"].map(|n| memo.counter_value(n));
+    assert_eq!((computed, counted), (1, [1, 1, MANY as u64 - 1]));
+    assert_eq!(pair.scored().await, 1);
+}
+
+#[test]
 fn free_running_connections_make_no_more_calls_than_there_are_images() {
     within(LIMIT, async {
         const CONNECTIONS: usize = 200;

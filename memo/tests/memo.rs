@@ -277,25 +277,62 @@ async fn the_call_outlives_the_caller_who_asked_first() {
 }
 
 #[tokio::test]
-async fn a_failure_reaches_all_who_wait_and_is_not_remembered() {
+async fn the_call_outlives_the_connection_that_asked_first_and_answers_the_others() {
     let puppet = Puppet::new();
-    let client = embedded(&puppet, &table()).await;
+    let store = Store::Embedded(table(), None);
+    let service = MemoService::new(store, puppet.clone(), MemoOptions::new(secret()));
+    let running = serve(service, "127.0.0.1:0").await;
+    let client =
+        async || Client::connect(running.addr.as_str(), ClientOptions::new()).await.unwrap();
+    let (first, second) = (client().await, client().await);
     puppet.hold();
-    puppet.fail_with(Some(Status::UpstreamError));
-    let calls: Vec<_> = (0..10)
-        .map(|_| {
-            let client = client.clone();
-            tokio::spawn(async move { client.classify(&[4; 4]).await })
-        })
-        .collect();
-    until("all wait", async || counter(&client, "requests").await >= 10).await;
+    let ask = |client: &Client| {
+        let client = client.clone();
+        tokio::spawn(async move { client.classify(&[3; 4]).await })
+    };
+    let doomed = ask(&first);
+    until("the call is made", async || puppet.calls() == 1).await;
+    let waiting = [ask(&second), ask(&second)];
+    until("the others wait", async || counter(&second, "requests").await >= 3).await;
+    doomed.abort();
+    assert!(doomed.await.unwrap_err().is_cancelled());
+    first.close().await;
     puppet.release();
-    for call in calls {
-        assert_eq!(status(call.await.unwrap()), Status::UpstreamError);
+    for call in waiting {
+        assert_eq!(call.await.unwrap().unwrap(), label(3, Origin::Coalesced));
     }
-    puppet.fail_with(None);
-    assert_eq!(client.classify(&[4; 4]).await.unwrap(), label(4, Origin::Computed));
-    assert_eq!(puppet.calls(), 2);
+    assert_eq!(second.classify(&[3; 4]).await.unwrap(), label(3, Origin::Memoized));
+    assert_eq!((puppet.calls(), counter(&second, "store_writes").await), (1, 1));
+}
+
+#[tokio::test]
+async fn a_failure_reaches_all_who_wait_and_is_not_remembered() {
+    let table = table();
+    let cache = serve(CacheService::new(Arc::clone(&table)), "127.0.0.1:0").await;
+    let puppet = Puppet::new();
+    for client in [embedded(&puppet, &table).await, remote(&puppet, &cache.addr).await] {
+        table.clear();
+        let before = puppet.calls();
+        puppet.hold();
+        puppet.fail_with(Some(Status::UpstreamError));
+        let calls: Vec<_> = (0..10)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.classify(&[4; 4]).await })
+            })
+            .collect();
+        until("all wait", async || counter(&client, "requests").await >= 10).await;
+        until("the call is made", async || puppet.calls() - before == 1).await;
+        puppet.release();
+        for call in calls {
+            assert_eq!(status(call.await.unwrap()), Status::UpstreamError);
+        }
+        assert_eq!((table.len(), counter(&client, "store_writes").await), (0, 0));
+        puppet.fail_with(None);
+        assert_eq!(client.classify(&[4; 4]).await.unwrap(), label(4, Origin::Computed));
+        assert_eq!(client.classify(&[4; 4]).await.unwrap(), label(4, Origin::Memoized));
+        assert_eq!(puppet.calls() - before, 2);
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use afterimage_wire::proto::message::{Label, Origin};
 use afterimage_wire::{CallError, Status};
 use tokio::time::Instant;
 
-use super::classifier::{image, label};
+use super::classifier::{Classifier, image, label};
 use super::history::{Ask, Weather};
 use super::play::{PATIENT, RECOVERY};
 use super::world::World;
@@ -88,12 +88,12 @@ pub(super) fn outcome(world: &World, outcome: &Outcome, mended: Instant) {
     }
     let over = outcome.began > mended + RECOVERY && outcome.ask.timeout >= PATIENT;
     if over || settings.weather != Weather::Stormy {
-        let live = world.classifier.model();
+        let live = world.live();
         let few_may_wait = settings.max_waiting < FEW;
         match &outcome.result {
             Err(error) if few_may_wait && error.status() == Status::Overloaded => {}
             Err(_) => complain("everything should work"),
-            Ok((_, Some(digest))) if over && *digest != [live; 32] => {
+            Ok((_, Some(digest))) if over && !live.contains(&digest[0]) => {
                 complain("an old model's answer long after the change");
             }
             Ok(_) => {}
@@ -133,8 +133,9 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome]) {
     }
     let images: BTreeSet<u8> = outcomes.iter().map(|outcome| outcome.ask.image).collect();
     // And one for what is asked about after the storm.
-    let (calls, images) = (world.classifier.calls(), images.len() + 1);
-    if calls != images as u64 {
+    let images = images.len() as u64 + 1;
+    let calls: u64 = world.classifiers.iter().map(Classifier::calls).sum();
+    if calls != images {
         world.network.complain(format!("{calls} calls for {images} images"));
     }
 }
@@ -144,13 +145,13 @@ pub(super) async fn remembers(world: &World) {
     let options = || CallOptions::new().timeout(Duration::from_secs(5));
     // An image of its own, so that nothing is known of it.
     let image = image(u8::MAX);
+    let classes = world.live().into_iter().map(|model| label(model, u8::MAX));
+    let classes: Vec<u16> = classes.collect();
     for (client, origin) in [(0, Origin::Computed), (world.clients.len() - 1, Origin::Memoized)] {
-        let answer = world.clients[client].classify_with(&image, options()).await;
-        let class = label(world.classifier.model(), u8::MAX);
-        match answer {
-            Ok(answer) if answer == (Label { class, origin }) => {}
+        match world.clients[client].classify_with(&image, options()).await {
+            Ok(answer) if answer.origin == origin && classes.contains(&answer.class) => {}
             answer => {
-                let complaint = format!("after the storm {answer:?}, not {class}, {origin:?}");
+                let complaint = format!("after the storm {answer:?}, not {origin:?} {classes:?}");
                 world.network.complain(complaint);
             }
         }
@@ -162,6 +163,10 @@ pub(super) fn settled(world: &World) {
     let (waiting, under_way) = world.in_flight();
     if (waiting, under_way) != (0, 0) {
         world.network.complain(format!("in the end {waiting} wait for {under_way} calls"));
+    }
+    let alive = world.memos_alive();
+    if alive != 1 {
+        world.network.complain(format!("in the end there are {alive} memos"));
     }
     for (number, client) in world.clients.iter().enumerate() {
         let counters = client.counters();

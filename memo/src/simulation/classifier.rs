@@ -11,6 +11,7 @@ use afterimage_wire::server::{Batch, Identity, Op, Service};
 use tokio::time::sleep;
 
 use super::dice::Dice;
+use super::network::Host;
 
 /// Bytes of an image: its number, eight times.
 pub(super) const IMAGE_LEN: usize = 8;
@@ -32,7 +33,7 @@ pub(super) fn label(model: Model, number: u8) -> u16 {
     (seen.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u16 % CLASSES
 }
 
-/// The classifier's host has one; it outlives the processes there.
+/// Each classifier's host has one; it outlives the processes there.
 #[derive(Clone, Debug)]
 pub(super) struct Classifier(Arc<Mutex<State>>);
 
@@ -49,8 +50,8 @@ struct State {
 
 impl Classifier {
     /// One with model 1 that takes up to so many milliseconds an image.
-    pub(super) fn new(seed: u64, takes_ms: u64) -> Self {
-        let dice = Dice::new(seed, 2);
+    pub(super) fn new(seed: u64, host: Host, takes_ms: u64) -> Self {
+        let dice = Dice::new(seed, 1000 + host as u64);
         let state = State { dice, model: 1, generation: 0, takes_ms, corrupt: false, calls: 0 };
         Classifier(Arc::new(Mutex::new(state)))
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::dice::Dice;
 use super::network::Host;
-use super::{CACHE, CLASSIFIER, CLIENTS, MEMO};
+use super::{CACHE, CLASSIFIERS, CLIENTS, MAX_CLASSIFIERS, MEMO};
 
 /// In which the faults of a history begin; requests come all the time.
 pub(super) const STORM_MS: u64 = 2000;
@@ -15,6 +15,7 @@ pub(super) struct Settings {
     pub(super) seed: u64,
     pub(super) weather: Weather,
     pub(super) clients: usize,
+    pub(super) classifiers: usize,
     pub(super) images: u8,
     pub(super) models: u8,
     /// The memo's table is a cache across the network.
@@ -35,6 +36,9 @@ pub(super) enum Weather {
     Calm,
     /// The cache alone is in trouble: every request must succeed, and soon.
     CacheOnly,
+    /// One of several classifiers is in trouble, with the model that all have: every request must
+    /// succeed.
+    OneReplica,
     /// Everything may happen.
     Stormy,
 }
@@ -86,10 +90,10 @@ pub(super) enum Trouble {
     Reset { a: Host, b: Host },
     /// Somebody writes into the cache what does not belong there.
     Poison,
-    /// The classifier answers with labels that there are not.
-    Corrupt,
-    /// The classifier is asked to end, and the next one has another model.
-    NewModel { model: u8 },
+    /// A classifier answers with labels that there are not.
+    Corrupt { host: Host },
+    /// A classifier is asked to end, and the next one has another model.
+    NewModel { host: Host, model: u8 },
 }
 
 impl Settings {
@@ -99,6 +103,7 @@ impl Settings {
         let weather = match seed % 8 {
             0 => Weather::Calm,
             1 | 2 => Weather::CacheOnly,
+            3 => Weather::OneReplica,
             _ => Weather::Stormy,
         };
         let stormy = weather == Weather::Stormy;
@@ -106,8 +111,12 @@ impl Settings {
             seed,
             weather,
             clients: 1 + dice.below(4),
+            classifiers: match weather {
+                Weather::OneReplica => dice.pick(&[2, 2, MAX_CLASSIFIERS]),
+                _ => dice.pick(&[1, 1, 2, MAX_CLASSIFIERS]),
+            },
             images: dice.pick(&[1, 4, 20, 60]),
-            models: 1 + dice.below(3) as u8,
+            models: if stormy { dice.pick(&[2, 3]) } else { dice.pick(&[1, 3]) },
             remote_cache: weather == Weather::CacheOnly || dice.one_in(2),
             lookup_budget: Duration::from_millis(dice.of(15..=30)),
             classifier_ms: dice.of(0..=40),
@@ -167,16 +176,18 @@ impl Settings {
     }
 
     fn trouble(&self, dice: &mut Dice) -> Trouble {
-        let (host, other) = match self.weather {
+        let classifier = CLASSIFIERS + dice.below(self.classifiers);
+        let (host, other, kinds) = match self.weather {
             Weather::Stormy => {
-                (dice.pick(&[MEMO, CACHE, CLASSIFIER]), CLIENTS + dice.below(self.clients))
+                let other = CLIENTS + dice.below(self.clients);
+                (dice.pick(&[MEMO, CACHE, classifier, classifier]), other, 12)
             }
-            _ => (CACHE, MEMO),
+            Weather::OneReplica => (CLASSIFIERS, MEMO, 7),
+            Weather::Calm | Weather::CacheOnly => (CACHE, MEMO, 8),
         };
         // Everybody talks with the memo.
         let (a, b) = (MEMO, if host == MEMO { other } else { host });
         let (keep, silent) = (dice.one_in(2), dice.one_in(3));
-        let kinds = if self.weather == Weather::Stormy { 11 } else { 8 };
         match dice.below(kinds) {
             0 | 1 => Trouble::Crash { host, silent, keep },
             2 => Trouble::Drain { host, keep },
@@ -185,8 +196,11 @@ impl Settings {
             5 => Trouble::Slow { a, b },
             6 => Trouble::Reset { a, b },
             7 => Trouble::Poison,
-            8 => Trouble::Corrupt,
-            _ => Trouble::NewModel { model: 1 + dice.below(self.models.into()) as u8 },
+            8 => Trouble::Corrupt { host: classifier },
+            _ => {
+                let model = 1 + dice.below(self.models.into()) as u8;
+                Trouble::NewModel { host: classifier, model }
+            }
         }
     }
 }

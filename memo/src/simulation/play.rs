@@ -17,7 +17,7 @@ use super::history::{Ask, Fault, Manner, Settings, Trouble};
 use super::network::Network;
 use super::trace::Digest;
 use super::world::World;
-use super::{CLASSIFIER, CLIENTS};
+use super::{CLASSIFIERS, CLIENTS};
 
 /// After the last fault: within this time everything works again.
 pub(super) const RECOVERY: Duration = Duration::from_secs(1);
@@ -235,16 +235,17 @@ async fn strike(world: Arc<World>, start: Instant, number: u64, fault: Fault) {
         }
         Trouble::Reset { a, b } => network.reset(a, b),
         Trouble::Poison => poison(&world, number, fault.lasts).await,
-        Trouble::Corrupt => {
-            world.classifier.set_corrupt(true);
+        Trouble::Corrupt { host } => {
+            let classifier = &world.classifiers[host - CLASSIFIERS];
+            classifier.set_corrupt(true);
             sleep(fault.lasts).await;
-            world.classifier.set_corrupt(false);
+            classifier.set_corrupt(false);
         }
-        Trouble::NewModel { .. } if !world.is_up(CLASSIFIER) => {}
-        Trouble::NewModel { model } => {
-            world.drain(CLASSIFIER).await;
-            world.classifier.set_model(model);
-            world.boot(CLASSIFIER, true);
+        Trouble::NewModel { host, .. } if !world.is_up(host) => {}
+        Trouble::NewModel { host, model } => {
+            world.drain(host).await;
+            world.classifiers[host - CLASSIFIERS].set_model(model);
+            world.boot(host, true);
         }
     }
     network.trace(|trace| trace.event(number, || format!("{:?} is over", fault.what)));

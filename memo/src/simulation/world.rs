@@ -14,9 +14,9 @@ use tokio::task::JoinHandle;
 use super::classifier::{Classifier, Model};
 use super::history::Settings;
 use super::network::{Host, Network};
-use super::{CACHE, CLASSIFIER, CLIENTS, MEMO};
+use super::{CACHE, CLASSIFIERS, CLIENTS, MEMO};
 use crate::store::{RemoteOptions, RemoteStore};
-use crate::upstream::Remote;
+use crate::upstream::{self, Remote};
 use crate::{MemoOptions, MemoService, Secret, Store};
 
 type Memo = MemoService<Arc<Remote>>;
@@ -25,13 +25,13 @@ type Memo = MemoService<Arc<Remote>>;
 pub(super) struct World {
     pub(super) settings: Settings,
     pub(super) network: Network,
-    pub(super) classifier: Classifier,
+    pub(super) classifiers: Vec<Classifier>,
     pub(super) clients: Vec<Client>,
     processes: Mutex<[Option<Process>; CLIENTS]>,
     /// The content of the cache, or of the memo's own table.
     table: Mutex<Arc<Table>>,
-    memo: Mutex<Weak<Memo>>,
-    starts: Mutex<u64>,
+    /// Every memo that ever was, the last one last.
+    memos: Mutex<Vec<Weak<Memo>>>,
 }
 
 /// A process that serves.
@@ -59,18 +59,20 @@ impl World {
                 Client::with_connector(network.connector(CLIENTS + number, MEMO), options)
             })
             .collect();
-        let classifier = Classifier::new(settings.seed, settings.classifier_ms);
+        let hosts = CLASSIFIERS..CLASSIFIERS + settings.classifiers;
+        let classifiers =
+            hosts.clone().map(|host| Classifier::new(settings.seed, host, settings.classifier_ms));
+        let classifiers = classifiers.collect();
         let world = Arc::new(World {
             settings,
             network,
-            classifier,
+            classifiers,
             clients,
             processes: Mutex::default(),
             table: Mutex::new(new_table()),
-            memo: Mutex::default(),
-            starts: Mutex::new(0),
+            memos: Mutex::default(),
         });
-        for host in [CACHE, CLASSIFIER, MEMO] {
+        for host in hosts.chain([CACHE, MEMO]) {
             world.boot(host, true);
         }
         world
@@ -89,13 +91,12 @@ impl World {
         }
         let process = match host {
             CACHE => self.serve(host, Arc::new(CacheService::new(self.table()))),
-            CLASSIFIER => self.serve(host, Arc::new(self.classifier.clone())),
             MEMO => {
                 let memo = Arc::new(self.new_memo());
-                *self.memo.lock().unwrap() = Arc::downgrade(&memo);
+                self.memos.lock().unwrap().push(Arc::downgrade(&memo));
                 self.serve(host, memo)
             }
-            _ => unreachable!("clients are not booted"),
+            _ => self.serve(host, Arc::new(self.classifiers[host - CLASSIFIERS].clone())),
         };
         self.processes.lock().unwrap()[host] = Some(process);
     }
@@ -114,11 +115,7 @@ impl World {
 
     fn new_memo(&self) -> Memo {
         let settings = &self.settings;
-        let start = {
-            let mut starts = self.starts.lock().unwrap();
-            *starts += 1;
-            *starts
-        };
+        let start = self.memos.lock().unwrap().len() as u64;
         let client = |to, expect| {
             let options = ClientOptions::new()
                 .expect(expect)
@@ -134,8 +131,14 @@ impl World {
         } else {
             Store::Embedded(self.table(), None)
         };
-        let classifier =
-            Remote::new(client(CLASSIFIER, Expect::Classify), settings.classifier_timeout);
+        let options = upstream::RemoteOptions {
+            timeout: settings.classifier_timeout,
+            seed: Some(settings.seed ^ start),
+            ..upstream::RemoteOptions::default()
+        };
+        let clients =
+            (0..settings.classifiers).map(|number| client(CLASSIFIERS + number, Expect::Classify));
+        let classifier = Remote::of_clients(clients, options);
         let secret = Secret::new([settings.seed as u8; 32]);
         let options = MemoOptions { max_waiting: settings.max_waiting, ..MemoOptions::new(secret) };
         MemoService::new(store, classifier, options)
@@ -165,10 +168,21 @@ impl World {
 
     /// Those who wait in the memo, and the calls that are under way.
     pub(super) fn in_flight(&self) -> (usize, usize) {
-        self.memo.lock().unwrap().upgrade().map_or((0, 0), |memo| memo.in_flight())
+        let memos = self.memos.lock().unwrap();
+        memos.last().and_then(Weak::upgrade).map_or((0, 0), |memo| memo.in_flight())
     }
 
-    /// Whether this digest is one that the classifier ever had.
+    /// Memos that still take memory.
+    pub(super) fn memos_alive(&self) -> usize {
+        self.memos.lock().unwrap().iter().filter(|memo| memo.strong_count() > 0).count()
+    }
+
+    /// The models that the classifiers have now.
+    pub(super) fn live(&self) -> Vec<Model> {
+        self.classifiers.iter().map(Classifier::model).collect()
+    }
+
+    /// Whether this digest is one that a classifier ever had.
     pub(super) fn model_of(&self, digest: &[u8; 32]) -> Option<Model> {
         let model = digest[0];
         let known = (1..=self.settings.models).contains(&model) && *digest == [model; 32];

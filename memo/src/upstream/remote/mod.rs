@@ -67,11 +67,19 @@ pub struct RemoteOptions {
     /// Retries that may be saved up, and are there from the start. The default, 4,096, is what may be in
     /// flight on a busy replica when it dies.
     pub retry_burst: u32,
+    /// Where chance begins when replicas are drawn; `None`, the default, is chance itself. For simulations
+    /// that must be repeatable.
+    pub seed: Option<u64>,
 }
 
 impl Default for RemoteOptions {
     fn default() -> Self {
-        RemoteOptions { timeout: Duration::from_secs(5), retry_percent: 10, retry_burst: 4096 }
+        RemoteOptions {
+            timeout: Duration::from_secs(5),
+            retry_percent: 10,
+            retry_burst: 4096,
+            seed: None,
+        }
     }
 }
 
@@ -123,7 +131,7 @@ impl Remote {
 
     fn empty(options: RemoteOptions) -> Arc<Self> {
         use std::hash::{BuildHasher, Hasher, RandomState};
-        let seed = RandomState::new().build_hasher().finish();
+        let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let balance = Balance::new(options.timeout / PATIENCE_SHARE, seed);
         let budget = RetryBudget::new(options.retry_percent, options.retry_burst);
         Arc::new(Remote {
