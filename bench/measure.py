@@ -1,0 +1,168 @@
+"""What the scripts beside this share: servers of their own, loads, and what both cost. Python 3.9 or newer, and
+nothing else. AFTERIMAGE names the binary; without it, it is built."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def binary():
+    if "AFTERIMAGE" not in os.environ:
+        subprocess.run(["cargo", "build", "--release", "--locked"], cwd=ROOT, check=True)
+    return os.environ.get("AFTERIMAGE", str(ROOT / "target/release/afterimage"))
+
+
+def machine():
+    """A line that says where, and how busy it was."""
+    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    load = os.getloadavg()[0]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    return (f"{model}, {os.cpu_count()} CPUs, Linux {os.uname().release}, commit {commit.strip()}; "
+            f"load average at the start {load:.1f}")
+
+
+def free_port():
+    """One that is free now, and low enough that a Redis cluster's bus port, 10,000 above, exists."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        if port < 55_000:
+            return port
+
+
+class Process:
+    """A server of ours, ended with the block that it is made for."""
+
+    def __init__(self, command):
+        self.command = command
+        self.folder = tempfile.mkdtemp(prefix="afterimage-bench-")
+        self.start()
+
+    def start(self):
+        self.log = open(os.path.join(self.folder, "log"), "ab")
+        self.child = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log,
+                                      cwd=self.folder)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def kill(self):
+        self.child.kill()
+        self.child.wait()
+
+    def end(self):
+        self.child.terminate()
+        self.child.wait()
+
+    def cpu_s(self):
+        """Seconds of CPU time so far, of all threads, in user and kernel."""
+        fields = open(f"/proc/{self.child.pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def waits(self):
+        """How often its threads have given their CPU away to wait for something, so far."""
+        total = 0
+        for task in pathlib.Path(f"/proc/{self.child.pid}/task").iterdir():
+            for line in open(task / "status"):
+                if line.startswith("voluntary_ctxt_switches"):
+                    total += int(line.split()[1])
+        return total
+
+    def resident(self):
+        """Bytes of physical memory."""
+        for line in open(f"/proc/{self.child.pid}/status"):
+            if line.startswith("VmRSS"):
+                return int(line.split()[1]) * 1024
+        return 0
+
+
+class Service(Process):
+    """A service of the binary; `addr` is where it listens."""
+
+    def __init__(self, program, *args, listen="127.0.0.1:0"):
+        super().__init__([program, *args, "--listen", listen, "--log", "warn"])
+        self.ready()
+
+    def ready(self):
+        line = self.child.stdout.readline().decode()
+        if " listening on " not in line:
+            sys.exit(f"{self.command} did not start:\n" + open(os.path.join(self.folder, "log")).read())
+        self.addr = line.rsplit(" ", 1)[1].strip()
+
+    def restart(self):
+        self.command[self.command.index("--listen") + 1] = self.addr
+        self.start()
+        self.ready()
+
+
+class Redis(Process):
+    """A redis-server that keeps nothing on disk."""
+
+    def __init__(self, *args):
+        self.port = free_port()
+        super().__init__(["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "",
+                          "--loglevel", "warning", *args])
+        self.ready()
+
+    def ready(self):
+        self.addr = f"127.0.0.1:{self.port}"
+        while self.cli("ping") != "PONG":
+            if self.child.poll() is not None:
+                sys.exit(f"{self.command} ended: " + self.child.stdout.read().decode())
+            time.sleep(0.05)
+
+    def cli(self, *args):
+        done = subprocess.run(["redis-cli", "-p", str(self.port), *args], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def info(self, name):
+        lines = self.cli("info", "all").splitlines()
+        return next(line.split(":")[1] for line in lines if line.startswith(name + ":"))
+
+
+def load(program, addr, *args, prefix=()):
+    """The report of a run of `afterimage bench`; its failed requests are in it and end nothing here."""
+    command = [*prefix, program, "bench", addr, "--json", *args]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if not done.stdout.strip():
+        sys.exit(f"{command} failed: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def stats(program, addr):
+    done = subprocess.run([program, "stats", "--json", "--over", "0s", addr], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)["values"]
+
+
+def table(head, rows):
+    """A table in Markdown."""
+    print("| " + " | ".join(head) + " |")
+    print("| " + " | ".join(["---"] + ["---:"] * (len(head) - 1)) + " |")
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
+    print()
+
+
+def short(number):
+    for size, name in ((1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{name}"
+    return f"{number:.3g}"
+
+
+def us(ns):
+    return f"{ns / 1000:.1f} µs"
