@@ -1,5 +1,6 @@
-"""What the scripts beside this share: servers of their own, loads, and what both cost. Python 3.9 or newer, and
-nothing else. AFTERIMAGE names the binary; without it, it is built."""
+"""What the scripts beside this share: servers of their own, loads, what both cost, and tables of it. Python 3.9 or
+newer, and nothing else. AFTERIMAGE names the binary; without it, it is built. With --write a script also puts
+what it prints into the document that shows it, between two comments that name the script."""
 
 import json
 import os
@@ -22,12 +23,12 @@ def binary():
 
 
 def machine():
-    """A line that says where, and how busy it was."""
+    """A sentence that says where, when and how busy it was."""
     model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     load = os.getloadavg()[0]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    return (f"{model}, {os.cpu_count()} CPUs, Linux {os.uname().release}, commit {commit.strip()}; "
-            f"load average at the start {load:.1f}")
+    return (f"{model}, {os.cpu_count()} CPUs, Linux {os.uname().release}, commit {commit.strip()}, "
+            f"{time.strftime('%Y-%m-%d')}; load average at the start {load:.1f}.")
 
 
 def free_port():
@@ -134,13 +135,13 @@ class Redis(Process):
         return next(line.split(":")[1] for line in lines if line.startswith(name + ":"))
 
 
-def load(program, addr, *args, prefix=()):
+def load(program, addr, *args):
     """The report of a run of `afterimage bench`; its failed requests are in it and end nothing here."""
-    command = [*prefix, program, "bench", addr, "--json", *args]
+    command = [program, "bench", addr, "--json", *args]
     done = subprocess.run(command, capture_output=True, text=True)
     if not done.stdout.strip():
         sys.exit(f"{command} failed: {done.stderr}")
-    return json.loads(done.stdout)
+    return json.loads(done.stdout)["runs"][-1]["report"]
 
 
 def stats(program, addr):
@@ -148,13 +149,34 @@ def stats(program, addr):
     return json.loads(done.stdout)["values"]
 
 
+SAID = []
+
+
+def say(text=""):
+    """Prints, and keeps it for `finish`."""
+    print(text, flush=True)
+    SAID.append(text)
+
+
 def table(head, rows):
-    """A table in Markdown."""
-    print("| " + " | ".join(head) + " |")
-    print("| " + " | ".join(["---"] + ["---:"] * (len(head) - 1)) + " |")
+    """A table in Markdown; rows are printed as they come."""
+    say("| " + " | ".join(head) + " |")
+    say("| " + " | ".join(["---"] + ["---:"] * (len(head) - 1)) + " |")
     for row in rows:
-        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
-    print()
+        say("| " + " | ".join(str(cell) for cell in row) + " |")
+    say()
+
+
+def finish(document):
+    """With --write: puts what was said into `document`."""
+    if "--write" not in sys.argv:
+        return
+    name = pathlib.Path(sys.argv[0]).name
+    opens, closes = f"<!-- bench/{name} -->\n", f"<!-- end of bench/{name} -->"
+    path = ROOT / document
+    before, rest = path.read_text("utf-8").split(opens)
+    after = rest.split(closes)[1]
+    path.write_text(before + opens + "\n" + "\n".join(SAID).rstrip() + "\n\n" + closes + after, "utf-8")
 
 
 def short(number):
