@@ -61,6 +61,12 @@ bench-memo:
 bench-classifier DIR:
     bench/classifier {{DIR}}
 
+# The memo's stores side by side, what more threads give the cache, what a snapshot costs its readers
+bench-scaling *ARGS:
+    bench/stores {{ARGS}}
+    bench/scaling {{ARGS}}
+    bench/snapshot {{ARGS}}
+
 # The cache beside Redis and memcached, each on one core, the load on the other
 bench-cache:
     bench/cache
