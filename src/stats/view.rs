@@ -43,6 +43,10 @@ const SHOWN: &[&str] = &[
     "engine_batches",
     "engine_queued",
     "engine_busy_us",
+    "classifier",
+    "classifier_connected",
+    "classifiers",
+    "classifiers_connected",
     "classifier_calls",
     "classifier_failures",
     "overloaded",
@@ -272,15 +276,21 @@ fn engine(interval: &Interval) -> Option<Line> {
 }
 
 fn classifier(interval: &Interval) -> Option<Line> {
-    let failures = interval.now.number("classifier_failures")?;
+    let now = &interval.now;
+    let failures = now.number("classifier_failures")?;
     let calls = interval.rate("classifier_calls").map_or("–".into(), short);
     let failing = interval.rate("classifier_failures").unwrap_or(0.0) > 0.0;
     let style = if failing { Style::Warning } else { Style::Plain };
-    Some(
-        label("classifier")
-            .push(Style::Plain, format!("{calls} calls/s"))
-            .push(style, format!(" · {} failed", grouped(failures))),
-    )
+    let mut line = label("classifier")
+        .push(Style::Plain, format!("{calls} calls/s"))
+        .push(style, format!(" · {} failed", grouped(failures)));
+    if let (Some(all), Some(connected)) =
+        (now.number("classifiers"), now.number("classifiers_connected"))
+    {
+        let style = if connected < all { Style::Warning } else { Style::Plain };
+        line = line.push(style, format!(" · {connected} of {all} connected"));
+    }
+    Some(line)
 }
 
 /// What was turned away: warned of while it happens, faint as a memory of it.
@@ -321,47 +331,45 @@ fn snapshot(interval: &Interval) -> Option<Line> {
     Some(line)
 }
 
-/// Everything that the upper part does not show, in as many columns as there is room for.
+/// Everything that the upper part does not show, in as many columns as there is room for; what is too long for
+/// a column has a line of its own.
 fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
     const COLUMN: usize = 46;
-    let cells: Vec<(String, String)> = interval
-        .now
-        .stats
-        .entries
-        .iter()
-        .filter(|(name, _)| !SHOWN.contains(&name.as_str()))
-        .filter_map(|(name, value)| {
-            let value = match value {
-                Value::Counter(value) => match interval.rate(name).filter(|&rate| rate > 0.0) {
-                    Some(rate) => format!("{}  {}/s", grouped(*value), short(rate)),
-                    None => grouped(*value),
-                },
-                Value::Gauge(value) => value.to_string(),
-                Value::Text(text) => text.clone(),
-                _ => return None,
-            };
-            Some((name.replace('_', " "), value))
-        })
-        .collect();
-    let columns = (width / COLUMN).max(1);
-    let rows = cells.len().div_ceil(columns);
-    if rows == 0 || height < 3 {
+    const NAME: usize = 28;
+    let cells =
+        interval.now.stats.entries.iter().filter(|(name, _)| !SHOWN.contains(&name.as_str()));
+    let cells = cells.filter_map(|(name, value)| {
+        let value = match value {
+            Value::Counter(value) => match interval.rate(name).filter(|&rate| rate > 0.0) {
+                Some(rate) => format!("{}  {}/s", grouped(*value), short(rate)),
+                None => grouped(*value),
+            },
+            Value::Gauge(value) => value.to_string(),
+            Value::Text(text) => text.clone(),
+            _ => return None,
+        };
+        Some((format!(" {} ", name.replace('_', " ")), value))
+    });
+    let width_of =
+        |(name, value): &(String, String)| name.chars().count().max(NAME) + value.chars().count();
+    let (short, long): (Vec<_>, Vec<_>) = cells.partition(|cell| width_of(cell) < COLUMN);
+    let rows = short.len().div_ceil((width / COLUMN).max(1));
+    if height < 3 || short.is_empty() && long.is_empty() {
         return Vec::new();
     }
     let mut lines = vec![Line::default()];
-    for row in 0..rows.min(height - 1) {
+    for row in 0..rows {
         let mut line = Line::default();
-        for (name, value) in cells.iter().skip(row).step_by(rows) {
-            let name_width = 28.max(name.chars().count() + 2);
-            let pad = COLUMN.saturating_sub(name_width);
-            line = line.left(Style::Faint, &format!(" {name}"), name_width).left(
-                Style::Plain,
-                value,
-                pad,
-            );
+        for (name, value) in short.iter().skip(row).step_by(rows) {
+            let room = COLUMN - name.chars().count().max(NAME);
+            line = line.left(Style::Faint, name, NAME).left(Style::Plain, value, room);
         }
         lines.push(line);
     }
+    lines.extend(long.iter().map(|(name, value)| {
+        Line::default().left(Style::Faint, name, NAME).push(Style::Plain, value.as_str())
+    }));
+    lines.truncate(height);
     lines
 }
 

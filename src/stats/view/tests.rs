@@ -16,6 +16,11 @@ fn memo(seconds: u64, breaker: &str) -> Reading {
     stats.counter("overloaded", 0);
     stats.counter("rejected_tags", 3 * seconds);
     stats.counter("audited", 1_234_567);
+    stats.counter("classifier_calls", 900 * seconds);
+    stats.counter("classifier_failures", 0);
+    stats.gauge("classifiers", 2);
+    stats.gauge("classifiers_connected", 1);
+    stats.text("classifier_1", "classifier-1.example.net:7402: well, model 501a1c72…, 3 in flight");
     stats.gauge("waiting", 17);
     stats.text("store", "afterimage");
     stats.text("store_connected", "yes");
@@ -56,9 +61,11 @@ fn a_memo_is_shown_by_its_rates_its_hit_ratio_and_its_latencies() {
 
  in flight  17
  store      afterimage · connected · breaker closed · opened once
+ classifier 900 calls/s · 0 failed · 1 of 2 connected
  refused    0 overloaded · 30 rejected tags
 
- audited                    1,234,567";
+ audited                    1,234,567
+ classifier 1               classifier-1.example.net:7402: well, model 501a1c72…,";
     let found = shown(&view, 81, 30);
     assert_eq!(found, expected, "found:\n{found}");
 }
