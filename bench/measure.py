@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")
+
+# Whoever ends a script ends its servers, too.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
 
 def binary():
