@@ -6,23 +6,22 @@
 //! the peers are asked in several ways, and each is then asked in the way that it answers fastest.
 //! With `echo` as its only argument it is the echo server.
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 use std::{env, io};
 
 use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::workload::Keys;
-use afterimage_bench::{Dialect, Plan, Report, Span, run};
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use afterimage_bench::{Dialect, Plan, Report, Span};
+use common::{Process, Result, checked};
 
 const DEPTHS: [usize; 5] = [64, 256, 1024, 4096, 16_384];
 const ROUNDS: usize = 3;
@@ -69,34 +68,21 @@ fn echo() -> io::Result<()> {
     Ok(())
 }
 
-/// A server on CPU 0, which ends with this value.
+/// A server on CPU 0, and how it is asked.
 struct Server {
-    process: Child,
+    process: Process,
     dialect: Dialect,
-    addr: SocketAddr,
-    command: String,
-    /// Keys in a command, and connections: how it is asked.
+    /// Keys in a command, and connections.
     way: (Dialect, usize, usize),
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 impl Server {
-    /// Starts a program that says on its first line where it listens.
+    fn new(dialect: Dialect, process: Process) -> Self {
+        Server { process, dialect, way: (dialect, 1, 1) }
+    }
+
     fn telling(dialect: Dialect, program: &Path, arguments: &[&str]) -> Result<Self> {
-        let (mut process, command) = spawn(&program.to_string_lossy(), arguments, Stdio::piped())?;
-        let mut line = String::new();
-        if let Some(output) = process.stdout.take() {
-            BufReader::new(output).read_line(&mut line)?;
-        }
-        let addr = line.trim().rsplit(' ').next().unwrap_or_default().parse();
-        let addr = addr.map_err(|_| format!("{command} says {line:?} and no address"))?;
-        Ok(Server { process, dialect, addr, command, way: (dialect, 1, 1) })
+        Ok(Server::new(dialect, Process::telling(program, arguments)?))
     }
 
     fn afterimage(binary: &Path, entries: u64) -> Result<Self> {
@@ -106,28 +92,8 @@ impl Server {
         Server::telling(Dialect::Wire, binary, &arguments)
     }
 
-    /// Starts a program that is told its port.
-    fn told(dialect: Dialect, program: &str, arguments: &[&str]) -> Result<Self> {
-        let addr = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let port = addr.port().to_string();
-        let arguments = [arguments, &[if program == "memcached" { "-p" } else { "--port" }, &port]];
-        let (process, command) = spawn(program, &arguments.concat(), Stdio::null())?;
-        let server = Server { process, dialect, addr, command, way: (dialect, 1, 1) };
-        let until = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(addr).is_err() {
-            if Instant::now() > until {
-                return Err(format!("{} does not listen", server.command).into());
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(server)
-    }
-
-    /// No persistence, one thread, no rehashing in the background.
     fn redis() -> Result<Self> {
-        let quiet = ["--save", "", "--appendonly", "no", "--activerehashing", "no"];
-        let one = ["--io-threads", "1", "--bind", "127.0.0.1"];
-        Server::told(Dialect::Redis, "redis-server", &[&quiet[..], &one].concat())
+        Ok(Server::new(Dialect::Redis, common::redis()?))
     }
 
     /// One worker, which serves a connection for as long as it has requests; no compare-and-swap
@@ -137,7 +103,9 @@ impl Server {
         let power = format!("hashpower={power},no_lru_crawler");
         let one = ["-t", "1", "-R", "100000", "-m", "8192", "-C", "-n", "24", "-o", &power];
         let place = ["-u", "nobody", "-l", "127.0.0.1", "-U", "0"];
-        Server::told(Dialect::Memcached, "memcached", &[&one[..], &place].concat())
+        let arguments = [&one[..], &place].concat();
+        let process = Process::told("memcached", &arguments, "-p", |_| {})?;
+        Ok(Server::new(Dialect::Memcached, process))
     }
 
     fn plan(&self, count: u32, depth: usize) -> Plan {
@@ -151,7 +119,7 @@ impl Server {
             stop: Span::Time(MEASURE),
             timeout: Duration::from_secs(30),
             pin: vec![1],
-            ..Plan::cache(self.addr, keys(count, 1))
+            ..Plan::cache(self.process.addr, keys(count, 1))
         }
     }
 
@@ -167,28 +135,10 @@ impl Server {
     /// does not change when others want the same CPUs.
     fn measure(&self, plan: &Plan) -> Result<Sample> {
         checked(&Plan { stop: Span::Time(WARMUP), ..plan.clone() })?;
-        let before_ns = self.cpu_ns()?;
+        let before_ns = self.process.cpu_ns()?;
         let report = checked(plan)?;
-        let used_ns = self.cpu_ns()? - before_ns;
+        let used_ns = self.process.cpu_ns()? - before_ns;
         Ok(Sample { server_ns: used_ns as f64 / report.answered as f64, report })
-    }
-
-    /// CPU time of all its threads.
-    fn cpu_ns(&self) -> Result<u64> {
-        let mut sum = 0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
-            let text = fs::read_to_string(thread?.path().join("schedstat"))?;
-            sum += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
-        }
-        Ok(sum)
-    }
-
-    /// Bytes that it has in memory.
-    fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).ok_or("no VmRSS")?;
-        Ok(kib.parse::<u64>()? * 1024)
     }
 
     fn name(&self) -> &'static str {
@@ -199,14 +149,6 @@ impl Server {
             Dialect::Memcached | Dialect::MemcachedMeta => "memcached",
         }
     }
-}
-
-fn spawn(program: &str, arguments: &[&str], output: Stdio) -> Result<(Child, String)> {
-    let mut command = Command::new("taskset");
-    command.args(["-c", "0", program]).args(arguments).stdin(Stdio::null()).stdout(output);
-    let shown =
-        format!("{} {}", program.rsplit('/').next().unwrap_or(program), arguments.join(" "));
-    Ok((command.spawn().map_err(|error| format!("{shown}: {error}"))?, shown))
 }
 
 fn keys(count: u32, salt: u64) -> Keys {
@@ -235,15 +177,6 @@ impl Best {
         if self.server_ns == 0.0 || sample.server_ns < self.server_ns {
             self.server_ns = sample.server_ns;
         }
-    }
-}
-
-/// A run without any fault.
-fn checked(plan: &Plan) -> Result<Report> {
-    let report = run(plan, &mut |_| {})?;
-    match &report.problems()[..] {
-        [] => Ok(report),
-        problems => Err(format!("{}: {}", report.settings.addr, problems.join("; ")).into()),
     }
 }
 
@@ -294,7 +227,7 @@ fn compare(binary: &Path, folder: &Path, attached: Option<String>) -> Result<()>
     let mut memcached = Server::memcached(FEW)?;
     let ours = Server::afterimage(binary, ROOM * u64::from(FEW))?;
     for server in [&redis, &memcached, &ours] {
-        found.say(&server.command);
+        found.say(&server.process.command);
         server.fill(keys(FEW, 1))?;
     }
     best_way(&mut redis, &[(Dialect::Redis, 1), (Dialect::Redis, 64), (Dialect::Redis, 256)])?;
@@ -312,7 +245,7 @@ fn compare(binary: &Path, folder: &Path, attached: Option<String>) -> Result<()>
 
     found.say(&format!("\npipelined reads, {MANY} keys beside {FEW}"));
     let large = Server::afterimage(binary, ROOM * u64::from(MANY))?;
-    found.say(&large.command);
+    found.say(&large.process.command);
     large.fill(keys(MANY, 1))?;
     let (mut few, mut many) = (Best::default(), Best::default());
     for depth in DEPTHS.into_iter().skip(2) {
@@ -356,11 +289,11 @@ fn compare(binary: &Path, folder: &Path, attached: Option<String>) -> Result<()>
     let redis_bytes = bytes_an_entry(&mut found, &Server::redis()?)?;
     let memcached_bytes = bytes_an_entry(&mut found, &Server::memcached(HELD)?)?;
     let ours = Server::afterimage(binary, HELD.into())?;
-    let before = ours.resident()?;
+    let before = ours.process.resident()?;
     let mut full = 0.0;
     for salt in 1..=4 {
         ours.fill(keys(HELD, salt << 40))?;
-        let (bytes, entries) = (ours.resident()? - before, entries(binary, &ours)?);
+        let (bytes, entries) = (ours.process.resident()? - before, entries(binary, &ours)?);
         full = bytes as f64 / entries as f64;
         let written = salt * u64::from(HELD);
         let line = format!("{full:.2} with {entries} entries after {written} keys written");
@@ -492,9 +425,9 @@ fn rates(found: &mut Found, servers: &[&Server], count: u32) -> Result<Vec<Best>
 
 /// Fills a server that keeps all it gets, and makes sure that it did.
 fn bytes_an_entry(found: &mut Found, server: &Server) -> Result<f64> {
-    let before = server.resident()?;
+    let before = server.process.resident()?;
     server.fill(keys(HELD, 1))?;
-    let bytes = server.resident()? - before;
+    let bytes = server.process.resident()? - before;
     let kept = checked(&server.plan(HELD, 1024))?.hit_ratio.unwrap_or(0.0);
     let each = bytes as f64 / (kept * f64::from(HELD));
     found.say(&format!("  {} {each:.2}, {:.2} % of the keys there", server.name(), kept * 100.0));
@@ -503,7 +436,7 @@ fn bytes_an_entry(found: &mut Found, server: &Server) -> Result<f64> {
 
 /// The entries that our cache says it holds.
 fn entries(binary: &Path, server: &Server) -> Result<u64> {
-    let output = Command::new(binary).args(["stats", &server.addr.to_string()]).output()?;
+    let output = Command::new(binary).args(["stats", &server.process.addr.to_string()]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let found = text.lines().find_map(|line| line.strip_prefix("entries "));
     Ok(found.ok_or("no entries in the statistics")?.trim().parse()?)

@@ -61,7 +61,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn accept(listener: TcpListener, service: Service, cpu: Option<usize>) {
     if let Ok(addr) = listener.local_addr() {
-        eprintln!("a null {service} on {addr}");
+        // Flushed with its line's end; whoever started us reads it.
+        println!("null {service} listening on {addr}");
     }
     for stream in listener.incoming().flatten() {
         thread::spawn(move || {

@@ -3,26 +3,22 @@
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]
 
-mod fake;
+mod common;
 
 use std::fs;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 
-use afterimage_bench::record::{Machine, Record, Run};
-use afterimage_bench::workload::Population;
-use afterimage_bench::{Plan, Span, run};
-use afterimage_wire::proto::Service;
-use fake::proper;
+use afterimage_bench::record::Record;
+use common::Running;
 use jsonschema::Validator;
 use serde_json::Value;
 
-fn here() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+fn bench() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("bench")
 }
 
 fn schema() -> Validator {
-    let text = fs::read_to_string(here().join("schema/record.json")).unwrap();
+    let text = fs::read_to_string(bench().join("schema/record.json")).unwrap();
     jsonschema::draft202012::new(&serde_json::from_str(&text).unwrap()).unwrap()
 }
 
@@ -31,15 +27,10 @@ fn complaints(schema: &Validator, record: &Value) -> Vec<String> {
 }
 
 fn record() -> Value {
-    let addr = fake::start(Service::Memo, |_| proper());
-    let plan = Plan {
-        depth: 8,
-        stop: Span::Requests(1000),
-        ..Plan::classify(addr, Arc::new(Population::drawn(1, 100)))
-    };
-    let report = run(&plan, &mut |_| {}).unwrap();
-    let runs = vec![Run { name: "depth 8".into(), report }];
-    let mut record = Record::new("schema", here(), Machine::here(), runs);
+    let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
+    let args = ["bench", &memo.place(), "--json", "--count", "1000", "--warm-up", "0s"];
+    let printed = common::run(&args).succeeded();
+    let mut record: Record = serde_json::from_str(&printed).unwrap();
     record.figures.insert("a figure".into(), 1.5);
     record.text.push("a line".into());
     serde_json::to_value(record).unwrap()
@@ -68,7 +59,7 @@ fn a_fresh_record_is_as_the_schema_says_and_uses_all_of_it() {
 fn every_committed_record_is_as_the_schema_says() {
     let schema = schema();
     let mut seen = 0;
-    for entry in fs::read_dir(here().join("results")).unwrap() {
+    for entry in fs::read_dir(bench().join("results")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "json") {
             let record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

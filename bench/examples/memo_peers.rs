@@ -1,0 +1,327 @@
+//! The memo against the classifier asked directly, and beside what people would write today: a gRPC service with
+//! the same logic, and FastAPI with scikit-learn and Redis. What `bench/memo-peers` calls.
+//!
+//! Arguments: the `afterimage` binary; a folder for the record; the folder of the peers' programs; the Python of
+//! FastAPI's environment; the null server's binary. Servers run on CPU 0, all of a system's together; the load on
+//! CPU 1. Comparisons are made in rounds, one system after another in each, and the median of the rounds counts.
+//! The peers are asked in several ways first, and then in the one that they answer fastest.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_bench::record::{Machine, Record, Run};
+use afterimage_bench::workload::{Access, Answers, Population};
+use afterimage_bench::{Plan, Report, Span, Target};
+use common::{Process, Result, checked};
+use serde_json::Value;
+
+/// Digits that are asked about: as many as the peers' loads have.
+const IMAGES: usize = 10_000;
+const ROUNDS: usize = 3;
+const MEASURE: Duration = Duration::from_secs(2);
+const WARMUP: Duration = Duration::from_millis(300);
+const DEPTHS: [usize; 5] = [1, 64, 256, 1024, 4096];
+/// How long each way to ask a peer is tried.
+const TRY: f64 = 0.7;
+
+/// gRPC: unary or streaming, connections, requests in flight on each.
+const GRPC_WAYS: [[&str; 3]; 7] = [
+    ["unary", "1", "64"],
+    ["unary", "1", "256"],
+    ["unary", "4", "64"],
+    ["stream", "1", "64"],
+    ["stream", "1", "256"],
+    ["stream", "1", "1024"],
+    ["stream", "4", "256"],
+];
+
+/// HTTP: connections, requests under way on each.
+const HTTP_WAYS: [[&str; 2]; 5] = [["1", "1"], ["8", "1"], ["32", "1"], ["128", "1"], ["8", "8"]];
+
+fn main() -> Result<()> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let [binary, folder, peers, python, null] = &args[..] else {
+        return Err("usage: memo_peers BINARY FOLDER PEERS PYTHON NULL_SERVER".into());
+    };
+    let machine = Machine::here();
+    let mut found = Found::default();
+    against_the_classifier(&mut found, Path::new(binary), Path::new(null))?;
+    beside_peers(&mut found, Path::new(binary), Path::new(peers), python)?;
+    let mut record = Record::new("memo-peers", Path::new("."), machine, found.runs);
+    record.command = vec!["bench/memo-peers".into()];
+    (record.text, record.figures) = (found.text, found.figures);
+    println!("recorded in {}", record.write(Path::new(folder))?.display());
+    Ok(())
+}
+
+/// What the comparison has found so far.
+#[derive(Default)]
+struct Found {
+    runs: Vec<Run>,
+    text: Vec<String>,
+    figures: BTreeMap<String, f64>,
+}
+
+impl Found {
+    fn say(&mut self, line: &str) {
+        println!("{line}");
+        self.text.push(line.to_owned());
+    }
+
+    fn figure(&mut self, name: &str, value: f64) {
+        self.figures.insert(name.to_owned(), value);
+    }
+
+    /// Keeps a run and says what came out.
+    fn keep(&mut self, name: &str, report: Report) {
+        let us = |ns: u64| ns as f64 / 1e3;
+        let (p50, p99) = (us(report.latency_from_sent.p50_ns), us(report.latency_from_sent.p99_ns));
+        let rate = report.throughput_per_s;
+        let busy = report.generator.cpu_share.iter().sum::<f64>() * 100.0;
+        self.say(&format!(
+            "  {name:<36}{rate:>11.0}/s  p50 {p50:>9.1} µs  p99 {p99:>9.1} µs  generator {busy:.0} %"
+        ));
+        self.runs.push(Run { name: name.into(), report });
+    }
+}
+
+/// The service of ours that `arguments` start, with one thread for each kind of work.
+fn ours(binary: &Path, arguments: &[&str]) -> Result<Process> {
+    let common = ["--listen", "127.0.0.1:0", "--threads", "1", "--log", "warn"];
+    Process::telling(binary, &[arguments, &common].concat())
+}
+
+fn plan(server: &Process, population: &Arc<Population>, depth: usize) -> Plan {
+    Plan {
+        depth,
+        warmup: Span::Time(WARMUP),
+        stop: Span::Time(MEASURE),
+        timeout: Duration::from_secs(30),
+        pin: vec![1],
+        ..Plan::classify(server.addr, Arc::clone(population))
+    }
+}
+
+/// The middle one of several runs.
+fn median(mut reports: Vec<Report>) -> Report {
+    reports.sort_by(|a, b| a.throughput_per_s.total_cmp(&b.throughput_per_s));
+    reports.swap_remove(reports.len() / 2)
+}
+
+/// The shipped model: asked directly, through a memo that knows nothing yet, and through one that knows it all;
+/// with the table in the memo's process, and with a cache and a classifier of their own.
+fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Result<()> {
+    found.say(
+        "the memo against the classifier asked directly, shipped model, one core for all servers",
+    );
+    let compute = ["--compute-threads", "1"];
+    let classifier = ours(binary, &[&["classifier"][..], &compute].concat())?;
+    let embedded = ours(binary, &[&["serve"][..], &compute].concat())?;
+    let cache = ours(binary, &["cache"])?;
+    let (at_cache, at_classifier) = (cache.addr.to_string(), classifier.addr.to_string());
+    let remote = ours(binary, &["memo", "--cache", &at_cache, "--classifier", &at_classifier])?;
+    let nothing = Process::telling(null, &["serve", "127.0.0.1:0", "memo"])?;
+    let population = Arc::new(Population::drawn(1, IMAGES));
+    let answers = Arc::new(Answers::first_come(IMAGES));
+    // The same answers for all: a label that is not the classifier's own fails the run.
+    let target = Target::Classify { population: Arc::clone(&population), answers };
+    let asked = |server: &Process, depth| Plan {
+        target: target.clone(),
+        ..plan(server, &population, depth)
+    };
+    // A memo is cold once; other digits make it so again.
+    let mut seed = 100;
+    for depth in [1, 64] {
+        for (name, server) in [("memo, embedded", &embedded), ("memo, remote", &remote)] {
+            let mut rounds = Vec::new();
+            for _ in 0..ROUNDS {
+                seed += 1;
+                let unknown = Arc::new(Population::drawn(seed, IMAGES));
+                let cold = plan(server, &unknown, depth);
+                let stop = Span::Requests(IMAGES as u64);
+                let cold = Plan { access: Access::EachOnce, warmup: Span::NONE, stop, ..cold };
+                rounds.push(checked(&cold)?);
+            }
+            found.keep(&format!("{name}, cold, depth {depth}"), median(rounds));
+        }
+    }
+    for server in [&embedded, &remote] {
+        checked(&Plan { prefill: true, stop: Span::Time(WARMUP), ..asked(server, 64) })?;
+    }
+    let hot = [("memo, embedded, hot", &embedded), ("memo, remote, hot", &remote)];
+    for depth in [1, 64, 1024] {
+        let mut rounds = [(); 3].map(|()| Vec::new());
+        for _ in 0..ROUNDS {
+            let servers = [&classifier, &embedded, &remote];
+            for (server, reports) in servers.into_iter().zip(&mut rounds) {
+                reports.push(checked(&asked(server, depth))?);
+            }
+        }
+        let names = ["classifier, direct", hot[0].0, hot[1].0];
+        let rates = rounds.map(median);
+        let (direct, local) = (rates[0].throughput_per_s, rates[1].throughput_per_s);
+        found.figure(&format!("memo hot over classifier, depth {depth}"), local / direct);
+        for (name, report) in names.into_iter().zip(rates) {
+            found.keep(&format!("{name}, depth {depth}"), report);
+        }
+    }
+    // What the two kernels and the wake-ups cost: a server that reads 800 bytes and writes 18.
+    let (mut floor, mut memo) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        floor.push(checked(&plan(&nothing, &population, 1))?);
+        memo.push(checked(&asked(&embedded, 1))?);
+    }
+    let (floor, memo) = (median(floor), median(memo));
+    let p50 = |report: &Report| report.latency_from_sent.p50_ns as f64;
+    found.figure("memo p50 over a server of nothing", p50(&memo) / p50(&floor));
+    found.keep("null server, depth 1", floor);
+    found.keep("memo, embedded, hot, depth 1 again", memo);
+    Ok(())
+}
+
+/// The raw model, which all three systems have: remembered answers a second.
+fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) -> Result<()> {
+    found.say("remembered answers beside two peers, raw model, one core for all servers of each");
+    let memo = ours(binary, &["serve", "--model", "raw", "--compute-threads", "1"])?;
+    let grpc = Process::telling(&peers.join("grpc_server"), &["raw"])?;
+    let redis = common::redis()?;
+    let fastapi = Process::told(
+        python,
+        &[
+            "-m",
+            "uvicorn",
+            "app:app",
+            "--host",
+            "127.0.0.1",
+            "--no-access-log",
+            "--log-level",
+            "warning",
+        ],
+        "--port",
+        |command| {
+            let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+            command
+                .current_dir(here.join("peers/fastapi"))
+                .env("MODEL", here.join("../classifier/models/raw-linear.safetensors"))
+                .env("REDIS", format!("redis://{}", redis.addr));
+        },
+    )?;
+    let population = Arc::new(Population::drawn(1, IMAGES));
+    let answers = Arc::new(Answers::first_come(IMAGES));
+    let target = Target::Classify { population: Arc::clone(&population), answers: answers.clone() };
+    let asked = |depth| Plan { target: target.clone(), ..plan(&memo, &population, depth) };
+    checked(&Plan { prefill: true, ..asked(64) })?;
+
+    let grpc_load = peers.join("grpc_load");
+    let http_load = peers.join("http_load");
+    let of_grpc = |way: &[&str], seconds: f64| load(&grpc_load, &grpc, way, seconds);
+    let of_http = |way: &[&str], seconds: f64| load(&http_load, &fastapi, way, seconds);
+    // All that is cold is asked for once, and held against the memo's answers.
+    same_labels("gRPC", &of_grpc(&["unary", "1", "64"], 3.0)?, &answers)?;
+    same_labels("FastAPI", &of_http(&["8", "1"], 12.0)?, &answers)?;
+    let grpc_way = best(found, "gRPC", &GRPC_WAYS.each_ref().map(|way| &way[..]), of_grpc)?;
+    let http_way = best(found, "FastAPI", &HTTP_WAYS.each_ref().map(|way| &way[..]), of_http)?;
+
+    let mut rates = [(); 2].map(|()| Vec::new());
+    let mut alone = [(); 2].map(|()| Vec::new());
+    let mut memo_rates = DEPTHS.map(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        for (depth, reports) in DEPTHS.iter().zip(&mut memo_rates) {
+            reports.push(checked(&asked(*depth))?);
+        }
+        rates[0].push(of_grpc(grpc_way, MEASURE.as_secs_f64())?);
+        rates[1].push(of_http(http_way, MEASURE.as_secs_f64())?);
+        alone[0].push(of_grpc(&["unary", "1", "1"], MEASURE.as_secs_f64())?);
+        alone[1].push(of_http(&["1", "1"], MEASURE.as_secs_f64())?);
+    }
+    let mut memo_best = 0.0;
+    for (depth, reports) in DEPTHS.iter().zip(memo_rates) {
+        let report = median(reports);
+        memo_best = f64::max(memo_best, report.throughput_per_s);
+        found.keep(&format!("memo, raw model, hot, depth {depth}"), report);
+    }
+    found.figure("memo M/s", memo_best / 1e6);
+    for ((name, at_best), alone) in ["gRPC", "FastAPI"].into_iter().zip(rates).zip(alone) {
+        let (best, one) = (middle(at_best)?, middle(alone)?);
+        let number = |line: &Value, field: &str| line[field].as_f64().unwrap_or(f64::NAN);
+        let rate = number(&best, "throughput_per_s");
+        for (what, line) in [("best way", &best), ("one at a time", &one)] {
+            let (p50, p99) = (number(line, "p50_ns") / 1e3, number(line, "p99_ns") / 1e3);
+            let rate = number(line, "throughput_per_s");
+            let name = format!("{name}, {what}");
+            found.say(&format!("  {name:<36}{rate:>11.0}/s  p50 {p50:>9.1} µs  p99 {p99:>9.1} µs"));
+            found.figure(&format!("{name}, p50 µs"), p50);
+        }
+        found.figure(&format!("{name} M/s"), rate / 1e6);
+        found.figure(&format!("memo over {name}"), memo_best / rate);
+        found.say(&format!("  the memo over {name}: {:.1} ×", memo_best / rate));
+    }
+    Ok(())
+}
+
+/// What a peer's load says, on CPU 1.
+fn load(program: &Path, server: &Process, way: &[&str], seconds: f64) -> Result<Value> {
+    let (addr, seconds) = (server.addr.to_string(), seconds.to_string());
+    let mut command = Command::new("taskset");
+    command.args(["-c", "1"]).arg(program).arg(addr).args(way).args([&seconds, "labels"]);
+    let output = command.output()?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        return Err(format!("{} {}: {said}", program.display(), way.join(" ")).into());
+    }
+    let line: Value = serde_json::from_slice(&output.stdout)?;
+    if line["wrong"] != 0 {
+        return Err(format!("{}: {} wrong answers", program.display(), line["wrong"]).into());
+    }
+    Ok(line)
+}
+
+/// The way that gives the most answers.
+fn best<'a>(
+    found: &mut Found,
+    name: &str,
+    ways: &[&'a [&'a str]],
+    load: impl Fn(&[&str], f64) -> Result<Value>,
+) -> Result<&'a [&'a str]> {
+    let mut best = (0.0, ways[0]);
+    for &way in ways {
+        let rate = load(way, TRY)?["throughput_per_s"].as_f64().unwrap_or(0.0);
+        found.say(&format!("  {name}, asked as {:<24}{rate:>11.0}/s", way.join(" ")));
+        if rate > best.0 {
+            best = (rate, way);
+        }
+    }
+    Ok(best.1)
+}
+
+/// The middle one of several lines.
+fn middle(mut lines: Vec<Value>) -> Result<Value> {
+    let rate = |line: &Value| line["throughput_per_s"].as_f64().unwrap_or(0.0);
+    lines.sort_by(|a, b| rate(a).total_cmp(&rate(b)));
+    let line = lines.swap_remove(lines.len() / 2);
+    // What is measured is remembering.
+    let (hits, count) = (line["hits"].as_u64(), line["count"].as_u64());
+    if hits != count {
+        return Err(format!("{hits:?} of {count:?} answers were remembered").into());
+    }
+    Ok(line)
+}
+
+/// Fails unless the peer has answered about every image, as the memo did.
+fn same_labels(name: &str, line: &Value, answers: &Answers) -> Result<()> {
+    for image in 0..IMAGES {
+        let (theirs, ours) = (line["labels"][image].as_u64(), answers.expected(image));
+        if theirs.is_none() || theirs != ours.map(u64::from) {
+            return Err(
+                format!("{name} says {theirs:?} of image {image}; the memo {ours:?}").into()
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! What the peers' servers and loads have in common.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use afterimage_bench::workload::Population;
+use hdrhistogram::Histogram;
+
+/// The gRPC messages and the two ends of the service.
+pub mod classify {
+    tonic::include_proto!("classify");
+}
+
+/// Drawn digits that the loads ask about.
+pub const IMAGES: usize = 10_000;
+
+/// The longest latency that is told apart.
+const HOUR_NS: u64 = 3_600_000_000_000;
+
+/// The digits, alike in every load.
+pub fn images() -> Arc<Population> {
+    Arc::new(Population::drawn(1, IMAGES))
+}
+
+/// What one load thread has seen: latencies from sent, and answers that were not the first for their image.
+pub struct Seen {
+    latencies: Histogram<u64>,
+    labels: Vec<Option<u16>>,
+    hits: u64,
+    wrong: u64,
+    began: Instant,
+    warmup: Duration,
+}
+
+impl Seen {
+    /// Begins to look; what comes within `warmup` is checked and not counted.
+    pub fn new(warmup: Duration) -> Self {
+        Seen {
+            latencies: Histogram::new_with_bounds(1, HOUR_NS, 3).expect("constants that it allows"),
+            labels: vec![None; IMAGES],
+            hits: 0,
+            wrong: 0,
+            began: Instant::now(),
+            warmup,
+        }
+    }
+
+    /// Notes an answer.
+    pub fn answer(&mut self, image: usize, label: u16, memoized: bool, sent: Instant) {
+        let expected = *self.labels[image].get_or_insert(label);
+        self.wrong += u64::from(label != expected);
+        if self.began.elapsed() >= self.warmup {
+            self.hits += u64::from(memoized);
+            self.latencies.saturating_record(sent.elapsed().as_nanos() as u64);
+        }
+    }
+
+    /// Whether `measure` after the warm-up is over.
+    pub fn is_over(&self, measure: Duration) -> bool {
+        self.began.elapsed() >= self.warmup + measure
+    }
+
+    /// Prints what was seen, in one line of JSON.
+    pub fn print(&self, labels: bool) {
+        let seconds = self.began.elapsed().saturating_sub(self.warmup).as_secs_f64();
+        let at = |quantile| self.latencies.value_at_quantile(quantile);
+        let count = self.latencies.len();
+        let mut line = serde_json::json!({
+            "throughput_per_s": count as f64 / seconds,
+            "count": count,
+            "hits": self.hits,
+            "wrong": self.wrong,
+            "p50_ns": at(0.5),
+            "p99_ns": at(0.99),
+            "p999_ns": at(0.999),
+        });
+        if labels {
+            line["labels"] = serde_json::json!(self.labels);
+        }
+        println!("{line}");
+    }
+}

@@ -1,0 +1,55 @@
+//! What a memo does for each image, piece by piece: `cargo bench -p afterimage-memo --bench paths`.
+
+use std::hint::black_box;
+
+use afterimage_memo::flights::{Flights, Join};
+use afterimage_memo::key::KeySpace;
+use afterimage_memo::{ModelId, Secret};
+use afterimage_wire::proto::Shape;
+use divan::Bencher;
+
+fn main() {
+    divan::main();
+}
+
+fn keys() -> KeySpace {
+    let shape = Shape::new(&[28, 28]).expect("two dimensions are allowed");
+    let model = ModelId { digest: [7; 32], shape, classes: 10 };
+    KeySpace::new(&Secret::new([5; 32]), model).expect("such a model can be remembered")
+}
+
+/// The keyed 128-bit hash of an image of 784 bytes.
+#[divan::bench]
+fn key_hash(bencher: Bencher<'_, '_>) {
+    let (keys, image) = (keys(), [9; 784]);
+    bencher.bench_local(|| keys.hash(black_box(&image)));
+}
+
+/// Checking that a stored value was made for this image.
+#[divan::bench]
+fn open_a_seal(bencher: Bencher<'_, '_>) {
+    let keys = keys();
+    let hash = keys.hash(&[9; 784]);
+    let value = keys.seal(hash, 7);
+    bencher.bench_local(|| {
+        assert_eq!(keys.open(black_box(hash), black_box(value)), Some(7));
+    });
+}
+
+/// The first on a flight, so many who join, and the landing; the table holds so many other flights.
+#[divan::bench(args = [0, 1, 10], consts = [0, 10_000])]
+fn flight<const OTHERS: u128>(bencher: Bencher<'_, '_>, joining: u64) {
+    let flights = Flights::new(1 << 20);
+    for key in 0..OTHERS {
+        flights.join(key << 64 | key, 0);
+    }
+    let mut key = u128::from(u64::MAX);
+    bencher.bench_local(|| {
+        key += 1;
+        assert_eq!(flights.join(key, 0), Join::First);
+        for waiter in 1..=joining {
+            assert_eq!(flights.join(key, waiter), Join::Joined);
+        }
+        flights.land(key)
+    });
+}

@@ -1,0 +1,78 @@
+//! The hot messages are encoded and decoded without a single allocation.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
+use afterimage_wire::proto::message::{
+    Label, Origin, put_cache_read, put_cache_resp, put_cache_write, put_classify_req,
+    put_classify_resp,
+};
+use afterimage_wire::proto::{Frame, Message};
+
+thread_local! {
+    /// Allocations of this thread.
+    static COUNT: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn count() {
+    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+}
+
+// SAFETY: every call is passed on to `System` as it is, whose contract is the trait's; counting touches a
+// thread-local cell, which neither allocates nor unwinds.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are `System`'s conditions.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above; `old` came from `System`.
+        unsafe { System.realloc(old, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(old, layout) }
+    }
+}
+
+/// Allocations that `action` makes on this thread.
+fn allocations(action: impl FnOnce()) -> u64 {
+    let before = COUNT.get();
+    action();
+    COUNT.get() - before
+}
+
+#[test]
+fn hot_messages_go_through_the_codec_without_an_allocation() {
+    let image = [7; 784];
+    let mut buffer = Vec::with_capacity(1 << 16);
+    let mut frames = 0;
+    let made = allocations(|| {
+        for id in 0..10 {
+            put_cache_read(&mut buffer, id, id, 0);
+            put_cache_write(&mut buffer, id, id, 5);
+            put_cache_resp(&mut buffer, id, Some(5));
+            put_cache_resp(&mut buffer, id, None);
+            put_classify_req(&mut buffer, id, &image, 100);
+            put_classify_resp(&mut buffer, id, Label { class: 7, origin: Origin::Memoized });
+        }
+        let mut rest = &buffer[..];
+        while let Ok(Some(frame)) = Frame::decode(rest, DEFAULT_MAX_BODY) {
+            rest = &rest[frame.header.frame_len()..];
+            frames += u32::from(Message::decode(frame).is_ok());
+        }
+    });
+    assert_eq!((frames, made), (60, 0));
+    // The counter counts.
+    assert_eq!(allocations(|| drop(std::hint::black_box(Vec::<u8>::with_capacity(1)))), 1);
+}
