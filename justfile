@@ -70,3 +70,25 @@ bench-scaling *ARGS:
 # The cache beside Redis and memcached, each on one core, the load on the other
 bench-cache:
     bench/cache
+
+# The memo against the classifier, and beside gRPC and FastAPI + scikit-learn + Redis
+bench-memo-peers:
+    bench/memo-peers
+
+# The wire codec alone: frames a second
+bench-codec:
+    bench/codec
+
+# Micro-benchmarks: codec, key, flights, table, scoring
+bench-micro *ARGS:
+    cargo bench -p afterimage-wire --bench codec -- {{ARGS}}
+    cargo bench -p afterimage-memo --bench paths -- {{ARGS}}
+    cargo bench -p afterimage-cache --bench table -- {{ARGS}}
+    cargo bench -p afterimage-classifier --bench scoring -- {{ARGS}}
+
+# All records anew, and the page that is made from them; a quarter of an hour on a quiet machine
+bench-all: bench-codec bench-memo bench-memo-peers bench-cache performance
+
+# docs/performance.md from the newest records
+performance:
+    cargo run -p afterimage-bench --example performance

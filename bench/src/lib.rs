@@ -22,6 +22,7 @@ mod histogram;
 pub mod html;
 mod lane;
 mod load;
+pub mod performance;
 mod plan;
 pub mod record;
 pub mod report;
