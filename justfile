@@ -67,6 +67,14 @@ bench-scaling *ARGS:
     bench/scaling {{ARGS}}
     bench/snapshot {{ARGS}}
 
+# What a memo costs that remembers nothing, beside its classifier asked directly
+bench-overhead:
+    bench/overhead
+
+# A memo asked for ten times what it can do, for a minute: its memory, and its hits meanwhile
+bench-overload:
+    bench/overload
+
 # The cache beside Redis and memcached, each on one core, the load on the other
 bench-cache:
     bench/cache

@@ -6,6 +6,7 @@
 mod cluster;
 mod node;
 mod single;
+mod trouble;
 
 use std::ops::Range;
 use std::sync::Arc;

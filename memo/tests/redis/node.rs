@@ -47,6 +47,13 @@ impl Node {
         self.child.wait().unwrap();
     }
 
+    /// Stops it where it stands (SIGSTOP), or has it go on (SIGCONT).
+    pub(crate) fn signal(&self, name: &str) {
+        let mut command = Command::new("kill");
+        let done = command.args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(done.unwrap().success());
+    }
+
     pub(crate) fn restart(&mut self) {
         self.child = spawn(self.port, &self.folder, self.flags);
     }

@@ -1,0 +1,285 @@
+//! What a memo costs when it remembers nothing, and what it holds when it is asked for ten times as much as it can do:
+//! what `bench/overhead` and `bench/overload` call.
+//!
+//! Arguments: `overhead` or `overload`; the `afterimage` binary; a folder for the record; and of `overload` how many
+//! seconds (60). Servers run on CPU 0, the load on CPU 1.
+
+use std::env;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use afterimage_bench::record::{Machine, Record, Run};
+use afterimage_bench::workload::Population;
+use afterimage_bench::{Arrivals, Mode, Outcome, Plan, Report, Span, run};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Rounds of the comparison; in each, every server has its turn, and they take turns in going first.
+const ROUNDS: u64 = 9;
+const MEASURE: Duration = Duration::from_millis(1000);
+const WARMUP: Duration = Duration::from_millis(250);
+const DEPTHS: [usize; 2] = [1, 64];
+/// Images that are remembered.
+const KNOWN: usize = 1000;
+/// How far above its capacity a memo is asked.
+const OVERLOAD: f64 = 10.0;
+/// Hits a second that are asked for meanwhile.
+const HITS_PER_S: f64 = 1000.0;
+/// Between two looks at a server's memory.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+fn main() -> Result<()> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let texts: Vec<&str> = args.iter().map(String::as_str).collect();
+    match texts[..] {
+        ["overhead", binary, folder] => overhead(Path::new(binary), Path::new(folder)),
+        ["overload", binary, folder] => overload(Path::new(binary), Path::new(folder), 60),
+        ["overload", binary, folder, seconds] => {
+            overload(Path::new(binary), Path::new(folder), seconds.parse()?)
+        }
+        _ => Err("usage: memo_cost overhead|overload BINARY FOLDER [SECONDS]".into()),
+    }
+}
+
+/// A server on CPU 0, ended with this value.
+struct Server {
+    child: Child,
+    addr: SocketAddr,
+}
+
+impl Server {
+    fn start(binary: &Path, args: &[&str]) -> Result<Server> {
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0"]).arg(binary).args(args);
+        command.args(["--listen", "127.0.0.1:0", "--threads", "1"]);
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        let output = child.stdout.take().ok_or("no standard output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        let addr = line.trim().rsplit(' ').next().unwrap_or_default().parse();
+        let addr = addr.map_err(|_| format!("{args:?} said {line:?}"))?;
+        Ok(Server { child, addr })
+    }
+
+    /// Bytes of memory that it holds, as the system counts them.
+    fn resident(&self) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+        Ok(kib << 10)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn plan(addr: SocketAddr, population: &Arc<Population>) -> Plan {
+    let mut plan = Plan::classify(addr, Arc::clone(population));
+    plan.pin = vec![1];
+    plan.warmup = Span::Time(WARMUP);
+    plan.stop = Span::Time(MEASURE);
+    plan
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+// ---- What it costs ----
+
+/// One of those that are compared.
+struct Contestant {
+    name: &'static str,
+    addr: SocketAddr,
+    /// Share of images that are remembered.
+    hit_ratio: f64,
+}
+
+fn overhead(binary: &Path, folder: &Path) -> Result<()> {
+    let machine = Machine::here();
+    let population = Arc::new(Population::drawn(1, KNOWN));
+    let classifier = Server::start(binary, &["classifier", "--compute-threads", "1"])?;
+    let embedded =
+        Server::start(binary, &["serve", "--compute-threads", "1", "--memory", "64MiB"])?;
+    let place = classifier.addr.to_string();
+    let remote = Server::start(binary, &["memo", "--classifier", &place, "--memory", "64MiB"])?;
+    let contestant =
+        |name, server: &Server, hit_ratio| Contestant { name, addr: server.addr, hit_ratio };
+    let mut contestants = [
+        contestant("classifier", &classifier, 0.0),
+        contestant("memo, classifier embedded, no hits", &embedded, 0.0),
+        contestant("memo, classifier elsewhere, no hits", &remote, 0.0),
+        // What is remembered comes back over one hop and nothing else: that is how long a hop is.
+        contestant("memo, hits: one hop", &embedded, 1.0),
+    ];
+    let names = contestants.each_ref().map(|contestant| contestant.name);
+    let mut runs = Vec::new();
+    for depth in DEPTHS {
+        for round in 0..ROUNDS {
+            for Contestant { name, addr, hit_ratio } in &contestants {
+                let mut plan = plan(*addr, &population);
+                (plan.depth, plan.hit_ratio) = (depth, Some(*hit_ratio));
+                plan.prefill = *hit_ratio > 0.0 && round == 0;
+                // Or the images that nobody has asked about would be those of the round before.
+                plan.seed = 1 + round + 1000 * depth as u64;
+                let report = run(&plan, &mut |_| {})?;
+                if let [problem, ..] = &report.problems()[..] {
+                    return Err(format!("{name}: {problem}").into());
+                }
+                if *hit_ratio == 0.0 && report.hit_ratio.is_some_and(|hits| hits > 0.001) {
+                    return Err(format!("{name}: some were hits").into());
+                }
+                runs.push(Run { name: format!("{name}, depth {depth}"), report });
+            }
+            contestants.rotate_left(1);
+        }
+    }
+    let mut record = Record::new("memo-overhead", Path::new("."), machine, runs);
+    judge(&mut record, &names)?;
+    finish(&record, folder)
+}
+
+/// Medians over the rounds, and their ratios to the classifier's.
+fn judge(record: &mut Record, names: &[&str; 4]) -> Result<()> {
+    let mut table = format!("{:<46}{:>12}{:>12}{:>14}\n", "", "p50", "p99", "answers/s");
+    for depth in DEPTHS {
+        let of = |name: &str, value: fn(&Report) -> f64| {
+            let name = format!("{name}, depth {depth}");
+            let runs = record.runs.iter().filter(|run| run.name == name);
+            median(runs.map(|run| value(&run.report)).collect())
+        };
+        let p50 = |name| of(name, |report| report.latency_from_sent.p50_ns as f64 / 1e3);
+        let p99 = |name| of(name, |report| report.latency_from_sent.p99_ns as f64 / 1e3);
+        for name in names {
+            let rate = of(name, |report| report.throughput_per_s);
+            let (p50, p99) = (p50(name), p99(name));
+            let name = format!("{name}, depth {depth}");
+            writeln!(table, "{name:<46}{p50:>9.2} µs{p99:>9.2} µs{rate:>14.0}")?;
+        }
+        let [classifier, embedded, remote, hop] = *names;
+        let figures = [
+            ("embedded_p50_over_classifier", p50(embedded) / p50(classifier)),
+            ("embedded_p99_over_classifier", p99(embedded) / p99(classifier)),
+            ("remote_p50_over_classifier_us", p50(remote) - p50(classifier)),
+            ("hop_p50_us", p50(hop)),
+        ];
+        for (name, figure) in figures {
+            let name = format!("depth_{depth}_{name}");
+            writeln!(table, "{name:<58}{figure:>12.3}")?;
+            record.figures.insert(name, figure);
+        }
+    }
+    writeln!(
+        table,
+        "targets: the two ratios at most 1.02; at depth 1, remote over classifier at most a hop"
+    )?;
+    record.text = table.lines().map(str::to_owned).collect();
+    Ok(())
+}
+
+fn finish(record: &Record, folder: &Path) -> Result<()> {
+    for line in &record.text {
+        println!("{line}");
+    }
+    println!("\n{}", record.write(folder)?.display());
+    Ok(())
+}
+
+// ---- What it holds ----
+
+fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
+    let machine = Machine::here();
+    let population = Arc::new(Population::drawn(1, KNOWN));
+    // A table that is full soon, and room for few to wait: what grows then would grow without end.
+    let args = ["serve", "--compute-threads", "1", "--memory", "8MiB", "--max-waiting", "4096"];
+    let memo = Server::start(binary, &args)?;
+    let mut calm = plan(memo.addr, &population);
+    (calm.depth, calm.hit_ratio, calm.stop) = (64, Some(0.0), Span::Time(3 * MEASURE));
+    let calm = run(&calm, &mut |_| {})?;
+    let rate = calm.throughput_per_s * OVERLOAD;
+
+    let mut hits = plan(memo.addr, &population);
+    hits.prefill = true;
+    hits.mode = Mode::Open { rate: HITS_PER_S, arrivals: Arrivals::Poisson };
+    let quiet = run(&hits, &mut |_| {})?;
+    hits.prefill = false;
+    hits.stop = Span::Time(Duration::from_secs(seconds));
+    let mut flood = plan(memo.addr, &population);
+    (flood.depth, flood.connections, flood.hit_ratio) = (4096, 4, Some(0.0));
+    (flood.seed, flood.stop) = (2, Span::Time(Duration::from_secs(seconds) + WARMUP));
+    flood.mode = Mode::Open { rate, arrivals: Arrivals::Poisson };
+
+    let flooding =
+        thread::spawn(move || run(&flood, &mut |_| {}).map_err(|error| error.to_string()));
+    let asking = thread::spawn(move || run(&hits, &mut |_| {}).map_err(|error| error.to_string()));
+    let mut resident = Vec::new();
+    let began = Instant::now();
+    while !flooding.is_finished() && began.elapsed().as_secs() < 2 * seconds + 10 {
+        thread::sleep(LOOK_EVERY);
+        resident.push((began.elapsed(), memo.resident()?));
+    }
+    let flood = flooding.join().map_err(|_| "the load panicked")??;
+    let hits = asking.join().map_err(|_| "the load panicked")??;
+    let runs =
+        [("calm", calm), ("hits, calm", quiet), ("flood", flood), ("hits under flood", hits)];
+    let runs = runs.map(|(name, report)| Run { name: name.into(), report });
+    let mut record = Record::new("memo-overload", Path::new("."), machine, runs.into());
+    report_overload(&mut record, &resident)?;
+    finish(&record, folder)
+}
+
+/// The figures: memory over time, and what became of both kinds of requests.
+fn report_overload(record: &mut Record, resident: &[(Duration, u64)]) -> Result<()> {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    // The first second fills the table and the buffers.
+    let settled: Vec<u64> =
+        resident.iter().filter(|(at, _)| at.as_secs() >= 1).map(|&(_, bytes)| bytes).collect();
+    let (Some(&start), Some(&end)) = (settled.first(), settled.last()) else {
+        return Err("the flood was too short to see memory by".into());
+    };
+    let peak = settled.iter().copied().max().unwrap_or(end);
+    let [calm, quiet, flood, hits] = [0, 1, 2, 3].map(|i| &record.runs[i].report);
+    let us = |ns: u64| ns as f64 / 1e3;
+    let hit =
+        |report: &Report| report.outcomes.get(&Outcome::Hit).map_or(0, |hits| hits.from_due.count);
+    let latency =
+        |report: &Report| (us(report.latency_from_due.p50_ns), us(report.latency_from_due.p99_ns));
+    let figures = [
+        ("capacity_per_s", calm.throughput_per_s),
+        ("asked_per_s", (flood.sent + flood.skipped) as f64 / flood.measured_s),
+        ("sent_per_s", flood.sent as f64 / flood.measured_s),
+        ("answered_per_s", flood.throughput_per_s),
+        ("overloaded_per_s", flood.failed as f64 / flood.measured_s),
+        ("hits_asked", (hits.sent + hits.skipped) as f64),
+        ("hits_answered_as_hits", hit(hits) as f64),
+        ("hits_failed", (hits.failed + hits.timed_out + hits.lost) as f64),
+        ("hits_calm_p50_us", latency(quiet).0),
+        ("hits_calm_p99_us", latency(quiet).1),
+        ("hits_under_flood_p50_us", latency(hits).0),
+        ("hits_under_flood_p99_us", latency(hits).1),
+        ("resident_mib_after_1_s", mib(start)),
+        ("resident_mib_peak", mib(peak)),
+        ("resident_mib_end", mib(end)),
+        ("wrong", (flood.wrong + hits.wrong) as f64),
+    ];
+    let mut text = Vec::new();
+    for (name, figure) in figures {
+        text.push(format!("{name:<28}{figure:>16.1}"));
+        record.figures.insert(name.into(), figure);
+    }
+    record.text = text;
+    Ok(())
+}

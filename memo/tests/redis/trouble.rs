@@ -1,0 +1,120 @@
+//! A Redis that hangs, is slow, or is none: the lookup budget a few times, then nothing, and back when it is back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use afterimage_wire::Client;
+use afterimage_wire::proto::stats::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::node::{Node, installed};
+use crate::{ask, counter, memo, stats, until};
+
+/// Within a second, on a machine that does other things, too.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Asks until the breaker is open, and then shows that nobody waits for the store any more.
+async fn is_left_out(client: &Client) {
+    until("the breaker opens", async || {
+        ask(client, 0..4).await;
+        stats(client).await.get("store_breaker") == Some(&Value::Text("open".into()))
+    })
+    .await;
+    let start = Instant::now();
+    ask(client, 0..200).await;
+    // Two hundred budgets would be a minute.
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert!(counter(client, "store_lookups_bypassed").await > 0);
+}
+
+/// Asks until answers are remembered again; gives the time it took.
+async fn until_back(client: &Client) -> Duration {
+    let start = Instant::now();
+    until("it is used again", async || ask(client, 0..20).await > 0).await;
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_hangs_is_left_out_and_used_again_soon_after_it_goes_on() {
+    if !installed("the test of a Redis that hangs") {
+        return;
+    }
+    let node = Node::start();
+    node.until_up().await;
+    let client = memo(&format!("redis://{}", node.addr())).await;
+    until("all is remembered", async || ask(&client, 0..20).await == 20).await;
+    node.signal("STOP");
+    is_left_out(&client).await;
+    node.signal("CONT");
+    let back_after = until_back(&client).await;
+    assert!(back_after < SOON, "it took {back_after:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_is_slow_is_left_out_and_used_again_when_it_is_quick() {
+    if !installed("the test of a slow Redis") {
+        return;
+    }
+    let node = Node::start();
+    node.until_up().await;
+    let delay_ms = Arc::new(AtomicU64::new(0));
+    let port = slow_proxy(node.addr(), Arc::clone(&delay_ms)).await;
+    let client = memo(&format!("redis://127.0.0.1:{port}")).await;
+    until("all is remembered", async || ask(&client, 0..20).await == 20).await;
+    // Longer than the budget, shorter than what would be held for the server's end.
+    delay_ms.store(500, Ordering::SeqCst);
+    is_left_out(&client).await;
+    delay_ms.store(0, Ordering::SeqCst);
+    let back_after = until_back(&client).await;
+    assert!(back_after < SOON, "it took {back_after:?}");
+}
+
+/// A port behind which replies of the server at `addr` come late.
+async fn slow_proxy(addr: String, delay_ms: Arc<AtomicU64>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let Ok(far) = TcpStream::connect(&addr).await else { continue };
+            let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                (near.into_split(), far.into_split());
+            let delay_ms = Arc::clone(&delay_ms);
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            tokio::spawn(async move {
+                let mut bytes = [0; 4096];
+                while let Ok(len @ 1..) = from_server.read(&mut bytes).await {
+                    let delay = Duration::from_millis(delay_ms.load(Ordering::SeqCst));
+                    tokio::time::sleep(delay).await;
+                    if to_client.write_all(&bytes[..len]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_speaks_no_redis_costs_no_answer_and_soon_no_time() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = [0; 4096];
+                while let Ok(1..) = stream.read(&mut bytes).await {
+                    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+                }
+            });
+        }
+    });
+    let client = memo(&format!("redis://127.0.0.1:{port}")).await;
+    let start = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(ask(&client, 0..100).await, 0);
+    }
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
