@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use afterimage_wire::client::{CallOptions, Violation};
-use afterimage_wire::proto::{Kind, Message, Welcome};
+use afterimage_wire::proto::{Kind, Message, Snapshot, Welcome};
 use afterimage_wire::{CallError, Status};
 
 use crate::server::{header, label, options, pair, pair_with, soon, welcome};
@@ -81,6 +81,27 @@ async fn a_reply_larger_than_the_read_buffer_arrives_whole() {
         peer.send(id, Message::StatsResp(stats.clone())).await;
         assert_eq!(soon(call).await.unwrap().unwrap(), stats);
     }
+}
+
+#[tokio::test]
+async fn a_snapshot_is_told_as_it_was_written_and_a_full_disk_as_what_it_is() {
+    let (client, mut peer, _listener) = pair(options()).await;
+    let ask = || {
+        let client = client.clone();
+        tokio::spawn(async move { client.snapshot(Duration::from_secs(60)).await })
+    };
+    let elapsed = Duration::from_micros(1_250_000);
+    let written = Snapshot { entries: 7, bytes: 163, elapsed, joined: true };
+    let call = ask();
+    let id = peer.expect(Kind::SnapshotReq).await;
+    peer.send(id, Message::SnapshotResp(written)).await;
+    assert_eq!(soon(call).await.unwrap().unwrap(), written);
+    let call = ask();
+    let id = peer.expect(Kind::SnapshotReq).await;
+    let (status, text) = (Status::StorageFailed, "the disk is full");
+    peer.send(id, Message::Error { status, text, connection: false }).await;
+    let error = soon(call).await.unwrap().unwrap_err();
+    assert!(matches!(error, CallError::Server { status: Status::StorageFailed, .. }), "{error}");
 }
 
 #[tokio::test]
