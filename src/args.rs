@@ -312,11 +312,12 @@ impl FromStr for Place {
         if text == "embedded" {
             return Ok(Place::Embedded);
         }
-        if text.starts_with("redis://") || text.starts_with("redis+cluster://") {
+        let redis = ["redis://", "redis+cluster://", "rediss://", "rediss+cluster://"];
+        if redis.iter().any(|scheme| text.starts_with(scheme)) {
             return Ok(Place::Redis(text.to_owned()));
         }
         if text.contains("://") {
-            return Err("expected host:port, redis:// or redis+cluster://".into());
+            return Err("expected host:port, redis:// or redis+cluster:// (with TLS rediss)".into());
         }
         match text.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
@@ -429,7 +430,7 @@ mod tests {
         assert_eq!("embedded".parse(), Ok(Place::Embedded));
         assert_eq!("[::1]:7401".parse(), Ok(Place::At("[::1]:7401".into())));
         for wrong in
-            ["rediss://h:1", "http://h:1", "", "here", ":7401", "localhost", "localhost:port"]
+            ["redisss://h:1", "http://h:1", "", "here", ":7401", "localhost", "localhost:port"]
         {
             assert!(wrong.parse::<Place>().is_err(), "{wrong:?}");
         }

@@ -23,7 +23,7 @@ pub(crate) struct Args {
     pub(crate) listen: String,
 
     /// Where answers are remembered: embedded, a cache's host:port, redis://host:port, or
-    /// redis+cluster://host:port,host:port… (user:password@ before the first host where it asks)
+    /// redis+cluster://host:port,host:port…, with TLS rediss… (user:password@ before the first host where it asks)
     #[arg(long, value_name = "PLACE", default_value = "embedded")]
     pub(crate) cache: Place,
 
@@ -128,7 +128,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         bail!("--snapshot keeps an embedded table; with --cache elsewhere, give it to the cache");
     }
     if args.upstream.cache_tls.on && !matches!(args.cache, Place::At(_)) {
-        bail!("--cache-tls is for a cache of our own, at --cache host:port");
+        bail!("--cache-tls is for a cache of our own, at --cache host:port; Redis takes rediss://");
     }
     if args.upstream.classifier_tls.on && args.classifier[..] == [Place::Embedded] {
         bail!("--classifier-tls is for a classifier elsewhere, at --classifier host:port");
@@ -155,7 +155,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 let options = args.upstream.cache_options(addr)?;
                 remote_store(Client::connect_lazy(addr.as_str(), options), &args.upstream)
             }
-            Place::Redis(url) => remote_store(Redis::connect_lazy(url)?, &args.upstream),
+            Place::Redis(url) => {
+                let tls = args.upstream.cache_tls.for_redis(url.starts_with("rediss"))?;
+                remote_store(Redis::connect_lazy(url, tls)?, &args.upstream)
+            }
         };
         Ok(MemoService::new(store, classifier(&args)?, options))
     })?;

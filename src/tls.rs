@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use afterimage_memo::store::RedisTls;
 use afterimage_wire::tls::{ClientFiles, ClientTls, ServerFiles, ServerTls};
 use anyhow::{Context, bail};
 
@@ -92,6 +93,33 @@ client_tls_args!(
     "Cache and classifier elsewhere",
     "the classifier"
 );
+
+impl CacheTlsArgs {
+    /// By what a Redis server is known, and what it is shown.
+    pub(crate) fn for_redis(&self, is_secure: bool) -> anyhow::Result<RedisTls> {
+        let given = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
+        if given && !is_secure {
+            bail!(
+                "--cache-tls-ca, -cert and -key do nothing for redis://; with TLS it is rediss://"
+            );
+        }
+        if self.name.is_some() {
+            bail!("--cache-tls-name is not for Redis, whose certificate is for its address");
+        }
+        let read = |file: &PathBuf| {
+            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))
+        };
+        let identity = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => {
+                warn_if_exposed("--cache-tls-key", key);
+                Some((read(cert)?, read(key)?))
+            }
+            (None, None) => None,
+            _ => bail!("--cache-tls-cert and --cache-tls-key go together: one of them is missing"),
+        };
+        Ok(RedisTls { ca: self.ca.as_ref().map(read).transpose()?, identity })
+    }
+}
 
 fn load(
     flag: &str,

@@ -6,7 +6,6 @@
 
 mod pki;
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -311,9 +310,9 @@ fn client_hello(tls: Option<&ClientTls>) -> Vec<u8> {
     bytes
 }
 
-/// Connects without end and says `first`, and holds on to the last few hundred connections.
+/// Connects, says `first` and nothing more, again and again, and holds on to what it has.
 async fn flood(addr: SocketAddr, first: &[u8]) {
-    let mut held = VecDeque::new();
+    let mut held = Vec::new();
     for n in 0u64.. {
         // Refused or reset: on with the next one.
         let connected: io::Result<TcpStream> = async {
@@ -322,9 +321,9 @@ async fn flood(addr: SocketAddr, first: &[u8]) {
             Ok(stream)
         }
         .await;
-        held.push_back(connected);
-        if held.len() > 300 {
-            held.pop_front();
+        held.push(connected);
+        if held.len() == 600 {
+            std::future::pending::<()>().await;
         }
         if n % 8 == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;

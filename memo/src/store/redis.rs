@@ -15,7 +15,10 @@ use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
-use redis::{Cmd, ErrorKind, IntoConnectionInfo, RedisError as Trouble, ServerErrorKind};
+use redis::{
+    ClientTlsConfig, Cmd, ErrorKind, IntoConnectionInfo, RedisError as Trouble, ServerErrorKind,
+    TlsCertificates,
+};
 use socket2::TcpKeepalive;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -128,18 +131,27 @@ enum Connector {
     Cluster(Box<ClusterClient>),
 }
 
+/// Certificates for `rediss://`, in PEM format.
+#[derive(Clone, Default)]
+pub struct RedisTls {
+    /// The authorities that are trusted; `None` for those that the system trusts.
+    pub ca: Option<Vec<u8>>,
+    /// A client's own certificate and its key, where the server asks for one.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
 impl Redis {
     /// A client of the server at `redis://[user:password@]host:port[/database]` or of the cluster
-    /// that the nodes at `redis+cluster://[user:password@]host:port[,host:port…]` belong to.
-    /// Connects in the background.
+    /// that the nodes at `redis+cluster://[user:password@]host:port[,host:port…]` belong to; with
+    /// TLS at `rediss://…` and `rediss+cluster://…`. Connects in the background.
     ///
     /// # Errors
-    /// [`RedisError`] when `url` is not of that form.
+    /// [`RedisError`] when `url` is not of that form, or `tls` no PEM.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
-    pub fn connect_lazy(url: &str) -> Result<Self, RedisError> {
-        let connector = Connector::new(url)
+    pub fn connect_lazy(url: &str, tls: RedisTls) -> Result<Self, RedisError> {
+        let connector = Connector::new(url, tls)
             .map_err(|source| RedisError { url: without_password(url), source })?;
         let (set_connection, connection) = watch::channel(None);
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
@@ -210,21 +222,34 @@ impl fmt::Debug for Redis {
 type Values = Vec<Option<Vec<u8>>>;
 
 impl Connector {
-    fn new(url: &str) -> Result<Self, redis::RedisError> {
-        let Some(nodes) = url.strip_prefix("redis+cluster://") else {
-            let server = url.into_connection_info()?.set_tcp_settings(tcp_settings());
-            return Ok(Connector::Single(redis::Client::open(server)?));
+    fn new(url: &str, tls: RedisTls) -> Result<Self, redis::RedisError> {
+        let is_secure = url.starts_with("rediss");
+        let certificates = TlsCertificates {
+            client_tls: tls
+                .identity
+                .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
+            root_cert: tls.ca,
         };
+        let nodes = ["redis+cluster://", "rediss+cluster://"];
+        let Some(nodes) = nodes.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
+            let server = url.into_connection_info()?.set_tcp_settings(tcp_settings());
+            return Ok(Connector::Single(match is_secure {
+                true => redis::Client::build_with_tls(server, certificates)?,
+                false => redis::Client::open(server)?,
+            }));
+        };
+        let scheme = if is_secure { "rediss" } else { "redis" };
         let (login, hosts) = match nodes.rsplit_once('@') {
             Some((login, hosts)) => (format!("{login}@"), hosts),
             None => (String::new(), nodes),
         };
         let nodes: Result<Vec<_>, _> = hosts
             .split(',')
-            .map(|host| format!("redis://{login}{host}").into_connection_info())
+            .map(|host| format!("{scheme}://{login}{host}").into_connection_info())
             .collect();
-        let client = ClusterClient::builder(nodes?).tcp_settings(tcp_settings()).build()?;
-        Ok(Connector::Cluster(Box::new(client)))
+        let builder = ClusterClient::builder(nodes?).tcp_settings(tcp_settings());
+        let builder = if is_secure { builder.certs(certificates) } else { builder };
+        Ok(Connector::Cluster(Box::new(builder.build()?)))
     }
 
     async fn connect(&self) -> Result<Connection, redis::RedisError> {
@@ -349,7 +374,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_is_none_is_refused_without_its_password() {
         for url in ["redis://", "http://localhost", "redis+cluster://", "redis://u:hunter2@"] {
-            let error = Redis::connect_lazy(url).unwrap_err().to_string();
+            let error = Redis::connect_lazy(url, RedisTls::default()).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
     }

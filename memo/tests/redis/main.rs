@@ -5,7 +5,10 @@
 
 mod cluster;
 mod node;
+#[path = "../../../wire/tests/pki/mod.rs"]
+mod pki;
 mod single;
+mod tls;
 mod trouble;
 
 use std::ops::Range;
@@ -13,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_memo::key::ModelId;
-use afterimage_memo::store::{Redis, RemoteOptions, RemoteStore};
+use afterimage_memo::store::{Redis, RedisTls, RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::{Answer, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::message::Origin;
@@ -42,12 +45,16 @@ impl Classifier for FirstByte {
 }
 
 async fn memo(url: &str) -> Client {
+    memo_with(url, RedisTls::default()).await
+}
+
+async fn memo_with(url: &str, tls: RedisTls) -> Client {
     let shape = Shape::new(&[4]).unwrap();
     let model = Arc::new(ModelId { digest: [1; 32], shape, classes: 256 });
     // A busy machine is not what these tests are about.
     let lookup_budget = Duration::from_millis(300);
     let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
-    let store = Store::Remote(RemoteStore::new(Redis::connect_lazy(url).unwrap(), options));
+    let store = Store::Remote(RemoteStore::new(Redis::connect_lazy(url, tls).unwrap(), options));
     let options = MemoOptions::new(Secret::new([7; 32]));
     let service = Arc::new(MemoService::new(store, FirstByte(model), options));
     let server = Server::bind("127.0.0.1:0", service, ServerOptions::default()).await.unwrap();

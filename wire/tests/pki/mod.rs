@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+};
 
 /// An authority, with its certificate in a file.
 pub struct Authority {
@@ -24,6 +26,7 @@ impl Authority {
     /// One whose files are in `folder` and begin with `name`.
     pub fn new(folder: &Path, name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = subject(name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let cert = folder.join(format!("{name}.pem"));
@@ -35,7 +38,8 @@ impl Authority {
     /// were there are replaced.
     pub fn issue(&self, file: &str, name: &str) -> Issued {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.distinguished_name = subject(name);
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         let [cert_file, key_file] =
             ["cert", "key"].map(|kind| self.folder.join(format!("{file}.{kind}.pem")));
@@ -44,6 +48,13 @@ impl Authority {
         keep_private(&key_file);
         Issued { cert: cert_file, key: key_file }
     }
+}
+
+/// A name of its own: OpenSSL takes a certificate that is named as its issuer for a self-signed one.
+fn subject(name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::CommonName, name);
+    subject
 }
 
 #[cfg(unix)]
