@@ -127,7 +127,7 @@ enum Connection {
 
 /// How to get one.
 enum Connector {
-    Single(redis::Client),
+    Single(Box<redis::Client>),
     Cluster(Box<ClusterClient>),
 }
 
@@ -233,10 +233,11 @@ impl Connector {
         let nodes = ["redis+cluster://", "rediss+cluster://"];
         let Some(nodes) = nodes.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
             let server = url.into_connection_info()?.set_tcp_settings(tcp_settings());
-            return Ok(Connector::Single(match is_secure {
+            let client = match is_secure {
                 true => redis::Client::build_with_tls(server, certificates)?,
                 false => redis::Client::open(server)?,
-            }));
+            };
+            return Ok(Connector::Single(Box::new(client)));
         };
         let scheme = if is_secure { "rediss" } else { "redis" };
         let (login, hosts) = match nodes.rsplit_once('@') {
@@ -259,7 +260,8 @@ impl Connector {
                     .set_connection_timeout(Some(PATIENCE))
                     .set_response_timeout(Some(PATIENCE))
                     .set_max_delay(RETRY_PAUSE * 5);
-                let manager = ConnectionManager::new_with_config(client.clone(), config);
+                let manager =
+                    ConnectionManager::new_with_config(redis::Client::clone(client), config);
                 Connection::Single(manager.await?)
             }
             Connector::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
