@@ -87,6 +87,10 @@ bench-memo-peers:
 bench-codec:
     bench/codec
 
+# The load generator alone, against a server that only answers
+bench-generator:
+    bench/generator
+
 # Micro-benchmarks: codec, key, flights, table, scoring
 bench-micro *ARGS:
     cargo bench -p afterimage-wire --bench codec -- {{ARGS}}
@@ -95,7 +99,7 @@ bench-micro *ARGS:
     cargo bench -p afterimage-classifier --bench scoring -- {{ARGS}}
 
 # All records anew, and the page that is made from them; a quarter of an hour on a quiet machine
-bench-all: bench-codec bench-memo bench-memo-peers bench-cache performance
+bench-all: bench-codec bench-generator bench-memo bench-memo-peers bench-cache performance
 
 # docs/performance.md from the newest records
 performance:

@@ -220,11 +220,17 @@ fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) ->
 
     let grpc_load = peers.join("grpc_load");
     let http_load = peers.join("http_load");
-    let of_grpc = |way: &[&str], seconds: f64| load(&grpc_load, &grpc, way, seconds);
-    let of_http = |way: &[&str], seconds: f64| load(&http_load, &fastapi, way, seconds);
     // All that is cold is asked for once, and held against the memo's answers.
-    same_labels("gRPC", &of_grpc(&["unary", "1", "64"], 3.0)?, &answers)?;
-    same_labels("FastAPI", &of_http(&["8", "1"], 12.0)?, &answers)?;
+    let once = load(&grpc_load, &grpc, &["unary", "1", "64", "0", "labels"])?;
+    same_labels("gRPC", &once, &answers)?;
+    let once = load(&http_load, &fastapi, &["8", "1", "0", "labels"])?;
+    same_labels("FastAPI", &once, &answers)?;
+    let of_grpc = |way: &[&str], seconds: f64| {
+        load(&grpc_load, &grpc, &[way, &[&seconds.to_string()]].concat())
+    };
+    let of_http = |way: &[&str], seconds: f64| {
+        load(&http_load, &fastapi, &[way, &[&seconds.to_string()]].concat())
+    };
     let grpc_way = best(found, "gRPC", &GRPC_WAYS.each_ref().map(|way| &way[..]), of_grpc)?;
     let http_way = best(found, "FastAPI", &HTTP_WAYS.each_ref().map(|way| &way[..]), of_http)?;
 
@@ -266,10 +272,10 @@ fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) ->
 }
 
 /// What a peer's load says, on CPU 1.
-fn load(program: &Path, server: &Process, way: &[&str], seconds: f64) -> Result<Value> {
-    let (addr, seconds) = (server.addr.to_string(), seconds.to_string());
+fn load(program: &Path, server: &Process, way: &[&str]) -> Result<Value> {
+    let addr = server.addr.to_string();
     let mut command = Command::new("taskset");
-    command.args(["-c", "1"]).arg(program).arg(addr).args(way).args([&seconds, "labels"]);
+    command.args(["-c", "1"]).arg(program).arg(addr).args(way);
     let output = command.output()?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

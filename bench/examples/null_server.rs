@@ -5,18 +5,21 @@
 //!
 //! Arguments, all optional and in this order: what is asked (`cache`, `mixed` for half writes, or
 //! `classify`), depth, connections, seconds, access (`uniform` or an exponent of Zipf's law).
-//! With `serve ADDRESS` as its arguments it only serves, for a generator elsewhere.
+//! With `serve ADDRESS` as its arguments it only serves, for a generator elsewhere; with `all FOLDER` it measures
+//! several loads and writes a record.
 
 use std::env;
 use std::error::Error;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::workload::{Access, Keys, Population};
-use afterimage_bench::{Plan, Span, run};
+use afterimage_bench::{Plan, Report, Span, run};
 use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, flags};
 use afterimage_wire::proto::message::{Label, Origin, put_cache_resp, put_classify_resp};
 use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Service, Shape, Welcome};
@@ -34,28 +37,75 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
 
-    let service = if what == "classify" { Service::Memo } else { Service::Cache };
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let addr = listener.local_addr()?;
-    thread::spawn(move || accept(listener, service, Some(1)));
-
-    let mut plan = match service {
-        Service::Memo => Plan::classify(addr, Arc::new(Population::drawn(1, 10_000))),
-        _ => {
-            let read_share = if what == "mixed" { 0.5 } else { 1.0 };
-            Plan::cache(addr, Keys { read_share, ..KEYS })
-        }
-    };
-    plan.depth = arg(1, "1").parse()?;
-    plan.connections = arg(2, "1").parse()?;
-    plan.warmup = Span::Time(Duration::from_secs(1));
-    plan.stop = Span::Time(Duration::from_secs(arg(3, "5").parse()?));
-    plan.pin = vec![0];
+    if what == "all" {
+        return record(Path::new(&arg(1, "bench/results")));
+    }
+    let seconds = Duration::from_secs(arg(3, "5").parse()?);
+    let load = Load { what: &what, depth: arg(1, "1").parse()?, connections: arg(2, "1").parse()? };
+    let mut plan = load.plan(seconds)?;
     let access = arg(4, "uniform");
     if access != "uniform" {
         plan.access = Access::Zipf { exponent: access.parse()? };
     }
     println!("{}", run(&plan, &mut |_| {})?);
+    Ok(())
+}
+
+/// What is asked, and how much of it at once.
+struct Load<'a> {
+    what: &'a str,
+    depth: usize,
+    connections: usize,
+}
+
+impl Load<'_> {
+    /// Starts a server on CPU 1, and plans this load for it on CPU 0.
+    fn plan(&self, stop: Duration) -> Result<Plan, Box<dyn Error>> {
+        let service = if self.what == "classify" { Service::Memo } else { Service::Cache };
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let addr = listener.local_addr()?;
+        thread::spawn(move || accept(listener, service, Some(1)));
+        let plan = match service {
+            Service::Memo => Plan::classify(addr, Arc::new(Population::drawn(1, 10_000))),
+            _ => {
+                let read_share = if self.what == "mixed" { 0.5 } else { 1.0 };
+                Plan::cache(addr, Keys { read_share, ..KEYS })
+            }
+        };
+        Ok(Plan {
+            depth: self.depth,
+            connections: self.connections,
+            warmup: Span::Time(stop / 4),
+            stop: Span::Time(stop),
+            pin: vec![0],
+            ..plan
+        })
+    }
+}
+
+/// Measures the generator at several depths, the best of some rounds each, and writes a record.
+fn record(folder: &Path) -> Result<(), Box<dyn Error>> {
+    const ROUNDS: usize = 5;
+    let mut record = Record::new("generator", Path::new("."), Machine::here(), Vec::new());
+    let loads =
+        [("cache", 16_384), ("mixed", 16_384), ("cache", 64), ("classify", 1024), ("classify", 64)];
+    for (what, depth) in loads {
+        let load = Load { what, depth, connections: 1 };
+        let mut best: Option<Report> = None;
+        for _ in 0..ROUNDS {
+            let report = run(&load.plan(Duration::from_secs(1))?, &mut |_| {})?;
+            let better = |best: &Report| report.throughput_per_s > best.throughput_per_s;
+            if best.as_ref().is_none_or(better) {
+                best = Some(report);
+            }
+        }
+        let Some(report) = best else { continue };
+        let (name, rate) = (format!("{what}, depth {depth}"), report.throughput_per_s / 1e6);
+        println!("{name:<24}{rate:>8.2} M/s, {:.1} ns each", report.generator.cpu_ns_per_request);
+        record.figures.insert(format!("{name}, M/s"), rate);
+        record.runs.push(Run { name, report });
+    }
+    println!("recorded in {}", record.write(folder)?.display());
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use crate::record::Record;
 use crate::report::{Count, duration};
 
 /// The records that the page is about, in its order, and what each is headed by.
-const SUBJECTS: [(&str, &str, &str); 4] = [
+const SUBJECTS: [(&str, &str, &str); 5] = [
     (
         "memo-hot",
         "Remembered answers",
@@ -31,10 +31,23 @@ const SUBJECTS: [(&str, &str, &str); 4] = [
         "The wire codec alone",
         "`bench/codec`: frames that are encoded and decoded again, on one core.",
     ),
+    (
+        "generator",
+        "The load generator",
+        "`bench/generator`: one thread and one connection against a server that does nothing but answer, a core for \
+         each; the best of five rounds.",
+    ),
 ];
 
 /// What was aimed at: record, figure, what it is about, and the limit, from below or (`false`) from above.
-const TARGETS: [(&str, &str, &str, f64, bool); 9] = [
+const TARGETS: [(&str, &str, &str, f64, bool); 10] = [
+    (
+        "generator",
+        "mixed, depth 16384, M/s",
+        "million small requests a second from one generator thread",
+        30.0,
+        true,
+    ),
     ("memo-peers", "memo over gRPC", "the memo over gRPC with the same logic", 10.0, true),
     (
         "memo-peers",

@@ -26,6 +26,8 @@ pub fn images() -> Arc<Population> {
 pub struct Seen {
     latencies: Histogram<u64>,
     labels: Vec<Option<u16>>,
+    /// Images without an answer yet, if the load goes on until there is none.
+    missing: usize,
     hits: u64,
     wrong: u64,
     began: Instant,
@@ -33,11 +35,13 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Begins to look; what comes within `warmup` is checked and not counted.
-    pub fn new(warmup: Duration) -> Self {
+    /// Begins to look; what comes within `warmup` is checked and not counted. With `all` it is not over before each
+    /// image was answered.
+    pub fn new(warmup: Duration, all: bool) -> Self {
         Seen {
             latencies: Histogram::new_with_bounds(1, HOUR_NS, 3).expect("constants that it allows"),
             labels: vec![None; IMAGES],
+            missing: if all { IMAGES } else { 0 },
             hits: 0,
             wrong: 0,
             began: Instant::now(),
@@ -47,6 +51,9 @@ impl Seen {
 
     /// Notes an answer.
     pub fn answer(&mut self, image: usize, label: u16, memoized: bool, sent: Instant) {
+        if self.labels[image].is_none() {
+            self.missing = self.missing.saturating_sub(1);
+        }
         let expected = *self.labels[image].get_or_insert(label);
         self.wrong += u64::from(label != expected);
         if self.began.elapsed() >= self.warmup {
@@ -57,7 +64,7 @@ impl Seen {
 
     /// Whether `measure` after the warm-up is over.
     pub fn is_over(&self, measure: Duration) -> bool {
-        self.began.elapsed() >= self.warmup + measure
+        self.missing == 0 && self.began.elapsed() >= self.warmup + measure
     }
 
     /// Prints what was seen, in one line of JSON.

@@ -1,7 +1,8 @@
 //! Load for the gRPC service. Usage: grpc_load ADDRESS unary|stream CONNECTIONS IN_FLIGHT SECONDS [labels]
 //!
 //! Unary calls multiplex on each connection; with `stream` the requests in flight share one long call for each
-//! connection. Prints one line of JSON.
+//! connection. Prints one line of JSON; with `labels`
+//! goes on until every image was answered, and prints their labels, too.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -57,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
         pixels: (0..IMAGES).map(|i| Bytes::copy_from_slice(population.image(i))).collect(),
         next: RefCell::new(0),
         measure: Duration::from_secs_f64(seconds.parse()?),
-        seen: RefCell::new(Seen::new(WARMUP)),
+        seen: RefCell::new(Seen::new(WARMUP, !rest.is_empty())),
     });
     let local = LocalSet::new();
     let mut tasks = Vec::new();

@@ -2,7 +2,8 @@
 //! "memoized". Usage: http_load ADDRESS CONNECTIONS PIPELINED SECONDS [labels]
 //!
 //! Written by hand over a socket, since a real HTTP client would use more of its core than the server does of its
-//! own. Connections are kept alive; on each, so many requests are on their way. Prints one line of JSON.
+//! own. Connections are kept alive; on each, so many requests are on their way. Prints one line of JSON; with `labels`
+//! goes on until every image was answered, and prints their labels, too.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -30,7 +31,7 @@ async fn main() -> anyhow::Result<()> {
     let (connections, pipelined): (usize, usize) = (connections.parse()?, pipelined.parse()?);
     let measure = Duration::from_secs_f64(seconds.parse()?);
     let population = images();
-    let seen = Rc::new(RefCell::new(Seen::new(WARMUP)));
+    let seen = Rc::new(RefCell::new(Seen::new(WARMUP, !rest.is_empty())));
     let local = LocalSet::new();
     let tasks: Vec<_> = (0..connections)
         .map(|first| {
