@@ -206,9 +206,9 @@ impl EngineArgs {
         let options = EngineOptions { threads, max_batch, max_queued, linger: self.linger.0 };
         let engine = Engine::start(Arc::clone(&model), options);
         tracing::info!(
-            "model {}… with features {:?}, {threads} compute threads",
+            "model {}… ({}), {threads} compute threads",
             &model.digest().to_string()[..16],
-            model.features().name(),
+            model.description(),
         );
         Ok((model, Arc::new(engine)))
     }

@@ -52,14 +52,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         let mut report = evaluation.to_json();
         report["model"] = json!(model.digest().to_string());
-        report["features"] = json!(model.features().name());
+        report["features"] = json!(model.description());
         if let Some((_, examples)) = worst {
             report["worst"] = examples.iter().map(example).collect();
         }
         println!("{report:#}");
         return Ok(());
     }
-    println!("model {} ({} features)", model.digest(), model.features().name());
+    println!("model {} ({})", model.digest(), model.description());
     println!("{evaluation}");
     if let Some((path, examples)) = worst {
         println!("\nwrote {}: the {} worst of {}", path.display(), examples.len(), test.len());

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use afterimage_classifier::{ImportOptions, Model, Shape};
+use afterimage_classifier::{ImportOptions, Model, Sample, Shape};
+use anyhow::Context;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -10,25 +11,47 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
     out: PathBuf,
 
-    /// The images that the model looks at, outermost dimension first.
-    #[arg(long, value_name = "DIMS", default_value = "28x28", value_parser = shape)]
-    shape: Shape,
+    /// The images that the model looks at, outermost dimension first [default: 28x28, or what an ONNX model declares].
+    #[arg(long, value_name = "DIMS", value_parser = shape)]
+    shape: Option<Shape>,
 
-    /// What bytes were divided by to make the model's inputs: 255 where they went from 0 to 1.
-    #[arg(long, value_name = "N", default_value_t = 255.0)]
-    divisor: f32,
+    /// What bytes were divided by to make the model's inputs: 255 where they went from 0 to 1 [default: what support
+    /// vectors or a scaler show, else 255].
+    #[arg(long, value_name = "N")]
+    divisor: Option<f64>,
 
-    /// A linear model as LIBLINEAR writes it, or one of two classes as LIBSVM does.
+    /// Labels to answer with, in the order of the model's own, where those are not numbers from 0 to 65535.
+    #[arg(long, value_name = "LABELS", value_delimiter = ',')]
+    labels: Option<Vec<u16>>,
+
+    /// Images to try the model on: a text file as `svm-predict` takes it, or a folder with the MNIST test files.
+    #[arg(long, value_name = "PATH")]
+    sample: Option<PathBuf>,
+
+    /// What the original tool predicts of the sample: its output file, a label on a line.
+    #[arg(long, value_name = "FILE", requires = "sample")]
+    predictions: Option<PathBuf>,
+
+    /// A model of LIBSVM or LIBLINEAR, or an ONNX file with an SVM or a linear classifier.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let options = ImportOptions { shape: args.shape, divisor: args.divisor };
-    let model = Model::import(&args.file, &options)?;
-    model.write(&args.out)?;
-    println!("a linear model of {} classes over {}", model.labels().len(), model.shape());
-    println!("wrote {}, model {}", args.out.display(), model.digest());
+    let Args { out, shape, divisor, labels, sample, predictions, file } = args;
+    let imported = Model::import(&file, &ImportOptions { shape, divisor, labels })?;
+    println!("{imported}");
+    if let Some(path) = sample {
+        let sample = Sample::read(&path, &imported)?;
+        println!("answers that are the sample's labels: {}", sample.agreement(&imported)?);
+        if let Some(path) = predictions {
+            let predicted =
+                sample.with_predictions(&path).with_context(|| path.display().to_string())?;
+            println!("answers that are the predictions: {}", predicted.agreement(&imported)?);
+        }
+    }
+    imported.model.write(&out)?;
+    println!("wrote {} ({} bytes)", out.display(), std::fs::metadata(&out)?.len());
     Ok(())
 }
 

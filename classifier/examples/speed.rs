@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use afterimage_classifier::{Dataset, Engine, EngineOptions, Job, Level, Model, Scratch};
+use afterimage_classifier::{
+    Dataset, Engine, EngineOptions, FeatureMap, Job, Level, Model, Scratch,
+};
 use ndarray::{Array2, ArrayView2};
 use rayon::ThreadPool;
 use rustix::time::{ClockId, clock_gettime};
@@ -47,7 +49,7 @@ fn main() -> Result<()> {
     let images: Vec<&[u8]> = data.images().take(IMAGES).collect();
     let many = data.split_at(MANY).0;
     let mut figures = Map::new();
-    figures.insert("features".into(), model.features().name().into());
+    figures.insert("features".into(), model.description().into());
     figures.insert("model".into(), model.digest().to_string().into());
     floor(&model, &mut figures);
     one_core(&model, &images, &mut figures)?;
@@ -75,9 +77,11 @@ fn print(name: &str, value: &Value) {
 
 /// The least time the model's multiply-adds can take on this core.
 fn floor(model: &Model, figures: &mut Map<String, Value>) {
-    let work = match model.features().name() {
-        "conv" => CONV_MULTIPLY_ADDS,
-        _ => model.svm().weights().len() as f64,
+    let work = match (model.features().map(FeatureMap::name), model.svm()) {
+        (Some("conv"), _) => CONV_MULTIPLY_ADDS,
+        (_, Some(svm)) => svm.weights().len() as f64,
+        // An imported model: there is no one figure.
+        _ => return,
     };
     figures.insert("million multiply-adds per image".into(), json!(work / 1e6));
     let (a, b) = (Array2::<f32>::ones([MATRIX; 2]), Array2::<f32>::ones([MATRIX; 2]));

@@ -178,7 +178,7 @@ pub enum ModelError {
         /// The place.
         index: usize,
         /// What is there.
-        value: f32,
+        value: f64,
     },
     /// A line of a text model is not what it should be.
     #[error("line {line}: {detail}")]
@@ -188,6 +188,9 @@ pub enum ModelError {
         /// What is wrong.
         detail: String,
     },
+    /// An ONNX file holds no model that can be imported.
+    #[error("not an ONNX model we can use: {0}")]
+    Onnx(String),
     /// The shape in the metadata is no shape.
     #[error(transparent)]
     Shape(#[from] DataError),

@@ -18,9 +18,13 @@ mod input;
 mod kernels;
 mod model;
 mod model_file;
+mod pairwise;
+mod pixels;
+mod scoring;
 mod shape;
 mod svm;
 mod tensors;
+mod weights;
 
 pub use dataset::{Dataset, MAX_DATASET_FILE_BYTES, Split, read_images};
 pub use engine::{
@@ -32,10 +36,11 @@ pub use eval::{
 };
 pub use features::{ConvolutionalMap, FeatureMap, RawPixels};
 pub use image::{Image, MAX_IMAGE_FILE_BYTES};
-pub use import::ImportOptions;
+pub use import::{Agreement, ImportOptions, Imported, Sample};
 pub use kernels::Level;
 pub use model::{Metadata, Model, ModelDigest, Scratch};
 pub use model_file::MAX_MODEL_FILE_BYTES;
+pub use pairwise::{KernelFunction, MAX_DEGREE};
 pub use service::ClassifierService;
 pub use shape::{MAX_INPUT_LEN, MAX_RANK, Shape};
 pub use svm::{LinearSvm, MAX_CLASSES, argmax};

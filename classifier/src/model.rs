@@ -1,4 +1,4 @@
-//! A model: a feature map, the machines that weigh its features, and the label each machine stands for.
+//! A model: how an image is scored, and the label that each class stands for.
 
 use std::fmt;
 use std::path::Path;
@@ -8,15 +8,13 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use crate::error::{DataError, ModelError};
-use crate::features::{FeatureMap, FeatureScratch};
-use crate::kernels::{Chunks, Level, chunks};
+use crate::features::FeatureMap;
+use crate::kernels::Level;
 use crate::model_file;
+use crate::scoring::Scoring;
+pub use crate::scoring::Scratch;
 use crate::shape::Shape;
-use crate::svm::{LinearSvm, argmax};
-
-/// Images scored in one go: as many as the kernels share each read of the weights among; more would only push
-/// features and weights out of the nearest cache.
-const BLOCK: usize = 4;
+use crate::svm::LinearSvm;
 
 /// Images one task of a parallel batch takes: a fifth of a millisecond's work, so that threads end together.
 const TASK: usize = 16;
@@ -24,8 +22,8 @@ const TASK: usize = 16;
 /// A trained classifier. It never changes, so threads share it as `Arc<Model>`.
 #[derive(Clone, Debug)]
 pub struct Model {
-    features: FeatureMap,
-    svm: LinearSvm,
+    shape: Shape,
+    scoring: Scoring,
     labels: Vec<u16>,
     metadata: Metadata,
     digest: ModelDigest,
@@ -54,14 +52,6 @@ pub struct Metadata {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ModelDigest(pub [u8; 32]);
 
-/// Room for scoring, kept between calls so that nothing is allocated.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    features: FeatureScratch,
-    block: Chunks,
-    scores: Vec<f32>,
-}
-
 impl Model {
     /// A model whose machine `i` stands for `labels[i]`.
     ///
@@ -76,16 +66,24 @@ impl Model {
         if svm.dims() != features.dims() {
             return Err(ModelError::mismatch("features per class", features.dims(), svm.dims()));
         }
-        if labels.len() != svm.classes() {
-            return Err(ModelError::mismatch("labels", svm.classes(), labels.len()));
-        }
+        Self::of(features.shape(), Scoring::Features(features, svm), labels, metadata)
+    }
+
+    /// A model whose class `i` stands for `labels[i]`.
+    pub(crate) fn of(
+        shape: Shape,
+        scoring: Scoring,
+        labels: Vec<u16>,
+        metadata: Metadata,
+    ) -> Result<Self, ModelError> {
+        scoring.has_classes(labels.len())?;
         let mut sorted = labels.clone();
         sorted.sort_unstable();
         if let Some(twice) = sorted.windows(2).find(|two| two[0] == two[1]) {
             return Err(ModelError::mismatch("labels", "each once", format!("{} twice", twice[0])));
         }
-        let digest = model_file::digest(&features, &svm, &labels);
-        Ok(Self { features, svm, labels, metadata, digest })
+        let digest = model_file::digest(shape, &scoring, &labels);
+        Ok(Self { shape, scoring, labels, metadata, digest })
     }
 
     /// The model that comes with the program: the convolutional one.
@@ -133,7 +131,7 @@ impl Model {
         model_file::write(self, path)
     }
 
-    /// 32 bytes that differ as soon as any answer may: SHA-256 over the feature map's name, the shape, the labels,
+    /// 32 bytes that differ as soon as any answer may: SHA-256 over the name of its kind, the shape, the labels,
     /// and every tensor's name, shape and values. The metadata is not in it. Two models with the same digest
     /// give the same answers, so a remembered answer belongs to a digest.
     #[must_use]
@@ -144,25 +142,41 @@ impl Model {
     /// The shape of the images it takes.
     #[must_use]
     pub fn shape(&self) -> Shape {
-        self.features.shape()
+        self.shape
     }
 
-    /// The label of each machine.
+    /// The label of each class, in the model's own order.
     #[must_use]
     pub fn labels(&self) -> &[u16] {
         &self.labels
     }
 
-    /// The feature map.
+    /// What kind of model it is, in a few words for people.
     #[must_use]
-    pub fn features(&self) -> &FeatureMap {
-        &self.features
+    pub fn description(&self) -> String {
+        self.scoring.description()
     }
 
-    /// The machines.
+    /// The feature map, in a model that was trained here.
     #[must_use]
-    pub fn svm(&self) -> &LinearSvm {
-        &self.svm
+    pub fn features(&self) -> Option<&FeatureMap> {
+        match &self.scoring {
+            Scoring::Features(map, _) => Some(map),
+            Scoring::Weights(_) | Scoring::Pairwise(_) => None,
+        }
+    }
+
+    /// The machines that weigh its features, in a model that was trained here.
+    #[must_use]
+    pub fn svm(&self) -> Option<&LinearSvm> {
+        match &self.scoring {
+            Scoring::Features(_, svm) => Some(svm),
+            Scoring::Weights(_) | Scoring::Pairwise(_) => None,
+        }
+    }
+
+    pub(crate) fn scoring(&self) -> &Scoring {
+        &self.scoring
     }
 
     /// Where it comes from.
@@ -204,17 +218,14 @@ impl Model {
     ) -> Result<(), DataError> {
         assert_eq!(images.len(), labels.len(), "one label per image");
         self.check_sizes(images)?;
-        let blocks = images.chunks(BLOCK).zip(labels.chunks_mut(BLOCK));
-        for (images, labels) in blocks {
-            let scores = self.score_block(Level::best(), images, scratch);
-            for (label, scores) in labels.iter_mut().zip(scores.chunks_exact(self.svm.classes())) {
-                *label = self.labels[argmax(scores)];
-            }
-        }
+        let label = |class: usize| self.labels[class];
+        self.scoring.classify(Level::best(), images, scratch, label, labels);
         Ok(())
     }
 
-    /// The scores `[images, classes]` of a batch, on the calling thread.
+    /// The scores `[images, classes]` of a batch, on the calling thread. The class with the greatest one is the answer,
+    /// of equals the first: votes, where pairs of classes vote; and but for what the rounding to `f32` makes equal.
+    /// (A single machine for two classes answers with the second at zero.)
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when an image is of another size.
@@ -228,13 +239,9 @@ impl Model {
     /// [`DataError::Mismatch`] when an image is of another size.
     pub fn scores_with(&self, level: Level, images: &[&[u8]]) -> Result<Array2<f32>, DataError> {
         self.check_sizes(images)?;
-        let mut scratch = Scratch::default();
-        let mut all = Vec::with_capacity(images.len() * self.svm.classes());
-        for images in images.chunks(BLOCK) {
-            all.extend_from_slice(self.score_block(level, images, &mut scratch));
-        }
-        Ok(Array2::from_shape_vec((images.len(), self.svm.classes()), all)
-            .expect("every block gives one row per image"))
+        let scores = self.scoring.scores(level, images);
+        Ok(Array2::from_shape_vec((images.len(), self.labels.len()), scores)
+            .expect("every image has a score for each class"))
     }
 
     /// The labels of many images, one per row of `images` (`[images, bytes of one]`), on all threads of the current
@@ -281,21 +288,6 @@ impl Model {
                 found: image.len().to_string(),
             }),
         }
-    }
-
-    /// Scores `[images, classes]` of at most [`BLOCK`] images of the right size.
-    fn score_block<'s>(
-        &self,
-        level: Level,
-        images: &[&[u8]],
-        scratch: &'s mut Scratch,
-    ) -> &'s [f32] {
-        let Scratch { features, block, scores } = scratch;
-        block.set_len(images.len() * chunks(self.features.dims()));
-        scores.resize(images.len() * self.svm.classes(), 0.0);
-        self.features.features(level, images, features, block);
-        self.svm.scores(level, block, scores);
-        scores
     }
 }
 

@@ -1,31 +1,35 @@
-//! Model files: a safetensors container with the tensors of the feature map and the machines, and texts
-//! that say what they are. `README.md` has the table of names.
+//! Model files: a safetensors container with the tensors that make the model, and texts that say what they are.
+//! `README.md` has the table of names. Models that are trained here are of version 1, imported ones of version 2.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
-use ndarray::{Array1, Array2};
 use sha2::{Digest, Sha256};
 
 use crate::error::ModelError;
 use crate::features::FeatureMap;
 use crate::input::bounded;
 use crate::model::{Metadata, Model, ModelDigest};
+use crate::pairwise::Pairwise;
+use crate::scoring::Scoring;
 use crate::shape::{MAX_RANK, Shape};
-use crate::svm::{LinearSvm, MAX_CLASSES};
-use crate::tensors::{self, Tensor, Tensors, Texts};
+use crate::svm::MAX_CLASSES;
+use crate::tensors::{self, Texts};
+use crate::weights::Weights;
 
-/// Largest model file read, in bytes: far above ours (under 1 MB), far below what would hurt.
-pub const MAX_MODEL_FILE_BYTES: u64 = 256 << 20;
+/// Largest model file read, in bytes, of whatever tool: far above ours (under 1 MB); room for the text of 60,000 support
+/// vectors of MNIST's images (about 200 MB), or for 65,535 classes of as many weights in `f64` (411 MB).
+pub const MAX_MODEL_FILE_BYTES: u64 = 1 << 30;
 
 /// What a file says it is.
 const FORMAT: &str = "afterimage-model";
-/// The version written, and the only one read.
+/// The version of models that are trained here.
 const VERSION: &str = "1";
-
-const WEIGHTS: &str = "svm.weights";
-const INTERCEPTS: &str = "svm.intercepts";
+/// The version of imported ones.
+const IMPORTED_VERSION: &str = "2";
+/// What is read.
+const VERSIONS: &str = "1 or 2";
 
 pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
@@ -54,14 +58,17 @@ pub(crate) fn encode(model: &Model) -> Vec<u8> {
     let metadata = model.metadata();
     let mut texts = Texts::from([
         ("format".to_owned(), FORMAT.to_owned()),
-        ("format_version".to_owned(), VERSION.to_owned()),
-        ("features".to_owned(), model.features().name().to_owned()),
+        ("format_version".to_owned(), version(model.scoring()).to_owned()),
+        ("features".to_owned(), model.scoring().name().to_owned()),
         ("shape".to_owned(), model.shape().to_string()),
         ("labels".to_owned(), join(model.labels())),
         ("command".to_owned(), metadata.command.clone()),
         ("dataset".to_owned(), metadata.dataset.clone()),
         ("note".to_owned(), metadata.note.clone()),
     ]);
+    if let Scoring::Pairwise(pairwise) = model.scoring() {
+        texts.insert("kernel".to_owned(), pairwise.function().name().to_owned());
+    }
     if let Some(seed) = metadata.seed {
         texts.insert("seed".to_owned(), seed.to_string());
     }
@@ -71,7 +78,7 @@ pub(crate) fn encode(model: &Model) -> Vec<u8> {
     if let Some((wrong, images)) = metadata.test_errors {
         texts.insert("test_errors".to_owned(), format!("{wrong} of {images}"));
     }
-    tensors::encode(&all_tensors(model.features(), model.svm()), &texts)
+    tensors::encode(&model.scoring().tensors(), &texts)
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
@@ -80,17 +87,31 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
     if text("format") != FORMAT {
         return Err(ModelError::mismatch("metadata \"format\"", FORMAT, text("format")));
     }
-    if text("format_version") != VERSION {
-        return Err(ModelError::Version { found: text("format_version"), expected: VERSION });
+    let version = text("format_version");
+    if ![VERSION, IMPORTED_VERSION].contains(&version.as_str()) {
+        return Err(ModelError::Version { found: version, expected: VERSIONS });
     }
     let shape = parse_shape(&text("shape"))?;
     let labels = parse_labels(&text("labels"))?;
-    let features = FeatureMap::from_tensors(&text("features"), shape, &mut tensors)?;
-    let (classes, dims) = (labels.len(), features.dims());
-    let weights = Tensor::take(&mut tensors, WEIGHTS, &[classes, dims])?;
-    let weights = Array2::from_shape_vec((classes, dims), weights)
-        .map_err(|error| ModelError::mismatch(WEIGHTS, "a matrix", error))?;
-    let intercepts = Array1::from(Tensor::take(&mut tensors, INTERCEPTS, &[classes])?);
+    let (classes, dims) = (labels.len(), shape.len());
+    let scoring = match (version.as_str(), text("features").as_str()) {
+        (IMPORTED_VERSION, "weights") => {
+            Scoring::Weights(Weights::from_tensors(classes, dims, &mut tensors)?)
+        }
+        (IMPORTED_VERSION, "kernel") => {
+            let kernel = text("kernel");
+            let pairwise = Pairwise::from_tensors(&kernel, classes, dims, &mut tensors)?;
+            Scoring::Pairwise(Box::new(pairwise))
+        }
+        (IMPORTED_VERSION, other) => {
+            let expected = "weights or kernel";
+            return Err(ModelError::mismatch("features", expected, format!("{other:?}")));
+        }
+        (_, name) => {
+            let map = FeatureMap::from_tensors(name, shape, &mut tensors)?;
+            Scoring::from_features(map, classes, &mut tensors)?
+        }
+    };
     if let Some(unknown) = tensors.keys().next() {
         return Err(ModelError::mismatch("tensors", "only known ones", format!("{unknown:?}")));
     }
@@ -102,47 +123,51 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
         test_errors: parse_test_errors(&texts)?,
         note: text("note"),
     };
-    Model::new(features, LinearSvm::new(weights, intercepts)?, labels, metadata)
+    Model::of(shape, scoring, labels, metadata)
 }
 
 /// SHA-256 over, in this order, lengths and integers as 64-bit little-endian:
 ///
-/// 1. the text `afterimage-model 1` and a zero byte;
-/// 2. the feature map's name (length, bytes);
+/// 1. the text `afterimage-model 1` (or 2: the file's version) and a zero byte;
+/// 2. the name of its `features` (length, bytes); in version 2, for `kernel` features, the kernel's as well;
 /// 3. the shape (rank, dimensions);
 /// 4. the labels (count, each);
-/// 5. every tensor in the order of names: name (length, bytes), shape (rank, dimensions), values (32-bit
-///    little-endian floats).
-pub(crate) fn digest(features: &FeatureMap, svm: &LinearSvm, labels: &[u16]) -> ModelDigest {
+/// 5. every tensor in the order of names: name (length, bytes), in version 2 the name of its type (length, bytes), shape
+///    (rank, dimensions), values (little-endian).
+pub(crate) fn digest(shape: Shape, scoring: &Scoring, labels: &[u16]) -> ModelDigest {
+    let version = version(scoring);
     let mut hash = Sha256::new();
-    hash.update(format!("{FORMAT} {VERSION}\0"));
+    hash.update(format!("{FORMAT} {version}\0"));
     let number = |hash: &mut Sha256, value: u64| hash.update(value.to_le_bytes());
     let text = |hash: &mut Sha256, text: &str| {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     };
-    text(&mut hash, features.name());
-    let shape = features.shape();
+    text(&mut hash, scoring.name());
+    if let Scoring::Pairwise(pairwise) = scoring {
+        text(&mut hash, pairwise.function().name());
+    }
     number(&mut hash, shape.dims().len() as u64);
     shape.dims().iter().for_each(|&dim| number(&mut hash, u64::from(dim)));
     number(&mut hash, labels.len() as u64);
     labels.iter().for_each(|&label| number(&mut hash, u64::from(label)));
-    for (name, tensor) in all_tensors(features, svm) {
+    for (name, tensor) in scoring.tensors() {
         text(&mut hash, &name);
+        if version != VERSION {
+            text(&mut hash, tensor.values.type_name());
+        }
         number(&mut hash, tensor.shape.len() as u64);
         tensor.shape.iter().for_each(|&dim| number(&mut hash, dim as u64));
-        tensor.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+        tensor.values.for_each_bytes(|bytes| hash.update(bytes));
     }
     ModelDigest(hash.finalize().into())
 }
 
-fn all_tensors(features: &FeatureMap, svm: &LinearSvm) -> Tensors {
-    let mut tensors = features.tensors();
-    let weights = svm.weights().iter().copied().collect();
-    tensors.insert(WEIGHTS.to_owned(), Tensor::new(&[svm.classes(), svm.dims()], weights));
-    let intercepts = svm.intercepts().to_vec();
-    tensors.insert(INTERCEPTS.to_owned(), Tensor::new(&[svm.classes()], intercepts));
-    tensors
+fn version(scoring: &Scoring) -> &'static str {
+    match scoring {
+        Scoring::Features(..) => VERSION,
+        Scoring::Weights(_) | Scoring::Pairwise(_) => IMPORTED_VERSION,
+    }
 }
 
 fn join(labels: &[u16]) -> String {

@@ -6,9 +6,10 @@ use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::error::ModelError;
 use crate::kernels::{Chunk, Chunks, Dots, Level, chunks};
+use crate::tensors::check_finite;
 
 /// Most classes a model may have; answers are `u16` labels.
-pub const MAX_CLASSES: usize = 4096;
+pub const MAX_CLASSES: usize = 65_535;
 
 /// Weights `[classes, dims]` and intercepts `[classes]`.
 #[derive(Clone, Debug)]
@@ -36,8 +37,8 @@ impl LinearSvm {
         if intercepts.len() != classes {
             return Err(ModelError::mismatch("svm.intercepts", classes, intercepts.len()));
         }
-        check_finite("svm.weights", weights.iter())?;
-        check_finite("svm.intercepts", intercepts.iter())?;
+        check_finite("svm.weights", weights.iter().copied())?;
+        check_finite("svm.intercepts", intercepts.iter().copied())?;
         let mut packed = Chunks::zeros(classes * chunks(dims));
         for (row, packed) in weights.outer_iter().zip(packed.chunks_exact_mut(chunks(dims))) {
             for (value, slot) in row.iter().zip(packed.as_flattened_mut()) {
@@ -96,18 +97,6 @@ pub fn argmax(scores: &[f32]) -> usize {
         }
     }
     best.0
-}
-
-pub(crate) fn check_finite<'a>(
-    tensor: &str,
-    values: impl IntoIterator<Item = &'a f32>,
-) -> Result<(), ModelError> {
-    match values.into_iter().enumerate().find(|(_, value)| !value.is_finite()) {
-        None => Ok(()),
-        Some((index, &value)) => {
-            Err(ModelError::NotFinite { tensor: tensor.to_owned(), index, value })
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Named arrays of `f32`, as they stand in a safetensors file, and the container's reading and writing.
+//! Named arrays of numbers, as they stand in a safetensors file, and the container's reading and writing.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,6 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 
 use crate::error::ModelError;
-use crate::svm::check_finite;
 
 /// Arrays by name, in the order of their names.
 pub(crate) type Tensors = BTreeMap<String, Tensor>;
@@ -17,35 +16,137 @@ pub(crate) type Texts = BTreeMap<String, String>;
 /// The container aligns its data to this many bytes.
 const ALIGNMENT: usize = 8;
 
-/// A row-major array of `f32`.
+/// A row-major array.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tensor {
     pub(crate) shape: Vec<usize>,
-    pub(crate) values: Vec<f32>,
+    pub(crate) values: Values,
+}
+
+/// An array's numbers, of one of the types that model files have.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Values {
+    U8(Vec<u8>),
+    U32(Vec<u32>),
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+}
+
+/// A type that an array's numbers may have.
+pub(crate) trait Element: Sized {
+    /// What it is called in a file.
+    const NAME: &'static str;
+    fn wrap(values: Vec<Self>) -> Values;
+    fn unwrap(values: Values) -> Option<Vec<Self>>;
+}
+
+macro_rules! elements {
+    ($($variant:ident: $type:ty, $name:literal;)*) => {
+        $(impl Element for $type {
+            const NAME: &'static str = $name;
+            fn wrap(values: Vec<Self>) -> Values {
+                Values::$variant(values)
+            }
+            fn unwrap(values: Values) -> Option<Vec<Self>> {
+                if let Values::$variant(values) = values { Some(values) } else { None }
+            }
+        })*
+
+        impl Values {
+            /// What their type is called in a file.
+            pub(crate) fn type_name(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name),* }
+            }
+
+            /// Their bytes, little-endian, piece by piece.
+            pub(crate) fn for_each_bytes(&self, mut take: impl FnMut(&[u8])) {
+                match self {
+                    $(Self::$variant(values) => {
+                        values.iter().for_each(|value| take(&value.to_le_bytes()));
+                    })*
+                }
+            }
+
+            fn byte_len(&self) -> usize {
+                match self { $(Self::$variant(values) => size_of_val(values.as_slice())),* }
+            }
+
+            fn read(dtype: Dtype, bytes: &[u8]) -> Option<Self> {
+                match dtype {
+                    $(Dtype::$variant => Some(Self::$variant(
+                        bytes.as_chunks().0.iter().map(|&value| <$type>::from_le_bytes(value)).collect(),
+                    )),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+elements! {
+    U8: u8, "U8";
+    U32: u32, "U32";
+    F32: f32, "F32";
+    F64: f64, "F64";
+}
+
+impl Values {
+    /// The first number that is not finite, and its place.
+    fn not_finite(&self) -> Option<(usize, f64)> {
+        match self {
+            Self::U8(_) | Self::U32(_) => None,
+            Self::F32(values) => first_not_finite(values.iter().map(|&value| value.into())),
+            Self::F64(values) => first_not_finite(values.iter().copied()),
+        }
+    }
+}
+
+fn first_not_finite(values: impl Iterator<Item = f64>) -> Option<(usize, f64)> {
+    values.enumerate().find(|(_, value)| !value.is_finite())
+}
+
+/// An error for the first of `values` that is not finite.
+pub(crate) fn check_finite<T: Copy + Into<f64>>(
+    tensor: &str,
+    values: impl IntoIterator<Item = T>,
+) -> Result<(), ModelError> {
+    match first_not_finite(values.into_iter().map(Into::into)) {
+        None => Ok(()),
+        Some((index, value)) => {
+            Err(ModelError::NotFinite { tensor: tensor.to_owned(), index, value })
+        }
+    }
 }
 
 impl Tensor {
-    pub(crate) fn new(shape: &[usize], values: Vec<f32>) -> Self {
+    pub(crate) fn new<T: Element>(shape: &[usize], values: Vec<T>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), values.len());
-        Self { shape: shape.to_vec(), values }
+        Self { shape: shape.to_vec(), values: T::wrap(values) }
     }
 
-    /// Takes `name` out of `tensors`; it must have this shape.
-    pub(crate) fn take(
+    /// Takes `name` out of `tensors`; it must have this shape and this type.
+    pub(crate) fn take<T: Element>(
         tensors: &mut Tensors,
         name: &str,
         shape: &[usize],
-    ) -> Result<Vec<f32>, ModelError> {
+    ) -> Result<Vec<T>, ModelError> {
         let what = || format!("shape of tensor {name:?}");
-        match tensors.remove(name) {
-            None => Err(ModelError::mismatch(what(), format!("{shape:?}"), "no such tensor")),
-            Some(tensor) if tensor.shape != shape => Err(ModelError::mismatch(
-                what(),
-                format!("{shape:?}"),
-                format!("{:?}", tensor.shape),
-            )),
-            Some(tensor) => Ok(tensor.values),
+        let tensor = tensors
+            .remove(name)
+            .ok_or_else(|| ModelError::mismatch(what(), format!("{shape:?}"), "no such tensor"))?;
+        if tensor.shape != shape {
+            let found = format!("{:?}", tensor.shape);
+            return Err(ModelError::mismatch(what(), format!("{shape:?}"), found));
         }
+        let found = tensor.values.type_name();
+        T::unwrap(tensor.values)
+            .ok_or_else(|| ModelError::mismatch(format!("type of tensor {name:?}"), T::NAME, found))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn f32s(&mut self) -> &mut [f32] {
+        let Values::F32(values) = &mut self.values else { panic!("it is not of f32") };
+        values
     }
 }
 
@@ -55,10 +156,10 @@ pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
     let mut header = BTreeMap::from([("__metadata__".to_owned(), json!(texts))]);
     let mut offset = 0;
     for (name, tensor) in tensors {
-        let end = offset + 4 * tensor.values.len();
+        let end = offset + tensor.values.byte_len();
         // An array of pairs is written in order, so no map of the JSON library decides about bytes.
         let entry = json!({
-            "data_offsets": [offset, end], "dtype": "F32", "shape": tensor.shape,
+            "data_offsets": [offset, end], "dtype": tensor.values.type_name(), "shape": tensor.shape,
         });
         header.insert(name.clone(), entry);
         offset = end;
@@ -68,25 +169,25 @@ pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.extend(text);
     for tensor in tensors.values() {
-        bytes.extend(tensor.values.iter().flat_map(|value| value.to_le_bytes()));
+        tensor.values.for_each_bytes(|value| bytes.extend_from_slice(value));
     }
     bytes
 }
 
-/// Reads a safetensors file. Every tensor must be of `f32` and finite.
+/// Reads a safetensors file. Every tensor must be of a type in [`Values`], and finite.
 pub(crate) fn decode(bytes: &[u8]) -> Result<(Tensors, Texts), ModelError> {
     let container = |error: safetensors::SafeTensorError| ModelError::Container(error.to_string());
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(container)?;
     let file = SafeTensors::deserialize(bytes).map_err(container)?;
     let mut tensors = Tensors::new();
     for (name, view) in file.iter() {
-        if view.dtype() != Dtype::F32 {
-            let what = format!("type of tensor {name:?}");
-            return Err(ModelError::mismatch(what, "F32", format!("{:?}", view.dtype())));
+        let values = Values::read(view.dtype(), view.data()).ok_or_else(|| {
+            let found = format!("{:?}", view.dtype());
+            ModelError::mismatch(format!("type of tensor {name:?}"), "U8, U32, F32 or F64", found)
+        })?;
+        if let Some((index, value)) = values.not_finite() {
+            return Err(ModelError::NotFinite { tensor: name.to_owned(), index, value });
         }
-        let values: Vec<f32> =
-            view.data().as_chunks().0.iter().map(|&value| f32::from_le_bytes(value)).collect();
-        check_finite(name, &values)?;
         tensors.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), values });
     }
     let texts = metadata.metadata().iter().flatten();
@@ -127,8 +228,8 @@ mod tests {
 
     fn example() -> (Tensors, Texts) {
         let tensors = Tensors::from([
-            ("b".to_owned(), Tensor::new(&[2, 1], vec![1.5, -0.0])),
-            ("a".to_owned(), Tensor::new(&[1], vec![3.0])),
+            ("b".to_owned(), Tensor::new(&[2, 1], vec![1.5_f32, -0.0])),
+            ("a".to_owned(), Tensor::new(&[1], vec![3.0_f32])),
         ]);
         (tensors, Texts::from([("z".to_owned(), "\"q\"\n".to_owned()), ("y".into(), "é".into())]))
     }

@@ -317,7 +317,8 @@ pub(crate) fn text(path: impl AsRef<OsStr>) -> String {
 pub(crate) fn contrary_model() -> Model {
     let raw = Model::raw();
     let labels = raw.labels().iter().map(|label| (label + 1) % 10).collect();
-    Model::new(raw.features().clone(), raw.svm().clone(), labels, Metadata::default())
+    let (map, svm) = (raw.features().expect("it has"), raw.svm().expect("it has"));
+    Model::new(map.clone(), svm.clone(), labels, Metadata::default())
         .expect("labels that stand once each, as before")
 }
 

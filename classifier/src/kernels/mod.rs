@@ -11,12 +11,15 @@
 #![allow(unsafe_code)]
 
 mod aligned;
+pub(crate) mod bytes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod peak;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_bytes;
 
 use std::fmt;
 use std::sync::OnceLock;

@@ -72,13 +72,13 @@ fn the_raw_model_has_the_same_bits_alone_in_any_batch_and_at_every_level() {
 #[test]
 fn the_shipped_model_is_the_convolutional_one_and_small() {
     let model = Model::shipped();
-    assert_eq!(model.features().name(), "conv");
+    assert_eq!(model.features().unwrap().name(), "conv");
     assert_eq!(model.labels(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
     assert!(model.to_bytes().len() < 1_000_000);
     let (wrong, images) = model.metadata().test_errors.unwrap();
     assert_eq!(images, 10_000);
     assert!(wrong <= 40, "{wrong} wrong");
-    assert_eq!(Model::raw().features().name(), "raw");
+    assert_eq!(Model::raw().features().unwrap().name(), "raw");
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_convolutional_file_with_a_wrong_shape_or_tensor_is_refused() {
         let mut without = tensors.clone();
         let tensor = without.remove(name).unwrap();
         assert!(refused(&without, &texts).contains(name));
-        let flat = Tensor::new(&[1, tensor.values.len()], tensor.values);
+        let flat = Tensor { shape: vec![1, tensor.shape.iter().product()], ..tensor };
         without.insert(name.into(), flat);
         assert!(refused(&without, &texts).contains(name));
     }
@@ -154,9 +154,9 @@ fn the_digest_is_over_what_decides_answers_and_nothing_else() {
     };
     assert_eq!(digest_after(&note), digest);
     let changes: [Change<'_>; 4] = [
-        &|tensors, _| tensors.get_mut("svm.weights").unwrap().values[7839] += 0.25,
-        &|tensors, _| tensors.get_mut("svm.intercepts").unwrap().values[0] += 0.25,
-        &|tensors, _| tensors.get_mut("pixels.divisor").unwrap().values[0] = 254.0,
+        &|tensors, _| tensors.get_mut("svm.weights").unwrap().f32s()[7839] += 0.25,
+        &|tensors, _| tensors.get_mut("svm.intercepts").unwrap().f32s()[0] += 0.25,
+        &|tensors, _| tensors.get_mut("pixels.divisor").unwrap().f32s()[0] = 254.0,
         &|_, texts| {
             texts.insert("labels".into(), "1,0,2,3,4,5,6,7,8,9".into());
         },
@@ -212,7 +212,7 @@ fn hostile_files_are_refused_with_what_is_wrong() {
     for (error, part) in [
         (error_after(text("format", "pytorch")), "afterimage-model"),
         (error_after(|_, texts| texts.clear()), "afterimage-model"),
-        (error_after(text("format_version", "2")), "format version is \"2\""),
+        (error_after(text("format_version", "3")), "format version is \"3\""),
         (error_after(text("features", "magic")), "magic"),
         (error_after(text("shape", "28y28")), "28y28"),
         (error_after(text("shape", "4294967295x4294967295")), "4194304"),
@@ -227,13 +227,13 @@ fn hostile_files_are_refused_with_what_is_wrong() {
         (error_after(|tensors, _| drop(tensors.remove("pixels.divisor"))), "pixels.divisor"),
         (
             error_after(|tensors, _| {
-                tensors.get_mut("pixels.divisor").unwrap().values[0] = 0.0;
+                tensors.get_mut("pixels.divisor").unwrap().f32s()[0] = 0.0;
             }),
             "1 to 65535",
         ),
         (
             error_after(|tensors, _| {
-                tensors.get_mut("svm.weights").unwrap().values[5] = f32::NAN;
+                tensors.get_mut("svm.weights").unwrap().f32s()[5] = f32::NAN;
             }),
             "NaN at index 5",
         ),
@@ -270,7 +270,7 @@ fn a_file_larger_than_any_model_is_not_read() {
     let path = directory.path().join("large");
     std::fs::File::create(&path).unwrap().set_len(crate::MAX_MODEL_FILE_BYTES + 1).unwrap();
     let error = Model::read(&path).unwrap_err().to_string();
-    assert!(error.contains("268435457 bytes; the limit is 268435456"), "{error}");
+    assert!(error.contains("1073741825 bytes; the limit is 1073741824"), "{error}");
     let missing = Model::read(&directory.path().join("missing")).unwrap_err().to_string();
     assert!(missing.contains("missing"), "{missing}");
 }
@@ -283,4 +283,108 @@ fn parts_that_do_not_fit_make_no_model() {
     assert!(Model::new(map(), svm(3), vec![1, 2], Metadata::default()).is_err());
     assert!(Model::new(map(), svm(2), vec![1], Metadata::default()).is_err());
     assert!(Model::new(map(), svm(2), vec![1, 1], Metadata::default()).is_err());
+}
+
+/// The text of a small kernel model of LIBSVM's, bytes and numbers as its vectors.
+fn imported() -> Vec<Model> {
+    let rbf = "svm_type c_svc\nkernel_type rbf\ngamma 0.5\nnr_class 3\ntotal_sv 4\nrho 0.1 0 0\n\
+        label 4 9 2\nnr_sv 2 1 1\nSV\n0.5 1 1:0.2 2:1 \n0.25 0 \n-1 0.5 2:0.4 \n-1 -0.5 1:0.6 \n";
+    let linear = "solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 2\nbias -1\nw\n1 \n-1 \n";
+    let shape = Some(Shape::new(&[2]).unwrap());
+    let options = crate::ImportOptions { shape, ..crate::ImportOptions::default() };
+    let import = |text: &str| Model::import_bytes(text.as_bytes(), &options).unwrap().model;
+    vec![import(rbf), import(&rbf.replace("0.4 ", "0.4011 ")), import(linear)]
+}
+
+#[test]
+fn an_imported_model_is_read_back_whole_and_its_digest_is_over_all_of_it() {
+    let mut digests = Vec::new();
+    for model in imported() {
+        let bytes = model.to_bytes();
+        let read = Model::from_bytes(&bytes).unwrap();
+        assert_eq!((read.digest(), read.to_bytes()), (model.digest(), bytes.clone()));
+        assert_eq!(read.metadata(), model.metadata());
+        assert!(read.metadata().note.starts_with("imported from LIB"));
+        let (tensors, texts) = tensors::decode(&bytes).unwrap();
+        assert_eq!(texts["format_version"], "2");
+        digests.push(model.digest());
+        for name in tensors.keys() {
+            let mut changed = tensors.clone();
+            let tensor = changed.get_mut(name).unwrap();
+            match &mut tensor.values {
+                // A vector more in one class and one fewer in the next.
+                tensors::Values::U32(values) => values.swap(0, 1),
+                tensors::Values::U8(values) => values[0] ^= 1,
+                tensors::Values::F64(values) => values[0] += 0.125,
+                tensors::Values::F32(_) => unreachable!("none of these"),
+            }
+            let other = Model::from_bytes(&tensors::encode(&changed, &texts)).unwrap();
+            digests.push(other.digest());
+        }
+        for (name, value) in [("kernel", "sigmoid"), ("shape", "1x2")] {
+            let mut changed = texts.clone();
+            if changed.contains_key(name) {
+                changed.insert(name.to_owned(), value.to_owned());
+                digests.push(
+                    Model::from_bytes(&tensors::encode(&tensors, &changed)).unwrap().digest(),
+                );
+            }
+        }
+    }
+    let all = digests.len();
+    digests.sort_unstable_by_key(|digest| digest.0);
+    digests.dedup();
+    assert_eq!(digests.len(), all);
+}
+
+#[test]
+fn an_imported_file_that_is_broken_is_refused_with_what_is_wrong() {
+    type Change<'a> = &'a dyn Fn(&mut Tensors, &mut Texts);
+    let model = imported().swap_remove(0);
+    let (tensors, texts) = tensors::decode(&model.to_bytes()).unwrap();
+    let text = |name: &'static str, value: &'static str| {
+        move |_: &mut Tensors, texts: &mut Texts| {
+            texts.insert(name.into(), value.into());
+        }
+    };
+    let changes: [(Change<'_>, &str); 10] = [
+        (&text("format_version", "1"), "expected raw or conv"),
+        (&text("features", "conv"), "expected weights or kernel"),
+        (&text("features", "weights"), "linear.weights"),
+        (&text("kernel", "cubic"), "linear, polynomial, rbf or sigmoid"),
+        (&text("shape", "3"), "[4, 3]"),
+        (&text("labels", "1,2"), "kernel.counts"),
+        (&text("labels", "1"), "2 to 65535"),
+        (&|tensors, _| drop(tensors.remove("pixels.table")), "pixels.table"),
+        (
+            &|tensors, _| {
+                let counts = vec![u32::MAX; 3];
+                tensors.insert("kernel.counts".into(), Tensor::new(&[3], counts));
+            },
+            "[12884901885, 2]",
+        ),
+        (
+            &|tensors, _| {
+                tensors.insert("kernel.rho".into(), Tensor::new(&[3], vec![0_f32; 3]));
+            },
+            "expected F64, found F32",
+        ),
+    ];
+    for (change, part) in changes {
+        let (mut tensors, mut texts) = (tensors.clone(), texts.clone());
+        change(&mut tensors, &mut texts);
+        let error = Model::from_bytes(&tensors::encode(&tensors, &texts)).unwrap_err().to_string();
+        assert!(error.contains(part) && !error.contains('\n'), "{error:?} should contain {part:?}");
+    }
+    for model in imported() {
+        let bytes = model.to_bytes();
+        for at in 0..bytes.len() {
+            assert!(Model::from_bytes(&bytes[..at]).is_err(), "{at} bytes");
+            if at % 7 == 0 {
+                let mut mutated = bytes.clone();
+                mutated[at] ^= 0xff;
+                let _ = Model::from_bytes(&mutated);
+            }
+        }
+    }
 }

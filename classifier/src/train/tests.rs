@@ -134,7 +134,7 @@ fn progress_only_grows_within_a_stage_and_reaches_no_further_than_its_total() {
 fn refuses_one_class_and_a_c_that_is_no_number() {
     let one = Dataset::new(Shape::new(&[1]).unwrap(), vec![1, 2], vec![3, 3]).unwrap();
     let error = run(&options(), &one, &|_| {}).unwrap_err().to_string();
-    assert_eq!(error, "classes in the training set is 1; the range is 2 to 4096");
+    assert_eq!(error, "classes in the training set is 1; the range is 2 to 65535");
     for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         assert!(run(&TrainOptions { c: Some(c), ..options() }, &bars(40), &|_| {}).is_err());
     }

@@ -1,0 +1,213 @@
+//! LIBSVM's text files (C.-C. Chang and C.-J. Lin, "LIBSVM: a library for support vector machines", ACM TIST 2, 2011):
+//! `c_svc` and `nu_svc` with a linear, polynomial, RBF or sigmoid kernel. What is there for probabilities is read over, as
+//! `svm-predict` does when it is not asked for them.
+
+use super::lines::{Lines, shorten};
+use super::{Found, ImportOptions, check_range, check_size, learn_pixels};
+use crate::error::ModelError;
+use crate::kernels::bytes::MAX_BYTES;
+use crate::pairwise::{KernelFunction, MAX_DEGREE, Pairwise, Parts, VectorValues};
+use crate::pixels::Pixels;
+use crate::scoring::Scoring;
+use crate::shape::Shape;
+use crate::svm::MAX_CLASSES;
+
+#[derive(Default)]
+struct Header {
+    machine: String,
+    kernel: String,
+    degree: u32,
+    gamma: f64,
+    coef0: f64,
+    classes: usize,
+    vectors: usize,
+    labels: Vec<String>,
+    counts: Vec<u32>,
+    rho: Vec<f64>,
+}
+
+/// Support vectors as they stand: what is zero is left out.
+#[derive(Default)]
+struct Sparse {
+    /// `[vectors, classes − 1]`.
+    coefficients: Vec<f64>,
+    indices: Vec<u32>,
+    values: Vec<f64>,
+    /// Where each vector ends in the two above.
+    ends: Vec<usize>,
+}
+
+pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Found, ModelError> {
+    let shape = options.shape.unwrap_or(Shape::MNIST);
+    let dims = shape.len();
+    let header = read_header(lines)?;
+    let function = function(lines, &header)?;
+    let sparse = read_vectors(lines, &header, dims)?;
+    let (divisor, learnt) = learn_pixels(options.divisor, false, sparse.values.iter().copied())?;
+    let (pixels, vectors) = match learnt {
+        Some((pixels, bytes)) if dims <= MAX_BYTES => {
+            check_size(header.vectors, dims, size_of::<u8>())?;
+            (pixels, VectorValues::U8(sparse.dense(dims, &bytes, 0)))
+        }
+        _ => {
+            check_size(header.vectors, dims, size_of::<f64>())?;
+            let pixels = Pixels::divided(divisor, false)?;
+            for (&at, &value) in sparse.indices.iter().zip(&sparse.values) {
+                check_range(&pixels, at as usize, value)?;
+            }
+            (pixels, VectorValues::F64(sparse.dense(dims, &sparse.values, 0.0)))
+        }
+    };
+    let features = sparse.indices.iter().max().map_or(0, |&at| at as usize + 1);
+    let pairwise = Pairwise::new(Parts {
+        pixels: pixels.clone(),
+        function,
+        dims,
+        vectors,
+        counts: header.counts,
+        coefficients: transposed(&sparse.coefficients, header.classes - 1),
+        rho: header.rho,
+    })?;
+    Ok(Found {
+        origin: format!("LIBSVM ({}, {})", header.machine, describe(&function)),
+        labels: header.labels,
+        shape,
+        features,
+        divisor,
+        pixels,
+        scoring: Scoring::Pairwise(Box::new(pairwise)),
+    })
+}
+
+fn read_header(lines: &mut Lines<'_>) -> Result<Header, ModelError> {
+    let mut header = Header::default();
+    loop {
+        let (key, values) = lines.key_and_values()?;
+        let pairs = header.classes * header.classes.saturating_sub(1) / 2;
+        match key {
+            "svm_type" if ["c_svc", "nu_svc"].contains(&values) => {
+                values.clone_into(&mut header.machine);
+            }
+            "svm_type" => {
+                let svm_type = shorten(values);
+                return Err(lines.error(format!("svm_type {svm_type:?} does not classify")));
+            }
+            "kernel_type" => values.clone_into(&mut header.kernel),
+            "degree" => header.degree = lines.count(values, 0, MAX_DEGREE as usize)? as u32,
+            "gamma" => header.gamma = lines.number(values)?,
+            "coef0" => header.coef0 = lines.number(values)?,
+            "nr_class" => header.classes = lines.count(values, 2, MAX_CLASSES)?,
+            "total_sv" => header.vectors = lines.count(values, 1, u32::MAX as usize)?,
+            "rho" => header.rho = lines.numbers(values, pairs)?,
+            "label" => header.labels = Lines::labels(values),
+            "nr_sv" => {
+                let most = u32::MAX as usize;
+                let counts = values.split_ascii_whitespace().take(MAX_CLASSES + 1);
+                header.counts = counts
+                    .map(|text| lines.count(text, 0, most).map(|count| count as u32))
+                    .collect::<Result<_, _>>()?;
+            }
+            // For probabilities.
+            "probA" | "probB" | "prob_density_marks" => {}
+            "SV" => break,
+            _ => {
+                let key = shorten(key);
+                return Err(lines.error(format!("{key:?} is unknown in a LIBSVM model")));
+            }
+        }
+    }
+    let Header { classes, vectors, .. } = header;
+    let counted: usize = header.counts.iter().map(|&count| count as usize).sum();
+    for (what, expected, found) in [
+        ("labels", classes, header.labels.len()),
+        ("numbers in nr_sv", classes, header.counts.len()),
+        ("numbers in rho", classes * classes.saturating_sub(1) / 2, header.rho.len()),
+        ("support vectors in nr_sv", vectors, counted),
+    ] {
+        if expected != found {
+            return Err(lines.error(format!("{found} {what} before SV; {expected} are due")));
+        }
+    }
+    if classes == 0 || vectors == 0 {
+        return Err(lines.error("nr_class and total_sv must come before SV"));
+    }
+    Ok(header)
+}
+
+fn function(lines: &Lines<'_>, header: &Header) -> Result<KernelFunction, ModelError> {
+    let &Header { gamma, coef0, degree, .. } = header;
+    match header.kernel.as_str() {
+        "linear" => Ok(KernelFunction::Linear),
+        "polynomial" => Ok(KernelFunction::Polynomial { gamma, coef0, degree }),
+        "rbf" => Ok(KernelFunction::Rbf { gamma }),
+        "sigmoid" => Ok(KernelFunction::Sigmoid { gamma, coef0 }),
+        "precomputed" => Err(lines.error(
+            "a precomputed kernel needs its training data to compare with, which the model does not have",
+        )),
+        other => Err(lines.error(format!("kernel {:?} is unknown", shorten(other)))),
+    }
+}
+
+pub(super) fn describe(function: &KernelFunction) -> String {
+    match function {
+        KernelFunction::Linear => "linear kernel".to_owned(),
+        KernelFunction::Polynomial { gamma, coef0, degree } => {
+            format!("polynomial kernel, gamma {gamma}, coef0 {coef0}, degree {degree}")
+        }
+        KernelFunction::Rbf { gamma } => format!("RBF kernel, gamma {gamma}"),
+        KernelFunction::Sigmoid { gamma, coef0 } => {
+            format!("sigmoid kernel, gamma {gamma}, coef0 {coef0}")
+        }
+    }
+}
+
+/// Reads the lines after `SV`: coefficients, then `index:value` with indices from 1 that ascend.
+fn read_vectors(lines: &mut Lines<'_>, header: &Header, dims: usize) -> Result<Sparse, ModelError> {
+    let mut sparse = Sparse::default();
+    for _ in 0..header.vectors {
+        let line = lines.next_line()?;
+        let mut fields = line.split_ascii_whitespace();
+        for _ in 1..header.classes {
+            let coefficient = lines.number(fields.next().unwrap_or_default())?;
+            sparse.coefficients.push(coefficient);
+        }
+        let mut least = 1;
+        for field in fields {
+            let Some((index, value)) = field.split_once(':') else {
+                return Err(lines.error(format!("{:?} is not like 12:0.5", shorten(field))));
+            };
+            let index = lines.count(index, least, dims)?;
+            let value = lines.number(value)?;
+            least = index + 1;
+            if value != 0.0 {
+                // An index is at most the length of a shape.
+                sparse.indices.push((index - 1) as u32);
+                sparse.values.push(value);
+            }
+        }
+        sparse.ends.push(sparse.values.len());
+    }
+    lines.end()?;
+    Ok(sparse)
+}
+
+impl Sparse {
+    /// `[vectors, dims]` of `values`, one for each of those that are not zero.
+    fn dense<T: Copy>(&self, dims: usize, values: &[T], zero: T) -> Vec<T> {
+        let mut dense = vec![zero; self.ends.len() * dims];
+        let mut start = 0;
+        for (row, &end) in dense.chunks_exact_mut(dims).zip(&self.ends) {
+            for (&at, &value) in self.indices[start..end].iter().zip(&values[start..end]) {
+                row[at as usize] = value;
+            }
+            start = end;
+        }
+        dense
+    }
+}
+
+/// `[rows, columns]` from `[columns, rows]`.
+fn transposed(values: &[f64], rows: usize) -> Vec<f64> {
+    let columns = values.len() / rows;
+    (0..rows).flat_map(|row| (0..columns).map(move |column| values[column * rows + row])).collect()
+}

@@ -1,0 +1,193 @@
+//! Models that other tools trained: LIBSVM's and LIBLINEAR's text files, and scikit-learn's as ONNX.
+//!
+//! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image over a divisor. What is
+//! kept is kept in `f64`, and scored by the original's own operations wherever the label hangs on their rounding
+//! (`weights.rs`, `pairwise/`), so labels are the original's.
+
+mod liblinear;
+mod libsvm;
+mod lines;
+pub(crate) mod onnx;
+mod sample;
+
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use crate::error::ModelError;
+use crate::input::bounded;
+use crate::model::{Metadata, Model};
+use crate::model_file::MAX_MODEL_FILE_BYTES;
+use crate::pixels::{Learnt, Pixels};
+use crate::scoring::Scoring;
+use crate::shape::Shape;
+use lines::Lines;
+pub use sample::{Agreement, Sample};
+
+/// What a model of another tool does not say about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ImportOptions {
+    /// The shape of the images. `None` is 28x28, or where an ONNX model has another number of features, a row of those.
+    pub shape: Option<Shape>,
+    /// What bytes were divided by to make features: 255 when they went from 0 to 1, 1 when they were the bytes. `None`
+    /// goes by the support vectors, or by the scaling in an ONNX model, and is 255 where there is neither.
+    pub divisor: Option<f64>,
+    /// The labels to answer with, in the order of the model's own. `None` takes those, which must be from 0 to 65535.
+    pub labels: Option<Vec<u16>>,
+}
+
+/// An imported model, and what was found in its file.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Imported {
+    /// The model.
+    pub model: Model,
+    /// The tool it is of, its solver or kernel and their parameters.
+    pub origin: String,
+    /// The labels of its classes as the file has them, in its order.
+    pub labels: Vec<String>,
+    /// Features it looks at; bytes of an image beyond them count nothing, or as zeros.
+    pub features: usize,
+    /// What bytes of an image were divided by.
+    pub divisor: f64,
+    pixels: Pixels,
+}
+
+impl Imported {
+    /// The byte that a feature's value stands for (`at` from 0): `None` when it is none that an image can have.
+    #[must_use]
+    pub fn byte(&self, at: usize, value: f64) -> Option<u8> {
+        self.pixels.byte(at, value)
+    }
+}
+
+/// Prints what was found, a line each.
+impl fmt::Display for Imported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST_LABELS: usize = 20;
+        let Self { model, origin, labels, features, divisor, .. } = self;
+        writeln!(f, "found     {origin}")?;
+        writeln!(f, "model     {}", model.description())?;
+        let more = if labels.len() > MOST_LABELS { " …" } else { "" };
+        let shown = labels[..labels.len().min(MOST_LABELS)].join(" ");
+        writeln!(f, "classes   {}, labels {shown}{more}", labels.len())?;
+        if labels.iter().zip(model.labels()).any(|(old, new)| *old != new.to_string()) {
+            let new: Vec<_> = model.labels().iter().take(MOST_LABELS).map(u16::to_string).collect();
+            writeln!(f, "answers   {}{more}", new.join(" "))?;
+        }
+        writeln!(f, "features  {features} of images of {}: bytes over {divisor}", model.shape())?;
+        write!(f, "digest    {}", model.digest())
+    }
+}
+
+impl Model {
+    /// Reads a model file of LIBLINEAR or LIBSVM, or an ONNX file; it says itself which of them it is.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the file, and for what is wrong in a text the line.
+    pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, ModelError> {
+        let io = |source| ModelError::Io { path: path.to_owned(), source };
+        let in_file =
+            |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
+        let file = File::open(path).map_err(io)?;
+        let bytes = bounded::read_at_most(file, MAX_MODEL_FILE_BYTES, "model file")
+            .map_err(|error| in_file(error.into()))?;
+        Self::import_bytes(&bytes, options).map_err(in_file)
+    }
+
+    /// Reads a model from the bytes of such a file.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the line of a text; others when the numbers make no model.
+    pub fn import_bytes(bytes: &[u8], options: &ImportOptions) -> Result<Imported, ModelError> {
+        let starts = |word: &str| bytes.trim_ascii_start().starts_with(word.as_bytes());
+        let found = if starts("solver_type") {
+            liblinear::read(&mut Lines::new(text(bytes)?), options)?
+        } else if starts("svm_type") {
+            libsvm::read(&mut Lines::new(text(bytes)?), options)?
+        } else {
+            onnx::read(bytes, options)?
+        };
+        found.finish(options)
+    }
+}
+
+fn text(bytes: &[u8]) -> Result<&str, ModelError> {
+    str::from_utf8(bytes).map_err(|_| Lines::new("").error("the file is not text"))
+}
+
+/// What a reader found: all but the labels to answer with.
+struct Found {
+    origin: String,
+    labels: Vec<String>,
+    shape: Shape,
+    features: usize,
+    divisor: f64,
+    pixels: Pixels,
+    scoring: Scoring,
+}
+
+impl Found {
+    fn finish(self, options: &ImportOptions) -> Result<Imported, ModelError> {
+        let Self { origin, labels, shape, features, divisor, pixels, scoring } = self;
+        let answers = match &options.labels {
+            Some(given) if given.len() == labels.len() => given.clone(),
+            Some(given) => {
+                let expected = format!("one for each of the model's {}", labels.len());
+                return Err(ModelError::mismatch("labels given", expected, given.len()));
+            }
+            None => labels.iter().map(|label| own_label(label)).collect::<Result<_, _>>()?,
+        };
+        let note = format!("imported from {origin}");
+        let metadata = Metadata { note, ..Metadata::default() };
+        let model = Model::of(shape, scoring, answers, metadata)?;
+        Ok(Imported { model, origin, labels, features, divisor, pixels })
+    }
+}
+
+fn own_label(label: &str) -> Result<u16, ModelError> {
+    label.parse().map_err(|_| {
+        let expected = "0 to 65535, which is what an answer has room for (give others by --labels)";
+        ModelError::mismatch("label of the model", expected, format!("{label:?}"))
+    })
+}
+
+/// Support vectors as bytes, where all their values are bytes over the divisor; and what those mean.
+///
+/// `values` are those that are not zero. `None` when they are no bytes; else what bytes mean, and the byte of each value.
+fn learn_pixels(
+    divisor: Option<f64>,
+    single: bool,
+    values: impl Iterator<Item = f64> + Clone,
+) -> Result<(f64, Option<Learnt>), ModelError> {
+    let divisor = divisor.unwrap_or_else(|| {
+        let most = values.clone().fold(0.0, f64::max);
+        if most > 1.0 { 1.0 } else { 255.0 }
+    });
+    Ok((divisor, Pixels::learnt(divisor, single, values)?))
+}
+
+/// Support vectors are of the training images: a value that no image can have shows that the divisor is wrong.
+fn check_range(pixels: &Pixels, at: usize, value: f64) -> Result<(), ModelError> {
+    let (low, high) = pixels.range(at);
+    let slack = 0.01 * (high - low);
+    if (low - slack..=high + slack).contains(&value) {
+        return Ok(());
+    }
+    let expected = format!("{low} to {high} for bytes over the divisor (--divisor)");
+    Err(ModelError::mismatch(format!("feature {} of a support vector", at + 1), expected, value))
+}
+
+/// Refuses so many support vectors that no model file holds them.
+fn check_size(count: usize, dims: usize, bytes_each: usize) -> Result<(), ModelError> {
+    let bytes = count.saturating_mul(dims).saturating_mul(bytes_each) as u64;
+    if bytes <= MAX_MODEL_FILE_BYTES {
+        return Ok(());
+    }
+    let expected = format!("at most {MAX_MODEL_FILE_BYTES} bytes");
+    let found = format!("{bytes} bytes of {count} vectors of {dims} features");
+    Err(ModelError::mismatch("support vectors", expected, found))
+}
+
+#[cfg(test)]
+mod tests;

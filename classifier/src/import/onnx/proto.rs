@@ -1,0 +1,108 @@
+//! The messages of an ONNX file that an SVM needs, with the field numbers of `onnx.proto` (ONNX 1.x). Fields that are not
+//! here are skipped. Nothing is allocated but for bytes that are there.
+
+/// A file.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ModelProto {
+    #[prost(string, tag = "2")]
+    pub(crate) producer_name: String,
+    #[prost(string, tag = "3")]
+    pub(crate) producer_version: String,
+    #[prost(message, optional, tag = "7")]
+    pub(crate) graph: Option<GraphProto>,
+}
+
+/// Nodes, the values they begin with, and those they end with.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct GraphProto {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) node: Vec<NodeProto>,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) initializer: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "11")]
+    pub(crate) input: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "12")]
+    pub(crate) output: Vec<ValueInfoProto>,
+}
+
+/// An operation.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    pub(crate) input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    pub(crate) output: Vec<String>,
+    #[prost(string, tag = "4")]
+    pub(crate) op_type: String,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) attribute: Vec<AttributeProto>,
+}
+
+/// A named parameter of an operation.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AttributeProto {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(int64, tag = "3")]
+    pub(crate) i: i64,
+    #[prost(bytes = "vec", tag = "4")]
+    pub(crate) s: Vec<u8>,
+    #[prost(float, repeated, packed = "false", tag = "7")]
+    pub(crate) floats: Vec<f32>,
+    #[prost(int64, repeated, packed = "false", tag = "8")]
+    pub(crate) ints: Vec<i64>,
+    #[prost(bytes = "vec", repeated, tag = "9")]
+    pub(crate) strings: Vec<Vec<u8>>,
+}
+
+/// A constant.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TensorProto {
+    #[prost(int32, tag = "2")]
+    pub(crate) data_type: i32,
+    #[prost(float, repeated, tag = "4")]
+    pub(crate) float_data: Vec<f32>,
+    #[prost(string, tag = "8")]
+    pub(crate) name: String,
+    #[prost(bytes = "vec", tag = "9")]
+    pub(crate) raw_data: Vec<u8>,
+}
+
+/// The name and the type of what goes in or comes out.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ValueInfoProto {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    #[prost(message, optional, tag = "2")]
+    pub(crate) r#type: Option<TypeProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TypeProto {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) tensor_type: Option<TensorTypeProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TensorTypeProto {
+    #[prost(message, optional, tag = "2")]
+    pub(crate) shape: Option<ShapeProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct ShapeProto {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) dim: Vec<DimensionProto>,
+}
+
+/// A dimension; 0 where the file gives it a name or leaves it open.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct DimensionProto {
+    #[prost(int64, tag = "1")]
+    pub(crate) dim_value: i64,
+}
+
+/// The type code of 32-bit floats.
+pub(crate) const FLOAT: i32 = 1;
+/// The type code of 64-bit floats.
+pub(crate) const DOUBLE: i32 = 11;

@@ -1,0 +1,329 @@
+//! Text models and ONNX files, good and bad. The original tools are run in `tests/original_tools.rs`.
+
+use prost::Message;
+
+use super::onnx::examples;
+use super::*;
+
+fn options() -> ImportOptions {
+    let shape = Some(Shape::new(&[2, 2]).unwrap());
+    ImportOptions { shape, divisor: Some(1.0), labels: None }
+}
+
+fn import(text: &str) -> Model {
+    Model::import_bytes(text.as_bytes(), &options()).unwrap().model
+}
+
+fn scores(model: &Model, image: &[u8]) -> Vec<f32> {
+    model.scores(&[image]).unwrap().into_raw_vec_and_offset().0
+}
+
+const LIBLINEAR: &str = "solver_type L2R_L2LOSS_SVC_DUAL\nnr_class 3\nlabel 7 0 300\n\
+    nr_feature 3\nbias 2\nw\n1 0 -1 \n0 1 -1 \n0 0 5.5e-1 \n-2 0.25 0 \n";
+const BINARY: &str = "solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 4\nbias -1\nw\n\
+    1 \n-1 \n0 \n0 \n";
+const LIBSVM: &str = "svm_type c_svc\nkernel_type linear\nnr_class 2\ntotal_sv 2\nrho -0.5\n\
+    label 4 9\nprobA -1.5\nprobB 0\nnr_sv 1 1\nSV\n0.5 1:2 4:1 \n-0.5 2:2 4:1 \n";
+const RBF: &str = "svm_type nu_svc\nkernel_type rbf\ngamma 0.5\nnr_class 3\ntotal_sv 4\n\
+    rho 0.1 0 -0.25\nlabel 4 9 2\nnr_sv 2 1 1\nSV\n0.5 1 1:0.2 4:1 \n0.25 0 \n\
+    -1 0.5 2:0.494118 \n-1 -0.5 1:0.6 3:1 \n";
+
+fn error_with(text: &[u8], options: &ImportOptions) -> String {
+    let error = Model::import_bytes(text, options).unwrap_err().to_string();
+    assert!(!error.contains('\n'), "one line: {error}");
+    error
+}
+
+fn error(text: &str) -> String {
+    error_with(text.as_bytes(), &options())
+}
+
+#[test]
+fn liblinear_weights_labels_and_bias_are_taken_over() {
+    let model = import(LIBLINEAR);
+    assert_eq!(model.labels(), [7, 0, 300]);
+    // Column by column: the weights on 3, 5, 2, nothing on the last byte, twice the last line.
+    assert_eq!(scores(&model, &[3, 5, 2, 9]), [3.0 - 4.0, 5.0 + 0.5, -3.0 - 5.0 + 1.1]);
+    assert_eq!(model.classify(&[19, 5, 2, 9]).unwrap(), 7);
+    let read = Model::from_bytes(&model.to_bytes()).unwrap();
+    assert_eq!(read.digest(), model.digest());
+}
+
+#[test]
+fn a_binary_model_answers_as_the_original_does_also_at_zero() {
+    let model = import(BINARY);
+    assert_eq!(model.labels(), [1, 0]);
+    assert_eq!(model.classify(&[2, 1, 0, 0]).unwrap(), 1);
+    assert_eq!(model.classify(&[1, 2, 0, 0]).unwrap(), 0);
+    // `predict` of both programs: the first label only above zero.
+    assert_eq!(model.classify(&[1, 1, 0, 0]).unwrap(), 0);
+}
+
+#[test]
+fn crammer_and_singers_solver_has_a_weight_vector_for_each_of_two_classes_too() {
+    let model = import(
+        "solver_type MCSVM_CS\nnr_class 2\nlabel 3 8\nnr_feature 1\nbias 1\nw\n1 2 \n9 0 \n",
+    );
+    assert_eq!(scores(&model, &[5, 0, 0, 0]), [14.0, 10.0]);
+    assert_eq!(model.classify(&[5, 0, 0, 0]).unwrap(), 3);
+    assert_eq!(model.classify(&[50, 0, 0, 0]).unwrap(), 8);
+}
+
+#[test]
+fn libsvm_classes_vote_pair_by_pair() {
+    let model = import(LIBSVM);
+    assert_eq!(model.labels(), [4, 9]);
+    // w = (1, −1, 0, 0), b = 0.5.
+    assert_eq!(model.classify(&[3, 1, 8, 7]).unwrap(), 4);
+    assert_eq!(model.classify(&[0, 1, 8, 7]).unwrap(), 9);
+    assert_eq!(scores(&model, &[0, 1, 8, 7]), [0.0, 1.0]);
+    let read = Model::from_bytes(&model.to_bytes()).unwrap();
+    assert_eq!((read.digest(), read.to_bytes()), (model.digest(), model.to_bytes()));
+}
+
+#[test]
+fn the_divisor_goes_by_the_support_vectors_and_rounded_ones_are_taken_as_they_stand() {
+    let options = ImportOptions { divisor: None, ..options() };
+    let import = |text: &str| Model::import_bytes(text.as_bytes(), &options);
+    let rbf = import(RBF).unwrap();
+    assert_eq!((rbf.divisor, rbf.features, rbf.labels.join(" ")), (255.0, 4, "4 9 2".to_owned()));
+    assert!(rbf.model.description().contains("4 support vectors (bytes)"), "{rbf}");
+    assert_eq!(rbf.byte(1, 0.494118), Some(126));
+    // 0.494 is no byte over 255: the vectors are kept as numbers.
+    let odd = import(&RBF.replace("0.494118", "0.4955")).unwrap();
+    assert!(odd.model.description().ends_with("4 support vectors"), "{odd}");
+    let bytes = import(&RBF.replace("0.494118", "200").replace("0.2", "51").replace("0.6", "9"));
+    assert_eq!(bytes.unwrap().divisor, 1.0);
+    let scaled = import(&RBF.replace("0.494118", "-0.5")).unwrap_err().to_string();
+    assert!(
+        scaled.contains("feature 2 of a support vector") && scaled.contains("--divisor"),
+        "{scaled}"
+    );
+}
+
+#[test]
+fn labels_that_no_answer_has_room_for_are_refused_unless_others_are_given() {
+    let text = BINARY.replace("label 1 0", "label +1 -1");
+    let refusal = error(&text);
+    assert!(refusal.contains("\"-1\"") && refusal.contains("--labels"), "{refusal}");
+    let given = ImportOptions { labels: Some(vec![1, 0]), ..options() };
+    let imported = Model::import_bytes(text.as_bytes(), &given).unwrap();
+    assert_eq!(
+        (imported.model.labels(), imported.labels.join(" ")),
+        (&[1, 0][..], "+1 -1".to_owned())
+    );
+    assert!(imported.to_string().contains("\nanswers   1 0\n"), "{imported}");
+    let few = ImportOptions { labels: Some(vec![1]), ..options() };
+    assert!(error_with(text.as_bytes(), &few).contains("one for each of the model's 2"));
+}
+
+#[test]
+fn what_cannot_be_imported_is_refused_with_its_line() {
+    for (text, part) in [
+        (LIBLINEAR.replace("solver_type", "solver"), "neither a text model"),
+        (
+            LIBLINEAR.replace("L2LOSS_SVC_DUAL", "L2LOSS_SVR"),
+            "line 1: solver \"L2R_L2LOSS_SVR\" does not",
+        ),
+        (LIBLINEAR.replace("L2R_L2LOSS_SVC_DUAL", "ONECLASS_SVM"), "does not classify"),
+        (LIBLINEAR.replace("nr_feature 3", "nr_feature 5"), "line 4: \"5\" is not a number"),
+        (LIBLINEAR.replace("nr_class 3", "nr_class 4"), "agree"),
+        (LIBLINEAR.replace("nr_class 3", "nr_class 99999"), "2 to 65535"),
+        (LIBLINEAR.replace("300", "65536"), "\"65536\""),
+        (LIBLINEAR.replace("7 0 300", "7 0 7"), "7 twice"),
+        (LIBLINEAR.replace("5.5e-1", "inf"), "line 9: \"inf\" is not a finite number"),
+        (LIBLINEAR.replace("5.5e-1", "5 6"), "line 9: more than 3 weights"),
+        (LIBLINEAR.replace("bias 2", "bias -1"), "more follows"),
+        (LIBLINEAR.replace("-2 0.25 0 \n", ""), "line 10: the file ends too early"),
+        (LIBSVM.replace("linear", "precomputed"), "needs its training data"),
+        (LIBSVM.replace("linear", "cubic"), "kernel \"cubic\" is unknown"),
+        (LIBSVM.replace("c_svc", "epsilon_svr"), "line 1: svm_type \"epsilon_svr\" does not"),
+        (LIBSVM.replace("c_svc", "one_class"), "does not classify"),
+        (LIBSVM.replace("nr_class 2", "nr_class 10"), "2 labels before SV; 10 are due"),
+        (LIBSVM.replace("nr_sv 1 1", "nr_sv 1 2"), "3 support vectors in nr_sv before SV; 2 are"),
+        (LIBSVM.replace("nr_sv 1 1\n", ""), "0 numbers in nr_sv"),
+        (LIBSVM.replace("4:1", "5:1"), "\"5\" is not a number from 2 to 4"),
+        (LIBSVM.replace("1:2 4:1", "2:2 2:1"), "\"2\" is not a number from 3 to 4"),
+        (LIBSVM.replace("1:2", "0:2"), "\"0\" is not a number from 1 to 4"),
+        (LIBSVM.replace("4:1", "4"), "line 11: \"4\" is not like 12:0.5"),
+        (LIBSVM.replace("0.5 1:2", "nan 1:2"), "line 11: \"nan\" is not a finite number"),
+        (LIBSVM.replace("rho -0.5\n", ""), "0 numbers in rho before SV; 1 are due"),
+        (RBF.replace("gamma 0.5", "gamma -0.5"), "gamma: expected a finite number, not negative"),
+        (RBF.replace("gamma 0.5", "degree 101"), "0 to 100"),
+        (RBF.replace("-1 -0.5 1:0.6", "-1"), "\"3:1\" is not a finite number"),
+        (String::new(), "neither a text model"),
+    ] {
+        let error = error(&text);
+        assert!(error.contains(part), "{error:?} should contain {part:?}");
+    }
+}
+
+#[test]
+fn a_header_promising_more_than_the_text_holds_allocates_nothing() {
+    let options = ImportOptions { shape: Some(Shape::new(&[2048, 2048]).unwrap()), ..options() };
+    let labels = (0..4096).map(|l| l.to_string()).collect::<Vec<_>>().join(" ");
+    let text = LIBLINEAR
+        .replace("nr_class 3", "nr_class 4096")
+        .replace("7 0 300", &labels)
+        .replace("nr_feature 3", "nr_feature 4194304");
+    assert!(error_with(text.as_bytes(), &options).contains("are not there"));
+    let text = format!(
+        "solver_type MCSVM_CS\nnr_class 4096\nlabel {labels}\nnr_feature 1\nbias -1\nw\n{}\n",
+        "1 ".repeat(4096)
+    );
+    let error = error_with(text.as_bytes(), &options);
+    assert!(error.contains("17179869184 weights; the limit is 134217728"), "{error}");
+    let text = LIBSVM
+        .replace("total_sv 2", "total_sv 4000000000")
+        .replace("nr_sv 1 1", "nr_sv 2000000000 2000000000");
+    assert!(error_with(text.as_bytes(), &options).contains("line 13: the file ends too early"));
+    // A vector of nothing is two bytes of text, and four million of the model.
+    let text = LIBSVM.replace("nr_sv 1 1", "nr_sv 500 500").replace("total_sv 2", "total_sv 1000");
+    let text = text.split_once("SV\n").unwrap().0.to_owned() + "SV\n" + &"1\n".repeat(1000);
+    assert!(error_with(text.as_bytes(), &options).contains("support vectors: expected at most"));
+}
+
+#[test]
+fn no_truncation_panics() {
+    let texts = [LIBLINEAR, BINARY, LIBSVM, RBF].map(|text| text.as_bytes().to_vec());
+    let files = texts.into_iter().chain(examples::files().into_iter().map(|(_, file)| file));
+    for file in files {
+        for len in 0..file.len() {
+            let _ = Model::import_bytes(&file[..len], &options());
+        }
+        assert!(Model::import_bytes(&file[..file.len() / 2], &options()).is_err());
+        for at in 0..file.len() {
+            for flip in [1, 8, 0x80, 0xff] {
+                let mut mutated = file.clone();
+                mutated[at] ^= flip;
+                let _ = Model::import_bytes(&mutated, &options());
+            }
+        }
+    }
+}
+
+#[test]
+fn onnx_files_are_imported_whole() {
+    let options = ImportOptions { divisor: Some(255.0), ..options() };
+    for (name, file) in examples::files() {
+        let imported = Model::import_bytes(&file, &options).unwrap();
+        assert_eq!(imported.features, 4, "{name}");
+        assert!(imported.origin.contains("test 1"), "{imported}");
+        let bytes = imported.model.to_bytes();
+        let read = Model::from_bytes(&bytes).unwrap();
+        assert_eq!((read.digest(), read.to_bytes()), (imported.model.digest(), bytes), "{name}");
+        let of_bytes = imported.model.description().contains("(bytes)");
+        assert_eq!(of_bytes, ["rbf", "poly", "sigmoid", "linear_kernel"].contains(&name), "{name}");
+    }
+}
+
+/// Sums by hand: rho is added in ONNX; coefficients stand by class.
+#[test]
+fn onnx_votes_and_scores_are_those_of_its_document() {
+    let import = |name: &str, divisor| {
+        let options = ImportOptions { divisor: Some(divisor), ..options() };
+        let (_, file) = examples::files().into_iter().find(|(n, _)| *n == name).unwrap();
+        Model::import_bytes(&file, &options).unwrap().model
+    };
+    let model = import("linear_kernel", 255.0);
+    assert_eq!(model.labels(), [7, 0, 300]);
+    // x = (1, 0, 0, 0), so K = (0.2, 0, 1, 0.2); the pairs are 0.2 + 0.25·1 + 0.125, 0.2·0.25 … by row and class.
+    let k = [0.2, 0.0, 1.0, 0.2];
+    let pair_01 = 1.0 * k[0] + 0.5 * k[1] - k[2] + 0.125;
+    let pair_02 = 0.25 * k[0] + k[1] - 0.5 * k[3] - 0.25;
+    let pair_12 = 0.75 * k[2] - k[3] + 0.0625;
+    assert!(pair_01 < 0.0 && pair_02 < 0.0 && pair_12 > 0.0);
+    assert_eq!(scores(&model, &[255, 0, 0, 0]), [0.0, 2.0, 1.0]);
+    assert_eq!(model.classify(&[255, 0, 0, 0]).unwrap(), 0);
+    // One row: above zero the second label, at zero the first.
+    let one = import("one_row", 1.0);
+    assert_eq!(one.classify(&[2, 0, 0, 0]).unwrap(), 9);
+    assert_eq!(one.classify(&[1, 1, 0, 0]).unwrap(), 4);
+    // Two rows: the first of equals.
+    let two = import("two_rows", 1.0);
+    assert_eq!(two.classify(&[0, 1, 0, 0]).unwrap(), 9);
+    assert_eq!(two.classify(&[1, 1, 0, 0]).unwrap(), 4);
+    assert_eq!(scores(&two, &[2, 0, 0, 0]), [1.0, -1.0]);
+    // The scaler: (x/255 − offset) · scale.
+    let scaled = import("scaled", 255.0);
+    assert_eq!(
+        scaled.description(),
+        "rbf kernel, one machine for each pair of classes, 4 support vectors"
+    );
+}
+
+#[test]
+fn onnx_files_of_other_models_are_refused() {
+    let import = |nodes: Vec<_>, output: &str| {
+        error_with(&examples::model(nodes, output).encode_to_vec(), &options())
+    };
+    let other = |operation: &str, input: &str, output: &str| {
+        examples::node(operation, &[input], &[output], vec![])
+    };
+    let with = |change: &dyn Fn(&mut examples::Attributes)| {
+        let mut node = examples::svm("X", "RBF");
+        change(&mut node.attribute);
+        import(vec![node], "label")
+    };
+    for (error, part) in [
+        (import(vec![other("TreeEnsembleClassifier", "X", "label")], "label"), "TreeEnsemble"),
+        (import(vec![examples::svm("X", "RBF"), examples::svm("X", "RBF")], "label"), "one SVM"),
+        (import(vec![examples::svm("X", "RBF")], "scores"), "its first output"),
+        (import(vec![examples::svm("X", "RBF"), other("Neg", "label", "out")], "out"), "is of Neg"),
+        (
+            import(vec![other("Normalizer", "X", "n"), examples::svm("n", "RBF")], "label"),
+            "Normalizer before",
+        ),
+        (
+            import(vec![other("Identity", "a", "a"), examples::svm("a", "RBF")], "label"),
+            "more than 16",
+        ),
+        (import(vec![examples::svm("Y", "RBF")], "label"), "is no input"),
+        (import(vec![examples::svm("X", "CUBIC")], "label"), "kernel \"CUBIC\""),
+        (with(&|all| all[7].ints = vec![1, 1]), "vectors_per_class holds 2"),
+        (with(&|all| all[7].ints = vec![1, -1, 4]), "count nothing"),
+        (with(&|all| all[6].floats.truncate(15)), "15 numbers"),
+        (with(&|all| all[6].floats.truncate(12)), "3 rows"),
+        (with(&|all| all[6].floats[3] = f32::NAN), "support vector"),
+        (with(&|all| all[1].floats[3] = f32::INFINITY), "finite"),
+        (with(&|all| all[2].floats.truncate(1)), "kernel_params holds 1"),
+        (with(&|all| all[5].floats.truncate(2)), "kernel.rho"),
+        (with(&|all| all[0].ints[1] = -5), "--labels"),
+        (with(&|all| all[0].name = "other".to_owned()), "no class labels"),
+    ] {
+        assert!(error.contains(part), "{error:?} should contain {part:?}");
+    }
+    let large = ImportOptions { shape: Some(Shape::MNIST), ..options() };
+    let (_, file) = examples::files().swap_remove(0);
+    assert!(error_with(&file, &large).contains("takes 4 features; images of 28x28"));
+    let alone = Model::import_bytes(&file, &ImportOptions::default()).unwrap();
+    assert_eq!(alone.model.shape(), Shape::new(&[4]).unwrap());
+}
+
+#[test]
+fn a_sample_is_answered_and_compared() {
+    let imported = Model::import_bytes(BINARY.as_bytes(), &options()).unwrap();
+    let sample = Sample::parse("+1 1:5 2:1\n0 1:5 2:9\n1 2:7\n", &imported).unwrap();
+    let agreement = sample.agreement(&imported).unwrap();
+    assert_eq!((agreement.images, agreement.agree), (3, 2));
+    assert_eq!(agreement.to_string(), "2 of 3 (66.67 %)\n  image 3: 1 given, 0 answered");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("predictions");
+    std::fs::write(&path, "1\n0\n0\n").unwrap();
+    let predicted = sample.with_predictions(&path).unwrap();
+    assert_eq!(predicted.agreement(&imported).unwrap().agree, 3);
+    std::fs::write(&path, "1\n0\n").unwrap();
+    assert!(
+        sample.with_predictions(&path).unwrap_err().to_string().contains("expected 3, found 2")
+    );
+    for (text, part) in [
+        ("1 1:2\n1 1:0.5\n", "line 2: feature 1 is 0.5, which is no byte over 1"),
+        ("1 5:2\n", "1 to 4"),
+        ("1 2:2 1:2\n", "3 to 4"),
+        ("1 2\n", "not like"),
+        ("1 1:1\n\n1 1:1\n", "line 2: a line without a label"),
+    ] {
+        let error = Sample::parse(text, &imported).unwrap_err().to_string();
+        assert!(error.contains(part), "{error:?} should contain {part:?}");
+    }
+}

@@ -1,0 +1,379 @@
+//! Support vectors, and their dot products and distances with images: a block of them at a time, in integers where
+//! they are bytes, else in `f32`.
+
+use super::function::KernelFunction;
+use crate::error::ModelError;
+use crate::kernels::bytes::{ByteImages, BytePanel, GROUP, MAX_BYTES};
+use crate::kernels::{Chunk, Chunks, Dots, Kernel, Level, Simd, chunks};
+use crate::pixels::Pixels;
+use crate::tensors::{Element, Tensor, Tensors, Values};
+
+/// Greatest value of a feature: the squares of the longest vectors still are `f32`.
+const MAX_VALUE: f64 = 1e15;
+
+/// Rounding of `f32` and of `f64`: half the distance of 1 to the next number.
+const UNIT_F32: f64 = 1.0 / 16_777_216.0;
+const UNIT_F64: f64 = f64::EPSILON / 2.0;
+
+/// Support vectors as models and files hold them: `[vectors, bytes of an image]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum VectorValues {
+    /// Bytes of images; their features are those that the same bytes have in an image.
+    U8(Vec<u8>),
+    /// Features.
+    F32(Vec<f32>),
+    /// Features.
+    F64(Vec<f64>),
+}
+
+/// The same, laid out for scoring.
+#[derive(Clone, Debug)]
+pub(super) struct Vectors {
+    count: usize,
+    dims: usize,
+    kind: Kind,
+    /// The squared length of each, in units of `unit`.
+    squares: Vec<f64>,
+    /// What a dot product of what is computed with is in features.
+    unit: f64,
+    pub(super) accuracy: Accuracy,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Bytes(BytePanel),
+    /// `[vectors, chunks(dims)]`, and the features themselves where `f32` does not hold them.
+    Floats(Chunks, Option<Vec<f64>>),
+}
+
+/// What the bounds of errors are made of; lengths in the units of features.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Accuracy {
+    /// The greatest length of a vector.
+    pub(super) longest: f64,
+    /// The distance of a vector from what is computed with in its place.
+    pub(super) of_vectors: f64,
+    /// The same for an image, as a share of its length.
+    pub(super) of_images: f64,
+    /// The same, whatever its length.
+    pub(super) of_images_at_least: f64,
+    /// Error of a dot product as a share of the product of the lengths.
+    pub(super) of_dots: f64,
+    /// The same in `f64`, here and in LIBSVM.
+    pub(super) of_doubles: f64,
+}
+
+/// A block of images, laid out.
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    bytes: ByteImages,
+    floats: Chunks,
+    features: Vec<f64>,
+    /// The squared length of each, as [`Vectors::squares`].
+    squares: Vec<f64>,
+    integers: Vec<i32>,
+    products: Vec<f32>,
+}
+
+impl VectorValues {
+    pub(super) const NAME: &'static str = "kernel.vectors";
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::U8(values) => values.len(),
+            Self::F32(values) => values.len(),
+            Self::F64(values) => values.len(),
+        }
+    }
+
+    /// Takes them out of `tensors`, of whatever type they are.
+    pub(super) fn from_tensors(
+        count: usize,
+        dims: usize,
+        tensors: &mut Tensors,
+    ) -> Result<Self, ModelError> {
+        fn take<T: Element>(tensors: &mut Tensors, shape: &[usize]) -> Result<Vec<T>, ModelError> {
+            Tensor::take(tensors, VectorValues::NAME, shape)
+        }
+        let shape = [count, dims];
+        match tensors.get(Self::NAME).map(|tensor| &tensor.values) {
+            Some(Values::U8(_)) => take(tensors, &shape).map(Self::U8),
+            Some(Values::F32(_)) => take(tensors, &shape).map(Self::F32),
+            _ => take(tensors, &shape).map(Self::F64),
+        }
+    }
+}
+
+impl Vectors {
+    /// # Errors
+    /// [`ModelError::Mismatch`] when values are too great or not finite, and when bytes are too many, or what they mean
+    /// depends on their place.
+    pub(super) fn new(
+        values: VectorValues,
+        dims: usize,
+        pixels: &Pixels,
+    ) -> Result<Self, ModelError> {
+        let count = values.len() / dims;
+        check_pixels(pixels)?;
+        match values {
+            VectorValues::U8(bytes) => Self::of_bytes(&bytes, count, dims, pixels),
+            VectorValues::F32(values) => {
+                let packed = pack(&values, dims);
+                Self::of_floats(packed, None, count, dims)
+            }
+            VectorValues::F64(values) => {
+                let packed =
+                    pack(&values.iter().map(|&value| value as f32).collect::<Vec<_>>(), dims);
+                Self::of_floats(packed, Some(values), count, dims)
+            }
+        }
+    }
+
+    fn of_bytes(
+        bytes: &[u8],
+        count: usize,
+        dims: usize,
+        pixels: &Pixels,
+    ) -> Result<Self, ModelError> {
+        let (Pixels::Table(table), true) = (pixels, dims <= MAX_BYTES) else {
+            let expected = format!("at most {MAX_BYTES} bytes that mean the same at every place");
+            return Err(ModelError::mismatch(VectorValues::NAME, expected, dims));
+        };
+        // The bytes stand for their multiples of one step; a feature may be off by some rounding.
+        let step = table[255] / 255.0;
+        let off = |(byte, value): (usize, &f64)| (value - step * byte as f64).abs();
+        let largest = table.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        let deviation =
+            table.iter().enumerate().map(off).fold(0.0, f64::max) + 4.0 * UNIT_F64 * largest;
+        let squares: Vec<f64> = bytes.chunks_exact(dims).map(square_of_bytes).collect();
+        let longest = squares.iter().copied().fold(0.0, f64::max).sqrt() * step.abs();
+        let all_off = deviation * (dims as f64).sqrt();
+        let accuracy = Accuracy {
+            longest: longest + all_off,
+            of_vectors: all_off,
+            of_images: 0.0,
+            of_images_at_least: all_off,
+            of_dots: 0.0,
+            of_doubles: UNIT_F64 * (dims + 8) as f64,
+        };
+        let kind = Kind::Bytes(BytePanel::new(bytes, dims));
+        Ok(Self { count, dims, kind, squares, unit: step * step, accuracy })
+    }
+
+    fn of_floats(
+        packed: Chunks,
+        exact: Option<Vec<f64>>,
+        count: usize,
+        dims: usize,
+    ) -> Result<Self, ModelError> {
+        let most = packed.as_flattened().iter().fold(0.0, |a: f32, b| {
+            // A NaN shall not be lost among the numbers.
+            if b.abs() <= a { a } else { b.abs() }
+        });
+        if f64::from(most) > MAX_VALUE || most.is_nan() {
+            let expected = format!("values up to {MAX_VALUE}");
+            return Err(ModelError::mismatch(VectorValues::NAME, expected, most));
+        }
+        let row = chunks(dims);
+        let squares: Vec<f64> = packed.chunks_exact(row).map(square_of_floats).collect();
+        let longest = squares.iter().copied().fold(0.0, f64::max).sqrt();
+        let rounded = if exact.is_some() { UNIT_F32 * longest } else { 0.0 };
+        let terms = (row + 5) as f64;
+        // What is too small for `f32` is lost altogether.
+        let tiny = 1e-37 * (dims as f64).sqrt();
+        let accuracy = Accuracy {
+            longest: longest * (1.0 + 2.0 * UNIT_F32) + tiny,
+            of_vectors: rounded + tiny,
+            of_images: UNIT_F32,
+            of_images_at_least: tiny,
+            // N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1: a sum of products
+            // along `row` fused steps in each lane, then four levels of a tree.
+            of_dots: terms * UNIT_F32 / (1.0 - terms * UNIT_F32),
+            of_doubles: UNIT_F64 * (dims + 8) as f64,
+        };
+        let kind = Kind::Floats(packed, exact);
+        Ok(Self { count, dims, kind, squares, unit: 1.0, accuracy })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn are_bytes(&self) -> bool {
+        matches!(self.kind, Kind::Bytes(_))
+    }
+
+    /// The values as they were given.
+    pub(super) fn values(&self) -> VectorValues {
+        let all = |at: usize| (at / self.dims, at % self.dims);
+        let places = (0..self.count * self.dims).map(all);
+        match &self.kind {
+            Kind::Bytes(panel) => {
+                VectorValues::U8(places.map(|(row, at)| panel.byte(row, at)).collect())
+            }
+            Kind::Floats(_, Some(exact)) => VectorValues::F64(exact.clone()),
+            Kind::Floats(packed, None) => VectorValues::F32(
+                packed
+                    .chunks_exact(chunks(self.dims))
+                    .flat_map(|row| &row.as_flattened()[..self.dims])
+                    .copied()
+                    .collect(),
+            ),
+        }
+    }
+
+    /// The features of vector `row`, in `out`.
+    pub(super) fn features(&self, row: usize, pixels: &Pixels, out: &mut Vec<f64>) {
+        out.clear();
+        match &self.kind {
+            Kind::Bytes(panel) => {
+                out.extend((0..self.dims).map(|at| pixels.value(at, panel.byte(row, at))));
+            }
+            Kind::Floats(_, Some(exact)) => {
+                out.extend_from_slice(&exact[row * self.dims..(row + 1) * self.dims]);
+            }
+            Kind::Floats(packed, None) => {
+                let row = &packed[row * chunks(self.dims)..].as_flattened()[..self.dims];
+                out.extend(row.iter().map(|&value| f64::from(value)));
+            }
+        }
+    }
+
+    /// Lays out a block of images for [`Vectors::compare`].
+    pub(super) fn lay_out(
+        &self,
+        level: Level,
+        pixels: &Pixels,
+        images: &[&[u8]],
+        out: &mut Images,
+    ) {
+        out.squares.clear();
+        match &self.kind {
+            Kind::Bytes(panel) => {
+                panel.lay_out(level, images, &mut out.bytes);
+                out.squares.extend(images.iter().map(|image| square_of_bytes(image)));
+            }
+            Kind::Floats(..) => {
+                let row = chunks(self.dims);
+                out.floats.set_len(images.len() * row);
+                for (image, floats) in images.iter().zip(out.floats.chunks_exact_mut(row)) {
+                    pixels.features(image, &mut out.features);
+                    let (values, padding) = floats.as_flattened_mut().split_at_mut(self.dims);
+                    for (value, &feature) in values.iter_mut().zip(&out.features) {
+                        *value = feature as f32;
+                    }
+                    padding.fill(0.0);
+                    out.squares.push(square_of_floats(floats));
+                }
+            }
+        }
+    }
+
+    /// The length of an image that was laid out.
+    pub(super) fn length(&self, images: &Images, image: usize) -> f64 {
+        (images.squares[image] * self.unit).sqrt()
+    }
+
+    /// The kernel's values of all images with `count` vectors from `first` (a multiple of [`GROUP`]) on, in `out`:
+    /// `[images, count]`.
+    pub(super) fn compare(
+        &self,
+        level: Level,
+        function: &KernelFunction,
+        (first, count): (usize, usize),
+        images: &mut Images,
+        out: &mut Vec<f64>,
+    ) {
+        let Images { bytes, floats, squares, integers, products, .. } = images;
+        out.resize(squares.len() * count, 0.0);
+        let vectors = &self.squares[first..first + count];
+        let unit = self.unit;
+        match &self.kind {
+            Kind::Bytes(panel) => {
+                let row = count.next_multiple_of(GROUP);
+                integers.resize(squares.len() * row, 0);
+                panel.dots(level, bytes, first / GROUP, integers);
+                let products = &*integers;
+                level.run(Finish { function, unit, images: squares, vectors, products, row, out });
+            }
+            Kind::Floats(packed, _) => {
+                let len = chunks(self.dims);
+                products.resize(squares.len() * count, 0.0);
+                let w = &packed[first * len..(first + count) * len];
+                level.run(Dots { row: len, x: floats, w, out: products });
+                let products = &*products;
+                let row = count;
+                level.run(Finish { function, unit, images: squares, vectors, products, row, out });
+            }
+        }
+    }
+}
+
+/// Dot products into the kernel's values, by way of ‖x − s‖² = ‖x‖² + ‖s‖² − 2·x·s where it is of the distance.
+struct Finish<'a, T> {
+    function: &'a KernelFunction,
+    unit: f64,
+    /// Squared lengths.
+    images: &'a [f64],
+    /// Squared lengths.
+    vectors: &'a [f64],
+    /// `[images, row]`.
+    products: &'a [T],
+    row: usize,
+    /// `[images, vectors]`.
+    out: &'a mut [f64],
+}
+
+impl<T: Copy + Into<f64>> Kernel for Finish<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _simd: S) {
+        let Self { function, unit, images, vectors, products, row, out } = self;
+        let rows = products.chunks_exact(row).zip(out.chunks_exact_mut(vectors.len()));
+        for (image, (products, out)) in images.iter().zip(rows) {
+            if function.is_of_distance() {
+                for ((value, &product), vector) in out.iter_mut().zip(products).zip(vectors) {
+                    *value = image + vector - 2.0 * product.into();
+                }
+            } else {
+                for (value, &product) in out.iter_mut().zip(products) {
+                    *value = product.into();
+                }
+            }
+            function.fast(unit, out);
+        }
+    }
+}
+
+fn check_pixels(pixels: &Pixels) -> Result<(), ModelError> {
+    let most = match pixels {
+        Pixels::Table(table) => table.iter().fold(0.0, |a: f64, b| a.max(b.abs())),
+        Pixels::Lines { scale, offset } => scale
+            .iter()
+            .zip(offset)
+            .fold(0.0, |a: f64, (scale, offset)| a.max(255.0 * scale.abs() + offset.abs())),
+    };
+    if most > MAX_VALUE {
+        let expected = format!("features up to {MAX_VALUE}");
+        return Err(ModelError::mismatch("pixels", expected, most));
+    }
+    Ok(())
+}
+
+/// Rows of `dims` values, each filled up with zeros to whole chunks.
+fn pack(values: &[f32], dims: usize) -> Chunks {
+    let mut packed = Chunks::zeros(values.len() / dims * chunks(dims));
+    for (row, packed) in values.chunks_exact(dims).zip(packed.chunks_exact_mut(chunks(dims))) {
+        packed.as_flattened_mut()[..dims].copy_from_slice(row);
+    }
+    packed
+}
+
+fn square_of_bytes(bytes: &[u8]) -> f64 {
+    bytes.iter().map(|&byte| u64::from(byte) * u64::from(byte)).sum::<u64>() as f64
+}
+
+fn square_of_floats(row: &[Chunk]) -> f64 {
+    row.as_flattened().iter().map(|&value| f64::from(value) * f64::from(value)).sum()
+}

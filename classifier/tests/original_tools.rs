@@ -1,0 +1,288 @@
+//! Imported models beside the tools that trained them: `svm-train` and `svm-predict`, `liblinear-train` and
+//! `liblinear-predict` (Debian's libsvm-tools and liblinear-tools), scikit-learn through skl2onnx and ONNX Runtime (PyPI).
+//! What is not installed is skipped, loudly.
+//!
+//! The ordinary run trains on few images and tries a thousand; `--ignored` runs the same on all 10,000 images of the
+//! MNIST test set, which AFTERIMAGE_MNIST names the folder of (`../shared/data/mnist` beside the checkout, if not set):
+//!
+//! ```text
+//! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test original_tools -- --ignored
+//! ```
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use afterimage_classifier::{Dataset, ImportOptions, Imported, Model, Sample, Shape};
+
+/// How bytes are written as features.
+#[derive(Clone, Copy)]
+enum Writing {
+    /// Bytes over 255, all digits.
+    Exact,
+    /// The same with six digits, as `%g` prints them.
+    Six,
+    /// Bytes.
+    Raw,
+}
+
+impl Writing {
+    fn feature(self, byte: u8) -> String {
+        let value = f64::from(byte) / 255.0;
+        match self {
+            Self::Exact => value.to_string(),
+            // Six significant digits: below 0.1 a decimal more, below 0.01 two.
+            Self::Six => {
+                let decimals = 6 + usize::from(value < 0.1) + usize::from(value < 0.01);
+                format!("{value:.decimals$}")
+            }
+            Self::Raw => byte.to_string(),
+        }
+    }
+}
+
+/// Images to train on and to try.
+struct Images {
+    train: Dataset,
+    test: Dataset,
+}
+
+fn mnist() -> Option<PathBuf> {
+    let beside = || {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        here.ancestors()
+            .skip(1)
+            .map(|up| up.join("../shared/data/mnist"))
+            .find(|path| path.is_dir())
+    };
+    std::env::var_os("AFTERIMAGE_MNIST").map(PathBuf::from).or_else(beside)
+}
+
+/// A thousand of MNIST's training images and as many to try, of the training set too, or all of the test set. Without
+/// MNIST, images of noise around ten others: of them the labels mean nothing, and agreement means the same.
+fn images(whole: bool) -> Images {
+    let Some(path) = mnist() else {
+        assert!(!whole, "set AFTERIMAGE_MNIST to the folder with the MNIST files");
+        println!("SKIPPED: there is no MNIST beside the checkout; made-up images take its place");
+        let (train, test) = made_up(1600).split_at(600);
+        return Images { train, test };
+    };
+    let train = Dataset::read(&path, "train").expect("MNIST can be read");
+    if whole {
+        let test = Dataset::read(&path, "t10k").expect("MNIST can be read");
+        return Images { train: train.split_at(5000).0, test };
+    }
+    let (train, rest) = train.split_at(1000);
+    Images { train, test: rest.split_at(1000).0 }
+}
+
+fn made_up(count: usize) -> Dataset {
+    let mut state = 1_u32;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state >> 24
+    };
+    let centres: Vec<Vec<u32>> = (0..10)
+        .map(|_| (0..784).map(|_| if next() < 200 { 0 } else { next() }).collect())
+        .collect();
+    let mut images = Vec::new();
+    let labels: Vec<u16> = (0..count).map(|_| (next() % 10) as u16).collect();
+    for label in &labels {
+        images.extend(centres[usize::from(*label)].iter().map(|&centre| {
+            let noise = next();
+            if noise < 180 { (centre * noise / 180) as u8 } else { next() as u8 }
+        }));
+    }
+    Dataset::new(Shape::MNIST, images, labels).expect("as many images as labels")
+}
+
+fn write_text(path: &Path, data: &Dataset, writing: Writing) {
+    let features: Vec<String> = (0..=255).map(|byte| writing.feature(byte)).collect();
+    let mut text = String::new();
+    for (image, label) in data.images().zip(data.labels()) {
+        write!(text, "{label}").unwrap();
+        for (at, &byte) in image.iter().enumerate().filter(|(_, byte)| **byte != 0) {
+            write!(text, " {}:{}", at + 1, features[usize::from(byte)]).unwrap();
+        }
+        text.push('\n');
+    }
+    fs::write(path, text).unwrap();
+}
+
+/// Whether these programs are there; says so loudly if not.
+fn have(programs: &[&str]) -> bool {
+    let missing = programs.iter().find(|program| {
+        let run = Command::new(program).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        run.is_err()
+    });
+    if let Some(missing) = missing {
+        println!("SKIPPED: there is no {missing}");
+    }
+    missing.is_none()
+}
+
+fn run(program: &str, arguments: &[&str], paths: &[&Path]) {
+    let output = Command::new(program).args(arguments).args(paths).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The answers of an imported model, and of the same written to a file and read again, are the predictions.
+fn agree(what: &str, model: &Path, options: &ImportOptions, data: &Dataset, predictions: &Path) {
+    let imported = Model::import(model, options).unwrap();
+    let sample = Sample::of(data, &imported).unwrap();
+    let agreement = sample.with_predictions(predictions).unwrap().agreement(&imported).unwrap();
+    println!("{what}: {agreement}");
+    assert_eq!(agreement.agree, data.len(), "{what}: {agreement}");
+    let written = model.with_extension("safetensors");
+    imported.model.write(&written).unwrap();
+    let read = Model::read(&written).unwrap();
+    assert_eq!(read.digest(), imported.model.digest());
+    let mut again: Imported = imported;
+    again.model = read;
+    let agreement = sample.with_predictions(predictions).unwrap().agreement(&again).unwrap();
+    assert_eq!(agreement.agree, data.len(), "{what}, read again: {agreement}");
+}
+
+/// Trains and predicts with two programs, and compares.
+fn try_tool(programs: [&str; 2], cases: &[(&str, Writing)], images: &Images) {
+    if !have(&programs) {
+        return;
+    }
+    let [train, predict] = programs;
+    let directory = tempfile::tempdir().unwrap();
+    let [learn, test, model, predictions] =
+        ["train", "test", "model", "predictions"].map(|name| directory.path().join(name));
+    for &(arguments, writing) in cases {
+        write_text(&learn, &images.train, writing);
+        write_text(&test, &images.test, writing);
+        let flags: Vec<&str> = std::iter::once("-q").chain(arguments.split(' ')).collect();
+        run(train, &flags, &[&learn, &model]);
+        run(predict, &["-q"], &[&test, &model, &predictions]);
+        let options = ImportOptions::default();
+        agree(&format!("{train} {arguments}"), &model, &options, &images.test, &predictions);
+    }
+}
+
+fn libsvm(images: &Images) {
+    let two =
+        Images { train: of_labels(&images.train, &[3, 8]), test: of_labels(&images.test, &[3, 8]) };
+    let programs = ["svm-train", "svm-predict"];
+    try_tool(
+        programs,
+        &[
+            ("-t 0 -c 0.1", Writing::Exact),
+            ("-t 1 -g 0.01 -r 1 -d 3 -c 10", Writing::Exact),
+            ("-t 2 -g 0.02 -c 10", Writing::Exact),
+            ("-t 2 -g 0.02 -c 10", Writing::Six),
+            ("-t 2 -g 4e-7 -c 10", Writing::Raw),
+            ("-t 3 -g 0.002 -r -0.5 -c 10", Writing::Exact),
+            ("-s 1 -n 0.1 -t 2 -g 0.02", Writing::Exact),
+        ],
+        images,
+    );
+    try_tool(programs, &[("-t 2 -g 0.02 -c 10 -b 1", Writing::Exact)], &two);
+}
+
+fn liblinear(images: &Images) {
+    let programs = ["liblinear-train", "liblinear-predict"];
+    let cases: Vec<String> = (0..8)
+        .map(|solver| {
+            format!("-s {solver} -c 0.1 -e 0.1 -B {}", if solver % 2 == 0 { -1 } else { 1 })
+        })
+        .collect();
+    let cases: Vec<_> = cases.iter().map(|case| (case.as_str(), Writing::Exact)).collect();
+    try_tool(programs, &cases, images);
+    let two =
+        Images { train: of_labels(&images.train, &[3, 8]), test: of_labels(&images.test, &[3, 8]) };
+    try_tool(programs, &[cases[1], cases[4]], &two);
+}
+
+fn of_labels(data: &Dataset, labels: &[u16]) -> Dataset {
+    let of = |index: &usize| labels.contains(&data.labels()[*index]);
+    let places: Vec<usize> = (0..data.len()).filter(of).collect();
+    let images = places.iter().flat_map(|&index| data.image(index)).copied().collect();
+    let labels = places.iter().map(|&index| data.labels()[index]).collect();
+    Dataset::new(data.shape(), images, labels).unwrap()
+}
+
+/// Python with the packages: AFTERIMAGE_PYTHON, or the one on the path.
+fn python() -> Option<String> {
+    let python = std::env::var("AFTERIMAGE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let imports = "import sklearn, skl2onnx, onnxruntime";
+    let run = Command::new(&python).args(["-c", imports]).stderr(Stdio::null()).status();
+    if run.is_ok_and(|status| status.success()) {
+        return Some(python);
+    }
+    println!("SKIPPED: no Python with scikit-learn, skl2onnx and onnxruntime (AFTERIMAGE_PYTHON)");
+    None
+}
+
+fn onnx(images: &Images) {
+    let Some(python) = python() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    for (name, data) in [("train", &images.train), ("test", &images.test)] {
+        let bytes: Vec<u8> = data.images().flatten().copied().collect();
+        fs::write(directory.path().join(name), bytes).unwrap();
+        let labels: Vec<u8> = data.labels().iter().map(|&label| label as u8).collect();
+        fs::write(directory.path().join(format!("{name}.labels")), labels).unwrap();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scikit_models.py");
+    run(&python, &[], &[&script, directory.path()]);
+    let mut models = 0;
+    let mut files: Vec<_> =
+        fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path()).collect();
+    files.sort();
+    for model in files.iter().filter(|file| file.extension().is_some_and(|end| end == "onnx")) {
+        let name = model.file_stem().unwrap().to_str().unwrap();
+        // Names that are no numbers get theirs: d0 is 0.
+        let labels = name.contains("names").then(|| (0..10).collect());
+        let data = match name.contains("two") {
+            true => of_labels(&images.test, &[3, 8]),
+            false => images.test.clone(),
+        };
+        let options = ImportOptions { labels, ..ImportOptions::default() };
+        agree(
+            &format!("scikit-learn, {name}"),
+            model,
+            &options,
+            &data,
+            &model.with_extension("txt"),
+        );
+        models += 1;
+    }
+    assert_eq!(models, 16, "the script writes so many");
+}
+
+#[test]
+fn libsvms_predictions_are_ours() {
+    libsvm(&images(false));
+}
+
+#[test]
+fn liblinears_predictions_are_ours() {
+    liblinear(&images(false));
+}
+
+#[test]
+fn onnx_runtimes_predictions_are_ours() {
+    onnx(&images(false));
+}
+
+#[test]
+#[ignore = "minutes; needs MNIST"]
+fn libsvms_predictions_of_the_whole_test_set_are_ours() {
+    libsvm(&images(true));
+}
+
+#[test]
+#[ignore = "minutes; needs MNIST"]
+fn liblinears_predictions_of_the_whole_test_set_are_ours() {
+    liblinear(&images(true));
+}
+
+#[test]
+#[ignore = "minutes; needs MNIST"]
+fn onnx_runtimes_predictions_of_the_whole_test_set_are_ours() {
+    onnx(&images(true));
+}
