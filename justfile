@@ -104,3 +104,7 @@ bench-all: bench-codec bench-generator bench-memo bench-memo-peers bench-cache p
 # docs/performance.md from the newest records
 performance:
     cargo run -p afterimage-bench --example performance
+
+# An RBF model of LIBSVM's beside svm-predict, both on one core; DIR holds the four MNIST files
+bench-kernel-svm DIR:
+    bench/kernel-svm {{DIR}}

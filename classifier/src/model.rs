@@ -175,6 +175,15 @@ impl Model {
         }
     }
 
+    /// The number of support vectors of a kernel model.
+    #[must_use]
+    pub fn support_vectors(&self) -> Option<usize> {
+        match &self.scoring {
+            Scoring::Pairwise(pairwise) => Some(pairwise.vectors()),
+            Scoring::Features(..) | Scoring::Weights(_) => None,
+        }
+    }
+
     pub(crate) fn scoring(&self) -> &Scoring {
         &self.scoring
     }

@@ -2,7 +2,7 @@
 //! `liblinear-predict` (Debian's libsvm-tools and liblinear-tools), scikit-learn through skl2onnx and ONNX Runtime (PyPI).
 //! What is not installed is skipped, loudly.
 //!
-//! The ordinary run trains on few images and tries a thousand; `--ignored` runs the same on all 10,000 images of the
+//! The ordinary run trains on few images and tries some hundreds; `--ignored` runs the same on all 10,000 images of the
 //! MNIST test set, which AFTERIMAGE_MNIST names the folder of (`../shared/data/mnist` beside the checkout, if not set):
 //!
 //! ```text
@@ -59,13 +59,13 @@ fn mnist() -> Option<PathBuf> {
     std::env::var_os("AFTERIMAGE_MNIST").map(PathBuf::from).or_else(beside)
 }
 
-/// A thousand of MNIST's training images and as many to try, of the training set too, or all of the test set. Without
+/// Some hundreds of MNIST's training images and as many to try, of the training set too, or all of the test set. Without
 /// MNIST, images of noise around ten others: of them the labels mean nothing, and agreement means the same.
 fn images(whole: bool) -> Images {
     let Some(path) = mnist() else {
         assert!(!whole, "set AFTERIMAGE_MNIST to the folder with the MNIST files");
         println!("SKIPPED: there is no MNIST beside the checkout; made-up images take its place");
-        let (train, test) = made_up(1600).split_at(600);
+        let (train, test) = made_up(1100).split_at(600);
         return Images { train, test };
     };
     let train = Dataset::read(&path, "train").expect("MNIST can be read");
@@ -73,8 +73,8 @@ fn images(whole: bool) -> Images {
         let test = Dataset::read(&path, "t10k").expect("MNIST can be read");
         return Images { train: train.split_at(5000).0, test };
     }
-    let (train, rest) = train.split_at(1000);
-    Images { train, test: rest.split_at(1000).0 }
+    let (train, rest) = train.split_at(600);
+    Images { train, test: rest.split_at(500).0 }
 }
 
 fn made_up(count: usize) -> Dataset {

@@ -4,6 +4,7 @@ The folder holds `train`, `train.labels`, `test` and `test.labels`: bytes, 784 t
 """
 
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.svm import SVC, LinearSVC, NuSVC
 
+warnings.simplefilter("ignore")
 folder = Path(sys.argv[1])
 
 
@@ -32,10 +34,10 @@ def of_labels(images, labels):
     return images[keep], labels[keep]
 
 
-def model(name, machine, divisor=255, images=train[few], labels=labels[few], test=test):
+def model(name, machine, divisor=255, images=train[few], labels=labels[few], test=test, options=None):
     x = (images / divisor).astype(np.float32)
     machine.fit(x, labels)
-    onnx = to_onnx(machine, x[:1]).SerializeToString()
+    onnx = to_onnx(machine, x[:1], options=options).SerializeToString()
     (folder / f"{name}.onnx").write_bytes(onnx)
     session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
     predictions = []
@@ -49,7 +51,7 @@ model("svc_linear", SVC(kernel="linear", C=0.1))
 model("svc_poly", SVC(kernel="poly", coef0=1, gamma=0.01))
 model("svc_rbf", SVC(C=10))
 model("svc_rbf_bytes", SVC(C=10), divisor=1)
-model("svc_rbf_ovo", SVC(decision_function_shape="ovo"))
+model("svc_rbf_ovo", SVC(decision_function_shape="ovo"), options={"zipmap": False})
 model("svc_sigmoid", SVC(kernel="sigmoid", gamma=0.002))
 model("svc_names", SVC(), labels=np.array([f"d{label}" for label in labels[few]]))
 model("nusvc", NuSVC(nu=0.1))
