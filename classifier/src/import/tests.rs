@@ -283,7 +283,7 @@ fn onnx_files_of_other_models_are_refused() {
         (with(&|all| all[7].ints = vec![1, 1]), "vectors_per_class holds 2"),
         (with(&|all| all[7].ints = vec![1, -1, 4]), "count nothing"),
         (with(&|all| all[6].floats.truncate(15)), "15 numbers"),
-        (with(&|all| all[6].floats.truncate(12)), "3 rows"),
+        (with(&|all| all[6].floats.truncate(12)), "takes 3 features, the input others"),
         (with(&|all| all[6].floats[3] = f32::NAN), "support vector"),
         (with(&|all| all[1].floats[3] = f32::INFINITY), "finite"),
         (with(&|all| all[2].floats.truncate(1)), "kernel_params holds 1"),
