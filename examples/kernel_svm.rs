@@ -5,7 +5,6 @@
 //! Times are processor time, so that other work on the machine disturbs the ratio as little as can be; what
 //! `svm-predict` needs to read its model is taken off its time.
 
-use std::error::Error;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use afterimage_bench::record::{Machine, Record};
 use afterimage_classifier::{Dataset, ImportOptions, Model, Scratch};
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Training images: so many make more than [`LEAST_VECTORS`] support vectors with these settings.
@@ -27,12 +26,12 @@ const TURN: usize = 1000;
 /// Images that are scored one by one.
 const ALONE: usize = 200;
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (data, records, model) = match arguments.as_slice() {
         [data, records] => (Path::new(data), Path::new(records), None),
         [data, records, model] => (Path::new(data), Path::new(records), Some(PathBuf::from(model))),
-        _ => return Err("usage: kernel_svm DATA_DIR RECORDS_DIR [MODEL]".into()),
+        _ => bail!("usage: kernel_svm DATA_DIR RECORDS_DIR [MODEL]"),
     };
     let machine = Machine::here();
     let directory = tempfile::tempdir()?;
