@@ -9,6 +9,8 @@
 //! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test original_tools -- --ignored
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "a test: what goes wrong may end it")]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
