@@ -19,8 +19,9 @@ const RATE: u32 = 400;
 /// Connections that the load comes over.
 const CONNECTIONS: usize = 4;
 
-/// Images that are asked about again and again.
-pub(crate) const HOT: usize = 100;
+/// Images that are asked about again and again: so few that each comes back within a tenth of a second, and
+/// that a cache which has lost everything is soon of use again.
+pub(crate) const HOT: usize = 20;
 
 /// Images that come back so seldom that, most of the time, they are new to whoever has just started.
 const COLD: usize = 6000;
@@ -29,11 +30,12 @@ const COLD: usize = 6000;
 const COLD_EVERY: usize = 4;
 
 /// What a call may take.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(3);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request that was turned away by a server that shuts down, or whose model has changed, is made again
-/// this often, after a pause for the `GoAway`: what users of callbacks are asked to do.
-const RETRIES: u32 = 3;
+/// A request whose connection was lost, or that was turned away by a server that shuts down or whose model has
+/// changed, is made again this often, after a pause for the `GoAway`: what `Client::classify` does by
+/// itself. That one does not tell whose answer it is, though.
+const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The images of the load.
@@ -144,7 +146,10 @@ async fn ask(
         client.submit_classify(image, left, move |answer| drop(sender.send(answer)));
         match receiver.await.expect("a callback is called") {
             Ok((label, welcome)) => return Ok((label, welcome.digest)),
-            Err(CallError::Server { status: Status::ShuttingDown, .. }) if retries > 0 => {
+            Err(
+                CallError::ConnectionLost { .. }
+                | CallError::Server { status: Status::ShuttingDown, .. },
+            ) if retries > 0 => {
                 retries -= 1;
                 tokio::time::sleep(PAUSE).await;
             }

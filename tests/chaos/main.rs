@@ -10,7 +10,7 @@
 //!
 //! * **wrong**: a label that the model of the connection's `Welcome` does not give for this image;
 //! * **lost**: a call without an outcome by its deadline (and [`LATE`]);
-//! * **unexcused**: a call that failed for no reason that its caller should accept. The memo was killed,
+//! * **unexcused**: a call that failed, also when it was made again (`load.rs`), for no reason that its caller should accept. The memo was killed,
 //!   stopped or drained: any error of a connection, and what a memo says that has just begun. The
 //!   classifier was: an `upstream_…` error, for what is not remembered. The cache was: none at all.
 //!

@@ -116,15 +116,13 @@ fn excuses(incident: &Incident, call: &Call, error: &CallError) -> bool {
 
 /// How long it took after an incident until all was well again.
 fn recovery(incident: &Incident, next: Option<Instant>, calls: &[Call]) -> (Duration, String) {
-    let after = calls
-        .iter()
-        .filter(|call| call.due >= incident.over && next.is_none_or(|next| call.ended < next));
+    let after = calls.iter().filter(|call| call.due >= incident.over);
     if incident.who == Who::Cache {
         let remembered = |call: &&Call| matches!(&call.outcome, Ok((label, _)) if label.origin == Origin::Memoized);
         let first = after.filter(remembered).map(|call| call.ended).min();
-        let took = first.map_or(Duration::MAX, |first| first - incident.over);
-        return (took, String::new());
+        return (first.map_or(Duration::MAX, |first| first - incident.over), String::new());
     }
+    let after = after.filter(|call| next.is_none_or(|next| call.ended < next));
     let failed = after.filter_map(|call| Some((call.due, call.outcome.as_ref().err()?)));
     failed
         .max_by_key(|(due, _)| *due)
