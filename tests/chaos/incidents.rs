@@ -79,7 +79,7 @@ impl House {
     }
 
     /// Lets one incident follow the other for so long: every kind for every process in turn.
-    pub(crate) fn live_through(mut self, time: Duration) -> Vec<Incident> {
+    pub(crate) fn live_through(&mut self, time: Duration) -> Vec<Incident> {
         let end = Instant::now() + time;
         let mut incidents = Vec::new();
         std::thread::sleep(REST);

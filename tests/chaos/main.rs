@@ -43,11 +43,12 @@ fn no_label_is_wrong_and_no_request_lost_while_processes_die_hang_and_come_back(
     let seconds = std::env::var("CHAOS_SECONDS").ok();
     let seconds =
         seconds.map_or(DEFAULT_SECONDS, |text| text.parse().expect("a number of seconds"));
-    let house = House::start();
+    let mut house = House::start();
     let load = load::Load::start(house.memo_addr());
     load.until_warm();
     let incidents = house.live_through(Duration::from_secs(seconds));
     let calls = load.stop();
+    drop(house);
     let verdict = verdict::Verdict::new(&incidents, &calls);
     println!("{verdict}");
     verdict.assert_good(RECOVERY_LIMIT);

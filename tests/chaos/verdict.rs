@@ -175,8 +175,10 @@ impl fmt::Display for Verdict {
             let ((median, _), (longest, error)) = (&took[took.len() / 2], &took[took.len() - 1]);
             writeln!(
                 f,
-                "{who:?} {what:?}: {} times, recovery p50 {median:.0?}, at most {longest:.0?}{error}",
-                took.len()
+                "{who:?} {what:?}: {} times, recovery p50 {} ms, at most {} ms{error}",
+                took.len(),
+                median.as_millis(),
+                longest.as_millis()
             )?;
         }
         for (name, bad) in
