@@ -18,6 +18,7 @@ pub mod fuzzing;
 mod hash;
 #[cfg(not(loom))]
 pub mod keeper;
+mod line;
 #[cfg(not(loom))]
 #[allow(unsafe_code)]
 mod memory;
@@ -39,4 +40,4 @@ pub use service::CacheService;
 #[cfg(not(loom))]
 pub use stats::Stats;
 #[cfg(not(loom))]
-pub use table::{Capacity, Entry, Insert, Table, TableError};
+pub use table::{Capacity, Entry, Insert, Near, Table, TableError};

@@ -1,25 +1,24 @@
-//! Where the buckets live: one piece of zeroed memory, taken once; and the prefetch instruction. All of
+//! Where the buckets live: zeroed memory, taken once; and the prefetch instruction. All of
 //! the crate's `unsafe` is here.
 //!
 //! The memory comes from `mmap`, so that its pages come into being when they are first touched and an
 //! empty table costs address space only, and asks for huge pages, without which most lookups in a large
 //! table would miss the TLB too. Where there is no `mmap` (and under Miri) it comes from the allocator.
 
-use crate::bucket::Bucket;
+use crate::bucket::{Bucket, Lines};
+use crate::eviction::LINES;
+use crate::hash::{Hashed, Span, TAGS_SUFFICE};
+use crate::line::{Line, Tops};
 use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
 /// Some buckets, all of them empty at first.
 pub(crate) struct Buckets {
-    first: NonNull<Bucket>,
-    count: usize,
+    lines: Zeroed<Lines>,
+    /// The tops of all entries, where there are too few buckets for tags to suffice.
+    tops: Option<Zeroed<[Tops; LINES]>>,
 }
-
-// SAFETY: `Buckets` owns its memory alone, and `Bucket` is made of atomics only: it is `Send` and `Sync`.
-unsafe impl Send for Buckets {}
-// SAFETY: as above; all that `&Buckets` gives out is `&Bucket`.
-unsafe impl Sync for Buckets {}
 
 impl Buckets {
     /// Takes memory for `count` empty buckets, at least one.
@@ -28,49 +27,128 @@ impl Buckets {
     ///
     /// What the system says when it has not that much memory.
     pub(crate) fn zeroed(count: usize) -> io::Result<Self> {
-        let bytes = count
-            .checked_mul(size_of::<Bucket>())
-            .filter(|&bytes| bytes != 0 && isize::try_from(bytes).is_ok())
-            .ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self { first: os::allocate(bytes)?.cast(), count })
+        let tops = (count < TAGS_SUFFICE).then(|| Zeroed::new(count)).transpose()?;
+        Ok(Self { lines: Zeroed::new(count)?, tops })
     }
 
-    /// Asks the processor to bring bucket `index` near. An index out of range does nothing.
+    /// Bytes that so many buckets take, if they can be counted.
+    pub(crate) fn bytes(count: u64) -> Option<u64> {
+        count.checked_mul(Self::bytes_each(count))
+    }
+
+    /// As many buckets as fit into so many bytes.
+    pub(crate) fn fitting(bytes: u64) -> u64 {
+        let large = bytes / Self::bytes_each(u64::MAX);
+        if large >= TAGS_SUFFICE as u64 { large } else { bytes / Self::bytes_each(0) }
+    }
+
+    /// Bytes that one of so many buckets takes.
+    const fn bytes_each(count: u64) -> u64 {
+        let tops = if count < TAGS_SUFFICE as u64 { size_of::<[Tops; LINES]>() } else { 0 };
+        (size_of::<Lines>() + tops) as u64
+    }
+
+    /// How many there are.
     #[inline]
-    pub(crate) fn prefetch(&self, index: usize) {
-        let Some(bucket) = self.get(index) else {
-            return;
-        };
-        let line_0 = std::ptr::from_ref(bucket).cast::<u8>();
-        prefetch_line(line_0);
-        prefetch_line(line_0.wrapping_add(64));
+    pub(crate) fn len(&self) -> usize {
+        self.lines.count
+    }
+
+    /// The bucket that a key belongs into.
+    #[inline]
+    pub(crate) fn of(&self, hashed: Hashed) -> Bucket<'_> {
+        // The index is below the length by the arithmetic of `Hashed::bucket`.
+        self.at(hashed.bucket(self.len()))
+    }
+
+    /// The bucket with this index.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many.
+    #[inline]
+    pub(crate) fn at(&self, index: usize) -> Bucket<'_> {
+        Bucket {
+            lines: &self.lines[index],
+            tops: self.tops.as_ref().map(|tops| &tops[index]),
+            span: Span { bucket: index, buckets: self.len() },
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Bucket<'_>> {
+        (0..self.len()).map(|index| self.at(index))
     }
 }
 
-impl Deref for Buckets {
-    type Target = [Bucket];
+impl Bucket<'_> {
+    /// Asks the processor to bring one line near.
+    #[inline]
+    pub(crate) fn prefetch(self, line: usize) {
+        prefetch_line(&self.lines.0[line]);
+    }
+}
+
+/// What any zero bytes are: a value that is shared between threads and changed through atomics alone.
+///
+/// # Safety
+///
+/// All bytes zero are a value of the type, it holds nothing but atomics, and it is not larger than a page.
+unsafe trait Atomics: Send + Sync {}
+
+// SAFETY: two lines, each an array of `AtomicU64`.
+unsafe impl Atomics for Lines {}
+// SAFETY: an array of `AtomicU64`.
+unsafe impl Atomics for [Tops; LINES] {}
+
+/// A slice in memory of its own, all bytes zero at first.
+struct Zeroed<T> {
+    first: NonNull<T>,
+    count: usize,
+}
+
+// SAFETY: `Zeroed` owns its memory alone, and `T` is `Send` and `Sync` by the bound of `Atomics`.
+unsafe impl<T: Atomics> Send for Zeroed<T> {}
+// SAFETY: as above; all that `&Zeroed` gives out is `&T`.
+unsafe impl<T: Atomics> Sync for Zeroed<T> {}
+
+impl<T: Atomics> Zeroed<T> {
+    /// Takes memory for `count` of them, at least one.
+    fn new(count: usize) -> io::Result<Self> {
+        let bytes = count
+            .checked_mul(size_of::<T>())
+            .filter(|&bytes| bytes != 0 && isize::try_from(bytes).is_ok())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        const { assert!(align_of::<T>() <= os::ALIGNMENT) };
+        Ok(Self { first: os::allocate(bytes)?.cast(), count })
+    }
+}
+
+impl<T> Deref for Zeroed<T> {
+    type Target = [T];
 
     #[inline]
-    fn deref(&self) -> &[Bucket] {
-        // SAFETY: `first` points to `count` buckets (from `zeroed`), aligned to 128 bytes at least, alive
-        // as long as `self`. Zero bytes are a valid `Bucket`, an array of `AtomicU64`. Only shared
+    fn deref(&self) -> &[T] {
+        // SAFETY: `first` points to `count` of them (from `new`), aligned as `os::ALIGNMENT`, which suffices, alive
+        // as long as `self`. Zero bytes are a valid `T` by the contract of `Atomics`. Only shared
         // references to them are ever made, and they are written through atomics alone.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
     }
 }
 
-impl Drop for Buckets {
+impl<T> Drop for Zeroed<T> {
     fn drop(&mut self) {
-        // SAFETY: `first` came from `os::allocate` with this very size (`zeroed`, where the product did
+        // SAFETY: `first` came from `os::allocate` with this very size (`new`, where the product did
         // not overflow), is released nowhere else, and no reference outlives `self`.
-        unsafe { os::release(self.first.cast(), self.count * size_of::<Bucket>()) }
+        unsafe { os::release(self.first.cast(), self.count * size_of::<T>()) }
     }
 }
 
 /// Brings a line into the second-level cache. That one has more room for accesses under way than the first
 /// level: with 50 million keys, batched lookups took 22.4 ns so and 25.3 ns with the first level as the aim.
 #[inline]
-fn prefetch_line(address: *const u8) {
+fn prefetch_line(line: &Line) {
+    let address = std::ptr::from_ref(line).cast::<u8>();
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
@@ -98,6 +176,9 @@ mod os {
 
     /// The size of a huge page on x86-64 and on most 64-bit ARM systems.
     const HUGE_PAGE: usize = 2 << 20;
+
+    /// What memory is aligned to at least: the smallest page that there is.
+    pub(super) const ALIGNMENT: usize = 4096;
 
     /// `bytes` (not zero) of zeroed memory, aligned to a page at least.
     pub(super) fn allocate(bytes: usize) -> io::Result<NonNull<u8>> {
@@ -170,16 +251,19 @@ mod os {
 
 #[cfg(not(all(unix, not(miri))))]
 mod os {
-    use crate::bucket::Bucket;
+    use crate::bucket::Lines;
     use std::alloc::{Layout, alloc_zeroed, dealloc};
     use std::io;
     use std::ptr::NonNull;
 
+    /// What memory is aligned to.
+    pub(super) const ALIGNMENT: usize = align_of::<Lines>();
+
     fn layout(bytes: usize) -> Option<Layout> {
-        Layout::from_size_align(bytes, align_of::<Bucket>()).ok()
+        Layout::from_size_align(bytes, ALIGNMENT).ok()
     }
 
-    /// `bytes` (not zero) of zeroed memory, aligned for a bucket.
+    /// `bytes` (not zero) of zeroed memory.
     pub(super) fn allocate(bytes: usize) -> io::Result<NonNull<u8>> {
         let layout = layout(bytes).filter(|layout| layout.size() != 0);
         let layout = layout.ok_or(io::ErrorKind::InvalidInput)?;
@@ -212,25 +296,26 @@ pub(crate) fn physical_bytes() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eviction::Policy;
 
     #[test]
     fn buckets_are_empty_and_writable_from_first_to_last() {
-        // Sizes around a page and, outside of Miri, around a huge page.
+        // Sizes around a page and, outside of Miri, around a huge page and where tops are stored no more.
         let counts: &[usize] = if cfg!(miri) {
             &[1, 31, 32, 33]
         } else {
-            &[1, 31, 32, 33, 16_383, 16_384, 16_385, 40_000]
+            &[1, 31, 32, 33, 16_383, 16_384, 16_385, 40_000, 65_535, 65_536]
         };
         for &count in counts {
             let buckets = Buckets::zeroed(count).expect("a few megabytes");
             assert_eq!(buckets.len(), count);
-            for bucket in [buckets.first(), buckets.last()].into_iter().flatten() {
-                bucket.insert(crate::Hashed::new(7), 8, crate::eviction::Policy::Guard);
+            assert_eq!(buckets.at(0).tops.is_some(), count < 65_536);
+            for index in [0, count - 1] {
+                buckets.at(index).insert(Hashed::new(7), 8, Policy::Guard);
             }
             let filled = buckets.iter().filter(|bucket| bucket.entries().1 != 0).count();
             assert_eq!(filled, count.min(2));
-            buckets.prefetch(count - 1);
-            buckets.prefetch(count);
+            buckets.at(count - 1).prefetch(1);
         }
     }
 
@@ -238,6 +323,18 @@ mod tests {
     fn what_cannot_be_addressed_is_an_error() {
         for count in [0, usize::MAX, usize::MAX / 128, isize::MAX as usize / 128 + 1] {
             assert!(Buckets::zeroed(count).is_err(), "{count}");
+        }
+    }
+
+    #[test]
+    fn no_more_buckets_than_fit_into_so_many_bytes() {
+        for bytes in [143, 144, 287, 288, 8 << 20, (8 << 20) - 1, 9 << 20, 1 << 30, u64::MAX] {
+            let count = Buckets::fitting(bytes);
+            assert!(Buckets::bytes(count).is_some_and(|taken| taken <= bytes), "{bytes}");
+            // One more does not fit; around the step from small to large there may be some.
+            if !(8 << 20..9 << 20).contains(&bytes) {
+                assert!(Buckets::bytes(count + 1).is_none_or(|taken| taken > bytes), "{bytes}");
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use afterimage_wire::proto::{Service as Kind, Status, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service};
 
-use crate::{Hashed, KeeperHandle, Table};
+use crate::{Hashed, KeeperHandle, Near, Table};
 
 /// What a service says that could keep a snapshot and does not.
 pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with --snapshot FILE";
@@ -41,24 +41,28 @@ impl Service for CacheService {
 
     fn handle(&self, batch: &mut Batch<'_>) {
         let requests = batch.requests();
-        // All buckets of the batch are on their way before the first one is read.
+        // All of the batch is on its way before the first one is read.
         let mut hashed = [Hashed::default(); BATCH];
         for (hashed, request) in hashed.iter_mut().zip(requests) {
-            if let Op::CacheRead { key } | Op::CacheWrite { key, .. } = request.op {
-                *hashed = Hashed::new(key);
-                self.table.prefetch(*hashed);
+            match request.op {
+                Op::CacheRead { key } => {
+                    *hashed = Hashed::new(key);
+                    self.table.prefetch(*hashed);
+                }
+                Op::CacheWrite { key, .. } => {
+                    *hashed = Hashed::new(key);
+                    self.table.prefetch_bucket(*hashed);
+                }
+                Op::Classify { .. } => {}
             }
         }
-        let (mut hits, mut misses) = (0, 0);
+        let mut reads = Reads::new(&self.table);
         for (i, (request, &hashed)) in requests.iter().zip(&hashed).enumerate() {
             match request.op {
-                Op::CacheRead { .. } => {
-                    let value = self.table.read(hashed);
-                    hits += u64::from(value.is_some());
-                    misses += u64::from(value.is_none());
-                    batch.value(i, value.map(u64::cast_signed));
-                }
+                Op::CacheRead { .. } => reads.read(batch, i, hashed),
                 Op::CacheWrite { value, .. } => {
+                    // What was asked before this write must not see it.
+                    reads.settle(batch);
                     self.table.insert_hashed(hashed, value.cast_unsigned());
                 }
                 Op::Classify { .. } => {
@@ -66,7 +70,8 @@ impl Service for CacheService {
                 }
             }
         }
-        self.table.record_lookups(hits, misses);
+        reads.settle(batch);
+        self.table.record_lookups(reads.hits, reads.misses);
     }
 
     fn stats(&self, stats: &mut Stats) {
@@ -88,5 +93,47 @@ impl Service for CacheService {
             Some(keeper) => keeper.answer(later),
             None => later.error(Status::Unsupported, NO_SNAPSHOT),
         }
+    }
+}
+
+/// The reads of a batch. The few that need a second line of their bucket wait for it together.
+struct Reads<'a> {
+    table: &'a Table,
+    far: [(usize, Hashed); BATCH],
+    waiting: usize,
+    hits: u64,
+    misses: u64,
+}
+
+impl<'a> Reads<'a> {
+    fn new(table: &'a Table) -> Self {
+        Self { table, far: [Default::default(); BATCH], waiting: 0, hits: 0, misses: 0 }
+    }
+
+    #[inline]
+    fn read(&mut self, batch: &mut Batch<'_>, i: usize, hashed: Hashed) {
+        match self.table.read_near(hashed) {
+            Near::Known(value) => self.answer(batch, i, value),
+            Near::Far => {
+                self.far[self.waiting] = (i, hashed);
+                self.waiting += 1;
+            }
+        }
+    }
+
+    /// Answers those that wait.
+    #[inline]
+    fn settle(&mut self, batch: &mut Batch<'_>) {
+        for at in 0..std::mem::take(&mut self.waiting) {
+            let (i, hashed) = self.far[at];
+            self.answer(batch, i, self.table.read(hashed));
+        }
+    }
+
+    #[inline]
+    fn answer(&mut self, batch: &mut Batch<'_>, i: usize, value: Option<u64>) {
+        self.hits += u64::from(value.is_some());
+        self.misses += u64::from(value.is_none());
+        batch.value(i, value.map(u64::cast_signed));
     }
 }

@@ -1,7 +1,8 @@
 //! The table: buckets, and what is done with all of them.
 
-use crate::bucket::{Bucket, Read, SLOTS};
+use crate::bucket::{self, Read};
 use crate::duel::Duel;
+use crate::eviction::SLOTS;
 use crate::hash::Hashed;
 use crate::memory::{Buckets, physical_bytes};
 use crate::stats::{Counters, Stats};
@@ -14,9 +15,10 @@ pub use crate::bucket::{Entry, Insert};
 /// How large a table is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capacity {
-    /// Room for so many entries, rounded up to whole buckets of seven.
+    /// Room for so many entries, rounded up to whole buckets of eight.
     Entries(u64),
-    /// At most so many bytes, of which each seven entries take 128.
+    /// At most so many bytes, of which each eight entries take 128; in a table of less than 524,288 entries
+    /// 144.
     Bytes(u64),
 }
 
@@ -34,7 +36,7 @@ impl fmt::Display for Capacity {
 #[non_exhaustive]
 pub enum TableError {
     /// The capacity is less than one entry, or than the bytes of one bucket. Ask for more.
-    #[error("a capacity of {capacity} holds nothing; the least is 1 entry or 128 bytes")]
+    #[error("a capacity of {capacity} holds nothing; the least is 1 entry or 144 bytes")]
     TooSmall {
         /// What was asked for.
         capacity: Capacity,
@@ -57,6 +59,15 @@ pub enum TableError {
     },
 }
 
+/// What [`Table::read_near`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Near {
+    /// The key's value, or that it is not there.
+    Known(Option<u64>),
+    /// It takes a look into the bucket's other line, which is on its way: ask [`Table::read`].
+    Far,
+}
+
 /// A bounded concurrent hash table from `u64` to `u64`.
 ///
 /// Every key and every value can be stored. All methods take `&self` and may be called from any number of
@@ -75,6 +86,8 @@ pub enum TableError {
 /// it is full. Of the first `capacity` keys about 85 % find room; all slots come to be used as more follow.
 pub struct Table {
     buckets: Buckets,
+    /// What the buckets take.
+    bytes: u64,
     duel: Duel,
     counters: Counters,
 }
@@ -87,17 +100,16 @@ impl Table {
     /// [`TableError::TooSmall`], [`TableError::TooLarge`] for what can never be had here, and
     /// [`TableError::OutOfMemory`] for what cannot be had now.
     pub fn new(capacity: Capacity) -> Result<Self, TableError> {
-        const BUCKET_BYTES: u64 = size_of::<Bucket>() as u64;
         let buckets = match capacity {
             Capacity::Entries(entries) => entries.div_ceil(SLOTS as u64),
-            Capacity::Bytes(bytes) => bytes / BUCKET_BYTES,
+            Capacity::Bytes(bytes) => Buckets::fitting(bytes),
         };
         if buckets == 0 {
             return Err(TableError::TooSmall { capacity });
         }
         let limit_bytes = physical_bytes().unwrap_or(isize::MAX as u64);
         let too_large = TableError::TooLarge { capacity, limit_bytes };
-        let Some(bytes) = buckets.checked_mul(BUCKET_BYTES).filter(|&b| b <= limit_bytes) else {
+        let Some(bytes) = Buckets::bytes(buckets).filter(|&bytes| bytes <= limit_bytes) else {
             return Err(too_large);
         };
         let Ok(count) = usize::try_from(buckets) else {
@@ -105,7 +117,7 @@ impl Table {
         };
         let buckets =
             Buckets::zeroed(count).map_err(|source| TableError::OutOfMemory { bytes, source })?;
-        Ok(Self { buckets, duel: Duel::new(count), counters: Counters::default() })
+        Ok(Self { buckets, bytes, duel: Duel::new(count), counters: Counters::default() })
     }
 
     /// Entries that can be held.
@@ -115,7 +127,7 @@ impl Table {
 
     /// Bytes taken for entries. Those that were never touched may not be in physical memory yet.
     pub fn memory_bytes(&self) -> u64 {
-        size_of_val::<[Bucket]>(&self.buckets) as u64
+        self.bytes
     }
 
     /// Entries held, exact while nobody writes.
@@ -132,7 +144,8 @@ impl Table {
     /// The value of `key`, counted as a hit or a miss.
     #[inline]
     pub fn get(&self, key: u64) -> Option<u64> {
-        let read = self.bucket(Hashed::new(key)).read(key);
+        let hashed = Hashed::new(key);
+        let read = self.buckets.of(hashed).read(hashed);
         match read {
             Read::Hit(value) => {
                 self.counters.lookups(1, 0, 0);
@@ -149,7 +162,7 @@ impl Table {
     /// with [`record_lookups`](Self::record_lookups).
     #[inline]
     pub fn read(&self, hashed: Hashed) -> Option<u64> {
-        match self.bucket(hashed).read(hashed.key()) {
+        match self.buckets.of(hashed).read(hashed) {
             Read::Hit(value) => Some(value),
             Read::Miss => None,
             Read::KeptOut => {
@@ -165,11 +178,35 @@ impl Table {
         self.counters.lookups(hits, misses, 0);
     }
 
-    /// Asks the processor to bring the key's bucket near, and does not wait for it. Prefetch some sixteen
-    /// keys ahead of reading them, and the memory's latency is hidden.
+    /// As [`read`](Self::read), looking no further than into the line of memory that
+    /// [`prefetch`](Self::prefetch) asked for. Nearly always that settles it; if not, the bucket's other line is
+    /// asked for, and the caller does something else before it calls [`read`](Self::read).
+    #[inline]
+    pub fn read_near(&self, hashed: Hashed) -> Near {
+        let bucket = self.buckets.of(hashed);
+        match bucket.read_near(hashed) {
+            bucket::Near::Hit(value) => Near::Known(Some(value)),
+            bucket::Near::Miss => Near::Known(None),
+            bucket::Near::Spilled(_) | bucket::Near::Busy => {
+                bucket.prefetch(1 - hashed.home());
+                Near::Far
+            }
+        }
+    }
+
+    /// Asks the processor to bring the line near in which the key most likely stands, and does not wait for it.
+    /// Prefetch some sixteen keys ahead of reading them, and the memory's latency is hidden.
     #[inline]
     pub fn prefetch(&self, hashed: Hashed) {
-        self.buckets.prefetch(hashed.bucket(self.buckets.len()));
+        self.buckets.of(hashed).prefetch(hashed.home());
+    }
+
+    /// As [`prefetch`](Self::prefetch), for a key that will be inserted: that takes the whole bucket.
+    #[inline]
+    pub fn prefetch_bucket(&self, hashed: Hashed) {
+        let bucket = self.buckets.of(hashed);
+        bucket.prefetch(0);
+        bucket.prefetch(1);
     }
 
     /// Looks up many keys: `values[i]` becomes the value of `keys[i]`. Buckets are prefetched a window
@@ -187,17 +224,41 @@ impl Table {
             *hashed = Hashed::new(key);
             self.prefetch(*hashed);
         }
+        // Those that need their bucket's other line are left until it had time to come.
+        let mut far = [(0, Hashed::default()); AHEAD];
+        let mut left = 0;
         let mut hits = 0;
-        for (at, value) in values.iter_mut().enumerate() {
+        let mut settle = |values: &mut [Option<u64>], far: &[(usize, Hashed)]| {
+            for &(at, hashed) in far {
+                values[at] = self.read(hashed);
+                hits += u64::from(values[at].is_some());
+            }
+        };
+        let mut near_hits = 0;
+        for at in 0..keys.len() {
             let place = &mut ring[at % AHEAD];
             let hashed = *place;
             if let Some(&key) = keys.get(at + AHEAD) {
                 *place = Hashed::new(key);
                 self.prefetch(*place);
             }
-            *value = self.read(hashed);
-            hits += u64::from(value.is_some());
+            match self.read_near(hashed) {
+                Near::Known(value) => {
+                    values[at] = value;
+                    near_hits += u64::from(value.is_some());
+                }
+                Near::Far => {
+                    far[left] = (at, hashed);
+                    left += 1;
+                    if left == AHEAD {
+                        settle(values, &far);
+                        left = 0;
+                    }
+                }
+            }
         }
+        settle(values, &far[..left]);
+        hits += near_hits;
         self.counters.lookups(hits, keys.len() as u64 - hits, 0);
     }
 
@@ -211,7 +272,7 @@ impl Table {
     pub fn insert_hashed(&self, hashed: Hashed, value: u64) -> Insert {
         let index = hashed.bucket(self.buckets.len());
         let policy = self.duel.policy(index);
-        let outcome = self.buckets[index].insert(hashed, value, policy);
+        let outcome = self.buckets.at(index).insert(hashed, value, policy);
         let evicted = matches!(outcome, Insert::Evicted { .. });
         if evicted {
             self.duel.evicted(index);
@@ -282,21 +343,16 @@ impl Table {
         let hashed = Hashed::new(entry.key);
         let index = hashed.bucket(self.buckets.len());
         let policy = self.duel.policy(index);
-        let outcome = self.buckets[index].restore(hashed, entry.value, entry.heat, policy)?;
+        let outcome = self.buckets.at(index).restore(hashed, entry.value, entry.heat, policy)?;
         self.counters.restored(matches!(outcome, Insert::Evicted { .. }));
         Some(outcome)
     }
 
     fn remove_when(&self, key: u64, condition: impl FnOnce(u64) -> bool) -> bool {
-        let removed = self.bucket(Hashed::new(key)).remove_if(key, condition);
+        let hashed = Hashed::new(key);
+        let removed = self.buckets.of(hashed).remove_if(hashed, condition);
         self.counters.removed(u64::from(removed));
         removed
-    }
-
-    #[inline]
-    fn bucket(&self, hashed: Hashed) -> &Bucket {
-        // The index is below the length by the arithmetic of `Hashed::bucket`.
-        &self.buckets[hashed.bucket(self.buckets.len())]
     }
 }
 
