@@ -54,7 +54,9 @@ fn measure(kinds: &[Kind]) -> Vec<(usize, Ratios)> {
                     let job = next.fetch_add(1, Ordering::Relaxed);
                     let (number, seed) = (job / SEEDS as usize, job as u64 % SEEDS);
                     let Some(kind) = kinds.get(number) else { break };
-                    let trace = (kind.make)(&mut Rng(1000 * seed + number as u64));
+                    let mut rng = Rng(1000 * seed + number as u64);
+                    let trace: Vec<u64> =
+                        (0..REQUESTS).map(|at| (kind.request)(at, &mut rng)).collect();
                     let ratios = [
                         ratio(&trace, &mut Afterimage::new()),
                         ratio(&trace, &mut Moka::new()),
@@ -80,20 +82,21 @@ fn ratio(trace: &[u64], cache: &mut dyn Cache) -> f64 {
     100.0 * hits as f64 / counted.len() as f64
 }
 
+/// Makes a request's key from its number and the generator.
+type Request = Box<dyn Fn(usize, &mut Rng) -> u64 + Sync>;
+
 /// A kind of trace.
 struct Kind {
     name: String,
-    make: Box<dyn Fn(&mut Rng) -> Vec<u64> + Sync>,
+    request: Request,
 }
 
 impl Kind {
-    /// A kind of which each request is made from its number and the generator.
     fn new(
         name: impl Into<String>,
         request: impl Fn(usize, &mut Rng) -> u64 + Sync + 'static,
     ) -> Self {
-        let make = move |rng: &mut Rng| (0..REQUESTS).map(|at| request(at, rng)).collect();
-        Self { name: name.into(), make: Box::new(make) }
+        Self { name: name.into(), request: Box::new(request) }
     }
 }
 

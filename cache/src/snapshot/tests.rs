@@ -342,7 +342,7 @@ fn a_bare_file_name_means_the_working_directory() {
 fn serving_goes_on_while_a_snapshot_is_written_and_what_stays_is_in_it() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snapshot");
-    let table = table(200_000);
+    let table = table(400_000);
     let stable = 1000..51_000u64;
     for key in stable.clone() {
         table.insert(key, sealed(key, 0));
@@ -368,7 +368,7 @@ fn serving_goes_on_while_a_snapshot_is_written_and_what_stays_is_in_it() {
             let before = served.load(Ordering::Relaxed);
             let report = write(&table, &path).unwrap();
             assert!(served.load(Ordering::Relaxed) > before, "nothing was served meanwhile");
-            let restored = self::table(400_000);
+            let restored = self::table(800_000);
             assert_eq!(load(&restored, &path).unwrap().restored, report.entries);
             for &key in &present {
                 assert_eq!(restored.get(key), Some(sealed(key, 0)), "{key}");
