@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use afterimage_wire::proto::stats::Stats;
 
+use crate::splitmix::{STEP, mix};
+
 /// Audits under way at once: enough to keep a sample going, too few to be in anybody's way.
 const MAX_UNDER_WAY: usize = 4;
 
@@ -54,12 +56,9 @@ impl Audit {
         due
     }
 
-    /// From 1 to twice the mean less 1, evenly, by SplitMix64.
+    /// From 1 to twice the mean less 1, evenly.
     fn gap(&self) -> i64 {
-        let mut bits = self.random.fetch_add(0x9E37_79B9_7F4A_7C15, Relaxed);
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        bits ^= bits >> 31;
+        let bits = mix(self.random.fetch_add(STEP, Relaxed));
         1 + (bits % (2 * u64::from(self.every.get()) - 1)) as i64
     }
 

@@ -81,7 +81,7 @@ fn ask(client: &Client, byte: u8, timeout: Duration) -> JoinHandle<Result<u16, C
 /// then again with much. The gate opens when the short budgets are over.
 async fn expired_work_is_dropped(client: &Client, gate: &Gate) {
     let _opens = Opens(gate);
-    let (short, long) = (Duration::from_millis(60), common::PATIENCE);
+    let (short, long) = (Duration::from_millis(500), common::PATIENCE);
     let first = ask(client, 1, long);
     until("the engine is busy", async || gate.scored() == [1]).await;
     let (second, third) = (ask(client, 2, short), ask(client, 3, short));

@@ -193,6 +193,33 @@ fn once() -> CallOptions {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_without_patience_have_no_replica_ejected() {
+    let (one, two) = (replica(1).await, replica(1).await);
+    let options = RemoteOptions { timeout: Duration::from_secs(60), ..Default::default() };
+    let (_memo, client) = memo(10_000, remote(&[&one.1, &two.1], options).await).await;
+    for (puppet, _) in [&one, &two] {
+        puppet.set_mood(Mood::Hangs);
+    }
+    let ask = |i: u32| {
+        let client = client.clone();
+        // Enough to get there, and far less than a replica may owe an answer for.
+        let options = CallOptions::new().no_retry().timeout(Duration::from_secs(1));
+        tokio::spawn(async move { client.classify_with(&i.to_le_bytes(), options).await })
+    };
+    for call in (0..100).map(ask).collect::<Vec<_>>() {
+        assert_eq!(call.await.unwrap().unwrap_err().status(), Status::DeadlineExceeded);
+    }
+    until("the memo has given them up", async || {
+        let stats = client.stats().await.unwrap();
+        stats.counter_value("expired") + stats.counter_value("classifier_calls_dropped") > 0
+            && gauge(&client, "waiting").await == 0
+    })
+    .await;
+    assert!(one.0.asked() > 5 && two.0.asked() > 5, "both have failed often enough");
+    assert_eq!(counter(&client, "classifier_ejections").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_draining_replica_turns_away_is_asked_elsewhere_whatever_the_budget() {
     let (good, bad) = (replica(1).await, replica(1).await);
     bad.0.set_mood(Mood::Fails(Status::ShuttingDown));

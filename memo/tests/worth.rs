@@ -8,7 +8,7 @@ mod common;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_memo::key::KeySpace;
@@ -82,9 +82,10 @@ async fn a_classifier_that_is_busy_is_not_audited() {
     stuck.abort();
 }
 
-/// A store over the network that takes its time and remembers, when it is told to.
+/// A store over the network that takes its time and remembers, when it is told to, or gives no answer.
 #[derive(Debug, Default)]
 struct Slow {
+    dead: AtomicBool,
     remembers: AtomicBool,
     asked: AtomicUsize,
     entries: Mutex<std::collections::HashMap<u64, i64>>,
@@ -106,6 +107,9 @@ impl Backend for SlowStore {
 
     fn get_many(&self, keys: &[u64], _: Duration, then: Callback) {
         let (slow, keys) = (Arc::clone(&self.0), keys.to_vec());
+        if slow.dead.load(SeqCst) {
+            return then(None);
+        }
         tokio::spawn(async move {
             slow.asked.fetch_add(keys.len(), SeqCst);
             let remembers = slow.remembers.load(SeqCst);
@@ -123,17 +127,39 @@ impl Backend for SlowStore {
     }
 }
 
+/// A memo with a bypass before this store, and a client of it.
+async fn bypassing_memo(slow: &Arc<Slow>, replica: &Running) -> (Running, Client) {
+    let store = RemoteStore::new(SlowStore(Arc::clone(slow)), RemoteOptions::default());
+    let options = MemoOptions { auto_bypass: true, ..MemoOptions::new(secret()) };
+    memo(Store::Remote(store), replica, options).await
+}
+
+async fn says(client: &Client, name: &str, text: &str) -> bool {
+    client.stats().await.unwrap().get(name) == Some(&Value::Text(text.into()))
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_is_left_to_the_breaker() {
+    let (_puppet, running) = replica(1).await;
+    let slow = Arc::new(Slow { dead: AtomicBool::new(true), ..Slow::default() });
+    let (_memo, client) = bypassing_memo(&slow, &running).await;
+    // Longer, and more lookups, than the bypass takes to judge a store by.
+    let (began, mut image) = (Instant::now(), 0_u32);
+    while began.elapsed() < Duration::from_millis(1500) || image < 1000 {
+        client.classify(&image.to_le_bytes()).await.unwrap();
+        image += 1;
+    }
+    assert!(says(&client, "store_breaker", "open").await);
+    assert!(says(&client, "auto_bypass", "looking").await);
+    assert_eq!(counter(&client, "auto_bypassed").await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_store_without_hits_is_left_out_and_used_again_when_it_is_worth_it() {
     let (_puppet, running) = replica(1).await;
     let slow = Arc::new(Slow::default());
-    let store = RemoteStore::new(SlowStore(Arc::clone(&slow)), RemoteOptions::default());
-    let options = MemoOptions { auto_bypass: true, ..MemoOptions::new(secret()) };
-    let (_memo, client) = memo(Store::Remote(store), &running, options).await;
-    let mode = async |wanted: &str| {
-        let stats = client.stats().await.unwrap();
-        stats.get("auto_bypass") == Some(&Value::Text(wanted.into()))
-    };
+    let (_memo, client) = bypassing_memo(&slow, &running).await;
+    let mode = async |wanted: &str| says(&client, "auto_bypass", wanted).await;
     let ask = async || {
         let calls = (0..16).map(|i| {
             let client = client.clone();
@@ -152,8 +178,8 @@ async fn a_slow_store_without_hits_is_left_out_and_used_again_when_it_is_worth_i
     for _ in 0..10 {
         ask().await;
     }
-    // But for a probe, of which each looks a batch or some up.
-    assert!(slow.asked.load(SeqCst) < asked + 100, "{} lookups", slow.asked.load(SeqCst) - asked);
+    // But for a probe, which ends with the round in which it has looked a hundred up.
+    assert!(slow.asked.load(SeqCst) < asked + 120, "{} lookups", slow.asked.load(SeqCst) - asked);
     assert!(counter(&client, "auto_bypassed").await > 0);
     let stats = client.stats().await.unwrap();
     assert!(stats.counter_value("lookup_time_us") > stats.counter_value("saved_time_us"));

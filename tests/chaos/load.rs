@@ -89,6 +89,15 @@ impl Load {
         self.shared.calls.lock().unwrap().clear();
     }
 
+    /// Waits until another answer is remembered, or so long.
+    pub(crate) fn until_it_remembers(&self, limit: Duration) {
+        let remembered = || self.shared.remembered.load(Ordering::Relaxed);
+        let (before, deadline) = (remembered(), Instant::now() + limit);
+        while remembered() == before && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+        }
+    }
+
     /// Ends it, and gives all calls since it was warm.
     pub(crate) fn stop(self) -> Vec<Call> {
         self.shared.stop.store(true, Ordering::Relaxed);

@@ -180,6 +180,20 @@ async fn it_is_tls_1_3_with_our_name_for_the_protocol_and_sessions_are_resumed()
 }
 
 #[tokio::test]
+async fn whoever_must_show_a_certificate_shows_it_with_every_connection() {
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let tls = server_tls(&authority.issue("server", "127.0.0.1"), Some(&authority));
+    let server = start_tls(tls).await;
+    let client = client_tls(&authority, Some(&authority.issue("memo", "memo")));
+    for _ in 0..3 {
+        // A session that is resumed would outlive the certificate that it was begun with.
+        let kind = handshake(&server, &client).await.handshake_kind();
+        assert_eq!(kind, Some(HandshakeKind::Full));
+    }
+}
+
+#[tokio::test]
 async fn a_client_says_why_it_does_not_trust_a_server() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");

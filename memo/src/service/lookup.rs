@@ -14,7 +14,7 @@ use super::Shared;
 use super::spaces::Space;
 use crate::clock;
 use crate::key::ImageHash;
-use crate::store::RemoteStore;
+use crate::store::{RemoteStore, Store};
 use crate::upstream::Classifier;
 use crate::worth::Decision;
 
@@ -138,6 +138,11 @@ impl<C: Classifier> Shared<C> {
         self.latencies.record_lookups(lookups, 0, took, 0);
         self.latencies.record_saved(hits, call_ns);
         let Some(bypass) = &self.bypass else { return };
+        // A store that does not answer costs nobody any time, and what it is worth cannot be seen. The breaker
+        // notices its return far sooner than a probe of the bypass would.
+        if matches!(&self.store, Store::Remote(store) if store.is_left_out()) {
+            return;
+        }
         let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);
         match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call_ns)) {
             Some(Decision::Bypass) => tracing::warn!(

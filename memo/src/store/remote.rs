@@ -128,6 +128,11 @@ impl RemoteStore {
         }
     }
 
+    /// Whether the breaker is open: nobody waits for the store until a probe finds that it answers.
+    pub(crate) fn is_left_out(&self) -> bool {
+        self.health.breaker.is_open()
+    }
+
     /// Adds what the store counts to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
         stats.text("store", self.backend.name());

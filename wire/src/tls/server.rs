@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::kept::Kept;
 use super::rustls::ServerConfig;
-use super::rustls::server::{ServerSessionMemoryCache, WebPkiClientVerifier};
+use super::rustls::server::{
+    NoServerSessionStorage, ServerSessionMemoryCache, WebPkiClientVerifier,
+};
 use super::rustls::version::TLS13;
 use super::{ALPN, TlsError, pem, provider};
 
@@ -93,7 +95,11 @@ fn configure(files: &ServerFiles) -> Result<ServerConfig, TlsError> {
     let config = builder.with_single_cert(chain, key);
     let mut config = config.map_err(|error| pem::unfit(&files.key, &files.cert, error))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = ServerSessionMemoryCache::new(SESSIONS);
+    config.session_storage = match &files.client_ca {
+        None => ServerSessionMemoryCache::new(SESSIONS),
+        // Who resumes is not asked for a certificate again, and would be let in long after it has ended.
+        Some(_) => Arc::new(NoServerSessionStorage {}),
+    };
     // A client makes one connection at a time; each takes a ticket and gets the next one.
     config.send_tls13_tickets = 1;
     Ok(config)

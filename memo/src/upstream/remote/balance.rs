@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::health::{Health, Outcome};
 use crate::key::ModelId;
+use crate::splitmix::{STEP, mix};
 
 /// One replica among others.
 #[derive(Debug)]
@@ -224,15 +225,10 @@ impl<R: Clone> Balance<R> {
         shares.iter().position(fits).or_else(|| shares.iter().rposition(|&share| share > 0.0))
     }
 
-    /// A number from 0 up to 1, by SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): the load wants
-    /// spread, not secrecy.
+    /// A number from 0 up to 1.
     fn chance(&mut self) -> f64 {
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.random;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        bits ^= bits >> 31;
-        (bits >> 11) as f64 / (1u64 << 53) as f64
+        self.random = self.random.wrapping_add(STEP);
+        (mix(self.random) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 

@@ -29,6 +29,9 @@ pub(super) enum Outcome {
     Failed,
     /// No answer came in time.
     TimedOut,
+    /// No answer came in the little time that its caller had left. That is no failure, or callers without
+    /// patience could have every replica ejected; nor is it a sign of life.
+    CutShort,
     /// It was not sent, or its connection went away: that is dealt with where connections are.
     Lost,
 }
@@ -51,8 +54,10 @@ pub(super) struct Health {
     state: State,
     /// Requests that it has not answered yet.
     pub(super) in_flight: usize,
-    /// Since when it owes an answer without having given any.
+    /// Since when it owes an answer without having given any, if it owes one now.
     silent_since: Option<Instant>,
+    /// How long it had owed answers before, since it gave the last one.
+    silent_for: Duration,
     failures: u32,
     /// Ejections since it was last well for a whole warm-up.
     ejections: u32,
@@ -66,6 +71,7 @@ impl Health {
             state: State::Well,
             in_flight: 0,
             silent_since: None,
+            silent_for: Duration::ZERO,
             failures: 0,
             ejections: 0,
             warming_since: None,
@@ -76,6 +82,7 @@ impl Health {
     pub(super) fn connected(&mut self, now: Instant) {
         self.failures = 0;
         self.silent_since = None;
+        self.silent_for = Duration::ZERO;
         self.warming_since = Some(now);
         if self.state != State::Well {
             self.state = State::Probation;
@@ -103,10 +110,15 @@ impl Health {
         self.state == State::Well
     }
 
-    /// Whether it owes answers and has given none for `patience`.
+    /// Whether it has owed answers for `patience`, all in all, and given none.
     pub(super) fn is_silent(&self, now: Instant, patience: Duration) -> bool {
-        let late = |since: Instant| now.saturating_duration_since(since) >= patience;
-        self.state == State::Well && self.in_flight > 0 && self.silent_since.is_some_and(late)
+        !matches!(self.state, State::Ejected { .. }) && self.silence(now) >= patience
+    }
+
+    /// How long it has owed answers since it gave the last one. Times in which it owed none do not count.
+    fn silence(&self, now: Instant) -> Duration {
+        let now = self.silent_since.map(|since| now.saturating_duration_since(since));
+        self.silent_for.saturating_add(now.unwrap_or_default())
     }
 
     /// A request goes to it.
@@ -121,10 +133,12 @@ impl Health {
     /// A request has ended. True when it should be ejected.
     pub(super) fn ended(&mut self, now: Instant, outcome: Outcome) -> bool {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if outcome != Outcome::TimedOut {
+        if !matches!(outcome, Outcome::TimedOut | Outcome::CutShort) {
             self.silent_since = Some(now);
+            self.silent_for = Duration::ZERO;
         }
         if self.in_flight == 0 {
+            self.silent_for = self.silence(now);
             self.silent_since = None;
         }
         match outcome {
@@ -133,7 +147,7 @@ impl Health {
                 self.answered(now);
                 false
             }
-            Outcome::Refused | Outcome::Lost => false,
+            Outcome::Refused | Outcome::Lost | Outcome::CutShort => false,
             Outcome::Failed | Outcome::TimedOut => {
                 self.failures = self.failures.saturating_add(1);
                 match self.state {
@@ -170,6 +184,8 @@ impl Health {
         let time = most / 2 + (most / 2).mul_f64(chance.clamp(0.0, 1.0));
         self.ejections += 1;
         self.failures = 0;
+        self.silent_since = self.silent_since.map(|_| now);
+        self.silent_for = Duration::ZERO;
         self.state = State::Ejected { until: now + time };
         time
     }
@@ -259,6 +275,28 @@ mod tests {
         health.sent(now);
         health.ended(now + second, Outcome::TimedOut);
         assert!(health.is_silent(now + second, second));
+    }
+
+    #[test]
+    fn callers_without_patience_have_nobody_ejected_but_who_gives_none_an_answer_is_found_out() {
+        let (mut health, mut now) = (Health::new(), Instant::now());
+        let (short, patience) = (Duration::from_millis(1), Duration::from_secs(1));
+        let mut cut_short = |health: &mut Health| {
+            // Many at once, and then nobody for a while.
+            (0..20).for_each(|_| health.sent(now));
+            now += short;
+            assert!((0..20).all(|_| !health.ended(now, Outcome::CutShort)));
+            now += patience;
+            health.is_silent(now, patience)
+        };
+        for _ in 0..900 {
+            assert!(!cut_short(&mut health));
+        }
+        answer(&mut health, Instant::now());
+        for _ in 1..1000 {
+            assert!(!cut_short(&mut health), "an answer begins the account anew");
+        }
+        assert!(cut_short(&mut health), "a second of it, all in all");
     }
 
     #[test]

@@ -243,7 +243,11 @@ impl Remote {
             Ok(_) => Verdict { outcome: Outcome::Answered, again: Again::Never },
             Err(error) => Verdict::of(error),
         };
-        let ejected = self.lock().balance.ended(clock::now(), number, verdict.outcome);
+        let about_it = match verdict.outcome {
+            Outcome::TimedOut if call.cut_short => Outcome::CutShort,
+            outcome => outcome,
+        };
+        let ejected = self.lock().balance.ended(clock::now(), number, about_it);
         let reason = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.ejected(ejected, &reason);
         match outcome {

@@ -56,7 +56,7 @@ impl Remote {
         let remote = Remote::empty(options);
         let (fixed, names): (Vec<_>, Vec<_>) =
             places.into_iter().partition(|place| place.address().is_some());
-        let mut members = Members { connect, by_address: BTreeMap::new() };
+        let mut members = Members { connect, by_address: BTreeMap::new(), left_out: 0 };
         let fixed: Vec<_> =
             fixed.iter().filter_map(|place| Some((place.address()?, place.0.clone()))).collect();
         members.become_these(&remote, fixed.clone());
@@ -72,18 +72,23 @@ impl Remote {
 struct Members {
     connect: Connect,
     by_address: BTreeMap<SocketAddr, u64>,
+    /// Addresses that there was no room for the last time.
+    left_out: usize,
 }
 
 impl Members {
     /// Takes in who is new and lets go who is not among `wanted`.
-    fn become_these(&mut self, remote: &Arc<Remote>, wanted: Vec<(SocketAddr, String)>) {
+    fn become_these(&mut self, remote: &Arc<Remote>, mut wanted: Vec<(SocketAddr, String)>) {
+        // Who is here stays, in whatever order a resolver names more addresses than there is room for.
+        wanted.sort_by_key(|(address, _)| !self.by_address.contains_key(address));
         let mut kept = BTreeMap::new();
+        let mut left_out = 0;
         for (address, place) in wanted {
             if kept.contains_key(&address) {
                 continue;
             }
             if kept.len() == MAX_REPLICAS {
-                tracing::warn!(%address, "more than {MAX_REPLICAS} classifiers: this one is left out");
+                left_out += 1;
                 continue;
             }
             let number = self.by_address.remove(&address).unwrap_or_else(|| {
@@ -95,6 +100,12 @@ impl Members {
         for (address, number) in std::mem::replace(&mut self.by_address, kept) {
             tracing::info!(%address, "a classifier is let go");
             remote.remove(number);
+        }
+        // Not with every lookup.
+        if std::mem::replace(&mut self.left_out, left_out) != left_out && left_out > 0 {
+            tracing::warn!(
+                "{left_out} addresses of classifiers are left out; the limit is {MAX_REPLICAS}"
+            );
         }
     }
 }
@@ -147,3 +158,32 @@ impl Follower {
 
 /// A lookup may always take this long, however often names are looked up.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use afterimage_wire::ClientOptions;
+
+    #[tokio::test]
+    async fn too_many_addresses_in_whatever_order_send_nobody_away() {
+        let remote = Remote::empty(RemoteOptions::default());
+        let connect: Connect =
+            Box::new(|address, _| Client::connect_lazy(address, ClientOptions::new()));
+        let mut members = Members { connect, by_address: BTreeMap::new(), left_out: 0 };
+        // Nobody listens on port 1.
+        let address = |i: usize| SocketAddr::from(([127, 0, 1, i as u8], 1));
+        let mut wanted: Vec<_> =
+            (0..MAX_REPLICAS + 9).map(|i| (address(i), "name:1".to_owned())).collect();
+        members.become_these(&remote, wanted.clone());
+        let first = members.by_address.clone();
+        assert_eq!((first.len(), members.left_out), (MAX_REPLICAS, 9));
+        wanted.reverse();
+        members.become_these(&remote, wanted.clone());
+        assert_eq!(members.by_address, first);
+        // Who goes makes room for another.
+        wanted.retain(|(other, _)| *other != address(0));
+        members.become_these(&remote, wanted);
+        assert_eq!((members.by_address.len(), members.left_out), (MAX_REPLICAS, 8));
+        assert!(!members.by_address.contains_key(&address(0)));
+    }
+}
