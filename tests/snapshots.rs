@@ -236,8 +236,8 @@ fn a_damaged_snapshot_is_a_cold_start_with_a_warning() {
             fs::write(place(&folder), damaged).unwrap();
             cache.restart();
             assert_eq!(remembered(&client(&cache), 1..=1), 0, "byte {at}");
-            assert!(cache.log().contains("a cold start: "), "byte {at}: {}", cache.log());
             cache.kill();
+            assert!(cache.log().contains("a cold start: "), "byte {at}: {}", cache.log());
         }
     }
     fs::write(place(&folder), whole).unwrap();

@@ -161,7 +161,8 @@ fn an_address_that_others_reach_wants_to_know_who_comes_and_tls_alone_does_not_t
         (&[&tls[..], &["--token-file", &token]].concat(), false),
         (&["--token-file", &token], true),
     ] {
-        let service = Running::start(&[&cache[..], flags].concat());
+        let mut service = Running::start(&[&cache[..], flags].concat());
+        service.kill();
         assert_eq!(service.log().contains("in clear"), warns, "{flags:?}");
     }
 }
@@ -203,7 +204,9 @@ fn a_secret_that_others_can_read_is_warned_of_at_the_start() {
             let mode = if exposed == Some(i) { 0o644 } else { 0o640 };
             std::fs::set_permissions(file, PermissionsExt::from_mode(mode)).unwrap();
         }
-        let log = Running::start(&memo).log();
+        let mut service = Running::start(&memo);
+        service.kill();
+        let log = service.log();
         for (i, (flag, file)) in files.iter().enumerate() {
             let warning =
                 format!("{flag} {file}: every user of this machine can read or change it");

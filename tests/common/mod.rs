@@ -50,6 +50,8 @@ pub(crate) struct Running {
     addr: SocketAddr,
     child: Child,
     log: Log,
+    /// Reads the log, until the process has ended.
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Running {
@@ -73,12 +75,12 @@ impl Running {
         command.envs(env.iter().copied());
         let mut child = command.spawn().expect("the binary starts");
         let log = Log::default();
-        log.follow(child.stderr.take().expect("it is piped"));
+        let reader = Some(log.follow(child.stderr.take().expect("it is piped")));
         let stdout = child.stdout.take().expect("it is piped");
         // Until its address is known, and ever after, the guard owns the child.
         let addr = SocketAddr::from(([127, 0, 0, 1], 0));
         let args = args.iter().map(|&arg| arg.to_owned()).collect();
-        let mut running = Running { args, addr, child, log };
+        let mut running = Running { args, addr, child, log, reader };
         match running.first_line(stdout) {
             Some(line) => {
                 let addr = line.trim_end().rsplit_once(" listening on ").map(|(_, addr)| addr);
@@ -147,11 +149,14 @@ impl Running {
         kill_process(pid, signal).expect("a signal can be sent");
     }
 
-    /// Waits for its end, and fails when that does not come.
+    /// Waits for its end, and fails when that does not come. Then its log is whole.
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
+                if let Some(reader) = self.reader.take() {
+                    reader.join().expect("a reader does not panic");
+                }
                 return status;
             }
             assert!(Instant::now() < deadline, "{:?} does not end", self.args);
@@ -190,7 +195,7 @@ impl Running {
         }
     }
 
-    /// What it has written to standard error so far.
+    /// What it has written to standard error, as far as that has been read: all of it after its end.
     pub(crate) fn log(&self) -> String {
         self.log.text()
     }
