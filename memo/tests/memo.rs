@@ -260,7 +260,7 @@ async fn the_call_outlives_the_caller_who_asked_first() {
     let puppet = Puppet::new();
     let client = embedded(&puppet, &table()).await;
     puppet.hold();
-    let impatient = CallOptions::new().timeout(Duration::from_millis(30));
+    let impatient = CallOptions::new().timeout(Duration::from_millis(300));
     let error = client.classify_with(&[3; 4], impatient).await.unwrap_err();
     assert_eq!(error.status(), Status::DeadlineExceeded);
     let second = tokio::spawn({
