@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use common::talk::{Raw, within};
 use common::{Done, Running, answered, file, folder, run, run_with, text};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "serve",
     "cache",
     "classifier",
@@ -30,6 +30,7 @@ const COMMANDS: [&str; 11] = [
     "classify",
     "train",
     "eval",
+    "import",
     "demo",
     "bench",
     "stats",

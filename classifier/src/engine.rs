@@ -128,7 +128,7 @@ pub struct EngineCounters {
     pub expired: u64,
     /// Images whose scoring panicked.
     pub panicked: u64,
-    /// Replies that panicked when they were called.
+    /// Callers that panicked when they were asked or answered.
     pub reply_panics: u64,
     /// Images waiting now.
     pub queued: usize,
@@ -178,9 +178,17 @@ impl Job {
         self
     }
 
-    fn is_late(&mut self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| deadline <= now)
-            || self.caller.as_mut().is_some_and(|caller| caller.is_late(now))
+    /// A caller that panics when it is asked counts as one that waits: its answer is as good as any other's.
+    fn is_late(&mut self, now: Instant, counters: &Counters) -> bool {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            return true;
+        }
+        let Some(caller) = &mut self.caller else { return false };
+        catch_unwind(AssertUnwindSafe(|| caller.is_late(now))).unwrap_or_else(|_| {
+            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("a caller panicked when it was asked whether it waits");
+            false
+        })
     }
 
     fn finish(mut self, result: Result<u16, EngineError>, counters: &Counters) {
@@ -424,7 +432,7 @@ impl Shared {
         while let Some(batch) = self.next_batch() {
             let now = Instant::now();
             let mut live = batch;
-            for job in live.extract_if(.., |job| job.is_late(now)) {
+            for job in live.extract_if(.., |job| job.is_late(now, &self.counters)) {
                 self.counters.expired.fetch_add(1, Ordering::Relaxed);
                 job.finish(Err(EngineError::DeadlineExceeded), &self.counters);
             }

@@ -47,7 +47,7 @@ pub const TARGETS: &[Target] = &[
         name: "model_onnx",
         body: model_onnx,
         seeds: models::model_onnx_seeds,
-        // Two bytes are a node of nothing, or make a name longer by a text of its own. A weight of four bytes is eight
+        // Two bytes are a node of nothing (of which there may be a million). A weight of four bytes is eight
         // in each of eight lanes, and again in the file that is written and in the model that is read from it.
         memory_per_byte: 2048,
     },

@@ -215,6 +215,29 @@ fn a_reply_that_panics_costs_nobody_else_his_answer() {
 }
 
 #[test]
+fn a_caller_that_panics_when_asked_costs_nobody_else_his_answer() {
+    struct Panics(Sender<(u16, Result<u16, EngineError>)>);
+    impl Caller for Panics {
+        fn is_late(&mut self, _: Instant) -> bool {
+            panic!("made to panic")
+        }
+        fn answer(self: Box<Self>, result: Result<u16, EngineError>) {
+            self.0.send((1, result)).unwrap();
+        }
+    }
+    let engine = Engine::start_with(Echo::free(), options(1));
+    let (sender, answers) = channel();
+    engine.submit_many([
+        Job::for_caller(vec![1], Panics(sender.clone())),
+        job(2, 2, &sender),
+        job(3, 3, &sender),
+    ]);
+    engine.shutdown();
+    assert_eq!(collect(sender, answers), [(1, Ok(1)), (2, Ok(2)), (3, Ok(3))]);
+    assert_eq!(engine.counters().reply_panics, 1);
+}
+
+#[test]
 fn a_wrong_size_is_refused_with_both_sizes() {
     let engine = Engine::start(Model::raw(), options(1));
     let (sender, answers) = channel();

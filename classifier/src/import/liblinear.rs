@@ -1,6 +1,6 @@
 //! LIBLINEAR's text files (R.-E. Fan et al., "LIBLINEAR: A Library for Large Linear Classification", JMLR 9, 2008): every
 //! solver that classifies. One weight vector for each class, of which the greatest score answers; a single one for two
-//! classes, but for Crammer and Singer's solver.
+//! classes. Crammer and Singer's solver writes one for each of two classes as well, and `predict` goes by the first alone.
 
 use super::lines::Lines;
 use super::{Found, ImportOptions};
@@ -42,11 +42,12 @@ struct Header {
 pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Found, ModelError> {
     let shape = options.shape.unwrap_or(Shape::MNIST);
     let Header { solver, labels, classes, features, bias } = read_header(lines, shape)?;
-    let machines = if classes == 2 && solver != CRAMMER_SINGER { 1 } else { classes };
+    let machines = if classes == 2 { 1 } else { classes };
+    let columns = if solver == CRAMMER_SINGER { classes } else { machines };
     let rows = features + usize::from(bias >= 0.0);
     // A weight takes two bytes at least, so the text bounds the allocation.
-    if rows.saturating_mul(machines) > lines.text.len() {
-        return Err(lines.error(format!("{rows} lines of {machines} weights are not there")));
+    if rows.saturating_mul(columns) > lines.text.len() {
+        return Err(lines.error(format!("{rows} lines of {columns} weights are not there")));
     }
     // Each class has a weight for every byte of an image, also where the file has one line only.
     let (dims, limit) = (shape.len(), MAX_WEIGHTS);
@@ -61,16 +62,16 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
     for j in 0..rows {
         let line = lines.next_line()?;
         let mut numbers = line.split_ascii_whitespace();
-        for (machine, intercept) in intercepts.iter_mut().enumerate() {
+        for column in 0..columns {
             let number = lines.number(numbers.next().unwrap_or_default())?;
-            if j < features {
-                weights[machine * dims + j] = number;
-            } else {
-                *intercept = number * bias;
+            match column {
+                column if column >= machines => {}
+                machine if j < features => weights[machine * dims + j] = number,
+                machine => intercepts[machine] = number * bias,
             }
         }
         if numbers.next().is_some() {
-            return Err(lines.error(format!("more than {machines} weights")));
+            return Err(lines.error(format!("more than {columns} weights")));
         }
     }
     lines.end()?;

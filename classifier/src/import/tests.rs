@@ -60,13 +60,15 @@ fn a_binary_model_answers_as_the_original_does_also_at_zero() {
 }
 
 #[test]
-fn crammer_and_singers_solver_has_a_weight_vector_for_each_of_two_classes_too() {
+fn of_crammer_and_singers_two_weight_vectors_the_first_alone_answers() {
     let model = import(
-        "solver_type MCSVM_CS\nnr_class 2\nlabel 3 8\nnr_feature 1\nbias 1\nw\n1 2 \n9 0 \n",
+        "solver_type MCSVM_CS\nnr_class 2\nlabel 3 8\nnr_feature 1\nbias 1\nw\n-1 -2 \n9 20 \n",
     );
-    assert_eq!(scores(&model, &[5, 0, 0, 0]), [14.0, 10.0]);
+    // `predict` does not ask which of the two scores is the greater.
     assert_eq!(model.classify(&[5, 0, 0, 0]).unwrap(), 3);
-    assert_eq!(model.classify(&[50, 0, 0, 0]).unwrap(), 8);
+    assert_eq!(scores(&model, &[10, 0, 0, 0]), [-1.0, 1.0]);
+    assert_eq!(model.classify(&[10, 0, 0, 0]).unwrap(), 8);
+    assert_eq!(model.classify(&[12, 0, 0, 0]).unwrap(), 8);
 }
 
 #[test]
@@ -181,6 +183,15 @@ fn a_header_promising_more_than_the_text_holds_allocates_nothing() {
     let text = LIBSVM.replace("nr_sv 1 1", "nr_sv 500 500").replace("total_sv 2", "total_sv 1000");
     let text = text.split_once("SV\n").unwrap().0.to_owned() + "SV\n" + &"1\n".repeat(1000);
     assert!(error_with(text.as_bytes(), &options).contains("support vectors: expected at most"));
+}
+
+#[test]
+fn an_onnx_file_of_nothing_but_empty_messages_is_refused_before_it_is_decoded() {
+    // A graph of nodes of two bytes each.
+    let nodes = [0x0a, 0].repeat(1 << 20);
+    let file = [&[0x3a, 0x80, 0x80, 0x80, 0x01][..], &nodes].concat();
+    let error = error_with(&file, &options());
+    assert!(error.contains("1048577 parts; the limit is 1048576"), "{error}");
 }
 
 #[test]

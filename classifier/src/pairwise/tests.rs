@@ -77,6 +77,21 @@ fn models(noise: &mut Noise) -> Vec<Parts> {
     all
 }
 
+/// A linear kernel on features whose products are below the normal numbers of `f32`.
+fn tiny(noise: &mut Noise) -> Parts {
+    let (dims, count) = (40, 6);
+    let vectors = noise.image(dims * count).into_iter().map(|byte| f32::from(byte) * 0.99e-23);
+    Parts {
+        pixels: Pixels::lines(vec![1e-23; dims], vec![0.0; dims]).unwrap(),
+        function: KernelFunction::Linear,
+        dims,
+        vectors: VectorValues::F32(vectors.collect()),
+        counts: vec![3, 3],
+        coefficients: (0..count).map(|_| noise.real()).collect(),
+        rho: vec![0.0],
+    }
+}
+
 /// LIBSVM's `svm_predict_values`: the sum of a pair, before rho is taken off.
 fn sums(parts: &Parts, image: &[u8]) -> Vec<f64> {
     let Parts { pixels, function, dims, vectors, counts, coefficients, .. } = parts;
@@ -209,7 +224,9 @@ fn a_label_that_hangs_on_the_last_bit_is_libsvms() {
 #[test]
 fn no_value_is_farther_from_libsvms_than_its_bound() {
     let mut noise = Noise(3);
-    for parts in models(&mut noise) {
+    let mut all = models(&mut noise);
+    all.extend((0..20).map(|_| tiny(&mut noise)));
+    for parts in all {
         let model = Pairwise::new(parts.clone()).unwrap();
         let classes = model.classes();
         for _ in 0..20 {

@@ -15,6 +15,10 @@ const MAX_VALUE: f64 = 1e15;
 const UNIT_F32: f64 = 1.0 / 16_777_216.0;
 const UNIT_F64: f64 = f64::EPSILON / 2.0;
 
+/// A feature so small that `f32` may lose it altogether, or its product with another as small: the square is above the
+/// least number that `f32` has.
+const TINY: f64 = 1e-22;
+
 /// Support vectors as models and files hold them: `[vectors, bytes of an image]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum VectorValues {
@@ -179,8 +183,7 @@ impl Vectors {
         let longest = squares.iter().copied().fold(0.0, f64::max).sqrt();
         let rounded = if exact.is_some() { UNIT_F32 * longest } else { 0.0 };
         let terms = (row + 5) as f64;
-        // What is too small for `f32` is lost altogether.
-        let tiny = 1e-37 * (dims as f64).sqrt();
+        let tiny = TINY * (dims as f64).sqrt();
         let accuracy = Accuracy {
             longest: longest * (1.0 + 2.0 * UNIT_F32) + tiny,
             of_vectors: rounded + tiny,

@@ -9,11 +9,13 @@
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod examples;
 mod graph;
+mod parts;
 mod proto;
 
 use prost::Message;
 
 use self::graph::{Scaling, attribute, classifier, declared_features, floats, refuse};
+use self::parts::{MAX_PARTS, parts};
 use self::proto::{ModelProto, NodeProto};
 use super::libsvm::describe;
 use super::lines::shorten;
@@ -40,6 +42,10 @@ struct Input<'a> {
 
 pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, ModelError> {
     let strange = || refuse("it is neither a text model of LIBSVM or LIBLINEAR nor an ONNX graph");
+    let parts = parts(bytes).ok_or_else(strange)?;
+    if parts > MAX_PARTS {
+        return Err(refuse(format!("it has {parts} parts; the limit is {MAX_PARTS}")));
+    }
     let model = ModelProto::decode(bytes).map_err(|_| strange())?;
     let graph = model.graph.as_ref().ok_or_else(strange)?;
     let (node, scaling) = classifier(graph)?;
