@@ -144,6 +144,16 @@ fn sighup_loads_new_certificates_and_broken_ones_are_named_and_not_used() {
 }
 
 #[test]
+fn a_sighup_right_after_the_start_ends_nobody() {
+    let pki = Pki::new();
+    let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
+    let cache = ["cache", "--memory", "1MiB", "--threads", "1"];
+    let cache = Running::start(&[&cache[..], &["--tls-cert", &cert, "--tls-key", &key]].concat());
+    cache.signal(Signal::HUP);
+    until_logged(&cache, "certificates loaded anew");
+}
+
+#[test]
 fn an_address_that_others_reach_wants_to_know_who_comes_and_tls_alone_does_not_tell() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));

@@ -60,19 +60,23 @@ impl<T: Send + Sync + 'static> Kept<T> {
     }
 
     /// Goes on for ever: makes it anew whenever its files change, and when the process gets SIGHUP.
-    pub(super) async fn keep_current(self: Arc<Self>) {
+    pub(super) fn keep_current(self: Arc<Self>) -> impl Future<Output = ()> + Send {
+        // Now and not when the task first runs: by then somebody may know that we are there, and a SIGHUP that
+        // nobody listens to ends the process.
         let mut hangup = Hangup::listen();
-        loop {
-            let asked = tokio::select! {
-                biased;
-                () = hangup.next() => true,
-                () = tokio::time::sleep(RELOAD_INTERVAL) => false,
-            };
-            let kept = Arc::clone(&self);
-            // Files may be far away, and slow.
-            let looking = tokio::task::spawn_blocking(move || kept.look(asked));
-            if looking.await.is_err() {
-                return;
+        async move {
+            loop {
+                let asked = tokio::select! {
+                    biased;
+                    () = hangup.next() => true,
+                    () = tokio::time::sleep(RELOAD_INTERVAL) => false,
+                };
+                let kept = Arc::clone(&self);
+                // Files may be far away, and slow.
+                let looking = tokio::task::spawn_blocking(move || kept.look(asked));
+                if looking.await.is_err() {
+                    return;
+                }
             }
         }
     }

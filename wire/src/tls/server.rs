@@ -62,6 +62,9 @@ impl ServerTls {
 
     /// Goes on for ever: reloads when a file has changed, looking every [`super::RELOAD_INTERVAL`],
     /// and when the process gets SIGHUP. What does not do is warned of once, and not used.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
     pub fn keep_current(&self) -> impl Future<Output = ()> + Send + 'static {
         Arc::clone(&self.kept).keep_current()
     }
