@@ -13,6 +13,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -66,7 +67,7 @@ fn mnist() -> Option<PathBuf> {
 fn images(whole: bool) -> Images {
     let Some(path) = mnist() else {
         assert!(!whole, "set AFTERIMAGE_MNIST to the folder with the MNIST files");
-        println!("SKIPPED: there is no MNIST beside the checkout; made-up images take its place");
+        skipped("there is no MNIST beside the checkout; made-up images take its place");
         let (train, test) = made_up(1100).split_at(600);
         return Images { train, test };
     };
@@ -112,6 +113,11 @@ fn write_text(path: &Path, data: &Dataset, writing: Writing) {
     fs::write(path, text).unwrap();
 }
 
+/// Says so past the test harness, which keeps what a passing test prints to itself.
+fn skipped(why: &str) {
+    let _ = writeln!(io::stderr(), "SKIPPED: {why}");
+}
+
 /// Whether these programs are there; says so loudly if not.
 fn have(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| {
@@ -119,7 +125,7 @@ fn have(programs: &[&str]) -> bool {
         run.is_err()
     });
     if let Some(missing) = missing {
-        println!("SKIPPED: there is no {missing}");
+        skipped(&format!("there is no {missing}"));
     }
     missing.is_none()
 }
@@ -216,7 +222,7 @@ fn python() -> Option<String> {
     if run.is_ok_and(|status| status.success()) {
         return Some(python);
     }
-    println!("SKIPPED: no Python with scikit-learn, skl2onnx and onnxruntime (AFTERIMAGE_PYTHON)");
+    skipped("no Python with scikit-learn, skl2onnx and onnxruntime (AFTERIMAGE_PYTHON)");
     None
 }
 
