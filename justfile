@@ -41,9 +41,9 @@ simulate SECONDS="60":
 chaos SECONDS="60":
     CHAOS_SECONDS={{SECONDS}} cargo test --release --test chaos -- --nocapture
 
-# The table under Miri
+# The table under Miri, some minutes
 miri:
-    CARGO_TARGET_DIR=target/miri cargo +nightly miri test -p afterimage-cache --lib
+    CARGO_TARGET_DIR=target/miri MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p afterimage-cache --lib --test table
 
 # Every fuzz target for so many seconds
 fuzz SECONDS="20" *TARGETS:

@@ -25,7 +25,7 @@ fn main() {
     println!("|---|---|---|---|---|---|");
     for keys in millions.into_iter().map(|millions| millions * 1_000_000) {
         // A quarter more room than keys: nearly all of them find a place, and the rest are not asked for.
-        let table = Table::new(Capacity::Entries(keys + keys / 4)).expect("enough memory");
+        let table = Table::new(Capacity::Bytes((keys + keys / 4) * 16)).expect("enough memory");
         let filling = Instant::now();
         for key in 0..keys {
             table.insert(key, !key);

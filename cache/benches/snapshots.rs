@@ -5,7 +5,7 @@ use afterimage_cache::{Capacity, Table, snapshot};
 fn main() {
     let millions = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(10u64);
     let keys = millions * 1_000_000;
-    let new = || Table::new(Capacity::Entries(keys + keys / 4)).expect("enough memory");
+    let new = || Table::new(Capacity::Bytes((keys + keys / 4) * 16)).expect("enough memory");
     let table = new();
     for key in 0..keys {
         table.insert(key, !key);

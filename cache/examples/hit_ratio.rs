@@ -144,7 +144,7 @@ struct Afterimage(Table);
 
 impl Afterimage {
     fn new() -> Self {
-        let table = Table::new(Capacity::Entries(ENTRIES)).expect("a few megabytes");
+        let table = Table::new(Capacity::Bytes(ENTRIES / 8 * 144)).expect("a few megabytes");
         assert_eq!(table.capacity(), ENTRIES);
         Self(table)
     }

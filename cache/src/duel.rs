@@ -195,6 +195,7 @@ mod tests {
     const OTHER: usize = 58;
 
     #[test]
+    #[cfg_attr(miri, ignore = "a matter of large numbers")]
     fn samples_keep_to_their_policy_and_the_others_take_the_best_one() {
         let duel = Duel::new(BUCKETS);
         let [guard, weigh, follow] = [Policy::Guard, Policy::Weigh, Policy::Follow];
@@ -224,6 +225,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a matter of large numbers")]
     fn a_small_difference_changes_nothing() {
         // 2 % less where the challenger is; and 10 %, but of few.
         for (rounds, every) in [(100_000, 50), (450, 10)] {
@@ -250,6 +252,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a matter of large numbers")]
     fn a_small_table_guards_everywhere() {
         let duel = Duel::new(BUCKETS_MIN - 1);
         for _ in 0..100_000 {

@@ -180,9 +180,10 @@ mod tests {
     #[test]
     fn bucket_and_tag_give_the_hash_back_whatever_the_number_of_buckets() {
         for buckets in counts() {
-            let of_key = (0..50).map(|n| Hashed::new(buckets as u64 ^ n));
+            let some = if cfg!(miri) { 3 } else { 50 };
+            let of_key = (0..some).map(|n| Hashed::new(buckets as u64 ^ n));
             // The first and the last hash of some buckets, where the arithmetic would go wrong first.
-            let edges = (0..50u64).flat_map(|n| {
+            let edges = (0..some).flat_map(|n| {
                 let bucket = mix(n) as usize % buckets;
                 let first = ((bucket as u128) << 64).div_ceil(buckets as u128) as u64;
                 [first, first.wrapping_sub(1), first.wrapping_add((1 << 48) - 1), 0, u64::MAX]

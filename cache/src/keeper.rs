@@ -2,7 +2,9 @@
 //! once more at the end.
 
 mod requests;
+// They need files and processes, which Miri has not.
 #[cfg(test)]
+#[cfg(not(miri))]
 mod tests;
 
 use std::fmt;

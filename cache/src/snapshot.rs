@@ -323,5 +323,7 @@ fn sweep(path: &Path) -> usize {
     dead.filter(|file| fs::remove_file(file.path()).is_ok()).count()
 }
 
+// They need files and processes, which Miri has not.
 #[cfg(test)]
+#[cfg(not(miri))]
 mod tests;

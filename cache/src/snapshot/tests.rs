@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 fn table(entries: u64) -> Table {
-    Table::new(Capacity::Entries(entries)).unwrap()
+    // So many slots, while they are less than 2^19.
+    Table::new(Capacity::Bytes(entries.div_ceil(8) * 144)).unwrap()
 }
 
 /// A table with `entries` keys, each with a value of this `generation`.
@@ -351,6 +352,7 @@ fn serving_goes_on_while_a_snapshot_is_written_and_what_stays_is_in_it() {
     let done = AtomicBool::new(false);
     let served = AtomicU64::new(0);
     thread::scope(|scope| {
+        let _ending = Ending(&done);
         scope.spawn(|| {
             // The few keys below 1000 come, change and go; no bucket is near to full, so none is evicted.
             let mut round = 0;
@@ -364,18 +366,28 @@ fn serving_goes_on_while_a_snapshot_is_written_and_what_stays_is_in_it() {
                 served.fetch_add(1, Ordering::Relaxed);
             }
         });
+        let mut served_meanwhile = 0;
         for _ in 0..5 {
             let before = served.load(Ordering::Relaxed);
             let report = write(&table, &path).unwrap();
-            assert!(served.load(Ordering::Relaxed) > before, "nothing was served meanwhile");
+            served_meanwhile += served.load(Ordering::Relaxed) - before;
             let restored = self::table(800_000);
             assert_eq!(load(&restored, &path).unwrap().restored, report.entries);
             for &key in &present {
                 assert_eq!(restored.get(key), Some(sealed(key, 0)), "{key}");
             }
         }
-        done.store(true, Ordering::Relaxed);
+        assert!(served_meanwhile > 0, "nothing was served meanwhile");
     });
+}
+
+/// Lets a test's threads end when the test does, also when it fails.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
@@ -423,6 +435,7 @@ fn a_killed_writer_leaves_a_whole_snapshot() {
             .spawn()
             .unwrap();
         while !path.exists() {
+            assert_eq!(writer.try_wait().unwrap(), None, "the writer ended by itself");
             thread::sleep(Duration::from_millis(1));
         }
         // Different moments of a write, which takes some milliseconds.
