@@ -35,7 +35,7 @@ const FEW: u32 = 1_000_000;
 const MANY: u32 = 50_000_000;
 /// Keys of the comparison of memory.
 const HELD: u32 = 10_000_000;
-/// The cache gets room for twice its keys: a bucket overflows before a table is full, and a lookup that
+/// The cache is made for twice as many keys as it gets: a bucket overflows before a table is full, and a lookup that
 /// misses is no fair lookup. The hit ratio is shown.
 const ROOM: u64 = 2;
 

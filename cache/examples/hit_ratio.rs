@@ -1,11 +1,12 @@
 //! The hit ratios of the table and of three other caches at equal entry counts, on made traces:
-//! `cargo run --release -p afterimage-cache --example hit_ratio`, about two minutes on two cores.
+//! `cargo run --release -p afterimage-cache --example hit_ratio -- [seeds [first seed]]`, one seed unless told.
 //!
 //! Every cache sees the same requests: ask for the key, and if it is not there, insert it. The first fifth
-//! of each trace fills the caches and does not count. Each trace is made from several seeds; the ratios are means.
+//! of each trace fills the caches and does not count. The ratios are means over the seeds.
 
 use afterimage_cache::{Capacity, Table};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -15,19 +16,22 @@ const ENTRIES: u64 = 100_000;
 /// Different keys that a Zipf trace draws from: ten times what fits.
 const KEYS: usize = 1_000_000;
 const REQUESTS: usize = 4_000_000;
-const SEEDS: u64 = 3;
 
 /// Hits per hundred requests: of the table, moka, quick_cache, LRU.
 type Ratios = [f64; 4];
 
 fn main() {
+    let mut args = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
+    let seeds: u64 = args.next().unwrap_or(1).max(1);
+    let first = args.next().unwrap_or(0);
     println!(
-        "{ENTRIES} entries, {KEYS} keys, {REQUESTS} requests; hits per hundred requests, means of {SEEDS} seeds\n"
+        "{ENTRIES} entries, {KEYS} keys, {REQUESTS} requests; hits per hundred requests, seeds {first} to {}\n",
+        first + seeds - 1
     );
     println!("| trace | afterimage | moka | quick_cache | LRU | to the best |");
     println!("|---|---|---|---|---|---|");
     let kinds = kinds();
-    let results = measure(&kinds);
+    let results = measure(&kinds, first..first + seeds);
     for (number, kind) in kinds.iter().enumerate() {
         let of_kind: Vec<Ratios> =
             results.iter().filter(|(of, _)| *of == number).map(|&(_, ratios)| ratios).collect();
@@ -43,16 +47,17 @@ fn main() {
 }
 
 /// All caches on all traces, each trace on the next core that is free.
-fn measure(kinds: &[Kind]) -> Vec<(usize, Ratios)> {
+fn measure(kinds: &[Kind], seeds: Range<u64>) -> Vec<(usize, Ratios)> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
+    let count = (seeds.end - seeds.start) as usize;
     let cores = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..cores {
             scope.spawn(|| {
                 loop {
                     let job = next.fetch_add(1, Ordering::Relaxed);
-                    let (number, seed) = (job / SEEDS as usize, job as u64 % SEEDS);
+                    let (number, seed) = (job / count, seeds.start + (job % count) as u64);
                     let Some(kind) = kinds.get(number) else { break };
                     let mut rng = Rng(1000 * seed + number as u64);
                     let trace: Vec<u64> =
