@@ -17,7 +17,9 @@ use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use common::talk::{Raw, error, gauge, label, stats, until_connected, within};
+use common::talk::{
+    Raw, error, gauge, label, stats, stats_with, until_connected, until_connected_with, within,
+};
 use common::{PATIENCE, Running, answered, file, folder, until};
 
 /// The longest that a test here may take.
@@ -241,14 +243,7 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
             let memo = Running::start(&flags);
             let addr = memo.addr();
-            until("the memo reaches its upstreams", async || {
-                let stats = Raw::open(addr, TOKEN).await.0.stats(1).await;
-                let says_no = |name: &&str| {
-                    stats.get(name).is_some() && !common::talk::says_yes(&stats, name)
-                };
-                !["store_connected", "classifier_connected"].iter().any(says_no)
-            })
-            .await;
+            until_connected_with(addr, TOKEN).await;
 
             // Somebody who behaves, and notices nothing of all that follows.
             let (stop, bystander) = bystander(addr).await;
@@ -264,7 +259,7 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             let calls = bystander.await.unwrap();
             assert!(calls > 0, "the bystander made no call in all this time");
 
-            let stats = Raw::open(addr, TOKEN).await.0.stats(1).await;
+            let stats = stats_with(addr, TOKEN).await;
             for zero in ["rejected_tags", "classifier_failures", "panics", "overloaded"] {
                 assert_eq!(stats.counter_value(zero), 0, "{zero}");
             }

@@ -114,8 +114,13 @@ pub(crate) async fn client(addr: SocketAddr) -> Client {
 /// What a service counts, asked over a connection of its own, and over another one where the service
 /// wants that: a memo that has just met its classifier's model sends those away that came before.
 pub(crate) async fn stats(addr: SocketAddr) -> Stats {
+    stats_with(addr, "").await
+}
+
+/// The same of a service that wants a token.
+pub(crate) async fn stats_with(addr: SocketAddr, token: &str) -> Stats {
     for _ in 0..10 {
-        let mut raw = Raw::open(addr, "").await.0;
+        let mut raw = Raw::open(addr, token).await.0;
         raw.send(1, Message::StatsReq).await;
         while let Some(frame) = raw.next().await {
             match frame.message() {
@@ -144,8 +149,13 @@ pub(crate) fn says_yes(stats: &Stats, name: &str) -> bool {
 
 /// Waits until a memo has reached the upstreams that it has.
 pub(crate) async fn until_connected(memo: SocketAddr) {
+    until_connected_with(memo, "").await;
+}
+
+/// The same of a memo that wants a token.
+pub(crate) async fn until_connected_with(memo: SocketAddr, token: &str) {
     super::until("the memo reaches its upstreams", async || {
-        let stats = stats(memo).await;
+        let stats = stats_with(memo, token).await;
         ["store_connected", "classifier_connected"]
             .iter()
             .all(|name| stats.get(name).is_none() || says_yes(&stats, name))
