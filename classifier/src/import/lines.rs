@@ -72,7 +72,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// As much of a text as an error message has room for.
+/// As much of a text as an error message has room for, on one line.
 pub(super) fn shorten(text: &str) -> String {
-    text.chars().take(40).collect()
+    text.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
