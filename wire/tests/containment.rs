@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
+mod first_byte;
 mod pki;
 
 use std::io;
@@ -12,13 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::proto::handshake::Hello;
-use afterimage_wire::proto::message::{Label, Message, Origin};
-use afterimage_wire::proto::stats::{Stats, Value};
-use afterimage_wire::proto::{Frame, Header, Kind, Service as ServiceKind, Status};
-use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
+use afterimage_wire::proto::message::Message;
+use afterimage_wire::proto::stats::Value;
+use afterimage_wire::proto::{Frame, Header, Kind, Status};
+use afterimage_wire::server::{Server, ServerOptions};
 use afterimage_wire::tls::rustls::ClientConnection;
 use afterimage_wire::tls::{ClientFiles, ClientTls, ServerFiles, ServerTls};
 use afterimage_wire::{Client, ClientOptions};
+use first_byte::FirstByte;
 use futures_util::FutureExt;
 use pki::Authority;
 use tempfile::TempDir;
@@ -35,24 +37,6 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// A limit that is not to be seen.
 const NEVER: Duration = Duration::from_secs(3600);
-
-/// Answers with an image's first byte.
-struct FirstByte;
-
-impl Service for FirstByte {
-    fn identity(&self) -> Identity {
-        Identity::without_model(ServiceKind::Memo)
-    }
-
-    fn handle(&self, batch: &mut Batch<'_>) {
-        for (i, request) in batch.requests().iter().enumerate() {
-            let Op::Classify { image } = request.op else { continue };
-            batch.label(i, Label { class: image[0].into(), origin: Origin::Computed });
-        }
-    }
-
-    fn stats(&self, _: &mut Stats) {}
-}
 
 /// A server with its certificates, if it has any, and a client that was there before everybody.
 struct House {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
+mod first_byte;
 mod pki;
 
 use std::net::SocketAddr;
@@ -11,16 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::client::ConnectionError;
-use afterimage_wire::proto::Service as Kind;
 use afterimage_wire::proto::handshake::Hello;
-use afterimage_wire::proto::message::{Label, Message, Origin};
-use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
+use afterimage_wire::proto::message::Message;
+use afterimage_wire::server::{Server, ServerOptions, Token};
 use afterimage_wire::tls::rustls::{ClientConnection, HandshakeKind, ProtocolVersion};
 use afterimage_wire::tls::{
     ALPN, ClientFiles, ClientTls, ServerFiles, ServerTls, TlsError, rustls,
 };
 use afterimage_wire::{CallError, Client, ClientOptions, Status, blocking};
+use first_byte::FirstByte;
 use pki::{Authority, Issued};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -32,24 +32,6 @@ fn folder() -> tempfile::TempDir {
 
 /// Longer than anything here takes on a busy machine; a test that hangs fails.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Answers with an image's first byte.
-struct FirstByte;
-
-impl Service for FirstByte {
-    fn identity(&self) -> Identity {
-        Identity::without_model(Kind::Memo)
-    }
-
-    fn handle(&self, batch: &mut Batch<'_>) {
-        for (i, request) in batch.requests().iter().enumerate() {
-            let Op::Classify { image } = request.op else { continue };
-            batch.label(i, Label { class: image[0].into(), origin: Origin::Computed });
-        }
-    }
-
-    fn stats(&self, _: &mut Stats) {}
-}
 
 /// A server that is told to stop when this is dropped.
 struct Running {

@@ -2,38 +2,21 @@
 //! simulation of a network stands on.
 
 #![allow(clippy::unwrap_used)]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+
+mod first_byte;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::client::Connector;
-use afterimage_wire::proto::Service as Kind;
-use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
+use afterimage_wire::server::{Server, ServerOptions};
 use afterimage_wire::{Client, ClientOptions};
+use first_byte::FirstByte;
 use tokio::io::{AsyncReadExt, BufStream, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-
-/// Answers with an image's first byte.
-struct FirstByte;
-
-impl Service for FirstByte {
-    fn identity(&self) -> Identity {
-        Identity::without_model(Kind::Memo)
-    }
-
-    fn handle(&self, batch: &mut Batch<'_>) {
-        for (i, request) in batch.requests().iter().enumerate() {
-            let Op::Classify { image } = request.op else { continue };
-            batch.label(i, Label { class: image[0].into(), origin: Origin::Computed });
-        }
-    }
-
-    fn stats(&self, _: &mut Stats) {}
-}
 
 /// A transport that keeps what is written to itself until it is flushed, as TLS may.
 type Buffered = BufStream<DuplexStream>;
