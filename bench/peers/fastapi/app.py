@@ -36,7 +36,8 @@ def read_model(path):
 
 
 model, divisor = read_model(os.environ["MODEL"])
-store = redis.from_url(os.environ["REDIS"], protocol=3)
+# The client's own limit of 100 connections would fail the 101st of as many concurrent requests.
+store = redis.from_url(os.environ["REDIS"], protocol=3, max_connections=4096)
 app = FastAPI()
 
 
