@@ -1,5 +1,6 @@
 //! When requests are due: the arrivals of an open loop, in nanoseconds since the run's epoch.
 
+use afterimage_wire::splitmix::STEP;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1};
@@ -39,7 +40,7 @@ impl Schedule {
         };
         if arrivals == Arrivals::Poisson {
             // Another key than the workload's: what is asked and when are independent.
-            let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x9e37_79b9_7f4a_7c15);
+            let mut rng = ChaCha8Rng::seed_from_u64(seed ^ STEP);
             rng.set_stream(lane.into());
             schedule.poisson = Some(rng);
             schedule.next_ns = 0.0;

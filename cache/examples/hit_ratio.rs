@@ -5,6 +5,7 @@
 //! of each trace fills the caches and does not count. The ratios are means over the seeds.
 
 use afterimage_cache::{Capacity, Table};
+use afterimage_wire::splitmix::SplitMix64;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,7 +60,7 @@ fn measure(kinds: &[Kind], seeds: Range<u64>) -> Vec<(usize, Ratios)> {
                     let job = next.fetch_add(1, Ordering::Relaxed);
                     let (number, seed) = (job / count, seeds.start + (job % count) as u64);
                     let Some(kind) = kinds.get(number) else { break };
-                    let mut rng = Rng(1000 * seed + number as u64);
+                    let mut rng = SplitMix64(1000 * seed + number as u64);
                     let trace: Vec<u64> =
                         (0..REQUESTS).map(|at| (kind.request)(at, &mut rng)).collect();
                     let ratios = [
@@ -88,7 +89,7 @@ fn ratio(trace: &[u64], cache: &mut dyn Cache) -> f64 {
 }
 
 /// Makes a request's key from its number and the generator.
-type Request = Box<dyn Fn(usize, &mut Rng) -> u64 + Sync>;
+type Request = Box<dyn Fn(usize, &mut SplitMix64) -> u64 + Sync>;
 
 /// A kind of trace.
 struct Kind {
@@ -99,7 +100,7 @@ struct Kind {
 impl Kind {
     fn new(
         name: impl Into<String>,
-        request: impl Fn(usize, &mut Rng) -> u64 + Sync + 'static,
+        request: impl Fn(usize, &mut SplitMix64) -> u64 + Sync + 'static,
     ) -> Self {
         Self { name: name.into(), request: Box::new(request) }
     }
@@ -130,10 +131,10 @@ fn kinds() -> Vec<Kind> {
     }));
     // A uniform working set of four fifths of the capacity that moves on, amid others' keys.
     kinds.push(Kind::new("sliding window", |at, rng| {
-        if rng.next().is_multiple_of(5) {
-            (1 << 41) | (rng.next() % 10_000_000)
+        if rng.number().is_multiple_of(5) {
+            (1 << 41) | (rng.number() % 10_000_000)
         } else {
-            at as u64 / 10 + rng.next() % (ENTRIES * 4 / 5)
+            at as u64 / 10 + rng.number() % (ENTRIES * 4 / 5)
         }
     }));
     kinds.push(Kind::new("loop of 1.25 × capacity", |at, _| at as u64 % (ENTRIES * 5 / 4)));
@@ -269,22 +270,9 @@ impl Zipf {
         Self(cumulative.collect())
     }
 
-    fn draw(&self, rng: &mut Rng) -> u64 {
+    fn draw(&self, rng: &mut SplitMix64) -> u64 {
         let total = self.0.last().copied().unwrap_or_default();
-        let point = (rng.next() >> 11) as f64 / (1u64 << 53) as f64 * total;
+        let point = (rng.number() >> 11) as f64 / (1u64 << 53) as f64 * total;
         self.0.partition_point(|&sum| sum <= point) as u64
-    }
-}
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
     }
 }

@@ -1,27 +1,11 @@
 //! What the table promises, seen from outside.
 
 use afterimage_cache::{Capacity, Hashed, Insert, Table, TableError};
+use afterimage_wire::splitmix::SplitMix64;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
-
-/// A generator whose whole state is its seed (SplitMix64), so that a failing seed replays.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
 
 /// Miri is some thousand times slower.
 const fn sized(normal: u64, miri: u64) -> u64 {
@@ -69,7 +53,7 @@ fn any_key_and_any_value_can_be_stored() {
 fn random_operations_agree_with_a_hash_map() {
     for seed in 0..sized(60, 2) {
         println!("seed {seed}");
-        let mut rng = Rng(seed);
+        let mut rng = SplitMix64(seed);
         // From one bucket to some, with more keys than room.
         let table = table(1 + rng.below(60));
         let keys = 1 + rng.below(150);
@@ -80,7 +64,7 @@ fn random_operations_agree_with_a_hash_map() {
             let k = key(rng.below(keys));
             match rng.below(100) {
                 0..45 => {
-                    let v = rng.next();
+                    let v = rng.number();
                     match table.insert(k, v) {
                         Insert::Inserted => assert_eq!(model.insert(k, v), None),
                         Insert::Updated { old } => assert_eq!(model.insert(k, v), Some(old)),
@@ -95,7 +79,7 @@ fn random_operations_agree_with_a_hash_map() {
                 80..90 => assert_eq!(table.remove(k), model.remove(&k).is_some()),
                 90..95 => {
                     let expected = if rng.below(2) == 0 {
-                        rng.next()
+                        rng.number()
                     } else {
                         model.get(&k).copied().unwrap_or(3)
                     };
@@ -133,10 +117,10 @@ fn random_operations_agree_with_a_hash_map() {
 fn a_table_that_stores_tags_alone_agrees_with_a_hash_map_too() {
     // One bucket more than the least such table has: their number is no power of two.
     let table = Table::new(Capacity::Bytes((8 << 20) + 128)).unwrap();
-    let mut rng = Rng(1);
+    let mut rng = SplitMix64(1);
     let mut model = HashMap::new();
     for round in 0..400_000 {
-        let (key, value) = (rng.below(1_000_000).wrapping_mul(0x5851_f42d_4c95_7f2d), rng.next());
+        let (key, value) = (rng.below(1_000_000).wrapping_mul(0x5851_f42d_4c95_7f2d), rng.number());
         match table.insert(key, value) {
             Insert::Inserted => assert_eq!(model.insert(key, value), None),
             Insert::Updated { old } => assert_eq!(model.insert(key, value), Some(old)),
@@ -327,7 +311,7 @@ fn each_value_read_is_one_that_was_written_under_that_key() {
             .map(|writer| {
                 let table = &table;
                 scope.spawn(move || {
-                    let mut rng = Rng(writer);
+                    let mut rng = SplitMix64(writer);
                     for round in 0..rounds {
                         let key = rng.below(keys);
                         match rng.below(8) {
@@ -346,7 +330,7 @@ fn each_value_read_is_one_that_was_written_under_that_key() {
         for reader in 0..2 {
             let (table, done) = (&table, &done);
             scope.spawn(move || {
-                let mut rng = Rng(100 + reader);
+                let mut rng = SplitMix64(100 + reader);
                 let mut hits = 0u64;
                 while !done.load(Ordering::Relaxed) {
                     let key = rng.below(keys);

@@ -5,8 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use afterimage_wire::proto::stats::Stats;
-
-use crate::splitmix::{STEP, mix};
+use afterimage_wire::splitmix::{STEP, mix};
 
 /// Audits under way at once: enough to keep a sample going, too few to be in anybody's way.
 const MAX_UNDER_WAY: usize = 4;

@@ -33,8 +33,6 @@ pub mod service;
 #[cfg(all(test, not(loom)))]
 mod simulation;
 #[cfg(not(loom))]
-mod splitmix;
-#[cfg(not(loom))]
 pub mod store;
 mod sync;
 #[cfg(not(loom))]

@@ -6,6 +6,7 @@
 //!   callers. [`blocking`] is the same without an async runtime.
 //! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
 //! * [`tls`] secures both, where that is wanted.
+//! * [`splitmix`] is the chance that all rooms above share.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ pub mod client;
 pub mod fuzzing;
 pub mod proto;
 pub mod server;
+pub mod splitmix;
 pub mod tls;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};

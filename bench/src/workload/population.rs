@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use afterimage_wire::splitmix;
+
 /// The most images or keys in a population: they are numbered by a `u32`, two of which are
 /// marks.
 pub const MAX_POPULATION: usize = u32::MAX as usize - 1;
@@ -140,14 +142,10 @@ impl Keys {
     }
 }
 
-/// A bijection of 64 bits that scatters neighbours: the finalizer of SplitMix64 (Steele, Lea and
-/// Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 16).
+/// A bijection of 64 bits that scatters neighbours, and moves zero as well.
 #[inline]
 pub(super) fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    splitmix::mix(value.wrapping_add(splitmix::STEP))
 }
 
 /// The answers that images must get: the label known beforehand, or the first one that came.

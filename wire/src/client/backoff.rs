@@ -8,20 +8,22 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
+use crate::splitmix::SplitMix64;
+
 /// The waits between failed attempts. Pure: the seed comes in, the durations come out.
 #[derive(Debug)]
 pub(super) struct Backoff {
     min: Duration,
     max: Duration,
     ceiling: Duration,
-    random: u64,
+    random: SplitMix64,
 }
 
 impl Backoff {
     /// Waits whose ceiling grows from `min` to `max`.
     pub(super) fn new(min: Duration, max: Duration, seed: u64) -> Self {
         let max = max.max(min);
-        Backoff { min, max, ceiling: min, random: seed }
+        Backoff { min, max, ceiling: min, random: SplitMix64(seed) }
     }
 
     /// The next wait; the one after it may be twice as long.
@@ -38,13 +40,7 @@ impl Backoff {
 
     /// A duration drawn evenly from zero to `ceiling`.
     pub(super) fn jitter(&mut self, ceiling: Duration) -> Duration {
-        // SplitMix64 (Steele, Lea & Flood, OOPSLA 2014): jitter wants spread, not secrecy.
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.random;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        bits ^= bits >> 31;
-        ceiling.mul_f64((bits >> 11) as f64 / (1u64 << 53) as f64)
+        ceiling.mul_f64(self.random.share())
     }
 }
 

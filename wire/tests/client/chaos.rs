@@ -9,31 +9,14 @@ use std::time::Duration;
 
 use afterimage_wire::client::CallOptions;
 use afterimage_wire::proto::{Kind, Message, Welcome};
+use afterimage_wire::splitmix::SplitMix64;
 use afterimage_wire::{Client, Status};
-
 use tokio::io::AsyncWriteExt;
 
 use crate::server::{Listener, Peer, answer, header, label, options, pipes, soon, welcome};
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        bits ^ (bits >> 31)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
-
 /// Serves connection after connection, badly until `calm`.
-async fn misbehave(mut listener: Listener, mut random: Random, calm: Arc<AtomicBool>) {
+async fn misbehave(mut listener: Listener, mut random: SplitMix64, calm: Arc<AtomicBool>) {
     loop {
         let window = 1 + random.below(64) as u32;
         let Some(mut peer) = listener.try_accept().await else {
@@ -51,12 +34,12 @@ async fn misbehave(mut listener: Listener, mut random: Random, calm: Arc<AtomicB
         if peer.io.write_all(&hello).await.is_err() {
             continue;
         }
-        let (random, calm) = (Random(random.next()), Arc::clone(&calm));
+        let (random, calm) = (SplitMix64(random.number()), Arc::clone(&calm));
         tokio::spawn(converse(peer, random, calm));
     }
 }
 
-async fn converse(mut peer: Peer, mut random: Random, calm: Arc<AtomicBool>) {
+async fn converse(mut peer: Peer, mut random: SplitMix64, calm: Arc<AtomicBool>) {
     let (mut held, mut answered) = (Vec::new(), 0);
     while let Some(frame) = peer.try_next().await {
         let mut out = Vec::new();
@@ -81,7 +64,7 @@ async fn converse(mut peer: Peer, mut random: Random, calm: Arc<AtomicBool>) {
                 answered = id;
             }
             28..33 => {
-                Message::CacheResp { value: Some(-1) }.encode(random.next(), &mut out);
+                Message::CacheResp { value: Some(-1) }.encode(random.number(), &mut out);
                 Message::ClassifyResp(label(999)).encode(answered, &mut out);
                 answer(&frame, &mut out);
             }
@@ -108,7 +91,7 @@ async fn converse(mut peer: Peer, mut random: Random, calm: Arc<AtomicBool>) {
 }
 
 /// Calls in all ways there are. Counts the outcomes of callbacks in `called`.
-async fn call(client: &Client, random: &mut Random, called: &Arc<AtomicU64>) -> u64 {
+async fn call(client: &Client, random: &mut SplitMix64, called: &Arc<AtomicU64>) -> u64 {
     let timeout = Duration::from_millis(1 + random.below(60));
     let own = CallOptions::new().timeout(timeout);
     let class = random.below(200) as u8;
@@ -160,10 +143,10 @@ async fn call(client: &Client, random: &mut Random, called: &Arc<AtomicU64>) -> 
 }
 
 async fn chaos(seed: u64) {
-    let mut random = Random(seed);
+    let mut random = SplitMix64(seed);
     let (connector, listener) = pipes(1 + random.below(2000) as usize);
     let calm = Arc::new(AtomicBool::new(false));
-    let server = misbehave(listener, Random(random.next()), Arc::clone(&calm));
+    let server = misbehave(listener, SplitMix64(random.number()), Arc::clone(&calm));
     let server = tokio::spawn(server);
     let keepalive = Duration::from_millis(30 + random.below(50));
     let options = options()
@@ -176,7 +159,7 @@ async fn chaos(seed: u64) {
     let callers: Vec<_> = (0..16)
         .map(|_| {
             let (client, called) = (client.clone(), Arc::clone(&called));
-            let mut random = Random(random.next());
+            let mut random = SplitMix64(random.number());
             tokio::spawn(async move {
                 let mut submitted = 0;
                 for _ in 0..60 {

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use afterimage_wire::splitmix::{STEP, mix};
+
 use super::health::{Health, Outcome};
 use crate::key::ModelId;
-use crate::splitmix::{STEP, mix};
 
 /// One replica among others.
 #[derive(Debug)]
