@@ -2,7 +2,7 @@
 //! the ordinary test run's own small fuzzer.
 //!
 //! Each crate with targets includes this file as a module of its `fuzzing` (by `#[path]`, so that no crate
-//! has to exist, or to depend on one, for the sake of tests).
+//! has to exist, or to depend on one, for the sake of tests; SplitMix64 comes in the same way).
 
 #![allow(
     dead_code,
@@ -102,25 +102,17 @@ impl<'a> Source<'a> {
     }
 }
 
-/// A generator whose whole state is its seed (SplitMix64: G. Steele, D. Lea and C. Flood, "Fast Splittable
-/// Pseudorandom Number Generators", OOPSLA 2014), so that what it decides replays.
-#[derive(Clone, Debug)]
-pub struct Rng(pub u64);
+#[path = "../wire/src/splitmix.rs"]
+mod splitmix;
+pub use splitmix::SplitMix64 as Rng;
 
-impl Rng {
-    /// The next number.
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    /// A number below `bound`, which is at least 1.
-    pub fn below(&mut self, bound: usize) -> usize {
-        (self.number() % bound as u64) as usize
-    }
+/// [`exercise`] for the one of these targets that has this name.
+///
+/// # Panics
+/// As it does, and when there is no such target.
+pub fn exercise_named(targets: &[Target], name: &str, mutations: usize) {
+    let target = targets.iter().find(|target| target.name == name);
+    exercise(target.expect("there is a target of this name"), mutations);
 }
 
 /// The ordinary test run of a target, on any toolchain: its seeds, its regressions, and `mutations` mutations
@@ -138,8 +130,8 @@ pub fn exercise(target: &Target, mutations: usize) {
     let mut rng =
         Rng(target.name.bytes().fold(7, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(byte)));
     for round in 0..mutations {
-        let (name, input) = &inputs[rng.below(inputs.len())];
-        let (_, other) = &inputs[rng.below(inputs.len())];
+        let (name, input) = &inputs[rng.index(inputs.len())];
+        let (_, other) = &inputs[rng.index(inputs.len())];
         let mutated = mutate(input.clone(), other, &mut rng);
         run(target, &format!("mutation {round}, of {name},"), &mutated);
     }
@@ -176,28 +168,28 @@ fn run(target: &Target, what: &str, input: &[u8]) {
 /// Some of what libFuzzer does to an input.
 fn mutate(mut input: Vec<u8>, other: &[u8], rng: &mut Rng) -> Vec<u8> {
     const ODD: [u8; 8] = [0x00, 0x01, 0x7f, 0x80, 0xff, 0xfe, 0x10, 0x20];
-    for _ in 0..1 + rng.below(6) {
-        let at = rng.below(input.len() + 1);
-        match rng.below(8) {
+    for _ in 0..1 + rng.index(6) {
+        let at = rng.index(input.len() + 1);
+        match rng.index(8) {
             0 => input.truncate(at),
             1 => input.insert(at, rng.number() as u8),
             2 => {
                 // The other input's end behind this one's beginning.
                 input.truncate(at);
-                input.extend_from_slice(&other[rng.below(other.len() + 1)..]);
+                input.extend_from_slice(&other[rng.index(other.len() + 1)..]);
             }
             3 => {
-                let piece = input[at..(at + rng.below(32)).min(input.len())].to_vec();
-                let to = rng.below(input.len() + 1);
+                let piece = input[at..(at + rng.index(32)).min(input.len())].to_vec();
+                let to = rng.index(input.len() + 1);
                 input.splice(to..to, piece);
             }
-            4 => drop(input.drain(at..(at + rng.below(16)).min(input.len()))),
+            4 => drop(input.drain(at..(at + rng.index(16)).min(input.len()))),
             kind => {
                 if let Some(byte) = input.get_mut(at) {
                     *byte = match kind {
-                        5 => *byte ^ (1 << rng.below(8)),
+                        5 => *byte ^ (1 << rng.index(8)),
                         6 => rng.number() as u8,
-                        _ => ODD[rng.below(ODD.len())],
+                        _ => ODD[rng.index(ODD.len())],
                     };
                 }
             }

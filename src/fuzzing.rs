@@ -11,7 +11,7 @@ use std::{env, fs, process};
 
 use clap::Command;
 
-use crate::settings::apply;
+use crate::settings::{apply, misplaced};
 
 #[path = "../fuzz/support.rs"]
 pub(crate) mod support;
@@ -26,15 +26,19 @@ pub(crate) fn settings_of(data: &[u8], command: Command) {
     let is_toml = text.parse::<toml::Table>().is_ok();
     let names: Vec<String> =
         command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
-    let command = match apply(command, args.into_iter()) {
+    let command = match apply(command, args.iter().cloned()) {
         Ok(command) => command,
         Err(error) => return assert!(error.to_string().contains("settings file"), "{error:#}"),
     };
     assert!(is_toml, "what is no TOML was taken");
     for name in &names {
-        // The flags judge their settings themselves; a wrong one is an error with a text.
+        // The flags judge their settings themselves; a wrong one is an error with a text, which names the file
+        // if that is where it stands.
         if let Err(error) = command.clone().try_get_matches_from(["afterimage", name]) {
             assert!(!error.to_string().is_empty());
+            if let Some(error) = misplaced(&error, &args) {
+                assert!(error.to_string().contains("settings file"), "{error:#}");
+            }
         }
     }
     let given = ["afterimage", "cache", "--listen", "192.0.2.1:1"];

@@ -43,22 +43,18 @@ pub fn snapshot_load(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::support::exercise_named;
     use super::*;
-
-    fn exercise(name: &str, mutations: usize) {
-        let target = TARGETS.iter().find(|target| target.name == name);
-        support::exercise(target.expect("there is a target of this name"), mutations);
-    }
 
     #[test]
     #[cfg_attr(miri, ignore = "a thousand times slower")]
     fn table_model_holds_on_seeds_regressions_and_mutations() {
-        exercise("table_model", 1000);
+        exercise_named(TARGETS, "table_model", 1000);
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "a thousand times slower, and needs files")]
     fn snapshot_load_holds_on_seeds_regressions_and_mutations() {
-        exercise("snapshot_load", 1500);
+        exercise_named(TARGETS, "snapshot_load", 1500);
     }
 }

@@ -87,40 +87,36 @@ pub fn model_onnx(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::support::exercise_named;
     use super::*;
-
-    fn exercise(name: &str, mutations: usize) {
-        let target = TARGETS.iter().find(|target| target.name == name);
-        support::exercise(target.expect("there is a target of this name"), mutations);
-    }
 
     #[test]
     fn image_file_holds_on_seeds_regressions_and_mutations() {
-        exercise("image_file", 6000);
+        exercise_named(TARGETS, "image_file", 6000);
     }
 
     #[test]
     fn idx_holds_on_seeds_regressions_and_mutations() {
-        exercise("idx", 8000);
+        exercise_named(TARGETS, "idx", 8000);
     }
 
     #[test]
     fn model_file_holds_on_seeds_regressions_and_mutations() {
-        exercise("model_file", 5000);
+        exercise_named(TARGETS, "model_file", 5000);
     }
 
     #[test]
     fn shipped_model_holds_on_seeds_regressions_and_mutations() {
-        exercise("shipped_model", 10);
+        exercise_named(TARGETS, "shipped_model", 10);
     }
 
     #[test]
     fn model_text_holds_on_seeds_regressions_and_mutations() {
-        exercise("model_text", 4000);
+        exercise_named(TARGETS, "model_text", 4000);
     }
 
     #[test]
     fn model_onnx_holds_on_seeds_regressions_and_mutations() {
-        exercise("model_onnx", 4000);
+        exercise_named(TARGETS, "model_onnx", 4000);
     }
 }

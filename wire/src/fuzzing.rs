@@ -79,35 +79,31 @@ pub fn client_stream(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::support::exercise_named;
     use super::*;
-
-    fn exercise(name: &str, mutations: usize) {
-        let target = TARGETS.iter().find(|target| target.name == name);
-        support::exercise(target.expect("there is a target of this name"), mutations);
-    }
 
     #[test]
     fn decode_raw_holds_on_seeds_regressions_and_mutations() {
-        exercise("decode_raw", 5000);
+        exercise_named(TARGETS, "decode_raw", 5000);
     }
 
     #[test]
     fn round_trip_holds_on_seeds_regressions_and_mutations() {
-        exercise("round_trip", 3000);
+        exercise_named(TARGETS, "round_trip", 3000);
     }
 
     #[test]
     fn split_invariance_holds_on_seeds_regressions_and_mutations() {
-        exercise("split_invariance", 2000);
+        exercise_named(TARGETS, "split_invariance", 2000);
     }
 
     #[test]
     fn server_stream_holds_on_seeds_regressions_and_mutations() {
-        exercise("server_stream", 1500);
+        exercise_named(TARGETS, "server_stream", 1500);
     }
 
     #[test]
     fn client_stream_holds_on_seeds_regressions_and_mutations() {
-        exercise("client_stream", 1000);
+        exercise_named(TARGETS, "client_stream", 1000);
     }
 }

@@ -129,7 +129,7 @@ pub(super) fn seeds() -> Vec<Seed> {
     (0..24u8)
         .map(|number| {
             let mut input = vec![number * 2, 10 + 10 * number];
-            input.extend((0..20 + rng.below(400)).map(|_| rng.number() as u8));
+            input.extend((0..20 + rng.index(400)).map(|_| rng.number() as u8));
             (format!("operations_{number}"), input)
         })
         .collect()

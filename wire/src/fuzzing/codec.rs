@@ -116,11 +116,11 @@ pub(super) fn split_invariance(data: &[u8]) {
 
     // Byte by byte, and in pieces of a random size.
     assert_eq!(decode_pieces(max_body, stream.chunks(1)), whole);
-    let longest = 1 + rng.below(stream.len().max(1));
+    let longest = 1 + rng.index(stream.len().max(1));
     let mut pieces = Vec::new();
     let mut rest = stream;
     while !rest.is_empty() {
-        let (piece, behind) = rest.split_at(rng.below(longest + 1).min(rest.len()));
+        let (piece, behind) = rest.split_at(rng.index(longest + 1).min(rest.len()));
         pieces.push(piece);
         rest = behind;
     }

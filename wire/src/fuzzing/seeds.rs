@@ -50,8 +50,8 @@ fn streams(prefix: &[u8], count: usize) -> Vec<Seed> {
     (0..count)
         .map(|number| {
             let mut stream = prefix.to_vec();
-            for _ in 0..2 + rng.below(6) {
-                stream.extend_from_slice(&golden[rng.below(golden.len())].1);
+            for _ in 0..2 + rng.index(6) {
+                stream.extend_from_slice(&golden[rng.index(golden.len())].1);
             }
             (format!("stream_{number}"), stream)
         })
@@ -81,7 +81,7 @@ pub(super) fn round_trip() -> Vec<Seed> {
             input.extend_from_slice(&[10, 0]);
             input.extend_from_slice(b"0123456789");
             input.push(number % 17);
-            input.extend((0..rng.below(200)).map(|_| rng.number() as u8 % 8));
+            input.extend((0..rng.index(200)).map(|_| rng.number() as u8 % 8));
             (format!("fields_{number}"), input)
         })
         .collect()
