@@ -4,26 +4,35 @@
 //! answer is checked.
 
 use afterimage_cache::{Capacity, Table};
+use afterimage_wire::splitmix::SplitMix64;
 use std::hint::black_box;
 use std::time::Instant;
 
 /// Different keys asked for: their buckets take 512 MB.
 const KEYS_ASKED: usize = 1 << 22;
+/// Keys in the table, and keys asked for, where nothing is measured: `cargo test --all-targets` only wants to see
+/// that it runs.
+const FEW: usize = 10_000;
 /// Keys between two looks at the clock, which is less than a scheduler's time slice.
 const SLICE: usize = 1 << 15;
 /// Keys handed to `get_many` at once: about what one read from a busy connection holds.
 const BATCH: usize = 256;
 
 fn main() {
-    let mut millions: Vec<u64> = std::env::args().filter_map(|arg| arg.parse().ok()).collect();
-    if millions.is_empty() {
-        millions = vec![1, 50];
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    // What `cargo bench` says and `cargo test` does not.
+    let measured = args.iter().any(|arg| arg == "--bench");
+    let millions = args.iter().filter_map(|arg| arg.parse::<u64>().ok());
+    let mut sizes: Vec<u64> = millions.map(|millions| millions * 1_000_000).collect();
+    if sizes.is_empty() {
+        sizes = if measured { vec![1_000_000, 50_000_000] } else { vec![FEW as u64] };
     }
+    let asked = if measured { KEYS_ASKED } else { FEW };
     println!(
         "| keys | table | what | single ns, best (median) | batched ns, best (median) | batched, million/s, best |"
     );
     println!("|---|---|---|---|---|---|");
-    for keys in millions.into_iter().map(|millions| millions * 1_000_000) {
+    for keys in sizes {
         // A quarter more room than keys: nearly all of them find a place, and the rest are not asked for.
         let table = Table::new(Capacity::Bytes((keys + keys / 4) * 16)).expect("enough memory");
         let filling = Instant::now();
@@ -31,15 +40,15 @@ fn main() {
             table.insert(key, !key);
         }
         let filling = filling.elapsed();
-        let mut rng = Rng(7);
-        let mut hits = Vec::with_capacity(KEYS_ASKED);
-        while hits.len() < KEYS_ASKED {
-            let key = rng.next() % keys;
+        let mut rng = SplitMix64(7);
+        let mut hits = Vec::with_capacity(asked);
+        while hits.len() < asked {
+            let key = rng.number() % keys;
             if table.get(key).is_some() {
                 hits.push(key);
             }
         }
-        let misses: Vec<u64> = (0..KEYS_ASKED).map(|_| rng.next() | 1 << 63).collect();
+        let misses: Vec<u64> = (0..asked).map(|_| rng.number() | 1 << 63).collect();
         let megabytes = table.memory_bytes() / 1_000_000;
         for (what, wanted, hit) in [("hit", &hits, true), ("miss", &misses, false)] {
             let single = Times::of(wanted, |keys| single(&table, keys, hit));
@@ -101,18 +110,5 @@ impl Times {
 impl std::fmt::Display for Times {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:.1} ({:.1})", self.best, self.median)
-    }
-}
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
     }
 }

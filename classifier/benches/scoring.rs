@@ -1,8 +1,7 @@
-//! Feature map, matrix product and argmax, alone and in batches: `cargo bench -p afterimage-classifier --bench
-//! scoring`. The raw model has no feature map to speak of, so the difference is the map's; the example `speed`
-//! takes it apart further.
+//! The feature map by itself, and with the matrix product and argmax, alone and in batches: `cargo bench -p
+//! afterimage-classifier --bench scoring`. The example `speed` takes it apart further.
 
-use afterimage_classifier::{Model, Scratch};
+use afterimage_classifier::{Features, Model, Scratch};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
@@ -20,10 +19,27 @@ fn raw(bencher: Bencher<'_, '_>, batch: usize) {
     score(bencher, &Model::raw(), batch);
 }
 
-fn score(bencher: Bencher<'_, '_>, model: &Model, batch: usize) {
-    // Different images, half of their pixels ink: the work does not depend on what they show.
+/// The shipped model's feature map alone.
+#[divan::bench(args = [1, 8, 64])]
+fn feature_map(bencher: Bencher<'_, '_>, batch: usize) {
+    let model = Model::shipped();
+    let pixels = pixels(&model, batch);
+    let images: Vec<&[u8]> = pixels.chunks_exact(model.shape().len()).collect();
+    let mut features = Features::new(model.features().expect("it looks at features"));
+    bencher.counter(ItemsCount::new(batch)).bench_local(|| {
+        let last = features.of(&images).last().expect("there is an image");
+        last[0]
+    });
+}
+
+/// Different images, half of their pixels ink: the work does not depend on what they show.
+fn pixels(model: &Model, batch: usize) -> Vec<u8> {
     let pixel = |i: usize| if (i * 31) % 7 < 3 { (i % 256) as u8 } else { 0 };
-    let pixels: Vec<u8> = (0..batch * model.shape().len()).map(pixel).collect();
+    (0..batch * model.shape().len()).map(pixel).collect()
+}
+
+fn score(bencher: Bencher<'_, '_>, model: &Model, batch: usize) {
+    let pixels = pixels(model, batch);
     let images: Vec<&[u8]> = pixels.chunks_exact(model.shape().len()).collect();
     let (mut scratch, mut labels) = (Scratch::default(), vec![0; batch]);
     bencher.counter(ItemsCount::new(batch)).bench_local(|| {

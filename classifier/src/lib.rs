@@ -34,7 +34,7 @@ pub use error::{DataError, ModelError};
 pub use eval::{
     ClassFigures, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet, wilson_interval,
 };
-pub use features::{ConvolutionalMap, FeatureMap, RawPixels};
+pub use features::{ConvolutionalMap, FeatureMap, Features, RawPixels};
 pub use image::{Image, MAX_IMAGE_FILE_BYTES};
 pub use import::{Agreement, ImportOptions, Imported, Sample};
 pub use kernels::Level;

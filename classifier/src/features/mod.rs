@@ -8,7 +8,7 @@ pub use conv::ConvolutionalMap;
 pub use raw::RawPixels;
 
 use crate::error::ModelError;
-use crate::kernels::{Chunk, Level};
+use crate::kernels::{Chunk, Chunks, LANES, Level, chunks};
 use crate::shape::Shape;
 use crate::tensors::Tensors;
 
@@ -26,6 +26,35 @@ pub enum FeatureMap {
 #[derive(Debug, Default)]
 pub(crate) struct FeatureScratch {
     conv: conv::ConvolutionalScratch,
+}
+
+/// A feature map at work: the features of one block of images after another, in room that is kept.
+#[derive(Debug)]
+pub struct Features<'a> {
+    map: &'a FeatureMap,
+    scratch: FeatureScratch,
+    block: Chunks,
+}
+
+impl<'a> Features<'a> {
+    /// Nothing is computed yet.
+    #[must_use]
+    pub fn new(map: &'a FeatureMap) -> Self {
+        Features { map, scratch: FeatureScratch::default(), block: Chunks::default() }
+    }
+
+    /// The features of these images, [`FeatureMap::dims`] of each.
+    ///
+    /// # Panics
+    /// When an image is not as long as the map's shape says.
+    pub fn of(&mut self, images: &[&[u8]]) -> impl Iterator<Item = &[f32]> {
+        let (len, dims) = (self.map.shape().len(), self.map.dims());
+        assert!(images.iter().all(|image| image.len() == len), "images of {len} bytes");
+        self.block.set_len(images.len() * chunks(dims));
+        self.map.features(Level::best(), images, &mut self.scratch, &mut self.block);
+        let rows = self.block.as_flattened().chunks_exact(chunks(dims) * LANES);
+        rows.map(move |row| &row[..dims])
+    }
 }
 
 impl FeatureMap {
@@ -91,6 +120,29 @@ impl FeatureMap {
                 ConvolutionalMap::from_tensors(shape, tensors).map(|map| Self::Conv(Box::new(map)))
             }
             _ => Err(ModelError::mismatch("feature map", "raw or conv", format!("{name:?}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Model;
+
+    #[test]
+    fn the_features_of_an_image_are_the_same_alone_and_among_others() {
+        for model in [Model::shipped(), Model::raw()] {
+            let map = model.features().unwrap();
+            let pixels: Vec<u8> = (0..3 * map.shape().len()).map(|i| (i % 251) as u8).collect();
+            let images: Vec<&[u8]> = pixels.chunks_exact(map.shape().len()).collect();
+            let together: Vec<Vec<f32>> =
+                Features::new(map).of(&images).map(<[f32]>::to_vec).collect();
+            let mut alone = Features::new(map);
+            for (image, expected) in images.iter().zip(&together) {
+                let features: Vec<&[f32]> = alone.of(&[image]).collect();
+                assert_eq!(features, [&expected[..]]);
+                assert_eq!(expected.len(), map.dims());
+            }
         }
     }
 }
