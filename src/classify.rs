@@ -11,6 +11,7 @@ use afterimage_wire::proto::message::Origin;
 use anyhow::bail;
 
 use crate::args::ClientArgs;
+use crate::print::{self, ReaderGone, say};
 use crate::serving;
 
 #[derive(Debug, clap::Args)]
@@ -42,10 +43,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let mut failed = 0;
         for file in &args.files {
             if let Err(error) = classify_file(&client, file, &args).await {
+                if error.is::<ReaderGone>() {
+                    return Err(error);
+                }
                 let (name, line) = (file.display().to_string(), crate::one_line(&error));
                 // What cannot be read names its file itself.
                 let line = line.strip_prefix(&format!("{name}: ")).unwrap_or(&line);
-                eprintln!("afterimage: {name}: {line}");
+                print::note(format_args!("afterimage: {name}: {line}"));
                 failed += 1;
             }
         }
@@ -77,7 +81,7 @@ async fn classify_file(client: &Client, file: &Path, args: &Args) -> anyhow::Res
         };
         let index = if is_set { format!("[{i}]") } else { String::new() };
         let name = file.display();
-        println!("{:>5}  {origin:<10}  {elapsed_us:>9.1} µs  {name}{index}", label.class);
+        say!("{:>5}  {origin:<10}  {elapsed_us:>9.1} µs  {name}{index}", label.class)?;
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
 use crate::memo::upstream_options;
+use crate::print::say;
 use crate::{args, bench, serving};
 
 /// Fewer digits say nothing about a tail.
@@ -63,15 +64,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     ensure!(population.len() >= MIN_IMAGES, "only {} distinct digits", population.len());
     let source = if args.data.is_some() { "MNIST test digits" } else { "drawn digits" };
     let model = args::model(&args.model)?;
-    println!(
-        "{} distinct {source}, model {}…",
-        population.len(),
-        &model.digest().to_string()[..16]
-    );
+    say!("{} distinct {source}, model {}…", population.len(), &model.digest().to_string()[..16])?;
 
     let house = House::start(&model)?;
-    println!("client → memo {} → cache {}", house.memo.addr, house.cache.addr);
-    println!("                              → classifier {}\n", house.classifier.addr);
+    say!("client → memo {} → cache {}", house.memo.addr, house.cache.addr)?;
+    say!("                              → classifier {}\n", house.classifier.addr)?;
     let result = show(&house, Arc::new(population));
     house.stop();
     result
@@ -96,29 +93,29 @@ fn show(house: &House, population: Arc<Population>) -> anyhow::Result<()> {
     let deep = measure(&plan, "hot, many at once")?;
     let stats = house.memo_stats()?;
 
-    println!("one at a time        p50       p90       p99");
-    print_latency("cold", &cold.latency_from_sent);
-    print_latency("hot", &hot.latency_from_sent);
+    say!("one at a time        p50       p90       p99")?;
+    say_latency("cold", &cold.latency_from_sent)?;
+    say_latency("hot", &hot.latency_from_sent)?;
     let ratio = |of: fn(&Summary) -> u64| {
         of(&cold.latency_from_sent) as f64 / of(&hot.latency_from_sent).max(1) as f64
     };
-    println!(
+    say!(
         "{:<14}{:>9.2}×{:>9.2}×{:>9.2}×\n",
         "speed-up",
         ratio(|s| s.p50_ns),
         ratio(|s| s.p90_ns),
         ratio(|s| s.p99_ns)
-    );
-    println!("{DEPTH} in flight, hot: {:.0} answers a second\n", deep.throughput_per_s);
+    )?;
+    say!("{DEPTH} in flight, hot: {:.0} answers a second\n", deep.throughput_per_s)?;
     let counter = |name| stats.counter_value(name);
-    println!("memo: {} hits, {} misses", counter("hits"), counter("misses"));
-    println!("every hot answer equals the cold one: {count} of {count}");
+    say!("memo: {} hits, {} misses", counter("hits"), counter("misses"))?;
+    say!("every hot answer equals the cold one: {count} of {count}")?;
     if let Some(labels) = population.labels() {
         let wrong = (0..population.len())
             .filter(|&i| answers.expected(i) != labels.get(i).copied())
             .count();
         let rate = wrong as f64 / labels.len() as f64 * 100.0;
-        println!("classification errors: {wrong} of {} ({rate:.2} %)", labels.len());
+        say!("classification errors: {wrong} of {} ({rate:.2} %)", labels.len())?;
     }
 
     expect(&cold, Outcome::Computed, count)?;
@@ -146,10 +143,10 @@ fn expect(report: &Report, outcome: Outcome, count: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_latency(name: &str, latency: &Summary) {
+fn say_latency(name: &str, latency: &Summary) -> anyhow::Result<()> {
     let us = |ns: u64| ns as f64 / 1e3;
     let (p50, p90, p99) = (us(latency.p50_ns), us(latency.p90_ns), us(latency.p99_ns));
-    println!("{name:<14}{p50:>7.1} µs{p90:>7.1} µs{p99:>7.1} µs");
+    say!("{name:<14}{p50:>7.1} µs{p90:>7.1} µs{p99:>7.1} µs")
 }
 
 /// The three services, each on a socket and a thread of its own.

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::args;
+use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -56,13 +57,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if let Some((_, examples)) = worst {
             report["worst"] = examples.iter().map(example).collect();
         }
-        println!("{report:#}");
-        return Ok(());
+        return say!("{report:#}");
     }
-    println!("model {} ({})", model.digest(), model.description());
-    println!("{evaluation}");
+    say!("model {} ({})", model.digest(), model.description())?;
+    say!("{evaluation}")?;
     if let Some((path, examples)) = worst {
-        println!("\nwrote {}: the {} worst of {}", path.display(), examples.len(), test.len());
+        say!("\nwrote {}: the {} worst of {}", path.display(), examples.len(), test.len())?;
     }
     Ok(())
 }

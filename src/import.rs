@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use afterimage_classifier::{ImportOptions, Model, Sample, Shape};
 use anyhow::Context;
 
+use crate::print::say;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The model to write (safetensors).
@@ -40,19 +42,18 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Args { out, shape, divisor, labels, sample, predictions, file } = args;
     let imported = Model::import(&file, &ImportOptions { shape, divisor, labels })?;
-    println!("{imported}");
+    say!("{imported}")?;
     if let Some(path) = sample {
         let sample = Sample::read(&path, &imported)?;
-        println!("answers that are the sample's labels: {}", sample.agreement(&imported)?);
+        say!("answers that are the sample's labels: {}", sample.agreement(&imported)?)?;
         if let Some(path) = predictions {
             let predicted =
                 sample.with_predictions(&path).with_context(|| path.display().to_string())?;
-            println!("answers that are the predictions: {}", predicted.agreement(&imported)?);
+            say!("answers that are the predictions: {}", predicted.agreement(&imported)?)?;
         }
     }
     imported.model.write(&out)?;
-    println!("wrote {} ({} bytes)", out.display(), std::fs::metadata(&out)?.len());
-    Ok(())
+    say!("wrote {} ({} bytes)", out.display(), std::fs::metadata(&out)?.len())
 }
 
 fn shape(text: &str) -> Result<Shape, String> {

@@ -2,6 +2,7 @@
 //! prints; what is done is done in the rooms.
 
 #![forbid(unsafe_code)]
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "they panic; see `print`")]
 
 mod args;
 mod bench;
@@ -14,6 +15,7 @@ mod eval;
 mod fuzzing;
 mod import;
 mod memo;
+mod print;
 mod progress;
 mod serve;
 mod serving;
@@ -113,8 +115,9 @@ fn log_filter(text: &str) -> Result<String, String> {
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<print::ReaderGone>() => ExitCode::from(print::READER_GONE),
         Err(error) => {
-            eprintln!("afterimage: {}", one_line(&error));
+            print::note(format_args!("afterimage: {}", one_line(&error)));
             ExitCode::FAILURE
         }
     }

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::args::ServerArgs;
+use crate::print::say;
 
 /// A runtime with this many threads for sockets. One needs no work-stealing between threads and is
 /// faster without.
@@ -50,8 +51,10 @@ pub(crate) fn serve<S: Service>(
         let terminated = until_terminated();
         // For as long as we serve.
         let _full = keep_on_when_a_file_cannot_grow();
-        // On standard output and flushed, so that whoever started us learns the port.
-        println!("{kind} listening on {}", server.local_addr()?);
+        // On standard output, so that whoever started us learns the port. A service whose starter does not
+        // want to know serves all the same.
+        let addr = server.local_addr()?;
+        let _ = say!("{kind} listening on {addr}");
         server.serve(terminated).await;
         Ok(())
     })

@@ -3,6 +3,7 @@
 use afterimage_wire::Client;
 
 use crate::args::{ClientArgs, Size, Span};
+use crate::print::say;
 use crate::serving;
 
 #[derive(Debug, clap::Args)]
@@ -28,11 +29,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         anyhow::Ok(snapshot)
     })?;
     let joined = if snapshot.joined { " (it was being written already)" } else { "" };
-    println!(
+    say!(
         "wrote {} entries, {}, in {:.1?}{joined}",
         snapshot.entries,
         Size(snapshot.bytes),
         snapshot.elapsed
-    );
-    Ok(())
+    )
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use afterimage_classifier::train::{FeatureKind, TrainOptions, run_to_file};
 
+use crate::print::say;
 use crate::progress::Bar;
 
 #[derive(Debug, clap::Args)]
@@ -44,7 +45,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         bar.set(progress.stage, progress.done, progress.total);
     })?;
     drop(bar);
-    println!("{evaluation}");
-    println!("wrote {}, model {}", options.out.display(), model.digest());
-    Ok(())
+    say!("{evaluation}")?;
+    say!("wrote {}, model {}", options.out.display(), model.digest())
 }

@@ -12,6 +12,7 @@ use anyhow::{bail, ensure};
 
 use super::load::{LoadArgs, TargetArgs};
 use crate::args::Time;
+use crate::print::say;
 
 /// Requests in flight at most, unless --depth says otherwise: the schedule decides, not the window.
 const DEPTH: usize = 4096;
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some(Spacing::Constant) => Arrivals::Constant,
         Some(Spacing::Poisson) | None => Arrivals::Poisson,
     };
-    println!("{:>14}{:>14}{:>12}{:>12}  ", "due/s", "done/s", "p50", "p99");
+    say!("{:>14}{:>14}{:>12}{:>12}  ", "due/s", "done/s", "p50", "p99")?;
     let search = Search {
         start: args.start,
         precision: args.precision,
@@ -90,10 +91,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let (p50, p99) = (report.latency_from_due.p50_ns, report.latency_from_due.p99_ns);
         let verdict = broken.as_deref().unwrap_or("holds");
         let (p50, p99, done) = (latency(p50), latency(p99), report.throughput_per_s);
-        println!("{rate:>14.0}{done:>14.0}{p50:>12}{p99:>12}  {verdict}");
+        say!("{rate:>14.0}{done:>14.0}{p50:>12}{p99:>12}  {verdict}")?;
         anyhow::Ok(broken.is_none())
     })?;
-    say(&found, args)
+    conclude(&found, args)
 }
 
 /// Why a run does not hold its rate or a goal, if it does not.
@@ -111,7 +112,8 @@ fn broken(report: &Report, rate: f64, goals: &[&Threshold]) -> Option<String> {
     (done < KEPT * due).then(|| format!("only {done:.0} of {due:.0} requests a second were done"))
 }
 
-fn say(found: &Found, args: &Args) -> anyhow::Result<()> {
+/// Says what came out, and whether it was confirmed.
+fn conclude(found: &Found, args: &Args) -> anyhow::Result<()> {
     let Some(rate) = found.rate else {
         bail!("no rate held the goal, in {} tries", found.tries);
     };
@@ -120,11 +122,11 @@ fn say(found: &Found, args: &Args) -> anyhow::Result<()> {
         Some(failed) => format!("{failed:.0} did not hold"),
         None => "no rate tried was too high".into(),
     };
-    println!("\nhighest rate with p99 ≤ {goal}: {rate:.0} requests/s ({extent})");
+    say!("\nhighest rate with p99 ≤ {goal}: {rate:.0} requests/s ({extent})")?;
     if !found.confirmed {
         let budget = humantime::format_duration(args.budget.0);
         bail!("--budget {budget} was used up before that was confirmed");
     }
-    println!("held {} times in a row", args.confirm);
+    say!("held {} times in a row", args.confirm)?;
     Ok(())
 }

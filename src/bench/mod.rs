@@ -13,6 +13,7 @@ use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::{Plan, Progress, Report, Span};
 use anyhow::bail;
 
+use crate::print::say;
 use crate::progress::Bar;
 
 pub(crate) use load::mnist;
@@ -71,7 +72,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             plan.prefill = prefill && runs.is_empty();
             let report = measure(&plan, "")?;
             if !args.output.json() {
-                println!("{report}");
+                say!("{report}")?;
             }
             runs.push(Run { name: format!("depth {depth}"), report });
         }

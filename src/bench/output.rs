@@ -10,6 +10,8 @@ use afterimage_bench::threshold::Threshold;
 use afterimage_bench::{export, html};
 use anyhow::Context;
 
+use crate::print::{self, say};
+
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
@@ -68,7 +70,7 @@ impl OutputArgs {
     /// Writes all the files that were asked for.
     pub(crate) fn write(&self, record: &Record) -> anyhow::Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string_pretty(record)?);
+            say!("{}", serde_json::to_string_pretty(record)?)?;
         }
         if let Some(path) = &self.html {
             let page = html::page(
@@ -98,7 +100,7 @@ impl OutputArgs {
 /// Writes a record into `folder` and says where. On standard error, since JSON may be on the other.
 pub(super) fn keep(record: &Record, folder: &Path) -> anyhow::Result<()> {
     let path = record.write(folder).with_context(|| format!("in {}", folder.display()))?;
-    eprintln!("recorded in {}", path.display());
+    print::note(format_args!("recorded in {}", path.display()));
     Ok(())
 }
 

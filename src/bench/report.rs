@@ -8,6 +8,7 @@ use afterimage_bench::record::Record;
 use anyhow::Context;
 
 use super::output;
+use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -31,6 +32,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let records: Vec<Record> = args.records.iter().map(read).collect::<anyhow::Result<_>>()?;
     let page = html::page(&args.title, &records);
     output::write(&args.html, |out| out.write_all(page.as_bytes()))?;
-    println!("{}", args.html.display());
-    Ok(())
+    say!("{}", args.html.display())
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use afterimage_wire::Client;
 
 use crate::args::{ClientArgs, Span, Time};
+use crate::print::{self, say};
 use crate::serving;
 use reading::{Interval, Reading};
 
@@ -61,10 +62,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         client.close().await;
         if args.json {
-            println!("{}", serde_json::to_string_pretty(&report::json(&args.server, &interval))?);
+            say!("{}", serde_json::to_string_pretty(&report::json(&args.server, &interval))?)
         } else {
-            print!("{}", report::text(&interval));
+            print::text(&report::text(&interval))
         }
-        Ok(())
     })
 }

@@ -1,6 +1,6 @@
 //! The live view's loop: looks now and then, draws, and ends when it is told to.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::time::Duration;
 
 use afterimage_wire::Client;
@@ -13,6 +13,7 @@ use super::reading::{Interval, Reading};
 use super::report;
 use super::screen::Screen;
 use super::view::View;
+use crate::print::say;
 
 /// Shows what the service does until Ctrl-C, SIGTERM or the key q: on a terminal as a picture, elsewhere
 /// a line at a time. A server that goes away is waited for.
@@ -47,8 +48,8 @@ pub(super) async fn watch(
                 if let Err(why) = &outcome {
                     view.lost(why.clone());
                 }
-                if screen.is_none() && !say(server, &outcome, json)? {
-                    break;
+                if screen.is_none() {
+                    tell(server, &outcome, json)?;
                 }
             }
         }
@@ -129,19 +130,15 @@ impl Resized {
     }
 }
 
-/// Writes one line to standard output; false when nobody reads it any more.
-fn say(server: &str, outcome: &Result<Interval, String>, json: bool) -> anyhow::Result<bool> {
+/// Prints one line.
+fn tell(server: &str, outcome: &Result<Interval, String>, json: bool) -> anyhow::Result<()> {
     let line = match outcome {
         Ok(interval) if json => report::json(server, interval).to_string(),
         Ok(interval) => line(interval),
         Err(why) if json => serde_json::json!({"server": server, "error": why}).to_string(),
         Err(why) => format!("no answer: {why}"),
     };
-    let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        written => Ok(written.map(|()| true)?),
-    }
+    say!("{line}")
 }
 
 /// The most important of an interval, in a line.

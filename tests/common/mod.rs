@@ -276,10 +276,14 @@ pub(crate) fn run_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> Don
     prepare(&mut command);
     let mut child = command.spawn().expect("the binary starts");
     let (stdout, stderr) = (Log::default(), Log::default());
-    let readers = [
-        stdout.follow(child.stdout.take().expect("it is piped")),
-        stderr.follow(child.stderr.take().expect("it is piped")),
-    ];
+    // Either may go elsewhere.
+    let readers: Vec<JoinHandle<()>> = [
+        child.stdout.take().map(|output| stdout.follow(output)),
+        child.stderr.take().map(|output| stderr.follow(output)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     let deadline = Instant::now() + 2 * PATIENCE;
     let status = loop {
         match child.try_wait().expect("a child can be waited for") {
