@@ -144,7 +144,7 @@ fn two_records_are_compared_and_put_on_one_page() {
     let page = text(folder.path().join("page.html"));
     bench(&["report", &files[0], &files[1], "--html", &page, "--title", "Both"]).succeeded();
     let page = fs::read_to_string(page).unwrap();
-    assert!(page.contains("<h1>Both</h1>") && page.contains("two, depth 1 #4"));
+    assert!(page.contains("<h1>Both</h1>") && page.contains("two, depth 1 (middle of 4)"));
     let line = bench(&["compare", &files[0]]).failed_with_a_line();
     assert!(line.contains("a comparison needs two"), "{line}");
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::record::Run;
+use crate::record::{Record, Run};
 use crate::stats::{self, CONFIDENCE, Shift};
 use crate::threshold::Metric;
 
@@ -90,9 +90,13 @@ fn median(mut values: Vec<f64>) -> f64 {
     (values[last / 2] + values[last.div_ceil(2)]) / 2.0
 }
 
+/// A change in percent, with its sign.
+pub(crate) fn percent(change: f64) -> String {
+    format!("{:+.1} %", change * 100.0)
+}
+
 impl fmt::Display for Comparison {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let percent = |change: f64| format!("{:+.1} %", change * 100.0);
         let [a, b] = self.medians.map(|median| self.metric.show(median));
         write!(f, "{:<11}{a:>14}{b:>14}{:>10}  ", self.metric.name(), percent(self.change))?;
         match self.interval {
@@ -103,12 +107,19 @@ impl fmt::Display for Comparison {
             }
             None => write!(f, "{:<27}", "")?,
         }
-        f.write_str(match self.verdict() {
+        f.write_str(self.verdict().name())
+    }
+}
+
+impl Verdict {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
             Verdict::Better => "better",
             Verdict::Worse => "worse",
             Verdict::NoDifference => "no difference shown",
             Verdict::TooFewRepeats => "too few repeats to tell",
-        })
+        }
     }
 }
 
@@ -122,6 +133,39 @@ pub fn by_name(runs: &[Run]) -> Vec<(&str, Vec<&Run>)> {
         }
     }
     names
+}
+
+/// The one with the middle throughput, of one run at least.
+pub(crate) fn middle(mut runs: Vec<&Run>) -> &Run {
+    runs.sort_by(|a, b| a.report.throughput_per_s.total_cmp(&b.report.throughput_per_s));
+    runs.swap_remove(runs.len() / 2)
+}
+
+/// Compares the runs that have the same names in both records, or the only ones that each has, by all [`METRICS`].
+pub fn between<'a>(a: &'a Record, b: &Record) -> Vec<(&'a str, Vec<Comparison>)> {
+    let (ours, theirs) = (by_name(&a.runs), by_name(&b.runs));
+    let single = ours.len() == 1 && theirs.len() == 1;
+    let mut found = Vec::new();
+    for (name, first) in ours {
+        let other = theirs.iter().find(|(other, _)| single || *other == name);
+        let Some((_, second)) = other else { continue };
+        found.push((name, all_metrics(&first, second, false)));
+    }
+    found
+}
+
+/// Compares the runs of two names in one record, by all [`METRICS`]: in pairs, if they were measured in turn. `None`
+/// when there are not two names.
+pub fn within(record: &Record) -> Option<Vec<Comparison>> {
+    let names = by_name(&record.runs);
+    let [(_, first), (_, second)] = &names[..] else { return None };
+    let (rounds, rest) = record.runs.as_chunks::<2>();
+    let paired = rest.is_empty() && rounds.iter().all(|[one, other]| one.name != other.name);
+    Some(all_metrics(first, second, paired))
+}
+
+fn all_metrics(first: &[&Run], second: &[&Run], paired: bool) -> Vec<Comparison> {
+    METRICS.iter().filter_map(|&metric| Comparison::new(metric, first, second, paired)).collect()
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use afterimage_bench::compare::within;
 use afterimage_bench::record::{Machine, Record, Run};
 use anyhow::bail;
 
 use super::load::{LoadArgs, Place};
 use super::{compare, output};
+use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -64,12 +66,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         // Who goes first changes, or it would be one of them that always comes after a rest.
         plans.reverse();
     }
-    println!("A: {}\nB: {}\n{} rounds\n", args.a, args.b, args.rounds);
-    for comparison in compare::all_metrics(&runs, ("A", "B"), true) {
-        println!("{comparison}");
-    }
+    say!("A: {}\nB: {}\n{} rounds\n", args.a, args.b, args.rounds)?;
+    let record = Record::new(&args.record_name, Path::new("."), machine, runs);
+    compare::show(&within(&record).unwrap_or_default())?;
     if let Some(folder) = &args.record {
-        let record = Record::new(&args.record_name, Path::new("."), machine, runs);
         output::keep(&record, folder)?;
     }
     Ok(())

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use afterimage_bench::compare::{Comparison, METRICS, by_name};
-use afterimage_bench::record::{Record, Run};
+use afterimage_bench::compare::{self, Comparison};
+use afterimage_bench::record::Record;
 use anyhow::{Context, bail, ensure};
+
+use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -19,9 +21,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Record::read(path).with_context(|| format!("cannot read the record {}", path.display()))
     };
     match &args.records[..] {
-        [one] => within(read(one)?, &one.display().to_string()),
+        [one] => within(&read(one)?, &one.display().to_string()),
         [a, b] => {
-            println!("A: {}\nB: {}", a.display(), b.display());
+            say!("A: {}\nB: {}", a.display(), b.display())?;
             between(&read(a)?, &read(b)?)
         }
         _ => bail!("one record or two"),
@@ -29,49 +31,35 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Compares the two services of one record.
-fn within(record: Record, file: &str) -> anyhow::Result<()> {
-    let names: Vec<String> =
-        by_name(&record.runs).iter().map(|(name, _)| (*name).to_owned()).collect();
-    let [a, b] = &names[..] else {
-        bail!("{file} has runs of {} names; a comparison needs two", names.len());
+fn within(record: &Record, file: &str) -> anyhow::Result<()> {
+    let Some(comparisons) = compare::within(record) else {
+        let names = compare::by_name(&record.runs).len();
+        bail!("{file} has runs of {names} names; a comparison needs two");
     };
-    // Pairs, if they were measured in turn.
-    let (rounds, rest) = record.runs.as_chunks::<2>();
-    let paired = rest.is_empty() && rounds.iter().all(|[one, other]| one.name != other.name);
-    println!("A: {a}\nB: {b}\n");
-    show(&all_metrics(&record.runs, (a, b), paired))
+    if let Some(Comparison { names: [a, b], .. }) = comparisons.first() {
+        say!("A: {a}\nB: {b}\n")?;
+    }
+    show(&comparisons)
 }
 
 /// Compares the runs that have the same names in both, or the only ones that each has.
 fn between(a: &Record, b: &Record) -> anyhow::Result<()> {
-    let (ours, theirs) = (by_name(&a.runs), by_name(&b.runs));
-    let single = ours.len() == 1 && theirs.len() == 1;
-    let mut any = false;
-    for (name, first) in &ours {
-        let other = theirs.iter().find(|(other, _)| single || other == name);
-        let Some((_, second)) = other else { continue };
-        any = true;
-        println!("\n{name} ({} and {} repeats)", first.len(), second.len());
-        let all =
-            METRICS.iter().filter_map(|&metric| Comparison::new(metric, first, second, false));
-        show(&all.collect::<Vec<_>>())?;
+    let found = compare::between(a, b);
+    ensure!(!found.is_empty(), "the two records have no run of the same name");
+    for (name, comparisons) in found {
+        let [a, b] = comparisons.first().map_or([0, 0], |comparison| comparison.repeats);
+        say!("\n{name} ({a} and {b} repeats)")?;
+        show(&comparisons)?;
     }
-    ensure!(any, "the two records have no run of the same name");
     Ok(())
 }
 
-fn show(comparisons: &[Comparison]) -> anyhow::Result<()> {
+/// Prints comparisons as a table.
+pub(super) fn show(comparisons: &[Comparison]) -> anyhow::Result<()> {
     ensure!(!comparisons.is_empty(), "the runs have no figures to compare");
-    println!("{:<11}{:>14}{:>14}{:>10}", "", "A, median", "B, median", "B over A");
+    say!("{:<11}{:>14}{:>14}{:>10}", "", "A, median", "B, median", "B over A")?;
     for comparison in comparisons {
-        println!("{comparison}");
+        say!("{comparison}")?;
     }
     Ok(())
-}
-
-/// All figures of the runs with these two names.
-pub(super) fn all_metrics(runs: &[Run], names: (&str, &str), paired: bool) -> Vec<Comparison> {
-    let of = |name: &str| runs.iter().filter(|run| run.name == name).collect::<Vec<_>>();
-    let (first, second) = (of(names.0), of(names.1));
-    METRICS.iter().filter_map(|&metric| Comparison::new(metric, &first, &second, paired)).collect()
 }

@@ -2,12 +2,14 @@
 //! choice of light or dark.
 
 mod plot;
+mod verdict;
 
 use std::fmt::Write;
 
+use crate::compare::{by_name, middle};
 use crate::record::Record;
 use crate::report::{Interval, Report, Summary, duration};
-use plot::{Axis, COLOURS, Curve, Plot, escape};
+use plot::{Axis, COLOURS, Curve, Plot, class_of, escape};
 
 /// The longest tail that the percentile curve shows: nines beyond it stand for single requests.
 const MOST_NINES: f64 = 7.0;
@@ -15,10 +17,12 @@ const MOST_NINES: f64 = 7.0;
 /// Runs whose curves a plot can show and a reader tell apart.
 const MAX_CURVES: usize = 2 * COLOURS;
 
-/// A run as the page shows it.
+/// A run as the page shows it: of several repeats the middle one.
 struct Shown<'a> {
     name: String,
     report: &'a Report,
+    /// What went wrong in any of the repeats.
+    problems: Vec<String>,
 }
 
 /// A page about all runs of these records, laid over one another.
@@ -36,6 +40,7 @@ pub fn page(title: &str, records: &[Record]) -> String {
     out.push_str(&introduction(records));
     out.push_str(&legend(&runs));
     out.push_str(&table(&runs));
+    out.push_str(&verdict::section(records));
     let plotted = &runs[..runs.len().min(MAX_CURVES)];
     if plotted.len() < runs.len() {
         let _ =
@@ -65,23 +70,26 @@ pub fn page(title: &str, records: &[Record]) -> String {
     out
 }
 
-/// The runs with names that tell them apart, also across records and repeats.
+/// The runs with names that tell them apart, also across records.
 fn shown(records: &[Record]) -> Vec<Shown<'_>> {
     let mut runs: Vec<Shown<'_>> = Vec::new();
-    for record in records {
-        for run in &record.runs {
-            let name = match records.len() {
-                1 => run.name.clone(),
-                _ => format!("{}, {}", record.name, run.name),
+    for (number, record) in records.iter().enumerate() {
+        let namesake = |other: &&Record| other.name == record.name;
+        let prefix = match records.len() {
+            1 => String::new(),
+            _ if records.iter().filter(namesake).count() == 1 => format!("{}, ", record.name),
+            _ => format!("{} ({}), ", record.name, number + 1),
+        };
+        for (name, repeats) in by_name(&record.runs) {
+            let mut problems: Vec<String> =
+                repeats.iter().flat_map(|run| run.report.problems()).collect();
+            problems.dedup();
+            let count = match repeats.len() {
+                1 => String::new(),
+                count => format!(" (middle of {count})"),
             };
-            let repeats = runs
-                .iter()
-                .filter(|shown| shown.name == name || shown.name.starts_with(&format!("{name} #")));
-            let name = match repeats.count() {
-                0 => name,
-                repeats => format!("{name} #{}", repeats + 1),
-            };
-            runs.push(Shown { name, report: &run.report });
+            let name = format!("{prefix}{name}{count}");
+            runs.push(Shown { name, report: &middle(repeats).report, problems });
         }
     }
     runs
@@ -119,10 +127,10 @@ fn introduction(records: &[Record]) -> String {
 fn legend(runs: &[Shown<'_>]) -> String {
     let mut out = String::from("<ul class=\"legend\">\n");
     for (i, run) in runs.iter().take(MAX_CURVES).enumerate() {
-        let (colour, name) = (i % COLOURS, escape(&run.name));
+        let (class, name) = (class_of(i), escape(&run.name));
         let _ = writeln!(
             out,
-            "<li><svg viewBox=\"0 0 34 12\" aria-hidden=\"true\"><path class=\"curve c{colour}\" \
+            "<li><svg viewBox=\"0 0 34 12\" aria-hidden=\"true\"><path class=\"curve {class}\" \
              d=\"M1 6H33\"/></svg>{name}</li>"
         );
     }
@@ -148,10 +156,11 @@ fn table(runs: &[Shown<'_>]) -> String {
         }
         let hits = report.hit_ratio.map(|ratio| format!("{:.1} %", ratio * 100.0));
         let _ = write!(out, "<td>{}</td>", hits.unwrap_or_default());
-        let problems = report.problems();
-        let _ = match problems.len() {
-            0 => writeln!(out, "<td>none</td></tr>"),
-            _ => writeln!(out, "<td class=\"bad\">{}</td></tr>", escape(&problems.join("; "))),
+        let _ = match &run.problems[..] {
+            [] => writeln!(out, "<td>none</td></tr>"),
+            problems => {
+                writeln!(out, "<td class=\"bad\">{}</td></tr>", escape(&problems.join("; ")))
+            }
         };
     }
     out + "</tbody>\n</table></div>\n"
@@ -331,7 +340,7 @@ mod tests {
             "Latency by percentile",
             "Latency over time",
             "Throughput over time",
-            "one, a #2",
+            "one, a (middle of 2)",
             "two, a",
             "A &lt;talk&gt;",
             "bench &lt;&amp;&gt;",

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-/// Curves that are told apart; more of them begin with the first colour again.
+/// Colours; further curves begin with the first one again, in a thinner line.
 pub(super) const COLOURS: usize = 6;
 
 /// How values become places on an axis.
@@ -149,12 +149,18 @@ impl Plot {
                 let _ = write!(path, "{step}{:.1} {:.1}", x_of(x), y_of(y));
                 drawing = true;
             }
-            let (colour, faint) = (curve.run % COLOURS, if curve.faint { " faint" } else { "" });
-            let _ = write!(out, "<path class=\"curve c{colour}{faint}\" d=\"{path}\"/>");
+            let (class, faint) = (class_of(curve.run), if curve.faint { " faint" } else { "" });
+            let _ = write!(out, "<path class=\"curve {class}{faint}\" d=\"{path}\"/>");
         }
         out.push_str("</svg>");
         out
     }
+}
+
+/// The classes of a run's curve: colour and dashes, and once more with a thinner line when all colours are used.
+pub(super) fn class_of(run: usize) -> String {
+    let again = if run < COLOURS { "" } else { " again" };
+    format!("c{}{again}", run % COLOURS)
 }
 
 /// Text that is safe inside of elements and quoted attributes.
@@ -197,7 +203,7 @@ mod tests {
         let points = vec![(0.0, Some(1.0)), (1.0, Some(2.0)), (2.0, None), (3.0, Some(3.0))];
         let curves = vec![Curve { run: 7, faint: false, points }];
         let html = Plot { label: "a \"b\"".into(), x: axis(), y: axis(), curves }.html();
-        let path = html.split("curve c1\" d=\"").nth(1).unwrap().split('"').next().unwrap();
+        let path = html.split("curve c1 again\" d=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!((path.matches('M').count(), path.matches('L').count()), (2, 1), "{path}");
         assert!(html.contains("&lt;t&gt;") && html.contains("a &quot;b&quot;"));
         assert_eq!(html.matches("<svg").count(), 2);
