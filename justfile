@@ -83,6 +83,11 @@ bench-cache:
 bench-memo-peers:
     bench/memo-peers
 
+# That the peers of bench-memo-peers compile, and what clippy says of them: a workspace of its own
+peers-check:
+    cargo fmt --manifest-path bench/peers/Cargo.toml --check
+    cargo clippy --manifest-path bench/peers/Cargo.toml --all-targets --locked -- -D warnings
+
 # The wire codec alone: frames a second
 bench-codec:
     bench/codec
@@ -91,17 +96,21 @@ bench-codec:
 bench-generator:
     bench/generator
 
-# Micro-benchmarks: codec, key, flights, table, scoring
+# Micro-benchmarks: codec, key, flights, table, feature map, scoring
 bench-micro *ARGS:
     cargo bench -p afterimage-wire --bench codec -- {{ARGS}}
     cargo bench -p afterimage-memo --bench paths -- {{ARGS}}
     cargo bench -p afterimage-cache --bench table -- {{ARGS}}
     cargo bench -p afterimage-classifier --bench scoring -- {{ARGS}}
 
-# All records anew, and the page that is made from them; a quarter of an hour on a quiet machine
-bench-all: bench-codec bench-generator bench-memo bench-memo-peers bench-cache performance
+# All records anew, and all that is made from them; DIR holds the four MNIST files. Half an hour on a quiet machine
+bench-all DIR="": bench-codec bench-generator bench-memo bench-memo-peers bench-overhead bench-overload bench-cache
+    @[ -n "{{DIR}}" ] || echo "SKIPPED: the classifier's records; just bench-all DIR, with MNIST's files in it"
+    [ -z "{{DIR}}" ] || bench/classifier "{{DIR}}"
+    [ -z "{{DIR}}" ] || bench/kernel-svm "{{DIR}}"
+    cargo run -p afterimage-bench --example performance
 
-# docs/performance.md from the newest records
+# docs/performance.md and the READMEs' figures from the newest records
 performance:
     cargo run -p afterimage-bench --example performance
 

@@ -1,10 +1,12 @@
 //! What the peers' servers and loads have in common.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
 use hdrhistogram::Histogram;
+use tokio::task::{JoinHandle, LocalSet};
 
 /// The gRPC messages and the two ends of the service.
 pub mod classify {
@@ -13,6 +15,9 @@ pub mod classify {
 
 /// Drawn digits that the loads ask about.
 pub const IMAGES: usize = 10_000;
+
+/// How long a load runs before its answers count.
+pub const WARMUP: Duration = Duration::from_millis(300);
 
 /// The longest latency that is told apart.
 const HOUR_NS: u64 = 3_600_000_000_000;
@@ -86,4 +91,22 @@ impl Seen {
         }
         println!("{line}");
     }
+}
+
+/// Runs the tasks of a load to their end, and prints what they have seen.
+pub async fn finish(
+    local: LocalSet,
+    tasks: Vec<JoinHandle<anyhow::Result<()>>>,
+    seen: &RefCell<Seen>,
+    labels: bool,
+) -> anyhow::Result<()> {
+    let all = async {
+        for task in tasks {
+            task.await??;
+        }
+        anyhow::Ok(())
+    };
+    local.run_until(all).await?;
+    seen.borrow().print(labels);
+    Ok(())
 }

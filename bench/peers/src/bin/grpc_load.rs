@@ -1,8 +1,8 @@
 //! Load for the gRPC service. Usage: grpc_load ADDRESS unary|stream CONNECTIONS IN_FLIGHT SECONDS [labels]
 //!
 //! Unary calls multiplex on each connection; with `stream` the requests in flight share one long call for each
-//! connection. Prints one line of JSON; with `labels`
-//! goes on until every image was answered, and prints their labels, too.
+//! connection. Prints one line of JSON; with `labels` goes on until every image was answered, and prints their
+//! labels, too.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -11,15 +11,13 @@ use std::time::{Duration, Instant};
 
 use afterimage_peers::classify::Image;
 use afterimage_peers::classify::classifier_client::ClassifierClient;
-use afterimage_peers::{IMAGES, Seen, images};
+use afterimage_peers::{IMAGES, Seen, WARMUP, finish, images};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-
-const WARMUP: Duration = Duration::from_millis(300);
 
 type Client = ClassifierClient<Channel>;
 
@@ -78,16 +76,7 @@ async fn main() -> anyhow::Result<()> {
             }
         }
     }
-    local
-        .run_until(async {
-            for task in tasks {
-                task.await??;
-            }
-            anyhow::Ok(())
-        })
-        .await?;
-    load.seen.borrow().print(!rest.is_empty());
-    Ok(())
+    finish(local, tasks, &load.seen, !rest.is_empty()).await
 }
 
 /// One call after another.

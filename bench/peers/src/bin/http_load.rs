@@ -11,13 +11,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
-use afterimage_peers::{IMAGES, Seen, images};
+use afterimage_peers::{IMAGES, Seen, WARMUP, finish, images};
 use anyhow::{Context, bail, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::LocalSet;
-
-const WARMUP: Duration = Duration::from_millis(300);
 
 /// The longest answer that is waited for.
 const MAX_ANSWER: usize = 64 << 10;
@@ -42,16 +40,7 @@ async fn main() -> anyhow::Result<()> {
             })
         })
         .collect();
-    local
-        .run_until(async {
-            for task in tasks {
-                task.await??;
-            }
-            anyhow::Ok(())
-        })
-        .await?;
-    seen.borrow().print(!rest.is_empty());
-    Ok(())
+    finish(local, tasks, &seen, !rest.is_empty()).await
 }
 
 /// Asks for every n-th image in turn until the time is over and all is answered.
