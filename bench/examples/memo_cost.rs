@@ -4,23 +4,19 @@
 //! Arguments: `overhead` or `overload`; the `afterimage` binary; a folder for the record; and of `overload` how many
 //! seconds (60). Servers run on CPU 0, the load on CPU 1.
 
+mod common;
+
 use std::env;
-use std::error::Error;
-use std::fmt::Write as _;
-use std::fs;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use afterimage_bench::record::{Machine, Record, Run};
+use afterimage_bench::record::{Machine, Run};
 use afterimage_bench::workload::Population;
 use afterimage_bench::{Arrivals, Mode, Outcome, Plan, Report, Span, run};
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use common::{Found, Process, Result};
 
 /// Rounds of the comparison; in each, every server has its turn, and they take turns in going first.
 const ROUNDS: u64 = 9;
@@ -49,40 +45,9 @@ fn main() -> Result<()> {
     }
 }
 
-/// A server on CPU 0, ended with this value.
-struct Server {
-    child: Child,
-    addr: SocketAddr,
-}
-
-impl Server {
-    fn start(binary: &Path, args: &[&str]) -> Result<Server> {
-        let mut command = Command::new("taskset");
-        command.args(["-c", "0"]).arg(binary).args(args);
-        command.args(["--listen", "127.0.0.1:0", "--threads", "1"]);
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        let output = child.stdout.take().ok_or("no standard output")?;
-        BufReader::new(output).read_line(&mut line)?;
-        let addr = line.trim().rsplit(' ').next().unwrap_or_default().parse();
-        let addr = addr.map_err(|_| format!("{args:?} said {line:?}"))?;
-        Ok(Server { child, addr })
-    }
-
-    /// Bytes of memory that it holds, as the system counts them.
-    fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
-        Ok(kib << 10)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts a service of ours on CPU 0.
+fn start(binary: &Path, args: &[&str]) -> Result<Process> {
+    Process::telling(binary, &[args, &["--listen", "127.0.0.1:0", "--threads", "1"]].concat())
 }
 
 fn plan(addr: SocketAddr, population: &Arc<Population>) -> Plan {
@@ -111,13 +76,12 @@ struct Contestant {
 fn overhead(binary: &Path, folder: &Path) -> Result<()> {
     let machine = Machine::here();
     let population = Arc::new(Population::drawn(1, KNOWN));
-    let classifier = Server::start(binary, &["classifier", "--compute-threads", "1"])?;
-    let embedded =
-        Server::start(binary, &["serve", "--compute-threads", "1", "--memory", "64MiB"])?;
+    let classifier = start(binary, &["classifier", "--compute-threads", "1"])?;
+    let embedded = start(binary, &["serve", "--compute-threads", "1", "--memory", "64MiB"])?;
     let place = classifier.addr.to_string();
-    let remote = Server::start(binary, &["memo", "--classifier", &place, "--memory", "64MiB"])?;
+    let remote = start(binary, &["memo", "--classifier", &place, "--memory", "64MiB"])?;
     let contestant =
-        |name, server: &Server, hit_ratio| Contestant { name, addr: server.addr, hit_ratio };
+        |name, server: &Process, hit_ratio| Contestant { name, addr: server.addr, hit_ratio };
     let mut contestants = [
         contestant("classifier", &classifier, 0.0),
         contestant("memo, classifier embedded, no hits", &embedded, 0.0),
@@ -147,18 +111,19 @@ fn overhead(binary: &Path, folder: &Path) -> Result<()> {
             contestants.rotate_left(1);
         }
     }
-    let mut record = Record::new("memo-overhead", Path::new("."), machine, runs);
-    judge(&mut record, &names)?;
-    finish(&record, folder)
+    let mut found = Found::default();
+    judge(&mut found, &runs, &names);
+    found.runs = runs;
+    found.record("memo-overhead", machine, "bench/overhead", folder)
 }
 
 /// Medians over the rounds, and their ratios to the classifier's.
-fn judge(record: &mut Record, names: &[&str; 4]) -> Result<()> {
-    let mut table = format!("{:<46}{:>12}{:>12}{:>14}\n", "", "p50", "p99", "answers/s");
+fn judge(found: &mut Found, runs: &[Run], names: &[&str; 4]) {
+    found.say(&format!("{:<46}{:>12}{:>12}{:>14}", "", "p50", "p99", "answers/s"));
     for depth in DEPTHS {
         let of = |name: &str, value: fn(&Report) -> f64| {
             let name = format!("{name}, depth {depth}");
-            let runs = record.runs.iter().filter(|run| run.name == name);
+            let runs = runs.iter().filter(|run| run.name == name);
             median(runs.map(|run| value(&run.report)).collect())
         };
         let p50 = |name| of(name, |report| report.latency_from_sent.p50_ns as f64 / 1e3);
@@ -167,35 +132,23 @@ fn judge(record: &mut Record, names: &[&str; 4]) -> Result<()> {
             let rate = of(name, |report| report.throughput_per_s);
             let (p50, p99) = (p50(name), p99(name));
             let name = format!("{name}, depth {depth}");
-            writeln!(table, "{name:<46}{p50:>9.2} µs{p99:>9.2} µs{rate:>14.0}")?;
+            found.say(&format!("{name:<46}{p50:>9.2} µs{p99:>9.2} µs{rate:>14.0}"));
         }
         let [classifier, embedded, remote, hop] = *names;
-        let figures = [
+        for (name, figure) in [
             ("embedded_p50_over_classifier", p50(embedded) / p50(classifier)),
             ("embedded_p99_over_classifier", p99(embedded) / p99(classifier)),
             ("remote_p50_over_classifier_us", p50(remote) - p50(classifier)),
             ("hop_p50_us", p50(hop)),
-        ];
-        for (name, figure) in figures {
+        ] {
             let name = format!("depth_{depth}_{name}");
-            writeln!(table, "{name:<58}{figure:>12.3}")?;
-            record.figures.insert(name, figure);
+            found.say(&format!("{name:<58}{figure:>12.3}"));
+            found.figure(&name, figure);
         }
     }
-    writeln!(
-        table,
-        "targets: the two ratios at most 1.02; at depth 1, remote over classifier at most a hop"
-    )?;
-    record.text = table.lines().map(str::to_owned).collect();
-    Ok(())
-}
-
-fn finish(record: &Record, folder: &Path) -> Result<()> {
-    for line in &record.text {
-        println!("{line}");
-    }
-    println!("\n{}", record.write(folder)?.display());
-    Ok(())
+    found.say(
+        "targets: the two ratios at most 1.02; at depth 1, remote over classifier at most a hop",
+    );
 }
 
 // ---- What it holds ----
@@ -205,7 +158,7 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     let population = Arc::new(Population::drawn(1, KNOWN));
     // A table that is full soon, and room for few to wait: what grows then would grow without end.
     let args = ["serve", "--compute-threads", "1", "--memory", "8MiB", "--max-waiting", "4096"];
-    let memo = Server::start(binary, &args)?;
+    let memo = start(binary, &args)?;
     let mut calm = plan(memo.addr, &population);
     (calm.depth, calm.hit_ratio, calm.stop) = (64, Some(0.0), Span::Time(3 * MEASURE));
     let calm = run(&calm, &mut |_| {})?;
@@ -236,13 +189,13 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     let runs =
         [("calm", calm), ("hits, calm", quiet), ("flood", flood), ("hits under flood", hits)];
     let runs = runs.map(|(name, report)| Run { name: name.into(), report });
-    let mut record = Record::new("memo-overload", Path::new("."), machine, runs.into());
-    report_overload(&mut record, &resident)?;
-    finish(&record, folder)
+    let mut found = Found { runs: runs.into(), ..Found::default() };
+    report_overload(&mut found, &resident)?;
+    found.record("memo-overload", machine, "bench/overload", folder)
 }
 
 /// The figures: memory over time, and what became of both kinds of requests.
-fn report_overload(record: &mut Record, resident: &[(Duration, u64)]) -> Result<()> {
+fn report_overload(found: &mut Found, resident: &[(Duration, u64)]) -> Result<()> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     // The first second fills the table and the buffers.
     let settled: Vec<u64> =
@@ -251,7 +204,7 @@ fn report_overload(record: &mut Record, resident: &[(Duration, u64)]) -> Result<
         return Err("the flood was too short to see memory by".into());
     };
     let peak = settled.iter().copied().max().unwrap_or(end);
-    let [calm, quiet, flood, hits] = [0, 1, 2, 3].map(|i| &record.runs[i].report);
+    let [calm, quiet, flood, hits] = [0, 1, 2, 3].map(|i| &found.runs[i].report);
     let us = |ns: u64| ns as f64 / 1e3;
     let hit =
         |report: &Report| report.outcomes.get(&Outcome::Hit).map_or(0, |hits| hits.from_due.count);
@@ -275,11 +228,9 @@ fn report_overload(record: &mut Record, resident: &[(Duration, u64)]) -> Result<
         ("resident_mib_end", mib(end)),
         ("wrong", (flood.wrong + hits.wrong) as f64),
     ];
-    let mut text = Vec::new();
     for (name, figure) in figures {
-        text.push(format!("{name:<28}{figure:>16.1}"));
-        record.figures.insert(name.into(), figure);
+        found.say(&format!("{name:<28}{figure:>16.1}"));
+        found.figure(name, figure);
     }
-    record.text = text;
     Ok(())
 }

@@ -8,17 +8,16 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::env;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_bench::record::{Machine, Record, Run};
+use afterimage_bench::record::{Machine, Run};
 use afterimage_bench::workload::{Access, Answers, Population};
 use afterimage_bench::{Plan, Report, Span, Target};
-use common::{Process, Result, checked};
+use common::{Found, Process, Result, checked, median};
 use serde_json::Value;
 
 /// Digits that are asked about: as many as the peers' loads have.
@@ -53,42 +52,19 @@ fn main() -> Result<()> {
     let mut found = Found::default();
     against_the_classifier(&mut found, Path::new(binary), Path::new(null))?;
     beside_peers(&mut found, Path::new(binary), Path::new(peers), python)?;
-    let mut record = Record::new("memo-peers", Path::new("."), machine, found.runs);
-    record.command = vec!["bench/memo-peers".into()];
-    (record.text, record.figures) = (found.text, found.figures);
-    println!("recorded in {}", record.write(Path::new(folder))?.display());
-    Ok(())
+    found.record("memo-peers", machine, "bench/memo-peers", Path::new(folder))
 }
 
-/// What the comparison has found so far.
-#[derive(Default)]
-struct Found {
-    runs: Vec<Run>,
-    text: Vec<String>,
-    figures: BTreeMap<String, f64>,
-}
-
-impl Found {
-    fn say(&mut self, line: &str) {
-        println!("{line}");
-        self.text.push(line.to_owned());
-    }
-
-    fn figure(&mut self, name: &str, value: f64) {
-        self.figures.insert(name.to_owned(), value);
-    }
-
-    /// Keeps a run and says what came out.
-    fn keep(&mut self, name: &str, report: Report) {
-        let us = |ns: u64| ns as f64 / 1e3;
-        let (p50, p99) = (us(report.latency_from_sent.p50_ns), us(report.latency_from_sent.p99_ns));
-        let rate = report.throughput_per_s;
-        let busy = report.generator.cpu_share.iter().sum::<f64>() * 100.0;
-        self.say(&format!(
-            "  {name:<36}{rate:>11.0}/s  p50 {p50:>9.1} µs  p99 {p99:>9.1} µs  generator {busy:.0} %"
-        ));
-        self.runs.push(Run { name: name.into(), report });
-    }
+/// Keeps a run and says what came out.
+fn keep(found: &mut Found, name: &str, report: Report) {
+    let us = |ns: u64| ns as f64 / 1e3;
+    let (p50, p99) = (us(report.latency_from_sent.p50_ns), us(report.latency_from_sent.p99_ns));
+    let rate = report.throughput_per_s;
+    let busy = report.generator.cpu_share.iter().sum::<f64>() * 100.0;
+    found.say(&format!(
+        "  {name:<36}{rate:>11.0}/s  p50 {p50:>9.1} µs  p99 {p99:>9.1} µs  generator {busy:.0} %"
+    ));
+    found.runs.push(Run { name: name.into(), report });
 }
 
 /// The service of ours that `arguments` start, with one thread for each kind of work.
@@ -106,12 +82,6 @@ fn plan(server: &Process, population: &Arc<Population>, depth: usize) -> Plan {
         pin: vec![1],
         ..Plan::classify(server.addr, Arc::clone(population))
     }
-}
-
-/// The middle one of several runs.
-fn median(mut reports: Vec<Report>) -> Report {
-    reports.sort_by(|a, b| a.throughput_per_s.total_cmp(&b.throughput_per_s));
-    reports.swap_remove(reports.len() / 2)
 }
 
 /// The shipped model: asked directly, through a memo that knows nothing yet, and through one that knows it all;
@@ -148,7 +118,7 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
                 let cold = Plan { access: Access::EachOnce, warmup: Span::NONE, stop, ..cold };
                 rounds.push(checked(&cold)?);
             }
-            found.keep(&format!("{name}, cold, depth {depth}"), median(rounds));
+            keep(found, &format!("{name}, cold, depth {depth}"), median(rounds));
         }
     }
     for server in [&embedded, &remote] {
@@ -168,7 +138,7 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
         let (direct, local) = (rates[0].throughput_per_s, rates[1].throughput_per_s);
         found.figure(&format!("memo hot over classifier, depth {depth}"), local / direct);
         for (name, report) in names.into_iter().zip(rates) {
-            found.keep(&format!("{name}, depth {depth}"), report);
+            keep(found, &format!("{name}, depth {depth}"), report);
         }
     }
     // What the two kernels and the wake-ups cost: a server that reads 800 bytes and writes 18.
@@ -180,8 +150,8 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
     let (floor, memo) = (median(floor), median(memo));
     let p50 = |report: &Report| report.latency_from_sent.p50_ns as f64;
     found.figure("memo p50 over a server of nothing", p50(&memo) / p50(&floor));
-    found.keep("null server, depth 1", floor);
-    found.keep("memo, embedded, hot, depth 1 again", memo);
+    keep(found, "null server, depth 1", floor);
+    keep(found, "memo, embedded, hot, depth 1 again", memo);
     Ok(())
 }
 
@@ -250,7 +220,7 @@ fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) ->
     for (depth, reports) in DEPTHS.iter().zip(memo_rates) {
         let report = median(reports);
         memo_best = f64::max(memo_best, report.throughput_per_s);
-        found.keep(&format!("memo, raw model, hot, depth {depth}"), report);
+        keep(found, &format!("memo, raw model, hot, depth {depth}"), report);
     }
     found.figure("memo M/s", memo_best / 1e6);
     for ((name, at_best), alone) in ["gRPC", "FastAPI"].into_iter().zip(rates).zip(alone) {

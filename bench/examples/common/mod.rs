@@ -3,6 +3,7 @@
 // Not every example needs all of it.
 #![allow(dead_code)]
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,9 +13,52 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::{Plan, Report, run};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// What a comparison has found so far, for people and for the record.
+#[derive(Default)]
+pub(crate) struct Found {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) text: Vec<String>,
+    pub(crate) figures: BTreeMap<String, f64>,
+}
+
+impl Found {
+    /// Prints a line, or several, and keeps it.
+    pub(crate) fn say(&mut self, lines: &str) {
+        println!("{lines}");
+        self.text.extend(lines.split('\n').map(str::to_owned));
+    }
+
+    pub(crate) fn figure(&mut self, name: &str, value: f64) {
+        self.figures.insert(name.to_owned(), value);
+    }
+
+    /// Writes all of it as a record into `folder`, and says where.
+    pub(crate) fn record(
+        self,
+        name: &str,
+        machine: Machine,
+        command: &str,
+        folder: &Path,
+    ) -> Result<()> {
+        let Found { runs, text, figures } = self;
+        let mut record = Record::new(name, Path::new("."), machine, runs);
+        record.command = command.split(' ').map(str::to_owned).collect();
+        (record.text, record.figures) = (text, figures);
+        println!("recorded in {}", record.write(folder)?.display());
+        Ok(())
+    }
+}
+
+/// The run in the middle by throughput.
+pub(crate) fn median(mut reports: Vec<Report>) -> Report {
+    reports.sort_by(|a, b| a.throughput_per_s.total_cmp(&b.throughput_per_s));
+    reports.swap_remove(reports.len() / 2)
+}
 
 /// How long a server may take until it listens: Python takes seconds to import its libraries.
 const PATIENCE: Duration = Duration::from_secs(60);

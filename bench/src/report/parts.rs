@@ -1,0 +1,119 @@
+//! What a report is made of: latencies in eight numbers, the intervals of a run, what the generator used.
+
+use std::time::{Duration, SystemTime};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::timeline::Timeline;
+
+/// A part of a measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// When it begins, in seconds after the measurement did. The last ones may begin after its end, when
+    /// late answers were waited for.
+    pub start_s: f64,
+    /// Its length in seconds.
+    pub length_s: f64,
+    /// Requests that were over in it: answered, failed, or a write confirmed.
+    pub closed: u64,
+    /// Remembered answers among them.
+    pub hits: u64,
+    /// Error replies among them.
+    pub failed: u64,
+    /// Latencies from due of the proper answers that came in it.
+    pub from_due: Summary,
+    /// The same in full; only in the process that measured it.
+    #[serde(skip)]
+    pub histogram: Option<Histogram<u64>>,
+}
+
+/// A latency histogram in eight numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// How many latencies these are.
+    pub count: u64,
+    /// Their mean.
+    pub mean_ns: f64,
+    /// Half are no longer.
+    pub p50_ns: u64,
+    /// 90 % are no longer.
+    pub p90_ns: u64,
+    /// 99 % are no longer.
+    pub p99_ns: u64,
+    /// 99.9 % are no longer.
+    pub p999_ns: u64,
+    /// 99.99 % are no longer.
+    pub p9999_ns: u64,
+    /// None is longer.
+    pub max_ns: u64,
+}
+
+/// The latencies of requests that were answered in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OutcomeReport {
+    /// From the moment a request was due.
+    pub from_due: Summary,
+    /// From the moment it was handed to the kernel.
+    pub from_sent: Summary,
+}
+
+/// What a load thread used during the measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ThreadUse {
+    /// When its measurement began.
+    pub(crate) started: SystemTime,
+    /// Length of its measurement.
+    pub(crate) measured: Duration,
+    /// The same with the wait for the last answers.
+    pub(crate) wall: Duration,
+    /// CPU time.
+    pub(crate) cpu: Duration,
+}
+
+/// What the generator itself used. Near 1 in a closed loop, the figures are the generator's and not
+/// the server's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Generator {
+    /// CPU time of each load thread, as a share of the time it ran.
+    pub cpu_share: Vec<f64>,
+    /// CPU time of all load threads for each request that was answered, in nanoseconds, system calls
+    /// included. A load thread can drive no more than 10⁹ over this a second.
+    pub cpu_ns_per_request: f64,
+    /// Nanoseconds from a request's due time to its hand-over, at the 99th percentile, as the
+    /// difference of the two latencies' 99th percentiles: what the generator, its window or the
+    /// kernel's buffers held back.
+    pub held_back_p99_ns: u64,
+}
+
+impl Summary {
+    pub(super) fn new(histogram: &Histogram<u64>) -> Self {
+        Summary {
+            count: histogram.len(),
+            mean_ns: histogram.mean(),
+            p50_ns: histogram.value_at_quantile(0.5),
+            p90_ns: histogram.value_at_quantile(0.9),
+            p99_ns: histogram.value_at_quantile(0.99),
+            p999_ns: histogram.value_at_quantile(0.999),
+            p9999_ns: histogram.value_at_quantile(0.9999),
+            max_ns: histogram.max(),
+        }
+    }
+}
+
+/// The parts of a measurement in their order.
+pub(super) fn intervals(timeline: Timeline) -> Vec<Interval> {
+    let length_s = timeline.width_ns() as f64 / 1e9;
+    let intervals = timeline.into_intervals().into_iter().enumerate();
+    intervals
+        .map(|(i, interval)| Interval {
+            start_s: i as f64 * length_s,
+            length_s,
+            closed: interval.closed,
+            hits: interval.hits,
+            failed: interval.failed,
+            from_due: Summary::new(&interval.from_due),
+            histogram: Some(interval.from_due),
+        })
+        .collect()
+}

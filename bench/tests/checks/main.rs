@@ -1,0 +1,230 @@
+//! The generator counts exactly and believes nothing: against servers that err, lie, dawdle and die.
+
+// The exemption for tests does not reach the helpers beside them.
+#![allow(clippy::unwrap_used)]
+
+#[path = "../fake/mod.rs"]
+mod fake;
+mod faults;
+mod refusals;
+mod workloads;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use afterimage_bench::workload::{Answers, Keys, Population};
+use afterimage_bench::{BenchError, Outcome, Plan, Report, Span, Target, run};
+use afterimage_wire::Status;
+use afterimage_wire::proto::Service;
+use afterimage_wire::proto::message::Origin;
+use fake::{Then, class_of, classified, error, proper, right};
+
+fn images(count: usize) -> Arc<Population> {
+    Arc::new(Population::drawn(1, count))
+}
+
+/// A plan that is quick: a thousand requests over 100 images, eight at a time.
+fn plan(addr: SocketAddr) -> Plan {
+    Plan {
+        depth: 8,
+        stop: Span::Requests(1000),
+        timeout: Duration::from_secs(30),
+        ..Plan::classify(addr, images(100))
+    }
+}
+
+fn cache_plan(addr: SocketAddr, read_share: f64) -> Plan {
+    let keys = Keys { count: 100, read_share, salt: 9 };
+    Plan {
+        depth: 8,
+        stop: Span::Requests(1000),
+        timeout: Duration::from_secs(30),
+        ..Plan::cache(addr, keys)
+    }
+}
+
+fn go(plan: &Plan) -> Result<Report, BenchError> {
+    let result = run(plan, &mut |_| {});
+    let report = match &result {
+        Ok(report) => report,
+        Err(BenchError::Wrong(report)) => report,
+        Err(_) => return result,
+    };
+    let accounted =
+        report.answered + report.failed + report.writes_confirmed + report.timed_out + report.lost;
+    assert_eq!(report.sent, accounted, "a request is missing or counted twice: {report}");
+    result
+}
+
+fn wrong(result: Result<Report, BenchError>) -> Report {
+    match result {
+        Err(BenchError::Wrong(report)) => *report,
+        other => panic!("the run should have failed: {other:?}"),
+    }
+}
+
+#[test]
+fn every_request_is_counted_once() {
+    let seen = Arc::new(Mutex::new(0u64));
+    let counter = Arc::clone(&seen);
+    let addr = fake::start(Service::Memo, move |_| {
+        let counter = Arc::clone(&counter);
+        Box::new(move |_, frame, replies| {
+            *counter.lock().unwrap() += 1;
+            replies.push(right(frame));
+            Then::Continue
+        })
+    });
+    let plan = Plan {
+        connections: 7,
+        threads: 3,
+        stop: Span::Requests(10_001),
+        warmup: Span::Requests(500),
+        ..plan(addr)
+    };
+    let report = go(&plan).unwrap();
+    assert_eq!((report.sent, report.answered), (10_001, 10_001));
+    assert_eq!(*seen.lock().unwrap(), 10_501);
+    assert_eq!(report.latency_from_due.count, 10_001);
+    assert_eq!(report.latency_from_sent.count, 10_001);
+    assert_eq!(report.problems(), [""; 0]);
+    assert_eq!(report.hit_ratio, Some(0.0));
+    assert!(report.throughput_per_s > 0.0 && report.measured_s > 0.0);
+}
+
+#[test]
+fn a_planted_wrong_label_fails_the_run() {
+    let addr = fake::start(Service::Memo, |_| {
+        Box::new(|n, frame, replies| {
+            let mut reply = right(frame);
+            if n == 700 {
+                let label = reply.len() - 2;
+                reply[label] = (reply[label] + 1) % 10;
+            }
+            replies.push(reply);
+            Then::Continue
+        })
+    });
+    let report = wrong(go(&plan(addr)));
+    assert_eq!((report.wrong, report.unexpected), (1, 0));
+    let example = &report.examples[0];
+    assert_eq!(example.answer, (example.expected + 1) % 10);
+}
+
+#[test]
+fn a_wrong_label_in_the_warm_up_fails_the_run() {
+    let addr = fake::start(Service::Memo, |_| {
+        Box::new(|n, frame, replies| {
+            let class = if n == 450 { 11 } else { 3 };
+            replies.push(classified(frame.header.id, class, Origin::Computed));
+            Then::Continue
+        })
+    });
+    let report = wrong(go(&Plan { warmup: Span::Requests(500), ..plan(addr) }));
+    assert_eq!(report.wrong, 1);
+}
+
+#[test]
+fn labels_known_beforehand_and_those_of_another_run_are_held_against_a_server() {
+    let population = images(100);
+    let right_ones: Vec<u16> = (0..100).map(|i| class_of(population.image(i))).collect();
+    let addr = fake::start(Service::Memo, |_| proper());
+    let with = |addr, answers: &Arc<Answers>| {
+        let (population, answers) = (Arc::clone(&population), Arc::clone(answers));
+        Plan { target: Target::Classify { population, answers }, ..plan(addr) }
+    };
+    go(&with(addr, &Arc::new(Answers::known(&right_ones)))).unwrap();
+
+    let first_come = Arc::new(Answers::first_come(100));
+    go(&with(addr, &first_come)).unwrap();
+    assert_eq!(first_come.expected(5), Some(right_ones[5]));
+
+    // Consistent in itself, and not the other server's answers.
+    let other = fake::start(Service::Memo, |_| {
+        Box::new(|_, frame, replies| {
+            let class = (class_of(frame.body) + 1) % 10;
+            replies.push(classified(frame.header.id, class, Origin::Memoized));
+            Then::Continue
+        })
+    });
+    go(&plan(other)).unwrap();
+    assert_eq!(wrong(go(&with(other, &first_come))).wrong, 1000);
+}
+
+#[test]
+fn replies_may_come_in_any_order() {
+    let addr = fake::start(Service::Memo, |_| {
+        let mut held = Vec::new();
+        Box::new(move |n, frame, replies| {
+            held.push(right(frame));
+            // Every eighth request lets eight replies go, the last first.
+            if n % 8 == 7 {
+                replies.extend(held.drain(..).rev());
+            }
+            Then::Continue
+        })
+    });
+    let report = go(&plan(addr)).unwrap();
+    assert_eq!(report.answered, 1000);
+}
+
+#[test]
+fn a_second_reply_and_a_reply_to_nothing_fail_the_run() {
+    let addr = fake::start(Service::Memo, |_| {
+        Box::new(|n, frame, replies| {
+            replies.push(right(frame));
+            if n == 10 {
+                replies.push(right(frame));
+            }
+            if n == 20 {
+                replies.push(classified(u64::MAX, 1, Origin::Computed));
+            }
+            Then::Continue
+        })
+    });
+    let report = wrong(go(&plan(addr)));
+    assert_eq!((report.unexpected, report.wrong), (2, 0));
+}
+
+#[test]
+fn error_replies_are_counted_by_status_and_are_no_answers() {
+    let addr = fake::start(Service::Memo, |_| {
+        Box::new(|n, frame, replies| {
+            replies.push(match n % 10 {
+                3 => error(frame.header.id, Status::Overloaded),
+                7 if n < 100 => error(frame.header.id, Status::Unknown(999)),
+                _ => right(frame),
+            });
+            Then::Continue
+        })
+    });
+    let report = go(&plan(addr)).unwrap();
+    assert_eq!((report.answered, report.failed), (890, 110));
+    assert_eq!(report.errors["overloaded"], 100);
+    assert_eq!(report.errors["unknown status 999"], 10);
+    assert_eq!(report.latency_from_due.count, 890);
+    assert_eq!(report.outcomes[&Outcome::Failed].from_due.count, 110);
+    assert_eq!(report.problems(), ["110 error replies"]);
+}
+
+#[test]
+fn latencies_are_split_by_how_answers_came_about() {
+    let addr = fake::start(Service::Memo, |_| {
+        Box::new(|n, frame, replies| {
+            let origin = match n % 4 {
+                0 => Origin::Computed,
+                1 => Origin::Coalesced,
+                _ => Origin::Memoized,
+            };
+            replies.push(classified(frame.header.id, class_of(frame.body), origin));
+            Then::Continue
+        })
+    });
+    let report = go(&plan(addr)).unwrap();
+    let count = |outcome| report.outcomes[&outcome].from_sent.count;
+    assert_eq!(count(Outcome::Computed), 250);
+    assert_eq!(count(Outcome::Coalesced), 250);
+    assert_eq!(count(Outcome::Hit), 500);
+    assert_eq!(report.hit_ratio, Some(0.5));
+}
