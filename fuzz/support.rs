@@ -102,6 +102,7 @@ impl<'a> Source<'a> {
     }
 }
 
+#[allow(clippy::duplicate_mod, reason = "in wire it is a module of its own as well")]
 #[path = "../wire/src/splitmix.rs"]
 mod splitmix;
 pub use splitmix::SplitMix64 as Rng;

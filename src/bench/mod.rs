@@ -74,7 +74,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             if !args.output.json() {
                 say!("{report}")?;
             }
-            runs.push(Run { name: format!("depth {depth}"), report });
+            let name = match (spec.rate, spec.depths().len()) {
+                (Some(rate), 1) => format!("{rate} due/s"),
+                (Some(rate), _) => format!("{rate} due/s, depth {depth}"),
+                (None, _) => format!("depth {depth}"),
+            };
+            runs.push(Run { name, report });
         }
     }
     let problems = problems(&runs, &args.output);

@@ -8,7 +8,7 @@ use std::fmt::Write;
 
 use crate::compare::{by_name, middle};
 use crate::record::Record;
-use crate::report::{Interval, Report, Summary, duration};
+use crate::report::{Interval, Report, Settings, Summary, duration};
 use plot::{Axis, COLOURS, Curve, Plot, class_of, escape};
 
 /// The longest tail that the percentile curve shows: nines beyond it stand for single requests.
@@ -38,7 +38,6 @@ pub fn page(title: &str, records: &[Record]) -> String {
          </head>\n<body>\n<main>\n<h1>{title}</h1>\n"
     );
     out.push_str(&introduction(records));
-    out.push_str(&legend(&runs));
     out.push_str(&table(&runs));
     out.push_str(&verdict::section(records));
     let plotted = &runs[..runs.len().min(MAX_CURVES)];
@@ -46,21 +45,24 @@ pub fn page(title: &str, records: &[Record]) -> String {
         let _ =
             writeln!(out, "<p>The plots show the first {MAX_CURVES} of {} runs.</p>", runs.len());
     }
+    let legend = legend(plotted);
+    let mut section = |heading: &str, text: &str, plot: Option<Plot>| {
+        if let Some(plot) = plot {
+            let _ = write!(out, "<h2>{heading}</h2>\n<p>{text}</p>\n{}", plot.html(&legend));
+        }
+    };
     section(
-        &mut out,
         "Latency by percentile",
         "From the moment a request was due until its answer was read: what its user waits. Each step to the \
          right is ten times rarer.",
         percentiles(plotted),
     );
     section(
-        &mut out,
         "Latency over time",
         "Median (thin) and 99th percentile of each interval.",
         latency_over_time(plotted),
     );
     section(
-        &mut out,
         "Throughput over time",
         "Requests that were over in each interval, a second.",
         throughput_over_time(plotted),
@@ -95,38 +97,53 @@ fn shown(records: &[Record]) -> Vec<Shown<'_>> {
     runs
 }
 
-fn section(out: &mut String, heading: &str, text: &str, plot: Option<Plot>) {
-    if let Some(plot) = plot {
-        let _ = write!(out, "<h2>{heading}</h2>\n<p>{text}</p>\n{}", plot.html());
-    }
-}
-
 fn introduction(records: &[Record]) -> String {
     let mut out = String::new();
     for record in records {
         let Some(first) = record.runs.first() else { continue };
         let settings = &first.report.settings;
+        // Of several records each is named.
+        let name = match records.len() {
+            1 => String::new(),
+            _ => format!("<strong>{}</strong>: ", escape(&record.name)),
+        };
         let text = format!(
-            "{} {}: {} over {} {}, {} loop, {} connection{}. {}, {}.",
+            "{} {}: {} over {} {}, {}, {} connection{}.",
             first.report.server.service,
             first.report.server.name,
             settings.access,
             thousands(settings.population as f64),
             if settings.target == "cache" { "keys" } else { "images" },
-            settings.mode,
+            how_fast(settings),
             settings.connections,
             if settings.connections == 1 { "" } else { "s" },
-            record.date.get(..10).unwrap_or(&record.date),
-            record.machine.cpu.as_deref().unwrap_or("processor not known"),
         );
-        let _ = writeln!(out, "<p>{}</p>", escape(&text));
+        // A date is not broken at its hyphens.
+        let date = record.date.get(..10).unwrap_or(&record.date).replace('-', "\u{2011}");
+        let cpu = record.machine.cpu.as_deref().unwrap_or("processor not known");
+        let _ = writeln!(out, "<p>{name}{} {date}, {}.</p>", escape(&text), escape(cpu));
     }
     out
 }
 
+/// The loop, and its rate if it is open.
+fn how_fast(settings: &Settings) -> String {
+    match settings.rate_per_s {
+        None => "closed loop".to_owned(),
+        Some(rate) => {
+            let arrivals = settings.mode.rsplit(' ').next().unwrap_or_default();
+            format!("open loop at {} requests a second, {arrivals} arrivals", thousands(rate))
+        }
+    }
+}
+
+/// Which curve is whose; nothing when there is one only.
 fn legend(runs: &[Shown<'_>]) -> String {
+    if runs.len() < 2 {
+        return String::new();
+    }
     let mut out = String::from("<ul class=\"legend\">\n");
-    for (i, run) in runs.iter().take(MAX_CURVES).enumerate() {
+    for (i, run) in runs.iter().enumerate() {
         let (class, name) = (class_of(i), escape(&run.name));
         let _ = writeln!(
             out,
@@ -303,7 +320,7 @@ fn short_duration(ns: f64) -> String {
 /// A number on an axis, where all are round.
 fn short_number(value: f64) -> String {
     match value {
-        value if value < 1e4 => format!("{value}"),
+        value if value < 1e3 => format!("{value}"),
         value if value < 1e6 => format!("{} k", value / 1e3),
         value => format!("{} M", value / 1e6),
     }

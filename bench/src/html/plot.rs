@@ -5,6 +5,9 @@ use std::fmt::Write;
 /// Colours; further curves begin with the first one again, in a thinner line.
 pub(super) const COLOURS: usize = 6;
 
+/// Half of what a character of a label takes, at most: labels are 13 units high.
+const HALF_A_CHARACTER: f64 = 4.1;
+
 /// How values become places on an axis.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
@@ -26,7 +29,10 @@ impl Axis {
         let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power);
         let step = step.into_iter().find(|&step| step >= rough).unwrap_or(power * 10.0);
         let count = (largest / step).ceil();
-        let ticks = (0..=count as u32).map(|i| f64::from(i) * step);
+        // Of the step's own digits: three times 0.2 is not 0.6 to a computer.
+        let places = (1.0 - power.log10()).clamp(0.0, 12.0) as usize;
+        let round = |value: f64| format!("{value:.places$}").parse().unwrap_or(value);
+        let ticks = (0..=count as u32).map(|i| round(f64::from(i) * step));
         let ticks = ticks.map(|value| (value, label(value))).collect();
         Axis { title: title.into(), ends: (0.0, count * step), log: false, ticks }
     }
@@ -85,10 +91,10 @@ pub(super) struct Plot {
 }
 
 impl Plot {
-    /// The plot in two sizes, of which the style sheet shows the one that fits.
-    pub(super) fn html(&self) -> String {
+    /// The plot in two sizes, of which the style sheet shows the one that fits, under its legend.
+    pub(super) fn html(&self, legend: &str) -> String {
         let (wide, narrow) = (self.svg("wide", 1000.0, 380.0), self.svg("narrow", 420.0, 330.0));
-        format!("<div class=\"plot\">{wide}{narrow}</div>\n")
+        format!("<div class=\"plot\">{legend}{wide}{narrow}</div>\n")
     }
 
     fn svg(&self, class: &str, width: f64, height: f64) -> String {
@@ -118,8 +124,10 @@ impl Plot {
         let mut taken_to = f64::NEG_INFINITY;
         for (value, label) in &self.x.ticks {
             let x = x_of(*value);
-            let half = 3.8 * label.chars().count() as f64 + 4.0;
+            let half = HALF_A_CHARACTER * label.chars().count() as f64 + 4.0;
             let _ = write!(out, "<path class=\"grid\" d=\"M{x:.1} {top:.1}V{floor:.1}\"/>");
+            // Nor is one cut at the picture's end.
+            let x = x.min(width - half);
             if x - half >= taken_to {
                 taken_to = x + half;
                 let (y, label) = (floor + 19.0, escape(label));
@@ -184,8 +192,9 @@ mod tests {
 
     #[test]
     fn axes_hold_all_values_between_round_ticks() {
-        for largest in [0.0, 0.3, 1.0, 7.0, 4_412_345.0] {
+        for largest in [0.0, 0.3, 0.8, 1.0, 1.25, 7.0, 4_412_345.0] {
             let axis = Axis::linear("x", largest, |value| value.to_string());
+            assert!(axis.ticks.iter().all(|(_, label)| label.len() <= 7), "{:?}", axis.ticks);
             assert!((3..=8).contains(&axis.ticks.len()), "{largest}: {:?}", axis.ticks);
             assert!(axis.ends.1 >= largest && (axis.place(axis.ends.1) - 1.0).abs() < 1e-9);
         }
@@ -198,11 +207,23 @@ mod tests {
     }
 
     #[test]
+    fn a_label_at_the_end_of_an_axis_is_not_cut() {
+        let ticks = vec![(1.0, "0 %".to_owned()), (10.0, "99.99999 %".to_owned())];
+        let x = Axis { title: "p".into(), ends: (1.0, 10.0), log: true, ticks };
+        let y = Axis::linear("y", 1.0, |value| value.to_string());
+        let html = Plot { label: "l".into(), x, y, curves: vec![] }.html("");
+        let at = html.split("text-anchor=\"middle\">99.99999 %").next().unwrap();
+        let at: f64 =
+            at.rsplit("<text x=\"").next().unwrap().split('"').next().unwrap().parse().unwrap();
+        assert!(at < 1000.0 - 10.0 * HALF_A_CHARACTER, "its middle is at {at} of 1000");
+    }
+
+    #[test]
     fn curves_are_interrupted_where_there_is_nothing() {
         let axis = || Axis::linear("<t>", 10.0, |value| value.to_string());
         let points = vec![(0.0, Some(1.0)), (1.0, Some(2.0)), (2.0, None), (3.0, Some(3.0))];
         let curves = vec![Curve { run: 7, faint: false, points }];
-        let html = Plot { label: "a \"b\"".into(), x: axis(), y: axis(), curves }.html();
+        let html = Plot { label: "a \"b\"".into(), x: axis(), y: axis(), curves }.html("");
         let path = html.split("curve c1 again\" d=\"").nth(1).unwrap().split('"').next().unwrap();
         assert_eq!((path.matches('M').count(), path.matches('L').count()), (2, 1), "{path}");
         assert!(html.contains("&lt;t&gt;") && html.contains("a &quot;b&quot;"));

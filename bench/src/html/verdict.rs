@@ -6,6 +6,7 @@ use super::plot::escape;
 use crate::compare::{Comparison, Verdict, between, percent, within};
 use crate::record::Record;
 use crate::stats::CONFIDENCE;
+use crate::threshold::Metric;
 
 /// Tables for two records with repeats of the same runs, or for one record with repeats of two; nothing for others.
 pub(super) fn section(records: &[Record]) -> String {
@@ -14,15 +15,17 @@ pub(super) fn section(records: &[Record]) -> String {
         [one] => {
             let all = within(one).unwrap_or_default();
             if let Some(Comparison { names: [a, b], .. }) = all.first() {
-                table(&mut out, a, b, &all);
+                table(&mut out, a, b, "", &all);
             }
         }
         [a, b] => {
             for (name, all) in between(a, b) {
-                let first = format!("{}, {name}", a.name);
                 // Two records of one name are told apart by their places.
-                let second = if a.name == b.name { "the second" } else { b.name.as_str() };
-                table(&mut out, &first, second, &all);
+                let (first, second) = match a.name == b.name {
+                    true => ("the first", "the second"),
+                    false => (a.name.as_str(), b.name.as_str()),
+                };
+                table(&mut out, first, second, name, &all);
             }
         }
         _ => {}
@@ -30,14 +33,15 @@ pub(super) fn section(records: &[Record]) -> String {
     out
 }
 
-/// How `second` compares with `first`; nothing when there are too few repeats to tell.
-fn table(out: &mut String, first: &str, second: &str, all: &[Comparison]) {
+/// How `second` compares with `first` in the run of this name; nothing when there are too few repeats to tell.
+fn table(out: &mut String, first: &str, second: &str, run: &str, all: &[Comparison]) {
     let told = |comparison: &&Comparison| comparison.verdict() != Verdict::TooFewRepeats;
     let Some(Comparison { repeats: [a, b], .. }) = all.iter().find(told) else { return };
     let (first, second, confidence) = (escape(first), escape(second), CONFIDENCE * 100.0);
+    let run = if run.is_empty() { String::new() } else { format!(": {}", escape(run)) };
     let _ = write!(
         out,
-        "<h2>{second} beside {first}</h2>\n<p>Medians of {a} and {b} repeats; the change is estimated from all of \
+        "<h2>{second} beside {first}{run}</h2>\n<p>Medians of {a} and {b} repeats; the change is estimated from all of \
          them, with its {confidence:.0} % confidence interval.</p>\n<div class=\"scroll\"><table>\n<thead><tr>"
     );
     for head in ["", &first, &second, "change", "from", "to", "verdict"] {
@@ -45,7 +49,11 @@ fn table(out: &mut String, first: &str, second: &str, all: &[Comparison]) {
     }
     out.push_str("</tr></thead>\n<tbody>\n");
     for comparison in all {
-        let [a, b] = comparison.medians.map(|median| escape(&comparison.metric.show(median)));
+        let [a, b] = comparison.medians.map(|median| match comparison.metric {
+            Metric::Throughput => format!("{}/s", super::thousands(median)),
+            metric => escape(&metric.show(median)),
+        });
+        let percent = |change| percent(change).replace('-', "\u{2212}");
         let interval = comparison.interval.map(|(low, high)| (percent(low), percent(high)));
         let (low, high) = interval.unwrap_or_default();
         let (class, verdict) = match comparison.verdict() {
@@ -86,7 +94,7 @@ mod tests {
     fn two_records_with_repeats_get_a_verdict_and_others_none() {
         let (a, b) = (record("<a>", &[100.0; 6]), record("b", &[110.0; 6]));
         let text = section(&[a.clone(), b]);
-        assert!(text.contains("<h2>b beside &lt;a&gt;, depth 1</h2>"), "{text}");
+        assert!(text.contains("<h2>b beside &lt;a&gt;: depth 1</h2>"), "{text}");
         assert!(text.contains("<td>+10.0 %</td>") && text.contains(">better</td>"), "{text}");
         assert!(text.contains("no difference shown"), "{text}");
         assert_eq!(section(std::slice::from_ref(&a)), "");

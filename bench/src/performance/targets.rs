@@ -26,13 +26,13 @@ const NO_HITS: &str = "A miss takes, beside the classifier's own work, a hash of
                        flight and a write.";
 
 enum Aim {
-    AtLeast(f64),
-    AtMost(f64),
+    Least(f64),
+    Most(f64),
     /// No more than this figure of the same record.
-    AtMostThat(&'static str),
+    NoMoreThan(&'static str),
 }
 
-use Aim::{AtLeast, AtMost, AtMostThat};
+use Aim::{Least, Most, NoMoreThan};
 
 const TARGETS: [Target; 30] = [
     Target {
@@ -40,7 +40,7 @@ const TARGETS: [Target; 30] = [
         what: "remembered answers a second, best depth (the reference system in one process, without sockets: 1.25 M)",
         beside: &[],
         value: |record| best_rate(record, None),
-        aim: AtLeast(4e6),
+        aim: Least(4e6),
         why: MET,
     },
     Target {
@@ -48,7 +48,7 @@ const TARGETS: [Target; 30] = [
         what: "the same, depth 64",
         beside: &[],
         value: |record| best_rate(record, Some(64)),
-        aim: AtLeast(1.25e6),
+        aim: Least(1.25e6),
         why: MET,
     },
     Target {
@@ -56,7 +56,7 @@ const TARGETS: [Target; 30] = [
         what: "times as many as gRPC (tonic) with the same logic, asked in its fastest way (long streams)",
         beside: &["memo M/s", "gRPC M/s"],
         value: |record| figure(record, "memo over gRPC"),
-        aim: AtLeast(10.0),
+        aim: Least(10.0),
         why: "Long streams put many messages into one write, as our protocol does, so the system calls that a unary call \
               takes are spread in both. What is left for both is to copy 784 bytes and to hash them, and that is most of \
               what the memo does.",
@@ -68,7 +68,7 @@ const TARGETS: [Target; 30] = [
         value: |record| {
             Some(figure(record, "memo M/s")? * 1e6 / fastest_way(record, "gRPC, asked as unary")?)
         },
-        aim: AtLeast(10.0),
+        aim: Least(10.0),
         why: MET,
     },
     Target {
@@ -76,7 +76,7 @@ const TARGETS: [Target; 30] = [
         what: "times as many as FastAPI + scikit-learn + Redis",
         beside: &["memo M/s", "FastAPI M/s"],
         value: |record| figure(record, "memo over FastAPI"),
-        aim: AtLeast(200.0),
+        aim: Least(200.0),
         why: MET,
     },
     Target {
@@ -85,7 +85,7 @@ const TARGETS: [Target; 30] = [
                nothing else",
         beside: &[],
         value: |record| figure(record, "memo p50 over a server of nothing"),
-        aim: AtMost(1.10),
+        aim: Most(1.10),
         why: "The memo's thread waits in `epoll` for all its connections and then reads, the other server waits in \
               the read of its only one: a system call more for each request. The hash and the look-up are the rest.",
     },
@@ -94,7 +94,7 @@ const TARGETS: [Target; 30] = [
         what: "million `CacheReq` frames encoded and decoded a second, one core",
         beside: &[],
         value: |record| figure(record, "CacheReq, read, M/s"),
-        aim: AtLeast(100.0),
+        aim: Least(100.0),
         why: MET,
     },
     Target {
@@ -102,7 +102,7 @@ const TARGETS: [Target; 30] = [
         what: "million small requests a second from one generator thread",
         beside: &["mixed, depth 16384, M/s"],
         value: |record| figure(record, "cache, depth 16384, M/s"),
-        aim: AtLeast(30.0),
+        aim: Least(30.0),
         why: MET,
     },
     Target {
@@ -110,7 +110,7 @@ const TARGETS: [Target; 30] = [
         what: "no hits, classifier embedded, over the classifier directly: p50, depth 1",
         beside: &[],
         value: |record| figure(record, "depth_1_embedded_p50_over_classifier"),
-        aim: AtMost(1.02),
+        aim: Most(1.02),
         why: NO_HITS,
     },
     Target {
@@ -118,7 +118,7 @@ const TARGETS: [Target; 30] = [
         what: "the same: p99, depth 1",
         beside: &[],
         value: |record| figure(record, "depth_1_embedded_p99_over_classifier"),
-        aim: AtMost(1.02),
+        aim: Most(1.02),
         why: NO_HITS,
     },
     Target {
@@ -126,7 +126,7 @@ const TARGETS: [Target; 30] = [
         what: "the same: p50, depth 64",
         beside: &[],
         value: |record| figure(record, "depth_64_embedded_p50_over_classifier"),
-        aim: AtMost(1.02),
+        aim: Most(1.02),
         why: NO_HITS,
     },
     Target {
@@ -134,7 +134,7 @@ const TARGETS: [Target; 30] = [
         what: "the same: p99, depth 64",
         beside: &[],
         value: |record| figure(record, "depth_64_embedded_p99_over_classifier"),
-        aim: AtMost(1.02),
+        aim: Most(1.02),
         why: NO_HITS,
     },
     Target {
@@ -142,7 +142,7 @@ const TARGETS: [Target; 30] = [
         what: "no hits, classifier elsewhere: what it adds to p50, depth 1, in µs (the aim: one hop)",
         beside: &[],
         value: |record| figure(record, "depth_1_remote_p50_over_classifier_us"),
-        aim: AtMostThat("depth_1_hop_p50_us"),
+        aim: NoMoreThan("depth_1_hop_p50_us"),
         why: MET,
     },
     Target {
@@ -150,7 +150,7 @@ const TARGETS: [Target; 30] = [
         what: "memory at its peak under overload, over that after the first second",
         beside: &["resident_mib_after_1_s", "resident_mib_peak"],
         value: |record| ratio(record, "resident_mib_peak", "resident_mib_after_1_s"),
-        aim: AtMost(1.05),
+        aim: Most(1.05),
         why: MET,
     },
     Target {
@@ -158,7 +158,7 @@ const TARGETS: [Target; 30] = [
         what: "wrong answers under overload",
         beside: &[],
         value: |record| figure(record, "wrong"),
-        aim: AtMost(0.0),
+        aim: Most(0.0),
         why: MET,
     },
     Target {
@@ -166,7 +166,7 @@ const TARGETS: [Target; 30] = [
         what: "the cache's reads over the better of Redis and memcached",
         beside: &["afterimage M/s", "redis M/s", "memcached M/s"],
         value: |record| figure(record, "afterimage over the better peer"),
-        aim: AtLeast(20.0),
+        aim: Least(20.0),
         why: MET,
     },
     Target {
@@ -174,7 +174,7 @@ const TARGETS: [Target; 30] = [
         what: "the cache's reads with 50 million keys over those with one",
         beside: &["afterimage 50 M keys M/s"],
         value: |record| figure(record, "afterimage 50 M over 1 M"),
-        aim: AtLeast(0.7),
+        aim: Least(0.7),
         why: "With 50 M keys each read waits for a line of memory. Four fifths of the server's time are spent in the \
               look-up; `bench/README.md` says what has been tried.",
     },
@@ -183,7 +183,7 @@ const TARGETS: [Target; 30] = [
         what: "p50 of a cache's read, depth 1, over an echo",
         beside: &["afterimage p50 µs", "echo p50 µs"],
         value: |record| figure(record, "p50 over an echo"),
-        aim: AtMost(1.10),
+        aim: Most(1.10),
         why: MET,
     },
     Target {
@@ -191,7 +191,7 @@ const TARGETS: [Target; 30] = [
         what: "p99 of a cache's read, depth 1, over an echo",
         beside: &["afterimage p99 µs", "echo p99 µs"],
         value: |record| figure(record, "p99 over an echo"),
-        aim: AtMost(1.10),
+        aim: Most(1.10),
         why: MET,
     },
     Target {
@@ -199,7 +199,7 @@ const TARGETS: [Target; 30] = [
         what: "bytes of memory an entry after 10 million keys",
         beside: &["redis bytes an entry", "memcached bytes an entry"],
         value: |record| figure(record, "afterimage bytes an entry after 10000000 keys"),
-        aim: AtMost(20.0),
+        aim: Most(20.0),
         why: MET,
     },
     Target {
@@ -207,7 +207,7 @@ const TARGETS: [Target; 30] = [
         what: "µs from an image's bytes to its label, alone",
         beside: &["speed, conv, multiply-adds in registers, avx512, floor, µs"],
         value: |record| figure(record, "ours, conv, 1 at once, µs per image"),
-        aim: AtMost(40.0),
+        aim: Most(40.0),
         why: MET,
     },
     Target {
@@ -215,7 +215,7 @@ const TARGETS: [Target; 30] = [
         what: "the same, 64 at once",
         beside: &[],
         value: |record| figure(record, "ours, conv, 64 at once, µs per image"),
-        aim: AtMost(25.0),
+        aim: Most(25.0),
         why: MET,
     },
     Target {
@@ -223,7 +223,7 @@ const TARGETS: [Target; 30] = [
         what: "two cores over one, through the engine",
         beside: &[],
         value: |record| figure(record, "speed, conv, engine, two threads, times as fast"),
-        aim: AtLeast(1.9),
+        aim: Least(1.9),
         why: MET,
     },
     Target {
@@ -231,7 +231,7 @@ const TARGETS: [Target; 30] = [
         what: "the fastest of the others over ours, raw model, alone",
         beside: &[],
         value: |record| ahead(record, "ours, raw", 0),
-        aim: AtLeast(1.0),
+        aim: Least(1.0),
         why: MET,
     },
     Target {
@@ -239,7 +239,7 @@ const TARGETS: [Target; 30] = [
         what: "the same, the least of all batches",
         beside: &[],
         value: |record| least_ahead(record, "ours, raw"),
-        aim: AtLeast(1.0),
+        aim: Least(1.0),
         why: MET,
     },
     Target {
@@ -247,7 +247,7 @@ const TARGETS: [Target; 30] = [
         what: "the fastest of the others over ours, convolutional model, alone",
         beside: &[],
         value: |record| ahead(record, "ours, conv", 0),
-        aim: AtLeast(1.0),
+        aim: Least(1.0),
         why: MET,
     },
     Target {
@@ -255,7 +255,7 @@ const TARGETS: [Target; 30] = [
         what: "the same, the least of all batches",
         beside: &[],
         value: |record| least_ahead(record, "ours, conv"),
-        aim: AtLeast(1.0),
+        aim: Least(1.0),
         why: MET,
     },
     Target {
@@ -263,7 +263,7 @@ const TARGETS: [Target; 30] = [
         what: "`svm-predict` over ours, an RBF model, one core",
         beside: &["support_vectors"],
         value: |record| figure(record, "ratio"),
-        aim: AtLeast(20.0),
+        aim: Least(20.0),
         why: MET,
     },
     Target {
@@ -271,7 +271,7 @@ const TARGETS: [Target; 30] = [
         what: "support vectors of that model",
         beside: &[],
         value: |record| figure(record, "support_vectors"),
-        aim: AtLeast(9000.0),
+        aim: Least(9000.0),
         why: MET,
     },
     Target {
@@ -279,7 +279,7 @@ const TARGETS: [Target; 30] = [
         what: "labels that agree",
         beside: &[],
         value: |record| figure(record, "labels_that_agree"),
-        aim: AtLeast(10_000.0),
+        aim: Least(10_000.0),
         why: MET,
     },
 ];
@@ -337,9 +337,9 @@ impl Aim {
             limit => format!("{sign} {limit}"),
         };
         Some(match *self {
-            AtLeast(limit) => (text("≥", limit), value >= limit),
-            AtMost(limit) => (text("≤", limit), value <= limit),
-            AtMostThat(name) => {
+            Least(limit) => (text("≥", limit), value >= limit),
+            Most(limit) => (text("≤", limit), value <= limit),
+            NoMoreThan(name) => {
                 let limit = figure(record, name)?;
                 (format!("≤ {}", number(limit)), value <= limit)
             }
