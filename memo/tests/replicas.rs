@@ -187,6 +187,74 @@ async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_e
     assert_eq!(counter(&client, "classifier_failures").await, 0);
 }
 
+/// Calls with this much time, each about an image of its own, that their client does not send again.
+fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u16, CallError>>> {
+    let ask = |i: u32| {
+        let (client, options) = (client.clone(), CallOptions::new().no_retry().timeout(time));
+        let answer = async move { client.classify_with(&i.to_le_bytes(), options).await };
+        tokio::spawn(async move { answer.await.map(|label| label.class) })
+    };
+    (0..calls).map(ask).collect()
+}
+
+/// So long that nobody is ejected for being silent, and no attempt ends by itself.
+const ENDLESS: Duration = Duration::from_secs(600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_replica_does_not_take_all_the_time_of_a_request_while_another_can_answer() {
+    let (good, bad) = (replica(1).await, replica(1).await);
+    bad.0.set_mood(Mood::Hangs);
+    let options = RemoteOptions { timeout: ENDLESS, ..Default::default() };
+    let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
+    for (i, call) in calls(&client, 40, Duration::from_secs(4)).into_iter().enumerate() {
+        assert_eq!(call.await.unwrap().unwrap(), label_of(1, &(i as u32).to_le_bytes()));
+    }
+    assert!(bad.0.asked() > 5, "it was asked {} times", bad.0.asked());
+    assert_eq!(counter(&client, "classifier_retries").await, bad.0.asked() as u64);
+    assert_eq!(counter(&client, "classifier_ejections").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_answers_in_the_second_half_of_a_requests_time_is_believed_whether_or_not_another_was_asked()
+ {
+    for retry_burst in [1, 0] {
+        let replicas = [replica(1).await, replica(1).await];
+        replicas.iter().for_each(|(puppet, _)| puppet.set_mood(Mood::Hangs));
+        let options =
+            RemoteOptions { timeout: ENDLESS, retry_burst, retry_percent: 0, ..Default::default() };
+        let running = replicas.each_ref().map(|(_, running)| running);
+        let (_memo, client) = memo(100, remote(&running, options).await).await;
+        let asked = || replicas.iter().map(|(puppet, _)| puppet.asked()).sum::<usize>();
+        let [call] = &mut calls(&client, 1, Duration::from_secs(6))[..] else { unreachable!() };
+        until("it is asked", async || asked() == 1).await;
+        let [(one, _), (two, _)] = &replicas;
+        let first = if one.asked() == 1 { one } else { two };
+        until("half of its time is over", async || {
+            let denied = counter(&client, "classifier_retries_denied").await == 1;
+            if retry_burst == 0 { denied } else { asked() == 2 }
+        })
+        .await;
+        first.release();
+        assert_eq!(call.await.unwrap().unwrap(), label_of(1, &[0; 4]));
+        assert_eq!(asked(), 1 + retry_burst as usize);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_of_another_model_is_no_reason_to_eject_the_only_one_of_the_asked_model() {
+    let [one, other] = [replica(1).await, replica(2).await];
+    let upstream = remote(&[&one.1, &other.1], RemoteOptions::default()).await;
+    let (_memo, client) = memo(100, upstream).await;
+    one.0.set_mood(Mood::Fails(Status::Internal));
+    for i in 0..20_u32 {
+        client.classify_with(&i.to_le_bytes(), once()).await.unwrap_err();
+    }
+    assert_eq!((one.0.asked(), other.0.asked()), (20, 0));
+    assert_eq!(counter(&client, "classifier_ejections").await, 0);
+    one.0.set_mood(Mood::Answers);
+    assert_eq!(client.classify(&[7; 4]).await.unwrap().class, label_of(1, &[7; 4]));
+}
+
 /// A call that its own client does not send again.
 fn once() -> CallOptions {
     CallOptions::new().no_retry().timeout(Duration::from_secs(30))

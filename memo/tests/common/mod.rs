@@ -45,7 +45,7 @@ pub(crate) struct Puppet {
     generation: AtomicU64,
     mood: Mutex<Mood>,
     pub(crate) asked: AtomicUsize,
-    held: Mutex<Vec<Later>>,
+    held: Mutex<Vec<(Later, u16)>>,
     watchers: Watchers,
 }
 
@@ -73,6 +73,13 @@ impl Puppet {
 
     pub(crate) fn set_mood(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
+    }
+
+    /// Answers what it took and said nothing to.
+    pub(crate) fn release(&self) {
+        for (later, class) in std::mem::take(&mut *self.held.lock().unwrap()) {
+            later.label(Label { class, origin: Origin::Computed });
+        }
     }
 
     fn digest(&self) -> u8 {
@@ -111,7 +118,10 @@ impl Service for Serving {
                     let class = label_of(digest, image);
                     batch.label(i, Label { class, origin: Origin::Computed });
                 }
-                Mood::Hangs => puppet.held.lock().unwrap().push(batch.later(i)),
+                Mood::Hangs => {
+                    let held = (batch.later(i), label_of(digest, image));
+                    puppet.held.lock().unwrap().push(held);
+                }
                 Mood::Fails(status) => batch.error(i, status, "as planned"),
             }
         }

@@ -160,6 +160,12 @@ impl<R: Clone> Balance<R> {
         self.members().any(|(number, member)| fits(number, member, model, tried))
     }
 
+    /// The same of a replica that nothing is known against.
+    pub(super) fn offers_well(&self, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
+        self.members()
+            .any(|(number, member)| fits(number, member, model, tried) && member.health.is_well())
+    }
+
     /// Any replica, connected or not, rather one that was not tried.
     pub(super) fn pick_any(&mut self, now: Instant, tried: &[u64]) -> Option<(u64, R)> {
         let fresh = |(number, _): &(u64, Member<R>)| f64::from(u8::from(!tried.contains(number)));
@@ -192,12 +198,11 @@ impl<R: Clone> Balance<R> {
         ejects.then(|| self.eject(now, number)).flatten()
     }
 
-    /// Takes one out, unless no other is left that is connected and well: whoever fails is better than nobody.
+    /// Takes one out, unless no other of its model is left that is connected and well: whoever fails is better
+    /// than nobody, and who has another model cannot answer in its place.
     fn eject(&mut self, now: Instant, number: u64) -> Option<Ejected<R>> {
-        let stands_in = |(other, member): (u64, &Member<R>)| {
-            other != number && member.model.is_some() && member.health.is_well()
-        };
-        if !self.members().any(stands_in) {
+        let own = self.member(number)?.model.clone();
+        if !self.offers_well(own.as_ref(), &[number]) {
             return None;
         }
         let chance = self.chance();
@@ -289,11 +294,26 @@ mod tests {
 
     #[test]
     fn ejected_replicas_have_no_vote_unless_no_other_is_there() {
-        let (mut balance, now) = balance(&[1, 1, 2]);
+        let (mut balance, now) = balance(&[1, 1, 1, 2, 2]);
         assert!(fail(&mut balance, now, 1) && fail(&mut balance, now, 2));
         assert_eq!(balance.vote(Some(&model(1))), Some(model(2)));
-        balance.connection(now, 3, None);
+        for gone in [3, 4, 5] {
+            balance.connection(now, gone, None);
+        }
         assert_eq!(balance.vote(Some(&model(2))), Some(model(1)));
+    }
+
+    #[test]
+    fn who_has_another_model_is_no_stand_in() {
+        let (mut balance, now) = balance(&[1, 2, 2]);
+        assert!(!fail(&mut balance, now, 1), "no other has its model");
+        balance.pick(now, Some(&model(1)), &[]).unwrap();
+        assert!(balance.eject_silent(now + PATIENCE).is_empty(), "nor when it hangs");
+        assert!(fail(&mut balance, now, 2), "the third has the second's");
+        assert!(!fail(&mut balance, now, 3), "and is the last one now");
+        assert!(
+            balance.offers(Some(&model(2)), &[3]) && !balance.offers_well(Some(&model(2)), &[3])
+        );
     }
 
     #[test]

@@ -10,41 +10,37 @@
 //!
 //! **What goes wrong elsewhere is asked again elsewhere**: classification has no effects. What a replica
 //! turned away unbegun (it drains), or was never sent, is free; anything else takes from the
-//! [`RetryBudget`]. One that hangs or fails is ejected for a while ([`health`]).
+//! [`RetryBudget`]. One that hangs or fails is ejected for a while ([`health`]). And what has no answer when
+//! half of its time is over is asked of a second replica, too, within the same budget ([`calls`]).
 
 mod balance;
 mod budget;
+mod calls;
+mod halfway;
 mod health;
 mod places;
 mod replica;
+mod verdict;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use afterimage_wire::client::Stage;
-use afterimage_wire::proto::Status;
-use afterimage_wire::proto::Welcome;
-use afterimage_wire::proto::message::Label;
+use afterimage_wire::Client;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::{CallError, Client};
 use arc_swap::ArcSwapOption;
-use arrayvec::ArrayVec;
+use tokio::sync::Notify;
 
-use super::{Answer, Classifier, Failure, Job, OnChange, Reply, Wanted};
+use super::{Classifier, Job, OnChange};
 use crate::clock;
 use crate::key::ModelId;
-#[cfg(test)]
-use crate::plant::{self, Bug};
-use balance::{Balance, Ejected};
+use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
-use health::Outcome;
+use calls::Call;
+use halfway::Halfway;
 use replica::Replica;
 
 pub use places::{Connect, Place, Resolve};
-
-/// How often a request is sent again at most. Whoever fails three times would fail the fourth time, too.
-const RETRIES: usize = 2;
 
 /// Replicas at most: a name that stands for more is taken to mean its first ones. Each has a connection and
 /// is looked at with every miss.
@@ -60,7 +56,8 @@ const PATIENCE_SHARE: u32 = 4;
 /// How remote classifiers are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteOptions {
-    /// What one attempt may take. The default is 5 s.
+    /// What one attempt may take. The default is 5 s. A request with less time than twice that is asked of a
+    /// second replica, too, when half of its time is over.
     pub timeout: Duration,
     /// Retries in hundredths of the requests. The default is 10.
     pub retry_percent: u32,
@@ -90,6 +87,8 @@ pub struct Remote {
     /// The model that the memo stands for.
     model: ArcSwapOption<ModelId>,
     on_change: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    /// Tells whoever keeps the time that some request is due earlier.
+    keeper: Arc<Notify>,
     retries: AtomicU64,
     retries_denied: AtomicU64,
     moved: AtomicU64,
@@ -99,6 +98,7 @@ pub struct Remote {
 struct State {
     balance: Balance<Arc<Replica>>,
     budget: RetryBudget,
+    halfway: Halfway<Call>,
     /// Why a name could not be looked up the last time.
     unresolved: Option<String>,
 }
@@ -134,15 +134,20 @@ impl Remote {
         let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let balance = Balance::new(options.timeout / PATIENCE_SHARE, seed);
         let budget = RetryBudget::new(options.retry_percent, options.retry_burst);
-        Arc::new(Remote {
+        let state = State { balance, budget, halfway: Halfway::new(), unresolved: None };
+        let remote = Arc::new(Remote {
             options,
-            state: Mutex::new(State { balance, budget, unresolved: None }),
+            state: Mutex::new(state),
             model: ArcSwapOption::empty(),
             on_change: Mutex::new(None),
+            keeper: Arc::new(Notify::new()),
             retries: AtomicU64::new(0),
             retries_denied: AtomicU64::new(0),
             moved: AtomicU64::new(0),
-        })
+        });
+        let keeper = Arc::clone(&remote.keeper);
+        tokio::spawn(Remote::keep_time(Arc::downgrade(&remote), keeper));
+        remote
     }
 
     /// Takes a replica in and watches its connections come and go.
@@ -200,106 +205,6 @@ impl Remote {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a request to the replica that suits it best.
-    fn send(self: &Arc<Self>, mut call: Call) {
-        let now = clock::now();
-        let timeout = match call.reply.wanted(now) {
-            Wanted::NoMore => return,
-            Wanted::Always => self.options.timeout,
-            Wanted::Until(deadline) => (deadline - now).min(self.options.timeout),
-        };
-        call.cut_short = timeout < self.options.timeout;
-        if !call.tried.is_empty() {
-            self.retries.fetch_add(1, Relaxed);
-        }
-        let (picked, silent) = {
-            let mut state = self.lock();
-            let silent = state.balance.eject_silent(now);
-            (state.pick(now, &call), silent)
-        };
-        self.ejected(silent, "it owes answers and gives none");
-        match picked {
-            Ok((number, replica)) => {
-                call.tried.push(number);
-                let (remote, image) = (Arc::clone(self), Arc::clone(&call.image));
-                let from = Arc::clone(&replica);
-                replica.client.submit_classify(&image, timeout, move |outcome| {
-                    remote.ended(call, number, &from, outcome);
-                });
-            }
-            Err(failure) => call.reply.send(Err(failure)),
-        }
-    }
-
-    /// A replica has answered, or failed to.
-    fn ended(
-        self: &Arc<Self>,
-        call: Call,
-        number: u64,
-        replica: &Replica,
-        outcome: Result<(Label, Arc<Welcome>), CallError>,
-    ) {
-        let verdict = match &outcome {
-            Ok(_) => Verdict { outcome: Outcome::Answered, again: Again::Never },
-            Err(error) => Verdict::of(error),
-        };
-        let about_it = match verdict.outcome {
-            Outcome::TimedOut if call.cut_short => Outcome::CutShort,
-            outcome => outcome,
-        };
-        let ejected = self.lock().balance.ended(clock::now(), number, about_it);
-        let reason = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
-        self.ejected(ejected, &reason);
-        match outcome {
-            Ok((label, welcome)) => {
-                let model = replica.model_of(&welcome);
-                let is_asked_for = call.reply.model().is_none_or(|asked| *asked == model);
-                #[cfg(test)]
-                let is_asked_for = is_asked_for || plant::is_planted(Bug::SkipModelCheck);
-                if is_asked_for {
-                    return call.reply.send(Ok(Answer { label: label.class, model }));
-                }
-                // Another model's answer is nobody's here. Another replica may have the right one.
-                self.moved.fetch_add(1, Relaxed);
-                self.again(call, Again::Free, Failure::moved());
-            }
-            Err(error) => {
-                let id = call.reply.request_id();
-                let server = replica.address();
-                tracing::debug!(id, server, %error, "the classifier did not answer");
-                let again = match error.status() {
-                    // Its time was that of those who waited then. If somebody waits still, he came later.
-                    Status::DeadlineExceeded if call.cut_short => Again::Free,
-                    _ => verdict.again,
-                };
-                self.again(call, again, failure(&error, server));
-            }
-        }
-    }
-
-    /// Asks another replica, if that is worth while and the budget allows it.
-    fn again(self: &Arc<Self>, call: Call, again: Again, failure: Failure) {
-        let allowed = call.tried.len() <= RETRIES
-            && match again {
-                Again::Never => false,
-                Again::Free => true,
-                Again::Paid => {
-                    let mut state = self.lock();
-                    // Who is asked in vain costs no more for being asked again.
-                    let elsewhere = state.balance.offers(call.reply.model(), &call.tried);
-                    let allowed = elsewhere && state.budget.spend();
-                    if elsewhere && !allowed {
-                        self.retries_denied.fetch_add(1, Relaxed);
-                    }
-                    allowed
-                }
-            };
-        if !allowed {
-            return call.reply.send(Err(failure));
-        }
-        self.send(call);
-    }
-
     fn ejected(&self, ejected: impl IntoIterator<Item = Ejected<Arc<Replica>>>, reason: &str) {
         let mut any = false;
         for Ejected { replica, time } in ejected {
@@ -310,87 +215,6 @@ impl Remote {
         if any {
             self.vote();
         }
-    }
-}
-
-impl State {
-    /// Where a call goes next.
-    fn pick(&mut self, now: Instant, call: &Call) -> Result<(u64, Arc<Replica>), Failure> {
-        let model = call.reply.model();
-        if call.tried.is_empty() {
-            self.budget.earn();
-        }
-        let picked = self
-            .balance
-            .pick(now, model, &call.tried)
-            .or_else(|| self.balance.pick(now, model, &[]));
-        if let Some(picked) = picked {
-            return Ok(picked);
-        }
-        if self.balance.any_connected() {
-            // The model has gone with the last replica that had it.
-            return Err(Failure::moved());
-        }
-        // Nobody is there: who is asked says why, or is just changing to a new connection.
-        self.balance.pick_any(now, &call.tried).ok_or_else(|| Failure {
-            status: Status::UpstreamCrashed,
-            text: self.unresolved.clone().unwrap_or_else(|| "there is no classifier yet".into()),
-        })
-    }
-}
-
-/// A request on its way.
-struct Call {
-    image: Arc<[u8]>,
-    reply: Reply,
-    /// The numbers of the replicas that were asked.
-    tried: ArrayVec<u64, { RETRIES + 1 }>,
-    /// The last attempt had less time than it might have had, since nobody waited longer.
-    cut_short: bool,
-}
-
-/// What an error means for the replica and for the request.
-struct Verdict {
-    outcome: Outcome,
-    again: Again,
-}
-
-/// Whether a request may be sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Again {
-    /// It would fail elsewhere, too.
-    Never,
-    /// It was not begun.
-    Free,
-    /// Work was done on it, or may have been.
-    Paid,
-}
-
-impl Verdict {
-    fn of(error: &CallError) -> Self {
-        let (outcome, again) = match error {
-            CallError::Server { status, .. } => match status {
-                Status::ShuttingDown => (Outcome::Refused, Again::Free),
-                Status::BadArgument | Status::TooLarge => (Outcome::Answered, Again::Never),
-                Status::Overloaded | Status::DeadlineExceeded => (Outcome::Refused, Again::Paid),
-                _ => (Outcome::Failed, Again::Paid),
-            },
-            CallError::DeadlineExceeded { stage: Stage::Connecting, .. } => {
-                (Outcome::Lost, Again::Paid)
-            }
-            CallError::DeadlineExceeded { .. } => (Outcome::TimedOut, Again::Paid),
-            CallError::ConnectionLost { .. } => (Outcome::Lost, Again::Paid),
-            CallError::Unavailable { .. } | CallError::Refused { .. } => {
-                (Outcome::Lost, Again::Paid)
-            }
-            CallError::Closed => (Outcome::Lost, Again::Free),
-            CallError::TooLarge { .. } | CallError::BadArgument { .. } => {
-                (Outcome::Lost, Again::Never)
-            }
-            CallError::QueueFull { .. } => (Outcome::Lost, Again::Paid),
-            _ => (Outcome::Failed, Again::Paid),
-        };
-        Verdict { outcome, again }
     }
 }
 
@@ -419,13 +243,8 @@ impl Classifier for Arc<Remote> {
     }
 
     fn classify(&self, jobs: Vec<Job>) {
-        for Job { image, reply } in jobs {
-            self.send(Call {
-                image: image.into(),
-                reply,
-                tried: ArrayVec::new(),
-                cut_short: false,
-            });
+        for job in jobs {
+            self.send(&Call::new(job));
         }
     }
 
@@ -441,18 +260,24 @@ impl Classifier for Arc<Remote> {
         stats.counter("classifier_retries_denied", self.retries_denied.load(Relaxed));
         stats.counter("classifier_answers_of_other_models", self.moved.load(Relaxed));
         for (i, (_, member)) in state.balance.members().take(MAX_IN_STATS).enumerate() {
-            let about = match &member.model {
-                None => "not connected".to_owned(),
-                Some(model) => {
-                    let state = if member.health.is_well() { "well" } else { "ejected" };
-                    let [a, b, c, d, ..] = model.digest;
-                    let in_flight = member.health.in_flight;
-                    format!("{state}, model {a:02x}{b:02x}{c:02x}{d:02x}…, {in_flight} in flight")
-                }
-            };
             let address = member.replica.address();
-            stats.text(&format!("classifier_{}", i + 1), format!("{address}: {about}"));
+            stats.text(&format!("classifier_{}", i + 1), format!("{address}: {}", about(member)));
         }
+    }
+}
+
+/// How a replica is doing, for people.
+fn about(member: &Member<Arc<Replica>>) -> String {
+    let Some(model) = &member.model else { return "not connected".to_owned() };
+    let state = if member.health.is_well() { "well" } else { "ejected" };
+    let [a, b, c, d, ..] = model.digest;
+    let in_flight = member.health.in_flight;
+    format!("{state}, model {a:02x}{b:02x}{c:02x}{d:02x}…, {in_flight} in flight")
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.keeper.notify_one();
     }
 }
 
@@ -460,17 +285,4 @@ impl std::fmt::Debug for Remote {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Remote").field("state", &*self.lock()).finish_non_exhaustive()
     }
-}
-
-/// What the memo's client is told of an error of the memo's own client.
-fn failure(error: &CallError, server: &str) -> Failure {
-    let status = match error.status() {
-        // These are about the memo's request, not about the client's.
-        Status::Unauthenticated
-        | Status::Unsupported
-        | Status::TooLarge
-        | Status::DeadlineExceeded => Status::UpstreamError,
-        status => status,
-    };
-    Failure { status, text: format!("classifier {server}: {error}") }
 }
