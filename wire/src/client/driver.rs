@@ -16,15 +16,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::error::{CallError, ConnectionError, Violation};
 use super::shared::Shared;
-use super::state::Effects;
+use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
 use crate::proto::{Frame, FrameError, Message, Welcome};
 
 /// Bytes read at once: three thousand cache replies, or a good part of a socket's buffer.
 const READ_LEN: usize = 64 << 10;
-
-/// The id of the driver's own pings; no call has it.
-const KEEPALIVE_ID: u64 = 0;
 
 /// How a connection's time as the current one ends.
 #[derive(Debug)]
@@ -141,7 +138,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 keepalive.heard();
             }
             let outcome = self.decode();
-            self.deliver();
+            self.deliver()?;
             if outcome? && !self.go_away {
                 self.go_away = true;
                 self.shared.with(|state, effects| state.drain(self.line, effects));
@@ -152,7 +149,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         {
             progressed = true;
             if let Some(line) = self.shared.lock().line(self.line) {
-                Message::Ping(&[]).encode(KEEPALIVE_ID, &mut line.out);
+                Message::Ping(&[]).encode(NO_REPLY_ID, &mut line.out);
             }
         }
         Ok(if progressed { Round::Progressed } else { Round::Idle })
@@ -270,22 +267,29 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             };
             self.input.consume(frame.header.frame_len());
             self.replied = true;
-            if id != KEEPALIVE_ID || !matches!(reply, Ok(Answer::Pong)) {
+            if id != NO_REPLY_ID || !matches!(reply, Ok(Answer::Pong)) {
                 self.replies.push((id, reply));
             }
         }
     }
 
-    /// Hands the replies to those who wait for them.
-    fn deliver(&mut self) {
+    /// Hands the replies to those who wait for them, up to the first that answers nothing: whose those behind
+    /// it are cannot be known.
+    fn deliver(&mut self) -> Result<(), ConnectionError> {
         if self.replies.is_empty() {
-            return;
+            return Ok(());
         }
+        let mut outcome = Ok(());
         let mut effects = Effects::default();
         let mut state = self.shared.lock();
         for (id, reply) in self.replies.drain(..) {
-            if let Some(waiter) = state.reply(self.line, id) {
-                self.answers.push((waiter, reply));
+            match state.reply(self.line, id) {
+                Ok(Some(waiter)) => self.answers.push((waiter, reply)),
+                Ok(None) => {}
+                Err(violation) => {
+                    outcome = Err(ConnectionError::Violation(violation));
+                    break;
+                }
             }
         }
         if let Some(line) = state.line(self.line) {
@@ -301,6 +305,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Err(error) => waiter.fail(error),
             }
         }
+        outcome
     }
 }
 

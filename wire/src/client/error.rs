@@ -108,8 +108,11 @@ impl CallError {
                 _ => Status::UpstreamError,
             },
             CallError::DeadlineExceeded { .. } => Status::DeadlineExceeded,
-            CallError::ConnectionLost { .. } | CallError::Unavailable { .. } => {
-                Status::UpstreamCrashed
+            CallError::ConnectionLost { cause } | CallError::Unavailable { last_error: cause } => {
+                match **cause {
+                    ConnectionError::Violation(_) => Status::UpstreamCorrupt,
+                    _ => Status::UpstreamCrashed,
+                }
             }
             CallError::Refused { .. } => Status::UpstreamError,
             CallError::TooLarge { .. } => Status::TooLarge,
@@ -298,6 +301,13 @@ pub enum Violation {
         request: &'static str,
         /// What came.
         kind: Kind,
+    },
+    /// A reply to a request that was not made on its connection. Which request is meant cannot be known, nor
+    /// whether the replies that follow are meant for those whose ids they carry.
+    #[error("a reply to request {id:#x}, which was never sent on this connection")]
+    UnknownId {
+        /// The reply's id.
+        id: u64,
     },
     /// A label that the model cannot give.
     #[error("the label is {class}; the model has {classes} classes")]

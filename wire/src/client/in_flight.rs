@@ -14,6 +14,8 @@ pub(super) struct InFlight<C> {
     free: Vec<u32>,
     /// No deadline in the table is earlier; it may be that of a call which has left already.
     earliest: Option<Instant>,
+    /// A slot's generations have begun anew, so that there is no telling any more which it had.
+    ran_over: bool,
 }
 
 #[derive(Debug)]
@@ -29,7 +31,7 @@ const FIRST_GENERATION: u32 = 1;
 impl<C> InFlight<C> {
     /// An empty table.
     pub(super) fn new() -> Self {
-        InFlight { slots: Vec::new(), free: Vec::new(), earliest: None }
+        InFlight { slots: Vec::new(), free: Vec::new(), earliest: None, ran_over: false }
     }
 
     /// How many calls are in the table.
@@ -66,6 +68,14 @@ impl<C> InFlight<C> {
         }
         let (deadline, call) = slot.tenant.as_mut()?;
         Some((*deadline, call))
+    }
+
+    /// Whether this id was given out and has left since: to a late reply nobody is there any more.
+    pub(super) fn has_left(&self, id: u64) -> bool {
+        self.slots.get(slot_of(id)).is_some_and(|slot| {
+            let generations = FIRST_GENERATION..slot.generation;
+            self.ran_over || generations.contains(&generation_of(id))
+        })
     }
 
     /// Takes the call of this id out; `None` when the id is not in flight.
@@ -124,7 +134,10 @@ impl<C> InFlight<C> {
     fn vacate(&mut self, slot: usize) -> Option<(Instant, C)> {
         let place = self.slots.get_mut(slot)?;
         let tenant = place.tenant.take()?;
-        place.generation = place.generation.checked_add(1).unwrap_or(FIRST_GENERATION);
+        place.generation = place.generation.checked_add(1).unwrap_or_else(|| {
+            self.ran_over = true;
+            FIRST_GENERATION
+        });
         self.free.push(slot as u32);
         Some(tenant)
     }
@@ -190,7 +203,24 @@ mod tests {
         table.insert(Instant::now(), ());
         for id in [0, 1, u64::MAX, 1 << 32 | 7, 2 << 32] {
             assert_eq!(table.remove(id), None, "{id}");
+            assert!(!table.has_left(id), "{id}");
         }
+    }
+
+    #[test]
+    fn who_has_left_is_told_from_who_was_never_there() {
+        let (mut table, now) = (InFlight::new(), Instant::now());
+        let first = table.insert(now, ());
+        assert!(!table.has_left(first), "it is there");
+        table.remove(first);
+        assert!(table.has_left(first) && !table.has_left(first + (1 << 32)));
+        let second = table.insert(now, ());
+        assert!(table.has_left(first) && !table.has_left(second));
+        // After four thousand million calls in one slot nobody remembers the first ones.
+        table.slots[slot_of(second)].generation = u32::MAX;
+        assert!(table.remove(u64::from(u32::MAX) << 32).is_some());
+        assert!(table.has_left(second) && table.has_left(u64::from(u32::MAX) << 32));
+        assert!(!table.has_left(1), "that slot never was");
     }
 
     #[test]

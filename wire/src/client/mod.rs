@@ -19,7 +19,8 @@
 //!   network do: the deadline covers connecting, queueing and the reply. Callbacks are called
 //!   exactly once, also when the client is dropped or its runtime is.
 //! * **Nobody else's answer.** Request ids are not used again while in flight. What comes late,
-//!   twice, or for a caller who has gone is counted and dropped.
+//!   twice, or for a caller who has gone is counted and dropped; a reply to what was never asked ends
+//!   its connection, since no other reply on it can be trusted either.
 //! * **Bounded memory.** Requests in flight, bytes waiting to be sent and the size of replies have
 //!   limits, all of them in [`ClientOptions`].
 //! * **It comes back.** A lost connection is made anew, after waits that grow and are drawn at

@@ -11,13 +11,17 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::counters::Counters;
-use super::error::{CallError, ConnectionError, Stage};
+use super::error::{CallError, ConnectionError, Stage, Violation};
 use super::in_flight::InFlight;
 use super::line::Line;
 use super::options::{ClientOptions, FAR_FUTURE};
 use super::request::{Request, budget_ms};
 use super::waiter::{Many, Waiter};
 use crate::proto::Welcome;
+
+/// The id of what has no reply: writes, and the driver's own pings. An error about one of them may come all
+/// the same.
+pub(super) const NO_REPLY_ID: u64 = 0;
 
 /// A call in the table.
 struct Call {
@@ -193,7 +197,7 @@ impl State {
         effects: &mut Effects,
     ) -> u64 {
         let deadline = deadline(now, timeout);
-        let mut id = 0;
+        let mut id = NO_REPLY_ID;
         if let Some(line) = &mut self.current
             && self.queue.ids.is_empty()
             && (line.has_room() || !request.has_reply())
@@ -360,19 +364,25 @@ impl State {
         self.life >= Life::Closed || self.draining.iter().any(drained)
     }
 
-    /// Who waits for the reply with this id on this line; `None`, and counted, for nobody.
-    pub(super) fn reply(&mut self, number: u64, id: u64) -> Option<Waiter> {
+    /// Who waits for the reply with this id on this line; `None`, and counted, for nobody any more.
+    ///
+    /// # Errors
+    /// [`Violation::UnknownId`] for an id that was not given to any request on this line.
+    pub(super) fn reply(&mut self, number: u64, id: u64) -> Result<Option<Waiter>, Violation> {
         self.counters.received += 1;
         let sent_here = |call: &Call| matches!(call.place, Place::Sent(line) if line == number);
         let found = self.calls.get_mut(id).is_some_and(|(_, call)| sent_here(call));
         let Some(call) = found.then(|| self.calls.remove(id)).flatten() else {
             self.counters.unknown_ids += 1;
-            return None;
+            return match id == NO_REPLY_ID || self.calls.has_left(id) {
+                true => Ok(None),
+                false => Err(Violation::UnknownId { id }),
+            };
         };
         if let Some(line) = self.line(number) {
             line.in_flight -= 1;
         }
-        Some(call.waiter)
+        Ok(Some(call.waiter))
     }
 
     /// Sends what is queued, as far as there is room.

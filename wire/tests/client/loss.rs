@@ -243,7 +243,7 @@ async fn go_away_loses_no_request() {
 }
 
 #[tokio::test]
-async fn a_reply_on_the_wrong_connection_is_unknown() {
+async fn a_reply_on_the_wrong_connection_ends_that_and_is_not_believed() {
     let (client, mut old, mut listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
@@ -253,7 +253,8 @@ async fn a_reply_on_the_wrong_connection_is_unknown() {
     old.send(0, Message::GoAway { text: "" }).await;
     let mut new = listener.welcome().await;
     new.send(id, Message::ClassifyResp(label(66))).await;
-    tokio::spawn(new.serve());
+    assert!(soon(new.try_next()).await.is_none(), "nothing on it can be trusted");
+    tokio::spawn(listener.accept().await.serve());
     soon(client.ping()).await.unwrap();
     old.send(id, Message::ClassifyResp(label(1))).await;
     assert_eq!(soon(call).await.unwrap().unwrap(), label(1));

@@ -6,7 +6,7 @@ use afterimage_wire::client::{CallOptions, Violation};
 use afterimage_wire::proto::{Kind, Message, Snapshot, Welcome};
 use afterimage_wire::{CallError, Status};
 
-use crate::server::{header, label, options, pair, pair_with, soon, welcome};
+use crate::server::{PATIENCE, header, label, options, pair, pair_with, soon, welcome};
 
 /// Lets the client's task do what it can.
 async fn settle() {
@@ -105,16 +105,15 @@ async fn a_snapshot_is_told_as_it_was_written_and_a_full_disk_as_what_it_is() {
 }
 
 #[tokio::test]
-async fn unknown_and_duplicate_replies_are_dropped_and_counted() {
+async fn late_and_duplicate_replies_are_dropped_and_counted() {
     let (client, mut peer, _listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
         async move { (client.cache_get(1).await, client.cache_get(2).await) }
     });
     let first = peer.expect(Kind::CacheReq).await;
-    for id in [0, 1, u64::MAX, first ^ 1, first + (1 << 32)] {
-        peer.send(id, Message::CacheResp { value: Some(-1) }).await;
-    }
+    // What has no reply has this id, and an error about it may come.
+    peer.send(0, Message::CacheResp { value: Some(-1) }).await;
     for _ in 0..3 {
         peer.send(first, Message::CacheResp { value: Some(1) }).await;
     }
@@ -125,8 +124,38 @@ async fn unknown_and_duplicate_replies_are_dropped_and_counted() {
     peer.send(second, Message::CacheResp { value: Some(2) }).await;
     let (first, second) = soon(call).await.unwrap();
     assert_eq!((first.unwrap(), second.unwrap()), (Some(1), Some(2)));
-    assert_eq!(client.counters().unknown_ids, 5 + 2 + 1);
+    assert_eq!(client.counters().unknown_ids, 1 + 2 + 1);
     assert!(client.is_connected());
+}
+
+#[tokio::test]
+async fn a_reply_to_what_was_never_asked_ends_its_connection_and_is_upstream_corrupt() {
+    for unknown in [|_| 1, |_| u64::MAX, |id| id ^ 1, |id| id + (1 << 32)] as [fn(u64) -> u64; 4] {
+        let (client, mut peer, mut listener) = pair(options()).await;
+        let ask = |key| {
+            let client = client.clone();
+            let (sender, receiver) = tokio::sync::oneshot::channel();
+            client.submit_cache_get_many(&[key], PATIENCE, |outcome| drop(sender.send(outcome)));
+            receiver
+        };
+        let calls = [ask(1), ask(2)];
+        let ids = [peer.expect(Kind::CacheReq).await, peer.expect(Kind::CacheReq).await];
+        // In one go: what comes before it counts, what comes behind it does not.
+        let mut bytes = Vec::new();
+        for (id, value) in [(ids[0], 1), (unknown(ids[1] + 1), -1), (ids[1], -1)] {
+            Message::CacheResp { value: Some(value) }.encode(id, &mut bytes);
+        }
+        peer.raw(&bytes).await;
+        let [first, second] = calls;
+        assert_eq!(soon(first).await.unwrap().unwrap(), [Some(1)]);
+        let error = soon(second).await.unwrap().unwrap_err();
+        assert_eq!(error.status(), Status::UpstreamCorrupt);
+        assert!(error.to_string().contains("never sent on this connection"), "{error}");
+        assert_eq!(client.counters().unknown_ids, 1);
+        // The next connection is as good as any.
+        tokio::spawn(listener.accept().await.serve());
+        assert_eq!(soon(client.cache_get(7)).await.unwrap(), None);
+    }
 }
 
 #[tokio::test]
