@@ -19,6 +19,7 @@ pub mod proto;
 pub mod server;
 pub mod splitmix;
 pub mod tls;
+mod turn;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};
 pub use proto::status::Status;

@@ -19,9 +19,14 @@ use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
 use crate::proto::{Frame, FrameError, Message, Welcome};
+use crate::turn::Rest;
 
 /// Bytes read at once: three thousand cache replies, or a good part of a socket's buffer.
 const READ_LEN: usize = 64 << 10;
+
+/// Bytes of replies after which everything else that is ready has its turn: a server that answers without a
+/// pause would otherwise keep the thread to itself.
+const TURN: usize = READ_LEN;
 
 /// How a connection's time as the current one ends.
 #[derive(Debug)]
@@ -51,6 +56,10 @@ pub(super) struct Driver<T> {
     go_away: bool,
     /// Whether it ever replied.
     replied: bool,
+    /// Bytes that have come in this turn.
+    received: usize,
+    /// Others have their turn.
+    rest: Rest,
     /// Replies of the current batch, before and after the lock.
     replies: Vec<(u64, Result<Answer, CallError>)>,
     answers: Vec<(Waiter, Result<Answer, CallError>)>,
@@ -77,6 +86,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             keepalive: shared.options.keepalive.map(Keepalive::new),
             go_away: false,
             replied: false,
+            received: 0,
+            rest: Rest::default(),
             replies: Vec::new(),
             answers: Vec::new(),
             shared,
@@ -91,8 +102,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     /// Goes on until the connection ends or, once, until the server says `GoAway`.
     pub(super) fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         self.introduce(cx);
+        ready!(self.rest.poll_over(cx));
+        self.received = 0;
         loop {
             match self.poll_round(cx) {
+                Ok(Round::Progressed) if self.received >= TURN => return self.rest.begin(cx),
                 Ok(Round::Progressed) => {}
                 Ok(Round::Idle) => return Poll::Pending,
                 Ok(Round::GoAway) => return Poll::Ready(Ended::GoAway),
@@ -199,6 +213,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 0 => Err(ConnectionError::ClosedByPeer),
                 read => {
                     self.input.arrived(read);
+                    self.received += read;
                     Ok(true)
                 }
             },

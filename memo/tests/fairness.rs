@@ -1,0 +1,98 @@
+//! A connection that asks far more than the memo can do, beside one that asks what it remembers. No clock here: what
+//! counts is how much of the one is served before the other's answer is there.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "../../wire/tests/endless/mod.rs"]
+mod endless;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+use afterimage_cache::{Capacity, Table};
+use afterimage_memo::key::ModelId;
+use afterimage_memo::upstream::{Answer, Job};
+use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_wire::proto::message::Origin;
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::{Hello, Message};
+use afterimage_wire::server::{ServerOptions, serve_stream};
+use afterimage_wire::{Client, ClientOptions};
+use common::{counter, gauge, label_of, model_id};
+use endless::Endless;
+use tokio_util::sync::CancellationToken;
+
+/// What may wait; the flood is past that at once.
+const MAX_WAITING: usize = 64;
+
+/// Bytes of the flood that may be served while a hit is asked for: a turn of 256 KiB and one read more, as often as
+/// the question and its answer wait for a turn.
+const MEANWHILE: u64 = 8 * 2 * (256 << 10);
+
+/// Answers what begins with a small number, and nothing else, ever.
+struct Stuck(Arc<ModelId>, std::sync::Mutex<Vec<Job>>);
+
+impl Classifier for Stuck {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn classify(&self, jobs: Vec<Job>) {
+        for Job { image, reply } in jobs {
+            match image[0] {
+                0..100 => {
+                    let (label, model) = (label_of(1, &image), Arc::clone(&self.0));
+                    reply.send(Ok(Answer { label, model }));
+                }
+                _ => self.1.lock().unwrap().push(Job { image, reply }),
+            }
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+#[tokio::test]
+async fn a_flood_of_misses_past_the_cap_does_not_keep_hits_waiting() {
+    let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
+    let options =
+        MemoOptions { max_waiting: MAX_WAITING, ..MemoOptions::new(Secret::new([7; 32])) };
+    let stuck = Stuck(Arc::new(model_id(1)), std::sync::Mutex::default());
+    let service = Arc::new(MemoService::new(Store::Embedded(table, None), stuck, options));
+    let serve = {
+        let service = Arc::clone(&service);
+        move |io| {
+            let (options, drain) = (ServerOptions::default(), CancellationToken::new());
+            tokio::spawn(serve_stream(Arc::clone(&service), options, io, drain));
+        }
+    };
+    let connector = move |_| {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        serve(far);
+        async move { Ok(near) }
+    };
+    let client = Client::with_connector(connector, ClientOptions::new());
+    for n in 0..20 {
+        client.classify(&[n; 4]).await.unwrap();
+    }
+
+    let (flood, served) = Endless::new(|n, out| match n {
+        0 => Message::Hello(Hello::new(b"")).encode(0, out),
+        id => {
+            let [a, b, c, ..] = id.to_le_bytes();
+            Message::ClassifyReq { image: &[255, a, b, c], budget_ms: 0 }.encode(id, out);
+        }
+    });
+    let (options, drain) = (ServerOptions::default(), CancellationToken::new());
+    tokio::spawn(serve_stream(service, options, flood, drain));
+    for n in 0..8 {
+        let before = served.load(SeqCst);
+        let label = client.classify(&[n; 4]).await.unwrap();
+        assert_eq!((label.class, label.origin), (label_of(1, &[n; 4]), Origin::Memoized));
+        let meanwhile = served.load(SeqCst) - before;
+        assert!(meanwhile <= MEANWHILE, "{meanwhile} bytes of the flood came first");
+    }
+    assert_eq!(gauge(&client, "waiting").await, MAX_WAITING as u64);
+    assert!(counter(&client, "overloaded").await > 1000);
+}

@@ -1,0 +1,101 @@
+//! Connections that have more to do than their share, beside others. No clock here: what counts is how much of the
+//! one is done before the other's turn comes.
+
+#![allow(clippy::unwrap_used)]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+
+mod endless;
+mod first_byte;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use afterimage_wire::proto::{Hello, Message, Service, Shape, Welcome};
+use afterimage_wire::server::{ServerOptions, serve_stream};
+use afterimage_wire::{Client, ClientOptions};
+use endless::Endless;
+use first_byte::FirstByte;
+use tokio::io::duplex;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of a flood that may pass in one of its turns: what a turn is worth, and what one read brings on top.
+const TURN: u64 = 2 * (256 << 10);
+
+/// How many turns of others one call may see: on the way there and back, at both ends of a pipe.
+const TURNS: u64 = 8;
+
+fn served(floods: &[Arc<AtomicU64>]) -> u64 {
+    floods.iter().map(|bytes| bytes.load(SeqCst)).max().unwrap()
+}
+
+#[tokio::test]
+async fn a_client_that_sends_without_a_pause_does_not_keep_the_others_waiting() {
+    let options = ServerOptions::default;
+    let serve = move |io| {
+        tokio::spawn(serve_stream(Arc::new(FirstByte), options(), io, CancellationToken::new()))
+    };
+    let connector = move |_| {
+        let (near, far) = duplex(1 << 16);
+        serve(far);
+        async move { Ok(near) }
+    };
+    let client = Client::with_connector(connector, ClientOptions::new());
+    assert_eq!(client.classify(&[1; 784]).await.unwrap().class, 1);
+
+    let flood = || {
+        let (endless, bytes) = Endless::new(|n, out| match n {
+            0 => Message::Hello(Hello::new(b"")).encode(0, out),
+            id => Message::ClassifyReq { image: &[9; 784], budget_ms: 0 }.encode(id, out),
+        });
+        let (service, drain) = (Arc::new(FirstByte), CancellationToken::new());
+        tokio::spawn(serve_stream(service, options(), endless, drain));
+        bytes
+    };
+    let floods = [flood(), flood(), flood()];
+    for n in 0..50 {
+        let before = served(&floods);
+        assert_eq!(client.classify(&[n; 784]).await.unwrap().class, n.into());
+        let meanwhile = served(&floods) - before;
+        assert!(meanwhile <= TURNS * TURN, "{meanwhile} bytes of a flood came first");
+    }
+    assert!(served(&floods) > 10 * TURN, "the flood is served, too");
+}
+
+#[tokio::test]
+async fn a_server_that_answers_without_a_pause_does_not_keep_its_clients_tasks_waiting() {
+    let (endless, bytes) = Endless::new(|n, out| match n {
+        0 => Message::Welcome(welcome()).encode(0, out),
+        // What a client's own pings get, and nobody waits for.
+        _ => Message::Pong(&[7; 64]).encode(0, out),
+    });
+    let endless = std::sync::Mutex::new(Some(endless));
+    let connector = move |_| {
+        let endless = endless.lock().unwrap().take();
+        async move { endless.ok_or_else(|| std::io::ErrorKind::ConnectionRefused.into()) }
+    };
+    let client = Client::with_connector(connector, ClientOptions::new());
+    client.connected(Duration::from_secs(30)).await.unwrap();
+    for _ in 0..50 {
+        let before = bytes.load(SeqCst);
+        tokio::task::yield_now().await;
+        let meanwhile = bytes.load(SeqCst) - before;
+        assert!(meanwhile <= 2 * TURN, "{meanwhile} bytes came first");
+    }
+    assert!(bytes.load(SeqCst) > TURN, "what comes is read, too");
+    assert!(client.is_connected());
+}
+
+fn welcome() -> Welcome {
+    Welcome {
+        version: 1,
+        service: Service::Memo,
+        features: 0,
+        max_body: 4096,
+        window: 1024,
+        classes: 0,
+        digest: [7; 32],
+        shape: Shape::default(),
+        name: "endless".into(),
+    }
+}
