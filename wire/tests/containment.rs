@@ -342,6 +342,59 @@ async fn a_flood_of_strangers_keeps_neither_guests_waiting_nor_newcomers_out() {
     }
 }
 
+#[tokio::test]
+async fn strangers_do_not_take_all_places_of_a_small_server() {
+    for (secure, max_connections) in [(false, 8), (true, 8), (false, 3)] {
+        let options =
+            ServerOptions { max_connections, handshake_timeout: NEVER, ..Default::default() };
+        let house = House::open(secure, options).await;
+        let mut strangers = Vec::new();
+        for n in 1..=2 * max_connections as u64 {
+            strangers.push(TcpStream::connect(house.addr).await.unwrap());
+            // One by one, each in its place or turned away: those in the flood above come all at once.
+            let seen = async {
+                let count = ["connections_accepted", "connections_refused"];
+                while house.count(count[0]).await + house.count(count[1]).await < 1 + n {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, seen).await.unwrap();
+        }
+        let newcomer = Client::connect(house.addr, client_options(house.tls.clone()));
+        let newcomer = house.while_answering(newcomer).await.unwrap();
+        assert_eq!(newcomer.classify(&[1]).await.unwrap().class, 1);
+        drop(strangers);
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_fails_and_is_not_hung_up_on_is_one_that_failed() {
+    // Less than a failed peer is listened to.
+    let handshake_timeout = Duration::from_millis(300);
+    let house = House::open(true, ServerOptions { handshake_timeout, ..Default::default() }).await;
+    let mut broken = client_hello(house.tls.as_ref());
+    broken[5] ^= 0xFF;
+    let mut stranger = TcpStream::connect(house.addr).await.unwrap();
+    stranger.write_all(&broken).await.unwrap();
+    let over = async {
+        while house.count("tls_failed").await == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // It hears why, and is hung up on.
+        let mut alert = Vec::new();
+        stranger.read_to_end(&mut alert).await.unwrap();
+        assert!(!alert.is_empty());
+        loop {
+            let stats = house.first.stats().await.unwrap();
+            if stats.get("connections_open") == Some(&Value::Gauge(1)) {
+                return stats.counter_value("tls_failed");
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert_eq!(house.while_answering(over).await, 1);
+}
+
 /// No clock here: everything is ready at once, and the order in which it is done is all that counts.
 #[tokio::test]
 async fn many_handshakes_at_once_do_not_come_before_the_next_answer() {

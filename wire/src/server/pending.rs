@@ -13,8 +13,8 @@ use tokio::task::AbortHandle;
 /// The share of a server's connections that may be without a Hello.
 const SHARE: usize = 4;
 
-/// At least so many may be, lest a small server sends away clients that come together; at most so
-/// many, since each may have a TLS handshake under way.
+/// At least so many may be, lest a small server sends away clients that come together, but never more than
+/// half of its connections; at most so many, since each may have a TLS handshake under way.
 const MIN: usize = 16;
 const MAX: usize = 1024;
 
@@ -56,7 +56,8 @@ impl Drop for Ticket {
 
 impl Pending {
     pub(super) fn new(max_connections: usize) -> Self {
-        let cap = (max_connections / SHARE).clamp(MIN, MAX);
+        // One at least: whoever is let in had to come in first.
+        let cap = (max_connections / SHARE).clamp(MIN, MAX).min(max_connections / 2).max(1);
         Pending { cap, count: Arc::default(), queue: VecDeque::new() }
     }
 
@@ -91,7 +92,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_oldest_that_still_waits_goes_first() {
-        let (mut pending, mut tasks) = (Pending::new(0), JoinSet::new());
+        let (mut pending, mut tasks) = (Pending::new(2 * MIN), JoinSet::new());
         let mut admit = |n: usize, hold: bool| {
             pending.admit(|ticket| {
                 let ticket = hold.then_some(ticket);
@@ -115,9 +116,15 @@ mod tests {
         assert_eq!(pending.count.load(Ordering::Relaxed), 0);
     }
 
+    #[test]
+    fn who_is_not_let_in_never_takes_all_places() {
+        let caps = [1, 2, 8, 31, 32, 64, 100, 4096, 1 << 20].map(|max| Pending::new(max).cap);
+        assert_eq!(caps, [1, 1, 4, 15, 16, 16, 25, 1024, 1024]);
+    }
+
     #[tokio::test]
     async fn the_queue_does_not_grow_with_those_who_were_let_in() {
-        let (mut pending, mut tasks) = (Pending::new(0), JoinSet::new());
+        let (mut pending, mut tasks) = (Pending::new(2 * MIN), JoinSet::new());
         for _ in 0..1000 {
             assert!(!pending.admit(|_ticket| tasks.spawn(async {})));
         }

@@ -72,6 +72,12 @@ async fn serve_tls<S: Service>(
         Ok(Ok(Secured::Not(io))) => {
             Connection::new(inner, io, ticket).opened_at(opened).without_tls().run(drain).await
         }
+        Ok(Ok(Secured::Failed(error, io))) => {
+            Counters::add(&inner.counters.tls_failed, 1);
+            // What comes of it changes nothing.
+            let _ = timeout(LINGER, see_off(io)).await;
+            End::Tls(error)
+        }
         Ok(Err(end)) => end,
         Err(_) => {
             Counters::add(&inner.counters.tls_failed, 1);
@@ -85,6 +91,8 @@ enum Secured<IO> {
     Tls(Box<TlsStream<BufReader<IO>>>),
     /// Its first bytes are no TLS.
     Not(BufReader<IO>),
+    /// No handshake came about; the peer has not been told the whole of it yet.
+    Failed(io::Error, BufReader<IO>),
 }
 
 async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
@@ -109,12 +117,7 @@ async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
             Counters::add(&inner.counters.tls_resumed, resumed.into());
             Ok(Secured::Tls(Box::new(stream)))
         }
-        Err((error, io)) => {
-            Counters::add(&inner.counters.tls_failed, 1);
-            // What comes of it changes nothing.
-            let _ = timeout(LINGER, see_off(io)).await;
-            Err(End::Tls(error))
-        }
+        Err((error, io)) => Ok(Secured::Failed(error, io)),
     }
 }
 
