@@ -1,6 +1,9 @@
 //! The Python client in `clients/python/`, by its own tests and against this crate's server.
 
 #![allow(clippy::unwrap_used)]
+#![allow(unreachable_pub, reason = "a test binary has no outside")]
+
+mod pki;
 
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +13,8 @@ use afterimage_wire::proto::message::{Label, Origin};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Service as ServiceKind, Shape, Status};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
+use afterimage_wire::tls::{ServerFiles, ServerTls};
+use pki::{Authority, Issued};
 
 const IMAGE_LEN: usize = 28 * 28;
 
@@ -61,6 +66,15 @@ async fn the_python_client_passes_its_tests_and_understands_this_server() {
     let server = Server::bind("127.0.0.1:0", Arc::new(LastDigit), options).await.unwrap();
     let addr = server.local_addr().unwrap();
     let serving = tokio::spawn(server.serve(std::future::pending()));
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path(), "ca");
+    let Issued { cert, key } = authority.issue("server", "localhost");
+    let tls = ServerTls::load(ServerFiles { cert, key, client_ca: None }).unwrap();
+    let options = ServerOptions { tls: Some(tls), ..ServerOptions::default() };
+    let server = Server::bind("127.0.0.1:0", Arc::new(LastDigit), options).await.unwrap();
+    let tls_port = server.local_addr().unwrap().port();
+    let serving_tls = tokio::spawn(server.serve(std::future::pending()));
+    let ca = authority.cert.clone();
     let tests = tokio::task::spawn_blocking(move || {
         let wire = Path::new(env!("CARGO_MANIFEST_DIR"));
         Command::new("python3")
@@ -68,10 +82,13 @@ async fn the_python_client_passes_its_tests_and_understands_this_server() {
             .current_dir(wire.join("clients/python"))
             .env("AFTERIMAGE_MEMO", addr.to_string())
             .env("AFTERIMAGE_TOKEN", "open sesame")
+            .env("AFTERIMAGE_TLS", format!("localhost:{tls_port}"))
+            .env("AFTERIMAGE_CA", ca)
             .output()
     });
     let output = tests.await.unwrap().unwrap();
     serving.abort();
+    serving_tls.abort();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(!said.contains("skipped"), "{said}");

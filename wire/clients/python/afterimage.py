@@ -7,9 +7,9 @@
 
 import collections
 import contextlib
-import itertools
 import selectors
 import socket
+import ssl as tls
 import struct
 import time
 
@@ -136,15 +136,19 @@ def decode_stats(body):
 
 
 class Client(contextlib.AbstractContextManager):
-    """One connection. `timeout`: seconds without any progress after which a call gives up."""
+    """One connection. `timeout`: seconds without any progress after which a call gives up. `ssl`: an ssl.SSLContext
+    to speak TLS with, whose certificate must be for `server_hostname` (the host, if that is not given)."""
 
-    def __init__(self, host, port, token=b"", timeout=10.0):
+    def __init__(self, host, port, token=b"", timeout=10.0, ssl=None, server_hostname=None):
         hello = MAGIC + struct.pack("<HHIH", VERSION, VERSION, 0, len(token)) + token
-        self.ids, self.received, self.dropped = itertools.count(), bytearray(), 0
+        self.next_id, self.received, self.dropped = 0, bytearray(), 0
         self.timeout, self.going_away, self.welcome = timeout, False, None
-        self.socket, self.selector = socket.create_connection((host, port), timeout), selectors.DefaultSelector()
-        self.socket.setblocking(False)
+        self.socket = socket.create_connection((host, port), timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if ssl is not None:
+            self.socket = ssl.wrap_socket(self.socket, server_hostname=server_hostname or host)
+        self.socket.setblocking(False)
+        self.selector = selectors.DefaultSelector()
         self.selector.register(self.socket, selectors.EVENT_READ)
         self.welcome = self._one(HELLO, hello, WELCOME)
         if self.welcome.version != VERSION:
@@ -214,7 +218,8 @@ class Client(contextlib.AbstractContextManager):
         window = max(1, self.welcome.window) if self.welcome else 1
         while True:
             while len(out) < SEND_AHEAD and len(waiting) < window and (request := next(requests, None)):
-                (kind, body, reply, flags, budget_ms), request_id = request, next(self.ids)
+                (kind, body, reply, flags, budget_ms), request_id = request, self.next_id
+                self.next_id += 1
                 out += HEADER.pack(len(body), kind, flags, budget_ms, request_id) + body
                 if reply is not None:
                     waiting[request_id] = (len(results), reply)
@@ -225,13 +230,14 @@ class Client(contextlib.AbstractContextManager):
             ready = self.selector.select(self.timeout)
             if not ready:
                 raise Lost(f"nothing was sent or received for {self.timeout} s; {len(waiting)} replies are missing")
-            if ready[0][1] & selectors.EVENT_READ:
-                if not (data := self.socket.recv(1 << 18)):
-                    raise Lost(f"the server closed the connection; {len(waiting)} replies are missing")
-                self.received += data
-                self._take(results, waiting)
-            elif out:
-                del out[:self.socket.send(out)]
+            with contextlib.suppress(tls.SSLWantReadError, tls.SSLWantWriteError):  # Half a record, or a full socket.
+                if ready[0][1] & selectors.EVENT_READ:
+                    if not (data := self.socket.recv(1 << 18)):
+                        raise Lost(f"the server closed the connection; {len(waiting)} replies are missing")
+                    self.received += data
+                    self._take(results, waiting)
+                elif out:
+                    del out[:self.socket.send(out)]
 
     def _take(self, results, waiting):
         """Takes every whole frame out of what was received, and files the results."""
@@ -247,7 +253,11 @@ class Client(contextlib.AbstractContextManager):
                 self.going_away = True
             elif kind == ERROR and result.connection:
                 raise result
-            elif request_id not in waiting or result is None and kind != CACHE_RESP:
+            elif result is None and kind != CACHE_RESP:
+                self.dropped += 1
+            elif request_id >= self.next_id:
+                raise Malformed(f"a reply to request {request_id}, which was never sent")
+            elif request_id not in waiting:
                 self.dropped += 1
             else:
                 index, reply = waiting.pop(request_id)

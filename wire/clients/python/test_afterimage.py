@@ -2,6 +2,7 @@
 
     python3 -m unittest                        # in this folder
     AFTERIMAGE_MEMO=localhost:7400 python3 -m unittest      # and against a memo or classifier that runs
+    AFTERIMAGE_TLS=localhost:7400 AFTERIMAGE_CA=ca.pem python3 -m unittest      # and one that speaks TLS
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 import pathlib
 import re
 import socket
+import ssl
 import struct
 import threading
 import unittest
@@ -168,7 +170,7 @@ class Vectors(unittest.TestCase):
 
         with talking(script) as client:
             for vector, _ in wanted:
-                client.ids = iter([int(vector["header"]["id"]), None])
+                client.next_id = int(vector["header"]["id"])
                 calls[vector["message"]](client, vector["fields"])
         for (vector, data), sent in zip(wanted, received):
             self.assertEqual(sent, data, vector["about"])
@@ -294,7 +296,7 @@ class Sessions(unittest.TestCase):
     def test_senseless_replies_are_refused(self):
         for answer in (
             lambda f: reply(0x11, f[3]), lambda f: reply(0x21, f[3], b"\1"), lambda f: reply(0x21, f[3], b"\1\0\0"),
-            lambda f: HEADER.pack((1 << 20) + 1, 0x21, 0, 0, f[3]),
+            lambda f: HEADER.pack((1 << 20) + 1, 0x21, 0, 0, f[3]), lambda f: reply(0x21, f[3] + 1, b"\1\0"),
         ):
             with talking(lambda server: server.send(answer(server.take()))) as client:
                 with self.assertRaises(Malformed):
@@ -329,6 +331,27 @@ class Document(unittest.TestCase):
             with self.assertRaisesRegex(RuntimeError, "status 4: too small"):
                 client.classify(b"")
             client.socket.close()
+
+
+@unittest.skipUnless("AFTERIMAGE_TLS" in os.environ, "AFTERIMAGE_TLS=localhost:port names one with TLS, and "
+                     "AFTERIMAGE_CA=FILE the authority of its certificate")
+class Tls(unittest.TestCase):
+    def connect(self, context):
+        host, port = os.environ["AFTERIMAGE_TLS"].rsplit(":", 1)
+        return afterimage.Client(host, int(port), ssl=context)
+
+    def test_a_server_with_a_certificate_answers(self):
+        context = ssl.create_default_context(cafile=os.environ["AFTERIMAGE_CA"])
+        context.set_alpn_protocols(["afterimage"])
+        with self.connect(context) as client:
+            self.assertEqual(client.socket.version(), "TLSv1.3")
+            # More than all buffers on the way hold, in both directions.
+            images = [struct.pack("<I", i) + bytes(780) for i in range(10_000)]
+            self.assertEqual([r.label for r in client.classify_many(images)], [i % 256 % 10 for i in range(10_000)])
+
+    def test_a_server_whose_authority_nobody_trusts_is_refused(self):
+        with self.assertRaises(ssl.SSLCertVerificationError):
+            self.connect(ssl.create_default_context())
 
 
 @unittest.skipUnless("AFTERIMAGE_MEMO" in os.environ, "AFTERIMAGE_MEMO=host:port names a running memo or classifier")
