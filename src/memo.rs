@@ -127,15 +127,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.cache != Place::Embedded && args.table.has_snapshot() {
         bail!("--snapshot keeps an embedded table; with --cache elsewhere, give it to the cache");
     }
-    if args.upstream.cache_tls.on && !matches!(args.cache, Place::At(_)) {
-        bail!("--cache-tls is for a cache of our own, at --cache host:port; Redis takes rediss://");
-    }
-    if args.upstream.classifier_tls.on && args.classifier[..] == [Place::Embedded] {
-        bail!("--classifier-tls is for a classifier elsewhere, at --classifier host:port");
-    }
-    if matches!(args.cache, Place::Redis(_)) && args.upstream.cache_token_file.is_some() {
-        bail!("--cache-token-file is for our own cache; Redis takes redis://:PASSWORD@host:port");
-    }
+    refuse_misplaced(&args)?;
     warn_of_unused(&args);
     let mut keeper = None;
     serving::serve(&args.server, &args.listen, || {
@@ -156,13 +148,46 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 remote_store(Client::connect_lazy(addr.as_str(), options), &args.upstream)
             }
             Place::Redis(url) => {
-                let tls = args.upstream.cache_tls.for_redis(url.starts_with("rediss"))?;
-                remote_store(Redis::connect_lazy(url, tls)?, &args.upstream)
+                let is_secure = url.starts_with("rediss");
+                let tls = args.upstream.cache_tls.for_redis(is_secure)?;
+                let redis = Redis::connect_lazy(url, tls)?;
+                if is_secure {
+                    tokio::spawn(redis.keep_current());
+                }
+                remote_store(redis, &args.upstream)
             }
         };
         Ok(MemoService::new(store, classifier(&args)?, options))
     })?;
     serving::last_snapshot(keeper)
+}
+
+/// What shall keep others out, or a connection secret, and would be passed over in silence.
+fn refuse_misplaced(args: &Args) -> anyhow::Result<()> {
+    let UpstreamArgs { cache_tls, classifier_tls, .. } = &args.upstream;
+    let cache_token = args.upstream.cache_token_file.as_ref().map(|_| "--cache-token-file");
+    let token = args.upstream.classifier_token_file.as_ref().map(|_| "--classifier-token-file");
+    if cache_tls.on && !matches!(args.cache, Place::At(_)) {
+        bail!("--cache-tls is for a cache of our own, at --cache host:port; Redis takes rediss://");
+    }
+    if matches!(args.cache, Place::Redis(_)) && cache_token.is_some() {
+        bail!("--cache-token-file is for our own cache; Redis takes redis://:PASSWORD@host:port");
+    }
+    if let (Place::Embedded, Some(flag)) = (&args.cache, cache_tls.first_detail().or(cache_token)) {
+        bail!("{flag} is for a cache elsewhere, at --cache host:port; this one is embedded");
+    }
+    if args.classifier[..] != [Place::Embedded] {
+        return Ok(());
+    }
+    let on = classifier_tls.on.then_some("--classifier-tls");
+    match on.or(classifier_tls.first_detail()).or(token) {
+        None => Ok(()),
+        Some(flag) => {
+            bail!(
+                "{flag} is for a classifier elsewhere, at --classifier host:port; this one is embedded"
+            )
+        }
+    }
 }
 
 /// Settings of what is not in this process have no effect: better said than found out.

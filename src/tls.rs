@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use afterimage_memo::store::RedisTls;
 use afterimage_wire::tls::{ClientFiles, ClientTls, ServerFiles, ServerTls};
 use anyhow::{Context, bail};
 
@@ -73,13 +72,33 @@ macro_rules! client_tls_args {
         }
 
         impl $type {
+            /// The settings, if TLS is on.
             pub(crate) fn load(&self) -> anyhow::Result<Option<ClientTls>> {
-                let files = ClientFiles {
-                    ca: self.ca.clone(),
-                    cert: self.cert.clone(),
-                    key: self.key.clone(),
-                };
-                load(concat!("--", $name), self.on, files, self.name.as_deref())
+                if !self.on {
+                    // Who sets up TLS and does not get it should not have to find out by himself.
+                    return match self.first_detail() {
+                        Some(flag) => bail!("{flag} does nothing without {}", concat!("--", $name)),
+                        None => Ok(None),
+                    };
+                }
+                load(concat!("--", $name), self.files(), self.name.as_deref()).map(Some)
+            }
+
+            fn files(&self) -> ClientFiles {
+                let [ca, cert, key] = [&self.ca, &self.cert, &self.key].map(Option::clone);
+                ClientFiles { ca, cert, key }
+            }
+
+            /// A flag that says how and was given.
+            pub(crate) fn first_detail(&self) -> Option<&'static str> {
+                [
+                    (self.ca.is_some(), concat!("--", $name, "-ca")),
+                    (self.name.is_some(), concat!("--", $name, "-name")),
+                    (self.cert.is_some(), concat!("--", $name, "-cert")),
+                    (self.key.is_some(), concat!("--", $name, "-key")),
+                ]
+                .into_iter()
+                .find_map(|(given, flag)| given.then_some(flag))
             }
         }
     };
@@ -96,60 +115,31 @@ client_tls_args!(
 
 impl CacheTlsArgs {
     /// By what a Redis server is known, and what it is shown.
-    pub(crate) fn for_redis(&self, is_secure: bool) -> anyhow::Result<RedisTls> {
-        let given = self.ca.is_some() || self.cert.is_some() || self.key.is_some();
-        if given && !is_secure {
-            bail!(
-                "--cache-tls-ca, -cert and -key do nothing for redis://; with TLS it is rediss://"
-            );
-        }
+    pub(crate) fn for_redis(&self, is_secure: bool) -> anyhow::Result<ClientFiles> {
         if self.name.is_some() {
             bail!("--cache-tls-name is not for Redis, whose certificate is for its address");
         }
-        let read = |file: &PathBuf| {
-            std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))
-        };
-        let identity = match (&self.cert, &self.key) {
-            (Some(cert), Some(key)) => {
-                warn_if_exposed("--cache-tls-key", key);
-                Some((read(cert)?, read(key)?))
-            }
-            (None, None) => None,
-            _ => bail!("--cache-tls-cert and --cache-tls-key go together: one of them is missing"),
-        };
-        Ok(RedisTls { ca: self.ca.as_ref().map(read).transpose()?, identity })
+        if let Some(flag) = self.first_detail()
+            && !is_secure
+        {
+            bail!("{flag} does nothing for redis://; with TLS it is rediss://");
+        }
+        if let Some(key) = &self.key {
+            warn_if_exposed("--cache-tls-key", key);
+        }
+        Ok(self.files())
     }
 }
 
-fn load(
-    flag: &str,
-    on: bool,
-    files: ClientFiles,
-    name: Option<&str>,
-) -> anyhow::Result<Option<ClientTls>> {
-    let ClientFiles { ca, cert, key } = &files;
-    if !on {
-        let given = [
-            ("ca", ca.is_some()),
-            ("name", name.is_some()),
-            ("cert", cert.is_some()),
-            ("key", key.is_some()),
-        ];
-        // Who sets up TLS and does not get it should not have to find out by himself.
-        if let Some((given, _)) = given.iter().find(|(_, given)| *given) {
-            bail!("{flag}-{given} does nothing without {flag}");
-        }
-        return Ok(None);
-    }
-    if let Some(key) = key {
+fn load(flag: &str, files: ClientFiles, name: Option<&str>) -> anyhow::Result<ClientTls> {
+    if let Some(key) = &files.key {
         warn_if_exposed(&format!("{flag}-key"), key);
     }
     let tls = ClientTls::load(files).context(flag.to_owned())?;
-    let tls = match name {
-        None => tls,
-        Some(name) => tls.server_name(name).with_context(|| format!("{flag}-name"))?,
-    };
-    Ok(Some(tls))
+    match name {
+        None => Ok(tls),
+        Some(name) => tls.server_name(name).with_context(|| format!("{flag}-name")),
+    }
 }
 
 /// Warns of a secret that every user of this machine can read, or put another in the place of.

@@ -154,6 +154,23 @@ fn a_sighup_right_after_the_start_ends_nobody() {
 }
 
 #[test]
+fn a_memo_whose_only_tls_is_that_to_redis_survives_a_sighup_and_loads_its_certificates_anew() {
+    let pki = Pki::new();
+    let ca = text(&pki.servers.cert);
+    // Whether anybody is there does not matter.
+    for cache in ["rediss://127.0.0.1:1", "rediss+cluster://127.0.0.1:1"] {
+        let memo = Running::start(&["memo", "--cache", cache, "--cache-tls-ca", &ca]);
+        memo.signal(Signal::HUP);
+        until_logged(&memo, &format!("certificates loaded anew from {ca}"));
+        std::fs::write(&ca, "broken").unwrap();
+        memo.signal(Signal::HUP);
+        until_logged(&memo, "the certificates loaded before stay in use");
+        run(&["stats", &memo.place()]).succeeded();
+        std::fs::copy(&pki.clients.cert, &ca).unwrap();
+    }
+}
+
+#[test]
 fn an_address_that_others_reach_wants_to_know_who_comes_and_tls_alone_does_not_tell() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
@@ -186,6 +203,32 @@ fn flags_of_tls_that_would_do_nothing_are_refused() {
         (&["cache", "--tls-key", &key], "--tls-key needs --tls-cert"),
         (&["cache", "--tls-client-ca", &cert], "--tls-client-ca needs --tls-cert"),
         (&["memo", "--cache-tls"], "--cache-tls is for a cache of our own"),
+        (&["memo", "--cache-tls-ca", &cert], "--cache-tls-ca is for a cache elsewhere"),
+        (&["memo", "--cache-tls-name", "cache"], "--cache-tls-name is for a cache elsewhere"),
+        (&["memo", "--cache-token-file", &cert], "--cache-token-file is for a cache elsewhere"),
+        (&["memo", "--classifier-tls"], "--classifier-tls is for a classifier elsewhere"),
+        (&["memo", "--classifier-tls-key", &key], "--classifier-tls-key is for a classifier"),
+        (&["memo", "--classifier-token-file", &key], "--classifier-token-file is for a classifier"),
+        (
+            &["memo", "--cache", "redis://127.0.0.1:1", "--cache-tls-key", &key],
+            "--cache-tls-key does nothing for redis://",
+        ),
+        (
+            &[
+                "memo",
+                "--cache",
+                "rediss://127.0.0.1:1",
+                "--cache-tls-ca",
+                &cert,
+                "--cache-tls-key",
+                &key,
+            ],
+            "the certificate is missing",
+        ),
+        (
+            &["memo", "--cache", "rediss+cluster://127.0.0.1:1", "--cache-tls-ca", &key],
+            "no certificate in PEM format",
+        ),
         (
             &["memo", "--cache", "127.0.0.1:1", "--cache-tls-ca", &cert],
             "--cache-tls-ca does nothing without --cache-tls",

@@ -13,7 +13,7 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::Later;
 
 pub use backend::{Backend, Callback};
-pub use redis::{Redis, RedisError, RedisTls};
+pub use redis::{Redis, RedisError};
 pub use remote::{RemoteOptions, RemoteStore};
 
 /// A place that values are written to and looked up in. It may forget any of them at any time, and

@@ -6,11 +6,13 @@
 //! business: `maxmemory` and `maxmemory-policy`.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::tls::{ClientFiles, ClientTls, Kept, TlsError};
 use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
 use redis::cluster::ClusterClient;
 use redis::cluster_async::ClusterConnection;
@@ -44,6 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A client of a Redis server or cluster. Lives in the tokio runtime that it was made in.
 pub struct Redis {
+    connector: Arc<Kept<Connector, RedisError>>,
     connection: watch::Receiver<Option<Connection>>,
     writes: mpsc::Sender<(u64, i64)>,
     health: Arc<Health>,
@@ -109,13 +112,29 @@ impl Health {
     }
 }
 
-/// Why an address cannot be used.
+/// Why a server cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{url:?} is no address of a Redis server or cluster: {source}")]
-pub struct RedisError {
-    /// The address, without what follows a password's place.
-    url: String,
-    source: redis::RedisError,
+#[non_exhaustive]
+pub enum RedisError {
+    /// Its address is none, or not of the form that [`Redis::connect_lazy`] tells of.
+    #[error("{url:?} is no address of a Redis server or cluster: {source}")]
+    Address {
+        /// The address, without what follows a password's place.
+        url: String,
+        /// What is wrong with it.
+        source: redis::RedisError,
+    },
+    /// A file of certificates does not do. Mend the file.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A file of certificates has gone since it was looked at.
+    #[error("cannot read {}: {source}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
 /// A connection, whichever it is. Clones share it.
@@ -131,34 +150,35 @@ enum Connector {
     Cluster(Box<ClusterClient>),
 }
 
-/// Certificates for `rediss://`, in PEM format.
-#[derive(Clone, Default)]
-pub struct RedisTls {
-    /// The authorities that are trusted; `None` for those that the system trusts.
-    pub ca: Option<Vec<u8>>,
-    /// A client's own certificate and its key, where the server asks for one.
-    pub identity: Option<(Vec<u8>, Vec<u8>)>,
-}
-
 impl Redis {
     /// A client of the server at `redis://[user:password@]host:port[/database]` or of the cluster
     /// that the nodes at `redis+cluster://[user:password@]host:port[,host:port…]` belong to; with
-    /// TLS at `rediss://…` and `rediss+cluster://…`. Connects in the background.
+    /// TLS, and these certificates, at `rediss://…` and `rediss+cluster://…`. Connects in the background.
     ///
     /// # Errors
-    /// [`RedisError`] when `url` is not of that form, or `tls` no PEM.
+    /// [`RedisError`] when `url` is not of that form, or a file does not do.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
-    pub fn connect_lazy(url: &str, tls: RedisTls) -> Result<Self, RedisError> {
-        let connector = Connector::new(url, tls)
-            .map_err(|source| RedisError { url: without_password(url), source })?;
+    pub fn connect_lazy(url: &str, certificates: ClientFiles) -> Result<Self, RedisError> {
         let (set_connection, connection) = watch::channel(None);
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
         let health = Arc::new(Health { address: without_password(url), ..Health::default() });
-        tokio::spawn(connect(connector, set_connection, Arc::clone(&health)));
+        let url = url.to_owned();
+        let make = move |files: &ClientFiles| Connector::new(&url, files);
+        let connector = Kept::new(certificates.paths(), move || make(&certificates))?;
+        tokio::spawn(connect(Arc::clone(&connector), set_connection, Arc::clone(&health)));
         tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
-        Ok(Redis { connection, writes, health })
+        Ok(Redis { connector, connection, writes, health })
+    }
+
+    /// Goes on for ever, as [`ClientTls::keep_current`] does: when the certificates have changed, or the process gets
+    /// SIGHUP, a connection with the new ones takes the place of the one that there is.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub fn keep_current(&self) -> impl Future<Output = ()> + Send + 'static {
+        Arc::clone(&self.connector).keep_current()
     }
 }
 
@@ -222,24 +242,26 @@ impl fmt::Debug for Redis {
 type Values = Vec<Option<Vec<u8>>>;
 
 impl Connector {
-    fn new(url: &str, tls: RedisTls) -> Result<Self, redis::RedisError> {
-        let is_secure = url.starts_with("rediss");
-        let certificates = TlsCertificates {
-            client_tls: tls
-                .identity
-                .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
-            root_cert: tls.ca,
+    fn new(url: &str, files: &ClientFiles) -> Result<Self, RedisError> {
+        let certificates = match url.starts_with("rediss") {
+            true => Some(certificates(files)?),
+            false => None,
         };
+        Connector::of(url, certificates)
+            .map_err(|source| RedisError::Address { url: without_password(url), source })
+    }
+
+    fn of(url: &str, certificates: Option<TlsCertificates>) -> Result<Self, redis::RedisError> {
+        let scheme = if certificates.is_some() { "rediss" } else { "redis" };
         let nodes = ["redis+cluster://", "rediss+cluster://"];
         let Some(nodes) = nodes.iter().find_map(|scheme| url.strip_prefix(scheme)) else {
             let server = url.into_connection_info()?.set_tcp_settings(tcp_settings());
-            let client = match is_secure {
-                true => redis::Client::build_with_tls(server, certificates)?,
-                false => redis::Client::open(server)?,
+            let client = match certificates {
+                Some(certificates) => redis::Client::build_with_tls(server, certificates)?,
+                None => redis::Client::open(server)?,
             };
             return Ok(Connector::Single(Box::new(client)));
         };
-        let scheme = if is_secure { "rediss" } else { "redis" };
         let (login, hosts) = match nodes.rsplit_once('@') {
             Some((login, hosts)) => (format!("{login}@"), hosts),
             None => (String::new(), nodes),
@@ -249,7 +271,10 @@ impl Connector {
             .map(|host| format!("{scheme}://{login}{host}").into_connection_info())
             .collect();
         let builder = ClusterClient::builder(nodes?).tcp_settings(tcp_settings());
-        let builder = if is_secure { builder.certs(certificates) } else { builder };
+        let builder = match certificates {
+            Some(certificates) => builder.certs(certificates),
+            None => builder,
+        };
         Ok(Connector::Cluster(Box::new(builder.build()?)))
     }
 
@@ -269,6 +294,22 @@ impl Connector {
     }
 }
 
+/// What is in the files, which do.
+fn certificates(files: &ClientFiles) -> Result<TlsCertificates, RedisError> {
+    // It names the file, and what is wrong with it; Redis' own client does not.
+    ClientTls::load(files.clone())?;
+    let read = |file: &PathBuf| {
+        std::fs::read(file).map_err(|source| RedisError::File { file: file.clone(), source })
+    };
+    let client_tls = match (&files.cert, &files.key) {
+        (Some(cert), Some(key)) => {
+            Some(ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? })
+        }
+        _ => None,
+    };
+    Ok(TlsCertificates { client_tls, root_cert: files.ca.as_ref().map(read).transpose()? })
+}
+
 impl Connection {
     async fn ask<T: redis::FromRedisValue>(&mut self, command: &Cmd) -> redis::RedisResult<T> {
         let value = match self {
@@ -280,20 +321,23 @@ impl Connection {
     }
 }
 
-/// Tries until a connection is there; from then on the library reconnects by itself, and only a server that
-/// turns out to be a replica is asked for anew: after a failover its name may mean another one.
+/// Tries until a connection is there; from then on the library reconnects by itself. Anew is connected when the
+/// server turns out to be a replica (after a failover its name may mean another one), and with new certificates.
 async fn connect(
-    connector: Connector,
+    connector: Arc<Kept<Connector, RedisError>>,
     set_connection: watch::Sender<Option<Connection>>,
     health: Arc<Health>,
 ) {
+    let mut certificates = connector.changes();
     loop {
-        match tokio::time::timeout(PATIENCE, connector.connect()).await {
+        let current = Arc::clone(&certificates.borrow_and_update());
+        match tokio::time::timeout(PATIENCE, current.connect()).await {
             Ok(Ok(connection)) => {
                 let _ = set_connection.send(Some(connection));
                 // The sender lives as long as its receivers: dropped, it would end `write`.
                 tokio::select! {
                     () = health.moved.notified() => tokio::time::sleep(MOVE_PAUSE).await,
+                    Ok(()) = certificates.changed() => continue,
                     () = set_connection.closed() => return,
                 }
             }
@@ -376,7 +420,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_is_none_is_refused_without_its_password() {
         for url in ["redis://", "http://localhost", "redis+cluster://", "redis://u:hunter2@"] {
-            let error = Redis::connect_lazy(url, RedisTls::default()).unwrap_err().to_string();
+            let error = Redis::connect_lazy(url, ClientFiles::default()).unwrap_err().to_string();
             assert!(!error.contains("hunter2"), "{error}");
         }
     }

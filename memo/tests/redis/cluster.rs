@@ -11,7 +11,13 @@ use crate::{ask, memo, until};
 /// Three nodes that share the slots.
 async fn cluster() -> Vec<Node> {
     let nodes: Vec<Node> = (0..3).map(|_| Node::start_for_cluster()).collect();
-    for node in &nodes {
+    form_cluster(&nodes).await;
+    nodes
+}
+
+/// Makes these nodes one cluster.
+pub(crate) async fn form_cluster(nodes: &[Node]) {
+    for node in nodes {
         node.until_up().await;
     }
     let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
@@ -20,7 +26,6 @@ async fn cluster() -> Vec<Node> {
     create.push("--cluster-yes");
     nodes[0].cli(&create);
     until("the cluster is formed", async || nodes.iter().all(is_well)).await;
-    nodes
 }
 
 fn is_well(node: &Node) -> bool {

@@ -16,12 +16,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_memo::key::ModelId;
-use afterimage_memo::store::{Redis, RedisTls, RemoteOptions, RemoteStore};
+use afterimage_memo::store::{Redis, RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::{Answer, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::{Shape, stats::Stats};
 use afterimage_wire::server::{Server, ServerOptions};
+use afterimage_wire::tls::ClientFiles;
 use afterimage_wire::{Client, ClientOptions};
 
 /// Longer than anything here takes on a busy machine.
@@ -45,16 +46,18 @@ impl Classifier for FirstByte {
 }
 
 async fn memo(url: &str) -> Client {
-    memo_with(url, RedisTls::default()).await
+    memo_with(url, ClientFiles::default()).await
 }
 
-async fn memo_with(url: &str, tls: RedisTls) -> Client {
+async fn memo_with(url: &str, certificates: ClientFiles) -> Client {
     let shape = Shape::new(&[4]).unwrap();
     let model = Arc::new(ModelId { digest: [1; 32], shape, classes: 256 });
     // A busy machine is not what these tests are about.
     let lookup_budget = Duration::from_millis(300);
     let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
-    let store = Store::Remote(RemoteStore::new(Redis::connect_lazy(url, tls).unwrap(), options));
+    let redis = Redis::connect_lazy(url, certificates).unwrap();
+    tokio::spawn(redis.keep_current());
+    let store = Store::Remote(RemoteStore::new(redis, options));
     let options = MemoOptions::new(Secret::new([7; 32]));
     let service = Arc::new(MemoService::new(store, FirstByte(model), options));
     let server = Server::bind("127.0.0.1:0", service, ServerOptions::default()).await.unwrap();

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
+use crate::pki::{Authority, Issued};
 use crate::until;
 
 /// A server, killed when it is dropped.
@@ -11,7 +12,9 @@ pub(crate) struct Node {
     child: Child,
     pub(crate) port: u16,
     folder: tempfile::TempDir,
-    flags: &'static [&'static str],
+    flags: Vec<String>,
+    /// What `redis-cli` needs to be let in.
+    cli: Vec<String>,
 }
 
 /// What makes a server a cluster's node. The time after which a silent node counts as gone is short, so that
@@ -36,10 +39,35 @@ impl Node {
         Node::start_with(CLUSTER)
     }
 
-    fn start_with(flags: &'static [&'static str]) -> Node {
-        let folder = tempfile::tempdir().unwrap();
+    fn start_with(flags: &[&str]) -> Node {
         let port = free_port();
-        Node { child: spawn(port, &folder, flags), port, folder, flags }
+        let port_flags = ["--port", &port.to_string()];
+        Node::start_at(port, &[&port_flags, flags].concat(), Vec::new())
+    }
+
+    /// One that speaks mutual TLS and nothing else, to clients and, if it is a cluster's, to the other nodes.
+    pub(crate) fn start_with_tls(pki: &Pki, for_cluster: bool) -> Node {
+        let Pki { authority, server, client, .. } = pki;
+        let [ca, cert, key, client_cert, client_key] =
+            [&authority.cert, &server.cert, &server.key, &client.cert, &client.key]
+                .map(|path| path.to_str().unwrap());
+        let port = free_port();
+        let mut flags = vec!["--port", "0", "--tls-auth-clients", "yes"];
+        let tls_port = port.to_string();
+        flags.extend(["--tls-port", &tls_port, "--tls-ca-cert-file", ca]);
+        flags.extend(["--tls-cert-file", cert, "--tls-key-file", key]);
+        if for_cluster {
+            flags.extend(["--tls-cluster", "yes", "--tls-replication", "yes"]);
+            flags.extend(CLUSTER);
+        }
+        let cli = ["--tls", "--cacert", ca, "--cert", client_cert, "--key", client_key];
+        Node::start_at(port, &flags, cli.map(str::to_owned).into())
+    }
+
+    fn start_at(port: u16, flags: &[&str], cli: Vec<String>) -> Node {
+        let folder = tempfile::tempdir().unwrap();
+        let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
+        Node { child: spawn(&folder, &flags), port, folder, flags, cli }
     }
 
     pub(crate) fn kill(&mut self) {
@@ -55,7 +83,7 @@ impl Node {
     }
 
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.port, &self.folder, self.flags);
+        self.child = spawn(&self.folder, &self.flags);
     }
 
     pub(crate) fn addr(&self) -> String {
@@ -64,19 +92,23 @@ impl Node {
 
     /// What `redis-cli` prints.
     pub(crate) fn cli(&self, args: &[&str]) -> String {
-        let mut command = Command::new("redis-cli");
-        let output = command.args(["-p", &self.port.to_string()]).args(args).output().unwrap();
+        let output = self.redis_cli().args(args).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// Has `redis-cli` carry out many commands, a line each.
     pub(crate) fn script(&self, commands: &str) {
-        let mut command = Command::new("redis-cli");
-        command.args(["-p", &self.port.to_string()]);
+        let mut command = self.redis_cli();
         command.stdin(Stdio::piped()).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();
         child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success());
+    }
+
+    fn redis_cli(&self) -> Command {
+        let mut command = Command::new("redis-cli");
+        command.args(["-p", &self.port.to_string()]).args(&self.cli);
+        command
     }
 
     /// How many keys it has.
@@ -96,11 +128,29 @@ impl Drop for Node {
     }
 }
 
-fn spawn(port: u16, folder: &tempfile::TempDir, flags: &[&str]) -> Child {
+fn spawn(folder: &tempfile::TempDir, flags: &[String]) -> Child {
     let mut command = Command::new("redis-server");
-    command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+    command.args(["--bind", "127.0.0.1", "--save", ""]);
     command.arg("--dir").arg(folder.path()).args(flags);
     command.stdout(Stdio::null()).spawn().unwrap()
+}
+
+/// An authority, and what it has signed.
+pub(crate) struct Pki {
+    pub(crate) authority: Authority,
+    pub(crate) server: Issued,
+    pub(crate) client: Issued,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+impl Pki {
+    pub(crate) fn new() -> Pki {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::new(folder.path(), "ca");
+        let server = authority.issue("server", "127.0.0.1");
+        let client = authority.issue("client", "memo");
+        Pki { authority, server, client, folder }
+    }
 }
 
 /// A port that is free now, low enough that a cluster's bus port, 10,000 above, exists.
@@ -112,6 +162,21 @@ pub(crate) fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// Whether a test can run that needs a Redis with TLS, which is one's choice when it is built.
+pub(crate) fn installed_with_tls(test: &str) -> bool {
+    if !installed(test) {
+        return false;
+    }
+    // It takes the flag, or ends at once with what is wrong about it.
+    let refused =
+        Command::new("redis-server").args(["--port", "0", "--tls-port"]).output().unwrap();
+    let found = !String::from_utf8_lossy(&refused.stdout).contains("Bad directive");
+    if !found {
+        let _ = writeln!(std::io::stderr(), "SKIPPED {test}: this redis-server has no TLS");
+    }
+    found
 }
 
 /// Whether a test can run; says so when it cannot, past the harness, which keeps what a passing test prints to itself.

@@ -1,46 +1,110 @@
-//! A Redis server that speaks mutual TLS and nothing else.
+//! Redis servers that speak mutual TLS and nothing else: one, and a cluster.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
-use afterimage_memo::store::RedisTls;
+use afterimage_wire::tls::ClientFiles;
 
-use crate::node::{free_port, installed};
-use crate::pki::Authority;
+use crate::cluster::form_cluster;
+use crate::node::{Node, Pki, installed_with_tls};
 use crate::{ask, memo_with, until};
 
-/// Killed when it is dropped.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// The authority that the server's certificate is of, and a client's certificate of it.
+fn known(pki: &Pki) -> ClientFiles {
+    let [ca, cert, key] = [&pki.authority.cert, &pki.client.cert, &pki.client.key];
+    ClientFiles { ca: Some(ca.clone()), cert: Some(cert.clone()), key: Some(key.clone()) }
 }
 
 #[tokio::test]
 async fn answers_are_remembered_through_mutual_tls() {
-    if !installed("answers_are_remembered_through_mutual_tls") {
+    if !installed_with_tls("answers_are_remembered_through_mutual_tls") {
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let authority = Authority::new(folder.path(), "ca");
-    let server = authority.issue("server", "127.0.0.1");
-    let client = authority.issue("client", "memo");
-    let port = free_port();
-    let mut command = Command::new("redis-server");
-    command.args(["--port", "0", "--bind", "127.0.0.1", "--save", "", "--tls-auth-clients", "yes"]);
-    command.args(["--tls-port", &port.to_string()]).arg("--dir").arg(folder.path());
-    command.arg("--tls-cert-file").arg(&server.cert).arg("--tls-key-file").arg(&server.key);
-    command.arg("--tls-ca-cert-file").arg(&authority.cert);
-    let _redis = Killed(command.stdout(Stdio::null()).spawn().unwrap());
-
-    let read = |path| std::fs::read(path).unwrap();
-    let (ca, identity) = (Some(read(&authority.cert)), (read(&client.cert), read(&client.key)));
-    let url = format!("rediss://127.0.0.1:{port}");
-    let known = memo_with(&url, RedisTls { ca: ca.clone(), identity: Some(identity) }).await;
-    until("an answer is remembered", async || ask(&known, 0..1).await > 0).await;
+    let pki = Pki::new();
+    let node = Node::start_with_tls(&pki, false);
+    node.until_up().await;
+    let url = format!("rediss://{}", node.addr());
+    let client = memo_with(&url, known(&pki)).await;
+    until("an answer is remembered", async || ask(&client, 0..1).await > 0).await;
     // Nobody else is let in.
-    let unknown = memo_with(&url, RedisTls { ca, identity: None }).await;
-    assert_eq!(ask(&unknown, 0..1).await, 0);
+    let stranger = ClientFiles { cert: None, key: None, ..known(&pki) };
+    let stranger = memo_with(&url, stranger).await;
+    assert_eq!(ask(&stranger, 0..1).await, 0);
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not() {
+    if !installed_with_tls("a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not")
+    {
+        return;
+    }
+    let pki = Pki::new();
+    let node = Node::start_with_tls(&pki, false);
+    node.until_up().await;
+    // What Redis does not believe, at first.
+    let others = crate::pki::Authority::new(pki.folder.path(), "others");
+    let own = others.issue("own", "memo");
+    let files = ClientFiles {
+        ca: Some(pki.authority.cert.clone()),
+        cert: Some(own.cert.clone()),
+        key: Some(own.key.clone()),
+    };
+    let client = memo_with(&format!("rediss://{}", node.addr()), files).await;
+    assert_eq!(ask(&client, 0..20).await, 0);
+    assert_eq!(node.keys(), 0);
+
+    assert_eq!(pki.authority.issue("own", "memo").cert, own.cert);
+    hang_up();
+    until("the new one is used", async || ask(&client, 0..20).await == 20).await;
+    // A connection that works is replaced, too: what it was made with may have ended.
+    let before = connections(&node);
+    assert!(!before.is_empty());
+    pki.authority.issue("own", "memo");
+    hang_up();
+    until("it is another connection", async || {
+        ask(&client, 0..20).await;
+        let now = connections(&node);
+        !now.is_empty() && now.iter().all(|id| !before.contains(id))
+    })
+    .await;
+    assert_eq!(ask(&client, 0..20).await, 20);
+    std::fs::write(&own.cert, "broken").unwrap();
+    hang_up();
+    // Nothing changes that could be waited for; what there is goes on.
+    for _ in 0..20 {
+        until("all is remembered", async || ask(&client, 0..20).await == 20).await;
+    }
+}
+
+/// The ids of a server's connections, that of `redis-cli` apart.
+fn connections(node: &Node) -> Vec<String> {
+    let list = node.cli(&["client", "list"]);
+    let others = list.lines().filter(|line| !line.contains("cmd=client"));
+    others.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
+}
+
+/// SIGHUP to this process, which listens to it since there is a memo.
+fn hang_up() {
+    let pid = std::process::id().to_string();
+    assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_whose_nodes_speak_mutual_tls_remembers_across_its_slots() {
+    if !installed_with_tls("a_cluster_whose_nodes_speak_mutual_tls_remembers_across_its_slots") {
+        return;
+    }
+    let pki = Pki::new();
+    let nodes: Vec<Node> = (0..3).map(|_| Node::start_with_tls(&pki, true)).collect();
+    form_cluster(&nodes).await;
+    let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
+    // One node is told of; it names the others.
+    let url = format!("rediss+cluster://{}", addrs[0]);
+    let client = memo_with(&url, known(&pki)).await;
+    until("all is remembered", async || ask(&client, 0..200).await == 200).await;
+    let sizes: Vec<usize> = nodes.iter().map(Node::keys).collect();
+    assert_eq!(sizes.iter().sum::<usize>(), 200);
+    assert!(sizes.iter().all(|&size| size > 20), "every node has its share: {sizes:?}");
+    let stranger = ClientFiles { cert: None, key: None, ..known(&pki) };
+    let stranger = memo_with(&url, stranger).await;
+    assert_eq!(ask(&stranger, 0..20).await, 0);
 }

@@ -21,6 +21,13 @@ pub struct ClientFiles {
     pub key: Option<PathBuf>,
 }
 
+impl ClientFiles {
+    /// Those that are given.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        [&self.ca, &self.cert, &self.key].into_iter().flatten().cloned().collect()
+    }
+}
+
 /// TLS as a client speaks it. Clones are one: what one reloads, all have.
 #[derive(Clone)]
 pub struct ClientTls {
@@ -36,9 +43,7 @@ impl ClientTls {
     /// certificate without its key or the other way round; [`TlsError::NoAuthorities`] where no
     /// file is named and the system trusts nobody.
     pub fn load(files: ClientFiles) -> Result<Self, TlsError> {
-        let ClientFiles { ca, cert, key } = files.clone();
-        let paths = [ca, cert, key].into_iter().flatten().collect();
-        let kept = Kept::new(paths, move || configure(&files))?;
+        let kept = Kept::new(files.paths(), move || configure(&files))?;
         Ok(ClientTls { kept, server_name: None })
     }
 

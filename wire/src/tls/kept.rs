@@ -1,9 +1,12 @@
 //! What is made from files, and made anew when they change.
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
 
 use super::TlsError;
 
@@ -11,56 +14,69 @@ use super::TlsError;
 /// enough that a renewed certificate is in use long before the old one ends.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
-type Make<T> = Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>;
+type Make<T, E> = Box<dyn Fn() -> Result<T, E> + Send + Sync>;
 
-/// See the module.
-pub(super) struct Kept<T> {
+/// What is made from files of certificates, and made anew when they change: [`ServerTls`](super::ServerTls) and
+/// [`ClientTls`](super::ClientTls) are, and so may be whatever else speaks TLS.
+pub struct Kept<T, E = TlsError> {
     files: Vec<PathBuf>,
-    make: Make<T>,
-    state: Mutex<State<T>>,
-}
-
-struct State<T> {
-    current: Arc<T>,
+    make: Make<T, E>,
+    current: watch::Sender<Arc<T>>,
     /// The files as they were when it was last tried to make something of them.
-    tried: Vec<Stamp>,
+    tried: Mutex<Vec<Stamp>>,
 }
 
 /// Tells one content of a file from the next; `None` for no such file.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
-impl<T: Send + Sync + 'static> Kept<T> {
+impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Kept<T, E> {
     /// What `make` makes of these files.
-    pub(super) fn new(
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub fn new(
         files: Vec<PathBuf>,
-        make: impl Fn() -> Result<T, TlsError> + Send + Sync + 'static,
-    ) -> Result<Arc<Self>, TlsError> {
+        make: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Arc<Self>, E> {
         // Before they are read: a change in between is seen the next time.
-        let tried = stamps(&files);
-        let state = Mutex::new(State { current: Arc::new(make()?), tried });
-        Ok(Arc::new(Kept { files, make: Box::new(make), state }))
+        let tried = Mutex::new(stamps(&files));
+        let current = watch::Sender::new(Arc::new(make()?));
+        Ok(Arc::new(Kept { files, make: Box::new(make), current, tried }))
     }
 
-    pub(super) fn files(&self) -> &[PathBuf] {
+    /// The files.
+    pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    pub(super) fn current(&self) -> Arc<T> {
-        Arc::clone(&self.lock().current)
+    /// What was made last.
+    pub fn current(&self) -> Arc<T> {
+        Arc::clone(&self.current.borrow())
+    }
+
+    /// Tells of what is made from now on.
+    pub fn changes(&self) -> watch::Receiver<Arc<T>> {
+        self.current.subscribe()
     }
 
     /// Makes it anew, or leaves what there is.
-    pub(super) fn reload(&self) -> Result<(), TlsError> {
+    ///
+    /// # Errors
+    /// Those of what makes it.
+    pub fn reload(&self) -> Result<(), E> {
         let tried = stamps(&self.files);
         let made = (self.make)();
-        let mut state = self.lock();
-        state.tried = tried;
-        state.current = Arc::new(made?);
+        *self.tried() = tried;
+        self.current.send_replace(Arc::new(made?));
         Ok(())
     }
 
-    /// Goes on for ever: makes it anew whenever its files change, and when the process gets SIGHUP.
-    pub(super) fn keep_current(self: Arc<Self>) -> impl Future<Output = ()> + Send {
+    /// Goes on for ever: makes it anew when a file has changed, looking every [`RELOAD_INTERVAL`], and when the
+    /// process gets SIGHUP. What does not do is warned of once, and not used.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub fn keep_current(self: Arc<Self>) -> impl Future<Output = ()> + Send {
         // Now and not when the task first runs: by then somebody may know that we are there, and a SIGHUP that
         // nobody listens to ends the process.
         let mut hangup = Hangup::listen();
@@ -83,19 +99,26 @@ impl<T: Send + Sync + 'static> Kept<T> {
 
     /// Makes it anew if that is asked for or the files have changed, and logs what came of it.
     fn look(&self, asked: bool) {
-        if !asked && self.lock().tried == stamps(&self.files) {
+        if !asked && *self.tried() == stamps(&self.files) {
             return;
         }
         let files: Vec<_> = self.files.iter().map(|file| file.display().to_string()).collect();
         match self.reload() {
+            Ok(()) if files.is_empty() => tracing::info!("the system's authorities loaded anew"),
             Ok(()) => tracing::info!("certificates loaded anew from {}", files.join(", ")),
             Err(error) => tracing::warn!("{error}; the certificates loaded before stay in use"),
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State<T>> {
-        // Nothing is made under the lock, so a poisoned state is still whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn tried(&self) -> std::sync::MutexGuard<'_, Vec<Stamp>> {
+        // Nothing is made under the lock, so what it guards is whole.
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T, E> fmt::Debug for Kept<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Kept").field(&self.files).finish()
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use client::{ClientFiles, ClientTls};
-pub use kept::RELOAD_INTERVAL;
+pub use kept::{Kept, RELOAD_INTERVAL};
 pub use server::{ServerFiles, ServerTls};
 /// The TLS that this crate is built on.
 pub use tokio_rustls::rustls;
