@@ -232,7 +232,9 @@ pub(crate) fn token(
     file: Option<&Path>,
 ) -> anyhow::Result<Option<Token>> {
     let secret = match (flag, file) {
-        (Some(token), _) => token.as_bytes().to_vec(),
+        // From elsewhere than the settings file the one excludes the other.
+        (Some(_), Some(_)) => bail!("token and token-file are both set: set one of them"),
+        (Some(token), None) => token.as_bytes().to_vec(),
         (None, None) => return Ok(None),
         (None, Some(path)) => {
             warn_if_exposed(file_flag, path);

@@ -37,13 +37,17 @@ pub(crate) fn apply(
 pub(crate) fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow::Error> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
+        Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
         _ => None,
     };
+    if error.kind() == ErrorKind::ArgumentConflict {
+        let flags = [text(ContextKind::InvalidArg)?, text(ContextKind::PriorArg)?];
+        return exclude_each_other(flags.map(flag_name), args);
+    }
     if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
         return None;
     }
-    let flag = text(ContextKind::InvalidArg)?.strip_prefix("--")?;
-    let flag = flag.split([' ', '=']).next()?;
+    let flag = flag_name(text(ContextKind::InvalidArg)?)?;
     if given(args).iter().any(|given| given == flag) {
         return None;
     }
@@ -60,6 +64,25 @@ pub(crate) fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow
         let file = config_path(args.iter().cloned())?;
         anyhow::anyhow!("settings file {}: {flag} is {value:?}: {reason}", file.display())
     })
+}
+
+/// The name of a flag that clap writes with its value: `--flag <VALUE>`.
+fn flag_name(written: &str) -> Option<&str> {
+    written.strip_prefix("--")?.split([' ', '=']).next()
+}
+
+/// Two settings of which one may be set, by the names under which they are. `None` when both are flags, of which
+/// clap tells as well.
+fn exclude_each_other(flags: [Option<&str>; 2], args: &[OsString]) -> Option<anyhow::Error> {
+    let given = given(args);
+    let is_given = |flag: &str| given.iter().any(|given| given == flag);
+    let [one, other] = flags.map(|flag| {
+        let flag = flag?;
+        Some(if is_given(flag) { format!("--{flag}") } else { variable(flag) })
+    });
+    let (one, other) = (one?, other?);
+    let from_environment = [&one, &other].iter().any(|name| name.starts_with(ENV_PREFIX));
+    from_environment.then(|| anyhow::anyhow!("{one} and {other} are both set: set one of them"))
 }
 
 /// The environment variable of a flag.

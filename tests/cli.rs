@@ -225,6 +225,31 @@ fn a_wrong_value_is_told_of_where_it_stands() {
 }
 
 #[test]
+fn settings_that_exclude_each_other_are_told_of_by_the_names_they_stand_under() {
+    let folder = folder();
+    let token_file = file(&folder, "token", "sesame");
+    for command in ["serve", "stats"] {
+        let both = |process: &mut Command| {
+            process.env("AFTERIMAGE_TOKEN", "sesame").env("AFTERIMAGE_TOKEN_FILE", &token_file);
+        };
+        let args =
+            [&[command][..], if command == "stats" { &["127.0.0.1:1"] } else { &[] }].concat();
+        let line = run_with(&args, both).failed_with_a_line();
+        let named = "AFTERIMAGE_TOKEN_FILE and AFTERIMAGE_TOKEN are both set";
+        let turned = "AFTERIMAGE_TOKEN and AFTERIMAGE_TOKEN_FILE are both set";
+        assert!(line.contains(named) || line.contains(turned), "{line}");
+        assert!(!line.contains("--") && !line.contains("sesame"), "{line}");
+        // On the command line they are flags; one that beats the environment is none too many.
+        let done = run(&[&args[..], &["--token", "x", "--token-file", &token_file]].concat());
+        assert!(done.stderr.contains("'--token <TOKEN>' cannot be used with"), "{done:#?}");
+        let settings = format!("[{command}]\ntoken = \"sesame\"\ntoken-file = \"{token_file}\"");
+        let settings = file(&folder, "settings.toml", settings);
+        let line = run(&[&args[..], &["--config", &settings]].concat()).failed_with_a_line();
+        assert!(line.contains("token and token-file are both set"), "{line}");
+    }
+}
+
+#[test]
 fn a_server_that_is_not_there_is_one_clear_line() {
     let addr = nobody();
     let folder = folder();
