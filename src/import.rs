@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use afterimage_classifier::{ImportOptions, Model, Sample, Shape};
+use afterimage_classifier::{ImportOptions, Model, Sample, Scale, Shape};
 use anyhow::Context;
 
 use crate::print::say;
@@ -22,6 +22,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     divisor: Option<f64>,
 
+    /// The range file that `svm-scale -s` wrote, of a model that was trained on what it scaled (LIBSVM, LIBLINEAR). A sample
+    /// in text is then the scaled one.
+    #[arg(long, value_name = "FILE")]
+    scale: Option<PathBuf>,
+
     /// Labels to answer with, in the order of the model's own, where those are not numbers from 0 to 65535.
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     labels: Option<Vec<u16>>,
@@ -40,8 +45,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let Args { out, shape, divisor, labels, sample, predictions, file } = args;
-    let imported = Model::import(&file, &ImportOptions { shape, divisor, labels })?;
+    let Args { out, shape, divisor, scale, labels, sample, predictions, file } = args;
+    let scale = scale.as_deref().map(Scale::read).transpose()?;
+    let imported = Model::import(&file, &ImportOptions { shape, divisor, labels, scale })?;
     say!("{imported}")?;
     if let Some(path) = sample {
         let sample = Sample::read(&path, &imported)?;

@@ -87,6 +87,24 @@ fn a_kernel_model_of_libsvms_is_told_of_tried_and_written() {
 }
 
 #[test]
+fn a_model_of_scaled_features_takes_the_range_file_they_were_scaled_with() {
+    let folder = folder();
+    // Bytes from 0 to 200 and from 55 to 255 became −1 to 1; the other two were always the same.
+    let ranges = file(&folder, "ranges", "x\n-1 1\n1 0 200\n3 55 255\n");
+    let model =
+        LIBSVM.replace("1:1", "1:1 3:-1").replace("2:1", "1:-1 3:-1").replace("0.501961", "1");
+    let sample = file(&folder, "sample", "65535 1:1 3:-1\n300 1:-0.99 3:-1\n7 3:0.95\n");
+    let (out, printed) = import(&folder, &model, &["--scale", &ranges, "--sample", &sample]);
+    for said in ["gamma 2, scaled by svm-scale to -1 to 1)", "the sample's labels: 3 of 3"] {
+        assert!(printed.contains(said), "{said:?} in\n{printed}");
+    }
+    let model = Model::read(out.as_ref()).unwrap();
+    for (image, label) in [([200, 9, 55, 0], 65_535), ([1, 0, 55, 9], 300), ([100, 0, 250, 0], 7)] {
+        assert_eq!(model.classify(&image).unwrap(), label, "{image:?}");
+    }
+}
+
+#[test]
 fn an_onnx_model_is_told_of_and_answers_with_the_labels_it_is_given() {
     let folder = folder();
     let (out, printed) = import(&folder, onnx(), &["--labels", "40,90"]);
@@ -147,6 +165,10 @@ fn what_cannot_be_imported_is_one_clear_line_and_writes_nothing() {
         assert!(!std::fs::exists(&out).unwrap(), "{path} was written");
     }
     let good = file(&folder, "good", LIBSVM);
+    let broken = file(&folder, "broken", "x\n0 1\n1 5 5\n");
+    let args = ["import", &good, "--shape", "2x2", "--scale", &broken, "--out", &out];
+    let line = run(&args).failed_with_a_line();
+    assert!(line.contains(&broken) && line.contains("line 3"), "{line}");
     let nowhere = ["--out", "/no/such/folder/model"];
     let line = run(&[&["import", &good, "--shape", "2x2"], &nowhere[..]].concat());
     assert!(line.failed_with_a_line().contains("/no/such/folder/model"));

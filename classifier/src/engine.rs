@@ -13,97 +13,24 @@
 //! An image's label never depends on its batch (see [`crate::Model::classify_batch`]), so neither lingering nor the
 //! number of threads can change an answer.
 
-use std::collections::VecDeque;
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod counters;
+mod job;
+mod options;
+mod queue;
+mod worker;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use crate::model::{Model, Scratch};
 use crate::shape::Shape;
+use counters::Counters;
+use queue::{Queue, Shared};
 
-/// Longest time a thread waits for company: more than this costs each request more latency than a larger batch
-/// gives back.
-pub const MAX_LINGER: Duration = Duration::from_micros(200);
-
-/// How an engine works.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EngineOptions {
-    /// Compute threads; at least 1.
-    pub threads: usize,
-    /// Most images scored in one go; at least 1.
-    pub max_batch: usize,
-    /// Most images waiting; more are refused with [`EngineError::Overloaded`].
-    pub max_queued: usize,
-    /// How long a thread that finds fewer than `max_batch` images waits for more, at most [`MAX_LINGER`]. Zero scores
-    /// at once whatever is there.
-    pub linger: Duration,
-}
-
-/// Why an image has no label.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineError {
-    /// The queue is full. Ask again later, or another engine.
-    #[error("{queued} images wait to be scored; the limit is {limit}")]
-    Overloaded {
-        /// Images waiting.
-        queued: usize,
-        /// The limit.
-        limit: usize,
-    },
-    /// The image is not of the model's shape. Do not ask again.
-    #[error("image is {found} bytes; the model takes {expected} ({shape})")]
-    WrongSize {
-        /// Bytes of the image.
-        found: usize,
-        /// Bytes the model takes.
-        expected: usize,
-        /// The model's shape.
-        shape: Shape,
-    },
-    /// The deadline passed before the image was scored.
-    #[error("the deadline passed before the image was scored")]
-    DeadlineExceeded,
-    /// The engine takes no more work.
-    #[error("the engine is shutting down")]
-    ShuttingDown,
-    /// Scoring this image panicked: a bug, whose message the log has. Others were not affected.
-    #[error("scoring panicked")]
-    Panicked,
-    /// The image was lost on its way through the engine: a bug.
-    #[error("the image was lost before it was scored")]
-    Lost,
-}
-
-/// Who asked for a label.
-pub trait Caller: Send {
-    /// Whether nobody wants the label any more. Asked once, right before the image would be scored; when it is true, the
-    /// image is not, and `answer` is called with [`EngineError::DeadlineExceeded`].
-    fn is_late(&mut self, now: Instant) -> bool {
-        let _ = now;
-        false
-    }
-
-    /// Takes the label or the reason why there is none.
-    fn answer(self: Box<Self>, result: Result<u16, EngineError>);
-}
-
-impl<F: FnOnce(Result<u16, EngineError>) + Send> Caller for F {
-    fn answer(self: Box<Self>, result: Result<u16, EngineError>) {
-        self(result);
-    }
-}
-
-/// One image to score.
-pub struct Job {
-    image: Box<[u8]>,
-    deadline: Option<Instant>,
-    /// Taken when it is answered.
-    caller: Option<Box<dyn Caller>>,
-}
+pub use counters::EngineCounters;
+pub use job::{Caller, Job};
+pub use options::{EngineError, EngineOptions, MAX_LINGER};
 
 /// What gives labels to images: a [`Model`], or a stand-in in a test.
 pub trait Scorer: Send + Sync + 'static {
@@ -114,102 +41,11 @@ pub trait Scorer: Send + Sync + 'static {
     fn label(&self, images: &[&[u8]], scratch: &mut Scratch, labels: &mut [u16]);
 }
 
-/// What an engine has done so far and has before it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct EngineCounters {
-    /// Images that got a label.
-    pub scored: u64,
-    /// Batches scored.
-    pub batches: u64,
-    /// Images refused because the queue was full.
-    pub overloaded: u64,
-    /// Images whose deadline passed while they waited.
-    pub expired: u64,
-    /// Images whose scoring panicked.
-    pub panicked: u64,
-    /// Callers that panicked when they were asked or answered.
-    pub reply_panics: u64,
-    /// Images waiting now.
-    pub queued: usize,
-    /// Time spent scoring, all threads together.
-    pub busy: Duration,
-}
-
 /// The threads and their queue. Dropping it is [`Engine::shutdown`].
 #[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-}
-
-impl Default for EngineOptions {
-    /// A thread per processor, batches of 64, no linger, and a queue of 4096: a tenth of a second's work for one
-    /// core at 25 µs per image.
-    fn default() -> Self {
-        Self {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            max_batch: 64,
-            max_queued: 4096,
-            linger: Duration::ZERO,
-        }
-    }
-}
-
-impl Job {
-    /// An image (row-major bytes) and what to call with its label. `reply` is called on a compute thread, or on the
-    /// submitting one when the job is refused; it should do no more than hand the answer on.
-    pub fn new(
-        image: impl Into<Box<[u8]>>,
-        reply: impl FnOnce(Result<u16, EngineError>) + Send + 'static,
-    ) -> Self {
-        Self::for_caller(image, reply)
-    }
-
-    /// As [`Job::new`], for whoever may lose interest meanwhile. `caller` is called on the same threads.
-    pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
-        Self { image: image.into(), deadline: None, caller: Some(Box::new(caller)) }
-    }
-
-    /// The same job, to be dropped with [`EngineError::DeadlineExceeded`] when it is still waiting at `deadline`.
-    #[must_use]
-    pub fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// A caller that panics when it is asked counts as one that waits: its answer is as good as any other's.
-    fn is_late(&mut self, now: Instant, counters: &Counters) -> bool {
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            return true;
-        }
-        let Some(caller) = &mut self.caller else { return false };
-        catch_unwind(AssertUnwindSafe(|| caller.is_late(now))).unwrap_or_else(|_| {
-            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("a caller panicked when it was asked whether it waits");
-            false
-        })
-    }
-
-    fn finish(mut self, result: Result<u16, EngineError>, counters: &Counters) {
-        self.call(result, counters);
-    }
-
-    /// A reply that panics is the submitter's bug: it is counted, and costs nobody else his answer.
-    fn call(&mut self, result: Result<u16, EngineError>, counters: &Counters) {
-        if let Some(caller) = self.caller.take()
-            && catch_unwind(AssertUnwindSafe(|| caller.answer(result))).is_err()
-        {
-            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("a reply panicked when it was called");
-        }
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.call(Err(EngineError::Lost), &Counters::default());
-    }
 }
 
 impl Engine {
@@ -333,19 +169,7 @@ impl Engine {
     /// What it has done and has before it.
     #[must_use]
     pub fn counters(&self) -> EngineCounters {
-        let Counters { scored, batches, overloaded, expired, panicked, reply_panics, busy_ns } =
-            &self.shared.counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        EngineCounters {
-            scored: read(scored),
-            batches: read(batches),
-            overloaded: read(overloaded),
-            expired: read(expired),
-            panicked: read(panicked),
-            reply_panics: read(reply_panics),
-            queued: self.shared.lock().jobs.len(),
-            busy: Duration::from_nanos(read(busy_ns)),
-        }
+        self.shared.counters.read(self.shared.lock().jobs.len())
     }
 
     /// Takes no more jobs, finishes those that wait, and ends the threads. May be called more than once, and from a
@@ -377,150 +201,6 @@ impl Scorer for Model {
 
     fn label(&self, images: &[&[u8]], scratch: &mut Scratch, labels: &mut [u16]) {
         self.classify_batch(images, scratch, labels).expect("`submit` checked the sizes");
-    }
-}
-
-impl fmt::Debug for Job {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Job")
-            .field("bytes", &self.image.len())
-            .field("deadline", &self.deadline)
-            .finish_non_exhaustive()
-    }
-}
-
-#[derive(Debug)]
-struct Shared {
-    shape: Shape,
-    options: EngineOptions,
-    queue: Mutex<Queue>,
-    /// Told when jobs come and when the queue closes.
-    wake: Condvar,
-    counters: Counters,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
-    /// Threads waiting for work.
-    idle: usize,
-    closed: bool,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    scored: AtomicU64,
-    batches: AtomicU64,
-    overloaded: AtomicU64,
-    expired: AtomicU64,
-    panicked: AtomicU64,
-    reply_panics: AtomicU64,
-    busy_ns: AtomicU64,
-}
-
-impl Shared {
-    /// Nothing that can panic runs under the lock but allocation, and the queue is whole between any two of its
-    /// operations, so a poisoned lock is taken as it is.
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A compute thread's life.
-    fn work(&self, scorer: &dyn Scorer) {
-        let mut scratch = Scratch::default();
-        let mut labels = Vec::new();
-        while let Some(batch) = self.next_batch() {
-            let now = Instant::now();
-            let mut live = batch;
-            for job in live.extract_if(.., |job| job.is_late(now, &self.counters)) {
-                self.counters.expired.fetch_add(1, Ordering::Relaxed);
-                job.finish(Err(EngineError::DeadlineExceeded), &self.counters);
-            }
-            if !live.is_empty() {
-                self.score(scorer, live, &mut scratch, &mut labels);
-            }
-        }
-    }
-
-    /// Waits for jobs and takes some; `None` when the queue is closed and empty.
-    fn next_batch(&self) -> Option<Vec<Job>> {
-        let EngineOptions { max_batch, linger, .. } = self.options;
-        let mut queue = self.lock();
-        while queue.jobs.is_empty() {
-            if queue.closed {
-                return None;
-            }
-            queue.idle += 1;
-            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
-            queue.idle -= 1;
-        }
-        if !linger.is_zero() && queue.jobs.len() < max_batch && !queue.closed {
-            // Not idle meanwhile: new jobs need not wake this thread, it looks when the time is up.
-            drop(queue);
-            std::thread::sleep(linger);
-            queue = self.lock();
-            // Another thread may have taken them all; then this batch is empty, and the next call waits.
-        }
-        let share = queue.jobs.len().div_ceil(queue.idle + 1);
-        let batch = queue.jobs.drain(..share.min(max_batch)).collect();
-        if !queue.jobs.is_empty() && queue.idle > 0 {
-            self.wake.notify_one();
-        }
-        Some(batch)
-    }
-
-    fn score(
-        &self,
-        scorer: &dyn Scorer,
-        batch: Vec<Job>,
-        scratch: &mut Scratch,
-        labels: &mut Vec<u16>,
-    ) {
-        let images: Vec<&[u8]> = batch.iter().map(|job| &*job.image).collect();
-        labels.clear();
-        labels.resize(batch.len(), 0);
-        let whole = self.try_label(scorer, &images, scratch, labels);
-        // One image may have spoilt the batch for all: alone, each stands for itself.
-        let good: Vec<bool> = match whole {
-            true => vec![true; batch.len()],
-            false => images
-                .iter()
-                .zip(labels.iter_mut())
-                .map(|(image, label)| {
-                    self.try_label(scorer, &[image], scratch, std::slice::from_mut(label))
-                })
-                .collect(),
-        };
-        for ((job, &label), good) in batch.into_iter().zip(labels.iter()).zip(good) {
-            if good {
-                self.counters.scored.fetch_add(1, Ordering::Relaxed);
-                job.finish(Ok(label), &self.counters);
-            } else {
-                self.counters.panicked.fetch_add(1, Ordering::Relaxed);
-                job.finish(Err(EngineError::Panicked), &self.counters);
-            }
-        }
-    }
-
-    /// Scores, and says whether it went through.
-    fn try_label(
-        &self,
-        scorer: &dyn Scorer,
-        images: &[&[u8]],
-        scratch: &mut Scratch,
-        labels: &mut [u16],
-    ) -> bool {
-        let started = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| scorer.label(images, scratch, labels)));
-        let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.counters.busy_ns.fetch_add(elapsed, Ordering::Relaxed);
-        self.counters.batches.fetch_add(1, Ordering::Relaxed);
-        if result.is_err() {
-            // The scratch may be half written; a new one is not.
-            *scratch = Scratch::default();
-            tracing::error!(images = images.len(), "scoring panicked");
-        }
-        result.is_ok()
     }
 }
 

@@ -144,7 +144,7 @@ pub enum ModelError {
     /// The file is not safetensors, or broken. Check that it is the right file and whole.
     #[error("not a safetensors model: {0}")]
     Container(String),
-    /// The file is larger than any model may be.
+    /// The file is larger than any model may be, or would be if it were written.
     #[error("model file is {bytes} bytes; the limit is {limit}")]
     TooLarge {
         /// The file's size.

@@ -36,7 +36,7 @@ pub use eval::{
 };
 pub use features::{ConvolutionalMap, FeatureMap, Features, RawPixels};
 pub use image::{Image, MAX_IMAGE_FILE_BYTES};
-pub use import::{Agreement, ImportOptions, Imported, Sample};
+pub use import::{Agreement, ImportOptions, Imported, Sample, Scale};
 pub use kernels::Level;
 pub use model::{Metadata, Model, ModelDigest, Scratch};
 pub use model_file::MAX_MODEL_FILE_BYTES;

@@ -126,7 +126,8 @@ impl Model {
     /// one.
     ///
     /// # Errors
-    /// [`ModelError::Io`].
+    /// [`ModelError::Io`]; [`ModelError::TooLarge`], in [`ModelError::InFile`], when the file would be too large to be
+    /// read again.
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
         model_file::write(self, path)
     }

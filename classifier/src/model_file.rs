@@ -46,15 +46,37 @@ pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
 }
 
 pub(crate) fn write(model: &Model, path: &Path) -> Result<(), ModelError> {
-    let io = |source| ModelError::Io { path: path.to_owned(), source };
+    write_at_most(model, path, MAX_MODEL_FILE_BYTES)
+}
+
+/// Writes nothing that [`read`] would refuse for its length.
+pub(crate) fn write_at_most(model: &Model, path: &Path, limit: u64) -> Result<(), ModelError> {
+    let (tensors, texts) = (model.scoring().tensors(), texts(model));
+    let bytes = tensors::encoded_len(&tensors, &texts);
+    if bytes > limit {
+        let source = Box::new(ModelError::TooLarge { bytes, limit });
+        return Err(ModelError::InFile { path: path.to_owned(), source });
+    }
+    let encoded = tensors::encode(&tensors, &texts);
+    drop(tensors);
     let mut aside = path.as_os_str().to_owned();
     aside.push(".partial");
+    let io = |source| ModelError::Io { path: path.to_owned(), source };
     let mut file = File::create(&aside).map_err(io)?;
-    file.write_all(&encode(model)).and_then(|()| file.sync_all()).map_err(io)?;
-    fs::rename(&aside, path).map_err(io)
+    let written = file.write_all(&encoded).and_then(|()| file.sync_all());
+    written.and_then(|()| fs::rename(&aside, path)).map_err(|error| {
+        // Half a file is of no use; the first error is the one to tell.
+        let _ = fs::remove_file(&aside);
+        io(error)
+    })
 }
 
 pub(crate) fn encode(model: &Model) -> Vec<u8> {
+    tensors::encode(&model.scoring().tensors(), &texts(model))
+}
+
+/// The texts of a model's file.
+fn texts(model: &Model) -> Texts {
     let metadata = model.metadata();
     let mut texts = Texts::from([
         ("format".to_owned(), FORMAT.to_owned()),
@@ -78,7 +100,7 @@ pub(crate) fn encode(model: &Model) -> Vec<u8> {
     if let Some((wrong, images)) = metadata.test_errors {
         texts.insert("test_errors".to_owned(), format!("{wrong} of {images}"));
     }
-    tensors::encode(&model.scoring().tensors(), &texts)
+    texts
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {

@@ -1,13 +1,19 @@
 //! What a byte of an image is to an imported model: the number that stood in its training data.
 
+mod writing;
+
 use crate::error::ModelError;
 use crate::tensors::{Tensor, Tensors, check_finite};
+use writing::Writing;
+
+/// The number that each byte is.
+pub(crate) type Table = Box<[f64; 256]>;
 
 /// The features that an imported model sees: one for each byte of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Pixels {
     /// The same number for a byte wherever it stands.
-    Table(Box<[f64; 256]>),
+    Table(Table),
     /// A line for each place: `scale · byte + offset`.
     Lines {
         /// `[bytes of an image]`.
@@ -15,53 +21,81 @@ pub(crate) enum Pixels {
         /// `[bytes of an image]`.
         offset: Vec<f64>,
     },
+    /// A table for each place, of a few that they share.
+    Places {
+        /// At most [`MAX_TABLES`].
+        tables: Vec<Table>,
+        /// `[bytes of an image]`: the table of each.
+        places: Vec<u32>,
+    },
 }
 
-/// What the bytes of images mean, and which byte each of some values is.
-pub(crate) type Learnt = (Pixels, Vec<u8>);
+/// Most tables that places share, 32 MiB of them. There is one for each range that a feature can have, and most images
+/// have but some hundreds: the least value is 0, the greatest one of 255.
+pub(crate) const MAX_TABLES: usize = 1 << 14;
+
+/// What the values of support vectors show.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Learnt {
+    /// What the bytes of images mean.
+    pub(crate) pixels: Pixels,
+    /// What those of vectors do, where it is something else.
+    pub(crate) of_vectors: Option<Table>,
+    /// The byte of each value.
+    pub(crate) bytes: Vec<u8>,
+}
 
 impl Pixels {
     const TABLE: &'static str = "pixels.table";
     const SCALE: &'static str = "pixels.scale";
     const OFFSET: &'static str = "pixels.offset";
+    const TABLES: &'static str = "pixels.tables";
+    const PLACES: &'static str = "pixels.places";
 
     /// Bytes over `divisor`, in the arithmetic of `f64`; or rounded to `f32`, as ONNX models take them.
     pub(crate) fn divided(divisor: f64, single: bool) -> Result<Self, ModelError> {
         if !(1.0..=65_535.0).contains(&divisor) {
             return Err(ModelError::mismatch("divisor", "1 to 65535", divisor));
         }
-        let value = |byte: usize| {
-            let value = byte as f64 / divisor;
-            if single { f64::from(value as f32) } else { value }
-        };
-        Ok(Self::Table(Box::new(std::array::from_fn(value))))
+        Ok(Self::Table(Writing::Full.table(divisor, single)))
     }
 
-    /// The table that values of training data (none of them zero) show: bytes over `divisor`, each as those values have
-    /// it (`0.494118` where not all digits were written); and the byte of each value. `None` when some value is no byte
-    /// over `divisor`, or a byte has two values.
+    /// What values of training data (none of them zero) show: which byte over `divisor` each is, and how those bytes were
+    /// written into the training file (`0.494118` where not all digits were), which goes for bytes that are not among
+    /// the values as well. `None` when some value is no byte over `divisor`, or a byte has two values.
+    ///
+    /// LIBSVM writes support vectors with eight digits, whatever the training data had. Where values have those, images
+    /// have all digits, as they have in `svm-predict`, and vectors have eight.
     pub(crate) fn learnt(
         divisor: f64,
         single: bool,
         values: impl Iterator<Item = f64>,
     ) -> Result<Option<Learnt>, ModelError> {
-        let Self::Table(mut table) = Self::divided(divisor, single)? else {
-            unreachable!("bytes over a divisor make a table")
-        };
-        let mut seen = [false; 256];
+        let full = Self::divided(divisor, single)?;
+        let mut seen = [None; 256];
         // What is zero is not among the values.
-        seen[0] = true;
+        seen[0] = Some(0.0);
         let mut bytes = Vec::new();
         for value in values {
             let Some(byte) = nearest_byte(value * divisor) else { return Ok(None) };
-            let slot = &mut table[usize::from(byte)];
-            if seen[usize::from(byte)] && *slot != value {
+            if seen[usize::from(byte)].is_some_and(|known| known != value) {
                 return Ok(None);
             }
-            (*slot, seen[usize::from(byte)]) = (value, true);
+            seen[usize::from(byte)] = Some(value);
             bytes.push(byte);
         }
-        Ok(Some((Self::Table(table), bytes)))
+        let (pixels, of_vectors) = match Writing::of(&seen, divisor, single) {
+            Some(Writing::Significant(writing::LIBSVM_DIGITS)) if !single => {
+                (full, Some(Writing::Significant(writing::LIBSVM_DIGITS).table(divisor, single)))
+            }
+            Some(writing) => (Self::Table(writing.table(divisor, single)), None),
+            // In no way we know: each byte as it stands there, and those that do not in full.
+            None => {
+                let value = |byte: usize| seen[byte].unwrap_or(full.value(0, byte as u8));
+                (Self::Table(Box::new(std::array::from_fn(value))), None)
+            }
+        };
+        Ok(Some(Learnt { pixels, of_vectors, bytes }))
     }
 
     /// The byte whose feature at any place is `value`, to within the last digits that somebody left out.
@@ -71,6 +105,7 @@ impl Pixels {
                 nearest_byte((value - table[0]) / (table[255] - table[0]) * 255.0)
             }
             Self::Lines { scale, offset } => nearest_byte((value - offset[at]) / scale[at]),
+            Self::Places { tables, places } => byte_in(&tables[places[at] as usize], value),
         }
     }
 
@@ -90,12 +125,30 @@ impl Pixels {
         Ok(Self::Lines { scale, offset })
     }
 
+    /// Tables, and the one of each place.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] when there are too many tables or a place has none, [`ModelError::NotFinite`].
+    pub(crate) fn places(tables: Vec<Table>, places: Vec<u32>) -> Result<Self, ModelError> {
+        if tables.len() > MAX_TABLES {
+            let expected = format!("at most {MAX_TABLES} (ranges that differ, and one)");
+            return Err(ModelError::mismatch(Self::TABLES, expected, tables.len()));
+        }
+        check_finite(Self::TABLES, tables.iter().flat_map(|table| table.iter().copied()))?;
+        if let Some(place) = places.iter().find(|place| **place as usize >= tables.len()) {
+            let expected = format!("tables below {}", tables.len());
+            return Err(ModelError::mismatch(Self::PLACES, expected, place));
+        }
+        Ok(Self::Places { tables, places })
+    }
+
     /// The feature that `byte` at place `at` is.
     #[inline]
     pub(crate) fn value(&self, at: usize, byte: u8) -> f64 {
         match self {
             Self::Table(table) => table[usize::from(byte)],
             Self::Lines { scale, offset } => scale[at] * f64::from(byte) + offset[at],
+            Self::Places { tables, places } => tables[places[at] as usize][usize::from(byte)],
         }
     }
 
@@ -106,14 +159,18 @@ impl Pixels {
     }
 
     pub(crate) fn add_tensors(&self, tensors: &mut Tensors) {
-        let mut insert = |name: &str, values: Vec<f64>| {
-            tensors.insert(name.to_owned(), Tensor::new(&[values.len()], values));
-        };
+        let row = |values: &[f64]| Tensor::new(&[values.len()], values.to_vec());
+        let mut insert = |name: &str, tensor: Tensor| tensors.insert(name.to_owned(), tensor);
         match self {
-            Self::Table(table) => insert(Self::TABLE, table.to_vec()),
+            Self::Table(table) => drop(insert(Self::TABLE, row(&table[..]))),
             Self::Lines { scale, offset } => {
-                insert(Self::SCALE, scale.clone());
-                insert(Self::OFFSET, offset.clone());
+                insert(Self::SCALE, row(scale));
+                insert(Self::OFFSET, row(offset));
+            }
+            Self::Places { tables, places } => {
+                let values = tables.iter().flat_map(|table| table.iter().copied()).collect();
+                insert(Self::TABLES, Tensor::new::<f64>(&[tables.len(), 256], values));
+                insert(Self::PLACES, Tensor::new(&[places.len()], places.clone()));
             }
         }
     }
@@ -124,14 +181,33 @@ impl Pixels {
             let scale = Tensor::take(tensors, Self::SCALE, &[len])?;
             return Self::lines(scale, Tensor::take(tensors, Self::OFFSET, &[len])?);
         }
-        let table: Vec<f64> = Tensor::take(tensors, Self::TABLE, &[256])?;
-        let table = table.try_into().expect("`take` checked the length");
-        Ok(Self::Table(table))
+        if let Some(tables) = tensors.get(Self::TABLES) {
+            let count = tables.shape.first().copied().unwrap_or_default();
+            let values: Vec<f64> = Tensor::take(tensors, Self::TABLES, &[count, 256])?;
+            let tables = values.as_chunks().0.iter().map(|&table| Box::new(table)).collect();
+            return Self::places(tables, Tensor::take(tensors, Self::PLACES, &[len])?);
+        }
+        Ok(Self::Table(take_table(tensors, Self::TABLE)?))
     }
+}
+
+/// A table out of `tensors`.
+pub(crate) fn take_table(tensors: &mut Tensors, name: &str) -> Result<Table, ModelError> {
+    let table: Vec<f64> = Tensor::take(tensors, name, &[256])?;
+    Ok(table.try_into().expect("`take` checked the length"))
 }
 
 /// How far a number may be from a byte and still stand for it: six digits of a number below 1 are enough.
 const MAX_OFF: f64 = 0.01;
+
+/// The byte whose value in a table that does not fall is nearest to `value`, if it is near.
+fn byte_in(table: &[f64; 256], value: f64) -> Option<u8> {
+    let step = (table[255] - table[0]) / 255.0;
+    let behind = table.partition_point(|&of| of < value);
+    let near = |byte: &usize| (table[*byte] - value).abs() <= MAX_OFF * step;
+    // Below 256.
+    [behind.min(255), behind.saturating_sub(1)].into_iter().find(near).map(|byte| byte as u8)
+}
 
 fn nearest_byte(value: f64) -> Option<u8> {
     let byte = value.round();
@@ -144,17 +220,60 @@ fn nearest_byte(value: f64) -> Option<u8> {
 mod tests {
     use super::*;
 
+    fn learn(values: &[f64]) -> Learnt {
+        Pixels::learnt(255.0, false, values.iter().copied()).unwrap().unwrap()
+    }
+
     #[test]
-    fn values_written_with_six_digits_are_learnt_as_they_stand() {
-        let six = |byte: u8| (f64::from(byte) / 255.0 * 1e6).round() / 1e6;
-        let values = [1, 126, 200, 255, 126].map(six);
-        let (learnt, bytes) = Pixels::learnt(255.0, false, values.into_iter()).unwrap().unwrap();
-        assert_eq!(bytes, [1, 126, 200, 255, 126]);
-        assert_eq!(learnt.value(0, 126), 0.494118);
-        assert_eq!(learnt.value(0, 127), 127.0 / 255.0);
-        assert_eq!(learnt.byte(0, 0.494118), Some(126));
-        assert_eq!(learnt.byte(0, 0.4955), None);
-        assert_eq!(learnt.byte(0, 1.01), None);
+    fn values_written_with_six_digits_are_learnt_for_all_bytes() {
+        // 126, 200 and 1, as `%g` prints them.
+        let Learnt { pixels, of_vectors, bytes } = learn(&[0.494118, 0.784314, 0.00392157, 1.0]);
+        assert_eq!((bytes, of_vectors), (vec![126, 200, 1, 255], None));
+        assert_eq!((pixels.value(0, 126), pixels.value(0, 2)), (0.494118, 0.00784314));
+        assert_eq!((pixels.value(0, 127), pixels.value(0, 51)), (0.498039, 0.2));
+        assert_eq!(pixels.byte(0, 0.494118), Some(126));
+        assert_eq!(pixels.byte(0, 0.4955), None);
+        assert_eq!(pixels.byte(0, 1.01), None);
+        // With six decimals, 1 is no more than four digits.
+        let pixels = learn(&[0.494118, 0.003922]).pixels;
+        assert_eq!((pixels.value(0, 2), pixels.value(0, 127)), (0.007843, 0.498039));
+    }
+
+    #[test]
+    fn of_libsvms_eight_digits_vectors_have_eight_and_images_all() {
+        let Learnt { pixels, of_vectors, .. } = learn(&[0.49411765, 0.0039215686]);
+        assert_eq!(pixels, Pixels::divided(255.0, false).unwrap());
+        let of_vectors = of_vectors.unwrap();
+        assert_eq!((of_vectors[126], of_vectors[127]), (0.49411765, 0.49803922));
+        // All digits, or values that have no more than eight: then there is nothing to tell apart.
+        for values in [[126.0 / 255.0, 1.0 / 255.0], [0.2, 0.4]] {
+            let Learnt { pixels, of_vectors, .. } = learn(&values);
+            assert_eq!((pixels, of_vectors), (Pixels::divided(255.0, false).unwrap(), None));
+        }
+    }
+
+    #[test]
+    fn what_is_written_in_no_way_we_know_is_taken_as_it_stands() {
+        // The one of six digits, the other of five.
+        let Learnt { pixels, of_vectors, .. } = learn(&[0.494118, 0.49804]);
+        assert_eq!((pixels.value(0, 126), pixels.value(0, 127)), (0.494118, 0.49804));
+        assert_eq!((pixels.value(0, 128), of_vectors), (128.0 / 255.0, None));
+    }
+
+    #[test]
+    fn of_single_numbers_a_quotient_is_told_from_a_product() {
+        let (third, by) = (3.0_f32, 1.0_f32 / 255.0);
+        let quotient: Vec<f32> = (1..=255).map(|byte| f32::from(byte as u8) / 255.0).collect();
+        let product: Vec<f32> = (1..=255).map(|byte| f32::from(byte as u8) * by).collect();
+        assert_ne!(quotient, product);
+        for (all, some) in [(&quotient, third / 255.0), (&product, third * by)] {
+            let values = all[..200].iter().map(|&value| f64::from(value));
+            let Learnt { pixels, of_vectors, .. } =
+                Pixels::learnt(255.0, true, values).unwrap().unwrap();
+            assert_eq!((pixels.value(0, 3), of_vectors), (some.into(), None));
+            let values = (1..=255).map(|byte| pixels.value(0, byte));
+            assert!(values.eq(all.iter().map(|&value| f64::from(value))));
+        }
     }
 
     #[test]
@@ -185,5 +304,36 @@ mod tests {
         assert_eq!((lines.byte(0, 21.0), lines.byte(1, -7.0)), (Some(10), Some(20)));
         assert_eq!(lines.range(1), (-124.5, 3.0));
         assert!(Pixels::lines(vec![f64::NAN], vec![0.0]).is_err());
+    }
+
+    #[test]
+    fn places_share_tables_which_go_into_files_and_come_back() {
+        let table = |by: f64| Box::new(std::array::from_fn(|byte| by * byte as f64));
+        let tables = || vec![table(0.0), table(0.5), table(2.0)];
+        let pixels = Pixels::places(tables(), vec![2, 0, 1, 2]).unwrap();
+        let mut features = Vec::new();
+        pixels.features(&[3, 200, 5, 0], &mut features);
+        assert_eq!(features, [6.0, 0.0, 2.5, 0.0]);
+        assert_eq!((pixels.range(2), pixels.range(1)), ((0.0, 127.5), (0.0, 0.0)));
+        assert_eq!(
+            [6.0, 6.01, 7.0, 511.0].map(|value| pixels.byte(0, value)),
+            [Some(3), Some(3), None, None]
+        );
+        let mut tensors = Tensors::new();
+        pixels.add_tensors(&mut tensors);
+        let mut copy = tensors.clone();
+        assert_eq!(Pixels::from_tensors(4, &mut copy).unwrap(), pixels);
+        assert!(copy.is_empty());
+        assert!(Pixels::from_tensors(3, &mut tensors.clone()).is_err());
+        for (change, part) in [
+            (Tensor::new(&[4], vec![2_u32, 0, 1, 3]), "tables below 3"),
+            (Tensor::new(&[4], vec![2.0_f64, 0.0, 1.0, 2.0]), "expected U32"),
+        ] {
+            tensors.insert("pixels.places".to_owned(), change);
+            let error = Pixels::from_tensors(4, &mut tensors.clone()).unwrap_err().to_string();
+            assert!(error.contains(part), "{error:?} should contain {part:?}");
+        }
+        assert!(Pixels::places(vec![table(0.0); MAX_TABLES + 1], vec![]).is_err());
+        assert!(Pixels::places(vec![table(f64::NAN)], vec![0]).is_err());
     }
 }

@@ -153,6 +153,21 @@ impl Tensor {
 /// The bytes of a safetensors file. The same tensors and texts always give the same bytes: names in order,
 /// data in the order of the names.
 pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
+    let mut bytes = header(tensors, texts);
+    for tensor in tensors.values() {
+        tensor.values.for_each_bytes(|value| bytes.extend_from_slice(value));
+    }
+    bytes
+}
+
+/// How many bytes [`encode`] gives.
+pub(crate) fn encoded_len(tensors: &Tensors, texts: &Texts) -> u64 {
+    let data: usize = tensors.values().map(|tensor| tensor.values.byte_len()).sum();
+    (header(tensors, texts).len() + data) as u64
+}
+
+/// All that comes before the data.
+fn header(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
     let mut header = BTreeMap::from([("__metadata__".to_owned(), json!(texts))]);
     let mut offset = 0;
     for (name, tensor) in tensors {
@@ -168,9 +183,6 @@ pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
     text.resize(text.len().next_multiple_of(ALIGNMENT), b' ');
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.extend(text);
-    for tensor in tensors.values() {
-        tensor.values.for_each_bytes(|value| bytes.extend_from_slice(value));
-    }
     bytes
 }
 
@@ -250,6 +262,7 @@ mod tests {
         let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         assert_eq!(header % ALIGNMENT, 0);
         assert_eq!(bytes.len(), 8 + header + 12);
+        assert_eq!(bytes.len() as u64, encoded_len(&tensors, &texts));
         let text = std::str::from_utf8(&bytes[8..8 + header]).unwrap();
         let places: Vec<_> = ["__metadata__", "\"y\"", "\"z\"", "\"a\"", "\"b\"", "\"shape\""]
             .map(|key| text.find(key).unwrap())

@@ -2,8 +2,9 @@
 //! `liblinear-predict` (Debian's libsvm-tools and liblinear-tools), scikit-learn through skl2onnx and ONNX Runtime (PyPI).
 //! What is not installed is skipped, loudly.
 //!
-//! The ordinary run trains on few images and tries some hundreds; `--ignored` runs the same on all 10,000 images of the
-//! MNIST test set, which AFTERIMAGE_MNIST names the folder of (`../shared/data/mnist` beside the checkout, if not set):
+//! The ordinary run makes up its images, trains on some hundreds of them and tries some hundreds, many of them halfway
+//! between two classes; `--ignored` trains on MNIST and tries all 10,000 images of its test set, with the models of two
+//! classes too (AFTERIMAGE_MNIST names the folder; `../shared/data/mnist` beside the checkout, if it is not set):
 //!
 //! ```text
 //! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test original_tools -- --ignored
@@ -17,7 +18,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use afterimage_classifier::{Dataset, ImportOptions, Imported, Model, Sample, Shape};
+use afterimage_classifier::{Dataset, ImportOptions, Imported, Model, Sample, Scale, Shape};
 
 /// How bytes are written as features.
 #[derive(Clone, Copy)]
@@ -62,42 +63,39 @@ fn mnist() -> Option<PathBuf> {
     std::env::var_os("AFTERIMAGE_MNIST").map(PathBuf::from).or_else(beside)
 }
 
-/// Some hundreds of MNIST's training images and as many to try, of the training set too, or all of the test set. Without
-/// MNIST, images of noise around ten others: of them the labels mean nothing, and agreement means the same.
-fn images(whole: bool) -> Images {
-    let Some(path) = mnist() else {
-        assert!(!whole, "set AFTERIMAGE_MNIST to the folder with the MNIST files");
-        skipped("there is no MNIST beside the checkout; made-up images take its place");
-        let (train, test) = made_up(1100).split_at(600);
-        return Images { train, test };
-    };
+/// MNIST: five thousand images to train on, and the whole test set to try.
+fn mnist_images() -> Images {
+    let path = mnist().expect("set AFTERIMAGE_MNIST to the folder with the MNIST files");
     let train = Dataset::read(&path, "train").expect("MNIST can be read");
-    if whole {
-        let test = Dataset::read(&path, "t10k").expect("MNIST can be read");
-        return Images { train: train.split_at(5000).0, test };
-    }
-    let (train, rest) = train.split_at(600);
-    Images { train, test: rest.split_at(500).0 }
+    let test = Dataset::read(&path, "t10k").expect("MNIST can be read");
+    Images { train: train.split_at(5000).0, test }
 }
 
-fn made_up(count: usize) -> Dataset {
+/// Images of ten classes, each around one that is its class's centre, two fifths of them between two centres: no class
+/// is far from another, and votes are close. Four fifths of the bytes are zero, as in MNIST.
+fn made_up() -> Images {
     let mut state = 1_u32;
-    let mut next = || {
+    let mut next = move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 24
     };
     let centres: Vec<Vec<u32>> = (0..10)
         .map(|_| (0..784).map(|_| if next() < 200 { 0 } else { next() }).collect())
         .collect();
+    let count = 1000;
     let mut images = Vec::new();
     let labels: Vec<u16> = (0..count).map(|_| (next() % 10) as u16).collect();
-    for label in &labels {
-        images.extend(centres[usize::from(*label)].iter().map(|&centre| {
-            let noise = next();
-            if noise < 180 { (centre * noise / 180) as u8 } else { next() as u8 }
-        }));
+    for (place, label) in labels.iter().enumerate() {
+        let (own, other) = (&centres[usize::from(*label)], &centres[next() as usize % 10]);
+        let share = if place % 5 < 2 { 100 + next() % 56 } else { 256 };
+        for (own, other) in own.iter().zip(other) {
+            let noise = if next() < 200 { 0 } else { next() / 2 };
+            images.push(((own * share + other * (256 - share)) / 256 + noise).min(255) as u8);
+        }
     }
-    Dataset::new(Shape::MNIST, images, labels).expect("as many images as labels")
+    let all = Dataset::new(Shape::MNIST, images, labels).expect("as many images as labels");
+    let (train, test) = all.split_at(500);
+    Images { train, test }
 }
 
 fn write_text(path: &Path, data: &Dataset, writing: Writing) {
@@ -173,8 +171,7 @@ fn try_tool(programs: [&str; 2], cases: &[(&str, Writing)], images: &Images) {
 }
 
 fn libsvm(images: &Images) {
-    let two =
-        Images { train: of_labels(&images.train, &[3, 8]), test: of_labels(&images.test, &[3, 8]) };
+    let two = of_two(images);
     let programs = ["svm-train", "svm-predict"];
     try_tool(
         programs,
@@ -201,9 +198,47 @@ fn liblinear(images: &Images) {
         .collect();
     let cases: Vec<_> = cases.iter().map(|case| (case.as_str(), Writing::Exact)).collect();
     try_tool(programs, &cases, images);
-    let two =
-        Images { train: of_labels(&images.train, &[3, 8]), test: of_labels(&images.test, &[3, 8]) };
-    try_tool(programs, &[cases[1], cases[4]], &two);
+    try_tool(programs, &[cases[1], cases[4]], &of_two(images));
+}
+
+/// The images to train on that are of two classes, and all to try: whatever an image shows, it gets one of two labels.
+fn of_two(images: &Images) -> Images {
+    Images { train: of_labels(&images.train, &[3, 8]), test: images.test.clone() }
+}
+
+/// The same with features that `svm-scale` brought to −1 to 1: it writes their ranges when it scales what is trained on, and
+/// reads them when it scales what is predicted.
+fn scaled(images: &Images) {
+    if !have(&["svm-scale", "svm-train", "svm-predict", "liblinear-train", "liblinear-predict"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let [plain, learn, test, ranges, model, predictions] =
+        ["plain", "train", "test", "ranges", "model", "predictions"]
+            .map(|name| directory.path().join(name));
+    for writing in [Writing::Raw, Writing::Exact, Writing::Six] {
+        for (data, flag, out) in [(&images.train, "-s", &learn), (&images.test, "-r", &test)] {
+            write_text(&plain, data, writing);
+            let output =
+                Command::new("svm-scale").arg(flag).args([&ranges, &plain]).output().unwrap();
+            assert!(output.status.success(), "svm-scale: {output:?}");
+            fs::write(out, output.stdout).unwrap();
+        }
+        let options = ImportOptions {
+            scale: Some(Scale::read(&ranges).unwrap()),
+            ..ImportOptions::default()
+        };
+        for (train, flags, predict) in [
+            ("svm-train", "-q -t 2 -g 0.002 -c 10", "svm-predict"),
+            ("svm-train", "-q -t 1 -g 0.01 -r 1 -d 3", "svm-predict"),
+            ("liblinear-train", "-q -s 1 -c 0.01 -e 0.1 -B 1", "liblinear-predict"),
+        ] {
+            run(train, &flags.split(' ').collect::<Vec<_>>(), &[&learn, &model]);
+            run(predict, &["-q"], &[&test, &model, &predictions]);
+            let what = format!("svm-scale, {train} {flags}");
+            agree(&what, &model, &options, &images.test, &predictions);
+        }
+    }
 }
 
 fn of_labels(data: &Dataset, labels: &[u16]) -> Dataset {
@@ -245,16 +280,12 @@ fn onnx(images: &Images) {
         let name = model.file_stem().unwrap().to_str().unwrap();
         // Names that are no numbers get theirs: d0 is 0.
         let labels = name.contains("names").then(|| (0..10).collect());
-        let data = match name.contains("two") {
-            true => of_labels(&images.test, &[3, 8]),
-            false => images.test.clone(),
-        };
         let options = ImportOptions { labels, ..ImportOptions::default() };
         agree(
             &format!("scikit-learn, {name}"),
             model,
             &options,
-            &data,
+            &images.test,
             &model.with_extension("txt"),
         );
         models += 1;
@@ -264,33 +295,44 @@ fn onnx(images: &Images) {
 
 #[test]
 fn libsvms_predictions_are_ours() {
-    libsvm(&images(false));
+    libsvm(&made_up());
 }
 
 #[test]
 fn liblinears_predictions_are_ours() {
-    liblinear(&images(false));
+    liblinear(&made_up());
+}
+
+#[test]
+fn predictions_of_scaled_features_are_ours() {
+    scaled(&made_up());
 }
 
 #[test]
 fn onnx_runtimes_predictions_are_ours() {
-    onnx(&images(false));
+    onnx(&made_up());
 }
 
 #[test]
 #[ignore = "minutes; needs MNIST"]
 fn libsvms_predictions_of_the_whole_test_set_are_ours() {
-    libsvm(&images(true));
+    libsvm(&mnist_images());
 }
 
 #[test]
 #[ignore = "minutes; needs MNIST"]
 fn liblinears_predictions_of_the_whole_test_set_are_ours() {
-    liblinear(&images(true));
+    liblinear(&mnist_images());
+}
+
+#[test]
+#[ignore = "minutes; needs MNIST"]
+fn predictions_of_the_whole_test_set_with_scaled_features_are_ours() {
+    scaled(&mnist_images());
 }
 
 #[test]
 #[ignore = "minutes; needs MNIST"]
 fn onnx_runtimes_predictions_of_the_whole_test_set_are_ours() {
-    onnx(&images(true));
+    onnx(&mnist_images());
 }

@@ -1,6 +1,7 @@
 //! Each fault gets its own scorer or reply; every test counts its replies.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 use super::*;
 

@@ -148,6 +148,7 @@ impl Canvas {
         }
         let top = top + 2 * HEIGHT + 4;
         self.text(&format!("#{index}"), PLAIN, 1, [top, left]);
+        // Infinite where the model does not know the label.
         let margin = format!("{margin:+.3}");
         let start = left + room.saturating_sub(margin.len() * ADVANCE - (ADVANCE - WIDTH));
         self.text(&margin, PLAIN, 1, [top, start]);
@@ -249,6 +250,17 @@ mod tests {
                     let pixel = pixels[(top + 2 * row) * width + left + 2 * column];
                     assert_eq!(pixel, if set { colour } else { GROUND });
                 }
+            }
+        }
+    }
+
+    /// A margin below all numbers, that of a label which the model does not know, was a minus and nothing.
+    #[test]
+    fn every_character_of_every_caption_is_in_the_font() {
+        for margin in [-12.345, 6_789.0, f32::NEG_INFINITY, f32::INFINITY, f32::NAN] {
+            let text = format!("#{}>{margin:+.3}", 1_234_567_890);
+            for character in text.bytes() {
+                assert_ne!(glyph(character), glyph(b' '), "{:?} of {text}", character as char);
             }
         }
     }

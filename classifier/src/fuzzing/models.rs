@@ -4,7 +4,7 @@ use ndarray::{Array1, Array2};
 
 use super::support::{Seed, Source};
 use crate::features::{FeatureMap, RawPixels};
-use crate::import::{ImportOptions, onnx};
+use crate::import::{ImportOptions, Scale, onnx};
 use crate::kernels::Level;
 use crate::model::{Metadata, Model, Scratch};
 use crate::shape::Shape;
@@ -12,6 +12,9 @@ use crate::svm::LinearSvm;
 
 /// The largest model that comes with the program, to be damaged.
 const SHIPPED: &[u8] = include_bytes!("../../models/conv.safetensors");
+
+/// LIBLINEAR's model of one feature.
+const WEIGHT: &[u8] = b"solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 1\nbias -1\nw\n1 \n";
 
 /// Input: `u8` how the file is made, then what it is made of.
 pub(super) fn model_file(data: &[u8]) {
@@ -36,7 +39,7 @@ pub(super) fn shipped_model(data: &[u8]) {
     check_file(&file);
 }
 
-/// Input: `u8` shape, `u8` divisor, then the text.
+/// Input: `u8` shape, `u8` divisor, then the text of a model or of a range file.
 pub(super) fn model_text(data: &[u8]) {
     let mut source = Source::new(data);
     let dims: &[u32] = match source.u8() % 4 {
@@ -47,9 +50,16 @@ pub(super) fn model_text(data: &[u8]) {
     let shape = Shape::new(dims).expect("a shape of the right size");
     // Zero leaves it to the model.
     let divisor = Some(source.u8().into()).filter(|&divisor| divisor > 0.0);
-    let options = ImportOptions { shape: Some(shape), divisor, labels: None };
+    let options = ImportOptions { shape: Some(shape), divisor, ..ImportOptions::default() };
     let text = String::from_utf8_lossy(source.rest());
-    import(text.as_bytes(), &options);
+    // A model, or a range file that belongs to the simplest one there is.
+    match Scale::parse(&text) {
+        Ok(scale) => import(WEIGHT, &ImportOptions { scale: Some(scale), ..options }),
+        Err(error) => {
+            assert!(!error.to_string().contains('\n'), "an error is one line: {error}");
+            import(text.as_bytes(), &options);
+        }
+    }
 }
 
 /// Input: `u8` divisor, then the file.

@@ -75,12 +75,18 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         }
     }
     lines.end()?;
-    let divisor = options.divisor.unwrap_or(255.0);
-    let pixels = Pixels::divided(divisor, false)?;
+    let (divisor, pixels) = match &options.scale {
+        Some(scale) => scale.pixels(options.divisor, dims)?,
+        None => {
+            let divisor = options.divisor.unwrap_or(255.0);
+            (divisor, Pixels::divided(divisor, false)?)
+        }
+    };
+    let scaled = options.scale.as_ref().map_or(String::new(), |scale| format!(", {scale}"));
     let weights = Weights::new(pixels.clone(), dims, &weights, intercepts)?;
     let bias = if bias >= 0.0 { format!("bias {bias}") } else { "no bias".to_owned() };
     Ok(Found {
-        origin: format!("LIBLINEAR ({solver}, {bias})"),
+        origin: format!("LIBLINEAR ({solver}, {bias}{scaled})"),
         labels,
         shape,
         features,

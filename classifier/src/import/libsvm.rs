@@ -7,7 +7,7 @@ use super::{Found, ImportOptions, check_range, check_size, learn_pixels};
 use crate::error::ModelError;
 use crate::kernels::bytes::MAX_BYTES;
 use crate::pairwise::{KernelFunction, MAX_DEGREE, Pairwise, Parts, VectorValues};
-use crate::pixels::Pixels;
+use crate::pixels::{Learnt, Pixels};
 use crate::scoring::Scoring;
 use crate::shape::Shape;
 use crate::svm::MAX_CLASSES;
@@ -43,21 +43,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
     let header = read_header(lines)?;
     let function = function(lines, &header)?;
     let sparse = read_vectors(lines, &header, dims)?;
-    let (divisor, learnt) = learn_pixels(options.divisor, false, sparse.values.iter().copied())?;
-    let (pixels, vectors) = match learnt {
-        Some((pixels, bytes)) if dims <= MAX_BYTES => {
-            check_size(header.vectors, dims, size_of::<u8>())?;
-            (pixels, VectorValues::U8(sparse.dense(dims, &bytes, 0)))
-        }
-        _ => {
-            check_size(header.vectors, dims, size_of::<f64>())?;
-            let pixels = Pixels::divided(divisor, false)?;
-            for (&at, &value) in sparse.indices.iter().zip(&sparse.values) {
-                check_range(&pixels, at as usize, value)?;
-            }
-            (pixels, VectorValues::F64(sparse.dense(dims, &sparse.values, 0.0)))
-        }
-    };
+    let (divisor, pixels, vectors) = sparse.vectors(dims, options)?;
     let features = sparse.indices.iter().max().map_or(0, |&at| at as usize + 1);
     let pairwise = Pairwise::new(Parts {
         pixels: pixels.clone(),
@@ -68,8 +54,9 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         coefficients: transposed(&sparse.coefficients, header.classes - 1),
         rho: header.rho,
     })?;
+    let scaled = options.scale.as_ref().map_or(String::new(), |scale| format!(", {scale}"));
     Ok(Found {
-        origin: format!("LIBSVM ({}, {})", header.machine, describe(&function)),
+        origin: format!("LIBSVM ({}, {}{scaled})", header.machine, describe(&function)),
         labels: header.labels,
         shape,
         features,
@@ -192,6 +179,34 @@ fn read_vectors(lines: &mut Lines<'_>, header: &Header, dims: usize) -> Result<S
 }
 
 impl Sparse {
+    /// The vectors, as bytes where they are that; and the divisor, and what images' bytes mean.
+    fn vectors(
+        &self,
+        dims: usize,
+        options: &ImportOptions,
+    ) -> Result<(f64, Pixels, VectorValues), ModelError> {
+        let (divisor, pixels) = match &options.scale {
+            Some(scale) => scale.pixels(options.divisor, dims)?,
+            None => {
+                let values = self.values.iter().copied();
+                let (divisor, learnt) = learn_pixels(options.divisor, false, values)?;
+                if let Some(Learnt { pixels, of_vectors, bytes }) = learnt
+                    && dims <= MAX_BYTES
+                {
+                    check_size(self.ends.len(), dims, size_of::<u8>())?;
+                    let vectors = VectorValues::U8(self.dense(dims, &bytes, 0), of_vectors);
+                    return Ok((divisor, pixels, vectors));
+                }
+                (divisor, Pixels::divided(divisor, false)?)
+            }
+        };
+        check_size(self.ends.len(), dims, size_of::<f64>())?;
+        for (&at, &value) in self.indices.iter().zip(&self.values) {
+            check_range(&pixels, at as usize, value)?;
+        }
+        Ok((divisor, pixels, VectorValues::F64(self.dense(dims, &self.values, 0.0))))
+    }
+
     /// `[vectors, dims]` of `values`, one for each of those that are not zero.
     fn dense<T: Copy>(&self, dims: usize, values: &[T], zero: T) -> Vec<T> {
         let mut dense = vec![zero; self.ends.len() * dims];

@@ -1,14 +1,15 @@
 //! Models that other tools trained: LIBSVM's and LIBLINEAR's text files, and scikit-learn's as ONNX.
 //!
-//! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image over a divisor. What is
-//! kept is kept in `f64`, and scored by the original's own operations wherever the label hangs on their rounding
-//! (`weights.rs`, `pairwise/`), so labels are the original's.
+//! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image over a divisor, scaled by
+//! `svm-scale` or not. What is kept is kept in `f64`, and scored by the original's own operations wherever the label hangs
+//! on their rounding (`weights.rs`, `pairwise/`), so labels are the original's; `pairwise/exact.rs` says of which compilers.
 
 mod liblinear;
 mod libsvm;
 mod lines;
 pub(crate) mod onnx;
 mod sample;
+mod scale;
 
 use std::fmt;
 use std::fs::File;
@@ -23,6 +24,7 @@ use crate::scoring::Scoring;
 use crate::shape::Shape;
 use lines::Lines;
 pub use sample::{Agreement, Sample};
+pub use scale::Scale;
 
 /// What a model of another tool does not say about itself.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,10 +32,13 @@ pub struct ImportOptions {
     /// The shape of the images. `None` is 28x28, or where an ONNX model has another number of features, a row of those.
     pub shape: Option<Shape>,
     /// What bytes were divided by to make features: 255 when they went from 0 to 1, 1 when they were the bytes. `None`
-    /// goes by the support vectors, or by the scaling in an ONNX model, and is 255 where there is neither.
+    /// goes by the support vectors, by the ranges of `scale`, or by the scaling in an ONNX model, and is 255 where there
+    /// is none of them.
     pub divisor: Option<f64>,
     /// The labels to answer with, in the order of the model's own. `None` takes those, which must be from 0 to 65535.
     pub labels: Option<Vec<u16>>,
+    /// How `svm-scale` scaled what a model of LIBSVM or LIBLINEAR was trained on, if it did.
+    pub scale: Option<Scale>,
 }
 
 /// An imported model, and what was found in its file.
@@ -50,11 +55,13 @@ pub struct Imported {
     pub features: usize,
     /// What bytes of an image were divided by.
     pub divisor: f64,
+    /// What bytes are in a text that the original takes.
     pixels: Pixels,
 }
 
 impl Imported {
-    /// The byte that a feature's value stands for (`at` from 0): `None` when it is none that an image can have.
+    /// The byte that a feature's value stands for (`at` from 0), where the original takes it: scaled by `svm-scale` already,
+    /// not yet by an ONNX graph. `None` when it is none that an image can have.
     #[must_use]
     pub fn byte(&self, at: usize, value: f64) -> Option<u8> {
         self.pixels.byte(at, value)
@@ -123,6 +130,7 @@ struct Found {
     shape: Shape,
     features: usize,
     divisor: f64,
+    /// What bytes are in a text that the original takes.
     pixels: Pixels,
     scoring: Scoring,
 }
@@ -152,9 +160,8 @@ fn own_label(label: &str) -> Result<u16, ModelError> {
     })
 }
 
-/// Support vectors as bytes, where all their values are bytes over the divisor; and what those mean.
-///
-/// `values` are those that are not zero. `None` when they are no bytes; else what bytes mean, and the byte of each value.
+/// Support vectors as bytes, where all their values are bytes over the divisor; and what those mean: [`Pixels::learnt`] of
+/// `values`, which are those that are not zero, and the divisor that they were learnt with.
 fn learn_pixels(
     divisor: Option<f64>,
     single: bool,
@@ -174,7 +181,9 @@ fn check_range(pixels: &Pixels, at: usize, value: f64) -> Result<(), ModelError>
     if (low - slack..=high + slack).contains(&value) {
         return Ok(());
     }
-    let expected = format!("{low} to {high} for bytes over the divisor (--divisor)");
+    let expected = format!(
+        "{low} to {high} for bytes over the divisor (--divisor; --scale for what svm-scale scaled)"
+    );
     Err(ModelError::mismatch(format!("feature {} of a support vector", at + 1), expected, value))
 }
 

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use ndarray::ArrayView2;
@@ -16,6 +17,21 @@ use crate::input::bounded;
 
 /// Most disagreements listed.
 const MOST_LISTED: usize = 5;
+
+/// Most images of a sample: seventeen times MNIST's training set, and a label takes some sixty bytes in memory.
+const MAX_SAMPLE_IMAGES: usize = 1 << 20;
+
+/// Most bytes of a sample's images. A line of two bytes makes an image, however large, so what the file may be long does
+/// not bound them.
+const MAX_SAMPLE_BYTES: usize = 1 << 30;
+
+/// What a sample may have.
+struct Limits {
+    images: usize,
+    bytes: usize,
+}
+
+const LIMITS: Limits = Limits { images: MAX_SAMPLE_IMAGES, bytes: MAX_SAMPLE_BYTES };
 
 /// Images and the labels that they have, or that another tool gave them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,38 +86,71 @@ impl Sample {
         Ok(Self { images: data.matrix().iter().copied().collect(), labels })
     }
 
-    /// A text in LIBSVM's format: a label, then `index:value` with indices from 1 that ascend.
+    /// A text in LIBSVM's format: a label, then `index:value` with indices from 1 that ascend; at most a million images
+    /// (2²⁰), and 1 GiB of their bytes.
     ///
     /// # Errors
     /// [`ModelError::Text`], naming the line.
     pub fn parse(text: &str, imported: &Imported) -> Result<Self, ModelError> {
+        Self::parse_within(text, imported, &LIMITS)
+    }
+
+    fn parse_within(text: &str, imported: &Imported, limits: &Limits) -> Result<Self, ModelError> {
         let dims = imported.model.shape().len();
+        // What is not given is zero.
+        let blank: Vec<Option<u8>> = (0..dims).map(|at| imported.byte(at, 0.0)).collect();
         let mut sample = Self::default();
         let mut lines = Lines::new(text.trim_end());
         while !lines.text.is_empty() {
             let line = lines.next_line()?;
+            let Limits { images, bytes } = *limits;
+            if sample.labels.len() == images {
+                return Err(lines.error(format!("more images than the limit: {images}")));
+            }
+            if sample.images.len() + dims > bytes {
+                return Err(lines.error(format!("images of more bytes than the limit: {bytes}")));
+            }
             let mut fields = line.split_ascii_whitespace();
             let label = fields.next().ok_or_else(|| lines.error("a line without a label"))?;
             sample.labels.push(normal(label));
-            let start = sample.images.len();
-            sample.images.resize(start + dims, imported.byte(0, 0.0).unwrap_or_default());
-            let mut least = 1;
-            for field in fields {
-                let Some((index, value)) = field.split_once(':') else {
-                    return Err(lines.error(format!("{:?} is not like 12:0.5", shorten(field))));
-                };
-                let index = lines.count(index, least, dims)?;
-                least = index + 1;
-                let byte = imported.byte(index - 1, lines.number(value)?).ok_or_else(|| {
-                    let (divisor, value) = (imported.divisor, shorten(value));
-                    lines.error(format!(
-                        "feature {index} is {value}, which is no byte over {divisor}"
-                    ))
-                })?;
-                sample.images[start + index - 1] = byte;
-            }
+            sample.read_image(fields, imported, &blank, &lines)?;
         }
         Ok(sample)
+    }
+
+    /// Takes in the image of a line's fields.
+    fn read_image<'a>(
+        &mut self,
+        fields: impl Iterator<Item = &'a str>,
+        imported: &Imported,
+        blank: &[Option<u8>],
+        lines: &Lines<'_>,
+    ) -> Result<(), ModelError> {
+        let refuse = |index: usize, value: &str| {
+            let divisor = imported.divisor;
+            lines.error(format!("feature {index} is {value}, which is no byte over {divisor}"))
+        };
+        let mut done = 0;
+        for field in fields {
+            let Some((index, value)) = field.split_once(':') else {
+                return Err(lines.error(format!("{:?} is not like 12:0.5", shorten(field))));
+            };
+            let index = lines.count(index, done + 1, blank.len())?;
+            let byte = imported.byte(index - 1, lines.number(value)?);
+            let byte = byte.ok_or_else(|| refuse(index, &shorten(value)))?;
+            self.skip(blank, done..index - 1).map_err(|at| refuse(at + 1, "0"))?;
+            self.images.push(byte);
+            done = index;
+        }
+        self.skip(blank, done..blank.len()).map_err(|at| refuse(at + 1, "0"))
+    }
+
+    /// Adds the bytes of places that a line leaves out; the place where there is none is the error.
+    fn skip(&mut self, blank: &[Option<u8>], places: Range<usize>) -> Result<(), usize> {
+        for at in places {
+            self.images.push(blank[at].ok_or(at)?);
+        }
+        Ok(())
     }
 
     /// The same images with the labels in a file of predictions, one on a line.
@@ -110,10 +159,12 @@ impl Sample {
     /// [`ModelError`] when there are more or fewer of them.
     pub fn with_predictions(&self, path: &Path) -> Result<Self, ModelError> {
         let bytes = read(path)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let labels: Vec<String> = text.split_ascii_whitespace().map(normal).collect();
-        if labels.len() != self.labels.len() {
-            return Err(ModelError::mismatch("predictions", self.labels.len(), labels.len()));
+        let text = super::text(&bytes)?;
+        let due = self.labels.len();
+        let given = || text.split_ascii_whitespace();
+        let labels: Vec<String> = given().take(due).map(normal).collect();
+        if given().nth(due).is_some() || labels.len() < due {
+            return Err(ModelError::mismatch("predictions", due, given().count()));
         }
         Ok(Self { images: self.images.clone(), labels })
     }
@@ -166,10 +217,41 @@ fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
         .map_err(|error| error.in_file(path))?)
 }
 
-/// A label as all tools' are compared: `+1`, `1` and `1.0` are the same.
+/// A label as all tools' are compared: `+1`, `1` and `1.0` are the same, and as much of a name as is kept of a model's.
 fn normal(label: &str) -> String {
     match label.parse::<f64>() {
         Ok(number) => number.to_string(),
-        Err(_) => label.to_owned(),
+        Err(_) => shorten(label),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::import::ImportOptions;
+    use crate::model::Model;
+    use crate::shape::Shape;
+
+    #[test]
+    fn lines_that_make_more_images_than_the_limit_are_refused_before_they_take_memory() {
+        let model = "solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 1\nbias -1\nw\n1 \n";
+        let shape = Some(Shape::new(&[2, 2]).unwrap());
+        let options = ImportOptions { shape, ..ImportOptions::default() };
+        let imported = Model::import_bytes(model.as_bytes(), &options).unwrap();
+        let parse = |text: &str, images, bytes| {
+            Sample::parse_within(text, &imported, &Limits { images, bytes })
+        };
+        assert_eq!(parse("1\n0\n1\n", 3, 12).unwrap().images, [0; 12]);
+        let error = parse("1\n0\n1\n", 2, 100).unwrap_err().to_string();
+        assert_eq!(error, "line 3: more images than the limit: 2");
+        let error = parse("1\n0\n1\n", 3, 11).unwrap_err().to_string();
+        assert_eq!(error, "line 3: images of more bytes than the limit: 11");
+    }
+
+    #[test]
+    fn long_labels_are_compared_as_far_as_a_models_are_kept() {
+        let long = "x".repeat(100);
+        assert_eq!(normal(&long), shorten(&long));
+        assert_eq!(normal("+1.0"), "1");
     }
 }

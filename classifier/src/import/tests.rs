@@ -7,7 +7,7 @@ use super::*;
 
 fn options() -> ImportOptions {
     let shape = Some(Shape::new(&[2, 2]).unwrap());
-    ImportOptions { shape, divisor: Some(1.0), labels: None }
+    ImportOptions { shape, divisor: Some(1.0), ..ImportOptions::default() }
 }
 
 fn import(text: &str) -> Model {
@@ -255,7 +255,11 @@ fn onnx_votes_and_scores_are_those_of_its_document() {
     assert_eq!(two.classify(&[0, 1, 0, 0]).unwrap(), 9);
     assert_eq!(two.classify(&[1, 1, 0, 0]).unwrap(), 4);
     assert_eq!(scores(&two, &[2, 0, 0, 0]), [1.0, -1.0]);
-    // The scaler: (x/255 − offset) · scale.
+    // The scaler: (x/255 − offset) · scale. A sample has x/255.
+    let (_, file) = examples::files().into_iter().find(|(name, _)| *name == "scaled").unwrap();
+    let given = ImportOptions { divisor: Some(255.0), ..options() };
+    let imported = Model::import_bytes(&file, &given).unwrap();
+    assert_eq!((imported.byte(0, 0.2), imported.byte(3, 1.0)), (Some(51), Some(255)));
     let scaled = import("scaled", 255.0);
     assert_eq!(
         scaled.description(),
@@ -309,6 +313,51 @@ fn onnx_files_of_other_models_are_refused() {
     assert!(error_with(&file, &large).contains("takes 4 features; images of 28x28"));
     let alone = Model::import_bytes(&file, &ImportOptions::default()).unwrap();
     assert_eq!(alone.model.shape(), Shape::new(&[4]).unwrap());
+}
+
+/// Of 2 × 2 bytes the first goes from 0 to 200, the third from 50 to 250, and the others are always the same.
+const RANGES: &str = "x\n-1 1\n1 0 200\n3 50 250\n";
+
+#[test]
+fn what_svm_scale_scaled_is_scaled_before_it_is_scored() {
+    let scale = Some(Scale::parse(RANGES).unwrap());
+    let options = ImportOptions { divisor: None, scale, ..options() };
+    let import = |text: &str| Model::import_bytes(text.as_bytes(), &options).unwrap();
+    let linear = import(LIBLINEAR);
+    assert_eq!(linear.divisor, 1.0);
+    assert!(linear.origin.ends_with("bias 2, scaled by svm-scale to -1 to 1)"), "{linear}");
+    // Features 0.25, 0, -0.6: what is always the same is nothing.
+    let expected = [0.25 - 4.0, 0.5, -0.25 - 0.6 * 0.55].map(|score: f64| score as f32);
+    assert_eq!(scores(&linear.model, &[125, 77, 90, 9]), expected);
+    let text = LIBSVM.replace("1:2 4:1", "1:0.25 3:-0.6").replace("2:2 4:1", "1:-1 3:1");
+    let kernel = import(&text);
+    assert!(kernel.model.description().ends_with("2 support vectors"), "{kernel}");
+    // Half of the first vector's dot product less half of the second's, and 0.5.
+    assert_eq!(kernel.model.classify(&[125, 0, 90, 0]).unwrap(), 4);
+    assert_eq!(kernel.model.classify(&[0, 0, 250, 0]).unwrap(), 9);
+    for imported in [&linear, &kernel] {
+        let bytes = imported.model.to_bytes();
+        let read = Model::from_bytes(&bytes).unwrap();
+        assert_eq!((read.digest(), read.to_bytes()), (imported.model.digest(), bytes));
+    }
+    // The scaled text is the sample; what it leaves out is 0, which is byte 100 of the first feature.
+    let sample = Sample::parse("4 1:0.25 3:-0.6\n9 1:-1 3:1\n9 3:1\n", &kernel).unwrap();
+    assert_eq!(sample.agreement(&kernel).unwrap().agree, 3);
+    for (text, part) in [
+        ("4 1:0.254\n", "feature 1 is 0.254, which is no byte"),
+        ("4 2:0.5 3:1\n", "feature 2 is 0.5, which is no byte"),
+    ] {
+        let error = Sample::parse(text, &kernel).unwrap_err().to_string();
+        assert!(error.contains(part), "{error:?} should contain {part:?}");
+    }
+    let refusal = error_with(text.replace("3:-0.6", "3:-1.6").as_bytes(), &options);
+    assert!(refusal.contains("feature 3 of a support vector: expected -1.5 to 1"), "{refusal}");
+    let refusal = error_with(text.replace("1:0.25", "2:0.25").as_bytes(), &options);
+    assert!(refusal.contains("feature 2 of a support vector: expected 0 to 0"), "{refusal}");
+    let (_, onnx) = examples::files().swap_remove(0);
+    assert!(error_with(&onnx, &options).contains("for text models"));
+    let unscaled = ImportOptions { scale: None, ..options };
+    assert!(error_with(text.as_bytes(), &unscaled).contains("--scale for what svm-scale scaled"));
 }
 
 #[test]

@@ -87,10 +87,14 @@ impl BytePanel {
         }
     }
 
-    /// Every dot product of an image with a row of the groups from `first` on, `out` being `[images, groups * GROUP]`.
+    /// Every dot product of an image with a row of the groups from `first` on, `out` being `[images, groups * GROUP]`:
+    /// its length says how many groups. Of no images or no groups there are none.
     pub(crate) fn dots(&self, level: Level, images: &ByteImages, first: usize, out: &mut [i32]) {
+        if out.is_empty() {
+            return;
+        }
         let steps = self.steps;
-        let rows = out.len() / (images.words.len() / steps).max(1);
+        let rows = out.len() / (images.words.len() / steps);
         let (start, end) = (first * GROUP, first * GROUP + rows);
         let data = &self.data[first * steps..end / GROUP * steps];
         let task =
@@ -196,6 +200,20 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn no_images_or_no_groups_have_no_products() {
+        let panel = BytePanel::new(&noise(40 * 5, 1), 5);
+        for level in Level::available() {
+            let mut none = ByteImages::default();
+            panel.lay_out(level, &[], &mut none);
+            panel.dots(level, &none, 0, &mut []);
+            panel.dots(level, &none, panel.groups(), &mut []);
+            let mut one = ByteImages::default();
+            panel.lay_out(level, &[&[1; 5]], &mut one);
+            panel.dots(level, &one, 1, &mut []);
         }
     }
 

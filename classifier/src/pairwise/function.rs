@@ -1,5 +1,7 @@
 //! Kernel functions: as LIBSVM computes them, and fast.
 
+use crate::error::ModelError;
+
 /// What compares an image with a support vector.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KernelFunction {
@@ -53,6 +55,48 @@ impl KernelFunction {
         }
     }
 
+    /// The function of this name. Parameters that it has none of may be anything.
+    pub(super) fn named(
+        name: &str,
+        gamma: f64,
+        coef0: f64,
+        degree: f64,
+    ) -> Result<Self, ModelError> {
+        Ok(match name {
+            "linear" => Self::Linear,
+            "polynomial" => Self::Polynomial { gamma, coef0, degree: whole_degree(degree)? },
+            "rbf" => Self::Rbf { gamma },
+            "sigmoid" => Self::Sigmoid { gamma, coef0 },
+            _ => {
+                let expected = "linear, polynomial, rbf or sigmoid";
+                return Err(ModelError::mismatch("kernel", expected, format!("{name:?}")));
+            }
+        })
+    }
+
+    /// Its gamma, coef0 and degree; 0 for one that it has not.
+    pub(super) fn parameters(&self) -> (f64, f64, u32) {
+        match *self {
+            Self::Linear => (0.0, 0.0, 0),
+            Self::Polynomial { gamma, coef0, degree } => (gamma, coef0, degree),
+            Self::Rbf { gamma } => (gamma, 0.0, 0),
+            Self::Sigmoid { gamma, coef0 } => (gamma, coef0, 0),
+        }
+    }
+
+    /// # Errors
+    /// [`ModelError::Mismatch`] when a parameter is out of its range.
+    pub(super) fn check(&self) -> Result<(), ModelError> {
+        let (gamma, coef0, degree) = self.parameters();
+        if !(gamma >= 0.0 && gamma.is_finite()) {
+            return Err(ModelError::mismatch("gamma", "a finite number, not negative", gamma));
+        }
+        if !coef0.is_finite() {
+            return Err(ModelError::mismatch("coef0", "a finite number", coef0));
+        }
+        whole_degree(degree.into()).map(drop)
+    }
+
     /// Whether it is of the distance, not of the dot product.
     pub(super) fn is_of_distance(&self) -> bool {
         matches!(self, Self::Rbf { .. })
@@ -93,6 +137,17 @@ impl KernelFunction {
             }
         }
     }
+}
+
+/// A degree that stands in a file as a number with a fraction.
+pub(crate) fn whole_degree(degree: f64) -> Result<u32, ModelError> {
+    // Exact: whole numbers up to MAX_DEGREE.
+    let whole = degree as u32;
+    if f64::from(whole) == degree && whole <= MAX_DEGREE {
+        return Ok(whole);
+    }
+    let expected = format!("a whole number up to {MAX_DEGREE}");
+    Err(ModelError::mismatch("degree of the polynomial", expected, degree))
 }
 
 /// `base^degree` by squaring, in LIBSVM's order.

@@ -5,24 +5,30 @@
 //!
 //! Images are compared in blocks with blocks of vectors, fast; where a vote hangs on a value that is nearer to zero than
 //! the fast way is exact (`bounds.rs`), and the answer hangs on that vote (`votes.rs`), LIBSVM's own operations
-//! decide. So the answer is LIBSVM's, also where it is a matter of the last bit.
+//! decide (`exact.rs`). So the answer is LIBSVM's, also where it is a matter of the last bit.
 
 mod bounds;
+mod exact;
+mod file;
 mod function;
+mod sums;
 mod vectors;
 mod votes;
 
+pub(crate) use function::whole_degree;
 pub use function::{KernelFunction, MAX_DEGREE};
 pub(crate) use vectors::VectorValues;
 
 use crate::error::ModelError;
-use crate::kernels::{Kernel, Level, Simd};
+use crate::kernels::Level;
 use crate::pixels::Pixels;
 use crate::svm::MAX_CLASSES;
-use crate::tensors::{Tensor, Tensors, check_finite};
+use crate::tensors::check_finite;
 use bounds::Tolerance;
+use exact::Exact;
+use sums::WeighedSums;
 use vectors::{Images, Vectors};
-use votes::{Votes, pair, pairs};
+use votes::{Votes, pairs};
 
 /// Vectors of a block: their bytes stay in the second-level cache while the images pass.
 const TILE: usize = 256;
@@ -32,9 +38,6 @@ const BLOCK: usize = 32;
 
 /// Most sums of a block of images; with many classes a block has fewer images.
 const MAX_SUMS: usize = 1 << 19;
-
-/// Lanes of the sums over vectors.
-const LANES: usize = 8;
 
 /// What a model is made of.
 #[derive(Clone, Debug)]
@@ -84,21 +87,7 @@ pub(crate) struct PairwiseScratch {
     exact: Exact,
 }
 
-/// What LIBSVM's own operations need room for.
-#[derive(Debug, Default)]
-struct Exact {
-    image: Vec<f64>,
-    vector: Vec<f64>,
-    /// The kernel's values of the vectors of each class, where they were asked for.
-    of_class: Vec<Vec<f64>>,
-}
-
 impl Pairwise {
-    const COEFFICIENTS: &'static str = "kernel.coefficients";
-    const RHO: &'static str = "kernel.rho";
-    const COUNTS: &'static str = "kernel.counts";
-    const PARAMETERS: &'static str = "kernel.parameters";
-
     /// # Errors
     /// [`ModelError`] when the parts do not fit or a number is not finite.
     pub(crate) fn new(parts: Parts) -> Result<Self, ModelError> {
@@ -127,7 +116,7 @@ impl Pairwise {
         }
         check_finite(Self::COEFFICIENTS, coefficients.iter().copied())?;
         check_finite(Self::RHO, rho.iter().copied())?;
-        check_function(&function)?;
+        function.check()?;
         let vectors = Vectors::new(vectors, dims, &pixels)?;
         let mut model = Self {
             pixels,
@@ -237,7 +226,7 @@ impl Pairwise {
             for (at, (image, sums)) in images.iter().zip(all_sums.chunks_exact(sums)).enumerate() {
                 let length = self.vectors.length(block_images, at);
                 self.vote(length, sums, votes);
-                exact.image.clear();
+                exact.clear();
                 take(number * block + at, votes, exact, image);
             }
         }
@@ -282,190 +271,6 @@ impl Pairwise {
             }
         }
     }
-
-    /// The decision value of a pair, by the operations of LIBSVM in their order.
-    fn exact(&self, exact: &mut Exact, image: &[u8], first: usize, second: usize) -> f64 {
-        if exact.image.is_empty() {
-            self.pixels.features(image, &mut exact.image);
-            exact.of_class.resize(self.classes(), Vec::new());
-            exact.of_class.iter_mut().for_each(Vec::clear);
-        }
-        let mut sum = 0.0;
-        for (class, other) in [(first, second), (second, first)] {
-            if exact.of_class[class].is_empty() {
-                let vectors = self.starts[class]..self.starts[class + 1];
-                let Exact { image, vector, of_class } = exact;
-                of_class[class].extend(vectors.map(|at| {
-                    self.vectors.features(at, &self.pixels, vector);
-                    self.function.exact(product(self.function.is_of_distance(), image, vector))
-                }));
-            }
-            for (coefficient, value) in self.of(class, other).iter().zip(&exact.of_class[class]) {
-                sum += coefficient * value;
-            }
-        }
-        sum - self.rho[pair(self.classes(), first, second)]
-    }
-
-    pub(crate) fn add_tensors(&self, tensors: &mut Tensors) {
-        self.pixels.add_tensors(tensors);
-        let mut insert = |name: &str, tensor: Tensor| tensors.insert(name.to_owned(), tensor);
-        let (classes, count) = (self.classes(), self.vectors());
-        let counts = self.starts.windows(2).map(|two| (two[1] - two[0]) as u32).collect();
-        insert(Self::COUNTS, Tensor::new::<u32>(&[classes], counts));
-        insert(Self::RHO, Tensor::new(&[self.rho.len()], self.rho.clone()));
-        let coefficients = self.coefficients.clone();
-        insert(Self::COEFFICIENTS, Tensor::new(&[classes - 1, count], coefficients));
-        let (gamma, coef0, degree) = match self.function {
-            KernelFunction::Linear => (0.0, 0.0, 0),
-            KernelFunction::Polynomial { gamma, coef0, degree } => (gamma, coef0, degree),
-            KernelFunction::Rbf { gamma } => (gamma, 0.0, 0),
-            KernelFunction::Sigmoid { gamma, coef0 } => (gamma, coef0, 0),
-        };
-        insert(Self::PARAMETERS, Tensor::new(&[3], vec![gamma, coef0, f64::from(degree)]));
-        let shape = [count, self.dims];
-        let vectors = match self.vectors.values() {
-            VectorValues::U8(values) => Tensor::new(&shape, values),
-            VectorValues::F32(values) => Tensor::new(&shape, values),
-            VectorValues::F64(values) => Tensor::new(&shape, values),
-        };
-        insert(VectorValues::NAME, vectors);
-    }
-
-    /// The machines of `classes` classes over images of `dims` bytes with the kernel of this name, taken out of
-    /// `tensors`.
-    pub(crate) fn from_tensors(
-        kernel: &str,
-        classes: usize,
-        dims: usize,
-        tensors: &mut Tensors,
-    ) -> Result<Self, ModelError> {
-        if !(2..=MAX_CLASSES).contains(&classes) {
-            return Err(ModelError::mismatch("classes", format!("2 to {MAX_CLASSES}"), classes));
-        }
-        let parameters: Vec<f64> = Tensor::take(tensors, Self::PARAMETERS, &[3])?;
-        let (gamma, coef0, degree) = (parameters[0], parameters[1], parameters[2]);
-        let function = match kernel {
-            "linear" => KernelFunction::Linear,
-            "rbf" => KernelFunction::Rbf { gamma },
-            "sigmoid" => KernelFunction::Sigmoid { gamma, coef0 },
-            "polynomial" => {
-                KernelFunction::Polynomial { gamma, coef0, degree: whole_degree(degree)? }
-            }
-            _ => {
-                let expected = "linear, polynomial, rbf or sigmoid";
-                return Err(ModelError::mismatch("kernel", expected, format!("{kernel:?}")));
-            }
-        };
-        let counts: Vec<u32> = Tensor::take(tensors, Self::COUNTS, &[classes])?;
-        let count = counts.iter().map(|&count| count as usize).sum();
-        Self::new(Parts {
-            pixels: Pixels::from_tensors(dims, tensors)?,
-            function,
-            dims,
-            vectors: VectorValues::from_tensors(count, dims, tensors)?,
-            counts,
-            coefficients: Tensor::take(tensors, Self::COEFFICIENTS, &[classes - 1, count])?,
-            rho: Tensor::take(tensors, Self::RHO, &[pairs(classes)])?,
-        })
-    }
-}
-
-/// A degree that stands in a file as a number with a fraction.
-pub(crate) fn whole_degree(degree: f64) -> Result<u32, ModelError> {
-    // Exact: whole numbers up to MAX_DEGREE.
-    let whole = degree as u32;
-    if f64::from(whole) == degree && whole <= MAX_DEGREE {
-        return Ok(whole);
-    }
-    let expected = format!("a whole number up to {MAX_DEGREE}");
-    Err(ModelError::mismatch("degree of the polynomial", expected, degree))
-}
-
-fn check_function(function: &KernelFunction) -> Result<(), ModelError> {
-    let (gamma, coef0, degree) = match *function {
-        KernelFunction::Linear => (0.0, 0.0, 0),
-        KernelFunction::Polynomial { gamma, coef0, degree } => (gamma, coef0, degree),
-        KernelFunction::Rbf { gamma } => (gamma, 0.0, 0),
-        KernelFunction::Sigmoid { gamma, coef0 } => (gamma, coef0, 0),
-    };
-    if !(gamma >= 0.0 && gamma.is_finite()) {
-        return Err(ModelError::mismatch("gamma", "a finite number, not negative", gamma));
-    }
-    if !coef0.is_finite() {
-        return Err(ModelError::mismatch("coef0", "a finite number", coef0));
-    }
-    whole_degree(degree.into()).map(drop)
-}
-
-/// The dot product or the squared distance, feature by feature, as LIBSVM computes it. What is nought in both adds
-/// nothing here and is left out there.
-fn product(distance: bool, x: &[f64], s: &[f64]) -> f64 {
-    let mut sum = 0.0;
-    for (x, s) in x.iter().zip(s) {
-        sum += if distance { (x - s) * (x - s) } else { x * s };
-    }
-    sum
-}
-
-/// Adds a tile's products of coefficients and values to the sums of all images.
-struct WeighedSums<'a> {
-    model: &'a Pairwise,
-    first: usize,
-    count: usize,
-    /// `[images, count]`.
-    values: &'a [f64],
-    /// `[images, classes, classes − 1]`.
-    sums: &'a mut [f64],
-}
-
-impl Kernel for WeighedSums<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) {
-        let Self { model, first, count, values, sums } = self;
-        let classes = model.classes();
-        let all = model.vectors();
-        let row = classes * (classes - 1);
-        // The class of the tile's first vector: the last that does not begin behind it.
-        let from = model.starts.partition_point(|&start| start <= first) - 1;
-        for class in from..classes {
-            let start = model.starts[class].max(first);
-            let end = model.starts[class + 1].min(first + count);
-            if start >= first + count {
-                break;
-            }
-            if start == end {
-                continue;
-            }
-            for (values, sums) in values.chunks_exact(count).zip(sums.chunks_exact_mut(row)) {
-                let values = &values[start - first..end - first];
-                let sums = &mut sums[class * (classes - 1)..(class + 1) * (classes - 1)];
-                for (sum, coefficients) in sums.iter_mut().zip(model.coefficients.chunks_exact(all))
-                {
-                    *sum += dot(values, &coefficients[start..end]);
-                }
-            }
-        }
-    }
-}
-
-/// A dot product in [`LANES`] sums, always added up in the same order.
-#[inline(always)]
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut sums = [0.0; LANES];
-    for (a, b) in a.iter().zip(b) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
-        }
-    }
-    for ((sum, a), b) in sums.iter_mut().zip(a_rest).zip(b_rest) {
-        *sum += a * b;
-    }
-    let [a, b, c, d, e, f, g, h] = sums;
-    ((a + e) + (c + g)) + ((b + f) + (d + h))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The fast way beside LIBSVM's operations written out plainly, most of all where a label hangs on the last bit.
 
+use super::votes::pair;
 use super::*;
+use crate::tensors::Tensors;
 
 struct Noise(u32);
 
@@ -46,7 +48,7 @@ fn models(noise: &mut Noise) -> Vec<Parts> {
     let mut all = Vec::new();
     for pixels in tables() {
         for function in functions(&pixels) {
-            for kind in 0..3 {
+            for kind in 0..4 {
                 let classes = 2 + noise.below(3) as usize;
                 let counts: Vec<u32> = (0..classes).map(|_| 1 + noise.below(20)).collect();
                 let (dims, count) = (1 + noise.below(60) as usize, counts.iter().sum::<u32>());
@@ -54,8 +56,14 @@ fn models(noise: &mut Noise) -> Vec<Parts> {
                 let places = bytes.iter().enumerate();
                 let features = places.map(|(at, &byte)| pixels.value(at % dims, byte));
                 let vectors = match kind {
-                    0 => VectorValues::U8(bytes),
-                    1 => VectorValues::F32(features.map(|value| (value * 0.99) as f32).collect()),
+                    0 => VectorValues::U8(bytes, None),
+                    // Eight digits, as LIBSVM writes them.
+                    1 => {
+                        let eight = |byte: usize| format!("{:.7e}", pixels.value(0, byte as u8));
+                        let table = std::array::from_fn(|byte| eight(byte).parse().unwrap());
+                        VectorValues::U8(bytes, Some(Box::new(table)))
+                    }
+                    2 => VectorValues::F32(features.map(|value| (value * 0.99) as f32).collect()),
                     _ => VectorValues::F64(features.map(|value| value * 0.99).collect()),
                 };
                 let mixed = noise.below(2) == 0;
@@ -96,7 +104,8 @@ fn tiny(noise: &mut Noise) -> Parts {
 fn sums(parts: &Parts, image: &[u8]) -> Vec<f64> {
     let Parts { pixels, function, dims, vectors, counts, coefficients, .. } = parts;
     let feature = |at: usize| match vectors {
-        VectorValues::U8(values) => pixels.value(at % dims, values[at]),
+        VectorValues::U8(values, None) => pixels.value(at % dims, values[at]),
+        VectorValues::U8(values, Some(table)) => table[usize::from(values[at])],
         VectorValues::F32(values) => f64::from(values[at]),
         VectorValues::F64(values) => values[at],
     };
@@ -268,7 +277,7 @@ fn many_classes_and_more_vectors_than_a_tile_are_libsvms_too() {
         pixels: Pixels::divided(255.0, false).unwrap(),
         function: KernelFunction::Rbf { gamma: 0.5 },
         dims,
-        vectors: VectorValues::U8(noise.image(dims * count)),
+        vectors: VectorValues::U8(noise.image(dims * count), None),
         coefficients: (0..count * 39).map(|_| noise.real()).collect(),
         rho: (0..pairs(40)).map(|_| noise.real()).collect(),
         counts,
@@ -287,7 +296,7 @@ fn many_classes_and_more_vectors_than_a_tile_are_libsvms_too() {
 #[test]
 fn parts_that_do_not_fit_or_are_too_great_make_no_model() {
     let mut noise = Noise(5);
-    let good = models(&mut noise).swap_remove(6 + 2);
+    let good = models(&mut noise).swap_remove(8 + 3);
     assert!(matches!(good.vectors, VectorValues::F64(_)) && good.function.is_of_distance());
     assert!(Pairwise::new(good.clone()).is_ok());
     type Change = fn(&mut Parts);
@@ -317,7 +326,7 @@ fn parts_that_do_not_fit_or_are_too_great_make_no_model() {
             |parts| {
                 let lines = Pixels::lines(vec![1.0; parts.dims], vec![0.0; parts.dims]).unwrap();
                 parts.pixels = lines;
-                parts.vectors = VectorValues::U8(vec![0; parts.vectors.len()]);
+                parts.vectors = VectorValues::U8(vec![0; parts.vectors.len()], None);
             },
             "the same at every place",
         ),

@@ -1,12 +1,13 @@
-//! Support vectors, and their dot products and distances with images: a block of them at a time, in integers where
-//! they are bytes, else in `f32`.
+//! Support vectors, laid out for comparison with images (`compare.rs`): as integers where they are bytes, else as `f32`.
 
-use super::function::KernelFunction;
+mod compare;
+
 use crate::error::ModelError;
-use crate::kernels::bytes::{ByteImages, BytePanel, GROUP, MAX_BYTES};
-use crate::kernels::{Chunk, Chunks, Dots, Kernel, Level, Simd, chunks};
-use crate::pixels::Pixels;
+use crate::kernels::bytes::{BytePanel, MAX_BYTES};
+use crate::kernels::{Chunk, Chunks, chunks};
+use crate::pixels::{Pixels, Table, take_table};
 use crate::tensors::{Element, Tensor, Tensors, Values};
+pub(super) use compare::Images;
 
 /// Greatest value of a feature: the squares of the longest vectors still are `f32`.
 const MAX_VALUE: f64 = 1e15;
@@ -22,8 +23,8 @@ const TINY: f64 = 1e-22;
 /// Support vectors as models and files hold them: `[vectors, bytes of an image]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum VectorValues {
-    /// Bytes of images; their features are those that the same bytes have in an image.
-    U8(Vec<u8>),
+    /// Bytes of images, and their features where those are not what the same bytes have in an image.
+    U8(Vec<u8>, Option<Table>),
     /// Features.
     F32(Vec<f32>),
     /// Features.
@@ -45,7 +46,8 @@ pub(super) struct Vectors {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Bytes(BytePanel),
+    /// And the features of bytes, where images have others.
+    Bytes(BytePanel, Option<Table>),
     /// `[vectors, chunks(dims)]`, and the features themselves where `f32` does not hold them.
     Floats(Chunks, Option<Vec<f64>>),
 }
@@ -67,24 +69,13 @@ pub(super) struct Accuracy {
     pub(super) of_doubles: f64,
 }
 
-/// A block of images, laid out.
-#[derive(Debug, Default)]
-pub(super) struct Images {
-    bytes: ByteImages,
-    floats: Chunks,
-    features: Vec<f64>,
-    /// The squared length of each, as [`Vectors::squares`].
-    squares: Vec<f64>,
-    integers: Vec<i32>,
-    products: Vec<f32>,
-}
-
 impl VectorValues {
     pub(super) const NAME: &'static str = "kernel.vectors";
+    const TABLE: &'static str = "kernel.table";
 
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::U8(values) => values.len(),
+            Self::U8(values, _) => values.len(),
             Self::F32(values) => values.len(),
             Self::F64(values) => values.len(),
         }
@@ -101,10 +92,33 @@ impl VectorValues {
         }
         let shape = [count, dims];
         match tensors.get(Self::NAME).map(|tensor| &tensor.values) {
-            Some(Values::U8(_)) => take(tensors, &shape).map(Self::U8),
+            Some(Values::U8(_)) => {
+                let table = match tensors.contains_key(Self::TABLE) {
+                    true => Some(take_table(tensors, Self::TABLE)?),
+                    false => None,
+                };
+                Ok(Self::U8(take(tensors, &shape)?, table))
+            }
             Some(Values::F32(_)) => take(tensors, &shape).map(Self::F32),
             _ => take(tensors, &shape).map(Self::F64),
         }
+    }
+
+    /// Puts them into `tensors`, rows of `dims`.
+    pub(super) fn add_tensors(self, dims: usize, tensors: &mut Tensors) {
+        let shape = [self.len() / dims, dims];
+        let vectors = match self {
+            Self::U8(values, table) => {
+                if let Some(table) = table {
+                    let table = Tensor::new(&[table.len()], table.to_vec());
+                    tensors.insert(Self::TABLE.to_owned(), table);
+                }
+                Tensor::new(&shape, values)
+            }
+            Self::F32(values) => Tensor::new(&shape, values),
+            Self::F64(values) => Tensor::new(&shape, values),
+        };
+        tensors.insert(Self::NAME.to_owned(), vectors);
     }
 }
 
@@ -120,7 +134,7 @@ impl Vectors {
         let count = values.len() / dims;
         check_pixels(pixels)?;
         match values {
-            VectorValues::U8(bytes) => Self::of_bytes(&bytes, count, dims, pixels),
+            VectorValues::U8(bytes, table) => Self::of_bytes(&bytes, table, dims, pixels),
             VectorValues::F32(values) => {
                 let packed = pack(&values, dims);
                 Self::of_floats(packed, None, count, dims)
@@ -135,7 +149,7 @@ impl Vectors {
 
     fn of_bytes(
         bytes: &[u8],
-        count: usize,
+        of_vectors: Option<Table>,
         dims: usize,
         pixels: &Pixels,
     ) -> Result<Self, ModelError> {
@@ -143,24 +157,31 @@ impl Vectors {
             let expected = format!("at most {MAX_BYTES} bytes that mean the same at every place");
             return Err(ModelError::mismatch(VectorValues::NAME, expected, dims));
         };
-        // The bytes stand for their multiples of one step; a feature may be off by some rounding.
+        let most = of_vectors.as_deref().map_or(0.0, |table| greatest(table));
+        check_greatest(VectorValues::TABLE, most)?;
+        // Bytes stand for their multiples of one step, of which features may be off: by what was rounded when they were
+        // written, and in a file that somebody made up by whatever he likes.
         let step = table[255] / 255.0;
-        let off = |(byte, value): (usize, &f64)| (value - step * byte as f64).abs();
-        let largest = table.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
-        let deviation =
-            table.iter().enumerate().map(off).fold(0.0, f64::max) + 4.0 * UNIT_F64 * largest;
+        let root = (dims as f64).sqrt();
+        let off = |table: &[f64; 256]| {
+            let off = |(byte, value): (usize, &f64)| (value - step * byte as f64).abs();
+            let deviation = table.iter().enumerate().map(off).fold(0.0, f64::max);
+            (deviation + 4.0 * UNIT_F64 * greatest(table)) * root
+        };
+        let off_images = off(table);
+        let off_vectors = of_vectors.as_deref().map_or(off_images, off);
         let squares: Vec<f64> = bytes.chunks_exact(dims).map(square_of_bytes).collect();
         let longest = squares.iter().copied().fold(0.0, f64::max).sqrt() * step.abs();
-        let all_off = deviation * (dims as f64).sqrt();
         let accuracy = Accuracy {
-            longest: longest + all_off,
-            of_vectors: all_off,
+            longest: longest + off_vectors,
+            of_vectors: off_vectors,
             of_images: 0.0,
-            of_images_at_least: all_off,
+            of_images_at_least: off_images,
             of_dots: 0.0,
             of_doubles: UNIT_F64 * (dims + 8) as f64,
         };
-        let kind = Kind::Bytes(BytePanel::new(bytes, dims));
+        let count = bytes.len() / dims;
+        let kind = Kind::Bytes(BytePanel::new(bytes, dims), of_vectors);
         Ok(Self { count, dims, kind, squares, unit: step * step, accuracy })
     }
 
@@ -174,10 +195,7 @@ impl Vectors {
             // A NaN shall not be lost among the numbers.
             if b.abs() <= a { a } else { b.abs() }
         });
-        if f64::from(most) > MAX_VALUE || most.is_nan() {
-            let expected = format!("values up to {MAX_VALUE}");
-            return Err(ModelError::mismatch(VectorValues::NAME, expected, most));
-        }
+        check_greatest(VectorValues::NAME, most.into())?;
         let row = chunks(dims);
         let squares: Vec<f64> = packed.chunks_exact(row).map(square_of_floats).collect();
         let longest = squares.iter().copied().fold(0.0, f64::max).sqrt();
@@ -203,7 +221,7 @@ impl Vectors {
     }
 
     pub(super) fn are_bytes(&self) -> bool {
-        matches!(self.kind, Kind::Bytes(_))
+        matches!(self.kind, Kind::Bytes(..))
     }
 
     /// The values as they were given.
@@ -211,8 +229,9 @@ impl Vectors {
         let all = |at: usize| (at / self.dims, at % self.dims);
         let places = (0..self.count * self.dims).map(all);
         match &self.kind {
-            Kind::Bytes(panel) => {
-                VectorValues::U8(places.map(|(row, at)| panel.byte(row, at)).collect())
+            Kind::Bytes(panel, table) => {
+                let bytes = places.map(|(row, at)| panel.byte(row, at)).collect();
+                VectorValues::U8(bytes, table.clone())
             }
             Kind::Floats(_, Some(exact)) => VectorValues::F64(exact.clone()),
             Kind::Floats(packed, None) => VectorValues::F32(
@@ -229,7 +248,10 @@ impl Vectors {
     pub(super) fn features(&self, row: usize, pixels: &Pixels, out: &mut Vec<f64>) {
         out.clear();
         match &self.kind {
-            Kind::Bytes(panel) => {
+            Kind::Bytes(panel, Some(table)) => {
+                out.extend((0..self.dims).map(|at| table[usize::from(panel.byte(row, at))]));
+            }
+            Kind::Bytes(panel, None) => {
                 out.extend((0..self.dims).map(|at| pixels.value(at, panel.byte(row, at))));
             }
             Kind::Floats(_, Some(exact)) => {
@@ -241,127 +263,31 @@ impl Vectors {
             }
         }
     }
-
-    /// Lays out a block of images for [`Vectors::compare`].
-    pub(super) fn lay_out(
-        &self,
-        level: Level,
-        pixels: &Pixels,
-        images: &[&[u8]],
-        out: &mut Images,
-    ) {
-        out.squares.clear();
-        match &self.kind {
-            Kind::Bytes(panel) => {
-                panel.lay_out(level, images, &mut out.bytes);
-                out.squares.extend(images.iter().map(|image| square_of_bytes(image)));
-            }
-            Kind::Floats(..) => {
-                let row = chunks(self.dims);
-                out.floats.set_len(images.len() * row);
-                for (image, floats) in images.iter().zip(out.floats.chunks_exact_mut(row)) {
-                    pixels.features(image, &mut out.features);
-                    let (values, padding) = floats.as_flattened_mut().split_at_mut(self.dims);
-                    for (value, &feature) in values.iter_mut().zip(&out.features) {
-                        *value = feature as f32;
-                    }
-                    padding.fill(0.0);
-                    out.squares.push(square_of_floats(floats));
-                }
-            }
-        }
-    }
-
-    /// The length of an image that was laid out.
-    pub(super) fn length(&self, images: &Images, image: usize) -> f64 {
-        (images.squares[image] * self.unit).sqrt()
-    }
-
-    /// The kernel's values of all images with `count` vectors from `first` (a multiple of [`GROUP`]) on, in `out`:
-    /// `[images, count]`.
-    pub(super) fn compare(
-        &self,
-        level: Level,
-        function: &KernelFunction,
-        (first, count): (usize, usize),
-        images: &mut Images,
-        out: &mut Vec<f64>,
-    ) {
-        let Images { bytes, floats, squares, integers, products, .. } = images;
-        out.resize(squares.len() * count, 0.0);
-        let vectors = &self.squares[first..first + count];
-        let unit = self.unit;
-        match &self.kind {
-            Kind::Bytes(panel) => {
-                let row = count.next_multiple_of(GROUP);
-                integers.resize(squares.len() * row, 0);
-                panel.dots(level, bytes, first / GROUP, integers);
-                let products = &*integers;
-                level.run(Finish { function, unit, images: squares, vectors, products, row, out });
-            }
-            Kind::Floats(packed, _) => {
-                let len = chunks(self.dims);
-                products.resize(squares.len() * count, 0.0);
-                let w = &packed[first * len..(first + count) * len];
-                level.run(Dots { row: len, x: floats, w, out: products });
-                let products = &*products;
-                let row = count;
-                level.run(Finish { function, unit, images: squares, vectors, products, row, out });
-            }
-        }
-    }
-}
-
-/// Dot products into the kernel's values, by way of ‖x − s‖² = ‖x‖² + ‖s‖² − 2·x·s where it is of the distance.
-struct Finish<'a, T> {
-    function: &'a KernelFunction,
-    unit: f64,
-    /// Squared lengths.
-    images: &'a [f64],
-    /// Squared lengths.
-    vectors: &'a [f64],
-    /// `[images, row]`.
-    products: &'a [T],
-    row: usize,
-    /// `[images, vectors]`.
-    out: &'a mut [f64],
-}
-
-impl<T: Copy + Into<f64>> Kernel for Finish<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _simd: S) {
-        let Self { function, unit, images, vectors, products, row, out } = self;
-        let rows = products.chunks_exact(row).zip(out.chunks_exact_mut(vectors.len()));
-        for (image, (products, out)) in images.iter().zip(rows) {
-            if function.is_of_distance() {
-                for ((value, &product), vector) in out.iter_mut().zip(products).zip(vectors) {
-                    *value = image + vector - 2.0 * product.into();
-                }
-            } else {
-                for (value, &product) in out.iter_mut().zip(products) {
-                    *value = product.into();
-                }
-            }
-            function.fast(unit, out);
-        }
-    }
 }
 
 fn check_pixels(pixels: &Pixels) -> Result<(), ModelError> {
     let most = match pixels {
-        Pixels::Table(table) => table.iter().fold(0.0, |a: f64, b| a.max(b.abs())),
+        Pixels::Table(table) => greatest(&**table),
         Pixels::Lines { scale, offset } => scale
             .iter()
             .zip(offset)
             .fold(0.0, |a: f64, (scale, offset)| a.max(255.0 * scale.abs() + offset.abs())),
+        Pixels::Places { tables, .. } => {
+            tables.iter().fold(0.0, |a: f64, table| a.max(greatest(&**table)))
+        }
     };
-    if most > MAX_VALUE {
-        let expected = format!("features up to {MAX_VALUE}");
-        return Err(ModelError::mismatch("pixels", expected, most));
+    check_greatest("pixels", most)
+}
+
+fn check_greatest(what: &str, most: f64) -> Result<(), ModelError> {
+    if most <= MAX_VALUE {
+        return Ok(());
     }
-    Ok(())
+    Err(ModelError::mismatch(what, format!("values up to {MAX_VALUE}"), most))
+}
+
+fn greatest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |a: f64, b| a.max(b.abs()))
 }
 
 /// Rows of `dims` values, each filled up with zeros to whole chunks.

@@ -263,6 +263,22 @@ mod tests {
     }
 
     #[test]
+    fn solves_the_readmes_example() {
+        let rows = Points(vec![vec![2.0, 1.0], vec![1.0, 2.0], vec![4.0, 0.0]]);
+        let problem = Problem {
+            class_count: 2,
+            c: 0.5,
+            bias: 0.0,
+            tolerance: 1e-6,
+            ..problem(&rows, &[0, 1, 0])
+        };
+        let svm = solve(&problem, "test", &|_| {}).unwrap();
+        for (weight, expected) in svm.weights().row(0).iter().zip([0.5, -0.5]) {
+            assert!((weight - expected).abs() < 1e-5, "{weight} should be {expected}");
+        }
+    }
+
+    #[test]
     fn gives_the_same_bits_on_any_number_of_threads() {
         let (rows, classes) = clouds();
         let solve_on = |threads| {

@@ -23,7 +23,7 @@ use super::{Found, ImportOptions, check_range, check_size, learn_pixels};
 use crate::error::ModelError;
 use crate::kernels::bytes::MAX_BYTES;
 use crate::pairwise::{KernelFunction, Pairwise, Parts, VectorValues, whole_degree};
-use crate::pixels::Pixels;
+use crate::pixels::{Learnt, Pixels};
 use crate::scoring::Scoring;
 use crate::shape::{MAX_INPUT_LEN, Shape};
 use crate::svm::MAX_CLASSES;
@@ -45,6 +45,11 @@ pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, Model
     let parts = parts(bytes).ok_or_else(strange)?;
     if parts > MAX_PARTS {
         return Err(refuse(format!("it has {parts} parts; the limit is {MAX_PARTS}")));
+    }
+    if options.scale.is_some() {
+        return Err(refuse(
+            "svm-scale's ranges are for text models; an ONNX file has its own scaler",
+        ));
     }
     let model = ModelProto::decode(bytes).map_err(|_| strange())?;
     let graph = model.graph.as_ref().ok_or_else(strange)?;
@@ -155,7 +160,7 @@ fn read_svm(
         shape: input.shape,
         features: dims,
         divisor,
-        pixels,
+        pixels: input.taken(divisor, pixels)?,
         scoring: Scoring::Pairwise(Box::new(pairwise)),
     })
 }
@@ -213,7 +218,7 @@ fn read_linear(
         shape: input.shape,
         features: dims,
         divisor,
-        pixels,
+        pixels: input.taken(divisor, pixels)?,
         scoring: Scoring::Weights(weights),
     })
 }
@@ -245,6 +250,11 @@ impl Input<'_> {
         Pixels::lines(spread(scale, divisor)?, spread(offset, 1.0)?)
     }
 
+    /// What bytes are where they go into the graph, `pixels` being what they are to the classifier.
+    fn taken(&self, divisor: f64, pixels: Pixels) -> Result<Pixels, ModelError> {
+        if self.is_plain() { Ok(pixels) } else { Pixels::divided(divisor, true) }
+    }
+
     /// Support vectors, as bytes where they are that.
     fn vectors(
         &self,
@@ -255,14 +265,15 @@ impl Input<'_> {
         if self.is_plain() && dims <= MAX_BYTES {
             let nonzero = values.iter().filter(|value| **value != 0.0).map(|&value| value.into());
             let (divisor, learnt) = learn_pixels(self.options.divisor, true, nonzero)?;
-            if let Some((pixels, bytes)) = learnt {
+            if let Some(Learnt { pixels, of_vectors, bytes }) = learnt {
                 check_size(count, dims, size_of::<u8>())?;
                 let mut bytes = bytes.into_iter();
                 let byte = |value: &f32| match *value {
                     0.0 => 0,
                     _ => bytes.next().unwrap_or_default(),
                 };
-                return Ok((divisor, pixels, VectorValues::U8(values.iter().map(byte).collect())));
+                let bytes = values.iter().map(byte).collect();
+                return Ok((divisor, pixels, VectorValues::U8(bytes, of_vectors)));
             }
         }
         check_size(count, dims, size_of::<f32>())?;

@@ -1,0 +1,101 @@
+//! An image that waits for its label, and whoever waits for it. Dropped unanswered, a job answers by itself.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::counters::Counters;
+use super::options::EngineError;
+
+/// Who asked for a label.
+pub trait Caller: Send {
+    /// Whether nobody wants the label any more. Asked once, right before the image would be scored; when it is true, the
+    /// image is not, and `answer` is called with [`EngineError::DeadlineExceeded`].
+    fn is_late(&mut self, now: Instant) -> bool {
+        let _ = now;
+        false
+    }
+
+    /// Takes the label or the reason why there is none.
+    fn answer(self: Box<Self>, result: Result<u16, EngineError>);
+}
+
+impl<F: FnOnce(Result<u16, EngineError>) + Send> Caller for F {
+    fn answer(self: Box<Self>, result: Result<u16, EngineError>) {
+        self(result);
+    }
+}
+
+/// One image to score.
+pub struct Job {
+    pub(super) image: Box<[u8]>,
+    deadline: Option<Instant>,
+    /// Taken when it is answered.
+    caller: Option<Box<dyn Caller>>,
+}
+
+impl Job {
+    /// An image (row-major bytes) and what to call with its label. `reply` is called on a compute thread, or on the
+    /// submitting one when the job is refused; it should do no more than hand the answer on.
+    pub fn new(
+        image: impl Into<Box<[u8]>>,
+        reply: impl FnOnce(Result<u16, EngineError>) + Send + 'static,
+    ) -> Self {
+        Self::for_caller(image, reply)
+    }
+
+    /// As [`Job::new`], for whoever may lose interest meanwhile. `caller` is called on the same threads.
+    pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
+        Self { image: image.into(), deadline: None, caller: Some(Box::new(caller)) }
+    }
+
+    /// The same job, to be dropped with [`EngineError::DeadlineExceeded`] when it is still waiting at `deadline`.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// A caller that panics when it is asked counts as one that waits: its answer is as good as any other's.
+    pub(super) fn is_late(&mut self, now: Instant, counters: &Counters) -> bool {
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            return true;
+        }
+        let Some(caller) = &mut self.caller else { return false };
+        catch_unwind(AssertUnwindSafe(|| caller.is_late(now))).unwrap_or_else(|_| {
+            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("a caller panicked when it was asked whether it waits");
+            false
+        })
+    }
+
+    pub(super) fn finish(mut self, result: Result<u16, EngineError>, counters: &Counters) {
+        self.call(result, counters);
+    }
+
+    /// A reply that panics is the submitter's bug: it is counted, and costs nobody else his answer.
+    fn call(&mut self, result: Result<u16, EngineError>, counters: &Counters) {
+        if let Some(caller) = self.caller.take()
+            && catch_unwind(AssertUnwindSafe(|| caller.answer(result))).is_err()
+        {
+            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("a reply panicked when it was called");
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        self.call(Err(EngineError::Lost), &Counters::default());
+    }
+}
+
+impl fmt::Debug for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("bytes", &self.image.len())
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}

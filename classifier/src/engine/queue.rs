@@ -1,0 +1,62 @@
+//! What an engine's threads share: the jobs that wait, and who waits for jobs.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use super::counters::Counters;
+use super::job::Job;
+use super::options::EngineOptions;
+use crate::shape::Shape;
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) shape: Shape,
+    pub(super) options: EngineOptions,
+    pub(super) queue: Mutex<Queue>,
+    /// Told when jobs come and when the queue closes.
+    pub(super) wake: Condvar,
+    pub(super) counters: Counters,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) jobs: VecDeque<Job>,
+    /// Threads waiting for work.
+    pub(super) idle: usize,
+    pub(super) closed: bool,
+}
+
+impl Shared {
+    /// Nothing that can panic runs under the lock but allocation, and the queue is whole between any two of its
+    /// operations, so a poisoned lock is taken as it is.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for jobs and takes some; `None` when the queue is closed and empty.
+    pub(super) fn next_batch(&self) -> Option<Vec<Job>> {
+        let EngineOptions { max_batch, linger, .. } = self.options;
+        let mut queue = self.lock();
+        while queue.jobs.is_empty() {
+            if queue.closed {
+                return None;
+            }
+            queue.idle += 1;
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+        if !linger.is_zero() && queue.jobs.len() < max_batch && !queue.closed {
+            // Not idle meanwhile: new jobs need not wake this thread, it looks when the time is up.
+            drop(queue);
+            std::thread::sleep(linger);
+            queue = self.lock();
+            // Another thread may have taken them all; then this batch is empty, and the next call waits.
+        }
+        let share = queue.jobs.len().div_ceil(queue.idle + 1);
+        let batch = queue.jobs.drain(..share.min(max_batch)).collect();
+        if !queue.jobs.is_empty() && queue.idle > 0 {
+            self.wake.notify_one();
+        }
+        Some(batch)
+    }
+}
