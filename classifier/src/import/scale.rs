@@ -6,6 +6,7 @@
 //! for the labels, which are the model's own here anyway.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::path::Path;
 
@@ -110,13 +111,13 @@ impl Scale {
         let mut known = HashMap::new();
         for range in &self.ranges {
             let bits = [range.least, range.greatest].map(f64::to_bits);
-            if !known.contains_key(&bits) {
+            if let Entry::Vacant(entry) = known.entry(bits) {
                 if tables.len() == MAX_TABLES {
                     let expected = format!("at most {}", MAX_TABLES - 1);
                     return Err(ModelError::mismatch("ranges that differ", expected, "more"));
                 }
                 // Far below 2³².
-                known.insert(bits, tables.len() as u32);
+                entry.insert(tables.len() as u32);
                 let value = |byte| self.value(range, unscaled.value(0, byte as u8));
                 tables.push(Box::new(std::array::from_fn(value)));
             }

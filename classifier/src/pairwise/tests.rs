@@ -293,6 +293,33 @@ fn many_classes_and_more_vectors_than_a_tile_are_libsvms_too() {
     }
 }
 
+/// No coefficient is anything, so no vote is beyond doubt: each takes LIBSVM's own operations, which are for the second of a
+/// pair at nought, and no more than that for each.
+#[test]
+fn a_model_whose_votes_are_all_in_doubt_is_libsvms_too() {
+    let mut noise = Noise(7);
+    let (classes, dims) = (400, 3);
+    let mut parts = Parts {
+        pixels: Pixels::divided(1.0, false).unwrap(),
+        function: KernelFunction::Linear,
+        dims,
+        vectors: VectorValues::U8(noise.image(dims * classes), None),
+        counts: vec![1; classes],
+        coefficients: vec![0.0; classes * (classes - 1)],
+        rho: vec![0.0; pairs(classes)],
+    };
+    let image = noise.image(dims);
+    let model = Pairwise::new(parts.clone()).unwrap();
+    assert_eq!(answer(&model, Level::best(), &[&image]).0, [classes - 1]);
+    // As little as there is for the first, in some of the pairs.
+    for rho in &mut parts.rho {
+        *rho = if noise.below(2) == 0 { 0.0 } else { -f64::MIN_POSITIVE };
+    }
+    let model = Pairwise::new(parts.clone()).unwrap();
+    let (class, votes) = reference(&parts, &image);
+    assert_eq!(answer(&model, Level::best(), &[&image]), (vec![class], votes));
+}
+
 #[test]
 fn parts_that_do_not_fit_or_are_too_great_make_no_model() {
     let mut noise = Noise(5);
