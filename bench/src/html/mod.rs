@@ -100,30 +100,39 @@ fn shown(records: &[Record]) -> Vec<Shown<'_>> {
 fn introduction(records: &[Record]) -> String {
     let mut out = String::new();
     for record in records {
-        let Some(first) = record.runs.first() else { continue };
-        let settings = &first.report.settings;
+        let mut loads = record.runs.iter().map(|run| load(&run.report));
+        let Some(first) = loads.next() else { continue };
+        let text = match loads.all(|other| other == first) {
+            true => first,
+            false => format!("{} runs, not all of the same service or load.", record.runs.len()),
+        };
         // Of several records each is named.
         let name = match records.len() {
             1 => String::new(),
             _ => format!("<strong>{}</strong>: ", escape(&record.name)),
         };
-        let text = format!(
-            "{} {}: {} over {} {}, {}, {} connection{}.",
-            first.report.server.service,
-            first.report.server.name,
-            settings.access,
-            thousands(settings.population as f64),
-            if settings.target == "cache" { "keys" } else { "images" },
-            how_fast(settings),
-            settings.connections,
-            if settings.connections == 1 { "" } else { "s" },
-        );
         // A date is not broken at its hyphens.
         let date = record.date.get(..10).unwrap_or(&record.date).replace('-', "\u{2011}");
         let cpu = record.machine.cpu.as_deref().unwrap_or("processor not known");
         let _ = writeln!(out, "<p>{name}{} {date}, {}.</p>", escape(&text), escape(cpu));
     }
     out
+}
+
+/// Who was asked for what, and how.
+fn load(report: &Report) -> String {
+    let settings = &report.settings;
+    format!(
+        "{} {}: {} over {} {}, {}, {} connection{}.",
+        report.server.service,
+        report.server.name,
+        settings.access,
+        thousands(settings.population as f64),
+        if settings.target == "cache" { "keys" } else { "images" },
+        how_fast(settings),
+        settings.connections,
+        if settings.connections == 1 { "" } else { "s" },
+    )
 }
 
 /// The loop, and its rate if it is open.
@@ -156,9 +165,7 @@ fn legend(runs: &[Shown<'_>]) -> String {
 
 fn table(runs: &[Shown<'_>]) -> String {
     let mut out = String::from("<div class=\"scroll\"><table>\n<thead><tr>");
-    for head in
-        ["run", "requests/s", "p50", "p90", "p99", "p99.9", "p99.99", "max", "hits", "problems"]
-    {
+    for head in ["run", "requests/s", "p50", "p90", "p99", "p99.9", "p99.99", "max", "hits"] {
         let _ = write!(out, "<th scope=\"col\">{head}</th>");
     }
     out.push_str("</tr></thead>\n<tbody>\n");
@@ -172,15 +179,23 @@ fn table(runs: &[Shown<'_>]) -> String {
             let _ = write!(out, "<td>{}</td>", duration(ns));
         }
         let hits = report.hit_ratio.map(|ratio| format!("{:.1} %", ratio * 100.0));
-        let _ = write!(out, "<td>{}</td>", hits.unwrap_or_default());
-        let _ = match &run.problems[..] {
-            [] => writeln!(out, "<td>none</td></tr>"),
-            problems => {
-                writeln!(out, "<td class=\"bad\">{}</td></tr>", escape(&problems.join("; ")))
-            }
-        };
+        let _ = writeln!(out, "<td>{}</td></tr>", hits.unwrap_or_default());
     }
-    out + "</tbody>\n</table></div>\n"
+    out.push_str("</tbody>\n</table></div>\n");
+    out + &problems(runs)
+}
+
+/// What went wrong, run by run.
+fn problems(runs: &[Shown<'_>]) -> String {
+    let mut out = String::new();
+    for run in runs.iter().filter(|run| !run.problems.is_empty()) {
+        let (name, what) = (escape(&run.name), escape(&run.problems.join("; ")));
+        let _ = writeln!(out, "<li><strong>{name}</strong>: {what}</li>");
+    }
+    match out.is_empty() {
+        true => "<p>Every request was sent and answered, and every answer was right.</p>\n".into(),
+        false => format!("<ul class=\"bad\">\n{out}</ul>\n"),
+    }
 }
 
 /// How often something is as rare as this: 1 for a half, 10 for the rarest tenth.

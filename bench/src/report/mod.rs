@@ -190,7 +190,7 @@ impl Report {
         let mut problems = Vec::new();
         let mut note = |count: u64, what: &str| {
             if count > 0 {
-                problems.push(format!("{count} {what}"));
+                problems.push(format!("{} {what}", Count(count as f64)));
             }
         };
         note(self.wrong, "wrong answers");
