@@ -95,7 +95,10 @@ impl Keeper {
         let desk = Arc::new(Desk::new(table, path.to_owned(), last));
         let work = {
             let desk = Arc::clone(&desk);
-            move || desk.work(every)
+            move || {
+                yield_to_readers();
+                desk.work(every);
+            }
         };
         let thread = std::thread::Builder::new().name("snapshot".into()).spawn(work);
         let thread = Some(thread.expect("the system has room for a thread"));
@@ -141,6 +144,20 @@ impl Drop for Keeper {
 impl fmt::Debug for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keeper").field("path", &self.desk.path()).finish_non_exhaustive()
+    }
+}
+
+/// How much this thread's claim to a core is lowered (its *nice* value): to about a ninth of a reader's, so that a snapshot takes
+/// what serving leaves and still goes on where nothing is left.
+#[cfg(target_os = "linux")]
+const SNAPSHOT_NICE: i32 = 10;
+
+/// Serving goes before writing a snapshot, where there are fewer cores than threads that want one.
+fn yield_to_readers() {
+    // Of the calling thread alone, as Linux means it.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, SNAPSHOT_NICE) {
+        tracing::debug!("the snapshot thread keeps its priority: {error}");
     }
 }
 

@@ -49,8 +49,7 @@ pub(crate) fn with<R>(bug: Option<Bug>, act: impl FnOnce() -> R) -> R {
 pub(crate) enum Weak {
     /// Many images have one key, under every secret and model. The rest of the hash is as it should be.
     Key,
-    /// The same, and the rest knows neither secret nor model, and differs in few bits from image to
-    /// image.
+    /// The same, and the rest differs in few bits from image to image.
     KeyAndRest,
 }
 
@@ -59,14 +58,21 @@ pub(crate) fn weaken_hash(weak: Weak) {
     WEAK.set(Some(weak));
 }
 
-/// What a weak hash makes of an image whose hash is `strong`: its key and its rest.
-pub(crate) fn weak_hash(image: &[u8], strong: [u64; 2]) -> [u64; 2] {
+/// What a weak hash makes of an image whose hash is `strong`, where `fixed` knows secret and model, but no image.
+pub(crate) fn weak_hash(
+    image: &[u8],
+    strong: [u64; 4],
+    fixed: impl FnOnce() -> [u64; 4],
+) -> [u64; 4] {
     let Some((weak, number)) = WEAK.get().zip(image.first_chunk()) else { return strong };
     let number = u64::from_le_bytes(*number);
-    let rest = match weak {
-        Weak::Key => strong[1],
-        // The lowest sixteen bits are not in the tag.
-        Weak::KeyAndRest => number << 16,
+    let [_, identity, a, b] = match weak {
+        Weak::Key => strong,
+        Weak::KeyAndRest => {
+            let [.., a, b] = fixed();
+            // The lowest sixteen bits are not in the tag.
+            [0, number, a, b ^ number << 16]
+        }
     };
-    [number % WEAK_KEYS, rest]
+    [number % WEAK_KEYS, identity, a, b]
 }

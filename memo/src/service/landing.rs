@@ -39,10 +39,11 @@ impl<C: Classifier> Owner for Call<C> {
     }
 
     fn answer(self: Box<Self>, answer: Result<Answer, Failure>) {
+        let now = clock::now();
         if answer.is_ok() {
-            self.shared.call_time.record(clock::now() - self.asked_at);
+            self.shared.call_time.record(now - self.asked_at);
         }
-        self.shared.land_computed(&self.space, self.hash, answer);
+        self.shared.land_computed(&self.space, self.hash, answer, now);
     }
 }
 
@@ -69,7 +70,7 @@ impl<C: Classifier> Shared<C> {
 
     /// All on the flight get what the store remembered.
     pub(super) fn land_remembered(&self, hash: ImageHash, class: u16) {
-        let waiters = self.flights.land(hash.full());
+        let waiters = self.flights.land(hash.identity());
         self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
         for Waiter { later, since, span, .. } in waiters {
             span.in_scope(|| tracing::trace!(class, "remembered"));
@@ -80,7 +81,13 @@ impl<C: Classifier> Shared<C> {
 
     /// All on the flight get what the classifier said; the store gets it first, so that whoever
     /// comes after the landing finds it there.
-    fn land_computed(&self, space: &Space, hash: ImageHash, answer: Result<Answer, Failure>) {
+    fn land_computed(
+        &self,
+        space: &Space,
+        hash: ImageHash,
+        answer: Result<Answer, Failure>,
+        now: Instant,
+    ) {
         let answer = answer.and_then(check_label).and_then(|answer| {
             #[cfg(test)]
             if plant::is_planted(Bug::SkipModelCheck) {
@@ -98,7 +105,7 @@ impl<C: Classifier> Shared<C> {
         if answer.is_err() && plant::is_planted(Bug::LeaveFailedFlight) {
             return;
         }
-        let waiters = self.flights.land(hash.full());
+        let waiters = self.flights.land(hash.identity());
         match answer {
             Ok(Answer { label: class, .. }) => {
                 self.counters.misses.fetch_add(1, Relaxed);
@@ -110,7 +117,7 @@ impl<C: Classifier> Shared<C> {
                         std::mem::forget(later);
                         continue;
                     }
-                    let took = clock::now() - since;
+                    let took = now.saturating_duration_since(since);
                     span.in_scope(|| tracing::debug!(class, ?origin, ?took, "answered"));
                     self.latencies.record(origin, took, 1);
                     later.label(Label { class, origin });

@@ -51,7 +51,7 @@ impl<C: Classifier> Shared<C> {
         let id = batch.requests()[i].id;
         let span = tracing::debug_span!("request", id);
         let waiter = Waiter { later: batch.later(i), since, span, deadline };
-        let joined = self.flights.join(hash.full(), waiter);
+        let joined = self.flights.join(hash.identity(), waiter);
         if deadline.is_some() {
             self.keep_deadlines();
         }
@@ -70,7 +70,7 @@ impl<C: Classifier> Shared<C> {
     /// For how long anybody waits on the flight of `hash`. When nobody does any more, the flight ends
     /// here: its call need not be made.
     pub(super) fn wanted(&self, hash: ImageHash, now: Instant) -> Wanted {
-        let wanted = self.flights.land_unless(hash.full(), |waiters| {
+        let wanted = self.flights.land_unless(hash.identity(), |waiters| {
             let mut last = None;
             for waiter in waiters {
                 let Some(deadline) = waiter.deadline else { return Some(Wanted::Always) };

@@ -140,7 +140,7 @@ pub struct Header {
 
 impl Header {
     /// Decodes the first [`HEADER_LEN`] bytes of `input`; `None` when there are fewer.
-    #[inline]
+    #[inline(always)]
     pub fn decode(input: &[u8]) -> Option<Header> {
         let parsed: nom::IResult<&[u8], _, ()> =
             (le_u32, le_u8, le_u8, le_u16, le_u64).parse_complete(input);
@@ -183,7 +183,8 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// [`FrameError::TooLarge`] when the header announces more than `max_body` bytes. This is known,
     /// and said, before any of the body has arrived.
-    #[inline]
+    // Always inlined, as [`Message::decode`](super::Message::decode) is and for its reason.
+    #[inline(always)]
     pub fn decode(input: &'a [u8], max_body: u32) -> Result<Option<Frame<'a>>, FrameError> {
         let Some(header) = Header::decode(input) else {
             return Ok(None);
