@@ -18,7 +18,7 @@ pub(crate) struct Args {
     shape: Option<Shape>,
 
     /// What bytes were divided by to make the model's inputs: 255 where they went from 0 to 1 [default: what support
-    /// vectors or a scaler show, else 255].
+    /// vectors or a scaler show, else 255, and then it is said so].
     #[arg(long, value_name = "N")]
     divisor: Option<f64>,
 

@@ -279,7 +279,9 @@ fn onnx(images: &Images) {
         let name = model.file_stem().unwrap().to_str().unwrap();
         // Names that are no numbers get theirs: d0 is 0.
         let labels = name.contains("names").then(|| (0..10).collect());
-        let options = ImportOptions { labels, ..ImportOptions::default() };
+        // Weights on bytes look like weights on anything.
+        let divisor = (name == "two_logistic_bytes").then_some(1.0);
+        let options = ImportOptions { labels, divisor, ..ImportOptions::default() };
         agree(
             &format!("scikit-learn, {name}"),
             model,

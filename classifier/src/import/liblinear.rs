@@ -3,7 +3,7 @@
 //! classes. Crammer and Singer's solver writes one for each of two classes as well, and `predict` goes by the first alone.
 
 use super::lines::Lines;
-use super::{Found, ImportOptions};
+use super::{Found, ImportOptions, USUAL_DIVISOR};
 use crate::error::ModelError;
 use crate::model_file::MAX_MODEL_FILE_BYTES;
 use crate::pixels::Pixels;
@@ -78,7 +78,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
     let (divisor, pixels) = match &options.scale {
         Some(scale) => scale.pixels(options.divisor, dims)?,
         None => {
-            let divisor = options.divisor.unwrap_or(255.0);
+            let divisor = options.divisor.unwrap_or(USUAL_DIVISOR);
             (divisor, Pixels::divided(divisor, false)?)
         }
     };
@@ -91,6 +91,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         shape,
         features,
         divisor,
+        assumed: options.divisor.is_none() && options.scale.is_none(),
         pixels,
         scoring: Scoring::Weights(weights),
     })

@@ -61,6 +61,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         shape,
         features,
         divisor,
+        assumed: false,
         pixels,
         scoring: Scoring::Pairwise(Box::new(pairwise)),
     })

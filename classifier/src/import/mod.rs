@@ -55,6 +55,8 @@ pub struct Imported {
     pub features: usize,
     /// What bytes of an image were divided by.
     pub divisor: f64,
+    /// Whether nothing in the file showed the divisor, and nobody gave it.
+    pub assumed: bool,
     /// What bytes are in a text that the original takes.
     pixels: Pixels,
 }
@@ -72,7 +74,7 @@ impl Imported {
 impl fmt::Display for Imported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST_LABELS: usize = 20;
-        let Self { model, origin, labels, features, divisor, .. } = self;
+        let Self { model, origin, labels, features, divisor, assumed, .. } = self;
         writeln!(f, "found     {origin}")?;
         writeln!(f, "model     {}", model.description())?;
         let more = if labels.len() > MOST_LABELS { " …" } else { "" };
@@ -82,7 +84,11 @@ impl fmt::Display for Imported {
             let new: Vec<_> = model.labels().iter().take(MOST_LABELS).map(u16::to_string).collect();
             writeln!(f, "answers   {}{more}", new.join(" "))?;
         }
-        writeln!(f, "features  {features} of images of {}: bytes over {divisor}", model.shape())?;
+        write!(f, "features  {features} of images of {}: bytes over {divisor}", model.shape())?;
+        if *assumed {
+            write!(f, ", which nothing in the file shows (--divisor)")?;
+        }
+        writeln!(f)?;
         write!(f, "digest    {}", model.digest())
     }
 }
@@ -130,14 +136,19 @@ struct Found {
     shape: Shape,
     features: usize,
     divisor: f64,
+    /// Whether it is [`USUAL_DIVISOR`] for want of anything that shows it.
+    assumed: bool,
     /// What bytes are in a text that the original takes.
     pixels: Pixels,
     scoring: Scoring,
 }
 
+/// What bytes are mostly divided by, and are taken to have been where nothing shows it.
+const USUAL_DIVISOR: f64 = 255.0;
+
 impl Found {
     fn finish(self, options: &ImportOptions) -> Result<Imported, ModelError> {
-        let Self { origin, labels, shape, features, divisor, pixels, scoring } = self;
+        let Self { origin, labels, shape, features, divisor, assumed, pixels, scoring } = self;
         let answers = match &options.labels {
             Some(given) if given.len() == labels.len() => given.clone(),
             Some(given) => {
@@ -149,7 +160,7 @@ impl Found {
         let note = format!("imported from {origin}");
         let metadata = Metadata { note, ..Metadata::default() };
         let model = Model::of(shape, scoring, answers, metadata)?;
-        Ok(Imported { model, origin, labels, features, divisor, pixels })
+        Ok(Imported { model, origin, labels, features, divisor, assumed, pixels })
     }
 }
 
@@ -169,7 +180,7 @@ fn learn_pixels(
 ) -> Result<(f64, Option<Learnt>), ModelError> {
     let divisor = divisor.unwrap_or_else(|| {
         let most = values.clone().fold(0.0, f64::max);
-        if most > 1.0 { 1.0 } else { 255.0 }
+        if most > 1.0 { 1.0 } else { USUAL_DIVISOR }
     });
     Ok((divisor, Pixels::learnt(divisor, single, values)?))
 }

@@ -19,7 +19,7 @@ use self::parts::{MAX_PARTS, parts};
 use self::proto::{ModelProto, NodeProto};
 use super::libsvm::describe;
 use super::lines::shorten;
-use super::{Found, ImportOptions, check_range, check_size, learn_pixels};
+use super::{Found, ImportOptions, USUAL_DIVISOR, check_range, check_size, learn_pixels};
 use crate::error::ModelError;
 use crate::kernels::bytes::MAX_BYTES;
 use crate::pairwise::{KernelFunction, Pairwise, Parts, VectorValues, whole_degree};
@@ -160,6 +160,7 @@ fn read_svm(
         shape: input.shape,
         features: dims,
         divisor,
+        assumed: false,
         pixels: input.taken(divisor, pixels)?,
         scoring: Scoring::Pairwise(Box::new(pairwise)),
     })
@@ -218,6 +219,7 @@ fn read_linear(
         shape: input.shape,
         features: dims,
         divisor,
+        assumed: input.options.divisor.is_none() && input.is_plain(),
         pixels: input.taken(divisor, pixels)?,
         scoring: Scoring::Weights(weights),
     })
@@ -232,7 +234,7 @@ impl Input<'_> {
     /// What bytes were divided by, before the graph scales them.
     fn divisor(&self) -> f64 {
         let least = self.scaling.scale.iter().fold(f64::INFINITY, |a, b| a.min(b.abs()));
-        self.options.divisor.unwrap_or(if least < BYTES_BELOW { 1.0 } else { 255.0 })
+        self.options.divisor.unwrap_or(if least < BYTES_BELOW { 1.0 } else { USUAL_DIVISOR })
     }
 
     fn pixels(&self, divisor: f64) -> Result<Pixels, ModelError> {
