@@ -195,12 +195,15 @@ pub(super) fn model_text_seeds() -> Vec<Seed> {
         ("rbf", RBF),
         ("poly", &RBF.replace("rbf", "polynomial\ndegree 3\ncoef0 1")),
         ("odd", &RBF.replace("0.4 ", "0.4011 ")),
+        // The digits that LIBSVM writes.
+        ("eight", &RBF.replace("0.4 ", "0.49411765 ")),
         ("sigmoid", sigmoid),
         ("liblinear", liblinear),
         ("binary", binary),
         ("crammer", crammer),
         ("libsvm", libsvm),
         ("great", great),
+        ("ranges", "y\n0 1\n3 8\nx\n-1 1\n1 0 255\n3 51 204\n"),
     ] {
         for (size, start) in [("small", [2, 0]), ("digits", [0, 255])] {
             seeds.push((format!("{name}_{size}"), [&start[..], text.as_bytes()].concat()));
@@ -217,8 +220,11 @@ mod tests {
     fn the_seeds_that_should_be_models_are() {
         for (name, seed) in model_text_seeds() {
             let taken = Model::import_bytes(&seed[2..], &ImportOptions::default());
-            // One has vectors that no `f32` holds.
-            assert_eq!(taken.is_ok(), !name.starts_with("great"), "{name}");
+            // One has vectors that no `f32` holds, and one is no model.
+            let is_model = !name.starts_with("great") && !name.starts_with("ranges");
+            assert_eq!(taken.is_ok(), is_model, "{name}");
+            let ranges = Scale::parse(str::from_utf8(&seed[2..]).unwrap());
+            assert_eq!(ranges.is_ok(), name.starts_with("ranges"), "{name}");
         }
         for (name, seed) in model_onnx_seeds() {
             let taken = Model::import_bytes(&seed[1..], &ImportOptions::default());

@@ -11,7 +11,15 @@ fn imported() -> Vec<Model> {
     let shape = Some(Shape::new(&[2]).unwrap());
     let options = crate::ImportOptions { shape, ..crate::ImportOptions::default() };
     let import = |text: &str| Model::import_bytes(text.as_bytes(), &options).unwrap().model;
-    vec![import(rbf), import(&rbf.replace("0.4 ", "0.4011 ")), import(linear)]
+    let scale = Some(crate::Scale::parse("x\n-1 1\n1 0 255\n2 3 255\n").unwrap());
+    let scaled = crate::ImportOptions { scale, ..options.clone() };
+    vec![
+        import(rbf),
+        import(&rbf.replace("0.4 ", "0.4011 ")),
+        import(&rbf.replace("0.4 ", "0.49411765 ")),
+        import(linear),
+        Model::import_bytes(linear.as_bytes(), &scaled).unwrap().model,
+    ]
 }
 
 #[test]
