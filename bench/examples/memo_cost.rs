@@ -17,6 +17,7 @@ use afterimage_bench::record::{Machine, Run};
 use afterimage_bench::workload::Population;
 use afterimage_bench::{Arrivals, Mode, Outcome, Plan, Report, Span, run};
 use common::{Found, Process, Result};
+use rustix::process::setpriority_process;
 
 /// Rounds of the comparison; in each, every server has its turn, and they take turns in going first.
 const ROUNDS: u64 = 9;
@@ -29,6 +30,11 @@ const KNOWN: usize = 1000;
 const OVERLOAD: f64 = 10.0;
 /// Hits a second that are asked for meanwhile.
 const HITS_PER_S: f64 = 1000.0;
+/// Hits that may be in flight: with one at a time those that are due would wait in the generator for the one before.
+const HITS_DEPTH: usize = 1024;
+/// The flood's claim on the CPU that it shares with the hits' thread, which would otherwise be kept waiting by the
+/// generator, and not by the memo.
+const FLOOD_NICE: i32 = 19;
 /// Between two looks at a server's memory.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -167,6 +173,7 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     let mut hits = plan(memo.addr, &population);
     hits.prefill = true;
     hits.mode = Mode::Open { rate: HITS_PER_S, arrivals: Arrivals::Poisson };
+    hits.depth = HITS_DEPTH;
     let quiet = run(&hits, &mut |_| {})?;
     hits.prefill = false;
     hits.stop = Span::Time(Duration::from_secs(seconds));
@@ -175,8 +182,11 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     (flood.seed, flood.stop) = (2, Span::Time(Duration::from_secs(seconds) + WARMUP));
     flood.mode = Mode::Open { rate, arrivals: Arrivals::Poisson };
 
-    let flooding =
-        thread::spawn(move || run(&flood, &mut |_| {}).map_err(|error| error.to_string()));
+    let flooding = thread::spawn(move || {
+        // Of this thread, and of the load threads that it starts.
+        setpriority_process(None, FLOOD_NICE).map_err(|errno| errno.to_string())?;
+        run(&flood, &mut |_| {}).map_err(|error| error.to_string())
+    });
     let asking = thread::spawn(move || run(&hits, &mut |_| {}).map_err(|error| error.to_string()));
     let mut resident = Vec::new();
     let began = Instant::now();
