@@ -1,9 +1,12 @@
 //! One connection's loop: read what has come, hand it over, write what is answered.
 //!
 //! This is where a byte from the socket becomes a request, and a reply becomes bytes again:
-//! [`Connection::poll`] moves the bytes, [`Connection::serve`] cuts them into batches.
+//! [`Connection::poll`] moves the bytes, `serving.rs` cuts them into batches, `deadlines.rs` keeps the time, and
+//! `closing.rs` is the end of a connection that is told why.
 
+mod closing;
 mod deadlines;
+mod serving;
 #[cfg(test)]
 mod tests;
 
@@ -12,28 +15,22 @@ pub(super) use deadlines::DRAIN_QUIET;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use arrayvec::ArrayVec;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::answers::{answer_malformed, answer_other, too_large};
-use super::batch::{BATCH, Batch, MOVED, Op, Request};
-use super::counters::Counters;
-use super::greeting::{Greeting, Serves, greet};
+use super::greeting::Serves;
 use super::in_buffer::InBuffer;
 use super::outbox::Outbox;
 use super::pending::Ticket;
 use super::{Inner, Service};
-use crate::proto::message::decode_cache_req;
-use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
+use crate::proto::Message;
 use crate::turn::Rest;
+use serving::move_on;
 
 /// Unsent replies, in bytes, past which no further request is looked at: a peer that does not read
 /// holds up itself and nobody else.
@@ -46,15 +43,6 @@ const OUT_COMPACT: usize = 64 << 10;
 /// full receive buffer. A peer that sends faster than it is served would otherwise keep its thread to
 /// itself; after so many bytes, some hundred microseconds of work, the change costs less than a hundredth.
 const TURN: usize = 256 << 10;
-
-/// A body that exceeds the limit by at most this is skipped, and the connection lives on. A longer
-/// one is more likely noise than a mistake.
-const MAX_SKIP: u64 = 16 << 20;
-
-/// After the last byte is sent: how long, and how much, is still read, so that what the peer has
-/// sent meanwhile does not make its kernel throw our last words away.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 4 << 20;
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -323,166 +311,6 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         Ok(())
     }
 
-    /// Answers what is in the receive buffer, as far as caps and this turn allow. True when something was
-    /// consumed, so that there may be something to send; `served` counts its bytes.
-    fn serve(&mut self, served: &mut usize) -> bool {
-        let mut progress = false;
-        while !self.input.unread().is_empty() && self.unsent() < OUT_HIGH && *served < TURN {
-            let unread = self.input.unread().len();
-            let step = match self.phase {
-                _ if self.skip > 0 => self.step_over(),
-                Phase::Greeting => self.greet(),
-                Phase::Open(serves) => self.serve_batch(serves),
-                Phase::Closing { .. } => break,
-            };
-            *served += unread - self.input.unread().len();
-            if !step {
-                break;
-            }
-            progress = true;
-        }
-        progress
-    }
-
-    /// Throws away what has come of an oversized body.
-    fn step_over(&mut self) -> bool {
-        let len = self.skip.min(self.input.unread().len() as u64);
-        self.input.consume(len as usize);
-        self.skip -= len;
-        if self.skip == 0 {
-            self.partial_since = None;
-        }
-        true
-    }
-
-    fn greet(&mut self) -> bool {
-        match greet(self.inner, self.lacks_tls, self.input.unread(), &mut self.out) {
-            Greeting::NeedMore => false,
-            Greeting::Welcomed { consumed, serves } => {
-                self.input.consume(consumed);
-                self.phase = Phase::Open(serves);
-                if let Some(watchers) = self.inner.service.watchers() {
-                    watchers.add(&self.outbox);
-                    // The generation may have changed since it was looked at.
-                    self.outbox.disturb();
-                }
-                self.ticket = None;
-                if self.draining.is_some() {
-                    // Its Hello was still on its way when all others were told.
-                    Message::GoAway { text: "the server is shutting down" }
-                        .encode(0, &mut self.out);
-                }
-                true
-            }
-            Greeting::Refused(why) => {
-                if why == "a bad token" {
-                    Counters::add(&self.inner.counters.unauthenticated, 1);
-                }
-                self.close(End::Refused(why));
-                true
-            }
-        }
-    }
-
-    /// Serves one batch and the frame that ended it. False when there is no whole frame, or no
-    /// room for another request in flight.
-    fn serve_batch(&mut self, serves: Serves) -> bool {
-        let limit = self.room().min(BATCH);
-        let max_body = self.inner.options.max_body;
-        let reads =
-            serves.takes(Kind::CacheReq) && max_body as usize >= CACHE_READ_LEN - HEADER_LEN;
-        if limit == 0 {
-            return false;
-        }
-        let input = self.input.unread();
-        let mut requests = ArrayVec::<Request<'_>, BATCH>::new();
-        let mut at = 0;
-        let stop = loop {
-            if requests.len() == limit {
-                break Stop::Full;
-            }
-            // A read of a cache is recognised in registers; a frame handed through memory costs as much
-            // as all the rest of its decoding.
-            if reads
-                && let Some((frame, _)) = input[at..].split_first_chunk::<CACHE_READ_LEN>()
-                && let Some(request) = cache_read(frame)
-            {
-                at += frame.len();
-                requests.push(request);
-                continue;
-            }
-            match Frame::decode(&input[at..], max_body) {
-                Ok(Some(frame)) => {
-                    at += frame.header.frame_len();
-                    if !serves.takes(frame.header.kind) {
-                        break Stop::Other(frame);
-                    }
-                    match decode_request(frame) {
-                        Ok(request) => requests.push(request),
-                        Err(error) => break Stop::Malformed(frame.header, error),
-                    }
-                }
-                Ok(None) => break Stop::NeedMore(Header::decode(&input[at..])),
-                Err(FrameError::TooLarge { header, .. }) => {
-                    at += HEADER_LEN;
-                    break Stop::TooLarge(header);
-                }
-            }
-        };
-        if !requests.is_empty() {
-            Counters::add(&self.inner.counters.requests, requests.len() as u64);
-            if serves.generation == self.inner.service.generation() {
-                dispatch(self.inner, &requests, &mut self.out, &self.outbox, serves.generation);
-            } else {
-                // The `Welcome` of this connection is no longer true, so nothing is answered on it
-                // that the client would hold to be that model's answer.
-                move_on(&mut self.moved, &mut self.draining, &mut self.out);
-                Batch::new(&requests, &mut self.out, &self.outbox, serves.generation).turn_away();
-            }
-        }
-        drop(requests);
-        let mut close = None;
-        self.partial_since = self.partial_since.filter(|_| at == 0);
-        match stop {
-            Stop::Full => {}
-            Stop::NeedMore(header) => {
-                let needed = header.map_or(0, |header| header.frame_len());
-                if at < input.len() {
-                    // Counted from now and not from the last read: that may be long ago, when it
-                    // was us who did not read.
-                    self.partial_since = self.partial_since.or_else(|| Some(Instant::now()));
-                }
-                self.input.consume(at);
-                self.input.make_room_for(needed);
-                return at > 0;
-            }
-            Stop::Other(frame) => {
-                answer_other(self.inner, serves, frame, &mut self.out, &self.outbox);
-            }
-            Stop::Malformed(header, error) => {
-                Counters::add(&self.inner.counters.malformed, 1);
-                answer_malformed(header, error, &mut self.out);
-            }
-            Stop::TooLarge(header) => {
-                Counters::add(&self.inner.counters.malformed, 1);
-                let limit = self.inner.options.max_body;
-                let fatal = u64::from(header.body_len) > u64::from(limit) + MAX_SKIP;
-                too_large(header, limit, fatal, &mut self.out);
-                if fatal {
-                    close = Some(End::Refused("a frame far too large"));
-                } else {
-                    self.skip = header.body_len.into();
-                    self.partial_since = Some(self.last_read);
-                }
-            }
-        }
-        self.input.consume(at);
-        if let Some(end) = close {
-            self.close(end);
-        }
-        true
-    }
-
     /// Tells the client if its service has become another one.
     fn look_again(&mut self) {
         if let Phase::Open(serves) = self.phase
@@ -498,104 +326,4 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             Message::GoAway { text }.encode(0, &mut self.out);
         }
     }
-
-    /// Begins the end: what is to be said is in `out` already.
-    fn close(&mut self, end: End) {
-        let until = Instant::now() + LINGER;
-        self.phase = Phase::Closing { end: Some(end), until, discarded: 0, shut: false };
-    }
-
-    /// After the last words are sent: ends our half, and reads on for a moment.
-    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        if !self.is_sent() {
-            return Poll::Pending;
-        }
-        let Phase::Closing { end, discarded, shut, .. } = &mut self.phase else {
-            unreachable!("only a closing connection lingers")
-        };
-        let mut done = || end.take().unwrap_or(End::Closed);
-        if !*shut {
-            match Pin::new(&mut self.io).poll_shutdown(cx) {
-                Poll::Ready(Ok(())) => *shut = true,
-                Poll::Ready(Err(_)) => return Poll::Ready(done()),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        let mut scratch = [0; 4096];
-        loop {
-            let mut buf = ReadBuf::new(&mut scratch);
-            match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
-                    *discarded += buf.filled().len();
-                    if *discarded > LINGER_BYTES {
-                        return Poll::Ready(done());
-                    }
-                }
-                Poll::Ready(_) => return Poll::Ready(done()),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-}
-
-/// Tells the client, once, to ask again on a new connection. (Not a method: `serve_batch` holds what
-/// was read meanwhile.)
-fn move_on(moved: &mut bool, draining: &mut Option<Draining>, out: &mut Vec<u8>) {
-    if !std::mem::replace(moved, true) {
-        draining.get_or_insert_with(|| Draining::now(MOVED));
-        Message::GoAway { text: MOVED }.encode(0, out);
-    }
-}
-
-/// Why a batch ended where it did.
-enum Stop<'a> {
-    Full,
-    /// The rest is no whole frame; if its header is there, it tells how long it will be.
-    NeedMore(Option<Header>),
-    /// A frame that the connection answers itself.
-    Other(Frame<'a>),
-    Malformed(Header, BodyError),
-    TooLarge(Header),
-}
-
-/// Bytes of the frame that reads a key: the smallest and by far the most frequent request.
-const CACHE_READ_LEN: usize = HEADER_LEN + 8;
-
-/// The request in `frame`, if it is a plain read of a key. What it is otherwise, [`decode_request`] says.
-#[inline(always)]
-fn cache_read(frame: &[u8; CACHE_READ_LEN]) -> Option<Request<'static>> {
-    let Header { id, status: budget_ms, flags, kind, body_len } = Header::decode(frame)?;
-    let (_, key) = frame.split_last_chunk()?;
-    let plain = kind == Kind::CacheReq && flags == 0 && body_len == 8;
-    plain.then(|| Request { id, op: Op::CacheRead { key: u64::from_le_bytes(*key) }, budget_ms })
-}
-
-fn decode_request(frame: Frame<'_>) -> Result<Request<'_>, BodyError> {
-    let Header { id, status: budget_ms, flags, kind, .. } = frame.header;
-    let op = match kind {
-        Kind::CacheReq => match decode_cache_req(frame)? {
-            Message::CacheWrite { key, value } => Op::CacheWrite { key, value },
-            Message::CacheRead { key, .. } => Op::CacheRead { key },
-            _ => unreachable!("a CacheReq is a read or a write"),
-        },
-        _ if flags != 0 => return Err(BodyError::UnknownFlags { flags }),
-        _ => Op::Classify { image: frame.body },
-    };
-    Ok(Request { id, op, budget_ms })
-}
-
-/// Hands a batch to the service and makes up for what it leaves unanswered.
-fn dispatch<S: Service>(
-    inner: &Inner<S>,
-    requests: &ArrayVec<Request<'_>, BATCH>,
-    out: &mut Vec<u8>,
-    outbox: &Arc<Outbox>,
-    generation: u64,
-) {
-    let mut batch = Batch::new(requests, out, outbox, generation);
-    if catch_unwind(AssertUnwindSafe(|| inner.service.handle(&mut batch))).is_err() {
-        Counters::add(&inner.counters.panics, 1);
-        tracing::error!("the service panicked; the requests of its batch get an internal error");
-    }
-    batch.finish();
 }

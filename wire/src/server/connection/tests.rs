@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::proto::handshake::Hello;
-use crate::server::{Identity, ServerOptions};
+use crate::server::{Batch, Identity, ServerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 struct Nothing;
