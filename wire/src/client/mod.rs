@@ -34,6 +34,7 @@
 //! what the caller did wrong are variants of their own. [`CallError::status`] maps them for services
 //! that must pass them on.
 
+mod asking;
 mod backoff;
 mod connector;
 mod counters;
@@ -41,6 +42,8 @@ mod driver;
 mod error;
 mod handshake;
 mod in_flight;
+mod input;
+mod keepalive;
 mod line;
 mod options;
 mod request;
@@ -54,7 +57,7 @@ mod waiter;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::proto::message::Label;
 use crate::proto::stats::Stats;
@@ -72,7 +75,7 @@ use request::Request;
 use retry::Tries;
 use shared::Shared;
 use state::Life;
-use waiter::{Answer, Callback, Many, Waiter};
+use waiter::{Answer, Callback, Waiter};
 
 /// A connection to a memo, a classifier or a cache. See the [module](self).
 ///
@@ -321,44 +324,6 @@ impl Client {
     fn shared(&self) -> &Shared {
         &self.handle.shared
     }
-
-    /// Sends one request and waits for its answer. A dropped future leaves nothing behind.
-    async fn ask(&self, request: Request<&[u8]>, timeout: Duration) -> Result<Answer, CallError> {
-        let (sender, receiver) = oneshot::channel();
-        let id = self.shared().submit(request, timeout, Waiter::Future(sender));
-        let mut cancel = Cancel { shared: self.shared(), id };
-        let outcome = receiver.await;
-        cancel.id = 0;
-        outcome.unwrap_or(Err(CallError::Closed))
-    }
-
-    /// Sends one read, and again if its connection is lost.
-    async fn read(
-        &self,
-        request: Request<&[u8]>,
-        options: CallOptions,
-    ) -> Result<Answer, CallError> {
-        let mut tries = Tries::new(self.shared(), options);
-        loop {
-            match self.ask(request, tries.left).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => tries.another(error).await?,
-            }
-        }
-    }
-
-    /// Sends many reads and waits for all answers. A dropped future leaves nothing behind.
-    async fn ask_many(
-        &self,
-        keys: &[u64],
-        timeout: Duration,
-    ) -> Result<Vec<Option<i64>>, CallError> {
-        let (sender, receiver) = oneshot::channel();
-        let callback = Callback::new(|values| drop(sender.send(values)));
-        let many = self.shared().submit_many(keys, timeout, callback);
-        let _cancel = many.map(|many| CancelMany { shared: self.shared(), many });
-        receiver.await.unwrap_or(Err(CallError::Closed))
-    }
 }
 
 impl std::fmt::Debug for Client {
@@ -385,36 +350,6 @@ impl Changes {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.terminate();
-    }
-}
-
-/// Takes a call whose caller goes away out of the table (id 0: nothing to take).
-struct Cancel<'a> {
-    shared: &'a Shared,
-    id: u64,
-}
-
-impl Drop for Cancel<'_> {
-    fn drop(&mut self) {
-        if self.id != 0 {
-            let now = self.shared.now();
-            self.shared.with(|state, effects| state.cancel(now, self.id, effects));
-        }
-    }
-}
-
-/// The same for many reads. Once they are answered there is nothing to take.
-struct CancelMany<'a> {
-    shared: &'a Shared,
-    many: Arc<Many>,
-}
-
-impl Drop for CancelMany<'_> {
-    fn drop(&mut self) {
-        if !self.many.is_answered() {
-            let now = self.shared.now();
-            self.shared.with(|state, effects| state.cancel_many(now, &self.many, effects));
-        }
     }
 }
 

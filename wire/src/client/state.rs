@@ -4,20 +4,26 @@
 //! in the server's window, it is queued and owns its bytes; then its frame is appended to the
 //! connection's send buffer. Nothing in here calls back, wakes or blocks: what must happen after
 //! the lock is released is noted in [`Effects`].
+//!
+//! What callers and the clock do stands here, what connections do in `lines.rs`.
+
+mod effects;
+mod lines;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::counters::Counters;
-use super::error::{CallError, ConnectionError, Stage, Violation};
+use super::error::{CallError, ConnectionError, Stage};
 use super::in_flight::InFlight;
 use super::line::Line;
 use super::options::{ClientOptions, FAR_FUTURE};
 use super::request::{Request, budget_ms};
 use super::waiter::{Many, Waiter};
 use crate::proto::Welcome;
+
+pub(super) use effects::Effects;
 
 /// The id of what has no reply: writes, and the driver's own pings. An error about one of them may come all
 /// the same.
@@ -68,43 +74,6 @@ pub(super) enum Life {
     Closed,
     /// Its task has ended.
     Gone,
-}
-
-/// What to do once the lock is released.
-#[derive(Default)]
-pub(super) struct Effects {
-    failed: Vec<(Waiter, CallError)>,
-    wake: Option<Waker>,
-    wake_too: Vec<Waker>,
-    pub(super) timer: bool,
-    pub(super) changed: bool,
-}
-
-impl Effects {
-    fn fail(&mut self, waiter: Waiter, error: CallError) {
-        self.failed.push((waiter, error));
-    }
-
-    fn wake(&mut self, waker: Option<Waker>) {
-        match (&self.wake, waker) {
-            (None, waker) => self.wake = waker,
-            (Some(_), waker) => self.wake_too.extend(waker),
-        }
-    }
-
-    /// Whether somebody is to be told an outcome.
-    pub(super) fn has_outcomes(&self) -> bool {
-        !self.failed.is_empty()
-    }
-
-    pub(super) fn run(self) {
-        for waker in self.wake.into_iter().chain(self.wake_too) {
-            waker.wake();
-        }
-        for (waiter, error) in self.failed {
-            waiter.fail(error);
-        }
-    }
 }
 
 /// See the module.
@@ -284,144 +253,6 @@ impl State {
         self.pump(now, effects);
         self.armed = self.calls.next_deadline();
         self.armed
-    }
-
-    // What connections do.
-
-    /// A connection is ready: it takes the requests from now on.
-    pub(super) fn attach(
-        &mut self,
-        now: Instant,
-        welcome: Arc<Welcome>,
-        effects: &mut Effects,
-    ) -> u64 {
-        self.lines += 1;
-        let window = self.max_in_flight.min(welcome.window as usize).max(1);
-        self.current = Some(Line::new(self.lines, welcome, window));
-        self.trouble = None;
-        self.counters.connects += 1;
-        effects.changed = true;
-        self.pump(now, effects);
-        self.lines
-    }
-
-    /// An attempt to connect begins.
-    pub(super) fn attempt(&mut self) {
-        self.counters.attempts += 1;
-    }
-
-    /// An attempt to connect has failed.
-    pub(super) fn attempt_failed(&mut self, error: Arc<ConnectionError>, effects: &mut Effects) {
-        let permanent = error.is_permanent();
-        self.in_trouble(Trouble { error, permanent }, effects);
-    }
-
-    /// The server wants to be rid of this line: it gets no more requests.
-    pub(super) fn drain(&mut self, number: u64, effects: &mut Effects) {
-        if let Some(line) = self.current.take_if(|line| line.number == number) {
-            self.draining.push(line);
-            effects.changed = true;
-        }
-    }
-
-    /// How many lines finish what is in flight on them.
-    pub(super) fn draining(&self) -> usize {
-        self.draining.len()
-    }
-
-    /// A line has ended: what is in flight on it is lost.
-    pub(super) fn lose(
-        &mut self,
-        number: u64,
-        cause: &Arc<ConnectionError>,
-        effects: &mut Effects,
-    ) {
-        let was_current = self.current.take_if(|line| line.number == number).is_some();
-        self.draining.retain(|line| line.number != number);
-        self.remove_where(
-            |call| matches!(call.place, Place::Sent(line) if line == number),
-            effects,
-            |_, call, effects| {
-                let cause = Arc::clone(cause);
-                effects.fail(call.waiter, CallError::ConnectionLost { cause });
-            },
-        );
-        if was_current {
-            let error = Arc::clone(cause);
-            let permanent = false;
-            self.in_trouble(Trouble { error, permanent }, effects);
-        }
-    }
-
-    /// The line of this number.
-    pub(super) fn line(&mut self, number: u64) -> Option<&mut Line> {
-        self.current.iter_mut().chain(&mut self.draining).find(|line| line.number == number)
-    }
-
-    /// Whether a line has nothing more to do but to write what it holds.
-    pub(super) fn is_finished(&self, number: u64) -> bool {
-        let drained = |line: &Line| line.number == number && line.in_flight == 0;
-        self.life >= Life::Closed || self.draining.iter().any(drained)
-    }
-
-    /// Who waits for the reply with this id on this line; `None`, and counted, for nobody any more.
-    ///
-    /// # Errors
-    /// [`Violation::UnknownId`] for an id that was not given to any request on this line.
-    pub(super) fn reply(&mut self, number: u64, id: u64) -> Result<Option<Waiter>, Violation> {
-        self.counters.received += 1;
-        let sent_here = |call: &Call| matches!(call.place, Place::Sent(line) if line == number);
-        let found = self.calls.get_mut(id).is_some_and(|(_, call)| sent_here(call));
-        let Some(call) = found.then(|| self.calls.remove(id)).flatten() else {
-            self.counters.unknown_ids += 1;
-            return match id == NO_REPLY_ID || self.calls.has_left(id) {
-                true => Ok(None),
-                false => Err(Violation::UnknownId { id }),
-            };
-        };
-        if let Some(line) = self.line(number) {
-            line.in_flight -= 1;
-        }
-        Ok(Some(call.waiter))
-    }
-
-    /// Sends what is queued, as far as there is room.
-    pub(super) fn pump(&mut self, now: Instant, effects: &mut Effects) {
-        effects.changed |= self.life == Life::Closing && self.calls.is_empty();
-        let Some(line) = &mut self.current else {
-            return;
-        };
-        while let Some(&id) = self.queue.ids.front() {
-            let Some((deadline, call)) = self.calls.get_mut(id) else {
-                self.queue.gone = self.queue.gone.saturating_sub(1);
-                self.queue.ids.pop_front();
-                continue;
-            };
-            let Place::Queued(request) = &call.place else {
-                unreachable!("what is in the queue is not sent");
-            };
-            if request.has_reply() && !line.has_room() {
-                break;
-            }
-            self.queue.ids.pop_front();
-            self.queue.bytes -= request.cost();
-            if let Err(error) = request.check(&line.welcome) {
-                if let Some(call) = self.calls.remove(id) {
-                    effects.fail(call.waiter, error);
-                }
-                continue;
-            }
-            request.encode(id, budget_ms(now, deadline), &mut line.out);
-            self.counters.sent += 1;
-            if request.has_reply() {
-                call.place = Place::Sent(line.number);
-                line.in_flight += 1;
-            } else {
-                self.calls.remove(id);
-            }
-            effects.wake(line.rouse());
-        }
-        effects.changed |= self.life == Life::Closing && self.calls.is_empty();
     }
 
     // Private.
