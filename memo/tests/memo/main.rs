@@ -1,0 +1,10 @@
+//! The memo's promises, over real sockets, with a classifier that does as the test says.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod once;
+mod puppet;
+mod right;
+mod trouble;
