@@ -1,0 +1,80 @@
+//! How connections and the server end.
+
+use std::time::Duration;
+
+use afterimage_wire::proto::Status;
+use afterimage_wire::proto::message::Message;
+use afterimage_wire::server::ServerOptions;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::puppet::{
+    HELD, LATER, PATIENCE, assert_works, class, classify, connect, error, next, recv, start,
+};
+
+#[tokio::test]
+async fn a_peer_that_vanishes_takes_nobody_along() {
+    let server = start(ServerOptions::default()).await;
+    let mut other = connect(server.addr).await;
+    let mut gone = connect(server.addr).await;
+    for id in 0..100 {
+        classify(&mut gone, id, HELD, 0).await;
+    }
+    server.service.until_held(100).await;
+    gone.get_ref().set_zero_linger().unwrap();
+    drop(gone);
+    assert_works(&mut other).await;
+    server.service.release();
+    assert_works(&mut other).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_ends_its_half_still_gets_every_answer() {
+    let server = start(ServerOptions::default()).await;
+    let mut client = connect(server.addr).await;
+    for id in 0..10 {
+        classify(&mut client, id, LATER, id as u8).await;
+    }
+    classify(&mut client, 10, HELD, 10).await;
+    client.get_mut().shutdown().await.unwrap();
+    server.service.until_held(1).await;
+    server.service.release();
+    let mut ids = Vec::new();
+    while let Some(frame) = next(&mut client).await {
+        assert_eq!(u64::from(class(&frame)), frame.header.id);
+        ids.push(frame.header.id);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, (0..=10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn draining_says_so_answers_what_is_in_flight_and_ends() {
+    let mut server = start(ServerOptions::default()).await;
+    let mut client = connect(server.addr).await;
+    classify(&mut client, 1, HELD, 1).await;
+    server.service.until_held(1).await;
+    server.stop.take().unwrap().send(()).unwrap();
+    assert!(matches!(recv(&mut client).await.message(), Ok(Message::GoAway { .. })));
+    // What was on its way when the server said so is answered as well.
+    assert_works(&mut client).await;
+    assert!(TcpStream::connect(server.addr).await.is_err(), "nobody new is let in");
+    server.service.release();
+    assert_eq!(class(&recv(&mut client).await), 1);
+    assert!(next(&mut client).await.is_none());
+    tokio::time::timeout(PATIENCE, server.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn draining_does_not_wait_for_ever() {
+    let drain_timeout = Duration::from_millis(200);
+    let mut server = start(ServerOptions { drain_timeout, ..Default::default() }).await;
+    let mut client = connect(server.addr).await;
+    classify(&mut client, 1, HELD, 1).await;
+    server.service.until_held(1).await;
+    server.stop.take().unwrap().send(()).unwrap();
+    assert!(matches!(recv(&mut client).await.message(), Ok(Message::GoAway { .. })));
+    let (status, _, connection) = error(&recv(&mut client).await);
+    assert_eq!((status, connection), (Status::ShuttingDown, true));
+    tokio::time::timeout(PATIENCE, server.task).await.unwrap().unwrap();
+}

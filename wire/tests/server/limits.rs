@@ -1,0 +1,171 @@
+//! Caps and timeouts.
+
+use std::time::Duration;
+
+use afterimage_wire::proto::Status;
+use afterimage_wire::proto::codec::FrameCodec;
+use afterimage_wire::proto::handshake::Hello;
+use afterimage_wire::proto::message::Message;
+use afterimage_wire::server::ServerOptions;
+use futures_util::{SinkExt, StreamExt};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_util::codec::Framed;
+
+use crate::puppet::{
+    HELD, NOW, PATIENCE, assert_works, class, classify, connect, error, next, recv, start,
+};
+
+#[tokio::test]
+async fn connections_above_the_cap_are_told_so_and_room_is_reused() {
+    let server = start(ServerOptions { max_connections: 2, ..Default::default() }).await;
+    let (mut a, mut b) = (connect(server.addr).await, connect(server.addr).await);
+    let mut refused =
+        Framed::new(TcpStream::connect(server.addr).await.unwrap(), FrameCodec::default());
+    let (status, text, connection) = error(&recv(&mut refused).await);
+    assert_eq!((status, connection), (Status::Overloaded, true));
+    assert!(text.contains("the limit is 2"), "{text}");
+    assert_works(&mut a).await;
+    drop(a);
+    let mut again = loop {
+        let stream = TcpStream::connect(server.addr).await.unwrap();
+        let mut client = Framed::new(stream, FrameCodec::default());
+        client.send((7, Message::Hello(Hello::new(b"")))).await.unwrap();
+        if matches!(recv(&mut client).await.message(), Ok(Message::Welcome(_))) {
+            break client;
+        }
+    };
+    assert_works(&mut again).await;
+    assert_works(&mut b).await;
+}
+
+#[tokio::test]
+async fn the_window_stops_reading_and_opens_again() {
+    let server = start(ServerOptions { window: 8, ..Default::default() }).await;
+    let mut client = connect(server.addr).await;
+    for id in 0..20 {
+        classify(&mut client, id, HELD, id as u8).await;
+    }
+    server.service.until_held(8).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(server.service.held.lock().unwrap().len(), 8, "no more than the window is held");
+    let mut answered = 0;
+    while answered < 20 {
+        answered += server.service.release();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut ids: Vec<u64> = Vec::new();
+    for _ in 0..20 {
+        ids.push(recv(&mut client).await.header.id);
+    }
+    ids.sort_unstable();
+    assert_eq!(ids, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_peer_that_sends_no_hello_is_told_so_in_time() {
+    let handshake_timeout = Duration::from_millis(50);
+    let server = start(ServerOptions { handshake_timeout, ..Default::default() }).await;
+    for sent in [&b""[..], &[0x20, 0, 0]] {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(sent).await.unwrap();
+        let mut client = Framed::new(stream, FrameCodec::default());
+        let (status, _, connection) = error(&recv(&mut client).await);
+        assert_eq!((status, connection), (Status::DeadlineExceeded, true));
+        assert!(next(&mut client).await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_idle_peer_is_sent_away_but_not_while_it_waits_for_an_answer() {
+    let idle_timeout = Duration::from_millis(100);
+    let server = start(ServerOptions { idle_timeout, ..Default::default() }).await;
+    let mut idle = connect(server.addr).await;
+    let mut waiting = connect(server.addr).await;
+    classify(&mut waiting, 1, HELD, 1).await;
+    assert!(matches!(recv(&mut idle).await.message(), Ok(Message::GoAway { .. })));
+    assert!(next(&mut idle).await.is_none());
+    tokio::time::sleep(idle_timeout * 3).await;
+    server.service.until_held(1).await;
+    server.service.release();
+    assert_eq!(class(&recv(&mut waiting).await), 1);
+}
+
+#[tokio::test]
+async fn a_frame_that_trickles_is_cut_off_and_a_slow_service_is_not_blamed_on_its_client() {
+    let frame_timeout = Duration::from_millis(150);
+    let server = start(ServerOptions { frame_timeout, window: 1, ..Default::default() }).await;
+    // A client with the window full and half a frame sent: it is the server who does not read.
+    let mut innocent = connect(server.addr).await;
+    let mut bytes = Vec::new();
+    Message::ClassifyReq { image: &[HELD, 1], budget_ms: 0 }.encode(1, &mut bytes);
+    let half = bytes.len() + 5;
+    Message::ClassifyReq { image: &[NOW, 2], budget_ms: 0 }.encode(2, &mut bytes);
+    innocent.get_mut().write_all(&bytes[..half]).await.unwrap();
+    server.service.until_held(1).await;
+
+    let mut trickling = connect(server.addr).await;
+    let mut bytes_left = bytes.clone().into_iter().skip(half - 5).take(17);
+    let cut_off = async {
+        loop {
+            if let Some(byte) = bytes_left.next() {
+                trickling.get_mut().write_all(&[byte]).await.unwrap();
+            }
+            match tokio::time::timeout(Duration::from_millis(20), trickling.next()).await {
+                Ok(frame) => break frame.unwrap().unwrap(),
+                Err(_) => continue,
+            }
+        }
+    };
+    let frame = tokio::time::timeout(PATIENCE, cut_off).await.unwrap();
+    assert_eq!((error(&frame).0, error(&frame).2), (Status::DeadlineExceeded, true));
+
+    tokio::time::sleep(frame_timeout).await;
+    server.service.release();
+    assert_eq!(class(&recv(&mut innocent).await), 1);
+    innocent.get_mut().write_all(&bytes[half..]).await.unwrap();
+    assert_eq!(class(&recv(&mut innocent).await), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_does_not_read_is_cut_off_and_the_others_notice_nothing() {
+    let write_timeout = Duration::from_millis(300);
+    let server = start(ServerOptions { write_timeout, ..Default::default() }).await;
+    let mut bytes = Vec::new();
+    for id in 0..10_000 {
+        Message::StatsReq.encode(id, &mut bytes);
+    }
+    let mut deaf = connect(server.addr).await;
+    let mut other = connect(server.addr).await;
+    let sending = async {
+        // Ends with an error when the server hangs up.
+        while deaf.get_mut().write_all(&bytes).await.is_ok() {}
+    };
+    let talking = async {
+        loop {
+            assert_works(&mut other).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, async {
+        tokio::select! { () = sending => {}, () = talking => {} }
+    })
+    .await
+    .expect("the peer that does not read is cut off");
+    assert_works(&mut other).await;
+}
+
+#[tokio::test]
+async fn senseless_times_are_brought_into_range() {
+    let senseless = ServerOptions {
+        handshake_timeout: Duration::MAX,
+        idle_timeout: Duration::MAX,
+        frame_timeout: Duration::MAX,
+        write_timeout: Duration::MAX,
+        drain_timeout: Duration::ZERO,
+        window: 0,
+        ..Default::default()
+    };
+    let server = start(senseless).await;
+    assert_works(&mut connect(server.addr).await).await;
+}

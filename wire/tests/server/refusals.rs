@@ -1,0 +1,83 @@
+//! Who is not let in, or has to go.
+
+use afterimage_wire::proto::Status;
+use afterimage_wire::proto::codec::FrameCodec;
+use afterimage_wire::proto::handshake::Hello;
+use afterimage_wire::proto::message::Message;
+use afterimage_wire::server::{ServerOptions, Token};
+use futures_util::SinkExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::codec::Framed;
+
+use crate::puppet::{assert_works, connect, connect_with, error, next, recv, start};
+
+#[tokio::test]
+async fn a_body_far_above_the_limit_ends_the_connection_with_a_reason() {
+    let server = start(ServerOptions { max_body: 100, ..Default::default() }).await;
+    let mut client = connect(server.addr).await;
+    let mut other = connect(server.addr).await;
+    let mut raw = Vec::new();
+    Message::Ping(b"").encode(1, &mut raw);
+    raw[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    client.get_mut().write_all(&raw).await.unwrap();
+    let (status, text, connection) = error(&recv(&mut client).await);
+    assert_eq!((status, connection), (Status::TooLarge, true));
+    assert_eq!(text, "frame body is 4294967295 bytes; the limit is 100");
+    assert!(next(&mut client).await.is_none());
+    assert_works(&mut other).await;
+}
+
+#[tokio::test]
+async fn an_http_request_is_told_where_it_has_come_to() {
+    let server = start(ServerOptions::default()).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("This is the port of an Afterimage classifier."), "{answer}");
+}
+
+#[tokio::test]
+async fn garbage_instead_of_a_hello_is_told_so_and_closed() {
+    let server = start(ServerOptions::default()).await;
+    let mut early = Vec::new();
+    Message::Ping(b"x").encode(1, &mut early);
+    let mut wrong_magic = Vec::new();
+    Message::Hello(Hello::new(b"")).encode(1, &mut wrong_magic);
+    wrong_magic[16] = b'X';
+    for garbage in [&early[..], &wrong_magic, &[0xFF; 64], b"*1\r\n$4\r\nPING\r\n....."] {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        stream.write_all(garbage).await.unwrap();
+        let mut client = Framed::new(stream, FrameCodec::default());
+        let (status, text, connection) = error(&recv(&mut client).await);
+        assert_eq!((status, connection), (Status::BadArgument, true), "{text}");
+        assert!(next(&mut client).await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_bad_token_is_refused_and_a_good_one_let_in() {
+    let token = Token::new("sesame");
+    let server = start(ServerOptions { token, ..Default::default() }).await;
+    for (token, text) in [(&b""[..], "a token is required"), (b"sesam", "the token is wrong")] {
+        let (mut client, first) = connect_with(server.addr, token).await;
+        assert_eq!(error(&first), (Status::Unauthenticated, text.into(), true));
+        assert!(next(&mut client).await.is_none());
+    }
+    let (mut client, _) = connect_with(server.addr, b"sesame").await;
+    assert_works(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_version_that_nobody_speaks_is_refused() {
+    let server = start(ServerOptions::default()).await;
+    let stream = TcpStream::connect(server.addr).await.unwrap();
+    let mut client = Framed::new(stream, FrameCodec::default());
+    let hello = Hello { version_min: 2, version_max: 9, features: 0, token: b"" };
+    client.send((1, Message::Hello(hello))).await.unwrap();
+    let (status, text, connection) = error(&recv(&mut client).await);
+    assert_eq!((status, connection), (Status::Unsupported, true));
+    assert_eq!(text, "the client speaks protocol versions 2 to 9; the server 1");
+}
