@@ -1,0 +1,147 @@
+//! One clear line for whatever is wrong.
+
+use std::net::TcpListener;
+
+use rustix::process::Signal;
+
+use crate::common::{Running, file, folder, run, text};
+
+use crate::shared::{SECRET, SERVICES, nobody, pgm_binary};
+
+#[test]
+fn a_port_that_is_taken_is_one_clear_line() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = holder.local_addr().unwrap().to_string();
+    for command in SERVICES {
+        let line = run(&[command, "--listen", &addr]).failed_with_no_more_than_logs();
+        assert!(line.contains(&addr) && line.contains("in use"), "{line}");
+    }
+}
+
+#[test]
+fn files_that_are_missing_or_broken_are_named_in_one_line() {
+    let folder = folder();
+    let missing = text(folder.path().join("missing"));
+    let broken = file(&folder, "broken", "this is no such file");
+    let empty = file(&folder, "empty", "");
+    for command in ["serve", "classifier", "memo"] {
+        for path in [&missing, &broken, &empty] {
+            let line = run(&[command, "--listen", "127.0.0.1:0", "--model", path])
+                .failed_with_no_more_than_logs();
+            assert!(line.contains(path), "{line}");
+        }
+    }
+    for command in SERVICES {
+        for path in [&missing, &empty] {
+            let line = run(&[command, "--listen", "127.0.0.1:0", "--token-file", path])
+                .failed_with_no_more_than_logs();
+            assert!(line.contains("token"), "{line}");
+        }
+    }
+    for path in [&missing, &broken] {
+        for args in [
+            &["memo", "--listen", "127.0.0.1:0", "--secret-file", path][..],
+            &["eval", "--model", path, "--data", path],
+            &["eval", "--model", "raw", "--data", path],
+            &["train", "--data", path],
+            &["demo", "--data", path],
+            &["demo", "--model", path],
+            &["bench", "--images", path],
+            &["bench", "--workload", path],
+            &["bench", "compare", path],
+            &["bench", "report", path],
+            &["cache", "--config", path],
+        ] {
+            let line = run(args).failed_with_no_more_than_logs();
+            assert!(line.contains(path.as_str()), "{args:?}: {line}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_value_names_the_flag_and_the_value() {
+    for args in [
+        ["serve", "--threads", "many"],
+        ["cache", "--memory", "12 parsecs"],
+        ["memo", "--cache", "nowhere"],
+        ["memo", "--lookup-budget", "soon"],
+        ["bench", "--target", "moon"],
+        ["train", "--features", "magic"],
+        ["stats", "--timeout", "5"],
+        ["serve", "--log", "loud=quiet=very"],
+        // Taken for a module's name, it would turn all logs off.
+        ["serve", "--log", "debgu"],
+        ["serve", "--log", "info,afterimage_memo"],
+    ] {
+        let done = run(&args);
+        assert!(done.status.code().is_some_and(|code| code != 0), "{done:#?}");
+        let first = done.stderr.lines().next().unwrap_or_default();
+        assert!(first.contains(args[2]) && first.contains(args[1]), "{done:#?}");
+        assert!(done.stdout.is_empty(), "{done:#?}");
+    }
+    for args in [
+        &["serve", "--max-body", "5GiB"][..],
+        &["cache", "--listen", "here"],
+        &["demo", "--images", "5"],
+    ] {
+        let line = run(args).failed_with_no_more_than_logs();
+        assert!(line.contains(args[2]) || line.contains("5.0 GiB"), "{args:?}: {line}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_one_clear_line() {
+    let addr = nobody();
+    let folder = folder();
+    let image = file(&folder, "digit.pgm", pgm_binary(&[7; 784], 28));
+    for args in [
+        &["classify", "--server", &addr, &image][..],
+        &["stats", &addr],
+        &["bench", &addr, "--count", "1"],
+        &["bench", "--count", "1", "--target", &format!("tcp://{addr}")],
+        &["bench", "find-max", &addr],
+        &["bench", "ab", &addr, &addr],
+    ] {
+        let line = run(args).failed_with_no_more_than_logs();
+        assert!(line.to_lowercase().contains("refused"), "{args:?}: {line}");
+    }
+    for addr in ["nowhere", "127.0.0.1", "127.0.0.1:port"] {
+        let line = run(&["stats", addr, "--timeout", "2s"]).failed_with_no_more_than_logs();
+        assert!(line.contains("connect") || line.contains(addr), "{line}");
+    }
+}
+
+#[test]
+fn a_service_of_the_wrong_kind_is_one_clear_line() {
+    let cache = Running::start(&["cache", "--memory", "8MiB"]);
+    let folder = folder();
+    let image = file(&folder, "digit.pgm", pgm_binary(&[7; 784], 28));
+    let line =
+        run(&["classify", "--server", &cache.place(), &image]).failed_with_no_more_than_logs();
+    assert!(line.contains("cache"), "{line}");
+    // The generator asks who is there, and is told what does not fit.
+    let line = run(&["bench", &cache.place(), "--images", "drawn"]).failed_with_no_more_than_logs();
+    assert!(line.contains("is a cache") && line.contains("leave --images away"), "{line}");
+    let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
+    let line = run(&["bench", &memo.place(), "--read-share", "0.5", "--population", "10"])
+        .failed_with_no_more_than_logs();
+    assert!(line.contains("is a memo") && line.contains("--read-share"), "{line}");
+}
+
+#[test]
+fn an_address_that_others_reach_wants_a_token_or_a_word() {
+    let folder = folder();
+    let token = file(&folder, "token", SECRET);
+    for command in SERVICES {
+        for listen in ["0.0.0.0:0", "[::]:0"] {
+            let line = run(&[command, "--listen", listen]).failed_with_no_more_than_logs();
+            assert!(line.contains("--token-file") && line.contains("--insecure"), "{line}");
+        }
+        for allowed in [&["--insecure"][..], &["--token-file", &token]] {
+            let args = [&[command, "--listen", "0.0.0.0:0"][..], allowed].concat();
+            let mut service = Running::start(&args);
+            service.signal(Signal::TERM);
+            assert_eq!(service.wait().code(), Some(0));
+        }
+    }
+}

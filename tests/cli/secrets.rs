@@ -1,0 +1,81 @@
+//! What the program keeps to itself.
+
+use rustix::process::Signal;
+
+use crate::common::{Running, file, folder, run, run_with};
+
+use crate::shared::{SECRET, SERVICES, pgm_binary};
+
+#[test]
+fn a_wrong_token_is_one_clear_line_that_does_not_tell_it() {
+    let folder = folder();
+    let (right, wrong) = (file(&folder, "right", SECRET), file(&folder, "wrong", "swordfish"));
+    let image = file(&folder, "digit.pgm", pgm_binary(&[7; 784], 28));
+    let memo = Running::start(&["serve", "--memory", "8MiB", "--token-file", &right]);
+    let addr = memo.place();
+    for args in [
+        &["stats", &addr][..],
+        &["classify", "--server", &addr, &image],
+        &["bench", &addr, "--count", "10", "--warmup", "0s"],
+    ] {
+        for token in [&["--token-file", &wrong][..], &["--token", "sesame"], &[]] {
+            let line = run(&[args, token].concat()).failed_with_no_more_than_logs();
+            assert!(line.contains("token") || line.contains("unauthenticated"), "{line}");
+            for secret in [SECRET, "swordfish", "sesame"] {
+                assert!(!line.contains(secret), "{line}");
+            }
+        }
+        run(&[args, &["--token-file", &right]].concat()).succeeded();
+    }
+}
+
+#[test]
+fn a_token_is_found_in_no_help_no_log_and_no_stats() {
+    let folder = folder();
+    let token_file = file(&folder, "token", SECRET);
+    for command in SERVICES {
+        for way in [&["--token", SECRET][..], &["--token-file", &token_file]] {
+            let flags = [&[command, "--log", "trace"][..], way].concat();
+            let mut service = Running::start(&flags);
+            let stats = run(&[&["stats", &service.place(), "--log", "trace"][..], way].concat());
+            assert!(stats.status.success(), "{stats:#?}");
+            assert!(!stats.stdout.contains(SECRET) && !stats.stderr.contains(SECRET), "{stats:#?}");
+            run(&["stats", &service.place(), "--token", "wrong"]).failed_with_first_line();
+            service.signal(Signal::TERM);
+            service.wait();
+            let log = service.log();
+            assert!(log.len() > 100, "trace says something");
+            assert!(!log.contains(SECRET), "{log}");
+        }
+    }
+}
+
+#[test]
+fn a_token_from_the_environment_or_the_settings_file_is_found_in_no_help() {
+    let folder = folder();
+    for command in ["serve", "cache", "classifier", "memo", "classify", "bench", "stats"] {
+        let path = file(&folder, "settings.toml", format!("[{command}]\ntoken = \"{SECRET}\"\n"));
+        for args in [&[command, "--help"][..], &[command, "-h"], &[command, "--no-such-flag"]] {
+            let from_environment = run_with(args, |command| {
+                command.env("AFTERIMAGE_TOKEN", SECRET);
+            });
+            let from_file = run(&[args, &["--config", &path]].concat());
+            for done in [from_environment, from_file] {
+                let said = done.stdout + &done.stderr;
+                assert!(!said.contains(SECRET), "{args:?}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_memos_secret_file_is_found_in_no_log_and_no_stats() {
+    let folder = folder();
+    let secret = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+    let path = file(&folder, "secret", secret);
+    let mut memo = Running::start(&["serve", "--log", "trace", "--secret-file", &path]);
+    let stats = run(&["stats", &memo.place()]).succeeded();
+    memo.signal(Signal::TERM);
+    memo.wait();
+    assert!(!stats.contains(secret) && !memo.log().contains(secret));
+}

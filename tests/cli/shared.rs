@@ -1,0 +1,74 @@
+//! What several of these tests need.
+
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use afterimage_wire::proto::Welcome;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::common::talk::{Raw, within};
+use crate::common::{Done, Running};
+
+pub(crate) const SERVICES: [&str; 4] = ["serve", "cache", "classifier", "memo"];
+
+/// What must be found nowhere but where it was given.
+pub(crate) const SECRET: &str = "hunter2-is-the-secret";
+
+/// The longest that the part of a test may take that talks to a service.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// What the service at this address says of itself.
+pub(crate) fn welcome(service: &Running) -> Welcome {
+    let mut welcome = None;
+    within(LIMIT, async {
+        welcome = Some(Raw::open(service.addr(), "").await.1);
+    });
+    welcome.unwrap()
+}
+
+/// An address of this machine at which nobody listens.
+pub(crate) fn nobody() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+pub(crate) fn pgm_binary(pixels: &[u8], width: usize) -> Vec<u8> {
+    let height = pixels.len() / width;
+    [format!("P5\n{width} {height}\n255\n").as_bytes(), pixels].concat()
+}
+
+/// An IDX file of unsigned bytes with these dimensions.
+pub(crate) fn idx(dims: &[usize], values: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![0, 0, 8, dims.len() as u8];
+    for &dim in dims {
+        // IDX is big-endian: the lowest byte last.
+        bytes.extend(u32::try_from(dim).unwrap().to_le_bytes().iter().rev());
+    }
+    bytes.extend_from_slice(values);
+    bytes
+}
+
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+impl Done {
+    /// Fails unless the command failed with exit code 1 and its error is the last line on standard
+    /// error, with nothing before it but the log's lines; gives the error.
+    pub(crate) fn failed_with_no_more_than_logs(mut self) -> String {
+        let is_log = |line: &str| line.contains(" INFO ") || line.contains(" WARN ");
+        let kept: Vec<&str> = self.stderr.lines().filter(|line| !is_log(line)).collect();
+        self.stderr = kept.join("\n");
+        self.failed_with_a_line()
+    }
+
+    /// Fails unless the command failed with exit code 1; gives the first line of its error.
+    pub(crate) fn failed_with_first_line(self) -> String {
+        assert_eq!(self.status.code(), Some(1), "{self:#?}");
+        self.stderr.lines().next().unwrap_or_default().to_owned()
+    }
+}

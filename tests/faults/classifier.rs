@@ -1,0 +1,179 @@
+//! The classifier dies, hangs or was never there.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use afterimage_bench::workload::Population;
+use afterimage_wire::Status;
+use afterimage_wire::client::CallError;
+use afterimage_wire::proto::message::Message;
+
+use crate::common::load::{
+    Load, assert_none_failed, assert_right, is_upstream_crash, longest, within,
+};
+use crate::common::talk::{Raw, client, error, gauge, stats};
+use crate::common::{Running, until};
+
+use crate::house::{
+    AT_ONCE, LIMIT, SOON, ask_about_all, digits, start_cache, start_classifier, start_memo,
+};
+
+/// Images that were asked about, and images that never were.
+struct Known {
+    old: Arc<Population>,
+    old_labels: Vec<u16>,
+    new: Arc<Population>,
+    new_labels: Vec<u16>,
+}
+
+impl Known {
+    fn new() -> Known {
+        let (old, old_labels) = digits(5, 30);
+        let (new, new_labels) = digits(6, 400);
+        Known { old, old_labels, new, new_labels }
+    }
+}
+
+#[test]
+fn a_dead_classifier_fails_misses_at_once_while_hits_go_on() {
+    within(LIMIT, async {
+        a_dead_classifier(&[]).await;
+    });
+}
+
+#[test]
+fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_from_a_remote_cache() {
+    within(LIMIT, async {
+        let cache = start_cache();
+        a_dead_classifier(&["--cache", &cache.place(), "--lookup-budget", "10s"]).await;
+    });
+}
+
+async fn a_dead_classifier(flags: &[&str]) {
+    let mut classifier = start_classifier();
+    let memo = start_memo(&[&["--classifier", &classifier.place()], flags].concat()).await;
+    let client = client(memo.addr()).await;
+    let known = Known::new();
+    ask_about_all(&client, &known.old, &known.old_labels).await;
+    // All of these are remembered, so all of them must be answered all the time.
+    let load = Load::start(&client, &known.old, 4);
+    load.more(20).await;
+
+    classifier.kill();
+    for i in 0..20 {
+        let began = Instant::now();
+        let error = client.classify(known.new.image(i)).await.unwrap_err();
+        assert!(is_upstream_crash(&error), "{error:?}");
+        assert!(error.to_string().contains("classifier"), "{error}");
+        assert!(began.elapsed() < AT_ONCE, "the miss took {:?} to fail", began.elapsed());
+    }
+    load.more(100).await;
+
+    classifier.restart();
+    let restarted = Instant::now();
+    until("misses work again", async || client.classify(known.new.image(0)).await.is_ok()).await;
+    let back_after = restarted.elapsed();
+    for i in 0..20 {
+        let label = client.classify(known.new.image(i)).await.unwrap();
+        assert_eq!(label.class, known.new_labels[i]);
+    }
+    load.more(20).await;
+
+    let calls = load.stop().await;
+    assert_none_failed(&calls);
+    let (answers, remembered) = assert_right(&calls, &known.old_labels);
+    assert_eq!(answers, remembered, "some hits were computed anew");
+    assert!(longest(&calls) < SOON, "a hit took {:?}", longest(&calls));
+    assert!(back_after < SOON, "it took {back_after:?} until misses worked again");
+}
+
+#[test]
+fn a_classifier_that_was_never_there_fails_requests_at_once_and_works_when_it_comes() {
+    within(LIMIT, async {
+        let mut classifier = start_classifier();
+        classifier.kill();
+        let place = classifier.place();
+        let memo = Running::start(&["memo", "--classifier", &place, "--memory", "8MiB"]);
+        let client = client(memo.addr()).await;
+        let (population, labels) = digits(15, 10);
+        for i in 0..10 {
+            let began = Instant::now();
+            let error = client.classify(population.image(i)).await.unwrap_err();
+            assert!(is_upstream_crash(&error), "{error:?}");
+            assert!(began.elapsed() < AT_ONCE, "it took {:?} to fail", began.elapsed());
+        }
+        classifier.restart();
+        until("requests work", async || client.classify(population.image(0)).await.is_ok()).await;
+        ask_about_all(&client, &population, &labels).await;
+        assert_eq!(client.welcome().unwrap().shape.dims(), [28, 28], "the client knows the shape");
+    });
+}
+
+#[test]
+fn what_waits_for_a_classifier_when_it_dies_fails_at_once() {
+    within(LIMIT, async {
+        const COUNT: usize = 300;
+        let mut classifier = start_classifier();
+        let memo = start_memo(&["--classifier", &classifier.place()]).await;
+        let (population, _) = digits(7, COUNT);
+        let (mut raw, _) = Raw::open(memo.addr(), "").await;
+        classifier.hang();
+        for i in 0..COUNT {
+            let image = population.image(i);
+            raw.feed(i as u64, Message::ClassifyReq { image, budget_ms: 0 }).await;
+        }
+        raw.flush().await;
+        until("all wait for the classifier", async || {
+            gauge(&stats(memo.addr()).await, "waiting") == COUNT as i64
+        })
+        .await;
+        let killed = Instant::now();
+        classifier.kill();
+        let mut seen = [false; COUNT];
+        for _ in 0..COUNT {
+            let frame = raw.recv().await;
+            let (status, _, connection) = error(&frame);
+            assert_eq!((status, connection), (Status::UpstreamCrashed, false));
+            let id = frame.header.id as usize;
+            assert!(!std::mem::replace(&mut seen[id], true), "request {id} was answered twice");
+        }
+        assert!(killed.elapsed() < AT_ONCE, "it took {:?}", killed.elapsed());
+        let after = stats(memo.addr()).await;
+        assert_eq!(gauge(&after, "waiting"), 0);
+        assert_eq!(after.counter_value("classifier_failures"), COUNT as u64);
+    });
+}
+
+#[test]
+fn a_classifier_that_hangs_fails_misses_in_time_while_hits_go_on() {
+    within(LIMIT, async {
+        let classifier = start_classifier();
+        let place = classifier.place();
+        let memo = start_memo(&["--classifier", &place, "--classifier-timeout", "1s"]).await;
+        let client = client(memo.addr()).await;
+        let known = Known::new();
+        ask_about_all(&client, &known.old, &known.old_labels).await;
+        let load = Load::start(&client, &known.old, 4);
+
+        classifier.hang();
+        let began = Instant::now();
+        let error = client.classify(known.new.image(0)).await.unwrap_err();
+        let failed_after = began.elapsed();
+        assert!(
+            matches!(error, CallError::Server { status: Status::UpstreamError, .. }),
+            "{error:?}"
+        );
+        assert!(failed_after < SOON, "it took {failed_after:?}");
+        load.more(50).await;
+        classifier.go_on();
+        until("misses work again", async || {
+            let answer = client.classify(known.new.image(1)).await;
+            answer.is_ok_and(|label| label.class == known.new_labels[1])
+        })
+        .await;
+
+        let calls = load.stop().await;
+        assert_none_failed(&calls);
+        assert_right(&calls, &known.old_labels);
+    });
+}
