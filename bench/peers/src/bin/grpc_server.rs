@@ -87,10 +87,9 @@ impl Classifier for Service {
 async fn main() -> anyhow::Result<()> {
     let raw = std::env::args().nth(1).is_some_and(|model| model == "raw");
     let model = if raw { Model::raw() } else { Model::shipped() };
-    let dims: Vec<u32> = model.shape().dims().iter().map(|&dim| dim as u32).collect();
     let id = ModelId {
         digest: model.digest().0,
-        shape: Shape::new(&dims)
+        shape: Shape::new(model.shape().dims())
             .ok_or_else(|| anyhow::anyhow!("a shape with too many dimensions"))?,
         classes: model.labels().len() as u32,
     };
