@@ -96,15 +96,12 @@ bench-codec:
 bench-generator:
     bench/generator
 
-# Micro-benchmarks: codec, key, flights, table, feature map, scoring
+# Micro-benchmarks: codec, key, flights, table, feature map, scoring; one alone: cargo bench -p CRATE --bench NAME
 bench-micro *ARGS:
-    cargo bench -p afterimage-wire --bench codec -- {{ARGS}}
-    cargo bench -p afterimage-memo --bench paths -- {{ARGS}}
-    cargo bench -p afterimage-cache --bench table -- {{ARGS}}
-    cargo bench -p afterimage-classifier --bench scoring -- {{ARGS}}
+    bench/micro {{ARGS}}
 
 # All records anew, and all that is made from them; DIR holds the four MNIST files. Half an hour on a quiet machine
-bench-all DIR="": bench-codec bench-generator bench-memo bench-memo-peers bench-overhead bench-overload bench-cache
+bench-all DIR="": bench-codec bench-micro bench-generator bench-memo bench-memo-peers bench-overhead bench-overload bench-cache
     @[ -n "{{DIR}}" ] || echo "SKIPPED: the classifier's records; just bench-all DIR, with MNIST's files in it"
     [ -z "{{DIR}}" ] || bench/classifier "{{DIR}}"
     [ -z "{{DIR}}" ] || bench/kernel-svm "{{DIR}}"

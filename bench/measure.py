@@ -35,6 +35,53 @@ def machine():
             f"{time.strftime('%Y-%m-%d')}; load average at the start {load:.1f}.")
 
 
+def describe_machine():
+    """The machine as records describe it."""
+
+    def read(path, name):
+        lines = [line for line in open(path) if line.startswith(name)]
+        return lines[0].split(":", 1)[1].strip() if lines else None
+
+    memory = read("/proc/meminfo", "MemTotal")
+    return {
+        "cpu": read("/proc/cpuinfo", "model name"),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory": int(memory.split()[0]) * 1024 if memory else None,
+        "kernel": f"linux {os.uname().release}",
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def write_record(folder, name, command, machine, figures, text):
+    """Writes a record without runs under a name that is not taken yet (schema: bench/schema/record.json)."""
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    now = time.gmtime()
+    record = {
+        "format": 1,
+        "name": name,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
+        "command": command,
+        "commit": {
+            "hash": git("rev-parse", "HEAD"),
+            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
+        },
+        "machine": machine,
+        "runs": [],
+        "figures": figures,
+        "text": text,
+    }
+    number, path = 1, None
+    while path is None or path.exists():
+        suffix = f"-{number}" if number > 1 else ""
+        path = pathlib.Path(folder) / f"{time.strftime('%Y-%m-%d', now)}-{name}{suffix}.json"
+        number += 1
+    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    print(f"recorded in {path}")
+
+
 def free_port():
     """One that is free now, and low enough that a Redis cluster's bus port, 10,000 above, exists."""
     while True:

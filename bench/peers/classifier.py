@@ -14,11 +14,9 @@ than from the time on the wall (and the two are the same where there are no othe
 The others get their inputs ready-made, as floating-point numbers from 0 to 1 in the form they like best.
 """
 
-import datetime
 import gzip
 import json
 import os
-import platform
 import resource
 import struct
 import subprocess
@@ -33,6 +31,9 @@ from skl2onnx import to_onnx
 from sklearn.svm import LinearSVC
 
 import graphs
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from measure import describe_machine, write_record
 
 ROUNDS = 3
 SECONDS = 0.4
@@ -82,7 +83,7 @@ def main(data, folder, records):
         speeds[name] = json.loads(run([example("speed"), data, *arguments, "--json"], pinned=False))
     text = table(least, agreement, commands) + speed_text(speeds)
     print("\n".join(text))
-    write_record(records, machine, least, agreement, commands, speeds, text)
+    keep(records, machine, least, agreement, commands, speeds, text)
     # A pixel's feature is an f32 with us and a double with some of them: a tie may go the other way, no more.
     wrong = {name: agreed for name, agreed in agreement.items() if agreed < IMAGES - 2}
     if wrong:
@@ -322,24 +323,8 @@ def versions():
     return [", ".join(f"{module.__name__} {module.__version__}" for module in modules)]
 
 
-def describe_machine():
-    def read(path, name):
-        lines = [line for line in Path(path).read_text().splitlines() if line.startswith(name)]
-        return lines[0].split(":", 1)[1].strip() if lines else None
-
-    memory = read("/proc/meminfo", "MemTotal")
-    return {
-        "cpu": read("/proc/cpuinfo", "model name"),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory": int(memory.split()[0]) * 1024 if memory else None,
-        "kernel": f"linux {platform.release()}",
-        "load_before": os.getloadavg()[0],
-    }
-
-
-def write_record(folder, machine, least, agreement, commands, speeds, text):
-    git = lambda *arguments: run(["git", *arguments], pinned=False).strip()
-    now = datetime.datetime.now(datetime.timezone.utc)
+def keep(folder, machine, least, agreement, commands, speeds, text):
+    """Writes the record."""
     figures = {}
     for name, batches in least.items():
         figures |= {f"{name}, {batch} at once, µs per image": us for batch, us in batches.items()}
@@ -347,26 +332,8 @@ def write_record(folder, machine, least, agreement, commands, speeds, text):
     figures |= {f"{name}, command line, µs per image": micros for name, micros in commands.items()}
     for name, speed in speeds.items():
         figures |= {f"speed, {name}, {key}": float(value) for key, value in flat(speed)}
-    record = {
-        "format": 1,
-        "name": "classifier",
-        "date": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": ["bench/classifier"],
-        "commit": {
-            "hash": git("rev-parse", "HEAD"),
-            "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
-        },
-        "machine": machine,
-        "runs": [],
-        "figures": figures,
-        "text": [*text, *versions(), f"load average at the end: {os.getloadavg()[0]:.1f}"],
-    }
-    number, path = 1, None
-    while path is None or path.exists():
-        path = Path(folder) / f"{now:%Y-%m-%d}-classifier{f'-{number}' if number > 1 else ''}.json"
-        number += 1
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    print(f"wrote {path}")
+    text = [*text, *versions(), f"load average at the end: {os.getloadavg()[0]:.1f}"]
+    write_record(folder, "classifier", ["bench/classifier"], machine, figures, text)
 
 
 if __name__ == "__main__":

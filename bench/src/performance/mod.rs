@@ -29,7 +29,7 @@ struct Subject {
 }
 
 /// The records that the page is about, in its order.
-const SUBJECTS: [Subject; 9] = [
+const SUBJECTS: [Subject; 10] = [
     Subject {
         name: "memo-hot",
         heading: "Remembered answers",
@@ -91,6 +91,12 @@ const SUBJECTS: [Subject; 9] = [
         text: "`bench/codec`: frames that are encoded and decoded again, on one core. That nothing is allocated is a \
                test (`wire/tests/no_allocation.rs`).",
         show: show::runs_and_figures,
+    },
+    Subject {
+        name: "micro",
+        heading: "Piece by piece",
+        text: "`bench/micro`: the rooms' micro-benchmarks, on one core; of each its fastest sample and the median one.",
+        show: show::micro,
     },
     Subject {
         name: "generator",

@@ -120,6 +120,17 @@ pub(super) fn classifier(out: &mut String, record: &Record) {
     }
 }
 
+/// The micro-benchmarks: fastest and median of each.
+pub(super) fn micro(out: &mut String, record: &Record) {
+    out.push_str("| ns | fastest | median |\n| --- | ---: | ---: |\n");
+    for (name, &fastest) in &record.figures {
+        let Some(name) = name.strip_suffix(": fastest ns") else { continue };
+        let median = record.figures.get(&format!("{name}: median ns")).copied();
+        let median = median.map(number).unwrap_or_default();
+        let _ = writeln!(out, "| {name} | {} | {median} |", number(fastest));
+    }
+}
+
 /// The program and the index of the batch that a figure of the classifier's record is about.
 pub(super) fn batch_of(figure: &str) -> Option<(&str, usize)> {
     let rest = figure.strip_suffix(" at once, µs per image")?;
@@ -187,6 +198,16 @@ pub(super) fn peers_of<'a>(record: &'a Record, ours: &str) -> BTreeSet<&'a str> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_micro_benchmark_is_a_line() {
+        let figures =
+            [("paths, key_hash: fastest ns", 98.5), ("paths, key_hash: median ns", 101.0)];
+        let record = crate::performance::tests::record("micro", "2026-01-02T00:00:00Z", &figures);
+        let mut out = String::new();
+        micro(&mut out, &record);
+        assert!(out.ends_with("| paths, key_hash | 98.5 | 101 |\n"), "{out}");
+    }
 
     #[test]
     fn figures_are_shown_in_the_digits_that_tell_something() {
