@@ -27,7 +27,11 @@ struct Call<C> {
 
 impl<C: Classifier> Owner for Call<C> {
     fn wanted(&self, now: Instant) -> Wanted {
-        self.shared.wanted(self.hash, now)
+        let wanted = self.shared.wanted(self.hash, now);
+        if wanted != Wanted::NoMore {
+            self.shared.store.prefetch_write(self.hash.cache_key());
+        }
+        wanted
     }
 
     fn model(&self) -> Option<&Arc<ModelId>> {
