@@ -10,6 +10,7 @@
 
 mod answers;
 mod batch;
+mod busy;
 mod connection;
 mod counters;
 mod greeting;
@@ -26,6 +27,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -34,6 +36,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub use batch::{BATCH, Batch, Op, Request, handle_one};
 pub use listener::Listener;
@@ -188,6 +191,11 @@ impl<S: Service, L: Listener> Server<S, L> {
     /// all are closed. [`until_terminated`] is the usual `shutdown`.
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) {
         let drain = CancellationToken::new();
+        let _busy = self.inner.options.busy_poll.map(|patience| {
+            let inner = Arc::clone(&self.inner);
+            let requests = move || inner.counters.requests.load(Ordering::Relaxed);
+            AbortOnDropHandle::new(tokio::spawn(busy::poll_busily(requests, patience)))
+        });
         let mut connections = Connections::new(self.inner, drain.clone());
         tokio::pin!(shutdown);
         let mut failing = false;
