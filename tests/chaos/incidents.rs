@@ -44,8 +44,8 @@ const WHAT: [What; 3] = [What::Killed, What::Stopped, What::Drained];
 /// lookup's budget, the backoff and the breaker's probes together.
 const DOWN_MS: [u64; 5] = [20, 900, 100, 400, 1500];
 
-/// After an incident: time to recover in, and to see that it holds.
-const REST: Duration = Duration::from_millis(1300);
+/// After the time in which everything must have recovered from an incident: to see that it has, and that it holds.
+const CALM: Duration = Duration::from_millis(400);
 
 /// Cache, classifier and memo.
 pub(crate) struct House {
@@ -78,14 +78,15 @@ impl House {
         self.memo.addr()
     }
 
-    /// Lets one incident follow the other for so long: every kind for every process in turn.
-    pub(crate) fn live_through(&mut self, time: Duration) -> Vec<Incident> {
+    /// Lets one incident follow the other for so long, each when the one before must be over with all that came of it: every
+    /// kind for every process in turn.
+    pub(crate) fn live_through(&mut self, time: Duration, recovery: Duration) -> Vec<Incident> {
         let end = Instant::now() + time;
         let mut incidents = Vec::new();
-        std::thread::sleep(REST);
+        std::thread::sleep(recovery + CALM);
         while Instant::now() < end {
             incidents.push(self.happen(incidents.len()));
-            std::thread::sleep(REST);
+            std::thread::sleep(recovery + CALM);
         }
         incidents
     }

@@ -10,9 +10,10 @@
 //!
 //! * **wrong**: a label that the model of the connection's `Welcome` does not give for this image;
 //! * **lost**: a call without an outcome by its deadline (and [`LATE`]);
-//! * **unexcused**: a call that failed, also when it was made again (`load.rs`), for no reason that its caller should accept. The memo was killed,
-//!   stopped or drained: any error of a connection, and what a memo says that has just begun. The
-//!   classifier was: an `upstream_…` error, for what is not remembered. The cache was: none at all.
+//! * **unexcused**: a call that failed, also when it was made again (`load.rs`), for no reason that its caller should
+//!   accept. The memo was killed, stopped or drained: any error of a connection, and what a memo says that has just
+//!   begun. The classifier was: an `upstream_…` error, for what is not remembered. The cache was: none at all. And
+//!   nothing is excused that came due later than the recovery may take; the next incident begins later still.
 //!
 //! Recovery is counted from the moment at which the process listens again, or goes on, to the last
 //! call that came due after it and failed; for a cache to the first answer that came from it.
@@ -35,23 +36,29 @@ const DEFAULT_SECONDS: u64 = 8;
 /// What a call's outcome may come late on a busy machine.
 const LATE: Duration = Duration::from_secs(3);
 
-/// The longest recovery that passes on a busy machine. The promise is a second: the figure is printed.
-const RECOVERY_LIMIT: Duration = Duration::from_secs(5);
+/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an optimized build. A machine
+/// that is busy with other things takes longer; `CHAOS_RECOVERY_MS` says how long it may.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
+
+/// A number out of the environment.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?} and should be a number")))
+}
 
 #[test]
 fn no_label_is_wrong_and_no_request_lost_while_processes_die_hang_and_come_back() {
-    let seconds = std::env::var("CHAOS_SECONDS").ok();
-    let seconds =
-        seconds.map_or(DEFAULT_SECONDS, |text| text.parse().expect("a number of seconds"));
+    let seconds = number("CHAOS_SECONDS").unwrap_or(DEFAULT_SECONDS);
+    let limit = number("CHAOS_RECOVERY_MS").map_or(RECOVERY_LIMIT, Duration::from_millis);
     let mut house = House::start();
     let load = load::Load::start(house.memo_addr());
     load.until_warm();
-    let incidents = house.live_through(Duration::from_secs(seconds));
+    let incidents = house.live_through(Duration::from_secs(seconds), limit);
     // The last incident, too, has the time to recover from.
-    load.until_it_remembers(RECOVERY_LIMIT);
+    load.until_it_remembers(limit + LATE);
     let calls = load.stop();
     drop(house);
-    let verdict = verdict::Verdict::new(&incidents, &calls);
+    let verdict = verdict::Verdict::new(&incidents, &calls, limit);
     println!("{verdict}");
-    verdict.assert_good(RECOVERY_LIMIT);
+    verdict.assert_good();
 }

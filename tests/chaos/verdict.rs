@@ -18,6 +18,8 @@ const EXAMPLES: usize = 10;
 
 /// See the module.
 pub(crate) struct Verdict {
+    /// How long a recovery may take.
+    limit: Duration,
     calls: usize,
     answers: usize,
     remembered: usize,
@@ -33,9 +35,10 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// Judges every call.
-    pub(crate) fn new(incidents: &[Incident], calls: &[Call]) -> Verdict {
+    pub(crate) fn new(incidents: &[Incident], calls: &[Call], limit: Duration) -> Verdict {
         let labels = Labels::new();
         let mut verdict = Verdict {
+            limit,
             calls: calls.len(),
             answers: 0,
             remembered: 0,
@@ -71,7 +74,9 @@ impl Verdict {
                     self.wrong.push(describe());
                 }
             }
-            Err(error) if incidents.iter().any(|incident| excuses(incident, call, error)) => {
+            Err(error)
+                if incidents.iter().any(|incident| excuses(incident, self.limit, call, error)) =>
+            {
                 self.excused += 1;
             }
             Err(_) => self.unexcused.push(describe()),
@@ -79,22 +84,20 @@ impl Verdict {
     }
 
     /// Fails unless all is as promised.
-    pub(crate) fn assert_good(&self, recovery_limit: Duration) {
+    pub(crate) fn assert_good(&self) {
         let bad = [&self.wrong, &self.lost, &self.unexcused].map(Vec::len);
         assert_eq!(bad, [0; 3], "wrong, lost, unexcused");
         for (kind, took) in &self.recovery {
             let (longest, error) = took.iter().max().expect("one at least");
-            assert!(*longest < recovery_limit, "{kind:?} took {longest:?} to recover from{error}");
+            assert!(*longest < self.limit, "{kind:?} took {longest:?} to recover from{error}");
         }
         assert!(self.remembered * 2 > self.answers, "most answers are remembered: {self}");
     }
 }
 
 /// Whether an incident is a reason for this error that the caller must accept.
-fn excuses(incident: &Incident, call: &Call, error: &CallError) -> bool {
-    // Until everything has had the time to recover, whatever it takes: that is judged by itself.
-    let overlaps =
-        call.ended >= incident.began && call.due <= incident.over + crate::RECOVERY_LIMIT;
+fn excuses(incident: &Incident, limit: Duration, call: &Call, error: &CallError) -> bool {
+    let overlaps = call.ended >= incident.began && call.due <= incident.over + limit;
     let upstream = matches!(
         error,
         CallError::Server { status: Status::UpstreamCrashed | Status::UpstreamError, .. }

@@ -1,5 +1,5 @@
 //! Processes that die, hang and come back while load runs. What a memo promises of itself (see
-//! `DESIGN.md`, "five promises") is asked of real processes over real sockets here.
+//! `docs/reliability.md`) is asked of real processes over real sockets here.
 
 #![allow(clippy::unwrap_used)]
 
