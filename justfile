@@ -45,9 +45,9 @@ chaos SECONDS="60":
 miri:
     CARGO_TARGET_DIR=target/miri MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p afterimage-cache --lib --test table
 
-# Every fuzz target for so many seconds
-fuzz SECONDS="20" *TARGETS:
-    fuzz/run {{SECONDS}} {{TARGETS}}
+# One fuzz target, or every one, for so many seconds
+fuzz TARGET="" SECONDS="20":
+    fuzz/run {{SECONDS}} {{TARGET}}
 
 # Train the raw-pixel model anew; DIR holds the four MNIST files
 train DIR:

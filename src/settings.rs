@@ -216,8 +216,9 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
         let rivals: Vec<String> = rivals.map(|rival| rival.get_id().to_string()).collect();
         command = command.mut_arg(id, |arg| {
             // What the environment holds and help does not show, it does not show from here either.
-            let secret =
-                arg.is_hide_env_values_set() || values.iter().any(|value| value.contains('@'));
+            let takes_value = !matches!(arg.get_action(), ArgAction::SetTrue);
+            let secret = takes_value
+                && (arg.is_hide_env_values_set() || values.iter().any(|value| value.contains('@')));
             let arg = rivals.into_iter().fold(arg, |arg, rival| {
                 arg.default_value_if(rival, ArgPredicate::IsPresent, None::<&str>)
             });

@@ -142,8 +142,7 @@ impl Remote {
                 while let Some(call) = remote.take_due(now) {
                     remote.is_halfway(&call);
                 }
-                let next = remote.lock().halfway.arm();
-                next
+                remote.lock().halfway.arm()
             };
             let pressed = keeper.notified();
             match next {
