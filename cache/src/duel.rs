@@ -6,37 +6,47 @@
 //! would miss less often everywhere, and the rest uses it. Only evictions are counted, so lookups
 //! know nothing of this.
 //!
-//! There are two contests. In the first one guarding stands against the others: against weighing, the nearer one, whose
-//! samples cost less, while guarding leads, and against the leader of the second contest when it does not. The second,
-//! following against weighing, is held only then. Samples that
+//! There are two contests. In the first one guarding stands against the others: while it leads against lending, which
+//! wherever guarding is wrong is clearly better, so that this is soon noticed; and against the leader of the second contest
+//! when it does not lead. The second, following against weighing, is held only then. Samples that
 //! use another policy than the rest cost hits, so they are few; the side that leads has four times as many, which cost
 //! nothing, so that chance comes into the comparison from one side only.
 
 use crate::eviction::{Policy, SLOTS};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-/// Among so many buckets one is a sample of the policy that does not lead, in the first contest.
-const FIRST_EVERY: usize = 48;
-const _: () = assert!(FIRST_EVERY.is_multiple_of(SECOND_EVERY));
-/// The same for the second one, which is held where a wrong choice costs less, and whose sides differ less.
-const SECOND_EVERY: usize = 16;
+/// Among so many buckets, at most, one is a sample of the policy that does not lead, in the first contest.
+const FIRST_EVERY_MIN: usize = 48;
+
+/// The second contest, which is held where a wrong choice costs less, has so many times as many samples.
+const SECOND_SHARE: usize = 2;
+
+/// The samples of a side are so many times the root of the number of buckets, if that many may be: the larger
+/// the table, the less they cost and the surer they are.
+const SAMPLES_PER_ROOT: usize = 2;
 
 /// How many times as many samples the leader has.
-const LEADER: u64 = 4;
+const LEADER: usize = 4;
 
 /// Below so many buckets there are too few samples to say anything, and all buckets guard.
-const BUCKETS_MIN: usize = 16 * FIRST_EVERY;
+const BUCKETS_MIN: usize = 16 * FIRST_EVERY_MIN;
 
-/// The other side has to evict less by one part in so many before it is taken.
-const MARGIN: u64 = 32;
+/// What an eviction counts in a sample of the side that does not lead.
+const UNIT: i64 = 1 << 10;
 
-/// And by so much that its square is so many variances: 3.5 standard deviations. The sides are compared after each
-/// eviction, so chance has many a try: with 3 the table followed by mistake in two of thirty traces.
-const VARIANCES: u64 = 12;
+/// The other side has to evict less by one part in so many before that speaks for it.
+const MARGIN: i64 = 32;
 
-/// How many times as many evictions are counted as the samples of the side that does not lead have slots, before
-/// half of them are forgotten.
-const MEMORY: u64 = 4;
+/// What it counts in one of the leader's samples, which are more.
+const LEADERS_UNIT: i64 = (UNIT - UNIT / MARGIN) / LEADER as i64;
+
+/// By how many evictions beyond the margin the leader has to be worse, at least, to lose the lead. This is for the luck of which
+/// keys the samples get.
+const LEAD_MIN: u64 = 50;
+
+/// More has to come for chance: the root of so many times the evictions of one turnover of the samples. While a
+/// scan passes, both sides evict the same but for chance, whose deviation in one turnover is the root of 1.25 times them.
+const LEAD_TURNOVER: u64 = 3;
 
 /// The state of both contests.
 pub(crate) struct Duel {
@@ -50,15 +60,22 @@ impl Duel {
     /// Contests in a table of so many buckets. Guarding leads until the contrary is shown, and following before
     /// weighing.
     pub(crate) fn new(buckets: usize) -> Self {
-        let quarter = FIRST_EVERY / LEADER as usize;
+        let samples = SAMPLES_PER_ROOT * buckets.isqrt();
+        let second_every = (buckets / samples.max(1)).max(FIRST_EVERY_MIN) / SECOND_SHARE;
+        let first_every = second_every * SECOND_SHARE;
+        let quarter = first_every / LEADER;
         let first = [0, 1, quarter, 2 * quarter, 3 * quarter];
-        let second = [2, 3, 4, 5, 6];
-        let round = |every: usize| {
-            if buckets < BUCKETS_MIN { 0 } else { (buckets / every) as u64 * SLOTS as u64 }
+        let lead =
+            |every| LEAD_MIN + (LEAD_TURNOVER * SLOTS as u64 * (buckets / every) as u64).isqrt();
+        let [first_lead, second_lead] = if buckets < BUCKETS_MIN {
+            [0; 2]
+        } else {
+            // The second's sides differ less, and taking the wrong one matters less.
+            [lead(first_every), lead(second_every) / 2]
         };
         Self {
-            first: Contest::new(FIRST_EVERY, first, round(FIRST_EVERY)),
-            second: Contest::new(SECOND_EVERY, second, round(SECOND_EVERY)),
+            first: Contest::new(first_every, first, first_lead),
+            second: Contest::new(second_every, [2, 3, 4, 5, 6], second_lead),
         }
     }
 
@@ -67,7 +84,9 @@ impl Duel {
     pub(crate) fn policy(&self, index: usize) -> Policy {
         if !self.first.challenger_has(index) {
             Policy::Guard
-        } else if !self.first.challenger_leads() || self.second.challenger_has(index) {
+        } else if !self.first.challenger_leads() {
+            Policy::Lend
+        } else if self.second.challenger_has(index) {
             Policy::Weigh
         } else {
             Policy::Follow
@@ -84,36 +103,34 @@ impl Duel {
     }
 }
 
-/// A contest between a policy and its challenger.
+/// A contest between a policy and its challenger: Page's cumulative sum ("Continuous inspection schemes", Biometrika
+/// 1954). What the leader evicts is added, what the other side evicts is subtracted, and a sum below zero is
+/// zero, so nothing that spoke for the leader in the past delays its end when requests change.
 #[repr(align(128))]
 struct Contest {
     /// Whether the challenger leads. Seldom written, and read with every eviction, so it
-    /// stays away from the counts.
+    /// stays away from the sum.
     challenger_leads: AtomicBool,
     /// Samples are told by the remainder of their index by this.
     every: usize,
     /// The remainders: of the first side's sample, of the challenger's, and of the leader's further ones.
     samples: [usize; 5],
-    /// Slots of the samples of the side that does not lead. 0 where there is no contest.
-    round: u64,
-    counts: Counts,
+    /// The sum at which the sides change places. 0 where there is no contest.
+    limit: i64,
+    sum: Sum,
 }
 
 #[repr(align(128))]
-struct Counts {
-    /// Evictions in the samples of the side that leads (low half) and of the other (high half).
-    evictions: AtomicU64,
-}
+struct Sum(AtomicI64);
 
 impl Contest {
-    fn new(every: usize, samples: [usize; 5], round: u64) -> Self {
+    fn new(every: usize, samples: [usize; 5], lead: u64) -> Self {
         Self {
             challenger_leads: AtomicBool::new(false),
             every,
             samples,
-            // The cap keeps each half far from overflowing into the other.
-            round: round.min((1 << 30) / (MEMORY * LEADER)),
-            counts: Counts { evictions: AtomicU64::new(0) },
+            limit: lead as i64 * UNIT,
+            sum: Sum(AtomicI64::new(0)),
         }
     }
 
@@ -126,7 +143,7 @@ impl Contest {
     #[inline]
     fn challenger_has(&self, index: usize) -> bool {
         let leads = self.challenger_leads();
-        leads != (self.round != 0 && index % self.every == self.other(leads))
+        leads != (self.limit != 0 && index % self.every == self.other(leads))
     }
 
     /// The remainder that tells the samples of the side that does not lead.
@@ -136,50 +153,29 @@ impl Contest {
     }
 
     fn evicted(&self, index: usize) {
-        if self.round == 0 {
+        if self.limit == 0 {
             return;
         }
         let sample = index % self.every;
         let leads = self.challenger_leads();
-        let one = if sample == self.other(leads) {
-            1 << 32
+        let step = if sample == self.other(leads) {
+            -UNIT
         } else if self.samples.contains(&sample) {
-            1
+            LEADERS_UNIT
         } else {
             return;
         };
-        let counts = self.counts.evictions.fetch_add(one, Ordering::Relaxed) + one;
-        let (leader, other) = (counts & 0xffff_ffff, counts >> 32);
-        let counted = other + leader / LEADER;
-        // Evictions come in clusters while a table fills, so early counts say less than their number.
-        let turns = counted >= self.round / 2 && is_clearly_less(other, leader);
-        // Half of the past stays when there is too much of it; none when the sides change places.
-        let kept = if turns {
-            0
-        } else if counted >= MEMORY * self.round {
-            (leader / 2) | ((other / 2) << 32)
-        } else {
+        let sum = self.sum.0.fetch_add(step, Ordering::Relaxed) + step;
+        let turns = sum > self.limit;
+        if sum >= 0 && !turns {
             return;
-        };
+        }
         // If another thread was quicker, this has been done, or will be with the next eviction.
-        let ended = self.counts.evictions.compare_exchange(
-            counts,
-            kept,
-            Ordering::Relaxed,
-            Ordering::Relaxed,
-        );
+        let ended = self.sum.0.compare_exchange(sum, 0, Ordering::Relaxed, Ordering::Relaxed);
         if turns && ended.is_ok() {
             self.challenger_leads.store(!leads, Ordering::Relaxed);
         }
     }
-}
-
-/// Whether the evictions of the side that does not lead are fewer by what matters and is more than chance.
-/// The variance of a count is the count.
-fn is_clearly_less(other: u64, leader: u64) -> bool {
-    let share = leader / LEADER;
-    let less = share.saturating_sub(other);
-    less > share / MARGIN && less * less > VARIANCES * (share / LEADER + other)
 }
 
 #[cfg(test)]
@@ -193,20 +189,22 @@ mod tests {
     const FOLLOW: usize = 50;
     const WEIGH: usize = 51;
     const OTHER: usize = 58;
+    const QUARTER: usize = 12;
 
     #[test]
     #[cfg_attr(miri, ignore = "a matter of large numbers")]
     fn samples_keep_to_their_policy_and_the_others_take_the_best_one() {
         let duel = Duel::new(BUCKETS);
-        let [guard, weigh, follow] = [Policy::Guard, Policy::Weigh, Policy::Follow];
+        let [guard, lend, weigh, follow] =
+            [Policy::Guard, Policy::Lend, Policy::Weigh, Policy::Follow];
         let policies = || [GUARD, CHALLENGER, FOLLOW, WEIGH, OTHER].map(|index| duel.policy(index));
-        assert_eq!(policies(), [guard, weigh, guard, guard, guard]);
+        assert_eq!(policies(), [guard, lend, guard, guard, guard]);
         // What each policy evicts, and what comes of it.
         for (of_guard, of_follow, of_weigh, expected) in [
             (10, 8, 9, [guard, follow, follow, weigh, follow]),
             (10, 8, 6, [guard, weigh, follow, weigh, weigh]),
             (10, 6, 8, [guard, follow, follow, weigh, follow]),
-            (5, 8, 10, [guard, weigh, guard, guard, guard]),
+            (5, 8, 10, [guard, lend, guard, guard, guard]),
         ] {
             for round in 0..20_000 {
                 for index in 48..96 {
@@ -214,6 +212,7 @@ mod tests {
                         Policy::Guard => of_guard,
                         Policy::Follow => of_follow,
                         Policy::Weigh => of_weigh,
+                        Policy::Lend => of_weigh.max(of_follow),
                     };
                     if round % 10 < share {
                         duel.evicted(index);
@@ -224,31 +223,58 @@ mod tests {
         }
     }
 
+    /// Evictions of the leader in the first contest, and of lending but for one in `saved`.
+    fn rounds(duel: &Duel, rounds: usize, saved: usize) {
+        for round in 0..rounds {
+            for quarter in 0..4 {
+                duel.evicted(GUARD + quarter * QUARTER);
+            }
+            if round % saved != 0 {
+                duel.evicted(CHALLENGER);
+            }
+        }
+    }
+
     #[test]
     #[cfg_attr(miri, ignore = "a matter of large numbers")]
     fn a_small_difference_changes_nothing() {
         // 2 % less where the challenger is; and 10 %, but of few.
-        for (rounds, every) in [(100_000, 50), (450, 10)] {
+        for (count, saved) in [(100_000, 50), (800, 10)] {
             let duel = Duel::new(BUCKETS);
-            for round in 0..rounds {
-                for index in [GUARD, GUARD + 12, GUARD + 24, GUARD + 36] {
-                    duel.evicted(index);
-                }
-                if round % every != 0 {
-                    duel.evicted(CHALLENGER);
-                }
-            }
+            rounds(&duel, count, saved);
             assert_eq!(duel.policy(OTHER), Policy::Guard);
         }
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "a matter of large numbers")]
+    fn a_long_past_does_not_delay_a_change() {
+        let duel = Duel::new(BUCKETS);
+        // Lending saves nothing for long, then one in four.
+        rounds(&duel, 100_000, usize::MAX);
+        rounds(&duel, 600, 4);
+        assert_ne!(duel.policy(OTHER), Policy::Guard);
+    }
+
+    #[test]
     fn a_few_clustered_evictions_change_nothing() {
         let duel = Duel::new(BUCKETS);
-        for _ in 0..1000 {
+        for _ in 0..350 {
             duel.evicted(GUARD);
         }
         assert_eq!(duel.policy(OTHER), Policy::Guard);
+    }
+
+    #[test]
+    fn larger_tables_have_relatively_fewer_samples() {
+        let every = [BUCKETS_MIN, 12_500, 1_250_000].map(|buckets| Duel::new(buckets).first.every);
+        assert_eq!(every, [48, 56, 558]);
+        // The extra samples of the first contest's leader are none of those that use another policy.
+        for buckets in [BUCKETS_MIN, 12_500, 30_000, 1_250_000] {
+            let duel = Duel::new(buckets);
+            let [_, _, extra @ ..] = duel.first.samples;
+            assert!(extra.iter().all(|sample| ![2, 3].contains(&(sample % duel.second.every))));
+        }
     }
 
     #[test]

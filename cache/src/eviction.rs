@@ -3,15 +3,17 @@
 //! The *guarding* policy is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP
 //! 2023) cut down to a bucket. A new entry stands on *probation*; the next new entry pushes it out, unless
 //! it was hit meanwhile, in which case it is promoted to the *main* part. The main part is a clock: entries
-//! that were hit are passed over three times. The bucket remembers eight bits of each of
-//! the last four keys that it evicted; one that returns while it is remembered goes to the main part at
-//! once. So a scan, whose keys come once, only ever pushes out its own predecessors.
+//! that were hit are passed over three times. Each line remembers eight bits of each of
+//! the last two keys evicted whose home it was; one that returns while it is remembered goes to the main part at
+//! once. So a scan, whose keys come once, only ever pushes out its own predecessors, but for those that are taken for a
+//! remembered key: one in 128. (Four in one list, compared with every key, would be one in 64, and a scan would be felt.)
 //!
-//! What makes it good at popularity that lasts makes it slow where popularity moves on. Two other policies
+//! What makes it good at popularity that lasts makes it slow where popularity moves on. The other policies
 //! are one clock over all entries, whose hand passes three times over what was hit. They differ in what is new.
 //! The *weighing* one lets it go at the hand's first coming if it was not hit by then; it is best where some of
 //! what is new will be asked for again, and some will not. The *following* one treats it as if it had been hit, which comes
-//! nearest to evicting what was not used for longest. Which of the three a table uses is found out while it
+//! nearest to evicting what was not used for longest. The *lending* one passes over it once: nowhere the best, and
+//! wherever guarding is wrong much better than that. Which of them a table uses is found out while it
 //! runs, by [`crate::duel`].
 //!
 //! The word is made of one half for each line of the bucket, low half for line 0, so that a reader marks a
@@ -22,8 +24,9 @@
 //! | 0 – 11, 4 × 3  | each entry's state: 0 vacant; 2, 3 on probation, not hit and hit; 4 – 7 main, to be passed over 0 – 3 times |
 //! | 12             | whether a key that is looked for in this line first stands in the other one |
 //! | 13 – 15        | a hand: in the low half that of the probation, in the high half the clock's |
-//! | 16 – 31, 2 × 8 | fingerprints of evicted keys, the newest lowest in the low half; 0 for none |
+//! | 16 – 31, 2 × 8 | fingerprints of evicted keys whose home is this line, the newest lowest; 0 for none |
 
+use crate::hash::home_of;
 use crate::line::LANES;
 
 /// Lines in a bucket.
@@ -36,8 +39,10 @@ pub(crate) const SLOTS: usize = LINES * LANES;
 pub(crate) enum Policy {
     /// Keeps what proved popular against what is new.
     Guard,
-    /// Lets what is new prove itself once around the clock.
+    /// Lets what is new prove itself until the clock's hand comes.
     Weigh,
+    /// Lets it prove itself once around the clock.
+    Lend,
     /// Keeps what was used lately.
     Follow,
 }
@@ -64,17 +69,17 @@ const HAND: u64 = 0b111;
 const PROBATION_HAND: usize = 13;
 const CLOCK_HAND: usize = HALF_BITS + 13;
 
-const GHOSTS: usize = 4;
+/// Evicted keys that a line remembers.
+const GHOSTS: usize = 2;
 const GHOST_BITS: usize = 8;
 const GHOST: u64 = (1 << GHOST_BITS) - 1;
-/// Ghosts of one half.
+/// The lowest bit of a half's ghosts.
 const GHOSTS_SHIFT: usize = 16;
 const HALF_GHOSTS: u64 = HALF >> GHOSTS_SHIFT;
-const HALF_GHOSTS_BITS: usize = HALF_BITS - GHOSTS_SHIFT;
 
 const _: () = assert!(1 << (STRIDE * LANES) <= SPILLED);
 const _: () = assert!(SLOTS <= HAND as usize + 1);
-const _: () = assert!(LINES * HALF_GHOSTS_BITS == GHOSTS * GHOST_BITS);
+const _: () = assert!(GHOSTS_SHIFT + GHOSTS * GHOST_BITS == HALF_BITS);
 
 /// The lowest bit of each lane's state in a line.
 const LOWEST_IN_LINE: u64 = {
@@ -184,11 +189,12 @@ impl Meta {
     /// Puts a new entry, the hash of whose key is `hash`, into `slot`.
     #[inline]
     pub(crate) fn fill(&mut self, slot: usize, hash: u64, policy: Policy) {
-        let returned = self.forget(fingerprint(hash));
+        let returned = self.forget(hash);
         let state = match policy {
             Policy::Guard if returned => MAIN,
-            Policy::Weigh if returned => HIT,
+            Policy::Weigh | Policy::Lend if returned => HIT,
             Policy::Guard | Policy::Weigh => PROBATION,
+            Policy::Lend => PROMOTED,
             Policy::Follow => HIT,
         };
         self.set_state(slot, state);
@@ -250,7 +256,8 @@ impl Meta {
     /// Remembers the key of an evicted entry, whose hash is `hash`.
     #[inline]
     pub(crate) fn remember(&mut self, hash: u64) {
-        self.set_ghosts(self.ghosts() << GHOST_BITS | fingerprint(hash));
+        let line = home_of(hash);
+        self.set_ghosts(line, self.ghosts(line) << GHOST_BITS | fingerprint(hash));
     }
 
     /// How much the entry in an occupied `slot` is worth keeping, from 0 to [`Meta::HEAT_MAX`].
@@ -317,32 +324,30 @@ impl Meta {
         slot
     }
 
-    /// All ghosts, the newest lowest.
+    /// The ghosts of a line, the newest lowest.
     #[inline]
-    const fn ghosts(self) -> u64 {
-        let low = self.0 >> GHOSTS_SHIFT & HALF_GHOSTS;
-        low | self.0 >> (HALF_BITS + GHOSTS_SHIFT) << HALF_GHOSTS_BITS
+    const fn ghosts(self, line: usize) -> u64 {
+        self.0 >> (HALF_BITS * line + GHOSTS_SHIFT) & HALF_GHOSTS
     }
 
-    fn set_ghosts(&mut self, ghosts: u64) {
-        let low = (ghosts & HALF_GHOSTS) << GHOSTS_SHIFT;
-        let high = (ghosts >> HALF_GHOSTS_BITS & HALF_GHOSTS) << (HALF_BITS + GHOSTS_SHIFT);
-        const NO_GHOSTS: u64 =
-            !(HALF_GHOSTS << GHOSTS_SHIFT | HALF_GHOSTS << (HALF_BITS + GHOSTS_SHIFT));
-        self.0 = self.0 & NO_GHOSTS | low | high;
+    #[inline]
+    fn set_ghosts(&mut self, line: usize, ghosts: u64) {
+        let shift = HALF_BITS * line + GHOSTS_SHIFT;
+        self.0 = self.0 & !(HALF_GHOSTS << shift) | (ghosts & HALF_GHOSTS) << shift;
     }
 
-    /// Whether `fingerprint` is remembered; if so it is no longer.
+    /// Whether the key with this hash is remembered; if so it is no longer.
     #[inline]
-    fn forget(&mut self, fingerprint: u64) -> bool {
-        let ghosts = self.ghosts();
+    fn forget(&mut self, hash: u64) -> bool {
+        let line = home_of(hash);
+        let ghosts = self.ghosts(line);
         for at in 0..GHOSTS {
             let shift = GHOST_BITS * at;
-            if ghosts >> shift & GHOST == fingerprint {
+            if ghosts >> shift & GHOST == fingerprint(hash) {
                 // Older ones close the gap.
                 let newer = ghosts & ((1 << shift) - 1);
                 let older = ghosts >> shift >> GHOST_BITS << shift;
-                self.set_ghosts(newer | older);
+                self.set_ghosts(line, newer | older);
                 return true;
             }
         }
@@ -350,8 +355,8 @@ impl Meta {
     }
 }
 
-/// What is remembered of a hash: its lowest bits but the one that chooses the line, since the bucket is chosen
-/// by the highest. Never 0.
+/// What is remembered of a hash: its lowest bits but the one that chooses the line and so the list, since the bucket is
+/// chosen by the highest. Never 0.
 #[inline]
 fn fingerprint(hash: u64) -> u64 {
     (hash >> 1 & GHOST).max(1)
@@ -362,7 +367,7 @@ fn fingerprint(hash: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const POLICIES: [Policy; 3] = [Policy::Guard, Policy::Weigh, Policy::Follow];
+    const POLICIES: [Policy; 4] = [Policy::Guard, Policy::Weigh, Policy::Lend, Policy::Follow];
 
     /// A full bucket of unhit entries with hashes 2, 4 and so on, which look for line 0 first.
     fn full(policy: Policy) -> Meta {
@@ -422,30 +427,32 @@ mod tests {
         let mut meta = full(Policy::Guard);
         assert_eq!(replace(&mut meta, Policy::Guard, 1, 50), 0);
         assert_eq!(meta.heat(0), 0);
-        for newer in 0..3 {
-            replace(&mut meta, Policy::Guard, 60 + newer, 70 + newer);
-        }
+        replace(&mut meta, Policy::Guard, 60, 70);
         let slot = meta.victim(Policy::Guard);
         meta.fill(slot, 2, Policy::Guard);
-        assert_eq!(meta.heat(slot), 2, "the fourth newest is remembered");
+        assert_eq!(meta.heat(slot), 2, "the second newest is remembered");
         meta.empty(slot);
         meta.fill(slot, 2, Policy::Guard);
         assert_eq!(meta.heat(slot), 0, "it is remembered once");
     }
 
     #[test]
-    fn forgetting_one_ghost_keeps_the_others_in_order() {
-        for forgotten in 0..4u64 {
-            let mut meta = Meta::default();
-            for hash in [20, 22, 24, 26] {
-                meta.remember(hash);
+    fn each_line_remembers_the_last_two_keys_of_its_own() {
+        for line in 0..2 {
+            // Twelve bits of a hash, of which the lowest is the home.
+            let of = |key: u64| 2 * key + line;
+            for forgotten in 11..13 {
+                let mut meta = Meta::default();
+                for key in [10, 11, 12] {
+                    meta.remember(of(key));
+                }
+                assert!(!meta.forget(of(10)), "two newer ones came");
+                assert!(!meta.forget(of(forgotten) ^ 1), "a key of the other line");
+                assert!(meta.forget(of(forgotten)));
+                assert!(!meta.forget(of(forgotten)));
+                assert!(meta.forget(of(11 + 12 - forgotten)), "without {forgotten}");
+                assert_eq!(meta, Meta::default());
             }
-            assert!(meta.forget(10 + forgotten));
-            assert!(!meta.forget(10 + forgotten));
-            for kept in (10..14).filter(|&hash| hash != 10 + forgotten) {
-                assert!(meta.forget(kept), "{kept} without {forgotten}");
-            }
-            assert_eq!(meta, Meta::default());
         }
     }
 
@@ -461,6 +468,16 @@ mod tests {
             (0..20).map(|n| replace(&mut meta, Policy::Weigh, 10 + n, 40 + n)).collect();
         assert_eq!(order, [2, 3, 5, 6, 7, 2, 3, 5, 6, 7, 2, 3, 5, 6, 7, 2, 3, 5, 6, 7]);
         assert_eq!(replace(&mut meta, Policy::Weigh, 1, 2), 0);
+    }
+
+    #[test]
+    fn lending_takes_what_was_not_hit_within_a_round_of_the_hand() {
+        let mut meta = full(Policy::Lend);
+        meta.hit(3);
+        let order: Vec<usize> =
+            (0..8).map(|n| replace(&mut meta, Policy::Lend, 10 + n, 40 + n)).collect();
+        // The hand has been everywhere once; then what came meanwhile has its turn.
+        assert_eq!(order, [0, 1, 2, 4, 5, 6, 7, 0]);
     }
 
     #[test]
