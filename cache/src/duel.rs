@@ -42,11 +42,11 @@ const LEADERS_UNIT: i64 = (UNIT - UNIT / MARGIN) / LEADER as i64;
 
 /// By how many evictions beyond the margin the leader has to be worse, at least, to lose the lead. This is for the luck of which
 /// keys the samples get.
-const LEAD_MIN: u64 = 50;
+const LEAD_MIN: u64 = 40;
 
 /// More has to come for chance: the root of so many times the evictions of one turnover of the samples. While a
 /// scan passes, both sides evict the same but for chance, whose deviation in one turnover is the root of 1.25 times them.
-const LEAD_TURNOVER: u64 = 3;
+const LEAD_TURNOVER: u64 = 2;
 
 /// The state of both contests.
 pub(crate) struct Duel {
@@ -65,17 +65,19 @@ impl Duel {
         let first_every = second_every * SECOND_SHARE;
         let quarter = first_every / LEADER;
         let first = [0, 1, quarter, 2 * quarter, 3 * quarter];
-        let lead =
-            |every| LEAD_MIN + (LEAD_TURNOVER * SLOTS as u64 * (buckets / every) as u64).isqrt();
+        let slots = |every| (SLOTS * (buckets / every)) as u64;
+        let lead = |every| LEAD_MIN + (LEAD_TURNOVER * slots(every)).isqrt();
         let [first_lead, second_lead] = if buckets < BUCKETS_MIN {
             [0; 2]
         } else {
             // The second's sides differ less, and taking the wrong one matters less.
             [lead(first_every), lead(second_every) / 2]
         };
+        let turnover = first.len() as u64 * slots(first_every);
         Self {
-            first: Contest::new(first_every, first, first_lead),
-            second: Contest::new(second_every, [2, 3, 4, 5, 6], second_lead),
+            first: Contest::new(first_every, first, first_lead, turnover),
+            // The table is full when it begins.
+            second: Contest::new(second_every, [2, 3, 4, 5, 6], second_lead, 0),
         }
     }
 
@@ -117,20 +119,25 @@ struct Contest {
     samples: [usize; 5],
     /// The sum at which the sides change places. 0 where there is no contest.
     limit: i64,
-    sum: Sum,
+    score: Score,
 }
 
 #[repr(align(128))]
-struct Sum(AtomicI64);
+struct Score {
+    sum: AtomicI64,
+    /// Evictions that do not count yet: one turnover of the samples. While a table fills, evictions are those of the buckets
+    /// that filled first, and say more of luck than of policies.
+    ignored: AtomicI64,
+}
 
 impl Contest {
-    fn new(every: usize, samples: [usize; 5], lead: u64) -> Self {
+    fn new(every: usize, samples: [usize; 5], lead: u64, ignored: u64) -> Self {
         Self {
             challenger_leads: AtomicBool::new(false),
             every,
             samples,
             limit: lead as i64 * UNIT,
-            sum: Sum(AtomicI64::new(0)),
+            score: Score { sum: AtomicI64::new(0), ignored: AtomicI64::new(ignored as i64) },
         }
     }
 
@@ -165,13 +172,18 @@ impl Contest {
         } else {
             return;
         };
-        let sum = self.sum.0.fetch_add(step, Ordering::Relaxed) + step;
-        let turns = sum > self.limit;
-        if sum >= 0 && !turns {
+        let Score { sum, ignored } = &self.score;
+        if ignored.load(Ordering::Relaxed) > 0 {
+            ignored.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let new = sum.fetch_add(step, Ordering::Relaxed) + step;
+        let turns = new > self.limit;
+        if new >= 0 && !turns {
             return;
         }
         // If another thread was quicker, this has been done, or will be with the next eviction.
-        let ended = self.sum.0.compare_exchange(sum, 0, Ordering::Relaxed, Ordering::Relaxed);
+        let ended = sum.compare_exchange(new, 0, Ordering::Relaxed, Ordering::Relaxed);
         if turns && ended.is_ok() {
             self.challenger_leads.store(!leads, Ordering::Relaxed);
         }
@@ -235,12 +247,32 @@ mod tests {
         }
     }
 
+    /// Duels in a table that has been full for a while.
+    fn full() -> Duel {
+        let duel = Duel::new(BUCKETS);
+        rounds(&duel, BUCKETS / FIRST_EVERY_MIN * SLOTS + 1, usize::MAX);
+        duel
+    }
+
+    #[test]
+    fn what_is_evicted_while_a_table_fills_does_not_count() {
+        let duel = Duel::new(BUCKETS);
+        for _ in 0..4000 {
+            duel.evicted(GUARD);
+        }
+        assert_eq!(duel.policy(OTHER), Policy::Guard);
+        for _ in 0..400 {
+            duel.evicted(GUARD);
+        }
+        assert_ne!(duel.policy(OTHER), Policy::Guard);
+    }
+
     #[test]
     #[cfg_attr(miri, ignore = "a matter of large numbers")]
     fn a_small_difference_changes_nothing() {
         // 2 % less where the challenger is; and 10 %, but of few.
-        for (count, saved) in [(100_000, 50), (800, 10)] {
-            let duel = Duel::new(BUCKETS);
+        for (count, saved) in [(100_000, 50), (700, 10)] {
+            let duel = full();
             rounds(&duel, count, saved);
             assert_eq!(duel.policy(OTHER), Policy::Guard);
         }
@@ -258,8 +290,8 @@ mod tests {
 
     #[test]
     fn a_few_clustered_evictions_change_nothing() {
-        let duel = Duel::new(BUCKETS);
-        for _ in 0..350 {
+        let duel = full();
+        for _ in 0..300 {
             duel.evicted(GUARD);
         }
         assert_eq!(duel.policy(OTHER), Policy::Guard);
