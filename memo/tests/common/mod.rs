@@ -111,7 +111,6 @@ impl Service for Serving {
             return batch.turn_away();
         }
         for (i, request) in batch.requests().iter().enumerate() {
-            puppet.asked.fetch_add(1, SeqCst);
             let Op::Classify { image } = request.op else { panic!("{:?}", request.op) };
             match mood {
                 Mood::Answers => {
@@ -124,6 +123,8 @@ impl Service for Serving {
                 }
                 Mood::Fails(status) => batch.error(i, status, "as planned"),
             }
+            // After that, so that whoever knows of the request can have it released.
+            puppet.asked.fetch_add(1, SeqCst);
         }
     }
 

@@ -1,0 +1,161 @@
+//! Peers that come in numbers.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::first_byte::FirstByte;
+use afterimage_wire::Client;
+use afterimage_wire::proto::stats::Value;
+use afterimage_wire::server::{Server, ServerOptions};
+use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use crate::house::{House, NEVER, PATIENCE, certificates, client_hello, client_options};
+
+/// Connects, says `first` and nothing more, again and again, and holds on to what it has.
+async fn flood(addr: SocketAddr, first: &[u8]) {
+    let mut held = Vec::new();
+    for n in 0u64.. {
+        // Refused or reset: on with the next one.
+        let connected: io::Result<TcpStream> = async {
+            let mut stream = TcpStream::connect(addr).await?;
+            stream.write_all(first).await?;
+            Ok(stream)
+        }
+        .await;
+        held.push(connected);
+        if held.len() == 600 {
+            std::future::pending::<()>().await;
+        }
+        if n % 8 == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_strangers_keeps_neither_guests_waiting_nor_newcomers_out() {
+    for (secure, said) in [(false, 0), (false, 10), (true, 0), (true, 10), (true, usize::MAX)] {
+        let options =
+            ServerOptions { max_connections: 256, handshake_timeout: NEVER, ..Default::default() };
+        let house = House::open(secure, options).await;
+        let mut first = client_hello(house.tls.as_ref());
+        first.truncate(said);
+        let newcomers = async {
+            // When all places would be taken.
+            while house.count("connections_accepted").await < 400 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for _ in 0..3 {
+                let newcomer = Client::connect(house.addr, client_options(house.tls.clone()));
+                let newcomer = newcomer.await.unwrap();
+                assert_eq!(newcomer.classify(&[1]).await.unwrap().class, 1);
+            }
+        };
+        let flooded = async {
+            tokio::select! { () = flood(house.addr, &first) => {}, () = newcomers => {} }
+        };
+        house.while_answering(flooded).await;
+        assert!(house.count("connections_evicted").await > 0);
+    }
+}
+
+#[tokio::test]
+async fn strangers_do_not_take_all_places_of_a_small_server() {
+    for (secure, max_connections) in [(false, 8), (true, 8), (false, 3)] {
+        let options =
+            ServerOptions { max_connections, handshake_timeout: NEVER, ..Default::default() };
+        let house = House::open(secure, options).await;
+        let mut strangers = Vec::new();
+        for n in 1..=2 * max_connections as u64 {
+            strangers.push(TcpStream::connect(house.addr).await.unwrap());
+            // One by one, each in its place or turned away: those in the flood above come all at once.
+            let seen = async {
+                let count = ["connections_accepted", "connections_refused"];
+                while house.count(count[0]).await + house.count(count[1]).await < 1 + n {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, seen).await.unwrap();
+        }
+        let newcomer = Client::connect(house.addr, client_options(house.tls.clone()));
+        let newcomer = house.while_answering(newcomer).await.unwrap();
+        assert_eq!(newcomer.classify(&[1]).await.unwrap().class, 1);
+        drop(strangers);
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_fails_and_is_not_hung_up_on_is_one_that_failed() {
+    // Less than a failed peer is listened to.
+    let handshake_timeout = Duration::from_millis(300);
+    let house = House::open(true, ServerOptions { handshake_timeout, ..Default::default() }).await;
+    let mut broken = client_hello(house.tls.as_ref());
+    broken[5] ^= 0xFF;
+    let mut stranger = TcpStream::connect(house.addr).await.unwrap();
+    stranger.write_all(&broken).await.unwrap();
+    let over = async {
+        while house.count("tls_failed").await == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // It hears why, and is hung up on.
+        let mut alert = Vec::new();
+        stranger.read_to_end(&mut alert).await.unwrap();
+        assert!(!alert.is_empty());
+        loop {
+            let stats = house.first.stats().await.unwrap();
+            if stats.get("connections_open") == Some(&Value::Gauge(1)) {
+                return stats.counter_value("tls_failed");
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert_eq!(house.while_answering(over).await, 1);
+}
+
+/// No clock here: everything is ready at once, and the order in which it is done is all that counts.
+#[tokio::test]
+async fn many_handshakes_at_once_do_not_come_before_the_next_answer() {
+    const HANDSHAKES: usize = 100;
+    let (server_tls, client_tls, _folder) = certificates();
+    let (network, listener) = mpsc::channel::<(DuplexStream, &'static str)>(HANDSHAKES);
+    let options = ServerOptions { tls: Some(server_tls), ..Default::default() };
+    tokio::spawn(Server::new(listener, Arc::new(FirstByte), options).serve(std::future::pending()));
+    let connector = {
+        let network = network.clone();
+        move |_| {
+            let network = network.clone();
+            async move {
+                let (near, far) = duplex(1 << 16);
+                network.send((far, "a client")).await.map_err(io::Error::other)?;
+                Ok(near)
+            }
+        }
+    };
+    let named = client_tls.clone().server_name("127.0.0.1").unwrap();
+    let client = Client::with_connector(connector, client_options(Some(named)));
+    client.classify(&[1]).await.unwrap();
+
+    let hello = client_hello(Some(&client_tls));
+    let mut strangers = Vec::new();
+    for _ in 0..HANDSHAKES {
+        let (mut near, far) = duplex(1 << 16);
+        near.write_all(&hello).await.unwrap();
+        network.send((far, "a stranger")).await.unwrap();
+        strangers.push(near);
+    }
+    client.classify(&[2]).await.unwrap();
+    let mut answered = 0;
+    for stranger in &mut strangers {
+        answered += usize::from(stranger.read_u8().now_or_never().is_some());
+    }
+    assert!(answered < HANDSHAKES / 2, "{answered} of {HANDSHAKES} handshakes came first");
+    // And all of them get their turn.
+    for stranger in &mut strangers {
+        tokio::time::timeout(PATIENCE, stranger.read_u8()).await.unwrap().unwrap();
+    }
+}
