@@ -1,7 +1,6 @@
 //! The hot messages are encoded and decoded without a single allocation.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+mod counting;
 
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{
@@ -9,48 +8,7 @@ use afterimage_wire::proto::message::{
     put_classify_resp,
 };
 use afterimage_wire::proto::{Frame, Message};
-
-thread_local! {
-    /// Allocations of this thread.
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-fn count() {
-    let _ = COUNT.try_with(|count| count.set(count.get() + 1));
-}
-
-// SAFETY: every call is passed on to `System` as it is, whose contract is the trait's; counting touches a
-// thread-local cell, which neither allocates nor unwinds.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are `System`'s conditions.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above; `old` came from `System`.
-        unsafe { System.realloc(old, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(old, layout) }
-    }
-}
-
-/// Allocations that `action` makes on this thread.
-fn allocations(action: impl FnOnce()) -> u64 {
-    let before = COUNT.get();
-    action();
-    COUNT.get() - before
-}
+use counting::allocations;
 
 #[test]
 fn hot_messages_go_through_the_codec_without_an_allocation() {

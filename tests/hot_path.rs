@@ -1,0 +1,176 @@
+//! What a request costs that is answered at once: no allocation, and one write for all that came together. A whole
+//! connection is driven here, from its bytes to its bytes, by hand and without a socket.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../wire/tests/counting/mod.rs"]
+mod counting;
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+
+use afterimage_cache::service::CacheService;
+use afterimage_cache::{Capacity, Table};
+use afterimage_memo::upstream::{Answer, Job};
+use afterimage_memo::{Classifier, MemoOptions, MemoService, ModelId, Secret, Store};
+use afterimage_wire::proto::handshake::Hello;
+use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
+use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::{Frame, Message, Shape};
+use afterimage_wire::server::{ServerOptions, Service, serve_stream};
+use counting::allocations;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
+
+/// Requests that come together: several of the batches that a service sees.
+const TOGETHER: u64 = 200;
+
+/// How often before it is counted: buffers have grown by then.
+const WARMUP: usize = 3;
+
+/// Both ends of a connection.
+#[derive(Default)]
+struct Ends {
+    to_server: Vec<u8>,
+    from_server: Vec<u8>,
+    writes: usize,
+}
+
+#[derive(Clone, Default)]
+struct Transport(Arc<Mutex<Ends>>);
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut ends = self.0.lock().unwrap();
+        let len = ends.to_server.len().min(into.remaining());
+        if len == 0 {
+            return Poll::Pending;
+        }
+        into.put_slice(&ends.to_server[..len]);
+        ends.to_server.drain(..len);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let mut ends = self.0.lock().unwrap();
+        ends.from_server.extend_from_slice(bytes);
+        ends.writes += 1;
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What `TOGETHER` requests cost, each written by `put`, once the service is warm: allocations and writes. `check`
+/// sees each reply.
+fn cost(
+    service: impl Service,
+    put: impl Fn(&mut Vec<u8>, u64),
+    check: impl Fn(u64, &Message<'_>),
+) -> (u64, usize) {
+    // Timers need one; nothing runs on it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _inside = runtime.enter();
+    let transport = Transport::default();
+    let ends = Arc::clone(&transport.0);
+    let options = ServerOptions::default();
+    let mut connection =
+        pin!(serve_stream(Arc::new(service), options, transport, CancellationToken::new()));
+    let mut poll = || {
+        let polled = connection.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(polled.is_pending(), "the connection goes on");
+    };
+    Message::Hello(Hello::new(b"")).encode(0, &mut ends.lock().unwrap().to_server);
+    poll();
+    let mut figures = (0, 0);
+    for _ in 0..=WARMUP {
+        {
+            let mut ends = ends.lock().unwrap();
+            ends.from_server.clear();
+            ends.writes = 0;
+            (0..TOGETHER).for_each(|id| put(&mut ends.to_server, id));
+        }
+        let made = allocations(&mut poll);
+        let ends = ends.lock().unwrap();
+        figures = (made, ends.writes);
+        let mut rest = &ends.from_server[..];
+        while let Some(frame) = Frame::decode(rest, DEFAULT_MAX_BODY).unwrap() {
+            rest = &rest[frame.header.frame_len()..];
+            check(frame.header.id, &Message::decode(frame).unwrap());
+        }
+    }
+    figures
+}
+
+#[test]
+fn the_cache_answers_what_came_together_with_one_write_and_no_allocation() {
+    let table = Arc::new(Table::new(Capacity::Entries(10_000)).unwrap());
+    let put = |out: &mut Vec<u8>, id| {
+        put_cache_write(out, id, id, 7);
+        put_cache_read(out, id, id, 0);
+    };
+    let cost = cost(CacheService::new(table), put, |id, reply| {
+        assert_eq!(*reply, Message::CacheResp { value: Some(7) }, "key {id}");
+    });
+    assert_eq!(cost, (0, 1), "allocations, writes");
+}
+
+#[test]
+fn the_memo_answers_remembered_images_that_came_together_with_one_write_and_no_allocation() {
+    let table = Arc::new(Table::new(Capacity::Entries(10_000)).unwrap());
+    let options = MemoOptions::new(Secret::new([1; 32]));
+    let memo = MemoService::new(Store::Embedded(table, None), FirstByte::new(), options);
+    let put = |out: &mut Vec<u8>, id: u64| {
+        put_classify_req(out, id, &[&[(id % 10) as u8][..], &[id as u8; 783]].concat(), 0);
+    };
+    let cost = cost(memo, put, |id, reply| {
+        let Message::ClassifyResp(label) = reply else { panic!("{reply:?}") };
+        assert_eq!(u64::from(label.class), id % 10);
+    });
+    assert_eq!(cost, (0, 1), "allocations, writes");
+}
+
+/// A classifier that answers at once, with an image's first byte.
+struct FirstByte(Arc<ModelId>);
+
+impl FirstByte {
+    fn new() -> Self {
+        let shape = Shape::new(&[28, 28]).unwrap();
+        FirstByte(Arc::new(ModelId { digest: [1; 32], shape, classes: 10 }))
+    }
+}
+
+impl Classifier for FirstByte {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn classify(&self, jobs: Vec<Job>) {
+        for Job { image, reply } in jobs {
+            let model = Arc::clone(&self.0);
+            reply.send(Ok(Answer { label: image[0].into(), model }));
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
