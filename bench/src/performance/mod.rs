@@ -29,12 +29,25 @@ struct Subject {
 }
 
 /// The records that the page is about, in its order.
-const SUBJECTS: [Subject; 10] = [
+const SUBJECTS: [Subject; 12] = [
     Subject {
         name: "memo-hot",
         heading: "Remembered answers",
         text: "`bench/memo`: `afterimage serve` on one core, the load on the other, one connection, every answer \
                checked.",
+        show: show::runs_and_figures,
+    },
+    Subject {
+        name: "memo-hot-busy-poll",
+        heading: "Remembered answers, with busy polling",
+        text: "`bench/memo`: the same with `--busy-poll 1ms`, so that the server's thread looks for the next request \
+               in place of sleeping.",
+        show: show::runs_and_figures,
+    },
+    Subject {
+        name: "memo-hot-tls",
+        heading: "Remembered answers, over TLS",
+        text: "`bench/memo`: the same over TLS 1.3.",
         show: show::runs_and_figures,
     },
     Subject {
