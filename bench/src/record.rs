@@ -163,7 +163,11 @@ impl Machine {
         };
         Machine {
             cpu: read("/proc/cpuinfo").and_then(|text| field(&text, "model name")),
-            cpus: std::thread::available_parallelism().ok().map(usize::from),
+            // All there are: this process may be pinned to one of them.
+            cpus: read("/proc/cpuinfo")
+                .map(|text| text.lines().filter(|line| line.starts_with("processor")).count())
+                .filter(|&cpus| cpus > 0)
+                .or_else(|| std::thread::available_parallelism().ok().map(usize::from)),
             memory: read("/proc/meminfo")
                 .and_then(|text| field(&text, "MemTotal"))
                 .and_then(|total| total.split(' ').next()?.parse::<u64>().ok())

@@ -4,7 +4,7 @@
 //!
 //! The ordinary run makes up its images, trains on some hundreds of them and tries some hundreds, many of them halfway
 //! between two classes; `--ignored` trains on MNIST and tries all 10,000 images of its test set, with the models of two
-//! classes too (AFTERIMAGE_MNIST names the folder; `../shared/data/mnist` beside the checkout, if it is not set):
+//! classes too (AFTERIMAGE_MNIST names the folder):
 //!
 //! ```text
 //! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test original_tools -- --ignored
@@ -53,14 +53,7 @@ struct Images {
 }
 
 fn mnist() -> Option<PathBuf> {
-    let beside = || {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        here.ancestors()
-            .skip(1)
-            .map(|up| up.join("../shared/data/mnist"))
-            .find(|path| path.is_dir())
-    };
-    std::env::var_os("AFTERIMAGE_MNIST").map(PathBuf::from).or_else(beside)
+    std::env::var_os("AFTERIMAGE_MNIST").map(PathBuf::from)
 }
 
 /// MNIST: five thousand images to train on, and the whole test set to try.
