@@ -144,24 +144,24 @@ impl<T> Drop for Zeroed<T> {
     }
 }
 
-/// Brings a line into the second-level cache. That one has more room for accesses under way than the first
-/// level: with 50 million keys, batched lookups took 22.4 ns so and 25.3 ns with the first level as the aim.
+/// Brings a line into the first-level cache. With the second level as the aim, batched lookups among 50 million keys took 22.0
+/// and 22.9 ns in place of 20.6 and 21.5, and the service 34.6 ns of CPU time for a read in place of 32.0.
 #[inline]
 fn prefetch_line(line: &Line) {
     let address = std::ptr::from_ref(line).cast::<u8>();
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: SSE is part of every x86-64; a prefetch of any address has no effect that a program
         // can see.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[cfg(all(target_arch = "aarch64", not(miri)))]
     {
         // SAFETY: a prefetch of any address has no effect that a program can see; it touches neither
         // memory nor stack nor flags.
         unsafe {
-            std::arch::asm!("prfm pldl2keep, [{0}]", in(reg) address,
+            std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) address,
                 options(nostack, preserves_flags, readonly));
         }
     }
