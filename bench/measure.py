@@ -73,6 +73,7 @@ def write_record(folder, name, command, machine, figures, text):
         "figures": figures,
         "text": text,
     }
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
     number, path = 1, None
     while path is None or path.exists():
         suffix = f"-{number}" if number > 1 else ""
