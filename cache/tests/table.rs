@@ -294,6 +294,27 @@ fn a_scan_does_not_flush_what_is_in_use() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "a matter of large numbers")]
+fn a_table_comes_to_follow_a_working_set_that_moves_on() {
+    let table = table(20_000);
+    let mut rng = SplitMix64(1);
+    let (window, requests) = (table.capacity() * 4 / 5, 40 * table.capacity());
+    let mut hits_of_last_quarter = 0;
+    for at in 0..requests {
+        // Each key is asked for some ten times and never again, so nine in ten can be hits.
+        let key = at / 10 + rng.number() % window;
+        if table.get(key).is_none() {
+            table.insert(key, key);
+        } else if at >= requests * 3 / 4 {
+            hits_of_last_quarter += 1;
+        }
+    }
+    let ratio = hits_of_last_quarter as f64 / (requests / 4) as f64;
+    // A table that only guards has 0.75.
+    assert!(ratio > 0.80, "{ratio} of the last quarter were hits");
+}
+
+#[test]
 fn each_value_read_is_one_that_was_written_under_that_key() {
     // A value is its key and a generation, scrambled together; any mixture of two entries shows.
     const SALT: u64 = 0x5851_f42d_4c95_7f2d;
