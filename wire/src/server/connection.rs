@@ -17,6 +17,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -40,9 +41,13 @@ const OUT_HIGH: usize = 1 << 20;
 const OUT_COMPACT: usize = 64 << 10;
 
 /// Bytes of requests that a connection is served before all others that are ready have their turn: one
-/// full receive buffer. A peer that sends faster than it is served would otherwise keep its thread to
-/// itself; after so many bytes, some hundred microseconds of work, the change costs less than a hundredth.
+/// full receive buffer, some hundred microseconds of work. A peer that sends faster than it is served would
+/// otherwise keep its thread to itself. Each change of turns costs three hundredths of that time (243 ns instead
+/// of 236 for each remembered answer at 1,024 in flight; nothing at 64, which need no second turn).
 const TURN: usize = 256 << 10;
+
+/// The same for the only connection there is, which keeps nobody waiting but whoever connects next.
+const LONE_TURN: usize = 8 * TURN;
 
 /// Why a connection ended.
 #[derive(Debug)]
@@ -190,7 +195,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
 
     fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<End> {
         ready!(self.rest.poll_over(cx));
-        let mut served = 0;
+        let mut left = self.turn();
         loop {
             if let Some(end) = self.ended.take() {
                 return Poll::Ready(end);
@@ -209,14 +214,14 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                     return Poll::Ready(end);
                 }
             } else {
-                if served >= TURN {
+                if left == 0 {
                     if self.wait(cx, timer.as_mut()) {
                         return self.rest.begin(cx);
                     }
-                    served = 0;
+                    left = self.turn();
                     continue;
                 }
-                if self.serve(&mut served) {
+                if self.serve(&mut left) {
                     continue;
                 }
                 if self.wants_input() {
@@ -242,6 +247,11 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Bytes that it is served in one turn.
+    fn turn(&self) -> usize {
+        if self.inner.counters.open.load(Relaxed) == 1 { LONE_TURN } else { TURN }
     }
 
     /// Whether all that was asked is answered and sent.

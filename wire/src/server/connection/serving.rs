@@ -8,7 +8,7 @@ use arrayvec::ArrayVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Connection, Draining, End, OUT_HIGH, Phase, TURN};
+use super::{Connection, Draining, End, OUT_HIGH, Phase};
 use crate::proto::message::decode_cache_req;
 use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
 use crate::server::answers::{answer_malformed, answer_other, too_large};
@@ -24,10 +24,10 @@ const MAX_SKIP: u64 = 16 << 20;
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     /// Answers what is in the receive buffer, as far as caps and this turn allow. True when something was
-    /// consumed, so that there may be something to send; `served` counts its bytes.
-    pub(super) fn serve(&mut self, served: &mut usize) -> bool {
+    /// consumed, so that there may be something to send; its bytes come off `left`, what is left of this turn.
+    pub(super) fn serve(&mut self, left: &mut usize) -> bool {
         let mut progress = false;
-        while !self.input.unread().is_empty() && self.unsent() < OUT_HIGH && *served < TURN {
+        while !self.input.unread().is_empty() && self.unsent() < OUT_HIGH && *left > 0 {
             let unread = self.input.unread().len();
             let step = match self.phase {
                 _ if self.skip > 0 => self.step_over(),
@@ -35,7 +35,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 Phase::Open(serves) => self.serve_batch(serves),
                 Phase::Closing { .. } => break,
             };
-            *served += unread - self.input.unread().len();
+            *left = left.saturating_sub(unread - self.input.unread().len());
             if !step {
                 break;
             }

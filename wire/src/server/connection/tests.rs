@@ -58,3 +58,15 @@ async fn a_peer_that_reads_steadily_but_too_slowly_costs_no_more_than_the_cap() 
     // Twice for the part that is sent already, twice for a buffer that doubles.
     assert!(highest <= OUT_HIGH * 4, "{highest} bytes for {received} of replies");
 }
+
+#[tokio::test]
+async fn only_a_connection_that_is_alone_has_long_turns() {
+    let inner = Inner::new(Arc::new(Nothing), ServerOptions::default());
+    let (_near, far) = tokio::io::duplex(64);
+    let connection = Connection::new(&inner, far, None);
+    let turns = [0, 1, 2, 100].map(|open| {
+        inner.counters.open.store(open, Relaxed);
+        connection.turn()
+    });
+    assert_eq!(turns, [TURN, LONE_TURN, TURN, TURN]);
+}
