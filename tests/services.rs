@@ -30,6 +30,23 @@ const TOKEN: &str = "a token of this suite";
 // ---- Starting, answering, ending ----
 
 #[test]
+fn a_memo_s_log_tells_of_each_request_by_its_id_if_it_is_asked_to() {
+    within(LIMIT, async {
+        let memo = Running::start(&["serve", "--log", "afterimage_memo=trace"]);
+        let (mut raw, _) = Raw::open(memo.addr(), "").await;
+        let (digits, _) = answered(1, 1, &Model::shipped());
+        for id in [4711, 4712] {
+            raw.classify(id, digits.image(0)).await;
+        }
+        // The first was computed, in a span of its own; the second was remembered.
+        for what in ["request{id=4711}", "remembered id=4712"] {
+            until("the request is in the log", async || memo.log().contains(what)).await;
+        }
+        assert!(!memo.log().contains("request{id=4712}"), "{}", memo.log());
+    });
+}
+
+#[test]
 fn every_service_starts_with_its_defaults_and_answers() {
     within(LIMIT, async {
         let kinds = [
