@@ -73,7 +73,8 @@ const SUBJECTS: [Subject; 12] = [
         heading: "A memo asked for ten times what it can do",
         text: "`bench/overload`: for a minute new images come, in an open loop, ten times as fast as they can be \
                classified, and a thousand hits a second beside them. What is too much is answered `overloaded`, at \
-               once. Latencies are from the moment a request was due.",
+               once. An image that the flood has pushed out of the table is no hit any more: the few that failed. Latencies \
+               are from the moment a request was due.",
         show: show::runs_and_figures,
     },
     Subject {
