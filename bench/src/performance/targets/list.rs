@@ -89,8 +89,8 @@ pub(super) const TARGETS: [Target; 32] = [
         beside: &[],
         value: |record| figure(record, "paths, key_hash: median ns"),
         aim: Most(100.0),
-        why: "HighwayHash takes some 2.5 ns for each 32 bytes here, and as long as six of those for each 64 bits that come \
-              out: 256, so that each image has a key of its own for its seal. With 128 bits it would be some 10 ns less.",
+        why: "HighwayHash takes some 2.5 ns for each 32 bytes here, and ten such steps more for the 256 bits that come out, \
+              so that each image has a key of its own for its seal; 128 bits would take six. This machine was under load.",
     },
     Target {
         record: "generator",
