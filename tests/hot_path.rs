@@ -1,5 +1,6 @@
-//! What a request costs that is answered at once: no allocation, and one write for all that came together. A whole
-//! connection is driven here, from its bytes to its bytes, by hand and without a socket.
+//! What a request costs that is answered at once: no allocation, and one write for all that came together; and what
+//! images cost that are scored together: one wake-up and one write. A whole connection is driven here, from its bytes
+//! to its bytes, by hand and without a socket.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,13 +9,17 @@ mod counting;
 
 use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use afterimage_cache::service::CacheService;
 use afterimage_cache::{Capacity, Table};
-use afterimage_memo::upstream::{Answer, Job};
+use afterimage_classifier::service::ClassifierService;
+use afterimage_classifier::{Engine, EngineOptions, Model};
+use afterimage_memo::upstream::{Answer, Embedded, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, ModelId, Secret, Store};
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
@@ -24,10 +29,14 @@ use afterimage_wire::proto::{Frame, Message, Shape};
 use afterimage_wire::server::{ServerOptions, Service, serve_stream};
 use counting::allocations;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 /// Requests that come together: several of the batches that a service sees.
 const TOGETHER: u64 = 200;
+
+/// Images that come with one read and are scored together.
+const SCORED: usize = 16;
 
 /// How often before it is counted: buffers have grown by then.
 const WARMUP: usize = 3;
@@ -81,6 +90,25 @@ impl AsyncWrite for Transport {
     }
 }
 
+/// Polls a connection of a service once for each call.
+fn drive<S: Service>(service: S, transport: Transport) -> (Runtime, impl FnMut(&Waker)) {
+    // Timers need one; nothing runs on it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let stop = CancellationToken::new();
+    let ends = Arc::clone(&transport.0);
+    let mut connection =
+        Box::pin(serve_stream(Arc::new(service), ServerOptions::default(), transport, stop));
+    let handle = runtime.handle().clone();
+    let mut poll = move |waker: &Waker| {
+        let _inside = handle.enter();
+        let polled = connection.as_mut().poll(&mut Context::from_waker(waker));
+        assert!(polled.is_pending(), "the connection goes on");
+    };
+    Message::Hello(Hello::new(b"")).encode(0, &mut ends.lock().unwrap().to_server);
+    poll(Waker::noop());
+    (runtime, poll)
+}
+
 /// What `TOGETHER` requests cost, each written by `put`, once the service is warm: allocations and writes. `check`
 /// sees each reply.
 fn cost(
@@ -88,20 +116,9 @@ fn cost(
     put: impl Fn(&mut Vec<u8>, u64),
     check: impl Fn(u64, &Message<'_>),
 ) -> (u64, usize) {
-    // Timers need one; nothing runs on it.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let _inside = runtime.enter();
     let transport = Transport::default();
     let ends = Arc::clone(&transport.0);
-    let options = ServerOptions::default();
-    let mut connection =
-        pin!(serve_stream(Arc::new(service), options, transport, CancellationToken::new()));
-    let mut poll = || {
-        let polled = connection.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        assert!(polled.is_pending(), "the connection goes on");
-    };
-    Message::Hello(Hello::new(b"")).encode(0, &mut ends.lock().unwrap().to_server);
-    poll();
+    let (_runtime, mut poll) = drive(service, transport);
     let mut figures = (0, 0);
     for _ in 0..=WARMUP {
         {
@@ -110,7 +127,7 @@ fn cost(
             ends.writes = 0;
             (0..TOGETHER).for_each(|id| put(&mut ends.to_server, id));
         }
-        let made = allocations(&mut poll);
+        let made = allocations(|| poll(Waker::noop()));
         let ends = ends.lock().unwrap();
         figures = (made, ends.writes);
         let mut rest = &ends.from_server[..];
@@ -148,6 +165,63 @@ fn the_memo_answers_remembered_images_that_came_together_with_one_write_and_no_a
         assert_eq!(u64::from(label.class), id % 10);
     });
     assert_eq!(cost, (0, 1), "allocations, writes");
+}
+
+/// Says that the connection was woken.
+struct Woken(Sender<()>);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.send(()).unwrap();
+    }
+}
+
+/// `SCORED` images, on another thread: how often that woke the connection, and in how many
+/// writes the replies went out.
+fn scored_together(service: impl Service) -> (usize, usize) {
+    let transport = Transport::default();
+    let ends = Arc::clone(&transport.0);
+    let (_runtime, mut poll) = drive(service, transport);
+    {
+        let mut ends = ends.lock().unwrap();
+        ends.from_server.clear();
+        ends.writes = 0;
+        (0..SCORED as u64)
+            .for_each(|id| put_classify_req(&mut ends.to_server, id, &[id as u8; 784], 0));
+    }
+    let (sender, wake_ups) = channel();
+    let waker = Waker::from(Arc::new(Woken(sender)));
+    let (mut woken, mut answered) = (0, 0);
+    poll(&waker);
+    while answered < SCORED {
+        wake_ups.recv_timeout(Duration::from_secs(60)).expect("a reply");
+        woken += 1;
+        poll(&waker);
+        let ends = ends.lock().unwrap();
+        let mut rest = &ends.from_server[..];
+        answered = 0;
+        while let Some(frame) = Frame::decode(rest, DEFAULT_MAX_BODY).unwrap() {
+            rest = &rest[frame.header.frame_len()..];
+            assert!(matches!(Message::decode(frame).unwrap(), Message::ClassifyResp(_)));
+            answered += 1;
+        }
+    }
+    let writes = ends.lock().unwrap().writes;
+    (woken, writes)
+}
+
+#[test]
+fn what_is_scored_together_wakes_its_connection_once_and_goes_out_with_one_write() {
+    let model = Model::shipped();
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let engine = || Arc::new(Engine::start(Arc::clone(&model), options));
+    let direct = ClassifierService::new(&model, engine());
+    assert_eq!(scored_together(direct), (1, 1), "wake-ups, writes");
+    let table = Arc::new(Table::new(Capacity::Entries(10_000)).unwrap());
+    let memo = MemoOptions::new(Secret::new([1; 32]));
+    let memo =
+        MemoService::new(Store::Embedded(table, None), Embedded::new(&model, engine()), memo);
+    assert_eq!(scored_together(memo), (1, 1), "wake-ups, writes");
 }
 
 /// A classifier that answers at once, with an image's first byte.

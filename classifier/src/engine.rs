@@ -22,6 +22,7 @@ mod worker;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::model::{Model, Scratch};
 use crate::shape::Shape;
@@ -143,7 +144,7 @@ impl Engine {
         }
         for (job, error) in refused {
             on_refusal(&error);
-            job.finish(Err(error), counters);
+            job.finish(Err(error), Instant::now(), counters);
         }
     }
 

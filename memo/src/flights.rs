@@ -1,9 +1,11 @@
 //! Calls under way, and who waits for each: any number of identical requests make one call.
 
 use std::collections::hash_map::Entry;
+use std::mem;
 use std::sync::PoisonError;
 
 use fxhash::FxHashMap;
+use smallvec::{SmallVec, smallvec};
 
 use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 
@@ -11,8 +13,11 @@ use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 /// check has two, so that threads meet in one and pass each other in two.
 const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
 
+/// Those on a flight, the first one first. Most flights have one.
+pub type Waiters<W> = SmallVec<[W; 1]>;
+
 /// The flights of some keys, and who is on each.
-type Shard<W> = FxHashMap<u128, Vec<W>>;
+type Shard<W> = FxHashMap<u128, Waiters<W>>;
 
 /// The calls under way, each by the 128-bit hash of its image, with a cap on all who wait.
 ///
@@ -55,14 +60,14 @@ impl<W> Flights<W> {
                 Join::Joined
             }
             Entry::Vacant(entry) => {
-                entry.insert(vec![waiter]);
+                entry.insert(smallvec![waiter]);
                 Join::First
             }
         }
     }
 
     /// Ends the flight under `key` and hands out all who waited, the first one first.
-    pub fn land(&self, key: u128) -> Vec<W> {
+    pub fn land(&self, key: u128) -> Waiters<W> {
         let waiters = self.shard(key).remove(&key).unwrap_or_default();
         self.waiting.fetch_sub(waiters.len(), Ordering::Relaxed);
         waiters
@@ -77,7 +82,7 @@ impl<W> Flights<W> {
         &self,
         key: u128,
         stays: impl FnOnce(&[W]) -> Option<R>,
-    ) -> Result<R, Vec<W>> {
+    ) -> Result<R, Waiters<W>> {
         let mut shard = self.shard(key);
         if let Some(reason) = shard.get(&key).and_then(|waiters| stays(waiters)) {
             return Ok(reason);
@@ -93,7 +98,14 @@ impl<W> Flights<W> {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             for waiters in shard.values_mut() {
-                gone.extend(waiters.extract_if(.., |waiter| leaves(waiter)));
+                if waiters.iter().any(&mut leaves) {
+                    for waiter in mem::take(waiters) {
+                        match leaves(&waiter) {
+                            true => gone.push(waiter),
+                            false => waiters.push(waiter),
+                        }
+                    }
+                }
             }
         }
         self.waiting.fetch_sub(gone.len(), Ordering::Relaxed);
@@ -131,7 +143,7 @@ mod tests {
         assert_eq!(flights.join(1, 'a'), Join::First);
         assert_eq!(flights.join(1, 'b'), Join::Joined);
         assert_eq!(flights.join(2, 'c'), Join::First);
-        assert_eq!(flights.land(1), ['a', 'b']);
+        assert_eq!(flights.land(1).as_slice(), ['a', 'b']);
         assert!(flights.land(1).is_empty());
         assert_eq!(flights.join(1, 'd'), Join::First);
         assert_eq!(flights.waiting(), 2);
@@ -157,8 +169,8 @@ mod tests {
         assert_eq!(flights.disembark(|&waiter| waiter == 'a'), ['a', 'a']);
         assert_eq!(flights.waiting(), 1);
         assert_eq!(flights.join(2, 'c'), Join::Joined);
-        assert_eq!(flights.land(1), ['b']);
-        assert_eq!(flights.land(2), ['c']);
+        assert_eq!(flights.land(1).as_slice(), ['b']);
+        assert_eq!(flights.land(2).as_slice(), ['c']);
         assert_eq!((flights.waiting(), flights.under_way()), (0, 0));
     }
 
@@ -167,11 +179,11 @@ mod tests {
         let flights = Flights::new(10);
         flights.join(1, 'a');
         assert_eq!(flights.land_unless(1, |waiters| waiters.first().copied()), Ok('a'));
-        assert_eq!(flights.land_unless(1, |_| None::<()>), Err(vec!['a']));
+        assert_eq!(flights.land_unless(1, |_| None::<()>), Err(smallvec!['a']));
         assert_eq!(flights.waiting(), 0);
         assert_eq!(flights.join(1, 'b'), Join::First);
         flights.disembark(|_| true);
-        assert_eq!(flights.land_unless(1, |waiters| waiters.first().copied()), Err(vec![]));
+        assert_eq!(flights.land_unless(1, |waiters| waiters.first().copied()), Err(smallvec![]));
         assert_eq!(flights.join(1, 'c'), Join::First);
     }
 

@@ -17,12 +17,12 @@ pub trait Caller: Send {
         false
     }
 
-    /// Takes the label or the reason why there is none.
-    fn answer(self: Box<Self>, result: Result<u16, EngineError>);
+    /// Takes the label or the reason why there is none. `now` is when that was known, read once for a whole batch.
+    fn answer(self: Box<Self>, result: Result<u16, EngineError>, now: Instant);
 }
 
 impl<F: FnOnce(Result<u16, EngineError>) + Send> Caller for F {
-    fn answer(self: Box<Self>, result: Result<u16, EngineError>) {
+    fn answer(self: Box<Self>, result: Result<u16, EngineError>, _: Instant) {
         self(result);
     }
 }
@@ -70,14 +70,19 @@ impl Job {
         })
     }
 
-    pub(super) fn finish(mut self, result: Result<u16, EngineError>, counters: &Counters) {
-        self.call(result, counters);
+    pub(super) fn finish(
+        mut self,
+        result: Result<u16, EngineError>,
+        now: Instant,
+        counters: &Counters,
+    ) {
+        self.call(result, now, counters);
     }
 
     /// A reply that panics is the submitter's bug: it is counted, and costs nobody else his answer.
-    fn call(&mut self, result: Result<u16, EngineError>, counters: &Counters) {
+    fn call(&mut self, result: Result<u16, EngineError>, now: Instant, counters: &Counters) {
         if let Some(caller) = self.caller.take()
-            && catch_unwind(AssertUnwindSafe(|| caller.answer(result))).is_err()
+            && catch_unwind(AssertUnwindSafe(|| caller.answer(result, now))).is_err()
         {
             counters.reply_panics.fetch_add(1, Ordering::Relaxed);
             tracing::error!("a reply panicked when it was called");
@@ -87,7 +92,9 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.call(Err(EngineError::Lost), &Counters::default());
+        if self.caller.is_some() {
+            self.call(Err(EngineError::Lost), Instant::now(), &Counters::default());
+        }
     }
 }
 

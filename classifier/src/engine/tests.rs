@@ -222,7 +222,7 @@ fn a_caller_that_panics_when_asked_costs_nobody_else_his_answer() {
         fn is_late(&mut self, _: Instant) -> bool {
             panic!("made to panic")
         }
-        fn answer(self: Box<Self>, result: Result<u16, EngineError>) {
+        fn answer(self: Box<Self>, result: Result<u16, EngineError>, _: Instant) {
             self.0.send((1, result)).unwrap();
         }
     }

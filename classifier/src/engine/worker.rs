@@ -4,6 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use afterimage_wire::server::corked;
+
 use super::Scorer;
 use super::job::Job;
 use super::options::EngineError;
@@ -20,7 +22,7 @@ impl Shared {
             let mut live = batch;
             for job in live.extract_if(.., |job| job.is_late(now, &self.counters)) {
                 self.counters.expired.fetch_add(1, Ordering::Relaxed);
-                job.finish(Err(EngineError::DeadlineExceeded), &self.counters);
+                job.finish(Err(EngineError::DeadlineExceeded), now, &self.counters);
             }
             if !live.is_empty() {
                 self.score(scorer, live, &mut scratch, &mut labels);
@@ -50,15 +52,18 @@ impl Shared {
                 })
                 .collect(),
         };
-        for ((job, &label), good) in batch.into_iter().zip(labels.iter()).zip(good) {
-            if good {
-                self.counters.scored.fetch_add(1, Ordering::Relaxed);
-                job.finish(Ok(label), &self.counters);
-            } else {
-                self.counters.panicked.fetch_add(1, Ordering::Relaxed);
-                job.finish(Err(EngineError::Panicked), &self.counters);
+        let now = Instant::now();
+        corked(|| {
+            for ((job, &label), good) in batch.into_iter().zip(labels.iter()).zip(good) {
+                if good {
+                    self.counters.scored.fetch_add(1, Ordering::Relaxed);
+                    job.finish(Ok(label), now, &self.counters);
+                } else {
+                    self.counters.panicked.fetch_add(1, Ordering::Relaxed);
+                    job.finish(Err(EngineError::Panicked), now, &self.counters);
+                }
             }
-        }
+        });
     }
 
     /// Scores, and says whether it went through.

@@ -1,6 +1,7 @@
 //! Asking about a hit again, to see whether the classifier still says the same.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::Shared;
 use super::landing::check_label;
@@ -48,7 +49,7 @@ impl<C: Classifier> Owner for Question<C> {
         self.request_id
     }
 
-    fn answer(self: Box<Self>, answer: Result<Answer, Failure>) {
+    fn answer(self: Box<Self>, answer: Result<Answer, Failure>, _: Instant) {
         let Question { shared, space, hash, request_id, class } = *self;
         let Some(audit) = &shared.audit else { return };
         // Another model's opinion says nothing about this one's answers.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use afterimage_wire::Status;
 use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::server::{Request, corked};
 
 use super::Shared;
 use super::spaces::Space;
@@ -16,18 +17,40 @@ use crate::key::{ImageHash, ModelId};
 use crate::plant::{self, Bug};
 use crate::upstream::{Answer, Classifier, Failure, Job, Owner, Reply, Wanted};
 
+/// The request that began a flight.
+pub(super) struct First {
+    pub(super) hash: ImageHash,
+    pub(super) request_id: u64,
+    /// Whether it waits as long as it takes.
+    pub(super) is_patient: bool,
+    pub(super) image: Box<[u8]>,
+}
+
+impl First {
+    pub(super) fn new(request: &Request<'_>, hash: ImageHash, image: &[u8]) -> Self {
+        let is_patient = request.budget().is_none();
+        First { hash, request_id: request.id, is_patient, image: image.into() }
+    }
+}
+
 /// The call that lands the flight of an image.
 struct Call<C> {
     shared: Arc<Shared<C>>,
     space: Arc<Space>,
     hash: ImageHash,
     request_id: u64,
+    /// Whether the first on the flight waits as long as it takes: then the flight stays until it lands, and need
+    /// not be searched for somebody who does.
+    is_patient: bool,
     asked_at: Instant,
 }
 
 impl<C: Classifier> Owner for Call<C> {
     fn wanted(&self, now: Instant) -> Wanted {
-        let wanted = self.shared.wanted(self.hash, now);
+        let wanted = match self.is_patient {
+            true => Wanted::Always,
+            false => self.shared.wanted(self.hash, now),
+        };
         if wanted != Wanted::NoMore {
             self.shared.store.prefetch_write(self.hash.cache_key());
         }
@@ -42,8 +65,7 @@ impl<C: Classifier> Owner for Call<C> {
         self.request_id
     }
 
-    fn answer(self: Box<Self>, answer: Result<Answer, Failure>) {
-        let now = clock::now();
+    fn answer(self: Box<Self>, answer: Result<Answer, Failure>, now: Instant) {
         if answer.is_ok() {
             self.shared.call_time.record(now - self.asked_at);
         }
@@ -52,17 +74,17 @@ impl<C: Classifier> Owner for Call<C> {
 }
 
 impl<C: Classifier> Shared<C> {
-    /// A call to the classifier that lands the flight of `hash`.
+    /// The call to the classifier that lands the flight which `first` began.
     pub(super) fn job(
         self: &Arc<Self>,
         space: &Arc<Space>,
-        hash: ImageHash,
-        request_id: u64,
+        first: First,
         asked_at: Instant,
-        image: Box<[u8]>,
     ) -> Job {
+        let First { hash, request_id, is_patient, image } = first;
         let (shared, space) = (Arc::clone(self), Arc::clone(space));
-        Job { image, reply: Reply::to(Call { shared, space, hash, request_id, asked_at }) }
+        let call = Call { shared, space, hash, request_id, is_patient, asked_at };
+        Job { image, reply: Reply::to(call) }
     }
 
     pub(super) fn call(&self, jobs: Vec<Job>) {
@@ -99,7 +121,7 @@ impl<C: Classifier> Shared<C> {
             }
             // The model may have changed on the way. These are not its keys, and those who wait were told
             // of the other model when they connected: they shall ask again.
-            if *answer.model == *space.model { Ok(answer) } else { Err(Failure::moved()) }
+            if answer.model == space.model { Ok(answer) } else { Err(Failure::moved()) }
         });
         if let Ok(Answer { label, .. }) = &answer {
             self.counters.store_writes.fetch_add(1, Relaxed);
@@ -113,27 +135,33 @@ impl<C: Classifier> Shared<C> {
         match answer {
             Ok(Answer { label: class, .. }) => {
                 self.counters.misses.fetch_add(1, Relaxed);
-                self.counters.coalesced.fetch_add(waiters.len().saturating_sub(1) as u64, Relaxed);
-                let mut origin = Origin::Computed;
-                for Waiter { later, since, span, .. } in waiters {
-                    #[cfg(test)]
-                    if later.id() % 4 == 1 && plant::is_planted(Bug::ForgetLater) {
-                        std::mem::forget(later);
-                        continue;
-                    }
-                    let took = now.saturating_duration_since(since);
-                    span.in_scope(|| tracing::debug!(class, ?origin, ?took, "answered"));
-                    self.latencies.record(origin, took, 1);
-                    later.label(Label { class, origin });
-                    origin = Origin::Coalesced;
+                if waiters.len() > 1 {
+                    self.counters.coalesced.fetch_add(waiters.len() as u64 - 1, Relaxed);
                 }
+                let mut origin = Origin::Computed;
+                corked(|| {
+                    for Waiter { later, since, span, .. } in waiters {
+                        #[cfg(test)]
+                        if later.id() % 4 == 1 && plant::is_planted(Bug::ForgetLater) {
+                            std::mem::forget(later);
+                            continue;
+                        }
+                        let took = now.saturating_duration_since(since);
+                        span.in_scope(|| tracing::debug!(class, ?origin, ?took, "answered"));
+                        self.latencies.record(origin, took, 1);
+                        later.label(Label { class, origin });
+                        origin = Origin::Coalesced;
+                    }
+                });
             }
             Err(Failure { status, text }) => {
                 self.counters.classifier_failures.fetch_add(1, Relaxed);
-                for Waiter { later, span, .. } in waiters {
-                    span.in_scope(|| tracing::debug!(%status, text, "failed"));
-                    later.error(status, &text);
-                }
+                corked(|| {
+                    for Waiter { later, span, .. } in waiters {
+                        span.in_scope(|| tracing::debug!(%status, text, "failed"));
+                        later.error(status, &text);
+                    }
+                });
             }
         }
     }

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::{Hashed, Table};
 use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::server::{BATCH, Batch};
+use afterimage_wire::server::{BATCH, Batch, corked};
 use arrayvec::ArrayVec;
 
 use super::Shared;
+use super::landing::First;
 use super::spaces::Space;
 use crate::clock;
 use crate::key::ImageHash;
@@ -74,7 +75,10 @@ impl<C: Classifier> Shared<C> {
             let value = table.read(hashed[i]).map(u64::cast_signed);
             match value.and_then(|value| space.keys.open(hash, value)) {
                 Some(class) => self.land_remembered(hash, class),
-                None => jobs.push(self.job(space, hash, batch.requests()[i].id, now, image.into())),
+                None => {
+                    let first = First::new(&batch.requests()[i], hash, image);
+                    jobs.push(self.job(space, first, now));
+                }
             }
         }
         self.call(jobs);
@@ -92,40 +96,43 @@ impl<C: Classifier> Shared<C> {
         since: Instant,
     ) {
         let mut keys = Vec::with_capacity(images.len());
-        let mut first: Vec<(ImageHash, u64, Box<[u8]>)> = Vec::with_capacity(images.len());
+        let mut firsts = Vec::with_capacity(images.len());
         for (i, image) in images {
             if self.board(batch, i, hashes[i], since) {
                 keys.push(hashes[i].cache_key());
-                first.push((hashes[i], batch.requests()[i].id, image.into()));
+                firsts.push(First::new(&batch.requests()[i], hashes[i], image));
             }
         }
-        if first.is_empty() {
+        if firsts.is_empty() {
             return;
         }
         let looks =
             self.bypass.as_ref().is_none_or(|bypass| bypass.looks(since, keys.len() as u64));
         if !looks {
-            let job = |(hash, id, image)| self.job(space, hash, id, since, image);
-            return self.call(first.into_iter().map(job).collect());
+            let job = |first| self.job(space, first, since);
+            return self.call(firsts.into_iter().map(job).collect());
         }
         let (shared, space) = (Arc::clone(self), Arc::clone(space));
         store.lookup(&keys, move |values| {
-            let (now, lookups) = (clock::now(), first.len() as u64);
-            let values = values.unwrap_or_else(|| vec![None; first.len()]);
+            let (now, lookups) = (clock::now(), firsts.len() as u64);
+            let values = values.unwrap_or_else(|| vec![None; firsts.len()]);
             let (mut jobs, mut hits) = (Vec::new(), 0);
-            for ((hash, id, image), value) in first.into_iter().zip(values) {
-                let Some(class) = shared.open(&space, hash, value) else {
-                    jobs.push(shared.job(&space, hash, id, now, image));
-                    continue;
-                };
-                hits += 1;
-                shared.land_remembered(hash, class);
-                if let Some(audit) = &shared.audit
-                    && audit.is_due()
-                {
-                    shared.audit(audit, &space, hash, id, &image, class);
+            corked(|| {
+                for (first, value) in firsts.into_iter().zip(values) {
+                    let Some(class) = shared.open(&space, first.hash, value) else {
+                        jobs.push(shared.job(&space, first, now));
+                        continue;
+                    };
+                    hits += 1;
+                    shared.land_remembered(first.hash, class);
+                    if let Some(audit) = &shared.audit
+                        && audit.is_due()
+                    {
+                        let First { hash, request_id, image, .. } = first;
+                        shared.audit(audit, &space, hash, request_id, &image, class);
+                    }
                 }
-            }
+            });
             shared.looked(now, lookups, hits, now - since);
             shared.call(jobs);
         });

@@ -59,11 +59,12 @@ impl Caller for Asker {
         self.reply.wanted(now) == Wanted::NoMore
     }
 
-    fn answer(self: Box<Self>, label: Result<u16, EngineError>) {
+    fn answer(self: Box<Self>, label: Result<u16, EngineError>, now: Instant) {
         let Asker { model, reply } = *self;
-        reply.send(match label {
+        let answer = match label {
             Ok(label) => Ok(Answer { label, model }),
             Err(error) => Err(Failure { status: service::status(&error), text: error.to_string() }),
-        });
+        };
+        reply.send_at(answer, now);
     }
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use afterimage_wire::Status;
 use afterimage_wire::proto::stats::Stats;
 
+use crate::clock;
 use crate::key::ModelId;
 
 pub use embedded::Embedded;
@@ -140,12 +141,12 @@ pub trait Owner: Send {
         0
     }
 
-    /// Takes the answer.
-    fn answer(self: Box<Self>, answer: Result<Answer, Failure>);
+    /// Takes the answer, which came at `now`.
+    fn answer(self: Box<Self>, answer: Result<Answer, Failure>, now: Instant);
 }
 
 impl<F: FnOnce(Result<Answer, Failure>) + Send> Owner for F {
-    fn answer(self: Box<Self>, answer: Result<Answer, Failure>) {
+    fn answer(self: Box<Self>, answer: Result<Answer, Failure>, _: Instant) {
         self(answer);
     }
 }
@@ -183,10 +184,15 @@ impl Reply {
         self.0.as_ref().map_or(0, |owner| owner.request_id())
     }
 
-    /// Hands the answer over.
-    pub fn send(mut self, answer: Result<Answer, Failure>) {
+    /// Hands the answer over, which has come just now.
+    pub fn send(self, answer: Result<Answer, Failure>) {
+        self.send_at(answer, clock::now());
+    }
+
+    /// Hands over an answer that came at `now`: one reading of the clock can do for many.
+    pub fn send_at(mut self, answer: Result<Answer, Failure>, now: Instant) {
         if let Some(owner) = self.0.take() {
-            owner.answer(answer);
+            owner.answer(answer, now);
         }
     }
 }
@@ -195,7 +201,7 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(owner) = self.0.take() {
             let text = "the classifier gave the request up without an answer".into();
-            owner.answer(Err(Failure { status: Status::Internal, text }));
+            owner.answer(Err(Failure { status: Status::Internal, text }), clock::now());
         }
     }
 }

@@ -19,6 +19,7 @@ use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
 use crate::proto::{Frame, FrameError, Message, Welcome};
+use crate::server::corked;
 use crate::turn::Rest;
 
 /// Bytes of replies after which everything else that is ready has its turn: a server that answers without a
@@ -311,12 +312,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         state.pump(self.shared.now(), &mut effects);
         let _delivering = self.shared.delivering(&state);
         self.shared.release(state, effects);
-        for (waiter, reply) in self.answers.drain(..) {
-            match reply {
-                Ok(answer) => waiter.answer(answer, &self.welcome),
-                Err(error) => waiter.fail(error),
+        // Whoever waits may be a server that answers others with it.
+        corked(|| {
+            for (waiter, reply) in self.answers.drain(..) {
+                match reply {
+                    Ok(answer) => waiter.answer(answer, &self.welcome),
+                    Err(error) => waiter.fail(error),
+                }
             }
-        }
+        });
         outcome
     }
 }

@@ -7,6 +7,7 @@ use std::task::Waker;
 
 use atomic_waker::AtomicWaker;
 
+use super::cork;
 use crate::proto::message::{Label, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Snapshot, Status};
 
@@ -86,7 +87,12 @@ impl Outbox {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+    /// Wakes the task that has registered.
+    pub(super) fn wake(&self) {
+        self.waker.wake();
+    }
+
+    fn send(self: &Arc<Self>, encode: impl FnOnce(&mut Vec<u8>)) {
         {
             let mut buffer = self.lock();
             if !buffer.closed {
@@ -94,7 +100,9 @@ impl Outbox {
             }
         }
         self.in_flight.fetch_sub(1, Ordering::Release);
-        self.waker.wake();
+        if !cork::holds(self) {
+            self.wake();
+        }
     }
 }
 
