@@ -17,6 +17,10 @@ pub trait Caller: Send {
         false
     }
 
+    /// Called for all images of a batch when they are scored, before the first of them is answered: to have memory
+    /// brought near that `answer` is going to touch.
+    fn prefetch(&self) {}
+
     /// Takes the label or the reason why there is none. `now` is when that was known, read once for a whole batch.
     fn answer(self: Box<Self>, result: Result<u16, EngineError>, now: Instant);
 }
@@ -68,6 +72,12 @@ impl Job {
             tracing::error!("a caller panicked when it was asked whether it waits");
             false
         })
+    }
+
+    pub(super) fn prefetch(&self) {
+        if let Some(caller) = &self.caller {
+            caller.prefetch();
+        }
     }
 
     pub(super) fn finish(

@@ -52,6 +52,7 @@ impl Shared {
                 })
                 .collect(),
         };
+        batch.iter().for_each(Job::prefetch);
         let now = Instant::now();
         corked(|| {
             for ((job, &label), good) in batch.into_iter().zip(labels.iter()).zip(good) {

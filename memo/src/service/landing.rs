@@ -47,14 +47,14 @@ struct Call<C> {
 
 impl<C: Classifier> Owner for Call<C> {
     fn wanted(&self, now: Instant) -> Wanted {
-        let wanted = match self.is_patient {
+        match self.is_patient {
             true => Wanted::Always,
             false => self.shared.wanted(self.hash, now),
-        };
-        if wanted != Wanted::NoMore {
-            self.shared.store.prefetch_write(self.hash.cache_key());
         }
-        wanted
+    }
+
+    fn prefetch(&self) {
+        self.shared.store.prefetch_write(self.hash.cache_key());
     }
 
     fn model(&self) -> Option<&Arc<ModelId>> {

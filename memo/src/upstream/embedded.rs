@@ -59,6 +59,10 @@ impl Caller for Asker {
         self.reply.wanted(now) == Wanted::NoMore
     }
 
+    fn prefetch(&self) {
+        self.reply.prefetch();
+    }
+
     fn answer(self: Box<Self>, label: Result<u16, EngineError>, now: Instant) {
         let Asker { model, reply } = *self;
         let answer = match label {

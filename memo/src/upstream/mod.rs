@@ -141,6 +141,10 @@ pub trait Owner: Send {
         0
     }
 
+    /// Says that the answer is near, and perhaps those of others before it: to have memory brought near that `answer`
+    /// is going to touch.
+    fn prefetch(&self) {}
+
     /// Takes the answer, which came at `now`.
     fn answer(self: Box<Self>, answer: Result<Answer, Failure>, now: Instant);
 }
@@ -182,6 +186,13 @@ impl Reply {
     /// The id of the request that came first, for logs.
     pub fn request_id(&self) -> u64 {
         self.0.as_ref().map_or(0, |owner| owner.request_id())
+    }
+
+    /// Says that the answer is near.
+    pub fn prefetch(&self) {
+        if let Some(owner) = &self.0 {
+            owner.prefetch();
+        }
     }
 
     /// Hands the answer over, which has come just now.
