@@ -23,21 +23,23 @@ use serde_json::Value;
 /// Digits that are asked about: as many as the peers' loads have.
 const IMAGES: usize = 10_000;
 const ROUNDS: usize = 3;
+/// Those of the comparison with a server of nothing, which is about a microsecond.
+const ECHO_ROUNDS: usize = 7;
 const MEASURE: Duration = Duration::from_secs(2);
 const WARMUP: Duration = Duration::from_millis(300);
 const DEPTHS: [usize; 5] = [1, 64, 256, 1024, 4096];
 /// How long each way to ask a peer is tried.
 const TRY: f64 = 0.7;
 
-/// gRPC: unary or streaming, connections, requests in flight on each.
-const GRPC_WAYS: [[&str; 3]; 7] = [
-    ["unary", "1", "64"],
-    ["unary", "1", "256"],
-    ["unary", "4", "64"],
+/// gRPC: by a call for each image or by long streams, connections, requests in flight on each.
+const UNARY_WAYS: [[&str; 3]; 4] =
+    [["unary", "1", "64"], ["unary", "1", "256"], ["unary", "4", "64"], ["unary", "4", "256"]];
+const STREAM_WAYS: [[&str; 3]; 5] = [
     ["stream", "1", "64"],
     ["stream", "1", "256"],
     ["stream", "1", "1024"],
     ["stream", "4", "256"],
+    ["stream", "4", "1024"],
 ];
 
 /// HTTP: connections, requests under way on each.
@@ -96,6 +98,7 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
     let cache = ours(binary, &["cache"])?;
     let (at_cache, at_classifier) = (cache.addr.to_string(), classifier.addr.to_string());
     let remote = ours(binary, &["memo", "--cache", &at_cache, "--classifier", &at_classifier])?;
+    let looking = ours(binary, &[&["serve", "--busy-poll", "1ms"][..], &compute].concat())?;
     let nothing = Process::telling(null, &["serve", "127.0.0.1:0", "memo"])?;
     let population = Arc::new(Population::drawn(1, IMAGES));
     let answers = Arc::new(Answers::first_come(IMAGES));
@@ -121,7 +124,7 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
             keep(found, &format!("{name}, cold, depth {depth}"), median(rounds));
         }
     }
-    for server in [&embedded, &remote] {
+    for server in [&embedded, &remote, &looking] {
         checked(&Plan { prefill: true, stop: Span::Time(WARMUP), ..asked(server, 64) })?;
     }
     let hot = [("memo, embedded, hot", &embedded), ("memo, remote, hot", &remote)];
@@ -142,16 +145,21 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
         }
     }
     // What the two kernels and the wake-ups cost: a server that reads 800 bytes and writes 18.
-    let (mut floor, mut memo) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        floor.push(checked(&plan(&nothing, &population, 1))?);
-        memo.push(checked(&asked(&embedded, 1))?);
+    let names = ["null server", "memo, embedded, hot, again", "memo, embedded, hot, --busy-poll"];
+    let mut rounds = [(); 3].map(|()| Vec::new());
+    for _ in 0..ECHO_ROUNDS {
+        rounds[0].push(checked(&plan(&nothing, &population, 1))?);
+        rounds[1].push(checked(&asked(&embedded, 1))?);
+        rounds[2].push(checked(&asked(&looking, 1))?);
     }
-    let (floor, memo) = (median(floor), median(memo));
-    let p50 = |report: &Report| report.latency_from_sent.p50_ns as f64;
-    found.figure("memo p50 over a server of nothing", p50(&memo) / p50(&floor));
-    keep(found, "null server, depth 1", floor);
-    keep(found, "memo, embedded, hot, depth 1 again", memo);
+    let reports = rounds.map(median);
+    let [floor, memo, busy] =
+        reports.each_ref().map(|report| report.latency_from_sent.p50_ns as f64);
+    found.figure("memo p50 over a server of nothing", memo / floor);
+    found.figure("memo p50 over a server of nothing, --busy-poll", busy / floor);
+    for (name, report) in names.into_iter().zip(reports) {
+        keep(found, &format!("{name}, depth 1"), report);
+    }
     Ok(())
 }
 
@@ -201,20 +209,33 @@ fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) ->
     let of_http = |way: &[&str], seconds: f64| {
         load(&http_load, &fastapi, &[way, &[&seconds.to_string()]].concat())
     };
-    let grpc_way = best(found, "gRPC", &GRPC_WAYS.each_ref().map(|way| &way[..]), of_grpc)?;
+    let unary_way = best(found, "gRPC", &UNARY_WAYS.each_ref().map(|way| &way[..]), of_grpc)?;
+    let stream_way = best(found, "gRPC", &STREAM_WAYS.each_ref().map(|way| &way[..]), of_grpc)?;
     let http_way = best(found, "FastAPI", &HTTP_WAYS.each_ref().map(|way| &way[..]), of_http)?;
 
-    let mut rates = [(); 2].map(|()| Vec::new());
-    let mut alone = [(); 2].map(|()| Vec::new());
+    let mut peers = [
+        ("gRPC, unary", Vec::new()),
+        ("gRPC, streams", Vec::new()),
+        ("gRPC, one at a time", Vec::new()),
+        ("FastAPI", Vec::new()),
+        ("FastAPI, one at a time", Vec::new()),
+    ];
     let mut memo_rates = DEPTHS.map(|_| Vec::new());
     for _ in 0..ROUNDS {
         for (depth, reports) in DEPTHS.iter().zip(&mut memo_rates) {
             reports.push(checked(&asked(*depth))?);
         }
-        rates[0].push(of_grpc(grpc_way, MEASURE.as_secs_f64())?);
-        rates[1].push(of_http(http_way, MEASURE.as_secs_f64())?);
-        alone[0].push(of_grpc(&["unary", "1", "1"], MEASURE.as_secs_f64())?);
-        alone[1].push(of_http(&["1", "1"], MEASURE.as_secs_f64())?);
+        let seconds = MEASURE.as_secs_f64();
+        let lines = [
+            of_grpc(unary_way, seconds)?,
+            of_grpc(stream_way, seconds)?,
+            of_grpc(&["unary", "1", "1"], seconds)?,
+            of_http(http_way, seconds)?,
+            of_http(&["1", "1"], seconds)?,
+        ];
+        for ((_, kept), line) in peers.iter_mut().zip(lines) {
+            kept.push(line);
+        }
     }
     let mut memo_best = 0.0;
     for (depth, reports) in DEPTHS.iter().zip(memo_rates) {
@@ -223,20 +244,18 @@ fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) ->
         keep(found, &format!("memo, raw model, hot, depth {depth}"), report);
     }
     found.figure("memo M/s", memo_best / 1e6);
-    for ((name, at_best), alone) in ["gRPC", "FastAPI"].into_iter().zip(rates).zip(alone) {
-        let (best, one) = (middle(at_best)?, middle(alone)?);
-        let number = |line: &Value, field: &str| line[field].as_f64().unwrap_or(f64::NAN);
-        let rate = number(&best, "throughput_per_s");
-        for (what, line) in [("best way", &best), ("one at a time", &one)] {
-            let (p50, p99) = (number(line, "p50_ns") / 1e3, number(line, "p99_ns") / 1e3);
-            let rate = number(line, "throughput_per_s");
-            let name = format!("{name}, {what}");
-            found.say(&format!("  {name:<36}{rate:>11.0}/s  p50 {p50:>9.1} µs  p99 {p99:>9.1} µs"));
-            found.figure(&format!("{name}, p50 µs"), p50);
+    for (name, lines) in peers {
+        let line = middle(lines)?;
+        let number = |field: &str| line[field].as_f64().unwrap_or(f64::NAN);
+        let (rate, p50, p99) =
+            (number("throughput_per_s"), number("p50_ns") / 1e3, number("p99_ns") / 1e3);
+        found.say(&format!("  {name:<36}{rate:>11.0}/s  p50 {p50:>9.1} µs  p99 {p99:>9.1} µs"));
+        found.figure(&format!("{name}, p50 µs"), p50);
+        if !name.ends_with("one at a time") {
+            found.figure(&format!("{name} M/s"), rate / 1e6);
+            found.figure(&format!("memo over {name}"), memo_best / rate);
+            found.say(&format!("  the memo over {name}: {:.1} ×", memo_best / rate));
         }
-        found.figure(&format!("{name} M/s"), rate / 1e6);
-        found.figure(&format!("memo over {name}"), memo_best / rate);
-        found.say(&format!("  the memo over {name}: {:.1} ×", memo_best / rate));
     }
     Ok(())
 }
