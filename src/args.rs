@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{Capacity, Keeper, Table};
+use afterimage_cache::{Capacity, Keeper, Table, populate_in_background};
 use afterimage_classifier::{Engine, EngineOptions, Model};
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
@@ -113,7 +113,7 @@ const DEFAULT_MEMORY: Size = Size(256 << 20);
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Table")]
 pub(crate) struct TableArgs {
-    /// Memory for the table, taken once.
+    /// Memory for the table, all of it taken at the start.
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
     memory: Size,
 
@@ -158,6 +158,7 @@ impl TableArgs {
         let (entries, bytes) = (table.capacity(), Size(table.memory_bytes()));
         tracing::info!("the table has {entries} slots in {bytes}");
         let table = Arc::new(table);
+        populate_in_background(&table);
         let keeper = self.snapshot.as_ref().map(|path| {
             Keeper::start(Arc::clone(&table), path, self.snapshot_every.map(|every| every.0))
         });

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use crate::Table;
+use crate::background::yield_to_readers;
 use crate::snapshot::{self, LoadError, SnapshotReport, WriteError};
 use requests::{Desk, Last};
 
@@ -144,20 +145,6 @@ impl Drop for Keeper {
 impl fmt::Debug for Keeper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Keeper").field("path", &self.desk.path()).finish_non_exhaustive()
-    }
-}
-
-/// How much this thread's claim to a core is lowered (its *nice* value): to about a ninth of a reader's, so that a snapshot takes
-/// what serving leaves and still goes on where nothing is left.
-#[cfg(target_os = "linux")]
-const SNAPSHOT_NICE: i32 = 10;
-
-/// Serving goes before writing a snapshot, where there are fewer cores than threads that want one.
-fn yield_to_readers() {
-    // Of the calling thread alone, as Linux means it.
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, SNAPSHOT_NICE) {
-        tracing::debug!("the snapshot thread keeps its priority: {error}");
     }
 }
 

@@ -6,6 +6,8 @@
 // All of it is in `memory`.
 #![deny(unsafe_code)]
 
+#[cfg(not(loom))]
+mod background;
 mod bucket;
 #[cfg(all(test, loom))]
 mod bucket_model;
@@ -32,6 +34,8 @@ mod sync;
 #[cfg(not(loom))]
 pub mod table;
 
+#[cfg(not(loom))]
+pub use background::populate_in_background;
 pub use hash::Hashed;
 #[cfg(not(loom))]
 pub use keeper::{Keeper, KeeperHandle};

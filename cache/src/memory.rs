@@ -3,7 +3,8 @@
 //!
 //! The memory comes from `mmap`, so that its pages come into being when they are first touched and an
 //! empty table costs address space only, and asks for huge pages, without which most lookups in a large
-//! table would miss the TLB too. Where there is no `mmap` (and under Miri) it comes from the allocator.
+//! table would miss the TLB too. A huge page takes its time to come into being, which [`Buckets::populate`] can spend
+//! beforehand. Where there is no `mmap` (and under Miri) it all comes from the allocator.
 
 use crate::bucket::{Bucket, Lines};
 use crate::eviction::LINES;
@@ -75,6 +76,17 @@ impl Buckets {
         }
     }
 
+    /// Has the system bring all pages into being, as long as `go_on` says so before each stretch. What is in them
+    /// stays, and others may read and write meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// What the system says when it cannot.
+    pub(crate) fn populate(&self, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
+        self.lines.populate(go_on)?;
+        self.tops.as_ref().map_or(Ok(()), |tops| tops.populate(go_on))
+    }
+
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Bucket<'_>> {
         (0..self.len()).map(|index| self.at(index))
@@ -121,6 +133,19 @@ impl<T: Atomics> Zeroed<T> {
             .ok_or(io::ErrorKind::InvalidInput)?;
         const { assert!(align_of::<T>() <= os::ALIGNMENT) };
         Ok(Self { first: os::allocate(bytes)?.cast(), count })
+    }
+
+    fn populate(&self, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
+        let bytes = self.count * size_of::<T>();
+        for start in (0..bytes).step_by(os::STRETCH) {
+            if !go_on() {
+                break;
+            }
+            // SAFETY: the memory came from `os::allocate` with this size and is alive as long as `self`; `start` is a
+            // multiple of `os::STRETCH` below it.
+            unsafe { os::populate(self.first.cast(), start, (bytes - start).min(os::STRETCH))? };
+        }
+        Ok(())
     }
 }
 
@@ -180,6 +205,9 @@ mod os {
     /// What memory is aligned to at least: the smallest page that there is.
     pub(super) const ALIGNMENT: usize = 4096;
 
+    /// What is populated in one go.
+    pub(super) const STRETCH: usize = HUGE_PAGE;
+
     /// `bytes` (not zero) of zeroed memory, aligned to a page at least.
     pub(super) fn allocate(bytes: usize) -> io::Result<NonNull<u8>> {
         // A little more than is needed lets the start be moved to where a huge page can begin. What is cut
@@ -226,6 +254,33 @@ mod os {
         NonNull::new(first).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
+    /// Brings the pages from `start` on into being, for `bytes`.
+    ///
+    /// # Safety
+    ///
+    /// `first` is from [`allocate`], with at least `start + bytes`; `start` is a multiple of [`STRETCH`].
+    pub(super) unsafe fn populate(
+        first: NonNull<u8>,
+        start: usize,
+        bytes: usize,
+    ) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            let from = first.as_ptr().wrapping_add(start).cast();
+            // SAFETY: whole pages of one mapping, by the caller's promise: the kernel rounds the length up, and what
+            // `allocate` keeps ends with a page. The pages' contents stay as they are.
+            match unsafe { libc::madvise(from, bytes, libc::MADV_POPULATE_WRITE) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = (first, start, bytes);
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
     /// # Safety
     ///
     /// `first` is from [`allocate`] with the same `bytes`, and nobody uses the memory any more.
@@ -259,6 +314,9 @@ mod os {
     /// What memory is aligned to.
     pub(super) const ALIGNMENT: usize = align_of::<Lines>();
 
+    /// What is populated in one go.
+    pub(super) const STRETCH: usize = 2 << 20;
+
     fn layout(bytes: usize) -> Option<Layout> {
         Layout::from_size_align(bytes, ALIGNMENT).ok()
     }
@@ -270,6 +328,15 @@ mod os {
         // SAFETY: the size is not zero.
         NonNull::new(unsafe { alloc_zeroed(layout) })
             .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+    }
+
+    /// The allocator cannot be asked for that.
+    ///
+    /// # Safety
+    ///
+    /// None is needed.
+    pub(super) unsafe fn populate(_: NonNull<u8>, _: usize, _: usize) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// # Safety

@@ -5,6 +5,8 @@ use crate::duel::Duel;
 use crate::eviction::SLOTS;
 use crate::hash::Hashed;
 use crate::memory::{Buckets, physical_bytes};
+#[cfg(doc)]
+use crate::populate_in_background;
 use crate::stats::{Counters, Stats};
 use std::fmt;
 use std::io;
@@ -127,6 +129,18 @@ impl Table {
         let buckets =
             Buckets::zeroed(count).map_err(|source| TableError::OutOfMemory { bytes, source })?;
         Ok(Self { buckets, bytes, duel: Duel::new(count), counters: Counters::default() })
+    }
+
+    /// Has the system give the table's memory now, rather than page by page to those who first write there: a page of 2 MiB
+    /// takes it a quarter of a millisecond, and where a virtual machine's host must find the memory, two. Others
+    /// may use the table meanwhile. `go_on` is asked before each such page whether to. See [`populate_in_background`].
+    ///
+    /// # Errors
+    ///
+    /// What the system says when it cannot: it is no Linux, or one older than 5.14, or has not that much memory. The
+    /// table is as good as before.
+    pub fn populate(&self, mut go_on: impl FnMut() -> bool) -> io::Result<()> {
+        self.buckets.populate(&mut go_on)
     }
 
     /// Entries that can be held, exactly: the number of slots.
