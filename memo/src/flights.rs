@@ -112,6 +112,11 @@ impl<W> Flights<W> {
         gone
     }
 
+    /// Whether one more would be too many.
+    pub fn is_full(&self) -> bool {
+        self.waiting() >= self.max_waiting
+    }
+
     /// How many wait now.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)

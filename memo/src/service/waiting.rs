@@ -47,6 +47,11 @@ impl<C: Classifier> Shared<C> {
         hash: ImageHash,
         since: Instant,
     ) -> bool {
+        // Most are turned away here, without a token to wait with, and leave with the batch's other replies.
+        if self.flights.is_full() {
+            self.turn_away(|text| batch.error(i, Status::Overloaded, text));
+            return false;
+        }
         let deadline = batch.requests()[i].budget().map(|budget| since + budget);
         let id = batch.requests()[i].id;
         let span = tracing::debug_span!("request", id);
@@ -59,12 +64,15 @@ impl<C: Classifier> Shared<C> {
             Join::First => true,
             Join::Joined => false,
             Join::Full(waiter) => {
-                self.counters.overloaded.fetch_add(1, Relaxed);
-                let text = format!("{} requests are waiting already", self.flights.waiting());
-                waiter.later.error(Status::Overloaded, &text);
+                self.turn_away(|text| waiter.later.error(Status::Overloaded, text));
                 false
             }
         }
+    }
+
+    fn turn_away(&self, reply: impl FnOnce(&str)) {
+        self.counters.overloaded.fetch_add(1, Relaxed);
+        reply(&format!("{} requests are waiting already", self.flights.waiting()));
     }
 
     /// For how long anybody waits on the flight of `hash`. When nobody does any more, the flight ends
