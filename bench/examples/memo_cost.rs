@@ -145,9 +145,9 @@ fn compare(
     Ok(())
 }
 
-/// Medians over the rounds, and their ratios to the classifier's.
+/// Medians over the rounds, and their ratios to the classifier's; of the runs, the middle ones are kept.
 fn judge(found: &mut Found) {
-    let runs = std::mem::take(&mut found.runs);
+    let mut runs = std::mem::take(&mut found.runs);
     found.say(&format!("{:<46}{:>12}{:>12}{:>14}", "", "p50", "p99", "answers/s"));
     for depth in DEPTHS {
         let of = |name: &str, value: fn(&Report) -> f64| {
@@ -180,7 +180,19 @@ fn judge(found: &mut Found) {
     found.say(
         "targets: the memo's ratios at most 1.02; at depth 1, remote over classifier at most a hop",
     );
-    found.runs = runs;
+    found.say("p50 of each round, µs");
+    for depth in DEPTHS {
+        for name in NAMES.map(|name| format!("{name}, depth {depth}")) {
+            let (mut texts, mut reports) = (Vec::new(), Vec::new());
+            for run in runs.extract_if(.., |run| run.name == name) {
+                texts.push(format!("{:.2}", run.report.latency_from_sent.p50_ns as f64 / 1e3));
+                reports.push(run.report);
+            }
+            found.say(&format!("{name}: {}", texts.join(" ")));
+            // The rest would be a megabyte.
+            found.runs.push(Run { name, report: common::median(reports) });
+        }
+    }
 }
 
 // ---- What it holds ----
