@@ -113,7 +113,7 @@ const DEFAULT_MEMORY: Size = Size(256 << 20);
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Table")]
 pub(crate) struct TableArgs {
-    /// Memory for the table, all of it taken at the start.
+    /// Memory for the table; taken at the start where it is free.
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
     memory: Size,
 

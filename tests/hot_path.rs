@@ -10,7 +10,7 @@ mod counting;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use std::time::Duration;
 use afterimage_cache::service::CacheService;
 use afterimage_cache::{Capacity, Table};
 use afterimage_classifier::service::ClassifierService;
-use afterimage_classifier::{Engine, EngineOptions, Model};
+use afterimage_classifier::{Engine, EngineOptions, Model, Scorer, Scratch, Shape as InputShape};
 use afterimage_memo::upstream::{Answer, Embedded, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, ModelId, Secret, Store};
 use afterimage_wire::proto::handshake::Hello;
@@ -176,9 +176,26 @@ impl Wake for Woken {
     }
 }
 
+/// Scores when it is told to: once the connection has nothing more to do.
+struct Gated {
+    shape: InputShape,
+    gate: Mutex<Receiver<()>>,
+}
+
+impl Scorer for Gated {
+    fn shape(&self) -> InputShape {
+        self.shape
+    }
+
+    fn label(&self, _: &[&[u8]], _: &mut Scratch, labels: &mut [u16]) {
+        self.gate.lock().unwrap().recv().unwrap();
+        labels.fill(3);
+    }
+}
+
 /// `SCORED` images, on another thread: how often that woke the connection, and in how many
 /// writes the replies went out.
-fn scored_together(service: impl Service) -> (usize, usize) {
+fn scored_together(service: impl Service, open: &Sender<()>) -> (usize, usize) {
     let transport = Transport::default();
     let ends = Arc::clone(&transport.0);
     let (_runtime, mut poll) = drive(service, transport);
@@ -193,6 +210,7 @@ fn scored_together(service: impl Service) -> (usize, usize) {
     let waker = Waker::from(Arc::new(Woken(sender)));
     let (mut woken, mut answered) = (0, 0);
     poll(&waker);
+    open.send(()).unwrap();
     while answered < SCORED {
         wake_ups.recv_timeout(Duration::from_secs(60)).expect("a reply");
         woken += 1;
@@ -213,15 +231,20 @@ fn scored_together(service: impl Service) -> (usize, usize) {
 #[test]
 fn what_is_scored_together_wakes_its_connection_once_and_goes_out_with_one_write() {
     let model = Model::shipped();
-    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
-    let engine = || Arc::new(Engine::start(Arc::clone(&model), options));
-    let direct = ClassifierService::new(&model, engine());
-    assert_eq!(scored_together(direct), (1, 1), "wake-ups, writes");
+    let gated = || {
+        let (open, gate) = channel();
+        let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+        let scorer = Gated { shape: model.shape(), gate: Mutex::new(gate) };
+        (open, Arc::new(Engine::start_with(Arc::new(scorer), options)))
+    };
+    let (open, engine) = gated();
+    let direct = ClassifierService::new(&model, engine);
+    assert_eq!(scored_together(direct, &open), (1, 1), "wake-ups, writes");
+    let (open, engine) = gated();
     let table = Arc::new(Table::new(Capacity::Entries(10_000)).unwrap());
     let memo = MemoOptions::new(Secret::new([1; 32]));
-    let memo =
-        MemoService::new(Store::Embedded(table, None), Embedded::new(&model, engine()), memo);
-    assert_eq!(scored_together(memo), (1, 1), "wake-ups, writes");
+    let memo = MemoService::new(Store::Embedded(table, None), Embedded::new(&model, engine), memo);
+    assert_eq!(scored_together(memo, &open), (1, 1), "wake-ups, writes");
 }
 
 /// A classifier that answers at once, with an image's first byte.

@@ -1,5 +1,7 @@
 //! Work beside the serving: its priority, and the table's memory, taken before somebody waits for it.
 
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -23,8 +25,15 @@ pub(crate) fn yield_to_readers() {
 }
 
 /// [`Table::populate`] on a thread of its own, behind whatever serves. It ends when all is done, or when nobody else has
-/// the table any more. What goes wrong is logged and changes nothing.
+/// the table any more. A table that is larger than the memory that is free is left to grow as it fills. What goes wrong
+/// is logged and changes nothing.
 pub fn populate_in_background(table: &Arc<Table>) {
+    let (bytes, room) = (table.memory_bytes(), room(Path::new("/")));
+    if bytes > room {
+        return tracing::warn!(
+            "the table may take {bytes} bytes, and {room} are free here: its memory comes as it fills"
+        );
+    }
     let table = Arc::clone(table);
     let work = move || {
         yield_to_readers();
@@ -33,46 +42,83 @@ pub fn populate_in_background(table: &Arc<Table>) {
             Ok(()) => {
                 tracing::debug!("the table's memory is there, after {:.1?}", started.elapsed())
             }
-            Err(error) => tracing::debug!("the table's memory comes as it is needed: {error}"),
+            Err(error) => tracing::debug!("the table's memory comes as it fills: {error}"),
         }
     };
     if let Err(error) = thread::Builder::new().name("populate".into()).spawn(work) {
-        tracing::debug!("the table's memory comes as it is needed: {error}");
+        tracing::debug!("the table's memory comes as it fills: {error}");
     }
 }
 
-#[cfg(all(test, target_os = "linux", not(miri)))]
+/// Bytes that this process may take before it meets the machine's limit, or that of a control group that it is in
+/// (a container's, a service's), as the files below `root` say on Linux: `proc(5)`, `cgroups(7)`. Without a limit
+/// that is known, all that there could be.
+fn room(root: &Path) -> u64 {
+    let read = |path: &Path| fs::read_to_string(path).ok();
+    let number = |path: &Path| read(path)?.trim().parse::<u64>().ok();
+    let free = || {
+        let text = read(&root.join("proc/meminfo"))?;
+        let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+        Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+    };
+    let mut room = free().unwrap_or(u64::MAX);
+    for line in read(&root.join("proc/self/cgroup")).unwrap_or_default().lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let (mount, limit, usage) = match controllers {
+            "" => ("sys/fs/cgroup", "memory.max", "memory.current"),
+            "memory" => ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+            _ => continue,
+        };
+        // A group is within the limits of those around it; the last of these is where they are mounted.
+        for group in Path::new(path.trim_start_matches('/')).ancestors() {
+            let group = root.join(mount).join(group);
+            if let Some(limit) = number(&group.join(limit)) {
+                let used = number(&group.join(usage)).unwrap_or(0);
+                room = room.min(limit.saturating_sub(used));
+            }
+        }
+    }
+    room
+}
+
+#[cfg(all(test, not(miri)))]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::table::Capacity;
 
-    const BYTES: u64 = 64 << 20;
-
-    /// Bytes that this process has in physical memory.
-    fn resident() -> u64 {
-        let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")).expect("`VmRSS: 123 kB`");
-        kib.parse::<u64>().expect("a number") << 10
+    /// The room in a system of these files.
+    fn room_with(files: &[(&str, &str)]) -> u64 {
+        let root = tempfile::tempdir().expect("a folder");
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+            fs::write(path, text).expect("a file");
+        }
+        room(root.path())
     }
 
     #[test]
-    fn memory_is_there_before_it_is_written_to_and_what_was_written_stays() {
-        let table = Arc::new(Table::new(Capacity::Bytes(BYTES)).expect("memory"));
-        table.insert(7, 8);
-        let before = resident();
-        table.populate(|| false).expect("nothing to do");
-        assert!(resident() - before < BYTES / 2, "told not to");
-        populate_in_background(&table);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while Arc::strong_count(&table) > 1 {
-            assert!(Instant::now() < deadline, "it ends");
-            thread::sleep(Duration::from_millis(1));
-        }
-        // Not all of it is new: the entry's page was there.
-        assert!(resident() - before > BYTES / 4 * 3);
-        assert_eq!(table.get(7), Some(8));
+    fn the_room_is_the_least_of_the_machines_and_of_all_groups_around_the_process() {
+        let machine =
+            ("proc/meminfo", "MemTotal: 9 kB\nMemAvailable:     1000 kB\nBuffers: 1 kB\n");
+        assert_eq!(room_with(&[]), u64::MAX);
+        assert_eq!(room_with(&[machine]), 1_024_000);
+        let second = [
+            machine,
+            ("proc/self/cgroup", "0::/outer/inner\n"),
+            ("sys/fs/cgroup/outer/inner/memory.max", "max\n"),
+            ("sys/fs/cgroup/outer/memory.max", "5000\n"),
+            ("sys/fs/cgroup/outer/memory.current", "1500\n"),
+        ];
+        assert_eq!(room_with(&second), 3500);
+        // A container sees its own group where all of them are mounted.
+        let first = [
+            machine,
+            ("proc/self/cgroup", "5:cpu:/a\n4:memory:/b/c\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "700\n"),
+            ("sys/fs/cgroup/memory/memory.usage_in_bytes", "900\n"),
+        ];
+        assert_eq!(room_with(&first), 0);
+        assert_eq!(room_with(&[machine, ("proc/self/cgroup", "nonsense\n0:\n")]), 1_024_000);
     }
 }

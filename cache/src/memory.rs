@@ -76,7 +76,7 @@ impl Buckets {
         }
     }
 
-    /// Has the system bring all pages into being, as long as `go_on` says so before each stretch. What is in them
+    /// Has the system bring all pages into being, as long as `go_on` says so before each chunk. What is in them
     /// stays, and others may read and write meanwhile.
     ///
     /// # Errors
@@ -137,13 +137,13 @@ impl<T: Atomics> Zeroed<T> {
 
     fn populate(&self, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
         let bytes = self.count * size_of::<T>();
-        for start in (0..bytes).step_by(os::STRETCH) {
+        for start in (0..bytes).step_by(os::CHUNK) {
             if !go_on() {
                 break;
             }
             // SAFETY: the memory came from `os::allocate` with this size and is alive as long as `self`; `start` is a
-            // multiple of `os::STRETCH` below it.
-            unsafe { os::populate(self.first.cast(), start, (bytes - start).min(os::STRETCH))? };
+            // multiple of `os::CHUNK` below `bytes`.
+            unsafe { os::populate(self.first.cast(), start, (bytes - start).min(os::CHUNK))? };
         }
         Ok(())
     }
@@ -206,7 +206,7 @@ mod os {
     pub(super) const ALIGNMENT: usize = 4096;
 
     /// What is populated in one go.
-    pub(super) const STRETCH: usize = HUGE_PAGE;
+    pub(super) const CHUNK: usize = HUGE_PAGE;
 
     /// `bytes` (not zero) of zeroed memory, aligned to a page at least.
     pub(super) fn allocate(bytes: usize) -> io::Result<NonNull<u8>> {
@@ -258,7 +258,7 @@ mod os {
     ///
     /// # Safety
     ///
-    /// `first` is from [`allocate`], with at least `start + bytes`; `start` is a multiple of [`STRETCH`].
+    /// `first` is from [`allocate`], with at least `start + bytes`; `start` is a multiple of [`CHUNK`].
     pub(super) unsafe fn populate(
         first: NonNull<u8>,
         start: usize,
@@ -315,7 +315,7 @@ mod os {
     pub(super) const ALIGNMENT: usize = align_of::<Lines>();
 
     /// What is populated in one go.
-    pub(super) const STRETCH: usize = 2 << 20;
+    pub(super) const CHUNK: usize = 2 << 20;
 
     fn layout(bytes: usize) -> Option<Layout> {
         Layout::from_size_align(bytes, ALIGNMENT).ok()

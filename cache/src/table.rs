@@ -137,8 +137,8 @@ impl Table {
     ///
     /// # Errors
     ///
-    /// What the system says when it cannot: it is no Linux, or one older than 5.14, or has not that much memory. The
-    /// table is as good as before.
+    /// What the system says when it cannot: it is no Linux, or one older than 5.14. The table is as good as before. A system
+    /// that has not that much memory may end the process, as it may when the table fills.
     pub fn populate(&self, mut go_on: impl FnMut() -> bool) -> io::Result<()> {
         self.buckets.populate(&mut go_on)
     }

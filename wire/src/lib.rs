@@ -12,6 +12,7 @@
 
 pub mod blocking;
 pub mod client;
+mod cork;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -22,4 +23,5 @@ pub mod tls;
 mod turn;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};
+pub use cork::corked;
 pub use proto::status::Status;

@@ -313,8 +313,9 @@ fn one_at_a_time(found: &mut Found, peers: [Server; 2], ours: Server) -> Result<
 /// Fills our cache, which has room for as many keys as are written, four times over with others; gives what an entry
 /// takes when it is full.
 fn our_bytes_an_entry(found: &mut Found, binary: &Path) -> Result<f64> {
+    // What a server takes that has room for next to nothing: a large table's memory is taken at the start.
+    let before = Server::afterimage(binary, 8)?.process.resident()?;
     let ours = Server::afterimage(binary, HELD.into())?;
-    let before = ours.process.resident()?;
     let mut full = 0.0;
     for salt in 1..=4 {
         ours.fill(keys(HELD, salt << 40))?;

@@ -74,9 +74,11 @@ impl Job {
         })
     }
 
-    pub(super) fn prefetch(&self) {
-        if let Some(caller) = &self.caller {
-            caller.prefetch();
+    pub(super) fn prefetch(&self, counters: &Counters) {
+        let Some(caller) = &self.caller else { return };
+        if catch_unwind(AssertUnwindSafe(|| caller.prefetch())).is_err() {
+            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
+            tracing::error!("a caller panicked when it was told to prefetch");
         }
     }
 

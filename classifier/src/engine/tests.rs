@@ -222,6 +222,9 @@ fn a_caller_that_panics_when_asked_costs_nobody_else_his_answer() {
         fn is_late(&mut self, _: Instant) -> bool {
             panic!("made to panic")
         }
+        fn prefetch(&self) {
+            panic!("made to panic")
+        }
         fn answer(self: Box<Self>, result: Result<u16, EngineError>, _: Instant) {
             self.0.send((1, result)).unwrap();
         }
@@ -235,7 +238,7 @@ fn a_caller_that_panics_when_asked_costs_nobody_else_his_answer() {
     ]);
     engine.shutdown();
     assert_eq!(collect(sender, answers), [(1, Ok(1)), (2, Ok(2)), (3, Ok(3))]);
-    assert_eq!(engine.counters().reply_panics, 1);
+    assert_eq!(engine.counters().reply_panics, 2);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use afterimage_wire::server::corked;
+use afterimage_wire::corked;
 
 use super::Scorer;
 use super::job::Job;
@@ -20,10 +20,12 @@ impl Shared {
         while let Some(batch) = self.next_batch() {
             let now = Instant::now();
             let mut live = batch;
-            for job in live.extract_if(.., |job| job.is_late(now, &self.counters)) {
-                self.counters.expired.fetch_add(1, Ordering::Relaxed);
-                job.finish(Err(EngineError::DeadlineExceeded), now, &self.counters);
-            }
+            corked(|| {
+                for job in live.extract_if(.., |job| job.is_late(now, &self.counters)) {
+                    self.counters.expired.fetch_add(1, Ordering::Relaxed);
+                    job.finish(Err(EngineError::DeadlineExceeded), now, &self.counters);
+                }
+            });
             if !live.is_empty() {
                 self.score(scorer, live, &mut scratch, &mut labels);
             }
@@ -52,7 +54,7 @@ impl Shared {
                 })
                 .collect(),
         };
-        batch.iter().for_each(Job::prefetch);
+        batch.iter().for_each(|job| job.prefetch(&self.counters));
         let now = Instant::now();
         corked(|| {
             for ((job, &label), good) in batch.into_iter().zip(labels.iter()).zip(good) {

@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use afterimage_wire::Status;
+use afterimage_wire::corked;
 use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::server::{Request, corked};
+use afterimage_wire::server::Request;
 
 use super::Shared;
 use super::spaces::Space;
@@ -21,15 +22,20 @@ use crate::upstream::{Answer, Classifier, Failure, Job, Owner, Reply, Wanted};
 pub(super) struct First {
     pub(super) hash: ImageHash,
     pub(super) request_id: u64,
-    /// Whether it waits as long as it takes.
-    pub(super) is_patient: bool,
+    /// How long it waits, if not as long as it takes.
+    pub(super) deadline: Option<Instant>,
     pub(super) image: Box<[u8]>,
 }
 
 impl First {
-    pub(super) fn new(request: &Request<'_>, hash: ImageHash, image: &[u8]) -> Self {
-        let is_patient = request.budget().is_none();
-        First { hash, request_id: request.id, is_patient, image: image.into() }
+    pub(super) fn new(
+        request: &Request<'_>,
+        since: Instant,
+        hash: ImageHash,
+        image: &[u8],
+    ) -> Self {
+        let deadline = request.budget().map(|budget| since + budget);
+        First { hash, request_id: request.id, deadline, image: image.into() }
     }
 }
 
@@ -39,18 +45,22 @@ struct Call<C> {
     space: Arc<Space>,
     hash: ImageHash,
     request_id: u64,
-    /// Whether the first on the flight waits as long as it takes: then the flight stays until it lands, and need
-    /// not be searched for somebody who does.
-    is_patient: bool,
+    /// How long the first on the flight waits, if not as long as it takes. Until then it is on it, and nobody else
+    /// need be looked for.
+    deadline: Option<Instant>,
     asked_at: Instant,
 }
 
 impl<C: Classifier> Owner for Call<C> {
     fn wanted(&self, now: Instant) -> Wanted {
-        match self.is_patient {
-            true => Wanted::Always,
-            false => self.shared.wanted(self.hash, now),
+        match self.deadline {
+            None => Wanted::Always,
+            Some(_) => self.shared.wanted(self.hash, now),
         }
+    }
+
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now < deadline) || self.wanted(now) != Wanted::NoMore
     }
 
     fn prefetch(&self) {
@@ -81,9 +91,9 @@ impl<C: Classifier> Shared<C> {
         first: First,
         asked_at: Instant,
     ) -> Job {
-        let First { hash, request_id, is_patient, image } = first;
+        let First { hash, request_id, deadline, image } = first;
         let (shared, space) = (Arc::clone(self), Arc::clone(space));
-        let call = Call { shared, space, hash, request_id, is_patient, asked_at };
+        let call = Call { shared, space, hash, request_id, deadline, asked_at };
         Job { image, reply: Reply::to(call) }
     }
 

@@ -6,8 +6,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{Hashed, Table};
+use afterimage_wire::corked;
 use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::server::{BATCH, Batch, corked};
+use afterimage_wire::server::{BATCH, Batch};
 use arrayvec::ArrayVec;
 
 use super::Shared;
@@ -76,7 +77,7 @@ impl<C: Classifier> Shared<C> {
             match value.and_then(|value| space.keys.open(hash, value)) {
                 Some(class) => self.land_remembered(hash, class),
                 None => {
-                    let first = First::new(&batch.requests()[i], hash, image);
+                    let first = First::new(&batch.requests()[i], since, hash, image);
                     jobs.push(self.job(space, first, now));
                 }
             }
@@ -100,7 +101,7 @@ impl<C: Classifier> Shared<C> {
         for (i, image) in images {
             if self.board(batch, i, hashes[i], since) {
                 keys.push(hashes[i].cache_key());
-                firsts.push(First::new(&batch.requests()[i], hashes[i], image));
+                firsts.push(First::new(&batch.requests()[i], since, hashes[i], image));
             }
         }
         if firsts.is_empty() {

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use afterimage_wire::Status;
+use afterimage_wire::corked;
 use afterimage_wire::server::{Batch, Later};
 use tracing::Span;
 
@@ -121,9 +122,8 @@ impl<C: Classifier> Shared<C> {
     }
 
     fn sweep(&self, now: Instant) {
-        for waiter in self.flights.disembark(|waiter| waiter.is_late(now)) {
-            self.expire(waiter, now);
-        }
+        let late = self.flights.disembark(|waiter| waiter.is_late(now));
+        corked(|| late.into_iter().for_each(|waiter| self.expire(waiter, now)));
     }
 
     fn expire(&self, Waiter { later, since, span, .. }: Waiter, now: Instant) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 use afterimage_classifier::{Caller, Engine, EngineError, Model, service};
 use afterimage_wire::proto::stats::Stats;
 
-use super::{Answer, Classifier, Failure, Job, Reply, Wanted};
+use super::{Answer, Classifier, Failure, Job, Reply};
 use crate::key::ModelId;
 
 /// An engine and the model that it scores with.
@@ -56,7 +56,7 @@ struct Asker {
 
 impl Caller for Asker {
     fn is_late(&mut self, now: Instant) -> bool {
-        self.reply.wanted(now) == Wanted::NoMore
+        !self.reply.is_wanted(now)
     }
 
     fn prefetch(&self) {

@@ -131,6 +131,11 @@ pub trait Owner: Send {
         Wanted::Always
     }
 
+    /// Whether the answer is wanted at all, as [`wanted`](Self::wanted) says it; perhaps at less cost.
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.wanted(now) != Wanted::NoMore
+    }
+
     /// The model whose answer it shall be; `None` for any.
     fn model(&self) -> Option<&Arc<ModelId>> {
         None
@@ -173,6 +178,15 @@ impl Reply {
     pub fn wanted(&mut self, now: Instant) -> Wanted {
         let wanted = self.0.as_ref().map_or(Wanted::NoMore, |owner| owner.wanted(now));
         if wanted == Wanted::NoMore {
+            self.0 = None;
+        }
+        wanted
+    }
+
+    /// Whether the answer is wanted at all: as [`wanted`](Self::wanted), perhaps at less cost.
+    pub fn is_wanted(&mut self, now: Instant) -> bool {
+        let wanted = self.0.as_ref().is_some_and(|owner| owner.is_wanted(now));
+        if !wanted {
             self.0 = None;
         }
         wanted

@@ -18,8 +18,8 @@ use super::keepalive::Keepalive;
 use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
+use crate::cork::corked;
 use crate::proto::{Frame, FrameError, Message, Welcome};
-use crate::server::corked;
 use crate::turn::Rest;
 
 /// Bytes of replies after which everything else that is ready has its turn: a server that answers without a

@@ -12,7 +12,6 @@ mod answers;
 mod batch;
 mod busy;
 mod connection;
-mod cork;
 mod counters;
 mod greeting;
 mod in_buffer;
@@ -40,7 +39,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 pub use batch::{BATCH, Batch, Op, Request, handle_one};
-pub use cork::corked;
 pub use listener::Listener;
 pub use options::{ServerOptions, Token};
 pub use outbox::Later;

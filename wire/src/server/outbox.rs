@@ -7,7 +7,7 @@ use std::task::Waker;
 
 use atomic_waker::AtomicWaker;
 
-use super::cork;
+use crate::cork;
 use crate::proto::message::{Label, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Snapshot, Status};
 
@@ -87,12 +87,7 @@ impl Outbox {
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the task that has registered.
-    pub(super) fn wake(&self) {
-        self.waker.wake();
-    }
-
-    fn send(self: &Arc<Self>, encode: impl FnOnce(&mut Vec<u8>)) {
+    fn send(&self, encode: impl FnOnce(&mut Vec<u8>)) {
         {
             let mut buffer = self.lock();
             if !buffer.closed {
@@ -100,8 +95,9 @@ impl Outbox {
             }
         }
         self.in_flight.fetch_sub(1, Ordering::Release);
-        if !cork::holds(self) {
-            self.wake();
+        // Taken now, so that the next reply under the same cork finds none, whichever connections come between.
+        if let Some(waker) = self.waker.take() {
+            cork::wake(waker);
         }
     }
 }
@@ -176,7 +172,10 @@ impl fmt::Debug for Later {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Wake;
+
     use super::*;
+    use crate::corked;
     use crate::proto::Frame;
     use crate::proto::message::Origin;
 
@@ -207,6 +206,32 @@ mod tests {
         drop(outbox.later(0));
         assert_eq!(outbox.in_flight(), 0);
         assert_eq!(frames(&outbox), [(0, Status::Internal)]);
+    }
+
+    #[test]
+    fn under_a_cork_each_connection_is_woken_once_in_whatever_order_the_replies_come() {
+        struct Connection(AtomicUsize);
+        impl Wake for Connection {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let outboxes = [Arc::new(Outbox::default()), Arc::new(Outbox::default())];
+        let connections = outboxes.each_ref().map(|outbox| {
+            let connection = Arc::new(Connection(AtomicUsize::new(0)));
+            outbox.register(&Waker::from(Arc::clone(&connection)));
+            connection
+        });
+        let wakes =
+            || connections.each_ref().map(|connection| connection.0.load(Ordering::Relaxed));
+        corked(|| {
+            for id in 0..100 {
+                outboxes.iter().for_each(|outbox| outbox.later(id).value(None));
+            }
+            assert_eq!(wakes(), [0, 0]);
+        });
+        assert_eq!(wakes(), [1, 1]);
+        outboxes.iter().for_each(|outbox| assert_eq!(frames(outbox).len(), 100));
     }
 
     #[test]
