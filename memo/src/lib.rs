@@ -16,6 +16,8 @@ mod audit;
 pub mod breaker;
 #[cfg(not(loom))]
 mod clock;
+#[cfg(all(test, not(loom)))]
+mod collisions;
 mod duty;
 pub mod flights;
 #[cfg(all(test, loom))]

@@ -4,7 +4,7 @@ use rustix::process::Signal;
 
 use crate::common::{Running, file, folder, run, run_with};
 
-use crate::shared::{SECRET, SERVICES, pgm_binary};
+use crate::shared::{SECRET, SERVICES, nobody, pgm_binary};
 
 #[test]
 fn a_wrong_token_is_one_clear_line_that_does_not_tell_it() {
@@ -78,4 +78,30 @@ fn a_memos_secret_file_is_found_in_no_log_and_no_stats() {
     memo.signal(Signal::TERM);
     memo.wait();
     assert!(!stats.contains(secret) && !memo.log().contains(secret));
+}
+
+#[test]
+fn a_memo_whose_cache_is_elsewhere_warns_that_it_has_no_secret_file_and_is_silent_with_one() {
+    let folder = folder();
+    let path = file(&folder, "secret", "00112233445566778899aabbccddeeff".repeat(2));
+    let (cache, redis) = (nobody(), format!("redis://{}", nobody()));
+    let with = ["--secret-file", path.as_str()];
+    for (cache, secret, warns) in [
+        (cache.as_str(), &[][..], true),
+        (&redis, &[], true),
+        ("embedded", &[], false),
+        (&cache, &with, false),
+        (&redis, &with, false),
+    ] {
+        let flags = [&["memo", "--model", "raw", "--cache", cache][..], secret].concat();
+        let mut memo = Running::start(&flags);
+        memo.signal(Signal::TERM);
+        memo.wait();
+        let log = memo.log();
+        let warning = log.lines().find(|line| line.contains("--secret-file"));
+        assert_eq!(warning.is_some(), warns, "{flags:?}:\n{log}");
+        if let Some(line) = warning {
+            assert!(line.contains(" WARN ") && line.contains("after a restart"), "{line}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Caches and classifiers that are dead, hang, or were never there.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_cache::CacheService;
@@ -11,7 +12,7 @@ use afterimage_memo::{MemoOptions, Store};
 use afterimage_wire::proto::Service as Kind;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Batch, Identity, Op, Service};
+use afterimage_wire::server::{Batch, Identity, Later, Op, Service};
 use afterimage_wire::{Client, Status};
 
 use crate::common::{counter, fail_fast, until};
@@ -113,28 +114,45 @@ async fn a_dead_cache_fails_nothing_and_is_used_again_when_it_is_back() {
     .await;
 }
 
-#[tokio::test]
-async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then_nothing() {
-    // Welcomes, and then says nothing to anything.
-    struct Mute(Mutex<Vec<afterimage_wire::server::Later>>);
-    impl Service for Mute {
-        fn identity(&self) -> Identity {
-            Identity::without_model(Kind::Cache)
-        }
-        fn handle(&self, batch: &mut Batch<'_>) {
-            for i in 0..batch.requests().len() {
-                self.0.lock().unwrap().push(batch.later(i));
+/// A cache that welcomes, and then says nothing to anything.
+#[derive(Clone, Default)]
+struct Mute {
+    held: Arc<Mutex<Vec<Later>>>,
+    reads: Arc<AtomicU64>,
+}
+
+impl Service for Mute {
+    fn identity(&self) -> Identity {
+        Identity::without_model(Kind::Cache)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for (i, request) in batch.requests().iter().enumerate() {
+            if let Op::CacheRead { .. } = request.op {
+                self.reads.fetch_add(1, SeqCst);
+                self.held.lock().unwrap().push(batch.later(i));
             }
         }
-        fn stats(&self, _: &mut Stats) {}
     }
-    let cache = serve(Mute(Mutex::default()), "127.0.0.1:0").await;
-    let upstream = Client::connect(cache.addr.as_str(), fail_fast()).await.unwrap();
-    let options = RemoteOptions {
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+/// Options with which the breaker opens after three failures, and stays open.
+fn three_failures() -> RemoteOptions {
+    RemoteOptions {
         lookup_budget: Duration::from_millis(100),
         breaker_threshold: 3,
         probe_every: Duration::from_secs(1000),
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then_nothing() {
+    let mute = Mute::default();
+    let cache = serve(mute.clone(), "127.0.0.1:0").await;
+    let upstream = Client::connect(cache.addr.as_str(), fail_fast()).await.unwrap();
+    let options = three_failures();
     let store = Store::Remote(RemoteStore::new(upstream, options));
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
     for i in 0..3 {
@@ -142,11 +160,62 @@ async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then
         assert_eq!(client.classify(&[i; 4]).await.unwrap().class, u16::from(i));
         assert!(start.elapsed() >= options.lookup_budget);
     }
-    let start = Instant::now();
     for i in 10..60 {
         assert_eq!(client.classify(&[i; 4]).await.unwrap().class, u16::from(i));
     }
-    // Fifty budgets would be five seconds.
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
     assert_eq!(counter(&client, "store_breaker_opened").await, 1);
+    // Three were looked up, and the cache heard of these three; each of the others went by.
+    assert_eq!(counter(&client, "store_lookups").await, 3);
+    assert_eq!(counter(&client, "store_lookups_failed").await, 3);
+    assert_eq!(counter(&client, "store_lookups_bypassed").await, 50);
+    assert_eq!(mute.reads.load(SeqCst), 3);
+}
+
+#[test]
+fn a_store_that_is_left_out_is_not_asked_and_its_lookups_end_before_they_return() {
+    /// Keeps what it should call.
+    #[derive(Clone, Default)]
+    struct Hung(Arc<Mutex<Vec<Callback>>>);
+    impl std::fmt::Debug for Hung {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Hung")
+        }
+    }
+    impl Backend for Hung {
+        fn name(&self) -> &'static str {
+            "hung"
+        }
+        fn is_connected(&self) -> bool {
+            true
+        }
+        fn get_many(&self, _: &[u64], _: Duration, then: Callback) {
+            self.0.lock().unwrap().push(then);
+        }
+        fn set(&self, _: u64, _: i64) {}
+    }
+    let hung = Hung::default();
+    let store = RemoteStore::new(hung.clone(), three_failures());
+    let look = || {
+        let ended = Arc::new(AtomicU64::new(0));
+        let end = Arc::clone(&ended);
+        store.lookup(&[1, 2], move |values| {
+            assert_eq!(values, None);
+            end.fetch_add(1, SeqCst);
+        });
+        ended
+    };
+    let waiting = [look(), look(), look()];
+    assert!(waiting.iter().all(|ended| ended.load(SeqCst) == 0));
+    // The budget's end.
+    for then in std::mem::take(&mut *hung.0.lock().unwrap()) {
+        then(None);
+    }
+    assert!(waiting.iter().all(|ended| ended.load(SeqCst) == 1));
+    for _ in 0..100 {
+        assert_eq!(look().load(SeqCst), 1, "nobody waits for it");
+    }
+    assert!(hung.0.lock().unwrap().is_empty(), "nor is it asked");
+    let mut stats = Stats::default();
+    store.stats(&mut stats);
+    assert_eq!(stats.counter_value("store_lookups_bypassed"), 200);
 }
