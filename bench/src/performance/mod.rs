@@ -64,8 +64,9 @@ const SUBJECTS: [Subject; 12] = [
         name: "memo-overhead",
         heading: "A memo that remembers nothing",
         text: "`bench/overhead`: images that nobody has asked about, of the classifier directly, of a memo with its \
-               classifier embedded and of one with the same classifier elsewhere; the median of nine rounds in turn. \
-               Beside them hits, which come back over one hop and nothing else.",
+               classifier embedded and of one with the same classifier elsewhere; the median of twelve rounds in turn, the \
+               servers started anew after every fourth. Beside them hits, which come back over one hop and nothing else, \
+               and the classifier once more: what the two differ by is what cannot be told.",
         show: show::runs_and_figures,
     },
     Subject {
@@ -73,7 +74,9 @@ const SUBJECTS: [Subject; 12] = [
         heading: "A memo asked for ten times what it can do",
         text: "`bench/overload`: for a minute new images come, in an open loop, ten times as fast as they can be \
                classified, and a thousand hits a second beside them. What is too much is answered `overloaded`, at \
-               once. An image that the flood has pushed out of the table is no hit any more: the few that failed. Latencies \
+               once: refused. To refuse an image is to read it, to hash it and to look it up; as it is done nearly \
+               twenty times for each that is classified, and on the same core, fewer are classified than in calm. Those wait \
+               behind the 4,096 that may wait. An image that the flood has pushed out of the table is no hit any more: the few that failed. Latencies \
                are from the moment a request was due.",
         show: show::runs_and_figures,
     },
@@ -109,7 +112,8 @@ const SUBJECTS: [Subject; 12] = [
     Subject {
         name: "micro",
         heading: "Piece by piece",
-        text: "`bench/micro`: the rooms' micro-benchmarks, on one core; of each its fastest sample and the median one.",
+        text: "`bench/micro`: the rooms' micro-benchmarks, on one core; of each its fastest sample and the median one. \
+               The codec's are of 512 frames each, the scoring's of as many images as the number says.",
         show: show::micro,
     },
     Subject {
