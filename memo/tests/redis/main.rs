@@ -7,6 +7,7 @@ mod cluster;
 mod node;
 #[path = "../../../wire/tests/pki/mod.rs"]
 mod pki;
+mod recovery;
 mod single;
 mod tls;
 mod trouble;

@@ -1,7 +1,7 @@
 //! Redis servers of our own, each killed when its test ends.
 
 use std::io::Write;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
 use crate::pki::{Authority, Issued};
@@ -114,6 +114,11 @@ impl Node {
     /// How many keys it has.
     pub(crate) fn keys(&self) -> usize {
         self.cli(&["dbsize"]).trim().parse().unwrap_or(0)
+    }
+
+    /// Waits until connections are taken: the moment from which it can be used.
+    pub(crate) async fn until_it_listens(&self) {
+        until("redis listens", async || TcpStream::connect(self.addr()).is_ok()).await;
     }
 
     pub(crate) async fn until_up(&self) {

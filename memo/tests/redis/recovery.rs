@@ -1,0 +1,98 @@
+//! How soon a Redis that was dead or hung is used again, while requests come all the time.
+//!
+//! ```text
+//! REDIS_ROUNDS=20 cargo test -p afterimage-memo --test redis recovery -- --nocapture
+//! ```
+
+use std::time::{Duration, Instant};
+
+use afterimage_wire::Client;
+
+use crate::node::{Node, installed};
+use crate::{ask, counter, memo, until};
+
+/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an optimized build. A
+/// machine that is busy with other things takes longer; `REDIS_RECOVERY_MS` says how long it may.
+const RECOVERY_LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
+
+/// Times that a server dies or hangs when `REDIS_ROUNDS` does not say.
+const ROUNDS: u64 = 3;
+
+/// Long enough that the pauses between attempts to connect, which grow, are at their longest.
+const OUTAGE: Duration = Duration::from_millis(1500);
+
+/// A number out of the environment.
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?} and should be a number")))
+}
+
+/// How long a recovery may take.
+pub(crate) fn limit() -> Duration {
+    number("REDIS_RECOVERY_MS").map_or(RECOVERY_LIMIT, Duration::from_millis)
+}
+
+/// Asks until an answer is remembered again; gives the time it took, which must not be above the limit.
+pub(crate) async fn until_back(client: &Client) -> Duration {
+    let start = Instant::now();
+    until("it is used again", async || ask(client, 0..1).await > 0).await;
+    let took = start.elapsed();
+    assert!(took < limit(), "it took {took:?} until it was used again");
+    took
+}
+
+/// Asks as long as the server is away: no request fails.
+async fn last_the_outage(client: &Client) {
+    let start = Instant::now();
+    while start.elapsed() < OUTAGE {
+        ask(client, 0..10).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Has a server suffer some outages, and says how long each took to recover from.
+async fn outages(
+    what: &str,
+    mut begin: impl FnMut(&mut Node),
+    mut end: impl AsyncFnMut(&mut Node),
+) {
+    let mut node = Node::start();
+    node.until_up().await;
+    let client = memo(&format!("redis://{}", node.addr())).await;
+    let mut took = Vec::new();
+    for _ in 0..number("REDIS_ROUNDS").unwrap_or(ROUNDS) {
+        until("all is remembered", async || ask(&client, 0..10).await == 10).await;
+        begin(&mut node);
+        last_the_outage(&client).await;
+        end(&mut node).await;
+        took.push(until_back(&client).await);
+    }
+    took.sort_unstable();
+    let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
+    println!(
+        "Redis {what} {} times: back after {median:.0?} (median), {longest:.0?} (longest)",
+        took.len()
+    );
+    assert!(counter(&client, "store_breaker_opened").await >= took.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_was_killed_is_used_again_soon_after_it_listens() {
+    if !installed("the test of recovery from a Redis that was killed") {
+        return;
+    }
+    outages("killed", Node::kill, async |node: &mut Node| {
+        node.restart();
+        node.until_it_listens().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_hung_is_used_again_soon_after_it_goes_on() {
+    if !installed("the test of recovery from a Redis that hangs") {
+        return;
+    }
+    let stop = |node: &mut Node| node.signal("STOP");
+    outages("stopped", stop, async |node: &mut Node| node.signal("CONT")).await;
+}
