@@ -26,19 +26,31 @@ struct World {
     calls: AtomicUsize,
     /// Calls that are still to fail.
     failing: AtomicUsize,
+    /// Callers with a lower number have a budget, and it is spent; the others wait as long as it takes.
+    late: usize,
     /// What each caller was told.
     told: Vec<AtomicUsize>,
 }
 
 impl World {
     fn new(callers: usize, failing: usize, max_waiting: usize) -> Arc<World> {
-        Arc::new(World {
+        Arc::new(World::of(callers, failing, max_waiting))
+    }
+
+    /// One whose first `late` callers have no time left.
+    fn with_late(late: usize, callers: usize) -> Arc<World> {
+        Arc::new(World { late, ..World::of(callers, 0, 9) })
+    }
+
+    fn of(callers: usize, failing: usize, max_waiting: usize) -> World {
+        World {
             flights: Flights::new(max_waiting),
             stored: AtomicUsize::new(0),
             calls: AtomicUsize::new(0),
             failing: AtomicUsize::new(failing),
+            late: 0,
             told: (0..callers).map(|_| AtomicUsize::new(NOTHING)).collect(),
-        })
+        }
     }
 
     fn tell(&self, caller: usize, what: usize) {
@@ -46,16 +58,32 @@ impl World {
         assert_eq!(before, NOTHING, "caller {caller} was told twice");
     }
 
-    /// A request, as `service.rs` has it with an embedded store: board, look once more, call, write,
-    /// land.
+    /// A request, as `service.rs` has it with an embedded store: board and, if first on the flight, see to
+    /// the answer.
     fn ask(&self, caller: usize, key: u128) {
         match self.flights.join(key, caller) {
-            Join::Joined => return,
-            Join::Full(caller) => return self.tell(caller, FULL),
-            Join::First => {}
+            Join::Joined => {}
+            Join::Full(caller) => self.tell(caller, FULL),
+            Join::First => self.fly(caller, key),
         }
+    }
+
+    /// The same behind the look that turns most away before they board.
+    fn ask_if_there_is_room(&self, caller: usize, key: u128) {
+        match self.flights.is_full() {
+            true => self.tell(caller, FULL),
+            false => self.ask(caller, key),
+        }
+    }
+
+    /// What the first on a flight owes: look once more, call if that is wanted, write, land.
+    fn fly(&self, first: usize, key: u128) {
         let mut answer = LABEL;
         if self.stored.load(Relaxed) == 0 {
+            // A flight that a patient caller began is not searched: he is on it until it lands.
+            if first < self.late && !self.is_wanted(key) {
+                return;
+            }
             self.calls.fetch_add(1, Relaxed);
             if self.failing.load(Relaxed) > 0 {
                 self.failing.fetch_sub(1, Relaxed);
@@ -67,6 +95,18 @@ impl World {
         for waiter in self.flights.land(key) {
             self.tell(waiter, answer);
         }
+    }
+
+    /// What is asked before an image is scored: whether anybody on the flight has time left. If nobody has, it
+    /// has ended.
+    fn is_wanted(&self, key: u128) -> bool {
+        let has_time =
+            |waiters: &[usize]| waiters.iter().find(|&&caller| caller >= self.late).copied();
+        let ended = self.flights.land_unless(key, has_time).err();
+        for &caller in ended.iter().flatten() {
+            self.tell(caller, LATE);
+        }
+        ended.is_none()
     }
 
     /// Takes those off their flights whose time is up.
@@ -171,11 +211,73 @@ fn two_sweepers_and_a_landing_tell_nobody_twice() {
 }
 
 #[test]
+fn a_call_that_nobody_has_time_for_is_not_made_and_all_are_told_so_once() {
+    loom::model(|| {
+        let world = World::with_late(2, 2);
+        let other = spawn(&world, |world| world.ask(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 0);
+        assert_eq!([world.told(0), world.told(1)], [LATE; 2]);
+    });
+}
+
+#[test]
+fn whoever_joins_as_a_flight_ends_keeps_it_or_begins_one_and_gets_his_label() {
+    loom::model(|| {
+        let world = World::with_late(1, 2);
+        let other = spawn(&world, |world| world.ask(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!(world.told(1), LABEL);
+        assert!([LABEL, LATE].contains(&world.told(0)));
+    });
+}
+
+#[test]
+fn of_callers_one_after_the_other_only_the_one_with_time_left_makes_a_call() {
+    loom::model(|| {
+        let world = World::with_late(2, 3);
+        let other = spawn(&world, |world| {
+            world.ask(0, 7);
+            world.ask(1, 7);
+        });
+        world.ask(2, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!(world.told(2), LABEL);
+        assert!((0..2).all(|caller| [LABEL, LATE].contains(&world.told(caller))));
+    });
+}
+
+#[test]
+fn a_flight_that_was_swept_empty_ends_or_goes_on_for_whoever_joins_it() {
+    loom::model(|| {
+        let world = World::with_late(1, 2);
+        assert_eq!(world.flights.join(7, 0), Join::First);
+        world.sweep(|&caller| caller == 0);
+        let other = spawn(&world, |world| world.fly(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!([world.told(0), world.told(1)], [LATE, LABEL]);
+    });
+}
+
+#[test]
 fn callers_past_the_cap_are_turned_away_and_leave_no_trace() {
     loom::model(|| {
         let world = World::new(3, 0, 1);
-        let others = [spawn(&world, |w| w.ask(0, 7)), spawn(&world, |w| w.ask(1, 1 << 127))];
-        world.ask(2, 7);
+        let others = [
+            spawn(&world, |world| world.ask_if_there_is_room(0, 7)),
+            spawn(&world, |world| world.ask_if_there_is_room(1, 1 << 127)),
+        ];
+        world.ask_if_there_is_room(2, 7);
         join(others);
         world.assert_settled();
         assert!((0..3).any(|caller| world.told(caller) == LABEL), "at least one has room");
