@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod nonsense;
 mod once;
 mod puppet;
 mod right;

@@ -1,0 +1,187 @@
+//! A cache that answers, and nonsense: values that no memo has sealed, replies to what was never asked, bytes that are
+//! no frames. No label is wrong, no request fails, each lie is counted, and when it ends the cache is used again.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use afterimage_memo::MemoOptions;
+use afterimage_wire::Client;
+use afterimage_wire::proto::codec::FrameCodec;
+use afterimage_wire::proto::message::Origin;
+use afterimage_wire::proto::{Message, Service as Kind, Shape, Welcome};
+use futures_util::StreamExt;
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::codec::Framed;
+
+use crate::common::until;
+use crate::puppet::{Puppet, memo, remote_store, secret};
+
+/// What a lookup is told.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reply {
+    Truth,
+    /// A value that nobody wrote.
+    MadeUp,
+    /// The value of another key.
+    Neighbours,
+    /// The truth, under an id that no request had.
+    UnknownId,
+    /// A reply to another kind of request.
+    WrongKind,
+    /// A body that is too short for what it is.
+    ShortBody,
+    /// What is no frame at all.
+    Garbage,
+    /// The beginning of a frame, and the connection's end.
+    HalfAFrame,
+}
+
+/// A cache that does as it is told.
+struct Liar {
+    reply: Mutex<Reply>,
+    entries: Mutex<HashMap<u64, i64>>,
+}
+
+impl Liar {
+    /// Listens for as long as the test lasts; gives its address, too.
+    async fn start() -> (Arc<Liar>, String) {
+        let liar = Liar { reply: Mutex::new(Reply::Truth), entries: Mutex::default() };
+        let liar = Arc::new(liar);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let serving = Arc::clone(&liar);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(Arc::clone(&serving).serve(stream));
+            }
+        });
+        (liar, addr)
+    }
+
+    fn set(&self, reply: Reply) {
+        *self.reply.lock().unwrap() = reply;
+    }
+
+    async fn serve(self: Arc<Self>, stream: TcpStream) {
+        let mut framed = Framed::new(stream, FrameCodec::default());
+        while let Some(Ok(frame)) = framed.next().await {
+            let (id, mut out, mut is_last) = (frame.header.id, Vec::new(), false);
+            match frame.message().unwrap() {
+                Message::Hello(_) => Message::Welcome(welcome()).encode(id, &mut out),
+                Message::Ping(bytes) => Message::Pong(bytes).encode(id, &mut out),
+                Message::CacheWrite { key, value } => {
+                    self.entries.lock().unwrap().insert(key, value);
+                }
+                Message::CacheRead { key, .. } => is_last = self.reply(id, key, &mut out),
+                other => panic!("a cache is asked for {other:?}"),
+            }
+            if framed.get_mut().write_all(&out).await.is_err() || is_last {
+                return;
+            }
+        }
+    }
+
+    /// Writes what a lookup is told; true when that is the connection's end.
+    fn reply(&self, id: u64, key: u64, out: &mut Vec<u8>) -> bool {
+        let reply = *self.reply.lock().unwrap();
+        let entries = self.entries.lock().unwrap();
+        let truth = Message::CacheResp { value: entries.get(&key).copied() };
+        match reply {
+            Reply::Truth => truth.encode(id, out),
+            Reply::MadeUp => {
+                let value = Some(key.wrapping_mul(0x9E37_79B9_7F4A_7C15).cast_signed());
+                Message::CacheResp { value }.encode(id, out);
+            }
+            Reply::Neighbours => {
+                let other = entries.iter().find(|(other, _)| **other != key);
+                Message::CacheResp { value: other.map(|(_, value)| *value) }.encode(id, out);
+            }
+            Reply::UnknownId => truth.encode(id + (1 << 32), out),
+            Reply::WrongKind => Message::Pong(b"").encode(id, out),
+            Reply::ShortBody => {
+                const BODY: usize = 3;
+                Message::CacheResp { value: Some(1) }.encode(id, out);
+                out.truncate(out.len() - size_of::<i64>() + BODY);
+                out[..4].copy_from_slice(&(BODY as u32).to_le_bytes());
+            }
+            Reply::Garbage => out.extend((0..200u8).map(|i| i.wrapping_mul(37) ^ 0x5a)),
+            Reply::HalfAFrame => {
+                truth.encode(id, out);
+                out.truncate(10);
+            }
+        }
+        reply == Reply::HalfAFrame
+    }
+}
+
+fn welcome() -> Welcome {
+    Welcome {
+        version: 1,
+        service: Kind::Cache,
+        features: 0,
+        max_body: 1 << 20,
+        window: 1024,
+        classes: 0,
+        digest: [0; 32],
+        shape: Shape::default(),
+        name: "a liar".into(),
+    }
+}
+
+/// Asks about these images, which must be answered rightly, and gives how many of the answers were remembered.
+async fn ask(client: &Client, images: Range<u8>) -> usize {
+    let mut remembered = 0;
+    for i in images {
+        let label = client.classify(&[i; 4]).await.unwrap();
+        assert_eq!(label.class, u16::from(i));
+        remembered += usize::from(label.origin == Origin::Memoized);
+    }
+    remembered
+}
+
+/// What came of the lookups in a cache that lies.
+struct Outcome {
+    rejected: u64,
+    failed: u64,
+}
+
+/// Has a cache lie about what it knows and what it does not; each lookup must be accounted for.
+async fn lied_to(lie: Reply) -> Outcome {
+    const KNOWN: Range<u8> = 0..20;
+    const ASKED: Range<u8> = 0..40;
+    let (liar, addr) = Liar::start().await;
+    let client = memo(remote_store(&addr), Puppet::new(), MemoOptions::new(secret())).await;
+    until("all is remembered", async || ask(&client, KNOWN).await == KNOWN.len()).await;
+    let before = client.stats().await.unwrap();
+
+    liar.set(lie);
+    assert_eq!(ask(&client, ASKED).await, 0, "{lie:?} is not believed");
+    let after = client.stats().await.unwrap();
+    let more = |name| after.counter_value(name) - before.counter_value(name);
+    let outcome = Outcome { rejected: more("rejected_tags"), failed: more("store_lookups_failed") };
+    let counted = outcome.rejected + outcome.failed + more("store_lookups_bypassed");
+    assert_eq!(counted, ASKED.len() as u64, "{lie:?} is counted");
+
+    liar.set(Reply::Truth);
+    until("it is used again", async || ask(&client, KNOWN).await == KNOWN.len()).await;
+    outcome
+}
+
+#[tokio::test]
+async fn values_that_no_memo_sealed_for_an_image_are_rejected_and_counted() {
+    for lie in [Reply::MadeUp, Reply::Neighbours] {
+        assert!(lied_to(lie).await.rejected > 0, "{lie:?}");
+    }
+}
+
+#[tokio::test]
+async fn replies_that_are_none_fail_lookups_and_no_request() {
+    for lie in
+        [Reply::UnknownId, Reply::WrongKind, Reply::ShortBody, Reply::Garbage, Reply::HalfAFrame]
+    {
+        let Outcome { rejected, failed } = lied_to(lie).await;
+        assert!(failed > 0 && rejected == 0, "{lie:?}");
+    }
+}
