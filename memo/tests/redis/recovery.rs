@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use afterimage_wire::Client;
 
 use crate::node::{Node, installed};
+use crate::trouble::is_left_out;
 use crate::{ask, counter, memo, until};
 
 /// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an optimized build. A
@@ -16,20 +17,23 @@ use crate::{ask, counter, memo, until};
 const RECOVERY_LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
 
 /// Times that a server dies or hangs when `REDIS_ROUNDS` does not say.
-const ROUNDS: u64 = 3;
+const ROUNDS: u32 = 3;
 
-/// Long enough that the pauses between attempts to connect, which grow, are at their longest.
+/// An outage is so long at least that the pauses between attempts to connect, which grow, are at their longest.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
+/// Each outage is longer than the last one by this, so that servers come back at any moment of such a pause.
+const LONGER: Duration = Duration::from_millis(70);
+
 /// A number out of the environment.
-fn number(name: &str) -> Option<u64> {
+fn number(name: &str) -> Option<u32> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?} and should be a number")))
 }
 
 /// How long a recovery may take.
-pub(crate) fn limit() -> Duration {
-    number("REDIS_RECOVERY_MS").map_or(RECOVERY_LIMIT, Duration::from_millis)
+fn limit() -> Duration {
+    number("REDIS_RECOVERY_MS").map_or(RECOVERY_LIMIT, |ms| Duration::from_millis(ms.into()))
 }
 
 /// Asks until an answer is remembered again; gives the time it took, which must not be above the limit.
@@ -41,10 +45,11 @@ pub(crate) async fn until_back(client: &Client) -> Duration {
     took
 }
 
-/// Asks as long as the server is away: no request fails.
-async fn last_the_outage(client: &Client) {
+/// Asks as long as the server is away: no request fails, and soon none waits.
+async fn last(outage: Duration, client: &Client) {
+    is_left_out(client).await;
     let start = Instant::now();
-    while start.elapsed() < OUTAGE {
+    while start.elapsed() < outage {
         ask(client, 0..10).await;
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -60,10 +65,10 @@ async fn outages(
     node.until_up().await;
     let client = memo(&format!("redis://{}", node.addr())).await;
     let mut took = Vec::new();
-    for _ in 0..number("REDIS_ROUNDS").unwrap_or(ROUNDS) {
+    for round in 0..number("REDIS_ROUNDS").unwrap_or(ROUNDS) {
         until("all is remembered", async || ask(&client, 0..10).await == 10).await;
         begin(&mut node);
-        last_the_outage(&client).await;
+        last(OUTAGE + LONGER * round, &client).await;
         end(&mut node).await;
         took.push(until_back(&client).await);
     }
