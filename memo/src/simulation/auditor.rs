@@ -1,5 +1,5 @@
 //! Reads along on every connection and keeps the protocol's accounts: each request has exactly one
-//! reply, of the right kind, in time. What clients see is not enough for that: a reply that never
+//! reply, of the right kind, in time, with the label of the very model that the connection was told of. What clients see is not enough for that: a reply that never
 //! comes looks like a slow one to a caller whose time runs out.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use afterimage_wire::proto::header::MAX_MAX_BODY;
 use afterimage_wire::proto::{Frame, Kind, Message};
 use tokio::time::Instant;
 
+use super::classifier::label;
 use crate::service::SWEEP_EVERY;
 
 /// What a memo may take beyond a request's budget: its look at the flights, every so often, and the
@@ -25,6 +26,8 @@ pub(super) struct Auditor {
     /// The server promises to keep budgets while fewer requests than this are in flight. Past it,
     /// it does not read.
     window: Option<usize>,
+    /// The digest in the server's `Welcome`.
+    told: Option<[u8; 32]>,
     /// Something kept bytes from arriving when they should have: times prove nothing.
     pub(super) disturbed: bool,
 }
@@ -36,6 +39,8 @@ struct Asked {
     /// When its last byte arrives, if nothing comes in between.
     at: Instant,
     budget: Option<Duration>,
+    /// Which one it is, if it is about one.
+    image: Option<u8>,
 }
 
 impl Auditor {
@@ -69,6 +74,10 @@ impl Auditor {
             Ok(message) => message,
             Err(error) => return Some(format!("a malformed {kind:?}: {error}")),
         };
+        let image = match message {
+            Message::ClassifyReq { image, .. } => image.first().copied(),
+            _ => None,
+        };
         let budget = match message {
             Message::CacheWrite { .. } => return None,
             Message::ClassifyReq { budget_ms, .. } | Message::CacheRead { budget_ms, .. } => {
@@ -78,7 +87,7 @@ impl Auditor {
         };
         let id = frame.header.id;
         self.disturbed |= self.window.is_some_and(|window| self.open.len() >= window);
-        let twice = self.open.insert(id, Asked { kind, at, budget }).is_some();
+        let twice = self.open.insert(id, Asked { kind, at, budget, image }).is_some();
         twice.then(|| format!("id {id} is used again while it is in flight"))
     }
 
@@ -90,6 +99,9 @@ impl Auditor {
         };
         if let Message::Error { status: Status::Internal, text, .. } = message {
             return Some(format!("request {id} got an internal error: {text}"));
+        }
+        if let Message::Welcome(welcome) = &message {
+            self.told = Some(welcome.digest);
         }
         let kind = match message {
             Message::GoAway { .. } | Message::Error { connection: true, .. } => return None,
@@ -110,6 +122,12 @@ impl Auditor {
                 asked.kind, frame.header.kind
             ));
         }
+        if let Message::ClassifyResp(answer) = &message
+            && self.window.is_some()
+            && !self.is_right(asked.image, answer.class)
+        {
+            return Some(format!("request {id} got a wrong label, {}", answer.class));
+        }
         let took = now.saturating_duration_since(asked.at);
         let judged = self.window.is_some() && !self.disturbed;
         match asked.budget {
@@ -118,6 +136,18 @@ impl Auditor {
             }
             _ => None,
         }
+    }
+
+    /// Whether the model that the connection was told of says this of an image. A classifier's own answers
+    /// are not judged: some say what they cannot mean.
+    fn is_right(&self, image: Option<u8>, class: u16) -> bool {
+        let told = self.told.filter(|digest| digest[0] != 0 && *digest == [digest[0]; 32]);
+        told.zip(image).is_some_and(|(digest, image)| label(digest[0], image) == class)
+    }
+
+    /// Whether somebody has begun a frame and not ended it.
+    pub(super) fn is_within_a_frame(&self) -> bool {
+        self.partial.iter().any(|partial| !partial.is_empty())
     }
 
     /// The requests that have no reply.

@@ -158,7 +158,7 @@ pub(super) async fn remembers(world: &World) {
     }
 }
 
-/// In the end nothing is under way, nobody waits, and no request is without its reply.
+/// In the end nothing is under way, nobody waits, no request is without its reply, and nothing is on the way.
 pub(super) fn settled(world: &World) {
     let (waiting, under_way) = world.in_flight();
     if (waiting, under_way) != (0, 0) {
@@ -174,7 +174,7 @@ pub(super) fn settled(world: &World) {
             world.network.complain(format!("in the end client {number} has {counters:?}"));
         }
     }
-    for complaint in world.network.unanswered() {
+    for complaint in world.network.unanswered().into_iter().chain(world.network.unread()) {
         world.network.complain(complaint);
     }
 }

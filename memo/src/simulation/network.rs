@@ -38,6 +38,9 @@ const PIPE: usize = 16 << 10;
 /// How often somebody who wants to connect to a host that is not there tries again.
 const KNOCK_EVERY: Duration = Duration::from_millis(10);
 
+/// What has arrived is read by then, by whoever has nothing else to do: more than what a timer is rounded to.
+const READ_WITHIN: Duration = Duration::from_millis(5);
+
 /// What a link takes from end to end while nothing is wrong, in milliseconds.
 const QUICK: RangeInclusive<u64> = 0..=2;
 
@@ -109,6 +112,12 @@ impl Connection {
     fn break_off(&mut self) {
         self.reset = true;
         self.wake();
+    }
+
+    /// Whether what has arrived is not read.
+    fn is_overdue(&self) -> bool {
+        let arrived = |pipe: &Pipe| pipe.segments.front().map(|(at, _)| *at + READ_WITHIN);
+        self.pipes.iter().filter_map(arrived).any(|limit| limit < Instant::now())
     }
 
     fn joins(&self, a: Host, b: Host) -> bool {
@@ -189,6 +198,14 @@ impl Network {
                 format!("{} requests on connection {number} have no reply", c.auditor.unanswered())
             })
             .collect()
+    }
+
+    /// The connections that are as they should be, and hold bytes that should have been read, or half a frame.
+    pub(super) fn unread(&self) -> Vec<String> {
+        let state = self.lock();
+        let open = state.connections.iter().enumerate().filter(|(_, c)| !c.is_over());
+        let holding = open.filter(|(_, c)| c.auditor.is_within_a_frame() || c.is_overdue());
+        holding.map(|(number, _)| format!("connection {number} holds bytes in the end")).collect()
     }
 
     // What hosts do.
@@ -309,5 +326,22 @@ impl Network {
     /// Resets all connections of a link.
     pub(super) fn reset(&self, a: Host, b: Host) {
         self.lock().between(a, b).for_each(Connection::break_off);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_that_nobody_reads_and_half_frames_are_noticed() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let network = Network::new(0, 2, 1, false);
+    let mut listener = network.listen(MEMO);
+    let mut ours = network.connector(1, MEMO)(0).await.unwrap();
+    let (mut theirs, _) = listener.recv().await.unwrap();
+    // The halves of a frame that is a header of zeros.
+    for (half, complaints) in [([0; 8], 1), ([0; 8], 0)] {
+        ours.write_all(&half).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(network.unread().len(), 1, "nobody has read it");
+        theirs.read_exact(&mut [0; 8]).await.unwrap();
+        assert_eq!(network.unread().len(), complaints);
     }
 }
