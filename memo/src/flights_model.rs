@@ -136,7 +136,7 @@ fn spawn(world: &Arc<World>, act: impl FnOnce(&World) + 'static) -> thread::Join
 
 fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
     for thread in threads {
-        thread.join().unwrap();
+        thread.join().expect("no caller panics");
     }
 }
 
