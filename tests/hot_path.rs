@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 const TOGETHER: u64 = 200;
 
 /// Images that come with one read and are scored together.
-const SCORED: usize = 16;
+const SCORED: u64 = 16;
 
 /// How often before it is counted: buffers have grown by then.
 const WARMUP: usize = 3;
@@ -47,6 +47,26 @@ struct Ends {
     to_server: Vec<u8>,
     from_server: Vec<u8>,
     writes: usize,
+}
+
+impl Ends {
+    /// Has the client send so many requests, each written by `put`; what came before is forgotten.
+    fn ask(&mut self, requests: u64, put: impl Fn(&mut Vec<u8>, u64)) {
+        self.from_server.clear();
+        self.writes = 0;
+        (0..requests).for_each(|id| put(&mut self.to_server, id));
+    }
+
+    /// Shows `check` every reply since then; gives how many there are.
+    fn replies(&self, check: impl Fn(u64, &Message<'_>)) -> u64 {
+        let (mut rest, mut replies) = (&self.from_server[..], 0);
+        while let Some(frame) = Frame::decode(rest, DEFAULT_MAX_BODY).unwrap() {
+            rest = &rest[frame.header.frame_len()..];
+            check(frame.header.id, &Message::decode(frame).unwrap());
+            replies += 1;
+        }
+        replies
+    }
 }
 
 #[derive(Clone, Default)]
@@ -90,8 +110,9 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// Polls a connection of a service once for each call.
-fn drive<S: Service>(service: S, transport: Transport) -> (Runtime, impl FnMut(&Waker)) {
+/// A connection of a service: its ends, and what polls it once for each call, inside of a runtime that must live.
+fn drive<S: Service>(service: S) -> (Arc<Mutex<Ends>>, Runtime, impl FnMut(&Waker)) {
+    let transport = Transport::default();
     // Timers need one; nothing runs on it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let stop = CancellationToken::new();
@@ -106,7 +127,7 @@ fn drive<S: Service>(service: S, transport: Transport) -> (Runtime, impl FnMut(&
     };
     Message::Hello(Hello::new(b"")).encode(0, &mut ends.lock().unwrap().to_server);
     poll(Waker::noop());
-    (runtime, poll)
+    (ends, runtime, poll)
 }
 
 /// What `TOGETHER` requests cost, each written by `put`, once the service is warm: allocations and writes. `check`
@@ -116,25 +137,14 @@ fn cost(
     put: impl Fn(&mut Vec<u8>, u64),
     check: impl Fn(u64, &Message<'_>),
 ) -> (u64, usize) {
-    let transport = Transport::default();
-    let ends = Arc::clone(&transport.0);
-    let (_runtime, mut poll) = drive(service, transport);
+    let (ends, _runtime, mut poll) = drive(service);
     let mut figures = (0, 0);
     for _ in 0..=WARMUP {
-        {
-            let mut ends = ends.lock().unwrap();
-            ends.from_server.clear();
-            ends.writes = 0;
-            (0..TOGETHER).for_each(|id| put(&mut ends.to_server, id));
-        }
+        ends.lock().unwrap().ask(TOGETHER, &put);
         let made = allocations(|| poll(Waker::noop()));
         let ends = ends.lock().unwrap();
         figures = (made, ends.writes);
-        let mut rest = &ends.from_server[..];
-        while let Some(frame) = Frame::decode(rest, DEFAULT_MAX_BODY).unwrap() {
-            rest = &rest[frame.header.frame_len()..];
-            check(frame.header.id, &Message::decode(frame).unwrap());
-        }
+        ends.replies(&check);
     }
     figures
 }
@@ -196,16 +206,9 @@ impl Scorer for Gated {
 /// `SCORED` images, on another thread: how often that woke the connection, and in how many
 /// writes the replies went out.
 fn scored_together(service: impl Service, open: &Sender<()>) -> (usize, usize) {
-    let transport = Transport::default();
-    let ends = Arc::clone(&transport.0);
-    let (_runtime, mut poll) = drive(service, transport);
-    {
-        let mut ends = ends.lock().unwrap();
-        ends.from_server.clear();
-        ends.writes = 0;
-        (0..SCORED as u64)
-            .for_each(|id| put_classify_req(&mut ends.to_server, id, &[id as u8; 784], 0));
-    }
+    let (ends, _runtime, mut poll) = drive(service);
+    let put = |out: &mut Vec<u8>, id| put_classify_req(out, id, &[id as u8; 784], 0);
+    ends.lock().unwrap().ask(SCORED, put);
     let (sender, wake_ups) = channel();
     let waker = Waker::from(Arc::new(Woken(sender)));
     let (mut woken, mut answered) = (0, 0);
@@ -215,14 +218,9 @@ fn scored_together(service: impl Service, open: &Sender<()>) -> (usize, usize) {
         wake_ups.recv_timeout(Duration::from_secs(60)).expect("a reply");
         woken += 1;
         poll(&waker);
-        let ends = ends.lock().unwrap();
-        let mut rest = &ends.from_server[..];
-        answered = 0;
-        while let Some(frame) = Frame::decode(rest, DEFAULT_MAX_BODY).unwrap() {
-            rest = &rest[frame.header.frame_len()..];
-            assert!(matches!(Message::decode(frame).unwrap(), Message::ClassifyResp(_)));
-            answered += 1;
-        }
+        answered = ends.lock().unwrap().replies(|_, reply| {
+            assert!(matches!(reply, Message::ClassifyResp(_)), "{reply:?}");
+        });
     }
     let writes = ends.lock().unwrap().writes;
     (woken, writes)

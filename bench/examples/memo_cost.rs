@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use afterimage_bench::record::{Machine, Run};
+use afterimage_bench::report::Summary;
 use afterimage_bench::workload::Population;
 use afterimage_bench::{Arrivals, Mode, Outcome, Plan, Report, Span, run};
 use common::{Found, Process, Result};
@@ -256,11 +257,11 @@ fn report_overload(found: &mut Found, resident: &[(Duration, u64)]) -> Result<()
     let us = |ns: u64| ns as f64 / 1e3;
     let hit =
         |report: &Report| report.outcomes.get(&Outcome::Hit).map_or(0, |hits| hits.from_due.count);
-    let latency =
-        |report: &Report| (us(report.latency_from_due.p50_ns), us(report.latency_from_due.p99_ns));
-    let refused = flood.outcomes.get(&Outcome::Failed).map_or((f64::NAN, f64::NAN), |refused| {
-        (us(refused.from_due.p50_ns), us(refused.from_due.p99_ns))
-    });
+    let latency = |latency: &Summary| (us(latency.p50_ns), us(latency.p99_ns));
+    let (quiet_latency, hits_latency) =
+        (latency(&quiet.latency_from_due), latency(&hits.latency_from_due));
+    let refused = flood.outcomes.get(&Outcome::Failed);
+    let refused = refused.map_or((f64::NAN, f64::NAN), |refused| latency(&refused.from_due));
     let figures = [
         ("capacity_per_s", calm.throughput_per_s),
         ("asked_per_s", (flood.sent + flood.skipped) as f64 / flood.measured_s),
@@ -273,10 +274,10 @@ fn report_overload(found: &mut Found, resident: &[(Duration, u64)]) -> Result<()
         ("hits_asked", (hits.sent + hits.skipped) as f64),
         ("hits_answered_as_hits", hit(hits) as f64),
         ("hits_failed", (hits.failed + hits.timed_out + hits.lost) as f64),
-        ("hits_calm_p50_us", latency(quiet).0),
-        ("hits_calm_p99_us", latency(quiet).1),
-        ("hits_under_flood_p50_us", latency(hits).0),
-        ("hits_under_flood_p99_us", latency(hits).1),
+        ("hits_calm_p50_us", quiet_latency.0),
+        ("hits_calm_p99_us", quiet_latency.1),
+        ("hits_under_flood_p50_us", hits_latency.0),
+        ("hits_under_flood_p99_us", hits_latency.1),
         ("resident_mib_after_1_s", mib(start)),
         ("resident_mib_peak", mib(peak)),
         ("resident_mib_end", mib(end)),

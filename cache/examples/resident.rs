@@ -3,9 +3,12 @@
 //!
 //! The bytes are what the process has in physical memory more than before, as the system counts it.
 
+#[path = "../tests/resident/mod.rs"]
+mod resident;
+
 use afterimage_cache::{Capacity, Table};
+use resident::resident_bytes;
 use std::error::Error;
-use std::fs;
 
 const ENTRIES: u64 = 10_000_000;
 
@@ -30,11 +33,4 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     }
     Ok(())
-}
-
-fn resident_bytes() -> Result<u64, Box<dyn Error>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).ok_or("no VmRSS")?;
-    Ok(kib.parse::<u64>()? * 1024)
 }

@@ -34,6 +34,7 @@ pub fn populate_in_background(table: &Arc<Table>) {
             "the table may take {bytes} bytes, and {room} are free here: its memory comes as it fills"
         );
     }
+    let as_it_fills = |error| tracing::debug!("the table's memory comes as it fills: {error}");
     let table = Arc::clone(table);
     let work = move || {
         yield_to_readers();
@@ -42,11 +43,11 @@ pub fn populate_in_background(table: &Arc<Table>) {
             Ok(()) => {
                 tracing::debug!("the table's memory is there, after {:.1?}", started.elapsed())
             }
-            Err(error) => tracing::debug!("the table's memory comes as it fills: {error}"),
+            Err(error) => as_it_fills(error),
         }
     };
     if let Err(error) = thread::Builder::new().name("populate".into()).spawn(work) {
-        tracing::debug!("the table's memory comes as it fills: {error}");
+        as_it_fills(error);
     }
 }
 

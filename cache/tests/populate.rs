@@ -2,29 +2,24 @@
 
 #![cfg(all(target_os = "linux", not(miri)))]
 
+mod resident;
+
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{Capacity, Table, populate_in_background};
+use resident::resident_bytes;
 
 const BYTES: u64 = 64 << 20;
-
-/// Bytes that this process has in physical memory.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")).expect("`VmRSS: 123 kB`");
-    kib.parse::<u64>().expect("a number") << 10
-}
 
 #[test]
 fn memory_is_there_before_it_is_written_to_and_what_was_written_stays() {
     let table = Arc::new(Table::new(Capacity::Bytes(BYTES)).expect("memory"));
     table.insert(7, 8);
-    let before = resident();
+    let before = resident_bytes().expect("Linux says it");
     table.populate(|| false).expect("nothing to do");
-    assert!(resident() < before + BYTES / 2, "told not to");
+    assert!(resident_bytes().expect("Linux says it") < before + BYTES / 2, "told not to");
     let mut once = [true, false].into_iter();
     if let Err(error) = table.populate(|| once.next() == Some(true)) {
         return eprintln!("SKIPPED: this system cannot: {error}");
@@ -36,6 +31,6 @@ fn memory_is_there_before_it_is_written_to_and_what_was_written_stays() {
         thread::sleep(Duration::from_millis(1));
     }
     // Not all of it is new: the entry's page was there.
-    assert!(resident() > before + BYTES / 4 * 3);
+    assert!(resident_bytes().expect("Linux says it") > before + BYTES / 4 * 3);
     assert_eq!(table.get(7), Some(8));
 }

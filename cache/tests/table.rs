@@ -1,7 +1,12 @@
 //! What the table promises, seen from outside.
 
+#[cfg(target_os = "linux")]
+mod resident;
+
 use afterimage_cache::{Capacity, Hashed, Insert, Table, TableError};
 use afterimage_wire::splitmix::SplitMix64;
+#[cfg(target_os = "linux")]
+use resident::resident_bytes;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -215,13 +220,9 @@ fn an_impossible_capacity_is_a_clear_error() {
 #[cfg_attr(miri, ignore = "reads /proc")]
 #[cfg(target_os = "linux")]
 fn a_new_table_takes_address_space_but_no_memory() {
-    fn resident_bytes() -> u64 {
-        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-        statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
-    }
-    let before = resident_bytes();
+    let before = resident_bytes().unwrap();
     let table = Table::new(Capacity::Bytes(1 << 30)).unwrap();
-    let after = resident_bytes();
+    let after = resident_bytes().unwrap();
     assert!(after.saturating_sub(before) < 64 << 20, "{before} bytes became {after}");
     drop(table);
 }

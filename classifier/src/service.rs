@@ -46,7 +46,7 @@ impl Service for ClassifierService {
                 Ok(class) => later.label(Label { class, origin: Origin::Computed }),
                 Err(error) => later.error(status(&error), &error.to_string()),
             });
-            jobs.push(job.with_deadline(request.budget().map(|budget| now + budget)));
+            jobs.push(job.with_deadline(request.deadline(now)));
         }
         self.engine.submit_many(jobs);
     }

@@ -67,18 +67,12 @@ impl Job {
             return true;
         }
         let Some(caller) = &mut self.caller else { return false };
-        catch_unwind(AssertUnwindSafe(|| caller.is_late(now))).unwrap_or_else(|_| {
-            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("a caller panicked when it was asked whether it waits");
-            false
-        })
+        caught("asked whether it waits", counters, || caller.is_late(now)).unwrap_or(false)
     }
 
     pub(super) fn prefetch(&self, counters: &Counters) {
-        let Some(caller) = &self.caller else { return };
-        if catch_unwind(AssertUnwindSafe(|| caller.prefetch())).is_err() {
-            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("a caller panicked when it was told to prefetch");
+        if let Some(caller) = &self.caller {
+            caught("told to prefetch", counters, || caller.prefetch());
         }
     }
 
@@ -91,15 +85,22 @@ impl Job {
         self.call(result, now, counters);
     }
 
-    /// A reply that panics is the submitter's bug: it is counted, and costs nobody else his answer.
     fn call(&mut self, result: Result<u16, EngineError>, now: Instant, counters: &Counters) {
-        if let Some(caller) = self.caller.take()
-            && catch_unwind(AssertUnwindSafe(|| caller.answer(result, now))).is_err()
-        {
-            counters.reply_panics.fetch_add(1, Ordering::Relaxed);
-            tracing::error!("a reply panicked when it was called");
+        if let Some(caller) = self.caller.take() {
+            caught("answered", counters, || caller.answer(result, now));
         }
     }
+}
+
+/// What a caller's code gives. Should it panic, that is the submitter's bug: it is counted, and costs nobody else his
+/// answer.
+fn caught<R>(when: &str, counters: &Counters, code: impl FnOnce() -> R) -> Option<R> {
+    let caught = catch_unwind(AssertUnwindSafe(code)).ok();
+    if caught.is_none() {
+        counters.reply_panics.fetch_add(1, Ordering::Relaxed);
+        tracing::error!("a caller panicked when it was {when}");
+    }
+    caught
 }
 
 impl Drop for Job {

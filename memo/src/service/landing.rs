@@ -34,7 +34,7 @@ impl First {
         hash: ImageHash,
         image: &[u8],
     ) -> Self {
-        let deadline = request.budget().map(|budget| since + budget);
+        let deadline = request.deadline(since);
         First { hash, request_id: request.id, deadline, image: image.into() }
     }
 }

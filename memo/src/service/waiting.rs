@@ -53,7 +53,7 @@ impl<C: Classifier> Shared<C> {
             self.turn_away(|text| batch.error(i, Status::Overloaded, text));
             return false;
         }
-        let deadline = batch.requests()[i].budget().map(|budget| since + budget);
+        let deadline = batch.requests()[i].deadline(since);
         let id = batch.requests()[i].id;
         let span = tracing::debug_span!("request", id);
         let waiter = Waiter { later: batch.later(i), since, span, deadline };

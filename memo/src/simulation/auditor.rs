@@ -1,6 +1,6 @@
 //! Reads along on every connection and keeps the protocol's accounts: each request has exactly one
-//! reply, of the right kind, in time, with the label of the very model that the connection was told of. What clients see is not enough for that: a reply that never
-//! comes looks like a slow one to a caller whose time runs out.
+//! reply, of the right kind, in time, with the label of the very model that the connection was told of. What
+//! clients see is not enough for that: a reply that never comes looks like a slow one to a caller whose time runs out.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 
@@ -29,6 +29,11 @@ impl Request<'_> {
     /// How long the client is going to wait, if it says.
     pub fn budget(&self) -> Option<Duration> {
         (self.budget_ms != 0).then(|| Duration::from_millis(self.budget_ms.into()))
+    }
+
+    /// When the client stops waiting, if it says, for a request that came at `since`.
+    pub fn deadline(&self, since: Instant) -> Option<Instant> {
+        self.budget().map(|budget| since + budget)
     }
 }
 
