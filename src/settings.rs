@@ -14,10 +14,7 @@ const ENV_PREFIX: &str = "AFTERIMAGE_";
 
 /// Gives every flag of `command` its environment variable, and the default that the settings file
 /// named by `--config` (or `AFTERIMAGE_CONFIG`) has for it.
-pub(crate) fn apply(
-    command: Command,
-    args: impl Iterator<Item = OsString>,
-) -> anyhow::Result<Command> {
+pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::Result<Command> {
     let args: Vec<OsString> = args.collect();
     let command = with_environment(command, &given(&args));
     match config_path(args.into_iter()) {
@@ -34,7 +31,7 @@ pub(crate) fn apply(
 /// A wrong value that stands in the environment or in the settings file, told of as what it is: clap
 /// takes every value for one of the flag. `None` for an error that is of another kind, or the command
 /// line's own.
-pub(crate) fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow::Error> {
+pub fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow::Error> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),

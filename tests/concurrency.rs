@@ -119,9 +119,9 @@ async fn once(flags: &[&str]) {
             let id = frame.header.id as usize;
             assert!(seen.insert(id), "request {id} was answered twice");
             let answer = label(&frame);
-            assert_eq!(answer.class, labels[id]);
-            assert_ne!(answer.origin, Origin::Memoized, "all were in flight together");
-            computed[id] += usize::from(answer.origin == Origin::Computed);
+            assert_eq!(answer.label, labels[id]);
+            assert_ne!(answer.origin, Origin::Hit, "all were in flight together");
+            computed[id] += usize::from(answer.origin == Origin::Miss);
         }
     }
     assert_eq!(computed, [1; IMAGES]);
@@ -135,7 +135,7 @@ async fn once(flags: &[&str]) {
     for raw in connections.iter_mut().take(5) {
         for (i, &class) in labels.iter().enumerate() {
             let answer = raw.classify(i as u64, digits.image(i)).await;
-            assert_eq!((answer.class, answer.origin), (class, Origin::Memoized));
+            assert_eq!((answer.label, answer.origin), (class, Origin::Hit));
         }
     }
     assert_eq!(pair.scored().await, IMAGES as u64);
@@ -177,8 +177,8 @@ async fn ten_thousand_identical(flags: &[&str]) {
             let frame = raw.recv().await;
             assert!(due.remove(&frame.header.id), "request {} has two replies", frame.header.id);
             let answer = label(&frame);
-            assert_eq!(answer.class, labels[0]);
-            computed += usize::from(answer.origin == Origin::Computed);
+            assert_eq!(answer.label, labels[0]);
+            computed += usize::from(answer.origin == Origin::Miss);
         }
     }
     let memo = stats(pair.addr()).await;
@@ -201,7 +201,7 @@ fn free_running_connections_make_no_more_calls_than_there_are_images() {
             let client = client(pair.addr()).await;
             tasks.push(tokio::spawn(async move {
                 for (i, &class) in labels.iter().enumerate() {
-                    assert_eq!(client.classify(digits.image(i)).await.unwrap().class, class);
+                    assert_eq!(client.classify(digits.image(i)).await.unwrap().label, class);
                 }
             }));
         }
@@ -251,7 +251,7 @@ fn a_client_that_hangs_up_leaves_its_call_to_the_memo() {
         let (mut raw, _) = Raw::open(pair.addr(), "").await;
         for (i, &class) in labels.iter().enumerate() {
             let answer = raw.classify(i as u64, digits.image(i)).await;
-            assert_eq!((answer.class, answer.origin), (class, Origin::Memoized));
+            assert_eq!((answer.label, answer.origin), (class, Origin::Hit));
         }
     });
 }
@@ -294,7 +294,7 @@ fn ten_thousand_requests_in_flight_on_one_connection_get_one_reply_each() {
             let frame = raw.recv().await;
             let id = frame.header.id;
             assert!(due.remove(&id), "a second reply to request {id}, or one to none");
-            assert_eq!(label(&frame).class, labels[(id % IMAGES as u64) as usize]);
+            assert_eq!(label(&frame).label, labels[(id % IMAGES as u64) as usize]);
         }
         // Nothing more comes; the next frame is the next request's.
         raw.ask(1, Message::Ping(b"")).await;
@@ -325,7 +325,7 @@ fn ten_thousand_callers_of_one_client_get_their_own_answers() {
         pair.until_waiting(MANY).await;
         pair.release();
         for (i, caller) in callers.into_iter().enumerate() {
-            assert_eq!(caller.await.unwrap().unwrap().class, labels[i % IMAGES]);
+            assert_eq!(caller.await.unwrap().unwrap().label, labels[i % IMAGES]);
         }
     });
 }
@@ -351,7 +351,7 @@ fn past_the_window_a_connection_waits_and_nothing_is_lost() {
         for _ in 0..SENT {
             let frame = raw.recv().await;
             assert!(due.remove(&frame.header.id));
-            assert_eq!(label(&frame).class, labels[frame.header.id as usize % IMAGES]);
+            assert_eq!(label(&frame).label, labels[frame.header.id as usize % IMAGES]);
         }
     });
 }
@@ -376,11 +376,11 @@ fn past_the_memos_cap_the_answer_is_overloaded_at_once_while_hits_go_on() {
         }
         let (mut another, _) = Raw::open(pair.addr(), "").await;
         let hit = another.classify(0, digits.image(0)).await;
-        assert_eq!((hit.class, hit.origin), (known.class, Origin::Memoized));
+        assert_eq!((hit.label, hit.origin), (known.label, Origin::Hit));
         pair.release();
         for _ in 0..CAP {
             let frame = raw.recv().await;
-            assert_eq!(label(&frame).class, labels[frame.header.id as usize]);
+            assert_eq!(label(&frame).label, labels[frame.header.id as usize]);
         }
         assert_eq!(stats(pair.addr()).await.counter_value("overloaded"), (IMAGES - 1 - CAP) as u64);
     });

@@ -4,9 +4,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "../wire/tests/counting/mod.rs"]
-mod counting;
-
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -21,16 +18,18 @@ use afterimage_classifier::service::ClassifierService;
 use afterimage_classifier::{Engine, EngineOptions, Model, Scorer, Scratch, Shape as InputShape};
 use afterimage_memo::upstream::{Answer, Embedded, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, ModelId, Secret, Store};
+use afterimage_testkit::counting::allocations;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Frame, Message, Shape};
 use afterimage_wire::server::{ServerOptions, Service, serve_stream};
-use counting::allocations;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
+
+afterimage_testkit::count_allocations!();
 
 /// Requests that come together: several of the batches that a service sees.
 const TOGETHER: u64 = 200;
@@ -172,7 +171,7 @@ fn the_memo_answers_remembered_images_that_came_together_with_one_write_and_no_a
     };
     let cost = cost(memo, put, |id, reply| {
         let Message::ClassifyResp(label) = reply else { panic!("{reply:?}") };
-        assert_eq!(u64::from(label.class), id % 10);
+        assert_eq!(u64::from(label.label), id % 10);
     });
     assert_eq!(cost, (0, 1), "allocations, writes");
 }

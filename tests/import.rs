@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use afterimage_classifier::Model;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use tempfile::TempDir;
 
 use common::talk::{Raw, within};
@@ -127,14 +127,21 @@ fn a_service_answers_with_an_imported_models_own_labels() {
             assert_eq!(welcome.digest, Model::read(out.as_ref()).unwrap().digest().0);
             assert_eq!((welcome.shape.dims(), welcome.classes), (&[2, 2][..], 65_536));
             for (id, (image, class)) in (0..).zip(LIBSVM_IMAGES) {
-                let origin = Origin::Computed;
-                assert_eq!(raw.classify(id, &image).await, Label { class, origin }, "{command}");
+                let origin = Origin::Miss;
+                assert_eq!(
+                    raw.classify(id, &image).await,
+                    Classification { label: class, origin },
+                    "{command}"
+                );
             }
             // What a memo remembers are the same labels, the greatest there is among them.
             if command == "serve" {
-                let origin = Origin::Memoized;
+                let origin = Origin::Hit;
                 for (id, (image, class)) in (10..).zip(LIBSVM_IMAGES) {
-                    assert_eq!(raw.classify(id, &image).await, Label { class, origin });
+                    assert_eq!(
+                        raw.classify(id, &image).await,
+                        Classification { label: class, origin }
+                    );
                 }
             }
         }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use afterimage_classifier::Model;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::{HEADER_LEN, Header, Kind};
-use afterimage_wire::proto::message::{Label, Message, Origin};
-use afterimage_wire::proto::{Service, Status};
+use afterimage_wire::proto::message::{Classification, Message, Origin};
+use afterimage_wire::proto::{Role, Status};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -50,10 +50,10 @@ fn a_memo_s_log_tells_of_each_request_by_its_id_if_it_is_asked_to() {
 fn every_service_starts_with_its_defaults_and_answers() {
     within(LIMIT, async {
         let kinds = [
-            ("serve", Service::Memo),
-            ("memo", Service::Memo),
-            ("cache", Service::Cache),
-            ("classifier", Service::Classifier),
+            ("serve", Role::Memo),
+            ("memo", Role::Memo),
+            ("cache", Role::Cache),
+            ("classifier", Role::Classifier),
         ];
         for (command, kind) in kinds {
             let service = Running::start(&[command]);
@@ -63,7 +63,7 @@ fn every_service_starts_with_its_defaults_and_answers() {
             let pong = raw.ask(u64::MAX, Message::Ping(b"are you there?")).await;
             assert_eq!(pong.message().unwrap(), Message::Pong(b"are you there?"));
             match kind {
-                Service::Cache => {
+                Role::Cache => {
                     raw.send(1, Message::CacheWrite { key: 5, value: -6 }).await;
                     let read = raw.ask(2, Message::CacheRead { key: 5, budget_ms: 0 }).await;
                     assert_eq!(read.message().unwrap(), Message::CacheResp { value: Some(-6) });
@@ -74,8 +74,8 @@ fn every_service_starts_with_its_defaults_and_answers() {
                     assert_eq!(welcome.digest, Model::shipped().digest().0, "{command}");
                     let (digits, labels) = answered(1, 1, &Model::shipped());
                     let answer = raw.classify(0, digits.image(0)).await;
-                    let origin = Origin::Computed;
-                    assert_eq!(answer, Label { class: labels[0], origin }, "{command}");
+                    let origin = Origin::Miss;
+                    assert_eq!(answer, Classification { label: labels[0], origin }, "{command}");
                     assert_eq!(raw.stats(4).await.counter_value("engine_scored"), 1);
                 }
             }
@@ -140,7 +140,7 @@ fn a_service_that_is_told_to_end_answers_what_is_in_flight_first() {
         for _ in 0..COUNT {
             let frame = raw.recv().await;
             let id = frame.header.id as usize;
-            assert_eq!(label(&frame).class, labels[id]);
+            assert_eq!(label(&frame).label, labels[id]);
             assert!(!std::mem::replace(&mut seen[id], true), "request {id} was answered twice");
         }
         assert!(raw.next().await.is_none());
@@ -193,7 +193,7 @@ fn a_ping_overtakes_the_images_that_wait_to_be_scored() {
             let frame = raw.recv().await;
             match frame.header.id {
                 IMAGES => before = Some(answered),
-                _ => assert_eq!(label(&frame).class, labels[0]),
+                _ => assert_eq!(label(&frame).label, labels[0]),
             }
         }
         let before = before.expect("one of the frames is the pong");
@@ -299,13 +299,13 @@ async fn bystander(
     let (digits, labels) = answered(77, 1, &Model::raw());
     let (mut raw, _) = Raw::open(addr, TOKEN).await;
     let first = raw.classify(0, digits.image(0)).await;
-    assert_eq!(first, Label { class: labels[0], origin: Origin::Computed });
+    assert_eq!(first, Classification { label: labels[0], origin: Origin::Miss });
     let task = tokio::spawn(async move {
         let mut calls = 0;
         while stopped.try_recv().is_err() {
             let began = Instant::now();
             let answer = raw.classify(calls as u64, digits.image(0)).await;
-            assert_eq!(answer, Label { class: labels[0], origin: Origin::Memoized });
+            assert_eq!(answer, Classification { label: labels[0], origin: Origin::Hit });
             assert!(began.elapsed() < PATIENCE / 6, "it took {:?}", began.elapsed());
             calls += 1;
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -319,10 +319,10 @@ async fn the_second_answer_is_remembered(addr: SocketAddr) {
     const COUNT: usize = 40;
     let (digits, labels) = answered(3, COUNT, &Model::raw());
     let (mut raw, _) = Raw::open(addr, TOKEN).await;
-    for origin in [Origin::Computed, Origin::Memoized] {
+    for origin in [Origin::Miss, Origin::Hit] {
         for (i, &class) in labels.iter().enumerate() {
             let answer = raw.classify(i as u64, digits.image(i)).await;
-            assert_eq!(answer, Label { class, origin }, "image {i}");
+            assert_eq!(answer, Classification { label: class, origin }, "image {i}");
         }
     }
     // All at once, and with a time budget.
@@ -334,16 +334,19 @@ async fn the_second_answer_is_remembered(addr: SocketAddr) {
     for _ in 0..COUNT {
         let frame = raw.recv().await;
         let class = labels[frame.header.id as usize];
-        assert_eq!(label(&frame), Label { class, origin: Origin::Memoized });
+        assert_eq!(label(&frame), Classification { label: class, origin: Origin::Hit });
     }
 }
 
 async fn a_connection_sees_what_another_asked(addr: SocketAddr) {
     let (digits, labels) = answered(4, 2, &Model::raw());
     for (i, &class) in labels.iter().enumerate() {
-        for origin in [Origin::Computed, Origin::Memoized, Origin::Memoized] {
+        for origin in [Origin::Miss, Origin::Hit, Origin::Hit] {
             let (mut raw, _) = Raw::open(addr, TOKEN).await;
-            assert_eq!(raw.classify(0, digits.image(i)).await, Label { class, origin });
+            assert_eq!(
+                raw.classify(0, digits.image(i)).await,
+                Classification { label: class, origin }
+            );
         }
     }
 }
@@ -439,5 +442,5 @@ async fn garbage_and_half_frames_harm_nobody(addr: SocketAddr) {
 /// Fails unless the connection still answers, and in step.
 async fn assert_works(raw: &mut Raw) {
     let (digits, labels) = answered(5, 1, &Model::raw());
-    assert_eq!(raw.classify(99, digits.image(0)).await.class, labels[0]);
+    assert_eq!(raw.classify(99, digits.image(0)).await.label, labels[0]);
 }

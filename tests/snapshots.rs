@@ -91,8 +91,8 @@ fn a_memo_that_remembers_in_its_own_process_writes_snapshots_too() {
     memo.kill();
     memo.restart();
     let again = client(&memo).classify(&image).unwrap();
-    assert_eq!(again.class, first.class);
-    assert_eq!(again.origin, afterimage_wire::proto::message::Origin::Memoized);
+    assert_eq!(again.label, first.label);
+    assert_eq!(again.origin, afterimage_wire::proto::message::Origin::Hit);
 }
 
 #[test]

@@ -3,13 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
-#[path = "../wire/tests/pki/mod.rs"]
-mod pki;
 
 use std::time::{Duration, Instant};
 
+use afterimage_testkit::pki::{Authority, Issued};
 use common::{Running, file, folder, run, text};
-use pki::{Authority, Issued};
 use rustix::process::Signal;
 use tempfile::TempDir;
 

@@ -16,7 +16,7 @@ use std::time::Instant;
 use afterimage_bench::record::{Machine, Record};
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{
-    Label, Origin, put_cache_read, put_cache_resp, put_cache_write, put_classify_req,
+    Classification, Origin, put_cache_read, put_cache_resp, put_cache_write, put_classify_req,
     put_classify_resp,
 };
 use afterimage_wire::proto::{Frame, Message};
@@ -42,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let ghz = ghz();
     let image = [7; 784];
-    let label = Label { class: 7, origin: Origin::Memoized };
+    let label = Classification { label: 7, origin: Origin::Hit };
     say(format!(
         "{:<28}{:>14}{:>14}{:>12}{:>12}",
         "encode + decode", "best M/s", "median M/s", "best ns", "cycles"
@@ -87,7 +87,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "ClassifyResp",
         measure(
             |out, id| put_classify_resp(out, id, label),
-            |_, message| matches!(message, Message::ClassifyResp(label) if label.class == 7),
+            |_, message| matches!(message, Message::ClassifyResp(label) if label.label == 7),
         ),
     );
     record.figures = figures.into_iter().collect();

@@ -21,8 +21,8 @@ use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::workload::{Access, Keys, Population};
 use afterimage_bench::{Plan, Report, Span, run};
 use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, flags};
-use afterimage_wire::proto::message::{Label, Origin, put_cache_resp, put_classify_resp};
-use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Service, Shape, Welcome};
+use afterimage_wire::proto::message::{Classification, Origin, put_cache_resp, put_classify_resp};
+use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Role, Shape, Welcome};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 const KEYS: Keys = Keys { count: 1_000_000, read_share: 1.0, salt: 0 };
@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arg = |i: usize, otherwise: &str| args.get(i).cloned().unwrap_or(otherwise.into());
     let what = arg(0, "cache");
     if what == "serve" {
-        let service = if arg(2, "cache") == "cache" { Service::Cache } else { Service::Memo };
+        let service = if arg(2, "cache") == "cache" { Role::Cache } else { Role::Memo };
         accept(TcpListener::bind(arg(1, "127.0.0.1:0"))?, service, None);
         return Ok(());
     }
@@ -61,12 +61,12 @@ struct Load<'a> {
 impl Load<'_> {
     /// Starts a server on CPU 1, and plans this load for it on CPU 0.
     fn plan(&self, stop: Duration) -> Result<Plan, Box<dyn Error>> {
-        let service = if self.what == "classify" { Service::Memo } else { Service::Cache };
+        let service = if self.what == "classify" { Role::Memo } else { Role::Cache };
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let addr = listener.local_addr()?;
         thread::spawn(move || accept(listener, service, Some(1)));
         let plan = match service {
-            Service::Memo => Plan::classify(addr, Arc::new(Population::drawn(1, 10_000))),
+            Role::Memo => Plan::classify(addr, Arc::new(Population::drawn(1, 10_000))),
             _ => {
                 let read_share = if self.what == "mixed" { 0.5 } else { 1.0 };
                 Plan::cache(addr, Keys { read_share, ..KEYS })
@@ -109,7 +109,7 @@ fn record(folder: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn accept(listener: TcpListener, service: Service, cpu: Option<usize>) {
+fn accept(listener: TcpListener, service: Role, cpu: Option<usize>) {
     if let Ok(addr) = listener.local_addr() {
         // Flushed with its line's end; whoever started us reads it.
         println!("null {service} listening on {addr}");
@@ -127,7 +127,7 @@ fn accept(listener: TcpListener, service: Service, cpu: Option<usize>) {
 }
 
 /// Answers all that one connection asks, until it closes or talks nonsense.
-fn serve(mut stream: TcpStream, service: Service) -> Option<()> {
+fn serve(mut stream: TcpStream, service: Role) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut input = vec![0; 128 << 10];
     let mut output = Vec::with_capacity(256 << 10);
@@ -151,8 +151,8 @@ fn serve(mut stream: TcpStream, service: Service) -> Option<()> {
                 }
                 Kind::ClassifyReq => {
                     let class = u16::from(*body.get(400)?) % 10;
-                    let origin = Origin::Memoized;
-                    put_classify_resp(&mut output, id, Label { class, origin });
+                    let origin = Origin::Hit;
+                    put_classify_resp(&mut output, id, Classification { label: class, origin });
                 }
                 Kind::Ping => Message::Pong(body).encode(id, &mut output),
                 Kind::Hello => Message::Welcome(welcome(service)).encode(id, &mut output),
@@ -166,9 +166,9 @@ fn serve(mut stream: TcpStream, service: Service) -> Option<()> {
     }
 }
 
-fn welcome(service: Service) -> Welcome {
+fn welcome(service: Role) -> Welcome {
     let shape = match service {
-        Service::Cache => Shape::default(),
+        Role::Cache => Shape::default(),
         _ => Shape::new(&[28, 28]).unwrap_or_default(),
     };
     Welcome {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use afterimage_wire::proto::{Service, Welcome};
+use afterimage_wire::proto::{Role, Welcome};
 
 use crate::connection::{Connection, Introduction};
 use crate::plan::{BenchError, Peer, Plan, Target};
@@ -37,7 +37,7 @@ pub struct Progress {
 ///
 /// # Errors
 /// [`BenchError::Connect`], `Refused` or `Protocol` when nobody does, or nobody who speaks this dialect.
-pub fn greet(peer: Peer<'_>) -> Result<Option<Service>, BenchError> {
+pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
     match Connection::open(peer)?.1 {
         Introduction::Welcome(welcome) => Ok(Some(welcome.service)),
         Introduction::Name(_) => Ok(None),
@@ -133,7 +133,7 @@ fn check_welcome(plan: &Plan, welcome: &Welcome) -> Result<(), BenchError> {
     let (addr, service) = (plan.addr, welcome.service);
     let fits = match &plan.target {
         Target::Classify { .. } => service.classifies(),
-        Target::Cache(_) => service == Service::Cache,
+        Target::Cache(_) => service == Role::Cache,
     };
     if !fits {
         return Err(BenchError::Service { addr, service });

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::Status;
-use afterimage_wire::proto::{BodyError, FrameError, Service, Shape};
+use afterimage_wire::proto::{BodyError, FrameError, Role, Shape};
 use afterimage_wire::tls::ClientTls;
 
 use crate::dialect::Dialect;
@@ -313,7 +313,7 @@ pub enum BenchError {
         /// Where.
         addr: SocketAddr,
         /// What it says it is.
-        service: Service,
+        service: Role,
     },
     /// The server's model takes other images than the population has.
     #[error("{addr} takes images of {shape} bytes; the population's have {image_len}")]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
 use afterimage_bench::{Arrivals, Mode, Plan, Span, run};
-use afterimage_wire::proto::Service;
+use afterimage_wire::proto::Role;
 use fake::{Then, proper, right};
 
 fn plan(addr: SocketAddr, rate: f64, time: Duration) -> Plan {
@@ -42,7 +42,7 @@ fn a_planted_stall_shows_at_the_predicted_percentiles_from_due_and_hardly_from_s
 fn stall() -> Result<(), String> {
     let slept = Arc::new(Mutex::new(Duration::ZERO));
     let note = Arc::clone(&slept);
-    let addr = fake::start(Service::Memo, move |_| {
+    let addr = fake::start(Role::Memo, move |_| {
         let note = Arc::clone(&note);
         Box::new(move |n, frame, replies| {
             if n == 1000 {
@@ -87,7 +87,7 @@ fn hist() -> hdrhistogram::Histogram<u64> {
 
 #[test]
 fn every_arrival_is_sent_once_and_the_rate_is_kept() {
-    let addr = fake::start(Service::Memo, |_| proper());
+    let addr = fake::start(Role::Memo, |_| proper());
     let began = Instant::now();
     let plan =
         Plan { connections: 3, depth: 1000, ..plan(addr, 4000.0, Duration::from_millis(1500)) };
@@ -102,7 +102,7 @@ fn every_arrival_is_sent_once_and_the_rate_is_kept() {
 
 #[test]
 fn poisson_arrivals_are_those_of_the_seed() {
-    let addr = fake::start(Service::Memo, |_| proper());
+    let addr = fake::start(Role::Memo, |_| proper());
     let sent = |seed| {
         let plan = Plan {
             mode: Mode::Open { rate: 2000.0, arrivals: Arrivals::Poisson },
@@ -122,7 +122,7 @@ fn poisson_arrivals_are_those_of_the_seed() {
 
 #[test]
 fn a_count_ends_an_open_loop_too() {
-    let addr = fake::start(Service::Memo, |_| proper());
+    let addr = fake::start(Role::Memo, |_| proper());
     let plan = Plan {
         depth: 100,
         stop: Span::Requests(700),
@@ -137,7 +137,7 @@ fn a_count_ends_an_open_loop_too() {
 #[test]
 fn what_was_due_and_never_sent_is_counted() {
     // Answers a hundred requests and then no more, without closing.
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             if n < 100 {
                 replies.push(right(frame));
@@ -162,7 +162,7 @@ fn what_was_due_and_never_sent_is_counted() {
 
 #[test]
 fn the_caller_hears_how_a_run_is_getting_on() {
-    let addr = fake::start(Service::Memo, |_| proper());
+    let addr = fake::start(Role::Memo, |_| proper());
     let mut heard = Vec::new();
     let plan = Plan {
         depth: 10,

@@ -14,9 +14,6 @@ mod bucket_model;
 #[cfg(not(loom))]
 mod duel;
 mod eviction;
-#[cfg(all(not(loom), any(test, feature = "fuzzing")))]
-#[doc(hidden)]
-pub mod fuzzing;
 mod hash;
 #[cfg(not(loom))]
 pub mod keeper;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use afterimage_wire::proto::{Service as Kind, Status, stats::Stats};
+use afterimage_wire::proto::{Role, Status, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service};
 
 use crate::{Hashed, KeeperHandle, Near, Table};
@@ -36,7 +36,7 @@ impl CacheService {
 
 impl Service for CacheService {
     fn identity(&self) -> Identity {
-        Identity::without_model(Kind::Cache)
+        Identity::without_model(Role::Cache)
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {

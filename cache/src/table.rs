@@ -362,7 +362,8 @@ impl Table {
 
     /// Stores an entry with the heat that it had in a snapshot. `None` if its key is there already; what is
     /// there stays. Not counted among the writes.
-    pub(crate) fn restore(&self, entry: Entry) -> Option<Insert> {
+    #[doc(hidden)]
+    pub fn restore(&self, entry: Entry) -> Option<Insert> {
         let hashed = Hashed::new(entry.key);
         let index = hashed.bucket(self.buckets.len());
         let policy = self.duel.policy(index);

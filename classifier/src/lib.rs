@@ -1,9 +1,6 @@
 //! Images, features, ten one-vs-rest SVMs, their training and files, and the compute engine that scores them.
 #![deny(unsafe_code)]
 
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod fuzzing;
 pub mod service;
 pub mod train;
 
@@ -14,7 +11,8 @@ mod eval;
 mod features;
 mod image;
 mod import;
-mod input;
+#[doc(hidden)]
+pub mod input;
 mod kernels;
 mod model;
 mod model_file;

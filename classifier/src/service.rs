@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use afterimage_wire::Status;
-use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::proto::{Service as Kind, Shape, stats::Stats};
+use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 
 use crate::engine::{Engine, EngineError, Job};
@@ -43,7 +43,7 @@ impl Service for ClassifierService {
             };
             let later = batch.later(i);
             let job = Job::new(image, move |label| match label {
-                Ok(class) => later.label(Label { class, origin: Origin::Computed }),
+                Ok(class) => later.label(Classification { label: class, origin: Origin::Miss }),
                 Err(error) => later.error(status(&error), &error.to_string()),
             });
             jobs.push(job.with_deadline(request.deadline(now)));
@@ -62,7 +62,7 @@ impl Service for ClassifierService {
 /// Never: a model's shape has at most four dimensions, as the wire's.
 pub fn identity(model: &Model) -> Identity {
     Identity {
-        service: Kind::Classifier,
+        service: Role::Classifier,
         digest: model.digest().0,
         classes: model.labels().iter().max().map_or(0, |&label| u32::from(label) + 1),
         shape: Shape::new(model.shape().dims()).expect("both allow four dimensions"),

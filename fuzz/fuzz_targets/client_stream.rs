@@ -1,3 +1,3 @@
-//! See `afterimage_wire::fuzzing::client_stream`.
+//! The target `client_stream` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_wire, "client_stream");
+afterimage_fuzz::target!("client_stream");

@@ -1,3 +1,3 @@
-//! See `afterimage_wire::fuzzing::decode_raw`.
+//! The target `decode_raw` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_wire, "decode_raw");
+afterimage_fuzz::target!("decode_raw");

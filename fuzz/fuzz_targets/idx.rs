@@ -1,3 +1,3 @@
-//! See `afterimage_classifier::fuzzing::idx`.
+//! The target `idx` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_classifier, "idx");
+afterimage_fuzz::target!("idx");

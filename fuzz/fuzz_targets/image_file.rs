@@ -1,3 +1,3 @@
-//! See `afterimage_classifier::fuzzing::image_file`.
+//! The target `image_file` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_classifier, "image_file");
+afterimage_fuzz::target!("image_file");

@@ -1,3 +1,3 @@
-//! See `afterimage_classifier::fuzzing::model_file`.
+//! The target `model_file` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_classifier, "model_file");
+afterimage_fuzz::target!("model_file");

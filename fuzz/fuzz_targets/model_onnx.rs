@@ -1,3 +1,3 @@
-//! See `afterimage_classifier::fuzzing::model_onnx`.
+//! The target `model_onnx` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_classifier, "model_onnx");
+afterimage_fuzz::target!("model_onnx");

@@ -1,3 +1,3 @@
-//! See `afterimage_classifier::fuzzing::model_text`.
+//! The target `model_text` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_classifier, "model_text");
+afterimage_fuzz::target!("model_text");

@@ -1,3 +1,3 @@
-//! See `afterimage_wire::fuzzing::round_trip`.
+//! The target `round_trip` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_wire, "round_trip");
+afterimage_fuzz::target!("round_trip");

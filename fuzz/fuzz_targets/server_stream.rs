@@ -1,3 +1,3 @@
-//! See `afterimage_wire::fuzzing::server_stream`.
+//! The target `server_stream` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_wire, "server_stream");
+afterimage_fuzz::target!("server_stream");

@@ -1,6 +1,3 @@
-//! See `afterimage_fuzz::settings_file`.
+//! The target `settings` of `afterimage_testkit::fuzz`.
 #![no_main]
-libfuzzer_sys::fuzz_target!(
-    init: afterimage_fuzz::plant(afterimage_fuzz::settings_file_seeds),
-    |data: &[u8]| afterimage_fuzz::settings_file(data)
-);
+afterimage_fuzz::target!("settings");

@@ -1,3 +1,3 @@
-//! See `afterimage_classifier::fuzzing::shipped_model`.
+//! The target `shipped_model` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_classifier, "shipped_model");
+afterimage_fuzz::target!("shipped_model");

@@ -1,3 +1,3 @@
-//! See `afterimage_cache::fuzzing::snapshot_load`.
+//! The target `snapshot_load` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_cache, "snapshot_load");
+afterimage_fuzz::target!("snapshot_load");

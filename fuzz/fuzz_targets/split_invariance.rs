@@ -1,3 +1,3 @@
-//! See `afterimage_wire::fuzzing::split_invariance`.
+//! The target `split_invariance` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_wire, "split_invariance");
+afterimage_fuzz::target!("split_invariance");

@@ -1,3 +1,3 @@
-//! See `afterimage_cache::fuzzing::table_model`.
+//! The target `table_model` of `afterimage_testkit::fuzz`.
 #![no_main]
-afterimage_fuzz::target!(afterimage_cache, "table_model");
+afterimage_fuzz::target!("table_model");

@@ -1,103 +1,55 @@
-//! What all fuzz programs share: they plant their seeds, bound the memory of each run, and call the target.
+//! The harness of all fuzz programs: writes seeds, bounds the memory of each run, and calls the target.
 
-#[path = "../../src/fuzzing.rs"]
-mod fuzzing;
 mod memory;
-#[path = "../../src/settings.rs"]
-mod settings;
 
 use std::fs;
 use std::path::Path;
 
-use clap::{Arg, ArgAction, Command, value_parser};
+use afterimage_testkit::fuzz::{MEMORY_BASE, Seed, Target};
 
-/// The environment variable that names the folder into which a program writes its target's seeds before it
-/// begins.
+/// The environment variable that names the folder for the target's seeds.
 const SEEDS_TO: &str = "AFTERIMAGE_FUZZ_SEEDS_TO";
 
-/// A fuzz program for the target `$name` of the crate `$krate`.
+/// A fuzz program for the target `$name`.
 #[macro_export]
 macro_rules! target {
-    ($krate:ident, $name:literal) => {
-        // Each crate has a `Target` of its own; only its fields are of interest.
-        static TARGET: ::std::sync::LazyLock<$krate::fuzzing::support::Target> =
-            ::std::sync::LazyLock::new(|| {
-                let mut targets = $krate::fuzzing::TARGETS.iter();
-                *targets.find(|target| target.name == $name).expect("the crate has this target")
-            });
+    ($name:literal) => {
+        static TARGET: ::std::sync::LazyLock<afterimage_testkit::fuzz::Target> =
+            ::std::sync::LazyLock::new(|| afterimage_testkit::fuzz::named($name));
         ::libfuzzer_sys::fuzz_target!(
-            init: $crate::plant(TARGET.seeds),
-            |data: &[u8]| {
-                let base = $krate::fuzzing::support::MEMORY_BASE;
-                $crate::run(TARGET.body, data, base + TARGET.memory_per_byte * data.len());
-            }
+            init: $crate::write_seeds(TARGET.seeds),
+            |data: &[u8]| $crate::run(&TARGET, data)
         );
     };
 }
 
-/// Writes seeds where [`SEEDS_TO`] says; does nothing when it says nothing.
+/// Writes seeds into the folder that [`SEEDS_TO`] names. Does nothing where the variable is not set.
 ///
 /// # Panics
-/// When they cannot be written.
-pub fn plant(seeds: fn() -> Vec<(String, Vec<u8>)>) {
+/// When a seed cannot be written.
+pub fn write_seeds(seeds: fn() -> Vec<Seed>) {
     let Some(folder) = std::env::var_os(SEEDS_TO) else {
         return;
     };
     let folder = Path::new(&folder);
-    fs::create_dir_all(folder).expect("the corpus can be made");
+    fs::create_dir_all(folder).expect("the corpus folder can be created");
     for (name, bytes) in seeds() {
         fs::write(folder.join(name), bytes).expect("a seed can be written");
     }
 }
 
-/// Calls `body`, and panics if at any moment it held more than `limit_bytes` that it allocated.
-pub fn run(body: fn(&[u8]), data: &[u8], limit_bytes: usize) {
-    let peak_bytes = memory::peak_of(|| body(data));
+/// Calls the target's body.
+///
+/// # Panics
+/// When the body panics, and when it held more allocated memory at once than the target allows.
+pub fn run(target: &Target, data: &[u8]) {
+    let limit_bytes = MEMORY_BASE + target.memory_per_byte * data.len();
+    let peak_bytes = memory::peak_of(|| (target.body)(data));
     assert!(
         peak_bytes <= limit_bytes,
         "{peak_bytes} bytes were allocated at once for {} bytes of input; the limit is {limit_bytes}",
         data.len()
     );
-}
-
-/// The settings file, with flags of every sort that the program has.
-///
-/// # Panics
-/// When something that must hold does not: see `src/fuzzing.rs`.
-pub fn settings_file(data: &[u8]) {
-    let body = |data: &[u8]| {
-        let service = |name: &'static str| {
-            Command::new(name)
-                .arg(Arg::new("listen").long("listen").default_value("127.0.0.1:7400"))
-                .arg(Arg::new("insecure").long("insecure").action(ArgAction::SetTrue))
-                .arg(
-                    Arg::new("max_connections")
-                        .long("max-connections")
-                        .default_value("4096")
-                        .value_parser(value_parser!(usize)),
-                )
-                .arg(
-                    Arg::new("classifier")
-                        .long("classifier")
-                        .action(ArgAction::Append)
-                        .required(true),
-                )
-                .arg(Arg::new("level").long("level").value_parser(["low", "high"]))
-        };
-        let command = Command::new("afterimage")
-            .arg(Arg::new("config").long("config").global(true))
-            .subcommand_required(true)
-            .subcommand(service("cache"))
-            .subcommand(service("memo"));
-        fuzzing::settings_of(data, command);
-    };
-    // A table of TOML is a map of texts and values, and each flag's text is copied some times.
-    run(body, data, fuzzing::support::MEMORY_BASE + 1024 * data.len());
-}
-
-/// What [`settings_file`] begins with.
-pub fn settings_file_seeds() -> Vec<(String, Vec<u8>)> {
-    fuzzing::seeds()
 }
 
 /// Panics for inputs that begin with four certain bytes. Nobody guesses four bytes in seconds: a fuzzer

@@ -77,7 +77,7 @@ async fn each_gets_its_own_label(store: Store) {
     let client = serve(Arc::clone(&memo)).await;
     let calls = ASKED.map(|image| {
         let client = client.clone();
-        tokio::spawn(async move { client.classify(&image.to_le_bytes()).await.unwrap().class })
+        tokio::spawn(async move { client.classify(&image.to_le_bytes()).await.unwrap().label })
     });
     let began = Instant::now();
     while memo.in_flight().0 < ASKED.len() {

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use afterimage_cache::{Capacity, Table};
-use afterimage_wire::proto::message::Label;
+use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Frame, Message, Shape, stats::Stats};
 use afterimage_wire::server::{Op, Service, handle_one};
 use rand::{Rng, SeedableRng};
@@ -166,7 +166,9 @@ impl Siege {
         let Party { memo, classifier } = &self.parties[party];
         let frames = handle_one(memo, Op::Classify { image: &image.to_le_bytes() });
         let frame = Frame::decode(&frames, u32::MAX).unwrap().expect("an answer at once");
-        let Message::ClassifyResp(Label { class, .. }) = Message::decode(frame).unwrap() else {
+        let Message::ClassifyResp(Classification { label: class, .. }) =
+            Message::decode(frame).unwrap()
+        else {
             panic!("{frames:?} is no label");
         };
         self.tally.wrong += u64::from(class != label(classifier.number(), image));

@@ -56,7 +56,7 @@ impl Latencies {
         counts.lookup_ns = counts.lookup_ns.wrapping_add(lookups.wrapping_mul(took));
         if hits > 0 {
             counts.saved_ns = counts.saved_ns.wrapping_add(hits.wrapping_mul(call_ns));
-            counts.histograms[index(Origin::Memoized)].saturating_record_n(took, hits);
+            counts.histograms[index(Origin::Hit)].saturating_record_n(took, hits);
         }
     }
 
@@ -80,16 +80,16 @@ impl Latencies {
         }
         stats.counter("lookup_time_us", lookup_ns / 1000);
         stats.counter("saved_time_us", saved_ns / 1000);
-        stats.histogram("hit_latency_ns", &sum[index(Origin::Memoized)]);
-        stats.histogram("miss_latency_ns", &sum[index(Origin::Computed)]);
+        stats.histogram("hit_latency_ns", &sum[index(Origin::Hit)]);
+        stats.histogram("miss_latency_ns", &sum[index(Origin::Miss)]);
         stats.histogram("coalesced_latency_ns", &sum[index(Origin::Coalesced)]);
     }
 }
 
 fn index(origin: Origin) -> usize {
     match origin {
-        Origin::Memoized => 0,
-        Origin::Computed => 1,
+        Origin::Hit => 0,
+        Origin::Miss => 1,
         Origin::Coalesced => 2,
     }
 }
@@ -122,10 +122,10 @@ mod tests {
         let latencies = Latencies::default();
         std::thread::scope(|scope| {
             for _ in 0..20 {
-                scope.spawn(|| latencies.record(Origin::Memoized, Duration::from_nanos(100), 5));
+                scope.spawn(|| latencies.record(Origin::Hit, Duration::from_nanos(100), 5));
             }
         });
-        latencies.record(Origin::Computed, Duration::from_secs(1000), 1);
+        latencies.record(Origin::Miss, Duration::from_secs(1000), 1);
         let mut stats = Stats::default();
         latencies.stats(&mut stats);
         assert_eq!(stats.get("hit_latency_ns"), Some(&Value::Histogram(vec![(100, 100)])));

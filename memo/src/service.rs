@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use afterimage_wire::Status;
-use afterimage_wire::proto::{Service as Kind, stats::Stats};
+use afterimage_wire::proto::{Role, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service, Watchers};
 
 use crate::audit::Audit;
@@ -121,9 +121,9 @@ impl<C: Classifier> Service for MemoService<C> {
         let Shared { spaces, classifier, .. } = &*self.shared;
         let present = spaces.present().as_ref().map(|space| Arc::clone(&space.model));
         match present.or_else(|| classifier.model()) {
-            None => Identity::without_model(Kind::Memo),
+            None => Identity::without_model(Role::Memo),
             Some(model) => Identity {
-                service: Kind::Memo,
+                service: Role::Memo,
                 digest: model.digest,
                 classes: model.classes,
                 shape: model.shape.clone(),

@@ -74,7 +74,7 @@ fn engine(gate: &Arc<Gate>) -> Arc<Engine> {
 fn ask(client: &Client, byte: u8, timeout: Duration) -> JoinHandle<Result<u16, CallError>> {
     let client = client.clone();
     let options = CallOptions::new().timeout(timeout);
-    tokio::spawn(async move { Ok(client.classify_with(&[byte; 784], options).await?.class) })
+    tokio::spawn(async move { Ok(client.classify_with(&[byte; 784], options).await?.label) })
 }
 
 /// Asks for 1, which the engine takes and holds; for 2 with little time; for 3 with little time, and

@@ -4,8 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
-#[path = "../../wire/tests/endless/mod.rs"]
-mod endless;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -14,13 +12,13 @@ use afterimage_cache::{Capacity, Table};
 use afterimage_memo::key::ModelId;
 use afterimage_memo::upstream::{Answer, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_testkit::endless::Endless;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Hello, Message};
 use afterimage_wire::server::{ServerOptions, serve_stream};
 use afterimage_wire::{Client, ClientOptions};
 use common::{counter, gauge, label_of, model_id};
-use endless::Endless;
 use tokio_util::sync::CancellationToken;
 
 /// What may wait; the flood is past that at once.
@@ -89,7 +87,7 @@ async fn a_flood_of_misses_past_the_cap_does_not_keep_hits_waiting() {
     for n in 0..8 {
         let before = served.load(SeqCst);
         let label = client.classify(&[n; 4]).await.unwrap();
-        assert_eq!((label.class, label.origin), (label_of(1, &[n; 4]), Origin::Memoized));
+        assert_eq!((label.label, label.origin), (label_of(1, &[n; 4]), Origin::Hit));
         let meanwhile = served.load(SeqCst) - before;
         assert!(meanwhile <= MEANWHILE, "{meanwhile} bytes of the flood came first");
     }

@@ -44,9 +44,9 @@ async fn an_audit_finds_a_wrong_label_under_a_valid_seal_and_puts_it_right() {
     let store = Store::Embedded(Arc::clone(&table), None);
     let (_memo, client) = memo(store, &running, auditing()).await;
     let right = label_of(1, &[5; 4]);
-    assert_eq!(client.classify(&[5; 4]).await.unwrap().class, right);
+    assert_eq!(client.classify(&[5; 4]).await.unwrap().label, right);
 
-    assert_eq!(client.classify(&[5; 4]).await.unwrap().origin, Origin::Memoized);
+    assert_eq!(client.classify(&[5; 4]).await.unwrap().origin, Origin::Hit);
     until("it is audited", async || counter(&client, "audits").await == 1).await;
     assert_eq!(counter(&client, "audits_disagreed").await, 0);
     // 95 in a hundred: nothing else can be said after one audit.
@@ -56,10 +56,10 @@ async fn an_audit_finds_a_wrong_label_under_a_valid_seal_and_puts_it_right() {
     let keys = KeySpace::new(&secret(), model_id(1)).unwrap();
     let hash = keys.hash(&[5; 4]);
     table.insert(hash.cache_key(), keys.seal(hash, right + 1).cast_unsigned());
-    assert_eq!(client.classify(&[5; 4]).await.unwrap().class, right + 1);
+    assert_eq!(client.classify(&[5; 4]).await.unwrap().label, right + 1);
     until("it is found", async || counter(&client, "audits_disagreed").await == 1).await;
     let label = client.classify(&[5; 4]).await.unwrap();
-    assert_eq!((label.class, label.origin), (right, Origin::Memoized));
+    assert_eq!((label.label, label.origin), (right, Origin::Hit));
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn a_classifier_that_is_busy_is_not_audited() {
     });
     until("it is busy", async || puppet.asked() == 2).await;
     for _ in 0..50 {
-        assert_eq!(client.classify(&[5; 4]).await.unwrap().origin, Origin::Memoized);
+        assert_eq!(client.classify(&[5; 4]).await.unwrap().origin, Origin::Hit);
     }
     assert_eq!(puppet.asked(), 2);
     assert_eq!(counter(&client, "audits_skipped").await, 50);
@@ -163,7 +163,7 @@ async fn a_slow_store_without_hits_is_left_out_and_used_again_when_it_is_worth_i
     let ask = async || {
         let calls = (0..16).map(|i| {
             let client = client.clone();
-            tokio::spawn(async move { client.classify(&[i; 4]).await.unwrap().class })
+            tokio::spawn(async move { client.classify(&[i; 4]).await.unwrap().label })
         });
         for (i, call) in calls.collect::<Vec<_>>().into_iter().enumerate() {
             assert_eq!(call.await.unwrap(), label_of(1, &[i as u8; 4]));

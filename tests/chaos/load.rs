@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
 use tokio::sync::oneshot;
 
@@ -50,7 +50,7 @@ pub(crate) struct Call {
     pub(crate) due: Instant,
     pub(crate) ended: Instant,
     /// The answer and the digest of the model that its connection told of.
-    pub(crate) outcome: Result<(Label, [u8; 32]), CallError>,
+    pub(crate) outcome: Result<(Classification, [u8; 32]), CallError>,
 }
 
 /// Calls that go on until they are stopped.
@@ -129,7 +129,7 @@ async fn run(memo: SocketAddr, shared: Arc<Shared>) -> Vec<Call> {
         let (population, shared) = (Arc::clone(&population), Arc::clone(&shared));
         calls.spawn(async move {
             let outcome = ask(&client, population.image(image), due + TIMEOUT).await;
-            if matches!(outcome, Ok((Label { origin: Origin::Memoized, .. }, _))) {
+            if matches!(outcome, Ok((Classification { origin: Origin::Hit, .. }, _))) {
                 shared.remembered.fetch_add(1, Ordering::Relaxed);
             }
             let call = Call { image, due, ended: Instant::now(), outcome };
@@ -147,7 +147,7 @@ async fn ask(
     client: &Client,
     image: &[u8],
     deadline: Instant,
-) -> Result<(Label, [u8; 32]), CallError> {
+) -> Result<(Classification, [u8; 32]), CallError> {
     let mut retries = RETRIES;
     loop {
         let (sender, receiver) = oneshot::channel();

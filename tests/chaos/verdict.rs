@@ -69,8 +69,8 @@ impl Verdict {
         match &call.outcome {
             Ok((label, digest)) => {
                 self.answers += 1;
-                self.remembered += usize::from(label.origin == Origin::Memoized);
-                if labels.of(digest, call.image) != Some(label.class) {
+                self.remembered += usize::from(label.origin == Origin::Hit);
+                if labels.of(digest, call.image) != Some(label.label) {
                     self.wrong.push(describe());
                 }
             }
@@ -121,7 +121,8 @@ fn excuses(incident: &Incident, limit: Duration, call: &Call, error: &CallError)
 fn recovery(incident: &Incident, next: Option<Instant>, calls: &[Call]) -> (Duration, String) {
     let after = calls.iter().filter(|call| call.due >= incident.over);
     if incident.who == Who::Cache {
-        let remembered = |call: &&Call| matches!(&call.outcome, Ok((label, _)) if label.origin == Origin::Memoized);
+        let remembered =
+            |call: &&Call| matches!(&call.outcome, Ok((label, _)) if label.origin == Origin::Hit);
         let first = after.filter(remembered).map(|call| call.ended).min();
         return (first.map_or(Duration::MAX, |first| first - incident.over), String::new());
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
 use afterimage_wire::client::CallError;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::{Client, Status};
 use tokio::task::{JoinSet, LocalSet};
 
@@ -17,7 +17,7 @@ pub(crate) struct Call {
     pub(crate) began: Instant,
     pub(crate) ended: Instant,
     pub(crate) image: usize,
-    pub(crate) outcome: Result<Label, CallError>,
+    pub(crate) outcome: Result<Classification, CallError>,
 }
 
 impl Call {
@@ -100,9 +100,9 @@ pub(crate) fn assert_right(calls: &[Call], labels: &[u16]) -> (usize, usize) {
     let (mut answers, mut remembered) = (0, 0);
     for call in calls {
         if let Ok(label) = &call.outcome {
-            assert_eq!(label.class, labels[call.image], "image {}: {call:?}", call.image);
+            assert_eq!(label.label, labels[call.image], "image {}: {call:?}", call.image);
             answers += 1;
-            remembered += usize::from(label.origin == Origin::Memoized);
+            remembered += usize::from(label.origin == Origin::Hit);
         }
     }
     (answers, remembered)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use afterimage_wire::proto::codec::{FrameCodec, OwnedFrame};
 use afterimage_wire::proto::handshake::Hello;
-use afterimage_wire::proto::message::{Label, Message};
+use afterimage_wire::proto::message::{Classification, Message};
 use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{Status, Welcome};
 use afterimage_wire::{Client, ClientOptions};
@@ -77,7 +77,7 @@ impl Raw {
         frame
     }
 
-    pub(crate) async fn classify(&mut self, id: u64, image: &[u8]) -> Label {
+    pub(crate) async fn classify(&mut self, id: u64, image: &[u8]) -> Classification {
         let frame = self.ask(id, Message::ClassifyReq { image, budget_ms: 0 }).await;
         label(&frame)
     }
@@ -91,7 +91,7 @@ impl Raw {
 }
 
 /// The label in a reply.
-pub(crate) fn label(frame: &OwnedFrame) -> Label {
+pub(crate) fn label(frame: &OwnedFrame) -> Classification {
     match frame.message() {
         Ok(Message::ClassifyResp(label)) => label,
         other => panic!("expected a label, got {other:?}"),

@@ -177,7 +177,7 @@ fn a_cache_with_a_snapshot_comes_back_warm_after_its_end_and_after_a_crash() {
             .await;
             for (i, &class) in labels.iter().enumerate() {
                 let label = client.classify(population.image(i)).await.unwrap();
-                assert_eq!((label.class, label.origin), (class, Origin::Memoized));
+                assert_eq!((label.label, label.origin), (class, Origin::Hit));
             }
         }
     });

@@ -75,7 +75,7 @@ async fn a_dead_classifier(flags: &[&str]) {
     let back_after = restarted.elapsed();
     for i in 0..20 {
         let label = client.classify(known.new.image(i)).await.unwrap();
-        assert_eq!(label.class, known.new_labels[i]);
+        assert_eq!(label.label, known.new_labels[i]);
     }
     load.more(20).await;
 
@@ -168,7 +168,7 @@ fn a_classifier_that_hangs_fails_misses_in_time_while_hits_go_on() {
         classifier.go_on();
         until("misses work again", async || {
             let answer = client.classify(known.new.image(1)).await;
-            answer.is_ok_and(|label| label.class == known.new_labels[1])
+            answer.is_ok_and(|label| label.label == known.new_labels[1])
         })
         .await;
 

@@ -50,7 +50,7 @@ pub(crate) fn digits(seed: u64, count: usize) -> (Arc<Population>, Vec<u16>) {
 /// Asks about every image once, so that it is remembered.
 pub(crate) async fn ask_about_all(client: &Client, population: &Population, labels: &[u16]) {
     for (i, &class) in labels.iter().enumerate() {
-        assert_eq!(client.classify(population.image(i)).await.unwrap().class, class);
+        assert_eq!(client.classify(population.image(i)).await.unwrap().label, class);
     }
 }
 

@@ -19,7 +19,7 @@ async fn direct_answers(classifier: &Running, population: &Population) -> Vec<u1
     let client = client(classifier.addr()).await;
     let mut labels = Vec::new();
     for i in 0..population.len() {
-        labels.push(client.classify(population.image(i)).await.unwrap().class);
+        labels.push(client.classify(population.image(i)).await.unwrap().label);
     }
     labels
 }
@@ -30,11 +30,11 @@ fn assert_no_way_back(calls: &[Call], old: &[u16], new: &[u16]) {
     let mut first_new = None;
     for call in calls {
         let Ok(label) = &call.outcome else { continue };
-        if label.class == new[call.image] {
+        if label.label == new[call.image] {
             first_new = first_new.or(Some(call.ended));
             continue;
         }
-        assert_eq!(label.class, old[call.image], "neither model's answer: {call:?}");
+        assert_eq!(label.label, old[call.image], "neither model's answer: {call:?}");
         assert!(
             first_new.is_none_or(|ended| call.began < ended),
             "the old model's answer after the new one's: {call:?}"

@@ -4,7 +4,7 @@
 
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{
-    Label, Origin, put_cache_read, put_cache_resp, put_classify_req, put_classify_resp,
+    Classification, Origin, put_cache_read, put_cache_resp, put_classify_req, put_classify_resp,
 };
 use afterimage_wire::proto::{Frame, Message};
 use divan::Bencher;
@@ -24,7 +24,7 @@ const MESSAGES: [(&str, Encode); 4] = [
     ("CacheResp", |out, id| put_cache_resp(out, id, Some(9))),
     ("ClassifyReq", |out, id| put_classify_req(out, id, &[7; 784], 0)),
     ("ClassifyResp", |out, id| {
-        put_classify_resp(out, id, Label { class: 7, origin: Origin::Memoized });
+        put_classify_resp(out, id, Classification { label: 7, origin: Origin::Hit });
     }),
 ];
 

@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         println!("connected to {} ({})", welcome.name, welcome.service);
     }
     let label = client.classify(&[0; 28 * 28]).await?;
-    println!("class {}, {:?}", label.class, label.origin);
+    println!("class {}, {:?}", label.label, label.origin);
     client.close().await;
     Ok(())
 }

@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("connected to {} ({})", welcome.name, welcome.service);
     }
     let label = client.classify(&[0; 28 * 28])?;
-    println!("class {}, {:?}", label.class, label.origin);
+    println!("class {}, {:?}", label.label, label.origin);
     client.close();
     Ok(())
 }

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use afterimage_wire::proto::message::{Label, Message, Origin, put_cache_resp, put_classify_resp};
-use afterimage_wire::proto::{Frame, Service, Shape, Welcome};
+use afterimage_wire::proto::message::{
+    Classification, Message, Origin, put_cache_resp, put_classify_resp,
+};
+use afterimage_wire::proto::{Frame, Role, Shape, Welcome};
 use afterimage_wire::{Client, ClientOptions, blocking};
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
@@ -29,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     raw_depth_1(address)?;
     let client = blocking::Client::connect(address, ClientOptions::new())?;
-    depth_1("blocking", || client.classify(&IMAGE).map(|label| label.class))?;
+    depth_1("blocking", || client.classify(&IMAGE).map(|label| label.label))?;
     blocking_threads(&client, 8)?;
     current.block_on(depth_1_async("async, one thread", address))?;
     multi.block_on(async { tokio::spawn(depth_1_spawned(address)).await? })?;
@@ -111,7 +113,7 @@ async fn measure(client: &Client) -> hdrhistogram::Histogram<u64> {
     for n in 0..55_000 {
         let start = Instant::now();
         let label = client.classify(&IMAGE).await.expect("the server answers");
-        assert_eq!(label.class, CLASS);
+        assert_eq!(label.label, CLASS);
         if n >= 5_000 {
             latencies.saturating_record(start.elapsed().as_nanos() as u64);
         }
@@ -133,7 +135,7 @@ async fn pipelined(
             tokio::spawn(async move {
                 for _ in 0..each {
                     let label = client.classify(&IMAGE).await.expect("the server answers");
-                    assert_eq!(label.class, CLASS);
+                    assert_eq!(label.label, CLASS);
                 }
             })
         })
@@ -156,7 +158,7 @@ fn blocking_threads(
             scope.spawn(|| {
                 for _ in 0..EACH {
                     let label = client.classify(&IMAGE).expect("the server answers");
-                    assert_eq!(label.class, CLASS);
+                    assert_eq!(label.label, CLASS);
                 }
             });
         }
@@ -178,7 +180,7 @@ async fn callbacks(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Syn
         let again = client.clone();
         client.submit_classify(&IMAGE, Duration::from_secs(10), move |reply| {
             let (label, _) = reply.expect("the server answers");
-            assert_eq!(label.class, CLASS);
+            assert_eq!(label.label, CLASS);
             if load.left.fetch_sub(1, Ordering::Relaxed) as i64 > 0 {
                 next(&again, load);
             }
@@ -251,13 +253,13 @@ fn answer(frame: Frame<'_>, out: &mut Vec<u8>) {
     let id = frame.header.id;
     match Message::decode(frame) {
         Ok(Message::ClassifyReq { image, .. }) => {
-            let (class, origin) = (image[0].into(), Origin::Memoized);
-            put_classify_resp(out, id, Label { class, origin });
+            let (class, origin) = (image[0].into(), Origin::Hit);
+            put_classify_resp(out, id, Classification { label: class, origin });
         }
         Ok(Message::CacheRead { .. }) => put_cache_resp(out, id, Some(1)),
         Ok(Message::Hello(_)) => Message::Welcome(Welcome {
             version: 1,
-            service: Service::Memo,
+            service: Role::Memo,
             features: 0,
             max_body: 4096,
             window: WINDOW,

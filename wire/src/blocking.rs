@@ -5,7 +5,7 @@
 //!
 //! let client = blocking::Client::connect("127.0.0.1:7400", ClientOptions::new())?;
 //! let label = client.classify(&[0; 784])?;
-//! println!("class {}", label.class);
+//! println!("class {}", label.label);
 //! # Ok::<(), afterimage_wire::CallError>(())
 //! ```
 //!
@@ -30,7 +30,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
 use crate::client::{Addresses, CallError, CallOptions, ClientOptions, Counters};
-use crate::proto::message::Label;
+use crate::proto::message::Classification;
 use crate::proto::stats::Stats;
 use crate::proto::{Snapshot, Welcome};
 
@@ -125,7 +125,7 @@ impl Client {
     ///
     /// # Errors
     /// Any [`CallError`].
-    pub fn classify(&self, image: &[u8]) -> Result<Label, CallError> {
+    pub fn classify(&self, image: &[u8]) -> Result<Classification, CallError> {
         self.block_on(self.inner.client.classify(image))
     }
 
@@ -133,7 +133,11 @@ impl Client {
     ///
     /// # Errors
     /// Any [`CallError`].
-    pub fn classify_with(&self, image: &[u8], options: CallOptions) -> Result<Label, CallError> {
+    pub fn classify_with(
+        &self,
+        image: &[u8],
+        options: CallOptions,
+    ) -> Result<Classification, CallError> {
         self.block_on(self.inner.client.classify_with(image, options))
     }
 

@@ -13,9 +13,6 @@
 pub mod blocking;
 pub mod client;
 mod cork;
-#[cfg(any(test, feature = "fuzzing"))]
-#[doc(hidden)]
-pub mod fuzzing;
 pub mod proto;
 pub mod server;
 pub mod splitmix;

@@ -4,18 +4,15 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
-mod endless;
-mod first_byte;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use afterimage_wire::proto::{Hello, Message, Service, Shape, Welcome};
+use afterimage_testkit::endless::Endless;
+use afterimage_testkit::first_byte::FirstByte;
+use afterimage_wire::proto::{Hello, Message, Role, Shape, Welcome};
 use afterimage_wire::server::{ServerOptions, serve_stream};
 use afterimage_wire::{Client, ClientOptions};
-use endless::Endless;
-use first_byte::FirstByte;
 use tokio::io::duplex;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +38,7 @@ async fn a_client_that_sends_without_a_pause_does_not_keep_the_others_waiting() 
         async move { Ok(near) }
     };
     let client = Client::with_connector(connector, ClientOptions::new());
-    assert_eq!(client.classify(&[1; 784]).await.unwrap().class, 1);
+    assert_eq!(client.classify(&[1; 784]).await.unwrap().label, 1);
 
     let flood = || {
         let (endless, bytes) = Endless::new(|n, out| match n {
@@ -55,7 +52,7 @@ async fn a_client_that_sends_without_a_pause_does_not_keep_the_others_waiting() 
     let floods = [flood(), flood(), flood()];
     for n in 0..50 {
         let before = served(&floods);
-        assert_eq!(client.classify(&[n; 784]).await.unwrap().class, n.into());
+        assert_eq!(client.classify(&[n; 784]).await.unwrap().label, u16::from(n));
         let meanwhile = served(&floods) - before;
         assert!(meanwhile <= TURNS * TURN, "{meanwhile} bytes of a flood came first");
     }
@@ -89,7 +86,7 @@ async fn a_server_that_answers_without_a_pause_does_not_keep_its_clients_tasks_w
 fn welcome() -> Welcome {
     Welcome {
         version: 1,
-        service: Service::Memo,
+        service: Role::Memo,
         features: 0,
         max_body: 4096,
         window: 1024,

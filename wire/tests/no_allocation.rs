@@ -1,14 +1,14 @@
 //! The hot messages are encoded and decoded without a single allocation.
 
-mod counting;
-
+use afterimage_testkit::counting::allocations;
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{
-    Label, Origin, put_cache_read, put_cache_resp, put_cache_write, put_classify_req,
+    Classification, Origin, put_cache_read, put_cache_resp, put_cache_write, put_classify_req,
     put_classify_resp,
 };
 use afterimage_wire::proto::{Frame, Message};
-use counting::allocations;
+
+afterimage_testkit::count_allocations!();
 
 #[test]
 fn hot_messages_go_through_the_codec_without_an_allocation() {
@@ -22,7 +22,7 @@ fn hot_messages_go_through_the_codec_without_an_allocation() {
             put_cache_resp(&mut buffer, id, Some(5));
             put_cache_resp(&mut buffer, id, None);
             put_classify_req(&mut buffer, id, &image, 100);
-            put_classify_resp(&mut buffer, id, Label { class: 7, origin: Origin::Memoized });
+            put_classify_resp(&mut buffer, id, Classification { label: 7, origin: Origin::Hit });
         }
         let mut rest = &buffer[..];
         while let Ok(Some(frame)) = Frame::decode(rest, DEFAULT_MAX_BODY) {

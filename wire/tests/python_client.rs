@@ -3,18 +3,16 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
-mod pki;
-
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_testkit::pki::{Authority, Issued};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::proto::{Service as ServiceKind, Shape, Status};
+use afterimage_wire::proto::{Role, Shape, Status};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
 use afterimage_wire::tls::{ServerFiles, ServerTls};
-use pki::{Authority, Issued};
 
 const IMAGE_LEN: usize = 28 * 28;
 
@@ -24,7 +22,7 @@ struct LastDigit;
 impl Service for LastDigit {
     fn identity(&self) -> Identity {
         Identity {
-            service: ServiceKind::Classifier,
+            service: Role::Classifier,
             digest: [1; 32],
             classes: 10,
             shape: Shape::new(&[28, 28]).unwrap(),
@@ -38,7 +36,7 @@ impl Service for LastDigit {
                 batch.error(i, Status::BadArgument, "an image has 784 bytes");
                 continue;
             }
-            let label = Label { class: u16::from(image[0] % 10), origin: Origin::Computed };
+            let label = Classification { label: u16::from(image[0] % 10), origin: Origin::Miss };
             if i % 2 == 0 {
                 batch.label(i, label);
             } else {

@@ -3,14 +3,13 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
-mod first_byte;
-mod pki;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::pki::{Authority, Issued};
 use afterimage_wire::client::ConnectionError;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;
@@ -20,8 +19,6 @@ use afterimage_wire::tls::{
     ALPN, ClientFiles, ClientTls, ServerFiles, ServerTls, TlsError, rustls,
 };
 use afterimage_wire::{CallError, Client, ClientOptions, Status, blocking};
-use first_byte::FirstByte;
-use pki::{Authority, Issued};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -76,7 +73,7 @@ async fn connect(server: &Running, tls: ClientTls) -> Result<Client, CallError> 
 
 /// Fails unless the connection works.
 async fn assert_works(client: &Client) {
-    assert_eq!(client.classify(&[42; 784]).await.unwrap().class, 42);
+    assert_eq!(client.classify(&[42; 784]).await.unwrap().label, 42);
 }
 
 /// What TLS has to say against a connection.
@@ -98,7 +95,7 @@ async fn calls_cross_with_large_and_many_frames() {
     let server = start_tls(tls).await;
     let client = connect(&server, client_tls(&authority, None)).await.unwrap();
     // More than one record of TLS, in both directions.
-    assert_eq!(client.classify(&vec![7; 1 << 20]).await.unwrap().class, 7);
+    assert_eq!(client.classify(&vec![7; 1 << 20]).await.unwrap().label, 7);
     let calls: Vec<_> = (0..2000u32)
         .map(|n| {
             let client = client.clone();
@@ -106,7 +103,7 @@ async fn calls_cross_with_large_and_many_frames() {
         })
         .collect();
     for (n, call) in calls.into_iter().enumerate() {
-        assert_eq!(call.await.unwrap().unwrap().class, u16::from(n as u8));
+        assert_eq!(call.await.unwrap().unwrap().label, u16::from(n as u8));
     }
     let stats = client.stats().await.unwrap();
     assert_eq!((stats.counter_value("tls_handshakes"), stats.counter_value("tls_failed")), (1, 0));
@@ -121,7 +118,7 @@ async fn a_client_without_a_runtime_speaks_tls_too() {
     let (addr, options) = (server.addr, options(client_tls(&authority, None)));
     tokio::task::spawn_blocking(move || {
         let client = blocking::Client::connect(addr, options).unwrap();
-        assert_eq!(client.classify(&[5; 10]).unwrap().class, 5);
+        assert_eq!(client.classify(&[5; 10]).unwrap().label, 5);
         client.close();
     })
     .await

@@ -4,16 +4,14 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
-mod first_byte;
-
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use afterimage_testkit::first_byte::FirstByte;
 use afterimage_wire::client::Connector;
 use afterimage_wire::server::{Server, ServerOptions};
 use afterimage_wire::{Client, ClientOptions};
-use first_byte::FirstByte;
 use tokio::io::{AsyncReadExt, BufStream, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -51,7 +49,7 @@ async fn both_ends_run_over_any_stream_and_flush_it() {
     let (network, stop, served) = start();
     let client = Client::with_connector(connector(network), ClientOptions::new());
     for class in 0..20u8 {
-        assert_eq!(client.classify(&[class; 300]).await.unwrap().class, u16::from(class));
+        assert_eq!(client.classify(&[class; 300]).await.unwrap().label, u16::from(class));
     }
     stop.send(()).unwrap();
     served.await.unwrap();

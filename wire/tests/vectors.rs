@@ -10,10 +10,10 @@ use std::path::Path;
 
 use afterimage_wire::proto::handshake::{MAGIC, MAX_TOKEN_LEN};
 use afterimage_wire::proto::header::{MAX_HANDSHAKE_BODY, flags};
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::stats::{MAX_ENTRIES, Value as StatsValue};
 use afterimage_wire::proto::{
-    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Service, Status,
+    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Role, Status,
 };
 use golden::{Vector, decode, hex};
 use serde_json::{Value, json};
@@ -92,11 +92,11 @@ fn describe(message: &Message<'_>, frame: Frame<'_>) -> (&'static str, Value) {
         Message::ClassifyReq { image, budget_ms } => {
             ("ClassifyReq", json!({"image": hex(image), "budget_ms": budget_ms}))
         }
-        Message::ClassifyResp(Label { class, origin }) => {
+        Message::ClassifyResp(Classification { label: class, origin }) => {
             let origin = match origin {
-                Origin::Computed => "computed",
+                Origin::Miss => "computed",
                 Origin::Coalesced => "coalesced",
-                Origin::Memoized => "memoized",
+                Origin::Hit => "memoized",
             };
             ("ClassifyResp", json!({"label": class, "origin": origin}))
         }
@@ -284,7 +284,7 @@ fn every_kind_and_every_status_has_a_vector() {
         let mut replies = headers.iter().filter(|h| h.kind == Kind::ClassifyResp);
         replies.any(|header| header.flags == bits)
     };
-    assert!([0, flags::MEMOIZED, flags::COALESCED].into_iter().all(labels));
+    assert!([0, flags::HIT, flags::COALESCED].into_iter().all(labels));
     let has = |kind, bits| headers.iter().any(|h| h.kind == kind && h.flags == bits);
     assert!(has(Kind::SnapshotResp, flags::JOINED) && has(Kind::SnapshotResp, 0));
     assert!(has(Kind::CacheReq, flags::WRITE) && has(Kind::CacheReq, 0));
@@ -352,7 +352,7 @@ fn the_tables_in_the_document_are_those_in_the_code() {
             "the advice on {status}: {advice}"
         );
     }
-    for service in [Service::Memo, Service::Cache, Service::Classifier] {
+    for service in [Role::Memo, Role::Cache, Role::Classifier] {
         let named = format!("{} {service}", service.code());
         assert!(text.contains(&named), "PROTOCOL.md does not say {named:?}");
     }

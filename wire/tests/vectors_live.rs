@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, HEADER_LEN};
-use afterimage_wire::proto::message::{Label, Message, Origin};
+use afterimage_wire::proto::message::{Classification, Message, Origin};
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::proto::{Frame, Header, Kind, Service as ServiceKind};
+use afterimage_wire::proto::{Frame, Header, Kind, Role};
 use afterimage_wire::server::{Batch, Identity, Op, ServerOptions, Service, serve_stream};
 use golden::{Vector, decode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MARK: u64 = 0x6d61726b;
 
 /// Knows no key, and takes every image for a 7.
-struct Simple(ServiceKind);
+struct Simple(Role);
 
 impl Service for Simple {
     fn identity(&self) -> Identity {
@@ -37,7 +37,9 @@ impl Service for Simple {
             match request.op {
                 Op::CacheRead { .. } => batch.value(i, None),
                 Op::CacheWrite { .. } => {}
-                Op::Classify { .. } => batch.label(i, Label { class: 7, origin: Origin::Computed }),
+                Op::Classify { .. } => {
+                    batch.label(i, Classification { label: 7, origin: Origin::Miss })
+                }
             }
         }
     }
@@ -46,7 +48,7 @@ impl Service for Simple {
 }
 
 /// All that a server says to `sent` before it closes, or until it is told that there is no more.
-async fn says(service: ServiceKind, max_body: u32, sent: Vec<u8>) -> Vec<u8> {
+async fn says(service: Role, max_body: u32, sent: Vec<u8>) -> Vec<u8> {
     let (mut ours, theirs) = duplex(1 << 16);
     let options = ServerOptions { max_body, ..ServerOptions::default() };
     let server = serve_stream(Arc::new(Simple(service)), options, theirs, CancellationToken::new());
@@ -78,10 +80,10 @@ fn frames(mut bytes: &[u8]) -> Vec<Frame<'_>> {
 }
 
 /// The service that `header`'s kind belongs to.
-fn service_for(header: Option<Header>) -> ServiceKind {
+fn service_for(header: Option<Header>) -> Role {
     match header.map(|header| header.kind) {
-        Some(Kind::CacheReq) => ServiceKind::Cache,
-        _ => ServiceKind::Classifier,
+        Some(Kind::CacheReq) => Role::Cache,
+        _ => Role::Classifier,
     }
 }
 
@@ -197,7 +199,7 @@ async fn every_valid_hello_opens_a_connection_or_is_told_why_not() {
     for vector in Vector::all("valid") {
         let (bytes, about) = (vector.bytes(), vector.about());
         let header = decode(&bytes).header;
-        let said = says(ServiceKind::Memo, DEFAULT_MAX_BODY, bytes).await;
+        let said = says(Role::Memo, DEFAULT_MAX_BODY, bytes).await;
         let found = frames(&said);
         assert_eq!(found.len(), 1, "{about}");
         let fields = &vector.json["fields"];
@@ -219,8 +221,8 @@ async fn a_request_for_another_service_is_answered_with_unsupported() {
         let (bytes, about) = (vector.bytes(), vector.about());
         let header = decode(&bytes).header;
         let other = match header.kind {
-            Kind::CacheReq => ServiceKind::Memo,
-            _ => ServiceKind::Cache,
+            Kind::CacheReq => Role::Memo,
+            _ => Role::Cache,
         };
         let said = says(other, DEFAULT_MAX_BODY, session(&bytes, 0)).await;
         let found = between(&said, &about);

@@ -200,7 +200,7 @@ impl Judge<'_> {
 /// What the flags of a `ClassifyResp` say, as the protocol's own decoder reads them.
 #[inline]
 fn origin(bits: u8) -> Outcome {
-    if bits & flags::MEMOIZED != 0 {
+    if bits & flags::HIT != 0 {
         Outcome::Hit
     } else if bits & flags::COALESCED != 0 {
         Outcome::Coalesced
@@ -224,9 +224,9 @@ mod tests {
                 panic!("flags {bits:#04x} are no answer")
             };
             let expected = match label.origin {
-                Origin::Memoized => Outcome::Hit,
+                Origin::Hit => Outcome::Hit,
                 Origin::Coalesced => Outcome::Coalesced,
-                Origin::Computed => Outcome::Computed,
+                Origin::Miss => Outcome::Computed,
             };
             assert_eq!(origin(bits), expected, "flags {bits:#04x}");
         }

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use afterimage_bench::{Plan, Span};
-use afterimage_wire::proto::{Message, Service};
+use afterimage_wire::proto::{Message, Role};
 
 use crate::fake::{self, Then, encode, proper, right};
 use crate::{go, plan};
 
 #[test]
 fn a_server_that_dies_is_reported_and_not_waited_for() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             if n == 300 {
                 return Then::Hang;
@@ -30,7 +30,7 @@ fn a_server_that_dies_is_reported_and_not_waited_for() {
 
 #[test]
 fn a_connection_that_dies_does_not_stop_the_others() {
-    let addr = fake::start(Service::Memo, |number| {
+    let addr = fake::start(Role::Memo, |number| {
         Box::new(move |n, frame, replies| {
             if number == 0 && n == 10 {
                 return Then::Hang;
@@ -46,7 +46,7 @@ fn a_connection_that_dies_does_not_stop_the_others() {
 
 #[test]
 fn requests_without_a_reply_time_out_and_late_replies_are_counted_as_such() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         let mut held = None;
         Box::new(move |n, frame, replies| {
             match n {
@@ -73,7 +73,7 @@ fn requests_without_a_reply_time_out_and_late_replies_are_counted_as_such() {
 
 #[test]
 fn a_server_that_goes_away_in_order_loses_nothing() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             replies.push(right(frame));
             if n == 200 {
@@ -91,7 +91,7 @@ fn a_server_that_goes_away_in_order_loses_nothing() {
 
 #[test]
 fn a_window_deeper_than_all_buffers_does_not_lock_up_a_blocking_server() {
-    let addr = fake::start(Service::Memo, |_| proper());
+    let addr = fake::start(Role::Memo, |_| proper());
     let stop = Span::Requests(60_000);
     let report = go(&Plan { depth: 60_000, stop, ..plan(addr) }).unwrap();
     assert_eq!(report.answered, 60_000);

@@ -16,7 +16,7 @@ use std::time::Duration;
 use afterimage_bench::workload::{Answers, Keys, Population};
 use afterimage_bench::{BenchError, Outcome, Plan, Report, Span, Target, run};
 use afterimage_wire::Status;
-use afterimage_wire::proto::Service;
+use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
 use fake::{Then, class_of, classified, error, proper, right};
 
@@ -68,7 +68,7 @@ fn wrong(result: Result<Report, BenchError>) -> Report {
 fn every_request_is_counted_once() {
     let seen = Arc::new(Mutex::new(0u64));
     let counter = Arc::clone(&seen);
-    let addr = fake::start(Service::Memo, move |_| {
+    let addr = fake::start(Role::Memo, move |_| {
         let counter = Arc::clone(&counter);
         Box::new(move |_, frame, replies| {
             *counter.lock().unwrap() += 1;
@@ -95,7 +95,7 @@ fn every_request_is_counted_once() {
 
 #[test]
 fn a_planted_wrong_label_fails_the_run() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             let mut reply = right(frame);
             if n == 700 {
@@ -114,10 +114,10 @@ fn a_planted_wrong_label_fails_the_run() {
 
 #[test]
 fn a_wrong_label_in_the_warm_up_fails_the_run() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             let class = if n == 450 { 11 } else { 3 };
-            replies.push(classified(frame.header.id, class, Origin::Computed));
+            replies.push(classified(frame.header.id, class, Origin::Miss));
             Then::Continue
         })
     });
@@ -129,7 +129,7 @@ fn a_wrong_label_in_the_warm_up_fails_the_run() {
 fn labels_known_beforehand_and_those_of_another_run_are_held_against_a_server() {
     let population = images(100);
     let right_ones: Vec<u16> = (0..100).map(|i| class_of(population.image(i))).collect();
-    let addr = fake::start(Service::Memo, |_| proper());
+    let addr = fake::start(Role::Memo, |_| proper());
     let with = |addr, answers: &Arc<Answers>| {
         let (population, answers) = (Arc::clone(&population), Arc::clone(answers));
         Plan { target: Target::Classify { population, answers }, ..plan(addr) }
@@ -141,10 +141,10 @@ fn labels_known_beforehand_and_those_of_another_run_are_held_against_a_server() 
     assert_eq!(first_come.expected(5), Some(right_ones[5]));
 
     // Consistent in itself, and not the other server's answers.
-    let other = fake::start(Service::Memo, |_| {
+    let other = fake::start(Role::Memo, |_| {
         Box::new(|_, frame, replies| {
             let class = (class_of(frame.body) + 1) % 10;
-            replies.push(classified(frame.header.id, class, Origin::Memoized));
+            replies.push(classified(frame.header.id, class, Origin::Hit));
             Then::Continue
         })
     });
@@ -154,7 +154,7 @@ fn labels_known_beforehand_and_those_of_another_run_are_held_against_a_server() 
 
 #[test]
 fn replies_may_come_in_any_order() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         let mut held = Vec::new();
         Box::new(move |n, frame, replies| {
             held.push(right(frame));
@@ -171,14 +171,14 @@ fn replies_may_come_in_any_order() {
 
 #[test]
 fn a_second_reply_and_a_reply_to_nothing_fail_the_run() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             replies.push(right(frame));
             if n == 10 {
                 replies.push(right(frame));
             }
             if n == 20 {
-                replies.push(classified(u64::MAX, 1, Origin::Computed));
+                replies.push(classified(u64::MAX, 1, Origin::Miss));
             }
             Then::Continue
         })
@@ -189,7 +189,7 @@ fn a_second_reply_and_a_reply_to_nothing_fail_the_run() {
 
 #[test]
 fn error_replies_are_counted_by_status_and_are_no_answers() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             replies.push(match n % 10 {
                 3 => error(frame.header.id, Status::Overloaded),
@@ -210,12 +210,12 @@ fn error_replies_are_counted_by_status_and_are_no_answers() {
 
 #[test]
 fn latencies_are_split_by_how_answers_came_about() {
-    let addr = fake::start(Service::Memo, |_| {
+    let addr = fake::start(Role::Memo, |_| {
         Box::new(|n, frame, replies| {
             let origin = match n % 4 {
-                0 => Origin::Computed,
+                0 => Origin::Miss,
                 1 => Origin::Coalesced,
-                _ => Origin::Memoized,
+                _ => Origin::Hit,
             };
             replies.push(classified(frame.header.id, class_of(frame.body), origin));
             Then::Continue

@@ -6,7 +6,7 @@ use std::time::Duration;
 use afterimage_bench::workload::Access;
 use afterimage_bench::{Arrivals, BenchError, Mode, Plan, Span};
 use afterimage_wire::Status;
-use afterimage_wire::proto::{Service, Shape};
+use afterimage_wire::proto::{Role, Shape};
 
 use crate::fake::{self, proper};
 use crate::{cache_plan, go, plan};
@@ -16,7 +16,7 @@ fn says_why_a_server_is_not_the_one_to_measure() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     assert!(matches!(go(&plan(nobody)), Err(BenchError::Connect { .. })));
 
-    let closed = fake::start_with(fake::welcome(Service::Memo), b"secret", |_| proper());
+    let closed = fake::start_with(fake::welcome(Role::Memo), b"secret", |_| proper());
     assert!(matches!(
         go(&plan(closed)),
         Err(BenchError::Refused { status: Status::Unauthenticated, .. })
@@ -30,10 +30,10 @@ fn says_why_a_server_is_not_the_one_to_measure() {
     let pinned = Plan { token: b"secret".to_vec(), ..pinned };
     assert!(matches!(go(&pinned), Err(BenchError::Pin { cpu: 1_000_000, .. })));
 
-    let other = fake::start(Service::Cache, |_| proper());
-    assert!(matches!(go(&plan(other)), Err(BenchError::Service { service: Service::Cache, .. })));
+    let other = fake::start(Role::Cache, |_| proper());
+    assert!(matches!(go(&plan(other)), Err(BenchError::Service { service: Role::Cache, .. })));
 
-    let mut welcome = fake::welcome(Service::Classifier);
+    let mut welcome = fake::welcome(Role::Classifier);
     welcome.shape = Shape::new(&[32, 32, 3]).unwrap();
     let other = fake::start_with(welcome, b"", |_| proper());
     assert!(matches!(go(&plan(other)), Err(BenchError::Shape { image_len: 784, .. })));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use afterimage_bench::workload::Access;
 use afterimage_bench::{Outcome, Plan, Span};
-use afterimage_wire::proto::{Message, Service};
+use afterimage_wire::proto::{Message, Role};
 
 use crate::fake::{self, Then, encode, right};
 use crate::{cache_plan, go, plan, wrong};
@@ -17,7 +17,7 @@ type Log = Arc<Mutex<HashMap<usize, Vec<Vec<u8>>>>>;
 
 fn recording(log: &Log) -> SocketAddr {
     let log = Arc::clone(log);
-    fake::start(Service::Memo, move |number| {
+    fake::start(Role::Memo, move |number| {
         let log = Arc::clone(&log);
         Box::new(move |_, frame, replies| {
             log.lock().unwrap().entry(number).or_default().push(frame.body.to_vec());
@@ -75,7 +75,7 @@ fn prefilling_asks_about_every_image_before_the_measurement() {
 /// A cache that keeps everything, and replaces value number `lie` that it reads by another.
 fn cache(lie: Option<u64>) -> SocketAddr {
     let store = Arc::new(Mutex::new(HashMap::new()));
-    fake::start(Service::Cache, move |_| {
+    fake::start(Role::Cache, move |_| {
         let store = Arc::clone(&store);
         let mut read = 0;
         Box::new(move |_, frame, replies| {

@@ -8,8 +8,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
-use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::proto::{Frame, Hello, Message, Service, Shape, Status, Welcome};
+use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::{Frame, Hello, Message, Role, Shape, Status, Welcome};
 
 /// What a script wants done after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(crate) type Script = Box<dyn FnMut(u64, Frame<'_>, &mut Replies) -> Then + S
 
 /// Starts a server; `script` makes the script of each connection, which it gets by its number.
 pub(crate) fn start(
-    service: Service,
+    service: Role,
     script: impl Fn(usize) -> Script + Send + Sync + 'static,
 ) -> SocketAddr {
     start_with(welcome(service), b"", script)
@@ -64,7 +64,7 @@ pub(crate) fn proper() -> Script {
 pub(crate) fn right(frame: Frame<'_>) -> Vec<u8> {
     match Message::decode(frame).unwrap() {
         Message::ClassifyReq { image, .. } => {
-            classified(frame.header.id, class_of(image), Origin::Computed)
+            classified(frame.header.id, class_of(image), Origin::Miss)
         }
         Message::Ping(bytes) => encode(frame.header.id, &Message::Pong(bytes)),
         other => panic!("no reply to {other:?}"),
@@ -78,7 +78,7 @@ pub(crate) fn class_of(image: &[u8]) -> u16 {
 
 /// A `ClassifyResp`.
 pub(crate) fn classified(id: u64, class: u16, origin: Origin) -> Vec<u8> {
-    encode(id, &Message::ClassifyResp(Label { class, origin }))
+    encode(id, &Message::ClassifyResp(Classification { label: class, origin }))
 }
 
 /// An `Error` reply to one request.
@@ -95,7 +95,7 @@ pub(crate) fn encode(id: u64, message: &Message<'_>) -> Vec<u8> {
 }
 
 /// A welcome for 28×28 images, or for keys.
-pub(crate) fn welcome(service: Service) -> Welcome {
+pub(crate) fn welcome(service: Role) -> Welcome {
     let shape: &[u32] = if service.classifies() { &[28, 28] } else { &[] };
     Welcome {
         version: 1,

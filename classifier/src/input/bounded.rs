@@ -10,7 +10,7 @@ use crate::error::DataError;
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// Reads to the end, but no more than `limit` bytes. The buffer grows with what arrives.
-pub(crate) fn read_at_most(
+pub fn read_at_most(
     source: impl Read,
     limit: u64,
     what: &'static str,
@@ -33,12 +33,12 @@ pub(crate) fn read_at_most(
 }
 
 /// Whether these bytes are gzip.
-pub(crate) fn is_gzip(bytes: &[u8]) -> bool {
+pub fn is_gzip(bytes: &[u8]) -> bool {
     bytes.starts_with(&GZIP_MAGIC)
 }
 
 /// Gunzips bytes that are gzip, up to `limit` unpacked bytes; hands back others unchanged.
-pub(crate) fn unpack(bytes: Vec<u8>, limit: u64, what: &'static str) -> Result<Vec<u8>, DataError> {
+pub fn unpack(bytes: Vec<u8>, limit: u64, what: &'static str) -> Result<Vec<u8>, DataError> {
     if is_gzip(&bytes) {
         read_at_most(MultiGzDecoder::new(bytes.as_slice()), limit, what)
     } else {

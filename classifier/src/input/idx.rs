@@ -23,13 +23,13 @@ const DIMENSION_LEN: usize = 4;
 
 /// An IDX file's dimensions, and its values borrowed from the file.
 #[derive(Debug)]
-pub(crate) struct Idx<'a> {
-    pub(crate) dims: Vec<u32>,
-    pub(crate) values: &'a [u8],
+pub struct Idx<'a> {
+    pub dims: Vec<u32>,
+    pub values: &'a [u8],
 }
 
 /// Reads the header and checks that exactly the values it promises follow.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
+pub fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
     let Some((&[0, 0, UNSIGNED_BYTE, rank], rest)) = bytes.split_first_chunk::<MAGIC_LEN>() else {
         return Err(DataError::not("an IDX file of unsigned bytes", bytes));
     };
@@ -65,7 +65,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
 }
 
 /// Images: a count, then the shape of one. Returns the shape and all the pixels.
-pub(crate) fn decode_images(bytes: &[u8]) -> Result<(Shape, &[u8]), DataError> {
+pub fn decode_images(bytes: &[u8]) -> Result<(Shape, &[u8]), DataError> {
     let idx = decode(bytes)?;
     let Some((_count, shape)) = idx.dims.split_first().filter(|(_, shape)| !shape.is_empty())
     else {
@@ -75,7 +75,7 @@ pub(crate) fn decode_images(bytes: &[u8]) -> Result<(Shape, &[u8]), DataError> {
 }
 
 /// Labels: one dimension.
-pub(crate) fn decode_labels(bytes: &[u8]) -> Result<&[u8], DataError> {
+pub fn decode_labels(bytes: &[u8]) -> Result<&[u8], DataError> {
     let idx = decode(bytes)?;
     if idx.dims.len() != 1 {
         return Err(DataError::out_of_range("rank of an IDX label file", 1, 1, idx.dims.len()));
@@ -84,7 +84,7 @@ pub(crate) fn decode_labels(bytes: &[u8]) -> Result<&[u8], DataError> {
 }
 
 /// One image: rank 2, or rank 3 with a count of one.
-pub(crate) fn decode_single_image(bytes: &[u8]) -> Result<Image, DataError> {
+pub fn decode_single_image(bytes: &[u8]) -> Result<Image, DataError> {
     let idx = decode(bytes)?;
     let dims = match idx.dims.as_slice() {
         [1, rows, columns] => &[*rows, *columns],

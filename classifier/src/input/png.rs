@@ -9,7 +9,7 @@ use crate::image::Image;
 use crate::shape::Shape;
 
 /// The first eight bytes of every PNG file.
-pub(crate) const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
+pub const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 
 /// DEFLATE packs no better than 1032 to 1 (zlib's technical notes), so a file whose header promises more
 /// than this times its length is lying.
@@ -19,7 +19,7 @@ const MAX_DEFLATE_RATIO: u64 = 1032;
 ///
 /// 16-bit samples keep their upper byte; colours become grey by the weights of ITU-R BT.601 (0.299 R + 0.587 G +
 /// 0.114 B); what is transparent lets black through, MNIST's own ground.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Image, DataError> {
+pub fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     if !bytes.starts_with(&SIGNATURE) {
         return Err(DataError::not("a PNG image", bytes));
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use afterimage_wire::Status;
 use afterimage_wire::corked;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::server::Request;
 
 use super::Shared;
@@ -110,8 +110,8 @@ impl<C: Classifier> Shared<C> {
         self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
         for Waiter { later, since, span, .. } in waiters {
             span.in_scope(|| tracing::trace!(class, "remembered"));
-            self.latencies.record(Origin::Memoized, clock::now() - since, 1);
-            later.label(Label { class, origin: Origin::Memoized });
+            self.latencies.record(Origin::Hit, clock::now() - since, 1);
+            later.label(Classification { label: class, origin: Origin::Hit });
         }
     }
 
@@ -148,7 +148,7 @@ impl<C: Classifier> Shared<C> {
                 if waiters.len() > 1 {
                     self.counters.coalesced.fetch_add(waiters.len() as u64 - 1, Relaxed);
                 }
-                let mut origin = Origin::Computed;
+                let mut origin = Origin::Miss;
                 corked(|| {
                     for Waiter { later, since, span, .. } in waiters {
                         #[cfg(test)]
@@ -159,7 +159,7 @@ impl<C: Classifier> Shared<C> {
                         let took = now.saturating_duration_since(since);
                         span.in_scope(|| tracing::debug!(class, ?origin, ?took, "answered"));
                         self.latencies.record(origin, took, 1);
-                        later.label(Label { class, origin });
+                        later.label(Classification { label: class, origin });
                         origin = Origin::Coalesced;
                     }
                 });

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::{Hashed, Table};
 use afterimage_wire::corked;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::server::{BATCH, Batch};
 use arrayvec::ArrayVec;
 
@@ -45,7 +45,7 @@ impl<C: Classifier> Shared<C> {
                 Some(class) => {
                     hits += 1;
                     tracing::trace!(id = batch.requests()[i].id, class, "remembered");
-                    batch.label(i, Label { class, origin: Origin::Memoized });
+                    batch.label(i, Classification { label: class, origin: Origin::Hit });
                     if let Some(audit) = &self.audit
                         && audit.is_due()
                     {

@@ -124,9 +124,9 @@ impl Auditor {
         }
         if let Message::ClassifyResp(answer) = &message
             && self.window.is_some()
-            && !self.is_right(asked.image, answer.class)
+            && !self.is_right(asked.image, answer.label)
         {
-            return Some(format!("request {id} got a wrong label, {}", answer.class));
+            return Some(format!("request {id} got a wrong label, {}", answer.label));
         }
         let took = now.saturating_duration_since(asked.at);
         let judged = self.window.is_some() && !self.disturbed;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use afterimage_wire::client::CallOptions;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::{CallError, Status};
 use tokio::time::Instant;
 
@@ -32,17 +32,17 @@ pub(super) struct Outcome {
     pub(super) began: Instant,
     pub(super) ended: Instant,
     /// The answer, and the digest of the model that the connection's `Welcome` told of.
-    pub(super) result: Result<(Label, Option<[u8; 32]>), CallError>,
+    pub(super) result: Result<(Classification, Option<[u8; 32]>), CallError>,
 }
 
 impl Outcome {
     pub(super) fn is_remembered(&self) -> bool {
-        matches!(self.result, Ok((Label { origin: Origin::Memoized, .. }, _)))
+        matches!(self.result, Ok((Classification { origin: Origin::Hit, .. }, _)))
     }
 
     /// What counts of it when two runs of a seed are compared.
     pub(super) fn summary(&self) -> (usize, u8, Result<(u16, Origin), Status>) {
-        let result = self.result.as_ref().map(|(label, _)| (label.class, label.origin));
+        let result = self.result.as_ref().map(|(label, _)| (label.label, label.origin));
         (self.ask.client, self.ask.image, result.map_err(CallError::status))
     }
 }
@@ -55,7 +55,7 @@ impl fmt::Display for Outcome {
         match &self.result {
             Ok((label, digest)) => {
                 let model = digest.map(|digest| digest[0]);
-                write!(f, "{} ({:?}) of model {model:?}", label.class, label.origin)?;
+                write!(f, "{} ({:?}) of model {model:?}", label.label, label.origin)?;
             }
             Err(error) => write!(f, "{error}")?,
         }
@@ -75,9 +75,9 @@ pub(super) fn outcome(world: &World, outcome: &Outcome, mended: Instant) {
             let right = match digest {
                 Some(digest) => world
                     .model_of(digest)
-                    .is_some_and(|model| label(model, outcome.ask.image) == answer.class),
+                    .is_some_and(|model| label(model, outcome.ask.image) == answer.label),
                 None => (1..=settings.models)
-                    .any(|model| label(model, outcome.ask.image) == answer.class),
+                    .any(|model| label(model, outcome.ask.image) == answer.label),
             };
             if !right {
                 complain("a wrong label");
@@ -147,9 +147,9 @@ pub(super) async fn remembers(world: &World) {
     let image = image(u8::MAX);
     let classes = world.live().into_iter().map(|model| label(model, u8::MAX));
     let classes: Vec<u16> = classes.collect();
-    for (client, origin) in [(0, Origin::Computed), (world.clients.len() - 1, Origin::Memoized)] {
+    for (client, origin) in [(0, Origin::Miss), (world.clients.len() - 1, Origin::Hit)] {
         match world.clients[client].classify_with(&image, options()).await {
-            Ok(answer) if answer.origin == origin && classes.contains(&answer.class) => {}
+            Ok(answer) if answer.origin == origin && classes.contains(&answer.label) => {}
             answer => {
                 let complaint = format!("after the storm {answer:?}, not {origin:?} {classes:?}");
                 world.network.complain(complaint);

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::proto::{Service as Kind, Shape, stats::Stats};
+use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 use tokio::time::sleep;
 
@@ -87,7 +87,7 @@ impl Service for Classifier {
     fn identity(&self) -> Identity {
         let digest = [self.model(); 32];
         let shape = Shape::new(&[IMAGE_LEN as u32]).expect("one dimension");
-        Identity { service: Kind::Classifier, digest, classes: CLASSES.into(), shape }
+        Identity { service: Role::Classifier, digest, classes: CLASSES.into(), shape }
     }
 
     fn generation(&self) -> u64 {
@@ -109,7 +109,7 @@ impl Service for Classifier {
             let later = batch.later(i);
             tokio::spawn(async move {
                 sleep(takes).await;
-                later.label(Label { class, origin: Origin::Computed });
+                later.label(Classification { label: class, origin: Origin::Miss });
             });
         }
     }

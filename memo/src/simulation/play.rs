@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use afterimage_wire::client::CallOptions;
-use afterimage_wire::proto::message::Label;
+use afterimage_wire::proto::message::Classification;
 use afterimage_wire::{CallError, Client, Status};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -172,7 +172,7 @@ async fn call(world: Arc<World>, start: Instant, ask: Ask, outcomes: Arc<Mutex<V
     outcomes.lock().unwrap().push(outcome);
 }
 
-type Answer = Result<(Label, Option<[u8; 32]>), CallError>;
+type Answer = Result<(Classification, Option<[u8; 32]>), CallError>;
 
 /// A server that shuts down, or whose model has changed, turns requests away that it has not begun:
 /// whoever uses callbacks sends them again himself, as the memo does.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use afterimage_cache::{Capacity, Table};
 use afterimage_memo::key::ModelId;
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
-use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::proto::{Service as Kind, Shape, stats::Stats};
+use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{
     Batch, Identity, Later, Op, Server, ServerOptions, Service, Watchers,
 };
@@ -78,7 +78,7 @@ impl Puppet {
     /// Answers what it took and said nothing to.
     pub(crate) fn release(&self) {
         for (later, class) in std::mem::take(&mut *self.held.lock().unwrap()) {
-            later.label(Label { class, origin: Origin::Computed });
+            later.label(Classification { label: class, origin: Origin::Miss });
         }
     }
 
@@ -93,7 +93,7 @@ pub(crate) struct Serving(pub(crate) Arc<Puppet>);
 impl Service for Serving {
     fn identity(&self) -> Identity {
         let ModelId { digest, shape, classes } = model_id(self.0.digest());
-        Identity { service: Kind::Classifier, digest, classes, shape }
+        Identity { service: Role::Classifier, digest, classes, shape }
     }
 
     fn generation(&self) -> u64 {
@@ -115,7 +115,7 @@ impl Service for Serving {
             match mood {
                 Mood::Answers => {
                     let class = label_of(digest, image);
-                    batch.label(i, Label { class, origin: Origin::Computed });
+                    batch.label(i, Classification { label: class, origin: Origin::Miss });
                 }
                 Mood::Hangs => {
                     let held = (batch.later(i), label_of(digest, image));

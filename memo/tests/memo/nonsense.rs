@@ -9,7 +9,7 @@ use afterimage_memo::MemoOptions;
 use afterimage_wire::Client;
 use afterimage_wire::proto::codec::FrameCodec;
 use afterimage_wire::proto::message::Origin;
-use afterimage_wire::proto::{Message, Service as Kind, Shape, Welcome};
+use afterimage_wire::proto::{Message, Role, Shape, Welcome};
 use futures_util::StreamExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
@@ -119,7 +119,7 @@ impl Liar {
 fn welcome() -> Welcome {
     Welcome {
         version: 1,
-        service: Kind::Cache,
+        service: Role::Cache,
         features: 0,
         max_body: 1 << 20,
         window: 1024,
@@ -135,8 +135,8 @@ async fn ask(client: &Client, images: Range<u8>) -> usize {
     let mut remembered = 0;
     for i in images {
         let label = client.classify(&[i; 4]).await.unwrap();
-        assert_eq!(label.class, u16::from(i));
-        remembered += usize::from(label.origin == Origin::Memoized);
+        assert_eq!(label.label, u16::from(i));
+        remembered += usize::from(label.origin == Origin::Hit);
     }
     remembered
 }

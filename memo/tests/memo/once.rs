@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use afterimage_cache::{CacheService, Capacity, Table};
 use afterimage_memo::{MemoOptions, MemoService, Store};
 use afterimage_wire::client::CallOptions;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::server::Op;
 use afterimage_wire::{Client, ClientOptions, Status};
 
@@ -36,9 +36,9 @@ async fn identical_requests_in_flight_make_one_call_and_one_write() {
         puppet.release();
         let mut computed = 0;
         for call in calls {
-            let Label { class, origin } = call.await.unwrap();
+            let Classification { label: class, origin } = call.await.unwrap();
             assert_eq!(class, 9);
-            computed += usize::from(origin == Origin::Computed);
+            computed += usize::from(origin == Origin::Miss);
         }
         assert_eq!((computed, puppet.calls() - before), (1, 1));
         assert_eq!(counter(&client, "store_writes").await, 1);
@@ -88,8 +88,8 @@ async fn the_call_outlives_the_caller_who_asked_first() {
     puppet.release();
     // Whether he counts as the first now depends on when the first one's budget was noticed.
     let answer = second.await.unwrap();
-    assert!(answer.class == 3 && answer.origin != Origin::Memoized, "{answer:?}");
-    assert_eq!(client.classify(&[3; 4]).await.unwrap(), label(3, Origin::Memoized));
+    assert!(answer.label == 3 && answer.origin != Origin::Hit, "{answer:?}");
+    assert_eq!(client.classify(&[3; 4]).await.unwrap(), label(3, Origin::Hit));
     assert_eq!(puppet.calls(), 1);
 }
 
@@ -118,7 +118,7 @@ async fn the_call_outlives_the_connection_that_asked_first_and_answers_the_other
     for call in waiting {
         assert_eq!(call.await.unwrap().unwrap(), label(3, Origin::Coalesced));
     }
-    assert_eq!(second.classify(&[3; 4]).await.unwrap(), label(3, Origin::Memoized));
+    assert_eq!(second.classify(&[3; 4]).await.unwrap(), label(3, Origin::Hit));
     assert_eq!((puppet.calls(), counter(&second, "store_writes").await), (1, 1));
 }
 
@@ -146,8 +146,8 @@ async fn a_failure_reaches_all_who_wait_and_is_not_remembered() {
         }
         assert_eq!((table.len(), counter(&client, "store_writes").await), (0, 0));
         puppet.fail_with(None);
-        assert_eq!(client.classify(&[4; 4]).await.unwrap(), label(4, Origin::Computed));
-        assert_eq!(client.classify(&[4; 4]).await.unwrap(), label(4, Origin::Memoized));
+        assert_eq!(client.classify(&[4; 4]).await.unwrap(), label(4, Origin::Miss));
+        assert_eq!(client.classify(&[4; 4]).await.unwrap(), label(4, Origin::Hit));
         assert_eq!(puppet.calls() - before, 2);
     }
 }
@@ -218,10 +218,10 @@ async fn past_the_cap_misses_are_overloaded_at_once_and_hits_go_on() {
     let start = Instant::now();
     assert_eq!(status(client.classify(&[9; 4]).await), Status::Overloaded);
     assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(client.classify(&[50; 4]).await.unwrap(), label(50, Origin::Memoized));
+    assert_eq!(client.classify(&[50; 4]).await.unwrap(), label(50, Origin::Hit));
     puppet.release();
     for (i, call) in waiting.into_iter().enumerate() {
-        assert_eq!(call.await.unwrap(), label(i as u16, Origin::Computed));
+        assert_eq!(call.await.unwrap(), label(i as u16, Origin::Miss));
     }
-    assert_eq!(client.classify(&[9; 4]).await.unwrap(), label(9, Origin::Computed));
+    assert_eq!(client.classify(&[9; 4]).await.unwrap(), label(9, Origin::Miss));
 }

@@ -10,7 +10,7 @@ use afterimage_memo::store::{RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::{Answer, Failure, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::Shape;
-use afterimage_wire::proto::message::{Label, Origin};
+use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Server, ServerOptions, Service};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
@@ -139,8 +139,8 @@ pub(crate) async fn memo(
     Client::connect(running.addr.as_str(), ClientOptions::new()).await.unwrap()
 }
 
-pub(crate) fn label(class: u16, origin: Origin) -> Label {
-    Label { class, origin }
+pub(crate) fn label(class: u16, origin: Origin) -> Classification {
+    Classification { label: class, origin }
 }
 
 pub(crate) fn status<T: std::fmt::Debug>(result: Result<T, CallError>) -> Status {

@@ -25,12 +25,11 @@ async fn the_second_answer_is_remembered_with_a_table_here_and_there() {
     for client in [embedded(&puppet, &table).await, remote(&puppet, &cache.addr).await] {
         table.clear();
         let before = puppet.calls();
-        for (i, origin) in [Origin::Computed, Origin::Memoized, Origin::Memoized].iter().enumerate()
-        {
+        for (i, origin) in [Origin::Miss, Origin::Hit, Origin::Hit].iter().enumerate() {
             let answer = client.classify(&[5, 6, 7, 8]).await.unwrap();
             assert_eq!(answer, label(5, *origin), "request {i}");
         }
-        assert_eq!(client.classify(&[6, 6, 7, 8]).await.unwrap(), label(6, Origin::Computed));
+        assert_eq!(client.classify(&[6, 6, 7, 8]).await.unwrap(), label(6, Origin::Miss));
         assert_eq!(puppet.calls() - before, 2);
         assert_eq!(counter(&client, "hits").await, 2);
         assert_eq!(counter(&client, "misses").await, 2);
@@ -44,10 +43,10 @@ async fn memos_that_share_cache_and_secret_share_their_answers_and_others_do_not
     let puppet = Puppet::new();
     let (a, b) = (remote(&puppet, &cache.addr).await, remote(&puppet, &cache.addr).await);
     a.classify(&[1; 4]).await.unwrap();
-    assert_eq!(b.classify(&[1; 4]).await.unwrap(), label(1, Origin::Memoized));
+    assert_eq!(b.classify(&[1; 4]).await.unwrap(), label(1, Origin::Hit));
     let stranger = MemoOptions::new(Secret::new([8; 32]));
     let stranger = memo(remote_store(&cache.addr), puppet.clone(), stranger).await;
-    assert_eq!(stranger.classify(&[1; 4]).await.unwrap(), label(1, Origin::Computed));
+    assert_eq!(stranger.classify(&[1; 4]).await.unwrap(), label(1, Origin::Miss));
 }
 
 #[tokio::test]
@@ -69,14 +68,10 @@ async fn whatever_others_write_into_the_table_the_label_is_right() {
         table.insert(key, value);
         let rejected = counter(&client, "rejected_tags").await;
         // A miss, counted, and the entry is put right.
-        assert_eq!(
-            client.classify(&image).await.unwrap(),
-            label(5, Origin::Computed),
-            "{value:#x}"
-        );
+        assert_eq!(client.classify(&image).await.unwrap(), label(5, Origin::Miss), "{value:#x}");
         assert_eq!(counter(&client, "rejected_tags").await, rejected + 1);
         assert_eq!(table.get(key), Some(own));
-        assert_eq!(client.classify(&image).await.unwrap(), label(5, Origin::Memoized));
+        assert_eq!(client.classify(&image).await.unwrap(), label(5, Origin::Hit));
     }
 }
 
@@ -89,8 +84,8 @@ async fn a_new_model_is_never_answered_for_with_the_old_ones_labels() {
 
     *puppet.0.model.lock().unwrap() = Some(Arc::new(model_id(2)));
     puppet.0.shift.store(10, Ordering::Relaxed);
-    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(15, Origin::Computed));
-    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(15, Origin::Memoized));
+    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(15, Origin::Miss));
+    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(15, Origin::Hit));
     until("the client learns of the new model", async || {
         let _ = client.classify(&[5; 4]).await;
         client.welcome().is_some_and(|welcome| welcome.digest == [2; 32])
@@ -101,7 +96,7 @@ async fn a_new_model_is_never_answered_for_with_the_old_ones_labels() {
     // Back again: what the first model said is still there, and still its own.
     *puppet.0.model.lock().unwrap() = Some(Arc::new(model_id(1)));
     puppet.0.shift.store(0, Ordering::Relaxed);
-    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(5, Origin::Memoized));
+    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(5, Origin::Hit));
 }
 
 #[tokio::test]
@@ -121,10 +116,10 @@ async fn an_answer_of_another_model_than_the_asked_one_is_neither_given_nor_reme
     // Its client was told of the first model; asking again, he hears of the second one.
     let error = call.await.unwrap().unwrap_err();
     assert!(matches!(error, CallError::Server { status: Status::ShuttingDown, .. }), "{error}");
-    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(15, Origin::Computed));
+    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(15, Origin::Miss));
     *puppet.0.model.lock().unwrap() = Some(Arc::new(model_id(1)));
     puppet.0.shift.store(0, Ordering::Relaxed);
-    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(5, Origin::Computed));
+    assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(5, Origin::Miss));
 }
 
 #[tokio::test]
@@ -146,13 +141,13 @@ async fn a_memo_behind_a_memo_files_no_answer_under_the_wrong_model() {
     until("the chain stands", async || outer.classify(&[1; 4]).await.is_ok()).await;
     // Asked about for the first time while the inner memo's connection still tells of model 1.
     set_model(2, 10);
-    assert_eq!(outer.classify(&[5; 4]).await.unwrap().class, 15);
+    assert_eq!(outer.classify(&[5; 4]).await.unwrap().label, 15);
     // Back again. The outer memo hears of it with its next miss, and has nothing of model 2 under
     // model 1's keys then.
     set_model(1, 0);
-    assert_eq!(outer.classify(&[6; 4]).await.unwrap().class, 6);
+    assert_eq!(outer.classify(&[6; 4]).await.unwrap().label, 6);
     for _ in 0..3 {
-        assert_eq!(outer.classify(&[5; 4]).await.unwrap().class, 5);
+        assert_eq!(outer.classify(&[5; 4]).await.unwrap().label, 5);
     }
 }
 
@@ -165,7 +160,7 @@ async fn a_label_that_the_model_cannot_give_is_corrupt_and_not_remembered() {
     assert_eq!(error.status(), Status::UpstreamCorrupt);
     assert!(error.to_string().contains("label 100; its model has 100 classes"), "{error}");
     puppet.0.shift.store(0, Ordering::Relaxed);
-    assert_eq!(client.classify(&[0; 4]).await.unwrap(), label(0, Origin::Computed));
+    assert_eq!(client.classify(&[0; 4]).await.unwrap(), label(0, Origin::Miss));
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use afterimage_memo::key::ModelId;
 use afterimage_memo::store::{Backend, Callback, RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::Remote;
 use afterimage_memo::{MemoOptions, Store};
-use afterimage_wire::proto::Service as Kind;
+use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Batch, Identity, Later, Op, Service};
@@ -35,7 +35,7 @@ async fn a_lookup_that_the_store_drops_is_a_miss_and_not_a_hang() {
     let store = Store::Remote(RemoteStore::new(Forgetful, RemoteOptions::default()));
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
     for i in 0..10 {
-        assert_eq!(client.classify(&[i; 4]).await.unwrap(), label(i.into(), Origin::Computed));
+        assert_eq!(client.classify(&[i; 4]).await.unwrap(), label(i.into(), Origin::Miss));
     }
     assert_eq!(counter(&client, "store_breaker_opened").await, 1);
 }
@@ -59,13 +59,13 @@ struct FirstByte;
 impl Service for FirstByte {
     fn identity(&self) -> Identity {
         let ModelId { digest, shape, classes } = model_id(1);
-        Identity { service: Kind::Classifier, digest, classes, shape }
+        Identity { service: Role::Classifier, digest, classes, shape }
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
         for (i, request) in batch.requests().iter().enumerate() {
             if let Op::Classify { image } = request.op {
-                batch.label(i, label(image[0].into(), Origin::Computed));
+                batch.label(i, label(image[0].into(), Origin::Miss));
             }
         }
     }
@@ -87,7 +87,7 @@ async fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_and_is_back_whe
     let start = Instant::now();
     assert_eq!(status(client.classify(&[3; 4]).await), Status::UpstreamCrashed);
     assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(client.classify(&[1; 4]).await.unwrap(), label(1, Origin::Memoized));
+    assert_eq!(client.classify(&[1; 4]).await.unwrap(), label(1, Origin::Hit));
 
     let _back = serve(FirstByte, &classifier.addr).await;
     until("it is used again", async || client.classify(&[3; 4]).await.is_ok()).await;
@@ -99,17 +99,17 @@ async fn a_dead_cache_fails_nothing_and_is_used_again_when_it_is_back() {
     let puppet = Puppet::new();
     let client = remote(&puppet, &cache.addr).await;
     until("the cache is used", async || {
-        client.classify(&[1; 4]).await.unwrap().origin == Origin::Memoized
+        client.classify(&[1; 4]).await.unwrap().origin == Origin::Hit
     })
     .await;
     cache.task.abort();
     let _ = cache.task.await;
     for i in 0..50 {
-        assert_eq!(client.classify(&[i; 4]).await.unwrap().class, u16::from(i));
+        assert_eq!(client.classify(&[i; 4]).await.unwrap().label, u16::from(i));
     }
     let _back = serve(CacheService::new(table()), &cache.addr).await;
     until("the cache is used again", async || {
-        client.classify(&[60; 4]).await.unwrap().origin == Origin::Memoized
+        client.classify(&[60; 4]).await.unwrap().origin == Origin::Hit
     })
     .await;
 }
@@ -123,7 +123,7 @@ struct Mute {
 
 impl Service for Mute {
     fn identity(&self) -> Identity {
-        Identity::without_model(Kind::Cache)
+        Identity::without_model(Role::Cache)
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
@@ -157,11 +157,11 @@ async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
     for i in 0..3 {
         let start = Instant::now();
-        assert_eq!(client.classify(&[i; 4]).await.unwrap().class, u16::from(i));
+        assert_eq!(client.classify(&[i; 4]).await.unwrap().label, u16::from(i));
         assert!(start.elapsed() >= options.lookup_budget);
     }
     for i in 10..60 {
-        assert_eq!(client.classify(&[i; 4]).await.unwrap().class, u16::from(i));
+        assert_eq!(client.classify(&[i; 4]).await.unwrap().label, u16::from(i));
     }
     assert_eq!(counter(&client, "store_breaker_opened").await, 1);
     // Three were looked up, and the cache heard of these three; each of the others went by.

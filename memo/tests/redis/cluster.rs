@@ -58,7 +58,7 @@ async fn a_cluster_of_three_remembers_across_its_slots() {
         .collect();
     for (i, call) in calls.into_iter().enumerate() {
         let label = call.await.unwrap();
-        assert_eq!((label.class, label.origin), (i as u16, Origin::Memoized));
+        assert_eq!((label.label, label.origin), (i as u16, Origin::Hit));
     }
 
     slots_move(&nodes, &client).await;

@@ -5,8 +5,6 @@
 
 mod cluster;
 mod node;
-#[path = "../../../wire/tests/pki/mod.rs"]
-mod pki;
 mod recovery;
 mod single;
 mod tls;
@@ -81,8 +79,8 @@ async fn ask(client: &Client, images: Range<u8>) -> usize {
     let mut remembered = 0;
     for i in images {
         let label = client.classify(&[i, 1, 2, 3]).await.unwrap();
-        assert_eq!(label.class, u16::from(i));
-        remembered += usize::from(label.origin == Origin::Memoized);
+        assert_eq!(label.label, u16::from(i));
+        remembered += usize::from(label.origin == Origin::Hit);
     }
     remembered
 }

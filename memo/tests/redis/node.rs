@@ -4,8 +4,8 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 
-use crate::pki::{Authority, Issued};
 use crate::until;
+use afterimage_testkit::pki::{Authority, Issued};
 
 /// A server, killed when it is dropped.
 pub(crate) struct Node {

@@ -41,7 +41,7 @@ async fn a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not()
     let node = Node::start_with_tls(&pki, false);
     node.until_up().await;
     // What Redis does not believe, at first.
-    let others = crate::pki::Authority::new(pki.folder.path(), "others");
+    let others = afterimage_testkit::pki::Authority::new(pki.folder.path(), "others");
     let own = others.issue("own", "memo");
     let files = ClientFiles {
         ca: Some(pki.authority.cert.clone()),

@@ -51,7 +51,7 @@ impl Load {
                     let [low, high, ..] = if images == 250 { round.to_le_bytes() } else { [0; 4] };
                     let image = [of as u8, low, high, if images == 250 { caller } else { 0 }];
                     let began = Instant::now();
-                    let answer = client.classify(&image).await.map(|label| label.class);
+                    let answer = client.classify(&image).await.map(|label| label.label);
                     let call = Call { image, began, ended: Instant::now(), answer };
                     calls.lock().unwrap().push(call);
                 }

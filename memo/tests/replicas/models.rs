@@ -57,7 +57,7 @@ async fn while_two_models_live_the_memo_stands_for_the_one_that_most_replicas_ha
     let digest = || client.welcome().map(|welcome| welcome.digest[0]);
     let ask = async |expected: u8| {
         for i in 0..40 {
-            let class = client.classify(&[i; 4]).await.unwrap().class;
+            let class = client.classify(&[i; 4]).await.unwrap().label;
             assert_eq!(class, label_of(expected, &[i; 4]));
         }
     };
@@ -99,7 +99,7 @@ async fn replicas_of_other_shapes_do_not_disturb() {
     let upstream = remote(&[&odd_running, &a.1, &b.1], RemoteOptions::default()).await;
     let (_memo, client) = memo(10_000, upstream).await;
     for i in 0..40 {
-        assert_eq!(client.classify(&[i; 4]).await.unwrap().class, label_of(1, &[i; 4]));
+        assert_eq!(client.classify(&[i; 4]).await.unwrap().label, label_of(1, &[i; 4]));
     }
     assert_eq!(client.welcome().unwrap().shape.dims(), [4]);
     assert_eq!(odd.asked(), 0);
@@ -120,5 +120,5 @@ async fn an_idle_client_of_a_memo_before_a_memo_hears_of_another_model() {
         }
     };
     tokio::time::timeout(PATIENCE, told).await.unwrap();
-    assert_eq!(client.classify(&[1; 4]).await.unwrap().class, label_of(2, &[1; 4]));
+    assert_eq!(client.classify(&[1; 4]).await.unwrap().label, label_of(2, &[1; 4]));
 }

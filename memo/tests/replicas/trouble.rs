@@ -84,7 +84,7 @@ fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u
     let ask = |i: u32| {
         let (client, options) = (client.clone(), CallOptions::new().no_retry().timeout(time));
         let answer = async move { client.classify_with(&i.to_le_bytes(), options).await };
-        tokio::spawn(async move { answer.await.map(|label| label.class) })
+        tokio::spawn(async move { answer.await.map(|label| label.label) })
     };
     (0..calls).map(ask).collect()
 }
@@ -157,7 +157,7 @@ async fn a_replica_of_another_model_is_no_reason_to_eject_the_only_one_of_the_as
     assert_eq!((one.0.asked(), other.0.asked()), (20, 0));
     assert_eq!(counter(&client, "classifier_ejections").await, 0);
     one.0.set_mood(Mood::Answers);
-    assert_eq!(client.classify(&[7; 4]).await.unwrap().class, label_of(1, &[7; 4]));
+    assert_eq!(client.classify(&[7; 4]).await.unwrap().label, label_of(1, &[7; 4]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -241,12 +241,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             let (kind, id) = (frame.header.kind, frame.header.id);
             let reply = match Message::decode(frame) {
                 Ok(Message::ClassifyResp(label)) => {
-                    let (class, classes) = (label.class, self.welcome.classes);
+                    let (class, classes) = (label.label, self.welcome.classes);
                     if classes > 0 && u32::from(class) >= classes {
                         let violation = Violation::ClassOutOfRange { class, classes };
                         Err(CallError::Protocol { violation })
                     } else {
-                        Ok(Answer::Label(label))
+                        Ok(Answer::Classification(label))
                     }
                 }
                 Ok(Message::CacheResp { value }) => Ok(Answer::Value(value)),

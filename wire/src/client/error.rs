@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::options::Expect;
 use crate::Status;
-use crate::proto::{BodyError, FrameError, Kind, Service, Shape};
+use crate::proto::{BodyError, FrameError, Kind, Role, Shape};
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -222,7 +222,7 @@ pub enum ConnectionError {
         /// What the client was told to expect.
         expected: Expect,
         /// What answers there.
-        found: Service,
+        found: Role,
         /// The name that it gives itself.
         name: Box<str>,
     },

@@ -9,7 +9,7 @@
 //!
 //! let client = Client::connect("127.0.0.1:7400", ClientOptions::new()).await?;
 //! let label = client.classify(&[0; 784]).await?;
-//! println!("class {}, {:?}", label.class, label.origin);
+//! println!("class {}, {:?}", label.label, label.origin);
 //! # Ok(()) }
 //! ```
 //!
@@ -59,7 +59,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::proto::message::Label;
+use crate::proto::message::Classification;
 use crate::proto::stats::Stats;
 use crate::proto::{Snapshot, Welcome};
 
@@ -151,7 +151,7 @@ impl Client {
     ///
     /// # Errors
     /// Any [`CallError`].
-    pub async fn classify(&self, image: &[u8]) -> Result<Label, CallError> {
+    pub async fn classify(&self, image: &[u8]) -> Result<Classification, CallError> {
         self.classify_with(image, CallOptions::new()).await
     }
 
@@ -163,10 +163,10 @@ impl Client {
         &self,
         image: &[u8],
         options: CallOptions,
-    ) -> Result<Label, CallError> {
+    ) -> Result<Classification, CallError> {
         let request = Request::Classify(image);
         match self.read(request, options).await? {
-            Answer::Label(label) => Ok(label),
+            Answer::Classification(label) => Ok(label),
             answer => Err(answer.is_wrong_for(request.name())),
         }
     }
@@ -260,7 +260,7 @@ impl Client {
         &self,
         image: &[u8],
         timeout: Duration,
-        on_reply: impl FnOnce(Result<(Label, Arc<Welcome>), CallError>) + Send + 'static,
+        on_reply: impl FnOnce(Result<(Classification, Arc<Welcome>), CallError>) + Send + 'static,
     ) {
         let waiter = Waiter::Classify(Callback::new(on_reply));
         self.shared().submit(Request::Classify(image), timeout, waiter);
@@ -314,7 +314,8 @@ impl Client {
     }
 
     /// Returns when the client's task has ended, without keeping the client alive.
-    pub(crate) fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
+    #[doc(hidden)]
+    pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
         let shared = Arc::clone(&self.handle.shared);
         async move {
             shared.wait_until(|state| (state.life == Life::Gone).then_some(())).await;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::proto::Service;
+use crate::proto::Role;
 use crate::proto::header::{DEFAULT_MAX_BODY, MAX_MAX_BODY};
 use crate::tls::ClientTls;
 
@@ -233,9 +233,9 @@ pub enum Expect {
 
 impl Expect {
     /// Whether this service is one of the family.
-    pub fn is_met_by(self, service: Service) -> bool {
+    pub fn is_met_by(self, service: Role) -> bool {
         match self {
-            Expect::Cache => service == Service::Cache,
+            Expect::Cache => service == Role::Cache,
             Expect::Classify => service.classifies(),
         }
     }
@@ -314,10 +314,10 @@ mod tests {
     #[test]
     fn a_family_knows_its_services() {
         for (service, cache, classify) in [
-            (Service::Cache, true, false),
-            (Service::Memo, false, true),
-            (Service::Classifier, false, true),
-            (Service::Unknown(9), false, false),
+            (Role::Cache, true, false),
+            (Role::Memo, false, true),
+            (Role::Classifier, false, true),
+            (Role::Unknown(9), false, false),
         ] {
             assert_eq!(Expect::Cache.is_met_by(service), cache);
             assert_eq!(Expect::Classify.is_met_by(service), classify);

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::oneshot;
 
 use super::error::{CallError, Violation};
-use crate::proto::message::Label;
+use crate::proto::message::Classification;
 use crate::proto::stats::Stats;
 use crate::proto::{Kind, Snapshot, Welcome};
 
 /// What a reply says.
 #[derive(Debug)]
 pub(super) enum Answer {
-    Label(Label),
+    Classification(Classification),
     Value(Option<i64>),
     Pong,
     Stats(Box<Stats>),
@@ -26,7 +26,7 @@ impl Answer {
     /// The error of a caller who asked for something else.
     pub(super) fn is_wrong_for(&self, request: &'static str) -> CallError {
         let kind = match self {
-            Answer::Label(_) => Kind::ClassifyResp,
+            Answer::Classification(_) => Kind::ClassifyResp,
             Answer::Value(_) => Kind::CacheResp,
             Answer::Pong => Kind::Pong,
             Answer::Stats(_) => Kind::StatsResp,
@@ -38,7 +38,7 @@ impl Answer {
 }
 
 /// What the callback of a classification is called with.
-pub(super) type Classified = Result<(Label, Arc<Welcome>), CallError>;
+pub(super) type Classified = Result<(Classification, Arc<Welcome>), CallError>;
 
 /// What the callback of many reads is called with.
 pub(super) type Values = Result<Vec<Option<i64>>, CallError>;
@@ -60,7 +60,7 @@ impl Waiter {
     pub(super) fn answer(self, answer: Answer, welcome: &Arc<Welcome>) {
         match (self, answer) {
             (Waiter::Future(sender), answer) => drop(sender.send(Ok(answer))),
-            (Waiter::Classify(callback), Answer::Label(label)) => {
+            (Waiter::Classify(callback), Answer::Classification(label)) => {
                 callback.call(Ok((label, Arc::clone(welcome))));
             }
             (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),

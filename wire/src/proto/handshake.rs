@@ -97,7 +97,7 @@ impl fmt::Debug for Hello<'_> {
 /// What kind of service answers on a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Service {
+pub enum Role {
     /// Answers `ClassifyReq`, remembering.
     Memo,
     /// Answers `CacheReq`.
@@ -108,40 +108,40 @@ pub enum Service {
     Unknown(u8),
 }
 
-impl Service {
+impl Role {
     /// The number on the wire.
     pub const fn code(self) -> u8 {
         match self {
-            Service::Memo => 1,
-            Service::Cache => 2,
-            Service::Classifier => 3,
-            Service::Unknown(code) => code,
+            Role::Memo => 1,
+            Role::Cache => 2,
+            Role::Classifier => 3,
+            Role::Unknown(code) => code,
         }
     }
 
     /// The service of a number on the wire.
     pub const fn from_code(code: u8) -> Self {
         match code {
-            1 => Service::Memo,
-            2 => Service::Cache,
-            3 => Service::Classifier,
-            other => Service::Unknown(other),
+            1 => Role::Memo,
+            2 => Role::Cache,
+            3 => Role::Classifier,
+            other => Role::Unknown(other),
         }
     }
 
     /// Whether it answers `ClassifyReq`.
     pub const fn classifies(self) -> bool {
-        matches!(self, Service::Memo | Service::Classifier)
+        matches!(self, Role::Memo | Role::Classifier)
     }
 }
 
-impl fmt::Display for Service {
+impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Service::Memo => f.write_str("memo"),
-            Service::Cache => f.write_str("cache"),
-            Service::Classifier => f.write_str("classifier"),
-            Service::Unknown(code) => write!(f, "service {code}"),
+            Role::Memo => f.write_str("memo"),
+            Role::Cache => f.write_str("cache"),
+            Role::Classifier => f.write_str("classifier"),
+            Role::Unknown(code) => write!(f, "service {code}"),
         }
     }
 }
@@ -192,7 +192,7 @@ pub struct Welcome {
     /// The version of the protocol that both now speak.
     pub version: u16,
     /// What answers here.
-    pub service: Service,
+    pub service: Role,
     /// Bits of optional features that the server grants; none is assigned in version 1.
     pub features: u32,
     /// The largest body, in bytes, that the server takes.
@@ -234,7 +234,7 @@ impl Welcome {
             return Err(BodyError::WrongMagic);
         }
         let version = reader.u16("version")?;
-        let service = Service::from_code(reader.u8("service")?);
+        let service = Role::from_code(reader.u8("service")?);
         let dims = reader.u8("number of dimensions")?;
         if usize::from(dims) > MAX_DIMS {
             let (value, limit) = (dims.into(), MAX_DIMS as u64);

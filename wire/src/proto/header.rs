@@ -114,7 +114,7 @@ pub mod flags {
     /// `CacheResp`: the key is there and its value follows.
     pub const EXISTS: u8 = 0x01;
     /// `ClassifyResp`: the answer was remembered, nothing was computed.
-    pub const MEMOIZED: u8 = 0x01;
+    pub const HIT: u8 = 0x01;
     /// `ClassifyResp`: the answer was computed for an identical request already in flight.
     pub const COALESCED: u8 = 0x02;
     /// `Error`: it concerns the connection, which the sender closes, and not one request.

@@ -80,7 +80,7 @@ pub enum Message<'a> {
         budget_ms: u16,
     },
     /// Answers a [`Message::ClassifyReq`].
-    ClassifyResp(Label),
+    ClassifyResp(Classification),
     /// A kind of a newer version. Its body was as long as its header said and can be stepped over.
     Unknown {
         /// The number on the wire.
@@ -90,9 +90,9 @@ pub enum Message<'a> {
 
 /// The answer to a classification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Label {
+pub struct Classification {
     /// The class, below the `Welcome`'s number of classes.
-    pub class: u16,
+    pub label: u16,
     /// How the answer came about.
     pub origin: Origin,
 }
@@ -101,29 +101,29 @@ pub struct Label {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Origin {
     /// The classifier computed it for this request.
-    Computed,
+    Miss,
     /// The classifier computed it for an identical request that was already in flight.
     Coalesced,
     /// It was remembered.
-    Memoized,
+    Hit,
 }
 
 impl Origin {
     fn flags(self) -> u8 {
         match self {
-            Origin::Computed => 0,
+            Origin::Miss => 0,
             Origin::Coalesced => flags::COALESCED,
-            Origin::Memoized => flags::MEMOIZED,
+            Origin::Hit => flags::HIT,
         }
     }
 
     fn from_flags(bits: u8) -> Self {
-        if bits & flags::MEMOIZED != 0 {
-            Origin::Memoized
+        if bits & flags::HIT != 0 {
+            Origin::Hit
         } else if bits & flags::COALESCED != 0 {
             Origin::Coalesced
         } else {
-            Origin::Computed
+            Origin::Miss
         }
     }
 }
@@ -155,7 +155,7 @@ impl<'a> Message<'a> {
                 let class = reader.u16("label")?;
                 reader.finish()?;
                 let origin = Origin::from_flags(header.flags);
-                Ok(Message::ClassifyResp(Label { class, origin }))
+                Ok(Message::ClassifyResp(Classification { label: class, origin }))
             }
             _ => Self::decode_rare(frame),
         }
@@ -313,13 +313,13 @@ pub fn put_classify_req(out: &mut impl BufMut, id: u64, image: &[u8], budget_ms:
 
 /// Appends a `ClassifyResp`.
 #[inline]
-pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Label) {
+pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Classification) {
     let bits = label.origin.flags();
     let header =
         Header { body_len: 2, kind: Kind::ClassifyResp, flags: bits, status: 0, id }.encode();
     let mut frame = [0; HEADER_LEN + 2];
     frame[..HEADER_LEN].copy_from_slice(&header);
-    frame[HEADER_LEN..].copy_from_slice(&label.class.to_le_bytes());
+    frame[HEADER_LEN..].copy_from_slice(&label.label.to_le_bytes());
     out.put_slice(&frame);
 }
 
@@ -364,7 +364,7 @@ fn text(body: &[u8]) -> Result<&str, BodyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{Service, Shape};
+    use crate::proto::{Role, Shape};
 
     fn round_trip(message: &Message<'_>) {
         let mut bytes = Vec::new();
@@ -379,7 +379,7 @@ mod tests {
     fn every_message_survives_the_way_there_and_back() {
         let welcome = Welcome {
             version: 1,
-            service: Service::Memo,
+            service: Role::Memo,
             features: 0,
             max_body: 1 << 20,
             window: 4096,
@@ -408,8 +408,8 @@ mod tests {
             Message::CacheResp { value: None },
             Message::CacheResp { value: Some(-1) },
             Message::ClassifyReq { image: &[0; 784], budget_ms: 3 },
-            Message::ClassifyResp(Label { class: 9, origin: Origin::Memoized }),
-            Message::ClassifyResp(Label { class: u16::MAX, origin: Origin::Coalesced }),
+            Message::ClassifyResp(Classification { label: 9, origin: Origin::Hit }),
+            Message::ClassifyResp(Classification { label: u16::MAX, origin: Origin::Coalesced }),
             Message::Unknown { kind: 0xF0 },
         ] {
             round_trip(&message);

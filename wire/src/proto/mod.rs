@@ -18,7 +18,7 @@ pub mod stats;
 pub mod status;
 
 pub use body::BodyError;
-pub use handshake::{Hello, Service, Shape, Welcome};
+pub use handshake::{Hello, Role, Shape, Welcome};
 pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
 pub use message::Message;
 pub use snapshot::Snapshot;

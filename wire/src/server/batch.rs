@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 
 use super::outbox::{Later, Outbox};
-use crate::proto::message::{Label, put_cache_resp, put_classify_resp};
+use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Status};
 
 /// Requests in the largest batch. Deep enough that a service can prefetch what it will look up,
@@ -127,7 +127,7 @@ impl<'a> Batch<'a> {
     /// # Panics
     /// When there is no such request.
     #[inline]
-    pub fn label(&mut self, index: usize, label: Label) {
+    pub fn label(&mut self, index: usize, label: Classification) {
         if self.settle(index) {
             put_classify_resp(self.out, self.requests[index].id, label);
         }

@@ -18,7 +18,7 @@ pub(super) enum Greeting {
 /// Which requests the service behind a connection takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Serves {
-    pub(super) kind: crate::proto::Service,
+    pub(super) kind: crate::proto::Role,
     /// [`Service::generation`] at the handshake.
     pub(super) generation: u64,
 }
@@ -26,7 +26,7 @@ pub(super) struct Serves {
 impl Serves {
     pub(super) fn takes(self, kind: Kind) -> bool {
         match kind {
-            Kind::CacheReq => self.kind == crate::proto::Service::Cache,
+            Kind::CacheReq => self.kind == crate::proto::Role::Cache,
             Kind::ClassifyReq => self.kind.classifies(),
             _ => false,
         }
@@ -131,7 +131,7 @@ fn refuse(
 }
 
 /// Tells a browser, `curl` or a health check in its own language where it has come to.
-fn answer_http(service: crate::proto::Service, out: &mut Vec<u8>) {
+fn answer_http(service: crate::proto::Role, out: &mut Vec<u8>) {
     let body = format!(
         "This is the port of an Afterimage {service}. It speaks a binary protocol, not HTTP: use \
          an Afterimage client.\n"

@@ -46,7 +46,7 @@ pub use shutdown::until_terminated;
 pub use watchers::Watchers;
 
 use crate::proto::header::MAX_MAX_BODY;
-use crate::proto::{Message, Service as ServiceKind, Shape, Status, stats::Stats};
+use crate::proto::{Message, Role, Shape, Status, stats::Stats};
 use counters::Counters;
 use pending::{Pending, Ticket};
 
@@ -91,7 +91,7 @@ pub trait Service: Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The kind of service; it decides which requests reach [`Service::handle`].
-    pub service: ServiceKind,
+    pub service: Role,
     /// The model's digest; zeros for none or not known.
     pub digest: [u8; 32],
     /// Number of classes; 0 for none or not known.
@@ -102,7 +102,7 @@ pub struct Identity {
 
 impl Identity {
     /// A service without a model.
-    pub fn without_model(service: ServiceKind) -> Self {
+    pub fn without_model(service: Role) -> Self {
         Identity { service, digest: [0; 32], classes: 0, shape: Shape::default() }
     }
 }

@@ -8,7 +8,7 @@ use std::task::Waker;
 use atomic_waker::AtomicWaker;
 
 use crate::cork;
-use crate::proto::message::{Label, put_cache_resp, put_classify_resp};
+use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Snapshot, Status};
 
 /// The replies of one connection that did not come within their batch.
@@ -125,7 +125,7 @@ impl Later {
     }
 
     /// Answers a `ClassifyReq`.
-    pub fn label(self, label: Label) {
+    pub fn label(self, label: Classification) {
         let id = self.id;
         self.spend(|out| put_classify_resp(out, id, label));
     }
@@ -195,7 +195,7 @@ mod tests {
         let outbox = Arc::new(Outbox::default());
         let later = outbox.later(u64::MAX);
         assert_eq!(outbox.in_flight(), 1);
-        later.label(Label { class: 3, origin: Origin::Computed });
+        later.label(Classification { label: 3, origin: Origin::Miss });
         assert_eq!(outbox.in_flight(), 0);
         assert_eq!(frames(&outbox), [(u64::MAX, Status::None)]);
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use afterimage_wire::client::Expect;
-use afterimage_wire::proto::Service as Kind;
+use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
 use afterimage_wire::{CallError, Client, Status, blocking};
@@ -22,7 +22,7 @@ struct Echo {
 
 impl Service for Echo {
     fn identity(&self) -> Identity {
-        Identity { digest: [self.generation() as u8; 32], ..Identity::without_model(Kind::Memo) }
+        Identity { digest: [self.generation() as u8; 32], ..Identity::without_model(Role::Memo) }
     }
 
     fn generation(&self) -> u64 {

@@ -3,14 +3,14 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use afterimage_wire::proto::message::Label;
+use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Kind, Message, Welcome};
 use afterimage_wire::{CallError, Client};
 use std::sync::Arc;
 
 use crate::server::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
 
-type Outcome = Result<(Label, Arc<Welcome>), CallError>;
+type Outcome = Result<(Classification, Arc<Welcome>), CallError>;
 
 fn submit(client: &Client, timeout: Duration) -> Receiver<Outcome> {
     let (sender, receiver) = channel();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use afterimage_wire::client::{ConnectionError, Expect, Violation};
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
-use afterimage_wire::proto::{Kind, Message, Service, Welcome};
+use afterimage_wire::proto::{Kind, Message, Role, Welcome};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
 
 use crate::server::{Peer, header, label, options, pipes, soon, welcome};
@@ -90,7 +90,7 @@ async fn a_server_that_is_full_is_asked_again() {
 #[tokio::test]
 async fn a_wrong_service_is_refused_naming_both() {
     let error = answered_with(options().expect(Expect::Cache), async |peer| {
-        let welcome = Welcome { service: Service::Classifier, ..welcome() };
+        let welcome = Welcome { service: Role::Classifier, ..welcome() };
         peer.send(0, Message::Welcome(welcome)).await;
     })
     .await;

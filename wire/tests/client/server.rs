@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use afterimage_wire::client::{Client, ClientOptions, Connector};
 use afterimage_wire::proto::codec::{FrameCodec, OwnedFrame};
-use afterimage_wire::proto::message::{Label, Origin};
-use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Service, Shape, Welcome};
+use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Role, Shape, Welcome};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_util::codec::Decoder;
@@ -20,14 +20,14 @@ pub async fn soon<F: Future>(what: F) -> F::Output {
     tokio::time::timeout(PATIENCE, what).await.expect("this takes far too long")
 }
 
-pub fn label(class: u16) -> Label {
-    Label { class, origin: Origin::Computed }
+pub fn label(class: u16) -> Classification {
+    Classification { label: class, origin: Origin::Miss }
 }
 
 pub fn welcome() -> Welcome {
     Welcome {
         version: 1,
-        service: Service::Memo,
+        service: Role::Memo,
         features: 0,
         max_body: 4096,
         window: 1024,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::first_byte::FirstByte;
+use afterimage_testkit::first_byte::FirstByte;
 use afterimage_wire::Client;
 use afterimage_wire::proto::stats::Value;
 use afterimage_wire::server::{Server, ServerOptions};
@@ -53,7 +53,7 @@ async fn a_flood_of_strangers_keeps_neither_guests_waiting_nor_newcomers_out() {
             for _ in 0..3 {
                 let newcomer = Client::connect(house.addr, client_options(house.tls.clone()));
                 let newcomer = newcomer.await.unwrap();
-                assert_eq!(newcomer.classify(&[1]).await.unwrap().class, 1);
+                assert_eq!(newcomer.classify(&[1]).await.unwrap().label, 1);
             }
         };
         let flooded = async {
@@ -84,7 +84,7 @@ async fn strangers_do_not_take_all_places_of_a_small_server() {
         }
         let newcomer = Client::connect(house.addr, client_options(house.tls.clone()));
         let newcomer = house.while_answering(newcomer).await.unwrap();
-        assert_eq!(newcomer.classify(&[1]).await.unwrap().class, 1);
+        assert_eq!(newcomer.classify(&[1]).await.unwrap().label, 1);
         drop(strangers);
     }
 }

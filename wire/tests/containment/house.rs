@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::first_byte::FirstByte;
-use crate::pki::Authority;
+use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::pki::Authority;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;
 use afterimage_wire::proto::{Frame, Header, Kind, Status};
@@ -88,7 +88,7 @@ impl House {
     pub(crate) async fn while_answering<T>(&self, others: impl Future<Output = T>) -> T {
         let answering = async {
             loop {
-                assert_eq!(self.first.classify(&[42; 784]).await.unwrap().class, 42);
+                assert_eq!(self.first.classify(&[42; 784]).await.unwrap().label, 42);
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
@@ -96,7 +96,7 @@ impl House {
             tokio::select! { done = others => done, () = answering => unreachable!() }
         });
         let done = done.await.expect("the peer is contained");
-        assert_eq!(self.first.classify(&[42; 784]).await.unwrap().class, 42);
+        assert_eq!(self.first.classify(&[42; 784]).await.unwrap().label, 42);
         assert_eq!(self.first.counters().connects, 1, "the first client's connection is untouched");
         done
     }

@@ -4,10 +4,6 @@
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
-#[path = "../first_byte/mod.rs"]
-mod first_byte;
 mod floods;
 mod house;
-#[path = "../pki/mod.rs"]
-mod pki;
 mod slow;

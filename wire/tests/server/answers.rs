@@ -6,7 +6,7 @@ use std::time::Duration;
 use afterimage_wire::proto::codec::FrameCodec;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;
-use afterimage_wire::proto::{Service as Kind, Status};
+use afterimage_wire::proto::{Role, Status};
 use afterimage_wire::server::ServerOptions;
 use futures_util::SinkExt;
 use tokio::io::AsyncWriteExt;
@@ -23,7 +23,7 @@ async fn welcomes_and_answers_with_the_request_id() {
     let server = start(ServerOptions::default()).await;
     let (mut client, first) = connect_with(server.addr, b"").await;
     let Message::Welcome(welcome) = first.message().unwrap() else { panic!("no Welcome") };
-    assert_eq!(welcome.service, Kind::Classifier);
+    assert_eq!(welcome.service, Role::Classifier);
     assert_eq!((welcome.digest, welcome.classes, welcome.window), ([1; 32], 256, 16_384));
     assert_eq!(welcome.shape.dims(), [2]);
     // The extremes, and one that is used again after its reply.

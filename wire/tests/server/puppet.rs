@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use afterimage_wire::proto::codec::{FrameCodec, OwnedFrame};
 use afterimage_wire::proto::handshake::Hello;
-use afterimage_wire::proto::message::{Label, Message, Origin};
+use afterimage_wire::proto::message::{Classification, Message, Origin};
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::proto::{Service as Kind, Shape, Status};
+use afterimage_wire::proto::{Role, Shape, Status};
 use afterimage_wire::server::{Batch, Identity, Later, Op, Server, ServerOptions, Service};
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
@@ -43,7 +43,7 @@ pub(crate) struct Puppet {
 impl Service for Puppet {
     fn identity(&self) -> Identity {
         Identity {
-            service: Kind::Classifier,
+            service: Role::Classifier,
             digest: [1; 32],
             classes: 256,
             shape: Shape::new(&[2]).unwrap(),
@@ -61,7 +61,7 @@ impl Service for Puppet {
                 batch.error(i, Status::BadArgument, "an image has 2 bytes");
                 continue;
             };
-            let label = Label { class: u16::from(*class), origin: Origin::Computed };
+            let label = Classification { label: u16::from(*class), origin: Origin::Miss };
             match *how {
                 NOW => batch.label(i, label),
                 LATER => {
@@ -70,7 +70,7 @@ impl Service for Puppet {
                 }
                 HELD => {
                     let later = batch.later(i);
-                    self.held.lock().unwrap().push((later, label.class));
+                    self.held.lock().unwrap().push((later, label.label));
                 }
                 DROPPED => drop(batch.later(i)),
                 PANIC => panic!("a planted panic"),
@@ -90,7 +90,7 @@ impl Puppet {
         let held = std::mem::take(&mut *self.held.lock().unwrap());
         let count = held.len();
         for (later, class) in held.into_iter().rev() {
-            later.label(Label { class, origin: Origin::Memoized });
+            later.label(Classification { label: class, origin: Origin::Hit });
         }
         count
     }
@@ -153,7 +153,7 @@ pub(crate) async fn classify(client: &mut Client, id: u64, how: u8, class: u8) {
 
 pub(crate) fn class(frame: &OwnedFrame) -> u16 {
     match frame.message().unwrap() {
-        Message::ClassifyResp(label) => label.class,
+        Message::ClassifyResp(label) => label.label,
         other => panic!("expected a label, got {other:?}"),
     }
 }

@@ -6,7 +6,7 @@
 //! `post_transform` makes of the scores. ONNX Runtime computes in `f32` and rounds in an order of its own. Here it is `f64`;
 //! where two sides are equal but for that rounding, labels may differ.
 
-#[cfg(any(test, feature = "fuzzing"))]
+#[cfg(test)]
 pub(crate) mod examples;
 mod graph;
 mod parts;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use afterimage_wire::CallError;
-use afterimage_wire::proto::message::Label;
+use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Status, Welcome};
 use arrayvec::ArrayVec;
 use tokio::sync::Notify;
@@ -184,7 +184,7 @@ impl Remote {
         self: &Arc<Self>,
         call: &Arc<Call>,
         attempt: &Attempt,
-        outcome: Result<(Label, Arc<Welcome>), CallError>,
+        outcome: Result<(Classification, Arc<Welcome>), CallError>,
     ) {
         let verdict = match &outcome {
             Ok(_) => Verdict { outcome: Outcome::Answered, again: Again::Never },
@@ -223,7 +223,7 @@ impl Remote {
         self: &Arc<Self>,
         call: &Arc<Call>,
         replica: &Replica,
-        label: Label,
+        label: Classification,
         welcome: &Arc<Welcome>,
     ) {
         let model = replica.model_of(welcome);
@@ -241,7 +241,7 @@ impl Remote {
         let reply = way.reply.take();
         drop(way);
         if let Some(reply) = reply {
-            reply.send(Ok(Answer { label: label.class, model }));
+            reply.send(Ok(Answer { label: label.label, model }));
         }
     }
 

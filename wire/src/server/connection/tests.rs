@@ -9,7 +9,7 @@ struct Nothing;
 
 impl Service for Nothing {
     fn identity(&self) -> Identity {
-        Identity::without_model(crate::proto::Service::Cache)
+        Identity::without_model(crate::proto::Role::Cache)
     }
 
     fn handle(&self, _: &mut Batch<'_>) {}

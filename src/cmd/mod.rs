@@ -1,0 +1,14 @@
+//! The subcommands, one file each.
+
+pub(crate) mod bench;
+pub(crate) mod cache;
+pub(crate) mod classifier;
+pub(crate) mod classify;
+pub(crate) mod demo;
+pub(crate) mod eval;
+pub(crate) mod import;
+pub(crate) mod memo;
+pub(crate) mod serve;
+pub(crate) mod snapshot;
+pub(crate) mod stats;
+pub(crate) mod train;

@@ -1,0 +1,191 @@
+//! Two looks at a service's statistics, and what happened between them. Rates are reckoned here and not
+//! in the server: it counts, whoever looks divides.
+
+use afterimage_wire::proto::stats::{Stats, Value};
+
+/// What a service said at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Reading {
+    pub(super) stats: Stats,
+}
+
+impl Reading {
+    pub(super) fn new(stats: Stats) -> Self {
+        Reading { stats }
+    }
+
+    /// A counter or a gauge.
+    pub(super) fn number(&self, name: &str) -> Option<u64> {
+        match self.stats.get(name)? {
+            Value::Counter(value) => Some(*value),
+            Value::Gauge(value) => Some(u64::try_from(*value).unwrap_or(0)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        match self.stats.get(name)? {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The share of lookups that hit. A coalesced answer is no hit: it waited for the classifier.
+    fn hit_ratio_since(&self, before: Option<&Reading>) -> Option<f64> {
+        let count = |name| {
+            let earlier = before.and_then(|before| before.number(name)).unwrap_or(0);
+            self.number(name).unwrap_or(0).saturating_sub(earlier)
+        };
+        let hits = self.number("hits").map(|_| count("hits"))?;
+        let all = hits + count("misses") + count("coalesced");
+        (all > 0).then(|| hits as f64 / all as f64)
+    }
+}
+
+/// A reading, and the one before it if there is one that it can be held against.
+#[derive(Clone, Debug)]
+pub(super) struct Interval {
+    pub(super) now: Reading,
+    before: Option<Reading>,
+    seconds: f64,
+}
+
+impl Interval {
+    /// Without rates.
+    pub(super) fn single(now: Reading) -> Self {
+        Interval { now, before: None, seconds: 0.0 }
+    }
+
+    /// What happened from one reading to the next, by the server's own clock. A server that was started
+    /// anew in between has counted from zero: rates begin with its next reading.
+    pub(super) fn between(before: Reading, now: Reading) -> Self {
+        let uptime = |reading: &Reading| reading.number("uptime_ms").unwrap_or(0);
+        match uptime(&now).checked_sub(uptime(&before)) {
+            Some(ms @ 1..) => Interval { now, before: Some(before), seconds: ms as f64 / 1000.0 },
+            _ => Interval::single(now),
+        }
+    }
+
+    /// How long it was, in seconds; `None` for a single reading.
+    pub(super) fn seconds(&self) -> Option<f64> {
+        self.before.as_ref().map(|_| self.seconds)
+    }
+
+    /// By how much a counter grew in a second.
+    pub(super) fn rate(&self, name: &str) -> Option<f64> {
+        let before = self.before.as_ref()?;
+        let Some(Value::Counter(now)) = self.now.stats.get(name) else { return None };
+        let grown = now.saturating_sub(before.number(name).unwrap_or(0));
+        Some(grown as f64 / self.seconds)
+    }
+
+    /// The sum of several counters' rates.
+    pub(super) fn rates(&self, names: &[&str]) -> Option<f64> {
+        names.iter().filter_map(|name| self.rate(name)).reduce(|sum, rate| sum + rate)
+    }
+
+    /// The share of lookups that hit, since the server was started.
+    pub(super) fn hit_ratio(&self) -> Option<f64> {
+        self.now.hit_ratio_since(None)
+    }
+
+    /// The same of this interval alone.
+    pub(super) fn recent_hit_ratio(&self) -> Option<f64> {
+        self.now.hit_ratio_since(Some(self.before.as_ref()?))
+    }
+
+    /// What a histogram took up in this interval; all that it holds when there is no earlier one.
+    pub(super) fn recent(&self, name: &str) -> Option<Quantiles> {
+        let Some(Value::Histogram(now)) = self.now.stats.get(name) else { return None };
+        let before = self.before.as_ref().and_then(|before| before.stats.get(name));
+        let Some(Value::Histogram(before)) = before else { return Some(Quantiles::of(now)) };
+        let earlier = |bound: u64| match before.binary_search_by_key(&bound, |bucket| bucket.0) {
+            Ok(at) => before[at].1,
+            Err(_) => 0,
+        };
+        let grown: Vec<_> = now
+            .iter()
+            .map(|&(bound, count)| (bound, count.saturating_sub(earlier(bound))))
+            .collect();
+        Some(Quantiles::of(&grown))
+    }
+}
+
+/// What is said of a histogram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Quantiles {
+    pub(super) count: u64,
+    pub(super) p50: u64,
+    pub(super) p99: u64,
+    pub(super) p999: u64,
+    /// The highest bucket's bound.
+    pub(super) max: u64,
+}
+
+impl Quantiles {
+    /// Of pairs of a bucket's upper bound and its count, bounds ascending: what is said of a value is its
+    /// bucket's bound.
+    pub(super) fn of(buckets: &[(u64, u64)]) -> Self {
+        let count = buckets.iter().fold(0u64, |sum, &(_, count)| sum.saturating_add(count));
+        let quantile = |share: f64| {
+            let rank = ((count as f64 * share).ceil() as u64).clamp(1, count.max(1));
+            let mut seen = 0u64;
+            let found = buckets.iter().find(|&&(_, count)| {
+                seen = seen.saturating_add(count);
+                seen >= rank
+            });
+            found.map_or(0, |&(bound, _)| bound)
+        };
+        let max = buckets.iter().rev().find(|bucket| bucket.1 > 0).map_or(0, |bucket| bucket.0);
+        Quantiles { count, p50: quantile(0.5), p99: quantile(0.99), p999: quantile(0.999), max }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(in crate::cmd::stats) fn reading(
+        uptime_ms: u64,
+        hits: u64,
+        buckets: &[(u64, u64)],
+    ) -> Reading {
+        let mut stats = Stats::default();
+        stats.counter("uptime_ms", uptime_ms);
+        stats.counter("hits", hits);
+        stats.counter("misses", 10);
+        stats.gauge("entries", 7);
+        stats.entries.push(("hit_latency_ns".into(), Value::Histogram(buckets.to_vec())));
+        Reading::new(stats)
+    }
+
+    #[test]
+    fn rates_and_quantiles_are_those_of_the_time_between_two_readings() {
+        let before = reading(1000, 90, &[(10, 100)]);
+        let now = reading(3000, 190, &[(10, 100), (20, 98), (500, 1), (900, 1)]);
+        let interval = Interval::between(before, now);
+        assert_eq!(interval.seconds(), Some(2.0));
+        assert_eq!(interval.rate("hits"), Some(50.0));
+        assert_eq!(interval.rate("entries"), None, "a gauge has no rate");
+        assert_eq!(interval.rates(&["hits", "misses", "none"]), Some(50.0));
+        assert_eq!(interval.hit_ratio(), Some(0.95));
+        assert_eq!(interval.recent_hit_ratio(), Some(1.0));
+        let recent = interval.recent("hit_latency_ns").unwrap();
+        assert_eq!(recent, Quantiles { count: 100, p50: 20, p99: 500, p999: 900, max: 900 });
+    }
+
+    #[test]
+    fn a_server_that_was_started_anew_has_no_rates_yet() {
+        let interval = Interval::between(reading(5000, 900, &[]), reading(100, 3, &[(10, 3)]));
+        assert_eq!((interval.seconds(), interval.rate("hits")), (None, None));
+        assert_eq!(interval.recent("hit_latency_ns").unwrap().count, 3);
+        assert_eq!(interval.recent_hit_ratio(), None);
+    }
+
+    #[test]
+    fn nothing_has_no_quantiles() {
+        assert_eq!(Quantiles::of(&[]), Quantiles::default());
+        assert_eq!(Quantiles::of(&[(5, 0)]).p50, 0);
+        assert_eq!(Quantiles::of(&[(5, 1)]).p999, 5);
+    }
+}

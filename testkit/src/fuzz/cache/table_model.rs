@@ -1,0 +1,136 @@
+//! The table against a map.
+
+use crate::fuzz::{Rng, Seed, Source};
+use afterimage_cache::Hashed;
+use afterimage_cache::table::{Capacity, Entry, Insert, Table};
+use std::collections::HashMap;
+
+/// Input: `u8` capacity, `u8` number of keys, then operations: each a byte, what it needs behind it.
+pub(super) fn table_model(data: &[u8]) {
+    let mut source = Source::new(data);
+    let capacity = 1 + u64::from(source.u8() % 64);
+    let table = Table::new(Capacity::Entries(capacity)).expect("a small table");
+    let keys = source.u8().max(1);
+    let mut pair = Pair { table, model: HashMap::new(), keys };
+    while !source.is_empty() {
+        pair.step(&mut source);
+        pair.table.validate().expect("the table is sound after every operation");
+        assert_eq!(pair.table.len(), pair.model.len() as u64);
+    }
+    pair.compare_all();
+    let stats = pair.table.stats();
+    assert!(stats.entries <= stats.capacity && stats.kept_out == 0, "{stats:?}");
+}
+
+struct Pair {
+    table: Table,
+    model: HashMap<u64, u64>,
+    /// Keys that are used; more than the table holds, or fewer.
+    keys: u8,
+}
+
+impl Pair {
+    fn key(&self, source: &mut Source<'_>) -> u64 {
+        let number = u64::from(source.u8() % self.keys);
+        // From both ends of the range.
+        if number.is_multiple_of(2) { number } else { u64::MAX - number }
+    }
+
+    fn step(&mut self, source: &mut Source<'_>) {
+        let op = source.u8();
+        let key = self.key(source);
+        match op % 16 {
+            0..5 => self.insert(key, u64::from(op).wrapping_mul(0x0101_0101_0101_0101)),
+            5 => self.insert(key, source.u64()),
+            6..9 => assert_eq!(self.table.get(key), self.value(key), "get {key:#x}"),
+            9 => {
+                let hashed = Hashed::new(key);
+                self.table.prefetch(hashed);
+                assert_eq!(self.table.read(hashed), self.value(key), "read {key:#x}");
+                self.table.record_lookups(1, 0);
+            }
+            10 => assert_eq!(self.table.remove(key), self.model.remove(&key).is_some()),
+            11 => {
+                let expected =
+                    if source.flag() { self.value(key).unwrap_or_default() } else { source.u64() };
+                let fits = self.value(key) == Some(expected);
+                assert_eq!(self.table.remove_if(key, expected), fits);
+                if fits {
+                    self.model.remove(&key);
+                }
+            }
+            12 => {
+                let wanted: Vec<u64> = (0..source.u8() % 64).map(|_| self.key(source)).collect();
+                let mut values = vec![Some(0xdead); wanted.len()];
+                self.table.get_many(&wanted, &mut values);
+                let expected: Vec<_> = wanted.iter().map(|&key| self.value(key)).collect();
+                assert_eq!(values, expected, "get_many {wanted:x?}");
+            }
+            13 => {
+                // As from a snapshot, with any heat.
+                let entry = Entry { key, value: source.u64(), heat: source.u8() };
+                match self.table.restore(entry) {
+                    None => assert!(self.model.contains_key(&key), "{key:#x} was not there"),
+                    Some(outcome) => self.went_in(key, entry.value, outcome),
+                }
+            }
+            14 => self.compare_all(),
+            _ => {
+                // Seldom: little happens in an empty table.
+                if key == 0 {
+                    self.table.clear();
+                    self.model.clear();
+                }
+            }
+        }
+    }
+
+    fn value(&self, key: u64) -> Option<u64> {
+        self.model.get(&key).copied()
+    }
+
+    fn insert(&mut self, key: u64, value: u64) {
+        let outcome = self.table.insert(key, value);
+        if let Insert::Updated { old } = outcome {
+            assert_eq!(self.model.insert(key, value), Some(old), "update {key:#x}");
+        } else {
+            self.went_in(key, value, outcome);
+        }
+        assert_eq!(self.table.get(key), Some(value), "what was written is there");
+    }
+
+    /// A key that was not there is there now; another may have left.
+    fn went_in(&mut self, key: u64, value: u64, outcome: Insert) {
+        assert_eq!(self.model.insert(key, value), None, "{key:#x} was there");
+        match outcome {
+            Insert::Inserted => {}
+            Insert::Updated { old } => panic!("{key:#x} was {old:#x}, but not in the model"),
+            Insert::Evicted { key: gone, value: old } => {
+                assert_ne!(gone, key, "a new entry does not evict itself");
+                assert_eq!(self.model.remove(&gone), Some(old), "eviction of {gone:#x}");
+            }
+        }
+    }
+
+    /// Every key's value, and the list of all entries.
+    fn compare_all(&self) {
+        let mut listed = HashMap::new();
+        for entry in self.table.entries() {
+            assert_eq!(listed.insert(entry.key, entry.value), None, "{:#x} twice", entry.key);
+            assert!(entry.heat <= 5, "heat {}", entry.heat);
+        }
+        assert_eq!(listed, self.model);
+    }
+}
+
+/// Operations at random, on tables of some sizes.
+pub(super) fn seeds() -> Vec<Seed> {
+    let mut rng = Rng(5);
+    (0..24u8)
+        .map(|number| {
+            let mut input = vec![number * 2, 10 + 10 * number];
+            input.extend((0..20 + rng.index(400)).map(|_| rng.number() as u8));
+            (format!("operations_{number}"), input)
+        })
+        .collect()
+}

@@ -1,0 +1,217 @@
+//! What the fuzz targets of all crates share: what a target is, a reader that turns bytes into choices, and
+//! the ordinary test run's own small fuzzer.
+//!
+//! The modules below hold the targets of each crate.
+
+pub mod cache;
+pub mod classifier;
+mod settings;
+pub mod wire;
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+
+/// One thing to fuzz.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// Its name: that of the program in `fuzz/fuzz_targets/`, of its corpus and of its regressions.
+    pub name: &'static str,
+    /// Takes any bytes; panics when something that must hold does not.
+    pub body: fn(&[u8]),
+    /// Inputs to begin with, each with a name.
+    pub seeds: fn() -> Vec<Seed>,
+    /// Bytes that may be allocated at once for each byte of input, beside [`MEMORY_BASE`].
+    pub memory_per_byte: usize,
+}
+
+/// An input to begin with: a name that is good for a file, and the bytes.
+pub type Seed = (String, Vec<u8>);
+
+/// Bytes that every target may allocate whatever its input: buffers of fixed size, a runtime, a table, the shipped model.
+pub const MEMORY_BASE: usize = 16 << 20;
+
+/// Every target of every crate.
+pub fn targets() -> impl Iterator<Item = Target> {
+    let settings = Target {
+        name: "settings",
+        body: settings::settings,
+        seeds: settings::seeds,
+        memory_per_byte: 1024,
+    };
+    [wire::TARGETS, cache::TARGETS, classifier::TARGETS]
+        .into_iter()
+        .flatten()
+        .copied()
+        .chain([settings])
+}
+
+/// The target of this name.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn named(name: &str) -> Target {
+    targets().find(|target| target.name == name).expect("there is a target of this name")
+}
+
+/// Turns bytes into choices. When they run out, all further choices are zero: an input that is cut short
+/// is still one.
+#[derive(Clone, Debug)]
+pub struct Source<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Source<'a> {
+    /// Reads from the start of `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Source { rest: bytes }
+    }
+
+    /// Whether all bytes were used.
+    pub fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The next `N` bytes, zeros behind the end.
+    pub fn array<const N: usize>(&mut self) -> [u8; N] {
+        let mut array = [0; N];
+        let bytes = self.bytes(N);
+        array[..bytes.len()].copy_from_slice(bytes);
+        array
+    }
+
+    /// A byte.
+    pub fn u8(&mut self) -> u8 {
+        self.array::<1>()[0]
+    }
+
+    /// Two bytes, little-endian.
+    pub fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    /// Four bytes, little-endian.
+    pub fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    /// Eight bytes, little-endian.
+    pub fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+
+    /// A byte's lowest bit.
+    pub fn flag(&mut self) -> bool {
+        self.u8() & 1 != 0
+    }
+
+    /// A number below `bound` (which is at least 1), from two bytes.
+    pub fn below(&mut self, bound: usize) -> usize {
+        usize::from(self.u16()) % bound
+    }
+
+    /// At most `len` bytes: fewer at the end.
+    pub fn bytes(&mut self, len: usize) -> &'a [u8] {
+        let (bytes, rest) = self.rest.split_at(len.min(self.rest.len()));
+        self.rest = rest;
+        bytes
+    }
+
+    /// All that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+}
+
+pub use afterimage_wire::splitmix::SplitMix64 as Rng;
+
+/// Runs [`exercise`] for the target of this name.
+///
+/// # Panics
+/// As it does, and when there is no such target.
+pub fn exercise_named(name: &str, mutations: usize) {
+    exercise(&named(name), mutations);
+}
+
+/// The ordinary test run of a target, on any toolchain: its seeds, its regressions, and `mutations` mutations
+/// of them. The same on every run. An input that fails is printed as hexadecimal.
+///
+/// # Panics
+/// When the target's body does, and when it has no seeds.
+pub fn exercise(target: &Target, mutations: usize) {
+    let mut inputs = (target.seeds)();
+    assert!(!inputs.is_empty(), "{} has seeds", target.name);
+    inputs.extend(regressions(target.name));
+    for (name, input) in &inputs {
+        run(target, name, input);
+    }
+    let mut rng =
+        Rng(target.name.bytes().fold(7, |seed: u64, byte| seed.rotate_left(8) ^ u64::from(byte)));
+    for round in 0..mutations {
+        let (name, input) = &inputs[rng.index(inputs.len())];
+        let (_, other) = &inputs[rng.index(inputs.len())];
+        let mutated = mutate(input.clone(), other, &mut rng);
+        run(target, &format!("mutation {round}, of {name},"), &mutated);
+    }
+}
+
+/// The files in `fuzz/regressions/` for the target of this name.
+pub fn regressions(target: &str) -> Vec<Seed> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/regressions").join(target);
+    let mut files: Vec<PathBuf> = match fs::read_dir(&folder) {
+        Ok(listing) => listing.flatten().map(|file| file.path()).collect(),
+        Err(_) => Vec::new(), // No regression yet.
+    };
+    files.sort();
+    files
+        .into_iter()
+        .map(|path| {
+            let bytes = fs::read(&path).expect("a regression can be read");
+            (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), bytes)
+        })
+        .collect()
+}
+
+fn run(target: &Target, what: &str, input: &[u8]) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (target.body)(input))) {
+        let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
+        eprintln!("{}: {what} fails; the input in hexadecimal:\n{hex}", target.name);
+        resume_unwind(panic);
+    }
+}
+
+/// Some of what libFuzzer does to an input.
+fn mutate(mut input: Vec<u8>, other: &[u8], rng: &mut Rng) -> Vec<u8> {
+    const ODD: [u8; 8] = [0x00, 0x01, 0x7f, 0x80, 0xff, 0xfe, 0x10, 0x20];
+    for _ in 0..1 + rng.index(6) {
+        let at = rng.index(input.len() + 1);
+        match rng.index(8) {
+            0 => input.truncate(at),
+            1 => input.insert(at, rng.number() as u8),
+            2 => {
+                // The other input's end behind this one's beginning.
+                input.truncate(at);
+                input.extend_from_slice(&other[rng.index(other.len() + 1)..]);
+            }
+            3 => {
+                let piece = input[at..(at + rng.index(32)).min(input.len())].to_vec();
+                let to = rng.index(input.len() + 1);
+                input.splice(to..to, piece);
+            }
+            4 => drop(input.drain(at..(at + rng.index(16)).min(input.len()))),
+            kind => {
+                if let Some(byte) = input.get_mut(at) {
+                    *byte = match kind {
+                        5 => *byte ^ (1 << rng.index(8)),
+                        6 => rng.number() as u8,
+                        _ => ODD[rng.index(ODD.len())],
+                    };
+                }
+            }
+        }
+        // Splices must not feed on each other.
+        input.truncate(8192);
+    }
+    input
+}

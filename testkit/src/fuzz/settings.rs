@@ -1,0 +1,83 @@
+//! The fuzz target of the settings file.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{env, fs, process};
+
+use afterimage::settings::{apply, misplaced};
+
+use super::Seed;
+
+/// Any text as the settings file of `command`, which has a subcommand `cache` with a flag `--listen`: its
+/// settings are taken or refused with a reason, and a flag that is given beats them.
+pub(super) fn settings(data: &[u8]) {
+    let command = afterimage::command();
+    let text = String::from_utf8_lossy(data);
+    let file = Temporary::new();
+    fs::write(&file.0, text.as_bytes()).expect("a temporary file can be written");
+    let args = [OsString::from("--config"), file.0.clone().into()];
+    let is_toml = text.parse::<toml::Table>().is_ok();
+    let names: Vec<String> =
+        command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let command = match apply(command, args.iter().cloned()) {
+        Ok(command) => command,
+        Err(error) => return assert!(error.to_string().contains("settings file"), "{error:#}"),
+    };
+    assert!(is_toml, "what is no TOML was taken");
+    for name in &names {
+        // The flags judge their settings themselves; a wrong one is an error with a text, which names the file
+        // if that is where it stands.
+        if let Err(error) = command.clone().try_get_matches_from(["afterimage", name]) {
+            assert!(!error.to_string().is_empty());
+            if let Some(error) = misplaced(&error, &args) {
+                assert!(error.to_string().contains("settings file"), "{error:#}");
+            }
+        }
+    }
+    let given = ["afterimage", "cache", "--listen", "192.0.2.1:1"];
+    if let Ok(matches) = command.try_get_matches_from(given) {
+        let (_, cache) = matches.subcommand().expect("a subcommand was given");
+        let listen = cache.get_one::<String>("listen").map(String::as_str);
+        assert_eq!(listen, Some("192.0.2.1:1"), "a flag beats the file");
+    }
+}
+
+/// Files that say something, and some that say it wrongly.
+pub(super) fn seeds() -> Vec<Seed> {
+    [
+        ("empty", ""),
+        ("listen", "[cache]\nlisten = \"127.0.0.1:1\"\n"),
+        ("flag", "[cache]\ninsecure = true\nmax-connections = 7\n[memo]\nlisten = \"[::1]:2\"\n"),
+        ("list", "[memo]\nclassifier = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\n"),
+        ("wrong_type", "[cache]\nlisten = {}\nmax-connections = 1.5\n"),
+        ("unknown", "[cash]\nlisten = 1\n"),
+        ("outside", "listen = 1\n"),
+        ("truth", "[cache]\ninsecure = \"maybe\"\nlisten = \"\"\"a\nb\"\"\"\n"),
+        ("date", "[cache]\nlisten = 1979-05-27T07:32:00Z\nmax-connections = [[1], []]\n"),
+        ("unicode", "# é\n[cache]\nlisten = '\u{1F680}'\n"),
+    ]
+    .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
+    .into()
+}
+
+/// A path for one file, removed at the end.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Where there is a file system in memory, a file costs no disk's time.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Temporary(folder.join(format!("afterimage-fuzz-settings-{}-{number}", process::id())))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // It may not have been made.
+        let _ = fs::remove_file(&self.0);
+    }
+}

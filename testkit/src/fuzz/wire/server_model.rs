@@ -1,0 +1,301 @@
+//! What a server must say to a stream of bytes: `PROTOCOL.md`, sections 7, 13 and 15, read once more and
+//! written down without a look at the server's code and without its decoder.
+
+use std::collections::HashMap;
+
+/// Bytes in a header.
+const HEADER: usize = 16;
+/// The longest Hello.
+const HELLO_MAX: usize = 4096;
+/// A body this much above the limit is skipped; a longer one ends the connection.
+const SKIP_MAX: usize = 16 << 20;
+
+/// Kinds, as section 4 numbers them.
+pub(super) mod kind {
+    pub(in crate::fuzz::wire) const HELLO: u8 = 0x01;
+    pub(in crate::fuzz::wire) const WELCOME: u8 = 0x02;
+    pub(in crate::fuzz::wire) const PING: u8 = 0x03;
+    pub(in crate::fuzz::wire) const PONG: u8 = 0x04;
+    pub(in crate::fuzz::wire) const STATS_REQ: u8 = 0x05;
+    pub(in crate::fuzz::wire) const STATS_RESP: u8 = 0x06;
+    pub(in crate::fuzz::wire) const ERROR: u8 = 0x07;
+    pub(in crate::fuzz::wire) const GO_AWAY: u8 = 0x08;
+    pub(in crate::fuzz::wire) const SNAPSHOT_REQ: u8 = 0x09;
+    pub(in crate::fuzz::wire) const SNAPSHOT_RESP: u8 = 0x0A;
+    pub(in crate::fuzz::wire) const CACHE_REQ: u8 = 0x10;
+    pub(in crate::fuzz::wire) const CACHE_RESP: u8 = 0x11;
+    pub(in crate::fuzz::wire) const CLASSIFY_REQ: u8 = 0x20;
+    pub(in crate::fuzz::wire) const CLASSIFY_RESP: u8 = 0x21;
+}
+
+/// Statuses, as section 6 numbers them.
+pub(super) mod status {
+    pub(in crate::fuzz::wire) const BAD_ARGUMENT: u16 = 4;
+    pub(in crate::fuzz::wire) const DEADLINE_EXCEEDED: u16 = 6;
+    pub(in crate::fuzz::wire) const UNAUTHENTICATED: u16 = 7;
+    pub(in crate::fuzz::wire) const TOO_LARGE: u16 = 8;
+    pub(in crate::fuzz::wire) const UNSUPPORTED: u16 = 9;
+    pub(in crate::fuzz::wire) const SHUTTING_DOWN: u16 = 10;
+    pub(in crate::fuzz::wire) const INTERNAL: u16 = 11;
+}
+
+/// What the server is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setup<'a> {
+    /// A cache, or else a classifier.
+    pub(super) is_cache: bool,
+    /// The token that it asks for.
+    pub(super) token: Option<&'a [u8]>,
+    /// The largest body that it takes.
+    pub(super) max_body: u32,
+}
+
+/// A frame that the server sends, as far as it is known beforehand.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Reply {
+    pub(super) id: u64,
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) status: u16,
+    /// `None` where the body is the server's own affair: texts, statistics, what the Welcome tells.
+    pub(super) body: Option<Vec<u8>>,
+}
+
+/// How the server stands after the last byte, if no more ever comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// It waits for a Hello, or for the rest of one.
+    Greeting,
+    /// It waits for requests.
+    Idle,
+    /// It waits for the rest of a frame.
+    Partial,
+    /// It has told an HTTP client where it is, and closed.
+    Http,
+    /// It has sent a connection-level error, the last of the replies, and closed.
+    Closed,
+}
+
+/// All that the server says of its own accord to these bytes, if all the time in the world passes between
+/// them: the replies in the order of their requests.
+pub(super) fn answers(setup: Setup<'_>, stream: &[u8]) -> (Vec<Reply>, Rest) {
+    let mut model = Model { setup, replies: Vec::new(), values: HashMap::new() };
+    let rest = model.greet(stream);
+    (model.replies, rest)
+}
+
+/// The value that a service of these tests gives for a key, and how: see `server_stream::Service`.
+pub(super) fn behaviour(seed: u8) -> Behaviour {
+    match seed % 8 {
+        0..4 => Behaviour::Now,
+        4 => Behaviour::Twice,
+        5 => Behaviour::After { ms: u64::from(seed / 8) * 7 },
+        6 => Behaviour::Dropped,
+        _ => Behaviour::Forgotten,
+    }
+}
+
+/// How a request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Behaviour {
+    /// At once.
+    Now,
+    /// At once, and once more, which must not be seen.
+    Twice,
+    /// Later.
+    After { ms: u64 },
+    /// By dropping the promise to answer it later.
+    Dropped,
+    /// Not at all.
+    Forgotten,
+}
+
+/// What the service of these tests says of a snapshot: 1 entry, 2 bytes, 3 microseconds.
+const SNAPSHOT_BODY: [u8; 24] =
+    [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+
+/// The class that the service of these tests gives.
+pub(super) fn class(image: &[u8]) -> u16 {
+    image.iter().fold(0, |class, &byte| class.wrapping_mul(31).wrapping_add(byte.into()))
+}
+
+struct Model<'a> {
+    setup: Setup<'a>,
+    replies: Vec<Reply>,
+    values: HashMap<u64, i64>,
+}
+
+struct Header {
+    body_len: usize,
+    kind: u8,
+    flags: u8,
+    id: u64,
+}
+
+impl Header {
+    fn of(bytes: &[u8]) -> Option<Header> {
+        let bytes: &[u8; HEADER] = bytes.first_chunk()?;
+        Some(Header {
+            body_len: number(&bytes[..4]) as usize,
+            kind: bytes[4],
+            flags: bytes[5],
+            id: number(&bytes[8..]),
+        })
+    }
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+impl Model<'_> {
+    /// Section 7: the table of what is wrong with the first bytes.
+    fn greet(&mut self, stream: &[u8]) -> Rest {
+        const HTTP: [&str; 10] =
+            ["GET ", "HEAD", "POST", "PUT ", "DELE", "OPTI", "PATC", "CONN", "TRAC", "PRI "];
+        if HTTP.iter().any(|method| stream.starts_with(method.as_bytes())) {
+            return Rest::Http;
+        }
+        let Some(header) = Header::of(stream) else {
+            return Rest::Greeting;
+        };
+        if matches!(stream, [0x16, 3, 1..=4, ..]) {
+            return self.close(header.id, status::UNSUPPORTED);
+        }
+        if header.kind != kind::HELLO || header.body_len > HELLO_MAX {
+            return self.close(header.id, status::BAD_ARGUMENT);
+        }
+        let Some(body) = stream.get(HEADER..HEADER + header.body_len) else {
+            return Rest::Greeting;
+        };
+        if header.flags != 0 {
+            return self.close(header.id, status::UNSUPPORTED);
+        }
+        let Some((oldest, newest, token)) = hello(body) else {
+            return self.close(header.id, status::BAD_ARGUMENT);
+        };
+        if oldest > 1 || newest < 1 {
+            return self.close(header.id, status::UNSUPPORTED);
+        }
+        if self.setup.token.is_some_and(|expected| expected != token) {
+            return self.close(header.id, status::UNAUTHENTICATED);
+        }
+        self.say(header.id, kind::WELCOME, 0, 0, None);
+        self.open(&stream[HEADER + header.body_len..])
+    }
+
+    /// Section 13: the table of what is wrong with a frame.
+    fn open(&mut self, mut stream: &[u8]) -> Rest {
+        loop {
+            let Some(header) = Header::of(stream) else {
+                return if stream.is_empty() { Rest::Idle } else { Rest::Partial };
+            };
+            let max_body = self.setup.max_body as usize;
+            if header.body_len > max_body + SKIP_MAX {
+                return self.close(header.id, status::TOO_LARGE);
+            }
+            let frame_len = HEADER + header.body_len;
+            if header.body_len > max_body {
+                self.error(header.id, status::TOO_LARGE);
+                if stream.len() < frame_len {
+                    return Rest::Partial;
+                }
+            } else {
+                let Some(body) = stream.get(HEADER..frame_len) else {
+                    return Rest::Partial;
+                };
+                self.frame(&header, body);
+            }
+            stream = &stream[frame_len..];
+        }
+    }
+
+    fn frame(&mut self, header: &Header, body: &[u8]) {
+        let id = header.id;
+        match header.kind {
+            kind::ERROR | kind::PONG | kind::GO_AWAY => {}
+            kind::HELLO => self.error(id, status::BAD_ARGUMENT),
+            kind::PING if header.flags != 0 => self.error(id, status::UNSUPPORTED),
+            kind::PING if body.len() > 64 => self.error(id, status::BAD_ARGUMENT),
+            kind::PING => self.say(id, kind::PONG, 0, 0, Some(body.to_vec())),
+            kind::STATS_REQ if header.flags != 0 => self.error(id, status::UNSUPPORTED),
+            kind::STATS_REQ if !body.is_empty() => self.error(id, status::BAD_ARGUMENT),
+            kind::STATS_REQ => self.say(id, kind::STATS_RESP, 0, 0, None),
+            kind::SNAPSHOT_REQ if header.flags != 0 => self.error(id, status::UNSUPPORTED),
+            kind::SNAPSHOT_REQ if !body.is_empty() => self.error(id, status::BAD_ARGUMENT),
+            kind::SNAPSHOT_REQ => {
+                self.say(id, kind::SNAPSHOT_RESP, 1, 0, Some(SNAPSHOT_BODY.to_vec()));
+            }
+            kind::CACHE_REQ if self.setup.is_cache => self.cache_req(header, body),
+            kind::CLASSIFY_REQ if !self.setup.is_cache => self.classify_req(header, body),
+            // Kinds that are unknown, a reply's, or another service's.
+            _ => self.error(id, status::UNSUPPORTED),
+        }
+    }
+
+    fn cache_req(&mut self, header: &Header, body: &[u8]) {
+        let id = header.id;
+        match (header.flags, body.len()) {
+            (0, 8) => {
+                let key = number(body);
+                let value = self.values.get(&key).copied();
+                let flags = u8::from(value.is_some());
+                let body = value.map_or(Vec::new(), |value| value.to_le_bytes().to_vec());
+                self.service(id, key as u8, kind::CACHE_RESP, flags, body);
+            }
+            (1, 16) => {
+                let (key, value) = (number(&body[..8]), number(&body[8..]).cast_signed());
+                self.values.insert(key, value);
+            }
+            (0 | 1, _) => self.error(id, status::BAD_ARGUMENT),
+            _ => self.error(id, status::UNSUPPORTED),
+        }
+    }
+
+    fn classify_req(&mut self, header: &Header, body: &[u8]) {
+        if header.flags != 0 {
+            return self.error(header.id, status::UNSUPPORTED);
+        }
+        let (seed, class) = (body.first().copied().unwrap_or(0), class(body));
+        self.service(header.id, seed, kind::CLASSIFY_RESP, 0, class.to_le_bytes().to_vec());
+    }
+
+    /// What reaches the service: an answer, or an internal error where the service does not give one.
+    fn service(&mut self, id: u64, seed: u8, kind: u8, flags: u8, body: Vec<u8>) {
+        match behaviour(seed) {
+            Behaviour::Now | Behaviour::Twice | Behaviour::After { .. } => {
+                self.say(id, kind, flags, 0, Some(body));
+            }
+            Behaviour::Dropped | Behaviour::Forgotten => self.error(id, status::INTERNAL),
+        }
+    }
+
+    fn say(&mut self, id: u64, kind: u8, flags: u8, status: u16, body: Option<Vec<u8>>) {
+        self.replies.push(Reply { id, kind, flags, status, body });
+    }
+
+    fn error(&mut self, id: u64, status: u16) {
+        self.say(id, kind::ERROR, 0, status, None);
+    }
+
+    fn close(&mut self, id: u64, status: u16) -> Rest {
+        self.say(id, kind::ERROR, 1, status, None);
+        Rest::Closed
+    }
+}
+
+/// Oldest version, newest version and token of a well-formed Hello.
+fn hello(body: &[u8]) -> Option<(u64, u64, &[u8])> {
+    let rest = body.strip_prefix(b"AFTERIMG")?;
+    let (fields, rest) = rest.split_at_checked(10)?;
+    let token_len = number(&fields[8..]) as usize;
+    let (token, mut extensions) = rest.split_at_checked(token_len)?;
+    if token_len > 1024 {
+        return None;
+    }
+    while !extensions.is_empty() {
+        let (head, rest) = extensions.split_at_checked(4)?;
+        (_, extensions) = rest.split_at_checked(number(&head[2..]) as usize)?;
+    }
+    Some((number(&fields[..2]), number(&fields[2..4]), token))
+}
