@@ -1,9 +1,10 @@
-//! An RBF model of LIBSVM's, 9,000 support vectors and more, scored by `svm-predict` and by us in turn, a thousand images of
-//! the MNIST test set after another: `kernel_svm DATA_DIR RECORDS_DIR`, or with a text model trained before as a third argument; both on the one core that the process is
-//! pinned to. Every label is compared.
+//! An RBF model of LIBSVM's, 9,000 support vectors and more, scored by `svm-predict` and by us in
+//! turn, a thousand images of the MNIST test set after another: `kernel_svm DATA_DIR RECORDS_DIR`,
+//! or with a text model trained before as a third argument; both on the one core that the process
+//! is pinned to. Every label is compared.
 //!
-//! Times are processor time, so that other work on the machine disturbs the ratio as little as can be; what
-//! `svm-predict` needs to read its model is taken off its time.
+//! Times are processor time, so that other work on the machine disturbs the ratio as little as can
+//! be; what `svm-predict` needs to read its model is taken off its time.
 
 use std::fmt::Write as _;
 use std::fs;

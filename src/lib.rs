@@ -35,7 +35,8 @@ struct Cli {
     config: Option<PathBuf>,
 
     /// What to log to standard error: error, warn, info, debug, trace, or one of them per module.
-    /// Without it, info; error for the commands that ask a service and tell of its errors themselves.
+    /// Without it, info; error for the commands that ask a service and tell of its errors
+    /// themselves.
     #[arg(long, global = true, value_name = "FILTER", value_parser = log_filter)]
     log: Option<String>,
 
@@ -88,7 +89,8 @@ impl Command {
     }
 }
 
-/// Checks a filter for logs. A word alone is a level: the library would take any other for a module.
+/// Checks a filter for logs. A word alone is a level: the library would take any other for a
+/// module.
 fn log_filter(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for directive in text.split(',').map(str::trim) {

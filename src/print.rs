@@ -1,8 +1,8 @@
 //! Standard output and standard error: every command prints through here.
 //!
-//! The standard library's macros panic when they cannot write. Here that is an error like any other, and
-//! one that is not told when the reader has gone (`afterimage bench … | head`): the program ends, as one does
-//! that the signal for it (SIGPIPE) ends.
+//! The standard library's macros panic when they cannot write. Here that is an error like any
+//! other, and one that is not told when the reader has gone (`afterimage bench … | head`): the
+//! program ends, as one does that the signal for it (SIGPIPE) ends.
 
 use std::fmt;
 use std::io::{self, Write};

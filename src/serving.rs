@@ -51,8 +51,8 @@ pub(crate) fn serve<S: Service>(
         let terminated = until_terminated();
         // For as long as we serve.
         let _full = keep_on_when_a_file_cannot_grow();
-        // On standard output, so that whoever started us learns the port. A service whose starter does not
-        // want to know serves all the same.
+        // On standard output, so that whoever started us learns the port. A service whose starter
+        // does not want to know serves all the same.
         let addr = server.local_addr()?;
         let _ = say!("{kind} listening on {addr}");
         server.serve(terminated).await;
@@ -81,8 +81,8 @@ fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyho
     Ok(())
 }
 
-/// A file above the process's limit (`ulimit -f`) is an error of the write, as on a full disk, and not the end
-/// of the process: that is what a signal means that somebody listens to.
+/// A file above the process's limit (`ulimit -f`) is an error of the write, as on a full disk, and
+/// not the end of the process: that is what a signal means that somebody listens to.
 #[cfg(unix)]
 fn keep_on_when_a_file_cannot_grow() -> Option<tokio::signal::unix::Signal> {
     let too_large = rustix::process::Signal::XFSZ.as_raw();

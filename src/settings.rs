@@ -28,9 +28,9 @@ pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::
     }
 }
 
-/// A wrong value that stands in the environment or in the settings file, told of as what it is: clap
-/// takes every value for one of the flag. `None` for an error that is of another kind, or the command
-/// line's own.
+/// A wrong value that stands in the environment or in the settings file, told of as what it is:
+/// clap takes every value for one of the flag. `None` for an error that is of another kind, or the
+/// command line's own.
 pub fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow::Error> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -68,8 +68,8 @@ fn flag_name(written: &str) -> Option<&str> {
     written.strip_prefix("--")?.split([' ', '=']).next()
 }
 
-/// Two settings of which one may be set, by the names under which they are. `None` when both are flags, of which
-/// clap tells as well.
+/// Two settings of which one may be set, by the names under which they are. `None` when both are
+/// flags, of which clap tells as well.
 fn exclude_each_other(flags: [Option<&str>; 2], args: &[OsString]) -> Option<anyhow::Error> {
     let given = given(args);
     let is_given = |flag: &str| given.iter().any(|given| given == flag);
@@ -129,8 +129,8 @@ fn with_environment(command: Command, given: &[String]) -> Command {
     })
 }
 
-/// The settings that a flag on the command line excludes: it beats their environment variables as it
-/// beats its own.
+/// The settings that a flag on the command line excludes: it beats their environment variables as
+/// it beats its own.
 fn beaten_by(command: &Command, given: &[String]) -> Vec<String> {
     let mut beaten = Vec::new();
     for arg in command.get_arguments() {

@@ -9,8 +9,8 @@ use anyhow::{Context, bail};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct ServerTlsArgs {
-    /// Serve with TLS and this certificate (PEM, with those that lead to its authority). It is loaded
-    /// anew when the file changes, and on SIGHUP.
+    /// Serve with TLS and this certificate (PEM, with those that lead to its authority). It is
+    /// loaded anew when the file changes, and on SIGHUP.
     #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 

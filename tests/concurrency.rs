@@ -1,6 +1,6 @@
 //! Many at once: identical requests make one call, end to end, and every request in flight gets
-//! exactly one reply. The classifier is held (SIGSTOP) until all that is to be in flight is there, so that
-//! what is counted does not depend on who is faster.
+//! exactly one reply. The classifier is held (SIGSTOP) until all that is to be in flight is there,
+//! so that what is counted does not depend on who is faster.
 
 #![allow(clippy::unwrap_used)]
 
@@ -208,7 +208,8 @@ fn free_running_connections_make_no_more_calls_than_there_are_images() {
         for task in tasks {
             task.await.unwrap();
         }
-        // Nobody was held here: whoever came late found the answer in the table or on its way there.
+        // Nobody was held here: whoever came late found the answer in the table or on its way
+        // there.
         assert_eq!(pair.scored().await, IMAGES as u64);
     });
 }

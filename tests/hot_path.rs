@@ -1,6 +1,6 @@
-//! What a request costs that is answered at once: no allocation, and one write for all that came together; and what
-//! images cost that are scored together: one wake-up and one write. A whole connection is driven here, from its bytes
-//! to its bytes, by hand and without a socket.
+//! What a request costs that is answered at once: no allocation, and one write for all that came
+//! together; and what images cost that are scored together: one wake-up and one write. A whole
+//! connection is driven here, from its bytes to its bytes, by hand and without a socket.
 
 #![allow(clippy::unwrap_used)]
 
@@ -109,7 +109,8 @@ impl AsyncWrite for Transport {
     }
 }
 
-/// A connection of a service: its ends, and what polls it once for each call, inside of a runtime that must live.
+/// A connection of a service: its ends, and what polls it once for each call, inside of a runtime
+/// that must live.
 fn drive<S: Service>(service: S) -> (Arc<Mutex<Ends>>, Runtime, impl FnMut(&Waker)) {
     let transport = Transport::default();
     // Timers need one; nothing runs on it.
@@ -129,8 +130,8 @@ fn drive<S: Service>(service: S) -> (Arc<Mutex<Ends>>, Runtime, impl FnMut(&Wake
     (ends, runtime, poll)
 }
 
-/// What `TOGETHER` requests cost, each written by `put`, once the service is warm: allocations and writes. `check`
-/// sees each reply.
+/// What `TOGETHER` requests cost, each written by `put`, once the service is warm: allocations and
+/// writes. `check` sees each reply.
 fn cost(
     service: impl Service,
     put: impl Fn(&mut Vec<u8>, u64),

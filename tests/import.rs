@@ -1,4 +1,5 @@
-//! Models of other tools, from the file that a tool wrote to the labels that a service answers with.
+//! Models of other tools, from the file that a tool wrote to the labels that a service answers
+//! with.
 
 #![allow(clippy::unwrap_used)]
 
@@ -16,7 +17,8 @@ use common::{Running, file, folder, run, text};
 /// The longest that the part of a test may take that talks to a service.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Three classes of LIBSVM's with one support vector each; that which is nearest answers. Images are of 2 × 2 bytes.
+/// Three classes of LIBSVM's with one support vector each; that which is nearest answers. Images
+/// are of 2 × 2 bytes.
 const LIBSVM: &str = "svm_type c_svc\nkernel_type rbf\ngamma 2\nnr_class 3\ntotal_sv 3\nrho 0 0 0\n\
                       label 65535 300 7\nnr_sv 1 1 1\nSV\n1 1 1:1 \n-1 1 2:1 \n-1 -1 3:0.501961 \n";
 const LIBSVM_IMAGES: [([u8; 4], u16); 4] = [
@@ -26,7 +28,8 @@ const LIBSVM_IMAGES: [([u8; 4], u16); 4] = [
     ([200, 190, 0, 9], 65_535),
 ];
 
-/// An ONNX file with a `LinearClassifier` of two classes: the first pixel weighs for 4, the second for 9.
+/// An ONNX file with a `LinearClassifier` of two classes: the first pixel weighs for 4, the second
+/// for 9.
 fn onnx() -> Vec<u8> {
     let floats = |name: &str, values: &[f32]| {
         let values: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -1,4 +1,5 @@
-//! What is printed has to get to somebody: commands whose reader has gone, or whose output cannot be written.
+//! What is printed has to get to somebody: commands whose reader has gone, or whose output cannot
+//! be written.
 
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]

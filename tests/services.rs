@@ -102,7 +102,8 @@ fn sigterm_and_sigint_both_end_every_service_with_exit_code_0() {
     });
 }
 
-/// A memo whose classifier does not answer, and a connection with `count` requests that wait for it.
+/// A memo whose classifier does not answer, and a connection with `count` requests that wait for
+/// it.
 async fn waiting_requests(memo_flags: &[&str], count: usize) -> (Running, Running, Raw) {
     let classifier = Running::start(&["classifier", "--model", "raw"]);
     let place = classifier.place();

@@ -1,5 +1,5 @@
-//! Snapshots of real processes: asked for, cut short by SIGKILL at any moment, and with a disk that is
-//! full, a folder that is gone and a file that was damaged. Never a wrong value, never a crash.
+//! Snapshots of real processes: asked for, cut short by SIGKILL at any moment, and with a disk that
+//! is full, a folder that is gone and a file that was damaged. Never a wrong value, never a crash.
 
 #![allow(clippy::unwrap_used)]
 #![cfg(unix)]
@@ -141,7 +141,8 @@ fn a_folder_that_is_gone_costs_the_snapshot_and_nothing_else() {
     assert_eq!(remembered(&self::client(&cache), 2..=2), ENTRIES as usize);
 }
 
-/// The disk's end is the process's own limit on files: unlike a small file system it needs no privileges.
+/// The disk's end is the process's own limit on files: unlike a small file system it needs no
+/// privileges.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_costs_the_snapshot_and_nothing_else() {
@@ -173,8 +174,8 @@ fn a_full_disk_costs_the_snapshot_and_nothing_else() {
     run(&["snapshot", &cache.place()]).succeeded();
 }
 
-/// What it told when it started, now that it has ended: its snapshot was whole, and what a kill had cut short was
-/// cleared away.
+/// What it told when it started, now that it has ended: its snapshot was whole, and what a kill had
+/// cut short was cleared away.
 fn assert_came_back(cache: &Running, unfinished: usize) {
     let log = cache.log();
     assert!(log.contains(&format!("loaded {ENTRIES} of {ENTRIES} entries")), "{log}");
@@ -228,8 +229,8 @@ fn a_damaged_snapshot_is_a_cold_start_with_a_warning() {
     run(&["snapshot", &cache.place()]).succeeded();
     cache.kill();
     let whole = fs::read(place(&folder)).unwrap();
-    // A place in each part: magic, version, id, count, checksum; a block's count, keys, values, heats,
-    // checksum; the same of a later block, and the last byte.
+    // A place in each part: magic, version, id, count, checksum; a block's count, keys, values,
+    // heats, checksum; the same of a later block, and the last byte.
     let block = 8 + 17 * 4096;
     let in_block = [0, 4, 4 + 8 * 4096, 4 + 16 * 4096, 4 + 17 * 4096];
     let places = [0, 8, 16, 24, 32].into_iter();
@@ -241,7 +242,8 @@ fn a_damaged_snapshot_is_a_cold_start_with_a_warning() {
         let mut cut = whole.clone();
         cut.truncate(at);
         for damaged in [flipped, cut] {
-            // A file without even a magic is somebody else's, and refused; that has a test of its own.
+            // A file without even a magic is somebody else's, and refused; that has a test of its
+            // own.
             if !damaged.starts_with(&whole[..8]) {
                 continue;
             }

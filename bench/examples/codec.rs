@@ -2,9 +2,10 @@
 //!
 //! `cargo run --release -p afterimage-bench --example codec [FOLDER for the record]`
 //!
-//! A frame is encoded into a buffer as a client does, cut out of it and decoded as a server does, and what comes
-//! out is checked. Buffers hold 1024 frames and stay in the first-level cache with room for two; of many rounds the
-//! best and the median count. That nothing is allocated is tested in `wire/tests/no_allocation.rs`.
+//! A frame is encoded into a buffer as a client does, cut out of it and decoded as a server does,
+//! and what comes out is checked. Buffers hold 1024 frames and stay in the first-level cache with
+//! room for two; of many rounds the best and the median count. That nothing is allocated is tested
+//! in `wire/tests/no_allocation.rs`.
 
 use std::env;
 use std::error::Error;
@@ -134,7 +135,8 @@ fn decode_all(mut rest: &[u8], check: impl Fn(u64, &Message<'_>) -> bool) -> u64
     right
 }
 
-/// The clock of the processor's cores as the system tells it, which is the one that cycles are counted by.
+/// The clock of the processor's cores as the system tells it, which is the one that cycles are
+/// counted by.
 fn ghz() -> f64 {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("cpu MHz"));

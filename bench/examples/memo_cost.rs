@@ -1,8 +1,8 @@
-//! What a memo costs when it remembers nothing, and what it holds when it is asked for ten times as much as it can do:
-//! what `bench/overhead` and `bench/overload` call.
+//! What a memo costs when it remembers nothing, and what it holds when it is asked for ten times as
+//! much as it can do: what `bench/overhead` and `bench/overload` call.
 //!
-//! Arguments: `overhead` or `overload`; the `afterimage` binary; a folder for the record; and of `overload` how many
-//! seconds (60). Servers run on CPU 0, the load on CPU 1.
+//! Arguments: `overhead` or `overload`; the `afterimage` binary; a folder for the record; and of
+//! `overload` how many seconds (60). Servers run on CPU 0, the load on CPU 1.
 
 mod common;
 
@@ -20,10 +20,11 @@ use afterimage_bench::{Arrivals, Mode, Outcome, Plan, Report, Span, run};
 use common::{Found, Process, Result};
 use rustix::process::setpriority_process;
 
-/// How often the servers are started anew: where a process lies in memory makes it a hundredth faster or slower, for
-/// as long as it lives.
+/// How often the servers are started anew: where a process lies in memory makes it a hundredth
+/// faster or slower, for as long as it lives.
 const STARTS: u64 = 3;
-/// Rounds between two starts; in each, every server has its turn, and they take turns in going first.
+/// Rounds between two starts; in each, every server has its turn, and they take turns in going
+/// first.
 const ROUNDS: u64 = 4;
 const MEASURE: Duration = Duration::from_millis(800);
 const WARMUP: Duration = Duration::from_millis(250);
@@ -34,10 +35,11 @@ const KNOWN: usize = 1000;
 const OVERLOAD: f64 = 10.0;
 /// Hits a second that are asked for meanwhile.
 const HITS_PER_S: f64 = 1000.0;
-/// Hits that may be in flight: with one at a time those that are due would wait in the generator for the one before.
+/// Hits that may be in flight: with one at a time those that are due would wait in the generator
+/// for the one before.
 const HITS_DEPTH: usize = 1024;
-/// The flood's claim on the CPU that it shares with the hits' thread, which would otherwise be kept waiting by the
-/// generator, and not by the memo.
+/// The flood's claim on the CPU that it shares with the hits' thread, which would otherwise be kept
+/// waiting by the generator, and not by the memo.
 const FLOOD_NICE: i32 = 19;
 /// Between two looks at a server's memory.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -146,7 +148,8 @@ fn compare(
     Ok(())
 }
 
-/// Medians over the rounds, and their ratios to the classifier's; of the runs, the middle ones are kept.
+/// Medians over the rounds, and their ratios to the classifier's; of the runs, the middle ones are
+/// kept.
 fn judge(found: &mut Found) {
     let mut runs = std::mem::take(&mut found.runs);
     found.say(&format!("{:<46}{:>12}{:>12}{:>14}", "", "p50", "p99", "answers/s"));

@@ -1,10 +1,12 @@
-//! The memo against the classifier asked directly, and beside what people would write today: a gRPC service with
-//! the same logic, and FastAPI with scikit-learn and Redis. What `bench/memo-peers` calls.
+//! The memo against the classifier asked directly, and beside what people would write today: a gRPC
+//! service with the same logic, and FastAPI with scikit-learn and Redis. What `bench/memo-peers`
+//! calls.
 //!
-//! Arguments: the `afterimage` binary; a folder for the record; the folder of the peers' programs; the Python of
-//! FastAPI's environment; the null server's binary. Servers run on CPU 0, all of a system's together; the load on
-//! CPU 1. Comparisons are made in rounds, one system after another in each, and the median of the rounds counts.
-//! The peers are asked in several ways first, and then in the one that they answer fastest.
+//! Arguments: the `afterimage` binary; a folder for the record; the folder of the peers' programs;
+//! the Python of FastAPI's environment; the null server's binary. Servers run on CPU 0, all of a
+//! system's together; the load on CPU 1. Comparisons are made in rounds, one system after another
+//! in each, and the median of the rounds counts. The peers are asked in several ways first, and
+//! then in the one that they answer fastest.
 
 mod common;
 
@@ -86,8 +88,9 @@ fn plan(server: &Process, population: &Arc<Population>, depth: usize) -> Plan {
     }
 }
 
-/// The shipped model: asked directly, through a memo that knows nothing yet, and through one that knows it all;
-/// with the table in the memo's process, and with a cache and a classifier of their own.
+/// The shipped model: asked directly, through a memo that knows nothing yet, and through one that
+/// knows it all; with the table in the memo's process, and with a cache and a classifier of their
+/// own.
 fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Result<()> {
     found.say(
         "the memo against the classifier asked directly, shipped model, one core for all servers",

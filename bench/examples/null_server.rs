@@ -5,8 +5,8 @@
 //!
 //! Arguments, all optional and in this order: what is asked (`cache`, `mixed` for half writes, or
 //! `classify`), depth, connections, seconds, access (`uniform` or an exponent of Zipf's law).
-//! With `serve ADDRESS` as its arguments it only serves, for a generator elsewhere; with `all FOLDER` it measures
-//! several loads and writes a record.
+//! With `serve ADDRESS` as its arguments it only serves, for a generator elsewhere; with `all
+//! FOLDER` it measures several loads and writes a record.
 
 use std::env;
 use std::error::Error;

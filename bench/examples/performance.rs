@@ -1,5 +1,5 @@
-//! Writes `docs/performance.md`, and the figures of the READMEs, from the newest records in `bench/results/`: what
-//! `just performance` calls.
+//! Writes `docs/performance.md`, and the figures of the READMEs, from the newest records in
+//! `bench/results/`: what `just performance` calls.
 
 use std::fs;
 use std::io::Result;

@@ -31,7 +31,8 @@ struct Tls {
 }
 
 impl Channel {
-    /// The stream, after a handshake if there is to be TLS. The stream's own time limits hold for it.
+    /// The stream, after a handshake if there is to be TLS. The stream's own time limits hold for
+    /// it.
     pub(crate) fn new(mut stream: TcpStream, tls: Option<&ClientTls>) -> io::Result<Self> {
         let tls = match tls {
             None => None,

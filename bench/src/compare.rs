@@ -1,4 +1,5 @@
-//! Two services, or two versions of one, laid over each other: what differs, by how much, how surely.
+//! Two services, or two versions of one, laid over each other: what differs, by how much, how
+//! surely.
 
 use std::fmt;
 
@@ -20,8 +21,8 @@ pub struct Comparison {
     pub repeats: [usize; 2],
     /// The median of each one's repeats.
     pub medians: [f64; 2],
-    /// The second over the first, less 1: 0.1 for a tenth more. Estimated from all repeats, and not the ratio
-    /// of the medians.
+    /// The second over the first, less 1: 0.1 for a tenth more. Estimated from all repeats, and
+    /// not the ratio of the medians.
     pub change: f64,
     /// The confidence interval of the change; `None` with too few repeats.
     pub interval: Option<(f64, f64)>,
@@ -41,9 +42,9 @@ pub enum Verdict {
 }
 
 impl Comparison {
-    /// Compares one figure of the repeats of two runs. `paired` says that the n-th repeats of both were made one
-    /// after the other, so that what disturbed one disturbed the other. `None` when one has no such figure, or
-    /// it is 0, or pairs are missing.
+    /// Compares one figure of the repeats of two runs. `paired` says that the n-th repeats of both
+    /// were made one after the other, so that what disturbed one disturbed the other. `None`
+    /// when one has no such figure, or it is 0, or pairs are missing.
     pub fn new(metric: Metric, first: &[&Run], second: &[&Run], paired: bool) -> Option<Self> {
         let values = |runs: &[&Run]| -> Option<Vec<f64>> {
             let values = runs.iter().map(|run| metric.of(&run.report).filter(|&value| value > 0.0));
@@ -141,7 +142,8 @@ pub(crate) fn middle(mut runs: Vec<&Run>) -> &Run {
     runs.swap_remove(runs.len() / 2)
 }
 
-/// Compares the runs that have the same names in both records, or the only ones that each has, by all [`METRICS`].
+/// Compares the runs that have the same names in both records, or the only ones that each has, by
+/// all [`METRICS`].
 pub fn between<'a>(a: &'a Record, b: &Record) -> Vec<(&'a str, Vec<Comparison>)> {
     let (ours, theirs) = (by_name(&a.runs), by_name(&b.runs));
     let single = ours.len() == 1 && theirs.len() == 1;
@@ -154,8 +156,8 @@ pub fn between<'a>(a: &'a Record, b: &Record) -> Vec<(&'a str, Vec<Comparison>)>
     found
 }
 
-/// Compares the runs of two names in one record, by all [`METRICS`]: in pairs, if they were measured in turn. `None`
-/// when there are not two names.
+/// Compares the runs of two names in one record, by all [`METRICS`]: in pairs, if they were
+/// measured in turn. `None` when there are not two names.
 pub fn within(record: &Record) -> Option<Vec<Comparison>> {
     let names = by_name(&record.runs);
     let [(_, first), (_, second)] = &names[..] else { return None };

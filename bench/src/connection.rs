@@ -22,7 +22,8 @@ const MAX_REPLY_BODY: u32 = 4096;
 /// Bytes of the longest answer to a peer's handshake: Redis tells of itself in some two thousand.
 const MAX_INTRODUCTION: usize = 64 << 10;
 
-/// Bytes that one read may bring. Big enough for thousands of replies, small enough for the L2 cache.
+/// Bytes that one read may bring. Big enough for thousands of replies, small enough for the L2
+/// cache.
 const INPUT_LEN: usize = 128 << 10;
 
 const _: () = assert!(INPUT_LEN > HEADER_LEN + MAX_REPLY_BODY as usize);
@@ -82,8 +83,8 @@ pub(crate) enum Wait {
 }
 
 impl Connection {
-    /// Connects, says hello and hears who is there, within `timeout` for each step. A welcome is heard
-    /// in Afterimage's own dialect only; others give a name and version, or nothing.
+    /// Connects, says hello and hears who is there, within `timeout` for each step. A welcome is
+    /// heard in Afterimage's own dialect only; others give a name and version, or nothing.
     pub(crate) fn open(peer: Peer<'_>) -> Result<(Self, Introduction), BenchError> {
         let Peer { addr, dialect, token, tls, timeout } = peer;
         let failed = |source| BenchError::Connect { addr, source };
@@ -272,8 +273,8 @@ impl Connection {
 
     /// Passes every whole frame that has been received to `each`, in place.
     ///
-    /// Header and body go separately, in registers: a [`Frame`] handed through memory cost a third of
-    /// the time of a small reply.
+    /// Header and body go separately, in registers: a [`Frame`] handed through memory cost a third
+    /// of the time of a small reply.
     #[inline]
     pub(crate) fn frames(&mut self, mut each: impl FnMut(Header, &[u8])) -> Result<(), Lost> {
         let mut rest = &self.input[self.input_start..self.input_end];

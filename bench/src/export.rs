@@ -1,6 +1,7 @@
 //! A run's latencies as files that the usual plotters of HdrHistogram read.
 //!
-//! Values are in milliseconds, as those tools expect; they are latencies from due, of all proper answers.
+//! Values are in milliseconds, as those tools expect; they are latencies from due, of all proper
+//! answers.
 
 use std::io::{self, Write};
 use std::time::{Duration, UNIX_EPOCH};
@@ -49,7 +50,8 @@ pub fn percentiles(histogram: &Histogram<u64>, out: &mut impl Write) -> io::Resu
 /// Writes the intervals of `reports`, each with its name as a tag, as an interval log (format 1.3).
 ///
 /// # Errors
-/// Whatever `out` says; `InvalidInput` when a name cannot be a tag: it may hold no comma and no white space.
+/// Whatever `out` says; `InvalidInput` when a name cannot be a tag: it may hold no comma and no
+/// white space.
 pub fn interval_log(reports: &[(&str, &Report)], out: &mut impl Write) -> io::Result<()> {
     let first = reports.iter().map(|(_, report)| report.started_unix_s).reduce(f64::min);
     let began = Duration::try_from_secs_f64(first.unwrap_or(0.0)).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! The in-flight table of one connection: which request an id belongs to, and since when.
 //!
-//! An id is a running number and a slot, so finding a request is one index and one comparison, and no
-//! id is ever used twice on a connection.
+//! An id is a running number and a slot, so finding a request is one index and one comparison, and
+//! no id is ever used twice on a connection.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,5 @@
-//! Histograms as text: HdrHistogram's compressed V2 encoding in base64, which other tools read as well.
+//! Histograms as text: HdrHistogram's compressed V2 encoding in base64, which other tools read as
+//! well.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -3,11 +3,11 @@
 //! A [`Plan`] says what to ask whom, in which order and how fast; [`run`] does it and gives a
 //! [`Report`]. Every answer is checked: a run with a wrong one has no figures.
 //!
-//! Two latencies are kept of each request. The one *from due* runs from the moment the request was to be
-//! sent; a server that stalls makes all that was due meanwhile late, and this one shows it. The one *from
-//! sent* runs from the moment the request was handed to the kernel; it shows what the server did with
-//! what it got. In a closed loop a request is due when the answer before it has come, so the two hardly
-//! differ.
+//! Two latencies are kept of each request. The one *from due* runs from the moment the request was
+//! to be sent; a server that stalls makes all that was due meanwhile late, and this one shows it.
+//! The one *from sent* runs from the moment the request was handed to the kernel; it shows what the
+//! server did with what it got. In a closed loop a request is due when the answer before it has
+//! come, so the two hardly differ.
 
 #![forbid(unsafe_code)]
 

@@ -33,10 +33,12 @@ pub struct Progress {
     pub wrong: u64,
 }
 
-/// Asks who listens at `addr`: one of our own services says so; `None` for servers of other dialects.
+/// Asks who listens at `addr`: one of our own services says so; `None` for servers of other
+/// dialects.
 ///
 /// # Errors
-/// [`BenchError::Connect`], `Refused` or `Protocol` when nobody does, or nobody who speaks this dialect.
+/// [`BenchError::Connect`], `Refused` or `Protocol` when nobody does, or nobody who speaks this
+/// dialect.
 pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
     match Connection::open(peer)?.1 {
         Introduction::Welcome(welcome) => Ok(Some(welcome.service)),
@@ -46,13 +48,13 @@ pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
 
 /// Does what `plan` says, and tells `progress` a few times a second how it is getting on.
 ///
-/// Blocks until the run is over. A server that stops answering or goes away ends the run early, and the
-/// report says so: see [`Report::problems`].
+/// Blocks until the run is over. A server that stops answering or goes away ends the run early, and
+/// the report says so: see [`Report::problems`].
 ///
 /// # Errors
-/// [`BenchError::Plan`] when the plan contradicts itself; `Connect`, `Refused`, `Protocol`, `Service` and
-/// `Shape` when the server is not the one it was made for; `Pin` when a CPU is not there;
-/// [`BenchError::Wrong`], with the report inside, when an answer was wrong.
+/// [`BenchError::Plan`] when the plan contradicts itself; `Connect`, `Refused`, `Protocol`,
+/// `Service` and `Shape` when the server is not the one it was made for; `Pin` when a CPU is not
+/// there; [`BenchError::Wrong`], with the report inside, when an answer was wrong.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
     plan.validate()?;
     let pattern = &Pattern::new(plan.access, plan.subjects())

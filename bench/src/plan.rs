@@ -27,15 +27,16 @@ pub const MAX_BATCH: usize = 1024;
 /// How long a request may stay unanswered unless the plan says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All that a run needs to know. Start from [`Plan::classify`] or [`Plan::cache`] and change fields.
+/// All that a run needs to know. Start from [`Plan::classify`] or [`Plan::cache`] and change
+/// fields.
 #[derive(Clone)]
 pub struct Plan {
     /// Where the server listens.
     pub addr: SocketAddr,
     /// What it speaks.
     pub dialect: Dialect,
-    /// Keys that one command asks for at most, where the dialect has such commands. Each key counts as
-    /// a request.
+    /// Keys that one command asks for at most, where the dialect has such commands. Each key
+    /// counts as a request.
     pub batch: usize,
     /// The token for the handshake, Redis' password; empty for none.
     pub token: Vec<u8>,
@@ -45,8 +46,9 @@ pub struct Plan {
     pub target: Target,
     /// In which order.
     pub access: Access,
-    /// The share of reads that are about the population, from 0 to 1; the others are about images or keys
-    /// that nobody has asked about before and that no service can remember. `None` for all of them.
+    /// The share of reads that are about the population, from 0 to 1; the others are about images
+    /// or keys that nobody has asked about before and that no service can remember. `None` for
+    /// all of them.
     pub hit_ratio: Option<f64>,
     /// Connections in all, spread over the threads.
     pub connections: usize,

@@ -1,8 +1,8 @@
 //! Records: what was measured, when, where and how, as files that stay.
 //!
-//! A record is one JSON file in `bench/results/`, named after its date and what it is about. Its fields
-//! are those of [`Record`]. Quote ratios from one record; an absolute figure from a shared machine means
-//! little.
+//! A record is one JSON file in `bench/results/`, named after its date and what it is about. Its
+//! fields are those of [`Record`]. Quote ratios from one record; an absolute figure from a shared
+//! machine means little.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -78,7 +78,8 @@ pub struct Machine {
 }
 
 impl Record {
-    /// A record of these runs by this process, now. Asks git about the working copy at `repository`.
+    /// A record of these runs by this process, now. Asks git about the working copy at
+    /// `repository`.
     pub fn new(name: &str, repository: &Path, machine: Machine, runs: Vec<Run>) -> Self {
         Record {
             format: FORMAT,

@@ -1,4 +1,5 @@
-//! The highest rate that still holds a goal: by doubling, then by halving what is left, then by trying again.
+//! The highest rate that still holds a goal: by doubling, then by halving what is left, then by
+//! trying again.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,8 @@ const MIN_RATE: f64 = 0.1;
 pub struct Search {
     /// The first rate that is tried, a second.
     pub start: f64,
-    /// The search ends when the rate that holds and the one that does not are this close: 0.05 for 5 %.
+    /// The search ends when the rate that holds and the one that does not are this close: 0.05 for
+    /// 5 %.
     pub precision: f64,
     /// How often the rate that is found must hold again, all in a row.
     pub confirmations: u32,
@@ -61,8 +63,8 @@ impl<E> Tries<'_, E> {
 }
 
 impl Search {
-    /// Finds the highest rate for which `holds` says yes. It is told a rate, measures, and is asked again; what
-    /// a server holds at one rate it is expected to hold at any lower one.
+    /// Finds the highest rate for which `holds` says yes. It is told a rate, measures, and is asked
+    /// again; what a server holds at one rate it is expected to hold at any lower one.
     ///
     /// # Errors
     /// The first error of `holds`.

@@ -1,11 +1,11 @@
 //! By how much two samples differ, and how sure that is, without assuming a distribution.
 //!
-//! Run times have long tails and outliers, so means and t-tests say little here. The Hodges–Lehmann estimate is
-//! the median of all pairwise differences; its confidence interval comes from the exact distribution of the
-//! rank statistic that goes with it. Hollander, Wolfe and Chicken, *Nonparametric Statistical Methods*, 3rd
-//! edition (2014): sections 4.2 and 4.3 for two independent samples (Mann and Whitney 1947, Lehmann 1963),
-//! 3.2 and 3.3 for pairs (Wilcoxon 1945, Tukey 1949). Ties make the intervals a little too wide, never too
-//! narrow.
+//! Run times have long tails and outliers, so means and t-tests say little here. The Hodges–Lehmann
+//! estimate is the median of all pairwise differences; its confidence interval comes from the exact
+//! distribution of the rank statistic that goes with it. Hollander, Wolfe and Chicken,
+//! *Nonparametric Statistical Methods*, 3rd edition (2014): sections 4.2 and 4.3 for two
+//! independent samples (Mann and Whitney 1947, Lehmann 1963), 3.2 and 3.3 for pairs (Wilcoxon 1945,
+//! Tukey 1949). Ties make the intervals a little too wide, never too narrow.
 
 /// The confidence of the intervals given here.
 pub const CONFIDENCE: f64 = 0.95;
@@ -15,8 +15,8 @@ pub const CONFIDENCE: f64 = 0.95;
 pub struct Shift {
     /// By how much the second sample is larger than the first.
     pub estimate: f64,
-    /// The interval that holds the truth with at least [`CONFIDENCE`]; `None` when there are too few values to
-    /// be so sure of anything.
+    /// The interval that holds the truth with at least [`CONFIDENCE`]; `None` when there are too
+    /// few values to be so sure of anything.
     pub interval: Option<(f64, f64)>,
 }
 
@@ -26,8 +26,8 @@ pub fn independent(first: &[f64], second: &[f64]) -> Option<Shift> {
     shift(differences, &mann_whitney(first.len(), second.len()))
 }
 
-/// By how much the second of each pair is larger than the first: pairs share what disturbs both. `None` when
-/// there is no pair.
+/// By how much the second of each pair is larger than the first: pairs share what disturbs both.
+/// `None` when there is no pair.
 pub fn paired(pairs: &[(f64, f64)]) -> Option<Shift> {
     let differences: Vec<f64> = pairs.iter().map(|(a, b)| b - a).collect();
     let mut averages = Vec::new();
@@ -37,8 +37,8 @@ pub fn paired(pairs: &[(f64, f64)]) -> Option<Shift> {
     shift(averages, &signed_rank(pairs.len()))
 }
 
-/// The median of `values`, and the two of them between which the truth lies. `likelihoods` are those of
-/// 0, 1, 2 … as the statistic, if there is no difference.
+/// The median of `values`, and the two of them between which the truth lies. `likelihoods` are
+/// those of 0, 1, 2 … as the statistic, if there is no difference.
 fn shift(mut values: Vec<f64>, likelihoods: &[f64]) -> Option<Shift> {
     values.sort_by(f64::total_cmp);
     let last = values.len().checked_sub(1)?;
@@ -57,11 +57,12 @@ fn shift(mut values: Vec<f64>, likelihoods: &[f64]) -> Option<Shift> {
     Some(Shift { estimate, interval })
 }
 
-/// The distribution of the number of pairs whose second is larger, for samples of `m` and `n` from one
-/// distribution: how many of the ways to choose ranks give each number, by Mann and Whitney's recurrence.
+/// The distribution of the number of pairs whose second is larger, for samples of `m` and `n` from
+/// one distribution: how many of the ways to choose ranks give each number, by Mann and Whitney's
+/// recurrence.
 fn mann_whitney(m: usize, n: usize) -> Vec<f64> {
-    // `ways[j]` is the distribution for i and j values, as likelihoods so that nothing overflows: the
-    // largest of all is one of the i with likelihood i / (i + j), and then counts j.
+    // `ways[j]` is the distribution for i and j values, as likelihoods so that nothing overflows:
+    // the largest of all is one of the i with likelihood i / (i + j), and then counts j.
     let mut ways: Vec<Vec<f64>> = vec![vec![1.0]; n + 1];
     for i in 1..=m {
         let mut next: Vec<Vec<f64>> = vec![vec![1.0]];

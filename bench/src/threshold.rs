@@ -174,7 +174,8 @@ impl Threshold {
         Threshold { metric, comparison: Comparison::Above, limit, text }
     }
 
-    /// Says how the report breaks it, if it does. A latency of which there is none breaks every limit.
+    /// Says how the report breaks it, if it does. A latency of which there is none breaks every
+    /// limit.
     pub fn broken_by(&self, report: &Report) -> Option<String> {
         let name = self.metric.name();
         let Some(value) = self.metric.of(report) else {

@@ -4,8 +4,9 @@ use hdrhistogram::Histogram;
 
 use crate::tally::{DIGITS, MAX_LATENCY_NS, Outcome};
 
-/// Intervals of a run at most: as many as a plot can show, and each holds a histogram of some 100 KB. When
-/// they are used up, two and two are made one, so that a run of any length has between half as many and all.
+/// Intervals of a run at most: as many as a plot can show, and each holds a histogram of some 100
+/// KB. When they are used up, two and two are made one, so that a run of any length has between
+/// half as many and all.
 pub(crate) const MAX_INTERVALS: usize = 200;
 
 const _: () = assert!(MAX_INTERVALS.is_multiple_of(2));
@@ -23,7 +24,8 @@ pub(crate) struct Interval {
 
 impl Default for Interval {
     fn default() -> Self {
-        // Grows with the longest latency: most intervals have none near the hour that it could hold.
+        // Grows with the longest latency: most intervals have none near the hour that it could
+        // hold.
         let from_due = Histogram::new(DIGITS).expect("a constant that the histogram allows");
         Interval { from_due, closed: 0, hits: 0, failed: 0 }
     }
@@ -47,7 +49,8 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// A measurement that begins at `start_ns`, in intervals of `width_ns`, which is above 0, at first.
+    /// A measurement that begins at `start_ns`, in intervals of `width_ns`, which is above 0, at
+    /// first.
     pub(crate) fn new(start_ns: u64, width_ns: u64) -> Self {
         Timeline { start_ns, width_ns, intervals: vec![Interval::default()] }
     }

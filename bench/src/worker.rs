@@ -1,8 +1,8 @@
 //! A load thread: the connections that are its own, and the phases they go through.
 //!
-//! It goes round: send what is due and has room, wait for replies, judge them. A closed loop on one connection
-//! waits inside the read; otherwise the thread waits in `poll`, and for the last microseconds before a request
-//! is due it does not sleep at all, because sleeping is not exact.
+//! It goes round: send what is due and has room, wait for replies, judge them. A closed loop on one
+//! connection waits inside the read; otherwise the thread waits in `poll`, and for the last
+//! microseconds before a request is due it does not sleep at all, because sleeping is not exact.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,8 +21,8 @@ use crate::tally::Tally;
 use crate::timeline::Timeline;
 use crate::workload::{Draw, Fresh, Pattern};
 
-/// How long before a request is due a thread stops sleeping and looks at the clock instead. A wake-up
-/// from sleep takes this long on a machine that is not busy.
+/// How long before a request is due a thread stops sleeping and looks at the clock instead. A
+/// wake-up from sleep takes this long on a machine that is not busy.
 const SPIN: Duration = Duration::from_micros(60);
 
 /// How long a thread sleeps at most. Time limits are noticed this late.
@@ -173,8 +173,8 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         }
     }
 
-    /// Sends what `span` says, waits for the answers, and returns how long it took: not longer than a
-    /// time span, even if the last answers come after it.
+    /// Sends what `span` says, waits for the answers, and returns how long it took: not longer than
+    /// a time span, even if the last answers come after it.
     fn phase(&mut self, span: Span) -> Duration {
         let plan = self.plan;
         let start_ns = (self.clock)();

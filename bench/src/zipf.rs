@@ -1,10 +1,11 @@
 //! Zipf's law by looking it up: fast enough for tens of millions of draws a second.
 //!
-//! Rejection-inversion (`rand_distr`'s way) needs no memory, but logarithms and powers; a draw then costs
-//! more than all the rest of a small request does here. A table needs 12 to 16 bytes for each member
-//! of the population, shared by all connections. Measured side by side on a busy machine, best of five
-//! times 5 million draws, table against computation: 19 to 87 ns for ten thousand members, 25 to 63 ns
-//! for a million, 53 to 63 ns for ten million, where the table's cache misses have eaten the gain.
+//! Rejection-inversion (`rand_distr`'s way) needs no memory, but logarithms and powers; a draw then
+//! costs more than all the rest of a small request does here. A table needs 12 to 16 bytes for each
+//! member of the population, shared by all connections. Measured side by side on a busy machine,
+//! best of five times 5 million draws, table against computation: 19 to 87 ns for ten thousand
+//! members, 25 to 63 ns for a million, 53 to 63 ns for ten million, where the table's cache misses
+//! have eaten the gain.
 
 use rand::Rng;
 

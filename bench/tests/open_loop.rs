@@ -23,12 +23,14 @@ fn plan(addr: SocketAddr, rate: f64, time: Duration) -> Plan {
 }
 
 /// The generator's self-test. One connection with a window of one sends 1000 requests a second for
-/// two seconds; halfway the server sleeps for 200 ms. So 200 requests are due while it sleeps, and the
-/// one that is due k ms after its beginning waits 200 - k ms: the 20th worst of 2000 waits 180 ms,
-/// the 100th worst 100 ms. Only one of them was sent in time to be delayed by the server itself.
+/// two seconds; halfway the server sleeps for 200 ms. So 200 requests are due while it sleeps, and
+/// the one that is due k ms after its beginning waits 200 - k ms: the 20th worst of 2000 waits 180
+/// ms, the 100th worst 100 ms. Only one of them was sent in time to be delayed by the server
+/// itself.
 #[test]
 fn a_planted_stall_shows_at_the_predicted_percentiles_from_due_and_hardly_from_sent() {
-    // Another program on this machine may add a stall of its own: one clean run in five is asked for.
+    // Another program on this machine may add a stall of its own: one clean run in five is asked
+    // for.
     let mut complaints = Vec::new();
     for _ in 0..5 {
         match stall() {

@@ -1,4 +1,5 @@
-//! Redis and memcached as targets: the real ones where they are installed, and liars in their place.
+//! Redis and memcached as targets: the real ones where they are installed, and liars in their
+//! place.
 
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]

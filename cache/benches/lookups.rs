@@ -1,7 +1,8 @@
-//! Lookups per second, one thread: `cargo bench -p afterimage-cache --bench lookups -- [millions of keys ...]`.
+//! Lookups per second, one thread: `cargo bench -p afterimage-cache --bench lookups -- [millions of
+//! keys ...]`.
 //!
-//! Keys are asked for in random order, so in a large table each lookup is a miss of every cache. Each
-//! answer is checked.
+//! Keys are asked for in random order, so in a large table each lookup is a miss of every cache.
+//! Each answer is checked.
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_wire::splitmix::SplitMix64;
@@ -10,8 +11,8 @@ use std::time::Instant;
 
 /// Different keys asked for: their buckets take 512 MB.
 const KEYS_ASKED: usize = 1 << 22;
-/// Keys in the table, and keys asked for, where nothing is measured: `cargo test --all-targets` only wants to see
-/// that it runs.
+/// Keys in the table, and keys asked for, where nothing is measured: `cargo test --all-targets`
+/// only wants to see that it runs.
 const FEW: usize = 10_000;
 /// Keys between two looks at the clock, which is less than a scheduler's time slice.
 const SLICE: usize = 1 << 15;
@@ -33,7 +34,8 @@ fn main() {
     );
     println!("|---|---|---|---|---|---|");
     for keys in sizes {
-        // A quarter more room than keys: nearly all of them find a place, and the rest are not asked for.
+        // A quarter more room than keys: nearly all of them find a place, and the rest are not
+        // asked for.
         let table = Table::new(Capacity::Bytes((keys + keys / 4) * 16)).expect("enough memory");
         let filling = Instant::now();
         for key in 0..keys {
@@ -86,8 +88,8 @@ fn check(key: u64, value: Option<u64>, hit: bool) {
     assert_eq!(value, hit.then_some(!key));
 }
 
-/// Nanoseconds a key: of the best slice, since whoever shares the machine can only add to it, and of the
-/// median slice.
+/// Nanoseconds a key: of the best slice, since whoever shares the machine can only add to it, and
+/// of the median slice.
 struct Times {
     best: f64,
     median: f64,

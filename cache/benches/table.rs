@@ -1,11 +1,12 @@
-//! The table's operations one by one: `cargo bench -p afterimage-cache --bench table`. `lookups` measures more
-//! keys, `bench/cache` the whole service.
+//! The table's operations one by one: `cargo bench -p afterimage-cache --bench table`. `lookups`
+//! measures more keys, `bench/cache` the whole service.
 
 use afterimage_cache::{Capacity, Table};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
-/// Keys in the table: some 20 MB, more than a core's own caches hold. Few in a debug build, which measures nothing.
+/// Keys in the table: some 20 MB, more than a core's own caches hold. Few in a debug build, which
+/// measures nothing.
 const KEYS: u64 = if cfg!(debug_assertions) { 10_000 } else { 1_000_000 };
 
 /// Keys that are looked up at once.

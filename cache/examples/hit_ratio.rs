@@ -1,8 +1,10 @@
 //! The hit ratios of the table and of three other caches at equal entry counts, on made traces:
-//! `cargo run --release -p afterimage-cache --example hit_ratio -- [seeds [first seed]]`, one seed unless told.
+//! `cargo run --release -p afterimage-cache --example hit_ratio -- [seeds [first seed]]`, one seed
+//! unless told.
 //!
-//! Every cache sees the same requests: ask for the key, and if it is not there, insert it. The first fifth
-//! of each trace fills the caches and does not count. The ratios are means over the seeds.
+//! Every cache sees the same requests: ask for the key, and if it is not there, insert it. The
+//! first fifth of each trace fills the caches and does not count. The ratios are means over the
+//! seeds.
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_wire::splitmix::SplitMix64;

@@ -1,5 +1,5 @@
-//! How much memory a table for ten million entries takes, and how many of ten million keys stay in it:
-//! `cargo run --release -p afterimage-cache --example resident`, on Linux.
+//! How much memory a table for ten million entries takes, and how many of ten million keys stay in
+//! it: `cargo run --release -p afterimage-cache --example resident`, on Linux.
 //!
 //! The bytes are what the process has in physical memory more than before, as the system counts it.
 

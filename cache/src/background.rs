@@ -1,4 +1,5 @@
-//! Work beside the serving: its priority, and the table's memory, taken before somebody waits for it.
+//! Work beside the serving: its priority, and the table's memory, taken before somebody waits for
+//! it.
 
 use std::fs;
 use std::path::Path;
@@ -8,12 +9,14 @@ use std::time::Instant;
 
 use crate::table::Table;
 
-/// How much a background thread's claim to a core is lowered (its *nice* value): to about a ninth of a reader's, so that
-/// its work takes what serving leaves and still goes on where nothing is left.
+/// How much a background thread's claim to a core is lowered (its *nice* value): to about a ninth
+/// of a reader's, so that its work takes what serving leaves and still goes on where nothing is
+/// left.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
-/// Serving goes before the calling thread's work, where there are fewer cores than threads that want one.
+/// Serving goes before the calling thread's work, where there are fewer cores than threads that
+/// want one.
 pub(crate) fn yield_to_readers() {
     // Of the calling thread alone, as Linux means it.
     #[cfg(target_os = "linux")]
@@ -24,9 +27,9 @@ pub(crate) fn yield_to_readers() {
     }
 }
 
-/// [`Table::populate`] on a thread of its own, behind whatever serves. It ends when all is done, or when nobody else has
-/// the table any more. A table that is larger than the memory that is free is left to grow as it fills. What goes wrong
-/// is logged and changes nothing.
+/// [`Table::populate`] on a thread of its own, behind whatever serves. It ends when all is done, or
+/// when nobody else has the table any more. A table that is larger than the memory that is free is
+/// left to grow as it fills. What goes wrong is logged and changes nothing.
 pub fn populate_in_background(table: &Arc<Table>) {
     let (bytes, room) = (table.memory_bytes(), room(Path::new("/")));
     if bytes > room {
@@ -51,9 +54,9 @@ pub fn populate_in_background(table: &Arc<Table>) {
     }
 }
 
-/// Bytes that this process may take before it meets the machine's limit, or that of a control group that it is in
-/// (a container's, a service's), as the files below `root` say on Linux: `proc(5)`, `cgroups(7)`. Without a limit
-/// that is known, all that there could be.
+/// Bytes that this process may take before it meets the machine's limit, or that of a control group
+/// that it is in (a container's, a service's), as the files below `root` say on Linux: `proc(5)`,
+/// `cgroups(7)`. Without a limit that is known, all that there could be.
 fn room(root: &Path) -> u64 {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let number = |path: &Path| read(path)?.trim().parse::<u64>().ok();
@@ -71,7 +74,8 @@ fn room(root: &Path) -> u64 {
             "memory" => ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
             _ => continue,
         };
-        // A group is within the limits of those around it; the last of these is where they are mounted.
+        // A group is within the limits of those around it; the last of these is where they are
+        // mounted.
         for group in Path::new(path.trim_start_matches('/')).ancestors() {
             let group = root.join(mount).join(group);
             if let Some(limit) = number(&group.join(limit)) {

@@ -5,35 +5,38 @@
 //! line 1   word | tags 4 to 7 | value 4 | value 5 | value 6 | value 7
 //! ```
 //!
-//! A bit of the hash says in which line a key is looked for first, its *home*. There it is put while there is room, and
-//! as long as none of its keys had to go to the other line (which a bit of the word tells) nobody looks
-//! there. So a lookup mostly takes one line from memory.
+//! A bit of the hash says in which line a key is looked for first, its *home*. There it is put
+//! while there is room, and as long as none of its keys had to go to the other line (which a bit of
+//! the word tells) nobody looks there. So a lookup mostly takes one line from memory.
 //!
-//! A line's sequence is odd while a writer is inside and grows by two with each writer. A reader takes it,
-//! reads what it needs, and takes it again: the same even number
-//! twice means that no writer was inside between the two. Every word is an atomic, so a reader that loses
-//! that race has read old or new words, never undefined ones, and throws them away (Boehm, "Can seqlocks
-//! get along with programming language memory models?", MSPC 2012, whose fences these are). Whoever has looked into both lines
-//! and found nothing looks at both sequences at the end: then there was a moment at which the key was in neither.
-//! A sequence has 32 bits: a reader would have to lose its core in the middle of some twenty instructions, and while it is away 2^31 writers,
-//! not one more or less, would have to pass through this one bucket, which takes them a minute or more.
+//! A line's sequence is odd while a writer is inside and grows by two with each writer. A reader
+//! takes it, reads what it needs, and takes it again: the same even number
+//! twice means that no writer was inside between the two. Every word is an atomic, so a reader that
+//! loses that race has read old or new words, never undefined ones, and throws them away (Boehm,
+//! "Can seqlocks get along with programming language memory models?", MSPC 2012, whose fences these
+//! are). Whoever has looked into both lines and found nothing looks at both sequences at the end:
+//! then there was a moment at which the key was in neither. A sequence has 32 bits: a reader would
+//! have to lose its core in the middle of some twenty instructions, and while it is away 2^31
+//! writers, not one more or less, would have to pass through this one bucket, which takes them a
+//! minute or more.
 //!
-//! The sequence shares its word with the line's half of the eviction state. Readers mark hits there, at any time but
-//! while a writer is inside, by compare-and-swap: so a mark is for the very entry that was read. A mark
-//! lost to another one is a hit not counted. Such an exchange continues the release sequence of the writer before, so
-//! who reads a marked word has synchronised with that writer all the same.
+//! The sequence shares its word with the line's half of the eviction state. Readers mark hits
+//! there, at any time but while a writer is inside, by compare-and-swap: so a mark is for the very
+//! entry that was read. A mark lost to another one is a hit not counted. Such an exchange continues
+//! the release sequence of the writer before, so who reads a marked word has synchronised with that
+//! writer all the same.
 //!
-//! Line 0 is locked first; line 1, which only the holder of line 0 locks, needs no waiting. A tag that
-//! stands in a vacant slot means nothing, so no key is reserved.
+//! Line 0 is locked first; line 1, which only the holder of line 0 locks, needs no waiting. A tag
+//! that stands in a vacant slot means nothing, so no key is reserved.
 
 use crate::eviction::{Half, LINES, Meta, Policy, SLOTS, STRIDE, place, slot};
 use crate::hash::{Hashed, Span, home_of};
 use crate::line::{LANES, Line, Tops, lanes_with_top, set_top, top};
 use crate::sync::{AtomicU64, Ordering, fence, spin_loop, yield_now};
 
-/// How often a reader starts over before it reports that it was kept out. A writer is inside for some tens
-/// of nanoseconds; one that has been inside for all of this has lost its core, and will be back in
-/// milliseconds, which is longer than whoever asks a cache wants to wait.
+/// How often a reader starts over before it reports that it was kept out. A writer is inside for
+/// some tens of nanoseconds; one that has been inside for all of this has lost its core, and will
+/// be back in milliseconds, which is longer than whoever asks a cache wants to wait.
 const READ_TRIES: u32 = if cfg!(loom) { 2 } else { 128 };
 
 /// How often a writer looks at a taken lock before it offers its core to others between looks.
@@ -146,8 +149,8 @@ impl<'a> Bucket<'a> {
                 None => Near::Busy,
             };
         }
-        // Orders the loads of the tags before the load of the sequence: whoever has seen one word of a
-        // writer sees that writer's odd sequence.
+        // Orders the loads of the tags before the load of the sequence: whoever has seen one word
+        // of a writer sees that writer's odd sequence.
         fence(Ordering::Acquire);
         if !unchanged(before, line.word.load(Ordering::Relaxed)) {
             Near::Busy
@@ -179,8 +182,8 @@ impl<'a> Bucket<'a> {
         is_whole.then_some(Read::Miss)
     }
 
-    /// Looks for a key in one line, whose word was `before`, and marks a hit. `None` if it does not seem to be there,
-    /// `Some(None)` if it does but a writer was inside.
+    /// Looks for a key in one line, whose word was `before`, and marks a hit. `None` if it does not
+    /// seem to be there, `Some(None)` if it does but a writer was inside.
     #[inline(always)]
     fn find_in(self, number: usize, before: u64, hashed: Hashed) -> Option<Option<u64>> {
         let line = &self.lines.0[number];
@@ -194,14 +197,16 @@ impl<'a> Bucket<'a> {
         }
         let mark = Half::of(word).hit(lane);
         if mark != 0 {
-            // A mark that fails was overtaken by another reader's or by a writer; neither is worth a retry.
+            // A mark that fails was overtaken by another reader's or by a writer; neither is worth
+            // a retry.
             let marked = word ^ mark;
             let _ = line.word.compare_exchange(word, marked, Ordering::Relaxed, Ordering::Relaxed);
         }
         Some(Some(value))
     }
 
-    /// The lanes of a line that hold the key: one bit each, and one lane at most, but while a writer is inside.
+    /// The lanes of a line that hold the key: one bit each, and one lane at most, but while a
+    /// writer is inside.
     #[inline(always)]
     fn lanes_of(self, number: usize, half: Half, hashed: Hashed) -> u64 {
         let lanes = self.lines.0[number].lanes_with(hashed.tag()) & half.occupied();
@@ -240,7 +245,8 @@ impl<'a> Bucket<'a> {
         Some(outcome)
     }
 
-    /// Removes the entry of a key if there is one and `condition` holds of its value; says whether it did.
+    /// Removes the entry of a key if there is one and `condition` holds of its value; says whether
+    /// it did.
     pub(crate) fn remove_if(self, hashed: Hashed, condition: impl FnOnce(u64) -> bool) -> bool {
         let mut writer = self.lock();
         match writer.find(hashed) {
@@ -377,9 +383,9 @@ fn unchanged(before: u64, now: u64) -> bool {
 fn look_before_lock(word: &AtomicU64) -> u64 {
     #[cfg(not(loom))]
     return word.load(Ordering::Relaxed);
-    // Loom remembers one last access of a word only. A plain load here would make it forget the load
-    // of a reader, and then never try that reader against the lock that follows. An exchange that
-    // cannot succeed is the same load, and loom takes it for a possible write.
+    // Loom remembers one last access of a word only. A plain load here would make it forget the
+    // load of a reader, and then never try that reader against the lock that follows. An
+    // exchange that cannot succeed is the same load, and loom takes it for a possible write.
     #[cfg(loom)]
     match word.compare_exchange(u64::MAX, u64::MAX, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(word) | Err(word) => word,
@@ -422,7 +428,8 @@ impl Writer<'_> {
         }
     }
 
-    /// Puts a key that is not there into a vacant slot, or into that of the entry that is worth least.
+    /// Puts a key that is not there into a vacant slot, or into that of the entry that is worth
+    /// least.
     fn add(&mut self, hashed: Hashed, value: u64, policy: Policy) -> (usize, Insert) {
         let (mut slot, outcome) = match self.meta.vacant(hashed.home()) {
             Some(slot) => (slot, Insert::Inserted),

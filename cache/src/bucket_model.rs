@@ -1,5 +1,6 @@
 //! A model of one bucket, checked by loom in every interleaving that the memory model allows:
-//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache --lib`.
+//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache
+//! --lib`.
 //!
 //! A line of the model holds one entry, so each line is soon full and the other one in use.
 
@@ -133,8 +134,8 @@ fn a_value_is_the_old_or_the_new_one_and_never_goes_back() {
 fn a_key_that_moves_to_its_own_line_is_never_missed() {
     model(3, || {
         let owned = Owned::new();
-        // 1 is at home in line 1, 3 had to go to line 0. It was hit, so 1 has to go when 2 comes, and 3 goes
-        // home to make room for 2.
+        // 1 is at home in line 1, 3 had to go to line 0. It was hit, so 1 has to go when 2 comes,
+        // and 3 goes home to make room for 2.
         owned.insert(1, value_of(1));
         owned.insert(3, value_of(3));
         assert_eq!(owned.read(3), Read::Hit(value_of(3)));

@@ -1,28 +1,31 @@
 //! Which eviction policy suits the requests: found out by letting them work against each other.
 //!
-//! This is *set dueling* (Qureshi et al., "Adaptive insertion policies for high performance caching", ISCA
-//! 2007), which processors do with their caches. A few buckets always use the one policy, as many the other, whatever
-//! the rest does. Keys are spread evenly, so the policy whose buckets evict less often
-//! would miss less often everywhere, and the rest uses it. Only evictions are counted, so lookups
-//! know nothing of this.
+//! This is *set dueling* (Qureshi et al., "Adaptive insertion policies for high performance
+//! caching", ISCA 2007), which processors do with their caches. A few buckets always use the one
+//! policy, as many the other, whatever the rest does. Keys are spread evenly, so the policy whose
+//! buckets evict less often would miss less often everywhere, and the rest uses it. Only evictions
+//! are counted, so lookups know nothing of this.
 //!
-//! There are two contests. In the first one guarding stands against the others: while it leads against lending, which
-//! wherever guarding is wrong is clearly better, so that this is soon noticed; and against the leader of the second contest
-//! when it does not lead. The second, following against weighing, is held only then. Samples that
-//! use another policy than the rest cost hits, so they are few; the side that leads has four times as many, which cost
-//! nothing, so that chance comes into the comparison from one side only.
+//! There are two contests. In the first one guarding stands against the others: while it leads
+//! against lending, which wherever guarding is wrong is clearly better, so that this is soon
+//! noticed; and against the leader of the second contest when it does not lead. The second,
+//! following against weighing, is held only then. Samples that use another policy than the rest
+//! cost hits, so they are few; the side that leads has four times as many, which cost nothing, so
+//! that chance comes into the comparison from one side only.
 
 use crate::eviction::{Policy, SLOTS};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-/// Among so many buckets, at most, one is a sample of the policy that does not lead, in the first contest.
+/// Among so many buckets, at most, one is a sample of the policy that does not lead, in the first
+/// contest.
 const FIRST_EVERY_MIN: usize = 48;
 
-/// The second contest, which is held where a wrong choice costs less, has so many times as many samples.
+/// The second contest, which is held where a wrong choice costs less, has so many times as many
+/// samples.
 const SECOND_SHARE: usize = 2;
 
-/// The samples of a side are so many times the root of the number of buckets, if that many may be: the larger
-/// the table, the less they cost and the surer they are.
+/// The samples of a side are so many times the root of the number of buckets, if that many may be:
+/// the larger the table, the less they cost and the surer they are.
 const SAMPLES_PER_ROOT: usize = 2;
 
 /// How many times as many samples the leader has.
@@ -40,12 +43,13 @@ const MARGIN: i64 = 32;
 /// What it counts in one of the leader's samples, which are more.
 const LEADERS_UNIT: i64 = (UNIT - UNIT / MARGIN) / LEADER as i64;
 
-/// By how many evictions beyond the margin the leader has to be worse, at least, to lose the lead. This is for the luck of which
-/// keys the samples get.
+/// By how many evictions beyond the margin the leader has to be worse, at least, to lose the lead.
+/// This is for the luck of which keys the samples get.
 const LEAD_MIN: u64 = 40;
 
-/// More has to come for chance: the root of so many times the evictions of one turnover of the samples. While a
-/// scan passes, both sides evict the same but for chance, whose deviation in one turnover is the root of 1.25 times them.
+/// More has to come for chance: the root of so many times the evictions of one turnover of the
+/// samples. While a scan passes, both sides evict the same but for chance, whose deviation in one
+/// turnover is the root of 1.25 times them.
 const LEAD_TURNOVER: u64 = 2;
 
 /// The state of both contests.
@@ -57,8 +61,8 @@ pub(crate) struct Duel {
 }
 
 impl Duel {
-    /// Contests in a table of so many buckets. Guarding leads until the contrary is shown, and following before
-    /// weighing.
+    /// Contests in a table of so many buckets. Guarding leads until the contrary is shown, and
+    /// following before weighing.
     pub(crate) fn new(buckets: usize) -> Self {
         let samples = SAMPLES_PER_ROOT * buckets.isqrt();
         let second_every = (buckets / samples.max(1)).max(FIRST_EVERY_MIN) / SECOND_SHARE;
@@ -105,9 +109,10 @@ impl Duel {
     }
 }
 
-/// A contest between a policy and its challenger: Page's cumulative sum ("Continuous inspection schemes", Biometrika
-/// 1954). What the leader evicts is added, what the other side evicts is subtracted, and a sum below zero is
-/// zero, so nothing that spoke for the leader in the past delays its end when requests change.
+/// A contest between a policy and its challenger: Page's cumulative sum ("Continuous inspection
+/// schemes", Biometrika 1954). What the leader evicts is added, what the other side evicts is
+/// subtracted, and a sum below zero is zero, so nothing that spoke for the leader in the past
+/// delays its end when requests change.
 #[repr(align(128))]
 struct Contest {
     /// Whether the challenger leads. Seldom written, and read with every eviction, so it
@@ -115,7 +120,8 @@ struct Contest {
     challenger_leads: AtomicBool,
     /// Samples are told by the remainder of their index by this.
     every: usize,
-    /// The remainders: of the first side's sample, of the challenger's, and of the leader's further ones.
+    /// The remainders: of the first side's sample, of the challenger's, and of the leader's
+    /// further ones.
     samples: [usize; 5],
     /// The sum at which the sides change places. 0 where there is no contest.
     limit: i64,
@@ -125,8 +131,9 @@ struct Contest {
 #[repr(align(128))]
 struct Score {
     sum: AtomicI64,
-    /// Evictions that do not count yet: one turnover of the samples. While a table fills, evictions are those of the buckets
-    /// that filled first, and say more of luck than of policies.
+    /// Evictions that do not count yet: one turnover of the samples. While a table fills,
+    /// evictions are those of the buckets that filled first, and say more of luck than of
+    /// policies.
     ignored: AtomicI64,
 }
 
@@ -301,7 +308,8 @@ mod tests {
     fn larger_tables_have_relatively_fewer_samples() {
         let every = [BUCKETS_MIN, 12_500, 1_250_000].map(|buckets| Duel::new(buckets).first.every);
         assert_eq!(every, [48, 56, 558]);
-        // The extra samples of the first contest's leader are none of those that use another policy.
+        // The extra samples of the first contest's leader are none of those that use another
+        // policy.
         for buckets in [BUCKETS_MIN, 12_500, 30_000, 1_250_000] {
             let duel = Duel::new(buckets);
             let [_, _, extra @ ..] = duel.first.samples;

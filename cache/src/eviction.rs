@@ -1,23 +1,25 @@
 //! Which entry of a full bucket has to go: a pure function on one 64-bit word.
 //!
-//! The *guarding* policy is S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP
-//! 2023) cut down to a bucket. A new entry stands on *probation*; the next new entry pushes it out, unless
-//! it was hit meanwhile, in which case it is promoted to the *main* part. The main part is a clock: entries
-//! that were hit are passed over three times. Each line remembers eight bits of each of
-//! the last two keys evicted whose home it was; one that returns while it is remembered goes to the main part at
-//! once. So a scan, whose keys come once, only ever pushes out its own predecessors, but for those that are taken for a
-//! remembered key: one in 128. (Four in one list, compared with every key, would be one in 64, and a scan would be felt.)
+//! The *guarding* policy is S3-FIFO (Yang et al., "FIFO queues are all you need for cache
+//! eviction", SOSP 2023) cut down to a bucket. A new entry stands on *probation*; the next new
+//! entry pushes it out, unless it was hit meanwhile, in which case it is promoted to the *main*
+//! part. The main part is a clock: entries that were hit are passed over three times. Each line
+//! remembers eight bits of each of the last two keys evicted whose home it was; one that returns
+//! while it is remembered goes to the main part at once. So a scan, whose keys come once, only ever
+//! pushes out its own predecessors, but for those that are taken for a remembered key: one in 128.
+//! (Four in one list, compared with every key, would be one in 64, and a scan would be felt.)
 //!
-//! What makes it good at popularity that lasts makes it slow where popularity moves on. The other policies
-//! are one clock over all entries, whose hand passes three times over what was hit. They differ in what is new.
-//! The *weighing* one lets it go at the hand's first coming if it was not hit by then; it is best where some of
-//! what is new will be asked for again, and some will not. The *following* one treats it as if it had been hit, which comes
-//! nearest to evicting what was not used for longest. The *lending* one passes over it once: nowhere the best, and
-//! wherever guarding is wrong much better than that. Which of them a table uses is found out while it
-//! runs, by [`crate::duel`].
+//! What makes it good at popularity that lasts makes it slow where popularity moves on. The other
+//! policies are one clock over all entries, whose hand passes three times over what was hit. They
+//! differ in what is new. The *weighing* one lets it go at the hand's first coming if it was not
+//! hit by then; it is best where some of what is new will be asked for again, and some will not.
+//! The *following* one treats it as if it had been hit, which comes nearest to evicting what was
+//! not used for longest. The *lending* one passes over it once: nowhere the best, and
+//! wherever guarding is wrong much better than that. Which of them a table uses is found out while
+//! it runs, by [`crate::duel`].
 //!
-//! The word is made of one half for each line of the bucket, low half for line 0, so that a reader marks a
-//! hit in the line where it found it:
+//! The word is made of one half for each line of the bucket, low half for line 0, so that a reader
+//! marks a hit in the line where it found it:
 //!
 //! | bits of a half | what |
 //! |----------------|------|
@@ -129,8 +131,8 @@ impl Half {
         self.0 & SPILLED != 0
     }
 
-    /// What a hit on an occupied `lane` adds to the word; 0 where nothing would change: a reader then writes
-    /// nothing.
+    /// What a hit on an occupied `lane` adds to the word; 0 where nothing would change: a reader
+    /// then writes nothing.
     #[inline(always)]
     pub(crate) const fn hit(self, lane: usize) -> u64 {
         let shift = STRIDE * lane;
@@ -220,8 +222,8 @@ impl Meta {
         self.0 = if spilled { self.0 | bit } else { self.0 & !bit };
     }
 
-    /// Chooses the slot whose entry leaves a full bucket, and ages others as the choice demands. The caller
-    /// says with [`Meta::remember`] whose it was, and fills it again.
+    /// Chooses the slot whose entry leaves a full bucket, and ages others as the choice demands.
+    /// The caller says with [`Meta::remember`] whose it was, and fills it again.
     ///
     /// A hand stops at a slot at most six times, so this ends after some 48 steps at worst.
     pub(crate) fn victim(&mut self, policy: Policy) -> usize {
@@ -240,8 +242,8 @@ impl Meta {
         self.clock(PROMOTED)
     }
 
-    /// The clock: takes what was not hit, passes over the rest at the price of one life each. What was hit on
-    /// probation goes to the main part in the state `promoted`.
+    /// The clock: takes what was not hit, passes over the rest at the price of one life each. What
+    /// was hit on probation goes to the main part in the state `promoted`.
     fn clock(&mut self, promoted: u64) -> usize {
         loop {
             let slot = self.advance(CLOCK_HAND);
@@ -317,7 +319,8 @@ impl Meta {
 
     /// The slot that a hand points to; the hand moves on.
     fn advance(&mut self, hand: usize) -> usize {
-        // A word that only this module writes is in range already; the remainder keeps a wrong one so.
+        // A word that only this module writes is in range already; the remainder keeps a wrong one
+        // so.
         let slot = (self.0 >> hand & HAND) as usize % SLOTS;
         let next = ((slot + 1) % SLOTS) as u64;
         self.0 = self.0 & !(HAND << hand) | next << hand;
@@ -355,8 +358,8 @@ impl Meta {
     }
 }
 
-/// What is remembered of a hash: its lowest bits but the one that chooses the line and so the list, since the bucket is
-/// chosen by the highest. Never 0.
+/// What is remembered of a hash: its lowest bits but the one that chooses the line and so the list,
+/// since the bucket is chosen by the highest. Never 0.
 #[inline]
 fn fingerprint(hash: u64) -> u64 {
     (hash >> 1 & GHOST).max(1)

@@ -1,12 +1,13 @@
-//! From a key to its place: the mixer, the handle that keeps what it computed, and how little of it has to
-//! be stored.
+//! From a key to its place: the mixer, the handle that keeps what it computed, and how little of it
+//! has to be stored.
 //!
-//! The mixer is a bijection, so a hash stands for its key. The bucket is chosen by the hash's highest bits,
-//! so the bucket's number is a part of the hash that need not be stored again: of `n` buckets, number `i`
-//! holds just the hashes `h` with `⌊h·n / 2^64⌋ = i`, which are neighbours, at most `⌈2^64 / n⌉` of them.
-//! From 2^16 buckets on those are at most 2^48, and of so many neighbours no two have the same low 48 bits.
-//! These bits, the *tag*, are stored; [`Span::hash`] finds the one hash in the bucket that has them. In a smaller
-//! table the 16 bits above the tag, the *top*, are stored too, elsewhere. So two keys are never taken for each other.
+//! The mixer is a bijection, so a hash stands for its key. The bucket is chosen by the hash's
+//! highest bits, so the bucket's number is a part of the hash that need not be stored again: of `n`
+//! buckets, number `i` holds just the hashes `h` with `⌊h·n / 2^64⌋ = i`, which are neighbours, at
+//! most `⌈2^64 / n⌉` of them. From 2^16 buckets on those are at most 2^48, and of so many
+//! neighbours no two have the same low 48 bits. These bits, the *tag*, are stored; [`Span::hash`]
+//! finds the one hash in the bucket that has them. In a smaller table the 16 bits above the tag,
+//! the *top*, are stored too, elsewhere. So two keys are never taken for each other.
 
 /// Bits of a hash that every entry stores.
 pub(crate) const TAG_BITS: u32 = 48;
@@ -17,8 +18,8 @@ pub(crate) const TAGS_SUFFICE: usize = 1 << (u64::BITS - TAG_BITS);
 
 /// A key, mixed, so that a caller can mix once, prefetch, and read later.
 ///
-/// It is made by [`Hashed::new`] and belongs to no table: the bucket is computed from it by the table
-/// that is asked.
+/// It is made by [`Hashed::new`] and belongs to no table: the bucket is computed from it by the
+/// table that is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hashed(u64);
 
@@ -42,14 +43,15 @@ impl Hashed {
     }
 
     /// The bucket among `buckets`, by the high half of a product (Lemire, "Fast random integer
-    /// generation in an interval", 2019): no division, and any count will do, not only powers of two.
+    /// generation in an interval", 2019): no division, and any count will do, not only powers of
+    /// two.
     #[inline]
     pub(crate) const fn bucket(self, buckets: usize) -> usize {
         ((self.0 as u128 * buckets as u128) >> 64) as usize
     }
 
-    /// The line of the bucket where the key is looked for first, 0 or 1: by the lowest bit, which says
-    /// nothing of the bucket.
+    /// The line of the bucket where the key is looked for first, 0 or 1: by the lowest bit, which
+    /// says nothing of the bucket.
     #[inline]
     pub(crate) const fn home(self) -> usize {
         home_of(self.0)
@@ -100,11 +102,11 @@ const ODD_1: u64 = 0xbf58_476d_1ce4_e5b9;
 const ODD_2: u64 = 0x94d0_49bb_1331_11eb;
 const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// A bijection of 64-bit words in which every input bit flips every output bit about half of the time:
-/// foreign keys may be sequential, and the bucket is chosen by the highest bits alone.
+/// A bijection of 64-bit words in which every input bit flips every output bit about half of the
+/// time: foreign keys may be sequential, and the bucket is chosen by the highest bits alone.
 ///
-/// Multipliers and shifts are variant 13 of David Stafford's "Better Bit Mixing" (2011). Zero, which
-/// that mixer maps to itself, is moved away by the golden-ratio increment of SplitMix64.
+/// Multipliers and shifts are variant 13 of David Stafford's "Better Bit Mixing" (2011). Zero,
+/// which that mixer maps to itself, is moved away by the golden-ratio increment of SplitMix64.
 #[inline]
 const fn mix(key: u64) -> u64 {
     let mut x = key.wrapping_add(INCREMENT);
@@ -123,8 +125,8 @@ const fn unmix(hash: u64) -> u64 {
     (x ^ (x >> 30) ^ (x >> 60)).wrapping_sub(INCREMENT)
 }
 
-/// The number whose product with `odd` is 1 modulo 2^64, by Newton's iteration, which doubles the right bits
-/// each time; an odd number is its own inverse in three bits.
+/// The number whose product with `odd` is 1 modulo 2^64, by Newton's iteration, which doubles the
+/// right bits each time; an odd number is its own inverse in three bits.
 const fn inverse(odd: u64) -> u64 {
     let mut x = odd;
     let mut right_bits = 3;
@@ -168,7 +170,8 @@ mod tests {
         }
     }
 
-    /// Counts around the least that suffices, powers of two and their neighbours, odd ones, the largest.
+    /// Counts around the least that suffices, powers of two and their neighbours, odd ones, the
+    /// largest.
     fn counts() -> impl Iterator<Item = usize> {
         let least = TAGS_SUFFICE;
         let odd =
@@ -182,7 +185,8 @@ mod tests {
         for buckets in counts() {
             let some = if cfg!(miri) { 3 } else { 50 };
             let of_key = (0..some).map(|n| Hashed::new(buckets as u64 ^ n));
-            // The first and the last hash of some buckets, where the arithmetic would go wrong first.
+            // The first and the last hash of some buckets, where the arithmetic would go wrong
+            // first.
             let edges = (0..some).flat_map(|n| {
                 let bucket = mix(n) as usize % buckets;
                 let first = ((bucket as u128) << 64).div_ceil(buckets as u128) as u64;

@@ -1,5 +1,5 @@
-//! Keeps a table's snapshot: loads it at the start, writes it now and then, whenever it is asked to, and
-//! once more at the end.
+//! Keeps a table's snapshot: loads it at the start, writes it now and then, whenever it is asked
+//! to, and once more at the end.
 
 mod requests;
 // They need files and processes, which Miri has not.
@@ -73,8 +73,8 @@ impl Keeper {
     /// Loads the snapshot at `path` into `table`, if there is a good one, and writes it anew
     /// `every` so often, if that is given.
     ///
-    /// A snapshot that is damaged or cannot be read is a cold start with a warning in the log; it is
-    /// left where it is until the next snapshot takes its place.
+    /// A snapshot that is damaged or cannot be read is a cold start with a warning in the log; it
+    /// is left where it is until the next snapshot takes its place.
     ///
     /// # Errors
     /// [`BadPlace`] when there is something else at `path` that a snapshot would destroy, or when
@@ -123,7 +123,8 @@ impl Keeper {
         self.write()
     }
 
-    /// Something that can ask for snapshots, and tell of them, after the keeper itself has gone elsewhere.
+    /// Something that can ask for snapshots, and tell of them, after the keeper itself has gone
+    /// elsewhere.
     pub fn handle(&self) -> KeeperHandle {
         KeeperHandle::new(Arc::clone(&self.desk))
     }
@@ -148,7 +149,8 @@ impl fmt::Debug for Keeper {
     }
 }
 
-/// Loads what is at `path`, says in the log how it went, and tells of the snapshot if it was a good one.
+/// Loads what is at `path`, says in the log how it went, and tells of the snapshot if it was a good
+/// one.
 fn load(table: &Table, path: &Path) -> Option<Last> {
     match snapshot::load(table, path) {
         Ok(report) => {

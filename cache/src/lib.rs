@@ -1,7 +1,7 @@
 //! A bounded, set-associative hash table from 64-bit keys to 64-bit values, and its service.
 //!
-//! [`Table`] is the table: memory taken once, readers that never block on writers, eviction inside the
-//! bucket. It knows nothing of what its keys and values mean.
+//! [`Table`] is the table: memory taken once, readers that never block on writers, eviction inside
+//! the bucket. It knows nothing of what its keys and values mean.
 
 // All of it is in `memory`.
 #![deny(unsafe_code)]

@@ -4,8 +4,9 @@
 //! word | tag 0 and 1/3 of tag 3 | tag 1 and 1/3 | tag 2 and 1/3 | value 0 | value 1 | value 2 | value 3
 //! ```
 //!
-//! A tag is 48 bits ([`crate::hash`]); the fourth stands in the upper 16 bits of the three words of the others. The
-//! word's upper half is the sequence, its lower half belongs to [`crate::eviction`].
+//! A tag is 48 bits ([`crate::hash`]); the fourth stands in the upper 16 bits of the three words of
+//! the others. The word's upper half is the sequence, its lower half belongs to
+//! [`crate::eviction`].
 
 use crate::eviction::STRIDE;
 use crate::hash::{Hashed, TAG, TAG_BITS};

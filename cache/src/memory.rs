@@ -1,10 +1,11 @@
 //! Where the buckets live: zeroed memory, taken once; and the prefetch instruction. All of
 //! the crate's `unsafe` is here.
 //!
-//! The memory comes from `mmap`, so that its pages come into being when they are first touched and an
-//! empty table costs address space only, and asks for huge pages, without which most lookups in a large
-//! table would miss the TLB too. A huge page takes its time to come into being, which [`Buckets::populate`] can spend
-//! beforehand. Where there is no `mmap` (and under Miri) it all comes from the allocator.
+//! The memory comes from `mmap`, so that its pages come into being when they are first touched and
+//! an empty table costs address space only, and asks for huge pages, without which most lookups in
+//! a large table would miss the TLB too. A huge page takes its time to come into being, which
+//! [`Buckets::populate`] can spend beforehand. Where there is no `mmap` (and under Miri) it all
+//! comes from the allocator.
 
 use crate::bucket::{Bucket, Lines};
 use crate::eviction::LINES;
@@ -76,8 +77,8 @@ impl Buckets {
         }
     }
 
-    /// Has the system bring all pages into being, as long as `go_on` says so before each chunk. What is in them
-    /// stays, and others may read and write meanwhile.
+    /// Has the system bring all pages into being, as long as `go_on` says so before each chunk.
+    /// What is in them stays, and others may read and write meanwhile.
     ///
     /// # Errors
     ///
@@ -101,11 +102,13 @@ impl Bucket<'_> {
     }
 }
 
-/// What any zero bytes are: a value that is shared between threads and changed through atomics alone.
+/// What any zero bytes are: a value that is shared between threads and changed through atomics
+/// alone.
 ///
 /// # Safety
 ///
-/// All bytes zero are a value of the type, it holds nothing but atomics, and it is not larger than a page.
+/// All bytes zero are a value of the type, it holds nothing but atomics, and it is not larger than
+/// a page.
 unsafe trait Atomics: Send + Sync {}
 
 // SAFETY: two lines, each an array of `AtomicU64`.
@@ -141,8 +144,8 @@ impl<T: Atomics> Zeroed<T> {
             if !go_on() {
                 break;
             }
-            // SAFETY: the memory came from `os::allocate` with this size and is alive as long as `self`; `start` is a
-            // multiple of `os::CHUNK` below `bytes`.
+            // SAFETY: the memory came from `os::allocate` with this size and is alive as long as
+            // `self`; `start` is a multiple of `os::CHUNK` below `bytes`.
             unsafe { os::populate(self.first.cast(), start, (bytes - start).min(os::CHUNK))? };
         }
         Ok(())
@@ -154,37 +157,39 @@ impl<T> Deref for Zeroed<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `first` points to `count` of them (from `new`), aligned as `os::ALIGNMENT`, which suffices, alive
-        // as long as `self`. Zero bytes are a valid `T` by the contract of `Atomics`. Only shared
-        // references to them are ever made, and they are written through atomics alone.
+        // SAFETY: `first` points to `count` of them (from `new`), aligned as `os::ALIGNMENT`, which
+        // suffices, alive as long as `self`. Zero bytes are a valid `T` by the contract of
+        // `Atomics`. Only shared references to them are ever made, and they are written
+        // through atomics alone.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
     }
 }
 
 impl<T> Drop for Zeroed<T> {
     fn drop(&mut self) {
-        // SAFETY: `first` came from `os::allocate` with this very size (`new`, where the product did
-        // not overflow), is released nowhere else, and no reference outlives `self`.
+        // SAFETY: `first` came from `os::allocate` with this very size (`new`, where the product
+        // did not overflow), is released nowhere else, and no reference outlives `self`.
         unsafe { os::release(self.first.cast(), self.count * size_of::<T>()) }
     }
 }
 
-/// Brings a line into the first-level cache. With the second level as the aim, batched lookups among 50 million keys took 22.0
-/// and 22.9 ns in place of 20.6 and 21.5, and the service 34.6 ns of CPU time for a read in place of 32.0.
+/// Brings a line into the first-level cache. With the second level as the aim, batched lookups
+/// among 50 million keys took 22.0 and 22.9 ns in place of 20.6 and 21.5, and the service 34.6 ns
+/// of CPU time for a read in place of 32.0.
 #[inline]
 fn prefetch_line(line: &Line) {
     let address = std::ptr::from_ref(line).cast::<u8>();
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of every x86-64; a prefetch of any address has no effect that a program
-        // can see.
+        // SAFETY: SSE is part of every x86-64; a prefetch of any address has no effect that a
+        // program can see.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[cfg(all(target_arch = "aarch64", not(miri)))]
     {
-        // SAFETY: a prefetch of any address has no effect that a program can see; it touches neither
-        // memory nor stack nor flags.
+        // SAFETY: a prefetch of any address has no effect that a program can see; it touches
+        // neither memory nor stack nor flags.
         unsafe {
             std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) address,
                 options(nostack, preserves_flags, readonly));
@@ -210,11 +215,12 @@ mod os {
 
     /// `bytes` (not zero) of zeroed memory, aligned to a page at least.
     pub(super) fn allocate(bytes: usize) -> io::Result<NonNull<u8>> {
-        // A little more than is needed lets the start be moved to where a huge page can begin. What is cut
-        // off goes back at once; it was never touched.
+        // A little more than is needed lets the start be moved to where a huge page can begin. What
+        // is cut off goes back at once; it was never touched.
         let slack = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
         let mapped = bytes.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: a new private mapping at an address of the system's choice touches nothing that exists.
+        // SAFETY: a new private mapping at an address of the system's choice touches nothing that
+        // exists.
         let start = unsafe {
             libc::mmap(
                 ptr::null_mut(),
@@ -232,23 +238,26 @@ mod os {
         let skipped = if slack == 0 { 0 } else { start.align_offset(HUGE_PAGE).min(slack) };
         let first = start.wrapping_add(skipped);
         if skipped != 0 {
-            // SAFETY: these are whole pages at the start of our own mapping, before `first`: both ends of
-            // the range are multiples of the page size, and nobody has a pointer to them.
+            // SAFETY: these are whole pages at the start of our own mapping, before `first`: both
+            // ends of the range are multiples of the page size, and nobody has a
+            // pointer to them.
             unsafe { libc::munmap(start.cast(), skipped) };
         }
-        // Whole pages only: the kernel rounds a length up, and `bytes` need not end at a page's end. What
-        // is left behind the last page is unmapped with it in `release` only if it lies in that page.
+        // Whole pages only: the kernel rounds a length up, and `bytes` need not end at a page's
+        // end. What is left behind the last page is unmapped with it in `release` only if
+        // it lies in that page.
         let page = page_size();
         let kept = bytes.next_multiple_of(page);
         let tail = (mapped - skipped).next_multiple_of(page).saturating_sub(kept);
         if tail != 0 {
-            // SAFETY: whole pages of our own mapping behind the last one that holds one of the `bytes`.
+            // SAFETY: whole pages of our own mapping behind the last one that holds one of the
+            // `bytes`.
             unsafe { libc::munmap(first.wrapping_add(kept).cast(), tail) };
         }
         #[cfg(target_os = "linux")]
         if slack != 0 {
-            // SAFETY: the range is our own mapping. This is advice: if it is refused, nothing changes but
-            // the speed.
+            // SAFETY: the range is our own mapping. This is advice: if it is refused, nothing
+            // changes but the speed.
             unsafe { libc::madvise(first.cast(), bytes, libc::MADV_HUGEPAGE) };
         }
         NonNull::new(first).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
@@ -258,7 +267,8 @@ mod os {
     ///
     /// # Safety
     ///
-    /// `first` is from [`allocate`], with at least `start + bytes`; `start` is a multiple of [`CHUNK`].
+    /// `first` is from [`allocate`], with at least `start + bytes`; `start` is a multiple of
+    /// [`CHUNK`].
     pub(super) unsafe fn populate(
         first: NonNull<u8>,
         start: usize,
@@ -267,8 +277,9 @@ mod os {
         #[cfg(target_os = "linux")]
         {
             let from = first.as_ptr().wrapping_add(start).cast();
-            // SAFETY: whole pages of one mapping, by the caller's promise: the kernel rounds the length up, and what
-            // `allocate` keeps ends with a page. The pages' contents stay as they are.
+            // SAFETY: whole pages of one mapping, by the caller's promise: the kernel rounds the
+            // length up, and what `allocate` keeps ends with a page. The pages'
+            // contents stay as they are.
             match unsafe { libc::madvise(from, bytes, libc::MADV_POPULATE_WRITE) } {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
@@ -285,8 +296,8 @@ mod os {
     ///
     /// `first` is from [`allocate`] with the same `bytes`, and nobody uses the memory any more.
     pub(super) unsafe fn release(first: NonNull<u8>, bytes: usize) {
-        // SAFETY: after the cuts in `allocate` exactly these pages are mapped; the rest is the caller's
-        // promise.
+        // SAFETY: after the cuts in `allocate` exactly these pages are mapped; the rest is the
+        // caller's promise.
         unsafe { libc::munmap(first.as_ptr().cast(), bytes) };
     }
 
@@ -367,7 +378,8 @@ mod tests {
 
     #[test]
     fn buckets_are_empty_and_writable_from_first_to_last() {
-        // Sizes around a page and, outside of Miri, around a huge page and where tops are stored no more.
+        // Sizes around a page and, outside of Miri, around a huge page and where tops are stored no
+        // more.
         let counts: &[usize] = if cfg!(miri) {
             &[1, 31, 32, 33]
         } else {

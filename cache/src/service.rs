@@ -12,8 +12,10 @@ pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with -
 
 /// Serves a [`Table`] to the network.
 ///
-/// Writes of one connection are carried out in the order of their arrival, and a read between the same two writes as
-/// it arrived, so a client reads its own writes. Reads between the same two writes have no order among themselves. Values are `i64` on the wire and the same 64 bits in the table.
+/// Writes of one connection are carried out in the order of their arrival, and a read between the
+/// same two writes as it arrived, so a client reads its own writes. Reads between the same two
+/// writes have no order among themselves. Values are `i64` on the wire and the same 64 bits in the
+/// table.
 #[derive(Debug)]
 pub struct CacheService {
     table: Arc<Table>,
@@ -26,7 +28,8 @@ impl CacheService {
         CacheService { table, snapshots: None }
     }
 
-    /// The same, writing the table's snapshots when a client asks, and telling of them in its statistics.
+    /// The same, writing the table's snapshots when a client asks, and telling of them in its
+    /// statistics.
     #[must_use]
     pub fn with_snapshots(mut self, keeper: Option<KeeperHandle>) -> Self {
         self.snapshots = keeper;

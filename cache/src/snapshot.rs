@@ -1,12 +1,13 @@
 //! Snapshots: the table's entries in a file, so that a restart is warm.
 //!
-//! [`write()`] puts a snapshot beside the one that is there and then renames it over, so at every moment the
-//! path holds one whole snapshot, the old one or the new one, also if the process or the machine dies in
-//! the middle. [`load`] believes nothing that it has not checked: a file with one wrong bit is refused, and
-//! the table stays as it was. The format stands byte for byte in `cache/SNAPSHOT.md`.
+//! [`write()`] puts a snapshot beside the one that is there and then renames it over, so at every
+//! moment the path holds one whole snapshot, the old one or the new one, also if the process or the
+//! machine dies in the middle. [`load`] believes nothing that it has not checked: a file with one
+//! wrong bit is refused, and the table stays as it was. The format stands byte for byte in
+//! `cache/SNAPSHOT.md`.
 //!
-//! One process writes to one path. Two that share a path by mistake may make each other's writes fail, but
-//! what is at the path stays whole.
+//! One process writes to one path. Two that share a path by mistake may make each other's writes
+//! fail, but what is at the path stays whole.
 
 pub(crate) mod format;
 
@@ -39,18 +40,18 @@ pub struct SnapshotReport {
 pub struct LoadReport {
     /// Entries in the snapshot.
     pub entries: u64,
-    /// Among them those that were put into the table. The others' keys were there already, and what is in
-    /// the table is newer.
+    /// Among them those that were put into the table. The others' keys were there already, and
+    /// what is in the table is newer.
     pub restored: u64,
-    /// Entries that had to leave the table again to make room for others. There are some even in a table of
-    /// the same capacity if it was not empty.
+    /// Entries that had to leave the table again to make room for others. There are some even in a
+    /// table of the same capacity if it was not empty.
     pub evicted: u64,
     /// How long it took, checks included.
     pub elapsed: Duration,
 }
 
-/// Why there is no new snapshot. The previous one is still in its place, unless all that failed was to make
-/// the new name durable, which is the last step.
+/// Why there is no new snapshot. The previous one is still in its place, unless all that failed was
+/// to make the new name durable, which is the last step.
 #[derive(Debug, Error)]
 #[error("cannot {action} {path:?}: {source}")]
 pub struct WriteError {
@@ -107,11 +108,12 @@ pub enum LoadError {
     },
 }
 
-/// Writes a snapshot of `table` to `path`, replacing the one that is there. Readers and writers of the table
-/// go on meanwhile: an entry that stays in the table for the whole time is in the snapshot.
+/// Writes a snapshot of `table` to `path`, replacing the one that is there. Readers and writers of
+/// the table go on meanwhile: an entry that stays in the table for the whole time is in the
+/// snapshot.
 ///
-/// Removes what writers of this path that died left behind. Only one snapshot is written at a time in a
-/// process; others wait.
+/// Removes what writers of this path that died left behind. Only one snapshot is written at a time
+/// in a process; others wait.
 ///
 /// # Errors
 ///
@@ -120,13 +122,14 @@ pub fn write(table: &Table, path: impl AsRef<Path>) -> Result<SnapshotReport, Wr
     write_through(table, path.as_ref(), |file| file)
 }
 
-/// Loads the snapshot at `path` into `table`, which may have another capacity than the one that was written;
-/// if it has less, what was worth most tends to stay. Keys that are in the table already keep their values.
+/// Loads the snapshot at `path` into `table`, which may have another capacity than the one that was
+/// written; if it has less, what was worth most tends to stay. Keys that are in the table already
+/// keep their values.
 ///
 /// # Errors
 ///
-/// [`LoadError`]; nothing was put into the table then, unless the file changed while it was being read (it
-/// is read twice, and checked each time).
+/// [`LoadError`]; nothing was put into the table then, unless the file changed while it was being
+/// read (it is read twice, and checked each time).
 pub fn load(table: &Table, path: impl AsRef<Path>) -> Result<LoadReport, LoadError> {
     let path = path.as_ref();
     let started = Instant::now();
@@ -146,9 +149,9 @@ pub fn load(table: &Table, path: impl AsRef<Path>) -> Result<LoadReport, LoadErr
     Ok(LoadReport { entries, restored, evicted, elapsed: started.elapsed() })
 }
 
-/// Removes what writers to `path` that died left behind, and says how many files it were. [`write()`] does the
-/// same; this is for a program that starts and will not write soon. No snapshot must be being written to
-/// the path by another process.
+/// Removes what writers to `path` that died left behind, and says how many files it were.
+/// [`write()`] does the same; this is for a program that starts and will not write soon. No
+/// snapshot must be being written to the path by another process.
 pub fn remove_leftovers(path: impl AsRef<Path>) -> usize {
     let _one_at_a_time = WRITING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     sweep(path.as_ref())
@@ -184,14 +187,15 @@ fn write_through<F: SnapshotFile>(
         Ok(SnapshotReport { entries, bytes, elapsed: started.elapsed() })
     })();
     if written.is_err() {
-        // It is of no use to anybody, and on a full disk it is in the way. If it is not there, all the better.
+        // It is of no use to anybody, and on a full disk it is in the way. If it is not there, all
+        // the better.
         let _ = fs::remove_file(&aside);
     }
     written
 }
 
-/// Writes header and blocks; returns how many entries and bytes. The header comes last, so that a file
-/// without its end has no beginning either.
+/// Writes header and blocks; returns how many entries and bytes. The header comes last, so that a
+/// file without its end has no beginning either.
 fn write_all(table: &Table, file: &mut (impl Write + Seek)) -> io::Result<(u64, u64)> {
     let id = new_id();
     file.seek(SeekFrom::Start(Header::BYTES as u64))?;
@@ -212,7 +216,8 @@ fn write_all(table: &Table, file: &mut (impl Write + Seek)) -> io::Result<(u64, 
     Ok((entries, bytes))
 }
 
-/// Reads and checks a whole snapshot, handing out entries of blocks that are right; returns how many.
+/// Reads and checks a whole snapshot, handing out entries of blocks that are right; returns how
+/// many.
 fn read_all(file: &mut impl Read, mut each: impl FnMut(Entry)) -> Result<u64, Wrong> {
     let mut header = [0; Header::BYTES];
     read_exact(file, &mut header, 0)?;
@@ -309,7 +314,8 @@ fn aside(path: &Path) -> PathBuf {
     directory(path).join(name)
 }
 
-/// Removes the temporary files of dead writers to `path`. One that cannot be removed is only untidy.
+/// Removes the temporary files of dead writers to `path`. One that cannot be removed is only
+/// untidy.
 fn sweep(path: &Path) -> usize {
     let prefix = aside_prefix(path);
     let Ok(listing) = fs::read_dir(directory(path)) else { return 0 };

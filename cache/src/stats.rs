@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// What a table holds and what has happened to it since it was made.
 ///
-/// The counts are exact once the threads that use the table are still; while they are not, each is a value
-/// that it had a moment ago, and they need not fit each other to the last digit.
+/// The counts are exact once the threads that use the table are still; while they are not, each is
+/// a value that it had a moment ago, and they need not fit each other to the last digit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -31,7 +31,8 @@ pub struct Stats {
 /// Stripes; more threads than this share, which costs time and no counts.
 const STRIPES: usize = 32;
 
-/// One thread's counters, on cache lines of their own (two, since some machines fetch lines in pairs).
+/// One thread's counters, on cache lines of their own (two, since some machines fetch lines in
+/// pairs).
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Stripe {

@@ -17,11 +17,12 @@ pub use crate::bucket::{Entry, Insert};
 /// How large a table is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capacity {
-    /// Room for so many entries and an eighth more, rounded up to whole buckets of eight: of so many different keys
-    /// nine in ten then stay, and an entry that does takes less than 20 bytes. See [`Table`].
+    /// Room for so many entries and an eighth more, rounded up to whole buckets of eight: of so
+    /// many different keys nine in ten then stay, and an entry that does takes less than 20
+    /// bytes. See [`Table`].
     Entries(u64),
-    /// At most so many bytes, of which each eight entries take 128; in a table of less than 524,288 entries
-    /// 144.
+    /// At most so many bytes, of which each eight entries take 128; in a table of less than 524,288
+    /// entries 144.
     Bytes(u64),
 }
 
@@ -71,27 +72,28 @@ pub enum Near {
     Far,
 }
 
-/// [`Capacity::Entries`] takes one slot more for so many. With a sixth more, the table that so many keys have just
-/// filled would take more than 20 bytes an entry.
+/// [`Capacity::Entries`] takes one slot more for so many. With a sixth more, the table that so many
+/// keys have just filled would take more than 20 bytes an entry.
 const SPARE_PART: u64 = 8;
 
 /// A bounded concurrent hash table from `u64` to `u64`.
 ///
-/// Every key and every value can be stored. All methods take `&self` and may be called from any number of
-/// threads.
+/// Every key and every value can be stored. All methods take `&self` and may be called from any
+/// number of threads.
 ///
 /// * A value that is read under a key is one that was written under that key, whole.
-/// * What [`insert`](Self::insert) wrote is there for every lookup that begins after it returned, until it
-///   is overwritten, removed, or evicted because its bucket was full.
-/// * A lookup takes no lock and ends after a bounded number of steps, whatever writers do. If writers were
-///   in its bucket at each of its tries (which takes one that lost its core in the middle of some
-///   twenty instructions), it reports a miss, and [`Stats::kept_out`] counts it.
+/// * What [`insert`](Self::insert) wrote is there for every lookup that begins after it returned,
+///   until it is overwritten, removed, or evicted because its bucket was full.
+/// * A lookup takes no lock and ends after a bounded number of steps, whatever writers do. If
+///   writers were in its bucket at each of its tries (which takes one that lost its core in the
+///   middle of some twenty instructions), it reports a miss, and [`Stats::kept_out`] counts it.
 ///
 /// # Capacity
 ///
-/// A key can stand in one bucket only, and some buckets fill before others: a table starts to evict before
-/// it is full. Of *n* different keys 86 % stay in a table with *n* slots, 90 % in one that was made for *n* entries
-/// ([`Capacity::Entries`]), 97.6 % with 1.6 *n* slots and 99.2 % with 2 *n*. All slots come to be used as more keys follow.
+/// A key can stand in one bucket only, and some buckets fill before others: a table starts to evict
+/// before it is full. Of *n* different keys 86 % stay in a table with *n* slots, 90 % in one that
+/// was made for *n* entries ([`Capacity::Entries`]), 97.6 % with 1.6 *n* slots and 99.2 % with 2
+/// *n*. All slots come to be used as more keys follow.
 pub struct Table {
     buckets: Buckets,
     /// What the buckets take.
@@ -131,14 +133,16 @@ impl Table {
         Ok(Self { buckets, bytes, duel: Duel::new(count), counters: Counters::default() })
     }
 
-    /// Has the system give the table's memory now, rather than page by page to those who first write there: a page of 2 MiB
-    /// takes it a quarter of a millisecond, and where a virtual machine's host must find the memory, two. Others
-    /// may use the table meanwhile. `go_on` is asked before each such page whether to. See [`populate_in_background`].
+    /// Has the system give the table's memory now, rather than page by page to those who first
+    /// write there: a page of 2 MiB takes it a quarter of a millisecond, and where a virtual
+    /// machine's host must find the memory, two. Others may use the table meanwhile. `go_on` is
+    /// asked before each such page whether to. See [`populate_in_background`].
     ///
     /// # Errors
     ///
-    /// What the system says when it cannot: it is no Linux, or one older than 5.14. The table is as good as before. A system
-    /// that has not that much memory may end the process, as it may when the table fills.
+    /// What the system says when it cannot: it is no Linux, or one older than 5.14. The table is as
+    /// good as before. A system that has not that much memory may end the process, as it may
+    /// when the table fills.
     pub fn populate(&self, mut go_on: impl FnMut() -> bool) -> io::Result<()> {
         self.buckets.populate(&mut go_on)
     }
@@ -181,8 +185,8 @@ impl Table {
         }
     }
 
-    /// The value of a key that was mixed before, without counting: callers count many lookups in one go,
-    /// with [`record_lookups`](Self::record_lookups).
+    /// The value of a key that was mixed before, without counting: callers count many lookups in
+    /// one go, with [`record_lookups`](Self::record_lookups).
     #[inline]
     pub fn read(&self, hashed: Hashed) -> Option<u64> {
         match self.buckets.of(hashed).read(hashed) {
@@ -202,8 +206,9 @@ impl Table {
     }
 
     /// As [`read`](Self::read), looking no further than into the line of memory that
-    /// [`prefetch`](Self::prefetch) asked for. Nearly always that settles it; if not, the bucket's other line is
-    /// asked for, and the caller does something else before it calls [`read`](Self::read).
+    /// [`prefetch`](Self::prefetch) asked for. Nearly always that settles it; if not, the bucket's
+    /// other line is asked for, and the caller does something else before it calls
+    /// [`read`](Self::read).
     #[inline]
     pub fn read_near(&self, hashed: Hashed) -> Near {
         let bucket = self.buckets.of(hashed);
@@ -217,14 +222,16 @@ impl Table {
         }
     }
 
-    /// Asks the processor to bring the line near in which the key most likely stands, and does not wait for it.
-    /// Prefetch some sixteen keys ahead of reading them, and the memory's latency is hidden.
+    /// Asks the processor to bring the line near in which the key most likely stands, and does not
+    /// wait for it. Prefetch some sixteen keys ahead of reading them, and the memory's latency
+    /// is hidden.
     #[inline]
     pub fn prefetch(&self, hashed: Hashed) {
         self.buckets.of(hashed).prefetch(hashed.home());
     }
 
-    /// As [`prefetch`](Self::prefetch), for a key that will be inserted: that takes the whole bucket.
+    /// As [`prefetch`](Self::prefetch), for a key that will be inserted: that takes the whole
+    /// bucket.
     #[inline]
     pub fn prefetch_bucket(&self, hashed: Hashed) {
         let bucket = self.buckets.of(hashed);
@@ -232,16 +239,17 @@ impl Table {
         bucket.prefetch(1);
     }
 
-    /// Looks up many keys, in no particular order: `values[i]` becomes the value of `keys[i]`. Buckets are prefetched a window
-    /// ahead, so a table much larger than the processor's caches is nearly as fast as a small one.
+    /// Looks up many keys, in no particular order: `values[i]` becomes the value of `keys[i]`.
+    /// Buckets are prefetched a window ahead, so a table much larger than the processor's
+    /// caches is nearly as fast as a small one.
     ///
     /// # Panics
     ///
     /// If the slices are not of the same length.
     pub fn get_many(&self, keys: &[u64], values: &mut [Option<u64>]) {
         assert_eq!(keys.len(), values.len(), "as many values as keys");
-        // A ring of the keys that are under way: each read makes room for one more prefetch, so there are
-        // always as many memory accesses in flight as there may be.
+        // A ring of the keys that are under way: each read makes room for one more prefetch, so
+        // there are always as many memory accesses in flight as there may be.
         let mut ring = [Hashed::default(); AHEAD];
         for (hashed, &key) in ring.iter_mut().zip(keys) {
             *hashed = Hashed::new(key);
@@ -285,7 +293,8 @@ impl Table {
         self.counters.lookups(hits, keys.len() as u64 - hits, 0);
     }
 
-    /// Stores `value` under `key`. It always is stored; if the bucket is full, another entry leaves.
+    /// Stores `value` under `key`. It always is stored; if the bucket is full, another entry
+    /// leaves.
     pub fn insert(&self, key: u64, value: u64) -> Insert {
         let hashed = Hashed::new(key);
         self.insert_hashed(hashed, value)
@@ -323,8 +332,9 @@ impl Table {
 
     /// All entries, while readers and writers go on.
     ///
-    /// Each bucket is copied as it stood at one moment, so every pair was in the table, and no key comes
-    /// twice. An entry that stays for the whole time comes once; one that comes or goes may or may not.
+    /// Each bucket is copied as it stood at one moment, so every pair was in the table, and no key
+    /// comes twice. An entry that stays for the whole time comes once; one that comes or goes
+    /// may or may not.
     pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         self.buckets.iter().flat_map(|bucket| {
             let (entries, count) = bucket.entries();
@@ -360,8 +370,8 @@ impl Table {
         Ok(())
     }
 
-    /// Stores an entry with the heat that it had in a snapshot. `None` if its key is there already; what is
-    /// there stays. Not counted among the writes.
+    /// Stores an entry with the heat that it had in a snapshot. `None` if its key is there already;
+    /// what is there stays. Not counted among the writes.
     #[doc(hidden)]
     pub fn restore(&self, entry: Entry) -> Option<Insert> {
         let hashed = Hashed::new(entry.key);
@@ -386,6 +396,6 @@ impl fmt::Debug for Table {
     }
 }
 
-/// Lookups in flight at once in [`Table::get_many`]: enough to cover the memory's latency, few enough that
-/// no prefetched line is pushed out again before it is read.
+/// Lookups in flight at once in [`Table::get_many`]: enough to cover the memory's latency, few
+/// enough that no prefetched line is pushed out again before it is read.
 const AHEAD: usize = 32;

@@ -1,4 +1,5 @@
-//! A table's memory, taken before it is written to. Alone in its process, whose memory is looked at.
+//! A table's memory, taken before it is written to. Alone in its process, whose memory is looked
+//! at.
 
 #![cfg(all(target_os = "linux", not(miri)))]
 

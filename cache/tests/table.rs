@@ -17,7 +17,8 @@ const fn sized(normal: u64, miri: u64) -> u64 {
     if cfg!(miri) { miri } else { normal }
 }
 
-/// A table with so many slots, rounded up to whole buckets, and few enough that it stores whole keys.
+/// A table with so many slots, rounded up to whole buckets, and few enough that it stores whole
+/// keys.
 fn table(slots: u64) -> Table {
     assert!(slots < 1 << 19, "{slots}");
     Table::new(Capacity::Bytes(slots.div_ceil(8) * 144)).expect("a small table")
@@ -389,7 +390,8 @@ fn each_value_read_is_one_that_was_written_under_that_key() {
 
 #[test]
 fn an_entry_that_nobody_touches_is_listed_however_busy_its_bucket_is() {
-    // One bucket: the writer changes one entry of it without pause, the others must be in every listing.
+    // One bucket: the writer changes one entry of it without pause, the others must be in every
+    // listing.
     let table = table(8);
     for key in 0..8 {
         table.insert(key, key);

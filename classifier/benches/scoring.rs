@@ -1,5 +1,5 @@
-//! The feature map by itself, and with the matrix product and argmax, alone and in batches: `cargo bench -p
-//! afterimage-classifier --bench scoring`. The example `speed` takes it apart further.
+//! The feature map by itself, and with the matrix product and argmax, alone and in batches: `cargo
+//! bench -p afterimage-classifier --bench scoring`. The example `speed` takes it apart further.
 
 use afterimage_classifier::{Features, Model, Scratch};
 use divan::Bencher;

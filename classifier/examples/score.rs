@@ -1,8 +1,9 @@
-//! The time of an image alone and in batches, and the labels, as JSON: `score DATA_DIR MODEL SECONDS`, with `shipped`,
-//! `raw` or a file for the model. What `bench/classifier` holds beside other programs.
+//! The time of an image alone and in batches, and the labels, as JSON: `score DATA_DIR MODEL
+//! SECONDS`, with `shipped`, `raw` or a file for the model. What `bench/classifier` holds beside
+//! other programs.
 //!
-//! Times are CPU time, from which others on the machine take less than from the time on the wall. The images are the
-//! first 10,000 to train on: no figure about errors comes out of this.
+//! Times are CPU time, from which others on the machine take less than from the time on the wall.
+//! The images are the first 10,000 to train on: no figure about errors comes out of this.
 
 use std::error::Error;
 use std::path::Path;

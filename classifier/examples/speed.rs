@@ -1,9 +1,9 @@
 //! Time from an image's bytes to its label: `speed DATA_DIR [MODEL_FILE] [--json]`.
 //!
-//! Alone and in batches, with every instruction set, on one thread and on two, through the engine; and what the
-//! arithmetic costs at least. Figures are the fastest of many rounds, on one core of its CPU time: on a shared machine
-//! the others measure the neighbours. What is compared is measured in turns. `bench/classifier` runs it and keeps the
-//! record.
+//! Alone and in batches, with every instruction set, on one thread and on two, through the engine;
+//! and what the arithmetic costs at least. Figures are the fastest of many rounds, on one core of
+//! its CPU time: on a shared machine the others measure the neighbours. What is compared is
+//! measured in turns. `bench/classifier` runs it and keeps the record.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -27,9 +27,11 @@ const PATIENCE: Duration = Duration::from_millis(700);
 const LONG_PATIENCE: Duration = Duration::from_secs(4);
 const BATCHES: [usize; 4] = [1, 8, 64, 256];
 const IMAGES: usize = 512;
-/// Images of a round on several threads: some milliseconds, so that now and then nobody disturbs one.
+/// Images of a round on several threads: some milliseconds, so that now and then nobody disturbs
+/// one.
 const MANY: usize = 1024;
-/// Rows and columns of the matrices whose product is timed: large beside the caches' lines, small beside the caches.
+/// Rows and columns of the matrices whose product is timed: large beside the caches' lines, small
+/// beside the caches.
 const MATRIX: usize = 768;
 /// Multiply-adds of the shipped model for an image without blank patches.
 const CONV_MULTIPLY_ADDS: f64 = 750_000.0;
@@ -134,7 +136,8 @@ fn one_core(model: &Model, images: &[&[u8]], figures: &mut Map<String, Value>) -
     Ok(())
 }
 
-/// How much faster two threads are than one: the model, and, for what the machine gives, plain multiply-adds.
+/// How much faster two threads are than one: the model, and, for what the machine gives, plain
+/// multiply-adds.
 fn two_cores(model: &Model, many: &Dataset, figures: &mut Map<String, Value>) -> Result<()> {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pools = [pool(1)?, pool(2)?];
@@ -181,8 +184,8 @@ fn two_cores(model: &Model, many: &Dataset, figures: &mut Map<String, Value>) ->
     Ok(())
 }
 
-/// One request at a time from submission to reply, the label's own time and two changes of threads; and as many
-/// as there are, on one compute thread and on two.
+/// One request at a time from submission to reply, the label's own time and two changes of threads;
+/// and as many as there are, on one compute thread and on two.
 fn through_the_engine(
     model: &Arc<Model>,
     images: &[&[u8]],

@@ -1,5 +1,5 @@
-//! Trains a model and writes its file: `train raw SEED DATA_DIR OUT_FILE [C]`. What `afterimage train` does,
-//! without the bar.
+//! Trains a model and writes its file: `train raw SEED DATA_DIR OUT_FILE [C]`. What `afterimage
+//! train` does, without the bar.
 
 use std::error::Error;
 

@@ -1,5 +1,5 @@
-//! Trains on all but the last 10,000 training images and evaluates on those; the test set is not even opened:
-//! `validate FEATURES SEED DATA_DIR [C [COPIES [OUT_FILE]]]`.
+//! Trains on all but the last 10,000 training images and evaluates on those; the test set is not
+//! even opened: `validate FEATURES SEED DATA_DIR [C [COPIES [OUT_FILE]]]`.
 
 use std::error::Error;
 use std::path::Path;

@@ -10,7 +10,8 @@ use crate::error::DataError;
 use crate::input::{bounded, idx};
 use crate::shape::Shape;
 
-/// Largest data-set file read, in bytes, before and after unpacking: MNIST's is 47 MB, EMNIST's 550 MB.
+/// Largest data-set file read, in bytes, before and after unpacking: MNIST's is 47 MB, EMNIST's 550
+/// MB.
 pub const MAX_DATASET_FILE_BYTES: u64 = 1 << 30;
 
 /// Images of one shape and their labels.
@@ -32,7 +33,8 @@ pub struct Split {
 
 impl Split {
     /// Reads a directory holding the four MNIST files, each under its usual name
-    /// (`train-images-idx3-ubyte`), its dotted one (`train-images.idx3-ubyte`), or either with `.gz`.
+    /// (`train-images-idx3-ubyte`), its dotted one (`train-images.idx3-ubyte`), or either with
+    /// `.gz`.
     ///
     /// # Errors
     /// [`DataError`], naming the file, when one is missing, broken or does not fit the others.
@@ -191,7 +193,8 @@ fn decode_file<T>(
     decode(&bytes)
 }
 
-/// Reads one IDX file of images, plain or with gzip: their shape, and their pixels one image after another.
+/// Reads one IDX file of images, plain or with gzip: their shape, and their pixels one image after
+/// another.
 ///
 /// # Errors
 /// [`DataError`], naming the file, when it cannot be read or holds no images.

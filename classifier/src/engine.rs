@@ -1,17 +1,18 @@
-//! The compute engine: threads of its own score what is submitted, and what waits together is scored
-//! together. Whoever submits, an I/O thread say, never computes.
+//! The compute engine: threads of its own score what is submitted, and what waits together is
+//! scored together. Whoever submits, an I/O thread say, never computes.
 //!
-//! **One reply each.** Every submitted reply is called exactly once, whatever happens: with the label; with the
-//! reason why there is none (refused, expired, a panic while scoring); or, should an item ever be lost on the way,
-//! with [`EngineError::Lost`] by its own destructor. The type that waits in the queue sees to it.
+//! **One reply each.** Every submitted reply is called exactly once, whatever happens: with the
+//! label; with the reason why there is none (refused, expired, a panic while scoring); or, should
+//! an item ever be lost on the way, with [`EngineError::Lost`] by its own destructor. The type that
+//! waits in the queue sees to it.
 //!
-//! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one and scores it
-//! from end to end. There is nothing to split and join inside, and nothing to share but the queue, which is
-//! locked twice per batch. Threads that are idle share what is there evenly, so a large submission spreads
-//! over them all.
+//! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one and
+//! scores it from end to end. There is nothing to split and join inside, and nothing to share but
+//! the queue, which is locked twice per batch. Threads that are idle share what is there evenly, so
+//! a large submission spreads over them all.
 //!
-//! An image's label never depends on its batch (see [`crate::Model::classify_batch`]), so neither lingering nor the
-//! number of threads can change an answer.
+//! An image's label never depends on its batch (see [`crate::Model::classify_batch`]), so neither
+//! lingering nor the number of threads can change an answer.
 
 mod counters;
 mod job;
@@ -50,7 +51,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts an engine that scores with `model`. Values below 1 count as 1, a linger above [`MAX_LINGER`] as that.
+    /// Starts an engine that scores with `model`. Values below 1 count as 1, a linger above
+    /// [`MAX_LINGER`] as that.
     ///
     /// # Panics
     /// When the system gives no threads.
@@ -88,20 +90,22 @@ impl Engine {
         Self { shared, threads: Mutex::new(threads) }
     }
 
-    /// Submits one job and returns at once. Its reply is called exactly once, also when it is refused: then on this
-    /// thread, before this returns, and the refusal is returned as well, for those who want to count it.
+    /// Submits one job and returns at once. Its reply is called exactly once, also when it is
+    /// refused: then on this thread, before this returns, and the refusal is returned as well,
+    /// for those who want to count it.
     ///
     /// # Errors
-    /// [`EngineError::Overloaded`], [`EngineError::WrongSize`] or [`EngineError::ShuttingDown`]; the reply has been
-    /// called with the same.
+    /// [`EngineError::Overloaded`], [`EngineError::WrongSize`] or [`EngineError::ShuttingDown`];
+    /// the reply has been called with the same.
     pub fn submit(&self, job: Job) -> Result<(), EngineError> {
         let mut refusal = Ok(());
         self.submit_each(std::iter::once(job), |error| refusal = Err(error.clone()));
         refusal
     }
 
-    /// Submits many jobs under one lock and one wake-up; returns how many were refused. Those get their replies
-    /// called on this thread before this returns; when the queue has no room for all, the first ones are taken.
+    /// Submits many jobs under one lock and one wake-up; returns how many were refused. Those get
+    /// their replies called on this thread before this returns; when the queue has no room for
+    /// all, the first ones are taken.
     pub fn submit_many(&self, jobs: impl IntoIterator<Item = Job>) -> usize {
         let mut refused = 0;
         self.submit_each(jobs, |_| refused += 1);
@@ -148,7 +152,8 @@ impl Engine {
         }
     }
 
-    /// Whether a thread has nothing to do and nothing waits: a job that comes now keeps nobody waiting.
+    /// Whether a thread has nothing to do and nothing waits: a job that comes now keeps nobody
+    /// waiting.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let queue = self.shared.lock();
@@ -173,8 +178,8 @@ impl Engine {
         self.shared.counters.read(self.shared.lock().jobs.len())
     }
 
-    /// Takes no more jobs, finishes those that wait, and ends the threads. May be called more than once, and from a
-    /// reply: a compute thread does not wait for itself.
+    /// Takes no more jobs, finishes those that wait, and ends the threads. May be called more than
+    /// once, and from a reply: a compute thread does not wait for itself.
     pub fn shutdown(&self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();

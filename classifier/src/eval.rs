@@ -21,7 +21,8 @@ pub use worst::Example;
 const MATRIX_LABELS: usize = 26;
 /// Confusions listed where there is no matrix.
 const LISTED_CONFUSIONS: usize = 20;
-/// Images classified one by one for the time alone, and how long that may take: a model may need milliseconds each.
+/// Images classified one by one for the time alone, and how long that may take: a model may need
+/// milliseconds each.
 const ALONE_IMAGES: usize = 1000;
 const ALONE_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -158,14 +159,15 @@ impl Evaluation {
         self.elapsed / u32::try_from(self.images().max(1)).unwrap_or(u32::MAX)
     }
 
-    /// The median time of one image alone on one thread, over the first images; zero when there are none.
+    /// The median time of one image alone on one thread, over the first images; zero when there are
+    /// none.
     #[must_use]
     pub fn time_alone(&self) -> Duration {
         self.alone
     }
 
-    /// The whole report for programs. Shares are from 0 to 1, `null` where there is nothing to divide by; times in
-    /// microseconds; `confusions` has every pair that occurred.
+    /// The whole report for programs. Shares are from 0 to 1, `null` where there is nothing to
+    /// divide by; times in microseconds; `confusions` has every pair that occurred.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let (low, high) = self.error_interval();
@@ -241,8 +243,9 @@ fn micros(time: Duration) -> f64 {
     time.as_nanos() as f64 / 1000.0
 }
 
-/// The 95 % interval of a share of which `hits` in `count` were seen: E. B. Wilson, "Probable Inference, the Law
-/// of Succession, and Statistical Inference", JASA 22, 1927. With nothing seen it is all of 0 to 1.
+/// The 95 % interval of a share of which `hits` in `count` were seen: E. B. Wilson, "Probable
+/// Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927. With nothing seen
+/// it is all of 0 to 1.
 #[must_use]
 pub fn wilson_interval(hits: usize, count: usize) -> (f64, f64) {
     if count == 0 {

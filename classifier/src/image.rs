@@ -8,8 +8,8 @@ use crate::error::DataError;
 use crate::input::{bounded, idx, netpbm, png};
 use crate::shape::Shape;
 
-/// Largest image file read, in bytes: an uncompressed picture of [`crate::MAX_INPUT_LEN`] pixels in 16-bit
-/// RGBA, and some room for its headers.
+/// Largest image file read, in bytes: an uncompressed picture of [`crate::MAX_INPUT_LEN`] pixels in
+/// 16-bit RGBA, and some room for its headers.
 pub const MAX_IMAGE_FILE_BYTES: u64 = 8 * crate::MAX_INPUT_LEN as u64 + (1 << 16);
 
 /// One grey image: bytes 0 (black) to 255 (white), row-major, of a known shape.
@@ -36,8 +36,9 @@ impl Image {
         Ok(Self { shape, pixels })
     }
 
-    /// Reads an image file: PNG, PGM (P2 or P5), or an IDX file holding exactly one image; the last two
-    /// also gzipped. The pixels are taken as they are; see [`Image::invert`] for dark ink on light paper.
+    /// Reads an image file: PNG, PGM (P2 or P5), or an IDX file holding exactly one image; the last
+    /// two also gzipped. The pixels are taken as they are; see [`Image::invert`] for dark ink
+    /// on light paper.
     ///
     /// # Errors
     /// [`DataError`], naming the file, when it cannot be read or is none of these.
@@ -49,7 +50,8 @@ impl Image {
         Self::decode(&bytes).map_err(|error| error.in_file(path))
     }
 
-    /// Reads a file of images: all those of an IDX file, or the one of any other that [`Image::read`] takes.
+    /// Reads a file of images: all those of an IDX file, or the one of any other that
+    /// [`Image::read`] takes.
     ///
     /// # Errors
     /// [`DataError`], naming the file, when it cannot be read or is none of these.
@@ -85,8 +87,9 @@ impl Image {
         }
     }
 
-    /// The same image with light and dark exchanged: every pixel `p` becomes `255 - p`. MNIST is light ink on a
-    /// dark ground; a scan of pencil on paper is the other way round, and only its owner knows.
+    /// The same image with light and dark exchanged: every pixel `p` becomes `255 - p`. MNIST is
+    /// light ink on a dark ground; a scan of pencil on paper is the other way round, and only
+    /// its owner knows.
     #[must_use]
     pub fn invert(mut self) -> Self {
         for pixel in &mut self.pixels {

@@ -1,4 +1,5 @@
-//! Images, features, ten one-vs-rest SVMs, their training and files, and the compute engine that scores them.
+//! Images, features, ten one-vs-rest SVMs, their training and files, and the compute engine that
+//! scores them.
 #![deny(unsafe_code)]
 
 pub mod service;

@@ -16,7 +16,8 @@ pub use crate::scoring::Scratch;
 use crate::shape::Shape;
 use crate::svm::LinearSvm;
 
-/// Images one task of a parallel batch takes: a fifth of a millisecond's work, so that threads end together.
+/// Images one task of a parallel batch takes: a fifth of a millisecond's work, so that threads end
+/// together.
 const TASK: usize = 16;
 
 /// A trained classifier. It never changes, so threads share it as `Arc<Model>`.
@@ -29,8 +30,8 @@ pub struct Model {
     digest: ModelDigest,
 }
 
-/// Where a model comes from: for people to read. Nothing here changes an answer, and none of it is in the
-/// digest.
+/// Where a model comes from: for people to read. Nothing here changes an answer, and none of it is
+/// in the digest.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Metadata {
@@ -56,7 +57,8 @@ impl Model {
     /// A model whose machine `i` stands for `labels[i]`.
     ///
     /// # Errors
-    /// [`ModelError::Mismatch`] when the features, machines and labels do not fit, or a label stands twice.
+    /// [`ModelError::Mismatch`] when the features, machines and labels do not fit, or a label
+    /// stands twice.
     pub fn new(
         features: FeatureMap,
         svm: LinearSvm,
@@ -93,7 +95,8 @@ impl Model {
         embedded(&MODEL, include_bytes!("../models/conv.safetensors"))
     }
 
-    /// The raw-pixel linear model that comes with the program: the simplest there is, for comparison.
+    /// The raw-pixel linear model that comes with the program: the simplest there is, for
+    /// comparison.
     #[must_use]
     pub fn raw() -> Arc<Self> {
         static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
@@ -122,19 +125,20 @@ impl Model {
         model_file::encode(self)
     }
 
-    /// Writes this model's file: beside the place first, then renamed into it, so that no reader ever sees half of
-    /// one.
+    /// Writes this model's file: beside the place first, then renamed into it, so that no reader
+    /// ever sees half of one.
     ///
     /// # Errors
-    /// [`ModelError::Io`]; [`ModelError::TooLarge`], in [`ModelError::InFile`], when the file would be too large to be
-    /// read again.
+    /// [`ModelError::Io`]; [`ModelError::TooLarge`], in [`ModelError::InFile`], when the file would
+    /// be too large to be read again.
     pub fn write(&self, path: &Path) -> Result<(), ModelError> {
         model_file::write(self, path)
     }
 
-    /// 32 bytes that differ as soon as any answer may: SHA-256 over the name of its kind, the shape, the labels,
-    /// and every tensor's name, shape and values. The metadata is not in it. Two models with the same digest
-    /// give the same answers, so a remembered answer belongs to a digest.
+    /// 32 bytes that differ as soon as any answer may: SHA-256 over the name of its kind, the
+    /// shape, the labels, and every tensor's name, shape and values. The metadata is not in it.
+    /// Two models with the same digest give the same answers, so a remembered answer belongs to
+    /// a digest.
     #[must_use]
     pub fn digest(&self) -> ModelDigest {
         self.digest
@@ -212,8 +216,8 @@ impl Model {
         Ok(label[0])
     }
 
-    /// The labels of a batch, on the calling thread. `labels` gets one per image. An image's label does not depend
-    /// on the others.
+    /// The labels of a batch, on the calling thread. `labels` gets one per image. An image's label
+    /// does not depend on the others.
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when an image is of another size; no label is written then.
@@ -233,9 +237,10 @@ impl Model {
         Ok(())
     }
 
-    /// The scores `[images, classes]` of a batch, on the calling thread. The class with the greatest one is the answer,
-    /// of equals the first: votes, where pairs of classes vote; and but for what the rounding to `f32` makes equal.
-    /// (A single machine for two classes answers with the second at zero.)
+    /// The scores `[images, classes]` of a batch, on the calling thread. The class with the
+    /// greatest one is the answer, of equals the first: votes, where pairs of classes vote; and
+    /// but for what the rounding to `f32` makes equal. (A single machine for two classes
+    /// answers with the second at zero.)
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when an image is of another size.
@@ -243,7 +248,8 @@ impl Model {
         self.scores_with(Level::best(), images)
     }
 
-    /// As [`Model::scores`], with an instruction set of your choice; the result has the same bits with any.
+    /// As [`Model::scores`], with an instruction set of your choice; the result has the same bits
+    /// with any.
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when an image is of another size.
@@ -254,8 +260,8 @@ impl Model {
             .expect("every image has a score for each class"))
     }
 
-    /// The labels of many images, one per row of `images` (`[images, bytes of one]`), on all threads of the current
-    /// rayon pool.
+    /// The labels of many images, one per row of `images` (`[images, bytes of one]`), on all
+    /// threads of the current rayon pool.
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when the rows are not of this model's size.
@@ -271,7 +277,8 @@ impl Model {
         let pixels = images.as_slice().expect("standard layout is contiguous");
         let rows: Vec<&[u8]> = pixels.chunks_exact(images.ncols()).collect();
         let mut labels = vec![0; rows.len()];
-        // Whichever thread is free takes the next task: one that others disturb does not hold up the rest.
+        // Whichever thread is free takes the next task: one that others disturb does not hold up
+        // the rest.
         let tasks = Mutex::new(rows.chunks(TASK).zip(labels.chunks_mut(TASK)));
         let work = || -> Result<(), DataError> {
             let mut scratch = Scratch::default();

@@ -1,5 +1,6 @@
-//! Model files: a safetensors container with the tensors that make the model, and texts that say what they are.
-//! `README.md` has the table of names. Models that are trained here are of version 1, imported ones of version 2.
+//! Model files: a safetensors container with the tensors that make the model, and texts that say
+//! what they are. `README.md` has the table of names. Models that are trained here are of version
+//! 1, imported ones of version 2.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -18,8 +19,9 @@ use crate::svm::MAX_CLASSES;
 use crate::tensors::{self, Texts};
 use crate::weights::Weights;
 
-/// Largest model file read, in bytes, of whatever tool: far above ours (under 1 MB); room for the text of 60,000 support
-/// vectors of MNIST's images (about 200 MB), or for 65,535 classes of as many weights in `f64` (411 MB).
+/// Largest model file read, in bytes, of whatever tool: far above ours (under 1 MB); room for the
+/// text of 60,000 support vectors of MNIST's images (about 200 MB), or for 65,535 classes of as
+/// many weights in `f64` (411 MB).
 pub const MAX_MODEL_FILE_BYTES: u64 = 1 << 30;
 
 /// What a file says it is.
@@ -151,11 +153,12 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
 /// SHA-256 over, in this order, lengths and integers as 64-bit little-endian:
 ///
 /// 1. the text `afterimage-model 1` (or 2: the file's version) and a zero byte;
-/// 2. the name of its `features` (length, bytes); in version 2, for `kernel` features, the kernel's as well;
+/// 2. the name of its `features` (length, bytes); in version 2, for `kernel` features, the kernel's
+///    as well;
 /// 3. the shape (rank, dimensions);
 /// 4. the labels (count, each);
-/// 5. every tensor in the order of names: name (length, bytes), in version 2 the name of its type (length, bytes), shape
-///    (rank, dimensions), values (little-endian).
+/// 5. every tensor in the order of names: name (length, bytes), in version 2 the name of its type
+///    (length, bytes), shape (rank, dimensions), values (little-endian).
 pub(crate) fn digest(shape: Shape, scoring: &Scoring, labels: &[u16]) -> ModelDigest {
     let version = version(scoring);
     let mut hash = Sha256::new();

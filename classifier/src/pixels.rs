@@ -30,8 +30,8 @@ pub(crate) enum Pixels {
     },
 }
 
-/// Most tables that places share, 32 MiB of them. There is one for each range that a feature can have, and most images
-/// have but some hundreds: the least value is 0, the greatest one of 255.
+/// Most tables that places share, 32 MiB of them. There is one for each range that a feature can
+/// have, and most images have but some hundreds: the least value is 0, the greatest one of 255.
 pub(crate) const MAX_TABLES: usize = 1 << 14;
 
 /// What the values of support vectors show.
@@ -52,7 +52,8 @@ impl Pixels {
     const TABLES: &'static str = "pixels.tables";
     const PLACES: &'static str = "pixels.places";
 
-    /// Bytes over `divisor`, in the arithmetic of `f64`; or rounded to `f32`, as ONNX models take them.
+    /// Bytes over `divisor`, in the arithmetic of `f64`; or rounded to `f32`, as ONNX models take
+    /// them.
     pub(crate) fn divided(divisor: f64, single: bool) -> Result<Self, ModelError> {
         if !(1.0..=65_535.0).contains(&divisor) {
             return Err(ModelError::mismatch("divisor", "1 to 65535", divisor));
@@ -60,12 +61,14 @@ impl Pixels {
         Ok(Self::Table(Writing::Full.table(divisor, single)))
     }
 
-    /// What values of training data (none of them zero) show: which byte over `divisor` each is, and how those bytes were
-    /// written into the training file (`0.494118` where not all digits were), which goes for bytes that are not among
-    /// the values as well. `None` when some value is no byte over `divisor`, or a byte has two values.
+    /// What values of training data (none of them zero) show: which byte over `divisor` each is,
+    /// and how those bytes were written into the training file (`0.494118` where not all digits
+    /// were), which goes for bytes that are not among the values as well. `None` when some
+    /// value is no byte over `divisor`, or a byte has two values.
     ///
-    /// LIBSVM writes support vectors with eight digits, whatever the training data had. Where values have those, images
-    /// have all digits, as they have in `svm-predict`, and vectors have eight.
+    /// LIBSVM writes support vectors with eight digits, whatever the training data had. Where
+    /// values have those, images have all digits, as they have in `svm-predict`, and vectors
+    /// have eight.
     pub(crate) fn learnt(
         divisor: f64,
         single: bool,
@@ -98,7 +101,8 @@ impl Pixels {
         Ok(Some(Learnt { pixels, of_vectors, bytes }))
     }
 
-    /// The byte whose feature at any place is `value`, to within the last digits that somebody left out.
+    /// The byte whose feature at any place is `value`, to within the last digits that somebody left
+    /// out.
     pub(crate) fn byte(&self, at: usize, value: f64) -> Option<u8> {
         match self {
             Self::Table(table) => {
@@ -128,7 +132,8 @@ impl Pixels {
     /// Tables, and the one of each place.
     ///
     /// # Errors
-    /// [`ModelError::Mismatch`] when there are too many tables or a place has none, [`ModelError::NotFinite`].
+    /// [`ModelError::Mismatch`] when there are too many tables or a place has none,
+    /// [`ModelError::NotFinite`].
     pub(crate) fn places(tables: Vec<Table>, places: Vec<u32>) -> Result<Self, ModelError> {
         if tables.len() > MAX_TABLES {
             let expected = format!("at most {MAX_TABLES} (ranges that differ, and one)");
@@ -197,7 +202,8 @@ pub(crate) fn take_table(tensors: &mut Tensors, name: &str) -> Result<Table, Mod
     Ok(table.try_into().expect("`take` checked the length"))
 }
 
-/// How far a number may be from a byte and still stand for it: six digits of a number below 1 are enough.
+/// How far a number may be from a byte and still stand for it: six digits of a number below 1 are
+/// enough.
 const MAX_OFF: f64 = 0.01;
 
 /// The byte whose value in a table that does not fall is nearest to `value`, if it is near.

@@ -8,8 +8,8 @@ use crate::svm::{LinearSvm, argmax};
 use crate::tensors::{Tensor, Tensors};
 use crate::weights::{self, Weights, WeightsScratch};
 
-/// Images scored in one go by way of features: as many as the kernels share each read of the weights among; more would
-/// only push features and weights out of the nearest cache.
+/// Images scored in one go by way of features: as many as the kernels share each read of the
+/// weights among; more would only push features and weights out of the nearest cache.
 const BLOCK: usize = 4;
 
 /// Images, a feature map or none, machines, a decision.
@@ -37,7 +37,8 @@ impl Scoring {
     const WEIGHTS: &'static str = "svm.weights";
     const INTERCEPTS: &'static str = "svm.intercepts";
 
-    /// What its `features` are called in files, of which the first version knows those of [`FeatureMap`] only.
+    /// What its `features` are called in files, of which the first version knows those of
+    /// [`FeatureMap`] only.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Features(map, _) => map.name(),

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::error::DataError;
 
-/// Most values one input may have. Four million bytes is an image of 2048 × 2048; whoever needs more
-/// needs another feature map first.
+/// Most values one input may have. Four million bytes is an image of 2048 × 2048; whoever needs
+/// more needs another feature map first.
 pub const MAX_INPUT_LEN: usize = 1 << 22;
 
 /// Most dimensions a shape may have: channels, depth, rows and columns.
@@ -27,8 +27,8 @@ impl Shape {
     /// A shape of one to four dimensions.
     ///
     /// # Errors
-    /// [`DataError::OutOfRange`] when there are none or more than [`MAX_RANK`] dimensions, when one of
-    /// them is 0, or when their product exceeds [`MAX_INPUT_LEN`].
+    /// [`DataError::OutOfRange`] when there are none or more than [`MAX_RANK`] dimensions, when one
+    /// of them is 0, or when their product exceeds [`MAX_INPUT_LEN`].
     pub fn new(dims: &[u32]) -> Result<Self, DataError> {
         if dims.is_empty() || dims.len() > MAX_RANK {
             return Err(DataError::out_of_range("number of dimensions", 1, MAX_RANK, dims.len()));

@@ -1,6 +1,6 @@
-//! One-vs-rest linear support vector machines: one weight vector and one intercept per class. The class
-//! whose score `w·x + b` is greatest is the answer (R. Rifkin and A. Klautau, "In Defense of One-Vs-All
-//! Classification", JMLR 5, 2004).
+//! One-vs-rest linear support vector machines: one weight vector and one intercept per class. The
+//! class whose score `w·x + b` is greatest is the answer (R. Rifkin and A. Klautau, "In Defense of
+//! One-Vs-All Classification", JMLR 5, 2004).
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
@@ -24,8 +24,9 @@ impl LinearSvm {
     /// One machine per row of `weights` (`[classes, dims]`), with its intercept.
     ///
     /// # Errors
-    /// [`ModelError::Mismatch`] when there are no classes or more than [`MAX_CLASSES`], no dimensions, or not one
-    /// intercept per class; [`ModelError::NotFinite`] when a number is not finite.
+    /// [`ModelError::Mismatch`] when there are no classes or more than [`MAX_CLASSES`], no
+    /// dimensions, or not one intercept per class; [`ModelError::NotFinite`] when a number is
+    /// not finite.
     pub fn new(weights: Array2<f32>, intercepts: Array1<f32>) -> Result<Self, ModelError> {
         let (classes, dims) = weights.dim();
         if classes == 0 || classes > MAX_CLASSES {
@@ -74,8 +75,9 @@ impl LinearSvm {
 
     /// Scores of a block of inputs: the matrix product `x · weightsᵀ + intercepts`.
     ///
-    /// `x` holds `[inputs, chunks(dims)]` chunks, zero in the padding; `scores` `[inputs, classes]`. Every score is
-    /// summed in the same order wherever its input stands in a block of whatever size.
+    /// `x` holds `[inputs, chunks(dims)]` chunks, zero in the padding; `scores` `[inputs,
+    /// classes]`. Every score is summed in the same order wherever its input stands in a block
+    /// of whatever size.
     pub(crate) fn scores(&self, level: Level, x: &[Chunk], scores: &mut [f32]) {
         level.run(Dots { row: chunks(self.dims()), x, w: &self.packed, out: &mut *scores });
         for scores in scores.chunks_exact_mut(self.classes()) {
@@ -86,8 +88,8 @@ impl LinearSvm {
     }
 }
 
-/// The place of the greatest score; of equal ones the first. A NaN is never the greatest; with nothing
-/// greater than minus infinity, the answer is 0.
+/// The place of the greatest score; of equal ones the first. A NaN is never the greatest; with
+/// nothing greater than minus infinity, the answer is 0.
 #[must_use]
 pub fn argmax(scores: &[f32]) -> usize {
     let mut best = (0, f32::NEG_INFINITY);

@@ -1,4 +1,5 @@
-//! Named arrays of numbers, as they stand in a safetensors file, and the container's reading and writing.
+//! Named arrays of numbers, as they stand in a safetensors file, and the container's reading and
+//! writing.
 
 use std::collections::BTreeMap;
 
@@ -150,8 +151,8 @@ impl Tensor {
     }
 }
 
-/// The bytes of a safetensors file. The same tensors and texts always give the same bytes: names in order,
-/// data in the order of the names.
+/// The bytes of a safetensors file. The same tensors and texts always give the same bytes: names in
+/// order, data in the order of the names.
 pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
     let mut bytes = header(tensors, texts);
     for tensor in tensors.values() {

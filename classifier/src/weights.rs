@@ -1,5 +1,6 @@
-//! Imported linear machines: weights in `f64`, added up in the order in which LIBLINEAR's `predict` adds them, so that
-//! scores have the bits of the original's, if that rounds products and sums each (`pairwise/exact.rs`).
+//! Imported linear machines: weights in `f64`, added up in the order in which LIBLINEAR's `predict`
+//! adds them, so that scores have the bits of the original's, if that rounds products and sums each
+//! (`pairwise/exact.rs`).
 
 use crate::error::ModelError;
 use crate::kernels::{Kernel, Level, Simd};
@@ -12,8 +13,8 @@ const LANES: usize = 8;
 
 type Lanes = [f64; LANES];
 
-/// One machine for each class, of which the greatest score answers; or a single one for two classes, whose score
-/// answers with the first label above zero, else with the second.
+/// One machine for each class, of which the greatest score answers; or a single one for two
+/// classes, whose score answers with the first label above zero, else with the second.
 #[derive(Clone, Debug)]
 pub(crate) struct Weights {
     machines: usize,
@@ -38,7 +39,8 @@ impl Weights {
     /// `weights` are `[machines, dims]`, `dims` being the bytes of an image.
     ///
     /// # Errors
-    /// [`ModelError::Mismatch`] when they do not fit, [`ModelError::NotFinite`] when a number is not finite.
+    /// [`ModelError::Mismatch`] when they do not fit, [`ModelError::NotFinite`] when a number is
+    /// not finite.
     pub(crate) fn new(
         pixels: Pixels,
         dims: usize,
@@ -130,7 +132,8 @@ pub(crate) fn answer(scores: &[f64]) -> usize {
     best.0
 }
 
-/// `sums[machine] += Σ features[j] · packed[j][machine]`: over `j` in turn, product and sum rounded each.
+/// `sums[machine] += Σ features[j] · packed[j][machine]`: over `j` in turn, product and sum rounded
+/// each.
 struct Sums<'a> {
     features: &'a [f64],
     packed: &'a [Lanes],

@@ -1,10 +1,10 @@
-//! Imported models beside the tools that trained them: `svm-train` and `svm-predict`, `liblinear-train` and
-//! `liblinear-predict` (Debian's libsvm-tools and liblinear-tools), scikit-learn through skl2onnx and ONNX Runtime (PyPI).
-//! What is not installed is skipped, loudly.
+//! Imported models beside the tools that trained them: `svm-train` and `svm-predict`,
+//! `liblinear-train` and `liblinear-predict` (Debian's libsvm-tools and liblinear-tools),
+//! scikit-learn through skl2onnx and ONNX Runtime (PyPI). What is not installed is skipped, loudly.
 //!
-//! The ordinary run makes up its images, trains on some hundreds of them and tries some hundreds, many of them halfway
-//! between two classes; `--ignored` trains on MNIST and tries all 10,000 images of its test set, with the models of two
-//! classes too (AFTERIMAGE_MNIST names the folder):
+//! The ordinary run makes up its images, trains on some hundreds of them and tries some hundreds,
+//! many of them halfway between two classes; `--ignored` trains on MNIST and tries all 10,000
+//! images of its test set, with the models of two classes too (AFTERIMAGE_MNIST names the folder):
 //!
 //! ```text
 //! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test original_tools -- --ignored
@@ -64,8 +64,9 @@ fn mnist_images() -> Images {
     Images { train: train.split_at(5000).0, test }
 }
 
-/// Images of ten classes, each around one that is its class's centre, two fifths of them between two centres: no class
-/// is far from another, and votes are close. Four fifths of the bytes are zero, as in MNIST.
+/// Images of ten classes, each around one that is its class's centre, two fifths of them between
+/// two centres: no class is far from another, and votes are close. Four fifths of the bytes are
+/// zero, as in MNIST.
 fn made_up() -> Images {
     let mut state = 1_u32;
     let mut next = move || {
@@ -126,7 +127,8 @@ fn run(program: &str, arguments: &[&str], paths: &[&Path]) {
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The answers of an imported model, and of the same written to a file and read again, are the predictions.
+/// The answers of an imported model, and of the same written to a file and read again, are the
+/// predictions.
 fn agree(what: &str, model: &Path, options: &ImportOptions, data: &Dataset, predictions: &Path) {
     let imported = Model::import(model, options).unwrap();
     let sample = Sample::of(data, &imported).unwrap();
@@ -194,13 +196,14 @@ fn liblinear(images: &Images) {
     try_tool(programs, &[cases[1], cases[4]], &of_two(images));
 }
 
-/// The images to train on that are of two classes, and all to try: whatever an image shows, it gets one of two labels.
+/// The images to train on that are of two classes, and all to try: whatever an image shows, it gets
+/// one of two labels.
 fn of_two(images: &Images) -> Images {
     Images { train: of_labels(&images.train, &[3, 8]), test: images.test.clone() }
 }
 
-/// The same with features that `svm-scale` brought to −1 to 1: it writes their ranges when it scales what is trained on, and
-/// reads them when it scales what is predicted.
+/// The same with features that `svm-scale` brought to −1 to 1: it writes their ranges when it
+/// scales what is trained on, and reads them when it scales what is predicted.
 fn scaled(images: &Images) {
     if !have(&["svm-scale", "svm-train", "svm-predict", "liblinear-train", "liblinear-predict"]) {
         return;

@@ -1,7 +1,9 @@
-//! The models in `models/` are what the commands in their metadata make, byte for byte. Needs the training set and
-//! minutes, so it runs only when asked to; the test set is not read, its recorded figure is taken over:
+//! The models in `models/` are what the commands in their metadata make, byte for byte. Needs the
+//! training set and minutes, so it runs only when asked to; the test set is not read, its recorded
+//! figure is taken over:
 //!
-//!     AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test reproduce -- --ignored
+//!     AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test reproduce
+//! -- --ignored
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
-//! The harness of all fuzz programs: writes seeds, bounds the memory of each run, and calls the target.
+//! The harness of all fuzz programs: writes seeds, bounds the memory of each run, and calls the
+//! target.
 
 mod memory;
 
@@ -23,7 +24,8 @@ macro_rules! target {
     };
 }
 
-/// Writes seeds into the folder that [`SEEDS_TO`] names. Does nothing where the variable is not set.
+/// Writes seeds into the folder that [`SEEDS_TO`] names. Does nothing where the variable is not
+/// set.
 ///
 /// # Panics
 /// When a seed cannot be written.
@@ -52,8 +54,8 @@ pub fn run(target: &Target, data: &[u8]) {
     );
 }
 
-/// Panics for inputs that begin with four certain bytes. Nobody guesses four bytes in seconds: a fuzzer
-/// gets there by learning from each comparison, or its instrumentation does not work.
+/// Panics for inputs that begin with four certain bytes. Nobody guesses four bytes in seconds: a
+/// fuzzer gets there by learning from each comparison, or its instrumentation does not work.
 ///
 /// # Panics
 /// That is what it is for.

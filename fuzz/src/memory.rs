@@ -1,4 +1,5 @@
-//! An allocator that counts what each thread holds, so that memory can be held against the input's length.
+//! An allocator that counts what each thread holds, so that memory can be held against the input's
+//! length.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -16,7 +17,8 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Counts a change of what is held. Not being able to, at a thread's end, is no reason not to allocate.
+/// Counts a change of what is held. Not being able to, at a thread's end, is no reason not to
+/// allocate.
 fn count(change: isize) {
     let _ = HELD.try_with(|held| {
         let now = held.get().saturating_add(change);
@@ -30,8 +32,8 @@ fn signed(bytes: usize) -> isize {
     isize::try_from(bytes).unwrap_or(isize::MAX)
 }
 
-// SAFETY: every call is passed on to `System` as it is, whose contract is the trait's; counting touches two
-// thread-local cells, which neither allocate nor unwind.
+// SAFETY: every call is passed on to `System` as it is, whose contract is the trait's; counting
+// touches two thread-local cells, which neither allocate nor unwind.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(signed(layout.size()));

@@ -1,5 +1,5 @@
-//! A sample of hits is asked about again, when the classifier has nothing else to do: what share of the remembered
-//! answers could be wrong is then a measured figure and not a belief.
+//! A sample of hits is asked about again, when the classifier has nothing else to do: what share of
+//! the remembered answers could be wrong is then a measured figure and not a belief.
 
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -28,7 +28,8 @@ pub(crate) struct Audit {
 }
 
 impl Audit {
-    /// One of so many hits, on average and at random: a pattern in the requests finds no pattern here.
+    /// One of so many hits, on average and at random: a pattern in the requests finds no pattern
+    /// here.
     pub(crate) fn new(every: NonZeroU32, seed: u64) -> Self {
         let count = || AtomicU64::new(0);
         let audit = Audit {
@@ -61,8 +62,8 @@ impl Audit {
         1 + (bits % (2 * u64::from(self.every.get()) - 1)) as i64
     }
 
-    /// Begins an audit, if the classifier `is_idle` and not too many are under way; counts it as skipped
-    /// otherwise. True obliges to [`end`](Self::end) it.
+    /// Begins an audit, if the classifier `is_idle` and not too many are under way; counts it as
+    /// skipped otherwise. True obliges to [`end`](Self::end) it.
     pub(crate) fn begin(&self, is_idle: impl FnOnce() -> bool) -> bool {
         if self.under_way.fetch_add(1, Relaxed) < MAX_UNDER_WAY && is_idle() {
             return true;
@@ -96,9 +97,9 @@ impl Audit {
 }
 
 /// The highest rate of wrong hits that `wrong` found in `audits` do not speak against with this
-/// confidence: the upper end of Clopper and Pearson's one-sided interval ("The use of confidence or fiducial
-/// limits illustrated in the case of the binomial", Biometrika 26, 1934), the rate at which so few
-/// would be found with probability 1 − `confidence`. For none found, that is
+/// confidence: the upper end of Clopper and Pearson's one-sided interval ("The use of confidence or
+/// fiducial limits illustrated in the case of the binomial", Biometrika 26, 1934), the rate at
+/// which so few would be found with probability 1 − `confidence`. For none found, that is
 /// 1 − (1 − confidence)^(1/audits), about 3/audits: the rule of three.
 fn upper_bound(wrong: u64, audits: u64, confidence: f64) -> f64 {
     if wrong >= audits {
@@ -132,7 +133,8 @@ fn at_most(wrong: u64, audits: u64, rate: f64) -> f64 {
     sum
 }
 
-/// ln(x!) by Stirling's series (Abramowitz and Stegun, 6.1.41), exact to 10⁻¹⁰ from 16 on; the product below.
+/// ln(x!) by Stirling's series (Abramowitz and Stegun, 6.1.41), exact to 10⁻¹⁰ from 16 on; the
+/// product below.
 fn ln_factorial(x: f64) -> f64 {
     if x < 16.0 {
         return (2..=x as u32).map(|i| f64::from(i).ln()).sum();

@@ -1,5 +1,6 @@
-//! Images with one key in the store, in flight together. A flight is told apart by 128 bits: whoever finds images
-//! whose 64-bit keys collide ([`plant::weak_hash`]) has each of them make a call of its own.
+//! Images with one key in the store, in flight together. A flight is told apart by 128 bits:
+//! whoever finds images whose 64-bit keys collide ([`plant::weak_hash`]) has each of them make a
+//! call of its own.
 
 #![allow(clippy::unwrap_used)]
 

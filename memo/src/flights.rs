@@ -73,8 +73,9 @@ impl<W> Flights<W> {
         waiters
     }
 
-    /// Ends the flight under `key` and hands out all who waited, unless `stays` gives a reason, looking at
-    /// them, why it should go on; then that comes back. A key without a flight is one that ended.
+    /// Ends the flight under `key` and hands out all who waited, unless `stays` gives a reason,
+    /// looking at them, why it should go on; then that comes back. A key without a flight is
+    /// one that ended.
     ///
     /// # Errors
     /// Those who waited, when the flight has ended.

@@ -1,5 +1,6 @@
-//! The flights and their sweeper, checked by loom in every interleaving that the memory model allows:
-//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-memo --lib`.
+//! The flights and their sweeper, checked by loom in every interleaving that the memory model
+//! allows: `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p
+//! afterimage-memo --lib`.
 //!
 //! What `service.rs` does around the table is done here with as little as possible: a store of one
 //! value, a classifier that answers or fails, and callers who count what they are told.
@@ -26,7 +27,8 @@ struct World {
     calls: AtomicUsize,
     /// Calls that are still to fail.
     failing: AtomicUsize,
-    /// Callers with a lower number have a budget, and it is spent; the others wait as long as it takes.
+    /// Callers with a lower number have a budget, and it is spent; the others wait as long as it
+    /// takes.
     late: usize,
     /// What each caller was told.
     told: Vec<AtomicUsize>,
@@ -58,8 +60,8 @@ impl World {
         assert_eq!(before, NOTHING, "caller {caller} was told twice");
     }
 
-    /// A request, as `service.rs` has it with an embedded store: board and, if first on the flight, see to
-    /// the answer.
+    /// A request, as `service.rs` has it with an embedded store: board and, if first on the flight,
+    /// see to the answer.
     fn ask(&self, caller: usize, key: u128) {
         match self.flights.join(key, caller) {
             Join::Joined => {}
@@ -97,8 +99,8 @@ impl World {
         }
     }
 
-    /// What is asked before an image is scored: whether anybody on the flight has time left. If nobody has, it
-    /// has ended.
+    /// What is asked before an image is scored: whether anybody on the flight has time left. If
+    /// nobody has, it has ended.
     fn is_wanted(&self, key: u128) -> bool {
         let has_time =
             |waiters: &[usize]| waiters.iter().find(|&&caller| caller >= self.late).copied();

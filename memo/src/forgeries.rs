@@ -1,15 +1,16 @@
-//! No wrong label, over many lookups, against somebody who can make images collide at will and write
-//! whatever he likes into the store.
+//! No wrong label, over many lookups, against somebody who can make images collide at will and
+//! write whatever he likes into the store.
 //!
-//! Two memos with secrets of their own share one table, and each of their classifiers changes its model
-//! now and then. Hashes are weak ([`plant::weak_hash`]): many images have each key of the store, the
-//! same under every secret and model, so that most entries that a lookup finds are somebody else's.
-//! Between the lookups entries are flipped, swapped, replayed, sealed by strangers and made up.
+//! Two memos with secrets of their own share one table, and each of their classifiers changes its
+//! model now and then. Hashes are weak ([`plant::weak_hash`]): many images have each key of the
+//! store, the same under every secret and model, so that most entries that a lookup finds are
+//! somebody else's. Between the lookups entries are flipped, swapped, replayed, sealed by strangers
+//! and made up.
 //!
-//! In a second siege the rest of the hash is weak, too: images differ in a bit or two of what the tag is
-//! made from. Nothing is flipped then. Whoever knows in which bits the rests of two images differ can
-//! make one's entry into the other's by flipping those; that nobody knows them is what the secret
-//! hash is for.
+//! In a second siege the rest of the hash is weak, too: images differ in a bit or two of what the
+//! tag is made from. Nothing is flipped then. Whoever knows in which bits the rests of two images
+//! differ can make one's entry into the other's by flipping those; that nobody knows them is what
+//! the secret hash is for.
 //!
 //! ```text
 //! cargo test -p afterimage-memo --lib forgeries

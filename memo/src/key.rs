@@ -8,17 +8,17 @@
 //!   that is itself derived from the secret by the same function over a domain tag, the model's
 //!   digest and the input's shape, each with its length before it. So the hash depends on secret,
 //!   model, shape and image, and the model costs nothing per request.
-//! * Its first 64 bits are the **key** in the store. They are no secret. The first 128 tell images apart
-//!   within the memo. The rest never leaves it.
+//! * Its first 64 bits are the **key** in the store. They are no secret. The first 128 tell images
+//!   apart within the memo. The rest never leaves it.
 //! * The **value** is `tag << 16 | label`. The 48-bit tag is a one-time authenticator (Wegman and
 //!   Carter, "New hash functions and their use in authentication and set equality", JCSS 22, 1981)
-//!   whose one-time key are the hash's last two words, `a` and `b`: the upper 48 bits of
-//!   `a · label + b` modulo 2⁶⁴, which for labels of 16 bits is a strongly universal function
-//!   (Dietzfelbinger, "Universal hashing and k-wise independent random variables via integer
-//!   arithmetic without primes", STACS 1996: 64 ≥ 16 + 48 − 1). Whoever has seen the value of one
-//!   label makes that of another, of another key or of another model with probability 2⁻⁴⁸. Should a
-//!   classifier give one image two labels, then who has seen both values may come to know `a` and
-//!   `b`: of this image, and of no other.
+//!   whose one-time key are the hash's last two words, `a` and `b`: the upper 48 bits of `a · label
+//!   + b` modulo 2⁶⁴, which for labels of 16 bits is a strongly universal function (Dietzfelbinger,
+//!   "Universal hashing and k-wise independent random variables via integer arithmetic without
+//!   primes", STACS 1996: 64 ≥ 16 + 48 − 1). Whoever has seen the value of one label makes that of
+//!   another, of another key or of another model with probability 2⁻⁴⁸. Should a classifier give
+//!   one image two labels, then who has seen both values may come to know `a` and `b`: of this
+//!   image, and of no other.
 
 use std::fmt;
 
@@ -34,8 +34,8 @@ const LABEL_BITS: u32 = 16;
 /// Classes that a label can tell apart.
 pub const MAX_CLASSES: u32 = 1 << LABEL_BITS;
 
-/// What the image key is derived from, before the model: changed with anything that changes values, so that memos of
-/// different builds do not believe each other rather than misunderstand.
+/// What the image key is derived from, before the model: changed with anything that changes values,
+/// so that memos of different builds do not believe each other rather than misunderstand.
 const KEY_DOMAIN: &[u8] = b"afterimage key v2";
 
 /// What the hashes of a memo depend on. Memos that share a store share it. Never printed.
@@ -171,8 +171,8 @@ impl ImageHash {
 pub struct KeySpace {
     model: ModelId,
     image_len: usize,
-    /// Under the model's key, with nothing hashed yet. To copy it is cheaper than to begin anew, which asks the CPU
-    /// what it can each time.
+    /// Under the model's key, with nothing hashed yet. To copy it is cheaper than to begin anew,
+    /// which asks the CPU what it can each time.
     hasher: HighwayHasher,
 }
 
@@ -296,8 +296,8 @@ mod tests {
         let home = space(1, 1, &[4]);
         let known = [3, 8].map(|label| home.seal(home.hash(b"seen"), label));
         let other = home.hash(b"next");
-        // What makes the one label's value of the one image out of the other's, and so would of any image, were the
-        // tag a sum of the image's part and the label's.
+        // What makes the one label's value of the one image out of the other's, and so would of any
+        // image, were the tag a sum of the image's part and the label's.
         let by_sum = home.seal(other, 3).wrapping_add(known[1].wrapping_sub(known[0]));
         let by_bits = home.seal(other, 3) ^ known[0] ^ known[1];
         for forged in [by_sum, by_bits] {

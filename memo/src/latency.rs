@@ -47,8 +47,8 @@ impl Latencies {
         counts.histograms[index(origin)].saturating_record_n(latency.as_nanos() as u64, count);
     }
 
-    /// Records `lookups` that each took `took`, and `hits` of them that were answered by then; each hit
-    /// saved `call_ns`.
+    /// Records `lookups` that each took `took`, and `hits` of them that were answered by then; each
+    /// hit saved `call_ns`.
     pub fn record_lookups(&self, lookups: u64, hits: u64, took: Duration, call_ns: u64) {
         let took = took.as_nanos() as u64;
         let stripe = &self.stripes[own_stripe()].0;

@@ -1,6 +1,6 @@
-//! Bugs to plant. A net that has caught nothing may have a hole: the tests of this crate switch one of
-//! these on and expect to be told. They exist in test builds alone (`cfg(test)`), and a switch is
-//! its thread's own.
+//! Bugs to plant. A net that has caught nothing may have a hole: the tests of this crate switch one
+//! of these on and expect to be told. They exist in test builds alone (`cfg(test)`), and a switch
+//! is its thread's own.
 
 use std::cell::Cell;
 
@@ -47,7 +47,8 @@ pub(crate) fn with<R>(bug: Option<Bug>, act: impl FnOnce() -> R) -> R {
 /// How hashes are weak: as if somebody had found out how to make images collide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Weak {
-    /// Many images have one key, under every secret and model. The rest of the hash is as it should be.
+    /// Many images have one key, under every secret and model. The rest of the hash is as it should
+    /// be.
     Key,
     /// The same, and the rest differs in few bits from image to image.
     KeyAndRest,
@@ -58,7 +59,8 @@ pub(crate) fn weaken_hash(weak: Weak) {
     WEAK.set(Some(weak));
 }
 
-/// What a weak hash makes of an image whose hash is `strong`, where `fixed` knows secret and model, but no image.
+/// What a weak hash makes of an image whose hash is `strong`, where `fixed` knows secret and model,
+/// but no image.
 pub(crate) fn weak_hash(
     image: &[u8],
     strong: [u64; 4],

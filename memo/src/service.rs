@@ -4,8 +4,9 @@
 //! and no allocation stands between a request and its remembered answer. With a remote store,
 //! and on every miss, a request boards a flight.
 //!
-//! `lookup.rs` looks a batch up, `waiting.rs` keeps those who wait and their deadlines, `landing.rs` makes the
-//! calls and hands their answers out, `spaces.rs` knows whose answers they are.
+//! `lookup.rs` looks a batch up, `waiting.rs` keeps those who wait and their deadlines,
+//! `landing.rs` makes the calls and hands their answers out, `spaces.rs` knows whose answers they
+//! are.
 
 mod auditing;
 mod counters;
@@ -48,10 +49,11 @@ pub struct MemoOptions {
     /// Requests that may wait for the store or the classifier; one more is `Overloaded`. The
     /// default, 65,536, is a second's work of a classifier that takes 15 µs an image.
     pub max_waiting: usize,
-    /// One of so many hits is asked about again when the classifier is idle; `None`, the default, for none.
+    /// One of so many hits is asked about again when the classifier is idle; `None`, the default,
+    /// for none.
     pub audit: Option<NonZeroU32>,
-    /// Stop looking in a store over the network while that takes more time than its hits save. Off by
-    /// default. A table in this process is always worth a look.
+    /// Stop looking in a store over the network while that takes more time than its hits save. Off
+    /// by default. A table in this process is always worth a look.
     pub auto_bypass: bool,
 }
 

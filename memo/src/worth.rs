@@ -1,8 +1,8 @@
-//! Whether looking pays: the time that lookups take against the time that hits save, and what to do about a store
-//! that costs more than it gives.
+//! Whether looking pays: the time that lookups take against the time that hits save, and what to do
+//! about a store that costs more than it gives.
 //!
-//! Both are waiting time, as a client sees it. A lookup costs what it takes; a hit saves what a call to the
-//! classifier has lately taken. Pure: time comes in as an argument.
+//! Both are waiting time, as a client sees it. A lookup costs what it takes; a hit saves what a
+//! call to the classifier has lately taken. Pure: time comes in as an argument.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 const JUDGED_LOOKUPS: u64 = 200;
 const JUDGED_TIME: Duration = Duration::from_secs(1);
 
-/// Between the end of one probe and the next one, at first; twice as long after each that finds nothing better.
+/// Between the end of one probe and the next one, at first; twice as long after each that finds
+/// nothing better.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// And at most: so long it may take to notice that a store has become worth while.
@@ -178,8 +179,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// A hundred lookups a second for some seconds, each costing and, on average, saving so much. Gives how many
-    /// were done and what was decided.
+    /// A hundred lookups a second for some seconds, each costing and, on average, saving so much.
+    /// Gives how many were done and what was decided.
     fn live(
         bypass: &Bypass,
         now: &mut Instant,

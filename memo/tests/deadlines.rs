@@ -1,5 +1,5 @@
-//! Deadlines travel: what nobody waits for any more is not scored, in this process or behind a socket; and
-//! whoever comes meanwhile is answered all the same.
+//! Deadlines travel: what nobody waits for any more is not scored, in this process or behind a
+//! socket; and whoever comes meanwhile is answered all the same.
 
 #![allow(clippy::unwrap_used)]
 
@@ -77,8 +77,8 @@ fn ask(client: &Client, byte: u8, timeout: Duration) -> JoinHandle<Result<u16, C
     tokio::spawn(async move { Ok(client.classify_with(&[byte; 784], options).await?.label) })
 }
 
-/// Asks for 1, which the engine takes and holds; for 2 with little time; for 3 with little time, and
-/// then again with much. The gate opens when the short budgets are over.
+/// Asks for 1, which the engine takes and holds; for 2 with little time; for 3 with little time,
+/// and then again with much. The gate opens when the short budgets are over.
 async fn expired_work_is_dropped(client: &Client, gate: &Gate) {
     let _opens = Opens(gate);
     let (short, long) = (Duration::from_millis(500), common::PATIENCE);
@@ -118,7 +118,7 @@ async fn what_nobody_waits_for_is_not_scored_by_a_classifier_elsewhere() {
     let (_memo, client) = memo(1000, Remote::new(upstream, common::PATIENCE)).await;
     expired_work_is_dropped(&client, &gate).await;
     let there = Client::connect(classifier.addr.as_str(), fail_fast()).await.unwrap();
-    // The budget came along: the one that nobody waited for was dropped there, and so was the other,
-    // which was then asked for once more, for the one who had joined.
+    // The budget came along: the one that nobody waited for was dropped there, and so was the
+    // other, which was then asked for once more, for the one who had joined.
     assert_eq!(counter(&there, "engine_expired").await, 2);
 }

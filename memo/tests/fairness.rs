@@ -1,5 +1,5 @@
-//! A connection that asks far more than the memo can do, beside one that asks what it remembers. No clock here: what
-//! counts is how much of the one is served before the other's answer is there.
+//! A connection that asks far more than the memo can do, beside one that asks what it remembers. No
+//! clock here: what counts is how much of the one is served before the other's answer is there.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,8 +24,8 @@ use tokio_util::sync::CancellationToken;
 /// What may wait; the flood is past that at once.
 const MAX_WAITING: usize = 64;
 
-/// Bytes of the flood that may be served while a hit is asked for: a turn of 256 KiB and one read more, as often as
-/// the question and its answer wait for a turn.
+/// Bytes of the flood that may be served while a hit is asked for: a turn of 256 KiB and one read
+/// more, as often as the question and its answer wait for a turn.
 const MEANWHILE: u64 = 8 * 2 * (256 << 10);
 
 /// Answers what begins with a small number, and nothing else, ever.

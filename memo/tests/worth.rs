@@ -1,5 +1,5 @@
-//! What the memo finds out about itself while it serves: whether its remembered answers are right, and whether
-//! looking them up is worth its time.
+//! What the memo finds out about itself while it serves: whether its remembered answers are right,
+//! and whether looking them up is worth its time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -82,7 +82,8 @@ async fn a_classifier_that_is_busy_is_not_audited() {
     stuck.abort();
 }
 
-/// A store over the network that takes its time and remembers, when it is told to, or gives no answer.
+/// A store over the network that takes its time and remembers, when it is told to, or gives no
+/// answer.
 #[derive(Debug, Default)]
 struct Slow {
     dead: AtomicBool,

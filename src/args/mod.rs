@@ -31,8 +31,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// Listen on an address that other machines reach although anybody may come: without a token, and
-    /// without certificates of the clients.
+    /// Listen on an address that other machines reach although anybody may come: without a token,
+    /// and without certificates of the clients.
     #[arg(long)]
     insecure: bool,
 
@@ -40,8 +40,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 
-    /// After a request look for the next one without a pause for so long, in place of sleeping until it comes:
-    /// quicker answers for a core that is busy as long as requests come.
+    /// After a request look for the next one without a pause for so long, in place of sleeping
+    /// until it comes: quicker answers for a core that is busy as long as requests come.
     #[arg(long, value_name = "TIME")]
     busy_poll: Option<Span>,
 
@@ -117,8 +117,8 @@ pub(crate) struct TableArgs {
     #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
     memory: Size,
 
-    /// Entries that the table is made for, instead of its memory: it gets an eighth more slots, of 16 bytes each, and
-    /// keeps nine in ten of so many different keys.
+    /// Entries that the table is made for, instead of its memory: it gets an eighth more slots, of
+    /// 16 bytes each, and keeps nine in ten of so many different keys.
     #[arg(long, value_name = "N")]
     entries: Option<u64>,
 

@@ -20,10 +20,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", default_value = "data/mnist")]
     data: PathBuf,
 
-    /// Draw the worst examples as a picture (PNG): what was answered wrongly, then what was answered
-    /// rightly by the smallest margin. Under each image its label and the answer, its number in the
-    /// data set from 0, and its margin (-inf where the model does not know the label). The images are
-    /// the data set's: mind its licence.
+    /// Draw the worst examples as a picture (PNG): what was answered wrongly, then what was
+    /// answered rightly by the smallest margin. Under each image its label and the answer, its
+    /// number in the data set from 0, and its margin (-inf where the model does not know the
+    /// label). The images are the data set's: mind its licence.
     #[arg(long, value_name = "PNG")]
     worst: Option<PathBuf>,
 

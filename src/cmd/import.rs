@@ -13,25 +13,28 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
     out: PathBuf,
 
-    /// The images that the model looks at, outermost dimension first [default: 28x28, or what an ONNX model declares].
+    /// The images that the model looks at, outermost dimension first [default: 28x28, or what an
+    /// ONNX model declares].
     #[arg(long, value_name = "DIMS", value_parser = shape)]
     shape: Option<Shape>,
 
-    /// What bytes were divided by to make the model's inputs: 255 where they went from 0 to 1 [default: what support
-    /// vectors or a scaler show, else 255, and then it is said so].
+    /// What bytes were divided by to make the model's inputs: 255 where they went from 0 to 1
+    /// [default: what support vectors or a scaler show, else 255, and then it is said so].
     #[arg(long, value_name = "N")]
     divisor: Option<f64>,
 
-    /// The range file that `svm-scale -s` wrote, of a model that was trained on what it scaled (LIBSVM, LIBLINEAR). A sample
-    /// in text is then the scaled one.
+    /// The range file that `svm-scale -s` wrote, of a model that was trained on what it scaled
+    /// (LIBSVM, LIBLINEAR). A sample in text is then the scaled one.
     #[arg(long, value_name = "FILE")]
     scale: Option<PathBuf>,
 
-    /// Labels to answer with, in the order of the model's own, where those are not numbers from 0 to 65535.
+    /// Labels to answer with, in the order of the model's own, where those are not numbers from 0
+    /// to 65535.
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     labels: Option<Vec<u16>>,
 
-    /// Images to try the model on: a text file as `svm-predict` takes it, or a folder with the MNIST test files.
+    /// Images to try the model on: a text file as `svm-predict` takes it, or a folder with the
+    /// MNIST test files.
     #[arg(long, value_name = "PATH")]
     sample: Option<PathBuf>,
 

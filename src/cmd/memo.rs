@@ -23,12 +23,13 @@ pub(crate) struct Args {
     pub(crate) listen: String,
 
     /// Where answers are remembered: embedded, a cache's host:port, redis://host:port, or
-    /// redis+cluster://host:port,host:port…, with TLS rediss… (user:password@ before the first host where it asks)
+    /// redis+cluster://host:port,host:port…, with TLS rediss… (user:password@ before the first
+    /// host where it asks)
     #[arg(long, value_name = "PLACE", default_value = "embedded")]
     pub(crate) cache: Place,
 
-    /// Who computes them: embedded, or a classifier's host:port. Several share the work: give it more than
-    /// once or with commas between them, or a name with several addresses.
+    /// Who computes them: embedded, or a classifier's host:port. Several share the work: give it
+    /// more than once or with commas between them, or a name with several addresses.
     #[arg(long, value_name = "PLACE", default_value = "embedded", value_delimiter = ',')]
     pub(crate) classifier: Vec<Place>,
 
@@ -61,8 +62,8 @@ pub(crate) struct MemoArgs {
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     max_waiting: usize,
 
-    /// Ask the classifier again about a share of the hits, 1/1000 say, whenever it is idle, and tell
-    /// of every answer that it does not repeat.
+    /// Ask the classifier again about a share of the hits, 1/1000 say, whenever it is idle, and
+    /// tell of every answer that it does not repeat.
     #[arg(long, value_name = "SHARE")]
     audit: Option<Share>,
 
@@ -87,12 +88,13 @@ pub(crate) struct UpstreamArgs {
     #[arg(long, value_name = "TIME", default_value = "2ms")]
     lookup_budget: Span,
 
-    /// How long a remote classifier may take. What it does not answer by then is asked of another one, if
-    /// there is one.
+    /// How long a remote classifier may take. What it does not answer by then is asked of another
+    /// one, if there is one.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     classifier_timeout: Span,
 
-    /// Requests that may be sent to a second classifier when the first one fails, in percent of all.
+    /// Requests that may be sent to a second classifier when the first one fails, in percent of
+    /// all.
     #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100))]
     retry_budget: u32,
 

@@ -8,8 +8,8 @@ use crate::serving;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The service that is to write its snapshot, into the file of its own --snapshot: a cache, or a
-    /// memo that remembers in its own process.
+    /// The service that is to write its snapshot, into the file of its own --snapshot: a cache, or
+    /// a memo that remembers in its own process.
     #[arg(value_name = "ADDR", default_value = "127.0.0.1:7401")]
     server: String,
 

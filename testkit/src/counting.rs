@@ -25,8 +25,8 @@ fn count() {
     let _ = COUNT.try_with(|count| count.set(count.get() + 1));
 }
 
-// SAFETY: every call is passed on to `System` as it is, whose contract is the trait's; counting touches a
-// thread-local cell, which neither allocates nor unwinds.
+// SAFETY: every call is passed on to `System` as it is, whose contract is the trait's; counting
+// touches a thread-local cell, which neither allocates nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

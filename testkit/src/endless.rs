@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Where even this one stops, so that a reader that lets nobody else have a turn comes to an end all the same.
+/// Where even this one stops, so that a reader that lets nobody else have a turn comes to an end
+/// all the same.
 const LIMIT: u64 = 1 << 28;
 
 /// Encodes the frame of this number.

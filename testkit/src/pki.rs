@@ -50,7 +50,8 @@ impl Authority {
     }
 }
 
-/// A name of its own: OpenSSL takes a certificate that is named as its issuer for a self-signed one.
+/// A name of its own: OpenSSL takes a certificate that is named as its issuer for a self-signed
+/// one.
 fn subject(name: &str) -> DistinguishedName {
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, name);

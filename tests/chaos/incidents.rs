@@ -44,7 +44,8 @@ const WHAT: [What; 3] = [What::Killed, What::Stopped, What::Drained];
 /// lookup's budget, the backoff and the breaker's probes together.
 const DOWN_MS: [u64; 5] = [20, 900, 100, 400, 1500];
 
-/// After the time in which everything must have recovered from an incident: to see that it has, and that it holds.
+/// After the time in which everything must have recovered from an incident: to see that it has, and
+/// that it holds.
 const CALM: Duration = Duration::from_millis(400);
 
 /// Cache, classifier and memo.
@@ -78,8 +79,8 @@ impl House {
         self.memo.addr()
     }
 
-    /// Lets one incident follow the other for so long, each when the one before must be over with all that came of it: every
-    /// kind for every process in turn.
+    /// Lets one incident follow the other for so long, each when the one before must be over with
+    /// all that came of it: every kind for every process in turn.
     pub(crate) fn live_through(&mut self, time: Duration, recovery: Duration) -> Vec<Incident> {
         let end = Instant::now() + time;
         let mut incidents = Vec::new();

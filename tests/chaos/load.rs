@@ -19,11 +19,12 @@ const RATE: u32 = 400;
 /// Connections that the load comes over.
 const CONNECTIONS: usize = 4;
 
-/// Images that are asked about again and again: so few that each comes back within a tenth of a second, and
-/// that a cache which has lost everything is soon of use again.
+/// Images that are asked about again and again: so few that each comes back within a tenth of a
+/// second, and that a cache which has lost everything is soon of use again.
 pub(crate) const HOT: usize = 20;
 
-/// Images that come back so seldom that, most of the time, they are new to whoever has just started.
+/// Images that come back so seldom that, most of the time, they are new to whoever has just
+/// started.
 const COLD: usize = 6000;
 
 /// One call in so many is about a cold image.
@@ -32,9 +33,9 @@ const COLD_EVERY: usize = 4;
 /// What a call may take.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request whose connection was lost, or that was turned away by a server that shuts down or whose model has
-/// changed, is made again this often, after a pause for the `GoAway`: what `Client::classify` does by
-/// itself. That one does not tell whose answer it is, though.
+/// A request whose connection was lost, or that was turned away by a server that shuts down or
+/// whose model has changed, is made again this often, after a pause for the `GoAway`: what
+/// `Client::classify` does by itself. That one does not tell whose answer it is, though.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(10);
 

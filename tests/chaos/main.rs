@@ -1,5 +1,5 @@
-//! Chaos: a cache, a classifier and a memo, each a process, are killed, stopped, drained and started
-//! again, one after the other, under an open-loop load whose every answer is checked.
+//! Chaos: a cache, a classifier and a memo, each a process, are killed, stopped, drained and
+//! started again, one after the other, under an open-loop load whose every answer is checked.
 //!
 //! ```text
 //! cargo test --test chaos                                        # some seconds of it
@@ -10,10 +10,11 @@
 //!
 //! * **wrong**: a label that the model of the connection's `Welcome` does not give for this image;
 //! * **lost**: a call without an outcome by its deadline (and [`LATE`]);
-//! * **unexcused**: a call that failed, also when it was made again (`load.rs`), for no reason that its caller should
-//!   accept. The memo was killed, stopped or drained: any error of a connection, and what a memo says that has just
-//!   begun. The classifier was: an `upstream_…` error, for what is not remembered. The cache was: none at all. And
-//!   nothing is excused that came due later than the recovery may take; the next incident begins later still.
+//! * **unexcused**: a call that failed, also when it was made again (`load.rs`), for no reason that
+//!   its caller should accept. The memo was killed, stopped or drained: any error of a connection,
+//!   and what a memo says that has just begun. The classifier was: an `upstream_…` error, for what
+//!   is not remembered. The cache was: none at all. And nothing is excused that came due later than
+//!   the recovery may take; the next incident begins later still.
 //!
 //! Recovery is counted from the moment at which the process listens again, or goes on, to the last
 //! call that came due after it and failed; for a cache to the first answer that came from it.
@@ -36,8 +37,9 @@ const DEFAULT_SECONDS: u64 = 8;
 /// What a call's outcome may come late on a busy machine.
 const LATE: Duration = Duration::from_secs(3);
 
-/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an optimized build. A machine
-/// that is busy with other things takes longer; `CHAOS_RECOVERY_MS` says how long it may.
+/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an
+/// optimized build. A machine that is busy with other things takes longer; `CHAOS_RECOVERY_MS` says
+/// how long it may.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
 
 /// A number out of the environment.

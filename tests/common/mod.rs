@@ -44,7 +44,8 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-/// A service in a process of its own. Dropped, it is killed; when its test fails, its log is printed.
+/// A service in a process of its own. Dropped, it is killed; when its test fails, its log is
+/// printed.
 pub(crate) struct Running {
     args: Vec<String>,
     addr: SocketAddr,
@@ -195,7 +196,8 @@ impl Running {
         }
     }
 
-    /// What it has written to standard error, as far as that has been read: all of it after its end.
+    /// What it has written to standard error, as far as that has been read: all of it after its
+    /// end.
     pub(crate) fn log(&self) -> String {
         self.log.text()
     }
@@ -321,8 +323,8 @@ pub(crate) fn text(path: impl AsRef<OsStr>) -> String {
     path.as_ref().to_str().expect("temporary paths are UTF-8").to_owned()
 }
 
-/// A model that answers every image otherwise than [`Model::raw`] does: the same machines, each with
-/// the label of the next.
+/// A model that answers every image otherwise than [`Model::raw`] does: the same machines, each
+/// with the label of the next.
 pub(crate) fn contrary_model() -> Model {
     let raw = Model::raw();
     let labels = raw.labels().iter().map(|label| (label + 1) % 10).collect();

@@ -13,7 +13,8 @@ use crate::common::{Running, answered, until};
 /// The longest that a test here may take.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-/// "At once", on a busy machine and without optimization: well before a classifier's timeout, five seconds.
+/// "At once", on a busy machine and without optimization: well before a classifier's timeout, five
+/// seconds.
 pub(crate) const AT_ONCE: Duration = Duration::from_secs(3);
 
 /// "Within a second or two", on the same.

@@ -114,7 +114,8 @@ fn a_classifier_that_drains_while_another_takes_over_gives_no_wrong_answer_and_n
         let load = Load::start(&client(memo.addr()).await, &population, 8);
         load.more(100).await;
         for _ in 0..3 {
-            // The port is free as soon as the old one drains; the new one need not wait for its end.
+            // The port is free as soon as the old one drains; the new one need not wait for its
+            // end.
             classifier.signal(Signal::TERM);
             let next = classifier.successor(&["classifier", "--model", "raw"]);
             let mut old = std::mem::replace(&mut classifier, next);
@@ -123,8 +124,8 @@ fn a_classifier_that_drains_while_another_takes_over_gives_no_wrong_answer_and_n
             load.more(100).await;
         }
         let calls = load.stop().await;
-        // Between the two there is nobody, and misses fail at once: so how many do is a matter of how
-        // long that lasts.
+        // Between the two there is nobody, and misses fail at once: so how many do is a matter of
+        // how long that lasts.
         let failed = assert_only_upstream_crashes(&calls);
         let (answers, _) = assert_right(&calls, &labels);
         assert_eq!(answers + failed, calls.len());

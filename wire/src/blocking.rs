@@ -75,8 +75,8 @@ impl Client {
     /// Connects to one of these addresses, as [`crate::Client::connect`] does.
     ///
     /// # Errors
-    /// As [`crate::Client::connect`]; [`CallError::Unavailable`] also when the operating system has no
-    /// thread or no event queue left.
+    /// As [`crate::Client::connect`]; [`CallError::Unavailable`] also when the operating system has
+    /// no thread or no event queue left.
     pub fn connect(
         addresses: impl Into<Addresses>,
         options: ClientOptions,

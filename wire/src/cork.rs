@@ -1,8 +1,9 @@
 //! Replies that are given in one go wake their connection once.
 //!
-//! A wake-up from another thread is a system call, and where that thread shares its core with the connection's, often
-//! a switch to it at once: a reply each, written by itself. Under a cork the first reply waits for the last, which
-//! takes as long as giving them, and all of them go out with one write.
+//! A wake-up from another thread is a system call, and where that thread shares its core with the
+//! connection's, often a switch to it at once: a reply each, written by itself. Under a cork the
+//! first reply waits for the last, which takes as long as giving them, and all of them go out with
+//! one write.
 
 use std::cell::RefCell;
 use std::mem;
@@ -16,8 +17,9 @@ thread_local! {
     static HELD: RefCell<Option<Vec<Waker>>> = const { RefCell::new(None) };
 }
 
-/// Calls `reply`, which spends many a [`Later`](crate::server::Later), and wakes the connections of all of them when it
-/// returns or panics, and now and then before. For loops that do little else: until then the replies stay where they are.
+/// Calls `reply`, which spends many a [`Later`](crate::server::Later), and wakes the connections of
+/// all of them when it returns or panics, and now and then before. For loops that do little else:
+/// until then the replies stay where they are.
 pub fn corked<R>(reply: impl FnOnce() -> R) -> R {
     let begin = |held: &RefCell<Option<Vec<Waker>>>| {
         let mut held = held.borrow_mut();
@@ -25,7 +27,8 @@ pub fn corked<R>(reply: impl FnOnce() -> R) -> R {
         held.get_or_insert_default();
         fresh
     };
-    // A cork within a cork leaves it to the outer one; at a thread's end, when its own variables are gone, there is none.
+    // A cork within a cork leaves it to the outer one; at a thread's end, when its own variables
+    // are gone, there is none.
     let fresh = HELD.try_with(begin).unwrap_or(false);
     let _cork = fresh.then(|| Cork);
     reply()

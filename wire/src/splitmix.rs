@@ -1,5 +1,6 @@
-//! SplitMix64 (G. Steele, D. Lea and C. Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014): chance
-//! for what wants spread and not secrecy. Jitter, choices and tests share it; a table's hash is the table's own.
+//! SplitMix64 (G. Steele, D. Lea and C. Flood, "Fast Splittable Pseudorandom Number Generators",
+//! OOPSLA 2014): chance for what wants spread and not secrecy. Jitter, choices and tests share it;
+//! a table's hash is the table's own.
 
 /// What the state goes up by with each number: 2⁶⁴ over the golden ratio, made odd.
 pub const STEP: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -7,8 +7,9 @@ use std::task::{Context, Poll, Wake, Waker, ready};
 
 use atomic_waker::AtomicWaker;
 
-/// A task's rest between two turns. It lasts until everything that is ready had its turn and the system was asked
-/// what is ready by now, whatever wakes the task before: what others answer it, say, while it asks without a pause.
+/// A task's rest between two turns. It lasts until everything that is ready had its turn and the
+/// system was asked what is ready by now, whatever wakes the task before: what others answer it,
+/// say, while it asks without a pause.
 #[derive(Default)]
 pub(crate) struct Rest(Option<Arc<Resting>>);
 

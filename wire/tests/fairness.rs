@@ -1,5 +1,5 @@
-//! Connections that have more to do than their share, beside others. No clock here: what counts is how much of the
-//! one is done before the other's turn comes.
+//! Connections that have more to do than their share, beside others. No clock here: what counts is
+//! how much of the one is done before the other's turn comes.
 
 #![allow(clippy::unwrap_used)]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
@@ -16,7 +16,8 @@ use afterimage_wire::{Client, ClientOptions};
 use tokio::io::duplex;
 use tokio_util::sync::CancellationToken;
 
-/// Bytes of a flood that may pass in one of its turns: what a turn is worth, and what one read brings on top.
+/// Bytes of a flood that may pass in one of its turns: what a turn is worth, and what one read
+/// brings on top.
 const TURN: u64 = 2 * (256 << 10);
 
 /// How many turns of others one call may see: on the way there and back, at both ends of a pipe.

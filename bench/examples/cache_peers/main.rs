@@ -1,10 +1,10 @@
 //! The cache beside Redis and memcached, by one generator, in one run: what `bench/cache` calls.
 //!
-//! Arguments: the `afterimage` binary; a folder for the record; optionally a file whose text goes into the
-//! record as it is (the table of hit ratios). Servers run on CPU 0, the load on CPU 1. Each comparison is
-//! made in rounds, one server after another in each, and the median of the rounds counts. Before that,
-//! the peers are asked in several ways, and each is then asked in the way that it answers fastest.
-//! With `echo` as its only argument it is the echo server.
+//! Arguments: the `afterimage` binary; a folder for the record; optionally a file whose text goes
+//! into the record as it is (the table of hit ratios). Servers run on CPU 0, the load on CPU 1.
+//! Each comparison is made in rounds, one server after another in each, and the median of the
+//! rounds counts. Before that, the peers are asked in several ways, and each is then asked in the
+//! way that it answers fastest. With `echo` as its only argument it is the echo server.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -25,7 +25,8 @@ use servers::{Best, Measure, P50, P99, RATE, Sample, Server, keys};
 
 const DEPTHS: [usize; 5] = [64, 256, 1024, 4096, 16_384];
 const ROUNDS: usize = 3;
-/// Rounds of one request at a time: its percentiles move more from run to run than a throughput does.
+/// Rounds of one request at a time: its percentiles move more from run to run than a throughput
+/// does.
 const LATENCY_ROUNDS: usize = 5;
 /// How long each way to ask a peer is tried.
 const TRY: Duration = Duration::from_millis(400);
@@ -33,8 +34,8 @@ const FEW: u32 = 1_000_000;
 const MANY: u32 = 50_000_000;
 /// Keys of the comparison of memory.
 const HELD: u32 = 10_000_000;
-/// The cache is made for twice as many keys as it gets: a bucket overflows before a table is full, and a lookup that
-/// misses is no fair lookup. The hit ratio is shown.
+/// The cache is made for twice as many keys as it gets: a bucket overflows before a table is full,
+/// and a lookup that misses is no fair lookup. The hit ratio is shown.
 const ROOM: u64 = 2;
 
 fn main() -> Result<()> {
@@ -310,10 +311,11 @@ fn one_at_a_time(found: &mut Found, peers: [Server; 2], ours: Server) -> Result<
     Ok(latencies)
 }
 
-/// Fills our cache, which has room for as many keys as are written, four times over with others; gives what an entry
-/// takes when it is full.
+/// Fills our cache, which has room for as many keys as are written, four times over with others;
+/// gives what an entry takes when it is full.
 fn our_bytes_an_entry(found: &mut Found, binary: &Path) -> Result<f64> {
-    // What a server takes that has room for next to nothing: a large table's memory is taken at the start.
+    // What a server takes that has room for next to nothing: a large table's memory is taken at the
+    // start.
     let before = Server::afterimage(binary, 8)?.process.resident()?;
     let ours = Server::afterimage(binary, HELD.into())?;
     let mut full = 0.0;

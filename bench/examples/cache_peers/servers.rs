@@ -74,8 +74,8 @@ impl Server {
         Ok(())
     }
 
-    /// Warms up, then measures what `plan` says, and the server's CPU time for each answer with it: that
-    /// does not change when others want the same CPUs.
+    /// Warms up, then measures what `plan` says, and the server's CPU time for each answer with it:
+    /// that does not change when others want the same CPUs.
     pub(super) fn measure(&self, plan: &Plan) -> Result<Sample> {
         checked(&Plan { stop: Span::Time(WARMUP), ..plan.clone() })?;
         let before_ns = self.process.cpu_ns()?;

@@ -93,8 +93,8 @@ impl Process {
         Ok(Process { process, addr, command: shown })
     }
 
-    /// Starts a program that is told its port by the last two arguments: `flag` and a free port. `prepare` may set
-    /// its environment and folder.
+    /// Starts a program that is told its port by the last two arguments: `flag` and a free port.
+    /// `prepare` may set its environment and folder.
     pub(crate) fn told(
         program: &str,
         arguments: &[&str],

@@ -27,7 +27,8 @@ pub fn images() -> Arc<Population> {
     Arc::new(Population::drawn(1, IMAGES))
 }
 
-/// What one load thread has seen: latencies from sent, and answers that were not the first for their image.
+/// What one load thread has seen: latencies from sent, and answers that were not the first for
+/// their image.
 pub struct Seen {
     latencies: Histogram<u64>,
     labels: Vec<Option<u16>>,
@@ -40,8 +41,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Begins to look; what comes within `warmup` is checked and not counted. With `all` it is not over before each
-    /// image was answered.
+    /// Begins to look; what comes within `warmup` is checked and not counted. With `all` it is not
+    /// over before each image was answered.
     pub fn new(warmup: Duration, all: bool) -> Self {
         Seen {
             latencies: Histogram::new_with_bounds(1, HOUR_NS, 3).expect("constants that it allows"),

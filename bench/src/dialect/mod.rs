@@ -1,8 +1,8 @@
 //! What a cache speaks: Afterimage's protocol, or that of one of its peers.
 //!
-//! Redis and memcached answer in the order of the requests, so nothing in a reply names its request. What
-//! was asked stands in a queue ([`ordered`]); the replies are cut out of the stream ([`replies`]) and each
-//! is held against the front of that queue.
+//! Redis and memcached answer in the order of the requests, so nothing in a reply names its
+//! request. What was asked stands in a queue ([`ordered`]); the replies are cut out of the stream
+//! ([`replies`]) and each is held against the front of that queue.
 
 pub(crate) mod ordered;
 pub(crate) mod replies;
@@ -15,13 +15,14 @@ pub enum Dialect {
     /// Afterimage's own.
     #[default]
     Wire,
-    /// The frames of a cache read, without a handshake, which the server sends back as they came: what the
-    /// network and the two kernels cost by themselves. See the example `echo`.
+    /// The frames of a cache read, without a handshake, which the server sends back as they came:
+    /// what the network and the two kernels cost by themselves. See the example `echo`.
     Echo,
-    /// RESP, of Redis and Valkey: `GET` or `MGET`, and `SET`. Keys and values are 8 bytes as they are.
+    /// RESP, of Redis and Valkey: `GET` or `MGET`, and `SET`. Keys and values are 8 bytes as they
+    /// are.
     Redis,
-    /// memcached's text protocol: `get`, of several keys if the plan says so, and `set`. Keys are 11
-    /// characters, since text keys cannot be any bytes; values are 8 bytes as they are.
+    /// memcached's text protocol: `get`, of several keys if the plan says so, and `set`. Keys are
+    /// 11 characters, since text keys cannot be any bytes; values are 8 bytes as they are.
     Memcached,
     /// memcached's meta protocol: `mg` and `ms`; keys and values as in the text protocol.
     MemcachedMeta,
@@ -43,8 +44,8 @@ impl Dialect {
         }
     }
 
-    /// The dialect and the host and port in `address`, such as `redis://localhost:6379`; without a scheme
-    /// it is Afterimage's own. `None` when the scheme is none of these.
+    /// The dialect and the host and port in `address`, such as `redis://localhost:6379`; without a
+    /// scheme it is Afterimage's own. `None` when the scheme is none of these.
     pub fn split(address: &str) -> Option<(Dialect, &str)> {
         match address.split_once("://") {
             None => Some((Dialect::Wire, address)),

@@ -29,7 +29,8 @@ pub(crate) struct Ordered {
     /// Reads that go into the next command: id and key.
     staged: Vec<(u64, u64)>,
     expected: VecDeque<Expected>,
-    /// Reads of the batch that is being answered whose answer is still to come; `None` between batches.
+    /// Reads of the batch that is being answered whose answer is still to come; `None` between
+    /// batches.
     left: Option<u64>,
 }
 

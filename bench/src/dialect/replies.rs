@@ -1,13 +1,14 @@
 //! The replies of Redis and memcached, cut out of the stream in place.
 //!
-//! The reply that nearly all of a run is about is recognised by its first bytes, before anything else is
-//! looked at; the others may take their time.
+//! The reply that nearly all of a run is about is recognised by its first bytes, before anything
+//! else is looked at; the others may take their time.
 
 use afterimage_wire::Status;
 
 use super::{Dialect, KEY_TEXT_LEN};
 
-/// Bytes in the longest line that a reply may have. Redis' error texts are the longest, and far shorter.
+/// Bytes in the longest line that a reply may have. Redis' error texts are the longest, and far
+/// shorter.
 const MAX_LINE: usize = 2048;
 
 /// One reply, or the part of one that concerns one key.
@@ -70,7 +71,8 @@ fn redis_rare(input: &[u8]) -> Cut<'_> {
     Ok(Some((reply, len)))
 }
 
-/// The text protocol: `VALUE <key> 0 8\r\n<value>\r\n`, `END\r\n`, `STORED\r\n`, `SERVER_ERROR …\r\n`.
+/// The text protocol: `VALUE <key> 0 8\r\n<value>\r\n`, `END\r\n`, `STORED\r\n`, `SERVER_ERROR
+/// …\r\n`.
 #[inline]
 fn text(input: &[u8]) -> Cut<'_> {
     const VALUE: &[u8] = b"VALUE ";

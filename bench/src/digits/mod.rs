@@ -1,12 +1,14 @@
-//! Drawn digits: images that look like handwriting, made here, seeded, as many as a load test needs.
+//! Drawn digits: images that look like handwriting, made here, seeded, as many as a load test
+//! needs.
 //!
 //! No data set is shipped or fetched. Each digit is a few splines through the points of `glyphs`,
 //! bent a little differently every time and drawn by `raster` the way MNIST was prepared: white on
 //! black, the ink scaled into 20×20 with its proportions kept, the centre of mass in the middle of
 //! 28×28 (LeCun et al., <http://yann.lecun.com/exdb/mnist/>).
 //!
-//! Only additions, multiplications, divisions and square roots are used, all of which IEEE 754 rounds
-//! alike everywhere, and a generator whose stream is fixed: a seed gives the same bytes on every platform.
+//! Only additions, multiplications, divisions and square roots are used, all of which IEEE 754
+//! rounds alike everywhere, and a generator whose stream is fixed: a seed gives the same bytes on
+//! every platform.
 
 mod glyphs;
 mod raster;

@@ -3,7 +3,8 @@
 /// Pixels along one side of an image.
 pub(super) const SIDE: usize = 28;
 
-/// Straight pieces that stand for one span of a spline. At 28 pixels the eye cannot tell more apart.
+/// Straight pieces that stand for one span of a spline. At 28 pixels the eye cannot tell more
+/// apart.
 const PIECES: u8 = 6;
 
 /// Over how many pixels the pen's edge fades. This gives about as many grey pixels as MNIST has.

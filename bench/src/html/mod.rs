@@ -1,5 +1,5 @@
-//! Records as one page with plots: it needs no other file, no network and no script, and follows the reader's
-//! choice of light or dark.
+//! Records as one page with plots: it needs no other file, no network and no script, and follows
+//! the reader's choice of light or dark.
 
 mod curves;
 mod plot;

@@ -37,8 +37,8 @@ impl Axis {
         Axis { title: title.into(), ends: (0.0, count * step), log: false, ticks }
     }
 
-    /// A logarithmic axis over all of these values, with a tick for each power of ten, or 1, 2 and 5 of each when
-    /// that is few.
+    /// A logarithmic axis over all of these values, with a tick for each power of ten, or 1, 2 and
+    /// 5 of each when that is few.
     pub(super) fn log(
         title: &str,
         least: f64,
@@ -165,7 +165,8 @@ impl Plot {
     }
 }
 
-/// The classes of a run's curve: colour and dashes, and once more with a thinner line when all colours are used.
+/// The classes of a run's curve: colour and dashes, and once more with a thinner line when all
+/// colours are used.
 pub(super) fn class_of(run: usize) -> String {
     let again = if run < COLOURS { "" } else { " again" };
     format!("c{}{again}", run % COLOURS)

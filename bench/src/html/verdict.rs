@@ -8,7 +8,8 @@ use crate::record::Record;
 use crate::stats::CONFIDENCE;
 use crate::threshold::Metric;
 
-/// Tables for two records with repeats of the same runs, or for one record with repeats of two; nothing for others.
+/// Tables for two records with repeats of the same runs, or for one record with repeats of two;
+/// nothing for others.
 pub(super) fn section(records: &[Record]) -> String {
     let mut out = String::new();
     match records {
@@ -33,7 +34,8 @@ pub(super) fn section(records: &[Record]) -> String {
     out
 }
 
-/// How `second` compares with `first` in the run of this name; nothing when there are too few repeats to tell.
+/// How `second` compares with `first` in the run of this name; nothing when there are too few
+/// repeats to tell.
 fn table(out: &mut String, first: &str, second: &str, run: &str, all: &[Comparison]) {
     let told = |comparison: &&Comparison| comparison.verdict() != Verdict::TooFewRepeats;
     let Some(Comparison { repeats: [a, b], .. }) = all.iter().find(told) else { return };

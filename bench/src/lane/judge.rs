@@ -32,8 +32,8 @@ pub(crate) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Judges one frame. The replies that nearly all of a run is about are read here; what is not exactly
-    /// one of them takes the way that can say why.
+    /// Judges one frame. The replies that nearly all of a run is about are read here; what is not
+    /// exactly one of them takes the way that can say why.
     #[inline]
     pub(super) fn reply(&mut self, header: Header, body: &[u8]) {
         let exists = header.flags & flags::EXISTS != 0;
@@ -86,8 +86,8 @@ impl Judge<'_> {
         self.sample(&request, outcome);
     }
 
-    /// Judges the answer about something that nobody can have asked about before: a label can only be held
-    /// against the number of classes, and a key has no value.
+    /// Judges the answer about something that nobody can have asked about before: a label can only
+    /// be held against the number of classes, and a key has no value.
     fn fresh(&mut self, request: &Request, answer: i64, outcome: Outcome) {
         let possible = match self.target {
             Target::Classify { .. } => answer < i64::from(self.classes) && outcome != Outcome::Hit,

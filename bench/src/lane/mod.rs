@@ -16,9 +16,10 @@ use crate::schedule::Schedule;
 use crate::tally::Tally;
 use crate::workload::{Draw, Fresh};
 
-/// Bytes that are encoded before they are handed to the kernel: a server gets something to do while the
-/// rest of a deep window is encoded, and the buffer stays in the L2 cache. CPU time for each 800-byte
-/// request at depth 1024, side by side: 272 ns with 32 KiB, 218 with 64, 211 with 128, 185 with 256.
+/// Bytes that are encoded before they are handed to the kernel: a server gets something to do while
+/// the rest of a deep window is encoded, and the buffer stays in the L2 cache. CPU time for each
+/// 800-byte request at depth 1024, side by side: 272 ns with 32 KiB, 218 with 64, 211 with 128, 185
+/// with 256.
 const CHUNK: usize = 256 << 10;
 
 /// What a lane does in one phase of a run.
@@ -27,7 +28,8 @@ pub(crate) struct Task {
     pub(crate) draw: Draw,
     /// Of 2³² requests to a cache, so many read.
     pub(crate) reads_in_2_32: u64,
-    /// Of 2³² reads, so many are about the population; the others about what nobody has asked before.
+    /// Of 2³² reads, so many are about the population; the others about what nobody has asked
+    /// before.
     pub(crate) known_in_2_32: u64,
     /// Requests that may still be sent.
     pub(crate) quota: u64,
@@ -115,8 +117,8 @@ impl Lane {
         self.lost || (self.exhausted && self.flight.is_empty() && !self.connection.has_output())
     }
 
-    /// Whether the task went on until its end, and not until there was nothing left to ask or nobody to
-    /// ask it of.
+    /// Whether the task went on until its end, and not until there was nothing left to ask or
+    /// nobody to ask it of.
     pub(crate) fn ran_its_time(&self) -> bool {
         !self.lost && !self.goaway && self.task.quota > 0
     }

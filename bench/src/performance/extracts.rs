@@ -1,5 +1,5 @@
-//! Figures of the newest records inside of other documents: each stands between two comments that name the script
-//! which measured it.
+//! Figures of the newest records inside of other documents: each stands between two comments that
+//! name the script which measured it.
 
 use std::fmt::Write;
 use std::io;

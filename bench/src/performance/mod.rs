@@ -1,5 +1,5 @@
-//! `docs/performance.md`, and the figures of the READMEs, made from the newest records: none of them was typed by
-//! anybody.
+//! `docs/performance.md`, and the figures of the READMEs, made from the newest records: none of
+//! them was typed by anybody.
 
 mod extracts;
 mod show;
@@ -150,8 +150,8 @@ pub fn newest(folder: &Path) -> io::Result<Vec<Kept>> {
     Ok(newest)
 }
 
-/// What orders records of one name by age: the moment, then the number at the end of the file's name, of which the
-/// longer is the larger (there is none, then `-2`, at last `-10`).
+/// What orders records of one name by age: the moment, then the number at the end of the file's
+/// name, of which the longer is the larger (there is none, then `-2`, at last `-10`).
 fn age((path, record): &Kept) -> (&str, usize, &Path) {
     (&record.date, path.as_os_str().len(), path)
 }

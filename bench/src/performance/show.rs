@@ -20,7 +20,8 @@ pub(super) fn runs_and_figures(out: &mut String, record: &Record) {
     figures(out, record.figures.iter().map(|(name, value)| (name.as_str(), *value)));
 }
 
-/// What was printed for people, and all figures: for records of which not all was run by our own generator.
+/// What was printed for people, and all figures: for records of which not all was run by our own
+/// generator.
 pub(super) fn text_and_figures(out: &mut String, record: &Record) {
     let _ = writeln!(out, "```text\n{}\n```\n", record.text.join("\n").trim_end());
     figures(out, record.figures.iter().map(|(name, value)| (name.as_str(), *value)));
@@ -54,7 +55,8 @@ fn runs(out: &mut String, record: &Record) {
     }
 }
 
-/// Of the runs of each name the one with the middle throughput, in the order of the names' first runs.
+/// Of the runs of each name the one with the middle throughput, in the order of the names' first
+/// runs.
 pub(super) fn middle_runs(runs: &[Run]) -> Vec<&Run> {
     by_name(runs).into_iter().map(|(_, runs)| middle(runs)).collect()
 }
@@ -69,7 +71,8 @@ fn figures<'a>(out: &mut String, figures: impl Iterator<Item = (&'a str, f64)>) 
     }
 }
 
-/// The classifier's record: programs by batches, what the command lines take, and our own speed taken apart.
+/// The classifier's record: programs by batches, what the command lines take, and our own speed
+/// taken apart.
 pub(super) fn classifier(out: &mut String, record: &Record) {
     let mut programs: BTreeMap<&str, [Option<f64>; BATCHES.len()]> = BTreeMap::new();
     let mut speeds: BTreeMap<&str, [Option<f64>; 2]> = BTreeMap::new();

@@ -30,7 +30,8 @@ pub struct Report {
     pub settings: Settings,
     /// What the server said it is.
     pub server: Server,
-    /// When the measurement began, in seconds since the beginning of 1970; 0 in reports that do not say.
+    /// When the measurement began, in seconds since the beginning of 1970; 0 in reports that do
+    /// not say.
     #[serde(default)]
     pub started_unix_s: f64,
     /// Length of the measurement in seconds, without warm-up and without the wait for the last
@@ -204,8 +205,8 @@ impl Report {
         problems
     }
 
-    /// Whether the load threads of a closed loop had nothing left to give, so that the figures are a
-    /// lower bound of what the server can do.
+    /// Whether the load threads of a closed loop had nothing left to give, so that the figures are
+    /// a lower bound of what the server can do.
     pub fn generator_is_the_limit(&self) -> bool {
         let shares = &self.generator.cpu_share;
         let mean = shares.iter().sum::<f64>() / shares.len().max(1) as f64;

@@ -1,4 +1,5 @@
-//! What a report is made of: latencies in eight numbers, the intervals of a run, what the generator used.
+//! What a report is made of: latencies in eight numbers, the intervals of a run, what the generator
+//! used.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,8 +11,8 @@ use crate::timeline::Timeline;
 /// A part of a measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
-    /// When it begins, in seconds after the measurement did. The last ones may begin after its end, when
-    /// late answers were waited for.
+    /// When it begins, in seconds after the measurement did. The last ones may begin after its
+    /// end, when late answers were waited for.
     pub start_s: f64,
     /// Its length in seconds.
     pub length_s: f64,
@@ -77,8 +78,8 @@ pub(crate) struct ThreadUse {
 pub struct Generator {
     /// CPU time of each load thread, as a share of the time it ran.
     pub cpu_share: Vec<f64>,
-    /// CPU time of all load threads for each request that was answered, in nanoseconds, system calls
-    /// included. A load thread can drive no more than 10⁹ over this a second.
+    /// CPU time of all load threads for each request that was answered, in nanoseconds, system
+    /// calls included. A load thread can drive no more than 10⁹ over this a second.
     pub cpu_ns_per_request: f64,
     /// Nanoseconds from a request's due time to its hand-over, at the 99th percentile, as the
     /// difference of the two latencies' 99th percentiles: what the generator, its window or the

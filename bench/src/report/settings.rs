@@ -23,7 +23,8 @@ pub struct Settings {
     pub population: u64,
     /// The share of requests that read; 1 in a classification.
     pub read_share: f64,
-    /// The share of reads that are about the population; the others ask for what nobody has asked before.
+    /// The share of reads that are about the population; the others ask for what nobody has asked
+    /// before.
     #[serde(default)]
     pub known_share: Option<f64>,
     /// `uniform`, `zipf(s)`, `sequential` or `each once`.

@@ -64,8 +64,8 @@ enum Order {
 }
 
 impl Pattern {
-    /// The pattern over a population of `count`; `None` for none, and for an exponent that is negative
-    /// or not a number.
+    /// The pattern over a population of `count`; `None` for none, and for an exponent that is
+    /// negative or not a number.
     pub(crate) fn new(access: Access, count: u32) -> Option<Self> {
         let zipf = match access {
             Access::Zipf { exponent } => {
@@ -173,8 +173,8 @@ mod tests {
             }
             let weight = |rank: u32| f64::from(rank).powf(-exponent);
             let total: f64 = (1..=SIZE).map(weight).sum();
-            // Single ranks within five standard deviations; all of them together by χ², whose mean is
-            // 999 and whose standard deviation is √(2·999) = 45.
+            // Single ranks within five standard deviations; all of them together by χ², whose mean
+            // is 999 and whose standard deviation is √(2·999) = 45.
             let mut chi_squared = 0.0;
             for rank in 1..=SIZE {
                 let likelihood = weight(rank) / total;

@@ -42,7 +42,8 @@ impl Fresh {
         keys.beyond(self.next())
     }
 
-    /// Turns the image at the end of `frame`, of at least [`STAMP_LEN`] bytes, into one that nobody has seen.
+    /// Turns the image at the end of `frame`, of at least [`STAMP_LEN`] bytes, into one that nobody
+    /// has seen.
     #[inline]
     pub(crate) fn stamp(&mut self, frame: &mut [u8]) {
         let stamp = mix(self.nonce.wrapping_add(self.next())).to_le_bytes();

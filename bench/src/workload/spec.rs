@@ -35,7 +35,8 @@ pub const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 /// How long is warmed up, unless the workload says otherwise.
 pub const DEFAULT_WARM_UP: Duration = Duration::from_secs(1);
 
-/// What a workload says; `None` for what it leaves to the defaults. The module shows a file with all of it.
+/// What a workload says; `None` for what it leaves to the defaults. The module shows a file with
+/// all of it.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Spec {
@@ -115,8 +116,8 @@ impl Spec {
         })
     }
 
-    /// This one where it says something, `below` where it does not. What ends a measurement is one thing: a
-    /// count here leaves no duration from below, and the other way round.
+    /// This one where it says something, `below` where it does not. What ends a measurement is one
+    /// thing: a count here leaves no duration from below, and the other way round.
     #[must_use]
     pub fn over(self, below: Spec) -> Spec {
         let ends = self.duration.is_some() || self.count.is_some();

@@ -1,4 +1,5 @@
-//! The generator counts exactly and believes nothing: against servers that err, lie, dawdle and die.
+//! The generator counts exactly and believes nothing: against servers that err, lie, dawdle and
+//! die.
 
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]

@@ -1,5 +1,5 @@
-//! Who asks for a snapshot and who writes it: one at a time, and whoever comes while one is being written
-//! shares it.
+//! Who asks for a snapshot and who writes it: one at a time, and whoever comes while one is being
+//! written shares it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use afterimage_wire::server::Later;
 use crate::Table;
 use crate::snapshot::{self, SnapshotReport, WriteError};
 
-/// Requests that may wait for a snapshot. Each is a client who wants to know when it is done; more than
-/// this many are a mistake, and not worth the memory.
+/// Requests that may wait for a snapshot. Each is a client who wants to know when it is done; more
+/// than this many are a mistake, and not worth the memory.
 const MAX_WAITING: usize = 1024;
 
 /// Why somebody who asked for a snapshot gets none.
@@ -208,7 +208,8 @@ impl KeeperHandle {
     }
 
     /// Asks for a snapshot and calls `then` once, when it is safe on the disk or has failed: on the
-    /// keeper's thread, or at once when it cannot be had. While one is being written, this joins it.
+    /// keeper's thread, or at once when it cannot be had. While one is being written, this joins
+    /// it.
     pub fn request(&self, then: impl FnOnce(Result<Written, RequestError>) + Send + 'static) {
         self.0.request(Box::new(then));
     }
@@ -236,8 +237,8 @@ impl KeeperHandle {
         });
     }
 
-    /// Adds age, size and counts of the snapshots to `stats`. The age of one that was loaded at the start is
-    /// that of its file.
+    /// Adds age, size and counts of the snapshots to `stats`. The age of one that was loaded at the
+    /// start is that of its file.
     pub fn stats(&self, stats: &mut Stats) {
         let state = self.0.lock();
         stats.counter("snapshots_written", state.written);

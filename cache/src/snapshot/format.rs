@@ -23,7 +23,8 @@ use std::io::{self, Read, Write};
 /// The one version there is.
 pub(super) const VERSION: u32 = 1;
 
-/// A byte above 127 and a line feed, as in PNG: a transfer that takes the file for text damages them.
+/// A byte above 127 and a line feed, as in PNG: a transfer that takes the file for text damages
+/// them.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89AFTIMG\n";
 
 const VERSION_AT: usize = MAGIC.len();
@@ -164,8 +165,8 @@ impl Block {
         numbers.map(|((&key, &value), &heat)| Entry { key, value, heat })
     }
 
-    /// The checksum over `checked` as the block with this number in this snapshot: a right block of another
-    /// snapshot, or at another place, is wrong here.
+    /// The checksum over `checked` as the block with this number in this snapshot: a right block of
+    /// another snapshot, or at another place, is wrong here.
     fn checksum(&self, checked: &[u8]) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&self.id.to_le_bytes());

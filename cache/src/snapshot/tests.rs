@@ -354,7 +354,8 @@ fn serving_goes_on_while_a_snapshot_is_written_and_what_stays_is_in_it() {
     thread::scope(|scope| {
         let _ending = Ending(&done);
         scope.spawn(|| {
-            // The few keys below 1000 come, change and go; no bucket is near to full, so none is evicted.
+            // The few keys below 1000 come, change and go; no bucket is near to full, so none is
+            // evicted.
             let mut round = 0;
             while !done.load(Ordering::Relaxed) {
                 let key = round % 1000;

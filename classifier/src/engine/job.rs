@@ -1,4 +1,5 @@
-//! An image that waits for its label, and whoever waits for it. Dropped unanswered, a job answers by itself.
+//! An image that waits for its label, and whoever waits for it. Dropped unanswered, a job answers
+//! by itself.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,18 +11,20 @@ use super::options::EngineError;
 
 /// Who asked for a label.
 pub trait Caller: Send {
-    /// Whether nobody wants the label any more. Asked once, right before the image would be scored; when it is true, the
-    /// image is not, and `answer` is called with [`EngineError::DeadlineExceeded`].
+    /// Whether nobody wants the label any more. Asked once, right before the image would be scored;
+    /// when it is true, the image is not, and `answer` is called with
+    /// [`EngineError::DeadlineExceeded`].
     fn is_late(&mut self, now: Instant) -> bool {
         let _ = now;
         false
     }
 
-    /// Called for all images of a batch when they are scored, before the first of them is answered: to have memory
-    /// brought near that `answer` is going to touch.
+    /// Called for all images of a batch when they are scored, before the first of them is answered:
+    /// to have memory brought near that `answer` is going to touch.
     fn prefetch(&self) {}
 
-    /// Takes the label or the reason why there is none. `now` is when that was known, read once for a whole batch.
+    /// Takes the label or the reason why there is none. `now` is when that was known, read once for
+    /// a whole batch.
     fn answer(self: Box<Self>, result: Result<u16, EngineError>, now: Instant);
 }
 
@@ -40,8 +43,9 @@ pub struct Job {
 }
 
 impl Job {
-    /// An image (row-major bytes) and what to call with its label. `reply` is called on a compute thread, or on the
-    /// submitting one when the job is refused; it should do no more than hand the answer on.
+    /// An image (row-major bytes) and what to call with its label. `reply` is called on a compute
+    /// thread, or on the submitting one when the job is refused; it should do no more than hand
+    /// the answer on.
     pub fn new(
         image: impl Into<Box<[u8]>>,
         reply: impl FnOnce(Result<u16, EngineError>) + Send + 'static,
@@ -49,19 +53,22 @@ impl Job {
         Self::for_caller(image, reply)
     }
 
-    /// As [`Job::new`], for whoever may lose interest meanwhile. `caller` is called on the same threads.
+    /// As [`Job::new`], for whoever may lose interest meanwhile. `caller` is called on the same
+    /// threads.
     pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
         Self { image: image.into(), deadline: None, caller: Some(Box::new(caller)) }
     }
 
-    /// The same job, to be dropped with [`EngineError::DeadlineExceeded`] when it is still waiting at `deadline`.
+    /// The same job, to be dropped with [`EngineError::DeadlineExceeded`] when it is still waiting
+    /// at `deadline`.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Option<Instant>) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// A caller that panics when it is asked counts as one that waits: its answer is as good as any other's.
+    /// A caller that panics when it is asked counts as one that waits: its answer is as good as any
+    /// other's.
     pub(super) fn is_late(&mut self, now: Instant, counters: &Counters) -> bool {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return true;
@@ -92,8 +99,8 @@ impl Job {
     }
 }
 
-/// What a caller's code gives. Should it panic, that is the submitter's bug: it is counted, and costs nobody else his
-/// answer.
+/// What a caller's code gives. Should it panic, that is the submitter's bug: it is counted, and
+/// costs nobody else his answer.
 fn caught<R>(when: &str, counters: &Counters, code: impl FnOnce() -> R) -> Option<R> {
     let caught = catch_unwind(AssertUnwindSafe(code)).ok();
     if caught.is_none() {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::shape::Shape;
 
-/// Longest time a thread waits for company: more than this costs each request more latency than a larger batch
-/// gives back.
+/// Longest time a thread waits for company: more than this costs each request more latency than a
+/// larger batch gives back.
 pub const MAX_LINGER: Duration = Duration::from_micros(200);
 
 /// How an engine works.
@@ -17,14 +17,14 @@ pub struct EngineOptions {
     pub max_batch: usize,
     /// Most images waiting; more are refused with [`EngineError::Overloaded`].
     pub max_queued: usize,
-    /// How long a thread that finds fewer than `max_batch` images waits for more, at most [`MAX_LINGER`]. Zero scores
-    /// at once whatever is there.
+    /// How long a thread that finds fewer than `max_batch` images waits for more, at most
+    /// [`MAX_LINGER`]. Zero scores at once whatever is there.
     pub linger: Duration,
 }
 
 impl Default for EngineOptions {
-    /// A thread per processor, batches of 64, no linger, and a queue of 4096: a tenth of a second's work for one
-    /// core at 25 µs per image.
+    /// A thread per processor, batches of 64, no linger, and a queue of 4096: a tenth of a second's
+    /// work for one core at 25 µs per image.
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, usize::from),

@@ -27,8 +27,8 @@ pub(super) struct Queue {
 }
 
 impl Shared {
-    /// Nothing that can panic runs under the lock but allocation, and the queue is whole between any two of its
-    /// operations, so a poisoned lock is taken as it is.
+    /// Nothing that can panic runs under the lock but allocation, and the queue is whole between
+    /// any two of its operations, so a poisoned lock is taken as it is.
     pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -50,7 +50,8 @@ impl Shared {
             drop(queue);
             std::thread::sleep(linger);
             queue = self.lock();
-            // Another thread may have taken them all; then this batch is empty, and the next call waits.
+            // Another thread may have taken them all; then this batch is empty, and the next call
+            // waits.
         }
         let share = queue.jobs.len().div_ceil(queue.idle + 1);
         let batch = queue.jobs.drain(..share.min(max_batch)).collect();

@@ -1,4 +1,5 @@
-//! A font of 5 × 7 pixels with just the characters that stand under the pictures of a contact sheet.
+//! A font of 5 × 7 pixels with just the characters that stand under the pictures of a contact
+//! sheet.
 
 /// Columns of a character.
 pub(super) const WIDTH: usize = 5;
@@ -7,7 +8,8 @@ pub(super) const HEIGHT: usize = 7;
 /// Columns from the start of one character to the start of the next.
 pub(super) const ADVANCE: usize = WIDTH + 1;
 
-/// The rows of a character, its leftmost pixel in bit 4; blank for one that is not in the font. `>` is an arrow.
+/// The rows of a character, its leftmost pixel in bit 4; blank for one that is not in the font. `>`
+/// is an arrow.
 pub(super) fn glyph(character: u8) -> [u8; HEIGHT] {
     match character {
         b'0' => [0b01110, 0b10001, 0b10001, 0b10001, 0b10001, 0b10001, 0b01110],

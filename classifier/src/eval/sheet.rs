@@ -1,7 +1,7 @@
 //! Examples as a picture: a PNG contact sheet.
 //!
-//! Under each image stand its true label, an arrow and the label it was given (green and red; both grey where they are
-//! the same), then its number in the data set and its margin.
+//! Under each image stand its true label, an arrow and the label it was given (green and red; both
+//! grey where they are the same), then its number in the data set and its margin.
 
 use png::{BitDepth, ColorType, Encoder};
 
@@ -14,13 +14,15 @@ use crate::shape::Shape;
 /// Most examples on a sheet: a picture of 1800 × 12,000 pixels, which every viewer can still show.
 pub const MAX_SHEET_EXAMPLES: usize = 1000;
 
-/// Images are drawn about this large: smaller ones enlarged by a whole number, larger ones averaged down by one.
+/// Images are drawn about this large: smaller ones enlarged by a whole number, larger ones averaged
+/// down by one.
 const PICTURE: usize = 112;
 /// Ground around an image.
 const MARGIN: usize = 8;
 /// Height of the two lines under an image, with the space above each.
 const CAPTION: usize = 4 + 2 * HEIGHT + 4 + HEIGHT;
-/// Columns of a sheet of few examples; more examples widen it, so that it stays about as wide as high.
+/// Columns of a sheet of few examples; more examples widen it, so that it stays about as wide as
+/// high.
 const LEAST_COLUMNS: usize = 8;
 
 const GROUND: [u8; 3] = [32, 34, 40];
@@ -31,8 +33,8 @@ const PLAIN: [u8; 3] = [160, 164, 172];
 /// Draws examples of `data`, in their order, as the bytes of a PNG file.
 ///
 /// # Errors
-/// [`DataError::Mismatch`] when the images are not of rows and columns; [`DataError::OutOfRange`] when there are
-/// no examples or more than [`MAX_SHEET_EXAMPLES`].
+/// [`DataError::Mismatch`] when the images are not of rows and columns; [`DataError::OutOfRange`]
+/// when there are no examples or more than [`MAX_SHEET_EXAMPLES`].
 ///
 /// # Panics
 /// When an example is not from `data`.
@@ -254,7 +256,8 @@ mod tests {
         }
     }
 
-    /// A margin below all numbers, that of a label which the model does not know, was a minus and nothing.
+    /// A margin below all numbers, that of a label which the model does not know, was a minus and
+    /// nothing.
     #[test]
     fn every_character_of_every_caption_is_in_the_font() {
         for margin in [-12.345, 6_789.0, f32::NEG_INFINITY, f32::INFINITY, f32::NAN] {

@@ -20,14 +20,14 @@ pub struct Example {
     pub label: u16,
     /// The label it was given.
     pub answer: u16,
-    /// The score of its label less the greatest of the others: below zero when they differ. Minus infinity when the
-    /// model does not know the label.
+    /// The score of its label less the greatest of the others: below zero when they differ. Minus
+    /// infinity when the model does not know the label.
     pub margin: f32,
 }
 
 impl Evaluation {
-    /// The `count` worst images of `data`, the worst first: wrong answers before right ones, and the smaller margin
-    /// before the greater. `model` and `data` are those that were evaluated.
+    /// The `count` worst images of `data`, the worst first: wrong answers before right ones, and
+    /// the smaller margin before the greater. `model` and `data` are those that were evaluated.
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when the images are not of the model's shape.

@@ -1,5 +1,5 @@
-//! Feature maps: what turns the bytes of one image into the numbers that the machines weigh. A map is fixed
-//! once trained; the same bytes always give the same bits.
+//! Feature maps: what turns the bytes of one image into the numbers that the machines weigh. A map
+//! is fixed once trained; the same bytes always give the same bits.
 
 pub(crate) mod conv;
 mod raw;
@@ -85,8 +85,8 @@ impl FeatureMap {
         }
     }
 
-    /// The features of a block of images: `out` is `[images, chunks(dims)]`, its padding set to zero. Each image is
-    /// `shape().len()` bytes.
+    /// The features of a block of images: `out` is `[images, chunks(dims)]`, its padding set to
+    /// zero. Each image is `shape().len()` bytes.
     pub(crate) fn features(
         &self,
         level: Level,

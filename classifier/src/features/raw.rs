@@ -1,4 +1,5 @@
-//! The plainest feature map: the pixels themselves, divided by one number (255 for values from 0 to 1).
+//! The plainest feature map: the pixels themselves, divided by one number (255 for values from 0 to
+//! 1).
 
 use crate::error::ModelError;
 use crate::kernels::{Chunk, Kernel, LANES, Level, Simd, chunks};
@@ -20,8 +21,8 @@ impl RawPixels {
     pub(crate) const NAME: &'static str = "raw";
     const DIVISOR: &'static str = "pixels.divisor";
 
-    /// Pixels of images of `shape`, each divided by `divisor`: 255 for features from 0 to 1, 1 for the bytes
-    /// themselves.
+    /// Pixels of images of `shape`, each divided by `divisor`: 255 for features from 0 to 1, 1 for
+    /// the bytes themselves.
     ///
     /// # Errors
     /// [`ModelError::Mismatch`] when the divisor is not between 1 and 65,535.
@@ -114,10 +115,11 @@ impl Kernel for AllQuotients {
     }
 }
 
-/// `x / divisor` by multiplying with the reciprocal, which takes a fraction of a division's time. The reciprocal is the sum of
-/// two numbers, since one alone is not exact enough (N. Brisebarre and J.-M. Muller, "Correctly Rounded
-/// Multiplication by Arbitrary Precision Constants", IEEE Trans. Computers 57, 2008). For nearly all divisors that gives
-/// the quotient rounded properly; for which it does, [`RawPixels::new`] finds out.
+/// `x / divisor` by multiplying with the reciprocal, which takes a fraction of a division's time.
+/// The reciprocal is the sum of two numbers, since one alone is not exact enough (N. Brisebarre and
+/// J.-M. Muller, "Correctly Rounded Multiplication by Arbitrary Precision Constants", IEEE Trans.
+/// Computers 57, 2008). For nearly all divisors that gives the quotient rounded properly; for which
+/// it does, [`RawPixels::new`] finds out.
 #[inline(always)]
 fn divide<S: Simd>(simd: S, x: S::V, divisor: f32) -> S::V {
     let exact = 1.0 / f64::from(divisor);

@@ -1,6 +1,7 @@
-//! LIBLINEAR's text files (R.-E. Fan et al., "LIBLINEAR: A Library for Large Linear Classification", JMLR 9, 2008): every
-//! solver that classifies. One weight vector for each class, of which the greatest score answers; a single one for two
-//! classes. Crammer and Singer's solver writes one for each of two classes as well, and `predict` goes by the first alone.
+//! LIBLINEAR's text files (R.-E. Fan et al., "LIBLINEAR: A Library for Large Linear
+//! Classification", JMLR 9, 2008): every solver that classifies. One weight vector for each class,
+//! of which the greatest score answers; a single one for two classes. Crammer and Singer's solver
+//! writes one for each of two classes as well, and `predict` goes by the first alone.
 
 use super::lines::Lines;
 use super::{Found, ImportOptions, USUAL_DIVISOR};

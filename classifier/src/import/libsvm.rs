@@ -1,6 +1,6 @@
-//! LIBSVM's text files (C.-C. Chang and C.-J. Lin, "LIBSVM: a library for support vector machines", ACM TIST 2, 2011):
-//! `c_svc` and `nu_svc` with a linear, polynomial, RBF or sigmoid kernel. What is there for probabilities is read over, as
-//! `svm-predict` does when it is not asked for them.
+//! LIBSVM's text files (C.-C. Chang and C.-J. Lin, "LIBSVM: a library for support vector machines",
+//! ACM TIST 2, 2011): `c_svc` and `nu_svc` with a linear, polynomial, RBF or sigmoid kernel. What
+//! is there for probabilities is read over, as `svm-predict` does when it is not asked for them.
 
 use super::lines::{Lines, shorten};
 use super::{Found, ImportOptions, check_range, check_size, learn_pixels};

@@ -1,8 +1,10 @@
-//! Models that other tools trained: LIBSVM's and LIBLINEAR's text files, and scikit-learn's as ONNX.
+//! Models that other tools trained: LIBSVM's and LIBLINEAR's text files, and scikit-learn's as
+//! ONNX.
 //!
-//! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image over a divisor, scaled by
-//! `svm-scale` or not. What is kept is kept in `f64`, and scored by the original's own operations wherever the label hangs
-//! on their rounding (`weights.rs`, `pairwise/`), so labels are the original's; `pairwise/exact.rs` says of which compilers.
+//! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image over
+//! a divisor, scaled by `svm-scale` or not. What is kept is kept in `f64`, and scored by the
+//! original's own operations wherever the label hangs on their rounding (`weights.rs`,
+//! `pairwise/`), so labels are the original's; `pairwise/exact.rs` says of which compilers.
 
 mod liblinear;
 mod libsvm;
@@ -29,13 +31,15 @@ pub use scale::Scale;
 /// What a model of another tool does not say about itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImportOptions {
-    /// The shape of the images. `None` is 28x28, or where an ONNX model has another number of features, a row of those.
+    /// The shape of the images. `None` is 28x28, or where an ONNX model has another number of
+    /// features, a row of those.
     pub shape: Option<Shape>,
-    /// What bytes were divided by to make features: 255 when they went from 0 to 1, 1 when they were the bytes. `None`
-    /// goes by the support vectors, by the ranges of `scale`, or by the scaling in an ONNX model, and is 255 where there
-    /// is none of them.
+    /// What bytes were divided by to make features: 255 when they went from 0 to 1, 1 when they
+    /// were the bytes. `None` goes by the support vectors, by the ranges of `scale`, or by the
+    /// scaling in an ONNX model, and is 255 where there is none of them.
     pub divisor: Option<f64>,
-    /// The labels to answer with, in the order of the model's own. `None` takes those, which must be from 0 to 65535.
+    /// The labels to answer with, in the order of the model's own. `None` takes those, which must
+    /// be from 0 to 65535.
     pub labels: Option<Vec<u16>>,
     /// How `svm-scale` scaled what a model of LIBSVM or LIBLINEAR was trained on, if it did.
     pub scale: Option<Scale>,
@@ -62,8 +66,9 @@ pub struct Imported {
 }
 
 impl Imported {
-    /// The byte that a feature's value stands for (`at` from 0), where the original takes it: scaled by `svm-scale` already,
-    /// not yet by an ONNX graph. `None` when it is none that an image can have.
+    /// The byte that a feature's value stands for (`at` from 0), where the original takes it:
+    /// scaled by `svm-scale` already, not yet by an ONNX graph. `None` when it is none that an
+    /// image can have.
     #[must_use]
     pub fn byte(&self, at: usize, value: f64) -> Option<u8> {
         self.pixels.byte(at, value)
@@ -94,7 +99,8 @@ impl fmt::Display for Imported {
 }
 
 impl Model {
-    /// Reads a model file of LIBLINEAR or LIBSVM, or an ONNX file; it says itself which of them it is.
+    /// Reads a model file of LIBLINEAR or LIBSVM, or an ONNX file; it says itself which of them it
+    /// is.
     ///
     /// # Errors
     /// [`ModelError`], naming the file, and for what is wrong in a text the line.
@@ -171,8 +177,9 @@ fn own_label(label: &str) -> Result<u16, ModelError> {
     })
 }
 
-/// Support vectors as bytes, where all their values are bytes over the divisor; and what those mean: [`Pixels::learnt`] of
-/// `values`, which are those that are not zero, and the divisor that they were learnt with.
+/// Support vectors as bytes, where all their values are bytes over the divisor; and what those
+/// mean: [`Pixels::learnt`] of `values`, which are those that are not zero, and the divisor that
+/// they were learnt with.
 fn learn_pixels(
     divisor: Option<f64>,
     single: bool,
@@ -185,7 +192,8 @@ fn learn_pixels(
     Ok((divisor, Pixels::learnt(divisor, single, values)?))
 }
 
-/// Support vectors are of the training images: a value that no image can have shows that the divisor is wrong.
+/// Support vectors are of the training images: a value that no image can have shows that the
+/// divisor is wrong.
 fn check_range(pixels: &Pixels, at: usize, value: f64) -> Result<(), ModelError> {
     let (low, high) = pixels.range(at);
     let slack = 0.01 * (high - low);

@@ -1,5 +1,5 @@
-//! What an imported model is tried on: labelled images in LIBSVM's text format or as IDX files, and what the original
-//! tool predicts of them.
+//! What an imported model is tried on: labelled images in LIBSVM's text format or as IDX files, and
+//! what the original tool predicts of them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,11 +18,12 @@ use crate::input::bounded;
 /// Most disagreements listed.
 const MOST_LISTED: usize = 5;
 
-/// Most images of a sample: seventeen times MNIST's training set, and a label takes some sixty bytes in memory.
+/// Most images of a sample: seventeen times MNIST's training set, and a label takes some sixty
+/// bytes in memory.
 const MAX_SAMPLE_IMAGES: usize = 1 << 20;
 
-/// Most bytes of a sample's images. A line of two bytes makes an image, however large, so what the file may be long does
-/// not bound them.
+/// Most bytes of a sample's images. A line of two bytes makes an image, however large, so what the
+/// file may be long does not bound them.
 const MAX_SAMPLE_BYTES: usize = 1 << 30;
 
 /// What a sample may have.
@@ -54,7 +55,8 @@ pub struct Agreement {
 }
 
 impl Sample {
-    /// Reads a text file as `svm-train` and `svm-predict` take them, or a folder with the MNIST test files.
+    /// Reads a text file as `svm-train` and `svm-predict` take them, or a folder with the MNIST
+    /// test files.
     ///
     /// # Errors
     /// [`ModelError`], naming the file, and the line of what is no image of the model's.
@@ -86,8 +88,8 @@ impl Sample {
         Ok(Self { images: data.matrix().iter().copied().collect(), labels })
     }
 
-    /// A text in LIBSVM's format: a label, then `index:value` with indices from 1 that ascend; at most a million images
-    /// (2²⁰), and 1 GiB of their bytes.
+    /// A text in LIBSVM's format: a label, then `index:value` with indices from 1 that ascend; at
+    /// most a million images (2²⁰), and 1 GiB of their bytes.
     ///
     /// # Errors
     /// [`ModelError::Text`], naming the line.
@@ -217,7 +219,8 @@ fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
         .map_err(|error| error.in_file(path))?)
 }
 
-/// A label as all tools' are compared: `+1`, `1` and `1.0` are the same, and as much of a name as is kept of a model's.
+/// A label as all tools' are compared: `+1`, `1` and `1.0` are the same, and as much of a name as
+/// is kept of a model's.
 fn normal(label: &str) -> String {
     match label.parse::<f64>() {
         Ok(number) => number.to_string(),

@@ -1,9 +1,10 @@
-//! `svm-scale`'s range files: what it did to the features of the training data, and does to those of the data to be
-//! predicted.
+//! `svm-scale`'s range files: what it did to the features of the training data, and does to those
+//! of the data to be predicted.
 //!
-//! A file is `x`, a line with the bounds that features were brought to, and for each feature that is not always the same a
-//! line with its number (from 1), its least and its greatest value. Before that there may be `y` and two lines of the same
-//! for the labels, which are the model's own here anyway.
+//! A file is `x`, a line with the bounds that features were brought to, and for each feature that
+//! is not always the same a line with its number (from 1), its least and its greatest value. Before
+//! that there may be `y` and two lines of the same for the labels, which are the model's own here
+//! anyway.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,7 +17,8 @@ use crate::error::ModelError;
 use crate::input::bounded;
 use crate::pixels::{Learnt, MAX_TABLES, Pixels, Table};
 
-/// Largest range file: of the largest images, four million features, each a line of some sixty bytes at most.
+/// Largest range file: of the largest images, four million features, each a line of some sixty
+/// bytes at most.
 const MAX_SCALE_FILE_BYTES: u64 = 1 << 28;
 
 /// Digits that `svm-scale` writes features with (`%g`).
@@ -86,8 +88,8 @@ impl Scale {
         Ok(Self { lower, upper, ranges })
     }
 
-    /// What the bytes of images of `dims` bytes are once scaled, and the divisor that they had before; the ranges show
-    /// it where it is not given.
+    /// What the bytes of images of `dims` bytes are once scaled, and the divisor that they had
+    /// before; the ranges show it where it is not given.
     pub(super) fn pixels(
         &self,
         divisor: Option<f64>,

@@ -1,4 +1,5 @@
-//! Text models and ONNX files, good and bad. The original tools are run in `tests/original_tools.rs`.
+//! Text models and ONNX files, good and bad. The original tools are run in
+//! `tests/original_tools.rs`.
 
 mod onnx;
 
@@ -219,7 +220,8 @@ fn no_truncation_panics() {
     }
 }
 
-/// Of 2 × 2 bytes the first goes from 0 to 200, the third from 50 to 250, and the others are always the same.
+/// Of 2 × 2 bytes the first goes from 0 to 200, the third from 50 to 250, and the others are always
+/// the same.
 const RANGES: &str = "x\n-1 1\n1 0 200\n3 50 250\n";
 
 #[test]
@@ -244,7 +246,8 @@ fn what_svm_scale_scaled_is_scaled_before_it_is_scored() {
         let read = Model::from_bytes(&bytes).unwrap();
         assert_eq!((read.digest(), read.to_bytes()), (imported.model.digest(), bytes));
     }
-    // The scaled text is the sample; what it leaves out is 0, which is byte 100 of the first feature.
+    // The scaled text is the sample; what it leaves out is 0, which is byte 100 of the first
+    // feature.
     let sample = Sample::parse("4 1:0.25 3:-0.6\n9 1:-1 3:1\n9 3:1\n", &kernel).unwrap();
     assert_eq!(sample.agreement(&kernel).unwrap().agree, 3);
     for (text, part) in [

@@ -1,4 +1,5 @@
-//! Reading and unpacking with a limit, so that no file, however crafted, decides how much memory we take.
+//! Reading and unpacking with a limit, so that no file, however crafted, decides how much memory we
+//! take.
 
 use std::io::{ErrorKind, Read};
 

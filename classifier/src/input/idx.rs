@@ -1,5 +1,5 @@
-//! The IDX format of the MNIST files (Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten
-//! digits", the section "FILE FORMATS"):
+//! The IDX format of the MNIST files (Y. LeCun, C. Cortes, C. Burges, "The MNIST database of
+//! handwritten digits", the section "FILE FORMATS"):
 //!
 //! ```text
 //! offset  bytes  what

@@ -1,4 +1,5 @@
-//! PGM, the grey netpbm format: `P5` (binary) and `P2` (text), as `pgm(5)` of the netpbm manual has it.
+//! PGM, the grey netpbm format: `P5` (binary) and `P2` (text), as `pgm(5)` of the netpbm manual has
+//! it.
 
 use crate::error::DataError;
 use crate::image::Image;

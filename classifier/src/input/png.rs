@@ -11,14 +11,14 @@ use crate::shape::Shape;
 /// The first eight bytes of every PNG file.
 pub const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 
-/// DEFLATE packs no better than 1032 to 1 (zlib's technical notes), so a file whose header promises more
-/// than this times its length is lying.
+/// DEFLATE packs no better than 1032 to 1 (zlib's technical notes), so a file whose header promises
+/// more than this times its length is lying.
 const MAX_DEFLATE_RATIO: u64 = 1032;
 
 /// Decodes a PNG of any colour type and bit depth.
 ///
-/// 16-bit samples keep their upper byte; colours become grey by the weights of ITU-R BT.601 (0.299 R + 0.587 G +
-/// 0.114 B); what is transparent lets black through, MNIST's own ground.
+/// 16-bit samples keep their upper byte; colours become grey by the weights of ITU-R BT.601 (0.299
+/// R + 0.587 G + 0.114 B); what is transparent lets black through, MNIST's own ground.
 pub fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     if !bytes.starts_with(&SIGNATURE) {
         return Err(DataError::not("a PNG image", bytes));

@@ -4,8 +4,8 @@ use std::ops::{Deref, DerefMut};
 
 use super::{Chunk, LANES};
 
-/// Bytes of a cache line, and of a chunk. A vector load of a chunk that lies across two lines takes two accesses; of
-/// what a plain `Vec` holds, every one does.
+/// Bytes of a cache line, and of a chunk. A vector load of a chunk that lies across two lines takes
+/// two accesses; of what a plain `Vec` holds, every one does.
 const LINE: usize = LANES * size_of::<f32>();
 
 /// A vector of [`Chunk`]s at the beginning of a cache line.

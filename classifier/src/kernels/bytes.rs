@@ -1,8 +1,9 @@
-//! Dot products of bytes, added up in `i32`: exact, so that every instruction set gives the same numbers.
+//! Dot products of bytes, added up in `i32`: exact, so that every instruction set gives the same
+//! numbers.
 //!
-//! Vectors stand in groups of sixteen, four bytes of each behind one another: one register of AVX-512 holds a step
-//! of a group, the four bytes of an image that belong to it are the same for all sixteen, and no sum is ever
-//! taken across lanes.
+//! Vectors stand in groups of sixteen, four bytes of each behind one another: one register of
+//! AVX-512 holds a step of a group, the four bytes of an image that belong to it are the same for
+//! all sixteen, and no sum is ever taken across lanes.
 
 use super::{Kind, Level};
 
@@ -47,7 +48,8 @@ pub(super) struct Task<'a> {
 }
 
 impl BytePanel {
-    /// A panel of rows of `len` bytes (at least 1, at most [`MAX_BYTES`]), the last group filled up with zeros.
+    /// A panel of rows of `len` bytes (at least 1, at most [`MAX_BYTES`]), the last group filled up
+    /// with zeros.
     pub(crate) fn new(rows: &[u8], len: usize) -> Self {
         assert!((1..=MAX_BYTES).contains(&len), "rows of 1 to {MAX_BYTES} bytes");
         let steps = len.div_ceil(STEP);
@@ -87,8 +89,9 @@ impl BytePanel {
         }
     }
 
-    /// Every dot product of an image with a row of the groups from `first` on, `out` being `[images, groups * GROUP]`:
-    /// its length says how many groups. Of no images or no groups there are none.
+    /// Every dot product of an image with a row of the groups from `first` on, `out` being
+    /// `[images, groups * GROUP]`: its length says how many groups. Of no images or no groups
+    /// there are none.
     pub(crate) fn dots(&self, level: Level, images: &ByteImages, first: usize, out: &mut [i32]) {
         if out.is_empty() {
             return;
@@ -134,8 +137,8 @@ impl Product {
         }
     }
 
-    /// What turns an image's bytes into those the kernel wants: VNNI multiplies unsigned bytes with signed ones, so
-    /// it takes them less 128 (the highest bit flipped) and adds the bias.
+    /// What turns an image's bytes into those the kernel wants: VNNI multiplies unsigned bytes with
+    /// signed ones, so it takes them less 128 (the highest bit flipped) and adds the bias.
     fn flip(self) -> u32 {
         match self {
             #[cfg(target_arch = "x86_64")]

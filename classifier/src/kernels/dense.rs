@@ -2,11 +2,12 @@
 
 use super::{Chunk, Kernel, Simd};
 
-/// Every dot product of a row of `x` with a row of `w`: `out[i * classes + c] = Σ x[i]·w[c]`, all rows of `row`
-/// chunks.
+/// Every dot product of a row of `x` with a row of `w`: `out[i * classes + c] = Σ x[i]·w[c]`, all
+/// rows of `row` chunks.
 ///
-/// Each of them is summed in the same order wherever it stands: over the chunks in turn, lane by lane, then
-/// over the lanes by [`Simd::sum`]. Neither the number of rows nor the tiling below shows in the result.
+/// Each of them is summed in the same order wherever it stands: over the chunks in turn, lane by
+/// lane, then over the lanes by [`Simd::sum`]. Neither the number of rows nor the tiling below
+/// shows in the result.
 pub(crate) struct Dots<'a> {
     pub(crate) row: usize,
     pub(crate) x: &'a [Chunk],
@@ -45,7 +46,8 @@ fn tile_classes<S: Simd, const I: usize>(
 ) {
     let classes = w.len() / row;
     let mut class = 0;
-    // One row alone needs more sums to keep the multipliers busy: each waits for its own last addition.
+    // One row alone needs more sums to keep the multipliers busy: each waits for its own last
+    // addition.
     while S::WIDE && I == 1 && class + 10 <= classes {
         tile::<S, I, 10>(simd, row, x, &w[class * row..], classes, &mut out[class..]);
         class += 10;

@@ -1,13 +1,14 @@
 //! The arithmetic that everything is scored with, once for every processor.
 //!
-//! A kernel is written once, over [`Simd`]: sixteen `f32` lanes and the few operations on them that IEEE 754
-//! rounds in exactly one way (addition, multiplication, fused multiply-add, comparison, square root). Each
-//! instruction set carries the lanes in registers of its own width; the order of operations is the kernel's
-//! and not the machine's. So **every instruction set gives the same bits**, and which one runs is a matter
-//! of speed alone. Sums over lanes are taken in one fixed tree.
+//! A kernel is written once, over [`Simd`]: sixteen `f32` lanes and the few operations on them that
+//! IEEE 754 rounds in exactly one way (addition, multiplication, fused multiply-add, comparison,
+//! square root). Each instruction set carries the lanes in registers of its own width; the order of
+//! operations is the kernel's and not the machine's. So **every instruction set gives the same
+//! bits**, and which one runs is a matter of speed alone. Sums over lanes are taken in one fixed
+//! tree.
 //!
-//! This is the only module of the crate with `unsafe` in it: calling instructions that a processor may
-//! not have. A [`Simd`] value is the proof that it has them, and only detection makes one.
+//! This is the only module of the crate with `unsafe` in it: calling instructions that a processor
+//! may not have. A [`Simd`] value is the proof that it has them, and only detection makes one.
 #![allow(unsafe_code)]
 
 mod aligned;
@@ -106,14 +107,15 @@ impl fmt::Debug for Level {
     }
 }
 
-/// A piece of work written over any instruction set. `run` must be `#[inline(always)]`, so that it is compiled
-/// anew inside [`Simd::run`], where the instructions are switched on.
+/// A piece of work written over any instruction set. `run` must be `#[inline(always)]`, so that it
+/// is compiled anew inside [`Simd::run`], where the instructions are switched on.
 pub(crate) trait Kernel {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Sixteen lanes of `f32`. A value of an implementing type proves that the processor has its instructions.
+/// Sixteen lanes of `f32`. A value of an implementing type proves that the processor has its
+/// instructions.
 pub(crate) trait Simd: Copy {
     /// Sixteen lanes in registers.
     type V: Copy;

@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use super::{Kernel, LANES, Level, Simd};
 
-/// Multiply-adds on numbers that stay in registers, in as many independent chains as a core needs to begin one
-/// or two in every cycle.
+/// Multiply-adds on numbers that stay in registers, in as many independent chains as a core needs
+/// to begin one or two in every cycle.
 struct Chains {
     rounds: u64,
 }
@@ -36,8 +36,9 @@ fn chains<S: Simd, const C: usize>(simd: S, rounds: u64) -> u64 {
 }
 
 impl Level {
-    /// Does nothing but multiply-adds of `f32`, as fast as this instruction set can, and returns how many: some hundred
-    /// for each of the `rounds`. For measuring the most that a core can do.
+    /// Does nothing but multiply-adds of `f32`, as fast as this instruction set can, and returns
+    /// how many: some hundred for each of the `rounds`. For measuring the most that a core can
+    /// do.
     #[must_use]
     pub fn multiply_adds(self, rounds: u64) -> u64 {
         self.run(Chains { rounds })

@@ -1,5 +1,5 @@
-//! Sixteen lanes as an array, for any processor: loops of a fixed length, which the compiler turns into whatever vector
-//! instructions its target has (SSE2 on x86-64).
+//! Sixteen lanes as an array, for any processor: loops of a fixed length, which the compiler turns
+//! into whatever vector instructions its target has (SSE2 on x86-64).
 //!
 //! Where the target has no fused multiply-add, [`fused`] computes it in double precision.
 
@@ -74,15 +74,17 @@ const HAS_FUSED: bool =
 
 /// `a * b + c`, rounded once, without an instruction for it.
 ///
-/// The product of two `f32` is exact as an `f64`: 48 bits of 53. So the sum is rounded twice, to 53 bits and to 24, and
-/// that differs from rounding once only where the first rounding has left a number half-way between two `f32` that
-/// the exact sum is not. Sums that may be such are computed anew by [`f32::mul_add`], which is exact and slow:
+/// The product of two `f32` is exact as an `f64`: 48 bits of 53. So the sum is rounded twice, to 53
+/// bits and to 24, and that differs from rounding once only where the first rounding has left a
+/// number half-way between two `f32` that the exact sum is not. Sums that may be such are computed
+/// anew by [`f32::mul_add`], which is exact and slow:
 ///
-/// * of the numbers that are normal as `f32`, those with a one and 28 zeros behind the 24 bits kept;
+/// * of the numbers that are normal as `f32`, those with a one and 28 zeros behind the 24 bits
+///   kept;
 /// * all below [`f32::MIN_POSITIVE`] but zero (which is exact), where fewer bits are kept.
 ///
-/// (S. Boldo and G. Melquiond, "Emulation of FMA and Correctly Rounded Sums: Proved Algorithms Using Rounding to Odd",
-/// IEEE Trans. Computers 57, 2008, tell when double rounding is innocuous.)
+/// (S. Boldo and G. Melquiond, "Emulation of FMA and Correctly Rounded Sums: Proved Algorithms
+/// Using Rounding to Odd", IEEE Trans. Computers 57, 2008, tell when double rounding is innocuous.)
 #[inline(always)]
 fn fused(a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
     let sums: [f64; LANES] =
@@ -94,8 +96,8 @@ fn fused(a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
     if doubtful == 0 { sums.map(|sum| sum as f32) } else { fused_slowly(a, b, c) }
 }
 
-/// Not zero for a sum whose second rounding may go the wrong way. Without a branch and in 32 bits, of which SSE2 can
-/// compare four at a time.
+/// Not zero for a sum whose second rounding may go the wrong way. Without a branch and in 32 bits,
+/// of which SSE2 can compare four at a time.
 #[inline(always)]
 fn is_doubtful(sum: f64) -> u32 {
     /// The bits of an `f64` that an `f32` has no room for, all of them in its lower half.
@@ -131,8 +133,8 @@ mod tests {
 
     #[test]
     fn fused_rounds_once_where_rounding_twice_goes_wrong() {
-        // a·b is half a unit of c's last place, less so little that 53 bits of the sum do not show it; c is odd, so
-        // rounding half-way to even goes away from it.
+        // a·b is half a unit of c's last place, less so little that 53 bits of the sum do not show
+        // it; c is odd, so rounding half-way to even goes away from it.
         let (more, less) = (1.0 + f32::EPSILON, 1.0 - f32::EPSILON);
         for (a, b, c) in [
             (more, less * 2.0_f32.powi(-24), 1.0 + f32::EPSILON),

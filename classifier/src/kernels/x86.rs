@@ -119,8 +119,9 @@ unsafe fn sum_of_eight(v: __m256) -> f32 {
     }
 }
 
-/// AVX-512 F and VL: Intel's servers since Skylake (2017), AMD since Zen 4 (2022). Nothing of VL is called for; without it
-/// the compiler may use only sixteen of the thirty-two registers wherever half of one is looked at.
+/// AVX-512 F and VL: Intel's servers since Skylake (2017), AMD since Zen 4 (2022). Nothing of VL is
+/// called for; without it the compiler may use only sixteen of the thirty-two registers wherever
+/// half of one is looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Avx512(());
 

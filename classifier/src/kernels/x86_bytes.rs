@@ -1,5 +1,5 @@
-//! Dot products of bytes on x86-64: by AVX-512 VNNI, which multiplies and adds four bytes in one instruction, or by
-//! AVX2 in sixteen bits.
+//! Dot products of bytes on x86-64: by AVX-512 VNNI, which multiplies and adds four bytes in one
+//! instruction, or by AVX2 in sixteen bits.
 
 use std::arch::x86_64::*;
 
@@ -38,7 +38,8 @@ impl Vnni {
     }
 }
 
-/// A task in tiles of `I` images and `G` groups, what is left over one by one. `$tile` is generic over both.
+/// A task in tiles of `I` images and `G` groups, what is left over one by one. `$tile` is generic
+/// over both.
 macro_rules! in_tiles {
     ($task:ident, $tile:ident, $images:literal, $groups:literal, $alone:literal) => {{
         let Task { steps, words, data, biases, out } = $task;
@@ -122,7 +123,8 @@ fn avx2(task: Task<'_>) {
     in_tiles!(task, tile_avx2, 4, 1, 2);
 }
 
-/// As [`tile_vnni`]. Bytes at even and at odd places are multiplied apart, in sixteen bits, where nothing saturates.
+/// As [`tile_vnni`]. Bytes at even and at odd places are multiplied apart, in sixteen bits, where
+/// nothing saturates.
 #[target_feature(enable = "avx2")]
 fn tile_avx2<const I: usize, const G: usize>(
     steps: usize,

@@ -1,5 +1,5 @@
-//! What a model promises: equal bits however it is asked, and (`files.rs`, `imported.rs`) files that are read back and
-//! hostile ones that are not.
+//! What a model promises: equal bits however it is asked, and (`files.rs`, `imported.rs`) files
+//! that are read back and hostile ones that are not.
 
 mod files;
 mod imported;

@@ -1,23 +1,27 @@
 //! How far a fast decision value may be from LIBSVM's.
 //!
-//! LIBSVM computes in `f64`, in an order of its own; the fast way computes in integers or `f32` and in another order. A
-//! label may differ only where a decision value is so near to zero that its sign is in doubt. So each value comes
-//! with a bound of the difference between the two, and where the value is not beyond it, the sign is found by LIBSVM's
-//! own operations (`Pairwise::exact`). **Agreement hangs on the bound alone**; here is why it holds.
+//! LIBSVM computes in `f64`, in an order of its own; the fast way computes in integers or `f32` and
+//! in another order. A label may differ only where a decision value is so near to zero that its
+//! sign is in doubt. So each value comes with a bound of the difference between the two, and where
+//! the value is not beyond it, the sign is found by LIBSVM's own operations (`Pairwise::exact`).
+//! **Agreement hangs on the bound alone**; here is why it holds.
 //!
-//! Write `x`, `s` for an image's and a vector's features, `x̂`, `ŝ` for what the fast way has in their place
-//! (multiples of the step of a byte; `f32`), `X`, `S` for upper bounds of all the lengths, `D = X + S`, `η` for
-//! `‖x − x̂‖ + ‖s − ŝ‖`, `g` for the rounding of a dot product as a share of `X·S`, and `w` for the same of LIBSVM's and of
-//! what is done here in `f64`: `(n + 8)·u` with `u = 2⁻⁵³`, `n` features (Higham, section 3.1; where both round, twice that).
+//! Write `x`, `s` for an image's and a vector's features, `x̂`, `ŝ` for what the fast way has in
+//! their place (multiples of the step of a byte; `f32`), `X`, `S` for upper bounds of all the
+//! lengths, `D = X + S`, `η` for `‖x − x̂‖ + ‖s − ŝ‖`, `g` for the rounding of a dot product as a
+//! share of `X·S`, and `w` for the same of LIBSVM's and of what is done here in `f64`: `(n + 8)·u`
+//! with `u = 2⁻⁵³`, `n` features (Higham, section 3.1; where both round, twice that).
 //!
 //! * a dot product differs by at most `η·D + (g + 2w)·X·S` (Cauchy and Schwarz);
-//! * a squared distance by `η·(2D + η) + 2g·X·S + 4w·D²`: the distances differ by at most `η` (triangle);
-//! * `exp(−γ·d²)` by the factor `exp(±γ·Δd²)`, a polynomial by `degree · T^(degree − 1) · Δt` (mean value), `tanh` by `Δt`; each
-//!   and its own rounding;
+//! * a squared distance by `η·(2D + η) + 2g·X·S + 4w·D²`: the distances differ by at most `η`
+//!   (triangle);
+//! * `exp(−γ·d²)` by the factor `exp(±γ·Δd²)`, a polynomial by `degree · T^(degree − 1) · Δt` (mean
+//!   value), `tanh` by `Δt`; each and its own rounding;
 //! * a sum of `N` products `α·K` by `Σ|α|·ΔK` and `2·(N + 16)·u·Σ|α·K|` for both roundings.
 //!
-//! `Σ|α·K|` need not be summed for a kernel that is nowhere negative: the coefficients of one class against another have
-//! one sign, in every model that LIBSVM trains, so it is `|Σα·K|` of the one class and of the other, which are there.
+//! `Σ|α·K|` need not be summed for a kernel that is nowhere negative: the coefficients of one class
+//! against another have one sign, in every model that LIBSVM trains, so it is `|Σα·K|` of the one
+//! class and of the other, which are there.
 
 use super::function::{EXP_ERROR, EXP_UNDERFLOW, KernelFunction};
 use super::vectors::Accuracy;
@@ -72,8 +76,9 @@ impl Tolerance {
         Self { relative: relative * SLACK, absolute: absolute * SLACK }
     }
 
-    /// The bound of a decision value: `first` and `second` are the sums over the two classes, `weights` is `Σ|α|`, and
-    /// `one_signed` says that the coefficients of either have one sign and the kernel is not negative.
+    /// The bound of a decision value: `first` and `second` are the sums over the two classes,
+    /// `weights` is `Σ|α|`, and `one_signed` says that the coefficients of either have one sign
+    /// and the kernel is not negative.
     pub(super) fn bound(
         &self,
         first: f64,
@@ -89,8 +94,8 @@ impl Tolerance {
     }
 }
 
-/// The greatest value of `gamma · dot + coef0` with a dot product up to `dot`, and how far it may be off with one that is
-/// off by `error`.
+/// The greatest value of `gamma · dot + coef0` with a dot product up to `dot`, and how far it may
+/// be off with one that is off by `error`.
 fn affine(gamma: f64, coef0: f64, dot: f64, error: f64) -> (f64, f64) {
     let greatest = gamma * (dot + error) + coef0.abs();
     (greatest * SLACK, (gamma * error + 8.0 * UNIT * greatest) * SLACK)

@@ -1,9 +1,10 @@
-//! LIBSVM's own operations in their order (`svm_predict_values`), for the votes that are in doubt. However many they
-//! are, an image is compared with each vector once, as in LIBSVM.
+//! LIBSVM's own operations in their order (`svm_predict_values`), for the votes that are in doubt.
+//! However many they are, an image is compared with each vector once, as in LIBSVM.
 //!
-//! A product and the sum it goes into are rounded each, as in programs for any x86-64 processor. Where a processor that is
-//! compiled for has a fused multiply-add (aarch64; x86-64 with `-march=native`), GCC contracts the two to one rounding, if
-//! it is not told otherwise (`-ffp-contract=off`); such a program differs from those in last bits, and so from us.
+//! A product and the sum it goes into are rounded each, as in programs for any x86-64 processor.
+//! Where a processor that is compiled for has a fused multiply-add (aarch64; x86-64 with
+//! `-march=native`), GCC contracts the two to one rounding, if it is not told otherwise
+//! (`-ffp-contract=off`); such a program differs from those in last bits, and so from us.
 
 use super::Pairwise;
 use super::votes::pair;
@@ -57,8 +58,8 @@ impl Pairwise {
     }
 }
 
-/// The dot product or the squared distance, feature by feature, as LIBSVM computes it. What is nought in both adds
-/// nothing here and is left out there.
+/// The dot product or the squared distance, feature by feature, as LIBSVM computes it. What is
+/// nought in both adds nothing here and is left out there.
 fn product(distance: bool, x: &[f64], s: &[f64]) -> f64 {
     let mut sum = 0.0;
     for (x, s) in x.iter().zip(s) {

@@ -27,8 +27,8 @@ impl Pairwise {
         self.vectors.values().add_tensors(self.dims, tensors);
     }
 
-    /// The machines of `classes` classes over images of `dims` bytes with the kernel of this name, taken out of
-    /// `tensors`.
+    /// The machines of `classes` classes over images of `dims` bytes with the kernel of this name,
+    /// taken out of `tensors`.
     pub(crate) fn from_tensors(
         kernel: &str,
         classes: usize,

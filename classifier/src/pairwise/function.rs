@@ -102,8 +102,8 @@ impl KernelFunction {
         matches!(self, Self::Rbf { .. })
     }
 
-    /// Its value from the dot product or the squared distance, by the operations of LIBSVM's `svm-predict` in their
-    /// order.
+    /// Its value from the dot product or the squared distance, by the operations of LIBSVM's
+    /// `svm-predict` in their order.
     pub(super) fn exact(&self, of: f64) -> f64 {
         match *self {
             Self::Linear => of,
@@ -113,8 +113,8 @@ impl KernelFunction {
         }
     }
 
-    /// Turns dot products or squared distances, `unit` of ours to one of the model's, into its values. Plain
-    /// operations in one order: the same bits with every instruction set.
+    /// Turns dot products or squared distances, `unit` of ours to one of the model's, into its
+    /// values. Plain operations in one order: the same bits with every instruction set.
     #[inline(always)]
     pub(super) fn fast(&self, unit: f64, values: &mut [f64]) {
         match *self {
@@ -165,10 +165,12 @@ fn power(base: f64, degree: u32) -> f64 {
     power
 }
 
-/// `e^−z` for `z` from 0 to [`MAX_EXPONENT`]; what is below counts as 0, what is above as the greatest; NaN stays NaN.
+/// `e^−z` for `z` from 0 to [`MAX_EXPONENT`]; what is below counts as 0, what is above as the
+/// greatest; NaN stays NaN.
 ///
-/// `z = n·ln 2 − r` with `|r| ≤ ln 2 / 2`, the series of `e^r` to its ninth power, and `2⁻ⁿ` put into the exponent's bits
-/// (J.-M. Muller, "Elementary Functions", 3rd ed., chapter 11). No branch, so that it is computed eight at a time.
+/// `z = n·ln 2 − r` with `|r| ≤ ln 2 / 2`, the series of `e^r` to its ninth power, and `2⁻ⁿ` put
+/// into the exponent's bits (J.-M. Muller, "Elementary Functions", 3rd ed., chapter 11). No branch,
+/// so that it is computed eight at a time.
 #[inline(always)]
 fn exp_of_minus(z: f64) -> f64 {
     /// 1.5 · 2⁵²: a number near it has its integer part in the low bits.

@@ -1,11 +1,12 @@
-//! One-vs-one kernel machines, as LIBSVM trains them: a machine for each pair of classes votes for one of the two, and
-//! the class with most votes is the answer (C.-C. Chang and C.-J. Lin, "LIBSVM: a library for support vector
-//! machines", ACM TIST 2, 2011, section 7). Machines share their support vectors, so an image is compared with each
-//! vector once.
+//! One-vs-one kernel machines, as LIBSVM trains them: a machine for each pair of classes votes for
+//! one of the two, and the class with most votes is the answer (C.-C. Chang and C.-J. Lin, "LIBSVM:
+//! a library for support vector machines", ACM TIST 2, 2011, section 7). Machines share their
+//! support vectors, so an image is compared with each vector once.
 //!
-//! Images are compared in blocks with blocks of vectors, fast; where a vote hangs on a value that is nearer to zero than
-//! the fast way is exact (`bounds.rs`), and the answer hangs on that vote (`votes.rs`), LIBSVM's own operations
-//! decide (`exact.rs`). So the answer is LIBSVM's, also where it is a matter of the last bit.
+//! Images are compared in blocks with blocks of vectors, fast; where a vote hangs on a value that
+//! is nearer to zero than the fast way is exact (`bounds.rs`), and the answer hangs on that vote
+//! (`votes.rs`), LIBSVM's own operations decide (`exact.rs`). So the answer is LIBSVM's, also where
+//! it is a matter of the last bit.
 
 mod bounds;
 mod exact;
@@ -51,8 +52,8 @@ pub(crate) struct Parts {
     pub(crate) vectors: VectorValues,
     /// Vectors of each class.
     pub(crate) counts: Vec<u32>,
-    /// `[classes − 1, vectors]`: in the column of a vector of class `c`, the row `o` (`o < c`) or `o − 1` (`o > c`) is its
-    /// coefficient against class `o`.
+    /// `[classes − 1, vectors]`: in the column of a vector of class `c`, the row `o` (`o < c`) or
+    /// `o − 1` (`o > c`) is its coefficient against class `o`.
     pub(crate) coefficients: Vec<f64>,
     /// `[pairs]`, what is taken off the sum of each.
     pub(crate) rho: Vec<f64>,
@@ -71,7 +72,8 @@ pub(crate) struct Pairwise {
     rho: Vec<f64>,
     /// `Σ|α|` of each pair.
     weights: Vec<f64>,
-    /// Whether the kernel is not negative and the coefficients of a class against another have one sign.
+    /// Whether the kernel is not negative and the coefficients of a class against another have one
+    /// sign.
     one_signed: bool,
 }
 

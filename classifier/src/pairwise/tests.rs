@@ -1,4 +1,5 @@
-//! The fast way beside LIBSVM's operations written out plainly, most of all where a label hangs on the last bit.
+//! The fast way beside LIBSVM's operations written out plainly, most of all where a label hangs on
+//! the last bit.
 
 use super::votes::pair;
 use super::*;
@@ -43,7 +44,8 @@ fn functions(pixels: &Pixels) -> [KernelFunction; 4] {
     ]
 }
 
-/// Models of all kernels and all sorts of vectors. In every other the signs of coefficients are mixed.
+/// Models of all kernels and all sorts of vectors. In every other the signs of coefficients are
+/// mixed.
 fn models(noise: &mut Noise) -> Vec<Parts> {
     let mut all = Vec::new();
     for pixels in tables() {
@@ -194,7 +196,8 @@ fn answers_and_votes_are_libsvms_alone_in_a_batch_and_at_every_level() {
     }
 }
 
-/// A decision value of nought, or of the least number there is above it or below: the label is LIBSVM's all the same.
+/// A decision value of nought, or of the least number there is above it or below: the label is
+/// LIBSVM's all the same.
 #[test]
 fn a_label_that_hangs_on_the_last_bit_is_libsvms() {
     let mut noise = Noise(2);
@@ -293,8 +296,8 @@ fn many_classes_and_more_vectors_than_a_tile_are_libsvms_too() {
     }
 }
 
-/// No coefficient is anything, so no vote is beyond doubt: each takes LIBSVM's own operations, which are for the second of a
-/// pair at nought, and no more than that for each.
+/// No coefficient is anything, so no vote is beyond doubt: each takes LIBSVM's own operations,
+/// which are for the second of a pair at nought, and no more than that for each.
 #[test]
 fn a_model_whose_votes_are_all_in_doubt_is_libsvms_too() {
     let mut noise = Noise(7);

@@ -1,4 +1,5 @@
-//! Support vectors, laid out for comparison with images (`compare.rs`): as integers where they are bytes, else as `f32`.
+//! Support vectors, laid out for comparison with images (`compare.rs`): as integers where they are
+//! bytes, else as `f32`.
 
 mod compare;
 
@@ -16,14 +17,15 @@ const MAX_VALUE: f64 = 1e15;
 const UNIT_F32: f64 = 1.0 / 16_777_216.0;
 const UNIT_F64: f64 = f64::EPSILON / 2.0;
 
-/// A feature so small that `f32` may lose it altogether, or its product with another as small: the square is above the
-/// least number that `f32` has.
+/// A feature so small that `f32` may lose it altogether, or its product with another as small: the
+/// square is above the least number that `f32` has.
 const TINY: f64 = 1e-22;
 
 /// Support vectors as models and files hold them: `[vectors, bytes of an image]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum VectorValues {
-    /// Bytes of images, and their features where those are not what the same bytes have in an image.
+    /// Bytes of images, and their features where those are not what the same bytes have in an
+    /// image.
     U8(Vec<u8>, Option<Table>),
     /// Features.
     F32(Vec<f32>),
@@ -124,8 +126,8 @@ impl VectorValues {
 
 impl Vectors {
     /// # Errors
-    /// [`ModelError::Mismatch`] when values are too great or not finite, and when bytes are too many, or what they mean
-    /// depends on their place.
+    /// [`ModelError::Mismatch`] when values are too great or not finite, and when bytes are too
+    /// many, or what they mean depends on their place.
     pub(super) fn new(
         values: VectorValues,
         dims: usize,
@@ -159,8 +161,9 @@ impl Vectors {
         };
         let most = of_vectors.as_deref().map_or(0.0, |table| greatest(table));
         check_greatest(VectorValues::TABLE, most)?;
-        // Bytes stand for their multiples of one step, of which features may be off: by what was rounded when they were
-        // written, and in a file that somebody made up by whatever he likes.
+        // Bytes stand for their multiples of one step, of which features may be off: by what was
+        // rounded when they were written, and in a file that somebody made up by whatever
+        // he likes.
         let step = table[255] / 255.0;
         let root = (dims as f64).sqrt();
         let off = |table: &[f64; 256]| {
@@ -207,8 +210,9 @@ impl Vectors {
             of_vectors: rounded + tiny,
             of_images: UNIT_F32,
             of_images_at_least: tiny,
-            // N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1: a sum of products
-            // along `row` fused steps in each lane, then four levels of a tree.
+            // N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed., section 3.1:
+            // a sum of products along `row` fused steps in each lane, then four levels
+            // of a tree.
             of_dots: terms * UNIT_F32 / (1.0 - terms * UNIT_F32),
             of_doubles: UNIT_F64 * (dims + 8) as f64,
         };

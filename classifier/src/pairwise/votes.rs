@@ -52,12 +52,13 @@ impl Votes {
         self.open_of[second] += 1;
     }
 
-    /// The winner. `decide` says which of a pair gets its vote (true: the first); it is asked about those open pairs
-    /// alone that the winner may hang on.
+    /// The winner. `decide` says which of a pair gets its vote (true: the first); it is asked about
+    /// those open pairs alone that the winner may hang on.
     ///
-    /// What a class can still reach never grows and the leader's votes never shrink, so a class that cannot win any more
-    /// is looked at no more. Every step takes such a class away, decides a pair or passes over the leader, so all of
-    /// them together take no longer than counting all pairs once.
+    /// What a class can still reach never grows and the leader's votes never shrink, so a class
+    /// that cannot win any more is looked at no more. Every step takes such a class away,
+    /// decides a pair or passes over the leader, so all of them together take no longer than
+    /// counting all pairs once.
     pub(super) fn winner(&mut self, mut decide: impl FnMut(usize, usize) -> bool) -> usize {
         let mut leader = self.leader();
         self.able.clear();
@@ -181,7 +182,8 @@ mod tests {
             votes.iter().position(|&votes| Some(votes) == most).unwrap()
         }
 
-        /// Whether the winner may hang on a pair: one of the two does not lead, and would with all its open pairs.
+        /// Whether the winner may hang on a pair: one of the two does not lead, and would with all
+        /// its open pairs.
         fn may_hang_on(&self, pair: [usize; 2]) -> bool {
             let (votes, open) = self.count();
             let leader = self.winner();
@@ -219,7 +221,8 @@ mod tests {
         }
     }
 
-    /// Whatever is left open, the winner is the one that full knowledge has, and nothing is asked in vain.
+    /// Whatever is left open, the winner is the one that full knowledge has, and nothing is asked
+    /// in vain.
     #[test]
     fn the_winner_is_that_of_all_votes_and_only_decisive_pairs_are_asked_about() {
         let mut noise = Noise(1);
@@ -270,7 +273,8 @@ mod tests {
         assert_eq!(votes.winner(|_, _| panic!("asked")), 2);
     }
 
-    /// Half a million pairs, none of them known: a search through all of them for each would not come to an end.
+    /// Half a million pairs, none of them known: a search through all of them for each would not
+    /// come to an end.
     #[test]
     fn many_classes_with_all_pairs_open_take_no_longer_than_counting_them() {
         let classes = 1000;
@@ -283,7 +287,8 @@ mod tests {
                 }
             }
             let mut asked = 0;
-            // Always the first wins, always the second, or the second half beats the first by one vote each.
+            // Always the first wins, always the second, or the second half beats the first by one
+            // vote each.
             let winner = votes.winner(|i, j| {
                 asked += 1;
                 turn == 0 || (turn == 2 && (j - i) * 2 < classes)

@@ -1,8 +1,10 @@
-//! In how many digits the numbers of a training file were written, found out from those that became support vectors.
+//! In how many digits the numbers of a training file were written, found out from those that became
+//! support vectors.
 
 use super::Table;
 
-/// Digits that LIBSVM writes support vectors with (`svm_save_model`: `%.8g`), whatever the training file had.
+/// Digits that LIBSVM writes support vectors with (`svm_save_model`: `%.8g`), whatever the training
+/// file had.
 pub(super) const LIBSVM_DIGITS: usize = 8;
 
 /// Most digits tried: of one more every `f64` is read back as it was, which is [`Writing::Full`].
@@ -22,8 +24,8 @@ pub(super) enum Writing {
 }
 
 impl Writing {
-    /// How the values seen of some bytes were written; of several ways the one with most digits. `None` when it is in
-    /// none of these.
+    /// How the values seen of some bytes were written; of several ways the one with most digits.
+    /// `None` when it is in none of these.
     pub(super) fn of(seen: &[Option<f64>; 256], divisor: f64, single: bool) -> Option<Self> {
         let digits = || (1..=MOST_DIGITS).rev();
         [Self::Full, Self::Product]
@@ -43,7 +45,8 @@ impl Writing {
         Box::new(std::array::from_fn(|byte| self.value(byte as u8, divisor, single)))
     }
 
-    /// What is read of a byte over `divisor` that was written in this way; `single` where it is read as `f32`.
+    /// What is read of a byte over `divisor` that was written in this way; `single` where it is
+    /// read as `f32`.
     fn value(self, byte: u8, divisor: f64, single: bool) -> f64 {
         let quotient = f64::from(byte) / divisor;
         let value = match self {

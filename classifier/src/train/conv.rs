@@ -1,8 +1,9 @@
-//! Training the convolutional model: filters, then the projection, then the machines, on the images and on
-//! distorted copies of them.
+//! Training the convolutional model: filters, then the projection, then the machines, on the images
+//! and on distorted copies of them.
 //!
-//! What is kept of an image is its 100 components; the 5150 features are made of them anew at every visit, which
-//! takes less time than reading them would, and for 1.44 million images 645 MB instead of 30 GB.
+//! What is kept of an image is its 100 components; the 5150 features are made of them anew at every
+//! visit, which takes less time than reading them would, and for 1.44 million images 645 MB instead
+//! of 30 GB.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,11 +24,11 @@ use crate::kernels::{Affine, Chunk, LANES, Level};
 use crate::shape::Shape;
 use crate::svm::LinearSvm;
 
-/// Distorted copies of every image. On the validation images 11 leave 32 and 37 errors (seeds 1 and 2), 23 leave 30
-/// and 29, in twice the time.
+/// Distorted copies of every image. On the validation images 11 leave 32 and 37 errors (seeds 1 and
+/// 2), 23 leave 30 and 29, in twice the time.
 const COPIES: usize = 23;
-/// C with copies, and without. With 11 copies, C = 1 leaves 33 and 34 validation errors where 0.5 leaves 32 and 37
-/// (seeds 1 and 2): no difference.
+/// C with copies, and without. With 11 copies, C = 1 leaves 33 and 34 validation errors where 0.5
+/// leaves 32 and 37 (seeds 1 and 2): no difference.
 const C: f64 = 0.5;
 const C_WITHOUT_COPIES: f64 = 2.0;
 /// Passes of the solver.
@@ -190,7 +191,8 @@ impl Standard {
         Self { factor: factor as f32, offset }
     }
 
-    /// Machines for features as they come, from machines for standard ones: w·x + b = (factor·w)·φ + (b + w·offset).
+    /// Machines for features as they come, from machines for standard ones: w·x + b = (factor·w)·φ
+    /// + (b + w·offset).
     fn fold(&self, svm: &LinearSvm) -> Result<LinearSvm, ModelError> {
         let weights = svm.weights().mapv(|weight| weight * self.factor);
         let mut intercepts = svm.intercepts().to_owned();

@@ -1,6 +1,7 @@
-//! Distortions that leave a digit what it is: a small rotation, shear and scaling, and a smooth random warp. A
-//! model that has seen them learns what does not matter (P. Y. Simard, D. Steinkraus, J. C. Platt, "Best Practices
-//! for Convolutional Neural Networks Applied to Visual Document Analysis", ICDAR 2003).
+//! Distortions that leave a digit what it is: a small rotation, shear and scaling, and a smooth
+//! random warp. A model that has seen them learns what does not matter (P. Y. Simard, D.
+//! Steinkraus, J. C. Platt, "Best Practices for Convolutional Neural Networks Applied to Visual
+//! Document Analysis", ICDAR 2003).
 
 use std::f64::consts::PI;
 

@@ -1,6 +1,7 @@
-//! Linear SVMs with squared hinge loss by dual coordinate descent: C.-J. Hsieh, K.-W. Chang, C.-J. Lin,
-//! S. S. Keerthi, S. Sundararajan, "A Dual Coordinate Descent Method for Large-scale Linear SVM", ICML
-//! 2008, algorithm 1 with the random order of its section 3.2; it is LIBLINEAR's solver 1.
+//! Linear SVMs with squared hinge loss by dual coordinate descent: C.-J. Hsieh, K.-W. Chang, C.-J.
+//! Lin, S. S. Keerthi, S. Sundararajan, "A Dual Coordinate Descent Method for Large-scale Linear
+//! SVM", ICML 2008, algorithm 1 with the random order of its section 3.2; it is LIBLINEAR's solver
+//! 1.
 //!
 //! For every class, with y = +1 for its own inputs and −1 for all others, it minimizes
 //!
@@ -8,12 +9,12 @@
 //! ½‖w‖² + C Σ max(0, 1 − y w·x)²
 //! ```
 //!
-//! by going through the inputs and solving for one dual variable α ≥ 0 at a time, keeping w = Σ α y x. One pass
-//! costs a dot product per input and class, and an update only where α changes.
+//! by going through the inputs and solving for one dual variable α ≥ 0 at a time, keeping w = Σ α y
+//! x. One pass costs a dot product per input and class, and an update only where α changes.
 //!
-//! Classes never meet, and all visit the inputs in the same order, so how they are spread over threads does not
-//! show in the result. (Shrinking, section 3.3 of the paper, is left out: it would tie the order of visits to
-//! each class's own history.)
+//! Classes never meet, and all visit the inputs in the same order, so how they are spread over
+//! threads does not show in the result. (Shrinking, section 3.3 of the paper, is left out: it would
+//! tie the order of visits to each class's own history.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -47,8 +48,8 @@ pub(crate) struct Problem<'a, R> {
     pub(crate) seed: u64,
 }
 
-/// The inputs of a problem, made when they are needed: a feature map may have thousands of features for every
-/// byte that determines them.
+/// The inputs of a problem, made when they are needed: a feature map may have thousands of features
+/// for every byte that determines them.
 pub(crate) trait Rows: Sync {
     /// Features of one input.
     fn dims(&self) -> usize;

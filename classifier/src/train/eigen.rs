@@ -1,11 +1,13 @@
-//! Eigenvalues and eigenvectors of a symmetric matrix: Householder's reduction to a tridiagonal one, then the QL
-//! algorithm with implicit shifts (G. H. Golub and C. F. Van Loan, "Matrix Computations", 4th edition, sections
-//! 8.3.1 and 8.3.3; H. Bowdler, R. S. Martin, C. Reinsch, J. H. Wilkinson, "The QR and QL algorithms for symmetric
-//! matrices", Numerische Mathematik 11, 1968).
+//! Eigenvalues and eigenvectors of a symmetric matrix: Householder's reduction to a tridiagonal
+//! one, then the QL algorithm with implicit shifts (G. H. Golub and C. F. Van Loan, "Matrix
+//! Computations", 4th edition, sections 8.3.1 and 8.3.3; H. Bowdler, R. S. Martin, C. Reinsch, J.
+//! H. Wilkinson, "The QR and QL algorithms for symmetric matrices", Numerische Mathematik 11,
+//! 1968).
 //!
 //! Vectors are kept as rows, so that the inner loops run along memory.
 
-/// Eigenvalues, the greatest first, and the eigenvector of each: unit length, its greatest entry positive.
+/// Eigenvalues, the greatest first, and the eigenvector of each: unit length, its greatest entry
+/// positive.
 #[derive(Debug)]
 pub(crate) struct Eigen {
     pub(crate) values: Vec<f64>,
@@ -13,11 +15,12 @@ pub(crate) struct Eigen {
     pub(crate) vectors: Vec<Vec<f64>>,
 }
 
-/// Steps per eigenvalue after which something is wrong with the matrix (a NaN, say); 30 is usual, few need 5.
+/// Steps per eigenvalue after which something is wrong with the matrix (a NaN, say); 30 is usual,
+/// few need 5.
 const MAX_STEPS: usize = 100;
 
-/// Of a symmetric matrix, rows of equal length. Only finite numbers come to their end; with others the result is
-/// of no use, but there is one.
+/// Of a symmetric matrix, rows of equal length. Only finite numbers come to their end; with others
+/// the result is of no use, but there is one.
 pub(crate) fn symmetric_eigen(mut a: Vec<Vec<f64>>) -> Eigen {
     let n = a.len();
     let (mut diagonal, mut beside, reflectors) = tridiagonalize(&mut a);
@@ -41,13 +44,14 @@ pub(crate) fn symmetric_eigen(mut a: Vec<Vec<f64>>) -> Eigen {
 /// A reflection I − 2·v·vᵀ with |v| = 1; `None` where nothing had to be done.
 type Reflector = Option<Vec<f64>>;
 
-/// Reduces `a` to T = Qᵀ·A·Q: its diagonal, the entries beside it, and the reflectors whose product Q is.
+/// Reduces `a` to T = Qᵀ·A·Q: its diagonal, the entries beside it, and the reflectors whose product
+/// Q is.
 fn tridiagonalize(a: &mut [Vec<f64>]) -> (Vec<f64>, Vec<f64>, Vec<Reflector>) {
     let n = a.len();
     let mut reflectors = Vec::new();
     for k in 0..n.saturating_sub(2) {
-        // Reflects the part of column k below the diagonal onto its first entry. The matrix is symmetric: row
-        // k holds the column.
+        // Reflects the part of column k below the diagonal onto its first entry. The matrix is
+        // symmetric: row k holds the column.
         let mut v = vec![0.0; n];
         v[k + 1..].copy_from_slice(&a[k][k + 1..]);
         let length = dot(&v, &v).sqrt();
@@ -86,7 +90,8 @@ fn accumulate(n: usize, reflectors: &[Reflector]) -> Vec<Vec<f64>> {
             row
         })
         .collect();
-    // Q = H₀·H₁·…, so Qᵀ's rows are the unit vectors reflected by the last first: row·Hₖ, for k from the last.
+    // Q = H₀·H₁·…, so Qᵀ's rows are the unit vectors reflected by the last first: row·Hₖ, for k
+    // from the last.
     for v in reflectors.iter().rev().flatten() {
         for row in &mut rows {
             let twice = 2.0 * dot(row, v);

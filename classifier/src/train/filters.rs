@@ -1,6 +1,7 @@
-//! Learning the filters, without labels: random patches of the deskewed images are normalised and whitened, and
-//! spherical k-means finds 32 directions that most of them lie near (A. Coates and A. Y. Ng, "Learning Feature
-//! Representations with K-means", 2012; the recipe there is followed, whitening and damped update included).
+//! Learning the filters, without labels: random patches of the deskewed images are normalised and
+//! whitened, and spherical k-means finds 32 directions that most of them lie near (A. Coates and A.
+//! Y. Ng, "Learning Feature Representations with K-means", 2012; the recipe there is followed,
+//! whitening and damped update included).
 
 use rayon::prelude::*;
 
@@ -71,8 +72,8 @@ fn draw_patch(train: &Dataset, seed: u64, place: u64) -> Result<Patch, DataError
     Err(DataError::malformed("training set", "its images are almost empty"))
 }
 
-/// T = V·diag(1/√(e + 0.3))·Vᵀ of the patches' covariance V·diag(e)·Vᵀ: whitening that keeps patches looking
-/// like patches (ZCA).
+/// T = V·diag(1/√(e + 0.3))·Vᵀ of the patches' covariance V·diag(e)·Vᵀ: whitening that keeps
+/// patches looking like patches (ZCA).
 fn whitening(patches: &[Patch]) -> [Patch; TAPS] {
     let count = patches.len() as f64;
     let mut mean = [0.0; TAPS];

@@ -1,5 +1,5 @@
-//! Functions of a real number by additions and multiplications alone. The standard library's differ in
-//! their last bits from system to system; a model trained here must not.
+//! Functions of a real number by additions and multiplications alone. The standard library's differ
+//! in their last bits from system to system; a model trained here must not.
 
 use std::f64::consts::PI;
 
@@ -26,8 +26,8 @@ pub(crate) fn cos_pi(k: usize, n: usize) -> f64 {
 /// The fifth root of `x`, 0 < x ≤ 1, by Newton's method from above.
 pub(crate) fn fifth_root(x: f64) -> f64 {
     let mut root = 1.0;
-    // From 1 down to the root of the smallest normal number it takes about 650 steps of a factor of 4/5; the
-    // last few double the digits.
+    // From 1 down to the root of the smallest normal number it takes about 650 steps of a factor of
+    // 4/5; the last few double the digits.
     for _ in 0..800 {
         let next = (4.0 * root + x / (root * root * root * root)) / 5.0;
         if next >= root {

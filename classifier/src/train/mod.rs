@@ -1,5 +1,5 @@
-//! Training: from labelled images to a model. One call, [`run`]; for the same options and data it gives the
-//! same bytes, whatever the number of threads.
+//! Training: from labelled images to a model. One call, [`run`]; for the same options and data it
+//! gives the same bytes, whatever the number of threads.
 
 mod conv;
 mod distort;
@@ -19,8 +19,8 @@ use crate::error::{DataError, ModelError};
 use crate::eval::Evaluation;
 use crate::model::{Metadata, Model};
 
-/// Images at the end of the training set that choices are made on: MNIST's last 10,000, or a sixth of a smaller
-/// set.
+/// Images at the end of the training set that choices are made on: MNIST's last 10,000, or a sixth
+/// of a smaller set.
 pub const VALIDATION_IMAGES: usize = 10_000;
 
 /// Most distorted copies of every image.
@@ -38,7 +38,8 @@ pub struct TrainOptions {
     pub c: Option<f64>,
     /// Distorted copies of every image to learn from; `None` takes the feature map's own number.
     pub copies: Option<usize>,
-    /// The data set's directory, as given on the command line; for the metadata and [`run_to_file`].
+    /// The data set's directory, as given on the command line; for the metadata and
+    /// [`run_to_file`].
     pub data: PathBuf,
     /// The model file, as given on the command line; for the metadata and [`run_to_file`].
     pub out: PathBuf,
@@ -147,8 +148,8 @@ pub fn run(
     Ok(Model::new(trained.features, trained.svm, labels, metadata)?)
 }
 
-/// Trains on all of `train` but its last [`VALIDATION_IMAGES`], and evaluates on those: what to choose options by,
-/// so that the test set is no part of any choice.
+/// Trains on all of `train` but its last [`VALIDATION_IMAGES`], and evaluates on those: what to
+/// choose options by, so that the test set is no part of any choice.
 ///
 /// # Errors
 /// [`TrainError`], as [`run`].
@@ -163,8 +164,8 @@ pub fn validate(
     Ok((model, evaluation))
 }
 
-/// The whole command: reads the data set at `options.data`, trains, reads the test set once, records the result and
-/// writes the model to `options.out`.
+/// The whole command: reads the data set at `options.data`, trains, reads the test set once,
+/// records the result and writes the model to `options.out`.
 ///
 /// # Errors
 /// [`TrainError`].

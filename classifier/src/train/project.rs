@@ -1,5 +1,6 @@
-//! Learning the projection: the principal components of the pooled values, the greatest 100, each scaled so that
-//! the lesser ones count for more than their size but less than if they were whitened.
+//! Learning the projection: the principal components of the pooled values, the greatest 100, each
+//! scaled so that the lesser ones count for more than their size but less than if they were
+//! whitened.
 
 use rayon::prelude::*;
 
@@ -98,8 +99,8 @@ mod tests {
     /// Values that vary.
     const VARIED: usize = 150;
 
-    /// 700 inputs of which the first values vary, neighbours together and later ones ever less; the rest are
-    /// constant.
+    /// 700 inputs of which the first values vary, neighbours together and later ones ever less; the
+    /// rest are constant.
     fn example() -> Vec<Pooled> {
         let mut random = Random::new(1, b"a test..", 0);
         (0..700)
@@ -116,8 +117,8 @@ mod tests {
             .collect()
     }
 
-    /// What `learn` does, but that eigenvectors are sought among those values only that vary: all of them would take
-    /// a test without optimization most of a minute.
+    /// What `learn` does, but that eigenvectors are sought among those values only that vary: all
+    /// of them would take a test without optimization most of a minute.
     fn learn_from_varied(pooled: &[Pooled]) -> Projection {
         let mean = mean(pooled);
         let mut covariance = covariance(pooled, &mean);

@@ -1,5 +1,6 @@
-//! Random numbers that are the same on every machine: ChaCha8 keyed with the seed and what they are for,
-//! and the few distributions needed, written out here so that no library's next version changes a model.
+//! Random numbers that are the same on every machine: ChaCha8 keyed with the seed and what they are
+//! for, and the few distributions needed, written out here so that no library's next version
+//! changes a model.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -7,8 +8,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub(crate) struct Random(ChaCha8Rng);
 
 impl Random {
-    /// Numbers for one purpose. Other purposes, and other places within one, have streams of their own, so that
-    /// work can be split among threads in any way.
+    /// Numbers for one purpose. Other purposes, and other places within one, have streams of their
+    /// own, so that work can be split among threads in any way.
     pub(crate) fn new(seed: u64, purpose: &[u8; 8], place: u64) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -32,8 +33,8 @@ impl Random {
         2.0 * self.uniform() - 1.0
     }
 
-    /// Normally distributed but for its tails, which end at ±6: twelve uniform numbers added up (Irwin and Hall,
-    /// 1927). It takes no logarithm.
+    /// Normally distributed but for its tails, which end at ±6: twelve uniform numbers added up
+    /// (Irwin and Hall, 1927). It takes no logarithm.
     pub(crate) fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }

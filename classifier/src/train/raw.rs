@@ -1,4 +1,5 @@
-//! Training on the pixels themselves. C is the one of a few that errs least on the validation images.
+//! Training on the pixels themselves. C is the one of a few that errs least on the validation
+//! images.
 
 use super::dual::{Problem, Rows, solve};
 use super::{Progress, TrainError, TrainOptions, Trained, class_indices, validation_split};

@@ -45,8 +45,8 @@ struct Call<C> {
     space: Arc<Space>,
     hash: ImageHash,
     request_id: u64,
-    /// How long the first on the flight waits, if not as long as it takes. Until then it is on it, and nobody else
-    /// need be looked for.
+    /// How long the first on the flight waits, if not as long as it takes. Until then it is on it,
+    /// and nobody else need be looked for.
     deadline: Option<Instant>,
     asked_at: Instant,
 }
@@ -129,8 +129,8 @@ impl<C: Classifier> Shared<C> {
             if plant::is_planted(Bug::SkipModelCheck) {
                 return Ok(answer);
             }
-            // The model may have changed on the way. These are not its keys, and those who wait were told
-            // of the other model when they connected: they shall ask again.
+            // The model may have changed on the way. These are not its keys, and those who wait
+            // were told of the other model when they connected: they shall ask again.
             if answer.model == space.model { Ok(answer) } else { Err(Failure::moved()) }
         });
         if let Ok(Answer { label, .. }) = &answer {

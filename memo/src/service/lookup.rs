@@ -1,5 +1,5 @@
-//! Looking a batch up: with the table in this process the hits are answered where they were read; what must wait
-//! boards a flight.
+//! Looking a batch up: with the table in this process the hits are answered where they were read;
+//! what must wait boards a flight.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -146,8 +146,8 @@ impl<C: Classifier> Shared<C> {
         self.latencies.record_lookups(lookups, 0, took, 0);
         self.latencies.record_saved(hits, call_ns);
         let Some(bypass) = &self.bypass else { return };
-        // A store that does not answer costs nobody any time, and what it is worth cannot be seen. The breaker
-        // notices its return far sooner than a probe of the bypass would.
+        // A store that does not answer costs nobody any time, and what it is worth cannot be seen.
+        // The breaker notices its return far sooner than a probe of the bypass would.
         if matches!(&self.store, Store::Remote(store) if store.is_left_out()) {
             return;
         }

@@ -1,4 +1,5 @@
-//! Whose answers are remembered: the keys of the classifier's present model, and who hears of a change.
+//! Whose answers are remembered: the keys of the classifier's present model, and who hears of a
+//! change.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,5 @@
-//! Who waits for an answer, and for how long: boarding a flight, and leaving it when the time is over.
+//! Who waits for an answer, and for how long: boarding a flight, and leaving it when the time is
+//! over.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -48,7 +49,8 @@ impl<C: Classifier> Shared<C> {
         hash: ImageHash,
         since: Instant,
     ) -> bool {
-        // Most are turned away here, without a token to wait with, and leave with the batch's other replies.
+        // Most are turned away here, without a token to wait with, and leave with the batch's other
+        // replies.
         if self.flights.is_full() {
             self.turn_away(|text| batch.error(i, Status::Overloaded, text));
             return false;
@@ -76,8 +78,8 @@ impl<C: Classifier> Shared<C> {
         reply(&format!("{} requests are waiting already", self.flights.waiting()));
     }
 
-    /// For how long anybody waits on the flight of `hash`. When nobody does any more, the flight ends
-    /// here: its call need not be made.
+    /// For how long anybody waits on the flight of `hash`. When nobody does any more, the flight
+    /// ends here: its call need not be made.
     pub(super) fn wanted(&self, hash: ImageHash, now: Instant) -> Wanted {
         let wanted = self.flights.land_unless(hash.identity(), |waiters| {
             let mut last = None;

@@ -1,6 +1,7 @@
 //! Reads along on every connection and keeps the protocol's accounts: each request has exactly one
-//! reply, of the right kind, in time, with the label of the very model that the connection was told of. What
-//! clients see is not enough for that: a reply that never comes looks like a slow one to a caller whose time runs out.
+//! reply, of the right kind, in time, with the label of the very model that the connection was told
+//! of. What clients see is not enough for that: a reply that never comes looks like a slow one to a
+//! caller whose time runs out.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -138,8 +139,8 @@ impl Auditor {
         }
     }
 
-    /// Whether the model that the connection was told of says this of an image. A classifier's own answers
-    /// are not judged: some say what they cannot mean.
+    /// Whether the model that the connection was told of says this of an image. A classifier's own
+    /// answers are not judged: some say what they cannot mean.
     fn is_right(&self, image: Option<u8>, class: u16) -> bool {
         let told = self.told.filter(|digest| digest[0] != 0 && *digest == [digest[0]; 32]);
         told.zip(image).is_some_and(|(digest, image)| label(digest[0], image) == class)

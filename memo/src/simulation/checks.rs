@@ -14,8 +14,8 @@ use super::history::{Ask, Weather};
 use super::play::{PATIENT, RECOVERY};
 use super::world::World;
 
-/// What a call may take beyond its timeout: the timer's granularity, and the pause before a request is
-/// sent again to a server that is shutting down.
+/// What a call may take beyond its timeout: the timer's granularity, and the pause before a request
+/// is sent again to a server that is shutting down.
 const SLACK: Duration = Duration::from_millis(20);
 
 /// What a request may take, with the cache in whatever trouble, beyond the lookup budget and the
@@ -158,7 +158,8 @@ pub(super) async fn remembers(world: &World) {
     }
 }
 
-/// In the end nothing is under way, nobody waits, no request is without its reply, and nothing is on the way.
+/// In the end nothing is under way, nobody waits, no request is without its reply, and nothing is
+/// on the way.
 pub(super) fn settled(world: &World) {
     let (waiting, under_way) = world.in_flight();
     if (waiting, under_way) != (0, 0) {

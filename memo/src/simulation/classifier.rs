@@ -1,5 +1,5 @@
-//! A classifier that takes its time on virtual time. The compute engine of the real one has threads of
-//! its own, which have no place in a simulation; everything around it (protocol, connections,
+//! A classifier that takes its time on virtual time. The compute engine of the real one has threads
+//! of its own, which have no place in a simulation; everything around it (protocol, connections,
 //! generations, draining) is the real server.
 
 use std::sync::{Arc, Mutex, MutexGuard};

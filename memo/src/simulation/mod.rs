@@ -1,10 +1,10 @@
 //! A deterministic simulation: clients, a memo, a cache and classifiers, the real ones, on virtual
 //! time and over a network in memory that does all that a network can do wrong.
 //!
-//! A seed is a history: who asks what and when, and which faults happen (`history.rs`). It is played
-//! on one thread (`play.rs`), with tokio's paused clock, over `network.rs`, where `auditor.rs`
-//! reads along; `checks.rs` says what must hold in the end. The same seed gives the same history,
-//! event for event.
+//! A seed is a history: who asks what and when, and which faults happen (`history.rs`). It is
+//! played on one thread (`play.rs`), with tokio's paused clock, over `network.rs`, where
+//! `auditor.rs` reads along; `checks.rs` says what must hold in the end. The same seed gives the
+//! same history, event for event.
 //!
 //! ```text
 //! cargo test -p afterimage-memo --lib simulation                 # a few dozen histories
@@ -12,10 +12,10 @@
 //! SIMULATION_SEED=17 … -- --nocapture                            # this one, event by event
 //! ```
 //!
-//! It is a network of our own and not `turmoil`'s: the auditor needs every byte of every connection, and
-//! the faults that find most here (a writer ahead of its reader, a segment that ends inside a
-//! frame, a peer that is gone without a word, a stopped process) are those of streams, where
-//! turmoil has messages; and a host of its needs a runtime of its own.
+//! It is a network of our own and not `turmoil`'s: the auditor needs every byte of every
+//! connection, and the faults that find most here (a writer ahead of its reader, a segment that
+//! ends inside a frame, a peer that is gone without a word, a stopped process) are those of
+//! streams, where turmoil has messages; and a host of its needs a runtime of its own.
 
 #![allow(clippy::unwrap_used)]
 

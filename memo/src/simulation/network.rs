@@ -1,8 +1,8 @@
 //! A network in memory, on virtual time: connections with delays, cuts into pieces, resets,
 //! partitions and slow links between hosts that crash, hang and come back.
 //!
-//! A connection is two pipes of segments. A segment arrives at a time of its own, never before the one
-//! that was sent before it; two connections know nothing of each other, so what is sent on both
+//! A connection is two pipes of segments. A segment arrives at a time of its own, never before the
+//! one that was sent before it; two connections know nothing of each other, so what is sent on both
 //! arrives in any order. A cut link holds what is sent, as TCP's retransmission does, and hands
 //! it over when it is mended.
 
@@ -38,7 +38,8 @@ const PIPE: usize = 16 << 10;
 /// How often somebody who wants to connect to a host that is not there tries again.
 const KNOCK_EVERY: Duration = Duration::from_millis(10);
 
-/// What has arrived is read by then, by whoever has nothing else to do: more than what a timer is rounded to.
+/// What has arrived is read by then, by whoever has nothing else to do: more than what a timer is
+/// rounded to.
 const READ_WITHIN: Duration = Duration::from_millis(5);
 
 /// What a link takes from end to end while nothing is wrong, in milliseconds.
@@ -153,8 +154,8 @@ impl State {
 }
 
 impl Network {
-    /// A network of so many hosts, none of which listens yet; their servers take so many requests of
-    /// a connection at once.
+    /// A network of so many hosts, none of which listens yet; their servers take so many requests
+    /// of a connection at once.
     pub(super) fn new(seed: u64, hosts: usize, window: usize, prints: bool) -> Self {
         Network(Arc::new(Mutex::new(State {
             dice: Dice::new(seed, 1),
@@ -200,7 +201,8 @@ impl Network {
             .collect()
     }
 
-    /// The connections that are as they should be, and hold bytes that should have been read, or half a frame.
+    /// The connections that are as they should be, and hold bytes that should have been read, or
+    /// half a frame.
     pub(super) fn unread(&self) -> Vec<String> {
         let state = self.lock();
         let open = state.connections.iter().enumerate().filter(|(_, c)| !c.is_over());

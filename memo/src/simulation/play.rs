@@ -31,8 +31,8 @@ const EVERY: Duration = Duration::from_millis(20);
 /// The time that a request of the calm has: more than everything takes when it works.
 pub(super) const PATIENT: Duration = Duration::from_millis(900);
 
-/// After the last request nothing is under way for longer than this: the classifier's timeout, and a
-/// client's look at its lost connections.
+/// After the last request nothing is under way for longer than this: the classifier's timeout, and
+/// a client's look at its lost connections.
 const QUIET: Duration = Duration::from_secs(4);
 
 /// Virtual time in which any history is over.
@@ -251,8 +251,8 @@ async fn strike(world: Arc<World>, start: Instant, number: u64, fault: Fault) {
     network.trace(|trace| trace.event(number, || format!("{:?} is over", fault.what)));
 }
 
-/// Writes into the table what does not belong there: flipped bits, other labels under a good tag, other
-/// keys' values and noise.
+/// Writes into the table what does not belong there: flipped bits, other labels under a good tag,
+/// other keys' values and noise.
 async fn poison(world: &World, number: u64, lasts: Duration) {
     let mut dice = Dice::new(world.settings.seed, 100 + number);
     let until = Instant::now() + lasts;

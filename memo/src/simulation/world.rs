@@ -1,5 +1,5 @@
-//! Hosts and their processes: a memo, a cache, a classifier and some clients, all of them the real ones,
-//! over a network that is not.
+//! Hosts and their processes: a memo, a cache, a classifier and some clients, all of them the real
+//! ones, over a network that is not.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;

@@ -38,8 +38,9 @@ impl Store {
         }
     }
 
-    /// Has the memory that a write of `key` takes brought near, as long as something else is done first: with a
-    /// large table that is a hundred nanoseconds and more which a miss would wait for.
+    /// Has the memory that a write of `key` takes brought near, as long as something else is done
+    /// first: with a large table that is a hundred nanoseconds and more which a miss would wait
+    /// for.
     pub fn prefetch_write(&self, key: u64) {
         if let Store::Embedded(table, _) = self {
             table.prefetch_bucket(Hashed::new(key));

@@ -111,7 +111,8 @@ impl Health {
 impl Redis {
     /// A client of the server at `redis://[user:password@]host:port[/database]` or of the cluster
     /// that the nodes at `redis+cluster://[user:password@]host:port[,host:port…]` belong to; with
-    /// TLS, and these certificates, at `rediss://…` and `rediss+cluster://…`. Connects in the background.
+    /// TLS, and these certificates, at `rediss://…` and `rediss+cluster://…`. Connects in the
+    /// background.
     ///
     /// # Errors
     /// [`RedisError`] when `url` is not of that form, or a file does not do.
@@ -130,8 +131,10 @@ impl Redis {
         Ok(Redis { connector, connection, writes, health })
     }
 
-    /// Goes on for ever, as [`ClientTls::keep_current`](afterimage_wire::tls::ClientTls::keep_current) does: when the certificates have changed, or the process gets
-    /// SIGHUP, a connection with the new ones takes the place of the one that there is.
+    /// Goes on for ever, as
+    /// [`ClientTls::keep_current`](afterimage_wire::tls::ClientTls::keep_current) does: when the
+    /// certificates have changed, or the process gets SIGHUP, a connection with the new ones
+    /// takes the place of the one that there is.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
@@ -199,8 +202,9 @@ impl fmt::Debug for Redis {
 /// What an `MGET` gives.
 type Values = Vec<Option<Vec<u8>>>;
 
-/// Tries until a connection is there; from then on the library reconnects by itself. Anew is connected when the
-/// server turns out to be a replica (after a failover its name may mean another one), and with new certificates.
+/// Tries until a connection is there; from then on the library reconnects by itself. Anew is
+/// connected when the server turns out to be a replica (after a failover its name may mean another
+/// one), and with new certificates.
 async fn connect(
     connector: Arc<Kept<Connector, RedisError>>,
     set_connection: watch::Sender<Option<Connection>>,

@@ -118,8 +118,8 @@ pub enum Wanted {
     Always,
     /// Nobody waits longer than this; somebody who comes meanwhile may.
     Until(Instant),
-    /// Nobody waits any more, and the call need not be made. Whoever comes from now on makes one of his
-    /// own.
+    /// Nobody waits any more, and the call need not be made. Whoever comes from now on makes one of
+    /// his own.
     NoMore,
 }
 
@@ -131,7 +131,8 @@ pub trait Owner: Send {
         Wanted::Always
     }
 
-    /// Whether the answer is wanted at all, as [`wanted`](Self::wanted) says it; perhaps at less cost.
+    /// Whether the answer is wanted at all, as [`wanted`](Self::wanted) says it; perhaps at less
+    /// cost.
     fn is_wanted(&self, now: Instant) -> bool {
         self.wanted(now) != Wanted::NoMore
     }
@@ -146,8 +147,8 @@ pub trait Owner: Send {
         0
     }
 
-    /// Says that the answer is near, and perhaps those of others before it: to have memory brought near that `answer`
-    /// is going to touch.
+    /// Says that the answer is near, and perhaps those of others before it: to have memory brought
+    /// near that `answer` is going to touch.
     fn prefetch(&self) {}
 
     /// Takes the answer, which came at `now`.
@@ -174,7 +175,8 @@ impl Reply {
         Reply(Some(Box::new(owner)))
     }
 
-    /// For how long the answer is wanted. To be asked right before the image would be sent or scored.
+    /// For how long the answer is wanted. To be asked right before the image would be sent or
+    /// scored.
     pub fn wanted(&mut self, now: Instant) -> Wanted {
         let wanted = self.0.as_ref().map_or(Wanted::NoMore, |owner| owner.wanted(now));
         if wanted == Wanted::NoMore {

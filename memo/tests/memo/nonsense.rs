@@ -1,5 +1,6 @@
-//! A cache that answers, and nonsense: values that no memo has sealed, replies to what was never asked, bytes that are
-//! no frames. No label is wrong, no request fails, each lie is counted, and when it ends the cache is used again.
+//! A cache that answers, and nonsense: values that no memo has sealed, replies to what was never
+//! asked, bytes that are no frames. No label is wrong, no request fails, each lie is counted, and
+//! when it ends the cache is used again.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -130,7 +131,8 @@ fn welcome() -> Welcome {
     }
 }
 
-/// Asks about these images, which must be answered rightly, and gives how many of the answers were remembered.
+/// Asks about these images, which must be answered rightly, and gives how many of the answers were
+/// remembered.
 async fn ask(client: &Client, images: Range<u8>) -> usize {
     let mut remembered = 0;
     for i in images {

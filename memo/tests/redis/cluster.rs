@@ -64,8 +64,8 @@ async fn a_cluster_of_three_remembers_across_its_slots() {
     slots_move(&nodes, &client).await;
 }
 
-/// The first node's slots move to the second: at first each is on its way (`ASK`), then it has arrived
-/// (`MOVED`).
+/// The first node's slots move to the second: at first each is on its way (`ASK`), then it has
+/// arrived (`MOVED`).
 async fn slots_move(nodes: &[Node], client: &Client) {
     let id = |node: &Node| node.cli(&["cluster", "myid"]).trim().to_owned();
     let (from, to) = (id(&nodes[0]), id(&nodes[1]));
@@ -80,7 +80,8 @@ async fn slots_move(nodes: &[Node], client: &Client) {
     let before = nodes[0].keys();
     nodes[1].script(&script("importing", &from));
     nodes[0].script(&script("migrating", &to));
-    // Keys that the first node has, it still gives; others of its slots are the second one's from now on.
+    // Keys that the first node has, it still gives; others of its slots are the second one's from
+    // now on.
     until("all is remembered on the way", async || ask(client, 0..250).await == 250).await;
     assert_eq!(nodes[0].keys(), before, "new keys go where their slots go");
     let all = nodes.iter().map(Node::keys).sum::<usize>();

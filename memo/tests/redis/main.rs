@@ -1,5 +1,5 @@
-//! Redis as the store: real servers, single ones and a cluster, started here and ended by their pid.
-//! Skipped, and said so, where `redis-server` is not installed.
+//! Redis as the store: real servers, single ones and a cluster, started here and ended by their
+//! pid. Skipped, and said so, where `redis-server` is not installed.
 
 #![allow(clippy::unwrap_used)]
 

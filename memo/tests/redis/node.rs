@@ -17,8 +17,9 @@ pub(crate) struct Node {
     cli: Vec<String>,
 }
 
-/// What makes a server a cluster's node. The time after which a silent node counts as gone is short, so that
-/// its replica takes over soon, and not so short that a busy machine looks like a dead one.
+/// What makes a server a cluster's node. The time after which a silent node counts as gone is
+/// short, so that its replica takes over soon, and not so short that a busy machine looks like a
+/// dead one.
 const CLUSTER: &[&str] = &[
     "--cluster-enabled",
     "yes",
@@ -45,7 +46,8 @@ impl Node {
         Node::start_at(port, &[&port_flags, flags].concat(), Vec::new())
     }
 
-    /// One that speaks mutual TLS and nothing else, to clients and, if it is a cluster's, to the other nodes.
+    /// One that speaks mutual TLS and nothing else, to clients and, if it is a cluster's, to the
+    /// other nodes.
     pub(crate) fn start_with_tls(pki: &Pki, for_cluster: bool) -> Node {
         let Pki { authority, server, client, .. } = pki;
         let [ca, cert, key, client_cert, client_key] =
@@ -184,7 +186,8 @@ pub(crate) fn installed_with_tls(test: &str) -> bool {
     found
 }
 
-/// Whether a test can run; says so when it cannot, past the harness, which keeps what a passing test prints to itself.
+/// Whether a test can run; says so when it cannot, past the harness, which keeps what a passing
+/// test prints to itself.
 pub(crate) fn installed(test: &str) -> bool {
     let found = ["redis-server", "redis-cli"].iter().all(|program| {
         let run = Command::new(program).arg("--version").stdout(Stdio::null()).status();

@@ -12,17 +12,20 @@ use crate::node::{Node, installed};
 use crate::trouble::is_left_out;
 use crate::{ask, counter, memo, until};
 
-/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an optimized build. A
-/// machine that is busy with other things takes longer; `REDIS_RECOVERY_MS` says how long it may.
+/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an
+/// optimized build. A machine that is busy with other things takes longer; `REDIS_RECOVERY_MS` says
+/// how long it may.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
 
 /// Times that a server dies or hangs when `REDIS_ROUNDS` does not say.
 const ROUNDS: u32 = 3;
 
-/// An outage is so long at least that the pauses between attempts to connect, which grow, are at their longest.
+/// An outage is so long at least that the pauses between attempts to connect, which grow, are at
+/// their longest.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
-/// Each outage is longer than the last one by this, so that servers come back at any moment of such a pause.
+/// Each outage is longer than the last one by this, so that servers come back at any moment of such
+/// a pause.
 const LONGER: Duration = Duration::from_millis(70);
 
 /// A number out of the environment.
@@ -36,7 +39,8 @@ fn limit() -> Duration {
     number("REDIS_RECOVERY_MS").map_or(RECOVERY_LIMIT, |ms| Duration::from_millis(ms.into()))
 }
 
-/// Asks until an answer is remembered again; gives the time it took, which must not be above the limit.
+/// Asks until an answer is remembered again; gives the time it took, which must not be above the
+/// limit.
 pub(crate) async fn until_back(client: &Client) -> Duration {
     let start = Instant::now();
     until("it is used again", async || ask(client, 0..1).await > 0).await;

@@ -1,4 +1,5 @@
-//! A Redis that hangs, is slow, or is none: the lookup budget a few times, then nothing, and back when it is back.
+//! A Redis that hangs, is slow, or is none: the lookup budget a few times, then nothing, and back
+//! when it is back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,8 @@ use crate::node::{Node, installed};
 use crate::recovery::until_back;
 use crate::{ask, memo, stats, until};
 
-/// Asks until the breaker is open, and then shows that nobody waits for the store any more but a probe now and then.
+/// Asks until the breaker is open, and then shows that nobody waits for the store any more but a
+/// probe now and then.
 pub(crate) async fn is_left_out(client: &Client) {
     until("the breaker opens", async || {
         ask(client, 0..4).await;
@@ -29,7 +31,8 @@ pub(crate) async fn is_left_out(client: &Client) {
     let more = |name| after.counter_value(name) - before.counter_value(name);
     let (waited, bypassed) = (more("store_lookups"), more("store_lookups_bypassed"));
     assert_eq!(waited + bypassed, 200);
-    // Nobody but the probes: one at the start, and one each time that the pause since the last one is over.
+    // Nobody but the probes: one at the start, and one each time that the pause since the last one
+    // is over.
     let probes = elapsed.div_duration_f64(RemoteOptions::default().probe_every) as u64 + 1;
     assert!(waited <= probes, "{waited} of 200 requests waited, in {elapsed:?}");
 }

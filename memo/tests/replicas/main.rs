@@ -1,5 +1,5 @@
-//! Several classifiers behind one memo, over real sockets: balance, failures, draining, retries, and models that
-//! disagree.
+//! Several classifiers behind one memo, over real sockets: balance, failures, draining, retries,
+//! and models that disagree.
 
 #![allow(clippy::unwrap_used)]
 

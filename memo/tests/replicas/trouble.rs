@@ -79,7 +79,8 @@ async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_e
     assert_eq!(counter(&client, "classifier_failures").await, 0);
 }
 
-/// Calls with this much time, each about an image of its own, that their client does not send again.
+/// Calls with this much time, each about an image of its own, that their client does not send
+/// again.
 fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u16, CallError>>> {
     let ask = |i: u32| {
         let (client, options) = (client.clone(), CallOptions::new().no_retry().timeout(time));
@@ -89,8 +90,8 @@ fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u
     (0..calls).map(ask).collect()
 }
 
-/// What `make` asks at once, shared among two replicas, of which only the first one ever answers. Whoever answered
-/// at once would be asked nearly everything.
+/// What `make` asks at once, shared among two replicas, of which only the first one ever answers.
+/// Whoever answered at once would be asked nearly everything.
 async fn share<C>(good: &Puppet, bad: &Puppet, make: impl FnOnce() -> Vec<C>) -> Vec<C> {
     for puppet in [good, bad] {
         puppet.set_mood(Mood::Hangs);

@@ -1,4 +1,5 @@
-//! `afterimage bench ab`: two services measured in turn, so that what disturbs the machine disturbs both.
+//! `afterimage bench ab`: two services measured in turn, so that what disturbs the machine disturbs
+//! both.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

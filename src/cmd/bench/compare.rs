@@ -10,8 +10,8 @@ use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Two records, made with `bench --repeat N --record DIR`; or one that `bench ab` has made, whose two
-    /// services were measured in turn.
+    /// Two records, made with `bench --repeat N --record DIR`; or one that `bench ab` has made,
+    /// whose two services were measured in turn.
     #[arg(value_name = "RECORD", required = true, num_args = 1..=2)]
     records: Vec<PathBuf>,
 }

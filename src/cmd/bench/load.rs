@@ -21,9 +21,9 @@ const DRAWN: &str = "drawn";
 /// Which service to put load on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TargetArgs {
-    /// The service: host:port or tcp://host:port of a memo, a classifier or a cache, which say themselves what
-    /// they are; redis://host:port; memcached://host:port (its text protocol), memcached+meta://host:port.
-    /// [default: 127.0.0.1:7400]
+    /// The service: host:port or tcp://host:port of a memo, a classifier or a cache, which say
+    /// themselves what they are; redis://host:port; memcached://host:port (its text protocol),
+    /// memcached+meta://host:port. [default: 127.0.0.1:7400]
     #[arg(value_name = "TARGET")]
     server: Option<String>,
 
@@ -66,8 +66,9 @@ impl Place {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Workload")]
 pub(crate) struct LoadArgs {
-    /// A TOML file that says all of the below; flags beat it. Its keys are the flags without the dashes, and
-    /// access = "uniform", "zipf", "scan" or "once"; arrivals = "constant" or "poisson".
+    /// A TOML file that says all of the below; flags beat it. Its keys are the flags without the
+    /// dashes, and access = "uniform", "zipf", "scan" or "once"; arrivals = "constant" or
+    /// "poisson".
     #[arg(long, value_name = "FILE")]
     workload: Option<PathBuf>,
 
@@ -75,8 +76,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "N")]
     population: Option<u32>,
 
-    /// Where images come from: drawn, an IDX file, or the folder of the MNIST files (the test images).
-    /// [default: drawn]
+    /// Where images come from: drawn, an IDX file, or the folder of the MNIST files (the test
+    /// images). [default: drawn]
     #[arg(long, value_name = "SOURCE")]
     images: Option<String>,
 
@@ -92,8 +93,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "SHARE")]
     read_share: Option<f64>,
 
-    /// The share of reads that are about the population; the others are about images or keys that nobody has
-    /// asked about before. [default: 1]
+    /// The share of reads that are about the population; the others are about images or keys that
+    /// nobody has asked about before. [default: 1]
     #[arg(long, value_name = "SHARE")]
     hit_ratio: Option<f64>,
 
@@ -117,7 +118,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
 
-    /// Requests in flight on each connection; several depths, with commas, are measured in turn. [default: 1]
+    /// Requests in flight on each connection; several depths, with commas, are measured in turn.
+    /// [default: 1]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     depth: Option<Vec<usize>>,
 
@@ -125,8 +127,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
 
-    /// Requests a second, whether or not earlier ones are answered (an open loop). Without it the next
-    /// request follows when an answer is there.
+    /// Requests a second, whether or not earlier ones are answered (an open loop). Without it the
+    /// next request follows when an answer is there.
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
 

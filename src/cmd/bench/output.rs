@@ -19,8 +19,8 @@ pub(crate) struct OutputArgs {
     #[arg(long, value_name = "N", default_value = "1")]
     repeat: NonZeroUsize,
 
-    /// Fail when this is true of a run: p99>5ms, say. May be given several times. Of latencies: mean, p50,
-    /// p90, p99, p99.9, p99.99, max; else errors, throughput, hit-ratio.
+    /// Fail when this is true of a run: p99>5ms, say. May be given several times. Of latencies:
+    /// mean, p50, p90, p99, p99.9, p99.99, max; else errors, throughput, hit-ratio.
     #[arg(long, value_name = "THRESHOLD")]
     fail_if: Vec<Threshold>,
 
@@ -32,12 +32,13 @@ pub(crate) struct OutputArgs {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// Write the percentiles into this file, as HdrHistogram's plotters read them (.hgrm; of several
-    /// runs the last).
+    /// Write the percentiles into this file, as HdrHistogram's plotters read them (.hgrm; of
+    /// several runs the last).
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
 
-    /// Write the histogram of each interval into this file, as HdrHistogram's log tools read them (.hlog).
+    /// Write the histogram of each interval into this file, as HdrHistogram's log tools read them
+    /// (.hlog).
     #[arg(long, value_name = "FILE")]
     interval_log: Option<PathBuf>,
 

@@ -1,5 +1,5 @@
-//! Two looks at a service's statistics, and what happened between them. Rates are reckoned here and not
-//! in the server: it counts, whoever looks divides.
+//! Two looks at a service's statistics, and what happened between them. Rates are reckoned here and
+//! not in the server: it counts, whoever looks divides.
 
 use afterimage_wire::proto::stats::{Stats, Value};
 
@@ -56,8 +56,8 @@ impl Interval {
         Interval { now, before: None, seconds: 0.0 }
     }
 
-    /// What happened from one reading to the next, by the server's own clock. A server that was started
-    /// anew in between has counted from zero: rates begin with its next reading.
+    /// What happened from one reading to the next, by the server's own clock. A server that was
+    /// started anew in between has counted from zero: rates begin with its next reading.
     pub(super) fn between(before: Reading, now: Reading) -> Self {
         let uptime = |reading: &Reading| reading.number("uptime_ms").unwrap_or(0);
         match uptime(&now).checked_sub(uptime(&before)) {
@@ -123,8 +123,8 @@ pub(super) struct Quantiles {
 }
 
 impl Quantiles {
-    /// Of pairs of a bucket's upper bound and its count, bounds ascending: what is said of a value is its
-    /// bucket's bound.
+    /// Of pairs of a bucket's upper bound and its count, bounds ascending: what is said of a value
+    /// is its bucket's bound.
     pub(super) fn of(buckets: &[(u64, u64)]) -> Self {
         let count = buckets.iter().fold(0u64, |sum, &(_, count)| sum.saturating_add(count));
         let quantile = |share: f64| {

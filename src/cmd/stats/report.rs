@@ -8,8 +8,8 @@ use serde_json::{Map, json};
 use super::format::{percent, short};
 use super::reading::{Interval, Quantiles};
 
-/// A line for everything that the service tells, in its order; behind counters what they grew by in a
-/// second.
+/// A line for everything that the service tells, in its order; behind counters what they grew by in
+/// a second.
 pub(super) fn text(interval: &Interval) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String, rate: Option<String>| {
@@ -43,8 +43,8 @@ fn of_histogram(quantiles: &Quantiles) -> String {
     }
 }
 
-/// The same for programs: what the service tells under `values`, what its counters grew by in a second
-/// under `per_second`, what its histograms took up in the interval under `recent`.
+/// The same for programs: what the service tells under `values`, what its counters grew by in a
+/// second under `per_second`, what its histograms took up in the interval under `recent`.
 pub(super) fn json(server: &str, interval: &Interval) -> serde_json::Value {
     let (mut values, mut rates, mut recent) = (Map::new(), Map::new(), Map::new());
     for (name, value) in &interval.now.stats.entries {

@@ -76,8 +76,8 @@ fn write_out(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Keys are neither shown nor kept for a line's end, but Ctrl-C is still a signal; gives what was before.
-/// Ctrl-Z is none: who stops us should not be left with our screen.
+/// Keys are neither shown nor kept for a line's end, but Ctrl-C is still a signal; gives what was
+/// before. Ctrl-Z is none: who stops us should not be left with our screen.
 #[cfg(unix)]
 fn quiet() -> Option<rustix::termios::Termios> {
     use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};

@@ -331,8 +331,8 @@ fn snapshot(interval: &Interval) -> Option<Line> {
     Some(line)
 }
 
-/// Everything that the upper part does not show, in as many columns as there is room for; what is too long for
-/// a column has a line of its own.
+/// Everything that the upper part does not show, in as many columns as there is room for; what is
+/// too long for a column has a line of its own.
 fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
     const COLUMN: usize = 46;
     const NAME: usize = 28;

@@ -15,8 +15,8 @@ use super::screen::Screen;
 use super::view::View;
 use crate::print::say;
 
-/// Shows what the service does until Ctrl-C, SIGTERM or the key q: on a terminal as a picture, elsewhere
-/// a line at a time. A server that goes away is waited for.
+/// Shows what the service does until Ctrl-C, SIGTERM or the key q: on a terminal as a picture,
+/// elsewhere a line at a time. A server that goes away is waited for.
 pub(super) async fn watch(
     client: &Client,
     server: &str,
@@ -81,7 +81,8 @@ fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
     receiver
 }
 
-/// The keys that are pressed. Its thread ends with the process: a read from a terminal cannot be ended.
+/// The keys that are pressed. Its thread ends with the process: a read from a terminal cannot be
+/// ended.
 fn keys() -> mpsc::Receiver<u8> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {

@@ -1,5 +1,5 @@
-//! What the fuzz targets of all crates share: what a target is, a reader that turns bytes into choices, and
-//! the ordinary test run's own small fuzzer.
+//! What the fuzz targets of all crates share: what a target is, a reader that turns bytes into
+//! choices, and the ordinary test run's own small fuzzer.
 //!
 //! The modules below hold the targets of each crate.
 
@@ -15,7 +15,8 @@ use std::path::{Path, PathBuf};
 /// One thing to fuzz.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name: that of the program in `fuzz/fuzz_targets/`, of its corpus and of its regressions.
+    /// Its name: that of the program in `fuzz/fuzz_targets/`, of its corpus and of its
+    /// regressions.
     pub name: &'static str,
     /// Takes any bytes; panics when something that must hold does not.
     pub body: fn(&[u8]),
@@ -28,7 +29,8 @@ pub struct Target {
 /// An input to begin with: a name that is good for a file, and the bytes.
 pub type Seed = (String, Vec<u8>);
 
-/// Bytes that every target may allocate whatever its input: buffers of fixed size, a runtime, a table, the shipped model.
+/// Bytes that every target may allocate whatever its input: buffers of fixed size, a runtime, a
+/// table, the shipped model.
 pub const MEMORY_BASE: usize = 16 << 20;
 
 /// Every target of every crate.
@@ -55,8 +57,8 @@ pub fn named(name: &str) -> Target {
     targets().find(|target| target.name == name).expect("there is a target of this name")
 }
 
-/// Turns bytes into choices. When they run out, all further choices are zero: an input that is cut short
-/// is still one.
+/// Turns bytes into choices. When they run out, all further choices are zero: an input that is cut
+/// short is still one.
 #[derive(Clone, Debug)]
 pub struct Source<'a> {
     rest: &'a [u8],
@@ -134,8 +136,8 @@ pub fn exercise_named(name: &str, mutations: usize) {
     exercise(&named(name), mutations);
 }
 
-/// The ordinary test run of a target, on any toolchain: its seeds, its regressions, and `mutations` mutations
-/// of them. The same on every run. An input that fails is printed as hexadecimal.
+/// The ordinary test run of a target, on any toolchain: its seeds, its regressions, and `mutations`
+/// mutations of them. The same on every run. An input that fails is printed as hexadecimal.
 ///
 /// # Panics
 /// When the target's body does, and when it has no seeds.

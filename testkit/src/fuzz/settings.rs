@@ -9,8 +9,9 @@ use afterimage::settings::{apply, misplaced};
 
 use super::Seed;
 
-/// Any text as the settings file of `command`, which has a subcommand `cache` with a flag `--listen`: its
-/// settings are taken or refused with a reason, and a flag that is given beats them.
+/// Any text as the settings file of `command`, which has a subcommand `cache` with a flag
+/// `--listen`: its settings are taken or refused with a reason, and a flag that is given beats
+/// them.
 pub(super) fn settings(data: &[u8]) {
     let command = afterimage::command();
     let text = String::from_utf8_lossy(data);
@@ -26,8 +27,8 @@ pub(super) fn settings(data: &[u8]) {
     };
     assert!(is_toml, "what is no TOML was taken");
     for name in &names {
-        // The flags judge their settings themselves; a wrong one is an error with a text, which names the file
-        // if that is where it stands.
+        // The flags judge their settings themselves; a wrong one is an error with a text, which
+        // names the file if that is where it stands.
         if let Err(error) = command.clone().try_get_matches_from(["afterimage", name]) {
             assert!(!error.to_string().is_empty());
             if let Some(error) = misplaced(&error, &args) {

@@ -1,5 +1,5 @@
-//! How the methods of a client wait: a request goes into the table, and its caller waits for the outcome, or goes away
-//! and takes it along.
+//! How the methods of a client wait: a request goes into the table, and its caller waits for the
+//! outcome, or goes away and takes it along.
 
 use std::sync::Arc;
 use std::time::Duration;

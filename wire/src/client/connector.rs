@@ -8,7 +8,8 @@ use tokio::net::TcpStream;
 
 /// Makes connections for a client.
 ///
-/// Implemented for every `Fn(u64) -> impl Future<Output = io::Result<impl AsyncRead + AsyncWrite>>`.
+/// Implemented for every `Fn(u64) -> impl Future<Output = io::Result<impl AsyncRead +
+/// AsyncWrite>>`.
 pub trait Connector: Send + Sync + 'static {
     /// What a connection is.
     type Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static;
@@ -28,7 +29,8 @@ pub trait Connector: Send + Sync + 'static {
     }
 
     /// The host that this attempt connects to, if it has a name or an address: with TLS, what the
-    /// server's certificate must be for, unless [`ClientTls`](crate::tls::ClientTls) says otherwise.
+    /// server's certificate must be for, unless [`ClientTls`](crate::tls::ClientTls) says
+    /// otherwise.
     fn host(&self, attempt: u64) -> Option<&str> {
         let _ = attempt;
         None

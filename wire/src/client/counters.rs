@@ -12,8 +12,8 @@ pub struct Counters {
     pub sent: u64,
     /// Replies received, errors included.
     pub received: u64,
-    /// Replies among them whose id was not in flight. What comes late or twice is dropped; what this
-    /// connection never asked for ends it.
+    /// Replies among them whose id was not in flight. What comes late or twice is dropped; what
+    /// this connection never asked for ends it.
     pub unknown_ids: u64,
     /// Calls that ran out of time.
     pub timeouts: u64,

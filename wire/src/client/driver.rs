@@ -22,8 +22,8 @@ use crate::cork::corked;
 use crate::proto::{Frame, FrameError, Message, Welcome};
 use crate::turn::Rest;
 
-/// Bytes of replies after which everything else that is ready has its turn: a server that answers without a
-/// pause would otherwise keep the thread to itself.
+/// Bytes of replies after which everything else that is ready has its turn: a server that answers
+/// without a pause would otherwise keep the thread to itself.
 const TURN: usize = READ_LEN;
 
 /// How a connection's time as the current one ends.
@@ -118,9 +118,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    /// After the end of our half: reads, and throws away, what still comes, until the server has ended
-    /// its half, too. A socket that is closed with something unread in it, or before all that was
-    /// written has arrived, may take the last writes along.
+    /// After the end of our half: reads, and throws away, what still comes, until the server has
+    /// ended its half, too. A socket that is closed with something unread in it, or before all
+    /// that was written has arrived, may take the last writes along.
     pub(super) async fn see_off(mut self) {
         while matches!(self.transport.read(self.input.scratch()).await, Ok(1..)) {}
     }
@@ -286,8 +286,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    /// Hands the replies to those who wait for them, up to the first that answers nothing: whose those behind
-    /// it are cannot be known.
+    /// Hands the replies to those who wait for them, up to the first that answers nothing: whose
+    /// those behind it are cannot be known.
     fn deliver(&mut self) -> Result<(), ConnectionError> {
         if self.replies.is_empty() {
             return Ok(());

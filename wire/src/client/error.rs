@@ -193,7 +193,8 @@ pub enum ConnectionError {
     /// The transport failed.
     #[error("{0}")]
     Io(io::Error),
-    /// One end does not trust the other, or does not speak TLS. Mend certificates, names or the port.
+    /// One end does not trust the other, or does not speak TLS. Mend certificates, names or the
+    /// port.
     #[error("TLS: {reason}")]
     Tls {
         /// What is wrong.
@@ -302,8 +303,8 @@ pub enum Violation {
         /// What came.
         kind: Kind,
     },
-    /// A reply to a request that was not made on its connection. Which request is meant cannot be known, nor
-    /// whether the replies that follow are meant for those whose ids they carry.
+    /// A reply to a request that was not made on its connection. Which request is meant cannot be
+    /// known, nor whether the replies that follow are meant for those whose ids they carry.
     #[error("a reply to request {id:#x}, which was never sent on this connection")]
     UnknownId {
         /// The reply's id.

@@ -19,20 +19,20 @@
 //!   network do: the deadline covers connecting, queueing and the reply. Callbacks are called
 //!   exactly once, also when the client is dropped or its runtime is.
 //! * **Nobody else's answer.** Request ids are not used again while in flight. What comes late,
-//!   twice, or for a caller who has gone is counted and dropped; a reply to what was never asked ends
-//!   its connection, since no other reply on it can be trusted either.
+//!   twice, or for a caller who has gone is counted and dropped; a reply to what was never asked
+//!   ends its connection, since no other reply on it can be trusted either.
 //! * **Bounded memory.** Requests in flight, bytes waiting to be sent and the size of replies have
 //!   limits, all of them in [`ClientOptions`].
 //! * **It comes back.** A lost connection is made anew, after waits that grow and are drawn at
-//!   random. Reads ([`Client::classify`], [`Client::cache_get`]) that were in flight are sent again,
-//!   twice at most and within their deadline; the callback forms leave that to their users.
+//!   random. Reads ([`Client::classify`], [`Client::cache_get`]) that were in flight are sent
+//!   again, twice at most and within their deadline; the callback forms leave that to their users.
 //!   `GoAway` moves the client to a new connection while the old one finishes: nothing is lost.
 //!
 //! # What errors mean
 //!
 //! See [`CallError`]: what the server said, where time ran out, what became of the connection, and
-//! what the caller did wrong are variants of their own. [`CallError::status`] maps them for services
-//! that must pass them on.
+//! what the caller did wrong are variants of their own. [`CallError::status`] maps them for
+//! services that must pass them on.
 
 mod asking;
 mod backoff;
@@ -100,8 +100,8 @@ impl Client {
     ///
     /// # Errors
     /// [`CallError::Refused`] or [`CallError::Protocol`] when what answers there is not for this
-    /// client; [`CallError::DeadlineExceeded`] or, with `fail_fast`, [`CallError::Unavailable`] when
-    /// nothing does.
+    /// client; [`CallError::DeadlineExceeded`] or, with `fail_fast`, [`CallError::Unavailable`]
+    /// when nothing does.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
@@ -233,14 +233,14 @@ impl Client {
         }
     }
 
-    /// Has the server write a snapshot of what it remembers, to the file that it was started with, and
-    /// waits until that is safe on its disk. While one is being written already, this waits for that
-    /// one. A large table takes seconds: `timeout` should be generous.
+    /// Has the server write a snapshot of what it remembers, to the file that it was started with,
+    /// and waits until that is safe on its disk. While one is being written already, this waits
+    /// for that one. A large table takes seconds: `timeout` should be generous.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images; [`CallError::Server`] with
-    /// [`Status::Unsupported`](crate::Status::Unsupported) when the server keeps no snapshot, and with
-    /// [`Status::StorageFailed`](crate::Status::StorageFailed) when it cannot write it.
+    /// [`Status::Unsupported`](crate::Status::Unsupported) when the server keeps no snapshot, and
+    /// with [`Status::StorageFailed`](crate::Status::StorageFailed) when it cannot write it.
     pub async fn snapshot(&self, timeout: Duration) -> Result<Snapshot, CallError> {
         let request = Request::Snapshot;
         match self.ask(request, timeout).await? {
@@ -254,8 +254,8 @@ impl Client {
     /// client: there is no task and no channel between the socket and the callback.
     ///
     /// `on_reply` runs on the connection's task, or, when the outcome is known at once, on the
-    /// caller's thread before this returns: it must not block, and the caller must hold no lock that
-    /// it takes. A request whose connection is lost is not sent again.
+    /// caller's thread before this returns: it must not block, and the caller must hold no lock
+    /// that it takes. A request whose connection is lost is not sent again.
     pub fn submit_classify(
         &self,
         image: &[u8],
@@ -307,8 +307,9 @@ impl Client {
         self.shared().lock().counters()
     }
 
-    /// Takes no more calls, on any clone, and returns when those in flight have their outcomes, and the
-    /// server has taken what was written and has closed the connection; it gets some seconds for that.
+    /// Takes no more calls, on any clone, and returns when those in flight have their outcomes, and
+    /// the server has taken what was written and has closed the connection; it gets some
+    /// seconds for that.
     pub async fn close(&self) {
         self.shared().close().await;
     }

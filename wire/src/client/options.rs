@@ -55,8 +55,8 @@ pub struct ClientOptions {
     /// long again, the connection is given up. `None` for never.
     pub keepalive: Option<Duration>,
     /// Fail calls at once, with the last connection's error, while there is no connection, instead
-    /// of letting them wait for one until their deadline. (Calls do wait for the very first attempt
-    /// and for the change-over that a server asks for with `GoAway`.)
+    /// of letting them wait for one until their deadline. (Calls do wait for the very first
+    /// attempt and for the change-over that a server asks for with `GoAway`.)
     pub fail_fast: bool,
     /// What must answer at the other end; `None` for anything.
     pub expect: Option<Expect>,
@@ -148,7 +148,8 @@ impl ClientOptions {
         self
     }
 
-    /// Sets how many bytes of requests may wait unsent. A single request is taken whatever its size.
+    /// Sets how many bytes of requests may wait unsent. A single request is taken whatever its
+    /// size.
     #[must_use]
     pub fn max_queued_bytes(mut self, bytes: usize) -> Self {
         self.max_queued_bytes = bytes;

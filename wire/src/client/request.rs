@@ -91,8 +91,8 @@ impl<B: AsRef<[u8]>> Request<B> {
     }
 }
 
-/// The time left, as requests carry it: in whole milliseconds, rounded up, at least 1. More than the
-/// field can say is 0, "no limit": the server must not give up before the caller does.
+/// The time left, as requests carry it: in whole milliseconds, rounded up, at least 1. More than
+/// the field can say is 0, "no limit": the server must not give up before the caller does.
 pub(super) fn budget_ms(now: Instant, deadline: Instant) -> u16 {
     let left = deadline.saturating_duration_since(now) + Duration::from_micros(999);
     match u16::try_from(left.as_millis()) {

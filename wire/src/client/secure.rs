@@ -69,7 +69,8 @@ impl ConnectionError {
     pub(super) fn of_transport(error: io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match tls {
-            // The stream of TLS ended without the word that ends it. No frame is cut short unnoticed.
+            // The stream of TLS ended without the word that ends it. No frame is cut short
+            // unnoticed.
             None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectionError::ClosedByPeer,
             None => ConnectionError::Io(error),
             Some(error) => ConnectionError::Tls { reason: explain(error).into() },

@@ -21,7 +21,8 @@ pub(super) struct Shared {
     /// Told when a connection comes or goes, and at the steps of the client's end.
     changed: watch::Sender<()>,
     /// How many tasks and threads are handing outcomes over right now: the calls have left the
-    /// table already, and somebody who closes the client must wait for their callbacks all the same.
+    /// table already, and somebody who closes the client must wait for their callbacks all the
+    /// same.
     delivering: AtomicUsize,
     /// Somebody may wait for that.
     ending: AtomicBool,

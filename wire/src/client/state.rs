@@ -25,8 +25,8 @@ use crate::proto::Welcome;
 
 pub(super) use effects::Effects;
 
-/// The id of what has no reply: writes, and the driver's own pings. An error about one of them may come all
-/// the same.
+/// The id of what has no reply: writes, and the driver's own pings. An error about one of them may
+/// come all the same.
 pub(super) const NO_REPLY_ID: u64 = 0;
 
 /// A call in the table.

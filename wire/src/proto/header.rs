@@ -181,8 +181,8 @@ impl<'a> Frame<'a> {
     /// there yet; on success the frame ends [`Header::frame_len`] bytes into `input`.
     ///
     /// # Errors
-    /// [`FrameError::TooLarge`] when the header announces more than `max_body` bytes. This is known,
-    /// and said, before any of the body has arrived.
+    /// [`FrameError::TooLarge`] when the header announces more than `max_body` bytes. This is
+    /// known, and said, before any of the body has arrived.
     // Always inlined, as [`Message::decode`](super::Message::decode) is and for its reason.
     #[inline(always)]
     pub fn decode(input: &'a [u8], max_body: u32) -> Result<Option<Frame<'a>>, FrameError> {

@@ -43,7 +43,8 @@ pub enum Message<'a> {
     Error {
         /// What went wrong.
         status: Status,
-        /// The same for people, naming the thing, the limit and the value. At most [`MAX_TEXT_LEN`].
+        /// The same for people, naming the thing, the limit and the value. At most
+        /// [`MAX_TEXT_LEN`].
         text: &'a str,
         /// It concerns the whole connection, which the sender now closes.
         connection: bool,
@@ -133,7 +134,8 @@ impl<'a> Message<'a> {
     ///
     /// # Errors
     /// [`BodyError`] when the body is not one of the header's kind.
-    // Always inlined: a call, and its result handed through memory, took half the time of a small frame.
+    // Always inlined: a call, and its result handed through memory, took half the time of a small
+    // frame.
     #[inline(always)]
     pub fn decode(frame: Frame<'a>) -> Result<Self, BodyError> {
         let Frame { header, body } = frame;

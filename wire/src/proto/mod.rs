@@ -1,8 +1,8 @@
 //! The protocol, pure: bytes in, values out, and back.
 //!
 //! A byte from the socket meets these files in this order: [`header`] finds the frame,
-//! [`message`] says what it means ([`handshake`], [`stats`] and [`snapshot`] hold the long bodies), and
-//! [`status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
+//! [`message`] says what it means ([`handshake`], [`stats`] and [`snapshot`] hold the long bodies),
+//! and [`status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
 //! arms in [`message::Message`], a section in `PROTOCOL.md` and files under `vectors/`.

@@ -178,8 +178,8 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Has `service` answer one request, with id 0, and gives the frames of what was answered by the time it
-/// returned: for tests and measurements of a service without a network.
+/// Has `service` answer one request, with id 0, and gives the frames of what was answered by the
+/// time it returned: for tests and measurements of a service without a network.
 pub fn handle_one(service: &impl super::Service, op: Op<'_>) -> Vec<u8> {
     let requests = ArrayVec::from_iter([Request { id: 0, op, budget_ms: 0 }]);
     let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));

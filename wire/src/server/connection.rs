@@ -1,8 +1,8 @@
 //! One connection's loop: read what has come, hand it over, write what is answered.
 //!
 //! This is where a byte from the socket becomes a request, and a reply becomes bytes again:
-//! [`Connection::poll`] moves the bytes, `serving.rs` cuts them into batches, `deadlines.rs` keeps the time, and
-//! `closing.rs` is the end of a connection that is told why.
+//! [`Connection::poll`] moves the bytes, `serving.rs` cuts them into batches, `deadlines.rs` keeps
+//! the time, and `closing.rs` is the end of a connection that is told why.
 
 mod closing;
 mod deadlines;
@@ -40,10 +40,11 @@ const OUT_HIGH: usize = 1 << 20;
 /// Sent bytes at the front of the reply buffer that are worth moving the rest for.
 const OUT_COMPACT: usize = 64 << 10;
 
-/// Bytes of requests that a connection is served before all others that are ready have their turn: one
-/// full receive buffer, some hundred microseconds of work. A peer that sends faster than it is served would
-/// otherwise keep its thread to itself. Each change of turns costs three hundredths of that time (243 ns instead
-/// of 236 for each remembered answer at 1,024 in flight; nothing at 64, which need no second turn).
+/// Bytes of requests that a connection is served before all others that are ready have their turn:
+/// one full receive buffer, some hundred microseconds of work. A peer that sends faster than it is
+/// served would otherwise keep its thread to itself. Each change of turns costs three hundredths of
+/// that time (243 ns instead of 236 for each remembered answer at 1,024 in flight; nothing at 64,
+/// which need no second turn).
 const TURN: usize = 256 << 10;
 
 /// The same for the only connection there is, which keeps nobody waiting but whoever connects next.

@@ -45,8 +45,8 @@ impl InBuffer {
         }
     }
 
-    /// Makes room for a frame of `len` bytes from the first unread byte on; for no more than as much
-    /// again as has come of it, so that an announcement alone costs nothing.
+    /// Makes room for a frame of `len` bytes from the first unread byte on; for no more than as
+    /// much again as has come of it, so that an announcement alone costs nothing.
     pub(super) fn make_room_for(&mut self, len: usize) {
         let len = len.min(2 * self.unread().len());
         if self.start + len > self.bytes.len() {

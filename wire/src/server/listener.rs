@@ -32,7 +32,8 @@ impl Listener for TcpListener {
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = TcpListener::accept(self).await?;
-        // Small replies must not wait for company; where the option is missing, they are merely slow.
+        // Small replies must not wait for company; where the option is missing, they are merely
+        // slow.
         let _ = stream.set_nodelay(true);
         Ok((stream, peer))
     }

@@ -209,7 +209,8 @@ impl<S: Service, L: Listener> Server<S, L> {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Once until it works again: out of descriptors, this comes twenty times a second.
+                    // Once until it works again: out of descriptors, this comes twenty times a
+                    // second.
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "cannot accept connections");
                     }

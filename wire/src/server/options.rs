@@ -46,14 +46,16 @@ pub struct ServerOptions {
     pub token: Option<Token>,
     /// TLS, for every connection; `None` for none.
     pub tls: Option<ServerTls>,
-    /// Connections open at once; one more is told `Overloaded` and closed. The default is 4,096; each
-    /// takes a file descriptor. A quarter of them, 16 to 1,024, may be without a Hello; when more are,
-    /// the oldest goes.
+    /// Connections open at once; one more is told `Overloaded` and closed. The default is 4,096;
+    /// each takes a file descriptor. A quarter of them, 16 to 1,024, may be without a Hello;
+    /// when more are, the oldest goes.
     pub max_connections: usize,
-    /// The largest body in bytes; more than 1 GiB counts as that. The default is 1 MiB: an image of a megapixel.
+    /// The largest body in bytes; more than 1 GiB counts as that. The default is 1 MiB: an image
+    /// of a megapixel.
     pub max_body: u32,
-    /// Requests of one connection that may wait for a late answer, at least 1; at the cap the server
-    /// stops reading. The default, 16,384, keeps the deepest pipelines busy and holds 13 MB of digits.
+    /// Requests of one connection that may wait for a late answer, at least 1; at the cap the
+    /// server stops reading. The default, 16,384, keeps the deepest pipelines busy and holds
+    /// 13 MB of digits.
     pub window: u32,
     /// From accepting a connection to its whole `Hello`, TLS included. The default is 5 s.
     pub handshake_timeout: Duration,
@@ -68,9 +70,10 @@ pub struct ServerOptions {
     /// From the signal to stop until every connection is closed. The default is 5 s, below what
     /// service managers grant before they kill.
     pub drain_timeout: Duration,
-    /// For so long after a request a thread looks for the next one without a pause, in place of sleeping until it
-    /// is woken; none, the default, for never. It shortens each answer by what waking takes, and takes a whole core
-    /// as long as requests come: give it one that nothing else needs.
+    /// For so long after a request a thread looks for the next one without a pause, in place of
+    /// sleeping until it is woken; none, the default, for never. It shortens each answer by
+    /// what waking takes, and takes a whole core as long as requests come: give it one that
+    /// nothing else needs.
     pub busy_poll: Option<Duration>,
 }
 

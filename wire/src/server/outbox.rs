@@ -95,7 +95,8 @@ impl Outbox {
             }
         }
         self.in_flight.fetch_sub(1, Ordering::Release);
-        // Taken now, so that the next reply under the same cork finds none, whichever connections come between.
+        // Taken now, so that the next reply under the same cork finds none, whichever connections
+        // come between.
         if let Some(waker) = self.waker.take() {
             cork::wake(waker);
         }

@@ -13,8 +13,9 @@ use tokio::task::AbortHandle;
 /// The share of a server's connections that may be without a Hello.
 const SHARE: usize = 4;
 
-/// At least so many may be, lest a small server sends away clients that come together, but never more than
-/// half of its connections; at most so many, since each may have a TLS handshake under way.
+/// At least so many may be, lest a small server sends away clients that come together, but never
+/// more than half of its connections; at most so many, since each may have a TLS handshake under
+/// way.
 const MIN: usize = 16;
 const MAX: usize = 1024;
 

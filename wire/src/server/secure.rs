@@ -25,8 +25,8 @@ use crate::tls::ServerTls;
 /// Bytes read at once beneath TLS, which by itself reads 4 KiB: the longest record.
 const READ_LEN: usize = 16 << 10;
 
-/// How long, and how much, is still read after a handshake that failed, so that the alert which says
-/// why is not overtaken by the close.
+/// How long, and how much, is still read after a handshake that failed, so that the alert which
+/// says why is not overtaken by the close.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 << 10;
 

@@ -8,7 +8,8 @@ use super::outbox::Outbox;
 /// The open connections of a service whose [`generation`](super::Service::generation) changes.
 ///
 /// Without it, a connection notices with its next request. A service that has one hands it out in
-/// [`Service::watchers`](super::Service::watchers) and calls [`tell`](Watchers::tell) after each change.
+/// [`Service::watchers`](super::Service::watchers) and calls [`tell`](Watchers::tell) after each
+/// change.
 #[derive(Default)]
 pub struct Watchers(Mutex<Vec<Weak<Outbox>>>);
 

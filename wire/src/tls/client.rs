@@ -57,8 +57,8 @@ impl ClientTls {
         Ok(self)
     }
 
-    /// Sets the same unless it is set already, and leaves it unset for a host that no certificate can
-    /// be for.
+    /// Sets the same unless it is set already, and leaves it unset for a host that no certificate
+    /// can be for.
     #[must_use]
     pub fn or_server_name(mut self, host: &str) -> Self {
         self.server_name = self.name_for(host).ok();

@@ -16,8 +16,9 @@ pub const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
 type Make<T, E> = Box<dyn Fn() -> Result<T, E> + Send + Sync>;
 
-/// What is made from files of certificates, and made anew when they change: [`ServerTls`](super::ServerTls) and
-/// [`ClientTls`](super::ClientTls) are, and so may be whatever else speaks TLS.
+/// What is made from files of certificates, and made anew when they change:
+/// [`ServerTls`](super::ServerTls) and [`ClientTls`](super::ClientTls) are, and so may be whatever
+/// else speaks TLS.
 pub struct Kept<T, E = TlsError> {
     files: Vec<PathBuf>,
     make: Make<T, E>,
@@ -71,14 +72,14 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Kept<T, E> {
         Ok(())
     }
 
-    /// Goes on for ever: makes it anew when a file has changed, looking every [`RELOAD_INTERVAL`], and when the
-    /// process gets SIGHUP. What does not do is warned of once, and not used.
+    /// Goes on for ever: makes it anew when a file has changed, looking every [`RELOAD_INTERVAL`],
+    /// and when the process gets SIGHUP. What does not do is warned of once, and not used.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
     pub fn keep_current(self: Arc<Self>) -> impl Future<Output = ()> + Send {
-        // Now and not when the task first runs: by then somebody may know that we are there, and a SIGHUP that
-        // nobody listens to ends the process.
+        // Now and not when the task first runs: by then somebody may know that we are there, and a
+        // SIGHUP that nobody listens to ends the process.
         let mut hangup = Hangup::listen();
         async move {
             loop {

@@ -6,8 +6,9 @@
 //! files change (`keep_current`): connections that are open go on as they are, new ones get the new
 //! certificates, and files that do not do leave the old certificates in use.
 //!
-//! Sessions are resumed, within the life of one set of certificates, but not where clients show certificates:
-//! those are looked at with every connection, so that one that has ended lets nobody in.
+//! Sessions are resumed, within the life of one set of certificates, but not where clients show
+//! certificates: those are looked at with every connection, so that one that has ended lets nobody
+//! in.
 
 mod client;
 mod kept;

@@ -100,7 +100,8 @@ fn configure(files: &ServerFiles) -> Result<ServerConfig, TlsError> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = match &files.client_ca {
         None => ServerSessionMemoryCache::new(SESSIONS),
-        // Who resumes is not asked for a certificate again, and would be let in long after it has ended.
+        // Who resumes is not asked for a certificate again, and would be let in long after it has
+        // ended.
         Some(_) => Arc::new(NoServerSessionStorage {}),
     };
     // A client makes one connection at a time; each takes a ticket and gets the next one.

@@ -101,8 +101,8 @@ async fn close_of_a_client_that_never_connected_waits_for_its_deadlines_only() {
     assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
 }
 
-/// A reply that comes when a socket is closed makes the kernel throw away what the socket still had to
-/// send.
+/// A reply that comes when a socket is closed makes the kernel throw away what the socket still had
+/// to send.
 #[tokio::test]
 async fn the_last_writes_arrive_although_a_late_reply_comes_after_them() {
     const WRITES: u64 = 1000;

@@ -73,7 +73,8 @@ async fn strangers_do_not_take_all_places_of_a_small_server() {
         let mut strangers = Vec::new();
         for n in 1..=2 * max_connections as u64 {
             strangers.push(TcpStream::connect(house.addr).await.unwrap());
-            // One by one, each in its place or turned away: those in the flood above come all at once.
+            // One by one, each in its place or turned away: those in the flood above come all at
+            // once.
             let seen = async {
                 let count = ["connections_accepted", "connections_refused"];
                 while house.count(count[0]).await + house.count(count[1]).await < 1 + n {
@@ -117,7 +118,8 @@ async fn a_handshake_that_fails_and_is_not_hung_up_on_is_one_that_failed() {
     assert_eq!(house.while_answering(over).await, 1);
 }
 
-/// No clock here: everything is ready at once, and the order in which it is done is all that counts.
+/// No clock here: everything is ready at once, and the order in which it is done is all that
+/// counts.
 #[tokio::test]
 async fn many_handshakes_at_once_do_not_come_before_the_next_answer() {
     const HANDSHAKES: usize = 100;

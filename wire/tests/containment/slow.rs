@@ -17,7 +17,8 @@ use crate::house::{
     House, NEVER, PATIENCE, SOON, Stream, certificates, client_hello, hello, last_words,
 };
 
-/// Sends a byte now and then, until the server says something; then reads to the end: its last words.
+/// Sends a byte now and then, until the server says something; then reads to the end: its last
+/// words.
 async fn trickle(stream: &mut dyn Stream, bytes: &[u8]) -> (Status, String) {
     let mut said = Vec::new();
     let mut scratch = [0; 1024];

@@ -1,8 +1,9 @@
-//! Load for the gRPC service. Usage: grpc_load ADDRESS unary|stream CONNECTIONS IN_FLIGHT SECONDS [labels]
+//! Load for the gRPC service. Usage: grpc_load ADDRESS unary|stream CONNECTIONS IN_FLIGHT SECONDS
+//! [labels]
 //!
-//! Unary calls multiplex on each connection; with `stream` the requests in flight share one long call for each
-//! connection. Prints one line of JSON; with `labels` goes on until every image was answered, and prints their
-//! labels, too.
+//! Unary calls multiplex on each connection; with `stream` the requests in flight share one long
+//! call for each connection. Prints one line of JSON; with `labels` goes on until every image was
+//! answered, and prints their labels, too.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

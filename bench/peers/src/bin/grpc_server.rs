@@ -1,4 +1,5 @@
-//! A gRPC service with the memo's logic: the same key, the same table, the same seal, the same engine.
+//! A gRPC service with the memo's logic: the same key, the same table, the same seal, the same
+//! engine.
 //!
 //! Usage: grpc_server [raw|shipped]. It says on its first line where it listens.
 

@@ -1,9 +1,10 @@
-//! Load for an HTTP/1.1 service that takes an image as a POST's body and answers JSON with a "label" and
-//! "memoized". Usage: http_load ADDRESS CONNECTIONS PIPELINED SECONDS [labels]
+//! Load for an HTTP/1.1 service that takes an image as a POST's body and answers JSON with a
+//! "label" and "memoized". Usage: http_load ADDRESS CONNECTIONS PIPELINED SECONDS [labels]
 //!
-//! Written by hand over a socket, since a real HTTP client would use more of its core than the server does of its
-//! own. Connections are kept alive; on each, so many requests are on their way. Prints one line of JSON; with `labels`
-//! goes on until every image was answered, and prints their labels, too.
+//! Written by hand over a socket, since a real HTTP client would use more of its core than the
+//! server does of its own. Connections are kept alive; on each, so many requests are on their way.
+//! Prints one line of JSON; with `labels` goes on until every image was answered, and prints their
+//! labels, too.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;

@@ -1,13 +1,13 @@
-//! The convolution: 32 filters over all 24 × 24 patches of 5 × 5 pixels, each patch normalised by its own mean
-//! and variance; both signs of every answer above a threshold; pooled by triangles to 4 × 4 places; square
-//! roots. 28 × 28 pixels become 4 × 4 × 64 = 1024 values.
+//! The convolution: 32 filters over all 24 × 24 patches of 5 × 5 pixels, each patch normalised by
+//! its own mean and variance; both signs of every answer above a threshold; pooled by triangles to
+//! 4 × 4 places; square roots. 28 × 28 pixels become 4 × 4 × 64 = 1024 values.
 //!
-//! After A. Coates and A. Y. Ng, "Learning Feature Representations with K-means" (Neural Networks: Tricks of the
-//! Trade, 2012); the two-sided threshold after the same authors' "The Importance of Encoding Versus Training with
-//! Sparse Coding and Vector Quantization" (ICML 2011).
+//! After A. Coates and A. Y. Ng, "Learning Feature Representations with K-means" (Neural Networks:
+//! Tricks of the Trade, 2012); the two-sided threshold after the same authors' "The Importance of
+//! Encoding Versus Training with Sparse Coding and Vector Quantization" (ICML 2011).
 //!
-//! Filters are linear, so the normalisation p ← (p − mean)/√(var + 0.01) of a patch is done after them, on
-//! 32 numbers and not on 25: F·p ← (F·p − mean·ΣF)/√(var + 0.01).
+//! Filters are linear, so the normalisation p ← (p − mean)/√(var + 0.01) of a patch is done after
+//! them, on 32 numbers and not on 25: F·p ← (F·p − mean·ΣF)/√(var + 0.01).
 
 use std::ops::Range;
 
@@ -38,7 +38,8 @@ const CHANNEL_CHUNKS: usize = CHANNELS / LANES;
 /// Chunks of the result.
 pub(crate) const POOLED_CHUNKS: usize = POOLED / LANES;
 
-/// Weight of each place in each pool along one direction: `max(0, 1 − |i − c|/6)` around c = 6(g + ½) − ½.
+/// Weight of each place in each pool along one direction: `max(0, 1 − |i − c|/6)` around c = 6(g +
+/// ½) − ½.
 const TRIANGLES: [[f32; PLACES]; POOLS] = {
     let mut weights = [[0.0; PLACES]; POOLS];
     let mut g = 0;
@@ -111,8 +112,8 @@ impl Filters {
     }
 }
 
-/// The 1024 pooled values of an image, `[row][column][channel]` of the pools; channels are the filters' positive
-/// answers, then their negative ones.
+/// The 1024 pooled values of an image, `[row][column][channel]` of the pools; channels are the
+/// filters' positive answers, then their negative ones.
 #[inline(always)]
 pub(crate) fn convolve<S: Simd>(
     simd: S,
@@ -222,8 +223,9 @@ pub(crate) struct Statistics {
 }
 
 impl Statistics {
-    /// Whether all pixels of these places' patches are zero: none is below, so their mean is zero only then. (A
-    /// sum of pixels so small that it vanishes would show a patch as blank whose answer is zero anyway.)
+    /// Whether all pixels of these places' patches are zero: none is below, so their mean is zero
+    /// only then. (A sum of pixels so small that it vanishes would show a patch as blank whose
+    /// answer is zero anyway.)
     #[inline(always)]
     fn blank(&self, places: Range<usize>) -> bool {
         self.means[places].iter().all(|&mean| mean == 0.0)

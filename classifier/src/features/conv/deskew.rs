@@ -1,19 +1,20 @@
-//! Deskewing: a written digit leans, and how much says more about the writer than about the digit. The image
-//! is moved so that its centre of mass is in the middle, and sheared so that its rows' centres of mass lie
-//! above one another as well as a straight line can make them.
+//! Deskewing: a written digit leans, and how much says more about the writer than about the digit.
+//! The image is moved so that its centre of mass is in the middle, and sheared so that its rows'
+//! centres of mass lie above one another as well as a straight line can make them.
 //!
-//! With the centre of mass (cy, cx) and the slope s = Σm·dy·dx / Σm·dy² over pixels of mass m at (dy, dx) from
-//! it, the result is
+//! With the centre of mass (cy, cx) and the slope s = Σm·dy·dx / Σm·dy² over pixels of mass m at
+//! (dy, dx) from it, the result is
 //!
 //! ```text
 //! out[y, x] = in[y + cy − 13.5,  x + s·(y − 13.5) + cx − 13.5]
 //! ```
 //!
-//! interpolated linearly in both directions, zero outside. Deskewing by moments goes back to Y. LeCun et al.,
-//! "Gradient-based learning applied to document recognition", Proc. IEEE 86, 1998, section III.
+//! interpolated linearly in both directions, zero outside. Deskewing by moments goes back to Y.
+//! LeCun et al., "Gradient-based learning applied to document recognition", Proc. IEEE 86, 1998,
+//! section III.
 //!
-//! All pixels of a row move by the same fractions of a pixel, so a row is two blends of neighbouring rows: no
-//! gathering.
+//! All pixels of a row move by the same fractions of a pixel, so a row is two blends of
+//! neighbouring rows: no gathering.
 
 use super::plane::{MIDDLE, Plane, ROW_CHUNKS, ROW_LEN, SIDE, chunk_at};
 use crate::kernels::{Chunk, LANES, Simd};
@@ -21,7 +22,8 @@ use crate::kernels::{Chunk, LANES, Simd};
 /// Zeros on both sides of a row, so that any shift that leaves something of it can be read.
 const MARGIN: usize = ROW_LEN;
 
-/// Mean square distance from the middle row, in pixels², below which an image is one line with no slope.
+/// Mean square distance from the middle row, in pixels², below which an image is one line with no
+/// slope.
 const FLAT: f32 = 1e-4;
 
 /// The column numbers, counted from the middle; nothing in the padding, which is zero anyway.
@@ -35,7 +37,8 @@ const COLUMNS: [Chunk; ROW_CHUNKS] = {
     columns
 };
 
-/// Deskews `from` into `to`, and moves what is seen by `shift` (rows, columns; in pixels): 0 but for training.
+/// Deskews `from` into `to`, and moves what is seen by `shift` (rows, columns; in pixels): 0 but
+/// for training.
 #[inline(always)]
 pub(crate) fn deskew<S: Simd>(simd: S, from: &Plane, shift: [f32; 2], to: &mut Plane) {
     let Lean { row, column, slope } = measure(simd, from);
@@ -115,12 +118,14 @@ fn measure<S: Simd>(simd: S, plane: &Plane) -> Lean {
     Lean { row, column, slope }
 }
 
-/// Whole pixels downwards and the fraction left, 0 to 1. Far outside any image it does not matter how far.
+/// Whole pixels downwards and the fraction left, 0 to 1. Far outside any image it does not matter
+/// how far.
 #[inline(always)]
 fn split(offset: f32) -> (i32, f32) {
     const FAR: f32 = 1000.0;
     let offset = offset.clamp(-FAR, FAR);
-    // Truncation of a positive number is its floor, without a call where there is no instruction for it.
+    // Truncation of a positive number is its floor, without a call where there is no instruction
+    // for it.
     let whole = (offset + FAR) as i32 - FAR as i32;
     (whole, offset - whole as f32)
 }

@@ -1,10 +1,11 @@
-//! The quadratic expansion: 100 components and all their 5050 products, so that a linear machine on these 5150
-//! features is a quadratic one on the components. (It is the explicit map of a polynomial kernel of degree two;
-//! see C.-J. Hsieh's group: Y.-W. Chang et al., "Training and Testing Low-degree Polynomial Data Mappings via
-//! Linear SVM", JMLR 11, 2010.)
+//! The quadratic expansion: 100 components and all their 5050 products, so that a linear machine on
+//! these 5150 features is a quadratic one on the components. (It is the explicit map of a
+//! polynomial kernel of degree two; see C.-J. Hsieh's group: Y.-W. Chang et al., "Training and
+//! Testing Low-degree Polynomial Data Mappings via Linear SVM", JMLR 11, 2010.)
 //!
-//! The features in order: for every component `a` in turn `z_a²`, then `√2·z_a·z_b` for `b` from `a + 1` on; then the
-//! components themselves. The √2 makes the inner product of two expansions `(z·z')² + z·z'`.
+//! The features in order: for every component `a` in turn `z_a²`, then `√2·z_a·z_b` for `b` from `a
+//! + 1` on; then the components themselves. The √2 makes the inner product of two expansions
+//! `(z·z')² + z·z'`.
 
 use std::f32::consts::SQRT_2;
 
@@ -28,8 +29,8 @@ pub(crate) fn expand<S: Simd>(simd: S, components: &Components, out: &mut [Chunk
     let out = out.as_flattened_mut();
     let mut at = 0;
     for a in 0..COMPONENTS {
-        // A row's last chunk may reach into the next row, which then overwrites it, or into the components at
-        // the end, which are written last.
+        // A row's last chunk may reach into the next row, which then overwrites it, or into the
+        // components at the end, which are written last.
         let scale = simd.splat(SQRT_2 * z[a]);
         for b in (a..COMPONENTS).step_by(LANES) {
             let to = out[at + b - a..].first_chunk_mut().expect("rows end before the components");

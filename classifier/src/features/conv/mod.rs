@@ -1,5 +1,5 @@
-//! The convolutional feature map: deskew, one layer of learnt filters, pooling, projection, and all products of
-//! two components. `README.md` tells the whole method; each step has its file here.
+//! The convolutional feature map: deskew, one layer of learnt filters, pooling, projection, and all
+//! products of two components. `README.md` tells the whole method; each step has its file here.
 //!
 //! About 0.75 million multiply-adds per image, most of them in `convolve.rs`.
 

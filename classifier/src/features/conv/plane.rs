@@ -1,4 +1,5 @@
-//! One image as the convolutional map computes with it: 28 rows of 32 `f32`, the last four of a row always zero.
+//! One image as the convolutional map computes with it: 28 rows of 32 `f32`, the last four of a row
+//! always zero.
 
 use crate::kernels::{Chunk, LANES};
 

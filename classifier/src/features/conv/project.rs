@@ -1,4 +1,5 @@
-//! The projection of the pooled values to 100 components: one matrix product, the mean's part taken off.
+//! The projection of the pooled values to 100 components: one matrix product, the mean's part taken
+//! off.
 
 use super::convolve::{POOLED, POOLED_CHUNKS};
 use crate::kernels::{Chunk, Chunks, LANES, Simd, chunks};
@@ -48,7 +49,8 @@ impl Projection {
         self.offset.as_flattened()[..COMPONENTS].to_vec()
     }
 
-    /// Projects a block of images. Each component is summed over the pooled values in turn, whatever the block.
+    /// Projects a block of images. Each component is summed over the pooled values in turn,
+    /// whatever the block.
     #[inline(always)]
     pub(crate) fn project<S: Simd>(&self, simd: S, pooled: &[Pooled], out: &mut [Components]) {
         let together = if S::WIDE { 4 } else { 1 };

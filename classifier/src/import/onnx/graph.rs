@@ -14,7 +14,8 @@ pub(super) fn refuse(detail: impl Into<String>) -> ModelError {
     ModelError::Onnx(detail.into())
 }
 
-/// What every feature goes through on its way to the classifier: `scale · x + offset`, a number for all or one for each.
+/// What every feature goes through on its way to the classifier: `scale · x + offset`, a number for
+/// all or one for each.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Scaling {
     pub(super) scale: Vec<f64>,

@@ -1,10 +1,12 @@
-//! ONNX files with an `ai.onnx.ml` `SVMClassifier` or `LinearClassifier`, as skl2onnx writes them of scikit-learn's `SVC`,
-//! `NuSVC`, `LinearSVC`, `LogisticRegression` and their likes, with a scaler before them or without.
+//! ONNX files with an `ai.onnx.ml` `SVMClassifier` or `LinearClassifier`, as skl2onnx writes them
+//! of scikit-learn's `SVC`, `NuSVC`, `LinearSVC`, `LogisticRegression` and their likes, with a
+//! scaler before them or without.
 //!
-//! The label is ONNX Runtime's: votes of pairs of classes, of equals the first, also in a model with probabilities
-//! (which it does not choose by); for `LinearClassifier` the greatest score, of equals the first, whatever
-//! `post_transform` makes of the scores. ONNX Runtime computes in `f32` and rounds in an order of its own. Here it is `f64`;
-//! where two sides are equal but for that rounding, labels may differ.
+//! The label is ONNX Runtime's: votes of pairs of classes, of equals the first, also in a model
+//! with probabilities (which it does not choose by); for `LinearClassifier` the greatest score, of
+//! equals the first, whatever `post_transform` makes of the scores. ONNX Runtime computes in `f32`
+//! and rounds in an order of its own. Here it is `f64`; where two sides are equal but for that
+//! rounding, labels may differ.
 
 #[cfg(test)]
 pub(crate) mod examples;
@@ -29,8 +31,9 @@ use crate::shape::{MAX_INPUT_LEN, Shape};
 use crate::svm::MAX_CLASSES;
 use crate::weights::Weights;
 
-/// Least scale below which a scaler is for bytes: the values from 0 to 1 of any pixel have a deviation of at most ½, so
-/// what scales them to 1 is not below 1; and there is hardly an image with no pixel's deviation above 2 of 255.
+/// Least scale below which a scaler is for bytes: the values from 0 to 1 of any pixel have a
+/// deviation of at most ½, so what scales them to 1 is not below 1; and there is hardly an image
+/// with no pixel's deviation above 2 of 255.
 const BYTES_BELOW: f64 = 0.5;
 
 /// What a model says about the images it takes.

@@ -1,8 +1,8 @@
-//! How many parts a file has, counted before any of them is decoded: two bytes are a message of nothing, which takes a
-//! hundred in memory.
+//! How many parts a file has, counted before any of them is decoded: two bytes are a message of
+//! nothing, which takes a hundred in memory.
 
-/// Most messages, texts and integers in a file: 65,535 labels and as many counts of vectors are far below it, and a
-/// hundred bytes for each are bearable.
+/// Most messages, texts and integers in a file: 65,535 labels and as many counts of vectors are far
+/// below it, and a hundred bytes for each are bearable.
 pub(super) const MAX_PARTS: usize = 1 << 20;
 
 /// What a field holds that takes more room in memory than in the file.
@@ -29,8 +29,8 @@ const TYPE: Fields = &[(1, Field::Message(TENSOR_TYPE))];
 const TENSOR_TYPE: Fields = &[(2, Field::Message(SHAPE))];
 const SHAPE: Fields = &[(1, Field::Message(&[]))];
 
-/// The number of parts in the bytes of a model; `None` when they are no message (a group, which no ONNX file has,
-/// counts as none).
+/// The number of parts in the bytes of a model; `None` when they are no message (a group, which no
+/// ONNX file has, counts as none).
 pub(super) fn parts(bytes: &[u8]) -> Option<usize> {
     of_message(bytes, MODEL)
 }
@@ -84,8 +84,9 @@ mod tests {
     #[test]
     fn parts_are_messages_texts_and_integers() {
         let model = examples::model(vec![examples::svm("X", "RBF")], "label");
-        // The graph; its node with three names, eight attributes and six integers; a constant; the input with a type, a
-        // tensor type, a shape and two dimensions; the output with one dimension less.
+        // The graph; its node with three names, eight attributes and six integers; a constant; the
+        // input with a type, a tensor type, a shape and two dimensions; the output with one
+        // dimension less.
         assert_eq!(parts(&model.encode_to_vec()), Some(1 + (1 + 3 + 8 + 6) + 1 + 6 + 5));
         assert_eq!(parts(&[]), Some(0));
     }

@@ -1,5 +1,5 @@
-//! The messages of an ONNX file that an SVM needs, with the field numbers of `onnx.proto` (ONNX 1.x). Fields that are not
-//! here are skipped. Nothing is allocated but for bytes that are there.
+//! The messages of an ONNX file that an SVM needs, with the field numbers of `onnx.proto` (ONNX
+//! 1.x). Fields that are not here are skipped. Nothing is allocated but for bytes that are there.
 
 /// A file.
 #[derive(Clone, PartialEq, prost::Message)]

@@ -39,7 +39,8 @@ fn onnx_votes_and_scores_are_those_of_its_document() {
     };
     let model = import("linear_kernel", 255.0);
     assert_eq!(model.labels(), [7, 0, 300]);
-    // x = (1, 0, 0, 0), so K = (0.2, 0, 1, 0.2); the pairs are 0.2 + 0.25·1 + 0.125, 0.2·0.25 … by row and class.
+    // x = (1, 0, 0, 0), so K = (0.2, 0, 1, 0.2); the pairs are 0.2 + 0.25·1 + 0.125, 0.2·0.25 … by
+    // row and class.
     let k = [0.2, 0.0, 1.0, 0.2];
     let pair_01 = 1.0 * k[0] + 0.5 * k[1] - k[2] + 0.125;
     let pair_02 = 0.25 * k[0] + k[1] - 0.5 * k[3] - 0.25;

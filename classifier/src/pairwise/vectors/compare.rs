@@ -54,8 +54,8 @@ impl Vectors {
         (images.squares[image] * self.unit).sqrt()
     }
 
-    /// The kernel's values of all images with `count` vectors from `first` (a multiple of [`GROUP`]) on, in `out`:
-    /// `[images, count]`.
+    /// The kernel's values of all images with `count` vectors from `first` (a multiple of
+    /// [`GROUP`]) on, in `out`: `[images, count]`.
     pub(in crate::pairwise) fn compare(
         &self,
         level: Level,
@@ -89,7 +89,8 @@ impl Vectors {
     }
 }
 
-/// Dot products into the kernel's values, by way of ‖x − s‖² = ‖x‖² + ‖s‖² − 2·x·s where it is of the distance.
+/// Dot products into the kernel's values, by way of ‖x − s‖² = ‖x‖² + ‖s‖² − 2·x·s where it is of
+/// the distance.
 struct Finish<'a, T> {
     function: &'a KernelFunction,
     unit: f64,

@@ -1,4 +1,5 @@
-//! One end of a connection, as the processes have it: a stream of bytes whose segments arrive when they are due.
+//! One end of a connection, as the processes have it: a stream of bytes whose segments arrive when
+//! they are due.
 
 use std::io;
 use std::pin::Pin;

@@ -30,7 +30,8 @@ pub(super) enum Connector {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisError {
-    /// Its address is none, or not of the form that [`Redis::connect_lazy`](super::Redis::connect_lazy) tells of.
+    /// Its address is none, or not of the form that
+    /// [`Redis::connect_lazy`](super::Redis::connect_lazy) tells of.
     #[error("{url:?} is no address of a Redis server or cluster: {source}")]
     Address {
         /// The address, without what follows a password's place.

@@ -71,8 +71,8 @@ impl<R: Clone> Balance<R> {
         }
     }
 
-    /// The model that the replicas stand for: the one that most of them have. `present` keeps its place
-    /// while no other has more, and while nobody is there at all.
+    /// The model that the replicas stand for: the one that most of them have. `present` keeps its
+    /// place while no other has more, and while nobody is there at all.
     ///
     /// Those count that are connected and well; if none is well, those that are connected. A model
     /// that answers cannot be remembered of counts only if there is no other.
@@ -124,10 +124,10 @@ impl<R: Clone> Balance<R> {
     /// A replica for a request that `model` shall answer (`None`: any), none of those that were
     /// `tried`. `None` when there is none that is connected.
     ///
-    /// Of two drawn at random, the one with fewer requests in flight (Mitzenmacher, "The power of two
-    /// choices in randomized load balancing", IEEE TPDS 12(10), 2001). One that warms up is
-    /// drawn less often. One that is ejected is not drawn, unless all are: an ejection is a guess, and
-    /// to ask nobody is no better than to ask somebody who may fail.
+    /// Of two drawn at random, the one with fewer requests in flight (Mitzenmacher, "The power of
+    /// two choices in randomized load balancing", IEEE TPDS 12(10), 2001). One that warms up is
+    /// drawn less often. One that is ejected is not drawn, unless all are: an ejection is a guess,
+    /// and to ask nobody is no better than to ask somebody who may fail.
     pub(super) fn pick(
         &mut self,
         now: Instant,
@@ -198,8 +198,8 @@ impl<R: Clone> Balance<R> {
         ejects.then(|| self.eject(now, number)).flatten()
     }
 
-    /// Takes one out, unless no other of its model is left that is connected and well: whoever fails is better
-    /// than nobody, and who has another model cannot answer in its place.
+    /// Takes one out, unless no other of its model is left that is connected and well: whoever
+    /// fails is better than nobody, and who has another model cannot answer in its place.
     fn eject(&mut self, now: Instant, number: u64) -> Option<Ejected<R>> {
         let own = self.member(number)?.model.clone();
         if !self.offers_well(own.as_ref(), &[number]) {

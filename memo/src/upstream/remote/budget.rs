@@ -1,9 +1,9 @@
-//! How often requests may be sent a second time: in proportion to those that are sent at all, so that a fleet in
-//! trouble is not asked twice as much as one in health.
+//! How often requests may be sent a second time: in proportion to those that are sent at all, so
+//! that a fleet in trouble is not asked twice as much as one in health.
 
-/// A token bucket: each new request adds `percent` hundredths of a token, each retry takes a whole one. It
-/// holds `burst` at most, and begins full, so that what is in flight on a replica that dies can be
-/// asked elsewhere. (Finagle's and gRPC's retry throttling work this way.)
+/// A token bucket: each new request adds `percent` hundredths of a token, each retry takes a whole
+/// one. It holds `burst` at most, and begins full, so that what is in flight on a replica that dies
+/// can be asked elsewhere. (Finagle's and gRPC's retry throttling work this way.)
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     percent: u64,

@@ -21,7 +21,8 @@ use crate::clock;
 use crate::plant::{self, Bug};
 use crate::upstream::{Answer, Failure, Job, Reply, Wanted};
 
-/// How often a request is sent again at most. Whoever fails three times would fail the fourth time, too.
+/// How often a request is sent again at most. Whoever fails three times would fail the fourth time,
+/// too.
 const RETRIES: usize = 2;
 
 /// A request on its way.
@@ -77,7 +78,8 @@ impl Remote {
         let mut way = call.lock();
         let Way { reply: Some(reply), tried, out, ticket } = &mut *way else { return };
         if tried.is_full() {
-            // Its time was half over and an attempt failed at the same moment: one of them was first.
+            // Its time was half over and an attempt failed at the same moment: one of them was
+            // first.
             return;
         }
         let left = match reply.wanted(now) {
@@ -160,8 +162,9 @@ impl Remote {
         self.lock().halfway.take_due(now)
     }
 
-    /// Half of a request's time is over and no answer has come: another replica is asked, too, as far as the
-    /// budget goes. Whoever answers first is believed, so that one that is slow and not dead loses nothing.
+    /// Half of a request's time is over and no answer has come: another replica is asked, too, as
+    /// far as the budget goes. Whoever answers first is believed, so that one that is slow and
+    /// not dead loses nothing.
     fn is_halfway(self: &Arc<Self>, call: &Arc<Call>) {
         {
             let mut way = call.lock();
@@ -210,7 +213,8 @@ impl Remote {
             Err(error) => {
                 let server = attempt.replica.address();
                 let again = match error.status() {
-                    // Its time was that of those who waited then. If somebody waits still, he came later.
+                    // Its time was that of those who waited then. If somebody waits still, he came
+                    // later.
                     Status::DeadlineExceeded if attempt.cut_short => Again::Free,
                     _ => verdict.again,
                 };
@@ -245,8 +249,8 @@ impl Remote {
         }
     }
 
-    /// Asks another replica, if that is worth while and the budget allows it; fails if it is not, and nobody
-    /// else may still answer.
+    /// Asks another replica, if that is worth while and the budget allows it; fails if it is not,
+    /// and nobody else may still answer.
     fn again(self: &Arc<Self>, call: &Arc<Call>, again: Again, failure: Failure) {
         let mut way = call.lock();
         let Some(reply) = &way.reply else { return };

@@ -1,4 +1,5 @@
-//! Requests whose time is running: which of them have used up half of it. Pure: time comes in as an argument.
+//! Requests whose time is running: which of them have used up half of it. Pure: time comes in as an
+//! argument.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

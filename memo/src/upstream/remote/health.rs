@@ -1,4 +1,5 @@
-//! How one replica is doing, as far as its answers tell. Pure: time and chance come in as arguments.
+//! How one replica is doing, as far as its answers tell. Pure: time and chance come in as
+//! arguments.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,8 @@ const EJECTION_MIN: Duration = Duration::from_millis(500);
 /// How long any ejection lasts at most: what a mended replica waits for at worst.
 const EJECTION_MAX: Duration = Duration::from_secs(30);
 
-/// How long a replica takes from its first answer after an ejection, or from its connection, to its full share:
-/// caches fill, and a process that has just started is slow.
+/// How long a replica takes from its first answer after an ejection, or from its connection, to its
+/// full share: caches fill, and a process that has just started is slow.
 const WARM_UP: Duration = Duration::from_secs(10);
 
 /// The share of requests that warming up begins with.
@@ -29,8 +30,8 @@ pub(super) enum Outcome {
     Failed,
     /// No answer came in time.
     TimedOut,
-    /// No answer came in the little time that its caller had left. That is no failure, or callers without
-    /// patience could have every replica ejected; nor is it a sign of life.
+    /// No answer came in the little time that its caller had left. That is no failure, or callers
+    /// without patience could have every replica ejected; nor is it a sign of life.
     CutShort,
     /// It was not sent, or its connection went away: that is dealt with where connections are.
     Lost,
@@ -115,7 +116,8 @@ impl Health {
         !matches!(self.state, State::Ejected { .. }) && self.silence(now) >= patience
     }
 
-    /// How long it has owed answers since it gave the last one. Times in which it owed none do not count.
+    /// How long it has owed answers since it gave the last one. Times in which it owed none do not
+    /// count.
     fn silence(&self, now: Instant) -> Duration {
         let now = self.silent_since.map(|since| now.saturating_duration_since(since));
         self.silent_for.saturating_add(now.unwrap_or_default())

@@ -1,17 +1,19 @@
-//! Classifiers across the network: anything that speaks the protocol, other memos included. One, or several that
-//! share the work.
+//! Classifiers across the network: anything that speaks the protocol, other memos included. One, or
+//! several that share the work.
 //!
-//! **One model at a time.** Replicas may differ in model while a rollout is under way. The memo then
-//! stands for the model that most of them have (see [`Balance::vote`]), says so in its `Welcome`,
-//! and asks only those that have it: an image never gets now this, now that model's answer, and
-//! whoever files answers under the memo's digest files them right. When the majority changes, all
-//! connections are told at once. Before a replica's answer is believed, it is held against the
-//! model that was asked for: the one in the `Welcome` of the very connection that brought it.
+//! **One model at a time.** Replicas may differ in model while a rollout is under way. The memo
+//! then stands for the model that most of them have (see [`Balance::vote`]), says so in its
+//! `Welcome`, and asks only those that have it: an image never gets now this, now that model's
+//! answer, and whoever files answers under the memo's digest files them right. When the majority
+//! changes, all connections are told at once. Before a replica's answer is believed, it is held
+//! against the model that was asked for: the one in the `Welcome` of the very connection that
+//! brought it.
 //!
-//! **What goes wrong elsewhere is asked again elsewhere**: classification has no effects. What a replica
-//! turned away unbegun (it drains), or was never sent, is free; anything else takes from the
-//! [`RetryBudget`]. One that hangs or fails is ejected for a while ([`health`]). And what has no answer when
-//! half of its time is over is asked of a second replica, too, within the same budget ([`calls`]).
+//! **What goes wrong elsewhere is asked again elsewhere**: classification has no effects. What a
+//! replica turned away unbegun (it drains), or was never sent, is free; anything else takes from
+//! the [`RetryBudget`]. One that hangs or fails is ejected for a while ([`health`]). And what has
+//! no answer when half of its time is over is asked of a second replica, too, within the same
+//! budget ([`calls`]).
 
 mod balance;
 mod budget;
@@ -42,30 +44,30 @@ use replica::Replica;
 
 pub use places::{Connect, Place, Resolve};
 
-/// Replicas at most: a name that stands for more is taken to mean its first ones. Each has a connection and
-/// is looked at with every miss.
+/// Replicas at most: a name that stands for more is taken to mean its first ones. Each has a
+/// connection and is looked at with every miss.
 pub const MAX_REPLICAS: usize = 64;
 
 /// Replicas that statistics name one by one.
 const MAX_IN_STATS: usize = 16;
 
-/// A replica that owes answers and has given none for this share of the timeout is held to hang: long before its
-/// requests time out, and long after an answer was due.
+/// A replica that owes answers and has given none for this share of the timeout is held to hang:
+/// long before its requests time out, and long after an answer was due.
 const PATIENCE_SHARE: u32 = 4;
 
 /// How remote classifiers are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RemoteOptions {
-    /// What one attempt may take. The default is 5 s. A request with less time than twice that is asked of a
-    /// second replica, too, when half of its time is over.
+    /// What one attempt may take. The default is 5 s. A request with less time than twice that is
+    /// asked of a second replica, too, when half of its time is over.
     pub timeout: Duration,
     /// Retries in hundredths of the requests. The default is 10.
     pub retry_percent: u32,
-    /// Retries that may be saved up, and are there from the start. The default, 4,096, is what may be in
-    /// flight on a busy replica when it dies.
+    /// Retries that may be saved up, and are there from the start. The default, 4,096, is what may
+    /// be in flight on a busy replica when it dies.
     pub retry_burst: u32,
-    /// Where chance begins when replicas are drawn; `None`, the default, is chance itself. For simulations
-    /// that must be repeatable.
+    /// Where chance begins when replicas are drawn; `None`, the default, is chance itself. For
+    /// simulations that must be repeatable.
     pub seed: Option<u64>,
 }
 

@@ -1,4 +1,5 @@
-//! Where classifiers are: addresses, and names that stand for some addresses and are looked up anew now and then.
+//! Where classifiers are: addresses, and names that stand for some addresses and are looked up anew
+//! now and then.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,8 +12,8 @@ use afterimage_wire::Client;
 
 use super::{MAX_REPLICAS, Remote, RemoteOptions};
 
-/// Makes the client of the classifier at an address; the second argument is the place that the address
-/// stands for, as it was given.
+/// Makes the client of the classifier at an address; the second argument is the place that the
+/// address stands for, as it was given.
 pub type Connect = Box<dyn Fn(SocketAddr, &str) -> Client + Send + Sync>;
 
 /// Looks a place up: `host:port` to all its addresses.
@@ -39,10 +40,10 @@ impl Place {
 }
 
 impl Remote {
-    /// The classifiers at `places`. Names are looked up with `resolve` now and every `every` from then
-    /// on: each of their addresses is a replica, new ones are taken in, and those that are gone are let go
-    /// when they have answered what is in flight. A name that cannot be looked up keeps the addresses that
-    /// it had.
+    /// The classifiers at `places`. Names are looked up with `resolve` now and every `every` from
+    /// then on: each of their addresses is a replica, new ones are taken in, and those that are
+    /// gone are let go when they have answered what is in flight. A name that cannot be looked
+    /// up keeps the addresses that it had.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
@@ -79,7 +80,8 @@ struct Members {
 impl Members {
     /// Takes in who is new and lets go who is not among `wanted`.
     fn become_these(&mut self, remote: &Arc<Remote>, mut wanted: Vec<(SocketAddr, String)>) {
-        // Who is here stays, in whatever order a resolver names more addresses than there is room for.
+        // Who is here stays, in whatever order a resolver names more addresses than there is room
+        // for.
         wanted.sort_by_key(|(address, _)| !self.by_address.contains_key(address));
         let mut kept = BTreeMap::new();
         let mut left_out = 0;

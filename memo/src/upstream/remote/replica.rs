@@ -42,8 +42,8 @@ impl Replica {
         Some(model)
     }
 
-    /// The model that an answer on the connection of `welcome` was given with. Such a connection may be
-    /// an older one, so this changes nothing.
+    /// The model that an answer on the connection of `welcome` was given with. Such a connection
+    /// may be an older one, so this changes nothing.
     pub(super) fn model_of(&self, welcome: &Arc<Welcome>) -> Arc<ModelId> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {

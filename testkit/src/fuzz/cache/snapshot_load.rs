@@ -12,10 +12,11 @@ const MAGIC: &[u8; 8] = b"\x89AFTIMG\n";
 const HEADER: usize = 36;
 const BLOCK_ENTRIES_MAX: usize = 4096;
 
-/// Input: `u8` what to do with the file, `u8` capacity of the table, `u16` place of a wrong bit, then the file.
+/// Input: `u8` what to do with the file, `u8` capacity of the table, `u16` place of a wrong bit,
+/// then the file.
 ///
-/// No fuzzer guesses a checksum. Two bits of the first byte say whether the checksums are made right before
-/// loading, and whether one bit is made wrong after that.
+/// No fuzzer guesses a checksum. Two bits of the first byte say whether the checksums are made
+/// right before loading, and whether one bit is made wrong after that.
 pub(super) fn snapshot_load(data: &[u8]) {
     let mut source = Source::new(data);
     let bits = source.u8();
@@ -44,7 +45,8 @@ pub(super) fn snapshot_load(data: &[u8]) {
             assert_eq!(report.entries, entries.len() as u64);
             assert!(report.evicted <= report.restored && report.restored <= report.entries);
             for (key, value) in contents(&table) {
-                // What was there before is newer, but it may have left, and then come from the file.
+                // What was there before is newer, but it may have left, and then come from the
+                // file.
                 let is_known = before.get(&key) == Some(&value) || entries.contains(&(key, value));
                 assert!(is_known, "{key:#x} has {value:#x}, which nobody wrote");
             }

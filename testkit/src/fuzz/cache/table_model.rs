@@ -5,7 +5,8 @@ use afterimage_cache::Hashed;
 use afterimage_cache::table::{Capacity, Entry, Insert, Table};
 use std::collections::HashMap;
 
-/// Input: `u8` capacity, `u8` number of keys, then operations: each a byte, what it needs behind it.
+/// Input: `u8` capacity, `u8` number of keys, then operations: each a byte, what it needs behind
+/// it.
 pub(super) fn table_model(data: &[u8]) {
     let mut source = Source::new(data);
     let capacity = 1 + u64::from(source.u8() % 64);

@@ -6,7 +6,8 @@ use afterimage_classifier::Image;
 use afterimage_classifier::input::{bounded, idx as idx_format, png as png_format};
 use afterimage_classifier::{MAX_INPUT_LEN, Shape};
 
-/// Bytes that a gzipped file may unpack to here: enough for any of these images, little enough to try often.
+/// Bytes that a gzipped file may unpack to here: enough for any of these images, little enough to
+/// try often.
 const UNPACKED_MAX: u64 = 1 << 18;
 
 /// Input: the file, gzipped or not.

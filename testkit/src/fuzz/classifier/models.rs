@@ -20,7 +20,8 @@ const WEIGHT: &[u8] = b"solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 1\
 pub(super) fn model_file(data: &[u8]) {
     let mut source = Source::new(data);
     if source.flag() {
-        // A header with its right length before it, so that no fuzzer has to count: `u16` length, header, data.
+        // A header with its right length before it, so that no fuzzer has to count: `u16` length,
+        // header, data.
         let len = source.u16().into();
         let (header, values) = (source.bytes(len), source.rest());
         check_file(&[&(header.len() as u64).to_le_bytes()[..], header, values].concat());

@@ -68,7 +68,8 @@ pub(super) fn split_invariance() -> Vec<Seed> {
     [behind(&start), streams(&start, 20)].concat()
 }
 
-/// Noise of some lengths for each kind of message: the input is a message's fields one after the other.
+/// Noise of some lengths for each kind of message: the input is a message's fields one after the
+/// other.
 pub(super) fn round_trip() -> Vec<Seed> {
     let mut rng = Rng(1);
     (0..60u8)

@@ -1,5 +1,5 @@
-//! What a server must say to a stream of bytes: `PROTOCOL.md`, sections 7, 13 and 15, read once more and
-//! written down without a look at the server's code and without its decoder.
+//! What a server must say to a stream of bytes: `PROTOCOL.md`, sections 7, 13 and 15, read once
+//! more and written down without a look at the server's code and without its decoder.
 
 use std::collections::HashMap;
 
@@ -57,7 +57,8 @@ pub(super) struct Reply {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) status: u16,
-    /// `None` where the body is the server's own affair: texts, statistics, what the Welcome tells.
+    /// `None` where the body is the server's own affair: texts, statistics, what the Welcome
+    /// tells.
     pub(super) body: Option<Vec<u8>>,
 }
 
@@ -76,8 +77,8 @@ pub(super) enum Rest {
     Closed,
 }
 
-/// All that the server says of its own accord to these bytes, if all the time in the world passes between
-/// them: the replies in the order of their requests.
+/// All that the server says of its own accord to these bytes, if all the time in the world passes
+/// between them: the replies in the order of their requests.
 pub(super) fn answers(setup: Setup<'_>, stream: &[u8]) -> (Vec<Reply>, Rest) {
     let mut model = Model { setup, replies: Vec::new(), values: HashMap::new() };
     let rest = model.greet(stream);
@@ -260,7 +261,8 @@ impl Model<'_> {
         self.service(header.id, seed, kind::CLASSIFY_RESP, 0, class.to_le_bytes().to_vec());
     }
 
-    /// What reaches the service: an answer, or an internal error where the service does not give one.
+    /// What reaches the service: an answer, or an internal error where the service does not give
+    /// one.
     fn service(&mut self, id: u64, seed: u8, kind: u8, flags: u8, body: Vec<u8>) {
         match behaviour(seed) {
             Behaviour::Now | Behaviour::Twice | Behaviour::After { .. } => {

@@ -1,4 +1,5 @@
-//! The end of a connection that was told why: its last words go out, and what still comes is thrown away.
+//! The end of a connection that was told why: its last words go out, and what still comes is thrown
+//! away.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

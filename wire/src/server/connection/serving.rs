@@ -1,5 +1,5 @@
-//! What has come becomes requests, and these become answers: [`Connection::serve`] cuts the receive buffer into
-//! batches.
+//! What has come becomes requests, and these become answers: [`Connection::serve`] cuts the receive
+//! buffer into batches.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -23,8 +23,9 @@ use crate::server::{Inner, Service};
 const MAX_SKIP: u64 = 16 << 20;
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
-    /// Answers what is in the receive buffer, as far as caps and this turn allow. True when something was
-    /// consumed, so that there may be something to send; its bytes come off `left`, what is left of this turn.
+    /// Answers what is in the receive buffer, as far as caps and this turn allow. True when
+    /// something was consumed, so that there may be something to send; its bytes come off
+    /// `left`, what is left of this turn.
     pub(super) fn serve(&mut self, left: &mut usize) -> bool {
         let mut progress = false;
         while !self.input.unread().is_empty() && self.unsent() < OUT_HIGH && *left > 0 {
@@ -150,8 +151,8 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     }
 }
 
-/// Tells the client, once, to ask again on a new connection. (Not a method: `serve_batch` holds what
-/// was read meanwhile.)
+/// Tells the client, once, to ask again on a new connection. (Not a method: `serve_batch` holds
+/// what was read meanwhile.)
 pub(super) fn move_on(moved: &mut bool, draining: &mut Option<Draining>, out: &mut Vec<u8>) {
     if !std::mem::replace(moved, true) {
         draining.get_or_insert_with(|| Draining::now(MOVED));
@@ -170,7 +171,8 @@ enum Stop<'a> {
     TooLarge(Header),
 }
 
-/// Cuts up to `limit` requests off the front of `input`. Gives how many bytes were taken, and why no more.
+/// Cuts up to `limit` requests off the front of `input`. Gives how many bytes were taken, and why
+/// no more.
 #[inline(always)]
 fn cut<'a>(
     input: &'a [u8],
@@ -219,7 +221,8 @@ fn cut<'a>(
 /// Bytes of the frame that reads a key: the smallest and by far the most frequent request.
 const CACHE_READ_LEN: usize = HEADER_LEN + 8;
 
-/// The request in `frame`, if it is a plain read of a key. What it is otherwise, [`decode_request`] says.
+/// The request in `frame`, if it is a plain read of a key. What it is otherwise, [`decode_request`]
+/// says.
 #[inline(always)]
 fn cache_read(frame: &[u8; CACHE_READ_LEN]) -> Option<Request<'static>> {
     let Header { id, status: budget_ms, flags, kind, body_len } = Header::decode(frame)?;

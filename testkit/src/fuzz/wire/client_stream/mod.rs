@@ -21,8 +21,8 @@ use afterimage_wire::client::{Client, ClientOptions, Expect};
 /// Virtual time in which all calls and the client's end must be over.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
-/// What a call may take beyond its timeout: the timer's granularity, and the pause before a request is
-/// sent again to a server that is shutting down.
+/// What a call may take beyond its timeout: the timer's granularity, and the pause before a request
+/// is sent again to a server that is shutting down.
 const SLACK: Duration = Duration::from_millis(20);
 
 /// Bytes of an image. Its first eight say which call it belongs to.

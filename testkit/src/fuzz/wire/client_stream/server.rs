@@ -121,8 +121,8 @@ impl Server {
         }
     }
 
-    /// Whether any frame that may have answered `call` said so: one with an id that was given to the call,
-    /// or to nobody as far as the server ever heard.
+    /// Whether any frame that may have answered `call` said so: one with an id that was given to
+    /// the call, or to nobody as far as the server ever heard.
     pub(super) fn said(&self, call: u64, what: impl Fn(&Said) -> bool) -> bool {
         self.connections.iter().any(|connection| {
             let books = &connection.books;

@@ -20,14 +20,14 @@ use afterimage_wire::server::{ServerOptions, Token, serve_stream};
 /// The secret of a server that asks for one.
 const TOKEN: &[u8] = b"open sesame";
 
-/// Virtual time in which any connection must have ended: all its deadlines together, for each of the
-/// pauses that a client makes.
+/// Virtual time in which any connection must have ended: all its deadlines together, for each of
+/// the pauses that a client makes.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Bytes that a server may say whatever it hears: a Welcome, a GoAway, an error.
 const OUTPUT_BASE: usize = 4096;
-/// Bytes that a server may say for each that it hears. The worst is a header of 16 bytes that asks for
-/// statistics.
+/// Bytes that a server may say for each that it hears. The worst is a header of 16 bytes that asks
+/// for statistics.
 const OUTPUT_PER_BYTE: usize = 64;
 
 /// How the client behaves, from the first eight bytes of the input.

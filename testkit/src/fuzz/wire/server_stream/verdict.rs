@@ -50,9 +50,11 @@ pub(super) fn check(script: &Script, mut expected: Vec<Reply>, rest: Rest, outpu
             "{noticed:?} but not {to_expect:?}, {rest:?}"
         );
     }
-    // After a connection-level error, or with the client gone, replies may be missing; none may be too many.
+    // After a connection-level error, or with the client gone, replies may be missing; none may be
+    // too many.
     let may_miss = is_cut || fatal.is_some() || (!script.is_plain() && !notices.is_empty());
-    // A service that has become another one turns requests away; which of them, is a matter of batches.
+    // A service that has become another one turns requests away; which of them, is a matter of
+    // batches.
     let has_changed = script.changes_after != u64::MAX;
     let (turned_away, said): (Vec<Reply>, Vec<Reply>) =
         said.into_iter().partition(|frame| has_changed && is_turned_away(frame));
