@@ -31,11 +31,11 @@ deny:
 
 # Two memory models: every interleaving of readers and writers in one bucket, and of callers on one flight
 loom:
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib --test flights_model
 
 # Seeded histories of faults on virtual time for so many seconds; SIMULATION_SEED=n repeats one
 simulate SECONDS="60":
-    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --lib -- --nocapture simulation:: forgeries::
+    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --test simulation --test forgeries -- --nocapture
 
 # Real processes killed, stopped and drained under load for so many seconds
 chaos SECONDS="60":
