@@ -9,18 +9,20 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::error::{CallError, ConnectionError, Violation};
-use super::input::{Input, READ_LEN};
-use super::keepalive::Keepalive;
 use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
-use crate::cork::corked;
 use crate::proto::{Frame, FrameError, Message, Welcome};
-use crate::turn::Rest;
+use crate::sched::{Rest, corked};
+
+/// Bytes read at once: three thousand cache replies, or a good part of a socket's buffer.
+const READ_LEN: usize = 64 << 10;
 
 /// Bytes of replies after which everything else that is ready has its turn: a server that answers
 /// without a pause would otherwise keep the thread to itself.
@@ -41,7 +43,7 @@ pub(super) enum Ended {
 pub(super) struct Driver<T> {
     transport: T,
     shared: Arc<Shared>,
-    line: u64,
+    number: u64,
     welcome: Arc<Welcome>,
     max_body: u32,
     input: Input,
@@ -68,13 +70,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     pub(super) fn new(
         transport: T,
         shared: Arc<Shared>,
-        line: u64,
+        number: u64,
         welcome: Arc<Welcome>,
         input: &[u8],
     ) -> Self {
         Driver {
             transport,
-            line,
+            number,
             welcome,
             max_body: shared.options.max_body,
             input: Input::new(input),
@@ -130,8 +132,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         if matches!(&self.known_waker, Some(waker) if waker.will_wake(cx.waker())) {
             return;
         }
-        if let Some(line) = self.shared.lock().line(self.line) {
-            line.register(cx.waker());
+        if let Some(outbound) = self.shared.lock().outbound(self.number) {
+            outbound.register(cx.waker());
         }
         self.known_waker = Some(cx.waker().clone());
     }
@@ -153,15 +155,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             self.deliver()?;
             if outcome? && !self.go_away {
                 self.go_away = true;
-                self.shared.with(|state, effects| state.drain(self.line, effects));
+                self.shared.with(|state, effects| state.drain(self.number, effects));
                 return Ok(Round::GoAway);
             }
         } else if let Some(keepalive) = &mut self.keepalive
             && keepalive.poll_due(cx)?
         {
             progressed = true;
-            if let Some(line) = self.shared.lock().line(self.line) {
-                Message::Ping(&[]).encode(NO_REPLY_ID, &mut line.out);
+            if let Some(outbound) = self.shared.lock().outbound(self.number) {
+                Message::Ping(&[]).encode(NO_REPLY_ID, &mut outbound.out);
             }
         }
         Ok(if progressed { Round::Progressed } else { Round::Idle })
@@ -188,11 +190,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             self.writing.clear();
             self.written = 0;
             let mut state = self.shared.lock();
-            if let Some(line) = state.line(self.line) {
-                line.take(&mut self.writing);
+            if let Some(outbound) = state.outbound(self.number) {
+                outbound.take(&mut self.writing);
             }
             if self.writing.is_empty() {
-                let finished = state.is_finished(self.line);
+                let finished = state.is_finished(self.number);
                 drop(state);
                 // TLS and the like keep bytes to themselves until they are flushed.
                 if let Poll::Ready(Err(error)) = Pin::new(&mut self.transport).poll_flush(cx) {
@@ -296,7 +298,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         let mut effects = Effects::default();
         let mut state = self.shared.lock();
         for (id, reply) in self.replies.drain(..) {
-            match state.reply(self.line, id) {
+            match state.reply(self.number, id) {
                 Ok(Some(waiter)) => self.answers.push((waiter, reply)),
                 Ok(None) => {}
                 Err(violation) => {
@@ -305,9 +307,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 }
             }
         }
-        if let Some(line) = state.line(self.line) {
+        if let Some(outbound) = state.outbound(self.number) {
             // The next round looks at the line's buffer: whoever fills it need not wake us.
-            line.awake();
+            outbound.awake();
         }
         state.pump(self.shared.now(), &mut effects);
         let _delivering = self.shared.delivering(&state);
@@ -336,4 +338,101 @@ enum Sent {
     Nothing,
     Some,
     All,
+}
+
+/// Received bytes: `bytes[start..end]` are not decoded yet.
+struct Input {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+    news: bool,
+}
+
+impl Input {
+    fn new(first: &[u8]) -> Self {
+        let mut bytes = vec![0; READ_LEN.max(first.len() + 1)];
+        bytes[..first.len()].copy_from_slice(first);
+        Input { bytes, start: 0, end: first.len(), news: !first.is_empty() }
+    }
+
+    /// Bytes that nobody has tried to decode yet, once.
+    fn has_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.end..]
+    }
+
+    /// All of the buffer, for what nobody will look at.
+    fn scratch(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    fn arrived(&mut self, len: usize) {
+        self.end += len;
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.start += len;
+    }
+
+    /// Makes room for the rest of a frame: what is left moves to the front, and a frame larger
+    /// than the buffer doubles it as it arrives, so that an announcement alone costs nothing.
+    fn needs_more(&mut self) {
+        self.bytes.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        if self.end == self.bytes.len() {
+            self.bytes.resize(self.end * 2, 0);
+        } else if self.end == 0 && self.bytes.len() > READ_LEN {
+            self.bytes.truncate(READ_LEN);
+            self.bytes.shrink_to_fit();
+        }
+    }
+}
+
+/// Notices a peer that has gone without a word.
+struct Keepalive {
+    interval: Duration,
+    timer: Pin<Box<Sleep>>,
+    last_heard: Instant,
+    /// A ping was sent and nothing came since.
+    asked: bool,
+}
+
+impl Keepalive {
+    fn new(interval: Duration) -> Self {
+        let last_heard = Instant::now();
+        let timer = Box::pin(sleep_until(last_heard + interval));
+        Keepalive { interval, timer, last_heard, asked: false }
+    }
+
+    fn heard(&mut self) {
+        self.last_heard = Instant::now();
+        self.asked = false;
+    }
+
+    /// Whether it is time to ask for a sign of life.
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let silence = now - self.last_heard;
+            if silence < self.interval {
+                self.timer.as_mut().reset(self.last_heard + self.interval);
+                continue;
+            }
+            if self.asked {
+                return Err(ConnectionError::Silent { silence });
+            }
+            // Counted from now: a program that slept is not a server that did.
+            self.asked = true;
+            self.timer.as_mut().reset(now + self.interval);
+            return Ok(true);
+        }
+        Ok(false)
+    }
 }

@@ -9,7 +9,7 @@ use crate::proto::Welcome;
 const KEPT_CAPACITY: usize = 1 << 20;
 
 /// A connection as the shared state knows it. Lines have numbers, never used twice.
-pub(super) struct Line {
+pub(super) struct Outbound {
     pub(super) number: u64,
     pub(super) welcome: Arc<Welcome>,
     /// Requests that may be in flight here at once.
@@ -23,9 +23,9 @@ pub(super) struct Line {
     asleep: bool,
 }
 
-impl Line {
+impl Outbound {
     pub(super) fn new(number: u64, welcome: Arc<Welcome>, window: usize) -> Self {
-        Line {
+        Outbound {
             number,
             welcome,
             window,

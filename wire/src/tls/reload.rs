@@ -19,7 +19,7 @@ type Make<T, E> = Box<dyn Fn() -> Result<T, E> + Send + Sync>;
 /// What is made from files of certificates, and made anew when they change:
 /// [`ServerTls`](super::ServerTls) and [`ClientTls`](super::ClientTls) are, and so may be whatever
 /// else speaks TLS.
-pub struct Kept<T, E = TlsError> {
+pub struct Reloadable<T, E = TlsError> {
     files: Vec<PathBuf>,
     make: Make<T, E>,
     current: watch::Sender<Arc<T>>,
@@ -30,7 +30,7 @@ pub struct Kept<T, E = TlsError> {
 /// Tells one content of a file from the next; `None` for no such file.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
-impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Kept<T, E> {
+impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
     /// What `make` makes of these files.
     ///
     /// # Errors
@@ -42,7 +42,7 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Kept<T, E> {
         // Before they are read: a change in between is seen the next time.
         let tried = Mutex::new(stamps(&files));
         let current = watch::Sender::new(Arc::new(make()?));
-        Ok(Arc::new(Kept { files, make: Box::new(make), current, tried }))
+        Ok(Arc::new(Reloadable { files, make: Box::new(make), current, tried }))
     }
 
     /// The files.
@@ -88,9 +88,9 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Kept<T, E> {
                     () = hangup.next() => true,
                     () = tokio::time::sleep(RELOAD_INTERVAL) => false,
                 };
-                let kept = Arc::clone(&self);
+                let reloadable = Arc::clone(&self);
                 // Files may be far away, and slow.
-                let looking = tokio::task::spawn_blocking(move || kept.look(asked));
+                let looking = tokio::task::spawn_blocking(move || reloadable.look(asked));
                 if looking.await.is_err() {
                     return;
                 }
@@ -117,9 +117,9 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Kept<T, E> {
     }
 }
 
-impl<T, E> fmt::Debug for Kept<T, E> {
+impl<T, E> fmt::Debug for Reloadable<T, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Kept").field(&self.files).finish()
+        f.debug_tuple("Reloadable").field(&self.files).finish()
     }
 }
 
@@ -186,7 +186,7 @@ mod tests {
         let file = folder.path().join("content");
         fs::write(&file, "1").unwrap();
         let tries = Arc::new(AtomicUsize::new(0));
-        let kept = Kept::new(vec![file.clone()], {
+        let reloadable = Reloadable::new(vec![file.clone()], {
             let (file, tries) = (file.clone(), Arc::clone(&tries));
             move || {
                 tries.fetch_add(1, Ordering::SeqCst);
@@ -195,22 +195,22 @@ mod tests {
             }
         })
         .unwrap();
-        let keeping = tokio::spawn(Arc::clone(&kept).keep_current());
+        let keeping = tokio::spawn(Arc::clone(&reloadable).keep_current());
         let wait = || tokio::time::sleep(RELOAD_INTERVAL * 2);
         wait().await;
-        assert_eq!((*kept.current(), tries.load(Ordering::SeqCst)), (1, 1));
+        assert_eq!((*reloadable.current(), tries.load(Ordering::SeqCst)), (1, 1));
         // Of another length: a file system may tell the time too coarsely to see two changes.
         fs::write(&file, "22").unwrap();
         wait().await;
-        assert_eq!((*kept.current(), tries.load(Ordering::SeqCst)), (22, 2));
+        assert_eq!((*reloadable.current(), tries.load(Ordering::SeqCst)), (22, 2));
         // Tried once, and not again until it changes.
         fs::write(&file, "broken").unwrap();
         wait().await;
         wait().await;
-        assert_eq!((*kept.current(), tries.load(Ordering::SeqCst)), (22, 3));
+        assert_eq!((*reloadable.current(), tries.load(Ordering::SeqCst)), (22, 3));
         fs::write(&file, "333").unwrap();
         wait().await;
-        assert_eq!((*kept.current(), tries.load(Ordering::SeqCst)), (333, 4));
+        assert_eq!((*reloadable.current(), tries.load(Ordering::SeqCst)), (333, 4));
         keeping.abort();
     }
 }

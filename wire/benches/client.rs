@@ -1,6 +1,6 @@
 //! How fast the client is, against a server on a thread of its own that answers without thinking.
 //!
-//! `cargo run --release -p afterimage-wire --example client_bench`
+//! `cargo bench -p afterimage-wire --bench client`
 //!
 //! Every answer is checked. Client and server share the machine: the pipelined figures are those of
 //! the pair, not of the client alone.
