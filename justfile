@@ -53,64 +53,63 @@ fuzz TARGET="" SECONDS="20":
 train DIR:
     cargo run --release -- train --features raw --seed 1 --data {{DIR}} --out classifier/models/raw-linear.safetensors
 
-# Remembered answers a second: the memo on one core, the load on the other
-bench-memo:
-    bench/memo
+# Hits per second: the memo on one core, the load on the other
+bench-memo *ARGS:
+    bench/scripts/memo.sh {{ARGS}}
 
 # The classifier's speed, and the same models in LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime
-bench-classifier DIR:
-    bench/classifier {{DIR}}
+bench-classifier DIR *ARGS:
+    bench/scripts/classifier.sh {{DIR}} {{ARGS}}
 
-# The memo's stores side by side, what more threads give the cache, what a snapshot costs its readers
+# The memo's stores side by side, the cache service with more threads, reads during a snapshot
 bench-scaling *ARGS:
-    bench/stores {{ARGS}}
-    bench/scaling {{ARGS}}
-    bench/snapshot {{ARGS}}
+    bench/scripts/stores.py {{ARGS}}
+    bench/scripts/scaling.py {{ARGS}}
+    bench/scripts/snapshot.py {{ARGS}}
 
-# What a memo costs that remembers nothing, beside its classifier asked directly
-bench-overhead:
-    bench/overhead
+# The overhead of a memo that only misses, beside its classifier asked directly
+bench-overhead *ARGS:
+    bench/scripts/overhead.sh {{ARGS}}
 
-# A memo asked for ten times what it can do, for a minute: its memory, and its hits meanwhile
-bench-overload:
-    bench/overload
+# A memo at ten times its capacity for a minute: its memory, and its hits meanwhile
+bench-overload *ARGS:
+    bench/scripts/overload.sh {{ARGS}}
 
-# The cache beside Redis and memcached, each on one core, the load on the other
-bench-cache:
-    bench/cache
+# The cache service beside Redis and memcached, each on one core, the load on the other
+bench-cache *ARGS:
+    bench/scripts/cache.sh {{ARGS}}
 
 # The memo against the classifier, and beside gRPC and FastAPI + scikit-learn + Redis
-bench-memo-peers:
-    bench/memo-peers
+bench-memo-peers *ARGS:
+    bench/scripts/memo-peers.sh {{ARGS}}
 
-# That the peers of bench-memo-peers compile, and what clippy says of them: a workspace of its own
+# Format and clippy of the peers of bench-memo-peers, a workspace of its own
 peers-check:
     cargo fmt --manifest-path bench/peers/Cargo.toml --check
     cargo clippy --manifest-path bench/peers/Cargo.toml --all-targets --locked -- -D warnings
 
-# The wire codec alone: frames a second
-bench-codec:
-    bench/codec
+# The wire codec alone: frames per second
+bench-codec *ARGS:
+    bench/scripts/codec.sh {{ARGS}}
 
 # The load generator alone, against a server that only answers
-bench-generator:
-    bench/generator
+bench-generator *ARGS:
+    bench/scripts/generator.sh {{ARGS}}
 
 # Micro-benchmarks: codec, key, flights, table, feature map, scoring; one alone: cargo bench -p CRATE --bench NAME
 bench-micro *ARGS:
-    bench/micro {{ARGS}}
+    bench/scripts/micro.py {{ARGS}}
 
-# All records anew, and all that is made from them; DIR holds the four MNIST files. Half an hour on a quiet machine
-bench-all DIR="": bench-codec bench-micro bench-generator bench-memo bench-memo-peers bench-overhead bench-overload bench-cache
+# Measures and commits all records; DIR holds the four MNIST files. Half an hour on a quiet machine
+bench-all DIR="": (bench-codec "--commit") (bench-micro "--commit") (bench-generator "--commit") (bench-memo "--commit") (bench-memo-peers "--commit") (bench-overhead "--commit") (bench-overload "--commit") (bench-cache "--commit")
     @[ -n "{{DIR}}" ] || echo "SKIPPED: the classifier's records; just bench-all DIR, with MNIST's files in it"
-    [ -z "{{DIR}}" ] || bench/classifier "{{DIR}}"
-    [ -z "{{DIR}}" ] || bench/kernel-svm "{{DIR}}"
-    cargo run -p afterimage-bench --example performance
+    [ -z "{{DIR}}" ] || bench/scripts/classifier.sh --commit "{{DIR}}"
+    [ -z "{{DIR}}" ] || bench/scripts/kernel-svm.sh --commit "{{DIR}}"
 
-# docs/performance.md and the READMEs' figures from the newest records
+# Write docs/performance.md and the figures of the READMEs from bench/records
 performance:
-    cargo run -p afterimage-bench --example performance
+    bench/scripts/performance.py
 
-# An RBF model of LIBSVM's beside svm-predict, both on one core; DIR holds the four MNIST files
-bench-kernel-svm DIR:
-    bench/kernel-svm {{DIR}}
+# An RBF model of LIBSVM beside svm-predict, both on one core; DIR holds the four MNIST files
+bench-kernel-svm DIR *ARGS:
+    bench/scripts/kernel-svm.sh {{DIR}} {{ARGS}}
