@@ -103,7 +103,7 @@ impl Spaces {
         self.present.store(next);
         self.generation.store(generation, Relaxed);
         drop(refused);
-        self.watchers.tell();
+        self.watchers.notify();
         generation
     }
 

@@ -5,7 +5,7 @@
 //! and [`status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
-//! arms in [`message::Message`], a section in `PROTOCOL.md` and files under `vectors/`.
+//! arms in [`message::Message`], a section in `PROTOCOL.md` and a vector in `vectors/make.py`.
 
 mod body;
 pub mod codec;
