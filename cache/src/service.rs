@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use afterimage_core::Failure;
 use afterimage_wire::proto::{Role, Status, stats::Stats};
-use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service};
+use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service, SnapshotReply};
 
 use crate::{Hashed, KeeperHandle, Near, Table};
 
@@ -91,10 +92,12 @@ impl Service for CacheService {
         }
     }
 
-    fn snapshot(&self, later: Later) {
+    fn snapshot(&self, reply: SnapshotReply) {
         match &self.snapshots {
-            Some(keeper) => keeper.answer(later),
-            None => later.error(Status::Unsupported, NO_SNAPSHOT),
+            Some(keeper) => keeper.answer(reply),
+            None => {
+                reply.send(Err(Failure::new(Status::Unsupported, NO_SNAPSHOT)));
+            },
         }
     }
 }

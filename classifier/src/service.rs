@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use afterimage_wire::Status;
-use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_core::{Failure, Origin, RowAnswer};
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 
@@ -41,10 +41,10 @@ impl Service for ClassifierService {
                 batch.error(i, Status::Unsupported, "this is a classifier; it takes images only");
                 continue;
             };
-            let later = batch.later(i);
-            let job = Job::new(image, move |label| match label {
-                Ok(class) => later.label(Classification { label: class, origin: Origin::Miss }),
-                Err(error) => later.error(status(&error), &error.to_string()),
+            let reply = batch.row_reply(i);
+            let job = Job::new(image, move |label| {
+                let answer = label.map(|label| RowAnswer::label(label, Origin::Miss));
+                reply.send(answer.map_err(|error| Failure::new(status(&error), error.to_string())));
             });
             jobs.push(job.with_deadline(request.deadline(now)));
         }

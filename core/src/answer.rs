@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 
 use crate::failure::Failure;
 use crate::model::ModelId;
-use crate::reply::Outcome;
+use crate::reply::{Outcome, Reply};
 
 /// What a model answers for one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +64,16 @@ pub struct RowAnswer {
     /// label table keeps no times: its hits have zero, too.
     pub age: Duration,
 }
+
+impl RowAnswer {
+    /// A label, with no age.
+    pub fn label(label: u16, origin: Origin) -> Self {
+        RowAnswer { answer: Answer::Label(label), origin, age: Duration::ZERO }
+    }
+}
+
+/// The duty to answer one row.
+pub type RowReply = Reply<Result<RowAnswer, Failure>>;
 
 /// One for most requests, without an allocation.
 pub type Rows<T> = SmallVec<[T; 1]>;

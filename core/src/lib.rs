@@ -17,7 +17,7 @@ pub mod reply;
 pub mod shape;
 pub mod status;
 
-pub use answer::{Answer, Computed, Origin, Response, RowAnswer, Rows};
+pub use answer::{Answer, Computed, Origin, Response, RowAnswer, RowReply, Rows};
 pub use budget::{ByteBudget, BytePermit};
 pub use failure::Failure;
 pub use fair::{ClientId, FairQueue, Refused};

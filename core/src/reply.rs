@@ -26,17 +26,22 @@ pub enum Wanted {
     Always,
     /// The last waiter leaves at this time. A new waiter may join before.
     Until(Instant),
-    /// All waiters have left. The sink has settled the request; no outcome is sent.
+    /// All waiters have left. The work need not be done; drop the reply.
     NoMore,
 }
 
 /// The receiving end of replies.
 pub trait Sink<T>: Send + Sync {
-    /// How long the outcome for `token` is wanted at `now`. A sink that returns
-    /// [`Wanted::NoMore`] has settled the request: [`deliver`](Self::deliver) is not called.
+    /// How long the outcome for `token` is wanted at `now`.
     fn wanted(&self, token: u64, now: Instant) -> Wanted {
         let _ = (token, now);
         Wanted::Always
+    }
+
+    /// Whether the outcome for `token` is wanted at all: as [`wanted`](Self::wanted), at less cost
+    /// where a sink can do that.
+    fn is_wanted(&self, token: u64, now: Instant) -> bool {
+        self.wanted(token, now) != Wanted::NoMore
     }
 
     /// Announces that the outcome for `token` follows soon, so that the sink can prefetch memory.
@@ -89,17 +94,25 @@ impl<T: Outcome> Reply<T> {
         self.token
     }
 
-    /// How long the outcome is wanted. Call it right before costly work. After
-    /// [`Wanted::NoMore`] the duty is discharged: sending or dropping the reply does nothing.
-    pub fn wanted(&mut self, now: Instant) -> Wanted {
+    /// How long the outcome is wanted. Call it right before costly work, and drop the reply on
+    /// [`Wanted::NoMore`].
+    pub fn wanted(&self, now: Instant) -> Wanted {
         let Some(sink) = &self.sink else { return Wanted::NoMore };
         // A sink that panics still gets its outcome.
         let wanted = guard("asked for its deadline", || sink.wanted(self.token, now));
-        let wanted = wanted.unwrap_or(Wanted::Always);
-        if wanted == Wanted::NoMore {
-            self.sink = None;
-        }
-        wanted
+        wanted.unwrap_or(Wanted::Always)
+    }
+
+    /// Whether the outcome is wanted at all.
+    pub fn is_wanted(&self, now: Instant) -> bool {
+        let Some(sink) = &self.sink else { return false };
+        let wanted = guard("asked for its deadline", || sink.is_wanted(self.token, now));
+        wanted.unwrap_or(true)
+    }
+
+    /// The sink, to ask it whether it still waits while the reply is elsewhere.
+    pub fn sink(&self) -> Option<&Arc<dyn Sink<T>>> {
+        self.sink.as_ref()
     }
 
     /// Announces that the outcome follows soon.
@@ -222,19 +235,20 @@ mod tests {
     }
 
     #[test]
-    fn an_unwanted_reply_delivers_nothing() {
-        let sink = Arc::new(Recorder::default());
-        let mut reply = Reply::new(sink.clone(), UNWANTED);
-        assert_eq!(reply.wanted(Instant::now()), Wanted::NoMore);
-        assert_eq!(reply.wanted(Instant::now()), Wanted::NoMore);
-        drop(reply);
-        assert_eq!(sink.got(), []);
+    fn the_sink_says_whether_the_outcome_is_wanted() {
+        let (sink, now) = (Arc::new(Recorder::default()), Instant::now());
+        let reply = Reply::new(sink.clone(), UNWANTED);
+        assert_eq!((reply.wanted(now), reply.is_wanted(now)), (Wanted::NoMore, false));
+        reply.send(Answer::Abandoned);
+        let reply = Reply::new(sink, 1);
+        assert_eq!((reply.wanted(now), reply.is_wanted(now)), (Wanted::Always, true));
+        reply.send(Answer::Abandoned);
     }
 
     #[test]
     fn a_sink_that_panics_does_not_stop_the_sender() {
         let sink = Arc::new(Recorder::default());
-        let mut reply = Reply::new(sink.clone(), PANICS);
+        let reply = Reply::new(sink.clone(), PANICS);
         assert_eq!(reply.wanted(Instant::now()), Wanted::Always);
         assert!(!reply.send(Answer::Label(1)));
         assert!(Reply::new(sink.clone(), 1).send(Answer::Label(2)));

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Snapshot, Status};
-use afterimage_wire::server::Later;
+use afterimage_core::Failure;
+use afterimage_wire::server::SnapshotReply;
 
 use crate::Table;
 use crate::snapshot::{self, SnapshotReport, WriteError};
@@ -198,6 +199,28 @@ impl Drop for End<'_> {
     }
 }
 
+fn reported(Written { report, joined }: Written) -> Snapshot {
+    let SnapshotReport { entries, bytes, elapsed } = report;
+    Snapshot { entries, bytes, elapsed, joined }
+}
+
+impl RequestError {
+    /// What a client of a service gets to know: not the server's paths.
+    fn failure(&self) -> Failure {
+        match self {
+            RequestError::Failed(error) => {
+                let WriteError { action, source, .. } = &**error;
+                let text = format!(
+                    "cannot {action} the snapshot's file: {source}; the last good one is kept"
+                );
+                Failure::new(Status::StorageFailed, text)
+            }
+            RequestError::Crowded { .. } => Failure::new(Status::Overloaded, self.to_string()),
+            RequestError::Stopped => Failure::new(Status::ShuttingDown, self.to_string()),
+        }
+    }
+}
+
 /// Asks a [`Keeper`](super::Keeper) for snapshots, and tells of them.
 #[derive(Clone)]
 pub struct KeeperHandle(Arc<Desk>);
@@ -215,25 +238,9 @@ impl KeeperHandle {
     }
 
     /// The same for a client of a service. What it is told does not name the server's files.
-    pub fn answer(&self, later: Later) {
-        self.request(move |outcome| match outcome {
-            Ok(Written { report, joined }) => {
-                let SnapshotReport { entries, bytes, elapsed } = report;
-                later.snapshot(Snapshot { entries, bytes, elapsed, joined });
-            }
-            Err(RequestError::Failed(error)) => {
-                let WriteError { action, source, .. } = &*error;
-                let text = format!(
-                    "cannot {action} the snapshot's file: {source}; the last good one is kept"
-                );
-                later.error(Status::StorageFailed, &text);
-            }
-            Err(error @ RequestError::Crowded { .. }) => {
-                later.error(Status::Overloaded, &error.to_string());
-            }
-            Err(error @ RequestError::Stopped) => {
-                later.error(Status::ShuttingDown, &error.to_string());
-            }
+    pub fn answer(&self, reply: SnapshotReply) {
+        self.request(move |outcome| {
+            reply.send(outcome.map(reported).map_err(|error| error.failure()));
         });
     }
 

@@ -4,7 +4,7 @@
 //! write a whole frame as one array; [`Message::encode`] uses the same.
 
 pub use afterimage_core::Origin;
-use afterimage_core::Status;
+use afterimage_core::{RowAnswer, Status};
 use bytes::BufMut;
 
 use super::body::{BodyError, truncate};
@@ -97,6 +97,12 @@ pub struct Classification {
     pub label: u16,
     /// How the answer came about.
     pub origin: Origin,
+}
+
+impl From<Classification> for RowAnswer {
+    fn from(Classification { label, origin }: Classification) -> Self {
+        RowAnswer::label(label, origin)
+    }
 }
 
 /// The flags of a `ClassifyResp` with this origin.

@@ -59,7 +59,7 @@ pub(super) fn answer_other<S: Service>(
         }
         Kind::Ping | Kind::StatsReq | Kind::SnapshotReq => match Message::decode(frame) {
             Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
-            Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.later(id)),
+            Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.reply(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
                 stats.text("service", serves.kind.to_string());

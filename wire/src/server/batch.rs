@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use afterimage_core::{ClientId, Failure, Reply, RowReply, Sink};
 use arrayvec::ArrayVec;
 
-use super::outbox::{Later, Outbox};
+use super::outbox::{Outbox, ValueReply};
 use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Status};
 
@@ -144,19 +145,40 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Takes the duty to answer request `index` out of the batch. A token for a request that is
-    /// answered already, or needs no answer, leads nowhere.
+    /// Takes the duty to answer the `ClassifyReq` at `index` out of the batch. The reply to a
+    /// request that is answered already leads nowhere.
     ///
     /// # Panics
     /// When there is no such request.
-    pub fn later(&mut self, index: usize) -> Later {
+    pub fn row_reply(&mut self, index: usize) -> RowReply {
+        self.reply(index)
+    }
+
+    /// Takes the duty to answer the cache read at `index`, as [`row_reply`](Self::row_reply).
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn value_reply(&mut self, index: usize) -> ValueReply {
+        self.reply(index)
+    }
+
+    fn reply<T>(&mut self, index: usize) -> Reply<Result<T, Failure>>
+    where
+        T: Send + 'static,
+        Outbox: Sink<Result<T, Failure>>,
+    {
         if self.settle(index) {
-            self.outbox.later(self.requests[index].id)
+            self.outbox.reply(self.requests[index].id)
         } else {
             let nowhere = Arc::new(Outbox::default());
             nowhere.close();
-            nowhere.later(self.requests[index].id)
+            nowhere.reply(self.requests[index].id)
         }
+    }
+
+    /// The connection that sent the requests: a number of its own within the process.
+    pub fn client(&self) -> ClientId {
+        self.outbox.client()
     }
 
     /// Marks `index` as answered; false when it was already.
@@ -211,7 +233,7 @@ mod tests {
             batch.value(index, None);
             batch.value(index, Some(1));
         }
-        batch.later(0).value(None);
+        batch.value_reply(0).send(Ok(None));
         batch.finish();
         let replies = replies(&out);
         assert_eq!(replies.len(), BATCH);

@@ -44,7 +44,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub use batch::{BATCH, Batch, Op, Request};
 pub use listener::Listener;
 pub use options::{ServerOptions, Token};
-pub use outbox::Later;
+pub use outbox::{SnapshotReply, ValueReply};
 pub use service::{Identity, Service, handle_one};
 pub use shutdown::until_terminated;
 pub use watchers::Watchers;

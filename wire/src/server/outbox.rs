@@ -1,10 +1,11 @@
 //! Where late replies wait for their connection: a buffer that any thread may add to.
 
-use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
+use std::time::Instant;
 
+use afterimage_core::{Answer, ClientId, Failure, Reply, RowAnswer, Sink, Wanted};
 use atomic_waker::AtomicWaker;
 
 use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
@@ -12,39 +13,63 @@ use crate::proto::{Message, Snapshot, Status};
 use crate::sched;
 
 /// The replies of one connection that did not come within their batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
-    buffer: Mutex<Buffer>,
+    client: ClientId,
+    buffer: Mutex<Vec<u8>>,
+    /// Set under the buffer's lock. Replies to a closed connection are dropped.
+    closed: AtomicBool,
     waker: AtomicWaker,
-    /// `Later` tokens not yet spent.
+    /// Replies that are owed.
     in_flight: AtomicUsize,
     /// The service may be another one than the connection was told.
     disturbed: AtomicBool,
 }
 
-#[derive(Debug, Default)]
-struct Buffer {
-    bytes: Vec<u8>,
-    /// The connection is gone; what comes now is dropped.
-    closed: bool,
+impl Default for Outbox {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Outbox {
+            client: NEXT.fetch_add(1, Ordering::Relaxed),
+            buffer: Mutex::default(),
+            closed: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+            in_flight: AtomicUsize::new(0),
+            disturbed: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Outbox {
-    /// A token for one request.
-    pub(super) fn later(self: &Arc<Self>, id: u64) -> Later {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Later { outbox: Arc::clone(self), id, spent: false }
+    /// The number of the connection within the process.
+    pub(super) fn client(&self) -> ClientId {
+        self.client
     }
 
-    /// Tokens not yet spent. Acquire: whoever sees a token spent also finds its reply.
+    /// The duty to answer the request `id` later.
+    pub(super) fn reply<T>(self: &Arc<Self>, id: u64) -> Reply<Result<T, Failure>>
+    where
+        T: Send + 'static,
+        Outbox: Sink<Result<T, Failure>>,
+    {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        Reply::new(Arc::<Outbox>::clone(self), id)
+    }
+
+    /// A closed connection wants no reply.
+    fn still_wanted(&self) -> Wanted {
+        if self.closed.load(Ordering::Relaxed) { Wanted::NoMore } else { Wanted::Always }
+    }
+
+    /// Replies that are owed. Acquire: a thread that sees a reply sent also finds it in the buffer.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
     }
 
-    /// Whether every token is spent and every reply taken.
+    /// Whether no reply is owed and every reply is taken.
     pub(super) fn is_drained(&self) -> bool {
-        // In this order: a token is spent after its reply is in the buffer.
-        self.in_flight() == 0 && self.lock().bytes.is_empty()
+        // In this order: a reply counts as sent only after it is in the buffer.
+        self.in_flight() == 0 && self.lock().is_empty()
     }
 
     /// Wakes this task when a reply arrives from now on.
@@ -69,20 +94,20 @@ impl Outbox {
     pub(super) fn take(&self, out: &mut Vec<u8>) {
         let mut buffer = self.lock();
         if out.is_empty() {
-            std::mem::swap(&mut buffer.bytes, out);
+            std::mem::swap(&mut *buffer, out);
         } else {
-            out.append(&mut buffer.bytes);
+            out.append(&mut buffer);
         }
     }
 
     /// Drops what is here and what is still to come.
     pub(super) fn close(&self) {
         let mut buffer = self.lock();
-        buffer.closed = true;
-        buffer.bytes = Vec::new();
+        self.closed.store(true, Ordering::Relaxed);
+        *buffer = Vec::new();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Buffer> {
+    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
         // Encoding a reply cannot leave half a frame behind, so a poisoned buffer is still whole.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,8 +115,8 @@ impl Outbox {
     fn send(&self, encode: impl FnOnce(&mut Vec<u8>)) {
         {
             let mut buffer = self.lock();
-            if !buffer.closed {
-                encode(&mut buffer.bytes);
+            if !self.closed.load(Ordering::Relaxed) {
+                encode(&mut buffer);
             }
         }
         self.in_flight.fetch_sub(1, Ordering::Release);
@@ -103,72 +128,45 @@ impl Outbox {
     }
 }
 
-/// The duty to answer one request later, from any thread.
-///
-/// It can be spent once, and dropping it unspent sends an internal error: exactly one reply goes
-/// out, whatever becomes of it. When the connection is gone, the reply is dropped silently.
-#[must_use = "dropping it answers with an internal error"]
-pub struct Later {
-    outbox: Arc<Outbox>,
-    id: u64,
-    spent: bool,
-}
+/// The duty to answer a cache read.
+pub type ValueReply = Reply<Result<Option<i64>, Failure>>;
 
-impl Later {
-    /// The request's id, for logs.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
+/// The duty to answer a `SnapshotReq`.
+pub type SnapshotReply = Reply<Result<Snapshot, Failure>>;
 
-    /// Whether nobody waits any more, because the connection is gone.
-    pub fn is_abandoned(&self) -> bool {
-        self.outbox.lock().closed
-    }
+/// Each outcome that a connection can get late. The token is the request's id.
+macro_rules! late {
+    ($($outcome:ty => $encode:expr;)*) => {$(
+        impl Sink<Result<$outcome, Failure>> for Outbox {
+            fn wanted(&self, _: u64, _: Instant) -> Wanted {
+                self.still_wanted()
+            }
 
-    /// Answers a `ClassifyReq`.
-    pub fn label(self, label: Classification) {
-        let id = self.id;
-        self.spend(|out| put_classify_resp(out, id, label));
-    }
-
-    /// Answers a cache read.
-    pub fn value(self, value: Option<i64>) {
-        let id = self.id;
-        self.spend(|out| put_cache_resp(out, id, value));
-    }
-
-    /// Answers a `SnapshotReq`.
-    pub fn snapshot(self, snapshot: Snapshot) {
-        let id = self.id;
-        self.spend(|out| Message::SnapshotResp(snapshot).encode(id, out));
-    }
-
-    /// Answers with an error; `text` names the thing, the limit and the value.
-    pub fn error(self, status: Status, text: &str) {
-        let id = self.id;
-        self.spend(|out| Message::Error { status, text, connection: false }.encode(id, out));
-    }
-
-    fn spend(mut self, encode: impl FnOnce(&mut Vec<u8>)) {
-        self.spent = true;
-        self.outbox.send(encode);
-    }
-}
-
-impl Drop for Later {
-    fn drop(&mut self) {
-        if !self.spent {
-            let (status, text) = (Status::Internal, "the request was given up without an answer");
-            let error = Message::Error { status, text, connection: false };
-            self.outbox.send(|out| error.encode(self.id, out));
+            fn deliver(&self, id: u64, outcome: Result<$outcome, Failure>, _: Option<Instant>) {
+                let encode: fn(&mut Vec<u8>, u64, $outcome) = $encode;
+                self.send(|out| match outcome {
+                    Ok(outcome) => encode(out, id, outcome),
+                    Err(failure) => put_failure(out, id, &failure),
+                });
+            }
         }
-    }
+    )*};
 }
 
-impl fmt::Debug for Later {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Later").field("id", &self.id).finish_non_exhaustive()
-    }
+late! {
+    RowAnswer => |out, id, RowAnswer { answer, origin, .. }| match answer {
+        Answer::Label(label) => put_classify_resp(out, id, Classification { label, origin }),
+        Answer::Bytes(_) => {
+            let text = "the model answers with bytes; a ClassifyResp holds a label";
+            put_failure(out, id, &Failure::new(Status::Unsupported, text));
+        }
+    };
+    Option<i64> => |out, id, value| put_cache_resp(out, id, value);
+    Snapshot => |out, id, snapshot| Message::SnapshotResp(snapshot).encode(id, out);
+}
+
+fn put_failure(out: &mut Vec<u8>, id: u64, Failure { status, text }: &Failure) {
+    Message::Error { status: *status, text, connection: false }.encode(id, out);
 }
 
 #[cfg(test)]
@@ -192,25 +190,25 @@ mod tests {
     }
 
     #[test]
-    fn a_spent_later_token_sends_its_reply_and_nothing_else() {
+    fn a_reply_that_is_sent_is_one_frame() {
         let outbox = Arc::new(Outbox::default());
-        let later = outbox.later(u64::MAX);
+        let reply = outbox.reply(u64::MAX);
         assert_eq!(outbox.in_flight(), 1);
-        later.label(Classification { label: 3, origin: Origin::Miss });
+        reply.send(Ok(RowAnswer::label(3, Origin::Miss)));
         assert_eq!(outbox.in_flight(), 0);
         assert_eq!(frames(&outbox), [(u64::MAX, Status::None)]);
     }
 
     #[test]
-    fn a_dropped_later_token_sends_an_error() {
+    fn a_reply_that_is_dropped_is_an_error() {
         let outbox = Arc::new(Outbox::default());
-        drop(outbox.later(0));
+        drop(outbox.reply::<RowAnswer>(0));
         assert_eq!(outbox.in_flight(), 0);
         assert_eq!(frames(&outbox), [(0, Status::Internal)]);
     }
 
     #[test]
-    fn under_a_cork_each_connection_is_woken_once_in_whatever_order_the_replies_come() {
+    fn a_cork_wakes_each_connection_once() {
         struct Connection(AtomicUsize);
         impl Wake for Connection {
             fn wake(self: Arc<Self>) {
@@ -227,7 +225,9 @@ mod tests {
             || connections.each_ref().map(|connection| connection.0.load(Ordering::Relaxed));
         corked(|| {
             for id in 0..100 {
-                outboxes.iter().for_each(|outbox| outbox.later(id).value(None));
+                for outbox in &outboxes {
+                    outbox.reply::<Option<i64>>(id).send(Ok(None));
+                }
             }
             assert_eq!(wakes(), [0, 0]);
         });
@@ -238,10 +238,11 @@ mod tests {
     #[test]
     fn a_closed_outbox_keeps_nothing() {
         let outbox = Arc::new(Outbox::default());
-        let later = outbox.later(1);
+        let reply = outbox.reply::<Option<i64>>(1);
+        assert!(reply.is_wanted(Instant::now()));
         outbox.close();
-        assert!(later.is_abandoned());
-        later.value(Some(1));
+        assert!(!reply.is_wanted(Instant::now()));
+        reply.send(Ok(Some(1)));
         assert_eq!(outbox.in_flight(), 0);
         assert!(frames(&outbox).is_empty());
     }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use afterimage_core::Failure;
 use arrayvec::ArrayVec;
 
 use super::batch::{Batch, Op, Request};
-use super::outbox::{Later, Outbox};
+use super::outbox::{Outbox, SnapshotReply};
 use super::watchers::Watchers;
 use crate::proto::{Role, Shape, Status, stats::Stats};
 
@@ -30,19 +31,19 @@ pub trait Service: Send + Sync + 'static {
         None
     }
 
-    /// Answers a batch: each request now, through `batch`, or later, through a [`Later`] taken
-    /// from it. Runs on an I/O thread, so it must not block and not compute for long.
+    /// Answers a batch: each request now, through `batch`, or later, through a
+    /// [`Reply`](afterimage_core::Reply) taken from it. Runs on an I/O thread, so it must not block and not compute for long.
     fn handle(&self, batch: &mut Batch<'_>);
 
     /// Adds what the service counts to a `StatsResp`.
     fn stats(&self, stats: &mut Stats);
 
-    /// Writes a snapshot of what the service remembers, and answers `later` when it is safe on the
+    /// Writes a snapshot of what the service remembers, and answers `reply` when it is safe on the
     /// disk. Must not block. A service that remembers nothing leaves it at this.
-    fn snapshot(&self, later: Later) {
+    fn snapshot(&self, reply: SnapshotReply) {
         let text = "this service keeps no snapshot; one that remembers does, when it was started with \
                     --snapshot";
-        later.error(Status::Unsupported, text);
+        reply.send(Err(Failure::new(Status::Unsupported, text)));
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use afterimage_core::{Failure, Reply};
 use tokio::time::sleep;
 
 use crate::fuzz::wire::server_model::{Behaviour, behaviour, class};
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Role, Snapshot};
-use afterimage_wire::server::{Batch, Identity, Later, Op, Service};
+use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply};
 
 /// A service that answers in all the ways there are, by its request alone.
 pub(super) struct Oracle {
@@ -48,13 +49,15 @@ impl Service for Oracle {
                 Op::CacheRead { key } => {
                     let value = values.get(&key).copied();
                     let now = |batch: &mut Batch<'_>| batch.value(index, value);
-                    respond(batch, index, key as u8, now, move |later| later.value(value));
+                    let later = |batch: &mut Batch<'_>| batch.value_reply(index);
+                    respond(batch, key as u8, now, later, value);
                 }
                 Op::Classify { image } => {
                     let label = Classification { label: class(image), origin: Origin::Miss };
                     let seed = image.first().copied().unwrap_or(0);
                     let now = |batch: &mut Batch<'_>| batch.label(index, label);
-                    respond(batch, index, seed, now, move |later| later.label(label));
+                    let later = |batch: &mut Batch<'_>| batch.row_reply(index);
+                    respond(batch, seed, now, later, label.into());
                 }
             }
         }
@@ -64,18 +67,18 @@ impl Service for Oracle {
         stats.counter("batches", self.batches.load(Ordering::Relaxed));
     }
 
-    fn snapshot(&self, later: Later) {
+    fn snapshot(&self, reply: SnapshotReply) {
         let elapsed = Duration::from_micros(3);
-        later.snapshot(Snapshot { entries: 1, bytes: 2, elapsed, joined: true });
+        reply.send(Ok(Snapshot { entries: 1, bytes: 2, elapsed, joined: true }));
     }
 }
 
-fn respond(
-    batch: &mut Batch<'_>,
-    index: usize,
+fn respond<'a, T: Send + 'static>(
+    batch: &mut Batch<'a>,
     seed: u8,
-    now: impl Fn(&mut Batch<'_>),
-    then: impl FnOnce(Later) + Send + 'static,
+    now: impl Fn(&mut Batch<'a>),
+    later: impl FnOnce(&mut Batch<'a>) -> Reply<Result<T, Failure>>,
+    outcome: T,
 ) {
     match behaviour(seed) {
         Behaviour::Now => now(batch),
@@ -84,13 +87,13 @@ fn respond(
             now(batch);
         }
         Behaviour::After { ms } => {
-            let later = batch.later(index);
+            let reply = later(batch);
             tokio::spawn(async move {
                 sleep(Duration::from_millis(ms)).await;
-                then(later);
+                reply.send(Ok(outcome));
             });
         }
-        Behaviour::Dropped => drop(batch.later(index)),
+        Behaviour::Dropped => drop(later(batch)),
         Behaviour::Forgotten => {}
     }
 }
