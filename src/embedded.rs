@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_classifier::{Caller, Engine, EngineError, Model, service};
+use afterimage_classifier::{Caller, Engine, EngineError, Job, Model, service};
+use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows};
+use afterimage_memo::Upstream;
+use afterimage_memo::upstream::Call;
 use afterimage_wire::proto::stats::Stats;
-
-use afterimage_memo::upstream::{Answer, Failure, Job, Reply};
-use afterimage_memo::{Classifier, ModelId};
 
 /// An engine and its model.
 #[derive(Debug)]
@@ -20,13 +20,12 @@ impl Embedded {
     /// A classifier that scores with `engine`, which has `model`.
     pub fn new(model: &Model, engine: Arc<Engine>) -> Self {
         let identity = service::identity(model);
-        let model =
-            ModelId { digest: identity.digest, shape: identity.shape, classes: identity.classes };
+        let model = ModelId::labels(identity.digest, Some(identity.shape), identity.classes);
         Embedded { model: Arc::new(model), engine }
     }
 }
 
-impl Classifier for Embedded {
+impl Upstream for Embedded {
     fn model(&self) -> Option<Arc<ModelId>> {
         Some(Arc::clone(&self.model))
     }
@@ -35,10 +34,10 @@ impl Classifier for Embedded {
         self.engine.is_idle()
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        self.engine.submit_many(jobs.into_iter().map(|Job { image, reply }| {
-            let model = Arc::clone(&self.model);
-            afterimage_classifier::Job::for_caller(image, EngineReply { model, reply })
+    fn compute(&self, calls: Vec<Call>) {
+        self.engine.submit_many(calls.into_iter().flat_map(Call::scatter).map(|call| {
+            let (model, input) = (Arc::clone(&self.model), call.row().clone());
+            Job::for_caller(Vec::from(input), EngineReply { model, reply: call.reply })
         }));
     }
 
@@ -51,7 +50,7 @@ impl Classifier for Embedded {
 /// A memo's reply behind the engine's interface.
 struct EngineReply {
     model: Arc<ModelId>,
-    reply: Reply,
+    reply: Reply<Result<Computed, Failure>>,
 }
 
 impl Caller for EngineReply {
@@ -65,10 +64,10 @@ impl Caller for EngineReply {
 
     fn answer(self: Box<Self>, label: Result<u16, EngineError>, now: Instant) {
         let EngineReply { model, reply } = *self;
-        let answer = match label {
-            Ok(label) => Ok(Answer { label, model }),
-            Err(error) => Err(Failure { status: service::status(&error), text: error.to_string() }),
+        let computed = match label {
+            Ok(label) => Ok(Computed { model, answers: Rows::from_elem(Answer::Label(label), 1) }),
+            Err(error) => Err(Failure::new(service::status(&error), error.to_string())),
         };
-        reply.send_at(answer, now);
+        reply.send_at(computed, now);
     }
 }

@@ -97,7 +97,7 @@ impl Service for CacheService {
             Some(keeper) => keeper.answer(reply),
             None => {
                 reply.send(Err(Failure::new(Status::Unsupported, NO_SNAPSHOT)));
-            },
+            }
         }
     }
 }

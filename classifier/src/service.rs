@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_wire::Status;
 use afterimage_core::{Failure, Origin, RowAnswer};
+use afterimage_wire::Status;
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 

@@ -51,6 +51,6 @@ fn flight<const OTHERS: u128>(bencher: Bencher<'_, '_>, joining: u64) {
         for waiter in 1..=joining {
             assert_eq!(flights.join(key, waiter), Join::Joined);
         }
-        flights.land(key)
+        flights.complete(key)
     });
 }

@@ -2,10 +2,21 @@
 //! the remembered answers could be wrong is then a measured figure and not a belief.
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
+use afterimage_core::{Answer, AnswerKind, Computed, Failure, Reply, Rows, Sink};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::splitmix::{STEP, mix};
+use bytes::Bytes;
+
+use crate::flight::Arrival;
+use crate::key::RowHash;
+use crate::memo::Inner;
+use crate::models::Space;
+use crate::sync;
+use crate::upstream::Call;
 
 /// Audits under way at once: enough to keep a sample going, too few to be in anybody's way.
 const MAX_UNDER_WAY: usize = 4;
@@ -143,6 +154,68 @@ fn ln_factorial(x: f64) -> f64 {
     (z - 0.5) * z.ln() - z + 0.5 * std::f64::consts::TAU.ln() + 1.0 / (12.0 * z)
         - 1.0 / (360.0 * z.powi(3))
         + 1.0 / (1260.0 * z.powi(5))
+}
+
+/// The receiver of an audit's answer.
+struct Question {
+    inner: Arc<Inner>,
+    space: Arc<Space>,
+    hash: RowHash,
+    request_id: u64,
+    /// The answer that was stored, and given.
+    stored: Answer,
+    ttl: Option<Duration>,
+}
+
+impl Inner {
+    /// Asks the upstream about a hit again, if it has nothing else to do.
+    #[cold]
+    pub(crate) fn audit_hit(
+        self: &Arc<Self>,
+        audit: &Audit,
+        arrival: &Arrival<'_>,
+        hash: RowHash,
+        stored: Answer,
+        row: Bytes,
+    ) {
+        if !audit.begin(|| arrival.entry.upstream.is_idle()) {
+            return;
+        }
+        let (inner, space) = (Arc::clone(self), Arc::clone(arrival.space));
+        let (model, client, ttl) = (Arc::clone(&space.model), arrival.client, arrival.ttl);
+        let request_id = 0;
+        let question = Question { inner, space, hash, request_id, stored, ttl };
+        let reply = Reply::new(Arc::new(question), 0);
+        let rows = Rows::from_elem(row, 1);
+        arrival.entry.upstream.compute(vec![Call { rows, model, client, request_id, reply }]);
+    }
+}
+
+impl Sink<Result<Computed, Failure>> for Question {
+    fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
+        let Question { inner, space, hash, request_id, stored, ttl } = self;
+        let Some(audit) = &inner.audit else { return };
+        // Another model's answer says nothing about this one's.
+        let answer = match outcome {
+            Ok(Computed { model, mut answers }) if *model == *space.model => answers.pop(),
+            _ => None,
+        };
+        let answer = answer.filter(|answer| match answer {
+            Answer::Label(label) => u32::from(*label) < space.model.classes(),
+            Answer::Bytes(_) => space.model.answers == AnswerKind::Bytes,
+        });
+        let Some(answer) = answer else { return audit.end(None) };
+        let agreed = answer == *stored;
+        if !agreed {
+            let key = format_args!("{:016x}", hash.store_key());
+            tracing::error!(
+                id = request_id, %key, stored = ?stored.label(), computed = ?answer.label(),
+                "a stored answer is not the model's: it is replaced"
+            );
+            inner.store(space, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
+        }
+        audit.end(Some(agreed));
+    }
 }
 
 #[cfg(test)]

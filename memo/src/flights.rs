@@ -1,8 +1,8 @@
-//! Calls under way, and who waits for each: any number of identical requests make one call.
+//! Calls in flight, and the waiters that share each: any number of equal rows make one call.
 
 use std::collections::hash_map::Entry;
-use std::mem;
 use std::sync::PoisonError;
+use std::{fmt, mem};
 
 use fxhash::FxHashMap;
 use smallvec::{SmallVec, smallvec};
@@ -13,16 +13,17 @@ use crate::sync::{AtomicUsize, Mutex, MutexGuard, Ordering};
 /// check has two, so that threads meet in one and pass each other in two.
 const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
 
-/// Those on a flight, the first one first. Most flights have one.
+/// The waiters of a flight, the first one first. Most flights have one.
 pub type Waiters<W> = SmallVec<[W; 1]>;
 
-/// The flights of some keys, and who is on each.
+/// The flights of some keys, and the waiters of each.
 type Shard<W> = FxHashMap<u128, Waiters<W>>;
 
-/// The calls under way, each by the 128-bit hash of its image, with a cap on all who wait.
+/// The calls in flight, each by the 128-bit hash of its row, with a limit on all waiters.
 ///
-/// A flight begins with the first to [`join`](Flights::join) under a key and ends with
-/// [`land`](Flights::land). Whoever joins in between is handed out by that `land` and by no other.
+/// A flight begins with the first waiter that [joins](Flights::join) under a key, and ends with
+/// [`complete`](Flights::complete). A waiter that joins in between is returned by that `complete`,
+/// and by no other.
 #[derive(Debug)]
 pub struct Flights<W> {
     shards: Box<[Mutex<Shard<W>>]>,
@@ -30,26 +31,54 @@ pub struct Flights<W> {
     max_waiting: usize,
 }
 
-/// What became of a request to join.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Join<W> {
-    /// The first under this key: whoever asked now owes the call and the `land`.
-    First,
-    /// There is a call under way; its `land` will hand the waiter out.
+/// The result of joining.
+#[derive(Debug)]
+pub enum Join<'a, W> {
+    /// The first waiter under this key. The permit is the duty to make the call.
+    First(Permit<'a, W>),
+    /// A call is in flight; its completion returns the waiter.
     Joined,
-    /// Too many wait already.
+    /// Too many waiters already.
     Full(W),
 }
 
+/// The duty to complete a flight. Dropping it ends the flight and drops its waiters.
+#[must_use = "dropping the permit ends the flight"]
+pub struct Permit<'a, W> {
+    flights: &'a Flights<W>,
+    key: u128,
+}
+
+impl<W> Permit<'_, W> {
+    /// Hands the duty on: from now on the caller completes the flight by its key.
+    pub fn transfer(self) -> u128 {
+        let key = self.key;
+        mem::forget(self);
+        key
+    }
+}
+
+impl<W> Drop for Permit<'_, W> {
+    fn drop(&mut self) {
+        drop(self.flights.complete(self.key));
+    }
+}
+
+impl<W> fmt::Debug for Permit<'_, W> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
 impl<W> Flights<W> {
-    /// A table in which at most `max_waiting` wait.
+    /// A table with at most `max_waiting` waiters.
     pub fn new(max_waiting: usize) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect();
         Flights { shards, waiting: AtomicUsize::new(0), max_waiting }
     }
 
     /// Joins the flight under `key`, or begins it.
-    pub fn join(&self, key: u128, waiter: W) -> Join<W> {
+    pub fn join(&self, key: u128, waiter: W) -> Join<'_, W> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.max_waiting {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Join::Full(waiter);
@@ -61,31 +90,30 @@ impl<W> Flights<W> {
             }
             Entry::Vacant(entry) => {
                 entry.insert(smallvec![waiter]);
-                Join::First
+                Join::First(Permit { flights: self, key })
             }
         }
     }
 
-    /// Ends the flight under `key` and hands out all who waited, the first one first.
-    pub fn land(&self, key: u128) -> Waiters<W> {
+    /// Ends the flight under `key` and returns its waiters, the first one first.
+    pub fn complete(&self, key: u128) -> Waiters<W> {
         let waiters = self.shard(key).remove(&key).unwrap_or_default();
         self.waiting.fetch_sub(waiters.len(), Ordering::Relaxed);
         waiters
     }
 
-    /// Ends the flight under `key` and hands out all who waited, unless `stays` gives a reason,
-    /// looking at them, why it should go on; then that comes back. A key without a flight is
-    /// one that ended.
+    /// Ends the flight under `key`, unless `goes_on` returns a reason, given its waiters. A key
+    /// without a flight is one that ended.
     ///
     /// # Errors
-    /// Those who waited, when the flight has ended.
-    pub fn land_unless<R>(
+    /// The waiters, when the flight has ended.
+    pub fn complete_unless<R>(
         &self,
         key: u128,
-        stays: impl FnOnce(&[W]) -> Option<R>,
+        goes_on: impl FnOnce(&[W]) -> Option<R>,
     ) -> Result<R, Waiters<W>> {
         let mut shard = self.shard(key);
-        if let Some(reason) = shard.get(&key).and_then(|waiters| stays(waiters)) {
+        if let Some(reason) = shard.get(&key).and_then(|waiters| goes_on(waiters)) {
             return Ok(reason);
         }
         let waiters = shard.remove(&key).unwrap_or_default();
@@ -93,8 +121,9 @@ impl<W> Flights<W> {
         Err(waiters)
     }
 
-    /// Takes those off their flights of whom `leaves` says so. The flights go on, if need be empty.
-    pub fn disembark(&self, mut leaves: impl FnMut(&W) -> bool) -> Vec<W> {
+    /// Removes the waiters for which `leaves` returns true. Their flights go on, also without
+    /// waiters.
+    pub fn remove_if(&self, mut leaves: impl FnMut(&W) -> bool) -> Vec<W> {
         let mut gone = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,73 +169,99 @@ impl<W> Flights<W> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;
 
+    /// Joins, and says whether that began a flight; its completion is the test's.
+    fn begins<W: fmt::Debug>(flights: &Flights<W>, key: u128, waiter: W) -> bool {
+        match flights.join(key, waiter) {
+            Join::First(permit) => permit.transfer() == key,
+            Join::Joined => false,
+            Join::Full(waiter) => panic!("{waiter:?} was refused"),
+        }
+    }
+
     #[test]
-    fn the_first_owes_the_call_and_the_rest_join_it() {
+    fn the_first_waiter_begins_the_flight_and_the_rest_join() {
         let flights = Flights::new(10);
-        assert_eq!(flights.join(1, 'a'), Join::First);
-        assert_eq!(flights.join(1, 'b'), Join::Joined);
-        assert_eq!(flights.join(2, 'c'), Join::First);
-        assert_eq!(flights.land(1).as_slice(), ['a', 'b']);
-        assert!(flights.land(1).is_empty());
-        assert_eq!(flights.join(1, 'd'), Join::First);
+        assert!(begins(&flights, 1, 'a'));
+        assert!(!begins(&flights, 1, 'b'));
+        assert!(begins(&flights, 2, 'c'));
+        assert_eq!(flights.complete(1).as_slice(), ['a', 'b']);
+        assert!(flights.complete(1).is_empty());
+        assert!(begins(&flights, 1, 'd'));
         assert_eq!(flights.waiting(), 2);
     }
 
     #[test]
-    fn past_the_cap_the_waiter_comes_back_and_room_returns_with_a_landing() {
+    fn a_waiter_above_the_limit_comes_back() {
         let flights = Flights::new(2);
-        flights.join(1, 'a');
-        flights.join(1, 'b');
-        assert_eq!(flights.join(1, 'c'), Join::Full('c'));
-        assert_eq!(flights.join(2, 'd'), Join::Full('d'));
-        flights.land(1);
-        assert_eq!(flights.join(2, 'd'), Join::First);
+        begins(&flights, 1, 'a');
+        begins(&flights, 1, 'b');
+        assert!(matches!(flights.join(1, 'c'), Join::Full('c')));
+        assert!(matches!(flights.join(2, 'd'), Join::Full('d')));
+        flights.complete(1);
+        assert!(begins(&flights, 2, 'd'));
     }
 
     #[test]
-    fn who_disembarks_is_handed_out_and_the_flight_goes_on_without_him() {
+    fn a_dropped_permit_ends_its_flight_and_drops_the_waiters() {
+        let (flights, alive) = (Flights::new(10), Arc::new(()));
+        let Join::First(permit) = flights.join(1, Arc::clone(&alive)) else { panic!("first") };
+        assert!(!begins(&flights, 1, Arc::clone(&alive)));
+        drop(permit);
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            let _permit = flights.join(2, Arc::clone(&alive));
+            panic!("planned");
+        }));
+        assert!(unwound.is_err());
+        assert_eq!((flights.waiting(), flights.under_way()), (0, 0));
+        assert_eq!(Arc::strong_count(&alive), 1, "no waiter is kept");
+    }
+
+    #[test]
+    fn a_flight_goes_on_without_the_waiters_that_leave() {
         let flights = Flights::new(10);
-        flights.join(1, 'a');
-        flights.join(1, 'b');
-        flights.join(2, 'a');
-        assert_eq!(flights.disembark(|&waiter| waiter == 'a'), ['a', 'a']);
+        begins(&flights, 1, 'a');
+        begins(&flights, 1, 'b');
+        begins(&flights, 2, 'a');
+        assert_eq!(flights.remove_if(|&waiter| waiter == 'a'), ['a', 'a']);
         assert_eq!(flights.waiting(), 1);
-        assert_eq!(flights.join(2, 'c'), Join::Joined);
-        assert_eq!(flights.land(1).as_slice(), ['b']);
-        assert_eq!(flights.land(2).as_slice(), ['c']);
+        assert!(!begins(&flights, 2, 'c'));
+        assert_eq!(flights.complete(1).as_slice(), ['b']);
+        assert_eq!(flights.complete(2).as_slice(), ['c']);
         assert_eq!((flights.waiting(), flights.under_way()), (0, 0));
     }
 
     #[test]
-    fn a_flight_that_nobody_is_for_ends_and_the_next_one_under_its_key_is_another() {
+    fn a_flight_ends_when_no_waiter_gives_a_reason() {
         let flights = Flights::new(10);
-        flights.join(1, 'a');
-        assert_eq!(flights.land_unless(1, |waiters| waiters.first().copied()), Ok('a'));
-        assert_eq!(flights.land_unless(1, |_| None::<()>), Err(smallvec!['a']));
+        let first = |waiters: &[char]| waiters.first().copied();
+        begins(&flights, 1, 'a');
+        assert_eq!(flights.complete_unless(1, first), Ok('a'));
+        assert_eq!(flights.complete_unless(1, |_| None::<()>), Err(smallvec!['a']));
         assert_eq!(flights.waiting(), 0);
-        assert_eq!(flights.join(1, 'b'), Join::First);
-        flights.disembark(|_| true);
-        assert_eq!(flights.land_unless(1, |waiters| waiters.first().copied()), Err(smallvec![]));
-        assert_eq!(flights.join(1, 'c'), Join::First);
+        assert!(begins(&flights, 1, 'b'));
+        flights.remove_if(|_| true);
+        assert_eq!(flights.complete_unless(1, first), Err(smallvec![]));
+        assert!(begins(&flights, 1, 'c'));
     }
 
     #[test]
-    fn whoever_joins_from_whatever_thread_is_handed_out_once() {
+    fn each_waiter_is_returned_once_whatever_the_threads() {
         let flights = Arc::new(Flights::new(usize::MAX));
         let threads: Vec<_> = (0..4)
             .map(|thread| {
                 let flights = Arc::clone(&flights);
                 std::thread::spawn(move || {
-                    let mut landed = Vec::new();
+                    let mut completed = Vec::new();
                     for i in 0..10_000u32 {
-                        if flights.join(u128::from(i % 3), (thread, i)) == Join::First {
+                        if begins(&flights, u128::from(i % 3), (thread, i)) {
                             std::thread::yield_now();
-                            landed.extend(flights.land(u128::from(i % 3)));
+                            completed.extend(flights.complete(u128::from(i % 3)));
                         }
                     }
-                    landed
+                    completed
                 })
             })
             .collect();

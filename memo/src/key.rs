@@ -1,42 +1,49 @@
-//! Which entry of a store belongs to an image, and how an entry proves that it does.
+//! Keys and seals: which entry of a store belongs to a row, and how an entry proves it.
 //!
-//! Whoever can choose images must not be able to find two with one key, and whoever can write into
-//! the store must not be able to make the memo say a wrong label. Both rest on a secret:
+//! A client that chooses rows must not find two with one key. An attacker with write access to the
+//! store must not make the memo give a wrong answer. Both rest on a secret:
 //!
-//! * The **hash** of an image is HighwayHash-256 (Alakuijala, Cox, Wassenberg: "Fast keyed
-//!   hash/pseudo-random function using SIMD multiply and permute", arXiv:1612.06257) under a key
-//!   that is itself derived from the secret by the same function over a domain tag, the model's
-//!   digest and the input's shape, each with its length before it. So the hash depends on secret,
-//!   model, shape and image, and the model costs nothing per request.
-//! * Its first 64 bits are the **key** in the store. They are no secret. The first 128 tell images
-//!   apart within the memo. The rest never leaves it.
-//! * The **value** is `tag << 16 | label`. The 48-bit tag is a one-time authenticator (Wegman and
-//!   Carter, "New hash functions and their use in authentication and set equality", JCSS 22, 1981)
-//!   whose one-time key are the hash's last two words, `a` and `b`: the upper 48 bits of `a · label
-//!   + b` modulo 2⁶⁴, which for labels of 16 bits is a strongly universal function (Dietzfelbinger,
-//!   "Universal hashing and k-wise independent random variables via integer arithmetic without
-//!   primes", STACS 1996: 64 ≥ 16 + 48 − 1). Whoever has seen the value of one label makes that of
-//!   another, of another key or of another model with probability 2⁻⁴⁸. Should a classifier give
-//!   one image two labels, then who has seen both values may come to know `a` and `b`: of this
-//!   image, and of no other.
+//! * The **hash** of a row is HighwayHash-256 (Alakuijala, Cox, Wassenberg: "Fast keyed
+//!   hash/pseudo-random function using SIMD multiply and permute", arXiv:1612.06257). Its key is
+//!   derived from the secret by the same function over a domain tag, the model's digest, the
+//!   input's shape and the epoch, each with its length before it. So the hash depends on secret,
+//!   model, epoch and row, and the model costs nothing per request.
+//! * Its first 64 bits are the **key** in a store of labels, its first 128 bits the key in a store
+//!   of bytes. They are no secret. The rest never leaves the memo.
+//! * The stored value of a **label** is `tag << 16 | label`. The 48-bit tag is a one-time
+//!   authenticator (Wegman and Carter, "New hash functions and their use in authentication and set
+//!   equality", JCSS 22, 1981). Its one-time key is the hash's last two words, `a` and `b`: the
+//!   upper 48 bits of `a · label + b` modulo 2⁶⁴, which for labels of 16 bits is a strongly
+//!   universal function (Dietzfelbinger, "Universal hashing and k-wise independent random variables
+//!   via integer arithmetic without primes", STACS 1996: 64 ≥ 16 + 48 − 1). An attacker who knows
+//!   the value of one label forges that of another label, key or model with probability 2⁻⁴⁸. A
+//!   model that gives one row two labels reveals `a` and `b` of this row to an attacker who sees
+//!   both values, and of no other row.
+//! * The stored value of **bytes** is the answer and a 128-bit MAC: HighwayHash-128, under a second
+//!   derived key, of the row's whole hash and the answer. A forgery succeeds with probability 2⁻¹²⁸
+//!   as far as HighwayHash is a pseudo-random function.
 
 use std::fmt;
+use std::sync::Arc;
 
-use afterimage_wire::proto::Shape;
+use afterimage_core::ModelId;
+use bytes::Bytes;
 use highway::{HighwayHash, HighwayHasher, Key};
+use subtle::ConstantTimeEq;
 
 /// Bytes of a secret.
 pub const SECRET_LEN: usize = 32;
 
-/// Bits of a value that hold the label; the rest is the tag.
+/// Bits of a stored label that hold the label; the rest is the tag.
 const LABEL_BITS: u32 = 16;
 
-/// Classes that a label can tell apart.
-pub const MAX_CLASSES: u32 = 1 << LABEL_BITS;
+/// Bytes of the MAC behind stored bytes.
+pub const MAC_LEN: usize = 16;
 
-/// What the image key is derived from, before the model: changed with anything that changes values,
-/// so that memos of different builds do not believe each other rather than misunderstand.
+/// Domains that keys are derived in. A change of anything that changes stored values changes the
+/// domain, so that memos of different builds miss each other's entries and do not misread them.
 const KEY_DOMAIN: &[u8] = b"afterimage key v2";
+const SEAL_DOMAIN: &[u8] = b"afterimage seal v1";
 
 /// What the hashes of a memo depend on. Memos that share a store share it. Never printed.
 #[derive(Clone)]
@@ -106,48 +113,18 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Which model gives the answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelId {
-    /// The model's digest, as its `Welcome` says.
-    pub digest: [u8; 32],
-    /// The input that it takes.
-    pub shape: Shape,
-    /// How many classes it tells apart: 1 to [`MAX_CLASSES`].
-    pub classes: u32,
-}
-
-impl ModelId {
-    /// Why answers of this model cannot be remembered; `None` when they can.
-    pub fn objection(&self) -> Option<String> {
-        if self.digest == [0; 32] {
-            return Some("the classifier does not say which model it has".into());
-        }
-        if self.shape.byte_len().is_none_or(|len| len == 0) {
-            return Some("the classifier does not say which input it takes".into());
-        }
-        if !(1..=MAX_CLASSES).contains(&self.classes) {
-            let classes = self.classes;
-            return Some(format!(
-                "the model has {classes} classes; 1 to {MAX_CLASSES} are allowed"
-            ));
-        }
-        None
-    }
-}
-
-/// The hash of one image under one model.
+/// The hash of one row under one model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ImageHash([u64; 4]);
+pub struct RowHash([u64; 4]);
 
-impl ImageHash {
-    /// The key in the store.
+impl RowHash {
+    /// The key in a store of labels.
     #[inline]
-    pub fn cache_key(self) -> u64 {
+    pub fn store_key(self) -> u64 {
         self.0[0]
     }
 
-    /// 128 bits that tell images apart within the memo.
+    /// 128 bits that tell rows apart: the key of flights and of stores of bytes.
     #[inline]
     pub fn identity(self) -> u128 {
         u128::from(self.0[1]) << 64 | u128::from(self.0[0])
@@ -161,65 +138,103 @@ impl ImageHash {
     }
 }
 
-/// Keys and seals for the answers of one model.
+/// The value of a label that was taken back. No row has it as its sealed label, except with a
+/// probability of 2⁻⁴⁸.
+pub const FORGOTTEN: i64 = 0;
+
+/// Keys and seals for the answers of one model in one epoch.
 pub struct KeySpace {
-    model: ModelId,
-    image_len: usize,
-    /// Under the model's key, with nothing hashed yet. To copy it is cheaper than to begin anew,
-    /// which asks the CPU what it can each time.
+    model: Arc<ModelId>,
+    input_len: Option<usize>,
+    /// Under the model's key, with nothing hashed yet. A copy is cheaper than a new one, which
+    /// detects the features of the CPU each time.
     hasher: HighwayHasher,
+    /// The same for the seals of bytes.
+    sealer: HighwayHasher,
 }
 
 impl KeySpace {
-    /// The keys of `model` under `secret`.
+    /// The keys of `model` under `secret` in `epoch`. A model's answers of an earlier epoch are
+    /// not found any more.
     ///
     /// # Errors
     /// [`ModelId::objection`], when there is one.
-    pub fn new(secret: &Secret, model: ModelId) -> Result<Self, String> {
+    pub fn new(secret: &Secret, model: Arc<ModelId>, epoch: u64) -> Result<Self, String> {
         if let Some(objection) = model.objection() {
             return Err(objection);
         }
         let mut shape = Vec::new();
-        for dim in model.shape.dims() {
+        for dim in model.input.iter().flat_map(|shape| shape.dims()) {
             shape.extend_from_slice(&dim.to_le_bytes());
         }
-        let image_key = Key(derive(secret, &[KEY_DOMAIN, &model.digest, &shape]).finalize256());
-        let image_len = model.shape.byte_len().expect("`objection` looks at the shape");
-        Ok(KeySpace { model, image_len, hasher: HighwayHasher::new(image_key) })
+        let epoch = epoch.to_le_bytes();
+        let parts = [&model.digest[..], &shape, &epoch];
+        // Epoch 0 is left out: stores that were filled before there were epochs stay valid.
+        let parts = if epoch == [0; 8] { &parts[..2] } else { &parts };
+        let row_key = Key(derive(secret, KEY_DOMAIN, parts).finalize256());
+        let seal_key = Key(derive(secret, SEAL_DOMAIN, parts).finalize256());
+        let (hasher, sealer) = (HighwayHasher::new(row_key), HighwayHasher::new(seal_key));
+        Ok(KeySpace { input_len: model.input_len(), model, hasher, sealer })
     }
 
     /// The model that these keys belong to.
-    pub fn model(&self) -> &ModelId {
+    pub fn model(&self) -> &Arc<ModelId> {
         &self.model
     }
 
-    /// Bytes that an image must have.
+    /// Bytes that a row must have, if the model declares it.
     #[inline]
-    pub fn image_len(&self) -> usize {
-        self.image_len
+    pub fn input_len(&self) -> Option<usize> {
+        self.input_len
     }
 
-    /// The hash of an image of [`image_len`](Self::image_len) bytes.
+    /// The hash of a row.
     #[inline]
-    pub fn hash(&self, image: &[u8]) -> ImageHash {
-        ImageHash(self.hasher.clone().hash256(image))
+    pub fn hash(&self, row: &[u8]) -> RowHash {
+        RowHash(self.hasher.clone().hash256(row))
     }
 
-    /// The value to store for an image with this label, which should be one of the model's.
-    pub fn seal(&self, hash: ImageHash, label: u16) -> i64 {
+    /// The value to store for a row with this label, which should be one of the model's.
+    pub fn seal(&self, hash: RowHash, label: u16) -> i64 {
         (hash.tag(label) | u64::from(label)).cast_signed()
     }
 
     /// The label in a stored value; `None` when the value was not made by [`seal`](Self::seal) for
-    /// this image, this model and this secret, or the model has no such label.
+    /// this row, this model and this secret, or the model has no such label.
     #[inline]
-    pub fn open(&self, hash: ImageHash, value: i64) -> Option<u16> {
+    pub fn open(&self, hash: RowHash, value: i64) -> Option<u16> {
         let value = value.cast_unsigned();
         let label = value as u16;
-        if u32::from(label) >= self.model.classes {
+        if u32::from(label) >= self.model.classes() {
             return None;
         }
         (hash.tag(label) | u64::from(label) == value).then_some(label)
+    }
+
+    /// The value to store for a row with this answer: the answer, then its MAC.
+    pub fn seal_bytes(&self, hash: RowHash, answer: &[u8]) -> Bytes {
+        let mut sealed = Vec::with_capacity(answer.len() + MAC_LEN);
+        sealed.extend_from_slice(answer);
+        sealed.extend_from_slice(&self.mac(hash, answer));
+        sealed.into()
+    }
+
+    /// The answer in a stored value, without a copy; `None` when the value was not made by
+    /// [`seal_bytes`](Self::seal_bytes) for this row, this model and this secret.
+    pub fn open_bytes(&self, hash: RowHash, sealed: &Bytes) -> Option<Bytes> {
+        let len = sealed.len().checked_sub(MAC_LEN)?;
+        let (answer, mac) = sealed.split_at(len);
+        bool::from(self.mac(hash, answer).ct_eq(mac)).then(|| sealed.slice(..len))
+    }
+
+    fn mac(&self, hash: RowHash, answer: &[u8]) -> [u8; MAC_LEN] {
+        let mut sealer = self.sealer.clone();
+        for word in hash.0 {
+            sealer.append(&word.to_le_bytes());
+        }
+        sealer.append(answer);
+        let [low, high] = sealer.finalize128();
+        (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
     }
 }
 
@@ -230,9 +245,9 @@ impl fmt::Debug for KeySpace {
 }
 
 /// A hash over parts, each with its length before it.
-fn derive(secret: &Secret, parts: &[&[u8]]) -> HighwayHasher {
+fn derive(secret: &Secret, domain: &[u8], parts: &[&[u8]]) -> HighwayHasher {
     let mut hasher = HighwayHasher::new(secret.key());
-    for part in parts {
+    for part in [domain].iter().chain(parts) {
         hasher.append(&(part.len() as u64).to_le_bytes());
         hasher.append(part);
     }
@@ -241,15 +256,18 @@ fn derive(secret: &Secret, parts: &[&[u8]]) -> HighwayHasher {
 
 #[cfg(test)]
 mod tests {
+    use afterimage_core::Shape;
+    use afterimage_core::model::{AnswerKind, MAX_CLASSES};
+
     use super::*;
     use proptest::prelude::*;
 
     fn model(digest: u8, dims: &[u32]) -> ModelId {
-        ModelId { digest: [digest; 32], shape: Shape::new(dims).unwrap(), classes: 10 }
+        ModelId::labels([digest; 32], Shape::new(dims), 10)
     }
 
     fn space(secret: u8, digest: u8, dims: &[u32]) -> KeySpace {
-        KeySpace::new(&Secret::new([secret; 32]), model(digest, dims)).unwrap()
+        KeySpace::new(&Secret::new([secret; 32]), Arc::new(model(digest, dims)), 0).unwrap()
     }
 
     #[test]
@@ -273,15 +291,15 @@ mod tests {
     #[test]
     fn two_images_with_one_cache_key_do_not_get_each_others_label() {
         let home = space(1, 1, &[4]);
-        let a = ImageHash([7, 0, 9, 1 << 20]);
-        let b = ImageHash([7, 0, 9, 1 << 21]);
+        let a = RowHash([7, 0, 9, 1 << 20]);
+        let b = RowHash([7, 0, 9, 1 << 21]);
         assert_eq!(home.open(b, home.seal(a, 3)), None);
     }
 
     #[test]
     fn images_with_one_store_key_have_flights_of_their_own() {
-        let (a, b) = (ImageHash([7, 1, 0, 0]), ImageHash([7, 2, 0, 0]));
-        assert_eq!(a.cache_key(), b.cache_key());
+        let (a, b) = (RowHash([7, 1, 0, 0]), RowHash([7, 2, 0, 0]));
+        assert_eq!(a.store_key(), b.store_key());
         assert_ne!(a.identity(), b.identity());
     }
 
@@ -314,19 +332,54 @@ mod tests {
     const PINNED_VALUE: i64 = 2_935_715_307_423_727_619;
 
     #[test]
-    fn models_that_cannot_be_remembered_are_refused() {
+    fn models_without_a_usable_identity_are_refused() {
         let secret = Secret::new([0; 32]);
+        let keys = |model| KeySpace::new(&secret, Arc::new(model), 0);
         let good = model(1, &[28, 28]);
+        let classes = |classes| AnswerKind::Label { classes };
         for bad in [
             ModelId { digest: [0; 32], ..good.clone() },
-            ModelId { shape: Shape::default(), ..good.clone() },
-            ModelId { shape: Shape::new(&[0]).unwrap(), ..good.clone() },
-            ModelId { classes: 0, ..good.clone() },
-            ModelId { classes: MAX_CLASSES + 1, ..good.clone() },
+            ModelId { input: Shape::new(&[0]), ..good.clone() },
+            ModelId { answers: classes(0), ..good.clone() },
+            ModelId { answers: classes(MAX_CLASSES + 1), ..good.clone() },
         ] {
-            assert!(KeySpace::new(&secret, bad).is_err());
+            assert!(keys(bad).is_err());
         }
-        assert!(KeySpace::new(&secret, ModelId { classes: MAX_CLASSES, ..good }).is_ok());
+        assert!(keys(ModelId { answers: classes(MAX_CLASSES), ..good.clone() }).is_ok());
+        assert!(keys(ModelId { input: None, ..good }).is_ok(), "inputs of any length");
+    }
+
+    #[test]
+    fn an_epoch_is_a_key_space_of_its_own() {
+        let secret = Secret::new([1; 32]);
+        let keys = |epoch| KeySpace::new(&secret, Arc::new(model(1, &[4])), epoch).unwrap();
+        let (before, after) = (keys(0), keys(1));
+        assert_ne!(before.hash(b"abcd"), after.hash(b"abcd"));
+        let value = before.seal(before.hash(b"abcd"), 3);
+        assert_eq!(after.open(after.hash(b"abcd"), value), None);
+    }
+
+    #[test]
+    fn sealed_bytes_open_for_their_row_model_and_secret_only() {
+        let home = space(1, 1, &[4]);
+        let hash = home.hash(b"abcd");
+        for answer in [&b""[..], b"7", &[9; 1000]] {
+            let sealed = home.seal_bytes(hash, answer);
+            assert_eq!(home.open_bytes(hash, &sealed).as_deref(), Some(answer));
+            assert_eq!(home.open_bytes(home.hash(b"abce"), &sealed), None);
+            for other in [space(2, 1, &[4]), space(1, 2, &[4]), space(1, 1, &[2, 2])] {
+                assert_eq!(other.open_bytes(other.hash(b"abcd"), &sealed), None);
+                assert_eq!(other.open_bytes(hash, &sealed), None, "the MAC has a key of its own");
+            }
+            for at in 0..sealed.len() {
+                let mut changed = sealed.to_vec();
+                changed[at] ^= 1;
+                assert_eq!(home.open_bytes(hash, &changed.into()), None, "byte {at}");
+            }
+            let shorter = sealed.slice(..sealed.len() - 1);
+            assert_eq!(home.open_bytes(hash, &shorter), None);
+        }
+        assert_eq!(home.open_bytes(hash, &Bytes::from_static(&[0; MAC_LEN - 1])), None);
     }
 
     #[test]
@@ -350,15 +403,15 @@ mod tests {
         #[test]
         fn a_random_value_is_not_believed(value: i64, a: u64, b: u64) {
             let home = space(1, 1, &[4]);
-            prop_assert_eq!(home.open(ImageHash([0, 0, a, b]), value), None);
+            prop_assert_eq!(home.open(RowHash([0, 0, a, b]), value), None);
         }
 
         #[test]
         fn rejects_the_value_of_a_nearly_equal_hash(a: u64, b: u64, bit in 16u32..64, label in 0u16..10) {
             // The lowest sixteen bits of `b` are not in the tag.
             let home = space(1, 1, &[4]);
-            let value = home.seal(ImageHash([0, 0, a, b]), label);
-            prop_assert_eq!(home.open(ImageHash([0, 0, a, b ^ 1 << bit]), value), None);
+            let value = home.seal(RowHash([0, 0, a, b]), label);
+            prop_assert_eq!(home.open(RowHash([0, 0, a, b ^ 1 << bit]), value), None);
         }
 
         #[test]

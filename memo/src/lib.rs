@@ -1,13 +1,25 @@
-//! The memo: a service that answers repeated classifier requests from a store.
+//! The memo: it answers repeated requests to a model from a store.
 //!
-//! An input is bytes and an answer is an integer. A request passes these modules: [`service`]
-//! takes a batch, [`key`] hashes each input under the classifier's current model, and [`store`]
-//! looks the hash up. On a miss, [`flights`] makes one call for all equal inputs. The call goes to
-//! an [`upstream`] classifier, either in this process or behind a [`pool`] of endpoints.
-//! [`latency`] and the counters in [`service`] measure all of it.
+//! An input is a row of bytes; an answer is a label or bytes. [`Memo`] is the library: add models
+//! and [`ask`](Memo::ask). [`MemoService`] puts one model of a memo behind a TCP listener.
 //!
-//! A stored answer is used only if its seal proves that this model gave it for these bytes. The
-//! documentation of [`key`] describes the seal.
+//! The way of a miss:
+//!
+//! 1. A front end hands rows to the memo: [`Memo::submit`], or a batch of the TCP service.
+//! 2. [`key`] hashes each row under the model's present keys. `models` holds these keys and follows
+//!    the upstream's model.
+//! 3. `lookup` reads the store. A stored answer is used only if its seal proves that this model
+//!    gave it for these bytes. A hit is answered here.
+//! 4. A miss joins a flight ([`flights`]). The first waiter of a flight gets a permit, the duty to
+//!    make the call. Later equal rows only wait.
+//! 5. `flight` makes the call to the [`upstream`]: a model in this process, or a [`pool`] of
+//!    endpoints. Before costly work the upstream asks whether the answer is still wanted;
+//!    `deadlines` removes the waiters whose time is over.
+//! 6. The answer is checked against the model, sealed, and written to the store. Then the flight
+//!    completes and each waiter gets its reply.
+//!
+//! A [`Reply`](afterimage_core::Reply) owns each duty on this way, so that a panic or a dropped call
+//! ends in a failure and never in silence.
 //!
 //! A model check (`--cfg loom`) compiles the flights and what they need; tokio does not build
 //! there.
@@ -19,30 +31,35 @@ pub mod flights;
 pub mod single_task;
 mod sync;
 
-#[cfg(not(loom))]
-mod audit;
-#[cfg(not(loom))]
-pub mod breaker;
-#[cfg(not(loom))]
-mod bypass;
-#[cfg(not(loom))]
-pub mod key;
-#[cfg(not(loom))]
-pub mod latency;
-#[cfg(not(loom))]
-pub mod pool;
-#[cfg(not(loom))]
-pub mod service;
-#[cfg(not(loom))]
-pub mod store;
-#[cfg(not(loom))]
-pub mod upstream;
+macro_rules! outside_the_model_check {
+    ($($item:item)*) => { $(#[cfg(not(loom))] $item)* };
+}
 
-#[cfg(not(loom))]
-pub use key::{ModelId, Secret};
-#[cfg(not(loom))]
-pub use service::{MemoOptions, MemoService};
-#[cfg(not(loom))]
-pub use store::Store;
-#[cfg(not(loom))]
-pub use upstream::Classifier;
+outside_the_model_check! {
+    mod audit;
+    pub mod breaker;
+    mod bypass;
+    mod counters;
+    mod deadlines;
+    mod flight;
+    pub mod key;
+    pub mod latency;
+    mod lookup;
+    mod memo;
+    mod models;
+    pub mod pool;
+    mod request;
+    pub mod service;
+    pub mod store;
+    pub mod upstream;
+
+    #[doc(hidden)]
+    pub use deadlines::SWEEP_EVERY;
+    pub use key::Secret;
+    pub use memo::{Memo, MemoOptions};
+    pub use models::ModelOptions;
+    pub use request::{Directives, MAX_ROWS, Request};
+    pub use service::MemoService;
+    pub use store::Store;
+    pub use upstream::Upstream;
+}

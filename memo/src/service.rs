@@ -1,218 +1,149 @@
-//! The memo itself: what happens to a batch of images.
-//!
-//! With an embedded store the hits of a batch are answered where they were read; no task
-//! and no allocation stands between a request and its remembered answer. With a remote store,
-//! and on every miss, a request boards a flight.
-//!
-//! `lookup.rs` looks a batch up, `waiting.rs` keeps those who wait and their deadlines,
-//! `landing.rs` makes the calls and hands their answers out, `spaces.rs` knows whose answers they
-//! are.
+//! The memo behind a TCP listener: one of its models in a classifier's place.
 
-mod auditing;
-mod completion;
-mod counters;
-mod lookup;
-mod model_keys;
-mod waiting;
-
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
-use afterimage_wire::Status;
-use afterimage_wire::proto::{Role, stats::Stats};
-use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service, Watchers};
+use afterimage_core::{Failure, ModelId, Origin, RowReply, Status};
+use afterimage_wire::proto::message::Classification;
+use afterimage_wire::proto::{Role, Shape, stats::Stats};
+use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply, Watchers};
 
-use crate::audit::Audit;
-use crate::bypass::{Bypass, CallTime};
-use crate::flights::Flights;
-use crate::key::{ImageHash, ModelId, Secret};
-use crate::latency::Latencies;
-use crate::single_task::SingleTask;
+use crate::flight::{Arrival, Asker};
+use crate::lookup::{Front, Lookups};
+use crate::memo::{Memo, MemoOptions};
+use crate::models::{Entry, ModelOptions};
 use crate::store::Store;
 use crate::sync;
-use crate::upstream::Classifier;
-use counters::Counters;
-use lookup::Images;
-use model_keys::ModelKeys;
-use waiting::Waiter;
+use crate::upstream::Upstream;
 
-#[doc(hidden)]
-pub use waiting::SWEEP_EVERY;
-
-/// How much a memo takes on.
+/// One model of a memo as a service of the TCP protocol.
 #[derive(Clone, Debug)]
-pub struct MemoOptions {
-    /// What the keys and seals depend on; memos that share a store share it.
-    pub secret: Secret,
-    /// Requests that may wait for the store or the classifier; one more is `Overloaded`. The
-    /// default, 65,536, is a second's work of a classifier that takes 15 µs an image.
-    pub max_waiting: usize,
-    /// One of so many hits is asked about again when the classifier is idle; `None`, the default,
-    /// for none.
-    pub audit: Option<NonZeroU32>,
-    /// Stop looking in a store over the network while that takes more time than its hits save. Off
-    /// by default. A table in this process is always worth a look.
-    pub auto_bypass: bool,
+pub struct MemoService {
+    memo: Memo,
+    entry: Arc<Entry>,
 }
 
-impl MemoOptions {
-    /// The defaults, with this secret.
-    pub fn new(secret: Secret) -> Self {
-        MemoOptions { secret, max_waiting: 65_536, audit: None, auto_bypass: false }
-    }
-}
-
-/// A classifier that remembers.
-#[derive(Debug)]
-pub struct MemoService<C> {
-    shared: Arc<Shared<C>>,
-}
-
-#[derive(Debug)]
-struct Shared<C> {
-    store: Store,
-    classifier: C,
-    spaces: ModelKeys,
-    flights: Flights<Waiter>,
-    latencies: Latencies,
-    call_time: CallTime,
-    bypass: Option<Bypass>,
-    audit: Option<Audit>,
-    counters: Counters,
-    /// To search the flights for deadlines.
-    sweeping: SingleTask,
-}
-
-impl<C: Classifier> MemoService<C> {
-    /// A memo that looks in `store` and asks `classifier`.
-    pub fn new(store: Store, classifier: C, options: MemoOptions) -> Self {
-        let bypasses = options.auto_bypass && matches!(store, Store::Remote(_));
-        let seed = RandomState::new().build_hasher().finish();
-        let shared = Arc::new(Shared {
-            store,
-            classifier,
-            spaces: ModelKeys::new(options.secret),
-            flights: Flights::new(options.max_waiting),
-            latencies: Latencies::default(),
-            call_time: CallTime::default(),
-            bypass: bypasses.then(|| Bypass::new(sync::now())),
-            audit: options.audit.map(|every| Audit::new(every, seed)),
-            counters: Counters::default(),
-            sweeping: SingleTask::new(),
-        });
-        let weak = Arc::downgrade(&shared);
-        shared.classifier.on_change(Box::new(move || {
-            if let Some(shared) = weak.upgrade() {
-                shared.spaces.refresh(&shared.classifier);
-            }
-        }));
-        MemoService { shared }
+impl MemoService {
+    /// A memo for one model that answers with labels, as a service.
+    pub fn new(store: Store, upstream: impl Upstream, options: MemoOptions) -> Self {
+        let memo = Memo::new(store, None, options);
+        let models = &memo.inner.models;
+        let entry = models.add(String::new(), Box::new(upstream), ModelOptions::default());
+        MemoService { memo, entry }
     }
 
-    /// The number of waiting requests and the number of calls in flight.
+    /// The model of this name of `memo`, as a service.
+    ///
+    /// # Errors
+    /// When the memo has no such model.
+    pub fn of(memo: &Memo, model: &str) -> Result<Self, Failure> {
+        Ok(MemoService { memo: memo.clone(), entry: memo.inner.models.get(model)? })
+    }
+
+    /// The memo.
+    pub fn memo(&self) -> &Memo {
+        &self.memo
+    }
+
+    /// The number of waiters and the number of calls in flight.
     #[doc(hidden)]
     pub fn in_flight(&self) -> (usize, usize) {
-        (self.shared.flights.waiting(), self.shared.flights.under_way())
+        self.memo.in_flight()
     }
 }
 
-impl<C: Classifier> Service for MemoService<C> {
+/// What a `Welcome` says of a model.
+pub fn identity_of(role: Role, model: &ModelId) -> Identity {
+    let shape = model.input.clone().unwrap_or_else(Shape::default);
+    Identity { service: role, digest: model.digest, classes: model.classes(), shape }
+}
+
+impl Service for MemoService {
     fn identity(&self) -> Identity {
-        let Shared { spaces, classifier, .. } = &*self.shared;
-        let present = spaces.present().as_ref().map(|space| Arc::clone(&space.model));
-        match present.or_else(|| classifier.model()) {
+        let present = self.entry.keys.present().as_ref().map(|space| Arc::clone(&space.model));
+        match present.or_else(|| self.entry.upstream.model()) {
             None => Identity::without_model(Role::Memo),
-            Some(model) => Identity {
-                service: Role::Memo,
-                digest: model.digest,
-                classes: model.classes,
-                shape: model.shape.clone(),
-            },
+            Some(model) => identity_of(Role::Memo, &model),
         }
     }
 
     fn generation(&self) -> u64 {
-        self.shared.spaces.refresh(&self.shared.classifier)
+        self.entry.refresh()
     }
 
     fn watchers(&self) -> Option<&Watchers> {
-        Some(&self.shared.spaces.watchers)
+        Some(&self.entry.keys.watchers)
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
         let since = sync::now();
-        let shared = &self.shared;
-        // The client was told of a model; nothing else is looked up or computed for it.
-        let present = shared.spaces.present();
+        let (inner, entry) = (&self.memo.inner, &self.entry);
+        // The client was told of a model. It gets no answer of another one.
+        let present = entry.keys.present();
         let space = match &*present {
             Some(space) if space.generation == batch.generation() => space,
-            None if shared.spaces.generation() == batch.generation() => {
-                return shared.refuse(batch);
+            None if entry.keys.generation() == batch.generation() => {
+                let Failure { status, text } = entry.no_keys();
+                return (0..batch.requests().len()).for_each(|i| batch.error(i, status, &text));
             }
             _ => return batch.turn_away(),
         };
-        let requests = batch.requests();
-        let mut hashes = [ImageHash::default(); BATCH];
-        let mut images = Images::new();
-        for (i, request) in requests.iter().enumerate() {
-            match request.op {
-                Op::Classify { image } if image.len() == space.keys.image_len() => {
-                    hashes[i] = space.keys.hash(image);
-                    images.push((i, image));
-                }
-                Op::Classify { image } => {
-                    shared.counters.bad_images.fetch_add(1, Relaxed);
-                    batch.error(i, Status::BadArgument, &wrong_size(image, &space.model));
-                }
-                _ => batch.error(i, Status::Unsupported, "this is a memo; it takes images only"),
+        let mut rows = Lookups::new();
+        for (i, request) in batch.requests().iter().enumerate() {
+            let Op::Classify { image } = request.op else {
+                batch.error(i, Status::Unsupported, "this is a memo; it takes ClassifyReq only");
+                continue;
+            };
+            if space.keys.input_len().is_some_and(|expected| image.len() != expected) {
+                inner.counters.bad_inputs.fetch_add(1, Relaxed);
+                batch.error(i, Status::BadArgument, &wrong_size(image, &space.model));
+                continue;
             }
+            rows.push((i, space.keys.hash(image), image));
         }
-        match &shared.store {
-            Store::Embedded(table, _) => {
-                shared.look_here(batch, table, space, &hashes, images, since)
-            }
-            Store::Remote(remote) => {
-                shared.look_there(batch, remote, space, &hashes, images, since)
-            }
-        }
+        let client = batch.client();
+        let stores = entry.options.stored;
+        let arrival = Arrival { entry, space, since, client, stores, ttl: None };
+        let begun = inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores);
+        inner.call(entry, begun, since);
     }
 
     fn stats(&self, stats: &mut Stats) {
-        let shared = &self.shared;
-        shared.counters.stats(stats);
-        stats.counter("models_met", shared.spaces.met());
-        stats.gauge("waiting", shared.flights.waiting() as u64);
-        shared.latencies.stats(stats);
-        if let Some(audit) = &shared.audit {
-            audit.stats(stats);
-        }
-        if let Some(bypass) = &shared.bypass {
-            stats.text("auto_bypass", if bypass.is_active() { "bypassing" } else { "looking" });
-            stats.counter("auto_bypassed", bypass.bypassed());
-        }
-        shared.store.stats(stats);
-        shared.classifier.stats(stats);
+        self.memo.stats(stats);
     }
 
-    fn snapshot(&self, later: Later) {
-        self.shared.store.snapshot(later);
+    fn snapshot(&self, reply: SnapshotReply) {
+        self.memo.inner.labels.snapshot(reply);
     }
 }
 
-impl<C: Classifier> Shared<C> {
-    /// Answers a batch when there is no model whose answers could be remembered.
-    fn refuse(&self, batch: &mut Batch<'_>) {
-        let text = self.spaces.why_none(&self.classifier);
-        for i in 0..batch.requests().len() {
-            batch.error(i, Status::UpstreamCrashed, &text);
-        }
+/// A batch of a connection.
+struct Connection<'a, 'b>(&'a mut Batch<'b>);
+
+impl Front for Connection<'_, '_> {
+    fn asker(&self, i: usize, since: Instant) -> Asker {
+        let request = &self.0.requests()[i];
+        Asker { id: request.id, deadline: request.deadline(since) }
+    }
+
+    #[inline]
+    fn hit(&mut self, i: usize, label: u16) {
+        tracing::trace!(id = self.0.requests()[i].id, label, "a hit");
+        self.0.label(i, Classification { label, origin: Origin::Hit });
+    }
+
+    fn fail(&mut self, i: usize, failure: &Failure) {
+        self.0.error(i, failure.status, &failure.text);
+    }
+
+    fn reply(&mut self, i: usize) -> RowReply {
+        self.0.row_reply(i)
     }
 }
 
 fn wrong_size(image: &[u8], model: &ModelId) -> String {
-    let (len, shape) = (image.len(), &model.shape);
+    let (len, shape) = (image.len(), model.input.clone().unwrap_or_default());
     let expected = shape.byte_len().unwrap_or(0);
-    format!("the image is {len} bytes; the model takes {shape}, which is {expected} bytes")
+    format!("the input has {len} bytes; the model takes {shape}, which is {expected} bytes")
 }

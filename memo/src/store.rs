@@ -10,7 +10,8 @@ use std::time::Duration;
 use afterimage_cache::service::NO_SNAPSHOT;
 use afterimage_cache::{Hashed, KeeperHandle, Table};
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::Later;
+use afterimage_core::Failure;
+use afterimage_wire::server::SnapshotReply;
 use afterimage_wire::{Client, Status};
 
 pub use redis::{Redis, RedisError};
@@ -48,13 +49,15 @@ impl Store {
     }
 
     /// Writes a snapshot of the table in this process, if it has a place for one.
-    pub fn snapshot(&self, later: Later) {
+    pub fn snapshot(&self, reply: SnapshotReply) {
         match self {
-            Store::Embedded(_, Some(keeper)) => keeper.answer(later),
-            Store::Embedded(_, None) => later.error(Status::Unsupported, NO_SNAPSHOT),
+            Store::Embedded(_, Some(keeper)) => keeper.answer(reply),
+            Store::Embedded(_, None) => {
+                reply.send(Err(Failure::new(Status::Unsupported, NO_SNAPSHOT)));
+            }
             Store::Remote(_) => {
-                let text = "what this memo remembers is in a cache elsewhere: ask that one";
-                later.error(Status::Unsupported, text);
+                let text = "the answers of this memo are in a remote store: ask that one";
+                reply.send(Err(Failure::new(Status::Unsupported, text)));
             }
         }
     }

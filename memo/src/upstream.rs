@@ -1,55 +1,58 @@
-//! The classifiers that a memo can ask: one in its own process, or some across the network.
+//! Upstreams: what computes the answers that no store has.
+//!
+//! An upstream is a model in this process ([`Function`], or a type of your own that implements
+//! [`Upstream`]) or a [pool](crate::pool) of endpoints across the network.
 
-use std::fmt;
+mod function;
+
 use std::sync::Arc;
-use std::time::Instant;
 
-use afterimage_wire::Status;
+use afterimage_core::{ClientId, Computed, Failure, ModelId, Reply, Rows, gather};
 use afterimage_wire::proto::stats::Stats;
+use bytes::Bytes;
 
-use crate::key::ModelId;
-use crate::sync;
+pub use function::Function;
 
-/// Whoever computes what is not remembered.
-pub trait Classifier: Send + Sync + 'static {
-    /// The model that it answers with now, or did when it was last heard of; `None` before the
-    /// first time. Asked for every batch, so it is cheap, and the same model is the same `Arc`.
+/// Computes answers of one model.
+pub trait Upstream: Send + Sync + 'static {
+    /// The model that answers now, or that answered last; `None` before it is known. Called for
+    /// every batch of requests, so it must be cheap. An unchanged model is the same `Arc`.
     fn model(&self) -> Option<Arc<ModelId>>;
 
-    /// Has `tell` called whenever [`model`](Self::model) may have changed, so that whoever was told
-    /// of the old one hears of it at once. Without it the change is noticed with the next request.
-    fn on_change(&self, tell: OnChange) {
-        drop(tell);
+    /// Registers a function to call whenever [`model`](Self::model) may have changed. Without it, a
+    /// change is noticed with the next request.
+    fn on_change(&self, changed: OnChange) {
+        drop(changed);
     }
 
-    /// What keeps it from being reached, if anything is known to.
+    /// Why the upstream cannot be reached, if that is known.
     fn trouble(&self) -> Option<String> {
         None
     }
 
-    /// Whether it could classify an image now without letting any other wait.
+    /// Whether it could compute a row now without a delay for others. Audits run only then.
     fn is_idle(&self) -> bool {
         false
     }
 
-    /// Has each job's image classified. Returns at once; each [`Reply`] is spent later, or now when
-    /// it cannot be done at all.
-    fn classify(&self, jobs: Vec<Job>);
+    /// Computes the rows of each call, in batches as suits it. Returns at once; each reply is sent
+    /// later. An upstream that takes single rows uses [`Call::scatter`].
+    fn compute(&self, calls: Vec<Call>);
 
-    /// Adds what it counts to `stats`.
+    /// Adds counters to `stats`.
     fn stats(&self, stats: &mut Stats);
 }
 
-/// What a classifier calls when its model may have changed.
+/// A function that an upstream calls when its model may have changed.
 pub type OnChange = Box<dyn Fn() + Send + Sync>;
 
-impl<C: Classifier + ?Sized> Classifier for Box<C> {
+impl<U: Upstream + ?Sized> Upstream for Box<U> {
     fn model(&self) -> Option<Arc<ModelId>> {
         (**self).model()
     }
 
-    fn on_change(&self, tell: OnChange) {
-        (**self).on_change(tell);
+    fn on_change(&self, changed: OnChange) {
+        (**self).on_change(changed);
     }
 
     fn trouble(&self) -> Option<String> {
@@ -60,8 +63,8 @@ impl<C: Classifier + ?Sized> Classifier for Box<C> {
         (**self).is_idle()
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        (**self).classify(jobs);
+    fn compute(&self, calls: Vec<Call>) {
+        (**self).compute(calls);
     }
 
     fn stats(&self, stats: &mut Stats) {
@@ -69,166 +72,56 @@ impl<C: Classifier + ?Sized> Classifier for Box<C> {
     }
 }
 
-/// An image to classify, and who wants to know.
+/// Rows to compute in one go, and the reply that is owed for them.
 #[derive(Debug)]
-pub struct Job {
-    /// The image's bytes.
-    pub image: Box<[u8]>,
-    /// Where the answer goes.
-    pub reply: Reply,
-}
-
-/// An answer, and who gave it.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// The label. Not yet checked against the model's classes.
-    pub label: u16,
-    /// The model that gave it.
+pub struct Call {
+    /// The rows, at least one.
+    pub rows: Rows<Bytes>,
+    /// The model whose answers are wanted. Those of another model are refused.
     pub model: Arc<ModelId>,
+    /// The client that asked first, for fair queues.
+    pub client: ClientId,
+    /// The id of the request that asked first, for logs.
+    pub request_id: u64,
+    /// One answer for each row, in order. Before costly work, ask it whether it is still wanted.
+    pub reply: Reply<Result<Computed, Failure>>,
 }
 
-/// Why there is no answer.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{status}: {text}")]
-pub struct Failure {
-    /// What to tell the client.
-    pub status: Status,
-    /// The same for people.
-    pub text: String,
-}
-
-impl Failure {
-    /// The model is another one than the client was told of: on a new connection he hears of it.
-    pub(crate) fn model_changed() -> Self {
-        let text = "the model has changed on the way; ask again".into();
-        Failure { status: Status::ShuttingDown, text }
-    }
-}
-
-/// For how long an answer is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// Somebody waits without a limit.
-    Always,
-    /// Nobody waits longer than this; somebody who comes meanwhile may.
-    Until(Instant),
-    /// Nobody waits any more, and the call need not be made. Whoever comes from now on makes one of
-    /// his own.
-    NoMore,
-}
-
-/// Whoever owns a job: it is asked whether it still wants the answer, and is given it.
-pub trait Owner: Send {
-    /// Until when the answer is wanted. After [`Wanted::NoMore`], nothing more is called.
-    fn wanted(&self, now: Instant) -> Wanted {
-        let _ = now;
-        Wanted::Always
+impl Call {
+    /// Splits the call into one call for each row. The first failure fails the whole call.
+    pub fn scatter(self) -> impl Iterator<Item = Call> {
+        let Call { rows, model, client, request_id, reply } = self;
+        let of = Arc::clone(&model);
+        let combine = move |parts: Vec<Computed>| {
+            let answers = parts.into_iter().flat_map(|computed| computed.answers).collect();
+            Computed { model: of, answers }
+        };
+        let single = rows.len() == 1;
+        let (first, replies) = match single {
+            true => (Some(reply), None),
+            false => (None, Some(gather(rows.len(), reply, combine))),
+        };
+        let replies = first.into_iter().chain(replies.into_iter().flatten());
+        rows.into_iter().zip(replies).map(move |(row, reply)| {
+            let (rows, model) = (Rows::from_elem(row, 1), Arc::clone(&model));
+            Call { rows, model, client, request_id, reply }
+        })
     }
 
-    /// Whether the answer is wanted at all, as [`wanted`](Self::wanted) says it; perhaps at less
-    /// cost.
-    fn is_wanted(&self, now: Instant) -> bool {
-        self.wanted(now) != Wanted::NoMore
-    }
-
-    /// The model whose answer it shall be; `None` for any.
-    fn model(&self) -> Option<&Arc<ModelId>> {
-        None
-    }
-
-    /// The id of the request that came first, for logs.
-    fn request_id(&self) -> u64 {
-        0
-    }
-
-    /// Says that the answer is near, and perhaps those of others before it: to have memory brought
-    /// near that `answer` is going to touch.
-    fn prefetch(&self) {}
-
-    /// Takes the answer, which came at `now`.
-    fn answer(self: Box<Self>, answer: Result<Answer, Failure>, now: Instant);
-}
-
-impl<F: FnOnce(Result<Answer, Failure>) + Send> Owner for F {
-    fn answer(self: Box<Self>, answer: Result<Answer, Failure>, _: Instant) {
-        self(answer);
-    }
-}
-
-/// Takes the answer of one job. Dropped unspent, it reports a failure: it is called exactly once.
-pub struct Reply(Option<Box<dyn Owner>>);
-
-impl Reply {
-    /// A reply that calls `callback`, from whatever thread.
-    pub fn new(callback: impl FnOnce(Result<Answer, Failure>) + Send + 'static) -> Self {
-        Reply::to(callback)
-    }
-
-    /// A reply to `owner`, from whatever thread.
-    pub fn to(owner: impl Owner + 'static) -> Self {
-        Reply(Some(Box::new(owner)))
-    }
-
-    /// For how long the answer is wanted. To be asked right before the image would be sent or
-    /// scored.
-    pub fn wanted(&mut self, now: Instant) -> Wanted {
-        let wanted = self.0.as_ref().map_or(Wanted::NoMore, |owner| owner.wanted(now));
-        if wanted == Wanted::NoMore {
-            self.0 = None;
-        }
-        wanted
-    }
-
-    /// Whether the answer is wanted at all: as [`wanted`](Self::wanted), perhaps at less cost.
-    pub fn is_wanted(&mut self, now: Instant) -> bool {
-        let wanted = self.0.as_ref().is_some_and(|owner| owner.is_wanted(now));
-        if !wanted {
-            self.0 = None;
-        }
-        wanted
-    }
-
-    /// The model whose answer is wanted; `None` for any.
-    pub fn model(&self) -> Option<&Arc<ModelId>> {
-        self.0.as_ref()?.model()
-    }
-
-    /// The id of the request that came first, for logs.
-    pub fn request_id(&self) -> u64 {
-        self.0.as_ref().map_or(0, |owner| owner.request_id())
-    }
-
-    /// Says that the answer is near.
-    pub fn prefetch(&self) {
-        if let Some(owner) = &self.0 {
-            owner.prefetch();
+    /// The row of a call that has a single one.
+    ///
+    /// # Panics
+    /// When it has several.
+    pub fn row(&self) -> &Bytes {
+        match &self.rows[..] {
+            [row] => row,
+            rows => panic!("a call of {} rows was not scattered", rows.len()),
         }
     }
 
-    /// Hands the answer over, which has come just now.
-    pub fn send(self, answer: Result<Answer, Failure>) {
-        self.send_at(answer, sync::now());
-    }
-
-    /// Hands over an answer that came at `now`: one reading of the clock can do for many.
-    pub fn send_at(mut self, answer: Result<Answer, Failure>, now: Instant) {
-        if let Some(owner) = self.0.take() {
-            owner.answer(answer, now);
-        }
-    }
-}
-
-impl Drop for Reply {
-    fn drop(&mut self) {
-        if let Some(owner) = self.0.take() {
-            let text = "the classifier gave the request up without an answer".into();
-            owner.answer(Err(Failure { status: Status::Internal, text }), sync::now());
-        }
-    }
-}
-
-impl fmt::Debug for Reply {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Reply").field(&self.0.is_some()).finish()
+    /// Answers a call of one row with a label of the wanted model.
+    pub fn send_label(self, label: u16) {
+        let answers = Rows::from_elem(afterimage_core::Answer::Label(label), 1);
+        self.reply.send(Ok(Computed { model: self.model, answers }));
     }
 }

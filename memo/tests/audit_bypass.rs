@@ -55,7 +55,7 @@ async fn an_audit_finds_a_wrong_label_under_a_valid_seal_and_puts_it_right() {
     // Only whoever has the secret, or a classifier that changed its mind, can bring this about.
     let keys = KeySpace::new(&secret(), model_id(1)).unwrap();
     let hash = keys.hash(&[5; 4]);
-    table.insert(hash.cache_key(), keys.seal(hash, right + 1).cast_unsigned());
+    table.insert(hash.store_key(), keys.seal(hash, right + 1).cast_unsigned());
     assert_eq!(client.classify(&[5; 4]).await.unwrap().label, right + 1);
     until("it is found", async || counter(&client, "audits_disagreed").await == 1).await;
     let label = client.classify(&[5; 4]).await.unwrap();

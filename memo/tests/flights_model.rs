@@ -96,7 +96,7 @@ impl World {
                 self.stored.store(1, Relaxed);
             }
         }
-        for waiter in self.flights.land(key) {
+        for waiter in self.flights.complete(key) {
             self.tell(waiter, answer);
         }
     }
@@ -106,7 +106,7 @@ impl World {
     fn is_wanted(&self, key: u128) -> bool {
         let has_time =
             |waiters: &[usize]| waiters.iter().find(|&&caller| caller >= self.late).copied();
-        let ended = self.flights.land_unless(key, has_time).err();
+        let ended = self.flights.complete_unless(key, has_time).err();
         for &caller in ended.iter().flatten() {
             self.tell(caller, LATE);
         }
@@ -115,7 +115,7 @@ impl World {
 
     /// Takes those off their flights whose time is up.
     fn sweep(&self, leaves: impl FnMut(&usize) -> bool) {
-        for caller in self.flights.disembark(leaves) {
+        for caller in self.flights.remove_if(leaves) {
             self.tell(caller, LATE);
         }
     }

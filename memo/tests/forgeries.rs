@@ -207,7 +207,7 @@ impl Attack {
     fn attack(&mut self, party: usize, image: u64) {
         self.tally.attacks += 1;
         let hash = self.parties[party].current().hash(&image.to_le_bytes());
-        let own = self.table.get(hash.cache_key()).unwrap_or_default();
+        let own = self.table.get(hash.store_key()).unwrap_or_default();
         let planted = match self.below(8) {
             _ if self.knows_secret => {
                 let wrong = (label(self.parties[party].classifier.number(), image) + 1) % CLASSES;
@@ -220,7 +220,7 @@ impl Attack {
             2 | 3 => {
                 let (party, model) = (self.below(2) as usize, self.below(MODELS) as usize);
                 let other = self.below(IMAGES).to_le_bytes();
-                let other = self.parties[party].keys[model].hash(&other).cache_key();
+                let other = self.parties[party].keys[model].hash(&other).store_key();
                 self.table.get(other).unwrap_or_default()
             }
             4 if !self.old.is_empty() => {
@@ -239,7 +239,7 @@ impl Attack {
         if self.old.len() > REPLAYED {
             self.old.pop_front();
         }
-        self.table.insert(hash.cache_key(), planted);
+        self.table.insert(hash.store_key(), planted);
     }
 
     fn run(mut self, lookups: u64) -> Tally {

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use afterimage_core::Failure;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Snapshot, Status};
-use afterimage_core::Failure;
 use afterimage_wire::server::SnapshotReply;
 
 use crate::Table;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use afterimage_wire::splitmix::{STEP, mix};
 
 use super::health::{Health, Outcome};
-use crate::key::ModelId;
+use afterimage_core::ModelId;
 
 /// One replica among others.
 #[derive(Debug)]
@@ -253,7 +253,7 @@ mod tests {
 
     fn model(digest: u8) -> Arc<ModelId> {
         let shape = Shape::new(&[4]).unwrap();
-        Arc::new(ModelId { digest: [digest; 32], shape, classes: 10 })
+        Arc::new(ModelId::labels([digest; 32], shape, 10))
     }
 
     /// Replicas with these models (0 for no connection), named by their place.

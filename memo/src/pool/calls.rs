@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
+use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows, Wanted};
 use afterimage_wire::CallError;
 use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Status, Welcome};
 use arrayvec::ArrayVec;
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::endpoint::Endpoint;
@@ -17,7 +19,7 @@ use super::health::Outcome;
 use super::hedge::Ticket;
 use super::{Pool, State};
 use crate::sync;
-use crate::upstream::{Answer, Failure, Job, Reply, Wanted};
+use crate::upstream;
 
 /// How often a request is sent again at most. Whoever fails three times would fail the fourth time,
 /// too.
@@ -25,14 +27,18 @@ const RETRIES: usize = 2;
 
 /// A request on its way.
 pub(super) struct Call {
-    image: Arc<[u8]>,
+    input: Bytes,
+    /// The model whose answer is wanted.
+    model: Arc<ModelId>,
+    /// For logs.
+    request_id: u64,
     way: Mutex<Way>,
 }
 
 /// How far it has come.
 struct Way {
     /// `None` when it is spent.
-    reply: Option<Reply>,
+    reply: Option<Reply<Result<Computed, Failure>>>,
     /// The numbers of the replicas that were asked.
     tried: ArrayVec<u64, { RETRIES + 1 }>,
     /// How many of them may still answer.
@@ -50,10 +56,12 @@ struct Attempt {
 }
 
 impl Call {
-    pub(super) fn new(Job { image, reply }: Job) -> Arc<Self> {
+    pub(super) fn new(call: upstream::Call) -> Arc<Self> {
+        let input = call.row().clone();
+        let upstream::Call { model, request_id, reply, .. } = call;
         let (reply, tried) = (Some(reply), ArrayVec::new());
         let way = Mutex::new(Way { reply, tried, out: 0, ticket: None });
-        Arc::new(Call { image: image.into(), way })
+        Arc::new(Call { input, model, request_id, way })
     }
 
     fn lock(&self) -> MutexGuard<'_, Way> {
@@ -81,7 +89,11 @@ impl Pool {
             return;
         }
         let left = match reply.wanted(now) {
-            Wanted::NoMore => return,
+            Wanted::NoMore => {
+                let unwanted = way.reply.take();
+                drop(way);
+                return drop(unwanted);
+            }
             Wanted::Always => None,
             Wanted::Until(deadline) => Some(deadline - now),
         };
@@ -92,14 +104,14 @@ impl Pool {
         let (picked, silent) = {
             let mut state = self.lock();
             let silent = state.balance.eject_silent(now);
-            let picked = state.pick(now, reply, tried);
+            let picked = state.pick(now, &call.model, tried);
             if let Ok((number, _)) = &picked {
                 tried.push(*number);
                 *out += 1;
                 // With more time than that the attempt itself ends before half of it is over.
                 let half = left.map(|left| left / 2).filter(|&half| half < self.options.timeout);
                 if let Some(half) = half
-                    && state.offers(reply, tried)
+                    && state.offers(&call.model, tried)
                 {
                     *ticket = Some(state.hedges.add(now + half, call));
                     if state.hedges.needs_earlier_wake() {
@@ -120,8 +132,8 @@ impl Pool {
                 let cut_short = timeout < self.options.timeout;
                 let (pool, call) = (Arc::clone(self), Arc::clone(call));
                 let attempt = Attempt { number, replica: Arc::clone(&replica), cut_short };
-                let image = Arc::clone(&call.image);
-                replica.client.submit_classify(&image, timeout, move |outcome| {
+                let input = call.input.clone();
+                replica.client.submit_classify(&input, timeout, move |outcome| {
                     pool.ended(&call, &attempt, outcome);
                 });
             }
@@ -167,9 +179,11 @@ impl Pool {
         {
             let mut way = call.lock();
             way.ticket = None;
-            let Some(reply) = &way.reply else { return };
+            if way.reply.is_none() {
+                return;
+            }
             let mut state = self.lock();
-            if !state.offers(reply, &way.tried) {
+            if !state.offers(&call.model, &way.tried) {
                 return;
             }
             if !state.budget.spend() {
@@ -230,9 +244,10 @@ impl Pool {
     ) {
         let model = replica.model_of(welcome);
         let mut way = call.lock();
-        let Some(reply) = &way.reply else { return };
-        let is_asked_for = reply.model().is_none_or(|asked| *asked == model);
-        if !is_asked_for {
+        if way.reply.is_none() {
+            return;
+        }
+        if call.model != model {
             drop(way);
             // Another model's answer is nobody's here. Another replica may have the right one.
             self.moved.fetch_add(1, Relaxed);
@@ -241,7 +256,8 @@ impl Pool {
         let reply = way.reply.take();
         drop(way);
         if let Some(reply) = reply {
-            reply.send(Ok(Answer { label: label.label, model }));
+            let answers = Rows::from_elem(Answer::Label(label.label), 1);
+            reply.send(Ok(Computed { model, answers }));
         }
     }
 
@@ -249,13 +265,15 @@ impl Pool {
     /// and nobody else may still answer.
     fn again(self: &Arc<Self>, call: &Arc<Call>, again: Retry, failure: Failure) {
         let mut way = call.lock();
-        let Some(reply) = &way.reply else { return };
-        tracing::debug!(id = reply.request_id(), %failure, "the classifier did not answer");
+        if way.reply.is_none() {
+            return;
+        }
+        tracing::debug!(id = call.request_id, %failure, "the classifier did not answer");
         let allowed = way.tried.len() <= RETRIES
             && match again {
                 Retry::Never => false,
                 Retry::Free => true,
-                Retry::Budgeted => self.pays_for(reply, &way.tried),
+                Retry::Budgeted => self.pays_for(&call.model, &way.tried),
             };
         if allowed {
             drop(way);
@@ -270,10 +288,10 @@ impl Pool {
     }
 
     /// Whether there is somebody else to ask, and the budget allows it.
-    fn pays_for(&self, reply: &Reply, tried: &[u64]) -> bool {
+    fn pays_for(&self, model: &Arc<ModelId>, tried: &[u64]) -> bool {
         let mut state = self.lock();
         // Who is asked in vain costs no more for being asked again.
-        let elsewhere = state.balance.offers(reply.model(), tried);
+        let elsewhere = state.balance.offers(Some(model), tried);
         let allowed = elsewhere && state.budget.spend();
         if elsewhere && !allowed {
             self.retries_denied.fetch_add(1, Relaxed);
@@ -287,10 +305,10 @@ impl State {
     fn pick(
         &mut self,
         now: Instant,
-        reply: &Reply,
+        model: &Arc<ModelId>,
         tried: &[u64],
     ) -> Result<(u64, Arc<Endpoint>), Failure> {
-        let model = reply.model();
+        let model = Some(model);
         if tried.is_empty() {
             self.budget.earn();
         }
@@ -303,14 +321,15 @@ impl State {
             return Err(Failure::model_changed());
         }
         // Nobody is there: who is asked says why, or is just changing to a new connection.
-        self.balance.pick_any(now, tried).ok_or_else(|| Failure {
-            status: Status::UpstreamCrashed,
-            text: self.unresolved.clone().unwrap_or_else(|| "there is no classifier yet".into()),
+        self.balance.pick_any(now, tried).ok_or_else(|| {
+            let text = self.unresolved.clone();
+            let text = text.unwrap_or_else(|| "there is no classifier yet".to_owned());
+            Failure::new(Status::UpstreamCrashed, text)
         })
     }
 
     /// Whether a replica that is well could be asked, too.
-    fn offers(&self, reply: &Reply, tried: &[u64]) -> bool {
-        tried.len() <= RETRIES && self.balance.offers_well(reply.model(), tried)
+    fn offers(&self, model: &Arc<ModelId>, tried: &[u64]) -> bool {
+        tried.len() <= RETRIES && self.balance.offers_well(Some(model), tried)
     }
 }

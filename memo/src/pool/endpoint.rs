@@ -8,8 +8,7 @@ use afterimage_wire::proto::{Status, Welcome};
 use afterimage_wire::{CallError, Client};
 
 use super::health::Outcome;
-use crate::key::ModelId;
-use crate::upstream::Failure;
+use afterimage_core::{Failure, ModelId};
 
 /// A client of a classifier.
 pub(super) struct Endpoint {
@@ -63,7 +62,9 @@ impl Known {
 }
 
 fn model_in(welcome: &Welcome) -> ModelId {
-    ModelId { digest: welcome.digest, shape: welcome.shape.clone(), classes: welcome.classes }
+    // Without dimensions the server takes inputs of any length.
+    let shape = Some(&welcome.shape).filter(|shape| !shape.dims().is_empty());
+    ModelId::labels(welcome.digest, shape.cloned(), welcome.classes)
 }
 
 impl fmt::Debug for Endpoint {
@@ -133,5 +134,5 @@ pub(super) fn failure(error: &CallError, server: &str) -> Failure {
         | Status::DeadlineExceeded => Status::UpstreamError,
         status => status,
     };
-    Failure { status, text: format!("classifier {server}: {error}") }
+    Failure::new(status, format!("classifier {server}: {error}"))
 }

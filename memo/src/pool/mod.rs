@@ -32,9 +32,9 @@ use afterimage_wire::proto::stats::Stats;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use crate::key::ModelId;
+use afterimage_core::ModelId;
 use crate::sync;
-use crate::upstream::{Classifier, Job, OnChange};
+use crate::upstream::{self, OnChange, Upstream};
 use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
 use calls::Call;
@@ -219,13 +219,13 @@ impl Pool {
     }
 }
 
-impl Classifier for Arc<Pool> {
+impl Upstream for Arc<Pool> {
     fn model(&self) -> Option<Arc<ModelId>> {
         self.model.load_full()
     }
 
-    fn on_change(&self, tell: OnChange) {
-        *self.on_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell.into());
+    fn on_change(&self, changed: OnChange) {
+        *self.on_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(changed.into());
     }
 
     fn trouble(&self) -> Option<String> {
@@ -243,9 +243,9 @@ impl Classifier for Arc<Pool> {
         state.balance.any_connected() && state.balance.in_flight() == 0
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        for job in jobs {
-            self.send(&Call::new(job));
+    fn compute(&self, calls: Vec<upstream::Call>) {
+        for call in calls.into_iter().flat_map(upstream::Call::scatter) {
+            self.send(&Call::new(call));
         }
     }
 

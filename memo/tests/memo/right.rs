@@ -55,11 +55,11 @@ async fn whatever_others_write_into_the_table_the_label_is_right() {
     let client = embedded(&puppet, &table).await;
     let keys = KeySpace::new(&secret(), model_id(1)).unwrap();
     let (image, other) = ([5; 4], [6; 4]);
-    let key = keys.hash(&image).cache_key();
+    let key = keys.hash(&image).store_key();
     client.classify(&image).await.unwrap();
     client.classify(&other).await.unwrap();
     let own = table.get(key).unwrap();
-    let foreign = table.get(keys.hash(&other).cache_key()).unwrap();
+    let foreign = table.get(keys.hash(&other).store_key()).unwrap();
     let other_model = KeySpace::new(&secret(), model_id(2)).unwrap();
     let of_other_model = other_model.seal(other_model.hash(&image), 8).cast_unsigned();
     let planted =

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use afterimage_memo::key::{ImageHash, KeySpace};
+use afterimage_memo::key::{KeySpace, RowHash};
 use afterimage_memo::pool::Pool;
 use afterimage_memo::store::{Backend, Callback};
 use afterimage_memo::upstream::{Answer, Classifier, Failure, Job, OnChange, Owner, Reply};
@@ -60,7 +60,7 @@ pub(crate) struct FaultyStore<B> {
     defect: Defect,
     first_written: Mutex<Option<i64>>,
     /// The keys of all images under all models.
-    hashes: HashMap<u64, (Arc<KeySpace>, ImageHash)>,
+    hashes: HashMap<u64, (Arc<KeySpace>, RowHash)>,
 }
 
 impl<B: Backend> FaultyStore<B> {
@@ -72,7 +72,7 @@ impl<B: Backend> FaultyStore<B> {
             let keys = Arc::new(KeySpace::new(secret, id).expect("a complete model"));
             for number in 0..=u8::MAX {
                 let hash = keys.hash(&image(number));
-                hashes.insert(hash.cache_key(), (Arc::clone(&keys), hash));
+                hashes.insert(hash.store_key(), (Arc::clone(&keys), hash));
             }
         }
         FaultyStore { inner, defect, first_written: Mutex::new(None), hashes }

@@ -38,7 +38,7 @@ impl Service {
             return Err(Status::invalid_argument(text));
         }
         let hash = self.keys.hash(pixels);
-        let value = self.table.get(hash.cache_key());
+        let value = self.table.get(hash.store_key());
         let label = value.and_then(|value| self.keys.open(hash, value.cast_signed()));
         Ok(label.map(|label| Label { label: label.into(), memoized: true }))
     }
@@ -50,7 +50,7 @@ impl Service {
         let label = label.await.map_err(|_| Status::internal("no answer"))?;
         let label = label.map_err(|error| Status::internal(error.to_string()))?;
         let hash = self.keys.hash(pixels);
-        self.table.insert(hash.cache_key(), self.keys.seal(hash, label).cast_unsigned());
+        self.table.insert(hash.store_key(), self.keys.seal(hash, label).cast_unsigned());
         Ok(Label { label: label.into(), memoized: false })
     }
 

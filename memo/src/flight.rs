@@ -1,0 +1,336 @@
+//! One row on its way to the upstream and back: the call, its waiters, and their answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use afterimage_core::{
+    Answer, AnswerKind, BytePermit, ClientId, Computed, Failure, Origin, Reply, RowAnswer,
+    RowReply, Rows, Sink, Status, Wanted,
+};
+use afterimage_wire::corked;
+use bytes::Bytes;
+use tracing::Span;
+
+use crate::flights::Join;
+use crate::key::RowHash;
+use crate::memo::Inner;
+use crate::models::{Entry, Space};
+use crate::sync;
+use crate::upstream::Call;
+
+/// One waiter of a flight.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    pub(crate) reply: RowReply,
+    /// When its request arrived.
+    pub(crate) since: Instant,
+    /// From the request's arrival to its answer; disabled unless a subscriber listens.
+    pub(crate) span: Span,
+    /// When the client stops waiting.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl Waiter {
+    /// Whether the waiter has left: its time is over, or its client is gone.
+    pub(crate) fn has_left(&self, now: Instant) -> bool {
+        self.deadline.is_some_and(|deadline| now >= deadline) || !self.reply.is_wanted(now)
+    }
+}
+
+/// What the rows of a batch have in common.
+#[derive(Debug)]
+pub(crate) struct Arrival<'a> {
+    pub(crate) entry: &'a Arc<Entry>,
+    pub(crate) space: &'a Arc<Space>,
+    pub(crate) since: Instant,
+    pub(crate) client: ClientId,
+    /// Whether to store the answers, and for how long.
+    pub(crate) stores: bool,
+    pub(crate) ttl: Option<Duration>,
+}
+
+/// The request behind a waiter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    pub(crate) id: u64,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// A flight that this thread has begun: the call to make, which owns the duty to complete it.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    pub(crate) flight: Arc<Flight>,
+    pub(crate) call: Call,
+}
+
+/// The call of one row: the sink of the upstream's reply.
+pub(crate) struct Flight {
+    inner: Arc<Inner>,
+    entry: Arc<Entry>,
+    space: Arc<Space>,
+    pub(crate) hash: RowHash,
+    /// Whether the flight ended before the upstream answered. Another one may have begun under its
+    /// key.
+    ended: AtomicBool,
+    /// The first waiter: as long as it waits, the others need not be asked.
+    first: Option<(Arc<dyn Sink<Result<RowAnswer, Failure>>>, u64)>,
+    first_deadline: Option<Instant>,
+    since: Instant,
+    /// Time from `since` until the call was made.
+    called_after_ns: AtomicU64,
+    stores: bool,
+    ttl: Option<Duration>,
+    _waiting: BytePermit,
+}
+
+impl std::fmt::Debug for Flight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flight").field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// Puts a waiter on the flight of its row. Returns the call to make when the flight begins
+    /// with it.
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        hash: RowHash,
+        row: impl FnOnce() -> Bytes,
+        row_len: usize,
+        asker: Asker,
+        reply: RowReply,
+    ) -> Option<Begun> {
+        let Asker { id, deadline } = asker;
+        let Some(waiting) = self.waiting_bytes.take(row_len) else {
+            let budget = &self.waiting_bytes;
+            let text = format!(
+                "the row has {row_len} bytes; waiting rows hold {} of {} bytes",
+                budget.used(),
+                budget.limit()
+            );
+            self.overloaded(reply, text);
+            return None;
+        };
+        let first = reply.sink().map(|sink| (Arc::clone(sink), reply.token()));
+        let span = tracing::debug_span!("request", id);
+        let waiter = Waiter { reply, since: arrival.since, span, deadline };
+        let joined = self.flights.join(hash.identity(), waiter);
+        if deadline.is_some() {
+            self.keep_deadlines();
+        }
+        let permit = match joined {
+            Join::First(permit) => permit,
+            Join::Joined => return None,
+            Join::Full(waiter) => {
+                self.overloaded(waiter.reply, self.full());
+                return None;
+            }
+        };
+        let flight = Arc::new(Flight {
+            inner: Arc::clone(self),
+            entry: Arc::clone(arrival.entry),
+            space: Arc::clone(arrival.space),
+            hash,
+            ended: AtomicBool::new(false),
+            first,
+            first_deadline: deadline,
+            since: arrival.since,
+            called_after_ns: AtomicU64::new(0),
+            stores: arrival.stores,
+            ttl: arrival.ttl,
+            _waiting: waiting,
+        });
+        let reply = Reply::new(Arc::<Flight>::clone(&flight), 0);
+        // From here on the reply owns the duty.
+        permit.transfer();
+        let (rows, model) = (Rows::from_elem(row(), 1), Arc::clone(&arrival.space.model));
+        let call = Call { rows, model, client: arrival.client, request_id: id, reply };
+        Some(Begun { flight, call })
+    }
+
+    /// Why no further waiter is taken.
+    pub(crate) fn full(&self) -> String {
+        format!("{} requests are waiting already", self.flights.waiting())
+    }
+
+    fn overloaded(&self, reply: RowReply, text: String) {
+        self.counters.overloaded.fetch_add(1, Relaxed);
+        reply.send(Err(Failure::new(Status::Overloaded, text)));
+    }
+
+    /// Makes calls.
+    pub(crate) fn call(&self, entry: &Entry, begun: Vec<Begun>, now: Instant) {
+        if begun.is_empty() {
+            return;
+        }
+        self.counters.calls.fetch_add(begun.len() as u64, Relaxed);
+        let called = |Begun { flight, call }: Begun| {
+            flight.called_at(now);
+            call
+        };
+        entry.upstream.compute(begun.into_iter().map(called).collect());
+    }
+
+    /// The time until which the waiters of a flight wait. When all have left, the flight ends here:
+    /// its call need not be made.
+    fn wanted(&self, flight: &Flight, now: Instant) -> Wanted {
+        if flight.ended.load(Relaxed) {
+            return Wanted::NoMore;
+        }
+        let wanted = self.flights.complete_unless(flight.hash.identity(), |waiters| {
+            let mut last = None;
+            for waiter in waiters.iter().filter(|waiter| !waiter.has_left(now)) {
+                let Some(deadline) = waiter.deadline else { return Some(Wanted::Always) };
+                last = last.max(Some(deadline));
+            }
+            last.map(Wanted::Until)
+        });
+        wanted.unwrap_or_else(|left| {
+            flight.ended.store(true, Relaxed);
+            self.counters.calls_dropped.fetch_add(1, Relaxed);
+            left.into_iter().for_each(|waiter| self.leave(waiter, now));
+            Wanted::NoMore
+        })
+    }
+
+    /// Answers a waiter that has left its flight.
+    pub(crate) fn leave(&self, waiter: Waiter, now: Instant) {
+        let Waiter { reply, since, span, .. } = waiter;
+        let waited = now.saturating_duration_since(since);
+        if reply.is_wanted(now) {
+            self.counters.expired.fetch_add(1, Relaxed);
+            span.in_scope(|| tracing::debug!(?waited, "the deadline has passed"));
+        } else {
+            self.counters.abandoned.fetch_add(1, Relaxed);
+            span.in_scope(|| tracing::debug!(?waited, "the client is gone"));
+        }
+        let text = format!("no answer before the request's deadline; {waited:?} passed");
+        reply.send(Err(Failure::new(Status::DeadlineExceeded, text)));
+    }
+
+    fn complete(&self, flight: &Flight, outcome: Result<Computed, Failure>, now: Instant) {
+        let answer = outcome.and_then(|computed| flight.check(computed));
+        // The store first: a request that arrives after the completion finds the answer there.
+        if flight.stores
+            && let Ok(answer) = &answer
+        {
+            self.counters.store_writes.fetch_add(1, Relaxed);
+            self.store(&flight.space, flight.hash, answer, flight.ttl, now);
+        }
+        if flight.ended.load(Relaxed) {
+            return;
+        }
+        let waiters = self.flights.complete(flight.hash.identity());
+        match answer {
+            Ok(answer) => {
+                self.counters.misses.fetch_add(1, Relaxed);
+                if waiters.len() > 1 {
+                    self.counters.coalesced.fetch_add(waiters.len() as u64 - 1, Relaxed);
+                }
+                let mut origin = Origin::Miss;
+                corked(|| {
+                    for Waiter { reply, since, span, .. } in waiters {
+                        let took = now.saturating_duration_since(since);
+                        span.in_scope(|| tracing::debug!(?origin, ?took, "answered"));
+                        self.latencies.record(origin, took, 1);
+                        let answer = RowAnswer { answer: answer.clone(), origin, age: Duration::ZERO };
+                        reply.send_at(Ok(answer), now);
+                        origin = Origin::Coalesced;
+                    }
+                });
+            }
+            Err(failure) => {
+                self.counters.call_failures.fetch_add(1, Relaxed);
+                corked(|| {
+                    for Waiter { reply, span, .. } in waiters {
+                        span.in_scope(|| tracing::debug!(%failure, "failed"));
+                        reply.send_at(Err(failure.clone()), now);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Completes a flight with an answer from the store. Its call is not made.
+    pub(crate) fn complete_with_hit(&self, begun: Begun, hit: &RowAnswer) {
+        let Begun { flight, call } = begun;
+        flight.ended.store(true, Relaxed);
+        let waiters = self.flights.complete(flight.hash.identity());
+        // Its reply goes to a flight that has ended.
+        drop(call);
+        self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
+        for Waiter { reply, since, span, .. } in waiters {
+            span.in_scope(|| tracing::trace!("a hit"));
+            self.latencies.record(Origin::Hit, sync::now() - since, 1);
+            reply.send(Ok(hit.clone()));
+        }
+    }
+}
+
+impl Flight {
+    /// Notes when the call is made, to measure it.
+    pub(crate) fn called_at(&self, now: Instant) {
+        let after = now.saturating_duration_since(self.since);
+        self.called_after_ns.store(after.as_nanos() as u64, Relaxed);
+    }
+
+    /// Refuses an answer of another model, and one that the model cannot have given.
+    fn check(&self, computed: Computed) -> Result<Answer, Failure> {
+        let Computed { model, mut answers } = computed;
+        let asked = &self.space.model;
+        // The model may have changed meanwhile. These are not its keys, and the waiters were told
+        // of the other model: they must ask again.
+        if !Arc::ptr_eq(&model, asked) && model != *asked {
+            return Err(Failure::model_changed());
+        }
+        let corrupt = |text: String| Err(Failure::new(Status::UpstreamCorrupt, text));
+        let (Some(answer), true) = (answers.pop(), answers.is_empty()) else {
+            return corrupt("the upstream gave more or fewer answers than rows".to_owned());
+        };
+        let limit = self.entry.options.max_answer_bytes;
+        match (asked.answers, &answer) {
+            (AnswerKind::Label { classes }, Answer::Label(label))
+                if u32::from(*label) >= classes =>
+            {
+                corrupt(format!(
+                    "the classifier answered with label {label}; its model has {classes} classes"
+                ))
+            }
+            (AnswerKind::Label { .. }, Answer::Label(_)) => Ok(answer),
+            (AnswerKind::Bytes, Answer::Bytes(bytes)) if bytes.len() > limit => corrupt(format!(
+                "the answer has {} bytes; the limit is {limit}",
+                bytes.len()
+            )),
+            (AnswerKind::Bytes, Answer::Bytes(_)) => Ok(answer),
+            (kind, _) => corrupt(format!("the answer is not of the model's kind, {kind:?}")),
+        }
+    }
+}
+
+impl Sink<Result<Computed, Failure>> for Flight {
+    fn wanted(&self, _: u64, now: Instant) -> Wanted {
+        self.inner.wanted(self, now)
+    }
+
+    fn is_wanted(&self, _: u64, now: Instant) -> bool {
+        let first_waits = !self.ended.load(Relaxed)
+            && self.first_deadline.is_none_or(|deadline| now < deadline)
+            && self.first.as_ref().is_some_and(|(sink, token)| sink.is_wanted(*token, now));
+        first_waits || self.inner.wanted(self, now) != Wanted::NoMore
+    }
+
+    fn prefetch(&self, _: u64) {
+        self.inner.labels.prefetch_write(self.hash.store_key());
+    }
+
+    fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
+        let now = at.unwrap_or_else(sync::now);
+        if outcome.is_ok() {
+            let called = Duration::from_nanos(self.called_after_ns.load(Relaxed));
+            self.inner.call_time.record(now.saturating_duration_since(self.since + called));
+        }
+        self.inner.complete(self, outcome, now);
+    }
+}

@@ -1,0 +1,334 @@
+//! Lookups of a batch of rows in the store, and the flights of the misses.
+//!
+//! With a store in this process, hits are answered where they are read: no task and no allocation
+//! stands between a request and its stored answer. With a store across the network, every row joins
+//! a flight first, so that equal rows share the lookup, too.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use afterimage_cache::{ByteStore, Hashed, Table};
+use afterimage_core::{Answer, Failure, Origin, RowAnswer, RowReply, Status};
+use afterimage_wire::corked;
+use arrayvec::ArrayVec;
+use bytes::Bytes;
+
+use crate::bypass::Decision;
+use crate::flight::{Arrival, Asker, Begun};
+use crate::key::{FORGOTTEN, RowHash};
+use crate::memo::Inner;
+use crate::models::Space;
+use crate::store::{RemoteStore, Store};
+use crate::sync;
+
+/// Rows that are looked up together: enough to cover the latency of memory.
+pub(crate) const LOOKUPS: usize = 64;
+
+/// A batch's own way to answer a row now, and to take the duty to answer it later.
+pub(crate) trait Front {
+    /// The request of row `i`, which arrived at `since`.
+    fn asker(&self, i: usize, since: Instant) -> Asker;
+
+    /// Answers row `i` with a stored label.
+    fn hit(&mut self, i: usize, label: u16);
+
+    /// Answers row `i` with a failure.
+    fn fail(&mut self, i: usize, failure: &Failure);
+
+    /// Takes the duty to answer row `i`.
+    fn reply(&mut self, i: usize) -> RowReply;
+}
+
+/// A row of a batch: borrowed from a receive buffer, or owned already.
+pub(crate) trait Row {
+    /// The row's bytes.
+    fn bytes(&self) -> &[u8];
+
+    /// The row as a value of its own.
+    fn to_bytes(&self) -> Bytes;
+}
+
+impl Row for &[u8] {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn to_bytes(&self) -> Bytes {
+        Bytes::copy_from_slice(self)
+    }
+}
+
+impl Row for Bytes {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn to_bytes(&self) -> Bytes {
+        self.clone()
+    }
+}
+
+/// Rows to look up, each with its index in the batch and its hash.
+pub(crate) type Lookups<R> = ArrayVec<(usize, RowHash, R), LOOKUPS>;
+
+impl Inner {
+    /// Answers the hits of a batch of rows that have labels. Returns the calls to make for the
+    /// misses; with a store across the network they are made when it has answered.
+    pub(crate) fn look_up_labels<R: Row>(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        front: &mut impl Front,
+        rows: Lookups<R>,
+        looks: bool,
+    ) -> Vec<Begun> {
+        match &self.labels {
+            _ if !looks => self.begin_all(arrival, front, rows),
+            Store::Embedded(table, _) => self.look_here(arrival, front, rows, table),
+            Store::Remote(remote) => {
+                self.look_there(arrival, front, rows, remote);
+                Vec::new()
+            }
+        }
+    }
+
+    fn look_here<R: Row>(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        front: &mut impl Front,
+        rows: Lookups<R>,
+        table: &Table,
+    ) -> Vec<Begun> {
+        let mut hashed = ArrayVec::<Hashed, LOOKUPS>::new();
+        for (_, hash, _) in &rows {
+            let key = Hashed::new(hash.store_key());
+            table.prefetch(key);
+            hashed.push(key);
+        }
+        let (mut hits, mut misses) = (0, Lookups::new());
+        let mut missed = ArrayVec::<Hashed, LOOKUPS>::new();
+        for ((i, hash, row), key) in rows.into_iter().zip(hashed) {
+            let value = table.read(key).map(u64::cast_signed);
+            match self.open(arrival.space, hash, value) {
+                Some(label) => {
+                    hits += 1;
+                    front.hit(i, label);
+                    self.sample(arrival, hash, Answer::Label(label), &row);
+                }
+                None => {
+                    missed.push(key);
+                    misses.push((i, hash, row));
+                }
+            }
+        }
+        let lookups = hits + misses.len() as u64;
+        table.record_lookups(hits, misses.len() as u64);
+        if hits > 0 {
+            self.counters.hits.fetch_add(hits, Relaxed);
+        }
+        let took = sync::now() - arrival.since;
+        self.latencies.record_lookups(lookups, hits, took, self.call_time.nanos());
+        if misses.is_empty() {
+            return Vec::new();
+        }
+        let mut begun = Vec::with_capacity(misses.len());
+        for ((i, hash, row), key) in misses.into_iter().zip(missed) {
+            let Some(first) = self.begin(arrival, front, i, hash, &row) else { continue };
+            // A flight under this key may have completed between the lookup and the join. It wrote
+            // before it completed, so a second lookup settles it: requests that overlap never make
+            // two calls.
+            let value = table.read(key).map(u64::cast_signed);
+            match value.and_then(|value| arrival.space.keys.open(hash, value)) {
+                Some(label) => {
+                    self.complete_with_hit(first, &RowAnswer::label(label, Origin::Hit));
+                }
+                None => begun.push(first),
+            }
+        }
+        begun
+    }
+
+    fn look_there<R: Row>(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        front: &mut impl Front,
+        rows: Lookups<R>,
+        store: &RemoteStore,
+    ) {
+        let since = arrival.since;
+        let begun = self.begin_all(arrival, front, rows);
+        if begun.is_empty() {
+            return;
+        }
+        let looks =
+            self.bypass.as_ref().is_none_or(|bypass| bypass.looks(since, begun.len() as u64));
+        if !looks {
+            return self.call(arrival.entry, begun, since);
+        }
+        let keys: Vec<u64> = begun.iter().map(|first| first.flight.hash.store_key()).collect();
+        let (inner, entry) = (Arc::clone(self), Arc::clone(arrival.entry));
+        let space = Arc::clone(arrival.space);
+        store.lookup(&keys, move |values| {
+            let (now, lookups) = (sync::now(), begun.len() as u64);
+            let values = values.unwrap_or_else(|| vec![None; begun.len()]);
+            let (mut calls, mut hits) = (Vec::new(), 0);
+            corked(|| {
+                for (first, value) in begun.into_iter().zip(values) {
+                    let hash = first.flight.hash;
+                    let Some(label) = inner.open(&space, hash, value) else {
+                        calls.push(first);
+                        continue;
+                    };
+                    hits += 1;
+                    let row = first.call.row().clone();
+                    let arrival = Arrival {
+                        entry: &entry,
+                        space: &space,
+                        since,
+                        client: first.call.client,
+                        stores: true,
+                        ttl: None,
+                    };
+                    inner.complete_with_hit(first, &RowAnswer::label(label, Origin::Hit));
+                    inner.sample(&arrival, hash, Answer::Label(label), &row);
+                }
+            });
+            inner.looked(now, lookups, hits, now - since);
+            inner.call(&entry, calls, now);
+        });
+    }
+
+    /// Answers the hits of a batch of rows that have answers of bytes, and returns the calls to
+    /// make.
+    pub(crate) fn look_up_bytes(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        replies: Vec<(RowReply, RowHash, Bytes)>,
+        store: &ByteStore,
+        asker: Asker,
+        looks: bool,
+    ) -> Vec<Begun> {
+        let mut begun = Vec::new();
+        let (lookups, mut hits) = (replies.len() as u64, 0);
+        for (reply, hash, row) in replies {
+            if looks && let Some(hit) = self.stored_bytes(arrival, hash, store) {
+                hits += 1;
+                self.sample(arrival, hash, hit.answer.clone(), &row);
+                reply.send(Ok(hit));
+                continue;
+            }
+            let len = row.len();
+            let first = self.join(arrival, hash, || row, len, asker, reply);
+            let Some(first) = first else { continue };
+            // As with labels: a flight may have completed between the lookup and the join.
+            match if looks { self.stored_bytes(arrival, hash, store) } else { None } {
+                Some(hit) => self.complete_with_hit(first, &hit),
+                None => begun.push(first),
+            }
+        }
+        self.counters.hits.fetch_add(hits, Relaxed);
+        let took = sync::now() - arrival.since;
+        if looks {
+            self.latencies.record_lookups(lookups, hits, took, self.call_time.nanos());
+        }
+        begun
+    }
+
+    fn stored_bytes(
+        &self,
+        arrival: &Arrival<'_>,
+        hash: RowHash,
+        store: &ByteStore,
+    ) -> Option<RowAnswer> {
+        let stored = store.get(hash.identity(), arrival.since)?;
+        let answer = arrival.space.keys.open_bytes(hash, &stored.value);
+        if answer.is_none() {
+            self.counters.rejected_tags.fetch_add(1, Relaxed);
+        }
+        let answer = Answer::Bytes(answer?);
+        Some(RowAnswer { answer, origin: Origin::Hit, age: stored.age })
+    }
+
+    /// Joins the flight of every row, and returns those that begin.
+    fn begin_all<R: Row>(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        front: &mut impl Front,
+        rows: Lookups<R>,
+    ) -> Vec<Begun> {
+        let mut begun = Vec::with_capacity(rows.len());
+        for (i, hash, row) in rows {
+            begun.extend(self.begin(arrival, front, i, hash, &row));
+        }
+        begun
+    }
+
+    fn begin<R: Row>(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        front: &mut impl Front,
+        i: usize,
+        hash: RowHash,
+        row: &R,
+    ) -> Option<Begun> {
+        // Most refusals happen here, without a reply to wait with: they leave with the batch's
+        // other answers.
+        if self.flights.is_full() {
+            self.counters.overloaded.fetch_add(1, Relaxed);
+            front.fail(i, &Failure::new(Status::Overloaded, self.full()));
+            return None;
+        }
+        let (asker, reply) = (front.asker(i, arrival.since), front.reply(i));
+        self.join(arrival, hash, || row.to_bytes(), row.bytes().len(), asker, reply)
+    }
+
+    /// Records the cost of lookups across the network, and what their hits saved.
+    fn looked(&self, now: Instant, lookups: u64, hits: u64, took: Duration) {
+        let call_ns = self.call_time.nanos();
+        // The latencies of hits are recorded where they are answered.
+        self.latencies.record_lookups(lookups, 0, took, 0);
+        self.latencies.record_saved(hits, call_ns);
+        let Some(bypass) = &self.bypass else { return };
+        // A store that does not answer costs no time, and its worth is not known. The breaker
+        // notices its return far sooner than a probe of the bypass would.
+        if matches!(&self.labels, Store::Remote(store) if store.is_left_out()) {
+            return;
+        }
+        let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);
+        match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call_ns)) {
+            Some(Decision::Bypass) => tracing::warn!(
+                "lookups in the store take more time than hits save: bypassing the store, with \
+                 periodic probes"
+            ),
+            Some(Decision::Look) => tracing::info!("lookups in the store save time again"),
+            None => {}
+        }
+    }
+
+    /// The label in a stored value. A value with another seal counts as none.
+    #[inline]
+    fn open(&self, space: &Space, hash: RowHash, value: Option<i64>) -> Option<u16> {
+        let value = value?;
+        let label = space.keys.open(hash, value);
+        if label.is_none() && value != FORGOTTEN {
+            self.counters.rejected_tags.fetch_add(1, Relaxed);
+        }
+        label
+    }
+
+    /// Audits a hit, if it is one of the sample.
+    #[inline]
+    fn sample<R: Row>(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        hash: RowHash,
+        answer: Answer,
+        row: &R,
+    ) {
+        if let Some(audit) = &self.audit
+            && audit.is_due()
+        {
+            self.audit_hit(audit, arrival, hash, answer, row.to_bytes());
+        }
+    }
+}

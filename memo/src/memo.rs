@@ -1,0 +1,492 @@
+//! The memo as a library.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::num::NonZeroU32;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use afterimage_cache::ByteStore;
+use afterimage_core::{
+    Answer, AnswerKind, ByteBudget, Computed, Failure, Reply, Response, RowAnswer,
+    RowReply, Rows, Sink, Status, Wanted, gather,
+};
+use afterimage_wire::proto::stats::Stats;
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::audit::Audit;
+use crate::bypass::{Bypass, CallTime};
+use crate::counters::Counters;
+use crate::flight::{Arrival, Asker, Begun, Waiter};
+use crate::flights::Flights;
+use crate::key::{FORGOTTEN, RowHash, Secret};
+use crate::latency::Latencies;
+use crate::lookup::{Front, LOOKUPS, Lookups};
+use crate::models::{Entry, ModelOptions, Models, Space};
+use crate::request::{MAX_ROWS, Request};
+use crate::single_task::SingleTask;
+use crate::store::Store;
+use crate::sync;
+use crate::upstream::{Call, Upstream};
+
+/// How much work a memo takes on, and its secret.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct MemoOptions {
+    /// What keys and seals depend on. Memos that share a store share it.
+    pub secret: Secret,
+    /// Rows that may wait for the store or the upstream; one more is `Overloaded`. The default,
+    /// 65,536, is a second's work of a classifier that takes 15 µs an input.
+    pub max_waiting: usize,
+    /// Bytes that waiting rows may hold together; 256 MiB by default.
+    pub max_waiting_bytes: usize,
+    /// Audit one of so many hits when the upstream is idle; `None`, the default, for no audits.
+    pub audit: Option<NonZeroU32>,
+    /// Stop lookups in a store across the network while they take more time than hits save. Off by
+    /// default. Lookups in this process always pay.
+    pub auto_bypass: bool,
+}
+
+impl MemoOptions {
+    /// The defaults, with this secret.
+    pub fn new(secret: Secret) -> Self {
+        MemoOptions {
+            secret,
+            max_waiting: 65_536,
+            max_waiting_bytes: 256 << 20,
+            audit: None,
+            auto_bypass: false,
+        }
+    }
+}
+
+/// A memo: it answers rows from a store, and asks a model only for those that the store lacks.
+///
+/// A clone is the same memo. Each model is added with a name and an [`Upstream`] that computes its
+/// answers, for example a closure ([`Function`](crate::upstream::Function)).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::sync::Arc;
+/// use afterimage_cache::ByteStore;
+/// use afterimage_core::{Answer, ModelId, Origin};
+/// use afterimage_memo::upstream::Function;
+/// use afterimage_memo::{Memo, MemoOptions, ModelOptions, Request, Secret};
+///
+/// let store = Arc::new(ByteStore::new(64 << 20, 16 << 20));
+/// let memo = Memo::of_bytes(store, MemoOptions::new(Secret::random()?));
+///
+/// // The digest changes whenever the model's answers change.
+/// let id = ModelId::bytes("upper", [1; 32]);
+/// let upper = Function::new(id, 2, |rows| {
+///     Ok(rows.iter().map(|row| Answer::Bytes(row.to_ascii_uppercase().into())).collect())
+/// });
+/// memo.add_model("upper", upper, ModelOptions::default());
+///
+/// let first = memo.ask(Request::row("hello").model("upper")).await?;
+/// let second = memo.ask(Request::row("hello").model("upper")).await?;
+/// assert_eq!(second.rows[0].answer, Answer::Bytes("HELLO".into()));
+/// assert_eq!((first.rows[0].origin, second.rows[0].origin), (Origin::Miss, Origin::Hit));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Memo {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What all parts of a memo share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) labels: Store,
+    pub(crate) bytes: Option<Arc<ByteStore>>,
+    pub(crate) models: Models,
+    pub(crate) flights: Flights<Waiter>,
+    pub(crate) waiting_bytes: ByteBudget,
+    pub(crate) latencies: Latencies,
+    pub(crate) call_time: CallTime,
+    pub(crate) bypass: Option<Bypass>,
+    pub(crate) audit: Option<Audit>,
+    pub(crate) counters: Counters,
+    /// The task that keeps deadlines.
+    pub(crate) sweeping: SingleTask,
+}
+
+impl Memo {
+    /// A memo with stores for labels and for answers of bytes. A model that answers with bytes is
+    /// not stored without the second.
+    pub fn new(labels: Store, bytes: Option<Arc<ByteStore>>, options: MemoOptions) -> Self {
+        let bypasses = options.auto_bypass && matches!(labels, Store::Remote(_));
+        let seed = RandomState::new().build_hasher().finish();
+        let inner = Inner {
+            labels,
+            bytes,
+            models: Models::new(options.secret),
+            flights: Flights::new(options.max_waiting),
+            waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
+            latencies: Latencies::default(),
+            call_time: CallTime::default(),
+            bypass: bypasses.then(|| Bypass::new(sync::now())),
+            audit: options.audit.map(|every| Audit::new(every, seed)),
+            counters: Counters::default(),
+            sweeping: SingleTask::new(),
+        };
+        Memo { inner: Arc::new(inner) }
+    }
+
+    /// A memo for models that answer with bytes. Labels get the smallest table.
+    pub fn of_bytes(store: Arc<ByteStore>, options: MemoOptions) -> Self {
+        let table = afterimage_cache::Table::new(afterimage_cache::Capacity::Entries(1))
+            .expect("one entry fits in memory");
+        Memo::new(Store::Embedded(Arc::new(table), None), Some(store), options)
+    }
+
+    /// Adds a model under a name that requests use, in place of an earlier one of this name.
+    pub fn add_model(
+        &self,
+        name: impl Into<String>,
+        upstream: impl Upstream,
+        options: ModelOptions,
+    ) {
+        self.inner.models.add(name.into(), Box::new(upstream), options);
+    }
+
+    /// Removes a model. Its calls in flight are still answered. Returns whether there was one.
+    pub fn remove_model(&self, name: &str) -> bool {
+        self.inner.models.remove(name)
+    }
+
+    /// The names of the models, in order.
+    pub fn model_names(&self) -> Vec<String> {
+        self.inner.models.all().iter().map(|entry| entry.name.clone()).collect()
+    }
+
+    /// Answers a request. Dropping the future withdraws it: a call that no other request waits for
+    /// is not made.
+    ///
+    /// # Errors
+    /// A [`Failure`] that says what to do: the model is not known (`BadArgument`), the upstream
+    /// failed (`Upstream…`), too much waits already (`Overloaded`), or the deadline has passed
+    /// (`DeadlineExceeded`). One row that fails fails the request.
+    pub async fn ask(&self, request: Request) -> Result<Response, Failure> {
+        let (sender, outcome) = oneshot::channel();
+        self.submit(request, Reply::new(Arc::new(Ask(Mutex::new(Some(sender)))), 0));
+        outcome.await.unwrap_or_else(|_| Err(Failure::abandoned()))
+    }
+
+    /// Answers a request through `reply`: before this returns when all rows are hits, else later
+    /// from any thread.
+    pub fn submit(&self, request: Request, reply: Reply<Result<Response, Failure>>) {
+        let since = sync::now();
+        let admitted = self.inner.admit(&request);
+        let (entry, space) = match admitted {
+            Ok(admitted) => admitted,
+            Err(failure) => {
+                reply.send(Err(failure));
+                return;
+            }
+        };
+        let model = Arc::clone(&space.model);
+        let combine = |rows: Vec<RowAnswer>| Response { model, rows: Rows::from_vec(rows) };
+        let replies: Vec<RowReply> = gather(request.rows.len(), reply, combine).collect();
+        let stored = entry.options.stored;
+        let arrival = Arrival {
+            entry: &entry,
+            space: &space,
+            since,
+            client: request.client,
+            stores: stored && !request.directives.no_store,
+            ttl: request.directives.ttl.or(entry.options.ttl),
+        };
+        let looks = stored && !request.directives.refresh;
+        let begun = self.inner.look_up(&arrival, &request, replies, looks);
+        self.inner.call_together(&entry, begun, since);
+    }
+
+    /// Takes the answer of one input back. The next request computes it anew.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), when the model is not known.
+    pub fn forget(&self, model: &str, row: &[u8]) -> Result<(), Failure> {
+        let entry = self.inner.models.get(model)?;
+        entry.refresh();
+        let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
+        let hash = space.keys.hash(row);
+        match (space.model.answers, &self.inner.bytes) {
+            (AnswerKind::Label { .. }, _) => self.inner.labels.write(hash.store_key(), FORGOTTEN),
+            (AnswerKind::Bytes, Some(bytes)) => drop(bytes.remove(hash.identity())),
+            (AnswerKind::Bytes, None) => {}
+        }
+        Ok(())
+    }
+
+    /// Takes all answers of a model back, in constant time: it begins a new epoch of keys. Entries
+    /// of the old epoch are evicted by and by.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), when the model is not known.
+    pub fn flush(&self, model: &str) -> Result<u64, Failure> {
+        Ok(self.inner.models.get(model)?.keys.flush())
+    }
+
+    /// Takes all answers of all models back, as [`flush`](Self::flush).
+    pub fn flush_all(&self) {
+        for entry in self.inner.models.all() {
+            entry.keys.flush();
+        }
+    }
+
+    /// Adds counters, sizes and latencies to `stats`.
+    pub fn stats(&self, stats: &mut Stats) {
+        let inner = &self.inner;
+        let models = inner.models.all();
+        inner.counters.stats(stats);
+        stats.counter("models_met", models.iter().map(|entry| entry.keys.met()).sum());
+        stats.gauge("waiting", inner.flights.waiting() as u64);
+        stats.gauge("waiting_bytes", inner.waiting_bytes.used() as u64);
+        inner.latencies.stats(stats);
+        if let Some(audit) = &inner.audit {
+            audit.stats(stats);
+        }
+        if let Some(bypass) = &inner.bypass {
+            stats.text("auto_bypass", if bypass.is_active() { "bypassing" } else { "looking" });
+            stats.counter("auto_bypassed", bypass.bypassed());
+        }
+        inner.labels.stats(stats);
+        if let Some(bytes) = &inner.bytes {
+            let bytes = bytes.stats();
+            stats.gauge("byte_store_entries", bytes.entries);
+            stats.gauge("byte_store_bytes", bytes.bytes);
+            stats.gauge("byte_store_capacity_bytes", bytes.capacity_bytes);
+            stats.counter("byte_store_evictions", bytes.evicted);
+            stats.counter("byte_store_expired", bytes.expired);
+        }
+        for entry in models {
+            entry.upstream.stats(stats);
+        }
+    }
+
+    /// The number of waiters and the number of calls in flight.
+    #[doc(hidden)]
+    pub fn in_flight(&self) -> (usize, usize) {
+        (self.inner.flights.waiting(), self.inner.flights.under_way())
+    }
+}
+
+impl Inner {
+    /// Finds the model of a request and its keys, and checks the rows.
+    fn admit(&self, request: &Request) -> Result<(Arc<Entry>, Arc<Space>), Failure> {
+        let entry = self.models.get(&request.model)?;
+        entry.refresh();
+        let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
+        let bad = |text: String| {
+            self.counters.bad_inputs.fetch_add(1, Relaxed);
+            Err(Failure::new(Status::BadArgument, text))
+        };
+        let version = &space.model.version;
+        if !request.version.is_empty() && request.version != *version {
+            let (name, asked) = (&entry.name, &request.version);
+            return bad(format!("model {name:?} has version {version:?}, not {asked:?}"));
+        }
+        if !(1..=MAX_ROWS).contains(&request.rows.len()) {
+            let rows = request.rows.len();
+            return bad(format!("the request has {rows} rows; the range is 1 to {MAX_ROWS}"));
+        }
+        if let Some(expected) = space.keys.input_len() {
+            let wrong = request.rows.iter().enumerate().find(|(_, row)| row.len() != expected);
+            if let Some((i, row)) = wrong {
+                return bad(format!(
+                    "row {i} has {} bytes; the model takes {expected}",
+                    row.len()
+                ));
+            }
+        }
+        Ok((entry, space))
+    }
+
+    fn look_up(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        request: &Request,
+        replies: Vec<RowReply>,
+        looks: bool,
+    ) -> Vec<Begun> {
+        let keys = &arrival.space.keys;
+        let asker = Asker { id: request.id, deadline: request.deadline };
+        let hashed = |row: &Bytes| (keys.hash(row), row.clone());
+        match (arrival.space.model.answers, &self.bytes) {
+            (AnswerKind::Bytes, Some(store)) => {
+                let rows = replies.into_iter().zip(request.rows.iter().map(hashed));
+                let rows = rows.map(|(reply, (hash, row))| (reply, hash, row)).collect();
+                self.look_up_bytes(arrival, rows, store, asker, looks)
+            }
+            (AnswerKind::Bytes, None) => {
+                let rows = replies.into_iter().zip(request.rows.iter().map(hashed));
+                let join = |(reply, (hash, row)): (RowReply, (RowHash, Bytes))| {
+                    let len = row.len();
+                    self.join(arrival, hash, || row, len, asker, reply)
+                };
+                rows.filter_map(join).collect()
+            }
+            (AnswerKind::Label { .. }, _) => {
+                let replies = replies.into_iter().map(Some).collect();
+                let mut front = Submitted { asker, replies };
+                let mut begun = Vec::new();
+                for (chunk, rows) in request.rows.chunks(LOOKUPS).enumerate() {
+                    let start = chunk * LOOKUPS;
+                    let lookup = |(i, row): (usize, &Bytes)| (start + i, keys.hash(row), row.clone());
+                    let rows: Lookups<Bytes> = rows.iter().enumerate().map(lookup).collect();
+                    begun.extend(self.look_up_labels(arrival, &mut front, rows, looks));
+                }
+                begun
+            }
+        }
+    }
+
+    /// Makes one call for all rows.
+    fn call_together(&self, entry: &Entry, begun: Vec<Begun>, now: Instant) {
+        if begun.len() < 2 {
+            return self.call(entry, begun, now);
+        }
+        self.counters.calls.fetch_add(1, Relaxed);
+        let called = |Begun { flight, call }: Begun| {
+            flight.called_at(now);
+            call
+        };
+        let calls = begun.into_iter().map(called).collect();
+        entry.upstream.compute(vec![merge(calls)]);
+    }
+
+    /// Stores an answer, sealed.
+    pub(crate) fn store(
+        &self,
+        space: &Space,
+        hash: RowHash,
+        answer: &Answer,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) {
+        match (answer, &self.bytes) {
+            (Answer::Label(label), _) => {
+                self.labels.write(hash.store_key(), space.keys.seal(hash, *label));
+            }
+            (Answer::Bytes(bytes), Some(store)) => {
+                store.insert(hash.identity(), space.keys.seal_bytes(hash, bytes), ttl, now);
+            }
+            (Answer::Bytes(_), None) => {}
+        }
+    }
+}
+
+/// Merges calls of one row each into one call, whose answers go to each in turn.
+fn merge(calls: Vec<Call>) -> Call {
+    let (mut rows, mut replies) = (Rows::new(), Vec::with_capacity(calls.len()));
+    let first = calls.first().expect("at least two calls");
+    let (model, client) = (Arc::clone(&first.model), first.client);
+    let request_id = first.request_id;
+    for call in calls {
+        rows.extend(call.rows);
+        replies.push(call.reply);
+    }
+    let sinks = replies.iter().filter_map(|reply| Some((reply.sink()?.clone(), reply.token())));
+    let sinks = sinks.collect();
+    let merged = Merged { sinks, replies: Mutex::new(replies) };
+    Call { rows, model, client, request_id, reply: Reply::new(Arc::new(merged), 0) }
+}
+
+/// The replies of the rows of one call.
+struct Merged {
+    sinks: Vec<(Arc<dyn Sink<Result<Computed, Failure>>>, u64)>,
+    replies: Mutex<Vec<Reply<Result<Computed, Failure>>>>,
+}
+
+impl Sink<Result<Computed, Failure>> for Merged {
+    fn wanted(&self, _: u64, now: Instant) -> Wanted {
+        let mut last = Wanted::NoMore;
+        for (sink, token) in &self.sinks {
+            last = match (last, sink.wanted(*token, now)) {
+                (_, Wanted::Always) => return Wanted::Always,
+                (Wanted::Until(a), Wanted::Until(b)) => Wanted::Until(a.max(b)),
+                (last, Wanted::NoMore) => last,
+                (_, until) => until,
+            };
+        }
+        last
+    }
+
+    fn is_wanted(&self, _: u64, now: Instant) -> bool {
+        self.sinks.iter().any(|(sink, token)| sink.is_wanted(*token, now))
+    }
+
+    fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
+        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        let replies = std::mem::take(&mut *replies);
+        let at = at.unwrap_or_else(sync::now);
+        let outcome = outcome.and_then(|computed| {
+            let (answers, rows) = (computed.answers.len(), replies.len());
+            let text = format!("the upstream gave {answers} answers for {rows} rows");
+            let fits = answers == rows;
+            fits.then_some(computed).ok_or_else(|| Failure::new(Status::UpstreamCorrupt, text))
+        });
+        match outcome {
+            Ok(Computed { model, answers }) => {
+                for (reply, answer) in replies.into_iter().zip(answers) {
+                    let answers = Rows::from_elem(answer, 1);
+                    reply.send_at(Ok(Computed { model: Arc::clone(&model), answers }), at);
+                }
+            }
+            Err(failure) => {
+                for reply in replies {
+                    reply.send_at(Err(failure.clone()), at);
+                }
+            }
+        }
+    }
+}
+
+/// The rows of a submitted request as a batch.
+struct Submitted {
+    asker: Asker,
+    /// Taken as the rows are answered.
+    replies: Vec<Option<RowReply>>,
+}
+
+impl Front for Submitted {
+    fn asker(&self, _: usize, _: Instant) -> Asker {
+        self.asker
+    }
+
+    fn hit(&mut self, i: usize, label: u16) {
+        let answer = RowAnswer::label(label, afterimage_core::Origin::Hit);
+        self.reply(i).send(Ok(answer));
+    }
+
+    fn fail(&mut self, i: usize, failure: &Failure) {
+        self.reply(i).send(Err(failure.clone()));
+    }
+
+    fn reply(&mut self, i: usize) -> RowReply {
+        self.replies[i].take().expect("each row is answered once")
+    }
+}
+
+/// The receiver of [`Memo::ask`].
+struct Ask(Mutex<Option<oneshot::Sender<Result<Response, Failure>>>>);
+
+impl Sink<Result<Response, Failure>> for Ask {
+    fn wanted(&self, _: u64, _: Instant) -> Wanted {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let waits = sender.as_ref().is_some_and(|sender| !sender.is_closed());
+        if waits { Wanted::Always } else { Wanted::NoMore }
+    }
+
+    fn deliver(&self, _: u64, outcome: Result<Response, Failure>, _: Option<Instant>) {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            // The future may have been dropped meanwhile.
+            let _ = sender.send(outcome);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! The models of a memo, and the keys of each.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use afterimage_core::{Failure, ModelId, Status};
+use afterimage_wire::server::Watchers;
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+
+use crate::key::{KeySpace, Secret};
+use crate::upstream::Upstream;
+
+/// How a memo treats one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ModelOptions {
+    /// Whether answers are looked up and stored; true by default. Without it, the memo only makes
+    /// one call for equal rows in flight.
+    pub stored: bool,
+    /// How long a stored answer of bytes is used; `None`, the default, for as long as it is in the
+    /// store. Labels have no time.
+    pub ttl: Option<Duration>,
+    /// The largest answer that is stored, and accepted; 16 MiB by default.
+    pub max_answer_bytes: usize,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        ModelOptions { stored: true, ttl: None, max_answer_bytes: 16 << 20 }
+    }
+}
+
+impl ModelOptions {
+    /// The same with a time to live for answers of bytes.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    /// The same without a use of the store.
+    #[must_use]
+    pub fn unstored(mut self) -> Self {
+        self.stored = false;
+        self
+    }
+}
+
+/// All models, by name.
+#[derive(Debug)]
+pub(crate) struct Models {
+    secret: Secret,
+    by_name: ArcSwap<HashMap<String, Arc<Entry>>>,
+}
+
+impl Models {
+    pub(crate) fn new(secret: Secret) -> Self {
+        Models { secret, by_name: ArcSwap::default() }
+    }
+
+    /// Adds a model, in place of one of the same name.
+    pub(crate) fn add(
+        &self,
+        name: String,
+        upstream: Box<dyn Upstream>,
+        options: ModelOptions,
+    ) -> Arc<Entry> {
+        let keys = ModelKeys::new(self.secret.clone());
+        let entry = Arc::new(Entry { name: name.clone(), upstream, options, keys });
+        let weak = Arc::downgrade(&entry);
+        entry.upstream.on_change(Box::new(move || {
+            if let Some(entry) = weak.upgrade() {
+                entry.refresh();
+            }
+        }));
+        self.by_name.rcu(|models| {
+            let mut models = HashMap::clone(models);
+            models.insert(name.clone(), Arc::clone(&entry));
+            models
+        });
+        entry
+    }
+
+    /// Removes a model. Calls in flight are still answered.
+    pub(crate) fn remove(&self, name: &str) -> bool {
+        let before = self.by_name.rcu(|models| {
+            let mut models = HashMap::clone(models);
+            models.remove(name);
+            models
+        });
+        before.contains_key(name)
+    }
+
+    /// The model of this name. The empty name is also that of the only model.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Entry>, Failure> {
+        let models = self.by_name.load();
+        let only = || if models.len() == 1 { models.values().next() } else { None };
+        let found = models.get(name).or_else(|| if name.is_empty() { only() } else { None });
+        found.cloned().ok_or_else(|| {
+            let text = match name {
+                "" => format!("the request names no model; the memo has {}", models.len()),
+                name => format!("the memo has no model {name:?}"),
+            };
+            Failure::new(Status::BadArgument, text)
+        })
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
+        let models = self.by_name.load();
+        let mut models: Vec<_> = models.values().cloned().collect();
+        models.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        models
+    }
+}
+
+/// One model of a memo.
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) upstream: Box<dyn Upstream>,
+    pub(crate) options: ModelOptions,
+    pub(crate) keys: ModelKeys,
+}
+
+impl Entry {
+    /// Brings the keys up to the upstream's present model, and returns the generation.
+    #[inline]
+    pub(crate) fn refresh(&self) -> u64 {
+        self.keys.refresh(&*self.upstream)
+    }
+
+    /// Why there are no keys, as a failure.
+    pub(crate) fn no_keys(&self) -> Failure {
+        Failure::new(Status::UpstreamCrashed, self.keys.why_none(&*self.upstream))
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry")
+            .field("name", &self.name)
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The keys of one model in one epoch.
+#[derive(Debug)]
+pub(crate) struct Space {
+    /// As the upstream gave it: the same `Arc` is the same model, without a comparison.
+    pub(crate) model: Arc<ModelId>,
+    pub(crate) keys: KeySpace,
+    /// The generation that began with this model.
+    pub(crate) generation: u64,
+}
+
+/// The present keys of an upstream, and the change to the next ones.
+#[derive(Debug)]
+pub(crate) struct ModelKeys {
+    secret: Secret,
+    present: ArcSwapOption<Space>,
+    /// Held while the present keys change. The model that cannot have keys, and why.
+    refused: Mutex<Option<(Arc<ModelId>, String)>>,
+    /// Counts changes of the model.
+    generation: AtomicU64,
+    /// Counts flushes.
+    epoch: AtomicU64,
+    met: AtomicU64,
+    pub(crate) watchers: Watchers,
+}
+
+impl ModelKeys {
+    fn new(secret: Secret) -> Self {
+        ModelKeys {
+            secret,
+            present: ArcSwapOption::empty(),
+            refused: Mutex::new(None),
+            generation: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            met: AtomicU64::new(0),
+            watchers: Watchers::default(),
+        }
+    }
+
+    /// The present keys, as of the last [`refresh`](Self::refresh).
+    #[inline]
+    pub(crate) fn present(&self) -> Guard<Option<Arc<Space>>> {
+        self.present.load()
+    }
+
+    /// The number of models so far.
+    pub(crate) fn met(&self) -> u64 {
+        self.met.load(Relaxed)
+    }
+
+    /// Brings the keys up to the upstream's present model, and returns the generation. Connections
+    /// that were welcomed under an older one are notified.
+    #[inline]
+    fn refresh(&self, upstream: &dyn Upstream) -> u64 {
+        let Some(model) = upstream.model() else {
+            return self.generation.load(Relaxed);
+        };
+        match &*self.present() {
+            Some(space) if Arc::ptr_eq(&space.model, &model) => space.generation,
+            _ => self.change(upstream),
+        }
+    }
+
+    /// Changes the model, one thread at a time and after another check: two threads that meet a
+    /// new model count it once, and the slower one does not bring an older one back.
+    #[cold]
+    fn change(&self, upstream: &dyn Upstream) -> u64 {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.generation.load(Relaxed);
+        let Some(model) = upstream.model() else { return before };
+        let present = self.present.load_full();
+        let is_known = |known: &Arc<ModelId>| Arc::ptr_eq(known, &model);
+        if present.as_ref().is_some_and(|space| is_known(&space.model))
+            || refused.as_ref().is_some_and(|(known, _)| is_known(known))
+        {
+            return before;
+        }
+        let (generation, epoch) = (before + 1, self.epoch.load(Relaxed));
+        let next = match KeySpace::new(&self.secret, Arc::clone(&model), epoch) {
+            Ok(keys) => {
+                *refused = None;
+                self.met.fetch_add(1, Relaxed);
+                if present.is_some() {
+                    tracing::info!(?model, "the upstream has another model; its keys are others");
+                }
+                Some(Arc::new(Space { model, keys, generation }))
+            }
+            Err(why) => {
+                tracing::warn!(?model, "answers of this model cannot be stored: {why}");
+                *refused = Some((model, why));
+                None
+            }
+        };
+        // In this order: a thread that sees the new generation finds the new keys.
+        self.present.store(next);
+        self.generation.store(generation, Relaxed);
+        drop(refused);
+        self.watchers.notify();
+        generation
+    }
+
+    /// Begins a new epoch: no answer stored so far is found any more.
+    pub(crate) fn flush(&self) -> u64 {
+        let _changing = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let epoch = self.epoch.fetch_add(1, Relaxed) + 1;
+        if let Some(space) = self.present.load_full() {
+            let Space { model, generation, .. } = &*space;
+            let keys = KeySpace::new(&self.secret, Arc::clone(model), epoch)
+                .expect("the model had keys before");
+            let (model, generation) = (Arc::clone(model), *generation);
+            self.present.store(Some(Arc::new(Space { model, keys, generation })));
+        }
+        epoch
+    }
+
+    /// The generation, without a question to the upstream.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Relaxed)
+    }
+
+    /// Why there are no keys.
+    fn why_none(&self, upstream: &dyn Upstream) -> String {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*refused, upstream.trouble()) {
+            (Some((_, why)), _) => why.clone(),
+            (None, Some(trouble)) => format!("the classifier cannot be reached: {trouble}"),
+            (None, None) => "no classifier has been reached yet".into(),
+        }
+    }
+}
