@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod channel;
 pub mod compare;
 mod connection;
@@ -35,10 +36,11 @@ mod worker;
 pub mod workload;
 mod zipf;
 
+pub use address::{Address, Login, redacted, redacted_command};
 pub use dialect::Dialect;
 pub use load::{Progress, greet, run};
 pub use plan::{
-    Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Peer, Plan,
+    Arrivals, BenchError, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Peer, Plan,
     Span, Target,
 };
 pub use report::Report;

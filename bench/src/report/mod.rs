@@ -34,6 +34,9 @@ pub struct Report {
     /// not say.
     #[serde(default)]
     pub started_unix_s: f64,
+    /// Whether the run was cancelled: it measured less than the settings say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
     /// Length of the measurement in seconds, without warm-up and without the wait for the last
     /// answers of a timed run.
     pub measured_s: f64,
@@ -100,6 +103,7 @@ impl Report {
         threads: Vec<ThreadUse>,
     ) -> Self {
         tally.settle();
+        let late_p99_ns = tally.late_p99_ns();
         let [hit, coalesced, computed, miss, failed] =
             tally.latencies.each_ref().map(|latencies| latencies.from_due.len());
         let mut all = Latencies::default();
@@ -128,6 +132,7 @@ impl Report {
             settings: Settings::new(plan),
             server: server.map(Server::new).unwrap_or_default(),
             started_unix_s: since.unwrap_or_default().as_secs_f64(),
+            interrupted: threads.iter().any(|used| used.interrupted),
             measured_s: measured.as_secs_f64(),
             sent: counts.sent,
             answered,
@@ -166,6 +171,7 @@ impl Report {
                     .sum::<f64>()
                     / ((answered + failed + counts.writes_confirmed).max(1) as f64),
                 held_back_p99_ns: latency_from_due.p99_ns.saturating_sub(latency_from_sent.p99_ns),
+                late_p99_ns,
             },
             latency_from_due,
             latency_from_sent,
@@ -189,6 +195,9 @@ impl Report {
     /// What went wrong, in sentences; empty when every request was sent and answered properly.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        if self.interrupted {
+            problems.push(format!("interrupted after {:.3} s of measurement", self.measured_s));
+        }
         let mut note = |count: u64, what: &str| {
             if count > 0 {
                 problems.push(format!("{} {what}", Count(count as f64)));
@@ -249,7 +258,7 @@ pub(crate) mod tests {
         tally.counts.in_window = 1002;
         let second = Duration::from_secs(1);
         let (started, wall) = (UNIX_EPOCH + second, second * 2);
-        let used = ThreadUse { started, measured: wall, wall, cpu: second };
+        let used = ThreadUse { started, measured: wall, interrupted: false, wall, cpu: second };
         Report::new(&plan, None, tally, vec![used])
     }
 
