@@ -7,7 +7,7 @@
 //! same history, event for event.
 //!
 //! ```text
-//! cargo test -p afterimage-memo --lib simulation                 # a few dozen histories
+//! cargo test -p afterimage-memo --test simulation               # a few dozen histories
 //! SIMULATION_SECONDS=30 …                                        # as many as there is time for
 //! SIMULATION_SEED=17 … -- --nocapture                            # this one, event by event
 //! ```
@@ -23,6 +23,7 @@ mod auditor;
 mod checks;
 mod classifier;
 mod dice;
+mod doubles;
 mod history;
 mod network;
 mod play;
@@ -31,8 +32,8 @@ mod world;
 
 use std::time::{Duration, Instant};
 
-use crate::plant::{self, Bug};
-use history::{Settings, Weather};
+use doubles::Defect;
+use history::Settings;
 use network::Host;
 use play::{Report, play};
 
@@ -67,7 +68,7 @@ fn verdict(seed: u64, report: &Report) -> String {
         text += &format!("    {complaint}\n");
     }
     text + &format!(
-        "repeat it: SIMULATION_SEED={seed} cargo test -p afterimage-memo --lib simulation::every \
+        "repeat it: SIMULATION_SEED={seed} cargo test -p afterimage-memo --test simulation every \
          -- --nocapture"
     )
 }
@@ -75,7 +76,7 @@ fn verdict(seed: u64, report: &Report) -> String {
 #[test]
 fn every_history_ends_well() {
     if let Some(seed) = number("SIMULATION_SEED") {
-        let report = play(seed, true);
+        let report = play(seed, None, true);
         assert!(report.complaints.is_empty(), "{}", verdict(seed, &report));
         return;
     }
@@ -85,7 +86,7 @@ fn every_history_ends_well() {
     let first = number("SIMULATION_FIRST").unwrap_or(0);
     let mut bad = Vec::new();
     while time.map_or(played < HISTORIES, |time| began.elapsed() < time) {
-        let report = play(first + played, false);
+        let report = play(first + played, None, false);
         if !report.complaints.is_empty() {
             bad.push(verdict(first + played, &report));
             assert!(bad.len() < ENOUGH, "{}", bad.join("\n"));
@@ -108,48 +109,68 @@ fn every_history_ends_well() {
 #[test]
 fn the_same_seed_gives_the_same_history_event_for_event() {
     for seed in 0..12 {
-        let (one, two) = (play(seed, false), play(seed, false));
+        let (one, two) = (play(seed, None, false), play(seed, None, false));
         assert_eq!(one.digest, two.digest, "seed {seed}");
-        assert_ne!(one.digest, play(seed + 1, false).digest);
+        assert_ne!(one.digest, play(seed + 1, None, false).digest);
     }
 }
 
-/// Plays histories with a bug until the checks find it, by the sign that it should be found by.
-fn is_caught(bug: Bug, sign: &str) {
-    let stormy = (0..).filter(|&seed| Settings::of(seed).weather == Weather::Stormy);
-    let found = |seed| play(seed, false).complaints.iter().any(|text| text.contains(sign));
-    let caught = plant::with(Some(bug), || {
-        stormy.take(CATCH_WITHIN).enumerate().find(|&(_, seed)| found(seed))
-    });
-    let Some((before, seed)) = caught else {
-        panic!("{bug:?} went through {CATCH_WITHIN} histories");
+/// Plays histories with a defect until a check finds it: the check whose complaint contains `sign`.
+fn is_caught(defect: Defect, sign: &str) {
+    let meets = |settings: &Settings| settings.remote_cache || !defect.is_of_store();
+    let seeds = (0..).filter(|&seed| meets(&Settings::of(seed))).take(CATCH_WITHIN);
+    let found = |seed: u64| {
+        play(seed, Some(defect), false).complaints.iter().any(|text| text.contains(sign))
     };
-    println!("{bug:?} is caught after {} histories", before + 1);
-    let without = play(seed, false);
-    assert!(without.complaints.is_empty(), "without the bug, too: {}", verdict(seed, &without));
+    let Some((before, seed)) = seeds.enumerate().find(|&(_, seed)| found(seed)) else {
+        panic!("no check found {defect:?} in {CATCH_WITHIN} histories");
+    };
+    println!("{defect:?} is caught in history {}", before + 1);
+    let without = play(seed, None, false);
+    assert!(without.complaints.is_empty(), "also without it: {}", verdict(seed, &without));
 }
 
 #[test]
-fn a_skipped_tag_check_is_caught() {
-    is_caught(Bug::SkipTagCheck, "a wrong label");
+fn catches_a_store_that_returns_another_keys_value() {
+    is_caught(Defect::OtherKey, "after the storm");
 }
 
 #[test]
-fn a_forgotten_later_is_caught() {
-    is_caught(Bug::ForgetLater, "have no reply");
+fn catches_a_store_that_forges_valid_seals() {
+    is_caught(Defect::ValidSeal, "a wrong label");
 }
 
 #[test]
-fn a_skipped_model_check_is_caught() {
-    is_caught(Bug::SkipModelCheck, "a wrong label");
+fn catches_a_store_that_ignores_the_lookup_budget() {
+    is_caught(Defect::LateLookup, "costs too much");
 }
 
 #[test]
-fn a_deadline_that_nobody_keeps_is_caught() {
-    is_caught(Bug::SkipSweep, "its budget was");
+fn catches_a_store_that_never_ends_a_lookup() {
+    is_caught(Defect::LostLookup, "in the end");
 }
 
 #[test]
-fn a_failed_flight_that_does_not_land_is_caught() {
-    is_caught(Bug::LeaveFailedFlight, "in the end");
+fn catches_a_classifier_that_labels_another_image() {
+    is_caught(Defect::OtherImage, "a wrong label");
+}
+
+#[test]
+fn catches_a_classifier_that_reports_a_wrong_model() {
+    is_caught(Defect::WrongModel, "a wrong label");
+}
+
+#[test]
+fn catches_a_classifier_that_loses_a_reply() {
+    is_caught(Defect::LostReply, "in the end");
+}
+
+#[test]
+fn catches_a_classifier_that_drops_a_reply() {
+    is_caught(Defect::DroppedReply, "an internal error");
+}
+
+#[test]
+fn catches_a_classifier_that_answers_twice() {
+    is_caught(Defect::TwoCalls, "calls for");
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// Requests in the order in which half of their time is over. As many as are under way, at most.
 #[derive(Debug)]
-pub(super) struct Halfway<C> {
+pub(super) struct Hedges<C> {
     waiting: BTreeMap<Ticket, Arc<C>>,
     tickets: u64,
     /// When whoever looks comes again, if that is known.
@@ -21,9 +21,9 @@ pub(super) struct Ticket {
     number: u64,
 }
 
-impl<C> Halfway<C> {
+impl<C> Hedges<C> {
     pub(super) fn new() -> Self {
-        Halfway { waiting: BTreeMap::new(), tickets: 0, armed: None }
+        Hedges { waiting: BTreeMap::new(), tickets: 0, armed: None }
     }
 
     /// Takes a request in.
@@ -40,7 +40,7 @@ impl<C> Halfway<C> {
     }
 
     /// Whether somebody must look earlier than was said the last time.
-    pub(super) fn is_pressing(&self) -> bool {
+    pub(super) fn needs_earlier_wake(&self) -> bool {
         let first = self.waiting.keys().next();
         first.is_some_and(|first| self.armed.is_none_or(|armed| first.due < armed))
     }
@@ -51,7 +51,7 @@ impl<C> Halfway<C> {
         (first.key().due <= now).then(|| first.remove())
     }
 
-    /// When to look again; `None` for not before somebody is [pressing](Self::is_pressing).
+    /// When to look again; `None` for not before somebody is [pressing](Self::needs_earlier_wake).
     pub(super) fn arm(&mut self) -> Option<Instant> {
         self.armed = self.waiting.keys().next().map(|first| first.due);
         self.armed
@@ -65,23 +65,23 @@ mod tests {
 
     #[test]
     fn calls_come_out_when_they_are_due_in_order_and_whoever_has_left_does_not() {
-        let (mut halfway, start) = (Halfway::new(), Instant::now());
+        let (mut hedges, start) = (Hedges::new(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        let call = |halfway: &mut Halfway<u64>, ms| halfway.add(at(ms), &Arc::new(ms));
-        assert!(!halfway.is_pressing() && halfway.arm().is_none());
-        call(&mut halfway, 30);
-        assert!(halfway.is_pressing());
-        assert_eq!(halfway.arm(), Some(at(30)));
-        call(&mut halfway, 40);
-        assert!(!halfway.is_pressing());
-        let gone = call(&mut halfway, 10);
-        call(&mut halfway, 20);
-        assert!(halfway.is_pressing());
-        halfway.remove(gone);
-        assert!(halfway.take_due(at(19)).is_none());
-        assert_eq!(halfway.take_due(at(30)).as_deref(), Some(&20));
-        assert_eq!(halfway.take_due(at(30)).as_deref(), Some(&30));
-        assert!(halfway.take_due(at(30)).is_none());
-        assert_eq!(halfway.arm(), Some(at(40)));
+        let call = |hedges: &mut Hedges<u64>, ms| hedges.add(at(ms), &Arc::new(ms));
+        assert!(!hedges.needs_earlier_wake() && hedges.arm().is_none());
+        call(&mut hedges, 30);
+        assert!(hedges.needs_earlier_wake());
+        assert_eq!(hedges.arm(), Some(at(30)));
+        call(&mut hedges, 40);
+        assert!(!hedges.needs_earlier_wake());
+        let gone = call(&mut hedges, 10);
+        call(&mut hedges, 20);
+        assert!(hedges.needs_earlier_wake());
+        hedges.remove(gone);
+        assert!(hedges.take_due(at(19)).is_none());
+        assert_eq!(hedges.take_due(at(30)).as_deref(), Some(&20));
+        assert_eq!(hedges.take_due(at(30)).as_deref(), Some(&30));
+        assert!(hedges.take_due(at(30)).is_none());
+        assert_eq!(hedges.arm(), Some(at(40)));
     }
 }

@@ -5,12 +5,14 @@
 //! What `service.rs` does around the table is done here with as little as possible: a store of one
 //! value, a classifier that answers or fails, and callers who count what they are told.
 
+#![cfg(loom)]
+
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use loom::thread;
 
-use crate::duty::Duty;
-use crate::flights::{Flights, Join};
+use afterimage_memo::flights::{Flights, Join};
+use afterimage_memo::single_task::SingleTask;
 
 /// What a caller was told.
 const NOTHING: usize = 0;
@@ -290,18 +292,18 @@ fn callers_past_the_cap_are_turned_away_and_leave_no_trace() {
 #[test]
 fn a_need_that_arises_as_the_sweeper_leaves_finds_one() {
     loom::model(|| {
-        let (duty, needs) = (Arc::new(Duty::new()), Arc::new(AtomicUsize::new(1)));
-        assert!(duty.take());
+        let (task, needs) = (Arc::new(SingleTask::new()), Arc::new(AtomicUsize::new(1)));
+        assert!(task.start());
         let boarding = {
-            let (duty, needs) = (Arc::clone(&duty), Arc::clone(&needs));
+            let (task, needs) = (Arc::clone(&task), Arc::clone(&needs));
             thread::spawn(move || {
                 needs.fetch_add(1, Relaxed);
-                duty.take()
+                task.start()
             })
         };
         // The sweeper has done what he saw.
         needs.fetch_sub(1, Relaxed);
-        let stays = !duty.leave(|| needs.load(Relaxed) > 0);
+        let stays = !task.stop(|| needs.load(Relaxed) > 0);
         let took_over = boarding.join().unwrap();
         assert_eq!(needs.load(SeqCst), 1);
         assert!(stays ^ took_over, "one sweeper: the old one stays {stays}, a new one {took_over}");

@@ -1,8 +1,5 @@
 //! The classifiers that a memo can ask: one in its own process, or some across the network.
 
-mod embedded;
-mod remote;
-
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,11 +7,8 @@ use std::time::Instant;
 use afterimage_wire::Status;
 use afterimage_wire::proto::stats::Stats;
 
-use crate::clock;
 use crate::key::ModelId;
-
-pub use embedded::Embedded;
-pub use remote::{Connect, MAX_REPLICAS, Place, Remote, RemoteOptions, Resolve};
+use crate::sync;
 
 /// Whoever computes what is not remembered.
 pub trait Classifier: Send + Sync + 'static {
@@ -105,7 +99,7 @@ pub struct Failure {
 
 impl Failure {
     /// The model is another one than the client was told of: on a new connection he hears of it.
-    pub(crate) fn moved() -> Self {
+    pub(crate) fn model_changed() -> Self {
         let text = "the model has changed on the way; ask again".into();
         Failure { status: Status::ShuttingDown, text }
     }
@@ -213,7 +207,7 @@ impl Reply {
 
     /// Hands the answer over, which has come just now.
     pub fn send(self, answer: Result<Answer, Failure>) {
-        self.send_at(answer, clock::now());
+        self.send_at(answer, sync::now());
     }
 
     /// Hands over an answer that came at `now`: one reading of the clock can do for many.
@@ -228,7 +222,7 @@ impl Drop for Reply {
     fn drop(&mut self) {
         if let Some(owner) = self.0.take() {
             let text = "the classifier gave the request up without an answer".into();
-            owner.answer(Err(Failure { status: Status::Internal, text }), clock::now());
+            owner.answer(Err(Failure { status: Status::Internal, text }), sync::now());
         }
     }
 }

@@ -5,18 +5,18 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use afterimage_memo::upstream::{Place, Remote, RemoteOptions};
+use afterimage_memo::pool::{Pool, PoolOptions, Target};
 use afterimage_wire::{Client, ClientOptions};
 
 use crate::common::{Running, fail_fast, gauge, memo, replica, until};
 
-use crate::load::{Load, assert_right, remote};
+use crate::load::{Load, assert_right, pool};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_the_work() {
     let replicas = [replica(1).await, replica(1).await, replica(1).await];
     let upstream =
-        remote(&replicas.each_ref().map(|(_, running)| running), RemoteOptions::default()).await;
+        pool(&replicas.each_ref().map(|(_, running)| running), PoolOptions::default()).await;
     let (_memo, client) = memo(10_000, upstream).await;
     let load = Load::start(&client, 16, 250);
     load.more(1500).await;
@@ -41,10 +41,10 @@ async fn a_name_is_looked_up_again_and_its_addresses_come_and_go() {
             Box::pin(async { found.ok_or_else(|| std::io::Error::other("no such name")) })
         }
     };
-    let places = vec![Place("classifiers.example:7402".into()), Place(c.1.addr.clone())];
-    let upstream = Remote::at(
+    let places = vec![Target("classifiers.example:7402".into()), Target(c.1.addr.clone())];
+    let upstream = Pool::at(
         places,
-        RemoteOptions::default(),
+        PoolOptions::default(),
         Duration::from_millis(20),
         Box::new(|address, _| Client::connect_lazy(address, fail_fast())),
         Box::new(resolve),
@@ -68,9 +68,9 @@ async fn a_name_is_looked_up_again_and_its_addresses_come_and_go() {
 
 #[tokio::test]
 async fn a_name_that_does_not_exist_is_told_to_who_asks() {
-    let upstream = Remote::at(
-        vec![Place("nowhere.invalid:1".into())],
-        RemoteOptions::default(),
+    let upstream = Pool::at(
+        vec![Target("nowhere.invalid:1".into())],
+        PoolOptions::default(),
         Duration::from_secs(100),
         Box::new(|address, _| Client::connect_lazy(address, ClientOptions::new())),
         Box::new(|_| Box::pin(async { Err(std::io::Error::other("no such name")) })),

@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::checks::{self, Outcome};
 use super::classifier::image;
 use super::dice::Dice;
+use super::doubles::Defect;
 use super::history::{Ask, Fault, Manner, Settings, Trouble};
 use super::network::Network;
 use super::trace::Digest;
@@ -62,7 +63,7 @@ pub(super) struct Report {
 }
 
 /// Plays the history of a seed.
-pub(super) fn play(seed: u64, prints: bool) -> Report {
+pub(super) fn play(seed: u64, defect: Option<Defect>, prints: bool) -> Report {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -72,7 +73,7 @@ pub(super) fn play(seed: u64, prints: bool) -> Report {
         let settings = Settings::of(seed);
         let network = Network::new(seed, CLIENTS + settings.clients, settings.window, prints);
         network.trace(|trace| trace.event(seed, || format!("{settings:?}")));
-        let played = timeout(FOR_EVER, play_with(settings, network.clone())).await;
+        let played = timeout(FOR_EVER, play_with(settings, defect, network.clone())).await;
         let mut report = played.unwrap_or_else(|_| Report {
             digest: network.trace(|trace| trace.digest()),
             complaints: vec![format!("it is not over after {FOR_EVER:?}")],
@@ -86,10 +87,10 @@ pub(super) fn play(seed: u64, prints: bool) -> Report {
     })
 }
 
-async fn play_with(settings: Settings, network: Network) -> Report {
+async fn play_with(settings: Settings, defect: Option<Defect>, network: Network) -> Report {
     let (asks, faults) = (settings.asks(), settings.faults());
     let count = faults.len();
-    let world = World::start(settings, network.clone());
+    let world = World::start(settings, defect, network.clone());
     sleep(WARM_UP).await;
     let start = Instant::now();
     let watcher = tokio::spawn(watch(Arc::clone(&world)));

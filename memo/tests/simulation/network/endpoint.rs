@@ -12,7 +12,7 @@ use super::{Network, PIPE, State};
 
 /// One end of a connection.
 #[derive(Debug)]
-pub(in crate::simulation) struct Endpoint {
+pub(crate) struct Endpoint {
     pub(super) network: Network,
     pub(super) number: usize,
     /// 0 for whoever connected.

@@ -10,12 +10,10 @@ use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::server::Request;
 
 use super::Shared;
-use super::spaces::Space;
+use super::model_keys::Space;
 use super::waiting::Waiter;
-use crate::clock;
 use crate::key::{ImageHash, ModelId};
-#[cfg(test)]
-use crate::plant::{self, Bug};
+use crate::sync;
 use crate::upstream::{Answer, Classifier, Failure, Job, Owner, Reply, Wanted};
 
 /// The request that began a flight.
@@ -110,7 +108,7 @@ impl<C: Classifier> Shared<C> {
         self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
         for Waiter { later, since, span, .. } in waiters {
             span.in_scope(|| tracing::trace!(class, "remembered"));
-            self.latencies.record(Origin::Hit, clock::now() - since, 1);
+            self.latencies.record(Origin::Hit, sync::now() - since, 1);
             later.label(Classification { label: class, origin: Origin::Hit });
         }
     }
@@ -125,21 +123,13 @@ impl<C: Classifier> Shared<C> {
         now: Instant,
     ) {
         let answer = answer.and_then(check_label).and_then(|answer| {
-            #[cfg(test)]
-            if plant::is_planted(Bug::SkipModelCheck) {
-                return Ok(answer);
-            }
             // The model may have changed on the way. These are not its keys, and those who wait
             // were told of the other model when they connected: they shall ask again.
-            if answer.model == space.model { Ok(answer) } else { Err(Failure::moved()) }
+            if answer.model == space.model { Ok(answer) } else { Err(Failure::model_changed()) }
         });
         if let Ok(Answer { label, .. }) = &answer {
             self.counters.store_writes.fetch_add(1, Relaxed);
             self.store.write(hash.cache_key(), space.keys.seal(hash, *label));
-        }
-        #[cfg(test)]
-        if answer.is_err() && plant::is_planted(Bug::LeaveFailedFlight) {
-            return;
         }
         let waiters = self.flights.land(hash.identity());
         match answer {
@@ -151,11 +141,6 @@ impl<C: Classifier> Shared<C> {
                 let mut origin = Origin::Miss;
                 corked(|| {
                     for Waiter { later, since, span, .. } in waiters {
-                        #[cfg(test)]
-                        if later.id() % 4 == 1 && plant::is_planted(Bug::ForgetLater) {
-                            std::mem::forget(later);
-                            continue;
-                        }
                         let took = now.saturating_duration_since(since);
                         span.in_scope(|| tracing::debug!(class, ?origin, ?took, "answered"));
                         self.latencies.record(origin, took, 1);

@@ -22,7 +22,7 @@ pub(super) struct Space {
 
 /// The present space, and the way to the next one.
 #[derive(Debug)]
-pub(super) struct Spaces {
+pub(super) struct ModelKeys {
     secret: Secret,
     present: ArcSwapOption<Space>,
     /// Held while the present is changed; the model for which there are no keys, and why.
@@ -33,9 +33,9 @@ pub(super) struct Spaces {
     pub(super) watchers: Watchers,
 }
 
-impl Spaces {
+impl ModelKeys {
     pub(super) fn new(secret: Secret) -> Self {
-        Spaces {
+        ModelKeys {
             secret,
             present: ArcSwapOption::empty(),
             refused: Mutex::new(None),

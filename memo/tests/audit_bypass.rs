@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_memo::key::KeySpace;
-use afterimage_memo::store::{Backend, Callback, RemoteOptions, RemoteStore};
-use afterimage_memo::upstream::Remote;
+use afterimage_memo::pool::Pool;
+use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Value;
@@ -27,7 +27,7 @@ fn secret() -> Secret {
 
 async fn memo(store: Store, replica: &Running, options: MemoOptions) -> (Running, Client) {
     let upstream = Client::connect(replica.addr.as_str(), fail_fast()).await.unwrap();
-    let service = MemoService::new(store, Remote::new(upstream, common::PATIENCE), options);
+    let service = MemoService::new(store, Pool::new(upstream, common::PATIENCE), options);
     let running = Running::start(service, "127.0.0.1:0").await;
     let client = Client::connect(running.addr.as_str(), ClientOptions::new()).await.unwrap();
     (running, client)
@@ -130,7 +130,7 @@ impl Backend for SlowStore {
 
 /// A memo with a bypass before this store, and a client of it.
 async fn bypassing_memo(slow: &Arc<Slow>, replica: &Running) -> (Running, Client) {
-    let store = RemoteStore::new(SlowStore(Arc::clone(slow)), RemoteOptions::default());
+    let store = RemoteStore::new(SlowStore(Arc::clone(slow)), StoreOptions::default());
     let options = MemoOptions { auto_bypass: true, ..MemoOptions::new(secret()) };
     memo(Store::Remote(store), replica, options).await
 }

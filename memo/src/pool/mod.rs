@@ -18,11 +18,10 @@
 mod balance;
 mod budget;
 mod calls;
-mod halfway;
+mod discovery;
+mod endpoint;
 mod health;
-mod places;
-mod replica;
-mod verdict;
+mod hedge;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,16 +32,16 @@ use afterimage_wire::proto::stats::Stats;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use super::{Classifier, Job, OnChange};
-use crate::clock;
 use crate::key::ModelId;
+use crate::sync;
+use crate::upstream::{Classifier, Job, OnChange};
 use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
 use calls::Call;
-use halfway::Halfway;
-use replica::Replica;
+use endpoint::Endpoint;
+use hedge::Hedges;
 
-pub use places::{Connect, Place, Resolve};
+pub use discovery::{Connect, Resolve, Target};
 
 /// Replicas at most: a name that stands for more is taken to mean its first ones. Each has a
 /// connection and is looked at with every miss.
@@ -55,9 +54,9 @@ const MAX_IN_STATS: usize = 16;
 /// long before its requests time out, and long after an answer was due.
 const PATIENCE_SHARE: u32 = 4;
 
-/// How remote classifiers are asked.
+/// How pool classifiers are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RemoteOptions {
+pub struct PoolOptions {
     /// What one attempt may take. The default is 5 s. A request with less time than twice that is
     /// asked of a second replica, too, when half of its time is over.
     pub timeout: Duration,
@@ -71,9 +70,9 @@ pub struct RemoteOptions {
     pub seed: Option<u64>,
 }
 
-impl Default for RemoteOptions {
+impl Default for PoolOptions {
     fn default() -> Self {
-        RemoteOptions {
+        PoolOptions {
             timeout: Duration::from_secs(5),
             retry_percent: 10,
             retry_burst: 4096,
@@ -83,14 +82,14 @@ impl Default for RemoteOptions {
 }
 
 /// Clients of classifiers.
-pub struct Remote {
-    options: RemoteOptions,
+pub struct Pool {
+    options: PoolOptions,
     state: Mutex<State>,
     /// The model that the memo stands for.
     model: ArcSwapOption<ModelId>,
     on_change: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
     /// Tells whoever keeps the time that some request is due earlier.
-    keeper: Arc<Notify>,
+    hedge_wake: Arc<Notify>,
     retries: AtomicU64,
     retries_denied: AtomicU64,
     moved: AtomicU64,
@@ -98,69 +97,69 @@ pub struct Remote {
 
 #[derive(Debug)]
 struct State {
-    balance: Balance<Arc<Replica>>,
+    balance: Balance<Arc<Endpoint>>,
     budget: RetryBudget,
-    halfway: Halfway<Call>,
+    hedges: Hedges<Call>,
     /// Why a name could not be looked up the last time.
     unresolved: Option<String>,
 }
 
-impl Remote {
+impl Pool {
     /// The one classifier behind `client`, which should fail fast: while the classifier is away,
     /// misses fail at once. Each attempt may take `timeout`.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn new(client: Client, timeout: Duration) -> Arc<Self> {
-        let options = RemoteOptions { timeout, ..RemoteOptions::default() };
-        Remote::of_clients([client], options)
+        let options = PoolOptions { timeout, ..PoolOptions::default() };
+        Pool::of_clients([client], options)
     }
 
-    /// The classifiers behind these clients, as [`Remote::new`].
+    /// The classifiers behind these clients, as [`Pool::new`].
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn of_clients(
         clients: impl IntoIterator<Item = Client>,
-        options: RemoteOptions,
+        options: PoolOptions,
     ) -> Arc<Self> {
-        let remote = Remote::empty(options);
+        let pool = Pool::empty(options);
         for client in clients {
-            remote.add(client);
+            pool.add(client);
         }
-        remote
+        pool
     }
 
-    fn empty(options: RemoteOptions) -> Arc<Self> {
+    fn empty(options: PoolOptions) -> Arc<Self> {
         use std::hash::{BuildHasher, Hasher, RandomState};
         let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let balance = Balance::new(options.timeout / PATIENCE_SHARE, seed);
         let budget = RetryBudget::new(options.retry_percent, options.retry_burst);
-        let state = State { balance, budget, halfway: Halfway::new(), unresolved: None };
-        let remote = Arc::new(Remote {
+        let state = State { balance, budget, hedges: Hedges::new(), unresolved: None };
+        let pool = Arc::new(Pool {
             options,
             state: Mutex::new(state),
             model: ArcSwapOption::empty(),
             on_change: Mutex::new(None),
-            keeper: Arc::new(Notify::new()),
+            hedge_wake: Arc::new(Notify::new()),
             retries: AtomicU64::new(0),
             retries_denied: AtomicU64::new(0),
             moved: AtomicU64::new(0),
         });
-        let keeper = Arc::clone(&remote.keeper);
-        tokio::spawn(Remote::keep_time(Arc::downgrade(&remote), keeper));
-        remote
+        let hedge_wake = Arc::clone(&pool.hedge_wake);
+        tokio::spawn(Pool::run_hedges(Arc::downgrade(&pool), hedge_wake));
+        pool
     }
 
     /// Takes a replica in and watches its connections come and go.
     fn add(self: &Arc<Self>, client: Client) -> u64 {
-        let replica = Replica::new(client);
+        let replica = Endpoint::new(client);
         let number = self.lock().balance.add(Arc::clone(&replica));
         let mut changes = replica.client.changes();
-        let (remote, replica) = (Arc::downgrade(self), Arc::downgrade(&replica));
+        let (pool, replica) = (Arc::downgrade(self), Arc::downgrade(&replica));
         let look = move || {
-            let (remote, replica) = (remote.upgrade()?, replica.upgrade()?);
-            remote.connection(number, replica.model());
+            let (pool, replica) = (pool.upgrade()?, replica.upgrade()?);
+            pool.connection(number, replica.model());
             Some(())
         };
         look();
@@ -178,7 +177,7 @@ impl Remote {
     }
 
     fn connection(&self, number: u64, model: Option<Arc<ModelId>>) {
-        self.lock().balance.connection(clock::now(), number, model);
+        self.lock().balance.connection(sync::now(), number, model);
         self.vote();
     }
 
@@ -207,7 +206,7 @@ impl Remote {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ejected(&self, ejected: impl IntoIterator<Item = Ejected<Arc<Replica>>>, reason: &str) {
+    fn ejected(&self, ejected: impl IntoIterator<Item = Ejected<Arc<Endpoint>>>, reason: &str) {
         let mut any = false;
         for Ejected { replica, time } in ejected {
             any = true;
@@ -220,7 +219,7 @@ impl Remote {
     }
 }
 
-impl Classifier for Arc<Remote> {
+impl Classifier for Arc<Pool> {
     fn model(&self) -> Option<Arc<ModelId>> {
         self.model.load_full()
     }
@@ -253,7 +252,7 @@ impl Classifier for Arc<Remote> {
     fn stats(&self, stats: &mut Stats) {
         let state = self.lock();
         let connected = state.balance.members().filter(|(_, m)| m.model.is_some()).count();
-        stats.text("classifier", "remote");
+        stats.text("classifier", "pool");
         stats.text("classifier_connected", if connected > 0 { "yes" } else { "no" });
         stats.gauge("classifiers", state.balance.members().count() as u64);
         stats.gauge("classifiers_connected", connected as u64);
@@ -269,7 +268,7 @@ impl Classifier for Arc<Remote> {
 }
 
 /// How a replica is doing, for people.
-fn about(member: &Member<Arc<Replica>>) -> String {
+fn about(member: &Member<Arc<Endpoint>>) -> String {
     let Some(model) = &member.model else { return "not connected".to_owned() };
     let state = if member.health.is_well() { "well" } else { "ejected" };
     let [a, b, c, d, ..] = model.digest;
@@ -277,14 +276,14 @@ fn about(member: &Member<Arc<Replica>>) -> String {
     format!("{state}, model {a:02x}{b:02x}{c:02x}{d:02x}…, {in_flight} in flight")
 }
 
-impl Drop for Remote {
+impl Drop for Pool {
     fn drop(&mut self) {
-        self.keeper.notify_one();
+        self.hedge_wake.notify_one();
     }
 }
 
-impl std::fmt::Debug for Remote {
+impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Remote").field("state", &*self.lock()).finish_non_exhaustive()
+        f.debug_struct("Pool").field("state", &*self.lock()).finish_non_exhaustive()
     }
 }

@@ -12,18 +12,20 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::classifier::{Classifier, Model};
+use super::doubles::{Defect, FaultyStore, Upstream};
 use super::history::Settings;
 use super::network::{Host, Network};
 use super::{CACHE, CLASSIFIERS, CLIENTS, MEMO};
-use crate::store::{RemoteOptions, RemoteStore};
-use crate::upstream::{self, Remote};
-use crate::{MemoOptions, MemoService, Secret, Store};
+use afterimage_memo::pool::{Pool, PoolOptions};
+use afterimage_memo::store::{RemoteStore, StoreOptions};
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 
-type Memo = MemoService<Arc<Remote>>;
+type Memo = MemoService<Upstream>;
 
 /// See the module.
 pub(super) struct World {
     pub(super) settings: Settings,
+    defect: Option<Defect>,
     pub(super) network: Network,
     pub(super) classifiers: Vec<Classifier>,
     pub(super) clients: Vec<Client>,
@@ -49,7 +51,11 @@ const ENTRIES: u64 = 4096;
 
 impl World {
     /// All hosts up, and clients that begin to connect.
-    pub(super) fn start(settings: Settings, network: Network) -> Arc<World> {
+    pub(super) fn start(
+        settings: Settings,
+        defect: Option<Defect>,
+        network: Network,
+    ) -> Arc<World> {
         let clients = (0..settings.clients)
             .map(|number| {
                 let options = ClientOptions::new()
@@ -65,6 +71,7 @@ impl World {
         let classifiers = classifiers.collect();
         let world = Arc::new(World {
             settings,
+            defect,
             network,
             classifiers,
             clients,
@@ -124,22 +131,30 @@ impl World {
                 .backoff_seed(settings.seed ^ start << 32 ^ (to as u64) << 48);
             Client::with_connector(self.network.connector(MEMO, to), options)
         };
+        let secret = Secret::new([settings.seed as u8; 32]);
         let store = if settings.remote_cache {
             let lookup_budget = settings.lookup_budget;
-            let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
-            Store::Remote(RemoteStore::new(client(CACHE, Expect::Cache), options))
+            let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
+            let cache = client(CACHE, Expect::Cache);
+            Store::Remote(match self.defect {
+                Some(defect) if defect.is_of_store() => {
+                    let store = FaultyStore::new(cache, defect, &secret, settings.models);
+                    RemoteStore::new(store, options)
+                }
+                _ => RemoteStore::new(cache, options),
+            })
         } else {
             Store::Embedded(self.table(), None)
         };
-        let options = upstream::RemoteOptions {
+        let options = PoolOptions {
             timeout: settings.classifier_timeout,
             seed: Some(settings.seed ^ start),
-            ..upstream::RemoteOptions::default()
+            ..PoolOptions::default()
         };
         let clients =
             (0..settings.classifiers).map(|number| client(CLASSIFIERS + number, Expect::Classify));
-        let classifier = Remote::of_clients(clients, options);
-        let secret = Secret::new([settings.seed as u8; 32]);
+        let pool = Pool::of_clients(clients, options);
+        let classifier = Upstream { pool, defect: self.defect };
         let options = MemoOptions { max_waiting: settings.max_waiting, ..MemoOptions::new(secret) };
         MemoService::new(store, classifier, options)
     }

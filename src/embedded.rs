@@ -1,4 +1,4 @@
-//! A classifier in the memo's own process: the compute engine without a network before it.
+//! The embedded classifier: the compute engine as a memo's upstream, without a network between.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -6,10 +6,10 @@ use std::time::Instant;
 use afterimage_classifier::{Caller, Engine, EngineError, Model, service};
 use afterimage_wire::proto::stats::Stats;
 
-use super::{Answer, Classifier, Failure, Job, Reply};
-use crate::key::ModelId;
+use afterimage_memo::upstream::{Answer, Failure, Job, Reply};
+use afterimage_memo::{Classifier, ModelId};
 
-/// An engine and the model that it scores with.
+/// An engine and its model.
 #[derive(Debug)]
 pub struct Embedded {
     model: Arc<ModelId>,
@@ -17,7 +17,7 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// A classifier that has `engine` score with `model`.
+    /// A classifier that scores with `engine`, which has `model`.
     pub fn new(model: &Model, engine: Arc<Engine>) -> Self {
         let identity = service::identity(model);
         let model =
@@ -38,7 +38,7 @@ impl Classifier for Embedded {
     fn classify(&self, jobs: Vec<Job>) {
         self.engine.submit_many(jobs.into_iter().map(|Job { image, reply }| {
             let model = Arc::clone(&self.model);
-            afterimage_classifier::Job::for_caller(image, Asker { model, reply })
+            afterimage_classifier::Job::for_caller(image, EngineReply { model, reply })
         }));
     }
 
@@ -48,13 +48,13 @@ impl Classifier for Embedded {
     }
 }
 
-/// A reply as the engine sees it.
-struct Asker {
+/// A memo's reply behind the engine's interface.
+struct EngineReply {
     model: Arc<ModelId>,
     reply: Reply,
 }
 
-impl Caller for Asker {
+impl Caller for EngineReply {
     fn is_late(&mut self, now: Instant) -> bool {
         !self.reply.is_wanted(now)
     }
@@ -64,7 +64,7 @@ impl Caller for Asker {
     }
 
     fn answer(self: Box<Self>, label: Result<u16, EngineError>, now: Instant) {
-        let Asker { model, reply } = *self;
+        let EngineReply { model, reply } = *self;
         let answer = match label {
             Ok(label) => Ok(Answer { label, model }),
             Err(error) => Err(Failure { status: service::status(&error), text: error.to_string() }),

@@ -12,7 +12,7 @@ use afterimage_wire::proto::{Frame, Kind, Message};
 use tokio::time::Instant;
 
 use super::classifier::label;
-use crate::service::SWEEP_EVERY;
+use afterimage_memo::service::SWEEP_EVERY;
 
 /// What a memo may take beyond a request's budget: its look at the flights, every so often, and the
 /// millisecond that a timer is rounded to, twice.
@@ -154,5 +154,49 @@ impl Auditor {
     /// The requests that have no reply.
     pub(super) fn unanswered(&self) -> usize {
         self.open.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use afterimage_wire::proto::message::{
+        Classification, Origin, put_classify_req, put_classify_resp,
+    };
+
+    use super::*;
+
+    /// The complaint about a reply to request 1 after `took`, when the request has a budget of 5 ms.
+    async fn reply_after(auditor: &mut Auditor, took: Duration) -> Option<String> {
+        tokio::time::sleep(took).await;
+        let mut frame = Vec::new();
+        put_classify_resp(
+            &mut frame,
+            1,
+            Classification { label: label(1, 5), origin: Origin::Miss },
+        );
+        auditor.told = Some([1; 32]);
+        auditor.wrote(1, &frame, Instant::now())
+    }
+
+    fn asked() -> Auditor {
+        let (mut auditor, mut frame) = (Auditor::new(Some(10), false), Vec::new());
+        put_classify_req(&mut frame, 1, &[5; 8], 5);
+        assert_eq!(auditor.wrote(0, &frame, Instant::now()), None);
+        auditor
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_past_the_budget_is_noticed() {
+        assert_eq!(reply_after(&mut asked(), BUDGET_SLACK).await, None);
+        let complaint = reply_after(&mut asked(), Duration::from_millis(100)).await;
+        assert!(complaint.is_some_and(|text| text.contains("its budget was")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_reply_is_noticed() {
+        let mut auditor = asked();
+        reply_after(&mut auditor, Duration::ZERO).await;
+        let complaint = reply_after(&mut auditor, Duration::ZERO).await;
+        assert!(complaint.is_some_and(|text| text.contains("a second reply")));
     }
 }

@@ -11,14 +11,12 @@ use afterimage_wire::proto::{Status, Welcome};
 use arrayvec::ArrayVec;
 use tokio::sync::Notify;
 
-use super::halfway::Ticket;
+use super::endpoint::Endpoint;
+use super::endpoint::{ErrorClass, Retry, failure};
 use super::health::Outcome;
-use super::replica::Replica;
-use super::verdict::{Again, Verdict, failure};
-use super::{Remote, State};
-use crate::clock;
-#[cfg(test)]
-use crate::plant::{self, Bug};
+use super::hedge::Ticket;
+use super::{Pool, State};
+use crate::sync;
 use crate::upstream::{Answer, Failure, Job, Reply, Wanted};
 
 /// How often a request is sent again at most. Whoever fails three times would fail the fourth time,
@@ -46,7 +44,7 @@ struct Way {
 /// One replica being asked.
 struct Attempt {
     number: u64,
-    replica: Arc<Replica>,
+    replica: Arc<Endpoint>,
     /// It has less time than it might have, since nobody waits longer.
     cut_short: bool,
 }
@@ -70,11 +68,11 @@ impl fmt::Debug for Call {
     }
 }
 
-/// Locks are taken in this order: a call's, then the remote's.
-impl Remote {
+/// Locks are taken in this order: a call's, then the pool's.
+impl Pool {
     /// Sends a request to the replica that suits it best.
     pub(super) fn send(self: &Arc<Self>, call: &Arc<Call>) {
-        let now = clock::now();
+        let now = sync::now();
         let mut way = call.lock();
         let Way { reply: Some(reply), tried, out, ticket } = &mut *way else { return };
         if tried.is_full() {
@@ -103,9 +101,9 @@ impl Remote {
                 if let Some(half) = half
                     && state.offers(reply, tried)
                 {
-                    *ticket = Some(state.halfway.add(now + half, call));
-                    if state.halfway.is_pressing() {
-                        self.keeper.notify_one();
+                    *ticket = Some(state.hedges.add(now + half, call));
+                    if state.hedges.needs_earlier_wake() {
+                        self.hedge_wake.notify_one();
                     }
                 }
             }
@@ -120,11 +118,11 @@ impl Remote {
         match picked {
             Ok((number, replica)) => {
                 let cut_short = timeout < self.options.timeout;
-                let (remote, call) = (Arc::clone(self), Arc::clone(call));
+                let (pool, call) = (Arc::clone(self), Arc::clone(call));
                 let attempt = Attempt { number, replica: Arc::clone(&replica), cut_short };
                 let image = Arc::clone(&call.image);
                 replica.client.submit_classify(&image, timeout, move |outcome| {
-                    remote.ended(&call, &attempt, outcome);
+                    pool.ended(&call, &attempt, outcome);
                 });
             }
             Err(failure) => {
@@ -135,18 +133,18 @@ impl Remote {
         }
     }
 
-    /// Asks elsewhere, too, what is half-way through its time, for as long as the remote lives.
-    pub(super) async fn keep_time(remote: Weak<Remote>, keeper: Arc<Notify>) {
+    /// Asks elsewhere, too, what is half-way through its time, for as long as the pool lives.
+    pub(super) async fn run_hedges(pool: Weak<Pool>, hedge_wake: Arc<Notify>) {
         loop {
             let next = {
-                let Some(remote) = remote.upgrade() else { return };
-                let now = clock::now();
-                while let Some(call) = remote.take_due(now) {
-                    remote.is_halfway(&call);
+                let Some(pool) = pool.upgrade() else { return };
+                let now = sync::now();
+                while let Some(call) = pool.take_due(now) {
+                    pool.hedge(&call);
                 }
-                remote.lock().halfway.arm()
+                pool.lock().hedges.arm()
             };
-            let pressed = keeper.notified();
+            let pressed = hedge_wake.notified();
             match next {
                 None => pressed.await,
                 Some(next) => tokio::select! {
@@ -159,13 +157,13 @@ impl Remote {
     }
 
     fn take_due(&self, now: Instant) -> Option<Arc<Call>> {
-        self.lock().halfway.take_due(now)
+        self.lock().hedges.take_due(now)
     }
 
     /// Half of a request's time is over and no answer has come: another replica is asked, too, as
     /// far as the budget goes. Whoever answers first is believed, so that one that is slow and
     /// not dead loses nothing.
-    fn is_halfway(self: &Arc<Self>, call: &Arc<Call>) {
+    fn hedge(self: &Arc<Self>, call: &Arc<Call>) {
         {
             let mut way = call.lock();
             way.ticket = None;
@@ -190,8 +188,8 @@ impl Remote {
         outcome: Result<(Classification, Arc<Welcome>), CallError>,
     ) {
         let verdict = match &outcome {
-            Ok(_) => Verdict { outcome: Outcome::Answered, again: Again::Never },
-            Err(error) => Verdict::of(error),
+            Ok(_) => ErrorClass { outcome: Outcome::Answered, again: Retry::Never },
+            Err(error) => ErrorClass::of(error),
         };
         let about_it = match verdict.outcome {
             Outcome::TimedOut if attempt.cut_short => Outcome::CutShort,
@@ -202,9 +200,9 @@ impl Remote {
             let mut state = self.lock();
             way.out -= 1;
             if let Some(ticket) = way.ticket.take() {
-                state.halfway.remove(ticket);
+                state.hedges.remove(ticket);
             }
-            state.balance.ended(clock::now(), attempt.number, about_it)
+            state.balance.ended(sync::now(), attempt.number, about_it)
         };
         let reason = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
         self.ejected(ejected, &reason);
@@ -215,7 +213,7 @@ impl Remote {
                 let again = match error.status() {
                     // Its time was that of those who waited then. If somebody waits still, he came
                     // later.
-                    Status::DeadlineExceeded if attempt.cut_short => Again::Free,
+                    Status::DeadlineExceeded if attempt.cut_short => Retry::Free,
                     _ => verdict.again,
                 };
                 self.again(call, again, failure(&error, server));
@@ -226,7 +224,7 @@ impl Remote {
     fn answered(
         self: &Arc<Self>,
         call: &Arc<Call>,
-        replica: &Replica,
+        replica: &Endpoint,
         label: Classification,
         welcome: &Arc<Welcome>,
     ) {
@@ -234,13 +232,11 @@ impl Remote {
         let mut way = call.lock();
         let Some(reply) = &way.reply else { return };
         let is_asked_for = reply.model().is_none_or(|asked| *asked == model);
-        #[cfg(test)]
-        let is_asked_for = is_asked_for || plant::is_planted(Bug::SkipModelCheck);
         if !is_asked_for {
             drop(way);
             // Another model's answer is nobody's here. Another replica may have the right one.
             self.moved.fetch_add(1, Relaxed);
-            return self.again(call, Again::Free, Failure::moved());
+            return self.again(call, Retry::Free, Failure::model_changed());
         }
         let reply = way.reply.take();
         drop(way);
@@ -251,15 +247,15 @@ impl Remote {
 
     /// Asks another replica, if that is worth while and the budget allows it; fails if it is not,
     /// and nobody else may still answer.
-    fn again(self: &Arc<Self>, call: &Arc<Call>, again: Again, failure: Failure) {
+    fn again(self: &Arc<Self>, call: &Arc<Call>, again: Retry, failure: Failure) {
         let mut way = call.lock();
         let Some(reply) = &way.reply else { return };
         tracing::debug!(id = reply.request_id(), %failure, "the classifier did not answer");
         let allowed = way.tried.len() <= RETRIES
             && match again {
-                Again::Never => false,
-                Again::Free => true,
-                Again::Paid => self.pays_for(reply, &way.tried),
+                Retry::Never => false,
+                Retry::Free => true,
+                Retry::Budgeted => self.pays_for(reply, &way.tried),
             };
         if allowed {
             drop(way);
@@ -293,7 +289,7 @@ impl State {
         now: Instant,
         reply: &Reply,
         tried: &[u64],
-    ) -> Result<(u64, Arc<Replica>), Failure> {
+    ) -> Result<(u64, Arc<Endpoint>), Failure> {
         let model = reply.model();
         if tried.is_empty() {
             self.budget.earn();
@@ -304,7 +300,7 @@ impl State {
         }
         if self.balance.any_connected() {
             // The model has gone with the last replica that had it.
-            return Err(Failure::moved());
+            return Err(Failure::model_changed());
         }
         // Nobody is there: who is asked says why, or is just changing to a new connection.
         self.balance.pick_any(now, tried).ok_or_else(|| Failure {
