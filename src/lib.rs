@@ -9,6 +9,8 @@
 
 mod args;
 mod cmd;
+#[doc(hidden)]
+pub mod embedded;
 mod format;
 mod net;
 mod print;

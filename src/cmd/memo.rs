@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use afterimage_cache::Keeper;
-use afterimage_memo::store::{Backend, Redis, RemoteOptions, RemoteStore};
-use afterimage_memo::upstream::{self, Embedded, Remote, RemoteOptions as ClassifierOptions};
+use afterimage_memo::pool::{Pool, PoolOptions, Target};
+use afterimage_memo::store::{Backend, Redis, RemoteStore, StoreOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
 use afterimage_wire::tls::ClientTls;
@@ -122,9 +122,9 @@ impl Default for UpstreamArgs {
             store_token_file: None,
             store_password_file: None,
             classifier_token_file: None,
-            lookup_budget: Span(RemoteOptions::default().lookup_budget),
-            classifier_timeout: Span(ClassifierOptions::default().timeout),
-            retry_budget: ClassifierOptions::default().retry_percent,
+            lookup_budget: Span(StoreOptions::default().lookup_budget),
+            classifier_timeout: Span(PoolOptions::default().timeout),
+            retry_budget: PoolOptions::default().retry_percent,
             resolve_every: Span(Duration::from_secs(10)),
             store_tls: StoreTlsArgs::default(),
             classifier_tls: ClassifierTlsArgs::default(),
@@ -269,22 +269,22 @@ fn secret(args: &Args) -> anyhow::Result<Secret> {
 fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
     if args.classifier[..] == [ClassifierAddr::Embedded] {
         let (model, engine) = args.engine.start()?;
-        return Ok(Box::new(Embedded::new(&model, engine)));
+        return Ok(Box::new(crate::embedded::Embedded::new(&model, engine)));
     }
     let mut addresses = Vec::new();
     for classifier in &args.classifier {
         match classifier {
-            ClassifierAddr::Remote(addr) => addresses.push(upstream::Place(addr.clone())),
+            ClassifierAddr::Remote(addr) => addresses.push(Target(addr.clone())),
             ClassifierAddr::Embedded => {
                 bail!("--classifier is both embedded and remote; choose one")
             }
         }
     }
     let UpstreamArgs { classifier_timeout, retry_budget, resolve_every, .. } = &args.upstream;
-    let options = ClassifierOptions {
+    let options = PoolOptions {
         timeout: classifier_timeout.0,
         retry_percent: *retry_budget,
-        ..ClassifierOptions::default()
+        ..PoolOptions::default()
     };
     let client_options = args.upstream.classifier_options(&addresses)?;
     let connect = move |address, name: &str| {
@@ -293,13 +293,13 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
         options.tls = options.tls.map(|tls| tls.or_server_name(net::host(name)));
         Client::connect_lazy(address, options)
     };
-    let resolve = upstream::Place::system_resolver();
-    Ok(Box::new(Remote::at(addresses, options, resolve_every.0, Box::new(connect), resolve)))
+    let resolve = Target::system_resolver();
+    Ok(Box::new(Pool::at(addresses, options, resolve_every.0, Box::new(connect), resolve)))
 }
 
 fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
     let lookup_budget = args.lookup_budget.0;
-    let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
+    let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
     Store::Remote(RemoteStore::new(backend, options))
 }
 
@@ -311,7 +311,7 @@ impl UpstreamArgs {
     }
 
     /// Options of the connections to classifiers.
-    fn classifier_options(&self, addresses: &[upstream::Place]) -> anyhow::Result<ClientOptions> {
+    fn classifier_options(&self, addresses: &[Target]) -> anyhow::Result<ClientOptions> {
         let addresses: Vec<&str> = addresses.iter().map(|address| address.0.as_str()).collect();
         let token = ("--classifier-token-file", self.classifier_token_file.as_deref());
         secure(upstream_options(Expect::Classify), &addresses, token, self.classifier_tls.load()?)
