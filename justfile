@@ -31,11 +31,11 @@ deny:
 
 # Model-check every interleaving: readers and writers of one bucket, waiters of one flight
 loom:
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib --test flights_model
 
 # Simulate random fault histories on virtual time; SIMULATION_SEED=n repeats one
 simulate SECONDS="60":
-    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --lib -- --nocapture simulation:: forgeries::
+    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --test simulation --test forgeries -- --nocapture
 
 # Kill, stop and drain real processes under load
 chaos SECONDS="60":
