@@ -178,7 +178,8 @@ fn decoded(text: &str) -> Option<String> {
 /// The text without user and password, wherever its author may have put the `@`.
 pub fn redacted(text: &str) -> String {
     let Some((before, place)) = text.rsplit_once('@') else { return text.to_owned() };
-    let scheme = before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+    let scheme =
+        before.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
     format!("{scheme}{HIDDEN}@{place}")
 }
 
@@ -217,7 +218,10 @@ mod tests {
         assert_eq!(redis.login.database, 2);
         let only_password = parse("redis://:secret@host");
         assert_eq!(only_password.place, "host:6379");
-        assert_eq!((only_password.login.user, only_password.password.as_str()), (String::new(), "secret"));
+        assert_eq!(
+            (only_password.login.user, only_password.password.as_str()),
+            (String::new(), "secret")
+        );
         assert_eq!(parse("memcached+meta://h/").place, "h:11211");
         assert_eq!(parse("redis://h:1").place, "h:1");
     }
@@ -238,19 +242,42 @@ mod tests {
         ] {
             let error = refused(text);
             assert!(error.contains(named), "{text}: {error}");
-            assert!(!error.contains("secret") && !error.contains("se/") && !error.contains("se#"), "{error}");
+            assert!(
+                !error.contains("secret") && !error.contains("se/") && !error.contains("se#"),
+                "{error}"
+            );
         }
         let address = Address::parse("redis://:secret@host").unwrap();
-        assert_eq!(format!("{address} {address:?}"), "redis://host:6379 Address(redis://host:6379)");
+        assert_eq!(
+            format!("{address} {address:?}"),
+            "redis://host:6379 Address(redis://host:6379)"
+        );
     }
 
     #[test]
     fn a_command_line_is_shown_without_secrets() {
-        let command = ["bench", "--token", "secret", "--token=secret", "redis://:secret@h",
-            "--target=redis://u:sec@ret@h", "--depth=1"];
+        let command = [
+            "bench",
+            "--token",
+            "secret",
+            "--token=secret",
+            "redis://:secret@h",
+            "--target=redis://u:sec@ret@h",
+            "--depth=1",
+        ];
         let shown = redacted_command(command.map(str::to_owned));
-        assert_eq!(shown, ["bench", "--token", "***", "--token=***", "redis://***@h",
-            "--target=redis://***@h", "--depth=1"]);
+        assert_eq!(
+            shown,
+            [
+                "bench",
+                "--token",
+                "***",
+                "--token=***",
+                "redis://***@h",
+                "--target=redis://***@h",
+                "--depth=1"
+            ]
+        );
     }
 
     #[test]

@@ -240,7 +240,9 @@ impl Plan {
             return refuse("timeout is 0; every request would fail".into());
         }
         if matches!(self.stop, Span::Requests(0) | Span::Time(Duration::ZERO)) {
-            return refuse("the measurement has no length; count and duration must be above 0".into());
+            return refuse(
+                "the measurement has no length; count and duration must be above 0".into(),
+            );
         }
         if self.subjects() == 0 {
             return refuse("the population is 0; it must be 1 or more".into());

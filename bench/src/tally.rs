@@ -25,13 +25,12 @@ const MAX_EXAMPLES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Remembered: a memo's hit, or a cache's key that exists.
+    /// The memo had the answer in its store, or the cache has the key.
     Hit,
-    /// A memo's answer that was computed for an identical request already in flight.
+    /// The memo took the answer of an identical request in flight.
     Coalesced,
-    /// Computed for this request, by a classifier or by a memo that had to ask one.
-    Computed,
-    /// A cache's key that does not exist.
+    /// The classifier computed the answer, or the cache does not have the key.
+    #[serde(alias = "computed")]
     Miss,
     /// An error reply.
     Failed,
@@ -39,15 +38,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Outcome; 5] =
-        [Outcome::Hit, Outcome::Coalesced, Outcome::Computed, Outcome::Miss, Outcome::Failed];
+    pub const ALL: [Outcome; 4] =
+        [Outcome::Hit, Outcome::Coalesced, Outcome::Miss, Outcome::Failed];
 
     /// What tables call it.
     pub const fn name(self) -> &'static str {
         match self {
             Outcome::Hit => "hit",
             Outcome::Coalesced => "coalesced",
-            Outcome::Computed => "computed",
             Outcome::Miss => "miss",
             Outcome::Failed => "failed",
         }

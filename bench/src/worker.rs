@@ -215,8 +215,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
             lane.finish(&mut self.tally);
         }
         self.tally.settle();
-        let until_cut_ns =
-            self.cut_ns.map_or(u64::MAX, |cut_ns| cut_ns.saturating_sub(start_ns));
+        let until_cut_ns = self.cut_ns.map_or(u64::MAX, |cut_ns| cut_ns.saturating_sub(start_ns));
         let ended_ns = match span {
             // The clock goes on between the last arrival and the end.
             Span::Time(time) if self.lanes.iter().any(Lane::ran_its_time) => nanos(time),

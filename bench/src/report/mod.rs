@@ -11,6 +11,7 @@ use afterimage_wire::Status;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::Introduction;
+use crate::format::grouped;
 use crate::plan::Plan;
 use crate::tally::{Latencies, Outcome, Tally, WrongAnswer};
 
@@ -18,7 +19,6 @@ pub(crate) use parts::ThreadUse;
 use parts::intervals;
 pub use parts::{Generator, Interval, OutcomeReport, Summary};
 pub use settings::{Server, Settings};
-pub(crate) use table::{Count, duration};
 
 /// All that a run found out. Latencies are in nanoseconds.
 ///
@@ -104,7 +104,7 @@ impl Report {
     ) -> Self {
         tally.settle();
         let late_p99_ns = tally.late_p99_ns();
-        let [hit, coalesced, computed, miss, failed] =
+        let [hit, coalesced, miss, failed] =
             tally.latencies.each_ref().map(|latencies| latencies.from_due.len());
         let mut all = Latencies::default();
         let (mut outcomes, mut histograms) = (BTreeMap::new(), BTreeMap::new());
@@ -120,7 +120,7 @@ impl Report {
             outcomes.insert(outcome, OutcomeReport { from_due, from_sent });
             histograms.insert(outcome, latencies);
         }
-        let answered = hit + coalesced + computed + miss;
+        let answered = hit + coalesced + miss;
         let measured = threads.iter().map(|used| used.measured).max().unwrap_or_default();
         let counts = tally.counts;
         let started = threads.iter().map(|used| used.started).min();
@@ -200,7 +200,7 @@ impl Report {
         }
         let mut note = |count: u64, what: &str| {
             if count > 0 {
-                problems.push(format!("{} {what}", Count(count as f64)));
+                problems.push(format!("{} {what}", grouped(count as f64)));
             }
         };
         note(self.wrong, "wrong answers");
@@ -296,7 +296,8 @@ pub(crate) mod tests {
     #[test]
     fn the_table_shows_both_latencies_and_every_problem() {
         let text = report().to_string();
-        for part in ["from due", "from sent", "500.", "400.", "hit from due", "failed from due"] {
+        for part in ["from due", "from sent", "500 ms", "400 ms", "hit from due", "failed from due"]
+        {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }
         assert!(text.contains("error       overloaded: 2"), "{text}");
