@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 
-use afterimage_cache::Keeper;
+use afterimage_cache::SnapshotWriter;
 use afterimage_wire::server::{Server, ServerOptions, Service, until_terminated};
 use afterimage_wire::tls::ServerTls;
 use anyhow::{Context, bail};
@@ -92,10 +92,10 @@ fn keep_on_when_a_file_cannot_grow() -> Option<tokio::signal::unix::Signal> {
 #[cfg(not(unix))]
 fn keep_on_when_a_file_cannot_grow() {}
 
-/// Writes a table's last snapshot, when nobody writes to the table any more.
-pub(crate) fn last_snapshot(keeper: Option<Keeper>) -> anyhow::Result<()> {
-    if let Some(keeper) = keeper {
-        keeper.finish()?;
+/// Writes a table's last snapshot, when all connections are closed.
+pub(crate) fn last_snapshot(writer: Option<SnapshotWriter>) -> anyhow::Result<()> {
+    if let Some(writer) = writer {
+        writer.finish()?;
     }
     Ok(())
 }

@@ -15,8 +15,6 @@ mod bucket_model;
 mod duel;
 mod eviction;
 mod hash;
-#[cfg(not(loom))]
-pub mod keeper;
 mod line;
 #[cfg(not(loom))]
 #[allow(unsafe_code)]
@@ -35,9 +33,9 @@ pub mod table;
 pub use background::populate_in_background;
 pub use hash::Hashed;
 #[cfg(not(loom))]
-pub use keeper::{Keeper, KeeperHandle};
-#[cfg(not(loom))]
 pub use service::CacheService;
+#[cfg(not(loom))]
+pub use snapshot::{SnapshotFile, SnapshotHandle, SnapshotWriter};
 #[cfg(not(loom))]
 pub use stats::Stats;
 #[cfg(not(loom))]

@@ -1,6 +1,6 @@
 //! `afterimage cache`: the cache alone.
 
-use afterimage_cache::{CacheService, Keeper};
+use afterimage_cache::{CacheService, SnapshotWriter};
 
 use crate::args::{ServerArgs, TableArgs};
 use crate::serving;
@@ -19,8 +19,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let (table, keeper) = args.table.table()?;
-    let service = CacheService::new(table).with_snapshots(keeper.as_ref().map(Keeper::handle));
+    let (table, snapshots) = args.table.table()?;
+    let handle = snapshots.as_ref().map(SnapshotWriter::handle);
+    let service = CacheService::new(table).with_snapshots(handle);
     serving::serve(&args.server, &args.listen, || Ok(service))?;
-    serving::last_snapshot(keeper)
+    serving::last_snapshot(snapshots)
 }

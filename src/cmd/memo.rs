@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use afterimage_cache::Keeper;
+use afterimage_cache::SnapshotWriter;
 use afterimage_memo::store::{Backend, Redis, RemoteOptions, RemoteStore};
 use afterimage_memo::upstream::{self, Embedded, Remote, RemoteOptions as ClassifierOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
@@ -131,7 +131,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     refuse_misplaced(&args)?;
     warn_of_unused(&args);
-    let mut keeper = None;
+    let mut snapshots = None;
     serving::serve(&args.server, &args.listen, || {
         let options = MemoOptions {
             max_waiting: args.memo.max_waiting,
@@ -142,8 +142,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let store = match &args.cache {
             Place::Embedded => {
                 let (table, started) = args.table.table()?;
-                keeper = started;
-                Store::Embedded(table, keeper.as_ref().map(Keeper::handle))
+                snapshots = started;
+                Store::Embedded(table, snapshots.as_ref().map(SnapshotWriter::handle))
             }
             Place::At(addr) => {
                 let options = args.upstream.cache_options(addr)?;
@@ -161,7 +161,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         Ok(MemoService::new(store, classifier(&args)?, options))
     })?;
-    serving::last_snapshot(keeper)
+    serving::last_snapshot(snapshots)
 }
 
 /// What shall keep others out, or a connection secret, and would be passed over in silence.

@@ -7,7 +7,7 @@ mod remote;
 use std::sync::Arc;
 
 use afterimage_cache::service::NO_SNAPSHOT;
-use afterimage_cache::{Hashed, KeeperHandle, Table};
+use afterimage_cache::{Hashed, SnapshotHandle, Table};
 use afterimage_wire::Status;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::Later;
@@ -22,7 +22,7 @@ pub use remote::{RemoteOptions, RemoteStore};
 pub enum Store {
     /// The cache's table in the memo's own process, and who keeps its snapshot, if anybody does: a
     /// lookup takes nanoseconds.
-    Embedded(Arc<Table>, Option<KeeperHandle>),
+    Embedded(Arc<Table>, Option<SnapshotHandle>),
     /// A cache over the network: ours, Redis or Valkey.
     Remote(RemoteStore),
 }
