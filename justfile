@@ -1,116 +1,115 @@
-# `just` lists what there is to do; `just ci` is what CI runs.
+# Everyday commands. `just` lists them; `just ci` runs the same checks as CI.
 
-# What there is to do
+# List the commands
 default:
     @just --list
 
-# All that CI runs, as CI runs it
+# Run the same checks as CI
 ci:
     .ci/run
 
-# The whole system on loopback, cold then hot
+# Show misses and hits of the whole system on loopback
 demo *ARGS:
     cargo run --release -- demo {{ARGS}}
 
-# All tests, doc tests included
+# Run all tests, doc tests included
 test:
     cargo test --workspace
 
-# Format, and see what clippy says
+# Format, and run clippy
 lint:
     cargo fmt --all
     cargo clippy --workspace --all-targets -- -D warnings
 
-# The documentation of every room, in a browser
+# Open the documentation of every crate in a browser
 doc:
     cargo doc --workspace --no-deps --open
 
-# Licences, duplicates and sources of what we depend on
+# Check licences, duplicates and sources of the dependencies
 deny:
     cargo deny check bans licenses sources
 
-# Two memory models: every interleaving of readers and writers in one bucket, and of callers on one flight
+# Model-check every interleaving: readers and writers of one bucket, waiters of one flight
 loom:
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib --test flights_model
 
-# Seeded histories of faults on virtual time for so many seconds; SIMULATION_SEED=n repeats one
+# Simulate random fault histories on virtual time; SIMULATION_SEED=n repeats one
 simulate SECONDS="60":
-    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --lib -- --nocapture simulation:: forgeries::
+    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --test simulation --test forgeries -- --nocapture
 
-# Real processes killed, stopped and drained under load for so many seconds
+# Kill, stop and drain real processes under load
 chaos SECONDS="60":
     CHAOS_SECONDS={{SECONDS}} cargo test --release --test chaos -- --nocapture
 
-# The table under Miri, some minutes
+# Run the label table under Miri (some minutes)
 miri:
     CARGO_TARGET_DIR=target/miri MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p afterimage-cache --lib --test table
 
-# One fuzz target, or every one, for so many seconds
+# Fuzz one target, or each of them, for SECONDS
 fuzz TARGET="" SECONDS="20":
     fuzz/run {{SECONDS}} {{TARGET}}
 
-# Train the raw-pixel model anew; DIR holds the four MNIST files
+# Train the raw-pixel model again; DIR holds the four MNIST files
 train DIR:
     cargo run --release -- train --features raw --seed 1 --data {{DIR}} --out classifier/models/raw-linear.safetensors
 
-# Remembered answers a second: the memo on one core, the load on the other
-bench-memo:
-    bench/memo
+# Measure hits: the memo on one core, the load on the other. --commit keeps the record
+bench-memo *ARGS:
+    bench/scripts/memo.sh {{ARGS}}
 
-# The classifier's speed, and the same models in LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime
-bench-classifier DIR:
-    bench/classifier {{DIR}}
+# Measure the classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime
+bench-classifier DIR *ARGS:
+    bench/scripts/classifier.sh {{DIR}} {{ARGS}}
 
-# The memo's stores side by side, what more threads give the cache, what a snapshot costs its readers
+# Measure the stores, the cache service with more threads, and readers during a snapshot
 bench-scaling *ARGS:
-    bench/stores {{ARGS}}
-    bench/scaling {{ARGS}}
-    bench/snapshot {{ARGS}}
+    bench/scripts/stores.py {{ARGS}}
+    bench/scripts/scaling.py {{ARGS}}
+    bench/scripts/snapshot.py {{ARGS}}
 
-# What a memo costs that remembers nothing, beside its classifier asked directly
-bench-overhead:
-    bench/overhead
+# Measure the overhead of a memo without hits, beside its classifier alone
+bench-overhead *ARGS:
+    bench/scripts/overhead.sh {{ARGS}}
 
-# A memo asked for ten times what it can do, for a minute: its memory, and its hits meanwhile
-bench-overload:
-    bench/overload
+# Measure a memo under ten times its capacity for a minute: memory, and hits
+bench-overload *ARGS:
+    bench/scripts/overload.sh {{ARGS}}
 
-# The cache beside Redis and memcached, each on one core, the load on the other
-bench-cache:
-    bench/cache
+# Measure the cache service beside Redis and memcached, each on one core
+bench-cache *ARGS:
+    bench/scripts/cache.sh {{ARGS}}
 
-# The memo against the classifier, and beside gRPC and FastAPI + scikit-learn + Redis
-bench-memo-peers:
-    bench/memo-peers
+# Measure the memo beside the classifier alone, gRPC, and FastAPI + scikit-learn + Redis
+bench-memo-peers *ARGS:
+    bench/scripts/memo-peers.sh {{ARGS}}
 
-# That the peers of bench-memo-peers compile, and what clippy says of them: a workspace of its own
+# Run clippy on the peers of bench-memo-peers, a workspace of their own
 peers-check:
     cargo fmt --manifest-path bench/peers/Cargo.toml --check
     cargo clippy --manifest-path bench/peers/Cargo.toml --all-targets --locked -- -D warnings
 
-# The wire codec alone: frames a second
-bench-codec:
-    bench/codec
+# Measure the codec alone: frames per second
+bench-codec *ARGS:
+    bench/scripts/codec.sh {{ARGS}}
 
-# The load generator alone, against a server that only answers
-bench-generator:
-    bench/generator
+# Measure the load generator alone, against a server that only replies
+bench-generator *ARGS:
+    bench/scripts/generator.sh {{ARGS}}
 
-# Micro-benchmarks: codec, key, flights, table, feature map, scoring; one alone: cargo bench -p CRATE --bench NAME
+# Run the micro-benchmarks; one alone: cargo bench -p CRATE --bench NAME
 bench-micro *ARGS:
-    bench/micro {{ARGS}}
+    bench/scripts/micro.py {{ARGS}}
 
-# All records anew, and all that is made from them; DIR holds the four MNIST files. Half an hour on a quiet machine
-bench-all DIR="": bench-codec bench-micro bench-generator bench-memo bench-memo-peers bench-overhead bench-overload bench-cache
-    @[ -n "{{DIR}}" ] || echo "SKIPPED: the classifier's records; just bench-all DIR, with MNIST's files in it"
-    [ -z "{{DIR}}" ] || bench/classifier "{{DIR}}"
-    [ -z "{{DIR}}" ] || bench/kernel-svm "{{DIR}}"
-    cargo run -p afterimage-bench --example performance
+# Measure and commit all records (half an hour on a quiet machine); DIR holds the four MNIST files
+bench-all DIR="": (bench-codec "--commit") (bench-micro "--commit") (bench-generator "--commit") (bench-memo "--commit") (bench-memo-peers "--commit") (bench-overhead "--commit") (bench-overload "--commit") (bench-cache "--commit")
+    @[ -n "{{DIR}}" ] || echo "SKIPPED: the classifier's records. Run them with: just bench-all DIR (the folder of the MNIST files)"
+    [ -z "{{DIR}}" ] || bench/scripts/classifier.sh --commit "{{DIR}}"
+    [ -z "{{DIR}}" ] || bench/scripts/kernel-svm.sh --commit "{{DIR}}"
 
-# docs/performance.md and the READMEs' figures from the newest records
+# Generate docs/performance.md and the figures of the READMEs from bench/records
 performance:
-    cargo run -p afterimage-bench --example performance
+    bench/scripts/performance.py
 
-# An RBF model of LIBSVM's beside svm-predict, both on one core; DIR holds the four MNIST files
-bench-kernel-svm DIR:
-    bench/kernel-svm {{DIR}}
+# Measure an RBF model beside LIBSVM's svm-predict; DIR holds the four MNIST files
+bench-kernel-svm DIR *ARGS:
+    bench/scripts/kernel-svm.sh {{DIR}} {{ARGS}}

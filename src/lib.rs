@@ -9,6 +9,8 @@
 
 mod args;
 mod cmd;
+#[doc(hidden)]
+pub mod embedded;
 mod print;
 mod progress;
 mod serving;

@@ -12,6 +12,8 @@ mod bucket;
 #[cfg(all(test, loom))]
 mod bucket_model;
 #[cfg(not(loom))]
+pub mod byte_store;
+#[cfg(not(loom))]
 mod duel;
 mod eviction;
 mod hash;
@@ -31,6 +33,8 @@ pub mod table;
 
 #[cfg(not(loom))]
 pub use background::populate_in_background;
+#[cfg(not(loom))]
+pub use byte_store::{Admission, ByteStore, ByteStoreStats, Stored};
 pub use hash::Hashed;
 #[cfg(not(loom))]
 pub use service::CacheService;

@@ -1,5 +1,4 @@
-//! The harness of all fuzz programs: writes seeds, bounds the memory of each run, and calls the
-//! target.
+//! Harness of all fuzz programs: writes seeds, limits the memory of each run, and calls the target.
 
 mod memory;
 
@@ -24,8 +23,7 @@ macro_rules! target {
     };
 }
 
-/// Writes seeds into the folder that [`SEEDS_TO`] names. Does nothing where the variable is not
-/// set.
+/// Writes seeds into the folder that [`SEEDS_TO`] names, if the variable is set.
 ///
 /// # Panics
 /// When a seed cannot be written.
@@ -43,7 +41,7 @@ pub fn write_seeds(seeds: fn() -> Vec<Seed>) {
 /// Calls the target's body.
 ///
 /// # Panics
-/// When the body panics, and when it held more allocated memory at once than the target allows.
+/// When the body panics, or holds more memory at once than the target allows.
 pub fn run(target: &Target, data: &[u8]) {
     let limit_bytes = MEMORY_BASE + target.memory_per_byte * data.len();
     let peak_bytes = memory::peak_of(|| (target.body)(data));
@@ -54,11 +52,11 @@ pub fn run(target: &Target, data: &[u8]) {
     );
 }
 
-/// Panics for inputs that begin with four certain bytes. Nobody guesses four bytes in seconds: a
-/// fuzzer gets there by learning from each comparison, or its instrumentation does not work.
+/// A planted bug: panics for inputs that begin with four certain bytes. Guessing takes too long, so
+/// the fuzzer finds them only if its instrumentation reports each comparison.
 ///
 /// # Panics
-/// That is what it is for.
+/// For these inputs.
 pub fn canary(data: &[u8]) {
     let mut learned = 0;
     for (byte, expected) in data.iter().zip(b"\x8fMi\x02") {
@@ -67,5 +65,5 @@ pub fn canary(data: &[u8]) {
         }
         learned += 1;
     }
-    assert!(learned < 4, "the canary sings");
+    assert!(learned < 4, "the fuzzer found the planted bug");
 }

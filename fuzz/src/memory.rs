@@ -1,14 +1,13 @@
-//! An allocator that counts what each thread holds, so that memory can be held against the input's
-//! length.
+//! Allocator that counts the bytes each thread holds, for a limit relative to the input's length.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
-    /// Bytes allocated less bytes freed on this thread since the last [`peak_of`] began; below zero when
-    /// it freed what was there before.
+    /// Bytes allocated minus bytes freed on this thread since the last [`peak_of`] began. Negative
+    /// if the thread freed older allocations.
     static HELD: Cell<isize> = const { Cell::new(0) };
-    /// The most that `HELD` was.
+    /// The maximum of `HELD`.
     static PEAK: Cell<isize> = const { Cell::new(0) };
 }
 
@@ -17,8 +16,8 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Counts a change of what is held. Not being able to, at a thread's end, is no reason not to
-/// allocate.
+/// Counts a change of the bytes held. At a thread's end there are no counters, so nothing is
+/// counted.
 fn count(change: isize) {
     let _ = HELD.try_with(|held| {
         let now = held.get().saturating_add(change);
@@ -48,7 +47,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // For a moment there may be both.
+        // The old and the new block may exist at the same time.
         count(signed(size));
         count(-signed(layout.size()));
         // SAFETY: as above; `old` came from `System`.
@@ -62,7 +61,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// The most bytes that `action` held on this thread, of those that it allocated itself.
+/// The maximum number of bytes that `action` held on this thread, of its own allocations.
 pub(crate) fn peak_of(action: impl FnOnce()) -> usize {
     HELD.set(0);
     PEAK.set(0);

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use afterimage_cache::SnapshotWriter;
-use afterimage_memo::store::{Backend, Redis, RemoteOptions, RemoteStore};
-use afterimage_memo::upstream::{self, Embedded, Remote, RemoteOptions as ClassifierOptions};
+use afterimage_memo::pool::{Pool, PoolOptions, Target};
+use afterimage_memo::store::{Backend, Redis, RemoteStore, StoreOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
 use afterimage_wire::tls::ClientTls;
@@ -115,9 +115,9 @@ impl Default for UpstreamArgs {
         UpstreamArgs {
             cache_token_file: None,
             classifier_token_file: None,
-            lookup_budget: Span(RemoteOptions::default().lookup_budget),
-            classifier_timeout: Span(ClassifierOptions::default().timeout),
-            retry_budget: ClassifierOptions::default().retry_percent,
+            lookup_budget: Span(StoreOptions::default().lookup_budget),
+            classifier_timeout: Span(PoolOptions::default().timeout),
+            retry_budget: PoolOptions::default().retry_percent,
             resolve_every: Span(Duration::from_secs(10)),
             cache_tls: CacheTlsArgs::default(),
             classifier_tls: ClassifierTlsArgs::default(),
@@ -235,12 +235,12 @@ fn secret(args: &Args) -> anyhow::Result<Secret> {
 fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
     if args.classifier[..] == [Place::Embedded] {
         let (model, engine) = args.engine.start()?;
-        return Ok(Box::new(Embedded::new(&model, engine)));
+        return Ok(Box::new(crate::embedded::Embedded::new(&model, engine)));
     }
     let mut places = Vec::new();
     for place in &args.classifier {
         places.push(match place {
-            Place::At(addr) => upstream::Place(addr.clone()),
+            Place::At(addr) => Target(addr.clone()),
             Place::Redis(_) => {
                 bail!("--classifier is a Redis server; it takes embedded or host:port")
             }
@@ -250,10 +250,10 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
         });
     }
     let UpstreamArgs { classifier_timeout, retry_budget, resolve_every, .. } = &args.upstream;
-    let options = ClassifierOptions {
+    let options = PoolOptions {
         timeout: classifier_timeout.0,
         retry_percent: *retry_budget,
-        ..ClassifierOptions::default()
+        ..PoolOptions::default()
     };
     let client_options = args.upstream.classifier_options(&places)?;
     let connect = move |address, place: &str| {
@@ -262,13 +262,13 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
         options.tls = options.tls.map(|tls| tls.or_server_name(serving::host(place)));
         Client::connect_lazy(address, options)
     };
-    let resolve = upstream::Place::system_resolver();
-    Ok(Box::new(Remote::at(places, options, resolve_every.0, Box::new(connect), resolve)))
+    let resolve = Target::system_resolver();
+    Ok(Box::new(Pool::at(places, options, resolve_every.0, Box::new(connect), resolve)))
 }
 
 fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
     let lookup_budget = args.lookup_budget.0;
-    let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
+    let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
     Store::Remote(RemoteStore::new(backend, options))
 }
 
@@ -280,7 +280,7 @@ impl UpstreamArgs {
     }
 
     /// How the memo connects to classifiers at these places.
-    fn classifier_options(&self, places: &[upstream::Place]) -> anyhow::Result<ClientOptions> {
+    fn classifier_options(&self, places: &[Target]) -> anyhow::Result<ClientOptions> {
         let places: Vec<&str> = places.iter().map(|place| place.0.as_str()).collect();
         let token = ("--classifier-token-file", self.classifier_token_file.as_deref());
         secure(upstream_options(Expect::Classify), &places, token, self.classifier_tls.load()?)

@@ -8,3 +8,4 @@ pub mod first_byte;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 pub mod pki;
+pub mod vectors;

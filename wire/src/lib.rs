@@ -12,13 +12,12 @@
 
 pub mod blocking;
 pub mod client;
-mod cork;
 pub mod proto;
+mod sched;
 pub mod server;
 pub mod splitmix;
 pub mod tls;
-mod turn;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};
-pub use cork::corked;
-pub use proto::status::Status;
+pub use proto::Status;
+pub use sched::corked;

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Makes the golden vectors of the Afterimage protocol, from PROTOCOL.md alone.
+"""Golden vectors of the Afterimage protocol, made from PROTOCOL.md alone.
 
-    make.py            writes valid/*.json and invalid/*.json, and the listing in PROTOCOL.md
-    make.py --check    writes nothing; fails when a file is missing, differs or is too many
+    make.py            writes valid.jsonl, invalid.jsonl and the listing in PROTOCOL.md
+    make.py --check    writes nothing; fails when one of these files differs
 
-It shares no code with the Rust implementation or the Python client: each of the three can be wrong, but
-hardly in the same way. A body is built as a list of named fields, so that a truncation inside every one
-of them, and the annotated listing, come from the same list.
+The script shares no code with the Rust implementation or the Python client, so that one mistake is not
+repeated in all three. A body is a list of named fields. The truncations inside each field and the annotated
+listing come from this list.
 """
 
 import json
@@ -29,7 +29,7 @@ STATUSES = [
 ]
 SERVICES = {"memo": 1, "cache": 2, "classifier": 3}
 STATS_TYPES = {"counter": 1, "gauge": 2, "text": 3, "histogram": 4}
-ORIGINS = {"computed": 0x00, "memoized": 0x01, "coalesced": 0x02}
+ORIGINS = {"miss": 0x00, "hit": 0x01, "coalesced": 0x02}
 
 WRITE = EXISTS = CONNECTION = JOINED = 0x01
 SHUTTING_DOWN = STATUSES.index("shutting_down")
@@ -59,7 +59,7 @@ def i64(value):
     return struct.pack("<q", value)
 
 
-# Bodies, as lists of (field, bytes). The fields' names are those of PROTOCOL.md's byte tables.
+# Bodies as lists of (field, bytes). The names of the fields are those of the byte tables in PROTOCOL.md.
 
 
 def extension(tag, data):
@@ -124,23 +124,26 @@ def frame(kind, body=b"", flags=0, status=0, request_id=1, body_len=None):
 
 class Vectors:
     def __init__(self):
-        self.files = {}
+        self.lines = {"valid": {}, "invalid": {}}
         self.frames = {}
         self.parts = {}
 
-    def add(self, folder, name, content):
-        path = f"{folder}/{name}.json"
-        assert path not in self.files, f"two vectors are called {path}"
-        self.files[path] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    def add(self, table, name, comment, content):
+        assert name not in self.lines[table], f"two {table} vectors have the name {name}"
+        vector = {"name": name, "comment": comment, **content}
+        self.lines[table][name] = json.dumps(vector, ensure_ascii=False)
 
-    def valid(self, name, about, kind, parts, fields, flags=0, status=0, request_id=1, canonical=True):
-        """One valid frame. `kind` is a name or an unknown number, `parts` its body."""
+    def text(self, table):
+        """The text of one file: a JSON object in each line."""
+        return "".join(line + "\n" for line in self.lines[table].values())
+
+    def valid(self, name, comment, kind, parts, fields, flags=0, status=0, request_id=1, canonical=True):
+        """Adds a valid frame. `kind` is a name or an unknown number; `parts` is the body."""
         code = KINDS.get(kind, kind)
         body = join(parts)
         data = frame(code, body, flags, status, request_id)
         self.frames[name], self.parts[name] = data, parts
-        self.add("valid", name, {
-            "about": about,
+        self.add("valid", name, comment, {
             "hex": data.hex(),
             "header": {
                 "body_len": len(body), "kind": code, "flags": flags, "status": status, "id": str(request_id),
@@ -150,9 +153,8 @@ class Vectors:
             "canonical": canonical,
         })
 
-    def invalid(self, name, about, data, error, field, answer, max_body=MIB, **detail):
-        self.add("invalid", name, {
-            "about": about,
+    def invalid(self, name, comment, data, error, field, answer, max_body=MIB, **detail):
+        self.add("invalid", name, comment, {
             "hex": data.hex(),
             "max_body": max_body,
             "error": error,
@@ -162,7 +164,7 @@ class Vectors:
         })
 
     def truncations(self, kind, parts, answer, flags=0, status=0, label=None, skip=()):
-        """One invalid frame per field of `parts`, whose body ends inside that field."""
+        """Adds one invalid frame for each field of `parts`. Its body ends inside this field."""
         label, seen, at = label or kind, set(), 0
         for field, data in parts:
             if data and field not in seen and field not in skip:
@@ -170,7 +172,7 @@ class Vectors:
                 body = join(parts)[:at + len(data) - 1]
                 name = f"{snake(label)}_ends_inside_{field.replace(' ', '_')}"
                 self.invalid(
-                    name, f"A {label} whose body ends one byte before the end of its {field}.",
+                    name, f"The body of a {label} ends one byte before the end of the field \"{field}\".",
                     frame(KINDS[kind], body, flags, status), "truncated", field, answer)
             at += len(data)
 
@@ -180,7 +182,7 @@ def snake(name):
 
 
 def digit():
-    """A 28×28 image that looks a little like a 1, so that no two of its lines need be equal."""
+    """A 28×28 image of a digit 1 whose brightness grows from row to row."""
     return bytes(
         min(255, 40 + 7 * row) if 12 <= column <= 15 and 4 <= row <= 23 else 0
         for row in range(28) for column in range(28)
@@ -189,34 +191,34 @@ def digit():
 
 def valid(v):
     # Handshake.
-    def add_hello(name, about, request_id=0, canonical=True, **arguments):
+    def add_hello(name, comment, request_id=0, canonical=True, **arguments):
         parts = hello(**arguments)
         fields = {
             "version_min": arguments.get("oldest", 1), "version_max": arguments.get("newest", 1),
             "features": arguments.get("features", 0), "token": arguments.get("token", b"").hex(),
         }
-        v.valid(name, about, "Hello", parts, fields, request_id=request_id,
+        v.valid(name, comment, "Hello", parts, fields, request_id=request_id,
                 canonical=canonical and not arguments.get("extensions"))
 
-    add_hello("hello", "The usual Hello: version 1, no token.")
+    add_hello("hello", "A Hello for version 1 without a token.")
     add_hello("hello_with_token", "A Hello with a token.", token=b"open sesame")
-    add_hello("hello_longest_token", "A token of 1024 bytes, the longest, not UTF-8.",
+    add_hello("hello_longest_token", "A token of 1024 bytes, the maximum. It is not UTF-8.",
               token=bytes(255 - i % 256 for i in range(1024)), request_id=U64)
-    add_hello("hello_versions", "Speaks versions 1 to 65535 and asks for every feature.", newest=U16, features=U32)
-    add_hello("hello_no_common_version", "Well-formed, but speaks versions 2 and 3 only.", oldest=2, newest=3)
-    add_hello("hello_versions_reversed", "Well-formed, but the oldest version is above the newest.",
+    add_hello("hello_versions", "The client speaks versions 1 to 65535 and requests every feature.", newest=U16, features=U32)
+    add_hello("hello_no_common_version", "A well-formed Hello of a client that speaks versions 2 and 3 only.", oldest=2, newest=3)
+    add_hello("hello_versions_reversed", "A well-formed Hello whose oldest version is above the newest.",
               oldest=1, newest=0)
-    add_hello("hello_with_extension", "A Hello with one unknown extension, which is stepped over.",
+    add_hello("hello_with_extension", "A Hello with one unknown extension. The server skips it.",
               extensions=[(0xF000, b"later")])
-    add_hello("hello_with_extensions", "A token and several extensions: empty, repeated, with the lowest and highest tag.",
+    add_hello("hello_with_extensions", "A token and three extensions: one is empty, one tag is repeated, the tags are the lowest and the highest.",
               token=b"t", extensions=[(0, b""), (U16, bytes(300)), (0, b"\xff")])
     body_room = 4096 - len(join(hello())) - 4
-    add_hello("hello_longest", "A Hello whose body is 4096 bytes, the longest before the handshake.",
+    add_hello("hello_longest", "A Hello with a body of 4096 bytes, the maximum before the handshake.",
               extensions=[(7, bytes(body_room))])
-    v.valid("hello_with_budget", "A status field in a Hello means nothing and is ignored.", "Hello", hello(),
+    v.valid("hello_with_budget", "The server ignores the time budget of a Hello.", "Hello", hello(),
             {"version_min": 1, "version_max": 1, "features": 0, "token": ""}, status=500, canonical=False)
 
-    def add_welcome(vector, about, request_id=0, flags=0, status=0, canonical=True, **arguments):
+    def add_welcome(vector, comment, request_id=0, flags=0, status=0, canonical=True, **arguments):
         parts = welcome(**arguments)
         fields = {
             "version": arguments.get("version", 1), "service": arguments.get("service", 1),
@@ -225,45 +227,45 @@ def valid(v):
             "digest": arguments.get("digest", bytes(32)).hex(), "shape": list(arguments.get("shape", (28, 28))),
             "name": arguments.get("name", ""),
         }
-        v.valid(vector, about, "Welcome", parts, fields, flags=flags, status=status, request_id=request_id,
+        v.valid(vector, comment, "Welcome", parts, fields, flags=flags, status=status, request_id=request_id,
                 canonical=canonical and not arguments.get("extensions"))
 
     model = bytes(range(32))
     add_welcome("welcome_memo", "A memo in front of a model for 28×28 digits.", digest=model, name="afterimage 0.1.0")
     add_welcome("welcome_classifier", "A classifier of the same model.", service=3, digest=model, name="afterimage 0.1.0")
-    add_welcome("welcome_cache", "A cache: no model, so no dimensions, no classes and a digest of zeros.",
+    add_welcome("welcome_cache", "A cache has no model: no dimensions, no classes, a digest of zeros.",
                 service=2, shape=(), classes=0, name="afterimage 0.1.0")
-    add_welcome("welcome_four_dimensions", "The most dimensions there may be.", shape=(1, 3, 224, U32))
+    add_welcome("welcome_four_dimensions", "Four dimensions, the maximum.", shape=(1, 3, 224, U32))
     add_welcome("welcome_one_dimension", "One dimension, of extent 0.", shape=(0,))
     add_welcome("welcome_longest_name", "A name of 255 bytes in UTF-8.", name="é" * 127 + "!", service=2, shape=())
     add_welcome("welcome_empty_name", "No name.", service=2, shape=(), classes=0)
-    add_welcome("welcome_extremes", "The highest value in every number, and a service of a later time.",
+    add_welcome("welcome_extremes", "The highest value in every number, and an unknown service.",
                 version=U16, service=255, features=U32, max_body=U32, window=U32, classes=U32,
                 digest=b"\xff" * 32, request_id=U64)
-    add_welcome("welcome_unknown_service", "Service 0 is assigned to nobody; it survives decoding as a number.", service=0)
-    add_welcome("welcome_with_extensions", "Unknown extensions are stepped over.", digest=model, name="later",
+    add_welcome("welcome_unknown_service", "Service 0 is not assigned. Decoding keeps the number.", service=0)
+    add_welcome("welcome_with_extensions", "The client skips unknown extensions.", digest=model, name="later",
                 extensions=[(1, b"\x00"), (0xF001, b"")])
-    add_welcome("welcome_unknown_flags", "Unknown flags and a status in a Welcome are ignored.", flags=0xFF,
+    add_welcome("welcome_unknown_flags", "The client ignores unknown flags and the status of a Welcome.", flags=0xFF,
                 status=U16, canonical=False)
 
     # Ping, Pong.
     for kind in ("Ping", "Pong"):
         name = kind.lower()
-        v.valid(f"{name}_empty", f"A {kind} without bytes, with the lowest id.", kind, [], {"bytes": ""}, request_id=0)
+        v.valid(f"{name}_empty", f"A {kind} with an empty body and the lowest id.", kind, [], {"bytes": ""}, request_id=0)
         v.valid(f"{name}_clock", f"A {kind} with eight bytes.", kind, [(name, b"\x01\x02\x03\x04\x05\x06\x07\x08")],
                 {"bytes": "0102030405060708"}, request_id=0x0123456789ABCDEF)
-        v.valid(f"{name}_longest", f"A {kind} with 64 bytes, the most, and the highest id.", kind,
+        v.valid(f"{name}_longest", f"A {kind} with 64 bytes, the maximum, and the highest id.", kind,
                 [(name, bytes(range(64)))], {"bytes": bytes(range(64)).hex()}, request_id=U64)
-    v.valid("ping_with_budget", "A time budget in a Ping means nothing and is ignored.", "Ping", [("ping", b"x")],
+    v.valid("ping_with_budget", "The server ignores the time budget of a Ping.", "Ping", [("ping", b"x")],
             {"bytes": "78"}, status=1, canonical=False)
-    v.valid("pong_unknown_flags", "Unknown flags in a reply are ignored.", "Pong", [("pong", b"x")], {"bytes": "78"},
+    v.valid("pong_unknown_flags", "The client ignores unknown flags of a Pong.", "Pong", [("pong", b"x")], {"bytes": "78"},
             flags=0x80, canonical=False)
 
     # Stats.
     v.valid("stats_req", "A StatsReq has an empty body.", "StatsReq", [], {}, request_id=0)
-    v.valid("stats_req_highest_id", "The same with the highest id.", "StatsReq", [], {}, request_id=U64)
+    v.valid("stats_req_highest_id", "A StatsReq with the highest id.", "StatsReq", [], {}, request_id=U64)
 
-    def add_stats(name, about, entries, request_id=1, canonical=True):
+    def add_stats(name, comment, entries, request_id=1, canonical=True):
         parts = [part for entry in entries for part in stats_entry(*entry)]
 
         def value(kind, given):
@@ -277,9 +279,9 @@ def valid(v):
             {"name": entry, "type": STATS_TYPES.get(kind, kind), "value": value(kind, given)}
             for entry, kind, given in entries
         ]}
-        v.valid(name, about, "StatsResp", parts, fields, request_id=request_id, canonical=canonical)
+        v.valid(name, comment, "StatsResp", parts, fields, request_id=request_id, canonical=canonical)
 
-    add_stats("stats_resp_empty", "No entries at all.", [])
+    add_stats("stats_resp_empty", "A StatsResp without entries.", [])
     add_stats("stats_resp", "One entry of each type.", [
         ("uptime_s", "counter", 86400), ("connections", "gauge", 17), ("model", "text", "digits"),
         ("latency_ns", "histogram", [(1000, 5), (2000, 40), (4000, 3)]),
@@ -290,133 +292,133 @@ def valid(v):
         ("text_empty", "text", ""), ("text", "text", "grün und 青"),
         ("histogram_empty", "histogram", []), ("histogram", "histogram", [(0, U64), (U64, 0)]),
     ], request_id=U64)
-    add_stats("stats_resp_names", "An empty name and one of 255 bytes.",
+    add_stats("stats_resp_names", "An empty name and a name of 255 bytes, the maximum.",
               [("", "counter", 1), ("é" * 127 + "n", "gauge", 2)])
-    add_stats("stats_resp_same_name_twice", "Two entries of one name: both survive, the first one counts.",
+    add_stats("stats_resp_same_name_twice", "Two entries with the same name. Decoding keeps both; the client uses the first.",
               [("hits", "counter", 1), ("hits", "counter", 2)])
-    add_stats("stats_resp_long_text", "A text of 2000 bytes: the limit of an Error's text does not hold here.",
+    add_stats("stats_resp_long_text", "A text of 2000 bytes. The limit on the text of an Error does not apply.",
               [("text", "text", "x" * 2000)])
-    add_stats("stats_resp_unknown_type", "Types of a later time, in front of a counter; they are stepped over.",
+    add_stats("stats_resp_unknown_type", "Unknown entry types before a counter. The client skips them.",
               [("later", 9, b"\x01\x02\x03"), ("none", 0, b""), ("last", 255, b"\xff"), ("hits", "counter", 5)],
               canonical=False)
 
-    # Errors: one for each status, then the corners.
-    def add_error(name, about, status, text, connection=False, request_id=1, flags=None, canonical=True):
+    # Errors: one for each status, then the special cases.
+    def add_error(name, comment, status, text, connection=False, request_id=1, flags=None, canonical=True):
         bits = (CONNECTION if connection else 0) if flags is None else flags
-        v.valid(name, about, "Error", [("text", text.encode())], {"text": text, "connection": connection},
+        v.valid(name, comment, "Error", [("text", text.encode())], {"text": text, "connection": connection},
                 flags=bits, status=status, request_id=request_id, canonical=canonical)
 
     for code, name in enumerate(STATUSES):
-        about = f"An Error with status {code} ({name})."
+        comment = f"An Error with status {code} ({name})."
         if code == 0:
-            about = "An Error with status 0 (none); no server sends it, it is an error all the same."
-        add_error(f"error_{name}", about, code, f"about {name}", request_id=1000 + code)
-    add_error("error_unknown_status", "A status of a later time survives decoding as a number.", 13, "later")
-    add_error("error_highest_status", "The highest status there can be.", U16, "later", request_id=U64)
-    add_error("error_empty_text", "An Error without a text.", 5, "", request_id=0)
-    add_error("error_longest_text", "A text of 1024 bytes, the longest.", 11, "é" * 511 + "ab")
+            comment = "An Error with status 0 (none). No server sends it; a client treats it as an error."
+        add_error(f"error_{name}", comment, code, f"about {name}", request_id=1000 + code)
+    add_error("error_unknown_status", "An unknown status. Decoding keeps the number.", 13, "later")
+    add_error("error_highest_status", "The highest status.", U16, "later", request_id=U64)
+    add_error("error_empty_text", "An Error with an empty text.", 5, "", request_id=0)
+    add_error("error_longest_text", "A text of 1024 bytes, the maximum.", 11, "é" * 511 + "ab")
     add_error("error_connection", "An Error that concerns the connection.", 7, "the token is wrong", True, 0)
-    add_error("error_connection_unknown_status", "The same with a status of a later time.", 500, "", True, 0)
-    add_error("error_unknown_flags", "Unknown flags in a reply are ignored.", 5, "wait", flags=0xFE, canonical=False)
-    add_error("error_all_flags", "The same with CONNECTION among them.", 5, "wait", True, flags=0xFF, canonical=False)
+    add_error("error_connection_unknown_status", "An Error that concerns the connection, with an unknown status.", 500, "", True, 0)
+    add_error("error_unknown_flags", "The client ignores unknown flags of an Error.", 5, "wait", flags=0xFE, canonical=False)
+    add_error("error_all_flags", "All flags are set. The client ignores the unknown ones and obeys CONNECTION.", 5, "wait", True, flags=0xFF, canonical=False)
 
     # GoAway.
-    def add_goaway(name, about, text, status=SHUTTING_DOWN, canonical=True, request_id=0, flags=0):
-        v.valid(name, about, "GoAway", [("text", text.encode())], {"text": text}, status=status,
+    def add_goaway(name, comment, text, status=SHUTTING_DOWN, canonical=True, request_id=0, flags=0):
+        v.valid(name, comment, "GoAway", [("text", text.encode())], {"text": text}, status=status,
                 request_id=request_id, canonical=canonical, flags=flags)
 
-    add_goaway("go_away", "A GoAway as it is usually sent.", "restarting")
-    add_goaway("go_away_empty_text", "A GoAway without a text.", "")
-    add_goaway("go_away_longest_text", "A text of 1024 bytes, the longest.", "青" * 341 + "!")
-    add_goaway("go_away_other_status", "Status, flags and id of a GoAway are ignored.", "restarting", 0, False, U64, 0xFF)
+    add_goaway("go_away", "A GoAway with a text.", "restarting")
+    add_goaway("go_away_empty_text", "A GoAway with an empty text.", "")
+    add_goaway("go_away_longest_text", "A text of 1024 bytes, the maximum.", "青" * 341 + "!")
+    add_goaway("go_away_other_status", "The client ignores the status, flags and id of a GoAway.", "restarting", 0, False, U64, 0xFF)
 
     # Snapshots.
     v.valid("snapshot_req", "A SnapshotReq has an empty body.", "SnapshotReq", [], {}, request_id=0)
-    v.valid("snapshot_req_highest_id", "The same with the highest id.", "SnapshotReq", [], {}, request_id=U64)
-    v.valid("snapshot_req_with_budget", "A time budget in a SnapshotReq means nothing and is ignored.", "SnapshotReq",
+    v.valid("snapshot_req_highest_id", "A SnapshotReq with the highest id.", "SnapshotReq", [], {}, request_id=U64)
+    v.valid("snapshot_req_with_budget", "The server ignores the time budget of a SnapshotReq.", "SnapshotReq",
             [], {}, status=9, canonical=False)
 
-    def add_snapshot(name, about, entries, size, elapsed, flags=0, request_id=1, status=0, canonical=True):
-        v.valid(name, about, "SnapshotResp", snapshot(entries, size, elapsed),
+    def add_snapshot(name, comment, entries, size, elapsed, flags=0, request_id=1, status=0, canonical=True):
+        v.valid(name, comment, "SnapshotResp", snapshot(entries, size, elapsed),
                 {"entries": str(entries), "bytes": str(size), "elapsed_us": str(elapsed), "joined": bool(flags & JOINED)},
                 flags=flags, status=status, request_id=request_id, canonical=canonical)
 
     add_snapshot("snapshot_resp", "Ten million entries, written in 1.25 s.", 10_000_000, 170_029_336, 1_250_000)
-    add_snapshot("snapshot_resp_joined", "It was being written when it was asked for.", 2, 78, 12, JOINED)
+    add_snapshot("snapshot_resp_joined", "The snapshot was already being written when the request came.", 2, 78, 12, JOINED)
     add_snapshot("snapshot_resp_lowest", "An empty table, id 0.", 0, 36, 0, request_id=0)
     add_snapshot("snapshot_resp_highest", "The highest number in every field.", U64, U64, U64, request_id=U64)
-    add_snapshot("snapshot_resp_unknown_flags", "Unknown flags and a status in a reply are ignored; JOINED still holds.",
+    add_snapshot("snapshot_resp_unknown_flags", "The client ignores unknown flags and the status, and obeys JOINED.",
                  1, 57, 3, 0xFF, status=3, canonical=False)
 
     # Cache.
-    def add_read(name, about, key, budget=0, request_id=1):
-        v.valid(name, about, "CacheReq", [("key", u64(key))],
+    def add_read(name, comment, key, budget=0, request_id=1):
+        v.valid(name, comment, "CacheReq", [("key", u64(key))],
                 {"write": False, "key": str(key), "budget_ms": budget}, status=budget, request_id=request_id)
 
-    def add_write(name, about, key, value, request_id=1, status=0):
-        v.valid(name, about, "CacheReq", [("key", u64(key)), ("value", i64(value))],
+    def add_write(name, comment, key, value, request_id=1, status=0):
+        v.valid(name, comment, "CacheReq", [("key", u64(key)), ("value", i64(value))],
                 {"write": True, "key": str(key), "value": str(value)}, flags=WRITE, status=status,
                 request_id=request_id, canonical=status == 0)
 
-    def add_value(name, about, value, flags=0, request_id=1, status=0, canonical=True):
+    def add_value(name, comment, value, flags=0, request_id=1, status=0, canonical=True):
         parts = [] if value is None else [("value", i64(value))]
-        v.valid(name, about, "CacheResp", parts, {"value": None if value is None else str(value)},
+        v.valid(name, comment, "CacheResp", parts, {"value": None if value is None else str(value)},
                 flags=flags, status=status, request_id=request_id, canonical=canonical)
 
     add_read("cache_read", "Reads a key.", 0x0123456789ABCDEF)
     add_read("cache_read_lowest", "Key 0, id 0.", 0, request_id=0)
     add_read("cache_read_highest", "The highest key, id and time budget.", U64, U16, U64)
     add_read("cache_read_budget", "A time budget of 250 ms.", 42, 250)
-    add_write("cache_write", "Writes a key; there is no reply.", 0x0123456789ABCDEF, 7)
+    add_write("cache_write", "Writes a key. There is no reply.", 0x0123456789ABCDEF, 7)
     add_write("cache_write_lowest", "Key 0, the lowest value, id 0.", 0, I64_MIN, 0)
     add_write("cache_write_highest", "The highest key, value and id.", U64, I64_MAX, U64)
-    add_write("cache_write_minus_one", "Value −1: all bits set.", 1, -1)
-    add_write("cache_write_zero", "Value 0 is a value.", 1, 0)
-    add_write("cache_write_with_budget", "A time budget in a write means nothing and is ignored.", 1, 2, status=9)
-    add_value("cache_resp_absent", "The cache has no such key.", None)
+    add_write("cache_write_minus_one", "The value −1: all bits are set.", 1, -1)
+    add_write("cache_write_zero", "The value 0.", 1, 0)
+    add_write("cache_write_with_budget", "The server ignores the time budget of a write.", 1, 2, status=9)
+    add_value("cache_resp_absent", "The cache does not have the key.", None)
     add_value("cache_resp_exists", "The key's value.", 7, EXISTS)
-    add_value("cache_resp_zero", "Value 0 is not the same as none.", 0, EXISTS, request_id=0)
+    add_value("cache_resp_zero", "The value 0 differs from a missing value.", 0, EXISTS, request_id=0)
     add_value("cache_resp_lowest", "The lowest value.", I64_MIN, EXISTS)
     add_value("cache_resp_highest", "The highest value and id.", I64_MAX, EXISTS, U64)
-    add_value("cache_resp_unknown_flags", "Unknown flags and a status in a reply are ignored; EXISTS still holds.", -1,
+    add_value("cache_resp_unknown_flags", "The client ignores unknown flags and the status, and obeys EXISTS.", -1,
               0xFF, status=3, canonical=False)
-    add_value("cache_resp_absent_unknown_flags", "Unknown flags without EXISTS: the body is empty.", None, 0xFE,
+    add_value("cache_resp_absent_unknown_flags", "The client ignores unknown flags. Without EXISTS the body is empty.", None, 0xFE,
               canonical=False)
 
     # Classifier.
-    def add_image(name, about, image, budget=0, request_id=1):
-        v.valid(name, about, "ClassifyReq", [("image", image)], {"image": image.hex(), "budget_ms": budget},
+    def add_image(name, comment, image, budget=0, request_id=1):
+        v.valid(name, comment, "ClassifyReq", [("image", image)], {"image": image.hex(), "budget_ms": budget},
                 status=budget, request_id=request_id)
 
-    def add_label(name, about, label, origin, flags=None, request_id=1, status=0, canonical=True):
-        v.valid(name, about, "ClassifyResp", [("label", u16(label))], {"label": label, "origin": origin},
+    def add_label(name, comment, label, origin, flags=None, request_id=1, status=0, canonical=True):
+        v.valid(name, comment, "ClassifyResp", [("label", u16(label))], {"label": label, "origin": origin},
                 flags=ORIGINS[origin] if flags is None else flags, status=status, request_id=request_id,
                 canonical=canonical)
 
     add_image("classify_req_digit", "An image of 28×28 pixels.", digit())
     add_image("classify_req_budget", "One pixel, and a time budget of 20 ms.", b"\x80", 20)
     add_image("classify_req_extremes", "The highest id and time budget.", b"\xff" * 4, U16, U64)
-    add_image("classify_req_empty", "No pixels: a valid frame, which a service answers with bad_argument.", b"", 0, 0)
-    add_label("classify_resp_computed", "Computed for this request.", 7, "computed")
-    add_label("classify_resp_memoized", "Remembered.", 7, "memoized")
-    add_label("classify_resp_coalesced", "Computed for an identical request in flight.", 7, "coalesced")
-    add_label("classify_resp_lowest", "Label 0, id 0.", 0, "computed", request_id=0)
-    add_label("classify_resp_highest", "The highest label and id.", U16, "memoized", request_id=U64)
-    add_label("classify_resp_both_flags", "MEMOIZED and COALESCED together: taken as memoized.", 1, "memoized", 0x03,
+    add_image("classify_req_empty", "An image without pixels. The frame is valid; the service answers bad_argument.", b"", 0, 0)
+    add_label("classify_resp_miss", "A miss: the classifier computed the label for this request.", 7, "miss")
+    add_label("classify_resp_hit", "A hit: the label comes from the store.", 7, "hit")
+    add_label("classify_resp_coalesced", "Coalesced: the label was computed for an identical request in flight.", 7, "coalesced")
+    add_label("classify_resp_lowest", "Label 0, id 0.", 0, "miss", request_id=0)
+    add_label("classify_resp_highest", "The highest label and id.", U16, "hit", request_id=U64)
+    add_label("classify_resp_both_flags", "HIT and COALESCED together: the client reports a hit.", 1, "hit", 0x03,
               canonical=False)
-    add_label("classify_resp_unknown_flags", "Unknown flags and a status in a reply are ignored.", 1, "computed", 0xFC,
+    add_label("classify_resp_unknown_flags", "The client ignores unknown flags and the status.", 1, "miss", 0xFC,
               status=5, canonical=False)
 
-    # Kinds of a later time.
-    for code, about in [
-        (0x00, "Kind 0 is assigned to nobody"), (0x0B, "The first free kind of the connection"),
-        (0x12, "The first free kind of the cache"), (0x22, "The first free kind of the classifier"),
-        (0x30, "The first kind of later services"), (0xF0, "The first kind for private experiments"),
+    # Unknown kinds.
+    for code, comment in [
+        (0x00, "Kind 0 is not assigned"), (0x0B, "The first free kind of the connection group"),
+        (0x12, "The first free kind of the cache group"), (0x22, "The first free kind of the classifier group"),
+        (0x30, "The first kind that is reserved for later services"), (0xF0, "The first kind for private experiments"),
         (0xFF, "The highest kind"),
     ]:
-        v.valid(f"unknown_kind_{code:02x}", f"{about}; it survives decoding as a number.", code, [], {"kind": code},
+        v.valid(f"unknown_kind_{code:02x}", f"{comment}. Decoding keeps the number.", code, [], {"kind": code},
                 request_id=U64)
-    v.valid("unknown_kind_with_body", "The body of an unknown kind is stepped over, its flags and status kept.", 0x7F,
+    v.valid("unknown_kind_with_body", "Decoding skips the body of an unknown kind and keeps its flags and status.", 0x7F,
             [("body", b"whatever this is")], {"kind": 0x7F}, flags=0xFF, status=U16, canonical=False)
 
 
@@ -424,44 +426,44 @@ def invalid(v):
     refuse, refuse_hello = "error bad_argument", "close bad_argument"
     foreign = "error unsupported"
 
-    # Not all there yet.
+    # Incomplete frames.
     read = frame(KINDS["CacheReq"], u64(1))
-    v.invalid("nothing_yet", "No byte at all.", b"", "need_more", None, "wait")
-    v.invalid("one_byte", "One byte of a header.", read[:1], "need_more", None, "wait")
-    v.invalid("header_without_its_last_byte", "Fifteen bytes of a header.", read[:15], "need_more", None, "wait")
-    v.invalid("header_without_body", "A header that announces a body of which nothing has come.", read[:16],
+    v.invalid("nothing_yet", "No byte has come.", b"", "need_more", None, "wait")
+    v.invalid("one_byte", "The first byte of a header.", read[:1], "need_more", None, "wait")
+    v.invalid("header_without_its_last_byte", "The first 15 bytes of a header.", read[:15], "need_more", None, "wait")
+    v.invalid("header_without_body", "A header. No byte of its body has come.", read[:16],
               "need_more", None, "wait")
     v.invalid("body_without_its_last_byte", "A frame without its last byte.", read[:-1], "need_more", None, "wait")
-    v.invalid("largest_body_announced", "A header that announces max_body bytes, which is just allowed.",
+    v.invalid("largest_body_announced", "A header that announces max_body bytes, the maximum.",
               frame(KINDS["ClassifyReq"], body_len=MIB), "need_more", None, "wait")
     v.invalid("unknown_kind_announced", "An unknown kind whose body has not come yet.",
               frame(0x7F, b"ab", body_len=3), "need_more", None, "wait")
 
     # Too large.
-    def too_large(name, about, kind, length, answer, max_body=MIB, request_id=1, flags=0, body=b""):
-        v.invalid(name, about, frame(kind, body, flags, request_id=request_id, body_len=length), "frame_too_large",
+    def too_large(name, comment, kind, length, answer, max_body=MIB, request_id=1, flags=0, body=b""):
+        v.invalid(name, comment, frame(kind, body, flags, request_id=request_id, body_len=length), "frame_too_large",
                   None, answer, max_body, value=length, limit=max_body)
 
     classify = KINDS["ClassifyReq"]
-    too_large("body_one_byte_too_large", "One byte more than max_body; its bytes are skipped.", classify, MIB + 1,
+    too_large("body_one_byte_too_large", "One byte more than max_body. The server skips the body.", classify, MIB + 1,
               "error too_large", request_id=U64)
-    too_large("body_as_large_as_is_skipped", "16 MiB more than max_body, the most that is skipped.", classify,
+    too_large("body_as_large_as_is_skipped", "16 MiB more than max_body, the longest body that the server skips.", classify,
               17 * MIB, "error too_large")
-    too_large("body_larger_than_is_skipped", "One byte more than is skipped.", classify, 17 * MIB + 1, "close too_large")
+    too_large("body_larger_than_is_skipped", "One byte more than the longest body that the server skips.", classify, 17 * MIB + 1, "close too_large")
     too_large("body_of_4_gib", "The longest body that a header can announce.", classify, U32, "close too_large")
-    too_large("body_too_large_of_a_write", "A cache write that is too large gets an Error like any other frame.",
+    too_large("body_too_large_of_a_write", "A cache write that is too large gets an Error, like every other frame.",
               KINDS["CacheReq"], 17, "error too_large", 16, flags=WRITE, body=bytes(17))
-    too_large("body_too_large_for_max_body_0", "A limit of 0 takes empty bodies only.", KINDS["Ping"], 1,
+    too_large("body_too_large_for_max_body_0", "With max_body 0 only empty bodies are valid.", KINDS["Ping"], 1,
               "error too_large", 0, body=b"x")
     too_large("body_too_large_of_unknown_kind", "The length is checked before the kind.", 0x7F, MIB + 1, "error too_large")
     too_large("hello_too_large", "A Hello of 4097 bytes before the handshake.", KINDS["Hello"], 4097, refuse_hello,
               4096, request_id=0)
     for method in ("GET", "POST"):
         text = f"{method} / HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        v.invalid(f"http_{method.lower()}", "An HTTP request, read as a header.", text, "frame_too_large", None, "http 400",
+        v.invalid(f"http_{method.lower()}", "An HTTP request, decoded as a header.", text, "frame_too_large", None, "http 400",
                   4096, value=struct.unpack_from("<I", text)[0], limit=4096)
     tls = bytes.fromhex("1603010200010001fc0303") + bytes(32)
-    v.invalid("tls_client_hello", "The beginning of a TLS handshake, read as a header of kind 0.", tls, "frame_too_large",
+    v.invalid("tls_client_hello", "The start of a TLS handshake, decoded as a header of kind 0.", tls, "frame_too_large",
               None, "close unsupported", 4096, value=struct.unpack_from("<I", tls)[0], limit=4096)
 
     # Hello.
@@ -469,40 +471,40 @@ def invalid(v):
     full = hello(b"token", extensions=[(1, b"ab")])
     v.truncations("Hello", full, refuse_hello)
     v.invalid("hello_empty", "A Hello without a body.", frame(code), "truncated", "magic", refuse_hello)
-    v.invalid("hello_token_missing", "Announces a token of which nothing comes.",
+    v.invalid("hello_token_missing", "The body ends before the announced token.",
               frame(code, join(hello()[:-2]) + u16(5)), "truncated", "token", refuse_hello)
-    v.invalid("hello_extension_missing", "Announces an extension of which nothing comes.",
+    v.invalid("hello_extension_missing", "The body ends before the announced extension.",
               frame(code, join(hello()) + u16(1) + u16(U16)), "truncated", "extension", refuse_hello)
-    v.invalid("hello_trailing_byte", "One byte behind the token is the beginning of an extension.",
+    v.invalid("hello_trailing_byte", "One byte after the token is the start of an extension.",
               frame(code, join(hello()) + b"\x00"), "truncated", "extension tag", refuse_hello)
-    v.invalid("hello_wrong_magic", "The magic in small letters.", frame(code, b"afterimg" + join(hello()[1:])),
+    v.invalid("hello_wrong_magic", "The magic in lower case.", frame(code, b"afterimg" + join(hello()[1:])),
               "wrong_magic", "magic", refuse_hello)
-    v.invalid("hello_wrong_magic_only", "A wrong magic is noticed before anything that is missing behind it.",
+    v.invalid("hello_wrong_magic_only", "The magic is checked before the missing fields after it.",
               frame(code, b"AFTERIMH"), "wrong_magic", "magic", refuse_hello)
     v.invalid("hello_token_too_long", "A token of 1025 bytes.", frame(code, join(hello(bytes(1025)))), "out_of_range",
               "token length", refuse_hello, value=1025, limit=1024)
-    v.invalid("hello_token_far_too_long", "A token length of 65535; that the token is not there comes second.",
+    v.invalid("hello_token_far_too_long", "A token length of 65535. The length is checked before the missing token.",
               frame(code, join(hello()[:-2]) + u16(U16)), "out_of_range", "token length", refuse_hello,
               value=U16, limit=1024)
     for bits in (0x01, 0x80):
         v.invalid(f"hello_unknown_flags_{bits:02x}", "A Hello has no flags.", frame(code, join(hello()), bits),
                   "unknown_flags", None, "close unsupported", flags=bits)
 
-    # Welcome. A server that gets one does not look at its body.
+    # Welcome. A server does not decode the body of a Welcome that it receives.
     code = KINDS["Welcome"]
     full = welcome(shape=(28,), name="name", extensions=[(1, b"ab")])
     v.truncations("Welcome", full, foreign)
     v.invalid("welcome_empty", "A Welcome without a body.", frame(code), "truncated", "magic", foreign)
-    v.invalid("welcome_dimension_missing", "Announces two dimensions and has one.",
+    v.invalid("welcome_dimension_missing", "The body announces two dimensions and has one.",
               frame(code, join(welcome(shape=(28, 28))[:-3])), "truncated", "dimension", foreign)
-    v.invalid("welcome_wrong_magic", "Something else than the magic.", frame(code, bytes(8) + join(welcome()[1:])),
+    v.invalid("welcome_wrong_magic", "The magic is zeros.", frame(code, bytes(8) + join(welcome()[1:])),
               "wrong_magic", "magic", foreign)
     for dims in (5, 255):
         v.invalid(f"welcome_{dims}_dimensions", f"{dims} dimensions.", frame(code, join(welcome(shape=(1,) * dims))),
                   "out_of_range", "number of dimensions", foreign, value=dims, limit=4)
     v.invalid("welcome_name_not_utf8", "A name that is not UTF-8.",
               frame(code, join(welcome()[:-2]) + b"\x02\xc3\x28"), "not_utf8", "name", foreign)
-    v.invalid("welcome_trailing_byte", "One byte behind the name is the beginning of an extension.",
+    v.invalid("welcome_trailing_byte", "One byte after the name is the start of an extension.",
               frame(code, join(welcome()) + b"\x00"), "truncated", "extension tag", foreign)
 
     # Ping, Pong.
@@ -522,45 +524,45 @@ def invalid(v):
               "unknown_flags", None, foreign, flags=0x01)
     code = KINDS["StatsResp"]
 
-    def stats(name, about, body, error, field, **detail):
-        v.invalid(f"stats_resp_{name}", about, frame(code, body), error, field, foreign, **detail)
+    def stats(name, comment, body, error, field, **detail):
+        v.invalid(f"stats_resp_{name}", comment, frame(code, body), error, field, foreign, **detail)
 
     def entry(kind, payload, length=None, name=b"n"):
         size = len(payload) if length is None else length
         return u8(kind) + u8(len(name)) + name + u32(size) + payload
 
-    # Without its type an entry is not there at all. A payload that is cut by the end of the body lacks part of
-    # the entry; which field of it, nobody asks.
+    # An entry that ends before its type does not exist. A payload that the end of the body cuts is reported as a
+    # truncated entry, not as a truncated field of the entry.
     v.truncations("StatsResp", stats_entry("name", "counter", 1), foreign, skip=("entry type", "counter"))
     stats("ends_inside_entry", "The body ends inside a payload.", entry(1, bytes(7), 8), "truncated", "entry")
     stats("ends_inside_second_entry", "The first entry is whole, the second is not.",
           entry(1, bytes(8)) + b"\x01", "truncated", "entry name length")
-    stats("entry_of_4_gib", "A payload length that no body can have.", entry(3, b"abc", U32), "truncated", "entry")
-    stats("unknown_type_ends_inside_entry", "A type of a later time is stepped over only when it is all there.",
+    stats("entry_of_4_gib", "A payload length that is longer than every body.", entry(3, b"abc", U32), "truncated", "entry")
+    stats("unknown_type_ends_inside_entry", "An unknown entry type must be complete, too.",
           entry(9, b"ab", 3), "truncated", "entry")
     stats("counter_too_short", "A counter of 7 bytes.", entry(1, bytes(7)), "truncated", "counter")
     stats("counter_too_long", "A counter of 9 bytes.", entry(1, bytes(9)), "trailing", None, bytes=1)
     stats("gauge_too_short", "A gauge of 0 bytes.", entry(2, b""), "truncated", "gauge")
     stats("gauge_too_long", "A gauge of 16 bytes.", entry(2, bytes(16)), "trailing", None, bytes=8)
-    stats("histogram_half_a_pair", "A bucket's bound without its count.", entry(4, bytes(24)), "truncated", "bucket count")
-    stats("histogram_half_a_bound", "A bucket's bound of 4 bytes.", entry(4, bytes(20)), "truncated", "bucket bound")
+    stats("histogram_half_a_pair", "A bucket bound without its count.", entry(4, bytes(24)), "truncated", "bucket count")
+    stats("histogram_half_a_bound", "A bucket bound of 4 bytes.", entry(4, bytes(20)), "truncated", "bucket bound")
     stats("text_not_utf8", "A text that is not UTF-8.", entry(3, b"\xff"), "not_utf8", "text")
     stats("name_not_utf8", "A name that is not UTF-8.", entry(1, bytes(8), name=b"\xc0\x80"), "not_utf8", "entry name")
-    stats("too_many_entries", "4097 entries, one too many.", entry(9, b"", name=b"") * 4097, "out_of_range",
+    stats("too_many_entries", "4097 entries, one more than the maximum.", entry(9, b"", name=b"") * 4097, "out_of_range",
           "number of entries", value=4097, limit=4096)
 
     # Snapshots.
-    v.invalid("snapshot_req_with_body", "A client names no file: a SnapshotReq has an empty body.",
+    v.invalid("snapshot_req_with_body", "A client cannot name a file: a SnapshotReq has an empty body.",
               frame(KINDS["SnapshotReq"], b"/etc/passwd"), "trailing", None, refuse, bytes=11)
     v.invalid("snapshot_req_unknown_flags", "A SnapshotReq has no flags.", frame(KINDS["SnapshotReq"], b"", 0x01),
               "unknown_flags", None, foreign, flags=0x01)
     code = KINDS["SnapshotResp"]
     v.truncations("SnapshotResp", snapshot(1, 57, 3), foreign)
-    v.invalid("snapshot_resp_empty", "No field.", frame(code), "truncated", "entries", foreign)
-    v.invalid("snapshot_resp_too_long", "One byte behind the last field.", frame(code, bytes(25)), "trailing", None,
+    v.invalid("snapshot_resp_empty", "A SnapshotResp without a body.", frame(code), "truncated", "entries", foreign)
+    v.invalid("snapshot_resp_too_long", "One byte after the last field.", frame(code, bytes(25)), "trailing", None,
               foreign, bytes=1)
 
-    # Texts of Error and GoAway. A server that gets one ignores it unread.
+    # Texts of Error and GoAway. A server ignores both without decoding them.
     for kind, status in (("Error", 5), ("GoAway", SHUTTING_DOWN)):
         name = snake(kind)
         v.invalid(f"{name}_text_too_long", f"The text of an {kind} has 1025 bytes." if kind == "Error"
@@ -570,41 +572,41 @@ def invalid(v):
                   "not_utf8", "text", "ignore")
         v.invalid(f"{name}_text_cut_inside_a_character", "Two of the three bytes of a character.",
                   frame(KINDS[kind], "青".encode()[:2], 0, status), "not_utf8", "text", "ignore")
-        v.invalid(f"{name}_text_with_a_surrogate", "A surrogate, which UTF-8 does not have.",
+        v.invalid(f"{name}_text_with_a_surrogate", "A surrogate, which is not valid in UTF-8.",
                   frame(KINDS[kind], b"\xed\xa0\x80", 0, status), "not_utf8", "text", "ignore")
 
     # Cache.
     code = KINDS["CacheReq"]
     v.truncations("CacheReq", [("key", u64(1))], refuse, label="CacheRead")
     v.invalid("cache_read_empty", "A read without a key.", frame(code), "truncated", "key", refuse)
-    v.invalid("cache_read_too_long", "A read with one byte too many.", frame(code, bytes(9)), "trailing", None, refuse,
+    v.invalid("cache_read_too_long", "A read with one extra byte.", frame(code, bytes(9)), "trailing", None, refuse,
               bytes=1)
-    v.invalid("cache_read_with_value", "A read that brings a value: its WRITE flag is missing.", frame(code, bytes(16)),
+    v.invalid("cache_read_with_value", "A read with a value: the flag WRITE is missing.", frame(code, bytes(16)),
               "trailing", None, refuse, bytes=8)
     v.truncations("CacheReq", [("key", u64(1)), ("value", i64(2))], refuse, flags=WRITE, label="CacheWrite")
-    v.invalid("cache_write_without_value", "A malformed write is answered, although a write has no reply.",
+    v.invalid("cache_write_without_value", "A malformed write gets an Error, although a write has no reply.",
               frame(code, bytes(8), WRITE, request_id=U64), "truncated", "value", refuse)
-    v.invalid("cache_write_too_long", "A write with one byte too many.", frame(code, bytes(17), WRITE), "trailing", None,
+    v.invalid("cache_write_too_long", "A write with one extra byte.", frame(code, bytes(17), WRITE), "trailing", None,
               refuse, bytes=1)
-    v.invalid("cache_read_unknown_flags", "An unknown flag may change what is asked for, so it is not ignored.",
+    v.invalid("cache_read_unknown_flags", "A server rejects unknown flags in a request, because they can change its meaning.",
               frame(code, bytes(8), 0x02), "unknown_flags", None, foreign, flags=0x02)
-    v.invalid("cache_write_unknown_flags", "WRITE among unknown flags: the unknown ones decide.",
+    v.invalid("cache_write_unknown_flags", "WRITE and unknown flags: the unknown flags decide.",
               frame(code, bytes(16), 0xFF), "unknown_flags", None, foreign, flags=0xFE)
     code = KINDS["CacheResp"]
     v.truncations("CacheResp", [("value", i64(1))], foreign, flags=EXISTS)
-    v.invalid("cache_resp_without_value", "EXISTS, but no value.", frame(code, b"", EXISTS), "truncated", "value", foreign)
+    v.invalid("cache_resp_without_value", "EXISTS without a value.", frame(code, b"", EXISTS), "truncated", "value", foreign)
     v.invalid("cache_resp_absent_with_value", "A value without EXISTS.", frame(code, bytes(8)), "trailing", None, foreign,
               bytes=8)
-    v.invalid("cache_resp_too_long", "A value and one byte more.", frame(code, bytes(9), EXISTS), "trailing", None,
+    v.invalid("cache_resp_too_long", "A value and one extra byte.", frame(code, bytes(9), EXISTS), "trailing", None,
               foreign, bytes=1)
 
-    # Classifier. A ClassifyReq takes any body; the service looks at its length.
+    # Classifier. Every body of a ClassifyReq is a valid frame; the service checks its length.
     for bits in (0x01, 0x80):
         v.invalid(f"classify_req_unknown_flags_{bits:02x}", "A ClassifyReq has no flags.",
                   frame(KINDS["ClassifyReq"], b"\x00", bits), "unknown_flags", None, foreign, flags=bits)
     code = KINDS["ClassifyResp"]
     v.truncations("ClassifyResp", [("label", u16(1))], foreign)
-    v.invalid("classify_resp_empty", "No label.", frame(code), "truncated", "label", foreign)
+    v.invalid("classify_resp_empty", "A ClassifyResp without a body.", frame(code), "truncated", "label", foreign)
     v.invalid("classify_resp_too_long", "A label of 4 bytes.", frame(code, bytes(4)), "trailing", None, foreign, bytes=2)
 
 
@@ -615,7 +617,7 @@ ROW = 16
 
 
 def rows(data, meaning):
-    """`data` in hexadecimal, ROW bytes a line, with its meaning beside the first."""
+    """The bytes of `data` in hexadecimal, ROW in each line, with the meaning in the first line."""
     lines = [data[at:at + ROW].hex(" ") for at in range(0, len(data), ROW)]
     return [f"    {line:<{3 * ROW - 1}}  {meaning if i == 0 else ''}".rstrip() for i, line in enumerate(lines)]
 
@@ -630,14 +632,14 @@ def meaning(field, data):
 
 def listing(v):
     session = [("client", "hello_with_token"), ("server", "welcome_memo"), ("client", "classify_req_digit"),
-               ("server", "classify_resp_memoized")]
+               ("server", "classify_resp_hit")]
     names = {code: name for name, code in KINDS.items()}
     out = []
     for sender, name in session:
         data = v.frames[name]
         kind, flags = data[4], data[5]
         out += [f"The {sender} sends {names[kind]}, {len(data)} bytes:", "", "```text"]
-        flag = " (MEMOIZED)" if names[kind] == "ClassifyResp" and flags == 0x01 else ""
+        flag = " (HIT)" if names[kind] == "ClassifyResp" and flags == 0x01 else ""
         status = "time budget" if sender == "client" else "status"
         out += rows(data[0:4], f"body length: {len(data) - 16}")
         out += rows(data[4:5], f"kind: {names[kind]}")
@@ -648,7 +650,7 @@ def listing(v):
             if field == "image":
                 first = 4 * 28 + 8
                 out += rows(part[:ROW], f"image: 28 rows of 28 pixels, {len(part)} bytes")
-                out += ["    ..."] + rows(part[first:first + ROW], f"bytes {first} to {first + ROW - 1}: of row 4")
+                out += ["    ..."] + rows(part[first:first + ROW], f"bytes {first} to {first + ROW - 1}: part of row 4")
                 out += ["    ..."] + rows(part[-ROW:], "the last bytes")
             elif part:
                 out += rows(part, meaning(field, part))
@@ -667,22 +669,17 @@ def main(arguments):
     text = PROTOCOL.read_text(encoding="utf-8")
     before, rest = text.split(OPENS)
     after = rest.split(CLOSES)[1]
-    wanted = {HERE / path: content for path, content in v.files.items()}
+    wanted = {HERE / f"{table}.jsonl": v.text(table) for table in v.lines}
     wanted[PROTOCOL] = before + OPENS + "\n" + listing(v) + "\n" + CLOSES + after
-    present = {path for folder in ("valid", "invalid") for path in (HERE / folder).glob("*")}
-    wrong = sorted(present - set(wanted))
     if check:
-        wrong += sorted(path for path, content in wanted.items()
-                        if not path.exists() or path.read_bytes() != content.encode())
-        for path in wrong:
-            print(f"differs from what make.py makes: {path.relative_to(HERE.parent)}", file=sys.stderr)
-        return 1 if wrong else 0
-    for path in wrong:
-        path.unlink()
+        differing = [path for path, content in wanted.items()
+                     if not path.exists() or path.read_bytes() != content.encode()]
+        for path in differing:
+            print(f"{path.relative_to(HERE.parent)} differs from the output of make.py; run make.py", file=sys.stderr)
+        return 1 if differing else 0
     for path, content in wanted.items():
-        path.parent.mkdir(exist_ok=True)
         path.write_bytes(content.encode())
-    print(f"{len(v.files)} vectors")
+    print(", ".join(f"{len(lines)} {table} vectors" for table, lines in v.lines.items()))
     return 0
 
 

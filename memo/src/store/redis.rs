@@ -13,11 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::tls::{ClientFiles, Kept};
+use afterimage_wire::tls::{ClientFiles, Reloadable};
 use redis::{ErrorKind, RedisError as Trouble, ServerErrorKind};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::backend::{Backend, Callback};
+use super::{Backend, Callback};
 use connector::{Connection, Connector, without_password};
 
 pub use connector::RedisError;
@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A client of a Redis server or cluster. Lives in the tokio runtime that it was made in.
 pub struct Redis {
-    connector: Arc<Kept<Connector, RedisError>>,
+    connector: Arc<Reloadable<Connector, RedisError>>,
     connection: watch::Receiver<Option<Connection>>,
     writes: mpsc::Sender<(u64, i64)>,
     health: Arc<Health>,
@@ -125,7 +125,7 @@ impl Redis {
         let health = Arc::new(Health { address: without_password(url), ..Health::default() });
         let url = url.to_owned();
         let make = move |files: &ClientFiles| Connector::new(&url, files);
-        let connector = Kept::new(certificates.paths(), move || make(&certificates))?;
+        let connector = Reloadable::new(certificates.paths(), move || make(&certificates))?;
         tokio::spawn(connect(Arc::clone(&connector), set_connection, Arc::clone(&health)));
         tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
         Ok(Redis { connector, connection, writes, health })
@@ -206,7 +206,7 @@ type Values = Vec<Option<Vec<u8>>>;
 /// connected when the server turns out to be a replica (after a failover its name may mean another
 /// one), and with new certificates.
 async fn connect(
-    connector: Arc<Kept<Connector, RedisError>>,
+    connector: Arc<Reloadable<Connector, RedisError>>,
     set_connection: watch::Sender<Option<Connection>>,
     health: Arc<Health>,
 ) {

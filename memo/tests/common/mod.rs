@@ -68,7 +68,7 @@ impl Puppet {
     pub(crate) fn becomes(&self, digest: u8) {
         self.digest.store(digest.into(), SeqCst);
         self.generation.fetch_add(1, SeqCst);
-        self.watchers.tell();
+        self.watchers.notify();
     }
 
     pub(crate) fn set_mood(&self, mood: Mood) {

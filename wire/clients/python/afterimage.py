@@ -16,7 +16,7 @@ import time
 HELLO, WELCOME, PING, PONG, STATS_REQ, STATS_RESP, ERROR, GO_AWAY, SNAPSHOT_REQ, SNAPSHOT_RESP = range(
     0x01, 0x0B)
 CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP = 0x10, 0x11, 0x20, 0x21
-WRITE, EXISTS, MEMOIZED, COALESCED, CONNECTION, JOINED = 0x01, 0x01, 0x01, 0x02, 0x01, 0x01
+WRITE, EXISTS, HIT, COALESCED, CONNECTION, JOINED = 0x01, 0x01, 0x01, 0x02, 0x01, 0x01
 STATUSES = ["none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
             "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal",
             "storage_failed"]
@@ -82,7 +82,7 @@ def decode(kind, flags, status, data):
     """What a reply says; None for a kind that no server of version 1 sends."""
     body = Body(data)
     if kind == CLASSIFY_RESP:
-        origin = "memoized" if flags & MEMOIZED else "coalesced" if flags & COALESCED else "computed"
+        origin = "hit" if flags & HIT else "coalesced" if flags & COALESCED else "miss"
         result = Label(*body.ints("H"), origin)
     elif kind == CACHE_RESP:
         result = body.ints("q")[0] if flags & EXISTS else None

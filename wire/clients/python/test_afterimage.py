@@ -20,14 +20,16 @@ import afterimage
 from afterimage import HEADER, Failed, Label, Lost, Malformed
 
 WIRE = pathlib.Path(__file__).resolve().parents[2]
-WELCOME = bytes.fromhex(json.loads((WIRE / "vectors/valid/welcome_memo.json").read_text("utf-8"))["hex"])
 REPLIES = {"Welcome", "Pong", "StatsResp", "SnapshotResp", "Error", "GoAway", "CacheResp", "ClassifyResp", "Unknown"}
 
 
-def vectors(folder):
-    for path in sorted((WIRE / "vectors" / folder).glob("*.json")):
-        vector = json.loads(path.read_text("utf-8"))
-        yield path.stem, vector, bytes.fromhex(vector["hex"])
+def vectors(table):
+    for line in (WIRE / f"vectors/{table}.jsonl").read_text("utf-8").splitlines():
+        vector = json.loads(line)
+        yield vector["name"], vector, bytes.fromhex(vector["hex"])
+
+
+WELCOME = next(data for name, _, data in vectors("valid") if name == "welcome_memo")
 
 
 def reply(kind, request_id, body=b"", flags=0, status=0):
@@ -120,7 +122,7 @@ class Vectors(unittest.TestCase):
         for name, vector, data in vectors("valid"):
             if vector["message"] not in REPLIES:
                 continue
-            with self.subTest(name, about=vector["about"]):
+            with self.subTest(name, comment=vector["comment"]):
                 seen.add(vector["message"])
                 length, kind, flags, status, request_id = HEADER.unpack_from(data)
                 header = {"body_len": length, "kind": kind, "flags": flags, "status": status, "id": str(request_id)}
@@ -140,7 +142,7 @@ class Vectors(unittest.TestCase):
             _, kind, flags, status, _ = HEADER.unpack_from(data)
             if kind in (0x02, 0x04, 0x06, 0x07, 0x08, 0x0A, 0x11, 0x21):
                 seen += 1
-                with self.subTest(name, about=vector["about"]), self.assertRaises(Malformed):
+                with self.subTest(name, comment=vector["comment"]), self.assertRaises(Malformed):
                     afterimage.decode(kind, flags, status, data[16:])
         self.assertGreater(seen, 40)
 
@@ -173,7 +175,7 @@ class Vectors(unittest.TestCase):
                 client.next_id = int(vector["header"]["id"])
                 calls[vector["message"]](client, vector["fields"])
         for (vector, data), sent in zip(wanted, received):
-            self.assertEqual(sent, data, vector["about"])
+            self.assertEqual(sent, data, vector["comment"])
 
     def test_a_hello_is_sent_byte_for_byte(self):
         for name, vector, data in vectors("valid"):
@@ -197,7 +199,7 @@ class Sessions(unittest.TestCase):
 
         with talking(script) as client:
             labels = client.classify_many(iter(images))
-        self.assertEqual(labels, [Label(i, "memoized" if i & 1 else "computed") for i in range(1000)])
+        self.assertEqual(labels, [Label(i, "hit" if i & 1 else "miss") for i in range(1000)])
 
     def test_no_more_than_a_window_is_in_flight(self):
         def script(server):

@@ -5,6 +5,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_rustls::rustls::{self, AlertDescription};
+
 use super::options::Expect;
 use crate::Status;
 use crate::proto::{BodyError, FrameError, Kind, Role, Shape};
@@ -249,6 +251,19 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
+    /// What became of a transport. A server's objections to a client's certificate come only with
+    /// the first read after the handshake, so this is not for handshakes alone.
+    pub(super) fn of_transport(error: io::Error) -> Self {
+        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match tls {
+            // The stream of TLS ended without the word that ends it. No frame is cut short
+            // unnoticed.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectionError::ClosedByPeer,
+            None => ConnectionError::Io(error),
+            Some(error) => ConnectionError::Tls { reason: explain(error).into() },
+        }
+    }
+
     /// Whether the next attempt would most likely end the same way.
     pub(super) fn is_permanent(&self) -> bool {
         match self {
@@ -271,6 +286,20 @@ impl ConnectionError {
             _ if permanent => CallError::Refused { reason: Arc::clone(self) },
             _ => CallError::Unavailable { last_error: Arc::clone(self) },
         }
+    }
+}
+
+/// The error in words that say what to do, where the protocol's own do not.
+fn explain(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidMessage(_) => {
+            "what answers there does not speak TLS: connect without it, or mend the port".into()
+        }
+        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "the server asks for a client's certificate, and none was given".into()
+        }
+        rustls::Error::AlertReceived(alert) => format!("the server refuses: {alert:?}"),
+        error => error.to_string(),
     }
 }
 

@@ -1,6 +1,8 @@
-//! The client's side of the handshake: `Hello`, then whatever the server makes of it.
+//! Opening a connection: a TLS handshake where it is wanted, then `Hello` and `Welcome`.
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::error::{ConnectionError, Violation};
 use super::options::ClientOptions;
@@ -8,6 +10,60 @@ use crate::Status;
 use crate::proto::handshake::{MAX_TOKEN_LEN, VERSION};
 use crate::proto::header::MAX_HANDSHAKE_BODY;
 use crate::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Welcome};
+use crate::tls::{ClientTls, TlsError};
+
+/// Bytes read at once beneath TLS, which by itself reads 4 KiB: the longest record.
+const READ_LEN: usize = 16 << 10;
+
+/// What is made of a transport before it is used.
+pub(super) trait Security: Send + Sync + 'static {
+    /// What a transport becomes.
+    type Secured<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>: AsyncRead
+        + AsyncWrite
+        + Send
+        + Unpin
+        + 'static;
+
+    /// Makes it so, with a peer that has a certificate for `host`.
+    fn secure<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        &self,
+        transport: T,
+        host: Option<&str>,
+    ) -> impl Future<Output = Result<Self::Secured<T>, ConnectionError>> + Send;
+}
+
+/// The transport as it is.
+pub(super) struct Plain;
+
+impl Security for Plain {
+    type Secured<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> = T;
+
+    async fn secure<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        &self,
+        transport: T,
+        _host: Option<&str>,
+    ) -> Result<T, ConnectionError> {
+        Ok(transport)
+    }
+}
+
+impl Security for ClientTls {
+    type Secured<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> = TlsStream<BufReader<T>>;
+
+    async fn secure<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+        &self,
+        transport: T,
+        host: Option<&str>,
+    ) -> Result<Self::Secured<T>, ConnectionError> {
+        let host = host.unwrap_or_default();
+        let name = self.name_for(host).map_err(|error: TlsError| ConnectionError::Tls {
+            reason: format!("{error}: name the server that its certificate is for").into(),
+        })?;
+        let transport = BufReader::with_capacity(READ_LEN, transport);
+        let connecting = TlsConnector::from(self.config()).connect(name, transport);
+        connecting.await.map_err(ConnectionError::of_transport)
+    }
+}
 
 /// How much of another protocol's greeting is worth quoting.
 const QUOTED_LEN: usize = 32;

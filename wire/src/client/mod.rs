@@ -34,21 +34,16 @@
 //! what the caller did wrong are variants of their own. [`CallError::status`] maps them for
 //! services that must pass them on.
 
-mod asking;
 mod backoff;
+mod call;
+mod connection;
 mod connector;
-mod counters;
-mod driver;
 mod error;
 mod handshake;
 mod in_flight;
-mod input;
-mod keepalive;
-mod line;
 mod options;
+mod outbound;
 mod request;
-mod retry;
-mod secure;
 mod shared;
 mod state;
 mod supervisor;
@@ -64,16 +59,16 @@ use crate::proto::stats::Stats;
 use crate::proto::{Snapshot, Welcome};
 
 pub use connector::{Addresses, Connector};
-pub use counters::Counters;
 pub use error::{CallError, ConnectionError, Stage, Violation};
 pub use options::{
     CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,
     Expect,
 };
 
+use call::{Tries, ask, ask_many, read};
 use request::Request;
-use retry::Tries;
 use shared::Shared;
+pub use state::Counters;
 use state::Life;
 use waiter::{Answer, Callback, Waiter};
 
@@ -133,7 +128,7 @@ impl Client {
         let server = connector.name();
         let supervised = Arc::clone(&shared);
         match tls {
-            None => tokio::spawn(supervisor::supervise(supervised, connector, secure::Plain)),
+            None => tokio::spawn(supervisor::supervise(supervised, connector, handshake::Plain)),
             Some(tls) => tokio::spawn(supervisor::supervise(supervised, connector, tls)),
         };
         Client { handle: Arc::new(Handle { shared, server }) }
@@ -165,7 +160,7 @@ impl Client {
         options: CallOptions,
     ) -> Result<Classification, CallError> {
         let request = Request::Classify(image);
-        match self.read(request, options).await? {
+        match read(self.shared(), request, options).await? {
             Answer::Classification(label) => Ok(label),
             answer => Err(answer.is_wrong_for(request.name())),
         }
@@ -177,7 +172,7 @@ impl Client {
     /// Any [`CallError`] that is not about images.
     pub async fn cache_get(&self, key: u64) -> Result<Option<i64>, CallError> {
         let (request, options) = (Request::CacheRead(key), CallOptions::new());
-        match self.read(request, options).await? {
+        match read(self.shared(), request, options).await? {
             Answer::Value(value) => Ok(value),
             answer => Err(answer.is_wrong_for(request.name())),
         }
@@ -191,7 +186,7 @@ impl Client {
     pub async fn cache_get_many(&self, keys: &[u64]) -> Result<Vec<Option<i64>>, CallError> {
         let mut tries = Tries::new(self.shared(), CallOptions::new());
         loop {
-            match self.ask_many(keys, tries.left).await {
+            match ask_many(self.shared(), keys, tries.left).await {
                 Ok(values) => return Ok(values),
                 Err(error) => tries.another(error).await?,
             }
@@ -215,7 +210,7 @@ impl Client {
     pub async fn ping(&self) -> Result<Duration, CallError> {
         let start = tokio::time::Instant::now();
         let request = Request::Ping;
-        match self.ask(request, self.shared().options.timeout).await? {
+        match ask(self.shared(), request, self.shared().options.timeout).await? {
             Answer::Pong => Ok(start.elapsed()),
             answer => Err(answer.is_wrong_for(request.name())),
         }
@@ -227,7 +222,7 @@ impl Client {
     /// Any [`CallError`] that is not about images.
     pub async fn stats(&self) -> Result<Stats, CallError> {
         let request = Request::Stats;
-        match self.ask(request, self.shared().options.timeout).await? {
+        match ask(self.shared(), request, self.shared().options.timeout).await? {
             Answer::Stats(stats) => Ok(*stats),
             answer => Err(answer.is_wrong_for(request.name())),
         }
@@ -243,7 +238,7 @@ impl Client {
     /// with [`Status::StorageFailed`](crate::Status::StorageFailed) when it cannot write it.
     pub async fn snapshot(&self, timeout: Duration) -> Result<Snapshot, CallError> {
         let request = Request::Snapshot;
-        match self.ask(request, timeout).await? {
+        match ask(self.shared(), request, timeout).await? {
             Answer::Snapshot(snapshot) => Ok(snapshot),
             answer => Err(answer.is_wrong_for(request.name())),
         }

@@ -1,4 +1,4 @@
-//! What is asked, before it has an id: borrowed from the caller, or owned while it queues.
+//! Requests before they have an id: borrowed from the caller, or owned while they are queued.
 
 use std::time::{Duration, Instant};
 

@@ -4,26 +4,19 @@
 //! in the server's window, it is queued and owns its bytes; then its frame is appended to the
 //! connection's send buffer. Nothing in here calls back, wakes or blocks: what must happen after
 //! the lock is released is noted in [`Effects`].
-//!
-//! What callers and the clock do stands here, what connections do in `lines.rs`.
-
-mod effects;
-mod lines;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::counters::Counters;
-use super::error::{CallError, ConnectionError, Stage};
+use super::error::{CallError, ConnectionError, Stage, Violation};
 use super::in_flight::InFlight;
-use super::line::Line;
 use super::options::{ClientOptions, FAR_FUTURE};
+use super::outbound::Outbound;
 use super::request::{Request, budget_ms};
 use super::waiter::{Many, Waiter};
 use crate::proto::Welcome;
-
-pub(super) use effects::Effects;
 
 /// The id of what has no reply: writes, and the driver's own pings. An error about one of them may
 /// come all the same.
@@ -33,11 +26,11 @@ pub(super) const NO_REPLY_ID: u64 = 0;
 struct Call {
     waiter: Waiter,
     timeout: Duration,
-    place: Place,
+    state: CallState,
 }
 
 /// Where a call is.
-enum Place {
+enum CallState {
     Queued(Request<Box<[u8]>>),
     /// On the line of this number.
     Sent(u64),
@@ -81,10 +74,10 @@ pub(super) struct State {
     calls: InFlight<Call>,
     queue: Queue,
     /// The line that takes new requests.
-    current: Option<Line>,
+    current: Option<Outbound>,
     /// Lines that finish what is in flight on them.
-    draining: Vec<Line>,
-    lines: u64,
+    draining: Vec<Outbound>,
+    connections: u64,
     trouble: Option<Trouble>,
     pub(super) life: Life,
     /// When the timer wakes next.
@@ -102,7 +95,7 @@ impl State {
             queue: Queue::default(),
             current: None,
             draining: Vec::new(),
-            lines: 0,
+            connections: 0,
             trouble: None,
             life: Life::Open,
             armed: None,
@@ -114,7 +107,7 @@ impl State {
     }
 
     pub(super) fn welcome(&self) -> Option<&Arc<Welcome>> {
-        self.current.as_ref().map(|line| &line.welcome)
+        self.current.as_ref().map(|outbound| &outbound.welcome)
     }
 
     pub(super) fn counters(&self) -> Counters {
@@ -167,26 +160,26 @@ impl State {
     ) -> u64 {
         let deadline = deadline(now, timeout);
         let mut id = NO_REPLY_ID;
-        if let Some(line) = &mut self.current
+        if let Some(outbound) = &mut self.current
             && self.queue.ids.is_empty()
-            && (line.has_room() || !request.has_reply())
+            && (outbound.has_room() || !request.has_reply())
         {
-            if let Err(error) = request.check(&line.welcome) {
+            if let Err(error) = request.check(&outbound.welcome) {
                 effects.fail(waiter, error);
                 return id;
             }
             if request.has_reply() {
-                let place = Place::Sent(line.number);
-                id = self.calls.insert(deadline, Call { waiter, timeout, place });
-                line.in_flight += 1;
+                let state = CallState::Sent(outbound.number);
+                id = self.calls.insert(deadline, Call { waiter, timeout, state });
+                outbound.in_flight += 1;
             }
-            request.encode(id, budget_ms(now, deadline), &mut line.out);
+            request.encode(id, budget_ms(now, deadline), &mut outbound.out);
             self.counters.sent += 1;
-            effects.wake(line.rouse());
+            effects.wake(outbound.rouse());
         } else {
             let cost = request.cost();
-            let place = Place::Queued(request.to_owned());
-            id = self.calls.insert(deadline, Call { waiter, timeout, place });
+            let state = CallState::Queued(request.to_owned());
+            id = self.calls.insert(deadline, Call { waiter, timeout, state });
             self.queue.ids.push_back(id);
             self.queue.bytes += cost;
         }
@@ -235,9 +228,148 @@ impl State {
                 effects.fail(call.waiter, CallError::Closed);
             },
         );
-        for line in self.current.iter_mut().chain(&mut self.draining) {
-            effects.wake(line.rouse());
+        for outbound in self.current.iter_mut().chain(&mut self.draining) {
+            effects.wake(outbound.rouse());
         }
+    }
+
+    // What connections do.
+
+    /// A connection is ready: it takes the requests from now on.
+    pub(super) fn attach(
+        &mut self,
+        now: Instant,
+        welcome: Arc<Welcome>,
+        effects: &mut Effects,
+    ) -> u64 {
+        self.connections += 1;
+        let window = self.max_in_flight.min(welcome.window as usize).max(1);
+        self.current = Some(Outbound::new(self.connections, welcome, window));
+        self.trouble = None;
+        self.counters.connects += 1;
+        effects.changed = true;
+        self.pump(now, effects);
+        self.connections
+    }
+
+    /// An attempt to connect begins.
+    pub(super) fn attempt(&mut self) {
+        self.counters.attempts += 1;
+    }
+
+    /// An attempt to connect has failed.
+    pub(super) fn attempt_failed(&mut self, error: Arc<ConnectionError>, effects: &mut Effects) {
+        let permanent = error.is_permanent();
+        self.in_trouble(Trouble { error, permanent }, effects);
+    }
+
+    /// The server wants to be rid of this line: it gets no more requests.
+    pub(super) fn drain(&mut self, number: u64, effects: &mut Effects) {
+        if let Some(outbound) = self.current.take_if(|outbound| outbound.number == number) {
+            self.draining.push(outbound);
+            effects.changed = true;
+        }
+    }
+
+    /// How many lines finish what is in flight on them.
+    pub(super) fn draining(&self) -> usize {
+        self.draining.len()
+    }
+
+    /// A line has ended: what is in flight on it is lost.
+    pub(super) fn lose(
+        &mut self,
+        number: u64,
+        cause: &Arc<ConnectionError>,
+        effects: &mut Effects,
+    ) {
+        let was_current = self.current.take_if(|outbound| outbound.number == number).is_some();
+        self.draining.retain(|outbound| outbound.number != number);
+        self.remove_where(
+            |call| matches!(call.state, CallState::Sent(outbound) if outbound == number),
+            effects,
+            |_, call, effects| {
+                let cause = Arc::clone(cause);
+                effects.fail(call.waiter, CallError::ConnectionLost { cause });
+            },
+        );
+        if was_current {
+            let error = Arc::clone(cause);
+            let permanent = false;
+            self.in_trouble(Trouble { error, permanent }, effects);
+        }
+    }
+
+    /// The line of this number.
+    pub(super) fn outbound(&mut self, number: u64) -> Option<&mut Outbound> {
+        self.current.iter_mut().chain(&mut self.draining).find(|outbound| outbound.number == number)
+    }
+
+    /// Whether a line has nothing more to do but to write what it holds.
+    pub(super) fn is_finished(&self, number: u64) -> bool {
+        let drained = |outbound: &Outbound| outbound.number == number && outbound.in_flight == 0;
+        self.life >= Life::Closed || self.draining.iter().any(drained)
+    }
+
+    /// Who waits for the reply with this id on this line; `None`, and counted, for nobody any more.
+    ///
+    /// # Errors
+    /// [`Violation::UnknownId`] for an id that was not given to any request on this line.
+    pub(super) fn reply(&mut self, number: u64, id: u64) -> Result<Option<Waiter>, Violation> {
+        self.counters.received += 1;
+        let sent_here =
+            |call: &Call| matches!(call.state, CallState::Sent(outbound) if outbound == number);
+        let found = self.calls.get_mut(id).is_some_and(|(_, call)| sent_here(call));
+        let Some(call) = found.then(|| self.calls.remove(id)).flatten() else {
+            self.counters.unknown_ids += 1;
+            return match id == NO_REPLY_ID || self.calls.has_left(id) {
+                true => Ok(None),
+                false => Err(Violation::UnknownId { id }),
+            };
+        };
+        if let Some(outbound) = self.outbound(number) {
+            outbound.in_flight -= 1;
+        }
+        Ok(Some(call.waiter))
+    }
+
+    /// Sends what is queued, as far as there is room.
+    pub(super) fn pump(&mut self, now: Instant, effects: &mut Effects) {
+        effects.changed |= self.life == Life::Closing && self.calls.is_empty();
+        let Some(outbound) = &mut self.current else {
+            return;
+        };
+        while let Some(&id) = self.queue.ids.front() {
+            let Some((deadline, call)) = self.calls.get_mut(id) else {
+                self.queue.gone = self.queue.gone.saturating_sub(1);
+                self.queue.ids.pop_front();
+                continue;
+            };
+            let CallState::Queued(request) = &call.state else {
+                unreachable!("what is in the queue is not sent");
+            };
+            if request.has_reply() && !outbound.has_room() {
+                break;
+            }
+            self.queue.ids.pop_front();
+            self.queue.bytes -= request.cost();
+            if let Err(error) = request.check(&outbound.welcome) {
+                if let Some(call) = self.calls.remove(id) {
+                    effects.fail(call.waiter, error);
+                }
+                continue;
+            }
+            request.encode(id, budget_ms(now, deadline), &mut outbound.out);
+            self.counters.sent += 1;
+            if request.has_reply() {
+                call.state = CallState::Sent(outbound.number);
+                outbound.in_flight += 1;
+            } else {
+                self.calls.remove(id);
+            }
+            effects.wake(outbound.rouse());
+        }
+        effects.changed |= self.life == Life::Closing && self.calls.is_empty();
     }
 
     // What the clock does.
@@ -258,13 +390,13 @@ impl State {
     // Private.
 
     fn queued_bytes(&self) -> usize {
-        self.queue.bytes + self.current.as_ref().map_or(0, Line::unsent_bytes)
+        self.queue.bytes + self.current.as_ref().map_or(0, Outbound::unsent_bytes)
     }
 
     /// Settles the accounts of a call that was taken out of the table.
     fn left(&mut self, call: &Call, effects: &mut Effects) {
-        match &call.place {
-            Place::Queued(request) => {
+        match &call.state {
+            CallState::Queued(request) => {
                 self.queue.bytes -= request.cost();
                 self.queue.gone += 1;
                 if self.queue.gone > self.queue.ids.len() / 2 {
@@ -273,12 +405,12 @@ impl State {
                     self.queue.gone = 0;
                 }
             }
-            Place::Sent(number) => {
-                let draining = self.draining.iter().any(|line| line.number == *number);
-                if let Some(line) = self.line(*number) {
-                    line.in_flight -= 1;
-                    if draining && line.in_flight == 0 {
-                        let waker = line.rouse();
+            CallState::Sent(number) => {
+                let draining = self.draining.iter().any(|outbound| outbound.number == *number);
+                if let Some(outbound) = self.outbound(*number) {
+                    outbound.in_flight -= 1;
+                    if draining && outbound.in_flight == 0 {
+                        let waker = outbound.rouse();
                         effects.wake(waker);
                     }
                 }
@@ -303,10 +435,10 @@ impl State {
 
     fn time_out(&mut self, call: Call, effects: &mut Effects) {
         self.counters.timeouts += 1;
-        let stage = match call.place {
-            Place::Sent(_) => Stage::AwaitingReply,
-            Place::Queued(_) if self.current.is_some() => Stage::Queued,
-            Place::Queued(_) => Stage::Connecting,
+        let stage = match call.state {
+            CallState::Sent(_) => Stage::AwaitingReply,
+            CallState::Queued(_) if self.current.is_some() => Stage::Queued,
+            CallState::Queued(_) => Stage::Connecting,
         };
         let error = CallError::DeadlineExceeded {
             stage,
@@ -321,7 +453,7 @@ impl State {
         effects.changed = true;
         if let Some(error) = self.refusal() {
             self.remove_where(
-                |call| matches!(call.place, Place::Queued(_)),
+                |call| matches!(call.state, CallState::Queued(_)),
                 effects,
                 |_, call, effects| effects.fail(call.waiter, error.clone()),
             );
@@ -332,4 +464,64 @@ impl State {
 /// The moment at which a call of this timeout is due.
 fn deadline(now: Instant, timeout: Duration) -> Instant {
     now + timeout.min(FAR_FUTURE)
+}
+
+/// A snapshot of a client's counters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Connections that came to a `Welcome`.
+    pub connects: u64,
+    /// Attempts to connect, the successful ones included.
+    pub attempts: u64,
+    /// Requests handed to a connection; each try of a request that is sent again counts.
+    pub sent: u64,
+    /// Replies received, errors included.
+    pub received: u64,
+    /// Replies among them whose id was not in flight. What comes late or twice is dropped; what
+    /// this connection never asked for ends it.
+    pub unknown_ids: u64,
+    /// Calls that ran out of time.
+    pub timeouts: u64,
+    /// Calls without an outcome right now, queued ones included.
+    pub in_flight: u64,
+    /// Bytes of requests that wait to be sent right now.
+    pub queued_bytes: u64,
+}
+
+/// What to do once the lock is released.
+#[derive(Default)]
+pub(super) struct Effects {
+    failed: Vec<(Waiter, CallError)>,
+    wake: Option<Waker>,
+    wake_too: Vec<Waker>,
+    pub(super) timer: bool,
+    pub(super) changed: bool,
+}
+
+impl Effects {
+    pub(super) fn fail(&mut self, waiter: Waiter, error: CallError) {
+        self.failed.push((waiter, error));
+    }
+
+    pub(super) fn wake(&mut self, waker: Option<Waker>) {
+        match (&self.wake, waker) {
+            (None, waker) => self.wake = waker,
+            (Some(_), waker) => self.wake_too.extend(waker),
+        }
+    }
+
+    /// Whether somebody is to be told an outcome.
+    pub(super) fn has_outcomes(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    pub(super) fn run(self) {
+        for waker in self.wake.into_iter().chain(self.wake_too) {
+            waker.wake();
+        }
+        for (waiter, error) in self.failed {
+            waiter.fail(error);
+        }
+    }
 }

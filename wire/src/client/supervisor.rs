@@ -8,11 +8,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{sleep, timeout};
 
 use super::backoff::{Backoff, random_seed};
+use super::connection::{Driver, Ended};
 use super::connector::Connector;
-use super::driver::{Driver, Ended};
 use super::error::ConnectionError;
-use super::handshake::shake_hands;
-use super::secure::Security;
+use super::handshake::{Security, shake_hands};
 use super::shared::Shared;
 use super::state::Life;
 use crate::proto::Welcome;
@@ -58,14 +57,14 @@ pub(super) async fn supervise<C: Connector>(
             Ok((transport, welcome, input)) => {
                 let welcome_name = welcome.name.clone();
                 let welcome = Arc::new(welcome);
-                let line = Line::new(&shared, &welcome);
+                let attached = Attached::new(&shared, &welcome);
                 let driver =
-                    Driver::new(transport, Arc::clone(&shared), line.number, welcome, &input);
+                    Driver::new(transport, Arc::clone(&shared), attached.number, welcome, &input);
                 if failures > 0 {
                     tracing::info!(server, name = welcome_name, "connected");
                 }
                 failures = 0;
-                match drive(driver, line, &server).await {
+                match drive(driver, attached, &server).await {
                     Driven::Closed => return,
                     Driven::Unhealthy => {}
                     Driven::Healthy { go_away: false } => backoff.reset(),
@@ -134,11 +133,11 @@ enum Driven {
     Healthy { go_away: bool },
 }
 
-async fn drive<T>(mut driver: Driver<T>, mut line: Line, server: &str) -> Driven
+async fn drive<T>(mut driver: Driver<T>, mut attached: Attached, server: &str) -> Driven
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let ended = until_flushed(&line.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
+    let ended = until_flushed(&attached.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
     let healthy = driver.is_healthy();
     match ended {
         None => return Driven::Closed,
@@ -148,10 +147,10 @@ where
         }
         Some(Ended::Lost(cause)) => {
             tracing::debug!(server, %cause, "the connection is lost");
-            line.lose(cause);
+            attached.lose(cause);
         }
         Some(Ended::GoAway) => {
-            tokio::spawn(drain(driver, line));
+            tokio::spawn(drain(driver, attached));
             // At once, but for a server that does nothing else than send its clients away.
             return if healthy { Driven::Healthy { go_away: true } } else { Driven::Unhealthy };
         }
@@ -160,16 +159,16 @@ where
 }
 
 /// Drives a connection that gets no more requests until the last one is answered.
-async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut line: Line) {
-    let ended = until_flushed(&line.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
+async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut attached: Attached) {
+    let ended = until_flushed(&attached.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
     match ended {
-        Some(Ended::Lost(cause)) => line.lose(cause),
+        Some(Ended::Lost(cause)) => attached.lose(cause),
         Some(Ended::Finished) => {
-            line.lose(ConnectionError::ClosedByPeer);
-            drop(line);
+            attached.lose(ConnectionError::ClosedByPeer);
+            drop(attached);
             linger(driver).await;
         }
-        _ => line.lose(ConnectionError::ClosedByPeer),
+        _ => attached.lose(ConnectionError::ClosedByPeer),
     }
 }
 
@@ -192,17 +191,17 @@ async fn until_flushed(shared: &Shared, driven: impl Future<Output = Ended>) -> 
 }
 
 /// A line in the shared state; it leaves with this value, whatever ends its task.
-struct Line {
+struct Attached {
     shared: Arc<Shared>,
     number: u64,
     cause: Option<ConnectionError>,
 }
 
-impl Line {
+impl Attached {
     fn new(shared: &Arc<Shared>, welcome: &Arc<Welcome>) -> Self {
         let now = shared.now();
         let number = shared.with(|state, effects| state.attach(now, Arc::clone(welcome), effects));
-        Line { shared: Arc::clone(shared), number, cause: None }
+        Attached { shared: Arc::clone(shared), number, cause: None }
     }
 
     fn lose(&mut self, cause: ConnectionError) {
@@ -210,7 +209,7 @@ impl Line {
     }
 }
 
-impl Drop for Line {
+impl Drop for Attached {
     fn drop(&mut self) {
         let cause = self.cause.take().unwrap_or_else(|| {
             // Nobody said what became of the connection: the task itself was dropped, and the

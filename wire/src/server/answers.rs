@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::counters::Counters;
 use super::greeting::Serves;
 use super::outbox::Outbox;
-use super::{Inner, Service};
+use super::service::Service;
+use super::shared::Shared;
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
 
 /// Answers a frame whose body is not one of its kind.
@@ -25,7 +26,7 @@ pub(super) fn too_large(header: Header, limit: u32, fatal: bool, out: &mut Vec<u
 
 /// Answers a frame that does not go to the service.
 pub(super) fn answer_other<S: Service>(
-    inner: &Inner<S>,
+    shared: &Shared<S>,
     serves: Serves,
     frame: Frame<'_>,
     out: &mut Vec<u8>,
@@ -58,17 +59,17 @@ pub(super) fn answer_other<S: Service>(
         }
         Kind::Ping | Kind::StatsReq | Kind::SnapshotReq => match Message::decode(frame) {
             Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
-            Ok(Message::SnapshotReq) => inner.service.snapshot(outbox.later(id)),
+            Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.later(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
                 stats.text("service", serves.kind.to_string());
-                stats.text("version", inner.options.name.as_str());
-                inner.counters.stats(inner.options.tls.is_some(), &mut stats);
-                inner.service.stats(&mut stats);
+                stats.text("version", shared.options.name.as_str());
+                shared.counters.stats(shared.options.tls.is_some(), &mut stats);
+                shared.service.stats(&mut stats);
                 Message::StatsResp(stats).encode(id, out);
             }
             Err(error) => {
-                Counters::add(&inner.counters.malformed, 1);
+                Counters::add(&shared.counters.malformed, 1);
                 answer_malformed(frame.header, error, out);
             }
         },

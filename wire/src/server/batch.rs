@@ -178,18 +178,6 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Has `service` answer one request, with id 0, and gives the frames of what was answered by the
-/// time it returned: for tests and measurements of a service without a network.
-pub fn handle_one(service: &impl super::Service, op: Op<'_>) -> Vec<u8> {
-    let requests = ArrayVec::from_iter([Request { id: 0, op, budget_ms: 0 }]);
-    let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));
-    let mut batch = Batch::new(&requests, &mut out, &outbox, service.generation());
-    service.handle(&mut batch);
-    batch.finish();
-    outbox.take(&mut out);
-    out
-}
-
 impl fmt::Debug for Batch<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batch").field("requests", &self.requests).finish_non_exhaustive()

@@ -5,14 +5,10 @@
 //! the time, and `closing.rs` is the end of a connection that is told why.
 
 mod closing;
-mod deadlines;
 mod serving;
-#[cfg(test)]
-mod tests;
 
-pub(super) use deadlines::DRAIN_QUIET;
+pub(super) use closing::DRAIN_QUIET;
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
@@ -24,14 +20,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::batch::MOVED;
+use super::end::End;
 use super::greeting::Serves;
 use super::in_buffer::InBuffer;
 use super::outbox::Outbox;
 use super::pending::Ticket;
-use super::{Inner, Service};
+use super::service::Service;
+use super::shared::Shared;
 use crate::proto::Message;
-use crate::turn::Rest;
-use serving::move_on;
+use crate::sched::Rest;
 
 /// Unsent replies, in bytes, past which no further request is looked at: a peer that does not read
 /// holds up itself and nobody else.
@@ -49,36 +47,6 @@ const TURN: usize = 256 << 10;
 
 /// The same for the only connection there is, which keeps nobody waiting but whoever connects next.
 const LONE_TURN: usize = 8 * TURN;
-
-/// Why a connection ended.
-#[derive(Debug)]
-pub(super) enum End {
-    /// The client closed it, and has all its answers.
-    Closed,
-    /// The transport failed.
-    Io(io::Error),
-    /// The client was told why and hung up on.
-    Refused(&'static str),
-    /// The client took no replies for too long.
-    NotReading,
-    /// The server is going away.
-    Drained,
-    /// No TLS came about.
-    Tls(io::Error),
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            End::Closed => f.write_str("closed by the client"),
-            End::Io(error) => write!(f, "{error}"),
-            End::Refused(why) => f.write_str(why),
-            End::NotReading => f.write_str("the client does not read its replies"),
-            End::Drained => f.write_str("drained"),
-            End::Tls(error) => write!(f, "TLS: {error}"),
-        }
-    }
-}
 
 /// Since when a connection is asked to end, and why.
 #[derive(Clone, Copy)]
@@ -104,7 +72,7 @@ enum Phase {
 }
 
 pub(super) struct Connection<'a, S, IO> {
-    inner: &'a Inner<S>,
+    shared: &'a Shared<S>,
     io: IO,
     /// Its place among those who have not said Hello.
     ticket: Option<Ticket>,
@@ -139,10 +107,10 @@ pub(super) struct Connection<'a, S, IO> {
 
 impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     /// A connection that begins now; `ticket` is given back when it has said a good Hello.
-    pub(super) fn new(inner: &'a Inner<S>, io: IO, ticket: Option<Ticket>) -> Self {
+    pub(super) fn new(shared: &'a Shared<S>, io: IO, ticket: Option<Ticket>) -> Self {
         let now = Instant::now();
         Connection {
-            inner,
+            shared,
             io,
             ticket,
             lacks_tls: false,
@@ -252,7 +220,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
 
     /// Bytes that it is served in one turn.
     fn turn(&self) -> usize {
-        if self.inner.counters.open.load(Relaxed) == 1 { LONE_TURN } else { TURN }
+        if self.shared.counters.open.load(Relaxed) == 1 { LONE_TURN } else { TURN }
     }
 
     /// Whether all that was asked is answered and sent.
@@ -274,7 +242,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
 
     /// How many more requests may wait for a late answer.
     fn room(&self) -> usize {
-        (self.inner.options.window as usize).saturating_sub(self.outbox.in_flight())
+        (self.shared.options.window as usize).saturating_sub(self.outbox.in_flight())
     }
 
     fn take_replies(&mut self) {
@@ -325,7 +293,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     /// Tells the client if its service has become another one.
     fn look_again(&mut self) {
         if let Phase::Open(serves) = self.phase
-            && serves.generation != self.inner.service.generation()
+            && serves.generation != self.shared.service.generation()
         {
             move_on(&mut self.moved, &mut self.draining, &mut self.out);
         }
@@ -336,5 +304,88 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         if matches!(self.phase, Phase::Open(_)) {
             Message::GoAway { text }.encode(0, &mut self.out);
         }
+    }
+}
+
+/// Tells the client, once, to ask again on a new connection. (Not a method: `serve_batch` holds
+/// what was read meanwhile.)
+fn move_on(moved: &mut bool, draining: &mut Option<Draining>, out: &mut Vec<u8>) {
+    if !std::mem::replace(moved, true) {
+        draining.get_or_insert_with(|| Draining::now(MOVED));
+        Message::GoAway { text: MOVED }.encode(0, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::handshake::Hello;
+    use crate::server::{Batch, Identity, ServerOptions};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    struct Nothing;
+
+    impl Service for Nothing {
+        fn identity(&self) -> Identity {
+            Identity::without_model(crate::proto::Role::Cache)
+        }
+
+        fn handle(&self, _: &mut Batch<'_>) {}
+
+        fn stats(&self, _: &mut crate::proto::stats::Stats) {}
+    }
+
+    /// Statistics are many times as large as the question for them, so a peer that asks as fast as it
+    /// may is always behind with reading, although it never stops.
+    #[tokio::test]
+    async fn a_peer_that_reads_steadily_but_too_slowly_costs_no_more_than_the_cap() {
+        const QUESTIONS: u64 = 50_000;
+        let shared = Shared::new(Arc::new(Nothing), ServerOptions::default());
+        let (near, far) = tokio::io::duplex(4096);
+        let (mut reader, mut writer) = tokio::io::split(near);
+        let asking = tokio::spawn(async move {
+            let mut questions = Vec::new();
+            Message::Hello(Hello::new(b"")).encode(0, &mut questions);
+            for id in 0..QUESTIONS {
+                Message::StatsReq.encode(id, &mut questions);
+            }
+            writer.write_all(&questions).await.unwrap();
+            writer.shutdown().await.unwrap();
+        });
+        let reading = tokio::spawn(async move {
+            let (mut received, mut scratch) = (0, vec![0; 1024]);
+            while let len @ 1.. = reader.read(&mut scratch).await.unwrap() {
+                received += len;
+            }
+            received
+        });
+
+        let mut connection = Connection::new(&shared, far, None);
+        let mut timer = pin!(sleep_until(Instant::now()));
+        let mut highest = 0;
+        poll_fn(|cx| {
+            let end = connection.poll(cx, timer.as_mut());
+            highest = highest.max(connection.out.capacity());
+            end
+        })
+        .await;
+        drop(connection);
+        asking.await.unwrap();
+        let received = reading.await.unwrap();
+        assert!(received > OUT_HIGH * 8, "only {received} bytes: this shows nothing");
+        // Twice for the part that is sent already, twice for a buffer that doubles.
+        assert!(highest <= OUT_HIGH * 4, "{highest} bytes for {received} of replies");
+    }
+
+    #[tokio::test]
+    async fn only_a_connection_that_is_alone_has_long_turns() {
+        let shared = Shared::new(Arc::new(Nothing), ServerOptions::default());
+        let (_near, far) = tokio::io::duplex(64);
+        let connection = Connection::new(&shared, far, None);
+        let turns = [0, 1, 2, 100].map(|open| {
+            shared.counters.open.store(open, Relaxed);
+            connection.turn()
+        });
+        assert_eq!(turns, [TURN, LONE_TURN, TURN, TURN]);
     }
 }

@@ -1,6 +1,8 @@
 //! The first bytes of a connection: a `Hello`, or somebody who is at the wrong door.
 
-use super::{Inner, Service};
+use super::end::Refusal;
+use super::service::Service;
+use super::shared::Shared;
 use crate::proto::handshake::{VERSION, Welcome};
 use crate::proto::header::{HEADER_LEN, Header, MAX_HANDSHAKE_BODY};
 use crate::proto::{Frame, Kind, Message, Status};
@@ -12,7 +14,7 @@ pub(super) enum Greeting {
     /// A good `Hello` of this many bytes; the `Welcome` is in `out`.
     Welcomed { consumed: usize, serves: Serves },
     /// Whoever it is has been told why not; nothing more is to be said.
-    Refused(&'static str),
+    Refused(Refusal),
 }
 
 /// Which requests the service behind a connection takes.
@@ -49,7 +51,7 @@ pub(super) fn begins_tls(input: &[u8]) -> bool {
 /// Looks at the first bytes and answers them into `out`. `lacks_tls`: they came without TLS to a
 /// server that has it.
 pub(super) fn greet<S: Service>(
-    inner: &Inner<S>,
+    shared: &Shared<S>,
     lacks_tls: bool,
     input: &[u8],
     out: &mut Vec<u8>,
@@ -57,24 +59,24 @@ pub(super) fn greet<S: Service>(
     if let Some(start) = input.first_chunk::<4>()
         && HTTP_METHODS.contains(&start)
     {
-        answer_http(inner.service.identity().service, out);
-        return Greeting::Refused("an HTTP request");
+        answer_http(shared.service.identity().service, out);
+        return Greeting::Refused(Refusal::Http);
     }
     let Some(header) = Header::decode(input) else {
         return Greeting::NeedMore;
     };
     if begins_tls(input) {
         let text = "this port does not speak TLS: connect without it";
-        return refuse(out, header.id, Status::Unsupported, text, "TLS where there is none");
+        return refuse(out, header.id, Status::Unsupported, text, Refusal::TlsToPlainPort);
     }
     if lacks_tls {
         let text = "this port speaks TLS: connect with it";
-        return refuse(out, header.id, Status::Unsupported, text, "no TLS");
+        return refuse(out, header.id, Status::Unsupported, text, Refusal::PlainToTlsPort);
     }
     if header.kind != Kind::Hello || header.body_len > MAX_HANDSHAKE_BODY {
         let text = "this is an Afterimage port: a connection begins with a Hello frame of at most \
                     4096 bytes of body";
-        return refuse(out, header.id, Status::BadArgument, text, "no Hello");
+        return refuse(out, header.id, Status::BadArgument, text, Refusal::NotHello);
     }
     let Ok(Some(frame)) = Frame::decode(input, MAX_HANDSHAKE_BODY) else {
         return Greeting::NeedMore;
@@ -84,50 +86,44 @@ pub(super) fn greet<S: Service>(
         Ok(_) => unreachable!("a frame of kind Hello decodes to a Hello"),
         Err(error) => {
             let text = format!("malformed Hello: {error}");
-            return refuse(out, header.id, error.status(), &text, "a malformed Hello");
+            return refuse(out, header.id, error.status(), &text, Refusal::MalformedHello);
         }
     };
     if hello.common_version().is_none() {
         let (min, max) = (hello.version_min, hello.version_max);
         let text =
             format!("the client speaks protocol versions {min} to {max}; the server {VERSION}");
-        return refuse(out, header.id, Status::Unsupported, &text, "no common version");
+        return refuse(out, header.id, Status::Unsupported, &text, Refusal::NoCommonVersion);
     }
-    if let Some(token) = &inner.options.token
+    if let Some(token) = &shared.options.token
         && !token.matches(hello.token)
     {
         let text =
             if hello.token.is_empty() { "a token is required" } else { "the token is wrong" };
-        return refuse(out, header.id, Status::Unauthenticated, text, "a bad token");
+        return refuse(out, header.id, Status::Unauthenticated, text, Refusal::WrongToken);
     }
     // In this order: a change in between makes the connection look older than it is, not newer.
-    let generation = inner.service.generation();
-    let identity = inner.service.identity();
+    let generation = shared.service.generation();
+    let identity = shared.service.identity();
     let serves = Serves { kind: identity.service, generation };
     let welcome = Welcome {
         version: VERSION,
         service: identity.service,
         features: 0,
-        max_body: inner.options.max_body,
-        window: inner.options.window,
+        max_body: shared.options.max_body,
+        window: shared.options.window,
         classes: identity.classes,
         digest: identity.digest,
         shape: identity.shape,
-        name: inner.options.name.clone(),
+        name: shared.options.name.clone(),
     };
     Message::Welcome(welcome).encode(header.id, out);
     Greeting::Welcomed { consumed: HEADER_LEN + header.body_len as usize, serves }
 }
 
-fn refuse(
-    out: &mut Vec<u8>,
-    id: u64,
-    status: Status,
-    text: &str,
-    reason: &'static str,
-) -> Greeting {
+fn refuse(out: &mut Vec<u8>, id: u64, status: Status, text: &str, refusal: Refusal) -> Greeting {
     Message::Error { status, text, connection: true }.encode(id, out);
-    Greeting::Refused(reason)
+    Greeting::Refused(refusal)
 }
 
 /// Tells a browser, `curl` or a health check in its own language where it has come to.

@@ -10,9 +10,10 @@
 
 mod answers;
 mod batch;
-mod busy;
+mod busy_poll;
 mod connection;
 mod counters;
+mod end;
 mod greeting;
 mod in_buffer;
 mod listener;
@@ -20,6 +21,8 @@ mod options;
 mod outbox;
 mod pending;
 mod secure;
+mod service;
+mod shared;
 mod shutdown;
 mod watchers;
 
@@ -38,113 +41,24 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use batch::{BATCH, Batch, Op, Request, handle_one};
+pub use batch::{BATCH, Batch, Op, Request};
 pub use listener::Listener;
 pub use options::{ServerOptions, Token};
 pub use outbox::Later;
+pub use service::{Identity, Service, handle_one};
 pub use shutdown::until_terminated;
 pub use watchers::Watchers;
 
-use crate::proto::header::MAX_MAX_BODY;
-use crate::proto::{Message, Role, Shape, Status, stats::Stats};
+use crate::proto::{Message, Status};
 use counters::Counters;
 use pending::{Pending, Ticket};
-
-/// What a server does with requests.
-///
-/// A panic in [`handle`](Service::handle) is caught; what it left unanswered is answered with an
-/// internal error, and the connection goes on.
-pub trait Service: Send + Sync + 'static {
-    /// What the `Welcome` tells of this service. Asked at every handshake.
-    fn identity(&self) -> Identity;
-
-    /// Changes whenever [`identity`](Service::identity) does. Looked at before every batch: a
-    /// connection that was welcomed under another generation is told to reconnect, and its requests
-    /// are turned away with `ShuttingDown`.
-    fn generation(&self) -> u64 {
-        0
-    }
-
-    /// Who is told when [`generation`](Service::generation) changes. With `None`, the default, a
-    /// connection hears of it with its next request only.
-    fn watchers(&self) -> Option<&Watchers> {
-        None
-    }
-
-    /// Answers a batch: each request now, through `batch`, or later, through a [`Later`] taken
-    /// from it. Runs on an I/O thread, so it must not block and not compute for long.
-    fn handle(&self, batch: &mut Batch<'_>);
-
-    /// Adds what the service counts to a `StatsResp`.
-    fn stats(&self, stats: &mut Stats);
-
-    /// Writes a snapshot of what the service remembers, and answers `later` when it is safe on the
-    /// disk. Must not block. A service that remembers nothing leaves it at this.
-    fn snapshot(&self, later: Later) {
-        let text = "this service keeps no snapshot; one that remembers does, when it was started with \
-                    --snapshot";
-        later.error(Status::Unsupported, text);
-    }
-}
-
-/// What answers on a port, and with which model.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The kind of service; it decides which requests reach [`Service::handle`].
-    pub service: Role,
-    /// The model's digest; zeros for none or not known.
-    pub digest: [u8; 32],
-    /// Number of classes; 0 for none or not known.
-    pub classes: u32,
-    /// The input's shape; no dimensions for none or not known.
-    pub shape: Shape,
-}
-
-impl Identity {
-    /// A service without a model.
-    pub fn without_model(service: Role) -> Self {
-        Identity { service, digest: [0; 32], classes: 0, shape: Shape::default() }
-    }
-}
+use shared::Shared;
 
 /// A listening socket, or another source of connections, with a service behind it.
 pub struct Server<S, L = TcpListener> {
     listener: L,
-    inner: Arc<Inner<S>>,
+    shared: Arc<Shared<S>>,
 }
-
-/// What every connection of a server shares.
-struct Inner<S> {
-    service: Arc<S>,
-    options: ServerOptions,
-    counters: Counters,
-    /// Handshakes of TLS that may compute before everybody else gets some time.
-    turns: Arc<Semaphore>,
-}
-
-impl<S> Inner<S> {
-    fn new(service: Arc<S>, mut options: ServerOptions) -> Self {
-        options.max_body = options.max_body.min(MAX_MAX_BODY);
-        // A window of nothing would never take a request.
-        options.window = options.window.max(1);
-        for time in [
-            &mut options.handshake_timeout,
-            &mut options.idle_timeout,
-            &mut options.frame_timeout,
-            &mut options.write_timeout,
-            &mut options.drain_timeout,
-        ] {
-            *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
-        }
-        let turns = Arc::new(Semaphore::new(1));
-        Inner { service, options, counters: Counters::default(), turns }
-    }
-}
-
-/// Timeouts are brought between these two: none at all would end a connection before it begins, and
-/// a clock does not count beyond some centuries.
-const MIN_TIMEOUT: Duration = Duration::from_millis(1);
-const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// How long the accept loop rests after an error that will not go away by itself at once, such as
 /// running out of file descriptors.
@@ -183,7 +97,7 @@ impl<S: Service> Server<S> {
 impl<S: Service, L: Listener> Server<S, L> {
     /// A server of the connections that `listener` brings.
     pub fn new(listener: L, service: Arc<S>, options: ServerOptions) -> Self {
-        Server { listener, inner: Arc::new(Inner::new(service, options)) }
+        Server { listener, shared: Arc::new(Shared::new(service, options)) }
     }
 
     /// Serves until `shutdown` is ready, then drains: no new connections, a `GoAway` on every open
@@ -191,12 +105,12 @@ impl<S: Service, L: Listener> Server<S, L> {
     /// all are closed. [`until_terminated`] is the usual `shutdown`.
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) {
         let drain = CancellationToken::new();
-        let _busy = self.inner.options.busy_poll.map(|patience| {
-            let inner = Arc::clone(&self.inner);
-            let requests = move || inner.counters.requests.load(Ordering::Relaxed);
-            AbortOnDropHandle::new(tokio::spawn(busy::poll_busily(requests, patience)))
+        let _busy = self.shared.options.busy_poll.map(|patience| {
+            let shared = Arc::clone(&self.shared);
+            let requests = move || shared.counters.requests.load(Ordering::Relaxed);
+            AbortOnDropHandle::new(tokio::spawn(busy_poll::poll_busily(requests, patience)))
         });
-        let mut connections = Connections::new(self.inner, drain.clone());
+        let mut connections = Connections::new(self.shared, drain.clone());
         tokio::pin!(shutdown);
         let mut failing = false;
         loop {
@@ -231,7 +145,7 @@ impl<S: Service, L: Listener> Server<S, L> {
 
 /// The connections of a server, each a task.
 struct Connections<S> {
-    inner: Arc<Inner<S>>,
+    shared: Arc<Shared<S>>,
     drain: CancellationToken,
     tasks: JoinSet<()>,
     slots: Arc<Semaphore>,
@@ -240,12 +154,12 @@ struct Connections<S> {
 }
 
 impl<S: Service> Connections<S> {
-    fn new(inner: Arc<Inner<S>>, drain: CancellationToken) -> Self {
+    fn new(shared: Arc<Shared<S>>, drain: CancellationToken) -> Self {
         // One turn for each thread that takes part.
-        inner.turns.add_permits(Handle::current().metrics().num_workers() - 1);
-        let max = inner.options.max_connections;
+        shared.tls_permits.add_permits(Handle::current().metrics().num_workers() - 1);
+        let max = shared.options.max_connections;
         Connections {
-            inner,
+            shared,
             drain,
             tasks: JoinSet::new(),
             slots: Arc::new(Semaphore::new(max)),
@@ -259,25 +173,25 @@ impl<S: Service> Connections<S> {
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let inner = Arc::clone(&self.inner);
+        let shared = Arc::clone(&self.shared);
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            Counters::add(&inner.counters.refused, 1);
+            Counters::add(&shared.counters.refused, 1);
             // Before TLS nothing can be said that a client would hear.
-            if inner.options.tls.is_none()
+            if shared.options.tls.is_none()
                 && let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned()
             {
-                self.tasks.spawn(refuse(stream, inner.options.max_connections, turn));
+                self.tasks.spawn(refuse(stream, shared.options.max_connections, turn));
             }
             return;
         };
         let drain = self.drain.clone();
         let evicted = self.pending.admit(|ticket| {
             self.tasks.spawn(async move {
-                serve_accepted(inner, stream, peer, ticket, drain).await;
+                serve_accepted(shared, stream, peer, ticket, drain).await;
                 drop(slot);
             })
         });
-        Counters::add(&self.inner.counters.evicted, evicted.into());
+        Counters::add(&self.shared.counters.evicted, evicted.into());
     }
 }
 
@@ -289,20 +203,20 @@ pub async fn serve_stream<S: Service>(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     drain: CancellationToken,
 ) {
-    let inner = Inner::new(service, options);
-    secure::serve(&inner, stream, None, drain).await;
+    let shared = Shared::new(service, options);
+    secure::serve(&shared, stream, None, drain).await;
 }
 
 async fn serve_accepted<S: Service>(
-    inner: Arc<Inner<S>>,
+    shared: Arc<Shared<S>>,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: impl fmt::Display,
     ticket: Ticket,
     drain: CancellationToken,
 ) {
-    Counters::add(&inner.counters.accepted, 1);
-    let _open = Open::count(&inner.counters);
-    let end = secure::serve(&inner, stream, Some(ticket), drain).await;
+    Counters::add(&shared.counters.accepted, 1);
+    let _open = Open::count(&shared.counters);
+    let end = secure::serve(&shared, stream, Some(ticket), drain).await;
     tracing::debug!(%peer, reason = %end, "connection ended");
 }
 

@@ -7,9 +7,9 @@ use std::task::Waker;
 
 use atomic_waker::AtomicWaker;
 
-use crate::cork;
 use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Snapshot, Status};
+use crate::sched;
 
 /// The replies of one connection that did not come within their batch.
 #[derive(Debug, Default)]
@@ -98,7 +98,7 @@ impl Outbox {
         // Taken now, so that the next reply under the same cork finds none, whichever connections
         // come between.
         if let Some(waker) = self.waker.take() {
-            cork::wake(waker);
+            sched::wake(waker);
         }
     }
 }

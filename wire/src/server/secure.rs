@@ -1,25 +1,23 @@
 //! What comes before a connection's first frame: nothing, or a TLS handshake.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::HandshakeKind;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Connection, DRAIN_QUIET, End};
+use super::connection::{Connection, DRAIN_QUIET};
 use super::counters::Counters;
+use super::end::{End, Refusal};
 use super::greeting::begins_tls;
 use super::pending::Ticket;
-use super::{Inner, Service};
+use super::service::Service;
+use super::shared::Shared;
+use crate::sched::one_poll_per_turn;
 use crate::tls::ServerTls;
 
 /// Bytes read at once beneath TLS, which by itself reads 4 KiB: the longest record.
@@ -32,29 +30,29 @@ const LINGER_BYTES: u64 = 64 << 10;
 
 /// Serves one connection to its end. `ticket` is given back when it has said a good Hello.
 pub(super) async fn serve<S: Service>(
-    inner: &Inner<S>,
+    shared: &Shared<S>,
     io: impl AsyncRead + AsyncWrite + Unpin,
     ticket: Option<Ticket>,
     drain: CancellationToken,
 ) -> End {
-    match &inner.options.tls {
-        None => Connection::new(inner, io, ticket).run(drain).await,
+    match &shared.options.tls {
+        None => Connection::new(shared, io, ticket).run(drain).await,
         // In a box, lest every connection without TLS takes the memory of one with it.
-        Some(tls) => Box::pin(serve_tls(inner, tls, io, ticket, drain)).await,
+        Some(tls) => Box::pin(serve_tls(shared, tls, io, ticket, drain)).await,
     }
 }
 
 async fn serve_tls<S: Service>(
-    inner: &Inner<S>,
+    shared: &Shared<S>,
     tls: &ServerTls,
     io: impl AsyncRead + AsyncWrite + Unpin,
     ticket: Option<Ticket>,
     drain: CancellationToken,
 ) -> End {
     let opened = Instant::now();
-    let late = opened + inner.options.handshake_timeout;
+    let late = opened + shared.options.handshake_timeout;
     let secured = {
-        let securing = timeout_at(late, secure(inner, tls, io));
+        let securing = timeout_at(late, secure(shared, tls, io));
         let drained = async {
             drain.cancelled().await;
             tokio::time::sleep(DRAIN_QUIET).await;
@@ -67,21 +65,21 @@ async fn serve_tls<S: Service>(
     };
     match secured {
         Ok(Ok(Secured::Tls(stream))) => {
-            Connection::new(inner, stream, ticket).opened_at(opened).run(drain).await
+            Connection::new(shared, stream, ticket).opened_at(opened).run(drain).await
         }
         Ok(Ok(Secured::Not(io))) => {
-            Connection::new(inner, io, ticket).opened_at(opened).without_tls().run(drain).await
+            Connection::new(shared, io, ticket).opened_at(opened).without_tls().run(drain).await
         }
         Ok(Ok(Secured::Failed(error, io))) => {
-            Counters::add(&inner.counters.tls_failed, 1);
+            Counters::add(&shared.counters.tls_failed, 1);
             // What comes of it changes nothing.
             let _ = timeout(LINGER, see_off(io)).await;
             End::Tls(error)
         }
         Ok(Err(end)) => end,
         Err(_) => {
-            Counters::add(&inner.counters.tls_failed, 1);
-            End::Refused("no TLS handshake in time")
+            Counters::add(&shared.counters.tls_failed, 1);
+            End::Refused(Refusal::TlsTimeout)
         }
     }
 }
@@ -96,7 +94,7 @@ enum Secured<IO> {
 }
 
 async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
-    inner: &Inner<S>,
+    shared: &Shared<S>,
     tls: &ServerTls,
     io: IO,
 ) -> Result<Secured<IO>, End> {
@@ -110,41 +108,14 @@ async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
         return Ok(Secured::Not(io));
     }
     let accepting = TlsAcceptor::from(tls.config()).accept(io).into_fallible();
-    match in_turn(&inner.turns, accepting).await {
+    match one_poll_per_turn(&shared.tls_permits, accepting).await {
         Ok(stream) => {
             let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
-            Counters::add(&inner.counters.tls_handshakes, 1);
-            Counters::add(&inner.counters.tls_resumed, resumed.into());
+            Counters::add(&shared.counters.tls_handshakes, 1);
+            Counters::add(&shared.counters.tls_resumed, resumed.into());
             Ok(Secured::Tls(Box::new(stream)))
         }
         Err((error, io)) => Ok(Secured::Failed(error, io)),
-    }
-}
-
-/// Polls `handshake` only when it is its turn.
-///
-/// A handshake costs as much time as a thousand answers. When many come at once, each of them would
-/// get its time before an established connection gets the next of its own. So there are few turns,
-/// and one that was used is free again only when all that is ready by then has had its time, too.
-async fn in_turn<T>(turns: &Arc<Semaphore>, handshake: impl Future<Output = T>) -> T {
-    let mut handshake = pin!(handshake);
-    loop {
-        let turn = Arc::clone(turns).acquire_owned().await;
-        let polled = poll_fn(|cx| Poll::Ready(handshake.as_mut().poll(cx))).await;
-        tokio::spawn(async move {
-            tokio::task::yield_now().await;
-            drop(turn);
-        });
-        if let Poll::Ready(done) = polled {
-            return done;
-        }
-        let mut woken = false;
-        poll_fn(|_| match std::mem::replace(&mut woken, true) {
-            true => Poll::Ready(()),
-            // The handshake was just polled, and wakes us when it can go on.
-            false => Poll::Pending,
-        })
-        .await;
     }
 }
 

@@ -8,14 +8,14 @@ use super::outbox::Outbox;
 /// The open connections of a service whose [`generation`](super::Service::generation) changes.
 ///
 /// Without it, a connection notices with its next request. A service that has one hands it out in
-/// [`Service::watchers`](super::Service::watchers) and calls [`tell`](Watchers::tell) after each
+/// [`Service::watchers`](super::Service::watchers) and calls [`notify`](Watchers::notify) after each
 /// change.
 #[derive(Default)]
 pub struct Watchers(Mutex<Vec<Weak<Outbox>>>);
 
 impl Watchers {
     /// Has every connection look at the generation now.
-    pub fn tell(&self) {
+    pub fn notify(&self) {
         // Woken outside of the lock: a connection may be on its way in here.
         let connections = self.lock().clone();
         for outbox in connections.iter().filter_map(Weak::upgrade) {
@@ -60,7 +60,7 @@ mod tests {
         }
         assert!(watchers.lock().capacity() <= 16, "{:?}", watchers.lock().capacity());
         assert!(!stays.is_disturbed());
-        watchers.tell();
+        watchers.notify();
         assert!(stays.is_disturbed() && !stays.is_disturbed());
     }
 }

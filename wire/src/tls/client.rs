@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::kept::Kept;
+use super::reload::Reloadable;
 use super::rustls::pki_types::ServerName;
 use super::rustls::version::TLS13;
 use super::rustls::{ClientConfig, RootCertStore};
@@ -31,7 +31,7 @@ impl ClientFiles {
 /// TLS as a client speaks it. Clones are one: what one reloads, all have.
 #[derive(Clone)]
 pub struct ClientTls {
-    kept: Arc<Kept<ClientConfig>>,
+    reloadable: Arc<Reloadable<ClientConfig>>,
     server_name: Option<ServerName<'static>>,
 }
 
@@ -43,8 +43,8 @@ impl ClientTls {
     /// certificate without its key or the other way round; [`TlsError::NoAuthorities`] where no
     /// file is named and the system trusts nobody.
     pub fn load(files: ClientFiles) -> Result<Self, TlsError> {
-        let kept = Kept::new(files.paths(), move || configure(&files))?;
-        Ok(ClientTls { kept, server_name: None })
+        let reloadable = Reloadable::new(files.paths(), move || configure(&files))?;
+        Ok(ClientTls { reloadable, server_name: None })
     }
 
     /// Sets the name or IP address that the server's certificate must be for, instead of the host
@@ -70,7 +70,7 @@ impl ClientTls {
     /// # Errors
     /// As [`ClientTls::load`]; the certificates loaded before stay in use then.
     pub fn reload(&self) -> Result<(), TlsError> {
-        self.kept.reload()
+        self.reloadable.reload()
     }
 
     /// Goes on for ever: reloads when a file has changed, looking every [`super::RELOAD_INTERVAL`],
@@ -79,12 +79,12 @@ impl ClientTls {
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
     pub fn keep_current(&self) -> impl Future<Output = ()> + Send + 'static {
-        Arc::clone(&self.kept).keep_current()
+        Arc::clone(&self.reloadable).keep_current()
     }
 
     /// The configuration for one connection.
     pub fn config(&self) -> Arc<ClientConfig> {
-        self.kept.current()
+        self.reloadable.current()
     }
 
     /// The name that the certificate of the server at `host` must be for.
@@ -102,7 +102,7 @@ impl ClientTls {
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientTls")
-            .field("files", &self.kept.files())
+            .field("files", &self.reloadable.files())
             .field("server_name", &self.server_name)
             .finish()
     }

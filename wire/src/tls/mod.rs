@@ -11,15 +11,15 @@
 //! in.
 
 mod client;
-mod kept;
 mod pem;
+mod reload;
 mod server;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use client::{ClientFiles, ClientTls};
-pub use kept::{Kept, RELOAD_INTERVAL};
+pub use reload::{RELOAD_INTERVAL, Reloadable};
 pub use server::{ServerFiles, ServerTls};
 /// The TLS that this crate is built on.
 pub use tokio_rustls::rustls;

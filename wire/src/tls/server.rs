@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::kept::Kept;
+use super::reload::Reloadable;
 use super::rustls::ServerConfig;
 use super::rustls::server::{
     NoServerSessionStorage, ServerSessionMemoryCache, WebPkiClientVerifier,
@@ -30,7 +30,7 @@ pub struct ServerFiles {
 /// TLS as a server speaks it. Clones are one: what one reloads, all have.
 #[derive(Clone)]
 pub struct ServerTls {
-    kept: Arc<Kept<ServerConfig>>,
+    reloadable: Arc<Reloadable<ServerConfig>>,
     asks: bool,
 }
 
@@ -43,8 +43,8 @@ impl ServerTls {
         let asks = files.client_ca.is_some();
         let ServerFiles { cert, key, client_ca } = files.clone();
         let paths = [Some(cert), Some(key), client_ca].into_iter().flatten().collect();
-        let kept = Kept::new(paths, move || configure(&files))?;
-        Ok(ServerTls { kept, asks })
+        let reloadable = Reloadable::new(paths, move || configure(&files))?;
+        Ok(ServerTls { reloadable, asks })
     }
 
     /// Whether clients must show a certificate.
@@ -57,7 +57,7 @@ impl ServerTls {
     /// # Errors
     /// As [`ServerTls::load`]; the certificates loaded before stay in use then.
     pub fn reload(&self) -> Result<(), TlsError> {
-        self.kept.reload()
+        self.reloadable.reload()
     }
 
     /// Goes on for ever: reloads when a file has changed, looking every [`super::RELOAD_INTERVAL`],
@@ -66,18 +66,18 @@ impl ServerTls {
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
     pub fn keep_current(&self) -> impl Future<Output = ()> + Send + 'static {
-        Arc::clone(&self.kept).keep_current()
+        Arc::clone(&self.reloadable).keep_current()
     }
 
     /// The configuration for one connection.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        self.kept.current()
+        self.reloadable.current()
     }
 }
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("ServerTls").field(&self.kept.files()).finish()
+        f.debug_tuple("ServerTls").field(&self.reloadable.files()).finish()
     }
 }
 

@@ -1,41 +1,18 @@
 //! Inputs to begin with: the golden vectors, each target's own choices before them.
 
-use std::fs;
-use std::path::Path;
-
 use crate::fuzz::{Rng, Seed};
+use crate::vectors::Vector;
 use afterimage_wire::proto::Message;
 
-/// Every golden vector: its name, and its bytes.
+/// The name and bytes of each golden vector.
 fn golden() -> Vec<Seed> {
-    let mut seeds = Vec::new();
-    for folder in ["valid", "invalid"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wire/vectors").join(folder);
-        let files = fs::read_dir(&folder).expect("the golden vectors are there");
-        for path in files.map(|file| file.expect("a folder can be listed").path()) {
-            let json = fs::read_to_string(&path).expect("a vector can be read");
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            seeds.push((name, bytes_of(&json)));
-        }
-    }
+    let vectors = Vector::valid().into_iter().chain(Vector::invalid());
+    let mut seeds: Vec<Seed> =
+        vectors.map(|vector| (vector.name().to_owned(), vector.bytes())).collect();
     seeds.sort();
-    assert!(seeds.len() > 100, "there are vectors");
-    // One is 70 kB of zeros; a fuzzer learns nothing from so many.
+    // A long frame of zeros makes a fuzzer slow and shows it nothing new.
     seeds.retain(|(_, bytes)| bytes.len() <= 2048);
     seeds
-}
-
-/// The bytes in a vector's `"hex": "…"`.
-fn bytes_of(json: &str) -> Vec<u8> {
-    let (_, rest) = json.split_once("\"hex\": \"").expect("a vector has bytes");
-    let (digits, _) = rest.split_once('"').expect("a text ends");
-    let pairs = digits.as_bytes().chunks(2);
-    pairs
-        .map(|pair| {
-            let pair = str::from_utf8(pair).expect("hexadecimal is ASCII");
-            u8::from_str_radix(pair, 16).expect("two hexadecimal digits")
-        })
-        .collect()
 }
 
 /// The golden vectors behind `prefix`.

@@ -8,15 +8,17 @@ use arrayvec::ArrayVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Connection, Draining, End, OUT_HIGH, Phase};
+use super::{Connection, OUT_HIGH, Phase, move_on};
 use crate::proto::message::decode_cache_req;
 use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
 use crate::server::answers::{answer_malformed, answer_other, too_large};
-use crate::server::batch::{BATCH, Batch, MOVED, Op, Request};
+use crate::server::batch::{BATCH, Batch, Op, Request};
 use crate::server::counters::Counters;
+use crate::server::end::{End, Refusal};
 use crate::server::greeting::{Greeting, Serves, greet};
 use crate::server::outbox::Outbox;
-use crate::server::{Inner, Service};
+use crate::server::service::Service;
+use crate::server::shared::Shared;
 
 /// A body that exceeds the limit by at most this is skipped, and the connection lives on. A longer
 /// one is more likely noise than a mistake.
@@ -57,12 +59,12 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     }
 
     fn greet(&mut self) -> bool {
-        match greet(self.inner, self.lacks_tls, self.input.unread(), &mut self.out) {
+        match greet(self.shared, self.lacks_tls, self.input.unread(), &mut self.out) {
             Greeting::NeedMore => false,
             Greeting::Welcomed { consumed, serves } => {
                 self.input.consume(consumed);
                 self.phase = Phase::Open(serves);
-                if let Some(watchers) = self.inner.service.watchers() {
+                if let Some(watchers) = self.shared.service.watchers() {
                     watchers.add(&self.outbox);
                     // The generation may have changed since it was looked at.
                     self.outbox.disturb();
@@ -75,11 +77,11 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 }
                 true
             }
-            Greeting::Refused(why) => {
-                if why == "a bad token" {
-                    Counters::add(&self.inner.counters.unauthenticated, 1);
+            Greeting::Refused(refusal) => {
+                if refusal == Refusal::WrongToken {
+                    Counters::add(&self.shared.counters.unauthenticated, 1);
                 }
-                self.close(End::Refused(why));
+                self.close(End::Refused(refusal));
                 true
             }
         }
@@ -89,7 +91,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     /// room for another request in flight.
     fn serve_batch(&mut self, serves: Serves) -> bool {
         let limit = self.room().min(BATCH);
-        let max_body = self.inner.options.max_body;
+        let max_body = self.shared.options.max_body;
         if limit == 0 {
             return false;
         }
@@ -97,9 +99,9 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         let mut requests = ArrayVec::<Request<'_>, BATCH>::new();
         let (at, stop) = cut(input, serves, max_body, limit, &mut requests);
         if !requests.is_empty() {
-            Counters::add(&self.inner.counters.requests, requests.len() as u64);
-            if serves.generation == self.inner.service.generation() {
-                dispatch(self.inner, &requests, &mut self.out, &self.outbox, serves.generation);
+            Counters::add(&self.shared.counters.requests, requests.len() as u64);
+            if serves.generation == self.shared.service.generation() {
+                dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves.generation);
             } else {
                 // The `Welcome` of this connection is no longer true, so nothing is answered on it
                 // that the client would hold to be that model's answer.
@@ -124,19 +126,19 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 return at > 0;
             }
             Stop::Other(frame) => {
-                answer_other(self.inner, serves, frame, &mut self.out, &self.outbox);
+                answer_other(self.shared, serves, frame, &mut self.out, &self.outbox);
             }
             Stop::Malformed(header, error) => {
-                Counters::add(&self.inner.counters.malformed, 1);
+                Counters::add(&self.shared.counters.malformed, 1);
                 answer_malformed(header, error, &mut self.out);
             }
             Stop::TooLarge(header) => {
-                Counters::add(&self.inner.counters.malformed, 1);
-                let limit = self.inner.options.max_body;
+                Counters::add(&self.shared.counters.malformed, 1);
+                let limit = self.shared.options.max_body;
                 let fatal = u64::from(header.body_len) > u64::from(limit) + MAX_SKIP;
                 too_large(header, limit, fatal, &mut self.out);
                 if fatal {
-                    close = Some(End::Refused("a frame far too large"));
+                    close = Some(End::Refused(Refusal::FrameTooLarge));
                 } else {
                     self.skip = header.body_len.into();
                     self.partial_since = Some(self.last_read);
@@ -148,15 +150,6 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             self.close(end);
         }
         true
-    }
-}
-
-/// Tells the client, once, to ask again on a new connection. (Not a method: `serve_batch` holds
-/// what was read meanwhile.)
-pub(super) fn move_on(moved: &mut bool, draining: &mut Option<Draining>, out: &mut Vec<u8>) {
-    if !std::mem::replace(moved, true) {
-        draining.get_or_insert_with(|| Draining::now(MOVED));
-        Message::GoAway { text: MOVED }.encode(0, out);
     }
 }
 
@@ -247,15 +240,15 @@ fn decode_request(frame: Frame<'_>) -> Result<Request<'_>, BodyError> {
 
 /// Hands a batch to the service and makes up for what it leaves unanswered.
 fn dispatch<S: Service>(
-    inner: &Inner<S>,
+    shared: &Shared<S>,
     requests: &ArrayVec<Request<'_>, BATCH>,
     out: &mut Vec<u8>,
     outbox: &Arc<Outbox>,
     generation: u64,
 ) {
     let mut batch = Batch::new(requests, out, outbox, generation);
-    if catch_unwind(AssertUnwindSafe(|| inner.service.handle(&mut batch))).is_err() {
-        Counters::add(&inner.counters.panics, 1);
+    if catch_unwind(AssertUnwindSafe(|| shared.service.handle(&mut batch))).is_err() {
+        Counters::add(&shared.counters.panics, 1);
         tracing::error!("the service panicked; the requests of its batch get an internal error");
     }
     batch.finish();

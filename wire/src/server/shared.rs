@@ -1,0 +1,43 @@
+//! State that all connections of a server share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::counters::Counters;
+use super::options::ServerOptions;
+use crate::proto::header::MAX_MAX_BODY;
+
+/// What every connection of a server shares.
+pub(super) struct Shared<S> {
+    pub(super) service: Arc<S>,
+    pub(super) options: ServerOptions,
+    pub(super) counters: Counters,
+    /// Handshakes of TLS that may compute before everybody else gets some time.
+    pub(super) tls_permits: Arc<Semaphore>,
+}
+
+impl<S> Shared<S> {
+    pub(super) fn new(service: Arc<S>, mut options: ServerOptions) -> Self {
+        options.max_body = options.max_body.min(MAX_MAX_BODY);
+        // A window of nothing would never take a request.
+        options.window = options.window.max(1);
+        for time in [
+            &mut options.handshake_timeout,
+            &mut options.idle_timeout,
+            &mut options.frame_timeout,
+            &mut options.write_timeout,
+            &mut options.drain_timeout,
+        ] {
+            *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
+        }
+        let tls_permits = Arc::new(Semaphore::new(1));
+        Shared { service, options, counters: Counters::default(), tls_permits }
+    }
+}
+
+/// Timeouts are brought between these two: none at all would end a connection before it begins, and
+/// a clock does not count beyond some centuries.
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
