@@ -113,7 +113,7 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
     let place_of_cache = cache.place();
     let raw = ["--model", "raw"];
     let classifier = Running::start(&[&["classifier"][..], &raw].concat());
-    let memo = ["memo", "--cache", &place_of_cache, "--lookup-budget", "1s"];
+    let memo = ["memo", "--store", &place_of_cache, "--lookup-budget", "1s"];
     let memo = Running::start(&[&memo[..], &raw].concat());
     for (service, says) in
         [(&cache, "--snapshot"), (&classifier, "keeps no snapshot"), (&memo, "cache elsewhere")]
