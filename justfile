@@ -31,11 +31,11 @@ deny:
 
 # Model-check every interleaving: readers and writers of one bucket, waiters of one flight
 loom:
-    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib
+    RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p afterimage-cache -p afterimage-memo --lib --test flights_model
 
 # Simulate random fault histories on virtual time; SIMULATION_SEED=n repeats one
 simulate SECONDS="60":
-    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --lib -- --nocapture simulation:: forgeries::
+    SIMULATION_SECONDS={{SECONDS}} cargo test --release -p afterimage-memo --test simulation --test forgeries -- --nocapture
 
 # Kill, stop and drain real processes under load
 chaos SECONDS="60":
@@ -53,64 +53,63 @@ fuzz TARGET="" SECONDS="20":
 train DIR:
     cargo run --release -- train --features raw --seed 1 --data {{DIR}} --out classifier/models/raw-linear.safetensors
 
-# Measure hits: the memo on one core, the load on the other
-bench-memo:
-    bench/memo
+# Measure hits: the memo on one core, the load on the other. --commit keeps the record
+bench-memo *ARGS:
+    bench/scripts/memo.sh {{ARGS}}
 
 # Measure the classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime
-bench-classifier DIR:
-    bench/classifier {{DIR}}
+bench-classifier DIR *ARGS:
+    bench/scripts/classifier.sh {{DIR}} {{ARGS}}
 
 # Measure the stores, the cache service with more threads, and readers during a snapshot
 bench-scaling *ARGS:
-    bench/stores {{ARGS}}
-    bench/scaling {{ARGS}}
-    bench/snapshot {{ARGS}}
+    bench/scripts/stores.py {{ARGS}}
+    bench/scripts/scaling.py {{ARGS}}
+    bench/scripts/snapshot.py {{ARGS}}
 
 # Measure the overhead of a memo without hits, beside its classifier alone
-bench-overhead:
-    bench/overhead
+bench-overhead *ARGS:
+    bench/scripts/overhead.sh {{ARGS}}
 
 # Measure a memo under ten times its capacity for a minute: memory, and hits
-bench-overload:
-    bench/overload
+bench-overload *ARGS:
+    bench/scripts/overload.sh {{ARGS}}
 
 # Measure the cache service beside Redis and memcached, each on one core
-bench-cache:
-    bench/cache
+bench-cache *ARGS:
+    bench/scripts/cache.sh {{ARGS}}
 
 # Measure the memo beside the classifier alone, gRPC, and FastAPI + scikit-learn + Redis
-bench-memo-peers:
-    bench/memo-peers
+bench-memo-peers *ARGS:
+    bench/scripts/memo-peers.sh {{ARGS}}
 
 # Run clippy on the peers of bench-memo-peers, a workspace of their own
 peers-check:
     cargo fmt --manifest-path bench/peers/Cargo.toml --check
     cargo clippy --manifest-path bench/peers/Cargo.toml --all-targets --locked -- -D warnings
 
-# Measure the codec alone: frames a second
-bench-codec:
-    bench/codec
+# Measure the codec alone: frames per second
+bench-codec *ARGS:
+    bench/scripts/codec.sh {{ARGS}}
 
 # Measure the load generator alone, against a server that only replies
-bench-generator:
-    bench/generator
+bench-generator *ARGS:
+    bench/scripts/generator.sh {{ARGS}}
 
 # Run the micro-benchmarks; one alone: cargo bench -p CRATE --bench NAME
 bench-micro *ARGS:
-    bench/micro {{ARGS}}
+    bench/scripts/micro.py {{ARGS}}
 
-# Repeat all records and generate the figures (half an hour on a quiet machine); DIR holds the MNIST files
-bench-all DIR="": bench-codec bench-micro bench-generator bench-memo bench-memo-peers bench-overhead bench-overload bench-cache
+# Measure and commit all records (half an hour on a quiet machine); DIR holds the four MNIST files
+bench-all DIR="": (bench-codec "--commit") (bench-micro "--commit") (bench-generator "--commit") (bench-memo "--commit") (bench-memo-peers "--commit") (bench-overhead "--commit") (bench-overload "--commit") (bench-cache "--commit")
     @[ -n "{{DIR}}" ] || echo "SKIPPED: the classifier's records. Run them with: just bench-all DIR (the folder of the MNIST files)"
-    [ -z "{{DIR}}" ] || bench/classifier "{{DIR}}"
-    [ -z "{{DIR}}" ] || bench/kernel-svm "{{DIR}}"
-    cargo run -p afterimage-bench --example performance
+    [ -z "{{DIR}}" ] || bench/scripts/classifier.sh --commit "{{DIR}}"
+    [ -z "{{DIR}}" ] || bench/scripts/kernel-svm.sh --commit "{{DIR}}"
 
-# Generate docs/performance.md and the figures of the READMEs from the newest records
+# Generate docs/performance.md and the figures of the READMEs from bench/records
 performance:
-    cargo run -p afterimage-bench --example performance
+    bench/scripts/performance.py
 
 # Measure an RBF model beside LIBSVM's svm-predict; DIR holds the four MNIST files
-bench-kernel-svm DIR:
-    bench/kernel-svm {{DIR}}
+bench-kernel-svm DIR *ARGS:
+    bench/scripts/kernel-svm.sh {{DIR}} {{ARGS}}

@@ -93,8 +93,8 @@ fn main() -> anyhow::Result<()> {
     ];
     lines.iter().for_each(|line| println!("{line}"));
     let mut record = Record::new("kernel-svm", Path::new("."), machine, Vec::new());
-    // Where the data stands is nobody's business.
-    record.command = vec!["bench/kernel-svm".into(), "DATA_DIR".into()];
+    // The record does not contain the local path of the data.
+    record.command = vec!["bench/scripts/kernel-svm.sh".into(), "MNIST_DIR".into()];
     record.figures = [
         ("support_vectors", vectors as f64),
         ("images", images),

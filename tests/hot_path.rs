@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use afterimage::embedded::Embedded;
 use afterimage_cache::service::CacheService;
 use afterimage_cache::{Capacity, Table};
 use afterimage_classifier::service::ClassifierService;
 use afterimage_classifier::{Engine, EngineOptions, Model, Scorer, Scratch, Shape as InputShape};
-use afterimage_memo::upstream::{Answer, Embedded, Job};
+use afterimage_memo::upstream::{Answer, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, ModelId, Secret, Store};
 use afterimage_testkit::counting::allocations;
 use afterimage_wire::proto::handshake::Hello;

@@ -59,7 +59,7 @@ fn a_fresh_record_is_as_the_schema_says_and_uses_all_of_it() {
 fn every_committed_record_is_as_the_schema_says() {
     let schema = schema();
     let mut seen = 0;
-    for entry in fs::read_dir(bench().join("results")).unwrap() {
+    for entry in fs::read_dir(bench().join("records")).unwrap() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension == "json") {
             let record = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

@@ -1,17 +1,17 @@
-"""The classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime: what bench/classifier calls.
+"""The classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime, for bench/scripts/classifier.sh.
 
     classifier.py DATA_DIR TEMPORARY_FOLDER RECORDS_FOLDER
 
-Every program gets the same models, and its answers are compared with ours before a time of it counts:
+Every program gets the same models. Its answers are compared with ours before its time counts.
 
-* raw: the ten linear machines on pixels, exported as each program's own format. For LIBSVM, which lets pairs of classes
-  vote, each machine's weights become a "support vector" of a linear kernel: of two classes the one with the greater
-  score wins, so the class with the greatest score wins all its votes.
+* raw: the ten linear machines on pixels, exported to each program's own format. LIBSVM lets pairs of classes vote, so
+  each machine's weights become a "support vector" of a linear kernel: of two classes the one with the greater score
+  wins, so the class with the greatest score wins all its votes.
 * conv: the shipped model, its steps written as an ONNX graph.
 
-All on one core, in turns, round after round; the least CPU time counts, from which others on the machine take less
-than from the time on the wall (and the two are the same where there are no others). Ours runs from an image's bytes to its label.
-The others get their inputs ready-made, as floating-point numbers from 0 to 1 in the form they like best.
+All programs run on one core, in turn, in rounds; the least CPU time counts, since other processes disturb it less than
+wall time. Ours runs from an image's bytes to its label. The others get prepared inputs, floating-point numbers from 0
+to 1 in their fastest form.
 """
 
 import gzip
@@ -32,7 +32,7 @@ from sklearn.svm import LinearSVC
 
 import graphs
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from measure import describe_machine, write_record
 
 ROUNDS = 3
@@ -333,7 +333,7 @@ def keep(folder, machine, least, agreement, commands, speeds, text):
     for name, speed in speeds.items():
         figures |= {f"speed, {name}, {key}": float(value) for key, value in flat(speed)}
     text = [*text, *versions(), f"load average at the end: {os.getloadavg()[0]:.1f}"]
-    write_record(folder, "classifier", ["bench/classifier"], machine, figures, text)
+    write_record(folder, "classifier", ["bench/scripts/classifier.sh"], machine, figures, text)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ mod histogram;
 pub mod html;
 mod lane;
 mod load;
-pub mod performance;
 mod plan;
 pub mod record;
 pub mod report;

@@ -1,6 +1,6 @@
 //! Records: what was measured, when, where and how, as files that stay.
 //!
-//! A record is one JSON file in `bench/results/`, named after its date and what it is about. Its
+//! A record is one JSON file in `bench/records`, named after its date and what it is about. Its
 //! fields are those of [`Record`]. Quote ratios from one record; an absolute figure from a shared
 //! machine means little.
 

@@ -1,5 +1,5 @@
 //! The table's operations one by one: `cargo bench -p afterimage-cache --bench table`. `lookups`
-//! measures more keys, `bench/cache` the whole service.
+//! measures more keys, `bench/scripts/cache.sh` the whole service.
 
 use afterimage_cache::{Capacity, Table};
 use divan::Bencher;

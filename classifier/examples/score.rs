@@ -1,5 +1,5 @@
 //! The time of an image alone and in batches, and the labels, as JSON: `score DATA_DIR MODEL
-//! SECONDS`, with `shipped`, `raw` or a file for the model. What `bench/classifier` holds beside
+//! SECONDS`, with `shipped`, `raw` or a file for the model. What `bench/scripts/classifier.sh` holds beside
 //! other programs.
 //!
 //! Times are CPU time, from which others on the machine take less than from the time on the wall.

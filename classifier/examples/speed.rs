@@ -3,7 +3,7 @@
 //! Alone and in batches, with every instruction set, on one thread and on two, through the engine;
 //! and what the arithmetic costs at least. Figures are the fastest of many rounds, on one core of
 //! its CPU time: on a shared machine the others measure the neighbours. What is compared is
-//! measured in turns. `bench/classifier` runs it and keeps the record.
+//! measured in turns. `bench/scripts/classifier.sh` runs it and keeps the record.
 
 use std::error::Error;
 use std::hint::black_box;

@@ -123,9 +123,8 @@ impl<W> Flights<W> {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// How many calls are under way, those that nobody waits for included.
-    #[cfg(test)]
-    pub(crate) fn under_way(&self) -> usize {
+    /// The number of calls in flight, including those without waiters.
+    pub fn under_way(&self) -> usize {
         let shards = self.shards.iter();
         shards.map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
     }

@@ -1,46 +1,42 @@
-//! The memo: it stands in a classifier's place, speaks its protocol, and remembers its answers.
+//! The memo: a service that answers repeated classifier requests from a store.
 //!
-//! To the memo an image is bytes and an answer is an integer. A request's way through the files:
-//! [`service`] takes a batch, [`key`] hashes each image under the classifier's current model,
-//! [`store`] is asked for the hash, and on a miss [`flights`] makes sure that one call goes to the
-//! [`upstream`], however many ask. [`latency`] and the counters in [`service`] see it all.
+//! An input is bytes and an answer is an integer. A request passes these modules: [`service`]
+//! takes a batch, [`key`] hashes each input under the classifier's current model, and [`store`]
+//! looks the hash up. On a miss, [`flights`] makes one call for all equal inputs. The call goes to
+//! an [`upstream`] classifier, either in this process or behind a [`pool`] of endpoints.
+//! [`latency`] and the counters in [`service`] measure all of it.
 //!
-//! A remembered answer is believed only when its seal proves that it was given for these very
-//! bytes by this very model: see [`key`].
+//! A stored answer is used only if its seal proves that this model gave it for these bytes. The
+//! documentation of [`key`] describes the seal.
+//!
+//! A model check (`--cfg loom`) compiles the flights and what they need; tokio does not build
+//! there.
 
 #![forbid(unsafe_code)]
+
+pub mod flights;
+#[doc(hidden)]
+pub mod single_task;
+mod sync;
 
 #[cfg(not(loom))]
 mod audit;
 #[cfg(not(loom))]
 pub mod breaker;
 #[cfg(not(loom))]
-mod clock;
-#[cfg(all(test, not(loom)))]
-mod collisions;
-mod duty;
-pub mod flights;
-#[cfg(all(test, loom))]
-mod flights_model;
-#[cfg(all(test, not(loom)))]
-mod forgeries;
+mod bypass;
 #[cfg(not(loom))]
 pub mod key;
 #[cfg(not(loom))]
 pub mod latency;
-#[cfg(all(test, not(loom)))]
-mod plant;
+#[cfg(not(loom))]
+pub mod pool;
 #[cfg(not(loom))]
 pub mod service;
-#[cfg(all(test, not(loom)))]
-mod simulation;
 #[cfg(not(loom))]
 pub mod store;
-mod sync;
 #[cfg(not(loom))]
 pub mod upstream;
-#[cfg(not(loom))]
-mod worth;
 
 #[cfg(not(loom))]
 pub use key::{ModelId, Secret};

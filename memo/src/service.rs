@@ -9,10 +9,10 @@
 //! are.
 
 mod auditing;
+mod completion;
 mod counters;
-mod landing;
 mod lookup;
-mod spaces;
+mod model_keys;
 mod waiting;
 
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -25,21 +25,21 @@ use afterimage_wire::proto::{Role, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service, Watchers};
 
 use crate::audit::Audit;
-use crate::clock;
-use crate::duty::Duty;
+use crate::bypass::{Bypass, CallTime};
 use crate::flights::Flights;
 use crate::key::{ImageHash, ModelId, Secret};
 use crate::latency::Latencies;
+use crate::single_task::SingleTask;
 use crate::store::Store;
+use crate::sync;
 use crate::upstream::Classifier;
-use crate::worth::{Bypass, CallTime};
 use counters::Counters;
 use lookup::Images;
-use spaces::Spaces;
+use model_keys::ModelKeys;
 use waiting::Waiter;
 
-#[cfg(test)]
-pub(crate) use waiting::SWEEP_EVERY;
+#[doc(hidden)]
+pub use waiting::SWEEP_EVERY;
 
 /// How much a memo takes on.
 #[derive(Clone, Debug)]
@@ -74,7 +74,7 @@ pub struct MemoService<C> {
 struct Shared<C> {
     store: Store,
     classifier: C,
-    spaces: Spaces,
+    spaces: ModelKeys,
     flights: Flights<Waiter>,
     latencies: Latencies,
     call_time: CallTime,
@@ -82,7 +82,7 @@ struct Shared<C> {
     audit: Option<Audit>,
     counters: Counters,
     /// To search the flights for deadlines.
-    sweeping: Duty,
+    sweeping: SingleTask,
 }
 
 impl<C: Classifier> MemoService<C> {
@@ -93,14 +93,14 @@ impl<C: Classifier> MemoService<C> {
         let shared = Arc::new(Shared {
             store,
             classifier,
-            spaces: Spaces::new(options.secret),
+            spaces: ModelKeys::new(options.secret),
             flights: Flights::new(options.max_waiting),
             latencies: Latencies::default(),
             call_time: CallTime::default(),
-            bypass: bypasses.then(|| Bypass::new(clock::now())),
+            bypass: bypasses.then(|| Bypass::new(sync::now())),
             audit: options.audit.map(|every| Audit::new(every, seed)),
             counters: Counters::default(),
-            sweeping: Duty::new(),
+            sweeping: SingleTask::new(),
         });
         let weak = Arc::downgrade(&shared);
         shared.classifier.on_change(Box::new(move || {
@@ -111,9 +111,9 @@ impl<C: Classifier> MemoService<C> {
         MemoService { shared }
     }
 
-    /// How many wait, and how many calls are under way.
-    #[cfg(test)]
-    pub(crate) fn in_flight(&self) -> (usize, usize) {
+    /// The number of waiting requests and the number of calls in flight.
+    #[doc(hidden)]
+    pub fn in_flight(&self) -> (usize, usize) {
         (self.shared.flights.waiting(), self.shared.flights.under_way())
     }
 }
@@ -142,7 +142,7 @@ impl<C: Classifier> Service for MemoService<C> {
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
-        let since = clock::now();
+        let since = sync::now();
         let shared = &self.shared;
         // The client was told of a model; nothing else is looked up or computed for it.
         let present = shared.spaces.present();

@@ -16,8 +16,8 @@ use afterimage_bench::workload::{Access, Answers, Population};
 use afterimage_bench::{Outcome, Plan, Report, Span, Target};
 use afterimage_cache::{CacheService, Capacity, Table};
 use afterimage_classifier::{ClassifierService, Engine, EngineOptions, Model};
-use afterimage_memo::store::{RemoteOptions, RemoteStore};
-use afterimage_memo::upstream::Remote;
+use afterimage_memo::pool::Pool;
+use afterimage_memo::store::{RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::Client;
 use afterimage_wire::client::Expect;
@@ -173,11 +173,11 @@ impl House {
             let client = Client::connect_lazy(cache_addr, upstream_options(Expect::Cache));
             // Nothing here is about a slow cache, and a busy laptop must not turn hits into misses.
             let lookup_budget = Duration::from_secs(1);
-            let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
+            let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
             let store = Store::Remote(RemoteStore::new(client, options));
             let options = upstream_options(Expect::Classify);
             let client = Client::connect_lazy(classifier_addr, options);
-            let classifier = Remote::new(client, Duration::from_secs(5));
+            let classifier = Pool::new(client, Duration::from_secs(5));
             let secret = Secret::random().context("the operating system gives no randomness")?;
             Ok(MemoService::new(store, classifier, MemoOptions::new(secret)))
         })?;

@@ -1,6 +1,6 @@
 //! The codec of the hot messages: `cargo bench -p afterimage-wire --bench codec`.
 //!
-//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/codec` keeps a record of
+//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/scripts/codec.sh` keeps a record of
 //! both together.
 
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;

@@ -19,5 +19,5 @@ pub mod splitmix;
 pub mod tls;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};
-pub use proto::status::Status;
+pub use proto::Status;
 pub use sched::corked;

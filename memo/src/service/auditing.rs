@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Shared;
-use super::landing::check_label;
-use super::spaces::Space;
+use super::completion::check_label;
+use super::model_keys::Space;
 use crate::audit::Audit;
 use crate::key::{ImageHash, ModelId};
 use crate::upstream::{Answer, Classifier, Failure, Job, Owner, Reply};

@@ -12,13 +12,13 @@ use afterimage_wire::server::{BATCH, Batch};
 use arrayvec::ArrayVec;
 
 use super::Shared;
-use super::landing::First;
-use super::spaces::Space;
-use crate::clock;
+use super::completion::First;
+use super::model_keys::Space;
+use crate::bypass::Decision;
 use crate::key::ImageHash;
 use crate::store::{RemoteStore, Store};
+use crate::sync;
 use crate::upstream::Classifier;
-use crate::worth::Decision;
 
 /// The images of a batch that are worth looking up, by their index in it.
 pub(super) type Images<'a> = ArrayVec<(usize, &'a [u8]), BATCH>;
@@ -59,7 +59,7 @@ impl<C: Classifier> Shared<C> {
         if hits > 0 {
             self.counters.hits.fetch_add(hits, Relaxed);
         }
-        let (now, lookups) = (clock::now(), hits + misses.len() as u64);
+        let (now, lookups) = (sync::now(), hits + misses.len() as u64);
         self.latencies.record_lookups(lookups, hits, now - since, self.call_time.nanos());
         if misses.is_empty() {
             return;
@@ -115,7 +115,7 @@ impl<C: Classifier> Shared<C> {
         }
         let (shared, space) = (Arc::clone(self), Arc::clone(space));
         store.lookup(&keys, move |values| {
-            let (now, lookups) = (clock::now(), firsts.len() as u64);
+            let (now, lookups) = (sync::now(), firsts.len() as u64);
             let values = values.unwrap_or_else(|| vec![None; firsts.len()]);
             let (mut jobs, mut hits) = (Vec::new(), 0);
             corked(|| {

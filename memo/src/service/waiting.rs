@@ -11,16 +11,14 @@ use afterimage_wire::server::{Batch, Later};
 use tracing::Span;
 
 use super::Shared;
-use crate::clock;
 use crate::flights::Join;
 use crate::key::ImageHash;
-#[cfg(test)]
-use crate::plant::{self, Bug};
+use crate::sync;
 use crate::upstream::{Classifier, Wanted};
 
 /// How often the flights are searched for clients that wait no longer, while there are some that
 /// will not wait for ever. A budget is kept to within this.
-pub(crate) const SWEEP_EVERY: Duration = Duration::from_millis(10);
+pub const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
 /// One request on a flight.
 #[derive(Debug)]
@@ -99,11 +97,7 @@ impl<C: Classifier> Shared<C> {
     /// Sees to it that budgets are kept: while anybody waits, a task of the runtime that serves the
     /// connections takes those off their flights who wait no longer. The calls go on.
     fn keep_deadlines(self: &Arc<Self>) {
-        #[cfg(test)]
-        if plant::is_planted(Bug::SkipSweep) {
-            return;
-        }
-        if !self.sweeping.take() {
+        if !self.sweeping.start() {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
@@ -114,9 +108,9 @@ impl<C: Classifier> Shared<C> {
             loop {
                 tokio::time::sleep(SWEEP_EVERY).await;
                 let Some(shared) = shared.upgrade() else { return };
-                shared.sweep(clock::now());
+                shared.sweep(sync::now());
                 let needed = || shared.flights.waiting() > 0;
-                if !needed() && shared.sweeping.leave(needed) {
+                if !needed() && shared.sweeping.stop(needed) {
                     return;
                 }
             }

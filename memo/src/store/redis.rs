@@ -17,7 +17,7 @@ use afterimage_wire::tls::{ClientFiles, Reloadable};
 use redis::{ErrorKind, RedisError as Trouble, ServerErrorKind};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::backend::{Backend, Callback};
+use super::{Backend, Callback};
 use connector::{Connection, Connector, without_password};
 
 pub use connector::RedisError;

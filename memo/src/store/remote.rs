@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use afterimage_wire::proto::stats::Stats;
 
-use super::backend::{Backend, Callback};
+use super::{Backend, Callback};
 
 use crate::breaker::Breaker;
-use crate::clock;
+use crate::sync;
 
 /// A lookup under way. Ends once, with what was found, or with nothing if the backend drops it.
 struct Lookup {
@@ -29,7 +29,7 @@ impl Lookup {
             }
         } else {
             self.health.failed.fetch_add(self.keys as u64, Relaxed);
-            if self.health.breaker.failed(clock::now()) {
+            if self.health.breaker.failed(sync::now()) {
                 tracing::warn!(
                     server = self.health.address,
                     "the cache does not answer: requests go by without it until it does"
@@ -48,7 +48,7 @@ impl Drop for Lookup {
 
 /// How long to wait for a cache, and when to stop waiting.
 #[derive(Clone, Copy, Debug)]
-pub struct RemoteOptions {
+pub struct StoreOptions {
     /// What a lookup may take before it counts as a miss. The default, 2 ms, is some forty times a
     /// round trip within a data centre.
     pub lookup_budget: Duration,
@@ -59,9 +59,9 @@ pub struct RemoteOptions {
     pub probe_every: Duration,
 }
 
-impl Default for RemoteOptions {
+impl Default for StoreOptions {
     fn default() -> Self {
-        RemoteOptions {
+        StoreOptions {
             lookup_budget: Duration::from_millis(2),
             breaker_threshold: 5,
             probe_every: Duration::from_millis(100),
@@ -73,7 +73,7 @@ impl Default for RemoteOptions {
 #[derive(Debug)]
 pub struct RemoteStore {
     backend: Box<dyn Backend>,
-    options: RemoteOptions,
+    options: StoreOptions,
     health: Arc<Health>,
 }
 
@@ -88,8 +88,8 @@ struct Health {
 
 impl RemoteStore {
     /// A store in `backend`.
-    pub fn new(backend: impl Backend, options: RemoteOptions) -> Self {
-        let breaker = Breaker::new(options.breaker_threshold, options.probe_every, clock::now());
+    pub fn new(backend: impl Backend, options: StoreOptions) -> Self {
+        let breaker = Breaker::new(options.breaker_threshold, options.probe_every, sync::now());
         let health = Arc::new(Health {
             address: backend.address().to_owned(),
             breaker,
@@ -107,7 +107,7 @@ impl RemoteStore {
         keys: &[u64],
         then: impl FnOnce(Option<Vec<Option<i64>>>) + Send + 'static,
     ) {
-        if !self.health.breaker.allows(clock::now()) {
+        if !self.health.breaker.allows(sync::now()) {
             self.health.bypassed.fetch_add(keys.len() as u64, Relaxed);
             return then(None);
         }

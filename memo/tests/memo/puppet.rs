@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_memo::key::ModelId;
-use afterimage_memo::store::{RemoteOptions, RemoteStore};
+use afterimage_memo::store::{RemoteStore, StoreOptions};
 use afterimage_memo::upstream::{Answer, Failure, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::Shape;
@@ -127,7 +127,7 @@ pub(crate) fn remote_store(cache: &str) -> Store {
     let client = Client::connect_lazy(cache, fail_fast());
     // A busy machine is not what these tests are about.
     let lookup_budget = Duration::from_millis(300);
-    Store::Remote(RemoteStore::new(client, RemoteOptions { lookup_budget, ..Default::default() }))
+    Store::Remote(RemoteStore::new(client, StoreOptions { lookup_budget, ..Default::default() }))
 }
 
 pub(crate) async fn memo(

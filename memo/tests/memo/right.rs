@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use afterimage_cache::CacheService;
 use afterimage_memo::key::KeySpace;
-use afterimage_memo::upstream::Remote;
+use afterimage_memo::pool::Pool;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::CallOptions;
 use afterimage_wire::proto::message::Origin;
@@ -132,7 +132,7 @@ async fn a_memo_behind_a_memo_files_no_answer_under_the_wrong_model() {
     );
     let inner = serve(inner, "127.0.0.1:0").await;
     let upstream = Client::connect(inner.addr.as_str(), fail_fast()).await.unwrap();
-    let upstream = Remote::new(upstream, Duration::from_secs(5));
+    let upstream = Pool::new(upstream, Duration::from_secs(5));
     let outer = memo(Store::Embedded(table(), None), upstream, MemoOptions::new(secret())).await;
     let set_model = |digest, shift| {
         *puppet.0.model.lock().unwrap() = Some(Arc::new(model_id(digest)));

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::CacheService;
 use afterimage_memo::key::ModelId;
-use afterimage_memo::store::{Backend, Callback, RemoteOptions, RemoteStore};
-use afterimage_memo::upstream::Remote;
+use afterimage_memo::pool::Pool;
+use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, Store};
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
@@ -32,7 +32,7 @@ async fn a_lookup_that_the_store_drops_is_a_miss_and_not_a_hang() {
         fn get_many(&self, _: &[u64], _: Duration, _: Callback) {}
         fn set(&self, _: u64, _: i64) {}
     }
-    let store = Store::Remote(RemoteStore::new(Forgetful, RemoteOptions::default()));
+    let store = Store::Remote(RemoteStore::new(Forgetful, StoreOptions::default()));
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
     for i in 0..10 {
         assert_eq!(client.classify(&[i; 4]).await.unwrap(), label(i.into(), Origin::Miss));
@@ -46,7 +46,7 @@ async fn a_classifier_never_reached_is_a_typed_error_at_once() {
     let addr = nobody.local_addr().unwrap().to_string();
     drop(nobody);
     let client = Client::connect_lazy(addr, fail_fast());
-    let classifier = Remote::new(client, Duration::from_secs(5));
+    let classifier = Pool::new(client, Duration::from_secs(5));
     let client = memo(Store::Embedded(table(), None), classifier, MemoOptions::new(secret())).await;
     let start = Instant::now();
     assert_eq!(status(client.classify(&[1; 4]).await), Status::UpstreamCrashed);
@@ -77,7 +77,7 @@ impl Service for FirstByte {
 async fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_and_is_back_when_it_is_back() {
     let classifier = serve(FirstByte, "127.0.0.1:0").await;
     let upstream = Client::connect_lazy(classifier.addr.as_str(), fail_fast());
-    let upstream = Remote::new(upstream, Duration::from_secs(5));
+    let upstream = Pool::new(upstream, Duration::from_secs(5));
     let client = memo(Store::Embedded(table(), None), upstream, MemoOptions::new(secret())).await;
     until("the classifier is reached", async || client.classify(&[1; 4]).await.is_ok()).await;
 
@@ -139,8 +139,8 @@ impl Service for Mute {
 }
 
 /// Options with which the breaker opens after three failures, and stays open.
-fn three_failures() -> RemoteOptions {
-    RemoteOptions {
+fn three_failures() -> StoreOptions {
+    StoreOptions {
         lookup_budget: Duration::from_millis(100),
         breaker_threshold: 3,
         probe_every: Duration::from_secs(1000),

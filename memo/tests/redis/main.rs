@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_memo::key::ModelId;
-use afterimage_memo::store::{Redis, RemoteOptions, RemoteStore};
+use afterimage_memo::store::{Redis, RemoteStore, StoreOptions};
 use afterimage_memo::upstream::{Answer, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::message::Origin;
@@ -53,7 +53,7 @@ async fn memo_with(url: &str, certificates: ClientFiles) -> Client {
     let model = Arc::new(ModelId { digest: [1; 32], shape, classes: 256 });
     // A busy machine is not what these tests are about.
     let lookup_budget = Duration::from_millis(300);
-    let options = RemoteOptions { lookup_budget, ..RemoteOptions::default() };
+    let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
     let redis = Redis::connect_lazy(url, certificates).unwrap();
     tokio::spawn(redis.keep_current());
     let store = Store::Remote(RemoteStore::new(redis, options));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use afterimage_memo::store::RemoteOptions;
+use afterimage_memo::store::StoreOptions;
 use afterimage_wire::Client;
 use afterimage_wire::proto::stats::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -33,7 +33,7 @@ pub(crate) async fn is_left_out(client: &Client) {
     assert_eq!(waited + bypassed, 200);
     // Nobody but the probes: one at the start, and one each time that the pause since the last one
     // is over.
-    let probes = elapsed.div_duration_f64(RemoteOptions::default().probe_every) as u64 + 1;
+    let probes = elapsed.div_duration_f64(StoreOptions::default().probe_every) as u64 + 1;
     assert!(waited <= probes, "{waited} of 200 requests waited, in {elapsed:?}");
 }
 

@@ -4,20 +4,20 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use afterimage_memo::upstream::{Remote, RemoteOptions};
+use afterimage_memo::pool::{Pool, PoolOptions};
 use afterimage_wire::client::CallOptions;
 use afterimage_wire::{CallError, Client};
 use tokio::task::JoinHandle;
 
 use crate::common::{Running, fail_fast, label_of, until};
 
-/// A remote of these replicas, once all are connected.
-pub(crate) async fn remote(replicas: &[&Running], options: RemoteOptions) -> Arc<Remote> {
+/// A pool of these replicas, once all are connected.
+pub(crate) async fn pool(replicas: &[&Running], options: PoolOptions) -> Arc<Pool> {
     let mut clients = Vec::new();
     for replica in replicas {
         clients.push(Client::connect(replica.addr.as_str(), fail_fast()).await.unwrap());
     }
-    Remote::of_clients(clients, options)
+    Pool::of_clients(clients, options)
 }
 
 /// One answer under load.

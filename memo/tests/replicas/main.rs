@@ -5,7 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod discovery;
 mod load;
 mod models;
-mod places;
 mod trouble;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use afterimage_memo::upstream::RemoteOptions;
+use afterimage_memo::pool::PoolOptions;
 
 use crate::common::{
     PATIENCE, Puppet, Running, Serving, counter, gauge, label_of, memo, replica, until,
 };
 
-use crate::load::{Call, Load, assert_right, remote};
+use crate::load::{Call, Load, assert_right, pool};
 
 /// No answer of `old` to a call that began after one of `new` had come.
 fn assert_no_way_back(calls: &[Call], old: u8, new: u8) {
@@ -24,10 +24,10 @@ fn assert_no_way_back(calls: &[Call], old: u8, new: u8) {
 async fn a_rollout_under_load_gives_no_wrong_label_and_goes_one_way() {
     let replicas = [replica(1).await, replica(1).await, replica(1).await];
     let upstream =
-        remote(&replicas.each_ref().map(|(_, running)| running), RemoteOptions::default()).await;
+        pool(&replicas.each_ref().map(|(_, running)| running), PoolOptions::default()).await;
     let (inner, client) = memo(10_000, upstream).await;
     // A second memo before the first: what it remembers must be as right.
-    let (_outer, outer) = memo(10_000, remote(&[&inner], RemoteOptions::default()).await).await;
+    let (_outer, outer) = memo(10_000, pool(&[&inner], PoolOptions::default()).await).await;
     // Few images, so that most answers are remembered ones.
     let loads = [Load::start(&client, 6, 40), Load::start(&outer, 6, 40)];
     let more = async |calls| {
@@ -52,7 +52,7 @@ async fn a_rollout_under_load_gives_no_wrong_label_and_goes_one_way() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_two_models_live_the_memo_stands_for_the_one_that_most_replicas_have() {
     let [a, b, c] = [replica(1).await, replica(1).await, replica(2).await];
-    let upstream = remote(&[&a.1, &b.1, &c.1], RemoteOptions::default()).await;
+    let upstream = pool(&[&a.1, &b.1, &c.1], PoolOptions::default()).await;
     let (_memo, client) = memo(10_000, upstream).await;
     let digest = || client.welcome().map(|welcome| welcome.digest[0]);
     let ask = async |expected: u8| {
@@ -96,7 +96,7 @@ async fn replicas_of_other_shapes_do_not_disturb() {
     }
     let odd = Puppet::new(1);
     let odd_running = Running::start(Odd(Serving(Arc::clone(&odd))), "127.0.0.1:0").await;
-    let upstream = remote(&[&odd_running, &a.1, &b.1], RemoteOptions::default()).await;
+    let upstream = pool(&[&odd_running, &a.1, &b.1], PoolOptions::default()).await;
     let (_memo, client) = memo(10_000, upstream).await;
     for i in 0..40 {
         assert_eq!(client.classify(&[i; 4]).await.unwrap().label, label_of(1, &[i; 4]));
@@ -108,8 +108,8 @@ async fn replicas_of_other_shapes_do_not_disturb() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_client_of_a_memo_before_a_memo_hears_of_another_model() {
     let (puppet, running) = replica(1).await;
-    let (inner, _) = memo(10_000, remote(&[&running], RemoteOptions::default()).await).await;
-    let (_outer, client) = memo(10_000, remote(&[&inner], RemoteOptions::default()).await).await;
+    let (inner, _) = memo(10_000, pool(&[&running], PoolOptions::default()).await).await;
+    let (_outer, client) = memo(10_000, pool(&[&inner], PoolOptions::default()).await).await;
     client.classify(&[1; 4]).await.unwrap();
     let mut changes = client.changes();
     puppet.becomes(2);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use afterimage_memo::upstream::RemoteOptions;
+use afterimage_memo::pool::PoolOptions;
 use afterimage_wire::client::CallOptions;
 use afterimage_wire::{CallError, Client, Status};
 use tokio::task::JoinHandle;
@@ -12,14 +12,14 @@ use crate::common::{
     Mood, Puppet, Running, Serving, counter, gauge, label_of, memo, replica, until,
 };
 
-use crate::load::{Load, assert_right, once, remote};
+use crate::load::{Load, assert_right, once, pool};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_that_is_killed_or_drains_loses_no_request() {
     let stays = replica(1).await;
     let [killed, drained] = [replica(1).await, replica(1).await];
     let all = [&stays.1, &killed.1, &drained.1];
-    let (_memo, client) = memo(10_000, remote(&all, RemoteOptions::default()).await).await;
+    let (_memo, client) = memo(10_000, pool(&all, PoolOptions::default()).await).await;
     let load = Load::start(&client, 16, 250);
     load.more(300).await;
     killed.1.kill().await;
@@ -39,8 +39,8 @@ async fn a_replica_that_is_killed_or_drains_loses_no_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_hung_replica_holds_is_asked_elsewhere_and_it_is_ejected_and_comes_back() {
     let (good, bad) = (replica(1).await, replica(1).await);
-    let options = RemoteOptions { timeout: Duration::from_millis(400), ..Default::default() };
-    let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
+    let options = PoolOptions { timeout: Duration::from_millis(400), ..Default::default() };
+    let (_memo, client) = memo(10_000, pool(&[&good.1, &bad.1], options).await).await;
     let load = Load::start(&client, 8, 250);
     load.more(100).await;
     bad.0.set_mood(Mood::Hangs);
@@ -57,8 +57,8 @@ async fn what_a_hung_replica_holds_is_asked_elsewhere_and_it_is_ejected_and_come
 async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_end_frees_what_it_holds()
  {
     let (good, bad) = (replica(1).await, replica(1).await);
-    let options = RemoteOptions { timeout: Duration::from_secs(8), ..Default::default() };
-    let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
+    let options = PoolOptions { timeout: Duration::from_secs(8), ..Default::default() };
+    let (_memo, client) = memo(10_000, pool(&[&good.1, &bad.1], options).await).await;
     let began = Instant::now();
     let ask = |i: u32| {
         let client = client.clone();
@@ -110,8 +110,8 @@ const ENDLESS: Duration = Duration::from_secs(600);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hung_replica_does_not_take_all_the_time_of_a_request_while_another_can_answer() {
     let (good, bad) = (replica(1).await, replica(1).await);
-    let options = RemoteOptions { timeout: ENDLESS, ..Default::default() };
-    let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
+    let options = PoolOptions { timeout: ENDLESS, ..Default::default() };
+    let (_memo, client) = memo(10_000, pool(&[&good.1, &bad.1], options).await).await;
     let calls = share(&good.0, &bad.0, || calls(&client, 40, Duration::from_secs(6))).await;
     for (i, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.unwrap().unwrap(), label_of(1, &(i as u32).to_le_bytes()));
@@ -127,9 +127,9 @@ async fn who_answers_in_the_second_half_of_a_requests_time_is_believed_whether_o
         let replicas = [replica(1).await, replica(1).await];
         replicas.iter().for_each(|(puppet, _)| puppet.set_mood(Mood::Hangs));
         let options =
-            RemoteOptions { timeout: ENDLESS, retry_burst, retry_percent: 0, ..Default::default() };
+            PoolOptions { timeout: ENDLESS, retry_burst, retry_percent: 0, ..Default::default() };
         let running = replicas.each_ref().map(|(_, running)| running);
-        let (_memo, client) = memo(100, remote(&running, options).await).await;
+        let (_memo, client) = memo(100, pool(&running, options).await).await;
         let asked = || replicas.iter().map(|(puppet, _)| puppet.asked()).sum::<usize>();
         let [call] = &mut calls(&client, 1, Duration::from_secs(6))[..] else { unreachable!() };
         until("it is asked", async || asked() == 1).await;
@@ -149,7 +149,7 @@ async fn who_answers_in_the_second_half_of_a_requests_time_is_believed_whether_o
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_of_another_model_is_no_reason_to_eject_the_only_one_of_the_asked_model() {
     let [one, other] = [replica(1).await, replica(2).await];
-    let upstream = remote(&[&one.1, &other.1], RemoteOptions::default()).await;
+    let upstream = pool(&[&one.1, &other.1], PoolOptions::default()).await;
     let (_memo, client) = memo(100, upstream).await;
     one.0.set_mood(Mood::Fails(Status::Internal));
     for i in 0..20_u32 {
@@ -164,8 +164,8 @@ async fn a_replica_of_another_model_is_no_reason_to_eject_the_only_one_of_the_as
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_without_patience_have_no_replica_ejected() {
     let (one, two) = (replica(1).await, replica(1).await);
-    let options = RemoteOptions { timeout: Duration::from_secs(60), ..Default::default() };
-    let (_memo, client) = memo(10_000, remote(&[&one.1, &two.1], options).await).await;
+    let options = PoolOptions { timeout: Duration::from_secs(60), ..Default::default() };
+    let (_memo, client) = memo(10_000, pool(&[&one.1, &two.1], options).await).await;
     for (puppet, _) in [&one, &two] {
         puppet.set_mood(Mood::Hangs);
     }
@@ -192,8 +192,8 @@ async fn callers_without_patience_have_no_replica_ejected() {
 async fn what_a_draining_replica_turns_away_is_asked_elsewhere_whatever_the_budget() {
     let (good, bad) = (replica(1).await, replica(1).await);
     bad.0.set_mood(Mood::Fails(Status::ShuttingDown));
-    let options = RemoteOptions { retry_burst: 0, retry_percent: 0, ..Default::default() };
-    let (_memo, client) = memo(10_000, remote(&[&good.1, &bad.1], options).await).await;
+    let options = PoolOptions { retry_burst: 0, retry_percent: 0, ..Default::default() };
+    let (_memo, client) = memo(10_000, pool(&[&good.1, &bad.1], options).await).await;
     for i in 0..100_u32 {
         client.classify_with(&i.to_le_bytes(), once()).await.unwrap();
     }
@@ -204,7 +204,7 @@ async fn what_a_draining_replica_turns_away_is_asked_elsewhere_whatever_the_budg
 async fn a_replica_that_fails_costs_no_answer_and_soon_no_call() {
     let (good, bad) = (replica(1).await, replica(1).await);
     bad.0.set_mood(Mood::Fails(Status::Internal));
-    let upstream = remote(&[&good.1, &bad.1], RemoteOptions::default()).await;
+    let upstream = pool(&[&good.1, &bad.1], PoolOptions::default()).await;
     let (_memo, client) = memo(10_000, upstream).await;
     let load = Load::start(&client, 8, 250);
     load.more(1000).await;
@@ -222,8 +222,8 @@ async fn the_retry_budget_caps_what_a_fleet_in_trouble_is_asked() {
     for (puppet, _) in &replicas {
         puppet.set_mood(Mood::Fails(Status::Overloaded));
     }
-    let options = RemoteOptions { retry_burst: 20, retry_percent: 10, ..Default::default() };
-    let upstream = remote(&replicas.each_ref().map(|(_, running)| running), options).await;
+    let options = PoolOptions { retry_burst: 20, retry_percent: 10, ..Default::default() };
+    let upstream = pool(&replicas.each_ref().map(|(_, running)| running), options).await;
     let (_memo, client) = memo(10_000, upstream).await;
     for i in 0..REQUESTS {
         let error = client.classify(&i.to_le_bytes()).await.unwrap_err();

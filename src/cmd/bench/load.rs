@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use crate::args::{ClientArgs, Time};
-use crate::serving;
+use crate::net;
 
 /// The images that need no file.
 const DRAWN: &str = "drawn";
@@ -58,7 +58,7 @@ impl Place {
             let known = Dialect::ALL.map(Dialect::scheme).join("://, ");
             bail!("{text} is none of {known}:// or host:port");
         };
-        Ok(Place { dialect, addr: serving::resolve(place)?, text: place.to_owned() })
+        Ok(Place { dialect, addr: net::resolve(place)?, text: place.to_owned() })
     }
 }
 

@@ -8,11 +8,11 @@ use afterimage_wire::server::until_terminated;
 use anyhow::Context;
 use tokio::sync::mpsc;
 
-use super::format::{nanos, percent, short};
 use super::reading::{Interval, Reading};
 use super::report;
 use super::screen::Screen;
 use super::view::View;
+use crate::format::{nanos, percent, short};
 use crate::print::say;
 
 /// Shows what the service does until Ctrl-C, SIGTERM or the key q: on a terminal as a picture,

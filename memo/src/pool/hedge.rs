@@ -1,0 +1,87 @@
+//! Requests whose time is running: which of them have used up half of it. Pure: time comes in as an
+//! argument.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Requests in the order in which half of their time is over. As many as are under way, at most.
+#[derive(Debug)]
+pub(super) struct Hedges<C> {
+    waiting: BTreeMap<Ticket, Arc<C>>,
+    tickets: u64,
+    /// When whoever looks comes again, if that is known.
+    armed: Option<Instant>,
+}
+
+/// A request's place: when it is due, and a number that no other has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Ticket {
+    due: Instant,
+    number: u64,
+}
+
+impl<C> Hedges<C> {
+    pub(super) fn new() -> Self {
+        Hedges { waiting: BTreeMap::new(), tickets: 0, armed: None }
+    }
+
+    /// Takes a request in.
+    pub(super) fn add(&mut self, due: Instant, call: &Arc<C>) -> Ticket {
+        self.tickets += 1;
+        let ticket = Ticket { due, number: self.tickets };
+        self.waiting.insert(ticket, Arc::clone(call));
+        ticket
+    }
+
+    /// Forgets one that needs it no more.
+    pub(super) fn remove(&mut self, ticket: Ticket) {
+        self.waiting.remove(&ticket);
+    }
+
+    /// Whether somebody must look earlier than was said the last time.
+    pub(super) fn needs_earlier_wake(&self) -> bool {
+        let first = self.waiting.keys().next();
+        first.is_some_and(|first| self.armed.is_none_or(|armed| first.due < armed))
+    }
+
+    /// Takes one out whose time has come.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<Arc<C>> {
+        let first = self.waiting.first_entry()?;
+        (first.key().due <= now).then(|| first.remove())
+    }
+
+    /// When to look again; `None` for not before somebody is [pressing](Self::needs_earlier_wake).
+    pub(super) fn arm(&mut self) -> Option<Instant> {
+        self.armed = self.waiting.keys().next().map(|first| first.due);
+        self.armed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn calls_come_out_when_they_are_due_in_order_and_whoever_has_left_does_not() {
+        let (mut hedges, start) = (Hedges::new(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let call = |hedges: &mut Hedges<u64>, ms| hedges.add(at(ms), &Arc::new(ms));
+        assert!(!hedges.needs_earlier_wake() && hedges.arm().is_none());
+        call(&mut hedges, 30);
+        assert!(hedges.needs_earlier_wake());
+        assert_eq!(hedges.arm(), Some(at(30)));
+        call(&mut hedges, 40);
+        assert!(!hedges.needs_earlier_wake());
+        let gone = call(&mut hedges, 10);
+        call(&mut hedges, 20);
+        assert!(hedges.needs_earlier_wake());
+        hedges.remove(gone);
+        assert!(hedges.take_due(at(19)).is_none());
+        assert_eq!(hedges.take_due(at(30)).as_deref(), Some(&20));
+        assert_eq!(hedges.take_due(at(30)).as_deref(), Some(&30));
+        assert!(hedges.take_due(at(30)).is_none());
+        assert_eq!(hedges.arm(), Some(at(40)));
+    }
+}

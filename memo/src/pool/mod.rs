@@ -1,0 +1,289 @@
+//! Classifiers across the network: anything that speaks the protocol, other memos included. One, or
+//! several that share the work.
+//!
+//! **One model at a time.** Replicas may differ in model while a rollout is under way. The memo
+//! then stands for the model that most of them have (see [`Balance::vote`]), says so in its
+//! `Welcome`, and asks only those that have it: an image never gets now this, now that model's
+//! answer, and whoever files answers under the memo's digest files them right. When the majority
+//! changes, all connections are told at once. Before a replica's answer is believed, it is held
+//! against the model that was asked for: the one in the `Welcome` of the very connection that
+//! brought it.
+//!
+//! **What goes wrong elsewhere is asked again elsewhere**: classification has no effects. What a
+//! replica turned away unbegun (it drains), or was never sent, is free; anything else takes from
+//! the [`RetryBudget`]. One that hangs or fails is ejected for a while ([`health`]). And what has
+//! no answer when half of its time is over is asked of a second replica, too, within the same
+//! budget ([`calls`]).
+
+mod balance;
+mod budget;
+mod calls;
+mod discovery;
+mod endpoint;
+mod health;
+mod hedge;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use afterimage_wire::Client;
+use afterimage_wire::proto::stats::Stats;
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+
+use crate::key::ModelId;
+use crate::sync;
+use crate::upstream::{Classifier, Job, OnChange};
+use balance::{Balance, Ejected, Member};
+use budget::RetryBudget;
+use calls::Call;
+use endpoint::Endpoint;
+use hedge::Hedges;
+
+pub use discovery::{Connect, Resolve, Target};
+
+/// Replicas at most: a name that stands for more is taken to mean its first ones. Each has a
+/// connection and is looked at with every miss.
+pub const MAX_REPLICAS: usize = 64;
+
+/// Replicas that statistics name one by one.
+const MAX_IN_STATS: usize = 16;
+
+/// A replica that owes answers and has given none for this share of the timeout is held to hang:
+/// long before its requests time out, and long after an answer was due.
+const PATIENCE_SHARE: u32 = 4;
+
+/// How pool classifiers are asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// What one attempt may take. The default is 5 s. A request with less time than twice that is
+    /// asked of a second replica, too, when half of its time is over.
+    pub timeout: Duration,
+    /// Retries in hundredths of the requests. The default is 10.
+    pub retry_percent: u32,
+    /// Retries that may be saved up, and are there from the start. The default, 4,096, is what may
+    /// be in flight on a busy replica when it dies.
+    pub retry_burst: u32,
+    /// Where chance begins when replicas are drawn; `None`, the default, is chance itself. For
+    /// simulations that must be repeatable.
+    pub seed: Option<u64>,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        PoolOptions {
+            timeout: Duration::from_secs(5),
+            retry_percent: 10,
+            retry_burst: 4096,
+            seed: None,
+        }
+    }
+}
+
+/// Clients of classifiers.
+pub struct Pool {
+    options: PoolOptions,
+    state: Mutex<State>,
+    /// The model that the memo stands for.
+    model: ArcSwapOption<ModelId>,
+    on_change: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
+    /// Tells whoever keeps the time that some request is due earlier.
+    hedge_wake: Arc<Notify>,
+    retries: AtomicU64,
+    retries_denied: AtomicU64,
+    moved: AtomicU64,
+}
+
+#[derive(Debug)]
+struct State {
+    balance: Balance<Arc<Endpoint>>,
+    budget: RetryBudget,
+    hedges: Hedges<Call>,
+    /// Why a name could not be looked up the last time.
+    unresolved: Option<String>,
+}
+
+impl Pool {
+    /// The one classifier behind `client`, which should fail fast: while the classifier is away,
+    /// misses fail at once. Each attempt may take `timeout`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn new(client: Client, timeout: Duration) -> Arc<Self> {
+        let options = PoolOptions { timeout, ..PoolOptions::default() };
+        Pool::of_clients([client], options)
+    }
+
+    /// The classifiers behind these clients, as [`Pool::new`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn of_clients(
+        clients: impl IntoIterator<Item = Client>,
+        options: PoolOptions,
+    ) -> Arc<Self> {
+        let pool = Pool::empty(options);
+        for client in clients {
+            pool.add(client);
+        }
+        pool
+    }
+
+    fn empty(options: PoolOptions) -> Arc<Self> {
+        use std::hash::{BuildHasher, Hasher, RandomState};
+        let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        let balance = Balance::new(options.timeout / PATIENCE_SHARE, seed);
+        let budget = RetryBudget::new(options.retry_percent, options.retry_burst);
+        let state = State { balance, budget, hedges: Hedges::new(), unresolved: None };
+        let pool = Arc::new(Pool {
+            options,
+            state: Mutex::new(state),
+            model: ArcSwapOption::empty(),
+            on_change: Mutex::new(None),
+            hedge_wake: Arc::new(Notify::new()),
+            retries: AtomicU64::new(0),
+            retries_denied: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+        });
+        let hedge_wake = Arc::clone(&pool.hedge_wake);
+        tokio::spawn(Pool::run_hedges(Arc::downgrade(&pool), hedge_wake));
+        pool
+    }
+
+    /// Takes a replica in and watches its connections come and go.
+    fn add(self: &Arc<Self>, client: Client) -> u64 {
+        let replica = Endpoint::new(client);
+        let number = self.lock().balance.add(Arc::clone(&replica));
+        let mut changes = replica.client.changes();
+        let (pool, replica) = (Arc::downgrade(self), Arc::downgrade(&replica));
+        let look = move || {
+            let (pool, replica) = (pool.upgrade()?, replica.upgrade()?);
+            pool.connection(number, replica.model());
+            Some(())
+        };
+        look();
+        tokio::spawn(async move { while changes.next().await && look().is_some() {} });
+        number
+    }
+
+    /// Gives a replica up; what is in flight on it is still answered.
+    fn remove(self: &Arc<Self>, number: u64) {
+        let removed = self.lock().balance.remove(number);
+        if let Some(replica) = removed {
+            self.vote();
+            tokio::spawn(async move { replica.client.close().await });
+        }
+    }
+
+    fn connection(&self, number: u64, model: Option<Arc<ModelId>>) {
+        self.lock().balance.connection(sync::now(), number, model);
+        self.vote();
+    }
+
+    /// Sees which model the replicas stand for now, and tells when it is another one.
+    fn vote(&self) {
+        let changed = {
+            let state = self.lock();
+            let present = self.model.load_full();
+            let elected = state.balance.vote(present.as_ref());
+            let changed = elected != present;
+            if changed {
+                self.model.store(elected);
+            }
+            changed
+        };
+        if changed {
+            let tell = self.on_change.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(tell) = tell {
+                tell();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics half-way under this lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ejected(&self, ejected: impl IntoIterator<Item = Ejected<Arc<Endpoint>>>, reason: &str) {
+        let mut any = false;
+        for Ejected { replica, time } in ejected {
+            any = true;
+            let server = replica.address();
+            tracing::warn!(server, ?time, reason, "a classifier gets no requests for a while");
+        }
+        if any {
+            self.vote();
+        }
+    }
+}
+
+impl Classifier for Arc<Pool> {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        self.model.load_full()
+    }
+
+    fn on_change(&self, tell: OnChange) {
+        *self.on_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(tell.into());
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let state = self.lock();
+        let mut members = state.balance.members();
+        let trouble = members.find_map(|(_, member)| {
+            let error = member.replica.client.last_error()?;
+            Some(format!("{}: {error}", member.replica.address()))
+        });
+        trouble.or_else(|| state.unresolved.clone())
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.balance.any_connected() && state.balance.in_flight() == 0
+    }
+
+    fn classify(&self, jobs: Vec<Job>) {
+        for job in jobs {
+            self.send(&Call::new(job));
+        }
+    }
+
+    fn stats(&self, stats: &mut Stats) {
+        let state = self.lock();
+        let connected = state.balance.members().filter(|(_, m)| m.model.is_some()).count();
+        stats.text("classifier", "pool");
+        stats.text("classifier_connected", if connected > 0 { "yes" } else { "no" });
+        stats.gauge("classifiers", state.balance.members().count() as u64);
+        stats.gauge("classifiers_connected", connected as u64);
+        stats.counter("classifier_ejections", state.balance.ejections);
+        stats.counter("classifier_retries", self.retries.load(Relaxed));
+        stats.counter("classifier_retries_denied", self.retries_denied.load(Relaxed));
+        stats.counter("classifier_answers_of_other_models", self.moved.load(Relaxed));
+        for (i, (_, member)) in state.balance.members().take(MAX_IN_STATS).enumerate() {
+            let address = member.replica.address();
+            stats.text(&format!("classifier_{}", i + 1), format!("{address}: {}", about(member)));
+        }
+    }
+}
+
+/// How a replica is doing, for people.
+fn about(member: &Member<Arc<Endpoint>>) -> String {
+    let Some(model) = &member.model else { return "not connected".to_owned() };
+    let state = if member.health.is_well() { "well" } else { "ejected" };
+    let [a, b, c, d, ..] = model.digest;
+    let in_flight = member.health.in_flight;
+    format!("{state}, model {a:02x}{b:02x}{c:02x}{d:02x}…, {in_flight} in flight")
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.hedge_wake.notify_one();
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("state", &*self.lock()).finish_non_exhaustive()
+    }
+}

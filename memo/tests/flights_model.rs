@@ -1,0 +1,311 @@
+//! The flights and their sweeper, checked by loom in every interleaving that the memory model
+//! allows: `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p
+//! afterimage-memo --lib`.
+//!
+//! What `service.rs` does around the table is done here with as little as possible: a store of one
+//! value, a classifier that answers or fails, and callers who count what they are told.
+
+#![cfg(loom)]
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use loom::thread;
+
+use afterimage_memo::flights::{Flights, Join};
+use afterimage_memo::single_task::SingleTask;
+
+/// What a caller was told.
+const NOTHING: usize = 0;
+const LABEL: usize = 1;
+const ERROR: usize = 2;
+const LATE: usize = 3;
+const FULL: usize = 4;
+
+/// Everything that the callers share.
+struct World {
+    flights: Flights<usize>,
+    /// Whether the store has the answer.
+    stored: AtomicUsize,
+    calls: AtomicUsize,
+    /// Calls that are still to fail.
+    failing: AtomicUsize,
+    /// Callers with a lower number have a budget, and it is spent; the others wait as long as it
+    /// takes.
+    late: usize,
+    /// What each caller was told.
+    told: Vec<AtomicUsize>,
+}
+
+impl World {
+    fn new(callers: usize, failing: usize, max_waiting: usize) -> Arc<World> {
+        Arc::new(World::of(callers, failing, max_waiting))
+    }
+
+    /// One whose first `late` callers have no time left.
+    fn with_late(late: usize, callers: usize) -> Arc<World> {
+        Arc::new(World { late, ..World::of(callers, 0, 9) })
+    }
+
+    fn of(callers: usize, failing: usize, max_waiting: usize) -> World {
+        World {
+            flights: Flights::new(max_waiting),
+            stored: AtomicUsize::new(0),
+            calls: AtomicUsize::new(0),
+            failing: AtomicUsize::new(failing),
+            late: 0,
+            told: (0..callers).map(|_| AtomicUsize::new(NOTHING)).collect(),
+        }
+    }
+
+    fn tell(&self, caller: usize, what: usize) {
+        let before = self.told[caller].swap(what, Relaxed);
+        assert_eq!(before, NOTHING, "caller {caller} was told twice");
+    }
+
+    /// A request, as `service.rs` has it with an embedded store: board and, if first on the flight,
+    /// see to the answer.
+    fn ask(&self, caller: usize, key: u128) {
+        match self.flights.join(key, caller) {
+            Join::Joined => {}
+            Join::Full(caller) => self.tell(caller, FULL),
+            Join::First => self.fly(caller, key),
+        }
+    }
+
+    /// The same behind the look that turns most away before they board.
+    fn ask_if_there_is_room(&self, caller: usize, key: u128) {
+        match self.flights.is_full() {
+            true => self.tell(caller, FULL),
+            false => self.ask(caller, key),
+        }
+    }
+
+    /// What the first on a flight owes: look once more, call if that is wanted, write, land.
+    fn fly(&self, first: usize, key: u128) {
+        let mut answer = LABEL;
+        if self.stored.load(Relaxed) == 0 {
+            // A flight that a patient caller began is not searched: he is on it until it lands.
+            if first < self.late && !self.is_wanted(key) {
+                return;
+            }
+            self.calls.fetch_add(1, Relaxed);
+            if self.failing.load(Relaxed) > 0 {
+                self.failing.fetch_sub(1, Relaxed);
+                answer = ERROR;
+            } else {
+                self.stored.store(1, Relaxed);
+            }
+        }
+        for waiter in self.flights.land(key) {
+            self.tell(waiter, answer);
+        }
+    }
+
+    /// What is asked before an image is scored: whether anybody on the flight has time left. If
+    /// nobody has, it has ended.
+    fn is_wanted(&self, key: u128) -> bool {
+        let has_time =
+            |waiters: &[usize]| waiters.iter().find(|&&caller| caller >= self.late).copied();
+        let ended = self.flights.land_unless(key, has_time).err();
+        for &caller in ended.iter().flatten() {
+            self.tell(caller, LATE);
+        }
+        ended.is_none()
+    }
+
+    /// Takes those off their flights whose time is up.
+    fn sweep(&self, leaves: impl FnMut(&usize) -> bool) {
+        for caller in self.flights.disembark(leaves) {
+            self.tell(caller, LATE);
+        }
+    }
+
+    fn told(&self, caller: usize) -> usize {
+        self.told[caller].load(Relaxed)
+    }
+
+    /// After all threads have ended: everybody was told, and nothing is left behind.
+    fn assert_settled(&self) {
+        for caller in 0..self.told.len() {
+            assert_ne!(self.told(caller), NOTHING, "caller {caller} was told nothing");
+        }
+        assert_eq!((self.flights.waiting(), self.flights.under_way()), (0, 0));
+    }
+}
+
+fn spawn(world: &Arc<World>, act: impl FnOnce(&World) + 'static) -> thread::JoinHandle<()> {
+    let world = Arc::clone(world);
+    thread::spawn(move || act(&world))
+}
+
+fn join(threads: impl IntoIterator<Item = thread::JoinHandle<()>>) {
+    for thread in threads {
+        thread.join().expect("no caller panics");
+    }
+}
+
+#[test]
+fn two_callers_make_one_call_and_both_get_its_label() {
+    loom::model(|| {
+        let world = World::new(2, 0, 9);
+        let other = spawn(&world, |world| world.ask(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!([world.told(0), world.told(1)], [LABEL; 2]);
+    });
+}
+
+#[test]
+fn three_callers_make_one_call_and_all_get_its_label() {
+    loom::model(|| {
+        let world = World::new(3, 0, 9);
+        let others = [spawn(&world, |w| w.ask(0, 7)), spawn(&world, |w| w.ask(1, 7))];
+        world.ask(2, 7);
+        join(others);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!([world.told(0), world.told(1), world.told(2)], [LABEL; 3]);
+    });
+}
+
+#[test]
+fn a_failed_call_fails_those_on_its_flight_and_the_next_one_calls_again() {
+    loom::model(|| {
+        let world = World::new(3, 1, 9);
+        let other = spawn(&world, |world| world.ask(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        let failed = [0, 1].iter().filter(|&&caller| world.told(caller) == ERROR).count();
+        // Together on the flight that failed, or one after the other.
+        let calls = world.calls.load(Relaxed);
+        assert_eq!((failed, calls), if failed == 2 { (2, 1) } else { (1, 2) });
+        assert_eq!(world.stored.load(Relaxed), 2 - failed, "an error is never stored");
+        world.ask(2, 7);
+        world.assert_settled();
+        assert_eq!((world.told(2), world.calls.load(Relaxed)), (LABEL, 2));
+    });
+}
+
+#[test]
+fn whoever_is_swept_off_is_told_once_and_the_call_goes_on_for_the_rest() {
+    loom::model(|| {
+        let world = World::new(2, 0, 9);
+        // Caller 0 has no time left; he may well be the one who asked first.
+        let others = [spawn(&world, |w| w.ask(0, 7)), spawn(&world, |w| w.sweep(|&c| c == 0))];
+        world.ask(1, 7);
+        join(others);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!(world.told(1), LABEL);
+        assert!([LABEL, LATE].contains(&world.told(0)));
+    });
+}
+
+#[test]
+fn two_sweepers_and_a_landing_tell_nobody_twice() {
+    loom::model(|| {
+        let world = World::new(1, 0, 9);
+        let others = [spawn(&world, |w| w.sweep(|_| true)), spawn(&world, |w| w.sweep(|_| true))];
+        world.ask(0, 7);
+        join(others);
+        world.assert_settled();
+    });
+}
+
+#[test]
+fn a_call_that_nobody_has_time_for_is_not_made_and_all_are_told_so_once() {
+    loom::model(|| {
+        let world = World::with_late(2, 2);
+        let other = spawn(&world, |world| world.ask(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 0);
+        assert_eq!([world.told(0), world.told(1)], [LATE; 2]);
+    });
+}
+
+#[test]
+fn whoever_joins_as_a_flight_ends_keeps_it_or_begins_one_and_gets_his_label() {
+    loom::model(|| {
+        let world = World::with_late(1, 2);
+        let other = spawn(&world, |world| world.ask(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!(world.told(1), LABEL);
+        assert!([LABEL, LATE].contains(&world.told(0)));
+    });
+}
+
+#[test]
+fn of_callers_one_after_the_other_only_the_one_with_time_left_makes_a_call() {
+    loom::model(|| {
+        let world = World::with_late(2, 3);
+        let other = spawn(&world, |world| {
+            world.ask(0, 7);
+            world.ask(1, 7);
+        });
+        world.ask(2, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!(world.told(2), LABEL);
+        assert!((0..2).all(|caller| [LABEL, LATE].contains(&world.told(caller))));
+    });
+}
+
+#[test]
+fn a_flight_that_was_swept_empty_ends_or_goes_on_for_whoever_joins_it() {
+    loom::model(|| {
+        let world = World::with_late(1, 2);
+        assert_eq!(world.flights.join(7, 0), Join::First);
+        world.sweep(|&caller| caller == 0);
+        let other = spawn(&world, |world| world.fly(0, 7));
+        world.ask(1, 7);
+        join([other]);
+        world.assert_settled();
+        assert_eq!(world.calls.load(Relaxed), 1);
+        assert_eq!([world.told(0), world.told(1)], [LATE, LABEL]);
+    });
+}
+
+#[test]
+fn callers_past_the_cap_are_turned_away_and_leave_no_trace() {
+    loom::model(|| {
+        let world = World::new(3, 0, 1);
+        let others = [
+            spawn(&world, |world| world.ask_if_there_is_room(0, 7)),
+            spawn(&world, |world| world.ask_if_there_is_room(1, 1 << 127)),
+        ];
+        world.ask_if_there_is_room(2, 7);
+        join(others);
+        world.assert_settled();
+        assert!((0..3).any(|caller| world.told(caller) == LABEL), "at least one has room");
+        assert_eq!(world.flights.join(7, 0), Join::First, "the room is free again");
+    });
+}
+
+#[test]
+fn a_need_that_arises_as_the_sweeper_leaves_finds_one() {
+    loom::model(|| {
+        let (task, needs) = (Arc::new(SingleTask::new()), Arc::new(AtomicUsize::new(1)));
+        assert!(task.start());
+        let boarding = {
+            let (task, needs) = (Arc::clone(&task), Arc::clone(&needs));
+            thread::spawn(move || {
+                needs.fetch_add(1, Relaxed);
+                task.start()
+            })
+        };
+        // The sweeper has done what he saw.
+        needs.fetch_sub(1, Relaxed);
+        let stays = !task.stop(|| needs.load(Relaxed) > 0);
+        let took_over = boarding.join().unwrap();
+        assert_eq!(needs.load(SeqCst), 1);
+        assert!(stays ^ took_over, "one sweeper: the old one stays {stays}, a new one {took_over}");
+    });
+}

@@ -1,0 +1,202 @@
+//! Reads along on every connection and keeps the protocol's accounts: each request has exactly one
+//! reply, of the right kind, in time, with the label of the very model that the connection was told
+//! of. What clients see is not enough for that: a reply that never comes looks like a slow one to a
+//! caller whose time runs out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use afterimage_wire::Status;
+use afterimage_wire::proto::header::MAX_MAX_BODY;
+use afterimage_wire::proto::{Frame, Kind, Message};
+use tokio::time::Instant;
+
+use super::classifier::label;
+use afterimage_memo::service::SWEEP_EVERY;
+
+/// What a memo may take beyond a request's budget: its look at the flights, every so often, and the
+/// millisecond that a timer is rounded to, twice.
+const BUDGET_SLACK: Duration = SWEEP_EVERY.saturating_add(Duration::from_millis(2));
+
+/// The accounts of one connection.
+#[derive(Debug, Default)]
+pub(super) struct Auditor {
+    /// What each side has written and was not whole yet.
+    partial: [Vec<u8>; 2],
+    open: BTreeMap<u64, Asked>,
+    /// The server promises to keep budgets while fewer requests than this are in flight. Past it,
+    /// it does not read.
+    window: Option<usize>,
+    /// The digest in the server's `Welcome`.
+    told: Option<[u8; 32]>,
+    /// Something kept bytes from arriving when they should have: times prove nothing.
+    pub(super) disturbed: bool,
+}
+
+/// A request that has no reply yet.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    kind: Kind,
+    /// When its last byte arrives, if nothing comes in between.
+    at: Instant,
+    budget: Option<Duration>,
+    /// Which one it is, if it is about one.
+    image: Option<u8>,
+}
+
+impl Auditor {
+    /// Empty accounts. `window`: of a server that keeps budgets.
+    pub(super) fn new(window: Option<usize>, disturbed: bool) -> Self {
+        Auditor { window, disturbed, ..Auditor::default() }
+    }
+
+    /// Bytes of one side (0: the client) that arrive at this time. Says what is wrong with them.
+    pub(super) fn wrote(&mut self, side: usize, bytes: &[u8], arrives: Instant) -> Option<String> {
+        let mut partial = std::mem::take(&mut self.partial[side]);
+        partial.extend_from_slice(bytes);
+        let mut at = 0;
+        let mut complaint = None;
+        while let Ok(Some(frame)) = Frame::decode(&partial[at..], MAX_MAX_BODY) {
+            at += frame.header.frame_len();
+            let wrong = match side {
+                0 => self.request(frame, arrives),
+                _ => self.reply(frame, Instant::now()),
+            };
+            complaint = complaint.or(wrong);
+        }
+        partial.drain(..at);
+        self.partial[side] = partial;
+        complaint
+    }
+
+    fn request(&mut self, frame: Frame<'_>, at: Instant) -> Option<String> {
+        let kind = frame.header.kind;
+        let message = match Message::decode(frame) {
+            Ok(message) => message,
+            Err(error) => return Some(format!("a malformed {kind:?}: {error}")),
+        };
+        let image = match message {
+            Message::ClassifyReq { image, .. } => image.first().copied(),
+            _ => None,
+        };
+        let budget = match message {
+            Message::CacheWrite { .. } => return None,
+            Message::ClassifyReq { budget_ms, .. } | Message::CacheRead { budget_ms, .. } => {
+                (budget_ms > 0).then(|| Duration::from_millis(budget_ms.into()))
+            }
+            _ => None,
+        };
+        let id = frame.header.id;
+        self.disturbed |= self.window.is_some_and(|window| self.open.len() >= window);
+        let twice = self.open.insert(id, Asked { kind, at, budget, image }).is_some();
+        twice.then(|| format!("id {id} is used again while it is in flight"))
+    }
+
+    fn reply(&mut self, frame: Frame<'_>, now: Instant) -> Option<String> {
+        let id = frame.header.id;
+        let message = match Message::decode(frame) {
+            Ok(message) => message,
+            Err(error) => return Some(format!("a malformed {:?}: {error}", frame.header.kind)),
+        };
+        if let Message::Error { status: Status::Internal, text, .. } = message {
+            return Some(format!("request {id} got an internal error: {text}"));
+        }
+        if let Message::Welcome(welcome) = &message {
+            self.told = Some(welcome.digest);
+        }
+        let kind = match message {
+            Message::GoAway { .. } | Message::Error { connection: true, .. } => return None,
+            Message::Welcome(_) => Some(Kind::Hello),
+            Message::Pong(_) => Some(Kind::Ping),
+            Message::StatsResp(_) => Some(Kind::StatsReq),
+            Message::CacheResp { .. } => Some(Kind::CacheReq),
+            Message::ClassifyResp(_) => Some(Kind::ClassifyReq),
+            Message::Error { .. } => None,
+            _ => return Some(format!("a {:?} from a server", frame.header.kind)),
+        };
+        let Some(asked) = self.open.remove(&id) else {
+            return Some(format!("a second reply to request {id}, or one to none"));
+        };
+        if kind.is_some_and(|kind| kind != asked.kind) {
+            return Some(format!(
+                "request {id}, a {:?}, got a {:?}",
+                asked.kind, frame.header.kind
+            ));
+        }
+        if let Message::ClassifyResp(answer) = &message
+            && self.window.is_some()
+            && !self.is_right(asked.image, answer.label)
+        {
+            return Some(format!("request {id} got a wrong label, {}", answer.label));
+        }
+        let took = now.saturating_duration_since(asked.at);
+        let judged = self.window.is_some() && !self.disturbed;
+        match asked.budget {
+            Some(budget) if judged && took > budget + BUDGET_SLACK => {
+                Some(format!("request {id} took {took:?}; its budget was {budget:?}"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the model that the connection was told of says this of an image. A classifier's own
+    /// answers are not judged: some say what they cannot mean.
+    fn is_right(&self, image: Option<u8>, class: u16) -> bool {
+        let told = self.told.filter(|digest| digest[0] != 0 && *digest == [digest[0]; 32]);
+        told.zip(image).is_some_and(|(digest, image)| label(digest[0], image) == class)
+    }
+
+    /// Whether somebody has begun a frame and not ended it.
+    pub(super) fn is_within_a_frame(&self) -> bool {
+        self.partial.iter().any(|partial| !partial.is_empty())
+    }
+
+    /// The requests that have no reply.
+    pub(super) fn unanswered(&self) -> usize {
+        self.open.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use afterimage_wire::proto::message::{
+        Classification, Origin, put_classify_req, put_classify_resp,
+    };
+
+    use super::*;
+
+    /// The complaint about a reply to request 1 after `took`, when the request has a budget of 5 ms.
+    async fn reply_after(auditor: &mut Auditor, took: Duration) -> Option<String> {
+        tokio::time::sleep(took).await;
+        let mut frame = Vec::new();
+        put_classify_resp(
+            &mut frame,
+            1,
+            Classification { label: label(1, 5), origin: Origin::Miss },
+        );
+        auditor.told = Some([1; 32]);
+        auditor.wrote(1, &frame, Instant::now())
+    }
+
+    fn asked() -> Auditor {
+        let (mut auditor, mut frame) = (Auditor::new(Some(10), false), Vec::new());
+        put_classify_req(&mut frame, 1, &[5; 8], 5);
+        assert_eq!(auditor.wrote(0, &frame, Instant::now()), None);
+        auditor
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_past_the_budget_is_noticed() {
+        assert_eq!(reply_after(&mut asked(), BUDGET_SLACK).await, None);
+        let complaint = reply_after(&mut asked(), Duration::from_millis(100)).await;
+        assert!(complaint.is_some_and(|text| text.contains("its budget was")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_second_reply_is_noticed() {
+        let mut auditor = asked();
+        reply_after(&mut auditor, Duration::ZERO).await;
+        let complaint = reply_after(&mut auditor, Duration::ZERO).await;
+        assert!(complaint.is_some_and(|text| text.contains("a second reply")));
+    }
+}

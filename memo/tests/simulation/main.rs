@@ -1,0 +1,176 @@
+//! A deterministic simulation: clients, a memo, a cache and classifiers, the real ones, on virtual
+//! time and over a network in memory that does all that a network can do wrong.
+//!
+//! A seed is a history: who asks what and when, and which faults happen (`history.rs`). It is
+//! played on one thread (`play.rs`), with tokio's paused clock, over `network.rs`, where
+//! `auditor.rs` reads along; `checks.rs` says what must hold in the end. The same seed gives the
+//! same history, event for event.
+//!
+//! ```text
+//! cargo test -p afterimage-memo --test simulation               # a few dozen histories
+//! SIMULATION_SECONDS=30 …                                        # as many as there is time for
+//! SIMULATION_SEED=17 … -- --nocapture                            # this one, event by event
+//! ```
+//!
+//! It is a network of our own and not `turmoil`'s: the auditor needs every byte of every
+//! connection, and the faults that find most here (a writer ahead of its reader, a segment that
+//! ends inside a frame, a peer that is gone without a word, a stopped process) are those of
+//! streams, where turmoil has messages; and a host of its needs a runtime of its own.
+
+#![allow(clippy::unwrap_used)]
+
+mod auditor;
+mod checks;
+mod classifier;
+mod dice;
+mod doubles;
+mod history;
+mod network;
+mod play;
+mod trace;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use doubles::Defect;
+use history::Settings;
+use network::Host;
+use play::{Report, play};
+
+const MEMO: Host = 0;
+const CACHE: Host = 1;
+/// The first of the classifiers.
+const CLASSIFIERS: Host = 2;
+/// The first of the clients.
+const CLIENTS: Host = CLASSIFIERS + MAX_CLASSIFIERS;
+
+/// Classifiers that share the work at most.
+const MAX_CLASSIFIERS: usize = 3;
+
+/// Histories that are played when nobody says how many.
+const HISTORIES: u64 = 48;
+
+/// Histories that go wrong before the rest is not played.
+const ENOUGH: usize = 8;
+
+/// Within so many histories in which everything may happen a planted bug must be found.
+const CATCH_WITHIN: usize = 100;
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var(variable).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
+}
+
+/// What to say of a history that went wrong.
+fn verdict(seed: u64, report: &Report) -> String {
+    let mut text = format!("seed {seed} ({}):\n", report.digest);
+    for complaint in report.complaints.iter().take(20) {
+        text += &format!("    {complaint}\n");
+    }
+    text + &format!(
+        "repeat it: SIMULATION_SEED={seed} cargo test -p afterimage-memo --test simulation every \
+         -- --nocapture"
+    )
+}
+
+#[test]
+fn every_history_ends_well() {
+    if let Some(seed) = number("SIMULATION_SEED") {
+        let report = play(seed, None, true);
+        assert!(report.complaints.is_empty(), "{}", verdict(seed, &report));
+        return;
+    }
+    let began = Instant::now();
+    let time = number("SIMULATION_SECONDS").map(Duration::from_secs);
+    let (mut played, mut requests, mut answers, mut remembered, mut faults) = (0, 0, 0, 0, 0);
+    let first = number("SIMULATION_FIRST").unwrap_or(0);
+    let mut bad = Vec::new();
+    while time.map_or(played < HISTORIES, |time| began.elapsed() < time) {
+        let report = play(first + played, None, false);
+        if !report.complaints.is_empty() {
+            bad.push(verdict(first + played, &report));
+            assert!(bad.len() < ENOUGH, "{}", bad.join("\n"));
+        }
+        played += 1;
+        requests += report.requests;
+        answers += report.answers;
+        remembered += report.remembered;
+        faults += report.faults;
+    }
+    assert!(bad.is_empty(), "{}", bad.join("\n"));
+    println!(
+        "{played} histories from seed {first} in {:.1?}: {requests} requests, {answers} answers, \
+         {remembered} of them remembered, {faults} faults; nothing wrong",
+        began.elapsed()
+    );
+    assert!(answers * 2 > requests && remembered * 4 > requests, "most of it should work");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history_event_for_event() {
+    for seed in 0..12 {
+        let (one, two) = (play(seed, None, false), play(seed, None, false));
+        assert_eq!(one.digest, two.digest, "seed {seed}");
+        assert_ne!(one.digest, play(seed + 1, None, false).digest);
+    }
+}
+
+/// Plays histories with a defect until a check finds it: the check whose complaint contains `sign`.
+fn is_caught(defect: Defect, sign: &str) {
+    let meets = |settings: &Settings| settings.remote_cache || !defect.is_of_store();
+    let seeds = (0..).filter(|&seed| meets(&Settings::of(seed))).take(CATCH_WITHIN);
+    let found = |seed: u64| {
+        play(seed, Some(defect), false).complaints.iter().any(|text| text.contains(sign))
+    };
+    let Some((before, seed)) = seeds.enumerate().find(|&(_, seed)| found(seed)) else {
+        panic!("no check found {defect:?} in {CATCH_WITHIN} histories");
+    };
+    println!("{defect:?} is caught in history {}", before + 1);
+    let without = play(seed, None, false);
+    assert!(without.complaints.is_empty(), "also without it: {}", verdict(seed, &without));
+}
+
+#[test]
+fn catches_a_store_that_returns_another_keys_value() {
+    is_caught(Defect::OtherKey, "after the storm");
+}
+
+#[test]
+fn catches_a_store_that_forges_valid_seals() {
+    is_caught(Defect::ValidSeal, "a wrong label");
+}
+
+#[test]
+fn catches_a_store_that_ignores_the_lookup_budget() {
+    is_caught(Defect::LateLookup, "costs too much");
+}
+
+#[test]
+fn catches_a_store_that_never_ends_a_lookup() {
+    is_caught(Defect::LostLookup, "in the end");
+}
+
+#[test]
+fn catches_a_classifier_that_labels_another_image() {
+    is_caught(Defect::OtherImage, "a wrong label");
+}
+
+#[test]
+fn catches_a_classifier_that_reports_a_wrong_model() {
+    is_caught(Defect::WrongModel, "a wrong label");
+}
+
+#[test]
+fn catches_a_classifier_that_loses_a_reply() {
+    is_caught(Defect::LostReply, "in the end");
+}
+
+#[test]
+fn catches_a_classifier_that_drops_a_reply() {
+    is_caught(Defect::DroppedReply, "an internal error");
+}
+
+#[test]
+fn catches_a_classifier_that_answers_twice() {
+    is_caught(Defect::TwoCalls, "calls for");
+}

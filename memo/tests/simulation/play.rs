@@ -1,0 +1,291 @@
+//! Plays one history: the storm with its requests and faults, the calm after it, and the end.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use afterimage_wire::client::CallOptions;
+use afterimage_wire::proto::message::Classification;
+use afterimage_wire::{CallError, Client, Status};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::checks::{self, Outcome};
+use super::classifier::image;
+use super::dice::Dice;
+use super::doubles::Defect;
+use super::history::{Ask, Fault, Manner, Settings, Trouble};
+use super::network::Network;
+use super::trace::Digest;
+use super::world::World;
+use super::{CLASSIFIERS, CLIENTS};
+
+/// After the last fault: within this time everything works again.
+pub(super) const RECOVERY: Duration = Duration::from_secs(1);
+
+/// How long it must work then.
+const FINE: Duration = Duration::from_millis(400);
+
+/// Between two requests of the calm after the storm.
+const EVERY: Duration = Duration::from_millis(20);
+
+/// The time that a request of the calm has: more than everything takes when it works.
+pub(super) const PATIENT: Duration = Duration::from_millis(900);
+
+/// After the last request nothing is under way for longer than this: the classifier's timeout, and
+/// a client's look at its lost connections.
+const QUIET: Duration = Duration::from_secs(4);
+
+/// Virtual time in which any history is over.
+const FOR_EVER: Duration = Duration::from_secs(600);
+
+/// Until all connections are made for the first time.
+const WARM_UP: Duration = Duration::from_millis(100);
+
+/// How often the caps are looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(7);
+
+/// Images from here on are asked about after the storm alone.
+const FIRST_NEW_IMAGE: u8 = 100;
+
+/// Before a request that was turned away is sent again: time for the `GoAway`.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What a history came to.
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    pub(super) digest: Digest,
+    pub(super) complaints: Vec<String>,
+    pub(super) requests: usize,
+    pub(super) answers: usize,
+    pub(super) remembered: usize,
+    pub(super) faults: usize,
+}
+
+/// Plays the history of a seed.
+pub(super) fn play(seed: u64, defect: Option<Defect>, prints: bool) -> Report {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime without I/O needs nothing");
+    runtime.block_on(async {
+        let settings = Settings::of(seed);
+        let network = Network::new(seed, CLIENTS + settings.clients, settings.window, prints);
+        network.trace(|trace| trace.event(seed, || format!("{settings:?}")));
+        let played = timeout(FOR_EVER, play_with(settings, defect, network.clone())).await;
+        let mut report = played.unwrap_or_else(|_| Report {
+            digest: network.trace(|trace| trace.digest()),
+            complaints: vec![format!("it is not over after {FOR_EVER:?}")],
+            requests: 0,
+            answers: 0,
+            remembered: 0,
+            faults: 0,
+        });
+        report.complaints.extend(network.complaints());
+        report
+    })
+}
+
+async fn play_with(settings: Settings, defect: Option<Defect>, network: Network) -> Report {
+    let (asks, faults) = (settings.asks(), settings.faults());
+    let count = faults.len();
+    let world = World::start(settings, defect, network.clone());
+    sleep(WARM_UP).await;
+    let start = Instant::now();
+    let watcher = tokio::spawn(watch(Arc::clone(&world)));
+
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    let mut callers = JoinSet::new();
+    for ask in asks {
+        callers.spawn(call(Arc::clone(&world), start, ask, Arc::clone(&outcomes)));
+    }
+    let mut storm = JoinSet::new();
+    for (number, fault) in faults.into_iter().enumerate() {
+        storm.spawn(strike(Arc::clone(&world), start, number as u64, fault));
+    }
+    while let Some(struck) = storm.join_next().await {
+        struck.expect("a fault is no panic");
+    }
+    let mended = Instant::now();
+    recover(&world, mended, &outcomes).await;
+    while let Some(called) = callers.join_next().await {
+        called.expect("a caller does not panic");
+    }
+    checks::remembers(&world).await;
+    sleep(QUIET).await;
+    watcher.abort();
+
+    let outcomes = std::mem::take(&mut *outcomes.lock().unwrap());
+    for outcome in &outcomes {
+        checks::outcome(&world, outcome, mended);
+    }
+    checks::calls(&world, &outcomes);
+    checks::settled(&world);
+    Report {
+        digest: network.trace(|trace| trace.digest()),
+        complaints: Vec::new(),
+        requests: outcomes.len(),
+        answers: outcomes.iter().filter(|outcome| outcome.result.is_ok()).count(),
+        remembered: outcomes.iter().filter(|outcome| outcome.is_remembered()).count(),
+        faults: count,
+    }
+}
+
+/// Asks now and then while everything recovers, and for a while after it must have: about what was
+/// asked about before, and each time about one image that is new, since a memo need not notice what
+/// becomes of its classifier while it does not need it.
+async fn recover(world: &Arc<World>, mended: Instant, outcomes: &Arc<Mutex<Vec<Outcome>>>) {
+    let mut dice = Dice::new(world.settings.seed, 6);
+    let mut callers = JoinSet::new();
+    let mut new_images = FIRST_NEW_IMAGE..u8::MAX;
+    while mended.elapsed() < RECOVERY + FINE {
+        let at = Duration::ZERO;
+        let new = new_images.next().map(|image| (0, image));
+        let known =
+            (0..world.settings.clients).map(|client| (client, world.settings.image(&mut dice)));
+        for (client, image) in new.into_iter().chain(known) {
+            let ask = Ask { at, client, image, timeout: PATIENT, manner: Manner::Callback };
+            callers.spawn(call(Arc::clone(world), mended, ask, Arc::clone(outcomes)));
+        }
+        sleep(EVERY).await;
+    }
+    while let Some(called) = callers.join_next().await {
+        called.expect("a caller does not panic");
+    }
+}
+
+/// Makes one call and keeps what came of it.
+async fn call(world: Arc<World>, start: Instant, ask: Ask, outcomes: Arc<Mutex<Vec<Outcome>>>) {
+    sleep_until(start + ask.at).await;
+    let client = &world.clients[ask.client];
+    let began = Instant::now();
+    let result = match ask.manner {
+        Manner::Callback => call_back(client, &ask).await,
+        Manner::Wait => wait(client, &ask).await,
+        Manner::HangUp(after) => match timeout(after, wait(client, &ask)).await {
+            Ok(result) => result,
+            Err(_) => return,
+        },
+    };
+    let outcome = Outcome { ask, began, ended: Instant::now(), result };
+    world.network.trace(|trace| trace.event(outcome.summary(), || outcome.to_string()));
+    outcomes.lock().unwrap().push(outcome);
+}
+
+type Answer = Result<(Classification, Option<[u8; 32]>), CallError>;
+
+/// A server that shuts down, or whose model has changed, turns requests away that it has not begun:
+/// whoever uses callbacks sends them again himself, as the memo does.
+async fn call_back(client: &Client, ask: &Ask) -> Answer {
+    let deadline = Instant::now() + ask.timeout;
+    let mut retries = 2;
+    loop {
+        let (sender, receiver) = oneshot::channel();
+        let left = deadline.saturating_duration_since(Instant::now());
+        client.submit_classify(&image(ask.image), left, move |answer| {
+            drop(sender.send(answer));
+        });
+        match receiver.await.expect("a callback is called") {
+            Ok((label, welcome)) => return Ok((label, Some(welcome.digest))),
+            Err(CallError::Server { status: Status::ShuttingDown, .. }) if retries > 0 => {
+                retries -= 1;
+                sleep(PAUSE).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn wait(client: &Client, ask: &Ask) -> Answer {
+    let options = CallOptions::new().timeout(ask.timeout);
+    client.classify_with(&image(ask.image), options).await.map(|label| (label, None))
+}
+
+/// Lets a fault happen, and mends it.
+async fn strike(world: Arc<World>, start: Instant, number: u64, fault: Fault) {
+    sleep_until(start + fault.at).await;
+    let network = &world.network;
+    network
+        .trace(|trace| trace.event(number, || format!("{:?} for {:?}", fault.what, fault.lasts)));
+    match fault.what {
+        Trouble::Crash { host, .. } | Trouble::Drain { host, .. } if !world.is_up(host) => {}
+        Trouble::Crash { host, silent, keep } => {
+            world.crash(host, silent);
+            sleep(fault.lasts).await;
+            world.boot(host, keep);
+        }
+        Trouble::Drain { host, keep } => {
+            world.drain(host).await;
+            world.boot(host, keep);
+        }
+        Trouble::Stop { host } => {
+            network.stop(host, true);
+            sleep(fault.lasts).await;
+            network.stop(host, false);
+        }
+        Trouble::Cut { a, b } => {
+            network.cut(a, b, true);
+            sleep(fault.lasts).await;
+            network.cut(a, b, false);
+        }
+        Trouble::Slow { a, b } => {
+            network.slow(a, b, Some(5..=150));
+            sleep(fault.lasts).await;
+            network.slow(a, b, None);
+        }
+        Trouble::Reset { a, b } => network.reset(a, b),
+        Trouble::Poison => poison(&world, number, fault.lasts).await,
+        Trouble::Corrupt { host } => {
+            let classifier = &world.classifiers[host - CLASSIFIERS];
+            classifier.set_corrupt(true);
+            sleep(fault.lasts).await;
+            classifier.set_corrupt(false);
+        }
+        Trouble::NewModel { host, .. } if !world.is_up(host) => {}
+        Trouble::NewModel { host, model } => {
+            world.drain(host).await;
+            world.classifiers[host - CLASSIFIERS].set_model(model);
+            world.boot(host, true);
+        }
+    }
+    network.trace(|trace| trace.event(number, || format!("{:?} is over", fault.what)));
+}
+
+/// Writes into the table what does not belong there: flipped bits, other labels under a good tag,
+/// other keys' values and noise.
+async fn poison(world: &World, number: u64, lasts: Duration) {
+    let mut dice = Dice::new(world.settings.seed, 100 + number);
+    let until = Instant::now() + lasts;
+    loop {
+        let table = world.table();
+        let entries: Vec<_> = table.entries().map(|entry| (entry.key, entry.value)).collect();
+        for &(key, value) in &entries {
+            let other = entries[dice.below(entries.len())].1;
+            let planted = match dice.below(6) {
+                0 => value ^ 1 << dice.below(64),
+                1 => value ^ (1 + dice.bits() % 0xff),
+                2 | 3 => other,
+                4 => dice.bits(),
+                _ => continue,
+            };
+            table.insert(key, planted);
+        }
+        if Instant::now() >= until {
+            return;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Looks at the caps all the time.
+async fn watch(world: Arc<World>) {
+    loop {
+        let (waiting, _) = world.in_flight();
+        let cap = world.settings.max_waiting;
+        if waiting > cap {
+            world.network.complain(format!("{waiting} wait in the memo; the cap is {cap}"));
+        }
+        sleep(WATCH_EVERY).await;
+    }
+}

@@ -1,0 +1,210 @@
+//! Hosts and their processes: a memo, a cache, a classifier and some clients, all of them the real
+//! ones, over a network that is not.
+
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use afterimage_cache::{CacheService, Capacity, Table};
+use afterimage_wire::client::Expect;
+use afterimage_wire::server::{Server, ServerOptions, Service};
+use afterimage_wire::{Client, ClientOptions};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::classifier::{Classifier, Model};
+use super::doubles::{Defect, FaultyStore, Upstream};
+use super::history::Settings;
+use super::network::{Host, Network};
+use super::{CACHE, CLASSIFIERS, CLIENTS, MEMO};
+use afterimage_memo::pool::{Pool, PoolOptions};
+use afterimage_memo::store::{RemoteStore, StoreOptions};
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
+
+type Memo = MemoService<Upstream>;
+
+/// See the module.
+pub(super) struct World {
+    pub(super) settings: Settings,
+    defect: Option<Defect>,
+    pub(super) network: Network,
+    pub(super) classifiers: Vec<Classifier>,
+    pub(super) clients: Vec<Client>,
+    processes: Mutex<[Option<Process>; CLIENTS]>,
+    /// The content of the cache, or of the memo's own table.
+    table: Mutex<Arc<Table>>,
+    /// Every memo that ever was, the last one last.
+    memos: Mutex<Vec<Weak<Memo>>>,
+}
+
+/// A process that serves.
+struct Process {
+    task: JoinHandle<()>,
+    /// Tells it to drain.
+    terminate: oneshot::Sender<()>,
+}
+
+/// The backoff of the memo's own clients, as `src/memo.rs` has it.
+const UPSTREAM_BACKOFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+
+/// Entries of a table: more than there are images and models, so that nothing is evicted.
+const ENTRIES: u64 = 4096;
+
+impl World {
+    /// All hosts up, and clients that begin to connect.
+    pub(super) fn start(
+        settings: Settings,
+        defect: Option<Defect>,
+        network: Network,
+    ) -> Arc<World> {
+        let clients = (0..settings.clients)
+            .map(|number| {
+                let options = ClientOptions::new()
+                    .backoff(Duration::from_millis(10), Duration::from_millis(200))
+                    .max_in_flight(settings.window)
+                    .backoff_seed(settings.seed ^ number as u64);
+                Client::with_connector(network.connector(CLIENTS + number, MEMO), options)
+            })
+            .collect();
+        let hosts = CLASSIFIERS..CLASSIFIERS + settings.classifiers;
+        let classifiers =
+            hosts.clone().map(|host| Classifier::new(settings.seed, host, settings.classifier_ms));
+        let classifiers = classifiers.collect();
+        let world = Arc::new(World {
+            settings,
+            defect,
+            network,
+            classifiers,
+            clients,
+            processes: Mutex::default(),
+            table: Mutex::new(new_table()),
+            memos: Mutex::default(),
+        });
+        for host in hosts.chain([CACHE, MEMO]) {
+            world.boot(host, true);
+        }
+        world
+    }
+
+    /// Whether a host's process runs.
+    pub(super) fn is_up(&self, host: Host) -> bool {
+        self.processes.lock().unwrap()[host].is_some()
+    }
+
+    /// Starts a host's process. `keep`: what its table held before is there again.
+    pub(super) fn boot(&self, host: Host, keep: bool) {
+        let embedded = !self.settings.remote_cache;
+        if !keep && (host == CACHE || host == MEMO && embedded) {
+            *self.table.lock().unwrap() = new_table();
+        }
+        let process = match host {
+            CACHE => self.serve(host, Arc::new(CacheService::new(self.table()))),
+            MEMO => {
+                let memo = Arc::new(self.new_memo());
+                self.memos.lock().unwrap().push(Arc::downgrade(&memo));
+                self.serve(host, memo)
+            }
+            _ => self.serve(host, Arc::new(self.classifiers[host - CLASSIFIERS].clone())),
+        };
+        self.processes.lock().unwrap()[host] = Some(process);
+    }
+
+    fn serve(&self, host: Host, service: Arc<impl Service>) -> Process {
+        let options = ServerOptions { window: self.settings.window as u32, ..Default::default() };
+        let server = Server::new(self.network.listen(host), service, options);
+        let (terminate, terminated) = oneshot::channel();
+        let task = tokio::spawn(server.serve(async {
+            if terminated.await.is_err() {
+                std::future::pending().await
+            }
+        }));
+        Process { task, terminate }
+    }
+
+    fn new_memo(&self) -> Memo {
+        let settings = &self.settings;
+        let start = self.memos.lock().unwrap().len() as u64;
+        let client = |to, expect| {
+            let options = ClientOptions::new()
+                .expect(expect)
+                .fail_fast(true)
+                .backoff(UPSTREAM_BACKOFF[0], UPSTREAM_BACKOFF[1])
+                .backoff_seed(settings.seed ^ start << 32 ^ (to as u64) << 48);
+            Client::with_connector(self.network.connector(MEMO, to), options)
+        };
+        let secret = Secret::new([settings.seed as u8; 32]);
+        let store = if settings.remote_cache {
+            let lookup_budget = settings.lookup_budget;
+            let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
+            let cache = client(CACHE, Expect::Cache);
+            Store::Remote(match self.defect {
+                Some(defect) if defect.is_of_store() => {
+                    let store = FaultyStore::new(cache, defect, &secret, settings.models);
+                    RemoteStore::new(store, options)
+                }
+                _ => RemoteStore::new(cache, options),
+            })
+        } else {
+            Store::Embedded(self.table(), None)
+        };
+        let options = PoolOptions {
+            timeout: settings.classifier_timeout,
+            seed: Some(settings.seed ^ start),
+            ..PoolOptions::default()
+        };
+        let clients =
+            (0..settings.classifiers).map(|number| client(CLASSIFIERS + number, Expect::Classify));
+        let pool = Pool::of_clients(clients, options);
+        let classifier = Upstream { pool, defect: self.defect };
+        let options = MemoOptions { max_waiting: settings.max_waiting, ..MemoOptions::new(secret) };
+        MemoService::new(store, classifier, options)
+    }
+
+    /// Ends a host's process at once, with or without its machine.
+    pub(super) fn crash(&self, host: Host, silent: bool) {
+        self.network.crash(host, silent);
+        if let Some(process) = self.processes.lock().unwrap()[host].take() {
+            process.task.abort();
+        }
+    }
+
+    /// Asks a host's process to end, and waits until it has.
+    pub(super) async fn drain(&self, host: Host) {
+        let process = self.processes.lock().unwrap()[host].take();
+        if let Some(Process { task, terminate }) = process {
+            let _ = terminate.send(());
+            let _ = task.await;
+        }
+    }
+
+    /// The cache's content, or that of the memo's own table.
+    pub(super) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.lock().unwrap())
+    }
+
+    /// Those who wait in the memo, and the calls that are under way.
+    pub(super) fn in_flight(&self) -> (usize, usize) {
+        let memos = self.memos.lock().unwrap();
+        memos.last().and_then(Weak::upgrade).map_or((0, 0), |memo| memo.in_flight())
+    }
+
+    /// Memos that still take memory.
+    pub(super) fn memos_alive(&self) -> usize {
+        self.memos.lock().unwrap().iter().filter(|memo| memo.strong_count() > 0).count()
+    }
+
+    /// The models that the classifiers have now.
+    pub(super) fn live(&self) -> Vec<Model> {
+        self.classifiers.iter().map(Classifier::model).collect()
+    }
+
+    /// Whether this digest is one that a classifier ever had.
+    pub(super) fn model_of(&self, digest: &[u8; 32]) -> Option<Model> {
+        let model = digest[0];
+        let known = (1..=self.settings.models).contains(&model) && *digest == [model; 32];
+        known.then_some(model)
+    }
+}
+
+fn new_table() -> Arc<Table> {
+    Arc::new(Table::new(Capacity::Entries(ENTRIES)).expect("a small table"))
+}
