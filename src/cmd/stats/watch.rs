@@ -73,7 +73,8 @@ fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let look = client.stats().await.map(Reading::new).map_err(|error| Report(&error).to_string());
+            let look =
+                client.stats().await.map(Reading::new).map_err(|error| Report(&error).to_string());
             if sender.send(look).await.is_err() {
                 return;
             }
