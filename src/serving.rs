@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_cache::Keeper;
+use afterimage_cache::SnapshotWriter;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Identity, Server, ServerOptions, Service, until_terminated};
@@ -159,9 +159,9 @@ fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
 fn ignore_file_size_limit() {}
 
 /// Writes a table's last snapshot, after the last request.
-pub(crate) fn last_snapshot(keeper: Option<Keeper>) -> anyhow::Result<()> {
-    if let Some(keeper) = keeper {
-        keeper.finish()?;
+pub(crate) fn last_snapshot(writer: Option<SnapshotWriter>) -> anyhow::Result<()> {
+    if let Some(writer) = writer {
+        writer.finish()?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{Capacity, Keeper, Table, populate_in_background};
+use afterimage_cache::{Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background};
 use afterimage_classifier::{Engine, EngineOptions, Model};
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
@@ -140,12 +140,15 @@ impl TableArgs {
         self.snapshot.is_some()
     }
 
-    /// The table, and the keeper of its snapshot if it has one.
-    pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<Keeper>)> {
+    /// The table, and the writer of its snapshots if it has a snapshot file.
+    pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
         // Checked here because clap's `requires` ignores the settings file.
         if self.snapshot_every.is_some() && self.snapshot.is_none() {
             bail!("--snapshot-every needs --snapshot FILE");
         }
+        // Before the table takes memory.
+        let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
+        let file = file.context("--snapshot")?;
         let capacity = match self.entries {
             Some(entries) => Capacity::Entries(entries),
             None => Capacity::Bytes(self.memory.unwrap_or(DEFAULT_MEMORY).0),
@@ -155,11 +158,9 @@ impl TableArgs {
         tracing::info!("the label table has {entries} slots in {bytes}");
         let table = Arc::new(table);
         populate_in_background(&table);
-        let keeper = self.snapshot.as_ref().map(|path| {
-            Keeper::start(Arc::clone(&table), path, self.snapshot_every.map(|every| every.0))
-        });
-        let keeper = keeper.transpose().context("--snapshot")?;
-        Ok((table, keeper))
+        let every = self.snapshot_every.map(|every| every.0);
+        let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&table), file, every));
+        Ok((table, writer))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `afterimage cache`: the cache service, a label table on the network.
 
-use afterimage_cache::{CacheService, Keeper};
+use afterimage_cache::{CacheService, SnapshotWriter};
 
 use crate::args::{ServerArgs, TableArgs};
 use crate::{net, serving};
@@ -23,11 +23,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let mut keeper = None;
+    let mut snapshots = None;
     serving::serve(&args.server, &args.listen, || {
         let (table, started) = args.table.table()?;
-        keeper = started;
-        Ok(CacheService::new(table).with_snapshots(keeper.as_ref().map(Keeper::handle)))
+        snapshots = started;
+        Ok(CacheService::new(table).with_snapshots(snapshots.as_ref().map(SnapshotWriter::handle)))
     })?;
-    serving::last_snapshot(keeper)
+    serving::last_snapshot(snapshots)
 }

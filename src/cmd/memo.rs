@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use afterimage_cache::Keeper;
+use afterimage_cache::SnapshotWriter;
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
 use afterimage_memo::store::{Backend, Redis, RemoteStore, StoreOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
@@ -96,7 +96,7 @@ pub(crate) struct UpstreamArgs {
     #[arg(long, value_name = "TIME", default_value = "2ms")]
     lookup_budget: Span,
 
-    /// Time limit of a call to a remote classifier, retries included.
+    /// Time limit of one call to a remote classifier. A retry has the same limit again.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     classifier_timeout: Span,
 
@@ -138,7 +138,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     refuse_misplaced(&args)?;
     warn_of_unused(&args);
-    let mut keeper = None;
+    let mut snapshots = None;
     serving::serve(&args.server, &args.listen, || {
         let options = MemoOptions {
             max_waiting: args.memo.max_waiting,
@@ -149,8 +149,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let store = match &args.store {
             StoreAddr::Embedded => {
                 let (table, started) = args.table.table()?;
-                keeper = started;
-                Store::Embedded(table, keeper.as_ref().map(Keeper::handle))
+                snapshots = started;
+                Store::Embedded(table, snapshots.as_ref().map(SnapshotWriter::handle))
             }
             StoreAddr::Cache(addr) => {
                 let options = args.upstream.cache_options(addr)?;
@@ -172,7 +172,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         Ok(MemoService::new(store, classifier(&args)?, options))
     })?;
-    serving::last_snapshot(keeper)
+    serving::last_snapshot(snapshots)
 }
 
 /// Puts a password into a Redis URL, percent-encoded.
