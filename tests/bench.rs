@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -330,6 +330,13 @@ fn a_rate_below_one_is_shown() {
     assert!(said.contains("due         0.5 requests/s"), "{said}");
 }
 
+/// The number in a line such as `*2` or `$4`; `None` at the end of the stream.
+fn length(input: &mut impl BufRead) -> Option<usize> {
+    let mut line = String::new();
+    input.read_line(&mut line).ok()?;
+    line.trim_end().get(1..)?.parse().ok()
+}
+
 /// A Redis that wants this command for a login, answers every read with a miss, and repeats the
 /// arguments of an unknown command, as Redis does.
 fn fake_redis(login: &'static str) -> SocketAddr {
@@ -339,13 +346,15 @@ fn fake_redis(login: &'static str) -> SocketAddr {
         for stream in listener.incoming().flatten() {
             thread::spawn(move || {
                 let mut output = stream.try_clone().unwrap();
-                let lines = BufReader::new(stream).split(b'\n').map_while(Result::ok);
-                let mut lines =
-                    lines.map(|line| String::from_utf8_lossy(&line).trim_end().to_owned());
-                while let Some(head) = lines.next() {
-                    let parts: usize = head[1..].parse().unwrap();
-                    let words: Vec<String> =
-                        (0..parts).map_while(|_| lines.next().and_then(|_| lines.next())).collect();
+                let mut input = BufReader::new(stream);
+                while let Some(parts) = length(&mut input) {
+                    let mut words = Vec::new();
+                    for _ in 0..parts {
+                        let Some(len) = length(&mut input) else { return };
+                        let mut word = vec![0; len + 2];
+                        input.read_exact(&mut word).unwrap();
+                        words.push(String::from_utf8_lossy(&word[..len]).into_owned());
+                    }
                     let reply = match words.join(" ") {
                         command if command == login => "+OK\r\n".to_owned(),
                         command if command == "SELECT 3" => "+OK\r\n".to_owned(),
