@@ -12,7 +12,7 @@ use afterimage_classifier::{
     ClassifierService, Engine, EngineOptions, Model, Scorer, Scratch, Shape,
 };
 use afterimage_memo::pool::Pool;
-use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_wire::client::CallOptions;
 use afterimage_wire::proto::stats::Value;
 use afterimage_wire::server::{Server, ServerOptions, Service};
@@ -36,7 +36,7 @@ async fn connect(addr: &str) -> Client {
 }
 
 /// A client of a new memo with its own table.
-async fn memo(classifier: impl Classifier) -> Client {
+async fn memo(classifier: impl Upstream) -> Client {
     let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
     let options = MemoOptions::new(Secret::new([7; 32]));
     let service = MemoService::new(Store::Embedded(table, None), classifier, options);

@@ -17,8 +17,9 @@ use afterimage_cache::service::CacheService;
 use afterimage_cache::{Capacity, Table};
 use afterimage_classifier::service::ClassifierService;
 use afterimage_classifier::{Engine, EngineOptions, Model, Scorer, Scratch, Shape as InputShape};
-use afterimage_memo::upstream::{Answer, Job};
-use afterimage_memo::{Classifier, MemoOptions, MemoService, ModelId, Secret, Store};
+use afterimage_core::ModelId;
+use afterimage_memo::upstream::Call;
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_testkit::counting::allocations;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
@@ -252,19 +253,19 @@ struct FirstByte(Arc<ModelId>);
 impl FirstByte {
     fn new() -> Self {
         let shape = Shape::new(&[28, 28]).unwrap();
-        FirstByte(Arc::new(ModelId { digest: [1; 32], shape, classes: 10 }))
+        FirstByte(Arc::new(ModelId::labels([1; 32], Some(shape), 10)))
     }
 }
 
-impl Classifier for FirstByte {
+impl Upstream for FirstByte {
     fn model(&self) -> Option<Arc<ModelId>> {
         Some(Arc::clone(&self.0))
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        for Job { image, reply } in jobs {
-            let model = Arc::clone(&self.0);
-            reply.send(Ok(Answer { label: image[0].into(), model }));
+    fn compute(&self, calls: Vec<Call>) {
+        for call in calls {
+            let label = call.row()[0].into();
+            call.send_label(label);
         }
     }
 

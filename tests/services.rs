@@ -245,7 +245,7 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             if remote_cache {
                 let flags = ["cache", "--memory", "8MiB", "--threads", threads];
                 let cache = Running::start(&[&flags[..], &["--token-file", &token_file]].concat());
-                add(&["--cache", &cache.place(), "--cache-token-file", &token_file]);
+                add(&["--store", &cache.place(), "--store-token-file", &token_file]);
                 // Nothing here is about a slow cache, and a busy machine is one.
                 add(&["--lookup-budget", "10s"]);
                 parts.push(cache);
@@ -281,7 +281,7 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             for zero in ["rejected_tags", "classifier_failures", "panics", "overloaded"] {
                 assert_eq!(stats.counter_value(zero), 0, "{zero}");
             }
-            assert_eq!(stats.counter_value("bad_images"), 3);
+            assert_eq!(stats.counter_value("bad_inputs"), 3);
             assert_eq!(stats.counter_value("connections_unauthenticated"), 3);
             for mut service in std::iter::once(memo).chain(parts) {
                 service.signal(Signal::TERM);

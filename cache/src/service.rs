@@ -6,7 +6,7 @@ use afterimage_core::Failure;
 use afterimage_wire::proto::{Role, Status, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service, SnapshotReply};
 
-use crate::{Hashed, KeeperHandle, Near, Table};
+use crate::{Hashed, Near, SnapshotHandle, Table};
 
 /// What a service says that could keep a snapshot and does not.
 pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with --snapshot FILE";
@@ -20,7 +20,7 @@ pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with -
 #[derive(Debug)]
 pub struct CacheService {
     table: Arc<Table>,
-    snapshots: Option<KeeperHandle>,
+    snapshots: Option<SnapshotHandle>,
 }
 
 impl CacheService {
@@ -32,8 +32,8 @@ impl CacheService {
     /// The same, writing the table's snapshots when a client asks, and telling of them in its
     /// statistics.
     #[must_use]
-    pub fn with_snapshots(mut self, keeper: Option<KeeperHandle>) -> Self {
-        self.snapshots = keeper;
+    pub fn with_snapshots(mut self, handle: Option<SnapshotHandle>) -> Self {
+        self.snapshots = handle;
         self
     }
 }
@@ -87,14 +87,14 @@ impl Service for CacheService {
         stats.counter("misses", table.misses);
         stats.counter("writes", table.writes);
         stats.counter("evictions", table.evictions);
-        if let Some(keeper) = &self.snapshots {
-            keeper.stats(stats);
+        if let Some(handle) = &self.snapshots {
+            handle.stats(stats);
         }
     }
 
     fn snapshot(&self, reply: SnapshotReply) {
         match &self.snapshots {
-            Some(keeper) => keeper.answer(reply),
+            Some(handle) => handle.answer(reply),
             None => {
                 reply.send(Err(Failure::new(Status::Unsupported, NO_SNAPSHOT)));
             }

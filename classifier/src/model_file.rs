@@ -36,7 +36,7 @@ const VERSIONS: &str = "1 or 2";
 pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
     let in_file = |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
-    let file = File::open(path).map_err(io)?;
+    let file = bounded::open(path).map_err(io)?;
     let bytes = file.metadata().map_err(io)?.len();
     if bytes > MAX_MODEL_FILE_BYTES {
         return Err(in_file(ModelError::TooLarge { bytes, limit: MAX_MODEL_FILE_BYTES }));

@@ -1,10 +1,12 @@
 //! What a memo does for each image, piece by piece: `cargo bench -p afterimage-memo --bench paths`.
 
 use std::hint::black_box;
+use std::sync::Arc;
 
+use afterimage_core::ModelId;
+use afterimage_memo::Secret;
 use afterimage_memo::flights::{Flights, Join};
 use afterimage_memo::key::KeySpace;
-use afterimage_memo::{ModelId, Secret};
 use afterimage_wire::proto::Shape;
 use divan::Bencher;
 
@@ -14,8 +16,8 @@ fn main() {
 
 fn keys() -> KeySpace {
     let shape = Shape::new(&[28, 28]).expect("two dimensions are allowed");
-    let model = ModelId { digest: [7; 32], shape, classes: 10 };
-    KeySpace::new(&Secret::new([5; 32]), model).expect("such a model can be remembered")
+    let model = ModelId::labels([7; 32], Some(shape), 10);
+    KeySpace::new(&Secret::new([5; 32]), Arc::new(model), 0).expect("a complete model")
 }
 
 /// The keyed 128-bit hash of an image of 784 bytes.
@@ -41,16 +43,18 @@ fn open_a_seal(bencher: Bencher<'_, '_>) {
 fn flight<const OTHERS: u128>(bencher: Bencher<'_, '_>, joining: u64) {
     let flights = Flights::new(1 << 20);
     for key in 0..OTHERS {
-        flights.join(key << 64 | key, 0);
+        if let Join::First(permit) = flights.join(key << 64 | key, 0) {
+            permit.transfer();
+        }
     }
     // Far from the others', whatever is added to it.
     let mut key = 1 << 127;
     bencher.bench_local(|| {
         key += 1;
-        assert_eq!(flights.join(key, 0), Join::First);
+        let Join::First(permit) = flights.join(key, 0) else { panic!("a new key") };
         for waiter in 1..=joining {
-            assert_eq!(flights.join(key, waiter), Join::Joined);
+            assert!(matches!(flights.join(key, waiter), Join::Joined));
         }
-        flights.complete(key)
+        flights.complete(permit.transfer())
     });
 }

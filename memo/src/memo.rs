@@ -59,6 +59,34 @@ impl MemoOptions {
             auto_bypass: false,
         }
     }
+
+    /// The same with a limit on waiting rows.
+    #[must_use]
+    pub fn max_waiting(mut self, rows: usize) -> Self {
+        self.max_waiting = rows;
+        self
+    }
+
+    /// The same with a limit on the bytes of waiting rows.
+    #[must_use]
+    pub fn max_waiting_bytes(mut self, bytes: usize) -> Self {
+        self.max_waiting_bytes = bytes;
+        self
+    }
+
+    /// The same with an audit of one of so many hits, or with none.
+    #[must_use]
+    pub fn audit(mut self, every: Option<NonZeroU32>) -> Self {
+        self.audit = every;
+        self
+    }
+
+    /// The same with the automatic bypass on or off.
+    #[must_use]
+    pub fn auto_bypass(mut self, on: bool) -> Self {
+        self.auto_bypass = on;
+        self
+    }
 }
 
 /// A memo: it answers rows from a store, and asks a model only for those that the store lacks.

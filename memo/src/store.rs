@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::service::NO_SNAPSHOT;
-use afterimage_cache::{Hashed, KeeperHandle, Table};
+use afterimage_cache::{Hashed, SnapshotHandle, Table};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_core::Failure;
 use afterimage_wire::server::SnapshotReply;
@@ -23,7 +23,7 @@ pub use remote::{RemoteStore, StoreOptions};
 pub enum Store {
     /// The cache's table in the memo's own process, and who keeps its snapshot, if anybody does: a
     /// lookup takes nanoseconds.
-    Embedded(Arc<Table>, Option<KeeperHandle>),
+    Embedded(Arc<Table>, Option<SnapshotHandle>),
     /// A cache over the network: ours, Redis or Valkey.
     Remote(RemoteStore),
 }
@@ -51,7 +51,7 @@ impl Store {
     /// Writes a snapshot of the table in this process, if it has a place for one.
     pub fn snapshot(&self, reply: SnapshotReply) {
         match self {
-            Store::Embedded(_, Some(keeper)) => keeper.answer(reply),
+            Store::Embedded(_, Some(snapshots)) => snapshots.answer(reply),
             Store::Embedded(_, None) => {
                 reply.send(Err(Failure::new(Status::Unsupported, NO_SNAPSHOT)));
             }

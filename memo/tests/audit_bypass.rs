@@ -34,7 +34,7 @@ async fn memo(store: Store, replica: &Running, options: MemoOptions) -> (Running
 }
 
 fn auditing() -> MemoOptions {
-    MemoOptions { audit: Some(NonZeroU32::MIN), ..MemoOptions::new(secret()) }
+    MemoOptions::new(secret()).audit(Some(NonZeroU32::MIN))
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn an_audit_finds_a_wrong_label_under_a_valid_seal_and_puts_it_right() {
     assert_eq!(gauge(&client, "audit_wrong_hits_ppm_below").await, 950_000);
 
     // Only whoever has the secret, or a classifier that changed its mind, can bring this about.
-    let keys = KeySpace::new(&secret(), model_id(1)).unwrap();
+    let keys = KeySpace::new(&secret(), Arc::new(model_id(1)), 0).unwrap();
     let hash = keys.hash(&[5; 4]);
     table.insert(hash.store_key(), keys.seal(hash, right + 1).cast_unsigned());
     assert_eq!(client.classify(&[5; 4]).await.unwrap().label, right + 1);
@@ -131,7 +131,7 @@ impl Backend for SlowStore {
 /// A memo with a bypass before this store, and a client of it.
 async fn bypassing_memo(slow: &Arc<Slow>, replica: &Running) -> (Running, Client) {
     let store = RemoteStore::new(SlowStore(Arc::clone(slow)), StoreOptions::default());
-    let options = MemoOptions { auto_bypass: true, ..MemoOptions::new(secret()) };
+    let options = MemoOptions::new(secret()).auto_bypass(true);
     memo(Store::Remote(store), replica, options).await
 }
 

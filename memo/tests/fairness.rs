@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use afterimage_cache::{Capacity, Table};
-use afterimage_memo::key::ModelId;
-use afterimage_memo::upstream::{Answer, Job};
-use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_core::ModelId;
+use afterimage_memo::upstream::Call;
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_testkit::endless::Endless;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
@@ -29,21 +29,21 @@ const MAX_WAITING: usize = 64;
 const MEANWHILE: u64 = 8 * 2 * (256 << 10);
 
 /// Answers what begins with a small number, and nothing else, ever.
-struct Stuck(Arc<ModelId>, std::sync::Mutex<Vec<Job>>);
+struct Stuck(Arc<ModelId>, std::sync::Mutex<Vec<Call>>);
 
-impl Classifier for Stuck {
+impl Upstream for Stuck {
     fn model(&self) -> Option<Arc<ModelId>> {
         Some(Arc::clone(&self.0))
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        for Job { image, reply } in jobs {
-            match image[0] {
+    fn compute(&self, calls: Vec<Call>) {
+        for call in calls {
+            match call.row()[0] {
                 0..100 => {
-                    let (label, model) = (label_of(1, &image), Arc::clone(&self.0));
-                    reply.send(Ok(Answer { label, model }));
+                    let label = label_of(1, call.row());
+                    call.send_label(label);
                 }
-                _ => self.1.lock().unwrap().push(Job { image, reply }),
+                _ => self.1.lock().unwrap().push(call),
             }
         }
     }
@@ -54,8 +54,7 @@ impl Classifier for Stuck {
 #[tokio::test]
 async fn a_flood_of_misses_past_the_cap_does_not_keep_hits_waiting() {
     let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
-    let options =
-        MemoOptions { max_waiting: MAX_WAITING, ..MemoOptions::new(Secret::new([7; 32])) };
+    let options = MemoOptions::new(Secret::new([7; 32])).max_waiting(MAX_WAITING);
     let stuck = Stuck(Arc::new(model_id(1)), std::sync::Mutex::default());
     let service = Arc::new(MemoService::new(Store::Embedded(table, None), stuck, options));
     let serve = {

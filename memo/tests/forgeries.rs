@@ -18,10 +18,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use afterimage_cache::{Capacity, Table};
+use afterimage_core::ModelId;
 use afterimage_memo::key::KeySpace;
 use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
-use afterimage_memo::upstream::{Answer, Job};
-use afterimage_memo::{Classifier, MemoOptions, MemoService, ModelId, Secret, Store};
+use afterimage_memo::upstream::Call;
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Frame, Message, Shape, stats::Stats};
 use afterimage_wire::server::{Op, Service, handle_one};
@@ -50,11 +51,11 @@ fn label(model: u64, image: u64) -> u16 {
 }
 
 fn keys(secret: u8, model: u64) -> KeySpace {
-    KeySpace::new(&Secret::new([secret; 32]), model_id(model)).unwrap()
+    KeySpace::new(&Secret::new([secret; 32]), Arc::new(model_id(model)), 0).unwrap()
 }
 
 fn model_id(model: u64) -> ModelId {
-    ModelId { digest: [model as u8; 32], shape: Shape::new(&[8]).unwrap(), classes: CLASSES.into() }
+    ModelId::labels([model as u8; 32], Shape::new(&[8]), CLASSES.into())
 }
 
 /// A classifier that answers in the caller's thread.
@@ -75,16 +76,17 @@ impl Inline {
     }
 }
 
-impl Classifier for Inline {
+impl Upstream for Inline {
     fn model(&self) -> Option<Arc<ModelId>> {
         Some(Arc::clone(&self.0.lock().unwrap().1))
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
+    fn compute(&self, calls: Vec<Call>) {
         let (number, model) = self.0.lock().unwrap().clone();
-        for Job { image, reply } in jobs {
-            let image = u64::from_le_bytes(*image.first_chunk().unwrap());
-            reply.send(Ok(Answer { label: label(number, image), model: Arc::clone(&model) }));
+        for call in calls {
+            assert_eq!(call.model, model);
+            let image = u64::from_le_bytes(*call.row().first_chunk().unwrap());
+            call.send_label(label(number, image));
         }
     }
 
@@ -116,7 +118,7 @@ impl Backend for Remote {
 
 /// A memo, its classifier and the keys of each of its models.
 struct Party {
-    memo: MemoService<Inline>,
+    memo: MemoService,
     classifier: Inline,
     keys: Vec<KeySpace>,
 }

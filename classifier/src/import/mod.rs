@@ -14,7 +14,6 @@ mod sample;
 mod scale;
 
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 
 use crate::error::ModelError;
@@ -108,7 +107,7 @@ impl Model {
         let io = |source| ModelError::Io { path: path.to_owned(), source };
         let in_file =
             |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
-        let file = File::open(path).map_err(io)?;
+        let file = bounded::open(path).map_err(io)?;
         let bytes = bounded::read_at_most(file, MAX_MODEL_FILE_BYTES, "model file")
             .map_err(|error| in_file(error.into()))?;
         Self::import_bytes(&bytes, options).map_err(in_file)

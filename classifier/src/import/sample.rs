@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
@@ -214,7 +213,7 @@ impl fmt::Display for Agreement {
 
 fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
     let file =
-        File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        bounded::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
     Ok(bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "sample")
         .map_err(|error| error.in_file(path))?)
 }

@@ -8,7 +8,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::fs::File;
 use std::path::Path;
 
 use super::lines::Lines;
@@ -50,8 +49,8 @@ impl Scale {
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let in_file =
             |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
-        let file =
-            File::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        let file = bounded::open(path)
+            .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         let bytes = bounded::read_at_most(file, MAX_SCALE_FILE_BYTES, "range file")
             .map_err(|error| in_file(error.into()))?;
         Self::parse(text(&bytes).map_err(in_file)?).map_err(in_file)

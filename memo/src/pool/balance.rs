@@ -253,7 +253,7 @@ mod tests {
 
     fn model(digest: u8) -> Arc<ModelId> {
         let shape = Shape::new(&[4]).unwrap();
-        Arc::new(ModelId::labels([digest; 32], shape, 10))
+        Arc::new(ModelId::labels([digest; 32], Some(shape), 10))
     }
 
     /// Replicas with these models (0 for no connection), named by their place.

@@ -7,13 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{Capacity, Table};
-use afterimage_memo::key::ModelId;
-use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_core::{ModelId, RowAnswer, RowReply};
+use afterimage_memo::service::identity_of;
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
-use afterimage_wire::server::{
-    Batch, Identity, Later, Op, Server, ServerOptions, Service, Watchers,
-};
+use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Watchers};
 use afterimage_wire::{Client, ClientOptions, Status};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -21,7 +20,7 @@ use tokio::task::JoinHandle;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn model_id(digest: u8) -> ModelId {
-    ModelId { digest: [digest; 32], shape: Shape::new(&[4]).unwrap(), classes: 1000 }
+    ModelId::labels([digest; 32], Shape::new(&[4]), 1000)
 }
 
 /// What the model of this digest says of an image: no two models agree on any.
@@ -45,7 +44,7 @@ pub(crate) struct Puppet {
     generation: AtomicU64,
     mood: Mutex<Mood>,
     pub(crate) asked: AtomicUsize,
-    held: Mutex<Vec<(Later, u16)>>,
+    held: Mutex<Vec<(RowReply, u16)>>,
     watchers: Watchers,
 }
 
@@ -78,7 +77,7 @@ impl Puppet {
     /// Answers what it took and said nothing to.
     pub(crate) fn release(&self) {
         for (later, class) in std::mem::take(&mut *self.held.lock().unwrap()) {
-            later.label(Classification { label: class, origin: Origin::Miss });
+            later.send(Ok(RowAnswer::label(class, Origin::Miss)));
         }
     }
 
@@ -92,8 +91,7 @@ pub(crate) struct Serving(pub(crate) Arc<Puppet>);
 
 impl Service for Serving {
     fn identity(&self) -> Identity {
-        let ModelId { digest, shape, classes } = model_id(self.0.digest());
-        Identity { service: Role::Classifier, digest, classes, shape }
+        identity_of(Role::Classifier, &model_id(self.0.digest()))
     }
 
     fn generation(&self) -> u64 {
@@ -118,7 +116,7 @@ impl Service for Serving {
                     batch.label(i, Classification { label: class, origin: Origin::Miss });
                 }
                 Mood::Hangs => {
-                    let held = (batch.later(i), label_of(digest, image));
+                    let held = (batch.row_reply(i), label_of(digest, image));
                     puppet.held.lock().unwrap().push(held);
                 }
                 Mood::Fails(status) => batch.error(i, status, "as planned"),
@@ -181,7 +179,7 @@ pub(crate) fn fail_fast() -> ClientOptions {
 }
 
 /// A memo with room for so many answers, and a client of it.
-pub(crate) async fn memo(entries: u64, classifier: impl Classifier) -> (Running, Client) {
+pub(crate) async fn memo(entries: u64, classifier: impl Upstream) -> (Running, Client) {
     let table = Arc::new(Table::new(Capacity::Entries(entries)).unwrap());
     let options = MemoOptions::new(Secret::new([7; 32]));
     let service = MemoService::new(Store::Embedded(table, None), classifier, options);

@@ -164,7 +164,7 @@ async fn a_job_that_the_classifier_drops_is_an_error_and_not_a_hang() {
     until("it is held", async || puppet.calls() == 1).await;
     drop(puppet.0.holding.lock().unwrap().take());
     let error = call.await.unwrap().unwrap_err().to_string();
-    assert!(error.contains("gave the request up without an answer"), "{error}");
+    assert!(error.contains("given up without an answer"), "{error}");
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn a_budget_ends_the_wait_but_not_the_call() {
 #[tokio::test]
 async fn past_the_cap_misses_are_overloaded_at_once_and_hits_go_on() {
     let puppet = Puppet::new();
-    let options = MemoOptions { max_waiting: 3, ..MemoOptions::new(secret()) };
+    let options = MemoOptions::new(secret()).max_waiting(3);
     let client = memo(Store::Embedded(table(), None), puppet.clone(), options).await;
     client.classify(&[50; 4]).await.unwrap();
     puppet.hold();

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use afterimage_cache::{Capacity, Table};
-use afterimage_memo::key::ModelId;
+use afterimage_core::{Failure, ModelId};
 use afterimage_memo::store::{RemoteStore, StoreOptions};
-use afterimage_memo::upstream::{Answer, Failure, Job};
-use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_memo::upstream::Call;
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::stats::Stats;
@@ -23,7 +23,7 @@ pub(crate) fn secret() -> Secret {
 }
 
 pub(crate) fn model_id(digest: u8) -> ModelId {
-    ModelId { digest: [digest; 32], shape: Shape::new(&[4]).unwrap(), classes: 100 }
+    ModelId::labels([digest; 32], Shape::new(&[4]), 100)
 }
 
 /// Answers with the image's first byte plus `shift`; holds its jobs while told to.
@@ -34,7 +34,7 @@ pub(crate) struct Strings {
     pub(crate) model: Mutex<Option<Arc<ModelId>>>,
     pub(crate) shift: AtomicU64,
     pub(crate) calls: AtomicUsize,
-    pub(crate) holding: Mutex<Option<Vec<Job>>>,
+    pub(crate) holding: Mutex<Option<Vec<Call>>>,
     pub(crate) failing: Mutex<Option<Failure>>,
 }
 
@@ -59,39 +59,41 @@ impl Puppet {
 
     /// Answers what is held, and holds no more.
     pub(crate) fn release(&self) {
-        let jobs = self.0.holding.lock().unwrap().take().unwrap_or_default();
-        self.answer(jobs);
+        let calls = self.0.holding.lock().unwrap().take().unwrap_or_default();
+        self.answer(calls);
     }
 
     pub(crate) fn fail_with(&self, status: Option<Status>) {
-        let failure = status.map(|status| Failure { status, text: "as planned".into() });
+        let failure = status.map(|status| Failure::new(status, "as planned"));
         *self.0.failing.lock().unwrap() = failure;
     }
 
-    pub(crate) fn answer(&self, jobs: Vec<Job>) {
-        for Job { image, reply } in jobs {
+    pub(crate) fn answer(&self, calls: Vec<Call>) {
+        for mut call in calls {
             if let Some(failure) = self.0.failing.lock().unwrap().clone() {
-                reply.send(Err(failure));
+                call.reply.send(Err(failure));
                 continue;
             }
-            let label = u16::from(image[0]) + self.0.shift.load(Ordering::Relaxed) as u16;
-            reply.send(Ok(Answer { label, model: self.model().unwrap() }));
+            let label = u16::from(call.row()[0]) + self.0.shift.load(Ordering::Relaxed) as u16;
+            // The present model may be another one than was asked for.
+            call.model = self.model().unwrap();
+            call.send_label(label);
         }
     }
 }
 
-impl Classifier for Puppet {
+impl Upstream for Puppet {
     fn model(&self) -> Option<Arc<ModelId>> {
         self.0.model.lock().unwrap().clone()
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        self.0.calls.fetch_add(jobs.len(), Ordering::Relaxed);
+    fn compute(&self, calls: Vec<Call>) {
+        self.0.calls.fetch_add(calls.len(), Ordering::Relaxed);
         if let Some(held) = &mut *self.0.holding.lock().unwrap() {
-            held.extend(jobs);
+            held.extend(calls);
             return;
         }
-        self.answer(jobs);
+        self.answer(calls);
     }
 
     fn stats(&self, _: &mut Stats) {}
@@ -130,11 +132,7 @@ pub(crate) fn remote_store(cache: &str) -> Store {
     Store::Remote(RemoteStore::new(client, StoreOptions { lookup_budget, ..Default::default() }))
 }
 
-pub(crate) async fn memo(
-    store: Store,
-    classifier: impl Classifier,
-    options: MemoOptions,
-) -> Client {
+pub(crate) async fn memo(store: Store, classifier: impl Upstream, options: MemoOptions) -> Client {
     let running = serve(MemoService::new(store, classifier, options), "127.0.0.1:0").await;
     Client::connect(running.addr.as_str(), ClientOptions::new()).await.unwrap()
 }

@@ -53,17 +53,16 @@ async fn memos_that_share_cache_and_secret_share_their_answers_and_others_do_not
 async fn whatever_others_write_into_the_table_the_label_is_right() {
     let (table, puppet) = (table(), Puppet::new());
     let client = embedded(&puppet, &table).await;
-    let keys = KeySpace::new(&secret(), model_id(1)).unwrap();
+    let keys = KeySpace::new(&secret(), Arc::new(model_id(1)), 0).unwrap();
     let (image, other) = ([5; 4], [6; 4]);
     let key = keys.hash(&image).store_key();
     client.classify(&image).await.unwrap();
     client.classify(&other).await.unwrap();
     let own = table.get(key).unwrap();
     let foreign = table.get(keys.hash(&other).store_key()).unwrap();
-    let other_model = KeySpace::new(&secret(), model_id(2)).unwrap();
+    let other_model = KeySpace::new(&secret(), Arc::new(model_id(2)), 0).unwrap();
     let of_other_model = other_model.seal(other_model.hash(&image), 8).cast_unsigned();
-    let planted =
-        (0..64).map(|bit| own ^ (1 << bit)).chain([0, 5, u64::MAX, foreign, of_other_model]);
+    let planted = (0..64).map(|bit| own ^ (1 << bit)).chain([5, u64::MAX, foreign, of_other_model]);
     for value in planted {
         table.insert(key, value);
         let rejected = counter(&client, "rejected_tags").await;
@@ -187,6 +186,6 @@ async fn an_image_of_the_wrong_size_is_told_both_sizes_and_its_batch_goes_on() {
         }
     }
     texts.sort_by_key(|(id, ..)| *id);
-    let text = |len| format!("the image is {len} bytes; the model takes 4, which is 4 bytes");
+    let text = |len| format!("the input has {len} bytes; the model takes 4, which is 4 bytes");
     assert_eq!(texts, [(1, Status::BadArgument, text(3)), (3, Status::BadArgument, text(0))]);
 }

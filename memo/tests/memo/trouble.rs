@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_cache::CacheService;
-use afterimage_memo::key::ModelId;
 use afterimage_memo::pool::Pool;
+use afterimage_memo::service::identity_of;
 use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, Store};
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Batch, Identity, Later, Op, Service};
+use afterimage_wire::server::{Batch, Identity, Op, Service, ValueReply};
 use afterimage_wire::{Client, Status};
 
 use crate::common::{counter, fail_fast, until};
@@ -58,8 +58,7 @@ struct FirstByte;
 
 impl Service for FirstByte {
     fn identity(&self) -> Identity {
-        let ModelId { digest, shape, classes } = model_id(1);
-        Identity { service: Role::Classifier, digest, classes, shape }
+        identity_of(Role::Classifier, &model_id(1))
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
@@ -117,7 +116,7 @@ async fn a_dead_cache_fails_nothing_and_is_used_again_when_it_is_back() {
 /// A cache that welcomes, and then says nothing to anything.
 #[derive(Clone, Default)]
 struct Mute {
-    held: Arc<Mutex<Vec<Later>>>,
+    held: Arc<Mutex<Vec<ValueReply>>>,
     reads: Arc<AtomicU64>,
 }
 
@@ -130,7 +129,7 @@ impl Service for Mute {
         for (i, request) in batch.requests().iter().enumerate() {
             if let Op::CacheRead { .. } = request.op {
                 self.reads.fetch_add(1, SeqCst);
-                self.held.lock().unwrap().push(batch.later(i));
+                self.held.lock().unwrap().push(batch.value_reply(i));
             }
         }
     }

@@ -14,10 +14,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use afterimage_memo::key::ModelId;
+use afterimage_core::ModelId;
 use afterimage_memo::store::{Redis, RemoteStore, StoreOptions};
-use afterimage_memo::upstream::{Answer, Job};
-use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
+use afterimage_memo::upstream::Call;
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::{Shape, stats::Stats};
 use afterimage_wire::server::{Server, ServerOptions};
@@ -30,14 +30,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Answers with the image's first byte.
 struct FirstByte(Arc<ModelId>);
 
-impl Classifier for FirstByte {
+impl Upstream for FirstByte {
     fn model(&self) -> Option<Arc<ModelId>> {
         Some(Arc::clone(&self.0))
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        for Job { image, reply } in jobs {
-            reply.send(Ok(Answer { label: image[0].into(), model: Arc::clone(&self.0) }));
+    fn compute(&self, calls: Vec<Call>) {
+        for call in calls {
+            let label = call.row()[0].into();
+            call.send_label(label);
         }
     }
 
@@ -50,7 +51,7 @@ async fn memo(url: &str) -> Client {
 
 async fn memo_with(url: &str, certificates: ClientFiles) -> Client {
     let shape = Shape::new(&[4]).unwrap();
-    let model = Arc::new(ModelId { digest: [1; 32], shape, classes: 256 });
+    let model = Arc::new(ModelId::labels([1; 32], Some(shape), 256));
     // A busy machine is not what these tests are about.
     let lookup_budget = Duration::from_millis(300);
     let options = StoreOptions { lookup_budget, ..StoreOptions::default() };

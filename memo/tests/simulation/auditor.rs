@@ -12,7 +12,7 @@ use afterimage_wire::proto::{Frame, Kind, Message};
 use tokio::time::Instant;
 
 use super::classifier::label;
-use afterimage_memo::service::SWEEP_EVERY;
+use afterimage_memo::SWEEP_EVERY;
 
 /// What a memo may take beyond a request's budget: its look at the flights, every so often, and the
 /// millisecond that a timer is rounded to, twice.

@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_core::{Origin, RowAnswer};
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 use tokio::time::sleep;
@@ -106,10 +106,10 @@ impl Service for Classifier {
             let most = state.takes_ms;
             let takes = Duration::from_millis(state.dice.of(0..=most));
             drop(state);
-            let later = batch.later(i);
+            let later = batch.row_reply(i);
             tokio::spawn(async move {
                 sleep(takes).await;
-                later.label(Classification { label: class, origin: Origin::Miss });
+                later.send(Ok(RowAnswer::label(class, Origin::Miss)));
             });
         }
     }

@@ -8,15 +8,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows, Sink, Wanted};
+use afterimage_memo::Secret;
 use afterimage_memo::key::{KeySpace, RowHash};
 use afterimage_memo::pool::Pool;
 use afterimage_memo::store::{Backend, Callback};
-use afterimage_memo::upstream::{Answer, Classifier, Failure, Job, OnChange, Owner, Reply};
-use afterimage_memo::{ModelId, Secret};
+use afterimage_memo::upstream::{Call, OnChange, Upstream};
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::stats::Stats;
 
-use crate::classifier::{CLASSES, IMAGE_LEN, image};
+use crate::classifier::{CLASSES, IMAGE_LEN, image, label};
 
 /// A defect of a store or a classifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +69,8 @@ impl<B: Backend> FaultyStore<B> {
         let mut hashes = HashMap::new();
         for model in 1..=models {
             let shape = Shape::new(&[IMAGE_LEN as u32]).expect("one dimension");
-            let id = ModelId { digest: [model; 32], shape, classes: CLASSES.into() };
-            let keys = Arc::new(KeySpace::new(secret, id).expect("a complete model"));
+            let id = ModelId::labels([model; 32], Some(shape), CLASSES.into());
+            let keys = Arc::new(KeySpace::new(secret, Arc::new(id), 0).expect("a complete model"));
             for number in 0..=u8::MAX {
                 let hash = keys.hash(&image(number));
                 hashes.insert(hash.store_key(), (Arc::clone(&keys), hash));
@@ -138,36 +139,45 @@ impl<B> fmt::Debug for FaultyStore<B> {
 }
 
 /// The real pool of classifiers, with a defect or without.
-pub(crate) struct Upstream {
+pub(crate) struct FaultyPool {
     pub(crate) pool: Arc<Pool>,
     pub(crate) defect: Option<Defect>,
 }
 
-impl Upstream {
-    /// The job that the pool gets in place of `job`; `None` for none.
-    fn spoil(&self, Job { mut image, reply }: Job) -> Option<Job> {
-        let is_hit = image[0].is_multiple_of(SOME);
+impl FaultyPool {
+    /// The call that the pool gets in place of `call`; `None` for none.
+    fn spoil(&self, mut call: Call) -> Option<Call> {
+        let first = call.row()[0];
+        let is_hit = first.is_multiple_of(SOME);
         match self.defect {
-            Some(Defect::OtherImage) => image[0] = image[0].wrapping_add(1),
+            Some(Defect::OtherImage) => {
+                let mut other = call.row().to_vec();
+                other[0] = first.wrapping_add(1);
+                call.rows[0] = other.into();
+            }
             Some(Defect::LostReply) if is_hit => {
-                std::mem::forget(reply);
+                std::mem::forget(call.reply);
                 return None;
             }
             Some(Defect::DroppedReply) if is_hit => return None,
             Some(Defect::WrongModel) => {
-                return Some(Job { image, reply: Reply::to(Relabelled(reply)) });
+                let other = call.model.digest[0].wrapping_add(1);
+                let relabelled = Relabelled { label: label(other, first), reply: call.reply };
+                call.reply = Reply::new(Arc::new(Relabelling(Mutex::new(Some(relabelled)))), 0);
             }
             Some(Defect::TwoCalls) => {
-                let again = Reply::new(|_| {});
-                self.pool.classify(vec![Job { image: image.clone(), reply: again }]);
+                let reply = Reply::call(|_| {});
+                let (rows, model) = (call.rows.clone(), Arc::clone(&call.model));
+                let (client, request_id) = (call.client, call.request_id);
+                self.pool.compute(vec![Call { rows, model, client, request_id, reply }]);
             }
             _ => {}
         }
-        Some(Job { image, reply })
+        Some(call)
     }
 }
 
-impl Classifier for Upstream {
+impl Upstream for FaultyPool {
     fn model(&self) -> Option<Arc<ModelId>> {
         self.pool.model()
     }
@@ -184,8 +194,8 @@ impl Classifier for Upstream {
         self.pool.is_idle()
     }
 
-    fn classify(&self, jobs: Vec<Job>) {
-        self.pool.classify(jobs.into_iter().filter_map(|job| self.spoil(job)).collect());
+    fn compute(&self, calls: Vec<Call>) {
+        self.pool.compute(calls.into_iter().filter_map(|call| self.spoil(call)).collect());
     }
 
     fn stats(&self, stats: &mut Stats) {
@@ -193,13 +203,23 @@ impl Classifier for Upstream {
     }
 }
 
-/// A reply that takes the answer of any model, and names the requested one.
-struct Relabelled(Reply);
+/// A reply that puts another model's label in place of the requested one's.
+struct Relabelled {
+    label: u16,
+    reply: Reply<Result<Computed, Failure>>,
+}
 
-impl Owner for Relabelled {
-    fn answer(self: Box<Self>, answer: Result<Answer, Failure>, now: Instant) {
-        let requested = self.0.model().cloned();
-        let name = |Answer { label, model }| Answer { label, model: requested.unwrap_or(model) };
-        self.0.send_at(answer.map(name), now);
+struct Relabelling(Mutex<Option<Relabelled>>);
+
+impl Sink<Result<Computed, Failure>> for Relabelling {
+    fn wanted(&self, _: u64, now: Instant) -> Wanted {
+        let relabelled = self.0.lock().unwrap();
+        relabelled.as_ref().map_or(Wanted::NoMore, |relabelled| relabelled.reply.wanted(now))
+    }
+
+    fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, _: Option<Instant>) {
+        let Some(Relabelled { label, reply }) = self.0.lock().unwrap().take() else { return };
+        let answers = Rows::from_elem(Answer::Label(label), 1);
+        reply.send(outcome.map(|Computed { model, .. }| Computed { model, answers }));
     }
 }

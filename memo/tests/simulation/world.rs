@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::classifier::{Classifier, Model};
-use super::doubles::{Defect, FaultyStore, Upstream};
+use super::doubles::{Defect, FaultyPool, FaultyStore};
 use super::history::Settings;
 use super::network::{Host, Network};
 use super::{CACHE, CLASSIFIERS, CLIENTS, MEMO};
@@ -20,7 +20,7 @@ use afterimage_memo::pool::{Pool, PoolOptions};
 use afterimage_memo::store::{RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 
-type Memo = MemoService<Upstream>;
+type Memo = MemoService;
 
 /// See the module.
 pub(super) struct World {
@@ -154,8 +154,8 @@ impl World {
         let clients =
             (0..settings.classifiers).map(|number| client(CLASSIFIERS + number, Expect::Classify));
         let pool = Pool::of_clients(clients, options);
-        let classifier = Upstream { pool, defect: self.defect };
-        let options = MemoOptions { max_waiting: settings.max_waiting, ..MemoOptions::new(secret) };
+        let classifier = FaultyPool { pool, defect: self.defect };
+        let options = MemoOptions::new(secret).max_waiting(settings.max_waiting);
         MemoService::new(store, classifier, options)
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use afterimage_wire::client::Expect;
+use afterimage_wire::client::{Expect, Report};
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
@@ -34,8 +34,8 @@ impl Service for Echo {
             let nth = self.handled.fetch_add(1, Ordering::SeqCst);
             match request.op {
                 Op::Classify { image } if nth.is_multiple_of(3) => {
-                    let (class, later) = (image[0].into(), batch.later(index));
-                    std::thread::spawn(move || later.label(label(class)));
+                    let (class, later) = (image[0].into(), batch.row_reply(index));
+                    std::thread::spawn(move || later.send(Ok(label(class).into())));
                 }
                 Op::Classify { image } => batch.label(index, label(image[0].into())),
                 _ => batch.error(index, Status::Unsupported, "only images"),
@@ -96,7 +96,7 @@ async fn a_wrong_token_and_a_wrong_service_are_refused() {
     assert!(matches!(error, CallError::Refused { .. }), "{error}");
     let wrong = options().token("secret").expect(Expect::Cache);
     let error = soon(Client::connect(server.address, wrong)).await.unwrap_err();
-    assert!(error.to_string().contains("expected a cache but found memo"), "{error}");
+    assert!(Report(&error).to_string().contains("expected a cache but found memo"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

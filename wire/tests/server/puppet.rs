@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use afterimage_core::{RowAnswer, RowReply};
 use afterimage_wire::proto::codec::{FrameCodec, OwnedFrame};
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::{Classification, Message, Origin};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Role, Shape, Status};
-use afterimage_wire::server::{Batch, Identity, Later, Op, Server, ServerOptions, Service};
+use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
 use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -35,7 +36,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A classifier that answers `image[1]`, when and how `image[0]` says.
 #[derive(Default)]
 pub(crate) struct Puppet {
-    pub(crate) held: Mutex<Vec<(Later, u16)>>,
+    pub(crate) held: Mutex<Vec<(RowReply, u16)>>,
     pub(crate) calls: AtomicUsize,
     pub(crate) generation: AtomicU64,
 }
@@ -65,14 +66,14 @@ impl Service for Puppet {
             match *how {
                 NOW => batch.label(i, label),
                 LATER => {
-                    let later = batch.later(i);
-                    std::thread::spawn(move || later.label(label));
+                    let later = batch.row_reply(i);
+                    std::thread::spawn(move || later.send(Ok(label.into())));
                 }
                 HELD => {
-                    let later = batch.later(i);
+                    let later = batch.row_reply(i);
                     self.held.lock().unwrap().push((later, label.label));
                 }
-                DROPPED => drop(batch.later(i)),
+                DROPPED => drop(batch.row_reply(i)),
                 PANIC => panic!("a planted panic"),
                 _ => {}
             }
@@ -90,7 +91,7 @@ impl Puppet {
         let held = std::mem::take(&mut *self.held.lock().unwrap());
         let count = held.len();
         for (later, class) in held.into_iter().rev() {
-            later.label(Classification { label: class, origin: Origin::Hit });
+            later.send(Ok(RowAnswer::label(class, Origin::Hit)));
         }
         count
     }

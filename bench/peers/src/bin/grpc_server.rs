@@ -63,7 +63,7 @@ impl Service {
 }
 
 #[tonic::async_trait]
-impl Classifier for Service {
+impl Upstream for Service {
     async fn classify(&self, request: Request<Image>) -> Result<Response<Label>, Status> {
         Ok(Response::new(self.classified(&request.get_ref().pixels).await?))
     }
