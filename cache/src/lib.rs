@@ -17,8 +17,6 @@ pub mod byte_store;
 mod duel;
 mod eviction;
 mod hash;
-#[cfg(not(loom))]
-pub mod keeper;
 mod line;
 #[cfg(not(loom))]
 #[allow(unsafe_code)]
@@ -39,9 +37,9 @@ pub use background::populate_in_background;
 pub use byte_store::{Admission, ByteStore, ByteStoreStats, Stored};
 pub use hash::Hashed;
 #[cfg(not(loom))]
-pub use keeper::{Keeper, KeeperHandle};
-#[cfg(not(loom))]
 pub use service::CacheService;
+#[cfg(not(loom))]
+pub use snapshot::{SnapshotFile, SnapshotHandle, SnapshotWriter};
 #[cfg(not(loom))]
 pub use stats::Stats;
 #[cfg(not(loom))]

@@ -12,7 +12,7 @@ use anyhow::bail;
 
 use crate::args::ClientArgs;
 use crate::print::{self, ReaderGone, say};
-use crate::serving;
+use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -67,7 +67,7 @@ impl Invert {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
         let options = args.client.options()?.expect(Expect::Classify);
-        let client = Client::connect(args.server.as_str(), options).await?;
+        let client = net::connect(&args.server, options).await?;
         let mut failed = 0;
         for file in &args.files {
             if let Err(error) = classify_file(&client, file, &args).await {

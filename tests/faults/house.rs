@@ -40,7 +40,7 @@ pub(crate) async fn start_memo(flags: &[&str]) -> Running {
 /// A memo in front of this cache, with a classifier of its own.
 pub(crate) async fn start_memo_with_cache(cache: &Running) -> Running {
     let budget = format!("{}ms", BUDGET.as_millis());
-    start_memo(&["--cache", &cache.place(), "--lookup-budget", &budget]).await
+    start_memo(&["--store", &cache.place(), "--lookup-budget", &budget]).await
 }
 
 pub(crate) fn digits(seed: u64, count: usize) -> (Arc<Population>, Vec<u16>) {

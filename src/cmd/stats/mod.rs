@@ -1,6 +1,5 @@
 //! `afterimage stats`: what a running service counts and measures, once or live.
 
-mod format;
 mod line;
 mod reading;
 mod report;
@@ -10,18 +9,15 @@ mod watch;
 
 use std::time::Duration;
 
-use afterimage_wire::Client;
-
-use crate::args::{ClientArgs, Span, Time};
+use crate::args::{AddressArgs, ClientArgs, Span, Time};
 use crate::print::{self, say};
-use crate::serving;
+use crate::{net, serving};
 use reading::{Interval, Reading};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The service to ask: a memo, a cache or a classifier.
-    #[arg(value_name = "ADDR", default_value = "127.0.0.1:7400")]
-    server: String,
+    #[command(flatten)]
+    address: AddressArgs,
 
     /// Print JSON: one object, or with --watch one a line.
     #[arg(long)]
@@ -48,21 +44,26 @@ const MIN_EVERY: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
-        let client = Client::connect(args.server.as_str(), args.client.options()?).await?;
+        let server = args.address.get();
+        let client = net::connect(server, args.client.options()?).await?;
         if args.watch {
             let every = args.every.0.max(MIN_EVERY);
-            return watch::watch(&client, &args.server, every, args.json).await;
+            return watch::watch(&client, server, every, args.json).await;
         }
-        let before = Reading::new(client.stats().await?);
+        let read = async || {
+            let stats = client.stats().await;
+            stats.map(Reading::new).map_err(|error| net::explained(server, &error))
+        };
+        let before = read().await?;
         let interval = if args.over.0.is_zero() {
             Interval::single(before)
         } else {
             tokio::time::sleep(args.over.0).await;
-            Interval::between(before, Reading::new(client.stats().await?))
+            Interval::between(before, read().await?)
         };
         client.close().await;
         if args.json {
-            say!("{}", serde_json::to_string_pretty(&report::json(&args.server, &interval))?)
+            say!("{}", serde_json::to_string_pretty(&report::json(server, &interval))?)
         } else {
             print::text(&report::text(&interval))
         }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use afterimage_wire::proto::stats::Value;
 use serde_json::{Map, json};
 
-use super::format::{percent, short};
 use super::reading::{Interval, Quantiles};
+use crate::format::{percent, short};
 
 /// A line for everything that the service tells, in its order; behind counters what they grew by in
 /// a second.
