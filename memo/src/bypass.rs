@@ -88,10 +88,7 @@ impl CallTime {
 
     /// The cost of a call, lately.
     pub(crate) fn cost(&self) -> CallCost {
-        CallCost {
-            waiting_ns: self.waiting_ns.load(Relaxed),
-            work_ns: self.work_ns.load(Relaxed),
-        }
+        CallCost { waiting_ns: self.waiting_ns.load(Relaxed), work_ns: self.work_ns.load(Relaxed) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Busy> {
