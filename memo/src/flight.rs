@@ -64,6 +64,9 @@ pub(crate) struct Begun {
     pub(crate) call: Call,
 }
 
+/// In place of a time, for a flight whose call is not made yet.
+const NOT_CALLED: u64 = u64::MAX;
+
 /// The call of one row: the sink of the upstream's reply.
 pub(crate) struct Flight {
     inner: Arc<Inner>,
@@ -77,7 +80,7 @@ pub(crate) struct Flight {
     first: Option<(Arc<dyn Sink<Result<RowAnswer, Failure>>>, u64)>,
     first_deadline: Option<Instant>,
     since: Instant,
-    /// Time from `since` until the call was made.
+    /// Time from `since` until the call was made; [`NOT_CALLED`] before.
     called_after_ns: AtomicU64,
     stores: bool,
     ttl: Option<Duration>,
@@ -137,7 +140,7 @@ impl Inner {
             first,
             first_deadline: deadline,
             since: arrival.since,
-            called_after_ns: AtomicU64::new(0),
+            called_after_ns: AtomicU64::new(NOT_CALLED),
             stores: arrival.stores,
             ttl: arrival.ttl,
             _waiting: waiting,
@@ -166,6 +169,7 @@ impl Inner {
             return;
         }
         self.counters.calls.fetch_add(begun.len() as u64, Relaxed);
+        self.call_time.start(begun.len() as u64, now);
         let called = |Begun { flight, call }: Begun| {
             flight.called_at(now);
             call
@@ -327,9 +331,11 @@ impl Sink<Result<Computed, Failure>> for Flight {
 
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
         let now = at.unwrap_or_else(sync::now);
-        if outcome.is_ok() {
-            let called = Duration::from_nanos(self.called_after_ns.load(Relaxed));
-            self.inner.call_time.record(now.saturating_duration_since(self.since + called));
+        let called_after_ns = self.called_after_ns.load(Relaxed);
+        if called_after_ns != NOT_CALLED {
+            let called = self.since + Duration::from_nanos(called_after_ns);
+            let took = outcome.is_ok().then(|| now.saturating_duration_since(called));
+            self.inner.call_time.end(now, took);
         }
         self.inner.complete(self, outcome, now);
     }

@@ -127,7 +127,7 @@ impl Inner {
             self.counters.hits.fetch_add(hits, Relaxed);
         }
         let took = sync::now() - arrival.since;
-        self.latencies.record_lookups(lookups, hits, took, self.call_time.nanos());
+        self.latencies.record_lookups(lookups, hits, took, self.call_time.cost());
         if misses.is_empty() {
             return Vec::new();
         }
@@ -229,7 +229,7 @@ impl Inner {
         self.counters.hits.fetch_add(hits, Relaxed);
         let took = sync::now() - arrival.since;
         if looks {
-            self.latencies.record_lookups(lookups, hits, took, self.call_time.nanos());
+            self.latencies.record_lookups(lookups, hits, took, self.call_time.cost());
         }
         begun
     }
@@ -284,10 +284,10 @@ impl Inner {
 
     /// Records the cost of lookups across the network, and what their hits saved.
     fn looked(&self, now: Instant, lookups: u64, hits: u64, took: Duration) {
-        let call_ns = self.call_time.nanos();
+        let call = self.call_time.cost();
         // The latencies of hits are recorded where they are answered.
-        self.latencies.record_lookups(lookups, 0, took, 0);
-        self.latencies.record_saved(hits, call_ns);
+        self.latencies.record_lookups(lookups, 0, took, call);
+        self.latencies.record_saved(hits, call);
         let Some(bypass) = &self.bypass else { return };
         // A store that does not answer costs no time, and its worth is not known. The breaker
         // notices its return far sooner than a probe of the bypass would.
@@ -295,7 +295,7 @@ impl Inner {
             return;
         }
         let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);
-        match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call_ns)) {
+        match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call.waiting_ns)) {
             Some(Decision::Bypass) => tracing::warn!(
                 "lookups in the store take more time than hits save: bypassing the store, with \
                  periodic probes"

@@ -1,4 +1,4 @@
-//! Where late replies wait for their connection: a buffer that any thread may add to.
+//! Late replies of a connection, in a buffer that any thread may append to.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ pub(super) struct Outbox {
     waker: AtomicWaker,
     /// Replies that are owed.
     in_flight: AtomicUsize,
-    /// The service may be another one than the connection was told.
+    /// The service may have changed since the `Welcome`.
     disturbed: AtomicBool,
 }
 
@@ -77,20 +77,20 @@ impl Outbox {
         self.waker.register(waker);
     }
 
-    /// Has the connection see whether its service is still the same.
+    /// Makes the connection check whether its service has changed.
     pub(super) fn disturb(&self) {
         self.disturbed.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// Whether somebody has called [`disturb`](Self::disturb) since the last look.
+    /// Whether [`disturb`](Self::disturb) was called since the last check.
     #[inline]
     pub(super) fn is_disturbed(&self) -> bool {
-        // A load first: this is asked with every wake-up, and seldom true.
+        // A plain load first: this runs at every wake-up and is seldom true.
         self.disturbed.load(Ordering::Relaxed) && self.disturbed.swap(false, Ordering::Acquire)
     }
 
-    /// Moves what has arrived to the end of `out`.
+    /// Moves the collected replies to the end of `out`.
     pub(super) fn take(&self, out: &mut Vec<u8>) {
         let mut buffer = self.lock();
         if out.is_empty() {
@@ -100,7 +100,7 @@ impl Outbox {
         }
     }
 
-    /// Drops what is here and what is still to come.
+    /// Drops all replies, now and later.
     pub(super) fn close(&self) {
         let mut buffer = self.lock();
         self.closed.store(true, Ordering::Relaxed);
@@ -120,8 +120,7 @@ impl Outbox {
             }
         }
         self.in_flight.fetch_sub(1, Ordering::Release);
-        // Taken now, so that the next reply under the same cork finds none, whichever connections
-        // come between.
+        // Taken now, so that further replies under the same cork do not wake the connection again.
         if let Some(waker) = self.waker.take() {
             sched::wake(waker);
         }
