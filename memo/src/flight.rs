@@ -1,7 +1,7 @@
 //! One row on its way to the upstream and back: the call, its waiters, and their answers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_core::{
@@ -84,7 +84,9 @@ pub(crate) struct Flight {
     called_after_ns: AtomicU64,
     stores: bool,
     ttl: Option<Duration>,
-    _waiting: BytePermit,
+    /// The row's bytes in the budget of waiting rows. Given back before the waiters are answered,
+    /// so that their next requests find the place free.
+    waiting: Mutex<Option<BytePermit>>,
 }
 
 impl std::fmt::Debug for Flight {
@@ -143,7 +145,7 @@ impl Inner {
             called_after_ns: AtomicU64::new(NOT_CALLED),
             stores: arrival.stores,
             ttl: arrival.ttl,
-            _waiting: waiting,
+            waiting: Mutex::new(Some(waiting)),
         });
         let reply = Reply::new(Arc::<Flight>::clone(&flight), 0);
         // From here on the reply owns the duty.
@@ -331,6 +333,7 @@ impl Sink<Result<Computed, Failure>> for Flight {
 
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
         let now = at.unwrap_or_else(sync::now);
+        drop(self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take());
         let called_after_ns = self.called_after_ns.load(Relaxed);
         if called_after_ns != NOT_CALLED {
             let called = self.since + Duration::from_nanos(called_after_ns);
