@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use afterimage_cache::Keeper;
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
-use afterimage_memo::store::{Backend, Redis, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Redis, RedisOptions, RemoteStore, StoreOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
 use afterimage_wire::tls::ClientTls;
@@ -152,7 +152,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             Place::Redis(url) => {
                 let is_secure = url.starts_with("rediss");
                 let tls = args.upstream.cache_tls.for_redis(is_secure)?;
-                let redis = Redis::connect_lazy(url, tls)?;
+                let options = RedisOptions { certificates: tls, ..RedisOptions::default() };
+                let redis = Redis::connect_lazy(url, options)?;
                 if is_secure {
                     tokio::spawn(redis.keep_current());
                 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use afterimage_wire::CallError;
 use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Status, Welcome};
+use afterimage_wire::text::Escaped;
 use arrayvec::ArrayVec;
 use tokio::sync::Notify;
 
@@ -204,7 +205,8 @@ impl Pool {
             }
             state.balance.ended(sync::now(), attempt.number, about_it)
         };
-        let reason = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let reason = outcome.as_ref().err().map(|error| Escaped(error).to_string());
+        let reason = reason.unwrap_or_default();
         self.ejected(ejected, &reason);
         match outcome {
             Ok((label, welcome)) => self.answered(call, &attempt.replica, label, &welcome),
