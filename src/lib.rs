@@ -1,5 +1,5 @@
-//! The `afterimage` command line: one file per subcommand. Each parses, wires rooms together and
-//! prints; what is done is done in the rooms.
+//! The `afterimage` command line, one file per subcommand in `cmd`. It parses flags and settings,
+//! assembles processes from the other crates, and prints.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -11,6 +11,8 @@ mod args;
 mod cmd;
 #[doc(hidden)]
 pub mod embedded;
+mod format;
+mod net;
 mod print;
 mod progress;
 mod serving;
@@ -19,87 +21,114 @@ pub mod settings;
 mod tls;
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use anyhow::{Context, bail};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// A memoization layer that makes an expensive image classifier fast: the second time an image is
-/// asked about, the answer is already there.
+/// A cache in front of a classifier: send the same image twice, and the second answer comes from
+/// memory.
 #[derive(Debug, Parser)]
-#[command(name = "afterimage", version, max_term_width = 100, after_help = SETTINGS_HELP)]
+#[command(name = "afterimage", version = version(), max_term_width = 100)]
+#[command(after_help = SETTINGS_HELP)]
 struct Cli {
-    /// Settings file (TOML): a table per command, its keys the command's flags without the dashes.
-    #[arg(long, global = true, value_name = "FILE")]
+    /// Settings file (TOML) with a table per command; its keys are the flags without dashes.
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     config: Option<PathBuf>,
 
-    /// What to log to standard error: error, warn, info, debug, trace, or one of them per module.
-    /// Without it, info; error for the commands that ask a service and tell of its errors
-    /// themselves.
+    /// Log level: error, warn, info, debug or trace; also MODULE=LEVEL [default: info for servers,
+    /// error for client commands].
     #[arg(long, global = true, value_name = "FILTER", value_parser = log_filter)]
+    #[arg(help_heading = "Global options")]
     log: Option<String>,
 
     #[command(subcommand)]
     command: Command,
 }
 
-const SETTINGS_HELP: &str = "Every flag can also be set by an environment variable \
-    (--max-body: AFTERIMAGE_MAX_BODY) and in the settings file. A flag beats the environment, the \
-    environment beats the file, the file beats the default.";
+const SETTINGS_HELP: &str = "\
+Every flag is also an environment variable (--max-body: AFTERIMAGE_MAX_BODY) and a key of the
+settings file. Order of precedence: flag, environment, file, default.
+
+Examples:
+  afterimage demo                       See what a cache in front of a slow classifier gains
+  afterimage serve                      Start a memo with the built-in classifier
+  afterimage classify digit.png         Ask it about an image
+
+'afterimage COMMAND --help' shows a command's flags and examples.";
+
+/// The subcommands by purpose, as the help lists them.
+const GROUPS: [(&str, &[&str]); 4] = [
+    ("Serve", &["serve", "memo", "cache", "classifier"]),
+    ("Ask", &["classify", "stats", "snapshot"]),
+    ("Models", &["train", "import", "eval"]),
+    ("Measure", &["demo", "bench"]),
+];
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// All in one process: the memo in front, the cache's table and the classifier embedded.
+    /// Run memo, label table and classifier in one process.
     Serve(cmd::serve::Args),
-    /// The cache alone.
+    /// Run a label table that memos on other machines share.
     Cache(cmd::cache::Args),
-    /// The classifier alone.
+    /// Run the built-in classifier.
     Classifier(cmd::classifier::Args),
-    /// The memo, in front of a classifier and with a cache that may be elsewhere.
+    /// Run a memo in front of a classifier, with a local or remote store.
     Memo(Box<cmd::memo::Args>),
-    /// Ask which class images show.
+    /// Classify images.
     Classify(cmd::classify::Args),
     /// Train a model.
     Train(cmd::train::Args),
-    /// Turn a model of another tool into a model file.
+    /// Convert a model of LIBSVM, LIBLINEAR or scikit-learn (ONNX).
     Import(cmd::import::Args),
-    /// Judge a model by a test set.
+    /// Measure the accuracy of a model on a test set.
     Eval(cmd::eval::Args),
-    /// The whole system on loopback TCP, cold then hot, with the figures.
+    /// Show the gain of a memo on this machine, in half a minute.
     Demo(cmd::demo::Args),
-    /// Put load on a running service and measure it.
+    /// Load a running service and measure throughput and latency.
     Bench(Box<cmd::bench::Args>),
-    /// What a running service counts and measures, once or live.
+    /// Show a running service's statistics.
     Stats(cmd::stats::Args),
-    /// Have a running cache or memo write its snapshot now.
+    /// Make a running service write its snapshot now.
     Snapshot(cmd::snapshot::Args),
 }
 
 impl Command {
-    /// What is logged when nobody says otherwise.
+    /// The log filter without `--log`.
     fn default_log(&self) -> &'static str {
         match self {
-            // Their errors are what they print; the client's log would say the same once more.
+            // Client commands print their errors; the log would repeat them.
             Command::Classify(_) | Command::Bench(_) | Command::Stats(_) | Command::Snapshot(_) => {
-                "error"
+                "error,afterimage::settings=warn,afterimage::tls=warn"
             }
             _ => "info",
         }
     }
 }
 
-/// Checks a filter for logs. A word alone is a level: the library would take any other for a
-/// module.
+/// The version, with the commit and its date where the build knew them.
+fn version() -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    match env!("BUILD_COMMIT") {
+        "" => version.to_owned(),
+        commit => format!("{version} ({commit})"),
+    }
+}
+
+/// Checks a log filter. A word alone must be a level: the library would take any other word for a
+/// module, and log nothing.
 fn log_filter(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     for directive in text.split(',').map(str::trim) {
         let is_word = !directive.contains(['=', '[', ':']);
         if is_word && !LEVELS.iter().any(|level| directive.eq_ignore_ascii_case(level)) {
             return Err(format!(
-                "{directive:?} is no level: one of {}, or MODULE=LEVEL",
+                "{directive:?} is not a level; expected {}, or MODULE=LEVEL",
                 LEVELS.join(", ")
             ));
         }
@@ -107,11 +136,28 @@ fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// The command line, for tests and for what is generated from it.
+/// The command line, for tests and for documents that are generated from it.
 #[doc(hidden)]
 #[must_use]
 pub fn command() -> clap::Command {
-    Cli::command()
+    let command = Cli::command();
+    let mut groups = String::new();
+    for (group, names) in GROUPS {
+        let _ = writeln!(groups, "{group}:");
+        for name in names {
+            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            let _ = writeln!(
+                groups,
+                "  {name:<12}{}",
+                about.map(ToString::to_string).unwrap_or_default()
+            );
+        }
+        groups.push('\n');
+    }
+    // Clap has no headings for subcommands.
+    command.help_template(format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{groups}Global options:\n{{options}}{{after-help}}"
+    ))
 }
 
 /// Runs the command line of this process.
@@ -120,6 +166,11 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<print::ReaderGone>() => ExitCode::from(print::READER_GONE),
+        Err(error) if error.is::<cmd::bench::Interrupted>() => {
+            print::note(format_args!("afterimage: {error}"));
+            let interrupted = error.downcast_ref::<cmd::bench::Interrupted>();
+            interrupted.map_or(ExitCode::FAILURE, |interrupted| interrupted.code.into())
+        }
         Err(error) => {
             print::note(format_args!("afterimage: {}", one_line(&error)));
             ExitCode::FAILURE
@@ -127,11 +178,11 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// An error and its causes. Some errors name their cause themselves; it is not said twice.
+/// An error and its causes in one line. A cause that the text before it contains is not repeated.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain().map(ToString::to_string) {
-        if !line.ends_with(&cause) {
+        if !line.contains(&cause) {
             let colon = if line.is_empty() { "" } else { ": " };
             line.extend([colon, &cause]);
         }
@@ -141,14 +192,15 @@ fn one_line(error: &anyhow::Error) -> String {
 
 fn run() -> anyhow::Result<()> {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let command = settings::apply(Cli::command(), args.iter().cloned())?;
-    let matches = match command.try_get_matches() {
+    let command = settings::apply(command(), args.iter().cloned())?;
+    let matches = match command.clone().try_get_matches() {
         Ok(matches) => matches,
-        Err(error) => match settings::misplaced(&error, &args) {
+        Err(error) => match settings::misplaced(&command, &error, &args) {
             Some(error) => return Err(error),
             None => error.exit(),
         },
     };
+    refuse_two_addresses(&matches)?;
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let log = cli.log.as_deref().unwrap_or(cli.command.default_log());
     let filter = EnvFilter::try_new(log).with_context(|| format!("--log {log}"))?;
@@ -158,6 +210,14 @@ fn run() -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    if let Some((name, matches)) = matches.subcommand()
+        && let Command::Serve(_) | Command::Cache(_) | Command::Classifier(_) | Command::Memo(_) =
+            cli.command
+    {
+        let settings = settings::effective(&Cli::command(), name, matches);
+        tracing::info!("afterimage {} {name}: {settings}", version());
+    }
+    settings::warn(&command, &args);
     match cli.command {
         Command::Serve(args) => cmd::serve::run(args),
         Command::Cache(args) => cmd::cache::run(args),
@@ -172,4 +232,18 @@ fn run() -> anyhow::Result<()> {
         Command::Stats(args) => cmd::stats::run(args),
         Command::Snapshot(args) => cmd::snapshot::run(args),
     }
+}
+
+/// Refuses an address that is given twice on the command line, as `ADDR` and as `--server`. Clap's
+/// `conflicts_with` would also refuse an address beside the environment's.
+fn refuse_two_addresses(matches: &ArgMatches) -> anyhow::Result<()> {
+    let Some((_, matches)) = matches.subcommand() else { return Ok(()) };
+    let is_given = |id| {
+        matches.try_contains_id(id).is_ok()
+            && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    if is_given("addr") && is_given("server") {
+        bail!("the server is given twice, as ADDR and as --server; give it once");
+    }
+    Ok(())
 }

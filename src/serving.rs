@@ -1,18 +1,33 @@
-//! What every service does to start: a runtime, a socket, a line that says where, and a good end.
+//! The life of a service process: runtime, socket, start-up log, signals, drain, last log line.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
+use std::time::Instant;
 
-use afterimage_cache::Keeper;
-use afterimage_wire::server::{Server, ServerOptions, Service, until_terminated};
+use afterimage_cache::SnapshotWriter;
+use afterimage_wire::proto::Role;
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::{Identity, Server, ServerOptions, Service, until_terminated};
 use afterimage_wire::tls::ServerTls;
 use anyhow::{Context, bail};
+use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::args::ServerArgs;
+use crate::format::{grouped, long_time, percent};
+use crate::net;
 use crate::print::say;
 
-/// A runtime with this many threads for sockets. One needs no work-stealing between threads and is
+/// The end of a service's help: examples and signals.
+pub(crate) fn service_help(examples: &str) -> String {
+    format!(
+        "Examples:\n{examples}\n\n\
+         Signals:\n  \
+           SIGTERM, SIGINT  Finish requests in flight, write the snapshot, exit\n  \
+           SIGHUP           Reload certificates"
+    )
+}
+
+/// A runtime with this many threads for sockets. A single thread needs no work stealing and is
 /// faster without.
 pub(crate) fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     let mut builder = match threads {
@@ -25,87 +40,138 @@ pub(crate) fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     builder.enable_all().build().context("cannot start the threads for sockets")
 }
 
-/// Serves what `build` makes on `listen` until SIGTERM or SIGINT. `build` runs inside the runtime,
-/// since clients of other services live there.
+/// Serves the service that `build` makes on `listen` until SIGTERM or SIGINT. `build` runs inside
+/// the runtime because clients of other services need it, and after the port is taken because it
+/// may allocate a table and load a model.
 pub(crate) fn serve<S: Service>(
     args: &ServerArgs,
     listen: &str,
     build: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
     let options = args.options()?;
-    make_room_for(options.max_connections);
-    let addr = resolve(listen)?;
+    raise_descriptor_limit(options.max_connections);
+    let addr = net::resolve(listen).context("--listen")?;
     if !addr.ip().is_loopback() {
         check_exposed(listen, &options, args.insecure())?;
     }
     runtime(args.threads())?.block_on(async {
-        if let Some(tls) = &options.tls {
-            tokio::spawn(tls.keep_current());
-        }
+        reload_on_hangup(&options);
+        let listener =
+            TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+        let addr = listener.local_addr()?;
         let service = Arc::new(build()?);
-        let kind = service.identity().service;
-        let server = Server::bind(addr, service, options)
-            .await
-            .with_context(|| format!("cannot listen on {addr}"))?;
-        // Before anybody knows that we are there: whoever does may end us at once.
+        let identity = service.identity();
+        check_max_body(&options, &identity)?;
+        let server = Server::new(listener, Arc::clone(&service), options);
+        // Installed before the address is printed: a supervisor may send SIGTERM right after.
         let terminated = until_terminated();
-        // For as long as we serve.
-        let _full = keep_on_when_a_file_cannot_grow();
-        // On standard output, so that whoever started us learns the port. A service whose starter
-        // does not want to know serves all the same.
-        let addr = server.local_addr()?;
-        let _ = say!("{kind} listening on {addr}");
+        let _file_size_signal = ignore_file_size_limit();
+        // The reader of standard output may be gone; the service runs all the same.
+        let _ = say!("{} listening on {addr}", identity.service);
+        let started = Instant::now();
         server.serve(terminated).await;
+        let mut stats = Stats::default();
+        service.stats(&mut stats);
+        let uptime = long_time(started.elapsed());
+        tracing::info!("stopped after {uptime}: {}", summary(&stats));
         Ok(())
     })
 }
 
-/// What a service must ask of those who reach it from other machines: a token, or certificates. TLS
-/// alone hides what is said, and lets everybody in.
+/// The work of a service in one line: its requests and its hit ratio.
+fn summary(stats: &Stats) -> String {
+    let count = |name| stats.counter_value(name);
+    if stats.get("hits").is_none() {
+        return format!("{} images classified", grouped(count("engine_scored")));
+    }
+    let hits = count("hits");
+    let reads = hits + count("misses") + count("coalesced");
+    let requests = grouped(reads + count("writes"));
+    match reads {
+        0 => format!("{requests} requests"),
+        _ => format!("{requests} requests, hit ratio {}", percent(hits as f64 / reads as f64)),
+    }
+}
+
+/// Refuses a body limit that no request fits in.
+fn check_max_body(options: &ServerOptions, identity: &Identity) -> anyhow::Result<()> {
+    /// A key and a value, each of 8 bytes.
+    const CACHE_WRITE: usize = 16;
+    let (what, needed) = match (identity.service, identity.shape.byte_len()) {
+        (Role::Cache, _) => ("a cache write", CACHE_WRITE),
+        (_, Some(len)) => ("an input of the model", len),
+        // A classifier elsewhere announces its input later.
+        (_, None) => return Ok(()),
+    };
+    if (options.max_body as usize) < needed {
+        bail!("--max-body is {} bytes; {what} needs {needed}", options.max_body);
+    }
+    Ok(())
+}
+
+/// Keeps SIGHUP from ending the process, and reloads the server's certificates on it.
+fn reload_on_hangup(options: &ServerOptions) {
+    if let Some(tls) = &options.tls {
+        tokio::spawn(tls.keep_current());
+    }
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        // Clients of other services reload their certificates by handlers of their own.
+        if let Ok(mut hangup) = signal(SignalKind::hangup()) {
+            tokio::spawn(async move {
+                while hangup.recv().await.is_some() {
+                    tracing::info!("SIGHUP: reloading certificates, if there are any");
+                }
+            });
+        }
+    }
+}
+
+/// Refuses a public address without authentication. TLS without client certificates encrypts and
+/// does not authenticate.
 fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyhow::Result<()> {
     let asks_for_certificates = options.tls.as_ref().is_some_and(ServerTls::asks_for_certificates);
     if options.token.is_none() && !asks_for_certificates && !insecure {
-        let but =
-            if options.tls.is_some() { "TLS alone lets anybody in" } else { "anybody may come" };
         bail!(
-            "--listen {listen} can be reached from other machines, and {but}: give --token-file or \
-             --tls-client-ca, or --insecure if that is meant"
+            "--listen {listen} is reachable from other machines without authentication; set \
+             --token-file or --tls-client-ca, or --insecure to allow it"
         );
     }
     if options.token.is_some() && options.tls.is_none() {
         tracing::warn!(
-            "clients show their token in clear on {listen}: where the network is not yours, give \
-             --tls-cert and --tls-key, or put TLS in front"
+            "clients send their token to {listen} unencrypted; on an untrusted network set \
+             --tls-cert and --tls-key"
         );
     }
     Ok(())
 }
 
-/// A file above the process's limit (`ulimit -f`) is an error of the write, as on a full disk, and
-/// not the end of the process: that is what a signal means that somebody listens to.
+/// Makes a write above the process's file size limit (`ulimit -f`) fail like one on a full disk. The
+/// signal's default action would end the process; a handler replaces it.
 #[cfg(unix)]
-fn keep_on_when_a_file_cannot_grow() -> Option<tokio::signal::unix::Signal> {
+fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
     let too_large = rustix::process::Signal::XFSZ.as_raw();
     tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(too_large)).ok()
 }
 
 #[cfg(not(unix))]
-fn keep_on_when_a_file_cannot_grow() {}
+fn ignore_file_size_limit() {}
 
-/// Writes a table's last snapshot, when nobody writes to the table any more.
-pub(crate) fn last_snapshot(keeper: Option<Keeper>) -> anyhow::Result<()> {
-    if let Some(keeper) = keeper {
-        keeper.finish()?;
+/// Writes a table's last snapshot, after the last request.
+pub(crate) fn last_snapshot(writer: Option<SnapshotWriter>) -> anyhow::Result<()> {
+    if let Some(writer) = writer {
+        writer.finish()?;
     }
     Ok(())
 }
 
-/// Makes room for as many connections as are allowed: each takes a file descriptor, and the soft
-/// limit is often far below what the system grants to whoever asks.
+/// Raises the soft limit of file descriptors to what `--max-connections` needs. It is often far
+/// below the hard limit.
 #[cfg(unix)]
-fn make_room_for(connections: usize) {
+fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    // Listeners, clients of other services, snapshots, the runtime's own.
+    // Listeners, clients of other services, snapshots, and the runtime's own.
     const OTHERS: u64 = 64;
     let mut limit = getrlimit(Resource::Nofile);
     let needed = connections as u64 + OTHERS;
@@ -117,28 +183,33 @@ fn make_room_for(connections: usize) {
     let current = getrlimit(Resource::Nofile).current.unwrap_or(needed);
     if !granted || current < needed {
         tracing::warn!(
-            "--max-connections is {connections}, and the system lets this process have {current} \
-             file descriptors: raise the limit (ulimit -n), or allow fewer connections"
+            "--max-connections {connections} needs {needed} file descriptors and the limit is \
+             {current}; raise it (ulimit -n) or allow fewer connections"
         );
     }
 }
 
 #[cfg(not(unix))]
-fn make_room_for(_: usize) {}
+fn raise_descriptor_limit(_: usize) {}
 
-/// The host of a host:port.
-pub(crate) fn host(place: &str) -> &str {
-    place.rsplit_once(':').map_or(place, |(host, _port)| host)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Whether what is sent to this host:port stays on this machine.
-pub(crate) fn is_here(place: &str) -> bool {
-    let host = host(place).trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-/// The first address that `text` (host:port) stands for.
-pub(crate) fn resolve(text: &str) -> anyhow::Result<SocketAddr> {
-    let mut found = text.to_socket_addrs().with_context(|| format!("{text:?} is no host:port"))?;
-    found.next().with_context(|| format!("{text:?} has no address"))
+    #[test]
+    fn the_last_line_counts_requests_and_hits() {
+        let mut memo = Stats::default();
+        memo.counter("hits", 990);
+        memo.counter("misses", 9);
+        memo.counter("coalesced", 1);
+        assert_eq!(summary(&memo), "1,000 requests, hit ratio 99.00 %");
+        let mut cache = Stats::default();
+        cache.counter("hits", 0);
+        cache.counter("misses", 0);
+        cache.counter("writes", 7);
+        assert_eq!(summary(&cache), "7 requests");
+        let mut classifier = Stats::default();
+        classifier.counter("engine_scored", 12_345);
+        assert_eq!(summary(&classifier), "12,345 images classified");
+    }
 }

@@ -1,19 +1,22 @@
-//! Settings from a file and from the environment, for every flag there is: each becomes the flag's
-//! default, so that names, types and checks are the flag's own.
+//! Settings from the environment and from a file, for every flag: each becomes the flag's default, so
+//! that names, types and checks are the flag's own.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::builder::ArgPredicate;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
-/// What the environment variables of this program begin with.
+use crate::tls::warn_if_exposed;
+
+/// Prefix of this program's environment variables.
 const ENV_PREFIX: &str = "AFTERIMAGE_";
 
-/// Gives every flag of `command` its environment variable, and the default that the settings file
-/// named by `--config` (or `AFTERIMAGE_CONFIG`) has for it.
+/// Gives every flag of `command` its environment variable, and its default in the settings file that
+/// `--config` (or `AFTERIMAGE_CONFIG`) names.
 pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::Result<Command> {
     let args: Vec<OsString> = args.collect();
     let command = with_environment(command, &given(&args));
@@ -28,10 +31,13 @@ pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::
     }
 }
 
-/// A wrong value that stands in the environment or in the settings file, told of as what it is:
-/// clap takes every value for one of the flag. `None` for an error that is of another kind, or the
-/// command line's own.
-pub fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow::Error> {
+/// The error of a wrong value in the environment or in the settings file, which clap reports as one
+/// of the flag; also any error whose text would show a password. `None` for other errors.
+pub fn misplaced(
+    command: &Command,
+    error: &clap::Error,
+    args: &[OsString],
+) -> Option<anyhow::Error> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         Some(ContextValue::Strings(texts)) => texts.first().map(String::as_str),
@@ -45,22 +51,106 @@ pub fn misplaced(error: &clap::Error, args: &[OsString]) -> Option<anyhow::Error
         return None;
     }
     let flag = flag_name(text(ContextKind::InvalidArg)?)?;
-    if given(args).iter().any(|given| given == flag) {
-        return None;
-    }
     let reason = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
         (Some(reason), _) => reason.to_string(),
-        (None, Some(ContextValue::Strings(valid))) => format!("it is one of {}", valid.join(", ")),
-        _ => "that is no value for it".into(),
+        (None, Some(ContextValue::Strings(valid))) => format!("expected {}", valid.join(", ")),
+        _ => "the value is not valid".into(),
     };
     let value = text(ContextKind::InvalidValue).unwrap_or_default();
-    let variable = variable(flag);
-    Some(if std::env::var_os(&variable).is_some() {
-        anyhow::anyhow!("the environment variable {variable} is {value:?}: {reason}")
+    let shown = without_password(value);
+    let former = former_names(command, flag);
+    let set_variable = variables(flag, &former).into_iter().find(|name| is_set(name));
+    if given(args).iter().any(|given| given == flag || former.contains(&given.as_str())) {
+        let hides = shown != value;
+        return hides.then(|| anyhow::anyhow!("--{flag} is {shown:?}: {reason}"));
+    }
+    Some(if let Some(variable) = set_variable {
+        anyhow::anyhow!("the environment variable {variable} is {shown:?}: {reason}")
     } else {
         let file = config_path(args.iter().cloned())?;
-        anyhow::anyhow!("settings file {}: {flag} is {value:?}: {reason}", file.display())
+        anyhow::anyhow!("settings file {}: {flag} is {shown:?}: {reason}", file.display())
     })
+}
+
+/// The settings of a service that differ from their defaults, for its log. Secrets are hidden.
+pub(crate) fn effective(defaults: &Command, name: &str, matches: &ArgMatches) -> String {
+    let Some(command) = defaults.find_subcommand(name) else { return String::new() };
+    let mut settings = Vec::new();
+    for arg in command.get_arguments() {
+        let (Some(flag), Some(values)) =
+            (arg.get_long(), matches.try_get_raw(arg.get_id().as_str()).ok().flatten())
+        else {
+            continue;
+        };
+        let values: Vec<_> = values.map(|value| value.to_string_lossy().into_owned()).collect();
+        let is_off = matches!(arg.get_action(), ArgAction::SetTrue) && values == ["false"];
+        let default = arg.get_default_values().iter().map(|value| value.to_string_lossy());
+        if is_off || default.eq(values.iter().map(String::as_str)) {
+            continue;
+        }
+        let value = without_password(&values.join(","));
+        let value = if arg.is_hide_env_values_set() { "(hidden)" } else { &value };
+        settings.push(format!("{flag}={value}"));
+    }
+    if let Some(config) = matches.try_get_raw("config").ok().flatten().into_iter().flatten().next()
+    {
+        settings.push(format!("config={}", config.to_string_lossy()));
+    }
+    match settings[..] {
+        [] => "all settings have their defaults".into(),
+        _ => format!("{}; other settings have their defaults", settings.join(" ")),
+    }
+}
+
+/// Warns of `AFTERIMAGE_*` variables that are no setting, and of a settings file with a secret that
+/// other users can read.
+pub(crate) fn warn(command: &Command, args: &[OsString]) {
+    let mut known = BTreeSet::from([format!("{ENV_PREFIX}CONFIG")]);
+    collect_variables(command, &mut known);
+    for (name, _) in std::env::vars_os() {
+        let Some(name) = name.to_str().filter(|name| name.starts_with(ENV_PREFIX)) else {
+            continue;
+        };
+        if !known.contains(name) {
+            tracing::warn!("the environment variable {name} is not a setting; is it misspelt?");
+        }
+    }
+    if let Some(path) = config_path(args.iter().cloned())
+        && has_secret(&path)
+    {
+        warn_if_exposed("--config", &path);
+    }
+}
+
+/// Whether a settings file has a token or a URL with a password in it.
+fn has_secret(path: &Path) -> bool {
+    let table =
+        std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    let commands = table.iter().flatten().filter_map(|(_, table)| table.as_table());
+    commands.flatten().any(|(name, value)| {
+        name == "token" || value.as_str().is_some_and(|text| without_password(text) != text)
+    })
+}
+
+fn collect_variables(command: &Command, known: &mut BTreeSet<String>) {
+    for arg in command.get_arguments() {
+        if let Some(name) = setting_name(arg) {
+            known.extend(variables(&name, &aliases(arg)));
+        }
+    }
+    command.get_subcommands().for_each(|sub| collect_variables(sub, known));
+}
+
+/// A text for messages: in a URL, the part before `@` may hold a password.
+fn without_password(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((before, hosts)) if before.contains(':') => {
+            let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+            let separator = if scheme.is_empty() { "" } else { "://" };
+            format!("{scheme}{separator}…@{hosts}")
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// The name of a flag that clap writes with its value: `--flag <VALUE>`.
@@ -68,8 +158,8 @@ fn flag_name(written: &str) -> Option<&str> {
     written.strip_prefix("--")?.split([' ', '=']).next()
 }
 
-/// Two settings of which one may be set, by the names under which they are. `None` when both are
-/// flags, of which clap tells as well.
+/// The error of two settings that exclude each other, by the names under which they are set. `None`
+/// when both are flags, which clap reports as well.
 fn exclude_each_other(flags: [Option<&str>; 2], args: &[OsString]) -> Option<anyhow::Error> {
     let given = given(args);
     let is_given = |flag: &str| given.iter().any(|given| given == flag);
@@ -79,7 +169,11 @@ fn exclude_each_other(flags: [Option<&str>; 2], args: &[OsString]) -> Option<any
     });
     let (one, other) = (one?, other?);
     let from_environment = [&one, &other].iter().any(|name| name.starts_with(ENV_PREFIX));
-    from_environment.then(|| anyhow::anyhow!("{one} and {other} are both set: set one of them"))
+    from_environment.then(|| both_set(&one, &other))
+}
+
+fn both_set(one: &str, other: &str) -> anyhow::Error {
+    anyhow::anyhow!("{one} and {other} are both set: set one of them")
 }
 
 /// The environment variable of a flag.
@@ -87,7 +181,32 @@ fn variable(flag: &str) -> String {
     format!("{ENV_PREFIX}{}", flag.to_uppercase().replace('-', "_"))
 }
 
-/// The file that `--config` names: looked for before parsing, since it decides the defaults.
+/// The environment variables of a flag, under its present name and under its former ones.
+fn variables(flag: &str, former: &[&str]) -> Vec<String> {
+    [flag].iter().chain(former).map(|name| variable(name)).collect()
+}
+
+/// Whether an environment variable has a value. An empty one counts as not set.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
+/// The former names of a flag, which clap accepts and does not show.
+fn aliases(arg: &Arg) -> Vec<&str> {
+    arg.get_all_aliases().unwrap_or_default()
+}
+
+/// The former names of the flag of this name in any command.
+fn former_names<'a>(command: &'a Command, flag: &str) -> Vec<&'a str> {
+    let mut found = command.get_arguments().filter(|arg| arg.get_long() == Some(flag));
+    let nested = || command.get_subcommands().map(|sub| former_names(sub, flag));
+    found
+        .next()
+        .map(aliases)
+        .unwrap_or_else(|| nested().find(|names| !names.is_empty()).unwrap_or_default())
+}
+
+/// The file that `--config` names. Parsed by hand, since the file decides the flags' defaults.
 fn config_path(mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
     while let Some(arg) = args.next() {
         if arg == "--" {
@@ -100,7 +219,8 @@ fn config_path(mut args: impl Iterator<Item = OsString>) -> Option<PathBuf> {
             return Some(PathBuf::from(path));
         }
     }
-    std::env::var_os(format!("{ENV_PREFIX}CONFIG")).map(PathBuf::from)
+    let variable = format!("{ENV_PREFIX}CONFIG");
+    is_set(&variable).then(|| std::env::var_os(&variable).map(PathBuf::from))?
 }
 
 /// The names of the flags on the command line.
@@ -115,10 +235,11 @@ fn with_environment(command: Command, given: &[String]) -> Command {
     let beaten = beaten_by(&command, given);
     let command = command.mut_args(|arg| {
         let Some(name) = setting_name(&arg) else { return arg };
-        if beaten.contains(&name) {
-            return arg;
-        }
-        let arg = arg.env(variable(&name)).hide_env(true);
+        let set = variables(&name, &aliases(&arg)).into_iter().find(|variable| is_set(variable));
+        let arg = match set.filter(|_| !beaten.contains(&name)) {
+            Some(variable) => arg.env(variable).hide_env(true),
+            None => arg,
+        };
         if matches!(arg.get_action(), ArgAction::SetTrue) {
             return arg.value_parser(clap::builder::BoolishValueParser::new());
         }
@@ -129,8 +250,8 @@ fn with_environment(command: Command, given: &[String]) -> Command {
     })
 }
 
-/// The settings that a flag on the command line excludes: it beats their environment variables as
-/// it beats its own.
+/// The settings that a flag on the command line excludes. The flag beats their environment variables
+/// as it beats its own.
 fn beaten_by(command: &Command, given: &[String]) -> Vec<String> {
     let mut beaten = Vec::new();
     for arg in command.get_arguments() {
@@ -152,23 +273,23 @@ fn with_file(command: Command, text: &str) -> anyhow::Result<Command> {
     let mut command = command;
     for (name, table) in tables {
         if name == "log" {
-            // The one flag that all commands share.
+            // The one setting that all commands share.
             command = with_table(command, &toml::Table::from_iter([(name, table)]))?;
             continue;
         }
         let toml::Value::Table(table) = table else {
-            bail!("{name:?} stands outside of a table; settings belong to a command: [serve], say");
+            bail!("{name:?} is outside a table; put it under its command, for example [serve]");
         };
         if !command.get_subcommands().any(|sub| sub.get_name() == name) {
             let known: Vec<_> = command.get_subcommands().map(Command::get_name).collect();
-            bail!("there is no command [{name}]; there are {}", known.join(", "));
+            bail!("there is no command [{name}]; the commands are {}", known.join(", "));
         }
         command = with_subcommand(command, &name, &table)?;
     }
     Ok(command)
 }
 
-/// Gives the subcommand of this name, which there is, the defaults of its table.
+/// Gives an existing subcommand the defaults of its table.
 fn with_subcommand(command: Command, name: &str, table: &toml::Table) -> anyhow::Result<Command> {
     let mut result = Ok(());
     let command = command.mut_subcommand(name, |sub| match with_table(sub, table) {
@@ -184,6 +305,7 @@ fn with_subcommand(command: Command, name: &str, table: &toml::Table) -> anyhow:
 
 fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> {
     let known: Vec<String> = command.get_arguments().filter_map(setting_name).collect();
+    refuse_conflicts(&command, table)?;
     let mut command = command;
     for (name, value) in table {
         let is_command = command.get_subcommands().any(|sub| sub.get_name() == name);
@@ -191,28 +313,25 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
             command = with_subcommand(command, name, table)?;
             continue;
         }
-        if !known.contains(name) {
+        let arg = command.get_arguments().find(|arg| has_name(arg, name));
+        let Some(arg) = arg.filter(|arg| setting_name(arg).is_some()) else {
             if name == "log" {
-                bail!("\"log\" is for all commands: it stands before the tables");
+                bail!("\"log\" applies to all commands; put it before the first table");
             }
-            bail!("there is no setting {name:?}; there are {}", known.join(", "));
-        }
+            bail!("there is no setting {name:?}; the settings are {}", known.join(", "));
+        };
         let values = match value {
             toml::Value::Array(values) => values.iter().map(text_of).collect(),
             value => text_of(value).map(|text| vec![text]),
         };
-        let values: Vec<String> = values
-            .with_context(|| format!("{name:?} must be a text, a number or a truth value"))?;
-        let arg = command
-            .get_arguments()
-            .find(|arg| arg.get_long() == Some(name))
-            .expect("the name is one of the arguments'");
+        let values: Vec<String> =
+            values.with_context(|| format!("{name:?} must be a string, a number or a boolean"))?;
         let id = arg.get_id().to_string();
         // A flag that excludes this one beats the file, as this one's own flag does.
         let rivals = command.get_arg_conflicts_with(arg).into_iter();
         let rivals: Vec<String> = rivals.map(|rival| rival.get_id().to_string()).collect();
         command = command.mut_arg(id, |arg| {
-            // What the environment holds and help does not show, it does not show from here either.
+            // Help must not show a secret.
             let takes_value = !matches!(arg.get_action(), ArgAction::SetTrue);
             let secret = takes_value
                 && (arg.is_hide_env_values_set() || values.iter().any(|value| value.contains('@')));
@@ -225,14 +344,32 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
     Ok(command)
 }
 
-/// What is wrong with the file, and where, in one line.
+/// The syntax error of a settings file, in one line with its place.
 fn syntax_error(error: &toml::de::Error, text: &str) -> anyhow::Error {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
     anyhow::anyhow!("TOML, line {line}: {}", error.message())
 }
 
-/// The name under which an argument can be set: its long flag's.
+/// Refuses two settings of one table that exclude each other.
+fn refuse_conflicts(command: &Command, table: &toml::Table) -> anyhow::Result<()> {
+    let find = |name: &String| command.get_arguments().find(|arg| has_name(arg, name));
+    for (name, arg) in table.keys().filter_map(|name| Some((name, find(name)?))) {
+        let rivals = command.get_arg_conflicts_with(arg);
+        let is_rival = |other: &&String| rivals.iter().any(|rival| has_name(rival, other));
+        if let Some(other) = table.keys().find(is_rival) {
+            return Err(both_set(name, other));
+        }
+    }
+    Ok(())
+}
+
+/// Whether an argument has this long name, now or formerly.
+fn has_name(arg: &Arg, name: &str) -> bool {
+    arg.get_long() == Some(name) || aliases(arg).contains(&name)
+}
+
+/// The name under which an argument can be set: that of its long flag.
 fn setting_name(arg: &Arg) -> Option<String> {
     let name = arg.get_long()?;
     let can_be_set = !matches!(name, "help" | "version");
@@ -279,8 +416,8 @@ mod tests {
         let error = |file| format!("{:#}", listen(file, &["afterimage", "cache"]).unwrap_err());
         assert!(error("[cache]\nlisten-on = 1").contains("there is no setting \"listen-on\""));
         assert!(error("[cash]\nlisten = 1").contains("there is no command [cash]"));
-        assert!(error("listen = 1").contains("outside of a table"));
-        assert!(error("[cache]\nlisten = {}").contains("must be a text"));
+        assert!(error("listen = 1").contains("outside a table"));
+        assert!(error("[cache]\nlisten = {}").contains("must be a string"));
         assert!(error("[bench.find-max]\np98 = 1").contains("there is no setting \"p98\""));
         assert!(error("[cache").contains("TOML"));
     }

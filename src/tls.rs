@@ -1,4 +1,4 @@
-//! TLS as the command line has it: which files, on which side.
+//! TLS flags: certificate files of a service and of its clients.
 
 use std::path::{Path, PathBuf};
 
@@ -9,31 +9,28 @@ use anyhow::{Context, bail};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct ServerTlsArgs {
-    /// Serve with TLS and this certificate (PEM, with those that lead to its authority). It is
-    /// loaded anew when the file changes, and on SIGHUP.
+    /// Serve TLS with this certificate chain (PEM); reloaded on change and on SIGHUP.
     #[arg(long, value_name = "FILE")]
     tls_cert: Option<PathBuf>,
 
-    /// The certificate's key (PEM).
+    /// Private key of the certificate (PEM).
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
 
-    /// Ask clients for a certificate of one of the authorities in this file (PEM): mutual TLS.
+    /// Mutual TLS: require client certificates signed by a CA in this file (PEM).
     #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
 }
 
 impl ServerTlsArgs {
     pub(crate) fn load(&self) -> anyhow::Result<Option<ServerTls>> {
-        // Not by clap's `requires`, which does not see what the settings file says.
+        // Checked here because clap's `requires` ignores the settings file.
         let (cert, key) = match (&self.tls_cert, &self.tls_key) {
             (Some(cert), Some(key)) => (cert.clone(), key.clone()),
-            (Some(_), None) => bail!("--tls-cert needs --tls-key: where is the certificate's key?"),
-            (None, Some(_)) => bail!("--tls-key needs --tls-cert: where is the key's certificate?"),
+            (Some(_), None) => bail!("--tls-cert needs --tls-key FILE with the certificate's key"),
+            (None, Some(_)) => bail!("--tls-key needs --tls-cert FILE with the key's certificate"),
             (None, None) if self.tls_client_ca.is_some() => {
-                bail!(
-                    "--tls-client-ca needs --tls-cert and --tls-key: TLS begins with the server's"
-                )
+                bail!("--tls-client-ca needs --tls-cert and --tls-key of the server")
             }
             (None, None) => return Ok(None),
         };
@@ -44,30 +41,35 @@ impl ServerTlsArgs {
     }
 }
 
-/// How a client speaks TLS; `$name` begins the names of the flags, `$server` is who is spoken to.
+/// TLS flags of a client. `$name` begins the flags' names, `$old` their former, hidden names;
+/// `$server` names the server.
 macro_rules! client_tls_args {
-    ($type:ident, $name:literal, $heading:literal, $server:literal) => {
+    ($type:ident, $name:literal, $heading:literal, $server:literal $(, formerly $old:literal)?) => {
         #[derive(Debug, Default, clap::Args)]
         #[command(next_help_heading = $heading)]
         pub(crate) struct $type {
-            #[arg(id = $name, long = $name)]
-            #[arg(help = concat!("Speak TLS to ", $server))]
+            #[arg(id = $name, long = $name $(, alias = $old)?)]
+            #[arg(help = concat!("Connect to ", $server, " with TLS"))]
             pub(crate) on: bool,
 
             #[arg(id = concat!($name, "-ca"), long = concat!($name, "-ca"), value_name = "FILE")]
-            #[arg(help = "Authorities (PEM) to trust instead of the system's")]
+            $(#[arg(alias = concat!($old, "-ca"))])?
+            #[arg(help = "Trust the CAs in this file (PEM) instead of the system's")]
             ca: Option<PathBuf>,
 
             #[arg(id = concat!($name, "-name"), long = concat!($name, "-name"), value_name = "NAME")]
-            #[arg(help = concat!("What the certificate of ", $server, " is for, if not its address"))]
+            $(#[arg(alias = concat!($old, "-name"))])?
+            #[arg(help = "Name expected in the server's certificate [default: its host]")]
             name: Option<String>,
 
             #[arg(id = concat!($name, "-cert"), long = concat!($name, "-cert"), value_name = "FILE")]
-            #[arg(help = concat!("The certificate (PEM) to show to ", $server, " if it asks for one"))]
+            $(#[arg(alias = concat!($old, "-cert"))])?
+            #[arg(help = "Client certificate (PEM) for mutual TLS")]
             cert: Option<PathBuf>,
 
             #[arg(id = concat!($name, "-key"), long = concat!($name, "-key"), value_name = "FILE")]
-            #[arg(help = "That certificate's key (PEM)")]
+            $(#[arg(alias = concat!($old, "-key"))])?
+            #[arg(help = "Private key of the client certificate (PEM)")]
             key: Option<PathBuf>,
         }
 
@@ -75,9 +77,9 @@ macro_rules! client_tls_args {
             /// The settings, if TLS is on.
             pub(crate) fn load(&self) -> anyhow::Result<Option<ClientTls>> {
                 if !self.on {
-                    // Who sets up TLS and does not get it should not have to find out by himself.
+                    // A client that has certificates and no TLS would send its token in clear.
                     return match self.first_detail() {
-                        Some(flag) => bail!("{flag} does nothing without {}", concat!("--", $name)),
+                        Some(flag) => bail!("{flag} needs {}", concat!("--", $name)),
                         None => Ok(None),
                     };
                 }
@@ -89,7 +91,7 @@ macro_rules! client_tls_args {
                 ClientFiles { ca, cert, key }
             }
 
-            /// A flag that says how and was given.
+            /// The first flag that was given besides the one that turns TLS on.
             pub(crate) fn first_detail(&self) -> Option<&'static str> {
                 [
                     (self.ca.is_some(), concat!("--", $name, "-ca")),
@@ -105,27 +107,28 @@ macro_rules! client_tls_args {
 }
 
 client_tls_args!(ClientTlsArgs, "tls", "Connection", "the server");
-client_tls_args!(CacheTlsArgs, "cache-tls", "Cache and classifier elsewhere", "the cache");
 client_tls_args!(
-    ClassifierTlsArgs,
-    "classifier-tls",
-    "Cache and classifier elsewhere",
-    "the classifier"
+    StoreTlsArgs,
+    "store-tls",
+    "Store and classifier",
+    "the cache service",
+    formerly "cache-tls"
 );
+client_tls_args!(ClassifierTlsArgs, "classifier-tls", "Store and classifier", "the classifier");
 
-impl CacheTlsArgs {
-    /// By what a Redis server is known, and what it is shown.
+impl StoreTlsArgs {
+    /// The certificate files for Redis.
     pub(crate) fn for_redis(&self, is_secure: bool) -> anyhow::Result<ClientFiles> {
         if self.name.is_some() {
-            bail!("--cache-tls-name is not for Redis, whose certificate is for its address");
+            bail!("--store-tls-name does not apply to Redis; its certificate must name its host");
         }
         if let Some(flag) = self.first_detail()
             && !is_secure
         {
-            bail!("{flag} does nothing for redis://; with TLS it is rediss://");
+            bail!("{flag} needs TLS; write rediss:// instead of redis://");
         }
         if let Some(key) = &self.key {
-            warn_if_exposed("--cache-tls-key", key);
+            warn_if_exposed("--store-tls-key", key);
         }
         Ok(self.files())
     }
@@ -142,25 +145,29 @@ fn load(flag: &str, files: ClientFiles, name: Option<&str>) -> anyhow::Result<Cl
     }
 }
 
-/// Warns of a secret that every user of this machine can read, or put another in the place of.
+/// Warns about a file with a secret that other users of this machine can read or change.
 #[cfg(unix)]
 pub(crate) fn warn_if_exposed(flag: &str, file: &Path) {
-    use std::os::unix::fs::PermissionsExt;
-    /// What is neither the owner's nor the group's: reading and writing.
-    const OTHERS: u32 = 0o006;
-    // What cannot be looked at cannot be read either, and whoever reads it says so.
-    let Ok(data) = std::fs::metadata(file) else { return };
-    let mode = data.permissions().mode();
-    // Of a pipe, as a shell makes for `<(…)`, the mode means nothing.
-    if data.is_file() && mode & OTHERS != 0 {
+    if let Some(mode) = exposed_mode(file) {
         tracing::warn!(
-            "{flag} {}: every user of this machine can read or change it (mode {:03o}); chmod o-rw \
-             keeps it secret",
+            "{flag} {}: every user of this machine can read or change it (mode {mode:03o}); run \
+             chmod o-rw on it",
             file.display(),
-            mode & 0o777
         );
     }
 }
 
 #[cfg(not(unix))]
 pub(crate) fn warn_if_exposed(_: &str, _: &Path) {}
+
+/// The permission bits of a file that all users can read or write.
+#[cfg(unix)]
+fn exposed_mode(file: &Path) -> Option<u32> {
+    use std::os::unix::fs::PermissionsExt;
+    const OTHERS: u32 = 0o006;
+    // An unreadable file is reported where it is read.
+    let data = std::fs::metadata(file).ok()?;
+    let mode = data.permissions().mode();
+    // The mode of a pipe, such as a shell's `<(…)`, means nothing.
+    (data.is_file() && mode & OTHERS != 0).then_some(mode & 0o777)
+}

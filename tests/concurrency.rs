@@ -85,7 +85,7 @@ fn two_hundred_connections_make_one_call_for_each_image_with_one_thread() {
 fn two_hundred_connections_make_one_call_for_each_image_with_a_remote_cache() {
     within(LIMIT, async {
         let cache = Running::start(&["cache", "--memory", "8MiB"]);
-        once(&["--cache", &cache.place(), "--lookup-budget", "50s"]).await;
+        once(&["--store", &cache.place(), "--lookup-budget", "50s"]).await;
     });
 }
 
@@ -150,7 +150,7 @@ fn ten_thousand_identical_requests_from_a_hundred_connections_make_one_call_and_
 fn ten_thousand_identical_requests_make_one_call_and_one_write_with_a_remote_cache() {
     within(LIMIT, async {
         let cache = Running::start(&["cache", "--memory", "8MiB"]);
-        ten_thousand_identical(&["--cache", &cache.place(), "--lookup-budget", "50s"]).await;
+        ten_thousand_identical(&["--store", &cache.place(), "--lookup-budget", "50s"]).await;
         let cache = stats(cache.addr()).await;
         assert_eq!((cache.counter_value("writes"), cache.counter_value("misses")), (1, 1));
     });

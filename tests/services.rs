@@ -245,7 +245,7 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             if remote_cache {
                 let flags = ["cache", "--memory", "8MiB", "--threads", threads];
                 let cache = Running::start(&[&flags[..], &["--token-file", &token_file]].concat());
-                add(&["--cache", &cache.place(), "--cache-token-file", &token_file]);
+                add(&["--store", &cache.place(), "--store-token-file", &token_file]);
                 // Nothing here is about a slow cache, and a busy machine is one.
                 add(&["--lookup-budget", "10s"]);
                 parts.push(cache);

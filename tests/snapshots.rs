@@ -7,11 +7,14 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use afterimage_wire::ClientOptions;
 use afterimage_wire::blocking::Client;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use common::{PATIENCE, Running, file, folder, run, text};
@@ -60,6 +63,14 @@ fn start(snapshot: &str, more: &[&str]) -> Running {
     Running::start(&[&args[..], more].concat())
 }
 
+/// The names of the files in a folder.
+fn names(folder: &TempDir) -> Vec<String> {
+    let entries = fs::read_dir(folder.path()).unwrap();
+    let mut names: Vec<String> = entries.map(|entry| text(entry.unwrap().file_name())).collect();
+    names.sort();
+    names
+}
+
 fn place(folder: &TempDir) -> String {
     text(folder.path().join("snapshot"))
 }
@@ -70,7 +81,7 @@ fn a_snapshot_that_was_asked_for_survives_a_crash() {
     let mut cache = start(&place(&folder), &[]);
     fill(&client(&cache), 1);
     let printed = run(&["snapshot", &cache.place()]).succeeded();
-    assert!(printed.starts_with("wrote 20000 entries, 33"), "{printed}");
+    assert!(printed.starts_with("wrote 20,000 entries, 33"), "{printed}");
     cache.kill();
     cache.restart();
     assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
@@ -102,7 +113,7 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
     let place_of_cache = cache.place();
     let raw = ["--model", "raw"];
     let classifier = Running::start(&[&["classifier"][..], &raw].concat());
-    let memo = ["memo", "--cache", &place_of_cache, "--lookup-budget", "1s"];
+    let memo = ["memo", "--store", &place_of_cache, "--lookup-budget", "1s"];
     let memo = Running::start(&[&memo[..], &raw].concat());
     for (service, says) in
         [(&cache, "--snapshot"), (&classifier, "keeps no snapshot"), (&memo, "cache elsewhere")]
@@ -163,7 +174,7 @@ fn a_full_disk_costs_the_snapshot_and_nothing_else() {
         let line = run(&["snapshot", &cache.place()]).failed_with_a_line();
         assert!(line.contains("storage_failed") && line.contains("too large"), "{room}: {line}");
         assert_eq!(fs::metadata(place(&folder)).unwrap().len(), whole, "the old one is there");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "and nothing else is");
+        assert_eq!(names(&folder), ["snapshot", "snapshot.lock"], "and no unfinished one");
     }
     assert_eq!(remembered(&client, 2..=2), ENTRIES as usize, "it goes on serving");
     cache.kill();
@@ -211,7 +222,7 @@ fn a_cache_that_is_killed_at_any_moment_comes_back_with_whole_snapshots_and_righ
         }
         cache.kill();
         unfinished.inspect(|&unfinished| assert_came_back(&cache, unfinished));
-        let left = fs::read_dir(folder.path()).unwrap().count() - 1;
+        let left = names(&folder).len() - 2;
         unfinished = Some(left);
         torn += left;
         cache.restart();
@@ -281,4 +292,84 @@ fn serving_goes_on_while_a_snapshot_is_written() {
     }
     snapshots.join().unwrap();
     assert!(reads > 10, "{reads} reads while five snapshots were written");
+}
+
+/// The line of a service that must not start. A service that starts, or hangs, fails the test.
+fn refused(service: &str, snapshot: &str) -> String {
+    let args = ["--log", "error", service, "--listen", "127.0.0.1:0", "--snapshot", snapshot];
+    run(&args).failed_with_a_line()
+}
+
+#[test]
+fn a_snapshot_must_be_a_regular_file() {
+    use std::os::unix::fs::symlink;
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    assert!(Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+    symlink(at("fifo"), at("to_fifo")).unwrap();
+    symlink("/dev/null", at("null")).unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    let before = names(&folder);
+    for service in ["cache", "serve"] {
+        for (name, kind) in [
+            ("fifo", "a FIFO"),
+            ("to_fifo", "a FIFO"),
+            ("null", "a device"),
+            ("folder", "a directory"),
+        ] {
+            let line = refused(service, &text(at(name)));
+            assert!(line.contains(name) && line.contains(kind), "{line}");
+        }
+    }
+    let line = refused("cache", "/dev/stdout");
+    assert!(line.contains("/dev/stdout") && line.contains("regular file"), "{line}");
+    assert_eq!(names(&folder), before);
+}
+
+#[test]
+fn a_link_is_followed_and_its_target_is_replaced() {
+    let [folder, disk] = [folder(), folder()];
+    let target = disk.path().join("data");
+    std::os::unix::fs::symlink(&target, place(&folder)).unwrap();
+    let mut cache = start(&place(&folder), &[]);
+    fill(&client(&cache), 1);
+    run(&["snapshot", &cache.place()]).succeeded();
+    assert!(fs::symlink_metadata(place(&folder)).unwrap().is_symlink());
+    assert_eq!(names(&disk), ["data", "data.lock"]);
+    assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
+    cache.kill();
+    cache.restart();
+    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    cache.signal(Signal::TERM);
+    assert!(cache.wait().success());
+    assert_eq!(names(&disk), ["data"], "a clean end removes the lock");
+    assert_eq!(names(&folder), ["snapshot"]);
+}
+
+#[test]
+fn a_second_process_on_one_snapshot_is_refused() {
+    let folder = folder();
+    let path = place(&folder);
+    let mut cache = start(&path, &["--snapshot-every", "1ms"]);
+    fill(&client(&cache), 1);
+    run(&["snapshot", &cache.place()]).succeeded();
+    std::os::unix::fs::symlink(&path, folder.path().join("link")).unwrap();
+    let owner = format!("in use by process {}", cache.pid());
+    // At any moment of a write, also while the owner hangs in the middle of one.
+    for round in 0..6 {
+        std::thread::sleep(Duration::from_micros(700 * round));
+        cache.hang();
+        let before = names(&folder);
+        for path in [&path, &text(folder.path().join("link"))] {
+            let line = refused("cache", path);
+            assert!(line.contains(&owner), "{line}");
+        }
+        assert_eq!(names(&folder), before, "an unfinished snapshot of a live owner stays");
+        cache.go_on();
+    }
+    cache.signal(Signal::TERM);
+    assert!(cache.wait().success());
+    let next = start(&path, &[]);
+    assert!(next.log().contains(&format!("loaded {ENTRIES} of")), "{}", next.log());
+    assert_eq!(remembered(&client(&next), 1..=1), ENTRIES as usize);
 }

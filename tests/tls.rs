@@ -64,7 +64,7 @@ fn every_listener_every_upstream_and_every_tool_speaks_mutual_tls() {
     let cache = Running::start(&with(&["cache", "--memory", "1MiB"], &listener));
     let classifier = Running::start(&with(&["classifier"], &listener));
     let (cache_at, classifier_at) = (cache.place(), classifier.place());
-    let memo = ["memo", "--cache", &cache_at, "--classifier", &classifier_at];
+    let memo = ["memo", "--store", &cache_at, "--classifier", &classifier_at];
     let flags = [pki.listener(), pki.client("cache-tls"), pki.client("classifier-tls")];
     let memo = Running::start(&with(&memo, &flags));
     let place = memo.place();
@@ -157,7 +157,7 @@ fn a_memo_whose_only_tls_is_that_to_redis_survives_a_sighup_and_loads_its_certif
     let ca = text(&pki.servers.cert);
     // Whether anybody is there does not matter.
     for cache in ["rediss://127.0.0.1:1", "rediss+cluster://127.0.0.1:1"] {
-        let memo = Running::start(&["memo", "--cache", cache, "--cache-tls-ca", &ca]);
+        let memo = Running::start(&["memo", "--store", cache, "--store-tls-ca", &ca]);
         memo.signal(Signal::HUP);
         until_logged(&memo, &format!("certificates loaded anew from {ca}"));
         std::fs::write(&ca, "broken").unwrap();
@@ -169,13 +169,13 @@ fn a_memo_whose_only_tls_is_that_to_redis_survives_a_sighup_and_loads_its_certif
 }
 
 #[test]
-fn an_address_that_others_reach_wants_to_know_who_comes_and_tls_alone_does_not_tell() {
+fn a_public_address_needs_authentication_besides_tls() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
     let cache = ["cache", "--memory", "1MiB", "--log", "warn", "--listen", "0.0.0.0:0"];
     let tls = ["--tls-cert", &cert, "--tls-key", &key];
     let line = run(&[&cache[..], &tls].concat()).failed_with_a_line();
-    assert!(line.contains("TLS alone lets anybody in"), "{line}");
+    assert!(line.contains("without authentication"), "{line}");
     assert!(line.contains("--token-file or --tls-client-ca"), "{line}");
 
     let token = file(&pki.folder, "token", "sesame");
@@ -188,54 +188,58 @@ fn an_address_that_others_reach_wants_to_know_who_comes_and_tls_alone_does_not_t
     ] {
         let mut service = Running::start(&[&cache[..], flags].concat());
         service.kill();
-        assert_eq!(service.log().contains("in clear"), warns, "{flags:?}");
+        assert_eq!(service.log().contains("unencrypted"), warns, "{flags:?}");
     }
 }
 
 #[test]
-fn flags_of_tls_that_would_do_nothing_are_refused() {
+fn tls_flags_without_effect_are_refused() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
     for (args, why) in [
         (&["cache", "--tls-cert", &cert][..], "--tls-cert needs --tls-key"),
         (&["cache", "--tls-key", &key], "--tls-key needs --tls-cert"),
         (&["cache", "--tls-client-ca", &cert], "--tls-client-ca needs --tls-cert"),
-        (&["memo", "--cache-tls"], "--cache-tls is for a cache of our own"),
-        (&["memo", "--cache-tls-ca", &cert], "--cache-tls-ca is for a cache elsewhere"),
-        (&["memo", "--cache-tls-name", "cache"], "--cache-tls-name is for a cache elsewhere"),
-        (&["memo", "--cache-token-file", &cert], "--cache-token-file is for a cache elsewhere"),
-        (&["memo", "--classifier-tls"], "--classifier-tls is for a classifier elsewhere"),
-        (&["memo", "--classifier-tls-key", &key], "--classifier-tls-key is for a classifier"),
-        (&["memo", "--classifier-token-file", &key], "--classifier-token-file is for a classifier"),
+        (&["memo", "--store-tls"], "--store-tls needs a remote store"),
+        (&["memo", "--store-tls-ca", &cert], "--store-tls-ca needs a remote store"),
+        (&["memo", "--store-tls-name", "cache"], "--store-tls-name needs a remote store"),
+        (&["memo", "--store-token-file", &cert], "--store-token-file needs a remote store"),
+        (&["memo", "--classifier-tls"], "--classifier-tls needs a remote classifier"),
+        (&["memo", "--classifier-tls-key", &key], "--classifier-tls-key needs a remote classifier"),
         (
-            &["memo", "--cache", "redis://127.0.0.1:1", "--cache-tls-key", &key],
-            "--cache-tls-key does nothing for redis://",
+            &["memo", "--classifier-token-file", &key],
+            "--classifier-token-file needs a remote classifier",
+        ),
+        (
+            &["memo", "--store", "redis://127.0.0.1:1", "--store-tls-key", &key],
+            "--store-tls-key needs TLS; write rediss://",
         ),
         (
             &[
                 "memo",
-                "--cache",
+                "--store",
                 "rediss://127.0.0.1:1",
-                "--cache-tls-ca",
+                "--store-tls-ca",
                 &cert,
-                "--cache-tls-key",
+                "--store-tls-key",
                 &key,
             ],
             "the certificate is missing",
         ),
         (
-            &["memo", "--cache", "rediss+cluster://127.0.0.1:1", "--cache-tls-ca", &key],
+            &["memo", "--store", "rediss+cluster://127.0.0.1:1", "--store-tls-ca", &key],
             "no certificate in PEM format",
         ),
         (
-            &["memo", "--cache", "127.0.0.1:1", "--cache-tls-ca", &cert],
-            "--cache-tls-ca does nothing without --cache-tls",
+            &["memo", "--store", "127.0.0.1:1", "--store-tls-ca", &cert],
+            "--store-tls-ca needs --store-tls",
         ),
-        (&["stats", "--tls-name", "cache"], "--tls-name does nothing without --tls"),
+        (&["stats", "--tls-name", "cache"], "--tls-name needs --tls"),
         (&["stats", "--tls", "--tls-ca", &key], "no certificate in PEM format"),
         (&["stats", "--tls", "--tls-ca", &cert, "--tls-cert", &cert], "the key is missing"),
     ] {
-        let line = run(&[args, &["--log", "error"]].concat()).failed_with_a_line();
+        let listen = if args[0] == "stats" { &[][..] } else { &["--listen", "127.0.0.1:0"] };
+        let line = run(&[args, listen, &["--log", "error"]].concat()).failed_with_a_line();
         assert!(line.contains(why), "{line}");
     }
 }

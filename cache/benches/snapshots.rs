@@ -1,7 +1,8 @@
 //! How long a snapshot takes: `cargo bench -p afterimage-cache --bench snapshots -- [millions of
 //! keys]`.
 
-use afterimage_cache::{Capacity, Table, snapshot};
+use afterimage_cache::snapshot::{SnapshotFile, load};
+use afterimage_cache::{Capacity, Table};
 
 fn main() {
     let millions = std::env::args().find_map(|arg| arg.parse::<u64>().ok());
@@ -15,11 +16,11 @@ fn main() {
         table.insert(key, !key);
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let path = directory.path().join("snapshot");
+    let file = SnapshotFile::open(directory.path().join("snapshot")).expect("a new file");
     for _ in 0..3 {
-        let written = snapshot::write(&table, &path).expect("enough disk");
+        let written = file.write(&table).expect("enough disk");
         let restored = new();
-        let loaded = snapshot::load(&restored, &path).expect("a whole snapshot");
+        let loaded = load(&restored, file.path()).expect("a whole snapshot");
         assert_eq!(loaded.restored, table.len());
         assert!(restored.entries().all(|entry| entry.value == !entry.key));
         println!(

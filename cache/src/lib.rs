@@ -12,11 +12,11 @@ mod bucket;
 #[cfg(all(test, loom))]
 mod bucket_model;
 #[cfg(not(loom))]
+pub mod byte_store;
+#[cfg(not(loom))]
 mod duel;
 mod eviction;
 mod hash;
-#[cfg(not(loom))]
-pub mod keeper;
 mod line;
 #[cfg(not(loom))]
 #[allow(unsafe_code)]
@@ -33,11 +33,13 @@ pub mod table;
 
 #[cfg(not(loom))]
 pub use background::populate_in_background;
+#[cfg(not(loom))]
+pub use byte_store::{Admission, ByteStore, ByteStoreStats, Stored};
 pub use hash::Hashed;
 #[cfg(not(loom))]
-pub use keeper::{Keeper, KeeperHandle};
-#[cfg(not(loom))]
 pub use service::CacheService;
+#[cfg(not(loom))]
+pub use snapshot::{SnapshotFile, SnapshotHandle, SnapshotWriter};
 #[cfg(not(loom))]
 pub use stats::Stats;
 #[cfg(not(loom))]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use afterimage_wire::proto::{Role, Status, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Later, Op, Service};
 
-use crate::{Hashed, KeeperHandle, Near, Table};
+use crate::{Hashed, Near, SnapshotHandle, Table};
 
 /// What a service says that could keep a snapshot and does not.
 pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with --snapshot FILE";
@@ -19,7 +19,7 @@ pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with -
 #[derive(Debug)]
 pub struct CacheService {
     table: Arc<Table>,
-    snapshots: Option<KeeperHandle>,
+    snapshots: Option<SnapshotHandle>,
 }
 
 impl CacheService {
@@ -31,8 +31,8 @@ impl CacheService {
     /// The same, writing the table's snapshots when a client asks, and telling of them in its
     /// statistics.
     #[must_use]
-    pub fn with_snapshots(mut self, keeper: Option<KeeperHandle>) -> Self {
-        self.snapshots = keeper;
+    pub fn with_snapshots(mut self, handle: Option<SnapshotHandle>) -> Self {
+        self.snapshots = handle;
         self
     }
 }
@@ -86,14 +86,14 @@ impl Service for CacheService {
         stats.counter("misses", table.misses);
         stats.counter("writes", table.writes);
         stats.counter("evictions", table.evictions);
-        if let Some(keeper) = &self.snapshots {
-            keeper.stats(stats);
+        if let Some(handle) = &self.snapshots {
+            handle.stats(stats);
         }
     }
 
     fn snapshot(&self, later: Later) {
         match &self.snapshots {
-            Some(keeper) => keeper.answer(later),
+            Some(handle) => handle.answer(later),
             None => later.error(Status::Unsupported, NO_SNAPSHOT),
         }
     }

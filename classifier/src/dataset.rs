@@ -173,7 +173,7 @@ fn read_idx<T>(
     ];
     for name in &names {
         let path = directory.join(name);
-        let file = match File::open(&path) {
+        let file = match bounded::open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(DataError::io(&path, error)),
@@ -199,7 +199,7 @@ fn decode_file<T>(
 /// # Errors
 /// [`DataError`], naming the file, when it cannot be read or holds no images.
 pub fn read_images(path: &Path) -> Result<(Shape, Vec<u8>), DataError> {
-    let file = File::open(path).map_err(|error| DataError::io(path, error))?;
+    let file = bounded::open(path).map_err(|error| DataError::io(path, error))?;
     decode_file(file, |bytes| {
         idx::decode_images(bytes).map(|(shape, pixels)| (shape, pixels.to_vec()))
     })

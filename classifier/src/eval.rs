@@ -56,8 +56,12 @@ impl Evaluation {
     /// Classifies all of `data` on the current rayon pool and counts.
     ///
     /// # Errors
-    /// [`DataError::Mismatch`] when the images are not of the model's shape.
+    /// [`DataError::Mismatch`] when the images do not have the model's shape,
+    /// [`DataError::Malformed`] when there are no images.
     pub fn of(model: &Model, data: &Dataset) -> Result<Self, DataError> {
+        if data.is_empty() {
+            return Err(DataError::malformed("test set", "it has no images"));
+        }
         if model.shape() != data.shape() {
             return Err(DataError::Mismatch {
                 what: "shape of the images",
@@ -98,7 +102,7 @@ impl Evaluation {
         self.confusions().map(|(_, _, count)| count).sum()
     }
 
-    /// The share answered wrongly, 0 to 1; NaN when there are no images.
+    /// The share of wrong answers, 0 to 1.
     #[must_use]
     pub fn error_rate(&self) -> f64 {
         self.wrong() as f64 / self.images() as f64
@@ -364,7 +368,10 @@ mod tests {
     }
 
     #[test]
-    fn refuses_images_of_another_shape() {
+    fn refuses_images_of_another_shape_and_none_at_all() {
+        let none = Dataset::new(Shape::MNIST, vec![], vec![]).unwrap();
+        let error = Evaluation::of(&Model::raw(), &none).unwrap_err().to_string();
+        assert!(error.contains("it has no images"), "{error}");
         let data = Dataset::new(Shape::new(&[784]).unwrap(), vec![0; 784], vec![1]).unwrap();
         assert!(Evaluation::of(&Model::raw(), &data).is_err());
     }

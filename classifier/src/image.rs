@@ -1,6 +1,5 @@
-//! One image: bytes and their shape; and reading it from whatever file it comes in.
+//! One image: bytes and their shape, and its readers for PNG, PGM and IDX files.
 
-use std::fs::File;
 use std::path::Path;
 
 use crate::dataset::MAX_DATASET_FILE_BYTES;
@@ -17,6 +16,7 @@ pub const MAX_IMAGE_FILE_BYTES: u64 = 8 * crate::MAX_INPUT_LEN as u64 + (1 << 16
 pub struct Image {
     shape: Shape,
     pixels: Box<[u8]>,
+    on_white_ground: bool,
 }
 
 impl Image {
@@ -33,28 +33,28 @@ impl Image {
                 found: pixels.len().to_string(),
             });
         }
-        Ok(Self { shape, pixels })
+        Ok(Self { shape, pixels, on_white_ground: false })
     }
 
-    /// Reads an image file: PNG, PGM (P2 or P5), or an IDX file holding exactly one image; the last
-    /// two also gzipped. The pixels are taken as they are; see [`Image::invert`] for dark ink
-    /// on light paper.
+    /// Reads an image file: PNG, PGM (P2 or P5), or an IDX file with exactly one image. PGM and IDX
+    /// may be gzipped. The pixels stay as they are; see [`Image::invert`] for dark ink on light
+    /// paper. A transparent PNG is composited on white, see [`Image::is_on_white_ground`].
     ///
     /// # Errors
-    /// [`DataError`], naming the file, when it cannot be read or is none of these.
+    /// [`DataError`], naming the file, when it cannot be read or is of another format.
     pub fn read(path: &Path) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(|source| DataError::io(path, source))?;
+        let file = bounded::open(path).map_err(|source| DataError::io(path, source))?;
         let bytes = bounded::read_at_most(file, MAX_IMAGE_FILE_BYTES, "image file")
             .and_then(|bytes| bounded::unpack(bytes, MAX_IMAGE_FILE_BYTES, "unpacked image file"))
             .map_err(|error| error.in_file(path))?;
         Self::decode(&bytes).map_err(|error| error.in_file(path))
     }
 
-    /// Reads a file of images: all those of an IDX file, or the one of any other that
+    /// Reads all images of an IDX file (at least one), or the single image of another file that
     /// [`Image::read`] takes.
     ///
     /// # Errors
-    /// [`DataError`], naming the file, when it cannot be read or is none of these.
+    /// [`DataError`], naming the file, when it cannot be read or is of another format.
     pub fn read_all(path: &Path) -> Result<Vec<Self>, DataError> {
         let decode_all = |bytes: &[u8]| {
             if !bytes.starts_with(&[0, 0, 8]) {
@@ -62,9 +62,9 @@ impl Image {
             }
             let (shape, pixels) = idx::decode_images(bytes)?;
             let images = pixels.chunks_exact(shape.len());
-            Ok(images.map(|pixels| Self { shape, pixels: pixels.into() }).collect())
+            images.map(|pixels| Self::new(shape, pixels)).collect()
         };
-        let file = File::open(path).map_err(|source| DataError::io(path, source))?;
+        let file = bounded::open(path).map_err(|source| DataError::io(path, source))?;
         bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "image file")
             .and_then(|bytes| bounded::unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked image file"))
             .and_then(|bytes| decode_all(&bytes))
@@ -87,11 +87,23 @@ impl Image {
         }
     }
 
-    /// The same image with light and dark exchanged: every pixel `p` becomes `255 - p`. MNIST is
-    /// light ink on a dark ground; a scan of pencil on paper is the other way round, and only
-    /// its owner knows.
+    /// Whether the file has transparent pixels and was composited on white: dark ink on a light
+    /// ground, then. `false` again once it is inverted.
+    #[must_use]
+    pub fn is_on_white_ground(&self) -> bool {
+        self.on_white_ground
+    }
+
+    pub(crate) fn on_white_ground(mut self) -> Self {
+        self.on_white_ground = true;
+        self
+    }
+
+    /// The same image with light and dark exchanged: every pixel `p` becomes `255 - p`. MNIST has
+    /// light ink on a dark ground; a scan of pencil on paper is dark on light.
     #[must_use]
     pub fn invert(mut self) -> Self {
+        self.on_white_ground = false;
         for pixel in &mut self.pixels {
             *pixel = 255 - *pixel;
         }
@@ -110,7 +122,7 @@ impl Image {
         &self.pixels
     }
 
-    /// The bytes, given away.
+    /// The bytes, moved out of the image.
     #[must_use]
     pub fn into_pixels(self) -> Box<[u8]> {
         self.pixels
@@ -146,5 +158,16 @@ mod tests {
     fn names_the_file_that_cannot_be_read() {
         let error = Image::read(Path::new("/nowhere/at/all.png")).unwrap_err().to_string();
         assert!(error.contains("/nowhere/at/all.png"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_refused_as_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        for error in
+            [Image::read(folder.path()).unwrap_err(), Image::read_all(folder.path()).unwrap_err()]
+        {
+            let error = error.to_string();
+            assert!(error.ends_with(": it is a folder; give a file"), "{error}");
+        }
     }
 }

@@ -46,8 +46,5 @@ fn parse(command: &str) -> TrainOptions {
         words[at + 1]
     };
     let features = value("--features").parse().expect("a feature map");
-    let mut options = TrainOptions::new(features, value("--seed").parse().expect("a number"));
-    options.data = value("--data").into();
-    options.out = value("--out").into();
-    options
+    TrainOptions::new(features, value("--seed").parse().expect("a number"))
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::service::NO_SNAPSHOT;
-use afterimage_cache::{Hashed, KeeperHandle, Table};
+use afterimage_cache::{Hashed, SnapshotHandle, Table};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::Later;
 use afterimage_wire::{Client, Status};
@@ -22,7 +22,7 @@ pub use remote::{RemoteStore, StoreOptions};
 pub enum Store {
     /// The cache's table in the memo's own process, and who keeps its snapshot, if anybody does: a
     /// lookup takes nanoseconds.
-    Embedded(Arc<Table>, Option<KeeperHandle>),
+    Embedded(Arc<Table>, Option<SnapshotHandle>),
     /// A cache over the network: ours, Redis or Valkey.
     Remote(RemoteStore),
 }
@@ -50,7 +50,7 @@ impl Store {
     /// Writes a snapshot of the table in this process, if it has a place for one.
     pub fn snapshot(&self, later: Later) {
         match self {
-            Store::Embedded(_, Some(keeper)) => keeper.answer(later),
+            Store::Embedded(_, Some(snapshots)) => snapshots.answer(later),
             Store::Embedded(_, None) => later.error(Status::Unsupported, NO_SNAPSHOT),
             Store::Remote(_) => {
                 let text = "what this memo remembers is in a cache elsewhere: ask that one";

@@ -1,4 +1,4 @@
-//! Flags that several commands share, and what they turn into.
+//! Flags that several commands share, and the options that they become.
 
 mod values;
 
@@ -7,69 +7,67 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{Capacity, Keeper, Table, populate_in_background};
+use afterimage_cache::{Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background};
 use afterimage_classifier::{Engine, EngineOptions, Model};
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
 use afterimage_wire::tls::ClientTls;
 use anyhow::{Context, bail};
 
+use crate::net;
 use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
 
-pub(crate) use values::{Place, Share, Size, Span, Time};
+pub(crate) use values::{ClassifierAddr, Share, Size, Span, StoreAddr, Time};
 
-/// How a service listens.
+/// Flags of every service: how it listens.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Connections")]
 pub(crate) struct ServerArgs {
-    /// The token that clients must show. Other users of this machine can read a command line: a
-    /// file or the environment keeps it from them.
+    /// Token that clients must send. Other users can read a command line; prefer --token-file.
     #[arg(long, value_name = "TOKEN", hide_env_values = true, conflicts_with = "token_file")]
     token: Option<String>,
 
-    /// A file with the token that clients must show.
+    /// File with the token that clients must send.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// Listen on an address that other machines reach although anybody may come: without a token,
-    /// and without certificates of the clients.
+    /// Allow a public address without authentication.
     #[arg(long)]
     insecure: bool,
 
-    /// Threads that read and write sockets; 0 takes one per core.
+    /// Threads that read and write sockets; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
 
-    /// After a request look for the next one without a pause for so long, in place of sleeping
-    /// until it comes: quicker answers for a core that is busy as long as requests come.
+    /// Busy-poll this long after each request instead of sleeping: lower latency, one full core.
     #[arg(long, value_name = "TIME")]
     busy_poll: Option<Span>,
 
-    /// Connections open at once.
+    /// Maximum number of open connections.
     #[arg(long, value_name = "N", default_value = "4096")]
     max_connections: NonZeroUsize,
 
-    /// The largest body of a request.
+    /// Maximum size of a request's body.
     #[arg(long, value_name = "SIZE", default_value = "1MiB")]
     max_body: Size,
 
-    /// Requests of one connection that may wait for an answer.
+    /// Maximum number of unanswered requests per connection.
     #[arg(long, value_name = "N", default_value = "16384")]
     window: NonZeroU32,
 
-    /// How long a client may take to say Hello.
+    /// Close a connection that has not completed its handshake after this time.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     handshake_timeout: Span,
 
-    /// How long a client may be silent with nothing in flight.
+    /// Close an idle connection after this time.
     #[arg(long, value_name = "TIME", default_value = "5m")]
     idle_timeout: Span,
 
-    /// How long a client may leave its replies unread.
+    /// Close a connection whose client reads no replies for this time.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     write_timeout: Span,
 
-    /// How long to go on answering after SIGTERM or SIGINT.
+    /// Time to finish requests in flight after SIGTERM or SIGINT.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     drain_timeout: Span,
 
@@ -106,36 +104,34 @@ impl ServerArgs {
     }
 }
 
-/// The table's memory when nobody says how much.
+/// The table's memory without `--memory` and `--entries`.
 const DEFAULT_MEMORY: Size = Size(256 << 20);
 
-/// How large a table is.
+/// Flags of a label table: its size and its snapshot.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Table")]
+#[command(next_help_heading = "Label table")]
 pub(crate) struct TableArgs {
-    /// Memory for the table; taken at the start where it is free.
-    #[arg(long, value_name = "SIZE", default_value_t = DEFAULT_MEMORY)]
-    memory: Size,
+    /// Memory of the table [default: 256MiB]
+    #[arg(long, value_name = "SIZE", conflicts_with = "entries")]
+    memory: Option<Size>,
 
-    /// Entries that the table is made for, instead of its memory: it gets an eighth more slots, of
-    /// 16 bytes each, and keeps nine in ten of so many different keys.
+    /// Size the table for N entries instead of --memory (about 18 bytes per entry).
     #[arg(long, value_name = "N")]
     entries: Option<u64>,
 
-    /// Keep the table in this file over a restart: loaded at the start, written at the end.
+    /// Keep the table in this file: load it at start, write it at the end.
     #[arg(long, value_name = "FILE")]
     snapshot: Option<PathBuf>,
 
-    /// Write the snapshot also this often while serving.
+    /// Also write the snapshot at this interval.
     #[arg(long, value_name = "TIME")]
     snapshot_every: Option<Span>,
 }
 
 impl TableArgs {
-    /// A flag that changes the table and was given.
+    /// The first flag that was given and changes the table.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
-        let memory = self.memory != DEFAULT_MEMORY;
-        [(memory, "--memory"), (self.entries.is_some(), "--entries")]
+        [(self.memory.is_some(), "--memory"), (self.entries.is_some(), "--entries")]
             .into_iter()
             .find_map(|(given, flag)| given.then_some(flag))
     }
@@ -144,56 +140,57 @@ impl TableArgs {
         self.snapshot.is_some()
     }
 
-    /// The table, and who keeps its snapshot, if it has one.
-    pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<Keeper>)> {
-        // Not by clap's `requires`, which does not see what the settings file says.
+    /// The table, and the writer of its snapshots if it has a snapshot file.
+    pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
+        // Checked here because clap's `requires` ignores the settings file.
         if self.snapshot_every.is_some() && self.snapshot.is_none() {
-            bail!("--snapshot-every needs --snapshot: which file?");
+            bail!("--snapshot-every needs --snapshot FILE");
         }
+        // Before the table takes memory.
+        let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
+        let file = file.context("--snapshot")?;
         let capacity = match self.entries {
             Some(entries) => Capacity::Entries(entries),
-            None => Capacity::Bytes(self.memory.0),
+            None => Capacity::Bytes(self.memory.unwrap_or(DEFAULT_MEMORY).0),
         };
         let table = Table::new(capacity)?;
         let (entries, bytes) = (table.capacity(), Size(table.memory_bytes()));
-        tracing::info!("the table has {entries} slots in {bytes}");
+        tracing::info!("the label table has {entries} slots in {bytes}");
         let table = Arc::new(table);
         populate_in_background(&table);
-        let keeper = self.snapshot.as_ref().map(|path| {
-            Keeper::start(Arc::clone(&table), path, self.snapshot_every.map(|every| every.0))
-        });
-        let keeper = keeper.transpose().context("--snapshot")?;
-        Ok((table, keeper))
+        let every = self.snapshot_every.map(|every| every.0);
+        let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&table), file, every));
+        Ok((table, writer))
     }
 }
 
-/// Which model scores, and with how much of the machine.
+/// Flags of the built-in classifier.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Scoring")]
+#[command(next_help_heading = "Built-in classifier")]
 pub(crate) struct EngineArgs {
-    /// The model: a file, or one of those inside this program: shipped, raw.
+    /// Model file, or a built-in model: shipped or raw.
     #[arg(long, value_name = "FILE", default_value = "shipped")]
     model: PathBuf,
 
-    /// Threads that score; 0 takes one per core.
+    /// Threads that classify; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     compute_threads: usize,
 
-    /// Images scored together at most.
+    /// Maximum number of images in a batch.
     #[arg(long, value_name = "N", default_value = "64")]
     max_batch: NonZeroUsize,
 
-    /// Images that may wait to be scored.
+    /// Maximum number of queued images.
     #[arg(long, value_name = "N", default_value = "16384")]
     max_queued: NonZeroUsize,
 
-    /// How long an image waits for others to be scored with, at most 200us.
+    /// Time to wait for more images before a batch starts, at most 200us.
     #[arg(long, value_name = "TIME", default_value = "0us")]
     linger: Time,
 }
 
 impl EngineArgs {
-    /// A flag that changes the scoring and was given.
+    /// The first flag that differs from its default.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
         [
             (self.model != Path::new("shipped"), "--model"),
@@ -224,7 +221,7 @@ impl EngineArgs {
     }
 }
 
-/// The model of this name or in this file.
+/// The built-in model of this name, or the model in this file.
 pub(crate) fn model(name: &Path) -> anyhow::Result<Arc<Model>> {
     match name.to_str() {
         Some("shipped") => Ok(Model::shipped()),
@@ -233,49 +230,68 @@ pub(crate) fn model(name: &Path) -> anyhow::Result<Arc<Model>> {
     }
 }
 
-/// A token from a flag or from a file; a line's end behind it is not part of it.
-/// `file_flag` names the file.
+/// A token from a flag or from the file that `file_flag` names. Line ends after it are dropped.
 pub(crate) fn token(
     flag: Option<&str>,
     file_flag: &str,
     file: Option<&Path>,
 ) -> anyhow::Result<Option<Token>> {
     let secret = match (flag, file) {
-        // From elsewhere than the settings file the one excludes the other.
+        // Possible only in a settings file; elsewhere clap refuses both.
         (Some(_), Some(_)) => bail!("token and token-file are both set: set one of them"),
         (Some(token), None) => token.as_bytes().to_vec(),
         (None, None) => return Ok(None),
-        (None, Some(path)) => {
-            warn_if_exposed(file_flag, path);
-            let mut secret = std::fs::read(path)
-                .with_context(|| format!("cannot read the token file {}", path.display()))?;
-            while secret.last().is_some_and(|byte| b"\r\n".contains(byte)) {
-                secret.pop();
-            }
-            secret
-        }
+        (None, Some(path)) => secret_file(file_flag, path)?,
     };
     let len = secret.len();
     match Token::new(secret) {
         Some(token) => Ok(Some(token)),
-        None => bail!("a token has 1 to 1024 bytes; this one has {len}"),
+        None => bail!("the token has {len} bytes; it must have 1 to 1024"),
     }
 }
 
-/// How a client shows itself.
+/// The bytes of a file with a token or a password, without line ends after them.
+fn secret_file(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    warn_if_exposed(flag, path);
+    let mut secret =
+        std::fs::read(path).with_context(|| format!("cannot read {flag} {}", path.display()))?;
+    while secret.last().is_some_and(|byte| b"\r\n".contains(byte)) {
+        secret.pop();
+    }
+    Ok(secret)
+}
+
+/// The server that a client command asks: a flag, or the same without it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct AddressArgs {
+    /// Short form of --server.
+    #[arg(value_name = "ADDR", value_parser = net::parse)]
+    addr: Option<String>,
+
+    /// Server to ask, as HOST:PORT.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
+    server: String,
+}
+
+impl AddressArgs {
+    pub(crate) fn get(&self) -> &str {
+        self.addr.as_ref().unwrap_or(&self.server)
+    }
+}
+
+/// Flags of every client command: how it connects.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ClientArgs {
-    /// The token that the server asks for. Other users of this machine can read a command line: a
-    /// file or the environment keeps it from them.
+    /// Token that the server requires. Other users can read a command line; prefer --token-file.
     #[arg(long, value_name = "TOKEN", hide_env_values = true, conflicts_with = "token_file")]
     token: Option<String>,
 
-    /// A file with the token that the server asks for.
+    /// File with the token that the server requires.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// How long to wait for a connection and for an answer.
+    /// Time limit for connecting, and for each answer.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     timeout: Span,
 
@@ -293,10 +309,10 @@ impl ClientArgs {
         self.timeout.0
     }
 
-    /// TLS to the server at this host:port.
+    /// TLS to the server at HOST:PORT.
     pub(crate) fn tls_to(&self, addr: &str) -> anyhow::Result<Option<ClientTls>> {
         let Some(tls) = self.tls.load()? else { return Ok(None) };
-        let host = crate::serving::host(addr);
+        let host = net::host(addr);
         tls.name_for(host)?;
         Ok(Some(tls.or_server_name(host)))
     }

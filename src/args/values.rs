@@ -1,4 +1,4 @@
-//! What stands behind a flag: places, sizes, times and shares, as people write them.
+//! Types of flag values: store and classifier addresses, sizes, times and shares.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -7,39 +7,71 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-/// Where something is: in this process, at an address, or in Redis.
+use crate::net;
+
+/// Where a memo keeps its answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum StoreAddr {
+    /// A table in the memo's own process.
     Embedded,
-    At(String),
-    /// A Redis or Valkey server, or a cluster of them.
+    /// A cache service at this HOST:PORT.
+    Cache(String),
+    /// A Redis or Valkey server, or a cluster of them, at this URL.
     Redis(String),
 }
 
-impl FromStr for Place {
+impl FromStr for StoreAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str =
+            "expected embedded, HOST:PORT of a cache, or a URL such as redis://127.0.0.1:6379";
         if text == "embedded" {
-            return Ok(Place::Embedded);
+            return Ok(StoreAddr::Embedded);
         }
-        let redis = ["redis://", "redis+cluster://", "rediss://", "rediss+cluster://"];
-        if redis.iter().any(|scheme| text.starts_with(scheme)) {
-            return Ok(Place::Redis(text.to_owned()));
-        }
-        if text.contains("://") {
-            return Err("expected host:port, redis:// or redis+cluster:// (with TLS rediss)".into());
-        }
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
-                Ok(Place::At(text.to_owned()))
+        match text.split_once("://") {
+            Some(("redis" | "redis+cluster" | "rediss" | "rediss+cluster", _)) => {
+                Ok(StoreAddr::Redis(text.to_owned()))
             }
-            _ => Err("expected \"embedded\" or host:port".into()),
+            Some(_) => Err(EXPECTED.into()),
+            None if text.contains(':') => net::parse(text).map(StoreAddr::Cache),
+            None => Err(EXPECTED.into()),
         }
     }
 }
 
-/// One in so many: `1/1000`.
+/// Where a memo's classifier runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ClassifierAddr {
+    /// In the memo's own process.
+    Embedded,
+    /// A classifier service at this HOST:PORT.
+    Remote(String),
+}
+
+impl FromStr for ClassifierAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected embedded or HOST:PORT, for example 127.0.0.1:7402";
+        if text == "embedded" {
+            return Ok(ClassifierAddr::Embedded);
+        }
+        match text.split_once("://") {
+            Some(("http" | "https", _)) => Err(format!(
+                "HTTP is not supported; a classifier speaks the Afterimage protocol; {EXPECTED}"
+            )),
+            Some((scheme, _)) if scheme.starts_with("redis") => {
+                Err(format!("Redis is a store and cannot classify; {EXPECTED}"))
+            }
+            Some(_) => Err(EXPECTED.into()),
+            None if text.contains(':') => net::parse(text).map(ClassifierAddr::Remote),
+            None => Err(EXPECTED.into()),
+        }
+    }
+}
+
+/// One in N: `1/1000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share(pub(crate) NonZeroU32);
 
@@ -48,7 +80,7 @@ impl FromStr for Share {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let one_in = text.strip_prefix("1/").and_then(|many| many.parse().ok());
-        one_in.map(Share).ok_or_else(|| "expected 1/N, 1/1000 say".into())
+        one_in.map(Share).ok_or_else(|| "expected 1/N, for example 1/1000".into())
     }
 }
 
@@ -69,7 +101,9 @@ impl FromStr for Size {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        text.parse::<bytesize::ByteSize>().map(|size| Size(size.as_u64()))
+        let size = text.parse::<bytesize::ByteSize>();
+        size.map(|size| Size(size.as_u64()))
+            .map_err(|_| "expected a number of bytes, for example 64KiB, 256MiB or 2GB".into())
     }
 }
 
@@ -79,10 +113,10 @@ impl fmt::Display for Size {
     }
 }
 
-/// No time that makes sense here is longer.
+/// The longest time that a flag accepts.
 const MAX_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// A length of time above zero, for what would otherwise be over before it begins.
+/// A length of time above zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -91,7 +125,7 @@ impl FromStr for Span {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse()? {
-            Time(Duration::ZERO) => Err("it must be more than nothing".into()),
+            Time(Duration::ZERO) => Err("it must be greater than zero".into()),
             Time(time) => Ok(Span(time)),
         }
     }
@@ -105,9 +139,10 @@ impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+        let time = humantime::parse_duration(text)
+            .map_err(|_| "expected a number with a unit, for example 200us, 2ms, 5s or 1m 30s")?;
         if time > MAX_TIME {
-            return Err("more than a year".into());
+            return Err("it must be at most one year".into());
         }
         Ok(Time(time))
     }
@@ -137,13 +172,31 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_embedded_or_an_address() {
-        assert_eq!("embedded".parse(), Ok(Place::Embedded));
-        assert_eq!("[::1]:7401".parse(), Ok(Place::At("[::1]:7401".into())));
-        for wrong in
-            ["redisss://h:1", "http://h:1", "", "here", ":7401", "localhost", "localhost:port"]
-        {
-            assert!(wrong.parse::<Place>().is_err(), "{wrong:?}");
+    fn a_store_is_embedded_a_cache_or_redis() {
+        assert_eq!("embedded".parse(), Ok(StoreAddr::Embedded));
+        assert_eq!("[::1]:7401".parse(), Ok(StoreAddr::Cache("[::1]:7401".into())));
+        let url = "rediss+cluster://a:1,b:2";
+        assert_eq!(url.parse(), Ok(StoreAddr::Redis(url.into())));
+        for wrong in ["redisss://h:1", "http://h:1", "", "here", ":7401", "localhost:port"] {
+            let error = wrong.parse::<StoreAddr>().unwrap_err();
+            assert!(error.contains("expected"), "{wrong:?}: {error}");
+        }
+        assert!("foo".parse::<StoreAddr>().unwrap_err().contains("redis://127.0.0.1:6379"));
+    }
+
+    #[test]
+    fn a_classifier_is_embedded_or_an_address() {
+        assert_eq!("embedded".parse(), Ok(ClassifierAddr::Embedded));
+        assert_eq!("h:7402".parse(), Ok(ClassifierAddr::Remote("h:7402".into())));
+        for (wrong, expected) in [
+            ("http://127.0.0.1:8000/predict", "HTTP is not supported"),
+            ("redis://127.0.0.1", "Redis is a store and cannot classify"),
+            ("there", "expected embedded or HOST:PORT"),
+            ("ftp://h:1", "expected embedded or HOST:PORT"),
+        ] {
+            let error = wrong.parse::<ClassifierAddr>().unwrap_err();
+            assert!(error.contains(expected), "{wrong:?}: {error}");
+            assert!(!error.contains("redis://"), "{wrong:?}: {error}");
         }
     }
 }

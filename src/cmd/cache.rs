@@ -1,14 +1,18 @@
-//! `afterimage cache`: the cache alone.
+//! `afterimage cache`: the cache service, a label table on the network.
 
-use afterimage_cache::{CacheService, Keeper};
+use afterimage_cache::{CacheService, SnapshotWriter};
 
 use crate::args::{ServerArgs, TableArgs};
-use crate::serving;
+use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = serving::service_help(concat!(
+    "  afterimage cache --memory 1GiB --snapshot /var/lib/afterimage/cache\n",
+    "  afterimage cache --listen 0.0.0.0:7401 --token-file token"
+)))]
 pub(crate) struct Args {
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7401")]
+    /// Address to listen on; port 0 takes a free port.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7401", value_parser = net::parse)]
     listen: String,
 
     #[command(flatten)]
@@ -19,8 +23,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let (table, keeper) = args.table.table()?;
-    let service = CacheService::new(table).with_snapshots(keeper.as_ref().map(Keeper::handle));
-    serving::serve(&args.server, &args.listen, || Ok(service))?;
-    serving::last_snapshot(keeper)
+    let mut snapshots = None;
+    serving::serve(&args.server, &args.listen, || {
+        let (table, started) = args.table.table()?;
+        snapshots = started;
+        Ok(CacheService::new(table).with_snapshots(snapshots.as_ref().map(SnapshotWriter::handle)))
+    })?;
+    serving::last_snapshot(snapshots)
 }

@@ -1,14 +1,18 @@
-//! `afterimage classifier`: the classifier alone.
+//! `afterimage classifier`: the built-in classifier on the network.
 
 use afterimage_classifier::ClassifierService;
 
 use crate::args::{EngineArgs, ServerArgs};
-use crate::serving;
+use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = serving::service_help(concat!(
+    "  afterimage classifier --model model.safetensors\n",
+    "  afterimage classifier --listen 0.0.0.0:7402 --token-file token"
+)))]
 pub(crate) struct Args {
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7402")]
+    /// Address to listen on; port 0 takes a free port.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7402", value_parser = net::parse)]
     listen: String,
 
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `afterimage classify`: ask which class images show.
+//! `afterimage classify`: classify images.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,23 +12,32 @@ use anyhow::bail;
 
 use crate::args::ClientArgs;
 use crate::print::{self, ReaderGone, say};
-use crate::serving;
+use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Images: PNG, PGM, or IDX files with any number of them (the last two also gzipped).
+    /// Image files: PNG, PGM, or IDX (one or many images). PGM and IDX may be gzipped.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
-    /// The memo or classifier to ask.
+    /// Address of the memo or classifier.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     server: String,
 
-    /// The images are dark on light: turn them round before asking.
-    #[arg(long)]
-    invert: bool,
+    /// Exchange light and dark first: always, never, or auto (dark drawings on a transparent ground
+    /// only). Without a value: always.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t = Invert::Auto,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "always"
+    )]
+    invert: Invert,
 
-    /// Ask about this many images of each IDX file at most.
+    /// Classify at most this many images of each IDX file.
     #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
     limit: usize,
 
@@ -36,10 +45,29 @@ pub(crate) struct Args {
     client: ClientArgs,
 }
 
+/// Which images are inverted. The models take light ink on a dark ground, as MNIST has it. Only a
+/// transparent image shows by itself which of the two its ground is.
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+enum Invert {
+    Always,
+    Never,
+    Auto,
+}
+
+impl Invert {
+    fn applies_to(self, image: &Image) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => image.is_on_white_ground(),
+        }
+    }
+}
+
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
         let options = args.client.options()?.expect(Expect::Classify);
-        let client = Client::connect(args.server.as_str(), options).await?;
+        let client = net::connect(&args.server, options).await?;
         let mut failed = 0;
         for file in &args.files {
             if let Err(error) = classify_file(&client, file, &args).await {
@@ -47,7 +75,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                     return Err(error);
                 }
                 let (name, line) = (file.display().to_string(), crate::one_line(&error));
-                // What cannot be read names its file itself.
+                // An error about the file itself names the file already.
                 let line = line.strip_prefix(&format!("{name}: ")).unwrap_or(&line);
                 print::note(format_args!("afterimage: {name}: {line}"));
                 failed += 1;
@@ -70,13 +98,13 @@ async fn classify_file(client: &Client, file: &Path, args: &Args) -> anyhow::Res
         if !want.dims().is_empty() && have != want {
             bail!("the image is {have}; the server takes {want}");
         }
-        let image = if args.invert { image.invert() } else { image };
+        let image = if args.invert.applies_to(&image) { image.invert() } else { image };
         let start = Instant::now();
         let label = client.classify(image.pixels()).await?;
         let elapsed_us = start.elapsed().as_secs_f64() * 1e6;
         let origin = match label.origin {
-            Origin::Hit => "remembered",
-            Origin::Miss => "computed",
+            Origin::Hit => "hit",
+            Origin::Miss => "miss",
             Origin::Coalesced => "coalesced",
         };
         let index = if is_set { format!("[{i}]") } else { String::new() };

@@ -1,9 +1,9 @@
-//! `afterimage memo`: the memo, with a cache and a classifier that may be elsewhere.
+//! `afterimage memo`: the memo, with a store and a classifier in this process or elsewhere.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use afterimage_cache::Keeper;
+use afterimage_cache::SnapshotWriter;
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
 use afterimage_memo::store::{Backend, Redis, RedisOptions, RemoteStore, StoreOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
@@ -12,26 +12,30 @@ use afterimage_wire::tls::ClientTls;
 use afterimage_wire::{Client, ClientOptions};
 use anyhow::{Context, bail};
 
-use crate::args::{EngineArgs, Place, ServerArgs, Share, Span, TableArgs, token};
-use crate::serving;
-use crate::tls::{CacheTlsArgs, ClassifierTlsArgs, warn_if_exposed};
+use crate::args::{
+    ClassifierAddr, EngineArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
+};
+use crate::tls::{ClassifierTlsArgs, StoreTlsArgs, warn_if_exposed};
+use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = serving::service_help(concat!(
+    "  afterimage memo --classifier 127.0.0.1:7402\n",
+    "  afterimage memo --classifier a:7402,b:7402 --store redis://127.0.0.1 --secret-file secret"
+)))]
 pub(crate) struct Args {
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    /// Address to listen on; port 0 takes a free port.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     pub(crate) listen: String,
 
-    /// Where answers are remembered: embedded, a cache's host:port, redis://host:port, or
-    /// redis+cluster://host:port,host:port…, with TLS rediss… (user:password@ before the first
-    /// host where it asks)
-    #[arg(long, value_name = "PLACE", default_value = "embedded")]
-    pub(crate) cache: Place,
+    /// Where answers are kept: embedded, HOST:PORT of a cache, redis://HOST, redis+cluster://HOST,…
+    /// (rediss for TLS).
+    #[arg(long, value_name = "STORE", default_value = "embedded", alias = "cache")]
+    pub(crate) store: StoreAddr,
 
-    /// Who computes them: embedded, or a classifier's host:port. Several share the work: give it
-    /// more than once or with commas between them, or a name with several addresses.
-    #[arg(long, value_name = "PLACE", default_value = "embedded", value_delimiter = ',')]
-    pub(crate) classifier: Vec<Place>,
+    /// Classifier: embedded, or HOST:PORT. Several addresses, separated by commas, share the work.
+    #[arg(long, value_name = "ADDR", default_value = "embedded", value_delimiter = ',')]
+    pub(crate) classifier: Vec<ClassifierAddr>,
 
     #[command(flatten)]
     pub(crate) upstream: UpstreamArgs,
@@ -49,89 +53,92 @@ pub(crate) struct Args {
     pub(crate) server: ServerArgs,
 }
 
-/// How the memo remembers.
+/// Flags of the memo itself.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Memo")]
 pub(crate) struct MemoArgs {
-    /// A file with the secret of the memos that share a cache: 32 bytes, or 64 hexadecimal digits.
-    /// Without it each process makes up its own.
+    /// File with the secret that memos with one store share: 32 bytes or 64 hexadecimal digits
+    /// [default: random].
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
 
-    /// Requests that may wait for the cache or the classifier.
+    /// Maximum number of requests that wait for the store or the classifier.
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     max_waiting: usize,
 
-    /// Ask the classifier again about a share of the hits, 1/1000 say, whenever it is idle, and
-    /// tell of every answer that it does not repeat.
+    /// Re-check this share of the hits while the classifier is idle, and report every mismatch;
+    /// for example 1/1000.
     #[arg(long, value_name = "SHARE")]
     audit: Option<Share>,
 
-    /// Stop looking answers up in a cache elsewhere while that takes more time than it saves.
+    /// Stop looking up answers in a remote store while lookups cost more time than they save.
     #[arg(long)]
     auto_bypass: bool,
 }
 
-/// How the memo asks others.
+/// Flags of a store and a classifier in other processes.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Cache and classifier elsewhere")]
+#[command(next_help_heading = "Store and classifier")]
 pub(crate) struct UpstreamArgs {
-    /// A file with the token that the cache asks for.
-    #[arg(long, value_name = "FILE")]
-    cache_token_file: Option<PathBuf>,
+    /// File with the token that the cache service requires.
+    #[arg(long, value_name = "FILE", alias = "cache-token-file")]
+    store_token_file: Option<PathBuf>,
 
-    /// A file with the token that the classifier asks for.
+    /// File with the password of Redis; keeps it out of the command line.
+    #[arg(long, value_name = "FILE")]
+    store_password_file: Option<PathBuf>,
+
+    /// File with the token that the classifier requires.
     #[arg(long, value_name = "FILE")]
     classifier_token_file: Option<PathBuf>,
 
-    /// How long a lookup in a remote cache may take before it counts as a miss.
+    /// Time limit of a lookup in a remote store; a slower one counts as a miss.
     #[arg(long, value_name = "TIME", default_value = "2ms")]
     lookup_budget: Span,
 
-    /// How long a remote classifier may take. What it does not answer by then is asked of another
-    /// one, if there is one.
+    /// Time limit of one call to a remote classifier. A retry has the same limit again.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     classifier_timeout: Span,
 
-    /// Requests that may be sent to a second classifier when the first one fails, in percent of
-    /// all.
+    /// Limit of retries at another classifier, in percent of all requests.
     #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=100))]
     retry_budget: u32,
 
-    /// How often the names of classifiers are looked up again.
+    /// Interval between DNS lookups of the classifiers' names.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     resolve_every: Span,
 
     #[command(flatten)]
-    cache_tls: CacheTlsArgs,
+    store_tls: StoreTlsArgs,
 
     #[command(flatten)]
     classifier_tls: ClassifierTlsArgs,
 }
 
 impl Default for UpstreamArgs {
-    /// For a memo that asks nobody.
+    /// The defaults, for a memo whose store and classifier are embedded.
     fn default() -> Self {
         UpstreamArgs {
-            cache_token_file: None,
+            store_token_file: None,
+            store_password_file: None,
             classifier_token_file: None,
             lookup_budget: Span(StoreOptions::default().lookup_budget),
             classifier_timeout: Span(PoolOptions::default().timeout),
             retry_budget: PoolOptions::default().retry_percent,
             resolve_every: Span(Duration::from_secs(10)),
-            cache_tls: CacheTlsArgs::default(),
+            store_tls: StoreTlsArgs::default(),
             classifier_tls: ClassifierTlsArgs::default(),
         }
     }
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    if args.cache != Place::Embedded && args.table.has_snapshot() {
-        bail!("--snapshot keeps an embedded table; with --cache elsewhere, give it to the cache");
+    if args.store != StoreAddr::Embedded && args.table.has_snapshot() {
+        bail!("--snapshot needs --store embedded; give it to the cache service instead");
     }
     refuse_misplaced(&args)?;
     warn_of_unused(&args);
-    let mut keeper = None;
+    let mut snapshots = None;
     serving::serve(&args.server, &args.listen, || {
         let options = MemoOptions {
             max_waiting: args.memo.max_waiting,
@@ -139,22 +146,26 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             auto_bypass: args.memo.auto_bypass,
             ..MemoOptions::new(secret(&args)?)
         };
-        let store = match &args.cache {
-            Place::Embedded => {
+        let store = match &args.store {
+            StoreAddr::Embedded => {
                 let (table, started) = args.table.table()?;
-                keeper = started;
-                Store::Embedded(table, keeper.as_ref().map(Keeper::handle))
+                snapshots = started;
+                Store::Embedded(table, snapshots.as_ref().map(SnapshotWriter::handle))
             }
-            Place::At(addr) => {
+            StoreAddr::Cache(addr) => {
                 let options = args.upstream.cache_options(addr)?;
                 remote_store(Client::connect_lazy(addr.as_str(), options), &args.upstream)
             }
-            Place::Redis(url) => {
+            StoreAddr::Redis(url) => {
                 let is_secure = url.starts_with("rediss");
-                let tls = args.upstream.cache_tls.for_redis(is_secure)?;
-                let options = RedisOptions { certificates: tls, ..RedisOptions::default() };
-                let redis = Redis::connect_lazy(url, options)?;
-                if is_secure {
+                let certificates = args.upstream.store_tls.for_redis(is_secure)?;
+                let password_file = args.upstream.store_password_file.clone();
+                if let Some(file) = &password_file {
+                    warn_if_exposed("--store-password-file", file);
+                }
+                let has_files = is_secure || password_file.is_some();
+                let redis = Redis::connect_lazy(url, RedisOptions { certificates, password_file })?;
+                if has_files {
                     tokio::spawn(redis.keep_current());
                 }
                 remote_store(redis, &args.upstream)
@@ -162,93 +173,95 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         Ok(MemoService::new(store, classifier(&args)?, options))
     })?;
-    serving::last_snapshot(keeper)
+    serving::last_snapshot(snapshots)
 }
 
-/// What shall keep others out, or a connection secret, and would be passed over in silence.
+/// Refuses flags that protect a connection which these settings do not make. To ignore them would
+/// leave the user with less protection than expected.
 fn refuse_misplaced(args: &Args) -> anyhow::Result<()> {
-    let UpstreamArgs { cache_tls, classifier_tls, .. } = &args.upstream;
-    let cache_token = args.upstream.cache_token_file.as_ref().map(|_| "--cache-token-file");
-    let token = args.upstream.classifier_token_file.as_ref().map(|_| "--classifier-token-file");
-    if cache_tls.on && !matches!(args.cache, Place::At(_)) {
-        bail!("--cache-tls is for a cache of our own, at --cache host:port; Redis takes rediss://");
-    }
-    if matches!(args.cache, Place::Redis(_)) && cache_token.is_some() {
-        bail!("--cache-token-file is for our own cache; Redis takes redis://:PASSWORD@host:port");
-    }
-    if let (Place::Embedded, Some(flag)) = (&args.cache, cache_tls.first_detail().or(cache_token)) {
-        bail!("{flag} is for a cache elsewhere, at --cache host:port; this one is embedded");
-    }
-    if args.classifier[..] != [Place::Embedded] {
-        return Ok(());
-    }
-    let on = classifier_tls.on.then_some("--classifier-tls");
-    match on.or(classifier_tls.first_detail()).or(token) {
-        None => Ok(()),
-        Some(flag) => {
-            bail!(
-                "{flag} is for a classifier elsewhere, at --classifier host:port; this one is embedded"
-            )
+    let UpstreamArgs { store_tls, classifier_tls, .. } = &args.upstream;
+    let token = args.upstream.store_token_file.as_ref().map(|_| "--store-token-file");
+    let password = args.upstream.store_password_file.as_ref().map(|_| "--store-password-file");
+    let on = store_tls.on.then_some("--store-tls");
+    match &args.store {
+        StoreAddr::Embedded => {
+            if let Some(flag) = on.or(store_tls.first_detail()).or(token).or(password) {
+                bail!("{flag} needs a remote store; --store is embedded");
+            }
+        }
+        StoreAddr::Cache(_) => {
+            if let Some(flag) = password {
+                bail!("{flag} is for Redis; a cache service takes --store-token-file");
+            }
+        }
+        StoreAddr::Redis(_) => {
+            if let Some(flag) = on {
+                bail!("{flag} is for a cache service; for Redis write --store rediss://HOST:PORT");
+            }
+            if let Some(flag) = token {
+                bail!("{flag} is for a cache service; Redis takes --store-password-file");
+            }
         }
     }
+    if args.classifier[..] != [ClassifierAddr::Embedded] {
+        return Ok(());
+    }
+    let token = args.upstream.classifier_token_file.as_ref().map(|_| "--classifier-token-file");
+    let on = classifier_tls.on.then_some("--classifier-tls");
+    if let Some(flag) = on.or(classifier_tls.first_detail()).or(token) {
+        bail!("{flag} needs a remote classifier; --classifier is embedded");
+    }
+    Ok(())
 }
 
-/// Settings of what is not in this process have no effect: better said than found out.
+/// Warns of settings that have no effect.
 fn warn_of_unused(args: &Args) {
-    if args.cache != Place::Embedded
+    if args.store != StoreAddr::Embedded
         && let Some(flag) = args.table.first_given()
     {
-        tracing::warn!(
-            "{flag} has no effect: it is about an embedded table, and --cache is elsewhere"
-        );
+        tracing::warn!("{flag} has no effect: it sizes the embedded table, and --store is remote");
     }
-    if args.cache == Place::Embedded && args.memo.auto_bypass {
-        tracing::warn!(
-            "--auto-bypass has no effect: a lookup in an embedded table costs next to nothing"
-        );
+    if args.store == StoreAddr::Embedded && args.memo.auto_bypass {
+        tracing::warn!("--auto-bypass has no effect: it applies to a remote --store only");
     }
-    if args.classifier[..] != [Place::Embedded]
+    if args.classifier[..] != [ClassifierAddr::Embedded]
         && let Some(flag) = args.engine.first_given()
     {
         tracing::warn!(
-            "{flag} has no effect: it is about an embedded classifier, and --classifier is elsewhere"
+            "{flag} has no effect: it applies to the embedded classifier, and --classifier is remote"
         );
     }
 }
 
 fn secret(args: &Args) -> anyhow::Result<Secret> {
     let Some(path) = &args.memo.secret_file else {
-        if args.cache != Place::Embedded || args.table.has_snapshot() {
+        if args.store != StoreAddr::Embedded || args.table.has_snapshot() {
             tracing::warn!(
-                "no --secret-file: what this memo remembers is of no use to other memos, nor to \
-                 this one after a restart"
+                "cached answers cannot be shared and will be lost on restart; set --secret-file to \
+                 keep them"
             );
         }
-        return Secret::random().context("the operating system gives no randomness");
+        return Secret::random().context("the operating system gives no random numbers");
     };
     warn_if_exposed("--secret-file", path);
     let file = path.display();
-    let bytes =
-        std::fs::read(path).with_context(|| format!("cannot read the secret file {file}"))?;
-    Secret::parse(&bytes).with_context(|| format!("secret file {file}"))
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read --secret-file {file}"))?;
+    Secret::parse(&bytes).with_context(|| format!("--secret-file {file}"))
 }
 
 fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
-    if args.classifier[..] == [Place::Embedded] {
+    if args.classifier[..] == [ClassifierAddr::Embedded] {
         let (model, engine) = args.engine.start()?;
         return Ok(Box::new(crate::embedded::Embedded::new(&model, engine)));
     }
-    let mut places = Vec::new();
-    for place in &args.classifier {
-        places.push(match place {
-            Place::At(addr) => Target(addr.clone()),
-            Place::Redis(_) => {
-                bail!("--classifier is a Redis server; it takes embedded or host:port")
+    let mut addresses = Vec::new();
+    for classifier in &args.classifier {
+        match classifier {
+            ClassifierAddr::Remote(addr) => addresses.push(Target(addr.clone())),
+            ClassifierAddr::Embedded => {
+                bail!("--classifier is both embedded and remote; choose one")
             }
-            Place::Embedded => {
-                bail!("--classifier is embedded and elsewhere; it is one of the two")
-            }
-        });
+        }
     }
     let UpstreamArgs { classifier_timeout, retry_budget, resolve_every, .. } = &args.upstream;
     let options = PoolOptions {
@@ -256,15 +269,15 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Classifier>> {
         retry_percent: *retry_budget,
         ..PoolOptions::default()
     };
-    let client_options = args.upstream.classifier_options(&places)?;
-    let connect = move |address, place: &str| {
+    let client_options = args.upstream.classifier_options(&addresses)?;
+    let connect = move |address, name: &str| {
         let mut options = client_options.clone();
-        // The certificate is for the name, and not for the address behind it.
-        options.tls = options.tls.map(|tls| tls.or_server_name(serving::host(place)));
+        // A certificate names the host, not the address that DNS gives.
+        options.tls = options.tls.map(|tls| tls.or_server_name(net::host(name)));
         Client::connect_lazy(address, options)
     };
     let resolve = Target::system_resolver();
-    Ok(Box::new(Pool::at(places, options, resolve_every.0, Box::new(connect), resolve)))
+    Ok(Box::new(Pool::at(addresses, options, resolve_every.0, Box::new(connect), resolve)))
 }
 
 fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
@@ -274,37 +287,37 @@ fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
 }
 
 impl UpstreamArgs {
-    /// How the memo connects to a cache at this address.
+    /// Options of the connection to a cache service.
     fn cache_options(&self, addr: &str) -> anyhow::Result<ClientOptions> {
-        let token = ("--cache-token-file", self.cache_token_file.as_deref());
-        secure(upstream_options(Expect::Cache), &[addr], token, self.cache_tls.load()?)
+        let token = ("--store-token-file", self.store_token_file.as_deref());
+        secure(upstream_options(Expect::Cache), &[addr], token, self.store_tls.load()?)
     }
 
-    /// How the memo connects to classifiers at these places.
-    fn classifier_options(&self, places: &[Target]) -> anyhow::Result<ClientOptions> {
-        let places: Vec<&str> = places.iter().map(|place| place.0.as_str()).collect();
+    /// Options of the connections to classifiers.
+    fn classifier_options(&self, addresses: &[Target]) -> anyhow::Result<ClientOptions> {
+        let addresses: Vec<&str> = addresses.iter().map(|address| address.0.as_str()).collect();
         let token = ("--classifier-token-file", self.classifier_token_file.as_deref());
-        secure(upstream_options(Expect::Classify), &places, token, self.classifier_tls.load()?)
+        secure(upstream_options(Expect::Classify), &addresses, token, self.classifier_tls.load()?)
     }
 }
 
-/// With the token in this flag's file, and with TLS whose certificates are kept up to date.
+/// Adds the token of this flag's file, and TLS whose certificates are reloaded.
 fn secure(
     mut options: ClientOptions,
-    places: &[&str],
+    addresses: &[&str],
     (flag, file): (&str, Option<&Path>),
     tls: Option<ClientTls>,
 ) -> anyhow::Result<ClientOptions> {
     if let Some(token) = token(None, flag, file)? {
         options = options.token(token.as_bytes());
-        let elsewhere = places.iter().find(|place| !serving::is_here(place));
-        if let (None, Some(place)) = (&tls, elsewhere) {
-            tracing::warn!("{flag}: the token travels to {place} in clear; TLS would hide it");
+        let remote = addresses.iter().find(|address| !net::is_local(address));
+        if let (None, Some(address)) = (&tls, remote) {
+            tracing::warn!("{flag}: the token is sent to {address} unencrypted; use TLS");
         }
     }
     if let Some(tls) = tls {
-        for place in places {
-            tls.name_for(serving::host(place))?;
+        for address in addresses {
+            tls.name_for(net::host(address))?;
         }
         tokio::spawn(tls.keep_current());
         options = options.tls(tls);
@@ -312,8 +325,8 @@ fn secure(
     Ok(options)
 }
 
-/// How the memo connects to its upstreams: at once or not at all, and back within half a second
-/// after they are.
+/// Options of the memo's upstream connections: a request fails at once without a connection, and
+/// attempts to reconnect are at most half a second apart.
 pub(crate) fn upstream_options(expect: Expect) -> ClientOptions {
     ClientOptions::new()
         .expect(expect)

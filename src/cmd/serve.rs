@@ -1,12 +1,17 @@
-//! `afterimage serve`: all in one process.
+//! `afterimage serve`: memo, label table and classifier in one process.
 
-use crate::args::{EngineArgs, Place, ServerArgs, TableArgs};
+use crate::args::{ClassifierAddr, EngineArgs, ServerArgs, StoreAddr, TableArgs};
 use crate::cmd::memo::{self, MemoArgs};
+use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = serving::service_help(concat!(
+    "  afterimage serve\n",
+    "  afterimage serve --memory 1GiB --snapshot labels.snapshot --secret-file secret"
+)))]
 pub(crate) struct Args {
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    /// Address to listen on; port 0 takes a free port.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     listen: String,
 
     #[command(flatten)]
@@ -25,8 +30,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     memo::run(memo::Args {
         listen: args.listen,
-        cache: Place::Embedded,
-        classifier: vec![Place::Embedded],
+        store: StoreAddr::Embedded,
+        classifier: vec![ClassifierAddr::Embedded],
         upstream: memo::UpstreamArgs::default(),
         memo: args.memo,
         table: args.table,

@@ -1,19 +1,20 @@
-//! `afterimage snapshot`: have a running service write its snapshot now.
+//! `afterimage snapshot`: makes a running service write its snapshot now.
 
-use afterimage_wire::Client;
-
-use crate::args::{ClientArgs, Size, Span};
+use crate::args::{AddressArgs, ClientArgs, Size, Span};
 use crate::print::say;
-use crate::serving;
+use crate::{format, net, serving};
 
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    /// The service that is to write its snapshot, into the file of its own --snapshot: a cache, or
-    /// a memo that remembers in its own process.
-    #[arg(value_name = "ADDR", default_value = "127.0.0.1:7401")]
-    server: String,
+#[command(after_help = "Examples:
+  afterimage snapshot
+  afterimage snapshot 127.0.0.1:7401 --token-file token
 
-    /// How long to wait for the snapshot; it is written whether or not anybody waits.
+The service must have been started with --snapshot FILE.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    address: AddressArgs,
+
+    /// Time to wait for the snapshot; the service writes it in any case.
     #[arg(long, value_name = "TIME", default_value = "10m")]
     wait: Span,
 
@@ -22,17 +23,19 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let address = args.address.get();
     let snapshot = serving::runtime(1)?.block_on(async {
-        let client = Client::connect(args.server.as_str(), args.client.options()?).await?;
-        let snapshot = client.snapshot(args.wait.0).await?;
+        let client = net::connect(address, args.client.options()?).await?;
+        let snapshot = client.snapshot(args.wait.0).await;
+        let snapshot = snapshot.map_err(|error| net::explained(address, &error))?;
         client.close().await;
         anyhow::Ok(snapshot)
     })?;
     let joined = if snapshot.joined { " (it was being written already)" } else { "" };
     say!(
-        "wrote {} entries, {}, in {:.1?}{joined}",
-        snapshot.entries,
+        "wrote {} entries, {}, in {}{joined}",
+        format::grouped(snapshot.entries),
         Size(snapshot.bytes),
-        snapshot.elapsed
+        format::long_time(snapshot.elapsed)
     )
 }

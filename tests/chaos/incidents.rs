@@ -68,7 +68,7 @@ impl House {
         let cache = Running::start(&["cache", "--memory", "1MiB"]);
         let classifier = Running::start(&["classifier", "--model", "raw"]);
         let (at_cache, at_classifier) = (cache.place(), classifier.place());
-        let memo = ["memo", "--cache", &at_cache, "--classifier", &at_classifier];
+        let memo = ["memo", "--store", &at_cache, "--classifier", &at_classifier];
         let memo = Running::start(&[&memo[..], &["--secret-file", &secret]].concat());
         let models = ["raw".to_owned(), text(contrary)];
         House { cache, classifier, memo, models, _folder: folder }

@@ -1,5 +1,6 @@
 //! One clear line for whatever is wrong.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 
 use rustix::process::Signal;
@@ -63,11 +64,12 @@ fn a_wrong_value_names_the_flag_and_the_value() {
     for args in [
         ["serve", "--threads", "many"],
         ["cache", "--memory", "12 parsecs"],
-        ["memo", "--cache", "nowhere"],
+        ["memo", "--store", "nowhere"],
         ["memo", "--lookup-budget", "soon"],
         ["bench", "--target", "moon"],
         ["train", "--features", "magic"],
         ["stats", "--timeout", "5"],
+        ["cache", "--listen", "here"],
         ["serve", "--log", "loud=quiet=very"],
         // Taken for a module's name, it would turn all logs off.
         ["serve", "--log", "debgu"],
@@ -79,11 +81,7 @@ fn a_wrong_value_names_the_flag_and_the_value() {
         assert!(first.contains(args[2]) && first.contains(args[1]), "{done:#?}");
         assert!(done.stdout.is_empty(), "{done:#?}");
     }
-    for args in [
-        &["serve", "--max-body", "5GiB"][..],
-        &["cache", "--listen", "here"],
-        &["demo", "--images", "5"],
-    ] {
+    for args in [&["serve", "--max-body", "5GiB"][..], &["demo", "--images", "5"]] {
         let line = run(args).failed_with_no_more_than_logs();
         assert!(line.contains(args[2]) || line.contains("5.0 GiB"), "{args:?}: {line}");
     }
@@ -105,10 +103,57 @@ fn a_server_that_is_not_there_is_one_clear_line() {
         let line = run(args).failed_with_no_more_than_logs();
         assert!(line.to_lowercase().contains("refused"), "{args:?}: {line}");
     }
-    for addr in ["nowhere", "127.0.0.1", "127.0.0.1:port"] {
-        let line = run(&["stats", addr, "--timeout", "2s"]).failed_with_no_more_than_logs();
-        assert!(line.contains("connect") || line.contains(addr), "{line}");
+}
+
+#[test]
+fn an_address_error_names_what_is_expected() {
+    for (args, expected) in [
+        (&["stats", "7400"][..], "expected HOST:PORT, for example 127.0.0.1:7400"),
+        (&["stats", "--server", "7400"], "expected HOST:PORT, for example 127.0.0.1:7400"),
+        (&["serve", "--listen", ":19030"], "for example 0.0.0.0:19030"),
+        (&["cache", "--listen", "unix:/run/x"], "Unix sockets are not supported"),
+        (&["memo", "--classifier", "http://127.0.0.1:8000/predict"], "HTTP is not supported"),
+        (&["memo", "--classifier", "redis://127.0.0.1"], "Redis is a store and cannot classify"),
+        (&["memo", "--store", "foo"], "redis://127.0.0.1:6379"),
+    ] {
+        let done = run(args);
+        assert_eq!(done.status.code(), Some(2), "{done:#?}");
+        let first = done.stderr.lines().next().unwrap_or_default();
+        assert!(first.contains(expected), "{args:?}: {first}");
     }
+    let twice = run(&["stats", "127.0.0.1:1", "--server", "127.0.0.1:2"]).failed_with_a_line();
+    assert!(twice.contains("given twice"), "{twice}");
+}
+
+#[test]
+fn a_refused_connection_says_how_to_start_a_server() {
+    let addr = nobody();
+    for args in [&["stats", &addr][..], &["stats", "--server", &addr], &["snapshot", &addr]] {
+        let line = run(args).failed_with_a_line();
+        let expected = format!(
+            "afterimage: cannot connect to {addr} (connection refused); start a server with: \
+             afterimage serve\n"
+        );
+        assert_eq!(line, expected, "{args:?}");
+    }
+}
+
+#[test]
+fn a_port_of_another_protocol_is_named() {
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = holder.local_addr().unwrap().to_string();
+    let other = std::thread::spawn(move || {
+        let (mut stream, _) = holder.accept().unwrap();
+        stream.write_all(b"-ERR unknown command\r\n").unwrap();
+    });
+    let line = run(&["stats", &addr]).failed_with_a_line();
+    other.join().unwrap();
+    assert!(line.contains(&format!("{addr} is not an Afterimage server")), "{line}");
+    // A port that accepts connections and says nothing.
+    let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = holder.local_addr().unwrap().to_string();
+    let line = run(&["stats", &addr, "--timeout", "200ms"]).failed_with_a_line();
+    assert!(line.contains(&addr) && line.contains("is it an Afterimage server?"), "{line}");
 }
 
 #[test]

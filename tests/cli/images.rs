@@ -39,7 +39,7 @@ fn columns(line: &str) -> (u16, &str, &str) {
 }
 
 #[test]
-fn classify_reads_every_format_and_says_what_was_remembered() {
+fn classify_reads_every_format_and_shows_hits() {
     let folder = folder();
     let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
     let server = memo.place();
@@ -52,7 +52,7 @@ fn classify_reads_every_format_and_says_what_was_remembered() {
         file(&folder, "3.idx", idx(&one, of(3))),
         file(&folder, "4.idx.gz", gzip(&idx(&one, of(4)))),
     ];
-    for expected in ["computed", "remembered"] {
+    for expected in ["miss", "hit"] {
         let mut args = vec!["classify", "--server", &server];
         args.extend(files.iter().map(String::as_str));
         let printed = run(&args).succeeded();
@@ -64,12 +64,90 @@ fn classify_reads_every_format_and_says_what_was_remembered() {
     // The same digit in another format is the same image.
     let again = file(&folder, "again.png", png(of(1), 28));
     let printed = run(&["classify", "--server", &server, &again]).succeeded();
-    assert_eq!(columns(printed.trim_end()), (labels[1], "remembered", again.as_str()));
-    // Dark on light, turned round, is the same image, too.
+    assert_eq!(columns(printed.trim_end()), (labels[1], "hit", again.as_str()));
+    // Dark on light, inverted, is the same image.
     let dark: Vec<u8> = of(0).iter().map(|pixel| 255 - pixel).collect();
     let dark = file(&folder, "dark.png", png(&dark, 28));
     let printed = run(&["classify", "--server", &server, "--invert", &dark]).succeeded();
-    assert_eq!(columns(printed.trim_end()), (labels[0], "remembered", dark.as_str()));
+    assert_eq!(columns(printed.trim_end()), (labels[0], "hit", dark.as_str()));
+    let printed = run(&["classify", "--server", &server, &dark]).succeeded();
+    assert_eq!(
+        columns(printed.trim_end()).1,
+        "miss",
+        "an opaque image is inverted on request only"
+    );
+}
+
+/// A file of one colour type and depth with the digit drawn in black on a transparent ground.
+fn black_on_transparent(digit: &[u8], color: png::ColorType, depth: png::BitDepth) -> Vec<u8> {
+    use png::ColorType::{GrayscaleAlpha, Indexed, Rgba};
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, 28, 28);
+    encoder.set_color(color);
+    encoder.set_depth(depth);
+    let wide = depth == png::BitDepth::Sixteen;
+    let samples: Vec<u8> = match color {
+        GrayscaleAlpha | Rgba => {
+            let black = if color == Rgba { 3 } else { 1 };
+            let sample = |value: u8| if wide { vec![value; 2] } else { vec![value] };
+            digit.iter().flat_map(|&ink| [sample(0).repeat(black), sample(ink)].concat()).collect()
+        }
+        Indexed => {
+            // Each index is black with the index's opacity.
+            encoder.set_palette(vec![0; 3 * 256]);
+            encoder.set_trns((0..=255).collect::<Vec<u8>>());
+            digit.to_vec()
+        }
+        _ => {
+            // One grey is transparent: the ground's. Ink is dark.
+            let channels = if color == png::ColorType::Rgb { 3 } else { 1 };
+            encoder.set_trns([0, 255].repeat(channels));
+            digit.iter().flat_map(|&ink| vec![255 - ink; channels]).collect()
+        }
+    };
+    let mut writer = encoder.write_header().unwrap();
+    writer.write_image_data(&samples).unwrap();
+    writer.finish().unwrap();
+    bytes
+}
+
+#[test]
+fn a_black_digit_on_transparent_gets_its_label() {
+    use png::BitDepth::{Eight, Sixteen};
+    use png::ColorType::{Grayscale, GrayscaleAlpha, Indexed, Rgb, Rgba};
+    let folder = folder();
+    let memo = Running::start(&["serve", "--memory", "8MiB"]);
+    let server = memo.place();
+    let (digits, labels) = answered(23, 3, &Model::shipped());
+    for (color, depth) in [
+        (GrayscaleAlpha, Eight),
+        (GrayscaleAlpha, Sixteen),
+        (Rgba, Eight),
+        (Rgba, Sixteen),
+        (Indexed, Eight),
+        (Grayscale, Eight),
+        (Rgb, Eight),
+    ] {
+        for (i, &label) in labels.iter().enumerate() {
+            let bytes = black_on_transparent(digits.image(i), color, depth);
+            let path = file(&folder, "digit.png", bytes);
+            for flags in [&[][..], &["--invert"], &["--invert=auto"]] {
+                let args = [&["classify", "--server", &server][..], flags, &[&path]].concat();
+                let printed = run(&args).succeeded();
+                assert_eq!(columns(printed.trim_end()).0, label, "{color:?} {depth:?} {flags:?}");
+            }
+        }
+    }
+    // Composited on white and not inverted: other bytes than before.
+    let printed = run(&[
+        "classify",
+        "--server",
+        &server,
+        "--invert=never",
+        &text(folder.path().join("digit.png")),
+    ])
+    .succeeded();
+    assert_eq!(columns(printed.trim_end()).1, "miss");
 }
 
 #[test]
@@ -85,22 +163,27 @@ fn classify_asks_about_every_image_of_an_idx_file_up_to_a_limit() {
         assert_eq!(classes, labels, "{printed}");
         let printed = run(&["classify", "--server", &server, "--limit", "2", &path]).succeeded();
         assert_eq!(printed.lines().count(), 2, "{printed}");
-        assert!(printed.lines().all(|line| columns(line).1 == "remembered"), "{printed}");
+        assert!(printed.lines().all(|line| columns(line).1 == "hit"), "{printed}");
     }
 }
 
 #[test]
-fn classify_names_the_file_that_is_no_image_of_the_servers_size_and_does_the_rest() {
+fn classify_names_each_bad_file_and_does_the_rest() {
     let folder = folder();
     let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
     let server = memo.place();
     let small = file(&folder, "small.pgm", pgm_binary(&[0; 27 * 27], 27));
     let text_file = file(&folder, "notes.txt", "this is not an image");
     let missing = text(folder.path().join("missing.png"));
+    let labels = file(&folder, "labels.idx", idx(&[2], &[7, 2]));
+    let empty = file(&folder, "empty.idx", idx(&[0, 28, 28], &[]));
     let good = file(&folder, "good.png", png(&[0; 784], 28));
     for (bad, words) in [
         (&small, &["27×27", "28×28"][..]),
         (&text_file, &["PNG, PGM or IDX"]),
+        (&text(folder.path().to_owned()), &["it is a folder"]),
+        (&labels, &["it is a label file"]),
+        (&empty, &["it has no images"]),
         (&missing, &["No such file"]),
     ] {
         let done = run(&["classify", "--server", &server, bad, &good]);

@@ -11,4 +11,5 @@ mod images;
 mod secrets;
 mod settings;
 mod shared;
+mod startup;
 mod tools;

@@ -93,7 +93,7 @@ fn a_memo_whose_cache_is_elsewhere_warns_that_it_has_no_secret_file_and_is_silen
         (&cache, &with, false),
         (&redis, &with, false),
     ] {
-        let flags = [&["memo", "--model", "raw", "--cache", cache][..], secret].concat();
+        let flags = [&["memo", "--model", "raw", "--store", cache][..], secret].concat();
         let mut memo = Running::start(&flags);
         memo.signal(Signal::TERM);
         memo.wait();
@@ -101,7 +101,7 @@ fn a_memo_whose_cache_is_elsewhere_warns_that_it_has_no_secret_file_and_is_silen
         let warning = log.lines().find(|line| line.contains("--secret-file"));
         assert_eq!(warning.is_some(), warns, "{flags:?}:\n{log}");
         if let Some(line) = warning {
-            assert!(line.contains(" WARN ") && line.contains("after a restart"), "{line}");
+            assert!(line.contains(" WARN ") && line.contains("lost on restart"), "{line}");
         }
     }
 }

@@ -50,7 +50,7 @@ fn a_wrong_value_is_told_of_where_it_stands() {
     }
     let path = file(&folder, "settings.toml", "log = \"debgu\"");
     let line = run(&["serve", "--config", &path]).failed_with_a_line();
-    assert!(line.contains("log is \"debgu\": \"debgu\" is no level"), "{line}");
+    assert!(line.contains("log is \"debgu\": \"debgu\" is not a level"), "{line}");
 }
 
 #[test]
@@ -147,4 +147,108 @@ fn a_flag_that_needs_another_finds_it_in_the_settings_file() {
     assert!(line.failed_with_no_more_than_logs().contains("--snapshot-every needs --snapshot"));
     let line = run(&bench).failed_with_no_more_than_logs();
     assert!(line.contains("--poisson needs --rate"), "{line}");
+}
+
+#[test]
+fn an_empty_environment_variable_means_unset() {
+    let empty = [
+        "SNAPSHOT",
+        "MEMORY",
+        "ENTRIES",
+        "LISTEN",
+        "TOKEN",
+        "TOKEN_FILE",
+        "CONFIG",
+        "LOG",
+        "THREADS",
+        "INSECURE",
+        "MAX_BODY",
+        "MODEL",
+        "SECRET_FILE",
+        "AUDIT",
+        "TLS_CERT",
+        "SERVER",
+        "TIMEOUT",
+    ];
+    let names: Vec<String> = empty.iter().map(|name| format!("AFTERIMAGE_{name}")).collect();
+    let empty: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    let args = ["serve", "--memory", "8MiB", "--listen", "127.0.0.1:0"];
+    let service = Running::start_with_env(&args, &empty);
+    assert_eq!(welcome(&service).max_body, 1 << 20);
+    let stats = run_with(&["stats", &service.place()], |command| {
+        command.envs(empty.iter().copied());
+    });
+    assert!(stats.stderr.is_empty(), "{stats:#?}");
+    stats.succeeded();
+}
+
+#[test]
+fn an_unknown_variable_of_ours_is_warned_of() {
+    let variables = [("AFTERIMAGE_TOKEN_FLIE", "x"), ("AFTERIMAGE_DURATION", "1s")];
+    let service = Running::start_with_env(&["cache", "--memory", "8MiB"], &variables);
+    let log = service.log();
+    assert!(log.contains("AFTERIMAGE_TOKEN_FLIE is not a setting"), "{log}");
+    // A setting of another command.
+    assert!(!log.contains("AFTERIMAGE_DURATION"), "{log}");
+    let stats = run_with(&["stats", &service.place()], |command| {
+        command.envs(variables);
+    });
+    assert!(stats.stderr.contains("AFTERIMAGE_TOKEN_FLIE is not a setting"), "{stats:#?}");
+}
+
+#[test]
+fn memory_and_entries_exclude_each_other() {
+    let done = run(&["cache", "--memory", "1GiB", "--entries", "1000"]);
+    assert_eq!(done.status.code(), Some(2), "{done:#?}");
+    assert!(done.stderr.contains("'--memory <SIZE>' cannot be used with"), "{done:#?}");
+    let folder = folder();
+    let settings = "[cache]\nmemory = \"1GiB\"\nentries = 1000\n";
+    let path = file(&folder, "settings.toml", settings);
+    let line = run(&["cache", "--config", &path]).failed_with_a_line();
+    assert!(line.contains("memory and entries are both set"), "{line}");
+    // A flag beats a setting of the file that it excludes.
+    let path = file(&folder, "settings.toml", "[cache]\nmemory = \"4000TiB\"\n");
+    Running::start(&["cache", "--config", &path, "--entries", "1000"]);
+}
+
+#[test]
+fn the_former_names_of_store_flags_still_work() {
+    let folder = folder();
+    let token = file(&folder, "token", SECRET);
+    let wants = "--store-token-file needs a remote store";
+    let args = ["memo", "--listen", "127.0.0.1:0"];
+    let by_flag = run(&[&args[..], &["--cache-token-file", &token]].concat());
+    let by_variable = run_with(&args, |command| {
+        command.env("AFTERIMAGE_CACHE_TOKEN_FILE", &token);
+    });
+    let path = file(&folder, "settings.toml", format!("[memo]\ncache-token-file = {token:?}"));
+    let by_file = run(&[&args[..], &["--config", &path]].concat());
+    for done in [by_flag, by_variable, by_file] {
+        let line = done.failed_with_no_more_than_logs();
+        assert!(line.contains(wants), "{line}");
+    }
+    let done = run(&["memo", "--cache", "foo"]);
+    assert!(done.stderr.contains("--store <STORE>"), "{done:#?}");
+    let line = run_with(&["memo"], |command| {
+        command.env("AFTERIMAGE_CACHE", "foo");
+    });
+    let line = line.failed_with_a_line();
+    assert!(line.contains("AFTERIMAGE_CACHE is \"foo\""), "{line}");
+}
+
+#[test]
+fn no_error_shows_the_password_of_a_url() {
+    let url = "redi://:sesame@127.0.0.1:6379";
+    let by_flag = run(&["memo", "--store", url]);
+    let by_former_flag = run(&["memo", "--cache", url]);
+    let by_variable = run_with(&["memo"], |command| {
+        command.env("AFTERIMAGE_STORE", url);
+    });
+    let folder = folder();
+    let path = file(&folder, "settings.toml", format!("[memo]\nstore = {url:?}"));
+    let by_file = run(&["memo", "--config", &path]);
+    for done in [by_flag, by_former_flag, by_variable, by_file] {
+        let line = done.failed_with_a_line();
+        assert!(line.contains("redi://…@127.0.0.1:6379") && !line.contains("sesame"), "{line}");
+    }
 }

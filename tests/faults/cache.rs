@@ -47,7 +47,7 @@ fn a_cache_that_was_never_there_fails_no_request_and_is_used_when_it_comes() {
         cache.kill();
         let budget = format!("{}ms", BUDGET.as_millis());
         let place = cache.place();
-        let flags = ["memo", "--cache", &place, "--lookup-budget", &budget, "--model", "raw"];
+        let flags = ["memo", "--store", &place, "--lookup-budget", &budget, "--model", "raw"];
         let memo = Running::start(&flags);
         let (population, labels) = digits(2, 40);
         let load = Load::start(&client(memo.addr()).await, &population, 4);
@@ -125,7 +125,7 @@ fn a_cache_that_hangs_from_the_start_fails_no_request_and_is_used_when_it_goes_o
         cache.hang();
         // Its connections are accepted, by the kernel, and then nothing comes.
         let place = cache.place();
-        let memo = Running::start(&["memo", "--cache", &place, "--model", "raw"]);
+        let memo = Running::start(&["memo", "--store", &place, "--model", "raw"]);
         let (population, labels) = digits(13, 30);
         let load = Load::start(&client(memo.addr()).await, &population, 4);
         load.more(100).await;
@@ -153,7 +153,7 @@ fn a_cache_with_a_snapshot_comes_back_warm_after_its_end_and_after_a_crash() {
             "--snapshot-every",
             "100ms",
         ]);
-        let memo = start_memo(&["--cache", &cache.place(), "--lookup-budget", "10s"]).await;
+        let memo = start_memo(&["--store", &cache.place(), "--lookup-budget", "10s"]).await;
         let client = client(memo.addr()).await;
         let (population, labels) = digits(14, 40);
         ask_about_all(&client, &population, &labels).await;
@@ -189,7 +189,7 @@ fn another_service_on_the_caches_port_fails_no_request() {
         // The address of a classifier, given for a cache's by mistake.
         let wrong = start_classifier();
         let place = wrong.place();
-        let memo = Running::start(&["memo", "--cache", &place, "--model", "raw"]);
+        let memo = Running::start(&["memo", "--store", &place, "--model", "raw"]);
         let client = client(memo.addr()).await;
         let (population, labels) = digits(4, 20);
         for _ in 0..2 {

@@ -45,7 +45,7 @@ fn a_dead_classifier_fails_misses_at_once_while_hits_go_on() {
 fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_from_a_remote_cache() {
     within(LIMIT, async {
         let cache = start_cache();
-        a_dead_classifier(&["--cache", &cache.place(), "--lookup-budget", "10s"]).await;
+        a_dead_classifier(&["--store", &cache.place(), "--lookup-budget", "10s"]).await;
     });
 }
 

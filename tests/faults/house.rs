@@ -1,4 +1,4 @@
-//! Services of the kinds that these tests need, and what they are asked.
+//! Services and requests that several of these tests share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +32,8 @@ pub(crate) fn start_classifier() -> Running {
 }
 
 pub(crate) async fn start_memo(flags: &[&str]) -> Running {
-    let memo = Running::start(&[&["memo", "--memory", "8MiB", "--model", "raw"], flags].concat());
+    let memory: &[&str] = if flags.contains(&"--entries") { &[] } else { &["--memory", "8MiB"] };
+    let memo = Running::start(&[&["memo", "--model", "raw"], memory, flags].concat());
     until_connected(memo.addr()).await;
     memo
 }
@@ -40,7 +41,7 @@ pub(crate) async fn start_memo(flags: &[&str]) -> Running {
 /// A memo in front of this cache, with a classifier of its own.
 pub(crate) async fn start_memo_with_cache(cache: &Running) -> Running {
     let budget = format!("{}ms", BUDGET.as_millis());
-    start_memo(&["--cache", &cache.place(), "--lookup-budget", &budget]).await
+    start_memo(&["--store", &cache.place(), "--lookup-budget", &budget]).await
 }
 
 pub(crate) fn digits(seed: u64, count: usize) -> (Arc<Population>, Vec<u16>) {

@@ -20,7 +20,7 @@ async fn full_house(folder: &TempDir) -> (Running, Running, Running) {
     let (cache, classifier) = (start_cache(), start_classifier());
     let (cache_place, classifier_place) = (cache.place(), classifier.place());
     let memo = start_memo(&[
-        "--cache",
+        "--store",
         &cache_place,
         "--classifier",
         &classifier_place,

@@ -53,7 +53,7 @@ fn another_model_behind_the_memo_never_gets_the_old_ones_answers() {
 fn another_model_behind_the_memo_never_gets_the_old_ones_answers_from_a_remote_cache() {
     within(LIMIT, async {
         let cache = start_cache();
-        another_model(&["--cache", &cache.place(), "--lookup-budget", "10s"]).await;
+        another_model(&["--store", &cache.place(), "--lookup-budget", "10s"]).await;
     });
 }
 

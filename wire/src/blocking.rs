@@ -95,11 +95,14 @@ impl Client {
         addresses: impl Into<Addresses>,
         options: ClientOptions,
     ) -> Result<Client, CallError> {
+        let addresses = addresses.into();
+        let server = addresses.to_string();
+        let no_resources = |error| CallError::no_resources(server.clone(), error);
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
-            .map_err(CallError::no_resources)?;
+            .map_err(no_resources)?;
         let client = {
             let _context = runtime.enter();
             crate::Client::connect_lazy(addresses, options)
@@ -115,7 +118,7 @@ impl Client {
                     runtime.block_on(gone);
                 }
             })
-            .map_err(CallError::no_resources)?;
+            .map_err(no_resources)?;
         let _keeper = Keeper { calls: Arc::clone(&calls), thread: thread.thread().clone() };
         let inner = Arc::new(Inner { runtime, client, calls, _keeper });
         Ok(Client { inner })

@@ -20,5 +20,5 @@ pub mod text;
 pub mod tls;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};
-pub use proto::status::Status;
+pub use proto::Status;
 pub use sched::corked;

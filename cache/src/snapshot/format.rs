@@ -16,7 +16,7 @@
 //!
 //! All numbers are little-endian.
 
-use super::{Wrong, read_exact};
+use super::{Fault, read_exact};
 use crate::bucket::Entry;
 use std::io::{self, Read, Write};
 
@@ -63,21 +63,21 @@ impl Header {
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Wrong> {
+    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Fault> {
         if !bytes.starts_with(&MAGIC) {
-            return Err(Wrong::NotASnapshot);
+            return Err(Fault::NotASnapshot);
         }
         let (checked, checksum) = bytes.split_at(HEADER_CHECKSUM_AT);
         if u32_at(checksum, 0) != crc32fast::hash(checked) {
-            return Err(Wrong::Damaged { offset: 0, what: "the header's checksum is wrong" });
+            return Err(Fault::Damaged { offset: 0, what: "the header's checksum is wrong" });
         }
         // After the checksum: a damaged version is damage. So every version has this header.
         let version = u32_at(bytes, VERSION_AT);
         if version != VERSION {
-            return Err(Wrong::UnsupportedVersion(version));
+            return Err(Fault::UnsupportedVersion(version));
         }
         if u32_at(bytes, ZERO_AT) != 0 {
-            return Err(Wrong::Damaged { offset: ZERO_AT as u64, what: "a field must be zero" });
+            return Err(Fault::Damaged { offset: ZERO_AT as u64, what: "a field must be zero" });
         }
         Ok(Self { id: u64_at(bytes, ID_AT), entries: u64_at(bytes, ENTRIES_AT) })
     }
@@ -135,13 +135,13 @@ impl Block {
     }
 
     /// Reads and checks the next block, which starts at `offset`; returns its length in bytes.
-    pub(super) fn read(&mut self, file: &mut impl Read, offset: u64) -> Result<u64, Wrong> {
+    pub(super) fn read(&mut self, file: &mut impl Read, offset: u64) -> Result<u64, Fault> {
         self.clear();
         let mut count_bytes = [0; COUNT_BYTES];
         read_exact(file, &mut count_bytes, offset)?;
         let count = u32::from_le_bytes(count_bytes) as usize;
         if count == 0 || count > BLOCK_ENTRIES_MAX {
-            return Err(Wrong::Damaged { offset, what: "a block must have 1 to 4096 entries" });
+            return Err(Fault::Damaged { offset, what: "a block must have 1 to 4096 entries" });
         }
         self.bytes.clear();
         self.bytes.extend_from_slice(&count_bytes);
@@ -149,7 +149,7 @@ impl Block {
         read_exact(file, &mut self.bytes[COUNT_BYTES..], offset)?;
         let (checked, checksum) = self.bytes.split_at(block_bytes(count) - CHECKSUM_BYTES);
         if u32_at(checksum, 0) != self.checksum(checked) {
-            return Err(Wrong::Damaged { offset, what: "a block's checksum is wrong" });
+            return Err(Fault::Damaged { offset, what: "a block's checksum is wrong" });
         }
         let (numbers, heats) = checked[COUNT_BYTES..].split_at(16 * count);
         let (keys, values) = numbers.split_at(8 * count);
@@ -198,4 +198,31 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut number = [0; 8];
     number.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_match_the_example_of_the_description() {
+        let mut file = io::Cursor::new(Vec::new());
+        file.write_all(&Header { id: 0x0102_0304_0506_0708, entries: 2 }.encode()).unwrap();
+        let mut block = Block::new(0x0102_0304_0506_0708);
+        block.push(Entry { key: 0x1111, value: 0x2222, heat: 0 });
+        block.push(Entry { key: u64::MAX, value: 1, heat: 5 });
+        block.write(&mut file).unwrap();
+        let hex: Vec<String> = file.get_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let expected = "\
+            89 41 46 54 49 4d 47 0a 01 00 00 00 00 00 00 00 \
+            08 07 06 05 04 03 02 01 02 00 00 00 00 00 00 00 \
+            19 cb 0c 3f \
+            02 00 00 00 \
+            11 11 00 00 00 00 00 00 ff ff ff ff ff ff ff ff \
+            22 22 00 00 00 00 00 00 01 00 00 00 00 00 00 00 \
+            00 05 \
+            eb 07 d1 51";
+        assert_eq!(hex.join(" "), expected);
+        assert!(matches!(super::super::read_all(&mut &file.get_ref()[..], |_| {}), Ok(2)));
+    }
 }

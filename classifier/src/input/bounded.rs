@@ -1,16 +1,28 @@
-//! Reading and unpacking with a limit, so that no file, however crafted, decides how much memory we
-//! take.
+//! Reading and unpacking of files with a limit: a crafted file must not choose how much memory we
+//! allocate.
 
-use std::io::{ErrorKind, Read};
+use std::fs::File;
+use std::io::{self, ErrorKind, Read};
+use std::path::Path;
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use crate::error::DataError;
 
 /// The first two bytes of a gzip file (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Reads to the end, but no more than `limit` bytes. The buffer grows with what arrives.
+/// Opens a file for reading. A folder is an error here: on some systems only reading it fails, with
+/// a message that does not help.
+pub fn open(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder; give a file"));
+    }
+    Ok(file)
+}
+
+/// Reads to the end, but at most `limit` bytes. The buffer grows with the bytes that arrive.
 pub fn read_at_most(
     source: impl Read,
     limit: u64,
@@ -38,12 +50,32 @@ pub fn is_gzip(bytes: &[u8]) -> bool {
     bytes.starts_with(&GZIP_MAGIC)
 }
 
-/// Gunzips bytes that are gzip, up to `limit` unpacked bytes; hands back others unchanged.
+/// Unpacks gzip, up to `limit` unpacked bytes; returns other bytes unchanged.
+///
+/// As `gunzip` does: a file may have several members, and zero bytes may follow the last one (tapes
+/// and block devices pad with them). Other bytes after the last member are an error.
 pub fn unpack(bytes: Vec<u8>, limit: u64, what: &'static str) -> Result<Vec<u8>, DataError> {
-    if is_gzip(&bytes) {
-        read_at_most(MultiGzDecoder::new(bytes.as_slice()), limit, what)
-    } else {
-        Ok(bytes)
+    if !is_gzip(&bytes) {
+        return Ok(bytes);
+    }
+    let mut rest = bytes.as_slice();
+    let mut unpacked = Vec::new();
+    while is_gzip(rest) {
+        let mut decoder = GzDecoder::new(rest);
+        let left = limit - unpacked.len() as u64;
+        let member = read_at_most(&mut decoder, left, what).map_err(|error| match error {
+            // The limit is for the members together.
+            DataError::OutOfRange { .. } => {
+                DataError::OutOfRange { what, min: 0, max: limit, value: limit + 1 }
+            }
+            error => error,
+        })?;
+        unpacked.extend(member);
+        rest = decoder.into_inner();
+    }
+    match rest.iter().position(|&byte| byte != 0) {
+        None => Ok(unpacked),
+        Some(padding) => Err(DataError::Trailing { what, extra: (rest.len() - padding) as u64 }),
     }
 }
 
@@ -60,9 +92,23 @@ mod tests {
     }
 
     #[test]
-    fn unpacks_gzip_and_leaves_the_rest_alone() {
+    fn unpacks_gzip_and_returns_other_bytes_unchanged() {
         assert_eq!(unpack(gzip(b"hello"), 5, "test").unwrap(), b"hello");
         assert_eq!(unpack(b"hello".to_vec(), 5, "test").unwrap(), b"hello");
+    }
+
+    #[test]
+    fn several_members_and_zero_padding_are_accepted() {
+        let two = [gzip(b"hel"), gzip(b"lo")].concat();
+        assert_eq!(unpack(two.clone(), 5, "test").unwrap(), b"hello");
+        assert!(unpack(two.clone(), 4, "test").is_err());
+        let padded = [&two[..], &[0; 512]].concat();
+        assert_eq!(unpack(padded.clone(), 5, "test").unwrap(), b"hello");
+        for garbage in [&b"x"[..], b"\0\0x", &gzip(b"x")[..3]] {
+            let file = [&padded[..], garbage].concat();
+            let error = unpack(file, 100, "test").unwrap_err();
+            assert!(matches!(error, DataError::Trailing { .. }), "{error}");
+        }
     }
 
     #[test]

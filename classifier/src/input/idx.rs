@@ -64,29 +64,41 @@ pub fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
     Ok(Idx { dims, values })
 }
 
-/// Images: a count, then the shape of one. Returns the shape and all the pixels.
+/// Decodes an image file: a count, at least one, then the shape of one image. Returns the shape and
+/// all the pixels.
 pub fn decode_images(bytes: &[u8]) -> Result<(Shape, &[u8]), DataError> {
     let idx = decode(bytes)?;
-    let Some((_count, shape)) = idx.dims.split_first().filter(|(_, shape)| !shape.is_empty())
-    else {
-        return Err(DataError::out_of_range("rank of an IDX image file", 2, MAX_RANK + 1, 1));
-    };
-    Ok((Shape::new(shape)?, idx.values))
+    match idx.dims.as_slice() {
+        [] | [_] => Err(is_labels(&idx)),
+        [0, ..] => Err(DataError::malformed("IDX image file", "it has no images")),
+        [_, shape @ ..] => Ok((Shape::new(shape)?, idx.values)),
+    }
 }
 
-/// Labels: one dimension.
+fn is_labels(idx: &Idx<'_>) -> DataError {
+    DataError::malformed(
+        "IDX image file",
+        format!("it is a label file (one dimension, {} labels)", idx.values.len()),
+    )
+}
+
+/// Decodes a label file: one dimension.
 pub fn decode_labels(bytes: &[u8]) -> Result<&[u8], DataError> {
     let idx = decode(bytes)?;
     if idx.dims.len() != 1 {
-        return Err(DataError::out_of_range("rank of an IDX label file", 1, 1, idx.dims.len()));
+        return Err(DataError::malformed(
+            "IDX label file",
+            format!("it is an image file ({} dimensions)", idx.dims.len()),
+        ));
     }
     Ok(idx.values)
 }
 
-/// One image: rank 2, or rank 3 with a count of one.
+/// Decodes a file of one image: rank 2, or rank 3 with a count of one.
 pub fn decode_single_image(bytes: &[u8]) -> Result<Image, DataError> {
     let idx = decode(bytes)?;
     let dims = match idx.dims.as_slice() {
+        [_] => return Err(is_labels(&idx)),
         [1, rows, columns] => &[*rows, *columns],
         [count, _, _] => {
             let count = *count as usize;
@@ -132,12 +144,30 @@ mod tests {
     }
 
     #[test]
+    fn tells_image_files_from_label_files() {
+        const LABELS: [u8; 10] = [0, 0, 8, 1, 0, 0, 0, 2, 7, 2];
+        assert_eq!(decode_labels(&LABELS).unwrap(), [7, 2]);
+        let error = decode_labels(&TWO_BY_THREE).unwrap_err().to_string();
+        assert!(error.contains("it is an image file (2 dimensions)"), "{error}");
+        for error in
+            [decode_images(&LABELS).unwrap_err(), decode_single_image(&LABELS).unwrap_err()]
+        {
+            let error = error.to_string();
+            assert!(error.contains("it is a label file (one dimension, 2 labels)"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_image_file_without_images_is_refused() {
+        let none = [0, 0, 8, 3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 2];
+        let error = decode_images(&none).unwrap_err().to_string();
+        assert!(error.contains("it has no images"), "{error}");
+    }
+
+    #[test]
     fn rejects_other_value_types_and_ranks() {
         assert!(decode(&[0, 0, 0x0d, 1, 0, 0, 0, 0]).is_err());
         assert!(decode(&[0, 0, 8, 0]).is_err());
         assert!(decode(&[0, 0, 8, 6]).is_err());
-        assert!(decode_labels(&TWO_BY_THREE).is_err());
-        assert_eq!(decode_labels(&[0, 0, 8, 1, 0, 0, 0, 2, 7, 2]).unwrap(), [7, 2]);
-        assert!(decode_images(&[0, 0, 8, 1, 0, 0, 0, 2, 7, 2]).is_err());
     }
 }

@@ -38,10 +38,9 @@ pub struct TrainOptions {
     pub c: Option<f64>,
     /// Distorted copies of every image to learn from; `None` takes the feature map's own number.
     pub copies: Option<usize>,
-    /// The data set's directory, as given on the command line; for the metadata and
-    /// [`run_to_file`].
+    /// The data set's directory, for [`run_to_file`].
     pub data: PathBuf,
-    /// The model file, as given on the command line; for the metadata and [`run_to_file`].
+    /// The model file, for [`run_to_file`].
     pub out: PathBuf,
 }
 
@@ -95,18 +94,13 @@ impl TrainOptions {
         Self { features, seed, c: None, copies: None, data: PathBuf::new(), out: PathBuf::new() }
     }
 
-    /// The command line that does what these options say.
+    /// The command line with these options, without the paths: the same options and data make the
+    /// same file wherever they are, and a model file does not show where it was made.
     #[must_use]
     pub fn command(&self) -> String {
         let c = self.c.map(|c| format!(" --c {c}")).unwrap_or_default();
         let copies = self.copies.map(|copies| format!(" --copies {copies}")).unwrap_or_default();
-        format!(
-            "afterimage train --features {} --seed {}{c}{copies} --data {} --out {}",
-            self.features,
-            self.seed,
-            self.data.display(),
-            self.out.display()
-        )
+        format!("afterimage train --features {} --seed {}{c}{copies}", self.features, self.seed)
     }
 }
 
@@ -173,13 +167,16 @@ pub fn run_to_file(
     options: &TrainOptions,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(Model, Evaluation), TrainError> {
-    // Now and not after minutes of training.
+    // Checked before minutes of training, not after.
     let folder = options.out.parent().filter(|folder| !folder.as_os_str().is_empty());
     if folder.is_some_and(|folder| !folder.is_dir()) {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(ModelError::Io { path: options.out.clone(), source }.into());
     }
     let split = Split::read_dir(&options.data)?;
+    if split.test.is_empty() {
+        return Err(DataError::malformed("test set", "it has no images").into());
+    }
     let model = run(options, &split.train, progress)?;
     let evaluation = Evaluation::of(&model, &split.test)?;
     let mut metadata = model.metadata().clone();

@@ -80,7 +80,7 @@ fn convolutional_training_gives_the_same_file_on_any_number_of_threads() {
     let model = Model::from_bytes(&bytes).unwrap();
     let wrong = Evaluation::of(&model, &strokes(100)).unwrap().wrong();
     assert!(wrong <= 10, "{wrong} of 100 strokes");
-    assert!(model.metadata().command.contains(" --copies 2 "));
+    assert!(model.metadata().command.ends_with(" --copies 2"));
 }
 
 #[test]
@@ -97,15 +97,15 @@ fn options_that_mean_nothing_are_refused() {
 }
 
 #[test]
-fn the_command_says_every_option() {
+fn the_command_has_every_option_and_no_path() {
     let mut options = options();
     options.data = "data/mnist".into();
     options.out = "m.safetensors".into();
     let command = options.command();
-    let expected = "afterimage train --features raw --seed 4 --data data/mnist --out m.safetensors";
+    let expected = "afterimage train --features raw --seed 4";
     assert_eq!(command, expected);
     options.c = Some(0.25);
-    assert!(options.command().contains(" --c 0.25 "));
+    assert!(options.command().ends_with(" --c 0.25"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! `afterimage stats`: what a running service counts and measures, once or live.
+//! `afterimage stats`: the statistics of a running service, once or live.
 
-mod format;
+mod catalog;
 mod line;
 mod reading;
 mod report;
@@ -10,32 +10,33 @@ mod watch;
 
 use std::time::Duration;
 
-use afterimage_wire::Client;
-
-use crate::args::{ClientArgs, Span, Time};
+use crate::args::{AddressArgs, ClientArgs, Span, Time};
 use crate::print::{self, say};
-use crate::serving;
+use crate::{net, serving};
 use reading::{Interval, Reading};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage stats
+  afterimage stats --watch --server 127.0.0.1:7401
+  afterimage stats --json --over 0s")]
 pub(crate) struct Args {
-    /// The service to ask: a memo, a cache or a classifier.
-    #[arg(value_name = "ADDR", default_value = "127.0.0.1:7400")]
-    server: String,
+    #[command(flatten)]
+    address: AddressArgs,
 
-    /// Print JSON: one object, or with --watch one a line.
+    /// Print JSON with the raw names; with --watch one object per line.
     #[arg(long)]
     json: bool,
 
-    /// Show it live, until Ctrl-C or q. Where the output is no terminal, a line at a time.
+    /// Show live statistics until Ctrl-C or q; without a terminal, print a line per interval.
     #[arg(long)]
     watch: bool,
 
-    /// How often --watch looks.
+    /// Interval of --watch.
     #[arg(long, value_name = "TIME", default_value = "1s")]
     every: Span,
 
-    /// Rates are taken from two readings so far apart; 0s takes one, and no rates.
+    /// Measure rates over this time; 0s reads once and shows no rates.
     #[arg(long, value_name = "TIME", default_value = "1s")]
     over: Time,
 
@@ -43,28 +44,33 @@ pub(crate) struct Args {
     client: ClientArgs,
 }
 
-/// Looks less often than this show nothing that one could read, and only cost the server time.
+/// Shorter intervals cannot be read and cost the server time.
 const MIN_EVERY: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
-        let client = Client::connect(args.server.as_str(), args.client.options()?).await?;
+        let server = args.address.get();
+        let client = net::connect(server, args.client.options()?).await?;
         if args.watch {
             let every = args.every.0.max(MIN_EVERY);
-            return watch::watch(&client, &args.server, every, args.json).await;
+            return watch::watch(&client, server, every, args.json).await;
         }
-        let before = Reading::new(client.stats().await?);
+        let read = async || {
+            let stats = client.stats().await;
+            stats.map(Reading::new).map_err(|error| net::explained(server, &error))
+        };
+        let before = read().await?;
         let interval = if args.over.0.is_zero() {
             Interval::single(before)
         } else {
             tokio::time::sleep(args.over.0).await;
-            Interval::between(before, Reading::new(client.stats().await?))
+            Interval::between(before, read().await?)
         };
         client.close().await;
         if args.json {
-            say!("{}", serde_json::to_string_pretty(&report::json(&args.server, &interval))?)
+            say!("{}", serde_json::to_string_pretty(&report::json(server, &interval))?)
         } else {
-            print::text(&report::text(&interval))
+            print::text(&report::text(server, &interval))
         }
     })
 }

@@ -1,13 +1,14 @@
 //! The live view: what a service does now, on a screen of any size. Pure: readings in, lines out.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use afterimage_wire::proto::stats::Value;
 
-use super::format::{age, bar, grouped, nanos, percent, short, sparkline};
 use super::line::{Line, Style};
 use super::reading::Interval;
 use crate::args::Size;
+use crate::format::{bar, grouped, long_time, nanos, percent, short, sparkline};
 
 /// Rates that are kept for the sparkline: as many as the widest screen has columns.
 const HISTORY: usize = 512;
@@ -120,7 +121,7 @@ impl View {
             return Line::default().push(Style::Bold, format!(" {}", self.server));
         };
         let service = now.text("service").unwrap_or("service");
-        let uptime = age(now.number("uptime_ms").unwrap_or(0));
+        let uptime = long_time(Duration::from_millis(now.number("uptime_ms").unwrap_or(0)));
         let open = now.number("connections_open").unwrap_or(0);
         let connections = if open == 1 { "connection" } else { "connections" };
         let version = now.text("version").unwrap_or_default();
@@ -317,7 +318,7 @@ fn snapshot(interval: &Interval) -> Option<Line> {
         Some(ms) => {
             let entries = grouped(now.number("snapshot_entries").unwrap_or(0));
             let bytes = Size(now.number("snapshot_bytes").unwrap_or(0));
-            line.push(Style::Plain, format!("{} ago", age(ms)))
+            line.push(Style::Plain, format!("{} ago", long_time(Duration::from_millis(ms))))
                 .push(Style::Faint, format!(" · {entries} entries · {bytes}"))
         }
         None => line.push(Style::Plain, "none yet"),

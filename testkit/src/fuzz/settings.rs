@@ -31,7 +31,7 @@ pub(super) fn settings(data: &[u8]) {
         // names the file if that is where it stands.
         if let Err(error) = command.clone().try_get_matches_from(["afterimage", name]) {
             assert!(!error.to_string().is_empty());
-            if let Some(error) = misplaced(&error, &args) {
+            if let Some(error) = misplaced(&command, &error, &args) {
                 assert!(error.to_string().contains("settings file"), "{error:#}");
             }
         }

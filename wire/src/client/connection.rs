@@ -44,6 +44,7 @@ pub(super) struct Driver<T> {
     transport: T,
     shared: Arc<Shared>,
     number: u64,
+    server: Arc<str>,
     welcome: Arc<Welcome>,
     max_body: u32,
     input: Input,
@@ -71,12 +72,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         transport: T,
         shared: Arc<Shared>,
         number: u64,
+        server: Arc<str>,
         welcome: Arc<Welcome>,
         input: &[u8],
     ) -> Self {
         Driver {
             transport,
             number,
+            server,
             welcome,
             max_body: shared.options.max_body,
             input: Input::new(input),
@@ -235,7 +238,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Err(error) => {
                     let FrameError::TooLarge { header, .. } = error;
                     let violation = Violation::Frame(error);
-                    let reply = CallError::Protocol { violation: violation.clone() };
+                    let reply = self.broken(violation.clone());
                     self.replies.push((header.id, Err(reply)));
                     return Err(ConnectionError::Violation(violation));
                 }
@@ -246,7 +249,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     let (class, classes) = (label.label, self.welcome.classes);
                     if classes > 0 && u32::from(class) >= classes {
                         let violation = Violation::ClassOutOfRange { class, classes };
-                        Err(CallError::Protocol { violation })
+                        Err(self.broken(violation))
                     } else {
                         Ok(Answer::Classification(label))
                     }
@@ -260,8 +263,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     return Err(ConnectionError::Rejected { status, text });
                 }
                 Ok(Message::Error { status, text, .. }) => {
-                    let text = text.into();
-                    Err(CallError::Server { status, text })
+                    let (server, text) = (Arc::clone(&self.server), text.into());
+                    Err(CallError::Server { server, status, text })
                 }
                 Ok(Message::GoAway { text }) => {
                     tracing::debug!(text, "the server asks to go elsewhere");
@@ -277,7 +280,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Ok(_) => Ok(Answer::Other(kind)),
                 Err(error) => {
                     let violation = Violation::Body { kind, error };
-                    Err(CallError::Protocol { violation })
+                    Err(self.broken(violation))
                 }
             };
             self.input.consume(frame.header.frame_len());
@@ -286,6 +289,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 self.replies.push((id, reply));
             }
         }
+    }
+
+    /// The error of a call whose reply breaks the protocol.
+    fn broken(&self, violation: Violation) -> CallError {
+        CallError::Protocol { server: Arc::clone(&self.server), violation }
     }
 
     /// Hands the replies to those who wait for them, up to the first that answers nothing: whose
@@ -318,7 +326,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         corked(|| {
             for (waiter, reply) in self.answers.drain(..) {
                 match reply {
-                    Ok(answer) => waiter.answer(answer, &self.welcome),
+                    Ok(answer) => waiter.answer(answer, &self.server, &self.welcome),
                     Err(error) => waiter.fail(error),
                 }
             }

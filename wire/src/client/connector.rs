@@ -1,5 +1,6 @@
 //! How connections are made: over TCP, or over whatever a test or a simulation brings.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
@@ -25,7 +26,13 @@ pub trait Connector: Send + Sync + 'static {
 
     /// What log lines call the other end.
     fn name(&self) -> String {
-        "a server".into()
+        "the server".into()
+    }
+
+    /// The address of this attempt, as errors and logs name it.
+    fn address(&self, attempt: u64) -> String {
+        let _ = attempt;
+        self.name()
     }
 
     /// The host that this attempt connects to, if it has a name or an address: with TLS, what the
@@ -54,6 +61,12 @@ where
 /// every connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses(Vec<String>);
+
+impl fmt::Display for Addresses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join(","))
+    }
+}
 
 impl From<&str> for Addresses {
     fn from(address: &str) -> Self {
@@ -102,7 +115,7 @@ pub(super) struct Tcp(pub(super) Addresses);
 
 impl Tcp {
     /// The address of this attempt; `None` when there is none at all.
-    fn address(&self, attempt: u64) -> Option<&String> {
+    fn of(&self, attempt: u64) -> Option<&String> {
         let Addresses(addresses) = &self.0;
         addresses.get(attempt.checked_rem(addresses.len() as u64)? as usize)
     }
@@ -113,11 +126,10 @@ impl Connector for Tcp {
 
     async fn connect(&self, attempt: u64) -> io::Result<TcpStream> {
         let none = || io::Error::other("no address was given");
-        let address = self.address(attempt).ok_or_else(none)?;
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        let stream = TcpStream::connect(address).await.map_err(named)?;
+        let address = self.of(attempt).ok_or_else(none)?;
+        let stream = TcpStream::connect(address).await?;
         // Frames are gathered before they are written; waiting for more only adds latency.
-        stream.set_nodelay(true).map_err(named)?;
+        stream.set_nodelay(true)?;
         Ok(stream)
     }
 
@@ -126,11 +138,15 @@ impl Connector for Tcp {
     }
 
     fn name(&self) -> String {
-        self.0.0.join(",")
+        self.0.to_string()
+    }
+
+    fn address(&self, attempt: u64) -> String {
+        self.of(attempt).cloned().unwrap_or_else(|| "the server".into())
     }
 
     fn host(&self, attempt: u64) -> Option<&str> {
-        let address = self.address(attempt)?;
+        let address = self.of(attempt)?;
         Some(address.rsplit_once(':').map_or(address, |(host, _port)| host))
     }
 }

@@ -59,7 +59,7 @@ use crate::proto::stats::Stats;
 use crate::proto::{Snapshot, Welcome};
 
 pub use connector::{Addresses, Connector};
-pub use error::{CallError, ConnectionError, Stage, Violation};
+pub use error::{CallError, ConnectionError, Report, Stage, Violation};
 pub use options::{
     CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,
     Expect,
@@ -83,7 +83,6 @@ pub struct Client {
 
 struct Handle {
     shared: Arc<Shared>,
-    server: String,
 }
 
 impl Client {
@@ -124,14 +123,13 @@ impl Client {
     /// Outside of a tokio runtime with time enabled.
     pub fn with_connector(connector: impl Connector, options: ClientOptions) -> Client {
         let tls = options.tls.clone();
-        let shared = Shared::new(options);
-        let server = connector.name();
+        let shared = Shared::new(options, connector.name().into());
         let supervised = Arc::clone(&shared);
         match tls {
             None => tokio::spawn(supervisor::supervise(supervised, connector, handshake::Plain)),
             Some(tls) => tokio::spawn(supervisor::supervise(supervised, connector, tls)),
         };
-        Client { handle: Arc::new(Handle { shared, server }) }
+        Client { handle: Arc::new(Handle { shared }) }
     }
 
     /// Waits until there is a connection.
@@ -162,7 +160,7 @@ impl Client {
         let request = Request::Classify(image);
         match read(self.shared(), request, options).await? {
             Answer::Classification(label) => Ok(label),
-            answer => Err(answer.is_wrong_for(request.name())),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
         }
     }
 
@@ -174,7 +172,7 @@ impl Client {
         let (request, options) = (Request::CacheRead(key), CallOptions::new());
         match read(self.shared(), request, options).await? {
             Answer::Value(value) => Ok(value),
-            answer => Err(answer.is_wrong_for(request.name())),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
         }
     }
 
@@ -212,7 +210,7 @@ impl Client {
         let request = Request::Ping;
         match ask(self.shared(), request, self.shared().options.timeout).await? {
             Answer::Pong => Ok(start.elapsed()),
-            answer => Err(answer.is_wrong_for(request.name())),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
         }
     }
 
@@ -224,7 +222,7 @@ impl Client {
         let request = Request::Stats;
         match ask(self.shared(), request, self.shared().options.timeout).await? {
             Answer::Stats(stats) => Ok(*stats),
-            answer => Err(answer.is_wrong_for(request.name())),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
         }
     }
 
@@ -240,7 +238,7 @@ impl Client {
         let request = Request::Snapshot;
         match ask(self.shared(), request, timeout).await? {
             Answer::Snapshot(snapshot) => Ok(snapshot),
-            answer => Err(answer.is_wrong_for(request.name())),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
         }
     }
 
@@ -289,7 +287,7 @@ impl Client {
 
     /// Where the server is, as far as the client was told: its addresses.
     pub fn server(&self) -> &str {
-        &self.handle.server
+        &self.shared().server
     }
 
     /// Why there is no connection, while there is none and one was tried.

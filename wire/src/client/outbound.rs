@@ -11,6 +11,8 @@ const KEPT_CAPACITY: usize = 1 << 20;
 /// A connection as the shared state knows it. Lines have numbers, never used twice.
 pub(super) struct Outbound {
     pub(super) number: u64,
+    /// The address at the other end.
+    pub(super) server: Arc<str>,
     pub(super) welcome: Arc<Welcome>,
     /// Requests that may be in flight here at once.
     window: usize,
@@ -24,9 +26,10 @@ pub(super) struct Outbound {
 }
 
 impl Outbound {
-    pub(super) fn new(number: u64, welcome: Arc<Welcome>, window: usize) -> Self {
+    pub(super) fn new(number: u64, server: Arc<str>, welcome: Arc<Welcome>, window: usize) -> Self {
         Outbound {
             number,
+            server,
             welcome,
             window,
             in_flight: 0,

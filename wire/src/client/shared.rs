@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
-use super::error::{CallError, ConnectionError, Stage};
+use super::error::{CallError, Stage};
 use super::options::ClientOptions;
 use super::request::Request;
 use super::state::{Effects, Life, State};
@@ -15,6 +15,8 @@ use super::waiter::{Callback, Many, Values, Waiter};
 /// See the module.
 pub(super) struct Shared {
     pub(super) options: ClientOptions,
+    /// The server's addresses, as errors and logs name them.
+    pub(super) server: Arc<str>,
     state: Mutex<State>,
     /// Told when the timer must wake earlier.
     timer: Notify,
@@ -29,11 +31,12 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(options: ClientOptions) -> Arc<Self> {
+    pub(super) fn new(options: ClientOptions, server: Arc<str>) -> Arc<Self> {
         let options = options.sane();
         Arc::new(Shared {
-            state: Mutex::new(State::new(&options)),
+            state: Mutex::new(State::new(&options, Arc::clone(&server))),
             options,
+            server,
             timer: Notify::new(),
             changed: watch::Sender::new(()),
             delivering: AtomicUsize::new(0),
@@ -188,9 +191,10 @@ impl Shared {
         match tokio::time::timeout(timeout, connected).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                let last_error: Option<Arc<ConnectionError>> = self.lock().last_error();
+                let state = self.lock();
+                let (server, last_error) = (state.server(), state.last_error());
                 let stage = Stage::Connecting;
-                Err(CallError::DeadlineExceeded { stage, timeout, last_error })
+                Err(CallError::DeadlineExceeded { server, stage, timeout, last_error })
             }
         }
     }

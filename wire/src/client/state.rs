@@ -47,13 +47,14 @@ struct Queue {
 
 /// Why there is no connection.
 struct Trouble {
+    server: Arc<str>,
     error: Arc<ConnectionError>,
     permanent: bool,
 }
 
 impl Trouble {
     fn of_a_call(&self) -> CallError {
-        self.error.of_a_call(self.permanent)
+        self.error.of_a_call(&self.server, self.permanent)
     }
 }
 
@@ -71,6 +72,7 @@ pub(super) enum Life {
 
 /// See the module.
 pub(super) struct State {
+    server: Arc<str>,
     calls: InFlight<Call>,
     queue: Queue,
     /// The line that takes new requests.
@@ -89,8 +91,9 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(options: &ClientOptions) -> Self {
+    pub(super) fn new(options: &ClientOptions, server: Arc<str>) -> Self {
         State {
+            server,
             calls: InFlight::new(),
             queue: Queue::default(),
             current: None,
@@ -126,6 +129,13 @@ impl State {
 
     pub(super) fn last_error(&self) -> Option<Arc<ConnectionError>> {
         self.trouble.as_ref().map(|t| Arc::clone(&t.error))
+    }
+
+    /// The address of the current connection, or of the last attempt, or all addresses.
+    pub(super) fn server(&self) -> Arc<str> {
+        let current = self.current.as_ref().map(|outbound| &outbound.server);
+        let tried = self.trouble.as_ref().map(|trouble| &trouble.server);
+        Arc::clone(current.or(tried).unwrap_or(&self.server))
     }
 
     // What callers do.
@@ -239,12 +249,13 @@ impl State {
     pub(super) fn attach(
         &mut self,
         now: Instant,
+        server: Arc<str>,
         welcome: Arc<Welcome>,
         effects: &mut Effects,
     ) -> u64 {
         self.connections += 1;
         let window = self.max_in_flight.min(welcome.window as usize).max(1);
-        self.current = Some(Outbound::new(self.connections, welcome, window));
+        self.current = Some(Outbound::new(self.connections, server, welcome, window));
         self.trouble = None;
         self.counters.connects += 1;
         effects.changed = true;
@@ -258,9 +269,14 @@ impl State {
     }
 
     /// An attempt to connect has failed.
-    pub(super) fn attempt_failed(&mut self, error: Arc<ConnectionError>, effects: &mut Effects) {
+    pub(super) fn attempt_failed(
+        &mut self,
+        server: Arc<str>,
+        error: Arc<ConnectionError>,
+        effects: &mut Effects,
+    ) {
         let permanent = error.is_permanent();
-        self.in_trouble(Trouble { error, permanent }, effects);
+        self.in_trouble(Trouble { server, error, permanent }, effects);
     }
 
     /// The server wants to be rid of this line: it gets no more requests.
@@ -283,20 +299,22 @@ impl State {
         cause: &Arc<ConnectionError>,
         effects: &mut Effects,
     ) {
+        let server = self.outbound(number).map(|outbound| Arc::clone(&outbound.server));
+        let server = server.unwrap_or_else(|| self.server());
         let was_current = self.current.take_if(|outbound| outbound.number == number).is_some();
         self.draining.retain(|outbound| outbound.number != number);
         self.remove_where(
             |call| matches!(call.state, CallState::Sent(outbound) if outbound == number),
             effects,
             |_, call, effects| {
-                let cause = Arc::clone(cause);
-                effects.fail(call.waiter, CallError::ConnectionLost { cause });
+                let (server, cause) = (Arc::clone(&server), Arc::clone(cause));
+                effects.fail(call.waiter, CallError::ConnectionLost { server, cause });
             },
         );
         if was_current {
             let error = Arc::clone(cause);
             let permanent = false;
-            self.in_trouble(Trouble { error, permanent }, effects);
+            self.in_trouble(Trouble { server, error, permanent }, effects);
         }
     }
 
@@ -441,6 +459,7 @@ impl State {
             CallState::Queued(_) => Stage::Connecting,
         };
         let error = CallError::DeadlineExceeded {
+            server: self.server(),
             stage,
             timeout: call.timeout,
             last_error: self.last_error(),

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::backoff::{Backoff, random_seed};
 use super::connection::{Driver, Ended};
 use super::connector::Connector;
-use super::error::ConnectionError;
+use super::error::{ConnectionError, Report};
 use super::handshake::{Security, shake_hands};
 use super::shared::Shared;
 use super::state::Life;
@@ -44,8 +44,8 @@ pub(super) async fn supervise<C: Connector>(
     let mut backoff = Backoff::new(options.backoff_min, options.backoff_max, seed);
     let mut attempt = 0;
     let mut failures = 0;
-    let server = connector.name();
     loop {
+        let server: Arc<str> = connector.address(attempt).into();
         let opened = tokio::select! {
             biased;
             () = shared.closed() => return,
@@ -57,11 +57,17 @@ pub(super) async fn supervise<C: Connector>(
             Ok((transport, welcome, input)) => {
                 let welcome_name = welcome.name.clone();
                 let welcome = Arc::new(welcome);
-                let attached = Attached::new(&shared, &welcome);
-                let driver =
-                    Driver::new(transport, Arc::clone(&shared), attached.number, welcome, &input);
+                let attached = Attached::new(&shared, &server, &welcome);
+                let driver = Driver::new(
+                    transport,
+                    Arc::clone(&shared),
+                    attached.number,
+                    Arc::clone(&server),
+                    welcome,
+                    &input,
+                );
                 if failures > 0 {
-                    tracing::info!(server, name = welcome_name, "connected");
+                    tracing::info!(%server, name = welcome_name, "connected");
                 }
                 failures = 0;
                 match drive(driver, attached, &server).await {
@@ -79,9 +85,9 @@ pub(super) async fn supervise<C: Connector>(
             Err(error) => {
                 // The first of a row, and whatever will not mend itself, somebody should read.
                 if error.is_permanent() || failures == 0 {
-                    tracing::warn!(server, %error, "cannot connect");
+                    tracing::warn!(%server, error = %Report(&error), "cannot connect");
                 } else {
-                    tracing::debug!(server, %error, "cannot connect");
+                    tracing::debug!(%server, error = %Report(&error), "cannot connect");
                 }
                 failures += 1;
                 let error = Arc::new(error);
@@ -90,7 +96,7 @@ pub(super) async fn supervise<C: Connector>(
                 } else if failures % connector.addresses() != 0 {
                     wait = Some(Duration::ZERO);
                 }
-                shared.with(|state, effects| state.attempt_failed(error, effects));
+                shared.with(|state, effects| state.attempt_failed(server, error, effects));
             }
         }
         tokio::select! {
@@ -146,7 +152,7 @@ where
             return Driven::Closed;
         }
         Some(Ended::Lost(cause)) => {
-            tracing::debug!(server, %cause, "the connection is lost");
+            tracing::debug!(server, cause = %Report(&cause), "the connection is lost");
             attached.lose(cause);
         }
         Some(Ended::GoAway) => {
@@ -198,9 +204,11 @@ struct Attached {
 }
 
 impl Attached {
-    fn new(shared: &Arc<Shared>, welcome: &Arc<Welcome>) -> Self {
+    fn new(shared: &Arc<Shared>, server: &Arc<str>, welcome: &Arc<Welcome>) -> Self {
         let now = shared.now();
-        let number = shared.with(|state, effects| state.attach(now, Arc::clone(welcome), effects));
+        let number = shared.with(|state, effects| {
+            state.attach(now, Arc::clone(server), Arc::clone(welcome), effects)
+        });
         Attached { shared: Arc::clone(shared), number, cause: None }
     }
 

@@ -24,7 +24,7 @@ pub(super) enum Answer {
 
 impl Answer {
     /// The error of a caller who asked for something else.
-    pub(super) fn is_wrong_for(&self, request: &'static str) -> CallError {
+    pub(super) fn is_wrong_for(&self, request: &'static str, server: &Arc<str>) -> CallError {
         let kind = match self {
             Answer::Classification(_) => Kind::ClassifyResp,
             Answer::Value(_) => Kind::CacheResp,
@@ -33,7 +33,8 @@ impl Answer {
             Answer::Snapshot(_) => Kind::SnapshotResp,
             Answer::Other(kind) => *kind,
         };
-        CallError::Protocol { violation: Violation::WrongReply { request, kind } }
+        let (server, violation) = (Arc::clone(server), Violation::WrongReply { request, kind });
+        CallError::Protocol { server, violation }
     }
 }
 
@@ -57,7 +58,7 @@ pub(super) enum Waiter {
 
 impl Waiter {
     /// Hands over the server's answer. `welcome` is that of the connection which brought it.
-    pub(super) fn answer(self, answer: Answer, welcome: &Arc<Welcome>) {
+    pub(super) fn answer(self, answer: Answer, server: &Arc<str>, welcome: &Arc<Welcome>) {
         match (self, answer) {
             (Waiter::Future(sender), answer) => drop(sender.send(Ok(answer))),
             (Waiter::Classify(callback), Answer::Classification(label)) => {
@@ -65,9 +66,9 @@ impl Waiter {
             }
             (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),
             (Waiter::Classify(callback), answer) => {
-                callback.call(Err(answer.is_wrong_for("ClassifyReq")));
+                callback.call(Err(answer.is_wrong_for("ClassifyReq", server)));
             }
-            (Waiter::One(many, _), answer) => many.fail(answer.is_wrong_for("CacheReq")),
+            (Waiter::One(many, _), answer) => many.fail(answer.is_wrong_for("CacheReq", server)),
             (Waiter::Nobody, _) => {}
         }
     }

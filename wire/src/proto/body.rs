@@ -1,6 +1,6 @@
 //! What all bodies share: how one can be wrong, and how a text is cut to its limit.
 
-use super::status::Status;
+use afterimage_core::Status;
 
 /// Why a frame's body is not a message of its kind. The frame's length is known, so the stream
 /// stays in step.

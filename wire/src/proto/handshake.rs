@@ -4,6 +4,9 @@
 
 use core::fmt;
 
+use afterimage_core::Shape;
+use afterimage_core::model::DIGEST_LEN;
+use afterimage_core::shape::MAX_DIMS;
 use arrayvec::ArrayVec;
 use bytes::BufMut;
 
@@ -18,12 +21,6 @@ pub const VERSION: u16 = 1;
 
 /// Bytes in the longest token. Longer than any sensible secret, short enough for a handshake frame.
 pub const MAX_TOKEN_LEN: usize = 1024;
-
-/// Dimensions in the largest [`Shape`]: batch, channel, row and column is what images have.
-pub const MAX_DIMS: usize = 4;
-
-/// Bytes of a model's digest (SHA-256).
-pub const DIGEST_LEN: usize = 32;
 
 /// What a client says first.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,46 +143,6 @@ impl fmt::Display for Role {
     }
 }
 
-/// The extent of an input array of bytes, outermost dimension first: `[28, 28]` for a digit.
-/// No dimensions at all means "not known".
-#[derive(Clone, PartialEq, Eq, Default)]
-pub struct Shape(ArrayVec<u32, MAX_DIMS>);
-
-impl Shape {
-    /// A shape of these dimensions; `None` for more than [`MAX_DIMS`] of them.
-    pub fn new(dims: &[u32]) -> Option<Self> {
-        ArrayVec::try_from(dims).ok().map(Shape)
-    }
-
-    /// The dimensions, outermost first.
-    pub fn dims(&self) -> &[u32] {
-        &self.0
-    }
-
-    /// Bytes of one input of this shape; `None` when the shape is not known.
-    pub fn byte_len(&self) -> Option<usize> {
-        if self.0.is_empty() {
-            return None;
-        }
-        self.0.iter().try_fold(1usize, |len, &dim| len.checked_mul(dim as usize))
-    }
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, dim) in self.0.iter().enumerate() {
-            write!(f, "{}{dim}", if i == 0 { "" } else { "×" })?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Shape({:?})", self.dims())
-    }
-}
-
 /// What a server answers to a `Hello` that it accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
@@ -245,10 +202,11 @@ impl Welcome {
         let window = reader.u32("window")?;
         let classes = reader.u32("number of classes")?;
         let digest = reader.array("digest")?;
-        let mut shape = Shape::default();
+        let mut extent = ArrayVec::<u32, MAX_DIMS>::new();
         for _ in 0..dims {
-            shape.0.push(reader.u32("dimension")?);
+            extent.push(reader.u32("dimension")?);
         }
+        let shape = Shape::new(&extent).expect("the number of dimensions was checked");
         let name_len = reader.u8("name length")?;
         let name = reader.text(name_len.into(), "name")?.to_owned();
         reader.skip_extensions()?;

@@ -3,6 +3,8 @@
 //! The messages of the hot path have functions of their own ([`put_cache_read`] and its kin) that
 //! write a whole frame as one array; [`Message::encode`] uses the same.
 
+pub use afterimage_core::Origin;
+use afterimage_core::Status;
 use bytes::BufMut;
 
 use super::body::{BodyError, truncate};
@@ -11,7 +13,6 @@ use super::header::{Frame, HEADER_LEN, Header, Kind, flags};
 use super::reader::Reader;
 use super::snapshot::Snapshot;
 use super::stats::Stats;
-use super::status::Status;
 
 /// Bytes in the longest text of an `Error` or `GoAway`: a paragraph, not a page.
 pub const MAX_TEXT_LEN: usize = 1024;
@@ -98,34 +99,23 @@ pub struct Classification {
     pub origin: Origin,
 }
 
-/// How an answer came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Origin {
-    /// The classifier computed it for this request.
-    Miss,
-    /// The classifier computed it for an identical request that was already in flight.
-    Coalesced,
-    /// It was remembered.
-    Hit,
+/// The flags of a `ClassifyResp` with this origin.
+fn origin_flags(origin: Origin) -> u8 {
+    match origin {
+        Origin::Miss => 0,
+        Origin::Coalesced => flags::COALESCED,
+        Origin::Hit => flags::HIT,
+    }
 }
 
-impl Origin {
-    fn flags(self) -> u8 {
-        match self {
-            Origin::Miss => 0,
-            Origin::Coalesced => flags::COALESCED,
-            Origin::Hit => flags::HIT,
-        }
-    }
-
-    fn from_flags(bits: u8) -> Self {
-        if bits & flags::HIT != 0 {
-            Origin::Hit
-        } else if bits & flags::COALESCED != 0 {
-            Origin::Coalesced
-        } else {
-            Origin::Miss
-        }
+/// The origin that flags state. A peer that sets both means a hit.
+fn origin_of(bits: u8) -> Origin {
+    if bits & flags::HIT != 0 {
+        Origin::Hit
+    } else if bits & flags::COALESCED != 0 {
+        Origin::Coalesced
+    } else {
+        Origin::Miss
     }
 }
 
@@ -156,7 +146,7 @@ impl<'a> Message<'a> {
                 let mut reader = Reader::new(body);
                 let class = reader.u16("label")?;
                 reader.finish()?;
-                let origin = Origin::from_flags(header.flags);
+                let origin = origin_of(header.flags);
                 Ok(Message::ClassifyResp(Classification { label: class, origin }))
             }
             _ => Self::decode_rare(frame),
@@ -316,7 +306,7 @@ pub fn put_classify_req(out: &mut impl BufMut, id: u64, image: &[u8], budget_ms:
 /// Appends a `ClassifyResp`.
 #[inline]
 pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Classification) {
-    let bits = label.origin.flags();
+    let bits = origin_flags(label.origin);
     let header =
         Header { body_len: 2, kind: Kind::ClassifyResp, flags: bits, status: 0, id }.encode();
     let mut frame = [0; HEADER_LEN + 2];

@@ -2,7 +2,7 @@
 //!
 //! A byte from the socket meets these files in this order: [`header`] finds the frame,
 //! [`message`] says what it means ([`handshake`], [`stats`] and [`snapshot`] hold the long bodies),
-//! and [`status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
+//! and [`Status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
 //! arms in [`message::Message`], a section in `PROTOCOL.md` and a vector in `vectors/make.py`.
@@ -15,11 +15,10 @@ pub mod message;
 mod reader;
 pub mod snapshot;
 pub mod stats;
-pub mod status;
 
+pub use afterimage_core::{Shape, Status};
 pub use body::BodyError;
-pub use handshake::{Hello, Role, Shape, Welcome};
+pub use handshake::{Hello, Role, Welcome};
 pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
 pub use message::Message;
 pub use snapshot::Snapshot;
-pub use status::Status;

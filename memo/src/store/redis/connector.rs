@@ -73,7 +73,7 @@ impl Connector {
         let mut address = Address::parse(url).map_err(invalid)?;
         if let Some(file) = &options.password_file {
             if address.password.is_some() {
-                let reason = "is set, but the address contains a password, too; remove one";
+                let reason = "is set, and the address has a password; set one of them";
                 return Err(RedisError::PasswordFile { file: file.clone(), reason });
             }
             address.password = Some(password(file)?);

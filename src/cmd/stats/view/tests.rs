@@ -124,7 +124,7 @@ fn a_cache_and_a_classifier_are_shown_by_what_they_count() {
         "100.00 %",
         "250 of 1,000  ██▌·······  25.00 % · 1.0 MiB",
         "500 /s",
-        "1 m 1 s ago",
+        "1 min 1 s ago",
         "being written",
     ] {
         assert!(found.contains(text), "{text:?} in\n{found}");

@@ -6,10 +6,11 @@ use bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
 use crate::fuzz::{Rng, Source};
+use afterimage_core::Shape;
+use afterimage_core::model::DIGEST_LEN;
+use afterimage_core::shape::MAX_DIMS;
 use afterimage_wire::proto::codec::{CodecError, FrameCodec, OwnedFrame};
-use afterimage_wire::proto::handshake::{
-    DIGEST_LEN, Hello, MAX_DIMS, MAX_TOKEN_LEN, Role, Shape, Welcome,
-};
+use afterimage_wire::proto::handshake::{Hello, MAX_TOKEN_LEN, Role, Welcome};
 use afterimage_wire::proto::message::{Classification, MAX_PING_LEN, MAX_TEXT_LEN, Origin};
 use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{

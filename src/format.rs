@@ -1,10 +1,11 @@
-//! Numbers as people read them, each in a few characters.
+//! Numbers, times and shares in the form that people read.
 
-/// A number per second, or another one whose size matters and not its last digit: `0`, `0.5`, `12`,
-/// `8.9 k`, `1.56 M`.
-pub(super) fn short(number: f64) -> String {
+use std::time::Duration;
+
+/// A number in three digits and a unit: `0`, `0.5`, `12`, `8.90 k`, `1.56 M`.
+pub(crate) fn short(number: f64) -> String {
     let units = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")];
-    // Rounded first: what would be written as 1000 is 1.00 of the next unit.
+    // The limit is that of rounding: 999.6 is written as 1.00 k.
     let unit = units.into_iter().find(|(size, _)| number >= 0.9995 * size);
     match unit {
         Some((size, name)) => format!("{}{name}", three(number / size)),
@@ -24,7 +25,7 @@ fn three(number: f64) -> String {
 }
 
 /// A length of time: `850 ns`, `1.25 µs`, `70.1 µs`, `3.40 ms`, `2.00 s`.
-pub(super) fn nanos(ns: u64) -> String {
+pub(crate) fn nanos(ns: u64) -> String {
     let number = ns as f64;
     match number {
         _ if number < 999.5 => format!("{ns} ns"),
@@ -34,20 +35,22 @@ pub(super) fn nanos(ns: u64) -> String {
     }
 }
 
-/// An age: `0 s`, `59 s`, `2 m 5 s`, `3 h 10 m`, `4 d 2 h`.
-pub(super) fn age(ms: u64) -> String {
-    let seconds = ms / 1000;
+/// A time in its two largest units: `850 ms`, `2.5 s`, `59 s`, `18 min 34 s`, `3 h 10 min`, `4 d 2 h`.
+pub(crate) fn long_time(time: Duration) -> String {
+    let seconds = time.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{minutes} m {} s", seconds % 60),
-        3600..86_400 => format!("{hours} h {} m", minutes % 60),
-        _ => format!("{days} d {} h", hours % 24),
+        0 => nanos(time.as_nanos() as u64),
+        1..10 => format!("{:.1} s", (time.as_millis() / 100) as f64 / 10.0),
+        10..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes} min {} s", seconds % 60),
+        3600..86_400 => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{} d {} h", grouped(days), hours % 24),
     }
 }
 
-/// A whole number with its thousands apart: `12,345`.
-pub(super) fn grouped(number: u64) -> String {
+/// A whole number with thousands separators: `12,345`.
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -60,8 +63,8 @@ pub(super) fn grouped(number: u64) -> String {
 }
 
 /// A share of one: `99.42 %`.
-pub(super) fn percent(share: f64) -> String {
-    // Never rounded up to all, nor down to nothing.
+pub(crate) fn percent(share: f64) -> String {
+    // A share below 1 is never shown as 100 %, nor one above 0 as 0 %.
     let percent = match share * 100.0 {
         percent if percent < 100.0 => percent.min(99.99),
         percent => percent,
@@ -69,8 +72,20 @@ pub(super) fn percent(share: f64) -> String {
     format!("{:.2} %", if percent > 0.0 { percent.max(0.01) } else { percent })
 }
 
+/// A text of another program with its control characters escaped: a terminal must not obey them.
+pub(crate) fn safe(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            character if character.is_control() => safe.extend(character.escape_default()),
+            character => safe.push(character),
+        }
+    }
+    safe
+}
+
 /// A bar of `width` characters, `share` of it filled to an eighth of a character.
-pub(super) fn bar(share: f64, width: usize) -> String {
+pub(crate) fn bar(share: f64, width: usize) -> String {
     let eighths = (share.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
     let mut bar = "█".repeat(eighths / 8);
     if let Some(part) = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"].get(eighths % 8) {
@@ -82,7 +97,7 @@ pub(super) fn bar(share: f64, width: usize) -> String {
 }
 
 /// The last `width` values as columns of eight heights, the newest to the right.
-pub(super) fn sparkline(values: &[f64], width: usize) -> String {
+pub(crate) fn sparkline(values: &[f64], width: usize) -> String {
     const HEIGHTS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let values = &values[values.len().saturating_sub(width)..];
     let highest = values.iter().copied().fold(0.0, f64::max);
@@ -110,17 +125,31 @@ mod tests {
         let wanted =
             ["0 ns", "850 ns", "1.25 µs", "70.1 µs", "999 µs", "1.00 ms", "3.40 ms", "2.00 s"];
         assert_eq!(found, wanted);
-        assert_eq!(
-            [0, 59_999, 125_000, 11_400_000, 352_800_000].map(age),
-            ["0 s", "59 s", "2 m 5 s", "3 h 10 m", "4 d 2 h"]
-        );
+        let found = [0, 850, 2_599, 59_999, 1_114_229, 11_400_000, 352_800_000, 86_400_000_000];
+        let found = found.map(|ms| long_time(Duration::from_millis(ms)));
+        let wanted = [
+            "0 ns",
+            "850 ms",
+            "2.5 s",
+            "59 s",
+            "18 min 34 s",
+            "3 h 10 min",
+            "4 d 2 h",
+            "1,000 d 0 h",
+        ];
+        assert_eq!(found, wanted);
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         let found = [0.0, 0.000_001, 0.5, 0.999_999, 1.0].map(percent);
         assert_eq!(found, ["0.00 %", "0.01 %", "50.00 %", "99.99 %", "100.00 %"]);
     }
 
     #[test]
-    fn bars_and_sparklines_have_the_width_that_they_are_given() {
+    fn control_characters_are_escaped() {
+        assert_eq!(safe("é\x1b[2J\nforged"), "é\\u{1b}[2J\\nforged");
+    }
+
+    #[test]
+    fn bars_and_sparklines_have_the_requested_width() {
         assert_eq!(
             [0.0, 0.5, 1.0, 7.0].map(|share| bar(share, 4)),
             ["····", "██··", "████", "████"]

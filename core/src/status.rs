@@ -1,6 +1,6 @@
 //! What can go wrong with a request, as a number on the wire.
 
-use core::fmt;
+use std::fmt;
 
 /// One table makes the number, the name, the text and the advice of every status.
 macro_rules! statuses {

@@ -1,0 +1,374 @@
+//! Values of any size in memory, bounded by bytes.
+//!
+//! [`ByteStore`] maps 128-bit keys, which are keyed hashes, to values of up to
+//! [`max_value_bytes`](ByteStore::max_value_bytes). Eviction is quick_cache's: a CLOCK variant of
+//! S3-FIFO (Yang et al., "FIFO queues are all you need for cache eviction", SOSP 2023) that keeps
+//! values by their use and not by their order. The bound covers a value's bytes and the
+//! [overhead](ENTRY_OVERHEAD_BYTES) of its entry.
+//!
+//! The store knows nothing of what keys and values mean. It reads no clock: time is an argument.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quick_cache::sync::Cache;
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+
+/// Bytes that an entry takes beside its value: key, times, the value's handle and allocation
+/// header, and the places of the cache's own tables. Measured with a million values of 256 bytes
+/// (`cache/benches/byte_store.rs`), rounded up.
+pub const ENTRY_OVERHEAD_BYTES: usize = 128;
+
+/// A shard holds at least this many values of the largest size, so that one of them does not
+/// empty it.
+const VALUES_PER_SHARD: u64 = 8;
+
+/// More shards than this bring nothing on the machines that are common.
+const MAX_SHARDS: u64 = 64;
+
+/// Values of any size, by 128-bit keys.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use afterimage_cache::ByteStore;
+///
+/// let store = ByteStore::new(1 << 20, 1 << 16);
+/// let now = Instant::now();
+/// store.insert(7, "an answer".into(), Some(Duration::from_secs(60)), now);
+/// assert_eq!(store.get(7, now).unwrap().value, "an answer");
+/// assert!(store.get(7, now + Duration::from_secs(61)).is_none(), "its time is over");
+/// ```
+pub struct ByteStore {
+    cache: Cache<u128, Entry, ByBytes, KeyHash, CountEvictions>,
+    evicted: Arc<AtomicU64>,
+    max_value_bytes: usize,
+    /// Times in entries are seconds since then.
+    started: Instant,
+    counters: Counters,
+}
+
+/// A value and its age.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The value. A clone shares the bytes.
+    pub value: Bytes,
+    /// Time since it was inserted, in whole seconds.
+    pub age: Duration,
+}
+
+/// What became of an [`insert`](ByteStore::insert).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The value is in the store, until eviction.
+    Stored,
+    /// The value is longer than [`max_value_bytes`](ByteStore::max_value_bytes).
+    TooLarge,
+}
+
+/// Counters and sizes of a [`ByteStore`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ByteStoreStats {
+    /// Entries now.
+    pub entries: u64,
+    /// Bytes of all entries, overhead included.
+    pub bytes: u64,
+    /// The bound on `bytes`.
+    pub capacity_bytes: u64,
+    /// Lookups that found a value.
+    pub hits: u64,
+    /// Lookups that found none.
+    pub misses: u64,
+    /// Lookups that found a value whose time was over; they count as misses too.
+    pub expired: u64,
+    /// Values inserted.
+    pub inserted: u64,
+    /// Entries evicted to make room.
+    pub evicted: u64,
+    /// Values refused as too large.
+    pub too_large: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    expired: AtomicU64,
+    inserted: AtomicU64,
+    too_large: AtomicU64,
+}
+
+#[derive(Clone)]
+struct Entry {
+    value: Bytes,
+    inserted_at_s: u32,
+    /// [`u32::MAX`] for never.
+    expires_at_s: u32,
+}
+
+impl ByteStore {
+    /// An empty store that holds at most `capacity_bytes`, overhead included. Values have at most
+    /// `max_value_bytes`, and at most a quarter of the capacity.
+    pub fn new(capacity_bytes: u64, max_value_bytes: usize) -> Self {
+        let quarter = usize::try_from(capacity_bytes / 4).unwrap_or(usize::MAX);
+        let max_value_bytes = max_value_bytes.min(quarter.saturating_sub(ENTRY_OVERHEAD_BYTES));
+        let largest = (max_value_bytes + ENTRY_OVERHEAD_BYTES) as u64;
+        let shards = (capacity_bytes / (largest * VALUES_PER_SHARD)).clamp(1, MAX_SHARDS);
+        let shards = 1 << shards.ilog2();
+        // Bounds the keys of evicted values that are remembered: half as many.
+        let items = (capacity_bytes / 1024).clamp(16, 1 << 24);
+        let options = OptionsBuilder::new()
+            .shards(shards)
+            .weight_capacity(capacity_bytes)
+            .estimated_items_capacity(items as usize)
+            .build()
+            .expect("capacity, shards and items are set");
+        let evicted = Arc::new(AtomicU64::new(0));
+        let lifecycle = CountEvictions(Arc::clone(&evicted));
+        ByteStore {
+            cache: Cache::with_options(options, ByBytes, KeyHash, lifecycle),
+            evicted,
+            max_value_bytes,
+            started: Instant::now(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Bytes that the largest value may have.
+    pub fn max_value_bytes(&self) -> usize {
+        self.max_value_bytes
+    }
+
+    /// The value of a key, if the store has one whose time is not over at `now`.
+    pub fn get(&self, key: u128, now: Instant) -> Option<Stored> {
+        let Some(entry) = self.cache.get(&key) else {
+            self.counters.misses.fetch_add(1, Relaxed);
+            return None;
+        };
+        let now_s = self.seconds(now);
+        if now_s >= entry.expires_at_s {
+            self.cache.remove_if(&key, |found| found.expires_at_s <= now_s);
+            self.counters.expired.fetch_add(1, Relaxed);
+            self.counters.misses.fetch_add(1, Relaxed);
+            return None;
+        }
+        self.counters.hits.fetch_add(1, Relaxed);
+        let age = Duration::from_secs(now_s.saturating_sub(entry.inserted_at_s).into());
+        Some(Stored { value: entry.value, age })
+    }
+
+    /// Stores a value, in place of an earlier one. It is found for `ttl`, to the second, and until
+    /// it is evicted; without a `ttl` until it is evicted.
+    pub fn insert(
+        &self,
+        key: u128,
+        value: Bytes,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) -> Admission {
+        if value.len() > self.max_value_bytes {
+            self.counters.too_large.fetch_add(1, Relaxed);
+            // An earlier value of this key is no longer the latest one.
+            self.cache.remove(&key);
+            return Admission::TooLarge;
+        }
+        let inserted_at_s = self.seconds(now);
+        let expires_at_s = match ttl {
+            None => u32::MAX,
+            Some(ttl) => self.seconds(now + ttl).max(inserted_at_s + 1),
+        };
+        self.counters.inserted.fetch_add(1, Relaxed);
+        self.cache.insert(key, Entry { value: compact(value), inserted_at_s, expires_at_s });
+        Admission::Stored
+    }
+
+    /// Removes the value of a key. Returns whether there was one.
+    pub fn remove(&self, key: u128) -> bool {
+        self.cache.remove(&key).is_some()
+    }
+
+    /// Removes all values.
+    pub fn clear(&self) {
+        self.cache.clear();
+    }
+
+    /// Counters and sizes.
+    pub fn stats(&self) -> ByteStoreStats {
+        let Counters { hits, misses, expired, inserted, too_large } = &self.counters;
+        ByteStoreStats {
+            entries: self.cache.len() as u64,
+            bytes: self.cache.weight(),
+            capacity_bytes: self.cache.capacity(),
+            hits: hits.load(Relaxed),
+            misses: misses.load(Relaxed),
+            expired: expired.load(Relaxed),
+            inserted: inserted.load(Relaxed),
+            evicted: self.evicted.load(Relaxed),
+            too_large: too_large.load(Relaxed),
+        }
+    }
+
+    fn seconds(&self, at: Instant) -> u32 {
+        let elapsed = at.saturating_duration_since(self.started).as_secs();
+        // 136 years are not reached; `u32::MAX` means never.
+        u32::try_from(elapsed).unwrap_or(u32::MAX - 1).min(u32::MAX - 1)
+    }
+}
+
+impl fmt::Debug for ByteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ByteStore").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// The same bytes in a buffer that is hardly larger: a value may be a small part of what a
+/// connection read, and would keep all of it.
+fn compact(value: Bytes) -> Bytes {
+    match value.try_into_mut() {
+        Ok(buffer) if buffer.capacity() - buffer.len() <= buffer.len() / 8 => buffer.freeze(),
+        Ok(buffer) => Bytes::copy_from_slice(&buffer),
+        Err(shared) => Bytes::copy_from_slice(&shared),
+    }
+}
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<u128, Entry> for ByBytes {
+    fn weight(&self, _: &u128, entry: &Entry) -> u64 {
+        (entry.value.len() + ENTRY_OVERHEAD_BYTES) as u64
+    }
+}
+
+/// Keys are keyed hashes already: their halves are as good as any hash of them.
+#[derive(Clone, Default)]
+struct KeyHash;
+
+impl BuildHasher for KeyHash {
+    type Hasher = KeyHasher;
+
+    fn build_hasher(&self) -> KeyHasher {
+        KeyHasher(0)
+    }
+}
+
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+        }
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        // A multiplication spreads keys that are small numbers, as in tests.
+        self.0 = ((key >> 64) as u64 ^ key as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 ^= self.0 >> 32;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[derive(Clone)]
+struct CountEvictions(Arc<AtomicU64>);
+
+impl Lifecycle<u128, Entry> for CountEvictions {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: u128, _: Entry) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(len: usize, fill: u8) -> Bytes {
+        vec![fill; len].into()
+    }
+
+    #[test]
+    fn a_value_is_found_until_its_time_is_over() {
+        let (store, now) = (ByteStore::new(1 << 20, 1 << 16), Instant::now());
+        let later = |seconds| now + Duration::from_secs(seconds);
+        store.insert(1, value(10, 1), Some(Duration::from_secs(10)), now);
+        store.insert(2, value(10, 2), None, now);
+        assert_eq!(store.get(1, later(9)).unwrap().age, Duration::from_secs(9));
+        assert_eq!(store.get(1, later(11)), None);
+        assert_eq!(store.stats().entries, 1, "an expired value is removed");
+        assert_eq!(store.get(2, later(1 << 31)).unwrap().value, value(10, 2));
+        let stats = store.stats();
+        assert_eq!((stats.hits, stats.misses, stats.expired), (2, 1, 1));
+    }
+
+    #[test]
+    fn a_time_to_live_below_a_second_counts_as_one() {
+        let (store, now) = (ByteStore::new(1 << 20, 1 << 16), Instant::now());
+        store.insert(1, value(1, 1), Some(Duration::ZERO), now);
+        assert!(store.get(1, now).is_some());
+        assert!(store.get(1, now + Duration::from_secs(2)).is_none());
+    }
+
+    #[test]
+    fn the_latest_value_of_a_key_counts() {
+        let (store, now) = (ByteStore::new(1 << 20, 1 << 16), Instant::now());
+        store.insert(1, value(10, 1), None, now);
+        store.insert(1, value(1000, 2), None, now);
+        assert_eq!(store.get(1, now).unwrap().value, value(1000, 2));
+        assert_eq!(store.insert(1, value(1 << 17, 3), None, now), Admission::TooLarge);
+        assert_eq!(store.get(1, now), None, "an outdated value is not found");
+        store.insert(1, value(1, 4), None, now);
+        assert!(store.remove(1) && !store.remove(1));
+    }
+
+    #[test]
+    fn bytes_stay_within_the_capacity_whatever_the_sizes() {
+        let (store, now) = (ByteStore::new(1 << 20, usize::MAX), Instant::now());
+        assert!(store.max_value_bytes() < 1 << 18);
+        let mut state = 7u64;
+        for key in 0..20_000u128 {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let len = 1 << (state >> 60);
+            store.insert(key, value(len + (state >> 40) as usize % len, key as u8), None, now);
+            let stats = store.stats();
+            assert!(stats.bytes <= stats.capacity_bytes, "{stats:?}");
+        }
+        assert!(store.stats().evicted > 0);
+    }
+
+    #[test]
+    fn a_part_of_a_large_buffer_does_not_keep_the_buffer() {
+        let large = value(1 << 20, 9);
+        let part = large.slice(100..110);
+        let address = part.as_ptr();
+        assert_ne!(compact(part).as_ptr(), address);
+        let exact = value(1 << 20, 9);
+        let address = exact.as_ptr();
+        assert_eq!(compact(exact).as_ptr(), address, "a value of its own is not copied");
+    }
+
+    #[test]
+    fn values_that_are_used_outlive_a_scan() {
+        let (store, now) = (ByteStore::new(1 << 20, 1 << 12), Instant::now());
+        for _ in 0..3 {
+            for key in 0..100 {
+                if store.get(key, now).is_none() {
+                    store.insert(key, value(1000, 1), None, now);
+                }
+            }
+        }
+        for key in 1000..10_000 {
+            store.insert(key, value(1000, 2), None, now);
+        }
+        let kept = (0..100).filter(|&key| store.get(key, now).is_some()).count();
+        assert!(kept >= 90, "{kept} of 100");
+    }
+}

@@ -1,0 +1,439 @@
+//! The snapshot writer: a thread that loads the snapshot at the start, writes it at intervals and
+//! on request, and once more at the end.
+//!
+//! One snapshot is written at a time. A request that arrives during a write shares its result.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::{Snapshot, Status};
+use afterimage_wire::server::Later;
+
+use super::{LoadError, SnapshotFile, SnapshotReport, WriteError};
+use crate::background::yield_to_readers;
+use crate::table::Table;
+
+/// The most requests that may wait for a snapshot. Each is a client; more of them are a mistake of
+/// the clients, and not worth the memory.
+const MAX_WAITING: usize = 1024;
+
+/// A thread that writes a table's snapshots while others use the table. Dropping it ends the
+/// thread without a last snapshot; [`finish`](Self::finish) writes one.
+pub struct SnapshotWriter {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl SnapshotWriter {
+    /// Loads `file` into `table` if it holds a valid snapshot, and starts the thread. With `every`
+    /// it writes a snapshot at this interval.
+    ///
+    /// A snapshot that is damaged or cannot be read causes a cold start with a warning in the log.
+    /// It stays until the next snapshot replaces it.
+    ///
+    /// # Panics
+    ///
+    /// If the system cannot start a thread.
+    pub fn start(table: Arc<Table>, file: SnapshotFile, every: Option<Duration>) -> Self {
+        let removed = file.removed();
+        if removed > 0 {
+            tracing::warn!(
+                "removed {removed} unfinished snapshots beside {}",
+                file.path().display()
+            );
+        }
+        let last = load(&table, &file);
+        let state = Mutex::new(State { last, ..State::default() });
+        let shared = Arc::new(Shared { table, file, state, changed: Condvar::new() });
+        let work = {
+            let shared = Arc::clone(&shared);
+            move || {
+                yield_to_readers();
+                shared.work(every);
+            }
+        };
+        let thread = std::thread::Builder::new().name("snapshot".into()).spawn(work);
+        let thread = Some(thread.expect("the system can start a thread"));
+        SnapshotWriter { shared, thread }
+    }
+
+    /// Writes a snapshot now, on the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError`]; then the last good snapshot is still in place.
+    pub fn write(&self) -> Result<SnapshotReport, WriteError> {
+        self.shared.write()
+    }
+
+    /// Ends the thread and writes the last snapshot.
+    ///
+    /// # Errors
+    ///
+    /// As [`SnapshotWriter::write`].
+    pub fn finish(mut self) -> Result<SnapshotReport, WriteError> {
+        self.stop();
+        self.write()
+    }
+
+    /// A handle for requests and statistics. It may outlive the writer.
+    pub fn handle(&self) -> SnapshotHandle {
+        SnapshotHandle(Arc::clone(&self.shared))
+    }
+
+    fn stop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.shared.stop();
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl fmt::Debug for SnapshotWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotWriter").field("path", &self.shared.path()).finish_non_exhaustive()
+    }
+}
+
+/// Why a request for a snapshot failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The snapshot could not be written. Free disk space or repair the directory, then retry.
+    #[error("no snapshot: {0}")]
+    Failed(Arc<WriteError>),
+    /// Too many requests wait for a snapshot already. Retry when it is written.
+    #[error("{limit} requests wait for a snapshot already; the limit is {limit}")]
+    TooManyWaiting {
+        /// The limit.
+        limit: usize,
+    },
+    /// The writer has stopped: the process is about to end, and writes a last snapshot.
+    #[error("the service is shutting down; it writes a last snapshot at its end")]
+    Stopped,
+}
+
+/// The result of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The snapshot.
+    pub report: SnapshotReport,
+    /// The write had begun before the request. Entries stored since then may be missing.
+    pub joined: bool,
+}
+
+/// Requests snapshots of a [`SnapshotWriter`], and reports statistics about them.
+#[derive(Clone)]
+pub struct SnapshotHandle(Arc<Shared>);
+
+impl SnapshotHandle {
+    /// Requests a snapshot. Calls `then` once: on the writer's thread when the snapshot is safe on
+    /// the disk or has failed, or at once if the request is refused. During a write the request
+    /// joins that write.
+    pub fn request(&self, then: impl FnOnce(Result<Written, RequestError>) + Send + 'static) {
+        self.0.request(Box::new(then));
+    }
+
+    /// Requests a snapshot for a client of a service. The reply does not name the server's files.
+    pub fn answer(&self, later: Later) {
+        self.request(move |outcome| match outcome {
+            Ok(Written { report, joined }) => {
+                let SnapshotReport { entries, bytes, elapsed } = report;
+                later.snapshot(Snapshot { entries, bytes, elapsed, joined });
+            }
+            Err(RequestError::Failed(error)) => {
+                let WriteError { action, source, .. } = &*error;
+                let text = format!(
+                    "cannot {action} the snapshot's file: {source}; the last good one is kept"
+                );
+                later.error(Status::StorageFailed, &text);
+            }
+            Err(error @ RequestError::TooManyWaiting { .. }) => {
+                later.error(Status::Overloaded, &error.to_string());
+            }
+            Err(error @ RequestError::Stopped) => {
+                later.error(Status::ShuttingDown, &error.to_string());
+            }
+        });
+    }
+
+    /// Adds age, size and counts of the snapshots to `stats`. The age of a snapshot that was loaded
+    /// at the start is the age of its file.
+    pub fn stats(&self, stats: &mut Stats) {
+        let state = self.0.lock();
+        stats.counter("snapshots_written", state.written);
+        stats.counter("snapshots_failed", state.failed);
+        stats.gauge("snapshot_running", state.writing.into());
+        if let Some(Last { at, entries, bytes, took }) = state.last {
+            // After the clock was set back the age is 0.
+            let age = SystemTime::now().duration_since(at).unwrap_or_default();
+            stats.gauge("snapshot_age_ms", age.as_millis() as u64);
+            stats.gauge("snapshot_entries", entries);
+            stats.gauge("snapshot_bytes", bytes);
+            if let Some(took) = took {
+                stats.gauge("snapshot_took_ms", took.as_millis() as u64);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for SnapshotHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotHandle").field("path", &self.0.path()).finish_non_exhaustive()
+    }
+}
+
+/// Called once with the result of a request.
+type Callback = Box<dyn FnOnce(Result<Written, RequestError>) + Send>;
+
+struct Waiter {
+    joined: bool,
+    then: Callback,
+}
+
+/// The newest valid snapshot.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    at: SystemTime,
+    entries: u64,
+    bytes: u64,
+    /// Unknown if another process wrote it.
+    took: Option<Duration>,
+}
+
+#[derive(Default)]
+struct State {
+    last: Option<Last>,
+    written: u64,
+    failed: u64,
+    /// The thread is writing.
+    writing: bool,
+    /// The thread must end, or has ended.
+    stopped: bool,
+    waiting: Vec<Waiter>,
+}
+
+/// The state that the thread shares with its handles.
+struct Shared {
+    table: Arc<Table>,
+    file: SnapshotFile,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The main loop of the thread: writes on request, and at the interval if there is one.
+    fn work(&self, every: Option<Duration>) {
+        let _end = End(self);
+        while self.wait(every) {
+            let outcome = self.write().map_err(|error| RequestError::Failed(Arc::new(error)));
+            let waiting = {
+                let mut state = self.lock();
+                state.writing = false;
+                std::mem::take(&mut state.waiting)
+            };
+            for Waiter { joined, then } in waiting {
+                then(outcome.clone().map(|report| Written { report, joined }));
+            }
+        }
+    }
+
+    /// Waits until a snapshot is due, and marks it as begun. False if the thread must end.
+    fn wait(&self, every: Option<Duration>) -> bool {
+        let due = every.and_then(|every| Instant::now().checked_add(every));
+        let mut state = self.lock();
+        loop {
+            if state.stopped {
+                return false;
+            }
+            let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+            if !state.waiting.is_empty() || left == Some(Duration::ZERO) {
+                state.writing = true;
+                return true;
+            }
+            state = match left {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(left) => {
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    /// Writes a snapshot, logs the result and counts it.
+    fn write(&self) -> Result<SnapshotReport, WriteError> {
+        let outcome = self.file.write(&self.table);
+        let mut state = self.lock();
+        match &outcome {
+            Ok(report) => {
+                let (path, elapsed) = (self.path().display(), report.elapsed);
+                tracing::info!("wrote {} entries to {path} in {elapsed:.1?}", report.entries);
+                state.written += 1;
+                state.last = Some(Last {
+                    at: SystemTime::now(),
+                    entries: report.entries,
+                    bytes: report.bytes,
+                    took: Some(elapsed),
+                });
+            }
+            Err(error) => {
+                tracing::warn!("no snapshot: {error}");
+                state.failed += 1;
+            }
+        }
+        outcome
+    }
+
+    fn stop(&self) {
+        self.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    fn request(&self, then: Callback) {
+        let refusal = {
+            let mut state = self.lock();
+            if state.stopped {
+                RequestError::Stopped
+            } else if state.waiting.len() >= MAX_WAITING {
+                RequestError::TooManyWaiting { limit: MAX_WAITING }
+            } else {
+                let joined = state.writing;
+                state.waiting.push(Waiter { joined, then });
+                self.changed.notify_all();
+                return;
+            }
+        };
+        then(Err(refusal));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Answers all waiting requests when the thread ends, also by a panic.
+struct End<'a>(&'a Shared);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut state = self.0.lock();
+            state.stopped = true;
+            std::mem::take(&mut state.waiting)
+        };
+        for waiter in waiting {
+            (waiter.then)(Err(RequestError::Stopped));
+        }
+    }
+}
+
+/// Loads the snapshot, logs the result, and returns what is known of a valid snapshot.
+fn load(table: &Table, file: &SnapshotFile) -> Option<Last> {
+    let path = file.path();
+    match file.load(table) {
+        Ok(report) => {
+            tracing::info!(
+                "loaded {} of {} entries from {} in {:.1?}",
+                report.restored,
+                report.entries,
+                path.display(),
+                report.elapsed
+            );
+            let metadata = std::fs::metadata(path).ok()?;
+            let at = metadata.modified().unwrap_or_else(|_| SystemTime::now());
+            Some(Last { at, entries: report.entries, bytes: metadata.len(), took: None })
+        }
+        Err(LoadError::Missing { .. }) => {
+            tracing::info!("a cold start: there is no snapshot at {} yet", path.display());
+            None
+        }
+        Err(error) => {
+            tracing::warn!("a cold start: {error}");
+            None
+        }
+    }
+}
+
+// Miri has no files.
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+    use crate::Capacity;
+    use std::sync::mpsc;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn writer(folder: &tempfile::TempDir) -> SnapshotWriter {
+        let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
+        let file = SnapshotFile::open(folder.path().join("table.snapshot")).unwrap();
+        SnapshotWriter::start(table, file, None)
+    }
+
+    fn request(handle: &SnapshotHandle) -> mpsc::Receiver<Result<Written, RequestError>> {
+        let (sender, receiver) = mpsc::channel();
+        handle.request(move |outcome| sender.send(outcome).unwrap());
+        receiver
+    }
+
+    #[test]
+    fn requests_during_a_write_join_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = writer(&folder);
+        let handle = writer.handle();
+        let (first, others) = {
+            let _delays_the_write = writer.shared.file.writing.lock().unwrap();
+            let first = request(&handle);
+            let deadline = Instant::now() + PATIENCE;
+            while !handle.0.lock().writing {
+                assert!(Instant::now() < deadline, "the write does not begin");
+                std::thread::yield_now();
+            }
+            (first, [request(&handle), request(&handle)])
+        };
+        assert!(!first.recv_timeout(PATIENCE).unwrap().unwrap().joined);
+        for other in others {
+            assert!(other.recv_timeout(PATIENCE).unwrap().unwrap().joined);
+        }
+        assert_eq!(handle.0.lock().written, 1);
+        assert!(!request(&handle).recv_timeout(PATIENCE).unwrap().unwrap().joined, "a new one");
+    }
+
+    #[test]
+    fn a_refused_request_gets_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let writer = writer(&folder);
+        let handle = writer.handle();
+        drop(folder);
+        let failed = request(&handle).recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(failed, Err(RequestError::Failed(_))), "{failed:?}");
+
+        let crowd: Vec<_> = {
+            let _delays_the_write = writer.shared.file.writing.lock().unwrap();
+            let crowd = (0..1025).map(|_| request(&handle)).collect::<Vec<_>>();
+            let last = crowd[1024].recv_timeout(PATIENCE).unwrap();
+            assert!(matches!(last, Err(RequestError::TooManyWaiting { limit: 1024 })), "{last:?}");
+            crowd
+        };
+        for one in &crowd[..1024] {
+            one.recv_timeout(PATIENCE).unwrap().unwrap_err();
+        }
+        drop(writer);
+        let late = request(&handle).recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(late, Err(RequestError::Stopped)), "{late:?}");
+    }
+}

@@ -1,0 +1,27 @@
+//! Types that every crate of the workspace shares. They do no I/O and read no clock.
+//!
+//! * [`Answer`], [`Failure`] with its [`Status`], and [`ModelId`] are what a request comes to.
+//! * [`Reply`] is the duty to answer one request: exactly once, also when code panics or forgets
+//!   it.
+//! * [`FairQueue`] serves clients in turn, so that one busy client does not delay the others.
+//! * [`ByteBudget`] bounds the bytes that waiting requests and buffers hold.
+
+#![forbid(unsafe_code)]
+
+pub mod answer;
+pub mod budget;
+pub mod failure;
+pub mod fair;
+pub mod model;
+pub mod reply;
+pub mod shape;
+pub mod status;
+
+pub use answer::{Answer, Computed, Origin, Response, RowAnswer, Rows};
+pub use budget::{ByteBudget, BytePermit};
+pub use failure::Failure;
+pub use fair::{ClientId, FairQueue, Refused};
+pub use model::{AnswerKind, ModelId};
+pub use reply::{Outcome, Reply, Sink, Wanted};
+pub use shape::Shape;
+pub use status::Status;

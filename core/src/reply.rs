@@ -1,0 +1,243 @@
+//! The exactly-once hand-over of an outcome.
+//!
+//! A [`Reply`] is the duty to answer one request. It is a value: the code that holds it owes the
+//! outcome. Sending it discharges the duty; dropping it sends [`Outcome::abandoned`]. So each
+//! request gets one outcome, also when the code in between panics, returns early or forgets.
+//!
+//! A reply does not allocate. It points at a [`Sink`], which many replies share, and carries a
+//! token that names the request there: a connection's reply buffer with a request id, or a call
+//! with the index of a row.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+/// A result that can say that it was given up.
+pub trait Outcome: Send + 'static {
+    /// The outcome of a reply that was dropped.
+    fn abandoned() -> Self;
+}
+
+/// How long an outcome is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// At least one waiter has no deadline.
+    Always,
+    /// The last waiter leaves at this time. A new waiter may join before.
+    Until(Instant),
+    /// All waiters have left. The sink has settled the request; no outcome is sent.
+    NoMore,
+}
+
+/// The receiving end of replies.
+pub trait Sink<T>: Send + Sync {
+    /// How long the outcome for `token` is wanted at `now`. A sink that returns
+    /// [`Wanted::NoMore`] has settled the request: [`deliver`](Self::deliver) is not called.
+    fn wanted(&self, token: u64, now: Instant) -> Wanted {
+        let _ = (token, now);
+        Wanted::Always
+    }
+
+    /// Announces that the outcome for `token` follows soon, so that the sink can prefetch memory.
+    fn prefetch(&self, token: u64) {
+        let _ = token;
+    }
+
+    /// Takes the outcome for `token`, once. `at` is when it was known, read once for a whole
+    /// batch; `None` when the reply was dropped.
+    fn deliver(&self, token: u64, outcome: T, at: Option<Instant>);
+}
+
+/// The duty to answer one request, once, from any thread.
+///
+/// ```
+/// use afterimage_core::{Outcome, Reply};
+///
+/// #[derive(Debug, PartialEq)]
+/// enum Answer { Label(u16), GivenUp }
+/// impl Outcome for Answer {
+///     fn abandoned() -> Self { Answer::GivenUp }
+/// }
+///
+/// let (sender, answers) = std::sync::mpsc::channel();
+/// let to = sender.clone();
+/// Reply::call(move |answer| to.send(answer).unwrap()).send(Answer::Label(7));
+/// drop(Reply::call(move |answer| sender.send(answer).unwrap()));
+/// assert_eq!(answers.iter().collect::<Vec<_>>(), [Answer::Label(7), Answer::GivenUp]);
+/// ```
+#[must_use = "dropping a reply sends the outcome `abandoned`"]
+pub struct Reply<T: Outcome> {
+    /// Taken when the duty is discharged.
+    sink: Option<Arc<dyn Sink<T>>>,
+    token: u64,
+}
+
+impl<T: Outcome> Reply<T> {
+    /// A reply to `sink` for the request that the sink knows as `token`.
+    pub fn new(sink: Arc<dyn Sink<T>>, token: u64) -> Self {
+        Reply { sink: Some(sink), token }
+    }
+
+    /// A reply that calls `callback`. It allocates once.
+    pub fn call(callback: impl FnOnce(T) + Send + 'static) -> Self {
+        Reply::new(Arc::new(Callback(Mutex::new(Some(callback)))), 0)
+    }
+
+    /// The request, as the sink knows it.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// How long the outcome is wanted. Call it right before costly work. After
+    /// [`Wanted::NoMore`] the duty is discharged: sending or dropping the reply does nothing.
+    pub fn wanted(&mut self, now: Instant) -> Wanted {
+        let Some(sink) = &self.sink else { return Wanted::NoMore };
+        // A sink that panics still gets its outcome.
+        let wanted = guard("asked for its deadline", || sink.wanted(self.token, now));
+        let wanted = wanted.unwrap_or(Wanted::Always);
+        if wanted == Wanted::NoMore {
+            self.sink = None;
+        }
+        wanted
+    }
+
+    /// Announces that the outcome follows soon.
+    pub fn prefetch(&self) {
+        if let Some(sink) = &self.sink {
+            guard("told to prefetch", || sink.prefetch(self.token));
+        }
+    }
+
+    /// Sends the outcome, known at `at`. Returns false when the sink panicked.
+    pub fn send_at(mut self, outcome: T, at: Instant) -> bool {
+        self.deliver(outcome, Some(at))
+    }
+
+    /// Sends the outcome. Returns false when the sink panicked.
+    pub fn send(mut self, outcome: T) -> bool {
+        self.deliver(outcome, None)
+    }
+
+    fn deliver(&mut self, outcome: T, at: Option<Instant>) -> bool {
+        let Some(sink) = self.sink.take() else { return true };
+        guard("answered", || sink.deliver(self.token, outcome, at)).is_some()
+    }
+}
+
+impl<T: Outcome> Drop for Reply<T> {
+    fn drop(&mut self) {
+        if self.sink.is_some() {
+            self.deliver(T::abandoned(), None);
+        }
+    }
+}
+
+impl<T: Outcome> fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reply")
+            .field("token", &self.token)
+            .field("owed", &self.sink.is_some())
+            .finish()
+    }
+}
+
+/// Runs a sink's code. A panic there is the receiver's bug: it is logged, and the thread that
+/// answers goes on with the other replies.
+fn guard<R>(when: &str, code: impl FnOnce() -> R) -> Option<R> {
+    let result = catch_unwind(AssertUnwindSafe(code)).ok();
+    if result.is_none() {
+        tracing::error!("the receiver of a reply panicked when it was {when}");
+    }
+    result
+}
+
+/// A sink for one reply.
+struct Callback<F>(Mutex<Option<F>>);
+
+impl<T, F: FnOnce(T) + Send> Sink<T> for Callback<F> {
+    fn deliver(&self, _: u64, outcome: T, _: Option<Instant>) {
+        let callback = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(callback) = callback {
+            callback(outcome);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    enum Answer {
+        Label(u16),
+        Abandoned,
+    }
+
+    impl Outcome for Answer {
+        fn abandoned() -> Self {
+            Answer::Abandoned
+        }
+    }
+
+    /// Records what it gets; its behaviour depends on the token.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<(u64, Answer)>>);
+
+    const UNWANTED: u64 = 100;
+    const PANICS: u64 = 200;
+
+    impl Recorder {
+        fn got(&self) -> Vec<(u64, Answer)> {
+            std::mem::take(&mut *self.0.lock().unwrap())
+        }
+    }
+
+    impl Sink<Answer> for Recorder {
+        fn wanted(&self, token: u64, _: Instant) -> Wanted {
+            assert!(token != PANICS, "planned");
+            if token == UNWANTED { Wanted::NoMore } else { Wanted::Always }
+        }
+
+        fn deliver(&self, token: u64, answer: Answer, _: Option<Instant>) {
+            self.0.lock().unwrap().push((token, answer));
+            assert!(token != PANICS, "planned");
+        }
+    }
+
+    #[test]
+    fn each_reply_delivers_once_whether_sent_or_dropped() {
+        let sink = Arc::new(Recorder::default());
+        Reply::new(sink.clone(), 1).send(Answer::Label(7));
+        drop(Reply::new(sink.clone(), 2));
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            let _reply = Reply::new(sink.clone(), 3);
+            panic!("planned");
+        }));
+        assert!(unwound.is_err());
+        assert_eq!(
+            sink.got(),
+            [(1, Answer::Label(7)), (2, Answer::Abandoned), (3, Answer::Abandoned)]
+        );
+    }
+
+    #[test]
+    fn an_unwanted_reply_delivers_nothing() {
+        let sink = Arc::new(Recorder::default());
+        let mut reply = Reply::new(sink.clone(), UNWANTED);
+        assert_eq!(reply.wanted(Instant::now()), Wanted::NoMore);
+        assert_eq!(reply.wanted(Instant::now()), Wanted::NoMore);
+        drop(reply);
+        assert_eq!(sink.got(), []);
+    }
+
+    #[test]
+    fn a_sink_that_panics_does_not_stop_the_sender() {
+        let sink = Arc::new(Recorder::default());
+        let mut reply = Reply::new(sink.clone(), PANICS);
+        assert_eq!(reply.wanted(Instant::now()), Wanted::Always);
+        assert!(!reply.send(Answer::Label(1)));
+        assert!(Reply::new(sink.clone(), 1).send(Answer::Label(2)));
+        assert_eq!(sink.got().len(), 2);
+    }
+}
