@@ -166,6 +166,11 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<print::ReaderGone>() => ExitCode::from(print::READER_GONE),
+        Err(error) if error.is::<cmd::bench::Interrupted>() => {
+            print::note(format_args!("afterimage: {error}"));
+            let interrupted = error.downcast_ref::<cmd::bench::Interrupted>();
+            interrupted.map_or(ExitCode::FAILURE, |interrupted| interrupted.code.into())
+        }
         Err(error) => {
             print::note(format_args!("afterimage: {}", one_line(&error)));
             ExitCode::FAILURE

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
-use afterimage_wire::client::{CallError, ConnectionError, Violation};
+use afterimage_wire::client::{CallError, ConnectionError, Report};
 use afterimage_wire::{Client, ClientOptions, Status};
 use anyhow::{Context, anyhow};
 
@@ -61,17 +61,11 @@ pub(crate) async fn connect(address: &str, options: ClientOptions) -> anyhow::Re
 pub(crate) fn explained(address: &str, error: &CallError) -> anyhow::Error {
     use ConnectionError::{Connect, ConnectTimeout, HandshakeTimeout, Rejected};
     let cause = match error {
-        CallError::Unavailable { last_error: cause }
-        | CallError::Refused { reason: cause }
-        | CallError::ConnectionLost { cause }
+        CallError::Unavailable { last_error: cause, .. }
+        | CallError::Refused { reason: cause, .. }
+        | CallError::ConnectionLost { cause, .. }
         | CallError::DeadlineExceeded { last_error: Some(cause), .. } => cause,
-        CallError::Protocol { violation: Violation::AnotherProtocol { first_bytes } } => {
-            return anyhow!(
-                "{address} is not an Afterimage server: its first bytes are \"{}\"",
-                first_bytes.escape_ascii()
-            );
-        }
-        error => return anyhow!("{address}: {error}"),
+        error => return anyhow!("{}", Report(error)),
     };
     match &**cause {
         Connect(error) if error.kind() == io::ErrorKind::ConnectionRefused => anyhow!(
@@ -87,7 +81,7 @@ pub(crate) fn explained(address: &str, error: &CallError) -> anyhow::Error {
             anyhow!("{address} refused the connection: {text}; give its token with --token-file")
         }
         Rejected { status, text } => anyhow!("{address} refused the connection: {status}: {text}"),
-        other => anyhow!("{address}: {other}"),
+        _ => anyhow!("{}", Report(error)),
     }
 }
 

@@ -85,7 +85,7 @@ impl Comparison {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let last = values.len() - 1;
     (values[last / 2] + values[last.div_ceil(2)]) / 2.0

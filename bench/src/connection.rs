@@ -10,9 +10,10 @@ use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
 use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Message, Welcome};
 use rustix::io::Errno;
 
+use crate::address::Login;
 use crate::channel::Channel;
 use crate::dialect::Dialect;
-use crate::dialect::replies::{Reply, cut};
+use crate::dialect::replies::{Reply, cut, status as status_of};
 use crate::plan::{BenchError, Peer};
 
 /// The largest body of a reply that a load generator has any use for: the longest error text, and
@@ -86,7 +87,7 @@ impl Connection {
     /// Connects, says hello and hears who is there, within `timeout` for each step. A welcome is
     /// heard in Afterimage's own dialect only; others give a name and version, or nothing.
     pub(crate) fn open(peer: Peer<'_>) -> Result<(Self, Introduction), BenchError> {
-        let Peer { addr, dialect, token, tls, timeout } = peer;
+        let Peer { addr, dialect, token, login, tls, timeout } = peer;
         let failed = |source| BenchError::Connect { addr, source };
         let stream = TcpStream::connect_timeout(&addr, timeout).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
@@ -104,7 +105,7 @@ impl Connection {
         let introduction = match dialect {
             Dialect::Wire => Introduction::Welcome(connection.hello(addr, token)?),
             Dialect::Echo => Introduction::Name("echo".into()),
-            Dialect::Redis => Introduction::Name(connection.redis_version(addr, token)?),
+            Dialect::Redis => Introduction::Name(connection.redis_version(addr, token, login)?),
             Dialect::Memcached | Dialect::MemcachedMeta => {
                 Introduction::Name(connection.memcached_version(addr)?)
             }
@@ -138,16 +139,32 @@ impl Connection {
         }
     }
 
-    /// Shows Redis the password, if there is one, and asks for its version.
-    fn redis_version(&mut self, addr: SocketAddr, token: &[u8]) -> Result<String, BenchError> {
+    /// Logs in to Redis, selects the database, and asks for the version.
+    fn redis_version(
+        &mut self,
+        addr: SocketAddr,
+        token: &[u8],
+        login: &Login,
+    ) -> Result<String, BenchError> {
         let protocol = |what: String| BenchError::Protocol { addr, what };
-        if !token.is_empty() {
-            let head = format!("*2\r\n$4\r\nAUTH\r\n${}\r\n", token.len());
-            self.output.extend([head.as_bytes(), token, b"\r\n"].concat());
-            self.say(addr)?;
-            let line = self.line(addr)?;
+        let Login { user, database } = login;
+        if !token.is_empty() || !user.is_empty() {
+            let named = [&b"AUTH"[..], user.as_bytes(), token];
+            let line = match user.is_empty() {
+                true => self.redis_command(addr, &[b"AUTH", token])?,
+                false => self.redis_command(addr, &named)?,
+            };
             if line != "+OK" {
-                let (status, text) = (Status::Unauthenticated, line);
+                // A server without AUTH repeats the arguments in its error.
+                let secret = String::from_utf8_lossy(token);
+                let text = if secret.is_empty() { line } else { line.replace(&*secret, "***") };
+                return Err(BenchError::Refused { addr, status: Status::Unauthenticated, text });
+            }
+        }
+        if *database > 0 {
+            let line = self.redis_command(addr, &[b"SELECT", database.to_string().as_bytes()])?;
+            if line != "+OK" {
+                let (status, text) = (status_of(line.trim_start_matches('-').as_bytes()), line);
                 return Err(BenchError::Refused { addr, status, text });
             }
         }
@@ -171,6 +188,18 @@ impl Connection {
         let version = field("valkey_version:").map(|version| format!("valkey {version}"));
         let version = version.or_else(|| Some(format!("redis {}", field("redis_version:")?)));
         version.ok_or_else(|| protocol("INFO names no version".into()))
+    }
+
+    /// Sends a command and returns the first line of its reply.
+    fn redis_command(&mut self, addr: SocketAddr, parts: &[&[u8]]) -> Result<String, BenchError> {
+        self.output.extend(format!("*{}\r\n", parts.len()).bytes());
+        for part in parts {
+            self.output.extend(format!("${}\r\n", part.len()).bytes());
+            self.output.extend_from_slice(part);
+            self.output.extend_from_slice(b"\r\n");
+        }
+        self.say(addr)?;
+        self.line(addr)
     }
 
     fn memcached_version(&mut self, addr: SocketAddr) -> Result<String, BenchError> {

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod address;
 mod channel;
 pub mod compare;
 mod connection;
@@ -18,6 +19,7 @@ mod dialect;
 pub mod digits;
 pub mod export;
 mod flight;
+pub mod format;
 mod histogram;
 pub mod html;
 mod lane;
@@ -35,11 +37,12 @@ mod worker;
 pub mod workload;
 mod zipf;
 
+pub use address::{Address, Login, redacted, redacted_command};
 pub use dialect::Dialect;
 pub use load::{Progress, greet, run};
 pub use plan::{
-    Arrivals, BenchError, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Peer, Plan,
-    Span, Target,
+    Arrivals, BenchError, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode,
+    Peer, Plan, Span, Target,
 };
 pub use report::Report;
 pub use tally::{Latencies, Outcome, WrongAnswer};

@@ -3,15 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use afterimage_wire::Status;
 use afterimage_wire::proto::{BodyError, FrameError, Role, Shape};
 use afterimage_wire::tls::ClientTls;
 
+use crate::address::Login;
 use crate::dialect::Dialect;
 use crate::report::Report;
-use crate::workload::{Access, Answers, Keys, Population, STAMP_LEN};
+use crate::workload::{Access, Answers, Keys, MAX_POPULATION, Population, STAMP_LEN};
 
 /// The deepest window of a connection. A million requests in flight is past what any buffer on the
 /// way holds; and it leaves 44 bits of the request id for a number that is never used twice.
@@ -38,8 +40,10 @@ pub struct Plan {
     /// Keys that one command asks for at most, where the dialect has such commands. Each key
     /// counts as a request.
     pub batch: usize,
-    /// The token for the handshake, Redis' password; empty for none.
+    /// The token for the handshake, or the password of Redis; empty for none.
     pub token: Vec<u8>,
+    /// The user and the database of Redis.
+    pub login: Login,
     /// TLS, for every connection; `None` for none.
     pub tls: Option<ClientTls>,
     /// What is asked.
@@ -70,6 +74,25 @@ pub struct Plan {
     pub pin: Vec<usize>,
     /// Decides every random choice: same seed, same requests on every connection.
     pub seed: u64,
+    /// Ends the run early.
+    pub cancel: Cancel,
+}
+
+/// A request to end a run early. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Ends the runs with this value: they send nothing more, wait for the answers in flight, and
+    /// report what they measured.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Cancel::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What is asked of the server.
@@ -131,8 +154,10 @@ pub struct Peer<'a> {
     pub addr: SocketAddr,
     /// What it speaks.
     pub dialect: Dialect,
-    /// The token for the handshake, Redis' password; empty for none.
+    /// The token for the handshake, or the password of Redis; empty for none.
     pub token: &'a [u8],
+    /// The user and the database of Redis.
+    pub login: &'a Login,
     /// TLS; `None` for none.
     pub tls: Option<&'a ClientTls>,
     /// The limit for connecting, and for each answer of the handshake.
@@ -143,7 +168,8 @@ impl Plan {
     /// Whom its connections are opened to.
     pub(crate) fn peer(&self) -> Peer<'_> {
         let Plan { addr, dialect, timeout, .. } = *self;
-        Peer { addr, dialect, token: &self.token, tls: self.tls.as_ref(), timeout }
+        let (token, login, tls) = (&self.token, &self.login, self.tls.as_ref());
+        Peer { addr, dialect, token, login, tls, timeout }
     }
 
     /// Ten seconds of images at random on one connection, one at a time, whatever is answered first
@@ -164,6 +190,7 @@ impl Plan {
             dialect: Dialect::Wire,
             batch: 1,
             token: Vec::new(),
+            login: Login::default(),
             tls: None,
             target,
             access: Access::Uniform,
@@ -178,6 +205,7 @@ impl Plan {
             timeout: DEFAULT_TIMEOUT,
             pin: Vec::new(),
             seed: 1,
+            cancel: Cancel::default(),
         }
     }
 
@@ -211,6 +239,18 @@ impl Plan {
         if self.timeout.is_zero() {
             return refuse("timeout is 0; every request would fail".into());
         }
+        if matches!(self.stop, Span::Requests(0) | Span::Time(Duration::ZERO)) {
+            return refuse(
+                "the measurement has no length; count and duration must be above 0".into(),
+            );
+        }
+        if self.subjects() == 0 {
+            return refuse("the population is 0; it must be 1 or more".into());
+        }
+        if self.subjects() as usize > MAX_POPULATION {
+            let count = self.subjects();
+            return refuse(format!("the population is {count}; the limit is {MAX_POPULATION}"));
+        }
         if let Mode::Open { rate, .. } = self.mode
             && !(rate.is_finite() && rate > 0.0)
         {
@@ -237,7 +277,6 @@ impl Plan {
             {
                 refuse("an echo has no reply to writes; the read share must be 1".into())
             }
-            Target::Cache(keys) if keys.count == 0 => refuse("there are no keys".into()),
             Target::Cache(keys) if !(0.0..=1.0).contains(&keys.read_share) => {
                 let share = keys.read_share;
                 refuse(format!("the read share is {share}; it must be from 0 to 1"))

@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::redacted_command;
 use crate::report::Report;
 
 /// The version of the records' format. It grows when a field changes its meaning or goes away.
@@ -27,7 +28,7 @@ pub struct Record {
     pub name: String,
     /// When it was made, in UTC: `2026-11-21T06:00:00Z`.
     pub date: String,
-    /// The command line that made it.
+    /// The command line that made it, without secrets.
     pub command: Vec<String>,
     /// What the code was.
     pub commit: Commit,
@@ -85,7 +86,7 @@ impl Record {
             format: FORMAT,
             name: name.to_owned(),
             date: utc(SystemTime::now()),
-            command: std::env::args().collect(),
+            command: redacted_command(std::env::args()),
             commit: Commit::of(repository),
             machine,
             runs,

@@ -15,6 +15,9 @@ pub(crate) const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
 /// Significant decimal digits of a latency: it is known to a thousandth of itself.
 pub(crate) const DIGITS: u8 = 3;
 
+/// A shorter delay of sending is not recorded: a thread wakes up from sleep this exactly.
+const ON_TIME_NS: u64 = 60_000;
+
 /// Wrong answers that are kept word for word. A few show the pattern; all would fill the memory.
 const MAX_EXAMPLES: usize = 8;
 
@@ -22,13 +25,12 @@ const MAX_EXAMPLES: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Remembered: a memo's hit, or a cache's key that exists.
+    /// The memo had the answer in its store, or the cache has the key.
     Hit,
-    /// A memo's answer that was computed for an identical request already in flight.
+    /// The memo took the answer of an identical request in flight.
     Coalesced,
-    /// Computed for this request, by a classifier or by a memo that had to ask one.
-    Computed,
-    /// A cache's key that does not exist.
+    /// The classifier computed the answer, or the cache does not have the key.
+    #[serde(alias = "computed")]
     Miss,
     /// An error reply.
     Failed,
@@ -36,15 +38,14 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Outcome; 5] =
-        [Outcome::Hit, Outcome::Coalesced, Outcome::Computed, Outcome::Miss, Outcome::Failed];
+    pub const ALL: [Outcome; 4] =
+        [Outcome::Hit, Outcome::Coalesced, Outcome::Miss, Outcome::Failed];
 
     /// What tables call it.
     pub const fn name(self) -> &'static str {
         match self {
             Outcome::Hit => "hit",
             Outcome::Coalesced => "coalesced",
-            Outcome::Computed => "computed",
             Outcome::Miss => "miss",
             Outcome::Failed => "failed",
         }
@@ -121,6 +122,10 @@ pub(crate) struct Tally {
     pub(crate) examples: Vec<WrongAnswer>,
     pub(crate) disconnects: Vec<String>,
     pub(crate) timeline: Timeline,
+    /// Delays of sending that the generator caused, from [`ON_TIME_NS`] on.
+    pub(crate) delays: Histogram<u64>,
+    /// Requests with a shorter delay.
+    pub(crate) on_time: u64,
     /// Equal samples that are still to be recorded: all answers that one read brought to requests
     /// that one write sent are such, and they mostly come in a row.
     pending: Sample,
@@ -144,6 +149,8 @@ impl Default for Tally {
             examples: Vec::new(),
             disconnects: Vec::new(),
             timeline: Timeline::default(),
+            delays: new_histogram(),
+            on_time: 0,
             pending: Sample { outcome: Outcome::Hit, due_ns: 0, sent_ns: 0 },
             pending_count: 0,
         }
@@ -160,6 +167,16 @@ impl Tally {
             self.pending = sample;
         }
         self.pending_count += 1;
+    }
+
+    /// Notes how long after its due time the generator sent a request of an open loop.
+    #[inline]
+    pub(crate) fn send_delay(&mut self, delay_ns: u64) {
+        if delay_ns < ON_TIME_NS {
+            self.on_time += 1;
+        } else {
+            self.delays.saturating_record(delay_ns);
+        }
     }
 
     /// What is noted from here on was found out at this time.
@@ -209,6 +226,13 @@ impl Tally {
         };
     }
 
+    /// The 99th percentile of the generator's own delays.
+    pub(crate) fn late_p99_ns(&self) -> u64 {
+        let mut all = self.delays.clone();
+        all.saturating_record_n(0, self.on_time);
+        all.value_at_quantile(0.99)
+    }
+
     /// Adds another thread's.
     pub(crate) fn add(&mut self, mut other: Tally) {
         other.settle();
@@ -235,5 +259,7 @@ impl Tally {
         self.examples.truncate(MAX_EXAMPLES);
         self.disconnects.extend(other.disconnects);
         self.timeline.add(other.timeline);
+        self.delays.add(&other.delays).expect("both histograms have the same bounds");
+        self.on_time += other.on_time;
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::format::{duration, number};
 use crate::report::{Report, Summary};
 
 /// A figure of a run, a comparison and a limit. A run for which it is true has failed.
@@ -73,17 +74,7 @@ impl Metric {
 
     /// Its value in this report; `None` for a latency without an answer, and a ratio of nothing.
     pub fn of(self, report: &Report) -> Option<f64> {
-        let Summary { count, mean_ns, p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, max_ns } =
-            report.latency_from_due;
-        let latency = |ns: u64| (count > 0).then_some(ns as f64);
         match self {
-            Metric::Mean => (count > 0).then_some(mean_ns),
-            Metric::P50 => latency(p50_ns),
-            Metric::P90 => latency(p90_ns),
-            Metric::P99 => latency(p99_ns),
-            Metric::P999 => latency(p999_ns),
-            Metric::P9999 => latency(p9999_ns),
-            Metric::Max => latency(max_ns),
             Metric::Errors => {
                 let Report { failed, timed_out, lost, skipped, .. } = report;
                 let refused: u64 = report.errors.values().sum();
@@ -91,7 +82,23 @@ impl Metric {
             }
             Metric::Throughput => Some(report.throughput_per_s),
             Metric::HitRatio => report.hit_ratio,
+            _ => self.of_summary(&report.latency_from_due),
         }
+    }
+
+    /// The latency of this name; `None` without an answer, and for other figures.
+    pub(crate) fn of_summary(self, summary: &Summary) -> Option<f64> {
+        let value = match self {
+            Metric::Mean => summary.mean_ns,
+            Metric::P50 => summary.p50_ns as f64,
+            Metric::P90 => summary.p90_ns as f64,
+            Metric::P99 => summary.p99_ns as f64,
+            Metric::P999 => summary.p999_ns as f64,
+            Metric::P9999 => summary.p9999_ns as f64,
+            Metric::Max => summary.max_ns as f64,
+            Metric::Errors | Metric::Throughput | Metric::HitRatio => return None,
+        };
+        (summary.count > 0).then_some(value)
     }
 
     /// Whether it is a time, in nanoseconds.
@@ -104,8 +111,8 @@ impl Metric {
         match self {
             Metric::HitRatio => format!("{:.2} %", value * 100.0),
             Metric::Errors => format!("{value}"),
-            Metric::Throughput => format!("{value:.0}/s"),
-            _ => crate::report::duration(value as u64),
+            Metric::Throughput => format!("{}/s", number(value)),
+            _ => duration(value as u64),
         }
     }
 

@@ -79,6 +79,7 @@ pub(crate) fn work(
         tally: Tally::default(),
         live,
         clock,
+        cut_ns: None,
     };
     if pinned.is_ok() {
         worker.prefill();
@@ -95,6 +96,7 @@ pub(crate) fn work(
     let used = ThreadUse {
         started,
         measured,
+        interrupted: worker.cut_ns.is_some(),
         wall: Duration::from_nanos((worker.clock)() - before_ns),
         cpu: thread_cpu().saturating_sub(cpu_before),
     };
@@ -143,6 +145,8 @@ struct Worker<'a, C> {
     tally: Tally,
     live: &'a Live,
     clock: C,
+    /// When the run was cancelled.
+    cut_ns: Option<u64>,
 }
 
 impl<C: Fn() -> u64> Worker<'_, C> {
@@ -203,18 +207,22 @@ impl<C: Fn() -> u64> Worker<'_, C> {
                 ..lane.task.clone()
             });
         }
+        if let Some(cut_ns) = self.cut_ns {
+            self.lanes.iter_mut().for_each(|lane| lane.cut(cut_ns));
+        }
         let last_ns = self.go_round();
         for lane in &mut self.lanes {
             lane.finish(&mut self.tally);
         }
         self.tally.settle();
+        let until_cut_ns = self.cut_ns.map_or(u64::MAX, |cut_ns| cut_ns.saturating_sub(start_ns));
         let ended_ns = match span {
             // The clock goes on between the last arrival and the end.
             Span::Time(time) if self.lanes.iter().any(Lane::ran_its_time) => nanos(time),
             Span::Time(time) => nanos(time).min(last_ns.saturating_sub(start_ns)),
             Span::Requests(_) => last_ns.saturating_sub(start_ns),
         };
-        Duration::from_nanos(ended_ns)
+        Duration::from_nanos(ended_ns.min(until_cut_ns))
     }
 
     /// Goes round until every lane is done. Returns when the last bytes came.
@@ -234,6 +242,10 @@ impl<C: Fn() -> u64> Worker<'_, C> {
             }
             let now_ns = (self.clock)();
             if now_ns >= look_after_ns {
+                if self.cut_ns.is_none() && self.plan.cancel.is_cancelled() {
+                    self.cut_ns = Some(now_ns);
+                    self.lanes.iter_mut().for_each(|lane| lane.cut(now_ns));
+                }
                 for lane in &mut self.lanes {
                     lane.give_up(now_ns.saturating_sub(timeout_ns), &mut self.tally);
                 }

@@ -119,7 +119,7 @@ fn show(house: &House, population: Arc<Population>) -> anyhow::Result<()> {
         say!("classification errors: {wrong} of {} ({rate:.2} %)", labels.len())?;
     }
 
-    expect(&cold, Outcome::Computed, count)?;
+    expect(&cold, Outcome::Miss, count)?;
     expect(&hot, Outcome::Hit, count)?;
     expect(&deep, Outcome::Hit, deep.answered)?;
     if counter("misses") != count || counter("rejected_tags") != 0 {

@@ -96,7 +96,7 @@ pub(crate) struct UpstreamArgs {
     #[arg(long, value_name = "TIME", default_value = "2ms")]
     lookup_budget: Span,
 
-    /// Time limit of a call to a remote classifier, retries included.
+    /// Time limit of one call to a remote classifier. A retry has the same limit again.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     classifier_timeout: Span,
 

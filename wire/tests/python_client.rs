@@ -1,11 +1,12 @@
-//! The Python client in `clients/python/`, by its own tests and against this crate's server.
+//! The tests of the Python client, against this crate's server, and the check of the vectors.
 
-#![allow(clippy::unwrap_used)]
-#![allow(unreachable_pub, reason = "a test binary has no outside")]
+#![allow(clippy::unwrap_used, reason = "tests panic")]
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use afterimage_testkit::pki::{Authority, Issued};
 use afterimage_wire::proto::message::{Classification, Origin};
@@ -13,10 +14,11 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Role, Shape, Status};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
 use afterimage_wire::tls::{ServerFiles, ServerTls};
+use tokio::task::JoinHandle;
 
 const IMAGE_LEN: usize = 28 * 28;
 
-/// The class of an image is its first byte's last digit; every other answer is given late.
+/// The label of an image is the last digit of its first byte. Every second answer comes late.
 struct LastDigit;
 
 impl Service for LastDigit {
@@ -49,60 +51,75 @@ impl Service for LastDigit {
     fn stats(&self, _: &mut Stats) {}
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_python_client_passes_its_tests_and_understands_this_server() {
-    let old = "import sys; sys.exit(sys.version_info < (3, 9))";
-    match Command::new("python3").args(["-c", old]).status() {
-        Ok(status) if status.success() => {}
-        _ => {
-            eprintln!("skipped: there is no python3, or one older than 3.9");
-            return;
-        }
+/// An interpreter of at least this version, if the machine has one.
+///
+/// `AFTERIMAGE_PYTHON` names one with more packages, for example NumPy.
+fn python(minor: u32) -> Option<OsString> {
+    let candidates = [std::env::var_os("AFTERIMAGE_PYTHON"), Some("python3".into())];
+    let check = format!("import sys; sys.exit(sys.version_info < (3, {minor}))");
+    let found = candidates.into_iter().flatten().find(|candidate| {
+        let status = Command::new(candidate).args(["-c", &check]).status();
+        status.is_ok_and(|status| status.success())
+    });
+    if found.is_none() {
+        eprintln!("SKIPPED: the machine has no Python 3.{minor} or newer");
     }
+    found
+}
+
+/// A server on a free port of 127.0.0.1.
+async fn serve(options: ServerOptions) -> (u16, JoinHandle<()>) {
+    let server = Server::bind("127.0.0.1:0", Arc::new(LastDigit), options).await.unwrap();
+    let port = server.local_addr().unwrap().port();
+    (port, tokio::spawn(server.serve(std::future::pending())))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_python_client_passes_its_tests_with_this_server() {
+    let Some(python) = python(9) else { return };
     let token = Token::new("open sesame").unwrap();
     let options = ServerOptions { token: Some(token), ..ServerOptions::default() };
-    let server = Server::bind("127.0.0.1:0", Arc::new(LastDigit), options).await.unwrap();
-    let addr = server.local_addr().unwrap();
-    let serving = tokio::spawn(server.serve(std::future::pending()));
+    let (port, serving) = serve(options).await;
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new(folder.path(), "ca");
     let Issued { cert, key } = authority.issue("server", "localhost");
     let tls = ServerTls::load(ServerFiles { cert, key, client_ca: None }).unwrap();
     let options = ServerOptions { tls: Some(tls), ..ServerOptions::default() };
-    let server = Server::bind("127.0.0.1:0", Arc::new(LastDigit), options).await.unwrap();
-    let tls_port = server.local_addr().unwrap().port();
-    let serving_tls = tokio::spawn(server.serve(std::future::pending()));
+    let (tls_port, serving_tls) = serve(options).await;
+    let idle_timeout = Duration::from_millis(300);
+    let options = ServerOptions { idle_timeout, ..ServerOptions::default() };
+    let (idle_port, serving_idle) = serve(options).await;
     let ca = authority.cert.clone();
     let tests = tokio::task::spawn_blocking(move || {
         let wire = Path::new(env!("CARGO_MANIFEST_DIR"));
-        Command::new("python3")
-            .args(["-B", "-m", "unittest"])
+        Command::new(python)
+            .args(["-B", "-m", "unittest", "-v"])
             .current_dir(wire.join("clients/python"))
-            .env("AFTERIMAGE_MEMO", addr.to_string())
+            .env("AFTERIMAGE_MEMO", format!("127.0.0.1:{port}"))
             .env("AFTERIMAGE_TOKEN", "open sesame")
+            .env("AFTERIMAGE_IDLE", format!("127.0.0.1:{idle_port}"))
             .env("AFTERIMAGE_TLS", format!("localhost:{tls_port}"))
             .env("AFTERIMAGE_CA", ca)
             .output()
     });
     let output = tests.await.unwrap().unwrap();
-    serving.abort();
-    serving_tls.abort();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    assert!(!said.contains("skipped"), "{said}");
+    for serving in [serving, serving_tls, serving_idle] {
+        serving.abort();
+    }
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{report}");
+    for line in report.lines() {
+        if line.starts_with("SKIPPED: ") {
+            eprintln!("{line}");
+        }
+        assert!(!line.contains("skipped 'set AFTERIMAGE_"), "{line}");
+    }
 }
 
 #[test]
-fn the_vectors_are_what_their_maker_makes() {
-    let new = "import sys; sys.exit(sys.version_info < (3, 11))";
-    match Command::new("python3").args(["-c", new]).status() {
-        Ok(status) if status.success() => {}
-        _ => {
-            eprintln!("skipped: there is no python3, or one older than 3.11");
-            return;
-        }
-    }
+fn make_py_makes_the_vectors() {
+    let Some(python) = python(11) else { return };
     let make = Path::new(env!("CARGO_MANIFEST_DIR")).join("vectors/make.py");
-    let output = Command::new("python3").arg("-B").arg(make).arg("--check").output().unwrap();
+    let output = Command::new(python).arg("-B").arg(make).arg("--check").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use afterimage_testkit::first_byte::FirstByte;
 use afterimage_testkit::pki::{Authority, Issued};
-use afterimage_wire::client::ConnectionError;
+use afterimage_wire::client::{ConnectionError, Report};
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;
 use afterimage_wire::server::{Server, ServerOptions, Token};
@@ -79,8 +79,8 @@ async fn assert_works(client: &Client) {
 /// What TLS has to say against a connection.
 async fn objection(server: &Running, tls: ClientTls) -> String {
     match connect(server, tls).await.unwrap_err() {
-        CallError::Refused { reason } => match &*reason {
-            ConnectionError::Tls { reason } => reason.to_string(),
+        CallError::Refused { reason, .. } => match &*reason {
+            ConnectionError::Tls { reason, .. } => reason.to_string(),
             other => panic!("refused for another reason: {other}"),
         },
         other => panic!("not refused: {other}"),
@@ -204,7 +204,7 @@ async fn clients_show_certificates_where_they_are_asked_for() {
     assert_eq!(why, "the server asks for a client's certificate, and none was given");
     let foreign = authority.issue("foreign", "memo-1");
     let why = objection(&server, client_tls(&authority, Some(&foreign))).await;
-    assert!(why.starts_with("the server refuses: "), "{why}");
+    assert!(why.starts_with("the server refused the handshake: "), "{why}");
     let stats = client.stats().await.unwrap();
     assert_eq!((stats.counter_value("tls_handshakes"), stats.counter_value("tls_failed")), (1, 2));
 }
@@ -218,7 +218,7 @@ async fn a_token_is_asked_for_inside_of_tls() {
     let server = start(ServerOptions { tls, token, ..Default::default() }).await;
     let tls = client_tls(&authority, None);
     let refused = Client::connect(server.addr, options(tls.clone())).await.unwrap_err();
-    assert!(refused.to_string().contains("a token is required"), "{refused}");
+    assert!(Report(&refused).to_string().contains("a token is required"), "{refused}");
     let client = Client::connect(server.addr, options(tls).token("sesame")).await.unwrap();
     assert_works(&client).await;
 }
@@ -231,12 +231,12 @@ async fn whoever_forgets_tls_or_brings_it_where_there_is_none_is_told_so() {
     let plain = start(ServerOptions::default()).await;
 
     let refused = Client::connect(secure.addr, ClientOptions::new()).await.unwrap_err();
-    let CallError::Refused { reason } = &refused else { panic!("{refused}") };
+    let CallError::Refused { reason, .. } = &refused else { panic!("{refused}") };
     let ConnectionError::Rejected { status, text } = &**reason else { panic!("{reason}") };
     assert_eq!((*status, &**text), (Status::Unsupported, "this port speaks TLS: connect with it"));
 
     let why = objection(&plain, client_tls(&authority, None)).await;
-    assert!(why.starts_with("what answers there does not speak TLS"), "{why}");
+    assert!(why.starts_with("the server does not speak TLS"), "{why}");
 
     let mut browser = TcpStream::connect(secure.addr).await.unwrap();
     browser.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -257,7 +257,7 @@ async fn a_hello_whose_length_looks_like_tls_is_a_hello() {
         Client::connect(plain.addr, ClientOptions::new().token(token.clone())).await.unwrap();
     assert_works(&client).await;
     let refused = Client::connect(secure.addr, ClientOptions::new().token(token)).await;
-    assert!(refused.unwrap_err().to_string().contains("this port speaks TLS"));
+    assert!(Report(&refused.unwrap_err()).to_string().contains("this port speaks TLS"));
 }
 
 /// The certificate that a server shows.
@@ -328,12 +328,20 @@ fn what_cannot_be_loaded_is_named_with_its_file() {
     assert!(load(&missing, &one.key, None).starts_with(&name(&missing)));
     assert!(load(&one.cert, &missing, None).starts_with(&name(&missing)));
     assert!(load(&one.cert, &one.key, Some(&missing)).starts_with(&name(&missing)));
-    assert_eq!(load(&one.key, &one.key, None), name(&one.key) + ": no certificate in PEM format");
+    assert_eq!(
+        load(&one.key, &one.key, None),
+        name(&one.key)
+            + ": no certificate in PEM format; the file holds a private key; give the file of the certificate"
+    );
     assert_eq!(
         load(&one.cert, &one.cert, None),
-        name(&one.cert) + ": no private key in PEM format"
+        name(&one.cert)
+            + ": no private key in PEM format; the file holds a certificate; give the file of its private key"
     );
-    let mismatch = name(&two.key) + ": not the key of the certificate in " + &name(&one.cert);
+    let mismatch = name(&two.key)
+        + ": not the key of the certificate in "
+        + &name(&one.cert)
+        + "; give the key of its first certificate";
     assert_eq!(load(&one.cert, &two.key, None), mismatch);
 
     let half = ClientFiles { ca: Some(authority.cert), cert: Some(one.cert), key: None };

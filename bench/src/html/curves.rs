@@ -1,10 +1,12 @@
-//! What is plotted: the runs' figures as curves over axes.
+//! The figures of runs as curves over axes.
+
+use hdrhistogram::Histogram;
 
 use super::Shown;
 use super::plot::{Axis, Curve, Plot};
 use crate::report::{Interval, Report, Summary};
 
-/// The longest tail that the percentile curve shows: nines beyond it stand for single requests.
+/// The last percentile of the curve, as a number of nines: beyond it are single requests.
 const MOST_NINES: f64 = 7.0;
 
 /// How often something is as rare as this: 1 for a half, 10 for the rarest tenth.
@@ -19,6 +21,10 @@ pub(super) fn percentiles(runs: &[Shown<'_>]) -> Option<Plot> {
         .enumerate()
         .map(|(run, shown)| Curve { run, faint: false, points: percentile_points(shown.report) })
         .collect();
+    percentile_plot("Latency at each percentile", curves)
+}
+
+fn percentile_plot(label: &str, curves: Vec<Curve>) -> Option<Plot> {
     let all = || curves.iter().flat_map(|curve| &curve.points);
     let values = || all().filter_map(|(_, ns)| *ns);
     let least = values().reduce(f64::min)?;
@@ -35,22 +41,45 @@ pub(super) fn percentiles(runs: &[Shown<'_>]) -> Option<Plot> {
         .collect();
     let x = Axis { title: "percentile".into(), ends: (1.0, rarest), log: true, ticks };
     let y = Axis::log("latency from due", least, largest, short_duration);
-    Some(Plot { label: "Latency at each percentile".into(), x, y, curves })
+    Some(Plot { label: label.into(), x, y, curves })
 }
 
-/// The curve from the whole histogram, or from the summary of a report that has none.
+/// Latency by percentile of each kind of answer, and the names of the curves. No plot when every
+/// run has only one kind.
+pub(super) fn by_outcome(runs: &[Shown<'_>]) -> (Option<Plot>, Vec<String>) {
+    let (mut names, mut curves) = (Vec::new(), Vec::new());
+    for shown in runs {
+        for outcome in shown.outcomes() {
+            let summary = &shown.report.outcomes[&outcome].from_due;
+            let histogram = shown.report.histograms.get(&outcome).map(|all| &all.from_due);
+            names.push(format!("{}, {}", shown.name, outcome.name()));
+            curves.push(points(histogram, summary));
+        }
+    }
+    let is_split = runs.iter().any(|shown| shown.outcomes().len() > 1);
+    if !is_split || curves.len() > super::MAX_CURVES {
+        return (None, names);
+    }
+    let curves = curves.into_iter().enumerate();
+    let curves = curves.map(|(run, points)| Curve { run, faint: false, points }).collect();
+    (percentile_plot("Latency of each kind of answer at each percentile", curves), names)
+}
+
+/// The curve from the whole histogram, or from the summary of a report without histograms.
 fn percentile_points(report: &Report) -> Vec<(f64, Option<f64>)> {
-    let histogram = report.latencies().from_due;
-    if histogram.is_empty() {
-        let Summary { count, p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, .. } =
-            report.latency_from_due;
+    points(Some(&report.latencies().from_due), &report.latency_from_due)
+}
+
+fn points(histogram: Option<&Histogram<u64>>, summary: &Summary) -> Vec<(f64, Option<f64>)> {
+    let Some(histogram) = histogram.filter(|histogram| !histogram.is_empty()) else {
+        let Summary { count, p50_ns, p90_ns, p99_ns, p999_ns, p9999_ns, .. } = *summary;
         let known =
             [(0.5, p50_ns), (0.9, p90_ns), (0.99, p99_ns), (0.999, p999_ns), (0.9999, p9999_ns)];
         let known = known.into_iter().filter(|_| count > 0);
         return known.map(|(quantile, ns)| (rarity(quantile), Some(ns as f64))).collect();
-    }
+    };
     let steps = histogram.iter_quantiles(8);
-    // What is rarer than one of all requests is known of none.
+    // Percentiles beyond a single request are unknown.
     let rarest = (histogram.len() as f64).min(10f64.powf(MOST_NINES));
     let points = steps.map(|step| {
         (rarity(step.quantile_iterated_to()).min(rarest), Some(step.value_iterated_to() as f64))
@@ -99,7 +128,7 @@ pub(super) fn throughput_over_time(runs: &[Shown<'_>]) -> Option<Plot> {
         })
         .collect();
     let values = curves.iter().flat_map(|curve| &curve.points).filter_map(|(_, rate)| *rate);
-    let y = Axis::linear("requests a second", values.reduce(f64::max)?, short_number);
+    let y = Axis::linear("requests per second", values.reduce(f64::max)?, short_number);
     Some(Plot { label: "Throughput over time".into(), x: seconds(runs)?, y, curves })
 }
 
@@ -113,7 +142,7 @@ fn seconds(runs: &[Shown<'_>]) -> Option<Axis> {
     Some(axis)
 }
 
-/// A time on an axis, where all are round.
+/// A time on an axis, where all values are round.
 fn short_duration(ns: f64) -> String {
     match ns {
         ns if ns < 1e3 => format!("{ns} ns"),
@@ -123,7 +152,7 @@ fn short_duration(ns: f64) -> String {
     }
 }
 
-/// A number on an axis, where all are round.
+/// A number on an axis, where all values are round.
 fn short_number(value: f64) -> String {
     match value {
         value if value < 1e3 => format!("{value}"),

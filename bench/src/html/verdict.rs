@@ -1,32 +1,26 @@
-//! The part of the page that says which of two is better, and how surely.
+//! The comparison of two services or records, with confidence intervals.
 
 use std::fmt::Write;
 
+use super::Source;
 use super::plot::escape;
 use crate::compare::{Comparison, Verdict, between, percent, within};
-use crate::record::Record;
 use crate::stats::CONFIDENCE;
-use crate::threshold::Metric;
 
 /// Tables for two records with repeats of the same runs, or for one record with repeats of two;
 /// nothing for others.
-pub(super) fn section(records: &[Record]) -> String {
+pub(super) fn section(sources: &[Source<'_>]) -> String {
     let mut out = String::new();
-    match records {
+    match sources {
         [one] => {
-            let all = within(one).unwrap_or_default();
+            let all = within(one.record).unwrap_or_default();
             if let Some(Comparison { names: [a, b], .. }) = all.first() {
                 table(&mut out, a, b, "", &all);
             }
         }
         [a, b] => {
-            for (name, all) in between(a, b) {
-                // Two records of one name are told apart by their places.
-                let (first, second) = match a.name == b.name {
-                    true => ("the first", "the second"),
-                    false => (a.name.as_str(), b.name.as_str()),
-                };
-                table(&mut out, first, second, name, &all);
+            for (name, all) in between(a.record, b.record) {
+                table(&mut out, a.name, b.name, name, &all);
             }
         }
         _ => {}
@@ -34,27 +28,23 @@ pub(super) fn section(records: &[Record]) -> String {
     out
 }
 
-/// How `second` compares with `first` in the run of this name; nothing when there are too few
-/// repeats to tell.
+/// The change from `first` to `second` in the run of this name; nothing with too few repeats.
 fn table(out: &mut String, first: &str, second: &str, run: &str, all: &[Comparison]) {
-    let told = |comparison: &&Comparison| comparison.verdict() != Verdict::TooFewRepeats;
-    let Some(Comparison { repeats: [a, b], .. }) = all.iter().find(told) else { return };
+    let known = |comparison: &&Comparison| comparison.verdict() != Verdict::TooFewRepeats;
+    let Some(Comparison { repeats: [a, b], .. }) = all.iter().find(known) else { return };
     let (first, second, confidence) = (escape(first), escape(second), CONFIDENCE * 100.0);
     let run = if run.is_empty() { String::new() } else { format!(": {}", escape(run)) };
     let _ = write!(
         out,
-        "<h2>{second} beside {first}{run}</h2>\n<p>Medians of {a} and {b} repeats; the change is estimated from all of \
-         them, with its {confidence:.0} % confidence interval.</p>\n<div class=\"scroll\"><table>\n<thead><tr>"
+        "<h2>{second} compared with {first}{run}</h2>\n<p>Medians of {a} and {b} repeats. The change is estimated from all \
+         repeats, with its {confidence:.0} % confidence interval.</p>\n<div class=\"scroll\"><table>\n<thead><tr>"
     );
     for head in ["", &first, &second, "change", "from", "to", "verdict"] {
         let _ = write!(out, "<th scope=\"col\">{head}</th>");
     }
     out.push_str("</tr></thead>\n<tbody>\n");
     for comparison in all {
-        let [a, b] = comparison.medians.map(|median| match comparison.metric {
-            Metric::Throughput => format!("{}/s", super::thousands(median)),
-            metric => escape(&metric.show(median)),
-        });
+        let [a, b] = comparison.medians.map(|median| escape(&comparison.metric.show(median)));
         let percent = |change| percent(change).replace('-', "\u{2212}");
         let interval = comparison.interval.map(|(low, high)| (percent(low), percent(high)));
         let (low, high) = interval.unwrap_or_default();
@@ -80,7 +70,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::record::{Machine, Run};
+    use crate::record::{Machine, Record, Run};
     use crate::report::tests::report;
 
     fn record(name: &str, rates: &[f64]) -> Record {
@@ -94,13 +84,13 @@ mod tests {
 
     #[test]
     fn two_records_with_repeats_get_a_verdict_and_others_none() {
-        let (a, b) = (record("<a>", &[100.0; 6]), record("b", &[110.0; 6]));
-        let text = section(&[a.clone(), b]);
-        assert!(text.contains("<h2>b beside &lt;a&gt;: depth 1</h2>"), "{text}");
+        let (a, b) = (record("x", &[100.0; 6]), record("x", &[110.0; 6]));
+        let text = section(&[Source::new("<a>", &a), Source::new("b", &b)]);
+        assert!(text.contains("<h2>b compared with &lt;a&gt;: depth 1</h2>"), "{text}");
         assert!(text.contains("<td>+10.0 %</td>") && text.contains(">better</td>"), "{text}");
         assert!(text.contains("no difference shown"), "{text}");
-        assert_eq!(section(std::slice::from_ref(&a)), "");
-        assert_eq!(section(&[a, record("c", &[1.0])]), "");
+        assert_eq!(section(&[Source::new("a", &a)]), "");
+        assert_eq!(section(&[Source::new("a", &a), Source::new("c", &record("c", &[1.0]))]), "");
     }
 
     #[test]
@@ -110,7 +100,10 @@ mod tests {
         for (i, run) in both.runs.iter_mut().enumerate() {
             run.name = if i % 2 == 0 { "A".into() } else { "B".into() };
         }
-        let text = section(&[both]);
-        assert!(text.contains("<h2>B beside A</h2>") && text.contains(">better</td>"), "{text}");
+        let text = section(&[Source::new("ab", &both)]);
+        assert!(
+            text.contains("<h2>B compared with A</h2>") && text.contains(">better</td>"),
+            "{text}"
+        );
     }
 }

@@ -205,7 +205,7 @@ fn origin(bits: u8) -> Outcome {
     } else if bits & flags::COALESCED != 0 {
         Outcome::Coalesced
     } else {
-        Outcome::Computed
+        Outcome::Miss
     }
 }
 
@@ -226,7 +226,7 @@ mod tests {
             let expected = match label.origin {
                 Origin::Hit => Outcome::Hit,
                 Origin::Coalesced => Outcome::Coalesced,
-                Origin::Miss => Outcome::Computed,
+                Origin::Miss => Outcome::Miss,
             };
             assert_eq!(origin(bits), expected, "flags {bits:#04x}");
         }

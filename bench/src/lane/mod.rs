@@ -60,8 +60,12 @@ pub(crate) struct Lane {
     /// Writes behind the last request that has a reply.
     loose_writes: u32,
     pub(crate) task: Task,
-    /// Since when there has been room in the window.
+    /// When the last replies came: a closed loop's next requests are due then.
     room_since_ns: u64,
+    /// Until when the window or the kernel's buffer was full.
+    full_until_ns: u64,
+    /// The kernel's buffer was full after the last hand-over.
+    is_blocked: bool,
     /// The task has no more requests.
     exhausted: bool,
     /// The server asked us to send no more.
@@ -89,6 +93,8 @@ impl Lane {
             open: 0,
             loose_writes: 0,
             room_since_ns: task.start_ns,
+            full_until_ns: task.start_ns,
+            is_blocked: false,
             task,
             exhausted: false,
             goaway: false,
@@ -139,6 +145,7 @@ impl Lane {
             if self.connection.has_output() {
                 self.flush(tally);
                 if self.lost || self.connection.has_output() {
+                    self.is_blocked = true;
                     return;
                 }
             }
@@ -155,6 +162,9 @@ impl Lane {
     fn fill(&mut self, target: &Target, tally: &mut Tally, now_ns: u64) {
         if now_ns >= self.task.give_up_ns || self.goaway {
             self.exhausted = true;
+        }
+        if std::mem::take(&mut self.is_blocked) {
+            self.full_until_ns = now_ns;
         }
         let before = self.open;
         while !self.exhausted && self.open < self.depth && self.connection.output.len() < CHUNK {
@@ -179,6 +189,8 @@ impl Lane {
             self.task.quota -= 1;
             self.open += 1;
             if let Some(schedule) = &mut self.task.schedule {
+                // The server is not to blame for a delay while there was room.
+                tally.send_delay(now_ns.saturating_sub(due_ns.max(self.full_until_ns)));
                 schedule.advance();
             }
         }
@@ -295,6 +307,9 @@ impl Lane {
         };
         let Judge { closed, goaway, ended, .. } = judge;
         tally.timeline.note_closed(closed as u64);
+        if self.open >= self.depth {
+            self.full_until_ns = now_ns;
+        }
         self.open -= closed;
         self.room_since_ns = now_ns;
         if let Some(text) = goaway
@@ -309,6 +324,16 @@ impl Lane {
             self.lose(&lost, tally);
         }
         received
+    }
+
+    /// Ends the task early: no request is due at or after `now_ns`.
+    pub(crate) fn cut(&mut self, now_ns: u64) {
+        let task = &mut self.task;
+        task.end_ns = task.end_ns.min(now_ns);
+        task.give_up_ns = task.give_up_ns.min(now_ns);
+        if task.schedule.is_none() {
+            task.quota = 0;
+        }
     }
 
     /// Gives up the requests that were sent before `before_ns`.

@@ -11,6 +11,7 @@ use afterimage_wire::Status;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::Introduction;
+use crate::format::grouped;
 use crate::plan::Plan;
 use crate::tally::{Latencies, Outcome, Tally, WrongAnswer};
 
@@ -18,7 +19,6 @@ pub(crate) use parts::ThreadUse;
 use parts::intervals;
 pub use parts::{Generator, Interval, OutcomeReport, Summary};
 pub use settings::{Server, Settings};
-pub(crate) use table::{Count, duration};
 
 /// All that a run found out. Latencies are in nanoseconds.
 ///
@@ -34,6 +34,9 @@ pub struct Report {
     /// not say.
     #[serde(default)]
     pub started_unix_s: f64,
+    /// Whether the run was cancelled: it measured less than the settings say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
     /// Length of the measurement in seconds, without warm-up and without the wait for the last
     /// answers of a timed run.
     pub measured_s: f64,
@@ -100,7 +103,8 @@ impl Report {
         threads: Vec<ThreadUse>,
     ) -> Self {
         tally.settle();
-        let [hit, coalesced, computed, miss, failed] =
+        let late_p99_ns = tally.late_p99_ns();
+        let [hit, coalesced, miss, failed] =
             tally.latencies.each_ref().map(|latencies| latencies.from_due.len());
         let mut all = Latencies::default();
         let (mut outcomes, mut histograms) = (BTreeMap::new(), BTreeMap::new());
@@ -116,7 +120,7 @@ impl Report {
             outcomes.insert(outcome, OutcomeReport { from_due, from_sent });
             histograms.insert(outcome, latencies);
         }
-        let answered = hit + coalesced + computed + miss;
+        let answered = hit + coalesced + miss;
         let measured = threads.iter().map(|used| used.measured).max().unwrap_or_default();
         let counts = tally.counts;
         let started = threads.iter().map(|used| used.started).min();
@@ -128,6 +132,7 @@ impl Report {
             settings: Settings::new(plan),
             server: server.map(Server::new).unwrap_or_default(),
             started_unix_s: since.unwrap_or_default().as_secs_f64(),
+            interrupted: threads.iter().any(|used| used.interrupted),
             measured_s: measured.as_secs_f64(),
             sent: counts.sent,
             answered,
@@ -166,6 +171,7 @@ impl Report {
                     .sum::<f64>()
                     / ((answered + failed + counts.writes_confirmed).max(1) as f64),
                 held_back_p99_ns: latency_from_due.p99_ns.saturating_sub(latency_from_sent.p99_ns),
+                late_p99_ns,
             },
             latency_from_due,
             latency_from_sent,
@@ -189,9 +195,12 @@ impl Report {
     /// What went wrong, in sentences; empty when every request was sent and answered properly.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        if self.interrupted {
+            problems.push(format!("interrupted after {:.3} s of measurement", self.measured_s));
+        }
         let mut note = |count: u64, what: &str| {
             if count > 0 {
-                problems.push(format!("{} {what}", Count(count as f64)));
+                problems.push(format!("{} {what}", grouped(count as f64)));
             }
         };
         note(self.wrong, "wrong answers");
@@ -249,7 +258,7 @@ pub(crate) mod tests {
         tally.counts.in_window = 1002;
         let second = Duration::from_secs(1);
         let (started, wall) = (UNIX_EPOCH + second, second * 2);
-        let used = ThreadUse { started, measured: wall, wall, cpu: second };
+        let used = ThreadUse { started, measured: wall, interrupted: false, wall, cpu: second };
         Report::new(&plan, None, tally, vec![used])
     }
 
@@ -287,7 +296,8 @@ pub(crate) mod tests {
     #[test]
     fn the_table_shows_both_latencies_and_every_problem() {
         let text = report().to_string();
-        for part in ["from due", "from sent", "500.", "400.", "hit from due", "failed from due"] {
+        for part in ["from due", "from sent", "500 ms", "400 ms", "hit from due", "failed from due"]
+        {
             assert!(text.contains(part), "{part:?} is missing in:\n{text}");
         }
         assert!(text.contains("error       overloaded: 2"), "{text}");

@@ -66,6 +66,8 @@ pub(crate) struct ThreadUse {
     pub(crate) started: SystemTime,
     /// Length of its measurement.
     pub(crate) measured: Duration,
+    /// Whether it was cancelled.
+    pub(crate) interrupted: bool,
     /// The same with the wait for the last answers.
     pub(crate) wall: Duration,
     /// CPU time.
@@ -85,6 +87,11 @@ pub struct Generator {
     /// difference of the two latencies' 99th percentiles: what the generator, its window or the
     /// kernel's buffers held back.
     pub held_back_p99_ns: u64,
+    /// Nanoseconds that the generator itself was late in an open loop, at the 99th percentile: from
+    /// a request's due time, or from when its window had room, until it was sent. Delays below
+    /// 60 µs count as 0.
+    #[serde(default)]
+    pub late_p99_ns: u64,
 }
 
 impl Summary {

@@ -1,22 +1,23 @@
-//! A workload as a TOML file, and what of it is set: the command line's flags are the same thing.
+//! A workload as a TOML file. The keys are the flags of `afterimage bench` without the dashes.
 //!
 //! ```toml
 //! population = 100000       # images, or keys of a cache
 //! images = "drawn"          # or an IDX file, or the folder of the MNIST files
-//! access = "zipf"           # or "uniform", "scan" (over and over), "once"
-//! exponent = 1.0            # of Zipf's law
-//! read-share = 0.95         # of a cache's requests; the others write
-//! hit-ratio = 0.9           # the share of reads that are about the population
+//! access = "zipf"           # or "uniform", "scan" (in order, repeatedly), "once"
+//! zipf = 1.0                # the exponent of Zipf's law; also: exponent
+//! read-share = 0.95         # of requests to a cache; the others write
+//! hit-ratio = 0.9           # the share of reads from the population
 //! prefill = true            # ask about each image, or write each key, once before
 //! warm-up = "2s"
 //! duration = "30s"          # or count = 1000000
 //! connections = 4
-//! threads = 1
-//! depth = 64                # or several, to be measured in turn: [1, 64, 1024]
-//! batch = 1                 # keys in one command, of Redis and memcached
-//! rate = 100000             # requests a second; without it a closed loop
-//! arrivals = "poisson"      # or "constant"
+//! load-threads = 1          # also: threads
+//! depth = 64                # or several, measured in turn: [1, 64, 1024]
+//! batch = 1                 # keys in one command of Redis or memcached
+//! rate = 100000             # requests per second (open loop); without it a closed loop
+//! poisson = true            # random arrivals; also: arrivals = "poisson" or "constant"
 //! seed = 1
+//! pin = [1]                 # CPUs of the load threads
 //! ```
 
 use std::time::Duration;
@@ -26,74 +27,79 @@ use serde::{Deserialize, Deserializer};
 use super::Access;
 use crate::plan::{Arrivals, BenchError, Mode, Plan, Span};
 
-/// Images or keys, unless the workload says otherwise.
+/// The default number of images or keys.
 pub const DEFAULT_POPULATION: u32 = 10_000;
 
-/// How long is measured, unless the workload says otherwise.
+/// The default length of a measurement.
 pub const DEFAULT_DURATION: Duration = Duration::from_secs(10);
 
-/// How long is warmed up, unless the workload says otherwise.
+/// The default length of the warm-up.
 pub const DEFAULT_WARM_UP: Duration = Duration::from_secs(1);
 
-/// What a workload says; `None` for what it leaves to the defaults. The module shows a file with
-/// all of it.
+/// The settings of a workload; `None` for defaults. The module shows a file with all of them.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Spec {
-    /// How many images or keys there are.
+    /// The number of images or keys.
     pub population: Option<u32>,
-    /// Where images come from.
+    /// The source of the images.
     pub images: Option<String>,
-    /// In which order the population is asked about.
+    /// The order of the requests.
     pub access: Option<Order>,
     /// The exponent of Zipf's law.
+    #[serde(alias = "zipf")]
     pub exponent: Option<f64>,
     /// The share of requests to a cache that read, from 0 to 1.
     pub read_share: Option<f64>,
-    /// The share of reads that are about the population, from 0 to 1.
+    /// The share of reads from the population, from 0 to 1.
     pub hit_ratio: Option<f64>,
-    /// Whether all of the population is asked about, or written, once before.
+    /// Whether the whole population is asked about, or written, once before.
     pub prefill: Option<bool>,
-    /// How long to run before measuring.
+    /// The length of the warm-up.
     #[serde(default, deserialize_with = "time")]
     pub warm_up: Option<Duration>,
-    /// How long to measure.
+    /// The length of the measurement.
     #[serde(default, deserialize_with = "time")]
     pub duration: Option<Duration>,
-    /// How many requests to measure.
+    /// The number of requests to measure.
     pub count: Option<u64>,
-    /// Connections in all.
+    /// The number of connections.
     pub connections: Option<usize>,
-    /// Load threads.
+    /// The number of load threads.
+    #[serde(alias = "load-threads")]
     pub threads: Option<usize>,
     /// Requests in flight on each connection, one number or several.
     #[serde(default, deserialize_with = "one_or_many")]
     pub depth: Option<Vec<usize>>,
     /// Keys in one command.
     pub batch: Option<usize>,
-    /// Requests a second of an open loop.
+    /// Requests per second of an open loop.
     pub rate: Option<f64>,
-    /// How they are spaced.
+    /// The spacing of requests in an open loop. `true` is Poisson.
+    #[serde(default, alias = "poisson", deserialize_with = "spacing")]
     pub arrivals: Option<Spacing>,
-    /// What all random numbers come from.
+    /// The random seed.
     pub seed: Option<u64>,
+    /// CPUs to pin the load threads to.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub pin: Option<Vec<usize>>,
 }
 
-/// The orders that a workload can name. See [`Access`].
+/// The names of the orders. See [`Access`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
-    /// Each one as likely as another.
+    /// All equally likely.
     Uniform,
     /// By Zipf's law.
     Zipf,
-    /// One after another, over and over.
+    /// In order, repeatedly.
     Scan,
-    /// One after another, each once.
+    /// In order, each once.
     Once,
 }
 
-/// The spacings of an open loop that a workload can name. See [`Arrivals`].
+/// The names of the spacings of an open loop. See [`Arrivals`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Spacing {
@@ -107,7 +113,7 @@ impl Spec {
     /// Reads a workload file's text.
     ///
     /// # Errors
-    /// One line with the line's number, and the key or value that is wrong.
+    /// One line with the line number and the wrong key or value.
     pub fn parse(text: &str) -> Result<Self, String> {
         toml::from_str(text).map_err(|error: toml::de::Error| {
             let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or("");
@@ -116,8 +122,8 @@ impl Spec {
         })
     }
 
-    /// This one where it says something, `below` where it does not. What ends a measurement is one
-    /// thing: a count here leaves no duration from below, and the other way round.
+    /// These settings over those of `below`. Count and duration exclude each other: one of them here
+    /// hides both of `below`.
     #[must_use]
     pub fn over(self, below: Spec) -> Spec {
         let ends = self.duration.is_some() || self.count.is_some();
@@ -139,6 +145,23 @@ impl Spec {
             rate: self.rate.or(below.rate),
             arrivals: self.arrivals.or(below.arrivals),
             seed: self.seed.or(below.seed),
+            pin: self.pin.or(below.pin),
+        }
+    }
+
+    /// Checks the sizes.
+    ///
+    /// # Errors
+    /// [`BenchError::Plan`] when there is nothing to ask about or nothing to measure.
+    pub fn check(&self) -> Result<(), BenchError> {
+        let refuse = |what: &str| Err(BenchError::Plan { what: what.into() });
+        match self {
+            Spec { population: Some(0), .. } => refuse("population is 0; it must be 1 or more"),
+            Spec { count: Some(0), .. } => refuse("count is 0; it must be 1 or more"),
+            Spec { duration: Some(Duration::ZERO), .. } => {
+                refuse("duration is 0; it must be above 0")
+            }
+            _ => Ok(()),
         }
     }
 
@@ -147,34 +170,34 @@ impl Spec {
         self.seed.unwrap_or(1)
     }
 
-    /// The depths to measure in turn, or the default one.
+    /// The depths to measure in turn, or the default.
     pub fn depths(&self) -> &[usize] {
         self.depth.as_deref().filter(|depths| !depths.is_empty()).unwrap_or(&[1])
     }
 
-    /// Sets all of `plan` but whom it asks and what it asks about.
+    /// Sets all fields of `plan` except the server and the target.
     ///
     /// # Errors
-    /// [`BenchError::Plan`] when two settings contradict each other.
+    /// [`BenchError::Plan`] when two settings exclude each other.
     pub fn apply(&self, plan: &mut Plan) -> Result<(), BenchError> {
         let refuse = |what: &str| Err(BenchError::Plan { what: what.into() });
         if self.duration.is_some() && self.count.is_some() {
-            return refuse("duration and count both say when to end: choose one");
+            return refuse("duration and count exclude each other");
         }
         if self.arrivals.is_some() && self.rate.is_none() {
-            return refuse("arrivals need a rate: how many requests a second?");
+            return refuse("arrivals need a rate, the number of requests per second");
         }
         plan.access = match (self.access, self.exponent) {
             (None | Some(Order::Zipf), Some(exponent)) => Access::Zipf { exponent },
             (Some(Order::Zipf), None) => Access::Zipf { exponent: 1.0 },
-            (_, Some(_)) => return refuse("an exponent is Zipf's: access must be \"zipf\""),
+            (_, Some(_)) => return refuse("the exponent needs access = \"zipf\""),
             (None | Some(Order::Uniform), None) => Access::Uniform,
             (Some(Order::Scan), None) => Access::Sequential,
             (Some(Order::Once), None) => Access::EachOnce,
         };
         plan.hit_ratio = self.hit_ratio;
         plan.prefill = self.prefill.unwrap_or(false);
-        // What is asked about once must not be used up before.
+        // A warm-up would use up the images.
         let once = plan.access == Access::EachOnce;
         let warm_up = if once { Duration::ZERO } else { DEFAULT_WARM_UP };
         let warm_up = self.warm_up.unwrap_or(warm_up);
@@ -195,6 +218,7 @@ impl Spec {
             (Some(rate), _) => Mode::Open { rate, arrivals: Arrivals::Constant },
         };
         plan.seed = self.seed();
+        plan.pin = self.pin.clone().unwrap_or_default();
         Ok(())
     }
 }
@@ -202,8 +226,21 @@ impl Spec {
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(from)?;
     let time = humantime::parse_duration(&text)
-        .map_err(|error| serde::de::Error::custom(format!("{text:?} is no time: {error}")))?;
+        .map_err(|error| serde::de::Error::custom(format!("{text:?} is not a time: {error}")))?;
     Ok(Some(time))
+}
+
+fn spacing<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Spacing>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected true, false, \"poisson\" or \"constant\"")]
+    enum Named {
+        Poisson(bool),
+        Spacing(Spacing),
+    }
+    Ok(match Named::deserialize(from)? {
+        Named::Poisson(poisson) => poisson.then_some(Spacing::Poisson),
+        Named::Spacing(spacing) => Some(spacing),
+    })
 }
 
 fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<usize>>, D::Error> {
@@ -256,9 +293,26 @@ mod tests {
         assert_eq!((plan.connections, plan.threads, plan.depth, plan.batch), (4, 1, 64, 1));
         assert_eq!(plan.mode, Mode::Open { rate: 1e5, arrivals: Arrivals::Poisson });
         assert_eq!(plan.seed, 1);
-        // Nothing that can be set is missing in the example, but what excludes another.
+        assert_eq!(plan.pin, [1]);
+        // Only the count is missing in the example: it excludes the duration.
         let unset = format!("{spec:?}").matches("None").count();
         assert_eq!(unset, 1, "only the count: {spec:?}");
+    }
+
+    #[test]
+    fn both_names_of_a_key_mean_the_same() {
+        let one = "zipf = 1.5\nload-threads = 2\nrate = 5\npoisson = true\npin = 3";
+        let other = "exponent = 1.5\nthreads = 2\nrate = 5\narrivals = \"poisson\"\npin = [3]";
+        assert_eq!(Spec::parse(one).unwrap(), Spec::parse(other).unwrap());
+        assert_eq!(Spec::parse("poisson = false").unwrap(), Spec::default());
+    }
+
+    #[test]
+    fn nothing_to_measure_is_refused() {
+        for text in ["population = 0", "count = 0", "duration = \"0s\""] {
+            let error = Spec::parse(text).unwrap().check().unwrap_err().to_string();
+            assert!(error.contains(" is 0; it must be "), "{error}");
+        }
     }
 
     #[test]
@@ -268,12 +322,12 @@ mod tests {
         assert!(!error.contains('\n'));
         for (text, named) in [
             ("access = \"random\"", "random"),
-            ("warm-up = \"soon\"", "\"soon\" is no time"),
+            ("warm-up = \"soon\"", "\"soon\" is not a time"),
             ("depth = \"deep\"", "a number or a list"),
             ("population = -1", "-1"),
-            ("duration = \"1s\"\ncount = 5", "choose one"),
+            ("duration = \"1s\"\ncount = 5", "exclude each other"),
             ("arrivals = \"poisson\"", "need a rate"),
-            ("access = \"scan\"\nexponent = 1.0", "Zipf"),
+            ("access = \"scan\"\nexponent = 1.0", "zipf"),
             ("hit-ratio", "line 1"),
         ] {
             let error = refused(text);
@@ -282,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_top_hides_what_is_below() {
+    fn settings_on_top_hide_those_below() {
         let file = Spec::parse("seed = 1\nduration = \"30s\"\nrate = 5\ndepth = [1, 2]").unwrap();
         let flags = Spec { seed: Some(2), count: Some(7), ..Spec::default() };
         let both = flags.over(file.clone());

@@ -224,7 +224,7 @@ fn latencies_are_split_by_how_answers_came_about() {
     });
     let report = go(&plan(addr)).unwrap();
     let count = |outcome| report.outcomes[&outcome].from_sent.count;
-    assert_eq!(count(Outcome::Computed), 250);
+    assert_eq!(count(Outcome::Miss), 250);
     assert_eq!(count(Outcome::Coalesced), 250);
     assert_eq!(count(Outcome::Hit), 500);
     assert_eq!(report.hit_ratio, Some(0.5));

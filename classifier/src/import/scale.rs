@@ -1,5 +1,5 @@
-//! `svm-scale`'s range files: what it did to the features of the training data, and does to those
-//! of the data to be predicted.
+//! Range files of `svm-scale`: how it scaled the features of the training data, and how it scales
+//! new data.
 //!
 //! A file is `x`, a line with the bounds that features were brought to, and for each feature that
 //! is not always the same a line with its number (from 1), its least and its greatest value. Before
@@ -29,6 +29,8 @@ pub struct Scale {
     lower: f64,
     upper: f64,
     ranges: Vec<Range>,
+    /// Whether the last line of the file has no line break.
+    is_cut: bool,
 }
 
 /// The values that a feature had.
@@ -45,7 +47,7 @@ impl Scale {
     /// Reads the file that `svm-scale -s` wrote.
     ///
     /// # Errors
-    /// [`ModelError`], naming the file, and for what is wrong in it the line.
+    /// [`ModelError`], naming the file, and the line of a fault.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let in_file =
             |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
@@ -61,6 +63,7 @@ impl Scale {
     /// # Errors
     /// [`ModelError::Text`], naming the line.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
+        let is_cut = Lines::new(text).is_cut();
         let mut lines = Lines::new(text.trim_end());
         let mut head = lines.next_line()?;
         if head == "y" {
@@ -84,7 +87,11 @@ impl Scale {
             next = index + 1;
             ranges.push(Range { at: index - 1, least, greatest });
         }
-        Ok(Self { lower, upper, ranges })
+        Ok(Self { lower, upper, ranges, is_cut })
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// What the bytes of images of `dims` bytes are once scaled, and the divisor that they had
@@ -96,7 +103,8 @@ impl Scale {
     ) -> Result<(f64, Pixels), ModelError> {
         if let Some(range) = self.ranges.iter().find(|range| range.at >= dims) {
             let what = "feature of the range file";
-            return Err(ModelError::mismatch(what, format!("1 to {dims}"), range.at + 1));
+            let expected = format!("1 to {dims}, the bytes of an image (--shape)");
+            return Err(ModelError::mismatch(what, expected, range.at + 1));
         }
         let ends = self.ranges.iter().flat_map(|range| [range.least, range.greatest]);
         let (divisor, learnt) = learn_pixels(divisor, false, ends.filter(|&value| value != 0.0))?;
@@ -138,7 +146,7 @@ impl Scale {
             self.lower + (self.upper - self.lower) * (value - least) / (greatest - least)
         };
         let digits = DIGITS - 1;
-        format!("{scaled:.digits$e}").parse().expect("what was formatted as a number is one")
+        format!("{scaled:.digits$e}").parse().expect("a formatted number can be parsed")
     }
 }
 
@@ -181,7 +189,7 @@ mod tests {
         assert_eq!(features, [-0.0117647, 0.0, -0.986928, 1.0]);
         assert_eq!((pixels.value(2, 51), pixels.value(2, 255)), (-1.0, 1.66667));
         assert_eq!((pixels.byte(0, -0.0117647), pixels.byte(2, 1.66667)), (Some(126), Some(255)));
-        // Between two bytes, beyond all, and what is always nothing.
+        // Between two bytes, beyond all bytes, and a constant feature.
         assert_eq!((pixels.byte(0, -0.0157), pixels.byte(0, 1.01)), (None, None));
         assert_eq!((pixels.byte(1, 0.0), pixels.byte(1, 0.1)), (Some(0), None));
     }
@@ -217,7 +225,10 @@ mod tests {
             assert!(!error.contains('\n'));
         }
         let error = Scale::parse(RANGES).unwrap().pixels(None, 3).unwrap_err().to_string();
-        assert_eq!(error, "feature of the range file: expected 1 to 3, found 4");
+        assert_eq!(
+            error,
+            "feature of the range file: expected 1 to 3, the bytes of an image (--shape), found 4"
+        );
         for len in 0..RANGES.len() {
             let _ = Scale::parse(&RANGES[..len]);
         }

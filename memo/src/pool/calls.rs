@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
 use afterimage_wire::CallError;
+use afterimage_wire::client::Report;
 use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Status, Welcome};
 use arrayvec::ArrayVec;
@@ -204,19 +205,19 @@ impl Pool {
             }
             state.balance.ended(sync::now(), attempt.number, about_it)
         };
-        let reason = outcome.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let reason =
+            outcome.as_ref().err().map(|error| Report(error).to_string()).unwrap_or_default();
         self.ejected(ejected, &reason);
         match outcome {
             Ok((label, welcome)) => self.answered(call, &attempt.replica, label, &welcome),
             Err(error) => {
-                let server = attempt.replica.address();
                 let again = match error.status() {
                     // Its time was that of those who waited then. If somebody waits still, he came
                     // later.
                     Status::DeadlineExceeded if attempt.cut_short => Retry::Free,
                     _ => verdict.again,
                 };
-                self.again(call, again, failure(&error, server));
+                self.again(call, again, failure(&error));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use afterimage_wire::client::{ConnectionError, Stage};
+use afterimage_wire::client::{ConnectionError, Report, Stage};
 use afterimage_wire::proto::{Status, Welcome};
 use afterimage_wire::{CallError, Client};
 
@@ -104,7 +104,7 @@ impl ErrorClass {
                 (Outcome::Lost, Retry::Budgeted)
             }
             CallError::DeadlineExceeded { .. } => (Outcome::TimedOut, Retry::Budgeted),
-            CallError::ConnectionLost { cause } => match **cause {
+            CallError::ConnectionLost { cause, .. } => match **cause {
                 // It was not the network.
                 ConnectionError::Violation(_) => (Outcome::Failed, Retry::Budgeted),
                 _ => (Outcome::Lost, Retry::Budgeted),
@@ -124,7 +124,7 @@ impl ErrorClass {
 }
 
 /// What the memo's client is told of an error of the memo's own client.
-pub(super) fn failure(error: &CallError, server: &str) -> Failure {
+pub(super) fn failure(error: &CallError) -> Failure {
     let status = match error.status() {
         // These are about the memo's request, not about the client's.
         Status::Unauthenticated
@@ -133,5 +133,5 @@ pub(super) fn failure(error: &CallError, server: &str) -> Failure {
         | Status::DeadlineExceeded => Status::UpstreamError,
         status => status,
     };
-    Failure { status, text: format!("classifier {server}: {error}") }
+    Failure { status, text: format!("classifier: {}", Report(error)) }
 }

@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use afterimage_wire::Client;
+use afterimage_wire::client::Report;
 use afterimage_wire::proto::stats::Stats;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
@@ -233,7 +234,7 @@ impl Classifier for Arc<Pool> {
         let mut members = state.balance.members();
         let trouble = members.find_map(|(_, member)| {
             let error = member.replica.client.last_error()?;
-            Some(format!("{}: {error}", member.replica.address()))
+            Some(format!("{}: {}", member.replica.address(), Report(&*error)))
         });
         trouble.or_else(|| state.unresolved.clone())
     }

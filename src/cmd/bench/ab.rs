@@ -8,8 +8,8 @@ use afterimage_bench::compare::within;
 use afterimage_bench::record::{Machine, Record, Run};
 use anyhow::bail;
 
-use super::load::{LoadArgs, Place};
-use super::{compare, output};
+use super::load::{LoadArgs, address};
+use super::{Interrupts, compare, output};
 use crate::print::say;
 
 #[derive(Debug, clap::Args)]
@@ -39,39 +39,54 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(folder) = &args.record {
+        output::check_folder(folder)?;
+    }
     let machine = Machine::here();
+    let (a, b) = (address(&args.a)?, address(&args.b)?);
     let mut plans = Vec::new();
-    for (name, place) in [("A", &args.a), ("B", &args.b)] {
-        let (plan, spec) = args.load.plan(Place::parse(place)?)?;
+    for (name, address) in [("A", &a), ("B", &b)] {
+        let (plan, spec) = args.load.plan(address)?;
         if spec.depths().len() > 1 {
-            bail!("one depth at a time: --depth has {}", spec.depths().len());
+            bail!("--depth has {} values; `bench ab` takes one", spec.depths().len());
         }
         plans.push((name, plan));
     }
+    let interrupts = Interrupts::watch()?;
+    plans.iter_mut().for_each(|(_, plan)| plan.cancel = interrupts.cancel());
     // Answers are checked against each other, where both answer alike.
     let target = plans[0].1.target.clone();
     if args.load.spec()?.images.is_none() && plans[1].1.dialect == plans[0].1.dialect {
         plans[1].1.target = target;
     }
     let mut runs = Vec::new();
-    for round in 1..=args.rounds.get() {
+    'rounds: for round in 1..=args.rounds.get() {
         for (name, plan) in &mut plans {
             let report = super::measure(plan, &format!("{name}, round {round}: "))?;
             plan.prefill = false;
+            if report.interrupted {
+                break 'rounds;
+            }
             let problems = report.problems();
             if !problems.is_empty() {
                 bail!("{name}, round {round}: {}", problems.join("; "));
             }
             runs.push(Run { name: (*name).into(), report });
         }
-        // Who goes first changes, or it would be one of them that always comes after a rest.
+        // The order alternates, so that neither service always runs after a pause.
         plans.reverse();
     }
-    say!("A: {}\nB: {}\n{} rounds\n", args.a, args.b, args.rounds)?;
+    // An interrupted round does not count.
+    let rounds = runs.len() / 2;
+    runs.truncate(2 * rounds);
+    if let (0, Some(interrupted)) = (rounds, interrupts.happened()) {
+        return Err(interrupted.into());
+    }
+    say!("A: {a}\nB: {b}\n{rounds} rounds\n")?;
     let record = Record::new(&args.record_name, Path::new("."), machine, runs);
     compare::show(&within(&record).unwrap_or_default())?;
     if let Some(folder) = &args.record {
         output::keep(&record, folder)?;
     }
-    Ok(())
+    interrupts.happened().map_or(Ok(()), |interrupted| Err(interrupted.into()))
 }

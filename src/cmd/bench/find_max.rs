@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use afterimage_bench::format::{duration, number};
 use afterimage_bench::search::{Found, Search};
 use afterimage_bench::threshold::{Metric, Threshold};
 use afterimage_bench::workload::Spec;
@@ -10,45 +11,50 @@ use afterimage_bench::workload::spec::Spacing;
 use afterimage_bench::{Arrivals, Mode, Report, Span};
 use anyhow::{bail, ensure};
 
+use super::Interrupts;
 use super::load::{LoadArgs, TargetArgs};
 use crate::args::Time;
 use crate::print::say;
 
-/// Requests in flight at most, unless --depth says otherwise: the schedule decides, not the window.
+/// The default depth: deep enough that the schedule limits the load, and not the window.
 const DEPTH: usize = 4096;
 
-/// How long a rate is tried, unless --duration says otherwise.
+/// The default length of a try.
 const TRY: Duration = Duration::from_secs(2);
 
-/// A rate of which less is done counts as not held, whatever the latencies say.
+/// The share of a rate that must be completed, whatever the latencies are.
 const KEPT: f64 = 0.98;
+
+/// The share of the p99 goal that the generator's own delay may take. With more, a try says
+/// nothing about the server.
+const OWN_SHARE: f64 = 0.5;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     target: TargetArgs,
 
-    /// 99 % of the answers take no longer than this, from the moment their requests were due.
+    /// Goal: the 99th percentile of the latency from the due time.
     #[arg(long, value_name = "TIME", default_value = "1ms")]
     p99: Time,
 
-    /// Another goal: what must not be true, p99.9>2ms, say. May be given several times.
+    /// Another limit, for example 'p99.9>2ms'. May be given several times.
     #[arg(long, value_name = "THRESHOLD")]
     fail_if: Vec<Threshold>,
 
-    /// The rate to try first, a second.
+    /// First rate to try, in requests per second.
     #[arg(long, value_name = "N", default_value_t = 1000.0)]
     start: f64,
 
-    /// How close to come, as a share of the rate.
+    /// End the search within this share of the rate.
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     precision: f64,
 
-    /// How often the rate found must hold again, in a row.
+    /// How often the found rate must hold again, in a row.
     #[arg(long, value_name = "N", default_value = "3")]
     confirm: NonZeroU32,
 
-    /// How long to search at most.
+    /// Longest time of the search.
     #[arg(long, value_name = "TIME", default_value = "2m")]
     budget: Time,
 
@@ -57,13 +63,14 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    ensure!(args.start.is_finite() && args.start > 0.0, "--start is {}; above 0", args.start);
+    let start = args.start;
+    ensure!(start.is_finite() && start > 0.0, "--start is {start}; it must be above 0");
     let precise = (0.001..=0.5).contains(&args.precision);
-    ensure!(precise, "--precision is {}; from 0.001 to 0.5", args.precision);
+    ensure!(precise, "--precision is {}; it must be from 0.001 to 0.5", args.precision);
     let spec = args.load.spec()?;
-    ensure!(spec.rate.is_none(), "find-max looks for the rate; leave --rate away");
-    let spec = Spec { rate: Some(args.start), ..spec };
-    let (mut plan, spec) = args.load.plan_for(args.target.place()?, spec)?;
+    ensure!(spec.rate.is_none(), "find-max searches for the rate; remove --rate");
+    let spec = Spec { rate: Some(start), ..spec };
+    let (mut plan, spec) = args.load.plan_for(&args.target.address()?, spec)?;
     let goal = Threshold::latency_above(Metric::P99, args.p99.0);
     let goals: Vec<&Threshold> = std::iter::once(&goal).chain(&args.fail_if).collect();
     plan.depth = spec.depth.as_ref().map_or(DEPTH, |_| plan.depth);
@@ -75,29 +82,85 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Some(Spacing::Constant) => Arrivals::Constant,
         Some(Spacing::Poisson) | None => Arrivals::Poisson,
     };
+    let interrupts = Interrupts::watch()?;
+    plan.cancel = interrupts.cancel();
     say!("{:>14}{:>14}{:>12}{:>12}  ", "due/s", "done/s", "p50", "p99")?;
     let search = Search {
-        start: args.start,
+        start,
         precision: args.precision,
         confirmations: args.confirm.get(),
         budget: args.budget.0,
     };
+    let (mut best, mut late) = (None::<f64>, Late::default());
     let found = search.run(&mut |rate| {
         plan.mode = Mode::Open { rate, arrivals };
-        let report = super::measure(&plan, &format!("{rate:.0} due/s: "))?;
+        let report = super::measure(&plan, &format!("{} due/s: ", number(rate)))?;
         plan.prefill = false;
+        if let Some(interrupted) = interrupts.happened() {
+            return Err(interrupted.into());
+        }
         let broken = broken(&report, rate, &goals);
-        let latency = |ns: u64| format!("{:.1} µs", ns as f64 / 1e3);
-        let (p50, p99) = (report.latency_from_due.p50_ns, report.latency_from_due.p99_ns);
-        let verdict = broken.as_deref().unwrap_or("holds");
-        let (p50, p99, done) = (latency(p50), latency(p99), report.throughput_per_s);
-        say!("{rate:>14.0}{done:>14.0}{p50:>12}{p99:>12}  {verdict}")?;
+        let latency = report.latency_from_due;
+        let (p50, p99) = (duration(latency.p50_ns), duration(latency.p99_ns));
+        let verdict = match &broken {
+            None => "holds".to_owned(),
+            Some(broken) => format!("{broken}{}", late.note(&report, args.p99.0)),
+        };
+        let (due, done) = (number(rate), number(report.throughput_per_s));
+        say!("{due:>14}{done:>14}{p50:>12}{p99:>12}  {verdict}")?;
+        if broken.is_none() {
+            best = Some(best.map_or(rate, |best| best.max(rate)));
+        }
         anyhow::Ok(broken.is_none())
-    })?;
-    conclude(&found, args)
+    });
+    if interrupts.happened().is_some() {
+        match best {
+            Some(rate) => say!("\ninterrupted: {} requests/s held, not confirmed", number(rate))?,
+            None => say!("\ninterrupted: no rate has held yet")?,
+        }
+    }
+    let found = found?;
+    let concluded = conclude(&found, args);
+    if late.tries > 0 {
+        say!("{late}")?;
+    }
+    concluded
 }
 
-/// Why a run does not hold its rate or a goal, if it does not.
+/// The failed tries in which the load generator itself was late.
+#[derive(Debug, Default)]
+struct Late {
+    tries: u32,
+    longest_ns: u64,
+}
+
+impl Late {
+    /// Counts a failed try, and says so if the generator was late.
+    fn note(&mut self, report: &Report, goal: Duration) -> String {
+        let late_ns = report.generator.late_p99_ns;
+        if (late_ns as f64) < goal.as_nanos() as f64 * OWN_SHARE {
+            return String::new();
+        }
+        self.tries += 1;
+        self.longest_ns = self.longest_ns.max(late_ns);
+        format!("; the load generator itself was late by {}", duration(late_ns))
+    }
+}
+
+impl std::fmt::Display for Late {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Late { tries, longest_ns } = self;
+        let times = if *tries == 1 { "try" } else { "tries" };
+        write!(
+            f,
+            "the load generator itself was late by up to {} (p99) in {tries} failed {times}: this machine is \
+             too busy, and the server may hold a higher rate",
+            duration(*longest_ns)
+        )
+    }
+}
+
+/// Why a run does not hold its rate or a goal; `None` if it does.
 fn broken(report: &Report, rate: f64, goals: &[&Threshold]) -> Option<String> {
     let problems = report.problems();
     if !problems.is_empty() {
@@ -106,26 +169,27 @@ fn broken(report: &Report, rate: f64, goals: &[&Threshold]) -> Option<String> {
     if let Some(broken) = goals.iter().find_map(|goal| goal.broken_by(report)) {
         return Some(broken);
     }
-    // A Poisson process brings more or less than its rate; the requests that came count.
+    // A Poisson process brings more or less than its rate; the requests that arrived count.
     let due = (report.sent as f64 / report.measured_s).min(rate);
     let done = report.throughput_per_s;
-    (done < KEPT * due).then(|| format!("only {done:.0} of {due:.0} requests a second were done"))
+    (done < KEPT * due)
+        .then(|| format!("only {} of {} requests/s were completed", number(done), number(due)))
 }
 
-/// Says what came out, and whether it was confirmed.
+/// Prints the result, and whether it was confirmed.
 fn conclude(found: &Found, args: &Args) -> anyhow::Result<()> {
     let Some(rate) = found.rate else {
-        bail!("no rate held the goal, in {} tries", found.tries);
+        bail!("no rate held the goal in {} tries", found.tries);
     };
     let goal = humantime::format_duration(args.p99.0);
     let extent = match found.failed {
-        Some(failed) => format!("{failed:.0} did not hold"),
-        None => "no rate tried was too high".into(),
+        Some(failed) => format!("{} did not hold", number(failed)),
+        None => "no rate was too high".into(),
     };
-    say!("\nhighest rate with p99 ≤ {goal}: {rate:.0} requests/s ({extent})")?;
+    say!("\nhighest rate with p99 ≤ {goal}: {} requests/s ({extent})", number(rate))?;
     if !found.confirmed {
         let budget = humantime::format_duration(args.budget.0);
-        bail!("--budget {budget} was used up before that was confirmed");
+        bail!("the rate was not confirmed within --budget {budget}");
     }
     say!("held {} times in a row", args.confirm)?;
     Ok(())

@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use afterimage_bench::workload::spec::{DEFAULT_POPULATION, Order, Spacing};
 use afterimage_bench::workload::{Keys, Population, Spec};
-use afterimage_bench::{Dialect, Peer, Plan};
+use afterimage_bench::{Address, Dialect, Peer, Plan, redacted};
 use afterimage_classifier::{Dataset, read_images};
 use afterimage_wire::proto::Role;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 
 use crate::args::{ClientArgs, Time};
 use crate::net;
+
+/// The largest population of images. Each takes 784 bytes or more of memory.
+const MAX_IMAGES: usize = 20_000_000;
 
 /// The images that need no file.
 const DRAWN: &str = "drawn";
@@ -33,33 +36,18 @@ pub(crate) struct TargetArgs {
 }
 
 impl TargetArgs {
-    pub(crate) fn place(&self) -> anyhow::Result<Place> {
+    pub(crate) fn address(&self) -> anyhow::Result<Address> {
         let text = self.server.as_deref().or(self.target.as_deref());
-        let place = Place::parse(text.unwrap_or("127.0.0.1:7400"));
-        match &self.target {
-            Some(target) => place.with_context(|| format!("--target {target}")),
-            None => place,
-        }
+        address(text.unwrap_or("127.0.0.1:7400"))
     }
 }
 
-/// A service's address, and what it speaks.
-#[derive(Clone, Debug)]
-pub(crate) struct Place {
-    dialect: Dialect,
-    addr: std::net::SocketAddr,
-    /// As it was written: what a certificate is for.
-    text: String,
-}
-
-impl Place {
-    pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
-        let Some((dialect, place)) = Dialect::split(text) else {
-            let known = Dialect::ALL.map(Dialect::scheme).join("://, ");
-            bail!("{text} is none of {known}:// or host:port");
-        };
-        Ok(Place { dialect, addr: net::resolve(place)?, text: place.to_owned() })
-    }
+/// Reads a server's address. The error contains no password.
+pub(super) fn address(text: &str) -> anyhow::Result<Address> {
+    let address = Address::parse(text).map_err(|error| anyhow!("invalid address: {error}"))?;
+    net::parse(&address.place)
+        .map_err(|expected| anyhow!("invalid address {}: {expected}", redacted(text)))?;
+    Ok(address)
 }
 
 /// The workload and the connection: all but whom to ask.
@@ -192,7 +180,15 @@ impl LoadArgs {
             rate: self.rate,
             arrivals: self.poisson.then_some(Spacing::Poisson),
             seed: self.seed,
+            pin: (!self.pin.is_empty()).then(|| self.pin.clone()),
         };
+        let spec = self.over_the_file(flags)?;
+        spec.check()?;
+        Ok(spec)
+    }
+
+    /// These flags over the workload file.
+    fn over_the_file(&self, flags: Spec) -> anyhow::Result<Spec> {
         let Some(path) = &self.workload else { return Ok(flags) };
         let file = path.display();
         let text = std::fs::read_to_string(path)
@@ -201,26 +197,32 @@ impl LoadArgs {
         Ok(flags.over(below))
     }
 
-    /// The plan for the service at `place`, and the workload that it follows.
-    pub(crate) fn plan(&self, place: Place) -> anyhow::Result<(Plan, Spec)> {
+    /// The plan for the service at `address`, and its workload.
+    pub(crate) fn plan(&self, address: &Address) -> anyhow::Result<(Plan, Spec)> {
         let spec = self.spec()?;
         // Not by clap's `requires`, which does not see what the settings file says.
         if self.poisson && spec.rate.is_none() {
-            bail!("--poisson needs --rate: how many requests a second?");
+            bail!("--poisson needs --rate, the number of requests per second");
         }
-        self.plan_for(place, spec)
+        self.plan_for(address, spec)
     }
 
     /// The same for this workload.
-    pub(crate) fn plan_for(&self, place: Place, spec: Spec) -> anyhow::Result<(Plan, Spec)> {
-        let (token, timeout) = (self.client.token()?, self.client.timeout());
-        let Place { dialect, addr, text } = place;
-        let tls = self.client.tls_to(&text)?;
+    pub(crate) fn plan_for(&self, address: &Address, spec: Spec) -> anyhow::Result<(Plan, Spec)> {
+        let timeout = self.client.timeout();
+        let Address { dialect, place, login, password } = address;
+        let (dialect, tls) = (*dialect, self.client.tls_to(place)?);
         if tls.is_some() && dialect != Dialect::Wire {
-            bail!("--tls is for our own protocol; {text} is spoken to in that of {dialect}");
+            bail!("--tls works with the Afterimage protocol only, not with {address}");
         }
-        let peer = Peer { addr, dialect, token: &token, tls: tls.as_ref(), timeout };
-        // Before the images are drawn: who listens there decides whether there are any.
+        let token = match &password[..] {
+            "" => self.client.token()?,
+            password => password.as_bytes().to_vec(),
+        };
+        // Also where the flags are wrong: a name may have several addresses.
+        let addr = address.reachable(timeout)?;
+        let peer = Peer { addr, dialect, token: &token, login, tls: tls.as_ref(), timeout };
+        // Before the images are drawn: the kind of service decides whether there are any.
         let service = match spec.images {
             // A wrong file is said to be one also when nobody listens.
             Some(_) => None,
@@ -236,8 +238,9 @@ impl LoadArgs {
                 (spec.population.unwrap_or(DEFAULT_POPULATION), spec.read_share.unwrap_or(1.0));
             Plan::cache(addr, Keys { count, read_share, salt: spec.seed() })
         };
+        let login = login.clone();
         (plan.dialect, plan.token, plan.tls, plan.timeout) = (dialect, token, tls, timeout);
-        plan.pin = self.pin.clone();
+        plan.login = login;
         spec.apply(&mut plan)?;
         Ok((plan, spec))
     }
@@ -266,6 +269,9 @@ fn hint_at_wrong_flags(spec: &Spec, peer: Peer<'_>) -> anyhow::Result<()> {
 
 fn population(spec: &Spec) -> anyhow::Result<Population> {
     let count = spec.population.unwrap_or(DEFAULT_POPULATION) as usize;
+    if count > MAX_IMAGES {
+        bail!("population is {count}; the limit for images is {MAX_IMAGES}");
+    }
     match spec.images.as_deref() {
         None | Some(DRAWN) => Ok(Population::drawn(spec.seed(), count)),
         Some(source) => {

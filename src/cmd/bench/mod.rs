@@ -3,12 +3,14 @@
 mod ab;
 mod compare;
 mod find_max;
+mod interrupt;
 mod load;
 mod output;
 mod report;
 
 use std::path::Path;
 
+use afterimage_bench::format::number;
 use afterimage_bench::record::{Machine, Record, Run};
 use afterimage_bench::{Plan, Progress, Report, Span};
 use anyhow::bail;
@@ -16,6 +18,8 @@ use anyhow::bail;
 use crate::print::say;
 use crate::progress::Bar;
 
+pub(crate) use interrupt::Interrupted;
+use interrupt::Interrupts;
 pub(crate) use load::mnist;
 
 #[derive(Debug, clap::Args)]
@@ -62,29 +66,45 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Some(Command::Report(args)) => return report::run(&args),
         None => {}
     }
-    let (mut plan, spec) = args.load.plan(args.target.place()?)?;
-    let (prefill, machine) = (plan.prefill, Machine::here());
+    let files = args.output.open()?;
+    let (mut plan, spec) = args.load.plan(&args.target.address()?)?;
+    let interrupts = Interrupts::watch()?;
+    plan.cancel = interrupts.cancel();
+    let machine = Machine::here();
     let mut runs: Vec<Run> = Vec::new();
-    for &depth in spec.depths() {
-        for _ in 0..args.output.repeats() {
-            plan.depth = depth;
-            // What the first run has written or made remembered is there for the others.
-            plan.prefill = prefill && runs.is_empty();
-            let report = measure(&plan, "")?;
-            if !args.output.json() {
-                say!("{report}")?;
-            }
-            let name = match (spec.rate, spec.depths().len()) {
-                (Some(rate), 1) => format!("{rate} due/s"),
-                (Some(rate), _) => format!("{rate} due/s, depth {depth}"),
-                (None, _) => format!("depth {depth}"),
-            };
-            runs.push(Run { name, report });
+    let depths = spec.depths().iter().flat_map(|&depth| vec![depth; args.output.repeats()]);
+    for depth in depths {
+        plan.depth = depth;
+        let report = measure(&plan, "")?;
+        // The first run has written or asked about all of the population.
+        plan.prefill = false;
+        if report.interrupted && report.measured_s == 0.0 {
+            break;
         }
+        if !args.output.json() {
+            say!("{report}")?;
+        }
+        let is_interrupted = report.interrupted;
+        let name = match (spec.rate, spec.depths().len()) {
+            (Some(rate), 1) => format!("{rate} due/s"),
+            (Some(rate), _) => format!("{rate} due/s, depth {depth}"),
+            (None, _) => format!("depth {depth}"),
+        };
+        runs.push(Run { name, report });
+        if is_interrupted {
+            break;
+        }
+    }
+    if runs.is_empty() {
+        // Cancelled before the measurement: there are no figures.
+        return interrupts.happened().map_or(Ok(()), |interrupted| Err(interrupted.into()));
     }
     let problems = problems(&runs, &args.output);
     let record = Record::new(args.output.record_name(), Path::new("."), machine, runs);
-    args.output.write(&record)?;
+    files.write(&record)?;
+    if let Some(interrupted) = interrupts.happened() {
+        return Err(interrupted.into());
+    }
     match &problems[..] {
         [] => Ok(()),
         problems => bail!("{}", problems.join("; ")),
@@ -124,7 +144,7 @@ pub(crate) fn measure(plan: &Plan, heading: &str) -> anyhow::Result<Report> {
             0 => String::new(),
             wrong => format!(", {wrong} wrong"),
         };
-        let line = format!("{heading}{:.0} answers/s{phase}{wrong}", progress.rate);
+        let line = format!("{heading}{} answers/s{phase}{wrong}", number(progress.rate));
         bar.set(&line, done.min(steps), steps);
     });
     Ok(report?)

@@ -1,13 +1,14 @@
 //! Where the figures of a run go, and what they must keep to.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use afterimage_bench::export;
+use afterimage_bench::html::{self, Source};
 use afterimage_bench::record::Record;
 use afterimage_bench::threshold::Threshold;
-use afterimage_bench::{export, html};
 use anyhow::Context;
 
 use crate::print::{self, say};
@@ -68,28 +69,53 @@ impl OutputArgs {
         self.fail_if.iter()
     }
 
-    /// Writes all the files that were asked for.
-    pub(crate) fn write(&self, record: &Record) -> anyhow::Result<()> {
+    /// Opens all files before the runs: a path that cannot be written ends the command at once.
+    pub(crate) fn open(&self) -> anyhow::Result<Files> {
+        let open = |path: &Option<PathBuf>| path.as_deref().map(OutFile::open).transpose();
+        if let Some(folder) = &self.record {
+            check_folder(folder)?;
+        }
+        Ok(Files {
+            json: self.json,
+            html: open(&self.html)?,
+            hgrm: open(&self.hgrm)?,
+            interval_log: open(&self.interval_log)?,
+            record: self.record.clone(),
+        })
+    }
+}
+
+/// The open output files of a command.
+#[derive(Debug)]
+pub(crate) struct Files {
+    json: bool,
+    html: Option<OutFile>,
+    hgrm: Option<OutFile>,
+    interval_log: Option<OutFile>,
+    record: Option<PathBuf>,
+}
+
+impl Files {
+    /// Writes all of them.
+    pub(crate) fn write(self, record: &Record) -> anyhow::Result<()> {
         if self.json {
             say!("{}", serde_json::to_string_pretty(record)?)?;
         }
-        if let Some(path) = &self.html {
-            let page = html::page(
-                &format!("Afterimage bench: {}", record.name),
-                std::slice::from_ref(record),
-            );
-            write(path, |out| out.write_all(page.as_bytes()))?;
+        if let Some(file) = self.html {
+            let title = format!("Afterimage bench: {}", record.name);
+            let page = html::page(&title, &[Source::new(&record.name, record)]);
+            file.write(|out| out.write_all(page.as_bytes()))?;
         }
-        if let (Some(path), Some(last)) = (&self.hgrm, record.runs.last()) {
+        if let (Some(file), Some(last)) = (self.hgrm, record.runs.last()) {
             let all = last.report.latencies().from_due;
-            write(path, |out| export::percentiles(&all, out))?;
+            file.write(|out| export::percentiles(&all, out))?;
         }
-        if let Some(path) = &self.interval_log {
+        if let Some(file) = self.interval_log {
             let names: Vec<String> =
                 record.runs.iter().map(|run| run.name.replace([' ', ','], "_")).collect();
             let reports = names.iter().zip(&record.runs);
             let reports: Vec<_> = reports.map(|(name, run)| (name.as_str(), &run.report)).collect();
-            write(path, |out| export::interval_log(&reports, out))?;
+            file.write(|out| export::interval_log(&reports, out))?;
         }
         if let Some(folder) = &self.record {
             keep(record, folder)?;
@@ -98,22 +124,66 @@ impl OutputArgs {
     }
 }
 
-/// Writes a record into `folder` and says where. On standard error, since JSON may be on the other.
-pub(super) fn keep(record: &Record, folder: &Path) -> anyhow::Result<()> {
-    let path = record.write(folder).with_context(|| format!("in {}", folder.display()))?;
-    print::note(format_args!("recorded in {}", path.display()));
-    Ok(())
+/// A file that is opened before its content is known. The old content stays until then.
+#[derive(Debug)]
+pub(super) struct OutFile {
+    path: PathBuf,
+    file: File,
+    /// This value has created the file, and nothing is in it yet.
+    is_new: bool,
 }
 
-/// Writes a file.
-pub(super) fn write(
-    path: &Path,
-    content: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
-) -> anyhow::Result<()> {
-    let written = File::create(path).and_then(|file| {
-        let mut out = BufWriter::new(file);
-        content(&mut out)?;
-        out.flush()
-    });
-    written.with_context(|| format!("cannot write {}", path.display()))
+impl OutFile {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        let is_new = !path.exists();
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(OutFile { path: path.to_owned(), file, is_new })
+    }
+
+    /// Replaces the content.
+    pub(super) fn write(
+        mut self,
+        content: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.is_new = false;
+        let replace = || {
+            // Devices and pipes have no length.
+            if self.file.metadata()?.is_file() {
+                self.file.set_len(0)?;
+            }
+            let mut out = BufWriter::new(&self.file);
+            content(&mut out)?;
+            out.flush()
+        };
+        replace().with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+impl Drop for OutFile {
+    fn drop(&mut self) {
+        if self.is_new {
+            // An empty file would look like a result. If it stays, nothing else is wrong.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Checks that a record can be written into this folder, which is created if it is missing.
+pub(super) fn check_folder(folder: &Path) -> anyhow::Result<()> {
+    let probe = folder.join(format!(".afterimage-{}", std::process::id()));
+    let checked = fs::create_dir_all(folder)
+        .and_then(|()| File::create_new(&probe))
+        .and_then(|_| fs::remove_file(&probe));
+    checked.with_context(|| format!("cannot write records into {}", folder.display()))
+}
+
+/// Writes a record into `folder` and prints its path to standard error: standard output may hold
+/// JSON.
+pub(super) fn keep(record: &Record, folder: &Path) -> anyhow::Result<()> {
+    let path = record
+        .write(folder)
+        .with_context(|| format!("cannot write a record into {}", folder.display()))?;
+    print::note(format_args!("recorded in {}", path.display()));
+    Ok(())
 }

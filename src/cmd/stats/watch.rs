@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use afterimage_wire::Client;
+use afterimage_wire::client::Report;
 use afterimage_wire::server::until_terminated;
 use anyhow::Context;
 use tokio::sync::mpsc;
@@ -72,7 +73,8 @@ fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let look = client.stats().await.map(Reading::new).map_err(|error| error.to_string());
+            let look =
+                client.stats().await.map(Reading::new).map_err(|error| Report(&error).to_string());
             if sender.send(look).await.is_err() {
                 return;
             }

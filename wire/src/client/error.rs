@@ -1,5 +1,6 @@
-//! What can go wrong with a call, with a connection, and with what a server says.
+//! Errors of calls, of connections, and violations of the protocol by a server.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -12,58 +13,65 @@ use crate::Status;
 use crate::proto::{BodyError, FrameError, Kind, Role, Shape};
 
 /// Why a call has no answer.
-#[derive(Clone, Debug, thiserror::Error)]
+///
+/// The message of a variant does not repeat its cause, which [`source`](Error::source) gives.
+/// [`Report`] prints an error and all its causes in one line.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum CallError {
     /// The server answered with an error. Its status says whether to try again later.
-    #[error("the server answered {status}: {text}")]
     Server {
+        /// The server's address.
+        server: Arc<str>,
         /// What went wrong.
         status: Status,
-        /// The same in the server's words.
+        /// The server's explanation.
         text: Box<str>,
     },
-    /// Time ran out. Try again, allow more time, or look at where it was spent.
-    #[error("no answer within {timeout:?}: {stage}{}", Last(last_error))]
+    /// Time ran out. Try again, or allow more time; the stage says where the time was spent.
     DeadlineExceeded {
-        /// Where the call was by then.
+        /// The server's address; all addresses while there is no connection.
+        server: Arc<str>,
+        /// Where the call was when its time ran out.
         stage: Stage,
-        /// How long it was allowed to take.
+        /// How long the call was allowed to take.
         timeout: Duration,
         /// Why there was no connection, when that is known.
         last_error: Option<Arc<ConnectionError>>,
     },
-    /// The connection went away with the request in flight: nobody knows whether the server worked
-    /// on it. Reads are sent again by the client itself, twice at most; try again later.
-    #[error("the connection was lost while the request was in flight: {cause}")]
+    /// The connection was lost with the request in flight: the server may have processed it. The
+    /// client sends reads again by itself, at most twice; try again later.
     ConnectionLost {
-        /// What became of the connection.
+        /// The server's address.
+        server: Arc<str>,
+        /// Why the connection was lost.
         cause: Arc<ConnectionError>,
     },
-    /// There is no connection and the client was told not to wait for one. The request was not
-    /// sent; ask elsewhere, or later.
-    #[error("not connected: {last_error}")]
+    /// There is no connection, and the client does not wait for one
+    /// ([`fail_fast`](super::ClientOptions::fail_fast)). The request was not sent; try another
+    /// server, or try later.
     Unavailable {
+        /// The server's address.
+        server: Arc<str>,
         /// Why the last connection or attempt failed.
         last_error: Arc<ConnectionError>,
     },
-    /// The server does not want this client, or is not what it expects. Mend the token, the address
-    /// or the versions; the client looks again every few seconds.
-    #[error("the server was reached but will not do: {reason}")]
+    /// The server refuses this client, or is not the server that the client expects. Correct the
+    /// token, the address or the version. The client tries again every few seconds.
     Refused {
-        /// What stands in the way.
+        /// The server's address.
+        server: Arc<str>,
+        /// What is wrong.
         reason: Arc<ConnectionError>,
     },
-    /// The image is larger than the server takes. Send less.
-    #[error("the image is {bytes} bytes; the server takes {limit}")]
+    /// The image is larger than the server accepts.
     TooLarge {
         /// Bytes of the image.
         bytes: usize,
-        /// The largest body that the server takes.
+        /// The largest body that the server accepts.
         limit: u32,
     },
-    /// The image has not the length that the server's model takes. Mend the caller.
-    #[error("the image is {bytes} bytes; the model takes {shape} = {expected}")]
+    /// The image does not have the length that the server's model takes.
     BadArgument {
         /// Bytes of the image.
         bytes: usize,
@@ -72,31 +80,31 @@ pub enum CallError {
         /// The input that the model takes.
         shape: Shape,
     },
-    /// The server's answer is not one. It is broken, or speaks another protocol: tell its keeper.
-    #[error("the server broke the protocol: {violation}")]
+    /// The server sent bytes that the protocol does not allow. It is broken, or it is not an
+    /// Afterimage server: check the address, then report a bug in the server.
     Protocol {
+        /// The server's address.
+        server: Arc<str>,
         /// What it did.
         violation: Violation,
     },
-    /// Too much waits to be sent already. Send less, or come back later.
-    #[error("{queued_bytes} bytes wait to be sent; the limit is {limit_bytes}")]
+    /// Too many bytes wait to be sent. Send fewer requests, or try later.
     QueueFull {
         /// Bytes that wait.
         queued_bytes: usize,
         /// Bytes that may wait: [`max_queued_bytes`](super::ClientOptions::max_queued_bytes).
         limit_bytes: usize,
     },
-    /// The client was closed or dropped, or its runtime was. Make a new one.
-    #[error("the client is closed")]
+    /// The client was closed or dropped, or its runtime was. Create a new client.
     Closed,
 }
 
 impl CallError {
-    /// The status that tells a service's own client of it.
+    /// The status with which a service reports this error to its own client.
     ///
-    /// What is that client's business (a bad image, too much work, too little time) keeps its
-    /// status; what lies between the service and its upstream becomes one of the three upstream
-    /// errors.
+    /// Errors that concern that client (a wrong image, too much work, too little time) keep their
+    /// status. Errors between the service and its upstream become one of the three upstream
+    /// statuses.
     pub fn status(&self) -> Status {
         match self {
             CallError::Server { status, .. } => match status {
@@ -110,12 +118,11 @@ impl CallError {
                 _ => Status::UpstreamError,
             },
             CallError::DeadlineExceeded { .. } => Status::DeadlineExceeded,
-            CallError::ConnectionLost { cause } | CallError::Unavailable { last_error: cause } => {
-                match **cause {
-                    ConnectionError::Violation(_) => Status::UpstreamCorrupt,
-                    _ => Status::UpstreamCrashed,
-                }
-            }
+            CallError::ConnectionLost { cause, .. }
+            | CallError::Unavailable { last_error: cause, .. } => match **cause {
+                ConnectionError::Violation(_) => Status::UpstreamCorrupt,
+                _ => Status::UpstreamCrashed,
+            },
             CallError::Refused { .. } => Status::UpstreamError,
             CallError::TooLarge { .. } => Status::TooLarge,
             CallError::BadArgument { .. } => Status::BadArgument,
@@ -125,12 +132,39 @@ impl CallError {
         }
     }
 
-    /// There is no thread or no event queue for a client.
-    pub(crate) fn no_resources(error: io::Error) -> Self {
-        CallError::Unavailable { last_error: Arc::new(ConnectionError::Connect(error)) }
+    /// Whether the same call may succeed later, without a change to the request, the client or the
+    /// server's configuration.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            CallError::Server { status, .. } => status.is_retryable(),
+            CallError::DeadlineExceeded { .. }
+            | CallError::ConnectionLost { .. }
+            | CallError::Unavailable { .. }
+            | CallError::QueueFull { .. } => true,
+            CallError::Refused { .. }
+            | CallError::TooLarge { .. }
+            | CallError::BadArgument { .. }
+            | CallError::Protocol { .. }
+            | CallError::Closed => false,
+        }
     }
 
-    /// Whether a request that may be sent twice should be sent again right now.
+    /// Whether time ran out, at the client or at the server.
+    pub fn is_timeout(&self) -> bool {
+        matches!(
+            self,
+            CallError::DeadlineExceeded { .. }
+                | CallError::Server { status: Status::DeadlineExceeded, .. }
+        )
+    }
+
+    /// The operating system has no thread or no event queue left for a client.
+    pub(crate) fn no_resources(server: String, error: io::Error) -> Self {
+        let last_error = Arc::new(ConnectionError::Connect(error));
+        CallError::Unavailable { server: server.into(), last_error }
+    }
+
+    /// Whether a request that may be sent twice should be sent again at once.
     pub(super) fn is_worth_another_try(&self) -> bool {
         matches!(
             self,
@@ -140,14 +174,82 @@ impl CallError {
     }
 }
 
-struct Last<'a>(&'a Option<Arc<ConnectionError>>);
-
-impl fmt::Display for Last<'_> {
+impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(error) => write!(f, " (last error: {error})"),
-            None => Ok(()),
+        match self {
+            CallError::Server { server, status, text } => {
+                write!(f, "{server} answered {status}: {text}")
+            }
+            CallError::DeadlineExceeded { server, stage, timeout, .. } => {
+                write!(f, "no answer from {server} within {timeout:?}: {stage}")
+            }
+            CallError::ConnectionLost { server, .. } => {
+                write!(f, "the connection to {server} was lost while the request was in flight")
+            }
+            CallError::Unavailable { server, last_error } => match **last_error {
+                ConnectionError::Connect(_)
+                | ConnectionError::ConnectTimeout { .. }
+                | ConnectionError::HandshakeTimeout { .. } => {
+                    write!(f, "cannot connect to {server}")
+                }
+                _ => write!(f, "not connected to {server}"),
+            },
+            CallError::Refused { server, reason } => match **reason {
+                ConnectionError::Rejected { .. } => write!(f, "{server} refused the connection"),
+                _ => write!(f, "cannot use {server}"),
+            },
+            CallError::TooLarge { bytes, limit } => {
+                write!(f, "the image is {bytes} bytes; the server accepts at most {limit}")
+            }
+            CallError::BadArgument { bytes, expected, shape } => {
+                write!(f, "the image is {bytes} bytes; the model takes {shape} = {expected}")
+            }
+            CallError::Protocol { server, violation: Violation::AnotherProtocol { .. } } => {
+                write!(f, "{server} is not an Afterimage server")
+            }
+            CallError::Protocol { server, .. } => write!(f, "{server} broke the protocol"),
+            CallError::QueueFull { queued_bytes, limit_bytes } => {
+                write!(f, "{queued_bytes} bytes wait to be sent; the limit is {limit_bytes}")
+            }
+            CallError::Closed => f.write_str("the client is closed"),
         }
+    }
+}
+
+impl Error for CallError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            CallError::ConnectionLost { cause, .. }
+            | CallError::DeadlineExceeded { last_error: Some(cause), .. }
+            | CallError::Unavailable { last_error: cause, .. }
+            | CallError::Refused { reason: cause, .. } => Some(&**cause),
+            CallError::Protocol { violation, .. } => Some(violation),
+            _ => None,
+        }
+    }
+}
+
+/// Displays an error and all its causes in one line, separated by colons.
+///
+/// ```
+/// use std::io;
+/// use afterimage_wire::client::{ConnectionError, Report};
+///
+/// let error = ConnectionError::Connect(io::ErrorKind::ConnectionRefused.into());
+/// assert_eq!(Report(&error).to_string(), "connection refused");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Report<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -157,9 +259,9 @@ impl fmt::Display for Last<'_> {
 pub enum Stage {
     /// There was no connection. The request was not sent.
     Connecting,
-    /// As many requests as the server wants were in flight. The request was not sent.
+    /// The server's window was full of other requests. The request was not sent.
     Queued,
-    /// It was sent, or about to be.
+    /// The request was sent, or was about to be.
     AwaitingReply,
 }
 
@@ -168,34 +270,39 @@ impl fmt::Display for Stage {
         f.write_str(match self {
             Stage::Connecting => "still connecting",
             Stage::Queued => "still queued behind other requests",
-            Stage::AwaitingReply => "still awaiting the reply",
+            Stage::AwaitingReply => "still waiting for the reply",
         })
     }
 }
 
-/// Why a connection could not be made, or is no more.
+/// Why a connection could not be opened, or was lost.
+///
+/// The messages do not name the server: [`CallError`] and log lines do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionError {
-    /// The server cannot be reached. Look at its address, whether it runs, and what lies between.
-    #[error("cannot connect: {0}")]
+    /// The server cannot be reached. Check its address, whether it runs, and the network.
+    #[error(transparent)]
     Connect(io::Error),
-    /// Nobody answered at that address in time. Look as above, or allow more time.
-    #[error("cannot connect within {after:?}")]
+    /// The address did not answer in time. Check as above, or allow more time.
+    #[error("no TCP connection within {after:?}")]
     ConnectTimeout {
         /// How long the attempt took.
         after: Duration,
     },
-    /// Whoever answered did not say `Welcome` in time. It may not be an Afterimage server.
-    #[error("connected, but no Welcome came within {after:?}")]
+    /// The server sent no `Welcome` in time. It may not be an Afterimage server.
+    #[error(
+        "the TCP connection was accepted, but no Welcome came within {after:?}; \
+         is it an Afterimage server?"
+    )]
     HandshakeTimeout {
-        /// How long it was waited for.
+        /// How long the client waited for it.
         after: Duration,
     },
     /// The transport failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Io(io::Error),
-    /// One end does not trust the other, or does not speak TLS. Mend certificates, names or the
+    /// One end does not trust the other, or does not speak TLS. Check certificates, names and the
     /// port.
     #[error("TLS: {reason}")]
     Tls {
@@ -205,31 +312,31 @@ pub enum ConnectionError {
     /// The server closed the connection.
     #[error("the server closed the connection")]
     ClosedByPeer,
-    /// Nothing came for so long, not even a reply to a `Ping`, that nobody can be there.
-    #[error("nothing came from the server for {silence:?}")]
+    /// The server sent nothing for a while, not even a reply to a `Ping`.
+    #[error("the server sent nothing for {silence:?}, not even a Pong")]
     Silent {
         /// For how long.
         silence: Duration,
     },
     /// The server answered the handshake, or ended the connection, with an error.
-    #[error("the server ended the connection with {status}: {text}")]
+    #[error("{text} ({status})")]
     Rejected {
         /// What went wrong.
         status: Status,
-        /// The same in the server's words.
+        /// The server's explanation.
         text: Box<str>,
     },
-    /// Another service answers at that address. Mend the address.
+    /// Another kind of service answers at that address. Correct the address.
     #[error("expected {expected} but found {found} ({name:?})")]
     WrongService {
-        /// What the client was told to expect.
+        /// What the client expects.
         expected: Expect,
         /// What answers there.
         found: Role,
-        /// The name that it gives itself.
+        /// The name in the server's `Welcome`.
         name: Box<str>,
     },
-    /// The server wants to speak a version that this client did not offer. Update one of them.
+    /// The server chose a protocol version that this client did not offer. Update one of them.
     #[error("the server speaks version {theirs} of the protocol; this client speaks {ours}")]
     WrongVersion {
         /// The version that this client speaks.
@@ -246,25 +353,27 @@ pub enum ConnectionError {
         limit: usize,
     },
     /// The server broke the protocol in a way that ends the connection.
-    #[error("the server broke the protocol: {0}")]
+    #[error(transparent)]
     Violation(Violation),
 }
 
 impl ConnectionError {
-    /// What became of a transport. A server's objections to a client's certificate come only with
-    /// the first read after the handshake, so this is not for handshakes alone.
+    /// The error of a transport, with TLS errors told apart.
+    ///
+    /// It applies to reads after the handshake, too: a server's refusal of the client's certificate
+    /// arrives with the first of them.
     pub(super) fn of_transport(error: io::Error) -> Self {
         let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
         match tls {
-            // The stream of TLS ended without the word that ends it. No frame is cut short
-            // unnoticed.
+            // The TLS stream ended without a close_notify. Frames carry their length, so no
+            // truncation goes unnoticed.
             None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectionError::ClosedByPeer,
             None => ConnectionError::Io(error),
             Some(error) => ConnectionError::Tls { reason: explain(error).into() },
         }
     }
 
-    /// Whether the next attempt would most likely end the same way.
+    /// Whether the next attempt will most likely fail in the same way.
     pub(super) fn is_permanent(&self) -> bool {
         match self {
             ConnectionError::Rejected { status, .. } => !status.is_retryable(),
@@ -277,63 +386,68 @@ impl ConnectionError {
         }
     }
 
-    /// The error of a call that finds the client in this trouble, for good or for a while.
-    pub(super) fn of_a_call(self: &Arc<Self>, permanent: bool) -> CallError {
+    /// The error of a call that cannot be sent for this reason, permanently or for a while.
+    pub(super) fn of_a_call(self: &Arc<Self>, server: &Arc<str>, permanent: bool) -> CallError {
+        let server = Arc::clone(server);
         match &**self {
             ConnectionError::Violation(violation) if permanent => {
-                CallError::Protocol { violation: violation.clone() }
+                CallError::Protocol { server, violation: violation.clone() }
             }
-            _ if permanent => CallError::Refused { reason: Arc::clone(self) },
-            _ => CallError::Unavailable { last_error: Arc::clone(self) },
+            _ if permanent => CallError::Refused { server, reason: Arc::clone(self) },
+            _ => CallError::Unavailable { server, last_error: Arc::clone(self) },
         }
     }
 }
 
-/// The error in words that say what to do, where the protocol's own do not.
+/// A TLS error with the remedy, where rustls' own text has none.
 fn explain(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidMessage(_) => {
-            "what answers there does not speak TLS: connect without it, or mend the port".into()
+            "the server does not speak TLS on this port; connect without TLS, or to another port"
+                .into()
         }
         rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
             "the server asks for a client's certificate, and none was given".into()
         }
-        rustls::Error::AlertReceived(alert) => format!("the server refuses: {alert:?}"),
+        rustls::Error::AlertReceived(alert) => {
+            format!("the server refused the handshake: {alert:?}")
+        }
         error => error.to_string(),
     }
 }
 
-/// What a server said that no server may say.
+/// Bytes from a server that no server may send.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
-    /// It does not speak this protocol at all.
-    #[error("it does not speak it; its first bytes are \"{}\"", first_bytes.escape_ascii())]
+    /// The server speaks another protocol.
+    #[error("{}first bytes \"{}\"", Spoken(first_bytes), first_bytes.escape_ascii())]
     AnotherProtocol {
-        /// How it began.
+        /// The first bytes that it sent.
         first_bytes: Box<[u8]>,
     },
     /// A frame above [`max_body`](super::ClientOptions::max_body).
     #[error(transparent)]
     Frame(FrameError),
-    /// A body that is not one of its kind.
-    #[error("{} of a reply: {error}", kind.name())]
+    /// A reply whose body does not decode.
+    #[error("malformed {}", kind.name())]
     Body {
-        /// The kind.
+        /// The kind of the reply.
         kind: Kind,
         /// What is wrong with the body.
+        #[source]
         error: BodyError,
     },
-    /// A reply that does not answer the request.
+    /// A reply of the wrong kind for its request.
     #[error("{} came in reply to {request}", kind.name())]
     WrongReply {
-        /// What was asked for.
+        /// The kind of the request.
         request: &'static str,
-        /// What came.
+        /// The kind of the reply.
         kind: Kind,
     },
-    /// A reply to a request that was not made on its connection. Which request is meant cannot be
-    /// known, nor whether the replies that follow are meant for those whose ids they carry.
+    /// A reply to a request that was never sent on this connection. The replies after it may be
+    /// for the wrong requests, too.
     #[error("a reply to request {id:#x}, which was never sent on this connection")]
     UnknownId {
         /// The reply's id.
@@ -347,4 +461,73 @@ pub enum Violation {
         /// How many classes the `Welcome` named.
         classes: u32,
     },
+}
+
+/// The protocol that begins with these bytes, where it is a well-known one.
+struct Spoken<'a>(&'a [u8]);
+
+impl fmt::Display for Spoken<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.0 {
+            [b'H', b'T', b'T', b'P', b'/', ..] => "HTTP",
+            [b'S', b'S', b'H', b'-', ..] => "SSH",
+            [b'-', b'E' | b'N' | b'W', ..] | [b'+', b'O' | b'P', ..] => "the Redis protocol",
+            [0x15, 3, 0..=4, ..] => "TLS",
+            _ => return Ok(()),
+        };
+        write!(f, "it speaks {name}; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> Arc<str> {
+        "127.0.0.1:7400".into()
+    }
+
+    #[test]
+    fn a_report_names_server_and_cause_once() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let rejected = |status, text: &str| ConnectionError::Rejected { status, text: text.into() };
+        let http = Violation::AnotherProtocol { first_bytes: b"HTTP/1.1 400".as_slice().into() };
+        for (cause, permanent, line) in [
+            (
+                ConnectionError::Connect(refused),
+                false,
+                "cannot connect to 127.0.0.1:7400: connection refused",
+            ),
+            (
+                ConnectionError::HandshakeTimeout { after: Duration::from_secs(2) },
+                false,
+                "cannot connect to 127.0.0.1:7400: the TCP connection was accepted, but no Welcome \
+                 came within 2s; is it an Afterimage server?",
+            ),
+            (
+                rejected(Status::Unauthenticated, "the token is wrong"),
+                true,
+                "127.0.0.1:7400 refused the connection: the token is wrong (unauthenticated)",
+            ),
+            (
+                ConnectionError::Violation(http),
+                true,
+                "127.0.0.1:7400 is not an Afterimage server: it speaks HTTP; \
+                 first bytes \"HTTP/1.1 400\"",
+            ),
+        ] {
+            let error = Arc::new(cause).of_a_call(&server(), permanent);
+            assert_eq!(Report(&error).to_string(), line);
+            assert!(error.source().is_some(), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_source_is_the_error_that_caused_it() {
+        let cause = Arc::new(ConnectionError::ClosedByPeer);
+        let error = CallError::ConnectionLost { server: server(), cause };
+        let cause = error.source().and_then(|source| source.downcast_ref());
+        assert!(matches!(cause, Some(ConnectionError::ClosedByPeer)));
+        assert!(error.is_retryable() && !error.is_timeout());
+    }
 }

@@ -1,4 +1,4 @@
-//! The client's task: connects, drives the connection, and begins again when it is gone.
+//! The client's task: it connects, drives the connection, and reconnects when it is lost.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use tokio::time::{sleep, timeout};
 use super::backoff::{Backoff, random_seed};
 use super::connection::{Driver, Ended};
 use super::connector::Connector;
-use super::error::ConnectionError;
+use super::error::{ConnectionError, Report};
 use super::handshake::{Security, shake_hands};
 use super::shared::Shared;
 use super::state::Life;
 use crate::proto::Welcome;
 
-/// Between two looks at a server that refused: seldom enough to bother nobody, often enough that
-/// a mended server is found again without anybody's doing.
+/// Pause before the next attempt after a refusal: long enough not to burden the server, short
+/// enough to notice a corrected configuration without a restart.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 
-/// What a closed client may still take to write what it was given.
+/// Time that a closed client has to write what is left.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a server may take after that to read it all and to close: a second, as servers linger.
+/// Time that a server has after that to read it all and close: servers linger for a second.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// So many connections may finish what is in flight on them before the next one has to wait: a
-/// server that sends its clients away all the time does not get all their sockets.
+/// Connections that may finish their requests before the next one must wait: a server that keeps
+/// sending `GoAway` must not use up the client's sockets.
 const MAX_DRAINING: usize = 4;
 
 /// Keeps the client connected until it is closed.
@@ -44,8 +44,8 @@ pub(super) async fn supervise<C: Connector>(
     let mut backoff = Backoff::new(options.backoff_min, options.backoff_max, seed);
     let mut attempt = 0;
     let mut failures = 0;
-    let server = connector.name();
     loop {
+        let server: Arc<str> = connector.address(attempt).into();
         let opened = tokio::select! {
             biased;
             () = shared.closed() => return,
@@ -57,11 +57,17 @@ pub(super) async fn supervise<C: Connector>(
             Ok((transport, welcome, input)) => {
                 let welcome_name = welcome.name.clone();
                 let welcome = Arc::new(welcome);
-                let attached = Attached::new(&shared, &welcome);
-                let driver =
-                    Driver::new(transport, Arc::clone(&shared), attached.number, welcome, &input);
+                let attached = Attached::new(&shared, &server, &welcome);
+                let driver = Driver::new(
+                    transport,
+                    Arc::clone(&shared),
+                    attached.number,
+                    Arc::clone(&server),
+                    welcome,
+                    &input,
+                );
                 if failures > 0 {
-                    tracing::info!(server, name = welcome_name, "connected");
+                    tracing::info!(%server, name = welcome_name, "connected");
                 }
                 failures = 0;
                 match drive(driver, attached, &server).await {
@@ -77,11 +83,12 @@ pub(super) async fn supervise<C: Connector>(
                 }
             }
             Err(error) => {
-                // The first of a row, and whatever will not mend itself, somebody should read.
+                // Warn on the first failure in a row and on every permanent one; log the rest at
+                // debug.
                 if error.is_permanent() || failures == 0 {
-                    tracing::warn!(server, %error, "cannot connect");
+                    tracing::warn!(%server, error = %Report(&error), "cannot connect");
                 } else {
-                    tracing::debug!(server, %error, "cannot connect");
+                    tracing::debug!(%server, error = %Report(&error), "cannot connect");
                 }
                 failures += 1;
                 let error = Arc::new(error);
@@ -90,7 +97,7 @@ pub(super) async fn supervise<C: Connector>(
                 } else if failures % connector.addresses() != 0 {
                     wait = Some(Duration::ZERO);
                 }
-                shared.with(|state, effects| state.attempt_failed(error, effects));
+                shared.with(|state, effects| state.attempt_failed(server, error, effects));
             }
         }
         tokio::select! {
@@ -126,7 +133,7 @@ async fn open<C: Connector, S: Security>(
     }
 }
 
-/// What became of a driven connection.
+/// How a driven connection ended.
 enum Driven {
     Closed,
     Unhealthy,
@@ -146,19 +153,19 @@ where
             return Driven::Closed;
         }
         Some(Ended::Lost(cause)) => {
-            tracing::debug!(server, %cause, "the connection is lost");
+            tracing::debug!(server, cause = %Report(&cause), "the connection is lost");
             attached.lose(cause);
         }
         Some(Ended::GoAway) => {
             tokio::spawn(drain(driver, attached));
-            // At once, but for a server that does nothing else than send its clients away.
+            // At once, except for a server that does nothing but send `GoAway`.
             return if healthy { Driven::Healthy { go_away: true } } else { Driven::Unhealthy };
         }
     }
     if healthy { Driven::Healthy { go_away: false } } else { Driven::Unhealthy }
 }
 
-/// Drives a connection that gets no more requests until the last one is answered.
+/// Drives a connection without new requests until the last one is answered.
 async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut attached: Attached) {
     let ended = until_flushed(&attached.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
     match ended {
@@ -172,12 +179,12 @@ async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut att
     }
 }
 
-/// Waits, not for long, until the server has taken what was written and closed in its turn.
+/// Waits briefly until the server has received all writes and closed the connection.
 async fn linger<T: AsyncRead + AsyncWrite + Unpin>(driver: Driver<T>) {
     let _ = timeout(LINGER, driver.see_off()).await;
 }
 
-/// Waits for `driven`, but not for long once the client is closed.
+/// Waits for `driven`, but only briefly once the client is closed.
 async fn until_flushed(shared: &Shared, driven: impl Future<Output = Ended>) -> Option<Ended> {
     let late = async {
         shared.closed().await;
@@ -190,7 +197,7 @@ async fn until_flushed(shared: &Shared, driven: impl Future<Output = Ended>) -> 
     }
 }
 
-/// A line in the shared state; it leaves with this value, whatever ends its task.
+/// A connection's entry in the shared state; removed when this is dropped, however its task ends.
 struct Attached {
     shared: Arc<Shared>,
     number: u64,
@@ -198,9 +205,11 @@ struct Attached {
 }
 
 impl Attached {
-    fn new(shared: &Arc<Shared>, welcome: &Arc<Welcome>) -> Self {
+    fn new(shared: &Arc<Shared>, server: &Arc<str>, welcome: &Arc<Welcome>) -> Self {
         let now = shared.now();
-        let number = shared.with(|state, effects| state.attach(now, Arc::clone(welcome), effects));
+        let number = shared.with(|state, effects| {
+            state.attach(now, Arc::clone(server), Arc::clone(welcome), effects)
+        });
         Attached { shared: Arc::clone(shared), number, cause: None }
     }
 
@@ -212,8 +221,7 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let cause = self.cause.take().unwrap_or_else(|| {
-            // Nobody said what became of the connection: the task itself was dropped, and the
-            // client with it.
+            // No cause is set: the task itself was dropped, and the client with it.
             self.shared.terminate();
             ConnectionError::ClosedByPeer
         });
@@ -221,7 +229,7 @@ impl Drop for Attached {
     }
 }
 
-/// Ends the client with its task, however that ends: its runtime may be dropped.
+/// Ends the client with its task, even if the runtime drops the task.
 struct End(Arc<Shared>);
 
 impl Drop for End {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use afterimage_wire::client::Expect;
+use afterimage_wire::client::{Expect, Report};
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
@@ -96,7 +96,7 @@ async fn a_wrong_token_and_a_wrong_service_are_refused() {
     assert!(matches!(error, CallError::Refused { .. }), "{error}");
     let wrong = options().token("secret").expect(Expect::Cache);
     let error = soon(Client::connect(server.address, wrong)).await.unwrap_err();
-    assert!(error.to_string().contains("expected a cache but found memo"), "{error}");
+    assert!(Report(&error).to_string().contains("expected a cache but found memo"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -144,6 +144,9 @@ async fn a_call_may_have_a_timeout_of_its_own() {
     let (client, mut peer, _listener) = pair(options()).await;
     let short = CallOptions::new().timeout(Duration::from_millis(20));
     let error = soon(client.classify_with(&[1], short)).await.unwrap_err();
-    assert_eq!(error.to_string(), "no answer within 20ms: still awaiting the reply");
+    assert_eq!(
+        error.to_string(),
+        "no answer from the server within 20ms: still waiting for the reply"
+    );
     peer.expect(Kind::ClassifyReq).await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use afterimage_wire::client::{ConnectionError, Expect, Violation};
+use afterimage_wire::client::{ConnectionError, Expect, Report, Violation};
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
 use afterimage_wire::proto::{Kind, Message, Role, Welcome};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
@@ -38,9 +38,8 @@ async fn a_wrong_token_is_refused_in_the_servers_words() {
     .await;
     assert!(matches!(error, CallError::Refused { .. }), "{error}");
     assert_eq!(
-        error.to_string(),
-        "the server was reached but will not do: \
-         the server ended the connection with unauthenticated: no such token"
+        Report(&error).to_string(),
+        "the server refused the connection: no such token (unauthenticated)"
     );
 }
 
@@ -95,8 +94,8 @@ async fn a_wrong_service_is_refused_naming_both() {
     })
     .await;
     assert_eq!(
-        error.to_string(),
-        "the server was reached but will not do: expected a cache but found classifier (\"fake\")"
+        Report(&error).to_string(),
+        "cannot use the server: expected a cache but found classifier (\"fake\")"
     );
 }
 
@@ -106,7 +105,7 @@ async fn a_version_that_was_not_offered_is_refused() {
         peer.send(0, Message::Welcome(Welcome { version: 2, ..welcome() })).await;
     })
     .await;
-    let CallError::Refused { reason } = &error else {
+    let CallError::Refused { reason, .. } = &error else {
         panic!("{error}");
     };
     assert!(matches!(**reason, ConnectionError::WrongVersion { ours: 1, theirs: 2 }));
@@ -118,8 +117,8 @@ async fn a_token_that_does_not_fit_is_refused_before_it_is_sent() {
     let client = Client::with_connector(connector, options().token([b'x'; 1025]));
     let error = soon(client.classify(&[1])).await.unwrap_err();
     assert_eq!(
-        error.to_string(),
-        "the server was reached but will not do: the token is 1025 bytes; the limit is 1024"
+        Report(&error).to_string(),
+        "cannot use the server: the token is 1025 bytes; the limit is 1024"
     );
 }
 
@@ -130,8 +129,8 @@ async fn a_server_that_speaks_http_is_told_apart() {
     })
     .await;
     assert_eq!(
-        error.to_string(),
-        "the server broke the protocol: it does not speak it; its first bytes are \
+        Report(&error).to_string(),
+        "the server is not an Afterimage server: it speaks HTTP; first bytes \
          \"HTTP/1.1 400 Bad Request\\r\\nConnec\""
     );
 }
@@ -141,7 +140,7 @@ async fn a_server_that_speaks_garbage_is_told_apart() {
     for garbage in [&b"220 smtp\r\n"[..], &[0xFF; 100], &[0; 100], b"x"] {
         let error = answered_with(options(), async move |peer| peer.raw(garbage).await).await;
         let violation = match &error {
-            CallError::Protocol { violation } => violation,
+            CallError::Protocol { violation, .. } => violation,
             _ => panic!("{error}"),
         };
         let known = matches!(violation, Violation::AnotherProtocol { .. });
@@ -156,14 +155,14 @@ async fn a_welcome_that_is_too_large_or_broken_is_a_violation() {
     })
     .await;
     let expected = "the server broke the protocol: frame body is 4097 bytes; the limit is 4096";
-    assert_eq!(error.to_string(), expected);
+    assert_eq!(Report(&error).to_string(), expected);
     let error = answered_with(options(), async |peer| {
         peer.raw(&header(Kind::Welcome, 0, 0)).await;
     })
     .await;
     let expected =
-        "the server broke the protocol: Welcome of a reply: the body ends inside the magic";
-    assert_eq!(error.to_string(), expected);
+        "the server broke the protocol: malformed Welcome: the body ends inside the magic";
+    assert_eq!(Report(&error).to_string(), expected);
 }
 
 #[tokio::test]
@@ -174,7 +173,11 @@ async fn a_server_that_never_welcomes_is_a_handshake_timeout() {
     let client = Client::with_connector(connector, options);
     let _mute = listener.accept().await;
     let error = soon(client.classify(&[1])).await.unwrap_err();
-    assert_eq!(error.to_string(), "not connected: connected, but no Welcome came within 20ms");
+    assert_eq!(
+        Report(&error).to_string(),
+        "cannot connect to the server: the TCP connection was accepted, but no Welcome came within \
+         20ms; is it an Afterimage server?"
+    );
     // The next attempt is made by itself.
     tokio::spawn(listener.welcome().await.serve());
     soon(client.connected(timeout * 1000)).await.ok();

@@ -138,7 +138,7 @@ async fn an_image_that_the_server_cannot_take_is_refused_without_a_round_trip() 
     let welcome = Welcome { shape, max_body: 4096, ..welcome() };
     let (client, peer, _listener) = pair_with(options(), welcome).await;
     let error = soon(client.classify(&[0; 5000])).await.unwrap_err();
-    assert_eq!(error.to_string(), "the image is 5000 bytes; the server takes 4096");
+    assert_eq!(error.to_string(), "the image is 5000 bytes; the server accepts at most 4096");
     assert_eq!(error.status(), Status::TooLarge);
     let error = soon(client.classify(&[0; 783])).await.unwrap_err();
     assert_eq!(error.to_string(), "the image is 783 bytes; the model takes 28×28 = 784");
@@ -178,7 +178,7 @@ async fn a_silent_peer_is_asked_for_a_sign_of_life_and_then_given_up() {
         async move { client.classify_with(&[1], once).await }
     });
     let error = soon(call).await.unwrap().unwrap_err();
-    let CallError::ConnectionLost { cause } = &error else {
+    let CallError::ConnectionLost { cause, .. } = &error else {
         panic!("{error}");
     };
     assert!(matches!(**cause, ConnectionError::Silent { silence } if silence >= 2 * interval));

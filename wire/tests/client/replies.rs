@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use afterimage_wire::client::{CallOptions, Violation};
+use afterimage_wire::client::{CallOptions, Report, Violation};
 use afterimage_wire::proto::{Kind, Message, Snapshot, Welcome};
 use afterimage_wire::{CallError, Status};
 
@@ -150,7 +150,7 @@ async fn a_reply_to_what_was_never_asked_ends_its_connection_and_is_upstream_cor
         assert_eq!(soon(first).await.unwrap().unwrap(), [Some(1)]);
         let error = soon(second).await.unwrap().unwrap_err();
         assert_eq!(error.status(), Status::UpstreamCorrupt);
-        assert!(error.to_string().contains("never sent on this connection"), "{error}");
+        assert!(Report(&error).to_string().contains("never sent on this connection"), "{error}");
         assert_eq!(client.counters().unknown_ids, 1);
         // The next connection is as good as any.
         tokio::spawn(listener.accept().await.serve());
@@ -222,7 +222,7 @@ async fn what_the_server_says_reaches_the_caller() {
     let (status, text, connection) = (Status::Overloaded, "come back later", false);
     peer.send(id, Message::Error { status, text, connection }).await;
     let error = soon(call).await.unwrap().unwrap_err();
-    assert_eq!(error.to_string(), "the server answered overloaded: come back later");
+    assert_eq!(Report(&error).to_string(), "the server answered overloaded: come back later");
     assert_eq!(error.status(), Status::Overloaded);
 }
 
@@ -252,8 +252,8 @@ async fn a_nonsensical_reply_is_a_typed_error_and_the_connection_goes_on() {
     })
     .await;
     assert_eq!(
-        error.to_string(),
-        "the server broke the protocol: ClassifyResp of a reply: 1 bytes too many at the end of the body"
+        Report(&error).to_string(),
+        "the server broke the protocol: malformed ClassifyResp: 1 bytes too many at the end of the body"
     );
     assert!(connected);
 
@@ -264,7 +264,7 @@ async fn a_nonsensical_reply_is_a_typed_error_and_the_connection_goes_on() {
     })
     .await;
     let expected = "the server broke the protocol: CacheResp came in reply to ClassifyReq";
-    assert_eq!(error.to_string(), expected);
+    assert_eq!(Report(&error).to_string(), expected);
     assert!(connected);
 
     let (error, connected) = answered_with(|id| {
@@ -274,14 +274,17 @@ async fn a_nonsensical_reply_is_a_typed_error_and_the_connection_goes_on() {
     })
     .await;
     let expected = "the server broke the protocol: the label is 10; the model has 10 classes";
-    assert_eq!(error.to_string(), expected);
+    assert_eq!(Report(&error).to_string(), expected);
     assert!(connected);
 
     let (error, connected) = answered_with(|id| header(Kind::StatsReq, id, 0).to_vec()).await;
     assert!(
         matches!(
             &error,
-            CallError::Protocol { violation: Violation::WrongReply { kind: Kind::StatsReq, .. } }
+            CallError::Protocol {
+                violation: Violation::WrongReply { kind: Kind::StatsReq, .. },
+                ..
+            }
         ),
         "{error}"
     );
@@ -298,7 +301,7 @@ async fn a_frame_of_an_unknown_kind_is_stepped_over_whatever_id_it_has() {
         bytes
     })
     .await;
-    assert!(error.to_string().contains("the real reply"), "{error}");
+    assert!(Report(&error).to_string().contains("the real reply"), "{error}");
     assert!(connected);
 }
 
@@ -307,7 +310,7 @@ async fn a_reply_that_is_too_large_ends_the_connection_before_it_arrives() {
     let (error, connected) =
         answered_with(|id| header(Kind::ClassifyResp, id, 100_001).to_vec()).await;
     assert_eq!(
-        error.to_string(),
+        Report(&error).to_string(),
         "the server broke the protocol: frame body is 100001 bytes; the limit is 100000"
     );
     assert!(!connected);

@@ -1,0 +1,432 @@
+"""The blocking client: one connection, many requests in flight, and one new connection when the old one has ended."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import ssl as tls
+import struct
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Type, Union, overload
+
+from . import protocol
+from .protocol import (
+    CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, MAX_TOKEN, PING,
+    PONG, SHUTTING_DOWN, SNAPSHOT_REQ, SNAPSHOT_RESP, STATS_REQ, STATS_RESP, VERSION, WELCOME, WRITE, Failed, Frame,
+    Label, Lost, Malformed, Reply, Snapshot, StatsValue, Welcome, flat, integer,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Literal
+
+READ_SIZE = 1 << 18
+#: Bytes that are encoded before the socket takes them: enough to keep it busy.
+SEND_AHEAD = 1 << 18
+#: Bytes of requests in flight. The client keeps them for a repetition, so it limits them.
+MAX_IN_FLIGHT_BYTES = 1 << 26
+#: The highest values of the integers in a request.
+U64, I64_MIN, I64_MAX = (1 << 64) - 1, -(1 << 63), (1 << 63) - 1
+
+
+class Ended(Lost):
+    """The connection has ended, so its requests may be repeated on another one."""
+
+
+class Connection:
+    """A non-blocking socket, TCP or TLS, with the bytes that wait to be sent and to be decoded."""
+
+    def __init__(self, host: str, port: int, timeout: Optional[float], ssl: Optional[tls.SSLContext],
+                 server_hostname: Optional[str]) -> None:
+        self.timeout = timeout
+        self.out = bytearray()
+        self.received = bytearray()
+        self.going_away = False
+        self.socket = socket.create_connection((host, port), timeout)
+        try:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if ssl is not None:
+                self.socket = ssl.wrap_socket(self.socket, server_hostname=server_hostname or host)
+            self.socket.setblocking(False)
+        except BaseException:
+            self.socket.close()
+            raise
+        self.selector = selectors.DefaultSelector()
+        self.selector.register(self.socket, selectors.EVENT_READ)
+
+    def close(self) -> None:
+        self.selector.close()
+        self.socket.close()
+
+    def step(self) -> List[Frame]:
+        """Waits until the socket is ready, and sends or receives once. Returns the frames that came."""
+        self.selector.modify(self.socket, selectors.EVENT_READ | (selectors.EVENT_WRITE if self.out else 0))
+        ready = self.selector.select(self.timeout)
+        if not ready:
+            raise Lost(f"the server has neither sent nor read a byte for {self.timeout} s")
+        if ready[0][1] & selectors.EVENT_READ:
+            return self.receive()
+        try:
+            del self.out[:self.socket.send(self.out)]
+        except (BlockingIOError, tls.SSLWantReadError, tls.SSLWantWriteError):
+            pass  # The socket is full, or TLS must read first.
+        except OSError as error:
+            raise Ended(f"the connection failed: {error}") from error
+        return []
+
+    def receive(self) -> List[Frame]:
+        """Receives once without waiting. Returns the frames that came."""
+        try:
+            data = self.socket.recv(READ_SIZE)
+        except (BlockingIOError, tls.SSLWantReadError, tls.SSLWantWriteError):
+            return []  # Nothing has come, or only a part of a TLS record.
+        except OSError as error:
+            raise Ended(f"the connection failed: {error}") from error
+        if not data:
+            raise Ended("the server closed the connection")
+        self.received += data
+        frames, at = [], 0
+        while (taken := protocol.take_frame(self.received, at)) is not None:
+            frame, at = taken
+            frames.append(frame)
+            self.going_away |= frame.kind == GO_AWAY
+        del self.received[:at]
+        return frames
+
+
+class Request(NamedTuple):
+    """A request before it has an id. `reply` is the kind of the reply, None for a write."""
+
+    kind: int
+    body: bytes
+    reply: Optional[int]
+    flags: int = 0
+    budget_ms: int = 0
+
+
+class Pending:
+    """A request that was sent and has no reply yet."""
+
+    __slots__ = ("index", "reply", "frame", "repeated")
+
+    def __init__(self, index: int, reply: Optional[int], frame: bytes) -> None:
+        self.index, self.reply, self.frame, self.repeated = index, reply, frame, False
+
+
+class Call:
+    """The state of one call: its requests, their results, and the requests in flight."""
+
+    def __init__(self, requests: Iterator[Request]) -> None:
+        self.requests = requests
+        self.results: List[Reply] = []
+        self.pending: Dict[int, Pending] = {}
+        self.pending_bytes = 0
+        self.again: Dict[int, Pending] = {}
+        self.writes: List[int] = []
+        self.exhausted = False
+        self.error: Optional[BaseException] = None
+        self.may_reconnect = True
+
+    def next(self) -> Optional[Request]:
+        """The next request. An error of the caller's iterator or of an argument ends the call, not the connection."""
+        try:
+            return next(self.requests)
+        except StopIteration:
+            pass
+        except BaseException as error:
+            self.error = error
+        self.exhausted = True
+        return None
+
+    def remove(self, request_id: int) -> Pending:
+        pending = self.pending.pop(request_id)
+        self.pending_bytes -= len(pending.frame)
+        return pending
+
+    def reconnects(self) -> bool:
+        """Whether the call may make a new connection: once, and once more after each reply."""
+        allowed, self.may_reconnect = self.may_reconnect, False
+        return allowed
+
+
+class Client:
+    """A client with one connection, for one thread at a time.
+
+    `timeout` is the time in seconds after which a call fails if no byte is sent or received. With `ssl`, an
+    ssl.SSLContext, the client speaks TLS; the server's certificate must be valid for `server_hostname` (default:
+    `host`).
+
+    When the server has closed the connection, the next call makes a new one and repeats the requests that have no
+    reply. All requests are safe to repeat.
+    """
+
+    def __init__(self, host: str, port: int, token: Buffer = b"", timeout: Optional[float] = 10.0,
+                 ssl: Optional[tls.SSLContext] = None, server_hostname: Optional[str] = None) -> None:
+        token = flat(token, "the token")
+        if len(token) > MAX_TOKEN:
+            raise ValueError(f"the token is {len(token)} bytes; the limit is {MAX_TOKEN}")
+        self._hello = protocol.hello(token)
+        self._server = (host, port, timeout, ssl, server_hostname)
+        self._next_id = 1  # 0 is the id of each Hello.
+        self._connection: Optional[Connection] = None
+        #: Whether `close` was called.
+        self.closed = False
+        #: Replies that no request waited for, such as the Error of a write.
+        self.dropped = 0
+        #: Connections that the client has made.
+        self.connects = 0
+        #: The server's Welcome on the newest connection.
+        self.welcome: Welcome
+        self._connect()
+
+    # Requests.
+
+    def classify(self, image: Buffer, budget_ms: int = 0) -> Label:
+        """The label of an image: any C-contiguous buffer of uint8."""
+        result = self._one(self._classify_request(image, budget_ms))
+        assert isinstance(result, Label)
+        return result
+
+    @overload
+    def classify_many(self, images: Iterable[Buffer], budget_ms: int = 0,
+                      return_exceptions: Literal[False] = False) -> List[Label]: ...
+
+    @overload
+    def classify_many(self, images: Iterable[Buffer], budget_ms: int = 0, *,
+                      return_exceptions: Literal[True]) -> List[Union[Label, Failed]]: ...
+
+    def classify_many(self, images: Iterable[Buffer], budget_ms: int = 0, return_exceptions: bool = False) -> Any:
+        """The labels of many images, in the order of the images.
+
+        The requests are pipelined. With `return_exceptions` the list holds a Failed for each image whose request has
+        failed; otherwise the first Failed is raised.
+        """
+        results = self._many(self._classify_request(image, budget_ms) for image in images)
+        if not return_exceptions:
+            for result in results:
+                if isinstance(result, Failed):
+                    raise result
+        return results
+
+    def get(self, key: int, budget_ms: int = 0) -> Optional[int]:
+        """The value of a key in a cache. None if the cache does not have the key."""
+        body = struct.pack("<Q", integer(key, 0, U64, "the key"))
+        result = self._one(Request(CACHE_REQ, body, CACHE_RESP, 0, budget(budget_ms)))
+        assert result is None or isinstance(result, int)
+        return result
+
+    def set(self, key: int, value: int) -> None:
+        """Writes a value to a cache. There is no reply. A later `get` of this client sees the value, if it is kept."""
+        numbers = integer(key, 0, U64, "the key"), integer(value, I64_MIN, I64_MAX, "the value")
+        self._many(iter([Request(CACHE_REQ, struct.pack("<Qq", *numbers), None, WRITE)]))
+
+    def ping(self, data: Buffer = b"") -> float:
+        """The round-trip time of a Ping in seconds. `data` is at most 64 bytes."""
+        data = flat(data, "the data of a ping")
+        if len(data) > MAX_PING:
+            raise ValueError(f"the data of a ping is {len(data)} bytes; the limit is {MAX_PING}")
+        start = time.perf_counter()
+        if self._one(Request(PING, data, PONG)) != data:
+            self._disconnect()
+            raise Malformed("the Pong has other bytes than the Ping")
+        return time.perf_counter() - start
+
+    def stats(self) -> Dict[str, StatsValue]:
+        """The server's statistics by name, in the server's order.
+
+        A value is an integer, a text, a list of pairs (upper bound, count), or the bytes of an unknown type.
+        """
+        entries = self._one(Request(STATS_REQ, b"", STATS_RESP))
+        assert isinstance(entries, list)
+        return protocol.by_name(entries)
+
+    def snapshot(self) -> Snapshot:
+        """Makes the server write a snapshot to its own file. A large store may need a larger `timeout`."""
+        result = self._one(Request(SNAPSHOT_REQ, b"", SNAPSHOT_RESP))
+        assert isinstance(result, Snapshot)
+        return result
+
+    # The connection.
+
+    @property
+    def going_away(self) -> bool:
+        """Whether the server has announced that it will close the connection, or has closed it.
+
+        The next call makes a new connection. This property only reads bytes that have already come.
+        """
+        self._notice()
+        return self._connection is None or self._connection.going_away
+
+    def close(self) -> None:
+        """Closes the connection. Later calls raise Lost."""
+        self.closed = True
+        self._disconnect()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 traceback: Optional[TracebackType]) -> None:
+        self.close()
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _notice(self) -> None:
+        """Receives the bytes that came between two calls: a GoAway, the end of the stream, late replies."""
+        try:
+            while self._connection is not None and (frames := self._connection.receive()):
+                for frame in frames:
+                    self._receive(frame, Call(iter(())))
+        except (Lost, Failed, Malformed):
+            self._disconnect()
+
+    def _connect(self) -> None:
+        """Makes a connection and reads the Welcome. Raises OSError when the server cannot be reached."""
+        self._disconnect()
+        self._connection = Connection(*self._server)
+        try:
+            call = Call(iter([Request(HELLO, self._hello, WELCOME)]))
+            self._exchange(call, window=1)
+            welcome = call.results[0]
+            if isinstance(welcome, Failed):
+                raise welcome
+            if not isinstance(welcome, Welcome):
+                raise Ended("the server shuts down")
+            if welcome.version != VERSION:
+                raise Malformed(f"the server chose version {welcome.version}; the client offered only {VERSION}")
+        except BaseException:
+            self._disconnect()
+            raise
+        self.welcome = welcome
+        self.connects += 1
+
+    # Calls.
+
+    def _classify_request(self, image: Buffer, budget_ms: int) -> Request:
+        body = flat(image, "an image")
+        if len(body) > self.welcome.max_body:
+            raise ValueError(f"an image is {len(body)} bytes; the server takes at most {self.welcome.max_body}")
+        return Request(CLASSIFY_REQ, body, CLASSIFY_RESP, 0, budget(budget_ms))
+
+    def _one(self, request: Request) -> Reply:
+        result, = self._many(iter([request]))
+        if isinstance(result, Failed):
+            raise result
+        return result
+
+    def _many(self, requests: Iterator[Request]) -> List[Reply]:
+        """Sends all requests and returns their results. Repeats them once if the connection ends."""
+        if self.closed:
+            raise Lost("the client is closed")
+        call = Call(requests)
+        self._notice()
+        while True:
+            try:
+                if self._connection is None or self._connection.going_away:
+                    call.reconnects()
+                    self._reconnect(call)
+                self._exchange(call, max(1, self.welcome.window))
+            except Ended:
+                self._disconnect()
+                if not call.may_reconnect:
+                    raise
+                continue
+            except BaseException:  # The stream may have stopped inside a frame: the connection is of no more use.
+                self._disconnect()
+                raise
+            if call.error is not None:
+                raise call.error
+            if call.exhausted and not call.pending and not call.again:
+                return call.results
+            # The server has sent GoAway: the rest of the requests needs a new connection.
+            if not call.may_reconnect:
+                raise Lost("the server sent GoAway again before it answered a request")
+
+    def _reconnect(self, call: Call) -> None:
+        try:
+            self._connect()
+        except OSError as error:
+            raise Lost(f"cannot connect again to {self._server[0]}:{self._server[1]}: {error}") from error
+        assert self._connection is not None
+        for request_id, pending in call.again.items():
+            call.pending[request_id] = pending
+            call.pending_bytes += len(pending.frame)
+        call.again.clear()
+        for _, pending in sorted(call.pending.items()):
+            self._connection.out += pending.frame
+
+    def _exchange(self, call: Call, window: int) -> None:
+        """Sends requests and receives replies until all are answered, or until the server sends GoAway.
+
+        Reads while it writes, as the protocol requires, with at most a window of requests in flight.
+        """
+        connection = self._connection
+        assert connection is not None
+        while True:
+            while (not connection.going_away and not call.exhausted and len(connection.out) < SEND_AHEAD
+                   and len(call.pending) < window and call.pending_bytes < MAX_IN_FLIGHT_BYTES):
+                request = call.next()
+                if request is not None:
+                    self._send(connection, call, request)
+            if call.error is not None:
+                return
+            if not connection.out:
+                for request_id in call.writes:  # They have no reply: they end when they are sent.
+                    call.remove(request_id)
+                call.writes.clear()
+                if not call.pending:
+                    return
+            for frame in connection.step():
+                self._receive(frame, call)
+
+    def _send(self, connection: Connection, call: Call, request: Request) -> None:
+        request_id = 0
+        if request.kind != HELLO:
+            request_id, self._next_id = self._next_id, self._next_id + 1
+        frame = protocol.frame(request.kind, request.flags, request.budget_ms, request_id, request.body)
+        connection.out += frame
+        call.pending[request_id] = Pending(len(call.results), request.reply, frame)
+        call.pending_bytes += len(frame)
+        if request.reply is None:
+            call.writes.append(request_id)
+        call.results.append(None)
+
+    def _receive(self, frame: Frame, call: Call) -> None:
+        """Stores the result of one reply."""
+        content = frame.content
+        if frame.kind == GO_AWAY:
+            return
+        if isinstance(content, Failed) and content.connection:
+            if content.status == SHUTTING_DOWN:
+                raise Ended(f"the server closed the connection: {content}")
+            raise content
+        if content is None and frame.kind != CACHE_RESP:
+            self.dropped += 1
+            return
+        if frame.request_id >= self._next_id:
+            raise Malformed(f"a reply has the id {frame.request_id}, which no request had")
+        pending = call.pending.get(frame.request_id)
+        if pending is None or pending.reply is None:
+            self.dropped += 1
+            return
+        if frame.kind not in (pending.reply, ERROR):
+            raise Malformed(
+                f"the reply to request {frame.request_id} has kind {frame.kind:#04x}, not {pending.reply:#04x}")
+        call.remove(frame.request_id)
+        if isinstance(content, Failed) and content.status == SHUTTING_DOWN and not pending.repeated:
+            # The server has not started the request: it goes to the next connection.
+            pending.repeated = True
+            call.again[frame.request_id] = pending
+            if self._connection is not None:
+                self._connection.going_away = True
+            return
+        call.results[pending.index] = content
+        call.may_reconnect = True
+
+
+def budget(budget_ms: int) -> int:
+    """A valid time budget."""
+    return integer(budget_ms, 0, MAX_BUDGET_MS, "budget_ms")
