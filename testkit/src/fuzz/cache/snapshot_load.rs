@@ -1,4 +1,4 @@
-//! Any file as a snapshot, against `SNAPSHOT.md` read once more.
+//! Any file as a snapshot, against an independent reading of `SNAPSHOT.md`.
 
 use crate::fuzz::{Rng, Seed, Source};
 use afterimage_cache::snapshot::{LoadError, load};
@@ -12,11 +12,11 @@ const MAGIC: &[u8; 8] = b"\x89AFTIMG\n";
 const HEADER: usize = 36;
 const BLOCK_ENTRIES_MAX: usize = 4096;
 
-/// Input: `u8` what to do with the file, `u8` capacity of the table, `u16` place of a wrong bit,
-/// then the file.
+/// Input: `u8` changes to the file, `u8` capacity of the table, `u16` position of a wrong bit, then
+/// the file.
 ///
-/// No fuzzer guesses a checksum. Two bits of the first byte say whether the checksums are made
-/// right before loading, and whether one bit is made wrong after that.
+/// A fuzzer cannot guess a checksum. Two bits of the first byte decide whether the checksums are
+/// corrected before loading, and whether one bit is flipped after that.
 pub(super) fn snapshot_load(data: &[u8]) {
     let mut source = Source::new(data);
     let bits = source.u8();
@@ -45,10 +45,10 @@ pub(super) fn snapshot_load(data: &[u8]) {
             assert_eq!(report.entries, entries.len() as u64);
             assert!(report.evicted <= report.restored && report.restored <= report.entries);
             for (key, value) in contents(&table) {
-                // What was there before is newer, but it may have left, and then come from the
-                // file.
+                // Entries from before are newer than the file. One may have been evicted and then
+                // restored from the file.
                 let is_known = before.get(&key) == Some(&value) || entries.contains(&(key, value));
-                assert!(is_known, "{key:#x} has {value:#x}, which nobody wrote");
+                assert!(is_known, "{key:#x} has {value:#x}, which was never written");
             }
             assert_eq!(table.len(), before.len() as u64 + report.restored - report.evicted);
         }
@@ -74,7 +74,7 @@ fn contents(table: &Table) -> HashMap<u64, u64> {
     table.entries().map(|entry| (entry.key, entry.value)).collect()
 }
 
-/// All pairs of a file that is a snapshot of version 1, `None` for any other.
+/// All pairs of a valid snapshot of version 1; `None` for any other file.
 fn parse(file: &[u8]) -> Option<Vec<(u64, u64)>> {
     let (header, mut rest) = file.split_at_checked(HEADER)?;
     let is_right = header.starts_with(MAGIC)
@@ -103,7 +103,7 @@ fn parse(file: &[u8]) -> Option<Vec<(u64, u64)>> {
     (pairs.len() as u64 == promised && rest.is_empty()).then_some(pairs)
 }
 
-/// Makes the checksums right of all that looks like a header and blocks.
+/// Corrects the checksums of everything that looks like a header or a block.
 fn seal(file: &mut [u8]) {
     if file.len() < HEADER {
         return;
@@ -136,7 +136,7 @@ struct Temporary(PathBuf);
 impl Temporary {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Where there is a file system in memory, a file costs no disk's time.
+        // In a file system in memory, a file needs no disk access.
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -146,12 +146,12 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // It may not have been made.
+        // The file may not exist.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// Right files of some shapes, as they are and with a wrong bit.
+/// Valid files of several shapes, unchanged and with a wrong bit.
 pub(super) fn seeds() -> Vec<Seed> {
     let mut rng = Rng(11);
     let mut seeds = Vec::new();
@@ -171,7 +171,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         for &count in blocks {
             file.extend_from_slice(&(count as u32).to_le_bytes());
             for field in 0..2 * count {
-                // Keys among them that are in the table already.
+                // Some keys are already in the table.
                 let number = if field % 3 == 0 { rng.number() % 16 } else { rng.number() };
                 file.extend_from_slice(&number.to_le_bytes());
             }

@@ -1,12 +1,11 @@
-//! The table against a map.
+//! The label table against a map.
 
 use crate::fuzz::{Rng, Seed, Source};
 use afterimage_cache::Hashed;
 use afterimage_cache::table::{Capacity, Entry, Insert, Table};
 use std::collections::HashMap;
 
-/// Input: `u8` capacity, `u8` number of keys, then operations: each a byte, what it needs behind
-/// it.
+/// Input: `u8` capacity, `u8` number of keys, then operations: a byte each, with their arguments.
 pub(super) fn table_model(data: &[u8]) {
     let mut source = Source::new(data);
     let capacity = 1 + u64::from(source.u8() % 64);
@@ -26,7 +25,7 @@ pub(super) fn table_model(data: &[u8]) {
 struct Pair {
     table: Table,
     model: HashMap<u64, u64>,
-    /// Keys that are used; more than the table holds, or fewer.
+    /// Number of keys in use, more or fewer than the table holds.
     keys: u8,
 }
 
@@ -68,7 +67,7 @@ impl Pair {
                 assert_eq!(values, expected, "get_many {wanted:x?}");
             }
             13 => {
-                // As from a snapshot, with any heat.
+                // As loaded from a snapshot, with any heat.
                 let entry = Entry { key, value: source.u64(), heat: source.u8() };
                 match self.table.restore(entry) {
                     None => assert!(self.model.contains_key(&key), "{key:#x} was not there"),
@@ -77,7 +76,7 @@ impl Pair {
             }
             14 => self.compare_all(),
             _ => {
-                // Seldom: little happens in an empty table.
+                // Rare, because an empty table does little.
                 if key == 0 {
                     self.table.clear();
                     self.model.clear();
@@ -97,10 +96,10 @@ impl Pair {
         } else {
             self.went_in(key, value, outcome);
         }
-        assert_eq!(self.table.get(key), Some(value), "what was written is there");
+        assert_eq!(self.table.get(key), Some(value), "a written value is there");
     }
 
-    /// A key that was not there is there now; another may have left.
+    /// A new key was inserted; another one may have been evicted.
     fn went_in(&mut self, key: u64, value: u64, outcome: Insert) {
         assert_eq!(self.model.insert(key, value), None, "{key:#x} was there");
         match outcome {
@@ -113,7 +112,7 @@ impl Pair {
         }
     }
 
-    /// Every key's value, and the list of all entries.
+    /// Compares every key's value with the list of all entries.
     fn compare_all(&self) {
         let mut listed = HashMap::new();
         for entry in self.table.entries() {
@@ -124,7 +123,7 @@ impl Pair {
     }
 }
 
-/// Operations at random, on tables of some sizes.
+/// Random operations on tables of several sizes.
 pub(super) fn seeds() -> Vec<Seed> {
     let mut rng = Rng(5);
     (0..24u8)
