@@ -1,15 +1,15 @@
-//! Fuzz targets of the label table and its snapshots.
+//! Fuzz targets of the table and its snapshots: functions that take any bytes and panic when an
+//! invariant is broken.
 //!
-//! Each target is a function that takes any bytes and panics if a property does not hold. `fuzz/`
-//! runs them under libFuzzer; the tests run them on a stable toolchain, on seeds, regressions and
-//! seeded mutations of both. `fuzz/README.md` lists the properties.
+//! `fuzz/` runs them under libFuzzer. The tests of this crate run them on a stable toolchain, with
+//! seeds, regressions and seeded mutations of both. `fuzz/README.md` lists their assertions.
 
 mod snapshot_load;
 mod table_model;
 
 use super::Target;
 
-/// Every target of this crate.
+/// All targets of the cache.
 pub const TARGETS: &[Target] = &[
     Target {
         name: "table_model",
@@ -23,20 +23,20 @@ pub const TARGETS: &[Target] = &[
         name: "snapshot_load",
         body: snapshot_load,
         seeds: snapshot_load::seeds,
-        // The file and the model's copy of it. The buffers of fixed size are within the base.
+        // The file, and the entries that the model reads from it. The base covers the buffers of
+        // fixed size.
         memory_per_byte: 64,
     },
 ];
 
-/// The table against a map, under any operations: both hold the same entries, except those that the
-/// table reports as evicted, and the table's own checks hold after each operation.
+/// Random operations on a table and on a map. Both have the same entries except those that the
+/// table reports as evicted, and the table is valid after each operation.
 pub fn table_model(data: &[u8]) {
     table_model::table_model(data);
 }
 
-/// Any file as a snapshot. It is accepted or refused as an independent reading of `SNAPSHOT.md`
-/// demands. A refused file changes nothing. After an accepted one, every value comes from the file
-/// or from the table before.
+/// Any file as a snapshot. It is loaded or refused as an independent parser of `SNAPSHOT.md` does.
+/// A refused file changes nothing; after a load, each value comes from the file or from the table.
 pub fn snapshot_load(data: &[u8]) {
     snapshot_load::snapshot_load(data);
 }

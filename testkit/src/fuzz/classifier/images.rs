@@ -6,7 +6,8 @@ use afterimage_classifier::Image;
 use afterimage_classifier::input::{bounded, idx as idx_format, png as png_format};
 use afterimage_classifier::{MAX_INPUT_LEN, Shape};
 
-/// Limit of unpacked bytes: enough for any of these images, few enough to be reached often.
+/// Bytes that a gzipped file may unpack to here: enough for any of these images, little enough to
+/// try often.
 const UNPACKED_MAX: u64 = 1 << 18;
 
 /// Input: the file, gzipped or not.
@@ -22,15 +23,15 @@ pub(super) fn image_file(data: &[u8]) {
     check(&image);
     assert_eq!(Image::decode(&file).ok().as_ref(), Some(&image), "the same file, the same image");
     if !file.starts_with(&png_format::SIGNATURE) {
-        // Bytes after the end of a PNG are ignored; the other formats have an exact length.
+        // A PNG may have anything behind its end; what the others say of their length is exact.
         let is_text = file.starts_with(b"P2");
-        // A text may end in a comment, which extends to the end of the line.
+        // A text may end in a comment, which goes on to the end of its line.
         let longer = [&file[..], if is_text { &b"\n0"[..] } else { b"x" }].concat();
         assert!(Image::decode(&longer).is_err(), "more than the header says");
         assert!(is_text || Image::decode(&file[..file.len() - 1]).is_err(), "one byte less");
     }
     if let &[rows, columns] = image.shape().dims() {
-        // The same image in the plainest format.
+        // The plainest file of the same image.
         let mut plain = format!("P5 {columns} {rows} 255\n").into_bytes();
         plain.extend_from_slice(image.pixels());
         let plain = Image::decode(&plain).expect("PGM holds any image");
@@ -50,7 +51,7 @@ pub(super) fn idx(data: &[u8]) {
     let (images, labels) = (source.bytes(len), source.rest());
     for file in [images, labels] {
         if let Ok(idx) = idx_format::decode(file) {
-            // With a factor of zero, the other factors may have any size.
+            // Other factors of nothing may be as large as they like.
             let is_empty = idx.dims.contains(&0);
             let promised =
                 idx.dims.iter().try_fold(1, |len: usize, &dim| len.checked_mul(dim as usize));
@@ -84,7 +85,7 @@ pub(super) fn idx(data: &[u8]) {
     }
 }
 
-/// A PNG with one row of `data`, from an encoder that is not the product's.
+/// A PNG with one row of `data`.
 fn png(color: png::ColorType, depth: png::BitDepth, width: u32, data: &[u8]) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, 1);

@@ -1,26 +1,26 @@
-//! Models, in the product's format and in others.
+//! Models, in their own format and in others'.
 
 use ndarray::{Array1, Array2};
 
 use crate::fuzz::{Seed, Source};
-use afterimage_classifier::Level;
+use afterimage_classifier::Isa;
 use afterimage_classifier::LinearSvm;
 use afterimage_classifier::Shape;
 use afterimage_classifier::{FeatureMap, RawPixels};
 use afterimage_classifier::{ImportOptions, Scale};
 use afterimage_classifier::{Metadata, Model, Scratch};
 
-/// The largest shipped model, to be damaged.
+/// The largest model that comes with the program, to be damaged.
 const SHIPPED: &[u8] = include_bytes!("../../../../classifier/models/conv.safetensors");
 
 /// LIBLINEAR's model of one feature.
 const WEIGHT: &[u8] = b"solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 1\nbias -1\nw\n1 \n";
 
-/// Input: `u8` form of the file, then its parts.
+/// Input: `u8` how the file is made, then what it is made of.
 pub(super) fn model_file(data: &[u8]) {
     let mut source = Source::new(data);
     if source.flag() {
-        // The length before the header is correct, so that the fuzzer need not count: `u16` length,
+        // A header with its right length before it, so that no fuzzer has to count: `u16` length,
         // header, data.
         let len = source.u16().into();
         let (header, values) = (source.bytes(len), source.rest());
@@ -30,7 +30,7 @@ pub(super) fn model_file(data: &[u8]) {
     }
 }
 
-/// Input: changes to the file of the shipped model, each a `u24` position and a `u8` byte.
+/// Input: changes to the shipped model's file, each a `u24` place and a `u8` byte.
 pub(super) fn shipped_model(data: &[u8]) {
     let mut file = SHIPPED.to_vec();
     for &[a, b, c, byte] in data.as_chunks().0 {
@@ -49,11 +49,11 @@ pub(super) fn model_text(data: &[u8]) {
         _ => &[2, 2],
     };
     let shape = Shape::new(dims).expect("a shape of the right size");
-    // Zero leaves the divisor to the model.
+    // Zero leaves it to the model.
     let divisor = Some(source.u8().into()).filter(|&divisor| divisor > 0.0);
     let options = ImportOptions { shape: Some(shape), divisor, ..ImportOptions::default() };
     let text = String::from_utf8_lossy(source.rest());
-    // A model, or a range file for the simplest model.
+    // A model, or a range file that belongs to the simplest one there is.
     match Scale::parse(&text) {
         Ok(scale) => import(WEIGHT, &ImportOptions { scale: Some(scale), ..options }),
         Err(error) => {
@@ -90,7 +90,7 @@ fn check_file(file: &[u8]) {
     }
 }
 
-/// Checks the properties of an accepted model.
+/// What holds of every model that was taken.
 fn check(model: &Model) {
     let (shape, labels) = (model.shape(), model.labels());
     assert!(!model.description().is_empty());
@@ -113,13 +113,13 @@ fn check(model: &Model) {
     }
     assert!(model.classify(&bright[1..]).is_err(), "an image of another size is refused");
 
-    let bits = |level| -> Vec<u32> {
-        let scores = model.scores_with(level, &images).expect("the size was right before");
-        // All NaNs count as equal.
+    let bits = |isa| -> Vec<u32> {
+        let scores = model.scores_with(isa, &images).expect("the size was right before");
+        // One NaN is as good as another.
         scores.iter().map(|s| if s.is_nan() { u32::MAX } else { s.to_bits() }).collect()
     };
-    for level in Level::available() {
-        assert_eq!(bits(level), bits(Level::best()), "{} has other scores", level.name());
+    for isa in Isa::available() {
+        assert_eq!(bits(isa), bits(Isa::best()), "{} has other scores", isa.name());
     }
 }
 
@@ -155,7 +155,7 @@ pub(super) fn model_file_seeds() -> Vec<Seed> {
 pub(super) fn shipped_model_seeds() -> Vec<Seed> {
     [
         ("unchanged", vec![]),
-        // Infinite and large weights somewhere among the tensors; a letter of the header.
+        // An infinity and great weights, somewhere among the tensors; a letter of the header.
         ("infinite", vec![0x03, 0x80, 0x04, 0x7f, 0x02, 0x80, 0x04, 0x80]),
         ("great", vec![0x03, 0x80, 0x04, 0x7e, 0x07, 0x80, 0x01, 0x7e]),
         ("header", vec![0x20, 0, 0, b'x']),
@@ -164,7 +164,7 @@ pub(super) fn shipped_model_seeds() -> Vec<Seed> {
     .into()
 }
 
-/// Three classes that vote, with vectors of bytes over 255; the first of the text seeds.
+/// Three classes that vote, their vectors bytes over 255; the first of the text seeds.
 const RBF: &str = "svm_type c_svc\nkernel_type rbf\ngamma 0.5\nnr_class 3\ntotal_sv 4\nrho 0.1 0 0\n\
                    label 4 9 2\nnr_sv 2 1 1\nSV\n0.5 1 1:0.2 2:1 \n0.25 0 \n-1 0.5 2:0.4 \n\
                    -1 -0.5 1:0.6 \n";
@@ -222,7 +222,7 @@ mod tests {
     fn the_seeds_that_should_be_models_are() {
         for (name, seed) in model_text_seeds() {
             let taken = Model::import_bytes(&seed[2..], &ImportOptions::default());
-            // "great" has vectors that no `f32` holds, and "ranges" is not a model.
+            // One has vectors that no `f32` holds, and one is no model.
             let is_model = !name.starts_with("great") && !name.starts_with("ranges");
             assert_eq!(taken.is_ok(), is_model, "{name}");
             let ranges = Scale::parse(str::from_utf8(&seed[2..]).unwrap());
