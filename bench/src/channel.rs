@@ -4,15 +4,42 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use afterimage_wire::proto::FrameError;
 use afterimage_wire::tls::ClientTls;
 use afterimage_wire::tls::rustls::ClientConnection;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::connection::{Lost, Wait};
-
 /// Bytes that one read beneath TLS may bring: some records.
 const ARRIVED_LEN: usize = 64 << 10;
+
+/// The reason why a connection is unusable.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Senseless(String),
+}
+
+impl From<Errno> for Lost {
+    fn from(errno: Errno) -> Self {
+        Lost::Io(errno.into())
+    }
+}
+
+/// Whether a read may wait for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// It returns at once.
+    No,
+    /// It waits, for some milliseconds at most.
+    Some,
+}
 
 /// A connected socket, with or without TLS.
 #[derive(Debug)]
@@ -82,6 +109,17 @@ impl Channel {
         match &mut self.tls {
             None => Ok(recv(&self.stream, into, wait.flags())?.0),
             Some(tls) => tls.recv(&self.stream, into, wait),
+        }
+    }
+}
+
+impl Lost {
+    pub(crate) fn into_io(self) -> io::Error {
+        match self {
+            Lost::Closed => io::ErrorKind::UnexpectedEof.into(),
+            Lost::Io(error) => error,
+            Lost::Senseless(what) => io::Error::new(io::ErrorKind::InvalidData, what),
+            Lost::Frame(error) => io::Error::new(io::ErrorKind::InvalidData, error),
         }
     }
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 use afterimage_wire::Status;
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
 use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Message, Welcome};
-use rustix::io::Errno;
 
 use crate::address::Login;
-use crate::channel::Channel;
+use crate::channel::{Channel, Lost, Wait};
 use crate::dialect::Dialect;
 use crate::dialect::replies::{Reply, cut, status as status_of};
-use crate::plan::{BenchError, Peer};
+use crate::error::BenchError;
+use crate::peer::{Introduction, Peer};
 
 /// The largest body of a reply that a load generator has any use for: the longest error text, and
 /// room. More is a server gone astray.
@@ -44,43 +44,6 @@ pub(crate) struct Connection {
     input: Vec<u8>,
     input_start: usize,
     input_end: usize,
-}
-
-/// What a server says of itself.
-#[derive(Debug)]
-pub(crate) enum Introduction {
-    /// All that there is to know.
-    Welcome(Welcome),
-    /// Name and version.
-    Name(String),
-}
-
-/// Why a connection can be used no more.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Lost {
-    #[error("the server closed the connection")]
-    Closed,
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Frame(#[from] FrameError),
-    #[error("{0}")]
-    Senseless(String),
-}
-
-impl From<Errno> for Lost {
-    fn from(errno: Errno) -> Self {
-        Lost::Io(errno.into())
-    }
-}
-
-/// Whether a read may wait for bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// It returns at once.
-    No,
-    /// It waits, for some milliseconds at most.
-    Some,
 }
 
 impl Connection {
@@ -341,16 +304,5 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
-    }
-}
-
-impl Lost {
-    fn into_io(self) -> io::Error {
-        match self {
-            Lost::Closed => io::ErrorKind::UnexpectedEof.into(),
-            Lost::Io(error) => error,
-            Lost::Senseless(what) => io::Error::new(io::ErrorKind::InvalidData, what),
-            Lost::Frame(error) => io::Error::new(io::ErrorKind::InvalidData, error),
-        }
     }
 }

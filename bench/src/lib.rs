@@ -17,13 +17,15 @@ pub mod compare;
 mod connection;
 mod dialect;
 pub mod digits;
+mod error;
 pub mod export;
 mod flight;
 pub mod format;
-mod histogram;
 pub mod html;
 mod lane;
 mod load;
+mod outcome;
+mod peer;
 mod plan;
 pub mod record;
 pub mod report;
@@ -39,10 +41,13 @@ mod zipf;
 
 pub use address::{Address, Login, redacted, redacted_command};
 pub use dialect::Dialect;
+pub use error::BenchError;
 pub use load::{Progress, greet, run};
+pub use outcome::{Latencies, Outcome};
+pub use peer::Peer;
 pub use plan::{
-    Arrivals, BenchError, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode,
-    Peer, Plan, Span, Target,
+    Arrivals, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span,
+    Target,
 };
 pub use report::Report;
-pub use tally::{Latencies, Outcome, WrongAnswer};
+pub use tally::WrongAnswer;

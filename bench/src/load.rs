@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::proto::{Role, Welcome};
 
-use crate::connection::{Connection, Introduction};
-use crate::plan::{BenchError, Peer, Plan, Target};
+use crate::connection::Connection;
+use crate::error::BenchError;
+use crate::peer::{Introduction, Peer};
+use crate::plan::{Plan, Target};
 use crate::report::Report;
 use crate::tally::Tally;
 use crate::worker::{Crew, Live, work};
@@ -56,7 +58,7 @@ pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
 /// `Service` and `Shape` when the server is not the one it was made for; `Pin` when a CPU is not
 /// there; [`BenchError::Wrong`], with the report inside, when an answer was wrong.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
-    plan.validate()?;
+    plan.validate().map_err(|what| BenchError::Plan { what })?;
     let pattern = &Pattern::new(plan.access, plan.subjects())
         .ok_or_else(|| BenchError::Plan { what: format!("no order is {:?}", plan.access) })?;
     let epoch = Instant::now();

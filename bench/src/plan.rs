@@ -1,18 +1,15 @@
-//! What a run shall do, and why it could not be done.
+//! The plan of a run: server, target, order, schedule and limits.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use afterimage_wire::Status;
-use afterimage_wire::proto::{BodyError, FrameError, Role, Shape};
 use afterimage_wire::tls::ClientTls;
 
 use crate::address::Login;
 use crate::dialect::Dialect;
-use crate::report::Report;
+use crate::peer::Peer;
 use crate::workload::{Access, Answers, Keys, MAX_POPULATION, Population, STAMP_LEN};
 
 /// The deepest window of a connection. A million requests in flight is past what any buffer on the
@@ -147,25 +144,8 @@ impl Span {
     pub const NONE: Span = Span::Requests(0);
 }
 
-/// Whom a connection is opened to, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer<'a> {
-    /// Where it listens.
-    pub addr: SocketAddr,
-    /// What it speaks.
-    pub dialect: Dialect,
-    /// The token for the handshake, or the password of Redis; empty for none.
-    pub token: &'a [u8],
-    /// The user and the database of Redis.
-    pub login: &'a Login,
-    /// TLS; `None` for none.
-    pub tls: Option<&'a ClientTls>,
-    /// The limit for connecting, and for each answer of the handshake.
-    pub timeout: Duration,
-}
-
 impl Plan {
-    /// Whom its connections are opened to.
+    /// The server and how to connect to it.
     pub(crate) fn peer(&self) -> Peer<'_> {
         let Plan { addr, dialect, timeout, .. } = *self;
         let (token, login, tls) = (&self.token, &self.login, self.tls.as_ref());
@@ -220,8 +200,8 @@ impl Plan {
     }
 
     /// Says what is wrong with the plan, if anything is.
-    pub(crate) fn validate(&self) -> Result<(), BenchError> {
-        let refuse = |what: String| Err(BenchError::Plan { what });
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        let refuse = |what: String| Err(what);
         let between = |name, value: usize, limit: usize| {
             if (1..=limit).contains(&value) {
                 return Ok(());
@@ -291,9 +271,9 @@ impl Plan {
 }
 
 impl Plan {
-    fn validate_hit_ratio(&self) -> Result<(), BenchError> {
+    fn validate_hit_ratio(&self) -> Result<(), String> {
         let Some(ratio) = self.hit_ratio else { return Ok(()) };
-        let refuse = |what: String| Err(BenchError::Plan { what });
+        let refuse = |what: String| Err(what);
         if !(0.0..=1.0).contains(&ratio) {
             return refuse(format!("the hit ratio is {ratio}; it must be from 0 to 1"));
         }
@@ -309,84 +289,5 @@ impl Plan {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// Why there is no report, or none to be believed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BenchError {
-    /// The plan contradicts itself. Mend the field that the text names.
-    #[error("the plan cannot be run: {what}")]
-    Plan {
-        /// Which field, its value and what it may be.
-        what: String,
-    },
-    /// Nobody answers there, or the connection broke before the handshake was over.
-    #[error("cannot connect to {addr}: {source}")]
-    Connect {
-        /// Where.
-        addr: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The server does not want to talk to us: mostly a wrong token.
-    #[error("{addr} refuses the connection: {status}: {text}")]
-    Refused {
-        /// Where.
-        addr: SocketAddr,
-        /// The server's reason.
-        status: Status,
-        /// The same for people.
-        text: String,
-    },
-    /// What answers there does not speak the protocol.
-    #[error("{addr} does not speak the protocol: {what}")]
-    Protocol {
-        /// Where.
-        addr: SocketAddr,
-        /// What came instead.
-        what: String,
-    },
-    /// The server is of another kind than the target needs.
-    #[error("{addr} is a {service}, which does not answer such requests")]
-    Service {
-        /// Where.
-        addr: SocketAddr,
-        /// What it says it is.
-        service: Role,
-    },
-    /// The server's model takes other images than the population has.
-    #[error("{addr} takes images of {shape} bytes; the population's have {image_len}")]
-    Shape {
-        /// Where.
-        addr: SocketAddr,
-        /// What the server takes.
-        shape: Shape,
-        /// Bytes in an image of the population.
-        image_len: usize,
-    },
-    /// A load thread could not be tied to its CPU.
-    #[error("cannot tie a load thread to CPU {cpu}: {source}")]
-    Pin {
-        /// Which CPU.
-        cpu: usize,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The server gave wrong answers, or replies that nobody asked for. No figure of such a run
-    /// means anything; the report is here to find the cause.
-    #[error("{} wrong answers and {} replies that nobody asked for{}",
-        .0.wrong, .0.unexpected, .0.first_example())]
-    Wrong(Box<Report>),
-}
-
-impl BenchError {
-    pub(crate) fn frame(addr: SocketAddr, error: FrameError) -> Self {
-        BenchError::Protocol { addr, what: error.to_string() }
-    }
-
-    pub(crate) fn body(addr: SocketAddr, error: BodyError) -> Self {
-        BenchError::Protocol { addr, what: error.to_string() }
     }
 }

@@ -5,52 +5,14 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::histogram;
+use crate::outcome::{Latencies, MAX_LATENCY_NS, Outcome, new_histogram};
 use crate::timeline::Timeline;
-
-/// The longest latency that a histogram tells apart: an hour. What is longer is counted there, and
-/// counted as out of range.
-pub(crate) const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
-
-/// Significant decimal digits of a latency: it is known to a thousandth of itself.
-pub(crate) const DIGITS: u8 = 3;
 
 /// A shorter delay of sending is not recorded: a thread wakes up from sleep this exactly.
 const ON_TIME_NS: u64 = 60_000;
 
 /// Wrong answers that are kept word for word. A few show the pattern; all would fill the memory.
 const MAX_EXAMPLES: usize = 8;
-
-/// How an answered request was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The memo had the answer in its store, or the cache has the key.
-    Hit,
-    /// The memo took the answer of an identical request in flight.
-    Coalesced,
-    /// The classifier computed the answer, or the cache does not have the key.
-    #[serde(alias = "computed")]
-    Miss,
-    /// An error reply.
-    Failed,
-}
-
-impl Outcome {
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [Outcome; 4] =
-        [Outcome::Hit, Outcome::Coalesced, Outcome::Miss, Outcome::Failed];
-
-    /// What tables call it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Outcome::Hit => "hit",
-            Outcome::Coalesced => "coalesced",
-            Outcome::Miss => "miss",
-            Outcome::Failed => "failed",
-        }
-    }
-}
 
 /// An answer that cannot be right.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,39 +23,6 @@ pub struct WrongAnswer {
     pub answer: i64,
     /// What should have come.
     pub expected: i64,
-}
-
-/// The latencies of the requests with one outcome, in nanoseconds.
-///
-/// In JSON each is a text: HdrHistogram's compressed V2 encoding in base64, as in an interval log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Latencies {
-    /// From the moment a request was due.
-    #[serde(with = "histogram")]
-    pub from_due: Histogram<u64>,
-    /// From the moment it was handed to the kernel.
-    #[serde(with = "histogram")]
-    pub from_sent: Histogram<u64>,
-}
-
-impl Default for Latencies {
-    fn default() -> Self {
-        Latencies { from_due: new_histogram(), from_sent: new_histogram() }
-    }
-}
-
-/// An empty histogram of latencies in nanoseconds.
-pub(crate) fn new_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, MAX_LATENCY_NS, DIGITS)
-        .expect("the bounds are constants that the histogram allows")
-}
-
-impl Latencies {
-    pub(crate) fn add(&mut self, other: &Latencies) {
-        let same = "both histograms have the same bounds";
-        self.from_due.add(&other.from_due).expect(same);
-        self.from_sent.add(&other.from_sent).expect(same);
-    }
 }
 
 /// Counters; see the fields of the same names in [`crate::report::Report`].

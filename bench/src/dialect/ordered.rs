@@ -2,10 +2,26 @@
 
 use std::collections::VecDeque;
 
+use afterimage_wire::Status;
+
 use super::replies::{Reply, status};
 use super::{Dialect, key_text};
-use crate::lane::Judge;
-use crate::tally::Outcome;
+use crate::outcome::Outcome;
+
+/// The receiver of what the replies mean.
+pub(crate) trait Judge {
+    /// The request with this id was answered.
+    fn answer(&mut self, id: u64, answer: i64, outcome: Outcome);
+
+    /// The server has carried out all commands before the fence with this id.
+    fn fence(&mut self, id: u64);
+
+    /// An error reply, to the request with this id or, without one, to a write.
+    fn failed(&mut self, id: Option<u64>, status: Status);
+
+    /// A reply to no request.
+    fn stray(&mut self);
+}
 
 /// A reply that is to come.
 #[derive(Clone, Copy, Debug)]
@@ -147,7 +163,7 @@ impl Ordered {
 
     /// Holds a reply against what was asked.
     #[inline]
-    pub(crate) fn reply(&mut self, reply: Reply<'_>, judge: &mut Judge<'_>) {
+    pub(crate) fn reply(&mut self, reply: Reply<'_>, judge: &mut impl Judge) {
         match reply {
             Reply::Value(value) => match self.expected.pop_front() {
                 Some(Expected::Read { id, .. }) => judge.answer(id, value, Outcome::Hit),
@@ -191,7 +207,7 @@ impl Ordered {
 
     /// Judges an error: it stands for the whole command.
     #[cold]
-    fn failed(&mut self, text: &[u8], judge: &mut Judge<'_>) {
+    fn failed(&mut self, text: &[u8], judge: &mut impl Judge) {
         let status = status(text);
         if self.left.is_some() {
             while let Some((id, _)) = self.next_of_batch() {
@@ -213,7 +229,7 @@ impl Ordered {
 
     /// Begins the batch that is answered next, unless one has begun.
     #[inline]
-    fn open_batch(&mut self, judge: &mut Judge<'_>) {
+    fn open_batch(&mut self, judge: &mut impl Judge) {
         if self.left.is_none() {
             self.left = Some(0);
             match self.expected.pop_front() {

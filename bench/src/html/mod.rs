@@ -9,9 +9,9 @@ use std::fmt::Write;
 
 use crate::compare::{by_name, median, middle};
 use crate::format::{duration, grouped, number, percent};
+use crate::outcome::Outcome;
 use crate::record::{Record, Run};
 use crate::report::{Report, Settings};
-use crate::tally::Outcome;
 use crate::threshold::Metric;
 use curves::{by_outcome, latency_over_time, percentiles, throughput_over_time};
 use plot::{COLOURS, Plot, class_of, escape};

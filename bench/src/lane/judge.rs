@@ -5,9 +5,11 @@ use afterimage_wire::proto::header::flags;
 use afterimage_wire::proto::{Frame, Header, Kind, Message};
 
 use super::weight;
+use crate::dialect::ordered::{self, Judge as _};
 use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
+use crate::outcome::Outcome;
 use crate::plan::Target;
-use crate::tally::{Outcome, Tally};
+use crate::tally::Tally;
 
 /// The number of what is in no population, in an example of a wrong answer.
 const NOBODY: u32 = u32::MAX;
@@ -58,32 +60,6 @@ impl Judge<'_> {
             _ => return self.rare(Frame { header, body }),
         };
         self.answer(header.id, answer, outcome);
-    }
-
-    /// Judges the answer to the request with this id.
-    #[inline(always)]
-    pub(crate) fn answer(&mut self, id: u64, answer: i64, outcome: Outcome) {
-        let Some(request) = self.close(id) else {
-            return;
-        };
-        let about = match request.asked() {
-            Asked::About(about) => about,
-            Asked::Fresh => return self.fresh(&request, answer, outcome),
-            Asked::Fence => return self.stray(),
-        };
-        let expected = match self.target {
-            Target::Classify { answers, .. } => match answers.check(about, answer as u16) {
-                Ok(()) => answer,
-                Err(expected) => expected.into(),
-            },
-            Target::Cache(_) if outcome == Outcome::Miss => answer,
-            Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
-            Target::Cache(keys) => keys.value(keys.key(about)),
-        };
-        if answer != expected {
-            self.tally.wrong(about, answer, expected);
-        }
-        self.sample(&request, outcome);
     }
 
     /// Judges the answer about something that nobody can have asked about before: a label can only
@@ -169,9 +145,35 @@ impl Judge<'_> {
         let due_ns = self.now_ns.saturating_sub(request.due_ns);
         self.tally.sample(outcome, due_ns, self.now_ns.saturating_sub(request.sent_ns));
     }
+}
 
-    /// Takes the fence with this id out of flight: the server has come past it.
-    pub(crate) fn fence(&mut self, id: u64) {
+impl ordered::Judge for Judge<'_> {
+    #[inline(always)]
+    fn answer(&mut self, id: u64, answer: i64, outcome: Outcome) {
+        let Some(request) = self.close(id) else {
+            return;
+        };
+        let about = match request.asked() {
+            Asked::About(about) => about,
+            Asked::Fresh => return self.fresh(&request, answer, outcome),
+            Asked::Fence => return self.stray(),
+        };
+        let expected = match self.target {
+            Target::Classify { answers, .. } => match answers.check(about, answer as u16) {
+                Ok(()) => answer,
+                Err(expected) => expected.into(),
+            },
+            Target::Cache(_) if outcome == Outcome::Miss => answer,
+            Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
+            Target::Cache(keys) => keys.value(keys.key(about)),
+        };
+        if answer != expected {
+            self.tally.wrong(about, answer, expected);
+        }
+        self.sample(&request, outcome);
+    }
+
+    fn fence(&mut self, id: u64) {
         if let Some(request) = self.close(id)
             && request.asked() != Asked::Fence
         {
@@ -179,9 +181,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Counts an error reply, to the request with this id or, without one, to a write.
     #[cold]
-    pub(crate) fn failed(&mut self, id: Option<u64>, status: Status) {
+    fn failed(&mut self, id: Option<u64>, status: Status) {
         self.tally.error(status.code());
         if let Some(request) = id.and_then(|id| self.close(id))
             && request.asked() != Asked::Fence
@@ -190,9 +191,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Counts a reply that nobody asked for.
     #[cold]
-    pub(crate) fn stray(&mut self) {
+    fn stray(&mut self) {
         self.tally.unexpected += 1;
     }
 }

@@ -5,9 +5,10 @@ mod judge;
 use afterimage_wire::proto::Message;
 use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
 
-pub(crate) use judge::Judge;
+use judge::Judge;
 
-use crate::connection::{Connection, Lost, Wait};
+use crate::channel::{Lost, Wait};
+use crate::connection::Connection;
 use crate::dialect::Dialect;
 use crate::dialect::ordered::Ordered;
 use crate::flight::{Asked, InFlight, Request, WRITE_ID};

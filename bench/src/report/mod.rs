@@ -10,10 +10,11 @@ use std::time::UNIX_EPOCH;
 use afterimage_wire::Status;
 use serde::{Deserialize, Serialize};
 
-use crate::connection::Introduction;
 use crate::format::grouped;
+use crate::outcome::{Latencies, Outcome};
+use crate::peer::Introduction;
 use crate::plan::Plan;
-use crate::tally::{Latencies, Outcome, Tally, WrongAnswer};
+use crate::tally::{Tally, WrongAnswer};
 
 pub(crate) use parts::ThreadUse;
 use parts::intervals;

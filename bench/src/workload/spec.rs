@@ -25,7 +25,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::Access;
-use crate::plan::{Arrivals, BenchError, Mode, Plan, Span};
+use crate::error::BenchError;
+use crate::plan::{Arrivals, Mode, Plan, Span};
 
 /// The default number of images or keys.
 pub const DEFAULT_POPULATION: u32 = 10_000;
