@@ -8,71 +8,71 @@ use afterimage_wire::proto::{BodyError, FrameError, Role, Shape};
 
 use crate::report::Report;
 
-/// Why there is no report, or none to be believed.
+/// The reason why a run has no valid report.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BenchError {
-    /// The plan contradicts itself. Mend the field that the text names.
+    /// The plan is invalid. The text names the field to change.
     #[error("the plan cannot be run: {what}")]
     Plan {
-        /// Which field, its value and what it may be.
+        /// The field, its value and the allowed values.
         what: String,
     },
-    /// Nobody answers there, or the connection broke before the handshake was over.
+    /// The server does not answer, or the connection broke during the handshake.
     #[error("cannot connect to {addr}: {source}")]
     Connect {
-        /// Where.
+        /// The server.
         addr: SocketAddr,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The server does not want to talk to us: mostly a wrong token.
-    #[error("{addr} refuses the connection: {status}: {text}")]
+    /// The server refused the connection, mostly because of a wrong token.
+    #[error("{addr} refused the connection: {status}: {text}")]
     Refused {
-        /// Where.
+        /// The server.
         addr: SocketAddr,
         /// The server's reason.
         status: Status,
-        /// The same for people.
+        /// The reason for people.
         text: String,
     },
-    /// What answers there does not speak the protocol.
+    /// The server does not speak the protocol.
     #[error("{addr} does not speak the protocol: {what}")]
     Protocol {
-        /// Where.
+        /// The server.
         addr: SocketAddr,
-        /// What came instead.
+        /// The unexpected reply.
         what: String,
     },
-    /// The server is of another kind than the target needs.
-    #[error("{addr} is a {service}, which does not answer such requests")]
+    /// The kind of service does not fit the target.
+    #[error("{addr} is a {service}, which does not take these requests")]
     Service {
-        /// Where.
+        /// The server.
         addr: SocketAddr,
-        /// What it says it is.
+        /// Its kind.
         service: Role,
     },
-    /// The server's model takes other images than the population has.
-    #[error("{addr} takes images of {shape} bytes; the population's have {image_len}")]
+    /// The images do not fit the server's model.
+    #[error("{addr} takes images of {shape} bytes; the images of the population have {image_len}")]
     Shape {
-        /// Where.
+        /// The server.
         addr: SocketAddr,
-        /// What the server takes.
+        /// The shape that the model takes.
         shape: Shape,
         /// Bytes in an image of the population.
         image_len: usize,
     },
-    /// A load thread could not be tied to its CPU.
-    #[error("cannot tie a load thread to CPU {cpu}: {source}")]
+    /// A load thread could not be pinned to its CPU.
+    #[error("cannot pin a load thread to CPU {cpu}: {source}")]
     Pin {
-        /// Which CPU.
+        /// The CPU.
         cpu: usize,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The server gave wrong answers, or replies that nobody asked for. No figure of such a run
-    /// means anything; the report is here to find the cause.
-    #[error("{} wrong answers and {} replies that nobody asked for{}",
+    /// The server gave wrong answers, or replies to no request. The figures of such a run are
+    /// invalid; the report helps to find the cause.
+    #[error("{} wrong answers and {} replies to no request{}",
         .0.wrong, .0.unexpected, .0.first_example())]
     Wrong(Box<Report>),
 }

@@ -9,14 +9,14 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
-/// The longest latency that a histogram tells apart: an hour. What is longer is counted there, and
-/// counted as out of range.
+/// The longest latency of a histogram, an hour. Longer ones are recorded as an hour and counted as
+/// out of range.
 pub(crate) const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
 
-/// Significant decimal digits of a latency: it is known to a thousandth of itself.
+/// Significant decimal digits of a latency, for a precision of a thousandth.
 pub(crate) const DIGITS: u8 = 3;
 
-/// How an answered request was answered.
+/// The kind of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -32,11 +32,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// All of them, in the order in which they are shown.
+    /// All outcomes, in the order of the tables.
     pub const ALL: [Outcome; 4] =
         [Outcome::Hit, Outcome::Coalesced, Outcome::Miss, Outcome::Failed];
 
-    /// What tables call it.
+    /// The name in tables.
     pub const fn name(self) -> &'static str {
         match self {
             Outcome::Hit => "hit",

@@ -1,4 +1,4 @@
-//! What one load thread counts and measures.
+//! The counters and measurements of one load thread.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,17 @@ use crate::timeline::Timeline;
 /// A shorter delay of sending is not recorded: a thread wakes up from sleep this exactly.
 const ON_TIME_NS: u64 = 60_000;
 
-/// Wrong answers that are kept word for word. A few show the pattern; all would fill the memory.
+/// The number of wrong answers that are kept. A few show the pattern; all could fill the memory.
 const MAX_EXAMPLES: usize = 8;
 
-/// An answer that cannot be right.
+/// A wrong answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrongAnswer {
     /// The number of the image or key that was asked about.
     pub about: u32,
-    /// What came.
+    /// The received answer.
     pub answer: i64,
-    /// What should have come.
+    /// The expected answer.
     pub expected: i64,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Counts {
     pub(crate) errors: BTreeMap<u16, u64>,
 }
 
-/// All that a load thread finds out.
+/// The findings of a load thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     pub(crate) counts: Counts,
@@ -55,8 +55,8 @@ pub(crate) struct Tally {
     pub(crate) delays: Histogram<u64>,
     /// Requests with a shorter delay.
     pub(crate) on_time: u64,
-    /// Equal samples that are still to be recorded: all answers that one read brought to requests
-    /// that one write sent are such, and they mostly come in a row.
+    /// Equal samples that are not recorded yet. The answers of one read to the requests of one
+    /// write are equal, and mostly adjacent.
     pending: Sample,
     pending_count: u64,
 }
@@ -108,7 +108,7 @@ impl Tally {
         }
     }
 
-    /// What is noted from here on was found out at this time.
+    /// Sets the time of the following notes.
     #[inline]
     pub(crate) fn at(&mut self, now_ns: u64) {
         if now_ns >= self.timeline.ends_ns() {
@@ -117,7 +117,7 @@ impl Tally {
         }
     }
 
-    /// Records what [`Tally::sample`] has kept back. To be called before the histograms are read.
+    /// Records the pending samples. Called before the histograms are read.
     pub(crate) fn settle(&mut self) {
         let count = std::mem::take(&mut self.pending_count);
         if count == 0 {
@@ -144,7 +144,7 @@ impl Tally {
         *self.counts.errors.entry(status).or_default() += 1;
     }
 
-    /// Forgets what was measured so far, a warm-up, but not what was found wrong.
+    /// Forgets the measurements of the warm-up, but not its wrong answers.
     pub(crate) fn forget_measurements(&mut self) {
         *self = Tally {
             wrong: self.wrong,

@@ -123,8 +123,8 @@ impl Spec {
         })
     }
 
-    /// These settings over those of `below`. Count and duration exclude each other: one of them here
-    /// hides both of `below`.
+    /// These settings over those of `below`. Count and duration exclude each other: one of them
+    /// here hides both of `below`.
     #[must_use]
     pub fn over(self, below: Spec) -> Spec {
         let ends = self.duration.is_some() || self.count.is_some();
