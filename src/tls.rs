@@ -30,7 +30,7 @@ impl ServerTlsArgs {
             (Some(_), None) => bail!("--tls-cert needs --tls-key FILE with the certificate's key"),
             (None, Some(_)) => bail!("--tls-key needs --tls-cert FILE with the key's certificate"),
             (None, None) if self.tls_client_ca.is_some() => {
-                bail!("--tls-client-ca needs the server's own --tls-cert and --tls-key")
+                bail!("--tls-client-ca needs --tls-cert and --tls-key of the server")
             }
             (None, None) => return Ok(None),
         };

@@ -46,7 +46,7 @@ fn onnx() -> Vec<u8> {
     ];
     let graph =
         [part(1, &node.concat()), part(11, &part(1, b"X")), part(12, &part(1, b"label"))].concat();
-    [part(2, b"hand"), part(3, b"1"), part(7, &graph)].concat()
+    [&[0x08, 8][..], &part(2, b"hand"), &part(3, b"1"), &part(7, &graph)].concat()
 }
 
 /// A field of a message of Protocol Buffers that is as long as it says.
@@ -152,6 +152,31 @@ fn a_service_answers_with_an_imported_models_own_labels() {
 }
 
 #[test]
+fn a_probability_model_without_its_last_line_break_is_warned_about() {
+    let folder = folder();
+    let model = LIBSVM.replace("nr_sv", "probA 1 1 1\nprobB 0 0 0\nnr_sv");
+    let path = file(&folder, "theirs", model.trim_end());
+    let out = text(folder.path().join("ours.safetensors"));
+    let done = run(&["import", &path, "--shape", "2x2", "--out", &out]);
+    assert!(done.status.success(), "{done:#?}");
+    for warning in
+        ["warning: the last line has no line break", "warning: the model has probabilities"]
+    {
+        assert!(done.stderr.contains(warning), "{done:#?}");
+    }
+}
+
+#[test]
+fn a_service_names_the_command_for_models_of_other_tools() {
+    let folder = folder();
+    for (name, model) in [("rbf.model", LIBSVM.as_bytes().to_vec()), ("svc.onnx", onnx())] {
+        let path = file(&folder, name, model);
+        let line = run(&["classifier", "--model", &path]).failed_with_a_line();
+        assert!(line.contains(&path) && line.contains("afterimage import FILE"), "{line}");
+    }
+}
+
+#[test]
 fn what_cannot_be_imported_is_one_clear_line_and_writes_nothing() {
     let folder = folder();
     let out = text(folder.path().join("ours.safetensors"));
@@ -159,13 +184,18 @@ fn what_cannot_be_imported_is_one_clear_line_and_writes_nothing() {
     let notes = file(&folder, "notes", "this is no model");
     let names = file(&folder, "names", LIBSVM.replace("65535", "-1"));
     let wide = file(&folder, "wide", LIBSVM.replace("3:0.501961", "5:1"));
+    let flat = file(&folder, "flat", LIBSVM.replace("gamma 2\n", ""));
+    let marked = file(&folder, "marked", format!("\u{feff}{LIBSVM}"));
     let short = file(&folder, "short", LIBSVM.split_at(LIBSVM.len() - 20).0);
     let cut = file(&folder, "cut", onnx().split_at(100).0);
     for (path, named) in [
         (&missing, "No such file"),
         (&notes, "neither"),
         (&names, "--labels"),
-        (&wide, "line 12"),
+        (&wide, "line 12: feature 5 is beyond the 4 bytes of a 2x2 image (--shape)"),
+        (&flat, "needs a line gamma"),
+        (&marked, "byte-order mark"),
+        (&text(folder.path()), "it is a folder"),
         (&short, "line 12"),
         (&cut, "neither"),
     ] {

@@ -81,7 +81,7 @@ fn a_snapshot_that_was_asked_for_survives_a_crash() {
     let mut cache = start(&place(&folder), &[]);
     fill(&client(&cache), 1);
     let printed = run(&["snapshot", &cache.place()]).succeeded();
-    assert!(printed.starts_with("wrote 20000 entries, 33"), "{printed}");
+    assert!(printed.starts_with("wrote 20,000 entries, 33"), "{printed}");
     cache.kill();
     cache.restart();
     assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);

@@ -78,7 +78,7 @@ fn rates_and_the_hit_ratio_are_in_the_text_and_in_the_json() {
 
     // Once, without rates.
     let text = run(&["stats", "--over", "0s", &memo.place()]).succeeded();
-    assert!(text.contains("hit_ratio") && !text.contains("/s"), "{text}");
+    assert!(text.contains("hit ratio") && !text.contains("/s"), "{text}");
 }
 
 #[test]

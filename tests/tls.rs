@@ -169,13 +169,13 @@ fn a_memo_whose_only_tls_is_that_to_redis_survives_a_sighup_and_loads_its_certif
 }
 
 #[test]
-fn an_address_that_others_reach_wants_to_know_who_comes_and_tls_alone_does_not_tell() {
+fn a_public_address_needs_authentication_besides_tls() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
     let cache = ["cache", "--memory", "1MiB", "--log", "warn", "--listen", "0.0.0.0:0"];
     let tls = ["--tls-cert", &cert, "--tls-key", &key];
     let line = run(&[&cache[..], &tls].concat()).failed_with_a_line();
-    assert!(line.contains("TLS alone lets anybody in"), "{line}");
+    assert!(line.contains("without authentication"), "{line}");
     assert!(line.contains("--token-file or --tls-client-ca"), "{line}");
 
     let token = file(&pki.folder, "token", "sesame");
@@ -188,28 +188,31 @@ fn an_address_that_others_reach_wants_to_know_who_comes_and_tls_alone_does_not_t
     ] {
         let mut service = Running::start(&[&cache[..], flags].concat());
         service.kill();
-        assert_eq!(service.log().contains("in clear"), warns, "{flags:?}");
+        assert_eq!(service.log().contains("unencrypted"), warns, "{flags:?}");
     }
 }
 
 #[test]
-fn flags_of_tls_that_would_do_nothing_are_refused() {
+fn tls_flags_without_effect_are_refused() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
     for (args, why) in [
         (&["cache", "--tls-cert", &cert][..], "--tls-cert needs --tls-key"),
         (&["cache", "--tls-key", &key], "--tls-key needs --tls-cert"),
         (&["cache", "--tls-client-ca", &cert], "--tls-client-ca needs --tls-cert"),
-        (&["memo", "--store-tls"], "--store-tls is for a cache of our own"),
-        (&["memo", "--store-tls-ca", &cert], "--store-tls-ca is for a cache elsewhere"),
-        (&["memo", "--store-tls-name", "cache"], "--store-tls-name is for a cache elsewhere"),
-        (&["memo", "--store-token-file", &cert], "--store-token-file is for a cache elsewhere"),
-        (&["memo", "--classifier-tls"], "--classifier-tls is for a classifier elsewhere"),
-        (&["memo", "--classifier-tls-key", &key], "--classifier-tls-key is for a classifier"),
-        (&["memo", "--classifier-token-file", &key], "--classifier-token-file is for a classifier"),
+        (&["memo", "--store-tls"], "--store-tls needs a remote store"),
+        (&["memo", "--store-tls-ca", &cert], "--store-tls-ca needs a remote store"),
+        (&["memo", "--store-tls-name", "cache"], "--store-tls-name needs a remote store"),
+        (&["memo", "--store-token-file", &cert], "--store-token-file needs a remote store"),
+        (&["memo", "--classifier-tls"], "--classifier-tls needs a remote classifier"),
+        (&["memo", "--classifier-tls-key", &key], "--classifier-tls-key needs a remote classifier"),
+        (
+            &["memo", "--classifier-token-file", &key],
+            "--classifier-token-file needs a remote classifier",
+        ),
         (
             &["memo", "--store", "redis://127.0.0.1:1", "--store-tls-key", &key],
-            "--store-tls-key does nothing for redis://",
+            "--store-tls-key needs TLS; write rediss://",
         ),
         (
             &[
@@ -229,13 +232,14 @@ fn flags_of_tls_that_would_do_nothing_are_refused() {
         ),
         (
             &["memo", "--store", "127.0.0.1:1", "--store-tls-ca", &cert],
-            "--store-tls-ca does nothing without --store-tls",
+            "--store-tls-ca needs --store-tls",
         ),
-        (&["stats", "--tls-name", "cache"], "--tls-name does nothing without --tls"),
+        (&["stats", "--tls-name", "cache"], "--tls-name needs --tls"),
         (&["stats", "--tls", "--tls-ca", &key], "no certificate in PEM format"),
         (&["stats", "--tls", "--tls-ca", &cert, "--tls-cert", &cert], "the key is missing"),
     ] {
-        let line = run(&[args, &["--log", "error"]].concat()).failed_with_a_line();
+        let listen = if args[0] == "stats" { &[][..] } else { &["--listen", "127.0.0.1:0"] };
+        let line = run(&[args, listen, &["--log", "error"]].concat()).failed_with_a_line();
         assert!(line.contains(why), "{line}");
     }
 }

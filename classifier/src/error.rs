@@ -144,6 +144,9 @@ pub enum ModelError {
     /// The file is not safetensors, or broken. Check that it is the right file and whole.
     #[error("not a safetensors model: {0}")]
     Container(String),
+    /// The file is a model of another tool. Convert it with `afterimage import`.
+    #[error("it is {0}; convert it first with: afterimage import FILE")]
+    Foreign(&'static str),
     /// The file is larger than any model may be, or would be if it were written.
     #[error("model file is {bytes} bytes; the limit is {limit}")]
     TooLarge {

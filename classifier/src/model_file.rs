@@ -30,8 +30,13 @@ const FORMAT: &str = "afterimage-model";
 const VERSION: &str = "1";
 /// The version of imported ones.
 const IMPORTED_VERSION: &str = "2";
-/// What is read.
+/// The versions that this program reads.
 const VERSIONS: &str = "1 or 2";
+
+/// The first byte of an ONNX file: the key of its first field, `ir_version`.
+const ONNX_START: u8 = 0x08;
+/// The byte-order mark of UTF-8.
+const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 
 pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
@@ -106,7 +111,8 @@ fn texts(model: &Model) -> Texts {
 }
 
 pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
-    let (mut tensors, texts) = tensors::decode(bytes)?;
+    let (mut tensors, texts) =
+        tensors::decode(bytes).map_err(|error| foreign(bytes).unwrap_or(error))?;
     let text = |name: &str| texts.get(name).cloned().unwrap_or_default();
     if text("format") != FORMAT {
         return Err(ModelError::mismatch("metadata \"format\"", FORMAT, text("format")));
@@ -148,6 +154,22 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
         note: text("note"),
     };
     Model::of(shape, scoring, labels, metadata)
+}
+
+/// An error that names the format, when bytes that are not safetensors are a model of another tool.
+fn foreign(bytes: &[u8]) -> Option<ModelError> {
+    let is_onnx =
+        || bytes.first() == Some(&ONNX_START) && bytes.windows(10).any(|ten| ten == b"Classifier");
+    let text = bytes.strip_prefix(UTF8_MARK).unwrap_or(bytes).trim_ascii_start();
+    Some(ModelError::Foreign(if text.starts_with(b"svm_type") {
+        "a LIBSVM model"
+    } else if text.starts_with(b"solver_type") {
+        "a LIBLINEAR model"
+    } else if is_onnx() {
+        "an ONNX model"
+    } else {
+        return None;
+    }))
 }
 
 /// SHA-256 over, in this order, lengths and integers as 64-bit little-endian:

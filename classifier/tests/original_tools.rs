@@ -287,7 +287,7 @@ fn onnx(images: &Images) {
         );
         models += 1;
     }
-    assert_eq!(models, 16, "the script writes so many");
+    assert_eq!(models, 24, "the models that the script writes");
 }
 
 #[test]

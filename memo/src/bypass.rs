@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::latency::CallCost;
+
 /// Lookups, and time, that a judgement takes at least: neither a burst nor a few slow ones decide.
 const JUDGED_LOOKUPS: u64 = 200;
 const JUDGED_TIME: Duration = Duration::from_secs(1);
@@ -23,21 +25,75 @@ const PROBE_EVERY_MOST: Duration = Duration::from_secs(30);
 const PROBE_LOOKUPS: u64 = 100;
 const PROBE_TIME: Duration = Duration::from_millis(200);
 
-/// How long a call to the classifier takes, lately: a moving average over some sixteen calls.
+/// The cost of a call to the classifier, measured: the time that it keeps its caller waiting, and the
+/// time that it takes of the classifier.
 #[derive(Debug, Default)]
-pub(crate) struct CallTime(AtomicU64);
+pub(crate) struct CallTime {
+    /// A moving average over about sixteen calls.
+    waiting_ns: AtomicU64,
+    /// The time with calls in flight, over the number of calls.
+    work_ns: AtomicU64,
+    busy: Mutex<Busy>,
+}
+
+/// The time with at least one call in flight, and the calls that ended in it.
+#[derive(Debug, Default)]
+struct Busy {
+    in_flight: u64,
+    since: Option<Instant>,
+    busy_ns: u64,
+    ended: u64,
+}
+
+impl Busy {
+    /// Older calls count half as much after this many.
+    const HALVED_AT: u64 = 4096;
+
+    fn advance(&mut self, now: Instant) {
+        if let Some(since) = self.since.filter(|_| self.in_flight > 0) {
+            self.busy_ns += now.saturating_duration_since(since).as_nanos() as u64;
+        }
+        // Threads bring their times in any order; the clock here only goes forward.
+        self.since = self.since.max(Some(now));
+    }
+}
 
 impl CallTime {
-    pub(crate) fn record(&self, took: Duration) {
-        let took = took.as_nanos() as u64;
-        // Two threads at once may lose one of their calls: it is an average.
-        let before = self.0.load(Relaxed);
-        let after = if before == 0 { took } else { before - before / 16 + took / 16 };
-        self.0.store(after, Relaxed);
+    /// Counts calls that start now.
+    pub(crate) fn start(&self, calls: u64, now: Instant) {
+        let mut busy = self.lock();
+        busy.advance(now);
+        busy.in_flight += calls;
     }
 
-    pub(crate) fn nanos(&self) -> u64 {
-        self.0.load(Relaxed)
+    /// Counts a call that ended now; `took` is `None` for a failed one.
+    pub(crate) fn end(&self, now: Instant, took: Option<Duration>) {
+        let mut busy = self.lock();
+        busy.advance(now);
+        busy.in_flight = busy.in_flight.saturating_sub(1);
+        let Some(took) = took else { return };
+        busy.ended += 1;
+        self.work_ns.store(busy.busy_ns / busy.ended, Relaxed);
+        if busy.ended >= Busy::HALVED_AT {
+            busy.ended /= 2;
+            busy.busy_ns /= 2;
+        }
+        drop(busy);
+        let took = took.as_nanos() as u64;
+        // Two threads at once may lose one of their calls, which an average bears.
+        let before = self.waiting_ns.load(Relaxed);
+        let after = if before == 0 { took } else { before - before / 16 + took / 16 };
+        self.waiting_ns.store(after, Relaxed);
+    }
+
+    /// The cost of a call, lately.
+    pub(crate) fn cost(&self) -> CallCost {
+        CallCost { waiting_ns: self.waiting_ns.load(Relaxed), work_ns: self.work_ns.load(Relaxed) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Busy> {
+        // Plain numbers stay whole when a thread panics.
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -236,13 +292,28 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_call_follows_what_calls_take() {
-        let time = CallTime::default();
-        time.record(Duration::from_millis(1));
-        assert_eq!(time.nanos(), MS);
+    fn the_waiting_time_of_a_call_follows_recent_calls() {
+        let (time, now) = (CallTime::default(), Instant::now());
+        time.end(now, Some(Duration::from_millis(1)));
+        assert_eq!(time.cost().waiting_ns, MS);
         for _ in 0..200 {
-            time.record(Duration::from_millis(3));
+            time.end(now, Some(Duration::from_millis(3)));
         }
-        assert!((29 * MS / 10..=3 * MS).contains(&time.nanos()), "{}", time.nanos());
+        let waiting = time.cost().waiting_ns;
+        assert!((29 * MS / 10..=3 * MS).contains(&waiting), "{waiting}");
+    }
+
+    #[test]
+    fn calls_in_flight_together_share_the_classifiers_time() {
+        let (time, start) = (CallTime::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        time.start(4, at(0));
+        for _ in 0..4 {
+            time.end(at(20), Some(Duration::from_millis(20)));
+        }
+        // Idle time counts for nothing.
+        time.start(1, at(1000));
+        time.end(at(1020), Some(Duration::from_millis(20)));
+        assert_eq!(time.cost(), CallCost { waiting_ns: 20 * MS, work_ns: 8 * MS });
     }
 }

@@ -28,9 +28,27 @@ struct Stripe(Mutex<Counts>);
 #[derive(Debug)]
 struct Counts {
     histograms: [Histogram<u64>; 3],
-    /// Waiting time that lookups took, and that hits saved.
+    /// Waiting time that lookups took.
     lookup_ns: u64,
-    saved_ns: u64,
+    /// What hits saved.
+    saved: CallCost,
+}
+
+/// The cost of a call to the classifier, which a hit saves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallCost {
+    /// The time that its caller waits, queueing included.
+    pub waiting_ns: u64,
+    /// The time that it takes of the classifier. Calls in flight together share their time.
+    pub work_ns: u64,
+}
+
+impl CallCost {
+    fn add(&mut self, calls: u64, each: CallCost) {
+        let add = |sum: &mut u64, ns: u64| *sum = sum.wrapping_add(calls.wrapping_mul(ns));
+        add(&mut self.waiting_ns, each.waiting_ns);
+        add(&mut self.work_ns, each.work_ns);
+    }
 }
 
 impl Default for Latencies {
@@ -48,38 +66,39 @@ impl Latencies {
     }
 
     /// Records `lookups` that each took `took`, and `hits` of them that were answered by then; each
-    /// hit saved `call_ns`.
-    pub fn record_lookups(&self, lookups: u64, hits: u64, took: Duration, call_ns: u64) {
+    /// hit saved a call.
+    pub fn record_lookups(&self, lookups: u64, hits: u64, took: Duration, call: CallCost) {
         let took = took.as_nanos() as u64;
         let stripe = &self.stripes[own_stripe()].0;
         let mut counts = stripe.lock().unwrap_or_else(PoisonError::into_inner);
         counts.lookup_ns = counts.lookup_ns.wrapping_add(lookups.wrapping_mul(took));
         if hits > 0 {
-            counts.saved_ns = counts.saved_ns.wrapping_add(hits.wrapping_mul(call_ns));
+            counts.saved.add(hits, call);
             counts.histograms[index(Origin::Hit)].saturating_record_n(took, hits);
         }
     }
 
-    /// Records `hits` that each saved `call_ns`.
-    pub fn record_saved(&self, hits: u64, call_ns: u64) {
+    /// Records `hits` that each saved a call.
+    pub fn record_saved(&self, hits: u64, call: CallCost) {
         let stripe = &self.stripes[own_stripe()].0;
         let mut counts = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.saved_ns = counts.saved_ns.wrapping_add(hits.wrapping_mul(call_ns));
+        counts.saved.add(hits, call);
     }
 
     /// Adds the three histograms to `stats`, and what lookups cost and saved.
     pub fn stats(&self, stats: &mut Stats) {
-        let Counts { histograms: mut sum, mut lookup_ns, mut saved_ns } = Counts::empty();
+        let Counts { histograms: mut sum, mut lookup_ns, mut saved } = Counts::empty();
         for stripe in &self.stripes {
             let counts = stripe.0.lock().unwrap_or_else(PoisonError::into_inner);
             for (sum, part) in sum.iter_mut().zip(counts.histograms.iter()) {
                 sum.add(part).expect("all have the same bounds");
             }
             lookup_ns = lookup_ns.wrapping_add(counts.lookup_ns);
-            saved_ns = saved_ns.wrapping_add(counts.saved_ns);
+            saved.add(1, counts.saved);
         }
         stats.counter("lookup_time_us", lookup_ns / 1000);
-        stats.counter("saved_time_us", saved_ns / 1000);
+        stats.counter("saved_time_us", saved.waiting_ns / 1000);
+        stats.counter("saved_classifier_time_us", saved.work_ns / 1000);
         stats.histogram("hit_latency_ns", &sum[index(Origin::Hit)]);
         stats.histogram("miss_latency_ns", &sum[index(Origin::Miss)]);
         stats.histogram("coalesced_latency_ns", &sum[index(Origin::Coalesced)]);
@@ -99,7 +118,7 @@ impl Counts {
         let histograms = std::array::from_fn(|_| {
             Histogram::new_with_bounds(1, MAX_NS, 2).expect("the bounds are valid: 2 ≤ a minute")
         });
-        Counts { histograms, lookup_ns: 0, saved_ns: 0 }
+        Counts { histograms, lookup_ns: 0, saved: CallCost::default() }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use afterimage_classifier::{ImportOptions, Model, Sample, Scale, Shape};
 use anyhow::Context;
 
-use crate::print::say;
+use crate::print::{self, say};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -52,6 +52,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let scale = scale.as_deref().map(Scale::read).transpose()?;
     let imported = Model::import(&file, &ImportOptions { shape, divisor, labels, scale })?;
     say!("{imported}")?;
+    for warning in &imported.warnings {
+        print::note(format_args!("warning: {warning}"));
+    }
     if let Some(path) = sample {
         let sample = Sample::read(&path, &imported)?;
         say!("answers that are the sample's labels: {}", sample.agreement(&imported)?)?;

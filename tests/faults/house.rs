@@ -1,4 +1,4 @@
-//! Services of the kinds that these tests need, and what they are asked.
+//! Services and requests that several of these tests share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,7 +32,8 @@ pub(crate) fn start_classifier() -> Running {
 }
 
 pub(crate) async fn start_memo(flags: &[&str]) -> Running {
-    let memo = Running::start(&[&["memo", "--memory", "8MiB", "--model", "raw"], flags].concat());
+    let memory: &[&str] = if flags.contains(&"--entries") { &[] } else { &["--memory", "8MiB"] };
+    let memo = Running::start(&[&["memo", "--model", "raw"], memory, flags].concat());
     until_connected(memo.addr()).await;
     memo
 }

@@ -1,9 +1,9 @@
-//! How fast the client is, against a server on a thread of its own that answers without thinking.
+//! The speed of the client, against a server that answers without work.
 //!
 //! `cargo bench -p afterimage-wire --bench client`
 //!
 //! Every answer is checked. Client and server share the machine: the pipelined figures are those of
-//! the pair, not of the client alone.
+//! both together.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// The floor: the same bytes over a bare socket.
+/// The lower bound: the same bytes over a bare socket.
 fn raw_depth_1(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
@@ -167,7 +167,7 @@ fn blocking_threads(
     Ok(())
 }
 
-/// As a service does it: each reply sends the next request, from the callback.
+/// As a service uses the client: each reply sends the next request from its callback.
 async fn callbacks(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
     const DEPTH: u64 = 256;
     const TOTAL: u64 = 3_000_000;

@@ -1,7 +1,7 @@
 //! The codec of the hot messages: `cargo bench -p afterimage-wire --bench codec`.
 //!
-//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/scripts/codec.sh` keeps a record of
-//! both together.
+//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/scripts/codec.sh` keeps a
+//! record of both.
 
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{
@@ -13,7 +13,7 @@ use divan::counter::ItemsCount;
 
 const FRAMES: u64 = 512;
 
-/// A way to encode one frame.
+/// A function that encodes one frame.
 type Encode = fn(&mut Vec<u8>, u64);
 
 fn main() {

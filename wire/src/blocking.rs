@@ -4,22 +4,22 @@
 //! use afterimage_wire::{ClientOptions, blocking};
 //!
 //! let client = blocking::Client::connect("127.0.0.1:7400", ClientOptions::new())?;
-//! let label = client.classify(&[0; 784])?;
-//! println!("class {}", label.label);
+//! let answer = client.classify(&[0; 784])?;
+//! println!("label {}", answer.label);
 //! # Ok::<(), afterimage_wire::CallError>(())
 //! ```
 //!
-//! # Who drives the connection
+//! # Which thread drives the connection
 //!
-//! The callers do. A call runs the connection on its own thread until its answer is there: the
-//! thread that asks is the one that writes, waits for the socket and reads, so a lone call passes
-//! through no other thread. When several threads call at once, one of them drives for all and the
-//! next takes over when its own answer has come.
+//! The callers' threads do. A call runs the connection on its own thread until its answer arrives:
+//! the same thread writes, waits for the socket and reads, so a lone call needs no other thread.
+//! When several threads call at once, one of them drives for all, and another takes over when its
+//! own answer has arrived.
 //!
-//! While nobody calls, a keeper thread drives instead, so that pings are answered, lost connections
-//! are made anew and writes go out; it steps aside as soon as somebody calls and comes back when
-//! nobody has called for [`KEEPER_TICK`]. A client that makes its calls one after the other
-//! therefore pays for a change of threads only at the first call after a pause.
+//! Between calls a keeper thread drives instead: it answers pings, reconnects and writes what is
+//! left. It stops driving at the next call, and starts again after [`KEEPER_TICK`] without a call.
+//! A program that calls in sequence therefore pays for a change of threads only at the first call
+//! after a pause.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -34,25 +34,24 @@ use crate::proto::message::Classification;
 use crate::proto::stats::Stats;
 use crate::proto::{Snapshot, Welcome};
 
-/// For how long nobody must have called before the keeper takes over. Long beside a call, short
-/// beside every interval that the connection keeps.
+/// Time without a call after which the keeper takes over. Long beside a call, short beside every
+/// interval that the connection keeps.
 pub const KEEPER_TICK: Duration = Duration::from_millis(5);
 
-/// A connection to a memo, a classifier or a cache, for programs without an async runtime.
+/// A connection to a memo, a classifier or a cache service, for programs without an async runtime.
 ///
-/// Clones share the connection, and any number of threads may call at once. It promises what
-/// [`crate::Client`] promises.
+/// Clones share the connection, and any number of threads may call at once. It gives the same
+/// guarantees as [`crate::Client`].
 ///
 /// # Panics
-/// All calls panic when they are made from within an async runtime: they block. Use
-/// [`crate::Client`] there.
+/// All calls panic inside an async runtime, because they block. Use [`crate::Client`] there.
 #[derive(Clone, Debug)]
 pub struct Client {
     inner: Arc<Inner>,
 }
 
-/// Dropped in this order: the keeper is stopped last, so that it is the one who drops the runtime,
-/// wherever the last handle is dropped. (A runtime must not end inside of another one.)
+/// Fields are dropped in this order. The keeper comes last, so that its thread drops the runtime: a
+/// runtime must not be dropped inside another one, where the last handle may be dropped.
 #[derive(Debug)]
 struct Inner {
     runtime: Arc<Runtime>,
@@ -61,12 +60,12 @@ struct Inner {
     _keeper: Keeper,
 }
 
-/// What callers and the keeper tell each other.
+/// State that callers and the keeper share.
 #[derive(Debug, Default)]
 struct Calls {
     begun: AtomicU64,
     ended: AtomicU64,
-    /// Sends the keeper away from the runtime.
+    /// Makes the keeper leave the runtime to a caller.
     step_aside: Notify,
     stop: AtomicBool,
 }
@@ -124,7 +123,7 @@ impl Client {
         Ok(Client { inner })
     }
 
-    /// The class of an image: see [`crate::Client::classify`].
+    /// The label of an image: see [`crate::Client::classify`].
     ///
     /// # Errors
     /// Any [`CallError`].
@@ -132,7 +131,7 @@ impl Client {
         self.block_on(self.inner.client.classify(image))
     }
 
-    /// [`Client::classify`] with settings of its own.
+    /// [`Client::classify`] with settings for this call.
     ///
     /// # Errors
     /// Any [`CallError`].
@@ -144,7 +143,7 @@ impl Client {
         self.block_on(self.inner.client.classify_with(image, options))
     }
 
-    /// The value of a key, if the cache holds one.
+    /// The value of a key, if the cache service has one.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images.
@@ -167,13 +166,13 @@ impl Client {
     pub fn cache_set(&self, key: u64, value: i64) -> Result<(), CallError> {
         self.block_on(async {
             self.inner.client.cache_set(key, value)?;
-            // One turn for the connection's task, so that the write is on its way.
+            // One poll of the connection's task, so that it writes the request.
             tokio::task::yield_now().await;
             Ok(())
         })
     }
 
-    /// How long the server takes to answer when there is nothing to do.
+    /// The round-trip time of a `Ping`.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images.
@@ -181,7 +180,7 @@ impl Client {
         self.block_on(self.inner.client.ping())
     }
 
-    /// What the server counts and measures.
+    /// The server's statistics.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images.
@@ -189,7 +188,7 @@ impl Client {
         self.block_on(self.inner.client.stats())
     }
 
-    /// Has the server write a snapshot: see [`crate::Client::snapshot`].
+    /// Makes the server write a snapshot: see [`crate::Client::snapshot`].
     ///
     /// # Errors
     /// As [`crate::Client::snapshot`].
@@ -197,23 +196,23 @@ impl Client {
         self.block_on(self.inner.client.snapshot(timeout))
     }
 
-    /// What the server said of itself when the current connection was opened.
+    /// The server's `Welcome` on the current connection.
     pub fn welcome(&self) -> Option<Arc<Welcome>> {
         self.inner.client.welcome()
     }
 
-    /// Whether there is a connection that takes requests.
+    /// Whether there is a connection that accepts requests.
     pub fn is_connected(&self) -> bool {
         self.inner.client.is_connected()
     }
 
-    /// What this client has counted since it was made.
+    /// The counters of this client since it was created.
     pub fn counters(&self) -> Counters {
         self.inner.client.counters()
     }
 
-    /// Takes no more calls, on any clone, and returns when those in flight have their outcomes and
-    /// what was to be written has arrived: see [`crate::Client::close`].
+    /// Accepts no more calls on any clone, and returns when those in flight have ended and the
+    /// server has received all writes: see [`crate::Client::close`].
     pub fn close(&self) {
         self.block_on(self.inner.client.close());
     }
@@ -227,12 +226,12 @@ impl Client {
 impl Calls {
     fn begin(&self) -> Ended<'_> {
         self.begun.fetch_add(1, Ordering::Relaxed);
-        // A permit that the keeper does not wait for makes it look up once for nothing, later.
+        // If the keeper does not wait for it, the permit only costs it one extra check later.
         self.step_aside.notify_one();
         Ended(self)
     }
 
-    /// The keeper's life.
+    /// The keeper thread's loop.
     fn keep(&self, runtime: &Runtime) {
         let mut seen = u64::MAX;
         while !self.stop.load(Ordering::Acquire) {
@@ -256,7 +255,7 @@ impl Drop for Ended<'_> {
     }
 }
 
-/// The keeper thread; it ends some time after this value.
+/// The keeper thread; it ends shortly after this value is dropped.
 #[derive(Debug)]
 struct Keeper {
     calls: Arc<Calls>,

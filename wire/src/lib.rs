@@ -1,12 +1,79 @@
-//! The Afterimage protocol and both ends of a connection.
+//! The Afterimage protocol: a server half, a client half, and the messages between them.
 //!
-//! * [`proto`] is the protocol itself: header, messages, codec. It does no I/O and reads no clock.
-//!   `PROTOCOL.md` beside this crate is its law, the golden vectors in `vectors/` are its proof.
-//! * [`client`] is what users add to their own programs: one connection, any number of concurrent
-//!   callers. [`blocking`] is the same without an async runtime.
-//! * [`server`] takes all that a connection has to say in one batch and answers it in one batch.
-//! * [`tls`] secures both, where that is wanted.
-//! * [`splitmix`] is the chance that all rooms above share.
+//! An Afterimage server answers requests over TCP: a classifier gives the label of an image, a memo
+//! does the same and answers repeated images from its store, a cache service maps 64-bit keys to
+//! 64-bit values. This crate connects programs to such servers, and lets a program be one.
+//!
+//! * [`client`]: [`Client`], one connection for any number of concurrent callers, with deadlines
+//!   and reconnection.
+//! * [`blocking`]: the same client without an async runtime.
+//! * [`server`]: [`Server`](server::Server) accepts connections and hands requests to a
+//!   [`Service`](server::Service) in batches.
+//! * [`proto`]: header, messages and codec, without I/O and without a clock. `PROTOCOL.md` beside
+//!   this crate is the reference.
+//! * [`tls`]: TLS 1.3 for both halves, with certificates that are reloaded when their files change.
+//! * [`splitmix`]: random numbers for jitter, sampling and tests.
+//!
+//! # A client
+//!
+//! ```no_run
+//! use afterimage_wire::{Client, ClientOptions};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("127.0.0.1:7400", ClientOptions::new()).await?;
+//! let answer = client.classify(&[0; 28 * 28]).await?;
+//! println!("label {}, {:?}", answer.label, answer.origin);
+//! # Ok(()) }
+//! ```
+//!
+//! [`blocking::Client`] has the same calls for threads and a plain `fn main`.
+//!
+//! # A server
+//!
+//! A service that answers each image with its first byte, and a client that asks it:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use afterimage_wire::proto::message::{Classification, Origin};
+//! use afterimage_wire::proto::{Role, stats::Stats};
+//! use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
+//! use afterimage_wire::{Client, ClientOptions};
+//!
+//! struct FirstByte;
+//!
+//! impl Service for FirstByte {
+//!     fn identity(&self) -> Identity {
+//!         Identity::without_model(Role::Classifier)
+//!     }
+//!
+//!     fn handle(&self, batch: &mut Batch<'_>) {
+//!         for (index, request) in batch.requests().iter().enumerate() {
+//!             if let Op::Classify { image: [first, ..] } = request.op {
+//!                 let label = u16::from(*first);
+//!                 batch.label(index, Classification { label, origin: Origin::Miss });
+//!             }
+//!         }
+//!     }
+//!
+//!     fn stats(&self, _: &mut Stats) {}
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let server = Server::bind("127.0.0.1:0", Arc::new(FirstByte), ServerOptions::default()).await?;
+//! let address = server.local_addr()?;
+//! tokio::spawn(server.serve(std::future::pending()));
+//!
+//! let client = Client::connect(address, ClientOptions::new()).await?;
+//! assert_eq!(client.classify(&[7, 1, 2]).await?.label, 7);
+//! # Ok(()) }
+//! ```
+//!
+//! # Errors
+//!
+//! A call fails with a [`CallError`]; [`client::Report`] prints it with its causes in one line:
+//! `cannot connect to 127.0.0.1:7400: Connection refused (os error 111)`.
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,12 @@
-//! SplitMix64 (G. Steele, D. Lea and C. Flood, "Fast Splittable Pseudorandom Number Generators",
-//! OOPSLA 2014): chance for what wants spread and not secrecy. Jitter, choices and tests share it;
-//! a table's hash is the table's own.
+//! Non-cryptographic random numbers for jitter, sampling and tests.
+//!
+//! The generator is SplitMix64 (G. Steele, D. Lea and C. Flood, "Fast Splittable Pseudorandom
+//! Number Generators", OOPSLA 2014). The label table has its own hash.
 
-/// What the state goes up by with each number: 2⁶⁴ over the golden ratio, made odd.
+/// The increment of the state for each number: 2⁶⁴ over the golden ratio, made odd.
 pub const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// The number of a state: a bijection that scatters neighbours.
+/// The number of a state: a bijection that scatters neighbouring states.
 #[inline]
 #[must_use]
 pub const fn mix(mut bits: u64) -> u64 {
@@ -14,7 +15,7 @@ pub const fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// A generator whose whole state is its seed, so that what it decides replays.
+/// A generator whose whole state is its seed, so that its sequence can be repeated.
 #[derive(Clone, Debug)]
 pub struct SplitMix64(pub u64);
 
@@ -32,13 +33,13 @@ impl SplitMix64 {
         self.number() % bound
     }
 
-    /// An index into `len` things, of which there is at least one.
+    /// An index into a slice of `len` elements, at least one.
     #[inline]
     pub const fn index(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize
     }
 
-    /// A number from 0 to 1, which it never is, in steps of 2⁻⁵³.
+    /// A number from 0 (included) to 1 (excluded), in steps of 2⁻⁵³.
     #[inline]
     pub const fn share(&mut self) -> f64 {
         (self.number() >> 11) as f64 / (1_u64 << 53) as f64

@@ -3,7 +3,7 @@
 //! of which the greatest score answers; a single one for two classes. Crammer and Singer's solver
 //! writes one for each of two classes as well, and `predict` goes by the first alone.
 
-use super::lines::Lines;
+use super::lines::{CUT, Lines, beyond};
 use super::{Found, ImportOptions, USUAL_DIVISOR};
 use crate::error::ModelError;
 use crate::model_file::MAX_MODEL_FILE_BYTES;
@@ -29,9 +29,6 @@ const CRAMMER_SINGER: &str = "MCSVM_CS";
 /// Most weights: what the largest model file has room for.
 const MAX_WEIGHTS: usize = MAX_MODEL_FILE_BYTES as usize / size_of::<f64>();
 
-/// What a bias of LIBLINEAR's is not: the features have none.
-const NO_BIAS: f64 = -1.0;
-
 struct Header {
     solver: String,
     labels: Vec<String>,
@@ -42,6 +39,7 @@ struct Header {
 
 pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Found, ModelError> {
     let shape = options.shape.unwrap_or(Shape::MNIST);
+    let is_cut = lines.is_cut();
     let Header { solver, labels, classes, features, bias } = read_header(lines, shape)?;
     let machines = if classes == 2 { 1 } else { classes };
     let columns = if solver == CRAMMER_SINGER { classes } else { machines };
@@ -93,6 +91,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         features,
         divisor,
         assumed: options.divisor.is_none() && options.scale.is_none(),
+        warnings: if is_cut { vec![CUT.to_owned()] } else { Vec::new() },
         pixels,
         scoring: Scoring::Weights(weights),
     })
@@ -100,7 +99,8 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
 
 fn read_header(lines: &mut Lines<'_>, shape: Shape) -> Result<Header, ModelError> {
     let mut header =
-        Header { solver: String::new(), labels: vec![], classes: 0, features: 0, bias: NO_BIAS };
+        Header { solver: String::new(), labels: vec![], classes: 0, features: 0, bias: 0.0 };
+    let mut bias = None;
     loop {
         let (key, values) = lines.key_and_values()?;
         match key {
@@ -110,8 +110,13 @@ fn read_header(lines: &mut Lines<'_>, shape: Shape) -> Result<Header, ModelError
             }
             "nr_class" => header.classes = lines.count(values, 2, MAX_CLASSES)?,
             "label" => header.labels = Lines::labels(values),
-            "nr_feature" => header.features = lines.count(values, 1, shape.len())?,
-            "bias" => header.bias = lines.number(values)?,
+            "nr_feature" => {
+                header.features = lines.count(values, 1, usize::MAX)?;
+                if header.features > shape.len() {
+                    return Err(lines.error(beyond("nr_feature", header.features, shape)));
+                }
+            }
+            "bias" => bias = Some(lines.number(values)?),
             "w" => break,
             _ => return Err(lines.error(format!("{key:?} is unknown in a LIBLINEAR model"))),
         }
@@ -119,5 +124,10 @@ fn read_header(lines: &mut Lines<'_>, shape: Shape) -> Result<Header, ModelError
     if header.labels.len() != header.classes || header.features == 0 {
         return Err(lines.error("nr_class, label and nr_feature must come before w and agree"));
     }
+    if header.solver.is_empty() {
+        return Err(lines.error("solver_type must come before w"));
+    }
+    // Without it the number of weights is open: -1 is none, another number is one more row.
+    header.bias = bias.ok_or_else(|| lines.error("bias must come before w"))?;
     Ok(header)
 }

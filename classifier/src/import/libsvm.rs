@@ -1,8 +1,8 @@
 //! LIBSVM's text files (C.-C. Chang and C.-J. Lin, "LIBSVM: a library for support vector machines",
-//! ACM TIST 2, 2011): `c_svc` and `nu_svc` with a linear, polynomial, RBF or sigmoid kernel. What
-//! is there for probabilities is read over, as `svm-predict` does when it is not asked for them.
+//! ACM TIST 2, 2011): `c_svc` and `nu_svc` with a linear, polynomial, RBF or sigmoid kernel. The
+//! parameters for probabilities are skipped, as `svm-predict` does without `-b 1`.
 
-use super::lines::{Lines, shorten};
+use super::lines::{CUT, Lines, shorten};
 use super::{Found, ImportOptions, check_range, check_size, learn_pixels};
 use crate::error::ModelError;
 use crate::kernels::bytes::MAX_BYTES;
@@ -16,9 +16,11 @@ use crate::svm::MAX_CLASSES;
 struct Header {
     machine: String,
     kernel: String,
-    degree: u32,
-    gamma: f64,
-    coef0: f64,
+    degree: Option<u32>,
+    gamma: Option<f64>,
+    coef0: Option<f64>,
+    /// Whether the model was trained with `-b 1`.
+    has_probabilities: bool,
     classes: usize,
     vectors: usize,
     labels: Vec<String>,
@@ -40,9 +42,10 @@ struct Sparse {
 pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Found, ModelError> {
     let shape = options.shape.unwrap_or(Shape::MNIST);
     let dims = shape.len();
+    let is_cut = lines.is_cut();
     let header = read_header(lines)?;
     let function = function(lines, &header)?;
-    let sparse = read_vectors(lines, &header, dims)?;
+    let sparse = read_vectors(lines, &header, shape)?;
     let (divisor, pixels, vectors) = sparse.vectors(dims, options)?;
     let features = sparse.indices.iter().max().map_or(0, |&at| at as usize + 1);
     let pairwise = Pairwise::new(Parts {
@@ -54,6 +57,17 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         coefficients: transposed(&sparse.coefficients, header.classes - 1),
         rho: header.rho,
     })?;
+    let mut warnings = Vec::new();
+    if is_cut {
+        warnings.push(CUT.to_owned());
+    }
+    if header.has_probabilities {
+        warnings.push(
+            "the model has probabilities (svm-train -b 1); labels follow the votes, as of svm-predict \
+             without -b 1, whose labels may differ from those with -b 1"
+                .to_owned(),
+        );
+    }
     let scaled = options.scale.as_ref().map_or(String::new(), |scale| format!(", {scale}"));
     Ok(Found {
         origin: format!("LIBSVM ({}, {}{scaled})", header.machine, describe(&function)),
@@ -62,6 +76,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         features,
         divisor,
         assumed: false,
+        warnings,
         pixels,
         scoring: Scoring::Pairwise(Box::new(pairwise)),
     })
@@ -81,9 +96,11 @@ fn read_header(lines: &mut Lines<'_>) -> Result<Header, ModelError> {
                 return Err(lines.error(format!("svm_type {svm_type:?} does not classify")));
             }
             "kernel_type" => values.clone_into(&mut header.kernel),
-            "degree" => header.degree = lines.count(values, 0, MAX_DEGREE as usize)? as u32,
-            "gamma" => header.gamma = lines.number(values)?,
-            "coef0" => header.coef0 = lines.number(values)?,
+            "degree" => {
+                header.degree = Some(lines.count(values, 0, MAX_DEGREE as usize)? as u32);
+            }
+            "gamma" => header.gamma = Some(lines.number(values)?),
+            "coef0" => header.coef0 = Some(lines.number(values)?),
             "nr_class" => header.classes = lines.count(values, 2, MAX_CLASSES)?,
             "total_sv" => header.vectors = lines.count(values, 1, u32::MAX as usize)?,
             "rho" => header.rho = lines.numbers(values, pairs)?,
@@ -95,8 +112,7 @@ fn read_header(lines: &mut Lines<'_>) -> Result<Header, ModelError> {
                     .map(|text| lines.count(text, 0, most).map(|count| count as u32))
                     .collect::<Result<_, _>>()?;
             }
-            // For probabilities.
-            "probA" | "probB" | "prob_density_marks" => {}
+            "probA" | "probB" | "prob_density_marks" => header.has_probabilities = true,
             "SV" => break,
             _ => {
                 let key = shorten(key);
@@ -119,16 +135,28 @@ fn read_header(lines: &mut Lines<'_>) -> Result<Header, ModelError> {
     if classes == 0 || vectors == 0 {
         return Err(lines.error("nr_class and total_sv must come before SV"));
     }
+    if header.machine.is_empty() || header.kernel.is_empty() {
+        return Err(lines.error("svm_type and kernel_type must come before SV"));
+    }
     Ok(header)
 }
 
 fn function(lines: &Lines<'_>, header: &Header) -> Result<KernelFunction, ModelError> {
-    let &Header { gamma, coef0, degree, .. } = header;
+    let missing = |name: &str| {
+        lines.error(format!("a {} kernel needs a line {name} before SV", shorten(&header.kernel)))
+    };
+    let gamma = || header.gamma.ok_or_else(|| missing("gamma"));
+    let coef0 = || header.coef0.ok_or_else(|| missing("coef0"));
+    let degree = || header.degree.ok_or_else(|| missing("degree"));
     match header.kernel.as_str() {
         "linear" => Ok(KernelFunction::Linear),
-        "polynomial" => Ok(KernelFunction::Polynomial { gamma, coef0, degree }),
-        "rbf" => Ok(KernelFunction::Rbf { gamma }),
-        "sigmoid" => Ok(KernelFunction::Sigmoid { gamma, coef0 }),
+        "polynomial" => Ok(KernelFunction::Polynomial {
+            gamma: gamma()?,
+            coef0: coef0()?,
+            degree: degree()?,
+        }),
+        "rbf" => Ok(KernelFunction::Rbf { gamma: gamma()? }),
+        "sigmoid" => Ok(KernelFunction::Sigmoid { gamma: gamma()?, coef0: coef0()? }),
         "precomputed" => Err(lines.error(
             "a precomputed kernel needs its training data to compare with, which the model does not have",
         )),
@@ -150,7 +178,11 @@ pub(super) fn describe(function: &KernelFunction) -> String {
 }
 
 /// Reads the lines after `SV`: coefficients, then `index:value` with indices from 1 that ascend.
-fn read_vectors(lines: &mut Lines<'_>, header: &Header, dims: usize) -> Result<Sparse, ModelError> {
+fn read_vectors(
+    lines: &mut Lines<'_>,
+    header: &Header,
+    shape: Shape,
+) -> Result<Sparse, ModelError> {
     let mut sparse = Sparse::default();
     for _ in 0..header.vectors {
         let line = lines.next_line()?;
@@ -159,14 +191,14 @@ fn read_vectors(lines: &mut Lines<'_>, header: &Header, dims: usize) -> Result<S
             let coefficient = lines.number(fields.next().unwrap_or_default())?;
             sparse.coefficients.push(coefficient);
         }
-        let mut least = 1;
+        let mut last = 0;
         for field in fields {
             let Some((index, value)) = field.split_once(':') else {
                 return Err(lines.error(format!("{:?} is not like 12:0.5", shorten(field))));
             };
-            let index = lines.count(index, least, dims)?;
+            let index = lines.feature(index, last, shape)?;
             let value = lines.number(value)?;
-            least = index + 1;
+            last = index;
             if value != 0.0 {
                 // An index is at most the length of a shape.
                 sparse.indices.push((index - 1) as u32);

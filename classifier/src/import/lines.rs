@@ -1,7 +1,12 @@
 //! Text models, line by line.
 
 use crate::error::ModelError;
+use crate::shape::Shape;
 use crate::svm::MAX_CLASSES;
+
+/// A warning about a text without a line break at its end. All tools end each line with one.
+pub(super) const CUT: &str = "the last line has no line break: the file may be cut, and its last \
+                              number may be wrong";
 
 /// The lines of a text, counted.
 pub(super) struct Lines<'a> {
@@ -44,10 +49,37 @@ impl<'a> Lines<'a> {
         }
     }
 
+    /// Whether the last line has no line break.
+    pub(super) fn is_cut(&self) -> bool {
+        !self.text.is_empty() && !self.text.ends_with('\n')
+    }
+
+    /// The number of a feature, from 1, after the number `last`.
+    pub(super) fn feature(
+        &self,
+        text: &str,
+        last: usize,
+        shape: Shape,
+    ) -> Result<usize, ModelError> {
+        match self.count(text, 0, usize::MAX)? {
+            0 => Err(self.error("feature 0: features are counted from 1")),
+            feature if feature <= last => {
+                Err(self.error(format!("feature {feature} comes after feature {last}")))
+            }
+            feature if feature > shape.len() => Err(self.error(beyond("feature", feature, shape))),
+            feature => Ok(feature),
+        }
+    }
+
     pub(super) fn count(&self, text: &str, min: usize, max: usize) -> Result<usize, ModelError> {
         let count = text.trim_ascii().parse::<usize>().ok();
         count.filter(|count| (min..=max).contains(count)).ok_or_else(|| {
-            self.error(format!("{:?} is not a number from {min} to {max}", shorten(text)))
+            let range = if max == usize::MAX {
+                format!("a whole number, at least {min}")
+            } else {
+                format!("a number from {min} to {max}")
+            };
+            self.error(format!("{:?} is not {range}", shorten(text)))
         })
     }
 
@@ -70,6 +102,11 @@ impl<'a> Lines<'a> {
     pub(super) fn labels(text: &str) -> Vec<String> {
         text.split_ascii_whitespace().take(MAX_CLASSES + 1).map(shorten).collect()
     }
+}
+
+/// An error text for features that an image of this shape does not have.
+pub(super) fn beyond(what: &str, features: usize, shape: Shape) -> String {
+    format!("{what} {features} is beyond the {} bytes of a {shape} image (--shape)", shape.len())
 }
 
 /// As much of a text as an error message has room for, on one line.

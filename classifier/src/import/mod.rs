@@ -23,7 +23,7 @@ use crate::model_file::MAX_MODEL_FILE_BYTES;
 use crate::pixels::{Learnt, Pixels};
 use crate::scoring::Scoring;
 use crate::shape::Shape;
-use lines::Lines;
+use lines::{CUT, Lines};
 pub use sample::{Agreement, Sample};
 pub use scale::Scale;
 
@@ -60,6 +60,8 @@ pub struct Imported {
     pub divisor: f64,
     /// Whether nothing in the file showed the divisor, and nobody gave it.
     pub assumed: bool,
+    /// What the user should know before using the model.
+    pub warnings: Vec<String>,
     /// What bytes are in a text that the original takes.
     pixels: Pixels,
 }
@@ -118,10 +120,12 @@ impl Model {
     /// # Errors
     /// [`ModelError`], naming the line of a text; others when the numbers make no model.
     pub fn import_bytes(bytes: &[u8], options: &ImportOptions) -> Result<Imported, ModelError> {
-        let starts = |word: &str| bytes.trim_ascii_start().starts_with(word.as_bytes());
-        let found = if starts("solver_type") {
+        check_mark(bytes)?;
+        let first =
+            bytes.trim_ascii_start().split(|byte| !is_key(*byte)).next().unwrap_or_default();
+        let found = if LIBLINEAR_KEYS.contains(&first) {
             liblinear::read(&mut Lines::new(text(bytes)?), options)?
-        } else if starts("svm_type") {
+        } else if LIBSVM_KEYS.contains(&first) {
             libsvm::read(&mut Lines::new(text(bytes)?), options)?
         } else {
             onnx::read(bytes, options)?
@@ -130,8 +134,40 @@ impl Model {
     }
 }
 
+/// The keys that a LIBLINEAR model may begin with; LIBLINEAR itself begins with the first one.
+const LIBLINEAR_KEYS: [&[u8]; 3] = [b"solver_type", b"nr_feature", b"bias"];
+/// The same of LIBSVM.
+const LIBSVM_KEYS: [&[u8]; 9] = [
+    b"svm_type",
+    b"kernel_type",
+    b"degree",
+    b"gamma",
+    b"coef0",
+    b"nr_class",
+    b"total_sv",
+    b"rho",
+    b"label",
+];
+
+fn is_key(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
 fn text(bytes: &[u8]) -> Result<&str, ModelError> {
-    str::from_utf8(bytes).map_err(|_| Lines::new("").error("the file is not text"))
+    check_mark(bytes)?;
+    str::from_utf8(bytes).map_err(|_| Lines::new("").error("the file is not UTF-8 text"))
+}
+
+/// Refuses the byte-order marks that some editors put before a text.
+fn check_mark(bytes: &[u8]) -> Result<(), ModelError> {
+    let encoding = match bytes {
+        [0xef, 0xbb, 0xbf, ..] => "UTF-8",
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
+        _ => return Ok(()),
+    };
+    Err(Lines::new("").error(format!(
+        "the file begins with a byte-order mark ({encoding}); save it as UTF-8 without the mark"
+    )))
 }
 
 /// What a reader found: all but the labels to answer with.
@@ -143,6 +179,7 @@ struct Found {
     divisor: f64,
     /// Whether it is [`USUAL_DIVISOR`] for want of anything that shows it.
     assumed: bool,
+    warnings: Vec<String>,
     /// What bytes are in a text that the original takes.
     pixels: Pixels,
     scoring: Scoring,
@@ -153,7 +190,11 @@ const USUAL_DIVISOR: f64 = 255.0;
 
 impl Found {
     fn finish(self, options: &ImportOptions) -> Result<Imported, ModelError> {
-        let Self { origin, labels, shape, features, divisor, assumed, pixels, scoring } = self;
+        let Self { origin, labels, shape, features, divisor, assumed, .. } = self;
+        let Self { mut warnings, pixels, scoring, .. } = self;
+        if options.scale.as_ref().is_some_and(Scale::is_cut) {
+            warnings.push(format!("range file: {CUT}"));
+        }
         let answers = match &options.labels {
             Some(given) if given.len() == labels.len() => given.clone(),
             Some(given) => {
@@ -165,7 +206,7 @@ impl Found {
         let note = format!("imported from {origin}");
         let metadata = Metadata { note, ..Metadata::default() };
         let model = Model::of(shape, scoring, answers, metadata)?;
-        Ok(Imported { model, origin, labels, features, divisor, assumed, pixels })
+        Ok(Imported { model, origin, labels, features, divisor, assumed, warnings, pixels })
     }
 }
 

@@ -116,6 +116,9 @@ impl Sample {
             sample.labels.push(normal(label));
             sample.read_image(fields, imported, &blank, &lines)?;
         }
+        if sample.labels.is_empty() {
+            return Err(lines.error("the sample has no images"));
+        }
         Ok(sample)
     }
 
@@ -136,7 +139,7 @@ impl Sample {
             let Some((index, value)) = field.split_once(':') else {
                 return Err(lines.error(format!("{:?} is not like 12:0.5", shorten(field))));
             };
-            let index = lines.count(index, done + 1, blank.len())?;
+            let index = lines.feature(index, done, imported.model.shape())?;
             let byte = imported.byte(index - 1, lines.number(value)?);
             let byte = byte.ok_or_else(|| refuse(index, &shorten(value)))?;
             self.skip(blank, done..index - 1).map_err(|at| refuse(at + 1, "0"))?;

@@ -29,6 +29,8 @@ pub struct Scale {
     lower: f64,
     upper: f64,
     ranges: Vec<Range>,
+    /// Whether the last line of the file has no line break.
+    is_cut: bool,
 }
 
 /// The values that a feature had.
@@ -61,6 +63,7 @@ impl Scale {
     /// # Errors
     /// [`ModelError::Text`], naming the line.
     pub fn parse(text: &str) -> Result<Self, ModelError> {
+        let is_cut = Lines::new(text).is_cut();
         let mut lines = Lines::new(text.trim_end());
         let mut head = lines.next_line()?;
         if head == "y" {
@@ -84,7 +87,11 @@ impl Scale {
             next = index + 1;
             ranges.push(Range { at: index - 1, least, greatest });
         }
-        Ok(Self { lower, upper, ranges })
+        Ok(Self { lower, upper, ranges, is_cut })
+    }
+
+    pub(super) fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     /// What the bytes of images of `dims` bytes are once scaled, and the divisor that they had
@@ -96,7 +103,8 @@ impl Scale {
     ) -> Result<(f64, Pixels), ModelError> {
         if let Some(range) = self.ranges.iter().find(|range| range.at >= dims) {
             let what = "feature of the range file";
-            return Err(ModelError::mismatch(what, format!("1 to {dims}"), range.at + 1));
+            let expected = format!("1 to {dims}, the bytes of an image (--shape)");
+            return Err(ModelError::mismatch(what, expected, range.at + 1));
         }
         let ends = self.ranges.iter().flat_map(|range| [range.least, range.greatest]);
         let (divisor, learnt) = learn_pixels(divisor, false, ends.filter(|&value| value != 0.0))?;
@@ -217,7 +225,10 @@ mod tests {
             assert!(!error.contains('\n'));
         }
         let error = Scale::parse(RANGES).unwrap().pixels(None, 3).unwrap_err().to_string();
-        assert_eq!(error, "feature of the range file: expected 1 to 3, found 4");
+        assert_eq!(
+            error,
+            "feature of the range file: expected 1 to 3, the bytes of an image (--shape), found 4"
+        );
         for len in 0..RANGES.len() {
             let _ = Scale::parse(&RANGES[..len]);
         }

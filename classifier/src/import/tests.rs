@@ -144,7 +144,12 @@ fn what_cannot_be_imported_is_refused_with_its_line() {
             "line 1: solver \"L2R_L2LOSS_SVR\" does not",
         ),
         (LIBLINEAR.replace("L2R_L2LOSS_SVC_DUAL", "ONECLASS_SVM"), "does not classify"),
-        (LIBLINEAR.replace("nr_feature 3", "nr_feature 5"), "line 4: \"5\" is not a number"),
+        (
+            LIBLINEAR.replace("nr_feature 3", "nr_feature 5"),
+            "line 4: nr_feature 5 is beyond the 4 bytes of a 2x2 image (--shape)",
+        ),
+        (LIBLINEAR.replace("bias 2\n", ""), "bias must come before w"),
+        (LIBLINEAR.replace("nr_feature 3", "nr_feature 3.5"), "\"3.5\" is not a whole number"),
         (LIBLINEAR.replace("nr_class 3", "nr_class 4"), "agree"),
         (LIBLINEAR.replace("nr_class 3", "nr_class 99999"), "2 to 65535"),
         (LIBLINEAR.replace("300", "65536"), "\"65536\""),
@@ -160,19 +165,102 @@ fn what_cannot_be_imported_is_refused_with_its_line() {
         (LIBSVM.replace("nr_class 2", "nr_class 10"), "2 labels before SV; 10 are due"),
         (LIBSVM.replace("nr_sv 1 1", "nr_sv 1 2"), "3 support vectors in nr_sv before SV; 2 are"),
         (LIBSVM.replace("nr_sv 1 1\n", ""), "0 numbers in nr_sv"),
-        (LIBSVM.replace("4:1", "5:1"), "\"5\" is not a number from 2 to 4"),
-        (LIBSVM.replace("1:2 4:1", "2:2 2:1"), "\"2\" is not a number from 3 to 4"),
-        (LIBSVM.replace("1:2", "0:2"), "\"0\" is not a number from 1 to 4"),
+        (LIBSVM.replace("4:1", "5:1"), "feature 5 is beyond the 4 bytes of a 2x2 image (--shape)"),
+        (LIBSVM.replace("1:2 4:1", "2:2 2:1"), "line 11: feature 2 comes after feature 2"),
+        (LIBSVM.replace("1:2", "0:2"), "features are counted from 1"),
+        (LIBSVM.replace("1:2", "x:2"), "\"x\" is not a whole number"),
         (LIBSVM.replace("4:1", "4"), "line 11: \"4\" is not like 12:0.5"),
         (LIBSVM.replace("0.5 1:2", "nan 1:2"), "line 11: \"nan\" is not a finite number"),
         (LIBSVM.replace("rho -0.5\n", ""), "0 numbers in rho before SV; 1 are due"),
         (RBF.replace("gamma 0.5", "gamma -0.5"), "gamma: expected a finite number, not negative"),
         (RBF.replace("gamma 0.5", "degree 101"), "0 to 100"),
+        (RBF.replace("gamma 0.5\n", ""), "a rbf kernel needs a line gamma before SV"),
+        (kernel("polynomial", &["gamma", "coef0"]), "needs a line degree"),
+        (kernel("polynomial", &["gamma", "degree"]), "needs a line coef0"),
+        (kernel("polynomial", &["degree", "coef0"]), "needs a line gamma"),
+        (kernel("sigmoid", &["gamma"]), "needs a line coef0"),
+        (kernel("sigmoid", &["coef0"]), "needs a line gamma"),
+        (RBF.replace("svm_type nu_svc\n", ""), "svm_type and kernel_type must come before SV"),
+        (RBF.replace("kernel_type rbf\n", ""), "svm_type and kernel_type must come before SV"),
+        (RBF.replace("svm_type", "\u{feff}svm_type"), "byte-order mark (UTF-8)"),
         (RBF.replace("-1 -0.5 1:0.6", "-1"), "\"3:1\" is not a finite number"),
         (String::new(), "neither a text model"),
     ] {
         let error = error(&text);
         assert!(error.contains(part), "{error:?} should contain {part:?}");
+    }
+}
+
+/// [`RBF`] with another kernel and these parameters.
+fn kernel(name: &str, parameters: &[&str]) -> String {
+    let lines: String = parameters.iter().map(|name| format!("{name} 1\n")).collect();
+    RBF.replace("rbf\ngamma 0.5\n", &format!("{name}\n{lines}"))
+}
+
+#[test]
+fn kernels_with_all_their_parameters_are_imported() {
+    for (name, parameters) in [
+        ("linear", &[][..]),
+        ("polynomial", &["gamma", "coef0", "degree"]),
+        ("rbf", &["gamma"]),
+        ("sigmoid", &["gamma", "coef0"]),
+    ] {
+        import(&kernel(name, parameters).replace("0.494118", "0"));
+    }
+}
+
+fn warnings(text: &str, options: &ImportOptions) -> String {
+    Model::import_bytes(text.as_bytes(), options).unwrap().warnings.join("\n")
+}
+
+#[test]
+fn a_file_cut_in_its_last_line_gives_a_warning() {
+    for (text, cut) in [
+        (LIBLINEAR, " \n"),
+        (BINARY, " \n"),
+        (LIBSVM, ".5 2:2 4:1 \n"),
+        (RBF, " 3:1 \n"),
+        (RBF, ":1 \n"),
+    ] {
+        let whole = ImportOptions { divisor: None, ..options() };
+        assert!(!warnings(text, &whole).contains("may be cut"), "{text}");
+        let cut = text.strip_suffix(cut).unwrap();
+        match Model::import_bytes(cut.as_bytes(), &whole) {
+            Ok(imported) => assert!(imported.warnings[0].contains("may be cut"), "{cut}"),
+            Err(error) => assert!(error.to_string().contains("like 12:0.5"), "{error}"),
+        }
+    }
+    let scaled = |ranges| {
+        let scale = Some(Scale::parse(ranges).unwrap());
+        warnings(BINARY, &ImportOptions { scale, ..options() })
+    };
+    assert_eq!(scaled(RANGES), "");
+    assert!(scaled(RANGES.trim_end()).starts_with("range file: the last line"));
+}
+
+#[test]
+fn a_probability_model_is_said_to_follow_votes() {
+    let warning = warnings(LIBSVM, &options());
+    assert!(warning.contains("-b 1") && warning.contains("follow the votes"), "{warning}");
+    assert_eq!(warnings(&LIBSVM.replace("probA -1.5\nprobB 0\n", ""), &options()), "");
+}
+
+#[test]
+fn other_formats_are_named() {
+    for (file, part) in [
+        (&b"\xff\xfes\0v\0m\0"[..], "byte-order mark (UTF-16)"),
+        (b"\x80\x04\x95\x10", "Python pickle"),
+        (&Model::raw().to_bytes(), "a safetensors file"),
+    ] {
+        let error = error_with(file, &options());
+        assert!(error.contains(part), "{error:?} should contain {part:?}");
+    }
+    let (_, onnx) = examples::files().swap_remove(0);
+    for (file, tool) in
+        [(RBF.as_bytes(), "LIBSVM"), (LIBLINEAR.as_bytes(), "LIBLINEAR"), (&onnx, "ONNX")]
+    {
+        let error = Model::from_bytes(file).unwrap_err().to_string();
+        assert!(error.contains(tool) && error.contains("afterimage import FILE"), "{error}");
     }
 }
 
@@ -285,8 +373,9 @@ fn a_sample_is_answered_and_compared() {
     );
     for (text, part) in [
         ("1 1:2\n1 1:0.5\n", "line 2: feature 1 is 0.5, which is no byte over 1"),
-        ("1 5:2\n", "1 to 4"),
-        ("1 2:2 1:2\n", "3 to 4"),
+        ("1 5:2\n", "feature 5 is beyond the 4 bytes of a 2x2 image (--shape)"),
+        ("1 2:2 1:2\n", "feature 1 comes after feature 2"),
+        ("", "the sample has no images"),
         ("1 2\n", "not like"),
         ("1 1:1\n\n1 1:1\n", "line 2: a line without a label"),
     ] {

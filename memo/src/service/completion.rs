@@ -74,9 +74,8 @@ impl<C: Classifier> Owner for Call<C> {
     }
 
     fn answer(self: Box<Self>, answer: Result<Answer, Failure>, now: Instant) {
-        if answer.is_ok() {
-            self.shared.call_time.record(now - self.asked_at);
-        }
+        let took = answer.is_ok().then(|| now.saturating_duration_since(self.asked_at));
+        self.shared.call_time.end(now, took);
         self.shared.land_computed(&self.space, self.hash, answer, now);
     }
 }
@@ -98,6 +97,7 @@ impl<C: Classifier> Shared<C> {
     pub(super) fn call(&self, jobs: Vec<Job>) {
         if !jobs.is_empty() {
             self.counters.classifier_calls.fetch_add(jobs.len() as u64, Relaxed);
+            self.call_time.start(jobs.len() as u64, sync::now());
             self.classifier.classify(jobs);
         }
     }

@@ -60,7 +60,7 @@ impl<C: Classifier> Shared<C> {
             self.counters.hits.fetch_add(hits, Relaxed);
         }
         let (now, lookups) = (sync::now(), hits + misses.len() as u64);
-        self.latencies.record_lookups(lookups, hits, now - since, self.call_time.nanos());
+        self.latencies.record_lookups(lookups, hits, now - since, self.call_time.cost());
         if misses.is_empty() {
             return;
         }
@@ -141,10 +141,10 @@ impl<C: Classifier> Shared<C> {
 
     /// Takes note of what lookups over the network cost, and of what their hits saved.
     fn looked(&self, now: Instant, lookups: u64, hits: u64, took: Duration) {
-        let call_ns = self.call_time.nanos();
+        let call = self.call_time.cost();
         // The hits' latencies are recorded where they land.
-        self.latencies.record_lookups(lookups, 0, took, 0);
-        self.latencies.record_saved(hits, call_ns);
+        self.latencies.record_lookups(lookups, 0, took, call);
+        self.latencies.record_saved(hits, call);
         let Some(bypass) = &self.bypass else { return };
         // A store that does not answer costs nobody any time, and what it is worth cannot be seen.
         // The breaker notices its return far sooner than a probe of the bypass would.
@@ -152,7 +152,7 @@ impl<C: Classifier> Shared<C> {
             return;
         }
         let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);
-        match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call_ns)) {
+        match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call.waiting_ns)) {
             Some(Decision::Bypass) => tracing::warn!(
                 "lookups in the cache take more time than its hits save: requests go by without it, \
                  but for a probe now and then"

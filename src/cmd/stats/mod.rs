@@ -1,5 +1,6 @@
-//! `afterimage stats`: what a running service counts and measures, once or live.
+//! `afterimage stats`: the statistics of a running service, once or live.
 
+mod catalog;
 mod line;
 mod reading;
 mod report;
@@ -15,23 +16,27 @@ use crate::{net, serving};
 use reading::{Interval, Reading};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage stats
+  afterimage stats --watch --server 127.0.0.1:7401
+  afterimage stats --json --over 0s")]
 pub(crate) struct Args {
     #[command(flatten)]
     address: AddressArgs,
 
-    /// Print JSON: one object, or with --watch one a line.
+    /// Print JSON with the raw names; with --watch one object per line.
     #[arg(long)]
     json: bool,
 
-    /// Show it live, until Ctrl-C or q. Where the output is no terminal, a line at a time.
+    /// Show live statistics until Ctrl-C or q; without a terminal, print a line per interval.
     #[arg(long)]
     watch: bool,
 
-    /// How often --watch looks.
+    /// Interval of --watch.
     #[arg(long, value_name = "TIME", default_value = "1s")]
     every: Span,
 
-    /// Rates are taken from two readings so far apart; 0s takes one, and no rates.
+    /// Measure rates over this time; 0s reads once and shows no rates.
     #[arg(long, value_name = "TIME", default_value = "1s")]
     over: Time,
 
@@ -39,7 +44,7 @@ pub(crate) struct Args {
     client: ClientArgs,
 }
 
-/// Looks less often than this show nothing that one could read, and only cost the server time.
+/// Shorter intervals cannot be read and cost the server time.
 const MIN_EVERY: Duration = Duration::from_millis(100);
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
@@ -65,7 +70,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if args.json {
             say!("{}", serde_json::to_string_pretty(&report::json(server, &interval))?)
         } else {
-            print::text(&report::text(&interval))
+            print::text(&report::text(server, &interval))
         }
     })
 }

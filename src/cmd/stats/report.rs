@@ -1,54 +1,162 @@
-//! One look at a service, as text for people and as JSON for programs.
+//! A service's statistics at one moment: a table for people, and JSON for programs.
 
 use std::fmt::Write as _;
 
 use afterimage_wire::proto::stats::Value;
 use serde_json::{Map, json};
 
+use super::catalog::{self, GROUPS};
 use super::reading::{Interval, Quantiles};
-use crate::format::{percent, short};
+use crate::format::{long_time, nanos, percent, safe, short};
 
-/// A line for everything that the service tells, in its order; behind counters what they grew by in
-/// a second.
-pub(super) fn text(interval: &Interval) -> String {
-    let mut out = String::new();
-    let mut line = |name: &str, value: String, rate: Option<String>| {
-        let rate = rate.map(|rate| format!("  {rate}")).unwrap_or_default();
-        let _ = writeln!(out, "{}", format!("{name:<28} {value:<20}{rate}").trim_end());
-    };
-    for (name, value) in &interval.now.stats.entries {
-        match value {
-            Value::Counter(value) => {
-                let rate = interval.rate(name).filter(|&rate| rate > 0.0 && name != "uptime_ms");
-                line(name, value.to_string(), rate.map(|rate| format!("{}/s", short(rate))));
+/// Columns of the labels, and of the values after them.
+const LABEL: usize = 34;
+const VALUE: usize = 14;
+
+/// A table for people: hit ratio and savings first, then groups. Zeros are hidden.
+pub(super) fn text(server: &str, interval: &Interval) -> String {
+    let now = &interval.now;
+    let uptime = now.number("uptime_ms").unwrap_or(0);
+    let mut out = format!(
+        "{} {server}, up {} ({})\n",
+        safe(now.text("service").unwrap_or("service")),
+        catalog::Unit::Millis.show(uptime),
+        safe(now.text("version").unwrap_or("unknown version")),
+    );
+    out.push('\n');
+    if let Some(ratio) = interval.hit_ratio() {
+        let recent = interval.recent_hit_ratio().zip(interval.seconds());
+        let recent = recent.map(|(recent, seconds)| {
+            let time = long_time(std::time::Duration::from_secs_f64(seconds));
+            format!("last {time}: {}", percent(recent))
+        });
+        row(&mut out, "hit ratio", &percent(ratio), recent);
+    }
+    for (group, metrics) in GROUPS {
+        let mut rows = String::new();
+        for metric in *metrics {
+            let Some(value) = now.stats.get(metric.name) else { continue };
+            let Some(shown) = catalog::show(metric.name, value) else { continue };
+            row(&mut rows, metric.label, &shown, remark(metric.name, interval));
+        }
+        if rows.is_empty() {
+            continue;
+        }
+        match *group {
+            // These belong to the hit ratio above them.
+            "Time" => out.push_str(&rows),
+            group => {
+                let _ = write!(out, "\n{group}{}\n{rows}", kind(group, interval));
             }
-            Value::Gauge(value) => line(name, value.to_string(), None),
-            Value::Text(text) => line(name, text.clone(), None),
-            Value::Histogram(buckets) => line(name, of_histogram(&Quantiles::of(buckets)), None),
-            _ => line(name, "(of a type that this version does not know)".into(), None),
+        }
+        if *group == "Answers" {
+            out.push_str(&latencies(interval));
         }
     }
-    if let Some(ratio) = interval.hit_ratio() {
-        let recent = interval.recent_hit_ratio().map(|recent| format!("now {}", percent(recent)));
-        line("hit_ratio", percent(ratio), recent);
+    let mut rest = String::new();
+    for (name, value) in &now.stats.entries {
+        if !is_shown(name)
+            && let Some(shown) = catalog::show(name, value)
+        {
+            row(&mut rest, &catalog::label(name), &shown, remark(name, interval));
+        }
+    }
+    if !rest.is_empty() {
+        let _ = write!(out, "\nOther\n{rest}");
     }
     out
 }
 
-fn of_histogram(quantiles: &Quantiles) -> String {
-    let Quantiles { count, p50, p99, p999, .. } = quantiles;
-    match count {
-        0 => "none yet".into(),
-        _ => format!("p50 {p50}  p99 {p99}  p99.9 {p999}  ({count} of them)"),
+/// A line of a label and a value, with a remark behind them.
+fn row(out: &mut String, label: &str, value: &str, remark: Option<String>) {
+    let remark = remark.map(|remark| format!("  {remark}")).unwrap_or_default();
+    let line = format!("  {label:<LABEL$}{value:<VALUE$}{remark}");
+    let _ = writeln!(out, "{}", line.trim_end());
+}
+
+/// What stands behind a value: the rate of a counter, or the share of a whole.
+fn remark(name: &str, interval: &Interval) -> Option<String> {
+    let number = |name| interval.now.number(name);
+    let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
+    match name {
+        "entries" | "store_entries" => {
+            let capacity = number(if name == "entries" { "capacity" } else { "store_capacity" })?;
+            share(number(name)?, capacity).map(|share| format!("{} full", percent(share)))
+        }
+        "engine_batches" => share(number("engine_scored")?, number(name)?)
+            .map(|size| format!("mean size {size:.1}")),
+        "engine_busy_us" => interval.rate(name).map(|rate| format!("{:.2} cores busy", rate / 1e6)),
+        _ if catalog::find(name).is_some_and(|metric| metric.unit != catalog::Unit::Count) => None,
+        _ => {
+            interval.rate(name).filter(|&rate| rate > 0.0).map(|rate| format!("{}/s", short(rate)))
+        }
     }
 }
 
-/// The same for programs: what the service tells under `values`, what its counters grew by in a
-/// second under `per_second`, what its histograms took up in the interval under `recent`.
+/// The state of the store or of the classifier, behind its group's name.
+fn kind(group: &str, interval: &Interval) -> String {
+    let text = |name: &str| interval.now.text(name).map(safe);
+    let states: Vec<String> = match group {
+        "Store" => {
+            let connected = text("store_connected").map(|connected| match connected.as_str() {
+                "yes" => "connected".to_owned(),
+                _ => "not connected".to_owned(),
+            });
+            let breaker = text("store_breaker").map(|state| format!("circuit breaker {state}"));
+            let bypass = text("auto_bypass").map(|state| format!("auto-bypass: {state}"));
+            [text("store"), connected, breaker, bypass].into_iter().flatten().collect()
+        }
+        "Classifier" => text("classifier").into_iter().collect(),
+        _ => Vec::new(),
+    };
+    if states.is_empty() { String::new() } else { format!(": {}", states.join(", ")) }
+}
+
+/// Whether the groups, or the lines above them, show this statistic.
+fn is_shown(name: &str) -> bool {
+    const ELSEWHERE: [&str; 8] = [
+        "service",
+        "version",
+        "uptime_ms",
+        "store",
+        "store_connected",
+        "store_breaker",
+        "auto_bypass",
+        "classifier",
+    ];
+    ELSEWHERE.contains(&name) || name == "classifier_connected" || catalog::find(name).is_some()
+}
+
+/// The latencies of answers since the start, by origin.
+fn latencies(interval: &Interval) -> String {
+    let mut rows = String::new();
+    for (label, name) in [
+        ("hits", "hit_latency_ns"),
+        ("misses", "miss_latency_ns"),
+        ("coalesced", "coalesced_latency_ns"),
+    ] {
+        let Some(Value::Histogram(buckets)) = interval.now.stats.get(name) else { continue };
+        let Quantiles { count, p50, p99, p999, max } = Quantiles::of(buckets);
+        if count == 0 {
+            continue;
+        }
+        let [p50, p99, p999, max] = [p50, p99, p999, max].map(nanos);
+        let _ = writeln!(rows, "  {label:<LABEL$}{p50:<VALUE$}{p99:<VALUE$}{p999:<VALUE$}{max}");
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    let head = "Latency";
+    let width = LABEL + 2;
+    format!("\n{head:<width$}{:<VALUE$}{:<VALUE$}{:<VALUE$}max\n{rows}", "p50", "p99", "p99.9")
+}
+
+/// JSON for programs: the service's values under `values`, rates of counters under `per_second`, the
+/// histograms of the interval under `recent`.
 pub(super) fn json(server: &str, interval: &Interval) -> serde_json::Value {
     let (mut values, mut rates, mut recent) = (Map::new(), Map::new(), Map::new());
     for (name, value) in &interval.now.stats.entries {
-        // Of two of one name the first counts.
+        // Names are unique; a faulty server's second value is ignored.
         if values.contains_key(name) {
             continue;
         }
@@ -81,4 +189,61 @@ pub(super) fn json(server: &str, interval: &Interval) -> serde_json::Value {
 fn quantiles_json(quantiles: &Quantiles) -> serde_json::Value {
     let Quantiles { count, p50, p99, p999, max } = quantiles;
     json!({"count": count, "p50": p50, "p99": p99, "p999": p999, "max": max})
+}
+
+#[cfg(test)]
+mod tests {
+    use afterimage_wire::proto::stats::Stats;
+
+    use super::super::reading::Reading;
+    use super::*;
+
+    #[test]
+    fn the_table_shows_hit_ratio_and_savings_first() {
+        let memo = |seconds: u64| {
+            let mut stats = Stats::default();
+            stats.text("service", "memo");
+            stats.text("version", "afterimage/0.1.0");
+            stats.counter("uptime_ms", seconds * 1000);
+            stats.counter("hits", 990 * seconds);
+            stats.counter("misses", 10 * seconds);
+            stats.counter("coalesced", 0);
+            stats.counter("saved_time_us", 1_114_229_391);
+            stats.counter("saved_classifier_time_us", 123_000_000);
+            stats.text("store", "embedded");
+            stats.gauge("store_entries", 250);
+            stats.gauge("store_capacity", 1000);
+            stats.gauge("store_memory_bytes", 8 << 20);
+            stats.counter("rejected_tags", 0);
+            stats.counter("a_new_counter", 7);
+            stats.text("a_new_text", "\x1b[2J");
+            stats.entries.push(("hit_latency_ns".into(), Value::Histogram(vec![(1250, 990)])));
+            Reading::new(stats)
+        };
+        let found = text("127.0.0.1:7400", &Interval::between(memo(8), memo(10)));
+        let expected = "\
+memo 127.0.0.1:7400, up 10 s (afterimage/0.1.0)
+
+  hit ratio                         99.00 %         last 2.0 s: 99.00 %
+  waiting time saved                18 min 34 s
+  classifier time saved             2 min 3 s
+
+Answers
+  hits                              9,900           990/s
+  misses                            100             10/s
+
+Latency                             p50           p99           p99.9         max
+  hits                              1.25 µs       1.25 µs       1.25 µs       1.25 µs
+
+Label table
+  entries                           250             25.00 % full
+  capacity                          1,000
+  memory                            8.0 MiB
+
+Other
+  a new counter                     7
+  a new text                        \\u{1b}[2J
+";
+        assert_eq!(found, expected, "found:\n{found}");
+    }
 }

@@ -1,16 +1,16 @@
-//! How long to wait before the next attempt to connect.
+//! Waits between attempts to connect.
 //!
 //! Exponential with full jitter: each wait is drawn evenly from zero to a ceiling that doubles with
-//! every failure. A thousand clients that lost the same server thus come back spread out over the
-//! whole interval instead of together (Brooker, "Exponential Backoff And Jitter", AWS Architecture
-//! Blog, 2015).
+//! every failure. A thousand clients that lost the same server thus return spread over the whole
+//! interval instead of together (Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog,
+//! 2015).
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use crate::splitmix::SplitMix64;
 
-/// The waits between failed attempts. Pure: the seed comes in, the durations come out.
+/// The waits between failed attempts. Pure: a seed goes in, durations come out.
 #[derive(Debug)]
 pub(super) struct Backoff {
     min: Duration,
@@ -33,7 +33,7 @@ impl Backoff {
         delay
     }
 
-    /// Begins again at `min`: the last connection was a healthy one.
+    /// Starts again at `min`, after a healthy connection.
     pub(super) fn reset(&mut self) {
         self.ceiling = self.min;
     }

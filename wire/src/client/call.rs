@@ -12,7 +12,7 @@ use super::request::Request;
 use super::shared::Shared;
 use super::waiter::{Answer, Callback, Many, Waiter};
 
-/// Sends one request and waits for its answer. A dropped future leaves nothing behind.
+/// Sends one request and waits for its answer. Dropping the future cancels the request.
 pub(super) async fn ask(
     shared: &Shared,
     request: Request<&[u8]>,
@@ -26,7 +26,7 @@ pub(super) async fn ask(
     outcome.unwrap_or(Err(CallError::Closed))
 }
 
-/// Sends one read, and again if its connection is lost.
+/// Sends one read, and sends it again if its connection is lost.
 pub(super) async fn read(
     shared: &Shared,
     request: Request<&[u8]>,
@@ -41,7 +41,7 @@ pub(super) async fn read(
     }
 }
 
-/// Sends many reads and waits for all answers. A dropped future leaves nothing behind.
+/// Sends many reads and waits for all answers. Dropping the future cancels them.
 pub(super) async fn ask_many(
     shared: &Shared,
     keys: &[u64],
@@ -57,16 +57,16 @@ pub(super) async fn ask_many(
 /// How often a read is sent again.
 const RETRIES: usize = 2;
 
-/// Before a request is sent again to a server that is shutting down: time for its `GoAway`.
+/// Pause before a request is sent again to a server that is shutting down: time for its `GoAway`.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The tries of one call, all within its deadline.
+/// The attempts of one call, all within its deadline.
 pub(super) struct Tries<'a> {
     shared: &'a Shared,
     start: Instant,
     total: Duration,
     retries: usize,
-    /// The time that the next try has.
+    /// Time left for the next attempt.
     pub(super) left: Duration,
 }
 
@@ -82,7 +82,7 @@ impl<'a> Tries<'a> {
         }
     }
 
-    /// Returns when it is time for another try, or the error when there is none.
+    /// Returns when the next attempt may start, or the error if there is none.
     pub(super) async fn another(&mut self, mut error: CallError) -> Result<(), CallError> {
         if self.retries == 0 || !error.is_worth_another_try() {
             if let CallError::DeadlineExceeded { timeout, .. } = &mut error {
@@ -102,7 +102,7 @@ impl<'a> Tries<'a> {
     }
 }
 
-/// Takes a call whose caller goes away out of the table (id 0: nothing to take).
+/// Removes a call from the table when its caller drops it (id 0: nothing to remove).
 struct Cancel<'a> {
     shared: &'a Shared,
     id: u64,
@@ -117,7 +117,7 @@ impl Drop for Cancel<'_> {
     }
 }
 
-/// The same for many reads. Once they are answered there is nothing to take.
+/// The same for many reads. Nothing is left to remove once they are answered.
 struct CancelMany<'a> {
     shared: &'a Shared,
     many: Arc<Many>,

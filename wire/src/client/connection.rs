@@ -1,9 +1,9 @@
-//! Drives one connection: writes what callers left in its line's buffer, reads what has come, and
-//! hands each answer to whoever waits for it.
+//! An open connection: it writes the requests that callers encoded, reads replies, and hands each
+//! to its waiter.
 //!
-//! A hand-rolled poll function instead of a reader and a writer task: a call's way from its caller
-//! to the socket and back is one wake-up each. All that one read brought is decoded in place, then
-//! looked up under one lock, then handed over outside of it.
+//! One poll function replaces a reader and a writer task: a call costs one wake-up on its way to
+//! the socket and one on its way back. All frames of one read are decoded in place, then looked up
+//! under one lock, then handed over after it is released.
 
 use std::io;
 use std::pin::Pin;
@@ -21,25 +21,25 @@ use super::waiter::{Answer, Waiter};
 use crate::proto::{Frame, FrameError, Message, Welcome};
 use crate::sched::{Rest, corked};
 
-/// Bytes read at once: three thousand cache replies, or a good part of a socket's buffer.
+/// Bytes of one read: three thousand cache replies, or a good part of a socket's buffer.
 const READ_LEN: usize = 64 << 10;
 
-/// Bytes of replies after which everything else that is ready has its turn: a server that answers
-/// without a pause would otherwise keep the thread to itself.
+/// Bytes of replies after which all other ready tasks are polled: a server that answers without a
+/// pause would otherwise occupy the thread.
 const TURN: usize = READ_LEN;
 
-/// How a connection's time as the current one ends.
+/// Why the driver stopped.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// It is no more.
+    /// The connection is lost.
     Lost(ConnectionError),
-    /// The server wants no more requests on it; the driver goes on with those in flight.
+    /// The server accepts no more requests on it. The driver goes on with those in flight.
     GoAway,
-    /// All that had to be written is written, and nothing more is to come.
+    /// Everything is written, and no reply is outstanding.
     Finished,
 }
 
-/// See the module.
+/// Drives one connection. See the module.
 pub(super) struct Driver<T> {
     transport: T,
     shared: Arc<Shared>,
@@ -48,18 +48,18 @@ pub(super) struct Driver<T> {
     welcome: Arc<Welcome>,
     max_body: u32,
     input: Input,
-    /// Taken from the line; written up to `written`.
+    /// Bytes taken from the outbound buffer; written up to `written`.
     writing: Vec<u8>,
     written: usize,
-    /// The waker that the line knows.
+    /// The waker that the outbound side knows.
     known_waker: Option<Waker>,
     keepalive: Option<Keepalive>,
     go_away: bool,
-    /// Whether it ever replied.
+    /// Whether any reply arrived.
     replied: bool,
-    /// Bytes that have come in this turn.
+    /// Bytes received in this turn.
     received: usize,
-    /// Others have their turn.
+    /// Between two turns.
     rest: Rest,
     /// Replies of the current batch, before and after the lock.
     replies: Vec<(u64, Result<Answer, CallError>)>,
@@ -67,7 +67,7 @@ pub(super) struct Driver<T> {
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
-    /// A driver of the line `line`; `input` came with the `Welcome`.
+    /// A driver of connection `number`; `input` arrived with the `Welcome`.
     pub(super) fn new(
         transport: T,
         shared: Arc<Shared>,
@@ -97,12 +97,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    /// Whether the server ever replied: a `Welcome` alone does not make a healthy connection.
+    /// Whether any reply arrived: a `Welcome` alone does not make a healthy connection.
     pub(super) fn is_healthy(&self) -> bool {
         self.replied
     }
 
-    /// Goes on until the connection ends or, once, until the server says `GoAway`.
+    /// Goes on until the connection ends or, once, until the server sends `GoAway`.
     pub(super) fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         self.introduce(cx);
         ready!(self.rest.poll_over(cx));
@@ -114,7 +114,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Ok(Round::Idle) => return Poll::Pending,
                 Ok(Round::GoAway) => return Poll::Ready(Ended::GoAway),
                 Ok(Round::Finished) => {
-                    // Whatever comes of it: nothing more is expected from this connection.
+                    // No more is expected from this connection, so an error changes nothing.
                     let _ = ready!(Pin::new(&mut self.transport).poll_shutdown(cx));
                     return Poll::Ready(Ended::Finished);
                 }
@@ -123,14 +123,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    /// After the end of our half: reads, and throws away, what still comes, until the server has
-    /// ended its half, too. A socket that is closed with something unread in it, or before all
-    /// that was written has arrived, may take the last writes along.
+    /// Discards input until the server closes its half, too. If a socket is closed with unread
+    /// input, or before all written bytes have arrived, the last writes may be lost.
     pub(super) async fn see_off(mut self) {
         while matches!(self.transport.read(self.input.scratch()).await, Ok(1..)) {}
     }
 
-    /// Makes the line know whom to wake.
+    /// Tells the outbound side which task to wake.
     fn introduce(&mut self, cx: &Context<'_>) {
         if matches!(&self.known_waker, Some(waker) if waker.will_wake(cx.waker())) {
             return;
@@ -147,7 +146,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             Sent::Nothing => false,
             Sent::Some => true,
         };
-        // What came with the `Welcome` waits in the input without a read.
+        // Bytes that arrived with the `Welcome` are in the input without a read.
         let arrived = self.input.has_news() || self.poll_receive(cx)?;
         if arrived {
             progressed = true;
@@ -172,7 +171,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         Ok(if progressed { Round::Progressed } else { Round::Idle })
     }
 
-    /// Writes until there is nothing to write or the transport takes no more.
+    /// Writes until there is nothing to write or the transport accepts no more.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Sent, ConnectionError> {
         let mut sent = Sent::Nothing;
         loop {
@@ -199,7 +198,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             if self.writing.is_empty() {
                 let finished = state.is_finished(self.number);
                 drop(state);
-                // TLS and the like keep bytes to themselves until they are flushed.
+                // TLS holds bytes back until a flush.
                 if let Poll::Ready(Err(error)) = Pin::new(&mut self.transport).poll_flush(cx) {
                     return Err(ConnectionError::Io(error));
                 }
@@ -208,7 +207,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    /// Reads once; whether anything came.
+    /// Reads once; true if bytes arrived.
     fn poll_receive(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
         let mut room = ReadBuf::new(self.input.room());
         match Pin::new(&mut self.transport).poll_read(cx, &mut room) {
@@ -225,7 +224,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         }
     }
 
-    /// Turns all whole frames of the input into replies; whether a `GoAway` was among them.
+    /// Turns all whole frames of the input into replies; true if a `GoAway` was among them.
     fn decode(&mut self) -> Result<bool, ConnectionError> {
         let mut go_away = false;
         loop {
@@ -273,7 +272,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     continue;
                 }
                 Ok(Message::Unknown { .. }) => {
-                    // A newer server's; the protocol has us step over it.
+                    // A kind of a newer version; the protocol requires clients to skip it.
                     self.input.consume(frame.header.frame_len());
                     continue;
                 }
@@ -296,8 +295,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         CallError::Protocol { server: Arc::clone(&self.server), violation }
     }
 
-    /// Hands the replies to those who wait for them, up to the first that answers nothing: whose
-    /// those behind it are cannot be known.
+    /// Hands replies to their waiters, up to the first with an unknown id: after it, replies may be
+    /// for the wrong requests.
     fn deliver(&mut self) -> Result<(), ConnectionError> {
         if self.replies.is_empty() {
             return Ok(());
@@ -316,13 +315,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             }
         }
         if let Some(outbound) = state.outbound(self.number) {
-            // The next round looks at the line's buffer: whoever fills it need not wake us.
+            // The next round reads the outbound buffer again, so callers need not wake the driver.
             outbound.awake();
         }
         state.pump(self.shared.now(), &mut effects);
         let _delivering = self.shared.delivering(&state);
         self.shared.release(state, effects);
-        // Whoever waits may be a server that answers others with it.
+        // The waiters may belong to a server that answers its own clients with these replies.
         corked(|| {
             for (waiter, reply) in self.answers.drain(..) {
                 match reply {
@@ -348,7 +347,7 @@ enum Sent {
     All,
 }
 
-/// Received bytes: `bytes[start..end]` are not decoded yet.
+/// The receive buffer of the driver. `bytes[start..end]` are not decoded yet.
 struct Input {
     bytes: Vec<u8>,
     start: usize,
@@ -363,7 +362,7 @@ impl Input {
         Input { bytes, start: 0, end: first.len(), news: !first.is_empty() }
     }
 
-    /// Bytes that nobody has tried to decode yet, once.
+    /// Whether there are bytes that no decoding was tried on, once.
     fn has_news(&mut self) -> bool {
         std::mem::take(&mut self.news)
     }
@@ -376,7 +375,7 @@ impl Input {
         &mut self.bytes[self.end..]
     }
 
-    /// All of the buffer, for what nobody will look at.
+    /// The whole buffer, for input that is discarded.
     fn scratch(&mut self) -> &mut [u8] {
         &mut self.bytes
     }
@@ -389,8 +388,9 @@ impl Input {
         self.start += len;
     }
 
-    /// Makes room for the rest of a frame: what is left moves to the front, and a frame larger
-    /// than the buffer doubles it as it arrives, so that an announcement alone costs nothing.
+    /// Makes space for the rest of a frame. The unread part moves to the front. A larger frame
+    /// doubles the buffer as it arrives, so that a header that announces a large body allocates
+    /// nothing by itself.
     fn needs_more(&mut self) {
         self.bytes.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
@@ -403,12 +403,12 @@ impl Input {
     }
 }
 
-/// Notices a peer that has gone without a word.
+/// Detects a peer that is gone without closing the connection.
 struct Keepalive {
     interval: Duration,
     timer: Pin<Box<Sleep>>,
     last_heard: Instant,
-    /// A ping was sent and nothing came since.
+    /// A ping was sent, and nothing was received since.
     asked: bool,
 }
 
@@ -424,7 +424,7 @@ impl Keepalive {
         self.asked = false;
     }
 
-    /// Whether it is time to ask for a sign of life.
+    /// Whether a ping is due.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
@@ -436,7 +436,7 @@ impl Keepalive {
             if self.asked {
                 return Err(ConnectionError::Silent { silence });
             }
-            // Counted from now: a program that slept is not a server that did.
+            // Counted from now: the program may have been suspended, not the server.
             self.asked = true;
             self.timer.as_mut().reset(now + self.interval);
             return Ok(true);

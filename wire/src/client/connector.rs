@@ -1,4 +1,4 @@
-//! How connections are made: over TCP, or over whatever a test or a simulation brings.
+//! Connectors: TCP, or a custom transport.
 
 use std::fmt;
 use std::io;
@@ -7,24 +7,24 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-/// Makes connections for a client.
+/// Opens connections for a client.
 ///
 /// Implemented for every `Fn(u64) -> impl Future<Output = io::Result<impl AsyncRead +
 /// AsyncWrite>>`.
 pub trait Connector: Send + Sync + 'static {
-    /// What a connection is.
+    /// The stream of a connection.
     type Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
-    /// Makes one. `attempt` counts from 0 and goes up with each connection that failed, was lost
-    /// or was told to go away: whoever knows several addresses takes the next one.
+    /// Opens a connection. `attempt` counts from 0 and grows with each connection that failed, was
+    /// lost or was told to go away. A connector with several addresses takes the next one.
     fn connect(&self, attempt: u64) -> impl Future<Output = io::Result<Self::Transport>> + Send;
 
-    /// How many addresses there are to try before it is time to wait a little.
+    /// How many addresses to try in a row before a pause.
     fn addresses(&self) -> usize {
         1
     }
 
-    /// What log lines call the other end.
+    /// The name of the server in errors and logs: all its addresses.
     fn name(&self) -> String {
         "the server".into()
     }
@@ -35,9 +35,8 @@ pub trait Connector: Send + Sync + 'static {
         self.name()
     }
 
-    /// The host that this attempt connects to, if it has a name or an address: with TLS, what the
-    /// server's certificate must be for, unless [`ClientTls`](crate::tls::ClientTls) says
-    /// otherwise.
+    /// The host of this attempt, if it has a name or an address. With TLS, the server's certificate
+    /// must be for it, unless [`ClientTls`](crate::tls::ClientTls) sets another name.
     fn host(&self, attempt: u64) -> Option<&str> {
         let _ = attempt;
         None
@@ -57,7 +56,7 @@ where
     }
 }
 
-/// One or several addresses of the same service, each `host:port`. Names are looked up anew for
+/// One or several addresses of the same service, each `host:port`. Names are resolved anew for
 /// every connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addresses(Vec<String>);
@@ -114,7 +113,7 @@ impl<A: ToString, const N: usize> From<[A; N]> for Addresses {
 pub(super) struct Tcp(pub(super) Addresses);
 
 impl Tcp {
-    /// The address of this attempt; `None` when there is none at all.
+    /// The address of this attempt; `None` if no address was given.
     fn of(&self, attempt: u64) -> Option<&String> {
         let Addresses(addresses) = &self.0;
         addresses.get(attempt.checked_rem(addresses.len() as u64)? as usize)
@@ -128,7 +127,8 @@ impl Connector for Tcp {
         let none = || io::Error::other("no address was given");
         let address = self.of(attempt).ok_or_else(none)?;
         let stream = TcpStream::connect(address).await?;
-        // Frames are gathered before they are written; waiting for more only adds latency.
+        // Requests are already gathered before they are written; Nagle's algorithm would only add
+        // latency.
         stream.set_nodelay(true)?;
         Ok(stream)
     }

@@ -1,4 +1,4 @@
-//! Opening a connection: a TLS handshake where it is wanted, then `Hello` and `Welcome`.
+//! Opening a connection: a TLS handshake if TLS is set, then `Hello` and `Welcome`.
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio_rustls::TlsConnector;
@@ -12,19 +12,19 @@ use crate::proto::header::MAX_HANDSHAKE_BODY;
 use crate::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Welcome};
 use crate::tls::{ClientTls, TlsError};
 
-/// Bytes read at once beneath TLS, which by itself reads 4 KiB: the longest record.
+/// Bytes of one read below TLS, which reads 4 KiB by itself: the longest record.
 const READ_LEN: usize = 16 << 10;
 
-/// What is made of a transport before it is used.
+/// A layer between the transport and the protocol.
 pub(super) trait Security: Send + Sync + 'static {
-    /// What a transport becomes.
+    /// The stream above the layer.
     type Secured<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>: AsyncRead
         + AsyncWrite
         + Send
         + Unpin
         + 'static;
 
-    /// Makes it so, with a peer that has a certificate for `host`.
+    /// Performs the layer's handshake with a peer whose certificate is for `host`.
     fn secure<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         &self,
         transport: T,
@@ -32,7 +32,7 @@ pub(super) trait Security: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Secured<T>, ConnectionError>> + Send;
 }
 
-/// The transport as it is.
+/// No layer: the transport itself.
 pub(super) struct Plain;
 
 impl Security for Plain {
@@ -65,10 +65,10 @@ impl Security for ClientTls {
     }
 }
 
-/// How much of another protocol's greeting is worth quoting.
+/// Bytes of another protocol's greeting that an error quotes.
 const QUOTED_LEN: usize = 32;
 
-/// Opens a fresh connection. Returns the server's `Welcome` and the bytes that came after it.
+/// Sends a `Hello`. Returns the server's `Welcome` and the bytes that followed it.
 pub(super) async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
     transport: &mut T,
     options: &ClientOptions,
@@ -80,8 +80,8 @@ pub(super) async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
     }
     let mut hello = Vec::new();
     Message::Hello(Hello::new(&options.token)).encode(0, &mut hello);
-    // A server that turns clients away may close before it has read all of the Hello: what it said
-    // first is still there to read, and says more than a broken pipe.
+    // A server that refuses clients may close before it has read the whole Hello. Its error is
+    // still there to read, and is clearer than a broken pipe.
     let written = match transport.write_all(&hello).await {
         Ok(()) => transport.flush().await,
         error => error,
@@ -110,7 +110,7 @@ pub(super) async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// The `Welcome` at the start of `input`; `None` while it is not all there.
+/// The `Welcome` at the start of `input`; `None` while it is incomplete.
 fn first_frame(input: &[u8]) -> Result<Option<Welcome>, ConnectionError> {
     let Some(header) = Header::decode(input) else {
         return Ok(None);

@@ -1,20 +1,20 @@
-//! The calls that wait for an answer, found by request id.
+//! The table of calls without an outcome, found by request id.
 //!
-//! Pure: it knows no socket and reads no clock; time comes in as an argument. A slab whose slots
-//! count their tenants: an id is `generation << 32 | slot`, and a slot's generation moves on when
-//! its call leaves. So an id is never given out again while it is in flight, and a reply that comes
-//! late (after a timeout, a cancellation, or twice) finds nobody instead of the slot's next tenant.
+//! Pure: no socket and no clock; time is an argument. It is a slab whose slots count their calls:
+//! an id is `generation << 32 | slot`, and a slot's generation grows when its call leaves. So an id
+//! is never reused while it is in flight, and a reply that comes late (after a timeout, a
+//! cancellation, or twice) finds no call instead of the slot's next one.
 
 use std::time::Instant;
 
-/// Calls in flight and the earliest moment at which one of them may expire.
+/// Calls without an outcome, and the earliest deadline among them.
 #[derive(Debug)]
 pub(super) struct InFlight<C> {
     slots: Vec<Slot<C>>,
     free: Vec<u32>,
-    /// No deadline in the table is earlier; it may be that of a call which has left already.
+    /// No deadline in the table is earlier. It may belong to a call that has left.
     earliest: Option<Instant>,
-    /// A slot's generations have begun anew, so that there is no telling any more which it had.
+    /// The generations of a slot have wrapped, so that old ids cannot be told from new ones.
     ran_over: bool,
 }
 
@@ -24,8 +24,8 @@ struct Slot<C> {
     tenant: Option<(Instant, C)>,
 }
 
-/// Where generations begin: above 0, so that no id is below 2³² and small ids are free for the
-/// connection's own frames.
+/// The first generation, above 0: no id is below 2³², and small ids are free for the connection's
+/// own frames.
 const FIRST_GENERATION: u32 = 1;
 
 impl<C> InFlight<C> {
@@ -39,12 +39,12 @@ impl<C> InFlight<C> {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether there are none.
+    /// Whether the table is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Takes a call in and gives it its id.
+    /// Inserts a call and returns its id.
     pub(super) fn insert(&mut self, deadline: Instant, call: C) -> u64 {
         if self.earliest.is_none_or(|earliest| deadline < earliest) {
             self.earliest = Some(deadline);
@@ -70,7 +70,7 @@ impl<C> InFlight<C> {
         Some((*deadline, call))
     }
 
-    /// Whether this id was given out and has left since: to a late reply nobody is there any more.
+    /// Whether this id was given to a call that has left since: a late reply is no violation.
     pub(super) fn has_left(&self, id: u64) -> bool {
         self.slots.get(slot_of(id)).is_some_and(|slot| {
             let generations = FIRST_GENERATION..slot.generation;
@@ -78,7 +78,7 @@ impl<C> InFlight<C> {
         })
     }
 
-    /// Takes the call of this id out; `None` when the id is not in flight.
+    /// Removes the call of this id; `None` if the id is not in flight.
     pub(super) fn remove(&mut self, id: u64) -> Option<C> {
         let slot = self.slots.get(slot_of(id))?;
         if slot.generation != generation_of(id) {
@@ -87,7 +87,7 @@ impl<C> InFlight<C> {
         self.vacate(slot_of(id)).map(|(_, call)| call)
     }
 
-    /// Takes out all calls of which `leaves` is true and hands them to `taken`.
+    /// Removes all calls for which `leaves` is true and hands them to `taken`.
     pub(super) fn remove_where(
         &mut self,
         mut leaves: impl FnMut(&C) -> bool,
@@ -102,15 +102,15 @@ impl<C> InFlight<C> {
         }
     }
 
-    /// The moment at which [`InFlight::expire`] should be called next. It may come too early,
-    /// never too late.
+    /// The time at which [`InFlight::expire`] should be called next. It may be too early, never too
+    /// late.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.earliest
     }
 
-    /// Takes out all calls whose deadline is not after `now` and hands them to `taken`.
+    /// Removes all calls whose deadline is not after `now` and hands them to `taken`.
     ///
-    /// Looks at every slot, but only when the earliest deadline is due.
+    /// It visits every slot, but only when the earliest deadline is due.
     pub(super) fn expire(&mut self, now: Instant, mut taken: impl FnMut(C)) {
         if self.earliest.is_none_or(|earliest| now < earliest) {
             return;
@@ -216,7 +216,7 @@ mod tests {
         assert!(table.has_left(first) && !table.has_left(first + (1 << 32)));
         let second = table.insert(now, ());
         assert!(table.has_left(first) && !table.has_left(second));
-        // After four thousand million calls in one slot nobody remembers the first ones.
+        // After four thousand million calls in one slot, the generation wraps.
         table.slots[slot_of(second)].generation = u32::MAX;
         assert!(table.remove(u64::from(u32::MAX) << 32).is_some());
         assert!(table.has_left(second) && table.has_left(u64::from(u32::MAX) << 32));

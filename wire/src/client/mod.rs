@@ -1,38 +1,38 @@
-//! The client: what users add to their own programs.
+//! The client: a connection that any number of callers share.
 //!
-//! One connection carries any number of concurrent callers; requests pipeline, and replies come in
-//! any order. A [`Client`] is cheap to clone and may be shared by all tasks and threads.
+//! Requests are pipelined, and replies come in any order. A [`Client`] is cheap to clone and may be
+//! used by all tasks and threads.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use afterimage_wire::{Client, ClientOptions};
 //!
 //! let client = Client::connect("127.0.0.1:7400", ClientOptions::new()).await?;
-//! let label = client.classify(&[0; 784]).await?;
-//! println!("class {}, {:?}", label.label, label.origin);
+//! let answer = client.classify(&[0; 784]).await?;
+//! println!("label {}, {:?}", answer.label, answer.origin);
 //! # Ok(()) }
 //! ```
 //!
-//! # What it promises
+//! # Guarantees
 //!
-//! * **An outcome, once, in time.** Every call ends by its deadline, whatever the server or the
-//!   network do: the deadline covers connecting, queueing and the reply. Callbacks are called
-//!   exactly once, also when the client is dropped or its runtime is.
-//! * **Nobody else's answer.** Request ids are not used again while in flight. What comes late,
-//!   twice, or for a caller who has gone is counted and dropped; a reply to what was never asked
-//!   ends its connection, since no other reply on it can be trusted either.
+//! * **One outcome, in time.** Every call ends by its deadline, whatever the server or the network
+//!   do. The deadline covers connecting, queueing and the reply. Callbacks are called exactly once,
+//!   also when the client or its runtime is dropped.
+//! * **Only the caller's own answer.** Request ids are not reused while in flight. A reply that
+//!   comes late, twice, or for a cancelled call is counted and dropped. A reply to a request that
+//!   was never sent ends its connection, because no other reply on it can be trusted.
 //! * **Bounded memory.** Requests in flight, bytes waiting to be sent and the size of replies have
 //!   limits, all of them in [`ClientOptions`].
-//! * **It comes back.** A lost connection is made anew, after waits that grow and are drawn at
-//!   random. Reads ([`Client::classify`], [`Client::cache_get`]) that were in flight are sent
-//!   again, twice at most and within their deadline; the callback forms leave that to their users.
-//!   `GoAway` moves the client to a new connection while the old one finishes: nothing is lost.
+//! * **Reconnection.** A lost connection is opened again, after random waits with a growing
+//!   ceiling. Reads in flight ([`Client::classify`], [`Client::cache_get`]) are sent again, at most
+//!   twice and within their deadline; the callback forms do not repeat requests. After a `GoAway`
+//!   the client moves to a new connection while the old one finishes, and loses nothing.
 //!
-//! # What errors mean
+//! # Errors
 //!
-//! See [`CallError`]: what the server said, where time ran out, what became of the connection, and
-//! what the caller did wrong are variants of their own. [`CallError::status`] maps them for
-//! services that must pass them on.
+//! [`CallError`] tells apart errors of the server, expired deadlines, connection failures and
+//! mistakes of the caller. [`Report`] prints an error with its causes. [`CallError::status`] maps
+//! errors to the status that a service passes on to its own clients.
 
 mod backoff;
 mod call;
@@ -72,10 +72,10 @@ pub use state::Counters;
 use state::Life;
 use waiter::{Answer, Callback, Waiter};
 
-/// A connection to a memo, a classifier or a cache. See the [module](self).
+/// A connection to a memo, a classifier or a cache service. See the [module](self).
 ///
-/// Clones share the connection. When the last of them is dropped, what is in flight ends with
-/// [`CallError::Closed`]; [`Client::close`] waits for it instead.
+/// Clones share the connection. When the last clone is dropped, calls in flight end with
+/// [`CallError::Closed`]; [`Client::close`] waits for them instead.
 #[derive(Clone)]
 pub struct Client {
     handle: Arc<Handle>,
@@ -86,16 +86,16 @@ struct Handle {
 }
 
 impl Client {
-    /// Connects to one of these addresses (`host:port`; text, a socket address or a list).
+    /// Connects to one of these addresses (`host:port` as text, a socket address, or a list).
     ///
-    /// Keeps trying for [`connect_timeout`](ClientOptions::connect_timeout) plus
+    /// Tries for [`connect_timeout`](ClientOptions::connect_timeout) plus
     /// [`handshake_timeout`](ClientOptions::handshake_timeout), so that client and server may be
     /// started in any order; with [`fail_fast`](ClientOptions::fail_fast) it tries once.
     ///
     /// # Errors
-    /// [`CallError::Refused`] or [`CallError::Protocol`] when what answers there is not for this
-    /// client; [`CallError::DeadlineExceeded`] or, with `fail_fast`, [`CallError::Unavailable`]
-    /// when nothing does.
+    /// [`CallError::Refused`] or [`CallError::Protocol`] if the server is not one for this client;
+    /// [`CallError::DeadlineExceeded`] or, with `fail_fast`, [`CallError::Unavailable`] if no
+    /// server answers.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
@@ -117,7 +117,7 @@ impl Client {
         Client::with_connector(connector::Tcp(addresses.into()), options)
     }
 
-    /// Like [`Client::connect_lazy`], over connections of any other make.
+    /// Like [`Client::connect_lazy`], with connections from a custom connector.
     ///
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
@@ -140,7 +140,7 @@ impl Client {
         self.shared().connected(timeout).await
     }
 
-    /// The class of an image: as many bytes as the [`Welcome`]'s shape has.
+    /// The label of an image, which has as many bytes as the [`Welcome`]'s shape.
     ///
     /// # Errors
     /// Any [`CallError`].
@@ -148,7 +148,7 @@ impl Client {
         self.classify_with(image, CallOptions::new()).await
     }
 
-    /// [`Client::classify`] with settings of its own.
+    /// [`Client::classify`] with settings for this call.
     ///
     /// # Errors
     /// Any [`CallError`].
@@ -164,7 +164,7 @@ impl Client {
         }
     }
 
-    /// The value of a key, if the cache holds one.
+    /// The value of a key, if the cache service has one.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images.
@@ -176,8 +176,8 @@ impl Client {
         }
     }
 
-    /// The values of many keys, in the keys' order. All of them are in flight together, as far as
-    /// the window goes, and one that fails fails the lot.
+    /// The values of many keys, in the order of the keys. They are in flight together, as far as
+    /// the window allows. If one read fails, all fail.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images.
@@ -191,17 +191,17 @@ impl Client {
         }
     }
 
-    /// Stores a value. There is no reply: `Ok` means that it is on its way or in the queue, not
-    /// that it arrived. Does not wait, so it may be called from anywhere.
+    /// Stores a value. There is no reply: `Ok` means that the write is queued or sent, not that it
+    /// arrived. Does not wait, so it may be called outside of async code.
     ///
     /// # Errors
     /// [`CallError::QueueFull`], [`CallError::Closed`], and [`CallError::Unavailable`],
-    /// [`CallError::Refused`] or [`CallError::Protocol`] as other calls have them.
+    /// [`CallError::Refused`] or [`CallError::Protocol`] as other calls.
     pub fn cache_set(&self, key: u64, value: i64) -> Result<(), CallError> {
         self.shared().submit_write(key, value)
     }
 
-    /// How long the server takes to answer when there is nothing to do.
+    /// The round-trip time of a `Ping`.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images.
@@ -214,7 +214,7 @@ impl Client {
         }
     }
 
-    /// What the server counts and measures.
+    /// The server's statistics.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images.
@@ -226,14 +226,15 @@ impl Client {
         }
     }
 
-    /// Has the server write a snapshot of what it remembers, to the file that it was started with,
-    /// and waits until that is safe on its disk. While one is being written already, this waits
-    /// for that one. A large table takes seconds: `timeout` should be generous.
+    /// Makes the server write a snapshot of its stored answers, to the file that it was started
+    /// with, and waits until the file is safely on disk. If a snapshot is being written, this
+    /// waits for that one. A large table takes seconds, so `timeout` should be generous.
     ///
     /// # Errors
     /// Any [`CallError`] that is not about images; [`CallError::Server`] with
-    /// [`Status::Unsupported`](crate::Status::Unsupported) when the server keeps no snapshot, and
-    /// with [`Status::StorageFailed`](crate::Status::StorageFailed) when it cannot write it.
+    /// [`Status::Unsupported`](crate::Status::Unsupported) if the server keeps no snapshot, and
+    /// with [`Status::StorageFailed`](crate::Status::StorageFailed) if it cannot write the
+    /// file.
     pub async fn snapshot(&self, timeout: Duration) -> Result<Snapshot, CallError> {
         let request = Request::Snapshot;
         match ask(self.shared(), request, timeout).await? {
@@ -242,13 +243,13 @@ impl Client {
         }
     }
 
-    /// Asks for the class of an image and calls `on_reply` with the outcome, exactly once, and with
-    /// the [`Welcome`] of the connection which brought the answer. For services that stand on this
-    /// client: there is no task and no channel between the socket and the callback.
+    /// Sends an image and calls `on_reply` exactly once, with the label and the [`Welcome`] of the
+    /// connection that brought it, or with the error. For services: no task and no channel lies
+    /// between the socket and the callback.
     ///
-    /// `on_reply` runs on the connection's task, or, when the outcome is known at once, on the
-    /// caller's thread before this returns: it must not block, and the caller must hold no lock
-    /// that it takes. A request whose connection is lost is not sent again.
+    /// `on_reply` runs on the connection's task, or on the caller's thread before this returns if
+    /// the outcome is known at once. It must not block, and the caller must hold no lock that
+    /// it takes. A request whose connection is lost is not sent again.
     pub fn submit_classify(
         &self,
         image: &[u8],
@@ -259,8 +260,8 @@ impl Client {
         self.shared().submit(Request::Classify(image), timeout, waiter);
     }
 
-    /// Asks for the values of many keys and calls `on_reply` with all of them, or with the first
-    /// failure, exactly once. As [`Client::submit_classify`] otherwise.
+    /// Reads many keys and calls `on_reply` exactly once, with all values or with the first error.
+    /// Otherwise as [`Client::submit_classify`].
     pub fn submit_cache_get_many(
         &self,
         keys: &[u64],
@@ -270,39 +271,39 @@ impl Client {
         self.shared().submit_many(keys, timeout, Callback::new(on_reply));
     }
 
-    /// What the server said of itself when the current connection was opened.
+    /// The server's `Welcome` on the current connection.
     pub fn welcome(&self) -> Option<Arc<Welcome>> {
         self.shared().lock().welcome().cloned()
     }
 
-    /// Whether there is a connection that takes requests.
+    /// Whether there is a connection that accepts requests.
     pub fn is_connected(&self) -> bool {
         self.shared().lock().welcome().is_some()
     }
 
-    /// Tells of every connection that comes or goes from now on.
+    /// Notifies of connections that are opened or lost from now on.
     pub fn changes(&self) -> Changes {
         Changes(self.shared().changes())
     }
 
-    /// Where the server is, as far as the client was told: its addresses.
+    /// The server's addresses, as the client was given them.
     pub fn server(&self) -> &str {
         &self.shared().server
     }
 
-    /// Why there is no connection, while there is none and one was tried.
+    /// Why the last attempt or connection failed, while there is no connection.
     pub fn last_error(&self) -> Option<Arc<ConnectionError>> {
         self.shared().lock().last_error()
     }
 
-    /// What this client has counted since it was made.
+    /// The counters of this client since it was created.
     pub fn counters(&self) -> Counters {
         self.shared().lock().counters()
     }
 
-    /// Takes no more calls, on any clone, and returns when those in flight have their outcomes, and
-    /// the server has taken what was written and has closed the connection; it gets some
-    /// seconds for that.
+    /// Accepts no more calls on any clone. Returns when those in flight have ended, and the server
+    /// has received all writes and closed the connection; the server gets a few seconds for
+    /// that.
     pub async fn close(&self) {
         self.shared().close().await;
     }
@@ -330,13 +331,13 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// See [`Client::changes`]. Does not keep the client alive.
+/// Notifications of [`Client::changes`]. They do not keep the client alive.
 #[derive(Debug)]
 pub struct Changes(watch::Receiver<()>);
 
 impl Changes {
-    /// Returns when a connection has come or gone since the last call: several changes may be one.
-    /// False when there will be none any more, since the client has gone.
+    /// Returns when a connection was opened or lost since the last call; several changes may be
+    /// reported as one. False when the client is gone.
     pub async fn next(&mut self) -> bool {
         self.0.changed().await.is_ok()
     }

@@ -1,4 +1,4 @@
-//! What a user may set on a client and on a single call.
+//! Options of a client and of a single call.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,61 +7,62 @@ use crate::proto::Role;
 use crate::proto::header::{DEFAULT_MAX_BODY, MAX_MAX_BODY};
 use crate::tls::ClientTls;
 
-/// A call takes no longer than this unless it is told otherwise.
+/// Default time limit of a call.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Requests in flight on one connection: a megabyte of cache replies, three of digits. Deeper
-/// pipelines only add waiting.
+/// Default number of requests in flight: a megabyte of cache replies, three of digits. A deeper
+/// pipeline only adds waiting.
 pub const DEFAULT_MAX_IN_FLIGHT: usize = 4096;
 
-/// Bytes accepted but not sent yet: twenty thousand digits, and little beside what a program that
-/// asks about images holds anyway.
+/// Default of bytes that are accepted but not sent: twenty thousand digits, little beside the
+/// images that such a program holds.
 pub const DEFAULT_MAX_QUEUED_BYTES: usize = 16 << 20;
 
-/// No wait at all between attempts would keep two machines busy with nothing.
+/// Without any wait, failing attempts would keep two machines busy.
 const MIN_BACKOFF: Duration = Duration::from_millis(1);
 
-/// No server can answer in no time at all.
+/// A shorter interval would be below the round-trip time.
 const MIN_KEEPALIVE: Duration = Duration::from_millis(10);
 
-/// A year: longer than any program waits, and short enough to add to a clock's reading.
+/// A year: longer than any program waits, and short enough to add to a clock reading.
 pub(super) const FAR_FUTURE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Settings of a [`Client`](super::Client).
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ClientOptions {
-    /// The shared secret that the server may ask for; empty for none.
+    /// The token that the server may demand; empty for none.
     pub token: Vec<u8>,
-    /// TLS, for every connection; `None` for none.
+    /// TLS for every connection; `None` for plain TCP.
     pub tls: Option<ClientTls>,
-    /// How long a call may take, from the call to the answer: connecting, queueing and all.
+    /// Time limit of a call, from the call to the answer, with connecting and queueing.
     pub timeout: Duration,
-    /// How long one attempt to reach one address may take.
+    /// Time limit of one attempt to reach one address.
     pub connect_timeout: Duration,
-    /// How long the server may take from there to its `Welcome`, TLS included.
+    /// Time limit from the connection to the `Welcome`, TLS included.
     pub handshake_timeout: Duration,
-    /// The ceiling of the first wait before a new attempt to connect; it doubles with each.
+    /// Ceiling of the first wait before a new attempt to connect; it doubles with each.
     pub backoff_min: Duration,
-    /// The ceiling of all waits before a new attempt to connect.
+    /// Highest ceiling of the waits before a new attempt to connect.
     pub backoff_max: Duration,
-    /// Requests in flight at once. The server's own window applies too: the smaller one counts.
+    /// Requests in flight at once. The server's window applies, too; the smaller one counts.
     pub max_in_flight: usize,
-    /// Bytes of requests that may wait unsent. Past it, calls fail with `QueueFull`.
+    /// Bytes of requests that may wait to be sent. Above it, calls fail with `QueueFull`.
     pub max_queued_bytes: usize,
     /// The largest body, in bytes, that is accepted from the server.
     pub max_body: u32,
-    /// After this long without a byte from the server, it is asked for a sign of life; after as
-    /// long again, the connection is given up. `None` for never.
+    /// Time without a byte from the server after which the client sends a `Ping`; after the same
+    /// time again, it closes the connection. `None` for never.
     pub keepalive: Option<Duration>,
-    /// Fail calls at once, with the last connection's error, while there is no connection, instead
-    /// of letting them wait for one until their deadline. (Calls do wait for the very first
-    /// attempt and for the change-over that a server asks for with `GoAway`.)
+    /// While there is no connection, fail calls at once with the last connection's error, instead
+    /// of waiting until their deadline. Calls still wait for the very first attempt, and for
+    /// the new connection after a `GoAway`.
     pub fail_fast: bool,
-    /// What must answer at the other end; `None` for anything.
+    /// The kind of service that must answer; `None` for any.
     pub expect: Option<Expect>,
-    /// What the waits between attempts to connect are drawn from; `None` for chance. For
-    /// simulations that must be repeatable: clients with the same seed come back together.
+    /// Seed of the random waits between attempts to connect; `None` for a random one. For
+    /// simulations that must be repeatable: clients with the same seed reconnect at the same
+    /// times.
     pub backoff_seed: Option<u64>,
 }
 
@@ -87,68 +88,68 @@ impl Default for ClientOptions {
 }
 
 impl ClientOptions {
-    /// The defaults.
+    /// The default options.
     pub fn new() -> Self {
         ClientOptions::default()
     }
 
-    /// Sets the shared secret.
+    /// Sets the token.
     #[must_use]
     pub fn token(mut self, token: impl Into<Vec<u8>>) -> Self {
         self.token = token.into();
         self
     }
 
-    /// Sets that connections are made with TLS.
+    /// Sets TLS for every connection.
     #[must_use]
     pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Sets how long a call may take.
+    /// Sets the time limit of a call.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Sets how long one attempt to reach one address may take.
+    /// Sets the time limit of one attempt to reach one address.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Sets how long the server may take to its `Welcome`.
+    /// Sets the time limit from the connection to the `Welcome`.
     #[must_use]
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
         self
     }
 
-    /// Sets the ceilings of the first and of all waits between attempts to connect.
+    /// Sets the first and the highest ceiling of the waits between attempts to connect.
     #[must_use]
     pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
         (self.backoff_min, self.backoff_max) = (min, max);
         self
     }
 
-    /// Sets what the waits between attempts to connect are drawn from.
+    /// Sets the seed of the random waits between attempts to connect.
     #[must_use]
     pub fn backoff_seed(mut self, seed: u64) -> Self {
         self.backoff_seed = Some(seed);
         self
     }
 
-    /// Sets how many requests may be in flight at once; at least 1.
+    /// Sets the number of requests in flight at once; at least 1.
     #[must_use]
     pub fn max_in_flight(mut self, requests: usize) -> Self {
         self.max_in_flight = requests.max(1);
         self
     }
 
-    /// Sets how many bytes of requests may wait unsent. A single request is taken whatever its
+    /// Sets how many bytes of requests may wait to be sent. A single request is accepted at any
     /// size.
     #[must_use]
     pub fn max_queued_bytes(mut self, bytes: usize) -> Self {
@@ -163,7 +164,7 @@ impl ClientOptions {
         self
     }
 
-    /// Sets the silence after which the server is asked for a sign of life.
+    /// Sets the silence after which the client sends a `Ping`.
     #[must_use]
     pub fn keepalive(mut self, interval: Option<Duration>) -> Self {
         self.keepalive = interval;
@@ -177,7 +178,7 @@ impl ClientOptions {
         self
     }
 
-    /// The same with every value in a range that the client can work with.
+    /// The same options with every value in its valid range.
     pub(super) fn sane(mut self) -> Self {
         self.max_in_flight = self.max_in_flight.max(1);
         self.max_body = self.max_body.min(MAX_MAX_BODY);
@@ -192,7 +193,7 @@ impl ClientOptions {
         self.connect_timeout.saturating_add(self.handshake_timeout)
     }
 
-    /// Sets what must answer at the other end.
+    /// Sets the kind of service that must answer.
     #[must_use]
     pub fn expect(mut self, expect: Expect) -> Self {
         self.expect = Some(expect);
@@ -201,7 +202,7 @@ impl ClientOptions {
 }
 
 impl fmt::Debug for ClientOptions {
-    /// Leaves the token out: it is a secret, and debug output ends up in logs.
+    /// Omits the token: it is a secret, and debug output ends up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientOptions")
             .field("token_len", &self.token.len())
@@ -222,7 +223,7 @@ impl fmt::Debug for ClientOptions {
     }
 }
 
-/// A family of services: those that answer the same requests.
+/// A family of services that answer the same requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Expect {
@@ -251,30 +252,30 @@ impl fmt::Display for Expect {
     }
 }
 
-/// Settings of a single call; what is not set is taken from the client's.
+/// Options of a single call. Unset ones are taken from the client's options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallOptions {
-    /// How long the call may take, from the call to the answer.
+    /// Time limit of the call, from the call to the answer.
     pub timeout: Option<Duration>,
-    /// Do not send the request again when its connection was lost or its server shut down.
+    /// Do not send the request again if its connection is lost or its server shuts down.
     pub no_retry: bool,
 }
 
 impl CallOptions {
-    /// As the client has it.
+    /// The client's options.
     pub fn new() -> Self {
         CallOptions::default()
     }
 
-    /// Sets how long the call may take.
+    /// Sets the time limit of the call.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Sets that the request is sent once at most.
+    /// Sets that the request is sent at most once.
     #[must_use]
     pub fn no_retry(mut self) -> Self {
         self.no_retry = true;

@@ -1,25 +1,25 @@
-//! The callers' side of one connection: what is to be written next, and how to say so.
+//! The sending side of a connection: requests that callers encode and the driver writes.
 
 use std::sync::Arc;
 use std::task::Waker;
 
 use crate::proto::Welcome;
 
-/// A send buffer that grew beyond this in a burst is given back afterwards.
+/// A send buffer that grew beyond this in a burst is freed afterwards.
 const KEPT_CAPACITY: usize = 1 << 20;
 
-/// A connection as the shared state knows it. Lines have numbers, never used twice.
+/// A connection in the shared state. Its number is never reused.
 pub(super) struct Outbound {
     pub(super) number: u64,
     /// The address at the other end.
     pub(super) server: Arc<str>,
     pub(super) welcome: Arc<Welcome>,
-    /// Requests that may be in flight here at once.
+    /// Requests that may be in flight on this connection.
     window: usize,
     pub(super) in_flight: usize,
-    /// Frames to be written, encoded by the callers.
+    /// Encoded requests that are not taken by the driver.
     pub(super) out: Vec<u8>,
-    /// Bytes that the driver has taken to write.
+    /// Bytes that the driver is writing.
     writing: usize,
     waker: Option<Waker>,
     asleep: bool,
@@ -48,23 +48,23 @@ impl Outbound {
         self.out.len() + self.writing
     }
 
-    /// The driver's waker, if it sleeps: it must be woken once the lock is released.
+    /// The driver's waker if it sleeps. Wake it after the lock is released.
     pub(super) fn rouse(&mut self) -> Option<Waker> {
         std::mem::take(&mut self.asleep).then(|| self.waker.clone()).flatten()
     }
 
-    /// Driver: this is my waker from now on.
+    /// Sets the driver's waker.
     pub(super) fn register(&mut self, waker: &Waker) {
         self.waker = Some(waker.clone());
     }
 
-    /// Driver: I am awake and shall look at `out` again before I sleep.
+    /// The driver is awake and will read `out` again before it sleeps.
     pub(super) fn awake(&mut self) {
         self.asleep = false;
     }
 
-    /// Driver: swaps what is to be written into `written`, which is empty and comes back as the
-    /// next buffer. When there is nothing, the driver counts as asleep.
+    /// Swaps the encoded requests into `written`, which is empty and becomes the next buffer. If
+    /// there are none, the driver counts as asleep.
     pub(super) fn take(&mut self, written: &mut Vec<u8>) {
         debug_assert!(written.is_empty(), "what was taken is written first");
         written.shrink_to(KEPT_CAPACITY);

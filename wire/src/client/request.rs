@@ -1,4 +1,4 @@
-//! Requests before they have an id: borrowed from the caller, or owned while they are queued.
+//! Requests without an id: borrowed from the caller, or owned while they are queued.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use super::error::CallError;
 use crate::proto::message::{Message, put_cache_read, put_cache_write, put_classify_req};
 use crate::proto::{HEADER_LEN, Welcome};
 
-/// What a queued request costs beyond its frame, about: its entries in the table and the queue.
+/// Memory of a queued request beyond its frame, about: its entries in the table and the queue.
 const OVERHEAD: usize = 128;
 
-/// A request whose image, if any, is a `B`.
+/// A request. Its image, if any, is a `B`.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Request<B> {
     Classify(B),
@@ -21,7 +21,7 @@ pub(super) enum Request<B> {
 }
 
 impl Request<&[u8]> {
-    /// The same, independent of the caller.
+    /// The same request, owned.
     pub(super) fn to_owned(self) -> Request<Box<[u8]>> {
         match self {
             Request::Classify(image) => Request::Classify(image.into()),
@@ -35,7 +35,7 @@ impl Request<&[u8]> {
 }
 
 impl<B: AsRef<[u8]>> Request<B> {
-    /// The name of its kind.
+    /// The name of the request's kind.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Request::Classify(_) => "ClassifyReq",
@@ -51,7 +51,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         !matches!(self, Request::CacheWrite { .. })
     }
 
-    /// Bytes of memory that it takes while it waits to be sent.
+    /// Bytes of memory that it takes while it is queued.
     pub(super) fn cost(&self) -> usize {
         let body = match self {
             Request::Classify(image) => image.as_ref().len(),
@@ -60,7 +60,7 @@ impl<B: AsRef<[u8]>> Request<B> {
         OVERHEAD + HEADER_LEN + body
     }
 
-    /// Whether this server can answer it at all, as far as its `Welcome` tells.
+    /// Whether this server can answer it, as far as its `Welcome` says.
     pub(super) fn check(&self, welcome: &Welcome) -> Result<(), CallError> {
         let Request::Classify(image) = self else {
             return Ok(());
@@ -91,8 +91,8 @@ impl<B: AsRef<[u8]>> Request<B> {
     }
 }
 
-/// The time left, as requests carry it: in whole milliseconds, rounded up, at least 1. More than
-/// the field can say is 0, "no limit": the server must not give up before the caller does.
+/// The time left until the deadline in whole milliseconds, rounded up, at least 1. A time that the
+/// field cannot hold becomes 0, "no limit": the server must not give up before the caller does.
 pub(super) fn budget_ms(now: Instant, deadline: Instant) -> u16 {
     let left = deadline.saturating_duration_since(now) + Duration::from_micros(999);
     match u16::try_from(left.as_millis()) {

@@ -1,4 +1,4 @@
-//! What all handles and tasks of one client hold: the state's lock and the ways to be woken.
+//! State that all handles and tasks of one client share: a lock, and the ways to be woken.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,15 +18,14 @@ pub(super) struct Shared {
     /// The server's addresses, as errors and logs name them.
     pub(super) server: Arc<str>,
     state: Mutex<State>,
-    /// Told when the timer must wake earlier.
+    /// Notified when the timer must fire earlier.
     timer: Notify,
-    /// Told when a connection comes or goes, and at the steps of the client's end.
+    /// Notified when a connection is opened or lost, and at each step of the client's shutdown.
     changed: watch::Sender<()>,
-    /// How many tasks and threads are handing outcomes over right now: the calls have left the
-    /// table already, and somebody who closes the client must wait for their callbacks all the
-    /// same.
+    /// Tasks and threads that are delivering outcomes. Their calls have left the table, but
+    /// `close` must still wait for their callbacks.
     delivering: AtomicUsize,
-    /// Somebody may wait for that.
+    /// `close` may be waiting for deliveries.
     ending: AtomicBool,
 }
 
@@ -44,17 +43,17 @@ impl Shared {
         })
     }
 
-    /// The time, as tokio's (possibly virtual) clock has it.
+    /// The time of tokio's clock, which may be virtual.
     pub(super) fn now(&self) -> Instant {
         tokio::time::Instant::now().into_std()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics under this lock by design; if it does, the rest may as well go on.
+        // No code under this lock panics by design. If it does, the other calls may go on.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something under the lock, and what follows from it outside.
+    /// Calls `act` under the lock, and runs its effects after the lock is released.
     pub(super) fn with<R>(&self, act: impl FnOnce(&mut State, &mut Effects) -> R) -> R {
         let mut effects = Effects::default();
         let mut state = self.lock();
@@ -63,7 +62,7 @@ impl Shared {
         result
     }
 
-    /// Releases the lock and does what must follow.
+    /// Releases the lock and runs the effects.
     pub(super) fn release(&self, state: MutexGuard<'_, State>, effects: Effects) {
         let _delivering = effects.has_outcomes().then(|| self.delivering(&state));
         drop(state);
@@ -76,14 +75,14 @@ impl Shared {
         effects.run();
     }
 
-    /// Outcomes are being handed over until this is dropped. Begun under the lock, so that nobody
-    /// sees an empty table and no delivery in between.
+    /// Counts a delivery until the guard is dropped. It begins under the lock, so that `close`
+    /// never sees an empty table between removal and delivery.
     pub(super) fn delivering(&self, _locked: &MutexGuard<'_, State>) -> Delivering<'_> {
         self.delivering.fetch_add(1, Ordering::SeqCst);
         Delivering(self)
     }
 
-    /// Takes no more calls, waits for those there are, and ends everything.
+    /// Accepts no more calls, waits for those in flight, and ends the client.
     pub(super) async fn close(&self) {
         self.ending.store(true, Ordering::SeqCst);
         self.with(|state, effects| state.begin_closing(effects));
@@ -97,7 +96,7 @@ impl Shared {
         state.is_idle() && self.delivering.load(Ordering::SeqCst) == 0
     }
 
-    /// Hands a request over. The outcome reaches the waiter, maybe before this returns.
+    /// Submits a request. Its waiter may get the outcome before this returns.
     pub(super) fn submit(&self, request: Request<&[u8]>, timeout: Duration, waiter: Waiter) -> u64 {
         let now = self.now();
         let mut effects = Effects::default();
@@ -116,19 +115,18 @@ impl Shared {
         }
     }
 
-    /// Hands over a request without a reply.
+    /// Submits a request without a reply.
     pub(super) fn submit_write(&self, key: u64, value: i64) -> Result<(), CallError> {
         let now = self.now();
         let (timeout, request) = (self.options.timeout, Request::CacheWrite { key, value });
         self.with(|state, effects| {
             state.room_for(request.cost())?;
-            state.submit(now, timeout, request, Waiter::Nobody, effects);
+            state.submit(now, timeout, request, Waiter::None, effects);
             Ok(())
         })
     }
 
-    /// Hands over many reads under one lock. The outcome reaches the callback, maybe before this
-    /// returns.
+    /// Submits many reads under one lock. The callback may be called before this returns.
     pub(super) fn submit_many(
         &self,
         keys: &[u64],
@@ -157,12 +155,12 @@ impl Shared {
         Some(many)
     }
 
-    /// Told when a connection comes or goes.
+    /// Notifies when a connection is opened or lost.
     pub(super) fn changes(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
     }
 
-    /// Returns when `condition` is true, which must be told by `Effects::changed`.
+    /// Returns when `condition` is true. Changes to it must set `Effects::changed`.
     pub(super) async fn wait_until<R>(&self, condition: impl Fn(&State) -> Option<R>) -> R {
         let mut changed = self.changed.subscribe();
         loop {
@@ -177,7 +175,7 @@ impl Shared {
     /// Returns when there is a connection.
     ///
     /// # Errors
-    /// As a call's, when there is none within `timeout` or will be none.
+    /// As a call's, if there is none within `timeout`, or no attempt can succeed.
     pub(super) async fn connected(&self, timeout: Duration) -> Result<(), CallError> {
         let connected = self.wait_until(|state| {
             if state.life != Life::Open {
@@ -204,7 +202,7 @@ impl Shared {
         self.wait_until(|state| (state.life >= Life::Closed).then_some(())).await;
     }
 
-    /// Fails calls when they are due, until the client is closed.
+    /// Fails calls at their deadlines, until the client is closed.
     pub(super) async fn keep_time(self: Arc<Self>) {
         loop {
             let next = self.with(|state, effects| {
@@ -224,7 +222,7 @@ impl Shared {
         }
     }
 
-    /// Ends everything, at once.
+    /// Ends the client at once.
     pub(super) fn terminate(&self) {
         self.with(|state, effects| state.terminate(effects));
         self.timer.notify_one();

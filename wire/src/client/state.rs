@@ -1,9 +1,9 @@
-//! All that callers, the connection's driver and the clock share, under one short lock.
+//! The state that callers, the connection's driver and the clock share, under one short lock.
 //!
-//! A call is in the table from its submission to its end. While there is no connection, or no room
-//! in the server's window, it is queued and owns its bytes; then its frame is appended to the
-//! connection's send buffer. Nothing in here calls back, wakes or blocks: what must happen after
-//! the lock is released is noted in [`Effects`].
+//! A call is in the table from its submission to its outcome. While there is no connection, or the
+//! server's window is full, it is queued and owns its bytes. Then its frame is appended to the
+//! connection's send buffer. No function here calls back, wakes a task or blocks: [`Effects`]
+//! collects what must happen after the lock is released.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use super::request::{Request, budget_ms};
 use super::waiter::{Many, Waiter};
 use crate::proto::Welcome;
 
-/// The id of what has no reply: writes, and the driver's own pings. An error about one of them may
-/// come all the same.
+/// The id of frames without a reply: writes, and the driver's own pings. An error may still refer
+/// to one of them.
 pub(super) const NO_REPLY_ID: u64 = 0;
 
 /// A call in the table.
@@ -29,15 +29,15 @@ struct Call {
     state: CallState,
 }
 
-/// Where a call is.
+/// The state of a call in the table.
 enum CallState {
     Queued(Request<Box<[u8]>>),
-    /// On the line of this number.
+    /// On the connection of this number.
     Sent(u64),
 }
 
-/// Calls that are not sent yet, in order. Ids of calls that have left are skipped when their turn
-/// comes, and swept out when they are the majority.
+/// Calls that are not sent, in order. Ids of calls that have left are skipped later, and removed
+/// when they are the majority.
 #[derive(Default)]
 struct Queue {
     ids: VecDeque<u64>,
@@ -58,15 +58,15 @@ impl Trouble {
     }
 }
 
-/// How far the client's life has come.
+/// The steps of a client's shutdown, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Life {
     Open,
-    /// Takes no more calls, finishes those it has.
+    /// Accepts no more calls, and finishes those in flight.
     Closing,
-    /// Has no more calls, flushes what is left to write.
+    /// Has no more calls, and writes what is left.
     Closed,
-    /// Its task has ended.
+    /// The client's task has ended.
     Gone,
 }
 
@@ -75,14 +75,14 @@ pub(super) struct State {
     server: Arc<str>,
     calls: InFlight<Call>,
     queue: Queue,
-    /// The line that takes new requests.
+    /// The connection that takes new requests.
     current: Option<Outbound>,
-    /// Lines that finish what is in flight on them.
+    /// Connections that finish their requests in flight.
     draining: Vec<Outbound>,
     connections: u64,
     trouble: Option<Trouble>,
     pub(super) life: Life,
-    /// When the timer wakes next.
+    /// When the timer fires next.
     armed: Option<Instant>,
     counters: Counters,
     max_in_flight: usize,
@@ -121,7 +121,7 @@ impl State {
         }
     }
 
-    /// The error of a call that would have to wait for a connection but must not.
+    /// The error of a call that must not wait for a connection.
     pub(super) fn refusal(&self) -> Option<CallError> {
         let trouble = self.trouble.as_ref()?;
         (trouble.permanent || self.fail_fast).then(|| trouble.of_a_call())
@@ -138,9 +138,9 @@ impl State {
         Arc::clone(current.or(tried).unwrap_or(&self.server))
     }
 
-    // What callers do.
+    // Methods of callers.
 
-    /// Whether another `cost` bytes may come. What comes alone always may.
+    /// Whether `cost` more bytes may be queued. With an empty queue any number may.
     pub(super) fn room_for(&self, cost: usize) -> Result<(), CallError> {
         if self.life != Life::Open {
             return Err(CallError::Closed);
@@ -158,8 +158,8 @@ impl State {
         Ok(())
     }
 
-    /// Takes a request in and gives it its id (0 for one that has no reply and is on its way).
-    /// The caller asked [`State::room_for`] it.
+    /// Inserts a request and returns its id (0 for one without a reply that is sent). The caller
+    /// has checked [`State::room_for`].
     pub(super) fn submit(
         &mut self,
         now: Instant,
@@ -200,7 +200,7 @@ impl State {
         id
     }
 
-    /// Forgets a call whose caller has gone.
+    /// Removes a call whose caller dropped it.
     pub(super) fn cancel(&mut self, now: Instant, id: u64, effects: &mut Effects) {
         if let Some(call) = self.calls.remove(id) {
             self.left(&call, effects);
@@ -208,13 +208,13 @@ impl State {
         }
     }
 
-    /// Forgets all reads of a caller who has gone.
+    /// Removes all reads of a caller that dropped them.
     pub(super) fn cancel_many(&mut self, now: Instant, many: &Arc<Many>, effects: &mut Effects) {
         self.remove_where(|call| call.waiter.is_one_of(many), effects, |_, _, _| {});
         self.pump(now, effects);
     }
 
-    /// No more calls from now on.
+    /// Accepts no more calls.
     pub(super) fn begin_closing(&mut self, effects: &mut Effects) {
         self.life = self.life.max(Life::Closing);
         effects.changed = true;
@@ -224,7 +224,7 @@ impl State {
         self.calls.is_empty()
     }
 
-    /// Fails everything and lets the lines flush what they hold.
+    /// Fails all calls, and lets the connections write what is left.
     pub(super) fn terminate(&mut self, effects: &mut Effects) {
         if self.life >= Life::Closed {
             return;
@@ -243,9 +243,9 @@ impl State {
         }
     }
 
-    // What connections do.
+    // Methods of connections.
 
-    /// A connection is ready: it takes the requests from now on.
+    /// A connection is open and takes requests from now on.
     pub(super) fn attach(
         &mut self,
         now: Instant,
@@ -279,7 +279,7 @@ impl State {
         self.in_trouble(Trouble { server, error, permanent }, effects);
     }
 
-    /// The server wants to be rid of this line: it gets no more requests.
+    /// The server is closing this connection: it gets no more requests.
     pub(super) fn drain(&mut self, number: u64, effects: &mut Effects) {
         if let Some(outbound) = self.current.take_if(|outbound| outbound.number == number) {
             self.draining.push(outbound);
@@ -287,12 +287,12 @@ impl State {
         }
     }
 
-    /// How many lines finish what is in flight on them.
+    /// How many connections finish their requests in flight.
     pub(super) fn draining(&self) -> usize {
         self.draining.len()
     }
 
-    /// A line has ended: what is in flight on it is lost.
+    /// A connection has ended: its requests in flight are lost.
     pub(super) fn lose(
         &mut self,
         number: u64,
@@ -318,21 +318,22 @@ impl State {
         }
     }
 
-    /// The line of this number.
+    /// The connection of this number.
     pub(super) fn outbound(&mut self, number: u64) -> Option<&mut Outbound> {
         self.current.iter_mut().chain(&mut self.draining).find(|outbound| outbound.number == number)
     }
 
-    /// Whether a line has nothing more to do but to write what it holds.
+    /// Whether a connection has nothing left to do but to write its buffer.
     pub(super) fn is_finished(&self, number: u64) -> bool {
         let drained = |outbound: &Outbound| outbound.number == number && outbound.in_flight == 0;
         self.life >= Life::Closed || self.draining.iter().any(drained)
     }
 
-    /// Who waits for the reply with this id on this line; `None`, and counted, for nobody any more.
+    /// The waiter for the reply with this id on this connection. `None`, and counted, if it no
+    /// longer waits.
     ///
     /// # Errors
-    /// [`Violation::UnknownId`] for an id that was not given to any request on this line.
+    /// [`Violation::UnknownId`] for an id that no request on this connection had.
     pub(super) fn reply(&mut self, number: u64, id: u64) -> Result<Option<Waiter>, Violation> {
         self.counters.received += 1;
         let sent_here =
@@ -351,7 +352,7 @@ impl State {
         Ok(Some(call.waiter))
     }
 
-    /// Sends what is queued, as far as there is room.
+    /// Sends queued requests as far as the window allows.
     pub(super) fn pump(&mut self, now: Instant, effects: &mut Effects) {
         effects.changed |= self.life == Life::Closing && self.calls.is_empty();
         let Some(outbound) = &mut self.current else {
@@ -390,9 +391,9 @@ impl State {
         effects.changed |= self.life == Life::Closing && self.calls.is_empty();
     }
 
-    // What the clock does.
+    // Methods of the clock.
 
-    /// Fails what is due and says when to come again.
+    /// Fails expired calls and returns the next deadline.
     pub(super) fn expire(&mut self, now: Instant, effects: &mut Effects) -> Option<Instant> {
         let mut due = Vec::new();
         self.calls.expire(now, |call| due.push(call));
@@ -405,13 +406,11 @@ impl State {
         self.armed
     }
 
-    // Private.
-
     fn queued_bytes(&self) -> usize {
         self.queue.bytes + self.current.as_ref().map_or(0, Outbound::unsent_bytes)
     }
 
-    /// Settles the accounts of a call that was taken out of the table.
+    /// Updates the accounts for a call that was removed from the table.
     fn left(&mut self, call: &Call, effects: &mut Effects) {
         match &call.state {
             CallState::Queued(request) => {
@@ -480,35 +479,35 @@ impl State {
     }
 }
 
-/// The moment at which a call of this timeout is due.
+/// The deadline of a call with this timeout.
 fn deadline(now: Instant, timeout: Duration) -> Instant {
     now + timeout.min(FAR_FUTURE)
 }
 
-/// A snapshot of a client's counters.
+/// Counters of a client at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Connections that came to a `Welcome`.
+    /// Connections that reached a `Welcome`.
     pub connects: u64,
-    /// Attempts to connect, the successful ones included.
+    /// Attempts to connect, successful ones included.
     pub attempts: u64,
-    /// Requests handed to a connection; each try of a request that is sent again counts.
+    /// Requests sent; a request that is sent again counts again.
     pub sent: u64,
     /// Replies received, errors included.
     pub received: u64,
-    /// Replies among them whose id was not in flight. What comes late or twice is dropped; what
-    /// this connection never asked for ends it.
+    /// Replies among them whose id was not in flight. Late and repeated replies are dropped; a
+    /// reply to a request that was never sent ends the connection.
     pub unknown_ids: u64,
     /// Calls that ran out of time.
     pub timeouts: u64,
-    /// Calls without an outcome right now, queued ones included.
+    /// Calls without an outcome, queued ones included.
     pub in_flight: u64,
-    /// Bytes of requests that wait to be sent right now.
+    /// Bytes of requests that wait to be sent.
     pub queued_bytes: u64,
 }
 
-/// What to do once the lock is released.
+/// Actions for after the lock is released.
 #[derive(Default)]
 pub(super) struct Effects {
     failed: Vec<(Waiter, CallError)>,
@@ -530,7 +529,7 @@ impl Effects {
         }
     }
 
-    /// Whether somebody is to be told an outcome.
+    /// Whether a waiter gets an outcome.
     pub(super) fn has_outcomes(&self) -> bool {
         !self.failed.is_empty()
     }

@@ -1,4 +1,4 @@
-//! The client's task: connects, drives the connection, and begins again when it is gone.
+//! The client's task: it connects, drives the connection, and reconnects when it is lost.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use super::shared::Shared;
 use super::state::Life;
 use crate::proto::Welcome;
 
-/// Between two looks at a server that refused: seldom enough to bother nobody, often enough that
-/// a mended server is found again without anybody's doing.
+/// Pause before the next attempt after a refusal: long enough not to burden the server, short
+/// enough to notice a corrected configuration without a restart.
 const REFUSED_WAIT: Duration = Duration::from_secs(5);
 
-/// What a closed client may still take to write what it was given.
+/// Time that a closed client has to write what is left.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a server may take after that to read it all and to close: a second, as servers linger.
+/// Time that a server has after that to read it all and close: servers linger for a second.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// So many connections may finish what is in flight on them before the next one has to wait: a
-/// server that sends its clients away all the time does not get all their sockets.
+/// Connections that may finish their requests before the next one must wait: a server that keeps
+/// sending `GoAway` must not use up the client's sockets.
 const MAX_DRAINING: usize = 4;
 
 /// Keeps the client connected until it is closed.
@@ -83,7 +83,8 @@ pub(super) async fn supervise<C: Connector>(
                 }
             }
             Err(error) => {
-                // The first of a row, and whatever will not mend itself, somebody should read.
+                // Warn on the first failure in a row and on every permanent one; log the rest at
+                // debug.
                 if error.is_permanent() || failures == 0 {
                     tracing::warn!(%server, error = %Report(&error), "cannot connect");
                 } else {
@@ -132,7 +133,7 @@ async fn open<C: Connector, S: Security>(
     }
 }
 
-/// What became of a driven connection.
+/// How a driven connection ended.
 enum Driven {
     Closed,
     Unhealthy,
@@ -157,14 +158,14 @@ where
         }
         Some(Ended::GoAway) => {
             tokio::spawn(drain(driver, attached));
-            // At once, but for a server that does nothing else than send its clients away.
+            // At once, except for a server that does nothing but send `GoAway`.
             return if healthy { Driven::Healthy { go_away: true } } else { Driven::Unhealthy };
         }
     }
     if healthy { Driven::Healthy { go_away: false } } else { Driven::Unhealthy }
 }
 
-/// Drives a connection that gets no more requests until the last one is answered.
+/// Drives a connection without new requests until the last one is answered.
 async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut attached: Attached) {
     let ended = until_flushed(&attached.shared, poll_fn(|cx| driver.poll_drive(cx))).await;
     match ended {
@@ -178,12 +179,12 @@ async fn drain<T: AsyncRead + AsyncWrite + Unpin>(mut driver: Driver<T>, mut att
     }
 }
 
-/// Waits, not for long, until the server has taken what was written and closed in its turn.
+/// Waits briefly until the server has received all writes and closed the connection.
 async fn linger<T: AsyncRead + AsyncWrite + Unpin>(driver: Driver<T>) {
     let _ = timeout(LINGER, driver.see_off()).await;
 }
 
-/// Waits for `driven`, but not for long once the client is closed.
+/// Waits for `driven`, but only briefly once the client is closed.
 async fn until_flushed(shared: &Shared, driven: impl Future<Output = Ended>) -> Option<Ended> {
     let late = async {
         shared.closed().await;
@@ -196,7 +197,7 @@ async fn until_flushed(shared: &Shared, driven: impl Future<Output = Ended>) -> 
     }
 }
 
-/// A line in the shared state; it leaves with this value, whatever ends its task.
+/// A connection's entry in the shared state; removed when this is dropped, however its task ends.
 struct Attached {
     shared: Arc<Shared>,
     number: u64,
@@ -220,8 +221,7 @@ impl Attached {
 impl Drop for Attached {
     fn drop(&mut self) {
         let cause = self.cause.take().unwrap_or_else(|| {
-            // Nobody said what became of the connection: the task itself was dropped, and the
-            // client with it.
+            // No cause is set: the task itself was dropped, and the client with it.
             self.shared.terminate();
             ConnectionError::ClosedByPeer
         });
@@ -229,7 +229,7 @@ impl Drop for Attached {
     }
 }
 
-/// Ends the client with its task, however that ends: its runtime may be dropped.
+/// Ends the client with its task, even if the runtime drops the task.
 struct End(Arc<Shared>);
 
 impl Drop for End {

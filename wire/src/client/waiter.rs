@@ -1,4 +1,4 @@
-//! Who waits for an answer, and how it reaches him.
+//! Waiters: futures and callbacks that get the outcome of a request.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use crate::proto::message::Classification;
 use crate::proto::stats::Stats;
 use crate::proto::{Kind, Snapshot, Welcome};
 
-/// What a reply says.
+/// The content of a reply.
 #[derive(Debug)]
 pub(super) enum Answer {
     Classification(Classification),
@@ -18,12 +18,12 @@ pub(super) enum Answer {
     Pong,
     Stats(Box<Stats>),
     Snapshot(Snapshot),
-    /// A kind that answers nothing.
+    /// A kind that answers no request.
     Other(Kind),
 }
 
 impl Answer {
-    /// The error of a caller who asked for something else.
+    /// The error of a caller that sent a request of another kind.
     pub(super) fn is_wrong_for(&self, request: &'static str, server: &Arc<str>) -> CallError {
         let kind = match self {
             Answer::Classification(_) => Kind::ClassifyResp,
@@ -38,26 +38,26 @@ impl Answer {
     }
 }
 
-/// What the callback of a classification is called with.
+/// The argument of a classification's callback.
 pub(super) type Classified = Result<(Classification, Arc<Welcome>), CallError>;
 
-/// What the callback of many reads is called with.
+/// The argument of the callback of many reads.
 pub(super) type Values = Result<Vec<Option<i64>>, CallError>;
 
-/// Somebody who is told the outcome of a request, once.
+/// The receiver of a request's outcome. It gets exactly one.
 pub(super) enum Waiter {
     /// A future.
     Future(oneshot::Sender<Result<Answer, CallError>>),
-    /// A callback that also wants to know who answered.
+    /// A callback that also gets the `Welcome` of the connection.
     Classify(Callback<Classified>),
-    /// One of many reads, by its place among them.
+    /// One of many reads, by its index.
     One(Arc<Many>, u32),
-    /// Nobody: a cache write.
-    Nobody,
+    /// No receiver: a cache write.
+    None,
 }
 
 impl Waiter {
-    /// Hands over the server's answer. `welcome` is that of the connection which brought it.
+    /// Delivers the server's answer. `welcome` is that of the connection that brought it.
     pub(super) fn answer(self, answer: Answer, server: &Arc<str>, welcome: &Arc<Welcome>) {
         match (self, answer) {
             (Waiter::Future(sender), answer) => drop(sender.send(Ok(answer))),
@@ -69,17 +69,17 @@ impl Waiter {
                 callback.call(Err(answer.is_wrong_for("ClassifyReq", server)));
             }
             (Waiter::One(many, _), answer) => many.fail(answer.is_wrong_for("CacheReq", server)),
-            (Waiter::Nobody, _) => {}
+            (Waiter::None, _) => {}
         }
     }
 
-    /// Tells of a failure.
+    /// Delivers an error.
     pub(super) fn fail(self, error: CallError) {
         match self {
             Waiter::Future(sender) => drop(sender.send(Err(error))),
             Waiter::Classify(callback) => callback.call(Err(error)),
             Waiter::One(many, _) => many.fail(error),
-            Waiter::Nobody => {}
+            Waiter::None => {}
         }
     }
 
@@ -89,11 +89,11 @@ impl Waiter {
     }
 }
 
-/// A function that is called exactly once: if nobody else does it, its end does, with
+/// A function that is called exactly once. If it is dropped uncalled, it gets
 /// [`CallError::Closed`].
 pub(super) struct Callback<R: FromClosed>(Option<Box<dyn FnOnce(R) + Send>>);
 
-/// An outcome that can say "the client is closed".
+/// An outcome with a value for "the client is closed".
 pub(super) trait FromClosed {
     fn closed() -> Self;
 }
@@ -115,7 +115,7 @@ impl<R: FromClosed> Callback<R> {
 
     fn spend(&mut self, outcome: R) {
         if let Some(function) = self.0.take() {
-            // A caller's panic must not take the connection of all the others with it.
+            // A panic in one callback must not end the connection of all other callers.
             if catch_unwind(AssertUnwindSafe(|| function(outcome))).is_err() {
                 tracing::error!("a reply callback panicked");
             }
@@ -131,7 +131,7 @@ impl<R: FromClosed> Drop for Callback<R> {
     }
 }
 
-/// Many reads that are answered together: one allocation and one callback for the lot.
+/// Many reads with one outcome: one allocation and one callback for all.
 pub(super) struct Many(Mutex<ManyState>);
 
 struct ManyState {
@@ -171,7 +171,7 @@ impl Many {
         }
     }
 
-    /// Ends the wait: one failed read fails the lot, and the others' answers find nobody.
+    /// Fails all reads: one error is the outcome, and later answers are dropped.
     pub(super) fn fail(&self, error: CallError) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let callback = state.callback.take();

@@ -1,25 +1,24 @@
-//! Replies that are given in one go wake their connection once.
+//! Collected wake-ups: a thread that answers many requests wakes each connection once.
 //!
-//! A wake-up from another thread is a system call, and where that thread shares its core with the
-//! connection's, often a switch to it at once: a reply each, written by itself. Under a cork the
-//! first reply waits for the last, which takes as long as giving them, and all of them go out with
-//! one write.
+//! A wake-up from another thread is a system call. If both threads share a core, it is often
+//! followed by a switch to the connection's thread, which then writes one reply alone. Under a cork
+//! the first reply waits until the last is encoded, and all of them leave with one write.
 
 use std::cell::RefCell;
 use std::mem;
 use std::task::Waker;
 
-/// After so many wake-ups they are not held back any longer, lest the first wait for thousands.
+/// Wake-ups that are held back at once, so that the first does not wait for thousands of others.
 const AT_MOST: usize = 64;
 
 thread_local! {
-    /// What this thread has to wake; `None` without a cork.
+    /// The wakers that this thread holds back; `None` without a cork.
     static HELD: RefCell<Option<Vec<Waker>>> = const { RefCell::new(None) };
 }
 
-/// Calls `reply`, which spends many a [`Later`](crate::server::Later), and wakes the connections of
-/// all of them when it returns or panics, and now and then before. For loops that do little else:
-/// until then the replies stay where they are.
+/// Calls `reply`, which spends many [`Later`](crate::server::Later) tokens, and wakes their
+/// connections when it returns or panics, or after every 64 wake-ups. For loops that do little
+/// besides answering: the replies are not sent before.
 pub fn corked<R>(reply: impl FnOnce() -> R) -> R {
     let begin = |held: &RefCell<Option<Vec<Waker>>>| {
         let mut held = held.borrow_mut();
@@ -27,14 +26,14 @@ pub fn corked<R>(reply: impl FnOnce() -> R) -> R {
         held.get_or_insert_default();
         fresh
     };
-    // A cork within a cork leaves it to the outer one; at a thread's end, when its own variables
-    // are gone, there is none.
+    // An inner cork leaves the wake-ups to the outer one. While the thread ends, its thread-local
+    // variables are destroyed, and there is no cork.
     let fresh = HELD.try_with(begin).unwrap_or(false);
     let _cork = fresh.then(|| Cork);
     reply()
 }
 
-/// Wakes now, or when the cork is drawn.
+/// Wakes at once, or when the cork is removed.
 pub(crate) fn wake(waker: Waker) {
     let mut waker = Some(waker);
     let hold = |held: &RefCell<Option<Vec<Waker>>>| {
@@ -44,7 +43,7 @@ pub(crate) fn wake(waker: Waker) {
         (held.len() >= AT_MOST).then(|| mem::take(held))
     };
     let enough = HELD.try_with(hold).ok().flatten();
-    // Not under the borrow: to wake a task is to call the runtime, which may reply.
+    // After the borrow has ended: waking a task calls the runtime, which may answer requests.
     enough.into_iter().flatten().chain(waker).for_each(Waker::wake);
 }
 
@@ -73,7 +72,7 @@ mod tests {
     impl Wake for Task {
         fn wake(self: Arc<Self>) {
             self.wakes.fetch_add(1, Ordering::Relaxed);
-            // As a runtime that replies to something else.
+            // Like a runtime that answers another request.
             corked(|| wake(Waker::noop().clone()));
         }
     }

@@ -1,4 +1,4 @@
-//! A task's turn: how one that has more to do than its share lets the others go first.
+//! Fair turns: a task that has used its share sleeps until all other ready tasks were polled.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use std::task::{Context, Poll, Wake, Waker, ready};
 
 use atomic_waker::AtomicWaker;
 
-/// A task's rest between two turns. It lasts until everything that is ready had its turn and the
-/// system was asked what is ready by now, whatever wakes the task before: what others answer it,
-/// say, while it asks without a pause.
+/// A task's rest between two turns. It lasts until every ready task was polled and the runtime has
+/// asked the operating system for events. Other wake-ups do not shorten it, such as answers to
+/// requests of this task.
 #[derive(Default)]
 pub(crate) struct Rest(Option<Arc<Resting>>);
 
@@ -32,13 +32,13 @@ impl Rest {
             Arc::new(Resting { is_over: AtomicBool::new(false), task: AtomicWaker::new() });
         resting.task.register(cx.waker());
         let waker = Waker::from(Arc::clone(&resting));
-        // Its first poll has the runtime wake this waker behind all others.
+        // The first poll makes the runtime queue this waker behind all other ready tasks.
         let _ = pin!(tokio::task::yield_now()).poll(&mut Context::from_waker(&waker));
         self.0 = Some(resting);
         Poll::Pending
     }
 
-    /// Ready when there is no rest, or none any more.
+    /// Ready when there is no rest, or when it is over.
     pub(crate) fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(resting) = &self.0 {
             resting.task.register(cx.waker());
@@ -63,7 +63,7 @@ mod tests {
             let turns = Arc::clone(&turns);
             let mut rest = Rest::default();
             poll_fn(move |cx| {
-                // It wakes itself, as answers to what it asked would.
+                // The task wakes itself, as answers to its requests would.
                 cx.waker().wake_by_ref();
                 ready!(rest.poll_over(cx));
                 turns.fetch_add(1, Ordering::SeqCst);
@@ -73,7 +73,7 @@ mod tests {
         let greedy = tokio::spawn(greedy);
         for _ in 0..100 {
             let before = turns.load(Ordering::SeqCst);
-            // What is ready only when the system says so.
+            // A task that becomes ready only through the operating system.
             tokio::task::yield_now().await;
             assert!(turns.load(Ordering::SeqCst) - before <= 2, "one turn for each of ours");
         }

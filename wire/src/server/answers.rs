@@ -1,5 +1,5 @@
-//! What a connection answers by itself, or has its service answer one by one: pings, questions for
-//! statistics and snapshots, and whatever is not a request that its service takes.
+//! Replies that a connection gives by itself, or through its service one by one: pings, statistics,
+//! snapshots, and frames that its service does not accept.
 
 use std::sync::Arc;
 
@@ -10,21 +10,21 @@ use super::service::Service;
 use super::shared::Shared;
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
 
-/// Answers a frame whose body is not one of its kind.
+/// Answers a frame whose body does not decode.
 pub(super) fn answer_malformed(header: Header, error: BodyError, out: &mut Vec<u8>) {
     let text = format!("malformed {}: {error}", header.kind.name());
     let error = Message::Error { status: error.status(), text: &text, connection: false };
     error.encode(header.id, out);
 }
 
-/// Answers a frame above the limit; `fatal` when the connection ends with it.
+/// Answers a frame above the limit; `fatal` if the server then closes the connection.
 pub(super) fn too_large(header: Header, limit: u32, fatal: bool, out: &mut Vec<u8>) {
     let text = format!("frame body is {} bytes; the limit is {limit}", header.body_len);
     let error = Message::Error { status: Status::TooLarge, text: &text, connection: fatal };
     error.encode(header.id, out);
 }
 
-/// Answers a frame that does not go to the service.
+/// Answers a frame that does not go to the service in a batch.
 pub(super) fn answer_other<S: Service>(
     shared: &Shared<S>,
     serves: Serves,
@@ -37,7 +37,8 @@ pub(super) fn answer_other<S: Service>(
         Message::Error { status: Status::Unsupported, text, connection: false }.encode(id, out);
     };
     match kind {
-        // Answers and notices need no answer; answering errors with errors would never end.
+        // Replies and notices need no reply, and two peers that answer errors with errors would
+        // never stop.
         Kind::Error | Kind::Pong | Kind::GoAway => {}
         Kind::CacheReq | Kind::ClassifyReq => {
             let text = format!("this is a {}; it does not answer {}", serves.kind, kind.name());

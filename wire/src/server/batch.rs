@@ -1,4 +1,4 @@
-//! What a service sees: requests still in the receive buffer, and a way to answer each.
+//! Batches of requests as a service sees them: still in the receive buffer, each to be answered.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,62 +10,62 @@ use super::outbox::{Later, Outbox};
 use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Status};
 
-/// Requests in the largest batch. Deep enough that a service can prefetch what it will look up,
-/// small enough that the bitmap of answers is one register.
+/// Requests in the largest batch. Enough for a service to prefetch its lookups, and the bitmap of
+/// answered requests still fits one register.
 pub const BATCH: usize = u64::BITS as usize;
 
-/// One request, its image still where the socket put it.
+/// One request. Its image is still in the receive buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The client's id; the reply carries it back.
     pub id: u64,
-    /// What is asked.
+    /// The operation.
     pub op: Op<'a>,
     /// The client's time budget in milliseconds, 0 for none.
     pub budget_ms: u16,
 }
 
 impl Request<'_> {
-    /// How long the client is going to wait, if it says.
+    /// How long the client waits, if it says so.
     pub fn budget(&self) -> Option<Duration> {
         (self.budget_ms != 0).then(|| Duration::from_millis(self.budget_ms.into()))
     }
 
-    /// When the client stops waiting, if it says, for a request that came at `since`.
+    /// When the client stops waiting, if it says so, for a request that arrived at `since`.
     pub fn deadline(&self, since: Instant) -> Option<Instant> {
         self.budget().map(|budget| since + budget)
     }
 }
 
-/// What a request asks.
+/// The operation that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
-    /// The value of a key.
+    /// Read the value of a key.
     CacheRead {
         /// The key.
         key: u64,
     },
-    /// Store a value; no reply.
+    /// Store a value; there is no reply.
     CacheWrite {
         /// The key.
         key: u64,
         /// The value.
         value: i64,
     },
-    /// The class of an image.
+    /// Classify an image.
     Classify {
-        /// The image's bytes, as the client sent them: any length.
+        /// The image's bytes, of any length.
         image: &'a [u8],
     },
 }
 
-/// What a client is told when the service has become another one.
+/// Reason given to clients when the service has changed its identity.
 pub(super) const MOVED: &str = "the model has changed";
 
 /// Up to [`BATCH`] requests in the order of their arrival, and the buffer for their replies.
 ///
-/// Each is answered by its index. The second answer to a request is dropped; one that gets none
-/// is answered with an internal error after [`Service::handle`](super::Service::handle) returns.
+/// Requests are answered by index. A second answer to a request is dropped. A request without an
+/// answer gets an internal error after [`Service::handle`](super::Service::handle) returns.
 pub struct Batch<'a> {
     requests: &'a [Request<'a>],
     out: &'a mut Vec<u8>,
@@ -89,29 +89,28 @@ impl<'a> Batch<'a> {
         Batch { requests, out, outbox, generation, settled }
     }
 
-    /// The requests. The slice outlives the borrow of the batch, so that answers can be given while
-    /// walking over it.
+    /// The requests. The slice outlives the borrow of the batch, so that a loop over it can answer.
     #[inline]
     pub fn requests(&self) -> &'a [Request<'a>] {
         self.requests
     }
 
-    /// The [`generation`](super::Service::generation) that the client was welcomed under. A service
-    /// that has become another one since must not answer for the one that it was: see
+    /// The [`generation`](super::Service::generation) that the `Welcome` of this connection stated.
+    /// A service that has changed since must not answer for its old identity: see
     /// [`turn_away`](Self::turn_away).
     #[inline]
     pub fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Has the client ask again on a new connection whatever is not answered yet.
+    /// Tells the client to repeat all unanswered requests on a new connection.
     pub fn turn_away(&mut self) {
         for index in 0..self.requests.len() {
             self.error(index, Status::ShuttingDown, MOVED);
         }
     }
 
-    /// Answers request `index` with a cache's value.
+    /// Answers request `index` of a cache service with a value.
     ///
     /// # Panics
     /// When there is no such request.
@@ -144,8 +143,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Takes the duty to answer request `index` out of the batch. A token for a request that is
-    /// answered already, or needs no answer, leads nowhere.
+    /// Takes the duty to answer request `index` out of the batch. If the request is answered
+    /// already, or needs no answer, the token's reply is dropped.
     ///
     /// # Panics
     /// When there is no such request.
@@ -159,7 +158,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Marks `index` as answered; false when it was already.
+    /// Marks `index` as answered; false if it was answered before.
     #[inline]
     fn settle(&mut self, index: usize) -> bool {
         assert!(index < self.requests.len(), "request {index} of {}", self.requests.len());

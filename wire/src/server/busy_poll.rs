@@ -1,18 +1,17 @@
-//! Busy polling: looking at the sockets again and again for a while after a request, in place of
-//! sleeping until the next one comes. Who sleeps has to be woken, which takes longer than a
-//! remembered answer does.
+//! Busy polling: for a while after each request, a thread polls its sockets without sleeping.
+//!
+//! Waking a sleeping thread takes longer than answering a hit.
 
 use std::time::Duration;
 
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
-/// How often an idle server looks whether it is busy by now: so much of the first burst is served
-/// as without busy polling, and a thousand looks a second take less than a hundredth of a core.
+/// Time between two checks of an idle server for new requests. The first requests of a burst are
+/// served as without busy polling; a thousand checks a second take less than a hundredth of a core.
 const LOOK_EVERY: Duration = Duration::from_millis(1);
 
-/// Keeps a thread of this runtime at the sockets while `requests` changes, and until it has not for
-/// `patience`.
+/// Keeps a thread of this runtime polling while `requests` changes, and for `patience` after.
 pub(super) async fn poll_busily(requests: impl Fn() -> u64, patience: Duration) {
     let mut seen = requests();
     loop {
@@ -25,8 +24,8 @@ pub(super) async fn poll_busily(requests: impl Fn() -> u64, patience: Duration) 
             } else if changed_at.is_none_or(|at| at.elapsed() >= patience) {
                 break;
             }
-            // The runtime asks the system what is ready before it comes back, and does not wait for
-            // it.
+            // The runtime asks the operating system for events before it polls this task again, and
+            // does not wait for one.
             yield_now().await;
         }
     }

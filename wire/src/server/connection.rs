@@ -1,8 +1,7 @@
-//! One connection's loop: read what has come, hand it over, write what is answered.
+//! The loop of one connection: read bytes, hand requests to the service, write replies.
 //!
-//! This is where a byte from the socket becomes a request, and a reply becomes bytes again:
-//! [`Connection::poll`] moves the bytes, `serving.rs` cuts them into batches, `deadlines.rs` keeps
-//! the time, and `closing.rs` is the end of a connection that is told why.
+//! [`Connection::poll`] moves the bytes, `serving.rs` cuts them into batches, and `closing.rs`
+//! keeps the deadlines and ends the connection.
 
 mod closing;
 mod serving;
@@ -31,24 +30,23 @@ use super::shared::Shared;
 use crate::proto::Message;
 use crate::sched::Rest;
 
-/// Unsent replies, in bytes, past which no further request is looked at: a peer that does not read
-/// holds up itself and nobody else.
+/// Unsent replies, in bytes, above which no further request is served: a peer that does not read
+/// its replies delays only itself.
 const OUT_HIGH: usize = 1 << 20;
 
-/// Sent bytes at the front of the reply buffer that are worth moving the rest for.
+/// Sent bytes at the front of the reply buffer from which on moving the rest pays.
 const OUT_COMPACT: usize = 64 << 10;
 
-/// Bytes of requests that a connection is served before all others that are ready have their turn:
-/// one full receive buffer, some hundred microseconds of work. A peer that sends faster than it is
-/// served would otherwise keep its thread to itself. Each change of turns costs three hundredths of
-/// that time (243 ns instead of 236 for each remembered answer at 1,024 in flight; nothing at 64,
-/// which need no second turn).
+/// Bytes of requests that a connection may use before all other ready tasks are polled: one full
+/// receive buffer, a few hundred microseconds of work. Without it, a peer that sends faster than it
+/// is served would keep its thread for itself. A change of turns costs about 3 % of a turn (243 ns
+/// instead of 236 for each hit at 1,024 in flight; nothing at 64, where one turn is enough).
 const TURN: usize = 256 << 10;
 
-/// The same for the only connection there is, which keeps nobody waiting but whoever connects next.
+/// The same for the only open connection, which delays no other.
 const LONE_TURN: usize = 8 * TURN;
 
-/// Since when a connection is asked to end, and why.
+/// When and why a connection was asked to end.
 #[derive(Clone, Copy)]
 struct Draining {
     since: Instant,
@@ -61,52 +59,52 @@ impl Draining {
     }
 }
 
-/// Where a connection stands.
+/// The phase of a connection.
 enum Phase {
-    /// No `Hello` yet.
+    /// Waits for the `Hello`.
     Greeting,
-    /// Requests are served.
+    /// Serves requests.
     Open(Serves),
-    /// The last words are on their way; what still comes is thrown away.
+    /// Sends the last bytes, and discards all input.
     Closing { end: Option<End>, until: Instant, discarded: usize, shut: bool },
 }
 
 pub(super) struct Connection<'a, S, IO> {
     shared: &'a Shared<S>,
     io: IO,
-    /// Its place among those who have not said Hello.
+    /// Its entry among the connections without a `Hello`.
     ticket: Option<Ticket>,
-    /// The peer talks without TLS to a server that has it.
+    /// The peer did not begin with TLS, and the server demands it.
     lacks_tls: bool,
     phase: Phase,
     input: InBuffer,
     out: Vec<u8>,
-    /// Bytes at the start of `out` that are sent already.
+    /// Bytes at the start of `out` that are sent.
     sent: usize,
-    /// The transport keeps nothing of what was sent to itself, as TLS may.
+    /// The transport holds no sent bytes back, as TLS may.
     flushed: bool,
     outbox: Arc<Outbox>,
-    /// Bytes of an oversized body still to be thrown away.
+    /// Bytes of an oversized body that are still to be discarded.
     skip: u64,
-    /// The client will send no more.
+    /// The client sends no more.
     eof: bool,
     opened: Instant,
     last_read: Instant,
-    /// Since when the peer has taken not one byte of the replies that wait for it.
+    /// Since when the peer has accepted no byte of the waiting replies.
     stalled_since: Option<Instant>,
-    /// Since when the first unread bytes wait for the rest of their frame.
+    /// Since when an incomplete frame waits for its rest.
     partial_since: Option<Instant>,
     draining: Option<Draining>,
-    /// The client was told that the service behind this connection is another one now.
+    /// The client was told that the service has changed.
     moved: bool,
-    /// Others have their turn.
+    /// Between two turns.
     rest: Rest,
-    /// The connection is over.
+    /// Set when the connection is over.
     ended: Option<End>,
 }
 
 impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
-    /// A connection that begins now; `ticket` is given back when it has said a good Hello.
+    /// A new connection; `ticket` is dropped after a valid `Hello`.
     pub(super) fn new(shared: &'a Shared<S>, io: IO, ticket: Option<Ticket>) -> Self {
         let now = Instant::now();
         Connection {
@@ -133,17 +131,17 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         }
     }
 
-    /// The same, begun earlier: the time for the handshake is one, whatever comes before the Hello.
+    /// Sets the time from which the handshake's deadline counts, before TLS began.
     pub(super) fn opened_at(self, opened: Instant) -> Self {
         Connection { opened, ..self }
     }
 
-    /// The same, for a peer that should have begun with TLS: it is told so.
+    /// Marks that the peer should have begun with TLS; it gets an error that says so.
     pub(super) fn without_tls(self) -> Self {
         Connection { lacks_tls: true, ..self }
     }
 
-    /// Serves the connection to its end.
+    /// Serves the connection until it ends.
     pub(super) async fn run(mut self, drain: CancellationToken) -> End {
         let mut drained = pin!(drain.cancelled_owned());
         let mut timer = pin!(sleep_until(self.opened));
@@ -156,7 +154,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         .await;
         self.outbox.close();
         if let End::Closed = end {
-            // A good end where the transport has one to say; all else is sent already.
+            // Sends the transport's own end, if it has one; everything else is sent already.
             poll_fn(|cx| Poll::Ready(Pin::new(&mut self.io).poll_shutdown(cx).is_ready())).await;
         }
         end
@@ -169,7 +167,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             if let Some(end) = self.ended.take() {
                 return Poll::Ready(end);
             }
-            // Registered before the look, so that a reply that comes after it is not missed.
+            // Registered before the outbox is read, so that a later reply is not missed.
             self.outbox.register(cx.waker());
             if self.outbox.is_disturbed() {
                 self.look_again();
@@ -206,7 +204,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                     }
                     continue;
                 }
-                // What we do not read cannot be late.
+                // A frame cannot be late while the server does not read.
                 self.partial_since = None;
                 if self.eof && self.is_settled() {
                     return Poll::Ready(End::Closed);
@@ -218,12 +216,12 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         }
     }
 
-    /// Bytes that it is served in one turn.
+    /// Bytes of requests that may be served in this turn.
     fn turn(&self) -> usize {
         if self.shared.counters.open.load(Relaxed) == 1 { LONE_TURN } else { TURN }
     }
 
-    /// Whether all that was asked is answered and sent.
+    /// Whether every request is answered and every reply sent.
     fn is_settled(&self) -> bool {
         self.outbox.is_drained() && self.is_sent()
     }
@@ -240,7 +238,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         !self.eof && self.unsent() < OUT_HIGH && self.room() > 0
     }
 
-    /// How many more requests may wait for a late answer.
+    /// How many more requests may wait for a late reply.
     fn room(&self) -> usize {
         (self.shared.options.window as usize).saturating_sub(self.outbox.in_flight())
     }
@@ -249,12 +247,13 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         if self.sent == self.out.len() {
             self.out.clear();
             self.sent = 0;
-            // A burst's buffer is not kept for ever.
+            // The buffer of a burst is freed.
             if self.out.capacity() > OUT_HIGH * 2 {
                 self.out = Vec::new();
             }
         } else if self.sent >= OUT_COMPACT && self.sent >= self.out.len() / 2 {
-            // A peer that reads slowly but steadily may never have read all: what it has read goes.
+            // A slow but steady reader may never empty the buffer: the part that is sent is
+            // removed.
             self.out.drain(..self.sent);
             self.sent = 0;
         }
@@ -263,7 +262,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         }
     }
 
-    /// Sends what there is, as far as the peer takes it.
+    /// Writes until the buffer is empty or the transport accepts no more.
     fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let mut progress = false;
         while self.sent < self.out.len() {
@@ -290,7 +289,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         Ok(())
     }
 
-    /// Tells the client if its service has become another one.
+    /// Tells the client if the service has changed.
     fn look_again(&mut self) {
         if let Phase::Open(serves) = self.phase
             && serves.generation != self.shared.service.generation()
@@ -307,8 +306,8 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     }
 }
 
-/// Tells the client, once, to ask again on a new connection. (Not a method: `serve_batch` holds
-/// what was read meanwhile.)
+/// Tells the client, once, to repeat its requests on a new connection. Not a method, because
+/// `serve_batch` still borrows the receive buffer.
 fn move_on(moved: &mut bool, draining: &mut Option<Draining>, out: &mut Vec<u8>) {
     if !std::mem::replace(moved, true) {
         draining.get_or_insert_with(|| Draining::now(MOVED));
@@ -335,8 +334,8 @@ mod tests {
         fn stats(&self, _: &mut crate::proto::stats::Stats) {}
     }
 
-    /// Statistics are many times as large as the question for them, so a peer that asks as fast as it
-    /// may is always behind with reading, although it never stops.
+    /// Statistics are many times larger than their request, so a peer that sends at full speed is
+    /// always behind with reading, although it never stops.
     #[tokio::test]
     async fn a_peer_that_reads_steadily_but_too_slowly_costs_no_more_than_the_cap() {
         const QUESTIONS: u64 = 50_000;
@@ -373,7 +372,7 @@ mod tests {
         asking.await.unwrap();
         let received = reading.await.unwrap();
         assert!(received > OUT_HIGH * 8, "only {received} bytes: this shows nothing");
-        // Twice for the part that is sent already, twice for a buffer that doubles.
+        // Twice for the part that is sent, twice for a buffer that doubles.
         assert!(highest <= OUT_HIGH * 4, "{highest} bytes for {received} of replies");
     }
 

@@ -1,4 +1,4 @@
-//! What a server counts about its connections. Added to once a batch, never once a request.
+//! Counters of a server's connections. They are added to once a batch, never once a request.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

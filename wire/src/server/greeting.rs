@@ -1,4 +1,4 @@
-//! The first bytes of a connection: a `Hello`, or somebody who is at the wrong door.
+//! The first bytes of a connection: a `Hello`, or another protocol, which is rejected.
 
 use super::end::Refusal;
 use super::service::Service;
@@ -7,17 +7,17 @@ use crate::proto::handshake::{VERSION, Welcome};
 use crate::proto::header::{HEADER_LEN, Header, MAX_HANDSHAKE_BODY};
 use crate::proto::{Frame, Kind, Message, Status};
 
-/// What the first bytes turned out to be.
+/// The meaning of the first bytes.
 pub(super) enum Greeting {
-    /// Not enough of them yet to tell.
+    /// Too few bytes to decide.
     NeedMore,
-    /// A good `Hello` of this many bytes; the `Welcome` is in `out`.
+    /// A valid `Hello` of this many bytes; the `Welcome` is in `out`.
     Welcomed { consumed: usize, serves: Serves },
-    /// Whoever it is has been told why not; nothing more is to be said.
+    /// The connection is refused; the reply is in `out`.
     Refused(Refusal),
 }
 
-/// Which requests the service behind a connection takes.
+/// The requests that the service behind a connection accepts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Serves {
     pub(super) kind: crate::proto::Role,
@@ -35,12 +35,12 @@ impl Serves {
     }
 }
 
-/// How HTTP requests begin. Four bytes tell them apart from any `Hello`.
+/// The first four bytes of HTTP requests. No `Hello` begins with them.
 const HTTP_METHODS: [&[u8; 4]; 10] =
     [b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC", b"PRI "];
 
-/// Whether a connection that begins like this begins with TLS: a handshake record of some version.
-/// No Hello does; where its length is that of the first two bytes, the third is zero.
+/// Whether a connection begins with TLS: a handshake record of some version. No `Hello` matches: if
+/// its length has these first two bytes, its third byte is zero.
 pub(super) fn begins_tls(input: &[u8]) -> bool {
     let at = |i: usize, expected: std::ops::RangeInclusive<u8>| {
         input.get(i).is_none_or(|byte| expected.contains(byte))
@@ -48,8 +48,7 @@ pub(super) fn begins_tls(input: &[u8]) -> bool {
     at(0, 0x16..=0x16) && at(1, 3..=3) && at(2, 1..=4)
 }
 
-/// Looks at the first bytes and answers them into `out`. `lacks_tls`: they came without TLS to a
-/// server that has it.
+/// Answers the first bytes into `out`. `lacks_tls`: the server demands TLS, and they came without.
 pub(super) fn greet<S: Service>(
     shared: &Shared<S>,
     lacks_tls: bool,
@@ -102,7 +101,7 @@ pub(super) fn greet<S: Service>(
             if hello.token.is_empty() { "a token is required" } else { "the token is wrong" };
         return refuse(out, header.id, Status::Unauthenticated, text, Refusal::WrongToken);
     }
-    // In this order: a change in between makes the connection look older than it is, not newer.
+    // In this order: after a change in between, the connection counts as older, never as newer.
     let generation = shared.service.generation();
     let identity = shared.service.identity();
     let serves = Serves { kind: identity.service, generation };
@@ -126,7 +125,7 @@ fn refuse(out: &mut Vec<u8>, id: u64, status: Status, text: &str, refusal: Refus
     Greeting::Refused(refusal)
 }
 
-/// Tells a browser, `curl` or a health check in its own language where it has come to.
+/// Answers browsers, `curl` and health checks in HTTP.
 fn answer_http(service: crate::proto::Role, out: &mut Vec<u8>) {
     let body = format!(
         "This is the port of an Afterimage {service}. It speaks a binary protocol, not HTTP: use \

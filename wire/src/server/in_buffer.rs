@@ -6,12 +6,12 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Bytes at first: a quiet connection costs this much.
+/// Initial size in bytes: the cost of a quiet connection.
 const MIN_LEN: usize = 16 << 10;
 
-/// Bytes that a busy connection's buffer grows to by itself: more no longer saves system calls
-/// worth mentioning, and still fits a core's second-level cache. A larger frame grows it further,
-/// while it lasts.
+/// Size in bytes that a busy connection's buffer grows to. A larger one would save few system calls
+/// and no longer fit a core's second-level cache. A larger frame grows it for as long as it is
+/// there.
 const MAX_LEN: usize = 256 << 10;
 
 #[derive(Debug)]
@@ -26,13 +26,13 @@ impl InBuffer {
         InBuffer { bytes: vec![0; MIN_LEN], start: 0, end: 0 }
     }
 
-    /// What has come and was not consumed.
+    /// Received bytes that are not consumed.
     #[inline]
     pub(super) fn unread(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// Steps over the first `len` unread bytes.
+    /// Consumes the first `len` unread bytes.
     #[inline]
     pub(super) fn consume(&mut self, len: usize) {
         self.start += len;
@@ -45,8 +45,8 @@ impl InBuffer {
         }
     }
 
-    /// Makes room for a frame of `len` bytes from the first unread byte on; for no more than as
-    /// much again as has come of it, so that an announcement alone costs nothing.
+    /// Makes space for a frame of `len` bytes, at most twice what has arrived of it: a header that
+    /// announces a large body allocates nothing by itself.
     pub(super) fn make_room_for(&mut self, len: usize) {
         let len = len.min(2 * self.unread().len());
         if self.start + len > self.bytes.len() {

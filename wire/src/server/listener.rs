@@ -1,4 +1,4 @@
-//! Where a server's connections come from: TCP, or whatever a test or a simulation brings.
+//! Sources of a server's connections: TCP, or a custom transport.
 
 use std::fmt;
 use std::io;
@@ -8,21 +8,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-/// Brings a server its connections.
+/// Accepts connections for a server.
 ///
-/// For a network of one's own: an [`mpsc::Receiver`] of streams is one, and
-/// `tokio::io::duplex` makes such streams. The server keeps its time by tokio's clock, which may
-/// be a virtual one.
+/// For custom transports: an [`mpsc::Receiver`] of streams is a listener, and `tokio::io::duplex`
+/// makes such streams. The server uses tokio's clock, which a test may replace by a virtual one.
 pub trait Listener: Send + 'static {
-    /// What a connection is.
+    /// The stream of a connection.
     type Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static;
-    /// Who is at its other end, as logs name it.
+    /// The name of its other end, for logs.
     type Peer: fmt::Display + Send + 'static;
 
-    /// Waits for the next connection. Dropping the future must lose none.
+    /// Waits for the next connection. Dropping the future must not lose one.
     ///
     /// # Errors
-    /// The server logs them, rests a moment and calls again.
+    /// The server logs them, waits a moment and calls again.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Transport, Self::Peer)>> + Send;
 }
 
@@ -32,15 +31,14 @@ impl Listener for TcpListener {
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         let (stream, peer) = TcpListener::accept(self).await?;
-        // Small replies must not wait for company; where the option is missing, they are merely
-        // slow.
+        // Small replies must not be delayed. Without the option the connection still works, slower.
         let _ = stream.set_nodelay(true);
         Ok((stream, peer))
     }
 }
 
-/// Streams that somebody in this process sends, each with the name of its other end. When nobody is
-/// left to send, there are no more.
+/// Streams that come from this process, each with the name of its other end. When all senders are
+/// dropped, no more connections come.
 impl<T, P> Listener for mpsc::Receiver<(T, P)>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,

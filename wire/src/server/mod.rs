@@ -1,12 +1,13 @@
-//! The server half: a batch in, a batch out.
+//! The server half: each read is one batch of requests, each batch one write of replies.
 //!
-//! One read takes all that has come. Every complete frame in it is decoded in place and handed to
-//! the [`Service`] in one go; what it can answer now is encoded straight into the reply buffer, and
-//! one write sends the lot. What must wait takes a [`Later`], which answers exactly once, whatever
-//! happens to it.
+//! One read takes all that has arrived. Every complete frame is decoded in place and handed to the
+//! [`Service`] in one call. Answers that are known at once are encoded into the reply buffer, and
+//! one write sends them all. For a later answer the service takes a [`Later`], which answers
+//! exactly once even if it is dropped.
 //!
-//! `connection.rs` is the loop that does this; `batch.rs` is what a service sees of it; `outbox.rs`
-//! is where late replies go; `options.rs` holds every cap with its reason.
+//! `connection.rs` is the loop that does this; `batch.rs` is the service's view of a batch;
+//! `outbox.rs` collects late replies; `options.rs` lists every limit with its reason. The crate's
+//! [first page](crate) has an example.
 
 mod answers;
 mod batch;
@@ -60,22 +61,22 @@ pub struct Server<S, L = TcpListener> {
     shared: Arc<Shared<S>>,
 }
 
-/// How long the accept loop rests after an error that will not go away by itself at once, such as
-/// running out of file descriptors.
+/// Pause of the accept loop after an error that persists for a while, such as running out of file
+/// descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a connection above the cap gets to take note of why it is refused.
+/// How long a connection above the limit may take to read why it is refused.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// So many of them are told so at once; more are closed without a word, since each holds a file
-/// descriptor above those that are reckoned with.
+/// Connections above the limit that are told so at once. Further ones are closed without an error,
+/// because each holds a file descriptor that the limit does not count.
 const MAX_REFUSALS: usize = 32;
 
 impl<S: Service> Server<S> {
-    /// Listens on `addr`; port 0 takes a free one.
+    /// Listens on `addr`; port 0 chooses a free port.
     ///
     /// # Errors
-    /// Those of binding a socket: the address is in use, not ours, or needs privileges.
+    /// Those of binding a socket: the address is in use, not local, or needs privileges.
     pub async fn bind(
         addr: impl ToSocketAddrs,
         service: Arc<S>,
@@ -85,24 +86,25 @@ impl<S: Service> Server<S> {
         Ok(Server::new(listener, service, options))
     }
 
-    /// Where it listens.
+    /// The address that the server listens on.
     ///
     /// # Errors
-    /// When the operating system cannot say.
+    /// When the operating system cannot tell it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 }
 
 impl<S: Service, L: Listener> Server<S, L> {
-    /// A server of the connections that `listener` brings.
+    /// A server for the connections of `listener`.
     pub fn new(listener: L, service: Arc<S>, options: ServerOptions) -> Self {
         Server { listener, shared: Arc::new(Shared::new(service, options)) }
     }
 
-    /// Serves until `shutdown` is ready, then drains: no new connections, a `GoAway` on every open
-    /// one, what is in flight is answered, and after [`ServerOptions::drain_timeout`] at the latest
-    /// all are closed. [`until_terminated`] is the usual `shutdown`.
+    /// Serves until `shutdown` is ready, then drains: it accepts no connections, sends a `GoAway`
+    /// on each open one, answers what is in flight, and closes all after
+    /// [`ServerOptions::drain_timeout`] at the latest. [`until_terminated`] is the usual
+    /// `shutdown`.
     pub async fn serve(mut self, shutdown: impl Future<Output = ()>) {
         let drain = CancellationToken::new();
         let _busy = self.shared.options.busy_poll.map(|patience| {
@@ -123,8 +125,8 @@ impl<S: Service, L: Listener> Server<S, L> {
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    // Once until it works again: out of descriptors, this comes twenty times a
-                    // second.
+                    // Logged once until accepting works again: without descriptors, this happens
+                    // twenty times a second.
                     if !std::mem::replace(&mut failing, true) {
                         tracing::warn!(%error, "cannot accept connections");
                     }
@@ -155,7 +157,7 @@ struct Connections<S> {
 
 impl<S: Service> Connections<S> {
     fn new(shared: Arc<Shared<S>>, drain: CancellationToken) -> Self {
-        // One turn for each thread that takes part.
+        // One permit for each thread of the runtime.
         shared.tls_permits.add_permits(Handle::current().metrics().num_workers() - 1);
         let max = shared.options.max_connections;
         Connections {
@@ -168,7 +170,7 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Serves this one too, or tells it that there is no room.
+    /// Serves this connection, or tells it that the limit is reached.
     fn add<IO>(&mut self, stream: IO, peer: impl fmt::Display + Send + 'static)
     where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -176,7 +178,7 @@ impl<S: Service> Connections<S> {
         let shared = Arc::clone(&self.shared);
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
             Counters::add(&shared.counters.refused, 1);
-            // Before TLS nothing can be said that a client would hear.
+            // Without a TLS handshake the client would not understand an error.
             if shared.options.tls.is_none()
                 && let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned()
             {
@@ -195,8 +197,8 @@ impl<S: Service> Connections<S> {
     }
 }
 
-/// Serves one connection over any transport until it ends: what [`Server`] does for each it
-/// accepts, for in-memory streams and tests. When `drain` is cancelled, it says `GoAway`.
+/// Serves one connection over any transport until it ends, as [`Server`] does for each connection.
+/// For streams in memory and for tests. When `drain` is cancelled, it sends a `GoAway`.
 pub async fn serve_stream<S: Service>(
     service: Arc<S>,
     options: ServerOptions,
@@ -220,7 +222,7 @@ async fn serve_accepted<S: Service>(
     tracing::debug!(%peer, reason = %end, "connection ended");
 }
 
-/// Counts a connection as open, until it is over in whatever way.
+/// Counts a connection as open until it is dropped.
 struct Open<'a>(&'a Counters);
 
 impl<'a> Open<'a> {
@@ -236,7 +238,7 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Tells a connection above the cap why it is refused.
+/// Tells a connection above the limit why it is refused.
 async fn refuse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     limit: usize,
@@ -249,7 +251,7 @@ async fn refuse(
     let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
         stream.write_all(&frame).await?;
         stream.shutdown().await?;
-        // Reading to the end keeps the close from overtaking the text.
+        // If input were left unread, the close might overtake the error.
         tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
     })
     .await;

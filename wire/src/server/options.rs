@@ -1,4 +1,4 @@
-//! Every cap of a server, with its reason.
+//! Options of a server: every limit, with its reason.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use crate::proto::handshake::MAX_TOKEN_LEN;
 use crate::proto::header::DEFAULT_MAX_BODY;
 use crate::tls::ServerTls;
 
-/// A secret that clients must show in their `Hello`. Compared in constant time; never printed.
+/// A secret that clients must show in their `Hello`. It is compared in constant time and never
+/// printed.
 #[derive(Clone)]
 pub struct Token(Box<[u8]>);
 
@@ -20,7 +21,7 @@ impl Token {
         (1..=MAX_TOKEN_LEN).contains(&secret.len()).then(|| Token(secret.into()))
     }
 
-    /// Whether `shown` is this token, in a time that does not tell where they differ.
+    /// Whether `shown` is this token, in a time that does not depend on where they differ.
     pub fn matches(&self, shown: &[u8]) -> bool {
         self.0.ct_eq(shown).into()
     }
@@ -37,43 +38,41 @@ impl fmt::Debug for Token {
     }
 }
 
-/// How much a server takes, and how long it waits.
+/// Limits and timeouts of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// Name and version for the `Welcome`.
     pub name: String,
-    /// What clients must show; `None` lets anybody in.
+    /// The token that clients must show; `None` accepts all clients.
     pub token: Option<Token>,
-    /// TLS, for every connection; `None` for none.
+    /// TLS for every connection; `None` for plain TCP.
     pub tls: Option<ServerTls>,
-    /// Connections open at once; one more is told `Overloaded` and closed. The default is 4,096;
-    /// each takes a file descriptor. A quarter of them, 16 to 1,024, may be without a Hello;
-    /// when more are, the oldest goes.
+    /// Connections open at once, each with a file descriptor; the next one gets `Overloaded`. The
+    /// default is 4,096. A quarter of them, 16 to 1,024, may be without a `Hello`; beyond that the
+    /// oldest of these is closed.
     pub max_connections: usize,
-    /// The largest body in bytes; more than 1 GiB counts as that. The default is 1 MiB: an image
-    /// of a megapixel.
+    /// The largest body in bytes, at most 1 GiB. The default is 1 MiB: an image of a megapixel.
     pub max_body: u32,
-    /// Requests of one connection that may wait for a late answer, at least 1; at the cap the
+    /// Requests of one connection that may wait for a late answer, at least 1; at the limit the
     /// server stops reading. The default, 16,384, keeps the deepest pipelines busy and holds
     /// 13 MB of digits.
     pub window: u32,
-    /// From accepting a connection to its whole `Hello`, TLS included. The default is 5 s.
+    /// Time from accepting a connection to its complete `Hello`, TLS included. The default is 5 s.
     pub handshake_timeout: Duration,
-    /// Without a byte from the client and with nothing in flight. The default is 5 min; a client
-    /// that wants to stay sends a `Ping` now and then.
+    /// Time without a byte from the client and with nothing in flight. The default is 5 min; a
+    /// client stays connected by sending a `Ping` from time to time.
     pub idle_timeout: Duration,
-    /// From the first byte of a frame to its last. The default is 30 s, 35 kB a second for the
-    /// largest one.
+    /// Time from the first byte of a frame to its last. The default is 30 s, which is 35 kB a
+    /// second for the largest frame.
     pub frame_timeout: Duration,
-    /// With replies to send and a peer that takes not one byte of them. The default is 30 s.
+    /// Time during which the peer accepts no byte of the waiting replies. The default is 30 s.
     pub write_timeout: Duration,
-    /// From the signal to stop until every connection is closed. The default is 5 s, below what
-    /// service managers grant before they kill.
+    /// Time from the signal to stop until every connection is closed. The default is 5 s, less
+    /// than service managers wait before they kill.
     pub drain_timeout: Duration,
-    /// For so long after a request a thread looks for the next one without a pause, in place of
-    /// sleeping until it is woken; none, the default, for never. It shortens each answer by
-    /// what waking takes, and takes a whole core as long as requests come: give it one that
-    /// nothing else needs.
+    /// How long after a request a thread polls for the next one instead of sleeping; `None`, the
+    /// default, never polls. It shortens each answer by the time of a wake-up, and uses a whole
+    /// core while requests arrive: give it a core of its own.
     pub busy_poll: Option<Duration>,
 }
 

@@ -1,4 +1,4 @@
-//! Where late replies wait for their connection: a buffer that any thread may add to.
+//! Late replies of a connection, in a buffer that any thread may append to.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,21 +11,21 @@ use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Snapshot, Status};
 use crate::sched;
 
-/// The replies of one connection that did not come within their batch.
+/// Replies that were not given within their batch.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     buffer: Mutex<Buffer>,
     waker: AtomicWaker,
-    /// `Later` tokens not yet spent.
+    /// `Later` tokens that are not spent.
     in_flight: AtomicUsize,
-    /// The service may be another one than the connection was told.
+    /// The service may have changed since the `Welcome`.
     disturbed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Buffer {
     bytes: Vec<u8>,
-    /// The connection is gone; what comes now is dropped.
+    /// The connection has ended; replies are dropped.
     closed: bool,
 }
 
@@ -36,7 +36,7 @@ impl Outbox {
         Later { outbox: Arc::clone(self), id, spent: false }
     }
 
-    /// Tokens not yet spent. Acquire: whoever sees a token spent also finds its reply.
+    /// Tokens not yet spent. Acquire: a reader that sees a token spent also sees its reply.
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Acquire)
     }
@@ -52,20 +52,20 @@ impl Outbox {
         self.waker.register(waker);
     }
 
-    /// Has the connection see whether its service is still the same.
+    /// Makes the connection check whether its service has changed.
     pub(super) fn disturb(&self) {
         self.disturbed.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    /// Whether somebody has called [`disturb`](Self::disturb) since the last look.
+    /// Whether [`disturb`](Self::disturb) was called since the last check.
     #[inline]
     pub(super) fn is_disturbed(&self) -> bool {
-        // A load first: this is asked with every wake-up, and seldom true.
+        // A plain load first: this runs at every wake-up and is seldom true.
         self.disturbed.load(Ordering::Relaxed) && self.disturbed.swap(false, Ordering::Acquire)
     }
 
-    /// Moves what has arrived to the end of `out`.
+    /// Moves the collected replies to the end of `out`.
     pub(super) fn take(&self, out: &mut Vec<u8>) {
         let mut buffer = self.lock();
         if out.is_empty() {
@@ -75,7 +75,7 @@ impl Outbox {
         }
     }
 
-    /// Drops what is here and what is still to come.
+    /// Drops all replies, now and later.
     pub(super) fn close(&self) {
         let mut buffer = self.lock();
         buffer.closed = true;
@@ -95,8 +95,7 @@ impl Outbox {
             }
         }
         self.in_flight.fetch_sub(1, Ordering::Release);
-        // Taken now, so that the next reply under the same cork finds none, whichever connections
-        // come between.
+        // Taken now, so that further replies under the same cork do not wake the connection again.
         if let Some(waker) = self.waker.take() {
             sched::wake(waker);
         }
@@ -105,8 +104,8 @@ impl Outbox {
 
 /// The duty to answer one request later, from any thread.
 ///
-/// It can be spent once, and dropping it unspent sends an internal error: exactly one reply goes
-/// out, whatever becomes of it. When the connection is gone, the reply is dropped silently.
+/// It is spent by answering. If it is dropped unspent, it sends an internal error: the client gets
+/// exactly one reply. After the connection has ended, the reply is dropped.
 #[must_use = "dropping it answers with an internal error"]
 pub struct Later {
     outbox: Arc<Outbox>,
@@ -120,7 +119,7 @@ impl Later {
         self.id
     }
 
-    /// Whether nobody waits any more, because the connection is gone.
+    /// Whether the connection has ended, so that the reply would be dropped.
     pub fn is_abandoned(&self) -> bool {
         self.outbox.lock().closed
     }

@@ -1,8 +1,9 @@
-//! Connections that have not been let in yet: how many there may be, and who goes first.
+//! Connections without a `Hello`: their limit, and the order in which they are closed.
 //!
-//! Whoever connects and says nothing takes a place until the handshake's time is over. A flood of
-//! such peers would take all places, so only some are for them, and when those are taken the one
-//! that has waited longest goes. A client that says its Hello at once is in long before its turn.
+//! A peer that connects and sends nothing occupies a connection until the handshake times out. A
+//! flood of such peers must not occupy all connections. So only a share of the connections may be
+//! without a `Hello`, and when the share is used up, the oldest of these is closed. A client that
+//! sends its `Hello` at once is done long before.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,23 +11,22 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use tokio::task::AbortHandle;
 
-/// The share of a server's connections that may be without a Hello.
+/// One out of so many connections may be without a `Hello`.
 const SHARE: usize = 4;
 
-/// At least so many may be, lest a small server sends away clients that come together, but never
-/// more than half of its connections; at most so many, since each may have a TLS handshake under
-/// way.
+/// Bounds of the share. The lower one lets clients of a small server connect together, but is never
+/// more than half of its connections; the upper one bounds the TLS handshakes under way.
 const MIN: usize = 16;
 const MAX: usize = 1024;
 
-/// The connections of a server that have not been let in, oldest first.
+/// The connections without a `Hello`, oldest first.
 pub(super) struct Pending {
     cap: usize,
     count: Arc<AtomicUsize>,
     queue: VecDeque<(Arc<Mark>, AbortHandle)>,
 }
 
-/// What the queue and the connection share.
+/// State that the queue and a connection share.
 struct Mark {
     state: AtomicU8,
     count: Arc<AtomicUsize>,
@@ -36,7 +36,7 @@ const WAITING: u8 = 0;
 const LEFT: u8 = 1;
 
 impl Mark {
-    /// Whether it was waiting until now.
+    /// Whether the connection was still without a `Hello`.
     fn leave(&self) -> bool {
         let left = self.state.swap(LEFT, Ordering::AcqRel) == WAITING;
         if left {
@@ -46,7 +46,7 @@ impl Mark {
     }
 }
 
-/// One connection's place among the pending; dropped when it is let in or over.
+/// A connection's entry among those without a `Hello`; dropped after the `Hello` or at its end.
 pub(super) struct Ticket(Arc<Mark>);
 
 impl Drop for Ticket {
@@ -57,13 +57,13 @@ impl Drop for Ticket {
 
 impl Pending {
     pub(super) fn new(max_connections: usize) -> Self {
-        // One at least: whoever is let in had to come in first.
+        // At least 1, since every connection begins without a `Hello`.
         let cap = (max_connections / SHARE).clamp(MIN, MAX).min(max_connections / 2).max(1);
         Pending { cap, count: Arc::default(), queue: VecDeque::new() }
     }
 
-    /// A ticket for a connection that `start` begins to serve. True when another one, the oldest,
-    /// had to go for it.
+    /// Issues a ticket for a connection that `start` begins to serve. True if the oldest connection
+    /// was closed for it.
     pub(super) fn admit(&mut self, start: impl FnOnce(Ticket) -> AbortHandle) -> bool {
         let mark = Arc::new(Mark { state: AtomicU8::new(WAITING), count: Arc::clone(&self.count) });
         self.count.fetch_add(1, Ordering::Relaxed);
@@ -104,7 +104,7 @@ mod tests {
                 })
             })
         };
-        // The first is let in at once; the others fill the cap.
+        // The first one sends its Hello at once; the others fill the share.
         assert!(!admit(0, false));
         assert!((1..=MIN).all(|n| !admit(n, true)));
         assert!(admit(MIN + 1, true) && admit(MIN + 2, true));
@@ -112,7 +112,7 @@ mod tests {
             assert!(tasks.join_next().await.unwrap().unwrap_err().is_cancelled());
         }
         assert_eq!(pending.count.load(Ordering::Relaxed), MIN);
-        // What is over takes no place any more.
+        // Connections that have ended do not count.
         tasks.shutdown().await;
         assert_eq!(pending.count.load(Ordering::Relaxed), 0);
     }

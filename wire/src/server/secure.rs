@@ -1,4 +1,4 @@
-//! What comes before a connection's first frame: nothing, or a TLS handshake.
+//! The start of a connection before its first frame: nothing, or a TLS handshake.
 
 use std::io;
 use std::time::Duration;
@@ -20,15 +20,15 @@ use super::shared::Shared;
 use crate::sched::one_poll_per_turn;
 use crate::tls::ServerTls;
 
-/// Bytes read at once beneath TLS, which by itself reads 4 KiB: the longest record.
+/// Bytes of one read below TLS, which reads 4 KiB by itself: the longest record.
 const READ_LEN: usize = 16 << 10;
 
-/// How long, and how much, is still read after a handshake that failed, so that the alert which
-/// says why is not overtaken by the close.
+/// How long and how much is read after a failed handshake, so that the close does not overtake the
+/// alert.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 << 10;
 
-/// Serves one connection to its end. `ticket` is given back when it has said a good Hello.
+/// Serves one connection until it ends. `ticket` is dropped after a valid `Hello`.
 pub(super) async fn serve<S: Service>(
     shared: &Shared<S>,
     io: impl AsyncRead + AsyncWrite + Unpin,
@@ -37,7 +37,7 @@ pub(super) async fn serve<S: Service>(
 ) -> End {
     match &shared.options.tls {
         None => Connection::new(shared, io, ticket).run(drain).await,
-        // In a box, lest every connection without TLS takes the memory of one with it.
+        // Boxed, so that a connection without TLS does not take the memory of one with TLS.
         Some(tls) => Box::pin(serve_tls(shared, tls, io, ticket, drain)).await,
     }
 }
@@ -72,7 +72,7 @@ async fn serve_tls<S: Service>(
         }
         Ok(Ok(Secured::Failed(error, io))) => {
             Counters::add(&shared.counters.tls_failed, 1);
-            // What comes of it changes nothing.
+            // The connection has failed whether or not this succeeds.
             let _ = timeout(LINGER, see_off(io)).await;
             End::Tls(error)
         }
@@ -84,12 +84,12 @@ async fn serve_tls<S: Service>(
     }
 }
 
-/// What a new connection of a server with TLS turned out to be.
+/// Outcome of the first step on a connection of a server with TLS.
 enum Secured<IO> {
     Tls(Box<TlsStream<BufReader<IO>>>),
-    /// Its first bytes are no TLS.
+    /// The first bytes are not TLS.
     Not(BufReader<IO>),
-    /// No handshake came about; the peer has not been told the whole of it yet.
+    /// The handshake failed; its alert may still be on its way.
     Failed(io::Error, BufReader<IO>),
 }
 
@@ -99,7 +99,7 @@ async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
 ) -> Result<Secured<IO>, End> {
     let mut io = BufReader::with_capacity(READ_LEN, io);
-    // Whoever says nothing does not get as far as to take anybody's turn.
+    // A silent peer waits here and uses no TLS permit.
     let first = io.fill_buf().await.map_err(End::Io)?;
     if first.is_empty() {
         return Err(End::Closed);
@@ -119,7 +119,7 @@ async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Ends our half, and reads on for a moment.
+/// Closes the sending half, and discards input for a moment.
 async fn see_off(mut io: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
     io.shutdown().await?;
     tokio::io::copy(&mut io.take(LINGER_BYTES), &mut tokio::io::sink()).await?;

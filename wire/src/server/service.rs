@@ -1,4 +1,4 @@
-//! The service behind a server: what it implements, and how it describes itself.
+//! The service behind a server: the trait that it implements, and its identity.
 
 use std::sync::Arc;
 
@@ -9,36 +9,36 @@ use super::outbox::{Later, Outbox};
 use super::watchers::Watchers;
 use crate::proto::{Role, Shape, Status, stats::Stats};
 
-/// What a server does with requests.
+/// The part of a server that answers requests. The crate's [first page](crate) has an example.
 ///
-/// A panic in [`handle`](Service::handle) is caught; what it left unanswered is answered with an
+/// A panic in [`handle`](Service::handle) is caught. Requests that it left unanswered get an
 /// internal error, and the connection goes on.
 pub trait Service: Send + Sync + 'static {
-    /// What the `Welcome` tells of this service. Asked at every handshake.
+    /// The service's description in the `Welcome`, read at every handshake.
     fn identity(&self) -> Identity;
 
-    /// Changes whenever [`identity`](Service::identity) does. Looked at before every batch: a
-    /// connection that was welcomed under another generation is told to reconnect, and its requests
-    /// are turned away with `ShuttingDown`.
+    /// A number that changes whenever [`identity`](Service::identity) does. It is read before every
+    /// batch: a connection whose `Welcome` stated another generation is told to reconnect, and its
+    /// requests get `ShuttingDown`.
     fn generation(&self) -> u64 {
         0
     }
 
-    /// Who is told when [`generation`](Service::generation) changes. With `None`, the default, a
-    /// connection hears of it with its next request only.
+    /// The connections to notify when [`generation`](Service::generation) changes. With `None`, the
+    /// default, a connection notices the change at its next request.
     fn watchers(&self) -> Option<&Watchers> {
         None
     }
 
-    /// Answers a batch: each request now, through `batch`, or later, through a [`Later`] taken
-    /// from it. Runs on an I/O thread, so it must not block and not compute for long.
+    /// Answers a batch: each request now, through `batch`, or later, through a [`Later`] taken from
+    /// it. Runs on an I/O thread, so it must neither block nor compute for long.
     fn handle(&self, batch: &mut Batch<'_>);
 
-    /// Adds what the service counts to a `StatsResp`.
+    /// Adds the service's statistics to a `StatsResp`.
     fn stats(&self, stats: &mut Stats);
 
-    /// Writes a snapshot of what the service remembers, and answers `later` when it is safe on the
-    /// disk. Must not block. A service that remembers nothing leaves it at this.
+    /// Writes a snapshot of the stored answers, and answers `later` when it is safely on disk. Must
+    /// not block. The default answers `Unsupported`.
     fn snapshot(&self, later: Later) {
         let text = "this service keeps no snapshot; one that remembers does, when it was started with \
                     --snapshot";
@@ -46,16 +46,16 @@ pub trait Service: Send + Sync + 'static {
     }
 }
 
-/// What answers on a port, and with which model.
+/// The kind of a service, and its model.
 #[derive(Clone, Debug)]
 pub struct Identity {
     /// The kind of service; it decides which requests reach [`Service::handle`].
     pub service: Role,
-    /// The model's digest; zeros for none or not known.
+    /// The model's digest; zeros if there is none or it is not known.
     pub digest: [u8; 32],
-    /// Number of classes; 0 for none or not known.
+    /// Number of classes; 0 if there are none or it is not known.
     pub classes: u32,
-    /// The input's shape; no dimensions for none or not known.
+    /// The input's shape; no dimensions if it is not known.
     pub shape: Shape,
 }
 
@@ -66,8 +66,8 @@ impl Identity {
     }
 }
 
-/// Has `service` answer one request, with id 0, and gives the frames of what was answered by the
-/// time it returned: for tests and measurements of a service without a network.
+/// Makes `service` answer one request, with id 0, and returns the frames of all answers that were
+/// given before it returned. For tests and measurements of a service without a network.
 pub fn handle_one(service: &impl Service, op: Op<'_>) -> Vec<u8> {
     let requests = ArrayVec::from_iter([Request { id: 0, op, budget_ms: 0 }]);
     let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));

@@ -9,19 +9,19 @@ use super::counters::Counters;
 use super::options::ServerOptions;
 use crate::proto::header::MAX_MAX_BODY;
 
-/// What every connection of a server shares.
+/// State that all connections of a server share.
 pub(super) struct Shared<S> {
     pub(super) service: Arc<S>,
     pub(super) options: ServerOptions,
     pub(super) counters: Counters,
-    /// Handshakes of TLS that may compute before everybody else gets some time.
+    /// TLS handshakes that may be polled before all other ready tasks are polled.
     pub(super) tls_permits: Arc<Semaphore>,
 }
 
 impl<S> Shared<S> {
     pub(super) fn new(service: Arc<S>, mut options: ServerOptions) -> Self {
         options.max_body = options.max_body.min(MAX_MAX_BODY);
-        // A window of nothing would never take a request.
+        // With a window of 0, no request would ever be read.
         options.window = options.window.max(1);
         for time in [
             &mut options.handshake_timeout,
@@ -37,7 +37,7 @@ impl<S> Shared<S> {
     }
 }
 
-/// Timeouts are brought between these two: none at all would end a connection before it begins, and
-/// a clock does not count beyond some centuries.
+/// Bounds of all timeouts: 0 would end a connection before it begins, and a clock cannot add
+/// centuries.
 const MIN_TIMEOUT: Duration = Duration::from_millis(1);
 const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);

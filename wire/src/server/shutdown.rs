@@ -1,11 +1,10 @@
-//! When to stop: SIGTERM or SIGINT.
+//! The signals to stop: SIGTERM and SIGINT.
 
-/// Ready when the process is asked to stop: SIGTERM or SIGINT (Ctrl-C elsewhere). A second signal
-/// while the first one's draining goes on ends the process at once with exit code 130, so that an
-/// impatient operator is obeyed.
+/// Ready when the process receives SIGTERM or SIGINT (Ctrl-C on other systems). A second signal
+/// while the server drains ends the process at once, with exit code 130.
 ///
-/// Signals count from this call on, not only once the future is polled: call it before you tell
-/// anybody that you are there.
+/// The handlers are installed by this call, not by the first poll: call it before a supervisor
+/// learns that the service is ready.
 ///
 /// # Panics
 /// Outside of a tokio runtime with I/O enabled.
@@ -20,8 +19,8 @@ pub fn until_terminated() -> impl Future<Output = ()> + Send {
     }
 }
 
-/// The signals to stop; `None` when no handler could be installed. There is no graceful end then;
-/// the signal's default action still ends the process.
+/// The signals to stop; `None` if no handler could be installed. The default action of a signal
+/// then ends the process without a drain.
 #[cfg(unix)]
 struct Signals(Option<(tokio::signal::unix::Signal, tokio::signal::unix::Signal)>);
 

@@ -1,4 +1,4 @@
-//! Who is told at once that a service has become another one: the connections that it welcomed.
+//! Notification of open connections when their service changes.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,27 +7,27 @@ use super::outbox::Outbox;
 
 /// The open connections of a service whose [`generation`](super::Service::generation) changes.
 ///
-/// Without it, a connection notices with its next request. A service that has one hands it out in
-/// [`Service::watchers`](super::Service::watchers) and calls [`notify`](Watchers::notify) after each
-/// change.
+/// Without it, a connection notices the change at its next request. A service returns it from
+/// [`Service::watchers`](super::Service::watchers) and calls [`notify`](Watchers::notify) after
+/// each change.
 #[derive(Default)]
 pub struct Watchers(Mutex<Vec<Weak<Outbox>>>);
 
 impl Watchers {
-    /// Has every connection look at the generation now.
+    /// Makes every connection check the generation now.
     pub fn notify(&self) {
-        // Woken outside of the lock: a connection may be on its way in here.
+        // Woken after the lock is released: a connection may be registering itself.
         let connections = self.lock().clone();
         for outbox in connections.iter().filter_map(Weak::upgrade) {
             outbox.disturb();
         }
     }
 
-    /// From now on, the connection of this outbox is told.
+    /// Notifies the connection of this outbox from now on.
     pub(super) fn add(&self, outbox: &Arc<Outbox>) {
         let mut connections = self.lock();
-        // Those that are gone are swept out before the list would grow, so it is never more than
-        // twice as long as there were connections at once.
+        // Ended connections are removed before the list would grow, so it is never more than twice
+        // as long as the largest number of connections at once.
         if connections.len() == connections.capacity() {
             connections.retain(|outbox| outbox.strong_count() > 0);
         }
@@ -35,7 +35,7 @@ impl Watchers {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Outbox>>> {
-        // The list is whole between any two of its operations.
+        // No operation leaves the list in an inconsistent state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! The client's side: whom it trusts, and what it shows of itself.
+//! TLS of a client: the authorities that it trusts, and its own certificate.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,25 @@ use super::rustls::version::TLS13;
 use super::rustls::{ClientConfig, RootCertStore};
 use super::{ALPN, TlsError, pem, provider};
 
-/// Where the certificates are that a client trusts and shows.
+/// The files of a client's certificates.
 #[derive(Clone, Debug, Default)]
 pub struct ClientFiles {
-    /// PEM: the authorities that are trusted; `None` for those that the system trusts.
+    /// PEM: the trusted authorities; `None` for those of the operating system.
     pub ca: Option<PathBuf>,
-    /// PEM: the client's own certificate, then those that lead from it to an authority.
+    /// PEM: the client's own certificate, then the intermediate certificates.
     pub cert: Option<PathBuf>,
-    /// PEM: the key of the client's own certificate.
+    /// PEM: the private key of the client's own certificate.
     pub key: Option<PathBuf>,
 }
 
 impl ClientFiles {
-    /// Those that are given.
+    /// The paths that are set.
     pub fn paths(&self) -> Vec<PathBuf> {
         [&self.ca, &self.cert, &self.key].into_iter().flatten().cloned().collect()
     }
 }
 
-/// TLS as a client speaks it. Clones are one: what one reloads, all have.
+/// TLS settings of a client. Clones share them: a reload of one is a reload of all.
 #[derive(Clone)]
 pub struct ClientTls {
     reloadable: Arc<Reloadable<ClientConfig>>,
@@ -39,15 +39,15 @@ impl ClientTls {
     /// Loads the certificates.
     ///
     /// # Errors
-    /// [`TlsError::File`], naming the file that does not do; [`TlsError::HalfAnIdentity`] for a
-    /// certificate without its key or the other way round; [`TlsError::NoAuthorities`] where no
-    /// file is named and the system trusts nobody.
+    /// [`TlsError::File`], which names the unusable file; [`TlsError::HalfAnIdentity`] for a
+    /// certificate without its key or the reverse; [`TlsError::NoAuthorities`] if `ca` is
+    /// `None` and the operating system trusts no authority.
     pub fn load(files: ClientFiles) -> Result<Self, TlsError> {
         let reloadable = Reloadable::new(files.paths(), move || configure(&files))?;
         Ok(ClientTls { reloadable, server_name: None })
     }
 
-    /// Sets the name or IP address that the server's certificate must be for, instead of the host
+    /// Sets the name or IP address that the server's certificate must be for, in place of the host
     /// that the client connects to.
     ///
     /// # Errors
@@ -57,24 +57,25 @@ impl ClientTls {
         Ok(self)
     }
 
-    /// Sets the same unless it is set already, and leaves it unset for a host that no certificate
-    /// can be for.
+    /// Sets the server's name to `host` unless it is set already. A host that no certificate can
+    /// name is ignored.
     #[must_use]
     pub fn or_server_name(mut self, host: &str) -> Self {
         self.server_name = self.name_for(host).ok();
         self
     }
 
-    /// Loads the files again. Connections that are open are not touched.
+    /// Loads the files again. Open connections keep their certificates.
     ///
     /// # Errors
-    /// As [`ClientTls::load`]; the certificates loaded before stay in use then.
+    /// As [`ClientTls::load`]; the certificates loaded before stay in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         self.reloadable.reload()
     }
 
-    /// Goes on for ever: reloads when a file has changed, looking every [`super::RELOAD_INTERVAL`],
-    /// and when the process gets SIGHUP. What does not do is warned of once, and not used.
+    /// Never returns: reloads the files when one has changed, checked every
+    /// [`super::RELOAD_INTERVAL`], and on SIGHUP. Unusable files are logged once, and the
+    /// certificates loaded before stay in use.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
@@ -90,7 +91,7 @@ impl ClientTls {
     /// The name that the certificate of the server at `host` must be for.
     ///
     /// # Errors
-    /// [`TlsError::Name`] when none was set and `host` is none that a certificate can be for.
+    /// [`TlsError::Name`] if no name was set and no certificate can name `host`.
     pub fn name_for(&self, host: &str) -> Result<ServerName<'static>, TlsError> {
         match &self.server_name {
             Some(name) => Ok(name.clone()),
@@ -109,7 +110,7 @@ impl fmt::Debug for ClientTls {
 }
 
 fn parse(name: &str) -> Result<ServerName<'static>, TlsError> {
-    // An IPv6 address stands in brackets before a port.
+    // In an address with a port, an IPv6 address is in brackets.
     let bare = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     ServerName::try_from(bare.to_owned()).map_err(|_| TlsError::Name { name: name.to_owned() })
 }
@@ -142,7 +143,7 @@ fn identity(files: &ClientFiles) -> Result<Option<(&Path, &Path)>, TlsError> {
     }
 }
 
-/// Those that the system trusts; a few that nobody can read do not spoil the rest.
+/// The authorities that the operating system trusts. Unreadable ones are skipped.
 fn system_authorities() -> Result<RootCertStore, TlsError> {
     let found = rustls_native_certs::load_native_certs();
     let mut store = RootCertStore::empty();

@@ -8,7 +8,7 @@ use super::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use super::rustls::{self, RootCertStore};
 use super::{TlsError, provider};
 
-/// The error of this file.
+/// An error that names this file.
 pub(super) fn wrong(file: &Path, reason: impl ToString) -> TlsError {
     TlsError::File { file: file.to_owned(), reason: reason.to_string() }
 }
@@ -179,7 +179,7 @@ impl Content {
 mod tests {
     use super::*;
 
-    /// A key that no other program uses, as all below.
+    /// Keys for these tests only.
     const P521: &str = "\
 -----BEGIN PRIVATE KEY-----
 MIHuAgEAMBAGByqGSM49AgEGBSuBBAAjBIHWMIHTAgEBBEIBG6M0WjqwtZU6eWmv
@@ -191,7 +191,6 @@ eA==
 -----END PRIVATE KEY-----
 ";
 
-    /// On a curve of other uses.
     const SECP256K1: &str = "\
 -----BEGIN EC PRIVATE KEY-----
 MHQCAQEEIAKwOU5dGyc1u0UT9k3qYDiB3j+bimWSfYFGbJ/TUXm4oAcGBSuBBAAK
@@ -200,7 +199,6 @@ CBJU6f77+VZmXq1mc+tFW2DtBK4tHw==
 -----END EC PRIVATE KEY-----
 ";
 
-    /// Of an algorithm that ring lacks.
     const ED448: &str = "\
 -----BEGIN PRIVATE KEY-----
 MEcCAQAwBQYDK2VxBDsEOfSUvtcDmxCw/XcvE+iXmUf7kYWu2xr4UWxcRnBcUBlI
@@ -208,7 +206,7 @@ MEcCAQAwBQYDK2VxBDsEOfSUvtcDmxCw/XcvE+iXmUf7kYWu2xr4UWxcRnBcUBlI
 -----END PRIVATE KEY-----
 ";
 
-    /// With the passphrase "x", in PKCS#8.
+    /// In PKCS#8, with the passphrase "x".
     const ENCRYPTED: &str = "\
 -----BEGIN ENCRYPTED PRIVATE KEY-----
 MIHsMFcGCSqGSIb3DQEFDTBKMCkGCSqGSIb3DQEFDDAcBAgJzJhbuXEGLwICCAAw
@@ -219,7 +217,7 @@ halCAke/OuSkVllyv1+uKGjDwYQ6a8XIxRdN/ZVy4P1JERm3KKjSMEZ99yDyw4E=
 -----END ENCRYPTED PRIVATE KEY-----
 ";
 
-    /// The same in OpenSSL's older format.
+    /// In OpenSSL's older format, with the passphrase "x".
     const ENCRYPTED_SEC1: &str = "\
 -----BEGIN EC PRIVATE KEY-----
 Proc-Type: 4,ENCRYPTED
@@ -231,7 +229,7 @@ KYM71VaLs0TygVErxLXn7yR+Bw6adNmqXsGmxDVxgSw=
 -----END EC PRIVATE KEY-----
 ";
 
-    /// The same, decrypted.
+    /// The same key, decrypted.
     const P256: &str = "\
 -----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgQWb+oaN3LJPtEUua

@@ -1,4 +1,4 @@
-//! What is made from files, and made anew when they change.
+//! Values that are built from files and rebuilt when the files change.
 
 use std::fmt;
 use std::fs;
@@ -10,28 +10,28 @@ use tokio::sync::watch;
 
 use super::TlsError;
 
-/// How often files are looked at for changes: three `stat`s, seldom enough to cost nothing, often
-/// enough that a renewed certificate is in use long before the old one ends.
+/// Time between two checks of the files. A check is a few `stat` calls and costs nothing; a renewed
+/// certificate is in use long before the old one expires.
 pub const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 
 type Make<T, E> = Box<dyn Fn() -> Result<T, E> + Send + Sync>;
 
-/// What is made from files of certificates, and made anew when they change:
-/// [`ServerTls`](super::ServerTls) and [`ClientTls`](super::ClientTls) are, and so may be whatever
-/// else speaks TLS.
+/// A value that is built from certificate files, and rebuilt when they change.
+/// [`ServerTls`](super::ServerTls) and [`ClientTls`](super::ClientTls) are built on it, and other
+/// TLS clients may be.
 pub struct Reloadable<T, E = TlsError> {
     files: Vec<PathBuf>,
     make: Make<T, E>,
     current: watch::Sender<Arc<T>>,
-    /// The files as they were when it was last tried to make something of them.
+    /// The state of the files at the last attempt to build the value.
     tried: Mutex<Vec<Stamp>>,
 }
 
-/// Tells one content of a file from the next; `None` for no such file.
+/// Tells versions of a file apart; `None` if the file does not exist.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
 impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
-    /// What `make` makes of these files.
+    /// Builds the value with `make`.
     ///
     /// # Errors
     /// Those of `make`.
@@ -39,7 +39,7 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
         files: Vec<PathBuf>,
         make: impl Fn() -> Result<T, E> + Send + Sync + 'static,
     ) -> Result<Arc<Self>, E> {
-        // Before they are read: a change in between is seen the next time.
+        // Before the files are read: a change in between is noticed at the next check.
         let tried = Mutex::new(stamps(&files));
         let current = watch::Sender::new(Arc::new(make()?));
         Ok(Arc::new(Reloadable { files, make: Box::new(make), current, tried }))
@@ -50,20 +50,20 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
         &self.files
     }
 
-    /// What was made last.
+    /// The current value.
     pub fn current(&self) -> Arc<T> {
         Arc::clone(&self.current.borrow())
     }
 
-    /// Tells of what is made from now on.
+    /// Notifies of each new value from now on.
     pub fn changes(&self) -> watch::Receiver<Arc<T>> {
         self.current.subscribe()
     }
 
-    /// Makes it anew, or leaves what there is.
+    /// Rebuilds the value, or keeps the old one.
     ///
     /// # Errors
-    /// Those of what makes it.
+    /// Those of `make`.
     pub fn reload(&self) -> Result<(), E> {
         let tried = stamps(&self.files);
         let made = (self.make)();
@@ -72,14 +72,15 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
         Ok(())
     }
 
-    /// Goes on for ever: makes it anew when a file has changed, looking every [`RELOAD_INTERVAL`],
-    /// and when the process gets SIGHUP. What does not do is warned of once, and not used.
+    /// Never returns: rebuilds the value when a file has changed, checked every
+    /// [`RELOAD_INTERVAL`], and on SIGHUP. A failure is logged once, and the old value stays in
+    /// use.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
     pub fn keep_current(self: Arc<Self>) -> impl Future<Output = ()> + Send {
-        // Now and not when the task first runs: by then somebody may know that we are there, and a
-        // SIGHUP that nobody listens to ends the process.
+        // Installed at once, not when the task first runs: an operator may send SIGHUP before that,
+        // and without a handler it ends the process.
         let mut hangup = Hangup::listen();
         async move {
             loop {
@@ -89,7 +90,7 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
                     () = tokio::time::sleep(RELOAD_INTERVAL) => false,
                 };
                 let reloadable = Arc::clone(&self);
-                // Files may be far away, and slow.
+                // The files may be on a slow network file system.
                 let looking = tokio::task::spawn_blocking(move || reloadable.look(asked));
                 if looking.await.is_err() {
                     return;
@@ -98,7 +99,7 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
         }
     }
 
-    /// Makes it anew if that is asked for or the files have changed, and logs what came of it.
+    /// Rebuilds the value if `asked` or if the files have changed, and logs the result.
     fn look(&self, asked: bool) {
         if !asked && *self.tried() == stamps(&self.files) {
             return;
@@ -112,7 +113,7 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
     }
 
     fn tried(&self) -> std::sync::MutexGuard<'_, Vec<Stamp>> {
-        // Nothing is made under the lock, so what it guards is whole.
+        // Nothing is built under the lock, so a panic leaves the guarded value intact.
         self.tried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -131,7 +132,7 @@ fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
     files.iter().map(stamp).collect()
 }
 
-/// A file that takes another one's place has another number.
+/// A file that replaces another one has another inode number.
 #[cfg(unix)]
 fn number(data: &fs::Metadata) -> u64 {
     std::os::unix::fs::MetadataExt::ino(data)
@@ -142,7 +143,7 @@ fn number(_: &fs::Metadata) -> u64 {
     0
 }
 
-/// SIGHUP, by which a service is told to read its files again; `None` where there is none.
+/// SIGHUP, the request to reload files; `None` if the handler could not be installed.
 #[cfg(unix)]
 struct Hangup(Option<tokio::signal::unix::Signal>);
 
@@ -199,11 +200,12 @@ mod tests {
         let wait = || tokio::time::sleep(RELOAD_INTERVAL * 2);
         wait().await;
         assert_eq!((*reloadable.current(), tries.load(Ordering::SeqCst)), (1, 1));
-        // Of another length: a file system may tell the time too coarsely to see two changes.
+        // Of another length: the time stamps of some file systems are too coarse to show two
+        // changes.
         fs::write(&file, "22").unwrap();
         wait().await;
         assert_eq!((*reloadable.current(), tries.load(Ordering::SeqCst)), (22, 2));
-        // Tried once, and not again until it changes.
+        // Tried once, and not again until the file changes.
         fs::write(&file, "broken").unwrap();
         wait().await;
         wait().await;

@@ -1,4 +1,4 @@
-//! The server's side: its certificate, and whose certificates it asks for.
+//! TLS of a server: its certificate, and the client certificates that it demands.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,22 +12,22 @@ use super::rustls::server::{
 use super::rustls::version::TLS13;
 use super::{ALPN, TlsError, pem, provider};
 
-/// Sessions that can be resumed, one per connection that a server has by default; a few hundred
-/// bytes each.
+/// Sessions that can be resumed: one for each connection that a server accepts by default, at a few
+/// hundred bytes.
 const SESSIONS: usize = 4096;
 
-/// Where a server's certificates are.
+/// The files of a server's certificates.
 #[derive(Clone, Debug)]
 pub struct ServerFiles {
-    /// PEM: the server's certificate, then those that lead from it to an authority.
+    /// PEM: the server's certificate, then the intermediate certificates.
     pub cert: PathBuf,
-    /// PEM: the key of the first certificate.
+    /// PEM: the private key of the first certificate.
     pub key: PathBuf,
-    /// PEM: the authorities whose certificates clients must show; `None` asks for none.
+    /// PEM: the authorities that must have issued the client's certificate; `None` demands none.
     pub client_ca: Option<PathBuf>,
 }
 
-/// TLS as a server speaks it. Clones are one: what one reloads, all have.
+/// TLS settings of a server. Clones share them: a reload of one is a reload of all.
 #[derive(Clone)]
 pub struct ServerTls {
     reloadable: Arc<Reloadable<ServerConfig>>,
@@ -35,10 +35,10 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Loads certificates and key.
+    /// Loads the certificate and its key.
     ///
     /// # Errors
-    /// [`TlsError::File`], naming the file that does not do.
+    /// [`TlsError::File`], which names the unusable file.
     pub fn load(files: ServerFiles) -> Result<Self, TlsError> {
         let asks = files.client_ca.is_some();
         let ServerFiles { cert, key, client_ca } = files.clone();
@@ -52,16 +52,17 @@ impl ServerTls {
         self.asks
     }
 
-    /// Loads the files again. Connections that are open are not touched.
+    /// Loads the files again. Open connections keep their certificates.
     ///
     /// # Errors
-    /// As [`ServerTls::load`]; the certificates loaded before stay in use then.
+    /// As [`ServerTls::load`]; the certificates loaded before stay in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         self.reloadable.reload()
     }
 
-    /// Goes on for ever: reloads when a file has changed, looking every [`super::RELOAD_INTERVAL`],
-    /// and when the process gets SIGHUP. What does not do is warned of once, and not used.
+    /// Never returns: reloads the files when one has changed, checked every
+    /// [`super::RELOAD_INTERVAL`], and on SIGHUP. Unusable files are logged once, and the
+    /// certificates loaded before stay in use.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
@@ -100,11 +101,10 @@ fn configure(files: &ServerFiles) -> Result<ServerConfig, TlsError> {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = match &files.client_ca {
         None => ServerSessionMemoryCache::new(SESSIONS),
-        // Who resumes is not asked for a certificate again, and would be let in long after it has
-        // ended.
+        // A resumed session shows no certificate, so an expired client would stay welcome.
         Some(_) => Arc::new(NoServerSessionStorage {}),
     };
-    // A client makes one connection at a time; each takes a ticket and gets the next one.
+    // A client opens one connection at a time; each uses up a ticket and gets the next one.
     config.send_tls13_tickets = 1;
     Ok(config)
 }

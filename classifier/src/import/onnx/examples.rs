@@ -50,6 +50,8 @@ pub(crate) fn model(node: Vec<NodeProto>, output: &str) -> ModelProto {
         ..TensorProto::default()
     };
     ModelProto {
+        // The version of the format: 8 for ONNX 1.10 and later.
+        ir_version: 8,
         producer_name: "test".to_owned(),
         producer_version: "1".to_owned(),
         graph: Some(GraphProto {

@@ -1,6 +1,7 @@
-//! The way through an ONNX graph from its input to the classifier, and from there to the label.
+//! The path through an ONNX graph from its input to the classifier, and from there to the label.
 
-use super::proto::{AttributeProto, DOUBLE, FLOAT, GraphProto, NodeProto, TensorProto};
+use super::constant::constant;
+use super::proto::{AttributeProto, DOUBLE, FLOAT, GraphProto, NodeProto, ValueInfoProto};
 use crate::error::ModelError;
 use crate::import::lines::shorten;
 
@@ -8,7 +9,7 @@ use crate::import::lines::shorten;
 const CLASSIFIERS: [&str; 2] = ["SVMClassifier", "LinearClassifier"];
 
 /// Most nodes between the input and the classifier: a scaler takes one or two.
-const MAX_STEPS: usize = 16;
+pub(super) const MAX_STEPS: usize = 16;
 
 pub(super) fn refuse(detail: impl Into<String>) -> ModelError {
     ModelError::Onnx(detail.into())
@@ -44,8 +45,15 @@ impl Scaling {
     }
 }
 
-/// The one node that classifies, and what its input goes through before.
-pub(super) fn classifier(graph: &GraphProto) -> Result<(&NodeProto, Scaling), ModelError> {
+/// The node that classifies, and the path to it.
+pub(super) struct Path<'a> {
+    pub(super) classifier: &'a NodeProto,
+    pub(super) scaling: Scaling,
+    /// The number of features that the graph's input declares.
+    pub(super) declared: Option<usize>,
+}
+
+pub(super) fn path(graph: &GraphProto) -> Result<Path<'_>, ModelError> {
     let is_classifier = |node: &&NodeProto| CLASSIFIERS.contains(&node.op_type.as_str());
     let mut classifiers = graph.node.iter().filter(is_classifier);
     let (Some(node), None) = (classifiers.next(), classifiers.next()) else {
@@ -67,22 +75,21 @@ pub(super) fn classifier(graph: &GraphProto) -> Result<(&NodeProto, Scaling), Mo
         steps.push(step);
         name = variable(graph, step)?;
     }
-    if !graph.input.iter().any(|input| input.name == name) {
+    let Some(input) = graph.input.iter().find(|input| input.name == name) else {
         return Err(refuse(format!(
-            "{:?}, which the classifier takes, is no input",
+            "the classifier takes {:?}, which is not an input of the graph",
             shorten(name)
         )));
-    }
+    };
     let mut scaling = Scaling { scale: vec![1.0], offset: vec![0.0] };
     for step in steps.into_iter().rev() {
         apply(graph, step, &mut scaling)?;
     }
-    Ok((node, scaling))
+    Ok(Path { classifier: node, scaling, declared: declared_features(input) })
 }
 
-/// The number of features that the graph's input declares.
-pub(super) fn declared_features(graph: &GraphProto) -> Option<usize> {
-    let shape = graph.input.first()?.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
+fn declared_features(input: &ValueInfoProto) -> Option<usize> {
+    let shape = input.r#type.as_ref()?.tensor_type.as_ref()?.shape.as_ref()?;
     usize::try_from(shape.dim.last()?.dim_value).ok().filter(|&features| features > 0)
 }
 
@@ -119,7 +126,7 @@ fn check_output(graph: &GraphProto, node: &NodeProto) -> Result<(), ModelError> 
     Err(refuse("its first output is not the classifier's label"))
 }
 
-fn input(node: &NodeProto) -> Result<&str, ModelError> {
+pub(super) fn input(node: &NodeProto) -> Result<&str, ModelError> {
     let operation = || shorten(&node.op_type);
     node.input
         .first()
@@ -127,10 +134,10 @@ fn input(node: &NodeProto) -> Result<&str, ModelError> {
         .ok_or_else(|| refuse(format!("{} has no input", operation())))
 }
 
-/// The input of a step that is no constant.
+/// The input of a step that is not a constant.
 fn variable<'a>(graph: &GraphProto, step: &'a NodeProto) -> Result<&'a str, ModelError> {
     match step.input.as_slice() {
-        [first, second] if constant(graph, first).is_some() => Ok(second),
+        [first, second] if constant(graph, first)?.is_some() => Ok(second),
         _ => input(step),
     }
 }
@@ -158,21 +165,17 @@ fn apply(graph: &GraphProto, step: &NodeProto, scaling: &mut Scaling) -> Result<
             let [first, second] = step.input.as_slice() else {
                 return Err(refuse(format!("{} with other than two inputs", step.op_type)));
             };
-            let value = constant(graph, second).or_else(|| {
-                constant(graph, first).filter(|_| ["Mul", "Add"].contains(&&*step.op_type))
-            });
-            let Some(value) = value.map(values).transpose()? else {
-                return Err(refuse(format!("{} without a constant", step.op_type)));
+            let of_each = |values: Vec<f64>, change: fn(f64) -> f64| -> Vec<f64> {
+                values.into_iter().map(change).collect()
             };
-            match step.op_type.as_str() {
-                "Mul" => scaling.then(&value, &[0.0]),
-                "Add" => scaling.then(&[1.0], &value),
-                "Sub" => {
-                    scaling.then(&[1.0], &value.iter().map(|value| -value).collect::<Vec<_>>())
-                }
-                _ => {
-                    scaling.then(&value.iter().map(|value| 1.0 / value).collect::<Vec<_>>(), &[0.0])
-                }
+            let operands = (constant(graph, first)?, constant(graph, second)?);
+            match (step.op_type.as_str(), operands) {
+                ("Mul", (None, Some(by)) | (Some(by), None)) => scaling.then(&by, &[0.0]),
+                ("Add", (None, Some(plus)) | (Some(plus), None)) => scaling.then(&[1.0], &plus),
+                ("Sub", (None, Some(less))) => scaling.then(&[1.0], &of_each(less, |less| -less)),
+                ("Sub", (Some(from), None)) => scaling.then(&[-1.0], &from),
+                ("Div", (None, Some(by))) => scaling.then(&of_each(by, |by| 1.0 / by), &[0.0]),
+                (operation, _) => Err(refuse(format!("{operation} without a constant operand"))),
             }
         }
         other => {
@@ -180,22 +183,4 @@ fn apply(graph: &GraphProto, step: &NodeProto, scaling: &mut Scaling) -> Result<
             Err(refuse(format!("{other} before the classifier is not supported")))
         }
     }
-}
-
-fn constant<'a>(graph: &'a GraphProto, name: &str) -> Option<&'a TensorProto> {
-    graph.initializer.iter().find(|tensor| tensor.name == name)
-}
-
-fn values(tensor: &TensorProto) -> Result<Vec<f64>, ModelError> {
-    let raw = &tensor.raw_data;
-    let values: Vec<f64> = match tensor.data_type {
-        FLOAT if raw.is_empty() => tensor.float_data.iter().map(|&value| value.into()).collect(),
-        FLOAT => raw.as_chunks().0.iter().map(|&value| f32::from_le_bytes(value).into()).collect(),
-        DOUBLE => raw.as_chunks().0.iter().map(|&value| f64::from_le_bytes(value)).collect(),
-        _ => Vec::new(),
-    };
-    if values.is_empty() {
-        return Err(refuse(format!("constant {:?} holds no floats", shorten(&tensor.name))));
-    }
-    Ok(values)
 }

@@ -3,20 +3,21 @@
 //! scaler before them or without.
 //!
 //! The label is ONNX Runtime's: votes of pairs of classes, of equals the first, also in a model
-//! with probabilities (which it does not choose by); for `LinearClassifier` the greatest score, of
+//! with probabilities; for `LinearClassifier` the greatest score, of
 //! equals the first, whatever `post_transform` makes of the scores. ONNX Runtime computes in `f32`
 //! and rounds in an order of its own. Here it is `f64`; where two sides are equal but for that
 //! rounding, labels may differ.
 
+mod constant;
 #[cfg(test)]
 pub(crate) mod examples;
 mod graph;
 mod parts;
-mod proto;
+pub(crate) mod proto;
 
 use prost::Message;
 
-use self::graph::{Scaling, attribute, classifier, declared_features, floats, refuse};
+use self::graph::{Scaling, attribute, floats, path, refuse};
 use self::parts::{MAX_PARTS, parts};
 use self::proto::{ModelProto, NodeProto};
 use super::libsvm::describe;
@@ -44,7 +45,7 @@ struct Input<'a> {
 }
 
 pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, ModelError> {
-    let strange = || refuse("it is neither a text model of LIBSVM or LIBLINEAR nor an ONNX graph");
+    let strange = || refuse(other_format(bytes));
     let parts = parts(bytes).ok_or_else(strange)?;
     if parts > MAX_PARTS {
         return Err(refuse(format!("it has {parts} parts; the limit is {MAX_PARTS}")));
@@ -56,11 +57,14 @@ pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, Model
     }
     let model = ModelProto::decode(bytes).map_err(|_| strange())?;
     let graph = model.graph.as_ref().ok_or_else(strange)?;
-    let (node, scaling) = classifier(graph)?;
+    let path = path(graph)?;
+    let node = path.classifier;
     let labels = labels(node)?;
     let features = features(node, labels.len())?;
-    if declared_features(graph).is_some_and(|declared| declared != features) {
-        return Err(refuse(format!("the classifier takes {features} features, the input others")));
+    if let Some(declared) = path.declared.filter(|&declared| declared != features) {
+        return Err(refuse(format!(
+            "the classifier takes {features} features, the graph's input has {declared}"
+        )));
     }
     let shape = match options.shape {
         Some(shape) => shape,
@@ -68,9 +72,12 @@ pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, Model
         None => Shape::new(&[u32::try_from(features).unwrap_or(u32::MAX)])?,
     };
     if shape.len() != features {
-        return Err(refuse(format!("it takes {features} features; images of {shape} have others")));
+        return Err(refuse(format!(
+            "it takes {features} features; images of {shape} have {} bytes (--shape)",
+            shape.len()
+        )));
     }
-    let input = Input { shape, scaling: &scaling, options };
+    let input = Input { shape, scaling: &path.scaling, options };
     let producer = match model.producer_name.as_str() {
         "" => "an unnamed tool".to_owned(),
         name => format!("{} {}", shorten(name), shorten(&model.producer_version)),
@@ -78,6 +85,19 @@ pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, Model
     match node.op_type.as_str() {
         "SVMClassifier" => read_svm(node, &input, labels, &producer),
         _ => read_linear(node, &input, labels, &producer),
+    }
+}
+
+/// An error text for bytes that are not an ONNX graph.
+fn other_format(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0x80, 2..=5, ..] => {
+            "it is a Python pickle; export the model to ONNX first, for example with skl2onnx"
+        }
+        [_, _, _, _, _, _, _, _, b'{', ..] => {
+            "it is a safetensors file; a model of this program needs no import (--model FILE)"
+        }
+        _ => "it is neither a text model of LIBSVM or LIBLINEAR nor an ONNX graph",
     }
 }
 
@@ -164,6 +184,7 @@ fn read_svm(
         features: dims,
         divisor,
         assumed: false,
+        warnings: Vec::new(),
         pixels: input.taken(divisor, pixels)?,
         scoring: Scoring::Pairwise(Box::new(pairwise)),
     })
@@ -223,6 +244,7 @@ fn read_linear(
         features: dims,
         divisor,
         assumed: input.options.divisor.is_none() && input.is_plain(),
+        warnings: Vec::new(),
         pixels: input.taken(divisor, pixels)?,
         scoring: Scoring::Weights(weights),
     })

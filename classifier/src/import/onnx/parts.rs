@@ -18,12 +18,14 @@ type Fields = &'static [(u64, Field)];
 const MODEL: Fields = &[(7, Field::Message(GRAPH))];
 const GRAPH: Fields = &[
     (1, Field::Message(NODE)),
-    (5, Field::Message(&[])),
+    (5, Field::Message(TENSOR)),
     (11, Field::Message(VALUE)),
     (12, Field::Message(VALUE)),
 ];
 const NODE: Fields = &[(1, Field::Text), (2, Field::Text), (5, Field::Message(ATTRIBUTE))];
-const ATTRIBUTE: Fields = &[(8, Field::Integers), (9, Field::Text)];
+const ATTRIBUTE: Fields = &[(5, Field::Message(TENSOR)), (8, Field::Integers), (9, Field::Text)];
+const TENSOR: Fields =
+    &[(1, Field::Integers), (5, Field::Integers), (7, Field::Integers), (11, Field::Integers)];
 const VALUE: Fields = &[(2, Field::Message(TYPE))];
 const TYPE: Fields = &[(1, Field::Message(TENSOR_TYPE))];
 const TENSOR_TYPE: Fields = &[(2, Field::Message(SHAPE))];

@@ -4,6 +4,8 @@
 /// A file.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ModelProto {
+    #[prost(int64, tag = "1")]
+    pub(crate) ir_version: i64,
     #[prost(string, tag = "2")]
     pub(crate) producer_name: String,
     #[prost(string, tag = "3")]
@@ -43,10 +45,14 @@ pub(crate) struct NodeProto {
 pub(crate) struct AttributeProto {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
+    #[prost(float, tag = "2")]
+    pub(crate) f: f32,
     #[prost(int64, tag = "3")]
     pub(crate) i: i64,
     #[prost(bytes = "vec", tag = "4")]
     pub(crate) s: Vec<u8>,
+    #[prost(message, optional, tag = "5")]
+    pub(crate) t: Option<TensorProto>,
     #[prost(float, repeated, packed = "false", tag = "7")]
     pub(crate) floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
@@ -55,17 +61,29 @@ pub(crate) struct AttributeProto {
     pub(crate) strings: Vec<Vec<u8>>,
 }
 
-/// A constant.
+/// A constant. Its numbers are in one of the `_data` fields, by its type.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct TensorProto {
+    #[prost(int64, repeated, tag = "1")]
+    pub(crate) dims: Vec<i64>,
     #[prost(int32, tag = "2")]
     pub(crate) data_type: i32,
     #[prost(float, repeated, tag = "4")]
     pub(crate) float_data: Vec<f32>,
+    #[prost(int32, repeated, tag = "5")]
+    pub(crate) int32_data: Vec<i32>,
+    #[prost(int64, repeated, tag = "7")]
+    pub(crate) int64_data: Vec<i64>,
     #[prost(string, tag = "8")]
     pub(crate) name: String,
     #[prost(bytes = "vec", tag = "9")]
     pub(crate) raw_data: Vec<u8>,
+    #[prost(double, repeated, tag = "10")]
+    pub(crate) double_data: Vec<f64>,
+    #[prost(uint64, repeated, tag = "11")]
+    pub(crate) uint64_data: Vec<u64>,
+    #[prost(int32, tag = "14")]
+    pub(crate) data_location: i32,
 }
 
 /// The name and the type of what goes in or comes out.
@@ -102,7 +120,20 @@ pub(crate) struct DimensionProto {
     pub(crate) dim_value: i64,
 }
 
-/// The type code of 32-bit floats.
+/// The `data_location` of a constant whose numbers are in another file.
+pub(crate) const EXTERNAL: i32 = 1;
+
+/// Type codes of tensors: 32-bit and 64-bit floats, then the other numbers.
 pub(crate) const FLOAT: i32 = 1;
-/// The type code of 64-bit floats.
+pub(crate) const UINT8: i32 = 2;
+pub(crate) const INT8: i32 = 3;
+pub(crate) const UINT16: i32 = 4;
+pub(crate) const INT16: i32 = 5;
+pub(crate) const INT32: i32 = 6;
+pub(crate) const INT64: i32 = 7;
+pub(crate) const BOOL: i32 = 9;
+pub(crate) const FLOAT16: i32 = 10;
 pub(crate) const DOUBLE: i32 = 11;
+pub(crate) const UINT32: i32 = 12;
+pub(crate) const UINT64: i32 = 13;
+pub(crate) const BFLOAT16: i32 = 16;

@@ -12,22 +12,22 @@ use crate::proto::{Message, Status};
 use crate::server::end::{End, Refusal};
 use crate::server::service::Service;
 
-/// While draining: without a request in flight and without a byte from the client for this long,
-/// the connection is done. Longer than a request takes to cross a continent.
+/// While draining, a connection ends after this long without a request in flight and without a byte
+/// from the client. Longer than a request travels across a continent.
 pub(in crate::server) const DRAIN_QUIET: Duration = Duration::from_millis(250);
 
-/// After the last byte is sent: how long, and how much, is still read, so that what the peer has
-/// sent meanwhile does not make its kernel throw our last words away.
+/// How long and how much is still read after the last byte is sent. Unread input would make the
+/// kernel reset the connection, and the client might lose the last bytes.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 4 << 20;
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
-    /// Looks at the clocks. True when there is nothing to do but wait, with the timer set for the
-    /// next deadline; false when a deadline has passed and changed something.
+    /// Handles the deadlines. True if there is nothing to do but wait, with the timer set for the
+    /// next deadline; false if a deadline has passed and changed the connection.
     ///
-    /// The timer is moved only when the deadline comes nearer or it has gone off: with every byte
-    /// received deadlines recede, and a timer that goes off early is cheaper than one that is set
-    /// anew each time.
+    /// The timer is moved only if the deadline comes nearer or the timer has fired. Every received
+    /// byte moves deadlines away, and a timer that fires early costs less than one that is
+    /// reset each time.
     pub(super) fn wait(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> bool {
         loop {
             let deadline = self.next_deadline();
@@ -54,7 +54,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 None => self.last_read + options.idle_timeout,
             },
         };
-        // A deadline that passes while requests are in flight is none: look again later.
+        // While requests are in flight, the idle deadline does not apply: check again later.
         let own = match &self.phase {
             Phase::Open(_) if self.partial_since.is_none() && !self.is_settled() => {
                 own.max(Instant::now() + options.idle_timeout / 4)
@@ -81,7 +81,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         } else if self.stalled_since.is_some_and(|since| now >= since + options.write_timeout) {
             self.ended = Some(End::NotReading);
         } else if let Some(Draining { why: text, .. }) = self.draining {
-            // Whoever has not said Hello was not told by a GoAway.
+            // A client without a `Hello` got no GoAway.
             if !self.is_settled() || matches!(self.phase, Phase::Greeting) {
                 Message::Error { status: Status::ShuttingDown, text, connection: true }
                     .encode(0, &mut self.out);
@@ -104,13 +104,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         }
     }
 
-    /// Begins the end: what is to be said is in `out` already.
+    /// Begins the end. The last bytes are already in `out`.
     pub(super) fn close(&mut self, end: End) {
         let until = Instant::now() + LINGER;
         self.phase = Phase::Closing { end: Some(end), until, discarded: 0, shut: false };
     }
 
-    /// After the last words are sent: ends our half, and reads on for a moment.
+    /// After the last bytes are sent: closes the sending half, and discards input for a moment.
     pub(super) fn linger(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         if !self.is_sent() {
             return Poll::Pending;

@@ -1,5 +1,4 @@
-//! What has come becomes requests, and these become answers: [`Connection::serve`] cuts the receive
-//! buffer into batches.
+//! Requests from bytes: [`Connection::serve`] cuts the receive buffer into batches.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,14 +19,13 @@ use crate::server::outbox::Outbox;
 use crate::server::service::Service;
 use crate::server::shared::Shared;
 
-/// A body that exceeds the limit by at most this is skipped, and the connection lives on. A longer
+/// A body that exceeds the limit by at most this is skipped, and the connection goes on. A larger
 /// one is more likely noise than a mistake.
 const MAX_SKIP: u64 = 16 << 20;
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
-    /// Answers what is in the receive buffer, as far as caps and this turn allow. True when
-    /// something was consumed, so that there may be something to send; its bytes come off
-    /// `left`, what is left of this turn.
+    /// Serves the receive buffer as far as limits and this turn allow. True if input was consumed,
+    /// so that there may be replies to send. `left` is the rest of this turn, in bytes.
     pub(super) fn serve(&mut self, left: &mut usize) -> bool {
         let mut progress = false;
         while !self.input.unread().is_empty() && self.unsent() < OUT_HIGH && *left > 0 {
@@ -47,7 +45,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         progress
     }
 
-    /// Throws away what has come of an oversized body.
+    /// Discards what has arrived of an oversized body.
     fn step_over(&mut self) -> bool {
         let len = self.skip.min(self.input.unread().len() as u64);
         self.input.consume(len as usize);
@@ -66,12 +64,12 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 self.phase = Phase::Open(serves);
                 if let Some(watchers) = self.shared.service.watchers() {
                     watchers.add(&self.outbox);
-                    // The generation may have changed since it was looked at.
+                    // The generation may have changed since `greet` read it.
                     self.outbox.disturb();
                 }
                 self.ticket = None;
                 if self.draining.is_some() {
-                    // Its Hello was still on its way when all others were told.
+                    // The other connections got their GoAway while this `Hello` was on its way.
                     Message::GoAway { text: "the server is shutting down" }
                         .encode(0, &mut self.out);
                 }
@@ -87,8 +85,8 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         }
     }
 
-    /// Serves one batch and the frame that ended it. False when there is no whole frame, or no
-    /// room for another request in flight.
+    /// Serves one batch and the frame that ended it. False if there is no whole frame, or if the
+    /// window is full.
     fn serve_batch(&mut self, serves: Serves) -> bool {
         let limit = self.room().min(BATCH);
         let max_body = self.shared.options.max_body;
@@ -103,8 +101,8 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             if serves.generation == self.shared.service.generation() {
                 dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves.generation);
             } else {
-                // The `Welcome` of this connection is no longer true, so nothing is answered on it
-                // that the client would hold to be that model's answer.
+                // The `Welcome` of this connection no longer holds: the client would take an answer
+                // for the old model's.
                 move_on(&mut self.moved, &mut self.draining, &mut self.out);
                 Batch::new(&requests, &mut self.out, &self.outbox, serves.generation).turn_away();
             }
@@ -117,8 +115,8 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             Stop::NeedMore(header) => {
                 let needed = header.map_or(0, |header| header.frame_len());
                 if at < input.len() {
-                    // Counted from now and not from the last read: that may be long ago, when it
-                    // was us who did not read.
+                    // Counts from now, not from the last read: the server itself may have stopped
+                    // reading long ago.
                     self.partial_since = self.partial_since.or_else(|| Some(Instant::now()));
                 }
                 self.input.consume(at);
@@ -153,10 +151,10 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     }
 }
 
-/// Why a batch ended where it did.
+/// Why a batch ended.
 enum Stop<'a> {
     Full,
-    /// The rest is no whole frame; if its header is there, it tells how long it will be.
+    /// An incomplete frame, and its header if that is there.
     NeedMore(Option<Header>),
     /// A frame that the connection answers itself.
     Other(Frame<'a>),
@@ -164,8 +162,8 @@ enum Stop<'a> {
     TooLarge(Header),
 }
 
-/// Cuts up to `limit` requests off the front of `input`. Gives how many bytes were taken, and why
-/// no more.
+/// Cuts up to `limit` requests off the front of `input`. Returns how many bytes they take, and why
+/// the batch ended.
 #[inline(always)]
 fn cut<'a>(
     input: &'a [u8],
@@ -180,8 +178,8 @@ fn cut<'a>(
         if requests.len() == limit {
             break Stop::Full;
         }
-        // A read of a cache is recognised in registers; a frame handed through memory costs as much
-        // as all the rest of its decoding.
+        // A cache read is decoded in registers: passing a frame through memory costs as much as the
+        // rest of its decoding.
         if reads
             && let Some((frame, _)) = input[at..].split_first_chunk::<CACHE_READ_LEN>()
             && let Some(request) = cache_read(frame)
@@ -211,11 +209,11 @@ fn cut<'a>(
     (at, stop)
 }
 
-/// Bytes of the frame that reads a key: the smallest and by far the most frequent request.
+/// Bytes of a cache read, the smallest and most frequent request.
 const CACHE_READ_LEN: usize = HEADER_LEN + 8;
 
-/// The request in `frame`, if it is a plain read of a key. What it is otherwise, [`decode_request`]
-/// says.
+/// The request in `frame`, if it is a cache read without flags. [`decode_request`] handles the
+/// rest.
 #[inline(always)]
 fn cache_read(frame: &[u8; CACHE_READ_LEN]) -> Option<Request<'static>> {
     let Header { id, status: budget_ms, flags, kind, body_len } = Header::decode(frame)?;
@@ -238,7 +236,7 @@ fn decode_request(frame: Frame<'_>) -> Result<Request<'_>, BodyError> {
     Ok(Request { id, op, budget_ms })
 }
 
-/// Hands a batch to the service and makes up for what it leaves unanswered.
+/// Hands a batch to the service, and answers what it leaves unanswered.
 fn dispatch<S: Service>(
     shared: &Shared<S>,
     requests: &ArrayVec<Request<'_>, BATCH>,
