@@ -176,7 +176,7 @@ fn load(report: &Report) -> String {
         report.server.service,
         report.server.name,
         settings.access,
-        grouped(settings.population as f64),
+        grouped(settings.population),
         if settings.target == "cache" { "keys" } else { "images" },
         how_fast(settings),
         settings.connections,

@@ -201,7 +201,7 @@ impl Report {
         }
         let mut note = |count: u64, what: &str| {
             if count > 0 {
-                problems.push(format!("{} {what}", grouped(count as f64)));
+                problems.push(format!("{} {what}", grouped(count)));
             }
         };
         note(self.wrong, "wrong answers");
