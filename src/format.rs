@@ -35,7 +35,7 @@ pub(crate) fn nanos(ns: u64) -> String {
     }
 }
 
-/// A time in its two largest units: `850 ms`, `2.5 s`, `59 s`, `18 min 34 s`, `3 h 10 min`, `4 d 2 h`.
+/// A time in its two largest units: `850 ms`, `2.5 s`, `18 min 34 s`, `3 h 10 min`, `4 d 2 h`.
 pub(crate) fn long_time(time: Duration) -> String {
     let seconds = time.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
