@@ -9,6 +9,7 @@ use afterimage_wire::CallError;
 use afterimage_wire::client::Report;
 use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Status, Welcome};
+use afterimage_wire::text::Escaped;
 use arrayvec::ArrayVec;
 use tokio::sync::Notify;
 
@@ -205,8 +206,8 @@ impl Pool {
             }
             state.balance.ended(sync::now(), attempt.number, about_it)
         };
-        let reason =
-            outcome.as_ref().err().map(|error| Report(error).to_string()).unwrap_or_default();
+        let reason = outcome.as_ref().err().map(|error| Escaped(Report(error)).to_string());
+        let reason = reason.unwrap_or_default();
         self.ejected(ejected, &reason);
         match outcome {
             Ok((label, welcome)) => self.answered(call, &attempt.replica, label, &welcome),
