@@ -1,4 +1,5 @@
-//! Puts the commit and its date into `afterimage --version`. Works without git: then there are none.
+//! Puts the commit and its date into `afterimage --version`. Works without git: then there are
+//! none.
 
 use std::path::Path;
 use std::process::Command;

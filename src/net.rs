@@ -1,4 +1,4 @@
-//! Addresses and connections: what HOST:PORT must look like, and what to do when a connection fails.
+//! Addresses and connections: the form HOST:PORT, and errors that say what to do.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};

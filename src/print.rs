@@ -1,25 +1,25 @@
 //! Standard output and standard error: every command prints through here.
 //!
-//! The standard library's macros panic when they cannot write. Here that is an error like any
-//! other, and one that is not told when the reader has gone (`afterimage bench … | head`): the
-//! program ends, as one does that the signal for it (SIGPIPE) ends.
+//! The standard library's macros panic when a write fails. Here that is an ordinary error. When the
+//! reader has closed the pipe (`afterimage bench … | head`), the program ends without a message,
+//! like one that SIGPIPE ends.
 
 use std::fmt;
 use std::io::{self, Write};
 
 use anyhow::Context;
 
-/// The exit code when nobody reads standard output any more: what a shell gives for a program that
-/// SIGPIPE (13) has ended.
+/// The exit code when the reader of standard output has gone: that of a program which SIGPIPE (13)
+/// has ended.
 pub(crate) const READER_GONE: u8 = 128 + 13;
 
-/// Nobody reads standard output any more.
+/// The reader of standard output has gone.
 #[derive(Debug)]
 pub(crate) struct ReaderGone;
 
 impl fmt::Display for ReaderGone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nobody reads standard output any more")
+        f.write_str("the reader of standard output has gone")
     }
 }
 
@@ -28,7 +28,7 @@ impl std::error::Error for ReaderGone {}
 /// Prints a line to standard output; takes what `println!` takes.
 ///
 /// # Errors
-/// [`ReaderGone`], or what the system says of the write.
+/// [`ReaderGone`], or the error of the write.
 macro_rules! say {
     ($($arg:tt)*) => {
         $crate::print::text(&format!("{}\n", format_args!($($arg)*)))
@@ -48,7 +48,7 @@ pub(crate) fn text(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Prints a line to standard error. That nobody reads it must not end what the command is about.
+/// Prints a line to standard error. A failed write does not end the command.
 pub(crate) fn note(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

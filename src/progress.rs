@@ -1,10 +1,10 @@
-//! Progress bars for what takes longer than a second; silent when nobody watches.
+//! Progress bars for work that takes longer than a second; silent without a terminal.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What takes less needs no bar.
+/// Shorter work needs no bar.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A bar on standard error that appears after a second, if that is a terminal.
@@ -17,7 +17,7 @@ impl Bar {
     /// A bar of this many steps; 0 for a number not known.
     pub(crate) fn new(steps: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::hidden());
-        let template = "{msg:28} [{bar:30}] {pos}/{len} {elapsed} (still {eta})";
+        let template = "{msg:28} [{bar:30}] {pos}/{len} {elapsed}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }

@@ -147,8 +147,8 @@ fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyho
     Ok(())
 }
 
-/// Makes a write above the process's file size limit (`ulimit -f`) fail like one on a full disk. The
-/// signal's default action would end the process; a handler replaces it.
+/// Makes a write above the file size limit (`ulimit -f`) fail like one on a full disk. A handler
+/// replaces the signal's default action, which ends the process.
 #[cfg(unix)]
 fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
     let too_large = rustix::process::Signal::XFSZ.as_raw();

@@ -1,5 +1,5 @@
-//! Settings from the environment and from a file, for every flag: each becomes the flag's default, so
-//! that names, types and checks are the flag's own.
+//! Settings from the environment and from a file, for every flag. Each becomes the flag's default,
+//! so that names, types and checks are the flag's own.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -15,8 +15,8 @@ use crate::tls::warn_if_exposed;
 /// Prefix of this program's environment variables.
 const ENV_PREFIX: &str = "AFTERIMAGE_";
 
-/// Gives every flag of `command` its environment variable, and its default in the settings file that
-/// `--config` (or `AFTERIMAGE_CONFIG`) names.
+/// Gives every flag of `command` its environment variable, and its default in the settings file
+/// that `--config` (or `AFTERIMAGE_CONFIG`) names.
 pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::Result<Command> {
     let args: Vec<OsString> = args.collect();
     let command = with_environment(command, &given(&args));
@@ -250,8 +250,8 @@ fn with_environment(command: Command, given: &[String]) -> Command {
     })
 }
 
-/// The settings that a flag on the command line excludes. The flag beats their environment variables
-/// as it beats its own.
+/// The settings that a flag on the command line excludes. The flag beats their environment
+/// variables as it beats its own.
 fn beaten_by(command: &Command, given: &[String]) -> Vec<String> {
     let mut beaten = Vec::new();
     for arg in command.get_arguments() {
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_or_a_command_that_does_not_exist_is_named() {
+    fn an_unknown_setting_or_command_is_named() {
         let error = |file| format!("{:#}", listen(file, &["afterimage", "cache"]).unwrap_err());
         assert!(error("[cache]\nlisten-on = 1").contains("there is no setting \"listen-on\""));
         assert!(error("[cash]\nlisten = 1").contains("there is no command [cash]"));
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn truth_values_and_wrong_values_go_through_the_flags_own_checks() {
+    fn booleans_and_wrong_values_go_through_the_flags_checks() {
         let parse = |file| {
             with_file(with_environment(Cli::command(), &[]), file)
                 .unwrap()

@@ -121,8 +121,8 @@ fn ask(client: &Client, byte: u8, timeout: Duration) -> JoinHandle<Result<u16, C
     tokio::spawn(async move { Ok(client.classify_with(&[byte; 784], options).await?.label) })
 }
 
-/// Asks for 1, which the engine takes and holds; for 2 with a short deadline; for 3 with a short and
-/// then with a long deadline. The gate opens when the short deadlines have passed.
+/// Asks for 1, which the engine takes and holds; for 2 with a short deadline; for 3 with a short
+/// and then with a long deadline. The gate opens when the short deadlines have passed.
 async fn expired_work_is_dropped(client: &Client, gate: &Gate) {
     let _opens = Opens(gate);
     let (short, long) = (Duration::from_millis(500), PATIENCE);

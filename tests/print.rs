@@ -68,7 +68,7 @@ fn a_command_whose_reader_has_gone_ends_quietly() {
         ["snapshot", &cache].join("\n"),
         ["eval", "--model", "raw", "--data", &data].join("\n"),
         ["eval", "--model", "raw", "--data", &data, "--json"].join("\n"),
-        ["demo", "--images", "2000", "--model", &model].join("\n"),
+        ["demo", "--images", "50", "--model", &model].join("\n"),
     ] {
         let args: Vec<&str> = args.split('\n').collect();
         let done = unread(&args);
@@ -118,7 +118,7 @@ fn a_service_serves_although_nobody_wants_to_know_where() {
     command.args(["cache", "--memory", "8MiB", "--listen", &addr, "--log", "error"]);
     let _cache = Guard(command.stdin(Stdio::null()).stdout(writer).spawn().unwrap());
     let until = Instant::now() + PATIENCE;
-    while !run(&["stats", &addr, "--over", "0s"]).stdout.contains("entries") {
+    while !run(&["stats", &addr, "--over", "0s"]).stdout.contains("capacity") {
         assert!(Instant::now() < until, "the cache does not answer");
     }
 }

@@ -8,9 +8,8 @@ set -euo pipefail
 need redis-server memcached taskset
 cargo build --release --locked
 cargo build --release --locked -p afterimage-bench --bin cache_peers
-cargo build --release --locked -p afterimage-cache --example hit_ratio
 ratios=$(mktemp)
 trap 'rm -f "$ratios"' EXIT
-target/release/examples/hit_ratio >"$ratios"
+cargo bench --locked -p afterimage-cache --bench hit_ratio >"$ratios"
 target/release/cache_peers target/release/afterimage "$records" "$ratios"
 keep_records

@@ -1,27 +1,27 @@
-//! Lookups per second, one thread: `cargo bench -p afterimage-cache --bench lookups -- [millions of
-//! keys ...]`.
+//! Time per lookup on one thread: `cargo bench -p afterimage-cache --bench lookups --
+//! [MILLIONS_OF_KEYS ...]`.
 //!
-//! Keys are asked for in random order, so in a large table each lookup is a miss of every cache.
-//! Each answer is checked.
+//! Keys are looked up in random order, so in a large table each lookup misses the processor's
+//! caches. Each answer is checked.
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_wire::splitmix::SplitMix64;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Different keys asked for: their buckets take 512 MB.
+/// Different keys that are looked up: their buckets take 512 MB.
 const KEYS_ASKED: usize = 1 << 22;
-/// Keys in the table, and keys asked for, where nothing is measured: `cargo test --all-targets`
-/// only wants to see that it runs.
+/// Keys in the table and keys that are looked up if nothing is measured (`cargo test
+/// --all-targets`).
 const FEW: usize = 10_000;
-/// Keys between two looks at the clock, which is less than a scheduler's time slice.
+/// Keys between two readings of the clock, which takes less than a scheduler's time slice.
 const SLICE: usize = 1 << 15;
-/// Keys handed to `get_many` at once: about what one read from a busy connection holds.
+/// Keys of one `get_many`: about as many as one read from a busy connection contains.
 const BATCH: usize = 256;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    // What `cargo bench` says and `cargo test` does not.
+    // `cargo bench` passes this argument, `cargo test` does not.
     let measured = args.iter().any(|arg| arg == "--bench");
     let millions = args.iter().filter_map(|arg| arg.parse::<u64>().ok());
     let mut sizes: Vec<u64> = millions.map(|millions| millions * 1_000_000).collect();
@@ -30,12 +30,11 @@ fn main() {
     }
     let asked = if measured { KEYS_ASKED } else { FEW };
     println!(
-        "| keys | table | what | single ns, best (median) | batched ns, best (median) | batched, million/s, best |"
+        "| keys | table | lookup | single ns, best (median) | batched ns, best (median) | batched, million/s, best |"
     );
     println!("|---|---|---|---|---|---|");
     for keys in sizes {
-        // A quarter more room than keys: nearly all of them find a place, and the rest are not
-        // asked for.
+        // A quarter more slots than keys: nearly all keys stay, and the others are not looked up.
         let table = Table::new(Capacity::Bytes((keys + keys / 4) * 16)).expect("enough memory");
         let filling = Instant::now();
         for key in 0..keys {
@@ -88,15 +87,15 @@ fn check(key: u64, value: Option<u64>, hit: bool) {
     assert_eq!(value, hit.then_some(!key));
 }
 
-/// Nanoseconds a key: of the best slice, since whoever shares the machine can only add to it, and
-/// of the median slice.
+/// Nanoseconds per key: of the best slice, because other load can only add time, and of the median
+/// slice.
 struct Times {
     best: f64,
     median: f64,
 }
 
 impl Times {
-    /// Runs over all keys four times: in the first passes hits are marked, in the last no more.
+    /// Runs over all keys four times. Only the first passes mark hits.
     fn of(keys: &[u64], run: impl Fn(&[u64])) -> Self {
         let mut times = Vec::new();
         for slice in std::iter::repeat_n(keys, 4).flat_map(|keys| keys.chunks(SLICE)) {

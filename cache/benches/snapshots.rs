@@ -1,13 +1,12 @@
-//! How long a snapshot takes: `cargo bench -p afterimage-cache --bench snapshots -- [millions of
-//! keys]`.
+//! Time to write and load a snapshot: `cargo bench -p afterimage-cache --bench snapshots --
+//! [MILLIONS_OF_KEYS]`.
 
 use afterimage_cache::snapshot::{SnapshotFile, load};
 use afterimage_cache::{Capacity, Table};
 
 fn main() {
     let millions = std::env::args().find_map(|arg| arg.parse::<u64>().ok());
-    // `cargo test --all-targets` only wants to see that it runs; `cargo bench` says that it
-    // measures.
+    // `cargo test --all-targets` runs this without `--bench`, to see that it works.
     let measured = std::env::args().any(|arg| arg == "--bench");
     let keys = millions.map_or(if measured { 10_000_000 } else { 10_000 }, |n| n * 1_000_000);
     let new = || Table::new(Capacity::Bytes((keys + keys / 4) * 16)).expect("enough memory");

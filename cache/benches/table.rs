@@ -1,15 +1,15 @@
-//! The table's operations one by one: `cargo bench -p afterimage-cache --bench table`. `lookups`
-//! measures more keys, `bench/scripts/cache.sh` the whole service.
+//! Time per operation of the table: `cargo bench -p afterimage-cache --bench table`. `lookups` uses
+//! more keys; `bench/scripts/cache.sh` measures the whole service.
 
 use afterimage_cache::{Capacity, Table};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
-/// Keys in the table: some 20 MB, more than a core's own caches hold. Few in a debug build, which
+/// Keys in the table: about 20 MB, more than a core's own caches. Few in a debug build, which
 /// measures nothing.
 const KEYS: u64 = if cfg!(debug_assertions) { 10_000 } else { 1_000_000 };
 
-/// Keys that are looked up at once.
+/// Keys of one batch.
 const BATCH: u64 = 256;
 
 fn main() {
@@ -24,7 +24,7 @@ fn table() -> Table {
     table
 }
 
-/// A walk over the keys in no order: an odd multiplier has a period of all 64-bit numbers.
+/// A pseudo-random walk over the keys: a linear congruential generator of full period.
 fn scattered(step: &mut u64) -> u64 {
     *step = step.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*step >> 33) % KEYS

@@ -1,5 +1,4 @@
-//! Work beside the serving: its priority, and the table's memory, taken before somebody waits for
-//! it.
+//! Background threads: their priority, and the early allocation of a table's memory.
 
 use std::fs;
 use std::path::Path;
@@ -9,16 +8,14 @@ use std::time::Instant;
 
 use crate::table::Table;
 
-/// How much a background thread's claim to a core is lowered (its *nice* value): to about a ninth
-/// of a reader's, so that its work takes what serving leaves and still goes on where nothing is
-/// left.
+/// The nice value of a background thread. It gets about a ninth of the CPU time of a reader on the
+/// same core, so it still makes progress on a busy machine.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
-/// Serving goes before the calling thread's work, where there are fewer cores than threads that
-/// want one.
+/// Lowers the priority of the calling thread below that of the threads that serve.
 pub(crate) fn yield_to_readers() {
-    // Of the calling thread alone, as Linux means it.
+    // On Linux this applies to the calling thread only.
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         let thread = thread::current();
@@ -27,37 +24,38 @@ pub(crate) fn yield_to_readers() {
     }
 }
 
-/// [`Table::populate`] on a thread of its own, behind whatever serves. It ends when all is done, or
-/// when nobody else has the table any more. A table that is larger than the memory that is free is
-/// left to grow as it fills. What goes wrong is logged and changes nothing.
+/// Runs [`Table::populate`] on a thread of low priority. The thread ends when all memory is
+/// allocated, or when its reference to the table is the last. A table that is larger than the free
+/// memory is not populated: its memory grows as it fills. Errors are logged and have no effect.
 pub fn populate_in_background(table: &Arc<Table>) {
-    let (bytes, room) = (table.memory_bytes(), room(Path::new("/")));
-    if bytes > room {
+    let (bytes, free) = (table.memory_bytes(), free_memory(Path::new("/")));
+    if bytes > free {
         return tracing::warn!(
-            "the table may take {bytes} bytes, and {room} are free here: its memory comes as it fills"
+            "the table needs {bytes} bytes when full, but only {free} are free; use a smaller --memory"
         );
     }
-    let as_it_fills = |error| tracing::debug!("the table's memory comes as it fills: {error}");
+    let not_in_advance =
+        |error| tracing::debug!("cannot allocate the table's memory in advance: {error}");
     let table = Arc::clone(table);
     let work = move || {
         yield_to_readers();
         let started = Instant::now();
         match table.populate(|| Arc::strong_count(&table) > 1) {
             Ok(()) => {
-                tracing::debug!("the table's memory is there, after {:.1?}", started.elapsed())
+                tracing::debug!("allocated the table's memory in {:.1?}", started.elapsed())
             }
-            Err(error) => as_it_fills(error),
+            Err(error) => not_in_advance(error),
         }
     };
     if let Err(error) = thread::Builder::new().name("populate".into()).spawn(work) {
-        as_it_fills(error);
+        not_in_advance(error);
     }
 }
 
-/// Bytes that this process may take before it meets the machine's limit, or that of a control group
-/// that it is in (a container's, a service's), as the files below `root` say on Linux: `proc(5)`,
-/// `cgroups(7)`. Without a limit that is known, all that there could be.
-fn room(root: &Path) -> u64 {
+/// Bytes that this process can still allocate: free memory of the machine, or less if a control
+/// group (of a container or a service) has a lower limit. Read from the files below `root` on
+/// Linux: `proc(5)`, `cgroups(7)`. `u64::MAX` if no limit is known.
+fn free_memory(root: &Path) -> u64 {
     let read = |path: &Path| fs::read_to_string(path).ok();
     let number = |path: &Path| read(path)?.trim().parse::<u64>().ok();
     let free = || {
@@ -65,7 +63,7 @@ fn room(root: &Path) -> u64 {
         let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
     };
-    let mut room = free().unwrap_or(u64::MAX);
+    let mut least = free().unwrap_or(u64::MAX);
     for line in read(&root.join("proc/self/cgroup")).unwrap_or_default().lines() {
         let mut fields = line.splitn(3, ':').skip(1);
         let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
@@ -74,40 +72,39 @@ fn room(root: &Path) -> u64 {
             "memory" => ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
             _ => continue,
         };
-        // A group is within the limits of those around it; the last of these is where they are
-        // mounted.
+        // The limits of all parent groups apply, too. The last parent is the mount point.
         for group in Path::new(path.trim_start_matches('/')).ancestors() {
             let group = root.join(mount).join(group);
             if let Some(limit) = number(&group.join(limit)) {
                 let used = number(&group.join(usage)).unwrap_or(0);
-                room = room.min(limit.saturating_sub(used));
+                least = least.min(limit.saturating_sub(used));
             }
         }
     }
-    room
+    least
 }
 
 #[cfg(all(test, not(miri)))]
 mod tests {
     use super::*;
 
-    /// The room in a system of these files.
-    fn room_with(files: &[(&str, &str)]) -> u64 {
+    /// The free memory of a system with these files.
+    fn free_with(files: &[(&str, &str)]) -> u64 {
         let root = tempfile::tempdir().expect("a folder");
         for (path, text) in files {
             let path = root.path().join(path);
-            fs::create_dir_all(path.parent().expect("it is in a folder")).expect("a folder");
+            fs::create_dir_all(path.parent().expect("a parent folder")).expect("a folder");
             fs::write(path, text).expect("a file");
         }
-        room(root.path())
+        free_memory(root.path())
     }
 
     #[test]
-    fn the_room_is_the_least_of_the_machines_and_of_all_groups_around_the_process() {
+    fn the_least_limit_of_machine_and_groups_counts() {
         let machine =
             ("proc/meminfo", "MemTotal: 9 kB\nMemAvailable:     1000 kB\nBuffers: 1 kB\n");
-        assert_eq!(room_with(&[]), u64::MAX);
-        assert_eq!(room_with(&[machine]), 1_024_000);
+        assert_eq!(free_with(&[]), u64::MAX);
+        assert_eq!(free_with(&[machine]), 1_024_000);
         let second = [
             machine,
             ("proc/self/cgroup", "0::/outer/inner\n"),
@@ -115,15 +112,15 @@ mod tests {
             ("sys/fs/cgroup/outer/memory.max", "5000\n"),
             ("sys/fs/cgroup/outer/memory.current", "1500\n"),
         ];
-        assert_eq!(room_with(&second), 3500);
-        // A container sees its own group where all of them are mounted.
+        assert_eq!(free_with(&second), 3500);
+        // A container sees its own group at the mount point.
         let first = [
             machine,
             ("proc/self/cgroup", "5:cpu:/a\n4:memory:/b/c\n0::/\n"),
             ("sys/fs/cgroup/memory/memory.limit_in_bytes", "700\n"),
             ("sys/fs/cgroup/memory/memory.usage_in_bytes", "900\n"),
         ];
-        assert_eq!(room_with(&first), 0);
-        assert_eq!(room_with(&[machine, ("proc/self/cgroup", "nonsense\n0:\n")]), 1_024_000);
+        assert_eq!(free_with(&first), 0);
+        assert_eq!(free_with(&[machine, ("proc/self/cgroup", "nonsense\n0:\n")]), 1_024_000);
     }
 }

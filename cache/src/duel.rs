@@ -1,68 +1,68 @@
-//! Which eviction policy suits the requests: found out by letting them work against each other.
+//! The choice of the eviction policy at run time, by set dueling.
 //!
-//! This is *set dueling* (Qureshi et al., "Adaptive insertion policies for high performance
-//! caching", ISCA 2007), which processors do with their caches. A few buckets always use the one
-//! policy, as many the other, whatever the rest does. Keys are spread evenly, so the policy whose
-//! buckets evict less often would miss less often everywhere, and the rest uses it. Only evictions
-//! are counted, so lookups know nothing of this.
+//! *Set dueling* (Qureshi et al., "Adaptive insertion policies for high performance caching", ISCA
+//! 2007) is known from processor caches. A few sample buckets always use one policy, a few others
+//! always another, and all other buckets use the better of the two. Keys are spread evenly, so the
+//! policy whose samples evict less often would miss less often everywhere. Only evictions are
+//! counted, so lookups pay nothing.
 //!
-//! There are two contests. In the first one guarding stands against the others: while it leads
-//! against lending, which wherever guarding is wrong is clearly better, so that this is soon
-//! noticed; and against the leader of the second contest when it does not lead. The second,
-//! following against weighing, is held only then. Samples that use another policy than the rest
-//! cost hits, so they are few; the side that leads has four times as many, which cost nothing, so
-//! that chance comes into the comparison from one side only.
+//! There are two contests. In the first, S3-FIFO competes with Clock1 while S3-FIFO leads: Clock1
+//! is clearly better wherever S3-FIFO is bad, so a change is noticed soon. When S3-FIFO does not
+//! lead, it competes with the leader of the second contest, Clock3 against Clock0, which runs only
+//! then. Samples whose policy is not that of the other buckets cost hits, so they are few. The
+//! leader has four times as many samples, which cost nothing; so chance affects mainly one side of
+//! the comparison.
 
-use crate::eviction::{Policy, SLOTS};
+use crate::eviction::Policy;
+use crate::layout::SLOTS;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-/// Among so many buckets, at most, one is a sample of the policy that does not lead, in the first
-/// contest.
+/// In the first contest, the least number of buckets per sample of the policy that does not lead.
 const FIRST_EVERY_MIN: usize = 48;
 
-/// The second contest, which is held where a wrong choice costs less, has so many times as many
-/// samples.
+/// The samples of the second contest, as a multiple of those of the first. A wrong choice costs
+/// less there.
 const SECOND_SHARE: usize = 2;
 
-/// The samples of a side are so many times the root of the number of buckets, if that many may be:
-/// the larger the table, the less they cost and the surer they are.
+/// The samples of a side, as a multiple of the square root of the number of buckets, up to the
+/// limit above. In a larger table they cost relatively less and are more reliable.
 const SAMPLES_PER_ROOT: usize = 2;
 
-/// How many times as many samples the leader has.
+/// The samples of the leader, as a multiple of those of the other side.
 const LEADER: usize = 4;
 
-/// Below so many buckets there are too few samples to say anything, and all buckets guard.
+/// In a table with fewer buckets there are too few samples, and all buckets use S3-FIFO.
 const BUCKETS_MIN: usize = 16 * FIRST_EVERY_MIN;
 
-/// What an eviction counts in a sample of the side that does not lead.
+/// The weight of an eviction in a sample of the side that does not lead.
 const UNIT: i64 = 1 << 10;
 
-/// The other side has to evict less by one part in so many before that speaks for it.
+/// The other side must evict less than the leader by one part in this many.
 const MARGIN: i64 = 32;
 
-/// What it counts in one of the leader's samples, which are more.
+/// The weight of an eviction in one of the leader's samples, which are more.
 const LEADERS_UNIT: i64 = (UNIT - UNIT / MARGIN) / LEADER as i64;
 
-/// By how many evictions beyond the margin the leader has to be worse, at least, to lose the lead.
-/// This is for the luck of which keys the samples get.
+/// The least number of evictions beyond the margin by which the leader loses the lead. It accounts
+/// for the chance of which keys the samples get.
 const LEAD_MIN: u64 = 40;
 
-/// More has to come for chance: the root of so many times the evictions of one turnover of the
-/// samples. While a scan passes, both sides evict the same but for chance, whose deviation in one
-/// turnover is the root of 1.25 times them.
+/// Further evictions that account for chance: the square root of this multiple of the evictions in
+/// one turnover of the samples. During a scan both sides evict the same except for chance, whose
+/// deviation in one turnover is the square root of 1.25 times these evictions.
 const LEAD_TURNOVER: u64 = 2;
 
 /// The state of both contests.
 pub(crate) struct Duel {
-    /// Guarding against the others.
+    /// S3-FIFO against the clocks.
     first: Contest,
-    /// Following against weighing.
+    /// Clock3 against Clock0.
     second: Contest,
 }
 
 impl Duel {
-    /// Contests in a table of so many buckets. Guarding leads until the contrary is shown, and
-    /// following before weighing.
+    /// Contests in a table with this many buckets. At first S3-FIFO leads, and Clock3 before
+    /// Clock0.
     pub(crate) fn new(buckets: usize) -> Self {
         let samples = SAMPLES_PER_ROOT * buckets.isqrt();
         let second_every = (buckets / samples.max(1)).max(FIRST_EVERY_MIN) / SECOND_SHARE;
@@ -74,32 +74,32 @@ impl Duel {
         let [first_lead, second_lead] = if buckets < BUCKETS_MIN {
             [0; 2]
         } else {
-            // The second's sides differ less, and taking the wrong one matters less.
+            // The sides of the second differ less, and a wrong choice matters less.
             [lead(first_every), lead(second_every) / 2]
         };
         let turnover = first.len() as u64 * slots(first_every);
         Self {
             first: Contest::new(first_every, first, first_lead, turnover),
-            // The table is full when it begins.
+            // The table is full when this contest begins.
             second: Contest::new(second_every, [2, 3, 4, 5, 6], second_lead, 0),
         }
     }
 
-    /// The policy that the bucket with this index has to use now.
+    /// The current policy of the bucket with this index.
     #[inline]
     pub(crate) fn policy(&self, index: usize) -> Policy {
         if !self.first.challenger_has(index) {
-            Policy::Guard
+            Policy::S3Fifo
         } else if !self.first.challenger_leads() {
-            Policy::Lend
+            Policy::Clock1
         } else if self.second.challenger_has(index) {
-            Policy::Weigh
+            Policy::Clock0
         } else {
-            Policy::Follow
+            Policy::Clock3
         }
     }
 
-    /// Takes note of an eviction in the bucket with this index.
+    /// Counts an eviction in the bucket with this index.
     #[inline]
     pub(crate) fn evicted(&self, index: usize) {
         self.first.evicted(index);
@@ -110,20 +110,20 @@ impl Duel {
 }
 
 /// A contest between a policy and its challenger: Page's cumulative sum ("Continuous inspection
-/// schemes", Biometrika 1954). What the leader evicts is added, what the other side evicts is
-/// subtracted, and a sum below zero is zero, so nothing that spoke for the leader in the past
-/// delays its end when requests change.
+/// schemes", Biometrika 1954). Evictions of the leader are added, those of the other side are
+/// subtracted, and a sum below zero becomes zero. So past successes of the leader do not delay a
+/// change when the requests change.
 #[repr(align(128))]
 struct Contest {
-    /// Whether the challenger leads. Seldom written, and read with every eviction, so it
-    /// stays away from the sum.
+    /// Whether the challenger leads. Rarely written and read with every eviction, so it is on
+    /// another cache line than the sum.
     challenger_leads: AtomicBool,
-    /// Samples are told by the remainder of their index by this.
+    /// A sample is recognised by the remainder of its index by this number.
     every: usize,
-    /// The remainders: of the first side's sample, of the challenger's, and of the leader's
-    /// further ones.
+    /// The remainders of the first side's sample, of the challenger's, and of the leader's
+    /// additional samples.
     samples: [usize; 5],
-    /// The sum at which the sides change places. 0 where there is no contest.
+    /// The sum at which the lead changes. 0 if there is no contest.
     limit: i64,
     score: Score,
 }
@@ -131,9 +131,8 @@ struct Contest {
 #[repr(align(128))]
 struct Score {
     sum: AtomicI64,
-    /// Evictions that do not count yet: one turnover of the samples. While a table fills,
-    /// evictions are those of the buckets that filled first, and say more of luck than of
-    /// policies.
+    /// Evictions that do not count yet: one turnover of the samples. While a table fills, only the
+    /// buckets that filled first evict, which depends more on chance than on policies.
     ignored: AtomicI64,
 }
 
@@ -153,14 +152,14 @@ impl Contest {
         self.challenger_leads.load(Ordering::Relaxed)
     }
 
-    /// Whether the bucket with this index does as the challenger does.
+    /// Whether the bucket with this index uses the challenger's policy.
     #[inline]
     fn challenger_has(&self, index: usize) -> bool {
         let leads = self.challenger_leads();
         leads != (self.limit != 0 && index % self.every == self.other(leads))
     }
 
-    /// The remainder that tells the samples of the side that does not lead.
+    /// The remainder of the samples of the side that does not lead.
     #[inline]
     fn other(&self, challenger_leads: bool) -> usize {
         self.samples[usize::from(!challenger_leads)]
@@ -189,7 +188,7 @@ impl Contest {
         if new >= 0 && !turns {
             return;
         }
-        // If another thread was quicker, this has been done, or will be with the next eviction.
+        // If another thread was faster, it has done this, or the next eviction will.
         let ended = sum.compare_exchange(new, 0, Ordering::Relaxed, Ordering::Relaxed);
         if turns && ended.is_ok() {
             self.challenger_leads.store(!leads, Ordering::Relaxed);
@@ -202,51 +201,52 @@ mod tests {
     use super::*;
 
     const BUCKETS: usize = 4800;
-    /// Samples of the sides, and a bucket that is none.
-    const GUARD: usize = 48;
+    /// Samples of the sides, and a bucket that is not a sample.
+    const S3FIFO: usize = 48;
     const CHALLENGER: usize = 49;
-    const FOLLOW: usize = 50;
-    const WEIGH: usize = 51;
+    const CLOCK3: usize = 50;
+    const CLOCK0: usize = 51;
     const OTHER: usize = 58;
     const QUARTER: usize = 12;
 
     #[test]
-    #[cfg_attr(miri, ignore = "a matter of large numbers")]
-    fn samples_keep_to_their_policy_and_the_others_take_the_best_one() {
+    #[cfg_attr(miri, ignore = "needs large numbers")]
+    fn samples_keep_their_policy_and_the_others_take_the_best() {
         let duel = Duel::new(BUCKETS);
-        let [guard, lend, weigh, follow] =
-            [Policy::Guard, Policy::Lend, Policy::Weigh, Policy::Follow];
-        let policies = || [GUARD, CHALLENGER, FOLLOW, WEIGH, OTHER].map(|index| duel.policy(index));
-        assert_eq!(policies(), [guard, lend, guard, guard, guard]);
-        // What each policy evicts, and what comes of it.
-        for (of_guard, of_follow, of_weigh, expected) in [
-            (10, 8, 9, [guard, follow, follow, weigh, follow]),
-            (10, 8, 6, [guard, weigh, follow, weigh, weigh]),
-            (10, 6, 8, [guard, follow, follow, weigh, follow]),
-            (5, 8, 10, [guard, lend, guard, guard, guard]),
+        let [s3fifo, clock1, clock0, clock3] =
+            [Policy::S3Fifo, Policy::Clock1, Policy::Clock0, Policy::Clock3];
+        let policies =
+            || [S3FIFO, CHALLENGER, CLOCK3, CLOCK0, OTHER].map(|index| duel.policy(index));
+        assert_eq!(policies(), [s3fifo, clock1, s3fifo, s3fifo, s3fifo]);
+        // Evictions of each policy out of ten, and the policies that follow from them.
+        for (of_s3fifo, of_clock3, of_clock0, expected) in [
+            (10, 8, 9, [s3fifo, clock3, clock3, clock0, clock3]),
+            (10, 8, 6, [s3fifo, clock0, clock3, clock0, clock0]),
+            (10, 6, 8, [s3fifo, clock3, clock3, clock0, clock3]),
+            (5, 8, 10, [s3fifo, clock1, s3fifo, s3fifo, s3fifo]),
         ] {
             for round in 0..20_000 {
                 for index in 48..96 {
                     let share = match duel.policy(index) {
-                        Policy::Guard => of_guard,
-                        Policy::Follow => of_follow,
-                        Policy::Weigh => of_weigh,
-                        Policy::Lend => of_weigh.max(of_follow),
+                        Policy::S3Fifo => of_s3fifo,
+                        Policy::Clock3 => of_clock3,
+                        Policy::Clock0 => of_clock0,
+                        Policy::Clock1 => of_clock0.max(of_clock3),
                     };
                     if round % 10 < share {
                         duel.evicted(index);
                     }
                 }
             }
-            assert_eq!(policies(), expected, "{of_guard} {of_follow} {of_weigh}");
+            assert_eq!(policies(), expected, "{of_s3fifo} {of_clock3} {of_clock0}");
         }
     }
 
-    /// Evictions of the leader in the first contest, and of lending but for one in `saved`.
+    /// Evictions of the first contest's leader, and as many of Clock1 except one in `saved`.
     fn rounds(duel: &Duel, rounds: usize, saved: usize) {
         for round in 0..rounds {
             for quarter in 0..4 {
-                duel.evicted(GUARD + quarter * QUARTER);
+                duel.evicted(S3FIFO + quarter * QUARTER);
             }
             if round % saved != 0 {
                 duel.evicted(CHALLENGER);
@@ -254,7 +254,7 @@ mod tests {
         }
     }
 
-    /// Duels in a table that has been full for a while.
+    /// The contests in a table that has been full for a while.
     fn full() -> Duel {
         let duel = Duel::new(BUCKETS);
         rounds(&duel, BUCKETS / FIRST_EVERY_MIN * SLOTS + 1, usize::MAX);
@@ -262,54 +262,53 @@ mod tests {
     }
 
     #[test]
-    fn what_is_evicted_while_a_table_fills_does_not_count() {
+    fn evictions_do_not_count_while_a_table_fills() {
         let duel = Duel::new(BUCKETS);
         for _ in 0..4000 {
-            duel.evicted(GUARD);
+            duel.evicted(S3FIFO);
         }
-        assert_eq!(duel.policy(OTHER), Policy::Guard);
+        assert_eq!(duel.policy(OTHER), Policy::S3Fifo);
         for _ in 0..400 {
-            duel.evicted(GUARD);
+            duel.evicted(S3FIFO);
         }
-        assert_ne!(duel.policy(OTHER), Policy::Guard);
+        assert_ne!(duel.policy(OTHER), Policy::S3Fifo);
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "a matter of large numbers")]
+    #[cfg_attr(miri, ignore = "needs large numbers")]
     fn a_small_difference_changes_nothing() {
-        // 2 % less where the challenger is; and 10 %, but of few.
+        // The challenger evicts 2 % less; or 10 % less, but of few evictions.
         for (count, saved) in [(100_000, 50), (700, 10)] {
             let duel = full();
             rounds(&duel, count, saved);
-            assert_eq!(duel.policy(OTHER), Policy::Guard);
+            assert_eq!(duel.policy(OTHER), Policy::S3Fifo);
         }
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "a matter of large numbers")]
-    fn a_long_past_does_not_delay_a_change() {
+    #[cfg_attr(miri, ignore = "needs large numbers")]
+    fn a_long_lead_does_not_delay_a_change() {
         let duel = Duel::new(BUCKETS);
-        // Lending saves nothing for long, then one in four.
+        // Clock1 saves nothing for a long time, then one eviction in four.
         rounds(&duel, 100_000, usize::MAX);
         rounds(&duel, 600, 4);
-        assert_ne!(duel.policy(OTHER), Policy::Guard);
+        assert_ne!(duel.policy(OTHER), Policy::S3Fifo);
     }
 
     #[test]
     fn a_few_clustered_evictions_change_nothing() {
         let duel = full();
         for _ in 0..300 {
-            duel.evicted(GUARD);
+            duel.evicted(S3FIFO);
         }
-        assert_eq!(duel.policy(OTHER), Policy::Guard);
+        assert_eq!(duel.policy(OTHER), Policy::S3Fifo);
     }
 
     #[test]
     fn larger_tables_have_relatively_fewer_samples() {
         let every = [BUCKETS_MIN, 12_500, 1_250_000].map(|buckets| Duel::new(buckets).first.every);
         assert_eq!(every, [48, 56, 558]);
-        // The extra samples of the first contest's leader are none of those that use another
-        // policy.
+        // No additional sample of the first contest's leader uses another policy.
         for buckets in [BUCKETS_MIN, 12_500, 30_000, 1_250_000] {
             let duel = Duel::new(buckets);
             let [_, _, extra @ ..] = duel.first.samples;
@@ -318,12 +317,12 @@ mod tests {
     }
 
     #[test]
-    #[cfg_attr(miri, ignore = "a matter of large numbers")]
-    fn a_small_table_guards_everywhere() {
+    #[cfg_attr(miri, ignore = "needs large numbers")]
+    fn a_small_table_uses_s3fifo_everywhere() {
         let duel = Duel::new(BUCKETS_MIN - 1);
         for _ in 0..100_000 {
             duel.evicted(0);
         }
-        assert_eq!([0, 1, 2, 3, 4].map(|index| duel.policy(index)), [Policy::Guard; 5]);
+        assert_eq!([0, 1, 2, 3, 4].map(|index| duel.policy(index)), [Policy::S3Fifo; 5]);
     }
 }

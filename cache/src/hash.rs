@@ -1,25 +1,23 @@
-//! From a key to its place: the mixer, the handle that keeps what it computed, and how little of it
-//! has to be stored.
+//! The hash of a key, and the part of it that a table stores.
 //!
-//! The mixer is a bijection, so a hash stands for its key. The bucket is chosen by the hash's
-//! highest bits, so the bucket's number is a part of the hash that need not be stored again: of `n`
-//! buckets, number `i` holds just the hashes `h` with `⌊h·n / 2^64⌋ = i`, which are neighbours, at
-//! most `⌈2^64 / n⌉` of them. From 2^16 buckets on those are at most 2^48, and of so many
-//! neighbours no two have the same low 48 bits. These bits, the *tag*, are stored; [`Span::hash`]
-//! finds the one hash in the bucket that has them. In a smaller table the 16 bits above the tag,
-//! the *top*, are stored too, elsewhere. So two keys are never taken for each other.
+//! The mixer is a bijection, so a hash identifies its key. Its highest bits choose the bucket, and
+//! need not be stored again: of `n` buckets, bucket `i` contains exactly the hashes `h` with
+//! `⌊h·n / 2^64⌋ = i`. These are at most `⌈2^64 / n⌉` consecutive numbers. With 2^16 buckets or
+//! more they are at most 2^48 numbers, no two of which have the same low 48 bits. These bits, the
+//! *tag*, are stored; [`Span::hash`] computes the one hash of the bucket with this tag. A smaller
+//! table also stores the 16 bits above the tag, the *top*, in separate memory. So two keys are
+//! never confused.
 
 /// Bits of a hash that every entry stores.
 pub(crate) const TAG_BITS: u32 = 48;
-/// A tag, all of whose bits are set.
+/// The tag with all bits set.
 pub(crate) const TAG: u64 = (1 << TAG_BITS) - 1;
-/// From so many buckets on a tag is enough to tell a bucket's keys apart.
+/// The least number of buckets for which tags distinguish all keys of a bucket.
 pub(crate) const TAGS_SUFFICE: usize = 1 << (u64::BITS - TAG_BITS);
 
-/// A key, mixed, so that a caller can mix once, prefetch, and read later.
+/// The hash of a key. With it a caller can prefetch first and read later, and mixes the key once.
 ///
-/// It is made by [`Hashed::new`] and belongs to no table: the bucket is computed from it by the
-/// table that is asked.
+/// It does not depend on a table: each table computes its bucket from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hashed(u64);
 
@@ -30,28 +28,28 @@ impl Hashed {
         Self(mix(key))
     }
 
-    /// The key that was mixed.
+    /// The key.
     #[inline]
     pub const fn key(self) -> u64 {
         unmix(self.0)
     }
 
-    /// A hash of which all bits were stored.
+    /// Combines the parts that a table stores.
     #[inline]
     pub(crate) const fn from_parts(top: u64, tag: u64) -> Self {
         Self(top << TAG_BITS | tag)
     }
 
-    /// The bucket among `buckets`, by the high half of a product (Lemire, "Fast random integer
-    /// generation in an interval", 2019): no division, and any count will do, not only powers of
-    /// two.
+    /// The bucket among `buckets`: the high half of a product (Lemire, "Fast random integer
+    /// generation in an interval", 2019). It needs no division and works for any count, not only
+    /// for powers of two.
     #[inline]
     pub(crate) const fn bucket(self, buckets: usize) -> usize {
         ((self.0 as u128 * buckets as u128) >> 64) as usize
     }
 
-    /// The line of the bucket where the key is looked for first, 0 or 1: by the lowest bit, which
-    /// says nothing of the bucket.
+    /// The line of the bucket in which the key is looked up first, 0 or 1. The lowest bit does not
+    /// depend on the bucket.
     #[inline]
     pub(crate) const fn home(self) -> usize {
         home_of(self.0)
@@ -82,7 +80,7 @@ pub(crate) const fn home_of(tag: u64) -> usize {
     (tag & 1) as usize
 }
 
-/// The hashes that belong into one bucket of many.
+/// The hashes that belong to one bucket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     pub(crate) bucket: usize,
@@ -90,7 +88,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    /// The hash in this span that has this tag. There is one at most if tags suffice.
+    /// The hash in this span with this tag. There is at most one if tags suffice.
     pub(crate) fn hash(self, tag: u64) -> Hashed {
         // The least h with h·n ≥ i·2^64; it is below 2^64 because i is below n.
         let first = ((self.bucket as u128) << 64).div_ceil(self.buckets as u128) as u64;
@@ -103,10 +101,10 @@ const ODD_2: u64 = 0x94d0_49bb_1331_11eb;
 const INCREMENT: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A bijection of 64-bit words in which every input bit flips every output bit about half of the
-/// time: foreign keys may be sequential, and the bucket is chosen by the highest bits alone.
+/// time. Keys may be sequential, and the highest bits alone choose the bucket.
 ///
-/// Multipliers and shifts are variant 13 of David Stafford's "Better Bit Mixing" (2011). Zero,
-/// which that mixer maps to itself, is moved away by the golden-ratio increment of SplitMix64.
+/// Multipliers and shifts are variant 13 of David Stafford's "Better Bit Mixing" (2011). That mixer
+/// maps zero to itself; the golden-ratio increment of SplitMix64 avoids this.
 #[inline]
 const fn mix(key: u64) -> u64 {
     let mut x = key.wrapping_add(INCREMENT);
@@ -115,7 +113,7 @@ const fn mix(key: u64) -> u64 {
     x ^ (x >> 31)
 }
 
-/// [`mix`] undone, step by step. A shift by a third of the word or more is undone by two shifts.
+/// The inverse of [`mix`], step by step. Two shifts undo a shift by a third of the word or more.
 #[inline]
 const fn unmix(hash: u64) -> u64 {
     const INVERSE_1: u64 = inverse(ODD_1);
@@ -125,8 +123,8 @@ const fn unmix(hash: u64) -> u64 {
     (x ^ (x >> 30) ^ (x >> 60)).wrapping_sub(INCREMENT)
 }
 
-/// The number whose product with `odd` is 1 modulo 2^64, by Newton's iteration, which doubles the
-/// right bits each time; an odd number is its own inverse in three bits.
+/// The number whose product with `odd` is 1 modulo 2^64. Newton's iteration doubles the number of
+/// correct bits each time; an odd number is its own inverse in three bits.
 const fn inverse(odd: u64) -> u64 {
     let mut x = odd;
     let mut right_bits = 3;
@@ -137,15 +135,14 @@ const fn inverse(odd: u64) -> u64 {
     x
 }
 
-#[cfg(test)]
-#[cfg(not(loom))]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
     #[test]
-    #[cfg_attr(miri, ignore = "a matter of large numbers")]
+    #[cfg_attr(miri, ignore = "needs large numbers")]
     fn sequential_and_strided_keys_spread_evenly_over_buckets() {
-        // A count that is no power of two; strides that a weak mixer would fold onto few buckets.
+        // The count is not a power of two. A weak mixer would put these strides into few buckets.
         const BUCKETS: usize = 1009;
         const PER_BUCKET: usize = 100;
         for stride in [1u64, 7, 64, 1 << 12, 1 << 32, 1 << 44] {
@@ -157,21 +154,21 @@ mod tests {
                 .iter()
                 .map(|&c| (c as f64 - PER_BUCKET as f64).powi(2) / PER_BUCKET as f64)
                 .sum();
-            // 1008 degrees of freedom: mean 1008, standard deviation 45; five of them allowed.
+            // 1008 degrees of freedom: mean 1008, standard deviation 45. Five of them are allowed.
             assert!((783.0..1233.0).contains(&chi2), "stride {stride}: chi-squared {chi2}");
         }
     }
 
     #[test]
-    fn the_mixer_can_be_undone_so_no_two_keys_share_a_hash() {
+    fn unmix_inverts_mix() {
         for key in [0, 1, u64::MAX, 0x8000_0000_0000_0000].into_iter().chain(0..1000) {
             assert_eq!(unmix(mix(key)), key);
             assert_eq!(mix(unmix(key)), key);
         }
     }
 
-    /// Counts around the least that suffices, powers of two and their neighbours, odd ones, the
-    /// largest.
+    /// Counts near the least that suffices, powers of two and their neighbours, odd numbers, and
+    /// the largest.
     fn counts() -> impl Iterator<Item = usize> {
         let least = TAGS_SUFFICE;
         let odd =
@@ -181,12 +178,11 @@ mod tests {
     }
 
     #[test]
-    fn bucket_and_tag_give_the_hash_back_whatever_the_number_of_buckets() {
+    fn bucket_and_tag_give_the_hash_for_any_number_of_buckets() {
         for buckets in counts() {
             let some = if cfg!(miri) { 3 } else { 50 };
             let of_key = (0..some).map(|n| Hashed::new(buckets as u64 ^ n));
-            // The first and the last hash of some buckets, where the arithmetic would go wrong
-            // first.
+            // The first and the last hash of some buckets, where wrong arithmetic shows first.
             let edges = (0..some).flat_map(|n| {
                 let bucket = mix(n) as usize % buckets;
                 let first = ((bucket as u128) << 64).div_ceil(buckets as u128) as u64;
@@ -200,8 +196,8 @@ mod tests {
     }
 
     #[test]
-    fn fewer_buckets_would_not_do() {
-        // The bound is sharp: with one bucket less, some bucket has two hashes of one tag.
+    fn one_bucket_less_makes_tags_ambiguous() {
+        // The bound is sharp: with one bucket less, some bucket has two hashes with the same tag.
         let buckets = TAGS_SUFFICE - 1;
         let (low, high) = (Hashed(0), Hashed::from_parts(1, 0));
         assert_eq!(low.bucket(buckets), high.bucket(buckets));

@@ -1,46 +1,46 @@
-//! A bounded, set-associative hash table from 64-bit keys to 64-bit values, and its service.
-//!
-//! [`Table`] is the table: memory taken once, readers that never block on writers, eviction inside
-//! the bucket. It knows nothing of what its keys and values mean.
-
-// All of it is in `memory`.
+#![doc = include_str!("../README.md")]
+// `memory` alone contains unsafe code.
 #![deny(unsafe_code)]
 
-#[cfg(not(loom))]
-mod background;
 mod bucket;
-#[cfg(all(test, loom))]
-mod bucket_model;
-#[cfg(not(loom))]
-pub mod byte_store;
-#[cfg(not(loom))]
-mod duel;
 mod eviction;
 mod hash;
+mod layout;
 mod line;
-#[cfg(not(loom))]
-#[allow(unsafe_code)]
-mod memory;
-#[cfg(not(loom))]
-pub mod service;
-#[cfg(not(loom))]
-pub mod snapshot;
-#[cfg(not(loom))]
-mod stats;
-mod sync;
-#[cfg(not(loom))]
-pub mod table;
 
-#[cfg(not(loom))]
-pub use background::populate_in_background;
-#[cfg(not(loom))]
-pub use byte_store::{Admission, ByteStore, ByteStoreStats, Stored};
 pub use hash::Hashed;
-#[cfg(not(loom))]
-pub use service::CacheService;
-#[cfg(not(loom))]
-pub use snapshot::{SnapshotFile, SnapshotHandle, SnapshotWriter};
-#[cfg(not(loom))]
-pub use stats::Stats;
-#[cfg(not(loom))]
-pub use table::{Capacity, Entry, Insert, Near, Table, TableError};
+
+// The loom model (`--cfg loom`) covers one bucket. A table of them needs zeroed memory, which is no
+// valid state of loom's atomics, and the service needs tokio, which loom cannot run.
+cfg_if::cfg_if! {
+    if #[cfg(loom)] {
+        /// Loom's atomics, which run every interleaving that the memory model allows.
+        mod sync {
+            pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+            pub(crate) use loom::{hint::spin_loop, thread::yield_now};
+        }
+    } else {
+        mod background;
+        pub mod byte_store;
+        mod duel;
+        #[allow(unsafe_code)]
+        mod memory;
+        pub mod service;
+        pub mod snapshot;
+        mod stats;
+        pub mod table;
+
+        /// The atomics of the standard library.
+        mod sync {
+            pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
+            pub(crate) use std::{hint::spin_loop, thread::yield_now};
+        }
+
+        pub use background::populate_in_background;
+        pub use byte_store::{Admission, ByteStore, ByteStoreStats, Stored};
+        pub use service::CacheService;
+        pub use snapshot::{SnapshotFile, SnapshotHandle, SnapshotWriter};
+        pub use stats::Stats;
+        pub use table::{Capacity, Entry, Insert, Near, Table, TableError};
+    }
+}

@@ -1,22 +1,11 @@
-//! One cache line: four entries behind a sequence lock.
-//!
-//! ```text
-//! word | tag 0 and 1/3 of tag 3 | tag 1 and 1/3 | tag 2 and 1/3 | value 0 | value 1 | value 2 | value 3
-//! ```
-//!
-//! A tag is 48 bits ([`crate::hash`]); the fourth stands in the upper 16 bits of the three words of
-//! the others. The word's upper half is the sequence, its lower half belongs to
-//! [`crate::eviction`].
+//! A cache line of a bucket: a word, and the tags and values of four entries. [`crate::layout`] has
+//! its bits, [`crate::bucket`] the protocol of readers and writers.
 
-use crate::eviction::STRIDE;
 use crate::hash::{Hashed, TAG, TAG_BITS};
+use crate::layout::{LANES, STRIDE, TAG_WORDS};
 use crate::sync::{AtomicU64, Ordering};
 
-/// Entries in a line. A model needs one in each of two lines: one to keep and one to evict.
-pub(crate) const LANES: usize = if cfg!(loom) { 1 } else { 4 };
-const TAG_WORDS: usize = if cfg!(loom) { 1 } else { 3 };
-
-/// Bits of a tag that a word holds above its own one.
+/// Bits of the last lane's tag that a word holds above its own tag.
 const ABOVE_BITS: u32 = u64::BITS - TAG_BITS;
 const ABOVE: u64 = (1 << ABOVE_BITS) - 1;
 const _: () = assert!(3 * ABOVE_BITS == TAG_BITS);
@@ -32,7 +21,7 @@ pub(crate) struct Line {
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Line>() == 64 && align_of::<Line>() == 64);
 
-/// The tops of a line's entries, where a table stores them: 16 bits each, lane 0 lowest.
+/// The tops of a line's entries, in a table that stores them: 16 bits each, lane 0 lowest.
 pub(crate) type Tops = AtomicU64;
 
 impl Line {
@@ -61,13 +50,13 @@ impl Line {
         above.fold(0, |tag, above| tag << ABOVE_BITS | above)
     }
 
-    /// The value in `lane`; of lanes that there are not, 0.
+    /// The value in `lane`. A lane out of range gives 0.
     #[inline(always)]
     pub(crate) fn value(&self, lane: usize) -> u64 {
         self.values.get(lane).map_or(0, |value| value.load(Ordering::Relaxed))
     }
 
-    /// Stores an entry. Only for who holds the lock.
+    /// Stores an entry. Only the holder of the lock may call this.
     pub(crate) fn set(&self, lane: usize, tag: u64, value: u64) {
         if let Some(word) = self.tags.get(lane) {
             let above = word.load(Ordering::Relaxed) & !TAG;
@@ -88,7 +77,7 @@ impl Line {
     }
 }
 
-/// Of some lanes those with this top.
+/// The lanes among `lanes` whose top is that of `hashed`.
 #[inline]
 pub(crate) fn lanes_with_top(tops: &Tops, hashed: Hashed, lanes: u64) -> u64 {
     let tops = tops.load(Ordering::Relaxed);
@@ -102,7 +91,7 @@ pub(crate) fn top(tops: &Tops, lane: usize) -> u64 {
     tops.load(Ordering::Relaxed) >> (ABOVE_BITS as usize * lane) & ABOVE
 }
 
-/// Stores a top. Only for who holds the lock.
+/// Stores a top. Only the holder of the lock may call this.
 pub(crate) fn set_top(tops: &Tops, lane: usize, top: u64) {
     let shift = ABOVE_BITS as usize * lane;
     let others = tops.load(Ordering::Relaxed) & !(ABOVE << shift);
@@ -111,7 +100,7 @@ pub(crate) fn set_top(tops: &Tops, lane: usize, top: u64) {
 
 #[cfg(all(test, loom))]
 impl Line {
-    /// An empty line. Those of a table are born from zeroed memory instead.
+    /// An empty line. A table's lines are zeroed memory instead.
     pub(crate) fn new() -> Self {
         Self {
             word: AtomicU64::new(0),

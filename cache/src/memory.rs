@@ -1,62 +1,62 @@
-//! Where the buckets live: zeroed memory, taken once; and the prefetch instruction. All of
-//! the crate's `unsafe` is here.
+//! The memory of the buckets, zeroed and allocated once, and the prefetch instruction. All `unsafe`
+//! code of the crate is here.
 //!
-//! The memory comes from `mmap`, so that its pages come into being when they are first touched and
-//! an empty table costs address space only, and asks for huge pages, without which most lookups in
-//! a large table would miss the TLB too. A huge page takes its time to come into being, which
-//! [`Buckets::populate`] can spend beforehand. Where there is no `mmap` (and under Miri) it all
-//! comes from the allocator.
+//! The memory comes from `mmap`: the system allocates a page when it is first touched, so an empty
+//! table costs address space only. Huge pages are requested, without which most lookups in a large
+//! table would also miss the TLB. Allocating a huge page takes a while, which
+//! [`Buckets::populate`] can spend in advance. On systems without `mmap`, and under Miri, the
+//! memory comes from the allocator.
 
 use crate::bucket::{Bucket, Lines};
-use crate::eviction::LINES;
 use crate::hash::{Hashed, Span, TAGS_SUFFICE};
+use crate::layout::LINES;
 use crate::line::{Line, Tops};
 use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-/// Some buckets, all of them empty at first.
+/// The buckets of a table, initially empty.
 pub(crate) struct Buckets {
     lines: Zeroed<Lines>,
-    /// The tops of all entries, where there are too few buckets for tags to suffice.
+    /// The tops of all entries, if there are too few buckets for tags to suffice.
     tops: Option<Zeroed<[Tops; LINES]>>,
 }
 
 impl Buckets {
-    /// Takes memory for `count` empty buckets, at least one.
+    /// Allocates `count` empty buckets, at least one.
     ///
     /// # Errors
     ///
-    /// What the system says when it has not that much memory.
+    /// The error of the system if it has not enough memory.
     pub(crate) fn zeroed(count: usize) -> io::Result<Self> {
         let tops = (count < TAGS_SUFFICE).then(|| Zeroed::new(count)).transpose()?;
         Ok(Self { lines: Zeroed::new(count)?, tops })
     }
 
-    /// Bytes that so many buckets take, if they can be counted.
+    /// The size of `count` buckets, unless it overflows.
     pub(crate) fn bytes(count: u64) -> Option<u64> {
         count.checked_mul(Self::bytes_each(count))
     }
 
-    /// As many buckets as fit into so many bytes.
+    /// The number of buckets that fit into `bytes`.
     pub(crate) fn fitting(bytes: u64) -> u64 {
         let large = bytes / Self::bytes_each(u64::MAX);
         if large >= TAGS_SUFFICE as u64 { large } else { bytes / Self::bytes_each(0) }
     }
 
-    /// Bytes that one of so many buckets takes.
+    /// The size of one bucket among `count`.
     const fn bytes_each(count: u64) -> u64 {
         let tops = if count < TAGS_SUFFICE as u64 { size_of::<[Tops; LINES]>() } else { 0 };
         (size_of::<Lines>() + tops) as u64
     }
 
-    /// How many there are.
+    /// The number of buckets.
     #[inline]
     pub(crate) fn len(&self) -> usize {
         self.lines.count
     }
 
-    /// The bucket that a key belongs into.
+    /// The bucket of a key.
     #[inline]
     pub(crate) fn of(&self, hashed: Hashed) -> Bucket<'_> {
         // The index is below the length by the arithmetic of `Hashed::bucket`.
@@ -67,7 +67,7 @@ impl Buckets {
     ///
     /// # Panics
     ///
-    /// If there are not so many.
+    /// If the index is out of range.
     #[inline]
     pub(crate) fn at(&self, index: usize) -> Bucket<'_> {
         Bucket {
@@ -77,38 +77,37 @@ impl Buckets {
         }
     }
 
-    /// Has the system bring all pages into being, as long as `go_on` says so before each chunk.
-    /// What is in them stays, and others may read and write meanwhile.
+    /// Lets the system allocate all pages. Calls `go_on` before each chunk, and stops when it
+    /// returns false. The contents stay, and other threads may read and write meanwhile.
     ///
     /// # Errors
     ///
-    /// What the system says when it cannot.
+    /// The error of the system.
     pub(crate) fn populate(&self, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
         self.lines.populate(go_on)?;
         self.tops.as_ref().map_or(Ok(()), |tops| tops.populate(go_on))
     }
 
-    /// All of them.
+    /// All buckets.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Bucket<'_>> {
         (0..self.len()).map(|index| self.at(index))
     }
 }
 
 impl Bucket<'_> {
-    /// Asks the processor to bring one line near.
+    /// Prefetches one line.
     #[inline]
     pub(crate) fn prefetch(self, line: usize) {
         prefetch_line(&self.lines.0[line]);
     }
 }
 
-/// What any zero bytes are: a value that is shared between threads and changed through atomics
-/// alone.
+/// A type for which zeroed memory is valid, and which threads share and change through atomics.
 ///
 /// # Safety
 ///
-/// All bytes zero are a value of the type, it holds nothing but atomics, and it is not larger than
-/// a page.
+/// All bytes zero are a value of the type, it contains only atomics, and it is not larger than a
+/// page.
 unsafe trait Atomics: Send + Sync {}
 
 // SAFETY: two lines, each an array of `AtomicU64`.
@@ -116,19 +115,20 @@ unsafe impl Atomics for Lines {}
 // SAFETY: an array of `AtomicU64`.
 unsafe impl Atomics for [Tops; LINES] {}
 
-/// A slice in memory of its own, all bytes zero at first.
+/// A slice in memory of its own, initially zero.
 struct Zeroed<T> {
     first: NonNull<T>,
     count: usize,
 }
 
-// SAFETY: `Zeroed` owns its memory alone, and `T` is `Send` and `Sync` by the bound of `Atomics`.
+// SAFETY: `Zeroed` is the only owner of its memory, and `T` is `Send` and `Sync` by the bound of
+// `Atomics`.
 unsafe impl<T: Atomics> Send for Zeroed<T> {}
-// SAFETY: as above; all that `&Zeroed` gives out is `&T`.
+// SAFETY: as above; `&Zeroed` only gives access to `&T`.
 unsafe impl<T: Atomics> Sync for Zeroed<T> {}
 
 impl<T: Atomics> Zeroed<T> {
-    /// Takes memory for `count` of them, at least one.
+    /// Allocates `count` elements, at least one.
     fn new(count: usize) -> io::Result<Self> {
         let bytes = count
             .checked_mul(size_of::<T>())
@@ -157,25 +157,25 @@ impl<T> Deref for Zeroed<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `first` points to `count` of them (from `new`), aligned as `os::ALIGNMENT`, which
-        // suffices, alive as long as `self`. Zero bytes are a valid `T` by the contract of
-        // `Atomics`. Only shared references to them are ever made, and they are written
-        // through atomics alone.
+        // SAFETY: `first` points to `count` elements (from `new`), aligned to `os::ALIGNMENT`,
+        // which suffices, and alive as long as `self`. Zero bytes are a valid `T` by the
+        // contract of `Atomics`. Only shared references to the elements exist, and they are
+        // only written through atomics.
         unsafe { std::slice::from_raw_parts(self.first.as_ptr(), self.count) }
     }
 }
 
 impl<T> Drop for Zeroed<T> {
     fn drop(&mut self) {
-        // SAFETY: `first` came from `os::allocate` with this very size (`new`, where the product
-        // did not overflow), is released nowhere else, and no reference outlives `self`.
+        // SAFETY: `first` came from `os::allocate` with this size (in `new`, where the product did
+        // not overflow), is released nowhere else, and no reference outlives `self`.
         unsafe { os::release(self.first.cast(), self.count * size_of::<T>()) }
     }
 }
 
-/// Brings a line into the first-level cache. With the second level as the aim, batched lookups
-/// among 50 million keys took 22.0 and 22.9 ns in place of 20.6 and 21.5, and the service 34.6 ns
-/// of CPU time for a read in place of 32.0.
+/// Prefetches a line into the first-level cache. With the second level as the target, batched
+/// lookups among 50 million keys took 22.0 and 22.9 ns instead of 20.6 and 21.5, and a read by the
+/// service 34.6 ns of CPU time instead of 32.0.
 #[inline]
 fn prefetch_line(line: &Line) {
     let address = std::ptr::from_ref(line).cast::<u8>();
@@ -183,12 +183,12 @@ fn prefetch_line(line: &Line) {
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: SSE is part of every x86-64; a prefetch of any address has no effect that a
-        // program can see.
+        // program can observe.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
     }
     #[cfg(all(target_arch = "aarch64", not(miri)))]
     {
-        // SAFETY: a prefetch of any address has no effect that a program can see; it touches
+        // SAFETY: a prefetch of any address has no effect that a program can observe; it touches
         // neither memory nor stack nor flags.
         unsafe {
             std::arch::asm!("prfm pldl1keep, [{0}]", in(reg) address,
@@ -207,16 +207,16 @@ mod os {
     /// The size of a huge page on x86-64 and on most 64-bit ARM systems.
     const HUGE_PAGE: usize = 2 << 20;
 
-    /// What memory is aligned to at least: the smallest page that there is.
+    /// The least alignment of the memory: the smallest page size of any system.
     pub(super) const ALIGNMENT: usize = 4096;
 
-    /// What is populated in one go.
+    /// The bytes that are populated at once.
     pub(super) const CHUNK: usize = HUGE_PAGE;
 
-    /// `bytes` (not zero) of zeroed memory, aligned to a page at least.
+    /// `bytes` (not zero) of zeroed memory, aligned to a page or more.
     pub(super) fn allocate(bytes: usize) -> io::Result<NonNull<u8>> {
-        // A little more than is needed lets the start be moved to where a huge page can begin. What
-        // is cut off goes back at once; it was never touched.
+        // The additional bytes allow a start at the boundary of a huge page. The rest is unmapped
+        // at once; it was never touched.
         let slack = if bytes >= HUGE_PAGE { HUGE_PAGE } else { 0 };
         let mapped = bytes.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: a new private mapping at an address of the system's choice touches nothing that
@@ -239,31 +239,28 @@ mod os {
         let first = start.wrapping_add(skipped);
         if skipped != 0 {
             // SAFETY: these are whole pages at the start of our own mapping, before `first`: both
-            // ends of the range are multiples of the page size, and nobody has a
-            // pointer to them.
+            // ends of the range are multiples of the page size, and no pointer to them exists.
             unsafe { libc::munmap(start.cast(), skipped) };
         }
-        // Whole pages only: the kernel rounds a length up, and `bytes` need not end at a page's
-        // end. What is left behind the last page is unmapped with it in `release` only if
-        // it lies in that page.
+        // Whole pages only: the kernel rounds a length up, and `bytes` need not end at the end of a
+        // page. `release` only unmaps the pages that contain `bytes`.
         let page = page_size();
         let kept = bytes.next_multiple_of(page);
         let tail = (mapped - skipped).next_multiple_of(page).saturating_sub(kept);
         if tail != 0 {
-            // SAFETY: whole pages of our own mapping behind the last one that holds one of the
-            // `bytes`.
+            // SAFETY: whole pages of our own mapping after the last page with one of the `bytes`.
             unsafe { libc::munmap(first.wrapping_add(kept).cast(), tail) };
         }
         #[cfg(target_os = "linux")]
         if slack != 0 {
-            // SAFETY: the range is our own mapping. This is advice: if it is refused, nothing
-            // changes but the speed.
+            // SAFETY: the range is our own mapping. This is advice: without it only the speed
+            // differs.
             unsafe { libc::madvise(first.cast(), bytes, libc::MADV_HUGEPAGE) };
         }
         NonNull::new(first).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Brings the pages from `start` on into being, for `bytes`.
+    /// Allocates the pages of `bytes` from `start` on.
     ///
     /// # Safety
     ///
@@ -278,8 +275,8 @@ mod os {
         {
             let from = first.as_ptr().wrapping_add(start).cast();
             // SAFETY: whole pages of one mapping, by the caller's promise: the kernel rounds the
-            // length up, and what `allocate` keeps ends with a page. The pages'
-            // contents stay as they are.
+            // length up, and the memory of `allocate` ends with a page. The contents of the pages
+            // stay.
             match unsafe { libc::madvise(from, bytes, libc::MADV_POPULATE_WRITE) } {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),
@@ -294,22 +291,21 @@ mod os {
 
     /// # Safety
     ///
-    /// `first` is from [`allocate`] with the same `bytes`, and nobody uses the memory any more.
+    /// `first` is from [`allocate`] with the same `bytes`, and the memory is no longer in use.
     pub(super) unsafe fn release(first: NonNull<u8>, bytes: usize) {
-        // SAFETY: after the cuts in `allocate` exactly these pages are mapped; the rest is the
-        // caller's promise.
+        // SAFETY: `allocate` leaves exactly these pages mapped; the rest is the caller's promise.
         unsafe { libc::munmap(first.as_ptr().cast(), bytes) };
     }
 
     fn page_size() -> usize {
-        // SAFETY: asks for a constant of the system.
+        // SAFETY: reads a constant of the system.
         let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
     }
 
-    /// The machine's memory in bytes, where the system tells.
+    /// The machine's memory in bytes, if the system reports it.
     pub(super) fn physical_bytes() -> Option<u64> {
-        // SAFETY: asks for a constant of the system.
+        // SAFETY: reads a constant of the system.
         let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
         u64::try_from(pages).ok()?.checked_mul(page_size() as u64)
     }
@@ -322,10 +318,10 @@ mod os {
     use std::io;
     use std::ptr::NonNull;
 
-    /// What memory is aligned to.
+    /// The alignment of the memory.
     pub(super) const ALIGNMENT: usize = align_of::<Lines>();
 
-    /// What is populated in one go.
+    /// The bytes that are populated at once.
     pub(super) const CHUNK: usize = 2 << 20;
 
     fn layout(bytes: usize) -> Option<Layout> {
@@ -341,7 +337,7 @@ mod os {
             .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// The allocator cannot be asked for that.
+    /// An allocator has no such operation.
     ///
     /// # Safety
     ///
@@ -352,7 +348,7 @@ mod os {
 
     /// # Safety
     ///
-    /// `first` is from [`allocate`] with the same `bytes`, and nobody uses the memory any more.
+    /// `first` is from [`allocate`] with the same `bytes`, and the memory is no longer in use.
     pub(super) unsafe fn release(first: NonNull<u8>, bytes: usize) {
         if let Some(layout) = layout(bytes) {
             // SAFETY: the caller's promise; the layout depends on `bytes` alone.
@@ -360,13 +356,13 @@ mod os {
         }
     }
 
-    /// The machine's memory in bytes, where the system tells.
+    /// The machine's memory in bytes, if the system reports it.
     pub(super) fn physical_bytes() -> Option<u64> {
         None
     }
 }
 
-/// The machine's memory in bytes, where the system tells.
+/// The machine's memory in bytes, if the system reports it.
 pub(crate) fn physical_bytes() -> Option<u64> {
     os::physical_bytes()
 }
@@ -378,8 +374,8 @@ mod tests {
 
     #[test]
     fn buckets_are_empty_and_writable_from_first_to_last() {
-        // Sizes around a page and, outside of Miri, around a huge page and where tops are stored no
-        // more.
+        // Sizes near a page and, except under Miri, near a huge page and near the least table
+        // without tops.
         let counts: &[usize] = if cfg!(miri) {
             &[1, 31, 32, 33]
         } else {
@@ -390,7 +386,7 @@ mod tests {
             assert_eq!(buckets.len(), count);
             assert_eq!(buckets.at(0).tops.is_some(), count < 65_536);
             for index in [0, count - 1] {
-                buckets.at(index).insert(Hashed::new(7), 8, Policy::Guard);
+                buckets.at(index).insert(Hashed::new(7), 8, Policy::S3Fifo);
             }
             let filled = buckets.iter().filter(|bucket| bucket.entries().1 != 0).count();
             assert_eq!(filled, count.min(2));
@@ -399,18 +395,18 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_addressed_is_an_error() {
+    fn a_size_beyond_the_address_space_is_an_error() {
         for count in [0, usize::MAX, usize::MAX / 128, isize::MAX as usize / 128 + 1] {
             assert!(Buckets::zeroed(count).is_err(), "{count}");
         }
     }
 
     #[test]
-    fn no_more_buckets_than_fit_into_so_many_bytes() {
+    fn buckets_do_not_exceed_their_bytes() {
         for bytes in [143, 144, 287, 288, 8 << 20, (8 << 20) - 1, 9 << 20, 1 << 30, u64::MAX] {
             let count = Buckets::fitting(bytes);
             assert!(Buckets::bytes(count).is_some_and(|taken| taken <= bytes), "{bytes}");
-            // One more does not fit; around the step from small to large there may be some.
+            // One more does not fit, except near the step from small to large tables.
             if !(8 << 20..9 << 20).contains(&bytes) {
                 assert!(Buckets::bytes(count + 1).is_none_or(|taken| taken > bytes), "{bytes}");
             }

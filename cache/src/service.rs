@@ -1,4 +1,4 @@
-//! The cache on the wire: batches of reads and writes against one table.
+//! The cache service: batches of reads and writes on one table.
 
 use std::sync::Arc;
 
@@ -8,15 +8,14 @@ use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service, SnapshotReply
 
 use crate::{Hashed, Near, SnapshotHandle, Table};
 
-/// What a service says that could keep a snapshot and does not.
-pub const NO_SNAPSHOT: &str = "no snapshot is kept here: start the server with --snapshot FILE";
+/// The reply to a snapshot request of a service without a snapshot file.
+pub const NO_SNAPSHOT: &str = "this server has no snapshot file; start it with --snapshot FILE";
 
 /// Serves a [`Table`] to the network.
 ///
-/// Writes of one connection are carried out in the order of their arrival, and a read between the
-/// same two writes as it arrived, so a client reads its own writes. Reads between the same two
-/// writes have no order among themselves. Values are `i64` on the wire and the same 64 bits in the
-/// table.
+/// The writes of a connection are executed in the order of their arrival, and each read between the
+/// two writes between which it arrived, so a client reads its own writes. Reads between the same
+/// two writes have no order. Values are `i64` on the wire and the same 64 bits in the table.
 #[derive(Debug)]
 pub struct CacheService {
     table: Arc<Table>,
@@ -24,13 +23,12 @@ pub struct CacheService {
 }
 
 impl CacheService {
-    /// A service over `table`, which others may go on using.
+    /// A service for `table`, which others may use at the same time.
     pub fn new(table: Arc<Table>) -> Self {
         CacheService { table, snapshots: None }
     }
 
-    /// The same, writing the table's snapshots when a client asks, and telling of them in its
-    /// statistics.
+    /// Writes snapshots at a client's request, and reports them in the statistics.
     #[must_use]
     pub fn with_snapshots(mut self, handle: Option<SnapshotHandle>) -> Self {
         self.snapshots = handle;
@@ -45,7 +43,7 @@ impl Service for CacheService {
 
     fn handle(&self, batch: &mut Batch<'_>) {
         let requests = batch.requests();
-        // All of the batch is on its way before the first one is read.
+        // The whole batch is prefetched before the first read.
         let mut hashed = [Hashed::default(); BATCH];
         for (hashed, request) in hashed.iter_mut().zip(requests) {
             match request.op {
@@ -65,12 +63,12 @@ impl Service for CacheService {
             match request.op {
                 Op::CacheRead { .. } => reads.read(batch, i, hashed),
                 Op::CacheWrite { value, .. } => {
-                    // What was asked before this write must not see it.
+                    // Reads that arrived before this write must not see it.
                     reads.settle(batch);
                     self.table.insert_hashed(hashed, value.cast_unsigned());
                 }
                 Op::Classify { .. } => {
-                    batch.error(i, Status::Unsupported, "this is a cache; it knows no images");
+                    batch.error(i, Status::Unsupported, "this is a cache service; it has no model");
                 }
             }
         }
@@ -102,7 +100,8 @@ impl Service for CacheService {
     }
 }
 
-/// The reads of a batch. The few that need a second line of their bucket wait for it together.
+/// The reads of a batch. Reads that need the second line of their bucket are delayed until it is
+/// prefetched.
 struct Reads<'a> {
     table: &'a Table,
     far: [(usize, Hashed); BATCH],
@@ -127,7 +126,7 @@ impl<'a> Reads<'a> {
         }
     }
 
-    /// Answers those that wait.
+    /// Answers the delayed reads.
     #[inline]
     fn settle(&mut self, batch: &mut Batch<'_>) {
         for at in 0..std::mem::take(&mut self.waiting) {

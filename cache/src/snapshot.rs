@@ -178,7 +178,10 @@ fn read_all(file: &mut impl Read, mut each: impl FnMut(Entry)) -> Result<u64, Fa
         entries += block.entries().map(&mut each).count() as u64;
     }
     if entries > header.entries {
-        return Err(Fault::Damaged { offset, what: "more entries than the header says" });
+        return Err(Fault::Damaged {
+            offset,
+            what: "there are more entries than the header states",
+        });
     }
     match file.read(&mut [0])? {
         0 => Ok(entries),

@@ -1,38 +1,37 @@
-//! Counters that threads do not fight over.
+//! Counters in stripes, so that threads rarely write to the same cache line.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// What a table holds and what has happened to it since it was made.
+/// Statistics of a table since its creation.
 ///
-/// The counts are exact once the threads that use the table are still; while they are not, each is
-/// a value that it had a moment ago, and they need not fit each other to the last digit.
+/// The counts are exact when no thread uses the table. Otherwise each is a recent value, and they
+/// may differ slightly from each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Entries held now.
+    /// Entries in the table.
     pub entries: u64,
-    /// Entries that can be held.
+    /// The most entries that the table can hold.
     pub capacity: u64,
-    /// Bytes taken for entries, whether filled or not.
+    /// Bytes allocated for entries, filled or vacant.
     pub bytes: u64,
     /// Lookups that found their key.
     pub hits: u64,
-    /// Lookups that did not.
+    /// Lookups that did not find their key.
     pub misses: u64,
-    /// Among the misses, those where writers kept the reader out of the bucket for too long.
+    /// Misses among them because writers occupied the bucket during all tries of the reader.
     pub kept_out: u64,
-    /// Insertions, of new keys and of known ones.
+    /// Insertions, of new keys and of keys in the table.
     pub writes: u64,
-    /// Entries that had to go to make room.
+    /// Entries that were evicted.
     pub evictions: u64,
 }
 
-/// Stripes; more threads than this share, which costs time and no counts.
+/// Number of stripes. More threads share them, which costs time but no counts.
 const STRIPES: usize = 32;
 
-/// One thread's counters, on cache lines of their own (two, since some machines fetch lines in
-/// pairs).
+/// The counters of a thread, on two cache lines of their own: some machines fetch lines in pairs.
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Stripe {
@@ -63,7 +62,7 @@ impl Counters {
         }
     }
 
-    /// Adds one write, which added and evicted so many entries.
+    /// Counts a write, and whether it added or evicted an entry.
     #[inline]
     pub(crate) fn write(&self, added: bool, evicted: bool) {
         let stripe = self.mine();
@@ -76,14 +75,14 @@ impl Counters {
         }
     }
 
-    /// Adds an entry that came from a snapshot, and evicted another one or did not.
+    /// Counts an entry from a snapshot, which may have evicted another.
     pub(crate) fn restored(&self, evicted: bool) {
         let stripe = self.mine();
         let counter = if evicted { &stripe.evictions } else { &stripe.added };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Adds entries that were removed.
+    /// Counts removed entries.
     #[inline]
     pub(crate) fn removed(&self, entries: u64) {
         if entries != 0 {
@@ -91,7 +90,7 @@ impl Counters {
         }
     }
 
-    /// The sums; `capacity` and `bytes` are left at zero.
+    /// The sums of all stripes. `capacity` and `bytes` are zero.
     pub(crate) fn sum(&self) -> Stats {
         let mut stats = Stats::default();
         let (mut added, mut removed) = (0, 0);
@@ -104,7 +103,7 @@ impl Counters {
             added += stripe.added.load(Ordering::Relaxed);
             removed += stripe.removed.load(Ordering::Relaxed);
         }
-        // One thread's removal may be seen before another's insertion of the same entry.
+        // The removal of an entry by one thread may be seen before its insertion by another.
         stats.entries = u64::saturating_sub(added, removed);
         stats
     }

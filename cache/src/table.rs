@@ -1,9 +1,9 @@
-//! The table: buckets, and what is done with all of them.
+//! The label table: buckets, and operations on all of them.
 
 use crate::bucket::{self, Read};
 use crate::duel::Duel;
-use crate::eviction::SLOTS;
 use crate::hash::Hashed;
+use crate::layout::SLOTS;
 use crate::memory::{Buckets, physical_bytes};
 #[cfg(doc)]
 use crate::populate_in_background;
@@ -14,15 +14,14 @@ use thiserror::Error;
 
 pub use crate::bucket::{Entry, Insert};
 
-/// How large a table is to be.
+/// The size of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capacity {
-    /// Room for so many entries and an eighth more, rounded up to whole buckets of eight: of so
-    /// many different keys nine in ten then stay, and an entry that does takes less than 20
-    /// bytes. See [`Table`].
+    /// Slots for this many entries and an eighth more, rounded up to whole buckets of eight. Of
+    /// this many different keys about 90 % stay, and each takes less than 20 bytes. See [`Table`].
     Entries(u64),
-    /// At most so many bytes, of which each eight entries take 128; in a table of less than 524,288
-    /// entries 144.
+    /// At most this many bytes. A bucket of eight entries takes 128 bytes; in a table of fewer than
+    /// 524,288 entries 144 bytes.
     Bytes(u64),
 }
 
@@ -35,45 +34,45 @@ impl fmt::Display for Capacity {
     }
 }
 
-/// Why there is no table.
+/// Why a table was not created.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TableError {
-    /// The capacity is less than one entry, or than the bytes of one bucket. Ask for more.
-    #[error("a capacity of {capacity} holds nothing; the least is 1 entry or 144 bytes")]
+    /// The capacity is less than one entry, or less than one bucket.
+    #[error("a table of {capacity} is too small; the least is 1 entry or 144 bytes")]
     TooSmall {
-        /// What was asked for.
+        /// The requested capacity.
         capacity: Capacity,
     },
-    /// The capacity is more than the machine's memory. Ask for less.
-    #[error("a capacity of {capacity} is more than this machine's {limit_bytes} bytes of memory")]
+    /// The capacity is more than the machine's memory.
+    #[error("a table of {capacity} exceeds this machine's memory of {limit_bytes} bytes")]
     TooLarge {
-        /// What was asked for.
+        /// The requested capacity.
         capacity: Capacity,
-        /// What the machine has, or what it can address where that is not known.
+        /// The machine's memory, or its address space if the memory is unknown.
         limit_bytes: u64,
     },
-    /// The system refused the memory. Ask for less, or free some.
-    #[error("the system refused {bytes} bytes for the table: {source}")]
+    /// The system refused the memory. Request less, or free some.
+    #[error("cannot allocate {bytes} bytes for the table: {source}")]
     OutOfMemory {
-        /// What was asked of the system.
+        /// The requested bytes.
         bytes: u64,
-        /// What it said.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// What [`Table::read_near`] found.
+/// The result of [`Table::read_near`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Near {
-    /// The key's value, or that it is not there.
+    /// The key's value, or `None` if it is not in the table.
     Known(Option<u64>),
-    /// It takes a look into the bucket's other line, which is on its way: ask [`Table::read`].
+    /// The key may be in the bucket's other line, which is being prefetched: call [`Table::read`].
     Far,
 }
 
-/// [`Capacity::Entries`] takes one slot more for so many. With a sixth more, the table that so many
-/// keys have just filled would take more than 20 bytes an entry.
+/// [`Capacity::Entries`] adds one slot for this many entries. With one for six, a table just filled
+/// with that many keys would take more than 20 bytes per entry.
 const SPARE_PART: u64 = 8;
 
 /// A bounded concurrent hash table from `u64` to `u64`.
@@ -81,37 +80,55 @@ const SPARE_PART: u64 = 8;
 /// Every key and every value can be stored. All methods take `&self` and may be called from any
 /// number of threads.
 ///
-/// * A value that is read under a key is one that was written under that key, whole.
-/// * What [`insert`](Self::insert) wrote is there for every lookup that begins after it returned,
-///   until it is overwritten, removed, or evicted because its bucket was full.
-/// * A lookup takes no lock and ends after a bounded number of steps, whatever writers do. If
-///   writers were in its bucket at each of its tries (which takes one that lost its core in the
-///   middle of some twenty instructions), it reports a miss, and [`Stats::kept_out`] counts it.
+/// * A lookup returns a whole value that was written under the same key.
+/// * A lookup that begins after [`insert`](Self::insert) returned finds the value, until it is
+///   overwritten, removed, or evicted because its bucket was full.
+/// * A lookup takes no lock and ends after a bounded number of steps. If a writer was in its bucket
+///   at every try, which means that the writer lost its core within some twenty instructions, the
+///   lookup reports a miss, and [`Stats::kept_out`] counts it.
+///
+/// ```
+/// use afterimage_cache::{Capacity, Insert, Table};
+///
+/// let table = Table::new(Capacity::Entries(1_000_000))?;
+/// assert_eq!(table.insert(7, 70), Insert::Inserted);
+/// assert_eq!(table.get(7), Some(70));
+/// assert_eq!(table.insert(7, 71), Insert::Updated { old: 70 });
+///
+/// // Many keys at once: their memory accesses overlap.
+/// let mut values = [None; 3];
+/// table.get_many(&[6, 7, 8], &mut values);
+/// assert_eq!(values, [None, Some(71), None]);
+///
+/// assert!(table.remove(7));
+/// assert_eq!(table.stats().hits, 2);
+/// # Ok::<(), afterimage_cache::TableError>(())
+/// ```
 ///
 /// # Capacity
 ///
-/// A key can stand in one bucket only, and some buckets fill before others: a table starts to evict
-/// before it is full. Of *n* different keys 86 % stay in a table with *n* slots, 90 % in one that
-/// was made for *n* entries ([`Capacity::Entries`]), 97.6 % with 1.6 *n* slots and 99.2 % with 2
-/// *n*. All slots come to be used as more keys follow.
+/// A key has one bucket, and some buckets fill before others: a table starts to evict before it is
+/// full. Of *n* different keys 86 % stay in a table with *n* slots, 90 % with
+/// [`Capacity::Entries`] of *n*, 97.6 % with 1.6 *n* slots and 99.2 % with 2 *n*. As more keys
+/// follow, all slots fill.
 pub struct Table {
     buckets: Buckets,
-    /// What the buckets take.
+    /// Size of the buckets.
     bytes: u64,
     duel: Duel,
     counters: Counters,
 }
 
 impl Table {
-    /// Takes the memory for a table and touches none of it.
+    /// Reserves the memory of a table without touching it.
     ///
     /// # Errors
     ///
-    /// [`TableError::TooSmall`], [`TableError::TooLarge`] for what can never be had here, and
-    /// [`TableError::OutOfMemory`] for what cannot be had now.
+    /// [`TableError::TooSmall`]; [`TableError::TooLarge`] if the machine can never provide the
+    /// memory; [`TableError::OutOfMemory`] if it cannot provide it now.
     pub fn new(capacity: Capacity) -> Result<Self, TableError> {
         let buckets = match capacity {
-            // What overflows here is too large all the same.
+            // A number that overflows is too large in any case.
             Capacity::Entries(entries) => {
                 entries.saturating_add(entries.div_ceil(SPARE_PART)).div_ceil(SLOTS as u64)
             }
@@ -133,37 +150,36 @@ impl Table {
         Ok(Self { buckets, bytes, duel: Duel::new(count), counters: Counters::default() })
     }
 
-    /// Has the system give the table's memory now, rather than page by page to those who first
-    /// write there: a page of 2 MiB takes it a quarter of a millisecond, and where a virtual
-    /// machine's host must find the memory, two. Others may use the table meanwhile. `go_on` is
-    /// asked before each such page whether to. See [`populate_in_background`].
+    /// Lets the system allocate the table's memory now, instead of at the first write to each page.
+    /// A page of 2 MiB takes a quarter of a millisecond, or two if the host of a virtual machine
+    /// must allocate it, too. Other threads may use the table meanwhile. Calls `go_on` before each
+    /// page, and stops when it returns false. See [`populate_in_background`].
     ///
     /// # Errors
     ///
-    /// What the system says when it cannot: it is no Linux, or one older than 5.14. The table is as
-    /// good as before. A system that has not that much memory may end the process, as it may
-    /// when the table fills.
+    /// The error of the system, if it is not Linux 5.14 or newer. The table works all the same. A
+    /// system with too little memory may end the process, as it may when the table fills.
     pub fn populate(&self, mut go_on: impl FnMut() -> bool) -> io::Result<()> {
         self.buckets.populate(&mut go_on)
     }
 
-    /// Entries that can be held, exactly: the number of slots.
+    /// The number of slots: the most entries that the table can hold.
     pub fn capacity(&self) -> u64 {
         self.buckets.len() as u64 * SLOTS as u64
     }
 
-    /// Bytes taken for entries. Those that were never touched may not be in physical memory yet.
+    /// Bytes reserved for entries. Bytes that were never touched may not be in physical memory yet.
     pub fn memory_bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Entries held, exact while nobody writes.
+    /// The number of entries, exact while no thread writes.
     #[expect(clippy::len_without_is_empty, reason = "a cache's emptiness decides nothing")]
     pub fn len(&self) -> u64 {
         self.counters.sum().entries
     }
 
-    /// What the table holds and what has happened to it.
+    /// Size and counters of the table.
     pub fn stats(&self) -> Stats {
         Stats { capacity: self.capacity(), bytes: self.memory_bytes(), ..self.counters.sum() }
     }
@@ -185,8 +201,8 @@ impl Table {
         }
     }
 
-    /// The value of a key that was mixed before, without counting: callers count many lookups in
-    /// one go, with [`record_lookups`](Self::record_lookups).
+    /// The value of a key that was mixed before. It is not counted: the caller counts many lookups
+    /// at once with [`record_lookups`](Self::record_lookups).
     #[inline]
     pub fn read(&self, hashed: Hashed) -> Option<u64> {
         match self.buckets.of(hashed).read(hashed) {
@@ -199,16 +215,15 @@ impl Table {
         }
     }
 
-    /// Counts lookups that were made with [`read`](Self::read).
+    /// Counts lookups by [`read`](Self::read) and [`read_near`](Self::read_near).
     #[inline]
     pub fn record_lookups(&self, hits: u64, misses: u64) {
         self.counters.lookups(hits, misses, 0);
     }
 
-    /// As [`read`](Self::read), looking no further than into the line of memory that
-    /// [`prefetch`](Self::prefetch) asked for. Nearly always that settles it; if not, the bucket's
-    /// other line is asked for, and the caller does something else before it calls
-    /// [`read`](Self::read).
+    /// As [`read`](Self::read), but only in the line of memory that [`prefetch`](Self::prefetch)
+    /// requested, which nearly always suffices. If not, this prefetches the bucket's other line,
+    /// and the caller should do other work before it calls [`read`](Self::read).
     #[inline]
     pub fn read_near(&self, hashed: Hashed) -> Near {
         let bucket = self.buckets.of(hashed);
@@ -222,16 +237,14 @@ impl Table {
         }
     }
 
-    /// Asks the processor to bring the line near in which the key most likely stands, and does not
-    /// wait for it. Prefetch some sixteen keys ahead of reading them, and the memory's latency
-    /// is hidden.
+    /// Prefetches the line that most likely contains the key, without waiting for it. A caller that
+    /// prefetches some sixteen keys before it reads the first hides the latency of memory.
     #[inline]
     pub fn prefetch(&self, hashed: Hashed) {
         self.buckets.of(hashed).prefetch(hashed.home());
     }
 
-    /// As [`prefetch`](Self::prefetch), for a key that will be inserted: that takes the whole
-    /// bucket.
+    /// Prefetches the whole bucket, for a key that will be inserted.
     #[inline]
     pub fn prefetch_bucket(&self, hashed: Hashed) {
         let bucket = self.buckets.of(hashed);
@@ -239,23 +252,23 @@ impl Table {
         bucket.prefetch(1);
     }
 
-    /// Looks up many keys, in no particular order: `values[i]` becomes the value of `keys[i]`.
-    /// Buckets are prefetched a window ahead, so a table much larger than the processor's
-    /// caches is nearly as fast as a small one.
+    /// Looks up many keys in any order: `values[i]` becomes the value of `keys[i]`. Buckets are
+    /// prefetched in advance, so a table much larger than the processor's caches is nearly as fast
+    /// as a small one.
     ///
     /// # Panics
     ///
-    /// If the slices are not of the same length.
+    /// If the slices differ in length.
     pub fn get_many(&self, keys: &[u64], values: &mut [Option<u64>]) {
         assert_eq!(keys.len(), values.len(), "as many values as keys");
-        // A ring of the keys that are under way: each read makes room for one more prefetch, so
-        // there are always as many memory accesses in flight as there may be.
+        // A ring of prefetched keys: each read is followed by one more prefetch, so the number of
+        // memory accesses in flight stays at its maximum.
         let mut ring = [Hashed::default(); AHEAD];
         for (hashed, &key) in ring.iter_mut().zip(keys) {
             *hashed = Hashed::new(key);
             self.prefetch(*hashed);
         }
-        // Those that need their bucket's other line are left until it had time to come.
+        // Keys that need the other line of their bucket are read later, when it has arrived.
         let mut far = [(0, Hashed::default()); AHEAD];
         let mut left = 0;
         let mut hits = 0;
@@ -267,11 +280,11 @@ impl Table {
         };
         let mut near_hits = 0;
         for at in 0..keys.len() {
-            let place = &mut ring[at % AHEAD];
-            let hashed = *place;
+            let next = &mut ring[at % AHEAD];
+            let hashed = *next;
             if let Some(&key) = keys.get(at + AHEAD) {
-                *place = Hashed::new(key);
-                self.prefetch(*place);
+                *next = Hashed::new(key);
+                self.prefetch(*next);
             }
             match self.read_near(hashed) {
                 Near::Known(value) => {
@@ -293,8 +306,7 @@ impl Table {
         self.counters.lookups(hits, keys.len() as u64 - hits, 0);
     }
 
-    /// Stores `value` under `key`. It always is stored; if the bucket is full, another entry
-    /// leaves.
+    /// Stores `value` under `key`. If the bucket is full, another entry is evicted.
     pub fn insert(&self, key: u64, value: u64) -> Insert {
         let hashed = Hashed::new(key);
         self.insert_hashed(hashed, value)
@@ -313,28 +325,28 @@ impl Table {
         outcome
     }
 
-    /// Removes `key`; says whether it was there.
+    /// Removes `key`; returns whether it was in the table.
     pub fn remove(&self, key: u64) -> bool {
         self.remove_when(key, |_| true)
     }
 
-    /// Removes `key` if its value is `expected`; says whether it did.
+    /// Removes `key` if its value is `expected`; returns whether it was removed.
     pub fn remove_if(&self, key: u64, expected: u64) -> bool {
         self.remove_when(key, |value| value == expected)
     }
 
-    /// Removes all entries. One that is inserted meanwhile may stay.
+    /// Removes all entries. An entry that is inserted meanwhile may stay.
     pub fn clear(&self) {
         for bucket in self.buckets.iter() {
             self.counters.removed(u64::from(bucket.clear()));
         }
     }
 
-    /// All entries, while readers and writers go on.
+    /// All entries. Readers and writers may use the table meanwhile.
     ///
-    /// Each bucket is copied as it stood at one moment, so every pair was in the table, and no key
-    /// comes twice. An entry that stays for the whole time comes once; one that comes or goes
-    /// may or may not.
+    /// Each bucket is copied as it was at one moment, so every pair was in the table, and no key
+    /// occurs twice. An entry that stays in the table for the whole time occurs once; an entry that
+    /// is inserted or removed meanwhile may be missing.
     pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         self.buckets.iter().flat_map(|bucket| {
             let (entries, count) = bucket.entries();
@@ -342,11 +354,11 @@ impl Table {
         })
     }
 
-    /// Checks what must hold inside the table, for tests.
+    /// Checks the invariants of the table, for tests.
     ///
     /// # Errors
     ///
-    /// Says what does not hold, and in which bucket.
+    /// The broken invariant, and its bucket.
     pub fn validate(&self) -> Result<(), String> {
         let mut entries = 0;
         for (index, bucket) in self.buckets.iter().enumerate() {
@@ -357,7 +369,7 @@ impl Table {
                 let home = Hashed::new(entry.key).bucket(self.buckets.len());
                 if home != index {
                     return Err(format!(
-                        "bucket {index}: key {:#x} belongs into bucket {home}",
+                        "bucket {index}: key {:#x} belongs to bucket {home}",
                         entry.key
                     ));
                 }
@@ -370,8 +382,8 @@ impl Table {
         Ok(())
     }
 
-    /// Stores an entry with the heat that it had in a snapshot. `None` if its key is there already;
-    /// what is there stays. Not counted among the writes.
+    /// Stores an entry of a snapshot with its heat. `None` if the key is already in the table: the
+    /// entry there stays. Not counted as a write.
     #[doc(hidden)]
     pub fn restore(&self, entry: Entry) -> Option<Insert> {
         let hashed = Hashed::new(entry.key);
@@ -396,6 +408,6 @@ impl fmt::Debug for Table {
     }
 }
 
-/// Lookups in flight at once in [`Table::get_many`]: enough to cover the memory's latency, few
-/// enough that no prefetched line is pushed out again before it is read.
+/// Lookups in flight in [`Table::get_many`]: enough to hide the latency of memory, and few enough
+/// that the processor's cache keeps each prefetched line until it is read.
 const AHEAD: usize = 32;

@@ -1,30 +1,24 @@
-//! What the table promises, seen from outside.
-
-#[cfg(target_os = "linux")]
-mod resident;
+//! The promises of the table, through its public interface.
 
 use afterimage_cache::{Capacity, Hashed, Insert, Table, TableError};
 use afterimage_wire::splitmix::SplitMix64;
-#[cfg(target_os = "linux")]
-use resident::resident_bytes;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-/// Miri is some thousand times slower.
+/// A smaller number under Miri, which is about a thousand times slower.
 const fn sized(normal: u64, miri: u64) -> u64 {
     if cfg!(miri) { miri } else { normal }
 }
 
-/// A table with so many slots, rounded up to whole buckets, and few enough that it stores whole
-/// keys.
+/// A table with this many slots, rounded up to whole buckets. It stores whole keys.
 fn table(slots: u64) -> Table {
     assert!(slots < 1 << 19, "{slots}");
     Table::new(Capacity::Bytes(slots.div_ceil(8) * 144)).expect("a small table")
 }
 
-/// Lets the threads of a test end when the test does, also when it fails.
+/// Ends the threads of a test when the test ends, also by a failure.
 struct Ending<'a>(&'a AtomicBool);
 
 impl Drop for Ending<'_> {
@@ -60,10 +54,10 @@ fn random_operations_agree_with_a_hash_map() {
     for seed in 0..sized(60, 2) {
         println!("seed {seed}");
         let mut rng = SplitMix64(seed);
-        // From one bucket to some, with more keys than room.
+        // From one bucket to eight, with more keys than slots.
         let table = table(1 + rng.below(60));
         let keys = 1 + rng.below(150);
-        // Keys from both ends of their range.
+        // Keys from both ends of the range.
         let key = |n: u64| if n.is_multiple_of(2) { n } else { u64::MAX - n };
         let mut model = HashMap::new();
         for _ in 0..sized(1500, 150) {
@@ -119,9 +113,9 @@ fn random_operations_agree_with_a_hash_map() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a matter of large numbers")]
-fn a_table_that_stores_tags_alone_agrees_with_a_hash_map_too() {
-    // One bucket more than the least such table has: their number is no power of two.
+#[cfg_attr(miri, ignore = "needs large numbers")]
+fn a_table_that_stores_only_tags_agrees_with_a_hash_map() {
+    // One bucket more than the least such table: the number is not a power of two.
     let table = Table::new(Capacity::Bytes((8 << 20) + 128)).unwrap();
     let mut rng = SplitMix64(1);
     let mut model = HashMap::new();
@@ -174,7 +168,7 @@ fn counts_hits_misses_writes_and_evictions() {
 }
 
 #[test]
-fn entries_get_an_eighth_more_and_whole_buckets_and_bytes_round_down() {
+fn entries_are_rounded_up_and_bytes_down_to_buckets() {
     for (capacity, entries) in [
         (Capacity::Entries(1), 8),
         (Capacity::Entries(7), 8),
@@ -208,7 +202,7 @@ fn an_impossible_capacity_is_a_clear_error() {
         let error = Table::new(capacity).unwrap_err();
         assert!(matches!(error, TableError::TooLarge { .. }), "{capacity:?}: {error}");
     }
-    // What could be addressed, but not had. Miri knows no limit and dies of it.
+    // Within the address space, but more than the memory. Miri knows no such limit.
     if !cfg!(miri) {
         for capacity in [Capacity::Entries(1 << 45), Capacity::Bytes(1 << 50)] {
             let error = Table::new(capacity).unwrap_err();
@@ -218,18 +212,7 @@ fn an_impossible_capacity_is_a_clear_error() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "reads /proc")]
-#[cfg(target_os = "linux")]
-fn a_new_table_takes_address_space_but_no_memory() {
-    let before = resident_bytes().unwrap();
-    let table = Table::new(Capacity::Bytes(1 << 30)).unwrap();
-    let after = resident_bytes().unwrap();
-    assert!(after.saturating_sub(before) < 64 << 20, "{before} bytes became {after}");
-    drop(table);
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "a matter of large numbers")]
+#[cfg_attr(miri, ignore = "needs large numbers")]
 fn a_full_table_takes_less_than_twenty_bytes_an_entry() {
     let table = table(100_000);
     for key in 0..10 * table.capacity() {
@@ -240,8 +223,8 @@ fn a_full_table_takes_less_than_twenty_bytes_an_entry() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a matter of large numbers")]
-fn of_as_many_keys_as_a_table_was_made_for_nine_in_ten_stay() {
+#[cfg_attr(miri, ignore = "needs large numbers")]
+fn nine_in_ten_keys_stay_in_a_table_for_that_many() {
     const ENTRIES: u64 = 1_000_000;
     let table = Table::new(Capacity::Entries(ENTRIES)).unwrap();
     for key in 0..ENTRIES {
@@ -255,7 +238,7 @@ fn of_as_many_keys_as_a_table_was_made_for_nine_in_ten_stay() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a matter of large numbers")]
+#[cfg_attr(miri, ignore = "needs large numbers")]
 fn eviction_prefers_the_cold() {
     let table = table(70_000);
     let hot = table.capacity() / 4;
@@ -263,7 +246,7 @@ fn eviction_prefers_the_cold() {
         table.insert(key, key);
         table.get(key);
     }
-    // Cold keys come once each; the hot ones are asked for now and then.
+    // Each cold key comes once; hot keys are looked up now and then.
     for cold in 0..5 * table.capacity() {
         table.insert(1 << 32 | cold, 0);
         let key = cold % hot;
@@ -276,8 +259,8 @@ fn eviction_prefers_the_cold() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a matter of large numbers")]
-fn a_scan_does_not_flush_what_is_in_use() {
+#[cfg_attr(miri, ignore = "needs large numbers")]
+fn a_scan_does_not_evict_the_working_set() {
     let table = table(70_000);
     let working_set = table.capacity() / 2;
     for _ in 0..3 {
@@ -287,7 +270,7 @@ fn a_scan_does_not_flush_what_is_in_use() {
             }
         }
     }
-    // Ten times the capacity, each key once, and nobody asks for the working set meanwhile.
+    // Ten times the capacity, each key once, without lookups of the working set.
     for key in 0..10 * table.capacity() {
         table.insert(1 << 40 | key, 0);
     }
@@ -296,14 +279,14 @@ fn a_scan_does_not_flush_what_is_in_use() {
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "a matter of large numbers")]
-fn a_table_comes_to_follow_a_working_set_that_moves_on() {
+#[cfg_attr(miri, ignore = "needs large numbers")]
+fn a_table_follows_a_moving_working_set() {
     let table = table(20_000);
     let mut rng = SplitMix64(1);
     let (window, requests) = (table.capacity() * 4 / 5, 40 * table.capacity());
     let mut hits_of_last_quarter = 0;
     for at in 0..requests {
-        // Each key is asked for some ten times and never again, so nine in ten can be hits.
+        // Each key is looked up about ten times, so nine in ten requests can be hits.
         let key = at / 10 + rng.number() % window;
         if table.get(key).is_none() {
             table.insert(key, key);
@@ -312,13 +295,13 @@ fn a_table_comes_to_follow_a_working_set_that_moves_on() {
         }
     }
     let ratio = hits_of_last_quarter as f64 / (requests / 4) as f64;
-    // A table that only guards has 0.75.
+    // With S3-FIFO alone the ratio is 0.75.
     assert!(ratio > 0.80, "{ratio} of the last quarter were hits");
 }
 
 #[test]
-fn each_value_read_is_one_that_was_written_under_that_key() {
-    // A value is its key and a generation, scrambled together; any mixture of two entries shows.
+fn a_value_was_always_written_under_the_same_key() {
+    // A value mixes its key and a generation, and so shows any mixture of two entries.
     const SALT: u64 = 0x5851_f42d_4c95_7f2d;
     let seal = |key: u64, generation: u64| (key << 32 | generation).wrapping_mul(SALT);
     let inverse = (0..6).fold(SALT, |x, _| x.wrapping_mul(2u64.wrapping_sub(SALT.wrapping_mul(x))));
@@ -389,8 +372,8 @@ fn each_value_read_is_one_that_was_written_under_that_key() {
 }
 
 #[test]
-fn an_entry_that_nobody_touches_is_listed_however_busy_its_bucket_is() {
-    // One bucket: the writer changes one entry of it without pause, the others must be in every
+fn an_untouched_entry_is_in_every_listing_of_a_busy_bucket() {
+    // One bucket, of which a thread changes one entry without pause. The others must be in every
     // listing.
     let table = table(8);
     for key in 0..8 {

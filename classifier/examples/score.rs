@@ -1,9 +1,10 @@
-//! The time of an image alone and in batches, and the labels, as JSON: `score DATA_DIR MODEL
-//! SECONDS`, with `shipped`, `raw` or a file for the model. What `bench/scripts/classifier.sh` holds beside
-//! other programs.
+//! Measurement of one model: the time of an image alone and in batches, and the labels, as JSON.
+//! `bench/scripts/classifier.sh` compares them with other programs.
 //!
-//! Times are CPU time, from which others on the machine take less than from the time on the wall.
-//! The images are the first 10,000 to train on: no figure about errors comes out of this.
+//! Usage: `score DATA_DIR MODEL SECONDS`; the model is `shipped`, `raw` or a file.
+//!
+//! Times are CPU time: other load on the machine changes it less than wall time. The images are the
+//! first 10,000 training images, so this says nothing about errors.
 
 use std::error::Error;
 use std::path::Path;

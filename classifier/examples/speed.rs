@@ -1,9 +1,9 @@
 //! Time from an image's bytes to its label: `speed DATA_DIR [MODEL_FILE] [--json]`.
 //!
 //! Alone and in batches, with every instruction set, on one thread and on two, through the engine;
-//! and what the arithmetic costs at least. Figures are the fastest of many rounds, on one core of
-//! its CPU time: on a shared machine the others measure the neighbours. What is compared is
-//! measured in turns. `bench/scripts/classifier.sh` runs it and keeps the record.
+//! and the least time that the arithmetic takes. A figure is the fastest of many rounds, in CPU
+//! time on one core: on a shared machine, slower rounds measure other load. Compared programs run
+//! in turns. `bench/scripts/classifier.sh` runs it and keeps the record.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -13,9 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use afterimage_classifier::{
-    Dataset, Engine, EngineOptions, FeatureMap, Job, Level, Model, Scratch,
-};
+use afterimage_classifier::{Dataset, Engine, EngineOptions, FeatureMap, Isa, Job, Model, Scratch};
 use ndarray::{Array2, ArrayView2};
 use rayon::ThreadPool;
 use rustix::time::{ClockId, clock_gettime};
@@ -27,8 +25,8 @@ const PATIENCE: Duration = Duration::from_millis(700);
 const LONG_PATIENCE: Duration = Duration::from_secs(4);
 const BATCHES: [usize; 4] = [1, 8, 64, 256];
 const IMAGES: usize = 512;
-/// Images of a round on several threads: some milliseconds, so that now and then nobody disturbs
-/// one.
+/// Images of a round on several threads: some milliseconds, so that some rounds run
+/// undisturbed.
 const MANY: usize = 1024;
 /// Rows and columns of the matrices whose product is timed: large beside the caches' lines, small
 /// beside the caches.
@@ -93,37 +91,37 @@ fn floor(model: &Model, figures: &mut Map<String, Value>) {
         "ndarray's matrix product".into(),
         json!({ "billion multiply-adds a second": product / 1e9, "floor, µs": work / product * 1e6 }),
     );
-    for level in Level::available() {
+    for isa in Isa::available() {
         let rounds = 20_000;
-        let count = black_box(level.multiply_adds(1)) as f64 * rounds as f64;
+        let count = black_box(isa.multiply_adds(1)) as f64 * rounds as f64;
         let seconds = fastest(PATIENCE, || {
-            black_box(level.multiply_adds(rounds));
+            black_box(isa.multiply_adds(rounds));
         });
         let (peak, least) = (count / seconds / 1e9, work / count * seconds * 1e6);
         figures.insert(
-            format!("multiply-adds in registers, {}", level.name()),
+            format!("multiply-adds in registers, {}", isa.name()),
             json!({ "billion a second": peak, "floor, µs": least }),
         );
     }
 }
 
 fn one_core(model: &Model, images: &[&[u8]], figures: &mut Map<String, Value>) -> Result<()> {
-    let expected = model.scores_with(Level::available()[0], images)?;
-    for level in Level::available() {
+    let expected = model.scores_with(Isa::available()[0], images)?;
+    for isa in Isa::available() {
         // Every measurement checks its answers.
-        assert_eq!(model.scores_with(level, images)?, expected);
+        assert_eq!(model.scores_with(isa, images)?, expected);
         let mut times = Map::new();
         for batch in BATCHES {
-            let some = &images[..if level.name() == "portable" { 256 } else { images.len() }];
+            let some = &images[..if isa.name() == "portable" { 256 } else { images.len() }];
             let seconds = fastest(PATIENCE, || {
                 for images in some.chunks(batch) {
-                    black_box(model.scores_with(level, images).expect("right size"));
+                    black_box(model.scores_with(isa, images).expect("right size"));
                 }
             });
             let each = seconds / some.len() as f64 * 1e6;
             times.insert(format!("batches of {batch}"), each.into());
         }
-        figures.insert(format!("µs per image, {}", level.name()), times.into());
+        figures.insert(format!("µs per image, {}", isa.name()), times.into());
     }
     let (mut label, mut scratch) = ([0], Scratch::default());
     let alone = fastest(PATIENCE, || {
@@ -143,7 +141,7 @@ fn two_cores(model: &Model, many: &Dataset, figures: &mut Map<String, Value>) ->
     let pools = [pool(1)?, pool(2)?];
     let matrix: ArrayView2<'_, u8> = many.matrix();
     let expected = pools[0].install(|| model.classify_all(matrix))?;
-    let level = Level::best();
+    let isa = Isa::best();
     let mut rounds: Vec<[f64; 6]> = Vec::new();
     let began = Instant::now();
     while began.elapsed() < LONG_PATIENCE {
@@ -157,7 +155,7 @@ fn two_cores(model: &Model, many: &Dataset, figures: &mut Map<String, Value>) ->
         };
         let multiply = |pool: &ThreadPool| {
             let started = Instant::now();
-            pool.broadcast(|_| black_box(level.multiply_adds(200_000)));
+            pool.broadcast(|_| black_box(isa.multiply_adds(200_000)));
             started.elapsed().as_secs_f64() / pool.current_num_threads() as f64
         };
         let [one, two] = &pools;

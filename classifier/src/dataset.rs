@@ -1,4 +1,4 @@
-//! Labelled images in memory, and the directory of four files that MNIST and its likes come in.
+//! Labelled images in memory, and the directory of four files in MNIST's format.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -7,12 +7,8 @@ use std::path::Path;
 use ndarray::ArrayView2;
 
 use crate::error::DataError;
-use crate::input::{bounded, idx};
+use crate::input::{MAX_DATASET_FILE_BYTES, bounded, idx};
 use crate::shape::Shape;
-
-/// Largest data-set file read, in bytes, before and after unpacking: MNIST's is 47 MB, EMNIST's 550
-/// MB.
-pub const MAX_DATASET_FILE_BYTES: u64 = 1 << 30;
 
 /// Images of one shape and their labels.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
-//! The compute engine: threads of its own score what is submitted, and what waits together is
-//! scored together. Whoever submits, an I/O thread say, never computes.
+//! The compute engine: its own threads score the submitted images, those that wait at the same time
+//! in one batch. The submitting thread, for example an I/O thread, never computes.
 //!
 //! **One reply each.** Every submitted reply is called exactly once, whatever happens: with the
-//! label; with the reason why there is none (refused, expired, a panic while scoring); or, should
-//! an item ever be lost on the way, with [`EngineError::Lost`] by its own destructor. The type that
+//! label; with the reason why there is none (refused, expired, a panic while scoring); or, if a job
+//! is dropped unanswered, with [`EngineError::Lost`] by its destructor. The type that
 //! waits in the queue sees to it.
 //!
 //! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one and
@@ -91,8 +91,8 @@ impl Engine {
     }
 
     /// Submits one job and returns at once. Its reply is called exactly once, also when it is
-    /// refused: then on this thread, before this returns, and the refusal is returned as well,
-    /// for those who want to count it.
+    /// refused: then on this thread, before this returns. The refusal is returned as well,
+    /// so that the caller can count it.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`], [`EngineError::WrongSize`] or [`EngineError::ShuttingDown`];
@@ -152,8 +152,7 @@ impl Engine {
         }
     }
 
-    /// Whether a thread has nothing to do and nothing waits: a job that comes now keeps nobody
-    /// waiting.
+    /// Whether a thread is free and the queue is empty: a job submitted now delays no other.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let queue = self.shared.lock();

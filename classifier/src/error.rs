@@ -1,9 +1,9 @@
-//! What can go wrong with the files we are given. The engine's errors stand in `engine.rs`.
+//! Errors of image, data-set and model files. The engine's errors are in `engine.rs`.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why an image or a data set cannot be read.
+/// An error in an image or a data set.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
@@ -12,15 +12,15 @@ pub enum DataError {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file named here is bad; `source` says how.
+    /// A fault in the named file.
     #[error("{path}: {source}", path = path.display())]
     InFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         source: Box<DataError>,
     },
     /// The bytes are not of the format expected. Check that it is the right file.
@@ -31,17 +31,17 @@ pub enum DataError {
         /// The first bytes found, printable.
         found: String,
     },
-    /// The file ends before what its header promises. It is cut short, or its header lies.
-    #[error("{what} needs {needed} bytes; {have} are there")]
+    /// The file ends before the length in its header: it is cut, or the header is wrong.
+    #[error("{what} needs {needed} bytes; the file has {have}")]
     Truncated {
-        /// The part that is cut short.
+        /// The part that is cut.
         what: &'static str,
         /// Bytes needed.
         needed: u64,
-        /// Bytes there.
+        /// Bytes present.
         have: u64,
     },
-    /// Bytes follow where the file should end. It is not the file it claims to be.
+    /// Bytes follow after the end that the header gives.
     #[error("{what} ends, but {extra} more bytes follow")]
     Trailing {
         /// The part after which bytes follow.
@@ -61,26 +61,26 @@ pub enum DataError {
         /// Value found.
         value: u64,
     },
-    /// Two things that belong together do not fit.
+    /// Two values that must be equal differ.
     #[error("{what}: expected {expected}, found {found}")]
     Mismatch {
         /// The thing compared.
         what: &'static str,
-        /// What it should be.
+        /// The expected value.
         expected: String,
-        /// What it is.
+        /// The value found.
         found: String,
     },
-    /// The file is of the right format but broken inside.
+    /// The file has the right format and a fault inside.
     #[error("{what} is malformed: {detail}")]
     Malformed {
         /// The format or the part.
         what: &'static str,
-        /// How it is broken.
+        /// The fault.
         detail: String,
     },
-    /// None of the names a file may have is there. Check the directory.
-    #[error("{directory}: none of {names} is there", directory = directory.display())]
+    /// The directory has none of the file's possible names. Check the directory.
+    #[error("{directory}: it has none of the files {names}", directory = directory.display())]
     Missing {
         /// The directory searched.
         directory: PathBuf,
@@ -96,7 +96,7 @@ impl DataError {
 
     pub(crate) fn in_file(self, path: &Path) -> Self {
         match self {
-            // These name their file already.
+            // These errors name their file already.
             error @ (Self::Io { .. } | Self::InFile { .. } | Self::Missing { .. }) => error,
             error => Self::InFile { path: path.to_owned(), source: Box::new(error) },
         }
@@ -121,7 +121,7 @@ impl DataError {
     }
 }
 
-/// Why a model cannot be read, built or written.
+/// An error in reading, building or writing a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -130,24 +130,24 @@ pub enum ModelError {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The file named here is no model we can use; `source` says why.
+    /// A fault in the named model file.
     #[error("{path}: {source}", path = path.display())]
     InFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault in it.
         source: Box<ModelError>,
     },
-    /// The file is not safetensors, or broken. Check that it is the right file and whole.
+    /// The file is not safetensors, or it is damaged. Check that it is the right file and complete.
     #[error("not a safetensors model: {0}")]
     Container(String),
     /// The file is a model of another tool. Convert it with `afterimage import`.
     #[error("it is {0}; convert it first with: afterimage import FILE")]
     Foreign(&'static str),
-    /// The file is larger than any model may be, or would be if it were written.
+    /// The model file is, or would be, larger than the limit.
     #[error("model file is {bytes} bytes; the limit is {limit}")]
     TooLarge {
         /// The file's size.
@@ -168,33 +168,33 @@ pub enum ModelError {
     Mismatch {
         /// The tensor or entry.
         what: String,
-        /// What it should be.
+        /// The expected value.
         expected: String,
-        /// What it is.
+        /// The value found.
         found: String,
     },
-    /// A tensor holds an infinity or a NaN.
+    /// A tensor has an infinity or a NaN.
     #[error("tensor {tensor:?} holds {value} at index {index}; every number must be finite")]
     NotFinite {
         /// The tensor.
         tensor: String,
-        /// The place.
+        /// The index of the number.
         index: usize,
-        /// What is there.
+        /// The value found.
         value: f64,
     },
-    /// A line of a text model is not what it should be.
+    /// A fault in a line of a text model.
     #[error("line {line}: {detail}")]
     Text {
         /// The line, from 1.
         line: usize,
-        /// What is wrong.
+        /// The fault.
         detail: String,
     },
-    /// An ONNX file holds no model that can be imported.
-    #[error("not an ONNX model we can use: {0}")]
+    /// An ONNX file without a model that can be imported.
+    #[error("the model cannot be imported: {0}")]
     Onnx(String),
-    /// The shape in the metadata is no shape.
+    /// A shape or a data file of the model is not valid.
     #[error(transparent)]
     Shape(#[from] DataError),
 }

@@ -1,4 +1,4 @@
-//! How good a model is on a data set, and how fast.
+//! Evaluation of a model on a data set: errors, confusions and speed.
 
 mod font;
 mod sheet;
@@ -120,7 +120,7 @@ impl Evaluation {
         self.counts.get(&(label, answer)).copied().unwrap_or(0)
     }
 
-    /// What was taken for what, and how often: `(label, answer, images)`, by label, then answer.
+    /// The wrong answers: `(label, answer, images)`, ordered by label, then answer.
     pub fn confusions(&self) -> impl Iterator<Item = (u16, u16, usize)> {
         self.counts
             .iter()

@@ -1,5 +1,5 @@
-//! Images, features, ten one-vs-rest SVMs, their training and files, and the compute engine that
-//! scores them.
+//! The built-in image classifier: models (SVMs on features, and imported ones), their training and
+//! files, the compute engine, and the service.
 #![deny(unsafe_code)]
 
 pub mod service;
@@ -25,7 +25,7 @@ mod svm;
 mod tensors;
 mod weights;
 
-pub use dataset::{Dataset, MAX_DATASET_FILE_BYTES, Split, read_images};
+pub use dataset::{Dataset, Split, read_images};
 pub use engine::{
     Caller, Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Scorer,
 };
@@ -34,9 +34,10 @@ pub use eval::{
     ClassFigures, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet, wilson_interval,
 };
 pub use features::{ConvolutionalMap, FeatureMap, Features, RawPixels};
-pub use image::{Image, MAX_IMAGE_FILE_BYTES};
+pub use image::Image;
 pub use import::{Agreement, ImportOptions, Imported, Sample, Scale};
-pub use kernels::Level;
+pub use input::{MAX_DATASET_FILE_BYTES, MAX_IMAGE_FILE_BYTES};
+pub use kernels::Isa;
 pub use model::{Metadata, Model, ModelDigest, Scratch};
 pub use model_file::MAX_MODEL_FILE_BYTES;
 pub use pairwise::{KernelFunction, MAX_DEGREE};

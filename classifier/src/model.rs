@@ -1,16 +1,15 @@
-//! A model: how an image is scored, and the label that each class stands for.
+//! Models: how an image is scored, and the label of each class.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, ModelError};
 use crate::features::FeatureMap;
-use crate::kernels::Level;
-use crate::model_file;
+use crate::kernels::Isa;
 use crate::scoring::Scoring;
 pub use crate::scoring::Scratch;
 use crate::shape::Shape;
@@ -19,6 +18,13 @@ use crate::svm::LinearSvm;
 /// Images one task of a parallel batch takes: a fifth of a millisecond's work, so that threads end
 /// together.
 const TASK: usize = 16;
+
+/// The `format` of a model file.
+pub(crate) const FORMAT: &str = "afterimage-model";
+/// The format version of models that are trained here.
+pub(crate) const VERSION: &str = "1";
+/// The format version of imported models.
+pub(crate) const IMPORTED_VERSION: &str = "2";
 
 /// A trained classifier. It never changes, so threads share it as `Arc<Model>`.
 #[derive(Clone, Debug)]
@@ -30,12 +36,11 @@ pub struct Model {
     digest: ModelDigest,
 }
 
-/// Where a model comes from: for people to read. Nothing here changes an answer, and none of it is
-/// in the digest.
+/// The origin of a model, for people. It changes no answer and is not part of the digest.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Metadata {
-    /// The command that makes this very file.
+    /// The command that makes this file, without paths.
     pub command: String,
     /// The seed all its random numbers come from.
     pub seed: Option<u64>,
@@ -84,61 +89,28 @@ impl Model {
         if let Some(twice) = sorted.windows(2).find(|two| two[0] == two[1]) {
             return Err(ModelError::mismatch("labels", "each once", format!("{} twice", twice[0])));
         }
-        let digest = model_file::digest(shape, &scoring, &labels);
+        let digest = digest(shape, &scoring, &labels);
         Ok(Self { shape, scoring, labels, metadata, digest })
     }
 
-    /// The model that comes with the program: the convolutional one.
+    /// The built-in convolutional model.
     #[must_use]
     pub fn shipped() -> Arc<Self> {
         static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
         embedded(&MODEL, include_bytes!("../models/conv.safetensors"))
     }
 
-    /// The raw-pixel linear model that comes with the program: the simplest there is, for
-    /// comparison.
+    /// The built-in linear model on raw pixels, for comparison.
     #[must_use]
     pub fn raw() -> Arc<Self> {
         static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
         embedded(&MODEL, include_bytes!("../models/raw-linear.safetensors"))
     }
 
-    /// Reads a safetensors model file.
-    ///
-    /// # Errors
-    /// [`ModelError`], naming the file, when it cannot be read or is no model we can use.
-    pub fn read(path: &Path) -> Result<Self, ModelError> {
-        model_file::read(path)
-    }
-
-    /// Reads a model from the bytes of a safetensors file.
-    ///
-    /// # Errors
-    /// [`ModelError`] when they are no model we can use.
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelError> {
-        model_file::decode(bytes)
-    }
-
-    /// The bytes of this model's safetensors file; the same model always gives the same bytes.
-    #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
-        model_file::encode(self)
-    }
-
-    /// Writes this model's file: beside the place first, then renamed into it, so that no reader
-    /// ever sees half of one.
-    ///
-    /// # Errors
-    /// [`ModelError::Io`]; [`ModelError::TooLarge`], in [`ModelError::InFile`], when the file would
-    /// be too large to be read again.
-    pub fn write(&self, path: &Path) -> Result<(), ModelError> {
-        model_file::write(self, path)
-    }
-
     /// 32 bytes that differ as soon as any answer may: SHA-256 over the name of its kind, the
     /// shape, the labels, and every tensor's name, shape and values. The metadata is not in it.
-    /// Two models with the same digest give the same answers, so a remembered answer belongs to
-    /// a digest.
+    /// Two models with the same digest give the same answers, so a stored answer belongs to a
+    /// digest.
     #[must_use]
     pub fn digest(&self) -> ModelDigest {
         self.digest
@@ -233,7 +205,7 @@ impl Model {
         assert_eq!(images.len(), labels.len(), "one label per image");
         self.check_sizes(images)?;
         let label = |class: usize| self.labels[class];
-        self.scoring.classify(Level::best(), images, scratch, label, labels);
+        self.scoring.classify(Isa::best(), images, scratch, label, labels);
         Ok(())
     }
 
@@ -245,7 +217,7 @@ impl Model {
     /// # Errors
     /// [`DataError::Mismatch`] when an image is of another size.
     pub fn scores(&self, images: &[&[u8]]) -> Result<Array2<f32>, DataError> {
-        self.scores_with(Level::best(), images)
+        self.scores_with(Isa::best(), images)
     }
 
     /// As [`Model::scores`], with an instruction set of your choice; the result has the same bits
@@ -253,9 +225,9 @@ impl Model {
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when an image is of another size.
-    pub fn scores_with(&self, level: Level, images: &[&[u8]]) -> Result<Array2<f32>, DataError> {
+    pub fn scores_with(&self, isa: Isa, images: &[&[u8]]) -> Result<Array2<f32>, DataError> {
         self.check_sizes(images)?;
-        let scores = self.scoring.scores(level, images);
+        let scores = self.scoring.scores(isa, images);
         Ok(Array2::from_shape_vec((images.len(), self.labels.len()), scores)
             .expect("every image has a score for each class"))
     }
@@ -305,6 +277,52 @@ impl Model {
                 found: image.len().to_string(),
             }),
         }
+    }
+}
+
+/// SHA-256 over, in this order, lengths and integers as 64-bit little-endian:
+///
+/// 1. the text `afterimage-model 1` (or 2: the file's version) and a zero byte;
+/// 2. the name of its `features` (length, bytes); in version 2, for `kernel` features, the kernel's
+///    as well;
+/// 3. the shape (rank, dimensions);
+/// 4. the labels (count, each);
+/// 5. every tensor in the order of names: name (length, bytes), in version 2 the name of its type
+///    (length, bytes), shape (rank, dimensions), values (little-endian).
+fn digest(shape: Shape, scoring: &Scoring, labels: &[u16]) -> ModelDigest {
+    let version = version(scoring);
+    let mut hash = Sha256::new();
+    hash.update(format!("{FORMAT} {version}\0"));
+    let number = |hash: &mut Sha256, value: u64| hash.update(value.to_le_bytes());
+    let text = |hash: &mut Sha256, text: &str| {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    };
+    text(&mut hash, scoring.name());
+    if let Scoring::Pairwise(pairwise) = scoring {
+        text(&mut hash, pairwise.function().name());
+    }
+    number(&mut hash, shape.dims().len() as u64);
+    shape.dims().iter().for_each(|&dim| number(&mut hash, u64::from(dim)));
+    number(&mut hash, labels.len() as u64);
+    labels.iter().for_each(|&label| number(&mut hash, u64::from(label)));
+    for (name, tensor) in scoring.tensors() {
+        text(&mut hash, &name);
+        if version != VERSION {
+            text(&mut hash, tensor.values.type_name());
+        }
+        number(&mut hash, tensor.shape.len() as u64);
+        tensor.shape.iter().for_each(|&dim| number(&mut hash, dim as u64));
+        tensor.values.for_each_bytes(|bytes| hash.update(bytes));
+    }
+    ModelDigest(hash.finalize().into())
+}
+
+/// The format version that a model of this kind needs.
+pub(crate) fn version(scoring: &Scoring) -> &'static str {
+    match scoring {
+        Scoring::Features(..) => VERSION,
+        Scoring::Weights(_) | Scoring::Pairwise(_) => IMPORTED_VERSION,
     }
 }
 

@@ -6,12 +6,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use crate::error::ModelError;
 use crate::features::FeatureMap;
 use crate::input::bounded;
-use crate::model::{Metadata, Model, ModelDigest};
+use crate::model::{FORMAT, IMPORTED_VERSION, Metadata, Model, VERSION, version};
 use crate::pairwise::Pairwise;
 use crate::scoring::Scoring;
 use crate::shape::{MAX_RANK, Shape};
@@ -24,12 +22,6 @@ use crate::weights::Weights;
 /// many weights in `f64` (411 MB).
 pub const MAX_MODEL_FILE_BYTES: u64 = 1 << 30;
 
-/// What a file says it is.
-const FORMAT: &str = "afterimage-model";
-/// The version of models that are trained here.
-const VERSION: &str = "1";
-/// The version of imported ones.
-const IMPORTED_VERSION: &str = "2";
 /// The versions that this program reads.
 const VERSIONS: &str = "1 or 2";
 
@@ -38,7 +30,41 @@ const ONNX_START: u8 = 0x08;
 /// The byte-order mark of UTF-8.
 const UTF8_MARK: &[u8] = b"\xef\xbb\xbf";
 
-pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
+impl Model {
+    /// Reads a safetensors model file.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the file, when it cannot be read or is no model we can use.
+    pub fn read(path: &Path) -> Result<Self, ModelError> {
+        read(path)
+    }
+
+    /// Reads a model from the bytes of a safetensors file.
+    ///
+    /// # Errors
+    /// [`ModelError`] when they are no model we can use.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelError> {
+        decode(bytes)
+    }
+
+    /// The bytes of this model's safetensors file; the same model always gives the same bytes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Writes this model's file: beside the place first, then renamed into it, so that no reader
+    /// ever sees half of one.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`]; [`ModelError::TooLarge`], in [`ModelError::InFile`], when the file would
+    /// be too large to be read again.
+    pub fn write(&self, path: &Path) -> Result<(), ModelError> {
+        write_at_most(self, path, MAX_MODEL_FILE_BYTES)
+    }
+}
+
+fn read(path: &Path) -> Result<Model, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
     let in_file = |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
     let file = bounded::open(path).map_err(io)?;
@@ -50,10 +76,6 @@ pub(crate) fn read(path: &Path) -> Result<Model, ModelError> {
     let bytes = bounded::read_at_most(file, MAX_MODEL_FILE_BYTES, "model file")
         .map_err(|error| in_file(error.into()))?;
     decode(&bytes).map_err(in_file)
-}
-
-pub(crate) fn write(model: &Model, path: &Path) -> Result<(), ModelError> {
-    write_at_most(model, path, MAX_MODEL_FILE_BYTES)
 }
 
 /// Writes nothing that [`read`] would refuse for its length.
@@ -78,7 +100,7 @@ pub(crate) fn write_at_most(model: &Model, path: &Path, limit: u64) -> Result<()
     })
 }
 
-pub(crate) fn encode(model: &Model) -> Vec<u8> {
+fn encode(model: &Model) -> Vec<u8> {
     tensors::encode(&model.scoring().tensors(), &texts(model))
 }
 
@@ -110,7 +132,7 @@ fn texts(model: &Model) -> Texts {
     texts
 }
 
-pub(crate) fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
+fn decode(bytes: &[u8]) -> Result<Model, ModelError> {
     let (mut tensors, texts) =
         tensors::decode(bytes).map_err(|error| foreign(bytes).unwrap_or(error))?;
     let text = |name: &str| texts.get(name).cloned().unwrap_or_default();
@@ -170,51 +192,6 @@ fn foreign(bytes: &[u8]) -> Option<ModelError> {
     } else {
         return None;
     }))
-}
-
-/// SHA-256 over, in this order, lengths and integers as 64-bit little-endian:
-///
-/// 1. the text `afterimage-model 1` (or 2: the file's version) and a zero byte;
-/// 2. the name of its `features` (length, bytes); in version 2, for `kernel` features, the kernel's
-///    as well;
-/// 3. the shape (rank, dimensions);
-/// 4. the labels (count, each);
-/// 5. every tensor in the order of names: name (length, bytes), in version 2 the name of its type
-///    (length, bytes), shape (rank, dimensions), values (little-endian).
-pub(crate) fn digest(shape: Shape, scoring: &Scoring, labels: &[u16]) -> ModelDigest {
-    let version = version(scoring);
-    let mut hash = Sha256::new();
-    hash.update(format!("{FORMAT} {version}\0"));
-    let number = |hash: &mut Sha256, value: u64| hash.update(value.to_le_bytes());
-    let text = |hash: &mut Sha256, text: &str| {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
-    };
-    text(&mut hash, scoring.name());
-    if let Scoring::Pairwise(pairwise) = scoring {
-        text(&mut hash, pairwise.function().name());
-    }
-    number(&mut hash, shape.dims().len() as u64);
-    shape.dims().iter().for_each(|&dim| number(&mut hash, u64::from(dim)));
-    number(&mut hash, labels.len() as u64);
-    labels.iter().for_each(|&label| number(&mut hash, u64::from(label)));
-    for (name, tensor) in scoring.tensors() {
-        text(&mut hash, &name);
-        if version != VERSION {
-            text(&mut hash, tensor.values.type_name());
-        }
-        number(&mut hash, tensor.shape.len() as u64);
-        tensor.shape.iter().for_each(|&dim| number(&mut hash, dim as u64));
-        tensor.values.for_each_bytes(|bytes| hash.update(bytes));
-    }
-    ModelDigest(hash.finalize().into())
-}
-
-fn version(scoring: &Scoring) -> &'static str {
-    match scoring {
-        Scoring::Features(..) => VERSION,
-        Scoring::Weights(_) | Scoring::Pairwise(_) => IMPORTED_VERSION,
-    }
 }
 
 fn join(labels: &[u16]) -> String {

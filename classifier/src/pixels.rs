@@ -76,7 +76,7 @@ impl Pixels {
     ) -> Result<Option<Learnt>, ModelError> {
         let full = Self::divided(divisor, single)?;
         let mut seen = [None; 256];
-        // What is zero is not among the values.
+        // Zeros are not among the values.
         seen[0] = Some(0.0);
         let mut bytes = Vec::new();
         for value in values {
@@ -101,8 +101,7 @@ impl Pixels {
         Ok(Some(Learnt { pixels, of_vectors, bytes }))
     }
 
-    /// The byte whose feature at any place is `value`, to within the last digits that somebody left
-    /// out.
+    /// The byte whose feature at this place is `value`, within the rounding of written digits.
     pub(crate) fn byte(&self, at: usize, value: f64) -> Option<u8> {
         match self {
             Self::Table(table) => {

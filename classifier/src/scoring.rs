@@ -1,8 +1,8 @@
-//! How a model comes from an image to a class: the ways there are.
+//! Scoring: the kinds of models, and how each gets from an image to a class.
 
 use crate::error::ModelError;
 use crate::features::{FeatureMap, FeatureScratch};
-use crate::kernels::{Chunks, Level, chunks};
+use crate::kernels::{Chunks, Isa, chunks};
 use crate::pairwise::{Pairwise, PairwiseScratch};
 use crate::svm::{LinearSvm, argmax};
 use crate::tensors::{Tensor, Tensors};
@@ -15,7 +15,7 @@ const BLOCK: usize = 4;
 /// Images, a feature map or none, machines, a decision.
 #[derive(Clone, Debug)]
 pub(crate) enum Scoring {
-    /// A feature map and one-vs-rest machines in `f32`: what is trained here.
+    /// A feature map and one-vs-rest machines in `f32`, as `train` makes them.
     Features(FeatureMap, LinearSvm),
     /// Imported linear machines.
     Weights(Weights),
@@ -79,7 +79,7 @@ impl Scoring {
     /// The class of each image, `classes` as long as `images`.
     pub(crate) fn classify(
         &self,
-        level: Level,
+        isa: Isa,
         images: &[&[u8]],
         scratch: &mut Scratch,
         classes: impl Fn(usize) -> u16,
@@ -88,7 +88,7 @@ impl Scoring {
         match self {
             Self::Features(map, svm) => {
                 for (images, labels) in images.chunks(BLOCK).zip(labels.chunks_mut(BLOCK)) {
-                    let scores = score_block(map, svm, level, images, scratch);
+                    let scores = score_block(map, svm, isa, images, scratch);
                     for (label, scores) in labels.iter_mut().zip(scores.chunks_exact(svm.classes()))
                     {
                         *label = classes(argmax(scores));
@@ -97,12 +97,12 @@ impl Scoring {
             }
             Self::Weights(weights) => {
                 for (image, label) in images.iter().zip(labels) {
-                    let scores = weights.scores(level, image, &mut scratch.weights);
+                    let scores = weights.scores(isa, image, &mut scratch.weights);
                     *label = classes(weights::answer(scores));
                 }
             }
             Self::Pairwise(pairwise) => {
-                pairwise.classify(level, images, &mut scratch.pairwise, |place, class| {
+                pairwise.classify(isa, images, &mut scratch.pairwise, |place, class| {
                     labels[place] = classes(class);
                 });
             }
@@ -110,25 +110,25 @@ impl Scoring {
     }
 
     /// The scores of a batch, `[images, classes]`, for people: see [`crate::Model::scores`].
-    pub(crate) fn scores(&self, level: Level, images: &[&[u8]]) -> Vec<f32> {
+    pub(crate) fn scores(&self, isa: Isa, images: &[&[u8]]) -> Vec<f32> {
         let mut scratch = Scratch::default();
         let mut all = Vec::new();
         match self {
             Self::Features(map, svm) => {
                 for images in images.chunks(BLOCK) {
-                    all.extend_from_slice(score_block(map, svm, level, images, &mut scratch));
+                    all.extend_from_slice(score_block(map, svm, isa, images, &mut scratch));
                 }
             }
             Self::Weights(weights) => {
                 for image in images {
-                    match *weights.scores(level, image, &mut scratch.weights) {
+                    match *weights.scores(isa, image, &mut scratch.weights) {
                         [score] => all.extend([score as f32, -score as f32]),
                         ref scores => all.extend(scores.iter().map(|&score| score as f32)),
                     }
                 }
             }
             Self::Pairwise(pairwise) => {
-                pairwise.votes(level, images, &mut scratch.pairwise, &mut all);
+                pairwise.votes(isa, images, &mut scratch.pairwise, &mut all);
             }
         }
         all
@@ -173,14 +173,14 @@ impl Scoring {
 fn score_block<'s>(
     map: &FeatureMap,
     svm: &LinearSvm,
-    level: Level,
+    isa: Isa,
     images: &[&[u8]],
     scratch: &'s mut Scratch,
 ) -> &'s [f32] {
     let Scratch { features, block, scores, .. } = scratch;
     block.set_len(images.len() * chunks(map.dims()));
     scores.resize(images.len() * svm.classes(), 0.0);
-    map.features(level, images, features, block);
-    svm.scores(level, block, scores);
+    map.features(isa, images, features, block);
+    svm.scores(isa, block, scores);
     scores
 }

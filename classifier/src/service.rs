@@ -1,4 +1,4 @@
-//! The classifier on the wire: batches of images for the compute engine.
+//! The classifier as a network service: batches of requests become jobs of the compute engine.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::model::Model;
 /// Serves a [`Model`] to the network through an [`Engine`].
 ///
 /// Nothing is computed on the thread that reads the socket: a `Ping` is answered while the cores
-/// are busy. A request's time budget travels along, and work that is too late is not begun.
+/// are busy. A request's deadline goes with it: expired work is not started.
 #[derive(Debug)]
 pub struct ClassifierService {
     identity: Identity,
@@ -56,7 +56,7 @@ impl Service for ClassifierService {
     }
 }
 
-/// What a `Welcome` tells of a model.
+/// The identity of a model in a `Welcome`.
 ///
 /// # Panics
 /// Never: a model's shape has at most four dimensions, as the wire's.
@@ -69,7 +69,7 @@ pub fn identity(model: &Model) -> Identity {
     }
 }
 
-/// What to tell a client of an error of the engine.
+/// The status code for an error of the engine.
 pub fn status(error: &EngineError) -> Status {
     match error {
         EngineError::Overloaded { .. } => Status::Overloaded,
@@ -80,7 +80,7 @@ pub fn status(error: &EngineError) -> Status {
     }
 }
 
-/// Adds what an engine counts to `stats`.
+/// Adds an engine's counters to `stats`.
 pub fn engine_stats(engine: &Engine, stats: &mut Stats) {
     let counters = engine.counters();
     stats.counter("engine_scored", counters.scored);

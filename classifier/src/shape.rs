@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::error::DataError;
 
-/// Most values one input may have. Four million bytes is an image of 2048 × 2048; whoever needs
-/// more needs another feature map first.
+/// Most values one input may have. Four million bytes is an image of 2048 × 2048; larger
+/// images need another feature map first.
 pub const MAX_INPUT_LEN: usize = 1 << 22;
 
 /// Most dimensions a shape may have: channels, depth, rows and columns.

@@ -5,7 +5,7 @@
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2};
 
 use crate::error::ModelError;
-use crate::kernels::{Chunk, Chunks, Dots, Level, chunks};
+use crate::kernels::{Chunk, Chunks, Dots, Isa, chunks};
 use crate::tensors::check_finite;
 
 /// Most classes a model may have; answers are `u16` labels.
@@ -78,8 +78,8 @@ impl LinearSvm {
     /// `x` holds `[inputs, chunks(dims)]` chunks, zero in the padding; `scores` `[inputs,
     /// classes]`. Every score is summed in the same order wherever its input stands in a block
     /// of whatever size.
-    pub(crate) fn scores(&self, level: Level, x: &[Chunk], scores: &mut [f32]) {
-        level.run(Dots { row: chunks(self.dims()), x, w: &self.packed, out: &mut *scores });
+    pub(crate) fn scores(&self, isa: Isa, x: &[Chunk], scores: &mut [f32]) {
+        isa.run(Dots { row: chunks(self.dims()), x, w: &self.packed, out: &mut *scores });
         for scores in scores.chunks_exact_mut(self.classes()) {
             for (score, intercept) in scores.iter_mut().zip(&self.intercepts) {
                 *score += intercept;
@@ -128,7 +128,7 @@ mod tests {
             }
         }
         let mut scores = [0.0; 6];
-        svm.scores(Level::best(), &block, &mut scores);
+        svm.scores(Isa::best(), &block, &mut scores);
         // Small multiples of 1/8: exact in any order.
         let expected = x.dot(&weights.t()) + &array![1.0, -2.0, 0.5];
         assert_eq!(scores.as_slice(), expected.as_slice().unwrap());

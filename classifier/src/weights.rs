@@ -3,7 +3,7 @@
 //! (`pairwise/exact.rs`).
 
 use crate::error::ModelError;
-use crate::kernels::{Kernel, Level, Simd};
+use crate::kernels::{Isa, Kernel, Simd};
 use crate::pixels::Pixels;
 use crate::svm::MAX_CLASSES;
 use crate::tensors::{Tensor, Tensors, check_finite};
@@ -74,7 +74,7 @@ impl Weights {
     /// The scores of one image, `[machines]`.
     pub(crate) fn scores<'s>(
         &self,
-        level: Level,
+        isa: Isa,
         image: &[u8],
         scratch: &'s mut WeightsScratch,
     ) -> &'s [f64] {
@@ -82,7 +82,7 @@ impl Weights {
         self.pixels.features(image, features);
         sums.clear();
         sums.resize(self.machines.div_ceil(LANES), [0.0; LANES]);
-        level.run(Sums { features, packed: &self.packed, sums });
+        isa.run(Sums { features, packed: &self.packed, sums });
         let scores = &mut sums.as_flattened_mut()[..self.machines];
         for (score, intercept) in scores.iter_mut().zip(&self.intercepts) {
             *score += intercept;
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_have_the_bits_of_plain_sums_at_every_level() {
+    fn scores_have_the_bits_of_plain_sums_with_every_isa() {
         for machines in [1, 3, 8, 11] {
             let dims = 50;
             let (weights, intercepts) = (noise(machines * dims), noise(machines));
@@ -182,15 +182,15 @@ mod tests {
             let model = Weights::new(pixels, dims, &weights, intercepts.clone()).unwrap();
             let image: Vec<u8> =
                 (0..50).map(|j| (j * 97 % 256) as u8 * u8::from(j % 3 > 0)).collect();
-            for level in Level::available() {
+            for isa in Isa::available() {
                 let mut scratch = WeightsScratch::default();
-                let scores = model.scores(level, &image, &mut scratch);
+                let scores = model.scores(isa, &image, &mut scratch);
                 for (machine, score) in scores.iter().enumerate() {
                     let mut sum = 0.0;
                     for (j, &byte) in image.iter().enumerate() {
                         sum += weights[machine * dims + j] * (f64::from(byte) / 255.0);
                     }
-                    assert_eq!(score.to_bits(), (sum + intercepts[machine]).to_bits(), "{level:?}");
+                    assert_eq!(score.to_bits(), (sum + intercepts[machine]).to_bits(), "{isa:?}");
                 }
             }
         }

@@ -1,13 +1,15 @@
 //! Imported models beside the tools that trained them: `svm-train` and `svm-predict`,
 //! `liblinear-train` and `liblinear-predict` (Debian's libsvm-tools and liblinear-tools),
-//! scikit-learn through skl2onnx and ONNX Runtime (PyPI). What is not installed is skipped, loudly.
+//! scikit-learn through skl2onnx and ONNX Runtime (PyPI). Missing tools are skipped, with a
+//! message.
 //!
 //! The ordinary run makes up its images, trains on some hundreds of them and tries some hundreds,
 //! many of them halfway between two classes; `--ignored` trains on MNIST and tries all 10,000
 //! images of its test set, with the models of two classes too (AFTERIMAGE_MNIST names the folder):
 //!
 //! ```text
-//! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier --test original_tools -- --ignored
+//! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier \
+//!     --test original_tools -- --ignored
 //! ```
 
 #![allow(clippy::unwrap_used, reason = "a test: what goes wrong may end it")]

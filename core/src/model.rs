@@ -97,24 +97,29 @@ impl ModelId {
         }
     }
 
-    /// Why answers of this model cannot be stored; `None` when they can.
+    /// Why answers of this model cannot be stored, and what is required; `None` when they can.
     pub fn objection(&self) -> Option<String> {
         if self.digest == [0; DIGEST_LEN] {
-            return Some(
-                "the model has no digest, so its answers cannot be told from another model's"
-                    .into(),
-            );
+            return Some(incomplete("no digest of its model"));
         }
         if self.input_len() == Some(0) {
-            return Some("the model's input has 0 bytes".into());
+            return Some(incomplete("an input of 0 bytes"));
         }
         match self.answers {
             AnswerKind::Label { classes } if !(1..=MAX_CLASSES).contains(&classes) => {
-                Some(format!("the model has {classes} classes; a label needs 1 to {MAX_CLASSES}"))
+                Some(incomplete(&format!("{classes} classes")))
             }
             _ => None,
         }
     }
+}
+
+/// Says what a server lacks, and what a memo requires of it.
+fn incomplete(found: &str) -> String {
+    format!(
+        "the classifier reports {found}; a memo requires a model digest other than zero, inputs of \
+         at least one byte, and 1 to {MAX_CLASSES} classes"
+    )
 }
 
 impl fmt::Debug for ModelId {

@@ -18,13 +18,13 @@ use crate::models::Space;
 use crate::sync;
 use crate::upstream::Call;
 
-/// Audits under way at once: enough to keep a sample going, too few to be in anybody's way.
+/// Audits in flight at once: enough for the sample, too few to delay requests.
 const MAX_UNDER_WAY: usize = 4;
 
 /// The confidence of the bound that the statistics show.
 const CONFIDENCE: f64 = 0.95;
 
-/// Which hits are audited, and what came of it.
+/// The choice of hits to audit, and the results.
 #[derive(Debug)]
 pub(crate) struct Audit {
     every: NonZeroU32,

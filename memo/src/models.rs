@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use afterimage_core::{Failure, ModelId, Status};
 use afterimage_wire::server::Watchers;
+use afterimage_wire::text::escape_text;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
 use crate::key::{KeySpace, Secret};
@@ -133,7 +134,7 @@ impl Entry {
 
     /// Why there are no keys, as a failure.
     pub(crate) fn no_keys(&self) -> Failure {
-        Failure::new(Status::UpstreamCrashed, self.keys.why_none(&*self.upstream))
+        self.keys.why_none(&*self.upstream)
     }
 }
 
@@ -266,12 +267,18 @@ impl ModelKeys {
     }
 
     /// Why there are no keys.
-    fn why_none(&self, upstream: &dyn Upstream) -> String {
+    fn why_none(&self, upstream: &dyn Upstream) -> Failure {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*refused, upstream.trouble()) {
-            (Some((_, why)), _) => why.clone(),
-            (None, Some(trouble)) => format!("the classifier cannot be reached: {trouble}"),
-            (None, None) => "no classifier has been reached yet".into(),
+            (Some((_, why)), _) => Failure::new(Status::UpstreamError, why.clone()),
+            (None, Some(trouble)) => {
+                let trouble = escape_text(&trouble);
+                let text = format!("cannot connect to the classifier: {trouble}");
+                Failure::new(Status::UpstreamCrashed, text)
+            }
+            (None, None) => {
+                Failure::new(Status::UpstreamCrashed, "not connected to a classifier yet")
+            }
         }
     }
 }

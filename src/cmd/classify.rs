@@ -24,8 +24,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     server: String,
 
-    /// Exchange light and dark first: always, never, or auto (dark drawings on a transparent ground
-    /// only). Without a value: always.
+    /// Exchange light and dark first: always, never, or auto (dark drawings on a transparent
+    /// ground only). Without a value: always.
     #[arg(
         long,
         value_enum,

@@ -1,8 +1,7 @@
-//! `afterimage demo`: the whole system on loopback TCP, cold then hot, with the figures.
+//! `afterimage demo`: the gain of a memo in front of a slow classifier, and in front of a fast one.
 //!
-//! Cache, classifier and memo each listen on a socket and have a thread of their own, as three
-//! processes would; the digits come through a client's connection. Every hot answer is held
-//! against the cold one.
+//! Cache service, classifier and memo each have a socket and a thread, like three processes. The
+//! digits come through a client's connection. Every hot answer is compared with the cold one.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,119 +12,161 @@ use std::time::Duration;
 
 use afterimage_bench::report::Summary;
 use afterimage_bench::workload::{Access, Answers, Population};
-use afterimage_bench::{Outcome, Plan, Report, Span, Target};
+use afterimage_bench::{Outcome, Plan, Report, Target};
 use afterimage_cache::{CacheService, Capacity, Table};
-use afterimage_classifier::{ClassifierService, Engine, EngineOptions, Model};
+use afterimage_classifier::{ClassifierService, DataError, Engine, EngineOptions, Model, service};
+use afterimage_core::{Failure, Origin, RowAnswer};
 use afterimage_memo::pool::Pool;
 use afterimage_memo::store::{RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
-use afterimage_wire::Client;
 use afterimage_wire::client::Expect;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Server, ServerOptions, Service};
+use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
+use afterimage_wire::{Client, Status};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
 use super::bench;
+use crate::args::{self, Time};
 use crate::cmd::memo::upstream_options;
+use crate::format::{grouped, long_time, nanos};
 use crate::print::say;
-use crate::{args, serving};
+use crate::serving;
 
-/// Fewer digits say nothing about a tail.
-const MIN_IMAGES: usize = 2_000;
+/// Fewer digits give no usable 99th percentile.
+const MIN_IMAGES: usize = 50;
+
+/// Digits for the built-in classifier without delay, which answers them in a fraction of a second.
+const FAST_IMAGES: usize = 2_000;
 
 /// Requests in flight when throughput is measured.
 const DEPTH: usize = 256;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage demo
+  afterimage demo --classifier-time 100ms --images 50")]
 pub(crate) struct Args {
-    /// Distinct digits to ask about, at least 2000.
-    #[arg(long, value_name = "N", default_value_t = 5_000)]
+    /// Time that the demo's classifier takes for an image.
+    #[arg(long, value_name = "TIME", default_value = "20ms")]
+    classifier_time: Time,
+
+    /// Number of distinct digits, at least 50. Each is classified once, one after the other.
+    #[arg(long, value_name = "N", default_value_t = 200)]
     images: usize,
 
     /// Take the digits from the MNIST test files in this folder instead of drawing them.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// What the drawn digits come from.
+    /// Random seed of the drawn digits.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// The model: a file, or one of those inside this program: shipped, raw.
+    /// Model file, or a built-in model: shipped or raw.
     #[arg(long, value_name = "FILE", default_value = "shipped")]
     model: PathBuf,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    ensure!(args.images >= MIN_IMAGES, "--images is {}; at least {MIN_IMAGES}", args.images);
+    ensure!(
+        args.images >= MIN_IMAGES,
+        "--images is {}; it must be at least {MIN_IMAGES}",
+        args.images
+    );
     let population = match &args.data {
         None => Population::drawn(args.seed, args.images),
         Some(directory) => bench::mnist(directory, args.images)?,
     };
-    ensure!(population.len() >= MIN_IMAGES, "only {} distinct digits", population.len());
+    let count = population.len();
+    ensure!(count >= MIN_IMAGES, "{count} distinct digits are too few; {MIN_IMAGES} are needed");
     let source = if args.data.is_some() { "MNIST test digits" } else { "drawn digits" };
     let model = args::model(&args.model)?;
-    say!("{} distinct {source}, model {}…", population.len(), &model.digest().to_string()[..16])?;
+    let time = args.classifier_time.0;
+    say!("A memo in front of a classifier that takes {} an image.", nanos(time.as_nanos() as u64))?;
+    let services = Services::start(&model, time)?;
+    say!("client → memo {} → cache {}", services.memo.addr, services.cache.addr)?;
+    say!("                              → classifier {}\n", services.classifier.addr)?;
+    let result = show_slow(&services, Arc::new(population), source);
+    services.stop();
+    result?;
 
-    let house = House::start(&model)?;
-    say!("client → memo {} → cache {}", house.memo.addr, house.cache.addr)?;
-    say!("                              → classifier {}\n", house.classifier.addr)?;
-    let result = show(&house, Arc::new(population));
-    house.stop();
+    let services = Services::start(&model, Duration::ZERO)?;
+    let digits = Arc::new(Population::drawn(args.seed, FAST_IMAGES));
+    let result = show_fast(&services, &digits);
+    services.stop();
     result
 }
 
-/// Asks about every digit cold, then hot, then hot and many at once, and prints what came of it.
-fn show(house: &House, population: Arc<Population>) -> anyhow::Result<()> {
-    let count = population.len() as u64;
-    let answers = Arc::new(Answers::first_come(population.len()));
-    let mut plan = Plan::classify(house.memo.addr, Arc::clone(&population));
-    // The same answers for all three runs: a hot answer that is not the cold one fails its run.
-    plan.target =
-        Target::Classify { population: Arc::clone(&population), answers: answers.clone() };
-    plan.access = Access::EachOnce;
-    plan.stop = Span::Requests(count);
+/// Classifies every digit once, then again, then many at once, and prints what the memo gains.
+fn show_slow(services: &Services, digits: Arc<Population>, source: &str) -> anyhow::Result<()> {
+    let count = digits.len();
+    let (mut plan, answers) = plan(services, &digits);
     let cold = measure(&plan, "cold")?;
     let hot = measure(&plan, "hot")?;
     plan.access = Access::Uniform;
     plan.depth = DEPTH;
-    plan.warmup = Span::Time(Duration::from_millis(200));
-    plan.stop = Span::Time(Duration::from_secs(2));
+    plan.warmup = afterimage_bench::Span::Time(Duration::from_millis(200));
+    plan.stop = afterimage_bench::Span::Time(Duration::from_secs(2));
     let deep = measure(&plan, "hot, many at once")?;
-    let stats = house.memo_stats()?;
+    let stats = services.memo_stats()?;
 
-    say!("one at a time        p50       p90       p99")?;
-    say_latency("cold", &cold.latency_from_sent)?;
-    say_latency("hot", &hot.latency_from_sent)?;
-    let ratio = |of: fn(&Summary) -> u64| {
-        of(&cold.latency_from_sent) as f64 / of(&hot.latency_from_sent).max(1) as f64
-    };
-    say!(
-        "{:<14}{:>9.2}×{:>9.2}×{:>9.2}×\n",
-        "speed-up",
-        ratio(|s| s.p50_ns),
-        ratio(|s| s.p90_ns),
-        ratio(|s| s.p99_ns)
-    )?;
-    say!("{DEPTH} in flight, hot: {:.0} answers a second\n", deep.throughput_per_s)?;
-    let counter = |name| stats.counter_value(name);
-    say!("memo: {} hits, {} misses", counter("hits"), counter("misses"))?;
-    say!("every hot answer equals the cold one: {count} of {count}")?;
-    if let Some(labels) = population.labels() {
-        let wrong = (0..population.len())
-            .filter(|&i| answers.expected(i) != labels.get(i).copied())
-            .count();
-        let rate = wrong as f64 / labels.len() as f64 * 100.0;
-        say!("classification errors: {wrong} of {} ({rate:.2} %)", labels.len())?;
+    let (first, second) = (&cold.latency_from_sent, &hot.latency_from_sent);
+    say!("{count} {source}, one at a time      p50         p99")?;
+    say_latency("first time", first)?;
+    say_latency("second time", second)?;
+    let (p50, p99) = (speed_up(first.p50_ns, second.p50_ns), speed_up(first.p99_ns, second.p99_ns));
+    say!("  {:<22}{p50:>12}{p99:>12}\n", "speed-up")?;
+    say!("{DEPTH} in flight: {} answers/s from memory", grouped(deep.throughput_per_s as u64))?;
+    let saved = |name| long_time(Duration::from_micros(stats.counter_value(name)));
+    say!("waiting time saved: {}", saved("saved_time_us"))?;
+    say!("classifier time saved: {}", saved("saved_classifier_time_us"))?;
+    say!("second answers equal to the first: {count} of {count}")?;
+    if let Some(labels) = digits.labels() {
+        let is_wrong = |&i: &usize| answers.expected(i) != labels.get(i).copied();
+        let wrong = (0..count).filter(is_wrong).count();
+        say!("classification errors: {wrong} of {count}")?;
     }
 
-    expect(&cold, Outcome::Miss, count)?;
-    expect(&hot, Outcome::Hit, count)?;
+    expect(&cold, Outcome::Miss, count as u64)?;
+    expect(&hot, Outcome::Hit, count as u64)?;
     expect(&deep, Outcome::Hit, deep.answered)?;
-    if counter("misses") != count || counter("rejected_tags") != 0 {
+    let counter = |name| stats.counter_value(name);
+    if counter("misses") != count as u64 || counter("rejected_tags") != 0 {
         bail!("the memo counts {} misses for {count} digits", counter("misses"));
     }
     Ok(())
+}
+
+/// The same with the built-in classifier without delay, in one line.
+fn show_fast(services: &Services, digits: &Arc<Population>) -> anyhow::Result<()> {
+    let (plan, _) = plan(services, digits);
+    let cold = measure(&plan, "cold, fast classifier")?.latency_from_sent.p50_ns;
+    let hot = measure(&plan, "hot, fast classifier")?.latency_from_sent.p50_ns;
+    say!(
+        "\nThe built-in classifier without delay: first {}, second {} ({}).",
+        nanos(cold),
+        nanos(hot),
+        speed_up(cold, hot)
+    )?;
+    say!("In front of a model as fast as this one, a memo gains little.")
+}
+
+/// A plan that asks about each digit once. A second run with it fails on an answer that differs
+/// from the first.
+fn plan(services: &Services, digits: &Arc<Population>) -> (Plan, Arc<Answers>) {
+    let answers = Arc::new(Answers::first_come(digits.len()));
+    let mut plan = Plan::classify(services.memo.addr, Arc::clone(digits));
+    plan.target =
+        Target::Classify { population: Arc::clone(digits), answers: Arc::clone(&answers) };
+    plan.access = Access::EachOnce;
+    plan.stop = afterimage_bench::Span::Requests(digits.len() as u64);
+    (plan, answers)
+}
+
+fn speed_up(before_ns: u64, after_ns: u64) -> String {
+    let ratio = before_ns as f64 / after_ns.max(1) as f64;
+    if ratio < 10.0 { format!("{ratio:.1} ×") } else { format!("{} ×", grouped(ratio as u64)) }
 }
 
 fn measure(plan: &Plan, name: &str) -> anyhow::Result<Report> {
@@ -137,7 +178,7 @@ fn measure(plan: &Plan, name: &str) -> anyhow::Result<Report> {
     }
 }
 
-/// Fails unless `count` answers came about in this way.
+/// Fails unless `count` answers have this origin.
 fn expect(report: &Report, outcome: Outcome, count: u64) -> anyhow::Result<()> {
     let found = report.outcomes.get(&outcome).map_or(0, |outcome| outcome.from_sent.count);
     ensure!(found == count, "{found} of {count} answers were a {}", outcome.name());
@@ -145,48 +186,86 @@ fn expect(report: &Report, outcome: Outcome, count: u64) -> anyhow::Result<()> {
 }
 
 fn say_latency(name: &str, latency: &Summary) -> anyhow::Result<()> {
-    let us = |ns: u64| ns as f64 / 1e3;
-    let (p50, p90, p99) = (us(latency.p50_ns), us(latency.p90_ns), us(latency.p99_ns));
-    say!("{name:<14}{p50:>7.1} µs{p90:>7.1} µs{p99:>7.1} µs")
+    say!("  {name:<22}{:>12}{:>12}", nanos(latency.p50_ns), nanos(latency.p99_ns))
+}
+
+/// A classifier that takes a given time for each image, and any number of images at once.
+struct SlowClassifier {
+    model: Arc<Model>,
+    time: Duration,
+}
+
+impl Service for SlowClassifier {
+    fn identity(&self) -> Identity {
+        service::identity(&self.model)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for i in 0..batch.requests().len() {
+            let Op::Classify { image } = batch.requests()[i].op else {
+                batch.error(i, Status::Unsupported, "this classifier takes images only");
+                continue;
+            };
+            let (image, model, time) = (image.to_vec(), Arc::clone(&self.model), self.time);
+            let reply = batch.row_reply(i);
+            tokio::spawn(async move {
+                tokio::time::sleep(time).await;
+                let label = model.classify(&image);
+                let answer = label.map(|label| RowAnswer::label(label, Origin::Miss));
+                let failure =
+                    |error: DataError| Failure::new(Status::BadArgument, error.to_string());
+                reply.send(answer.map_err(failure));
+            });
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
 }
 
 /// The three services, each on a socket and a thread of its own.
-struct House {
+struct Services {
     memo: Running,
     cache: Running,
     classifier: Running,
 }
 
-impl House {
-    fn start(model: &Arc<Model>) -> anyhow::Result<Self> {
+impl Services {
+    /// Starts them; `time` is the classifier's time per image, zero for the built-in classifier as
+    /// it is.
+    fn start(model: &Arc<Model>, time: Duration) -> anyhow::Result<Self> {
         let cache = Running::start("cache", || {
             let table = Table::new(Capacity::Bytes(64 << 20))?;
             Ok(CacheService::new(Arc::new(table)))
         })?;
         let model = Arc::clone(model);
-        let classifier = Running::start("classifier", move || {
-            let engine = Engine::start(Arc::clone(&model), EngineOptions::default());
-            Ok(ClassifierService::new(&model, Arc::new(engine)))
-        })?;
+        let classifier = if time.is_zero() {
+            Running::start("classifier", move || {
+                let engine = Engine::start(Arc::clone(&model), EngineOptions::default());
+                Ok(ClassifierService::new(&model, Arc::new(engine)))
+            })?
+        } else {
+            Running::start("classifier", move || Ok(SlowClassifier { model, time }))?
+        };
         let (cache_addr, classifier_addr) = (cache.addr.to_string(), classifier.addr.to_string());
         let memo = Running::start("memo", move || {
             let client = Client::connect_lazy(cache_addr, upstream_options(Expect::Cache));
-            // Nothing here is about a slow cache, and a busy laptop must not turn hits into misses.
+            // A busy machine must not turn hits into misses.
             let lookup_budget = Duration::from_secs(1);
             let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
             let store = Store::Remote(RemoteStore::new(client, options));
             let options = upstream_options(Expect::Classify);
             let client = Client::connect_lazy(classifier_addr, options);
-            let classifier = Pool::new(client, Duration::from_secs(5));
-            let secret = Secret::random().context("the operating system gives no randomness")?;
+            let classifier = Pool::new(client, Duration::from_secs(5) + 2 * time);
+            let secret =
+                Secret::random().context("the operating system gives no random numbers")?;
             Ok(MemoService::new(store, classifier, MemoOptions::new(secret)))
         })?;
-        let house = House { memo, cache, classifier };
-        house.wait_until_connected()?;
-        Ok(house)
+        let services = Services { memo, cache, classifier };
+        services.wait_until_connected()?;
+        Ok(services)
     }
 
-    /// The memo's upstreams connect in the background; a demo waits for them.
+    /// Waits until the memo's upstreams, which connect in the background, are connected.
     fn wait_until_connected(&self) -> anyhow::Result<()> {
         for _ in 0..1000 {
             let stats = self.memo_stats()?;
@@ -199,7 +278,7 @@ impl House {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        bail!("the memo does not reach its cache and classifier")
+        bail!("the memo cannot connect to its cache and classifier")
     }
 
     fn memo_stats(&self) -> anyhow::Result<Stats> {

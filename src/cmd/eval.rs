@@ -1,4 +1,4 @@
-//! `afterimage eval`: judge a model by a test set.
+//! `afterimage eval`: measure a model's errors and speed on a test set.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -12,22 +12,23 @@ use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model: a file, or one of those inside this program: shipped, raw.
+    /// Model file, or a built-in model: shipped, raw.
     #[arg(long, value_name = "FILE", default_value = "shipped")]
     model: PathBuf,
 
-    /// The folder with the MNIST test files, plain or .gz.
+    /// Folder with the MNIST test files, plain or .gz.
     #[arg(long, value_name = "DIR", default_value = "data/mnist")]
     data: PathBuf,
 
-    /// Draw the worst examples as a picture (PNG): what was answered wrongly, then what was
-    /// answered rightly by the smallest margin. Under each image its label and the answer, its
-    /// number in the data set from 0, and its margin (-inf where the model does not know the
-    /// label). The images are the data set's: mind its licence.
+    /// Write the worst examples as a picture (PNG).
+    ///
+    /// Wrong answers come first, then right answers with the smallest margin. The text under an
+    /// image: label, answer, index in the data set (from 0), and margin (-inf if the model does not
+    /// have the label). The images belong to the data set: mind its licence.
     #[arg(long, value_name = "PNG")]
     worst: Option<PathBuf>,
 
-    /// How many of them to draw, 1000 at most.
+    /// Number of examples to draw, at most 1000.
     #[arg(long, value_name = "N", default_value = "64")]
     worst_count: NonZeroUsize,
 
@@ -40,7 +41,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args::model(&args.model)?;
     let count = args.worst_count.get();
     if count > MAX_SHEET_EXAMPLES {
-        bail!("--worst-count is {count}; at most {MAX_SHEET_EXAMPLES} are drawn");
+        bail!("--worst-count is {count}; the limit is {MAX_SHEET_EXAMPLES}");
     }
     let test = Dataset::read(&args.data, "t10k")?;
     let evaluation = Evaluation::of(&model, &test)?;

@@ -1,4 +1,4 @@
-//! `afterimage import`: a model of another tool in, a model file out.
+//! `afterimage import`: convert a model of another tool.
 
 use std::path::PathBuf;
 
@@ -9,40 +9,40 @@ use crate::print::{self, say};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The model to write (safetensors).
+    /// Model file to write (safetensors).
     #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
     out: PathBuf,
 
-    /// The images that the model looks at, outermost dimension first [default: 28x28, or what an
-    /// ONNX model declares].
+    /// Shape of the model's images, outermost dimension first [default: 28x28, or the features of
+    /// an ONNX model].
     #[arg(long, value_name = "DIMS", value_parser = shape)]
     shape: Option<Shape>,
 
-    /// What bytes were divided by to make the model's inputs: 255 where they went from 0 to 1
-    /// [default: what support vectors or a scaler show, else 255, and then it is said so].
+    /// Divisor from bytes to features; 255 for features from 0 to 1 [default: as support vectors
+    /// or a scaler show, else 255 with a note].
     #[arg(long, value_name = "N")]
     divisor: Option<f64>,
 
-    /// The range file that `svm-scale -s` wrote, of a model that was trained on what it scaled
-    /// (LIBSVM, LIBLINEAR). A sample in text is then the scaled one.
+    /// Range file of `svm-scale -s`, for a model trained on scaled features (LIBSVM, LIBLINEAR). A
+    /// text sample must then be scaled, too.
     #[arg(long, value_name = "FILE")]
     scale: Option<PathBuf>,
 
-    /// Labels to answer with, in the order of the model's own, where those are not numbers from 0
-    /// to 65535.
+    /// Labels to answer with, in the model's order; needed if its own are not numbers from 0 to
+    /// 65535.
     #[arg(long, value_name = "LABELS", value_delimiter = ',')]
     labels: Option<Vec<u16>>,
 
-    /// Images to try the model on: a text file as `svm-predict` takes it, or a folder with the
+    /// Labelled images to test the model on: a text file for `svm-predict`, or a folder with the
     /// MNIST test files.
     #[arg(long, value_name = "PATH")]
     sample: Option<PathBuf>,
 
-    /// What the original tool predicts of the sample: its output file, a label on a line.
+    /// The original tool's predictions for the sample, one label a line.
     #[arg(long, value_name = "FILE", requires = "sample")]
     predictions: Option<PathBuf>,
 
-    /// A model of LIBSVM or LIBLINEAR, or an ONNX file with an SVM or a linear classifier.
+    /// Model of LIBSVM or LIBLINEAR, or an ONNX file with an SVM or a linear classifier.
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }

@@ -1,4 +1,4 @@
-//! `afterimage train`: IDX files in, a model out.
+//! `afterimage train`: train a model on IDX files.
 
 use std::path::PathBuf;
 
@@ -9,27 +9,27 @@ use crate::progress::Bar;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder with the four MNIST files, plain or .gz.
+    /// Folder with the four MNIST files, plain or .gz.
     #[arg(long, value_name = "DIR", default_value = "data/mnist")]
     data: PathBuf,
 
-    /// The model to write (safetensors).
+    /// Model file to write (safetensors).
     #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
     out: PathBuf,
 
-    /// What the machines look at: raw (the pixels themselves) or conv (a convolutional map).
+    /// Features: raw (the pixels) or conv (a convolutional map).
     #[arg(long, value_name = "NAME", default_value = "conv")]
     features: FeatureKind,
 
-    /// What all random numbers come from: the same seed makes the same file, byte for byte.
+    /// Seed of all random numbers. The same seed, options and data give the same file.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// The price of an error in training. Chosen on the last 10,000 training images if not given.
+    /// SVM parameter C [default: 0.5 for conv; for raw chosen on the last 10,000 training images].
     #[arg(long, value_name = "C")]
     c: Option<f64>,
 
-    /// Distorted copies of every image to learn from. The features' own number if not given.
+    /// Distorted copies of each training image [default: 23 for conv, 0 for raw].
     #[arg(long, value_name = "N")]
     copies: Option<usize>,
 }

@@ -8,4 +8,5 @@ pub mod first_byte;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 pub mod pki;
+pub mod resident;
 pub mod vectors;

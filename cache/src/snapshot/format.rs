@@ -1,17 +1,17 @@
-//! The bytes of a snapshot. `cache/SNAPSHOT.md` is their description.
+//! The bytes of a snapshot, as `cache/SNAPSHOT.md` describes them.
 //!
 //! ```text
 //! header   0  magic      8   89 "AFTIMG" 0A
 //!          8  version    4   1
 //!         12  zero       4
-//!         16  id         8   another one in every snapshot
-//!         24  entries    8   in all blocks together
+//!         16  id         8   different in every snapshot
+//!         24  entries    8   in all blocks
 //!         32  checksum   4   CRC-32 of bytes 0 to 31
 //! block    0  count      4   n, from 1 to 4096
 //!          4  keys       8n
 //!     4 + 8n  values     8n
 //!    4 + 16n  heats      n
-//!    4 + 17n  checksum   4   CRC-32 of the id, the block's number from 0 (8 bytes), and all of the above
+//!    4 + 17n  checksum   4   CRC-32 of the id, the block's number from 0 (8 bytes), and the above
 //! ```
 //!
 //! All numbers are little-endian.
@@ -20,11 +20,10 @@ use super::{Fault, read_exact};
 use crate::bucket::Entry;
 use std::io::{self, Read, Write};
 
-/// The one version there is.
+/// The only version so far.
 pub(super) const VERSION: u32 = 1;
 
-/// A byte above 127 and a line feed, as in PNG: a transfer that takes the file for text damages
-/// them.
+/// A byte above 127 and a line feed, as in PNG: a transfer in text mode damages them.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89AFTIMG\n";
 
 const VERSION_AT: usize = MAGIC.len();
@@ -35,7 +34,7 @@ const HEADER_CHECKSUM_AT: usize = ENTRIES_AT + size_of::<u64>();
 const HEADER_BYTES: usize = HEADER_CHECKSUM_AT + size_of::<u32>();
 const _: () = assert!(HEADER_BYTES == 36);
 
-/// A block's buffer is all the memory that reading or writing takes, whatever a file says.
+/// Reading and writing need memory for one block of this size, whatever a file claims.
 const BLOCK_ENTRIES_MAX: usize = 4096;
 const COUNT_BYTES: usize = size_of::<u32>();
 const CHECKSUM_BYTES: usize = size_of::<u32>();
@@ -71,7 +70,8 @@ impl Header {
         if u32_at(checksum, 0) != crc32fast::hash(checked) {
             return Err(Fault::Damaged { offset: 0, what: "the header's checksum is wrong" });
         }
-        // After the checksum: a damaged version is damage. So every version has this header.
+        // After the checksum, so that a damaged version is reported as damage. Every version has
+        // this header.
         let version = u32_at(bytes, VERSION_AT);
         if version != VERSION {
             return Err(Fault::UnsupportedVersion(version));
@@ -83,7 +83,7 @@ impl Header {
     }
 }
 
-/// Up to 4096 entries on their way to or from a file, one block after the other.
+/// A buffer of up to 4096 entries for writing or reading consecutive blocks.
 pub(super) struct Block {
     id: u64,
     number: u64,
@@ -94,7 +94,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// The first block, still empty.
+    /// The first block, empty.
     pub(super) fn new(id: u64) -> Self {
         Self {
             id,
@@ -110,7 +110,7 @@ impl Block {
         self.keys.is_empty()
     }
 
-    /// Adds an entry; says whether the block is full now and must be written.
+    /// Adds an entry; returns whether the block is full and must be written.
     pub(super) fn push(&mut self, entry: Entry) -> bool {
         self.keys.push(entry.key);
         self.values.push(entry.value);
@@ -118,7 +118,7 @@ impl Block {
         self.keys.len() == BLOCK_ENTRIES_MAX
     }
 
-    /// Writes the block and becomes the next one, empty; returns the bytes written.
+    /// Writes the block and becomes the next block, empty; returns the number of bytes.
     pub(super) fn write(&mut self, file: &mut impl Write) -> io::Result<u64> {
         self.bytes.clear();
         self.bytes.extend_from_slice(&(self.keys.len() as u32).to_le_bytes());
@@ -165,8 +165,8 @@ impl Block {
         numbers.map(|((&key, &value), &heat)| Entry { key, value, heat })
     }
 
-    /// The checksum over `checked` as the block with this number in this snapshot: a right block of
-    /// another snapshot, or at another place, is wrong here.
+    /// The checksum of `checked` as the block with this number in this snapshot. A valid block of
+    /// another snapshot, or at another position, has another checksum.
     fn checksum(&self, checked: &[u8]) -> u32 {
         let mut hasher = crc32fast::Hasher::new();
         hasher.update(&self.id.to_le_bytes());
@@ -186,7 +186,7 @@ const fn block_bytes(entries: usize) -> usize {
     COUNT_BYTES + ENTRY_BYTES * entries + CHECKSUM_BYTES
 }
 
-/// The number at `at`; the callers' slices are long enough by their constants.
+/// The number at `at`. The constants of the callers guarantee that the slice is long enough.
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut number = [0; 4];
     number.copy_from_slice(&bytes[at..at + 4]);

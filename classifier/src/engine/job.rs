@@ -1,5 +1,5 @@
-//! An image that waits for its label, and whoever waits for it. Dropped unanswered, a job answers
-//! by itself.
+//! A job: an image that waits for its label, and the caller that waits for the label. A job that is
+//! dropped unanswered answers with an error.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,10 +9,10 @@ use std::time::Instant;
 use super::counters::Counters;
 use super::options::EngineError;
 
-/// Who asked for a label.
+/// The side that asked for a label.
 pub trait Caller: Send {
-    /// Whether nobody wants the label any more. Asked once, right before the image would be scored;
-    /// when it is true, the image is not, and `answer` is called with
+    /// Whether the label is no longer wanted. Called once, right before the image is scored. If it
+    /// returns true, the image is not scored, and `answer` is called with
     /// [`EngineError::DeadlineExceeded`].
     fn is_late(&mut self, now: Instant) -> bool {
         let _ = now;
@@ -53,8 +53,8 @@ impl Job {
         Self::for_caller(image, reply)
     }
 
-    /// As [`Job::new`], for whoever may lose interest meanwhile. `caller` is called on the same
-    /// threads.
+    /// As [`Job::new`], for a caller that may lose interest before the image is scored. `caller` is
+    /// called on the same threads.
     pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
         Self { image: image.into(), deadline: None, caller: Some(Box::new(caller)) }
     }
@@ -99,8 +99,8 @@ impl Job {
     }
 }
 
-/// What a caller's code gives. Should it panic, that is the submitter's bug: it is counted, and
-/// costs nobody else his answer.
+/// The result of a caller's code. A panic in it is the submitter's bug: it is counted, and other
+/// callers still get their answers.
 fn caught<R>(when: &str, counters: &Counters, code: impl FnOnce() -> R) -> Option<R> {
     let caught = catch_unwind(AssertUnwindSafe(code)).ok();
     if caught.is_none() {

@@ -1,4 +1,4 @@
-//! What an engine's threads share: the jobs that wait, and who waits for jobs.
+//! The queue of an engine: waiting jobs, and threads that wait for jobs.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -94,7 +94,7 @@ mod tests {
         let svm = LinearSvm::new(array![[1.0, 0.0], [0.0, 1.0]], Array1::zeros(2)).unwrap();
         let model = Model::new(map, svm, vec![7, 9], Metadata::default()).unwrap();
         let images = vec![5, 1, 9, 2, 3, 3, 8, 1, 2, 4];
-        // The third is a tie, which the first label wins; nobody knows the label 8.
+        // The third is a tie, which the first label wins; the model does not have the label 8.
         let data = Dataset::new(shape, images, vec![7, 9, 9, 8, 9]).unwrap();
         let evaluation = Evaluation::of(&model, &data).unwrap();
         let worst = evaluation.worst(&model, &data, 10).unwrap();

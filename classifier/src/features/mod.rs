@@ -8,7 +8,7 @@ pub use conv::ConvolutionalMap;
 pub use raw::RawPixels;
 
 use crate::error::ModelError;
-use crate::kernels::{Chunk, Chunks, LANES, Level, chunks};
+use crate::kernels::{Chunk, Chunks, Isa, LANES, chunks};
 use crate::shape::Shape;
 use crate::tensors::Tensors;
 
@@ -51,7 +51,7 @@ impl<'a> Features<'a> {
         let (len, dims) = (self.map.shape().len(), self.map.dims());
         assert!(images.iter().all(|image| image.len() == len), "images of {len} bytes");
         self.block.set_len(images.len() * chunks(dims));
-        self.map.features(Level::best(), images, &mut self.scratch, &mut self.block);
+        self.map.features(Isa::best(), images, &mut self.scratch, &mut self.block);
         let rows = self.block.as_flattened().chunks_exact(chunks(dims) * LANES);
         rows.map(move |row| &row[..dims])
     }
@@ -89,14 +89,14 @@ impl FeatureMap {
     /// zero. Each image is `shape().len()` bytes.
     pub(crate) fn features(
         &self,
-        level: Level,
+        isa: Isa,
         images: &[&[u8]],
         scratch: &mut FeatureScratch,
         out: &mut [Chunk],
     ) {
         match self {
-            Self::Raw(map) => map.features(level, images, out),
-            Self::Conv(map) => map.features(level, images, &mut scratch.conv, out),
+            Self::Raw(map) => map.features(isa, images, out),
+            Self::Conv(map) => map.features(isa, images, &mut scratch.conv, out),
         }
     }
 

@@ -2,7 +2,7 @@
 //! 1).
 
 use crate::error::ModelError;
-use crate::kernels::{Chunk, Kernel, LANES, Level, Simd, chunks};
+use crate::kernels::{Chunk, Isa, Kernel, LANES, Simd, chunks};
 use crate::shape::Shape;
 use crate::tensors::{Tensor, Tensors};
 
@@ -31,7 +31,7 @@ impl RawPixels {
             return Err(ModelError::mismatch(Self::DIVISOR, "1 to 65535", divisor));
         }
         let table: Box<[f32; 256]> = Box::new(std::array::from_fn(|pixel| pixel as f32 / divisor));
-        let quotients = Level::best().run(AllQuotients { divisor });
+        let quotients = Isa::best().run(AllQuotients { divisor });
         let by_multiplying = quotients.iter().zip(&*table).all(|(a, b)| a.to_bits() == b.to_bits());
         Ok(Self { shape, divisor, table, by_multiplying })
     }
@@ -41,11 +41,11 @@ impl RawPixels {
     }
 
     /// The features of a block of images, `[images, chunks(pixels)]`.
-    pub(crate) fn features(&self, level: Level, images: &[&[u8]], out: &mut [Chunk]) {
+    pub(crate) fn features(&self, isa: Isa, images: &[&[u8]], out: &mut [Chunk]) {
         let chunks = chunks(self.shape.len());
         for (image, out) in images.iter().zip(out.chunks_exact_mut(chunks)) {
             if self.by_multiplying {
-                level.run(Divide { image, divisor: self.divisor, out });
+                isa.run(Divide { image, divisor: self.divisor, out });
             } else {
                 self.look_up(image, out);
             }
@@ -136,7 +136,7 @@ mod tests {
     fn features_are_pixels_over_the_divisor_and_padding_is_zero() {
         let map = RawPixels::new(Shape::new(&[1, 3]).unwrap(), 255.0).unwrap();
         let mut out = [[9.0; 16]; 2];
-        map.features(Level::best(), &[&[0, 51, 255], &[1, 2, 3]], &mut out);
+        map.features(Isa::best(), &[&[0, 51, 255], &[1, 2, 3]], &mut out);
         assert_eq!(out[0][..4], [0.0, 0.2, 1.0, 0.0]);
         assert_eq!(out[1][..4], [1.0 / 255.0, 2.0 / 255.0, 3.0 / 255.0, 0.0]);
         assert_eq!(out[1][3..], [0.0; 13]);
@@ -149,7 +149,7 @@ mod tests {
         }
     }
     #[test]
-    fn features_are_the_quotients_rounded_once_for_any_divisor_and_at_every_level() {
+    fn features_are_the_quotients_rounded_once_for_any_divisor_and_with_every_isa() {
         let image: Vec<u8> = (0..=255).collect();
         let shape = Shape::new(&[256]).unwrap();
         let mut looked_up = 0;
@@ -157,9 +157,9 @@ mod tests {
             let divisor = if i < 300 { 1.0 + i as f32 } else { 1.0 + (i * i) as f32 / 71.3 };
             let map = RawPixels::new(shape, divisor).unwrap();
             looked_up += u32::from(!map.by_multiplying);
-            for level in Level::available() {
+            for isa in Isa::available() {
                 let mut out = [[9.0; LANES]; 16];
-                map.features(level, &[&image], &mut out);
+                map.features(isa, &[&image], &mut out);
                 for (&pixel, feature) in image.iter().zip(out.as_flattened()) {
                     assert_eq!(feature.to_bits(), (f32::from(pixel) / divisor).to_bits());
                 }

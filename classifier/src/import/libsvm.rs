@@ -28,14 +28,14 @@ struct Header {
     rho: Vec<f64>,
 }
 
-/// Support vectors as they stand: what is zero is left out.
+/// Support vectors as in the file: without zeros.
 #[derive(Default)]
 struct Sparse {
     /// `[vectors, classes − 1]`.
     coefficients: Vec<f64>,
     indices: Vec<u32>,
     values: Vec<f64>,
-    /// Where each vector ends in the two above.
+    /// The end of each vector in `indices` and `values`.
     ends: Vec<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! Text models, line by line.
+//! Line reader for text models, with line numbers for errors.
 
 use crate::error::ModelError;
 use crate::shape::Shape;
@@ -10,7 +10,7 @@ pub(super) const CUT: &str = "the last line has no line break: the file may be c
 
 /// The lines of a text, counted.
 pub(super) struct Lines<'a> {
-    /// What is still to be read.
+    /// The text that is not read yet.
     pub(super) text: &'a str,
     /// The number of the line last read, from 1.
     line: usize,

@@ -1,10 +1,10 @@
-//! Models that other tools trained: LIBSVM's and LIBLINEAR's text files, and scikit-learn's as
-//! ONNX.
+//! Import of models that other tools trained: text files of LIBSVM and LIBLINEAR, and ONNX files of
+//! scikit-learn.
 //!
 //! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image over
-//! a divisor, scaled by `svm-scale` or not. What is kept is kept in `f64`, and scored by the
-//! original's own operations wherever the label hangs on their rounding (`weights.rs`,
-//! `pairwise/`), so labels are the original's; `pairwise/exact.rs` says of which compilers.
+//! a divisor, scaled by `svm-scale` or not. Numbers stay in `f64`. Wherever a label depends on
+//! rounding, the original's operations are repeated in their order (`weights.rs`, `pairwise/`), so
+//! the labels are equal. `pairwise/exact.rs` says for which compilers.
 
 mod liblinear;
 mod libsvm;
@@ -27,7 +27,7 @@ use lines::{CUT, Lines};
 pub use sample::{Agreement, Sample};
 pub use scale::Scale;
 
-/// What a model of another tool does not say about itself.
+/// Facts that the file of another tool does not have.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImportOptions {
     /// The shape of the images. `None` is 28x28, or where an ONNX model has another number of
@@ -44,21 +44,21 @@ pub struct ImportOptions {
     pub scale: Option<Scale>,
 }
 
-/// An imported model, and what was found in its file.
+/// An imported model, and facts from its file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Imported {
     /// The model.
     pub model: Model,
-    /// The tool it is of, its solver or kernel and their parameters.
+    /// The tool that made it, its solver or kernel, and their parameters.
     pub origin: String,
     /// The labels of its classes as the file has them, in its order.
     pub labels: Vec<String>,
-    /// Features it looks at; bytes of an image beyond them count nothing, or as zeros.
+    /// The number of features; the model ignores bytes of an image beyond them.
     pub features: usize,
     /// What bytes of an image were divided by.
     pub divisor: f64,
-    /// Whether nothing in the file showed the divisor, and nobody gave it.
+    /// Whether the divisor is a guess: not in the options, and not visible in the file.
     pub assumed: bool,
     /// What the user should know before using the model.
     pub warnings: Vec<String>,
@@ -76,7 +76,7 @@ impl Imported {
     }
 }
 
-/// Prints what was found, a line each.
+/// Prints the facts, one a line.
 impl fmt::Display for Imported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST_LABELS: usize = 20;
@@ -92,7 +92,7 @@ impl fmt::Display for Imported {
         }
         write!(f, "features  {features} of images of {}: bytes over {divisor}", model.shape())?;
         if *assumed {
-            write!(f, ", which nothing in the file shows (--divisor)")?;
+            write!(f, ", a guess: the file does not show it (--divisor)")?;
         }
         writeln!(f)?;
         write!(f, "digest    {}", model.digest())
@@ -100,11 +100,11 @@ impl fmt::Display for Imported {
 }
 
 impl Model {
-    /// Reads a model file of LIBLINEAR or LIBSVM, or an ONNX file; it says itself which of them it
-    /// is.
+    /// Reads a model file of LIBLINEAR or LIBSVM, or an ONNX file. The format is found from its
+    /// first bytes.
     ///
     /// # Errors
-    /// [`ModelError`], naming the file, and for what is wrong in a text the line.
+    /// [`ModelError`], naming the file, and the line of a fault in a text.
     pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, ModelError> {
         let io = |source| ModelError::Io { path: path.to_owned(), source };
         let in_file =
@@ -118,7 +118,7 @@ impl Model {
     /// Reads a model from the bytes of such a file.
     ///
     /// # Errors
-    /// [`ModelError`], naming the line of a text; others when the numbers make no model.
+    /// [`ModelError`], naming the line of a text.
     pub fn import_bytes(bytes: &[u8], options: &ImportOptions) -> Result<Imported, ModelError> {
         check_mark(bytes)?;
         let first =
@@ -170,14 +170,14 @@ fn check_mark(bytes: &[u8]) -> Result<(), ModelError> {
     )))
 }
 
-/// What a reader found: all but the labels to answer with.
+/// The result of a reader: everything but the labels to answer with.
 struct Found {
     origin: String,
     labels: Vec<String>,
     shape: Shape,
     features: usize,
     divisor: f64,
-    /// Whether it is [`USUAL_DIVISOR`] for want of anything that shows it.
+    /// Whether it is [`USUAL_DIVISOR`] because nothing shows it.
     assumed: bool,
     warnings: Vec<String>,
     /// What bytes are in a text that the original takes.
@@ -185,7 +185,7 @@ struct Found {
     scoring: Scoring,
 }
 
-/// What bytes are mostly divided by, and are taken to have been where nothing shows it.
+/// The usual divisor of bytes, assumed where nothing shows another.
 const USUAL_DIVISOR: f64 = 255.0;
 
 impl Found {
@@ -212,7 +212,7 @@ impl Found {
 
 fn own_label(label: &str) -> Result<u16, ModelError> {
     label.parse().map_err(|_| {
-        let expected = "0 to 65535, which is what an answer has room for (give others by --labels)";
+        let expected = "0 to 65535 (give other labels with --labels)";
         ModelError::mismatch("label of the model", expected, format!("{label:?}"))
     })
 }
@@ -232,8 +232,7 @@ fn learn_pixels(
     Ok((divisor, Pixels::learnt(divisor, single, values)?))
 }
 
-/// Support vectors are of the training images: a value that no image can have shows that the
-/// divisor is wrong.
+/// Support vectors are training images: a value that no image can have shows a wrong divisor.
 fn check_range(pixels: &Pixels, at: usize, value: f64) -> Result<(), ModelError> {
     let (low, high) = pixels.range(at);
     let slack = 0.01 * (high - low);
@@ -246,7 +245,7 @@ fn check_range(pixels: &Pixels, at: usize, value: f64) -> Result<(), ModelError>
     Err(ModelError::mismatch(format!("feature {} of a support vector", at + 1), expected, value))
 }
 
-/// Refuses so many support vectors that no model file holds them.
+/// Refuses support vectors that are too many for a model file.
 fn check_size(count: usize, dims: usize, bytes_each: usize) -> Result<(), ModelError> {
     let bytes = count.saturating_mul(dims).saturating_mul(bytes_each) as u64;
     if bytes <= MAX_MODEL_FILE_BYTES {

@@ -1,5 +1,5 @@
-//! What an imported model is tried on: labelled images in LIBSVM's text format or as IDX files, and
-//! what the original tool predicts of them.
+//! Samples for an imported model: labelled images as LIBSVM text or IDX files, and the predictions
+//! of the original tool.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,9 +10,9 @@ use ndarray::ArrayView2;
 
 use super::Imported;
 use super::lines::{Lines, shorten};
-use crate::dataset::{Dataset, MAX_DATASET_FILE_BYTES};
+use crate::dataset::Dataset;
 use crate::error::{DataError, ModelError};
-use crate::input::bounded;
+use crate::input::{MAX_DATASET_FILE_BYTES, bounded};
 
 /// Most disagreements listed.
 const MOST_LISTED: usize = 5;
@@ -25,7 +25,7 @@ const MAX_SAMPLE_IMAGES: usize = 1 << 20;
 /// file may be long does not bound them.
 const MAX_SAMPLE_BYTES: usize = 1 << 30;
 
-/// What a sample may have.
+/// Limits of a sample.
 struct Limits {
     images: usize,
     bytes: usize,
@@ -58,7 +58,7 @@ impl Sample {
     /// test files.
     ///
     /// # Errors
-    /// [`ModelError`], naming the file, and the line of what is no image of the model's.
+    /// [`ModelError`], naming the file, and the line of an image that does not fit the model.
     pub fn read(path: &Path, imported: &Imported) -> Result<Self, ModelError> {
         let in_file =
             |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
@@ -98,7 +98,7 @@ impl Sample {
 
     fn parse_within(text: &str, imported: &Imported, limits: &Limits) -> Result<Self, ModelError> {
         let dims = imported.model.shape().len();
-        // What is not given is zero.
+        // An omitted feature is zero.
         let blank: Vec<Option<u8>> = (0..dims).map(|at| imported.byte(at, 0.0)).collect();
         let mut sample = Self::default();
         let mut lines = Lines::new(text.trim_end());
@@ -132,7 +132,7 @@ impl Sample {
     ) -> Result<(), ModelError> {
         let refuse = |index: usize, value: &str| {
             let divisor = imported.divisor;
-            lines.error(format!("feature {index} is {value}, which is no byte over {divisor}"))
+            lines.error(format!("feature {index} is {value}, not a byte over {divisor}"))
         };
         let mut done = 0;
         for field in fields {

@@ -1,5 +1,5 @@
-//! `svm-scale`'s range files: what it did to the features of the training data, and does to those
-//! of the data to be predicted.
+//! Range files of `svm-scale`: how it scaled the features of the training data, and how it scales
+//! new data.
 //!
 //! A file is `x`, a line with the bounds that features were brought to, and for each feature that
 //! is not always the same a line with its number (from 1), its least and its greatest value. Before
@@ -47,7 +47,7 @@ impl Scale {
     /// Reads the file that `svm-scale -s` wrote.
     ///
     /// # Errors
-    /// [`ModelError`], naming the file, and for what is wrong in it the line.
+    /// [`ModelError`], naming the file, and the line of a fault.
     pub fn read(path: &Path) -> Result<Self, ModelError> {
         let in_file =
             |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
@@ -146,7 +146,7 @@ impl Scale {
             self.lower + (self.upper - self.lower) * (value - least) / (greatest - least)
         };
         let digits = DIGITS - 1;
-        format!("{scaled:.digits$e}").parse().expect("what was formatted as a number is one")
+        format!("{scaled:.digits$e}").parse().expect("a formatted number can be parsed")
     }
 }
 
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(features, [-0.0117647, 0.0, -0.986928, 1.0]);
         assert_eq!((pixels.value(2, 51), pixels.value(2, 255)), (-1.0, 1.66667));
         assert_eq!((pixels.byte(0, -0.0117647), pixels.byte(2, 1.66667)), (Some(126), Some(255)));
-        // Between two bytes, beyond all, and what is always nothing.
+        // Between two bytes, beyond all bytes, and a constant feature.
         assert_eq!((pixels.byte(0, -0.0157), pixels.byte(0, 1.01)), (None, None));
         assert_eq!((pixels.byte(1, 0.0), pixels.byte(1, 0.1)), (Some(0), None));
     }

@@ -1,5 +1,5 @@
-//! Text models and ONNX files, good and bad. The original tools are run in
-//! `tests/original_tools.rs`.
+//! Text models and ONNX files, valid and invalid. `tests/original_tools.rs` runs the original
+//! tools.
 
 mod onnx;
 
@@ -110,7 +110,7 @@ fn a_divisor_that_nothing_shows_is_said_to_be_assumed() {
     let said = |file: &[u8], divisor| {
         let options = ImportOptions { divisor, ..options() };
         let printed = Model::import_bytes(file, &options).unwrap().to_string();
-        printed.contains("bytes over 255, which nothing in the file shows (--divisor)\n")
+        printed.contains("bytes over 255, a guess: the file does not show it (--divisor)\n")
     };
     assert!(said(LIBLINEAR.as_bytes(), None) && !said(LIBLINEAR.as_bytes(), Some(255.0)));
     assert!(!said(RBF.as_bytes(), None));
@@ -320,7 +320,7 @@ fn what_svm_scale_scaled_is_scaled_before_it_is_scored() {
     let linear = import(LIBLINEAR);
     assert_eq!(linear.divisor, 1.0);
     assert!(linear.origin.ends_with("bias 2, scaled by svm-scale to -1 to 1)"), "{linear}");
-    // Features 0.25, 0, -0.6: what is always the same is nothing.
+    // Features 0.25, 0, -0.6: a constant feature is zero.
     let expected = [0.25 - 4.0, 0.5, -0.25 - 0.6 * 0.55].map(|score: f64| score as f32);
     assert_eq!(scores(&linear.model, &[125, 77, 90, 9]), expected);
     let text = LIBSVM.replace("1:2 4:1", "1:0.25 3:-0.6").replace("2:2 4:1", "1:-1 3:1");
@@ -339,8 +339,8 @@ fn what_svm_scale_scaled_is_scaled_before_it_is_scored() {
     let sample = Sample::parse("4 1:0.25 3:-0.6\n9 1:-1 3:1\n9 3:1\n", &kernel).unwrap();
     assert_eq!(sample.agreement(&kernel).unwrap().agree, 3);
     for (text, part) in [
-        ("4 1:0.254\n", "feature 1 is 0.254, which is no byte"),
-        ("4 2:0.5 3:1\n", "feature 2 is 0.5, which is no byte"),
+        ("4 1:0.254\n", "feature 1 is 0.254, not a byte"),
+        ("4 2:0.5 3:1\n", "feature 2 is 0.5, not a byte"),
     ] {
         let error = Sample::parse(text, &kernel).unwrap_err().to_string();
         assert!(error.contains(part), "{error:?} should contain {part:?}");
@@ -372,7 +372,7 @@ fn a_sample_is_answered_and_compared() {
         sample.with_predictions(&path).unwrap_err().to_string().contains("expected 3, found 2")
     );
     for (text, part) in [
-        ("1 1:2\n1 1:0.5\n", "line 2: feature 1 is 0.5, which is no byte over 1"),
+        ("1 1:2\n1 1:0.5\n", "line 2: feature 1 is 0.5, not a byte over 1"),
         ("1 5:2\n", "feature 5 is beyond the 4 bytes of a 2x2 image (--shape)"),
         ("1 2:2 1:2\n", "feature 1 comes after feature 2"),
         ("", "the sample has no images"),

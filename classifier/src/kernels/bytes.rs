@@ -5,7 +5,7 @@
 //! AVX-512 holds a step of a group, the four bytes of an image that belong to it are the same for
 //! all sixteen, and no sum is ever taken across lanes.
 
-use super::{Kind, Level};
+use super::{Isa, Kind};
 
 /// Vectors of a group.
 pub(crate) const GROUP: usize = 16;
@@ -76,9 +76,9 @@ impl BytePanel {
         self.data[row / GROUP * self.steps + at / STEP].0[row % GROUP * STEP + at % STEP]
     }
 
-    /// Lays out images (each as long as a row) for [`BytePanel::dots`] with the same `level`.
-    pub(crate) fn lay_out(&self, level: Level, images: &[&[u8]], out: &mut ByteImages) {
-        let flip = Product::of(level).flip();
+    /// Lays out images (each as long as a row) for [`BytePanel::dots`] with the same `isa`.
+    pub(crate) fn lay_out(&self, isa: Isa, images: &[&[u8]], out: &mut ByteImages) {
+        let flip = Product::of(isa).flip();
         out.words.clear();
         for image in images {
             out.words.extend(image.chunks(STEP).map(|bytes| {
@@ -92,7 +92,7 @@ impl BytePanel {
     /// Every dot product of an image with a row of the groups from `first` on, `out` being
     /// `[images, groups * GROUP]`: its length says how many groups. Of no images or no groups
     /// there are none.
-    pub(crate) fn dots(&self, level: Level, images: &ByteImages, first: usize, out: &mut [i32]) {
+    pub(crate) fn dots(&self, isa: Isa, images: &ByteImages, first: usize, out: &mut [i32]) {
         if out.is_empty() {
             return;
         }
@@ -102,7 +102,7 @@ impl BytePanel {
         let data = &self.data[first * steps..end / GROUP * steps];
         let task =
             Task { steps, words: &images.words, data, biases: &self.biases[start..end], out };
-        match Product::of(level) {
+        match Product::of(isa) {
             Product::Portable => portable(task),
             #[cfg(target_arch = "x86_64")]
             Product::Avx2(proof) => proof.dots(task),
@@ -123,9 +123,9 @@ enum Product {
 }
 
 impl Product {
-    /// The fastest that goes with a level.
-    fn of(level: Level) -> Self {
-        match level.0 {
+    /// The fastest that goes with a isa.
+    fn of(isa: Isa) -> Self {
+        match isa.0 {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512(_) => super::x86_bytes::Vnni::detect()
                 .map(Self::Vnni)
@@ -184,22 +184,22 @@ mod tests {
     }
 
     #[test]
-    fn every_level_gives_the_plain_sums_of_products() {
+    fn every_isa_gives_the_plain_sums_of_products() {
         for (len, rows, count) in [(1, 1, 1), (5, 17, 3), (784, 70, 19), (64, 129, 8)] {
             let vectors = noise(len * rows, 7);
             let images = noise(len * count, 9);
             let images: Vec<&[u8]> = images.chunks_exact(len).collect();
             let panel = BytePanel::new(&vectors, len);
-            for level in Level::available() {
+            for isa in Isa::available() {
                 let mut packed = ByteImages::default();
-                panel.lay_out(level, &images, &mut packed);
+                panel.lay_out(isa, &images, &mut packed);
                 let mut out = vec![-1; count * panel.groups() * GROUP];
-                panel.dots(level, &packed, 0, &mut out);
+                panel.dots(isa, &packed, 0, &mut out);
                 for (i, image) in images.iter().enumerate() {
                     for (r, row) in vectors.chunks_exact(len).enumerate() {
                         let plain: i32 =
                             image.iter().zip(row).map(|(&x, &s)| i32::from(x) * i32::from(s)).sum();
-                        assert_eq!(out[i * panel.groups() * GROUP + r], plain, "{level:?}");
+                        assert_eq!(out[i * panel.groups() * GROUP + r], plain, "{isa:?}");
                     }
                 }
             }
@@ -209,14 +209,14 @@ mod tests {
     #[test]
     fn no_images_or_no_groups_have_no_products() {
         let panel = BytePanel::new(&noise(40 * 5, 1), 5);
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut none = ByteImages::default();
-            panel.lay_out(level, &[], &mut none);
-            panel.dots(level, &none, 0, &mut []);
-            panel.dots(level, &none, panel.groups(), &mut []);
+            panel.lay_out(isa, &[], &mut none);
+            panel.dots(isa, &none, 0, &mut []);
+            panel.dots(isa, &none, panel.groups(), &mut []);
             let mut one = ByteImages::default();
-            panel.lay_out(level, &[&[1; 5]], &mut one);
-            panel.dots(level, &one, 1, &mut []);
+            panel.lay_out(isa, &[&[1; 5]], &mut one);
+            panel.dots(isa, &one, 1, &mut []);
         }
     }
 
@@ -227,14 +227,14 @@ mod tests {
         let image = noise(len, 4);
         let panel = BytePanel::new(&vectors, len);
         assert_eq!((panel.groups(), panel.byte(89, 29)), (6, vectors[len * rows - 1]));
-        for level in Level::available() {
+        for isa in Isa::available() {
             let mut packed = ByteImages::default();
-            panel.lay_out(level, &[&image], &mut packed);
+            panel.lay_out(isa, &[&image], &mut packed);
             let mut whole = vec![0; 6 * GROUP];
-            panel.dots(level, &packed, 0, &mut whole);
+            panel.dots(isa, &packed, 0, &mut whole);
             let mut part = vec![0; 3 * GROUP];
-            panel.dots(level, &packed, 2, &mut part);
-            assert_eq!(part, whole[2 * GROUP..5 * GROUP], "{level:?}");
+            panel.dots(isa, &packed, 2, &mut part);
+            assert_eq!(part, whole[2 * GROUP..5 * GROUP], "{isa:?}");
         }
     }
 }

@@ -133,35 +133,35 @@ impl Kernel for Affine<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::noise;
-    use super::super::{LANES, Level};
+    use super::super::{Isa, LANES};
     use super::*;
 
-    fn dots(level: Level, row: usize, x: &[Chunk], w: &[Chunk]) -> Vec<u32> {
+    fn dots(isa: Isa, row: usize, x: &[Chunk], w: &[Chunk]) -> Vec<u32> {
         let mut out = vec![0.0; (x.len() / row) * (w.len() / row)];
-        level.run(Dots { row, x, w, out: &mut out });
+        isa.run(Dots { row, x, w, out: &mut out });
         out.into_iter().map(f32::to_bits).collect()
     }
 
     #[test]
-    fn every_level_gives_the_same_bits_for_dot_products() {
+    fn every_isa_gives_the_same_bits_for_dot_products() {
         let (x, w) = (noise(7 * 49, 1), noise(11 * 49, 2));
-        let expected = dots(Level::available()[0], 49, &x, &w);
-        for level in Level::available() {
-            assert_eq!(dots(level, 49, &x, &w), expected, "{level:?}");
+        let expected = dots(Isa::available()[0], 49, &x, &w);
+        for isa in Isa::available() {
+            assert_eq!(dots(isa, 49, &x, &w), expected, "{isa:?}");
         }
     }
 
     #[test]
     fn a_row_alone_gives_the_same_bits_as_in_any_batch() {
         let (x, w) = (noise(13 * 9, 3), noise(10 * 9, 4));
-        for level in Level::available() {
-            let together = dots(level, 9, &x, &w);
+        for isa in Isa::available() {
+            let together = dots(isa, 9, &x, &w);
             for count in 1..=13 {
-                assert_eq!(dots(level, 9, &x[..count * 9], &w), together[..count * 10]);
+                assert_eq!(dots(isa, 9, &x[..count * 9], &w), together[..count * 10]);
             }
             for i in 0..13 {
-                let alone = dots(level, 9, &x[i * 9..(i + 1) * 9], &w);
-                assert_eq!(alone, together[i * 10..(i + 1) * 10], "{level:?}, row {i}");
+                let alone = dots(isa, 9, &x[i * 9..(i + 1) * 9], &w);
+                assert_eq!(alone, together[i * 10..(i + 1) * 10], "{isa:?}, row {i}");
             }
         }
     }
@@ -170,7 +170,7 @@ mod tests {
     fn dot_products_are_right() {
         let x = [[2.0; LANES], [1.0; LANES]];
         let w: Vec<Chunk> = vec![std::array::from_fn(|i| i as f32), [0.5; LANES]];
-        let out = dots(Level::best(), 2, &x, &w);
+        let out = dots(Isa::best(), 2, &x, &w);
         assert_eq!(f32::from_bits(out[0]), 2.0 * 120.0 + 8.0);
     }
 }

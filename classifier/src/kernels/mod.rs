@@ -37,7 +37,7 @@ pub(crate) type Chunk = [f32; LANES];
 
 /// An instruction set to compute with. All give the same bits; they differ in speed only.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Level(Kind);
+pub struct Isa(Kind);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -50,26 +50,26 @@ enum Kind {
     Neon(neon::Neon),
 }
 
-impl Level {
+impl Isa {
     /// The fastest this processor has; found once.
     #[must_use]
     pub fn best() -> Self {
-        static BEST: OnceLock<Level> = OnceLock::new();
+        static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().pop().expect("the portable one is always there"))
     }
 
     /// All this processor has, the fastest last.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        let mut levels = vec![Self(Kind::Portable(portable::Portable))];
+        let mut isas = vec![Self(Kind::Portable(portable::Portable))];
         #[cfg(target_arch = "x86_64")]
         {
-            levels.extend(x86::Avx2::detect().map(|simd| Self(Kind::Avx2(simd))));
-            levels.extend(x86::Avx512::detect().map(|simd| Self(Kind::Avx512(simd))));
+            isas.extend(x86::Avx2::detect().map(|simd| Self(Kind::Avx2(simd))));
+            isas.extend(x86::Avx512::detect().map(|simd| Self(Kind::Avx512(simd))));
         }
         #[cfg(target_arch = "aarch64")]
-        levels.extend(neon::Neon::detect().map(|simd| Self(Kind::Neon(simd))));
-        levels
+        isas.extend(neon::Neon::detect().map(|simd| Self(Kind::Neon(simd))));
+        isas
     }
 
     /// Its usual name: `portable`, `avx2`, `avx512` or `neon`.
@@ -101,9 +101,9 @@ impl Level {
     }
 }
 
-impl fmt::Debug for Level {
+impl fmt::Debug for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Level({})", self.name())
+        write!(f, "Isa({})", self.name())
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn every_level_gives_the_same_bits_for_every_operation() {
+    fn every_isa_gives_the_same_bits_for_every_operation() {
         struct All<'a>(&'a [Chunk]);
         impl Kernel for All<'_> {
             type Output = Vec<u32>;
@@ -209,9 +209,9 @@ mod tests {
         values[1] = [-0.0; LANES];
         values[4][3] = f32::INFINITY;
         values[5][3] = f32::NEG_INFINITY;
-        let expected = Level::available()[0].run(All(&values));
-        for level in Level::available() {
-            assert_eq!(level.run(All(&values)), expected, "{level:?}");
+        let expected = Isa::available()[0].run(All(&values));
+        for isa in Isa::available() {
+            assert_eq!(isa.run(All(&values)), expected, "{isa:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use super::{Kernel, LANES, Level, Simd};
+use super::{Isa, Kernel, LANES, Simd};
 
 /// Multiply-adds on numbers that stay in registers, in as many independent chains as a core needs
 /// to begin one or two in every cycle.
@@ -35,7 +35,7 @@ fn chains<S: Simd, const C: usize>(simd: S, rounds: u64) -> u64 {
     rounds * (C * LANES) as u64
 }
 
-impl Level {
+impl Isa {
     /// Does nothing but multiply-adds of `f32`, as fast as this instruction set can, and returns
     /// how many: some hundred for each of the `rounds`. For measuring the most that a core can
     /// do.
@@ -51,10 +51,10 @@ mod tests {
 
     #[test]
     fn does_as_many_as_it_says_in_proportion_to_the_rounds() {
-        for level in Level::available() {
-            let one = level.multiply_adds(1);
-            assert!(one >= 96, "{level:?}");
-            assert_eq!(level.multiply_adds(1000), 1000 * one);
+        for isa in Isa::available() {
+            let one = isa.multiply_adds(1);
+            assert!(one >= 96, "{isa:?}");
+            assert_eq!(isa.multiply_adds(1000), 1000 * one);
         }
     }
 }

@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn sums_of_zero_and_exact_ones_are_not_doubtful() {
-        // They are most of what is computed around a digit.
+        // Most sums around a digit are of this kind.
         for sum in [0.0, -0.0, 1.0, -2.5, 255.0, f64::from(f32::MIN_POSITIVE), f64::from(f32::MAX)]
         {
             assert_eq!(is_doubtful(sum), 0, "{sum:e}");

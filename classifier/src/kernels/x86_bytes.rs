@@ -38,8 +38,7 @@ impl Vnni {
     }
 }
 
-/// A task in tiles of `I` images and `G` groups, what is left over one by one. `$tile` is generic
-/// over both.
+/// A task in tiles of `I` images and `G` groups; the rest one by one. `$tile` is generic over both.
 macro_rules! in_tiles {
     ($task:ident, $tile:ident, $images:literal, $groups:literal, $alone:literal) => {{
         let Task { steps, words, data, biases, out } = $task;

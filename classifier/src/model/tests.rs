@@ -25,16 +25,16 @@ fn bits(scores: &Array2<f32>) -> Vec<u32> {
 }
 
 #[test]
-fn scores_have_the_same_bits_alone_in_any_batch_and_at_every_level() {
+fn scores_have_the_same_bits_alone_in_any_batch_and_with_every_isa() {
     let model = Model::shipped();
     let images = noise_images(19);
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
     let together = model.scores(&images).unwrap();
-    for level in Level::available() {
-        assert_eq!(bits(&model.scores_with(level, &images).unwrap()), bits(&together), "{level:?}");
+    for isa in Isa::available() {
+        assert_eq!(bits(&model.scores_with(isa, &images).unwrap()), bits(&together), "{isa:?}");
         for (i, image) in images.iter().enumerate() {
-            let alone = model.scores_with(level, &[image]).unwrap();
-            assert_eq!(bits(&alone), bits(&together)[i * 10..(i + 1) * 10], "{level:?}, image {i}");
+            let alone = model.scores_with(isa, &[image]).unwrap();
+            assert_eq!(bits(&alone), bits(&together)[i * 10..(i + 1) * 10], "{isa:?}, image {i}");
         }
         for size in [2, 3, 5, 8, 9, 16] {
             let batches = images.chunks(size).map(|images| model.scores(images).unwrap());
@@ -45,16 +45,16 @@ fn scores_have_the_same_bits_alone_in_any_batch_and_at_every_level() {
 }
 
 #[test]
-fn the_raw_model_has_the_same_bits_alone_in_any_batch_and_at_every_level() {
+fn the_raw_model_has_the_same_bits_alone_in_any_batch_and_with_every_isa() {
     let model = Model::raw();
     let images = noise_images(21);
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
     let together = model.scores(&images).unwrap();
-    for level in Level::available() {
-        assert_eq!(bits(&model.scores_with(level, &images).unwrap()), bits(&together), "{level:?}");
+    for isa in Isa::available() {
+        assert_eq!(bits(&model.scores_with(isa, &images).unwrap()), bits(&together), "{isa:?}");
         for (i, image) in images.iter().enumerate() {
-            let alone = model.scores_with(level, &[image]).unwrap();
-            assert_eq!(bits(&alone), bits(&together)[i * 10..(i + 1) * 10], "{level:?}, image {i}");
+            let alone = model.scores_with(isa, &[image]).unwrap();
+            assert_eq!(bits(&alone), bits(&together)[i * 10..(i + 1) * 10], "{isa:?}, image {i}");
         }
     }
 }

@@ -9,7 +9,7 @@
 //! Write `x`, `s` for an image's and a vector's features, `x̂`, `ŝ` for what the fast way has in
 //! their place (multiples of the step of a byte; `f32`), `X`, `S` for upper bounds of all the
 //! lengths, `D = X + S`, `η` for `‖x − x̂‖ + ‖s − ŝ‖`, `g` for the rounding of a dot product as a
-//! share of `X·S`, and `w` for the same of LIBSVM's and of what is done here in `f64`: `(n + 8)·u`
+//! share of `X·S`, and `w` for the same of LIBSVM's sums and of our sums in `f64`: `(n + 8)·u`
 //! with `u = 2⁻⁵³`, `n` features (Higham, section 3.1; where both round, twice that).
 //!
 //! * a dot product differs by at most `η·D + (g + 2w)·X·S` (Cauchy and Schwarz);

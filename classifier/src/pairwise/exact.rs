@@ -58,8 +58,8 @@ impl Pairwise {
     }
 }
 
-/// The dot product or the squared distance, feature by feature, as LIBSVM computes it. What is
-/// nought in both adds nothing here and is left out there.
+/// The dot product or the squared distance, feature by feature, as LIBSVM computes it. A
+/// feature that is zero in both adds zero here; LIBSVM skips it.
 fn product(distance: bool, x: &[f64], s: &[f64]) -> f64 {
     let mut sum = 0.0;
     for (x, s) in x.iter().zip(s) {

@@ -9,9 +9,9 @@ pub enum KernelFunction {
     Linear,
     /// `(gamma · x·s + coef0)^degree`.
     Polynomial {
-        /// What the dot product is multiplied with; not negative.
+        /// The factor of the dot product; not negative.
         gamma: f64,
-        /// What is added to it.
+        /// The number added to it.
         coef0: f64,
         /// At most [`MAX_DEGREE`].
         degree: u32,
@@ -23,9 +23,9 @@ pub enum KernelFunction {
     },
     /// `tanh(gamma · x·s + coef0)`.
     Sigmoid {
-        /// What the dot product is multiplied with; not negative.
+        /// The factor of the dot product; not negative.
         gamma: f64,
-        /// What is added to it.
+        /// The number added to it.
         coef0: f64,
     },
 }
@@ -165,7 +165,7 @@ fn power(base: f64, degree: u32) -> f64 {
     power
 }
 
-/// `e^−z` for `z` from 0 to [`MAX_EXPONENT`]; what is below counts as 0, what is above as the
+/// `e^−z` for `z` from 0 to [`MAX_EXPONENT`]. Smaller values count as 0, greater ones as the
 /// greatest; NaN stays NaN.
 ///
 /// `z = n·ln 2 − r` with `|r| ≤ ln 2 / 2`, the series of `e^r` to its ninth power, and `2⁻ⁿ` put

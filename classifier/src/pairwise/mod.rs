@@ -21,7 +21,7 @@ pub use function::{KernelFunction, MAX_DEGREE};
 pub(crate) use vectors::VectorValues;
 
 use crate::error::ModelError;
-use crate::kernels::Level;
+use crate::kernels::Isa;
 use crate::pixels::Pixels;
 use crate::svm::MAX_CLASSES;
 use crate::tensors::check_finite;
@@ -31,7 +31,7 @@ use sums::WeighedSums;
 use vectors::{Images, Vectors};
 use votes::{Votes, pairs};
 
-/// Vectors of a block: their bytes stay in the second-level cache while the images pass.
+/// Vectors of a block: their bytes stay in the L2 cache while the images pass.
 const TILE: usize = 256;
 
 /// Most images of a block: so many share each read of the vectors.
@@ -55,7 +55,7 @@ pub(crate) struct Parts {
     /// `[classes − 1, vectors]`: in the column of a vector of class `c`, the row `o` (`o < c`) or
     /// `o − 1` (`o > c`) is its coefficient against class `o`.
     pub(crate) coefficients: Vec<f64>,
-    /// `[pairs]`, what is taken off the sum of each.
+    /// `[pairs]`, the number subtracted from the sum of each.
     pub(crate) rho: Vec<f64>,
 }
 
@@ -184,12 +184,12 @@ impl Pairwise {
     /// The class that each image belongs to: `answer(image's place, class)`.
     pub(crate) fn classify(
         &self,
-        level: Level,
+        isa: Isa,
         images: &[&[u8]],
         scratch: &mut PairwiseScratch,
         mut answer: impl FnMut(usize, usize),
     ) {
-        self.for_each(level, images, scratch, |place, votes, exact, image| {
+        self.for_each(isa, images, scratch, |place, votes, exact, image| {
             answer(
                 place,
                 votes.winner(|first, second| self.exact(exact, image, first, second) > 0.0),
@@ -200,12 +200,12 @@ impl Pairwise {
     /// The votes `[images, classes]` that each class gets, added to `out`.
     pub(crate) fn votes(
         &self,
-        level: Level,
+        isa: Isa,
         images: &[&[u8]],
         scratch: &mut PairwiseScratch,
         out: &mut Vec<f32>,
     ) {
-        self.for_each(level, images, scratch, |_, votes, exact, image| {
+        self.for_each(isa, images, scratch, |_, votes, exact, image| {
             let votes = votes.count(|first, second| self.exact(exact, image, first, second) > 0.0);
             out.extend(votes.iter().map(|&votes| votes as f32));
         });
@@ -214,7 +214,7 @@ impl Pairwise {
     /// Takes each image's votes, the doubtful ones open, and what may decide them.
     fn for_each(
         &self,
-        level: Level,
+        isa: Isa,
         images: &[&[u8]],
         scratch: &mut PairwiseScratch,
         mut take: impl FnMut(usize, &mut Votes, &mut Exact, &[u8]),
@@ -222,7 +222,7 @@ impl Pairwise {
         let sums = 2 * pairs(self.classes());
         let block = (MAX_SUMS / sums).clamp(1, BLOCK);
         for (number, images) in images.chunks(block).enumerate() {
-            self.sum_up(level, images, scratch);
+            self.sum_up(isa, images, scratch);
             let PairwiseScratch { images: block_images, sums: all_sums, votes, exact, .. } =
                 scratch;
             for (at, (image, sums)) in images.iter().zip(all_sums.chunks_exact(sums)).enumerate() {
@@ -235,15 +235,15 @@ impl Pairwise {
     }
 
     /// The sums of all classes of a block of images.
-    fn sum_up(&self, level: Level, images: &[&[u8]], scratch: &mut PairwiseScratch) {
+    fn sum_up(&self, isa: Isa, images: &[&[u8]], scratch: &mut PairwiseScratch) {
         let PairwiseScratch { images: block, values, sums, .. } = scratch;
         sums.clear();
         sums.resize(images.len() * 2 * pairs(self.classes()), 0.0);
-        self.vectors.lay_out(level, &self.pixels, images, block);
+        self.vectors.lay_out(isa, &self.pixels, images, block);
         for first in (0..self.vectors()).step_by(TILE) {
             let count = TILE.min(self.vectors() - first);
-            self.vectors.compare(level, &self.function, (first, count), block, values);
-            level.run(WeighedSums { model: self, first, count, values, sums });
+            self.vectors.compare(isa, &self.function, (first, count), block, values);
+            isa.run(WeighedSums { model: self, first, count, values, sums });
         }
     }
 
@@ -261,7 +261,7 @@ impl Pairwise {
                 let (rho, weights) = (self.rho[place], self.weights[place]);
                 let value = of_first + of_second - rho;
                 let bound = tolerance.bound(of_first, of_second, rho, weights, self.one_signed);
-                // What is no number is beyond nothing.
+                // A NaN passes neither comparison.
                 if value > bound {
                     votes.vote(first);
                 } else if value < -bound {

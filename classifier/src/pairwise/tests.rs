@@ -163,34 +163,34 @@ fn reference(parts: &Parts, image: &[u8]) -> (usize, Vec<f32>) {
     (winner, votes)
 }
 
-fn answer(model: &Pairwise, level: Level, images: &[&[u8]]) -> (Vec<usize>, Vec<f32>) {
+fn answer(model: &Pairwise, isa: Isa, images: &[&[u8]]) -> (Vec<usize>, Vec<f32>) {
     let mut scratch = PairwiseScratch::default();
     let (mut classes, mut votes) = (vec![usize::MAX; images.len()], Vec::new());
-    model.classify(level, images, &mut scratch, |place, class| classes[place] = class);
-    model.votes(level, images, &mut scratch, &mut votes);
+    model.classify(isa, images, &mut scratch, |place, class| classes[place] = class);
+    model.votes(isa, images, &mut scratch, &mut votes);
     (classes, votes)
 }
 
 #[test]
-fn answers_and_votes_are_libsvms_alone_in_a_batch_and_at_every_level() {
+fn answers_and_votes_are_libsvms_alone_in_a_batch_and_with_every_isa() {
     let mut noise = Noise(1);
     for parts in models(&mut noise) {
         let model = Pairwise::new(parts.clone()).unwrap();
         let images: Vec<Vec<u8>> = (0..37).map(|_| noise.image(parts.dims)).collect();
         let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
         let expected: Vec<_> = images.iter().map(|image| reference(&parts, image)).collect();
-        for level in Level::available() {
-            let (classes, votes) = answer(&model, level, &images);
+        for isa in Isa::available() {
+            let (classes, votes) = answer(&model, isa, &images);
             for (i, (class, of)) in expected.iter().enumerate() {
                 let of_image = &votes[i * of.len()..(i + 1) * of.len()];
                 assert_eq!(
                     (classes[i], of_image),
                     (*class, &of[..]),
-                    "{level:?}, {:?}",
+                    "{isa:?}, {:?}",
                     parts.function
                 );
             }
-            let alone = answer(&model, level, &images[5..6]);
+            let alone = answer(&model, isa, &images[5..6]);
             assert_eq!(alone.0[0], classes[5]);
         }
     }
@@ -216,12 +216,12 @@ fn a_label_that_hangs_on_the_last_bit_is_libsvms() {
                 .collect();
             let model = Pairwise::new(parts.clone()).unwrap();
             let expected = reference(&parts, &image);
-            for level in Level::available() {
-                let (classes, votes) = answer(&model, level, &[&image]);
-                assert_eq!((classes[0], votes), expected, "{level:?}, {:?}", parts.function);
+            for isa in Isa::available() {
+                let (classes, votes) = answer(&model, isa, &[&image]);
+                assert_eq!((classes[0], votes), expected, "{isa:?}, {:?}", parts.function);
             }
             let mut scratch = PairwiseScratch::default();
-            model.for_each(Level::best(), &[&image], &mut scratch, |_, votes, _, _| {
+            model.for_each(Isa::best(), &[&image], &mut scratch, |_, votes, _, _| {
                 votes.count(|_, _| {
                     open += 1;
                     true
@@ -244,7 +244,7 @@ fn no_value_is_farther_from_libsvms_than_its_bound() {
         for _ in 0..20 {
             let image = noise.image(parts.dims);
             let mut scratch = PairwiseScratch::default();
-            model.sum_up(Level::best(), &[&image], &mut scratch);
+            model.sum_up(Isa::best(), &[&image], &mut scratch);
             let length = model.vectors.length(&scratch.images, 0);
             let accuracy = &model.vectors.accuracy;
             let tolerance = Tolerance::of(&model.function, accuracy, length, model.vectors());
@@ -288,10 +288,10 @@ fn many_classes_and_more_vectors_than_a_tile_are_libsvms_too() {
     let model = Pairwise::new(parts.clone()).unwrap();
     let images: Vec<Vec<u8>> = (0..70).map(|_| noise.image(dims)).collect();
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
-    for level in Level::available() {
-        let (classes, _) = answer(&model, level, &images);
+    for isa in Isa::available() {
+        let (classes, _) = answer(&model, isa, &images);
         for (image, class) in images.iter().zip(classes) {
-            assert_eq!(class, reference(&parts, image).0, "{level:?}");
+            assert_eq!(class, reference(&parts, image).0, "{isa:?}");
         }
     }
 }
@@ -313,14 +313,14 @@ fn a_model_whose_votes_are_all_in_doubt_is_libsvms_too() {
     };
     let image = noise.image(dims);
     let model = Pairwise::new(parts.clone()).unwrap();
-    assert_eq!(answer(&model, Level::best(), &[&image]).0, [classes - 1]);
+    assert_eq!(answer(&model, Isa::best(), &[&image]).0, [classes - 1]);
     // As little as there is for the first, in some of the pairs.
     for rho in &mut parts.rho {
         *rho = if noise.below(2) == 0 { 0.0 } else { -f64::MIN_POSITIVE };
     }
     let model = Pairwise::new(parts.clone()).unwrap();
     let (class, votes) = reference(&parts, &image);
-    assert_eq!(answer(&model, Level::best(), &[&image]), (vec![class], votes));
+    assert_eq!(answer(&model, Isa::best(), &[&image]), (vec![class], votes));
 }
 
 #[test]

@@ -41,7 +41,7 @@ pub(super) struct Vectors {
     kind: Kind,
     /// The squared length of each, in units of `unit`.
     squares: Vec<f64>,
-    /// What a dot product of what is computed with is in features.
+    /// The factor from a dot product of stored values to one of features.
     unit: f64,
     pub(super) accuracy: Accuracy,
 }
@@ -161,9 +161,8 @@ impl Vectors {
         };
         let most = of_vectors.as_deref().map_or(0.0, |table| greatest(table));
         check_greatest(VectorValues::TABLE, most)?;
-        // Bytes stand for their multiples of one step, of which features may be off: by what was
-        // rounded when they were written, and in a file that somebody made up by whatever
-        // he likes.
+        // Bytes stand for multiples of one step. Features may differ from them: by the rounding of
+        // the tool that wrote the file, or by any amount in a forged file.
         let step = table[255] / 255.0;
         let root = (dims as f64).sqrt();
         let off = |table: &[f64; 256]| {

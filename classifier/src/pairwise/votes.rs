@@ -1,4 +1,4 @@
-//! Votes of pairs of classes, some of which nobody has counted yet.
+//! Votes of pairs of classes, where some votes are not counted yet.
 
 use std::cmp::Reverse;
 
@@ -15,7 +15,7 @@ pub(super) fn pairs(classes: usize) -> usize {
     classes * (classes - 1) / 2
 }
 
-/// Who wins: the class with most votes, of equals the first, as in LIBSVM.
+/// The votes so far. The class with most votes wins, the first one of equals, as in LIBSVM.
 #[derive(Debug, Default)]
 pub(super) struct Votes {
     votes: Vec<u32>,
@@ -150,7 +150,7 @@ mod tests {
         }
     }
 
-    /// All that is known of an election, plainly: who gets each pair's vote, where it is known.
+    /// A plain model of an election: the winner of each pair, where it is known.
     #[derive(Clone)]
     struct Plain {
         classes: usize,
@@ -221,8 +221,8 @@ mod tests {
         }
     }
 
-    /// Whatever is left open, the winner is the one that full knowledge has, and nothing is asked
-    /// in vain.
+    /// With any votes open, the winner is the same as with all votes counted, and only decisive
+    /// pairs are computed.
     #[test]
     fn the_winner_is_that_of_all_votes_and_only_decisive_pairs_are_asked_about() {
         let mut noise = Noise(1);
@@ -263,7 +263,7 @@ mod tests {
     fn an_open_pair_that_cannot_change_the_winner_is_not_asked_about() {
         let mut votes = Votes::default();
         votes.clear(4);
-        // Class 2 beats all; who is next does not matter.
+        // Class 2 beats all; the order of the others does not matter.
         for _ in 0..3 {
             votes.vote(2);
         }

@@ -45,8 +45,8 @@ impl Writing {
         Box::new(std::array::from_fn(|byte| self.value(byte as u8, divisor, single)))
     }
 
-    /// What is read of a byte over `divisor` that was written in this way; `single` where it is
-    /// read as `f32`.
+    /// The value read from a byte over `divisor` written in this way; `single` if it is read as
+    /// `f32`.
     fn value(self, byte: u8, divisor: f64, single: bool) -> f64 {
         let quotient = f64::from(byte) / divisor;
         let value = match self {
@@ -61,7 +61,7 @@ impl Writing {
 }
 
 fn read(text: &str) -> f64 {
-    text.parse().expect("what was formatted as a number is one")
+    text.parse().expect("a formatted number can be parsed")
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Training the convolutional model: filters, then the projection, then the machines, on the images
 //! and on distorted copies of them.
 //!
-//! What is kept of an image is its 100 components; the 5150 features are made of them anew at every
-//! visit, which takes less time than reading them would, and for 1.44 million images 645 MB instead
-//! of 30 GB.
+//! Only the 100 components of an image are stored. The 5150 features are computed from them at
+//! every visit: faster than reading them from memory, and 645 MB instead of 30 GB for 1.44 million
+//! images.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,7 +20,7 @@ use crate::features::conv::{
     COMPONENT_CHUNKS, Components, ConvolutionalMap, EXPANDED, EXPANDED_CHUNKS, Expand, Filters,
     POOLED_CHUNKS, Plane, Pool, Pooled, Project, Projection,
 };
-use crate::kernels::{Affine, Chunk, LANES, Level};
+use crate::kernels::{Affine, Chunk, Isa, LANES};
 use crate::shape::Shape;
 use crate::svm::LinearSvm;
 
@@ -92,14 +92,14 @@ fn learn_projection(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Projection {
     let report = |done| progress(Progress { stage: "learning the projection", done, total: 2 });
-    let level = Level::best();
+    let isa = Isa::best();
     let pooled: Vec<Pooled> = (0..train.len())
         .into_par_iter()
         .map(|i| {
             let mut from = Plane::ZERO;
             let mut pooled = [[0.0; LANES]; POOLED_CHUNKS];
             from.set_bytes(train.image(i));
-            level.run(Pool { filters, from: &from, shift: [0.0; 2], pooled: &mut pooled });
+            isa.run(Pool { filters, from: &from, shift: [0.0; 2], pooled: &mut pooled });
             pooled
         })
         .collect();
@@ -131,7 +131,7 @@ impl Variants<'_> {
             for (i, pooled) in pooled.iter_mut().enumerate() {
                 self.pool(task * TASK + i, pooled);
             }
-            Level::best().run(Project { projection: self.projection, pooled: &pooled, components });
+            Isa::best().run(Project { projection: self.projection, pooled: &pooled, components });
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             progress(Progress { stage: "distorting images", done, total });
         });
@@ -148,7 +148,7 @@ impl Variants<'_> {
             self.distorter.distort(&mut random, &raw, &mut from);
             shift = [0; 2].map(|_| (random.symmetric() * SHIFT) as f32);
         }
-        Level::best().run(Pool { filters: self.filters, from: &from, shift, pooled });
+        Isa::best().run(Pool { filters: self.filters, from: &from, shift, pooled });
     }
 }
 
@@ -161,14 +161,14 @@ struct Standard {
 
 impl Standard {
     fn of(components: &[Components]) -> Self {
-        let level = Level::best();
+        let isa = Isa::best();
         let sums: Vec<(Vec<f64>, f64)> = components
             .par_chunks(SUM)
             .map(|components| {
                 let mut features = vec![[0.0; LANES]; EXPANDED_CHUNKS];
                 let (mut sum, mut square) = (vec![0.0; EXPANDED], 0.0);
                 for components in components {
-                    level.run(Expand { components, out: &mut features });
+                    isa.run(Expand { components, out: &mut features });
                     for (sum, &feature) in sum.iter_mut().zip(features.as_flattened()) {
                         *sum += f64::from(feature);
                         square += f64::from(feature) * f64::from(feature);
@@ -216,15 +216,15 @@ impl Rows for Expanded<'_> {
         EXPANDED
     }
 
-    fn write(&self, level: Level, index: usize, row: &mut [Chunk]) {
-        level.run(Expand { components: &self.components[index], out: row });
+    fn write(&self, isa: Isa, index: usize, row: &mut [Chunk]) {
+        isa.run(Expand { components: &self.components[index], out: row });
         let Standard { factor, ref offset } = *self.standard;
-        level.run(Affine { x: row, factor, offset });
+        isa.run(Affine { x: row, factor, offset });
     }
 
-    fn squared_norm(&self, level: Level, index: usize) -> f32 {
+    fn squared_norm(&self, isa: Isa, index: usize) -> f32 {
         let mut row = vec![[0.0; LANES]; EXPANDED_CHUNKS];
-        self.write(level, index, &mut row);
+        self.write(isa, index, &mut row);
         let mut square = 0.0_f64;
         for &value in row.as_flattened() {
             square += f64::from(value) * f64::from(value);
@@ -260,9 +260,9 @@ mod tests {
         let mut row = vec![[9.0; LANES]; EXPANDED_CHUNKS];
         let (mut sum, mut square) = (vec![0.0_f64; EXPANDED], 0.0);
         for i in 0..components.len() {
-            rows.write(Level::best(), i, &mut row);
+            rows.write(Isa::best(), i, &mut row);
             sum.iter_mut().zip(row.as_flattened()).for_each(|(s, &x)| *s += f64::from(x));
-            square += f64::from(rows.squared_norm(Level::best(), i));
+            square += f64::from(rows.squared_norm(Isa::best(), i));
             assert_eq!(row.as_flattened()[EXPANDED..], [0.0; 2]);
         }
         assert!((square / 2500.0 - 1.0).abs() < 1e-4, "{square}");
@@ -281,10 +281,10 @@ mod tests {
         let mut row = vec![[0.0; LANES]; EXPANDED_CHUNKS];
         for (i, components) in components.iter().enumerate() {
             let (mut expected, mut got) = ([0.0; 3], [0.0; 3]);
-            rows.write(Level::best(), i, &mut row);
-            svm.scores(Level::best(), &row, &mut expected);
-            Level::best().run(Expand { components, out: &mut row });
-            folded.scores(Level::best(), &row, &mut got);
+            rows.write(Isa::best(), i, &mut row);
+            svm.scores(Isa::best(), &row, &mut expected);
+            Isa::best().run(Expand { components, out: &mut row });
+            folded.scores(Isa::best(), &row, &mut got);
             for (got, expected) in got.iter().zip(expected) {
                 assert!((got - expected).abs() < 1e-3, "{got}, {expected}");
             }

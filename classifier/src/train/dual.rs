@@ -24,13 +24,13 @@ use rayon::prelude::*;
 use super::Progress;
 use super::random::Random;
 use crate::error::ModelError;
-use crate::kernels::{AddScaled, Chunk, Chunks, Dots, Level, chunks};
+use crate::kernels::{AddScaled, Chunk, Chunks, Dots, Isa, chunks};
 use crate::svm::LinearSvm;
 
 /// Inputs between two reports of progress.
 const REPORT_EVERY: usize = 1 << 14;
 
-/// What is solved.
+/// The problem to solve.
 pub(crate) struct Problem<'a, R> {
     /// The inputs.
     pub(crate) rows: &'a R,
@@ -54,9 +54,9 @@ pub(crate) trait Rows: Sync {
     /// Features of one input.
     fn dims(&self) -> usize;
     /// Writes the features of input `index` to `row` (`chunks(dims)`), zero in the padding.
-    fn write(&self, level: Level, index: usize, row: &mut [Chunk]);
+    fn write(&self, isa: Isa, index: usize, row: &mut [Chunk]);
     /// Their squared norm.
-    fn squared_norm(&self, level: Level, index: usize) -> f32;
+    fn squared_norm(&self, isa: Isa, index: usize) -> f32;
 }
 
 /// Solves for all classes, spread over the threads of the current rayon pool.
@@ -66,12 +66,12 @@ pub(crate) fn solve<R: Rows>(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<LinearSvm, ModelError> {
     let Problem { rows, class_count, bias, .. } = *problem;
-    let level = Level::best();
+    let isa = Isa::best();
     // What a dual variable's own gradient grows by per unit: ‖x‖² + 1/(2C).
     let curvatures: Vec<f32> = (0..problem.classes.len())
         .into_par_iter()
         .map(|i| {
-            let norm = f64::from(rows.squared_norm(level, i)) + f64::from(bias) * f64::from(bias);
+            let norm = f64::from(rows.squared_norm(isa, i)) + f64::from(bias) * f64::from(bias);
             (norm + 0.5 / problem.c) as f32
         })
         .collect();
@@ -88,7 +88,7 @@ pub(crate) fn solve<R: Rows>(
         .map(|g| {
             let mut group = Group::new(problem, g * group..class_count.min((g + 1) * group));
             for epoch in 0..problem.epochs {
-                if group.pass(level, problem, &curvatures, epoch, &report) {
+                if group.pass(isa, problem, &curvatures, epoch, &report) {
                     break;
                 }
             }
@@ -149,7 +149,7 @@ impl Group {
     /// One pass over all inputs; whether every machine has settled.
     fn pass<R: Rows>(
         &mut self,
-        level: Level,
+        isa: Isa,
         problem: &Problem<'_, R>,
         curvatures: &[f32],
         epoch: usize,
@@ -166,8 +166,8 @@ impl Group {
             if step % REPORT_EVERY == 0 {
                 report();
             }
-            problem.rows.write(level, i, input);
-            level.run(Dots { row, x: input, w: weights, out: scores });
+            problem.rows.write(isa, i, input);
+            isa.run(Dots { row, x: input, w: weights, out: scores });
             for (m, machine) in machines.iter_mut().enumerate() {
                 if machine.settled {
                     continue;
@@ -186,7 +186,7 @@ impl Group {
                 let factor = (next - alpha) * y;
                 machine.bias_weight += factor * problem.bias;
                 let w = &mut weights[m * row..(m + 1) * row];
-                level.run(AddScaled { w, factor, x: input });
+                isa.run(AddScaled { w, factor, x: input });
             }
         }
         for (machine, worst) in machines.iter_mut().zip(worst) {
@@ -206,10 +206,10 @@ mod tests {
         fn dims(&self) -> usize {
             self.0[0].len()
         }
-        fn write(&self, _: Level, index: usize, row: &mut [Chunk]) {
+        fn write(&self, _: Isa, index: usize, row: &mut [Chunk]) {
             row.as_flattened_mut()[..self.dims()].copy_from_slice(&self.0[index]);
         }
-        fn squared_norm(&self, _: Level, index: usize) -> f32 {
+        fn squared_norm(&self, _: Isa, index: usize) -> f32 {
             self.0[index].iter().map(|x| x * x).sum()
         }
     }

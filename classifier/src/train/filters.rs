@@ -11,7 +11,7 @@ use super::{Progress, TrainError};
 use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::features::conv::{Deskew, FILTERS, Filters, PATCH, PLACES, Plane, Statistics, TAPS};
-use crate::kernels::Level;
+use crate::kernels::Isa;
 
 /// Patches learnt from.
 const PATCHES: usize = 200_000;
@@ -56,11 +56,11 @@ pub(super) fn learn(
 /// One random patch of a deskewed image, normalised.
 fn draw_patch(train: &Dataset, seed: u64, place: u64) -> Result<Patch, DataError> {
     let mut random = Random::new(seed, b"patches.", place);
-    let level = Level::best();
+    let isa = Isa::best();
     let (mut raw, mut upright) = (Plane::ZERO, Plane::ZERO);
     for _ in 0..MAX_DRAWS {
         raw.set_bytes(train.image(random.below(train.len())));
-        level.run(Deskew { from: &raw, shift: [0.0; 2], to: &mut upright });
+        isa.run(Deskew { from: &raw, shift: [0.0; 2], to: &mut upright });
         let (y, x) = (random.below(PLACES), random.below(PLACES));
         let statistics = Statistics::of_row(&upright, y);
         let (mean, scale) = (statistics.means[x], statistics.scales[x]);

@@ -1,5 +1,5 @@
-//! Training: from labelled images to a model. One call, [`run`]; for the same options and data it
-//! gives the same bytes, whatever the number of threads.
+//! Training: from labelled images to a model. [`run`] gives the same bytes for the same options and
+//! data, on any number of threads.
 
 mod conv;
 mod distort;
@@ -32,7 +32,7 @@ pub const MAX_COPIES: usize = 100;
 pub struct TrainOptions {
     /// Which feature map to train and weigh.
     pub features: FeatureKind,
-    /// What all random numbers come from.
+    /// The seed of all random numbers.
     pub seed: u64,
     /// The SVMs' parameter C; `None` takes the feature map's own way to find one.
     pub c: Option<f64>,
@@ -54,10 +54,10 @@ pub enum FeatureKind {
     Conv,
 }
 
-/// How far a training is; for a progress bar.
+/// The progress of a training, for a progress bar.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
-    /// What is being done.
+    /// The name of the current stage.
     pub stage: &'static str,
     /// Steps of this stage done.
     pub done: u64,
@@ -65,11 +65,11 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// Why no model came out of a training.
+/// An error in a training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// The data cannot be read, or is not fit to train on.
+    /// The data cannot be read, or cannot be trained on.
     #[error(transparent)]
     Data(#[from] DataError),
     /// The model does not fit together or cannot be written.
@@ -88,7 +88,7 @@ pub enum TrainError {
 }
 
 impl TrainOptions {
-    /// Options for a feature map and a seed; data set and model file are set by whoever has them.
+    /// Options for a feature map and a seed; [`run_to_file`] also needs `data` and `out`.
     #[must_use]
     pub fn new(features: FeatureKind, seed: u64) -> Self {
         Self { features, seed, c: None, copies: None, data: PathBuf::new(), out: PathBuf::new() }
@@ -186,7 +186,7 @@ pub fn run_to_file(
     Ok((model, evaluation))
 }
 
-/// What one kind of training hands back.
+/// The result of one kind of training.
 struct Trained {
     features: crate::features::FeatureMap,
     svm: crate::svm::LinearSvm,

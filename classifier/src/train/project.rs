@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::eigen::{Eigen, symmetric_eigen};
 use super::math::fifth_root;
 use crate::features::conv::{COMPONENTS, POOLED, Pooled, Projection};
-use crate::kernels::{Chunk, Dots, LANES, Level};
+use crate::kernels::{Chunk, Dots, Isa, LANES};
 
 /// Images whose values are multiplied in single precision before they are added up in double.
 const BLOCK: usize = 512;
@@ -59,7 +59,7 @@ fn mean(pooled: &[Pooled]) -> Vec<f64> {
 }
 
 fn covariance(pooled: &[Pooled], mean: &[f64]) -> Vec<Vec<f64>> {
-    let level = Level::best();
+    let isa = Isa::best();
     // Transposed and centred, `[block][value][image of the block]`: products run along memory.
     let blocks: Vec<Vec<Chunk>> = pooled
         .par_chunks(BLOCK)
@@ -79,7 +79,7 @@ fn covariance(pooled: &[Pooled], mean: &[f64]) -> Vec<Vec<f64>> {
         let mut products = vec![0.0; BAND * POOLED];
         for block in &blocks {
             let x = &block[band * BAND * BLOCK_CHUNKS..(band + 1) * BAND * BLOCK_CHUNKS];
-            level.run(Dots { row: BLOCK_CHUNKS, x, w: block, out: &mut products });
+            isa.run(Dots { row: BLOCK_CHUNKS, x, w: block, out: &mut products });
             for (row, products) in rows.iter_mut().zip(products.chunks_exact(POOLED)) {
                 for (sum, &product) in row.iter_mut().zip(products) {
                     *sum += f64::from(product) / pooled.len() as f64;
@@ -137,7 +137,7 @@ mod tests {
         let mut components = vec![[[0.0; LANES]; COMPONENT_CHUNKS]; pooled.len()];
         let project =
             Project { projection: &projection, pooled: &pooled, components: &mut components };
-        Level::best().run(project);
+        Isa::best().run(project);
         let count = pooled.len() as f64;
         let mean_of = |f: &dyn Fn(&[f32]) -> f32| -> f64 {
             components.iter().map(|z| f64::from(f(z.as_flattened()))).sum::<f64>() / count

@@ -6,11 +6,11 @@ use super::{Progress, TrainError, TrainOptions, Trained, class_indices, validati
 use crate::dataset::Dataset;
 use crate::eval::Evaluation;
 use crate::features::{FeatureMap, FeatureScratch, RawPixels};
-use crate::kernels::{Chunk, Level};
+use crate::kernels::{Chunk, Isa};
 use crate::model::{Metadata, Model};
 use crate::svm::LinearSvm;
 
-/// What is tried for C.
+/// The values of C that are tried.
 const CANDIDATES: [f64; 6] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 /// LIBLINEAR's `-B 1`.
 const BIAS: f32 = 1.0;
@@ -100,12 +100,12 @@ impl Rows for Pixels<'_> {
         self.features.dims()
     }
 
-    fn write(&self, level: Level, index: usize, row: &mut [Chunk]) {
+    fn write(&self, isa: Isa, index: usize, row: &mut [Chunk]) {
         let image = self.data.image(index);
-        self.features.features(level, &[image], &mut FeatureScratch::default(), row);
+        self.features.features(isa, &[image], &mut FeatureScratch::default(), row);
     }
 
-    fn squared_norm(&self, _: Level, index: usize) -> f32 {
+    fn squared_norm(&self, _: Isa, index: usize) -> f32 {
         // Exact: at most 2²² squares below 2¹⁶ each.
         let sum: u64 = self.data.image(index).iter().map(|&p| u64::from(p) * u64::from(p)).sum();
         (sum as f64 / f64::from(DIVISOR * DIVISOR)) as f32

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_cache::CacheService;
+use afterimage_core::{AnswerKind, ModelId};
 use afterimage_memo::pool::Pool;
 use afterimage_memo::service::identity_of;
 use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
@@ -13,7 +14,7 @@ use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Batch, Identity, Op, Service, ValueReply};
-use afterimage_wire::{Client, Status};
+use afterimage_wire::{CallError, Client, Status};
 
 use crate::common::{counter, fail_fast, until};
 use crate::puppet::{Puppet, label, memo, model_id, remote, secret, serve, status, table};
@@ -70,6 +71,75 @@ impl Service for FirstByte {
     }
 
     fn stats(&self, _: &mut Stats) {}
+}
+
+/// A classifier behind a socket with this identity; its errors contain control characters.
+struct Odd(ModelId);
+
+impl Service for Odd {
+    fn identity(&self) -> Identity {
+        identity_of(Role::Classifier, &self.0)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for i in 0..batch.requests().len() {
+            batch.error(i, Status::BadArgument, "\x1b[2J\nforged");
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+/// The error of a request to a memo in front of `Odd`, once the memo is connected.
+async fn error_of(model: ModelId) -> CallError {
+    let classifier = serve(Odd(model), "127.0.0.1:0").await;
+    let upstream = Client::connect(classifier.addr.as_str(), fail_fast()).await.unwrap();
+    let upstream = Pool::new(upstream, Duration::from_secs(5));
+    let client = memo(Store::Embedded(table(), None), upstream, MemoOptions::new(secret())).await;
+    client.classify(&[1; 4]).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn an_incomplete_classifier_is_told_what_a_memo_requires() {
+    let complete = model_id(1);
+    for (model, found) in [
+        (ModelId { digest: [0; 32], ..complete.clone() }, "no digest"),
+        (ModelId { answers: AnswerKind::Label { classes: 0 }, ..complete }, "0 classes"),
+    ] {
+        let error = error_of(model).await;
+        assert_eq!(error.status(), Status::UpstreamError, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(found) && text.contains("a memo requires"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_classifier_without_a_shape_takes_inputs_of_any_length() {
+    struct Shapeless;
+    impl Service for Shapeless {
+        fn identity(&self) -> Identity {
+            identity_of(Role::Classifier, &ModelId { input: None, ..model_id(1) })
+        }
+        fn handle(&self, batch: &mut Batch<'_>) {
+            FirstByte.handle(batch);
+        }
+        fn stats(&self, _: &mut Stats) {}
+    }
+    let classifier = serve(Shapeless, "127.0.0.1:0").await;
+    let upstream = Client::connect(classifier.addr.as_str(), fail_fast()).await.unwrap();
+    let upstream = Pool::new(upstream, Duration::from_secs(5));
+    let client = memo(Store::Embedded(table(), None), upstream, MemoOptions::new(secret())).await;
+    for origin in [Origin::Miss, Origin::Hit] {
+        for input in [&[7][..], &[7; 4], &[7; 5000]] {
+            assert_eq!(client.classify(input).await.unwrap(), label(7, origin));
+        }
+    }
+}
+
+#[tokio::test]
+async fn error_texts_of_classifiers_reach_clients_escaped() {
+    let error = error_of(model_id(1)).await.to_string();
+    assert!(error.contains(r"\u{1b}[2J\nforged") && !error.contains('\n'), "{error:?}");
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
-//! A line of the screen: pieces of text, each in its style, that know their width.
+//! A line of the screen: pieces of text with styles and a known width.
 
-/// How a piece of text is to look.
+/// The style of a piece of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Plain,
     Bold,
-    /// Labels, and what is not happening now.
+    /// For labels and inactive values.
     Faint,
     Good,
     Warning,
@@ -47,8 +47,8 @@ impl Line {
 
     /// Adds a text at the right end of a line of this width, if it fits there.
     pub(super) fn at_end(self, style: Style, text: &str, width: usize) -> Self {
-        let room = width.saturating_sub(self.width());
-        if text.chars().count() < room { self.right(style, text, room) } else { self }
+        let free = width.saturating_sub(self.width());
+        if text.chars().count() < free { self.right(style, text, free) } else { self }
     }
 
     pub(super) fn width(&self) -> usize {
@@ -57,10 +57,10 @@ impl Line {
 
     /// The line, cut to `width` columns; with its styles if `styled`.
     pub(super) fn render(&self, width: usize, styled: bool) -> String {
-        let (mut out, mut room) = (String::new(), width);
+        let (mut out, mut left) = (String::new(), width);
         for (style, text) in &self.0 {
-            let cut: String = text.chars().take(room).collect();
-            room -= cut.chars().count();
+            let cut: String = text.chars().take(left).collect();
+            left -= cut.chars().count();
             let code = if styled { style.code() } else { "" };
             out.push_str(code);
             out.push_str(&cut);
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_is_cut_by_its_characters_and_not_by_its_styles() {
+    fn a_line_is_cut_by_characters_without_styles() {
         let line = Line::default().push(Style::Bold, "µs").right(Style::Plain, "7", 3);
         assert_eq!(line.width(), 5);
         assert_eq!(line.render(4, false), "µs  ");

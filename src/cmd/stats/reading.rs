@@ -1,9 +1,9 @@
-//! Two looks at a service's statistics, and what happened between them. Rates are reckoned here and
-//! not in the server: it counts, whoever looks divides.
+//! Two readings of a service's statistics, and the rates between them. The client computes rates
+//! from two samples of the server's counters.
 
 use afterimage_wire::proto::stats::{Stats, Value};
 
-/// What a service said at one moment.
+/// The statistics of a service at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct Reading {
     pub(super) stats: Stats,
@@ -30,7 +30,7 @@ impl Reading {
         }
     }
 
-    /// The share of lookups that hit. A coalesced answer is no hit: it waited for the classifier.
+    /// The share of lookups that hit. A coalesced answer is not a hit: it waits for the classifier.
     fn hit_ratio_since(&self, before: Option<&Reading>) -> Option<f64> {
         let count = |name| {
             let earlier = before.and_then(|before| before.number(name)).unwrap_or(0);
@@ -42,7 +42,7 @@ impl Reading {
     }
 }
 
-/// A reading, and the one before it if there is one that it can be held against.
+/// A reading, and the one before it if it is comparable.
 #[derive(Clone, Debug)]
 pub(super) struct Interval {
     pub(super) now: Reading,
@@ -56,8 +56,8 @@ impl Interval {
         Interval { now, before: None, seconds: 0.0 }
     }
 
-    /// What happened from one reading to the next, by the server's own clock. A server that was
-    /// started anew in between has counted from zero: rates begin with its next reading.
+    /// The interval from one reading to the next, by the server's clock. After a restart of the
+    /// server its counters begin at zero, and rates begin with the next reading.
     pub(super) fn between(before: Reading, now: Reading) -> Self {
         let uptime = |reading: &Reading| reading.number("uptime_ms").unwrap_or(0);
         match uptime(&now).checked_sub(uptime(&before)) {
@@ -66,12 +66,12 @@ impl Interval {
         }
     }
 
-    /// How long it was, in seconds; `None` for a single reading.
+    /// Its length in seconds; `None` for a single reading.
     pub(super) fn seconds(&self) -> Option<f64> {
         self.before.as_ref().map(|_| self.seconds)
     }
 
-    /// By how much a counter grew in a second.
+    /// The rate of a counter per second.
     pub(super) fn rate(&self, name: &str) -> Option<f64> {
         let before = self.before.as_ref()?;
         let Some(Value::Counter(now)) = self.now.stats.get(name) else { return None };
@@ -94,7 +94,7 @@ impl Interval {
         self.now.hit_ratio_since(Some(self.before.as_ref()?))
     }
 
-    /// What a histogram took up in this interval; all that it holds when there is no earlier one.
+    /// The values that a histogram recorded in this interval, or all values without an earlier one.
     pub(super) fn recent(&self, name: &str) -> Option<Quantiles> {
         let Some(Value::Histogram(now)) = self.now.stats.get(name) else { return None };
         let before = self.before.as_ref().and_then(|before| before.stats.get(name));
@@ -111,7 +111,7 @@ impl Interval {
     }
 }
 
-/// What is said of a histogram.
+/// Quantiles of a histogram.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Quantiles {
     pub(super) count: u64,
@@ -123,8 +123,8 @@ pub(super) struct Quantiles {
 }
 
 impl Quantiles {
-    /// Of pairs of a bucket's upper bound and its count, bounds ascending: what is said of a value
-    /// is its bucket's bound.
+    /// Quantiles of buckets, given as upper bound and count with ascending bounds. A value counts
+    /// as its bucket's bound.
     pub(super) fn of(buckets: &[(u64, u64)]) -> Self {
         let count = buckets.iter().fold(0u64, |sum, &(_, count)| sum.saturating_add(count));
         let quantile = |share: f64| {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_and_quantiles_are_those_of_the_time_between_two_readings() {
+    fn rates_and_quantiles_cover_the_time_between_readings() {
         let before = reading(1000, 90, &[(10, 100)]);
         let now = reading(3000, 190, &[(10, 100), (20, 98), (500, 1), (900, 1)]);
         let interval = Interval::between(before, now);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_was_started_anew_has_no_rates_yet() {
+    fn a_restarted_server_has_no_rates_yet() {
         let interval = Interval::between(reading(5000, 900, &[]), reading(100, 3, &[(10, 3)]));
         assert_eq!((interval.seconds(), interval.rate("hits")), (None, None));
         assert_eq!(interval.recent("hit_latency_ns").unwrap().count, 3);
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_has_no_quantiles() {
+    fn an_empty_histogram_has_zero_quantiles() {
         assert_eq!(Quantiles::of(&[]), Quantiles::default());
         assert_eq!(Quantiles::of(&[(5, 0)]).p50, 0);
         assert_eq!(Quantiles::of(&[(5, 1)]).p999, 5);

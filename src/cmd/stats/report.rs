@@ -39,14 +39,15 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
             let Some(shown) = catalog::show(metric.name, value) else { continue };
             row(&mut rows, metric.label, &shown, remark(metric.name, interval));
         }
-        if rows.is_empty() {
+        let kind = kind(group, interval);
+        if rows.is_empty() && kind.is_empty() {
             continue;
         }
         match *group {
             // These belong to the hit ratio above them.
             "Time" => out.push_str(&rows),
             group => {
-                let _ = write!(out, "\n{group}{}\n{rows}", kind(group, interval));
+                let _ = write!(out, "\n{group}{kind}\n{rows}");
             }
         }
         if *group == "Answers" {
@@ -64,7 +65,8 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
     if !rest.is_empty() {
         let _ = write!(out, "\nOther\n{rest}");
     }
-    out
+    // A service without lookups has no lines below the title.
+    out.replacen("\n\n\n", "\n\n", 1)
 }
 
 /// A line of a label and a value, with a remark behind them.
@@ -74,7 +76,7 @@ fn row(out: &mut String, label: &str, value: &str, remark: Option<String>) {
     let _ = writeln!(out, "{}", line.trim_end());
 }
 
-/// What stands behind a value: the rate of a counter, or the share of a whole.
+/// The remark behind a value: the rate of a counter, or a share.
 fn remark(name: &str, interval: &Interval) -> Option<String> {
     let number = |name| interval.now.number(name);
     let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
@@ -151,8 +153,8 @@ fn latencies(interval: &Interval) -> String {
     format!("\n{head:<width$}{:<VALUE$}{:<VALUE$}{:<VALUE$}max\n{rows}", "p50", "p99", "p99.9")
 }
 
-/// JSON for programs: the service's values under `values`, rates of counters under `per_second`, the
-/// histograms of the interval under `recent`.
+/// JSON for programs: the service's values under `values`, rates of counters under `per_second`,
+/// the histograms of the interval under `recent`.
 pub(super) fn json(server: &str, interval: &Interval) -> serde_json::Value {
     let (mut values, mut rates, mut recent) = (Map::new(), Map::new(), Map::new());
     for (name, value) in &interval.now.stats.entries {

@@ -1,13 +1,13 @@
-//! The terminal: taken over while a live view is on it, and given back as it was.
+//! The terminal of the live view: its alternate screen, and the state to restore at the end.
 
 use std::io::{self, IsTerminal, Write};
 
 use super::line::Line;
 
-/// Where the terminal does not say how large it is.
+/// The size of a terminal that reports none.
 const DEFAULT_SIZE: (usize, usize) = (80, 24);
 
-/// The alternate screen, without cursor and without what is typed. Its end gives everything back.
+/// The alternate screen without cursor and echo. Dropped, it restores the terminal.
 pub(super) struct Screen {
     styled: bool,
     #[cfg(unix)]
@@ -15,7 +15,7 @@ pub(super) struct Screen {
 }
 
 impl Screen {
-    /// Takes the terminal over, if standard output is one.
+    /// Opens the screen if standard output is a terminal.
     pub(super) fn open() -> io::Result<Option<Screen>> {
         if !io::stdout().is_terminal() {
             return Ok(None);
@@ -45,7 +45,7 @@ impl Screen {
 
     /// Shows `lines`, no wider than `width`, and nothing else.
     pub(super) fn show(&self, lines: &[Line], width: usize) -> io::Result<()> {
-        // Between the two 2026 a terminal that knows them draws nothing: no flicker.
+        // A terminal that supports mode 2026 draws the frame at once, without flicker.
         let mut frame = String::from("\x1b[?2026h\x1b[H");
         for (i, line) in lines.iter().enumerate() {
             if i > 0 {
@@ -76,8 +76,8 @@ fn write_out(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Keys are neither shown nor kept for a line's end, but Ctrl-C is still a signal; gives what was
-/// before. Ctrl-Z is none: who stops us should not be left with our screen.
+/// Turns off echo and line input, and returns the previous state. Ctrl-C still sends a signal.
+/// Ctrl-Z does not: a stopped process would leave its screen behind.
 #[cfg(unix)]
 fn quiet() -> Option<rustix::termios::Termios> {
     use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, tcgetattr, tcsetattr};

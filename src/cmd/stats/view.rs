@@ -1,22 +1,21 @@
-//! The live view: what a service does now, on a screen of any size. Pure: readings in, lines out.
+//! The live view of a service for a screen of any size. Pure: readings in, lines out.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use afterimage_wire::proto::stats::Value;
-
+use super::catalog;
 use super::line::{Line, Style};
 use super::reading::Interval;
 use crate::args::Size;
 use crate::format::{bar, grouped, long_time, nanos, percent, short, sparkline};
 
-/// Rates that are kept for the sparkline: as many as the widest screen has columns.
+/// Rates kept for the sparkline: one for each column of the widest screen.
 const HISTORY: usize = 512;
 
-/// Columns that labels take.
+/// Columns of the labels.
 const LABEL: usize = 12;
 
-/// What the upper part shows in its own way; everything else is listed below it by its name.
+/// The statistics of the upper part. The rest is listed below it.
 const SHOWN: &[&str] = &[
     "service",
     "version",
@@ -50,6 +49,8 @@ const SHOWN: &[&str] = &[
     "classifiers_connected",
     "classifier_calls",
     "classifier_failures",
+    "saved_time_us",
+    "saved_classifier_time_us",
     "overloaded",
     "expired",
     "rejected_tags",
@@ -60,14 +61,14 @@ const SHOWN: &[&str] = &[
     "snapshots_failed",
 ];
 
-/// What is shown of a service over time.
+/// The state of the view: the latest reading and the history of rates.
 #[derive(Debug)]
 pub(super) struct View {
     server: String,
     /// Answers a second, the newest last.
     history: VecDeque<f64>,
     latest: Option<Interval>,
-    /// Why the latest is not of now.
+    /// The error since the latest reading.
     trouble: Option<String>,
 }
 
@@ -77,7 +78,7 @@ impl View {
         View { server, history: VecDeque::new(), latest: None, trouble: None }
     }
 
-    /// Takes what the service said.
+    /// Takes a new reading.
     pub(super) fn update(&mut self, interval: Interval) {
         if let Some(rate) = interval.rates(answers(&interval)) {
             self.history.push_back(rate);
@@ -89,7 +90,7 @@ impl View {
         self.trouble = None;
     }
 
-    /// Takes that it said nothing, and why.
+    /// Takes the error of a failed reading.
     pub(super) fn lost(&mut self, why: String) {
         self.trouble = Some(why);
     }
@@ -99,8 +100,7 @@ impl View {
         let mut lines = vec![self.title(width)];
         if let Some(trouble) = &self.trouble {
             lines.push(
-                Line::default()
-                    .push(Style::Warning, format!(" no answer: {trouble}; trying again")),
+                Line::default().push(Style::Warning, format!(" no answer: {trouble}; retrying")),
             );
         } else {
             lines.push(Line::default());
@@ -131,7 +131,7 @@ impl View {
             .at_end(Style::Faint, &format!("up {uptime} · {open} {connections} "), width)
     }
 
-    /// What there is of answers, and how many of them hit.
+    /// The rate of answers and the hit ratio.
     fn headline(&self, interval: &Interval, width: usize) -> Vec<Line> {
         let room = width.saturating_sub(LABEL + 14).min(HISTORY);
         let history: Vec<f64> = self.history.iter().copied().collect();
@@ -149,7 +149,7 @@ impl View {
         if let Some(all) = interval.hit_ratio() {
             let (shown, style) = match interval.recent_hit_ratio() {
                 Some(recent) => (recent, Style::Bold),
-                // Nobody asked in this interval.
+                // There were no lookups in this interval.
                 None => (all, Style::Faint),
             };
             let since = format!("  {} since the start", percent(all));
@@ -177,7 +177,7 @@ fn label(text: &str) -> Line {
     Line::default().left(Style::Faint, &format!(" {text}"), LABEL)
 }
 
-/// The table of latencies, split by how the answers came about.
+/// The table of latencies by origin.
 fn latencies(interval: &Interval) -> Vec<Line> {
     let mut lines = Vec::new();
     for (name, counter, histogram) in [
@@ -206,12 +206,22 @@ fn latencies(interval: &Interval) -> Vec<Line> {
     lines
 }
 
-/// A line for each part of the service that says something of itself.
+/// A line for each part of the service that has statistics.
 fn details(interval: &Interval) -> Vec<Line> {
-    [in_flight, store, table, writes, engine, classifier, refused, snapshot]
+    [saved, in_flight, store, table, writes, engine, classifier, refused, snapshot]
         .into_iter()
         .filter_map(|part| part(interval))
         .collect()
+}
+
+fn saved(interval: &Interval) -> Option<Line> {
+    let time = |name| interval.now.number(name).map(|us| long_time(Duration::from_micros(us)));
+    let waiting = time("saved_time_us")?;
+    let mut line = label("time saved").push(Style::Good, format!("{waiting} of waiting"));
+    if let Some(work) = time("saved_classifier_time_us") {
+        line = line.push(Style::Good, format!(" · {work} of the classifier"));
+    }
+    Some(line)
 }
 
 fn in_flight(interval: &Interval) -> Option<Line> {
@@ -241,7 +251,7 @@ fn times(count: u64) -> String {
     }
 }
 
-/// How full the table is: the cache's own, or the one in the memo's process.
+/// The fill of the label table: the cache's, or the one in the memo's process.
 fn table(interval: &Interval) -> Option<Line> {
     let now = &interval.now;
     let number = |name: &str| now.number(name).or_else(|| now.number(&format!("store_{name}")));
@@ -272,7 +282,7 @@ fn engine(interval: &Interval) -> Option<Line> {
     let cores = interval.rate("engine_busy_us")? / 1e6;
     Some(line.push(
         Style::Plain,
-        format!(" · {} images/s · {together:.1} together · {cores:.2} cores busy", short(scored)),
+        format!(" · {} images/s · mean batch {together:.1} · {cores:.2} cores busy", short(scored)),
     ))
 }
 
@@ -294,10 +304,13 @@ fn classifier(interval: &Interval) -> Option<Line> {
     Some(line)
 }
 
-/// What was turned away: warned of while it happens, faint as a memory of it.
+/// Refused requests, highlighted while their number grows.
 fn refused(interval: &Interval) -> Option<Line> {
-    let names =
-        [("overloaded", "overloaded"), ("expired", "too late"), ("rejected_tags", "rejected tags")];
+    let names = [
+        ("overloaded", "overloaded"),
+        ("expired", "past their deadline"),
+        ("rejected_tags", "with a wrong seal"),
+    ];
     let mut line = label("refused");
     let mut first = true;
     for (name, text) in names {
@@ -332,24 +345,19 @@ fn snapshot(interval: &Interval) -> Option<Line> {
     Some(line)
 }
 
-/// Everything that the upper part does not show, in as many columns as there is room for; what is
-/// too long for a column has a line of its own.
+/// The statistics that the upper part does not show, in as many columns as fit. Zeros are hidden,
+/// and long values have a line of their own.
 fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
     const COLUMN: usize = 46;
     const NAME: usize = 28;
     let cells =
         interval.now.stats.entries.iter().filter(|(name, _)| !SHOWN.contains(&name.as_str()));
     let cells = cells.filter_map(|(name, value)| {
-        let value = match value {
-            Value::Counter(value) => match interval.rate(name).filter(|&rate| rate > 0.0) {
-                Some(rate) => format!("{}  {}/s", grouped(*value), short(rate)),
-                None => grouped(*value),
-            },
-            Value::Gauge(value) => value.to_string(),
-            Value::Text(text) => text.clone(),
-            _ => return None,
-        };
-        Some((format!(" {} ", name.replace('_', " ")), value))
+        let shown = catalog::show(name, value)?;
+        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == catalog::Unit::Count);
+        let rate = interval.rate(name).filter(|&rate| rate > 0.0 && is_count);
+        let rate = rate.map(|rate| format!("  {}/s", short(rate))).unwrap_or_default();
+        Some((format!(" {} ", catalog::label(name)), shown + &rate))
     });
     let width_of =
         |(name, value): &(String, String)| name.chars().count().max(NAME) + value.chars().count();

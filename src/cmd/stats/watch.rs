@@ -1,4 +1,4 @@
-//! The live view's loop: looks now and then, draws, and ends when it is told to.
+//! The loop of the live view: it reads, draws, and ends on a signal or a key.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -16,8 +16,8 @@ use super::view::View;
 use crate::format::{nanos, percent, short};
 use crate::print::say;
 
-/// Shows what the service does until Ctrl-C, SIGTERM or the key q: on a terminal as a picture,
-/// elsewhere a line at a time. A server that goes away is waited for.
+/// Shows the statistics until Ctrl-C, SIGTERM or the key q: on a terminal as a screen, elsewhere as
+/// lines. After a lost connection it retries.
 pub(super) async fn watch(
     client: &Client,
     server: &str,
@@ -50,7 +50,7 @@ pub(super) async fn watch(
                     view.lost(why.clone());
                 }
                 if screen.is_none() {
-                    tell(server, &outcome, json)?;
+                    print(server, &outcome, json)?;
                 }
             }
         }
@@ -62,10 +62,10 @@ pub(super) async fn watch(
     Ok(())
 }
 
-/// What a look at the service gives: a reading, or why there is none.
+/// A reading, or the error of one.
 type Look = Result<Reading, String>;
 
-/// Looks `every` so often. A look that takes longer puts the next one off.
+/// Reads the statistics at this interval. A slow reading delays the next one.
 fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -83,8 +83,7 @@ fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
     receiver
 }
 
-/// The keys that are pressed. Its thread ends with the process: a read from a terminal cannot be
-/// ended.
+/// The pressed keys. The thread ends with the process: a read from a terminal cannot be cancelled.
 fn keys() -> mpsc::Receiver<u8> {
     let (sender, receiver) = mpsc::channel(1);
     std::thread::spawn(move || {
@@ -105,7 +104,7 @@ async fn key(keys: &mut Option<mpsc::Receiver<u8>>) -> Option<u8> {
     }
 }
 
-/// Says that the terminal has another size now.
+/// Reports that the terminal has a new size.
 struct Resized {
     #[cfg(unix)]
     signals: Option<tokio::signal::unix::Signal>,
@@ -134,7 +133,7 @@ impl Resized {
 }
 
 /// Prints one line.
-fn tell(server: &str, outcome: &Result<Interval, String>, json: bool) -> anyhow::Result<()> {
+fn print(server: &str, outcome: &Result<Interval, String>, json: bool) -> anyhow::Result<()> {
     let line = match outcome {
         Ok(interval) if json => report::json(server, interval).to_string(),
         Ok(interval) => line(interval),
@@ -144,7 +143,7 @@ fn tell(server: &str, outcome: &Result<Interval, String>, json: bool) -> anyhow:
     say!("{line}")
 }
 
-/// The most important of an interval, in a line.
+/// The most important rates of an interval, in a line.
 fn line(interval: &Interval) -> String {
     let mut parts = Vec::new();
     let mut rate = |name: &str, counter: &str| {

@@ -38,11 +38,10 @@ pub trait Service: Send + Sync + 'static {
     /// Adds the service's statistics to a `StatsResp`.
     fn stats(&self, stats: &mut Stats);
 
-    /// Writes a snapshot of what the service remembers, and answers `reply` when it is safe on the
-    /// disk. Must not block. A service that remembers nothing leaves it at this.
+    /// Writes a snapshot of the stored answers, and answers `reply` when it is safely on disk. Must
+    /// not block. The default answers `Unsupported`.
     fn snapshot(&self, reply: SnapshotReply) {
-        let text = "this service keeps no snapshot; one that remembers does, when it was started with \
-                    --snapshot";
+        let text = "this service keeps no snapshot; start a memo or a cache with --snapshot";
         reply.send(Err(Failure::new(Status::Unsupported, text)));
     }
 }

@@ -259,7 +259,7 @@ impl Statistics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Kernel, Level};
+    use crate::kernels::{Isa, Kernel};
 
     struct Convolve<'a>(&'a Filters, &'a Plane);
 
@@ -324,13 +324,13 @@ mod tests {
     #[test]
     fn is_what_the_steps_say() {
         let (filters, dense) = example();
-        // Lonely pixels in much of nothing: what is skipped as blank must be.
+        // Single pixels far from each other: a skipped patch must really be blank.
         let mut sparse = Plane::ZERO;
         for (y, x) in [(0, 0), (3, 14), (14, 2), (15, 27), (27, 13)] {
             sparse.row_mut(y)[x] = 0.5;
         }
         for (plane, least) in [(dense, 500), (sparse, 50)] {
-            let got = Level::best().run(Convolve(&Filters::new(&filters), &plane));
+            let got = Isa::best().run(Convolve(&Filters::new(&filters), &plane));
             let expected = reference(&filters, &plane);
             assert!(expected.iter().filter(|&&value| value > 0.1).count() > least);
             for (i, (got, expected)) in got.as_flattened().iter().zip(expected).enumerate() {
@@ -341,12 +341,12 @@ mod tests {
     }
 
     #[test]
-    fn every_level_gives_the_same_bits() {
+    fn every_isa_gives_the_same_bits() {
         let (filters, plane) = example();
         let filters = Filters::new(&filters);
-        let expected = Level::available()[0].run(Convolve(&filters, &plane));
-        for level in Level::available() {
-            assert_eq!(level.run(Convolve(&filters, &plane)), expected, "{level:?}");
+        let expected = Isa::available()[0].run(Convolve(&filters, &plane));
+        for isa in Isa::available() {
+            assert_eq!(isa.run(Convolve(&filters, &plane)), expected, "{isa:?}");
         }
     }
 

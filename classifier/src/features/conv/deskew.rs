@@ -133,7 +133,7 @@ fn split(offset: f32) -> (i32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Kernel, Level};
+    use crate::kernels::{Isa, Kernel};
 
     struct Deskew<'a>(&'a Plane, [f32; 2]);
 
@@ -141,7 +141,7 @@ mod tests {
         type Output = Plane;
         #[inline(always)]
         fn run<S: Simd>(self, simd: S) -> Plane {
-            // What was there before must not show.
+            // Earlier contents of the plane must not show.
             let mut to = Plane([[[0.5; LANES]; ROW_CHUNKS]; SIDE]);
             deskew(simd, self.0, self.1, &mut to);
             to
@@ -202,7 +202,7 @@ mod tests {
         ] {
             let plane = stroke(lean, down, right);
             let expected = reference(&plane, shift);
-            let got = Level::best().run(Deskew(&plane, shift));
+            let got = Isa::best().run(Deskew(&plane, shift));
             for (i, expected) in expected.into_iter().enumerate() {
                 let got = f64::from(got.row(i / 28)[i % 28]);
                 assert!((got - expected).abs() < 1e-4, "pixel {i}: {got}, {expected}");
@@ -212,12 +212,12 @@ mod tests {
 
     #[test]
     fn straightens_a_leaning_stroke() {
-        let upright = Level::best().run(Deskew(&stroke(0.6, 0.0, 0.0), [0.0; 2]));
-        let again = measure(Level::available(), &upright);
+        let upright = Isa::best().run(Deskew(&stroke(0.6, 0.0, 0.0), [0.0; 2]));
+        let again = measure(Isa::available(), &upright);
         assert!(again.slope.abs() < 0.02, "{again:?}");
         assert!(again.row.abs() < 0.02 && again.column.abs() < 0.02, "{again:?}");
 
-        fn measure(levels: Vec<Level>, plane: &Plane) -> Lean {
+        fn measure(isas: Vec<Isa>, plane: &Plane) -> Lean {
             struct Measure<'a>(&'a Plane);
             impl Kernel for Measure<'_> {
                 type Output = Lean;
@@ -226,30 +226,30 @@ mod tests {
                     super::measure(simd, self.0)
                 }
             }
-            levels[0].run(Measure(plane))
+            isas[0].run(Measure(plane))
         }
     }
 
     #[test]
-    fn every_level_gives_the_same_bits_and_clean_padding() {
+    fn every_isa_gives_the_same_bits_and_clean_padding() {
         let mut hostile = Plane::ZERO;
         hostile.row_mut(3)[..28].fill(1.0);
         hostile.row_mut(4)[27] = 0.004;
         for plane in [stroke(0.3, 1.0, 2.0), Plane::ZERO, hostile] {
-            let expected = Level::available()[0].run(Deskew(&plane, [0.3, -0.2]));
+            let expected = Isa::available()[0].run(Deskew(&plane, [0.3, -0.2]));
             assert!((0..SIDE).all(|y| expected.row(y)[SIDE..] == [0.0; 4]));
-            for level in Level::available() {
-                assert_eq!(level.run(Deskew(&plane, [0.3, -0.2])), expected, "{level:?}");
+            for isa in Isa::available() {
+                assert_eq!(isa.run(Deskew(&plane, [0.3, -0.2])), expected, "{isa:?}");
             }
         }
     }
 
     #[test]
     fn an_empty_image_and_a_single_line_stay_what_they_are() {
-        assert_eq!(Level::best().run(Deskew(&Plane::ZERO, [0.0; 2])), Plane::ZERO);
+        assert_eq!(Isa::best().run(Deskew(&Plane::ZERO, [0.0; 2])), Plane::ZERO);
         let mut line = Plane::ZERO;
         line.row_mut(5)[10..18].fill(1.0);
-        let out = Level::best().run(Deskew(&line, [0.0; 2]));
+        let out = Isa::best().run(Deskew(&line, [0.0; 2]));
         let mass: f32 = (0..SIDE).flat_map(|y| out.row(y)).sum();
         assert!((mass - 8.0).abs() < 1e-4, "{mass}");
     }

@@ -46,7 +46,7 @@ pub(crate) fn expand<S: Simd>(simd: S, components: &Components, out: &mut [Chunk
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Kernel, Level};
+    use crate::kernels::{Isa, Kernel};
 
     struct Expand<'a>(&'a Components);
 
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn features_stand_in_the_order_documented() {
         let z = components(0.0123);
-        let out = Level::best().run(Expand(&z));
+        let out = Isa::best().run(Expand(&z));
         let (z, out) = (z.as_flattened(), out.as_flattened());
         let mut expected = Vec::new();
         for a in 0..100 {
@@ -91,17 +91,17 @@ mod tests {
             a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
         };
         let linear = dot(x.as_flattened(), y.as_flattened());
-        let (x, y) = (Level::best().run(Expand(&x)), Level::best().run(Expand(&y)));
+        let (x, y) = (Isa::best().run(Expand(&x)), Isa::best().run(Expand(&y)));
         let expanded = dot(x.as_flattened(), y.as_flattened());
         assert!((expanded - (linear * linear + linear)).abs() < 1e-5);
     }
 
     #[test]
-    fn every_level_gives_the_same_bits() {
+    fn every_isa_gives_the_same_bits() {
         let z = components(0.0123);
-        let expected = Level::available()[0].run(Expand(&z));
-        for level in Level::available() {
-            assert_eq!(level.run(Expand(&z)), expected, "{level:?}");
+        let expected = Isa::available()[0].run(Expand(&z));
+        for isa in Isa::available() {
+            assert_eq!(isa.run(Expand(&z)), expected, "{isa:?}");
         }
     }
 }

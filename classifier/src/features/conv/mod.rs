@@ -20,7 +20,7 @@ use convolve::convolve;
 use expand::expand;
 
 use crate::error::ModelError;
-use crate::kernels::{Chunk, Kernel, LANES, Level, Simd};
+use crate::kernels::{Chunk, Isa, Kernel, LANES, Simd};
 use crate::shape::Shape;
 use crate::tensors::{Tensor, Tensors};
 
@@ -59,12 +59,12 @@ impl ConvolutionalMap {
     /// The features of a block of images, `[images, EXPANDED_CHUNKS]`; each image is 784 bytes.
     pub(crate) fn features(
         &self,
-        level: Level,
+        isa: Isa,
         images: &[&[u8]],
         scratch: &mut ConvolutionalScratch,
         out: &mut [Chunk],
     ) {
-        level.run(Block { map: self, images, scratch, out });
+        isa.run(Block { map: self, images, scratch, out });
     }
 
     pub(crate) fn tensors(&self) -> Tensors {

@@ -89,7 +89,7 @@ impl Projection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::{Kernel, Level};
+    use crate::kernels::{Isa, Kernel};
 
     struct Project<'a>(&'a Projection, &'a [Pooled]);
 
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn is_the_matrix_product() {
         let (matrix, offset, pooled) = example();
-        let out = Level::best().run(Project(&Projection::new(&matrix, &offset), &pooled));
+        let out = Isa::best().run(Project(&Projection::new(&matrix, &offset), &pooled));
         for (x, z) in pooled.iter().zip(&out) {
             for c in 0..COMPONENTS {
                 let x = x.as_flattened().iter();
@@ -136,15 +136,15 @@ mod tests {
     }
 
     #[test]
-    fn has_the_same_bits_alone_in_any_block_and_at_every_level() {
+    fn has_the_same_bits_alone_in_any_block_and_with_every_isa() {
         let (matrix, offset, pooled) = example();
         let projection = Projection::new(&matrix, &offset);
         assert_eq!((projection.matrix(), projection.offset()), (matrix, offset));
-        let expected = Level::available()[0].run(Project(&projection, &pooled));
-        for level in Level::available() {
+        let expected = Isa::available()[0].run(Project(&projection, &pooled));
+        for isa in Isa::available() {
             for count in 1..=pooled.len() {
-                let some = level.run(Project(&projection, &pooled[..count]));
-                assert_eq!(some, expected[..count], "{level:?}, {count} images");
+                let some = isa.run(Project(&projection, &pooled[..count]));
+                assert_eq!(some, expected[..count], "{isa:?}, {count} images");
             }
         }
     }

@@ -1,5 +1,5 @@
-//! The numbers of an ONNX constant: an initializer or a `Constant` node, in any encoding of a number
-//! that ONNX Runtime reads.
+//! The numbers of an ONNX constant: an initializer or a `Constant` node, in any encoding that ONNX
+//! Runtime reads.
 
 use super::graph::{MAX_STEPS, attribute, input, refuse};
 use super::proto::*;

@@ -14,7 +14,7 @@ pub(crate) struct ModelProto {
     pub(crate) graph: Option<GraphProto>,
 }
 
-/// Nodes, the values they begin with, and those they end with.
+/// Nodes, constants, inputs and outputs.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct GraphProto {
     #[prost(message, repeated, tag = "1")]
@@ -86,7 +86,7 @@ pub(crate) struct TensorProto {
     pub(crate) data_location: i32,
 }
 
-/// The name and the type of what goes in or comes out.
+/// The name and the type of an input or an output.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct ValueInfoProto {
     #[prost(string, tag = "1")]

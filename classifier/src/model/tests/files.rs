@@ -193,9 +193,9 @@ fn a_model_that_could_not_be_read_again_is_not_written() {
     let [small, large] = ["small", "large"].map(|name| directory.path().join(name));
     let model = Model::raw();
     let len = model.to_bytes().len() as u64;
-    model_file::write_at_most(&model, &small, len).unwrap();
+    crate::model_file::write_at_most(&model, &small, len).unwrap();
     assert_eq!(Model::read(&small).unwrap().digest(), model.digest());
-    let error = model_file::write_at_most(&model, &large, len - 1).unwrap_err().to_string();
+    let error = crate::model_file::write_at_most(&model, &large, len - 1).unwrap_err().to_string();
     let expected = format!("model file is {len} bytes; the limit is {}", len - 1);
     assert!(error.contains("large: ") && error.contains(&expected), "{error}");
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);

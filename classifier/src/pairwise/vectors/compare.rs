@@ -3,7 +3,7 @@
 use super::super::function::KernelFunction;
 use super::{Kind, Vectors, square_of_bytes, square_of_floats};
 use crate::kernels::bytes::{ByteImages, GROUP};
-use crate::kernels::{Chunks, Dots, Kernel, Level, Simd, chunks};
+use crate::kernels::{Chunks, Dots, Isa, Kernel, Simd, chunks};
 use crate::pixels::Pixels;
 
 /// A block of images, laid out.
@@ -22,7 +22,7 @@ impl Vectors {
     /// Lays out a block of images for [`Vectors::compare`].
     pub(in crate::pairwise) fn lay_out(
         &self,
-        level: Level,
+        isa: Isa,
         pixels: &Pixels,
         images: &[&[u8]],
         out: &mut Images,
@@ -30,7 +30,7 @@ impl Vectors {
         out.squares.clear();
         match &self.kind {
             Kind::Bytes(panel, _) => {
-                panel.lay_out(level, images, &mut out.bytes);
+                panel.lay_out(isa, images, &mut out.bytes);
                 out.squares.extend(images.iter().map(|image| square_of_bytes(image)));
             }
             Kind::Floats(..) => {
@@ -58,7 +58,7 @@ impl Vectors {
     /// [`GROUP`]) on, in `out`: `[images, count]`.
     pub(in crate::pairwise) fn compare(
         &self,
-        level: Level,
+        isa: Isa,
         function: &KernelFunction,
         (first, count): (usize, usize),
         images: &mut Images,
@@ -72,18 +72,18 @@ impl Vectors {
             Kind::Bytes(panel, _) => {
                 let row = count.next_multiple_of(GROUP);
                 integers.resize(squares.len() * row, 0);
-                panel.dots(level, bytes, first / GROUP, integers);
+                panel.dots(isa, bytes, first / GROUP, integers);
                 let products = &*integers;
-                level.run(Finish { function, unit, images: squares, vectors, products, row, out });
+                isa.run(Finish { function, unit, images: squares, vectors, products, row, out });
             }
             Kind::Floats(packed, _) => {
                 let len = chunks(self.dims);
                 products.resize(squares.len() * count, 0.0);
                 let w = &packed[first * len..(first + count) * len];
-                level.run(Dots { row: len, x: floats, w, out: products });
+                isa.run(Dots { row: len, x: floats, w, out: products });
                 let products = &*products;
                 let row = count;
-                level.run(Finish { function, unit, images: squares, vectors, products, row, out });
+                isa.run(Finish { function, unit, images: squares, vectors, products, row, out });
             }
         }
     }

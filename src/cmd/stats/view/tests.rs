@@ -1,9 +1,9 @@
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 
 use super::super::reading::Reading;
 use super::*;
 
-/// A memo with a cache elsewhere, after `seconds` under load.
+/// A memo with a remote store, after `seconds` under load.
 fn memo(seconds: u64, breaker: &str) -> Reading {
     let mut stats = Stats::default();
     stats.text("service", "memo");
@@ -45,7 +45,7 @@ fn shown(view: &View, width: usize, height: usize) -> String {
 }
 
 #[test]
-fn a_memo_is_shown_by_its_rates_its_hit_ratio_and_its_latencies() {
+fn a_memo_shows_rates_hit_ratio_and_latencies() {
     let mut view = View::new("127.0.0.1:7400");
     view.update(Interval::between(memo(8, "closed"), memo(10, "closed")));
     let expected =
@@ -62,7 +62,7 @@ fn a_memo_is_shown_by_its_rates_its_hit_ratio_and_its_latencies() {
  in flight  17
  store      afterimage · connected · breaker closed · opened once
  classifier 900 calls/s · 0 failed · 1 of 2 connected
- refused    0 overloaded · 30 rejected tags
+ refused    0 overloaded · 30 with a wrong seal
 
  audited                    1,234,567
  classifier 1               classifier-1.example.net:7402: well, model 501a1c72…,";
@@ -71,7 +71,7 @@ fn a_memo_is_shown_by_its_rates_its_hit_ratio_and_its_latencies() {
 }
 
 #[test]
-fn any_screen_is_wide_and_high_enough() {
+fn lines_fit_a_screen_of_any_size() {
     let mut view = View::new("a-host-with-a-long-name.example.net:7400");
     for round in 0..2 {
         for (width, height) in [(0, 0), (1, 1), (10, 3), (40, 10), (80, 24), (400, 100)] {
@@ -87,19 +87,19 @@ fn any_screen_is_wide_and_high_enough() {
 }
 
 #[test]
-fn a_server_that_is_lost_is_shown_as_it_was_and_said_to_be_lost() {
+fn a_lost_server_is_marked_and_keeps_its_last_reading() {
     let mut view = View::new("127.0.0.1:7400");
     view.update(Interval::single(memo(5, "open")));
     view.lost("connection refused".into());
     let found = shown(&view, 90, 24);
-    assert!(found.contains("no answer: connection refused; trying again"), "{found}");
+    assert!(found.contains("no answer: connection refused; retrying"), "{found}");
     assert!(found.contains("breaker open") && found.contains("hit ratio"), "{found}");
     view.update(Interval::single(memo(1, "closed")));
     assert!(!shown(&view, 90, 24).contains("no answer"));
 }
 
 #[test]
-fn a_cache_and_a_classifier_are_shown_by_what_they_count() {
+fn a_cache_and_a_classifier_show_their_own_counters() {
     let mut view = View::new("c:1");
     let cache = |seconds: u64| {
         let mut stats = Stats::default();
@@ -143,7 +143,7 @@ fn a_cache_and_a_classifier_are_shown_by_what_they_count() {
     view.update(Interval::between(classifier(1), classifier(2)));
     let found = shown(&view, 100, 24);
     for text in
-        ["images/s      1.20 k", "4 queued · 1.20 k images/s · 12.0 together · 1.50 cores busy"]
+        ["images/s      1.20 k", "4 queued · 1.20 k images/s · mean batch 12.0 · 1.50 cores busy"]
     {
         assert!(found.contains(text), "{text:?} in\n{found}");
     }

@@ -1,4 +1,4 @@
-//! Any file as a snapshot, against `SNAPSHOT.md` read once more.
+//! Any file as a snapshot, compared with an independent parser of `SNAPSHOT.md`.
 
 use crate::fuzz::{Rng, Seed, Source};
 use afterimage_cache::snapshot::{LoadError, load};
@@ -12,23 +12,22 @@ const MAGIC: &[u8; 8] = b"\x89AFTIMG\n";
 const HEADER: usize = 36;
 const BLOCK_ENTRIES_MAX: usize = 4096;
 
-/// Input: `u8` what to do with the file, `u8` capacity of the table, `u16` place of a wrong bit,
-/// then the file.
+/// Input: `u8` options, `u8` capacity of the table, `u16` position of a wrong bit, then the file.
 ///
-/// No fuzzer guesses a checksum. Two bits of the first byte say whether the checksums are made
-/// right before loading, and whether one bit is made wrong after that.
+/// A fuzzer cannot guess a checksum. Two bits of the options say whether the checksums are
+/// corrected before loading, and whether one bit is flipped after that.
 pub(super) fn snapshot_load(data: &[u8]) {
     let mut source = Source::new(data);
     let bits = source.u8();
     let capacity = 1 + u64::from(source.u8());
-    let place = usize::from(source.u16());
+    let position = usize::from(source.u16());
     let mut file = source.rest().to_vec();
     if bits & 1 != 0 {
         seal(&mut file);
     }
     let was_right = parse(&file).is_some();
     if bits & 2 != 0 && !file.is_empty() {
-        let at = place % file.len();
+        let at = position % file.len();
         file[at] ^= 1 << (bits >> 5);
         assert!(!was_right || parse(&file).is_none(), "one wrong bit is always noticed");
     }
@@ -45,10 +44,10 @@ pub(super) fn snapshot_load(data: &[u8]) {
             assert_eq!(report.entries, entries.len() as u64);
             assert!(report.evicted <= report.restored && report.restored <= report.entries);
             for (key, value) in contents(&table) {
-                // What was there before is newer, but it may have left, and then come from the
-                // file.
+                // An earlier entry of the table is newer, but may be evicted and then come from
+                // the file.
                 let is_known = before.get(&key) == Some(&value) || entries.contains(&(key, value));
-                assert!(is_known, "{key:#x} has {value:#x}, which nobody wrote");
+                assert!(is_known, "{key:#x} has {value:#x}, which was never written");
             }
             assert_eq!(table.len(), before.len() as u64 + report.restored - report.evicted);
         }
@@ -59,12 +58,12 @@ pub(super) fn snapshot_load(data: &[u8]) {
                 LoadError::NotASnapshot { .. } => assert!(!is_magic && file.len() >= HEADER),
                 LoadError::UnsupportedVersion { version, .. } => assert!(is_magic && version != 1),
                 LoadError::Damaged { offset, .. } => assert!(offset <= file.len() as u64),
-                other => panic!("the file is there and can be read: {other}"),
+                other => panic!("the file exists and is readable: {other}"),
             }
         }
         (Ok(report), None) => panic!("a wrong file was loaded: {report:?}"),
         (Err(error), Some(entries)) => {
-            panic!("{} right entries were refused: {error}", entries.len())
+            panic!("{} valid entries were refused: {error}", entries.len())
         }
     }
     table.validate().expect("the table is sound");
@@ -103,7 +102,7 @@ fn parse(file: &[u8]) -> Option<Vec<(u64, u64)>> {
     (pairs.len() as u64 == promised && rest.is_empty()).then_some(pairs)
 }
 
-/// Makes the checksums right of all that looks like a header and blocks.
+/// Corrects the checksums of everything that looks like a header and blocks.
 fn seal(file: &mut [u8]) {
     if file.len() < HEADER {
         return;
@@ -136,7 +135,7 @@ struct Temporary(PathBuf);
 impl Temporary {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Where there is a file system in memory, a file costs no disk's time.
+        // A file system in memory saves the time of the disk.
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -146,12 +145,12 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // It may not have been made.
+        // It may not have been created.
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// Right files of some shapes, as they are and with a wrong bit.
+/// Valid files of several shapes, unchanged and with a wrong bit.
 pub(super) fn seeds() -> Vec<Seed> {
     let mut rng = Rng(11);
     let mut seeds = Vec::new();
@@ -161,7 +160,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         ("one_block", &[9]),
         ("three_blocks", &[3, 20, 1]),
         ("hundred_entries", &[100]),
-        ("block_of_nothing", &[2, 0, 1]),
+        ("empty_block", &[2, 0, 1]),
     ] {
         let mut file = MAGIC.to_vec();
         file.extend_from_slice(&1u64.to_le_bytes());
@@ -171,7 +170,7 @@ pub(super) fn seeds() -> Vec<Seed> {
         for &count in blocks {
             file.extend_from_slice(&(count as u32).to_le_bytes());
             for field in 0..2 * count {
-                // Keys among them that are in the table already.
+                // Some of the keys are in the table already.
                 let number = if field % 3 == 0 { rng.number() % 16 } else { rng.number() };
                 file.extend_from_slice(&number.to_le_bytes());
             }

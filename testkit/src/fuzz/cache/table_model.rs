@@ -1,12 +1,12 @@
-//! The table against a map.
+//! The table, compared with a map.
 
 use crate::fuzz::{Rng, Seed, Source};
 use afterimage_cache::Hashed;
 use afterimage_cache::table::{Capacity, Entry, Insert, Table};
 use std::collections::HashMap;
 
-/// Input: `u8` capacity, `u8` number of keys, then operations: each a byte, what it needs behind
-/// it.
+/// Input: `u8` capacity, `u8` number of keys, then operations: each a byte, followed by its
+/// arguments.
 pub(super) fn table_model(data: &[u8]) {
     let mut source = Source::new(data);
     let capacity = 1 + u64::from(source.u8() % 64);
@@ -26,7 +26,7 @@ pub(super) fn table_model(data: &[u8]) {
 struct Pair {
     table: Table,
     model: HashMap<u64, u64>,
-    /// Keys that are used; more than the table holds, or fewer.
+    /// Number of different keys; more than the table can hold, or fewer.
     keys: u8,
 }
 
@@ -71,13 +71,13 @@ impl Pair {
                 // As from a snapshot, with any heat.
                 let entry = Entry { key, value: source.u64(), heat: source.u8() };
                 match self.table.restore(entry) {
-                    None => assert!(self.model.contains_key(&key), "{key:#x} was not there"),
-                    Some(outcome) => self.went_in(key, entry.value, outcome),
+                    None => assert!(self.model.contains_key(&key), "{key:#x} was not in the table"),
+                    Some(outcome) => self.inserted(key, entry.value, outcome),
                 }
             }
             14 => self.compare_all(),
             _ => {
-                // Seldom: little happens in an empty table.
+                // Rarely: little happens in an empty table.
                 if key == 0 {
                     self.table.clear();
                     self.model.clear();
@@ -95,25 +95,25 @@ impl Pair {
         if let Insert::Updated { old } = outcome {
             assert_eq!(self.model.insert(key, value), Some(old), "update {key:#x}");
         } else {
-            self.went_in(key, value, outcome);
+            self.inserted(key, value, outcome);
         }
-        assert_eq!(self.table.get(key), Some(value), "what was written is there");
+        assert_eq!(self.table.get(key), Some(value), "a written value is found");
     }
 
-    /// A key that was not there is there now; another may have left.
-    fn went_in(&mut self, key: u64, value: u64, outcome: Insert) {
-        assert_eq!(self.model.insert(key, value), None, "{key:#x} was there");
+    /// A new key was inserted; another may have been evicted.
+    fn inserted(&mut self, key: u64, value: u64, outcome: Insert) {
+        assert_eq!(self.model.insert(key, value), None, "{key:#x} was in the table");
         match outcome {
             Insert::Inserted => {}
             Insert::Updated { old } => panic!("{key:#x} was {old:#x}, but not in the model"),
-            Insert::Evicted { key: gone, value: old } => {
-                assert_ne!(gone, key, "a new entry does not evict itself");
-                assert_eq!(self.model.remove(&gone), Some(old), "eviction of {gone:#x}");
+            Insert::Evicted { key: evicted, value: old } => {
+                assert_ne!(evicted, key, "a new entry does not evict itself");
+                assert_eq!(self.model.remove(&evicted), Some(old), "eviction of {evicted:#x}");
             }
         }
     }
 
-    /// Every key's value, and the list of all entries.
+    /// Compares all entries.
     fn compare_all(&self) {
         let mut listed = HashMap::new();
         for entry in self.table.entries() {
@@ -124,7 +124,7 @@ impl Pair {
     }
 }
 
-/// Operations at random, on tables of some sizes.
+/// Random operations on tables of several sizes.
 pub(super) fn seeds() -> Vec<Seed> {
     let mut rng = Rng(5);
     (0..24u8)

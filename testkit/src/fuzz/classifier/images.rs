@@ -85,7 +85,7 @@ pub(super) fn idx(data: &[u8]) {
     }
 }
 
-/// A PNG of one row of `data`, uncompressed by anybody else's encoder.
+/// A PNG with one row of `data`.
 fn png(color: png::ColorType, depth: png::BitDepth, width: u32, data: &[u8]) -> Vec<u8> {
     let mut file = Vec::new();
     let mut encoder = png::Encoder::new(&mut file, width, 1);

@@ -3,7 +3,7 @@
 use ndarray::{Array1, Array2};
 
 use crate::fuzz::{Seed, Source};
-use afterimage_classifier::Level;
+use afterimage_classifier::Isa;
 use afterimage_classifier::LinearSvm;
 use afterimage_classifier::Shape;
 use afterimage_classifier::{FeatureMap, RawPixels};
@@ -30,7 +30,7 @@ pub(super) fn model_file(data: &[u8]) {
     }
 }
 
-/// Input: what is changed in the shipped model's file: `u24` place and `u8` byte, again and again.
+/// Input: changes to the shipped model's file, each a `u24` place and a `u8` byte.
 pub(super) fn shipped_model(data: &[u8]) {
     let mut file = SHIPPED.to_vec();
     for &[a, b, c, byte] in data.as_chunks().0 {
@@ -96,7 +96,7 @@ fn check(model: &Model) {
     assert!(!model.description().is_empty());
 
     let bytes = model.to_bytes();
-    let again = Model::from_bytes(&bytes).expect("what was written can be read");
+    let again = Model::from_bytes(&bytes).expect("a written model can be read");
     assert_eq!((again.digest(), again.labels()), (model.digest(), labels));
     assert_eq!(again.to_bytes(), bytes, "the same model gives the same bytes");
 
@@ -113,13 +113,13 @@ fn check(model: &Model) {
     }
     assert!(model.classify(&bright[1..]).is_err(), "an image of another size is refused");
 
-    let bits = |level| -> Vec<u32> {
-        let scores = model.scores_with(level, &images).expect("the size was right before");
+    let bits = |isa| -> Vec<u32> {
+        let scores = model.scores_with(isa, &images).expect("the size was right before");
         // One NaN is as good as another.
         scores.iter().map(|s| if s.is_nan() { u32::MAX } else { s.to_bits() }).collect()
     };
-    for level in Level::available() {
-        assert_eq!(bits(level), bits(Level::best()), "{} has other scores", level.name());
+    for isa in Isa::available() {
+        assert_eq!(bits(isa), bits(Isa::best()), "{} has other scores", isa.name());
     }
 }
 

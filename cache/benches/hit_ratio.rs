@@ -1,10 +1,9 @@
-//! The hit ratios of the table and of three other caches at equal entry counts, on made traces:
-//! `cargo run --release -p afterimage-cache --example hit_ratio -- [seeds [first seed]]`, one seed
-//! unless told.
+//! Hit ratios of the table and of three other caches with equal numbers of entries, on generated
+//! traces: `cargo bench -p afterimage-cache --bench hit_ratio -- [SEEDS [FIRST_SEED]]` (default:
+//! one seed).
 //!
-//! Every cache sees the same requests: ask for the key, and if it is not there, insert it. The
-//! first fifth of each trace fills the caches and does not count. The ratios are means over the
-//! seeds.
+//! All caches get the same requests: look the key up, and insert it on a miss. The first fifth of
+//! each trace fills the caches and does not count. The ratios are means over the seeds.
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_wire::splitmix::SplitMix64;
@@ -14,27 +13,29 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// Entries that each cache may hold: 12,500 buckets of eight.
+/// Entries of each cache: 12,500 buckets of eight.
 const ENTRIES: u64 = 100_000;
-/// Different keys that a Zipf trace draws from: ten times what fits.
-const KEYS: usize = 1_000_000;
-const REQUESTS: usize = 4_000_000;
+/// Different keys of a Zipf trace, as a multiple of the entries.
+const KEYS: usize = 10 * ENTRIES as usize;
 
 /// Hits per hundred requests: of the table, moka, quick_cache, LRU.
 type Ratios = [f64; 4];
 
 fn main() {
+    // `cargo test --all-targets` runs this without `--bench`, to see that it works.
+    let measured = std::env::args().any(|arg| arg == "--bench");
+    let requests = if measured { 4_000_000 } else { 1000 };
     let mut args = std::env::args().skip(1).filter_map(|arg| arg.parse().ok());
     let seeds: u64 = args.next().unwrap_or(1).max(1);
     let first = args.next().unwrap_or(0);
     println!(
-        "{ENTRIES} entries, {KEYS} keys, {REQUESTS} requests; hits per hundred requests, seeds {first} to {}\n",
+        "{ENTRIES} entries, {KEYS} keys, {requests} requests; hits per hundred requests, seeds {first} to {}\n",
         first + seeds - 1
     );
     println!("| trace | afterimage | moka | quick_cache | LRU | to the best |");
     println!("|---|---|---|---|---|---|");
     let kinds = kinds();
-    let results = measure(&kinds, first..first + seeds);
+    let results = measure(&kinds, requests, first..first + seeds);
     for (number, kind) in kinds.iter().enumerate() {
         let of_kind: Vec<Ratios> =
             results.iter().filter(|(of, _)| *of == number).map(|&(_, ratios)| ratios).collect();
@@ -49,8 +50,8 @@ fn main() {
     }
 }
 
-/// All caches on all traces, each trace on the next core that is free.
-fn measure(kinds: &[Kind], seeds: Range<u64>) -> Vec<(usize, Ratios)> {
+/// Runs all caches on all traces, each trace on the next free core.
+fn measure(kinds: &[Kind], requests: usize, seeds: Range<u64>) -> Vec<(usize, Ratios)> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     let count = (seeds.end - seeds.start) as usize;
@@ -64,7 +65,7 @@ fn measure(kinds: &[Kind], seeds: Range<u64>) -> Vec<(usize, Ratios)> {
                     let Some(kind) = kinds.get(number) else { break };
                     let mut rng = SplitMix64(1000 * seed + number as u64);
                     let trace: Vec<u64> =
-                        (0..REQUESTS).map(|at| (kind.request)(at, &mut rng)).collect();
+                        (0..requests).map(|at| (kind.request)(at, &mut rng)).collect();
                     let ratios = [
                         ratio(&trace, &mut Afterimage::new()),
                         ratio(&trace, &mut Moka::new()),
@@ -90,7 +91,7 @@ fn ratio(trace: &[u64], cache: &mut dyn Cache) -> f64 {
     100.0 * hits as f64 / counted.len() as f64
 }
 
-/// Makes a request's key from its number and the generator.
+/// Computes the key of a request from its number and the random generator.
 type Request = Box<dyn Fn(usize, &mut SplitMix64) -> u64 + Sync>;
 
 /// A kind of trace.
@@ -115,23 +116,23 @@ fn kinds() -> Vec<Kind> {
         kinds.push(Kind::new(format!("Zipf {exponent}"), move |_, rng| zipf.draw(rng)));
     }
     for exponent in [0.8, 0.99, 1.1] {
-        // After each 200,000 requests, 100,000 keys in a row that nobody asks for twice.
+        // After each 200,000 requests a scan of 100,000 keys that occur once.
         let zipf = Zipf::new(KEYS, exponent);
         kinds.push(Kind::new(format!("Zipf {exponent} and scans"), move |at, rng| {
             if at % 300_000 < 200_000 { zipf.draw(rng) } else { 1 << 40 | at as u64 }
         }));
     }
-    // What is popular changes by a twentieth of the keys with each 100,000 requests.
+    // A twentieth of the keys changes with each 100,000 requests.
     let zipf = Zipf::new(KEYS / 4, 0.99);
     kinds.push(Kind::new("Zipf 0.99, drifting", move |at, rng| {
         (at / 100_000) as u64 * 12_500 + zipf.draw(rng)
     }));
-    // All at once: another set of keys after each 500,000 requests.
+    // All keys change after each 500,000 requests.
     let zipf = Zipf::new(KEYS / 4, 0.99);
     kinds.push(Kind::new("Zipf 0.99, changing", move |at, rng| {
         ((at / 500_000) as u64) << 32 | zipf.draw(rng)
     }));
-    // A uniform working set of four fifths of the capacity that moves on, amid others' keys.
+    // A moving, uniform working set of four fifths of the capacity, mixed with other keys.
     kinds.push(Kind::new("sliding window", |at, rng| {
         if rng.number().is_multiple_of(5) {
             (1 << 41) | (rng.number() % 10_000_000)
@@ -144,7 +145,7 @@ fn kinds() -> Vec<Kind> {
 }
 
 trait Cache {
-    /// Whether `key` was there; it is afterwards, or should be.
+    /// Looks `key` up, and inserts it on a miss. Returns whether it was a hit.
     fn request(&mut self, key: u64) -> bool;
 }
 
@@ -164,7 +165,7 @@ impl Cache for Afterimage {
         if value.is_none() {
             self.0.insert(key, !key);
         }
-        // A ratio of wrong answers would be worth nothing.
+        // Wrong answers would make the ratio worthless.
         assert!(value.is_none_or(|value| value == !key));
         value.is_some()
     }
@@ -206,7 +207,7 @@ impl Cache for QuickCache {
     }
 }
 
-/// Plain least-recently-used: a map into a ring of neighbours, whose node 0 is the seam.
+/// Plain LRU: a map into a doubly linked ring, in which node 0 separates the newest and the oldest.
 struct Lru {
     nodes: HashMap<u64, usize>,
     keys: Vec<u64>,
@@ -259,7 +260,7 @@ impl Cache for Lru {
     }
 }
 
-/// Ranks with probabilities in proportion to `1 / rank^exponent`, rank 0 the likeliest.
+/// Ranks with probabilities proportional to `1 / rank^exponent`. Rank 0 is the most likely.
 struct Zipf(Vec<f64>);
 
 impl Zipf {
