@@ -1,4 +1,4 @@
-//! Seeds of the wire targets: golden vectors after a prefix with the target's own choices.
+//! Initial inputs: the golden vectors, after each target's own choices.
 
 use crate::fuzz::{Rng, Seed};
 use crate::vectors::Vector;
@@ -15,13 +15,13 @@ fn golden() -> Vec<Seed> {
     seeds
 }
 
-/// The golden vectors after `prefix`.
+/// The golden vectors behind `prefix`.
 fn behind(prefix: &[u8]) -> Vec<Seed> {
     let with_prefix = |(name, bytes): Seed| (name, [prefix, &bytes].concat());
     golden().into_iter().map(with_prefix).collect()
 }
 
-/// Streams of several vectors after `prefix`.
+/// Several vectors in a row, behind `prefix`.
 fn streams(prefix: &[u8], count: usize) -> Vec<Seed> {
     let (golden, mut rng) = (golden(), Rng(count as u64));
     (0..count)
@@ -45,7 +45,7 @@ pub(super) fn split_invariance() -> Vec<Seed> {
     [behind(&start), streams(&start, 20)].concat()
 }
 
-/// Random fields for each kind of message.
+/// Noise of several lengths for each kind of message: the input is the message's fields in order.
 pub(super) fn round_trip() -> Vec<Seed> {
     let mut rng = Rng(1);
     (0..60u8)
@@ -65,7 +65,7 @@ pub(super) fn round_trip() -> Vec<Seed> {
 }
 
 pub(super) fn server_stream() -> Vec<Seed> {
-    // Common bits, unusual bits, window, largest body / 8, pipe, cuts, times, as in `Script`.
+    // Common bits, unusual bits, window, largest body / 8, pipe, cuts, times: see `Script`.
     let cache_after_hello = [0b1101, 0, 15, 250, 9, 3, 3, 10];
     let classifier_after_hello = [0b1100, 0, 3, 128, 4, 1, 2, 10];
     let from_the_start = [0b1010, 0, 15, 250, 9, 0, 0, 10];
@@ -99,7 +99,7 @@ pub(super) fn server_stream() -> Vec<Seed> {
     seeds
 }
 
-/// Writes and reads of keys that get every kind of answer.
+/// Writes and reads of keys that cover every behaviour of the service.
 fn reads() -> Vec<u8> {
     let mut stream = Vec::new();
     for key in 0..32 {
@@ -111,7 +111,7 @@ fn reads() -> Vec<u8> {
     stream
 }
 
-/// Images that get every kind of answer.
+/// Images that cover every behaviour of the service.
 fn images() -> Vec<u8> {
     let mut stream = Vec::new();
     for first in 0..32 {
@@ -151,7 +151,7 @@ pub(super) fn client_stream() -> Vec<Seed> {
             seeds.push((format!("{name}_{end}"), input));
         }
     }
-    // Raw replies of a server.
+    // Raw bytes of a server.
     let mut start = options.to_vec();
     start.extend_from_slice(&[1, 0, 1, 0, 100, 2, 1, 100, 3, 9, 4, 0]);
     for (name, bytes) in golden() {
