@@ -1,8 +1,8 @@
 //! Fuzz targets of every file format that the classifier reads: functions that take any bytes and
-//! panic when something that must hold does not.
+//! panic when a property does not hold.
 //!
 //! `fuzz/` runs them under libFuzzer, the tests here run them on a stable toolchain, on seeds,
-//! regressions and seeded mutations of both. `fuzz/README.md` tells what each of them asserts.
+//! regressions and seeded mutations of both. `fuzz/README.md` lists the properties.
 
 mod images;
 mod models;
@@ -54,26 +54,25 @@ pub const TARGETS: &[Target] = &[
     },
 ];
 
-/// Any file as an image (PNG, PGM, IDX, and those gzipped): as many pixels as its shape says, and
-/// the same image when it is written plainly and read again.
+/// Any file as an image (PNG, PGM, IDX, plain or gzipped): the number of pixels fits the shape, and
+/// the image written as PGM and read again is the same.
 pub fn image_file(data: &[u8]) {
     images::image_file(data);
 }
 
-/// Any two files as a data set in IDX: as many images as labels, all bytes of the file accounted
-/// for.
+/// Any two files as a data set in IDX: as many images as labels, and every byte of the files is used.
 pub fn idx(data: &[u8]) {
     images::idx(data);
 }
 
-/// Any file as a model in safetensors: one that is taken answers every image with one of its
-/// labels, alone as in a batch, on every instruction set, and is the same when it is written and
-/// read again.
+/// Any file as a model in safetensors: an accepted model answers every image with one of its labels,
+/// the same alone and in a batch, with every instruction set, and after it is written and read
+/// again.
 pub fn model_file(data: &[u8]) {
     models::model_file(data);
 }
 
-/// The model that comes with the program, some of its bytes changed: as [`model_file`].
+/// The shipped model with some bytes changed: as [`model_file`].
 pub fn shipped_model(data: &[u8]) {
     models::shipped_model(data);
 }
