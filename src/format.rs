@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use afterimage_bench::format::three;
+pub(crate) use afterimage_bench::format::{duration as nanos, grouped};
+
 /// A number in three digits and a unit: `0`, `0.5`, `12`, `8.90 k`, `1.56 M`.
 pub(crate) fn short(number: f64) -> String {
     let units = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")];
@@ -12,26 +15,6 @@ pub(crate) fn short(number: f64) -> String {
         None if number == 0.0 => "0".into(),
         None if number < 9.95 => format!("{number:.1}"),
         None => format!("{number:.0}"),
-    }
-}
-
-/// Three digits of a number from 1 to 1000.
-fn three(number: f64) -> String {
-    match number {
-        _ if number < 9.995 => format!("{number:.2}"),
-        _ if number < 99.95 => format!("{number:.1}"),
-        _ => format!("{number:.0}"),
-    }
-}
-
-/// A length of time: `850 ns`, `1.25 µs`, `70.1 µs`, `3.40 ms`, `2.00 s`.
-pub(crate) fn nanos(ns: u64) -> String {
-    let number = ns as f64;
-    match number {
-        _ if number < 999.5 => format!("{ns} ns"),
-        _ if number < 999.5e3 => format!("{} µs", three(number / 1e3)),
-        _ if number < 999.5e6 => format!("{} ms", three(number / 1e6)),
-        _ => format!("{} s", three(number / 1e9)),
     }
 }
 
@@ -47,19 +30,6 @@ pub(crate) fn long_time(time: Duration) -> String {
         3600..86_400 => format!("{hours} h {} min", minutes % 60),
         _ => format!("{} d {} h", grouped(days), hours % 24),
     }
-}
-
-/// A whole number with thousands separators: `12,345`.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// A share of one: `99.42 %`.

@@ -53,7 +53,7 @@ fn a_hit_ratio_is_what_the_service_then_sees() {
     for service in [&memo, &cache] {
         let place = service.place();
         let args = [&[place.as_str(), "--prefill", "--hit-ratio", "0.75"][..], &QUICK].concat();
-        // Twice: what was fresh in the first run must not be remembered in the second.
+        // Twice: the new images of the first run must not be hits in the second.
         for _ in 0..2 {
             let record = record(&args);
             let report = &record.runs[0].report;

@@ -171,7 +171,10 @@ fn a_service_names_the_command_for_models_of_other_tools() {
     let folder = folder();
     for (name, model) in [("rbf.model", LIBSVM.as_bytes().to_vec()), ("svc.onnx", onnx())] {
         let path = file(&folder, name, model);
-        let line = run(&["classifier", "--model", &path]).failed_with_a_line();
+        let done = run(&["classifier", "--model", &path]);
+        assert_eq!(done.status.code(), Some(1), "{done:#?}");
+        // The log comes first.
+        let line = done.stderr.lines().last().unwrap_or_default();
         assert!(line.contains(&path) && line.contains("afterimage import FILE"), "{line}");
     }
 }

@@ -1,4 +1,4 @@
-//! What is written is what the published schema says, and the schema lets nothing else through.
+//! Written records follow the published schema, and the schema is strict.
 
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]
@@ -37,7 +37,7 @@ fn record() -> Value {
 }
 
 #[test]
-fn a_fresh_record_is_as_the_schema_says_and_uses_all_of_it() {
+fn a_new_record_follows_the_schema_and_uses_all_of_it() {
     let (schema, mut record) = (schema(), record());
     assert_eq!(complaints(&schema, &record), [""; 0]);
     // A field that the schema does not know, or one that is missing, is found.
@@ -56,7 +56,7 @@ fn a_fresh_record_is_as_the_schema_says_and_uses_all_of_it() {
 }
 
 #[test]
-fn every_committed_record_is_as_the_schema_says() {
+fn every_committed_record_follows_the_schema() {
     let schema = schema();
     let mut seen = 0;
     for entry in fs::read_dir(bench().join("records")).unwrap() {

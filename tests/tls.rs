@@ -136,7 +136,7 @@ fn sighup_loads_new_certificates_and_broken_ones_are_named_and_not_used() {
     // Signed by another authority, so that a client can tell.
     pki.clients.issue("server", "127.0.0.1");
     cache.signal(Signal::HUP);
-    until_logged(&cache, "certificates loaded anew");
+    until_logged(&cache, "reloaded certificates");
     ask(&pki.clients).succeeded();
     ask(&pki.servers).failed_with_a_line();
 }
@@ -148,7 +148,7 @@ fn a_sighup_right_after_the_start_ends_nobody() {
     let cache = ["cache", "--memory", "1MiB", "--threads", "1"];
     let cache = Running::start(&[&cache[..], &["--tls-cert", &cert, "--tls-key", &key]].concat());
     cache.signal(Signal::HUP);
-    until_logged(&cache, "certificates loaded anew");
+    until_logged(&cache, "reloaded certificates");
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_memo_whose_only_tls_is_that_to_redis_survives_a_sighup_and_loads_its_certif
     for cache in ["rediss://127.0.0.1:1", "rediss+cluster://127.0.0.1:1"] {
         let memo = Running::start(&["memo", "--store", cache, "--store-tls-ca", &ca]);
         memo.signal(Signal::HUP);
-        until_logged(&memo, &format!("certificates loaded anew from {ca}"));
+        until_logged(&memo, &format!("reloaded certificates from {ca}"));
         std::fs::write(&ca, "broken").unwrap();
         memo.signal(Signal::HUP);
         until_logged(&memo, "the certificates loaded before stay in use");

@@ -84,7 +84,7 @@ def main(data, folder, records):
     text = table(least, agreement, commands) + speed_text(speeds)
     print("\n".join(text))
     keep(records, machine, least, agreement, commands, speeds, text)
-    # A pixel's feature is an f32 with us and a double with some of them: a tie may go the other way, no more.
+    # A pixel's feature is an f32 here and a double in some of them: only ties may differ.
     wrong = {name: agreed for name, agreed in agreement.items() if agreed < IMAGES - 2}
     if wrong:
         sys.exit(f"answers that differ from ours: {wrong}")
@@ -165,7 +165,7 @@ def write_libsvm(path, model):
         "SV",
     ]
     for i, row in enumerate(weights):
-        # Against those before it a class is the second of the pair, against those after it the first.
+        # A class is the second of its pairs with classes before it, and the first of the others.
         coefficients = ["-1"] * i + ["1"] * (9 - i)
         vector = [f"{j + 1}:{value:.17g}" for j, value in enumerate(row) if value != 0]
         lines.append(" ".join(coefficients + vector))
@@ -235,7 +235,7 @@ def conv_program(features):
     planes = features.reshape(-1, 1, 28, 28)
 
     def predict(x):
-        # All 10,000 at once would want gigabytes for what stands between the steps.
+        # All 10,000 at once would need gigabytes for intermediate results.
         if len(x) > 256:
             return np.concatenate([predict(x[i : i + 250]) for i in range(0, len(x), 250)])
         return graph.run(None, {"x": x})[0]
@@ -283,7 +283,7 @@ def spent_by_children():
     return usage.ru_utime + usage.ru_stime
 
 
-# ---- What came out ----
+# ---- Results ----
 
 
 def table(least, agreement, commands):

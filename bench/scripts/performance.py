@@ -52,10 +52,14 @@ def limit(value):
 
 
 def duration(ns):
-    for limit, unit, places in ((1e3, "ns", 0), (1e6, "µs", 1), (1e9, "ms", 2)):
-        if ns < limit:
-            return f"{ns * 1e3 / limit:.{places}f} {unit}"
-    return f"{ns / 1e9:.2f} s"
+    """A time in three digits, as bench/src/format.rs writes it."""
+    if ns < 999.5:
+        return f"{ns:.0f} ns"
+    for size, unit in ((1e3, "µs"), (1e6, "ms"), (1e9, "s")):
+        value = ns / size
+        if value < 999.5 or unit == "s":
+            places = 2 if value < 9.995 else 1 if value < 99.95 else 0
+            return f"{value:.{places}f} {unit}"
 
 
 def percent(share):

@@ -1,18 +1,45 @@
-//! The bytes' way: a socket, or TLS over one.
+//! The transport of a connection: a socket, with or without TLS.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use afterimage_wire::proto::FrameError;
 use afterimage_wire::tls::ClientTls;
 use afterimage_wire::tls::rustls::ClientConnection;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 
-use crate::connection::{Lost, Wait};
-
-/// Bytes that one read beneath TLS may bring: some records.
+/// The size of a read beneath TLS: some records.
 const ARRIVED_LEN: usize = 64 << 10;
+
+/// The reason why a connection is unusable.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    #[error("the server closed the connection")]
+    Closed,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Senseless(String),
+}
+
+impl From<Errno> for Lost {
+    fn from(errno: Errno) -> Self {
+        Lost::Io(errno.into())
+    }
+}
+
+/// Whether a read may wait for bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// It returns at once.
+    No,
+    /// It waits, for some milliseconds at most.
+    Some,
+}
 
 /// A connected socket, with or without TLS.
 #[derive(Debug)]
@@ -24,15 +51,14 @@ pub(crate) struct Channel {
 #[derive(Debug)]
 struct Tls {
     session: ClientConnection,
-    /// From the socket and not given to the session yet: `arrived[start..end]`.
+    /// Bytes of the socket that the session has not taken yet: `arrived[start..end]`.
     arrived: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
 impl Channel {
-    /// The stream, after a handshake if there is to be TLS. The stream's own time limits hold for
-    /// it.
+    /// The stream, after the TLS handshake if `tls` is given. The stream's time limits apply.
     pub(crate) fn new(mut stream: TcpStream, tls: Option<&ClientTls>) -> io::Result<Self> {
         let tls = match tls {
             None => None,
@@ -64,12 +90,12 @@ impl Channel {
         Ok(taken)
     }
 
-    /// Whether there are bytes that were taken and not handed to the kernel.
+    /// Whether taken bytes wait for the kernel.
     pub(crate) fn keeps(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.session.wants_write())
     }
 
-    /// Hands to the kernel what was kept, as much as it takes.
+    /// Hands the kept bytes to the kernel, as many as it takes.
     pub(crate) fn flush(&mut self) -> Result<(), Lost> {
         match &mut self.tls {
             None => Ok(()),
@@ -82,6 +108,17 @@ impl Channel {
         match &mut self.tls {
             None => Ok(recv(&self.stream, into, wait.flags())?.0),
             Some(tls) => tls.recv(&self.stream, into, wait),
+        }
+    }
+}
+
+impl Lost {
+    pub(crate) fn into_io(self) -> io::Error {
+        match self {
+            Lost::Closed => io::ErrorKind::UnexpectedEof.into(),
+            Lost::Io(error) => error,
+            Lost::Senseless(what) => io::Error::new(io::ErrorKind::InvalidData, what),
+            Lost::Frame(error) => io::Error::new(io::ErrorKind::InvalidData, error),
         }
     }
 }
@@ -100,7 +137,7 @@ impl Tls {
         Ok(())
     }
 
-    /// Reads all that has come, so that nothing is left here that nobody could wait for.
+    /// Reads all available bytes: `poll` does not report bytes that are left here.
     fn recv(&mut self, stream: &TcpStream, into: &mut [u8], wait: Wait) -> Result<usize, Lost> {
         let mut len = 0;
         loop {
@@ -135,7 +172,7 @@ impl Wait {
     }
 }
 
-/// Writes to a socket without waiting, whatever the socket's own settings are.
+/// Writes to a socket without waiting, independent of the socket's settings.
 struct Unwaiting<'a>(&'a TcpStream);
 
 impl Write for Unwaiting<'_> {

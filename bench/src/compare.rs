@@ -1,5 +1,4 @@
-//! Two services, or two versions of one, laid over each other: what differs, by how much, how
-//! surely.
+//! Comparison of two servers: the change of each figure, and its confidence interval.
 
 use std::fmt;
 
@@ -7,37 +6,37 @@ use crate::record::{Record, Run};
 use crate::stats::{self, CONFIDENCE, Shift};
 use crate::threshold::Metric;
 
-/// What is compared unless something else is asked for.
+/// The compared figures.
 pub const METRICS: [Metric; 4] = [Metric::Throughput, Metric::P50, Metric::P99, Metric::P999];
 
-/// One figure of two services.
+/// One figure of two servers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Comparison {
     /// Which figure.
     pub metric: Metric,
-    /// What they are called.
+    /// Their names.
     pub names: [String; 2],
-    /// How many repeats there are of each.
+    /// The number of repeats of each.
     pub repeats: [usize; 2],
     /// The median of each one's repeats.
     pub medians: [f64; 2],
-    /// The second over the first, less 1: 0.1 for a tenth more. Estimated from all repeats, and
-    /// not the ratio of the medians.
+    /// The second over the first, less 1: 0.1 for 10 % more. An estimate from all repeats, not the
+    /// ratio of the medians.
     pub change: f64,
     /// The confidence interval of the change; `None` with too few repeats.
     pub interval: Option<(f64, f64)>,
 }
 
-/// What a comparison comes to.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The second is better than the first.
     Better,
     /// It is worse.
     Worse,
-    /// The interval has both in it.
+    /// The interval contains 0.
     NoDifference,
-    /// There is no interval.
+    /// Too few repeats for an interval.
     TooFewRepeats,
 }
 
@@ -136,7 +135,7 @@ pub fn by_name(runs: &[Run]) -> Vec<(&str, Vec<&Run>)> {
     names
 }
 
-/// The one with the middle throughput, of one run at least.
+/// The run with the median throughput, of at least one.
 pub(crate) fn middle(mut runs: Vec<&Run>) -> &Run {
     runs.sort_by(|a, b| a.report.throughput_per_s.total_cmp(&b.report.throughput_per_s));
     runs.swap_remove(runs.len() / 2)

@@ -1,4 +1,4 @@
-//! One connection: the handshake, then bytes out and frames in, none of it copied more than once.
+//! One connection: the handshake, output and input buffers, and the frames in them.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -8,30 +8,29 @@ use std::time::Duration;
 use afterimage_wire::Status;
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
 use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Message, Welcome};
-use rustix::io::Errno;
 
 use crate::address::Login;
-use crate::channel::Channel;
+use crate::channel::{Channel, Lost, Wait};
 use crate::dialect::Dialect;
 use crate::dialect::replies::{Reply, cut, status as status_of};
-use crate::plan::{BenchError, Peer};
+use crate::error::BenchError;
+use crate::peer::{Introduction, Peer};
 
-/// The largest body of a reply that a load generator has any use for: the longest error text, and
-/// room. More is a server gone astray.
+/// The largest accepted body of a reply: more than the longest error text. A longer one means that
+/// the server is broken.
 const MAX_REPLY_BODY: u32 = 4096;
 
-/// Bytes of the longest answer to a peer's handshake: Redis tells of itself in some two thousand.
+/// The longest accepted introduction; the one of Redis has about two thousand bytes.
 const MAX_INTRODUCTION: usize = 64 << 10;
 
-/// Bytes that one read may bring. Big enough for thousands of replies, small enough for the L2
-/// cache.
+/// The size of a read: enough for thousands of replies, and within the L2 cache.
 const INPUT_LEN: usize = 128 << 10;
 
 const _: () = assert!(INPUT_LEN > HEADER_LEN + MAX_REPLY_BODY as usize);
 const _: () = assert!(INPUT_LEN > HEADER_LEN + MAX_HANDSHAKE_BODY as usize);
 const _: () = assert!(INPUT_LEN > MAX_INTRODUCTION);
 
-/// How long a read that may block does so at most. Time limits are noticed this late.
+/// The longest blocking read. Time limits take effect this late.
 const TICK: Duration = Duration::from_millis(50);
 
 /// A connection after its handshake.
@@ -46,46 +45,8 @@ pub(crate) struct Connection {
     input_end: usize,
 }
 
-/// What a server says of itself.
-#[derive(Debug)]
-pub(crate) enum Introduction {
-    /// All that there is to know.
-    Welcome(Welcome),
-    /// Name and version.
-    Name(String),
-}
-
-/// Why a connection can be used no more.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Lost {
-    #[error("the server closed the connection")]
-    Closed,
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    #[error("{0}")]
-    Frame(#[from] FrameError),
-    #[error("{0}")]
-    Senseless(String),
-}
-
-impl From<Errno> for Lost {
-    fn from(errno: Errno) -> Self {
-        Lost::Io(errno.into())
-    }
-}
-
-/// Whether a read may wait for bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// It returns at once.
-    No,
-    /// It waits, for some milliseconds at most.
-    Some,
-}
-
 impl Connection {
-    /// Connects, says hello and hears who is there, within `timeout` for each step. A welcome is
-    /// heard in Afterimage's own dialect only; others give a name and version, or nothing.
+    /// Connects and exchanges introductions, within `timeout` for each step.
     pub(crate) fn open(peer: Peer<'_>) -> Result<(Self, Introduction), BenchError> {
         let Peer { addr, dialect, token, login, tls, timeout } = peer;
         let failed = |source| BenchError::Connect { addr, source };
@@ -232,7 +193,7 @@ impl Connection {
         }
     }
 
-    /// Waits for a line and takes it.
+    /// Waits for a line and returns it.
     fn line(&mut self, addr: SocketAddr) -> Result<String, BenchError> {
         loop {
             let unread = &self.input[self.input_start..self.input_end];
@@ -278,10 +239,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads once. Returns how many bytes came: 0 for none yet.
+    /// Reads once. Returns the number of bytes: 0 for none yet.
     pub(crate) fn receive(&mut self, wait: Wait) -> Result<usize, Lost> {
         if self.input_start > 0 {
-            // What is left is part of one frame.
+            // The rest is a part of one frame.
             self.input.copy_within(self.input_start..self.input_end, 0);
             self.input_end -= self.input_start;
             self.input_start = 0;
@@ -341,16 +302,5 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
-    }
-}
-
-impl Lost {
-    fn into_io(self) -> io::Error {
-        match self {
-            Lost::Closed => io::ErrorKind::UnexpectedEof.into(),
-            Lost::Io(error) => error,
-            Lost::Senseless(what) => io::Error::new(io::ErrorKind::InvalidData, what),
-            Lost::Frame(error) => io::Error::new(io::ErrorKind::InvalidData, error),
-        }
     }
 }

@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_percentile_file_says_what_the_histogram_says() {
-        let mut histogram = crate::tally::new_histogram();
+        let mut histogram = crate::outcome::new_histogram();
         for i in 1..=10_000u64 {
             histogram.record(i * 1000).unwrap();
         }

@@ -1,4 +1,4 @@
-//! The in-flight table of one connection: which request an id belongs to, and since when.
+//! The in-flight table of one connection: the request of each id, and its times.
 //!
 //! An id is a running number and a slot, so finding a request is one index and one comparison, and
 //! no id is ever used twice on a connection.
@@ -23,14 +23,14 @@ const FRESH: u32 = u32::MAX - 1;
 
 const _: () = assert!(MAX_POPULATION <= FRESH as usize);
 
-/// What a request in flight was about.
+/// The subject of a request in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
     /// The image or key of this number.
     About(u32),
-    /// An image or key that nobody has asked about before.
+    /// A new image or key.
     Fresh,
-    /// Nothing: a ping behind writes, whose reply shows that the server has come past them.
+    /// Nothing: a ping after writes, whose reply confirms them.
     Fence,
 }
 
@@ -53,7 +53,7 @@ const _: () = assert!(size_of::<Request>() == 32);
 impl Request {
     const NONE: Request = Request { id: EMPTY, due_ns: 0, sent_ns: 0, about: FENCE, writes: 0 };
 
-    /// What it was about.
+    /// Its subject.
     #[inline]
     pub(crate) fn asked(&self) -> Asked {
         match self.about {
@@ -64,14 +64,14 @@ impl Request {
     }
 }
 
-/// What an id in a reply belongs to.
+/// The request of an id in a reply.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Found {
-    /// A request, which is in flight no more.
+    /// A request, removed from the table.
     Request(Request),
-    /// A request that had been given up: the reply comes too late.
+    /// A request that has timed out: the reply is late.
     Late,
-    /// Nothing that waits for a reply: it was answered already or never asked.
+    /// No open request: the id is unknown, or its request was answered before.
     Nothing,
 }
 
@@ -90,7 +90,7 @@ pub(crate) struct InFlight {
 const EMPTY: u64 = 0;
 
 impl InFlight {
-    /// Room for `depth` requests.
+    /// A table for `depth` requests.
     pub(crate) fn new(depth: usize) -> Self {
         debug_assert!(depth as u64 <= SLOT_MASK + 1, "a slot fits its bits");
         let slots = depth as u32;
@@ -111,7 +111,7 @@ impl InFlight {
         self.len() == 0
     }
 
-    /// Takes a request in; `None` when there is no room.
+    /// Adds a request; `None` when the table is full.
     #[inline]
     pub(crate) fn open(&mut self, due_ns: u64, asked: Asked, writes: u32) -> Option<u64> {
         let slot = self.free.pop()?;

@@ -1,11 +1,11 @@
 //! Numbers and times as people read them: few digits, a unit, and commas between thousands.
 
 /// A whole number with a comma between thousands: `12,345`.
-pub fn grouped(number: f64) -> String {
-    let digits = format!("{number:.0}");
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) && !text.ends_with('-') {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
@@ -16,7 +16,10 @@ pub fn grouped(number: f64) -> String {
 /// A rate or another number of any size, with three digits at least: `0.5`, `12.3`, `1,234,568`.
 pub fn number(number: f64) -> String {
     let places = match number.abs() {
-        size if size >= 99.95 => return grouped(number),
+        size if size >= 99.95 => {
+            let sign = if number < 0.0 { "-" } else { "" };
+            return format!("{sign}{}", grouped(size.round() as u64));
+        }
         size if size >= 9.995 => 1,
         // Enough for three digits after the zeros.
         size if size > 0.0 => (2.0 - size.log10().floor()).clamp(2.0, 12.0) as usize,
@@ -37,8 +40,8 @@ pub fn duration(ns: u64) -> String {
     }
 }
 
-/// Three digits of a number from 1 on.
-fn three(number: f64) -> String {
+/// Three digits of a number from 1 to 1000.
+pub fn three(number: f64) -> String {
     match number {
         _ if number < 9.995 => format!("{number:.2}"),
         _ if number < 99.95 => format!("{number:.1}"),
@@ -61,7 +64,7 @@ mod tests {
         let texts =
             ["1,234,567", "999", "123", "12.3", "1.09", "0.5", "0.04", "0.00668", "0", "-100,000"];
         assert_eq!(shown.map(number), texts);
-        assert_eq!([0.0, 999.0, 1000.0].map(grouped), ["0", "999", "1,000"]);
+        assert_eq!([0, 999, 1000].map(grouped), ["0", "999", "1,000"]);
     }
 
     #[test]

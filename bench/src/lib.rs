@@ -1,13 +1,12 @@
 //! The load generator: schedules, targets, checked answers and latency histograms.
 //!
-//! A [`Plan`] says what to ask whom, in which order and how fast; [`run`] does it and gives a
-//! [`Report`]. Every answer is checked: a run with a wrong one has no figures.
+//! A [`Plan`] has the server, the requests, their order and their rate. [`run`] executes it and
+//! returns a [`Report`]. Every answer is checked: a run with a wrong answer has no figures.
 //!
-//! Two latencies are kept of each request. The one *from due* runs from the moment the request was
-//! to be sent; a server that stalls makes all that was due meanwhile late, and this one shows it.
-//! The one *from sent* runs from the moment the request was handed to the kernel; it shows what the
-//! server did with what it got. In a closed loop a request is due when the answer before it has
-//! come, so the two hardly differ.
+//! Each request has two latencies. *From due* runs from the moment at which the request was to be
+//! sent, so it includes the time that later requests wait while the server stalls. *From sent* runs
+//! from the hand-over to the kernel, so it shows the server's own time. In a closed loop a request
+//! is due when the answer before it arrives, and the two hardly differ.
 
 #![forbid(unsafe_code)]
 
@@ -17,13 +16,15 @@ pub mod compare;
 mod connection;
 mod dialect;
 pub mod digits;
+mod error;
 pub mod export;
 mod flight;
 pub mod format;
-mod histogram;
 pub mod html;
 mod lane;
 mod load;
+mod outcome;
+mod peer;
 mod plan;
 pub mod record;
 pub mod report;
@@ -39,10 +40,13 @@ mod zipf;
 
 pub use address::{Address, Login, redacted, redacted_command};
 pub use dialect::Dialect;
+pub use error::BenchError;
 pub use load::{Progress, greet, run};
+pub use outcome::{Latencies, Outcome};
+pub use peer::Peer;
 pub use plan::{
-    Arrivals, BenchError, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode,
-    Peer, Plan, Span, Target,
+    Arrivals, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span,
+    Target,
 };
 pub use report::Report;
-pub use tally::{Latencies, Outcome, WrongAnswer};
+pub use tally::WrongAnswer;

@@ -1,4 +1,4 @@
-//! The load generator itself: connections spread over threads, and the phases they go through.
+//! A run: connections spread over threads, and progress reports.
 
 use std::sync::Barrier;
 use std::sync::atomic::Ordering;
@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::proto::{Role, Welcome};
 
-use crate::connection::{Connection, Introduction};
-use crate::plan::{BenchError, Peer, Plan, Target};
+use crate::connection::Connection;
+use crate::error::BenchError;
+use crate::peer::{Introduction, Peer};
+use crate::plan::{Plan, Target};
 use crate::report::Report;
 use crate::tally::Tally;
 use crate::worker::{Crew, Live, work};
 use crate::workload::{Fresh, Pattern};
 
-/// How often the caller hears of a run's progress.
+/// The interval of progress reports.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
-/// How a run is getting on.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Progress {
     /// Since the run began, warm-up included.
@@ -33,11 +35,10 @@ pub struct Progress {
     pub wrong: u64,
 }
 
-/// Asks who listens at `addr`: one of our own services says so; `None` for servers of other
-/// dialects.
+/// The kind of service at an address; `None` for servers of other dialects.
 ///
 /// # Errors
-/// [`BenchError::Connect`], `Refused` or `Protocol` when nobody does, or nobody who speaks this
+/// [`BenchError::Connect`], `Refused` or `Protocol` when the server does not answer in this
 /// dialect.
 pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
     match Connection::open(peer)?.1 {
@@ -46,17 +47,17 @@ pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
     }
 }
 
-/// Does what `plan` says, and tells `progress` a few times a second how it is getting on.
+/// Executes a plan and calls `progress` a few times per second.
 ///
-/// Blocks until the run is over. A server that stops answering or goes away ends the run early, and
-/// the report says so: see [`Report::problems`].
+/// Blocks until the run ends. A server that stops answering or closes its connections ends the run
+/// early; see [`Report::problems`].
 ///
 /// # Errors
-/// [`BenchError::Plan`] when the plan contradicts itself; `Connect`, `Refused`, `Protocol`,
-/// `Service` and `Shape` when the server is not the one it was made for; `Pin` when a CPU is not
-/// there; [`BenchError::Wrong`], with the report inside, when an answer was wrong.
+/// [`BenchError::Plan`] for an invalid plan; `Connect`, `Refused`, `Protocol`, `Service` and
+/// `Shape` when the server does not fit the plan; `Pin` for a missing CPU; [`BenchError::Wrong`],
+/// with the report inside, when an answer was wrong.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
-    plan.validate()?;
+    plan.validate().map_err(|what| BenchError::Plan { what })?;
     let pattern = &Pattern::new(plan.access, plan.subjects())
         .ok_or_else(|| BenchError::Plan { what: format!("no order is {:?}", plan.access) })?;
     let epoch = Instant::now();
@@ -105,7 +106,7 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, Be
     Ok(report)
 }
 
-/// Passes on what the threads tell, until they are done.
+/// Passes on the threads' progress until they are done.
 fn watch(
     epoch: Instant,
     live: &[Live],

@@ -1,18 +1,15 @@
-//! What a run shall do, and why it could not be done.
+//! The plan of a run: server, target, order, schedule and limits.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use afterimage_wire::Status;
-use afterimage_wire::proto::{BodyError, FrameError, Role, Shape};
 use afterimage_wire::tls::ClientTls;
 
 use crate::address::Login;
 use crate::dialect::Dialect;
-use crate::report::Report;
+use crate::peer::Peer;
 use crate::workload::{Access, Answers, Keys, MAX_POPULATION, Population, STAMP_LEN};
 
 /// The deepest window of a connection. A million requests in flight is past what any buffer on the
@@ -29,13 +26,13 @@ pub const MAX_BATCH: usize = 1024;
 /// How long a request may stay unanswered unless the plan says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All that a run needs to know. Start from [`Plan::classify`] or [`Plan::cache`] and change
+/// The settings of a run. Start from [`Plan::classify`] or [`Plan::cache`] and change
 /// fields.
 #[derive(Clone)]
 pub struct Plan {
-    /// Where the server listens.
+    /// The address of the server.
     pub addr: SocketAddr,
-    /// What it speaks.
+    /// Its protocol.
     pub dialect: Dialect,
     /// Keys that one command asks for at most, where the dialect has such commands. Each key
     /// counts as a request.
@@ -46,13 +43,12 @@ pub struct Plan {
     pub login: Login,
     /// TLS, for every connection; `None` for none.
     pub tls: Option<ClientTls>,
-    /// What is asked.
+    /// The requests.
     pub target: Target,
-    /// In which order.
+    /// The order of the requests.
     pub access: Access,
-    /// The share of reads that are about the population, from 0 to 1; the others are about images
-    /// or keys that nobody has asked about before and that no service can remember. `None` for
-    /// all of them.
+    /// The share of reads from the population, from 0 to 1; the others use new images or keys,
+    /// which always miss. `None` for all reads.
     pub hit_ratio: Option<f64>,
     /// Connections in all, spread over the threads.
     pub connections: usize,
@@ -60,17 +56,17 @@ pub struct Plan {
     pub threads: usize,
     /// Requests in flight on each connection, at most.
     pub depth: usize,
-    /// What decides when a request is sent.
+    /// Closed or open loop.
     pub mode: Mode,
-    /// Before the warm-up, ask about each image or write each key once.
+    /// Whether each image is sent, or each key written, once before the warm-up.
     pub prefill: bool,
-    /// What happens before the measurement; its answers are checked and not counted.
+    /// The warm-up; its answers are checked and not counted.
     pub warmup: Span,
-    /// How long the measurement goes on.
+    /// The length of the measurement.
     pub stop: Span,
     /// After this time a request counts as timed out; also the limit for connecting.
     pub timeout: Duration,
-    /// The CPUs that the load threads are tied to, in turn; empty to let the system choose.
+    /// The CPUs of the load threads, in turn; empty for the system's choice.
     pub pin: Vec<usize>,
     /// Decides every random choice: same seed, same requests on every connection.
     pub seed: u64,
@@ -95,7 +91,7 @@ impl Cancel {
     }
 }
 
-/// What is asked of the server.
+/// The requests to the server.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// The class of an image: of a memo or a classifier.
@@ -109,13 +105,13 @@ pub enum Target {
     Cache(Keys),
 }
 
-/// What decides when a request is sent.
+/// The rule for sending requests.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mode {
-    /// An answer: as soon as it is there, the next request follows. Measures what a server can do.
-    /// A slow server is asked less, so its worst moments weigh too little in the latencies.
+    /// An answer triggers the next request. Measures the capacity of a server. A slow server gets
+    /// fewer requests, so its worst moments count too little in the latencies.
     Closed,
-    /// The clock: requests are due whether or not earlier ones were answered, as in the world.
+    /// A schedule triggers the requests, whether or not earlier ones were answered.
     Open {
         /// Requests a second, over all connections.
         rate: f64,
@@ -129,57 +125,40 @@ pub enum Mode {
 pub enum Arrivals {
     /// Evenly.
     Constant,
-    /// At random, independent of one another: what many users make together.
+    /// At random and independently, as many users together.
     Poisson,
 }
 
-/// How long something goes on.
+/// The length of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
-    /// So long. What is in flight at its end is waited for.
+    /// This time. The answers in flight at its end are awaited.
     Time(Duration),
     /// Until so many requests, over all connections, have been sent and answered.
     Requests(u64),
 }
 
 impl Span {
-    /// Nothing at all: the warm-up of a run that has none.
+    /// Nothing: the warm-up of a run without one.
     pub const NONE: Span = Span::Requests(0);
 }
 
-/// Whom a connection is opened to, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer<'a> {
-    /// Where it listens.
-    pub addr: SocketAddr,
-    /// What it speaks.
-    pub dialect: Dialect,
-    /// The token for the handshake, or the password of Redis; empty for none.
-    pub token: &'a [u8],
-    /// The user and the database of Redis.
-    pub login: &'a Login,
-    /// TLS; `None` for none.
-    pub tls: Option<&'a ClientTls>,
-    /// The limit for connecting, and for each answer of the handshake.
-    pub timeout: Duration,
-}
-
 impl Plan {
-    /// Whom its connections are opened to.
+    /// The server and how to connect to it.
     pub(crate) fn peer(&self) -> Peer<'_> {
         let Plan { addr, dialect, timeout, .. } = *self;
         let (token, login, tls) = (&self.token, &self.login, self.tls.as_ref());
         Peer { addr, dialect, token, login, tls, timeout }
     }
 
-    /// Ten seconds of images at random on one connection, one at a time, whatever is answered first
-    /// for each image being what must be answered from then on.
+    /// Ten seconds of random images on one connection, one at a time. The first answer for each
+    /// image is the expected one.
     pub fn classify(addr: SocketAddr, population: Arc<Population>) -> Self {
         let answers = Arc::new(Answers::first_come(population.len()));
         Plan::new(addr, Target::Classify { population, answers })
     }
 
-    /// Ten seconds of keys at random on one connection, one at a time.
+    /// Ten seconds of random keys on one connection, one at a time.
     pub fn cache(addr: SocketAddr, keys: Keys) -> Self {
         Plan::new(addr, Target::Cache(keys))
     }
@@ -209,7 +188,7 @@ impl Plan {
         }
     }
 
-    /// How many images or keys there are.
+    /// The number of images or keys.
     pub(crate) fn subjects(&self) -> u32 {
         match &self.target {
             Target::Classify { population, .. } => {
@@ -219,9 +198,9 @@ impl Plan {
         }
     }
 
-    /// Says what is wrong with the plan, if anything is.
-    pub(crate) fn validate(&self) -> Result<(), BenchError> {
-        let refuse = |what: String| Err(BenchError::Plan { what });
+    /// The first fault of the plan, if there is one.
+    pub(crate) fn validate(&self) -> Result<(), String> {
+        let refuse = |what: String| Err(what);
         let between = |name, value: usize, limit: usize| {
             if (1..=limit).contains(&value) {
                 return Ok(());
@@ -270,12 +249,12 @@ impl Plan {
         self.validate_hit_ratio()?;
         match &self.target {
             Target::Classify { .. } if dialect != Dialect::Wire => {
-                refuse(format!("images cannot be asked about in {dialect}"))
+                refuse(format!("{dialect} servers do not classify images"))
             }
             Target::Cache(keys)
                 if dialect == Dialect::Echo && (self.prefill || keys.read_share < 1.0) =>
             {
-                refuse("an echo has no reply to writes; the read share must be 1".into())
+                refuse("an echo server does not confirm writes; the read share must be 1".into())
             }
             Target::Cache(keys) if !(0.0..=1.0).contains(&keys.read_share) => {
                 let share = keys.read_share;
@@ -291,102 +270,21 @@ impl Plan {
 }
 
 impl Plan {
-    fn validate_hit_ratio(&self) -> Result<(), BenchError> {
+    fn validate_hit_ratio(&self) -> Result<(), String> {
         let Some(ratio) = self.hit_ratio else { return Ok(()) };
-        let refuse = |what: String| Err(BenchError::Plan { what });
+        let refuse = |what: String| Err(what);
         if !(0.0..=1.0).contains(&ratio) {
             return refuse(format!("the hit ratio is {ratio}; it must be from 0 to 1"));
         }
         match &self.target {
             Target::Classify { population, .. } if population.image_len() < STAMP_LEN => {
                 let len = population.image_len();
-                refuse(format!(
-                    "images of {len} bytes have no room for the {STAMP_LEN} that make a fresh one"
-                ))
+                refuse(format!("images have {len} bytes; a hit ratio needs {STAMP_LEN} or more"))
             }
             Target::Cache(_) if self.dialect == Dialect::Echo => {
-                refuse("an echo misses nothing; it has no hit ratio".into())
+                refuse("an echo server has no misses; remove the hit ratio".into())
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// Why there is no report, or none to be believed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BenchError {
-    /// The plan contradicts itself. Mend the field that the text names.
-    #[error("the plan cannot be run: {what}")]
-    Plan {
-        /// Which field, its value and what it may be.
-        what: String,
-    },
-    /// Nobody answers there, or the connection broke before the handshake was over.
-    #[error("cannot connect to {addr}: {source}")]
-    Connect {
-        /// Where.
-        addr: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The server does not want to talk to us: mostly a wrong token.
-    #[error("{addr} refuses the connection: {status}: {text}")]
-    Refused {
-        /// Where.
-        addr: SocketAddr,
-        /// The server's reason.
-        status: Status,
-        /// The same for people.
-        text: String,
-    },
-    /// What answers there does not speak the protocol.
-    #[error("{addr} does not speak the protocol: {what}")]
-    Protocol {
-        /// Where.
-        addr: SocketAddr,
-        /// What came instead.
-        what: String,
-    },
-    /// The server is of another kind than the target needs.
-    #[error("{addr} is a {service}, which does not answer such requests")]
-    Service {
-        /// Where.
-        addr: SocketAddr,
-        /// What it says it is.
-        service: Role,
-    },
-    /// The server's model takes other images than the population has.
-    #[error("{addr} takes images of {shape} bytes; the population's have {image_len}")]
-    Shape {
-        /// Where.
-        addr: SocketAddr,
-        /// What the server takes.
-        shape: Shape,
-        /// Bytes in an image of the population.
-        image_len: usize,
-    },
-    /// A load thread could not be tied to its CPU.
-    #[error("cannot tie a load thread to CPU {cpu}: {source}")]
-    Pin {
-        /// Which CPU.
-        cpu: usize,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The server gave wrong answers, or replies that nobody asked for. No figure of such a run
-    /// means anything; the report is here to find the cause.
-    #[error("{} wrong answers and {} replies that nobody asked for{}",
-        .0.wrong, .0.unexpected, .0.first_example())]
-    Wrong(Box<Report>),
-}
-
-impl BenchError {
-    pub(crate) fn frame(addr: SocketAddr, error: FrameError) -> Self {
-        BenchError::Protocol { addr, what: error.to_string() }
-    }
-
-    pub(crate) fn body(addr: SocketAddr, error: BodyError) -> Self {
-        BenchError::Protocol { addr, what: error.to_string() }
     }
 }

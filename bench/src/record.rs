@@ -1,4 +1,4 @@
-//! Records: what was measured, when, where and how, as files that stay.
+//! Records: the reports of a measurement with date, command, commit and machine, as files.
 //!
 //! A record is one JSON file in `bench/records`, named after its date and what it is about. Its
 //! fields are those of [`Record`]. Quote ratios from one record; an absolute figure from a shared
@@ -16,30 +16,30 @@ use serde::{Deserialize, Serialize};
 use crate::address::redacted_command;
 use crate::report::Report;
 
-/// The version of the records' format. It grows when a field changes its meaning or goes away.
+/// The version of the format. It grows when a field changes its meaning or is removed.
 pub const FORMAT: u32 = 1;
 
-/// Runs that were made one after another, and all that is needed to make them again.
+/// Runs of one measurement, and the details to repeat it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Record {
     /// [`FORMAT`].
     pub format: u32,
-    /// What it is about, in a word or two; part of the file's name.
+    /// Its name, part of the file name.
     pub name: String,
-    /// When it was made, in UTC: `2026-11-21T06:00:00Z`.
+    /// The date in UTC: `2026-11-21T06:00:00Z`.
     pub date: String,
     /// The command line that made it, without secrets.
     pub command: Vec<String>,
-    /// What the code was.
+    /// The state of the code.
     pub commit: Commit,
-    /// Where it ran.
+    /// The machine.
     pub machine: Machine,
     /// The runs, in the order in which they were made.
     pub runs: Vec<Run>,
-    /// What was found by other means than runs, or from several of them, by name.
+    /// Other figures by name, such as ratios of runs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub figures: BTreeMap<String, f64>,
-    /// What was printed for people, line by line.
+    /// The printed output, line by line.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub text: Vec<String>,
 }
@@ -47,9 +47,9 @@ pub struct Record {
 /// One run of a record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Run {
-    /// What tells it from the other runs.
+    /// Its name within the record.
     pub name: String,
-    /// What came out.
+    /// Its report.
     pub report: Report,
 }
 
@@ -62,7 +62,7 @@ pub struct Commit {
     pub changed: Option<bool>,
 }
 
-/// The machine, as the system describes it; `None` for what it does not say.
+/// The machine, as the system describes it; `None` for unknown values.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// The processor's model name.
@@ -73,8 +73,7 @@ pub struct Machine {
     pub memory: Option<u64>,
     /// The kernel's name and version.
     pub kernel: Option<String>,
-    /// Processes that wanted a CPU in the minute before, on average. Above 0 on a machine that
-    /// should have been idle, other work has disturbed the figures.
+    /// The load average of the minute before. Above 0, other work may have disturbed the figures.
     pub load_before: Option<f64>,
 }
 
@@ -95,7 +94,7 @@ impl Record {
         }
     }
 
-    /// Writes the record into `directory` under a name that is not taken yet, and returns the path.
+    /// Writes the record into a new file in `directory`, and returns the path.
     ///
     /// # Errors
     /// Whatever the file system says.
@@ -156,7 +155,7 @@ impl Commit {
 }
 
 impl Machine {
-    /// This machine. Call it before the runs, so that the load is not their own.
+    /// This machine. Call it before the runs, which would add to the load.
     pub fn here() -> Self {
         let read = |path: &str| fs::read_to_string(path).ok();
         let field = |text: &str, name: &str| {

@@ -7,7 +7,7 @@ use rand_distr::{Distribution, Exp1};
 
 use crate::plan::Arrivals;
 
-/// The arrivals on one connection. They go on whether or not anybody sends them.
+/// The arrivals on one connection, independent of sending.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule {
     start_ns: u64,
@@ -39,7 +39,7 @@ impl Schedule {
             poisson: None,
         };
         if arrivals == Arrivals::Poisson {
-            // Another key than the workload's: what is asked and when are independent.
+            // Another key than the workload's: order and times are independent.
             let mut rng = ChaCha8Rng::seed_from_u64(seed ^ STEP);
             rng.set_stream(lane.into());
             schedule.poisson = Some(rng);

@@ -1,12 +1,11 @@
-//! The highest rate that still holds a goal: by doubling, then by halving what is left, then by
-//! trying again.
+//! The search for the highest rate that holds a goal: doubling, halving, then confirmation.
 
 use std::time::{Duration, Instant};
 
-/// Rates below this are not tried: who cannot hold one request in ten seconds holds none.
+/// Lower rates are not tried.
 const MIN_RATE: f64 = 0.1;
 
-/// How a search goes about it.
+/// The settings of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
     /// The first rate that is tried, a second.
@@ -20,7 +19,7 @@ pub struct Search {
     pub budget: Duration,
 }
 
-/// What a search has found.
+/// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Found {
     /// The highest rate that held; `None` when none did.
@@ -63,8 +62,8 @@ impl<E> Tries<'_, E> {
 }
 
 impl Search {
-    /// Finds the highest rate for which `holds` says yes. It is told a rate, measures, and is asked
-    /// again; what a server holds at one rate it is expected to hold at any lower one.
+    /// Finds the highest rate for which `holds` returns true. A server that holds a rate is
+    /// expected to hold every lower one.
     ///
     /// # Errors
     /// The first error of `holds`.
@@ -83,7 +82,7 @@ impl Search {
             if tries.found.confirmed || !tries.time_is_left() {
                 break;
             }
-            // It held by luck: what is below it is looked at anew.
+            // It held by luck: the search continues below it.
             tries.found.failed = Some(rate);
             tries.found.rate = None;
             let mut lower = rate * (1.0 - self.precision);
@@ -107,7 +106,7 @@ impl Search {
         Ok(())
     }
 
-    /// Halves what is between the two, by their ratio, until they are close.
+    /// Halves the interval between the two, by their ratio, until they are close.
     fn halve<E>(&self, tries: &mut Tries<'_, E>) -> Result<(), E> {
         while let (Some(low), Some(high)) = (tries.found.rate, tries.found.failed) {
             if high <= low * (1.0 + self.precision) || !tries.time_is_left() {

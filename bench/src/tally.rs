@@ -1,99 +1,28 @@
-//! What one load thread counts and measures.
+//! The counters and measurements of one load thread.
 
 use std::collections::BTreeMap;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::histogram;
+use crate::outcome::{Latencies, MAX_LATENCY_NS, Outcome, new_histogram};
 use crate::timeline::Timeline;
-
-/// The longest latency that a histogram tells apart: an hour. What is longer is counted there, and
-/// counted as out of range.
-pub(crate) const MAX_LATENCY_NS: u64 = 3_600_000_000_000;
-
-/// Significant decimal digits of a latency: it is known to a thousandth of itself.
-pub(crate) const DIGITS: u8 = 3;
 
 /// A shorter delay of sending is not recorded: a thread wakes up from sleep this exactly.
 const ON_TIME_NS: u64 = 60_000;
 
-/// Wrong answers that are kept word for word. A few show the pattern; all would fill the memory.
+/// The number of wrong answers that are kept. A few show the pattern; all could fill the memory.
 const MAX_EXAMPLES: usize = 8;
 
-/// How an answered request was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The memo had the answer in its store, or the cache has the key.
-    Hit,
-    /// The memo took the answer of an identical request in flight.
-    Coalesced,
-    /// The classifier computed the answer, or the cache does not have the key.
-    #[serde(alias = "computed")]
-    Miss,
-    /// An error reply.
-    Failed,
-}
-
-impl Outcome {
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [Outcome; 4] =
-        [Outcome::Hit, Outcome::Coalesced, Outcome::Miss, Outcome::Failed];
-
-    /// What tables call it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Outcome::Hit => "hit",
-            Outcome::Coalesced => "coalesced",
-            Outcome::Miss => "miss",
-            Outcome::Failed => "failed",
-        }
-    }
-}
-
-/// An answer that cannot be right.
+/// A wrong answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WrongAnswer {
     /// The number of the image or key that was asked about.
     pub about: u32,
-    /// What came.
+    /// The received answer.
     pub answer: i64,
-    /// What should have come.
+    /// The expected answer.
     pub expected: i64,
-}
-
-/// The latencies of the requests with one outcome, in nanoseconds.
-///
-/// In JSON each is a text: HdrHistogram's compressed V2 encoding in base64, as in an interval log.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Latencies {
-    /// From the moment a request was due.
-    #[serde(with = "histogram")]
-    pub from_due: Histogram<u64>,
-    /// From the moment it was handed to the kernel.
-    #[serde(with = "histogram")]
-    pub from_sent: Histogram<u64>,
-}
-
-impl Default for Latencies {
-    fn default() -> Self {
-        Latencies { from_due: new_histogram(), from_sent: new_histogram() }
-    }
-}
-
-/// An empty histogram of latencies in nanoseconds.
-pub(crate) fn new_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, MAX_LATENCY_NS, DIGITS)
-        .expect("the bounds are constants that the histogram allows")
-}
-
-impl Latencies {
-    pub(crate) fn add(&mut self, other: &Latencies) {
-        let same = "both histograms have the same bounds";
-        self.from_due.add(&other.from_due).expect(same);
-        self.from_sent.add(&other.from_sent).expect(same);
-    }
 }
 
 /// Counters; see the fields of the same names in [`crate::report::Report`].
@@ -112,7 +41,7 @@ pub(crate) struct Counts {
     pub(crate) errors: BTreeMap<u16, u64>,
 }
 
-/// All that a load thread finds out.
+/// The findings of a load thread.
 #[derive(Clone, Debug)]
 pub(crate) struct Tally {
     pub(crate) counts: Counts,
@@ -126,8 +55,8 @@ pub(crate) struct Tally {
     pub(crate) delays: Histogram<u64>,
     /// Requests with a shorter delay.
     pub(crate) on_time: u64,
-    /// Equal samples that are still to be recorded: all answers that one read brought to requests
-    /// that one write sent are such, and they mostly come in a row.
+    /// Equal samples that are not recorded yet. The answers of one read to the requests of one
+    /// write are equal, and mostly adjacent.
     pending: Sample,
     pending_count: u64,
 }
@@ -179,7 +108,7 @@ impl Tally {
         }
     }
 
-    /// What is noted from here on was found out at this time.
+    /// Sets the time of the following notes.
     #[inline]
     pub(crate) fn at(&mut self, now_ns: u64) {
         if now_ns >= self.timeline.ends_ns() {
@@ -188,7 +117,7 @@ impl Tally {
         }
     }
 
-    /// Records what [`Tally::sample`] has kept back. To be called before the histograms are read.
+    /// Records the pending samples. Called before the histograms are read.
     pub(crate) fn settle(&mut self) {
         let count = std::mem::take(&mut self.pending_count);
         if count == 0 {
@@ -215,7 +144,7 @@ impl Tally {
         *self.counts.errors.entry(status).or_default() += 1;
     }
 
-    /// Forgets what was measured so far, a warm-up, but not what was found wrong.
+    /// Forgets the measurements of the warm-up, but not its wrong answers.
     pub(crate) fn forget_measurements(&mut self) {
         *self = Tally {
             wrong: self.wrong,

@@ -1,4 +1,4 @@
-//! What a run must keep to: `p99>5ms` says when it has failed.
+//! Limits of a run, such as `p99>5ms`: a run for which it is true has failed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -56,7 +56,7 @@ impl Metric {
         Metric::HitRatio,
     ];
 
-    /// What stands for it in a threshold.
+    /// Its name in a threshold.
     pub const fn name(self) -> &'static str {
         match self {
             Metric::Mean => "mean",
@@ -149,7 +149,9 @@ impl FromStr for Threshold {
     fn from_str(text: &str) -> Result<Self, String> {
         let usage = || {
             let names = Metric::ALL.map(Metric::name).join(", ");
-            format!("{text:?} is no threshold: write p99>5ms, say, with one of {names}")
+            format!(
+                "{text:?} is not a threshold; expected for example p99>5ms, with one of {names}"
+            )
         };
         let at = text.find(['<', '>']).ok_or_else(usage)?;
         let (name, rest) = text.split_at(at);
@@ -186,7 +188,7 @@ impl Threshold {
     pub fn broken_by(&self, report: &Report) -> Option<String> {
         let name = self.metric.name();
         let Some(value) = self.metric.of(report) else {
-            return Some(format!("{self}: there is no {name}, as nothing was answered"));
+            return Some(format!("{self}: there is no {name}, because nothing was answered"));
         };
         let broken = match self.comparison {
             Comparison::Above => value > self.limit,
@@ -245,7 +247,7 @@ mod tests {
     #[test]
     fn says_what_a_threshold_is_made_of() {
         for (text, named) in [
-            ("p99", "no threshold"),
+            ("p99", "not a threshold"),
             ("p98>1ms", "p99.99"),
             ("p99>5", "a time"),
             ("hit-ratio<5ms", "a share"),

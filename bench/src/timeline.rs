@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 
-use crate::tally::{DIGITS, MAX_LATENCY_NS, Outcome};
+use crate::outcome::{DIGITS, MAX_LATENCY_NS, Outcome};
 
 /// Intervals of a run at most: as many as a plot can show, and each holds a histogram of some 100
 /// KB. When they are used up, two and two are made one, so that a run of any length has between

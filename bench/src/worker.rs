@@ -12,9 +12,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::connection::{Connection, Wait};
+use crate::channel::Wait;
+use crate::connection::Connection;
+use crate::error::BenchError;
 use crate::lane::{Lane, Task};
-use crate::plan::{BenchError, Mode, Plan, Span, Target};
+use crate::plan::{Mode, Plan, Span, Target};
 use crate::report::ThreadUse;
 use crate::schedule::Schedule;
 use crate::tally::Tally;

@@ -136,7 +136,7 @@ fn errors_of_real_peers_are_counted() {
     assert_eq!((report.wrong, report.unexpected), (0, 0));
 }
 
-/// A server that answers every line in `script` with what stands beside it, and else with nothing.
+/// A server that answers a line in `script` with the text beside it, and other lines not at all.
 fn liar(script: &'static [(&'static str, &'static str)]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
@@ -196,7 +196,7 @@ fn wrong_values_surplus_replies_and_nonsense_are_found() {
 }
 
 #[test]
-fn who_speaks_something_else_is_told_apart() {
+fn a_server_of_another_protocol_is_recognised() {
     let addr = liar(&[("", "HTTP/1.1 400 Bad Request\r\n")]);
     for dialect in [Dialect::Redis, Dialect::Memcached, Dialect::MemcachedMeta] {
         let result = run(&plan(addr, dialect, 1), &mut |_| {});
@@ -205,7 +205,7 @@ fn who_speaks_something_else_is_told_apart() {
 }
 
 #[test]
-fn refuses_what_a_dialect_cannot_do() {
+fn refuses_plans_that_a_dialect_cannot_run() {
     let addr = "127.0.0.1:1".parse().unwrap();
     for (word, plan) in [
         ("batch", plan(addr, Dialect::Wire, 2)),

@@ -1,10 +1,4 @@
-//! A bounded, concurrent hash table from 64-bit keys to 64-bit values, and its service.
-//!
-//! [`Table`] takes its memory once. Its readers never wait for writers, and a full bucket evicts
-//! within itself. It knows nothing of the meaning of keys and values. [`SnapshotWriter`] keeps its
-//! entries in a file, [`CacheService`] serves it to the network, and [`ByteStore`] stores values of
-//! any size.
-
+#![doc = include_str!("../README.md")]
 // `memory` alone contains unsafe code.
 #![deny(unsafe_code)]
 

@@ -121,19 +121,24 @@ impl ModelId {
     /// Why answers of this model cannot be remembered; `None` when they can.
     pub fn objection(&self) -> Option<String> {
         if self.digest == [0; 32] {
-            return Some("the classifier does not say which model it has".into());
+            return Some(incomplete("no digest of its model"));
         }
         if self.shape.byte_len().is_none_or(|len| len == 0) {
-            return Some("the classifier does not say which input it takes".into());
+            return Some(incomplete("no input shape"));
         }
         if !(1..=MAX_CLASSES).contains(&self.classes) {
-            let classes = self.classes;
-            return Some(format!(
-                "the model has {classes} classes; 1 to {MAX_CLASSES} are allowed"
-            ));
+            return Some(incomplete(&format!("{} classes", self.classes)));
         }
         None
     }
+}
+
+/// Says what is missing in a classifier's `Welcome`, and what a memo requires.
+fn incomplete(found: &str) -> String {
+    format!(
+        "the classifier reports {found}; a memo requires a model digest other than zero, an input \
+         shape, and 1 to {MAX_CLASSES} classes"
+    )
 }
 
 /// The hash of one image under one model.

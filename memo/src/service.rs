@@ -204,9 +204,9 @@ impl<C: Classifier> Service for MemoService<C> {
 impl<C: Classifier> Shared<C> {
     /// Answers a batch when there is no model whose answers could be remembered.
     fn refuse(&self, batch: &mut Batch<'_>) {
-        let text = self.spaces.why_none(&self.classifier);
+        let (status, text) = self.spaces.why_none(&self.classifier);
         for i in 0..batch.requests().len() {
-            batch.error(i, Status::UpstreamCrashed, &text);
+            batch.error(i, status, &text);
         }
     }
 }

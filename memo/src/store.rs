@@ -13,7 +13,7 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::Later;
 use afterimage_wire::{Client, Status};
 
-pub use redis::{Redis, RedisError};
+pub use redis::{Redis, RedisError, RedisOptions};
 pub use remote::{RemoteStore, StoreOptions};
 
 /// A place that values are written to and looked up in. It may forget any of them at any time, and

@@ -251,7 +251,7 @@ pub(crate) fn token(
 }
 
 /// The bytes of a file with a token or a password, without line ends after them.
-pub(crate) fn secret_file(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+fn secret_file(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     warn_if_exposed(flag, path);
     let mut secret =
         std::fs::read(path).with_context(|| format!("cannot read {flag} {}", path.display()))?;

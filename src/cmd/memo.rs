@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use afterimage_cache::SnapshotWriter;
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
-use afterimage_memo::store::{Backend, Redis, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Redis, RedisOptions, RemoteStore, StoreOptions};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
 use afterimage_wire::tls::ClientTls;
@@ -13,7 +13,7 @@ use afterimage_wire::{Client, ClientOptions};
 use anyhow::{Context, bail};
 
 use crate::args::{
-    ClassifierAddr, EngineArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, secret_file, token,
+    ClassifierAddr, EngineArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
 };
 use crate::tls::{ClassifierTlsArgs, StoreTlsArgs, warn_if_exposed};
 use crate::{net, serving};
@@ -158,13 +158,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             }
             StoreAddr::Redis(url) => {
                 let is_secure = url.starts_with("rediss");
-                let tls = args.upstream.store_tls.for_redis(is_secure)?;
-                let url = match &args.upstream.store_password_file {
-                    Some(file) => with_password(url, &secret_file("--store-password-file", file)?)?,
-                    None => url.clone(),
-                };
-                let redis = Redis::connect_lazy(&url, tls)?;
-                if is_secure {
+                let certificates = args.upstream.store_tls.for_redis(is_secure)?;
+                let password_file = args.upstream.store_password_file.clone();
+                if let Some(file) = &password_file {
+                    warn_if_exposed("--store-password-file", file);
+                }
+                let has_files = is_secure || password_file.is_some();
+                let redis = Redis::connect_lazy(url, RedisOptions { certificates, password_file })?;
+                if has_files {
                     tokio::spawn(redis.keep_current());
                 }
                 remote_store(redis, &args.upstream)
@@ -173,24 +174,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         Ok(MemoService::new(store, classifier(&args)?, options))
     })?;
     serving::last_snapshot(snapshots)
-}
-
-/// Puts a password into a Redis URL, percent-encoded.
-fn with_password(url: &str, password: &[u8]) -> anyhow::Result<String> {
-    let (scheme, rest) = url.split_once("://").context("a Redis URL has a scheme")?;
-    let (user, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
-    if user.contains(':') {
-        bail!("--store has a password and --store-password-file is set; set one of them");
-    }
-    let mut encoded = String::new();
-    for &byte in password {
-        if byte.is_ascii_alphanumeric() {
-            encoded.push(byte.into());
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    Ok(format!("{scheme}://{user}:{encoded}@{hosts}"))
 }
 
 /// Refuses flags that protect a connection which these settings do not make. To ignore them would
@@ -351,18 +334,4 @@ pub(crate) fn upstream_options(expect: Expect) -> ClientOptions {
         .backoff(Duration::from_millis(20), Duration::from_millis(500))
         .max_in_flight(16_384)
         .max_queued_bytes(64 << 20)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_password_is_percent_encoded_into_a_redis_url() {
-        let url = |url, password: &[u8]| with_password(url, password).unwrap();
-        assert_eq!(url("redis://h:1/2", b"p@s/s#1"), "redis://:p%40s%2Fs%231@h:1/2");
-        assert_eq!(url("rediss+cluster://me@a:1,b:2", b"x"), "rediss+cluster://me:x@a:1,b:2");
-        let error = with_password("redis://:secret@h:1", b"other").unwrap_err().to_string();
-        assert!(error.contains("--store-password-file") && !error.contains("secret"), "{error}");
-    }
 }

@@ -1,4 +1,4 @@
-//! An allocator that counts what a thread allocates.
+//! An allocator that counts the allocations of each thread.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -25,8 +25,8 @@ fn count() {
     let _ = COUNT.try_with(|count| count.set(count.get() + 1));
 }
 
-// SAFETY: every call is passed on to `System` as it is, whose contract is the trait's; counting
-// touches a thread-local cell, which neither allocates nor unwinds.
+// SAFETY: every call is passed on unchanged to `System`, which fulfils the trait's contract.
+// Counting uses a thread-local cell, which neither allocates nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count();

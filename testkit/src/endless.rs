@@ -1,4 +1,4 @@
-//! A peer that sends without end, and faster than anybody reads.
+//! A peer that sends without end, faster than any reader reads.
 
 use std::io;
 use std::pin::Pin;
@@ -8,18 +8,17 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Where even this one stops, so that a reader that lets nobody else have a turn comes to an end
-/// all the same.
+/// Bytes after which the stream ends all the same, so that a test of an unfair reader finishes.
 const LIMIT: u64 = 1 << 28;
 
 /// Encodes the frame of this number.
 type Next = Box<dyn FnMut(u64, &mut Vec<u8>) + Send>;
 
-/// A stream from which can always be read: frame after frame. What is written to it is gone.
+/// A stream with frame after frame to read, at any time. Writes are discarded.
 pub struct Endless {
     next: Next,
     frames: u64,
-    /// What was not read of the last frame: `bytes[at..]`.
+    /// The unread part of the last frame is `bytes[at..]`.
     bytes: Vec<u8>,
     at: usize,
     /// Bytes that were read.
@@ -27,7 +26,7 @@ pub struct Endless {
 }
 
 impl Endless {
-    /// One that sends these frames, numbered from 0; and how many bytes of it were read.
+    /// A stream of these frames, numbered from 0, and the number of bytes read from it.
     pub fn new(next: impl FnMut(u64, &mut Vec<u8>) + Send + 'static) -> (Self, Arc<AtomicU64>) {
         let read = Arc::new(AtomicU64::new(0));
         let (next, bytes) = (Box::new(next), Vec::new());

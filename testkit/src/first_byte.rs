@@ -1,11 +1,11 @@
-//! The simplest service that answers.
+//! A minimal service.
 
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 
-/// Answers with an image's first byte.
+/// Answers each image with its first byte.
 pub struct FirstByte;
 
 impl Service for FirstByte {

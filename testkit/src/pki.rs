@@ -6,7 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
 };
 
-/// An authority, with its certificate in a file.
+/// A certificate authority, with its certificate in a file.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: PathBuf,
@@ -23,7 +23,7 @@ pub struct Issued {
 }
 
 impl Authority {
-    /// One whose files are in `folder` and begin with `name`.
+    /// A new authority whose files are in `folder` and begin with `name`.
     pub fn new(folder: &Path, name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = subject(name);
@@ -34,8 +34,8 @@ impl Authority {
         Authority { issuer, folder: folder.to_owned(), cert }
     }
 
-    /// A certificate for this DNS name or address, in files that begin with `file`; those that
-    /// were there are replaced.
+    /// Issues a certificate for this DNS name or address. The files begin with `file` and replace
+    /// earlier ones.
     pub fn issue(&self, file: &str, name: &str) -> Issued {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -50,7 +50,7 @@ impl Authority {
     }
 }
 
-/// A name of its own: OpenSSL takes a certificate that is named as its issuer for a self-signed
+/// A subject of its own: OpenSSL takes a certificate whose subject is its issuer for a self-signed
 /// one.
 fn subject(name: &str) -> DistinguishedName {
     let mut subject = DistinguishedName::new();

@@ -1,23 +1,36 @@
-//! Asks a memo or a classifier for the class of an image that is all zeros, without an async
-//! runtime.
+//! Sends an image of zeros to a memo or a classifier and prints its label. No async runtime.
 //!
 //! `cargo run -p afterimage-wire --example classify_blocking -- 127.0.0.1:7400`
 
-use std::error::Error;
+use std::process::ExitCode;
 
-use afterimage_wire::ClientOptions;
 use afterimage_wire::blocking::Client;
-use afterimage_wire::client::Expect;
+use afterimage_wire::client::{Expect, Report};
+use afterimage_wire::{CallError, ClientOptions};
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let address = std::env::args().nth(1).ok_or("usage: classify_blocking HOST:PORT")?;
-    let options = ClientOptions::new().expect(Expect::Classify);
+fn main() -> ExitCode {
+    let Some(address) = std::env::args().nth(1) else {
+        eprintln!("usage: classify_blocking HOST:PORT");
+        return ExitCode::FAILURE;
+    };
+    match classify(&address) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("classify_blocking: {}", Report(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn classify(address: &str) -> Result<(), CallError> {
+    // Without `fail_fast` the client would wait for the server to be started.
+    let options = ClientOptions::new().expect(Expect::Classify).fail_fast(true);
     let client = Client::connect(address, options)?;
     if let Some(welcome) = client.welcome() {
         println!("connected to {} ({})", welcome.name, welcome.service);
     }
-    let label = client.classify(&[0; 28 * 28])?;
-    println!("class {}, {:?}", label.label, label.origin);
+    let answer = client.classify(&[0; 28 * 28])?;
+    println!("label {}, {:?}", answer.label, answer.origin);
     client.close();
     Ok(())
 }

@@ -83,6 +83,7 @@ pub mod proto;
 mod sched;
 pub mod server;
 pub mod splitmix;
+pub mod text;
 pub mod tls;
 
 pub use client::{CallError, CallOptions, Client, ClientOptions};

@@ -45,3 +45,30 @@ impl SplitMix64 {
         (self.number() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_match_the_reference() {
+        // The first numbers of the reference implementation with the state 1234567.
+        let mut random = SplitMix64(1_234_567);
+        let numbers = [(); 3].map(|()| random.number());
+        assert_eq!(
+            numbers,
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]
+        );
+    }
+
+    #[test]
+    fn numbers_stay_within_their_bounds() {
+        let mut random = SplitMix64(7);
+        let mut seen = [0; 10];
+        for _ in 0..10_000 {
+            seen[random.index(10)] += 1;
+            assert!((0.0..1.0).contains(&random.share()) && random.below(3) < 3);
+        }
+        assert!(seen.iter().all(|&count| count > 800), "{seen:?}");
+    }
+}

@@ -1,7 +1,6 @@
-//! Connections that have more to do than their share, beside others. No clock here: what counts is
-//! how much of the one is done before the other's turn comes.
+//! Fairness between a flooding peer and others. The tests count bytes and use no clock.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "tests panic")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::sync::Arc;
@@ -16,11 +15,10 @@ use afterimage_wire::{Client, ClientOptions};
 use tokio::io::duplex;
 use tokio_util::sync::CancellationToken;
 
-/// Bytes of a flood that may pass in one of its turns: what a turn is worth, and what one read
-/// brings on top.
+/// Bytes of a flood in one turn: the turn itself, and the rest of one read.
 const TURN: u64 = 2 * (256 << 10);
 
-/// How many turns of others one call may see: on the way there and back, at both ends of a pipe.
+/// Turns of a flood during one call: request and reply, at both ends of a pipe.
 const TURNS: u64 = 8;
 
 fn served(floods: &[Arc<AtomicU64>]) -> u64 {
@@ -28,7 +26,7 @@ fn served(floods: &[Arc<AtomicU64>]) -> u64 {
 }
 
 #[tokio::test]
-async fn a_client_that_sends_without_a_pause_does_not_keep_the_others_waiting() {
+async fn a_flooding_client_does_not_block_others() {
     let options = ServerOptions::default;
     let serve = move |io| {
         tokio::spawn(serve_stream(Arc::new(FirstByte), options(), io, CancellationToken::new()))
@@ -38,7 +36,8 @@ async fn a_client_that_sends_without_a_pause_does_not_keep_the_others_waiting() 
         serve(far);
         async move { Ok(near) }
     };
-    let client = Client::with_connector(connector, ClientOptions::new());
+    let client =
+        Client::with_connector(connector, ClientOptions::new().timeout(Duration::from_secs(60)));
     assert_eq!(client.classify(&[1; 784]).await.unwrap().label, 1);
 
     let flood = || {
@@ -57,14 +56,14 @@ async fn a_client_that_sends_without_a_pause_does_not_keep_the_others_waiting() 
         let meanwhile = served(&floods) - before;
         assert!(meanwhile <= TURNS * TURN, "{meanwhile} bytes of a flood came first");
     }
-    assert!(served(&floods) > 10 * TURN, "the flood is served, too");
+    assert!(served(&floods) > 10 * TURN, "the flood is also served");
 }
 
 #[tokio::test]
-async fn a_server_that_answers_without_a_pause_does_not_keep_its_clients_tasks_waiting() {
+async fn a_flooding_server_does_not_block_other_tasks() {
     let (endless, bytes) = Endless::new(|n, out| match n {
         0 => Message::Welcome(welcome()).encode(0, out),
-        // What a client's own pings get, and nobody waits for.
+        // The client drops unexpected Pongs.
         _ => Message::Pong(&[7; 64]).encode(0, out),
     });
     let endless = std::sync::Mutex::new(Some(endless));
@@ -80,7 +79,7 @@ async fn a_server_that_answers_without_a_pause_does_not_keep_its_clients_tasks_w
         let meanwhile = bytes.load(SeqCst) - before;
         assert!(meanwhile <= 2 * TURN, "{meanwhile} bytes came first");
     }
-    assert!(bytes.load(SeqCst) > TURN, "what comes is read, too");
+    assert!(bytes.load(SeqCst) > TURN, "the flood is also read");
     assert!(client.is_connected());
 }
 

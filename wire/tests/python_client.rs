@@ -86,7 +86,7 @@ async fn the_python_client_passes_its_tests_with_this_server() {
     let tls = ServerTls::load(ServerFiles { cert, key, client_ca: None }).unwrap();
     let options = ServerOptions { tls: Some(tls), ..ServerOptions::default() };
     let (tls_port, serving_tls) = serve(options).await;
-    let idle_timeout = Duration::from_millis(300);
+    let idle_timeout = Duration::from_secs(1);
     let options = ServerOptions { idle_timeout, ..ServerOptions::default() };
     let (idle_port, serving_idle) = serve(options).await;
     let ca = authority.cert.clone();

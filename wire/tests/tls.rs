@@ -1,6 +1,6 @@
 //! Both ends of a connection with TLS between them.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "tests panic")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::net::SocketAddr;
@@ -27,10 +27,10 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
 }
 
-/// Longer than anything here takes on a busy machine; a test that hangs fails.
+/// A limit for each step that a busy machine does not reach. A test that hangs fails.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server that is told to stop when this is dropped.
+/// A server that stops when this value is dropped.
 struct Running {
     addr: SocketAddr,
     _stop: oneshot::Sender<()>,
@@ -63,8 +63,13 @@ fn client_tls(trusted: &Authority, identity: Option<&Issued>) -> ClientTls {
 }
 
 fn options(tls: ClientTls) -> ClientOptions {
-    let options = ClientOptions::new().connect_timeout(PATIENCE).handshake_timeout(PATIENCE);
-    options.fail_fast(true).tls(tls)
+    patient().fail_fast(true).tls(tls)
+}
+
+/// Options with timeouts that a busy machine does not reach.
+fn patient() -> ClientOptions {
+    let options = ClientOptions::new().timeout(PATIENCE);
+    options.connect_timeout(PATIENCE).handshake_timeout(PATIENCE)
 }
 
 async fn connect(server: &Running, tls: ClientTls) -> Result<Client, CallError> {
@@ -76,7 +81,7 @@ async fn assert_works(client: &Client) {
     assert_eq!(client.classify(&[42; 784]).await.unwrap().label, 42);
 }
 
-/// What TLS has to say against a connection.
+/// The TLS error of a refused connection.
 async fn objection(server: &Running, tls: ClientTls) -> String {
     match connect(server, tls).await.unwrap_err() {
         CallError::Refused { reason, .. } => match &*reason {
@@ -125,7 +130,7 @@ async fn a_client_without_a_runtime_speaks_tls_too() {
     .unwrap();
 }
 
-/// A handshake byte by byte, as another program may do it: what was agreed on.
+/// The TLS session after a handshake without this crate's client.
 async fn handshake(server: &Running, tls: &ClientTls) -> ClientConnection {
     let connector = tokio_rustls::TlsConnector::from(tls.config());
     let stream = TcpStream::connect(server.addr).await.unwrap();
@@ -134,13 +139,13 @@ async fn handshake(server: &Running, tls: &ClientTls) -> ClientConnection {
     let mut hello = Vec::new();
     Message::Hello(Hello::new(b"")).encode(0, &mut hello);
     stream.write_all(&hello).await.unwrap();
-    // The Welcome comes behind the ticket that a later handshake needs.
+    // The ticket for a resumption comes before the Welcome.
     stream.read_exact(&mut [0; 16]).await.unwrap();
     stream.into_inner().1
 }
 
 #[tokio::test]
-async fn it_is_tls_1_3_with_our_name_for_the_protocol_and_sessions_are_resumed() {
+async fn tls_1_3_with_alpn_resumes_sessions() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let tls = server_tls(&authority.issue("server", "127.0.0.1"), None);
@@ -152,28 +157,28 @@ async fn it_is_tls_1_3_with_our_name_for_the_protocol_and_sessions_are_resumed()
     assert_eq!(first.handshake_kind(), Some(HandshakeKind::Full));
     let second = handshake(&server, &client).await;
     assert_eq!(second.handshake_kind(), Some(HandshakeKind::Resumed));
-    // Sessions do not outlive the certificates that they were begun with.
+    // A reload of the certificates ends all sessions.
     tls.reload().unwrap();
     let third = handshake(&server, &client).await;
     assert_eq!(third.handshake_kind(), Some(HandshakeKind::Full));
 }
 
 #[tokio::test]
-async fn whoever_must_show_a_certificate_shows_it_with_every_connection() {
+async fn mutual_tls_does_not_resume_sessions() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let tls = server_tls(&authority.issue("server", "127.0.0.1"), Some(&authority));
     let server = start_tls(tls).await;
     let client = client_tls(&authority, Some(&authority.issue("memo", "memo")));
     for _ in 0..3 {
-        // A session that is resumed would outlive the certificate that it was begun with.
+        // A resumed session would skip the check of the certificate.
         let kind = handshake(&server, &client).await.handshake_kind();
         assert_eq!(kind, Some(HandshakeKind::Full));
     }
 }
 
 #[tokio::test]
-async fn a_client_says_why_it_does_not_trust_a_server() {
+async fn a_client_reports_an_untrusted_certificate() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let stranger = Authority::new(folder.path(), "stranger");
@@ -182,13 +187,13 @@ async fn a_client_says_why_it_does_not_trust_a_server() {
     assert!(why.contains("UnknownIssuer") || why.contains("BadSignature"), "{why}");
     let why = objection(&server, client_tls(&authority, None)).await;
     assert!(why.contains("not valid for name \"127.0.0.1\""), "{why}");
-    // The name that the certificate is for may be another than the address.
+    // The certificate may have another name than the address.
     let tls = client_tls(&authority, None).server_name("cache.example").unwrap();
     assert_works(&connect(&server, tls).await.unwrap()).await;
 }
 
 #[tokio::test]
-async fn clients_show_certificates_where_they_are_asked_for() {
+async fn mutual_tls_accepts_only_its_own_authority() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let clients = Authority::new(folder.path(), "clients");
@@ -210,7 +215,7 @@ async fn clients_show_certificates_where_they_are_asked_for() {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_inside_of_tls() {
+async fn a_token_is_checked_inside_tls() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let tls = Some(server_tls(&authority.issue("server", "127.0.0.1"), None));
@@ -224,13 +229,13 @@ async fn a_token_is_asked_for_inside_of_tls() {
 }
 
 #[tokio::test]
-async fn whoever_forgets_tls_or_brings_it_where_there_is_none_is_told_so() {
+async fn a_mismatch_of_tls_and_plain_is_reported() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let secure = start_tls(server_tls(&authority.issue("server", "127.0.0.1"), None)).await;
     let plain = start(ServerOptions::default()).await;
 
-    let refused = Client::connect(secure.addr, ClientOptions::new()).await.unwrap_err();
+    let refused = Client::connect(secure.addr, patient()).await.unwrap_err();
     let CallError::Refused { reason, .. } = &refused else { panic!("{refused}") };
     let ConnectionError::Rejected { status, text } = &**reason else { panic!("{reason}") };
     assert_eq!((*status, &**text), (Status::Unsupported, "this port speaks TLS: connect with it"));
@@ -251,23 +256,22 @@ async fn a_hello_whose_length_looks_like_tls_is_a_hello() {
     let authority = Authority::new(folder.path(), "ca");
     let secure = start_tls(server_tls(&authority.issue("server", "127.0.0.1"), None)).await;
     let plain = start(ServerOptions::default()).await;
-    // Its body is 0x0316 bytes long, so that it begins with 16 03.
+    // The body has 0x0316 bytes, so the frame starts with 16 03.
     let token = vec![b'x'; 0x316 - 18];
-    let client =
-        Client::connect(plain.addr, ClientOptions::new().token(token.clone())).await.unwrap();
+    let client = Client::connect(plain.addr, patient().token(token.clone())).await.unwrap();
     assert_works(&client).await;
-    let refused = Client::connect(secure.addr, ClientOptions::new().token(token)).await;
+    let refused = Client::connect(secure.addr, patient().token(token)).await;
     assert!(Report(&refused.unwrap_err()).to_string().contains("this port speaks TLS"));
 }
 
-/// The certificate that a server shows.
+/// The certificate that a server sends.
 async fn shown(server: &Running, tls: &ClientTls) -> Vec<u8> {
     let connection = handshake(server, tls).await;
     connection.peer_certificates().unwrap()[0].to_vec()
 }
 
 #[tokio::test]
-async fn certificates_change_without_a_connection_lost_and_broken_ones_are_not_used() {
+async fn a_reload_keeps_connections_and_rejects_bad_files() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let issued = authority.issue("server", "127.0.0.1");
@@ -279,7 +283,7 @@ async fn certificates_change_without_a_connection_lost_and_broken_ones_are_not_u
     let before = shown(&server, &client).await;
 
     authority.issue("server", "127.0.0.1");
-    assert_eq!(shown(&server, &client).await, before, "not before it is told to");
+    assert_eq!(shown(&server, &client).await, before, "the files are not reloaded yet");
     tls.reload().unwrap();
     let after = shown(&server, &client).await;
     assert_ne!(after, before);
@@ -289,23 +293,23 @@ async fn certificates_change_without_a_connection_lost_and_broken_ones_are_not_u
         std::fs::write(file, content).unwrap();
         let error = tls.reload().unwrap_err().to_string();
         assert!(error.starts_with(&file.display().to_string()), "{error}");
-        assert_eq!(shown(&server, &client).await, after, "the old one stays in use");
+        assert_eq!(shown(&server, &client).await, after, "the old certificate stays in use");
         std::fs::write(file, good).unwrap();
     }
     tls.reload().unwrap();
-    // None of this was noticed here.
+    // The open connection was not affected.
     assert_works(&open).await;
     assert_eq!(open.counters().connects, 1);
 }
 
 #[tokio::test]
-async fn a_client_that_reconnects_shows_its_renewed_certificate() {
+async fn a_reconnect_uses_the_renewed_certificate() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let clients = Authority::new(folder.path(), "clients");
     let server =
         start_tls(server_tls(&authority.issue("server", "127.0.0.1"), Some(&clients))).await;
-    // Signed by the wrong one at first.
+    // The first certificate is from the wrong authority.
     let identity = authority.issue("memo", "memo");
     let tls = client_tls(&authority, Some(&identity));
     objection(&server, tls.clone()).await;
@@ -315,7 +319,7 @@ async fn a_client_that_reconnects_shows_its_renewed_certificate() {
 }
 
 #[test]
-fn what_cannot_be_loaded_is_named_with_its_file() {
+fn load_errors_name_the_file() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let (one, two) = (authority.issue("one", "a"), authority.issue("two", "b"));
@@ -349,7 +353,7 @@ fn what_cannot_be_loaded_is_named_with_its_file() {
 }
 
 #[test]
-fn a_servers_name_is_taken_from_its_address_if_none_is_given() {
+fn the_server_name_defaults_to_the_host() {
     let folder = folder();
     let authority = Authority::new(folder.path(), "ca");
     let tls = client_tls(&authority, None);

@@ -1,7 +1,6 @@
-//! Both ends of a connection over something else than TCP, on a clock that a test turns: what a
-//! simulation of a network stands on.
+//! Both ends of a connection over in-memory streams and on virtual time, as in a simulation.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "tests panic")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
 use std::io;
@@ -16,10 +15,10 @@ use tokio::io::{AsyncReadExt, BufStream, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// A transport that keeps what is written to itself until it is flushed, as TLS may.
+/// A transport that keeps written bytes until it is flushed, as TLS may.
 type Buffered = BufStream<DuplexStream>;
 
-/// A network with one server in it: what is sent here is accepted there.
+/// A network with one server, which accepts every stream that is sent here.
 type Network = mpsc::Sender<(Buffered, &'static str)>;
 
 fn start() -> (Network, oneshot::Sender<()>, tokio::task::JoinHandle<()>) {
@@ -57,10 +56,10 @@ async fn both_ends_run_over_any_stream_and_flush_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_keeps_its_time_by_the_clock_that_a_test_turns() {
+async fn a_server_uses_virtual_time() {
     let (network, _stop, _served) = start();
     let (mut silent, far) = duplex(256);
-    network.send((BufStream::new(far), "nobody")).await.unwrap();
+    network.send((BufStream::new(far), "a silent peer")).await.unwrap();
     let start = Instant::now();
     let mut said = Vec::new();
     silent.read_to_end(&mut said).await.unwrap();
@@ -69,7 +68,7 @@ async fn a_server_keeps_its_time_by_the_clock_that_a_test_turns() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_to_connect_come_at_the_same_times_with_the_same_seed() {
+async fn connection_attempts_repeat_with_the_same_seed() {
     async fn attempts(seed: u64) -> Vec<Duration> {
         let start = Instant::now();
         let (attempted, mut attempts) = mpsc::unbounded_channel();

@@ -41,8 +41,8 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Begins to look; what comes within `warmup` is checked and not counted. With `all` it is not
-    /// over before each image was answered.
+    /// Answers within `warmup` are checked and not counted. With `all` the warm-up lasts until each
+    /// image was answered.
     pub fn new(warmup: Duration, all: bool) -> Self {
         Seen {
             latencies: Histogram::new_with_bounds(1, HOUR_NS, 3).expect("constants that it allows"),

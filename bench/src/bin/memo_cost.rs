@@ -91,7 +91,7 @@ const NAMES: [&str; 5] = [
     "classifier, another process",
     "memo, classifier embedded, no hits",
     "memo, classifier elsewhere, no hits",
-    // What is remembered comes back over one hop and nothing else: that is how long a hop is.
+    // A hit takes one hop and nothing else.
     "memo, hits: one hop",
 ];
 
@@ -131,7 +131,7 @@ fn compare(
                 let mut plan = plan(*addr, population);
                 (plan.depth, plan.hit_ratio) = (depth, Some(*hit_ratio));
                 plan.prefill = *hit_ratio > 0.0 && round == 0;
-                // Or the images that nobody has asked about would be those of the round before.
+                // Otherwise the new images would be those of the round before.
                 plan.seed = 1 + round + 1000 * depth as u64 + seed;
                 let report = run(&plan, &mut |_| {})?;
                 if let [problem, ..] = &report.problems()[..] {

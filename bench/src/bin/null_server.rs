@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What is asked, and how much of it at once.
+/// The kind of request, and the number in flight.
 struct Load<'a> {
     what: &'a str,
     depth: usize,
@@ -111,7 +111,7 @@ fn record(folder: &Path) -> Result<(), Box<dyn Error>> {
 
 fn accept(listener: TcpListener, service: Role, cpu: Option<usize>) {
     if let Ok(addr) = listener.local_addr() {
-        // Flushed with its line's end; whoever started us reads it.
+        // The end of the line flushes it for the parent process.
         println!("null {service} listening on {addr}");
     }
     for stream in listener.incoming().flatten() {

@@ -1,8 +1,8 @@
-//! What a cache speaks: Afterimage's protocol, or that of one of its peers.
+//! Protocols of servers: Afterimage's own, Redis, memcached, and an echo.
 //!
-//! Redis and memcached answer in the order of the requests, so nothing in a reply names its
-//! request. What was asked stands in a queue ([`ordered`]); the replies are cut out of the stream
-//! ([`replies`]) and each is held against the front of that queue.
+//! Redis and memcached answer in the order of the requests, and a reply does not name its request.
+//! A queue holds the requests ([`ordered`]); the replies are cut out of the stream ([`replies`])
+//! and compared with the front of the queue.
 
 pub(crate) mod ordered;
 pub(crate) mod replies;
@@ -15,14 +15,13 @@ pub enum Dialect {
     /// Afterimage's own.
     #[default]
     Wire,
-    /// The frames of a cache read, without a handshake, which the server sends back as they came:
-    /// what the network and the two kernels cost by themselves. See the example `echo`.
+    /// The frames of a cache read without a handshake, which the server sends back unchanged: the
+    /// cost of network and kernels alone. The program `cache_peers echo` is such a server.
     Echo,
-    /// RESP, of Redis and Valkey: `GET` or `MGET`, and `SET`. Keys and values are 8 bytes as they
-    /// are.
+    /// RESP of Redis and Valkey: `GET` or `MGET`, and `SET`. Keys and values are 8 raw bytes.
     Redis,
-    /// memcached's text protocol: `get`, of several keys if the plan says so, and `set`. Keys are
-    /// 11 characters, since text keys cannot be any bytes; values are 8 bytes as they are.
+    /// memcached's text protocol: `get` of one or several keys, and `set`. Keys are 11 characters,
+    /// since text keys exclude some bytes; values are 8 raw bytes.
     Memcached,
     /// memcached's meta protocol: `mg` and `ms`; keys and values as in the text protocol.
     MemcachedMeta,
@@ -33,7 +32,7 @@ impl Dialect {
     pub const ALL: [Dialect; 5] =
         [Dialect::Wire, Dialect::Echo, Dialect::Redis, Dialect::Memcached, Dialect::MemcachedMeta];
 
-    /// What stands before the `://` of an address.
+    /// The scheme of its addresses.
     pub const fn scheme(self) -> &'static str {
         match self {
             Dialect::Wire => "tcp",
@@ -44,8 +43,8 @@ impl Dialect {
         }
     }
 
-    /// The dialect and the host and port in `address`, such as `redis://localhost:6379`; without a
-    /// scheme it is Afterimage's own. `None` when the scheme is none of these.
+    /// The dialect of an address such as `redis://localhost:6379`, and the rest of the address.
+    /// Without a scheme the dialect is Afterimage's own. `None` for an unknown scheme.
     pub fn split(address: &str) -> Option<(Dialect, &str)> {
         match address.split_once("://") {
             None => Some((Dialect::Wire, address)),
@@ -61,7 +60,7 @@ impl Dialect {
         matches!(self, Dialect::Redis | Dialect::Memcached)
     }
 
-    /// Whether replies come in the order of the requests and name none.
+    /// Whether replies come in the order of the requests, without ids.
     pub(crate) const fn is_ordered(self) -> bool {
         matches!(self, Dialect::Redis | Dialect::Memcached | Dialect::MemcachedMeta)
     }
@@ -76,7 +75,7 @@ impl fmt::Display for Dialect {
 /// Characters of a key in text.
 pub(crate) const KEY_TEXT_LEN: usize = 11;
 
-/// The 64 digits of a key in text: none of them is white space or a control character.
+/// The 64 digits of a key in text, without white space and control characters.
 const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
 
 /// The two digits of every 12 bits.

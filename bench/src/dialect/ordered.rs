@@ -1,22 +1,38 @@
-//! What was asked of a server that answers in order, and has not been answered.
+//! The open requests of a server that answers in order.
 
 use std::collections::VecDeque;
 
+use afterimage_wire::Status;
+
 use super::replies::{Reply, status};
 use super::{Dialect, key_text};
-use crate::lane::Judge;
-use crate::tally::Outcome;
+use crate::outcome::Outcome;
+
+/// The receiver of what the replies mean.
+pub(crate) trait Judge {
+    /// The request with this id was answered.
+    fn answer(&mut self, id: u64, answer: i64, outcome: Outcome);
+
+    /// The server has carried out all commands before the fence with this id.
+    fn fence(&mut self, id: u64);
+
+    /// An error reply, to the request with this id or, without one, to a write.
+    fn failed(&mut self, id: Option<u64>, status: Status);
+
+    /// A reply to no request.
+    fn stray(&mut self);
+}
 
 /// A reply that is to come.
 #[derive(Clone, Copy, Debug)]
 enum Expected {
     /// To a request of the in-flight table, about this key.
     Read { id: u64, key: u64 },
-    /// So many reads that one command asked for follow.
+    /// To a command with this number of reads, which follow in the queue.
     Batch(u64),
     /// To a write.
     Write,
-    /// To a request of the in-flight table that only shows how far the server is.
+    /// To a fence of the in-flight table.
     Fence(u64),
 }
 
@@ -29,8 +45,7 @@ pub(crate) struct Ordered {
     /// Reads that go into the next command: id and key.
     staged: Vec<(u64, u64)>,
     expected: VecDeque<Expected>,
-    /// Reads of the batch that is being answered whose answer is still to come; `None` between
-    /// batches.
+    /// Open reads of the batch in progress; `None` between batches.
     left: Option<u64>,
 }
 
@@ -51,7 +66,7 @@ impl Ordered {
         self.dialect
     }
 
-    /// Asks for the value of `key`: at once, or with others once there are enough.
+    /// Reads the value of `key`: at once, or in one command with others.
     #[inline]
     pub(crate) fn read(&mut self, output: &mut Vec<u8>, id: u64, key: u64) {
         match self.dialect {
@@ -76,7 +91,7 @@ impl Ordered {
         self.expected.push_back(Expected::Read { id, key });
     }
 
-    /// Asks for what was held back to be asked for together.
+    /// Sends the staged reads as one command.
     #[inline]
     pub(crate) fn release(&mut self, output: &mut Vec<u8>) {
         if self.staged.is_empty() {
@@ -134,7 +149,7 @@ impl Ordered {
         self.expected.push_back(Expected::Write);
     }
 
-    /// Asks for a sign of life behind all that was asked before.
+    /// Sends a command whose reply shows that all commands before it are done.
     pub(crate) fn fence(&mut self, output: &mut Vec<u8>, id: u64) {
         self.release(output);
         let command: &[u8] = match self.dialect {
@@ -145,9 +160,9 @@ impl Ordered {
         self.expected.push_back(Expected::Fence(id));
     }
 
-    /// Holds a reply against what was asked.
+    /// Compares a reply with the open requests.
     #[inline]
-    pub(crate) fn reply(&mut self, reply: Reply<'_>, judge: &mut Judge<'_>) {
+    pub(crate) fn reply(&mut self, reply: Reply<'_>, judge: &mut impl Judge) {
         match reply {
             Reply::Value(value) => match self.expected.pop_front() {
                 Some(Expected::Read { id, .. }) => judge.answer(id, value, Outcome::Hit),
@@ -155,7 +170,7 @@ impl Ordered {
             },
             Reply::ValueOf(text, value) => {
                 self.open_batch(judge);
-                // What stands before it in the command has no value.
+                // The keys before it in the command have no value.
                 while let Some((id, key)) = self.next_of_batch() {
                     if key_text(key) == text {
                         return judge.answer(id, value, Outcome::Hit);
@@ -189,9 +204,9 @@ impl Ordered {
         }
     }
 
-    /// Judges an error: it stands for the whole command.
+    /// Judges an error, which applies to the whole command.
     #[cold]
-    fn failed(&mut self, text: &[u8], judge: &mut Judge<'_>) {
+    fn failed(&mut self, text: &[u8], judge: &mut impl Judge) {
         let status = status(text);
         if self.left.is_some() {
             while let Some((id, _)) = self.next_of_batch() {
@@ -211,9 +226,9 @@ impl Ordered {
         }
     }
 
-    /// Begins the batch that is answered next, unless one has begun.
+    /// Begins the next batch, unless one is in progress.
     #[inline]
-    fn open_batch(&mut self, judge: &mut Judge<'_>) {
+    fn open_batch(&mut self, judge: &mut impl Judge) {
         if self.left.is_none() {
             self.left = Some(0);
             match self.expected.pop_front() {
@@ -223,7 +238,7 @@ impl Ordered {
         }
     }
 
-    /// The next read of the batch that is being answered.
+    /// The next read of the batch in progress.
     #[inline]
     fn next_of_batch(&mut self) -> Option<(u64, u64)> {
         let left = self.left.as_mut().filter(|left| **left > 0)?;

@@ -1,26 +1,25 @@
 //! The replies of Redis and memcached, cut out of the stream in place.
 //!
-//! The reply that nearly all of a run is about is recognised by its first bytes, before anything
-//! else is looked at; the others may take their time.
+//! The most frequent reply of each protocol is recognised by its first bytes; the others take a
+//! slower path.
 
 use afterimage_wire::Status;
 
 use super::{Dialect, KEY_TEXT_LEN};
 
-/// Bytes in the longest line that a reply may have. Redis' error texts are the longest, and far
-/// shorter.
+/// The longest accepted line of a reply. Error texts of Redis are the longest, and far shorter.
 const MAX_LINE: usize = 2048;
 
 /// One reply, or the part of one that concerns one key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reply<'a> {
-    /// The value of the key that was asked for next.
+    /// The value of the next key.
     Value(i64),
-    /// The value of this key; what was asked for before it is not there.
+    /// The value of this key; the keys before it in the command have none.
     ValueOf([u8; KEY_TEXT_LEN], i64),
-    /// The key that was asked for next is not there.
+    /// The next key has no value.
     Miss,
-    /// So many values or misses follow.
+    /// This number of values or misses follows.
     Many(u64),
     /// There are no more values for this command.
     End,
@@ -30,7 +29,7 @@ pub(crate) enum Reply<'a> {
     Failed(&'a [u8]),
 }
 
-/// A reply and its length; `None` when it is not all there yet; an error when it is none.
+/// A reply and its length; `None` for an incomplete reply; an error for an invalid one.
 pub(crate) type Cut<'a> = Result<Option<(Reply<'a>, usize)>, String>;
 
 /// The first reply in `input`.
@@ -126,7 +125,7 @@ fn memcached_rare(found: Option<(&[u8], usize)>) -> Cut<'_> {
     Ok(Some((reply, len)))
 }
 
-/// The status that comes nearest to what an error text says; the protocols have no numbers for it.
+/// The status that is nearest to an error text; these protocols have no error numbers.
 pub(crate) fn status(text: &[u8]) -> Status {
     let begins = |word: &str| text.starts_with(word.as_bytes());
     if begins("NOAUTH") || begins("WRONGPASS") {
@@ -163,7 +162,7 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 #[cold]
 fn senseless(line: &[u8]) -> String {
     let start = &line[..line.len().min(60)];
-    format!("a reply that is none: \"{}\"", start.escape_ascii())
+    format!("invalid reply \"{}\"", start.escape_ascii())
 }
 
 #[cfg(test)]

@@ -66,10 +66,10 @@ pub fn draw(class: u8, rng: &mut impl Rng) -> [u8; DIGIT_LEN] {
 }
 
 impl Population {
-    /// `count` drawn digits, no two alike, the classes in a shuffled order and equally many of each
-    /// (but for the remainder), labelled with what was meant.
+    /// `count` drawn digits, all different, the classes in a shuffled order and equally many of
+    /// each (but for the remainder), labelled with the intended digit.
     ///
-    /// A label says what was drawn, not what a model will see in it.
+    /// A model may answer otherwise than the label.
     pub fn drawn(seed: u64, count: usize) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut seen = HashSet::with_capacity(count);

@@ -9,9 +9,9 @@ use std::fmt::Write;
 
 use crate::compare::{by_name, median, middle};
 use crate::format::{duration, grouped, number, percent};
+use crate::outcome::Outcome;
 use crate::record::{Record, Run};
 use crate::report::{Report, Settings};
-use crate::tally::Outcome;
 use crate::threshold::Metric;
 use curves::{by_outcome, latency_over_time, percentiles, throughput_over_time};
 use plot::{COLOURS, Plot, class_of, escape};
@@ -176,7 +176,7 @@ fn load(report: &Report) -> String {
         report.server.service,
         report.server.name,
         settings.access,
-        grouped(settings.population as f64),
+        grouped(settings.population),
         if settings.target == "cache" { "keys" } else { "images" },
         how_fast(settings),
         settings.connections,

@@ -8,15 +8,15 @@ pub(super) const COLOURS: usize = 6;
 /// Half of what a character of a label takes, at most: labels are 13 units high.
 const HALF_A_CHARACTER: f64 = 4.1;
 
-/// How values become places on an axis.
+/// The mapping from values to positions on an axis.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
-    /// What it shows, with its unit if the ticks have none.
+    /// Its title, with a unit if the ticks have none.
     pub(super) title: String,
     /// The values at both ends.
     pub(super) ends: (f64, f64),
     pub(super) log: bool,
-    /// Where lines of the grid are, and what stands beside them.
+    /// The lines of the grid and their labels.
     pub(super) ticks: Vec<(f64, String)>,
 }
 
@@ -81,7 +81,7 @@ pub(super) struct Curve {
     pub(super) points: Vec<(f64, Option<f64>)>,
 }
 
-/// A plot: what it shows, for those who cannot see it, two axes, curves.
+/// A plot: a label for screen readers, two axes, and curves.
 #[derive(Clone, Debug)]
 pub(super) struct Plot {
     pub(super) label: String,
@@ -120,13 +120,13 @@ impl Plot {
             );
         }
         let floor = height - bottom;
-        // Labels that would touch the one before them are left out.
+        // A label that would touch the one before it is omitted.
         let mut taken_to = f64::NEG_INFINITY;
         for (value, label) in &self.x.ticks {
             let x = x_of(*value);
             let half = HALF_A_CHARACTER * label.chars().count() as f64 + 4.0;
             let _ = write!(out, "<path class=\"grid\" d=\"M{x:.1} {top:.1}V{floor:.1}\"/>");
-            // Nor is one cut at the picture's end.
+            // The last label stays inside the picture.
             let x = x.min(width - half);
             if x - half >= taken_to {
                 taken_to = x + half;

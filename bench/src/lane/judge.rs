@@ -1,18 +1,20 @@
-//! What a connection makes of the replies: each is held against what was asked.
+//! Checks of replies: each is compared with its request.
 
 use afterimage_wire::Status;
 use afterimage_wire::proto::header::flags;
 use afterimage_wire::proto::{Frame, Header, Kind, Message};
 
 use super::weight;
+use crate::dialect::ordered::{self, Judge as _};
 use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
+use crate::outcome::Outcome;
 use crate::plan::Target;
-use crate::tally::{Outcome, Tally};
+use crate::tally::Tally;
 
-/// The number of what is in no population, in an example of a wrong answer.
-const NOBODY: u32 = u32::MAX;
+/// Stands for an image or key outside the population, in an example of a wrong answer.
+const NO_SUBJECT: u32 = u32::MAX;
 
-/// Looks at the replies of one read.
+/// Checks the replies of one read.
 pub(crate) struct Judge<'a> {
     pub(super) flight: &'a mut InFlight,
     pub(super) target: &'a Target,
@@ -23,17 +25,17 @@ pub(crate) struct Judge<'a> {
     pub(super) tally: &'a mut Tally,
     pub(super) now_ns: u64,
     pub(super) in_window: bool,
-    /// How much of the connection's depth these replies have made free.
+    /// The part of the connection's depth that these replies have freed.
     pub(super) closed: usize,
-    /// The server asks to be left, and why.
+    /// The reason of a GoAway.
     pub(super) goaway: Option<String>,
-    /// Why the connection can be used no more.
+    /// The reason why the connection is unusable.
     pub(super) ended: Option<String>,
 }
 
 impl Judge<'_> {
-    /// Judges one frame. The replies that nearly all of a run is about are read here; what is not
-    /// exactly one of them takes the way that can say why.
+    /// Judges one frame. The most frequent replies are read here; all others take a slower path
+    /// that reports errors.
     #[inline]
     pub(super) fn reply(&mut self, header: Header, body: &[u8]) {
         let exists = header.flags & flags::EXISTS != 0;
@@ -60,41 +62,15 @@ impl Judge<'_> {
         self.answer(header.id, answer, outcome);
     }
 
-    /// Judges the answer to the request with this id.
-    #[inline(always)]
-    pub(crate) fn answer(&mut self, id: u64, answer: i64, outcome: Outcome) {
-        let Some(request) = self.close(id) else {
-            return;
-        };
-        let about = match request.asked() {
-            Asked::About(about) => about,
-            Asked::Fresh => return self.fresh(&request, answer, outcome),
-            Asked::Fence => return self.stray(),
-        };
-        let expected = match self.target {
-            Target::Classify { answers, .. } => match answers.check(about, answer as u16) {
-                Ok(()) => answer,
-                Err(expected) => expected.into(),
-            },
-            Target::Cache(_) if outcome == Outcome::Miss => answer,
-            Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
-            Target::Cache(keys) => keys.value(keys.key(about)),
-        };
-        if answer != expected {
-            self.tally.wrong(about, answer, expected);
-        }
-        self.sample(&request, outcome);
-    }
-
-    /// Judges the answer about something that nobody can have asked about before: a label can only
-    /// be held against the number of classes, and a key has no value.
+    /// Judges the answer to a new image or key: a label must be below the number of classes, and a
+    /// key has no value.
     fn fresh(&mut self, request: &Request, answer: i64, outcome: Outcome) {
         let possible = match self.target {
             Target::Classify { .. } => answer < i64::from(self.classes) && outcome != Outcome::Hit,
             Target::Cache(_) => outcome == Outcome::Miss,
         };
         if !possible {
-            self.tally.wrong(NOBODY, answer, -1);
+            self.tally.wrong(NO_SUBJECT, answer, -1);
         }
         self.sample(request, outcome);
     }
@@ -106,7 +82,7 @@ impl Judge<'_> {
         let message = match Message::decode(frame) {
             Ok(message) => message,
             Err(error) => {
-                self.ended = Some(format!("a senseless {}: {error}", header.kind.name()));
+                self.ended = Some(format!("invalid {}: {error}", header.kind.name()));
                 return;
             }
         };
@@ -116,7 +92,7 @@ impl Judge<'_> {
                 return;
             }
             Message::Error { status, text, connection: true } => {
-                self.ended = Some(format!("the server gave up: {status}: {text}"));
+                self.ended = Some(format!("the server ended the connection: {status}: {text}"));
                 return;
             }
             Message::Error { status, .. }
@@ -137,7 +113,7 @@ impl Judge<'_> {
                     self.sample(&request, Outcome::Failed);
                 }
             }
-            // A reply of the wrong kind answers nothing.
+            // A reply of the wrong kind is not an answer.
             _ => self.stray(),
         }
     }
@@ -169,9 +145,35 @@ impl Judge<'_> {
         let due_ns = self.now_ns.saturating_sub(request.due_ns);
         self.tally.sample(outcome, due_ns, self.now_ns.saturating_sub(request.sent_ns));
     }
+}
 
-    /// Takes the fence with this id out of flight: the server has come past it.
-    pub(crate) fn fence(&mut self, id: u64) {
+impl ordered::Judge for Judge<'_> {
+    #[inline(always)]
+    fn answer(&mut self, id: u64, answer: i64, outcome: Outcome) {
+        let Some(request) = self.close(id) else {
+            return;
+        };
+        let about = match request.asked() {
+            Asked::About(about) => about,
+            Asked::Fresh => return self.fresh(&request, answer, outcome),
+            Asked::Fence => return self.stray(),
+        };
+        let expected = match self.target {
+            Target::Classify { answers, .. } => match answers.check(about, answer as u16) {
+                Ok(()) => answer,
+                Err(expected) => expected.into(),
+            },
+            Target::Cache(_) if outcome == Outcome::Miss => answer,
+            Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
+            Target::Cache(keys) => keys.value(keys.key(about)),
+        };
+        if answer != expected {
+            self.tally.wrong(about, answer, expected);
+        }
+        self.sample(&request, outcome);
+    }
+
+    fn fence(&mut self, id: u64) {
         if let Some(request) = self.close(id)
             && request.asked() != Asked::Fence
         {
@@ -179,9 +181,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Counts an error reply, to the request with this id or, without one, to a write.
     #[cold]
-    pub(crate) fn failed(&mut self, id: Option<u64>, status: Status) {
+    fn failed(&mut self, id: Option<u64>, status: Status) {
         self.tally.error(status.code());
         if let Some(request) = id.and_then(|id| self.close(id))
             && request.asked() != Asked::Fence
@@ -190,14 +191,13 @@ impl Judge<'_> {
         }
     }
 
-    /// Counts a reply that nobody asked for.
     #[cold]
-    pub(crate) fn stray(&mut self) {
+    fn stray(&mut self) {
         self.tally.unexpected += 1;
     }
 }
 
-/// What the flags of a `ClassifyResp` say, as the protocol's own decoder reads them.
+/// The outcome in the flags of a `ClassifyResp`, as the protocol's decoder reads them.
 #[inline]
 fn origin(bits: u8) -> Outcome {
     if bits & flags::HIT != 0 {
@@ -215,13 +215,13 @@ mod tests {
     use afterimage_wire::proto::message::Origin;
 
     #[test]
-    fn flags_mean_what_the_protocols_decoder_takes_them_for() {
+    fn flags_are_read_as_by_the_protocols_decoder() {
         for bits in 0..=u8::MAX {
             let header =
                 Header { body_len: 2, kind: Kind::ClassifyResp, flags: bits, status: 0, id: 1 };
             let message = Message::decode(Frame { header, body: &[7, 0] });
             let Ok(Message::ClassifyResp(label)) = message else {
-                panic!("flags {bits:#04x} are no answer")
+                panic!("flags {bits:#04x} are not an answer")
             };
             let expected = match label.origin {
                 Origin::Hit => Outcome::Hit,

@@ -1,13 +1,14 @@
-//! One connection at work: what it sends next, and what it makes of the replies.
+//! A connection with its requests in flight and its task.
 
 mod judge;
 
 use afterimage_wire::proto::Message;
 use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
 
-pub(crate) use judge::Judge;
+use judge::Judge;
 
-use crate::connection::{Connection, Lost, Wait};
+use crate::channel::{Lost, Wait};
+use crate::connection::Connection;
 use crate::dialect::Dialect;
 use crate::dialect::ordered::Ordered;
 use crate::flight::{Asked, InFlight, Request, WRITE_ID};
@@ -16,20 +17,19 @@ use crate::schedule::Schedule;
 use crate::tally::Tally;
 use crate::workload::{Draw, Fresh};
 
-/// Bytes that are encoded before they are handed to the kernel: a server gets something to do while
-/// the rest of a deep window is encoded, and the buffer stays in the L2 cache. CPU time for each
-/// 800-byte request at depth 1024, side by side: 272 ns with 32 KiB, 218 with 64, 211 with 128, 185
+/// Bytes that are encoded before the hand-over to the kernel: the server can start while the rest
+/// of a deep window is encoded, and the buffer stays in the L2 cache. CPU time per 800-byte request
+/// at depth 1024: 272 ns with 32 KiB, 218 with 64, 211 with 128, 185
 /// with 256.
 const CHUNK: usize = 256 << 10;
 
-/// What a lane does in one phase of a run.
+/// The task of a lane in one phase of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Task {
     pub(crate) draw: Draw,
-    /// Of 2³² requests to a cache, so many read.
+    /// Of 2³² requests to a cache, this number reads.
     pub(crate) reads_in_2_32: u64,
-    /// Of 2³² reads, so many are about the population; the others about what nobody has asked
-    /// before.
+    /// Of 2³² reads, this number is from the population; the others use new images or keys.
     pub(crate) known_in_2_32: u64,
     /// Requests that may still be sent.
     pub(crate) quota: u64,
@@ -42,14 +42,14 @@ pub(crate) struct Task {
     pub(crate) give_up_ns: u64,
 }
 
-/// A connection, what is in flight on it, and what it is to do.
+/// A connection, its requests in flight, and its task.
 #[derive(Debug)]
 pub(crate) struct Lane {
     connection: Connection,
     flight: InFlight,
-    /// What a server that answers in order has still to answer.
+    /// The open requests of a server that answers in order.
     ordered: Option<Ordered>,
-    /// The server sends back what it gets.
+    /// The server sends requests back.
     echo: bool,
     /// Classes of the server's model.
     classes: u32,
@@ -57,7 +57,7 @@ pub(crate) struct Lane {
     depth: usize,
     /// Requests that count against the depth: reads in flight, and writes not confirmed yet.
     open: usize,
-    /// Writes behind the last request that has a reply.
+    /// Writes after the last request with a reply.
     loose_writes: u32,
     pub(crate) task: Task,
     /// When the last replies came: a closed loop's next requests are due then.
@@ -68,7 +68,7 @@ pub(crate) struct Lane {
     is_blocked: bool,
     /// The task has no more requests.
     exhausted: bool,
-    /// The server asked us to send no more.
+    /// The server has sent a GoAway.
     goaway: bool,
     lost: bool,
 }
@@ -102,7 +102,7 @@ impl Lane {
         }
     }
 
-    /// Begins another task. The draw of the old one is in `self.task` until then.
+    /// Begins another task.
     pub(crate) fn begin(&mut self, task: Task) {
         self.room_since_ns = task.start_ns;
         self.task = task;
@@ -123,8 +123,7 @@ impl Lane {
         self.lost || (self.exhausted && self.flight.is_empty() && !self.connection.has_output())
     }
 
-    /// Whether the task went on until its end, and not until there was nothing left to ask or
-    /// nobody to ask it of.
+    /// Whether the task ran until its end time: it had requests left, and the server stayed.
     pub(crate) fn ran_its_time(&self) -> bool {
         !self.lost && !self.goaway && self.task.quota > 0
     }
@@ -136,7 +135,7 @@ impl Lane {
         room.then(|| schedule.due())
     }
 
-    /// Sends what is due and has room. `clock` is read before each hand-over to the kernel.
+    /// Sends due requests while the window has room. `clock` is read before each hand-over.
     pub(crate) fn send(&mut self, target: &Target, tally: &mut Tally, clock: &impl Fn() -> u64) {
         if self.lost {
             return;
@@ -158,7 +157,7 @@ impl Lane {
         }
     }
 
-    /// Encodes what is due and has room, up to a chunk.
+    /// Encodes due requests while the window has room, up to a chunk.
     fn fill(&mut self, target: &Target, tally: &mut Tally, now_ns: u64) {
         if now_ns >= self.task.give_up_ns || self.goaway {
             self.exhausted = true;
@@ -195,7 +194,7 @@ impl Lane {
             }
         }
         tally.counts.sent += (self.open - before) as u64;
-        // Writes have no reply. When no read will confirm them soon, a ping does.
+        // Writes have no reply. A ping confirms them when no read will do so soon.
         let many = 2 * self.loose_writes as usize >= self.depth;
         if self.loose_writes > 0
             && (many || self.exhausted || self.flight.is_empty())
@@ -260,7 +259,7 @@ impl Lane {
         }
     }
 
-    /// Reads once and judges what has come. Returns how many bytes came.
+    /// Reads once and judges the replies. Returns the number of bytes.
     pub(crate) fn receive(
         &mut self,
         wait: Wait,
@@ -276,8 +275,8 @@ impl Lane {
                 return 0;
             }
         };
-        // One reading of the clock for all that one read brought: a reply that waited in the
-        // kernel until we came to read it has waited for its user, too.
+        // One clock reading for all replies of a read: a reply that waited in the kernel for this
+        // read has waited for its user, too.
         let now_ns = clock();
         tally.at(now_ns);
         let mut judge = Judge {
@@ -316,7 +315,7 @@ impl Lane {
             && !self.goaway
         {
             self.goaway = true;
-            tally.disconnects.push(format!("the server goes away: {text}"));
+            tally.disconnects.push(format!("the server is shutting down: {text}"));
         }
         if let Some(reason) = ended {
             self.abandon(reason, tally);
@@ -346,7 +345,7 @@ impl Lane {
         });
     }
 
-    /// Counts what was planned and never sent. To be called once, at the end of a task.
+    /// Counts requests that were planned and never sent. Called once, at the end of a task.
     pub(crate) fn finish(&mut self, tally: &mut Tally) {
         let skipped = match self.task.schedule.take() {
             Some(schedule) if self.task.end_ns < u64::MAX => {
@@ -359,7 +358,7 @@ impl Lane {
     }
 
     fn lose(&mut self, lost: &Lost, tally: &mut Tally) {
-        // A server that goes away as it said, with nothing left to answer, has done no wrong.
+        // A server may close after its GoAway when all requests are answered.
         if !(self.goaway && self.flight.is_empty() && matches!(lost, Lost::Closed)) {
             self.abandon(lost.to_string(), tally);
         }
@@ -376,7 +375,7 @@ impl Lane {
     }
 }
 
-/// How much of a connection's depth is free again when this request is over.
+/// The part of a connection's depth that this request occupies.
 fn weight(request: &Request) -> usize {
     usize::from(request.asked() != Asked::Fence) + request.writes as usize
 }

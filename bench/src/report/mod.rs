@@ -1,4 +1,4 @@
-//! What came out of a run: numbers to read, to keep as JSON and to compare.
+//! The report of a run: figures for people, for JSON and for comparisons.
 
 mod parts;
 mod settings;
@@ -10,25 +10,26 @@ use std::time::UNIX_EPOCH;
 use afterimage_wire::Status;
 use serde::{Deserialize, Serialize};
 
-use crate::connection::Introduction;
 use crate::format::grouped;
+use crate::outcome::{Latencies, Outcome};
+use crate::peer::Introduction;
 use crate::plan::Plan;
-use crate::tally::{Latencies, Outcome, Tally, WrongAnswer};
+use crate::tally::{Tally, WrongAnswer};
 
 pub(crate) use parts::ThreadUse;
 use parts::intervals;
 pub use parts::{Generator, Interval, OutcomeReport, Summary};
 pub use settings::{Server, Settings};
 
-/// All that a run found out. Latencies are in nanoseconds.
+/// The figures of a run. Latencies are in nanoseconds.
 ///
 /// Every request is in exactly one place: `sent` is the sum of `answered`, `failed`,
 /// `writes_confirmed`, `timed_out` and `lost`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// What was asked for.
+    /// The settings of the run.
     pub settings: Settings,
-    /// What the server said it is.
+    /// The introduction of the server.
     pub server: Server,
     /// When the measurement began, in seconds since the beginning of 1970; 0 in reports that do
     /// not say.
@@ -76,15 +77,15 @@ pub struct Report {
     pub throughput_per_s: f64,
     /// The share of answers that were remembered: of all in a classification, of reads in a cache.
     pub hit_ratio: Option<f64>,
-    /// From the moment a request was due: what its user waits.
+    /// From the moment a request was due: the time that its user waits.
     pub latency_from_due: Summary,
-    /// From the moment it was handed to the kernel: what the server did with what it got.
+    /// From the hand-over to the kernel: the server's own time.
     pub latency_from_sent: Summary,
     /// The two latencies for each outcome that occurred, error replies included.
     pub outcomes: BTreeMap<Outcome, OutcomeReport>,
-    /// What the generator itself used.
+    /// The load generator's own use of time.
     pub generator: Generator,
-    /// How it went over time, in intervals of one length.
+    /// The run over time, in intervals of equal length.
     #[serde(default)]
     pub timeline: Vec<Interval>,
     /// The histograms behind the summaries; reports of earlier versions have none.
@@ -192,7 +193,7 @@ impl Report {
         all
     }
 
-    /// What went wrong, in sentences; empty when every request was sent and answered properly.
+    /// The problems; empty when every request was sent and answered properly.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.interrupted {
@@ -200,11 +201,11 @@ impl Report {
         }
         let mut note = |count: u64, what: &str| {
             if count > 0 {
-                problems.push(format!("{} {what}", grouped(count as f64)));
+                problems.push(format!("{} {what}", grouped(count)));
             }
         };
         note(self.wrong, "wrong answers");
-        note(self.unexpected, "replies that nobody asked for");
+        note(self.unexpected, "replies to no request");
         note(self.failed, "error replies");
         note(self.timed_out, "requests without a reply in time");
         note(self.lost, "requests lost with their connection");
@@ -214,8 +215,7 @@ impl Report {
         problems
     }
 
-    /// Whether the load threads of a closed loop had nothing left to give, so that the figures are
-    /// a lower bound of what the server can do.
+    /// Whether the load threads of a closed loop were busy all the time: the server may be faster.
     pub fn generator_is_the_limit(&self) -> bool {
         let shares = &self.generator.cpu_share;
         let mean = shares.iter().sum::<f64>() / shares.len().max(1) as f64;

@@ -87,9 +87,9 @@ pub struct Generator {
     /// difference of the two latencies' 99th percentiles: what the generator, its window or the
     /// kernel's buffers held back.
     pub held_back_p99_ns: u64,
-    /// Nanoseconds that the generator itself was late in an open loop, at the 99th percentile: from
-    /// a request's due time, or from when its window had room, until it was sent. Delays below
-    /// 60 µs count as 0.
+    /// Nanoseconds that the generator itself was late in an open loop, at the 99th percentile:
+    /// from a request's due time, or from when its window had room, until it was sent. Delays
+    /// below 60 µs count as 0.
     #[serde(default)]
     pub late_p99_ns: u64,
 }

@@ -1,12 +1,12 @@
-//! What was asked for, and of whom.
+//! The settings of a run and the introduction of its server.
 
 use serde::{Deserialize, Serialize};
 
-use crate::connection::Introduction;
+use crate::peer::Introduction;
 use crate::plan::{Arrivals, Mode, Plan, Span, Target};
 use crate::workload::Access;
 
-/// A plan as it goes on record: all but the token.
+/// A plan without its secrets, for the record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Where the server listens.
@@ -23,8 +23,7 @@ pub struct Settings {
     pub population: u64,
     /// The share of requests that read; 1 in a classification.
     pub read_share: f64,
-    /// The share of reads that are about the population; the others ask for what nobody has asked
-    /// before.
+    /// The share of reads from the population; the others use new images or keys.
     #[serde(default)]
     pub known_share: Option<f64>,
     /// `uniform`, `zipf(s)`, `sequential` or `each once`.
@@ -53,7 +52,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// What a server says of itself in its welcome.
+/// The introduction of a server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Server {
     /// Name and version.

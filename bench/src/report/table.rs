@@ -10,7 +10,7 @@ impl fmt::Display for Report {
         let Settings { addr, target, access, mode, population, .. } = &self.settings;
         let Settings { connections, threads, depth, seed, .. } = &self.settings;
         writeln!(f, "{target} at {addr} ({}, {})", self.server.service, self.server.name)?;
-        let population = grouped(*population as f64);
+        let population = grouped(*population);
         writeln!(f, "{access} over {population}, {mode} loop, seed {seed}")?;
         writeln!(f, "connections {connections}, depth {depth}, threads {threads}")?;
         writeln!(f)?;

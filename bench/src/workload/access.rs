@@ -1,4 +1,4 @@
-//! In which order a population is asked about.
+//! The order of requests over a population.
 
 use std::sync::Arc;
 
@@ -8,23 +8,23 @@ use rand_distr::{Distribution, Zipf};
 
 use crate::zipf::{BATCH, MAX_TABLE, ZipfTable};
 
-/// In which order a population is asked about.
+/// The order of requests over a population.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Access {
-    /// Each one as likely as another.
+    /// All equally likely.
     Uniform,
     /// The one of rank `k` (its number plus one) with a likelihood that goes as `k^-exponent`.
     Zipf {
         /// 0 is uniform; 1 is Zipf's law; above, ever fewer are ever more popular.
         exponent: f64,
     },
-    /// One after another, over and over; each connection takes every n-th.
+    /// In order, repeatedly; each connection takes every n-th.
     Sequential,
-    /// One after another, each once; the run ends when all have been asked about.
+    /// In order, each once; the run ends after the last.
     EachOnce,
 }
 
-/// An access pattern over a population: what the orders of all connections have in common.
+/// An access pattern over a population, shared by the connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Pattern {
     count: u32,

@@ -1,4 +1,4 @@
-//! What nobody has asked about before: the misses of a workload with a hit ratio.
+//! New images and keys: the misses of a workload with a hit ratio.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,11 +11,11 @@ pub(crate) const STAMP_LEN: usize = 8;
 /// Bits of a number that count; those above name the connection.
 const COUNT_BITS: u32 = 40;
 
-/// Numbers that are given out once: to one connection of one run.
+/// Numbers that are unique to one connection of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Fresh {
     next: u64,
-    /// Another one in each run: a memo remembers what the run before has asked.
+    /// Different in each run: a memo has stored the answers of the run before.
     nonce: u64,
 }
 
@@ -42,8 +42,7 @@ impl Fresh {
         keys.beyond(self.next())
     }
 
-    /// Turns the image at the end of `frame`, of at least [`STAMP_LEN`] bytes, into one that nobody
-    /// has seen.
+    /// Turns the image at the end of `frame`, of at least [`STAMP_LEN`] bytes, into a new one.
     #[inline]
     pub(crate) fn stamp(&mut self, frame: &mut [u8]) {
         let stamp = mix(self.nonce.wrapping_add(self.next())).to_le_bytes();

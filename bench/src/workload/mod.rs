@@ -1,4 +1,4 @@
-//! What is asked, and in which order: populations of images or keys, and access patterns.
+//! Workloads: populations of images or keys, and access patterns.
 
 mod access;
 mod fresh;

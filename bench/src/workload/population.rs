@@ -1,4 +1,4 @@
-//! What is asked about: images or keys, and what must be answered.
+//! Populations of images or keys, and their expected answers.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -104,7 +104,7 @@ impl Population {
         &self.bytes[index * self.image_len..][..self.image_len]
     }
 
-    /// What the images are said to show, if that is known. What a model answers may differ.
+    /// The labels of the images, if known. A model may answer otherwise.
     pub fn labels(&self) -> Option<&[u16]> {
         self.labels.as_deref()
     }
@@ -148,7 +148,7 @@ pub(super) fn mix(value: u64) -> u64 {
     splitmix::mix(value.wrapping_add(splitmix::STEP))
 }
 
-/// The answers that images must get: the label known beforehand, or the first one that came.
+/// The expected answers of images: known labels, or the first answers.
 ///
 /// Shared by all connections of a run; give the same one to two runs and they are checked against
 /// each other.
@@ -159,12 +159,12 @@ pub struct Answers(Vec<AtomicU32>);
 const NO_ANSWER: u32 = u32::MAX;
 
 impl Answers {
-    /// For `count` images: whatever comes first for each is what must come from then on.
+    /// For `count` images: the first answer for each is the expected one.
     pub fn first_come(count: usize) -> Self {
         Answers((0..count).map(|_| AtomicU32::new(NO_ANSWER)).collect())
     }
 
-    /// The labels that must come.
+    /// The expected labels.
     pub fn known(labels: &[u16]) -> Self {
         Answers(labels.iter().map(|&label| AtomicU32::new(label.into())).collect())
     }

@@ -25,7 +25,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::Access;
-use crate::plan::{Arrivals, BenchError, Mode, Plan, Span};
+use crate::error::BenchError;
+use crate::plan::{Arrivals, Mode, Plan, Span};
 
 /// The default number of images or keys.
 pub const DEFAULT_POPULATION: u32 = 10_000;
@@ -122,8 +123,8 @@ impl Spec {
         })
     }
 
-    /// These settings over those of `below`. Count and duration exclude each other: one of them here
-    /// hides both of `below`.
+    /// These settings over those of `below`. Count and duration exclude each other: one of them
+    /// here hides both of `below`.
     #[must_use]
     pub fn over(self, below: Spec) -> Spec {
         let ends = self.duration.is_some() || self.count.is_some();

@@ -86,7 +86,7 @@ fn a_server_that_goes_away_in_order_loses_nothing() {
     assert_eq!((report.lost, report.sent), (0, report.answered));
     assert!((201..=217).contains(&report.answered), "{} answered", report.answered);
     assert_eq!(report.skipped, 1000 - report.sent);
-    assert_eq!(report.disconnects, ["the server goes away: restarting"]);
+    assert_eq!(report.disconnects, ["the server is shutting down: restarting"]);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What is asked, in which order, and how reads and writes mix.
+//! Requests, their order, and the mix of reads and writes.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use afterimage_wire::client::{ConnectionError, Report, Stage};
 use afterimage_wire::proto::{Status, Welcome};
+use afterimage_wire::text::Escaped;
 use afterimage_wire::{CallError, Client};
 
 use super::health::Outcome;
@@ -133,5 +134,5 @@ pub(super) fn failure(error: &CallError) -> Failure {
         | Status::DeadlineExceeded => Status::UpstreamError,
         status => status,
     };
-    Failure { status, text: format!("classifier: {}", Report(error)) }
+    Failure { status, text: format!("classifier: {}", Escaped(Report(error))) }
 }

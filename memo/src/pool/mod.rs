@@ -30,6 +30,7 @@ use std::time::Duration;
 use afterimage_wire::Client;
 use afterimage_wire::client::Report;
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::text::Escaped;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
@@ -234,7 +235,7 @@ impl Classifier for Arc<Pool> {
         let mut members = state.balance.members();
         let trouble = members.find_map(|(_, member)| {
             let error = member.replica.client.last_error()?;
-            Some(format!("{}: {}", member.replica.address(), Report(&*error)))
+            Some(format!("{}: {}", member.replica.address(), Escaped(Report(&*error))))
         });
         trouble.or_else(|| state.unresolved.clone())
     }

@@ -8,6 +8,7 @@ use afterimage_wire::Status;
 use afterimage_wire::corked;
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::server::Request;
+use afterimage_wire::text::escape_text;
 
 use super::Shared;
 use super::model_keys::Space;
@@ -150,10 +151,11 @@ impl<C: Classifier> Shared<C> {
                 });
             }
             Err(Failure { status, text }) => {
+                let text = escape_text(&text);
                 self.counters.classifier_failures.fetch_add(1, Relaxed);
                 corked(|| {
                     for Waiter { later, span, .. } in waiters {
-                        span.in_scope(|| tracing::debug!(%status, text, "failed"));
+                        span.in_scope(|| tracing::debug!(%status, %text, "failed"));
                         later.error(status, &text);
                     }
                 });

@@ -4,7 +4,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use afterimage_wire::Status;
 use afterimage_wire::server::Watchers;
+use afterimage_wire::text::escape_text;
 use arc_swap::{ArcSwapOption, Guard};
 
 use crate::key::{KeySpace, ModelId, Secret};
@@ -89,17 +91,17 @@ impl ModelKeys {
                 *refused = None;
                 self.met.fetch_add(1, Relaxed);
                 if present.is_some() {
-                    tracing::info!("the classifier has another model; its answers are kept apart");
+                    tracing::info!("the classifier has another model; its answers have other keys");
                 }
                 Some(Arc::new(Space { model, keys, generation }))
             }
             Err(why) => {
-                tracing::warn!("the classifier's answers cannot be remembered: {why}");
+                tracing::warn!("answers cannot be stored: {why}");
                 *refused = Some((model, why));
                 None
             }
         };
-        // In this order: who sees the new generation finds the new space.
+        // In this order: a thread that reads the new generation must find the new keys.
         self.present.store(next);
         self.generation.store(generation, Relaxed);
         drop(refused);
@@ -112,13 +114,16 @@ impl ModelKeys {
         self.generation.load(Relaxed)
     }
 
-    /// Why there is no space.
-    pub(super) fn why_none(&self, classifier: &impl Classifier) -> String {
+    /// Why there are no keys: the status and the text for clients.
+    pub(super) fn why_none(&self, classifier: &impl Classifier) -> (Status, String) {
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         match (&*refused, classifier.trouble()) {
-            (Some((_, why)), _) => why.clone(),
-            (None, Some(trouble)) => format!("the classifier cannot be reached: {trouble}"),
-            (None, None) => "no classifier has been reached yet".into(),
+            (Some((_, why)), _) => (Status::UpstreamError, why.clone()),
+            (None, Some(trouble)) => {
+                let trouble = escape_text(&trouble);
+                (Status::UpstreamCrashed, format!("cannot connect to the classifier: {trouble}"))
+            }
+            (None, None) => (Status::UpstreamCrashed, "not connected to a classifier yet".into()),
         }
     }
 }

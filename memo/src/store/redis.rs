@@ -1,46 +1,65 @@
-//! Redis or Valkey, a single node or a cluster, as the store.
+//! A store in Redis or Valkey: a single server or a cluster.
 //!
-//! An entry is the key `ai:` and eight bytes (the cache key, little-endian), its value eight bytes.
-//! A batch of lookups is one `MGET`; writes that come together are one `MSET`. In a cluster the
-//! client library splits both by slot. How long entries stay, and which go first, is the server's
-//! business: `maxmemory` and `maxmemory-policy`.
+//! An entry is the key `ai:` followed by eight bytes (the store key, little-endian), and a value of
+//! eight bytes. A batch of lookups is one `MGET`; writes that come together are one `MSET`. In a
+//! cluster the client library splits both by slot. The server decides how long entries stay
+//! (`maxmemory` and `maxmemory-policy`).
 
+mod address;
+mod cause;
 mod connector;
 
 use std::fmt;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::tls::{ClientFiles, Reloadable};
-use redis::{ErrorKind, RedisError as Trouble, ServerErrorKind};
+use redis::{ErrorKind, ServerErrorKind};
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Backend, Callback};
-use connector::{Connection, Connector, without_password};
+use crate::sync;
+use address::for_messages;
+use cause::{cause, cause_of_no_connection};
+use connector::{Connection, Connector};
 
 pub use connector::RedisError;
 
-/// What our keys begin with, so that they can live beside others'.
+/// The prefix of all keys, so that other applications can use the same server.
 const KEY_PREFIX: [u8; 3] = *b"ai:";
 
-/// Writes that may wait to be sent; more are dropped, and are misses later.
+/// Writes that wait to be sent. Further writes are dropped; their inputs are misses later.
 const MAX_QUEUED_WRITES: usize = 65_536;
 
-/// Writes sent in one command at most: some thirty kilobytes.
+/// Writes in one command: about thirty kilobytes.
 const MAX_WRITES_AT_ONCE: usize = 1024;
 
-/// Between two attempts to reach the server.
+/// The pause between two attempts to connect.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Between two attempts to find the server that takes writes, when the one we have takes none.
+/// The pause before the next attempt to find the primary, when the server is a replica.
 const MOVE_PAUSE: Duration = Duration::from_secs(1);
 
-/// One attempt to connect, and one batch of writes, may take this long.
+/// The limit for each step of an attempt to connect, and for a batch of writes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A client of a Redis server or cluster. Lives in the tokio runtime that it was made in.
+/// The least time between two warnings of one kind.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// Options of a Redis store.
+#[derive(Clone, Debug, Default)]
+pub struct RedisOptions {
+    /// The certificate authority and the client certificate for TLS.
+    pub certificates: ClientFiles,
+    /// A file with the password, if the address has none. A changed password is used for new
+    /// connections.
+    pub password_file: Option<PathBuf>,
+}
+
+/// A client of a Redis server or cluster. It lives in the tokio runtime that it was created in.
 pub struct Redis {
     connector: Arc<Reloadable<Connector, RedisError>>,
     connection: watch::Receiver<Option<Connection>>,
@@ -48,93 +67,128 @@ pub struct Redis {
     health: Arc<Health>,
 }
 
-/// What is known of the server, and whether its trouble was told of.
+/// The state of the server, as far as its answers show it.
 #[derive(Debug, Default)]
 struct Health {
-    /// Where it is, without what may be a password.
+    /// The address, without its login.
     address: String,
     healthy: AtomicBool,
-    told: AtomicBool,
+    lookups: Warning,
+    writes: Warning,
     writes_failed: AtomicU64,
-    told_of_writes: AtomicBool,
-    /// The server is a replica: there may be another one at its address by now.
+    /// Notified when the server is a replica: the address may lead to the new primary.
     moved: Notify,
+}
+
+/// A warning that is repeated at most every [`WARN_EVERY`] while its cause lasts.
+#[derive(Debug, Default)]
+struct Warning {
+    /// Whether the last attempt failed. Checked before `last` is locked.
+    fails: AtomicBool,
+    last: Mutex<LastWarning>,
+}
+
+#[derive(Debug, Default)]
+struct LastWarning {
+    at: Option<Instant>,
+    /// Whether the warning has been logged since the last success.
+    logged: bool,
+}
+
+impl Warning {
+    /// A failure. True if it should be logged.
+    fn failed(&self, now: Instant) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        self.fails.store(true, Relaxed);
+        if last.at.is_some_and(|at| now.saturating_duration_since(at) < WARN_EVERY) {
+            return false;
+        }
+        *last = LastWarning { at: Some(now), logged: true };
+        true
+    }
+
+    /// A success. True if it ends failures that were logged.
+    fn succeeded(&self) -> bool {
+        if !self.fails.load(Relaxed) {
+            return false;
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        self.fails.store(false, Relaxed);
+        std::mem::take(&mut last.logged)
+    }
 }
 
 impl Health {
     fn answers(&self) {
         self.healthy.store(true, Relaxed);
-        if self.told.swap(false, Relaxed) {
+        if self.lookups.succeeded() {
             tracing::info!(server = self.address, "Redis answers");
         }
     }
 
-    /// Tells of the first of a row of failures.
-    fn fails(&self, why: &dyn fmt::Display) {
+    fn fails(&self, cause: impl fmt::Display) {
         self.healthy.store(false, Relaxed);
-        if !self.told.swap(true, Relaxed) {
-            tracing::warn!(server = self.address, %why, "Redis does not answer");
+        if self.lookups.failed(sync::now()) {
+            tracing::warn!(server = self.address, %cause, "Redis does not answer");
         }
     }
-}
 
-/// What became of a batch of writes.
-enum Writing {
-    Done,
-    /// The server is a replica.
-    ReadOnly(Trouble),
-    Failed(String),
-}
-
-impl Health {
-    fn wrote(&self, outcome: Writing, writes: usize) {
-        let why = match outcome {
-            Writing::Done => {
-                if self.told_of_writes.swap(false, Relaxed) {
-                    tracing::info!(server = self.address, "Redis takes writes");
+    fn wrote(&self, outcome: Result<(), WriteError>, writes: usize) {
+        let cause = match outcome {
+            Ok(()) => {
+                if self.writes.succeeded() {
+                    tracing::info!(server = self.address, "Redis accepts writes");
                 }
                 return;
             }
-            Writing::ReadOnly(error) => {
+            Err(WriteError::ReadOnly(cause)) => {
                 self.moved.notify_one();
-                error.to_string()
+                cause
             }
-            Writing::Failed(why) => why,
+            Err(WriteError::Other(cause)) => cause,
         };
         self.writes_failed.fetch_add(writes as u64, Relaxed);
-        if !self.told_of_writes.swap(true, Relaxed) {
-            tracing::warn!(server = self.address, %why, "Redis does not take writes");
+        if self.writes.failed(sync::now()) {
+            tracing::warn!(server = self.address, %cause, "Redis does not accept writes");
         }
     }
 }
 
+/// Why a batch of writes failed.
+enum WriteError {
+    /// The server is a replica.
+    ReadOnly(String),
+    Other(String),
+}
+
 impl Redis {
-    /// A client of the server at `redis://[user:password@]host:port[/database]` or of the cluster
-    /// that the nodes at `redis+cluster://[user:password@]host:port[,host:port…]` belong to; with
-    /// TLS, and these certificates, at `rediss://…` and `rediss+cluster://…`. Connects in the
-    /// background.
+    /// A client of the server at `redis://[user:password@]host[:port][/database]` or of the cluster
+    /// at `redis+cluster://[user:password@]host[:port][,host[:port]…]`. The schemes `rediss` and
+    /// `rediss+cluster` use TLS. Special characters of a user or a password are percent-encoded.
+    /// The client connects in the background.
     ///
     /// # Errors
-    /// [`RedisError`] when `url` is not of that form, or a file does not do.
+    /// [`RedisError`] if `url` is not of that form, or a file cannot be used.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
-    pub fn connect_lazy(url: &str, certificates: ClientFiles) -> Result<Self, RedisError> {
+    pub fn connect_lazy(url: &str, options: RedisOptions) -> Result<Self, RedisError> {
         let (set_connection, connection) = watch::channel(None);
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
-        let health = Arc::new(Health { address: without_password(url), ..Health::default() });
+        let health = Arc::new(Health { address: for_messages(url), ..Health::default() });
         let url = url.to_owned();
-        let make = move |files: &ClientFiles| Connector::new(&url, files);
-        let connector = Reloadable::new(certificates.paths(), move || make(&certificates))?;
+        let mut files = options.certificates.paths();
+        files.extend(options.password_file.clone());
+        let connector = Reloadable::new(files, move || Connector::new(&url, &options))?;
         tokio::spawn(connect(Arc::clone(&connector), set_connection, Arc::clone(&health)));
         tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
         Ok(Redis { connector, connection, writes, health })
     }
 
-    /// Goes on for ever, as
-    /// [`ClientTls::keep_current`](afterimage_wire::tls::ClientTls::keep_current) does: when the
-    /// certificates have changed, or the process gets SIGHUP, a connection with the new ones
-    /// takes the place of the one that there is.
+    /// Watches the certificates and the password file, as
+    /// [`ClientTls::keep_current`](afterimage_wire::tls::ClientTls::keep_current) does, and never
+    /// ends. When a file has changed, or the process gets SIGHUP, a new connection replaces the
+    /// present one.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
@@ -171,11 +225,11 @@ impl Backend for Redis {
                     Some(values)
                 }
                 Ok(Err(error)) => {
-                    health.fails(&error);
+                    health.fails(cause(&error));
                     None
                 }
                 Err(_) => {
-                    health.fails(&format_args!("a lookup took more than {budget:?}"));
+                    health.fails(format_args!("a lookup took longer than {budget:?}"));
                     None
                 }
             };
@@ -184,7 +238,7 @@ impl Backend for Redis {
     }
 
     fn set(&self, key: u64, value: i64) {
-        // A full queue is a server that is away or too slow: a miss later.
+        // If the queue is full, the server is away or too slow: a miss later.
         let _ = self.writes.try_send((key, value));
     }
 
@@ -199,41 +253,43 @@ impl fmt::Debug for Redis {
     }
 }
 
-/// What an `MGET` gives.
+/// The reply to an `MGET`.
 type Values = Vec<Option<Vec<u8>>>;
 
-/// Tries until a connection is there; from then on the library reconnects by itself. Anew is
-/// connected when the server turns out to be a replica (after a failover its name may mean another
-/// one), and with new certificates.
+/// Connects, and retries until that succeeds. From then on the library reconnects by itself. A new
+/// connection is made when the server turns out to be a replica (after a failover its name may lead
+/// to another server), and when a certificate or the password has changed.
 async fn connect(
     connector: Arc<Reloadable<Connector, RedisError>>,
     set_connection: watch::Sender<Option<Connection>>,
     health: Arc<Health>,
 ) {
-    let mut certificates = connector.changes();
+    let mut changes = connector.changes();
     loop {
-        let current = Arc::clone(&certificates.borrow_and_update());
-        match tokio::time::timeout(PATIENCE, current.connect()).await {
+        let current = Arc::clone(&changes.borrow_and_update());
+        // Each step has its own limit, and its error is the better cause. This one is a backstop.
+        match tokio::time::timeout(PATIENCE * 2, current.connect()).await {
             Ok(Ok(connection)) => {
                 let _ = set_connection.send(Some(connection));
-                // The sender lives as long as its receivers: dropped, it would end `write`.
+                // The sender must outlive its receivers: its end would end `write`.
                 tokio::select! {
                     () = health.moved.notified() => tokio::time::sleep(MOVE_PAUSE).await,
-                    Ok(()) = certificates.changed() => continue,
+                    Ok(()) = changes.changed() => continue,
                     () = set_connection.closed() => return,
                 }
             }
-            Ok(Err(error)) => health.fails(&error),
-            Err(_) => health.fails(&format_args!("no connection within {PATIENCE:?}")),
+            Ok(Err(error)) => health.fails(cause_of_no_connection(&error, current.has_tls)),
+            Err(_) => health.fails(format_args!("no connection within {:?}", PATIENCE * 2)),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY_PAUSE) => {}
+            Ok(()) = changes.changed() => {}
             () = set_connection.closed() => return,
         }
     }
 }
 
-/// Sends writes on, as many together as there are.
+/// Sends the queued writes, in batches.
 async fn write(
     mut queue: mpsc::Receiver<(u64, i64)>,
     mut connection: watch::Receiver<Option<Connection>>,
@@ -249,15 +305,18 @@ async fn write(
             command.arg(&redis_key(key)).arg(&value.to_le_bytes());
         }
         if let Some(mut connection) = connected {
-            // A write that is lost is a miss later.
-            let asked = tokio::time::timeout(PATIENCE, connection.ask::<()>(&command)).await;
-            let outcome = match asked {
-                Ok(Ok(())) => Writing::Done,
+            // A lost write is a miss later.
+            let reply = tokio::time::timeout(PATIENCE, connection.ask::<()>(&command)).await;
+            let outcome = match reply {
+                Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-                    Writing::ReadOnly(error)
+                    Err(WriteError::ReadOnly(cause(&error)))
                 }
-                Ok(Err(error)) => Writing::Failed(error.to_string()),
-                Err(_) => Writing::Failed(format!("{writes} writes took more than {PATIENCE:?}")),
+                Ok(Err(error)) => Err(WriteError::Other(cause(&error))),
+                Err(_) => {
+                    let text = format!("{writes} writes took longer than {PATIENCE:?}");
+                    Err(WriteError::Other(text))
+                }
             };
             health.wrote(outcome, writes);
         }
@@ -271,7 +330,7 @@ fn redis_key(key: u64) -> [u8; 11] {
     bytes
 }
 
-/// A value that is not eight bytes was not written by us: none.
+/// The value, if it has eight bytes. Others were not written by a memo.
 fn parse(value: Vec<u8>) -> Option<i64> {
     Some(i64::from_le_bytes(value.try_into().ok()?))
 }
@@ -281,15 +340,54 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_address_that_is_none_is_refused_without_its_password() {
+    async fn refuses_bad_addresses_and_password_files() {
+        let refusal = |url: &str, options| match Redis::connect_lazy(url, options) {
+            Ok(_) => panic!("{url} is taken"),
+            Err(error) => error.to_string(),
+        };
         for url in ["redis://", "http://localhost", "redis+cluster://", "redis://u:hunter2@"] {
-            let error = Redis::connect_lazy(url, ClientFiles::default()).unwrap_err().to_string();
-            assert!(!error.contains("hunter2"), "{error}");
+            let error = refusal(url, RedisOptions::default());
+            assert!(error.starts_with("invalid Redis address") && !error.contains("hunter2"));
         }
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        let options =
+            || RedisOptions { password_file: Some(file.clone()), ..RedisOptions::default() };
+        assert!(refusal("redis://h", options()).starts_with("cannot read"));
+        for (content, reason) in [("\n", "is empty"), ("a\nb\n", "more than one line")] {
+            std::fs::write(&file, content).unwrap();
+            assert!(refusal("redis://h", options()).contains(reason));
+        }
+        std::fs::write(&file, "hunter2\n").unwrap();
+        assert!(refusal("redis://:p@h", options()).contains("set one of them"));
+        assert!(Redis::connect_lazy("redis://h", options()).is_ok());
     }
 
     #[test]
-    fn a_foreign_value_is_none() {
+    fn warns_once_in_ten_seconds_of_failures() {
+        let (warning, start) = (Warning::default(), Instant::now());
+        let failures = (0..600).filter(|&tenth| {
+            let at = start + Duration::from_millis(100 * tenth);
+            let logged = warning.failed(at);
+            // Interrupted by successes, too.
+            if tenth % 7 == 0 {
+                warning.succeeded();
+            }
+            logged
+        });
+        assert_eq!(failures.count(), 6);
+    }
+
+    #[test]
+    fn reports_recovery_only_after_a_warning() {
+        let (warning, now) = (Warning::default(), Instant::now());
+        assert!(!warning.succeeded());
+        assert!(warning.failed(now) && warning.succeeded());
+        assert!(!warning.failed(now) && !warning.succeeded());
+    }
+
+    #[test]
+    fn ignores_values_of_other_applications() {
         assert_eq!(parse(vec![1, 0, 0, 0, 0, 0, 0, 0]), Some(1));
         assert_eq!(parse(vec![]), None);
         assert_eq!(parse(b"a foreign value".to_vec()), None);

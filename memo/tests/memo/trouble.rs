@@ -9,11 +9,11 @@ use afterimage_memo::key::ModelId;
 use afterimage_memo::pool::Pool;
 use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, Store};
-use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::{Role, Shape};
 use afterimage_wire::server::{Batch, Identity, Later, Op, Service};
-use afterimage_wire::{Client, Status};
+use afterimage_wire::{CallError, Client, Status};
 
 use crate::common::{counter, fail_fast, until};
 use crate::puppet::{Puppet, label, memo, model_id, remote, secret, serve, status, table};
@@ -71,6 +71,54 @@ impl Service for FirstByte {
     }
 
     fn stats(&self, _: &mut Stats) {}
+}
+
+/// A classifier behind a socket with this identity; its errors contain control characters.
+struct Odd(ModelId);
+
+impl Service for Odd {
+    fn identity(&self) -> Identity {
+        let ModelId { digest, shape, classes } = self.0.clone();
+        Identity { service: Role::Classifier, digest, classes, shape }
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for i in 0..batch.requests().len() {
+            batch.error(i, Status::BadArgument, "\x1b[2J\nforged");
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+/// The error of a request to a memo in front of `Odd`, once the memo is connected.
+async fn error_of(model: ModelId) -> CallError {
+    let classifier = serve(Odd(model), "127.0.0.1:0").await;
+    let upstream = Client::connect(classifier.addr.as_str(), fail_fast()).await.unwrap();
+    let upstream = Pool::new(upstream, Duration::from_secs(5));
+    let client = memo(Store::Embedded(table(), None), upstream, MemoOptions::new(secret())).await;
+    client.classify(&[1; 4]).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn an_incomplete_classifier_is_told_what_a_memo_requires() {
+    let complete = model_id(1);
+    for (model, found) in [
+        (ModelId { digest: [0; 32], ..complete.clone() }, "no digest"),
+        (ModelId { shape: Shape::default(), ..complete.clone() }, "no input shape"),
+        (ModelId { classes: 0, ..complete }, "0 classes"),
+    ] {
+        let error = error_of(model).await;
+        assert_eq!(error.status(), Status::UpstreamError, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(found) && text.contains("a memo requires"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn error_texts_of_classifiers_reach_clients_escaped() {
+    let error = error_of(model_id(1)).await.to_string();
+    assert!(error.contains(r"\u{1b}[2J\nforged") && !error.contains('\n'), "{error:?}");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod causes;
 mod cluster;
 mod node;
 mod recovery;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_memo::key::ModelId;
-use afterimage_memo::store::{Redis, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Redis, RedisOptions, RemoteStore, StoreOptions};
 use afterimage_memo::upstream::{Answer, Job};
 use afterimage_memo::{Classifier, MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::message::Origin;
@@ -49,12 +50,16 @@ async fn memo(url: &str) -> Client {
 }
 
 async fn memo_with(url: &str, certificates: ClientFiles) -> Client {
+    memo_of(url, RedisOptions { certificates, ..RedisOptions::default() }).await
+}
+
+async fn memo_of(url: &str, options: RedisOptions) -> Client {
+    let redis = Redis::connect_lazy(url, options).unwrap();
     let shape = Shape::new(&[4]).unwrap();
     let model = Arc::new(ModelId { digest: [1; 32], shape, classes: 256 });
     // A busy machine is not what these tests are about.
     let lookup_budget = Duration::from_millis(300);
     let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
-    let redis = Redis::connect_lazy(url, certificates).unwrap();
     tokio::spawn(redis.keep_current());
     let store = Store::Remote(RemoteStore::new(redis, options));
     let options = MemoOptions::new(Secret::new([7; 32]));

@@ -40,7 +40,7 @@ impl Node {
         Node::start_with(CLUSTER)
     }
 
-    fn start_with(flags: &[&str]) -> Node {
+    pub(crate) fn start_with(flags: &[&str]) -> Node {
         let port = free_port();
         let port_flags = ["--port", &port.to_string()];
         Node::start_at(port, &[&port_flags, flags].concat(), Vec::new())

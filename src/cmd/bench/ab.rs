@@ -1,5 +1,4 @@
-//! `afterimage bench ab`: two services measured in turn, so that what disturbs the machine disturbs
-//! both.
+//! `afterimage bench ab`: two servers measured in turn, so that a disturbance affects both.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -14,23 +13,23 @@ use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The one service, as `afterimage bench` takes it.
+    /// First server, in the form of TARGET of `afterimage bench`
     #[arg(value_name = "A")]
     a: String,
 
-    /// The other: better or worse than the first?
+    /// Second server, compared with the first
     #[arg(value_name = "B")]
     b: String,
 
-    /// How often each is measured, in turn; below 6 there is no confidence interval.
+    /// Measurements of each server; below 6 there is no confidence interval
     #[arg(long, value_name = "N", default_value = "10")]
     rounds: NonZeroUsize,
 
-    /// Write the runs into this folder as one record, for `bench compare` and `bench report`.
+    /// Write the runs into this folder as one record, for `bench compare` and `bench report`
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
 
-    /// What the record is about, in a word; part of its file's name.
+    /// Name of the record, part of its file name
     #[arg(long, value_name = "NAME", default_value = "ab")]
     record_name: String,
 
@@ -54,7 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let interrupts = Interrupts::watch()?;
     plans.iter_mut().for_each(|(_, plan)| plan.cancel = interrupts.cancel());
-    // Answers are checked against each other, where both answer alike.
+    // Both must give the same answers, so they share the table of expected answers.
     let target = plans[0].1.target.clone();
     if args.load.spec()?.images.is_none() && plans[1].1.dialect == plans[0].1.dialect {
         plans[1].1.target = target;

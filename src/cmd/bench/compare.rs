@@ -1,4 +1,4 @@
-//! `afterimage bench compare`: the runs of records laid over one another.
+//! `afterimage bench compare`: the comparison of two records.
 
 use std::path::PathBuf;
 
@@ -10,8 +10,7 @@ use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// Two records, made with `bench --repeat N --record DIR`; or one that `bench ab` has made,
-    /// whose two services were measured in turn.
+    /// Two records of `bench --repeat N --record DIR`, or one record of `bench ab`
     #[arg(value_name = "RECORD", required = true, num_args = 1..=2)]
     records: Vec<PathBuf>,
 }
@@ -26,15 +25,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             say!("A: {}\nB: {}", a.display(), b.display())?;
             between(&read(a)?, &read(b)?)
         }
-        _ => bail!("one record or two"),
+        _ => bail!("expected one or two records"),
     }
 }
 
-/// Compares the two services of one record.
+/// Compares the two servers of one record.
 fn within(record: &Record, file: &str) -> anyhow::Result<()> {
     let Some(comparisons) = compare::within(record) else {
         let names = compare::by_name(&record.runs).len();
-        bail!("{file} has runs of {names} names; a comparison needs two");
+        bail!("{file} has runs of {names} different names; a comparison needs two");
     };
     if let Some(Comparison { names: [a, b], .. }) = comparisons.first() {
         say!("A: {a}\nB: {b}\n")?;
@@ -42,7 +41,7 @@ fn within(record: &Record, file: &str) -> anyhow::Result<()> {
     show(&comparisons)
 }
 
-/// Compares the runs that have the same names in both, or the only ones that each has.
+/// Compares the runs with equal names, or the only run of each record.
 fn between(a: &Record, b: &Record) -> anyhow::Result<()> {
     let found = compare::between(a, b);
     ensure!(!found.is_empty(), "the two records have no run of the same name");

@@ -34,27 +34,27 @@ pub(crate) struct Args {
     #[command(flatten)]
     target: TargetArgs,
 
-    /// Goal: the 99th percentile of the latency from the due time.
+    /// Goal: the 99th percentile of the latency from the due time
     #[arg(long, value_name = "TIME", default_value = "1ms")]
     p99: Time,
 
-    /// Another limit, for example 'p99.9>2ms'. May be given several times.
+    /// Another limit, for example 'p99.9>2ms'. May be given several times
     #[arg(long, value_name = "THRESHOLD")]
     fail_if: Vec<Threshold>,
 
-    /// First rate to try, in requests per second.
+    /// First rate to try, in requests per second
     #[arg(long, value_name = "N", default_value_t = 1000.0)]
     start: f64,
 
-    /// End the search within this share of the rate.
+    /// End the search within this share of the rate
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     precision: f64,
 
-    /// How often the found rate must hold again, in a row.
+    /// How often the found rate must hold again, in a row
     #[arg(long, value_name = "N", default_value = "3")]
     confirm: NonZeroU32,
 
-    /// Longest time of the search.
+    /// Longest time of the search
     #[arg(long, value_name = "TIME", default_value = "2m")]
     budget: Time,
 

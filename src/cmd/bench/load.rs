@@ -1,4 +1,4 @@
-//! Whom to ask, and what: flags and a workload file become a plan.
+//! The plan of a run, from flags and a workload file.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -21,16 +21,18 @@ const MAX_IMAGES: usize = 20_000_000;
 /// The images that need no file.
 const DRAWN: &str = "drawn";
 
-/// Which service to put load on.
+/// The server to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct TargetArgs {
-    /// The service: host:port or tcp://host:port of a memo, a classifier or a cache, which say
-    /// themselves what they are; redis://host:port; memcached://host:port (its text protocol),
-    /// memcached+meta://host:port. [default: 127.0.0.1:7400]
+    /// Server to measure [default: 127.0.0.1:7400]
+    ///
+    /// HOST:PORT of a memo, a classifier or a cache service;
+    /// redis://[USER:PASSWORD@]HOST[:PORT][/DB]; memcached://HOST[:PORT] for its text
+    /// protocol, or memcached+meta://HOST[:PORT].
     #[arg(value_name = "TARGET")]
     server: Option<String>,
 
-    /// The same as a flag.
+    /// The same as TARGET.
     #[arg(long, value_name = "URL", conflicts_with = "server")]
     target: Option<String>,
 }
@@ -50,89 +52,86 @@ pub(super) fn address(text: &str) -> anyhow::Result<Address> {
     Ok(address)
 }
 
-/// The workload and the connection: all but whom to ask.
+/// The workload and the connection options.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Workload")]
 pub(crate) struct LoadArgs {
-    /// A TOML file that says all of the below; flags beat it. Its keys are the flags without the
-    /// dashes, and access = "uniform", "zipf", "scan" or "once"; arrivals = "constant" or
-    /// "poisson".
+    /// TOML file with the settings below; flags override it. Its keys are the flags without
+    /// dashes.
     #[arg(long, value_name = "FILE")]
     workload: Option<PathBuf>,
 
-    /// Images or keys to choose from. [default: 10000]
+    /// Number of different images or keys [default: 10000]
     #[arg(long, value_name = "N")]
     population: Option<u32>,
 
-    /// Where images come from: drawn, an IDX file, or the folder of the MNIST files (the test
-    /// images). [default: drawn]
+    /// Images to send: `drawn`, an IDX file, or a folder with the MNIST test files [default:
+    /// drawn]
     #[arg(long, value_name = "SOURCE")]
     images: Option<String>,
 
-    /// In which order they are asked about. [default: uniform]
+    /// Order of the requests [default: uniform]
     #[arg(long, value_enum)]
     access: Option<Access>,
 
-    /// Choose by Zipf's law with this exponent.
+    /// Choose images or keys by Zipf's law with this exponent
     #[arg(long, value_name = "S")]
     zipf: Option<f64>,
 
-    /// The share of requests to a cache that read; the others write. [default: 1]
+    /// Share of requests to a cache that read; the others write [default: 1]
     #[arg(long, value_name = "SHARE")]
     read_share: Option<f64>,
 
-    /// The share of reads that are about the population; the others are about images or keys that
-    /// nobody has asked about before. [default: 1]
+    /// Share of reads from the population; the others use new images or keys [default: 1]
     #[arg(long, value_name = "SHARE")]
     hit_ratio: Option<f64>,
 
-    /// Ask about each image, or write each key, once before.
+    /// Send each image, or write each key, once before the warm-up
     #[arg(long)]
     prefill: bool,
 
-    /// How long to run before measuring. [default: 1s]
+    /// Length of the warm-up [default: 1s]
     #[arg(long, value_name = "TIME", alias = "warmup")]
     warm_up: Option<Time>,
 
-    /// How long to measure. [default: 10s]
+    /// Length of the measurement [default: 10s]
     #[arg(long, value_name = "TIME", conflicts_with = "count")]
     duration: Option<Time>,
 
-    /// How many requests to measure, instead of how long.
+    /// Number of requests to measure, instead of --duration
     #[arg(long, value_name = "N")]
     count: Option<u64>,
 
-    /// Connections in all. [default: 1]
+    /// Number of connections [default: 1]
     #[arg(long, value_name = "N")]
     connections: Option<usize>,
 
-    /// Requests in flight on each connection; several depths, with commas, are measured in turn.
-    /// [default: 1]
+    /// Requests in flight per connection; several values (1,64) are measured in turn [default: 1]
     #[arg(long, value_name = "N", value_delimiter = ',')]
     depth: Option<Vec<usize>>,
 
-    /// Keys that one command asks for, of Redis (MGET) and of memcached (get). [default: 1]
+    /// Keys per command of Redis (MGET) or memcached (get) [default: 1]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
 
-    /// Requests a second, whether or not earlier ones are answered (an open loop). Without it the
-    /// next request follows when an answer is there.
+    /// Requests per second on a schedule (open loop). Without it each answer triggers the next
+    /// request (closed loop)
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
 
-    /// Requests of an open loop come at random moments instead of evenly spaced ones.
+    /// Random arrivals (Poisson process) instead of evenly spaced ones; needs --rate
     #[arg(long)]
     poisson: bool,
 
-    /// What all random numbers come from. [default: 1]
+    /// Random seed [default: 1]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Load threads. [default: 1]
+    /// Number of load threads [default: 1]
     #[arg(long, value_name = "N")]
     load_threads: Option<usize>,
 
-    /// CPUs to tie the load threads to, in turn.
+    /// CPUs to pin the load threads to, in turn
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
     pin: Vec<usize>,
 
@@ -142,18 +141,18 @@ pub(crate) struct LoadArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Access {
-    /// Each one as likely as another.
+    /// All equally likely
     Uniform,
-    /// The first few far more often than the others.
+    /// By Zipf's law: the first few far more often than the others
     Zipf,
-    /// One after another, over and over.
+    /// In order, repeatedly
     Scan,
-    /// One after another, each once.
+    /// In order, each once
     Once,
 }
 
 impl LoadArgs {
-    /// What the flags say, over what the workload file says.
+    /// The settings of the flags over those of the workload file.
     pub(crate) fn spec(&self) -> anyhow::Result<Spec> {
         let access = self.access.map(|access| match access {
             Access::Uniform => Order::Uniform,
@@ -164,7 +163,7 @@ impl LoadArgs {
         let flags = Spec {
             population: self.population,
             images: self.images.clone(),
-            // An exponent on the command line is Zipf's, whatever the file says.
+            // --zipf overrides the access of the file.
             access: access.or(self.zipf.map(|_| Order::Zipf)),
             exponent: self.zipf,
             read_share: self.read_share,
@@ -200,7 +199,7 @@ impl LoadArgs {
     /// The plan for the service at `address`, and its workload.
     pub(crate) fn plan(&self, address: &Address) -> anyhow::Result<(Plan, Spec)> {
         let spec = self.spec()?;
-        // Not by clap's `requires`, which does not see what the settings file says.
+        // Clap's `requires` does not see the settings file.
         if self.poisson && spec.rate.is_none() {
             bail!("--poisson needs --rate, the number of requests per second");
         }
@@ -224,7 +223,7 @@ impl LoadArgs {
         let peer = Peer { addr, dialect, token: &token, login, tls: tls.as_ref(), timeout };
         // Before the images are drawn: the kind of service decides whether there are any.
         let service = match spec.images {
-            // A wrong file is said to be one also when nobody listens.
+            // A wrong file is reported also without a server.
             Some(_) => None,
             None => afterimage_bench::greet(peer)?,
         };
@@ -246,22 +245,22 @@ impl LoadArgs {
     }
 }
 
-/// Refuses a workload for images where keys are asked for, and the other way round, with a hint.
+/// Refuses flags for images with a cache, and flags for keys with a memo or classifier.
 fn hint_at_wrong_flags(spec: &Spec, peer: Peer<'_>) -> anyhow::Result<()> {
     let Peer { addr, dialect, .. } = peer;
     let service = afterimage_bench::greet(peer)?;
     if !service.is_some_and(Role::classifies) {
         let name = match service {
             Some(service) => format!("a {service}"),
-            None => format!("a cache that speaks {dialect}"),
+            None => format!("a {dialect} server"),
         };
-        bail!("{addr} is {name}: it is asked for keys and knows no images; leave --images away");
+        bail!("{addr} is {name}, which stores keys and no images; remove --images");
     }
     if spec.read_share.is_some() || spec.batch.is_some_and(|batch| batch > 1) {
         let service = service.map(|service| service.to_string()).unwrap_or_default();
         bail!(
-            "{addr} is a {service}: it is asked about images; --read-share and --batch are for caches \
-             (the host:port of an `afterimage cache`, redis://, memcached://)"
+            "{addr} is a {service}, which classifies images; --read-share and --batch work with a cache \
+             service, redis:// and memcached:// only"
         );
     }
     Ok(())
@@ -281,7 +280,7 @@ fn population(spec: &Spec) -> anyhow::Result<Population> {
     }
 }
 
-/// The first `count` images of an IDX file that differ from those before them.
+/// The first `count` distinct images of an IDX file.
 fn idx(path: &Path, count: usize) -> anyhow::Result<Population> {
     let (shape, pixels) = read_images(path)?;
     let (mut seen, mut bytes) = (HashSet::new(), Vec::new());
@@ -294,7 +293,7 @@ fn idx(path: &Path, count: usize) -> anyhow::Result<Population> {
         .with_context(|| format!("the images in {}", path.display()))
 }
 
-/// The first `count` images of the MNIST test set that differ from those before them.
+/// The first `count` distinct images of the MNIST test set.
 pub(crate) fn mnist(directory: &Path, count: usize) -> anyhow::Result<Population> {
     let test = Dataset::read(directory, "t10k")?;
     let (mut seen, mut bytes, mut labels) = (HashSet::new(), Vec::new(), Vec::new());

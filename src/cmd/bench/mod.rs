@@ -1,4 +1,4 @@
-//! `afterimage bench`: put load on a running service and measure it.
+//! `afterimage bench`: load and measurement of a running server.
 
 mod ab;
 mod compare;
@@ -44,17 +44,19 @@ Examples:
   afterimage bench --target redis://127.0.0.1:6379 --prefill --read-share 0.9 --zipf 1
   afterimage bench 127.0.0.1:7400 --rate 50000 --poisson --fail-if 'p99>1ms' --fail-if 'errors>0'
   afterimage bench find-max 127.0.0.1:7400 --p99 1ms
-  afterimage bench ab 127.0.0.1:7400 127.0.0.1:7500 --depth 64 --record results";
+  afterimage bench ab 127.0.0.1:7400 127.0.0.1:7500 --depth 64 --record results
+
+Ctrl-C and SIGTERM end the measurement early: the figures until then are printed and written.";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Find the highest rate of an open loop that still holds a goal.
+    /// Find the highest rate of an open loop that still holds a goal
     FindMax(find_max::Args),
-    /// Measure two services in turn, round after round, and say which is better and how surely.
+    /// Measure two servers in turn and compare them
     Ab(ab::Args),
-    /// Lay the runs of records over one another, with a verdict and its confidence interval.
+    /// Compare two records, with confidence intervals
     Compare(compare::Args),
-    /// Make an HTML page with plots of the runs of records.
+    /// Write an HTML page with plots of records
     Report(report::Args),
 }
 
@@ -111,7 +113,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-/// What went wrong in these runs, and which limits they broke.
+/// The problems of these runs, and the limits they broke.
 fn problems(runs: &[Run], output: &output::OutputArgs) -> Vec<String> {
     let of = |run: &Run| {
         let broken = output.thresholds().filter_map(|limit| limit.broken_by(&run.report));
@@ -125,7 +127,7 @@ fn problems(runs: &[Run], output: &output::OutputArgs) -> Vec<String> {
     runs.iter().flat_map(|run| of(run).into_iter().map(|it| named(run, it))).collect()
 }
 
-/// Runs a plan under a progress bar that begins with `heading`.
+/// Runs a plan with a progress bar that begins with `heading`.
 pub(crate) fn measure(plan: &Plan, heading: &str) -> anyhow::Result<Report> {
     let bar = Bar::new(0);
     let report = afterimage_bench::run(plan, &mut |progress: Progress| {

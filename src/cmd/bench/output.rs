@@ -1,4 +1,4 @@
-//! Where the figures of a run go, and what they must keep to.
+//! Output files of a run, and its limits.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -16,38 +16,37 @@ use crate::print::{self, say};
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
-    /// Measure each depth so many times: what `bench compare` needs for a confidence interval.
+    /// Measurements of each depth; `bench compare` needs several for a confidence interval
     #[arg(long, value_name = "N", default_value = "1")]
     repeat: NonZeroUsize,
 
-    /// Fail when this is true of a run: p99>5ms, say. May be given several times. Of latencies:
-    /// mean, p50, p90, p99, p99.9, p99.99, max; else errors, throughput, hit-ratio.
+    /// Exit with 1 if this is true of a run, for example 'p99>5ms'. May be given several times
+    ///
+    /// Latencies: mean, p50, p90, p99, p99.9, p99.99, max. Others: errors, throughput, hit-ratio.
     #[arg(long, value_name = "THRESHOLD")]
     fail_if: Vec<Threshold>,
 
-    /// Print a record as JSON instead of the table (schema: bench/schema/record.json).
+    /// Print a record as JSON instead of a table (schema: bench/schema/record.json)
     #[arg(long)]
     json: bool,
 
-    /// Write a page with plots into this file.
+    /// Write an HTML page with plots into this file
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
 
-    /// Write the percentiles into this file, as HdrHistogram's plotters read them (.hgrm; of
-    /// several runs the last).
+    /// Write the percentiles of the last run into this file, for HdrHistogram's plotters (.hgrm)
     #[arg(long, value_name = "FILE")]
     hgrm: Option<PathBuf>,
 
-    /// Write the histogram of each interval into this file, as HdrHistogram's log tools read them
-    /// (.hlog).
+    /// Write the histogram of each interval into this file, for HdrHistogram's log tools (.hlog)
     #[arg(long, value_name = "FILE")]
     interval_log: Option<PathBuf>,
 
-    /// Also write a record into this folder: the reports, the command, the commit, the machine.
+    /// Write a record into this folder: reports, command, commit and machine
     #[arg(long, value_name = "DIR")]
     record: Option<PathBuf>,
 
-    /// What the record is about, in a word; part of its file's name.
+    /// Name of the record, part of its file name
     #[arg(long, value_name = "NAME", default_value = "run")]
     record_name: String,
 }

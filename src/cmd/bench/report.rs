@@ -1,4 +1,4 @@
-//! `afterimage bench report`: the runs of records as a page with plots.
+//! `afterimage bench report`: a page with plots of records.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -13,15 +13,15 @@ use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The records; their runs are laid over one another.
+    /// Records to show; each plot has the runs of all
     #[arg(value_name = "RECORD", required = true)]
     records: Vec<PathBuf>,
 
-    /// Where to write the page. It needs nothing but itself.
+    /// File for the page, which needs no other file
     #[arg(long, value_name = "FILE", default_value = "report.html")]
     html: PathBuf,
 
-    /// The page's title.
+    /// Title of the page
     #[arg(long, value_name = "TEXT", default_value = "Afterimage bench")]
     title: String,
 }

@@ -1,5 +1,5 @@
-//! What the fuzz targets of all crates share: what a target is, a reader that turns bytes into
-//! choices, and the ordinary test run's own small fuzzer.
+//! Shared parts of all fuzz targets: the target type, a reader that turns bytes into choices, and a
+//! small fuzzer for the ordinary test run.
 //!
 //! The modules below hold the targets of each crate.
 
@@ -12,25 +12,25 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
-/// One thing to fuzz.
+/// A fuzz target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name: that of the program in `fuzz/fuzz_targets/`, of its corpus and of its
+    /// Its name: also that of its program in `fuzz/fuzz_targets/`, of its corpus and its
     /// regressions.
     pub name: &'static str,
-    /// Takes any bytes; panics when something that must hold does not.
+    /// Takes any bytes, and panics if a property does not hold.
     pub body: fn(&[u8]),
-    /// Inputs to begin with, each with a name.
+    /// Initial inputs.
     pub seeds: fn() -> Vec<Seed>,
-    /// Bytes that may be allocated at once for each byte of input, beside [`MEMORY_BASE`].
+    /// Bytes that may be allocated at once for each byte of input, in addition to [`MEMORY_BASE`].
     pub memory_per_byte: usize,
 }
 
-/// An input to begin with: a name that is good for a file, and the bytes.
+/// An initial input: a name that is a valid file name, and the bytes.
 pub type Seed = (String, Vec<u8>);
 
-/// Bytes that every target may allocate whatever its input: buffers of fixed size, a runtime, a
-/// table, the shipped model.
+/// Bytes that every target may allocate for any input: buffers of fixed size, a runtime, a table,
+/// the shipped model.
 pub const MEMORY_BASE: usize = 16 << 20;
 
 /// Every target of every crate.
@@ -51,14 +51,14 @@ pub fn targets() -> impl Iterator<Item = Target> {
 /// The target of this name.
 ///
 /// # Panics
-/// When there is none.
+/// If there is none.
 #[must_use]
 pub fn named(name: &str) -> Target {
     targets().find(|target| target.name == name).expect("there is a target of this name")
 }
 
-/// Turns bytes into choices. When they run out, all further choices are zero: an input that is cut
-/// short is still one.
+/// Turns bytes into choices. After the last byte, all choices are zero, so that a shortened input
+/// is still valid.
 #[derive(Clone, Debug)]
 pub struct Source<'a> {
     rest: &'a [u8],
@@ -75,7 +75,7 @@ impl<'a> Source<'a> {
         self.rest.is_empty()
     }
 
-    /// The next `N` bytes, zeros behind the end.
+    /// The next `N` bytes, with zeros after the end.
     pub fn array<const N: usize>(&mut self) -> [u8; N] {
         let mut array = [0; N];
         let bytes = self.bytes(N);
@@ -120,7 +120,7 @@ impl<'a> Source<'a> {
         bytes
     }
 
-    /// All that is left.
+    /// All remaining bytes.
     pub fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
@@ -131,16 +131,16 @@ pub use afterimage_wire::splitmix::SplitMix64 as Rng;
 /// Runs [`exercise`] for the target of this name.
 ///
 /// # Panics
-/// As it does, and when there is no such target.
+/// As [`exercise`], and if there is no such target.
 pub fn exercise_named(name: &str, mutations: usize) {
     exercise(&named(name), mutations);
 }
 
 /// The ordinary test run of a target, on any toolchain: its seeds, its regressions, and `mutations`
-/// mutations of them. The same on every run. An input that fails is printed as hexadecimal.
+/// mutations of them. It is the same on every run. A failing input is printed in hexadecimal.
 ///
 /// # Panics
-/// When the target's body does, and when it has no seeds.
+/// If the target's body panics, or if it has no seeds.
 pub fn exercise(target: &Target, mutations: usize) {
     let mut inputs = (target.seeds)();
     assert!(!inputs.is_empty(), "{} has seeds", target.name);
@@ -183,7 +183,7 @@ fn run(target: &Target, what: &str, input: &[u8]) {
     }
 }
 
-/// Some of what libFuzzer does to an input.
+/// Mutates an input in some of libFuzzer's ways.
 fn mutate(mut input: Vec<u8>, other: &[u8], rng: &mut Rng) -> Vec<u8> {
     const ODD: [u8; 8] = [0x00, 0x01, 0x7f, 0x80, 0xff, 0xfe, 0x10, 0x20];
     for _ in 0..1 + rng.index(6) {
@@ -192,7 +192,7 @@ fn mutate(mut input: Vec<u8>, other: &[u8], rng: &mut Rng) -> Vec<u8> {
             0 => input.truncate(at),
             1 => input.insert(at, rng.number() as u8),
             2 => {
-                // The other input's end behind this one's beginning.
+                // The start of this input, then the end of the other.
                 input.truncate(at);
                 input.extend_from_slice(&other[rng.index(other.len() + 1)..]);
             }
@@ -212,7 +212,7 @@ fn mutate(mut input: Vec<u8>, other: &[u8], rng: &mut Rng) -> Vec<u8> {
                 }
             }
         }
-        // Splices must not feed on each other.
+        // Repeated splices must not grow the input without bound.
         input.truncate(8192);
     }
     input

@@ -9,9 +9,8 @@ use afterimage::settings::{apply, misplaced};
 
 use super::Seed;
 
-/// Any text as the settings file of `command`, which has a subcommand `cache` with a flag
-/// `--listen`: its settings are taken or refused with a reason, and a flag that is given beats
-/// them.
+/// Any text as the settings file of `command`, whose subcommand `cache` has a flag `--listen`. The
+/// settings are accepted or refused with a reason, and a given flag overrides them.
 pub(super) fn settings(data: &[u8]) {
     let command = afterimage::command();
     let text = String::from_utf8_lossy(data);
@@ -25,10 +24,10 @@ pub(super) fn settings(data: &[u8]) {
         Ok(command) => command,
         Err(error) => return assert!(error.to_string().contains("settings file"), "{error:#}"),
     };
-    assert!(is_toml, "what is no TOML was taken");
+    assert!(is_toml, "invalid TOML was accepted");
     for name in &names {
-        // The flags judge their settings themselves; a wrong one is an error with a text, which
-        // names the file if that is where it stands.
+        // The flags check their own settings. A wrong one is an error with a text, which names the
+        // file if the setting is in it.
         if let Err(error) = command.clone().try_get_matches_from(["afterimage", name]) {
             assert!(!error.to_string().is_empty());
             if let Some(error) = misplaced(&command, &error, &args) {
@@ -44,7 +43,7 @@ pub(super) fn settings(data: &[u8]) {
     }
 }
 
-/// Files that say something, and some that say it wrongly.
+/// Files with valid settings and with wrong ones.
 pub(super) fn seeds() -> Vec<Seed> {
     [
         ("empty", ""),
@@ -68,7 +67,7 @@ struct Temporary(PathBuf);
 impl Temporary {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        // Where there is a file system in memory, a file costs no disk's time.
+        // In a file system in memory, a file needs no disk access.
         let memory = Path::new("/dev/shm");
         let folder = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -78,7 +77,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // It may not have been made.
+        // The file may not exist.
         let _ = fs::remove_file(&self.0);
     }
 }

@@ -57,7 +57,7 @@ mod tests {
     const MAX: Duration = Duration::from_secs(1);
 
     #[test]
-    fn every_wait_is_below_a_ceiling_that_doubles_up_to_the_maximum() {
+    fn every_wait_is_below_a_doubling_ceiling() {
         for seed in 0..1000 {
             let mut backoff = Backoff::new(MIN, MAX, seed);
             let mut ceiling = MIN;

@@ -266,7 +266,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     Err(CallError::Server { server, status, text })
                 }
                 Ok(Message::GoAway { text }) => {
-                    tracing::debug!(text, "the server asks to go elsewhere");
+                    tracing::debug!(text, "the server sent GoAway");
                     go_away = true;
                     self.input.consume(frame.header.frame_len());
                     continue;

@@ -61,7 +61,7 @@ pub enum CallError {
     Refused {
         /// The server's address.
         server: Arc<str>,
-        /// What is wrong.
+        /// The problem.
         reason: Arc<ConnectionError>,
     },
     /// The image is larger than the server accepts.
@@ -306,7 +306,7 @@ pub enum ConnectionError {
     /// port.
     #[error("TLS: {reason}")]
     Tls {
-        /// What is wrong.
+        /// The problem.
         reason: Box<str>,
     },
     /// The server closed the connection.
@@ -434,7 +434,7 @@ pub enum Violation {
     Body {
         /// The kind of the reply.
         kind: Kind,
-        /// What is wrong with the body.
+        /// The problem with the body.
         #[source]
         error: BodyError,
     },

@@ -57,7 +57,7 @@ impl Security for ClientTls {
     ) -> Result<Self::Secured<T>, ConnectionError> {
         let host = host.unwrap_or_default();
         let name = self.name_for(host).map_err(|error: TlsError| ConnectionError::Tls {
-            reason: format!("{error}: name the server that its certificate is for").into(),
+            reason: format!("{error}; set the name that the server's certificate is for").into(),
         })?;
         let transport = BufReader::with_capacity(READ_LEN, transport);
         let connecting = TlsConnector::from(self.config()).connect(name, transport);

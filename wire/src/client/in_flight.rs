@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_nobody_was_given_find_nothing() {
+    fn unknown_ids_find_nothing() {
         let mut table = InFlight::new();
         table.insert(Instant::now(), ());
         for id in [0, 1, u64::MAX, 1 << 32 | 7, 2 << 32] {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_is_told_from_who_was_never_there() {
+    fn a_left_call_is_told_from_an_unknown_id() {
         let (mut table, now) = (InFlight::new(), Instant::now());
         let first = table.insert(now, ());
         assert!(!table.has_left(first), "it is there");

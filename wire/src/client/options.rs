@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_values_are_brought_into_range() {
+    fn values_are_clamped_to_their_ranges() {
         let mut options = ClientOptions::new().keepalive(Some(Duration::ZERO));
         options.max_in_flight = 0;
         options.max_body = u32::MAX;

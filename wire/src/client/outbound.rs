@@ -66,7 +66,7 @@ impl Outbound {
     /// Swaps the encoded requests into `written`, which is empty and becomes the next buffer. If
     /// there are none, the driver counts as asleep.
     pub(super) fn take(&mut self, written: &mut Vec<u8>) {
-        debug_assert!(written.is_empty(), "what was taken is written first");
+        debug_assert!(written.is_empty(), "the driver writes its buffer first");
         written.shrink_to(KEPT_CAPACITY);
         std::mem::swap(&mut self.out, written);
         self.writing = written.len();

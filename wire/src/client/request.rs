@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_budget_is_rounded_up_and_unlimited_only_beyond_what_the_field_can_say() {
+    fn a_budget_is_rounded_up_and_unlimited_beyond_the_field() {
         let now = Instant::now();
         for (left, budget) in [
             (Duration::ZERO, 1),

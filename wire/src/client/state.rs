@@ -365,7 +365,7 @@ impl State {
                 continue;
             };
             let CallState::Queued(request) = &call.state else {
-                unreachable!("what is in the queue is not sent");
+                unreachable!("a queued call is not sent");
             };
             if request.has_reply() && !outbound.has_room() {
                 break;

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_callback_that_nobody_called_is_called_when_it_ends() {
+    fn a_callback_is_called_when_it_is_dropped() {
         let calls = Arc::new(AtomicUsize::new(0));
         drop(counting(&calls));
         assert_eq!(calls.load(Ordering::SeqCst), 1);

@@ -1,9 +1,8 @@
-//! What all bodies share: how one can be wrong, and how a text is cut to its limit.
+//! Errors of bodies, and the cut of a text at its limit.
 
 use afterimage_core::Status;
 
-/// Why a frame's body is not a message of its kind. The frame's length is known, so the stream
-/// stays in step.
+/// Why a frame's body does not decode. The frame's length is known, so the stream stays in step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BodyError {
@@ -19,7 +18,7 @@ pub enum BodyError {
         /// How many bytes.
         bytes: usize,
     },
-    /// A `Hello` or `Welcome` that does not begin as they do.
+    /// A `Hello` or `Welcome` without the magic bytes.
     #[error("the body does not begin with the magic \"AFTERIMG\"")]
     WrongMagic,
     /// A text that is not UTF-8.
@@ -33,13 +32,13 @@ pub enum BodyError {
     OutOfRange {
         /// Which field.
         field: &'static str,
-        /// What it says.
+        /// Its value.
         value: u64,
-        /// What it may be.
+        /// The largest value allowed.
         limit: u64,
     },
-    /// A flag in a request that this version does not know. It may change what is asked for, so it
-    /// is not ignored. (In a reply it is.)
+    /// An unknown flag in a request. It may change the meaning of the request, so it is not
+    /// ignored. In a reply, unknown flags are ignored.
     #[error("flags {flags:#04x} are not known for this kind of request")]
     UnknownFlags {
         /// The unknown bits.
@@ -48,7 +47,7 @@ pub enum BodyError {
 }
 
 impl BodyError {
-    /// The status that tells a client of it.
+    /// The status with which a server reports this error.
     pub fn status(&self) -> Status {
         match self {
             BodyError::UnknownFlags { .. } => Status::Unsupported,

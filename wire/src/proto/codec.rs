@@ -1,7 +1,7 @@
-//! The protocol as a `tokio-util` codec, for those who build on [`tokio_util::codec::Framed`].
+//! The protocol as a `tokio-util` codec, for programs that use [`tokio_util::codec::Framed`].
 //!
-//! The client and the server here use the batch path instead ([`Frame::decode`] on whatever one
-//! read brought), which does not split a buffer per frame.
+//! The client and the server of this crate decode all frames of one read in place instead
+//! ([`Frame::decode`]), without a buffer for each frame.
 
 use std::io;
 
@@ -42,20 +42,20 @@ pub struct OwnedFrame {
 }
 
 impl OwnedFrame {
-    /// What the frame means.
+    /// Decodes the message of the frame.
     ///
     /// # Errors
-    /// [`BodyError`] when the body is not one of the header's kind.
+    /// [`BodyError`] if the body does not decode as a message of the header's kind.
     pub fn message(&self) -> Result<Message<'_>, BodyError> {
         Message::decode(Frame { header: self.header, body: &self.body })
     }
 }
 
-/// Why a stream of frames ended badly.
+/// Why a stream of frames cannot go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodecError {
-    /// The stream cannot be cut any further.
+    /// A frame is too large, so that the next one cannot be found.
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// The transport failed.
@@ -70,7 +70,8 @@ impl Decoder for FrameCodec {
     fn decode(&mut self, input: &mut BytesMut) -> Result<Option<OwnedFrame>, CodecError> {
         if Frame::decode(input, self.max_body)?.is_none() {
             if let Some(header) = Header::decode(input) {
-                // No more than as much again as has come: an announcement alone costs nothing.
+                // At most as much again as has arrived: a header that announces a large body
+                // allocates nothing by itself.
                 let missing = header.frame_len() - input.len();
                 input.reserve(missing.min(input.len()));
             }

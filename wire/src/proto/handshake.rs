@@ -13,30 +13,30 @@ use bytes::BufMut;
 use super::BodyError;
 use super::reader::Reader;
 
-/// The first eight bytes of both bodies. Whoever does not send them speaks something else.
+/// The first eight bytes of both bodies. A peer that does not send them speaks another protocol.
 pub const MAGIC: [u8; 8] = *b"AFTERIMG";
 
-/// The one version of the protocol there is.
+/// The only version of the protocol.
 pub const VERSION: u16 = 1;
 
 /// Bytes in the longest token. Longer than any sensible secret, short enough for a handshake frame.
 pub const MAX_TOKEN_LEN: usize = 1024;
 
-/// What a client says first.
+/// The first message of a client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Hello<'a> {
     /// The oldest protocol version that the client speaks.
     pub version_min: u16,
     /// The newest protocol version that the client speaks.
     pub version_max: u16,
-    /// Bits of optional features that the client would like; none is assigned in version 1.
+    /// Bits of optional features that the client asks for; none is assigned in version 1.
     pub features: u32,
-    /// The shared secret that the server may ask for; empty for none. At most [`MAX_TOKEN_LEN`].
+    /// The token that the server may demand; empty for none. At most [`MAX_TOKEN_LEN`].
     pub token: &'a [u8],
 }
 
 impl<'a> Hello<'a> {
-    /// The greeting of this version, with a token (empty for none).
+    /// The `Hello` of this version, with a token (empty for none).
     pub fn new(token: &'a [u8]) -> Self {
         Hello { version_min: VERSION, version_max: VERSION, features: 0, token }
     }
@@ -80,7 +80,7 @@ impl<'a> Hello<'a> {
 }
 
 impl fmt::Debug for Hello<'_> {
-    /// Leaves the token out: it is a secret, and debug output ends up in logs.
+    /// Omits the token: it is a secret, and debug output ends up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Hello")
             .field("version_min", &self.version_min)
@@ -91,15 +91,15 @@ impl fmt::Debug for Hello<'_> {
     }
 }
 
-/// What kind of service answers on a port.
+/// The kind of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Role {
-    /// Answers `ClassifyReq`, remembering.
+    /// Answers `ClassifyReq`, from its store where it can.
     Memo,
     /// Answers `CacheReq`.
     Cache,
-    /// Answers `ClassifyReq`, computing.
+    /// Answers `ClassifyReq` with its model.
     Classifier,
     /// A service of a newer version.
     Unknown(u8),
@@ -143,24 +143,26 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a server answers to a `Hello` that it accepts.
+/// A server's answer to a `Hello` that it accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Welcome {
-    /// The version of the protocol that both now speak.
+    /// The protocol version of this connection.
     pub version: u16,
-    /// What answers here.
+    /// The kind of the service.
     pub service: Role,
     /// Bits of optional features that the server grants; none is assigned in version 1.
     pub features: u32,
-    /// The largest body, in bytes, that the server takes.
+    /// The largest body, in bytes, that the server accepts.
     pub max_body: u32,
-    /// Requests that the server works on at once for this connection. Past it, it stops reading.
+    /// Requests of this connection that the server works on at once. At the limit it stops
+    /// reading.
     pub window: u32,
-    /// How many classes the model tells apart; labels are below it. 0 for none or not known.
+    /// Number of classes of the model; labels are below it. 0 if there are none or it is not
+    /// known.
     pub classes: u32,
-    /// SHA-256 of the model; zeros for none or not known.
+    /// SHA-256 of the model; zeros if there is none or it is not known.
     pub digest: [u8; DIGEST_LEN],
-    /// The input that the model takes; no dimensions for none or not known.
+    /// The input that the model takes; no dimensions if it is not known.
     pub shape: Shape,
     /// The server's name and version, for people: at most 255 bytes.
     pub name: String,

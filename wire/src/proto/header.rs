@@ -1,12 +1,12 @@
-//! The 16 bytes before every body, and the frame they announce.
+//! The 16-byte header before every body, and the frame that both form.
 //!
 //! | offset | size | field | meaning |
 //! | --- | --- | --- | --- |
-//! | 0 | 4 | body length | bytes after the header, not counting it |
-//! | 4 | 1 | kind | which message this is: [`Kind`] |
+//! | 0 | 4 | body length | bytes after the header |
+//! | 4 | 1 | kind | the message's [`Kind`] |
 //! | 5 | 1 | flags | bits whose meaning depends on the kind |
-//! | 6 | 2 | status | in a reply: a [`Status`](super::Status); in a request: its time budget in ms, 0 for none |
-//! | 8 | 8 | request id | chosen by the client; the reply carries it back |
+//! | 6 | 2 | status | reply: [`Status`](super::Status); request: time budget in ms, or 0 |
+//! | 8 | 8 | request id | chosen by the client and returned in the reply |
 //!
 //! All integers are little-endian.
 
@@ -24,26 +24,26 @@ pub const HEADER_LEN: usize = ID_AT + size_of::<u64>();
 
 const _: () = assert!(HEADER_LEN == 16, "PROTOCOL.md promises 16 bytes");
 
-/// The largest body that a server takes unless it is told otherwise: room for an image of a
-/// megapixel, and little enough that ten thousand connections cannot eat a machine.
+/// Default limit of a body: an image of a megapixel fits, and ten thousand connections do not
+/// exhaust a machine's memory.
 pub const DEFAULT_MAX_BODY: u32 = 1 << 20;
 
-/// The largest body before the handshake is over. A `Hello` with the longest token and a few
-/// extensions fits; nothing else has a reason to come that early.
+/// Limit of a body before the handshake is complete. A `Hello` with the longest token and a few
+/// extensions fits, and no other message is allowed that early.
 pub const MAX_HANDSHAKE_BODY: u32 = 4096;
 
-/// No limit on bodies may be above this, so that header plus body always fits a `u32`.
+/// Upper bound of every limit on bodies: header and body always fit a `u32`.
 pub const MAX_MAX_BODY: u32 = 1 << 30;
 
 const _: () = assert!(MAX_HANDSHAKE_BODY <= DEFAULT_MAX_BODY && DEFAULT_MAX_BODY <= MAX_MAX_BODY);
 
-/// One table makes the number, the name and the sender of every kind.
+/// One table defines the number, the name and the sender of every kind.
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident = $code:literal;)*) => {
-        /// Which message a frame carries. Grouped by service, with room between the groups:
+        /// The kind of a frame's message. Numbers are grouped by service, with space between them:
         /// `0x00` connection, `0x10` cache, `0x20` classifier, `0xF0` private experiments.
         ///
-        /// A kind that this version does not know survives decoding as [`Kind::Unknown`].
+        /// An unknown kind survives decoding as [`Kind::Unknown`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Kind {
@@ -79,31 +79,31 @@ macro_rules! kinds {
 kinds! {
     /// Client: opens the connection.
     Hello = 0x01;
-    /// Server: accepts it and says what it is.
+    /// Server: accepts it and describes the service.
     Welcome = 0x02;
-    /// Client: are you there?
+    /// Client: asks for a [`Kind::Pong`].
     Ping = 0x03;
-    /// Server: the same bytes back.
+    /// Server: returns the bytes of the `Ping`.
     Pong = 0x04;
-    /// Client: how are you doing?
+    /// Client: asks for statistics.
     StatsReq = 0x05;
     /// Server: counters, gauges, texts and histograms by name.
     StatsResp = 0x06;
     /// Server: a request, or the whole connection, has failed.
     Error = 0x07;
-    /// Server: finish what is in flight, then reconnect elsewhere.
+    /// Server: it closes after the requests in flight; send further ones on a new connection.
     GoAway = 0x08;
-    /// Client: write a snapshot now.
+    /// Client: asks for a snapshot on the server's disk.
     SnapshotReq = 0x09;
-    /// Server: what it came to.
+    /// Server: the snapshot is written.
     SnapshotResp = 0x0A;
     /// Client: read or write one key.
     CacheReq = 0x10;
     /// Server: the value of a key, if it has one.
     CacheResp = 0x11;
-    /// Client: which class is this image?
+    /// Client: asks for the label of an image.
     ClassifyReq = 0x20;
-    /// Server: this one.
+    /// Server: the label.
     ClassifyResp = 0x21;
 }
 
@@ -113,13 +113,13 @@ pub mod flags {
     pub const WRITE: u8 = 0x01;
     /// `CacheResp`: the key is there and its value follows.
     pub const EXISTS: u8 = 0x01;
-    /// `ClassifyResp`: the answer was remembered, nothing was computed.
+    /// `ClassifyResp`: a hit; the answer was in the store.
     pub const HIT: u8 = 0x01;
-    /// `ClassifyResp`: the answer was computed for an identical request already in flight.
+    /// `ClassifyResp`: coalesced; an identical request in flight brought the answer.
     pub const COALESCED: u8 = 0x02;
-    /// `Error`: it concerns the connection, which the sender closes, and not one request.
+    /// `Error`: it concerns the whole connection, which the sender closes.
     pub const CONNECTION: u8 = 0x01;
-    /// `SnapshotResp`: the snapshot had begun before it was asked for.
+    /// `SnapshotResp`: the snapshot had begun before this request.
     pub const JOINED: u8 = 0x01;
 }
 
@@ -128,7 +128,7 @@ pub mod flags {
 pub struct Header {
     /// Bytes of body that follow.
     pub body_len: u32,
-    /// Which message this is.
+    /// The message's kind.
     pub kind: Kind,
     /// Bits whose meaning depends on the kind: [`flags`].
     pub flags: u8,
@@ -167,7 +167,7 @@ impl Header {
     }
 }
 
-/// A header and its body, still in the buffer that they were received in.
+/// A header and its body, in the receive buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
     /// The header.
@@ -177,13 +177,13 @@ pub struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// Decodes the frame at the start of `input` in place. `Ok(None)` means that it is not all
-    /// there yet; on success the frame ends [`Header::frame_len`] bytes into `input`.
+    /// Decodes the frame at the start of `input` in place. `Ok(None)` means that it is incomplete.
+    /// Otherwise the frame ends [`Header::frame_len`] bytes into `input`.
     ///
     /// # Errors
-    /// [`FrameError::TooLarge`] when the header announces more than `max_body` bytes. This is
-    /// known, and said, before any of the body has arrived.
-    // Always inlined, as [`Message::decode`](super::Message::decode) is and for its reason.
+    /// [`FrameError::TooLarge`] if the header announces more than `max_body` bytes. It is returned
+    /// before the body arrives.
+    // Always inlined, for the reason given at [`Message::decode`](super::Message::decode).
     #[inline(always)]
     pub fn decode(input: &'a [u8], max_body: u32) -> Result<Option<Frame<'a>>, FrameError> {
         let Some(header) = Header::decode(input) else {
@@ -198,7 +198,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Why no frame can be taken from a stream.
+/// Why no frame can be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {

@@ -1,7 +1,7 @@
-//! What a frame means: every message, decoded in place and encoded without a detour.
+//! Messages: every kind of frame, decoded in place.
 //!
-//! The messages of the hot path have functions of their own ([`put_cache_read`] and its kin) that
-//! write a whole frame as one array; [`Message::encode`] uses the same.
+//! The messages of the hot path have their own functions ([`put_cache_read`] and others), which
+//! write a whole frame as one array. [`Message::encode`] uses them, too.
 
 pub use afterimage_core::Origin;
 use afterimage_core::Status;
@@ -17,16 +17,16 @@ use super::stats::Stats;
 /// Bytes in the longest text of an `Error` or `GoAway`: a paragraph, not a page.
 pub const MAX_TEXT_LEN: usize = 1024;
 
-/// Bytes that a `Ping` may carry: enough for a clock reading or two.
+/// Bytes in the largest `Ping`: enough for two clock readings.
 pub const MAX_PING_LEN: usize = 64;
 
-/// A message and all that its frame says but the request id.
+/// A message with every field of its frame except the request id.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Message<'a> {
     /// Opens a connection.
     Hello(Hello<'a>),
-    /// Accepts it.
+    /// Accepts a connection.
     Welcome(Welcome),
     /// Asks for a [`Message::Pong`] with the same bytes, at most [`MAX_PING_LEN`].
     Ping(&'a [u8]),
@@ -34,25 +34,25 @@ pub enum Message<'a> {
     Pong(&'a [u8]),
     /// Asks for a [`Message::StatsResp`].
     StatsReq,
-    /// What the server counts and measures.
+    /// The server's statistics.
     StatsResp(Stats),
-    /// Asks for a snapshot of what the server remembers, on its own disk, at the path it was given.
+    /// Asks for a snapshot of the stored answers, at the path that the server was started with.
     SnapshotReq,
-    /// It is written.
+    /// A snapshot is written.
     SnapshotResp(Snapshot),
     /// A request, or the whole connection, has failed.
     Error {
         /// What went wrong.
         status: Status,
-        /// The same for people, naming the thing, the limit and the value. At most
+        /// The explanation for people, with the thing, the limit and the value. At most
         /// [`MAX_TEXT_LEN`].
         text: &'a str,
-        /// It concerns the whole connection, which the sender now closes.
+        /// The error concerns the whole connection, which the sender closes.
         connection: bool,
     },
-    /// Finish what is in flight, then reconnect elsewhere.
+    /// Asks the client to reconnect. Requests in flight are still answered.
     GoAway {
-        /// Why, for people. At most [`MAX_TEXT_LEN`].
+        /// The reason, for people. At most [`MAX_TEXT_LEN`].
         text: &'a str,
     },
     /// Asks for the value of a key.
@@ -71,10 +71,10 @@ pub enum Message<'a> {
     },
     /// Answers a [`Message::CacheRead`].
     CacheResp {
-        /// The key's value, if the cache holds one.
+        /// The key's value; `None` if the cache service has none.
         value: Option<i64>,
     },
-    /// Asks for the class of an image.
+    /// Asks for the label of an image.
     ClassifyReq {
         /// The image: as many bytes as the `Welcome`'s shape has.
         image: &'a [u8],
@@ -83,7 +83,7 @@ pub enum Message<'a> {
     },
     /// Answers a [`Message::ClassifyReq`].
     ClassifyResp(Classification),
-    /// A kind of a newer version. Its body was as long as its header said and can be stepped over.
+    /// A kind of a newer version. Its length is known, so it can be skipped.
     Unknown {
         /// The number on the wire.
         kind: u8,
@@ -93,7 +93,7 @@ pub enum Message<'a> {
 /// The answer to a classification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Classification {
-    /// The class, below the `Welcome`'s number of classes.
+    /// The label, below the `Welcome`'s number of classes.
     pub label: u16,
     /// How the answer came about.
     pub origin: Origin,
@@ -108,7 +108,7 @@ fn origin_flags(origin: Origin) -> u8 {
     }
 }
 
-/// The origin that flags state. A peer that sets both means a hit.
+/// The origin that the flags state. If both are set, it is a hit.
 fn origin_of(bits: u8) -> Origin {
     if bits & flags::HIT != 0 {
         Origin::Hit
@@ -120,11 +120,11 @@ fn origin_of(bits: u8) -> Origin {
 }
 
 impl<'a> Message<'a> {
-    /// What `frame` means.
+    /// Decodes the message of `frame`.
     ///
     /// # Errors
-    /// [`BodyError`] when the body is not one of the header's kind.
-    // Always inlined: a call, and its result handed through memory, took half the time of a small
+    /// [`BodyError`] if the body does not decode as a message of the header's kind.
+    // Always inlined: a call that returns its result through memory took half the time of a small
     // frame.
     #[inline(always)]
     pub fn decode(frame: Frame<'a>) -> Result<Self, BodyError> {
@@ -153,7 +153,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// What a frame means that comes once a connection, or once a second, and not once a request.
+    /// Decodes the rare kinds: once a connection or once a second, not once a request.
     #[cold]
     #[inline(never)]
     fn decode_rare(frame: Frame<'a>) -> Result<Self, BodyError> {
@@ -191,10 +191,10 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Appends the whole frame to `out`. Texts, tokens and pings beyond their limits are cut there.
+    /// Appends the whole frame to `out`. Texts, tokens and pings are cut at their limits.
     ///
     /// # Panics
-    /// When asked to encode a body of 4 GiB or more.
+    /// If the body has 4 GiB or more.
     pub fn encode(&self, id: u64, out: &mut impl BufMut) {
         match self {
             Message::CacheRead { key, budget_ms } => put_cache_read(out, id, *key, *budget_ms),
@@ -297,7 +297,7 @@ pub fn put_cache_resp(out: &mut impl BufMut, id: u64, value: Option<i64>) {
 /// Appends a `ClassifyReq`.
 ///
 /// # Panics
-/// When the image is 4 GiB or more.
+/// If the image has 4 GiB or more.
 #[inline]
 pub fn put_classify_req(out: &mut impl BufMut, id: u64, image: &[u8], budget_ms: u16) {
     put_frame(out, Kind::ClassifyReq, 0, budget_ms, id, image);

@@ -1,8 +1,8 @@
-//! The protocol, pure: bytes in, values out, and back.
+//! The protocol without I/O: bytes to messages and messages to bytes.
 //!
-//! A byte from the socket meets these files in this order: [`header`] finds the frame,
-//! [`message`] says what it means ([`handshake`], [`stats`] and [`snapshot`] hold the long bodies),
-//! and [`Status`] names what went wrong. [`codec`] offers the same to users of `tokio-util`.
+//! [`header`] finds the frame in a stream. [`message`] decodes it; [`handshake`], [`stats`] and
+//! [`snapshot`] hold the long bodies. [`Status`] names errors. [`codec`] is the same for
+//! `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
 //! arms in [`message::Message`], a section in `PROTOCOL.md` and a vector in `vectors/make.py`.

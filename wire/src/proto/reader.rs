@@ -1,4 +1,4 @@
-//! The one bounds-checked reader of bodies: nom's number parsers, with errors that name the field.
+//! The bounds-checked reader of all bodies: nom's number parsers, with errors that name the field.
 
 use nom::Parser;
 use nom::bytes::complete::take;
@@ -74,8 +74,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Skips a list of extensions (`u16 tag · u16 length · bytes`) to the end of the body. None is
-    /// assigned in version 1; a newer peer's are stepped over.
+    /// Skips a list of extensions (`u16 tag · u16 length · bytes`) to the end of the body. Version
+    /// 1 assigns none; those of a newer peer are skipped.
     pub(super) fn skip_extensions(mut self) -> Result<(), BodyError> {
         while !self.is_empty() {
             self.u16("extension tag")?;

@@ -1,4 +1,4 @@
-//! The body of `SnapshotResp`: what a snapshot came to.
+//! The body of `SnapshotResp`: the size of a written snapshot.
 
 use std::time::Duration;
 
@@ -8,17 +8,16 @@ use super::BodyError;
 use super::header::{Header, flags};
 use super::reader::Reader;
 
-/// A snapshot that is safe on the server's disk.
+/// A snapshot that is safely on the server's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Entries in it.
+    /// Entries in the file.
     pub entries: u64,
-    /// The file's size.
+    /// Size of the file.
     pub bytes: u64,
-    /// How long it took, in whole microseconds; on the wire a `u64` of them.
+    /// Time that it took, in whole microseconds; a `u64` of them on the wire.
     pub elapsed: Duration,
-    /// It was being written already when it was asked for: what was stored since it began need not
-    /// be in it.
+    /// The snapshot had begun before this request: it may lack newer entries.
     pub joined: bool,
 }
 

@@ -1,37 +1,37 @@
-//! The body of `StatsResp`: named values that describe themselves, so that a client prints what a
-//! newer server counts without knowing it.
+//! The body of `StatsResp`: named, self-describing values, so that a client can print values that
+//! it does not know.
 
 use bytes::BufMut;
 
 use super::BodyError;
 use super::reader::Reader;
 
-/// Bytes in the largest body: what a client takes by default. Entries beyond it are left out.
+/// Bytes in the largest body: the default limit of clients. Entries beyond it are dropped.
 const MAX_BODY: usize = super::header::DEFAULT_MAX_BODY as usize;
 
-/// Entries that one `StatsResp` may hold. Ten times what the largest service here sends.
+/// Entries in the largest `StatsResp`: ten times what the largest service sends.
 pub const MAX_ENTRIES: usize = 4096;
 
-/// What a service counts and measures, in the order in which it wants to be read.
+/// A service's statistics, in the order in which they are printed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Pairs of name and value. Names are snake_case with their unit at the end.
     pub entries: Vec<(String, Value)>,
 }
 
-/// One measured thing.
+/// The value of one entry.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
-    /// Only ever grows while the server lives.
+    /// A number that only grows while the server runs.
     Counter(u64),
-    /// Goes up and down.
+    /// A number that goes up and down.
     Gauge(i64),
-    /// A word or two.
+    /// A short text.
     Text(String),
-    /// Pairs of a bucket's upper bound and how many values fell into it; bounds ascend.
+    /// Pairs of a bucket's upper bound and the number of values in it; bounds ascend.
     Histogram(Vec<(u64, u64)>),
-    /// A type that a newer server knows; skipped by its length.
+    /// A type of a newer server, skipped by its length.
     Unknown(u8),
 }
 
@@ -53,7 +53,7 @@ impl Stats {
         self.push(name, Value::Counter(value));
     }
 
-    /// Adds a gauge; what does not fit an `i64` is capped there.
+    /// Adds a gauge; values above `i64::MAX` are capped.
     pub fn gauge(&mut self, name: &str, value: u64) {
         self.push(name, Value::Gauge(i64::try_from(value).unwrap_or(i64::MAX)));
     }

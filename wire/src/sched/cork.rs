@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_cork_a_task_is_woken_at_once_and_with_one_when_the_outermost_is_drawn() {
+    fn wake_ups_wait_for_the_outermost_cork() {
         let task = Arc::new(Task::default());
         task.wake_up();
         assert_eq!(task.wakes(), 1);
@@ -99,11 +99,11 @@ mod tests {
         });
         assert_eq!(task.wakes(), 3);
         task.wake_up();
-        assert_eq!(task.wakes(), 4, "the cork is drawn");
+        assert_eq!(task.wakes(), 4, "the cork is removed");
     }
 
     #[test]
-    fn no_task_waits_for_more_than_so_many_others() {
+    fn a_full_cork_wakes_its_tasks() {
         let task = Arc::new(Task::default());
         corked(|| {
             (1..AT_MOST).for_each(|_| task.wake_up());
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_draws_the_cork() {
+    fn a_panic_removes_the_cork() {
         let task = Arc::new(Task::default());
         let panics = || {
             corked(|| {

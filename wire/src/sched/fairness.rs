@@ -57,7 +57,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     #[tokio::test]
-    async fn a_task_that_is_woken_all_the_time_rests_until_all_others_had_their_turn() {
+    async fn a_rest_lasts_until_all_other_tasks_were_polled() {
         let turns = Arc::new(AtomicUsize::new(0));
         let greedy = {
             let turns = Arc::clone(&turns);

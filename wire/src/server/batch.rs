@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_unanswered_gets_an_error_and_what_is_answered_twice_one_reply() {
+    fn every_request_gets_exactly_one_reply() {
         let (requests, outbox) = (requests(BATCH as u64), Arc::new(Outbox::default()));
         let mut out = Vec::new();
         let mut batch = Batch::new(&requests, &mut out, &outbox, 0);

@@ -38,7 +38,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
     #[tokio::test]
-    async fn it_looks_without_a_pause_from_a_request_on_and_rests_when_none_follows() {
+    async fn polls_without_a_pause_after_a_request_and_then_rests() {
         let (requests, looks) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let task = {
             let (requests, looks) = (Arc::clone(&requests), Arc::clone(&looks));

@@ -337,7 +337,7 @@ mod tests {
     /// Statistics are many times larger than their request, so a peer that sends at full speed is
     /// always behind with reading, although it never stops.
     #[tokio::test]
-    async fn a_peer_that_reads_steadily_but_too_slowly_costs_no_more_than_the_cap() {
+    async fn a_slow_reader_costs_no_more_memory_than_the_limit() {
         const QUESTIONS: u64 = 50_000;
         let shared = Shared::new(Arc::new(Nothing), ServerOptions::default());
         let (near, far) = tokio::io::duplex(4096);

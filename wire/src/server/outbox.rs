@@ -157,7 +157,8 @@ impl Later {
 impl Drop for Later {
     fn drop(&mut self) {
         if !self.spent {
-            let (status, text) = (Status::Internal, "the request was given up without an answer");
+            let (status, text) =
+                (Status::Internal, "the service dropped the request without an answer");
             let error = Message::Error { status, text, connection: false };
             self.outbox.send(|out| error.encode(self.id, out));
         }
@@ -209,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn under_a_cork_each_connection_is_woken_once_in_whatever_order_the_replies_come() {
+    fn a_cork_wakes_each_connection_once_in_any_order_of_replies() {
         struct Connection(AtomicUsize);
         impl Wake for Connection {
             fn wake(self: Arc<Self>) {

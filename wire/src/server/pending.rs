@@ -92,7 +92,7 @@ mod tests {
     use tokio::task::JoinSet;
 
     #[tokio::test]
-    async fn the_oldest_that_still_waits_goes_first() {
+    async fn the_oldest_without_hello_is_closed_first() {
         let (mut pending, mut tasks) = (Pending::new(2 * MIN), JoinSet::new());
         let mut admit = |n: usize, hold: bool| {
             pending.admit(|ticket| {
@@ -118,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_let_in_never_takes_all_places() {
+    fn connections_without_hello_never_fill_a_server() {
         let caps = [1, 2, 8, 31, 32, 64, 100, 4096, 1 << 20].map(|max| Pending::new(max).cap);
         assert_eq!(caps, [1, 1, 4, 15, 16, 16, 25, 1024, 1024]);
     }
 
     #[tokio::test]
-    async fn the_queue_does_not_grow_with_those_who_were_let_in() {
+    async fn the_queue_does_not_grow_with_accepted_connections() {
         let (mut pending, mut tasks) = (Pending::new(2 * MIN), JoinSet::new());
         for _ in 0..1000 {
             assert!(!pending.admit(|_ticket| tasks.spawn(async {})));

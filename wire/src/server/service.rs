@@ -40,8 +40,7 @@ pub trait Service: Send + Sync + 'static {
     /// Writes a snapshot of the stored answers, and answers `later` when it is safely on disk. Must
     /// not block. The default answers `Unsupported`.
     fn snapshot(&self, later: Later) {
-        let text = "this service keeps no snapshot; one that remembers does, when it was started with \
-                    --snapshot";
+        let text = "this service keeps no snapshot; start a memo or a cache with --snapshot";
         later.error(Status::Unsupported, text);
     }
 }

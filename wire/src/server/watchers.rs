@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_gone_takes_no_room_for_long() {
+    fn ended_connections_are_removed() {
         let watchers = Watchers::default();
         let stays = Arc::new(Outbox::default());
         watchers.add(&stays);

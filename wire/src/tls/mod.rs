@@ -50,7 +50,7 @@ pub enum TlsError {
     /// The operating system has no trusted authorities. Name a file with those of your own
     /// authority.
     #[error(
-        "no certificate authorities are known to this system; name a file with yours: {reason}"
+        "the operating system trusts no certificate authority ({reason}); name a file with your own"
     )]
     NoAuthorities {
         /// Why none were found.

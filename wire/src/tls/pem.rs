@@ -149,7 +149,7 @@ fn unsupported(file: &Path, der: &[u8]) -> TlsError {
     wrong(file, format_args!("{kind} is not supported; {advice}"))
 }
 
-/// What a file holds that has no item of the wanted kind.
+/// The content of a file without an item of the wanted kind.
 enum Content {
     Empty,
     /// A PEM block with this label.
@@ -261,7 +261,7 @@ vRZ1A2r1aprLTw8QYKB+ULLv4hqTSQyUwftR3YnuBN9e4zZPfxREbYQ0
     }
 
     #[test]
-    fn an_encrypted_key_is_reported_with_the_command_that_decrypts_it() {
+    fn an_encrypted_key_is_reported_with_the_remedy() {
         for key in [ENCRYPTED, ENCRYPTED_SEC1] {
             let expected = "the private key is encrypted; \
                             decrypt it with: openssl pkey -in FILE -out key.pem";

@@ -106,8 +106,10 @@ impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {
         }
         let files: Vec<_> = self.files.iter().map(|file| file.display().to_string()).collect();
         match self.reload() {
-            Ok(()) if files.is_empty() => tracing::info!("the system's authorities loaded anew"),
-            Ok(()) => tracing::info!("certificates loaded anew from {}", files.join(", ")),
+            Ok(()) if files.is_empty() => {
+                tracing::info!("reloaded the operating system's certificate authorities")
+            }
+            Ok(()) => tracing::info!("reloaded certificates from {}", files.join(", ")),
             Err(error) => tracing::warn!("{error}; the certificates loaded before stay in use"),
         }
     }
@@ -182,7 +184,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[tokio::test(start_paused = true)]
-    async fn a_changed_file_is_read_within_the_interval_and_a_broken_one_leaves_the_old_content() {
+    async fn a_changed_file_is_reloaded_and_a_broken_one_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("content");
         fs::write(&file, "1").unwrap();

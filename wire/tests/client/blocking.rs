@@ -13,7 +13,7 @@ use tokio_util::codec::Decoder;
 
 use crate::server::{PATIENCE, answer, label, options};
 
-/// A server on a thread, without an async runtime: it answers the obvious until told to hang up.
+/// A server on a thread. It closes a connection when `on_frame` returns false.
 fn serve(mut on_frame: impl FnMut(Kind) -> bool + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -72,7 +72,7 @@ fn eight_threads_get_their_own_answers() {
                     let class = thread.wrapping_mul(31).wrapping_add(n as u8);
                     assert_eq!(client.classify(&[class]).unwrap(), label(class.into()));
                     if n % 100 == 0 {
-                        // Pauses, so that the keeper comes and goes.
+                        // Pauses hand the connection over between the threads.
                         std::thread::sleep(Duration::from_millis(u64::from(thread) * 3));
                     }
                 }
@@ -84,7 +84,7 @@ fn eight_threads_get_their_own_answers() {
 }
 
 #[test]
-fn the_connection_is_kept_while_nobody_calls() {
+fn pings_keep_the_connection_between_calls() {
     let (sender, pings) = std::sync::mpsc::channel();
     let address = serve(move |kind| {
         if kind == Kind::Ping {
@@ -92,7 +92,7 @@ fn the_connection_is_kept_while_nobody_calls() {
         }
         true
     });
-    let options = options().keepalive(Some(Duration::from_millis(30)));
+    let options = options().keepalive(Some(Duration::from_millis(300)));
     let client = Client::connect(address, options).unwrap();
     for _ in 0..3 {
         pings.recv_timeout(PATIENCE).unwrap();
@@ -101,7 +101,7 @@ fn the_connection_is_kept_while_nobody_calls() {
 }
 
 #[test]
-fn a_write_goes_out_although_nobody_calls_afterwards() {
+fn a_write_is_sent_without_a_later_call() {
     let (sender, writes) = std::sync::mpsc::channel();
     let address = serve(move |kind| {
         if kind == Kind::CacheReq {
@@ -118,7 +118,7 @@ fn a_write_goes_out_although_nobody_calls_afterwards() {
 }
 
 #[test]
-fn a_lost_connection_is_made_anew_while_nobody_calls() {
+fn a_lost_connection_is_replaced_between_calls() {
     let mut hangs_up = true;
     let address = serve(move |kind| kind == Kind::Hello || !std::mem::take(&mut hangs_up));
     let client = Client::connect(address, options()).unwrap();
@@ -131,16 +131,16 @@ fn a_lost_connection_is_made_anew_while_nobody_calls() {
 }
 
 #[test]
-fn nobody_there_is_an_error_in_time() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = nobody.local_addr().unwrap();
-    drop(nobody);
+fn a_closed_port_is_an_error() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
     let error = Client::connect(address, options().fail_fast(true)).unwrap_err();
     assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
 }
 
 #[test]
-fn the_last_handle_may_be_dropped_inside_of_a_runtime() {
+fn the_last_handle_may_be_dropped_inside_a_runtime() {
     let client = Client::connect(serve(|_| true), options()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async move { drop(client) });

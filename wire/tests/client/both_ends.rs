@@ -1,4 +1,4 @@
-//! The client against the real server: the two halves of this crate mean the same protocol.
+//! The client against the real server.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::server::{label, options, soon};
 
-/// Answers with an image's first byte; every third time later, from another thread.
+/// Answers with an image's first byte, every third time late and from another thread.
 #[derive(Default)]
 struct Echo {
     generation: AtomicU64,
@@ -128,7 +128,7 @@ async fn a_model_that_changes_under_load_loses_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_blocking_client_speaks_to_the_same_server_and_sees_it_stop() {
+async fn a_blocking_client_notices_that_the_server_stops() {
     let server = run().await;
     let address = server.address;
     let threads = tokio::task::spawn_blocking(move || {

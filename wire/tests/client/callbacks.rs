@@ -1,4 +1,4 @@
-//! Callbacks: exactly one call, whatever happens.
+//! Callbacks are called exactly once.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn submit_many(client: &Client) -> Receiver<Result<Vec<Option<i64>>, CallError>>
     receiver
 }
 
-/// The one outcome; the sender, and with it the callback, is gone afterwards.
+/// The only outcome. The callback must not be called again.
 async fn only<T>(receiver: Receiver<T>) -> T {
     let outcome = soon(async {
         loop {
@@ -37,7 +37,7 @@ async fn only<T>(receiver: Receiver<T>) -> T {
         }
     })
     .await;
-    assert!(receiver.try_recv().is_err(), "it was called twice");
+    assert!(receiver.try_recv().is_err(), "the callback was called twice");
     outcome
 }
 
@@ -92,7 +92,7 @@ async fn a_deadline_calls_back() {
 }
 
 #[tokio::test]
-async fn a_timeout_beyond_all_reason_is_no_overflow() {
+async fn an_extreme_timeout_does_not_overflow() {
     let (client, peer, _listener) = pair(options()).await;
     tokio::spawn(peer.serve());
     assert_eq!(only(submit(&client, Duration::MAX)).await.unwrap().0, label(1));
@@ -103,7 +103,7 @@ async fn dropping_the_client_calls_back() {
     let (client, _peer, _listener) = pair(options()).await;
     let (one, many) = (submit(&client, PATIENCE), submit_many(&client));
     drop(client.clone());
-    assert!(one.try_recv().is_err(), "a clone is left");
+    assert!(one.try_recv().is_err(), "one handle is still open");
     drop(client);
     assert!(matches!(only(one).await, Err(CallError::Closed)));
     assert!(matches!(only(many).await, Err(CallError::Closed)));

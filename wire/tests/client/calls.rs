@@ -1,4 +1,4 @@
-//! Calls that go well, and what crosses the wire for them.
+//! Successful calls and their frames.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -32,23 +32,23 @@ async fn every_call_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn connects_over_tcp_with_the_token_to_the_second_of_two_addresses() {
+async fn connects_to_the_second_address_with_the_token() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addresses = [nobody.local_addr().unwrap(), listener.local_addr().unwrap()];
-    drop(nobody);
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addresses = [closed.local_addr().unwrap(), listener.local_addr().unwrap()];
+    drop(closed);
     let served = tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
         let mut peer = Peer::new(stream);
         let hello = peer.next().await;
         let Message::Hello(hello) = hello.message().unwrap() else {
-            panic!("a connection begins with a Hello");
+            panic!("the first frame is not a Hello");
         };
         assert_eq!(hello.token, b"secret");
         peer.send(0, Message::Welcome(welcome())).await;
         peer.serve().await;
     });
-    // The second address is tried without a wait.
+    // The client tries the second address without a pause.
     let options = options().backoff(PATIENCE * 100, PATIENCE * 100);
     let client = soon(Client::connect(addresses, options.token("secret"))).await.unwrap();
     assert_eq!(soon(client.classify(&[3])).await.unwrap(), label(3));
@@ -74,7 +74,7 @@ async fn a_lazy_client_holds_its_calls_until_it_is_connected() {
 }
 
 #[tokio::test]
-async fn writes_and_reads_of_one_caller_keep_their_order_while_they_queue() {
+async fn queued_writes_and_reads_keep_their_order() {
     let (connector, mut listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options().max_in_flight(1));
     for key in 0..3 {
@@ -88,7 +88,7 @@ async fn writes_and_reads_of_one_caller_keep_their_order_while_they_queue() {
         assert_eq!(message.message().unwrap(), Message::CacheWrite { key, value: 1 });
         let read = peer.next().await;
         assert!(matches!(read.message().unwrap(), Message::CacheRead { key: k, .. } if k == key));
-        // The window is full: a write may pass, but not ahead of those before it.
+        // The window is full: a write is sent after the earlier writes.
         client.cache_set(100 + key, 3).unwrap();
         peer.send(read.header.id, Message::CacheResp { value: None }).await;
         let message = peer.next().await;
@@ -125,7 +125,7 @@ async fn ten_thousand_requests_in_flight_have_ten_thousand_ids() {
     for _ in 0..window {
         let frame = peer.next().await;
         let Message::CacheRead { key, .. } = frame.message().unwrap() else {
-            panic!("only reads were asked for");
+            panic!("the frame is not a read");
         };
         asked.push((frame.header.id, key));
     }

@@ -1,7 +1,7 @@
-//! Everything at once, from a seed: callers that give up, a server that does all it must not.
+//! Random callers and a server that violates the protocol, from a seed.
 //!
-//! Whatever happens, a call ends once and with its own answer or an error, and afterwards nothing
-//! is left in the client's books.
+//! Every call ends once, with its own answer or an error. Afterwards the client holds no calls and
+//! no bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::server::{Listener, Peer, answer, header, label, options, pipes, soon, welcome};
 
-/// Serves connection after connection, badly until `calm`.
+/// Accepts connections and misbehaves on them until `calm` is set.
 async fn misbehave(mut listener: Listener, mut random: SplitMix64, calm: Arc<AtomicBool>) {
     loop {
         let window = 1 + random.below(64) as u32;
@@ -90,7 +90,7 @@ async fn converse(mut peer: Peer, mut random: SplitMix64, calm: Arc<AtomicBool>)
     }
 }
 
-/// Calls in all ways there are. Counts the outcomes of callbacks in `called`.
+/// Makes a random call. Counts the outcomes of callbacks in `called`.
 async fn call(client: &Client, random: &mut SplitMix64, called: &Arc<AtomicU64>) -> u64 {
     let timeout = Duration::from_millis(1 + random.below(60));
     let own = CallOptions::new().timeout(timeout);
@@ -174,7 +174,7 @@ async fn chaos(seed: u64) {
         submitted += caller.await.unwrap();
     }
     calm.store(true, Ordering::SeqCst);
-    // Calm, the same client answers again, and in the end its books are empty.
+    // With a good server the same client works again, and in the end it holds nothing.
     while client.classify(&[7]).await.is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -1,4 +1,4 @@
-//! Servers that refuse, that are something else, or that say nothing.
+//! Servers that refuse the connection, speak another protocol, or stay silent.
 
 use std::time::Duration;
 
@@ -25,12 +25,12 @@ async fn answered_with(
     };
     tokio::select! {
         outcome = soon(client.classify(&[1])) => outcome.unwrap_err(),
-        () = server => unreachable!("the server goes on"),
+        () = server => unreachable!("the server never ends"),
     }
 }
 
 #[tokio::test]
-async fn a_wrong_token_is_refused_in_the_servers_words() {
+async fn a_wrong_token_reports_the_servers_text() {
     let error = answered_with(options().token("wrong"), async |peer| {
         let (status, text, connection) = (Status::Unauthenticated, "no such token", true);
         peer.send(0, Message::Error { status, text, connection }).await;
@@ -44,7 +44,7 @@ async fn a_wrong_token_is_refused_in_the_servers_words() {
 }
 
 #[tokio::test]
-async fn calls_during_a_refusal_fail_at_once_and_the_server_is_not_bothered() {
+async fn calls_after_a_refusal_fail_at_once() {
     let (connector, mut listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options());
     let mut peer = listener.accept().await;
@@ -58,8 +58,8 @@ async fn calls_during_a_refusal_fail_at_once_and_the_server_is_not_bothered() {
         assert!(matches!(client.cache_set(1, 1), Err(CallError::Refused { .. })));
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!listener.is_asked(), "a refused client looks again only after seconds");
-    // But it does look again.
+    assert!(!listener.is_asked(), "a refused client waits for seconds");
+    // Then it connects again.
     tokio::spawn(listener.welcome().await.serve());
     soon(async {
         while !client.is_connected() {
@@ -71,7 +71,7 @@ async fn calls_during_a_refusal_fail_at_once_and_the_server_is_not_bothered() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_full_is_asked_again() {
+async fn a_full_server_is_tried_again() {
     let mut asked = 0;
     let (connector, mut listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options());
@@ -112,7 +112,7 @@ async fn a_version_that_was_not_offered_is_refused() {
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_fit_is_refused_before_it_is_sent() {
+async fn a_token_that_is_too_long_is_not_sent() {
     let (connector, _listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options().token([b'x'; 1025]));
     let error = soon(client.classify(&[1])).await.unwrap_err();
@@ -123,7 +123,7 @@ async fn a_token_that_does_not_fit_is_refused_before_it_is_sent() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_http_is_told_apart() {
+async fn an_http_server_is_reported() {
     let error = answered_with(options(), async |peer| {
         peer.raw(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n").await;
     })
@@ -136,7 +136,7 @@ async fn a_server_that_speaks_http_is_told_apart() {
 }
 
 #[tokio::test]
-async fn a_server_that_speaks_garbage_is_told_apart() {
+async fn a_server_of_another_protocol_is_reported() {
     for garbage in [&b"220 smtp\r\n"[..], &[0xFF; 100], &[0; 100], b"x"] {
         let error = answered_with(options(), async move |peer| peer.raw(garbage).await).await;
         let violation = match &error {
@@ -178,7 +178,7 @@ async fn a_server_that_never_welcomes_is_a_handshake_timeout() {
         "cannot connect to the server: the TCP connection was accepted, but no Welcome came within \
          20ms; is it an Afterimage server?"
     );
-    // The next attempt is made by itself.
+    // The client tries again.
     tokio::spawn(listener.welcome().await.serve());
     soon(client.connected(timeout * 1000)).await.ok();
 }
@@ -203,7 +203,7 @@ async fn a_welcome_split_at_every_byte_is_the_same_welcome() {
 }
 
 #[tokio::test]
-async fn what_comes_with_the_welcome_is_not_lost() {
+async fn frames_after_the_welcome_are_not_lost() {
     let (connector, mut listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options());
     let mut first = listener.accept().await;

@@ -1,4 +1,4 @@
-//! The end of a client.
+//! Closing and dropping a client.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::net::TcpSocket;
 use crate::server::{PATIENCE, Peer, label, options, pair, pipes, soon, welcome};
 
 #[tokio::test]
-async fn close_finishes_what_is_in_flight_and_takes_no_more() {
+async fn close_finishes_open_calls_and_rejects_new_ones() {
     let (client, mut peer, _listener) = pair(options().max_in_flight(1)).await;
     let calls: Vec<_> = (1..=2u8)
         .map(|n| {
@@ -32,7 +32,7 @@ async fn close_finishes_what_is_in_flight_and_takes_no_more() {
     assert!(matches!(soon(client.classify(&[3])).await, Err(CallError::Closed)));
     assert!(!closed.is_finished());
     peer.send(first, Message::ClassifyResp(label(1))).await;
-    // The connection is closed when all is answered, and not before.
+    // The client closes the connection after the last answer.
     while let Some(frame) = soon(peer.try_next()).await {
         if frame.header.kind == Kind::ClassifyReq {
             let reply = Message::ClassifyResp(label(2));
@@ -47,7 +47,7 @@ async fn close_finishes_what_is_in_flight_and_takes_no_more() {
 }
 
 #[tokio::test]
-async fn close_writes_what_it_was_given() {
+async fn close_sends_all_writes() {
     let (connector, mut listener) = pipes(64);
     let client = Client::with_connector(connector, options());
     let mut peer = listener.welcome().await;
@@ -65,7 +65,7 @@ async fn close_writes_what_it_was_given() {
 }
 
 #[tokio::test]
-async fn a_dropped_client_writes_what_it_was_given_and_hangs_up() {
+async fn a_dropped_client_sends_its_writes_and_closes() {
     let (client, mut peer, _listener) = pair(options()).await;
     client.cache_set(1, 2).unwrap();
     drop(client);
@@ -75,7 +75,7 @@ async fn a_dropped_client_writes_what_it_was_given_and_hangs_up() {
 }
 
 #[tokio::test]
-async fn close_does_not_wait_for_ever_for_a_peer_that_stops_reading() {
+async fn close_ends_with_a_peer_that_does_not_read() {
     let (connector, mut listener) = pipes(64);
     let client = Client::with_connector(connector, options());
     let _deaf = listener.welcome().await;
@@ -87,7 +87,7 @@ async fn close_does_not_wait_for_ever_for_a_peer_that_stops_reading() {
 }
 
 #[tokio::test]
-async fn close_of_a_client_that_never_connected_waits_for_its_deadlines_only() {
+async fn close_without_a_connection_waits_for_deadlines_only() {
     let (connector, _listener) = pipes(64);
     let client = Client::with_connector(connector, options().timeout(Duration::from_millis(20)));
     client.cache_set(1, 1).unwrap();
@@ -101,13 +101,12 @@ async fn close_of_a_client_that_never_connected_waits_for_its_deadlines_only() {
     assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
 }
 
-/// A reply that comes when a socket is closed makes the kernel throw away what the socket still had
-/// to send.
+/// The kernel drops unsent bytes when a socket is closed with unread bytes.
 #[tokio::test]
-async fn the_last_writes_arrive_although_a_late_reply_comes_after_them() {
+async fn the_last_writes_arrive_despite_a_late_reply() {
     const WRITES: u64 = 1000;
     let listener = TcpSocket::new_v4().unwrap();
-    // So that most of the writes wait at the client's end.
+    // A small buffer keeps most of the writes at the client.
     listener.set_recv_buffer_size(4096).unwrap();
     listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = listener.listen(1).unwrap();
@@ -121,7 +120,7 @@ async fn the_last_writes_arrive_although_a_late_reply_comes_after_them() {
         client.cache_set(key, 1).unwrap();
     }
     let mut closed = tokio::spawn(async move { client.close().await });
-    // It must not be over before the server has read all; if it were, this is enough to see it.
+    // Close must not end before the server has read everything.
     let early = tokio::time::timeout(Duration::from_millis(200), &mut closed).await.is_ok();
     for _ in 0..3 {
         peer.send(77, Message::Pong(&[])).await;

@@ -1,4 +1,4 @@
-//! Deadlines and bounds: nothing waits for ever, nothing grows for ever.
+//! Deadlines, windows and limits on queued bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ fn in_20_ms() -> CallOptions {
 
 fn stage(error: &CallError) -> Stage {
     let CallError::DeadlineExceeded { stage, .. } = error else {
-        panic!("{error} is no deadline");
+        panic!("{error} is not DeadlineExceeded");
     };
     assert_eq!(error.status(), Status::DeadlineExceeded);
     *stage
@@ -43,13 +43,13 @@ async fn a_deadline_covers_connecting_queueing_and_the_reply() {
     assert_eq!(soon(holder).await.unwrap().unwrap(), label(2));
     let error = soon(client.classify_with(&[4], in_20_ms())).await.unwrap_err();
     assert_eq!(stage(&error), Stage::AwaitingReply);
-    // What was queued and ran out of time was never sent.
+    // The queued request that timed out was never sent.
     assert_eq!(peer.next().await.body[0], 4);
     assert_eq!(client.counters().timeouts, 3);
 }
 
 #[tokio::test]
-async fn no_more_is_in_flight_than_the_smaller_window() {
+async fn the_smaller_window_limits_requests_in_flight() {
     for (ours, theirs, window) in [(3, 1000, 3), (1000, 3, 3), (0, 0, 1)] {
         let (client, mut peer, _listener) =
             pair_with(options().max_in_flight(ours), Welcome { window: theirs, ..welcome() }).await;
@@ -74,7 +74,7 @@ async fn no_more_is_in_flight_than_the_smaller_window() {
 }
 
 #[tokio::test]
-async fn a_call_that_gives_up_makes_room_in_the_window() {
+async fn a_timed_out_call_frees_its_window_slot() {
     let (client, mut peer, _listener) = pair(options().max_in_flight(1)).await;
     for n in 0..3 {
         let image = [n];
@@ -86,7 +86,7 @@ async fn a_call_that_gives_up_makes_room_in_the_window() {
 }
 
 #[tokio::test]
-async fn a_peer_that_stops_reading_meets_a_bounded_queue_and_deadlines() {
+async fn a_peer_that_does_not_read_fills_only_a_bounded_queue() {
     let limit = 100_000;
     let (connector, mut listener) = pipes(1024);
     let client = Client::with_connector(connector, options().max_queued_bytes(limit));
@@ -120,7 +120,7 @@ async fn a_peer_that_stops_reading_meets_a_bounded_queue_and_deadlines() {
 }
 
 #[tokio::test]
-async fn cancelled_calls_give_back_their_place_in_the_queue() {
+async fn cancelled_calls_free_their_queue_bytes() {
     let (connector, _listener) = pipes(1024);
     let client = Client::with_connector(connector, options().max_queued_bytes(10_000));
     for _ in 0..1000 {
@@ -133,7 +133,7 @@ async fn cancelled_calls_give_back_their_place_in_the_queue() {
 }
 
 #[tokio::test]
-async fn an_image_that_the_server_cannot_take_is_refused_without_a_round_trip() {
+async fn an_invalid_image_is_rejected_before_it_is_sent() {
     let shape = Shape::new(&[28, 28]).unwrap();
     let welcome = Welcome { shape, max_body: 4096, ..welcome() };
     let (client, peer, _listener) = pair_with(options(), welcome).await;
@@ -149,7 +149,7 @@ async fn an_image_that_the_server_cannot_take_is_refused_without_a_round_trip() 
 }
 
 #[tokio::test]
-async fn a_queued_image_that_the_server_cannot_take_is_refused_when_it_is_known() {
+async fn a_queued_image_is_checked_against_the_welcome() {
     let (connector, mut listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options());
     let call = tokio::spawn({
@@ -163,8 +163,8 @@ async fn a_queued_image_that_the_server_cannot_take_is_refused_when_it_is_known(
 }
 
 #[tokio::test]
-async fn a_silent_peer_is_asked_for_a_sign_of_life_and_then_given_up() {
-    let interval = Duration::from_millis(100);
+async fn a_peer_that_does_not_answer_pings_is_lost() {
+    let interval = Duration::from_millis(500);
     let (client, mut peer, mut listener) = pair(options().keepalive(Some(interval))).await;
     for _ in 0..2 {
         let ping = peer.next().await;
@@ -182,7 +182,7 @@ async fn a_silent_peer_is_asked_for_a_sign_of_life_and_then_given_up() {
         panic!("{error}");
     };
     assert!(matches!(**cause, ConnectionError::Silent { silence } if silence >= 2 * interval));
-    assert_eq!(client.counters().unknown_ids, 0, "its own pings are known");
+    assert_eq!(client.counters().unknown_ids, 0, "the pongs are expected");
     tokio::spawn(listener.welcome().await.serve());
     assert_eq!(soon(client.classify(&[2])).await.unwrap(), label(2));
 }

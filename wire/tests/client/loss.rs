@@ -1,4 +1,4 @@
-//! Connections that vanish and servers that go away.
+//! Lost connections and servers that send GoAway.
 
 use std::error::Error;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn once() -> CallOptions {
 }
 
 #[tokio::test]
-async fn a_peer_that_vanishes_fails_what_is_in_flight() {
+async fn a_lost_connection_fails_its_requests() {
     let (client, mut peer, mut listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
@@ -29,7 +29,7 @@ async fn a_peer_that_vanishes_fails_what_is_in_flight() {
         panic!("{error}");
     };
     assert!(matches!(**cause, ConnectionError::ClosedByPeer), "{cause}");
-    // And it comes back.
+    // The client connects again.
     tokio::spawn(listener.welcome().await.serve());
     assert_eq!(soon(client.classify(&[2])).await.unwrap(), label(2));
     assert_eq!(client.counters().connects, 2);
@@ -66,7 +66,7 @@ async fn a_read_whose_connection_is_lost_is_sent_again_twice() {
 }
 
 #[tokio::test]
-async fn a_request_that_the_server_had_no_more_time_for_is_sent_again() {
+async fn a_request_with_shutting_down_is_sent_again() {
     let (client, mut peer, _listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
@@ -111,7 +111,7 @@ async fn a_deadline_during_a_retry_names_the_whole_timeout() {
     });
     peer.expect(Kind::ClassifyReq).await;
     drop(peer);
-    // Nobody welcomes the client again.
+    // The server does not accept another connection.
     let error = soon(call).await.unwrap().unwrap_err();
     let CallError::DeadlineExceeded { timeout, .. } = &error else {
         panic!("{error}");
@@ -120,7 +120,7 @@ async fn a_deadline_during_a_retry_names_the_whole_timeout() {
 }
 
 #[tokio::test]
-async fn an_error_about_the_connection_is_what_its_calls_are_told() {
+async fn calls_report_a_connection_level_error() {
     let (client, mut peer, _listener) = pair(options()).await;
     let call = tokio::spawn(async move { client.classify_with(&[1], once()).await });
     peer.expect(Kind::ClassifyReq).await;
@@ -135,12 +135,12 @@ async fn an_error_about_the_connection_is_what_its_calls_are_told() {
 
 #[tokio::test]
 async fn fail_fast_fails_at_once_with_the_last_error() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = nobody.local_addr().unwrap();
-    drop(nobody);
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
     let slow = options().backoff(PATIENCE * 100, PATIENCE * 100).fail_fast(true);
     let client = Client::connect_lazy(address, slow);
-    // The first call waits for the first attempt; those after it wait for nothing.
+    // Only the first call waits for the first attempt.
     for _ in 0..3 {
         let error = soon(client.classify(&[1])).await.unwrap_err();
         assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
@@ -160,7 +160,7 @@ async fn fail_fast_fails_at_once_with_the_last_error() {
 }
 
 #[tokio::test]
-async fn fail_fast_also_fails_what_waits_for_the_window_of_a_lost_connection() {
+async fn fail_fast_fails_calls_that_wait_for_a_window() {
     let options = options().max_in_flight(1).fail_fast(true);
     let (client, mut peer, _listener) = pair(options.backoff(PATIENCE, PATIENCE)).await;
     let call = tokio::spawn(async move { client.cache_get_many(&[1, 2, 3]).await });
@@ -173,10 +173,10 @@ async fn fail_fast_also_fails_what_waits_for_the_window_of_a_lost_connection() {
 
 #[tokio::test]
 async fn connect_gives_up_at_its_deadline_with_the_last_error() {
-    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = nobody.local_addr().unwrap();
-    drop(nobody);
-    let brief = Duration::from_millis(50);
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
+    let brief = Duration::from_secs(1);
     let options = options().connect_timeout(brief).handshake_timeout(brief);
     let error = soon(Client::connect(address, options.clone())).await.unwrap_err();
     let text = Report(&error).to_string();
@@ -189,7 +189,7 @@ async fn connect_gives_up_at_its_deadline_with_the_last_error() {
 }
 
 #[tokio::test]
-async fn a_server_that_welcomes_and_hangs_up_is_not_stormed() {
+async fn reconnects_to_a_closing_server_back_off() {
     let (connector, mut listener) = pipes(1 << 16);
     let (min, max) = (Duration::from_millis(20), Duration::from_secs(20));
     let client = Client::with_connector(connector, options().backoff(min, max));
@@ -200,8 +200,8 @@ async fn a_server_that_welcomes_and_hangs_up_is_not_stormed() {
     };
     let stormed = tokio::time::timeout(Duration::from_millis(500), storm).await;
     assert!(stormed.is_err());
-    // Ceilings of 20, 40, 80, 160, 320 ms …: half a second holds half a dozen. Without growth it
-    // would hold fifty.
+    // With pauses of up to 20, 40, 80, 160 and 320 ms, half a second has about six attempts.
+    // Without growth it has fifty.
     let connects = client.counters().connects;
     assert!(connects < 25, "{connects} connections in half a second");
 }
@@ -221,7 +221,7 @@ async fn go_away_loses_no_request() {
     }
     old.send(0, Message::GoAway { text: "restarting" }).await;
     let mut new = listener.accept().await;
-    // Between the two connections, calls wait, also those of a client that fails fast.
+    // Calls wait between the two connections.
     let late = tokio::spawn({
         let client = client.clone();
         async move { client.classify_with(&[99], once()).await }
@@ -244,7 +244,7 @@ async fn go_away_loses_no_request() {
 }
 
 #[tokio::test]
-async fn a_reply_on_the_wrong_connection_ends_that_and_is_not_believed() {
+async fn a_reply_on_the_wrong_connection_is_not_used() {
     let (client, mut old, mut listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
@@ -254,7 +254,7 @@ async fn a_reply_on_the_wrong_connection_ends_that_and_is_not_believed() {
     old.send(0, Message::GoAway { text: "" }).await;
     let mut new = listener.welcome().await;
     new.send(id, Message::ClassifyResp(label(66))).await;
-    assert!(soon(new.try_next()).await.is_none(), "nothing on it can be trusted");
+    assert!(soon(new.try_next()).await.is_none(), "the client closes the connection");
     tokio::spawn(listener.accept().await.serve());
     soon(client.ping()).await.unwrap();
     old.send(id, Message::ClassifyResp(label(1))).await;
@@ -263,7 +263,7 @@ async fn a_reply_on_the_wrong_connection_ends_that_and_is_not_believed() {
 }
 
 #[tokio::test]
-async fn an_old_connection_that_breaks_does_not_hurt_the_new_one() {
+async fn the_loss_of_a_drained_connection_keeps_the_new_one() {
     let (client, mut old, mut listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
@@ -275,14 +275,14 @@ async fn an_old_connection_that_breaks_does_not_hurt_the_new_one() {
     tokio::spawn(new.serve());
     soon(client.ping()).await.unwrap();
     drop(old);
-    // It was sent again, on the new connection.
+    // The client sent the request again, on the new connection.
     assert_eq!(soon(call).await.unwrap().unwrap(), label(1));
     assert!(client.is_connected());
     assert_eq!(client.counters().connects, 2);
 }
 
 #[tokio::test]
-async fn a_server_that_keeps_sending_its_clients_away_does_not_get_all_their_sockets() {
+async fn reconnects_after_repeated_go_aways_back_off() {
     let (connector, mut listener) = pipes(1 << 16);
     let (min, max) = (Duration::from_millis(20), Duration::from_secs(20));
     let client = Client::with_connector(connector, options().backoff(min, max));
@@ -303,11 +303,12 @@ async fn a_server_that_keeps_sending_its_clients_away_does_not_get_all_their_soc
     let ended = tokio::time::timeout(Duration::from_millis(500), sent_away).await;
     assert!(ended.is_err());
     let connects = client.counters().connects;
-    assert!((4..25).contains(&connects), "{connects} connections in half a second");
+    // A busy machine may be slow, so the lower bound is far below the expected number.
+    assert!((2..25).contains(&connects), "{connects} connections in half a second");
 }
 
 #[tokio::test]
-async fn go_away_after_a_reply_is_followed_at_once() {
+async fn go_away_after_a_reply_reconnects_at_once() {
     let slow = options().backoff(PATIENCE * 100, PATIENCE * 100);
     let (client, mut old, mut listener) = pair(slow).await;
     let call = tokio::spawn({

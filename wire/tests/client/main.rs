@@ -1,7 +1,7 @@
-//! The client against a server that does what each test tells it to.
+//! The client against a fake server, and against the real one.
 
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
-#![allow(clippy::unwrap_used, reason = "a test's helpers fail by panicking, as the test does")]
+#![allow(clippy::unwrap_used, reason = "tests panic")]
 
 mod blocking;
 mod both_ends;

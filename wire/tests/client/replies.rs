@@ -1,4 +1,4 @@
-//! Replies that come out of order, in pieces, late, twice, or as nonsense.
+//! Replies that are out of order, split, late, repeated or invalid.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use afterimage_wire::{CallError, Status};
 
 use crate::server::{PATIENCE, header, label, options, pair, pair_with, soon, welcome};
 
-/// Lets the client's task do what it can.
+/// Runs the client's task until it waits.
 async fn settle() {
     for _ in 0..50 {
         tokio::task::yield_now().await;
@@ -28,7 +28,7 @@ async fn replies_out_of_order_reach_their_callers() {
     for _ in 0..calls.len() {
         asked.push(peer.next().await);
     }
-    // 37 and 100 have no common divisor: every request is answered once, none in its turn.
+    // 37 and 100 have no common divisor, so every request gets one answer, out of order.
     for n in 0..calls.len() {
         let frame = &asked[n * 37 % calls.len()];
         let class = frame.body[0].into();
@@ -84,7 +84,7 @@ async fn a_reply_larger_than_the_read_buffer_arrives_whole() {
 }
 
 #[tokio::test]
-async fn a_snapshot_is_told_as_it_was_written_and_a_full_disk_as_what_it_is() {
+async fn a_snapshot_returns_its_size_or_the_servers_error() {
     let (client, mut peer, _listener) = pair(options()).await;
     let ask = || {
         let client = client.clone();
@@ -112,14 +112,14 @@ async fn late_and_duplicate_replies_are_dropped_and_counted() {
         async move { (client.cache_get(1).await, client.cache_get(2).await) }
     });
     let first = peer.expect(Kind::CacheReq).await;
-    // What has no reply has this id, and an error about it may come.
+    // Id 0 belongs to requests without a reply. An Error to them is dropped.
     peer.send(0, Message::CacheResp { value: Some(-1) }).await;
     for _ in 0..3 {
         peer.send(first, Message::CacheResp { value: Some(1) }).await;
     }
     let second = peer.expect(Kind::CacheReq).await;
     assert_ne!(first, second);
-    // A duplicate that comes while the slot has its next tenant must not reach that one.
+    // The slot has another request now, which must not get the duplicate.
     peer.send(first, Message::CacheResp { value: Some(1) }).await;
     peer.send(second, Message::CacheResp { value: Some(2) }).await;
     let (first, second) = soon(call).await.unwrap();
@@ -129,7 +129,7 @@ async fn late_and_duplicate_replies_are_dropped_and_counted() {
 }
 
 #[tokio::test]
-async fn a_reply_to_what_was_never_asked_ends_its_connection_and_is_upstream_corrupt() {
+async fn an_unknown_id_closes_the_connection() {
     for unknown in [|_| 1, |_| u64::MAX, |id| id ^ 1, |id| id + (1 << 32)] as [fn(u64) -> u64; 4] {
         let (client, mut peer, mut listener) = pair(options()).await;
         let ask = |key| {
@@ -140,7 +140,7 @@ async fn a_reply_to_what_was_never_asked_ends_its_connection_and_is_upstream_cor
         };
         let calls = [ask(1), ask(2)];
         let ids = [peer.expect(Kind::CacheReq).await, peer.expect(Kind::CacheReq).await];
-        // In one go: what comes before it counts, what comes behind it does not.
+        // In one write: the replies before the unknown id are used, the later ones are not.
         let mut bytes = Vec::new();
         for (id, value) in [(ids[0], 1), (unknown(ids[1] + 1), -1), (ids[1], -1)] {
             Message::CacheResp { value: Some(value) }.encode(id, &mut bytes);
@@ -152,7 +152,7 @@ async fn a_reply_to_what_was_never_asked_ends_its_connection_and_is_upstream_cor
         assert_eq!(error.status(), Status::UpstreamCorrupt);
         assert!(Report(&error).to_string().contains("never sent on this connection"), "{error}");
         assert_eq!(client.counters().unknown_ids, 1);
-        // The next connection is as good as any.
+        // The next connection works.
         tokio::spawn(listener.accept().await.serve());
         assert_eq!(soon(client.cache_get(7)).await.unwrap(), None);
     }
@@ -186,7 +186,7 @@ async fn a_cancelled_caller_leaves_no_reply_for_another() {
     assert_eq!(client.counters().unknown_ids, 1);
 }
 
-/// Polls once.
+/// Polls a future once.
 async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     std::future::poll_fn(|cx| {
         std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(cx) {
@@ -212,7 +212,7 @@ async fn a_reply_after_its_deadline_is_dropped() {
 }
 
 #[tokio::test]
-async fn what_the_server_says_reaches_the_caller() {
+async fn the_servers_error_reaches_the_caller() {
     let (client, mut peer, _listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
@@ -226,7 +226,7 @@ async fn what_the_server_says_reaches_the_caller() {
     assert_eq!(error.status(), Status::Overloaded);
 }
 
-/// The error of a classification that is answered with these bytes after its header's id.
+/// The error of a call that gets these bytes as its reply, and whether the client is connected.
 async fn answered_with(reply: impl FnOnce(u64) -> Vec<u8>) -> (CallError, bool) {
     let (client, mut peer, _listener) =
         pair_with(options().max_body(100_000), Welcome { classes: 10, ..welcome() }).await;
@@ -244,7 +244,7 @@ async fn answered_with(reply: impl FnOnce(u64) -> Vec<u8>) -> (CallError, bool) 
 }
 
 #[tokio::test]
-async fn a_nonsensical_reply_is_a_typed_error_and_the_connection_goes_on() {
+async fn an_invalid_reply_fails_its_call_only() {
     let (error, connected) = answered_with(|id| {
         let mut bytes = header(Kind::ClassifyResp, id, 3).to_vec();
         bytes.extend_from_slice(&[0; 3]);
@@ -292,7 +292,7 @@ async fn a_nonsensical_reply_is_a_typed_error_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn a_frame_of_an_unknown_kind_is_stepped_over_whatever_id_it_has() {
+async fn a_frame_of_an_unknown_kind_is_skipped() {
     let (error, connected) = answered_with(|id| {
         let mut bytes = header(Kind::Unknown(0xEE), id, 3).to_vec();
         bytes.extend_from_slice(&[0; 3]);
@@ -306,7 +306,7 @@ async fn a_frame_of_an_unknown_kind_is_stepped_over_whatever_id_it_has() {
 }
 
 #[tokio::test]
-async fn a_reply_that_is_too_large_ends_the_connection_before_it_arrives() {
+async fn a_reply_that_is_too_large_closes_the_connection() {
     let (error, connected) =
         answered_with(|id| header(Kind::ClassifyResp, id, 100_001).to_vec()).await;
     assert_eq!(

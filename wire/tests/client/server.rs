@@ -1,4 +1,4 @@
-//! A server that does what each test tells it to, frame by frame.
+//! A fake server that each test controls frame by frame.
 
 use std::future::Future;
 use std::io;
@@ -12,12 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
 use tokio_util::codec::Decoder;
 
-/// Longer than anything here takes on the busiest machine.
+/// A limit for each step that a busy machine does not reach.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Fails instead of hanging.
+/// Awaits `what`, and panics after [`PATIENCE`].
 pub async fn soon<F: Future>(what: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, what).await.expect("this takes far too long")
+    tokio::time::timeout(PATIENCE, what).await.expect("the step ends in time")
 }
 
 pub fn label(class: u16) -> Classification {
@@ -38,7 +38,7 @@ pub fn welcome() -> Welcome {
     }
 }
 
-/// Options whose waits suit tests: reconnects come quickly, nothing else does.
+/// Options for tests: short pauses before reconnects, long timeouts for everything else.
 pub fn options() -> ClientOptions {
     ClientOptions::new()
         .timeout(PATIENCE)
@@ -48,20 +48,20 @@ pub fn options() -> ClientOptions {
         .keepalive(None)
 }
 
-/// Connections that a client makes, one by one, in memory.
+/// Accepts the in-memory connections of a client.
 pub struct Listener(mpsc::UnboundedReceiver<DuplexStream>);
 
 impl Listener {
     pub async fn accept(&mut self) -> Peer {
-        soon(self.try_accept()).await.expect("the client lives")
+        soon(self.try_accept()).await.expect("the client is open")
     }
 
-    /// `None` when the client has gone.
+    /// `None` when the client is closed.
     pub async fn try_accept(&mut self) -> Option<Peer> {
         self.0.recv().await.map(Peer::new)
     }
 
-    /// Accepts and says the usual `Welcome`.
+    /// Accepts and sends [`welcome`].
     pub async fn welcome(&mut self) -> Peer {
         self.welcome_with(welcome()).await
     }
@@ -73,7 +73,7 @@ impl Listener {
         peer
     }
 
-    /// Whether the client has asked for a connection that nobody has accepted.
+    /// Whether a connection waits to be accepted.
     pub fn is_asked(&mut self) -> bool {
         !self.0.is_empty()
     }
@@ -120,7 +120,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Peer<T> {
         Peer { io, codec: FrameCodec::default(), input: bytes::BytesMut::new() }
     }
 
-    /// The next frame; `None` when the client has hung up.
+    /// The next frame, `None` when the client has closed.
     pub async fn try_next(&mut self) -> Option<OwnedFrame> {
         loop {
             if let Some(frame) = self.codec.decode(&mut self.input).expect("a client's frame") {
@@ -134,7 +134,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Peer<T> {
     }
 
     pub async fn next(&mut self) -> OwnedFrame {
-        soon(self.try_next()).await.expect("the client goes on")
+        soon(self.try_next()).await.expect("the client sends a frame")
     }
 
     /// The id of the next frame, which must be of this kind.
@@ -154,7 +154,7 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Peer<T> {
         soon(self.io.write_all(bytes)).await.expect("the client reads");
     }
 
-    /// Answers classifications with their image's first byte until the client hangs up.
+    /// Answers every request with [`answer`] until the client closes.
     pub async fn serve(mut self) {
         while let Some(frame) = self.try_next().await {
             let mut bytes = Vec::new();
@@ -166,8 +166,8 @@ impl<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> Peer<T> {
     }
 }
 
-/// The obvious answer to a request: an image's first byte, a key's own number (odd keys are
-/// missing), a ping's bytes.
+/// The answer to a request: an image's first byte, an even key itself, a ping's bytes. Odd keys
+/// are missing.
 pub fn answer(frame: &OwnedFrame, out: &mut Vec<u8>) {
     let id = frame.header.id;
     match frame.message().expect("a client's message") {
@@ -183,7 +183,7 @@ pub fn answer(frame: &OwnedFrame, out: &mut Vec<u8>) {
         Message::StatsReq => Message::StatsResp(Default::default()).encode(id, out),
         Message::Hello(_) => Message::Welcome(welcome()).encode(id, out),
         Message::CacheWrite { .. } => {}
-        other => panic!("no request: {other:?}"),
+        other => panic!("not a request: {other:?}"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What good clients ask, and what is wrong with a single request.
+//! Answers to valid and invalid requests.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,7 +26,7 @@ async fn welcomes_and_answers_with_the_request_id() {
     assert_eq!(welcome.service, Role::Classifier);
     assert_eq!((welcome.digest, welcome.classes, welcome.window), ([1; 32], 256, 16_384));
     assert_eq!(welcome.shape.dims(), [2]);
-    // The extremes, and one that is used again after its reply.
+    // The lowest and the highest id, and an id that is used again after its reply.
     for id in [0, u64::MAX, 5, 5] {
         classify(&mut client, id, NOW, 9).await;
         let frame = recv(&mut client).await;
@@ -96,7 +96,7 @@ async fn a_stream_split_at_every_byte_is_served_alike() {
 }
 
 #[tokio::test]
-async fn a_request_that_the_service_drops_forgets_or_panics_over_gets_an_internal_error() {
+async fn a_request_that_the_service_loses_gets_an_internal_error() {
     let server = start(ServerOptions::default()).await;
     let mut client = connect(server.addr).await;
     for how in [DROPPED, FORGOTTEN, PANIC] {
@@ -109,7 +109,7 @@ async fn a_request_that_the_service_drops_forgets_or_panics_over_gets_an_interna
 }
 
 #[tokio::test]
-async fn tells_what_is_wrong_with_a_request_and_goes_on() {
+async fn an_invalid_request_keeps_the_connection_open() {
     let server = start(ServerOptions { max_body: 100, ..Default::default() }).await;
     let mut client = connect(server.addr).await;
     let mut raw = Vec::new();
@@ -146,7 +146,7 @@ async fn tells_what_is_wrong_with_a_request_and_goes_on() {
     let too_large = (Status::TooLarge, "frame body is 5000 bytes; the limit is 100".into(), false);
     assert_eq!(error(&frame), too_large);
 
-    // Notices are taken without a word.
+    // The server ignores replies of these kinds.
     client.send((8, Message::GoAway { text: "" })).await.unwrap();
     client
         .send((9, Message::Error { status: Status::None, text: "", connection: false }))
@@ -156,7 +156,7 @@ async fn tells_what_is_wrong_with_a_request_and_goes_on() {
 }
 
 #[tokio::test]
-async fn a_connection_that_was_idle_when_the_service_changed_gets_no_answer_of_the_new_one() {
+async fn an_old_connection_gets_no_answer_of_a_new_model() {
     let server = start(ServerOptions::default()).await;
     let mut client = connect(server.addr).await;
     assert_works(&mut client).await;
@@ -170,7 +170,7 @@ async fn a_connection_that_was_idle_when_the_service_changed_gets_no_answer_of_t
 }
 
 #[tokio::test]
-async fn statistics_tell_of_the_server_and_of_its_service() {
+async fn statistics_cover_the_server_and_its_service() {
     let server = start(ServerOptions::default()).await;
     let mut client = connect(server.addr).await;
     assert_works(&mut client).await;

@@ -1,4 +1,4 @@
-//! How connections and the server end.
+//! The end of connections and of the server.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::puppet::{
 };
 
 #[tokio::test]
-async fn a_peer_that_vanishes_takes_nobody_along() {
+async fn a_reset_connection_does_not_affect_others() {
     let server = start(ServerOptions::default()).await;
     let mut other = connect(server.addr).await;
     let mut gone = connect(server.addr).await;
@@ -29,7 +29,7 @@ async fn a_peer_that_vanishes_takes_nobody_along() {
 }
 
 #[tokio::test]
-async fn a_peer_that_ends_its_half_still_gets_every_answer() {
+async fn a_half_closed_connection_gets_all_answers() {
     let server = start(ServerOptions::default()).await;
     let mut client = connect(server.addr).await;
     for id in 0..10 {
@@ -49,16 +49,16 @@ async fn a_peer_that_ends_its_half_still_gets_every_answer() {
 }
 
 #[tokio::test]
-async fn draining_says_so_answers_what_is_in_flight_and_ends() {
+async fn a_drain_sends_go_away_and_answers_open_requests() {
     let mut server = start(ServerOptions::default()).await;
     let mut client = connect(server.addr).await;
     classify(&mut client, 1, HELD, 1).await;
     server.service.until_held(1).await;
     server.stop.take().unwrap().send(()).unwrap();
     assert!(matches!(recv(&mut client).await.message(), Ok(Message::GoAway { .. })));
-    // What was on its way when the server said so is answered as well.
+    // The server still answers requests that come after its GoAway.
     assert_works(&mut client).await;
-    assert!(TcpStream::connect(server.addr).await.is_err(), "nobody new is let in");
+    assert!(TcpStream::connect(server.addr).await.is_err(), "the port is closed");
     server.service.release();
     assert_eq!(class(&recv(&mut client).await), 1);
     assert!(next(&mut client).await.is_none());
@@ -66,7 +66,7 @@ async fn draining_says_so_answers_what_is_in_flight_and_ends() {
 }
 
 #[tokio::test]
-async fn draining_does_not_wait_for_ever() {
+async fn a_drain_ends_at_its_timeout() {
     let drain_timeout = Duration::from_millis(200);
     let mut server = start(ServerOptions { drain_timeout, ..Default::default() }).await;
     let mut client = connect(server.addr).await;

@@ -1,6 +1,7 @@
-//! The server half against clients that behave and clients that do not.
+//! The server against good and bad clients.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "tests panic")]
+
 mod answers;
 mod ends;
 mod limits;

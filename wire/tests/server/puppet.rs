@@ -1,4 +1,4 @@
-//! A service that does with an image what the image's first byte says, and a client frame by frame.
+//! A service that the images control, and a client that sends and receives single frames.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -29,10 +29,10 @@ pub(crate) const PANIC: u8 = 4;
 
 pub(crate) const FORGOTTEN: u8 = 5;
 
-/// Longer than anything here takes on a busy machine; a test that hangs fails.
+/// A limit for each step that a busy machine does not reach. A test that hangs fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A classifier that answers `image[1]`, when and how `image[0]` says.
+/// A classifier. The label is `image[1]`; `image[0]` decides when and how it answers.
 #[derive(Default)]
 pub(crate) struct Puppet {
     pub(crate) held: Mutex<Vec<(Later, u16)>>,
@@ -85,7 +85,7 @@ impl Service for Puppet {
 }
 
 impl Puppet {
-    /// Answers what is held, the last one first.
+    /// Answers the held requests, the last one first.
     pub(crate) fn release(&self) -> usize {
         let held = std::mem::take(&mut *self.held.lock().unwrap());
         let count = held.len();

@@ -1,4 +1,4 @@
-//! Who is not let in, or has to go.
+//! Connections that the server refuses or closes.
 
 use afterimage_wire::proto::Status;
 use afterimage_wire::proto::codec::FrameCodec;
@@ -13,7 +13,7 @@ use tokio_util::codec::Framed;
 use crate::puppet::{assert_works, connect, connect_with, error, next, recv, start};
 
 #[tokio::test]
-async fn a_body_far_above_the_limit_ends_the_connection_with_a_reason() {
+async fn a_body_far_above_the_limit_closes_the_connection() {
     let server = start(ServerOptions { max_body: 100, ..Default::default() }).await;
     let mut client = connect(server.addr).await;
     let mut other = connect(server.addr).await;
@@ -29,7 +29,7 @@ async fn a_body_far_above_the_limit_ends_the_connection_with_a_reason() {
 }
 
 #[tokio::test]
-async fn an_http_request_is_told_where_it_has_come_to() {
+async fn an_http_request_gets_an_http_answer() {
     let server = start(ServerOptions::default()).await;
     let mut stream = TcpStream::connect(server.addr).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
@@ -40,7 +40,7 @@ async fn an_http_request_is_told_where_it_has_come_to() {
 }
 
 #[tokio::test]
-async fn garbage_instead_of_a_hello_is_told_so_and_closed() {
+async fn a_first_frame_that_is_not_a_hello_is_refused() {
     let server = start(ServerOptions::default()).await;
     let mut early = Vec::new();
     Message::Ping(b"x").encode(1, &mut early);
@@ -58,7 +58,7 @@ async fn garbage_instead_of_a_hello_is_told_so_and_closed() {
 }
 
 #[tokio::test]
-async fn a_bad_token_is_refused_and_a_good_one_let_in() {
+async fn only_the_right_token_is_accepted() {
     let token = Token::new("sesame");
     let server = start(ServerOptions { token, ..Default::default() }).await;
     for (token, text) in [(&b""[..], "a token is required"), (b"sesam", "the token is wrong")] {
@@ -71,7 +71,7 @@ async fn a_bad_token_is_refused_and_a_good_one_let_in() {
 }
 
 #[tokio::test]
-async fn a_version_that_nobody_speaks_is_refused() {
+async fn an_unknown_version_is_refused() {
     let server = start(ServerOptions::default()).await;
     let stream = TcpStream::connect(server.addr).await.unwrap();
     let mut client = Framed::new(stream, FrameCodec::default());

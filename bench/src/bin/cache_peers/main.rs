@@ -68,7 +68,7 @@ fn echo() -> io::Result<()> {
     Ok(())
 }
 
-/// What came out, in the order Redis, memcached, ours.
+/// The results, in the order Redis, memcached, Afterimage.
 struct Results {
     rates: [Best; 3],
     /// Ours with few keys and with many, in turn.

@@ -1,4 +1,4 @@
-//! The servers that are compared, how they are asked, and what is measured of them.
+//! The compared servers, their loads and their figures.
 
 use std::path::Path;
 use std::time::Duration;
@@ -123,7 +123,7 @@ impl Best {
     }
 }
 
-/// What is taken from a report: its unit, and how.
+/// A figure of a report: its unit and its value.
 pub(super) type Measure = (&'static str, fn(&Report) -> f64);
 pub(super) const RATE: Measure = ("M/s", |report| report.throughput_per_s / 1e6);
 pub(super) const P50: Measure = ("µs p50", |report| report.latency_from_sent.p50_ns as f64 / 1e3);

@@ -1,4 +1,4 @@
-//! The pure part: frames, messages, and how a stream of them is cut.
+//! The codec: frames, messages, and streams cut at any place.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub(super) fn decode_raw(data: &[u8]) {
         assert_eq!(frame.body, &head[HEADER_LEN..]);
         match Message::decode(frame) {
             Ok(message) => decoded(frame, &message),
-            // Every error has something to say, and a status to say it with.
+            // Every error has a text and a status.
             Err(error) => {
                 assert!(!error.to_string().is_empty());
                 assert!(matches!(error.status(), Status::BadArgument | Status::Unsupported));
@@ -56,7 +56,7 @@ pub(super) fn decode_raw(data: &[u8]) {
     }
 }
 
-/// What was understood can be said again, in no more bytes, and means the same.
+/// A decoded message can be encoded again, in no more bytes, with the same meaning.
 fn decoded(frame: Frame<'_>, message: &Message<'_>) {
     let id = frame.header.id;
     let mut again = Vec::new();
@@ -75,7 +75,7 @@ pub(super) fn round_trip(data: &[u8]) {
     let message = arbitrary_message(&mut source, &parts);
     let mut bytes = vec![0xAA; 3];
     message.encode(id, &mut bytes);
-    assert_eq!(bytes[..3], [0xAA; 3], "a frame is appended to what is there");
+    assert_eq!(bytes[..3], [0xAA; 3], "a frame is appended");
     let bytes = &bytes[3..];
     let frame = whole(bytes);
     assert_eq!(frame.header.id, id);
@@ -88,7 +88,7 @@ pub(super) fn round_trip(data: &[u8]) {
         let limit = less;
         let header = frame.header;
         assert_eq!(Frame::decode(bytes, limit), Err(FrameError::TooLarge { header, limit }));
-        // A body without its last byte is another message or none, and never a panic.
+        // A body without its last byte is another message or an error, and never a panic.
         let header = Header { body_len: less, ..header };
         let _ = Message::decode(Frame { header, body: &frame.body[..less as usize] });
     }
@@ -97,7 +97,7 @@ pub(super) fn round_trip(data: &[u8]) {
 /// Input: `u16` largest body in KiB, `u16` seed of the cuts, then the stream.
 pub(super) fn split_invariance(data: &[u8]) {
     let mut source = Source::new(data);
-    // Up to 64 MiB, to show whether memory is taken for what is announced.
+    // Up to 64 MiB, to check that an announced body allocates nothing.
     let max_body = u32::from(source.u16()) << 10;
     let mut rng = Rng(source.u16().into());
     let stream = source.rest();
@@ -131,12 +131,12 @@ pub(super) fn split_invariance(data: &[u8]) {
     assert_eq!(decode_pieces(max_body, pieces.into_iter()), whole);
 }
 
-/// What came of a stream.
+/// The result of decoding a stream.
 #[derive(Debug, PartialEq)]
 struct Decoded {
     frames: Vec<OwnedFrame>,
     error: Option<FrameError>,
-    /// Bytes behind the last whole frame.
+    /// Bytes after the last whole frame.
     left: usize,
 }
 
@@ -158,14 +158,14 @@ fn decode_pieces<'a>(max_body: u32, pieces: impl Iterator<Item = &'a [u8]>) -> D
     Decoded { frames, error, left: input.len() }
 }
 
-/// The one frame that `bytes` are.
+/// The frame that `bytes` consist of.
 fn whole(bytes: &[u8]) -> Frame<'_> {
     let frame = Frame::decode(bytes, NO_LIMIT).expect("there is no limit").expect("a whole frame");
     assert_eq!(frame.header.frame_len(), bytes.len(), "the frame is all there is");
     frame
 }
 
-/// What messages borrow, made of bytes.
+/// Texts and bytes that messages borrow.
 pub(super) struct Parts {
     text: String,
     bytes: Vec<u8>,
@@ -179,7 +179,7 @@ impl Parts {
     }
 }
 
-/// Any message that can be said, and some that are too long and are to be cut.
+/// Any message that can be encoded, and some that are too long and must be cut.
 pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -> Message<'a> {
     let (text, bytes) = (parts.text.as_str(), parts.bytes.as_slice());
     match source.u8() % 17 {
@@ -207,7 +207,7 @@ pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -
         13 => Message::ClassifyResp(label(source)),
         14 => Message::SnapshotReq,
         15 => Message::SnapshotResp(snapshot(source)),
-        // A number that is assigned already would be another message.
+        // An assigned number would be another message.
         _ => match source.u8() {
             kind if matches!(Kind::from_code(kind), Kind::Unknown(_)) => Message::Unknown { kind },
             _ => Message::Unknown { kind: 0xF0 },
@@ -269,7 +269,7 @@ fn stats(source: &mut Source<'_>) -> Stats {
     Stats { entries }
 }
 
-/// A text of less than `limit` bytes (a few more where bytes that are no text were replaced).
+/// A text of less than `limit` bytes, or a few more where invalid bytes were replaced.
 fn text(source: &mut Source<'_>, limit: usize) -> String {
     let len = source.below(limit);
     String::from_utf8_lossy(source.bytes(len)).into_owned()
@@ -302,7 +302,7 @@ fn cut_to_limits(message: Message<'_>) -> Message<'_> {
     }
 }
 
-/// The longest beginning of `text` that is at most `limit` bytes and ends between two characters.
+/// The longest prefix of `text` with at most `limit` bytes that ends between two characters.
 fn cut(text: &str, limit: usize) -> &str {
     let ends = text.char_indices().map(|(at, character)| at + character.len_utf8());
     &text[..ends.take_while(|&end| end <= limit).last().unwrap_or(0)]

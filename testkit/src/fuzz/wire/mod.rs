@@ -1,9 +1,8 @@
-//! Fuzz targets of the protocol and of both ends of a connection: functions that take any bytes and
-//! panic when something that must hold does not.
+//! Fuzz targets of the protocol and of both ends of a connection.
 //!
-//! `fuzz/` runs them under libFuzzer, the tests here run them on a stable toolchain, on the golden
-//! vectors, the regressions and seeded mutations of both. `fuzz/README.md` tells what each of them
-//! asserts.
+//! Each target is a function that takes any bytes and panics if a property does not hold. `fuzz/`
+//! runs them under libFuzzer; the tests run them on a stable toolchain, on the golden vectors, the
+//! regressions and seeded mutations of both. `fuzz/README.md` lists the properties.
 
 mod client_stream;
 mod codec;
@@ -34,45 +33,45 @@ pub const TARGETS: &[Target] = &[
         name: "server_stream",
         body: server_stream,
         seeds: seeds::server_stream,
-        // A StatsReq of 16 bytes is answered with some 400, which are held by the server, by the
-        // pipe and by whoever compares them.
+        // A StatsReq of 16 bytes gets a reply of about 400 bytes, which the server, the pipe and
+        // the check each hold.
         memory_per_byte: 512,
     },
     Target {
         name: "client_stream",
         body: client_stream,
         seeds: seeds::client_stream,
-        // Every two bytes of script may open a connection, with a receive buffer of its own, but
-        // four finish at once, and that is within the base.
+        // Every two bytes of script may open a connection with its own receive buffer, but four
+        // bytes end one, and that is within the base.
         memory_per_byte: 1024,
     },
 ];
 
-/// The decoders on raw bytes: no panic, lengths that add up, and what was understood is encoded and
-/// understood again as the same.
+/// The decoders on raw bytes: no panic, consistent lengths, and each decoded message survives a
+/// round trip.
 pub fn decode_raw(data: &[u8]) {
     codec::decode_raw(data);
 }
 
-/// A message made of bytes survives encoding and decoding, and no proper prefix of its frame is a
-/// frame.
+/// A message made of the input's bytes survives a round trip, and no proper prefix of its frame is
+/// a frame.
 pub fn round_trip(data: &[u8]) {
     codec::round_trip(data);
 }
 
-/// A stream decodes to the same frames, and fails at the same place, however it is cut.
+/// However a stream is cut, it decodes to the same frames and fails at the same place.
 pub fn split_invariance(data: &[u8]) {
     codec::split_invariance(data);
 }
 
-/// The server against a hostile stream of bytes, on virtual time: it ends, and says what an
-/// independent reading of `PROTOCOL.md` says that it must, once.
+/// The server against a hostile stream of bytes, on virtual time: it ends, and sends exactly the
+/// replies that an independent reading of `PROTOCOL.md` demands.
 pub fn server_stream(data: &[u8]) {
     server_stream::server_stream(data);
 }
 
 /// The client against a hostile server, on virtual time: every call ends once and in time, with an
-/// answer that the server gave to it and to no other, or an error.
+/// answer that the server gave to this call, or with an error.
 pub fn client_stream(data: &[u8]) {
     client_stream::client_stream(data);
 }

@@ -1,4 +1,4 @@
-//! Inputs to begin with: the golden vectors, each target's own choices before them.
+//! Initial inputs: the golden vectors, after each target's own choices.
 
 use crate::fuzz::{Rng, Seed};
 use crate::vectors::Vector;
@@ -45,8 +45,7 @@ pub(super) fn split_invariance() -> Vec<Seed> {
     [behind(&start), streams(&start, 20)].concat()
 }
 
-/// Noise of some lengths for each kind of message: the input is a message's fields one after the
-/// other.
+/// Noise of several lengths for each kind of message: the input is the message's fields in order.
 pub(super) fn round_trip() -> Vec<Seed> {
     let mut rng = Rng(1);
     (0..60u8)
@@ -100,7 +99,7 @@ pub(super) fn server_stream() -> Vec<Seed> {
     seeds
 }
 
-/// Writes and reads of keys that are answered in all the ways there are.
+/// Writes and reads of keys that cover every behaviour of the service.
 fn reads() -> Vec<u8> {
     let mut stream = Vec::new();
     for key in 0..32 {
@@ -112,7 +111,7 @@ fn reads() -> Vec<u8> {
     stream
 }
 
-/// Images that are answered in all the ways there are.
+/// Images that cover every behaviour of the service.
 fn images() -> Vec<u8> {
     let mut stream = Vec::new();
     for first in 0..32 {
@@ -152,7 +151,7 @@ pub(super) fn client_stream() -> Vec<Seed> {
             seeds.push((format!("{name}_{end}"), input));
         }
     }
-    // What a server might say, raw.
+    // Raw bytes of a server.
     let mut start = options.to_vec();
     start.extend_from_slice(&[1, 0, 1, 0, 100, 2, 1, 100, 3, 9, 4, 0]);
     for (name, bytes) in golden() {

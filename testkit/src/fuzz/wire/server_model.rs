@@ -1,5 +1,5 @@
-//! What a server must say to a stream of bytes: `PROTOCOL.md`, sections 7, 13 and 15, read once
-//! more and written down without a look at the server's code and without its decoder.
+//! The replies that a server must send to a stream of bytes: an independent reading of
+//! `PROTOCOL.md`, sections 7, 13 and 15, written without the server's code and decoder.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 const HEADER: usize = 16;
 /// The longest Hello.
 const HELLO_MAX: usize = 4096;
-/// A body this much above the limit is skipped; a longer one ends the connection.
+/// A body that exceeds the limit by at most this is skipped; a larger one ends the connection.
 const SKIP_MAX: usize = 16 << 20;
 
 /// Kinds, as section 4 numbers them.
@@ -39,30 +39,29 @@ pub(super) mod status {
     pub(in crate::fuzz::wire) const INTERNAL: u16 = 11;
 }
 
-/// What the server is.
+/// The server under test.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setup<'a> {
-    /// A cache, or else a classifier.
+    /// A cache service; else a classifier.
     pub(super) is_cache: bool,
-    /// The token that it asks for.
+    /// The token that it demands.
     pub(super) token: Option<&'a [u8]>,
-    /// The largest body that it takes.
+    /// The largest body that it accepts.
     pub(super) max_body: u32,
 }
 
-/// A frame that the server sends, as far as it is known beforehand.
+/// A frame of the server, as far as it can be predicted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Reply {
     pub(super) id: u64,
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) status: u16,
-    /// `None` where the body is the server's own affair: texts, statistics, what the Welcome
-    /// tells.
+    /// `None` where the body cannot be predicted: texts, statistics, the Welcome's contents.
     pub(super) body: Option<Vec<u8>>,
 }
 
-/// How the server stands after the last byte, if no more ever comes.
+/// The server's state after the last byte, if no more arrives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
     /// It waits for a Hello, or for the rest of one.
@@ -71,21 +70,20 @@ pub(super) enum Rest {
     Idle,
     /// It waits for the rest of a frame.
     Partial,
-    /// It has told an HTTP client where it is, and closed.
+    /// It has answered an HTTP client, and closed.
     Http,
     /// It has sent a connection-level error, the last of the replies, and closed.
     Closed,
 }
 
-/// All that the server says of its own accord to these bytes, if all the time in the world passes
-/// between them: the replies in the order of their requests.
+/// All replies to these bytes, in the order of their requests, with unlimited time between them.
 pub(super) fn answers(setup: Setup<'_>, stream: &[u8]) -> (Vec<Reply>, Rest) {
     let mut model = Model { setup, replies: Vec::new(), values: HashMap::new() };
     let rest = model.greet(stream);
     (model.replies, rest)
 }
 
-/// The value that a service of these tests gives for a key, and how: see `server_stream::Service`.
+/// The behaviour of the test service for a request: see `server_stream::Service`.
 pub(super) fn behaviour(seed: u8) -> Behaviour {
     match seed % 8 {
         0..4 => Behaviour::Now,
@@ -101,21 +99,21 @@ pub(super) fn behaviour(seed: u8) -> Behaviour {
 pub(super) enum Behaviour {
     /// At once.
     Now,
-    /// At once, and once more, which must not be seen.
+    /// At once, and a second time, which must not be seen.
     Twice,
     /// Later.
     After { ms: u64 },
-    /// By dropping the promise to answer it later.
+    /// By dropping its `Later`.
     Dropped,
     /// Not at all.
     Forgotten,
 }
 
-/// What the service of these tests says of a snapshot: 1 entry, 2 bytes, 3 microseconds.
+/// The test service's snapshot: 1 entry, 2 bytes, 3 microseconds.
 const SNAPSHOT_BODY: [u8; 24] =
     [1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
 
-/// The class that the service of these tests gives.
+/// The label that the test service gives.
 pub(super) fn class(image: &[u8]) -> u16 {
     image.iter().fold(0, |class, &byte| class.wrapping_mul(31).wrapping_add(byte.into()))
 }
@@ -150,7 +148,7 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 impl Model<'_> {
-    /// Section 7: the table of what is wrong with the first bytes.
+    /// Section 7: the table of wrong first bytes.
     fn greet(&mut self, stream: &[u8]) -> Rest {
         const HTTP: [&str; 10] =
             ["GET ", "HEAD", "POST", "PUT ", "DELE", "OPTI", "PATC", "CONN", "TRAC", "PRI "];
@@ -185,7 +183,7 @@ impl Model<'_> {
         self.open(&stream[HEADER + header.body_len..])
     }
 
-    /// Section 13: the table of what is wrong with a frame.
+    /// Section 13: the table of wrong frames.
     fn open(&mut self, mut stream: &[u8]) -> Rest {
         loop {
             let Some(header) = Header::of(stream) else {
@@ -261,8 +259,8 @@ impl Model<'_> {
         self.service(header.id, seed, kind::CLASSIFY_RESP, 0, class.to_le_bytes().to_vec());
     }
 
-    /// What reaches the service: an answer, or an internal error where the service does not give
-    /// one.
+    /// A request that reaches the service gets an answer, or an internal error if the service gives
+    /// none.
     fn service(&mut self, id: u64, seed: u8, kind: u8, flags: u8, body: Vec<u8>) {
         match behaviour(seed) {
             Behaviour::Now | Behaviour::Twice | Behaviour::After { .. } => {

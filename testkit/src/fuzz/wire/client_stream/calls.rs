@@ -1,4 +1,4 @@
-//! What the callers ask of the client, and whether what they got is theirs.
+//! Calls of the client, and the check that each answer belongs to its call.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,14 +13,14 @@ use crate::fuzz::Source;
 use afterimage_wire::client::{CallError, CallOptions, Client};
 use afterimage_wire::proto::message::Classification;
 
-/// What a caller asks, when, and for how long he waits.
+/// A call: its kind, its start and its time limit.
 pub(super) struct Call {
     /// Its key, and the start of its image: no other call has it.
     number: u64,
     kind: u8,
     after: Duration,
     timeout: Duration,
-    /// The caller goes away after so long.
+    /// The caller drops the call after this time.
     gives_up_after: Option<Duration>,
 }
 
@@ -81,7 +81,7 @@ impl Call {
             4 => {
                 let (pong, stats, snapshot) =
                     tokio::join!(client.ping(), client.stats(), client.snapshot(self.timeout));
-                // They have nothing that could be another's.
+                // These replies carry nothing of a certain call.
                 let _ = (pong.map_err(|e| e.to_string()), stats.map_err(|e| e.to_string()));
                 let _ = snapshot.map_err(|e| e.to_string());
                 Answer::Nothing
@@ -120,7 +120,7 @@ pub(super) struct Outcome {
 enum Answer {
     Classification(Classification),
     Values(Vec<Option<i64>>),
-    /// An error, a pong, statistics: nothing that could be mistaken for another's.
+    /// An error, a pong or statistics: nothing that could be another call's answer.
     Nothing,
     /// The caller did not wait for it.
     GaveUp,
@@ -147,7 +147,7 @@ impl Answer {
 }
 
 impl Outcome {
-    /// Whoever got an answer got one that the server gave, and not to somebody else.
+    /// Checks that the server gave this answer to this call.
     pub(super) fn check(&self, server: &Server) {
         match &self.answer {
             Answer::Classification(label) => {

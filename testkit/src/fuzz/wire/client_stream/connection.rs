@@ -1,4 +1,4 @@
-//! One connection of the hostile server, and the books that it keeps of it.
+//! One connection of the hostile server, and its records.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -14,16 +14,16 @@ use afterimage_wire::proto::{
     Frame, HEADER_LEN, Header, Kind, Message, Role, Shape, Status, Welcome,
 };
 
-/// The books of one connection.
+/// The records of one connection.
 #[derive(Default)]
 pub(super) struct Books {
-    /// Bytes that came from the client, and how far they were read as frames.
+    /// Bytes from the client, and how many of them are parsed.
     heard: Vec<u8>,
     parsed: usize,
-    /// Bytes that the client was given, and those that wait to be.
+    /// Bytes sent to the client, and those that wait to be sent.
     pub(super) told: Vec<u8>,
     to_tell: Vec<u8>,
-    /// Which call a request's id belongs to: a key, or what an image begins with.
+    /// The call of each request id: a key, or the start of an image.
     pub(super) asked: HashMap<u64, u64>,
     /// Requests without an answer, in the order of their arrival.
     pending: Vec<(u64, Kind)>,
@@ -33,7 +33,7 @@ pub(super) struct Books {
 pub(super) struct Connection {
     /// `None` once it is closed.
     pub(super) io: Option<DuplexStream>,
-    /// For so many turns it neither reads nor writes.
+    /// Turns during which it neither reads nor writes.
     pub(super) asleep_for: u8,
     pub(super) books: Books,
 }
@@ -43,7 +43,7 @@ impl Connection {
         Connection { io: Some(io), asleep_for: 0, books: Books::default() }
     }
 
-    /// Reads and writes what can be at this moment.
+    /// Reads and writes as much as possible now.
     pub(super) async fn exchange(&mut self) {
         let Connection { io: Some(io), books, .. } = self else {
             return;
@@ -93,14 +93,14 @@ impl Connection {
             }
             11 => self.be_good(),
             12 => {
-                // A message of any kind, for somebody or for nobody.
+                // A message of any kind, for a pending request or for none.
                 let at = source.below(pending.len() + 1);
                 let id = pending.get(at).map_or(source.u8().into(), |&(id, _)| id);
                 let parts = Parts::new(source);
                 self.books.say(id, &arbitrary_message(source, &parts));
             }
             13 => {
-                // The same once more, for an id that was answered.
+                // A second reply to an id that was answered.
                 let id = frames(&self.books.told).last().map_or(0, |frame| frame.header.id);
                 self.books.say(id, &Message::ClassifyResp(label(source)));
             }
@@ -122,7 +122,7 @@ impl Connection {
                 self.books.to_tell.extend_from_slice(source.bytes(len));
             }
             19 => {
-                // A frame that is announced and does not come.
+                // A header without its body.
                 let id = pending.first().map_or(0, |&(id, _)| id);
                 let (body_len, kind) = (source.u32(), Kind::from_code(source.u8()));
                 let (flags, status) = (source.u8(), source.u16());
@@ -130,7 +130,7 @@ impl Connection {
                 self.books.to_tell.extend_from_slice(&header.encode());
             }
             20 => {
-                // What was said last comes again, from the start or from the middle.
+                // Bytes that were sent before, repeated from the start or from the middle.
                 let told = &self.books.told;
                 let from = told.len().saturating_sub(1 + usize::from(source.u8()));
                 let again = told[from..].to_vec();
@@ -164,7 +164,7 @@ impl Connection {
         }
     }
 
-    /// Answers all that is pending, each request with something else.
+    /// Answers all pending requests, each with another answer.
     pub(super) fn be_good(&mut self) {
         let mut nothing = Source::new(&[]);
         while let Some(&(id, kind)) = self.books.pending.first() {
@@ -189,7 +189,7 @@ impl Books {
         (at < self.pending.len()).then(|| self.pending.remove(at))
     }
 
-    /// Reads the client's frames, which must be a good client's.
+    /// Reads the client's frames and checks that they are valid.
     fn read_requests(&mut self) {
         let Books { heard, parsed, asked, pending, .. } = self;
         let mut ask = |id, call| {
@@ -233,7 +233,7 @@ pub(super) fn frames(bytes: &[u8]) -> impl Iterator<Item = Frame<'_>> {
     })
 }
 
-/// A Welcome that a client may take.
+/// A `Welcome` that a client may accept.
 fn fine_welcome(source: &mut Source<'_>) -> Welcome {
     let choice = source.u8();
     let service = match choice % 4 {

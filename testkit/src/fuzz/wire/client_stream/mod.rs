@@ -1,4 +1,4 @@
-//! The client and a server that does whatever it likes, over pipes in memory, on virtual time.
+//! The client against a hostile server, over pipes in memory, on virtual time.
 
 mod calls;
 mod connection;
@@ -21,8 +21,8 @@ use afterimage_wire::client::{Client, ClientOptions, Expect};
 /// Virtual time in which all calls and the client's end must be over.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 
-/// What a call may take beyond its timeout: the timer's granularity, and the pause before a request
-/// is sent again to a server that is shutting down.
+/// Time that a call may take beyond its timeout: the timer's granularity, and the pause before a
+/// request is sent again to a server that is shutting down.
 const SLACK: Duration = Duration::from_millis(20);
 
 /// Bytes of an image. Its first eight say which call it belongs to.
@@ -83,7 +83,7 @@ async fn converse(mut source: Source<'_>) {
         tokio::pin!(all);
         tokio::select! {
             biased;
-            // The server outlives the calls: what it would do to the last of them must be done.
+            // The server outlives the calls, because its effects on the last of them count, too.
             () = server.play(&mut source, calm_end) => unreachable!("the server never ends"),
             outcomes = &mut all => outcomes,
         }

@@ -1,4 +1,4 @@
-//! A server that does whatever its script says.
+//! A hostile server that follows a script.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use afterimage_wire::proto::message::Classification;
 /// Connections that the server keeps; the oldest is closed for the next one.
 const CONNECTIONS: usize = 8;
 
-/// A wish for a connection.
+/// A request for a connection.
 pub(super) struct Knock {
     pub(super) io: DuplexStream,
     pub(super) accepted: oneshot::Sender<()>,
@@ -33,9 +33,9 @@ pub(super) enum Said {
 pub(super) struct Server {
     listener: mpsc::UnboundedReceiver<Knock>,
     connections: Vec<Connection>,
-    /// Of the connections, those from here on may still be open.
+    /// Index of the first connection that may still be open.
     oldest: usize,
-    /// How many wishes for a connection are going to be refused, or left hanging.
+    /// How many requests for a connection will be refused, or left without an answer.
     refuse: u8,
     ignore: u8,
     hanging: Mutex<Vec<Knock>>,
@@ -53,7 +53,7 @@ impl Server {
         }
     }
 
-    /// Plays the script, then goes on in silence, or as a good server would.
+    /// Plays the script, then stays silent or behaves well.
     pub(super) async fn play(&mut self, source: &mut Source<'_>, calm_end: bool) {
         while !source.is_empty() {
             self.turn().await;
@@ -71,12 +71,12 @@ impl Server {
                     connection.be_good();
                 }
             }
-            // Long waits cost as many turns as they have.
+            // A longer wait takes fewer turns.
             sleep(if calm_end { Duration::from_millis(30) } else { FOR_EVER / 10_000 }).await;
         }
     }
 
-    /// Lets the client do what it wants to, and takes note of it.
+    /// Lets the client run, and records what it sent.
     async fn turn(&mut self) {
         // On virtual time this passes when there is nothing else to do.
         sleep(Duration::from_millis(1)).await;
@@ -114,15 +114,15 @@ impl Server {
         }
     }
 
-    /// Takes note of what the client wrote before it ended.
+    /// Records what the client wrote before it ended.
     pub(super) async fn finish(&mut self) {
         for connection in &mut self.connections {
             connection.exchange().await;
         }
     }
 
-    /// Whether any frame that may have answered `call` said so: one with an id that was given to
-    /// the call, or to nobody as far as the server ever heard.
+    /// Whether a frame that may have answered `call` carried this answer: its id belongs to the
+    /// call, or to no call that the server knows.
     pub(super) fn said(&self, call: u64, what: impl Fn(&Said) -> bool) -> bool {
         self.connections.iter().any(|connection| {
             let books = &connection.books;

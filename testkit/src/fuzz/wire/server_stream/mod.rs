@@ -1,4 +1,4 @@
-//! The server and a client that sends whatever it likes, over a pipe in memory, on virtual time.
+//! The server against a hostile client, over a pipe in memory, on virtual time.
 
 mod oracle;
 mod verdict;
@@ -17,25 +17,25 @@ use crate::fuzz::{Rng, Source};
 use afterimage_wire::proto::{Hello, Message};
 use afterimage_wire::server::{ServerOptions, Token, serve_stream};
 
-/// The secret of a server that asks for one.
+/// The token of a server that demands one.
 const TOKEN: &[u8] = b"open sesame";
 
 /// Virtual time in which any connection must have ended: all its deadlines together, for each of
-/// the pauses that a client makes.
+/// the client's pauses.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 
-/// Bytes that a server may say whatever it hears: a Welcome, a GoAway, an error.
+/// Bytes that a server may send for any input: a Welcome, a GoAway, an error.
 const OUTPUT_BASE: usize = 4096;
-/// Bytes that a server may say for each that it hears. The worst is a header of 16 bytes that asks
-/// for statistics.
+/// Bytes that a server may send for each byte that it receives. The worst case is a header of 16
+/// bytes that asks for statistics.
 const OUTPUT_PER_BYTE: usize = 64;
 
-/// How the client behaves, from the first eight bytes of the input.
+/// The client's behaviour, from the first eight bytes of the input.
 #[derive(Debug)]
 struct Script {
     is_cache: bool,
     token: bool,
-    /// A good Hello is sent before the input's bytes.
+    /// A valid Hello is sent before the input's bytes.
     hello: bool,
     /// It ends its sending half after the last byte; else it waits for the server's end.
     half_close: bool,
@@ -47,7 +47,7 @@ struct Script {
     pauses: bool,
     /// The server is told to shut down after so long.
     drain_after: Option<Duration>,
-    /// The service becomes another one after so many batches.
+    /// The service changes its identity after this many batches.
     changes_after: u64,
     window: u32,
     max_body: u32,
@@ -61,7 +61,7 @@ impl Script {
         let bit = |number: u8| common >> number & 1 != 0;
         let unusual = bit(5);
         let window = 1 + u32::from(source.u8());
-        // The largest shows whether memory is taken for what is announced.
+        // The largest value checks that an announced body allocates nothing.
         let max_body = match source.u8() {
             u8::MAX => 64 << 20,
             small => u32::from(small) * 8,
@@ -86,7 +86,7 @@ impl Script {
         }
     }
 
-    /// Whether nothing but the bytes decides what the server says.
+    /// Whether the bytes alone decide what the server sends.
     fn is_plain(&self) -> bool {
         !self.abort
             && self.deaf_for.is_none()
@@ -96,7 +96,7 @@ impl Script {
     }
 }
 
-/// Input: a [`Script`], then what the client sends.
+/// Input: a [`Script`], then the client's bytes.
 pub(super) fn server_stream(data: &[u8]) {
     let mut source = Source::new(data);
     let script = Script::new(&mut source);
@@ -125,7 +125,7 @@ pub(super) fn server_stream(data: &[u8]) {
     check(&script, expected, rest, &output);
 }
 
-/// Lets the two talk until the server hangs up; returns all that the client read.
+/// Runs both ends until the server closes; returns everything that the client read.
 async fn converse(script: &Script, stream: &[u8]) -> Vec<u8> {
     let (ours, theirs) = tokio::io::duplex(script.pipe);
     let service = Arc::new(Oracle::new(script.is_cache, script.changes_after));
@@ -148,7 +148,7 @@ async fn converse(script: &Script, stream: &[u8]) -> Vec<u8> {
         let sent = send(script, stream, writer);
         if script.abort {
             sent.await;
-            // Both halves go, and with them what was not read.
+            // Both halves are dropped, with all unread bytes.
             drop(reader);
             Vec::new()
         } else {
@@ -175,7 +175,7 @@ async fn send(script: &Script, stream: &[u8], mut writer: WriteHalf<DuplexStream
         }
         rest = behind;
         if script.pauses && cuts.index(4) == 0 {
-            // Around the times at which a server loses patience: 250 ms, 5 s, 30 s, 300 s.
+            // Near the server's timeouts: 250 ms, 5 s, 30 s, 300 s.
             let ms = [1, 249, 4_990, 29_000, 31_000, 299_000, 301_000][cuts.index(7)];
             sleep(Duration::from_millis(ms)).await;
         } else if cuts.index(2) == 0 {
@@ -192,7 +192,7 @@ async fn receive(script: &Script, mut reader: ReadHalf<DuplexStream>) -> Vec<u8>
         sleep(time).await;
     }
     let mut output = Vec::new();
-    // An error would be the end, too; a pipe in memory has none.
+    // An error would end the stream, too; a pipe in memory has none.
     let _ = reader.read_to_end(&mut output).await;
     output
 }

@@ -13,7 +13,7 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Role, Snapshot};
 use afterimage_wire::server::{Batch, Identity, Later, Op, Service};
 
-/// A service that answers in all the ways there are, by its request alone.
+/// A service whose answer depends on the request alone, with every behaviour.
 pub(super) struct Oracle {
     is_cache: bool,
     values: Mutex<HashMap<u64, i64>>,
@@ -22,7 +22,7 @@ pub(super) struct Oracle {
 }
 
 impl Oracle {
-    /// A cache or a classifier, which becomes another one after so many batches.
+    /// A cache service or a classifier, which changes its identity after this many batches.
     pub(super) fn new(is_cache: bool, changes_after: u64) -> Self {
         Oracle { is_cache, values: Mutex::default(), batches: AtomicU64::new(0), changes_after }
     }

@@ -1,12 +1,12 @@
-//! What the server said, held against what it had to say.
+//! Comparison of the server's output with the expected replies.
 
 use super::Script;
 use crate::fuzz::wire::server_model::{Reply, Rest, kind, status};
 use afterimage_wire::proto::{Frame, HEADER_LEN, Message};
 
-/// Compares what was said with what was to be said.
+/// Compares the output with the expected replies.
 pub(super) fn check(script: &Script, mut expected: Vec<Reply>, rest: Rest, output: &[u8]) {
-    // One that is slow enough is told of the deadline instead, in a frame.
+    // A slow client gets the deadline's error instead, in a frame.
     if rest == Rest::Http && (script.is_plain() || output.starts_with(b"HTTP")) {
         let start = b"HTTP/1.1 400 Bad Request\r\n";
         assert!(output.starts_with(start) || script.deaf_for.is_some(), "HTTP is answered in HTTP");
@@ -14,16 +14,16 @@ pub(super) fn check(script: &Script, mut expected: Vec<Reply>, rest: Rest, outpu
         return;
     }
     let (mut said, left) = frames(output);
-    // Only a client that does not read, or is not there, may see part of a frame.
+    // Only a client that does not read, or has aborted, may see part of a frame.
     let is_cut = script.abort || script.deaf_for.is_some();
     assert!(is_cut || left == 0, "the output ends {left} bytes into a frame");
 
-    // Nothing comes after a connection-level error.
+    // No frame follows a connection-level error.
     let fatal = said.iter().position(|frame| frame.kind == kind::ERROR && frame.flags == 1);
     assert!(fatal.is_none_or(|at| at + 1 == said.len()), "more follows the last words: {said:?}");
     assert!(said.iter().skip(1).all(|frame| frame.kind != kind::WELCOME), "one Welcome");
 
-    // Notices of the server's own, which answer nothing.
+    // Notices of the server that answer no request.
     let notice = |frame: &Reply| {
         frame.id == 0
             && match (frame.kind, frame.flags) {
@@ -50,11 +50,10 @@ pub(super) fn check(script: &Script, mut expected: Vec<Reply>, rest: Rest, outpu
             "{noticed:?} but not {to_expect:?}, {rest:?}"
         );
     }
-    // After a connection-level error, or with the client gone, replies may be missing; none may be
-    // too many.
+    // After a connection-level error, or with the client gone, replies may be missing, but none may
+    // be extra.
     let may_miss = is_cut || fatal.is_some() || (!script.is_plain() && !notices.is_empty());
-    // A service that has become another one turns requests away; which of them, is a matter of
-    // batches.
+    // A changed service turns requests away; which ones depends on the batches.
     let has_changed = script.changes_after != u64::MAX;
     let (turned_away, said): (Vec<Reply>, Vec<Reply>) =
         said.into_iter().partition(|frame| has_changed && is_turned_away(frame));
@@ -67,17 +66,17 @@ pub(super) fn check(script: &Script, mut expected: Vec<Reply>, rest: Rest, outpu
     }
     for frame in turned_away {
         let place = expected.iter().position(|reply| is_of_service(reply) && reply.id == frame.id);
-        expected.remove(place.expect("only who asks the service is turned away"));
+        expected.remove(place.expect("only requests to the service are turned away"));
     }
     assert!(may_miss || expected.is_empty(), "no answer: {expected:?}");
 }
 
-/// Whether this is an error that says "elsewhere" to one request.
+/// Whether this error tells the client to repeat one request on a new connection.
 fn is_turned_away(frame: &Reply) -> bool {
     (frame.kind, frame.flags, frame.status) == (kind::ERROR, 0, status::SHUTTING_DOWN)
 }
 
-/// Whether this is what became of a request that reached the service.
+/// Whether this replies to a request that reached the service.
 fn is_of_service(reply: &Reply) -> bool {
     matches!(reply.kind, kind::CACHE_RESP | kind::CLASSIFY_RESP) || reply.status == status::INTERNAL
 }

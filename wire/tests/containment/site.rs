@@ -1,4 +1,4 @@
-//! A server, a client that was there before everybody, and whoever else comes.
+//! A server with one good client, and helpers to connect bad peers.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 
-/// Longer than anything here takes on a busy machine; a test that hangs fails.
+/// A limit for each step that a busy machine does not reach. A test that hangs fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A limit of the server that is to be seen at work.
-pub(crate) const SOON: Duration = Duration::from_secs(1);
+/// A timeout of the server that the test waits for. The handshakes before it must be faster.
+pub(crate) const SOON: Duration = Duration::from_secs(3);
 
-/// A limit that is not to be seen.
+/// A timeout that never ends during a test.
 pub(crate) const NEVER: Duration = Duration::from_secs(3600);
 
-/// A server with its certificates, if it has any, and a client that was there before everybody.
-pub(crate) struct House {
+/// A server, with or without TLS, and a client that must get its answers all the time.
+pub(crate) struct Site {
     pub(crate) addr: SocketAddr,
     pub(crate) tls: Option<ClientTls>,
     pub(crate) first: Client,
@@ -47,7 +47,7 @@ pub(crate) fn certificates() -> (ServerTls, ClientTls, TempDir) {
     (ServerTls::load(files).unwrap(), ClientTls::load(trusted).unwrap(), folder)
 }
 
-impl House {
+impl Site {
     pub(crate) async fn open(secure: bool, options: ServerOptions) -> Self {
         let (server_tls, client_tls, _folder) = certificates();
         let (tls, client) = (secure.then_some(server_tls), secure.then_some(client_tls));
@@ -59,10 +59,10 @@ impl House {
             stopped.await.ok();
         }));
         let first = Client::connect(addr, client_options(client.clone())).await.unwrap();
-        House { addr, tls: client, first, stop: Some(stop), served, _folder }
+        Site { addr, tls: client, first, stop: Some(stop), served, _folder }
     }
 
-    /// Whoever connects, and goes through TLS where that is spoken.
+    /// A connection without a Hello, after the TLS handshake if the server speaks TLS.
     pub(crate) async fn stranger(&self) -> Box<dyn Stream> {
         let stream = TcpStream::connect(self.addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
@@ -71,7 +71,7 @@ impl House {
         Box::new(TlsConnector::from(tls.config()).connect(name, stream).await.unwrap())
     }
 
-    /// The same after a Hello and a Welcome.
+    /// A connection after Hello and Welcome.
     pub(crate) async fn guest(&self) -> Box<dyn Stream> {
         let mut stream = self.stranger().await;
         stream.write_all(&hello()).await.unwrap();
@@ -84,7 +84,7 @@ impl House {
         stream
     }
 
-    /// Asks for as long as `others` take, and fails if an answer does not come.
+    /// Sends requests with the first client until `others` ends. Fails if an answer does not come.
     pub(crate) async fn while_answering<T>(&self, others: impl Future<Output = T>) -> T {
         let answering = async {
             loop {
@@ -97,7 +97,7 @@ impl House {
         });
         let done = done.await.expect("the peer is contained");
         assert_eq!(self.first.classify(&[42; 784]).await.unwrap().label, 42);
-        assert_eq!(self.first.counters().connects, 1, "the first client's connection is untouched");
+        assert_eq!(self.first.counters().connects, 1, "the first client keeps its connection");
         done
     }
 
@@ -108,8 +108,9 @@ impl House {
 
 pub(crate) fn client_options(tls: Option<ClientTls>) -> ClientOptions {
     let mut options = ClientOptions::new();
-    // What an answer may take on a machine that has other things to do.
-    options = options.timeout(Duration::from_secs(10)).keepalive(None);
+    // A busy machine may delay every step.
+    options = options.timeout(PATIENCE).connect_timeout(PATIENCE).handshake_timeout(PATIENCE);
+    options = options.keepalive(None);
     options.tls = tls;
     options
 }
@@ -124,16 +125,16 @@ pub(crate) fn hello() -> Vec<u8> {
     bytes
 }
 
-pub(crate) fn last_words(said: &[u8]) -> (Status, String) {
-    let frame = Frame::decode(said, 1 << 20).unwrap().expect("the server says why");
-    assert_eq!(frame.header.frame_len(), said.len(), "and nothing else");
+pub(crate) fn last_error(received: &[u8]) -> (Status, String) {
+    let frame = Frame::decode(received, 1 << 20).unwrap().expect("the server sends an Error");
+    assert_eq!(frame.header.frame_len(), received.len(), "nothing follows the Error");
     match Message::decode(frame).unwrap() {
         Message::Error { status, text, connection: true } => (status, text.to_owned()),
-        other => panic!("no error about the connection: {other:?}"),
+        other => panic!("not a connection-level Error: {other:?}"),
     }
 }
 
-/// A whole ClientHello, or something that is none.
+/// A TLS ClientHello, or an Afterimage Hello without TLS.
 pub(crate) fn client_hello(tls: Option<&ClientTls>) -> Vec<u8> {
     let Some(tls) = tls else { return hello() };
     let name = tls.name_for("127.0.0.1").unwrap();
