@@ -58,7 +58,7 @@ settings file. Order of precedence: flag, environment, file, default.
 Examples:
   afterimage demo                       See what a cache in front of a slow classifier gains
   afterimage serve                      Start a memo with the built-in classifier
-  afterimage classify digit.png         Ask it about an image
+  afterimage classify seven.png         Ask it about an image
 
 'afterimage COMMAND --help' shows a command's flags and examples.";
 
@@ -203,7 +203,9 @@ fn run() -> anyhow::Result<()> {
     refuse_two_addresses(&matches)?;
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let log = cli.log.as_deref().unwrap_or(cli.command.default_log());
-    let filter = EnvFilter::try_new(log).with_context(|| format!("--log {log}"))?;
+    // The Redis library repeats errors ten times a second; the store logs them with their causes.
+    let directives = format!("redis=off,{log}");
+    let filter = EnvFilter::try_new(directives).with_context(|| format!("--log {log}"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::splitmix::{STEP, mix};
 
-/// Audits under way at once: enough to keep a sample going, too few to be in anybody's way.
+/// Audits in flight at once: enough for the sample, too few to delay requests.
 const MAX_UNDER_WAY: usize = 4;
 
 /// The confidence of the bound that the statistics show.
 const CONFIDENCE: f64 = 0.95;
 
-/// Which hits are audited, and what came of it.
+/// The choice of hits to audit, and the results.
 #[derive(Debug)]
 pub(crate) struct Audit {
     every: NonZeroU32,

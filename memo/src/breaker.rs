@@ -1,13 +1,13 @@
-//! A circuit breaker: after a few failures in a row nobody waits any more, and now and then one
-//! request goes to see whether things are better.
+//! A circuit breaker: after some failures in a row no request waits for a store, except for a probe
+//! at intervals.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Whether a store is worth asking. Time comes in as an argument.
 ///
-/// Closed: everybody asks. After `threshold` failures in a row it opens: nobody asks, but for one
-/// probe every `probe_every`. The first success closes it.
+/// While it is closed, every request asks the store. After `threshold` failures in a row it opens,
+/// and one probe goes every `probe_every`. The first success closes it.
 #[derive(Debug)]
 pub struct Breaker {
     threshold: u32,
@@ -39,7 +39,7 @@ impl Breaker {
         }
         let due = self.next_probe.load(Relaxed);
         let now = self.nanos(now);
-        // Of all who see the probe due, the one that moves the time on goes.
+        // Of all threads that find the probe due, the one that advances the time sends it.
         now >= due
             && self
                 .next_probe

@@ -1,4 +1,4 @@
-//! Calls under way, and who waits for each: any number of identical requests make one call.
+//! Calls in flight and their waiters: any number of identical requests make one call.
 
 use std::collections::hash_map::Entry;
 use std::mem;
@@ -16,13 +16,13 @@ const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
 /// Those on a flight, the first one first. Most flights have one.
 pub type Waiters<W> = SmallVec<[W; 1]>;
 
-/// The flights of some keys, and who is on each.
+/// The flights of some keys, and the waiters of each.
 type Shard<W> = FxHashMap<u128, Waiters<W>>;
 
-/// The calls under way, each by the 128-bit hash of its image, with a cap on all who wait.
+/// The calls in flight, each by the 128-bit hash of its input, with a limit on all waiters.
 ///
 /// A flight begins with the first to [`join`](Flights::join) under a key and ends with
-/// [`land`](Flights::land). Whoever joins in between is handed out by that `land` and by no other.
+/// [`land`](Flights::land). That `land` returns every waiter that joined in between.
 #[derive(Debug)]
 pub struct Flights<W> {
     shards: Box<[Mutex<Shard<W>>]>,
@@ -33,7 +33,7 @@ pub struct Flights<W> {
 /// What became of a request to join.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Join<W> {
-    /// The first under this key: whoever asked now owes the call and the `land`.
+    /// The first under this key: the caller must make the call and `land` the flight.
     First,
     /// There is a call under way; its `land` will hand the waiter out.
     Joined,
@@ -66,19 +66,18 @@ impl<W> Flights<W> {
         }
     }
 
-    /// Ends the flight under `key` and hands out all who waited, the first one first.
+    /// Ends the flight under `key` and returns its waiters, in the order in which they joined.
     pub fn land(&self, key: u128) -> Waiters<W> {
         let waiters = self.shard(key).remove(&key).unwrap_or_default();
         self.waiting.fetch_sub(waiters.len(), Ordering::Relaxed);
         waiters
     }
 
-    /// Ends the flight under `key` and hands out all who waited, unless `stays` gives a reason,
-    /// looking at them, why it should go on; then that comes back. A key without a flight is
-    /// one that ended.
+    /// Ends the flight under `key` and returns its waiters as the error, unless `stays` returns a
+    /// reason to go on, which is then the result. A key without a flight counts as ended.
     ///
     /// # Errors
-    /// Those who waited, when the flight has ended.
+    /// The waiters, if the flight has ended.
     pub fn land_unless<R>(
         &self,
         key: u128,
@@ -93,7 +92,7 @@ impl<W> Flights<W> {
         Err(waiters)
     }
 
-    /// Takes those off their flights of whom `leaves` says so. The flights go on, if need be empty.
+    /// Removes every waiter for which `leaves` returns true. Flights stay, possibly empty.
     pub fn disembark(&self, mut leaves: impl FnMut(&W) -> bool) -> Vec<W> {
         let mut gone = Vec::new();
         for shard in &self.shards {

@@ -10,7 +10,7 @@ use afterimage_wire::proto::stats::Stats;
 use crate::key::ModelId;
 use crate::sync;
 
-/// Whoever computes what is not remembered.
+/// A service that computes the answers of misses.
 pub trait Classifier: Send + Sync + 'static {
     /// The model that it answers with now, or did when it was last heard of; `None` before the
     /// first time. Asked for every batch, so it is cheap, and the same model is the same `Arc`.
@@ -69,7 +69,7 @@ impl<C: Classifier + ?Sized> Classifier for Box<C> {
     }
 }
 
-/// An image to classify, and who wants to know.
+/// An image to classify, and the reply to complete.
 #[derive(Debug)]
 pub struct Job {
     /// The image's bytes.
@@ -78,7 +78,7 @@ pub struct Job {
     pub reply: Reply,
 }
 
-/// An answer, and who gave it.
+/// An answer, and the model that gave it.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// The label. Not yet checked against the model's classes.
@@ -108,7 +108,7 @@ impl Failure {
 /// For how long an answer is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// Somebody waits without a limit.
+    /// A waiter has no deadline.
     Always,
     /// Nobody waits longer than this; somebody who comes meanwhile may.
     Until(Instant),
@@ -117,7 +117,7 @@ pub enum Wanted {
     NoMore,
 }
 
-/// Whoever owns a job: it is asked whether it still wants the answer, and is given it.
+/// The owner of a job: it says whether the answer is still wanted, and takes it.
 pub trait Owner: Send {
     /// Until when the answer is wanted. After [`Wanted::NoMore`], nothing more is called.
     fn wanted(&self, now: Instant) -> Wanted {

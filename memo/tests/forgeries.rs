@@ -1,4 +1,4 @@
-//! No wrong label over many lookups, against an attacker who can write anything into the store.
+//! No wrong label over many lookups, against an attacker that can write anything into the store.
 //!
 //! Two memos with different secrets share one table, and their classifiers change models. Before
 //! half of the lookups the attacker overwrites the entry that the lookup is going to find: with

@@ -72,10 +72,10 @@ impl<R: Clone> Balance<R> {
     }
 
     /// The model that the replicas stand for: the one that most of them have. `present` keeps its
-    /// place while no other has more, and while nobody is there at all.
+    /// place while no other has more, and while no replica is connected.
     ///
-    /// Those count that are connected and well; if none is well, those that are connected. A model
-    /// that answers cannot be remembered of counts only if there is no other.
+    /// Those count that are connected and well; if none is well, those that are connected. Models
+    /// whose answers cannot be stored count only if no other model is present.
     pub(super) fn vote(&self, present: Option<&Arc<ModelId>>) -> Option<Arc<ModelId>> {
         let well = |member: &Member<R>| member.health.is_well();
         let good = |model: &ModelId| model.objection().is_none();
@@ -127,7 +127,7 @@ impl<R: Clone> Balance<R> {
     /// Of two drawn at random, the one with fewer requests in flight (Mitzenmacher, "The power of
     /// two choices in randomized load balancing", IEEE TPDS 12(10), 2001). One that warms up is
     /// drawn less often. One that is ejected is not drawn, unless all are: an ejection is a guess,
-    /// and to ask nobody is no better than to ask somebody who may fail.
+    /// and a request to a replica that may fail is better than none.
     pub(super) fn pick(
         &mut self,
         now: Instant,
@@ -198,8 +198,8 @@ impl<R: Clone> Balance<R> {
         ejects.then(|| self.eject(now, number)).flatten()
     }
 
-    /// Takes one out, unless no other of its model is left that is connected and well: whoever
-    /// fails is better than nobody, and who has another model cannot answer in its place.
+    /// Ejects a replica, unless it is the last of its model that is connected and healthy: a replica
+    /// that fails is better than none, and one of another model cannot answer in its place.
     fn eject(&mut self, now: Instant, number: u64) -> Option<Ejected<R>> {
         let own = self.member(number)?.model.clone();
         if !self.offers_well(own.as_ref(), &[number]) {

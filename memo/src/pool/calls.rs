@@ -21,8 +21,7 @@ use super::{Pool, State};
 use crate::sync;
 use crate::upstream::{Answer, Failure, Job, Reply, Wanted};
 
-/// How often a request is sent again at most. Whoever fails three times would fail the fourth time,
-/// too.
+/// The most retries of a request. After three failures a fourth attempt is unlikely to succeed.
 const RETRIES: usize = 2;
 
 /// A request on its way.
@@ -47,7 +46,7 @@ struct Way {
 struct Attempt {
     number: u64,
     replica: Arc<Endpoint>,
-    /// It has less time than it might have, since nobody waits longer.
+    /// Its timeout was shortened to the waiters' deadlines.
     cut_short: bool,
 }
 
@@ -236,7 +235,7 @@ impl Pool {
         let is_asked_for = reply.model().is_none_or(|asked| *asked == model);
         if !is_asked_for {
             drop(way);
-            // Another model's answer is nobody's here. Another replica may have the right one.
+            // The answer of another model is not used. Another replica may have the right model.
             self.moved.fetch_add(1, Relaxed);
             return self.again(call, Retry::Free, Failure::model_changed());
         }
@@ -271,10 +270,10 @@ impl Pool {
         }
     }
 
-    /// Whether there is somebody else to ask, and the budget allows it.
+    /// Whether there is another replica to ask, and the budget allows it.
     fn pays_for(&self, reply: &Reply, tried: &[u64]) -> bool {
         let mut state = self.lock();
-        // Who is asked in vain costs no more for being asked again.
+        // With no other replica to ask, the retry spends no budget.
         let elsewhere = state.balance.offers(reply.model(), tried);
         let allowed = elsewhere && state.budget.spend();
         if elsewhere && !allowed {

@@ -49,7 +49,7 @@ enum State {
     Probation,
 }
 
-/// What is known of one replica.
+/// The state of one replica.
 #[derive(Debug)]
 pub(super) struct Health {
     state: State,
@@ -79,7 +79,7 @@ impl Health {
         }
     }
 
-    /// It has a new connection. What was wrong with it may be over: it is asked, gently.
+    /// It has a new connection. The fault may be over, so it gets few requests at first.
     pub(super) fn connected(&mut self, now: Instant) {
         self.failures = 0;
         self.silent_since = None;

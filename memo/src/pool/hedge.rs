@@ -10,7 +10,7 @@ use std::time::Instant;
 pub(super) struct Hedges<C> {
     waiting: BTreeMap<Ticket, Arc<C>>,
     tickets: u64,
-    /// When whoever looks comes again, if that is known.
+    /// When the hedging task wakes next, if it sleeps until a time.
     armed: Option<Instant>,
 }
 
@@ -39,7 +39,7 @@ impl<C> Hedges<C> {
         self.waiting.remove(&ticket);
     }
 
-    /// Whether somebody must look earlier than was said the last time.
+    /// Whether the hedging task must wake earlier than planned.
     pub(super) fn needs_earlier_wake(&self) -> bool {
         let first = self.waiting.keys().next();
         first.is_some_and(|first| self.armed.is_none_or(|armed| first.due < armed))
@@ -51,7 +51,7 @@ impl<C> Hedges<C> {
         (first.key().due <= now).then(|| first.remove())
     }
 
-    /// When to look again; `None` for not before somebody is [pressing](Self::needs_earlier_wake).
+    /// When to wake next; `None` for not before [`needs_earlier_wake`](Self::needs_earlier_wake).
     pub(super) fn arm(&mut self) -> Option<Instant> {
         self.armed = self.waiting.keys().next().map(|first| first.due);
         self.armed

@@ -1,5 +1,5 @@
-//! A store over the network, which must never hold anybody up: a lookup budget and a breaker before
-//! whatever [`Backend`] it is.
+//! A store over the network: a [`Backend`] behind a lookup budget and a breaker, so that no request
+//! waits long for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,7 +12,7 @@ use super::{Backend, Callback};
 use crate::breaker::Breaker;
 use crate::sync;
 
-/// A lookup under way. Ends once, with what was found, or with nothing if the backend drops it.
+/// A lookup in flight. It ends once: with the values, or without if the backend drops it.
 struct Lookup {
     health: Arc<Health>,
     keys: usize,
@@ -25,14 +25,14 @@ impl Lookup {
         let values = values.filter(|values| values.len() == self.keys);
         if values.is_some() {
             if self.health.breaker.succeeded() {
-                tracing::info!(server = self.health.address, "the cache answers again");
+                tracing::info!(server = self.health.address, "the store answers again");
             }
         } else {
             self.health.failed.fetch_add(self.keys as u64, Relaxed);
             if self.health.breaker.failed(sync::now()) {
                 tracing::warn!(
                     server = self.health.address,
-                    "the cache does not answer: requests go by without it until it does"
+                    "the store does not answer; requests bypass it until a probe succeeds"
                 );
             }
         }
@@ -52,7 +52,7 @@ pub struct StoreOptions {
     /// What a lookup may take before it counts as a miss. The default, 2 ms, is some forty times a
     /// round trip within a data centre.
     pub lookup_budget: Duration,
-    /// Failures in a row after which nobody waits any more. The default is 5.
+    /// Failures in a row after which no request waits for the store. The default is 5.
     pub breaker_threshold: u32,
     /// How often a lookup goes to see whether the cache is back. The default, 100 ms, notices
     /// within a second with room to spare.
@@ -128,7 +128,7 @@ impl RemoteStore {
         }
     }
 
-    /// Whether the breaker is open: nobody waits for the store until a probe finds that it answers.
+    /// Whether the breaker is open: no request waits for the store until a probe succeeds.
     pub(crate) fn is_left_out(&self) -> bool {
         self.health.breaker.is_open()
     }

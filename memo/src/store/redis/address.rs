@@ -22,11 +22,11 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Parses `SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?protocol=2|3]`. With the scheme of a
-    /// cluster there may be several hosts, separated by commas.
+    /// Parses `SCHEME://[USER:PASSWORD@]HOST[:PORT][/DATABASE][?protocol=2|3]`. A cluster may have
+    /// several hosts, separated by commas.
     ///
     /// # Errors
-    /// What is wrong, in words that contain no secret.
+    /// The reason, without any secret.
     pub(super) fn parse(url: &str) -> Result<Self, String> {
         let (scheme, rest) = url.split_once("://").ok_or_else(wrong_scheme)?;
         let (has_tls, is_cluster) = match scheme {

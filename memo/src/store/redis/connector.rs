@@ -43,7 +43,7 @@ pub enum RedisError {
     Address {
         /// The address, without its login.
         url: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
     /// A certificate or its key cannot be used.
@@ -62,7 +62,7 @@ pub enum RedisError {
     PasswordFile {
         /// The file.
         file: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: &'static str,
     },
 }
