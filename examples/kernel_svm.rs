@@ -1,10 +1,11 @@
-//! An RBF model of LIBSVM's, 9,000 support vectors and more, scored by `svm-predict` and by us in
-//! turn, a thousand images of the MNIST test set after another: `kernel_svm DATA_DIR RECORDS_DIR`,
-//! or with a text model trained before as a third argument; both on the one core that the process
-//! is pinned to. Every label is compared.
+//! Measurement of an imported kernel model beside `svm-predict`: an RBF model of LIBSVM with at
+//! least 9,000 support vectors. The two score the MNIST test set in turns of a thousand images, on
+//! the core that the process is pinned to. Every label is compared.
 //!
-//! Times are processor time, so that other work on the machine disturbs the ratio as little as can
-//! be; what `svm-predict` needs to read its model is taken off its time.
+//! Usage: `kernel_svm DATA_DIR RECORDS_DIR [MODEL]`; without a text model, one is trained.
+//!
+//! Times are CPU time: other load on the machine changes their ratio less than that of wall times.
+//! The time in which `svm-predict` reads its model is subtracted.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,7 +17,7 @@ use afterimage_classifier::{Dataset, ImportOptions, Model, Scratch};
 use anyhow::{Context, bail, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Training images: so many make more than [`LEAST_VECTORS`] support vectors with these settings.
+/// Training images: enough for more than [`LEAST_VECTORS`] support vectors with these settings.
 const TRAIN: usize = 13_000;
 const SETTINGS: [&str; 9] = ["-q", "-m", "1000", "-t", "2", "-g", "0.08", "-c", "10"];
 const LEAST_VECTORS: usize = 9_000;

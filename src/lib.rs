@@ -58,7 +58,7 @@ settings file. Order of precedence: flag, environment, file, default.
 Examples:
   afterimage demo                       See what a cache in front of a slow classifier gains
   afterimage serve                      Start a memo with the built-in classifier
-  afterimage classify digit.png         Ask it about an image
+  afterimage classify seven.png         Ask it about an image
 
 'afterimage COMMAND --help' shows a command's flags and examples.";
 

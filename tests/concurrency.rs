@@ -1,6 +1,6 @@
 //! Many at once: identical requests make one call, end to end, and every request in flight gets
 //! exactly one reply. The classifier is held (SIGSTOP) until all that is to be in flight is there,
-//! so that what is counted does not depend on who is faster.
+//! so that the counts do not depend on timing.
 
 #![allow(clippy::unwrap_used)]
 
@@ -208,8 +208,8 @@ fn free_running_connections_make_no_more_calls_than_there_are_images() {
         for task in tasks {
             task.await.unwrap();
         }
-        // Nobody was held here: whoever came late found the answer in the table or on its way
-        // there.
+        // The classifier was not held here: a late request found the answer in the table or in
+        // flight.
         assert_eq!(pair.scored().await, IMAGES as u64);
     });
 }
@@ -284,7 +284,7 @@ fn ten_thousand_requests_in_flight_on_one_connection_get_one_reply_each() {
         pair.hold();
         feed_all(&mut raw, &digits, ids()).await;
         pair.until_waiting(MANY).await;
-        // The connection is not blocked by what waits on it.
+        // Waiting requests do not block the connection.
         let pong = raw.ask(u64::MAX / 2, Message::Ping(b"still there?")).await;
         assert_eq!(pong.message().unwrap(), Message::Pong(b"still there?"));
         pair.release();

@@ -51,7 +51,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// Has the client send so many requests, each written by `put`; what came before is forgotten.
+    /// Makes the client send this many requests, each written by `put`, after clearing older data.
     fn ask(&mut self, requests: u64, put: impl Fn(&mut Vec<u8>, u64)) {
         self.from_server.clear();
         self.writes = 0;

@@ -55,7 +55,7 @@ fn part(number: u8, inside: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2, low, high], inside].concat()
 }
 
-/// Imports a file for images of 2 × 2 bytes; gives the model's path and what was printed.
+/// Imports a file for images of 2 × 2 bytes; returns the model's path and the output.
 fn import(folder: &TempDir, model: impl AsRef<[u8]>, more: &[&str]) -> (String, String) {
     let model = file(folder, "theirs", model);
     let out = text(folder.path().join("ours.safetensors"));

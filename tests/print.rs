@@ -1,5 +1,4 @@
-//! What is printed has to get to somebody: commands whose reader has gone, or whose output cannot
-//! be written.
+//! Standard output without a reader, or on a full disk.
 
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]
@@ -17,7 +16,7 @@ use common::{Done, PATIENCE, Running, file, folder, run, run_with, text};
 /// The exit code that a shell gives for a program that SIGPIPE has ended.
 const SIGPIPE: i32 = 128 + 13;
 
-/// Runs a command whose standard output nobody reads.
+/// Runs a command whose standard output has no reader.
 fn unread(args: &[&str]) -> Done {
     run_with(args, |command| {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -109,7 +108,7 @@ impl Drop for Guard {
 }
 
 #[test]
-fn a_service_serves_although_nobody_wants_to_know_where() {
+fn a_service_runs_without_a_reader_of_its_output() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     // A port that was free a moment ago.

@@ -91,7 +91,7 @@ fn sigterm_and_sigint_both_end_every_service_with_exit_code_0() {
                 let mut service = Running::start(&[command]);
                 let (mut raw, _) = Raw::open(service.addr(), "").await;
                 service.signal(signal);
-                // Whoever is connected is told, and let go.
+                // Connected clients get a GoAway and are closed.
                 let farewell = raw.recv().await;
                 assert!(matches!(farewell.message(), Ok(Message::GoAway { .. })), "{farewell:?}");
                 assert!(raw.next().await.is_none());
@@ -263,7 +263,7 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             let addr = memo.addr();
             until_connected_with(addr, TOKEN).await;
 
-            // Somebody who behaves, and notices nothing of all that follows.
+            // A well-behaved client that none of the following may disturb.
             let (stop, bystander) = bystander(addr).await;
             the_second_answer_is_remembered(addr).await;
             a_connection_sees_what_another_asked(addr).await;
@@ -424,13 +424,13 @@ async fn garbage_and_half_frames_harm_nobody(addr: SocketAddr) {
     let read = stream.read_to_end(&mut answer);
     let _ = tokio::time::timeout(PATIENCE, read).await.unwrap();
     assert!(answer.len() > HEADER_LEN, "it is told why");
-    // Half a request, and then nobody.
+    // Half a request, and then the client is gone.
     let (mut raw, _) = Raw::open(addr, TOKEN).await;
     let mut request = Vec::new();
     Message::ClassifyReq { image: &[1; 784], budget_ms: 0 }.encode(1, &mut request);
     raw.send_bytes(&request[..400]).await;
     drop(raw);
-    // Whole requests whose answers nobody waits for.
+    // Whole requests whose client is gone before the answer.
     let (mut raw, _) = Raw::open(addr, TOKEN).await;
     for _ in 0..100 {
         raw.send_bytes(&request).await;

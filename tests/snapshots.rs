@@ -22,7 +22,7 @@ use common::{PATIENCE, Running, file, folder, run, text};
 /// Entries in the tables of these tests: a snapshot of them takes some milliseconds.
 const ENTRIES: u64 = 20_000;
 
-/// What is stored under a key: half of it tells the key, the rest the round.
+/// The value stored under a key: half of it is the key, the rest the round.
 fn value(key: u64, round: u32) -> i64 {
     (key as i64) << 32 | i64::from(round)
 }
@@ -35,7 +35,7 @@ fn client(cache: &Running) -> Client {
 fn fill(client: &Client, round: u32) {
     for key in 0..ENTRIES {
         client.cache_set(key, value(key, round)).unwrap();
-        // What is queued at once is bounded, so now and then the cache is waited for.
+        // The queue is bounded, so the writer waits for the cache from time to time.
         if key % 1000 == 999 {
             client.cache_get(key).unwrap();
         }
@@ -253,8 +253,7 @@ fn a_damaged_snapshot_is_a_cold_start_with_a_warning() {
         let mut cut = whole.clone();
         cut.truncate(at);
         for damaged in [flipped, cut] {
-            // A file without even a magic is somebody else's, and refused; that has a test of its
-            // own.
+            // A file without the magic is another program's and refused; another test covers it.
             if !damaged.starts_with(&whole[..8]) {
                 continue;
             }

@@ -155,7 +155,7 @@ fn a_sighup_right_after_the_start_ends_nobody() {
 fn a_memo_whose_only_tls_is_that_to_redis_survives_a_sighup_and_loads_its_certificates_anew() {
     let pki = Pki::new();
     let ca = text(&pki.servers.cert);
-    // Whether anybody is there does not matter.
+    // No server needs to run there.
     for cache in ["rediss://127.0.0.1:1", "rediss+cluster://127.0.0.1:1"] {
         let memo = Running::start(&["memo", "--store", cache, "--store-tls-ca", &ca]);
         memo.signal(Signal::HUP);

@@ -1,5 +1,7 @@
-//! Trains on all but the last 10,000 training images and evaluates on those; the test set is not
-//! even opened: `validate FEATURES SEED DATA_DIR [C [COPIES [OUT_FILE]]]`.
+//! Validation of training options: trains on all but the last 10,000 training images and evaluates
+//! on those. The test set is not read.
+//!
+//! Usage: `validate FEATURES SEED DATA_DIR [C [COPIES [OUT_FILE]]]`.
 
 use std::error::Error;
 use std::path::Path;

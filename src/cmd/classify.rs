@@ -15,6 +15,9 @@ use crate::print::{self, ReaderGone, say};
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage classify examples/seven.png
+  afterimage classify --server 127.0.0.1:7402 --limit 10 t10k-images-idx3-ubyte.gz")]
 pub(crate) struct Args {
     /// Image files: PNG, PGM, or IDX (one or many images). PGM and IDX may be gzipped.
     #[arg(value_name = "FILE", required = true)]

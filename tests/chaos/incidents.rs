@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::common::{Running, contrary_model, file, folder, text};
 
-/// Who is hit.
+/// The service that an incident hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Who {
     Cache,

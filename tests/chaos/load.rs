@@ -23,8 +23,7 @@ const CONNECTIONS: usize = 4;
 /// second, and that a cache which has lost everything is soon of use again.
 pub(crate) const HOT: usize = 20;
 
-/// Images that come back so seldom that, most of the time, they are new to whoever has just
-/// started.
+/// Images that return so seldom that most are new to a restarted service.
 const COLD: usize = 6000;
 
 /// One call in so many is about a cold image.
@@ -44,7 +43,7 @@ pub(crate) fn population() -> Population {
     Population::drawn(77, HOT + COLD)
 }
 
-/// A call, and what came of it.
+/// A call and its outcome.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) image: usize,

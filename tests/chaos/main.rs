@@ -6,7 +6,7 @@
 //! CHAOS_SECONDS=600 cargo test --release --test chaos -- --nocapture
 //! ```
 //!
-//! What is counted, and what must be 0:
+//! Counters that must be 0:
 //!
 //! * **wrong**: a label that the model of the connection's `Welcome` does not give for this image;
 //! * **lost**: a call without an outcome by its deadline (and [`LATE`]);
@@ -31,15 +31,14 @@ use std::time::Duration;
 
 use incidents::House;
 
-/// How long it goes on when nobody says.
+/// The duration without `CHAOS_SECONDS`.
 const DEFAULT_SECONDS: u64 = 8;
 
 /// What a call's outcome may come late on a busy machine.
 const LATE: Duration = Duration::from_secs(3);
 
-/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an
-/// optimized build. A machine that is busy with other things takes longer; `CHAOS_RECOVERY_MS` says
-/// how long it may.
+/// The longest recovery that passes without `CHAOS_RECOVERY_MS`: the promised second for an
+/// optimized build. A busy machine takes longer and sets the variable.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
 
 /// A number out of the environment.

@@ -1,4 +1,4 @@
-//! What came of it: every call judged, and figures.
+//! The verdict: every call is checked, and figures are printed.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! One clear line for whatever is wrong.
+//! Errors: one clear line each.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -167,7 +167,7 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
     let line =
         run(&["classify", "--server", &cache.place(), &image]).failed_with_no_more_than_logs();
     assert!(line.contains("cache"), "{line}");
-    // The generator asks who is there, and is told what does not fit.
+    // The load generator names the service and the flag that does not fit it.
     let line = run(&["bench", &cache.place(), "--images", "drawn"]).failed_with_no_more_than_logs();
     assert!(line.contains("is a cache") && line.contains("leave --images away"), "{line}");
     let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
@@ -177,7 +177,7 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
 }
 
 #[test]
-fn an_address_that_others_reach_wants_a_token_or_a_word() {
+fn a_public_address_needs_a_token_or_insecure() {
     let folder = folder();
     let token = file(&folder, "token", SECRET);
     for command in SERVICES {

@@ -1,4 +1,4 @@
-//! What the program says of itself.
+//! The help screens.
 
 use crate::common::run;
 
@@ -40,7 +40,7 @@ fn every_commands_help_explains_every_flag() {
 }
 
 #[test]
-fn the_programs_help_names_every_command_and_where_settings_come_from() {
+fn the_programs_help_names_every_command_and_the_settings() {
     let help = run(&["--help"]).succeeded();
     for command in COMMANDS {
         assert!(help.contains(&format!("  {command} ")), "{command} in\n{help}");

@@ -198,3 +198,13 @@ fn classify_names_each_bad_file_and_does_the_rest() {
         assert_eq!(columns(done.stdout.trim_end()).2, good, "the other file is done");
     }
 }
+
+#[test]
+fn the_example_image_is_a_seven() {
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/seven.png");
+    for model in ["shipped", "raw"] {
+        let memo = Running::start(&["serve", "--memory", "8MiB", "--model", model]);
+        let printed = run(&["classify", "--server", &memo.place(), image]).succeeded();
+        assert_eq!(columns(printed.trim_end()).0, 7, "{model}: {printed}");
+    }
+}

@@ -1,4 +1,4 @@
-//! What the program keeps to itself.
+//! Secrets stay out of help, logs and errors.
 
 use rustix::process::Signal;
 
@@ -51,7 +51,7 @@ fn a_token_is_found_in_no_help_no_log_and_no_stats() {
 }
 
 #[test]
-fn a_token_from_the_environment_or_the_settings_file_is_found_in_no_help() {
+fn no_help_shows_a_token_of_the_environment_or_the_file() {
     let folder = folder();
     for command in ["serve", "cache", "classifier", "memo", "classify", "bench", "stats"] {
         let path = file(&folder, "settings.toml", format!("[{command}]\ntoken = \"{SECRET}\"\n"));
@@ -81,7 +81,7 @@ fn a_memos_secret_file_is_found_in_no_log_and_no_stats() {
 }
 
 #[test]
-fn a_memo_whose_cache_is_elsewhere_warns_that_it_has_no_secret_file_and_is_silent_with_one() {
+fn a_memo_with_a_remote_store_warns_without_a_secret_file() {
     let folder = folder();
     let path = file(&folder, "secret", "00112233445566778899aabbccddeeff".repeat(2));
     let (cache, redis) = (nobody(), format!("redis://{}", nobody()));

@@ -1,4 +1,4 @@
-//! Flags, the environment and the settings file: which beats which, and what is told of them.
+//! Flags, the environment and the settings file: precedence and errors.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ fn a_setting_that_does_not_exist_is_named_with_its_file() {
 }
 
 #[test]
-fn a_wrong_value_is_told_of_where_it_stands() {
+fn a_wrong_value_is_reported_with_its_source() {
     let folder = folder();
     for (command, flag, value) in [
         ("serve", "threads", "many"),
@@ -54,7 +54,7 @@ fn a_wrong_value_is_told_of_where_it_stands() {
 }
 
 #[test]
-fn settings_that_exclude_each_other_are_told_of_by_the_names_they_stand_under() {
+fn conflicting_settings_are_named_as_they_were_set() {
     let folder = folder();
     let token_file = file(&folder, "token", "sesame");
     for command in ["serve", "stats"] {
@@ -103,7 +103,7 @@ fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
 }
 
 #[test]
-fn every_command_takes_its_settings_from_the_environment_and_from_the_file() {
+fn every_command_reads_the_environment_and_the_file() {
     let folder = folder();
     let addr = nobody();
     let path = file(&folder, "settings.toml", "[stats]\ntimeout = \"wrong\"\n[demo]\nimages = 7");

@@ -28,7 +28,7 @@ pub(crate) fn welcome(service: &Running) -> Welcome {
     welcome.unwrap()
 }
 
-/// An address of this machine at which nobody listens.
+/// An address of this machine without a server.
 pub(crate) fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()

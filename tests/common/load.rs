@@ -11,7 +11,7 @@ use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::{Client, Status};
 use tokio::task::{JoinSet, LocalSet};
 
-/// One call: when, about which image, and what came of it.
+/// One call: its times, its image and its outcome.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) began: Instant,

@@ -1,4 +1,4 @@
-//! The cache dies, hangs, was never there, or is somebody else.
+//! The cache dies, hangs, is missing, or is another service.
 
 use std::time::{Duration, Instant};
 

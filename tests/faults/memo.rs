@@ -50,7 +50,7 @@ fn a_client_outlives_a_memo_that_crashes_and_the_next_one_remembers() {
         load.more(50).await;
         for _ in 0..2 {
             memo.kill();
-            // Calls begin while nobody is there.
+            // Calls begin while the memo is down.
             tokio::time::sleep(Duration::from_millis(100)).await;
             memo.restart();
             load.more(50).await;

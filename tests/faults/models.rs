@@ -75,7 +75,7 @@ async fn another_model(flags: &[&str]) {
     load.more(100).await;
     assert_right(&load.so_far(), &answers);
 
-    // There, back again, and there once more: what was remembered of a model serves it again.
+    // The model changes, changes back and changes again: its cached answers serve it each time.
     for round in 1..=3 {
         let before = load.count();
         classifier.kill();
@@ -124,8 +124,7 @@ fn a_classifier_that_drains_while_another_takes_over_gives_no_wrong_answer_and_n
             load.more(100).await;
         }
         let calls = load.stop().await;
-        // Between the two there is nobody, and misses fail at once: so how many do is a matter of
-        // how long that lasts.
+        // Between the two classifiers misses fail at once; their number depends on that time.
         let failed = assert_only_upstream_crashes(&calls);
         let (answers, _) = assert_right(&calls, &labels);
         assert_eq!(answers + failed, calls.len());
