@@ -25,10 +25,13 @@ pub(super) const STARVED: Duration = Duration::from_secs(1);
 /// Interval between two attempts to get memory.
 pub(super) const RETRY: Duration = Duration::from_millis(50);
 
+/// Bytes of the budget for each byte of a buffer.
+const COST: usize = 3;
+
 /// The part of the budget that one buffer uses.
 ///
-/// A buffer counts twice: while it grows it exists twice, and the holes that it leaves in the heap
-/// may stay resident.
+/// A buffer counts three times: while it grows it exists twice, and the holes that it leaves in the
+/// heap stay resident.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: ByteBudget,
@@ -39,12 +42,12 @@ pub(super) struct Share {
 impl Share {
     /// The share of a buffer of `base` bytes, which it gets even if the budget is exhausted.
     pub(super) fn new(budget: &ByteBudget, base: usize) -> Self {
-        Share { budget: budget.clone(), permit: budget.take(2 * base) }
+        Share { budget: budget.clone(), permit: budget.take(COST * base) }
     }
 
     /// Changes it to that of a buffer of `bytes`. False, and no change, if that exceeds the budget.
     pub(super) fn resize(&mut self, bytes: usize) -> bool {
-        let bytes = bytes.saturating_mul(2);
+        let bytes = bytes.saturating_mul(COST);
         match &mut self.permit {
             Some(permit) => permit.resize(bytes),
             None => {
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn an_exhausted_budget_leaves_the_base() {
-        let budget = ByteBudget::new(100 << 10);
+        let budget = ByteBudget::new(150 << 10);
         let mut greedy = ReplyAllowance::new(&budget, 1 << 20);
         assert!(greedy.allows(BASE_REPLIES) && greedy.is_raised());
         assert!(!greedy.allows(32 << 10), "four times more exceeds the budget");

@@ -59,8 +59,8 @@ pub struct ServerOptions {
     pub max_body: u32,
     /// Memory in bytes for the buffers of all connections together, requests and replies. A
     /// connection that would exceed it stops reading until there is memory. It always has 8 KiB for
-    /// requests and 8 KiB for replies. The default is 256 MiB; a buffer counts twice, because of
-    /// the allocator.
+    /// requests and 8 KiB for replies. The default is 256 MiB; a buffer counts three times,
+    /// because of the allocator.
     pub max_buffer_memory: usize,
     /// Requests of one connection that may wait for a late answer, at least 1; at the limit the
     /// server stops reading. The default, 16,384, keeps the deepest pipelines busy and holds
