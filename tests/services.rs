@@ -30,7 +30,7 @@ const TOKEN: &str = "a token of this suite";
 // ---- Starting, answering, ending ----
 
 #[test]
-fn a_memo_s_log_tells_of_each_request_by_its_id_if_it_is_asked_to() {
+fn a_memo_logs_each_request_by_its_id_at_trace_level() {
     within(LIMIT, async {
         let memo = Running::start(&["serve", "--log", "afterimage_memo=trace"]);
         let (mut raw, _) = Raw::open(memo.addr(), "").await;
@@ -127,7 +127,7 @@ async fn waiting_requests(memo_flags: &[&str], count: usize) -> (Running, Runnin
 }
 
 #[test]
-fn a_service_that_is_told_to_end_answers_what_is_in_flight_first() {
+fn a_terminated_service_answers_requests_in_flight_first() {
     within(LIMIT, async {
         const COUNT: usize = 50;
         let (mut memo, classifier, mut raw) =
@@ -150,7 +150,7 @@ fn a_service_that_is_told_to_end_answers_what_is_in_flight_first() {
 }
 
 #[test]
-fn draining_ends_in_time_though_requests_are_unanswered_and_says_so() {
+fn draining_ends_in_time_and_reports_unanswered_requests() {
     within(LIMIT, async {
         let (mut memo, _hangs, mut raw) = waiting_requests(&["--drain-timeout", "300ms"], 5).await;
         memo.signal(Signal::TERM);

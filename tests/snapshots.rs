@@ -90,7 +90,7 @@ fn a_snapshot_that_was_asked_for_survives_a_crash() {
 }
 
 #[test]
-fn a_memo_that_remembers_in_its_own_process_writes_snapshots_too() {
+fn a_memo_with_an_embedded_table_writes_snapshots() {
     let folder = folder();
     let secret = file(&folder, "secret", [7; 32]);
     let args = ["serve", "--memory", "8MiB", "--model", "raw", "--secret-file", &secret];
@@ -196,7 +196,7 @@ fn assert_came_back(cache: &Running, unfinished: usize) {
 }
 
 #[test]
-fn a_cache_that_is_killed_at_any_moment_comes_back_with_whole_snapshots_and_right_values() {
+fn a_killed_cache_restarts_with_a_whole_snapshot() {
     let folder = folder();
     let mut cache = start(&place(&folder), &["--snapshot-every", "3ms"]);
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();

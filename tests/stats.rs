@@ -82,7 +82,7 @@ fn rates_and_the_hit_ratio_are_in_the_text_and_in_the_json() {
 }
 
 #[test]
-fn a_cache_tells_how_much_it_holds_and_what_became_of_its_snapshots() {
+fn a_cache_reports_its_size_and_its_snapshots() {
     let folder = common::folder();
     let snapshot = common::text(folder.path().join("snapshot"));
     let cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", &snapshot]);
@@ -111,7 +111,7 @@ fn a_cache_tells_how_much_it_holds_and_what_became_of_its_snapshots() {
 }
 
 #[test]
-fn the_live_view_writes_lines_where_there_is_no_terminal_and_outlives_a_restart() {
+fn the_live_view_writes_lines_and_outlives_a_restart() {
     let mut cache = Running::start(&["cache", "--memory", "8MiB"]);
     let mut watch = Watch::start(&[&cache.place()]);
     let mut as_json = Watch::start(&["--json", &cache.place()]);

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn lookups_that_do_not_pay_stop_are_probed_now_and_then_and_come_back() {
+    fn stops_unprofitable_lookups_then_probes_and_resumes() {
         let mut now = Instant::now();
         let bypass = Bypass::new(now);
         let (looked, decisions) = live(&bypass, &mut now, 120, 2 * MS, MS);

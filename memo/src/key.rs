@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_label_opens_for_its_image_and_for_no_other_label_image_model_shape_or_secret() {
+    fn a_sealed_label_opens_for_its_own_input_and_model_only() {
         let home = space(1, 1, &[2, 2]);
         let hash = home.hash(b"abcd");
         for label in 0..10 {
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_pinned_so_that_memos_of_different_builds_share_a_store() {
+    fn the_hash_is_pinned_across_builds() {
         let home = space(7, 9, &[28, 28]);
         let image: Vec<u8> = (0..784u32).map(|i| (i * i / 7) as u8).collect();
         let hash = home.hash(&image);

@@ -38,7 +38,7 @@ fn auditing() -> MemoOptions {
 }
 
 #[tokio::test]
-async fn an_audit_finds_a_wrong_label_under_a_valid_seal_and_puts_it_right() {
+async fn an_audit_replaces_a_wrong_label_under_a_valid_seal() {
     let (_puppet, running) = replica(1).await;
     let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
     let store = Store::Embedded(Arc::clone(&table), None);
@@ -156,7 +156,7 @@ async fn a_store_that_does_not_answer_is_left_to_the_breaker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_store_without_hits_is_left_out_and_used_again_when_it_is_worth_it() {
+async fn a_slow_store_without_hits_is_bypassed_until_it_pays() {
     let (_puppet, running) = replica(1).await;
     let slow = Arc::new(Slow::default());
     let (_memo, client) = bypassing_memo(&slow, &running).await;

@@ -179,7 +179,7 @@ fn three_callers_make_one_call_and_all_get_its_label() {
 }
 
 #[test]
-fn a_failed_call_fails_those_on_its_flight_and_the_next_one_calls_again() {
+fn a_failed_call_fails_its_waiters_and_the_next_one_calls() {
     loom::model(|| {
         let world = World::new(3, 1, 9);
         let other = spawn(&world, |world| world.ask(0, 7));
@@ -197,7 +197,7 @@ fn a_failed_call_fails_those_on_its_flight_and_the_next_one_calls_again() {
 }
 
 #[test]
-fn whoever_is_swept_off_is_told_once_and_the_call_goes_on_for_the_rest() {
+fn an_expired_waiter_is_answered_once_and_the_call_continues() {
     loom::model(|| {
         let world = World::new(2, 0, 9);
         // Caller 0 has no time left; he may well be the one who asked first.
@@ -223,7 +223,7 @@ fn two_sweepers_and_a_landing_tell_nobody_twice() {
 }
 
 #[test]
-fn a_call_that_nobody_has_time_for_is_not_made_and_all_are_told_so_once() {
+fn a_call_without_time_left_is_not_made_and_all_are_answered() {
     loom::model(|| {
         let world = World::with_late(2, 2);
         let other = spawn(&world, |world| world.ask(0, 7));
@@ -236,7 +236,7 @@ fn a_call_that_nobody_has_time_for_is_not_made_and_all_are_told_so_once() {
 }
 
 #[test]
-fn whoever_joins_as_a_flight_ends_keeps_it_or_begins_one_and_gets_his_label() {
+fn joining_an_ending_flight_keeps_it_or_starts_another() {
     loom::model(|| {
         let world = World::with_late(1, 2);
         let other = spawn(&world, |world| world.ask(0, 7));
@@ -250,7 +250,7 @@ fn whoever_joins_as_a_flight_ends_keeps_it_or_begins_one_and_gets_his_label() {
 }
 
 #[test]
-fn of_callers_one_after_the_other_only_the_one_with_time_left_makes_a_call() {
+fn of_successive_callers_only_the_one_with_time_left_calls() {
     loom::model(|| {
         let world = World::with_late(2, 3);
         let other = spawn(&world, |world| {
@@ -267,7 +267,7 @@ fn of_callers_one_after_the_other_only_the_one_with_time_left_makes_a_call() {
 }
 
 #[test]
-fn a_flight_that_was_swept_empty_ends_or_goes_on_for_whoever_joins_it() {
+fn an_emptied_flight_ends_or_continues_for_a_new_waiter() {
     loom::model(|| {
         let world = World::with_late(1, 2);
         assert!(begins(&world.flights, 7));

@@ -48,7 +48,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn no_label_is_wrong_and_no_request_lost_while_processes_die_hang_and_come_back() {
+fn no_wrong_label_and_no_lost_request_under_chaos() {
     let seconds = number("CHAOS_SECONDS").unwrap_or(DEFAULT_SECONDS);
     let limit = number("CHAOS_RECOVERY_MS").map_or(RECOVERY_LIMIT, Duration::from_millis);
     let mut house = House::start();

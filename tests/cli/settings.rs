@@ -79,7 +79,7 @@ fn conflicting_settings_are_named_as_they_were_set() {
 }
 
 #[test]
-fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
+fn flags_beat_environment_beats_file_beats_default() {
     let folder = folder();
     let settings = "[cache]\nmemory = \"8MiB\"\nwindow = 11\nmax-body = \"64KiB\"\n\
                     insecure = false\nlisten = \"127.0.0.1:0\"\n[memo]\nwindow = 99\n";

@@ -12,7 +12,7 @@ use crate::common::load::{
 use crate::common::talk::{stats, until_connected};
 use crate::common::{PATIENCE, Running, file, folder};
 
-use crate::house::{LIMIT, ask_about_all, digits, start_cache, start_classifier, start_memo};
+use crate::services::{LIMIT, ask_about_all, digits, start_cache, start_classifier, start_memo};
 
 /// A cache, a classifier, and a memo in front whose secret outlives it.
 async fn full_house(folder: &TempDir) -> (Running, Running, Running) {
@@ -39,7 +39,7 @@ async fn patient_client(memo: &Running) -> Client {
 }
 
 #[test]
-fn a_client_outlives_a_memo_that_crashes_and_the_next_one_remembers() {
+fn a_client_outlives_a_crashed_memo_and_gets_hits_from_the_next() {
     within(LIMIT, async {
         let folder = folder();
         let (_cache, classifier, mut memo) = full_house(&folder).await;

@@ -136,7 +136,7 @@ fn what_waits_together_is_scored_together() {
 }
 
 #[test]
-fn a_lone_job_waits_for_company_as_long_as_the_linger_and_no_longer_than_its_cap() {
+fn a_lone_job_waits_for_the_linger_and_not_beyond_its_cap() {
     let linger = Duration::from_secs(1000);
     let engine = Engine::start_with(Echo::free(), EngineOptions { linger, ..options(1) });
     assert_eq!(engine.options().linger, MAX_LINGER);

@@ -25,7 +25,7 @@ fn bits(scores: &Array2<f32>) -> Vec<u32> {
 }
 
 #[test]
-fn scores_have_the_same_bits_alone_in_any_batch_and_with_every_isa() {
+fn scores_are_bit_equal_in_any_batch_and_with_every_isa() {
     let model = Model::shipped();
     let images = noise_images(19);
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
@@ -45,7 +45,7 @@ fn scores_have_the_same_bits_alone_in_any_batch_and_with_every_isa() {
 }
 
 #[test]
-fn the_raw_model_has_the_same_bits_alone_in_any_batch_and_with_every_isa() {
+fn raw_scores_are_bit_equal_in_any_batch_and_with_every_isa() {
     let model = Model::raw();
     let images = noise_images(21);
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
@@ -72,7 +72,7 @@ fn the_shipped_model_is_the_convolutional_one_and_small() {
 }
 
 #[test]
-fn labels_are_the_same_on_any_number_of_threads_and_in_any_memory_order() {
+fn labels_do_not_depend_on_threads_or_memory_order() {
     let model = Model::shipped();
     let images = noise_images(130);
     let matrix = Array2::from_shape_fn((130, 784), |(i, p)| images[i][p]);

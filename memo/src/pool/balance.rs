@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn most_replicas_decide_on_the_model_and_the_present_one_keeps_its_place_on_a_tie() {
+    fn the_majority_sets_the_model_and_a_tie_keeps_it() {
         assert_eq!(vote(&[], 0), None);
         assert_eq!(vote(&[1, 2, 2], 1), Some(2));
         assert_eq!(vote(&[1, 1, 2, 2], 1), Some(1));
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_loaded_of_two_keeps_loads_level_where_answers_take_unequally_long() {
+    fn the_less_loaded_of_two_balances_unequal_replicas() {
         // The first answers a request a step, the others four; the work is almost all they can do.
         let (mut balance, now) = balance(&[1, 1, 1]);
         let mut waiting = [0_usize; 3];
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ejected_is_not_asked_while_there_is_another_and_is_when_there_is_none() {
+    fn an_ejected_replica_is_used_only_without_another() {
         let (mut balance, now) = balance(&[1, 1]);
         assert!(fail(&mut balance, now, 1));
         for _ in 0..100 {
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_is_ejected_when_it_has_been_silent_for_too_long() {
+    fn a_hung_replica_is_ejected_after_the_silence_limit() {
         let (mut balance, now) = balance(&[1, 1]);
         balance.pick(now, Some(&model(1)), &[2]).unwrap();
         assert!(balance.eject_silent(now + PATIENCE / 2).is_empty());

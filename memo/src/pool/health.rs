@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn each_ejection_lasts_longer_up_to_a_limit_and_a_whole_warm_up_forgives() {
+    fn ejections_grow_to_a_limit_and_a_warm_up_resets_them() {
         let (mut health, mut now) = (Health::new(), Instant::now());
         let mut last = Duration::ZERO;
         for _ in 0..20 {
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn after_an_ejection_one_request_goes_at_a_time_until_one_is_answered_and_then_the_share_grows()
+    fn after_an_ejection_the_share_grows_from_one_request()
     {
         let (mut health, mut now) = (Health::new(), Instant::now());
         now += health.eject(now, 1.0);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_without_patience_have_nobody_ejected_but_who_gives_none_an_answer_is_found_out() {
+    fn short_deadlines_eject_only_a_replica_that_never_answers() {
         let (mut health, mut now) = (Health::new(), Instant::now());
         let (short, patience) = (Duration::from_millis(1), Duration::from_secs(1));
         let mut cut_short = |health: &mut Health| {
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_of_an_ejected_replica_is_tried_at_once_but_gently() {
+    fn a_reconnected_replica_is_tried_at_once_but_gently() {
         let (mut health, now) = (Health::new(), Instant::now());
         health.eject(now, 1.0);
         health.connected(now);

@@ -64,7 +64,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn calls_come_out_when_they_are_due_in_order_and_whoever_has_left_does_not() {
+    fn due_calls_come_in_order_and_dropped_calls_do_not() {
         let (mut hedges, start) = (Hedges::new(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let call = |hedges: &mut Hedges<u64>, ms| hedges.add(at(ms), &Arc::new(ms));

@@ -172,7 +172,7 @@ async fn lied_to(lie: Reply) -> Outcome {
 }
 
 #[tokio::test]
-async fn values_that_no_memo_sealed_for_an_image_are_rejected_and_counted() {
+async fn rejects_and_counts_values_that_no_memo_sealed() {
     for lie in [Reply::MadeUp, Reply::Neighbours] {
         assert!(lied_to(lie).await.rejected > 0, "{lie:?}");
     }

@@ -94,7 +94,7 @@ async fn the_call_outlives_the_caller_who_asked_first() {
 }
 
 #[tokio::test]
-async fn the_call_outlives_the_connection_that_asked_first_and_answers_the_others() {
+async fn the_call_outlives_the_first_connection() {
     let puppet = Puppet::new();
     let store = Store::Embedded(table(), None);
     let service = MemoService::new(store, puppet.clone(), MemoOptions::new(secret()));

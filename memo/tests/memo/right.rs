@@ -38,7 +38,7 @@ async fn the_second_answer_is_remembered_with_a_table_here_and_there() {
 }
 
 #[tokio::test]
-async fn memos_that_share_cache_and_secret_share_their_answers_and_others_do_not() {
+async fn memos_with_one_store_and_secret_share_answers() {
     let cache = serve(CacheService::new(table()), "127.0.0.1:0").await;
     let puppet = Puppet::new();
     let (a, b) = (remote(&puppet, &cache.addr).await, remote(&puppet, &cache.addr).await);
@@ -99,7 +99,7 @@ async fn a_new_model_is_never_answered_for_with_the_old_ones_labels() {
 }
 
 #[tokio::test]
-async fn an_answer_of_another_model_than_the_asked_one_is_neither_given_nor_remembered() {
+async fn an_answer_of_another_model_is_neither_given_nor_stored() {
     let puppet = Puppet::new();
     let client = embedded(&puppet, &table()).await;
     puppet.hold();
@@ -151,7 +151,7 @@ async fn a_memo_behind_a_memo_files_no_answer_under_the_wrong_model() {
 }
 
 #[tokio::test]
-async fn a_label_that_the_model_cannot_give_is_corrupt_and_not_remembered() {
+async fn an_impossible_label_is_corrupt_and_not_stored() {
     let puppet = Puppet::new();
     let client = embedded(&puppet, &table()).await;
     puppet.0.shift.store(100, Ordering::Relaxed);
@@ -163,7 +163,7 @@ async fn a_label_that_the_model_cannot_give_is_corrupt_and_not_remembered() {
 }
 
 #[tokio::test]
-async fn an_image_of_the_wrong_size_is_told_both_sizes_and_its_batch_goes_on() {
+async fn a_wrong_size_names_both_sizes_and_the_batch_continues() {
     let puppet = Puppet::new();
     let service =
         MemoService::new(Store::Embedded(table(), None), puppet, MemoOptions::new(secret()));

@@ -143,7 +143,7 @@ async fn error_texts_of_classifiers_reach_clients_escaped() {
 }
 
 #[tokio::test]
-async fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_and_is_back_when_it_is_back() {
+async fn a_dead_classifier_fails_misses_and_spares_hits() {
     let classifier = serve(FirstByte, "127.0.0.1:0").await;
     let upstream = Client::connect_lazy(classifier.addr.as_str(), fail_fast());
     let upstream = Pool::new(upstream, Duration::from_secs(5));
@@ -217,7 +217,7 @@ fn three_failures() -> StoreOptions {
 }
 
 #[tokio::test]
-async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then_nothing() {
+async fn a_silent_cache_costs_a_few_lookup_budgets_then_nothing() {
     let mute = Mute::default();
     let cache = serve(mute.clone(), "127.0.0.1:0").await;
     let upstream = Client::connect(cache.addr.as_str(), fail_fast()).await.unwrap();
@@ -241,7 +241,7 @@ async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then
 }
 
 #[test]
-fn a_store_that_is_left_out_is_not_asked_and_its_lookups_end_before_they_return() {
+fn an_open_breaker_ends_lookups_inline() {
     /// Keeps what it should call.
     #[derive(Clone, Default)]
     struct Hung(Arc<Mutex<Vec<Callback>>>);

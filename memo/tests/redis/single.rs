@@ -13,8 +13,7 @@ use crate::trouble::is_left_out;
 use crate::{ask, counter, memo, stats, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_single_redis_remembers_is_missed_by_nobody_when_it_dies_and_used_again_when_it_is_back()
-{
+async fn a_redis_that_dies_fails_no_request_and_is_used_again() {
     if !installed("the test of a single Redis") {
         return;
     }
@@ -67,7 +66,7 @@ async fn nonsense_under_our_keys_is_a_miss_and_put_right() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_with_few_rights_and_a_database_are_taken_from_the_address() {
+async fn takes_a_restricted_user_and_a_database_from_the_url() {
     if !installed("the test of a Redis user") {
         return;
     }

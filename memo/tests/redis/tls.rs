@@ -32,9 +32,8 @@ async fn answers_are_remembered_through_mutual_tls() {
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not() {
-    if !installed_with_tls("a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not")
-    {
+async fn reloads_a_new_certificate_and_ignores_a_broken_one() {
+    if !installed_with_tls("reloads_a_new_certificate_and_ignores_a_broken_one") {
         return;
     }
     let pki = Pki::new();
@@ -89,8 +88,8 @@ fn hang_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_whose_nodes_speak_mutual_tls_remembers_across_its_slots() {
-    if !installed_with_tls("a_cluster_whose_nodes_speak_mutual_tls_remembers_across_its_slots") {
+async fn a_cluster_with_mutual_tls_stores_across_its_slots() {
+    if !installed_with_tls("a_cluster_with_mutual_tls_stores_across_its_slots") {
         return;
     }
     let pki = Pki::new();

@@ -38,7 +38,7 @@ pub(crate) async fn is_left_out(client: &Client) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_hangs_is_left_out_and_used_again_soon_after_it_goes_on() {
+async fn a_hung_redis_is_bypassed_and_used_again_soon() {
     if !installed("the test of a Redis that hangs") {
         return;
     }
@@ -53,7 +53,7 @@ async fn a_redis_that_hangs_is_left_out_and_used_again_soon_after_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_slow_is_left_out_and_used_again_when_it_is_quick() {
+async fn a_slow_redis_is_bypassed_until_it_is_fast_again() {
     if !installed("the test of a slow Redis") {
         return;
     }

@@ -50,7 +50,7 @@ async fn a_rollout_under_load_gives_no_wrong_label_and_goes_one_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_two_models_live_the_memo_stands_for_the_one_that_most_replicas_have() {
+async fn the_memo_serves_the_model_of_most_replicas() {
     let [a, b, c] = [replica(1).await, replica(1).await, replica(2).await];
     let upstream = pool(&[&a.1, &b.1, &c.1], PoolOptions::default()).await;
     let (_memo, client) = memo(10_000, upstream).await;
@@ -106,7 +106,7 @@ async fn replicas_of_other_shapes_do_not_disturb() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_client_of_a_memo_before_a_memo_hears_of_another_model() {
+async fn an_idle_client_behind_two_memos_learns_of_a_new_model() {
     let (puppet, running) = replica(1).await;
     let (inner, _) = memo(10_000, pool(&[&running], PoolOptions::default()).await).await;
     let (_outer, client) = memo(10_000, pool(&[&inner], PoolOptions::default()).await).await;
