@@ -65,7 +65,7 @@ fn import(folder: &TempDir, model: impl AsRef<[u8]>, more: &[&str]) -> (String, 
 }
 
 #[test]
-fn a_kernel_model_of_libsvms_is_told_of_tried_and_written() {
+fn imports_a_kernel_model_of_libsvm_and_describes_it() {
     let folder = folder();
     let sample = file(&folder, "sample", "65535 1:1\n300 2:1\n9 3:0.501961\n");
     let predictions = file(&folder, "predictions", "65535\n300\n7\n");

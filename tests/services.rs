@@ -271,8 +271,8 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             an_oversize_frame_is_too_large(addr).await;
             what_is_not_for_a_memo_is_unsupported(addr).await;
             a_bad_token_is_unauthenticated(addr).await;
-            an_http_request_is_told_where_it_is(addr).await;
-            garbage_and_half_frames_harm_nobody(addr).await;
+            an_http_request_gets_an_explanation(addr).await;
+            garbage_and_half_frames_harm_no_other_client(addr).await;
             stop.send(()).unwrap();
             let calls = bystander.await.unwrap();
             assert!(calls > 0, "the bystander made no call in all this time");
@@ -406,7 +406,7 @@ async fn a_bad_token_is_unauthenticated(addr: SocketAddr) {
     }
 }
 
-async fn an_http_request_is_told_where_it_is(addr: SocketAddr) {
+async fn an_http_request_gets_an_explanation(addr: SocketAddr) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -416,7 +416,7 @@ async fn an_http_request_is_told_where_it_is(addr: SocketAddr) {
     assert!(answer.contains("text/plain") && answer.contains("Afterimage memo"), "{answer:?}");
 }
 
-async fn garbage_and_half_frames_harm_nobody(addr: SocketAddr) {
+async fn garbage_and_half_frames_harm_no_other_client(addr: SocketAddr) {
     // No Hello at all.
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(&[0xAA; 64]).await.unwrap();

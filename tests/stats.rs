@@ -130,7 +130,7 @@ fn the_live_view_writes_lines_and_outlives_a_restart() {
 
 #[test]
 #[cfg(unix)]
-fn the_live_view_ends_well_when_it_is_told_to() {
+fn the_live_view_ends_with_success_on_a_signal() {
     use rustix::process::{Pid, Signal, kill_process};
     let cache = Running::start(&["cache", "--memory", "8MiB"]);
     for signal in [Signal::INT, Signal::TERM] {
@@ -143,9 +143,9 @@ fn the_live_view_ends_well_when_it_is_told_to() {
 
 #[test]
 fn a_server_that_is_not_there_is_one_line_and_no_more() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = nobody.to_string();
-    for args in [&["stats", &nobody][..], &["stats", "--watch", &nobody], &["snapshot", &nobody]] {
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = unused.to_string();
+    for args in [&["stats", &unused][..], &["stats", "--watch", &unused], &["snapshot", &unused]] {
         // No line of the log beside it, which would say the same.
         let line = run(args).failed_with_a_line();
         assert!(line.contains("refused"), "{line}");

@@ -142,7 +142,7 @@ fn sighup_loads_new_certificates_and_rejects_broken_ones() {
 }
 
 #[test]
-fn a_sighup_right_after_the_start_ends_nobody() {
+fn a_sighup_right_after_the_start_ends_no_service() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
     let cache = ["cache", "--memory", "1MiB", "--threads", "1"];

@@ -163,7 +163,7 @@ fn what_was_due_and_never_sent_is_counted() {
 }
 
 #[test]
-fn the_caller_hears_how_a_run_is_getting_on() {
+fn reports_the_progress_of_a_run() {
     let addr = fake::start(Role::Memo, |_| proper());
     let mut heard = Vec::new();
     let plan = Plan {

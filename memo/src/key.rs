@@ -15,10 +15,10 @@
 //!   equality", JCSS 22, 1981). Its one-time key is the hash's last two words, `a` and `b`: the
 //!   upper 48 bits of `a · label + b` modulo 2⁶⁴, which for labels of 16 bits is a strongly
 //!   universal function (Dietzfelbinger, "Universal hashing and k-wise independent random variables
-//!   via integer arithmetic without primes", STACS 1996: 64 ≥ 16 + 48 − 1). An attacker who knows
-//!   the value of one label forges that of another label, key or model with probability 2⁻⁴⁸. A
-//!   model that gives one row two labels reveals `a` and `b` of this row to an attacker who sees
-//!   both values, and of no other row.
+//!   via integer arithmetic without primes", STACS 1996: 64 ≥ 16 + 48 − 1). With the value of one
+//!   label, an attacker forges that of another label, key or model with probability 2⁻⁴⁸. If a
+//!   model gives one row two labels, both values together reveal `a` and `b` of this row, and of no
+//!   other row.
 //! * The stored value of **bytes** is the answer and a 128-bit MAC: HighwayHash-128, under a second
 //!   derived key, of the row's whole hash and the answer. A forgery succeeds with probability 2⁻¹²⁸
 //!   as far as HighwayHash is a pseudo-random function.

@@ -201,7 +201,7 @@ fn a_panic_while_scoring_costs_only_the_image_that_causes_it() {
 }
 
 #[test]
-fn a_reply_that_panics_costs_nobody_else_his_answer() {
+fn a_panicking_reply_costs_no_other_answer() {
     let engine = Engine::start_with(Echo::free(), options(1));
     let (sender, answers) = channel();
     engine.submit_many([
@@ -216,7 +216,7 @@ fn a_reply_that_panics_costs_nobody_else_his_answer() {
 }
 
 #[test]
-fn a_caller_that_panics_when_asked_costs_nobody_else_his_answer() {
+fn a_panicking_wanted_check_costs_no_other_answer() {
     struct Panics(Sender<(u16, Result<u16, EngineError>)>);
     impl Caller for Panics {
         fn is_late(&mut self, _: Instant) -> bool {

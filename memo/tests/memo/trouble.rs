@@ -1,4 +1,4 @@
-//! Caches and classifiers that are dead, hang, or were never there.
+//! Caches and classifiers that are dead, hang, or start late.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -100,7 +100,7 @@ async fn error_of(model: ModelId) -> CallError {
 }
 
 #[tokio::test]
-async fn an_incomplete_classifier_is_told_what_a_memo_requires() {
+async fn names_what_an_incomplete_classifier_lacks() {
     let complete = model_id(1);
     for (model, found) in [
         (ModelId { digest: [0; 32], ..complete.clone() }, "no digest"),
@@ -183,7 +183,7 @@ async fn a_dead_cache_fails_nothing_and_is_used_again_when_it_is_back() {
     .await;
 }
 
-/// A cache that welcomes, and then says nothing to anything.
+/// A cache that sends a Welcome and then nothing.
 #[derive(Clone, Default)]
 struct Mute {
     held: Arc<Mutex<Vec<ValueReply>>>,
@@ -233,7 +233,7 @@ async fn a_silent_cache_costs_a_few_lookup_budgets_then_nothing() {
         assert_eq!(client.classify(&[i; 4]).await.unwrap().label, u16::from(i));
     }
     assert_eq!(counter(&client, "store_breaker_opened").await, 1);
-    // Three were looked up, and the cache heard of these three; each of the others went by.
+    // Three lookups reached the cache; the breaker stopped all others.
     assert_eq!(counter(&client, "store_lookups").await, 3);
     assert_eq!(counter(&client, "store_lookups_failed").await, 3);
     assert_eq!(counter(&client, "store_lookups_bypassed").await, 50);
@@ -242,7 +242,7 @@ async fn a_silent_cache_costs_a_few_lookup_budgets_then_nothing() {
 
 #[test]
 fn an_open_breaker_ends_lookups_inline() {
-    /// Keeps what it should call.
+    /// Keeps the callback of the lookup.
     #[derive(Clone, Default)]
     struct Hung(Arc<Mutex<Vec<Callback>>>);
     impl std::fmt::Debug for Hung {
@@ -275,7 +275,7 @@ fn an_open_breaker_ends_lookups_inline() {
     };
     let waiting = [look(), look(), look()];
     assert!(waiting.iter().all(|ended| ended.load(SeqCst) == 0));
-    // The budget's end.
+    // The end of the lookup budget.
     for then in std::mem::take(&mut *hung.0.lock().unwrap()) {
         then(None);
     }

@@ -1,4 +1,4 @@
-//! Replicas that fail, hang, drain or die: what is asked elsewhere, and who is ejected.
+//! Replicas that fail, hang, drain or die: retries, hedges and ejections.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ async fn a_replica_that_is_killed_or_drains_loses_no_request() {
     let addr = drained.1.addr.clone();
     drained.1.drain().await;
     load.more(300).await;
-    // One comes back where one went, and gets work again.
+    // A replica comes back in place of the dead one and gets requests again.
     let back = Puppet::new(1);
     let _running = Running::start(Serving(Arc::clone(&back)), &addr).await;
     until("who came back is asked", async || back.asked() > 0).await;
@@ -64,7 +64,7 @@ async fn a_hung_replica_is_ejected_long_before_requests_time_out() {
         tokio::spawn(async move { client.classify_with(&i.to_le_bytes(), once()).await })
     };
     let calls = share(&good.0, &bad.0, || (0..40).map(ask).collect()).await;
-    // Whether it has been silent for too long is looked at with every miss.
+    // Each miss checks for silent replicas.
     until("it is ejected", async || {
         drop(ask(1000 + began.elapsed().as_micros() as u32));
         counter(&client, "classifier_ejections").await == 1
@@ -78,8 +78,7 @@ async fn a_hung_replica_is_ejected_long_before_requests_time_out() {
     assert_eq!(counter(&client, "classifier_failures").await, 0);
 }
 
-/// Calls with this much time, each about an image of its own, that their client does not send
-/// again.
+/// Calls with this timeout, each with an image of its own, that their client does not repeat.
 fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u16, CallError>>> {
     let ask = |i: u32| {
         let (client, options) = (client.clone(), CallOptions::new().no_retry().timeout(time));
@@ -89,8 +88,9 @@ fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u
     (0..calls).map(ask).collect()
 }
 
-/// What `make` asks at once, shared among two replicas, of which only the first one ever answers.
-/// Whoever answered at once would be asked nearly everything.
+/// The calls that `make` makes at once, shared by two replicas of which only the first ever
+/// answers. Both hold their requests at first: a replica that answered at once would get nearly all
+/// calls.
 async fn share<C>(good: &Puppet, bad: &Puppet, make: impl FnOnce() -> Vec<C>) -> Vec<C> {
     for puppet in [good, bad] {
         puppet.set_mood(Mood::Hangs);
@@ -103,7 +103,7 @@ async fn share<C>(good: &Puppet, bad: &Puppet, make: impl FnOnce() -> Vec<C>) ->
     calls
 }
 
-/// So long that nobody is ejected for being silent, and no attempt ends by itself.
+/// So long that no replica is ejected for silence and no attempt times out.
 const ENDLESS: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,7 +169,7 @@ async fn callers_without_patience_have_no_replica_ejected() {
     }
     let ask = |i: u32| {
         let client = client.clone();
-        // Enough to get there, and far less than a replica may owe an answer for.
+        // Long enough for a round trip, and far shorter than the silence limit.
         let options = CallOptions::new().no_retry().timeout(Duration::from_secs(1));
         tokio::spawn(async move { client.classify_with(&i.to_le_bytes(), options).await })
     };
