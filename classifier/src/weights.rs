@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_machine_answers_with_the_first_label_above_zero_only() {
+    fn a_single_machine_gives_the_first_label_above_zero() {
         for (score, class) in [(1.0, 0), (0.0, 1), (-0.0, 1), (-1.0, 1), (f64::NAN, 1)] {
             assert_eq!(answer(&[score]), class, "{score}");
         }

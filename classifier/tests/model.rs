@@ -22,7 +22,7 @@ fn bits(scores: &Array2<f32>) -> Vec<u32> {
 }
 
 #[test]
-fn scores_have_the_same_bits_alone_in_any_batch_and_with_every_isa() {
+fn scores_are_bit_equal_in_any_batch_and_with_every_isa() {
     let model = Model::shipped();
     let images = noise_images(19);
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();
@@ -42,7 +42,7 @@ fn scores_have_the_same_bits_alone_in_any_batch_and_with_every_isa() {
 }
 
 #[test]
-fn the_raw_model_has_the_same_bits_alone_in_any_batch_and_with_every_isa() {
+fn raw_scores_are_bit_equal_in_any_batch_and_with_every_isa() {
     let model = Model::raw();
     let images = noise_images(21);
     let images: Vec<&[u8]> = images.iter().map(Vec::as_slice).collect();

@@ -149,7 +149,7 @@ mod tests {
         }
     }
     #[test]
-    fn features_are_the_quotients_rounded_once_for_any_divisor_and_with_every_isa() {
+    fn features_are_quotients_rounded_once_with_every_isa() {
         let image: Vec<u8> = (0..=255).collect();
         let shape = Shape::new(&[256]).unwrap();
         let mut looked_up = 0;

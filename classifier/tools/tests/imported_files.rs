@@ -26,7 +26,7 @@ fn imported() -> Vec<Model> {
 }
 
 #[test]
-fn an_imported_model_is_read_back_whole_and_its_digest_is_over_all_of_it() {
+fn an_imported_model_round_trips_and_its_digest_covers_it() {
     let mut digests = Vec::new();
     for model in imported() {
         let bytes = model.to_bytes();
@@ -67,7 +67,7 @@ fn an_imported_model_is_read_back_whole_and_its_digest_is_over_all_of_it() {
 }
 
 #[test]
-fn an_imported_file_that_is_broken_is_refused_with_what_is_wrong() {
+fn refuses_a_broken_imported_file_and_names_the_cause() {
     type Change<'a> = &'a dyn Fn(&mut Tensors, &mut Texts);
     let model = imported().swap_remove(0);
     let (tensors, texts) = tensors::decode(&model.to_bytes()).unwrap();

@@ -327,7 +327,7 @@ fn liblinears_predictions_of_the_whole_test_set_are_ours() {
 
 #[test]
 #[ignore = "minutes; needs MNIST"]
-fn predictions_of_the_whole_test_set_with_scaled_features_are_ours() {
+fn scaled_predictions_equal_ours_on_the_whole_test_set() {
     scaled(&mnist_images());
 }
 

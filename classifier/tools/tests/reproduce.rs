@@ -16,7 +16,7 @@ use afterimage_classifier_tools::train::{TrainOptions, run};
 
 #[test]
 #[ignore = "needs MNIST's training set in AFTERIMAGE_MNIST"]
-fn the_raw_model_is_what_its_command_makes_on_one_thread_and_on_three() {
+fn the_raw_model_is_reproduced_on_one_and_three_threads() {
     reproduce(&Model::raw(), &[1, 3]);
 }
 

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn any_shape_of_rows_and_columns_and_any_number_of_examples_can_be_drawn() {
+    fn draws_any_shape_and_any_number_of_examples() {
         for (dims, width) in [
             (&[2, 3][..], 120 + MARGIN),
             (&[784], 120 + MARGIN),

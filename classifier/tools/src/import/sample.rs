@@ -239,7 +239,7 @@ mod tests {
     use crate::import::ImportOptions;
 
     #[test]
-    fn lines_that_make_more_images_than_the_limit_are_refused_before_they_take_memory() {
+    fn refuses_too_many_images_before_it_allocates_them() {
         let model = "solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 1\nbias -1\nw\n1 \n";
         let shape = Some(Shape::new(&[2, 2]).unwrap());
         let options = ImportOptions { shape, ..ImportOptions::default() };

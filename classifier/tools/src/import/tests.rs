@@ -61,7 +61,7 @@ fn a_binary_model_answers_as_the_original_does_also_at_zero() {
 }
 
 #[test]
-fn of_crammer_and_singers_two_weight_vectors_the_first_alone_answers() {
+fn crammer_and_singer_answers_by_the_first_weight_vector() {
     let model = import(
         "solver_type MCSVM_CS\nnr_class 2\nlabel 3 8\nnr_feature 1\nbias 1\nw\n-1 -2 \n9 20 \n",
     );
@@ -85,7 +85,7 @@ fn libsvm_classes_vote_pair_by_pair() {
 }
 
 #[test]
-fn the_divisor_goes_by_the_support_vectors_and_rounded_ones_are_taken_as_they_stand() {
+fn derives_the_divisor_from_the_support_vectors() {
     let options = ImportOptions { divisor: None, ..options() };
     let import = |text: &str| Imported::from_bytes(text.as_bytes(), &options);
     let rbf = import(RBF).unwrap();
@@ -120,7 +120,7 @@ fn a_divisor_that_nothing_shows_is_said_to_be_assumed() {
 }
 
 #[test]
-fn labels_that_no_answer_has_room_for_are_refused_unless_others_are_given() {
+fn refuses_labels_beyond_16_bits_unless_others_are_given() {
     let text = BINARY.replace("label 1 0", "label +1 -1");
     let refusal = error(&text);
     assert!(refusal.contains("\"-1\"") && refusal.contains("--labels"), "{refusal}");
@@ -265,7 +265,7 @@ fn other_formats_are_named() {
 }
 
 #[test]
-fn a_header_promising_more_than_the_text_holds_allocates_nothing() {
+fn a_header_larger_than_its_text_allocates_nothing() {
     let options = ImportOptions { shape: Some(Shape::new(&[2048, 2048]).unwrap()), ..options() };
     let labels = (0..4096).map(|l| l.to_string()).collect::<Vec<_>>().join(" ");
     let text = LIBLINEAR

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn components_have_mean_zero_are_uncorrelated_and_of_mean_square_one_together() {
+    fn components_are_centered_uncorrelated_and_of_unit_scale() {
         let pooled = example();
         let projection = learn_from_varied(&pooled);
         let mut components = vec![[[0.0; LANES]; COMPONENT_CHUNKS]; pooled.len()];

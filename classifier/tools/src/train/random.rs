@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn permutations_hold_every_place_once_and_depend_on_seed_purpose_and_place() {
+    fn permutations_are_complete_and_depend_on_all_arguments() {
         let order = Random::new(1, b"a test..", 0).permutation(1000);
         let mut sorted = order.clone();
         sorted.sort_unstable();

@@ -67,7 +67,7 @@ fn strokes(count: usize) -> Dataset {
 
 #[test]
 #[cfg_attr(debug_assertions, ignore = "takes minutes without optimization")]
-fn convolutional_training_gives_the_same_file_on_any_number_of_threads() {
+fn convolutional_training_does_not_depend_on_threads() {
     let data = strokes(240);
     let options = TrainOptions { features: FeatureKind::Conv, copies: Some(2), ..options() };
     let bytes_on = |options: &TrainOptions, threads| {
@@ -120,7 +120,7 @@ fn learns_more_than_chance_and_keeps_the_labels() {
 }
 
 #[test]
-fn progress_only_grows_within_a_stage_and_reaches_no_further_than_its_total() {
+fn progress_grows_within_a_stage_up_to_its_total() {
     let seen = std::sync::Mutex::new(Vec::new());
     let c = TrainOptions { c: Some(0.1), ..options() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
@@ -142,7 +142,7 @@ fn refuses_one_class_and_a_c_that_is_no_number() {
 }
 
 #[test]
-fn the_whole_command_records_the_test_set_and_writes_what_it_returns() {
+fn training_records_the_test_set_and_writes_its_model() {
     let directory = tempfile::tempdir().unwrap();
     write_idx(directory.path(), "train", &bars(120));
     write_idx(directory.path(), "t10k", &bars(40));

@@ -7,7 +7,7 @@ use super::super::onnx::proto::*;
 use super::*;
 
 #[test]
-fn an_onnx_file_of_nothing_but_empty_messages_is_refused_before_it_is_decoded() {
+fn refuses_an_onnx_file_of_empty_messages_undecoded() {
     // A graph of nodes of two bytes each.
     let nodes = [0x0a, 0].repeat(1 << 20);
     let file = [&[0x3a, 0x80, 0x80, 0x80, 0x01][..], &nodes].concat();
