@@ -97,8 +97,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Whether it can be reached, as far as is known.
     fn is_connected(&self) -> bool;
 
-    /// Looks `keys` up and calls `then`, once, within `budget`.
-    fn get_many(&self, keys: &[u64], budget: Duration, then: Callback);
+    /// Looks `keys` up and calls `then`, once, within `limit`. That is far above the lookup budget,
+    /// which the caller keeps: a connection without an answer by then should be closed.
+    fn get_many(&self, keys: &[u64], limit: Duration, then: Callback);
+
+    /// A lookup took longer than its budget.
+    fn is_late(&self, _budget: Duration) {}
 
     /// Sends a value on its way. If it does not arrive, a later lookup is a miss.
     fn set(&self, key: u64, value: i64);
@@ -122,8 +126,8 @@ impl Backend for Client {
         Client::is_connected(self)
     }
 
-    fn get_many(&self, keys: &[u64], budget: Duration, then: Callback) {
-        self.submit_cache_get_many(keys, budget, move |values| then(values.ok()));
+    fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
+        self.submit_cache_get_many(keys, limit, move |values| then(values.ok()));
     }
 
     fn set(&self, key: u64, value: i64) {

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::tls::{ClientFiles, Reloadable};
 use redis::{ErrorKind, ServerErrorKind};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Backend, Callback};
@@ -65,6 +66,7 @@ pub struct Redis {
     connection: watch::Receiver<Option<Connection>>,
     writes: mpsc::Sender<(u64, i64)>,
     health: Arc<Health>,
+    runtime: Handle,
 }
 
 /// The state of the server, as far as its answers show it.
@@ -182,7 +184,8 @@ impl Redis {
         let connector = Reloadable::new(files, move || Connector::new(&url, &options))?;
         tokio::spawn(connect(Arc::clone(&connector), set_connection, Arc::clone(&health)));
         tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
-        Ok(Redis { connector, connection, writes, health })
+        let runtime = Handle::current();
+        Ok(Redis { connector, connection, writes, health, runtime })
     }
 
     /// Watches the certificates and the password file, as
@@ -210,15 +213,15 @@ impl Backend for Redis {
         self.health.healthy.load(Relaxed)
     }
 
-    fn get_many(&self, keys: &[u64], budget: Duration, then: Callback) {
+    fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
         let Some(mut connection) = self.connection.borrow().clone() else { return then(None) };
         let mut command = redis::cmd("MGET");
         for &key in keys {
             command.arg(&redis_key(key));
         }
         let health = Arc::clone(&self.health);
-        tokio::spawn(async move {
-            let answer = tokio::time::timeout(budget, connection.ask::<Values>(&command)).await;
+        self.runtime.spawn(async move {
+            let answer = tokio::time::timeout(limit, connection.ask::<Values>(&command)).await;
             let values = match answer {
                 Ok(Ok(values)) => {
                     health.answers();
@@ -229,12 +232,16 @@ impl Backend for Redis {
                     None
                 }
                 Err(_) => {
-                    health.fails(format_args!("a lookup took longer than {budget:?}"));
+                    health.fails(format_args!("a lookup took longer than {limit:?}"));
                     None
                 }
             };
             then(values.map(|values| values.into_iter().map(|value| parse(value?)).collect()));
         });
+    }
+
+    fn is_late(&self, budget: Duration) {
+        self.health.fails(format_args!("a lookup took longer than {budget:?}"));
     }
 
     fn set(&self, key: u64, value: i64) {
