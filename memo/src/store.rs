@@ -101,6 +101,12 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// which the caller keeps: a connection without an answer by then should be closed.
     fn get_many(&self, keys: &[u64], limit: Duration, then: Callback);
 
+    /// Whether lookups wait in this process to be written to the connection. Their budget has not
+    /// begun.
+    fn is_writing(&self) -> bool {
+        false
+    }
+
     /// A lookup took longer than its budget.
     fn is_late(&self, _budget: Duration) {}
 
@@ -128,6 +134,10 @@ impl Backend for Client {
 
     fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
         self.submit_cache_get_many(keys, limit, move |values| then(values.ok()));
+    }
+
+    fn is_writing(&self) -> bool {
+        Client::is_connected(self) && self.counters().queued_bytes > 0
     }
 
     fn set(&self, key: u64, value: i64) {

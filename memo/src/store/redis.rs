@@ -11,7 +11,7 @@ mod connector;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +78,8 @@ struct Health {
     lookups: Warning,
     writes: Warning,
     writes_failed: AtomicU64,
+    /// Lookups whose task has not begun.
+    unwritten: AtomicUsize,
     /// Notified when the server is a replica: the address may lead to the new primary.
     moved: Notify,
 }
@@ -220,7 +222,9 @@ impl Backend for Redis {
             command.arg(&redis_key(key));
         }
         let health = Arc::clone(&self.health);
+        health.unwritten.fetch_add(1, Relaxed);
         self.runtime.spawn(async move {
+            health.unwritten.fetch_sub(1, Relaxed);
             let answer = tokio::time::timeout(limit, connection.ask::<Values>(&command)).await;
             let values = match answer {
                 Ok(Ok(values)) => {
@@ -238,6 +242,10 @@ impl Backend for Redis {
             };
             then(values.map(|values| values.into_iter().map(|value| parse(value?)).collect()));
         });
+    }
+
+    fn is_writing(&self) -> bool {
+        self.health.unwritten.load(Relaxed) > 0
     }
 
     fn is_late(&self, budget: Duration) {

@@ -28,9 +28,9 @@ const LOST_AFTER: Duration = Duration::from_secs(1);
 /// rounds, so that a busy memo reads a reply that has arrived before it gives up.
 const MIN_ROUNDS: u64 = 3;
 
-/// Budgets of a lookup that is written while at least half of [`StoreOptions::max_in_flight`] is in
-/// use. In a burst, requests wait longer than that for each other, and a short pause of the
-/// store's process is not worth a call for every key in flight.
+/// Budgets of a lookup in a burst, when at least half of [`StoreOptions::max_in_flight`] is in use.
+/// Then requests wait longer than one budget for each other, and a short pause of the store's
+/// process or of the memo's is not worth a call for every key in flight.
 const BUDGETS_IN_A_BURST: u32 = 8;
 
 /// The shortest interval between two rounds: the resolution of the runtime's timer.
@@ -119,10 +119,14 @@ struct Lookups {
 
 struct InFlight {
     keys: usize,
+    /// When the backend got it.
+    handed: Instant,
+    /// When it was written to the connection, as far as is known.
     written: Instant,
     /// The round in which it was written.
     round: u64,
-    budget: Duration,
+    /// Whether it was written in a burst.
+    is_burst: bool,
     then: Then,
 }
 
@@ -279,13 +283,13 @@ impl Inner {
         let mut ended = Vec::new();
         let mut lookups = self.lock();
         lookups.round += 1;
-        let mut late = false;
-        while let Some((&id, first)) = lookups.in_flight.first_key_value()
-            && now.saturating_duration_since(first.written) >= first.budget
-            && lookups.round - first.round >= MIN_ROUNDS
-            && let Some(lookup) = lookups.take(id)
-        {
-            late = true;
+        if self.backend.is_writing() {
+            // The task that writes to the connection waits for a turn in this busy process.
+            lookups.restart_budgets(now, max_queue_wait);
+        }
+        let late = lookups.late(&self.options, now);
+        for &id in &late {
+            let Some(lookup) = lookups.take(id) else { continue };
             ended.extend(self.failed(&mut lookups, &lookup, now));
             let took = now - lookup.written;
             ended.push(Ended { then: lookup.then, values: None, took });
@@ -299,7 +303,7 @@ impl Inner {
             ended.push(Ended::unsent(queued));
         }
         drop(lookups);
-        if late {
+        if !late.is_empty() {
             self.backend.is_late(lookup_budget);
         }
         run(ended);
@@ -346,13 +350,36 @@ impl Lookups {
         self.keys_queued -= len;
         self.keys_in_flight += len;
         self.last_id += 1;
-        let is_burst = self.keys_in_flight >= options.max_in_flight / 2 || !self.queue.is_empty();
-        let budgets = if is_burst { BUDGETS_IN_A_BURST } else { 1 };
-        let (written, round) = (sync::now(), self.round);
-        let budget = options.lookup_budget * budgets;
-        self.in_flight.insert(self.last_id, InFlight { keys: len, written, round, budget, then });
+        let (written, round, is_burst) = (sync::now(), self.round, self.is_burst(options));
+        let lookup = InFlight { keys: len, handed: written, written, round, is_burst, then };
+        self.in_flight.insert(self.last_id, lookup);
         self.is_sending = true;
         Some((self.last_id, keys))
+    }
+
+    fn is_burst(&self, options: &StoreOptions) -> bool {
+        self.keys_in_flight >= options.max_in_flight / 2 || !self.queue.is_empty()
+    }
+
+    /// Restarts the budgets of lookups that may not be written yet. A lookup that was handed to the
+    /// backend longer than `limit` ago keeps its budget: the connection accepts no bytes.
+    fn restart_budgets(&mut self, now: Instant, limit: Duration) {
+        for lookup in self.in_flight.values_mut() {
+            if now.saturating_duration_since(lookup.handed) < limit {
+                (lookup.written, lookup.round) = (now, self.round);
+            }
+        }
+    }
+
+    /// The lookups that have used up their budget.
+    fn late(&self, options: &StoreOptions, now: Instant) -> Vec<u64> {
+        let is_burst = self.is_burst(options);
+        let is_late = |lookup: &InFlight| {
+            let budgets = if is_burst || lookup.is_burst { BUDGETS_IN_A_BURST } else { 1 };
+            now.saturating_duration_since(lookup.written) >= options.lookup_budget * budgets
+                && self.round - lookup.round >= MIN_ROUNDS
+        };
+        self.in_flight.iter().filter(|(_, lookup)| is_late(lookup)).map(|(&id, _)| id).collect()
     }
 
     fn take(&mut self, id: u64) -> Option<InFlight> {
