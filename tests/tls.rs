@@ -87,7 +87,7 @@ fn listeners_upstreams_and_tools_speak_mutual_tls() {
     assert!(report.contains("200"), "{report}");
     for service in [&place, &cache_at, &classifier_at] {
         let stats = run(&with(&["stats", service], &tls)).succeeded();
-        assert!(stats.contains("tls_handshakes"), "{stats}");
+        assert!(stats.contains("TLS handshakes"), "{stats}");
     }
 
     // Without a certificate, without TLS, without trust: one clear line each.

@@ -169,7 +169,7 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
     assert!(line.contains("cache"), "{line}");
     // The load generator names the service and the flag that does not fit it.
     let line = run(&["bench", &cache.place(), "--images", "drawn"]).failed_with_no_more_than_logs();
-    assert!(line.contains("is a cache") && line.contains("leave --images away"), "{line}");
+    assert!(line.contains("is a cache") && line.contains("remove --images"), "{line}");
     let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
     let line = run(&["bench", &memo.place(), "--read-share", "0.5", "--population", "10"])
         .failed_with_no_more_than_logs();

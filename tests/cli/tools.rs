@@ -1,7 +1,8 @@
 //! The other commands: `train`, `eval`, `demo`, `bench`, `stats`.
 
 use afterimage_bench::workload::Population;
-use afterimage_classifier::{Image, Model};
+use afterimage_classifier::Model;
+use afterimage_classifier_tools::Image;
 use tempfile::TempDir;
 
 use crate::common::{Running, file, folder, run, run_with, text};
