@@ -1,5 +1,5 @@
 //! Redis as the store: real servers, single ones and a cluster, started here and ended by their
-//! pid. Skipped, and said so, where `redis-server` is not installed.
+//! pid. Without `redis-server` the tests are skipped, and print this.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,7 @@ use afterimage_wire::server::{Server, ServerOptions};
 use afterimage_wire::tls::ClientFiles;
 use afterimage_wire::{Client, ClientOptions};
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any test here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers with the image's first byte.
@@ -82,8 +82,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-/// Asks about these images, which must be answered rightly, and gives how many of the answers were
-/// remembered.
+/// Classifies these images, checks the labels, and returns the number of hits.
 async fn ask(client: &Client, images: Range<u8>) -> usize {
     let mut remembered = 0;
     for i in images {
