@@ -126,6 +126,7 @@ pub(super) const GROUPS: &[(&str, &[Metric])] = &[
             metric("engine_busy_us", "compute time", Unit::Micros),
             count("engine_overloaded", "refused: queue full"),
             count("engine_expired", "deadline exceeded in the queue"),
+            count("engine_abandoned", "client gone, not scored"),
             count("engine_panicked", "panics"),
         ],
     ),
