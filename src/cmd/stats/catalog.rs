@@ -113,6 +113,7 @@ pub(super) const GROUPS: &[(&str, &[Metric])] = &[
             count("classifiers", "replicas"),
             count("classifiers_connected", "replicas connected"),
             count("classifier_calls", "calls"),
+            count("classifier_calls_waiting", "calls waiting for a place"),
             count("classifier_failures", "calls failed"),
             count("classifier_calls_dropped", "calls dropped, no waiter left"),
             count("classifier_retries", "retries"),
