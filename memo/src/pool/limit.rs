@@ -5,13 +5,14 @@
 //! limit should be the work of a few milliseconds: enough to keep the classifier busy during a
 //! round trip, and little enough that a new request is soon served.
 //!
-//! How many requests that are depends on the classifier's cores and model. So the limit begins at two
-//! batches, grows while answers arrive within [`FAST`], and shrinks while they take [`SLOW`].
+//! How many requests that are depends on the classifier's cores and model. So the limit begins at
+//! [`MIN`], grows while answers arrive within [`FAST`], and shrinks while they take [`SLOW`].
 
 use std::time::Duration;
 
-/// The least limit: two of the classifier's default batches, one scored and one on its way.
-const MIN: usize = 128;
+/// The least limit: one and a half of the classifier's default batches. While one batch is scored,
+/// the next requests are there. A new request waits for less than three batches, its own included.
+const MIN: usize = 96;
 
 /// The largest limit: a quarter of the server's default window.
 const MAX: usize = 4096;
