@@ -1,9 +1,9 @@
-//! Fairness between clients for new inputs, over real sockets: a polite client beside busy ones, and
-//! beside a peer that asks for much and resets its connection.
+//! Fairness between clients for new inputs, over real sockets: a polite client beside busy ones,
+//! and beside a peer that asks for much and resets its connection.
 //!
 //! The model sleeps, so a full batch takes the same time on a busy machine. A round, in which each
-//! connection has its turn once, takes one full batch for every 64 busy connections. The bound for the
-//! polite client is three rounds, plus [`SLACK`] for the machine.
+//! connection has its turn once, takes one full batch for every 64 busy connections. The bound for
+//! the polite client is three rounds, plus [`SLACK`] for the machine.
 
 #![allow(clippy::unwrap_used)]
 
@@ -29,6 +29,9 @@ use tokio::task::JoinSet;
 /// 15 ms, so that the polite client asks for less than its share.
 const PER_IMAGE: Duration = Duration::from_micros(150);
 
+/// Time of one image in the tests of resets: few are scored before the reset.
+const MILLISECOND: Duration = Duration::from_millis(1);
+
 /// Images that may wait: more than a second of work.
 const MAX_QUEUED: usize = 8192;
 
@@ -42,8 +45,8 @@ const POLITE: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Labels every image 7, slowly.
-#[derive(Default)]
 struct Slow {
+    per_image: Duration,
     /// The time of each full batch.
     full: Mutex<Vec<Duration>>,
 }
@@ -55,7 +58,7 @@ impl Scorer for Slow {
 
     fn label(&self, images: &[&[u8]], _: &mut Scratch, labels: &mut [u16]) {
         let started = Instant::now();
-        std::thread::sleep(PER_IMAGE * images.len() as u32);
+        std::thread::sleep(self.per_image * images.len() as u32);
         labels.fill(7);
         if images.len() == 64 {
             self.full.lock().unwrap().push(started.elapsed());
@@ -64,6 +67,10 @@ impl Scorer for Slow {
 }
 
 impl Slow {
+    fn new(per_image: Duration) -> Arc<Self> {
+        Arc::new(Slow { per_image, full: Mutex::default() })
+    }
+
     /// The median time of a full batch.
     fn batch(&self) -> Duration {
         let mut times = self.full.lock().unwrap().clone();
@@ -176,7 +183,7 @@ async fn polite_beside(what: &str, service: impl Service, slow: &Slow, busy: usi
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_classifier_serves_a_polite_client_beside_busy_ones() {
     for (busy, window) in [(1, MAX_QUEUED), (100, 100)] {
-        let slow = Arc::default();
+        let slow = Slow::new(PER_IMAGE);
         let service = ClassifierService::new(&Model::raw(), engine(&slow, MAX_QUEUED));
         polite_beside("classifier", service, &slow, busy, window).await;
     }
@@ -185,7 +192,7 @@ async fn a_classifier_serves_a_polite_client_beside_busy_ones() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_memo_serves_a_polite_client_beside_busy_ones() {
     for (busy, window) in [(1, MAX_QUEUED), (100, 100)] {
-        let slow = Arc::default();
+        let slow = Slow::new(PER_IMAGE);
         let service = memo(engine(&slow, MAX_QUEUED));
         polite_beside("memo", service, &slow, busy, window).await;
     }
@@ -194,7 +201,7 @@ async fn a_memo_serves_a_polite_client_beside_busy_ones() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_memo_before_a_classifier_serves_clients_in_turn() {
     for (busy, window) in [(1, MAX_QUEUED), (100, 100)] {
-        let slow = Arc::default();
+        let slow = Slow::new(PER_IMAGE);
         // The classifier takes all that the memo sends: the memo keeps the order.
         let classifier = ClassifierService::new(&Model::raw(), engine(&slow, 32_768));
         let client = connect(&serve(classifier).await).await;
@@ -239,13 +246,13 @@ async fn a_peer_that_resets_costs_no_other(what: &str, service: impl Service, en
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_classifier_drops_the_work_of_closed_connections() {
-    let engine = engine(&Arc::default(), 32_768);
+    let engine = engine(&Slow::new(MILLISECOND), 32_768);
     let service = ClassifierService::new(&Model::raw(), Arc::clone(&engine));
     a_peer_that_resets_costs_no_other("classifier", service, &engine).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_memo_drops_the_work_of_closed_connections() {
-    let engine = engine(&Arc::default(), 32_768);
+    let engine = engine(&Slow::new(MILLISECOND), 32_768);
     a_peer_that_resets_costs_no_other("memo", memo(Arc::clone(&engine)), &engine).await;
 }

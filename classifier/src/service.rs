@@ -14,8 +14,8 @@ use crate::model::Model;
 /// Serves a [`Model`] to the network through an [`Engine`].
 ///
 /// Nothing is computed on the thread that reads the socket: a `Ping` is answered while the cores
-/// are busy. Connections are served in turn. A request's deadline goes with it: neither expired work
-/// nor that of a closed connection is started.
+/// are busy. Connections are served in turn. A request's deadline goes with it: expired work is not
+/// started, and neither is the work of a closed connection.
 #[derive(Debug)]
 pub struct ClassifierService {
     identity: Identity,

@@ -173,8 +173,8 @@ impl<R: Clone> Balance<R> {
         Some((*number, member.replica.clone()))
     }
 
-    /// Whether a request that waits should be sent now: a replica with `model` has fewer requests in
-    /// flight than its limit allows. Ejected replicas count when all are. Also true without a
+    /// Whether a request that waits should be sent now: a replica with `model` has fewer requests
+    /// in flight than its limit allows. Ejected replicas count when all are. Also true without a
     /// replica, since such a request fails at once.
     pub(super) fn has_place(&self, model: Option<&Arc<ModelId>>) -> bool {
         let usable = || self.members().filter(|&(number, member)| fits(number, member, model, &[]));
