@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use afterimage_bench::record::{Machine, Record};
-use afterimage_classifier::{Dataset, ImportOptions, Model, Scratch};
+use afterimage_classifier::Scratch;
+use afterimage_classifier_tools::{Dataset, ImportOptions, Imported};
 use anyhow::{Context, bail, ensure};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -41,7 +42,7 @@ fn main() -> anyhow::Result<()> {
         Some(text) => text,
         None => train(data, directory.path())?,
     };
-    let imported = Model::import(&text, &ImportOptions::default())?;
+    let imported = Imported::read(&text, &ImportOptions::default())?;
     let model = imported.model;
     println!("{}, {}", imported.origin, model.description());
     let vectors = model.support_vectors().context("it is no kernel model")?;

@@ -72,17 +72,17 @@ impl Pair {
 // ---- Once ----
 
 #[test]
-fn two_hundred_connections_with_the_same_images_make_one_call_for_each_image() {
+fn two_hundred_connections_make_one_call_for_each_image() {
     within(LIMIT, once(&[]));
 }
 
 #[test]
-fn two_hundred_connections_make_one_call_for_each_image_with_one_thread() {
+fn two_hundred_connections_make_one_call_each_with_one_thread() {
     within(LIMIT, once(&["--threads", "1"]));
 }
 
 #[test]
-fn two_hundred_connections_make_one_call_for_each_image_with_a_remote_cache() {
+fn two_hundred_connections_make_one_call_each_with_a_cache() {
     within(LIMIT, async {
         let cache = Running::start(&["cache", "--memory", "8MiB"]);
         once(&["--store", &cache.place(), "--lookup-budget", "50s"]).await;
@@ -142,12 +142,12 @@ async fn once(flags: &[&str]) {
 }
 
 #[test]
-fn ten_thousand_identical_requests_from_a_hundred_connections_make_one_call_and_one_write() {
+fn ten_thousand_identical_requests_make_one_call() {
     within(LIMIT, ten_thousand_identical(&[]));
 }
 
 #[test]
-fn ten_thousand_identical_requests_make_one_call_and_one_write_with_a_remote_cache() {
+fn ten_thousand_identical_requests_make_one_call_with_a_cache() {
     within(LIMIT, async {
         let cache = Running::start(&["cache", "--memory", "8MiB"]);
         ten_thousand_identical(&["--store", &cache.place(), "--lookup-budget", "50s"]).await;
@@ -188,7 +188,7 @@ async fn ten_thousand_identical(flags: &[&str]) {
 }
 
 #[test]
-fn free_running_connections_make_no_more_calls_than_there_are_images() {
+fn free_running_connections_make_at_most_one_call_an_image() {
     within(LIMIT, async {
         const CONNECTIONS: usize = 200;
         const IMAGES: usize = 25;
@@ -272,7 +272,7 @@ async fn feed_all(raw: &mut Raw, digits: &Population, ids: impl Iterator<Item = 
 }
 
 #[test]
-fn ten_thousand_requests_in_flight_on_one_connection_get_one_reply_each() {
+fn ten_thousand_requests_on_one_connection_get_one_reply_each() {
     within(LIMIT, async {
         const IMAGES: usize = 250;
         let pair = Pair::start(&[]).await;
@@ -358,7 +358,7 @@ fn past_the_window_a_connection_waits_and_nothing_is_lost() {
 }
 
 #[test]
-fn past_the_memos_cap_the_answer_is_overloaded_at_once_while_hits_go_on() {
+fn beyond_the_memos_limit_misses_are_overloaded_at_once() {
     within(LIMIT, async {
         const CAP: usize = 50;
         const IMAGES: usize = 80;

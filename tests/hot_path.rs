@@ -152,7 +152,7 @@ fn cost(
 }
 
 #[test]
-fn the_cache_answers_what_came_together_with_one_write_and_no_allocation() {
+fn the_cache_answers_a_batch_in_one_write_without_allocation() {
     let table = Arc::new(Table::new(Capacity::Entries(10_000)).unwrap());
     let put = |out: &mut Vec<u8>, id| {
         put_cache_write(out, id, id, 7);
@@ -165,7 +165,7 @@ fn the_cache_answers_what_came_together_with_one_write_and_no_allocation() {
 }
 
 #[test]
-fn the_memo_answers_remembered_images_that_came_together_with_one_write_and_no_allocation() {
+fn the_memo_answers_hits_in_one_write_without_allocation() {
     let table = Arc::new(Table::new(Capacity::Entries(10_000)).unwrap());
     let options = MemoOptions::new(Secret::new([1; 32]));
     let memo = MemoService::new(Store::Embedded(table, None), FirstByte::new(), options);
@@ -229,7 +229,7 @@ fn scored_together(service: impl Service, open: &Sender<()>) -> (usize, usize) {
 }
 
 #[test]
-fn what_is_scored_together_wakes_its_connection_once_and_goes_out_with_one_write() {
+fn a_scored_batch_wakes_its_connection_once_for_one_write() {
     let model = Model::shipped();
     let gated = || {
         let (open, gate) = channel();

@@ -65,7 +65,7 @@ fn import(folder: &TempDir, model: impl AsRef<[u8]>, more: &[&str]) -> (String, 
 }
 
 #[test]
-fn a_kernel_model_of_libsvms_is_told_of_tried_and_written() {
+fn imports_a_kernel_model_of_libsvm_and_describes_it() {
     let folder = folder();
     let sample = file(&folder, "sample", "65535 1:1\n300 2:1\n9 3:0.501961\n");
     let predictions = file(&folder, "predictions", "65535\n300\n7\n");
@@ -90,7 +90,7 @@ fn a_kernel_model_of_libsvms_is_told_of_tried_and_written() {
 }
 
 #[test]
-fn a_model_of_scaled_features_takes_the_range_file_they_were_scaled_with() {
+fn a_model_of_scaled_features_takes_its_range_file() {
     let folder = folder();
     // Bytes from 0 to 200 and from 55 to 255 became −1 to 1; the other two were always the same.
     let ranges = file(&folder, "ranges", "x\n-1 1\n1 0 200\n3 55 255\n");
@@ -108,7 +108,7 @@ fn a_model_of_scaled_features_takes_the_range_file_they_were_scaled_with() {
 }
 
 #[test]
-fn an_onnx_model_is_told_of_and_answers_with_the_labels_it_is_given() {
+fn import_describes_an_onnx_model_and_uses_given_labels() {
     let folder = folder();
     let (out, printed) = import(&folder, onnx(), &["--labels", "40,90"]);
     for said in ["ONNX of hand 1 (LinearClassifier)", "2, labels 4 9", "answers   40 90"] {
@@ -152,7 +152,7 @@ fn a_service_answers_with_an_imported_models_own_labels() {
 }
 
 #[test]
-fn a_probability_model_without_its_last_line_break_is_warned_about() {
+fn warns_about_a_probability_model_cut_in_its_last_line() {
     let folder = folder();
     let model = LIBSVM.replace("nr_sv", "probA 1 1 1\nprobB 0 0 0\nnr_sv");
     let path = file(&folder, "theirs", model.trim_end());

@@ -30,7 +30,7 @@ const TOKEN: &str = "a token of this suite";
 // ---- Starting, answering, ending ----
 
 #[test]
-fn a_memo_s_log_tells_of_each_request_by_its_id_if_it_is_asked_to() {
+fn a_memo_logs_each_request_by_its_id_at_trace_level() {
     within(LIMIT, async {
         let memo = Running::start(&["serve", "--log", "afterimage_memo=trace"]);
         let (mut raw, _) = Raw::open(memo.addr(), "").await;
@@ -38,8 +38,8 @@ fn a_memo_s_log_tells_of_each_request_by_its_id_if_it_is_asked_to() {
         for id in [4711, 4712] {
             raw.classify(id, digits.image(0)).await;
         }
-        // The first was computed, in a span of its own; the second was remembered.
-        for what in ["request{id=4711}", "remembered id=4712"] {
+        // The first is a miss with a span; the second is a hit.
+        for what in ["request{id=4711}", "a hit id=4712"] {
             until("the request is in the log", async || memo.log().contains(what)).await;
         }
         assert!(!memo.log().contains("request{id=4712}"), "{}", memo.log());
@@ -127,7 +127,7 @@ async fn waiting_requests(memo_flags: &[&str], count: usize) -> (Running, Runnin
 }
 
 #[test]
-fn a_service_that_is_told_to_end_answers_what_is_in_flight_first() {
+fn a_terminated_service_answers_requests_in_flight_first() {
     within(LIMIT, async {
         const COUNT: usize = 50;
         let (mut memo, classifier, mut raw) =
@@ -150,7 +150,7 @@ fn a_service_that_is_told_to_end_answers_what_is_in_flight_first() {
 }
 
 #[test]
-fn draining_ends_in_time_though_requests_are_unanswered_and_says_so() {
+fn draining_ends_in_time_and_reports_unanswered_requests() {
     within(LIMIT, async {
         let (mut memo, _hangs, mut raw) = waiting_requests(&["--drain-timeout", "300ms"], 5).await;
         memo.signal(Signal::TERM);
@@ -271,8 +271,8 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
             an_oversize_frame_is_too_large(addr).await;
             what_is_not_for_a_memo_is_unsupported(addr).await;
             a_bad_token_is_unauthenticated(addr).await;
-            an_http_request_is_told_where_it_is(addr).await;
-            garbage_and_half_frames_harm_nobody(addr).await;
+            an_http_request_gets_an_explanation(addr).await;
+            garbage_and_half_frames_harm_no_other_client(addr).await;
             stop.send(()).unwrap();
             let calls = bystander.await.unwrap();
             assert!(calls > 0, "the bystander made no call in all this time");
@@ -406,7 +406,7 @@ async fn a_bad_token_is_unauthenticated(addr: SocketAddr) {
     }
 }
 
-async fn an_http_request_is_told_where_it_is(addr: SocketAddr) {
+async fn an_http_request_gets_an_explanation(addr: SocketAddr) {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = String::new();
@@ -416,7 +416,7 @@ async fn an_http_request_is_told_where_it_is(addr: SocketAddr) {
     assert!(answer.contains("text/plain") && answer.contains("Afterimage memo"), "{answer:?}");
 }
 
-async fn garbage_and_half_frames_harm_nobody(addr: SocketAddr) {
+async fn garbage_and_half_frames_harm_no_other_client(addr: SocketAddr) {
     // No Hello at all.
     let mut stream = TcpStream::connect(addr).await.unwrap();
     stream.write_all(&[0xAA; 64]).await.unwrap();

@@ -82,7 +82,7 @@ fn rates_and_the_hit_ratio_are_in_the_text_and_in_the_json() {
 }
 
 #[test]
-fn a_cache_tells_how_much_it_holds_and_what_became_of_its_snapshots() {
+fn a_cache_reports_its_size_and_its_snapshots() {
     let folder = common::folder();
     let snapshot = common::text(folder.path().join("snapshot"));
     let cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", &snapshot]);
@@ -111,7 +111,7 @@ fn a_cache_tells_how_much_it_holds_and_what_became_of_its_snapshots() {
 }
 
 #[test]
-fn the_live_view_writes_lines_where_there_is_no_terminal_and_outlives_a_restart() {
+fn the_live_view_writes_lines_and_outlives_a_restart() {
     let mut cache = Running::start(&["cache", "--memory", "8MiB"]);
     let mut watch = Watch::start(&[&cache.place()]);
     let mut as_json = Watch::start(&["--json", &cache.place()]);
@@ -130,7 +130,7 @@ fn the_live_view_writes_lines_where_there_is_no_terminal_and_outlives_a_restart(
 
 #[test]
 #[cfg(unix)]
-fn the_live_view_ends_well_when_it_is_told_to() {
+fn the_live_view_ends_with_success_on_a_signal() {
     use rustix::process::{Pid, Signal, kill_process};
     let cache = Running::start(&["cache", "--memory", "8MiB"]);
     for signal in [Signal::INT, Signal::TERM] {
@@ -143,9 +143,9 @@ fn the_live_view_ends_well_when_it_is_told_to() {
 
 #[test]
 fn a_server_that_is_not_there_is_one_line_and_no_more() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nobody = nobody.to_string();
-    for args in [&["stats", &nobody][..], &["stats", "--watch", &nobody], &["snapshot", &nobody]] {
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unused = unused.to_string();
+    for args in [&["stats", &unused][..], &["stats", "--watch", &unused], &["snapshot", &unused]] {
         // No line of the log beside it, which would say the same.
         let line = run(args).failed_with_a_line();
         assert!(line.contains("refused"), "{line}");

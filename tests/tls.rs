@@ -58,7 +58,7 @@ fn with<'a>(command: &[&'a str], flags: &'a [Vec<String>]) -> Vec<&'a str> {
 }
 
 #[test]
-fn every_listener_every_upstream_and_every_tool_speaks_mutual_tls() {
+fn listeners_upstreams_and_tools_speak_mutual_tls() {
     let pki = Pki::new();
     let listener = [pki.listener()];
     let cache = Running::start(&with(&["cache", "--memory", "1MiB"], &listener));
@@ -87,7 +87,7 @@ fn every_listener_every_upstream_and_every_tool_speaks_mutual_tls() {
     assert!(report.contains("200"), "{report}");
     for service in [&place, &cache_at, &classifier_at] {
         let stats = run(&with(&["stats", service], &tls)).succeeded();
-        assert!(stats.contains("tls_handshakes"), "{stats}");
+        assert!(stats.contains("TLS handshakes"), "{stats}");
     }
 
     // Without a certificate, without TLS, without trust: one clear line each.
@@ -114,7 +114,7 @@ fn until_logged(service: &Running, what: &str) {
 }
 
 #[test]
-fn sighup_loads_new_certificates_and_broken_ones_are_named_and_not_used() {
+fn sighup_loads_new_certificates_and_rejects_broken_ones() {
     let pki = Pki::new();
     let Pki { server, .. } = &pki;
     let cert = (text(&server.cert), text(&server.key));
@@ -142,7 +142,7 @@ fn sighup_loads_new_certificates_and_broken_ones_are_named_and_not_used() {
 }
 
 #[test]
-fn a_sighup_right_after_the_start_ends_nobody() {
+fn a_sighup_right_after_the_start_ends_no_service() {
     let pki = Pki::new();
     let (cert, key) = (text(&pki.server.cert), text(&pki.server.key));
     let cache = ["cache", "--memory", "1MiB", "--threads", "1"];
@@ -152,7 +152,7 @@ fn a_sighup_right_after_the_start_ends_nobody() {
 }
 
 #[test]
-fn a_memo_whose_only_tls_is_that_to_redis_survives_a_sighup_and_loads_its_certificates_anew() {
+fn sighup_reloads_the_certificates_of_a_redis_only_memo() {
     let pki = Pki::new();
     let ca = text(&pki.servers.cert);
     // No server needs to run there.

@@ -60,7 +60,7 @@ def main(data, folder, records):
     ]
     for _ in range(ROUNDS):
         for name, ours in (("ours, raw", "raw"), ("ours, conv", "shipped")):
-            scored = json.loads(run([example("score"), data, ours, SECONDS]))
+            scored = json.loads(run([program("score"), data, ours, SECONDS]))
             labels[name] = np.array(scored["labels"])
             for batch, micros in scored["us"].items():
                 note(name, int(batch), micros)
@@ -80,7 +80,7 @@ def main(data, folder, records):
     speeds = {}
     for name, arguments in (("conv", []), ("raw", ["classifier/models/raw-linear.safetensors"])):
         os.sched_setaffinity(0, range(os.cpu_count()))
-        speeds[name] = json.loads(run([example("speed"), data, *arguments, "--json"], pinned=False))
+        speeds[name] = json.loads(run([program("speed"), data, *arguments, "--json"], pinned=False))
     text = table(least, agreement, commands) + speed_text(speeds)
     print("\n".join(text))
     keep(records, machine, least, agreement, commands, speeds, text)
@@ -98,8 +98,8 @@ def run(command, pinned=True):
     return done.stdout
 
 
-def example(name):
-    return f"target/release/examples/{name}"
+def program(name):
+    return f"target/release/classifier-{name}"
 
 
 def read_images(data):

@@ -14,7 +14,7 @@ data=data/mnist
 need python3 cc taskset liblinear-predict svm-predict
 [ -e "$data/train-images-idx3-ubyte" ] || [ -e "$data/train-images-idx3-ubyte.gz" ] ||
     { echo "$data has no train-images-idx3-ubyte" >&2; exit 1; }
-cargo build --release --locked -p afterimage-classifier --example speed --example score
+cargo build --release --locked -p afterimage-classifier-tools --bins
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tenth_more_is_found_and_is_better_for_rates_and_worse_for_latencies() {
+    fn finds_a_tenth_more_and_knows_which_direction_is_better() {
         let rates = [100.0, 101.0, 99.0, 102.0, 98.0, 100.5];
         let a = runs("a", &rates, 1.0);
         let b = runs("b", &rates.map(|rate| rate * 1.1), 1.1);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_twice_shows_no_difference_and_one_run_each_shows_nothing() {
+    fn equal_runs_do_not_differ_and_single_runs_prove_nothing() {
         let a = runs("a", &[100.0, 101.0, 99.0, 102.0, 98.0], 1.0);
         assert_eq!(compare(Metric::Throughput, &a, &a, false).verdict(), Verdict::NoDifference);
         let few = compare(Metric::Throughput, &a[..1], &a[..1], false);

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_writes_of_empty_slots_and_from_nowhere_belong_to_nothing() {
+    fn ids_of_writes_and_unknown_ids_match_no_request() {
         let mut flight = InFlight::new(2);
         assert!(matches!(flight.close(WRITE_ID), Found::Nothing));
         assert!(matches!(flight.close(1 << SLOT_BITS), Found::Nothing));

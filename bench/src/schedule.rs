@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn poisson_arrivals_have_the_rate_and_the_spread_of_a_poisson_process() {
+    fn poisson_arrivals_have_the_rate_and_spread_of_theory() {
         let second = 1_000_000_000;
         // Arrivals in each of 400 windows of 10 ms at 10 000/s: mean 100, variance 100.
         let mut schedule = Schedule::new(10_000.0, Arrivals::Poisson, 0, 42, 0, 1);

@@ -28,7 +28,7 @@ fn plan(addr: SocketAddr, rate: f64, time: Duration) -> Plan {
 /// ms, the 100th worst 100 ms. Only one of them was sent in time to be delayed by the server
 /// itself.
 #[test]
-fn a_planted_stall_shows_at_the_predicted_percentiles_from_due_and_hardly_from_sent() {
+fn a_stall_shows_in_latency_from_due_and_not_from_sent() {
     // Another program on this machine may add a stall of its own: one clean run in five is asked
     // for.
     let mut complaints = Vec::new();
@@ -163,7 +163,7 @@ fn what_was_due_and_never_sent_is_counted() {
 }
 
 #[test]
-fn the_caller_hears_how_a_run_is_getting_on() {
+fn reports_the_progress_of_a_run() {
     let addr = fake::start(Role::Memo, |_| proper());
     let mut heard = Vec::new();
     let plan = Plan {

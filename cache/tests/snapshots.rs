@@ -2,6 +2,7 @@
 
 // Miri has no files.
 #![cfg(not(miri))]
+#![allow(clippy::unwrap_used)]
 
 use afterimage_cache::snapshot::{LoadError, OpenError, SnapshotFile, WriteError, load};
 use afterimage_cache::snapshot::{SnapshotReport, SnapshotWriter};

@@ -1,5 +1,6 @@
 //! The feature map by itself, and with the matrix product and argmax, alone and in batches: `cargo
-//! bench -p afterimage-classifier --bench scoring`. The example `speed` takes it apart further.
+//! bench -p afterimage-classifier --bench scoring`. The program `classifier-speed`
+//! measures its parts.
 
 use afterimage_classifier::{Features, Model, Scratch};
 use divan::Bencher;

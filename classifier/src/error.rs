@@ -90,11 +90,13 @@ pub enum DataError {
 }
 
 impl DataError {
-    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+    #[doc(hidden)]
+    pub fn io(path: &Path, source: io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 
-    pub(crate) fn in_file(self, path: &Path) -> Self {
+    #[doc(hidden)]
+    pub fn in_file(self, path: &Path) -> Self {
         match self {
             // These errors name their file already.
             error @ (Self::Io { .. } | Self::InFile { .. } | Self::Missing { .. }) => error,
@@ -102,15 +104,18 @@ impl DataError {
         }
     }
 
-    pub(crate) fn out_of_range(what: &'static str, min: usize, max: usize, value: usize) -> Self {
+    #[doc(hidden)]
+    pub fn out_of_range(what: &'static str, min: usize, max: usize, value: usize) -> Self {
         Self::OutOfRange { what, min: min as u64, max: max as u64, value: value as u64 }
     }
 
-    pub(crate) fn malformed(what: &'static str, detail: impl Into<String>) -> Self {
+    #[doc(hidden)]
+    pub fn malformed(what: &'static str, detail: impl Into<String>) -> Self {
         Self::Malformed { what, detail: detail.into() }
     }
 
-    pub(crate) fn not(expected: &'static str, bytes: &[u8]) -> Self {
+    #[doc(hidden)]
+    pub fn not(expected: &'static str, bytes: &[u8]) -> Self {
         let head = &bytes[..bytes.len().min(8)];
         let found = if head.is_empty() {
             "nothing (the file is empty)".to_owned()
@@ -200,7 +205,8 @@ pub enum ModelError {
 }
 
 impl ModelError {
-    pub(crate) fn mismatch(
+    #[doc(hidden)]
+    pub fn mismatch(
         what: impl Into<String>,
         expected: impl ToString,
         found: impl ToString,

@@ -1,42 +1,38 @@
-//! The built-in image classifier: models (SVMs on features, and imported ones), their training and
-//! files, the compute engine, and the service.
+//! The built-in image classifier: models (SVMs on features, and imported ones), their files, the
+//! compute engine, and the service. Training, import and evaluation are in
+//! `afterimage-classifier-tools`; the hidden modules are public for it.
 #![deny(unsafe_code)]
 
+#[doc(hidden)]
+pub mod bounded;
+#[doc(hidden)]
+pub mod features;
+#[doc(hidden)]
+pub mod kernels;
+#[doc(hidden)]
+pub mod pairwise;
+#[doc(hidden)]
+pub mod pixels;
+#[doc(hidden)]
+pub mod scoring;
 pub mod service;
-pub mod train;
+#[doc(hidden)]
+pub mod tensors;
+#[doc(hidden)]
+pub mod weights;
 
-mod dataset;
 mod engine;
 mod error;
-mod eval;
-mod features;
-mod image;
-mod import;
-#[doc(hidden)]
-pub mod input;
-mod kernels;
 mod model;
 mod model_file;
-mod pairwise;
-mod pixels;
-mod scoring;
 mod shape;
 mod svm;
-mod tensors;
-mod weights;
 
-pub use dataset::{Dataset, Split, read_images};
 pub use engine::{
     Caller, Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Scorer,
 };
 pub use error::{DataError, ModelError};
-pub use eval::{
-    ClassFigures, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet, wilson_interval,
-};
 pub use features::{ConvolutionalMap, FeatureMap, Features, RawPixels};
-pub use image::Image;
-pub use import::{Agreement, ImportOptions, Imported, Sample, Scale};
-pub use input::{MAX_DATASET_FILE_BYTES, MAX_IMAGE_FILE_BYTES};
 pub use kernels::Isa;
 pub use model::{Metadata, Model, ModelDigest, Scratch};
 pub use model_file::MAX_MODEL_FILE_BYTES;

@@ -1,10 +1,9 @@
 //! Models: how an image is scored, and the label of each class.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
-use ndarray::{Array2, ArrayView2};
-use rayon::prelude::*;
+use ndarray::Array2;
 use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, ModelError};
@@ -14,10 +13,6 @@ use crate::scoring::Scoring;
 pub use crate::scoring::Scratch;
 use crate::shape::Shape;
 use crate::svm::LinearSvm;
-
-/// Images one task of a parallel batch takes: a fifth of a millisecond's work, so that threads end
-/// together.
-const TASK: usize = 16;
 
 /// The `format` of a model file.
 pub(crate) const FORMAT: &str = "afterimage-model";
@@ -77,7 +72,8 @@ impl Model {
     }
 
     /// A model whose class `i` stands for `labels[i]`.
-    pub(crate) fn of(
+    #[doc(hidden)]
+    pub fn of(
         shape: Shape,
         scoring: Scoring,
         labels: Vec<u16>,
@@ -232,41 +228,6 @@ impl Model {
             .expect("every image has a score for each class"))
     }
 
-    /// The labels of many images, one per row of `images` (`[images, bytes of one]`), on all
-    /// threads of the current rayon pool.
-    ///
-    /// # Errors
-    /// [`DataError::Mismatch`] when the rows are not of this model's size.
-    pub fn classify_all(&self, images: ArrayView2<'_, u8>) -> Result<Vec<u16>, DataError> {
-        if images.ncols() != self.shape().len() {
-            return Err(DataError::Mismatch {
-                what: "bytes in one image",
-                expected: format!("{} ({})", self.shape().len(), self.shape()),
-                found: images.ncols().to_string(),
-            });
-        }
-        let images = images.as_standard_layout();
-        let pixels = images.as_slice().expect("standard layout is contiguous");
-        let rows: Vec<&[u8]> = pixels.chunks_exact(images.ncols()).collect();
-        let mut labels = vec![0; rows.len()];
-        // Whichever thread is free takes the next task: one that others disturb does not hold up
-        // the rest.
-        let tasks = Mutex::new(rows.chunks(TASK).zip(labels.chunks_mut(TASK)));
-        let work = || -> Result<(), DataError> {
-            let mut scratch = Scratch::default();
-            loop {
-                let task = tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((images, labels)) = task else { return Ok(()) };
-                self.classify_batch(images, &mut scratch, labels)?;
-            }
-        };
-        (0..rayon::current_num_threads())
-            .into_par_iter()
-            .with_max_len(1)
-            .try_for_each(|_| work())?;
-        Ok(labels)
-    }
-
     fn check_sizes(&self, images: &[&[u8]]) -> Result<(), DataError> {
         let expected = self.shape().len();
         match images.iter().find(|image| image.len() != expected) {
@@ -342,6 +303,3 @@ impl fmt::Debug for ModelDigest {
         write!(f, "ModelDigest({self})")
     }
 }
-
-#[cfg(test)]
-mod tests;

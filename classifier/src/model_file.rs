@@ -6,9 +6,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
+use crate::bounded;
 use crate::error::ModelError;
 use crate::features::FeatureMap;
-use crate::input::bounded;
 use crate::model::{FORMAT, IMPORTED_VERSION, Metadata, Model, VERSION, version};
 use crate::pairwise::Pairwise;
 use crate::scoring::Scoring;
@@ -235,4 +235,23 @@ fn parse_test_errors(texts: &Texts) -> Result<Option<(usize, usize)>, ModelError
         .ok_or_else(|| {
             ModelError::mismatch("metadata \"test_errors\"", "like 12 of 345", format!("{text:?}"))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_beyond_the_limit_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let [small, large] = ["small", "large"].map(|name| directory.path().join(name));
+        let model = Model::raw();
+        let len = model.to_bytes().len() as u64;
+        write_at_most(&model, &small, len).unwrap();
+        assert_eq!(Model::read(&small).unwrap().digest(), model.digest());
+        let error = write_at_most(&model, &large, len - 1).unwrap_err().to_string();
+        let expected = format!("model file is {len} bytes; the limit is {}", len - 1);
+        assert!(error.contains("large: ") && error.contains(&expected), "{error}");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
 }

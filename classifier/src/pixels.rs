@@ -7,11 +7,11 @@ use crate::tensors::{Tensor, Tensors, check_finite};
 use writing::Writing;
 
 /// The number that each byte is.
-pub(crate) type Table = Box<[f64; 256]>;
+pub type Table = Box<[f64; 256]>;
 
 /// The features that an imported model sees: one for each byte of an image.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Pixels {
+pub enum Pixels {
     /// The same number for a byte wherever it stands.
     Table(Table),
     /// A line for each place: `scale · byte + offset`.
@@ -32,17 +32,17 @@ pub(crate) enum Pixels {
 
 /// Most tables that places share, 32 MiB of them. There is one for each range that a feature can
 /// have, and most images have but some hundreds: the least value is 0, the greatest one of 255.
-pub(crate) const MAX_TABLES: usize = 1 << 14;
+pub const MAX_TABLES: usize = 1 << 14;
 
 /// What the values of support vectors show.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Learnt {
+pub struct Learnt {
     /// What the bytes of images mean.
-    pub(crate) pixels: Pixels,
+    pub pixels: Pixels,
     /// What those of vectors do, where it is something else.
-    pub(crate) of_vectors: Option<Table>,
+    pub of_vectors: Option<Table>,
     /// The byte of each value.
-    pub(crate) bytes: Vec<u8>,
+    pub bytes: Vec<u8>,
 }
 
 impl Pixels {
@@ -54,7 +54,7 @@ impl Pixels {
 
     /// Bytes over `divisor`, in the arithmetic of `f64`; or rounded to `f32`, as ONNX models take
     /// them.
-    pub(crate) fn divided(divisor: f64, single: bool) -> Result<Self, ModelError> {
+    pub fn divided(divisor: f64, single: bool) -> Result<Self, ModelError> {
         if !(1.0..=65_535.0).contains(&divisor) {
             return Err(ModelError::mismatch("divisor", "1 to 65535", divisor));
         }
@@ -69,7 +69,7 @@ impl Pixels {
     /// LIBSVM writes support vectors with eight digits, whatever the training data had. Where
     /// values have those, images have all digits, as they have in `svm-predict`, and vectors
     /// have eight.
-    pub(crate) fn learnt(
+    pub fn learnt(
         divisor: f64,
         single: bool,
         values: impl Iterator<Item = f64>,
@@ -102,7 +102,7 @@ impl Pixels {
     }
 
     /// The byte whose feature at this place is `value`, within the rounding of written digits.
-    pub(crate) fn byte(&self, at: usize, value: f64) -> Option<u8> {
+    pub fn byte(&self, at: usize, value: f64) -> Option<u8> {
         match self {
             Self::Table(table) => {
                 nearest_byte((value - table[0]) / (table[255] - table[0]) * 255.0)
@@ -113,7 +113,7 @@ impl Pixels {
     }
 
     /// The least and the greatest feature there is at a place.
-    pub(crate) fn range(&self, at: usize) -> (f64, f64) {
+    pub fn range(&self, at: usize) -> (f64, f64) {
         let (a, b) = (self.value(at, 0), self.value(at, 255));
         (a.min(b), a.max(b))
     }
@@ -122,7 +122,7 @@ impl Pixels {
     ///
     /// # Errors
     /// [`ModelError::NotFinite`].
-    pub(crate) fn lines(scale: Vec<f64>, offset: Vec<f64>) -> Result<Self, ModelError> {
+    pub fn lines(scale: Vec<f64>, offset: Vec<f64>) -> Result<Self, ModelError> {
         check_finite(Self::SCALE, scale.iter().copied())?;
         check_finite(Self::OFFSET, offset.iter().copied())?;
         Ok(Self::Lines { scale, offset })
@@ -133,7 +133,7 @@ impl Pixels {
     /// # Errors
     /// [`ModelError::Mismatch`] when there are too many tables or a place has none,
     /// [`ModelError::NotFinite`].
-    pub(crate) fn places(tables: Vec<Table>, places: Vec<u32>) -> Result<Self, ModelError> {
+    pub fn places(tables: Vec<Table>, places: Vec<u32>) -> Result<Self, ModelError> {
         if tables.len() > MAX_TABLES {
             let expected = format!("at most {MAX_TABLES} (ranges that differ, and one)");
             return Err(ModelError::mismatch(Self::TABLES, expected, tables.len()));
@@ -148,7 +148,7 @@ impl Pixels {
 
     /// The feature that `byte` at place `at` is.
     #[inline]
-    pub(crate) fn value(&self, at: usize, byte: u8) -> f64 {
+    pub fn value(&self, at: usize, byte: u8) -> f64 {
         match self {
             Self::Table(table) => table[usize::from(byte)],
             Self::Lines { scale, offset } => scale[at] * f64::from(byte) + offset[at],
@@ -157,12 +157,12 @@ impl Pixels {
     }
 
     /// The features of an image, in `out`.
-    pub(crate) fn features(&self, image: &[u8], out: &mut Vec<f64>) {
+    pub fn features(&self, image: &[u8], out: &mut Vec<f64>) {
         out.clear();
         out.extend(image.iter().enumerate().map(|(at, &byte)| self.value(at, byte)));
     }
 
-    pub(crate) fn add_tensors(&self, tensors: &mut Tensors) {
+    pub fn add_tensors(&self, tensors: &mut Tensors) {
         let row = |values: &[f64]| Tensor::new(&[values.len()], values.to_vec());
         let mut insert = |name: &str, tensor: Tensor| tensors.insert(name.to_owned(), tensor);
         match self {
@@ -180,7 +180,7 @@ impl Pixels {
     }
 
     /// The features of images of `len` bytes, taken out of `tensors`.
-    pub(crate) fn from_tensors(len: usize, tensors: &mut Tensors) -> Result<Self, ModelError> {
+    pub fn from_tensors(len: usize, tensors: &mut Tensors) -> Result<Self, ModelError> {
         if tensors.contains_key(Self::SCALE) {
             let scale = Tensor::take(tensors, Self::SCALE, &[len])?;
             return Self::lines(scale, Tensor::take(tensors, Self::OFFSET, &[len])?);
@@ -196,7 +196,7 @@ impl Pixels {
 }
 
 /// A table out of `tensors`.
-pub(crate) fn take_table(tensors: &mut Tensors, name: &str) -> Result<Table, ModelError> {
+pub fn take_table(tensors: &mut Tensors, name: &str) -> Result<Table, ModelError> {
     let table: Vec<f64> = Tensor::take(tensors, name, &[256])?;
     Ok(table.try_into().expect("`take` checked the length"))
 }

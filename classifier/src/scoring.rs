@@ -14,7 +14,7 @@ const BLOCK: usize = 4;
 
 /// Images, a feature map or none, machines, a decision.
 #[derive(Clone, Debug)]
-pub(crate) enum Scoring {
+pub enum Scoring {
     /// A feature map and one-vs-rest machines in `f32`, as `train` makes them.
     Features(FeatureMap, LinearSvm),
     /// Imported linear machines.
@@ -39,7 +39,7 @@ impl Scoring {
 
     /// What its `features` are called in files, of which the first version knows those of
     /// [`FeatureMap`] only.
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Features(map, _) => map.name(),
             Self::Weights(_) => "weights",
@@ -48,7 +48,7 @@ impl Scoring {
     }
 
     /// What it is, for people.
-    pub(crate) fn description(&self) -> String {
+    pub fn description(&self) -> String {
         match self {
             Self::Features(map, _) => format!("linear, {} features", map.name()),
             Self::Weights(weights) if weights.machines() == 1 => "linear, one machine".to_owned(),
@@ -63,7 +63,7 @@ impl Scoring {
     }
 
     /// Whether it can be of so many classes.
-    pub(crate) fn has_classes(&self, classes: usize) -> Result<(), ModelError> {
+    pub fn has_classes(&self, classes: usize) -> Result<(), ModelError> {
         let fitting = match self {
             Self::Features(_, svm) => svm.classes(),
             Self::Weights(weights) if weights.machines() == 1 => 2,
@@ -77,7 +77,7 @@ impl Scoring {
     }
 
     /// The class of each image, `classes` as long as `images`.
-    pub(crate) fn classify(
+    pub fn classify(
         &self,
         isa: Isa,
         images: &[&[u8]],
@@ -110,7 +110,7 @@ impl Scoring {
     }
 
     /// The scores of a batch, `[images, classes]`, for people: see [`crate::Model::scores`].
-    pub(crate) fn scores(&self, isa: Isa, images: &[&[u8]]) -> Vec<f32> {
+    pub fn scores(&self, isa: Isa, images: &[&[u8]]) -> Vec<f32> {
         let mut scratch = Scratch::default();
         let mut all = Vec::new();
         match self {
@@ -135,7 +135,7 @@ impl Scoring {
     }
 
     /// The numbers that make it what it is, by name.
-    pub(crate) fn tensors(&self) -> Tensors {
+    pub fn tensors(&self) -> Tensors {
         let mut tensors = Tensors::new();
         match self {
             Self::Features(map, svm) => {
@@ -155,7 +155,7 @@ impl Scoring {
     }
 
     /// Machines on a feature map, taken out of `tensors`.
-    pub(crate) fn from_features(
+    pub fn from_features(
         map: FeatureMap,
         classes: usize,
         tensors: &mut Tensors,

@@ -78,7 +78,8 @@ impl LinearSvm {
     /// `x` holds `[inputs, chunks(dims)]` chunks, zero in the padding; `scores` `[inputs,
     /// classes]`. Every score is summed in the same order wherever its input stands in a block
     /// of whatever size.
-    pub(crate) fn scores(&self, isa: Isa, x: &[Chunk], scores: &mut [f32]) {
+    #[doc(hidden)]
+    pub fn scores(&self, isa: Isa, x: &[Chunk], scores: &mut [f32]) {
         isa.run(Dots { row: chunks(self.dims()), x, w: &self.packed, out: &mut *scores });
         for scores in scores.chunks_exact_mut(self.classes()) {
             for (score, intercept) in scores.iter_mut().zip(&self.intercepts) {

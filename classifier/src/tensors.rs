@@ -9,24 +9,24 @@ use serde_json::{Value, json};
 use crate::error::ModelError;
 
 /// Arrays by name, in the order of their names.
-pub(crate) type Tensors = BTreeMap<String, Tensor>;
+pub type Tensors = BTreeMap<String, Tensor>;
 
 /// Texts by name: the container's metadata.
-pub(crate) type Texts = BTreeMap<String, String>;
+pub type Texts = BTreeMap<String, String>;
 
 /// The container aligns its data to this many bytes.
 const ALIGNMENT: usize = 8;
 
 /// A row-major array.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Tensor {
-    pub(crate) shape: Vec<usize>,
-    pub(crate) values: Values,
+pub struct Tensor {
+    pub shape: Vec<usize>,
+    pub values: Values,
 }
 
 /// An array's numbers, of one of the types that model files have.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Values {
+pub enum Values {
     U8(Vec<u8>),
     U32(Vec<u32>),
     F32(Vec<f32>),
@@ -34,7 +34,7 @@ pub(crate) enum Values {
 }
 
 /// A type that an array's numbers may have.
-pub(crate) trait Element: Sized {
+pub trait Element: Sized {
     /// What it is called in a file.
     const NAME: &'static str;
     fn wrap(values: Vec<Self>) -> Values;
@@ -55,12 +55,12 @@ macro_rules! elements {
 
         impl Values {
             /// What their type is called in a file.
-            pub(crate) fn type_name(&self) -> &'static str {
+            pub fn type_name(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $name),* }
             }
 
             /// Their bytes, little-endian, piece by piece.
-            pub(crate) fn for_each_bytes(&self, mut take: impl FnMut(&[u8])) {
+            pub fn for_each_bytes(&self, mut take: impl FnMut(&[u8])) {
                 match self {
                     $(Self::$variant(values) => {
                         values.iter().for_each(|value| take(&value.to_le_bytes()));
@@ -107,7 +107,7 @@ fn first_not_finite(values: impl Iterator<Item = f64>) -> Option<(usize, f64)> {
 }
 
 /// An error for the first of `values` that is not finite.
-pub(crate) fn check_finite<T: Copy + Into<f64>>(
+pub fn check_finite<T: Copy + Into<f64>>(
     tensor: &str,
     values: impl IntoIterator<Item = T>,
 ) -> Result<(), ModelError> {
@@ -120,13 +120,13 @@ pub(crate) fn check_finite<T: Copy + Into<f64>>(
 }
 
 impl Tensor {
-    pub(crate) fn new<T: Element>(shape: &[usize], values: Vec<T>) -> Self {
+    pub fn new<T: Element>(shape: &[usize], values: Vec<T>) -> Self {
         debug_assert_eq!(shape.iter().product::<usize>(), values.len());
         Self { shape: shape.to_vec(), values: T::wrap(values) }
     }
 
     /// Takes `name` out of `tensors`; it must have this shape and this type.
-    pub(crate) fn take<T: Element>(
+    pub fn take<T: Element>(
         tensors: &mut Tensors,
         name: &str,
         shape: &[usize],
@@ -143,17 +143,11 @@ impl Tensor {
         T::unwrap(tensor.values)
             .ok_or_else(|| ModelError::mismatch(format!("type of tensor {name:?}"), T::NAME, found))
     }
-
-    #[cfg(test)]
-    pub(crate) fn f32s(&mut self) -> &mut [f32] {
-        let Values::F32(values) = &mut self.values else { panic!("it is not of f32") };
-        values
-    }
 }
 
 /// The bytes of a safetensors file. The same tensors and texts always give the same bytes: names in
 /// order, data in the order of the names.
-pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
+pub fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
     let mut bytes = header(tensors, texts);
     for tensor in tensors.values() {
         tensor.values.for_each_bytes(|value| bytes.extend_from_slice(value));
@@ -162,7 +156,7 @@ pub(crate) fn encode(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
 }
 
 /// How many bytes [`encode`] gives.
-pub(crate) fn encoded_len(tensors: &Tensors, texts: &Texts) -> u64 {
+pub fn encoded_len(tensors: &Tensors, texts: &Texts) -> u64 {
     let data: usize = tensors.values().map(|tensor| tensor.values.byte_len()).sum();
     (header(tensors, texts).len() + data) as u64
 }
@@ -188,7 +182,7 @@ fn header(tensors: &Tensors, texts: &Texts) -> Vec<u8> {
 }
 
 /// Reads a safetensors file. Every tensor must be of a type in [`Values`], and finite.
-pub(crate) fn decode(bytes: &[u8]) -> Result<(Tensors, Texts), ModelError> {
+pub fn decode(bytes: &[u8]) -> Result<(Tensors, Texts), ModelError> {
     let container = |error: safetensors::SafeTensorError| ModelError::Container(error.to_string());
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(container)?;
     let file = SafeTensors::deserialize(bytes).map_err(container)?;

@@ -16,7 +16,7 @@ type Lanes = [f64; LANES];
 /// One machine for each class, of which the greatest score answers; or a single one for two
 /// classes, whose score answers with the first label above zero, else with the second.
 #[derive(Clone, Debug)]
-pub(crate) struct Weights {
+pub struct Weights {
     machines: usize,
     dims: usize,
     pixels: Pixels,
@@ -27,7 +27,7 @@ pub(crate) struct Weights {
 
 /// Room for scoring.
 #[derive(Debug, Default)]
-pub(crate) struct WeightsScratch {
+pub struct WeightsScratch {
     features: Vec<f64>,
     sums: Vec<Lanes>,
 }
@@ -41,7 +41,7 @@ impl Weights {
     /// # Errors
     /// [`ModelError::Mismatch`] when they do not fit, [`ModelError::NotFinite`] when a number is
     /// not finite.
-    pub(crate) fn new(
+    pub fn new(
         pixels: Pixels,
         dims: usize,
         weights: &[f64],
@@ -67,17 +67,12 @@ impl Weights {
         Ok(Self { machines, dims, pixels, packed, intercepts })
     }
 
-    pub(crate) fn machines(&self) -> usize {
+    pub fn machines(&self) -> usize {
         self.machines
     }
 
     /// The scores of one image, `[machines]`.
-    pub(crate) fn scores<'s>(
-        &self,
-        isa: Isa,
-        image: &[u8],
-        scratch: &'s mut WeightsScratch,
-    ) -> &'s [f64] {
+    pub fn scores<'s>(&self, isa: Isa, image: &[u8], scratch: &'s mut WeightsScratch) -> &'s [f64] {
         let WeightsScratch { features, sums } = scratch;
         self.pixels.features(image, features);
         sums.clear();
@@ -90,7 +85,7 @@ impl Weights {
         scores
     }
 
-    pub(crate) fn add_tensors(&self, tensors: &mut Tensors) {
+    pub fn add_tensors(&self, tensors: &mut Tensors) {
         self.pixels.add_tensors(tensors);
         let row = self.machines.div_ceil(LANES);
         let weight =
@@ -105,7 +100,7 @@ impl Weights {
     }
 
     /// The machines of `classes` classes over images of `dims` bytes, taken out of `tensors`.
-    pub(crate) fn from_tensors(
+    pub fn from_tensors(
         classes: usize,
         dims: usize,
         tensors: &mut Tensors,
@@ -119,7 +114,7 @@ impl Weights {
 }
 
 /// The class that scores answer with; see [`Weights`].
-pub(crate) fn answer(scores: &[f64]) -> usize {
+pub fn answer(scores: &[f64]) -> usize {
     if let &[score] = scores {
         return usize::from(score.is_nan() || score <= 0.0);
     }
@@ -197,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_machine_answers_with_the_first_label_above_zero_only() {
+    fn a_single_machine_gives_the_first_label_above_zero() {
         for (score, class) in [(1.0, 0), (0.0, 1), (-0.0, 1), (-1.0, 1), (f64::NAN, 1)] {
             assert_eq!(answer(&[score]), class, "{score}");
         }

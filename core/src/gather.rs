@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::failure::Failure;
-use crate::reply::{Reply, Sink, Wanted};
+use crate::reply::{Reply, Sink, Wanted, Watch};
 
 /// Turns one owed reply into `len` owed replies, one for each part of the outcome.
 ///
@@ -36,18 +36,16 @@ where
     T: Send + 'static,
 {
     assert!(len > 0, "an outcome has at least one part");
-    let sink = whole.sink().cloned();
-    let token = whole.token();
+    let watch = whole.watch();
     let parts = std::iter::repeat_with(|| None).take(len).collect();
     let state = State { whole, combine, left: len, parts };
-    let gather = Arc::new(Gather { sink, token, state: Mutex::new(Some(state)) });
+    let gather = Arc::new(Gather { watch, state: Mutex::new(Some(state)) });
     (0..len as u64).map(move |part| Reply::new(Arc::<Gather<P, T, _>>::clone(&gather), part))
 }
 
 struct Gather<P, T: Send + 'static, F> {
-    /// The receiver of the whole, to ask whether it still waits.
-    sink: Option<Arc<dyn Sink<Result<T, Failure>>>>,
-    token: u64,
+    /// Whether the whole is still wanted.
+    watch: Watch<Result<T, Failure>>,
     /// `None` after the first failure, and after the last part.
     state: Mutex<Option<State<P, T, F>>>,
 }
@@ -66,11 +64,11 @@ where
     F: FnOnce(Vec<P>) -> T + Send,
 {
     fn wanted(&self, _: u64, now: Instant) -> Wanted {
-        self.sink.as_ref().map_or(Wanted::NoMore, |sink| sink.wanted(self.token, now))
+        self.watch.wanted(now)
     }
 
     fn is_wanted(&self, _: u64, now: Instant) -> bool {
-        self.sink.as_ref().is_some_and(|sink| sink.is_wanted(self.token, now))
+        self.watch.is_wanted(now)
     }
 
     fn deliver(&self, part: u64, outcome: Result<P, Failure>, at: Option<Instant>) {

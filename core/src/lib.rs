@@ -24,6 +24,11 @@ pub use failure::Failure;
 pub use fair::{ClientId, FairQueue, Refused};
 pub use gather::gather;
 pub use model::{AnswerKind, ModelId};
-pub use reply::{Outcome, Reply, Sink, Wanted};
+pub use reply::{Outcome, Reply, Sink, Wanted, Watch};
 pub use shape::Shape;
 pub use status::Status;
+
+/// The examples of the README, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -97,7 +97,7 @@ impl ModelId {
         }
     }
 
-    /// Why answers of this model cannot be stored, and what is required; `None` when they can.
+    /// The reason why answers of this model cannot be stored; `None` if they can.
     pub fn objection(&self) -> Option<String> {
         if self.digest == [0; DIGEST_LEN] {
             return Some(incomplete("no digest of its model"));

@@ -110,9 +110,9 @@ impl<T: Outcome> Reply<T> {
         wanted.unwrap_or(true)
     }
 
-    /// The sink, to ask it whether it still waits while the reply is elsewhere.
-    pub fn sink(&self) -> Option<&Arc<dyn Sink<T>>> {
-        self.sink.as_ref()
+    /// A handle that tells whether the outcome is wanted while the reply is elsewhere.
+    pub fn watch(&self) -> Watch<T> {
+        Watch { sink: self.sink.clone(), token: self.token }
     }
 
     /// Announces that the outcome follows soon.
@@ -152,6 +152,30 @@ impl<T: Outcome> fmt::Debug for Reply<T> {
             .field("token", &self.token)
             .field("owed", &self.sink.is_some())
             .finish()
+    }
+}
+
+/// Tells whether the outcome of a [`Reply`] is wanted, without the duty to send it.
+pub struct Watch<T> {
+    sink: Option<Arc<dyn Sink<T>>>,
+    token: u64,
+}
+
+impl<T> Watch<T> {
+    /// How long the outcome is wanted.
+    pub fn wanted(&self, now: Instant) -> Wanted {
+        self.sink.as_ref().map_or(Wanted::NoMore, |sink| sink.wanted(self.token, now))
+    }
+
+    /// Whether the outcome is wanted at all.
+    pub fn is_wanted(&self, now: Instant) -> bool {
+        self.sink.as_ref().is_some_and(|sink| sink.is_wanted(self.token, now))
+    }
+}
+
+impl<T> fmt::Debug for Watch<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("token", &self.token).finish_non_exhaustive()
     }
 }
 

@@ -76,7 +76,7 @@ statuses! {
     ShuttingDown = 10, "shutting_down", "the server is shutting down", retry: true;
     /// The server failed in a way that it did not foresee.
     Internal = 11, "internal", "the server failed unexpectedly", retry: true;
-    /// The server cannot write its file: the disk is full, say. What was there before still is.
+    /// The server cannot write its file, for example because the disk is full. The old file stays.
     StorageFailed = 12, "storage_failed", "the server cannot write its file", retry: true;
 }
 

@@ -38,7 +38,8 @@ fn open_a_seal(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// The first on a flight, so many who join, and the landing; the table holds so many other flights.
+/// One flight: the first waiter, `joining` further waiters, and the completion. The table holds
+/// `OTHERS` other flights.
 #[divan::bench(args = [0, 1, 10], consts = [0, 10_000])]
 fn flight<const OTHERS: u128>(bencher: Bencher<'_, '_>, joining: u64) {
     let flights = Flights::new(1 << 20);
@@ -47,7 +48,7 @@ fn flight<const OTHERS: u128>(bencher: Bencher<'_, '_>, joining: u64) {
             permit.transfer();
         }
     }
-    // Far from the others', whatever is added to it.
+    // Far from the other keys, even after many increments.
     let mut key = 1 << 127;
     bencher.bench_local(|| {
         key += 1;

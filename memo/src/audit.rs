@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bound_is_where_so_few_would_be_found_once_in_twenty_times() {
+    fn the_bound_is_exceeded_once_in_twenty_audits() {
         for (wrong, audits) in
             [(1, 50), (7, 300), (100, 1_000), (3, 1_000_000), (500_000, 1_000_000)]
         {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_is_one_in_so_many_and_skips_what_would_be_in_the_way() {
+    fn samples_one_in_n_and_skips_while_the_classifier_is_busy() {
         let audit = Audit::new(NonZeroU32::new(100).unwrap(), 1);
         let due = (0..1_000_000).filter(|_| audit.is_due()).count();
         assert!((9_000..11_000).contains(&due), "{due}");

@@ -1,8 +1,7 @@
-//! Whether looking pays: the time that lookups take against the time that hits save, and what to do
-//! about a store that costs more than it gives.
+//! Cost and benefit of remote lookups, and the automatic bypass.
 //!
-//! Both are waiting time, as a client sees it. A lookup costs what it takes; a hit saves what a
-//! call to the classifier has lately taken. Pure: time comes in as an argument.
+//! Both are waiting time of a client. A lookup costs its duration; a hit saves the recent duration
+//! of a call to the classifier. Pure: time is an argument.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,23 +9,23 @@ use std::time::{Duration, Instant};
 
 use crate::latency::CallCost;
 
-/// Lookups, and time, that a judgement takes at least: neither a burst nor a few slow ones decide.
+/// The least lookups and time before a decision, so that neither a burst nor a few slow lookups
+/// decide.
 const JUDGED_LOOKUPS: u64 = 200;
 const JUDGED_TIME: Duration = Duration::from_secs(1);
 
-/// Between the end of one probe and the next one, at first; twice as long after each that finds
-/// nothing better.
+/// The first pause between probes. It doubles after each probe that finds no benefit.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// And at most: so long it may take to notice that a store has become worth while.
+/// The longest pause between probes, and so the longest time until a store is used again.
 const PROBE_EVERY_MOST: Duration = Duration::from_secs(30);
 
-/// A probe ends after so many lookups, or so long.
+/// A probe ends after this number of lookups or this time.
 const PROBE_LOOKUPS: u64 = 100;
 const PROBE_TIME: Duration = Duration::from_millis(200);
 
-/// The cost of a call to the classifier, measured: the time that it keeps its caller waiting, and the
-/// time that it takes of the classifier.
+/// The measured cost of a call to the classifier: the caller's waiting time and the classifier's
+/// working time.
 #[derive(Debug, Default)]
 pub(crate) struct CallTime {
     /// A moving average over about sixteen calls.
@@ -53,7 +52,7 @@ impl Busy {
         if let Some(since) = self.since.filter(|_| self.in_flight > 0) {
             self.busy_ns += now.saturating_duration_since(since).as_nanos() as u64;
         }
-        // Threads bring their times in any order; the clock here only goes forward.
+        // Times of different threads arrive in any order; this clock only goes forward.
         self.since = self.since.max(Some(now));
     }
 }
@@ -80,13 +79,13 @@ impl CallTime {
         }
         drop(busy);
         let took = took.as_nanos() as u64;
-        // Two threads at once may lose one of their calls, which an average bears.
+        // Two threads at once may lose a call, which hardly changes an average.
         let before = self.waiting_ns.load(Relaxed);
         let after = if before == 0 { took } else { before - before / 16 + took / 16 };
         self.waiting_ns.store(after, Relaxed);
     }
 
-    /// The cost of a call, lately.
+    /// The recent cost of a call.
     pub(crate) fn cost(&self) -> CallCost {
         CallCost { waiting_ns: self.waiting_ns.load(Relaxed), work_ns: self.work_ns.load(Relaxed) }
     }
@@ -97,10 +96,10 @@ impl CallTime {
     }
 }
 
-/// Decides whether to look, from what looking has cost and saved.
+/// Decides whether to use the store, from the cost and the benefit of its lookups.
 #[derive(Debug)]
 pub(crate) struct Bypass {
-    /// Whether nobody looks, but for probes.
+    /// Whether lookups are bypassed, except for probes.
     active: AtomicBool,
     bypassed: AtomicU64,
     state: Mutex<State>,
@@ -120,7 +119,7 @@ enum Phase {
     Probing,
 }
 
-/// What a stretch of time has brought.
+/// The cost and the benefit of the lookups since a time.
 #[derive(Clone, Copy, Debug)]
 struct Window {
     since: Instant,
@@ -135,12 +134,12 @@ impl Window {
     }
 }
 
-/// What has just been decided, for the log.
+/// A change of the decision, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// Lookups cost more than they save: no more of them for now.
+    /// Lookups cost more than they save, so they stop for now.
     Bypass,
-    /// They are worth their time again.
+    /// Lookups pay again.
     Look,
 }
 
@@ -152,7 +151,7 @@ impl Bypass {
         Bypass { active, bypassed: AtomicU64::new(0), state: Mutex::new(state) }
     }
 
-    /// Whether to look `lookups` keys up.
+    /// Whether to look up these keys; `lookups` is their number.
     pub(crate) fn looks(&self, now: Instant, lookups: u64) -> bool {
         if !self.active.load(Relaxed) {
             return true;
@@ -172,7 +171,7 @@ impl Bypass {
         false
     }
 
-    /// Takes note of lookups that took `cost_ns` of waiting, and of what their hits saved.
+    /// Records lookups that cost `cost_ns` of waiting time and whose hits saved `saved_ns`.
     pub(crate) fn record(
         &self,
         now: Instant,
@@ -213,18 +212,18 @@ impl Bypass {
         }
     }
 
-    /// Whether lookups are left out now.
+    /// Whether lookups are bypassed now.
     pub(crate) fn is_active(&self) -> bool {
         self.active.load(Relaxed)
     }
 
-    /// Lookups left out so far.
+    /// The number of bypassed lookups.
     pub(crate) fn bypassed(&self) -> u64 {
         self.bypassed.load(Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Plain numbers: whole whatever happened to their last holder.
+        // Plain numbers stay whole when a thread panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -235,8 +234,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// A hundred lookups a second for some seconds, each costing and, on average, saving so much.
-    /// Gives how many were done and what was decided.
+    /// Makes 100 lookups a second, each with this cost and benefit. Returns the number of lookups
+    /// that were not bypassed, and the decisions.
     fn live(
         bypass: &Bypass,
         now: &mut Instant,
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn lookups_that_do_not_pay_stop_are_probed_now_and_then_and_come_back() {
+    fn stops_unprofitable_lookups_then_probes_and_resumes() {
         let mut now = Instant::now();
         let bypass = Bypass::new(now);
         let (looked, decisions) = live(&bypass, &mut now, 120, 2 * MS, MS);

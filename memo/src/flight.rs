@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_core::{
     Answer, AnswerKind, BytePermit, ClientId, Computed, Failure, Origin, Reply, RowAnswer,
-    RowReply, Rows, Sink, Status, Wanted,
+    RowReply, Rows, Sink, Status, Wanted, Watch,
 };
 use afterimage_wire::corked;
 use bytes::Bytes;
@@ -77,7 +77,7 @@ pub(crate) struct Flight {
     /// key.
     ended: AtomicBool,
     /// The first waiter: as long as it waits, the others need not be asked.
-    first: Option<(Arc<dyn Sink<Result<RowAnswer, Failure>>>, u64)>,
+    first: Watch<Result<RowAnswer, Failure>>,
     first_deadline: Option<Instant>,
     since: Instant,
     /// Time from `since` until the call was made; [`NOT_CALLED`] before.
@@ -118,7 +118,7 @@ impl Inner {
             self.overloaded(reply, text);
             return None;
         };
-        let first = reply.sink().map(|sink| (Arc::clone(sink), reply.token()));
+        let first = reply.watch();
         let span = tracing::debug_span!("request", id);
         let waiter = Waiter { reply, since: arrival.since, span, deadline };
         let joined = self.flights.join(hash.identity(), waiter);
@@ -323,7 +323,7 @@ impl Sink<Result<Computed, Failure>> for Flight {
     fn is_wanted(&self, _: u64, now: Instant) -> bool {
         let first_waits = !self.ended.load(Relaxed)
             && self.first_deadline.is_none_or(|deadline| now < deadline)
-            && self.first.as_ref().is_some_and(|(sink, token)| sink.is_wanted(*token, now));
+            && self.first.is_wanted(now);
         first_waits || self.inner.wanted(self, now) != Wanted::NoMore
     }
 

@@ -15,10 +15,10 @@
 //!   equality", JCSS 22, 1981). Its one-time key is the hash's last two words, `a` and `b`: the
 //!   upper 48 bits of `a · label + b` modulo 2⁶⁴, which for labels of 16 bits is a strongly
 //!   universal function (Dietzfelbinger, "Universal hashing and k-wise independent random variables
-//!   via integer arithmetic without primes", STACS 1996: 64 ≥ 16 + 48 − 1). An attacker who knows
-//!   the value of one label forges that of another label, key or model with probability 2⁻⁴⁸. A
-//!   model that gives one row two labels reveals `a` and `b` of this row to an attacker who sees
-//!   both values, and of no other row.
+//!   via integer arithmetic without primes", STACS 1996: 64 ≥ 16 + 48 − 1). With the value of one
+//!   label, an attacker forges that of another label, key or model with probability 2⁻⁴⁸. If a
+//!   model gives one row two labels, both values together reveal `a` and `b` of this row, and of no
+//!   other row.
 //! * The stored value of **bytes** is the answer and a 128-bit MAC: HighwayHash-128, under a second
 //!   derived key, of the row's whole hash and the answer. A forgery succeeds with probability 2⁻¹²⁸
 //!   as far as HighwayHash is a pseudo-random function.
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sealed_label_opens_for_its_image_and_for_no_other_label_image_model_shape_or_secret() {
+    fn a_sealed_label_opens_for_its_own_input_and_model_only() {
         let home = space(1, 1, &[2, 2]);
         let hash = home.hash(b"abcd");
         for label in 0..10 {
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_pinned_so_that_memos_of_different_builds_share_a_store() {
+    fn the_hash_is_pinned_across_builds() {
         let home = space(7, 9, &[28, 28]);
         let image: Vec<u8> = (0..784u32).map(|i| (i * i / 7) as u8).collect();
         let hash = home.hash(&image);

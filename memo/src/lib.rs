@@ -18,8 +18,8 @@
 //! 6. The answer is checked against the model, sealed, and written to the store. Then the flight
 //!    completes and each waiter gets its reply.
 //!
-//! A [`Reply`](afterimage_core::Reply) owns each duty on this way, so that a panic or a dropped call
-//! ends in a failure and never in silence.
+//! A [`Reply`](afterimage_core::Reply) owns each duty on this way, so that a panic or a dropped
+//! call ends in a failure and never in silence.
 //!
 //! A model check (`--cfg loom`) compiles the flights and what they need; tokio does not build
 //! there.

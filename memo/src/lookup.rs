@@ -291,7 +291,7 @@ impl Inner {
         let Some(bypass) = &self.bypass else { return };
         // A store that does not answer costs no time, and its worth is not known. The breaker
         // notices its return far sooner than a probe of the bypass would.
-        if matches!(&self.labels, Store::Remote(store) if store.is_left_out()) {
+        if matches!(&self.labels, Store::Remote(store) if store.is_bypassed()) {
             return;
         }
         let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use afterimage_cache::ByteStore;
 use afterimage_core::{
     Answer, AnswerKind, ByteBudget, Computed, Failure, Reply, Response, RowAnswer,
-    RowReply, Rows, Sink, Status, Wanted, gather,
+    RowReply, Rows, Sink, Status, Wanted, Watch, gather,
 };
 use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
@@ -419,23 +419,22 @@ fn merge(calls: Vec<Call>) -> Call {
         rows.extend(call.rows);
         replies.push(call.reply);
     }
-    let sinks = replies.iter().filter_map(|reply| Some((reply.sink()?.clone(), reply.token())));
-    let sinks = sinks.collect();
-    let merged = Merged { sinks, replies: Mutex::new(replies) };
+    let watches = replies.iter().map(Reply::watch).collect();
+    let merged = Merged { watches, replies: Mutex::new(replies) };
     Call { rows, model, client, request_id, reply: Reply::new(Arc::new(merged), 0) }
 }
 
 /// The replies of the rows of one call.
 struct Merged {
-    sinks: Vec<(Arc<dyn Sink<Result<Computed, Failure>>>, u64)>,
+    watches: Vec<Watch<Result<Computed, Failure>>>,
     replies: Mutex<Vec<Reply<Result<Computed, Failure>>>>,
 }
 
 impl Sink<Result<Computed, Failure>> for Merged {
     fn wanted(&self, _: u64, now: Instant) -> Wanted {
         let mut last = Wanted::NoMore;
-        for (sink, token) in &self.sinks {
-            last = match (last, sink.wanted(*token, now)) {
+        for watch in &self.watches {
+            last = match (last, watch.wanted(now)) {
                 (_, Wanted::Always) => return Wanted::Always,
                 (Wanted::Until(a), Wanted::Until(b)) => Wanted::Until(a.max(b)),
                 (last, Wanted::NoMore) => last,
@@ -446,7 +445,7 @@ impl Sink<Result<Computed, Failure>> for Merged {
     }
 
     fn is_wanted(&self, _: u64, now: Instant) -> bool {
-        self.sinks.iter().any(|(sink, token)| sink.is_wanted(*token, now))
+        self.watches.iter().any(|watch| watch.is_wanted(now))
     }
 
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use afterimage_core::{Failure, ModelId, Origin, RowReply, Status};
 use afterimage_wire::proto::message::Classification;
-use afterimage_wire::proto::{Role, Shape, stats::Stats};
+use afterimage_wire::proto::{Role, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply, Watchers};
 
 use crate::flight::{Arrival, Asker};
@@ -55,7 +55,7 @@ impl MemoService {
 
 /// What a `Welcome` says of a model.
 pub fn identity_of(role: Role, model: &ModelId) -> Identity {
-    let shape = model.input.clone().unwrap_or_else(Shape::default);
+    let shape = model.input.clone().unwrap_or_default();
     Identity { service: role, digest: model.digest, classes: model.classes(), shape }
 }
 

@@ -1,4 +1,4 @@
-//! Where remembered answers live: in this process, or across the network.
+//! Stores: the label table in this process, or a server across the network.
 
 mod redis;
 mod remote;
@@ -17,19 +17,19 @@ use afterimage_wire::{Client, Status};
 pub use redis::{Redis, RedisError, RedisOptions};
 pub use remote::{RemoteStore, StoreOptions};
 
-/// A place that values are written to and looked up in. It may forget any of them at any time, and
-/// what it gives back is not to be believed without a check.
+/// A store of sealed labels. It may drop any value at any time. The memo checks the seal of each
+/// value that it reads.
 #[derive(Debug)]
 pub enum Store {
-    /// The cache's table in the memo's own process, and who keeps its snapshot, if anybody does: a
-    /// lookup takes nanoseconds.
+    /// The label table in the memo's process, and the handle of its snapshot file, if it has one.
+    /// A lookup takes nanoseconds.
     Embedded(Arc<Table>, Option<SnapshotHandle>),
-    /// A cache over the network: ours, Redis or Valkey.
+    /// A store across the network: a cache service, Redis or Valkey.
     Remote(RemoteStore),
 }
 
 impl Store {
-    /// Stores a value, or does not: there is no reply.
+    /// Writes a value. There is no reply, and the store may drop the value.
     pub fn write(&self, key: u64, value: i64) {
         match self {
             Store::Embedded(table, _) => {
@@ -39,16 +39,15 @@ impl Store {
         }
     }
 
-    /// Has the memory that a write of `key` takes brought near, as long as something else is done
-    /// first: with a large table that is a hundred nanoseconds and more which a miss would wait
-    /// for.
+    /// Prefetches the memory that a write of `key` needs. With a large table this saves a miss more
+    /// than a hundred nanoseconds, if other work comes before the write.
     pub fn prefetch_write(&self, key: u64) {
         if let Store::Embedded(table, _) = self {
             table.prefetch_bucket(Hashed::new(key));
         }
     }
 
-    /// Writes a snapshot of the table in this process, if it has a place for one.
+    /// Writes a snapshot of the label table in this process, if it has a snapshot file.
     pub fn snapshot(&self, reply: SnapshotReply) {
         match self {
             Store::Embedded(_, Some(snapshots)) => snapshots.answer(reply),
@@ -56,13 +55,13 @@ impl Store {
                 reply.send(Err(Failure::new(Status::Unsupported, NO_SNAPSHOT)));
             }
             Store::Remote(_) => {
-                let text = "the answers of this memo are in a remote store: ask that one";
+                let text = "this memo has a remote store; request the snapshot from the store";
                 reply.send(Err(Failure::new(Status::Unsupported, text)));
             }
         }
     }
 
-    /// Adds what the store counts to `stats`.
+    /// Adds the store's statistics to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
         match self {
             Store::Embedded(table, snapshots) => {
@@ -81,34 +80,34 @@ impl Store {
     }
 }
 
-/// Takes what a lookup found: as many values as keys, or `None` for no answer.
+/// Receives the result of a lookup: one entry for each key, or `None` if the store did not answer.
 pub type Callback = Box<dyn FnOnce(Option<Vec<Option<i64>>>) + Send>;
 
-/// A store over the network. Its methods return at once.
+/// A store across the network. Its methods return at once.
 pub trait Backend: fmt::Debug + Send + Sync + 'static {
-    /// What statistics call it.
+    /// The name in statistics.
     fn name(&self) -> &'static str;
 
-    /// Where it is, for log lines.
+    /// The address for log lines.
     fn address(&self) -> &str {
         self.name()
     }
 
-    /// Whether it can be reached, as far as is known.
+    /// Whether it can be reached, as far as the client knows.
     fn is_connected(&self) -> bool;
 
     /// Looks `keys` up and calls `then`, once, within `budget`.
     fn get_many(&self, keys: &[u64], budget: Duration, then: Callback);
 
-    /// Sends a value on its way. If it does not arrive, a later lookup is a miss.
+    /// Sends a value. If the value does not arrive, a later lookup is a miss.
     fn set(&self, key: u64, value: i64);
 
-    /// Adds what it counts of its own to `stats`.
+    /// Adds its own statistics to `stats`.
     fn stats(&self, _stats: &mut Stats) {}
 }
 
-/// An Afterimage cache. The client should fail fast: while the cache is away, a lookup is a miss at
-/// once.
+/// A cache service. The client should fail fast, so that a lookup is a miss at once while the
+/// service is unreachable.
 impl Backend for Client {
     fn name(&self) -> &'static str {
         "afterimage"
@@ -127,7 +126,7 @@ impl Backend for Client {
     }
 
     fn set(&self, key: u64, value: i64) {
-        // A full queue or a lost connection: a miss later, and nothing to do about it now.
+        // A failed write is a miss later, and needs no action now.
         let _ = self.cache_set(key, value);
     }
 }

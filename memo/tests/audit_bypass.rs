@@ -1,5 +1,4 @@
-//! What the memo finds out about itself while it serves: whether its remembered answers are right,
-//! and whether looking them up is worth its time.
+//! The audit of stored answers, and the bypass of lookups that do not pay.
 
 #![allow(clippy::unwrap_used)]
 
@@ -38,7 +37,7 @@ fn auditing() -> MemoOptions {
 }
 
 #[tokio::test]
-async fn an_audit_finds_a_wrong_label_under_a_valid_seal_and_puts_it_right() {
+async fn an_audit_replaces_a_wrong_label_under_a_valid_seal() {
     let (_puppet, running) = replica(1).await;
     let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
     let store = Store::Embedded(Arc::clone(&table), None);
@@ -49,10 +48,10 @@ async fn an_audit_finds_a_wrong_label_under_a_valid_seal_and_puts_it_right() {
     assert_eq!(client.classify(&[5; 4]).await.unwrap().origin, Origin::Hit);
     until("it is audited", async || counter(&client, "audits").await == 1).await;
     assert_eq!(counter(&client, "audits_disagreed").await, 0);
-    // 95 in a hundred: nothing else can be said after one audit.
+    // 95 %: one audit alone proves no more.
     assert_eq!(gauge(&client, "audit_wrong_hits_ppm_below").await, 950_000);
 
-    // Only whoever has the secret, or a classifier that changed its mind, can bring this about.
+    // Only the secret, or a classifier that changes its answers, makes this possible.
     let keys = KeySpace::new(&secret(), Arc::new(model_id(1)), 0).unwrap();
     let hash = keys.hash(&[5; 4]);
     table.insert(hash.store_key(), keys.seal(hash, right + 1).cast_unsigned());
@@ -82,8 +81,7 @@ async fn a_classifier_that_is_busy_is_not_audited() {
     stuck.abort();
 }
 
-/// A store over the network that takes its time and remembers, when it is told to, or gives no
-/// answer.
+/// A store across the network that is slow, stores answers only on request, and can be silent.
 #[derive(Debug, Default)]
 struct Slow {
     dead: AtomicBool,
@@ -128,7 +126,7 @@ impl Backend for SlowStore {
     }
 }
 
-/// A memo with a bypass before this store, and a client of it.
+/// A memo with a bypass in front of this store, and its client.
 async fn bypassing_memo(slow: &Arc<Slow>, replica: &Running) -> (Running, Client) {
     let store = RemoteStore::new(SlowStore(Arc::clone(slow)), StoreOptions::default());
     let options = MemoOptions::new(secret()).auto_bypass(true);
@@ -144,7 +142,7 @@ async fn a_store_that_does_not_answer_is_left_to_the_breaker() {
     let (_puppet, running) = replica(1).await;
     let slow = Arc::new(Slow { dead: AtomicBool::new(true), ..Slow::default() });
     let (_memo, client) = bypassing_memo(&slow, &running).await;
-    // Longer, and more lookups, than the bypass takes to judge a store by.
+    // More time and more lookups than the bypass needs for a decision.
     let (began, mut image) = (Instant::now(), 0_u32);
     while began.elapsed() < Duration::from_millis(1500) || image < 1000 {
         client.classify(&image.to_le_bytes()).await.unwrap();
@@ -156,7 +154,7 @@ async fn a_store_that_does_not_answer_is_left_to_the_breaker() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_store_without_hits_is_left_out_and_used_again_when_it_is_worth_it() {
+async fn a_slow_store_without_hits_is_bypassed_until_it_pays() {
     let (_puppet, running) = replica(1).await;
     let slow = Arc::new(Slow::default());
     let (_memo, client) = bypassing_memo(&slow, &running).await;
@@ -179,7 +177,7 @@ async fn a_slow_store_without_hits_is_left_out_and_used_again_when_it_is_worth_i
     for _ in 0..10 {
         ask().await;
     }
-    // But for a probe, which ends with the round in which it has looked a hundred up.
+    // Except for a probe, which ends with the round of its hundredth lookup.
     assert!(slow.asked.load(SeqCst) < asked + 120, "{} lookups", slow.asked.load(SeqCst) - asked);
     assert!(counter(&client, "auto_bypassed").await > 0);
     let stats = client.stats().await.unwrap();

@@ -1,5 +1,5 @@
-//! A connection that asks far more than the memo can do, beside one that asks what it remembers. No
-//! clock here: what counts is how much of the one is served before the other's answer is there.
+//! A connection that sends far more misses than the memo can compute, beside a connection of hits.
+//! There is no clock: the test counts how much of the flood is served before the hit's answer.
 
 #![allow(clippy::unwrap_used)]
 
@@ -21,14 +21,14 @@ use afterimage_wire::{Client, ClientOptions};
 use common::{counter, gauge, label_of, model_id};
 use tokio_util::sync::CancellationToken;
 
-/// What may wait; the flood is past that at once.
+/// The limit of waiting misses. The flood exceeds it at once.
 const MAX_WAITING: usize = 64;
 
-/// Bytes of the flood that may be served while a hit is asked for: a turn of 256 KiB and one read
-/// more, as often as the question and its answer wait for a turn.
+/// The bytes of the flood that may be served during a hit: 256 KiB and one read more, each time
+/// that the request or its answer waits for a turn.
 const MEANWHILE: u64 = 8 * 2 * (256 << 10);
 
-/// Answers what begins with a small number, and nothing else, ever.
+/// Answers inputs that begin with a small number, and leaves all others without an answer.
 struct Stuck(Arc<ModelId>, std::sync::Mutex<Vec<Call>>);
 
 impl Upstream for Stuck {

@@ -1,9 +1,9 @@
-//! The flights and their sweeper, checked by loom in every interleaving that the memory model
-//! allows: `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p
-//! afterimage-memo --lib`.
+//! The flights and the task that expires waiters, checked by loom in every interleaving that the
+//! memory model allows: `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release
+//! -p afterimage-memo --test flights_model`.
 //!
-//! What `service.rs` does around the table is done here with as little as possible: a store of one
-//! value, a classifier that answers or fails, and callers who count what they are told.
+//! The rest of the service is as small as possible: a store of one value, a classifier that answers
+//! or fails, and callers that count their replies.
 
 #![cfg(loom)]
 
@@ -14,25 +14,24 @@ use loom::thread;
 use afterimage_memo::flights::{Flights, Join};
 use afterimage_memo::single_task::SingleTask;
 
-/// What a caller was told.
+/// The reply that a caller got.
 const NOTHING: usize = 0;
 const LABEL: usize = 1;
 const ERROR: usize = 2;
 const LATE: usize = 3;
 const FULL: usize = 4;
 
-/// Everything that the callers share.
+/// The state that all callers share.
 struct World {
     flights: Flights<usize>,
     /// Whether the store has the answer.
     stored: AtomicUsize,
     calls: AtomicUsize,
-    /// Calls that are still to fail.
+    /// The number of calls that still fail.
     failing: AtomicUsize,
-    /// Callers with a lower number have a budget, and it is spent; the others wait as long as it
-    /// takes.
+    /// Callers with a lower number have a deadline that has passed. The others have none.
     late: usize,
-    /// What each caller was told.
+    /// The reply of each caller.
     told: Vec<AtomicUsize>,
 }
 
@@ -41,7 +40,7 @@ impl World {
         Arc::new(World::of(callers, failing, max_waiting))
     }
 
-    /// One whose first `late` callers have no time left.
+    /// A world whose first `late` callers have no time left.
     fn with_late(late: usize, callers: usize) -> Arc<World> {
         Arc::new(World { late, ..World::of(callers, 0, 9) })
     }
@@ -62,8 +61,8 @@ impl World {
         assert_eq!(before, NOTHING, "caller {caller} was told twice");
     }
 
-    /// A request, as `service.rs` has it with an embedded store: board and, if first on the flight,
-    /// see to the answer.
+    /// A request, as the memo handles it with an embedded store: it joins a flight, and the first
+    /// waiter of the flight owes the answer.
     fn ask(&self, caller: usize, key: u128) {
         match self.flights.join(key, caller) {
             Join::Joined => {}
@@ -72,7 +71,7 @@ impl World {
         }
     }
 
-    /// The same behind the look that turns most away before they board.
+    /// The same, after the check of the limit that refuses most requests before they join.
     fn ask_if_there_is_room(&self, caller: usize, key: u128) {
         match self.flights.is_full() {
             true => self.tell(caller, FULL),
@@ -80,11 +79,12 @@ impl World {
         }
     }
 
-    /// What the first on a flight owes: look once more, call if that is wanted, write, land.
+    /// The duty of the first waiter: look up again, call if the call is wanted, write, complete.
     fn fly(&self, first: usize, key: u128) {
         let mut answer = LABEL;
         if self.stored.load(Relaxed) == 0 {
-            // A flight that a patient caller began is not searched: he is on it until it lands.
+            // A flight that a caller without a deadline started is not searched: this caller stays
+            // until the flight completes.
             if first < self.late && !self.is_wanted(key) {
                 return;
             }
@@ -101,8 +101,8 @@ impl World {
         }
     }
 
-    /// What is asked before an image is scored: whether anybody on the flight has time left. If
-    /// nobody has, it has ended.
+    /// Whether a waiter of the flight has time left; asked before an input is scored. If none has,
+    /// the flight has ended.
     fn is_wanted(&self, key: u128) -> bool {
         let has_time =
             |waiters: &[usize]| waiters.iter().find(|&&caller| caller >= self.late).copied();
@@ -113,7 +113,7 @@ impl World {
         ended.is_none()
     }
 
-    /// Takes those off their flights whose time is up.
+    /// Removes the waiters whose time is over.
     fn sweep(&self, leaves: impl FnMut(&usize) -> bool) {
         for caller in self.flights.remove_if(leaves) {
             self.tell(caller, LATE);
@@ -124,7 +124,7 @@ impl World {
         self.told[caller].load(Relaxed)
     }
 
-    /// After all threads have ended: everybody was told, and nothing is left behind.
+    /// Checks after the end of all threads that each caller got a reply and that no state remains.
     fn assert_settled(&self) {
         for caller in 0..self.told.len() {
             assert_ne!(self.told(caller), NOTHING, "caller {caller} was told nothing");
@@ -138,7 +138,7 @@ fn spawn(world: &Arc<World>, act: impl FnOnce(&World) + 'static) -> thread::Join
     thread::spawn(move || act(&world))
 }
 
-/// Joins as waiter 0, and says whether that began a flight.
+/// Joins as waiter 0. Returns whether this starts a flight.
 fn begins(flights: &Flights<usize>, key: u128) -> bool {
     match flights.join(key, 0) {
         Join::First(permit) => permit.transfer() == key,
@@ -179,14 +179,14 @@ fn three_callers_make_one_call_and_all_get_its_label() {
 }
 
 #[test]
-fn a_failed_call_fails_those_on_its_flight_and_the_next_one_calls_again() {
+fn a_failed_call_fails_its_waiters_and_the_next_one_calls() {
     loom::model(|| {
         let world = World::new(3, 1, 9);
         let other = spawn(&world, |world| world.ask(0, 7));
         world.ask(1, 7);
         join([other]);
         let failed = [0, 1].iter().filter(|&&caller| world.told(caller) == ERROR).count();
-        // Together on the flight that failed, or one after the other.
+        // Both callers on the flight that failed, or one after the other.
         let calls = world.calls.load(Relaxed);
         assert_eq!((failed, calls), if failed == 2 { (2, 1) } else { (1, 2) });
         assert_eq!(world.stored.load(Relaxed), 2 - failed, "an error is never stored");
@@ -197,10 +197,10 @@ fn a_failed_call_fails_those_on_its_flight_and_the_next_one_calls_again() {
 }
 
 #[test]
-fn whoever_is_swept_off_is_told_once_and_the_call_goes_on_for_the_rest() {
+fn an_expired_waiter_is_answered_once_and_the_call_continues() {
     loom::model(|| {
         let world = World::new(2, 0, 9);
-        // Caller 0 has no time left; he may well be the one who asked first.
+        // Caller 0 has no time left. It may be the first waiter.
         let others = [spawn(&world, |w| w.ask(0, 7)), spawn(&world, |w| w.sweep(|&c| c == 0))];
         world.ask(1, 7);
         join(others);
@@ -212,7 +212,7 @@ fn whoever_is_swept_off_is_told_once_and_the_call_goes_on_for_the_rest() {
 }
 
 #[test]
-fn two_sweepers_and_a_landing_tell_nobody_twice() {
+fn expiry_and_completion_answer_no_waiter_twice() {
     loom::model(|| {
         let world = World::new(1, 0, 9);
         let others = [spawn(&world, |w| w.sweep(|_| true)), spawn(&world, |w| w.sweep(|_| true))];
@@ -223,7 +223,7 @@ fn two_sweepers_and_a_landing_tell_nobody_twice() {
 }
 
 #[test]
-fn a_call_that_nobody_has_time_for_is_not_made_and_all_are_told_so_once() {
+fn a_call_without_time_left_is_not_made_and_all_are_answered() {
     loom::model(|| {
         let world = World::with_late(2, 2);
         let other = spawn(&world, |world| world.ask(0, 7));
@@ -236,7 +236,7 @@ fn a_call_that_nobody_has_time_for_is_not_made_and_all_are_told_so_once() {
 }
 
 #[test]
-fn whoever_joins_as_a_flight_ends_keeps_it_or_begins_one_and_gets_his_label() {
+fn joining_an_ending_flight_keeps_it_or_starts_another() {
     loom::model(|| {
         let world = World::with_late(1, 2);
         let other = spawn(&world, |world| world.ask(0, 7));
@@ -250,7 +250,7 @@ fn whoever_joins_as_a_flight_ends_keeps_it_or_begins_one_and_gets_his_label() {
 }
 
 #[test]
-fn of_callers_one_after_the_other_only_the_one_with_time_left_makes_a_call() {
+fn of_successive_callers_only_the_one_with_time_left_calls() {
     loom::model(|| {
         let world = World::with_late(2, 3);
         let other = spawn(&world, |world| {
@@ -267,7 +267,7 @@ fn of_callers_one_after_the_other_only_the_one_with_time_left_makes_a_call() {
 }
 
 #[test]
-fn a_flight_that_was_swept_empty_ends_or_goes_on_for_whoever_joins_it() {
+fn an_emptied_flight_ends_or_continues_for_a_new_waiter() {
     loom::model(|| {
         let world = World::with_late(1, 2);
         assert!(begins(&world.flights, 7));
@@ -309,7 +309,7 @@ fn a_need_that_arises_as_the_sweeper_leaves_finds_one() {
                 task.start()
             })
         };
-        // The sweeper has done what he saw.
+        // The other thread expires the waiters that it has seen.
         needs.fetch_sub(1, Relaxed);
         let stays = !task.stop(|| needs.load(Relaxed) > 0);
         let took_over = boarding.join().unwrap();

@@ -8,7 +8,8 @@
 //!
 //! ```text
 //! cargo test -p afterimage-memo --test forgeries
-//! FORGERIES_LOOKUPS=20000000 cargo test --release -p afterimage-memo --test forgeries -- --nocapture
+//! FORGERIES_LOOKUPS=20000000 \
+//!     cargo test --release -p afterimage-memo --test forgeries -- --nocapture
 //! ```
 
 #![allow(clippy::unwrap_used)]

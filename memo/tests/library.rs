@@ -1,4 +1,4 @@
-//! The memo as a library: rows, answers of bytes, many models, and taking answers back.
+//! The memo as a library: rows, answers of bytes, many models, and deletion of answers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,7 @@ fn bytes_memo() -> (Memo, Arc<ByteStore>) {
 /// The rows of each call, in order.
 type Calls = Arc<Mutex<Vec<Vec<Bytes>>>>;
 
-/// A model that answers with the row in capitals, and fails rows that begin with `!`.
+/// A model that answers with the row in capitals, and fails rows that start with `!`.
 fn capitals(digest: u8) -> (Function, Calls) {
     let calls = Calls::default();
     let seen = Arc::clone(&calls);
@@ -177,7 +177,7 @@ async fn labels_can_be_taken_back_too() {
         Ok(rows.iter().map(|row| Answer::Label(row.first().copied().unwrap_or(0).into())).collect())
     });
     memo.add_model("", first_byte, ModelOptions::default());
-    // Inputs of any length, since the model declares none.
+    // Inputs of any length, because the model declares no shape.
     for row in ["", "a", "a longer input"] {
         for origin in [Origin::Miss, Origin::Hit] {
             let answer = &memo.ask(Request::row(row)).await.unwrap().rows[0];
@@ -260,7 +260,7 @@ async fn requests_that_break_a_limit_name_it() {
     let version = refusal(request).await;
     let text = "model \"m\" has version \"\", not \"7\"";
     assert_eq!(version, (Status::BadArgument, text.into()));
-    // The limits hold for rows that wait now.
+    // The limits count the rows that wait now.
     while memo.in_flight() != (0, 0) {
         tokio::task::yield_now().await;
     }
@@ -373,7 +373,8 @@ async fn a_call_that_all_clients_have_left_is_not_computed() {
     while counter(&memo, "classifier_calls") == 0 {
         tokio::task::yield_now().await;
     }
-    // The only thread is busy. These are withdrawn, one by its deadline and one with its future.
+    // The only thread is busy. These calls are withdrawn, one by its deadline and one with its
+    // future.
     let soon = Instant::now() + Duration::from_millis(20);
     let late = memo.ask(Request::row("late").deadline(soon)).await.unwrap_err();
     assert_eq!(late.status, Status::DeadlineExceeded);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use afterimage_classifier::Image;
+use afterimage_classifier_tools::Image;
 use afterimage_wire::Client;
 use afterimage_wire::client::Expect;
 use afterimage_wire::proto::Shape;

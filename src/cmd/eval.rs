@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use afterimage_classifier::{Dataset, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet};
+use afterimage_classifier_tools::{
+    Dataset, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet,
+};
 use anyhow::{Context, bail};
 use serde_json::json;
 

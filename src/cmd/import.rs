@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use afterimage_classifier::{ImportOptions, Model, Sample, Scale, Shape};
+use afterimage_classifier::Shape;
+use afterimage_classifier_tools::{ImportOptions, Imported, Sample, Scale};
 use anyhow::Context;
 
 use crate::print::{self, say};
@@ -50,7 +51,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let Args { out, shape, divisor, scale, labels, sample, predictions, file } = args;
     let scale = scale.as_deref().map(Scale::read).transpose()?;
-    let imported = Model::import(&file, &ImportOptions { shape, divisor, labels, scale })?;
+    let imported = Imported::read(&file, &ImportOptions { shape, divisor, labels, scale })?;
     say!("{imported}")?;
     for warning in &imported.warnings {
         print::note(format_args!("warning: {warning}"));

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use afterimage_classifier::train::{FeatureKind, TrainOptions, run_to_file};
+use afterimage_classifier_tools::train::{FeatureKind, TrainOptions, run_to_file};
 
 use crate::print::say;
 use crate::progress::Bar;

@@ -49,7 +49,7 @@ const DOWN_MS: [u64; 5] = [20, 900, 100, 400, 1500];
 const CALM: Duration = Duration::from_millis(400);
 
 /// Cache, classifier and memo.
-pub(crate) struct House {
+pub(crate) struct Deployment {
     cache: Running,
     classifier: Running,
     memo: Running,
@@ -58,9 +58,9 @@ pub(crate) struct House {
     _folder: TempDir,
 }
 
-impl House {
+impl Deployment {
     /// All three, as a user would start them: a secret that outlives the memo, all else by default.
-    pub(crate) fn start() -> House {
+    pub(crate) fn start() -> Deployment {
         let folder = folder();
         let secret = file(&folder, "secret", [5; 32]);
         let contrary = folder.path().join("contrary.safetensors");
@@ -71,7 +71,7 @@ impl House {
         let memo = ["memo", "--store", &at_cache, "--classifier", &at_classifier];
         let memo = Running::start(&[&memo[..], &["--secret-file", &secret]].concat());
         let models = ["raw".to_owned(), text(contrary)];
-        House { cache, classifier, memo, models, _folder: folder }
+        Deployment { cache, classifier, memo, models, _folder: folder }
     }
 
     /// Where the memo listens, all the time.
@@ -81,7 +81,7 @@ impl House {
 
     /// Lets one incident follow the other for so long, each when the one before must be over with
     /// all that came of it: every kind for every process in turn.
-    pub(crate) fn live_through(&mut self, time: Duration, recovery: Duration) -> Vec<Incident> {
+    pub(crate) fn run_incidents(&mut self, time: Duration, recovery: Duration) -> Vec<Incident> {
         let end = Instant::now() + time;
         let mut incidents = Vec::new();
         std::thread::sleep(recovery + CALM);

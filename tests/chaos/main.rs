@@ -29,7 +29,7 @@ mod verdict;
 
 use std::time::Duration;
 
-use incidents::House;
+use incidents::Deployment;
 
 /// The duration without `CHAOS_SECONDS`.
 const DEFAULT_SECONDS: u64 = 8;
@@ -48,17 +48,17 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn no_label_is_wrong_and_no_request_lost_while_processes_die_hang_and_come_back() {
+fn no_wrong_label_and_no_lost_request_under_chaos() {
     let seconds = number("CHAOS_SECONDS").unwrap_or(DEFAULT_SECONDS);
     let limit = number("CHAOS_RECOVERY_MS").map_or(RECOVERY_LIMIT, Duration::from_millis);
-    let mut house = House::start();
-    let load = load::Load::start(house.memo_addr());
+    let mut services = Deployment::start();
+    let load = load::Load::start(services.memo_addr());
     load.until_warm();
-    let incidents = house.live_through(Duration::from_secs(seconds), limit);
+    let incidents = services.run_incidents(Duration::from_secs(seconds), limit);
     // The last incident, too, has the time to recover from.
     load.until_it_remembers(limit + LATE);
     let calls = load.stop();
-    drop(house);
+    drop(services);
     let verdict = verdict::Verdict::new(&incidents, &calls, limit);
     println!("{verdict}");
     verdict.assert_good();

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::common::{Running, file, folder, run, text};
 
-use crate::shared::{SECRET, SERVICES, nobody, pgm_binary};
+use crate::shared::{SECRET, SERVICES, pgm_binary, unused_address};
 
 #[test]
 fn a_port_that_is_taken_is_one_clear_line() {
@@ -92,7 +92,7 @@ fn a_wrong_value_names_the_flag_and_the_value() {
 
 #[test]
 fn a_server_that_is_not_there_is_one_clear_line() {
-    let addr = nobody();
+    let addr = unused_address();
     let folder = folder();
     let image = file(&folder, "digit.pgm", pgm_binary(&[7; 784], 28));
     for args in [
@@ -130,7 +130,7 @@ fn an_address_error_names_what_is_expected() {
 
 #[test]
 fn a_refused_connection_says_how_to_start_a_server() {
-    let addr = nobody();
+    let addr = unused_address();
     for args in [&["stats", &addr][..], &["stats", "--server", &addr], &["snapshot", &addr]] {
         let line = run(args).failed_with_a_line();
         let expected = format!(
@@ -169,7 +169,7 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
     assert!(line.contains("cache"), "{line}");
     // The load generator names the service and the flag that does not fit it.
     let line = run(&["bench", &cache.place(), "--images", "drawn"]).failed_with_no_more_than_logs();
-    assert!(line.contains("is a cache") && line.contains("leave --images away"), "{line}");
+    assert!(line.contains("is a cache") && line.contains("remove --images"), "{line}");
     let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
     let line = run(&["bench", &memo.place(), "--read-share", "0.5", "--population", "10"])
         .failed_with_no_more_than_logs();

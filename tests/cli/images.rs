@@ -181,7 +181,7 @@ fn classify_names_each_bad_file_and_does_the_rest() {
     for (bad, words) in [
         (&small, &["27×27", "28×28"][..]),
         (&text_file, &["PNG, PGM or IDX"]),
-        (&text(folder.path().to_owned()), &["it is a folder"]),
+        (&text(folder.path()), &["it is a folder"]),
         (&labels, &["it is a label file"]),
         (&empty, &["it has no images"]),
         (&missing, &["No such file"]),

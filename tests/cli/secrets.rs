@@ -4,7 +4,7 @@ use rustix::process::Signal;
 
 use crate::common::{Running, file, folder, run, run_with};
 
-use crate::shared::{SECRET, SERVICES, nobody, pgm_binary};
+use crate::shared::{SECRET, SERVICES, pgm_binary, unused_address};
 
 #[test]
 fn a_wrong_token_is_one_clear_line_that_does_not_tell_it() {
@@ -84,7 +84,7 @@ fn a_memos_secret_file_is_found_in_no_log_and_no_stats() {
 fn a_memo_with_a_remote_store_warns_without_a_secret_file() {
     let folder = folder();
     let path = file(&folder, "secret", "00112233445566778899aabbccddeeff".repeat(2));
-    let (cache, redis) = (nobody(), format!("redis://{}", nobody()));
+    let (cache, redis) = (unused_address(), format!("redis://{}", unused_address()));
     let with = ["--secret-file", path.as_str()];
     for (cache, secret, warns) in [
         (cache.as_str(), &[][..], true),

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::common::{Running, file, folder, run, run_with, text};
 
-use crate::shared::{SECRET, nobody, welcome};
+use crate::shared::{SECRET, unused_address, welcome};
 
 #[test]
 fn a_setting_that_does_not_exist_is_named_with_its_file() {
@@ -79,7 +79,7 @@ fn conflicting_settings_are_named_as_they_were_set() {
 }
 
 #[test]
-fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
+fn flags_beat_environment_beats_file_beats_default() {
     let folder = folder();
     let settings = "[cache]\nmemory = \"8MiB\"\nwindow = 11\nmax-body = \"64KiB\"\n\
                     insecure = false\nlisten = \"127.0.0.1:0\"\n[memo]\nwindow = 99\n";
@@ -105,7 +105,7 @@ fn a_flag_beats_the_environment_beats_the_file_beats_the_default() {
 #[test]
 fn every_command_reads_the_environment_and_the_file() {
     let folder = folder();
-    let addr = nobody();
+    let addr = unused_address();
     let path = file(&folder, "settings.toml", "[stats]\ntimeout = \"wrong\"\n[demo]\nimages = 7");
     // Seen by what it complains of.
     let line = run(&["demo", "--config", &path]).failed_with_no_more_than_logs();

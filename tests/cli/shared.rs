@@ -29,7 +29,7 @@ pub(crate) fn welcome(service: &Running) -> Welcome {
 }
 
 /// An address of this machine without a server.
-pub(crate) fn nobody() -> String {
+pub(crate) fn unused_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }

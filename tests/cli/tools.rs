@@ -1,7 +1,8 @@
 //! The other commands: `train`, `eval`, `demo`, `bench`, `stats`.
 
 use afterimage_bench::workload::Population;
-use afterimage_classifier::{Image, Model};
+use afterimage_classifier::Model;
+use afterimage_classifier_tools::Image;
 use tempfile::TempDir;
 
 use crate::common::{Running, file, folder, run, run_with, text};
@@ -25,7 +26,7 @@ fn data_set(train: usize, test: usize) -> TempDir {
 }
 
 #[test]
-fn train_makes_the_same_file_anywhere_and_eval_and_serve_take_it() {
+fn train_is_reproducible_and_eval_and_serve_take_its_file() {
     let data = data_set(200, 100);
     let elsewhere = folder();
     for file in std::fs::read_dir(data.path()).unwrap() {

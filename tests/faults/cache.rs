@@ -10,13 +10,13 @@ use crate::common::load::{Load, assert_none_failed, assert_right, longest, media
 use crate::common::talk::{client, gauge, says_yes, stats};
 use crate::common::{Running, folder, text, until};
 
-use crate::house::{
+use crate::services::{
     BUDGET, LIMIT, SOON, ask_about_all, digits, start_cache, start_classifier, start_memo,
     start_memo_with_cache, until_hits,
 };
 
 #[test]
-fn a_cache_that_dies_fails_no_request_and_is_used_again_when_it_is_back() {
+fn a_cache_that_dies_fails_no_request_and_is_used_again() {
     within(LIMIT, async {
         let mut cache = start_cache();
         let memo = start_memo_with_cache(&cache).await;
@@ -41,7 +41,7 @@ fn a_cache_that_dies_fails_no_request_and_is_used_again_when_it_is_back() {
 }
 
 #[test]
-fn a_cache_that_was_never_there_fails_no_request_and_is_used_when_it_comes() {
+fn a_cache_that_starts_late_fails_no_request_and_is_used() {
     within(LIMIT, async {
         let mut cache = start_cache();
         cache.kill();
@@ -62,7 +62,7 @@ fn a_cache_that_was_never_there_fails_no_request_and_is_used_when_it_comes() {
 }
 
 #[test]
-fn a_cache_that_hangs_costs_some_budgets_then_nothing_and_is_used_again_when_it_goes_on() {
+fn a_hung_cache_costs_a_few_lookup_budgets_then_nothing() {
     within(LIMIT, async {
         let cache = start_cache();
         let memo = start_memo_with_cache(&cache).await;
@@ -119,7 +119,7 @@ fn a_cache_that_hangs_does_not_slow_one_caller_down_for_good() {
 }
 
 #[test]
-fn a_cache_that_hangs_from_the_start_fails_no_request_and_is_used_when_it_goes_on() {
+fn a_cache_hung_from_the_start_fails_no_request() {
     within(LIMIT, async {
         let cache = start_cache();
         cache.hang();
@@ -140,7 +140,7 @@ fn a_cache_that_hangs_from_the_start_fails_no_request_and_is_used_when_it_goes_o
 }
 
 #[test]
-fn a_cache_with_a_snapshot_comes_back_warm_after_its_end_and_after_a_crash() {
+fn a_cache_with_a_snapshot_restarts_warm_even_after_a_crash() {
     within(LIMIT, async {
         let folder = folder();
         let snapshot = text(folder.path().join("snapshot"));

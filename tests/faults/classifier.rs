@@ -14,7 +14,7 @@ use crate::common::load::{
 use crate::common::talk::{Raw, client, error, gauge, stats};
 use crate::common::{Running, until};
 
-use crate::house::{
+use crate::services::{
     AT_ONCE, LIMIT, SOON, ask_about_all, digits, start_cache, start_classifier, start_memo,
 };
 
@@ -42,7 +42,7 @@ fn a_dead_classifier_fails_misses_at_once_while_hits_go_on() {
 }
 
 #[test]
-fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_from_a_remote_cache() {
+fn a_dead_classifier_spares_hits_from_a_remote_cache() {
     within(LIMIT, async {
         let cache = start_cache();
         a_dead_classifier(&["--store", &cache.place(), "--lookup-budget", "10s"]).await;
@@ -88,7 +88,7 @@ async fn a_dead_classifier(flags: &[&str]) {
 }
 
 #[test]
-fn a_classifier_that_was_never_there_fails_requests_at_once_and_works_when_it_comes() {
+fn a_classifier_that_starts_late_is_used_when_it_comes() {
     within(LIMIT, async {
         let mut classifier = start_classifier();
         classifier.kill();
@@ -145,7 +145,7 @@ fn what_waits_for_a_classifier_when_it_dies_fails_at_once() {
 }
 
 #[test]
-fn a_classifier_that_hangs_fails_misses_in_time_while_hits_go_on() {
+fn a_hung_classifier_fails_misses_in_time_and_spares_hits() {
     within(LIMIT, async {
         let classifier = start_classifier();
         let place = classifier.place();

@@ -7,6 +7,6 @@ mod cache;
 mod classifier;
 #[path = "../common/mod.rs"]
 mod common;
-mod house;
 mod memo;
 mod models;
+mod services;

@@ -12,10 +12,10 @@ use crate::common::load::{
 use crate::common::talk::{stats, until_connected};
 use crate::common::{PATIENCE, Running, file, folder};
 
-use crate::house::{LIMIT, ask_about_all, digits, start_cache, start_classifier, start_memo};
+use crate::services::{LIMIT, ask_about_all, digits, start_cache, start_classifier, start_memo};
 
 /// A cache, a classifier, and a memo in front whose secret outlives it.
-async fn full_house(folder: &TempDir) -> (Running, Running, Running) {
+async fn all_services(folder: &TempDir) -> (Running, Running, Running) {
     let secret = file(folder, "secret", [9; 32]);
     let (cache, classifier) = (start_cache(), start_classifier());
     let (cache_place, classifier_place) = (cache.place(), classifier.place());
@@ -39,10 +39,10 @@ async fn patient_client(memo: &Running) -> Client {
 }
 
 #[test]
-fn a_client_outlives_a_memo_that_crashes_and_the_next_one_remembers() {
+fn a_client_outlives_a_crashed_memo_and_gets_hits_from_the_next() {
     within(LIMIT, async {
         let folder = folder();
-        let (_cache, classifier, mut memo) = full_house(&folder).await;
+        let (_cache, classifier, mut memo) = all_services(&folder).await;
         let (population, labels) = digits(8, 50);
         let client = patient_client(&memo).await;
         ask_about_all(&client, &population, &labels).await;
@@ -69,7 +69,7 @@ fn a_client_outlives_a_memo_that_crashes_and_the_next_one_remembers() {
 }
 
 #[test]
-fn a_memo_that_is_told_to_end_under_load_loses_no_request() {
+fn a_memo_terminated_under_load_loses_no_request() {
     within(LIMIT, async {
         let mut memo = start_memo(&[]).await;
         let (population, labels) = digits(9, 50);

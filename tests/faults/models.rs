@@ -12,7 +12,7 @@ use crate::common::load::{
 use crate::common::talk::{Raw, client, until_connected};
 use crate::common::{Running, contrary_model, folder, text, until};
 
-use crate::house::{LIMIT, SOON, digits, start_cache, start_classifier, start_memo};
+use crate::services::{LIMIT, SOON, digits, start_cache, start_classifier, start_memo};
 
 /// What a classifier itself answers to each image.
 async fn direct_answers(classifier: &Running, population: &Population) -> Vec<u16> {
@@ -43,14 +43,14 @@ fn assert_no_way_back(calls: &[Call], old: &[u16], new: &[u16]) {
 }
 
 #[test]
-fn another_model_behind_the_memo_never_gets_the_old_ones_answers() {
+fn a_new_model_never_gets_answers_of_the_old_one() {
     within(LIMIT, async {
         another_model(&[]).await;
     });
 }
 
 #[test]
-fn another_model_behind_the_memo_never_gets_the_old_ones_answers_from_a_remote_cache() {
+fn a_new_model_never_gets_old_answers_from_a_remote_cache() {
     within(LIMIT, async {
         let cache = start_cache();
         another_model(&["--store", &cache.place(), "--lookup-budget", "10s"]).await;
@@ -104,7 +104,7 @@ async fn another_model(flags: &[&str]) {
 }
 
 #[test]
-fn a_classifier_that_drains_while_another_takes_over_gives_no_wrong_answer_and_no_hang() {
+fn a_handover_of_classifiers_gives_no_wrong_answer() {
     within(LIMIT, async {
         let mut classifier = start_classifier();
         let place = classifier.place();

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_are_cut_where_they_end_also_when_values_hold_line_ends() {
+    fn splits_replies_whose_values_contain_line_ends() {
         let value = i64::from_le_bytes(*b"\r\n345678");
         assert_eq!(
             all(Dialect::Redis, REDIS),

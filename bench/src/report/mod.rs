@@ -263,7 +263,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn percentiles_are_within_a_thousandth_and_failures_are_not_among_them() {
+    fn percentiles_are_within_a_thousandth_and_exclude_failures() {
         let report = report();
         let near = |value: u64, exact: u64| value.abs_diff(exact) <= exact / 1000;
         let Summary { count, p50_ns, p99_ns, p999_ns, p9999_ns, max_ns, .. } =

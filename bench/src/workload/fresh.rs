@@ -60,7 +60,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn no_two_fresh_keys_or_images_are_alike_and_none_is_of_the_population() {
+    fn fresh_keys_and_images_never_repeat_one_another() {
         let keys = Keys { count: 1000, read_share: 1.0, salt: 7 };
         let mut seen: HashSet<u64> = (0..keys.count).map(|index| keys.key(index)).collect();
         let mut images = HashSet::new();

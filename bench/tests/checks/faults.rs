@@ -45,7 +45,7 @@ fn a_connection_that_dies_does_not_stop_the_others() {
 }
 
 #[test]
-fn requests_without_a_reply_time_out_and_late_replies_are_counted_as_such() {
+fn unanswered_requests_time_out_and_late_replies_are_counted() {
     let addr = fake::start(Role::Memo, |_| {
         let mut held = None;
         Box::new(move |n, frame, replies| {
@@ -90,7 +90,7 @@ fn a_server_that_goes_away_in_order_loses_nothing() {
 }
 
 #[test]
-fn a_window_deeper_than_all_buffers_does_not_lock_up_a_blocking_server() {
+fn a_window_above_all_buffers_does_not_block_a_server() {
     let addr = fake::start(Role::Memo, |_| proper());
     let stop = Span::Requests(60_000);
     let report = go(&Plan { depth: 60_000, stop, ..plan(addr) }).unwrap();

@@ -127,7 +127,7 @@ fn a_wrong_label_in_the_warm_up_fails_the_run() {
 }
 
 #[test]
-fn labels_known_beforehand_and_those_of_another_run_are_held_against_a_server() {
+fn checks_a_server_against_known_labels_and_another_run() {
     let population = images(100);
     let right_ones: Vec<u16> = (0..100).map(|i| class_of(population.image(i))).collect();
     let addr = fake::start(Role::Memo, |_| proper());

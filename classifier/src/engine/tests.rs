@@ -136,7 +136,7 @@ fn what_waits_together_is_scored_together() {
 }
 
 #[test]
-fn a_lone_job_waits_for_company_as_long_as_the_linger_and_no_longer_than_its_cap() {
+fn a_lone_job_waits_for_the_linger_and_not_beyond_its_cap() {
     let linger = Duration::from_secs(1000);
     let engine = Engine::start_with(Echo::free(), EngineOptions { linger, ..options(1) });
     assert_eq!(engine.options().linger, MAX_LINGER);
@@ -280,7 +280,7 @@ fn a_panic_while_scoring_costs_only_the_image_that_causes_it() {
 }
 
 #[test]
-fn a_reply_that_panics_costs_nobody_else_his_answer() {
+fn a_panicking_reply_costs_no_other_answer() {
     let engine = Engine::start_with(Echo::free(), options(1));
     let (sender, answers) = channel();
     engine.submit_many([
@@ -295,7 +295,7 @@ fn a_reply_that_panics_costs_nobody_else_his_answer() {
 }
 
 #[test]
-fn a_caller_that_panics_when_asked_costs_nobody_else_his_answer() {
+fn a_panicking_wanted_check_costs_no_other_answer() {
     struct Panics(Sender<(u16, Result<u16, EngineError>)>);
     impl Caller for Panics {
         fn is_wanted(&self, _: Instant) -> bool {

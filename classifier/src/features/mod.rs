@@ -1,7 +1,7 @@
 //! Feature maps: what turns the bytes of one image into the numbers that the machines weigh. A map
 //! is fixed once trained; the same bytes always give the same bits.
 
-pub(crate) mod conv;
+pub mod conv;
 mod raw;
 
 pub use conv::ConvolutionalMap;
@@ -24,7 +24,7 @@ pub enum FeatureMap {
 
 /// What computing features needs room for; kept between calls so that nothing is allocated.
 #[derive(Debug, Default)]
-pub(crate) struct FeatureScratch {
+pub struct FeatureScratch {
     conv: conv::ConvolutionalScratch,
 }
 
@@ -87,7 +87,7 @@ impl FeatureMap {
 
     /// The features of a block of images: `out` is `[images, chunks(dims)]`, its padding set to
     /// zero. Each image is `shape().len()` bytes.
-    pub(crate) fn features(
+    pub fn features(
         &self,
         isa: Isa,
         images: &[&[u8]],
@@ -101,7 +101,7 @@ impl FeatureMap {
     }
 
     /// The numbers that make it what it is, by name.
-    pub(crate) fn tensors(&self) -> Tensors {
+    pub fn tensors(&self) -> Tensors {
         match self {
             Self::Raw(map) => map.tensors(),
             Self::Conv(map) => map.tensors(),
@@ -109,7 +109,7 @@ impl FeatureMap {
     }
 
     /// The map called `name`, its numbers taken out of `tensors`.
-    pub(crate) fn from_tensors(
+    pub fn from_tensors(
         name: &str,
         shape: Shape,
         tensors: &mut Tensors,

@@ -18,7 +18,7 @@ pub struct RawPixels {
 }
 
 impl RawPixels {
-    pub(crate) const NAME: &'static str = "raw";
+    pub const NAME: &'static str = "raw";
     const DIVISOR: &'static str = "pixels.divisor";
 
     /// Pixels of images of `shape`, each divided by `divisor`: 255 for features from 0 to 1, 1 for
@@ -36,12 +36,12 @@ impl RawPixels {
         Ok(Self { shape, divisor, table, by_multiplying })
     }
 
-    pub(crate) fn shape(&self) -> Shape {
+    pub fn shape(&self) -> Shape {
         self.shape
     }
 
     /// The features of a block of images, `[images, chunks(pixels)]`.
-    pub(crate) fn features(&self, isa: Isa, images: &[&[u8]], out: &mut [Chunk]) {
+    pub fn features(&self, isa: Isa, images: &[&[u8]], out: &mut [Chunk]) {
         let chunks = chunks(self.shape.len());
         for (image, out) in images.iter().zip(out.chunks_exact_mut(chunks)) {
             if self.by_multiplying {
@@ -60,11 +60,11 @@ impl RawPixels {
         padding.fill(0.0);
     }
 
-    pub(crate) fn tensors(&self) -> Tensors {
+    pub fn tensors(&self) -> Tensors {
         Tensors::from([(Self::DIVISOR.to_owned(), Tensor::new(&[1], vec![self.divisor]))])
     }
 
-    pub(crate) fn from_tensors(shape: Shape, tensors: &mut Tensors) -> Result<Self, ModelError> {
+    pub fn from_tensors(shape: Shape, tensors: &mut Tensors) -> Result<Self, ModelError> {
         let divisor = Tensor::take(tensors, Self::DIVISOR, &[1])?;
         Self::new(shape, divisor[0])
     }
@@ -149,7 +149,7 @@ mod tests {
         }
     }
     #[test]
-    fn features_are_the_quotients_rounded_once_for_any_divisor_and_with_every_isa() {
+    fn features_are_quotients_rounded_once_with_every_isa() {
         let image: Vec<u8> = (0..=255).collect();
         let shape = Shape::new(&[256]).unwrap();
         let mut looked_up = 0;

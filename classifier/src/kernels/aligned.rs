@@ -10,7 +10,7 @@ const LINE: usize = LANES * size_of::<f32>();
 
 /// A vector of [`Chunk`]s at the beginning of a cache line.
 #[derive(Debug, Default)]
-pub(crate) struct Chunks {
+pub struct Chunks {
     /// As many values as are needed, and a line more to find a beginning in.
     values: Vec<f32>,
     start: usize,
@@ -19,7 +19,7 @@ pub(crate) struct Chunks {
 
 impl Chunks {
     /// So many chunks of zeros.
-    pub(crate) fn zeros(len: usize) -> Self {
+    pub fn zeros(len: usize) -> Self {
         let values = vec![0.0; (len + 1) * LANES];
         let offset = values.as_ptr().align_offset(LINE);
         // `align_offset` may refuse to tell; then it is slower, and that is all.
@@ -27,7 +27,7 @@ impl Chunks {
     }
 
     /// Makes it `len` chunks, whose values are then any: for memory that is used again.
-    pub(crate) fn set_len(&mut self, len: usize) {
+    pub fn set_len(&mut self, len: usize) {
         if self.values.len() < (len + 1) * LANES {
             *self = Self::zeros(len);
         }

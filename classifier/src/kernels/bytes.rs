@@ -13,7 +13,7 @@ pub(crate) const GROUP: usize = 16;
 const STEP: usize = 4;
 
 /// Longest vectors: the dot product of two, all bytes 255, is below 2³¹.
-pub(crate) const MAX_BYTES: usize = i32::MAX as usize / (255 * 255);
+pub const MAX_BYTES: usize = i32::MAX as usize / (255 * 255);
 
 /// One step of a group: four bytes of each vector, on a cache line.
 #[derive(Clone, Copy, Debug)]

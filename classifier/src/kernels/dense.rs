@@ -8,11 +8,11 @@ use super::{Chunk, Kernel, Simd};
 /// Each of them is summed in the same order wherever it stands: over the chunks in turn, lane by
 /// lane, then over the lanes by [`Simd::sum`]. Neither the number of rows nor the tiling below
 /// shows in the result.
-pub(crate) struct Dots<'a> {
-    pub(crate) row: usize,
-    pub(crate) x: &'a [Chunk],
-    pub(crate) w: &'a [Chunk],
-    pub(crate) out: &'a mut [f32],
+pub struct Dots<'a> {
+    pub row: usize,
+    pub x: &'a [Chunk],
+    pub w: &'a [Chunk],
+    pub out: &'a mut [f32],
 }
 
 impl Kernel for Dots<'_> {
@@ -91,10 +91,10 @@ fn tile<S: Simd, const I: usize, const C: usize>(
 }
 
 /// `w += factor · x`, element by element.
-pub(crate) struct AddScaled<'a> {
-    pub(crate) w: &'a mut [Chunk],
-    pub(crate) factor: f32,
-    pub(crate) x: &'a [Chunk],
+pub struct AddScaled<'a> {
+    pub w: &'a mut [Chunk],
+    pub factor: f32,
+    pub x: &'a [Chunk],
 }
 
 impl Kernel for AddScaled<'_> {
@@ -111,10 +111,10 @@ impl Kernel for AddScaled<'_> {
 }
 
 /// `x ← factor · x + offset`, element by element.
-pub(crate) struct Affine<'a> {
-    pub(crate) x: &'a mut [Chunk],
-    pub(crate) factor: f32,
-    pub(crate) offset: &'a [Chunk],
+pub struct Affine<'a> {
+    pub x: &'a mut [Chunk],
+    pub factor: f32,
+    pub offset: &'a [Chunk],
 }
 
 impl Kernel for Affine<'_> {

@@ -26,14 +26,15 @@ mod x86_bytes;
 use std::fmt;
 use std::sync::OnceLock;
 
-pub(crate) use aligned::Chunks;
-pub(crate) use dense::{AddScaled, Affine, Dots};
+pub use aligned::Chunks;
+pub use bytes::MAX_BYTES;
+pub use dense::{AddScaled, Affine, Dots};
 
 /// Lanes of a vector.
-pub(crate) const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// Sixteen values in memory.
-pub(crate) type Chunk = [f32; LANES];
+pub type Chunk = [f32; LANES];
 
 /// An instruction set to compute with. All give the same bits; they differ in speed only.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -88,7 +89,7 @@ impl Isa {
 
     /// Runs a kernel with this instruction set.
     #[inline]
-    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
             Kind::Portable(simd) => simd.run(kernel),
             #[cfg(target_arch = "x86_64")]
@@ -109,14 +110,14 @@ impl fmt::Debug for Isa {
 
 /// A piece of work written over any instruction set. `run` must be `#[inline(always)]`, so that it
 /// is compiled anew inside [`Simd::run`], where the instructions are switched on.
-pub(crate) trait Kernel {
+pub trait Kernel {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
 /// Sixteen lanes of `f32`. A value of an implementing type proves that the processor has its
 /// instructions.
-pub(crate) trait Simd: Copy {
+pub trait Simd: Copy {
     /// Sixteen lanes in registers.
     type V: Copy;
 
@@ -157,7 +158,7 @@ pub(crate) trait Simd: Copy {
 }
 
 /// Chunks that hold `len` values.
-pub(crate) const fn chunks(len: usize) -> usize {
+pub const fn chunks(len: usize) -> usize {
     len.div_ceil(LANES)
 }
 

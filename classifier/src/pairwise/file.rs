@@ -13,7 +13,7 @@ impl Pairwise {
     const COUNTS: &'static str = "kernel.counts";
     const PARAMETERS: &'static str = "kernel.parameters";
 
-    pub(crate) fn add_tensors(&self, tensors: &mut Tensors) {
+    pub fn add_tensors(&self, tensors: &mut Tensors) {
         self.pixels.add_tensors(tensors);
         let mut insert = |name: &str, tensor: Tensor| tensors.insert(name.to_owned(), tensor);
         let (classes, count) = (self.classes(), self.vectors());
@@ -29,7 +29,7 @@ impl Pairwise {
 
     /// The machines of `classes` classes over images of `dims` bytes with the kernel of this name,
     /// taken out of `tensors`.
-    pub(crate) fn from_tensors(
+    pub fn from_tensors(
         kernel: &str,
         classes: usize,
         dims: usize,

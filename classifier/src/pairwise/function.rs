@@ -140,7 +140,7 @@ impl KernelFunction {
 }
 
 /// A degree that stands in a file as a number with a fraction.
-pub(crate) fn whole_degree(degree: f64) -> Result<u32, ModelError> {
+pub fn whole_degree(degree: f64) -> Result<u32, ModelError> {
     // Exact: whole numbers up to MAX_DEGREE.
     let whole = degree as u32;
     if f64::from(whole) == degree && whole <= MAX_DEGREE {

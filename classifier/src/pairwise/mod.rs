@@ -16,9 +16,9 @@ mod sums;
 mod vectors;
 mod votes;
 
-pub(crate) use function::whole_degree;
+pub use function::whole_degree;
 pub use function::{KernelFunction, MAX_DEGREE};
-pub(crate) use vectors::VectorValues;
+pub use vectors::VectorValues;
 
 use crate::error::ModelError;
 use crate::kernels::Isa;
@@ -42,26 +42,26 @@ const MAX_SUMS: usize = 1 << 19;
 
 /// What a model is made of.
 #[derive(Clone, Debug)]
-pub(crate) struct Parts {
+pub struct Parts {
     /// What the bytes of an image mean.
-    pub(crate) pixels: Pixels,
-    pub(crate) function: KernelFunction,
+    pub pixels: Pixels,
+    pub function: KernelFunction,
     /// Bytes of an image.
-    pub(crate) dims: usize,
+    pub dims: usize,
     /// `[vectors, dims]`, class by class.
-    pub(crate) vectors: VectorValues,
+    pub vectors: VectorValues,
     /// Vectors of each class.
-    pub(crate) counts: Vec<u32>,
+    pub counts: Vec<u32>,
     /// `[classes − 1, vectors]`: in the column of a vector of class `c`, the row `o` (`o < c`) or
     /// `o − 1` (`o > c`) is its coefficient against class `o`.
-    pub(crate) coefficients: Vec<f64>,
+    pub coefficients: Vec<f64>,
     /// `[pairs]`, the number subtracted from the sum of each.
-    pub(crate) rho: Vec<f64>,
+    pub rho: Vec<f64>,
 }
 
 /// Machines of all pairs of classes over common support vectors.
 #[derive(Clone, Debug)]
-pub(crate) struct Pairwise {
+pub struct Pairwise {
     pixels: Pixels,
     function: KernelFunction,
     dims: usize,
@@ -79,7 +79,7 @@ pub(crate) struct Pairwise {
 
 /// Room for scoring.
 #[derive(Debug, Default)]
-pub(crate) struct PairwiseScratch {
+pub struct PairwiseScratch {
     images: Images,
     /// `[images, TILE]`.
     values: Vec<f64>,
@@ -92,7 +92,7 @@ pub(crate) struct PairwiseScratch {
 impl Pairwise {
     /// # Errors
     /// [`ModelError`] when the parts do not fit or a number is not finite.
-    pub(crate) fn new(parts: Parts) -> Result<Self, ModelError> {
+    pub fn new(parts: Parts) -> Result<Self, ModelError> {
         let Parts { pixels, function, dims, vectors, counts, coefficients, rho } = parts;
         let classes = counts.len();
         if !(2..=MAX_CLASSES).contains(&classes) {
@@ -156,21 +156,21 @@ impl Pairwise {
         (self.weights, self.one_signed) = (weights, one_signed);
     }
 
-    pub(crate) fn classes(&self) -> usize {
+    pub fn classes(&self) -> usize {
         self.starts.len() - 1
     }
 
     /// The number of support vectors.
-    pub(crate) fn vectors(&self) -> usize {
+    pub fn vectors(&self) -> usize {
         self.vectors.count()
     }
 
-    pub(crate) fn function(&self) -> &KernelFunction {
+    pub fn function(&self) -> &KernelFunction {
         &self.function
     }
 
     /// Whether the vectors are kept as bytes.
-    pub(crate) fn is_of_bytes(&self) -> bool {
+    pub fn is_of_bytes(&self) -> bool {
         self.vectors.are_bytes()
     }
 
@@ -182,7 +182,7 @@ impl Pairwise {
     }
 
     /// The class that each image belongs to: `answer(image's place, class)`.
-    pub(crate) fn classify(
+    pub fn classify(
         &self,
         isa: Isa,
         images: &[&[u8]],
@@ -198,7 +198,7 @@ impl Pairwise {
     }
 
     /// The votes `[images, classes]` that each class gets, added to `out`.
-    pub(crate) fn votes(
+    pub fn votes(
         &self,
         isa: Isa,
         images: &[&[u8]],

@@ -172,7 +172,7 @@ fn answer(model: &Pairwise, isa: Isa, images: &[&[u8]]) -> (Vec<usize>, Vec<f32>
 }
 
 #[test]
-fn answers_and_votes_are_libsvms_alone_in_a_batch_and_with_every_isa() {
+fn answers_equal_those_of_libsvm_with_every_isa() {
     let mut noise = Noise(1);
     for parts in models(&mut noise) {
         let model = Pairwise::new(parts.clone()).unwrap();

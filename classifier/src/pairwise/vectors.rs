@@ -23,7 +23,7 @@ const TINY: f64 = 1e-22;
 
 /// Support vectors as models and files hold them: `[vectors, bytes of an image]`.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum VectorValues {
+pub enum VectorValues {
     /// Bytes of images, and their features where those are not what the same bytes have in an
     /// image.
     U8(Vec<u8>, Option<Table>),

@@ -224,7 +224,7 @@ mod tests {
     /// With any votes open, the winner is the same as with all votes counted, and only decisive
     /// pairs are computed.
     #[test]
-    fn the_winner_is_that_of_all_votes_and_only_decisive_pairs_are_asked_about() {
+    fn finds_the_winner_and_computes_only_decisive_pairs() {
         let mut noise = Noise(1);
         let mut asked = 0;
         for round in 0..3000 {
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_pair_that_cannot_change_the_winner_is_not_asked_about() {
+    fn skips_a_pair_that_cannot_change_the_winner() {
         let mut votes = Votes::default();
         votes.clear(4);
         // Class 2 beats all; the order of the others does not matter.
@@ -276,7 +276,7 @@ mod tests {
     /// Half a million pairs, none of them known: a search through all of them for each would not
     /// come to an end.
     #[test]
-    fn many_classes_with_all_pairs_open_take_no_longer_than_counting_them() {
+    fn many_open_pairs_take_no_longer_than_counting_them() {
         let classes = 1000;
         for turn in 0..3 {
             let mut votes = Votes::default();

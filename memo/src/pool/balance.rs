@@ -1,5 +1,5 @@
-//! Which replica gets a request, and which model the replicas stand for. Pure: time comes in as an
-//! argument, chance from a seed.
+//! The choice of a replica for each request, and of the model that the pool serves. Pure: time is
+//! an argument, and randomness comes from a seed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use super::health::{Health, Outcome};
 use super::limit::Limit;
 use afterimage_core::ModelId;
 
-/// One replica among others.
+/// A replica, its health and its model.
 #[derive(Debug)]
 pub(super) struct Member<R> {
     pub(super) replica: R,
@@ -27,18 +27,18 @@ impl<R> Member<R> {
     }
 }
 
-/// The replicas that can be asked, by numbers that are never used twice.
+/// The replicas of a pool, by numbers that are never used twice.
 #[derive(Debug)]
 pub(super) struct Balance<R> {
     members: Vec<(u64, Member<R>)>,
     numbers: u64,
     random: u64,
-    /// How long a replica may owe an answer before it is held to hang.
+    /// The time without an answer after which a replica counts as hung.
     patience: Duration,
     pub(super) ejections: u64,
 }
 
-/// A replica that was taken out, for the log.
+/// A replica that was ejected, and for how long. For the log.
 pub(super) struct Ejected<R> {
     pub(super) replica: R,
     pub(super) time: Duration,
@@ -49,7 +49,7 @@ impl<R: Clone> Balance<R> {
         Balance { members: Vec::new(), numbers: 0, random: seed, patience, ejections: 0 }
     }
 
-    /// Takes a replica in and gives it its number.
+    /// Adds a replica and returns its number.
     pub(super) fn add(&mut self, replica: R) -> u64 {
         self.numbers += 1;
         let (health, limit) = (Health::new(), Limit::new());
@@ -57,7 +57,7 @@ impl<R: Clone> Balance<R> {
         self.numbers
     }
 
-    /// Gives a replica up.
+    /// Removes a replica.
     pub(super) fn remove(&mut self, number: u64) -> Option<R> {
         let at = self.members.iter().position(|(other, _)| *other == number)?;
         Some(self.members.remove(at).1.replica)
@@ -71,7 +71,7 @@ impl<R: Clone> Balance<R> {
         self.members.iter_mut().find(|(other, _)| *other == number).map(|(_, member)| member)
     }
 
-    /// The connection of a replica has come, with this model, or gone.
+    /// Records that a replica is connected and runs `model`, or is not connected (`None`).
     pub(super) fn connection(&mut self, now: Instant, number: u64, model: Option<Arc<ModelId>>) {
         if let Some(member) = self.member(number) {
             if model.is_some() {
@@ -81,11 +81,11 @@ impl<R: Clone> Balance<R> {
         }
     }
 
-    /// The model that the replicas stand for: the one that most of them have. `present` keeps its
-    /// place while no other has more, and while no replica is connected.
+    /// The model that most replicas run. `present` stays on a tie, and while no replica is
+    /// connected.
     ///
-    /// Those count that are connected and well; if none is well, those that are connected. Models
-    /// whose answers cannot be stored count only if no other model is present.
+    /// Connected and healthy replicas count; if no replica is healthy, all connected ones. A model
+    /// whose answers cannot be stored counts only if there is no other.
     pub(super) fn vote(&self, present: Option<&Arc<ModelId>>) -> Option<Arc<ModelId>> {
         let well = |member: &Member<R>| member.health.is_well();
         let good = |model: &ModelId| model.objection().is_none();
@@ -106,7 +106,7 @@ impl<R: Clone> Balance<R> {
             })
         };
         let votes = |model: &Arc<ModelId>| voters().filter(|other| *other == model).count();
-        // The first of those with the most votes, so that the outcome does not hang on chance.
+        // Of several models with the most votes the first wins, so that the outcome is repeatable.
         let mut best: Option<(&Arc<ModelId>, usize)> = None;
         for model in voters() {
             let votes = votes(model);
@@ -121,7 +121,7 @@ impl<R: Clone> Balance<R> {
         }
     }
 
-    /// Ejects those that owe answers and have given none for too long.
+    /// Ejects the replicas that have owed answers for too long.
     pub(super) fn eject_silent(&mut self, now: Instant) -> Vec<Ejected<R>> {
         let silent: Vec<u64> = self
             .members()
@@ -131,14 +131,14 @@ impl<R: Clone> Balance<R> {
         silent.into_iter().filter_map(|number| self.eject(now, number)).collect()
     }
 
-    /// A replica for a request that `model` shall answer (`None`: any), none of those that were
-    /// `tried`. `None` when there is none that is connected.
+    /// Chooses a replica of `model` (`None`: of any model) that is not in `tried`. `None` if no
+    /// such replica is connected.
     ///
-    /// Of two drawn at random, the one with fewer requests in flight (Mitzenmacher, "The power of
-    /// two choices in randomized load balancing", IEEE TPDS 12(10), 2001). One that warms up is
-    /// drawn less often. One that is ejected is not drawn, unless all are: an ejection is a guess,
-    /// and a request to a replica that may fail is better than none. One that has as many requests
-    /// in flight as its limit allows is not drawn, unless all have.
+    /// Draws two replicas at random and takes the one with fewer requests in flight (Mitzenmacher,
+    /// "The power of two choices in randomized load balancing", IEEE TPDS 12(10), 2001). A replica
+    /// that warms up is drawn less often. An ejected replica is drawn only if all are ejected: an
+    /// ejection is a guess, and an attempt that may fail is better than no attempt. A replica at its limit of requests in
+    /// flight is drawn only if all are.
     pub(super) fn pick(
         &mut self,
         now: Instant,
@@ -191,18 +191,18 @@ impl<R: Clone> Balance<R> {
         }
     }
 
-    /// Whether there is a replica left to ask that was not tried.
+    /// Whether a connected replica of `model` is not in `tried`.
     pub(super) fn offers(&self, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
         self.members().any(|(number, member)| fits(number, member, model, tried))
     }
 
-    /// The same of a replica that nothing is known against.
+    /// Whether a connected and healthy replica of `model` is not in `tried`.
     pub(super) fn offers_well(&self, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
         self.members()
             .any(|(number, member)| fits(number, member, model, tried) && member.health.is_well())
     }
 
-    /// Any replica, connected or not, rather one that was not tried.
+    /// Chooses any replica, connected or not; one that is not in `tried` if possible.
     pub(super) fn pick_any(&mut self, now: Instant, tried: &[u64]) -> Option<(u64, R)> {
         let fresh = |(number, _): &(u64, Member<R>)| f64::from(u8::from(!tried.contains(number)));
         let fresh: Vec<f64> = self.members.iter().map(fresh).collect();
@@ -218,12 +218,12 @@ impl<R: Clone> Balance<R> {
         self.members().any(|(_, member)| member.model.is_some())
     }
 
-    /// Requests in flight, on all of them.
+    /// The requests in flight on all replicas.
     pub(super) fn in_flight(&self) -> usize {
         self.members().map(|(_, member)| member.health.in_flight).sum()
     }
 
-    /// A request has ended. The replica, when that has it ejected.
+    /// Records the end of a request. Returns the replica if this ejects it.
     pub(super) fn ended(
         &mut self,
         now: Instant,
@@ -234,8 +234,8 @@ impl<R: Clone> Balance<R> {
         ejects.then(|| self.eject(now, number)).flatten()
     }
 
-    /// Ejects a replica, unless it is the last of its model that is connected and healthy: a replica
-    /// that fails is better than none, and one of another model cannot answer in its place.
+    /// Ejects a replica, unless it is the last healthy and connected one of its model. A replica
+    /// that fails is better than none, and a replica of another model cannot replace it.
     fn eject(&mut self, now: Instant, number: u64) -> Option<Ejected<R>> {
         let own = self.member(number)?.model.clone();
         if !self.offers_well(own.as_ref(), &[number]) {
@@ -253,7 +253,7 @@ impl<R: Clone> Balance<R> {
         self.members[at].1.health.in_flight
     }
 
-    /// An index, drawn in proportion to the shares.
+    /// Draws an index in proportion to the shares.
     fn draw(&mut self, shares: &[f64]) -> Option<usize> {
         let sum: f64 = shares.iter().sum();
         if sum == 0.0 {
@@ -267,14 +267,14 @@ impl<R: Clone> Balance<R> {
         shares.iter().position(fits).or_else(|| shares.iter().rposition(|&share| share > 0.0))
     }
 
-    /// A number from 0 up to 1.
+    /// A random number from 0 to below 1.
     fn chance(&mut self) -> f64 {
         self.random = self.random.wrapping_add(STEP);
         (mix(self.random) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
-/// Whether a replica can answer for `model` and was not tried.
+/// Whether a replica runs `model` and is not in `tried`.
 fn fits<R>(number: u64, member: &Member<R>, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
     !tried.contains(&number)
         && member.model.as_ref().is_some_and(|own| model.is_none_or(|model| own == model))
@@ -292,7 +292,7 @@ mod tests {
         Arc::new(ModelId::labels([digest; 32], Some(shape), 10))
     }
 
-    /// Replicas with these models (0 for no connection), named by their place.
+    /// Replicas with these models (0 for no connection), named by their index.
     fn balance(models: &[u8]) -> (Balance<usize>, Instant) {
         // Well after the connections, so that all are warm.
         let connected = Instant::now();
@@ -309,7 +309,7 @@ mod tests {
         balance(models).0.vote(present.as_ref()).map(|model| model.digest[0])
     }
 
-    /// Has one fail ten times; whether that had it ejected.
+    /// Lets a replica fail ten times; returns whether this ejected it.
     fn fail(balance: &mut Balance<usize>, now: Instant, number: u64) -> bool {
         (0..10).any(|_| {
             balance.member(number).unwrap().health.sent(now);
@@ -318,18 +318,18 @@ mod tests {
     }
 
     #[test]
-    fn most_replicas_decide_on_the_model_and_the_present_one_keeps_its_place_on_a_tie() {
+    fn the_majority_sets_the_model_and_a_tie_keeps_it() {
         assert_eq!(vote(&[], 0), None);
         assert_eq!(vote(&[1, 2, 2], 1), Some(2));
         assert_eq!(vote(&[1, 1, 2, 2], 1), Some(1));
         assert_eq!(vote(&[1, 1, 2, 2], 2), Some(2));
         assert_eq!(vote(&[1, 1, 2, 2], 3), Some(1));
-        assert_eq!(vote(&[0, 0, 2], 1), Some(2), "who is not there does not count");
-        assert_eq!(vote(&[0, 0], 1), Some(1), "the last one stays while nobody is there");
+        assert_eq!(vote(&[0, 0, 2], 1), Some(2), "an unconnected replica does not count");
+        assert_eq!(vote(&[0, 0], 1), Some(1), "the last model stays while no replica is connected");
     }
 
     #[test]
-    fn ejected_replicas_have_no_vote_unless_no_other_is_there() {
+    fn ejected_replicas_vote_only_if_no_other_is_connected() {
         let (mut balance, now) = balance(&[1, 1, 1, 2, 2]);
         assert!(fail(&mut balance, now, 1) && fail(&mut balance, now, 2));
         assert_eq!(balance.vote(Some(&model(1))), Some(model(2)));
@@ -340,20 +340,20 @@ mod tests {
     }
 
     #[test]
-    fn who_has_another_model_is_no_stand_in() {
+    fn a_replica_of_another_model_is_no_replacement() {
         let (mut balance, now) = balance(&[1, 2, 2]);
-        assert!(!fail(&mut balance, now, 1), "no other has its model");
+        assert!(!fail(&mut balance, now, 1), "no other replica runs its model");
         balance.pick(now, Some(&model(1)), &[]).unwrap();
-        assert!(balance.eject_silent(now + PATIENCE).is_empty(), "nor when it hangs");
-        assert!(fail(&mut balance, now, 2), "the third has the second's");
-        assert!(!fail(&mut balance, now, 3), "and is the last one now");
+        assert!(balance.eject_silent(now + PATIENCE).is_empty(), "not even when it hangs");
+        assert!(fail(&mut balance, now, 2), "the third replica runs the same model");
+        assert!(!fail(&mut balance, now, 3), "the third is the last one now");
         assert!(
             balance.offers(Some(&model(2)), &[3]) && !balance.offers_well(Some(&model(2)), &[3])
         );
     }
 
     #[test]
-    fn requests_go_to_the_asked_model_and_not_where_they_have_been() {
+    fn picks_an_untried_replica_of_the_requested_model() {
         let (mut balance, now) = balance(&[1, 2, 1, 0]);
         for _ in 0..100 {
             let (number, _) = balance.pick(now, Some(&model(1)), &[]).unwrap();
@@ -365,8 +365,8 @@ mod tests {
     }
 
     #[test]
-    fn the_least_loaded_of_two_keeps_loads_level_where_answers_take_unequally_long() {
-        // The first answers a request a step, the others four; the work is almost all they can do.
+    fn the_less_loaded_of_two_balances_unequal_replicas() {
+        // The first answers one request in a step, the others four each: 9, and 8 requests come.
         let (mut balance, now) = balance(&[1, 1, 1]);
         let mut waiting = [0_usize; 3];
         let mut most = 0;
@@ -385,12 +385,12 @@ mod tests {
         }
         assert!(
             most < 60,
-            "{most} requests wait for the slow one, which round robin would give 17,000"
+            "{most} requests wait for the slow replica (17,000 with round robin)"
         );
     }
 
     #[test]
-    fn the_ejected_is_not_asked_while_there_is_another_and_is_when_there_is_none() {
+    fn an_ejected_replica_is_used_only_without_another() {
         let (mut balance, now) = balance(&[1, 1]);
         assert!(fail(&mut balance, now, 1));
         for _ in 0..100 {
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_is_ejected_when_it_has_been_silent_for_too_long() {
+    fn a_hung_replica_is_ejected_after_the_silence_limit() {
         let (mut balance, now) = balance(&[1, 1]);
         balance.pick(now, Some(&model(1)), &[2]).unwrap();
         assert!(balance.eject_silent(now + PATIENCE / 2).is_empty());

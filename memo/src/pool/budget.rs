@@ -1,9 +1,9 @@
-//! How often requests may be sent a second time: in proportion to those that are sent at all, so
-//! that a fleet in trouble is not asked twice as much as one in health.
+//! A budget for retries: a share of the requests, so that retries do not double the load of a fleet
+//! in trouble.
 
-/// A token bucket: each new request adds `percent` hundredths of a token, each retry takes a whole
-/// one. It holds `burst` at most, and begins full, so that what is in flight on a replica that dies
-/// can be asked elsewhere. (Finagle's and gRPC's retry throttling work this way.)
+/// A token bucket. Each new request adds `percent` hundredths of a token, each retry takes a whole
+/// token. The bucket holds `burst` tokens at most and starts full, so that the calls in flight on a
+/// replica that dies can be repeated. (Finagle's and gRPC's retry throttling work this way.)
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     percent: u64,
@@ -18,12 +18,12 @@ impl RetryBudget {
         RetryBudget { percent: percent.into(), level: most, most }
     }
 
-    /// A request is sent for the first time.
+    /// Adds the share of a new request.
     pub(super) fn earn(&mut self) {
         self.level = (self.level + self.percent).min(self.most);
     }
 
-    /// Whether one may be sent again.
+    /// Takes one token; `false` if there is none.
     pub(super) fn spend(&mut self) -> bool {
         match self.level.checked_sub(100) {
             Some(level) => {

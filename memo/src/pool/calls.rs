@@ -1,5 +1,5 @@
-//! A request's way: from the queue to a replica, to another one when that fails or takes too long,
-//! and back.
+//! One call to the pool: its place in the queue, its attempts at replicas, its retries and its
+//! hedge.
 
 use std::cell::Cell;
 use std::fmt;
@@ -28,10 +28,10 @@ use crate::upstream;
 /// The most retries of a request. After three failures a fourth attempt is unlikely to succeed.
 const RETRIES: usize = 2;
 
-/// A request on its way.
+/// A call to the pool.
 pub(super) struct Call {
     input: Bytes,
-    /// The model whose answer is wanted.
+    /// The requested model.
     model: Arc<ModelId>,
     /// For logs.
     request_id: u64,
@@ -40,24 +40,24 @@ pub(super) struct Call {
     way: Mutex<Way>,
 }
 
-/// How far it has come.
+/// The progress of a call.
 struct Way {
-    /// `None` when it is spent.
+    /// `None` after the reply was sent.
     reply: Option<Reply<Result<Computed, Failure>>>,
-    /// The numbers of the replicas that were asked.
+    /// The numbers of the replicas that got the call.
     tried: ArrayVec<u64, { RETRIES + 1 }>,
-    /// How many of them may still answer.
+    /// The number of attempts in flight.
     out: usize,
-    /// Where it waits for half of its time to be over.
+    /// The entry among the hedges, while the call waits for half of its time to be over.
     ticket: Option<Ticket>,
 }
 
-/// One replica being asked.
+/// One attempt at one replica.
 struct Attempt {
     number: u64,
     replica: Arc<Endpoint>,
     sent: Instant,
-    /// Its timeout was shortened to the waiters' deadlines.
+    /// The timeout is shortened to the waiters' deadlines.
     cut_short: bool,
 }
 
@@ -115,14 +115,13 @@ impl Pool {
         }
     }
 
-    /// Sends a request to the replica that suits it best.
+    /// Sends a call to the best replica.
     pub(super) fn send(self: &Arc<Self>, call: &Arc<Call>) {
         let now = sync::now();
         let mut way = call.lock();
         let Way { reply: Some(reply), tried, out, ticket } = &mut *way else { return };
         if tried.is_full() {
-            // Its time was half over and an attempt failed at the same moment: one of them was
-            // first.
+            // The hedge and a retry race; the other one was first.
             return;
         }
         let left = match reply.wanted(now) {
@@ -145,7 +144,7 @@ impl Pool {
             if let Ok((number, _)) = &picked {
                 tried.push(*number);
                 *out += 1;
-                // With more time than that the attempt itself ends before half of it is over.
+                // With more time, the attempt itself ends before half of the time is over.
                 let half = left.map(|left| left / 2).filter(|&half| half < self.options.timeout);
                 if let Some(half) = half
                     && state.offers(&call.model, tried)
@@ -183,7 +182,7 @@ impl Pool {
         }
     }
 
-    /// Asks elsewhere, too, what is half-way through its time, for as long as the pool lives.
+    /// Hedges each call when half of its time is over. Ends with the pool.
     pub(super) async fn run_hedges(pool: Weak<Pool>, hedge_wake: Arc<Notify>) {
         loop {
             let next = {
@@ -210,9 +209,8 @@ impl Pool {
         self.lock().hedges.take_due(now)
     }
 
-    /// Half of a request's time is over and no answer has come: another replica is asked, too, as
-    /// far as the budget goes. Whoever answers first is believed, so that one that is slow and
-    /// not dead loses nothing.
+    /// Sends a call to a second replica if the budget allows it. The first attempt continues and
+    /// the first answer wins, so a slow replica loses nothing.
     fn hedge(self: &Arc<Self>, call: &Arc<Call>) {
         {
             let mut way = call.lock();
@@ -232,7 +230,7 @@ impl Pool {
         self.send(call);
     }
 
-    /// A replica has answered, or failed to.
+    /// Handles the end of an attempt.
     fn ended(
         self: &Arc<Self>,
         call: &Arc<Call>,
@@ -268,8 +266,8 @@ impl Pool {
             Ok((label, welcome)) => self.answered(call, &attempt.replica, label, &welcome),
             Err(error) => {
                 let again = match error.status() {
-                    // Its time was that of those who waited then. If somebody waits still, he came
-                    // later.
+                    // The timeout was that of the waiters at the start. A waiter with time left has
+                    // joined since.
                     Status::DeadlineExceeded if attempt.cut_short => Retry::Free,
                     _ => verdict.again,
                 };
@@ -305,8 +303,8 @@ impl Pool {
         }
     }
 
-    /// Asks another replica, if that is worth while and the budget allows it; fails if it is not,
-    /// and nobody else may still answer.
+    /// Repeats a call at another replica if the error and the budget allow it. Otherwise the call
+    /// fails, unless another attempt is in flight.
     fn again(self: &Arc<Self>, call: &Arc<Call>, again: Retry, failure: Failure) {
         let mut way = call.lock();
         if way.reply.is_none() {
@@ -331,10 +329,10 @@ impl Pool {
         }
     }
 
-    /// Whether there is another replica to ask, and the budget allows it.
+    /// Whether another replica is available and the budget allows a retry.
     fn pays_for(&self, model: &Arc<ModelId>, tried: &[u64]) -> bool {
         let mut state = self.lock();
-        // With no other replica to ask, the retry spends no budget.
+        // A retry at the only replica spends no budget.
         let elsewhere = state.balance.offers(Some(model), tried);
         let allowed = elsewhere && state.budget.spend();
         if elsewhere && !allowed {
@@ -369,7 +367,7 @@ impl Drop for Sending {
 }
 
 impl State {
-    /// Where a request goes next.
+    /// Chooses the replica for the next attempt.
     fn pick(
         &mut self,
         now: Instant,
@@ -385,10 +383,11 @@ impl State {
             return Ok(picked);
         }
         if self.balance.any_connected() {
-            // The model has gone with the last replica that had it.
+            // No connected replica runs the model any more.
             return Err(Failure::model_changed());
         }
-        // Nobody is there: who is asked says why, or is just changing to a new connection.
+        // No replica is connected. The client of any replica reports the cause, or is just
+        // reconnecting.
         self.balance.pick_any(now, tried).ok_or_else(|| {
             let text = self.unresolved.clone();
             let text = text.unwrap_or_else(|| "there is no classifier yet".to_owned());
@@ -396,7 +395,7 @@ impl State {
         })
     }
 
-    /// Whether a replica that is well could be asked, too.
+    /// Whether another healthy replica could get the call.
     fn offers(&self, model: &Arc<ModelId>, tried: &[u64]) -> bool {
         tried.len() <= RETRIES && self.balance.offers_well(Some(model), tried)
     }

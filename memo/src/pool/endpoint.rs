@@ -1,4 +1,4 @@
-//! One classifier across the network: its client, and the model that its answers are of.
+//! One replica: its client, the model of its connection, and the meaning of its errors.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +11,7 @@ use afterimage_wire::{CallError, Client};
 use super::health::Outcome;
 use afterimage_core::{Failure, ModelId};
 
-/// A client of a classifier.
+/// A replica's client and the model of its connection.
 pub(super) struct Endpoint {
     pub(super) client: Client,
     /// The last `Welcome` that was seen, and the model in it.
@@ -33,7 +33,7 @@ impl Endpoint {
         self.client.server()
     }
 
-    /// The model of the open connection, if there is one; an equal one is the same `Arc` as before.
+    /// The model of the open connection, if there is one. An equal model is the same `Arc` again.
     pub(super) fn model(&self) -> Option<Arc<ModelId>> {
         let welcome = self.client.welcome()?;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -45,8 +45,8 @@ impl Endpoint {
         Some(model)
     }
 
-    /// The model that an answer on the connection of `welcome` was given with. Such a connection
-    /// may be an older one, so this changes nothing.
+    /// The model of the connection that was welcomed with `welcome`. The connection may be an older
+    /// one, so this changes no state.
     pub(super) fn model_of(&self, welcome: &Arc<Welcome>) -> Arc<ModelId> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match &*known {
@@ -74,7 +74,7 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// What an error means for the replica and for the request.
+/// The meaning of an error for the replica and for the request.
 pub(super) struct ErrorClass {
     pub(super) outcome: Outcome,
     pub(super) again: Retry,
@@ -83,11 +83,11 @@ pub(super) struct ErrorClass {
 /// Whether a request may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Retry {
-    /// It would fail elsewhere, too.
+    /// No: the request would fail at each replica.
     Never,
-    /// It was not begun.
+    /// Yes, without budget: the replica did not start it.
     Free,
-    /// Work was done on it, or may have been.
+    /// Yes, within the budget: the replica may have worked on it.
     Budgeted,
 }
 
@@ -107,7 +107,7 @@ impl ErrorClass {
             }
             CallError::DeadlineExceeded { .. } => (Outcome::TimedOut, Retry::Budgeted),
             CallError::ConnectionLost { cause, .. } => match **cause {
-                // It was not the network.
+                // The replica broke the protocol; the network is not the cause.
                 ConnectionError::Violation(_) => (Outcome::Failed, Retry::Budgeted),
                 _ => (Outcome::Lost, Retry::Budgeted),
             },
@@ -125,10 +125,10 @@ impl ErrorClass {
     }
 }
 
-/// What the memo's client is told of an error of the memo's own client.
+/// Translates an error of the memo's own client for the memo's client.
 pub(super) fn failure(error: &CallError) -> Failure {
     let status = match error.status() {
-        // These are about the memo's request, not about the client's.
+        // These concern the memo's request and not the client's.
         Status::Unauthenticated
         | Status::Unsupported
         | Status::TooLarge

@@ -1,39 +1,39 @@
-//! How one replica is doing, as far as its answers tell. Pure: time and chance come in as
-//! arguments.
+//! The health of one replica, judged by its answers: ejection, probation and warm-up. Pure: time
+//! and randomness are arguments.
 
 use std::time::{Duration, Instant};
 
-/// Failures in a row after which a replica is ejected: Envoy's default for consecutive errors.
+/// Consecutive failures after which a replica is ejected. Envoy has the same default.
 const MAX_FAILURES: u32 = 5;
 
-/// How long the first ejection lasts at most; each further one may last twice as long.
+/// The longest first ejection. Each further ejection may last twice as long.
 const EJECTION_MIN: Duration = Duration::from_millis(500);
 
-/// How long any ejection lasts at most: what a mended replica waits for at worst.
+/// The longest ejection, and so the longest wait of a repaired replica.
 const EJECTION_MAX: Duration = Duration::from_secs(30);
 
-/// How long a replica takes from its first answer after an ejection, or from its connection, to its
-/// full share: caches fill, and a process that has just started is slow.
+/// The time from the connection, or from the first answer after an ejection, to the full share of
+/// requests. A process that has just started is slow, and its caches are empty.
 const WARM_UP: Duration = Duration::from_secs(10);
 
-/// The share of requests that warming up begins with.
+/// The share of requests at the start of a warm-up.
 const FIRST_SHARE: f64 = 0.1;
 
-/// How a request ended, as far as it tells of the replica.
+/// The end of a request, as evidence about its replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It was answered as it should be.
+    /// A correct answer.
     Answered,
-    /// It was refused for reasons that say nothing against the replica: too much work, a bad image.
+    /// A refusal that is not the replica's fault: overload, an invalid input.
     Refused,
-    /// It was answered with an error that is the replica's, or with nonsense.
+    /// An error of the replica, or an invalid reply.
     Failed,
     /// No answer came in time.
     TimedOut,
-    /// No answer came in the little time that its caller had left. That is no failure, or callers
-    /// without patience could have every replica ejected; nor is it a sign of life.
+    /// No answer came in the short time that the waiters had left. This is not a failure, because
+    /// short deadlines could then eject every replica. It is not a sign of health either.
     CutShort,
-    /// It was not sent, or its connection went away: that is dealt with where connections are.
+    /// The request was not sent, or its connection was lost. The client deals with connections.
     Lost,
 }
 
@@ -41,11 +41,11 @@ pub(super) enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Well,
-    /// It gets none until then.
+    /// The replica gets no request until then.
     Ejected {
         until: Instant,
     },
-    /// It gets one at a time, until one is answered.
+    /// The replica gets one request at a time, until it answers one.
     Probation,
 }
 
@@ -53,20 +53,20 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Health {
     state: State,
-    /// Requests that it has not answered yet.
+    /// Requests that the replica has not answered yet.
     pub(super) in_flight: usize,
-    /// Since when it owes an answer without having given any, if it owes one now.
+    /// The start of the present silence, if the replica owes an answer.
     silent_since: Option<Instant>,
-    /// How long it had owed answers before, since it gave the last one.
+    /// The sum of earlier silences since the last answer.
     silent_for: Duration,
     failures: u32,
-    /// Ejections since it was last well for a whole warm-up.
+    /// Ejections since the last complete warm-up.
     ejections: u32,
     warming_since: Option<Instant>,
 }
 
 impl Health {
-    /// A replica that nothing is known of.
+    /// The health of a new replica.
     pub(super) fn new() -> Self {
         Health {
             state: State::Well,
@@ -79,7 +79,7 @@ impl Health {
         }
     }
 
-    /// It has a new connection. The fault may be over, so it gets few requests at first.
+    /// Records a new connection. The fault may be over, so the replica gets few requests at first.
     pub(super) fn connected(&mut self, now: Instant) {
         self.failures = 0;
         self.silent_since = None;
@@ -90,7 +90,7 @@ impl Health {
         }
     }
 
-    /// The share of requests that it should get, from 0 for none to 1 for as many as any other.
+    /// The share of requests for this replica, from 0 (none) to 1 (the full share).
     pub(super) fn share(&self, now: Instant) -> f64 {
         match self.state {
             State::Ejected { until } if now < until => 0.0,
@@ -106,24 +106,23 @@ impl Health {
         warm.clamp(FIRST_SHARE, 1.0)
     }
 
-    /// Whether nothing is known against it.
+    /// Whether the replica is neither ejected nor on probation.
     pub(super) fn is_well(&self) -> bool {
         self.state == State::Well
     }
 
-    /// Whether it has owed answers for `patience`, all in all, and given none.
+    /// Whether the replica has owed answers for `patience` in total without sending one.
     pub(super) fn is_silent(&self, now: Instant, patience: Duration) -> bool {
         !matches!(self.state, State::Ejected { .. }) && self.silence(now) >= patience
     }
 
-    /// How long it has owed answers since it gave the last one. Times in which it owed none do not
-    /// count.
+    /// The time since the last answer in which the replica owed one.
     fn silence(&self, now: Instant) -> Duration {
         let now = self.silent_since.map(|since| now.saturating_duration_since(since));
         self.silent_for.saturating_add(now.unwrap_or_default())
     }
 
-    /// A request goes to it.
+    /// Records a request to the replica.
     pub(super) fn sent(&mut self, now: Instant) {
         self.in_flight += 1;
         self.silent_since.get_or_insert(now);
@@ -132,7 +131,7 @@ impl Health {
         }
     }
 
-    /// A request has ended. True when it should be ejected.
+    /// Records the end of a request. Returns whether the replica should be ejected.
     pub(super) fn ended(&mut self, now: Instant, outcome: Outcome) -> bool {
         self.in_flight = self.in_flight.saturating_sub(1);
         if !matches!(outcome, Outcome::TimedOut | Outcome::CutShort) {
@@ -170,7 +169,7 @@ impl Health {
                     self.ejections = 0;
                 }
             }
-            // A late answer to a request from before does not tell that it is well again.
+            // A late answer to an earlier request does not prove that the replica is healthy again.
             State::Ejected { until } if now < until => {}
             State::Ejected { .. } | State::Probation => {
                 self.state = State::Well;
@@ -179,8 +178,8 @@ impl Health {
         }
     }
 
-    /// It gets no requests for a while, which grows with each time; `chance`, from 0 to 1, decides
-    /// how much of its second half is waited for, so that many memos do not come back together.
+    /// Ejects the replica for a time that grows with each ejection. `chance`, from 0 to 1, sets how
+    /// much of the second half is waited for, so that many memos do not come back together.
     pub(super) fn eject(&mut self, now: Instant, chance: f64) -> Duration {
         let most = EJECTION_MIN.saturating_mul(1 << self.ejections.min(16)).min(EJECTION_MAX);
         let time = most / 2 + (most / 2).mul_f64(chance.clamp(0.0, 1.0));
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn each_ejection_lasts_longer_up_to_a_limit_and_a_whole_warm_up_forgives() {
+    fn ejections_grow_to_a_limit_and_a_warm_up_resets_them() {
         let (mut health, mut now) = (Health::new(), Instant::now());
         let mut last = Duration::ZERO;
         for _ in 0..20 {
@@ -244,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn after_an_ejection_one_request_goes_at_a_time_until_one_is_answered_and_then_the_share_grows()
+    fn after_an_ejection_the_share_grows_from_one_request()
     {
         let (mut health, mut now) = (Health::new(), Instant::now());
         now += health.eject(now, 1.0);
         assert_eq!(health.share(now), 1.0);
         health.sent(now);
-        assert_eq!(health.share(now), 0.0, "one, not two");
-        assert!(health.ended(now, Outcome::TimedOut), "the first failure sends it back");
+        assert_eq!(health.share(now), 0.0, "one request at a time");
+        assert!(health.ended(now, Outcome::TimedOut), "the first failure ejects it again");
         now += health.eject(now, 1.0);
         answer(&mut health, now);
         assert!(health.is_well());
@@ -272,7 +271,7 @@ mod tests {
         assert!(!health.is_silent(now + second, second));
         health.ended(now + second, Outcome::Answered);
         assert!(!health.is_silent(now + 100 * second, second));
-        // What is given up here does not mean that an answer came.
+        // A timeout does not count as an answer.
         health.sent(now);
         health.sent(now);
         health.ended(now + second, Outcome::TimedOut);
@@ -280,11 +279,11 @@ mod tests {
     }
 
     #[test]
-    fn callers_without_patience_have_nobody_ejected_but_who_gives_none_an_answer_is_found_out() {
+    fn short_deadlines_eject_only_a_replica_that_never_answers() {
         let (mut health, mut now) = (Health::new(), Instant::now());
         let (short, patience) = (Duration::from_millis(1), Duration::from_secs(1));
         let mut cut_short = |health: &mut Health| {
-            // Many at once, and then nobody for a while.
+            // Many requests at once, and then none for a while.
             (0..20).for_each(|_| health.sent(now));
             now += short;
             assert!((0..20).all(|_| !health.ended(now, Outcome::CutShort)));
@@ -296,13 +295,13 @@ mod tests {
         }
         answer(&mut health, Instant::now());
         for _ in 1..1000 {
-            assert!(!cut_short(&mut health), "an answer begins the account anew");
+            assert!(!cut_short(&mut health), "an answer resets the silence");
         }
-        assert!(cut_short(&mut health), "a second of it, all in all");
+        assert!(cut_short(&mut health), "one second of silence in total");
     }
 
     #[test]
-    fn a_new_connection_of_an_ejected_replica_is_tried_at_once_but_gently() {
+    fn a_reconnected_replica_is_tried_at_once_but_gently() {
         let (mut health, now) = (Health::new(), Instant::now());
         health.eject(now, 1.0);
         health.connected(now);

@@ -1,11 +1,10 @@
-//! Requests whose time is running: which of them have used up half of it. Pure: time comes in as an
-//! argument.
+//! The calls that wait for their hedge, in the order of their due times. Pure: time is an argument.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Requests in the order in which half of their time is over. As many as are under way, at most.
+/// Calls in the order in which half of their time is over. The calls in flight limit their number.
 #[derive(Debug)]
 pub(super) struct Hedges<C> {
     waiting: BTreeMap<Ticket, Arc<C>>,
@@ -14,7 +13,7 @@ pub(super) struct Hedges<C> {
     armed: Option<Instant>,
 }
 
-/// A request's place: when it is due, and a number that no other has.
+/// An entry's key: the due time and a unique number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket {
     due: Instant,
@@ -26,7 +25,7 @@ impl<C> Hedges<C> {
         Hedges { waiting: BTreeMap::new(), tickets: 0, armed: None }
     }
 
-    /// Takes a request in.
+    /// Adds a call.
     pub(super) fn add(&mut self, due: Instant, call: &Arc<C>) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket { due, number: self.tickets };
@@ -34,7 +33,7 @@ impl<C> Hedges<C> {
         ticket
     }
 
-    /// Forgets one that needs it no more.
+    /// Removes a call that needs no hedge any more.
     pub(super) fn remove(&mut self, ticket: Ticket) {
         self.waiting.remove(&ticket);
     }
@@ -45,13 +44,14 @@ impl<C> Hedges<C> {
         first.is_some_and(|first| self.armed.is_none_or(|armed| first.due < armed))
     }
 
-    /// Takes one out whose time has come.
+    /// Removes and returns a call that is due.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<Arc<C>> {
         let first = self.waiting.first_entry()?;
         (first.key().due <= now).then(|| first.remove())
     }
 
-    /// When to wake next; `None` for not before [`needs_earlier_wake`](Self::needs_earlier_wake).
+    /// The time of the next wake; `None` waits for
+    /// [`needs_earlier_wake`](Self::needs_earlier_wake).
     pub(super) fn arm(&mut self) -> Option<Instant> {
         self.armed = self.waiting.keys().next().map(|first| first.due);
         self.armed
@@ -64,7 +64,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn calls_come_out_when_they_are_due_in_order_and_whoever_has_left_does_not() {
+    fn due_calls_come_in_order_and_dropped_calls_do_not() {
         let (mut hedges, start) = (Hedges::new(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let call = |hedges: &mut Hedges<u64>, ms| hedges.add(at(ms), &Arc::new(ms));

@@ -1,18 +1,16 @@
-//! Classifiers across the network: anything that speaks the protocol, other memos included. One, or
-//! several that share the work.
+//! A pool of replicas of a classifier. Each replica is a server of the protocol, or another memo.
 //!
-//! **One model at a time.** Replicas may differ in model while a rollout is under way. The memo
-//! then stands for the model that most of them have (see [`Balance::vote`]), says so in its
-//! `Welcome`, and asks only those that have it: an image never gets now this, now that model's
-//! answer, and whoever files answers under the memo's digest files them right. When the majority
-//! changes, all connections are told at once. Before a replica's answer is believed, it is held
-//! against the model that was asked for: the one in the `Welcome` of the very connection that
-//! brought it.
+//! **One model at a time.** Replicas may run different models during a rollout. The memo serves the
+//! model that most replicas run (see [`Balance::vote`]), names it in its `Welcome`, and calls only
+//! replicas of this model. So an input never gets answers of two models, and a memo in front of
+//! this one stores them under the right digest. When the majority changes, all connections are
+//! notified at once. An answer is accepted only if its connection was welcomed with the requested
+//! model.
 //!
-//! **What goes wrong elsewhere is asked again elsewhere**: classification has no effects. What a
-//! replica turned away unbegun (it drains), or was never sent, is free; anything else takes from
-//! the [`RetryBudget`]. One that hangs or fails is ejected for a while ([`health`]). And what has
-//! no answer when half of its time is over is asked of a second replica, too, within the same
+//! **Failed calls are repeated at another replica**, because classification has no effects. A call
+//! that was refused unstarted or never sent is repeated free; all others spend from the
+//! [`RetryBudget`]. A replica that hangs or fails is ejected for a while ([`health`]). A call
+//! without an answer at half of its time is hedged: a second replica gets it, too, within the same
 //! budget ([`calls`]).
 
 mod balance;
@@ -46,8 +44,8 @@ use hedge::Hedges;
 
 pub use discovery::{Connect, Resolve, Target};
 
-/// Replicas at most: a name that stands for more is taken to mean its first ones. Each has a
-/// connection and is looked at with every miss.
+/// The most replicas. Of a name with more addresses the first ones are used. Each replica has a
+/// connection, and each miss examines all replicas.
 pub const MAX_REPLICAS: usize = 64;
 
 /// Calls that may wait for a place at a replica. One busy client may have half of it: the default
@@ -57,24 +55,23 @@ const MAX_WAITING: usize = 2 * 16_384;
 /// Replicas that statistics name one by one.
 const MAX_IN_STATS: usize = 16;
 
-/// A replica that owes answers and has given none for this share of the timeout is held to hang:
-/// long before its requests time out, and long after an answer was due.
+/// A replica that owes answers and has sent none for this share of the timeout counts as hung. That
+/// is long before its requests time out, and long after an answer was due.
 const PATIENCE_SHARE: u32 = 4;
 
-/// How pool classifiers are asked.
+/// Time limits and retries of a [`Pool`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
-    /// What one attempt may take, and what a request may wait for its first attempt. The default is
-    /// 5 s. A request with less time than twice that is
-    /// asked of a second replica, too, when half of its time is over.
+    /// The longest time of one attempt, and the longest wait for the first attempt. The default is
+    /// 5 s. A request with less than twice this time is hedged when half of its time is over.
     pub timeout: Duration,
     /// Retries in hundredths of the requests. The default is 10.
     pub retry_percent: u32,
-    /// Retries that may be saved up, and are there from the start. The default, 4,096, is what may
-    /// be in flight on a busy replica when it dies.
+    /// The most retries that can be saved up; the pool starts with this many. The default, 4,096,
+    /// is the number of requests in flight on a busy replica that dies.
     pub retry_burst: u32,
-    /// Where chance begins when replicas are drawn; `None`, the default, is chance itself. For
-    /// simulations that must be repeatable.
+    /// The seed of the random choice among replicas. `None`, the default, takes a random seed; a
+    /// repeatable simulation sets one.
     pub seed: Option<u64>,
 }
 
@@ -89,14 +86,14 @@ impl Default for PoolOptions {
     }
 }
 
-/// Clients of classifiers.
+/// The replicas of a classifier and the choice among them.
 pub struct Pool {
     options: PoolOptions,
     state: Mutex<State>,
-    /// The model that the memo stands for.
+    /// The model that the memo serves.
     model: ArcSwapOption<ModelId>,
     on_change: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
-    /// Tells whoever keeps the time that some request is due earlier.
+    /// Wakes the hedging task when a request is due earlier than planned.
     hedge_wake: Arc<Notify>,
     retries: AtomicU64,
     retries_denied: AtomicU64,
@@ -110,13 +107,13 @@ struct State {
     hedges: Hedges<Call>,
     /// Calls for which no replica has a place, of clients in turn.
     waiting: FairQueue<Arc<Call>>,
-    /// Why a name could not be looked up the last time.
+    /// The error of the latest name lookup, if it failed.
     unresolved: Option<String>,
 }
 
 impl Pool {
-    /// The one classifier behind `client`, which should fail fast: while the classifier is away,
-    /// misses fail at once. Each attempt may take `timeout`.
+    /// A pool of the one classifier behind `client`. The client should fail fast, so that misses
+    /// fail at once while the classifier is unreachable. `timeout` limits each attempt.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -125,7 +122,7 @@ impl Pool {
         Pool::of_clients([client], options)
     }
 
-    /// The classifiers behind these clients, as [`Pool::new`].
+    /// A pool of the classifiers behind these clients; see [`Pool::new`].
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -162,7 +159,7 @@ impl Pool {
         pool
     }
 
-    /// Takes a replica in and watches its connections come and go.
+    /// Adds a replica and watches its connection.
     fn add(self: &Arc<Self>, client: Client) -> u64 {
         let replica = Endpoint::new(client);
         let number = self.lock().balance.add(Arc::clone(&replica));
@@ -178,7 +175,7 @@ impl Pool {
         number
     }
 
-    /// Gives a replica up; what is in flight on it is still answered.
+    /// Removes a replica. Its calls in flight are still answered.
     fn remove(self: &Arc<Self>, number: u64) {
         let removed = self.lock().balance.remove(number);
         if let Some(replica) = removed {
@@ -193,7 +190,7 @@ impl Pool {
         self.send_waiting();
     }
 
-    /// Sees which model the replicas stand for now, and tells when it is another one.
+    /// Determines the model that the replicas elect, and reports a change.
     fn vote(&self) {
         let changed = {
             let state = self.lock();
@@ -287,7 +284,7 @@ impl Upstream for Arc<Pool> {
     }
 }
 
-/// How a replica is doing, for people.
+/// The state of a replica as text for the statistics.
 fn about(member: &Member<Arc<Endpoint>>) -> String {
     let Some(model) = &member.model else { return "not connected".to_owned() };
     let state = if member.health.is_well() { "well" } else { "ejected" };

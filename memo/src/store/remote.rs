@@ -129,7 +129,7 @@ impl RemoteStore {
     }
 
     /// Whether the breaker is open: no request waits for the store until a probe succeeds.
-    pub(crate) fn is_left_out(&self) -> bool {
+    pub(crate) fn is_bypassed(&self) -> bool {
         self.health.breaker.is_open()
     }
 

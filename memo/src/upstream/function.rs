@@ -66,7 +66,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn work(&self, function: &dyn Fn(&[Bytes]) -> Result<Vec<Answer>, Failure>) {
+    fn work(&self, function: &impl Fn(&[Bytes]) -> Result<Vec<Answer>, Failure>) {
         while let Some(call) = self.next() {
             if call.reply.is_wanted(sync::now()) {
                 let answers = catch_unwind(AssertUnwindSafe(|| function(&call.rows)));

@@ -1,4 +1,4 @@
-//! Classifiers behind sockets that do as a test says, and memos in front of them.
+//! Classifiers behind sockets that behave as a test sets, and memos in front of them.
 
 #![allow(clippy::unwrap_used, dead_code)]
 
@@ -23,22 +23,22 @@ pub(crate) fn model_id(digest: u8) -> ModelId {
     ModelId::labels([digest; 32], Shape::new(&[4]), 1000)
 }
 
-/// What the model of this digest says of an image: no two models agree on any.
+/// The label that the model of this digest gives to an image. No two models agree on any image.
 pub(crate) fn label_of(digest: u8, image: &[u8]) -> u16 {
     u16::from(image[0]) + 300 * u16::from(digest % 3)
 }
 
-/// What a replica does with requests.
+/// The behaviour of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
     Answers,
-    /// Takes requests and says nothing.
+    /// Takes requests and does not answer.
     Hangs,
     /// Answers with this error.
     Fails(Status),
 }
 
-/// A classifier whose model and mood can be changed from outside.
+/// A classifier whose model and behaviour a test can change.
 pub(crate) struct Puppet {
     digest: AtomicU64,
     generation: AtomicU64,
@@ -74,7 +74,7 @@ impl Puppet {
         *self.mood.lock().unwrap() = mood;
     }
 
-    /// Answers what it took and said nothing to.
+    /// Answers the requests that wait.
     pub(crate) fn release(&self) {
         for (later, class) in std::mem::take(&mut *self.held.lock().unwrap()) {
             later.send(Ok(RowAnswer::label(class, Origin::Miss)));
@@ -86,7 +86,7 @@ impl Puppet {
     }
 }
 
-/// The same, as a service.
+/// The puppet as a service.
 pub(crate) struct Serving(pub(crate) Arc<Puppet>);
 
 impl Service for Serving {
@@ -121,7 +121,7 @@ impl Service for Serving {
                 }
                 Mood::Fails(status) => batch.error(i, status, "as planned"),
             }
-            // After that, so that whoever knows of the request can have it released.
+            // Counted last, so that a test that has seen the request can release it.
             puppet.asked.fetch_add(1, SeqCst);
         }
     }
@@ -129,7 +129,7 @@ impl Service for Serving {
     fn stats(&self, _: &mut Stats) {}
 }
 
-/// A server that runs until it is told to drain, or is killed.
+/// A server that runs until it is drained or killed.
 pub(crate) struct Running {
     pub(crate) addr: String,
     task: JoinHandle<()>,
@@ -146,13 +146,13 @@ impl Running {
         Running { addr, task, drain: Some(drain) }
     }
 
-    /// As SIGTERM does; returns when it has ended.
+    /// Drains as on SIGTERM. Returns when the server has ended.
     pub(crate) async fn drain(mut self) {
         drop(self.drain.take());
         (&mut self.task).await.unwrap();
     }
 
-    /// As SIGKILL does: connections break where they are.
+    /// Ends as on SIGKILL: connections break at once.
     pub(crate) async fn kill(mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;
@@ -165,7 +165,7 @@ impl Drop for Running {
     }
 }
 
-/// A replica of `digest` on a port of its own.
+/// A replica of `digest` on its own port.
 pub(crate) async fn replica(digest: u8) -> (Arc<Puppet>, Running) {
     let puppet = Puppet::new(digest);
     let running = Running::start(Serving(Arc::clone(&puppet)), "127.0.0.1:0").await;
@@ -178,7 +178,7 @@ pub(crate) fn fail_fast() -> ClientOptions {
         .backoff(Duration::from_millis(1), Duration::from_millis(50))
 }
 
-/// A memo with room for so many answers, and a client of it.
+/// A memo with this many entries, and its client.
 pub(crate) async fn memo(entries: u64, classifier: impl Upstream) -> (Running, Client) {
     let table = Arc::new(Table::new(Capacity::Entries(entries)).unwrap());
     let options = MemoOptions::new(Secret::new([7; 32]));

@@ -1,6 +1,6 @@
-//! A cache that answers, and nonsense: values that no memo has sealed, replies to what was never
-//! asked, bytes that are no frames. No label is wrong, no request fails, each lie is counted, and
-//! when it ends the cache is used again.
+//! A cache service that sends nonsense: values that no memo has sealed, replies to unknown
+//! requests, invalid frames. No label is wrong, no request fails, and each invalid reply is
+//! counted. When the nonsense ends, the memo uses the cache again.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,34 +19,34 @@ use tokio_util::codec::Framed;
 use crate::common::until;
 use crate::puppet::{Puppet, memo, remote_store, secret};
 
-/// What a lookup is told.
+/// The reply to a lookup.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Reply {
     Truth,
-    /// A value that nobody wrote.
+    /// A random value.
     MadeUp,
     /// The value of another key.
     Neighbours,
-    /// The truth, under an id that no request had.
+    /// The right value, under an id that no request has.
     UnknownId,
     /// A reply to another kind of request.
     WrongKind,
-    /// A body that is too short for what it is.
+    /// A body that is too short for its kind.
     ShortBody,
-    /// What is no frame at all.
+    /// Bytes that are not a frame.
     Garbage,
-    /// The beginning of a frame, and the connection's end.
+    /// The start of a frame, and then the end of the connection.
     HalfAFrame,
 }
 
-/// A cache that does as it is told.
+/// A cache service that replies as the test sets.
 struct Liar {
     reply: Mutex<Reply>,
     entries: Mutex<HashMap<u64, i64>>,
 }
 
 impl Liar {
-    /// Listens for as long as the test lasts; gives its address, too.
+    /// Listens until the test ends. Returns its address, too.
     async fn start() -> (Arc<Liar>, String) {
         let liar = Liar { reply: Mutex::new(Reply::Truth), entries: Mutex::default() };
         let liar = Arc::new(liar);
@@ -84,7 +84,7 @@ impl Liar {
         }
     }
 
-    /// Writes what a lookup is told; true when that is the connection's end.
+    /// Writes the reply to a lookup. Returns true if the connection ends here.
     fn reply(&self, id: u64, key: u64, out: &mut Vec<u8>) -> bool {
         let reply = *self.reply.lock().unwrap();
         let entries = self.entries.lock().unwrap();
@@ -131,8 +131,7 @@ fn welcome() -> Welcome {
     }
 }
 
-/// Asks about these images, which must be answered rightly, and gives how many of the answers were
-/// remembered.
+/// Classifies these images, checks the labels, and returns the number of hits.
 async fn ask(client: &Client, images: Range<u8>) -> usize {
     let mut remembered = 0;
     for i in images {
@@ -143,13 +142,13 @@ async fn ask(client: &Client, images: Range<u8>) -> usize {
     remembered
 }
 
-/// What came of the lookups in a cache that lies.
+/// The counters of the lookups in a lying cache.
 struct Outcome {
     rejected: u64,
     failed: u64,
 }
 
-/// Has a cache lie about what it knows and what it does not; each lookup must be accounted for.
+/// Lets a cache lie about keys that it has and keys that it has not. Each lookup must be counted.
 async fn lied_to(lie: Reply) -> Outcome {
     const KNOWN: Range<u8> = 0..20;
     const ASKED: Range<u8> = 0..40;
@@ -172,14 +171,14 @@ async fn lied_to(lie: Reply) -> Outcome {
 }
 
 #[tokio::test]
-async fn values_that_no_memo_sealed_for_an_image_are_rejected_and_counted() {
+async fn rejects_and_counts_values_that_no_memo_sealed() {
     for lie in [Reply::MadeUp, Reply::Neighbours] {
         assert!(lied_to(lie).await.rejected > 0, "{lie:?}");
     }
 }
 
 #[tokio::test]
-async fn replies_that_are_none_fail_lookups_and_no_request() {
+async fn invalid_replies_fail_lookups_and_no_request() {
     for lie in
         [Reply::UnknownId, Reply::WrongKind, Reply::ShortBody, Reply::Garbage, Reply::HalfAFrame]
     {

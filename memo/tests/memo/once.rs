@@ -1,4 +1,4 @@
-//! One call for all who ask at once, whatever becomes of it and of them.
+//! One call for identical requests in flight, in all cases of failure and departure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -46,10 +46,10 @@ async fn identical_requests_in_flight_make_one_call_and_one_write() {
     }
 }
 
-/// Handles a batch of one on this thread, without a network: what stands between a lookup and the
-/// boarding of a flight is then some hundred instructions, and threads do meet there.
+/// Handles a batch of one on this thread, without a network. Only some hundred instructions then
+/// separate the lookup from joining a flight, so threads do meet there.
 #[test]
-fn requests_that_race_with_a_landing_never_make_a_second_call() {
+fn requests_racing_with_a_completion_make_no_second_call() {
     const ROUNDS: u32 = 60_000;
     const THREADS: usize = 3;
     let (puppet, table) =
@@ -73,7 +73,7 @@ fn requests_that_race_with_a_landing_never_make_a_second_call() {
 }
 
 #[tokio::test]
-async fn the_call_outlives_the_caller_who_asked_first() {
+async fn the_call_outlives_the_first_caller() {
     let puppet = Puppet::new();
     let client = embedded(&puppet, &table()).await;
     puppet.hold();
@@ -86,7 +86,7 @@ async fn the_call_outlives_the_caller_who_asked_first() {
     });
     until("the second waits", async || counter(&client, "requests").await >= 2).await;
     puppet.release();
-    // Whether he counts as the first now depends on when the first one's budget was noticed.
+    // The budget of the first waiter may expire before or after the second waiter joins.
     let answer = second.await.unwrap();
     assert!(answer.label == 3 && answer.origin != Origin::Hit, "{answer:?}");
     assert_eq!(client.classify(&[3; 4]).await.unwrap(), label(3, Origin::Hit));
@@ -94,7 +94,7 @@ async fn the_call_outlives_the_caller_who_asked_first() {
 }
 
 #[tokio::test]
-async fn the_call_outlives_the_connection_that_asked_first_and_answers_the_others() {
+async fn the_call_outlives_the_first_connection() {
     let puppet = Puppet::new();
     let store = Store::Embedded(table(), None);
     let service = MemoService::new(store, puppet.clone(), MemoOptions::new(secret()));
@@ -123,7 +123,7 @@ async fn the_call_outlives_the_connection_that_asked_first_and_answers_the_other
 }
 
 #[tokio::test]
-async fn a_failure_reaches_all_who_wait_and_is_not_remembered() {
+async fn a_failure_reaches_all_waiters_and_is_not_stored() {
     let table = table();
     let cache = serve(CacheService::new(Arc::clone(&table)), "127.0.0.1:0").await;
     let puppet = Puppet::new();
@@ -174,7 +174,7 @@ async fn a_budget_ends_the_wait_but_not_the_call() {
     let service = MemoService::new(store, puppet.clone(), MemoOptions::new(secret()));
     let running = serve(service, "127.0.0.1:0").await;
     puppet.hold();
-    // A raw client, since ours gives up by itself.
+    // A raw client, because our client ends the request by itself.
     let stream = tokio::net::TcpStream::connect(&running.addr).await.unwrap();
     use afterimage_wire::proto::{Message, codec::FrameCodec, handshake::Hello};
     use futures_util::{SinkExt, StreamExt};

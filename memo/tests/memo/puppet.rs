@@ -1,4 +1,4 @@
-//! A classifier in the memo's own process that does as a test says, and memos in front of it.
+//! A classifier in the memo's process that behaves as a test sets, and memos in front of it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ pub(crate) fn model_id(digest: u8) -> ModelId {
     ModelId::labels([digest; 32], Shape::new(&[4]), 100)
 }
 
-/// Answers with the image's first byte plus `shift`; holds its jobs while told to.
+/// Answers with the image's first byte plus `shift`; holds its jobs on request.
 #[derive(Clone)]
 pub(crate) struct Puppet(pub(crate) Arc<Strings>);
 
@@ -57,7 +57,7 @@ impl Puppet {
         *self.0.holding.lock().unwrap() = Some(Vec::new());
     }
 
-    /// Answers what is held, and holds no more.
+    /// Answers the held jobs, and holds no more.
     pub(crate) fn release(&self) {
         let calls = self.0.holding.lock().unwrap().take().unwrap_or_default();
         self.answer(calls);
@@ -75,7 +75,7 @@ impl Puppet {
                 continue;
             }
             let label = u16::from(call.row()[0]) + self.0.shift.load(Ordering::Relaxed) as u16;
-            // The present model may be another one than was asked for.
+            // The present model may differ from the requested one.
             call.model = self.model().unwrap();
             call.send_label(label);
         }
@@ -114,7 +114,7 @@ pub(crate) fn table() -> Arc<Table> {
     Arc::new(Table::new(Capacity::Entries(10_000)).unwrap())
 }
 
-/// A memo in front of `puppet`, with its table in the same process.
+/// A memo in front of `puppet`, with an embedded table.
 pub(crate) async fn embedded(puppet: &Puppet, table: &Arc<Table>) -> Client {
     let store = Store::Embedded(Arc::clone(table), None);
     memo(store, puppet.clone(), MemoOptions::new(secret())).await
@@ -127,7 +127,7 @@ pub(crate) async fn remote(puppet: &Puppet, cache: &str) -> Client {
 
 pub(crate) fn remote_store(cache: &str) -> Store {
     let client = Client::connect_lazy(cache, fail_fast());
-    // A busy machine is not what these tests are about.
+    // A long lookup budget, so that a busy machine causes no misses.
     let lookup_budget = Duration::from_millis(300);
     Store::Remote(RemoteStore::new(client, StoreOptions { lookup_budget, ..Default::default() }))
 }

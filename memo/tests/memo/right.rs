@@ -1,4 +1,4 @@
-//! Whose answers are remembered, for whom, and which are not believed.
+//! Which answers are stored, for which model and secret, and which stored values are rejected.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,7 +38,7 @@ async fn the_second_answer_is_remembered_with_a_table_here_and_there() {
 }
 
 #[tokio::test]
-async fn memos_that_share_cache_and_secret_share_their_answers_and_others_do_not() {
+async fn memos_with_one_store_and_secret_share_answers() {
     let cache = serve(CacheService::new(table()), "127.0.0.1:0").await;
     let puppet = Puppet::new();
     let (a, b) = (remote(&puppet, &cache.addr).await, remote(&puppet, &cache.addr).await);
@@ -66,7 +66,7 @@ async fn whatever_others_write_into_the_table_the_label_is_right() {
     for value in planted {
         table.insert(key, value);
         let rejected = counter(&client, "rejected_tags").await;
-        // A miss, counted, and the entry is put right.
+        // A miss, counted, and the entry is replaced.
         assert_eq!(client.classify(&image).await.unwrap(), label(5, Origin::Miss), "{value:#x}");
         assert_eq!(counter(&client, "rejected_tags").await, rejected + 1);
         assert_eq!(table.get(key), Some(own));
@@ -92,14 +92,14 @@ async fn a_new_model_is_never_answered_for_with_the_old_ones_labels() {
     .await;
     assert_eq!(first.digest, [1; 32]);
 
-    // Back again: what the first model said is still there, and still its own.
+    // The first model again: its answers are still stored, and still its own.
     *puppet.0.model.lock().unwrap() = Some(Arc::new(model_id(1)));
     puppet.0.shift.store(0, Ordering::Relaxed);
     assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(5, Origin::Hit));
 }
 
 #[tokio::test]
-async fn an_answer_of_another_model_than_the_asked_one_is_neither_given_nor_remembered() {
+async fn an_answer_of_another_model_is_neither_given_nor_stored() {
     let puppet = Puppet::new();
     let client = embedded(&puppet, &table()).await;
     puppet.hold();
@@ -112,7 +112,7 @@ async fn an_answer_of_another_model_than_the_asked_one_is_neither_given_nor_reme
     *puppet.0.model.lock().unwrap() = Some(Arc::new(model_id(2)));
     puppet.0.shift.store(10, Ordering::Relaxed);
     puppet.release();
-    // Its client was told of the first model; asking again, he hears of the second one.
+    // The client was welcomed with the first model. A second request learns of the new model.
     let error = call.await.unwrap().unwrap_err();
     assert!(matches!(error, CallError::Server { status: Status::ShuttingDown, .. }), "{error}");
     assert_eq!(client.classify(&[5; 4]).await.unwrap(), label(15, Origin::Miss));
@@ -138,11 +138,11 @@ async fn a_memo_behind_a_memo_files_no_answer_under_the_wrong_model() {
         puppet.0.shift.store(shift, Ordering::Relaxed);
     };
     until("the chain stands", async || outer.classify(&[1; 4]).await.is_ok()).await;
-    // Asked about for the first time while the inner memo's connection still tells of model 1.
+    // The first request for this image, while the inner memo's connection still announces model 1.
     set_model(2, 10);
     assert_eq!(outer.classify(&[5; 4]).await.unwrap().label, 15);
-    // Back again. The outer memo hears of it with its next miss, and has nothing of model 2 under
-    // model 1's keys then.
+    // Model 1 again. The outer memo learns of it with its next miss, and must not have stored an
+    // answer of model 2 under the keys of model 1.
     set_model(1, 0);
     assert_eq!(outer.classify(&[6; 4]).await.unwrap().label, 6);
     for _ in 0..3 {
@@ -151,7 +151,7 @@ async fn a_memo_behind_a_memo_files_no_answer_under_the_wrong_model() {
 }
 
 #[tokio::test]
-async fn a_label_that_the_model_cannot_give_is_corrupt_and_not_remembered() {
+async fn an_impossible_label_is_corrupt_and_not_stored() {
     let puppet = Puppet::new();
     let client = embedded(&puppet, &table()).await;
     puppet.0.shift.store(100, Ordering::Relaxed);
@@ -163,12 +163,12 @@ async fn a_label_that_the_model_cannot_give_is_corrupt_and_not_remembered() {
 }
 
 #[tokio::test]
-async fn an_image_of_the_wrong_size_is_told_both_sizes_and_its_batch_goes_on() {
+async fn a_wrong_size_names_both_sizes_and_the_batch_continues() {
     let puppet = Puppet::new();
     let service =
         MemoService::new(Store::Embedded(table(), None), puppet, MemoOptions::new(secret()));
     let running = serve(service, "127.0.0.1:0").await;
-    // A raw client, since ours would not even send it.
+    // A raw client, because our client would not send it.
     let stream = tokio::net::TcpStream::connect(&running.addr).await.unwrap();
     use afterimage_wire::proto::{Message, codec::FrameCodec, handshake::Hello};
     use futures_util::{SinkExt, StreamExt};

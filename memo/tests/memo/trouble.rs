@@ -1,4 +1,4 @@
-//! Caches and classifiers that are dead, hang, or were never there.
+//! Caches and classifiers that are dead, hang, or start late.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -100,7 +100,7 @@ async fn error_of(model: ModelId) -> CallError {
 }
 
 #[tokio::test]
-async fn an_incomplete_classifier_is_told_what_a_memo_requires() {
+async fn names_what_an_incomplete_classifier_lacks() {
     let complete = model_id(1);
     for (model, found) in [
         (ModelId { digest: [0; 32], ..complete.clone() }, "no digest"),
@@ -143,7 +143,7 @@ async fn error_texts_of_classifiers_reach_clients_escaped() {
 }
 
 #[tokio::test]
-async fn a_dead_classifier_fails_misses_at_once_while_hits_go_on_and_is_back_when_it_is_back() {
+async fn a_dead_classifier_fails_misses_and_spares_hits() {
     let classifier = serve(FirstByte, "127.0.0.1:0").await;
     let upstream = Client::connect_lazy(classifier.addr.as_str(), fail_fast());
     let upstream = Pool::new(upstream, Duration::from_secs(5));
@@ -183,7 +183,7 @@ async fn a_dead_cache_fails_nothing_and_is_used_again_when_it_is_back() {
     .await;
 }
 
-/// A cache that welcomes, and then says nothing to anything.
+/// A cache that sends a Welcome and then nothing.
 #[derive(Clone, Default)]
 struct Mute {
     held: Arc<Mutex<Vec<ValueReply>>>,
@@ -217,7 +217,7 @@ fn three_failures() -> StoreOptions {
 }
 
 #[tokio::test]
-async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then_nothing() {
+async fn a_silent_cache_costs_a_few_lookup_budgets_then_nothing() {
     let mute = Mute::default();
     let cache = serve(mute.clone(), "127.0.0.1:0").await;
     let upstream = Client::connect(cache.addr.as_str(), fail_fast()).await.unwrap();
@@ -233,7 +233,7 @@ async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then
         assert_eq!(client.classify(&[i; 4]).await.unwrap().label, u16::from(i));
     }
     assert_eq!(counter(&client, "store_breaker_opened").await, 1);
-    // Three were looked up, and the cache heard of these three; each of the others went by.
+    // Three lookups reached the cache; the breaker stopped all others.
     assert_eq!(counter(&client, "store_lookups").await, 3);
     assert_eq!(counter(&client, "store_lookups_failed").await, 3);
     assert_eq!(counter(&client, "store_lookups_bypassed").await, 50);
@@ -241,8 +241,8 @@ async fn a_cache_that_never_answers_costs_the_lookup_budget_a_few_times_and_then
 }
 
 #[test]
-fn a_store_that_is_left_out_is_not_asked_and_its_lookups_end_before_they_return() {
-    /// Keeps what it should call.
+fn an_open_breaker_ends_lookups_inline() {
+    /// Keeps the callback of the lookup.
     #[derive(Clone, Default)]
     struct Hung(Arc<Mutex<Vec<Callback>>>);
     impl std::fmt::Debug for Hung {
@@ -275,7 +275,7 @@ fn a_store_that_is_left_out_is_not_asked_and_its_lookups_end_before_they_return(
     };
     let waiting = [look(), look(), look()];
     assert!(waiting.iter().all(|ended| ended.load(SeqCst) == 0));
-    // The budget's end.
+    // The end of the lookup budget.
     for then in std::mem::take(&mut *hung.0.lock().unwrap()) {
         then(None);
     }

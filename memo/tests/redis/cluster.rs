@@ -49,7 +49,7 @@ async fn a_cluster_of_three_remembers_across_its_slots() {
     assert_eq!(sizes.iter().sum::<usize>(), 200);
     assert!(sizes.iter().all(|&size| size > 20), "every node has its share: {sizes:?}");
 
-    // Many at once, as a batch of lookups over all slots.
+    // Many lookups at once, over all slots.
     let calls: Vec<_> = (0..200)
         .map(|i| {
             let client = client.clone();
@@ -64,8 +64,8 @@ async fn a_cluster_of_three_remembers_across_its_slots() {
     slots_move(&nodes, &client).await;
 }
 
-/// The first node's slots move to the second: at first each is on its way (`ASK`), then it has
-/// arrived (`MOVED`).
+/// The slots of the first node move to the second. First each slot is in migration (`ASK`), then it
+/// has moved (`MOVED`).
 async fn slots_move(nodes: &[Node], client: &Client) {
     let id = |node: &Node| node.cli(&["cluster", "myid"]).trim().to_owned();
     let (from, to) = (id(&nodes[0]), id(&nodes[1]));
@@ -80,8 +80,8 @@ async fn slots_move(nodes: &[Node], client: &Client) {
     let before = nodes[0].keys();
     nodes[1].script(&script("importing", &from));
     nodes[0].script(&script("migrating", &to));
-    // Keys that the first node has, it still gives; others of its slots are the second one's from
-    // now on.
+    // The first node still serves the keys that it has. The second node serves all others of these
+    // slots from now on.
     until("all is remembered on the way", async || ask(client, 0..250).await == 250).await;
     assert_eq!(nodes[0].keys(), before, "new keys go where their slots go");
     let all = nodes.iter().map(Node::keys).sum::<usize>();
@@ -124,7 +124,7 @@ async fn answers_go_on_while_a_node_dies_and_its_replica_takes_over() {
     .await;
 
     nodes[0].kill();
-    // `ask` fails at an error or a wrong label: there is none, from the first request on.
+    // `ask` fails at an error or a wrong label, from the first request on.
     let remembered = ask(&client, 0..200).await;
     assert!(remembered < 200, "a third of the answers is out of reach at first");
     until("the replica has taken over", async || {

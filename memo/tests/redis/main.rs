@@ -1,5 +1,5 @@
 //! Redis as the store: real servers, single ones and a cluster, started here and ended by their
-//! pid. Skipped, and said so, where `redis-server` is not installed.
+//! pid. Without `redis-server` the tests are skipped, and print this.
 
 #![allow(clippy::unwrap_used)]
 
@@ -25,7 +25,7 @@ use afterimage_wire::server::{Server, ServerOptions};
 use afterimage_wire::tls::ClientFiles;
 use afterimage_wire::{Client, ClientOptions};
 
-/// Longer than anything here takes on a busy machine.
+/// Longer than any test here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers with the image's first byte.
@@ -58,7 +58,7 @@ async fn memo_of(url: &str, options: RedisOptions) -> Client {
     let redis = Redis::connect_lazy(url, options).unwrap();
     let shape = Shape::new(&[4]).unwrap();
     let model = Arc::new(ModelId::labels([1; 32], Some(shape), 256));
-    // A busy machine is not what these tests are about.
+    // A long lookup budget, so that a busy machine causes no misses.
     let lookup_budget = Duration::from_millis(300);
     let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
     tokio::spawn(redis.keep_current());
@@ -79,8 +79,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-/// Asks about these images, which must be answered rightly, and gives how many of the answers were
-/// remembered.
+/// Classifies these images, checks the labels, and returns the number of hits.
 async fn ask(client: &Client, images: Range<u8>) -> usize {
     let mut remembered = 0;
     for i in images {

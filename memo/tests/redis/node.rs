@@ -1,4 +1,4 @@
-//! Redis servers of our own, each killed when its test ends.
+//! Redis servers, each killed when its test ends.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -13,13 +13,12 @@ pub(crate) struct Node {
     pub(crate) port: u16,
     folder: tempfile::TempDir,
     flags: Vec<String>,
-    /// What `redis-cli` needs to be let in.
+    /// The arguments that `redis-cli` needs to log in.
     cli: Vec<String>,
 }
 
-/// What makes a server a cluster's node. The time after which a silent node counts as gone is
-/// short, so that its replica takes over soon, and not so short that a busy machine looks like a
-/// dead one.
+/// The settings of a cluster's node. The time after which a silent node counts as failed is short,
+/// so that its replica takes over soon, and long enough for a busy machine.
 const CLUSTER: &[&str] = &[
     "--cluster-enabled",
     "yes",
@@ -46,8 +45,7 @@ impl Node {
         Node::start_at(port, &[&port_flags, flags].concat(), Vec::new())
     }
 
-    /// One that speaks mutual TLS and nothing else, to clients and, if it is a cluster's, to the
-    /// other nodes.
+    /// A server with mutual TLS only, for clients and for the other nodes of a cluster.
     pub(crate) fn start_with_tls(pki: &Pki, for_cluster: bool) -> Node {
         let Pki { authority, server, client, .. } = pki;
         let [ca, cert, key, client_cert, client_key] =
@@ -77,7 +75,7 @@ impl Node {
         self.child.wait().unwrap();
     }
 
-    /// Stops it where it stands (SIGSTOP), or has it go on (SIGCONT).
+    /// Stops the server (SIGSTOP) or continues it (SIGCONT).
     pub(crate) fn signal(&self, name: &str) {
         let mut command = Command::new("kill");
         let done = command.args([&format!("-{name}"), &self.child.id().to_string()]).status();
@@ -92,13 +90,13 @@ impl Node {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// What `redis-cli` prints.
+    /// The output of `redis-cli`.
     pub(crate) fn cli(&self, args: &[&str]) -> String {
         let output = self.redis_cli().args(args).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Has `redis-cli` carry out many commands, a line each.
+    /// Lets `redis-cli` execute many commands, one on each line.
     pub(crate) fn script(&self, commands: &str) {
         let mut command = self.redis_cli();
         command.stdin(Stdio::piped()).stdout(Stdio::null());
@@ -113,12 +111,12 @@ impl Node {
         command
     }
 
-    /// How many keys it has.
+    /// The number of keys.
     pub(crate) fn keys(&self) -> usize {
         self.cli(&["dbsize"]).trim().parse().unwrap_or(0)
     }
 
-    /// Waits until connections are taken: the moment from which it can be used.
+    /// Waits until the server accepts connections.
     pub(crate) async fn until_it_listens(&self) {
         until("redis listens", async || TcpStream::connect(self.addr()).is_ok()).await;
     }
@@ -142,7 +140,7 @@ fn spawn(folder: &tempfile::TempDir, flags: &[String]) -> Child {
     command.stdout(Stdio::null()).spawn().unwrap()
 }
 
-/// An authority, and what it has signed.
+/// A certificate authority, and the certificates that it has signed.
 pub(crate) struct Pki {
     pub(crate) authority: Authority,
     pub(crate) server: Issued,
@@ -171,12 +169,12 @@ pub(crate) fn free_port() -> u16 {
     }
 }
 
-/// Whether a test can run that needs a Redis with TLS, which is one's choice when it is built.
+/// Whether the installed Redis supports TLS, which is an option of its build.
 pub(crate) fn installed_with_tls(test: &str) -> bool {
     if !installed(test) {
         return false;
     }
-    // It takes the flag, or ends at once with what is wrong about it.
+    // A server with TLS accepts the flag, or ends with another error about it.
     let refused =
         Command::new("redis-server").args(["--port", "0", "--tls-port"]).output().unwrap();
     let found = !String::from_utf8_lossy(&refused.stdout).contains("Bad directive");
@@ -186,8 +184,8 @@ pub(crate) fn installed_with_tls(test: &str) -> bool {
     found
 }
 
-/// Whether a test can run; says so when it cannot, past the harness, which keeps what a passing
-/// test prints to itself.
+/// Whether a test can run. Prints a skip past the test harness, which hides the output of passing
+/// tests.
 pub(crate) fn installed(test: &str) -> bool {
     let found = ["redis-server", "redis-cli"].iter().all(|program| {
         let run = Command::new(program).arg("--version").stdout(Stdio::null()).status();

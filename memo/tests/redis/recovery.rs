@@ -1,4 +1,4 @@
-//! How soon a Redis that was dead or hung is used again, while requests come all the time.
+//! The time until a Redis that died or hung is used again, under constant load.
 //!
 //! ```text
 //! REDIS_ROUNDS=20 cargo test -p afterimage-memo --test redis recovery -- --nocapture
@@ -9,38 +9,34 @@ use std::time::{Duration, Instant};
 use afterimage_wire::Client;
 
 use crate::node::{Node, installed};
-use crate::trouble::is_left_out;
+use crate::trouble::is_bypassed;
 use crate::{ask, counter, memo, until};
 
-/// The longest recovery that passes, when nobody says otherwise: the second that is promised, of an
-/// optimized build. A machine that is busy with other things takes longer; `REDIS_RECOVERY_MS` says
-/// how long it may.
+/// The longest allowed recovery without `REDIS_RECOVERY_MS`: the promised second for an optimized
+/// build. A busy machine needs longer and sets the variable.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(if cfg!(debug_assertions) { 3 } else { 1 });
 
-/// Times that a server dies or hangs when `REDIS_ROUNDS` does not say.
+/// The number of outages without `REDIS_ROUNDS`.
 const ROUNDS: u32 = 3;
 
-/// An outage is so long at least that the pauses between attempts to connect, which grow, are at
-/// their longest.
+/// The shortest outage: the growing pause between attempts to connect has reached its limit.
 const OUTAGE: Duration = Duration::from_millis(1500);
 
-/// Each outage is longer than the last one by this, so that servers come back at any moment of such
-/// a pause.
+/// Each outage is longer by this time, so that servers come back at different moments of the pause.
 const LONGER: Duration = Duration::from_millis(70);
 
-/// A number out of the environment.
+/// A number from the environment.
 fn number(name: &str) -> Option<u32> {
     let text = std::env::var(name).ok()?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?} and should be a number")))
 }
 
-/// How long a recovery may take.
+/// The longest allowed recovery.
 fn limit() -> Duration {
     number("REDIS_RECOVERY_MS").map_or(RECOVERY_LIMIT, |ms| Duration::from_millis(ms.into()))
 }
 
-/// Asks until an answer is remembered again; gives the time it took, which must not be above the
-/// limit.
+/// Sends requests until one is a hit. Returns the time, which must be below the limit.
 pub(crate) async fn until_back(client: &Client) -> Duration {
     let start = Instant::now();
     until("it is used again", async || ask(client, 0..1).await > 0).await;
@@ -49,9 +45,9 @@ pub(crate) async fn until_back(client: &Client) -> Duration {
     took
 }
 
-/// Asks as long as the server is away: no request fails, and soon none waits.
+/// Sends requests during an outage: no request fails, and soon none waits.
 async fn last(outage: Duration, client: &Client) {
-    is_left_out(client).await;
+    is_bypassed(client).await;
     let start = Instant::now();
     while start.elapsed() < outage {
         ask(client, 0..10).await;
@@ -59,7 +55,7 @@ async fn last(outage: Duration, client: &Client) {
     }
 }
 
-/// Has a server suffer some outages, and says how long each took to recover from.
+/// Causes some outages of a server, and prints the recovery time of each.
 async fn outages(
     what: &str,
     mut begin: impl FnMut(&mut Node),

@@ -9,12 +9,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::node::{Node, installed};
 use crate::recovery::until_back;
-use crate::trouble::is_left_out;
+use crate::trouble::is_bypassed;
 use crate::{ask, counter, memo, stats, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_single_redis_remembers_is_missed_by_nobody_when_it_dies_and_used_again_when_it_is_back()
-{
+async fn a_redis_that_dies_fails_no_request_and_is_used_again() {
     if !installed("the test of a single Redis") {
         return;
     }
@@ -26,7 +25,7 @@ async fn a_single_redis_remembers_is_missed_by_nobody_when_it_dies_and_used_agai
 
     node.kill();
     assert_eq!(ask(&client, 0..100).await, 0);
-    is_left_out(&client).await;
+    is_bypassed(&client).await;
     node.restart();
     node.until_it_listens().await;
     until_back(&client).await;
@@ -67,13 +66,13 @@ async fn nonsense_under_our_keys_is_a_miss_and_put_right() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_user_with_few_rights_and_a_database_are_taken_from_the_address() {
+async fn takes_a_restricted_user_and_a_database_from_the_url() {
     if !installed("the test of a Redis user") {
         return;
     }
     let node = Node::start();
     node.until_up().await;
-    // All that a memo needs.
+    // All rights that a memo needs.
     let user = ["acl", "setuser", "memo", "on", ">p@ss:w/rd", "~ai:*", "-@all", "+mget", "+mset"];
     assert_eq!(node.cli(&[&user[..], &["+select", "+@connection"]].concat()).trim(), "OK");
     assert_eq!(node.cli(&["acl", "setuser", "default", "-@all", "+acl", "+dbsize"]).trim(), "OK");
@@ -109,12 +108,12 @@ async fn a_replica_is_read_and_its_refusal_of_writes_is_told() {
     })
     .await;
     assert_eq!(primary.keys(), 50);
-    // It takes over.
+    // The replica takes over.
     replica.cli(&["replicaof", "no", "one"]);
     until("writes are taken", async || ask(&client, 50..60).await == 10).await;
 }
 
-/// A virtual address: hands connections on to whichever server stands behind it at the time.
+/// A virtual address: it forwards connections to the server that is set at the time.
 async fn virtual_address(port: Arc<AtomicU16>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap().port();
@@ -142,7 +141,7 @@ async fn after_a_failover_behind_one_address_the_new_primary_is_found() {
     let address = virtual_address(Arc::clone(&behind)).await;
     let client = memo(&format!("redis://127.0.0.1:{address}")).await;
     until("all is remembered", async || ask(&client, 0..20).await == 20).await;
-    // The roles change, connections stay: the old primary goes on answering, and takes no writes.
+    // The roles change and the connections stay. The old primary answers, and refuses writes.
     first.cli(&["replicaof", "127.0.0.1", &second.port.to_string()]);
     behind.store(second.port, Ordering::Relaxed);
     until("the new one is written to", async || {

@@ -1,4 +1,4 @@
-//! Redis servers that speak mutual TLS and nothing else: one, and a cluster.
+//! Redis servers with mutual TLS only: a single one and a cluster.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use crate::cluster::form_cluster;
 use crate::node::{Node, Pki, installed_with_tls};
 use crate::{ask, memo_with, until};
 
-/// The authority that the server's certificate is of, and a client's certificate of it.
+/// The authority of the server's certificate, and a client certificate from it.
 fn known(pki: &Pki) -> ClientFiles {
     let [ca, cert, key] = [&pki.authority.cert, &pki.client.cert, &pki.client.key];
     ClientFiles { ca: Some(ca.clone()), cert: Some(cert.clone()), key: Some(key.clone()) }
@@ -25,22 +25,21 @@ async fn answers_are_remembered_through_mutual_tls() {
     let url = format!("rediss://{}", node.addr());
     let client = memo_with(&url, known(&pki)).await;
     until("an answer is remembered", async || ask(&client, 0..1).await > 0).await;
-    // Nobody else is let in.
+    // A client without a certificate is refused.
     let stranger = ClientFiles { cert: None, key: None, ..known(&pki) };
     let stranger = memo_with(&url, stranger).await;
     assert_eq!(ask(&stranger, 0..1).await, 0);
 }
 
 #[tokio::test]
-async fn a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not() {
-    if !installed_with_tls("a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not")
-    {
+async fn reloads_a_new_certificate_and_ignores_a_broken_one() {
+    if !installed_with_tls("reloads_a_new_certificate_and_ignores_a_broken_one") {
         return;
     }
     let pki = Pki::new();
     let node = Node::start_with_tls(&pki, false);
     node.until_up().await;
-    // What Redis does not believe, at first.
+    // A certificate that Redis does not accept, at first.
     let others = afterimage_testkit::pki::Authority::new(pki.folder.path(), "others");
     let own = others.issue("own", "memo");
     let files = ClientFiles {
@@ -55,7 +54,7 @@ async fn a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not()
     assert_eq!(pki.authority.issue("own", "memo").cert, own.cert);
     hang_up();
     until("the new one is used", async || ask(&client, 0..20).await == 20).await;
-    // A connection that works is replaced, too: what it was made with may have ended.
+    // A working connection is replaced, too, because its certificate may have expired.
     let before = connections(&node);
     assert!(!before.is_empty());
     pki.authority.issue("own", "memo");
@@ -69,35 +68,35 @@ async fn a_new_certificate_is_used_without_a_new_start_and_a_broken_one_is_not()
     assert_eq!(ask(&client, 0..20).await, 20);
     std::fs::write(&own.cert, "broken").unwrap();
     hang_up();
-    // Nothing changes that could be waited for; what there is goes on.
+    // No event marks a failed reload. The present connections continue.
     for _ in 0..20 {
         until("all is remembered", async || ask(&client, 0..20).await == 20).await;
     }
 }
 
-/// The ids of a server's connections, that of `redis-cli` apart.
+/// The ids of a server's connections, except that of `redis-cli`.
 fn connections(node: &Node) -> Vec<String> {
     let list = node.cli(&["client", "list"]);
     let others = list.lines().filter(|line| !line.contains("cmd=client"));
     others.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect()
 }
 
-/// SIGHUP to this process, which listens to it since there is a memo.
+/// Sends SIGHUP to this process, which handles it since a memo runs.
 fn hang_up() {
     let pid = std::process::id().to_string();
     assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_whose_nodes_speak_mutual_tls_remembers_across_its_slots() {
-    if !installed_with_tls("a_cluster_whose_nodes_speak_mutual_tls_remembers_across_its_slots") {
+async fn a_cluster_with_mutual_tls_stores_across_its_slots() {
+    if !installed_with_tls("a_cluster_with_mutual_tls_stores_across_its_slots") {
         return;
     }
     let pki = Pki::new();
     let nodes: Vec<Node> = (0..3).map(|_| Node::start_with_tls(&pki, true)).collect();
     form_cluster(&nodes).await;
     let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
-    // One node is told of; it names the others.
+    // One node is given; it names the others.
     let url = format!("rediss+cluster://{}", addrs[0]);
     let client = memo_with(&url, known(&pki)).await;
     until("all is remembered", async || ask(&client, 0..200).await == 200).await;

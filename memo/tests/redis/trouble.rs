@@ -1,5 +1,5 @@
-//! A Redis that hangs, is slow, or is none: the lookup budget a few times, then nothing, and back
-//! when it is back.
+//! A Redis that hangs, is slow or is missing: it costs the lookup budget a few times, then nothing,
+//! and is used again when it is back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,9 +15,9 @@ use crate::node::{Node, installed};
 use crate::recovery::until_back;
 use crate::{ask, memo, stats, until};
 
-/// Asks until the breaker is open, and then shows that nobody waits for the store any more but a
-/// probe now and then.
-pub(crate) async fn is_left_out(client: &Client) {
+/// Sends requests until the breaker is open. Then checks that only a probe now and then waits for
+/// the store.
+pub(crate) async fn is_bypassed(client: &Client) {
     until("the breaker opens", async || {
         ask(client, 0..4).await;
         stats(client).await.get("store_breaker") == Some(&Value::Text("open".into()))
@@ -31,14 +31,13 @@ pub(crate) async fn is_left_out(client: &Client) {
     let more = |name| after.counter_value(name) - before.counter_value(name);
     let (waited, bypassed) = (more("store_lookups"), more("store_lookups_bypassed"));
     assert_eq!(waited + bypassed, 200);
-    // Nobody but the probes: one at the start, and one each time that the pause since the last one
-    // is over.
+    // The probes: one at the start, and one after each pause.
     let probes = elapsed.div_duration_f64(StoreOptions::default().probe_every) as u64 + 1;
     assert!(waited <= probes, "{waited} of 200 requests waited, in {elapsed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_hangs_is_left_out_and_used_again_soon_after_it_goes_on() {
+async fn a_hung_redis_is_bypassed_and_used_again_soon() {
     if !installed("the test of a Redis that hangs") {
         return;
     }
@@ -47,13 +46,13 @@ async fn a_redis_that_hangs_is_left_out_and_used_again_soon_after_it_goes_on() {
     let client = memo(&format!("redis://{}", node.addr())).await;
     until("all is remembered", async || ask(&client, 0..20).await == 20).await;
     node.signal("STOP");
-    is_left_out(&client).await;
+    is_bypassed(&client).await;
     node.signal("CONT");
     until_back(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_is_slow_is_left_out_and_used_again_when_it_is_quick() {
+async fn a_slow_redis_is_bypassed_until_it_is_fast_again() {
     if !installed("the test of a slow Redis") {
         return;
     }
@@ -63,14 +62,15 @@ async fn a_redis_that_is_slow_is_left_out_and_used_again_when_it_is_quick() {
     let port = slow_proxy(node.addr(), Arc::clone(&delay_ms)).await;
     let client = memo(&format!("redis://127.0.0.1:{port}")).await;
     until("all is remembered", async || ask(&client, 0..20).await == 20).await;
-    // Longer than the budget, shorter than what would be held for the server's end.
+    // Longer than the lookup budget, and shorter than the time after which the server counts as
+    // dead.
     delay_ms.store(500, Ordering::SeqCst);
-    is_left_out(&client).await;
+    is_bypassed(&client).await;
     delay_ms.store(0, Ordering::SeqCst);
     until_back(&client).await;
 }
 
-/// A port behind which replies of the server at `addr` come late.
+/// A port that forwards to the server at `addr` and delays its replies.
 async fn slow_proxy(addr: String, delay_ms: Arc<AtomicU64>) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -112,5 +112,5 @@ async fn who_speaks_no_redis_costs_no_answer_and_soon_no_time() {
     });
     let client = memo(&format!("redis://127.0.0.1:{port}")).await;
     assert_eq!(ask(&client, 0..100).await, 0);
-    is_left_out(&client).await;
+    is_bypassed(&client).await;
 }

@@ -1,4 +1,4 @@
-//! Where replicas are, and how they share the work.
+//! Name resolution of replicas, and the balance among them.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -57,7 +57,7 @@ async fn a_name_is_looked_up_again_and_its_addresses_come_and_go() {
     *found.lock().unwrap() = Some(vec![addr(&b.1)]);
     until("the new one is asked", async || b.0.asked() > 0).await;
     until("the old one is gone", async || gauge(&client, "classifiers").await == 2).await;
-    // A name that cannot be looked up any more changes nothing.
+    // A name that fails to resolve changes nothing.
     *found.lock().unwrap() = None;
     let before = lookups.load(SeqCst);
     until("it was looked up in vain", async || lookups.load(SeqCst) > before + 2).await;
@@ -67,7 +67,7 @@ async fn a_name_is_looked_up_again_and_its_addresses_come_and_go() {
 }
 
 #[tokio::test]
-async fn a_name_that_does_not_exist_is_told_to_who_asks() {
+async fn an_unknown_name_is_reported_to_the_client() {
     let upstream = Pool::at(
         vec![Target("nowhere.invalid:1".into())],
         PoolOptions::default(),

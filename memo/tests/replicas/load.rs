@@ -1,4 +1,4 @@
-//! Callers that ask a memo without a pause, and what is made of their answers.
+//! Callers that send requests without a pause, and the checks of their answers.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use crate::common::{Running, fail_fast, label_of, until};
 
-/// A pool of these replicas, once all are connected.
+/// A pool of these replicas, after all are connected.
 pub(crate) async fn pool(replicas: &[&Running], options: PoolOptions) -> Arc<Pool> {
     let mut clients = Vec::new();
     for replica in replicas {
@@ -28,7 +28,7 @@ pub(crate) struct Call {
     pub(crate) answer: Result<u16, CallError>,
 }
 
-/// Callers that ask, each about one image after another, until they are told to stop.
+/// Callers that classify one image after another until they are stopped.
 pub(crate) struct Load {
     pub(crate) stop: Arc<AtomicBool>,
     pub(crate) calls: Arc<Mutex<Vec<Call>>>,
@@ -36,7 +36,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// `images` distinct ones, of at most 250.
+    /// `images` distinct images, at most 250.
     pub(crate) fn start(client: &Client, callers: u8, images: u8) -> Load {
         let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
         let caller = |caller: u8| {
@@ -79,7 +79,7 @@ impl Load {
     }
 }
 
-/// All answered, and each by one of these models.
+/// Checks that all requests were answered, each by one of these models.
 pub(crate) fn assert_right(calls: &[Call], digests: &[u8]) {
     for Call { image, answer, .. } in calls {
         let class = answer.as_ref().unwrap_or_else(|error| panic!("{image:?}: {error}"));
@@ -88,7 +88,7 @@ pub(crate) fn assert_right(calls: &[Call], digests: &[u8]) {
     }
 }
 
-/// A call that its own client does not send again.
+/// A call that its client does not repeat.
 pub(crate) fn once() -> CallOptions {
     CallOptions::new().no_retry().timeout(Duration::from_secs(30))
 }

@@ -1,4 +1,4 @@
-//! Replicas whose models differ.
+//! Replicas with different models.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::common::{
 
 use crate::load::{Call, Load, assert_right, pool};
 
-/// No answer of `old` to a call that began after one of `new` had come.
+/// Checks that no call that started after an answer of `new` got an answer of `old`.
 fn assert_no_way_back(calls: &[Call], old: u8, new: u8) {
     let is_of =
         |call: &Call, digest| *call.answer.as_ref().unwrap() == label_of(digest, &call.image);
@@ -26,9 +26,9 @@ async fn a_rollout_under_load_gives_no_wrong_label_and_goes_one_way() {
     let upstream =
         pool(&replicas.each_ref().map(|(_, running)| running), PoolOptions::default()).await;
     let (inner, client) = memo(10_000, upstream).await;
-    // A second memo before the first: what it remembers must be as right.
+    // A second memo in front of the first: its stored answers must be right, too.
     let (_outer, outer) = memo(10_000, pool(&[&inner], PoolOptions::default()).await).await;
-    // Few images, so that most answers are remembered ones.
+    // Few images, so that most answers are hits.
     let loads = [Load::start(&client, 6, 40), Load::start(&outer, 6, 40)];
     let more = async |calls| {
         for load in &loads {
@@ -50,7 +50,7 @@ async fn a_rollout_under_load_gives_no_wrong_label_and_goes_one_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_two_models_live_the_memo_stands_for_the_one_that_most_replicas_have() {
+async fn the_memo_serves_the_model_of_most_replicas() {
     let [a, b, c] = [replica(1).await, replica(1).await, replica(2).await];
     let upstream = pool(&[&a.1, &b.1, &c.1], PoolOptions::default()).await;
     let (_memo, client) = memo(10_000, upstream).await;
@@ -63,13 +63,14 @@ async fn while_two_models_live_the_memo_stands_for_the_one_that_most_replicas_ha
     };
     ask(1).await;
     assert_eq!((digest(), c.0.asked()), (Some(1), 0));
-    // Two to one for the other model; nobody asks anything, and the client hears of it.
+    // Two replicas to one for the other model. The client learns of it without a request.
     b.0.becomes(2);
     until("the client is told", async || digest() == Some(2)).await;
     let asked = a.0.asked();
     ask(2).await;
     assert_eq!(a.0.asked(), asked);
-    // One to one: it stays. Then the last one goes, and what is left is what is stood for.
+    // On a tie the model stays. After the end of the last replica of the model, the other model is
+    // served.
     b.1.kill().await;
     until("it is missed", async || gauge(&client, "classifiers_connected").await == 2).await;
     ask(2).await;
@@ -81,7 +82,7 @@ async fn while_two_models_live_the_memo_stands_for_the_one_that_most_replicas_ha
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_of_other_shapes_do_not_disturb() {
     let [a, b] = [replica(1).await, replica(1).await];
-    // The same digest and another input: another model.
+    // The same digest with another shape is another model.
     struct Odd(Serving);
     impl afterimage_wire::server::Service for Odd {
         fn identity(&self) -> afterimage_wire::server::Identity {
@@ -106,14 +107,14 @@ async fn replicas_of_other_shapes_do_not_disturb() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_idle_client_of_a_memo_before_a_memo_hears_of_another_model() {
+async fn an_idle_client_behind_two_memos_learns_of_a_new_model() {
     let (puppet, running) = replica(1).await;
     let (inner, _) = memo(10_000, pool(&[&running], PoolOptions::default()).await).await;
     let (_outer, client) = memo(10_000, pool(&[&inner], PoolOptions::default()).await).await;
     client.classify(&[1; 4]).await.unwrap();
     let mut changes = client.changes();
     puppet.becomes(2);
-    // Nobody asks anything meanwhile.
+    // There are no requests meanwhile.
     let told = async {
         while client.welcome().is_none_or(|welcome| welcome.digest[0] != 2) {
             assert!(changes.next().await);

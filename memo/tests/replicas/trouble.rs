@@ -1,4 +1,4 @@
-//! Replicas that fail, hang, drain or die: what is asked elsewhere, and who is ejected.
+//! Replicas that fail, hang, drain or die: retries, hedges and ejections.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ async fn a_replica_that_is_killed_or_drains_loses_no_request() {
     let addr = drained.1.addr.clone();
     drained.1.drain().await;
     load.more(300).await;
-    // One comes back where one went, and gets work again.
+    // A replica comes back in place of the dead one and gets requests again.
     let back = Puppet::new(1);
     let _running = Running::start(Serving(Arc::clone(&back)), &addr).await;
     until("who came back is asked", async || back.asked() > 0).await;
@@ -37,7 +37,7 @@ async fn a_replica_that_is_killed_or_drains_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_hung_replica_holds_is_asked_elsewhere_and_it_is_ejected_and_comes_back() {
+async fn calls_of_a_hung_replica_move_and_it_comes_back() {
     let (good, bad) = (replica(1).await, replica(1).await);
     let options = PoolOptions { timeout: Duration::from_millis(400), ..Default::default() };
     let (_memo, client) = memo(10_000, pool(&[&good.1, &bad.1], options).await).await;
@@ -54,8 +54,7 @@ async fn what_a_hung_replica_holds_is_asked_elsewhere_and_it_is_ejected_and_come
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_end_frees_what_it_holds()
- {
+async fn a_hung_replica_is_ejected_long_before_requests_time_out() {
     let (good, bad) = (replica(1).await, replica(1).await);
     let options = PoolOptions { timeout: Duration::from_secs(8), ..Default::default() };
     let (_memo, client) = memo(10_000, pool(&[&good.1, &bad.1], options).await).await;
@@ -65,7 +64,7 @@ async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_e
         tokio::spawn(async move { client.classify_with(&i.to_le_bytes(), once()).await })
     };
     let calls = share(&good.0, &bad.0, || (0..40).map(ask).collect()).await;
-    // Whether it has been silent for too long is looked at with every miss.
+    // Each miss checks for silent replicas.
     until("it is ejected", async || {
         drop(ask(1000 + began.elapsed().as_micros() as u32));
         counter(&client, "classifier_ejections").await == 1
@@ -79,8 +78,7 @@ async fn a_replica_that_hangs_is_ejected_long_before_requests_time_out_and_its_e
     assert_eq!(counter(&client, "classifier_failures").await, 0);
 }
 
-/// Calls with this much time, each about an image of its own, that their client does not send
-/// again.
+/// Calls with this timeout, each with an image of its own, that their client does not repeat.
 fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u16, CallError>>> {
     let ask = |i: u32| {
         let (client, options) = (client.clone(), CallOptions::new().no_retry().timeout(time));
@@ -90,8 +88,9 @@ fn calls(client: &Client, calls: u32, time: Duration) -> Vec<JoinHandle<Result<u
     (0..calls).map(ask).collect()
 }
 
-/// What `make` asks at once, shared among two replicas, of which only the first one ever answers.
-/// Whoever answered at once would be asked nearly everything.
+/// The calls that `make` makes at once, shared by two replicas of which only the first ever
+/// answers. Both hold their requests at first: a replica that answered at once would get nearly all
+/// calls.
 async fn share<C>(good: &Puppet, bad: &Puppet, make: impl FnOnce() -> Vec<C>) -> Vec<C> {
     for puppet in [good, bad] {
         puppet.set_mood(Mood::Hangs);
@@ -104,11 +103,11 @@ async fn share<C>(good: &Puppet, bad: &Puppet, make: impl FnOnce() -> Vec<C>) ->
     calls
 }
 
-/// So long that nobody is ejected for being silent, and no attempt ends by itself.
+/// So long that no replica is ejected for silence and no attempt times out.
 const ENDLESS: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hung_replica_does_not_take_all_the_time_of_a_request_while_another_can_answer() {
+async fn a_hung_replica_leaves_time_for_another_to_answer() {
     let (good, bad) = (replica(1).await, replica(1).await);
     let options = PoolOptions { timeout: ENDLESS, ..Default::default() };
     let (_memo, client) = memo(10_000, pool(&[&good.1, &bad.1], options).await).await;
@@ -121,8 +120,7 @@ async fn a_hung_replica_does_not_take_all_the_time_of_a_request_while_another_ca
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_answers_in_the_second_half_of_a_requests_time_is_believed_whether_or_not_another_was_asked()
- {
+async fn an_answer_after_the_hedge_is_accepted_from_either_replica() {
     for retry_burst in [1, 0] {
         let replicas = [replica(1).await, replica(1).await];
         replicas.iter().for_each(|(puppet, _)| puppet.set_mood(Mood::Hangs));
@@ -147,7 +145,7 @@ async fn who_answers_in_the_second_half_of_a_requests_time_is_believed_whether_o
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replica_of_another_model_is_no_reason_to_eject_the_only_one_of_the_asked_model() {
+async fn another_model_never_ejects_the_only_replica() {
     let [one, other] = [replica(1).await, replica(2).await];
     let upstream = pool(&[&one.1, &other.1], PoolOptions::default()).await;
     let (_memo, client) = memo(100, upstream).await;
@@ -171,7 +169,7 @@ async fn callers_without_patience_have_no_replica_ejected() {
     }
     let ask = |i: u32| {
         let client = client.clone();
-        // Enough to get there, and far less than a replica may owe an answer for.
+        // Long enough for a round trip, and far shorter than the silence limit.
         let options = CallOptions::new().no_retry().timeout(Duration::from_secs(1));
         tokio::spawn(async move { client.classify_with(&i.to_le_bytes(), options).await })
     };
@@ -189,7 +187,7 @@ async fn callers_without_patience_have_no_replica_ejected() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_draining_replica_turns_away_is_asked_elsewhere_whatever_the_budget() {
+async fn refusals_of_a_draining_replica_move_without_budget() {
     let (good, bad) = (replica(1).await, replica(1).await);
     bad.0.set_mood(Mood::Fails(Status::ShuttingDown));
     let options = PoolOptions { retry_burst: 0, retry_percent: 0, ..Default::default() };

@@ -1,7 +1,7 @@
-//! Reads along on every connection and keeps the protocol's accounts: each request has exactly one
-//! reply, of the right kind, in time, with the label of the very model that the connection was told
-//! of. What clients see is not enough for that: a reply that never comes looks like a slow one to a
-//! caller whose time runs out.
+//! An auditor that reads every connection and keeps the protocol's accounts. Each request has
+//! exactly one reply, of the right kind, in time, with the label of the model that the connection
+//! was welcomed with. The clients' view is not enough: a missing reply looks like a slow one to a
+//! caller with a timeout.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,43 +14,44 @@ use tokio::time::Instant;
 use super::classifier::label;
 use afterimage_memo::SWEEP_EVERY;
 
-/// What a memo may take beyond a request's budget: its look at the flights, every so often, and the
-/// millisecond that a timer is rounded to, twice.
+/// The time that a memo may take beyond a request's deadline: the period of its check of the
+/// flights, and twice the millisecond that a timer is rounded to.
 const BUDGET_SLACK: Duration = SWEEP_EVERY.saturating_add(Duration::from_millis(2));
 
 /// The accounts of one connection.
 #[derive(Debug, Default)]
 pub(super) struct Auditor {
-    /// What each side has written and was not whole yet.
+    /// The incomplete frame that each side has written.
     partial: [Vec<u8>; 2],
     open: BTreeMap<u64, Asked>,
-    /// The server promises to keep budgets while fewer requests than this are in flight. Past it,
-    /// it does not read.
+    /// The server promises to keep deadlines while fewer requests than this are in flight. Above
+    /// the limit it does not read.
     window: Option<usize>,
     /// The digest in the server's `Welcome`.
     told: Option<[u8; 32]>,
-    /// Something kept bytes from arriving when they should have: times prove nothing.
+    /// Whether a fault delayed bytes on this connection: times prove nothing then.
     pub(super) disturbed: bool,
 }
 
-/// A request that has no reply yet.
+/// A request without a reply.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     kind: Kind,
-    /// When its last byte arrives, if nothing comes in between.
+    /// When its last byte arrives, if nothing delays it.
     at: Instant,
     budget: Option<Duration>,
-    /// Which one it is, if it is about one.
+    /// The image of the request, if it has one.
     image: Option<u8>,
 }
 
 impl Auditor {
-    /// Empty accounts. `window`: of a server that keeps budgets.
+    /// Empty accounts. `window` is set for a server that keeps deadlines.
     pub(super) fn new(window: Option<usize>, disturbed: bool) -> Self {
         Auditor { window, disturbed, ..Auditor::default() }
     }
 
-    /// Bytes of one side (0: the client) that arrive at this time. Says what is wrong with them.
+    /// Reads bytes of one side (0: the client) that arrive at this time. Returns a complaint about
+    /// them.
     pub(super) fn wrote(&mut self, side: usize, bytes: &[u8], arrives: Instant) -> Option<String> {
         let mut partial = std::mem::take(&mut self.partial[side]);
         partial.extend_from_slice(bytes);
@@ -139,19 +140,19 @@ impl Auditor {
         }
     }
 
-    /// Whether the model that the connection was told of says this of an image. A classifier's own
-    /// answers are not judged: some say what they cannot mean.
+    /// Whether the model of the connection gives this label to an image. A classifier's own answers
+    /// are not judged: some classifiers give impossible labels on purpose.
     fn is_right(&self, image: Option<u8>, class: u16) -> bool {
         let told = self.told.filter(|digest| digest[0] != 0 && *digest == [digest[0]; 32]);
         told.zip(image).is_some_and(|(digest, image)| label(digest[0], image) == class)
     }
 
-    /// Whether somebody has begun a frame and not ended it.
+    /// Whether one side has sent a part of a frame.
     pub(super) fn is_within_a_frame(&self) -> bool {
         self.partial.iter().any(|partial| !partial.is_empty())
     }
 
-    /// The requests that have no reply.
+    /// The requests without a reply.
     pub(super) fn unanswered(&self) -> usize {
         self.open.len()
     }
@@ -165,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// The complaint about a reply to request 1 after `took`, when the request has a budget of 5 ms.
+    /// The complaint about a reply to request 1 after `took`, when the request has 5 ms.
     async fn reply_after(auditor: &mut Auditor, took: Duration) -> Option<String> {
         tokio::time::sleep(took).await;
         let mut frame = Vec::new();

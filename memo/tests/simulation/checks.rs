@@ -1,4 +1,4 @@
-//! What must hold of a history, whatever happened in it.
+//! The checks of a history: they must hold under all faults.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,24 +14,24 @@ use super::history::{Ask, Weather};
 use super::play::{PATIENT, RECOVERY};
 use super::world::World;
 
-/// What a call may take beyond its timeout: the timer's granularity, and the pause before a request
-/// is sent again to a server that is shutting down.
+/// The time that a call may take beyond its timeout: the timer's granularity, and the pause before
+/// a request is repeated at a server that shuts down.
 const SLACK: Duration = Duration::from_millis(20);
 
-/// What a request may take, with the cache in whatever trouble, beyond the lookup budget and the
-/// classifier's own time: the ways between client, memo and classifier, rounded to milliseconds.
+/// The time that a request may take beyond the lookup budget and the classifier's time, whatever
+/// the state of the cache: the links between client, memo and classifier, rounded to milliseconds.
 const WAYS: Duration = Duration::from_millis(20);
 
-/// With room for fewer than this, `Overloaded` is an answer like any other.
+/// Below this limit of requests in flight, `Overloaded` is an allowed answer.
 const FEW: usize = 100;
 
-/// A call and what came of it.
+/// A call and its result.
 #[derive(Clone, Debug)]
 pub(super) struct Outcome {
     pub(super) ask: Ask,
     pub(super) began: Instant,
     pub(super) ended: Instant,
-    /// The answer, and the digest of the model that the connection's `Welcome` told of.
+    /// The answer, and the digest in the connection's `Welcome`.
     pub(super) result: Result<(Classification, Option<[u8; 32]>), CallError>,
 }
 
@@ -40,7 +40,7 @@ impl Outcome {
         matches!(self.result, Ok((Classification { origin: Origin::Hit, .. }, _)))
     }
 
-    /// What counts of it when two runs of a seed are compared.
+    /// The part that counts when two runs of a seed are compared.
     pub(super) fn summary(&self) -> (usize, u8, Result<(u16, Origin), Status>) {
         let result = self.result.as_ref().map(|(label, _)| (label.label, label.origin));
         (self.ask.client, self.ask.image, result.map_err(CallError::status))
@@ -63,7 +63,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// One call: the right label or a typed error, in time; and an answer, where it was promised.
+/// Checks one call: the right label or a typed error, in time, and an answer where one is promised.
 pub(super) fn outcome(world: &World, outcome: &Outcome, mended: Instant) {
     let complain = |what: &str| world.network.complain(format!("{what}: {outcome}"));
     let (settings, took) = (&world.settings, outcome.ended - outcome.began);
@@ -107,7 +107,7 @@ pub(super) fn outcome(world: &World, outcome: &Outcome, mended: Instant) {
     }
 }
 
-/// Whether a client of this world may be told this at all.
+/// Whether a client in this weather may get this error.
 fn is_possible(error: &CallError) -> bool {
     match error {
         CallError::Server { status, .. } => matches!(
@@ -126,13 +126,13 @@ fn is_possible(error: &CallError) -> bool {
     }
 }
 
-/// In calm weather, one call for each image that was asked about.
+/// In calm weather: one call for each requested image.
 pub(super) fn calls(world: &World, outcomes: &[Outcome]) {
     if world.settings.weather != Weather::Calm {
         return;
     }
     let images: BTreeSet<u8> = outcomes.iter().map(|outcome| outcome.ask.image).collect();
-    // And one for what is asked about after the storm.
+    // The image that `remembers` requests after the storm comes on top.
     let images = images.len() as u64 + 1;
     let calls: u64 = world.classifiers.iter().map(Classifier::calls).sum();
     if calls != images {
@@ -140,10 +140,10 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome]) {
     }
 }
 
-/// After the storm: what is asked twice is remembered the second time.
+/// After the storm: the second request for an image is a hit.
 pub(super) async fn remembers(world: &World) {
     let options = || CallOptions::new().timeout(Duration::from_secs(5));
-    // An image of its own, so that nothing is known of it.
+    // An image that no other request has used.
     let image = image(u8::MAX);
     let classes = world.live().into_iter().map(|model| label(model, u8::MAX));
     let classes: Vec<u16> = classes.collect();
@@ -158,8 +158,8 @@ pub(super) async fn remembers(world: &World) {
     }
 }
 
-/// In the end nothing is under way, nobody waits, no request is without its reply, and nothing is
-/// on the way.
+/// In the end there is no call in flight, no waiter, no request without its reply, and no byte on
+/// the network.
 pub(super) fn settled(world: &World) {
     let (waiting, under_way) = world.in_flight();
     if (waiting, under_way) != (0, 0) {

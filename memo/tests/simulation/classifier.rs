@@ -1,6 +1,5 @@
-//! A classifier that takes its time on virtual time. The compute engine of the real one has threads
-//! of its own, which have no place in a simulation; everything around it (protocol, connections,
-//! generations, draining) is the real server.
+//! A classifier that spends virtual time. The real compute engine has threads of its own and cannot
+//! run in a simulation. Everything around it (protocol, connections, draining) is the real server.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -16,10 +15,10 @@ use super::network::Host;
 /// Bytes of an image: its number, eight times.
 pub(super) const IMAGE_LEN: usize = 8;
 
-/// Enough that two models seldom agree on an image by chance.
+/// Enough labels that two models seldom agree on an image by chance.
 pub(super) const CLASSES: u16 = 5000;
 
-/// Which model: its digest is this byte, thirty-two times; never 0.
+/// The number of a model. Its digest is this byte, thirty-two times; never 0.
 pub(super) type Model = u8;
 
 /// An image.
@@ -27,13 +26,13 @@ pub(super) fn image(number: u8) -> [u8; IMAGE_LEN] {
     [number; IMAGE_LEN]
 }
 
-/// What a model says of an image.
+/// The label that a model gives to an image.
 pub(super) fn label(model: Model, number: u8) -> u16 {
     let seen = u64::from(model) << 8 | u64::from(number);
     (seen.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u16 % CLASSES
 }
 
-/// Each classifier's host has one; it outlives the processes there.
+/// The classifier of a host. It outlives the host's processes.
 #[derive(Clone, Debug)]
 pub(super) struct Classifier(Arc<Mutex<State>>);
 
@@ -43,13 +42,13 @@ struct State {
     model: Model,
     generation: u64,
     takes_ms: u64,
-    /// It says what its model cannot have said.
+    /// Whether it gives labels that its model cannot give.
     corrupt: bool,
     calls: u64,
 }
 
 impl Classifier {
-    /// One with model 1 that takes up to so many milliseconds an image.
+    /// A classifier with model 1 that takes at most this many milliseconds for an image.
     pub(super) fn new(seed: u64, host: Host, takes_ms: u64) -> Self {
         let dice = Dice::new(seed, 1000 + host as u64);
         let state = State { dice, model: 1, generation: 0, takes_ms, corrupt: false, calls: 0 };
@@ -60,24 +59,24 @@ impl Classifier {
         self.0.lock().unwrap()
     }
 
-    /// The model that it has now.
+    /// The present model.
     pub(super) fn model(&self) -> Model {
         self.lock().model
     }
 
-    /// Gives it another model.
+    /// Sets another model.
     pub(super) fn set_model(&self, model: Model) {
         let mut state = self.lock();
         state.generation += u64::from(state.model != model);
         state.model = model;
     }
 
-    /// Makes it say what it cannot mean, or not any more.
+    /// Starts or stops giving impossible labels.
     pub(super) fn set_corrupt(&self, corrupt: bool) {
         self.lock().corrupt = corrupt;
     }
 
-    /// Images that it was asked about.
+    /// The number of images it has classified.
     pub(super) fn calls(&self) -> u64 {
         self.lock().calls
     }

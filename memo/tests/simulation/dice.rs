@@ -1,17 +1,17 @@
-//! The only source of chance in a simulation.
+//! The only source of randomness in a simulation.
 
 use std::ops::RangeInclusive;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Throws that depend on a seed and nothing else.
+/// Random numbers that depend only on a seed.
 #[derive(Debug)]
 pub(super) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// The dice of one part of a simulation; each part has a stream of its own, so that a change in
-    /// one does not change what falls in another.
+    /// The random numbers of one part of a simulation. Each part has its own stream, so that a
+    /// change in one part does not change the numbers of another.
     pub(super) fn new(seed: u64, stream: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(stream);
@@ -23,7 +23,7 @@ impl Dice {
         self.0.next_u64()
     }
 
-    /// A number below `bound`, which is not 0. The bias is below 2⁻⁴⁰ for what is asked here.
+    /// A number below `bound`, which is not 0. For the bounds used here the bias is below 2⁻⁴⁰.
     pub(super) fn below(&mut self, bound: usize) -> usize {
         (self.bits() % bound as u64) as usize
     }
@@ -33,12 +33,12 @@ impl Dice {
         range.start() + self.bits() % (range.end() - range.start() + 1)
     }
 
-    /// True once in so many times.
+    /// True in one of this many cases.
     pub(super) fn one_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
-    /// One of these.
+    /// One of these values.
     pub(super) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }

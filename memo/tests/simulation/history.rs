@@ -1,4 +1,4 @@
-//! What is going to happen in a history, drawn from its seed before it begins.
+//! The plan of a history, drawn from its seed before it starts.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use super::dice::Dice;
 use super::network::Host;
 use super::{CACHE, CLASSIFIERS, CLIENTS, MAX_CLASSIFIERS, MEMO};
 
-/// In which the faults of a history begin; requests come all the time.
+/// The time in which the faults of a history start. Requests come all the time.
 pub(super) const STORM_MS: u64 = 2000;
 
-/// How a history is set up.
+/// The setting of a history.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) seed: u64,
@@ -18,32 +18,31 @@ pub(super) struct Settings {
     pub(super) classifiers: usize,
     pub(super) images: u8,
     pub(super) models: u8,
-    /// The memo's table is a cache across the network.
+    /// Whether the memo's store is a cache across the network.
     pub(super) remote_cache: bool,
     pub(super) lookup_budget: Duration,
-    /// What the classifier takes at most for an image.
+    /// The longest time of the classifier for an image.
     pub(super) classifier_ms: u64,
     pub(super) classifier_timeout: Duration,
     pub(super) max_waiting: usize,
-    /// Requests in flight on a connection.
+    /// The limit of requests in flight on a connection.
     pub(super) window: usize,
 }
 
-/// What kind of faults there are.
+/// The kinds of faults in a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Weather {
-    /// None: every request must succeed, and no image be computed twice.
+    /// No faults: every request must succeed, and no image is computed twice.
     Calm,
-    /// The cache alone is in trouble: every request must succeed, and soon.
+    /// Faults of the cache only: every request must succeed, and soon.
     CacheOnly,
-    /// One of several classifiers is in trouble, with the model that all have: every request must
-    /// succeed.
+    /// Faults of one of several classifiers with the same model: every request must succeed.
     OneReplica,
-    /// Everything may happen.
+    /// All kinds of faults.
     Stormy,
 }
 
-/// A request: who asks what, when, and for how long he waits.
+/// A request: its client, image, time and timeout.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ask {
     pub(super) at: Duration,
@@ -53,18 +52,18 @@ pub(super) struct Ask {
     pub(super) manner: Manner,
 }
 
-/// How somebody asks.
+/// The way in which a client makes a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
-    /// Through a callback, which also learns whose answer it is; a lost request is lost.
+    /// Through a callback, which also gets the model. A lost request stays lost.
     Callback,
-    /// And waits; the client sends a lost request again.
+    /// Through a future. The client repeats a lost request.
     Wait,
-    /// And goes away after so long.
+    /// Through a future that is dropped after this time.
     HangUp(Duration),
 }
 
-/// Something that goes wrong at a time, and for how long it does.
+/// A fault, its start and its duration.
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     pub(super) at: Duration,
@@ -72,32 +71,32 @@ pub(super) struct Fault {
     pub(super) what: Trouble,
 }
 
-/// What goes wrong.
+/// A kind of fault.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Trouble {
-    /// A process ends, with its machine (`silent`) or without; it comes back with its table or an
+    /// A process ends, with its machine (`silent`) or alone. It restarts with its table or with an
     /// empty one.
     Crash { host: Host, silent: bool, keep: bool },
-    /// A process is asked to end, and the next one starts when it has.
+    /// A process is terminated, and the next one starts after it.
     Drain { host: Host, keep: bool },
-    /// A process is stopped and goes on.
+    /// A process is stopped and continues.
     Stop { host: Host },
-    /// A link carries nothing.
+    /// A link transports nothing.
     Cut { a: Host, b: Host },
-    /// A link carries everything late.
+    /// A link is slow.
     Slow { a: Host, b: Host },
     /// All connections of a link are reset.
     Reset { a: Host, b: Host },
-    /// Somebody writes into the cache what does not belong there.
+    /// Invalid values are written into the cache.
     Poison,
-    /// A classifier answers with labels that there are not.
+    /// A classifier gives labels that its model does not have.
     Corrupt { host: Host },
-    /// A classifier is asked to end, and the next one has another model.
+    /// A classifier is terminated, and the next one has another model.
     NewModel { host: Host, model: u8 },
 }
 
 impl Settings {
-    /// Those of a seed.
+    /// The history of a seed.
     pub(super) fn of(seed: u64) -> Self {
         let mut dice = Dice::new(seed, 3);
         let weather = match seed % 8 {
@@ -126,14 +125,14 @@ impl Settings {
         }
     }
 
-    /// The requests of a history, in the order of their times.
+    /// The requests of a history in order of time.
     pub(super) fn asks(&self) -> Vec<Ask> {
         let mut dice = Dice::new(self.seed, 4);
         let mut asks = Vec::new();
         for _ in 0..20 + dice.below(80) {
             let at = Duration::from_millis(dice.of(0..=STORM_MS));
             let (image, crowd) = (self.image(&mut dice), dice.one_in(8));
-            // Now and then many want the same at the same time.
+            // Sometimes many clients request the same image at the same time.
             for _ in 0..if crowd { 2 + dice.below(20) } else { 1 } {
                 asks.push(self.ask(&mut dice, at, image));
             }
@@ -157,7 +156,7 @@ impl Settings {
         Ask { at, client, image, timeout, manner }
     }
 
-    /// Some image.
+    /// A random image.
     pub(super) fn image(&self, dice: &mut Dice) -> u8 {
         dice.below(self.images.into()) as u8
     }
@@ -185,7 +184,7 @@ impl Settings {
             Weather::OneReplica => (CLASSIFIERS, MEMO, 7),
             Weather::Calm | Weather::CacheOnly => (CACHE, MEMO, 8),
         };
-        // Everybody talks with the memo.
+        // Each link ends at the memo.
         let (a, b) = (MEMO, if host == MEMO { other } else { host });
         let (keep, silent) = (dice.one_in(2), dice.one_in(3));
         match dice.below(kinds) {

@@ -1,10 +1,10 @@
-//! A deterministic simulation: clients, a memo, a cache and classifiers, the real ones, on virtual
-//! time and over a network in memory that does all that a network can do wrong.
+//! A deterministic simulation: the real clients, memo, cache and classifiers on virtual time, over
+//! a network in memory with all faults of a network.
 //!
-//! A seed is a history: who asks what and when, and which faults happen (`history.rs`). It is
-//! played on one thread (`play.rs`), with tokio's paused clock, over `network.rs`, where
-//! `auditor.rs` reads along; `checks.rs` says what must hold in the end. The same seed gives the
-//! same history, event for event.
+//! A seed determines a history: the requests, their times and the faults (`history.rs`). `play.rs`
+//! plays it on one thread with tokio's paused clock. `network.rs` transports the bytes,
+//! `auditor.rs` reads all connections, and `checks.rs` has the conditions for the end. The same
+//! seed gives the same history, event by event.
 //!
 //! ```text
 //! cargo test -p afterimage-memo --test simulation               # a few dozen histories
@@ -12,10 +12,10 @@
 //! SIMULATION_SEED=17 … -- --nocapture                            # this one, event by event
 //! ```
 //!
-//! It is a network of our own and not `turmoil`'s: the auditor needs every byte of every
-//! connection, and the faults that find most here (a writer ahead of its reader, a segment that
-//! ends inside a frame, a peer that is gone without a word, a stopped process) are those of
-//! streams, where turmoil has messages; and a host of its needs a runtime of its own.
+//! The network is our own and not `turmoil`'s, because the auditor needs every byte of every
+//! connection. The faults that find most here are faults of streams: a writer ahead of its reader,
+//! a segment that ends inside a frame, a peer that disappears without a reset, a stopped process.
+//! turmoil has messages instead, and each of its hosts needs a runtime.
 
 #![allow(clippy::unwrap_used)]
 
@@ -44,16 +44,16 @@ const CLASSIFIERS: Host = 2;
 /// The first of the clients.
 const CLIENTS: Host = CLASSIFIERS + MAX_CLASSIFIERS;
 
-/// Classifiers that share the work at most.
+/// The most classifiers that share the work.
 const MAX_CLASSIFIERS: usize = 3;
 
-/// Histories that are played when nobody says how many.
+/// The number of histories without `SIMULATION_SECONDS`.
 const HISTORIES: u64 = 48;
 
-/// Histories that go wrong before the rest is not played.
+/// The number of failed histories after which the run stops.
 const ENOUGH: usize = 8;
 
-/// Within so many histories in which everything may happen a planted bug must be found.
+/// A planted defect must be found within this number of stormy histories.
 const CATCH_WITHIN: usize = 100;
 
 fn number(variable: &str) -> Option<u64> {
@@ -61,7 +61,7 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable}={value} is no number")))
 }
 
-/// What to say of a history that went wrong.
+/// The report of a failed history.
 fn verdict(seed: u64, report: &Report) -> String {
     let mut text = format!("seed {seed} ({}):\n", report.digest);
     for complaint in report.complaints.iter().take(20) {

@@ -1,10 +1,10 @@
-//! A network in memory, on virtual time: connections with delays, cuts into pieces, resets,
-//! partitions and slow links between hosts that crash, hang and come back.
+//! A network in memory on virtual time: delays, segments, resets, partitions and slow links between
+//! hosts that crash, hang and restart.
 //!
-//! A connection is two pipes of segments. A segment arrives at a time of its own, never before the
-//! one that was sent before it; two connections know nothing of each other, so what is sent on both
-//! arrives in any order. A cut link holds what is sent, as TCP's retransmission does, and hands
-//! it over when it is mended.
+//! A connection consists of two pipes of segments. Each segment has an arrival time, never before
+//! that of the segment sent before it. Connections are independent, so bytes on two connections
+//! arrive in any order. A cut link holds its bytes, as TCP's retransmission does, and delivers them
+//! when it is restored.
 
 mod endpoint;
 
@@ -29,23 +29,23 @@ pub(super) use endpoint::Endpoint;
 /// A machine with one process.
 pub(super) type Host = usize;
 
-/// Connections that a host's kernel keeps for a server that does not take them.
+/// Connections that a host's kernel holds until the server accepts them.
 const BACKLOG: usize = 64;
 
-/// Bytes that a pipe holds, as a kernel's buffers do: a writer ahead of its reader waits.
+/// Bytes that a pipe holds, like a kernel's buffers. A writer ahead of its reader waits.
 const PIPE: usize = 16 << 10;
 
-/// How often somebody who wants to connect to a host that is not there tries again.
+/// The pause between attempts to connect to a host that is down.
 const KNOCK_EVERY: Duration = Duration::from_millis(10);
 
-/// What has arrived is read by then, by whoever has nothing else to do: more than what a timer is
-/// rounded to.
+/// Bytes that have arrived are read within this time by an idle reader. It is longer than a timer's
+/// granularity.
 const READ_WITHIN: Duration = Duration::from_millis(5);
 
-/// What a link takes from end to end while nothing is wrong, in milliseconds.
+/// The latency of a healthy link from end to end, in milliseconds.
 const QUICK: RangeInclusive<u64> = 0..=2;
 
-/// See the module.
+/// See the module's documentation.
 #[derive(Clone, Debug)]
 pub(super) struct Network(Arc<Mutex<State>>);
 
@@ -56,7 +56,7 @@ struct State {
     links: BTreeMap<[Host; 2], Link>,
     hosts: Vec<Machine>,
     connections: Vec<Connection>,
-    /// Of every server.
+    /// The request limit of every server.
     window: usize,
     complaints: Vec<String>,
 }
@@ -70,22 +70,22 @@ struct Link {
 #[derive(Debug, Default)]
 struct Machine {
     listener: Option<mpsc::Sender<(Endpoint, String)>>,
-    /// It went without a word, and does not even refuse connections.
+    /// The machine disappeared without a reset. It does not even refuse connections.
     gone: bool,
-    /// Its process is stopped: the kernel accepts connections, and nobody reads.
+    /// The process is stopped: the kernel accepts connections, but no process reads them.
     stopped: bool,
 }
 
 #[derive(Debug)]
 struct Connection {
     hosts: [Host; 2],
-    /// By the side that writes.
+    /// Indexed by the side that writes.
     pipes: [Pipe; 2],
-    /// Both ends know that it is no more.
+    /// Both ends know that the connection is closed.
     reset: bool,
-    /// This side's machine has gone; the other one does not know yet.
+    /// Whether this side's machine has disappeared, unknown to the other side.
     gone: [bool; 2],
-    /// The one that went is back, and knows nothing of the connection: it resets it when it hears.
+    /// The machine is back and does not know the connection. It resets it at the next segment.
     forgotten: bool,
     auditor: Auditor,
 }
@@ -95,9 +95,9 @@ struct Pipe {
     segments: VecDeque<(Instant, Vec<u8>)>,
     held: usize,
     last: Option<Instant>,
-    /// The writer has said that no more comes.
+    /// The writer has closed its half.
     finished: bool,
-    /// The reader has gone.
+    /// The reader has closed its half.
     unread: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
@@ -115,7 +115,7 @@ impl Connection {
         self.wake();
     }
 
-    /// Whether what has arrived is not read.
+    /// Whether arrived bytes are unread.
     fn is_overdue(&self) -> bool {
         let arrived = |pipe: &Pipe| pipe.segments.front().map(|(at, _)| *at + READ_WITHIN);
         self.pipes.iter().filter_map(arrived).any(|limit| limit < Instant::now())
@@ -154,8 +154,8 @@ impl State {
 }
 
 impl Network {
-    /// A network of so many hosts, none of which listens yet; their servers take so many requests
-    /// of a connection at once.
+    /// A network of this many hosts that do not listen yet. Their servers accept `window` requests
+    /// at once on a connection.
     pub(super) fn new(seed: u64, hosts: usize, window: usize, prints: bool) -> Self {
         Network(Arc::new(Mutex::new(State {
             dice: Dice::new(seed, 1),
@@ -177,19 +177,19 @@ impl Network {
         act(&mut self.lock().trace)
     }
 
-    /// Something that must not be.
+    /// Records a complaint.
     pub(super) fn complain(&self, complaint: String) {
         let mut state = self.lock();
         state.trace.event("complaint", || format!("WRONG: {complaint}"));
         state.complaints.push(complaint);
     }
 
-    /// All that was wrong.
+    /// All complaints.
     pub(super) fn complaints(&self) -> Vec<String> {
         self.lock().complaints.clone()
     }
 
-    /// The connections that are as they should be, and have requests without a reply.
+    /// The healthy connections that have requests without a reply.
     pub(super) fn unanswered(&self) -> Vec<String> {
         let state = self.lock();
         let open = state.connections.iter().enumerate().filter(|(_, c)| !c.is_over());
@@ -201,8 +201,7 @@ impl Network {
             .collect()
     }
 
-    /// The connections that are as they should be, and hold bytes that should have been read, or
-    /// half a frame.
+    /// The healthy connections that hold unread bytes or half a frame.
     pub(super) fn unread(&self) -> Vec<String> {
         let state = self.lock();
         let open = state.connections.iter().enumerate().filter(|(_, c)| !c.is_over());
@@ -210,15 +209,15 @@ impl Network {
         holding.map(|(number, _)| format!("connection {number} holds bytes in the end")).collect()
     }
 
-    // What hosts do.
+    // Actions of hosts.
 
-    /// Opens a host's port: the connections that come.
+    /// Opens a host's port. The receiver gets its connections.
     pub(super) fn listen(&self, host: Host) -> mpsc::Receiver<(Endpoint, String)> {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let mut state = self.lock();
         state.hosts[host].listener = Some(sender);
         state.hosts[host].gone = false;
-        // Somebody who still writes to the process before this one is told now.
+        // A peer that still writes to the previous process is notified now.
         for connection in state.of(host).filter(|connection| connection.gone != [false; 2]) {
             connection.forgotten = true;
             if connection.pipes.iter().any(|pipe| pipe.held > 0) {
@@ -283,9 +282,9 @@ impl Network {
         Ok(ours)
     }
 
-    // What goes wrong.
+    // Faults.
 
-    /// A host's process is no more. `silent`: its machine neither.
+    /// Ends a host's process; with `silent`, its machine disappears, too.
     pub(super) fn crash(&self, host: Host, silent: bool) {
         let mut state = self.lock();
         state.hosts[host] = Machine { gone: silent, ..Machine::default() };
@@ -300,7 +299,7 @@ impl Network {
         }
     }
 
-    /// Stops a host's process, or lets it go on.
+    /// Stops a host's process or lets it continue.
     pub(super) fn stop(&self, host: Host, stopped: bool) {
         let mut state = self.lock();
         state.hosts[host].stopped = stopped;
@@ -310,7 +309,7 @@ impl Network {
         }
     }
 
-    /// Cuts a link, or mends it.
+    /// Cuts or restores a link.
     pub(super) fn cut(&self, a: Host, b: Host, cut: bool) {
         let mut state = self.lock();
         state.link(a, b).cut = cut;
@@ -320,7 +319,7 @@ impl Network {
         }
     }
 
-    /// Makes a link slow, or (`None`) quick again.
+    /// Makes a link slow, or fast again (`None`).
     pub(super) fn slow(&self, a: Host, b: Host, delay_ms: Option<RangeInclusive<u64>>) {
         self.lock().link(a, b).delay_ms = delay_ms.unwrap_or(QUICK);
     }
@@ -332,7 +331,7 @@ impl Network {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bytes_that_nobody_reads_and_half_frames_are_noticed() {
+async fn notices_unread_bytes_and_half_frames() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let network = Network::new(0, 2, 1, false);
     let mut listener = network.listen(MEMO);

@@ -20,38 +20,38 @@ use super::trace::Digest;
 use super::world::World;
 use super::{CLASSIFIERS, CLIENTS};
 
-/// After the last fault: within this time everything works again.
+/// The time after the last fault within which everything works again.
 pub(super) const RECOVERY: Duration = Duration::from_secs(1);
 
-/// How long it must work then.
+/// The time for which it must then work.
 const FINE: Duration = Duration::from_millis(400);
 
-/// Between two requests of the calm after the storm.
+/// The pause between two requests of the calm after the storm.
 const EVERY: Duration = Duration::from_millis(20);
 
-/// The time that a request of the calm has: more than everything takes when it works.
+/// The timeout of a request in the calm, longer than any request takes when all is well.
 pub(super) const PATIENT: Duration = Duration::from_millis(900);
 
-/// After the last request nothing is under way for longer than this: the classifier's timeout, and
-/// a client's look at its lost connections.
+/// The time after the last request in which all calls end: the classifier's timeout, and the period
+/// of a client's check of its lost connections.
 const QUIET: Duration = Duration::from_secs(4);
 
-/// Virtual time in which any history is over.
+/// The virtual time in which each history ends.
 const FOR_EVER: Duration = Duration::from_secs(600);
 
-/// Until all connections are made for the first time.
+/// The time until all first connections are made.
 const WARM_UP: Duration = Duration::from_millis(100);
 
-/// How often the caps are looked at.
+/// The period of the check of the limits.
 const WATCH_EVERY: Duration = Duration::from_millis(7);
 
-/// Images from here on are asked about after the storm alone.
+/// Images from this number on are requested after the storm only.
 const FIRST_NEW_IMAGE: u8 = 100;
 
-/// Before a request that was turned away is sent again: time for the `GoAway`.
+/// The pause before a refused request is repeated: time for the `GoAway` to arrive.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// What a history came to.
+/// The result of a history.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) digest: Digest,
@@ -132,9 +132,8 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
     }
 }
 
-/// Asks now and then while everything recovers, and for a while after it must have: about what was
-/// asked about before, and each time about one image that is new, since a memo need not notice what
-/// becomes of its classifier while it does not need it.
+/// Sends requests while everything recovers, and for a while after that: an image of the storm, and
+/// each time one new image, since a memo may not notice the state of its classifier without a miss.
 async fn recover(world: &Arc<World>, mended: Instant, outcomes: &Arc<Mutex<Vec<Outcome>>>) {
     let mut dice = Dice::new(world.settings.seed, 6);
     let mut callers = JoinSet::new();
@@ -155,7 +154,7 @@ async fn recover(world: &Arc<World>, mended: Instant, outcomes: &Arc<Mutex<Vec<O
     }
 }
 
-/// Makes one call and keeps what came of it.
+/// Makes one call and records its result.
 async fn call(world: Arc<World>, start: Instant, ask: Ask, outcomes: Arc<Mutex<Vec<Outcome>>>) {
     sleep_until(start + ask.at).await;
     let client = &world.clients[ask.client];
@@ -175,8 +174,8 @@ async fn call(world: Arc<World>, start: Instant, ask: Ask, outcomes: Arc<Mutex<V
 
 type Answer = Result<(Classification, Option<[u8; 32]>), CallError>;
 
-/// A server that shuts down, or whose model has changed, turns requests away that it has not begun:
-/// whoever uses callbacks sends them again himself, as the memo does.
+/// A server that shuts down, or whose model has changed, refuses requests that it has not started.
+/// A caller with callbacks repeats them itself, as the memo does.
 async fn call_back(client: &Client, ask: &Ask) -> Answer {
     let deadline = Instant::now() + ask.timeout;
     let mut retries = 2;
@@ -202,7 +201,7 @@ async fn wait(client: &Client, ask: &Ask) -> Answer {
     client.classify_with(&image(ask.image), options).await.map(|label| (label, None))
 }
 
-/// Lets a fault happen, and mends it.
+/// Starts a fault and ends it.
 async fn strike(world: Arc<World>, start: Instant, number: u64, fault: Fault) {
     sleep_until(start + fault.at).await;
     let network = &world.network;
@@ -252,8 +251,8 @@ async fn strike(world: Arc<World>, start: Instant, number: u64, fault: Fault) {
     network.trace(|trace| trace.event(number, || format!("{:?} is over", fault.what)));
 }
 
-/// Writes into the table what does not belong there: flipped bits, other labels under a good tag,
-/// other keys' values and noise.
+/// Writes invalid values into the table: flipped bits, other labels under a valid tag, values of
+/// other keys, and noise.
 async fn poison(world: &World, number: u64, lasts: Duration) {
     let mut dice = Dice::new(world.settings.seed, 100 + number);
     let until = Instant::now() + lasts;
@@ -278,7 +277,7 @@ async fn poison(world: &World, number: u64, lasts: Duration) {
     }
 }
 
-/// Looks at the caps all the time.
+/// Checks the limits again and again.
 async fn watch(world: Arc<World>) {
     loop {
         let (waiting, _) = world.in_flight();

@@ -1,11 +1,11 @@
-//! What happened, as one number: two runs of one seed that differ anywhere differ in it.
+//! A hash of all events: two runs of one seed that differ anywhere get different hashes.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tokio::time::Instant;
 
-/// The events so far, hashed; printed as they come when somebody wants to read them.
+/// The hash of the events so far. Prints the events on request.
 #[derive(Debug)]
 pub(super) struct Trace {
     start: Instant,
@@ -15,13 +15,13 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// An empty one. `prints`: every event goes to standard error, too.
+    /// An empty trace. With `prints`, every event goes to standard error, too.
     pub(super) fn new(prints: bool) -> Self {
-        // `DefaultHasher::new` has no randomness in it.
+        // `DefaultHasher::new` is not randomized.
         Trace { start: Instant::now(), hasher: DefaultHasher::new(), events: 0, prints }
     }
 
-    /// Something happened now.
+    /// Records an event at the present time.
     pub(super) fn event(&mut self, what: impl Hash, text: impl FnOnce() -> String) {
         let at = self.start.elapsed();
         (at, what).hash(&mut self.hasher);
@@ -31,7 +31,7 @@ impl Trace {
         }
     }
 
-    /// How much happened, and what.
+    /// The number of events, and their hash.
     pub(super) fn digest(&self) -> Digest {
         Digest { events: self.events, hash: self.hasher.finish() }
     }

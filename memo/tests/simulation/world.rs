@@ -1,5 +1,5 @@
-//! Hosts and their processes: a memo, a cache, a classifier and some clients, all of them the real
-//! ones, over a network that is not.
+//! The hosts and their real processes (a memo, a cache, classifiers, clients) over the simulated
+//! network.
 
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 
 type Memo = MemoService;
 
-/// See the module.
+/// See the module's documentation.
 pub(super) struct World {
     pub(super) settings: Settings,
     defect: Option<Defect>,
@@ -30,27 +30,27 @@ pub(super) struct World {
     pub(super) classifiers: Vec<Classifier>,
     pub(super) clients: Vec<Client>,
     processes: Mutex<[Option<Process>; CLIENTS]>,
-    /// The content of the cache, or of the memo's own table.
+    /// The content of the cache, or of the memo's embedded table.
     table: Mutex<Arc<Table>>,
-    /// Every memo that ever was, the last one last.
+    /// Every memo of the history, the latest one last.
     memos: Mutex<Vec<Weak<Memo>>>,
 }
 
-/// A process that serves.
+/// A process with a listener.
 struct Process {
     task: JoinHandle<()>,
-    /// Tells it to drain.
+    /// Lets it drain.
     terminate: oneshot::Sender<()>,
 }
 
-/// The backoff of the memo's own clients, as `src/memo.rs` has it.
+/// The backoff of the memo's own clients, as in `src/cmd/memo.rs`.
 const UPSTREAM_BACKOFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
 
-/// Entries of a table: more than there are images and models, so that nothing is evicted.
+/// The capacity of a table: larger than images times models, so that nothing is evicted.
 const ENTRIES: u64 = 4096;
 
 impl World {
-    /// All hosts up, and clients that begin to connect.
+    /// Starts all hosts. The clients start to connect.
     pub(super) fn start(
         settings: Settings,
         defect: Option<Defect>,
@@ -90,7 +90,7 @@ impl World {
         self.processes.lock().unwrap()[host].is_some()
     }
 
-    /// Starts a host's process. `keep`: what its table held before is there again.
+    /// Starts a host's process. With `keep`, it has the table of the process before it.
     pub(super) fn boot(&self, host: Host, keep: bool) {
         let embedded = !self.settings.remote_cache;
         if !keep && (host == CACHE || host == MEMO && embedded) {
@@ -159,7 +159,7 @@ impl World {
         MemoService::new(store, classifier, options)
     }
 
-    /// Ends a host's process at once, with or without its machine.
+    /// Kills a host's process, with its machine or without.
     pub(super) fn crash(&self, host: Host, silent: bool) {
         self.network.crash(host, silent);
         if let Some(process) = self.processes.lock().unwrap()[host].take() {
@@ -167,7 +167,7 @@ impl World {
         }
     }
 
-    /// Asks a host's process to end, and waits until it has.
+    /// Terminates a host's process, and waits for its end.
     pub(super) async fn drain(&self, host: Host) {
         let process = self.processes.lock().unwrap()[host].take();
         if let Some(Process { task, terminate }) = process {
@@ -176,28 +176,28 @@ impl World {
         }
     }
 
-    /// The cache's content, or that of the memo's own table.
+    /// The content of the cache, or of the memo's embedded table.
     pub(super) fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.lock().unwrap())
     }
 
-    /// Those who wait in the memo, and the calls that are under way.
+    /// The numbers of waiters and of calls in flight in the memo.
     pub(super) fn in_flight(&self) -> (usize, usize) {
         let memos = self.memos.lock().unwrap();
         memos.last().and_then(Weak::upgrade).map_or((0, 0), |memo| memo.in_flight())
     }
 
-    /// Memos that still take memory.
+    /// The number of memos that are still in memory.
     pub(super) fn memos_alive(&self) -> usize {
         self.memos.lock().unwrap().iter().filter(|memo| memo.strong_count() > 0).count()
     }
 
-    /// The models that the classifiers have now.
+    /// The present models of the classifiers.
     pub(super) fn live(&self) -> Vec<Model> {
         self.classifiers.iter().map(Classifier::model).collect()
     }
 
-    /// Whether this digest is one that a classifier ever had.
+    /// Whether a classifier of this history ever had this digest.
     pub(super) fn model_of(&self, digest: &[u8; 32]) -> Option<Model> {
         let model = digest[0];
         let known = (1..=self.settings.models).contains(&model) && *digest == [model; 32];

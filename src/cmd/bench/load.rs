@@ -7,7 +7,7 @@ use std::sync::Arc;
 use afterimage_bench::workload::spec::{DEFAULT_POPULATION, Order, Spacing};
 use afterimage_bench::workload::{Keys, Population, Spec};
 use afterimage_bench::{Address, Dialect, Peer, Plan, redacted};
-use afterimage_classifier::{Dataset, read_images};
+use afterimage_classifier_tools::{Dataset, read_images};
 use afterimage_wire::proto::Role;
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;

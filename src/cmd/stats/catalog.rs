@@ -63,9 +63,11 @@ pub(super) const GROUPS: &[(&str, &[Metric])] = &[
             count("misses", "misses"),
             count("coalesced", "coalesced"),
             count("waiting", "in flight"),
+            metric("waiting_bytes", "in flight, bytes", Unit::Bytes),
             count("overloaded", "refused: overloaded"),
             count("expired", "deadline exceeded"),
-            count("bad_images", "refused: wrong size"),
+            count("abandoned", "client gone before the answer"),
+            count("bad_inputs", "refused: invalid input"),
         ],
     ),
     (

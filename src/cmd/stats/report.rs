@@ -237,6 +237,8 @@ Answers
 Latency                             p50           p99           p99.9         max
   hits                              1.25 µs       1.25 µs       1.25 µs       1.25 µs
 
+Store: embedded
+
 Label table
   entries                           250             25.00 % full
   capacity                          1,000

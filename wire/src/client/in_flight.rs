@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_left_call_is_told_from_an_unknown_id() {
+    fn distinguishes_an_abandoned_call_from_an_unknown_id() {
         let (mut table, now) = (InFlight::new(), Instant::now());
         let first = table.insert(now, ());
         assert!(!table.has_left(first), "it is there");

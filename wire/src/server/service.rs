@@ -32,7 +32,8 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// Answers a batch: each request now, through `batch`, or later, through a
-    /// [`Reply`](afterimage_core::Reply) taken from it. Runs on an I/O thread, so it must not block and not compute for long.
+    /// [`Reply`](afterimage_core::Reply) taken from it. Runs on an I/O thread, so it must not block
+    /// and not compute for long.
     fn handle(&self, batch: &mut Batch<'_>);
 
     /// Adds the service's statistics to a `StatsResp`.

@@ -15,28 +15,28 @@ use super::plane::{Plane, ROW_LEN, SIDE};
 use crate::kernels::{Chunk, LANES, Simd};
 
 /// Rows and columns of a patch.
-pub(crate) const PATCH: usize = 5;
+pub const PATCH: usize = 5;
 /// Pixels of a patch.
-pub(crate) const TAPS: usize = PATCH * PATCH;
+pub const TAPS: usize = PATCH * PATCH;
 /// Places of a patch in a row or column.
-pub(crate) const PLACES: usize = SIDE - PATCH + 1;
+pub const PLACES: usize = SIDE - PATCH + 1;
 /// Filters.
-pub(crate) const FILTERS: usize = 32;
+pub const FILTERS: usize = 32;
 /// Answers of a patch: each filter's, both signs.
-pub(crate) const CHANNELS: usize = 2 * FILTERS;
+pub(super) const CHANNELS: usize = 2 * FILTERS;
 /// Places that are pooled to, in a row or column.
-pub(crate) const POOLS: usize = 4;
+pub(super) const POOLS: usize = 4;
 /// Values of the result.
-pub(crate) const POOLED: usize = POOLS * POOLS * CHANNELS;
+pub const POOLED: usize = POOLS * POOLS * CHANNELS;
 /// Added to a patch's variance, so that faint patches stay faint.
-pub(crate) const VARIANCE_FLOOR: f32 = 0.01;
+pub(super) const VARIANCE_FLOOR: f32 = 0.01;
 
 /// Below this a filter's answer is none.
 const THRESHOLD: f32 = 1.0;
 const FILTER_CHUNKS: usize = FILTERS / LANES;
 const CHANNEL_CHUNKS: usize = CHANNELS / LANES;
 /// Chunks of the result.
-pub(crate) const POOLED_CHUNKS: usize = POOLED / LANES;
+pub const POOLED_CHUNKS: usize = POOLED / LANES;
 
 /// Weight of each place in each pool along one direction: `max(0, 1 − |i − c|/6)` around c = 6(g +
 /// ½) − ½.
@@ -80,7 +80,7 @@ const REACH: [[usize; 2]; POOLS] = {
 /// The filters, as the kernel reads them.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
-pub(crate) struct Filters {
+pub struct Filters {
     /// `[tap][filter]`.
     taps: [[Chunk; FILTER_CHUNKS]; TAPS],
     /// The sum of each filter's taps.
@@ -89,7 +89,7 @@ pub(crate) struct Filters {
 
 impl Filters {
     /// From `[filter][tap]`, a filter's taps row by row.
-    pub(crate) fn new(filters: &[[f32; TAPS]; FILTERS]) -> Self {
+    pub fn new(filters: &[[f32; TAPS]; FILTERS]) -> Self {
         let mut packed = Self {
             taps: [[[0.0; LANES]; FILTER_CHUNKS]; TAPS],
             sums: [[0.0; LANES]; FILTER_CHUNKS],
@@ -104,7 +104,7 @@ impl Filters {
     }
 
     /// The filters again: `[filter][tap]`, one after the other.
-    pub(crate) fn to_vec(&self) -> Vec<f32> {
+    pub fn to_vec(&self) -> Vec<f32> {
         (0..FILTERS)
             .flat_map(|k| (0..TAPS).map(move |t| (k, t)))
             .map(|(k, t)| self.taps[t][k / LANES][k % LANES])
@@ -115,7 +115,7 @@ impl Filters {
 /// The 1024 pooled values of an image, `[row][column][channel]` of the pools; channels are the
 /// filters' positive answers, then their negative ones.
 #[inline(always)]
-pub(crate) fn convolve<S: Simd>(
+pub(super) fn convolve<S: Simd>(
     simd: S,
     filters: &Filters,
     plane: &Plane,
@@ -216,10 +216,10 @@ fn answer<S: Simd, const P: usize>(
 }
 
 /// Mean, variance and 1/√(variance + 0.01) of the patches of one row of places.
-pub(crate) struct Statistics {
-    pub(crate) means: [f32; PLACES],
-    pub(crate) variances: [f32; PLACES],
-    pub(crate) scales: [f32; PLACES],
+pub struct Statistics {
+    pub means: [f32; PLACES],
+    pub variances: [f32; PLACES],
+    pub scales: [f32; PLACES],
 }
 
 impl Statistics {
@@ -233,7 +233,7 @@ impl Statistics {
 
     /// Of the patches whose upper row is `y`.
     #[inline(always)]
-    pub(crate) fn of_row(plane: &Plane, y: usize) -> Self {
+    pub fn of_row(plane: &Plane, y: usize) -> Self {
         let [mut sums, mut squares] = [[0.0_f32; ROW_LEN]; 2];
         for y in y..y + PATCH {
             for ((sum, square), &pixel) in sums.iter_mut().zip(&mut squares).zip(plane.row(y)) {

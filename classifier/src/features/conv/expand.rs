@@ -16,13 +16,13 @@ use crate::kernels::{Chunk, LANES, Simd, chunks};
 /// Products of two components.
 const PRODUCTS: usize = COMPONENTS * (COMPONENTS + 1) / 2;
 /// Features.
-pub(crate) const EXPANDED: usize = PRODUCTS + COMPONENTS;
+pub const EXPANDED: usize = PRODUCTS + COMPONENTS;
 /// Chunks of the features, zero in the padding.
-pub(crate) const EXPANDED_CHUNKS: usize = chunks(EXPANDED);
+pub const EXPANDED_CHUNKS: usize = chunks(EXPANDED);
 
 /// The features of one image into `out`, `[EXPANDED_CHUNKS]`.
 #[inline(always)]
-pub(crate) fn expand<S: Simd>(simd: S, components: &Components, out: &mut [Chunk]) {
+pub(super) fn expand<S: Simd>(simd: S, components: &Components, out: &mut [Chunk]) {
     // Room to read a whole chunk from any component on.
     let mut z = [0.0; COMPONENTS + 2 * LANES];
     z[..COMPONENTS].copy_from_slice(&components.as_flattened()[..COMPONENTS]);

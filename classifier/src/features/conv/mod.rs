@@ -9,12 +9,10 @@ mod expand;
 mod plane;
 mod project;
 
-pub(crate) use convolve::{
-    FILTERS, Filters, PATCH, PLACES, POOLED, POOLED_CHUNKS, Statistics, TAPS,
-};
-pub(crate) use expand::{EXPANDED, EXPANDED_CHUNKS};
-pub(crate) use plane::{MIDDLE, Plane, SIDE};
-pub(crate) use project::{COMPONENT_CHUNKS, COMPONENTS, Components, Pooled, Projection};
+pub use convolve::{FILTERS, Filters, PATCH, PLACES, POOLED, POOLED_CHUNKS, Statistics, TAPS};
+pub use expand::{EXPANDED, EXPANDED_CHUNKS};
+pub use plane::{MIDDLE, Plane, SIDE};
+pub use project::{COMPONENT_CHUNKS, COMPONENTS, Components, Pooled, Projection};
 
 use convolve::convolve;
 use expand::expand;
@@ -33,31 +31,31 @@ pub struct ConvolutionalMap {
 
 /// What computing these features needs room for.
 #[derive(Debug, Default)]
-pub(crate) struct ConvolutionalScratch {
+pub struct ConvolutionalScratch {
     pooled: Vec<Pooled>,
     components: Vec<Components>,
 }
 
 impl ConvolutionalMap {
-    pub(crate) const NAME: &'static str = "conv";
+    pub const NAME: &'static str = "conv";
     const FILTERS: &'static str = "conv.filters";
     const PROJECTION: &'static str = "conv.projection";
     const OFFSET: &'static str = "conv.offset";
 
-    pub(crate) fn new(filters: Filters, projection: Projection) -> Self {
+    pub fn new(filters: Filters, projection: Projection) -> Self {
         Self { filters, projection }
     }
 
-    pub(crate) fn shape(&self) -> Shape {
+    pub fn shape(&self) -> Shape {
         Shape::MNIST
     }
 
-    pub(crate) fn dims(&self) -> usize {
+    pub fn dims(&self) -> usize {
         EXPANDED
     }
 
     /// The features of a block of images, `[images, EXPANDED_CHUNKS]`; each image is 784 bytes.
-    pub(crate) fn features(
+    pub fn features(
         &self,
         isa: Isa,
         images: &[&[u8]],
@@ -67,7 +65,7 @@ impl ConvolutionalMap {
         isa.run(Block { map: self, images, scratch, out });
     }
 
-    pub(crate) fn tensors(&self) -> Tensors {
+    pub fn tensors(&self) -> Tensors {
         let tensor =
             |name: &str, shape: &[usize], values| (name.to_owned(), Tensor::new(shape, values));
         Tensors::from([
@@ -77,7 +75,7 @@ impl ConvolutionalMap {
         ])
     }
 
-    pub(crate) fn from_tensors(shape: Shape, tensors: &mut Tensors) -> Result<Self, ModelError> {
+    pub fn from_tensors(shape: Shape, tensors: &mut Tensors) -> Result<Self, ModelError> {
         if shape != Shape::MNIST {
             return Err(ModelError::mismatch("shape for the conv map", Shape::MNIST, shape));
         }
@@ -90,10 +88,10 @@ impl ConvolutionalMap {
 }
 
 /// An image deskewed, and moved by `shift` (rows, columns).
-pub(crate) struct Deskew<'a> {
-    pub(crate) from: &'a Plane,
-    pub(crate) shift: [f32; 2],
-    pub(crate) to: &'a mut Plane,
+pub struct Deskew<'a> {
+    pub from: &'a Plane,
+    pub shift: [f32; 2],
+    pub to: &'a mut Plane,
 }
 
 impl Kernel for Deskew<'_> {
@@ -106,11 +104,11 @@ impl Kernel for Deskew<'_> {
 }
 
 /// The pooled values of an image, deskewed and moved by `shift` (rows, columns) before.
-pub(crate) struct Pool<'a> {
-    pub(crate) filters: &'a Filters,
-    pub(crate) from: &'a Plane,
-    pub(crate) shift: [f32; 2],
-    pub(crate) pooled: &'a mut Pooled,
+pub struct Pool<'a> {
+    pub filters: &'a Filters,
+    pub from: &'a Plane,
+    pub shift: [f32; 2],
+    pub pooled: &'a mut Pooled,
 }
 
 impl Kernel for Pool<'_> {
@@ -125,10 +123,10 @@ impl Kernel for Pool<'_> {
 }
 
 /// The components of a block of images whose pooled values are known.
-pub(crate) struct Project<'a> {
-    pub(crate) projection: &'a Projection,
-    pub(crate) pooled: &'a [Pooled],
-    pub(crate) components: &'a mut [Components],
+pub struct Project<'a> {
+    pub projection: &'a Projection,
+    pub pooled: &'a [Pooled],
+    pub components: &'a mut [Components],
 }
 
 impl Kernel for Project<'_> {
@@ -141,9 +139,9 @@ impl Kernel for Project<'_> {
 }
 
 /// The quadratic features of one image's components.
-pub(crate) struct Expand<'a> {
-    pub(crate) components: &'a Components,
-    pub(crate) out: &'a mut [Chunk],
+pub struct Expand<'a> {
+    pub components: &'a Components,
+    pub out: &'a mut [Chunk],
 }
 
 impl Kernel for Expand<'_> {

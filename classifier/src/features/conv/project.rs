@@ -5,18 +5,18 @@ use super::convolve::{POOLED, POOLED_CHUNKS};
 use crate::kernels::{Chunk, Chunks, LANES, Simd, chunks};
 
 /// Components kept.
-pub(crate) const COMPONENTS: usize = 100;
+pub const COMPONENTS: usize = 100;
 /// Chunks of the components, zero in the padding.
-pub(crate) const COMPONENT_CHUNKS: usize = chunks(COMPONENTS);
+pub const COMPONENT_CHUNKS: usize = chunks(COMPONENTS);
 
 /// The pooled values of one image.
-pub(crate) type Pooled = [Chunk; POOLED_CHUNKS];
+pub type Pooled = [Chunk; POOLED_CHUNKS];
 /// The components of one image.
-pub(crate) type Components = [Chunk; COMPONENT_CHUNKS];
+pub type Components = [Chunk; COMPONENT_CHUNKS];
 
 /// `z = offset + Bᵀ·x`.
 #[derive(Clone, Debug)]
-pub(crate) struct Projection {
+pub struct Projection {
     /// B: for each pooled value its part in every component.
     rows: Chunks,
     /// −Bᵀ·mean.
@@ -25,7 +25,7 @@ pub(crate) struct Projection {
 
 impl Projection {
     /// From B as `[POOLED][COMPONENTS]` and the offset, `[COMPONENTS]`.
-    pub(crate) fn new(matrix: &[f32], offset: &[f32]) -> Self {
+    pub fn new(matrix: &[f32], offset: &[f32]) -> Self {
         assert_eq!((matrix.len(), offset.len()), (POOLED * COMPONENTS, COMPONENTS));
         let pad = |row: &[f32], padded: &mut [Chunk]| {
             padded.as_flattened_mut()[..COMPONENTS].copy_from_slice(row);
@@ -39,20 +39,20 @@ impl Projection {
     }
 
     /// B again, `[POOLED][COMPONENTS]`.
-    pub(crate) fn matrix(&self) -> Vec<f32> {
+    pub fn matrix(&self) -> Vec<f32> {
         let rows = self.rows.chunks_exact(COMPONENT_CHUNKS);
         rows.flat_map(|row| &row.as_flattened()[..COMPONENTS]).copied().collect()
     }
 
     /// The offset again, `[COMPONENTS]`.
-    pub(crate) fn offset(&self) -> Vec<f32> {
+    pub fn offset(&self) -> Vec<f32> {
         self.offset.as_flattened()[..COMPONENTS].to_vec()
     }
 
     /// Projects a block of images. Each component is summed over the pooled values in turn,
     /// whatever the block.
     #[inline(always)]
-    pub(crate) fn project<S: Simd>(&self, simd: S, pooled: &[Pooled], out: &mut [Components]) {
+    pub fn project<S: Simd>(&self, simd: S, pooled: &[Pooled], out: &mut [Components]) {
         let together = if S::WIDE { 4 } else { 1 };
         for (pooled, out) in pooled.chunks(together).zip(out.chunks_mut(together)) {
             if let Ok(pooled) = <&[Pooled; 4]>::try_from(pooled) {

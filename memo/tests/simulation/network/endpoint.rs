@@ -1,5 +1,4 @@
-//! One end of a connection, as the processes have it: a stream of bytes whose segments arrive when
-//! they are due.
+//! One end of a connection, as the processes use it: a stream whose segments arrive at their times.
 
 use std::io;
 use std::pin::Pin;
@@ -15,7 +14,7 @@ use super::{Network, PIPE, State};
 pub(crate) struct Endpoint {
     pub(super) network: Network,
     pub(super) number: usize,
-    /// 0 for whoever connected.
+    /// 0 for the side that connected.
     pub(super) side: usize,
     pub(super) timer: Option<Pin<Box<Sleep>>>,
 }
@@ -98,7 +97,7 @@ impl AsyncWrite for Endpoint {
             return Poll::Pending;
         }
         let mut len = bytes.len().min(room);
-        // Now and then a segment ends in the middle of things.
+        // Sometimes a segment ends at an arbitrary byte.
         if len > 1 && dice.one_in(4) {
             len = 1 + dice.below(len - 1);
         }
@@ -110,7 +109,7 @@ impl AsyncWrite for Endpoint {
         pipe.reader.take().into_iter().for_each(Waker::wake);
         trace
             .event((number, side, bytes), || format!("connection {number}: {len} bytes of {side}"));
-        // A process that is no more says nothing that counts.
+        // Bytes of a dead process do not count.
         if connection.gone == [false; 2]
             && let Some(complaint) = connection.auditor.wrote(side, bytes, at)
         {

@@ -1,10 +1,11 @@
 //! Images, alone and as data sets.
 
 use crate::fuzz::{Seed, Source};
-use afterimage_classifier::Dataset;
-use afterimage_classifier::Image;
-use afterimage_classifier::input::{bounded, idx as idx_format, png as png_format};
 use afterimage_classifier::{MAX_INPUT_LEN, Shape};
+use afterimage_classifier_tools::input::{
+    gzip as gzip_format, idx as idx_format, png as png_format,
+};
+use afterimage_classifier_tools::{Dataset, Image};
 
 /// Bytes that a gzipped file may unpack to here: enough for any of these images, little enough to
 /// try often.
@@ -12,7 +13,7 @@ const UNPACKED_MAX: u64 = 1 << 18;
 
 /// Input: the file, gzipped or not.
 pub(super) fn image_file(data: &[u8]) {
-    let Ok(file) = bounded::unpack(data.to_vec(), UNPACKED_MAX, "fuzzed file") else {
+    let Ok(file) = gzip_format::unpack(data.to_vec(), UNPACKED_MAX, "fuzzed file") else {
         return;
     };
     assert!(file.len() as u64 <= UNPACKED_MAX.max(data.len() as u64));

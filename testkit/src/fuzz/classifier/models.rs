@@ -3,12 +3,10 @@
 use ndarray::{Array1, Array2};
 
 use crate::fuzz::{Seed, Source};
-use afterimage_classifier::Isa;
-use afterimage_classifier::LinearSvm;
-use afterimage_classifier::Shape;
-use afterimage_classifier::{FeatureMap, RawPixels};
-use afterimage_classifier::{ImportOptions, Scale};
-use afterimage_classifier::{Metadata, Model, Scratch};
+use afterimage_classifier::{
+    FeatureMap, Isa, LinearSvm, Metadata, Model, RawPixels, Scratch, Shape,
+};
+use afterimage_classifier_tools::{ImportOptions, Imported, Scale};
 
 /// The largest model that comes with the program, to be damaged.
 const SHIPPED: &[u8] = include_bytes!("../../../../classifier/models/conv.safetensors");
@@ -71,7 +69,7 @@ pub(super) fn model_onnx(data: &[u8]) {
 }
 
 fn import(file: &[u8], options: &ImportOptions) {
-    match Model::import_bytes(file, options) {
+    match Imported::from_bytes(file, options) {
         Ok(imported) => {
             if let Some(shape) = options.shape {
                 assert_eq!(imported.model.shape(), shape);
@@ -144,7 +142,7 @@ pub(super) fn model_file_seeds() -> Vec<Seed> {
     let with_tiny = [&[1, tiny.len() as u8, 0], &tiny[..], &[0; 4]].concat();
     let text = &model_text_seeds().swap_remove(0).1[2..];
     let options = ImportOptions { shape: Shape::new(&[2, 2]).ok(), ..ImportOptions::default() };
-    let kernel = Model::import_bytes(text, &options).expect("a good text").model.to_bytes();
+    let kernel = Imported::from_bytes(text, &options).expect("a good text").model.to_bytes();
     let kernel = [&[0], &kernel[..]].concat();
     let whole = [&[0], &file[..]].concat();
     [("whole", whole), ("counted", counted), ("tiny", with_tiny), ("kernel", kernel)]
@@ -221,7 +219,7 @@ mod tests {
     #[test]
     fn the_seeds_that_should_be_models_are() {
         for (name, seed) in model_text_seeds() {
-            let taken = Model::import_bytes(&seed[2..], &ImportOptions::default());
+            let taken = Imported::from_bytes(&seed[2..], &ImportOptions::default());
             // One has vectors that no `f32` holds, and one is no model.
             let is_model = !name.starts_with("great") && !name.starts_with("ranges");
             assert_eq!(taken.is_ok(), is_model, "{name}");
@@ -229,7 +227,7 @@ mod tests {
             assert_eq!(ranges.is_ok(), name.starts_with("ranges"), "{name}");
         }
         for (name, seed) in model_onnx_seeds() {
-            let taken = Model::import_bytes(&seed[1..], &ImportOptions::default());
+            let taken = Imported::from_bytes(&seed[1..], &ImportOptions::default());
             assert!(taken.is_ok(), "{name}: {taken:?}");
         }
     }

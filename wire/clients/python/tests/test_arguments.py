@@ -83,7 +83,7 @@ class Buffers(unittest.TestCase):
             (square.T, ValueError, "not C-contiguous"), (square[:, ::2], ValueError, "not C-contiguous"),
         ])
 
-    def test_an_error_inside_the_callers_iterator_keeps_the_connection(self):
+    def test_an_error_in_the_iterator_keeps_the_connection(self):
         def images():
             yield IMAGE
             yield IMAGE
@@ -124,7 +124,7 @@ class Buffers(unittest.TestCase):
 
 
 class Integers(unittest.TestCase):
-    def test_integers_out_of_range_are_rejected_and_the_client_stays_open(self):
+    def test_rejects_integers_out_of_range_and_stays_open(self):
         def script(server):
             server.send(reply(0x11, server.take()[3]))
 

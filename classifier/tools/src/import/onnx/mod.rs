@@ -1,0 +1,316 @@
+//! ONNX files with an `ai.onnx.ml` `SVMClassifier` or `LinearClassifier`, as skl2onnx writes them
+//! of scikit-learn's `SVC`, `NuSVC`, `LinearSVC`, `LogisticRegression` and their likes, with a
+//! scaler before them or without.
+//!
+//! The label is ONNX Runtime's: votes of pairs of classes, of equals the first, also in a model
+//! with probabilities; for `LinearClassifier` the greatest score, of
+//! equals the first, whatever `post_transform` makes of the scores. ONNX Runtime computes in `f32`
+//! and rounds in an order of its own. Here it is `f64`; where two sides are equal but for that
+//! rounding, labels may differ.
+
+mod constant;
+#[cfg(test)]
+pub(crate) mod examples;
+mod graph;
+mod parts;
+pub(crate) mod proto;
+
+use prost::Message;
+
+use self::graph::{Scaling, attribute, floats, path, refuse};
+use self::parts::{MAX_PARTS, parts};
+use self::proto::{ModelProto, NodeProto};
+use super::libsvm::describe;
+use super::lines::shorten;
+use super::{Found, ImportOptions, USUAL_DIVISOR, check_range, check_size, learn_pixels};
+use afterimage_classifier::MAX_CLASSES;
+use afterimage_classifier::ModelError;
+use afterimage_classifier::kernels::MAX_BYTES;
+use afterimage_classifier::pairwise::{
+    KernelFunction, Pairwise, Parts, VectorValues, whole_degree,
+};
+use afterimage_classifier::pixels::{Learnt, Pixels};
+use afterimage_classifier::scoring::Scoring;
+use afterimage_classifier::weights::Weights;
+use afterimage_classifier::{MAX_INPUT_LEN, Shape};
+
+/// Least scale below which a scaler is for bytes: the values from 0 to 1 of any pixel have a
+/// deviation of at most ½, so what scales them to 1 is not below 1; and there is hardly an image
+/// with no pixel's deviation above 2 of 255.
+const BYTES_BELOW: f64 = 0.5;
+
+/// What a model says about the images it takes.
+struct Input<'a> {
+    shape: Shape,
+    scaling: &'a Scaling,
+    options: &'a ImportOptions,
+}
+
+pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, ModelError> {
+    let strange = || refuse(other_format(bytes));
+    let parts = parts(bytes).ok_or_else(strange)?;
+    if parts > MAX_PARTS {
+        return Err(refuse(format!("it has {parts} parts; the limit is {MAX_PARTS}")));
+    }
+    if options.scale.is_some() {
+        return Err(refuse(
+            "svm-scale's ranges are for text models; an ONNX file has its own scaler",
+        ));
+    }
+    let model = ModelProto::decode(bytes).map_err(|_| strange())?;
+    let graph = model.graph.as_ref().ok_or_else(strange)?;
+    let path = path(graph)?;
+    let node = path.classifier;
+    let labels = labels(node)?;
+    let features = features(node, labels.len())?;
+    if let Some(declared) = path.declared.filter(|&declared| declared != features) {
+        return Err(refuse(format!(
+            "the classifier takes {features} features, the graph's input has {declared}"
+        )));
+    }
+    let shape = match options.shape {
+        Some(shape) => shape,
+        None if features == Shape::MNIST.len() => Shape::MNIST,
+        None => Shape::new(&[u32::try_from(features).unwrap_or(u32::MAX)])?,
+    };
+    if shape.len() != features {
+        return Err(refuse(format!(
+            "it takes {features} features; images of {shape} have {} bytes (--shape)",
+            shape.len()
+        )));
+    }
+    let input = Input { shape, scaling: &path.scaling, options };
+    let producer = match model.producer_name.as_str() {
+        "" => "an unnamed tool".to_owned(),
+        name => format!("{} {}", shorten(name), shorten(&model.producer_version)),
+    };
+    match node.op_type.as_str() {
+        "SVMClassifier" => read_svm(node, &input, labels, &producer),
+        _ => read_linear(node, &input, labels, &producer),
+    }
+}
+
+/// An error text for bytes that are not an ONNX graph.
+fn other_format(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0x80, 2..=5, ..] => {
+            "it is a Python pickle; export the model to ONNX first, for example with skl2onnx"
+        }
+        [_, _, _, _, _, _, _, _, b'{', ..] => {
+            "it is a safetensors file; a model of this program needs no import (--model FILE)"
+        }
+        _ => "it is neither a text model of LIBSVM or LIBLINEAR nor an ONNX graph",
+    }
+}
+
+fn labels(node: &NodeProto) -> Result<Vec<String>, ModelError> {
+    let labels = |name| attribute(node, name);
+    let mut labels: Vec<String> = match (labels("classlabels_ints"), labels("classlabels_strings"))
+    {
+        (Some(ints), None) => ints.ints.iter().map(i64::to_string).collect(),
+        (None, Some(strings)) => {
+            strings.strings.iter().map(|label| shorten(&String::from_utf8_lossy(label))).collect()
+        }
+        _ => return Err(refuse("there are no class labels, or two sorts of them")),
+    };
+    if labels.is_empty() && node.op_type == "LinearClassifier" {
+        labels = vec!["0".to_owned(), "1".to_owned()];
+    }
+    if !(2..=MAX_CLASSES).contains(&labels.len()) {
+        return Err(refuse(format!("{} classes; there may be 2 to {MAX_CLASSES}", labels.len())));
+    }
+    Ok(labels)
+}
+
+/// The number of features, from how many numbers there are.
+fn features(node: &NodeProto, classes: usize) -> Result<usize, ModelError> {
+    let (numbers, rows) = match node.op_type.as_str() {
+        "SVMClassifier" => {
+            let counts = counts(node, classes)?;
+            (floats(node, "support_vectors").len(), counts.iter().map(|&n| n as usize).sum())
+        }
+        _ => (floats(node, "coefficients").len(), floats(node, "intercepts").len()),
+    };
+    if rows == 0 || numbers == 0 || !numbers.is_multiple_of(rows) {
+        return Err(refuse(format!("{numbers} numbers do not make {rows} rows of features")));
+    }
+    let features = numbers / rows;
+    if features > MAX_INPUT_LEN {
+        return Err(refuse(format!("{features} features; the limit is {MAX_INPUT_LEN}")));
+    }
+    Ok(features)
+}
+
+fn counts(node: &NodeProto, classes: usize) -> Result<Vec<u32>, ModelError> {
+    let counts = attribute(node, "vectors_per_class").map_or(&[][..], |counts| &counts.ints);
+    if counts.len() != classes {
+        let found = counts.len();
+        return Err(refuse(format!(
+            "vectors_per_class holds {found} numbers for {classes} classes"
+        )));
+    }
+    let count = |&count: &i64| u32::try_from(count).ok();
+    let counts: Option<Vec<u32>> = counts.iter().map(count).collect();
+    counts.ok_or_else(|| refuse("vectors_per_class holds numbers that count nothing"))
+}
+
+fn double(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&value| value.into()).collect()
+}
+
+fn read_svm(
+    node: &NodeProto,
+    input: &Input<'_>,
+    labels: Vec<String>,
+    producer: &str,
+) -> Result<Found, ModelError> {
+    let function = function(node)?;
+    let counts = counts(node, labels.len())?;
+    let values = floats(node, "support_vectors");
+    let dims = input.shape.len();
+    let (divisor, pixels, vectors) = input.vectors(values, dims)?;
+    let pairwise = Pairwise::new(Parts {
+        pixels: pixels.clone(),
+        function,
+        dims,
+        vectors,
+        counts,
+        coefficients: double(floats(node, "coefficients")),
+        // ONNX adds what LIBSVM takes off.
+        rho: floats(node, "rho").iter().map(|&rho| -f64::from(rho)).collect(),
+    })?;
+    Ok(Found {
+        origin: format!("ONNX of {producer} (SVMClassifier, {})", describe(&function)),
+        labels,
+        shape: input.shape,
+        features: dims,
+        divisor,
+        assumed: false,
+        warnings: Vec::new(),
+        pixels: input.taken(divisor, pixels)?,
+        scoring: Scoring::Pairwise(Box::new(pairwise)),
+    })
+}
+
+fn function(node: &NodeProto) -> Result<KernelFunction, ModelError> {
+    let kernel = attribute(node, "kernel_type").map_or(&b"LINEAR"[..], |kernel| &kernel.s);
+    let parameters = double(floats(node, "kernel_params"));
+    let parameters = || match parameters[..] {
+        [gamma, coef0, degree] => Ok((gamma, coef0, degree)),
+        _ => Err(refuse(format!("kernel_params holds {} numbers; 3 are due", parameters.len()))),
+    };
+    match kernel {
+        b"LINEAR" => Ok(KernelFunction::Linear),
+        b"POLY" => {
+            let (gamma, coef0, degree) = parameters()?;
+            Ok(KernelFunction::Polynomial { gamma, coef0, degree: whole_degree(degree)? })
+        }
+        b"RBF" => Ok(KernelFunction::Rbf { gamma: parameters()?.0 }),
+        b"SIGMOID" => {
+            let (gamma, coef0, _) = parameters()?;
+            Ok(KernelFunction::Sigmoid { gamma, coef0 })
+        }
+        other => {
+            let other = shorten(&String::from_utf8_lossy(other));
+            Err(refuse(format!("kernel {other:?} is unknown")))
+        }
+    }
+}
+
+fn read_linear(
+    node: &NodeProto,
+    input: &Input<'_>,
+    mut labels: Vec<String>,
+    producer: &str,
+) -> Result<Found, ModelError> {
+    let intercepts = double(floats(node, "intercepts"));
+    let expected = if labels.len() == 2 && intercepts.len() == 1 { 1 } else { labels.len() };
+    if intercepts.len() != expected {
+        let (found, labels) = (intercepts.len(), labels.len());
+        return Err(refuse(format!("{found} intercepts for {labels} class labels")));
+    }
+    if intercepts.len() == 1 {
+        // Above zero the second label answers here, the first in `Weights`.
+        labels.swap(0, 1);
+    }
+    let dims = input.shape.len();
+    check_size(intercepts.len(), dims, size_of::<f64>())?;
+    let divisor = input.divisor();
+    let pixels = input.pixels(divisor)?;
+    let coefficients = double(floats(node, "coefficients"));
+    let weights = Weights::new(pixels.clone(), dims, &coefficients, intercepts)?;
+    Ok(Found {
+        origin: format!("ONNX of {producer} (LinearClassifier)"),
+        labels,
+        shape: input.shape,
+        features: dims,
+        divisor,
+        assumed: input.options.divisor.is_none() && input.is_plain(),
+        warnings: Vec::new(),
+        pixels: input.taken(divisor, pixels)?,
+        scoring: Scoring::Weights(weights),
+    })
+}
+
+impl Input<'_> {
+    /// Whether features reach the classifier as they come.
+    fn is_plain(&self) -> bool {
+        self.scaling.scale == [1.0] && self.scaling.offset == [0.0]
+    }
+
+    /// What bytes were divided by, before the graph scales them.
+    fn divisor(&self) -> f64 {
+        let least = self.scaling.scale.iter().fold(f64::INFINITY, |a, b| a.min(b.abs()));
+        self.options.divisor.unwrap_or(if least < BYTES_BELOW { 1.0 } else { USUAL_DIVISOR })
+    }
+
+    fn pixels(&self, divisor: f64) -> Result<Pixels, ModelError> {
+        let plain = Pixels::divided(divisor, true)?;
+        if self.is_plain() {
+            return Ok(plain);
+        }
+        let dims = self.shape.len();
+        let Scaling { scale, offset } = self.scaling;
+        let spread = |values: &[f64], by: f64| match values {
+            [value] => Ok(vec![value / by; dims]),
+            values if values.len() == dims => Ok(values.iter().map(|value| value / by).collect()),
+            values => Err(refuse(format!("{} numbers scale {dims} features", values.len()))),
+        };
+        Pixels::lines(spread(scale, divisor)?, spread(offset, 1.0)?)
+    }
+
+    /// What bytes are where they go into the graph, `pixels` being what they are to the classifier.
+    fn taken(&self, divisor: f64, pixels: Pixels) -> Result<Pixels, ModelError> {
+        if self.is_plain() { Ok(pixels) } else { Pixels::divided(divisor, true) }
+    }
+
+    /// Support vectors, as bytes where they are that.
+    fn vectors(
+        &self,
+        values: &[f32],
+        dims: usize,
+    ) -> Result<(f64, Pixels, VectorValues), ModelError> {
+        let count = values.len() / dims;
+        if self.is_plain() && dims <= MAX_BYTES {
+            let nonzero = values.iter().filter(|value| **value != 0.0).map(|&value| value.into());
+            let (divisor, learnt) = learn_pixels(self.options.divisor, true, nonzero)?;
+            if let Some(Learnt { pixels, of_vectors, bytes }) = learnt {
+                check_size(count, dims, size_of::<u8>())?;
+                let mut bytes = bytes.into_iter();
+                let byte = |value: &f32| match *value {
+                    0.0 => 0,
+                    _ => bytes.next().unwrap_or_default(),
+                };
+                let bytes = values.iter().map(byte).collect();
+                return Ok((divisor, pixels, VectorValues::U8(bytes, of_vectors)));
+            }
+        }
+        check_size(count, dims, size_of::<f32>())?;
+        let divisor = self.divisor();
+        let pixels = self.pixels(divisor)?;
+        for (at, &value) in values.iter().enumerate() {
+            check_range(&pixels, at % dims, value.into())?;
+        }
+        Ok((divisor, pixels, VectorValues::F32(values.to_vec())))
+    }
+}

@@ -1,0 +1,145 @@
+//! Decoders of image file formats. They do not trust headers: allocations are bounded by the size
+//! of the file and by a named limit.
+
+pub mod gzip;
+pub mod idx;
+pub mod netpbm;
+pub mod png;
+
+use std::path::Path;
+
+use afterimage_classifier::{DataError, bounded};
+
+use crate::image::Image;
+
+/// Largest image file read, in bytes: an uncompressed picture of [`afterimage_classifier::MAX_INPUT_LEN`] pixels in
+/// 16-bit RGBA, and some room for its headers.
+pub const MAX_IMAGE_FILE_BYTES: u64 = 8 * afterimage_classifier::MAX_INPUT_LEN as u64 + (1 << 16);
+
+/// Largest data-set file read, in bytes, before and after unpacking: MNIST's is 47 MB, EMNIST's 550
+/// MB.
+pub const MAX_DATASET_FILE_BYTES: u64 = 1 << 30;
+
+impl Image {
+    /// Reads an image file: PNG, PGM (P2 or P5), or an IDX file with exactly one image. PGM and IDX
+    /// may be gzipped. The pixels stay as they are; see [`Image::invert`] for dark ink on light
+    /// paper. A transparent PNG is composited on white, see [`Image::is_on_white_ground`].
+    ///
+    /// # Errors
+    /// [`DataError`], naming the file, when it cannot be read or is of another format.
+    pub fn read(path: &Path) -> Result<Self, DataError> {
+        let file = bounded::open(path).map_err(|source| DataError::io(path, source))?;
+        let bytes = bounded::read_at_most(file, MAX_IMAGE_FILE_BYTES, "image file")
+            .and_then(|bytes| gzip::unpack(bytes, MAX_IMAGE_FILE_BYTES, "unpacked image file"))
+            .map_err(|error| error.in_file(path))?;
+        Self::decode(&bytes).map_err(|error| error.in_file(path))
+    }
+
+    /// Reads all images of an IDX file (at least one), or the single image of another file that
+    /// [`Image::read`] takes.
+    ///
+    /// # Errors
+    /// [`DataError`], naming the file, when it cannot be read or is of another format.
+    pub fn read_all(path: &Path) -> Result<Vec<Self>, DataError> {
+        let decode_all = |bytes: &[u8]| {
+            if !bytes.starts_with(&[0, 0, 8]) {
+                return Ok(vec![Self::decode(bytes)?]);
+            }
+            let (shape, pixels) = idx::decode_images(bytes)?;
+            let images = pixels.chunks_exact(shape.len());
+            images.map(|pixels| Self::new(shape, pixels)).collect()
+        };
+        let file = bounded::open(path).map_err(|source| DataError::io(path, source))?;
+        bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "image file")
+            .and_then(|bytes| gzip::unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked image file"))
+            .and_then(|bytes| decode_all(&bytes))
+            .map_err(|error| error.in_file(path))
+    }
+
+    /// Decodes the bytes of an image file: PNG, PGM (P2 or P5), or IDX with one image; not gzipped.
+    ///
+    /// # Errors
+    /// [`DataError::Format`] when it is none of these; other variants when it is broken.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DataError> {
+        if bytes.starts_with(&png::SIGNATURE) {
+            png::decode(bytes)
+        } else if bytes.starts_with(b"P2") || bytes.starts_with(b"P5") {
+            netpbm::decode(bytes)
+        } else if bytes.starts_with(&[0, 0, 8]) {
+            idx::decode_single_image(bytes)
+        } else {
+            Err(DataError::not("a PNG, PGM or IDX image", bytes))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn says_what_an_unknown_file_starts_with() {
+        let error = Image::decode(b"GIF89a etc").unwrap_err().to_string();
+        assert!(error.contains("GIF89a"), "{error}");
+        assert!(Image::decode(b"").unwrap_err().to_string().contains("empty"));
+    }
+
+    #[test]
+    fn names_the_file_that_cannot_be_read() {
+        let error = Image::read(Path::new("/nowhere/at/all.png")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/at/all.png"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_is_refused_as_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        for error in
+            [Image::read(folder.path()).unwrap_err(), Image::read_all(folder.path()).unwrap_err()]
+        {
+            let error = error.to_string();
+            assert!(error.ends_with(": it is a folder; give a file"), "{error}");
+        }
+    }
+
+    fn valid_files() -> Vec<Vec<u8>> {
+        let mut png = Vec::new();
+        let mut encoder = ::png::Encoder::new(&mut png, 5, 3);
+        encoder.set_color(::png::ColorType::Rgb);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&[77; 45]).unwrap();
+        writer.finish().unwrap();
+        vec![
+            png,
+            b"P5 2 2 255\n1234".to_vec(),
+            b"P2 2 2 9\n1 2 3 4\n".to_vec(),
+            vec![0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2, 1, 2, 3, 4],
+        ]
+    }
+
+    #[test]
+    fn the_files_that_are_mutated_below_are_valid() {
+        for file in valid_files() {
+            Image::decode(&file).unwrap();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_mutation_of_a_valid_file_panics(
+            which in 0..4_usize,
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut file = valid_files().swap_remove(which);
+            for (at, byte) in edits {
+                let at = at.index(file.len());
+                file[at] = byte;
+            }
+            let _ = Image::decode(&file);
+            file.truncate(cut.index(file.len()));
+            let _ = Image::decode(&file);
+        }
+    }
+}
