@@ -137,8 +137,8 @@ impl<R: Clone> Balance<R> {
     /// Draws two replicas at random and takes the one with fewer requests in flight (Mitzenmacher,
     /// "The power of two choices in randomized load balancing", IEEE TPDS 12(10), 2001). A replica
     /// that warms up is drawn less often. An ejected replica is drawn only if all are ejected: an
-    /// ejection is a guess, and an attempt that may fail is better than no attempt. A replica at its limit of requests in
-    /// flight is drawn only if all are.
+    /// ejection is a guess, and an attempt that may fail is better than no attempt. A replica at
+    /// its limit of requests in flight is drawn only if all are.
     pub(super) fn pick(
         &mut self,
         now: Instant,
