@@ -2,8 +2,8 @@
 //!
 //! One read takes all that has arrived. Every complete frame is decoded in place and handed to the
 //! [`Service`] in one call. Answers that are known at once are encoded into the reply buffer, and
-//! one write sends them all. For a later answer the service takes a [`Later`], which answers
-//! exactly once even if it is dropped.
+//! one write sends them all. For a later answer the service takes a
+//! [`Reply`](afterimage_core::Reply), which answers exactly once even if it is dropped.
 //!
 //! `connection.rs` is the loop that does this; `batch.rs` is the service's view of a batch;
 //! `outbox.rs` collects late replies; `options.rs` lists every limit with its reason. The crate's
