@@ -190,8 +190,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "N", default_value = "64")]
     max_batch: NonZeroUsize,
 
-    /// Maximum number of queued images.
-    #[arg(long, value_name = "N", default_value = "16384")]
+    /// Maximum number of queued images. One busy client gets half of it.
+    #[arg(long, value_name = "N", default_value = "32768")]
     max_queued: NonZeroUsize,
 
     /// Time to wait for more images before a batch starts, at most 200us.
@@ -206,7 +206,7 @@ impl EngineArgs {
             (self.model != Path::new("shipped"), "--model"),
             (self.compute_threads != 0, "--compute-threads"),
             (self.max_batch.get() != 64, "--max-batch"),
-            (self.max_queued.get() != 16_384, "--max-queued"),
+            (self.max_queued.get() != 32_768, "--max-queued"),
             (!self.linger.0.is_zero(), "--linger"),
         ]
         .into_iter()
