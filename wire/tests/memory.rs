@@ -23,6 +23,9 @@ use tokio::time::{sleep, timeout};
 /// The share of one connection in 256 MiB for 4,096 connections.
 const LIMIT_PER_CONNECTION: usize = 64 << 10;
 
+/// What the allocator and the clients of the test hold, whatever the number of connections.
+const FIXED: usize = 4 << 20;
+
 /// A write that takes longer is one that the server does not read.
 const STUCK: Duration = Duration::from_millis(20);
 
@@ -124,7 +127,7 @@ async fn bad_peers_stay_within_the_memory_for_buffers() {
         let settled = resident_bytes().saturating_sub(base) >> 10;
         let highest = (highest - base) >> 10;
         println!("{connections} {name}: {settled} KiB, at most {highest} KiB");
-        assert!(highest << 10 <= limit as u64, "{name}: {highest} KiB");
+        assert!(highest << 10 <= (limit + FIXED) as u64, "{name}: {highest} KiB");
         // The connection that behaves is served all the time.
         timeout(Duration::from_secs(10), traffic.burst(&mut good)).await.unwrap();
         drop(peers);
