@@ -38,6 +38,7 @@ impl Upstream for Embedded {
         self.engine.submit_many(calls.into_iter().flat_map(Call::scatter).map(|call| {
             let (model, input) = (Arc::clone(&self.model), call.row().clone());
             Job::for_caller(Vec::from(input), EngineReply { model, reply: call.reply })
+                .of_client(call.client)
         }));
     }
 
@@ -54,8 +55,8 @@ struct EngineReply {
 }
 
 impl Caller for EngineReply {
-    fn is_late(&mut self, now: Instant) -> bool {
-        !self.reply.is_wanted(now)
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.reply.is_wanted(now)
     }
 
     fn prefetch(&self) {
@@ -66,7 +67,7 @@ impl Caller for EngineReply {
         let EngineReply { model, reply } = *self;
         let computed = match label {
             Ok(label) => Ok(Computed { model, answers: Rows::from_elem(Answer::Label(label), 1) }),
-            Err(error) => Err(Failure::new(service::status(&error), error.to_string())),
+            Err(error) => Err(service::failure(&error)),
         };
         reply.send_at(computed, now);
     }

@@ -171,8 +171,9 @@ pub(crate) fn last_snapshot(writer: Option<SnapshotWriter>) -> anyhow::Result<()
 #[cfg(unix)]
 fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    // Listeners, clients of other services, snapshots, and the runtime's own.
-    const OTHERS: u64 = 64;
+    // Listeners, clients of other services, snapshots, the runtime's own, and connections that are
+    // refused or evicted and still closing.
+    const OTHERS: u64 = 64 + 320;
     let mut limit = getrlimit(Resource::Nofile);
     let needed = connections as u64 + OTHERS;
     if limit.current.is_none_or(|current| current >= needed) {

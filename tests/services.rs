@@ -38,7 +38,7 @@ fn a_memo_logs_each_request_by_its_id_at_trace_level() {
         for id in [4711, 4712] {
             raw.classify(id, digits.image(0)).await;
         }
-        // The first is a miss, in a span of its own; the second is a hit.
+        // The first is a miss with a span; the second is a hit.
         for what in ["request{id=4711}", "a hit id=4712"] {
             until("the request is in the log", async || memo.log().contains(what)).await;
         }

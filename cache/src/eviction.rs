@@ -309,6 +309,7 @@ fn fingerprint(hash: u64) -> u64 {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

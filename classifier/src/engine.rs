@@ -6,6 +6,10 @@
 //! is dropped unanswered, with [`EngineError::Lost`] by its destructor. The type that
 //! waits in the queue sees to it.
 //!
+//! **Clients in turn.** The queue is fair: batches take images of clients in turn, so an image of a
+//! client with nothing else waiting is in the next batches, however many images another client has
+//! waiting. Images whose caller is gone are dropped before they are scored.
+//!
 //! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one and
 //! scores it from end to end. There is nothing to split and join inside, and nothing to share but
 //! the queue, which is locked twice per batch. Threads that are idle share what is there evenly, so
@@ -27,6 +31,7 @@ use std::time::Instant;
 
 use crate::model::{Model, Scratch};
 use crate::shape::Shape;
+use afterimage_core::Refused;
 use counters::Counters;
 use queue::{Queue, Shared};
 
@@ -75,7 +80,7 @@ impl Engine {
                 max_queued: options.max_queued.max(1),
                 linger: options.linger.min(MAX_LINGER),
             },
-            queue: Mutex::new(Queue::default()),
+            queue: Mutex::new(Queue::new(options.max_queued.clamp(1, u32::MAX as usize - 2))),
             wake: Condvar::new(),
             counters: Counters::default(),
         });
@@ -103,9 +108,9 @@ impl Engine {
         refusal
     }
 
-    /// Submits many jobs under one lock and one wake-up; returns how many were refused. Those get
-    /// their replies called on this thread before this returns; when the queue has no room for
-    /// all, the first ones are taken.
+    /// Submits many jobs under one lock; returns how many were refused. The replies of the refused
+    /// ones are called on this thread before this returns. When the queue has no place for all, the
+    /// first ones are taken.
     pub fn submit_many(&self, jobs: impl IntoIterator<Item = Job>) -> usize {
         let mut refused = 0;
         self.submit_each(jobs, |_| refused += 1);
@@ -117,7 +122,7 @@ impl Engine {
         jobs: impl IntoIterator<Item = Job>,
         mut on_refusal: impl FnMut(&EngineError),
     ) {
-        let Shared { shape, options, counters, .. } = &*self.shared;
+        let Shared { shape, counters, .. } = &*self.shared;
         let expected = shape.len();
         // The iterator is the caller's code: it runs before the lock is taken, not under it.
         let jobs: Vec<Job> = jobs.into_iter().collect();
@@ -126,23 +131,22 @@ impl Engine {
         let mut queue = self.shared.lock();
         for job in jobs {
             let found = job.image.len();
-            let error = if found != expected {
-                EngineError::WrongSize { found, expected, shape: *shape }
+            if found != expected {
+                refused.push((job, EngineError::WrongSize { found, expected, shape: *shape }));
             } else if queue.closed {
-                EngineError::ShuttingDown
-            } else if queue.jobs.len() >= options.max_queued {
+                refused.push((job, EngineError::ShuttingDown));
+            } else if let Err(Refused { item, waiting, limit }) =
+                queue.jobs.push(job.client, 1, job)
+            {
                 counters.overloaded.fetch_add(1, Ordering::Relaxed);
-                EngineError::Overloaded { queued: queue.jobs.len(), limit: options.max_queued }
+                refused.push((item, EngineError::Overloaded { queued: waiting, limit }));
             } else {
-                queue.jobs.push_back(job);
                 taken += 1;
-                continue;
-            };
-            refused.push((job, error));
+            }
         }
         let idle = queue.idle;
         drop(queue);
-        // A thread that is not idle looks at the queue again by itself.
+        // A thread that is not idle checks the queue again by itself.
         for _ in 0..taken.min(idle) {
             self.shared.wake.notify_one();
         }

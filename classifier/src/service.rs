@@ -3,18 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_core::{Failure, Origin, RowAnswer};
+use afterimage_core::{Failure, Origin, RowAnswer, RowReply};
 use afterimage_wire::Status;
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 
-use crate::engine::{Engine, EngineError, Job};
+use crate::engine::{Caller, Engine, EngineError, Job};
 use crate::model::Model;
 
 /// Serves a [`Model`] to the network through an [`Engine`].
 ///
 /// Nothing is computed on the thread that reads the socket: a `Ping` is answered while the cores
-/// are busy. A request's deadline goes with it: expired work is not started.
+/// are busy. Connections are served in turn. A request's deadline goes with it: expired work is not
+/// started, and neither is the work of a closed connection.
 #[derive(Debug)]
 pub struct ClassifierService {
     identity: Identity,
@@ -34,25 +35,42 @@ impl Service for ClassifierService {
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
-        let now = Instant::now();
+        let (now, client) = (Instant::now(), batch.client());
         let mut jobs = Vec::new();
         for (i, request) in batch.requests().iter().enumerate() {
             let Op::Classify { image } = request.op else {
                 batch.error(i, Status::Unsupported, "this is a classifier; it takes images only");
                 continue;
             };
-            let reply = batch.row_reply(i);
-            let job = Job::new(image, move |label| {
-                let answer = label.map(|label| RowAnswer::label(label, Origin::Miss));
-                reply.send(answer.map_err(|error| Failure::new(status(&error), error.to_string())));
-            });
-            jobs.push(job.with_deadline(request.deadline(now)));
+            let job = Job::for_caller(image, ConnectionReply(batch.row_reply(i)));
+            jobs.push(job.of_client(client).with_deadline(request.deadline(now)));
         }
         self.engine.submit_many(jobs);
     }
 
     fn stats(&self, stats: &mut Stats) {
         engine_stats(&self.engine, stats);
+    }
+}
+
+/// A connection's reply behind the engine's interface.
+struct ConnectionReply(RowReply);
+
+impl Caller for ConnectionReply {
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.0.is_wanted(now)
+    }
+
+    fn prefetch(&self) {
+        self.0.prefetch();
+    }
+
+    fn answer(self: Box<Self>, label: Result<u16, EngineError>, now: Instant) {
+        let answer = match label {
+            Ok(label) => Ok(RowAnswer::label(label, Origin::Miss)),
+            Err(error) => Err(failure(&error)),
+        };
+        self.0.send_at(answer, now);
     }
 }
 
@@ -69,12 +87,18 @@ pub fn identity(model: &Model) -> Identity {
     }
 }
 
+/// The failure that a client gets for an error of the engine.
+pub fn failure(error: &EngineError) -> Failure {
+    Failure::new(status(error), error.to_string())
+}
+
 /// The status code for an error of the engine.
 pub fn status(error: &EngineError) -> Status {
     match error {
         EngineError::Overloaded { .. } => Status::Overloaded,
         EngineError::WrongSize { .. } => Status::BadArgument,
-        EngineError::DeadlineExceeded => Status::DeadlineExceeded,
+        // No caller reads the second one.
+        EngineError::DeadlineExceeded | EngineError::Abandoned => Status::DeadlineExceeded,
         EngineError::ShuttingDown => Status::ShuttingDown,
         EngineError::Panicked | EngineError::Lost => Status::Internal,
     }
@@ -87,6 +111,7 @@ pub fn engine_stats(engine: &Engine, stats: &mut Stats) {
     stats.counter("engine_batches", counters.batches);
     stats.counter("engine_overloaded", counters.overloaded);
     stats.counter("engine_expired", counters.expired);
+    stats.counter("engine_abandoned", counters.abandoned);
     stats.counter("engine_panicked", counters.panicked);
     stats.gauge("engine_queued", counters.queued as u64);
     stats.counter("engine_busy_us", counters.busy.as_micros() as u64);

@@ -27,3 +27,8 @@ pub use model::{AnswerKind, ModelId};
 pub use reply::{Outcome, Reply, Sink, Wanted, Watch};
 pub use shape::Shape;
 pub use status::Status;
+
+/// The examples of the README, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

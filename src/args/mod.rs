@@ -47,6 +47,14 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "N", default_value = "4096")]
     max_connections: NonZeroUsize,
 
+    /// Maximum open connections per client address [default: a quarter, unlimited for loopback]
+    #[arg(long, value_name = "N")]
+    max_connections_per_address: Option<NonZeroUsize>,
+
+    /// Maximum memory for the buffers of all connections.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    max_buffer_memory: Size,
+
     /// Maximum size of a request's body.
     #[arg(long, value_name = "SIZE", default_value = "1MiB")]
     max_body: Size,
@@ -81,6 +89,8 @@ impl ServerArgs {
             token: token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?,
             tls: self.tls.load()?,
             max_connections: self.max_connections.get(),
+            max_connections_per_address: self.max_connections_per_address.map(NonZeroUsize::get),
+            max_buffer_memory: usize::try_from(self.max_buffer_memory.0).unwrap_or(usize::MAX),
             max_body: self.max_body.within("--max-body", 1 << 30)?,
             window: self.window.get(),
             handshake_timeout: self.handshake_timeout.0,
@@ -180,8 +190,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "N", default_value = "64")]
     max_batch: NonZeroUsize,
 
-    /// Maximum number of queued images.
-    #[arg(long, value_name = "N", default_value = "16384")]
+    /// Maximum number of queued images. One busy client gets half of it.
+    #[arg(long, value_name = "N", default_value = "32768")]
     max_queued: NonZeroUsize,
 
     /// Time to wait for more images before a batch starts, at most 200us.
@@ -196,7 +206,7 @@ impl EngineArgs {
             (self.model != Path::new("shipped"), "--model"),
             (self.compute_threads != 0, "--compute-threads"),
             (self.max_batch.get() != 64, "--max-batch"),
-            (self.max_queued.get() != 16_384, "--max-queued"),
+            (self.max_queued.get() != 32_768, "--max-queued"),
             (!self.linger.0.is_zero(), "--linger"),
         ]
         .into_iter()

@@ -379,6 +379,7 @@ fn load(table: &Table, file: &SnapshotFile) -> Option<Last> {
 
 // Miri has no files.
 #[cfg(all(test, not(miri)))]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::Capacity;

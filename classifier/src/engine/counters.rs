@@ -11,10 +11,12 @@ pub struct EngineCounters {
     pub scored: u64,
     /// Batches scored.
     pub batches: u64,
-    /// Images refused because the queue was full.
+    /// Images refused because their client had its share of the queue.
     pub overloaded: u64,
     /// Images whose deadline passed while they waited.
     pub expired: u64,
+    /// Images that were not scored because their caller was gone.
+    pub abandoned: u64,
     /// Images whose scoring panicked.
     pub panicked: u64,
     /// Callers that panicked when they were asked or answered.
@@ -32,6 +34,7 @@ pub(super) struct Counters {
     pub(super) batches: AtomicU64,
     pub(super) overloaded: AtomicU64,
     pub(super) expired: AtomicU64,
+    pub(super) abandoned: AtomicU64,
     pub(super) panicked: AtomicU64,
     pub(super) reply_panics: AtomicU64,
     pub(super) busy_ns: AtomicU64,
@@ -40,13 +43,23 @@ pub(super) struct Counters {
 impl Counters {
     /// What they are now, with so many images in the queue.
     pub(super) fn read(&self, queued: usize) -> EngineCounters {
-        let Self { scored, batches, overloaded, expired, panicked, reply_panics, busy_ns } = self;
+        let Self {
+            scored,
+            batches,
+            overloaded,
+            expired,
+            abandoned,
+            panicked,
+            reply_panics,
+            busy_ns,
+        } = self;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         EngineCounters {
             scored: read(scored),
             batches: read(batches),
             overloaded: read(overloaded),
             expired: read(expired),
+            abandoned: read(abandoned),
             panicked: read(panicked),
             reply_panics: read(reply_panics),
             queued,

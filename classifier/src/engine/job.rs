@@ -1,22 +1,23 @@
-//! A job: an image that waits for its label, and the caller that waits for the label. A job that is
-//! dropped unanswered answers with an error.
+//! A job: an image that waits for its label, the client that it belongs to, and the caller that
+//! waits for the label. A job that is dropped unanswered answers with an error.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use afterimage_core::ClientId;
+
 use super::counters::Counters;
 use super::options::EngineError;
 
 /// The side that asked for a label.
 pub trait Caller: Send {
-    /// Whether the label is no longer wanted. Called once, right before the image is scored. If it
-    /// returns true, the image is not scored, and `answer` is called with
-    /// [`EngineError::DeadlineExceeded`].
-    fn is_late(&mut self, now: Instant) -> bool {
+    /// Whether the label is wanted. Called once, right before the image is scored. If it returns
+    /// false, the image is not scored, and `answer` is called with [`EngineError::Abandoned`].
+    fn is_wanted(&self, now: Instant) -> bool {
         let _ = now;
-        false
+        true
     }
 
     /// Called for all images of a batch when they are scored, before the first of them is answered:
@@ -37,6 +38,7 @@ impl<F: FnOnce(Result<u16, EngineError>) + Send> Caller for F {
 /// One image to score.
 pub struct Job {
     pub(super) image: Box<[u8]>,
+    pub(super) client: ClientId,
     deadline: Option<Instant>,
     /// Taken when it is answered.
     caller: Option<Box<dyn Caller>>,
@@ -56,7 +58,16 @@ impl Job {
     /// As [`Job::new`], for a caller that may lose interest before the image is scored. `caller` is
     /// called on the same threads.
     pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
-        Self { image: image.into(), deadline: None, caller: Some(Box::new(caller)) }
+        Self { image: image.into(), client: 0, deadline: None, caller: Some(Box::new(caller)) }
+    }
+
+    /// The same job, of this client. Batches take images of clients in turn, and a client that
+    /// fills the queue does not have the images of others refused. Jobs without a client count as
+    /// one client's.
+    #[must_use]
+    pub fn of_client(mut self, client: ClientId) -> Self {
+        self.client = client;
+        self
     }
 
     /// The same job, to be dropped with [`EngineError::DeadlineExceeded`] when it is still waiting
@@ -67,14 +78,15 @@ impl Job {
         self
     }
 
-    /// A caller that panics when it is asked counts as one that waits: its answer is as good as any
-    /// other's.
-    pub(super) fn is_late(&mut self, now: Instant, counters: &Counters) -> bool {
+    /// Why the image should not be scored. A caller that panics when it is asked counts as one that
+    /// waits.
+    pub(super) fn objection(&self, now: Instant, counters: &Counters) -> Option<EngineError> {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
-            return true;
+            return Some(EngineError::DeadlineExceeded);
         }
-        let Some(caller) = &mut self.caller else { return false };
-        caught("asked whether it waits", counters, || caller.is_late(now)).unwrap_or(false)
+        let caller = self.caller.as_ref()?;
+        let wanted = caught("asked whether it waits", counters, || caller.is_wanted(now));
+        (wanted == Some(false)).then_some(EngineError::Abandoned)
     }
 
     pub(super) fn prefetch(&self, counters: &Counters) {

@@ -15,7 +15,9 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Most images scored in one go; at least 1.
     pub max_batch: usize,
-    /// Most images waiting; more are refused with [`EngineError::Overloaded`].
+    /// Most images waiting; more are refused with [`EngineError::Overloaded`]. A client may have as
+    /// many waiting as places are free: one busy client takes half of them. Each client may have a
+    /// few ([`afterimage_core::fair::GUARANTEED`]) also when the others have filled the queue.
     pub max_queued: usize,
     /// How long a thread that finds fewer than `max_batch` images waits for more, at most
     /// [`MAX_LINGER`]. Zero scores at once whatever is there.
@@ -39,12 +41,12 @@ impl Default for EngineOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// The queue is full. Ask again later, or another engine.
-    #[error("{queued} images wait to be scored; the limit is {limit}")]
+    /// The client has its share of the queue. Ask again later, or another engine.
+    #[error("{queued} images of this client wait to be scored; its limit is {limit} now")]
     Overloaded {
-        /// Images waiting.
+        /// Images of this client that wait.
         queued: usize,
-        /// The limit.
+        /// Images of this client that may wait now.
         limit: usize,
     },
     /// The image is not of the model's shape. Do not ask again.
@@ -60,6 +62,9 @@ pub enum EngineError {
     /// The deadline passed before the image was scored.
     #[error("the deadline passed before the image was scored")]
     DeadlineExceeded,
+    /// The caller was gone before the image was scored.
+    #[error("the caller was gone before the image was scored")]
+    Abandoned,
     /// The engine takes no more work.
     #[error("the engine is shutting down")]
     ShuttingDown,

@@ -1,7 +1,8 @@
-//! The queue of an engine: waiting jobs, and threads that wait for jobs.
+//! The queue of an engine: waiting jobs of clients in turn, and threads that wait for jobs.
 
-use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use afterimage_core::FairQueue;
 
 use super::counters::Counters;
 use super::job::Job;
@@ -13,17 +14,31 @@ pub(super) struct Shared {
     pub(super) shape: Shape,
     pub(super) options: EngineOptions,
     pub(super) queue: Mutex<Queue>,
-    /// Told when jobs come and when the queue closes.
+    /// Notified when jobs arrive and when the queue closes.
     pub(super) wake: Condvar,
     pub(super) counters: Counters,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
-    pub(super) jobs: VecDeque<Job>,
+    pub(super) jobs: FairQueue<Job>,
     /// Threads waiting for work.
     pub(super) idle: usize,
     pub(super) closed: bool,
+}
+
+impl Queue {
+    pub(super) fn new(capacity: usize) -> Self {
+        Queue { jobs: FairQueue::new(capacity), idle: 0, closed: false }
+    }
+
+    /// Up to `len` jobs, of clients in turn.
+    pub(super) fn take(&mut self, len: usize) -> Vec<Job> {
+        let len = len.min(self.jobs.len());
+        let mut taken = Vec::with_capacity(len);
+        taken.extend(std::iter::from_fn(|| self.jobs.pop()).take(len));
+        taken
+    }
 }
 
 impl Shared {
@@ -54,7 +69,7 @@ impl Shared {
             // waits.
         }
         let share = queue.jobs.len().div_ceil(queue.idle + 1);
-        let batch = queue.jobs.drain(..share.min(max_batch)).collect();
+        let batch = queue.take(share.min(max_batch));
         if !queue.jobs.is_empty() && queue.idle > 0 {
             self.wake.notify_one();
         }

@@ -182,6 +182,85 @@ fn work_whose_deadline_has_passed_is_not_scored() {
 }
 
 #[test]
+fn a_client_with_one_image_is_in_the_next_batch() {
+    let (scorer, open) = Echo::gated();
+    let options = EngineOptions { max_queued: 1000, ..options(1) };
+    let engine = Engine::start_with(scorer.clone(), options);
+    let (sender, answers) = channel();
+    engine.submit(job(0, 0, &sender)).unwrap();
+    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    assert_eq!(engine.submit_many((1..=499).map(|i| job(i, i as u8 % 200, &sender))), 0);
+    engine.submit(job(1000, 7, &sender).of_client(1)).unwrap();
+    drop(open);
+    engine.shutdown();
+    drop(sender);
+    let at = answers.iter().position(|(number, _)| number == 1000).unwrap();
+    assert!(at <= 8, "{at} images of the busy client came first");
+}
+
+#[test]
+fn a_client_that_fills_the_queue_has_no_other_refused() {
+    let (scorer, open) = Echo::gated();
+    let options = EngineOptions { max_queued: 100, ..options(1) };
+    let engine = Engine::start_with(scorer.clone(), options);
+    let (sender, answers) = channel();
+    engine.submit(job(0, 0, &sender)).unwrap();
+    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    assert_eq!(engine.submit_many((1..=120).map(|i| job(i, 1, &sender))), 70);
+    let refused = engine.submit(job(121, 1, &sender)).unwrap_err().to_string();
+    assert_eq!(refused, "50 images of this client wait to be scored; its limit is 50 now");
+    let other = engine.submit_many((0..16).map(|i| job(i, 1, &sender).of_client(1)));
+    drop(open);
+    assert_eq!(other, 0);
+    engine.shutdown();
+    drop(sender);
+    assert_eq!(answers.iter().filter(|(_, result)| result.is_ok()).count(), 67);
+}
+
+/// A caller that may leave.
+struct Leaves {
+    gone: Arc<std::sync::atomic::AtomicBool>,
+    number: u16,
+    to: Sender<(u16, Result<u16, EngineError>)>,
+}
+
+impl Caller for Leaves {
+    fn is_wanted(&self, _: Instant) -> bool {
+        !self.gone.load(Ordering::Relaxed)
+    }
+
+    fn answer(self: Box<Self>, result: Result<u16, EngineError>, _: Instant) {
+        self.to.send((self.number, result)).unwrap();
+    }
+}
+
+#[test]
+fn images_of_a_caller_that_is_gone_are_not_scored() {
+    let (scorer, open) = Echo::gated();
+    let options = EngineOptions { max_queued: 1000, ..options(1) };
+    let engine = Engine::start_with(scorer.clone(), options);
+    let (sender, answers) = channel();
+    engine.submit(job(0, 0, &sender)).unwrap();
+    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let gone = Arc::default();
+    let leaves = |number| {
+        let caller = Leaves { gone: Arc::clone(&gone), number, to: sender.clone() };
+        Job::for_caller(vec![1], caller)
+    };
+    assert_eq!(engine.submit_many((1..=100).map(leaves)), 0);
+    engine.submit_many((101..=116).map(|i| job(i, 1, &sender).of_client(1)));
+    gone.store(true, Ordering::Relaxed);
+    drop(open);
+    engine.shutdown();
+    let all = collect(sender, answers);
+    assert!(all[1..=100].iter().all(|(_, result)| *result == Err(EngineError::Abandoned)));
+    assert!(all[101..].iter().all(|(_, result)| *result == Ok(1)));
+    let counters = engine.counters();
+    assert_eq!((counters.scored, counters.abandoned, counters.expired), (17, 100, 0));
+    assert_eq!(*scorer.batches.lock().unwrap(), [1, 8, 8], "the gone client takes no place");
+}
+
+#[test]
 fn a_panic_while_scoring_costs_only_the_image_that_causes_it() {
     let (scorer, open) = Echo::gated();
     let engine = Engine::start_with(scorer.clone(), options(1));
@@ -219,7 +298,7 @@ fn a_panicking_reply_costs_no_other_answer() {
 fn a_panicking_wanted_check_costs_no_other_answer() {
     struct Panics(Sender<(u16, Result<u16, EngineError>)>);
     impl Caller for Panics {
-        fn is_late(&mut self, _: Instant) -> bool {
+        fn is_wanted(&self, _: Instant) -> bool {
             panic!("made to panic")
         }
         fn prefetch(&self) {

@@ -1,5 +1,7 @@
-//! A compute thread's work: it takes what waits, scores it and answers.
+//! The work of a compute thread: take a batch, drop the images that no caller waits for, score the
+//! others and answer.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -17,19 +19,46 @@ impl Shared {
     pub(super) fn work(&self, scorer: &dyn Scorer) {
         let mut scratch = Scratch::default();
         let mut labels = Vec::new();
-        while let Some(batch) = self.next_batch() {
-            let now = Instant::now();
-            let mut live = batch;
-            corked(|| {
-                for job in live.extract_if(.., |job| job.is_late(now, &self.counters)) {
-                    self.counters.expired.fetch_add(1, Ordering::Relaxed);
-                    job.finish(Err(EngineError::DeadlineExceeded), now, &self.counters);
+        while let Some(mut batch) = self.next_batch() {
+            let wanted = batch.len();
+            self.drop_unwanted(&mut batch, 0);
+            // Others take the places of dropped jobs. So a client that is gone does not make the
+            // batches of the others smaller.
+            while batch.len() < wanted {
+                let kept = batch.len();
+                batch.append(&mut self.lock().take(wanted - kept));
+                if batch.len() == kept {
+                    break;
                 }
-            });
-            if !live.is_empty() {
-                self.score(scorer, live, &mut scratch, &mut labels);
+                self.drop_unwanted(&mut batch, kept);
+            }
+            if !batch.is_empty() {
+                self.score(scorer, batch, &mut scratch, &mut labels);
             }
         }
+    }
+
+    /// Drops the jobs from index `from` on whose labels are not wanted.
+    fn drop_unwanted(&self, jobs: &mut Vec<Job>, from: usize) {
+        let now = Instant::now();
+        let objection = Cell::new(None);
+        let unwanted = |job: &mut Job| {
+            let found = job.objection(now, &self.counters);
+            let unwanted = found.is_some();
+            objection.set(found);
+            unwanted
+        };
+        corked(|| {
+            for job in jobs.extract_if(from.., unwanted) {
+                let error = objection.take().expect("an extracted job has an objection");
+                let counter = match error {
+                    EngineError::Abandoned => &self.counters.abandoned,
+                    _ => &self.counters.expired,
+                };
+                counter.fetch_add(1, Ordering::Relaxed);
+                job.finish(Err(error), now, &self.counters);
+            }
+        });
     }
 
     fn score(

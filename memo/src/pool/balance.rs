@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use afterimage_wire::splitmix::{STEP, mix};
 
 use super::health::{Health, Outcome};
+use super::limit::Limit;
 use afterimage_core::ModelId;
 
 /// A replica, its health and its model.
@@ -14,8 +15,16 @@ use afterimage_core::ModelId;
 pub(super) struct Member<R> {
     pub(super) replica: R,
     pub(super) health: Health,
+    pub(super) limit: Limit,
     /// The model of its open connection; `None` without one.
     pub(super) model: Option<Arc<ModelId>>,
+}
+
+impl<R> Member<R> {
+    /// Whether it has as many requests in flight as its limit allows.
+    fn is_full(&self) -> bool {
+        self.health.in_flight >= self.limit.get()
+    }
 }
 
 /// The replicas of a pool, by numbers that are never used twice.
@@ -43,7 +52,8 @@ impl<R: Clone> Balance<R> {
     /// Adds a replica and returns its number.
     pub(super) fn add(&mut self, replica: R) -> u64 {
         self.numbers += 1;
-        self.members.push((self.numbers, Member { replica, health: Health::new(), model: None }));
+        let (health, limit) = (Health::new(), Limit::new());
+        self.members.push((self.numbers, Member { replica, health, limit, model: None }));
         self.numbers
     }
 
@@ -127,22 +137,30 @@ impl<R: Clone> Balance<R> {
     /// Draws two replicas at random and takes the one with fewer requests in flight (Mitzenmacher,
     /// "The power of two choices in randomized load balancing", IEEE TPDS 12(10), 2001). A replica
     /// that warms up is drawn less often. An ejected replica is drawn only if all are ejected: an
-    /// ejection is a guess, and an attempt that may fail is better than no attempt.
+    /// ejection is a guess, and an attempt that may fail is better than no attempt. A replica at
+    /// its limit of requests in flight is drawn only if all are.
     pub(super) fn pick(
         &mut self,
         now: Instant,
         model: Option<&Arc<ModelId>>,
         tried: &[u64],
     ) -> Option<(u64, R)> {
-        let shares_by = |share: fn(&Health, Instant) -> f64| -> Vec<f64> {
+        let shares_by = |share: &dyn Fn(&Member<R>) -> f64| -> Vec<f64> {
             let share = |(number, member): (u64, &Member<R>)| {
-                if fits(number, member, model, tried) { share(&member.health, now) } else { 0.0 }
+                if fits(number, member, model, tried) { share(member) } else { 0.0 }
             };
             self.members().map(share).collect()
         };
-        let mut shares = shares_by(Health::share);
-        if shares.iter().all(|&share| share == 0.0) {
-            shares = shares_by(|_, _| 1.0);
+        let none = |shares: &[f64]| shares.iter().all(|&share| share == 0.0);
+        let mut shares = shares_by(&|member| match member.is_full() {
+            true => 0.0,
+            false => member.health.share(now),
+        });
+        if none(&shares) {
+            shares = shares_by(&|member| member.health.share(now));
+        }
+        if none(&shares) {
+            shares = shares_by(&|_| 1.0);
         }
         let first = self.draw(&shares)?;
         shares[first] = 0.0;
@@ -153,6 +171,24 @@ impl<R: Clone> Balance<R> {
         let (number, member) = &mut self.members[chosen];
         member.health.sent(now);
         Some((*number, member.replica.clone()))
+    }
+
+    /// Whether a request that waits should be sent now: a replica with `model` has fewer requests
+    /// in flight than its limit allows. Ejected replicas count when all are. Also true without a
+    /// replica, since such a request fails at once.
+    pub(super) fn has_place(&self, model: Option<&Arc<ModelId>>) -> bool {
+        let usable = || self.members().filter(|&(number, member)| fits(number, member, model, &[]));
+        let any_well = usable().any(|(_, member)| member.health.is_well());
+        let mut counted =
+            usable().filter(|(_, member)| member.health.is_well() || !any_well).peekable();
+        counted.peek().is_none() || counted.any(|(_, member)| !member.is_full())
+    }
+
+    /// A replica has answered a request after this time, while others waited for a place.
+    pub(super) fn adapt_limit(&mut self, number: u64, took: Duration) {
+        if let Some(member) = self.member(number) {
+            member.limit.answered(took);
+        }
     }
 
     /// Whether a connected replica of `model` is not in `tried`.
@@ -366,6 +402,24 @@ mod tests {
             assert_eq!(balance.pick(now, Some(&model(1)), &[]).unwrap().0, 1);
         }
         assert_eq!(balance.ejections, 1);
+    }
+
+    #[test]
+    fn a_full_replica_gets_no_request_while_another_has_a_place() {
+        let (mut balance, now) = balance(&[1, 1, 2]);
+        let one = model(1);
+        let mut sent = [0; 2];
+        while balance.has_place(Some(&one)) {
+            let (number, _) = balance.pick(now, Some(&one), &[]).unwrap();
+            sent[number as usize - 1] += 1;
+        }
+        assert_eq!(sent, [Limit::new().get(); 2]);
+        balance.ended(now, 2, Outcome::Answered);
+        assert!(balance.has_place(Some(&one)));
+        assert_eq!(balance.pick(now, Some(&one), &[]).unwrap().0, 2);
+        assert!(!balance.has_place(Some(&one)), "the third has another model");
+        assert!(balance.pick(now, Some(&one), &[]).is_some(), "a retry is sent all the same");
+        assert!(balance.has_place(Some(&model(9))), "without a replica it fails at once");
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! One call to the pool: its attempts at replicas, its retries and its hedge.
+//! One call to the pool: its place in the queue, its attempts at replicas, its retries and its
+//! hedge.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -33,6 +35,8 @@ pub(super) struct Call {
     model: Arc<ModelId>,
     /// For logs.
     request_id: u64,
+    /// When it began to wait.
+    since: Instant,
     way: Mutex<Way>,
 }
 
@@ -52,17 +56,26 @@ struct Way {
 struct Attempt {
     number: u64,
     replica: Arc<Endpoint>,
+    sent: Instant,
     /// The timeout is shortened to the waiters' deadlines.
     cut_short: bool,
 }
 
 impl Call {
-    pub(super) fn new(call: upstream::Call) -> Arc<Self> {
+    pub(super) fn new(call: upstream::Call, since: Instant) -> Arc<Self> {
         let input = call.row().clone();
         let upstream::Call { model, request_id, reply, .. } = call;
         let (reply, tried) = (Some(reply), ArrayVec::new());
         let way = Mutex::new(Way { reply, tried, out: 0, ticket: None });
-        Arc::new(Call { input, model, request_id, way })
+        Arc::new(Call { input, model, request_id, since, way })
+    }
+
+    /// Fails a call that has no place.
+    pub(super) fn refuse(&self, text: String) {
+        let reply = self.lock().reply.take();
+        if let Some(reply) = reply {
+            reply.send(Err(Failure::new(Status::Overloaded, text)));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Way> {
@@ -79,6 +92,29 @@ impl fmt::Debug for Call {
 
 /// Locks are taken in this order: a call's, then the pool's.
 impl Pool {
+    /// Sends the calls that wait, of clients in turn, while replicas have places.
+    pub(super) fn send_waiting(self: &Arc<Self>) {
+        // An attempt that fails at once ends inside of `send`. The loop that called `send` goes on
+        // with the next call, so this one need not, and the stack stays flat.
+        let Some(_sending) = Sending::start(self) else { return };
+        loop {
+            let call = {
+                let mut state = self.lock();
+                let model = self.model.load();
+                if !state.balance.has_place(model.as_ref()) {
+                    return;
+                }
+                let Some(call) = state.waiting.pop() else { return };
+                call
+            };
+            let waited = sync::now().saturating_duration_since(call.since);
+            match waited < self.options.timeout {
+                true => self.send(&call),
+                false => call.refuse(format!("no classifier had a place for {waited:?}")),
+            }
+        }
+    }
+
     /// Sends a call to the best replica.
     pub(super) fn send(self: &Arc<Self>, call: &Arc<Call>) {
         let now = sync::now();
@@ -131,7 +167,8 @@ impl Pool {
             Ok((number, replica)) => {
                 let cut_short = timeout < self.options.timeout;
                 let (pool, call) = (Arc::clone(self), Arc::clone(call));
-                let attempt = Attempt { number, replica: Arc::clone(&replica), cut_short };
+                let attempt =
+                    Attempt { number, replica: Arc::clone(&replica), sent: now, cut_short };
                 let input = call.input.clone();
                 replica.client.submit_classify(&input, timeout, move |outcome| {
                     pool.ended(&call, &attempt, outcome);
@@ -215,7 +252,12 @@ impl Pool {
             if let Some(ticket) = way.ticket.take() {
                 state.hedges.remove(ticket);
             }
-            state.balance.ended(sync::now(), attempt.number, about_it)
+            let now = sync::now();
+            if matches!(about_it, Outcome::Answered) && !state.waiting.is_empty() {
+                let took = now.saturating_duration_since(attempt.sent);
+                state.balance.adapt_limit(attempt.number, took);
+            }
+            state.balance.ended(now, attempt.number, about_it)
         };
         let reason = outcome.as_ref().err().map(|error| Escaped(Report(error)).to_string());
         let reason = reason.unwrap_or_default();
@@ -232,6 +274,7 @@ impl Pool {
                 self.again(call, again, failure(&error));
             }
         }
+        self.send_waiting();
     }
 
     fn answered(
@@ -296,6 +339,30 @@ impl Pool {
             self.retries_denied.fetch_add(1, Relaxed);
         }
         allowed
+    }
+}
+
+/// Marks that this thread sends the waiting calls of a pool.
+struct Sending {
+    before: *const Pool,
+}
+
+thread_local! {
+    /// The pool whose waiting calls this thread sends.
+    static SENDING: Cell<*const Pool> = const { Cell::new(std::ptr::null()) };
+}
+
+impl Sending {
+    /// `None` when this thread does so already.
+    fn start(pool: &Arc<Pool>) -> Option<Self> {
+        let before = SENDING.replace(Arc::as_ptr(pool));
+        (before != Arc::as_ptr(pool)).then_some(Sending { before })
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        SENDING.set(self.before);
     }
 }
 

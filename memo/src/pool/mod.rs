@@ -20,6 +20,7 @@ mod discovery;
 mod endpoint;
 mod health;
 mod hedge;
+mod limit;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,7 @@ use afterimage_wire::text::Escaped;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use afterimage_core::ModelId;
+use afterimage_core::{FairQueue, ModelId, Refused};
 use crate::sync;
 use crate::upstream::{self, OnChange, Upstream};
 use balance::{Balance, Ejected, Member};
@@ -47,6 +48,10 @@ pub use discovery::{Connect, Resolve, Target};
 /// connection, and each miss examines all replicas.
 pub const MAX_REPLICAS: usize = 64;
 
+/// Calls that may wait for a place at a replica. One busy client may have half of it: the default
+/// window of a connection.
+const MAX_WAITING: usize = 2 * 16_384;
+
 /// Replicas that statistics name one by one.
 const MAX_IN_STATS: usize = 16;
 
@@ -57,8 +62,8 @@ const PATIENCE_SHARE: u32 = 4;
 /// Time limits and retries of a [`Pool`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolOptions {
-    /// The longest time of one attempt. The default is 5 s. A request with less than twice this
-    /// time is hedged when half of its time is over.
+    /// The longest time of one attempt, and the longest wait for the first attempt. The default is
+    /// 5 s. A request with less than twice this time is hedged when half of its time is over.
     pub timeout: Duration,
     /// Retries in hundredths of the requests. The default is 10.
     pub retry_percent: u32,
@@ -100,6 +105,8 @@ struct State {
     balance: Balance<Arc<Endpoint>>,
     budget: RetryBudget,
     hedges: Hedges<Call>,
+    /// Calls for which no replica has a place, of clients in turn.
+    waiting: FairQueue<Arc<Call>>,
     /// The error of the latest name lookup, if it failed.
     unresolved: Option<String>,
 }
@@ -135,7 +142,8 @@ impl Pool {
         let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         let balance = Balance::new(options.timeout / PATIENCE_SHARE, seed);
         let budget = RetryBudget::new(options.retry_percent, options.retry_burst);
-        let state = State { balance, budget, hedges: Hedges::new(), unresolved: None };
+        let (hedges, waiting) = (Hedges::new(), FairQueue::new(MAX_WAITING));
+        let state = State { balance, budget, hedges, waiting, unresolved: None };
         let pool = Arc::new(Pool {
             options,
             state: Mutex::new(state),
@@ -176,9 +184,10 @@ impl Pool {
         }
     }
 
-    fn connection(&self, number: u64, model: Option<Arc<ModelId>>) {
+    fn connection(self: &Arc<Self>, number: u64, model: Option<Arc<ModelId>>) {
         self.lock().balance.connection(sync::now(), number, model);
         self.vote();
+        self.send_waiting();
     }
 
     /// Determines the model that the replicas elect, and reports a change.
@@ -244,8 +253,15 @@ impl Upstream for Arc<Pool> {
     }
 
     fn compute(&self, calls: Vec<upstream::Call>) {
+        let now = sync::now();
+        let mut refused = Vec::new();
         for call in calls.into_iter().flat_map(upstream::Call::scatter) {
-            self.send(&Call::new(call));
+            let (client, call) = (call.client, Call::new(call, now));
+            refused.extend(self.lock().waiting.push(client, 1, call).err());
+        }
+        self.send_waiting();
+        for Refused { item: call, waiting, limit } in refused {
+            call.refuse(format!("{waiting} calls of this client wait; its limit is {limit} now"));
         }
     }
 
@@ -256,6 +272,7 @@ impl Upstream for Arc<Pool> {
         stats.text("classifier_connected", if connected > 0 { "yes" } else { "no" });
         stats.gauge("classifiers", state.balance.members().count() as u64);
         stats.gauge("classifiers_connected", connected as u64);
+        stats.gauge("classifier_calls_waiting", state.waiting.len() as u64);
         stats.counter("classifier_ejections", state.balance.ejections);
         stats.counter("classifier_retries", self.retries.load(Relaxed));
         stats.counter("classifier_retries_denied", self.retries_denied.load(Relaxed));

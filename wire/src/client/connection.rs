@@ -20,6 +20,7 @@ use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
 use crate::proto::{Frame, FrameError, Message, Welcome};
 use crate::sched::{Rest, corked};
+use crate::text::Escaped;
 
 /// Bytes of one read: three thousand cache replies, or a good part of a socket's buffer.
 const READ_LEN: usize = 64 << 10;
@@ -161,7 +162,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 return Ok(Round::GoAway);
             }
         } else if let Some(keepalive) = &mut self.keepalive
-            && keepalive.poll_due(cx)?
+            && keepalive.poll_due(cx, || {
+                self.shared.lock().outbound(self.number).is_some_and(|out| out.fills_window())
+            })?
         {
             progressed = true;
             if let Some(outbound) = self.shared.lock().outbound(self.number) {
@@ -266,7 +269,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     Err(CallError::Server { server, status, text })
                 }
                 Ok(Message::GoAway { text }) => {
-                    tracing::debug!(text, "the server sent GoAway");
+                    tracing::debug!(text = %Escaped(text), "the server sent GoAway");
                     go_away = true;
                     self.input.consume(frame.header.frame_len());
                     continue;
@@ -424,10 +427,20 @@ impl Keepalive {
         self.asked = false;
     }
 
-    /// Whether a ping is due.
-    fn poll_due(&mut self, cx: &mut Context<'_>) -> Result<bool, ConnectionError> {
+    /// Whether a ping is due. A server whose window is full reads no pings, so its silence proves
+    /// nothing.
+    fn poll_due(
+        &mut self,
+        cx: &mut Context<'_>,
+        window_is_full: impl Fn() -> bool,
+    ) -> Result<bool, ConnectionError> {
         while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
+            if window_is_full() {
+                self.asked = false;
+                self.timer.as_mut().reset(now + self.interval);
+                continue;
+            }
             let silence = now - self.last_heard;
             if silence < self.interval {
                 self.timer.as_mut().reset(self.last_heard + self.interval);

@@ -11,6 +11,7 @@ use tokio_rustls::rustls::{self, AlertDescription};
 use super::options::Expect;
 use crate::Status;
 use crate::proto::{BodyError, FrameError, Kind, Role, Shape};
+use crate::text::escape_text;
 
 /// Why a call has no answer.
 ///
@@ -178,7 +179,7 @@ impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CallError::Server { server, status, text } => {
-                write!(f, "{server} answered {status}: {text}")
+                write!(f, "{server} answered {status}: {}", escape_text(text))
             }
             CallError::DeadlineExceeded { server, stage, timeout, .. } => {
                 write!(f, "no answer from {server} within {timeout:?}: {stage}")
@@ -319,7 +320,7 @@ pub enum ConnectionError {
         silence: Duration,
     },
     /// The server answered the handshake, or ended the connection, with an error.
-    #[error("{text} ({status})")]
+    #[error("{} ({status})", escape_text(text))]
     Rejected {
         /// What went wrong.
         status: Status,
@@ -327,7 +328,7 @@ pub enum ConnectionError {
         text: Box<str>,
     },
     /// Another kind of service answers at that address. Correct the address.
-    #[error("expected {expected} but found {found} ({name:?})")]
+    #[error("expected {expected} but found {found} (\"{}\")", escape_text(name))]
     WrongService {
         /// What the client expects.
         expected: Expect,
@@ -520,6 +521,20 @@ mod tests {
             assert_eq!(Report(&error).to_string(), line);
             assert!(error.source().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn texts_of_a_server_are_displayed_escaped() {
+        let hostile = "full\n2026-01-01 INFO forged \u{1b}[2J\u{202e}";
+        let shown = r"full\n2026-01-01 INFO forged \u{1b}[2J\u{202e}";
+        let status = Status::Overloaded;
+        let call = CallError::Server { server: server(), status, text: hostile.into() };
+        assert_eq!(call.to_string(), format!("127.0.0.1:7400 answered overloaded: {shown}"));
+        let rejected = ConnectionError::Rejected { status, text: hostile.into() };
+        assert_eq!(rejected.to_string(), format!("{shown} (overloaded)"));
+        let (expected, found) = (Expect::Cache, Role::Memo);
+        let wrong = ConnectionError::WrongService { expected, found, name: hostile.into() };
+        assert_eq!(wrong.to_string(), format!("expected a cache but found memo (\"{shown}\")"));
     }
 
     #[test]

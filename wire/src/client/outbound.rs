@@ -44,6 +44,11 @@ impl Outbound {
         self.in_flight < self.window
     }
 
+    /// Whether the server, which counts to its own window, stops reading.
+    pub(super) fn fills_window(&self) -> bool {
+        self.in_flight >= self.welcome.window.max(1) as usize
+    }
+
     pub(super) fn unsent_bytes(&self) -> usize {
         self.out.len() + self.writing
     }

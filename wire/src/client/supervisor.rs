@@ -15,6 +15,7 @@ use super::handshake::{Security, shake_hands};
 use super::shared::Shared;
 use super::state::Life;
 use crate::proto::Welcome;
+use crate::text::Escaped;
 
 /// Pause before the next attempt after a refusal: long enough not to burden the server, short
 /// enough to notice a corrected configuration without a restart.
@@ -67,7 +68,7 @@ pub(super) async fn supervise<C: Connector>(
                     &input,
                 );
                 if failures > 0 {
-                    tracing::info!(%server, name = welcome_name, "connected");
+                    tracing::info!(%server, name = %Escaped(welcome_name), "connected");
                 }
                 failures = 0;
                 match drive(driver, attached, &server).await {
@@ -86,9 +87,9 @@ pub(super) async fn supervise<C: Connector>(
                 // Warn on the first failure in a row and on every permanent one; log the rest at
                 // debug.
                 if error.is_permanent() || failures == 0 {
-                    tracing::warn!(%server, error = %Report(&error), "cannot connect");
+                    tracing::warn!(%server, error = %Escaped(Report(&error)), "cannot connect");
                 } else {
-                    tracing::debug!(%server, error = %Report(&error), "cannot connect");
+                    tracing::debug!(%server, error = %Escaped(Report(&error)), "cannot connect");
                 }
                 failures += 1;
                 let error = Arc::new(error);
@@ -153,7 +154,7 @@ where
             return Driven::Closed;
         }
         Some(Ended::Lost(cause)) => {
-            tracing::debug!(server, cause = %Report(&cause), "the connection is lost");
+            tracing::debug!(server, cause = %Escaped(Report(&cause)), "the connection is lost");
             attached.lose(cause);
         }
         Some(Ended::GoAway) => {

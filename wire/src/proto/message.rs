@@ -260,6 +260,9 @@ pub(crate) fn decode_cache_req<'a>(frame: Frame<'_>) -> Result<Message<'a>, Body
     }
 }
 
+/// Bytes of the longest `CacheReq`: a key and a value.
+pub(crate) const MAX_CACHE_REQ: usize = 16;
+
 /// Appends a `CacheReq` that reads.
 #[inline]
 pub fn put_cache_read(out: &mut impl BufMut, id: u64, key: u64, budget_ms: u16) {

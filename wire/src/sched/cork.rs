@@ -16,7 +16,7 @@ thread_local! {
     static HELD: RefCell<Option<Vec<Waker>>> = const { RefCell::new(None) };
 }
 
-/// Calls `reply`, which spends many [`Later`](crate::server::Later) tokens, and wakes their
+/// Calls `reply`, which sends many [replies](afterimage_core::Reply), and wakes their
 /// connections when it returns or panics, or after every 64 wake-ups. For loops that do little
 /// besides answering: the replies are not sent before.
 pub fn corked<R>(reply: impl FnOnce() -> R) -> R {

@@ -8,6 +8,8 @@ use super::greeting::Serves;
 use super::outbox::Outbox;
 use super::service::Service;
 use super::shared::Shared;
+use crate::proto::header::flags;
+use crate::proto::message::{MAX_CACHE_REQ, MAX_PING_LEN};
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
 
 /// Answers a frame whose body does not decode.
@@ -15,6 +17,53 @@ pub(super) fn answer_malformed(header: Header, error: BodyError, out: &mut Vec<u
     let text = format!("malformed {}: {error}", header.kind.name());
     let error = Message::Error { status: error.status(), text: &text, connection: false };
     error.encode(header.id, out);
+}
+
+/// Answers a frame whose body is longer than its kind allows, from the header alone.
+pub(super) fn answer_too_long<S: Service>(
+    shared: &Shared<S>,
+    serves: Serves,
+    header: Header,
+    out: &mut Vec<u8>,
+    outbox: &Arc<Outbox>,
+) {
+    let Header { body_len, kind, flags, id, .. } = header;
+    let known = if kind == Kind::CacheReq { flags::WRITE } else { 0 };
+    let takes =
+        serves.takes(kind) || matches!(kind, Kind::Ping | Kind::StatsReq | Kind::SnapshotReq);
+    if !takes {
+        return answer_other(shared, serves, Frame { header, body: &[] }, out, outbox);
+    }
+    Counters::add(&shared.counters.malformed, 1);
+    let error = if flags & !known != 0 {
+        BodyError::UnknownFlags { flags: flags & !known }
+    } else if kind == Kind::Ping {
+        let limit = MAX_PING_LEN as u64;
+        BodyError::OutOfRange { field: "ping", value: body_len.into(), limit }
+    } else if kind == Kind::ClassifyReq {
+        let expected = serves.input_len.unwrap_or(0);
+        let text = format!("the input has {body_len} bytes; the model takes {expected}");
+        return Message::Error { status: Status::BadArgument, text: &text, connection: false }
+            .encode(id, out);
+    } else {
+        let needed = match kind {
+            Kind::CacheReq if flags & flags::WRITE != 0 => MAX_CACHE_REQ,
+            Kind::CacheReq => MAX_CACHE_REQ / 2,
+            _ => 0,
+        };
+        BodyError::Trailing { bytes: body_len as usize - needed }
+    };
+    answer_malformed(header, error, out);
+}
+
+/// Answers a frame for which there is no memory.
+pub(super) fn answer_no_memory(header: Header, limit: usize, out: &mut Vec<u8>) {
+    let text = format!(
+        "no memory for a body of {} bytes; all connections together may use {limit}",
+        header.body_len
+    );
+    Message::Error { status: Status::Overloaded, text: &text, connection: false }
+        .encode(header.id, out);
 }
 
 /// Answers a frame above the limit; `fatal` if the server then closes the connection.

@@ -19,12 +19,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::Place;
 use super::batch::MOVED;
-use super::end::End;
+use super::end::{End, Refusal};
 use super::greeting::Serves;
 use super::in_buffer::InBuffer;
+use super::memory::{LATE_REPLY, RETRY, ReplyAllowance};
 use super::outbox::Outbox;
-use super::pending::Ticket;
 use super::service::Service;
 use super::shared::Shared;
 use crate::proto::Message;
@@ -72,13 +73,15 @@ enum Phase {
 pub(super) struct Connection<'a, S, IO> {
     shared: &'a Shared<S>,
     io: IO,
-    /// Its entry among the connections without a `Hello`.
-    ticket: Option<Ticket>,
+    /// Its entries in the lists of the server, if it has one.
+    place: Option<Place>,
     /// The peer did not begin with TLS, and the server demands it.
     lacks_tls: bool,
     phase: Phase,
     input: InBuffer,
     out: Vec<u8>,
+    /// How many bytes of replies it may owe.
+    allowance: ReplyAllowance,
     /// Bytes at the start of `out` that are sent.
     sent: usize,
     /// The transport holds no sent bytes back, as TLS may.
@@ -94,6 +97,11 @@ pub(super) struct Connection<'a, S, IO> {
     stalled_since: Option<Instant>,
     /// Since when an incomplete frame waits for its rest.
     partial_since: Option<Instant>,
+    /// When to release the buffers if the connection is quiet.
+    trim_at: Option<Instant>,
+    /// Since when a frame waits for memory, and when to try again.
+    starved_since: Option<Instant>,
+    retry_at: Option<Instant>,
     draining: Option<Draining>,
     /// The client was told that the service has changed.
     moved: bool,
@@ -104,17 +112,19 @@ pub(super) struct Connection<'a, S, IO> {
 }
 
 impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
-    /// A new connection; `ticket` is dropped after a valid `Hello`.
-    pub(super) fn new(shared: &'a Shared<S>, io: IO, ticket: Option<Ticket>) -> Self {
+    /// A new connection; `place` frees its ticket after a valid `Hello`.
+    pub(super) fn new(shared: &'a Shared<S>, io: IO, place: Option<Place>) -> Self {
         let now = Instant::now();
+        let most_owed = OUT_HIGH + LATE_REPLY * shared.options.window as usize;
         Connection {
             shared,
             io,
-            ticket,
+            place,
             lacks_tls: false,
             phase: Phase::Greeting,
-            input: InBuffer::new(),
+            input: InBuffer::new(&shared.buffers),
             out: Vec::new(),
+            allowance: ReplyAllowance::new(&shared.buffers, most_owed),
             sent: 0,
             flushed: true,
             outbox: Arc::new(Outbox::default()),
@@ -124,6 +134,9 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             last_read: now,
             stalled_since: None,
             partial_since: None,
+            trim_at: None,
+            starved_since: None,
+            retry_at: None,
             draining: None,
             moved: false,
             rest: Rest::default(),
@@ -147,7 +160,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         let mut timer = pin!(sleep_until(self.opened));
         let end = poll_fn(|cx| {
             if self.draining.is_none() && drained.as_mut().poll(cx).is_ready() {
-                self.go_away("the server is shutting down");
+                self.end_soon();
             }
             self.poll(cx, timer.as_mut())
         })
@@ -191,7 +204,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                 if self.serve(&mut left) {
                     continue;
                 }
-                if self.wants_input() {
+                if self.wants_input() && self.has_space() {
                     match self.input.poll_fill(cx, &mut self.io) {
                         Poll::Ready(Ok(0)) => self.eof = true,
                         Poll::Ready(Ok(_)) => self.last_read = Instant::now(),
@@ -234,8 +247,26 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         self.out.len() - self.sent
     }
 
-    fn wants_input(&self) -> bool {
-        !self.eof && self.unsent() < OUT_HIGH && self.room() > 0
+    fn wants_input(&mut self) -> bool {
+        !self.eof && self.room() > 0 && self.may_owe_more()
+    }
+
+    /// Whether there is memory for a read. If not, the connection tries again after a pause.
+    fn has_space(&mut self) -> bool {
+        let has_space = self.input.make_space();
+        if has_space {
+            (self.starved_since, self.retry_at) = (None, None);
+        } else if self.starved_since.is_none() {
+            let now = Instant::now();
+            (self.starved_since, self.retry_at) = (Some(now), Some(now + RETRY));
+        }
+        has_space
+    }
+
+    /// Whether the replies that wait or are expected leave memory for one more.
+    fn may_owe_more(&mut self) -> bool {
+        let unsent = self.unsent();
+        unsent < OUT_HIGH && self.allowance.allows(unsent + LATE_REPLY * self.outbox.in_flight())
     }
 
     /// How many more requests may wait for a late reply.
@@ -296,6 +327,23 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         {
             move_on(&mut self.moved, &mut self.draining, &mut self.out);
         }
+    }
+
+    /// Ends the connection as soon as its replies are sent.
+    fn end_soon(&mut self) {
+        if self.place.as_ref().is_some_and(|place| place.slot.is_evicted()) {
+            self.go_away("this connection is idle, and its slot is needed for another");
+            if self.is_idle() {
+                self.close(End::Refused(Refusal::Evicted));
+            }
+        } else {
+            self.go_away("the server is shutting down");
+        }
+    }
+
+    /// Whether it owes no reply and has read no part of a frame.
+    fn is_idle(&self) -> bool {
+        self.outbox.is_drained() && self.input.unread().is_empty() && self.skip == 0
     }
 
     fn go_away(&mut self, text: &'static str) {

@@ -60,6 +60,8 @@ pub(super) enum Refusal {
     FrameTooLarge,
     /// The client sent nothing for too long.
     Idle,
+    /// It was the longest idle connection of a full server.
+    Evicted,
 }
 
 impl fmt::Display for Refusal {
@@ -77,6 +79,7 @@ impl fmt::Display for Refusal {
             Refusal::FrameTimeout => "a frame was not complete in time",
             Refusal::FrameTooLarge => "a frame is far too large",
             Refusal::Idle => "idle",
+            Refusal::Evicted => "idle, and the server is full",
         })
     }
 }

@@ -5,6 +5,7 @@ use super::service::Service;
 use super::shared::Shared;
 use crate::proto::handshake::{VERSION, Welcome};
 use crate::proto::header::{HEADER_LEN, Header, MAX_HANDSHAKE_BODY};
+use crate::proto::message::{MAX_CACHE_REQ, MAX_PING_LEN};
 use crate::proto::{Frame, Kind, Message, Status};
 
 /// The meaning of the first bytes.
@@ -23,9 +24,23 @@ pub(super) struct Serves {
     pub(super) kind: crate::proto::Role,
     /// [`Service::generation`] at the handshake.
     pub(super) generation: u64,
+    /// Bytes of an input, if the model's shape is known.
+    pub(super) input_len: Option<u32>,
 }
 
 impl Serves {
+    /// The longest body of this kind that needs to be read for its answer. `None` if only the
+    /// server's limit applies.
+    pub(super) fn longest_body(self, kind: Kind) -> Option<u32> {
+        match kind {
+            Kind::CacheReq if self.takes(kind) => Some(MAX_CACHE_REQ as u32),
+            Kind::ClassifyReq if self.takes(kind) => self.input_len,
+            Kind::Ping => Some(MAX_PING_LEN as u32),
+            // Their answer does not depend on the body, or they have none.
+            _ => Some(0),
+        }
+    }
+
     pub(super) fn takes(self, kind: Kind) -> bool {
         match kind {
             Kind::CacheReq => self.kind == crate::proto::Role::Cache,
@@ -104,7 +119,8 @@ pub(super) fn greet<S: Service>(
     // In this order: after a change in between, the connection counts as older, never as newer.
     let generation = shared.service.generation();
     let identity = shared.service.identity();
-    let serves = Serves { kind: identity.service, generation };
+    let input_len = identity.shape.byte_len().and_then(|len| u32::try_from(len).ok());
+    let serves = Serves { kind: identity.service, generation, input_len };
     let welcome = Welcome {
         version: VERSION,
         service: identity.service,

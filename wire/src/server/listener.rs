@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +23,12 @@ pub trait Listener: Send + 'static {
     /// # Errors
     /// The server logs them, waits a moment and calls again.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Transport, Self::Peer)>> + Send;
+
+    /// The address that the limit per address counts; `None`, the default, if there is no such
+    /// limit for this connection.
+    fn address(_peer: &Self::Peer) -> Option<IpAddr> {
+        None
+    }
 }
 
 impl Listener for TcpListener {
@@ -34,6 +40,10 @@ impl Listener for TcpListener {
         // Small replies must not be delayed. Without the option the connection still works, slower.
         let _ = stream.set_nodelay(true);
         Ok((stream, peer))
+    }
+
+    fn address(peer: &SocketAddr) -> Option<IpAddr> {
+        Some(peer.ip())
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! One read takes all that has arrived. Every complete frame is decoded in place and handed to the
 //! [`Service`] in one call. Answers that are known at once are encoded into the reply buffer, and
-//! one write sends them all. For a later answer the service takes a [`Later`], which answers
-//! exactly once even if it is dropped.
+//! one write sends them all. For a later answer the service takes a
+//! [`Reply`](afterimage_core::Reply), which answers exactly once even if it is dropped.
 //!
 //! `connection.rs` is the loop that does this; `batch.rs` is the service's view of a batch;
 //! `outbox.rs` collects late replies; `options.rs` lists every limit with its reason. The crate's
@@ -18,6 +18,7 @@ mod end;
 mod greeting;
 mod in_buffer;
 mod listener;
+mod memory;
 mod options;
 mod outbox;
 mod pending;
@@ -25,11 +26,12 @@ mod secure;
 mod service;
 mod shared;
 mod shutdown;
+mod slots;
 mod watchers;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -54,6 +56,7 @@ use crate::proto::{Message, Status};
 use counters::Counters;
 use pending::{Pending, Ticket};
 use shared::Shared;
+use slots::{Slot, Slots};
 
 /// A listening socket, or another source of connections, with a service behind it.
 pub struct Server<S, L = TcpListener> {
@@ -68,9 +71,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a connection above the limit may take to read why it is refused.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Connections above the limit that are told so at once. Further ones are closed without an error,
-/// because each holds a file descriptor that the limit does not count.
-const MAX_REFUSALS: usize = 32;
+/// Refused connections that may take that time at once, because each holds a file descriptor that
+/// the limit does not count. Further ones are closed right after the error is written.
+const MAX_REFUSALS: usize = 256;
 
 impl<S: Service> Server<S> {
     /// Listens on `addr`; port 0 chooses a free port.
@@ -137,7 +140,8 @@ impl<S: Service, L: Listener> Server<S, L> {
             if std::mem::take(&mut failing) {
                 tracing::info!("connections are accepted again");
             }
-            connections.add(stream, peer);
+            let address = L::address(&peer);
+            connections.add(stream, peer, address);
         }
         drop(self.listener);
         drain.cancel();
@@ -150,7 +154,7 @@ struct Connections<S> {
     shared: Arc<Shared<S>>,
     drain: CancellationToken,
     tasks: JoinSet<()>,
-    slots: Arc<Semaphore>,
+    slots: Slots,
     refusals: Arc<Semaphore>,
     pending: Pending,
 }
@@ -160,41 +164,54 @@ impl<S: Service> Connections<S> {
         // One permit for each thread of the runtime.
         shared.tls_permits.add_permits(Handle::current().metrics().num_workers() - 1);
         let max = shared.options.max_connections;
+        let slots = Slots::new(max, shared.options.max_connections_per_address);
         Connections {
             shared,
             drain,
             tasks: JoinSet::new(),
-            slots: Arc::new(Semaphore::new(max)),
+            slots,
             refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             pending: Pending::new(max),
         }
     }
 
-    /// Serves this connection, or tells it that the limit is reached.
-    fn add<IO>(&mut self, stream: IO, peer: impl fmt::Display + Send + 'static)
-    where
+    /// Serves this connection, or sends it the limit that is reached.
+    fn add<IO>(
+        &mut self,
+        stream: IO,
+        peer: impl fmt::Display + Send + 'static,
+        address: Option<IpAddr>,
+    ) where
         IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let shared = Arc::clone(&self.shared);
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            Counters::add(&shared.counters.refused, 1);
-            // Without a TLS handshake the client would not understand an error.
-            if shared.options.tls.is_none()
-                && let Ok(turn) = Arc::clone(&self.refusals).try_acquire_owned()
-            {
-                self.tasks.spawn(refuse(stream, shared.options.max_connections, turn));
+        let (slot, evicted) = match self.slots.acquire(address, &self.drain) {
+            Ok(acquired) => acquired,
+            Err(full) => {
+                Counters::add(&shared.counters.refused, 1);
+                // Without a TLS handshake the client would not understand an error.
+                if shared.options.tls.is_none() {
+                    let turn = Arc::clone(&self.refusals).try_acquire_owned().ok();
+                    self.tasks.spawn(refuse(stream, full.to_string(), turn));
+                }
+                return;
             }
-            return;
         };
-        let drain = self.drain.clone();
+        Counters::add(&shared.counters.evicted, evicted.into());
         let evicted = self.pending.admit(|ticket| {
-            self.tasks.spawn(async move {
-                serve_accepted(shared, stream, peer, ticket, drain).await;
-                drop(slot);
-            })
+            let place = Place { ticket: Some(ticket), slot };
+            self.tasks.spawn(serve_accepted(shared, stream, peer, place))
         });
         Counters::add(&self.shared.counters.evicted, evicted.into());
     }
+}
+
+/// A connection's entries in the lists of its server.
+struct Place {
+    /// Among the connections without a `Hello`.
+    ticket: Option<Ticket>,
+    /// Among the open connections.
+    slot: Slot,
 }
 
 /// Serves one connection over any transport until it ends, as [`Server`] does for each connection.
@@ -213,12 +230,12 @@ async fn serve_accepted<S: Service>(
     shared: Arc<Shared<S>>,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     peer: impl fmt::Display,
-    ticket: Ticket,
-    drain: CancellationToken,
+    place: Place,
 ) {
     Counters::add(&shared.counters.accepted, 1);
     let _open = Open::count(&shared.counters);
-    let end = secure::serve(&shared, stream, Some(ticket), drain).await;
+    let drain = place.slot.end().clone();
+    let end = secure::serve(&shared, stream, Some(place), drain).await;
     tracing::debug!(%peer, reason = %end, "connection ended");
 }
 
@@ -238,21 +255,23 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Tells a connection above the limit why it is refused.
+/// Sends a connection above a limit the reason why it is refused.
 async fn refuse(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
-    limit: usize,
-    _turn: OwnedSemaphorePermit,
+    text: String,
+    turn: Option<OwnedSemaphorePermit>,
 ) {
-    let text = format!("{limit} connections are open; the limit is {limit}");
     let mut frame = Vec::new();
     Message::Error { status: Status::Overloaded, text: &text, connection: true }
         .encode(0, &mut frame);
     let _ = tokio::time::timeout(REFUSAL_TIMEOUT, async {
         stream.write_all(&frame).await?;
         stream.shutdown().await?;
-        // If input were left unread, the close might overtake the error.
-        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+        if turn.is_some() {
+            // If input were left unread, the close might overtake the error.
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await?;
+        }
+        io::Result::Ok(())
     })
     .await;
 }

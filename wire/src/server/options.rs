@@ -47,12 +47,21 @@ pub struct ServerOptions {
     pub token: Option<Token>,
     /// TLS for every connection; `None` for plain TCP.
     pub tls: Option<ServerTls>,
-    /// Connections open at once, each with a file descriptor; the next one gets `Overloaded`. The
-    /// default is 4,096. A quarter of them, 16 to 1,024, may be without a `Hello`; beyond that the
+    /// Connections open at once, each with a file descriptor. For the next one, the server closes
+    /// the connection that has sent no request for longest; if each has sent one in the last
+    /// seconds, the next one gets `Overloaded`. The default is 4,096. A quarter of them, 16 to 1,024, may be without a `Hello`; beyond that the
     /// oldest of these is closed.
     pub max_connections: usize,
+    /// Connections from one IPv4 address or one IPv6 network (64 bits). `None`, the default, is a
+    /// quarter of all connections, and no limit for this machine itself.
+    pub max_connections_per_address: Option<usize>,
     /// The largest body in bytes, at most 1 GiB. The default is 1 MiB: an image of a megapixel.
     pub max_body: u32,
+    /// Memory in bytes for the buffers of all connections together, requests and replies. A
+    /// connection that would exceed it stops reading until there is memory. It always has 8 KiB for
+    /// requests and 8 KiB for replies. The default is 256 MiB; a buffer counts three times,
+    /// because of the allocator.
+    pub max_buffer_memory: usize,
     /// Requests of one connection that may wait for a late answer, at least 1; at the limit the
     /// server stops reading. The default, 16,384, keeps the deepest pipelines busy and holds
     /// 13 MB of digits.
@@ -83,7 +92,9 @@ impl Default for ServerOptions {
             token: None,
             tls: None,
             max_connections: 4096,
+            max_connections_per_address: None,
             max_body: DEFAULT_MAX_BODY,
+            max_buffer_memory: 256 << 20,
             window: 16_384,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(300),

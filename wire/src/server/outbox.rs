@@ -100,6 +100,11 @@ impl Outbox {
         }
     }
 
+    /// Frees the buffer of a burst.
+    pub(super) fn release(&self) {
+        self.lock().shrink_to_fit();
+    }
+
     /// Drops all replies, now and later.
     pub(super) fn close(&self) {
         let mut buffer = self.lock();

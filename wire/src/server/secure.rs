@@ -10,11 +10,11 @@ use tokio_rustls::rustls::HandshakeKind;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::Place;
 use super::connection::{Connection, DRAIN_QUIET};
 use super::counters::Counters;
 use super::end::{End, Refusal};
 use super::greeting::begins_tls;
-use super::pending::Ticket;
 use super::service::Service;
 use super::shared::Shared;
 use crate::sched::one_poll_per_turn;
@@ -28,17 +28,17 @@ const READ_LEN: usize = 16 << 10;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 << 10;
 
-/// Serves one connection until it ends. `ticket` is dropped after a valid `Hello`.
+/// Serves one connection until it ends. `place` frees its ticket after a valid `Hello`.
 pub(super) async fn serve<S: Service>(
     shared: &Shared<S>,
     io: impl AsyncRead + AsyncWrite + Unpin,
-    ticket: Option<Ticket>,
+    place: Option<Place>,
     drain: CancellationToken,
 ) -> End {
     match &shared.options.tls {
-        None => Connection::new(shared, io, ticket).run(drain).await,
+        None => Connection::new(shared, io, place).run(drain).await,
         // Boxed, so that a connection without TLS does not take the memory of one with TLS.
-        Some(tls) => Box::pin(serve_tls(shared, tls, io, ticket, drain)).await,
+        Some(tls) => Box::pin(serve_tls(shared, tls, io, place, drain)).await,
     }
 }
 
@@ -46,7 +46,7 @@ async fn serve_tls<S: Service>(
     shared: &Shared<S>,
     tls: &ServerTls,
     io: impl AsyncRead + AsyncWrite + Unpin,
-    ticket: Option<Ticket>,
+    place: Option<Place>,
     drain: CancellationToken,
 ) -> End {
     let opened = Instant::now();
@@ -65,10 +65,10 @@ async fn serve_tls<S: Service>(
     };
     match secured {
         Ok(Ok(Secured::Tls(stream))) => {
-            Connection::new(shared, stream, ticket).opened_at(opened).run(drain).await
+            Connection::new(shared, stream, place).opened_at(opened).run(drain).await
         }
         Ok(Ok(Secured::Not(io))) => {
-            Connection::new(shared, io, ticket).opened_at(opened).without_tls().run(drain).await
+            Connection::new(shared, io, place).opened_at(opened).without_tls().run(drain).await
         }
         Ok(Ok(Secured::Failed(error, io))) => {
             Counters::add(&shared.counters.tls_failed, 1);

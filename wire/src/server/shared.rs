@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use afterimage_core::ByteBudget;
 use tokio::sync::Semaphore;
 
 use super::counters::Counters;
@@ -14,6 +15,8 @@ pub(super) struct Shared<S> {
     pub(super) service: Arc<S>,
     pub(super) options: ServerOptions,
     pub(super) counters: Counters,
+    /// Bytes of the buffers of all connections.
+    pub(super) buffers: ByteBudget,
     /// TLS handshakes that may be polled before all other ready tasks are polled.
     pub(super) tls_permits: Arc<Semaphore>,
 }
@@ -33,7 +36,8 @@ impl<S> Shared<S> {
             *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
         }
         let tls_permits = Arc::new(Semaphore::new(1));
-        Shared { service, options, counters: Counters::default(), tls_permits }
+        let buffers = ByteBudget::new(options.max_buffer_memory);
+        Shared { service, options, counters: Counters::default(), buffers, tls_permits }
     }
 }
 

@@ -186,3 +186,33 @@ async fn a_peer_that_does_not_answer_pings_is_lost() {
     tokio::spawn(listener.welcome().await.serve());
     assert_eq!(soon(client.classify(&[2])).await.unwrap(), label(2));
 }
+
+/// A server whose window is full reads no pings.
+#[tokio::test(start_paused = true)]
+async fn a_full_window_excuses_missing_pongs() {
+    let interval = Duration::from_secs(1);
+    let welcome = Welcome { window: 2, ..welcome() };
+    let (client, mut peer, _listener) =
+        pair_with(options().keepalive(Some(interval)), welcome).await;
+    let calls = [1, 2].map(|class| {
+        let client = client.clone();
+        let slow = CallOptions::new().timeout(PATIENCE).no_retry();
+        tokio::spawn(async move { client.classify_with(&[class], slow).await })
+    });
+    let ids = [peer.expect(Kind::ClassifyReq).await, peer.expect(Kind::ClassifyReq).await];
+    tokio::time::sleep(interval * 10).await;
+    for (id, class) in ids.into_iter().zip([1, 2]) {
+        peer.send(id, Message::ClassifyResp(label(class))).await;
+    }
+    for call in calls {
+        soon(call).await.unwrap().unwrap();
+    }
+    assert_eq!(client.counters().connects, 1);
+    // With room in the window, silence ends the connection again.
+    let lost = async {
+        while client.is_connected() {
+            tokio::time::sleep(interval / 4).await;
+        }
+    };
+    tokio::time::timeout(interval * 5, lost).await.unwrap();
+}

@@ -8,13 +8,16 @@ use std::time::Duration;
 use afterimage_testkit::first_byte::FirstByte;
 use afterimage_wire::Client;
 use afterimage_wire::proto::stats::Value;
+use afterimage_wire::proto::{Frame, HEADER_LEN, Header, Kind, Message, Status};
 use afterimage_wire::server::{Server, ServerOptions};
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::site::{NEVER, PATIENCE, Site, certificates, client_hello, client_options};
+use crate::site::{
+    NEVER, PATIENCE, Site, certificates, client_hello, client_options, hello, last_error,
+};
 
 /// Opens connections, sends `first` on each, and keeps them open.
 async fn flood(addr: SocketAddr, first: &[u8]) {
@@ -160,4 +163,108 @@ async fn handshakes_do_not_delay_the_next_answer() {
     for stranger in &mut strangers {
         tokio::time::timeout(PATIENCE, stranger.read_u8()).await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn one_address_cannot_hold_all_connections() {
+    let options =
+        ServerOptions { max_connections_per_address: Some(3), ..ServerOptions::default() };
+    let site = Site::open(false, options).await;
+    let mut held = vec![site.guest().await, site.guest().await];
+    let mut refused = TcpStream::connect(site.addr).await.unwrap();
+    let mut received = Vec::new();
+    refused.read_to_end(&mut received).await.unwrap();
+    let (status, text) = last_error(&received);
+    assert_eq!(status, Status::Overloaded);
+    assert_eq!(text, "127.0.0.1 has 3 connections open; the limit per address is 3");
+    // Another address is served.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut other = socket.connect(site.addr).await.unwrap();
+    other.write_all(&hello()).await.unwrap();
+    assert_eq!(first_kind(&mut other).await, Kind::Welcome);
+    // A connection that ends makes space for the next one of its address.
+    held.pop();
+    site.while_answering(async { while welcome(site.addr).await.is_none() {} }).await;
+}
+
+#[tokio::test]
+async fn pings_do_not_hold_a_slot() {
+    let options = ServerOptions { max_connections: 4, ..ServerOptions::default() };
+    let site = Site::open(false, options).await;
+    let mut pinging = Vec::new();
+    for _ in 0..3 {
+        pinging.push(site.guest().await);
+    }
+    let pings = async {
+        let mut ping = Vec::new();
+        Message::Ping(b"").encode(9, &mut ping);
+        loop {
+            for peer in &mut pinging {
+                // Fails for a peer that is evicted.
+                let _ = peer.write_all(&ping).await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let newcomers = async {
+        let mut held = Vec::new();
+        while held.len() < 3 {
+            held.extend(welcome(site.addr).await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let done = async {
+        tokio::select! { () = pings => unreachable!(), () = newcomers => {} }
+    };
+    site.while_answering(done).await;
+    assert_eq!(site.count("connections_evicted").await, 3);
+    // An evicted peer learns it from a GoAway.
+    let mut received = Vec::new();
+    let _ = pinging[0].read_to_end(&mut received).await;
+    let mut rest = &received[..];
+    let mut kinds = Vec::new();
+    while let Ok(Some(frame)) = Frame::decode(rest, 1 << 20) {
+        kinds.push(frame.header.kind);
+        rest = &rest[frame.header.frame_len()..];
+    }
+    assert_eq!(kinds.last(), Some(&Kind::GoAway));
+}
+
+#[tokio::test]
+async fn every_refused_client_gets_an_error() {
+    let options = ServerOptions { max_connections: 1, ..ServerOptions::default() };
+    let site = Site::open(false, options).await;
+    let refused: Vec<_> = (0..400)
+        .map(|_| {
+            tokio::spawn(async move {
+                let mut stream = TcpStream::connect(site.addr).await.unwrap();
+                stream.write_all(&hello()).await.ok();
+                let mut header = [0; HEADER_LEN];
+                stream.read_exact(&mut header).await.unwrap();
+                let header = Header::decode(&header).unwrap();
+                (header.kind, Status::from_code(header.status))
+            })
+        })
+        .collect();
+    let all = async {
+        for refused in refused {
+            assert_eq!(refused.await.unwrap(), (Kind::Error, Status::Overloaded));
+        }
+    };
+    site.while_answering(all).await;
+}
+
+/// The kind of the first frame that the server sends.
+async fn first_kind(stream: &mut TcpStream) -> Kind {
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await.unwrap();
+    Header::decode(&header).unwrap().kind
+}
+
+/// A connection after its Welcome; `None` if it is refused.
+async fn welcome(addr: SocketAddr) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(&hello()).await.ok()?;
+    (first_kind(&mut stream).await == Kind::Welcome).then_some(stream)
 }

@@ -1,12 +1,14 @@
 //! Limits and timeouts of the server.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_wire::proto::Status;
+use afterimage_testkit::first_byte::FirstByte;
 use afterimage_wire::proto::codec::FrameCodec;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;
-use afterimage_wire::server::ServerOptions;
+use afterimage_wire::proto::{Header, Kind, Status};
+use afterimage_wire::server::{Server, ServerOptions};
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -168,4 +170,48 @@ async fn extreme_timeouts_are_clamped() {
     };
     let server = start(extreme).await;
     assert_works(&mut connect(server.addr).await).await;
+}
+
+#[tokio::test]
+async fn a_body_of_impossible_length_is_refused_from_the_header() {
+    let server = start(ServerOptions::default()).await;
+    let mut client = connect(server.addr).await;
+    let cases = [
+        (Kind::ClassifyReq, Status::BadArgument),
+        (Kind::Ping, Status::BadArgument),
+        (Kind::StatsReq, Status::BadArgument),
+        (Kind::SnapshotReq, Status::BadArgument),
+        (Kind::CacheReq, Status::Unsupported),
+        (Kind::Hello, Status::BadArgument),
+        (Kind::Unknown(0xEE), Status::Unsupported),
+    ];
+    for (id, (kind, expected)) in (1..).zip(cases) {
+        let header = Header { body_len: 1 << 20, kind, flags: 0, status: 0, id };
+        // The answer comes before a byte of the body is sent.
+        client.get_mut().write_all(&header.encode()).await.unwrap();
+        let frame = recv(&mut client).await;
+        assert_eq!((frame.header.id, error(&frame).0), (id, expected), "{kind:?}");
+        client.get_mut().write_all(&vec![0; 1 << 20]).await.unwrap();
+        assert_works(&mut client).await;
+    }
+    let header = Header { body_len: 3, kind: Kind::ClassifyReq, flags: 1, status: 0, id: 50 };
+    client.get_mut().write_all(&header.encode()).await.unwrap();
+    assert_eq!(error(&recv(&mut client).await).0, Status::Unsupported);
+}
+
+#[tokio::test]
+async fn a_large_frame_without_memory_is_overloaded() {
+    let options = ServerOptions { max_buffer_memory: 300 << 10, ..Default::default() };
+    let server = Server::bind("127.0.0.1:0", Arc::new(FirstByte), options).await.unwrap();
+    let addr = server.local_addr().unwrap();
+    tokio::spawn(server.serve(std::future::pending()));
+    let mut large = connect(addr).await;
+    large.send((1, Message::ClassifyReq { image: &[9; 1 << 20], budget_ms: 0 })).await.unwrap();
+    let frame = recv(&mut large).await;
+    let (status, text, connection) = error(&frame);
+    assert_eq!((frame.header.id, status, connection), (1, Status::Overloaded, false), "{text}");
+    assert!(text.contains("1048576") && text.contains("307200"), "{text}");
+    // The rest of the body is skipped, and the connection goes on.
+    large.send((2, Message::ClassifyReq { image: &[9; 784], budget_ms: 0 })).await.unwrap();
+    assert_eq!(class(&recv(&mut large).await), 9);
 }

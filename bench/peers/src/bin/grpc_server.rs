@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_classifier::{Engine, EngineOptions, Job, Model};
+use afterimage_core::ModelId;
+use afterimage_memo::Secret;
 use afterimage_memo::key::KeySpace;
-use afterimage_memo::{ModelId, Secret};
 use afterimage_peers::classify::classifier_server::{Classifier, ClassifierServer};
 use afterimage_peers::classify::{Image, Label};
 use afterimage_wire::proto::Shape;
@@ -32,7 +33,7 @@ struct Service {
 impl Service {
     /// The label, if it is remembered.
     fn remembered(&self, pixels: &[u8]) -> Result<Option<Label>, Status> {
-        let expected = self.keys.image_len();
+        let expected = self.keys.input_len().unwrap_or_default();
         if pixels.len() != expected {
             let text = format!("image is {} bytes; the model takes {expected}", pixels.len());
             return Err(Status::invalid_argument(text));
@@ -63,7 +64,7 @@ impl Service {
 }
 
 #[tonic::async_trait]
-impl Upstream for Service {
+impl Classifier for Service {
     async fn classify(&self, request: Request<Image>) -> Result<Response<Label>, Status> {
         Ok(Response::new(self.classified(&request.get_ref().pixels).await?))
     }
@@ -88,14 +89,15 @@ impl Upstream for Service {
 async fn main() -> anyhow::Result<()> {
     let raw = std::env::args().nth(1).is_some_and(|model| model == "raw");
     let model = if raw { Model::raw() } else { Model::shipped() };
-    let id = ModelId {
-        digest: model.digest().0,
-        shape: Shape::new(model.shape().dims())
-            .ok_or_else(|| anyhow::anyhow!("a shape with too many dimensions"))?,
-        classes: model.labels().len() as u32,
-    };
+    let id = ModelId::labels(
+        model.digest().0,
+        Shape::new(model.shape().dims()),
+        model.labels().len() as u32,
+    );
     let service = Service {
-        keys: Arc::new(KeySpace::new(&Secret::random()?, id).map_err(anyhow::Error::msg)?),
+        keys: Arc::new(
+            KeySpace::new(&Secret::random()?, Arc::new(id), 0).map_err(anyhow::Error::msg)?,
+        ),
         table: Arc::new(Table::new(Capacity::Bytes(TABLE_BYTES))?),
         engine: Arc::new(Engine::start(model, EngineOptions { threads: 1, ..Default::default() })),
     };

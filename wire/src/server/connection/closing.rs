@@ -10,6 +10,7 @@ use tokio::time::{Instant, Sleep};
 use super::{Connection, Draining, Phase};
 use crate::proto::{Message, Status};
 use crate::server::end::{End, Refusal};
+use crate::server::memory::{BASE_REPLIES, QUIET, RETRY, STARVED};
 use crate::server::service::Service;
 
 /// While draining, a connection ends after this long without a request in flight and without a byte
@@ -29,6 +30,9 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     /// byte moves deadlines away, and a timer that fires early costs less than one that is
     /// reset each time.
     pub(super) fn wait(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> bool {
+        if self.trim_at.is_none() && self.has_grown() {
+            self.trim_at = Some(Instant::now() + QUIET);
+        }
         loop {
             let deadline = self.next_deadline();
             if timer.is_elapsed() || deadline < timer.deadline() {
@@ -62,6 +66,9 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             _ => own,
         };
         let mut next = own;
+        for at in [self.trim_at, self.retry_at].into_iter().flatten() {
+            next = next.min(at);
+        }
         if let Some(since) = self.stalled_since {
             next = next.min(since + options.write_timeout);
         }
@@ -78,6 +85,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         let (now, options) = (Instant::now(), &self.shared.options);
         if let Phase::Closing { end, .. } = &mut self.phase {
             self.ended = Some(end.take().unwrap_or(End::Closed));
+        } else if self.retry_at.is_some_and(|at| now >= at) {
+            self.retry_at = Some(now + RETRY);
+            if self.starved_since.is_some_and(|since| now >= since + STARVED) {
+                self.refuse_partial();
+            }
+        } else if self.trim_at.is_some_and(|at| now >= at) {
+            self.trim(now);
         } else if self.stalled_since.is_some_and(|since| now >= since + options.write_timeout) {
             self.ended = Some(End::NotReading);
         } else if let Some(Draining { why: text, .. }) = self.draining {
@@ -101,6 +115,37 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             let text = format!("idle for {:?}", options.idle_timeout);
             Message::GoAway { text: &text }.encode(0, &mut self.out);
             self.close(End::Refused(Refusal::Idle));
+        }
+    }
+
+    /// Whether its buffers are larger than a quiet connection's.
+    fn has_grown(&self) -> bool {
+        self.input.is_grown() || self.allowance.is_raised() || self.out.capacity() > BASE_REPLIES
+    }
+
+    /// Releases the buffers of a connection that is quiet. When memory is scarce, it also refuses
+    /// a frame that stays incomplete, and closes a connection that does not read.
+    fn trim(&mut self, now: Instant) {
+        let quiet_at = self.last_read + QUIET;
+        if now < quiet_at {
+            self.trim_at = Some(quiet_at);
+            return;
+        }
+        // Set again if the buffers are still large.
+        self.trim_at = None;
+        if self.is_settled() {
+            (self.out, self.sent) = (Vec::new(), 0);
+            self.outbox.release();
+            self.allowance.reset();
+        }
+        self.input.shrink();
+        if self.input.is_memory_scarce() {
+            if self.input.is_grown() {
+                self.refuse_partial();
+            }
+            if self.stalled_since.is_some_and(|since| now >= since + QUIET) {
+                self.ended = Some(End::NotReading);
+            }
         }
     }
 

@@ -7,10 +7,12 @@ use arrayvec::ArrayVec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{Connection, OUT_HIGH, Phase, move_on};
+use super::{Connection, Phase, move_on};
 use crate::proto::message::decode_cache_req;
 use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
-use crate::server::answers::{answer_malformed, answer_other, too_large};
+use crate::server::answers::{
+    answer_malformed, answer_no_memory, answer_other, answer_too_long, too_large,
+};
 use crate::server::batch::{BATCH, Batch, Op, Request};
 use crate::server::counters::Counters;
 use crate::server::end::{End, Refusal};
@@ -28,7 +30,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     /// so that there may be replies to send. `left` is the rest of this turn, in bytes.
     pub(super) fn serve(&mut self, left: &mut usize) -> bool {
         let mut progress = false;
-        while !self.input.unread().is_empty() && self.unsent() < OUT_HIGH && *left > 0 {
+        while !self.input.unread().is_empty() && *left > 0 && self.may_owe_more() {
             let unread = self.input.unread().len();
             let step = match self.phase {
                 _ if self.skip > 0 => self.step_over(),
@@ -56,6 +58,26 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         true
     }
 
+    /// Discards the body of a frame that is answered.
+    fn skip_body(&mut self, header: Header) {
+        self.skip = header.body_len.into();
+        self.partial_since = (self.skip > 0).then_some(self.last_read);
+    }
+
+    /// Refuses an incomplete frame, because there is no memory for its rest.
+    pub(super) fn refuse_partial(&mut self) {
+        if let Phase::Open(_) = self.phase
+            && self.skip == 0
+            && let Some(header) = Header::decode(self.input.unread())
+        {
+            answer_no_memory(header, self.shared.buffers.limit(), &mut self.out);
+            self.input.consume(HEADER_LEN);
+            self.skip_body(header);
+            self.step_over();
+            self.input.shrink();
+        }
+    }
+
     fn greet(&mut self) -> bool {
         match greet(self.shared, self.lacks_tls, self.input.unread(), &mut self.out) {
             Greeting::NeedMore => false,
@@ -67,7 +89,10 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                     // The generation may have changed since `greet` read it.
                     self.outbox.disturb();
                 }
-                self.ticket = None;
+                if let Some(place) = &mut self.place {
+                    place.ticket = None;
+                    place.slot.mark_active(self.last_read);
+                }
                 if self.draining.is_some() {
                     // The other connections got their GoAway while this `Hello` was on its way.
                     Message::GoAway { text: "the server is shutting down" }
@@ -98,6 +123,9 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         let (at, stop) = cut(input, serves, max_body, limit, &mut requests);
         if !requests.is_empty() {
             Counters::add(&self.shared.counters.requests, requests.len() as u64);
+            if let Some(place) = &self.place {
+                place.slot.mark_active(self.last_read);
+            }
             if serves.generation == self.shared.service.generation() {
                 dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves.generation);
             } else {
@@ -112,6 +140,15 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         self.partial_since = self.partial_since.filter(|_| at == 0);
         match stop {
             Stop::Full => {}
+            // Its answer does not need the body, and the body must not fill the memory.
+            Stop::NeedMore(Some(header))
+                if serves.longest_body(header.kind).is_some_and(|len| header.body_len > len) =>
+            {
+                answer_too_long(self.shared, serves, header, &mut self.out, &self.outbox);
+                self.input.consume(at + HEADER_LEN);
+                self.skip_body(header);
+                return true;
+            }
             Stop::NeedMore(header) => {
                 let needed = header.map_or(0, |header| header.frame_len());
                 if at < input.len() {
@@ -138,8 +175,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 if fatal {
                     close = Some(End::Refused(Refusal::FrameTooLarge));
                 } else {
-                    self.skip = header.body_len.into();
-                    self.partial_since = Some(self.last_read);
+                    self.skip_body(header);
                 }
             }
         }

@@ -1,0 +1,258 @@
+//! Fairness between clients for new inputs, over real sockets: a polite client beside busy ones,
+//! and beside a peer that asks for much and resets its connection.
+//!
+//! The model sleeps, so a full batch takes the same time on a busy machine. A round, in which each
+//! connection has its turn once, takes one full batch for every 64 busy connections. The bound for
+//! the polite client is three rounds, plus [`SLACK`] for the machine.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use afterimage::embedded::Embedded;
+use afterimage_cache::{Capacity, Table};
+use afterimage_classifier::{
+    ClassifierService, Engine, EngineOptions, Model, Scorer, Scratch, Shape,
+};
+use afterimage_memo::pool::Pool;
+use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
+use afterimage_wire::proto::{Hello, Message};
+use afterimage_wire::server::{Server, ServerOptions, Service};
+use afterimage_wire::{Client, ClientOptions, Status};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// Time of one image. A full batch takes 64 times as long. A round with 100 busy connections takes
+/// 15 ms, so that the polite client asks for less than its share.
+const PER_IMAGE: Duration = Duration::from_micros(150);
+
+/// Time of one image in the tests of resets: few are scored before the reset.
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Images that may wait: more than a second of work.
+const MAX_QUEUED: usize = 8192;
+
+/// Time that a busy machine may add. A full first-in-first-out queue would add 1.2 s.
+const SLACK: Duration = Duration::from_millis(700);
+
+/// Requests of the polite client, one every 20 ms.
+const POLITE: usize = 100;
+
+/// Longer than any request takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Labels every image 7, slowly.
+struct Slow {
+    per_image: Duration,
+    /// The time of each full batch.
+    full: Mutex<Vec<Duration>>,
+}
+
+impl Scorer for Slow {
+    fn shape(&self) -> Shape {
+        Model::raw().shape()
+    }
+
+    fn label(&self, images: &[&[u8]], _: &mut Scratch, labels: &mut [u16]) {
+        let started = Instant::now();
+        std::thread::sleep(self.per_image * images.len() as u32);
+        labels.fill(7);
+        if images.len() == 64 {
+            self.full.lock().unwrap().push(started.elapsed());
+        }
+    }
+}
+
+impl Slow {
+    fn new(per_image: Duration) -> Arc<Self> {
+        Arc::new(Slow { per_image, full: Mutex::default() })
+    }
+
+    /// The median time of a full batch.
+    fn batch(&self) -> Duration {
+        let mut times = self.full.lock().unwrap().clone();
+        times.sort_unstable();
+        assert!(!times.is_empty(), "the busy connections fill batches");
+        times[times.len() / 2]
+    }
+}
+
+fn engine(scorer: &Arc<Slow>, max_queued: usize) -> Arc<Engine> {
+    let options = EngineOptions { threads: 1, max_queued, ..EngineOptions::default() };
+    Arc::new(Engine::start_with(scorer.clone(), options))
+}
+
+/// A memo whose model is in its own process.
+fn memo(engine: Arc<Engine>) -> MemoService {
+    memo_of(Embedded::new(&Model::raw(), engine))
+}
+
+fn memo_of(upstream: impl Upstream) -> MemoService {
+    let table = Arc::new(Table::new(Capacity::Entries(100_000)).unwrap());
+    let options = MemoOptions::new(Secret::new([7; 32]));
+    MemoService::new(Store::Embedded(table, None), upstream, options)
+}
+
+/// Serves until the test's runtime ends, and returns the address.
+async fn serve(service: impl Service) -> String {
+    let options = ServerOptions::default();
+    let server = Server::bind("127.0.0.1:0", Arc::new(service), options).await.unwrap();
+    let addr = server.local_addr().unwrap().to_string();
+    tokio::spawn(server.serve(std::future::pending()));
+    addr
+}
+
+async fn connect(addr: &str) -> Client {
+    Client::connect(addr, ClientOptions::new().fail_fast(true)).await.unwrap()
+}
+
+/// An input that no test has used before.
+fn fresh() -> Vec<u8> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mut image = vec![1; 784];
+    image[..8].copy_from_slice(&NEXT.fetch_add(1, Relaxed).to_le_bytes());
+    image
+}
+
+/// Keeps `window` new inputs waiting, for as long as it lives.
+async fn flood(addr: String, window: usize) {
+    let client = connect(&addr).await;
+    let waiting = Arc::new(AtomicUsize::new(0));
+    loop {
+        for _ in waiting.load(Relaxed)..window {
+            waiting.fetch_add(1, Relaxed);
+            let waiting = Arc::clone(&waiting);
+            client.submit_classify(&fresh(), PATIENCE, move |_| {
+                waiting.fetch_sub(1, Relaxed);
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Asks for one new input every 20 ms. Returns the number of `overloaded` replies and the times,
+/// the shortest first.
+async fn polite(addr: &str) -> (usize, Vec<Duration>) {
+    let client = connect(addr).await;
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let mut calls = JoinSet::new();
+    for _ in 0..POLITE {
+        let due = ticks.tick().await;
+        let client = client.clone();
+        calls.spawn(async move {
+            let result = client.classify(&fresh()).await;
+            (result, due.elapsed())
+        });
+    }
+    let (mut overloaded, mut times) = (0, Vec::new());
+    for (result, took) in calls.join_all().await {
+        match result {
+            Ok(label) => assert_eq!(label.label, 7),
+            Err(error) if error.status() == Status::Overloaded => overloaded += 1,
+            Err(error) => panic!("{error}"),
+        }
+        times.push(took);
+    }
+    times.sort_unstable();
+    (overloaded, times)
+}
+
+/// The polite client beside `busy` connections that keep `window` new inputs each waiting.
+async fn polite_beside(what: &str, service: impl Service, slow: &Slow, busy: usize, window: usize) {
+    let addr = serve(service).await;
+    let mut floods = JoinSet::new();
+    (0..busy).for_each(|_| drop(floods.spawn(flood(addr.clone(), window))));
+    // The queue is full by then.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (overloaded, times) = polite(&addr).await;
+    floods.shutdown().await;
+    let (p50, p99) = (times[POLITE / 2], times[POLITE * 99 / 100 - 1]);
+    let batch = slow.batch();
+    let bound = 3 * batch * (1 + busy as u32 / 64);
+    eprintln!("{what}, {busy} busy: p50 {p50:?}, p99 {p99:?}, batch {batch:?}, bound {bound:?}");
+    assert_eq!(overloaded, 0, "{what}: refused requests of the polite client beside {busy}");
+    assert!(
+        p99 < bound + SLACK,
+        "{what}: {p99:?} beside {busy}; the bound is {bound:?} + {SLACK:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_classifier_serves_a_polite_client_beside_busy_ones() {
+    for (busy, window) in [(1, MAX_QUEUED), (100, 100)] {
+        let slow = Slow::new(PER_IMAGE);
+        let service = ClassifierService::new(&Model::raw(), engine(&slow, MAX_QUEUED));
+        polite_beside("classifier", service, &slow, busy, window).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_memo_serves_a_polite_client_beside_busy_ones() {
+    for (busy, window) in [(1, MAX_QUEUED), (100, 100)] {
+        let slow = Slow::new(PER_IMAGE);
+        let service = memo(engine(&slow, MAX_QUEUED));
+        polite_beside("memo", service, &slow, busy, window).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_memo_before_a_classifier_serves_clients_in_turn() {
+    for (busy, window) in [(1, MAX_QUEUED), (100, 100)] {
+        let slow = Slow::new(PER_IMAGE);
+        // The classifier takes all that the memo sends: the memo keeps the order.
+        let classifier = ClassifierService::new(&Model::raw(), engine(&slow, 32_768));
+        let client = connect(&serve(classifier).await).await;
+        let service = memo_of(Pool::new(client, PATIENCE));
+        polite_beside("memo and classifier", service, &slow, busy, window).await;
+    }
+}
+
+/// Asks for 16,000 new inputs and resets the connection, again and again.
+async fn resets(addr: &str) {
+    for _ in 0..5 {
+        let mut bytes = Vec::new();
+        Message::Hello(Hello::new(b"")).encode(0, &mut bytes);
+        for id in 1..=16_000 {
+            Message::ClassifyReq { image: &fresh(), budget_ms: 0 }.encode(id, &mut bytes);
+        }
+        let mut stream = TcpStream::connect(addr).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        // Long enough for the server to read them.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        // A linger of zero closes the connection with a reset.
+        stream.set_zero_linger().unwrap();
+    }
+}
+
+async fn a_peer_that_resets_costs_no_other(what: &str, service: impl Service, engine: &Engine) {
+    let addr = serve(service).await;
+    let ((), (overloaded, times)) = tokio::join!(resets(&addr), polite(&addr));
+    let deadline = Instant::now() + PATIENCE;
+    while engine.counters().queued > 0 {
+        assert!(Instant::now() < deadline, "{what}: the queue does not empty");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let counters = engine.counters();
+    let (scored, dropped) = (counters.scored, counters.abandoned);
+    let slowest = times[POLITE - 1];
+    eprintln!("{what}, resets: slowest {slowest:?}, {scored} scored, {dropped} dropped");
+    assert_eq!(overloaded, 0, "{what}: refused requests of the polite client");
+    // The rest of the queue of each connection: it is scored until the reset only.
+    assert!(dropped > 2 * scored, "{what}: {scored} were scored and {dropped} dropped");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_classifier_drops_the_work_of_closed_connections() {
+    let engine = engine(&Slow::new(MILLISECOND), 32_768);
+    let service = ClassifierService::new(&Model::raw(), Arc::clone(&engine));
+    a_peer_that_resets_costs_no_other("classifier", service, &engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_memo_drops_the_work_of_closed_connections() {
+    let engine = engine(&Slow::new(MILLISECOND), 32_768);
+    a_peer_that_resets_costs_no_other("memo", memo(Arc::clone(&engine)), &engine).await;
+}

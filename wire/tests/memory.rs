@@ -1,0 +1,126 @@
+//! Memory that many bad peers together can make a server hold.
+//!
+//! One test in a binary of its own, because it reads the memory of the whole process.
+//! `MEMORY_CONNECTIONS=4096` repeats it with a full server; that needs 10,000 file descriptors.
+
+#![allow(clippy::unwrap_used)]
+#![cfg(target_os = "linux")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::resident::resident_bytes;
+use afterimage_wire::proto::handshake::Hello;
+use afterimage_wire::proto::message::{Message, put_classify_req};
+use afterimage_wire::proto::{HEADER_LEN, Header};
+use afterimage_wire::server::{Server, ServerOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{sleep, timeout};
+
+/// The share of one connection in 256 MiB for 4,096 connections.
+const LIMIT_PER_CONNECTION: usize = 64 << 10;
+
+/// A write that takes longer is one that the server does not read.
+const STUCK: Duration = Duration::from_millis(20);
+
+/// Longer than a connection must be quiet before its buffers are released.
+const SETTLE: Duration = Duration::from_millis(2500);
+
+async fn guest(addr: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    // The server's replies must fill its own buffers, not those of the kernel.
+    socket.set_recv_buffer_size(4 << 10).unwrap();
+    let mut stream = socket.connect(addr).await.unwrap();
+    let mut hello = Vec::new();
+    Message::Hello(Hello::new(b"")).encode(1, &mut hello);
+    stream.write_all(&hello).await.unwrap();
+    read_frame(&mut stream).await;
+    stream
+}
+
+async fn read_frame(stream: &mut TcpStream) {
+    let mut header = [0; HEADER_LEN];
+    stream.read_exact(&mut header).await.unwrap();
+    let len = Header::decode(&header).unwrap().body_len as usize;
+    stream.read_exact(&mut vec![0; len]).await.unwrap();
+}
+
+/// Sends all but the last byte of a request with a body of 1 MiB.
+async fn send_unfinished(stream: &mut TcpStream) {
+    let mut frame = Vec::new();
+    put_classify_req(&mut frame, 2, &vec![7; 1 << 20], 0);
+    frame.pop();
+    let _ = timeout(STUCK, stream.write_all(&frame)).await;
+}
+
+/// Asks for more statistics than a server keeps, and reads none of them.
+async fn never_read(stream: &mut TcpStream) {
+    let mut frames = Vec::new();
+    (0..3000).for_each(|id| Message::StatsReq.encode(id, &mut frames));
+    let _ = timeout(STUCK, stream.write_all(&frames)).await;
+}
+
+/// Sends a burst of 2,000 requests, reads all answers, and goes on with nothing.
+async fn burst(stream: &mut TcpStream) {
+    let mut frames = Vec::new();
+    (0..2000).for_each(|id| put_classify_req(&mut frames, id, &[7; 784], 0));
+    let (mut reader, mut writer) = stream.split();
+    let reading = async {
+        let mut answers = vec![0; 2000 * (HEADER_LEN + 2)];
+        reader.read_exact(&mut answers).await.unwrap();
+    };
+    let writing = async { writer.write_all(&frames).await.unwrap() };
+    tokio::join!(reading, writing);
+}
+
+#[tokio::test]
+async fn bad_peers_stay_within_the_memory_for_buffers() {
+    let connections =
+        std::env::var("MEMORY_CONNECTIONS").map_or(192, |count| count.parse().unwrap());
+    let limit = connections * LIMIT_PER_CONNECTION;
+    for (name, attack) in [
+        ("unfinished bodies", 0),
+        ("peers that never read", 1),
+        ("peers that are idle after a burst", 2),
+    ] {
+        let options = ServerOptions {
+            max_connections: connections + 1,
+            max_buffer_memory: limit,
+            // The attack must not end before its memory is measured.
+            frame_timeout: Duration::from_secs(600),
+            write_timeout: Duration::from_secs(600),
+            ..Default::default()
+        };
+        let server = Server::bind("127.0.0.1:0", Arc::new(FirstByte), options).await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let serving = tokio::spawn(server.serve(std::future::pending()));
+        let mut good = guest(addr).await;
+        burst(&mut good).await;
+        let base = resident_bytes();
+        let mut peers = Vec::new();
+        let mut highest = base;
+        while peers.len() < connections {
+            let mut peer = guest(addr).await;
+            match attack {
+                0 => send_unfinished(&mut peer).await,
+                1 => never_read(&mut peer).await,
+                _ => burst(&mut peer).await,
+            }
+            peers.push(peer);
+            highest = highest.max(resident_bytes());
+        }
+        sleep(SETTLE).await;
+        let settled = resident_bytes().saturating_sub(base) >> 10;
+        let highest = (highest - base) >> 10;
+        println!("{connections} {name}: {settled} KiB, at most {highest} KiB");
+        assert!(highest << 10 <= limit as u64, "{name}: {highest} KiB");
+        // The connection that behaves is served all the time.
+        timeout(Duration::from_secs(10), burst(&mut good)).await.unwrap();
+        drop(peers);
+        serving.abort();
+        let _ = serving.await;
+    }
+}
