@@ -168,7 +168,7 @@ impl Inner {
         let keys: Vec<u64> = begun.iter().map(|first| first.flight.hash.store_key()).collect();
         let (inner, entry) = (Arc::clone(self), Arc::clone(arrival.entry));
         let space = Arc::clone(arrival.space);
-        store.lookup(&keys, move |values| {
+        store.lookup(&keys, move |values, took| {
             let (now, lookups) = (sync::now(), begun.len() as u64);
             let values = values.unwrap_or_else(|| vec![None; begun.len()]);
             let (mut calls, mut hits) = (Vec::new(), 0);
@@ -193,7 +193,8 @@ impl Inner {
                     inner.sample(&arrival, hash, Answer::Label(label), &row);
                 }
             });
-            inner.looked(now, lookups, hits, now - since);
+            // The wait in the memo's own queue is not a cost of the store.
+            inner.looked(now, lookups, hits, took);
             inner.call(&entry, calls, now);
         });
     }

@@ -96,8 +96,18 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Whether it can be reached, as far as the client knows.
     fn is_connected(&self) -> bool;
 
-    /// Looks `keys` up and calls `then`, once, within `budget`.
-    fn get_many(&self, keys: &[u64], budget: Duration, then: Callback);
+    /// Looks `keys` up and calls `then`, once, within `limit`. That is far above the lookup budget,
+    /// which the caller keeps: a connection without an answer by then should be closed.
+    fn get_many(&self, keys: &[u64], limit: Duration, then: Callback);
+
+    /// Whether lookups wait in this process to be written to the connection. Their budget has not
+    /// begun.
+    fn is_writing(&self) -> bool {
+        false
+    }
+
+    /// A lookup took longer than its budget.
+    fn is_late(&self, _budget: Duration) {}
 
     /// Sends a value. If the value does not arrive, a later lookup is a miss.
     fn set(&self, key: u64, value: i64);
@@ -121,8 +131,12 @@ impl Backend for Client {
         Client::is_connected(self)
     }
 
-    fn get_many(&self, keys: &[u64], budget: Duration, then: Callback) {
-        self.submit_cache_get_many(keys, budget, move |values| then(values.ok()));
+    fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
+        self.submit_cache_get_many(keys, limit, move |values| then(values.ok()));
+    }
+
+    fn is_writing(&self) -> bool {
+        Client::is_connected(self) && self.counters().queued_bytes > 0
     }
 
     fn set(&self, key: u64, value: i64) {

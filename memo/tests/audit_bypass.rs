@@ -128,7 +128,9 @@ impl Backend for SlowStore {
 
 /// A memo with a bypass in front of this store, and its client.
 async fn bypassing_memo(slow: &Arc<Slow>, replica: &Running) -> (Running, Client) {
-    let store = RemoteStore::new(SlowStore(Arc::clone(slow)), StoreOptions::default());
+    // The store is slow, but not too slow for its budget.
+    let options = StoreOptions { lookup_budget: SLOWNESS * 50, ..StoreOptions::default() };
+    let store = RemoteStore::new(SlowStore(Arc::clone(slow)), options);
     let options = MemoOptions::new(secret()).auto_bypass(true);
     memo(Store::Remote(store), replica, options).await
 }

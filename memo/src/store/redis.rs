@@ -11,13 +11,14 @@ mod connector;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::tls::{ClientFiles, Reloadable};
 use redis::{ErrorKind, ServerErrorKind};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Backend, Callback};
@@ -65,6 +66,7 @@ pub struct Redis {
     connection: watch::Receiver<Option<Connection>>,
     writes: mpsc::Sender<(u64, i64)>,
     health: Arc<Health>,
+    runtime: Handle,
 }
 
 /// The state of the server, as far as its answers show it.
@@ -76,6 +78,8 @@ struct Health {
     lookups: Warning,
     writes: Warning,
     writes_failed: AtomicU64,
+    /// Lookups whose task has not begun.
+    unwritten: AtomicUsize,
     /// Notified when the server is a replica: the address may lead to the new primary.
     moved: Notify,
 }
@@ -182,7 +186,8 @@ impl Redis {
         let connector = Reloadable::new(files, move || Connector::new(&url, &options))?;
         tokio::spawn(connect(Arc::clone(&connector), set_connection, Arc::clone(&health)));
         tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
-        Ok(Redis { connector, connection, writes, health })
+        let runtime = Handle::current();
+        Ok(Redis { connector, connection, writes, health, runtime })
     }
 
     /// Watches the certificates and the password file, as
@@ -210,15 +215,17 @@ impl Backend for Redis {
         self.health.healthy.load(Relaxed)
     }
 
-    fn get_many(&self, keys: &[u64], budget: Duration, then: Callback) {
+    fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
         let Some(mut connection) = self.connection.borrow().clone() else { return then(None) };
         let mut command = redis::cmd("MGET");
         for &key in keys {
             command.arg(&redis_key(key));
         }
         let health = Arc::clone(&self.health);
-        tokio::spawn(async move {
-            let answer = tokio::time::timeout(budget, connection.ask::<Values>(&command)).await;
+        health.unwritten.fetch_add(1, Relaxed);
+        self.runtime.spawn(async move {
+            health.unwritten.fetch_sub(1, Relaxed);
+            let answer = tokio::time::timeout(limit, connection.ask::<Values>(&command)).await;
             let values = match answer {
                 Ok(Ok(values)) => {
                     health.answers();
@@ -229,12 +236,20 @@ impl Backend for Redis {
                     None
                 }
                 Err(_) => {
-                    health.fails(format_args!("a lookup took longer than {budget:?}"));
+                    health.fails(format_args!("a lookup took longer than {limit:?}"));
                     None
                 }
             };
             then(values.map(|values| values.into_iter().map(|value| parse(value?)).collect()));
         });
+    }
+
+    fn is_writing(&self) -> bool {
+        self.health.unwritten.load(Relaxed) > 0
+    }
+
+    fn is_late(&self, budget: Duration) {
+        self.health.fails(format_args!("a lookup took longer than {budget:?}"));
     }
 
     fn set(&self, key: u64, value: i64) {

@@ -1,61 +1,58 @@
-//! A store over the network: a [`Backend`] behind a lookup budget and a breaker, so that no request
-//! waits long for it.
+//! A store over the network: a [`Backend`] behind a bound on lookups in flight, a lookup budget and
+//! a breaker.
+//!
+//! A burst of requests fills the queue here and not the connection. So the budget counts only the
+//! time that the store takes, and a full queue says nothing about the store's health.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use afterimage_wire::corked;
 use afterimage_wire::proto::stats::Stats;
 
-use super::{Backend, Callback};
-
+use super::Backend;
 use crate::breaker::Breaker;
+use crate::single_task::SingleTask;
 use crate::sync;
 
-/// A lookup in flight. It ends once: with the values, or without if the backend drops it.
-struct Lookup {
-    health: Arc<Health>,
-    keys: usize,
-    then: Option<Callback>,
-}
+/// Keys that may wait in the queue. Further keys are misses at once.
+const MAX_QUEUED_KEYS: usize = 65_536;
 
-impl Lookup {
-    fn end(&mut self, values: Option<Vec<Option<i64>>>) {
-        let Some(then) = self.then.take() else { return };
-        let values = values.filter(|values| values.len() == self.keys);
-        if values.is_some() {
-            if self.health.breaker.succeeded() {
-                tracing::info!(server = self.health.address, "the store answers again");
-            }
-        } else {
-            self.health.failed.fetch_add(self.keys as u64, Relaxed);
-            if self.health.breaker.failed(sync::now()) {
-                tracing::warn!(
-                    server = self.health.address,
-                    "the store does not answer; requests bypass it until a probe succeeds"
-                );
-            }
-        }
-        then(values);
-    }
-}
+/// The limit that a backend gets for a lookup. It is far above the budget: a connection that has
+/// not answered by then is lost.
+const LOST_AFTER: Duration = Duration::from_secs(1);
 
-impl Drop for Lookup {
-    fn drop(&mut self) {
-        self.end(None);
-    }
-}
+/// Rounds of the clock task before a lookup expires. The runtime polls connections between two
+/// rounds, so that a busy memo reads a reply that has arrived before it gives up.
+const MIN_ROUNDS: u64 = 3;
 
-/// How long to wait for a cache, and when to stop waiting.
+/// Budgets of a lookup in a burst, when at least half of [`StoreOptions::max_in_flight`] is in use.
+/// Then requests wait longer than one budget for each other, and a short pause of the store's
+/// process or of the memo's is not worth a call for every key in flight.
+const BUDGETS_IN_A_BURST: u32 = 8;
+
+/// The shortest interval between two rounds: the resolution of the runtime's timer.
+const SHORTEST_ROUND: Duration = Duration::from_millis(1);
+
+/// Limits for a remote store.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// What a lookup may take before it counts as a miss. The default, 2 ms, is some forty times a
-    /// round trip within a data centre.
+    /// The time that the store may take for a lookup, from its write to the connection. After that
+    /// it is a miss. The default, 2 ms, is some forty times a round trip within a data centre. In a
+    /// burst it is eight times as long.
     pub lookup_budget: Duration,
-    /// Failures in a row after which no request waits for the store. The default is 5.
+    /// Keys in flight at once. The store must answer so many within the budget. The default is
+    /// 256; one lookup of more keys is sent alone.
+    pub max_in_flight: usize,
+    /// The time that a lookup may wait for its turn. After that it is a miss, but not a failure of
+    /// the store. The default is 200 ms.
+    pub max_queue_wait: Duration,
+    /// Failures in a row after which requests bypass the store. Lookups in flight together fail as
+    /// one. The default is 5.
     pub breaker_threshold: u32,
-    /// How often a lookup goes to see whether the cache is back. The default, 100 ms, notices
-    /// within a second with room to spare.
+    /// The interval between two probes of a store that requests bypass. The default is 100 ms.
     pub probe_every: Duration,
 }
 
@@ -63,86 +60,380 @@ impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
             lookup_budget: Duration::from_millis(2),
+            max_in_flight: 256,
+            max_queue_wait: Duration::from_millis(200),
             breaker_threshold: 5,
             probe_every: Duration::from_millis(100),
         }
     }
 }
 
-/// A backend, with a lookup budget and a breaker.
+/// A backend with limits. See the module.
 #[derive(Debug)]
 pub struct RemoteStore {
-    backend: Box<dyn Backend>,
-    options: StoreOptions,
-    health: Arc<Health>,
+    inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Health {
+struct Inner {
+    backend: Box<dyn Backend>,
+    options: StoreOptions,
     address: String,
     breaker: Breaker,
+    lookups: Mutex<Lookups>,
+    /// Whether the task that keeps time runs.
+    clock: SingleTask,
+    counters: Counters,
+}
+
+/// Counters of keys.
+#[derive(Debug, Default)]
+struct Counters {
     lookups: AtomicU64,
     failed: AtomicU64,
     bypassed: AtomicU64,
+    unsent: AtomicU64,
+}
+
+/// The values of a lookup's keys, or `None` for no answer.
+type Values = Option<Vec<Option<i64>>>;
+
+/// Gets the values, and the time that the store took.
+type Then = Box<dyn FnOnce(Values, Duration) + Send>;
+
+/// The lookups that have not ended.
+#[derive(Default)]
+struct Lookups {
+    /// In the order of their writes.
+    in_flight: BTreeMap<u64, InFlight>,
+    keys_in_flight: usize,
+    queue: VecDeque<Queued>,
+    keys_queued: usize,
+    last_id: u64,
+    /// One thread hands lookups to the backend at a time. The others leave theirs in the queue.
+    is_sending: bool,
+    /// Rounds of the clock task so far.
+    round: u64,
+    last_failure: Option<Instant>,
+}
+
+struct InFlight {
+    keys: usize,
+    /// When the backend got it.
+    handed: Instant,
+    /// When it was written to the connection, as far as is known.
+    written: Instant,
+    /// The round in which it was written.
+    round: u64,
+    /// Whether it was written in a burst.
+    is_burst: bool,
+    then: Then,
+}
+
+struct Queued {
+    keys: Vec<u64>,
+    since: Instant,
+    then: Then,
+}
+
+/// A lookup that has ended, and whose callback runs after the lock is released.
+struct Ended {
+    then: Then,
+    values: Values,
+    took: Duration,
 }
 
 impl RemoteStore {
     /// A store in `backend`.
     pub fn new(backend: impl Backend, options: StoreOptions) -> Self {
-        let breaker = Breaker::new(options.breaker_threshold, options.probe_every, sync::now());
-        let health = Arc::new(Health {
+        let inner = Inner {
             address: backend.address().to_owned(),
-            breaker,
-            lookups: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            bypassed: AtomicU64::new(0),
-        });
-        RemoteStore { backend: Box::new(backend), options, health }
+            backend: Box::new(backend),
+            options,
+            breaker: Breaker::new(options.breaker_threshold, options.probe_every, sync::now()),
+            lookups: Mutex::default(),
+            clock: SingleTask::new(),
+            counters: Counters::default(),
+        };
+        RemoteStore { inner: Arc::new(inner) }
     }
 
-    /// Looks `keys` up. `then` is called once, from whatever thread, within the lookup budget: with
-    /// as many values as keys, or with `None` when the cache gave no answer.
+    /// Looks `keys` up. `then` is called once, on any thread: with as many values as keys, or with
+    /// `None` if the store gave no answer, and with the time that the store took.
+    ///
+    /// The lookup ends within the queue wait and the budget, if a tokio runtime with time runs
+    /// here. Outside of one, the backend alone ends it.
     pub fn lookup(
         &self,
         keys: &[u64],
-        then: impl FnOnce(Option<Vec<Option<i64>>>) + Send + 'static,
+        then: impl FnOnce(Option<Vec<Option<i64>>>, Duration) + Send + 'static,
     ) {
-        if !self.health.breaker.allows(sync::now()) {
-            self.health.bypassed.fetch_add(keys.len() as u64, Relaxed);
-            return then(None);
+        let (inner, now) = (&self.inner, sync::now());
+        let len = keys.len() as u64;
+        if !inner.breaker.allows(now) {
+            inner.counters.bypassed.fetch_add(len, Relaxed);
+            return then(None, Duration::ZERO);
         }
-        self.health.lookups.fetch_add(keys.len() as u64, Relaxed);
-        let mut lookup = Lookup {
-            health: Arc::clone(&self.health),
-            keys: keys.len(),
-            then: Some(Box::new(then)),
-        };
-        let then = Box::new(move |values| lookup.end(values));
-        self.backend.get_many(keys, self.options.lookup_budget, then);
+        let mut lookups = inner.lock();
+        if lookups.keys_queued + keys.len() > MAX_QUEUED_KEYS && !lookups.queue.is_empty() {
+            drop(lookups);
+            inner.counters.unsent.fetch_add(len, Relaxed);
+            return then(None, Duration::ZERO);
+        }
+        lookups.keys_queued += keys.len();
+        let then = Box::new(then);
+        lookups.queue.push_back(Queued { keys: keys.to_vec(), since: now, then });
+        drop(lookups);
+        inner.send();
+        inner.keep_time();
     }
 
-    /// Sends a value on its way, unless the cache is away.
+    /// Sends a value on its way, unless the breaker is open.
     pub fn write(&self, key: u64, value: i64) {
-        if !self.health.breaker.is_open() {
-            self.backend.set(key, value);
+        if !self.inner.breaker.is_open() {
+            self.inner.backend.set(key, value);
         }
     }
 
     /// Whether the breaker is open: no request waits for the store until a probe succeeds.
     pub(crate) fn is_bypassed(&self) -> bool {
-        self.health.breaker.is_open()
+        self.inner.breaker.is_open()
     }
 
     /// Adds what the store counts to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
-        stats.text("store", self.backend.name());
-        stats.text("store_connected", if self.backend.is_connected() { "yes" } else { "no" });
-        let breaker = &self.health.breaker;
+        let Inner { backend, breaker, counters, .. } = &*self.inner;
+        stats.text("store", backend.name());
+        stats.text("store_connected", if backend.is_connected() { "yes" } else { "no" });
         stats.text("store_breaker", if breaker.is_open() { "open" } else { "closed" });
         stats.counter("store_breaker_opened", breaker.times_opened());
-        stats.counter("store_lookups", self.health.lookups.load(Relaxed));
-        stats.counter("store_lookups_failed", self.health.failed.load(Relaxed));
-        stats.counter("store_lookups_bypassed", self.health.bypassed.load(Relaxed));
-        self.backend.stats(stats);
+        stats.counter("store_lookups", counters.lookups.load(Relaxed));
+        stats.counter("store_lookups_failed", counters.failed.load(Relaxed));
+        stats.counter("store_lookups_bypassed", counters.bypassed.load(Relaxed));
+        stats.counter("store_lookups_unsent", counters.unsent.load(Relaxed));
+        let lookups = self.inner.lock();
+        stats.gauge("store_lookups_in_flight", lookups.keys_in_flight as u64);
+        stats.gauge("store_lookups_queued", lookups.keys_queued as u64);
+        drop(lookups);
+        backend.stats(stats);
     }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Lookups> {
+        self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands queued lookups to the backend, as far as the bound on keys in flight allows.
+    fn send(self: &Arc<Self>) {
+        // A backend may end a lookup before `get_many` returns, which leads back to here. Then the
+        // flag is set, and this loop goes on with the next lookup.
+        loop {
+            let next = self.lock().next(&self.options);
+            let Some((id, keys)) = next else { return };
+            let _sending = Sending(self);
+            self.counters.lookups.fetch_add(keys.len() as u64, Relaxed);
+            let mut pending = Pending { inner: Arc::clone(self), id, ended: false };
+            let limit = LOST_AFTER.max(self.options.lookup_budget * BUDGETS_IN_A_BURST);
+            self.backend.get_many(&keys, limit, Box::new(move |values| pending.end(values)));
+        }
+    }
+
+    /// The backend's answer. An answer to a lookup that has expired is ignored.
+    fn end(self: &Arc<Self>, id: u64, values: Values) {
+        let now = sync::now();
+        let mut ended = Vec::new();
+        let mut lookups = self.lock();
+        let Some(lookup) = lookups.take(id) else { return };
+        let values = values.filter(|values| values.len() == lookup.keys);
+        if values.is_none() {
+            ended = self.failed(&mut lookups, &lookup, now);
+        } else if self.breaker.succeeded() {
+            tracing::info!(server = self.address, "the store answers again");
+        }
+        drop(lookups);
+        ended.push(Ended { then: lookup.then, values, took: now - lookup.written });
+        run(ended);
+        self.send();
+    }
+
+    /// Records a failed lookup. If it opens the breaker, no queued lookup waits any longer.
+    fn failed(&self, lookups: &mut Lookups, lookup: &InFlight, now: Instant) -> Vec<Ended> {
+        self.counters.failed.fetch_add(lookup.keys as u64, Relaxed);
+        // A store that pauses once fails all lookups in flight. That is one failure, not many.
+        if lookups.last_failure.is_some_and(|last| lookup.written < last) {
+            return Vec::new();
+        }
+        lookups.last_failure = Some(now);
+        if !self.breaker.failed(now) {
+            return Vec::new();
+        }
+        tracing::warn!(
+            server = self.address,
+            "the store does not answer; requests bypass it until a probe succeeds"
+        );
+        self.counters.bypassed.fetch_add(lookups.keys_queued as u64, Relaxed);
+        lookups.keys_queued = 0;
+        lookups.queue.drain(..).map(Ended::unsent).collect()
+    }
+
+    /// One round of the clock task: ends the lookups that have taken too long.
+    fn expire(self: &Arc<Self>, now: Instant) {
+        let StoreOptions { lookup_budget, max_queue_wait, .. } = self.options;
+        let mut ended = Vec::new();
+        let mut lookups = self.lock();
+        lookups.round += 1;
+        if self.backend.is_writing() {
+            // The task that writes to the connection waits for a turn in this busy process.
+            lookups.restart_budgets(now, max_queue_wait);
+        }
+        let late = lookups.late(&self.options, now);
+        for &id in &late {
+            let Some(lookup) = lookups.take(id) else { continue };
+            ended.extend(self.failed(&mut lookups, &lookup, now));
+            let took = now - lookup.written;
+            ended.push(Ended { then: lookup.then, values: None, took });
+        }
+        while let Some(first) = lookups.queue.front()
+            && now.saturating_duration_since(first.since) >= max_queue_wait
+            && let Some(queued) = lookups.queue.pop_front()
+        {
+            lookups.keys_queued -= queued.keys.len();
+            self.counters.unsent.fetch_add(queued.keys.len() as u64, Relaxed);
+            ended.push(Ended::unsent(queued));
+        }
+        drop(lookups);
+        if !late.is_empty() {
+            self.backend.is_late(lookup_budget);
+        }
+        run(ended);
+        self.send();
+    }
+
+    /// Starts the clock task, unless it runs. It ends when no lookup is left.
+    fn keep_time(self: &Arc<Self>) {
+        if self.lock().is_empty() || !self.clock.start() {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return self.clock.abandon();
+        };
+        let inner = Arc::clone(self);
+        let StoreOptions { lookup_budget, max_queue_wait, .. } = self.options;
+        let interval = (lookup_budget.min(max_queue_wait) / 4).max(SHORTEST_ROUND);
+        runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                inner.expire(sync::now());
+                let remain = || !inner.lock().is_empty();
+                if !remain() && inner.clock.stop(remain) {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+impl Lookups {
+    fn is_empty(&self) -> bool {
+        self.in_flight.is_empty() && self.queue.is_empty()
+    }
+
+    /// Moves the oldest queued lookup into flight, if it fits and no other thread is sending.
+    fn next(&mut self, options: &StoreOptions) -> Option<(u64, Vec<u64>)> {
+        let len = self.queue.front()?.keys.len();
+        let fits = self.keys_in_flight == 0 || self.keys_in_flight + len <= options.max_in_flight;
+        if self.is_sending || !fits {
+            return None;
+        }
+        let Queued { keys, then, .. } = self.queue.pop_front()?;
+        self.keys_queued -= len;
+        self.keys_in_flight += len;
+        self.last_id += 1;
+        let (written, round, is_burst) = (sync::now(), self.round, self.is_burst(options));
+        let lookup = InFlight { keys: len, handed: written, written, round, is_burst, then };
+        self.in_flight.insert(self.last_id, lookup);
+        self.is_sending = true;
+        Some((self.last_id, keys))
+    }
+
+    fn is_burst(&self, options: &StoreOptions) -> bool {
+        self.keys_in_flight >= options.max_in_flight / 2 || !self.queue.is_empty()
+    }
+
+    /// Restarts the budgets of lookups that may not be written yet. A lookup that was handed to the
+    /// backend longer than `limit` ago keeps its budget: the connection accepts no bytes.
+    fn restart_budgets(&mut self, now: Instant, limit: Duration) {
+        for lookup in self.in_flight.values_mut() {
+            if now.saturating_duration_since(lookup.handed) < limit {
+                (lookup.written, lookup.round) = (now, self.round);
+            }
+        }
+    }
+
+    /// The lookups that have used up their budget.
+    fn late(&self, options: &StoreOptions, now: Instant) -> Vec<u64> {
+        let is_burst = self.is_burst(options);
+        let is_late = |lookup: &InFlight| {
+            let budgets = if is_burst || lookup.is_burst { BUDGETS_IN_A_BURST } else { 1 };
+            now.saturating_duration_since(lookup.written) >= options.lookup_budget * budgets
+                && self.round - lookup.round >= MIN_ROUNDS
+        };
+        self.in_flight.iter().filter(|(_, lookup)| is_late(lookup)).map(|(&id, _)| id).collect()
+    }
+
+    fn take(&mut self, id: u64) -> Option<InFlight> {
+        let lookup = self.in_flight.remove(&id)?;
+        self.keys_in_flight -= lookup.keys;
+        Some(lookup)
+    }
+}
+
+impl std::fmt::Debug for Lookups {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lookups")
+            .field("keys_in_flight", &self.keys_in_flight)
+            .field("keys_queued", &self.keys_queued)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Clears [`Lookups::is_sending`].
+struct Sending<'a>(&'a Inner);
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_sending = false;
+    }
+}
+
+/// A lookup that the backend has. It ends once, without values if the backend drops it.
+struct Pending {
+    inner: Arc<Inner>,
+    id: u64,
+    ended: bool,
+}
+
+impl Pending {
+    fn end(&mut self, values: Values) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.inner.end(self.id, values);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+impl Ended {
+    fn unsent(queued: Queued) -> Self {
+        Ended { then: queued.then, values: None, took: Duration::ZERO }
+    }
+}
+
+fn run(ended: Vec<Ended>) {
+    corked(|| ended.into_iter().for_each(|ended| (ended.then)(ended.values, ended.took)));
 }

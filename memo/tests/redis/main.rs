@@ -55,14 +55,17 @@ async fn memo_with(url: &str, certificates: ClientFiles) -> Client {
 }
 
 async fn memo_of(url: &str, options: RedisOptions) -> Client {
+    // A busy machine is not what these tests are about.
+    let lookup_budget = Duration::from_millis(300);
+    memo_within(url, options, StoreOptions { lookup_budget, ..StoreOptions::default() }).await
+}
+
+async fn memo_within(url: &str, options: RedisOptions, limits: StoreOptions) -> Client {
     let redis = Redis::connect_lazy(url, options).unwrap();
     let shape = Shape::new(&[4]).unwrap();
     let model = Arc::new(ModelId::labels([1; 32], Some(shape), 256));
-    // A long lookup budget, so that a busy machine causes no misses.
-    let lookup_budget = Duration::from_millis(300);
-    let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
     tokio::spawn(redis.keep_current());
-    let store = Store::Remote(RemoteStore::new(redis, options));
+    let store = Store::Remote(RemoteStore::new(redis, limits));
     let options = MemoOptions::new(Secret::new([7; 32]));
     let service = Arc::new(MemoService::new(store, FirstByte(model), options));
     let server = Server::bind("127.0.0.1:0", service, ServerOptions::default()).await.unwrap();

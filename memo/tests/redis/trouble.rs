@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use afterimage_memo::store::StoreOptions;
+use afterimage_memo::store::{RedisOptions, StoreOptions};
 use afterimage_wire::Client;
+use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::node::{Node, installed};
 use crate::recovery::until_back;
-use crate::{ask, memo, stats, until};
+use crate::{ask, memo, memo_within, stats, until};
 
 /// Sends requests until the breaker is open. Then checks that only a probe now and then waits for
 /// the store.
@@ -113,4 +114,44 @@ async fn who_speaks_no_redis_costs_no_answer_and_soon_no_time() {
     let client = memo(&format!("redis://127.0.0.1:{port}")).await;
     assert_eq!(ask(&client, 0..100).await, 0);
     is_bypassed(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_stored_inputs_at_once_are_as_many_hits() {
+    const INPUTS: u32 = 10_000;
+    if !installed("ten_thousand_stored_inputs_at_once_are_as_many_hits") {
+        return;
+    }
+    let node = Node::start();
+    node.until_up().await;
+    // The defaults, or ten times that much time for a build without optimization.
+    let mut limits = StoreOptions::default();
+    if cfg!(debug_assertions) {
+        limits.lookup_budget *= 10;
+        limits.max_queue_wait *= 10;
+    }
+    let url = format!("redis://{}", node.addr());
+    let client = memo_within(&url, RedisOptions::default(), limits).await;
+    let burst = async || {
+        let asked = (0..INPUTS).map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move { client.classify(&number.to_le_bytes()).await.unwrap() })
+        });
+        let mut hits = 0;
+        for (number, answer) in asked.collect::<Vec<_>>().into_iter().enumerate() {
+            let answer = answer.await.unwrap();
+            assert_eq!(answer.label, number as u16 % 256);
+            hits += u32::from(answer.origin == Origin::Hit);
+        }
+        hits
+    };
+    until("the memo is connected", async || ask(&client, 200..202).await == 2).await;
+    burst().await;
+    until("all answers are stored", async || node.keys() >= INPUTS as usize).await;
+    let before = stats(&client).await;
+    assert_eq!(burst().await, INPUTS);
+    let after = stats(&client).await;
+    for name in ["store_breaker_opened", "store_lookups_failed"] {
+        assert_eq!(after.counter_value(name), before.counter_value(name), "{name}");
+    }
 }
