@@ -31,8 +31,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// A cache in front of a classifier: send the same image twice, and the second answer comes from
-/// memory.
+/// Answers repeated requests to a classifier from a store, and sends only new inputs to the
+/// classifier.
 #[derive(Debug, Parser)]
 #[command(name = "afterimage", version = version(), max_term_width = 100)]
 #[command(after_help = SETTINGS_HELP)]
@@ -56,9 +56,9 @@ Every flag is also an environment variable (--max-body: AFTERIMAGE_MAX_BODY) and
 settings file. Order of precedence: flag, environment, file, default.
 
 Examples:
-  afterimage demo                       See what a cache in front of a slow classifier gains
+  afterimage demo                       Show the gain of a memo in front of a slow classifier
   afterimage serve                      Start a memo with the built-in classifier
-  afterimage classify seven.png         Ask it about an image
+  afterimage classify seven.png         Classify an image
 
 'afterimage COMMAND --help' shows a command's flags and examples.";
 

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     server: String,
 
     /// Exchange light and dark first: always, never, or auto (dark drawings on a transparent
-    /// ground only). Without a value: always.
+    /// background only). Without a value: always.
     #[arg(
         long,
         value_enum,

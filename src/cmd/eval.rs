@@ -13,6 +13,9 @@ use crate::args;
 use crate::print::say;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage eval --data data/mnist
+  afterimage eval --model model.safetensors --worst worst.png")]
 pub(crate) struct Args {
     /// Model file, or a built-in model: shipped, raw.
     #[arg(long, value_name = "FILE", default_value = "shipped")]
@@ -26,7 +29,8 @@ pub(crate) struct Args {
     ///
     /// Wrong answers come first, then right answers with the smallest margin. The text under an
     /// image: label, answer, index in the data set (from 0), and margin (-inf if the model does not
-    /// have the label). The images belong to the data set: mind its licence.
+    /// have the label). The images belong to the data set: check its licence
+    /// before you publish them.
     #[arg(long, value_name = "PNG")]
     worst: Option<PathBuf>,
 

@@ -9,6 +9,11 @@ use anyhow::Context;
 use crate::print::{self, say};
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage import digits.model --out model.safetensors
+  afterimage import svc.onnx --sample data/mnist
+
+Use the model with: afterimage serve --model model.safetensors")]
 pub(crate) struct Args {
     /// Model file to write (safetensors).
     #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
@@ -19,8 +24,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIMS", value_parser = shape)]
     shape: Option<Shape>,
 
-    /// Divisor from bytes to features; 255 for features from 0 to 1 [default: as support vectors
-    /// or a scaler show, else 255 with a note].
+    /// Divisor from bytes to features; 255 for features from 0 to 1 [default: derived from
+    /// the support vectors or the scaler, else 255 with a note].
     #[arg(long, value_name = "N")]
     divisor: Option<f64>,
 

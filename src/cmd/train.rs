@@ -8,6 +8,11 @@ use crate::print::say;
 use crate::progress::Bar;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage train --data data/mnist --out model.safetensors
+  afterimage train --features raw --out raw.safetensors
+
+The default features take minutes to train.")]
 pub(crate) struct Args {
     /// Folder with the four MNIST files, plain or .gz.
     #[arg(long, value_name = "DIR", default_value = "data/mnist")]

@@ -1,7 +1,7 @@
 //! A pool of replicas of a classifier. Each replica is a server of the protocol, or another memo.
 //!
 //! **One model at a time.** Replicas may run different models during a rollout. The memo serves the
-//! model that most replicas run (see [`Balance::vote`]), names it in its `Welcome`, and calls only
+//! model that most replicas run (see `Balance::vote`), names it in its `Welcome`, and calls only
 //! replicas of this model. So an input never gets answers of two models, and a memo in front of
 //! this one stores them under the right digest. When the majority changes, all connections are
 //! notified at once. An answer is accepted only if its connection was welcomed with the requested
@@ -9,9 +9,9 @@
 //!
 //! **Failed calls are repeated at another replica**, because classification has no effects. A call
 //! that was refused unstarted or never sent is repeated free; all others spend from the
-//! [`RetryBudget`]. A replica that hangs or fails is ejected for a while ([`health`]). A call
+//! retry budget. A replica that hangs or fails is ejected for a while (`health`). A call
 //! without an answer at half of its time is hedged: a second replica gets it, too, within the same
-//! budget ([`calls`]).
+//! budget (`calls`).
 
 mod balance;
 mod budget;

@@ -1,4 +1,4 @@
-//! `afterimage bench find-max`: the highest rate that still holds a goal.
+//! `afterimage bench find-max`: the highest request rate that meets a latency goal.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -30,6 +30,9 @@ const KEPT: f64 = 0.98;
 const OWN_SHARE: f64 = 0.5;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage bench find-max 127.0.0.1:7400 --p99 1ms
+  afterimage bench find-max 127.0.0.1:7400 --fail-if 'p99.9>5ms' --budget 5m")]
 pub(crate) struct Args {
     #[command(flatten)]
     target: TargetArgs,
@@ -46,15 +49,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 1000.0)]
     start: f64,
 
-    /// End the search within this share of the rate
+    /// End the search when the rate is known to this share
     #[arg(long, value_name = "SHARE", default_value_t = 0.05)]
     precision: f64,
 
-    /// How often the found rate must hold again, in a row
+    /// Number of repetitions in which the found rate must meet the goal
     #[arg(long, value_name = "N", default_value = "3")]
     confirm: NonZeroU32,
 
-    /// Longest time of the search
+    /// Time limit of the search
     #[arg(long, value_name = "TIME", default_value = "2m")]
     budget: Time,
 

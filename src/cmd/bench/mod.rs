@@ -50,7 +50,7 @@ Ctrl-C and SIGTERM end the measurement early: the figures until then are printed
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Find the highest rate of an open loop that still holds a goal
+    /// Find the highest request rate that meets a latency goal
     FindMax(find_max::Args),
     /// Measure two servers in turn and compare them
     Ab(ab::Args),

@@ -92,7 +92,8 @@ impl InBuffer {
         }
     }
 
-    /// Reads once, after [`make_space`](Self::make_space). Ready with the number of bytes, 0 at the end of the stream.
+    /// Reads once, after [`make_space`](Self::make_space). Ready with the number of bytes, 0 at the
+    /// end of the stream.
     pub(super) fn poll_fill(
         &mut self,
         cx: &mut Context<'_>,

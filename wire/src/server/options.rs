@@ -49,8 +49,9 @@ pub struct ServerOptions {
     pub tls: Option<ServerTls>,
     /// Connections open at once, each with a file descriptor. For the next one, the server closes
     /// the connection that has sent no request for longest; if each has sent one in the last
-    /// seconds, the next one gets `Overloaded`. The default is 4,096. A quarter of them, 16 to 1,024, may be without a `Hello`; beyond that the
-    /// oldest of these is closed.
+    /// seconds, the next one gets `Overloaded`. The default is 4,096.
+    /// A quarter of them, 16 to 1,024, may be without a `Hello`; beyond that the oldest of these is
+    /// closed.
     pub max_connections: usize,
     /// Connections from one IPv4 address or one IPv6 network (64 bits). `None`, the default, is a
     /// quarter of all connections, and no limit for this machine itself.

@@ -204,8 +204,8 @@ impl Drop for Slot {
     }
 }
 
-/// The unit that the limit per address counts: an IPv4 address, or an IPv6 network of 64 bits, which
-/// one host usually has for itself.
+/// The unit that the limit per address counts: an IPv4 address, or an IPv6 network of 64 bits,
+/// which usually belongs to one host.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => {
