@@ -5,6 +5,7 @@
 //!   it.
 //! * [`FairQueue`] serves clients in turn, so that one busy client does not delay the others.
 //! * [`ByteBudget`] bounds the bytes that waiting requests and buffers hold.
+//! * [`Tally`] limits how often an event is logged.
 
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,7 @@ pub mod model;
 pub mod reply;
 pub mod shape;
 pub mod status;
+pub mod tally;
 
 pub use answer::{Answer, Computed, Origin, Response, RowAnswer, RowReply, Rows};
 pub use budget::{ByteBudget, BytePermit};
@@ -27,6 +29,7 @@ pub use model::{AnswerKind, ModelId};
 pub use reply::{Outcome, Reply, Sink, Wanted, Watch};
 pub use shape::Shape;
 pub use status::Status;
+pub use tally::Tally;
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]

@@ -244,7 +244,7 @@ impl Inner {
         let stored = store.get(hash.identity(), arrival.since)?;
         let answer = arrival.space.keys.open_bytes(hash, &stored.value);
         if answer.is_none() {
-            self.counters.rejected_tags.fetch_add(1, Relaxed);
+            self.reject();
         }
         let answer = Answer::Bytes(answer?);
         Some(RowAnswer { answer, origin: Origin::Hit, age: stored.age })
@@ -312,9 +312,22 @@ impl Inner {
         let value = value?;
         let label = space.keys.open(hash, value);
         if label.is_none() && value != FORGOTTEN {
-            self.counters.rejected_tags.fetch_add(1, Relaxed);
+            self.reject();
         }
         label
+    }
+
+    /// Counts a stored answer whose seal is wrong. Many of them mean an attack, or memos with
+    /// different secrets on one store.
+    #[cold]
+    fn reject(&self) {
+        self.counters.rejected_tags.fetch_add(1, Relaxed);
+        if let Some(count) = self.rejections.count(1, Instant::now()) {
+            tracing::warn!(
+                count,
+                "ignored stored answers with a wrong seal; do all memos have one --secret-file?"
+            );
+        }
     }
 
     /// Audits a hit, if it is one of the sample.

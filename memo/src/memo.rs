@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::ByteStore;
 use afterimage_core::{
-    Answer, AnswerKind, ByteBudget, Computed, Failure, Reply, Response, RowAnswer,
+    Answer, AnswerKind, ByteBudget, Computed, Failure, Reply, Response, RowAnswer, Tally,
     RowReply, Rows, Sink, Status, Wanted, Watch, gather,
 };
 use afterimage_wire::proto::stats::Stats;
@@ -133,6 +133,8 @@ pub(crate) struct Inner {
     pub(crate) models: Models,
     pub(crate) flights: Flights<Waiter>,
     pub(crate) waiting_bytes: ByteBudget,
+    /// Stored answers with a wrong seal, for the log.
+    pub(crate) rejections: Tally,
     pub(crate) latencies: Latencies,
     pub(crate) call_time: CallTime,
     pub(crate) bypass: Option<Bypass>,
@@ -154,6 +156,7 @@ impl Memo {
             models: Models::new(options.secret),
             flights: Flights::new(options.max_waiting),
             waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
+            rejections: Tally::new(Duration::from_secs(10)),
             latencies: Latencies::default(),
             call_time: CallTime::default(),
             bypass: bypasses.then(|| Bypass::new(sync::now())),

@@ -1,5 +1,10 @@
 //! Secrets stay out of help, logs and errors.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use afterimage_wire::proto::Message;
+use afterimage_wire::proto::handshake::Hello;
 use rustix::process::Signal;
 
 use crate::common::{Running, file, folder, run, run_with};
@@ -104,4 +109,24 @@ fn a_memo_with_a_remote_store_warns_without_a_secret_file() {
             assert!(line.contains(" WARN ") && line.contains("lost on restart"), "{line}");
         }
     }
+}
+
+#[test]
+fn a_flood_of_wrong_tokens_is_one_warning() {
+    let folder = folder();
+    let token_file = file(&folder, "token", SECRET);
+    let cache = Running::start(&["cache", "--memory", "8MiB", "--token-file", &token_file]);
+    for _ in 0..20 {
+        let mut stream = TcpStream::connect(cache.addr()).unwrap();
+        let mut hello = Vec::new();
+        Message::Hello(Hello::new(b"swordfish")).encode(1, &mut hello);
+        stream.write_all(&hello).unwrap();
+        stream.read_to_end(&mut Vec::new()).unwrap();
+    }
+    let log = cache.log();
+    let warnings: Vec<&str> =
+        log.lines().filter(|line| line.contains("missing or wrong token")).collect();
+    assert_eq!(warnings.len(), 1, "{log}");
+    assert!(warnings[0].contains("peer=127.0.0.1:") && warnings[0].contains("count=1"), "{log}");
+    assert!(!log.contains("swordfish"), "{log}");
 }

@@ -48,38 +48,46 @@ async fn read_frame(stream: &mut TcpStream) {
     stream.read_exact(&mut vec![0; len]).await.unwrap();
 }
 
-/// Sends all but the last byte of a request with a body of 1 MiB.
-async fn send_unfinished(stream: &mut TcpStream) {
-    let mut frame = Vec::new();
-    put_classify_req(&mut frame, 2, &vec![7; 1 << 20], 0);
-    frame.pop();
-    let _ = timeout(STUCK, stream.write_all(&frame)).await;
+/// What the peers send, built once: the test's own buffers would fragment the heap.
+struct Traffic {
+    /// All but the last byte of a request with a body of 1 MiB.
+    unfinished: Vec<u8>,
+    /// Requests for more statistics than a server keeps.
+    statistics: Vec<u8>,
+    /// A burst of 2,000 requests.
+    burst: Vec<u8>,
 }
 
-/// Asks for more statistics than a server keeps, and reads none of them.
-async fn never_read(stream: &mut TcpStream) {
-    let mut frames = Vec::new();
-    (0..3000).for_each(|id| Message::StatsReq.encode(id, &mut frames));
-    let _ = timeout(STUCK, stream.write_all(&frames)).await;
-}
+impl Traffic {
+    fn new() -> Self {
+        let [mut unfinished, mut statistics, mut burst] = [const { Vec::new() }; 3];
+        put_classify_req(&mut unfinished, 2, &vec![7; 1 << 20], 0);
+        unfinished.pop();
+        (0..3000).for_each(|id| Message::StatsReq.encode(id, &mut statistics));
+        (0..2000).for_each(|id| put_classify_req(&mut burst, id, &[7; 784], 0));
+        Traffic { unfinished, statistics, burst }
+    }
 
-/// Sends a burst of 2,000 requests, reads all answers, and goes on with nothing.
-async fn burst(stream: &mut TcpStream) {
-    let mut frames = Vec::new();
-    (0..2000).for_each(|id| put_classify_req(&mut frames, id, &[7; 784], 0));
-    let (mut reader, mut writer) = stream.split();
-    let reading = async {
-        let mut answers = vec![0; 2000 * (HEADER_LEN + 2)];
-        reader.read_exact(&mut answers).await.unwrap();
-    };
-    let writing = async { writer.write_all(&frames).await.unwrap() };
-    tokio::join!(reading, writing);
+    /// Sends the burst and reads all answers.
+    async fn burst(&self, stream: &mut TcpStream) {
+        let (mut reader, mut writer) = stream.split();
+        let reading = async {
+            let mut left = 2000 * (HEADER_LEN + 2);
+            let mut scratch = [0; 1024];
+            while left > 0 {
+                left -= reader.read(&mut scratch).await.unwrap();
+            }
+        };
+        let writing = async { writer.write_all(&self.burst).await.unwrap() };
+        tokio::join!(reading, writing);
+    }
 }
 
 #[tokio::test]
 async fn bad_peers_stay_within_the_memory_for_buffers() {
     let connections =
         std::env::var("MEMORY_CONNECTIONS").map_or(192, |count| count.parse().unwrap());
+    let traffic = Traffic::new();
     let limit = connections * LIMIT_PER_CONNECTION;
     for (name, attack) in [
         ("unfinished bodies", 0),
@@ -98,16 +106,16 @@ async fn bad_peers_stay_within_the_memory_for_buffers() {
         let addr = server.local_addr().unwrap();
         let serving = tokio::spawn(server.serve(std::future::pending()));
         let mut good = guest(addr).await;
-        burst(&mut good).await;
+        traffic.burst(&mut good).await;
         let base = resident_bytes();
         let mut peers = Vec::new();
         let mut highest = base;
         while peers.len() < connections {
             let mut peer = guest(addr).await;
             match attack {
-                0 => send_unfinished(&mut peer).await,
-                1 => never_read(&mut peer).await,
-                _ => burst(&mut peer).await,
+                0 => drop(timeout(STUCK, peer.write_all(&traffic.unfinished)).await),
+                1 => drop(timeout(STUCK, peer.write_all(&traffic.statistics)).await),
+                _ => traffic.burst(&mut peer).await,
             }
             peers.push(peer);
             highest = highest.max(resident_bytes());
@@ -118,7 +126,7 @@ async fn bad_peers_stay_within_the_memory_for_buffers() {
         println!("{connections} {name}: {settled} KiB, at most {highest} KiB");
         assert!(highest << 10 <= limit as u64, "{name}: {highest} KiB");
         // The connection that behaves is served all the time.
-        timeout(Duration::from_secs(10), burst(&mut good)).await.unwrap();
+        timeout(Duration::from_secs(10), traffic.burst(&mut good)).await.unwrap();
         drop(peers);
         serving.abort();
         let _ = serving.await;

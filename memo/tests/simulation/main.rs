@@ -161,7 +161,7 @@ fn a_store_that_ignores_its_limit_costs_no_more_than_the_budget() {
 }
 
 #[test]
-fn a_store_that_never_ends_a_lookup_costs_no_more_than_the_budget() {
+fn a_store_that_never_answers_costs_at_most_the_budget() {
     is_harmless(Defect::LostLookup);
 }
 

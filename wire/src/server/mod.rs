@@ -34,7 +34,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, ToSocketAddrs};
@@ -54,6 +54,7 @@ pub use watchers::Watchers;
 
 use crate::proto::{Message, Status};
 use counters::Counters;
+use end::{End, Refusal};
 use pending::{Pending, Ticket};
 use shared::Shared;
 use slots::{Slot, Slots};
@@ -236,6 +237,11 @@ async fn serve_accepted<S: Service>(
     let _open = Open::count(&shared.counters);
     let drain = place.slot.end().clone();
     let end = secure::serve(&shared, stream, Some(place), drain).await;
+    if let End::Refused(Refusal::WrongToken) = end
+        && let Some(count) = shared.wrong_tokens.count(1, Instant::now())
+    {
+        tracing::warn!(%peer, count, "refused connections with a missing or wrong token");
+    }
     tracing::debug!(%peer, reason = %end, "connection ended");
 }
 

@@ -49,9 +49,8 @@ pub struct ServerOptions {
     pub tls: Option<ServerTls>,
     /// Connections open at once, each with a file descriptor. For the next one, the server closes
     /// the connection that has sent no request for longest; if each has sent one in the last
-    /// seconds, the next one gets `Overloaded`. The default is 4,096.
-    /// A quarter of them, 16 to 1,024, may be without a `Hello`; beyond that the oldest of these is
-    /// closed.
+    /// seconds, the next one gets `Overloaded`. The default is 4,096. A quarter of them, 16 to
+    /// 1,024, may be without a `Hello`; beyond that the oldest of these is closed.
     pub max_connections: usize,
     /// Connections from one IPv4 address or one IPv6 network (64 bits). `None`, the default, is a
     /// quarter of all connections, and no limit for this machine itself.
@@ -59,9 +58,9 @@ pub struct ServerOptions {
     /// The largest body in bytes, at most 1 GiB. The default is 1 MiB: an image of a megapixel.
     pub max_body: u32,
     /// Memory in bytes for the buffers of all connections together, requests and replies. A
-    /// connection that would exceed it stops reading until there is memory. It always has 8 KiB for
-    /// requests and 8 KiB for replies. The default is 256 MiB; a buffer counts three times,
-    /// because of the allocator.
+    /// connection that would exceed it stops reading until there is memory. It always has 8 KiB
+    /// for requests and 8 KiB for replies. The default is 256 MiB; a buffer counts three
+    /// times, because of the allocator.
     pub max_buffer_memory: usize,
     /// Requests of one connection that may wait for a late answer, at least 1; at the limit the
     /// server stops reading. The default, 16,384, keeps the deepest pipelines busy and holds

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_core::ByteBudget;
+use afterimage_core::{ByteBudget, Tally};
 use tokio::sync::Semaphore;
 
 use super::counters::Counters;
@@ -17,6 +17,8 @@ pub(super) struct Shared<S> {
     pub(super) counters: Counters,
     /// Bytes of the buffers of all connections.
     pub(super) buffers: ByteBudget,
+    /// Wrong tokens, for the log.
+    pub(super) wrong_tokens: Tally,
     /// TLS handshakes that may be polled before all other ready tasks are polled.
     pub(super) tls_permits: Arc<Semaphore>,
 }
@@ -37,9 +39,14 @@ impl<S> Shared<S> {
         }
         let tls_permits = Arc::new(Semaphore::new(1));
         let buffers = ByteBudget::new(options.max_buffer_memory);
-        Shared { service, options, counters: Counters::default(), buffers, tls_permits }
+        let wrong_tokens = Tally::new(LOG_INTERVAL);
+        let counters = Counters::default();
+        Shared { service, options, counters, buffers, wrong_tokens, tls_permits }
     }
 }
+
+/// Shortest time between two log lines about wrong tokens.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bounds of all timeouts: 0 would end a connection before it begins, and a clock cannot add
 /// centuries.
