@@ -104,7 +104,9 @@ impl KernelFunction {
 
     /// Its value from the dot product or the squared distance, by the operations of LIBSVM's
     /// `svm-predict` in their order.
-    pub(super) fn exact(&self, of: f64) -> f64 {
+    #[doc(hidden)]
+    #[must_use]
+    pub fn exact(&self, of: f64) -> f64 {
         match *self {
             Self::Linear => of,
             Self::Polynomial { gamma, coef0, degree } => power(gamma * of + coef0, degree),

@@ -3,10 +3,10 @@
 //! a library for support vector machines", ACM TIST 2, 2011, section 7). Machines share their
 //! support vectors, so an image is compared with each vector once.
 //!
-//! Images are compared in blocks with blocks of vectors, fast; where a vote hangs on a value that
-//! is nearer to zero than the fast way is exact (`bounds.rs`), and the answer hangs on that vote
-//! (`votes.rs`), LIBSVM's own operations decide (`exact.rs`). So the answer is LIBSVM's, also where
-//! it is a matter of the last bit.
+//! Images are compared in blocks with blocks of vectors, by fast operations. A vote is in doubt if
+//! its value is nearer to zero than the error of these operations may be (`bounds.rs`). If the
+//! answer depends on such a vote (`votes.rs`), LIBSVM's own operations decide (`exact.rs`). So the
+//! answer equals LIBSVM's, even where the last bit decides.
 
 mod bounds;
 mod exact;
@@ -16,8 +16,7 @@ mod sums;
 mod vectors;
 mod votes;
 
-pub use function::whole_degree;
-pub use function::{KernelFunction, MAX_DEGREE};
+pub use function::{KernelFunction, MAX_DEGREE, whole_degree};
 pub use vectors::VectorValues;
 
 use crate::error::ModelError;
@@ -249,10 +248,25 @@ impl Pairwise {
 
     /// Votes of all pairs, from the sums of one image whose length is `length`.
     fn vote(&self, length: f64, sums: &[f64], votes: &mut Votes) {
+        votes.clear(self.classes());
+        self.decide(length, sums, |first, second, value, bound| {
+            // A NaN passes neither comparison.
+            if value > bound {
+                votes.vote(first);
+            } else if value < -bound {
+                votes.vote(second);
+            } else {
+                votes.leave_open(first, second);
+            }
+        });
+    }
+
+    /// The fast decision value of each pair, and the bound of its distance from LIBSVM's:
+    /// `take(first, second, value, bound)`.
+    fn decide(&self, length: f64, sums: &[f64], mut take: impl FnMut(usize, usize, f64, f64)) {
         let classes = self.classes();
         let accuracy = &self.vectors.accuracy;
         let tolerance = Tolerance::of(&self.function, accuracy, length, self.vectors());
-        votes.clear(classes);
         let mut place = 0;
         for first in 0..classes {
             for second in first + 1..classes {
@@ -261,19 +275,21 @@ impl Pairwise {
                 let (rho, weights) = (self.rho[place], self.weights[place]);
                 let value = of_first + of_second - rho;
                 let bound = tolerance.bound(of_first, of_second, rho, weights, self.one_signed);
-                // A NaN passes neither comparison.
-                if value > bound {
-                    votes.vote(first);
-                } else if value < -bound {
-                    votes.vote(second);
-                } else {
-                    votes.leave_open(first, second);
-                }
+                take(first, second, value, bound);
                 place += 1;
             }
         }
     }
-}
 
-#[cfg(test)]
-mod tests;
+    /// The fast decision value of each pair for one image, and the bound of its distance from
+    /// LIBSVM's. Tests check the bounds.
+    #[must_use]
+    pub fn decisions(&self, image: &[u8]) -> Vec<(f64, f64)> {
+        let mut scratch = PairwiseScratch::default();
+        self.sum_up(Isa::best(), &[image], &mut scratch);
+        let length = self.vectors.length(&scratch.images, 0);
+        let mut decisions = Vec::new();
+        self.decide(length, &scratch.sums, |_, _, value, bound| decisions.push((value, bound)));
+        decisions
+    }
+}

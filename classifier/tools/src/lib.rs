@@ -19,5 +19,7 @@ pub use eval::{
     ClassFigures, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet, wilson_interval,
 };
 pub use image::Image;
+#[doc(hidden)]
+pub use import::onnx_proto;
 pub use import::{Agreement, ImportOptions, Imported, Sample, Scale};
 pub use input::{MAX_DATASET_FILE_BYTES, MAX_IMAGE_FILE_BYTES};

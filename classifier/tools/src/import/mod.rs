@@ -22,6 +22,7 @@ use afterimage_classifier::scoring::Scoring;
 use afterimage_classifier::{MAX_MODEL_FILE_BYTES, Metadata, Model, ModelError, Shape, bounded};
 
 use lines::{CUT, Lines};
+pub use onnx::proto as onnx_proto;
 pub use sample::{Agreement, Sample};
 pub use scale::Scale;
 
@@ -251,6 +252,3 @@ fn check_size(count: usize, dims: usize, bytes_each: usize) -> Result<(), ModelE
     let found = format!("{bytes} bytes of {count} vectors of {dims} features");
     Err(ModelError::mismatch("support vectors", expected, found))
 }
-
-#[cfg(test)]
-mod tests;

@@ -13,7 +13,7 @@ use afterimage_classifier::{DataError, bounded};
 use crate::image::Image;
 
 /// Largest image file read, in bytes: an uncompressed picture of
-/// [`afterimage_classifier::MAX_INPUT_LEN`] pixels in 16-bit RGBA, and some room for its headers.
+/// [`MAX_INPUT_LEN`](afterimage_classifier::MAX_INPUT_LEN) pixels in 16-bit RGBA, and its headers.
 pub const MAX_IMAGE_FILE_BYTES: u64 = 8 * afterimage_classifier::MAX_INPUT_LEN as u64 + (1 << 16);
 
 /// Largest data-set file read, in bytes, before and after unpacking: MNIST's is 47 MB, EMNIST's 550

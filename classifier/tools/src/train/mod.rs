@@ -8,7 +8,8 @@ mod eigen;
 mod filters;
 mod math;
 mod project;
-mod random;
+#[doc(hidden)]
+pub mod random;
 mod raw;
 
 use std::fmt;
@@ -228,6 +229,3 @@ impl std::str::FromStr for FeatureKind {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

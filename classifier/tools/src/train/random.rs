@@ -5,12 +5,12 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-pub(crate) struct Random(ChaCha8Rng);
+pub struct Random(ChaCha8Rng);
 
 impl Random {
     /// Numbers for one purpose. Other purposes, and other places within one, have streams of their
     /// own, so that work can be split among threads in any way.
-    pub(crate) fn new(seed: u64, purpose: &[u8; 8], place: u64) -> Self {
+    pub fn new(seed: u64, purpose: &[u8; 8], place: u64) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
         key[8..16].copy_from_slice(purpose);
@@ -19,28 +19,28 @@ impl Random {
     }
 
     /// A whole number from 0 to `bound - 1`. The bias of this way is below `bound / 2⁶⁴`.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 
     /// From 0 to 1, 1 not included; 24 bits of it are random.
-    pub(crate) fn uniform(&mut self) -> f64 {
+    pub fn uniform(&mut self) -> f64 {
         f64::from(self.0.next_u32() >> 8) / f64::from(1 << 24)
     }
 
     /// From −1 to 1, 1 not included.
-    pub(crate) fn symmetric(&mut self) -> f64 {
+    pub fn symmetric(&mut self) -> f64 {
         2.0 * self.uniform() - 1.0
     }
 
     /// Normally distributed but for its tails, which end at ±6: twelve uniform numbers added up
     /// (Irwin and Hall, 1927). It takes no logarithm.
-    pub(crate) fn normal(&mut self) -> f64 {
+    pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 
     /// 0 to `len - 1` in random order (the Fisher–Yates shuffle).
-    pub(crate) fn permutation(&mut self, len: usize) -> Vec<u32> {
+    pub fn permutation(&mut self, len: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..len as u32).collect();
         for i in (1..len).rev() {
             order.swap(i, self.below(i + 1));

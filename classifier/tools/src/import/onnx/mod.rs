@@ -9,11 +9,10 @@
 //! rounding, labels may differ.
 
 mod constant;
-#[cfg(test)]
-pub(crate) mod examples;
 mod graph;
 mod parts;
-pub(crate) mod proto;
+#[doc(hidden)]
+pub mod proto;
 
 use prost::Message;
 

@@ -80,16 +80,32 @@ fn varint(bytes: &mut &[u8]) -> Option<u64> {
 mod tests {
     use prost::Message;
 
-    use super::super::{examples, proto};
+    use super::super::proto::*;
     use super::*;
 
     #[test]
     fn parts_are_messages_texts_and_integers() {
-        let model = examples::model(vec![examples::svm("X", "RBF")], "label");
-        // The graph; its node with three names, eight attributes and six integers; a constant; the
-        // input with a type, a tensor type, a shape and two dimensions; the output with one
-        // dimension less.
-        assert_eq!(parts(&model.encode_to_vec()), Some(1 + (1 + 3 + 8 + 6) + 1 + 6 + 5));
+        let attribute = AttributeProto { ints: vec![7, 0, 300], ..AttributeProto::default() };
+        let node = NodeProto {
+            input: vec!["X".to_owned()],
+            output: vec!["label".to_owned(), "scores".to_owned()],
+            op_type: "SVMClassifier".to_owned(),
+            attribute: vec![attribute.clone(), attribute],
+        };
+        let dim = [0, 4].map(|dim_value| DimensionProto { dim_value }).to_vec();
+        let tensor_type = Some(TensorTypeProto { shape: Some(ShapeProto { dim }) });
+        let input =
+            ValueInfoProto { name: "X".to_owned(), r#type: Some(TypeProto { tensor_type }) };
+        let graph = GraphProto {
+            node: vec![node],
+            initializer: vec![TensorProto::default()],
+            input: vec![input],
+            output: vec![ValueInfoProto::default()],
+        };
+        let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
+        // The graph; its node with three names, two attributes and six integers; a constant; the
+        // input with a type, a tensor type, a shape and two dimensions; the output.
+        assert_eq!(parts(&model.encode_to_vec()), Some(1 + (1 + 3 + 2 + 6) + 1 + 6 + 1));
         assert_eq!(parts(&[]), Some(0));
     }
 
@@ -97,7 +113,7 @@ mod tests {
     fn packed_integers_count_each() {
         // ModelProto { graph { node { attribute { ints: [1, 2, 3] } } } }, packed.
         let file = [0x3a, 9, 0x0a, 7, 0x2a, 5, 0x42, 3, 1, 2, 3];
-        let model = proto::ModelProto::decode(&file[..]).unwrap();
+        let model = ModelProto::decode(&file[..]).unwrap();
         assert_eq!(model.graph.unwrap().node[0].attribute[0].ints, [1, 2, 3]);
         assert_eq!(parts(&file), Some(3 + 3));
     }

@@ -1,9 +1,9 @@
-//! ONNX files, good and bad.
+//! ONNX files, valid and invalid.
 
 use prost::Message;
 
-use super::super::onnx::examples;
-use super::super::onnx::proto::*;
+use afterimage_classifier_tools::onnx_proto::*;
+
 use super::*;
 
 #[test]

@@ -1,11 +1,9 @@
-//! Small ONNX files, for tests and as seeds of the fuzz target.
+//! Small ONNX files.
 
+use afterimage_classifier_tools::onnx_proto::*;
 use prost::Message;
 
-use super::proto::*;
-
 /// A node's parameters.
-#[cfg(test)]
 pub(crate) type Attributes = Vec<AttributeProto>;
 
 fn ints(name: &str, ints: &[i64]) -> AttributeProto {

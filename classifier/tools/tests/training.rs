@@ -1,17 +1,24 @@
-//! Whole trainings on a toy data set: bars in four directions, in noise.
+//! Training on small made-up data sets: bars in four directions, in noise.
 
-use afterimage_classifier::Shape;
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use super::*;
+use std::fs;
+use std::path::Path;
+use std::sync::Mutex;
+
+use afterimage_classifier::{Model, Shape};
+use afterimage_classifier_tools::train::random::Random;
+use afterimage_classifier_tools::train::{FeatureKind, TrainOptions, run, run_to_file};
+use afterimage_classifier_tools::{Dataset, Evaluation};
 
 fn bars(count: usize) -> Dataset {
-    let mut random = random::Random::new(5, b"a test..", 0);
+    let mut noise = Random::new(5, b"a test..", 0);
     let shape = Shape::new(&[6, 6]).unwrap();
     let mut images = Vec::new();
     let mut labels = Vec::new();
     for i in 0..count {
         let label = (i % 4) as u16;
-        let at = random.below(6);
+        let at = noise.below(6);
         for y in 0..6 {
             for x in 0..6 {
                 let on = match label {
@@ -20,7 +27,7 @@ fn bars(count: usize) -> Dataset {
                     2 => (x + y) % 6 == at,
                     _ => (x + 6 - y) % 6 == at,
                 };
-                images.push(random.below(60) as u8 + if on { 150 } else { 0 });
+                images.push(noise.below(60) as u8 + if on { 150 } else { 0 });
             }
         }
         labels.push(label + 10);
@@ -30,6 +37,11 @@ fn bars(count: usize) -> Dataset {
 
 fn options() -> TrainOptions {
     TrainOptions::new(FeatureKind::Raw, 4)
+}
+
+fn changed(mut options: TrainOptions, change: impl FnOnce(&mut TrainOptions)) -> TrainOptions {
+    change(&mut options);
+    options
 }
 
 #[test]
@@ -42,23 +54,23 @@ fn the_same_seed_gives_the_same_file_on_any_number_of_threads() {
     let bytes = bytes_on(1);
     assert_eq!(bytes_on(2), bytes);
     assert_eq!(bytes_on(5), bytes);
-    let other = TrainOptions { seed: 5, ..options() };
+    let other = changed(options(), |options| options.seed = 5);
     assert_ne!(run(&other, &data, &|_| {}).unwrap().to_bytes(), bytes);
 }
 
 /// Strokes of four slopes, 28 × 28: enough for the convolutional map to learn from.
 fn strokes(count: usize) -> Dataset {
-    let mut random = random::Random::new(6, b"a test..", 0);
+    let mut noise = Random::new(6, b"a test..", 0);
     let mut images = Vec::new();
     for i in 0..count {
         let (across, down) = [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7), (0.9, -0.4)][i % 4];
-        let (left, top) = (random.below(8) as f64 + 10.0, random.below(8) as f64 + 10.0);
+        let (left, top) = (noise.below(8) as f64 + 10.0, noise.below(8) as f64 + 10.0);
         for y in 0..28 {
             for x in 0..28 {
                 let (dy, dx) = (f64::from(y) - top, f64::from(x) - left);
                 let (along, beside) = (across * dx + down * dy, across * dy - down * dx);
                 let on = along.abs() < 8.0 && beside.abs() < 1.5;
-                images.push(if on { 200 + random.below(56) as u8 } else { 0 });
+                images.push(if on { 200 + noise.below(56) as u8 } else { 0 });
             }
         }
     }
@@ -69,7 +81,10 @@ fn strokes(count: usize) -> Dataset {
 #[cfg_attr(debug_assertions, ignore = "takes minutes without optimization")]
 fn convolutional_training_does_not_depend_on_threads() {
     let data = strokes(240);
-    let options = TrainOptions { features: FeatureKind::Conv, copies: Some(2), ..options() };
+    let options = changed(options(), |options| {
+        options.features = FeatureKind::Conv;
+        options.copies = Some(2);
+    });
     let bytes_on = |options: &TrainOptions, threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| run(options, &data, &|_| {}).unwrap().to_bytes())
@@ -77,7 +92,7 @@ fn convolutional_training_does_not_depend_on_threads() {
     let bytes = bytes_on(&options, 1);
     assert_eq!(bytes_on(&options, 2), bytes);
     assert_eq!(bytes_on(&options, 3), bytes);
-    assert_ne!(bytes_on(&TrainOptions { seed: 9, ..options.clone() }, 2), bytes);
+    assert_ne!(bytes_on(&changed(options.clone(), |options| options.seed = 9), 2), bytes);
     let model = Model::from_bytes(&bytes).unwrap();
     let wrong = Evaluation::of(&model, &strokes(100)).unwrap().wrong();
     assert!(wrong <= 10, "{wrong} of 100 strokes");
@@ -86,11 +101,14 @@ fn convolutional_training_does_not_depend_on_threads() {
 
 #[test]
 fn options_that_mean_nothing_are_refused() {
-    let copies = TrainOptions { copies: Some(2), ..options() };
+    let copies = changed(options(), |options| options.copies = Some(2));
     assert!(run(&copies, &bars(40), &|_| {}).unwrap_err().to_string().contains("copies"));
-    let many = TrainOptions { features: FeatureKind::Conv, copies: Some(101), ..options() };
+    let many = changed(options(), |options| {
+        options.features = FeatureKind::Conv;
+        options.copies = Some(101);
+    });
     assert!(run(&many, &strokes(8), &|_| {}).unwrap_err().to_string().contains("at most 100"));
-    let small = TrainOptions { features: FeatureKind::Conv, ..options() };
+    let small = changed(options(), |options| options.features = FeatureKind::Conv);
     let error = run(&small, &bars(8), &|_| {}).unwrap_err().to_string();
     assert_eq!(error, "shape of the images for the conv map: expected 28x28, found 6x6");
     assert!("convolutional".parse::<FeatureKind>().is_err());
@@ -121,8 +139,8 @@ fn learns_more_than_chance_and_keeps_the_labels() {
 
 #[test]
 fn progress_grows_within_a_stage_up_to_its_total() {
-    let seen = std::sync::Mutex::new(Vec::new());
-    let c = TrainOptions { c: Some(0.1), ..options() };
+    let seen = Mutex::new(Vec::new());
+    let c = changed(options(), |options| options.c = Some(0.1));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     pool.install(|| run(&c, &bars(100), &|p| seen.lock().unwrap().push(p)).unwrap());
     let seen = seen.into_inner().unwrap();
@@ -137,7 +155,9 @@ fn refuses_one_class_and_a_c_that_is_no_number() {
     let error = run(&options(), &one, &|_| {}).unwrap_err().to_string();
     assert_eq!(error, "classes in the training set is 1; the range is 2 to 65535");
     for c in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        assert!(run(&TrainOptions { c: Some(c), ..options() }, &bars(40), &|_| {}).is_err());
+        assert!(
+            run(&changed(options(), |options| options.c = Some(c)), &bars(40), &|_| {}).is_err()
+        );
     }
 }
 
@@ -147,16 +167,19 @@ fn training_records_the_test_set_and_writes_its_model() {
     write_idx(directory.path(), "train", &bars(120));
     write_idx(directory.path(), "t10k", &bars(40));
     let out = directory.path().join("model.safetensors");
-    let options = TrainOptions { data: directory.path().into(), out: out.clone(), ..options() };
+    let options = changed(options(), |options| {
+        options.data = directory.path().into();
+        options.out = out.clone();
+    });
     let (model, evaluation) = run_to_file(&options, &|_| {}).unwrap();
     assert_eq!(model.metadata().test_errors, Some((evaluation.wrong(), 40)));
-    assert_eq!(std::fs::read(&out).unwrap(), model.to_bytes());
+    assert_eq!(fs::read(&out).unwrap(), model.to_bytes());
     let read = Model::read(&out).unwrap();
     assert_eq!(read.metadata(), model.metadata());
     assert_eq!(read.digest(), model.digest());
 }
 
-fn write_idx(directory: &std::path::Path, prefix: &str, data: &Dataset) {
+fn write_idx(directory: &Path, prefix: &str, data: &Dataset) {
     let count = data.len() as u8;
     let dims = data.shape().dims().to_vec();
     let mut images =
@@ -164,6 +187,6 @@ fn write_idx(directory: &std::path::Path, prefix: &str, data: &Dataset) {
     data.images().for_each(|image| images.extend_from_slice(image));
     let mut labels = vec![0, 0, 8, 1, 0, 0, 0, count];
     labels.extend(data.labels().iter().map(|&label| label as u8));
-    std::fs::write(directory.join(format!("{prefix}-images-idx3-ubyte")), images).unwrap();
-    std::fs::write(directory.join(format!("{prefix}-labels-idx1-ubyte")), labels).unwrap();
+    fs::write(directory.join(format!("{prefix}-images-idx3-ubyte")), images).unwrap();
+    fs::write(directory.join(format!("{prefix}-labels-idx1-ubyte")), labels).unwrap();
 }

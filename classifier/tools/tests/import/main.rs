@@ -1,10 +1,13 @@
-//! Text models and ONNX files, valid and invalid. `tests/original_tools.rs` runs the original
+//! Import of text models and ONNX files, valid and invalid. `original_tools.rs` runs the original
 //! tools.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+mod examples;
 mod onnx;
 
-use super::onnx::examples;
-use super::*;
+use afterimage_classifier::{Model, Shape};
+use afterimage_classifier_tools::{ImportOptions, Imported, Sample, Scale};
 
 fn options() -> ImportOptions {
     let shape = Some(Shape::new(&[2, 2]).unwrap());
