@@ -36,8 +36,8 @@ afterimage_testkit::count_allocations!();
 /// Requests that come together: several of the batches that a service sees.
 const TOGETHER: u64 = 200;
 
-/// Images that come with one read and are scored together.
-const SCORED: u64 = 16;
+/// Images that come with one read of 8 KiB and are scored together.
+const SCORED: u64 = 8;
 
 /// How often before it is counted: buffers have grown by then.
 const WARMUP: usize = 3;

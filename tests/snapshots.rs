@@ -116,7 +116,7 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
     let memo = ["memo", "--store", &place_of_cache, "--lookup-budget", "1s"];
     let memo = Running::start(&[&memo[..], &raw].concat());
     for (service, says) in
-        [(&cache, "--snapshot"), (&classifier, "keeps no snapshot"), (&memo, "in a remote store")]
+        [(&cache, "--snapshot"), (&classifier, "keeps no snapshot"), (&memo, "has a remote store")]
     {
         let line = run(&["snapshot", &service.place()]).failed_with_a_line();
         assert!(line.contains("unsupported") && line.contains(says), "{line}");

@@ -132,7 +132,13 @@ async fn every_invalid_vector_gets_its_answer() {
                 let mut sent = session(&bytes, 0);
                 sent.truncate(sent.len() - HEADER_LEN);
                 let received = reply_to(service, max_body, sent).await;
-                assert_eq!(frames(&received).len(), 1, "{about}");
+                let found = frames(&received);
+                // A server may answer a kind that it does not know before the body has arrived.
+                let early = header.is_some_and(|header| matches!(header.kind, Kind::Unknown(_)));
+                assert_eq!(found.len(), if early { 2 } else { 1 }, "{about}");
+                if early {
+                    assert_error(found[1], "unsupported", false, header.unwrap().id, &about);
+                }
             }
             ["ignore"] => {
                 let received = reply_to(service, max_body, session(&bytes, 0)).await;
