@@ -44,7 +44,7 @@ pub struct StoreOptions {
     /// burst it is eight times as long.
     pub lookup_budget: Duration,
     /// Keys in flight at once. The store must answer so many within the budget. The default is
-    /// 256; one lookup of more keys is sent alone.
+    /// 1,024, which Redis answers in about a millisecond; one lookup of more keys is sent alone.
     pub max_in_flight: usize,
     /// The time that a lookup may wait for its turn. After that it is a miss, but not a failure of
     /// the store. The default is 200 ms.
@@ -60,7 +60,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
             lookup_budget: Duration::from_millis(2),
-            max_in_flight: 256,
+            max_in_flight: 1024,
             max_queue_wait: Duration::from_millis(200),
             breaker_threshold: 5,
             probe_every: Duration::from_millis(100),
