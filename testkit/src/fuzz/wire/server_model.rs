@@ -203,8 +203,8 @@ impl Model<'_> {
                 let Some(body) = stream.get(HEADER..frame_len) else {
                     if self.longest_body(header.kind).is_some_and(|len| header.body_len > len) {
                         // Answered from the header: no body of this length is valid, so the answer
-                        // is the same for any.
-                        self.frame(&header, &vec![0; header.body_len]);
+                        // is the same for any, and for a shorter one above all limits.
+                        self.frame(&header, &[0; 65][..header.body_len.min(65)]);
                     }
                     return Rest::Partial;
                 };
