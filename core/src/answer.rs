@@ -27,19 +27,6 @@ impl Answer {
             Answer::Bytes(_) => None,
         }
     }
-
-    /// Bytes that the answer holds beside its own size.
-    pub fn len(&self) -> usize {
-        match self {
-            Answer::Label(_) => 0,
-            Answer::Bytes(bytes) => bytes.len(),
-        }
-    }
-
-    /// Whether the answer holds no bytes beside its own size.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// How a row was answered.

@@ -171,12 +171,17 @@ impl Inner {
             return;
         }
         self.counters.calls.fetch_add(begun.len() as u64, Relaxed);
+        entry.upstream.compute(self.start(begun, now));
+    }
+
+    /// Notes that the calls of these rows are made now, and returns them.
+    pub(crate) fn start(&self, begun: Vec<Begun>, now: Instant) -> Vec<Call> {
         self.call_time.start(begun.len() as u64, now);
         let called = |Begun { flight, call }: Begun| {
             flight.called_at(now);
             call
         };
-        entry.upstream.compute(begun.into_iter().map(called).collect());
+        begun.into_iter().map(called).collect()
     }
 
     /// The time until which the waiters of a flight wait. When all have left, the flight ends here:
@@ -277,7 +282,7 @@ impl Inner {
 
 impl Flight {
     /// Notes when the call is made, to measure it.
-    pub(crate) fn called_at(&self, now: Instant) {
+    fn called_at(&self, now: Instant) {
         let after = now.saturating_duration_since(self.since);
         self.called_after_ns.store(after.as_nanos() as u64, Relaxed);
     }

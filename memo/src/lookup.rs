@@ -14,6 +14,7 @@ use afterimage_wire::corked;
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 
+use crate::audit::Audit;
 use crate::bypass::Decision;
 use crate::flight::{Arrival, Asker, Begun};
 use crate::key::{FORGOTTEN, RowHash};
@@ -113,7 +114,9 @@ impl Inner {
                 Some(label) => {
                     hits += 1;
                     front.hit(i, label);
-                    self.sample(arrival, hash, Answer::Label(label), &row);
+                    if let Some(audit) = self.due_audit() {
+                        self.audit_hit(audit, arrival, hash, Answer::Label(label), row.to_bytes());
+                    }
                 }
                 None => {
                     missed.push(key);
@@ -180,7 +183,8 @@ impl Inner {
                         continue;
                     };
                     hits += 1;
-                    let row = first.call.row().clone();
+                    // A clone of the row costs an allocation: only for an audit.
+                    let audited = inner.due_audit().map(|audit| (audit, first.call.row().clone()));
                     let arrival = Arrival {
                         entry: &entry,
                         space: &space,
@@ -190,7 +194,9 @@ impl Inner {
                         ttl: None,
                     };
                     inner.complete_with_hit(first, &RowAnswer::label(label, Origin::Hit));
-                    inner.sample(&arrival, hash, Answer::Label(label), &row);
+                    if let Some((audit, row)) = audited {
+                        inner.audit_hit(audit, &arrival, hash, Answer::Label(label), row);
+                    }
                 }
             });
             // The wait in the memo's own queue is not a cost of the store.
@@ -214,7 +220,9 @@ impl Inner {
         for (reply, hash, row) in replies {
             if looks && let Some(hit) = self.stored_bytes(arrival, hash, store) {
                 hits += 1;
-                self.sample(arrival, hash, hit.answer.clone(), &row);
+                if let Some(audit) = self.due_audit() {
+                    self.audit_hit(audit, arrival, hash, hit.answer.clone(), row);
+                }
                 reply.send(Ok(hit));
                 continue;
             }
@@ -330,19 +338,9 @@ impl Inner {
         }
     }
 
-    /// Audits a hit, if it is one of the sample.
+    /// The audit, if this hit is one of the sample.
     #[inline]
-    fn sample<R: Row>(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        hash: RowHash,
-        answer: Answer,
-        row: &R,
-    ) {
-        if let Some(audit) = &self.audit
-            && audit.is_due()
-        {
-            self.audit_hit(audit, arrival, hash, answer, row.to_bytes());
-        }
+    fn due_audit(&self) -> Option<&Audit> {
+        self.audit.as_ref().filter(|audit| audit.is_due())
     }
 }

@@ -382,13 +382,7 @@ impl Inner {
             return self.call(entry, begun, now);
         }
         self.counters.calls.fetch_add(1, Relaxed);
-        self.call_time.start(begun.len() as u64, now);
-        let called = |Begun { flight, call }: Begun| {
-            flight.called_at(now);
-            call
-        };
-        let calls = begun.into_iter().map(called).collect();
-        entry.upstream.compute(vec![merge(calls)]);
+        entry.upstream.compute(vec![merge(self.start(begun, now))]);
     }
 
     /// Stores an answer, sealed.

@@ -11,6 +11,8 @@ pub mod wire;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{env, process};
 
 /// A fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +129,27 @@ impl<'a> Source<'a> {
 }
 
 pub use afterimage_wire::splitmix::SplitMix64 as Rng;
+
+/// A path for one file, removed at the end.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // In a file system in memory, a file needs no disk access.
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Temporary(folder.join(format!("afterimage-fuzz-{}-{number}", process::id())))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // The file may not exist.
+        let _ = fs::remove_file(&self.0);
+    }
+}
 
 /// Runs [`exercise`] for the target of this name.
 ///

@@ -1,13 +1,11 @@
 //! The fuzz target of the settings file.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::{env, fs, process};
+use std::fs;
 
 use afterimage::settings::{apply, misplaced};
 
-use super::Seed;
+use super::{Seed, Temporary};
 
 /// Any text as the settings file of `command`, whose subcommand `cache` has a flag `--listen`. The
 /// settings are accepted or refused with a reason, and a given flag overrides them.
@@ -59,25 +57,4 @@ pub(super) fn seeds() -> Vec<Seed> {
     ]
     .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
     .into()
-}
-
-/// A path for one file, removed at the end.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // In a file system in memory, a file needs no disk access.
-        let memory = Path::new("/dev/shm");
-        let folder = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Temporary(folder.join(format!("afterimage-fuzz-settings-{}-{number}", process::id())))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // The file may not exist.
-        let _ = fs::remove_file(&self.0);
-    }
 }

@@ -1,12 +1,10 @@
 //! Any file as a snapshot, compared with an independent parser of `SNAPSHOT.md`.
 
-use crate::fuzz::{Rng, Seed, Source};
+use crate::fuzz::{Rng, Seed, Source, Temporary};
 use afterimage_cache::snapshot::{LoadError, load};
 use afterimage_cache::table::{Capacity, Table};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::{env, fs, process};
+use std::fs;
 
 const MAGIC: &[u8; 8] = b"\x89AFTIMG\n";
 const HEADER: usize = 36;
@@ -127,27 +125,6 @@ fn block_checksum(id: &[u8], block_number: u64, checked: &[u8]) -> u32 {
 
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte))
-}
-
-/// A path for one file, removed at the end.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // A file system in memory saves the time of the disk.
-        let memory = Path::new("/dev/shm");
-        let folder = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Temporary(folder.join(format!("afterimage-fuzz-{}-{number}", process::id())))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It may not have been created.
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 /// Valid files of several shapes, unchanged and with a wrong bit.
