@@ -11,7 +11,7 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::splitmix::{STEP, mix};
 use bytes::Bytes;
 
-use crate::flight::Arrival;
+use crate::begun::Arrival;
 use crate::key::RowHash;
 use crate::memo::Inner;
 use crate::models::Space;
