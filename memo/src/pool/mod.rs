@@ -277,6 +277,10 @@ impl Upstream for Arc<Pool> {
         stats.counter("classifier_retries", self.retries.load(Relaxed));
         stats.counter("classifier_retries_denied", self.retries_denied.load(Relaxed));
         stats.counter("classifier_answers_of_other_models", self.moved.load(Relaxed));
+    }
+
+    fn admin_stats(&self, stats: &mut Stats) {
+        let state = self.lock();
         for (i, (_, member)) in state.balance.members().take(MAX_IN_STATS).enumerate() {
             let address = member.replica.address();
             stats.text(&format!("classifier_{}", i + 1), format!("{address}: {}", about(member)));
