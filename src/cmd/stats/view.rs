@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use afterimage_core::metric::Unit;
+
 use super::catalog;
 use super::line::{Line, Style};
 use super::reading::Interval;
@@ -354,7 +356,7 @@ fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
         interval.now.stats.entries.iter().filter(|(name, _)| !SHOWN.contains(&name.as_str()));
     let cells = cells.filter_map(|(name, value)| {
         let shown = catalog::show(name, value)?;
-        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == catalog::Unit::Count);
+        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == Unit::Count);
         let rate = interval.rate(name).filter(|&rate| rate > 0.0 && is_count);
         let rate = rate.map(|rate| format!("  {}/s", short(rate))).unwrap_or_default();
         Some((format!(" {} ", catalog::label(name)), shown + &rate))
