@@ -48,11 +48,12 @@ pub(crate) fn serve<S: Service>(
     listen: &str,
     build: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
-    let options = args.options()?;
+    let mut options = args.options()?;
     raise_descriptor_limit(options.max_connections);
     let addr = net::resolve(listen).context("--listen")?;
     if !addr.ip().is_loopback() {
         check_exposed(listen, &options, args.insecure())?;
+        options.open_admin = asks_for_certificates(&options);
     }
     runtime(args.threads())?.block_on(async {
         reload_on_hangup(&options);
@@ -128,11 +129,14 @@ fn reload_on_hangup(options: &ServerOptions) {
     }
 }
 
+fn asks_for_certificates(options: &ServerOptions) -> bool {
+    options.tls.as_ref().is_some_and(ServerTls::asks_for_certificates)
+}
+
 /// Refuses a public address without authentication. TLS without client certificates encrypts and
 /// does not authenticate.
 fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyhow::Result<()> {
-    let asks_for_certificates = options.tls.as_ref().is_some_and(ServerTls::asks_for_certificates);
-    if options.token.is_none() && !asks_for_certificates && !insecure {
+    if options.token.is_none() && !asks_for_certificates(options) && !insecure {
         bail!(
             "--listen {listen} is reachable from other machines without authentication; set \
              --token-file or --tls-client-ca, or --insecure to allow it"

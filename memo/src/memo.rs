@@ -272,6 +272,14 @@ impl Memo {
         }
     }
 
+    /// Adds the addresses of stores and classifiers to `stats`, with their states. They are for
+    /// operators, not for every client.
+    pub fn admin_stats(&self, stats: &mut Stats) {
+        for entry in self.inner.models.all() {
+            entry.upstream.admin_stats(stats);
+        }
+    }
+
     /// Adds counters, sizes and latencies to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
         let inner = &self.inner;

@@ -420,6 +420,7 @@ async fn ten_thousand_equal_requests_make_one_call() {
 fn names(memo: &Memo) -> Vec<String> {
     let mut stats = Stats::default();
     memo.stats(&mut stats);
+    memo.admin_stats(&mut stats);
     stats.entries.into_iter().map(|(name, _)| name).collect()
 }
 

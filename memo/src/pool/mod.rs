@@ -278,6 +278,10 @@ impl Upstream for Arc<Pool> {
         stats.counter(&metrics::CLASSIFIER_RETRIES, self.retries.load(Relaxed));
         stats.counter(&metrics::CLASSIFIER_RETRIES_DENIED, self.retries_denied.load(Relaxed));
         stats.counter(&metrics::OTHER_MODELS, self.moved.load(Relaxed));
+    }
+
+    fn admin_stats(&self, stats: &mut Stats) {
+        let state = self.lock();
         for (i, (_, member)) in state.balance.members().take(MAX_IN_STATS).enumerate() {
             let address = member.replica.address();
             stats.texts(&metrics::REPLICA, i + 1, format!("{address}: {}", about(member)));

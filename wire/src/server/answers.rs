@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::greeting::Serves;
+use super::options::Rights;
 use super::outbox::Outbox;
 use super::service::Service;
 use super::shared::Shared;
@@ -110,6 +111,10 @@ pub(super) fn answer_other<S: Service>(
         }
         Kind::Ping | Kind::StatsReq | Kind::SnapshotReq => match Message::decode(frame) {
             Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
+            Ok(Message::SnapshotReq) if serves.rights == Rights::Use => {
+                let (status, text) = (Status::Unauthorized, "a snapshot needs the admin token");
+                Message::Error { status, text, connection: false }.encode(id, out);
+            }
             Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.reply(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
@@ -117,6 +122,9 @@ pub(super) fn answer_other<S: Service>(
                 stats.text(&metrics::VERSION, shared.options.name.as_str());
                 shared.counters.stats(shared.options.tls.is_some(), &mut stats);
                 shared.service.stats(&mut stats);
+                if serves.rights == Rights::Admin {
+                    shared.service.admin_stats(&mut stats);
+                }
                 Message::StatsResp(stats).encode(id, out);
             }
             Err(error) => {
