@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use afterimage_core::metric::Unit;
+
 use super::catalog;
 use super::line::{Line, Style};
 use super::reading::Interval;
@@ -354,7 +356,7 @@ fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
         interval.now.stats.entries.iter().filter(|(name, _)| !SHOWN.contains(&name.as_str()));
     let cells = cells.filter_map(|(name, value)| {
         let shown = catalog::show(name, value)?;
-        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == catalog::Unit::Count);
+        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == Unit::Count);
         let rate = interval.rate(name).filter(|&rate| rate > 0.0 && is_count);
         let rate = rate.map(|rate| format!("  {}/s", short(rate))).unwrap_or_default();
         Some((format!(" {} ", catalog::label(name)), shown + &rate))
@@ -392,29 +394,29 @@ mod tests {
     /// A memo with a remote store, after `seconds` under load.
     fn memo(seconds: u64, breaker: &str) -> Reading {
         let mut stats = Stats::default();
-        stats.text("service", "memo");
-        stats.text("version", "afterimage 0.1.0");
-        stats.counter("uptime_ms", seconds * 1000);
-        stats.gauge("connections_open", 12);
-        stats.counter("hits", 99_000 * seconds);
-        stats.counter("misses", 900 * seconds);
-        stats.counter("coalesced", 100 * seconds);
-        stats.counter("overloaded", 0);
-        stats.counter("rejected_tags", 3 * seconds);
-        stats.counter("audited", 1_234_567);
-        stats.counter("classifier_calls", 900 * seconds);
-        stats.counter("classifier_failures", 0);
-        stats.gauge("classifiers", 2);
-        stats.gauge("classifiers_connected", 1);
-        stats.text(
+        stats.push("service", Value::Text("memo".into()));
+        stats.push("version", Value::Text("afterimage 0.1.0".into()));
+        stats.push("uptime_ms", Value::Counter(seconds * 1000));
+        stats.push("connections_open", Value::Gauge(12));
+        stats.push("hits", Value::Counter(99_000 * seconds));
+        stats.push("misses", Value::Counter(900 * seconds));
+        stats.push("coalesced", Value::Counter(100 * seconds));
+        stats.push("overloaded", Value::Counter(0));
+        stats.push("rejected_tags", Value::Counter(3 * seconds));
+        stats.push("audited", Value::Counter(1_234_567));
+        stats.push("classifier_calls", Value::Counter(900 * seconds));
+        stats.push("classifier_failures", Value::Counter(0));
+        stats.push("classifiers", Value::Gauge(2));
+        stats.push("classifiers_connected", Value::Gauge(1));
+        stats.push(
             "classifier_1",
-            "classifier-1.example.net:7402: well, model 501a1c72…, 3 in flight",
+            Value::Text("classifier-1.example.net:7402: well, model 501a1c72…, 3 in flight".into()),
         );
-        stats.gauge("waiting", 17);
-        stats.text("store", "afterimage");
-        stats.text("store_connected", "yes");
-        stats.text("store_breaker", breaker);
-        stats.counter("store_breaker_opened", 1);
+        stats.push("waiting", Value::Gauge(17));
+        stats.push("store", Value::Text("afterimage".into()));
+        stats.push("store_connected", Value::Text("yes".into()));
+        stats.push("store_breaker", Value::Text(breaker.into()));
+        stats.push("store_breaker_opened", Value::Counter(1));
         for (name, ns, count) in [
             ("hit_latency_ns", 1_250, 99_000 * seconds),
             ("miss_latency_ns", 70_100, 900 * seconds),
@@ -454,7 +456,7 @@ mod tests {
  refused    0 overloaded · 30 with a wrong seal
 
  audited                    1,234,567
- classifier 1               classifier-1.example.net:7402: well, model 501a1c72…,";
+ replica 1                  classifier-1.example.net:7402: well, model 501a1c72…,";
         let found = shown(&view, 81, 30);
         assert_eq!(found, expected, "found:\n{found}");
     }
@@ -492,18 +494,18 @@ mod tests {
         let mut view = View::new("c:1");
         let cache = |seconds: u64| {
             let mut stats = Stats::default();
-            stats.text("service", "cache");
-            stats.counter("uptime_ms", seconds * 1000);
-            stats.counter("hits", seconds * 1_000_000);
-            stats.counter("misses", 0);
-            stats.gauge("entries", 250);
-            stats.gauge("capacity", 1000);
-            stats.gauge("memory_bytes", 1 << 20);
-            stats.counter("writes", seconds * 500);
-            stats.counter("evictions", 0);
-            stats.counter("snapshots_failed", 0);
-            stats.gauge("snapshot_running", 1);
-            stats.gauge("snapshot_age_ms", 61_000);
+            stats.push("service", Value::Text("cache".into()));
+            stats.push("uptime_ms", Value::Counter(seconds * 1000));
+            stats.push("hits", Value::Counter(seconds * 1_000_000));
+            stats.push("misses", Value::Counter(0));
+            stats.push("entries", Value::Gauge(250));
+            stats.push("capacity", Value::Gauge(1000));
+            stats.push("memory_bytes", Value::Gauge(1 << 20));
+            stats.push("writes", Value::Counter(seconds * 500));
+            stats.push("evictions", Value::Counter(0));
+            stats.push("snapshots_failed", Value::Counter(0));
+            stats.push("snapshot_running", Value::Gauge(1));
+            stats.push("snapshot_age_ms", Value::Gauge(61_000));
             Reading::new(stats)
         };
         view.update(Interval::between(cache(1), cache(2)));
@@ -520,12 +522,12 @@ mod tests {
         }
         let classifier = |seconds: u64| {
             let mut stats = Stats::default();
-            stats.text("service", "classifier");
-            stats.counter("uptime_ms", seconds * 1000);
-            stats.counter("engine_scored", seconds * 1200);
-            stats.counter("engine_batches", seconds * 100);
-            stats.gauge("engine_queued", 4);
-            stats.counter("engine_busy_us", seconds * 1_500_000);
+            stats.push("service", Value::Text("classifier".into()));
+            stats.push("uptime_ms", Value::Counter(seconds * 1000));
+            stats.push("engine_scored", Value::Counter(seconds * 1200));
+            stats.push("engine_batches", Value::Counter(seconds * 100));
+            stats.push("engine_queued", Value::Gauge(4));
+            stats.push("engine_busy_us", Value::Counter(seconds * 1_500_000));
             Reading::new(stats)
         };
         let mut view = View::new("c:2");
