@@ -116,6 +116,10 @@ impl Service for MemoService {
         self.memo.stats(stats);
     }
 
+    fn admin_stats(&self, stats: &mut Stats) {
+        self.memo.admin_stats(stats);
+    }
+
     fn snapshot(&self, reply: SnapshotReply) {
         self.memo.inner.labels.snapshot(reply);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::greeting::Serves;
+use super::options::Rights;
 use super::outbox::Outbox;
 use super::service::Service;
 use super::shared::Shared;
@@ -12,6 +13,7 @@ use crate::proto::header::{MAX_LARGE_BODY, MAX_VALUE, flags};
 use crate::proto::infer::MAX_NAME_LEN;
 use crate::proto::message::{BYTES_KEY_LEN, BYTES_WRITE_HEAD, MAX_CACHE_REQ, MAX_PING_LEN};
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
+use crate::server::metrics;
 
 /// Answers a frame whose body does not decode.
 pub(super) fn answer_malformed(header: Header, error: BodyError, out: &mut Vec<u8>) {
@@ -68,6 +70,15 @@ pub(super) fn answer_too_long<S: Service>(
         BodyError::Trailing { bytes: body_len as usize - needed }
     };
     answer_malformed(header, error, out);
+}
+
+/// Answers a request that needs admin rights.
+pub(super) fn answer_unauthorized(header: Header, out: &mut Vec<u8>) {
+    let text = match header.kind {
+        Kind::SnapshotReq => "a snapshot needs the admin token",
+        _ => "taking stored answers back needs the admin token",
+    };
+    Message::Error { status: Status::Unauthorized, text, connection: false }.encode(header.id, out);
 }
 
 /// Answers a frame for which there is no memory.
@@ -136,13 +147,19 @@ pub(super) fn answer_other<S: Service>(
         }
         Kind::Ping | Kind::StatsReq | Kind::SnapshotReq => match Message::decode(frame) {
             Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
+            Ok(Message::SnapshotReq) if serves.rights == Rights::Use => {
+                answer_unauthorized(frame.header, out);
+            }
             Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.reply(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
-                stats.text("service", serves.kind.to_string());
-                stats.text("version", shared.options.name.as_str());
+                stats.text(&metrics::SERVICE, serves.kind.to_string());
+                stats.text(&metrics::VERSION, shared.options.name.as_str());
                 shared.counters.stats(shared.options.tls.is_some(), &mut stats);
                 shared.service.stats(&mut stats);
+                if serves.rights == Rights::Admin {
+                    shared.service.admin_stats(&mut stats);
+                }
                 Message::StatsResp(stats).encode(id, out);
             }
             Err(error) => {

@@ -11,12 +11,14 @@ use super::{Connection, Phase, move_on};
 use crate::proto::message::decode_cache_req;
 use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
 use crate::server::answers::{
-    answer_malformed, answer_no_memory, answer_other, answer_too_long, too_large,
+    answer_malformed, answer_no_memory, answer_other, answer_too_long, answer_unauthorized,
+    too_large,
 };
 use crate::server::batch::{BATCH, Batch, Infer, Op, Request};
 use crate::server::counters::Counters;
 use crate::server::end::{End, Refusal};
 use crate::server::greeting::{Greeting, Serves, greet};
+use crate::server::options::Rights;
 use crate::server::outbox::Outbox;
 use crate::server::service::Service;
 use crate::server::shared::Shared;
@@ -127,12 +129,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 place.slot.mark_active(self.last_read);
             }
             if serves.generation == self.shared.service.generation() {
-                dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves.generation);
+                dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves);
             } else {
                 // The `Welcome` of this connection no longer holds: the client would take an answer
                 // for the old model's.
                 move_on(&mut self.moved, &mut self.draining, &mut self.out);
-                Batch::new(&requests, &mut self.out, &self.outbox, serves.generation).turn_away();
+                let Serves { generation, rights, .. } = serves;
+                Batch::new(&requests, &mut self.out, &self.outbox, generation, rights).turn_away();
             }
         }
         drop(requests);
@@ -206,6 +209,11 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 Counters::add(&self.shared.counters.malformed, 1);
                 answer_malformed(header, error, &mut self.out);
             }
+            Ok(Message::ForgetReq(_) | Message::FlushReq { .. })
+                if serves.rights == Rights::Use =>
+            {
+                answer_unauthorized(header, &mut self.out);
+            }
             Ok(message) => {
                 let infer;
                 let op = match &message {
@@ -225,12 +233,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 if let Some(place) = &self.place {
                     place.slot.mark_active(self.last_read);
                 }
-                let generation = serves.generation;
+                let Serves { generation, rights, .. } = serves;
                 if generation == self.shared.service.generation() {
-                    dispatch(self.shared, &requests, &mut self.out, &self.outbox, generation);
+                    dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves);
                 } else {
                     move_on(&mut self.moved, &mut self.draining, &mut self.out);
-                    Batch::new(&requests, &mut self.out, &self.outbox, generation).turn_away();
+                    Batch::new(&requests, &mut self.out, &self.outbox, generation, rights)
+                        .turn_away();
                 }
             }
         }
@@ -336,9 +345,10 @@ fn dispatch<S: Service>(
     requests: &ArrayVec<Request<'_>, BATCH>,
     out: &mut Vec<u8>,
     outbox: &Arc<Outbox>,
-    generation: u64,
+    serves: Serves,
 ) {
-    let mut batch = Batch::new(requests, out, outbox, generation);
+    let Serves { generation, rights, .. } = serves;
+    let mut batch = Batch::new(requests, out, outbox, generation, rights);
     if catch_unwind(AssertUnwindSafe(|| shared.service.handle(&mut batch))).is_err() {
         Counters::add(&shared.counters.panics, 1);
         tracing::error!("the service panicked; the requests of its batch get an internal error");

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::fuzz::wire::server_model::{Behaviour, STORED, behaviour, class};
 use afterimage_wire::proto::message::{BytesKey, Classification, Origin};
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{Role, Snapshot};
 use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply};
 
@@ -93,7 +93,7 @@ impl Service for Oracle {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("batches", self.batches.load(Ordering::Relaxed));
+        stats.push("batches", Value::Counter(self.batches.load(Ordering::Relaxed)));
     }
 
     fn snapshot(&self, reply: SnapshotReply) {
