@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use afterimage_wire::proto::stats::Value;
+use afterimage_wire::text::escape_text;
 
 use crate::args::Size;
-use crate::format::{grouped, long_time, percent, safe};
+use crate::format::{grouped, long_time, percent};
 
 /// How a number is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +171,7 @@ pub(super) fn find(name: &str) -> Option<&'static Metric> {
 pub(super) fn label(name: &str) -> String {
     match find(name) {
         Some(metric) => metric.label.to_owned(),
-        None => safe(&name.replace('_', " ")),
+        None => escape_text(&name.replace('_', " ")).into_owned(),
     }
 }
 
@@ -184,7 +185,7 @@ pub(super) fn show(name: &str, value: &Value) -> Option<String> {
             Ok(number) => Some(unit.show(number)),
             Err(_) => Some(number.to_string()),
         },
-        Value::Text(text) => Some(safe(text)),
+        Value::Text(text) => Some(escape_text(text).into_owned()),
         _ => None,
     }
 }

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 
 use afterimage_wire::proto::stats::Value;
+use afterimage_wire::text::escape_text;
 use serde_json::{Map, json};
 
 use super::catalog::{self, GROUPS};
 use super::reading::{Interval, Quantiles};
-use crate::format::{long_time, nanos, percent, safe, short};
+use crate::format::{long_time, nanos, percent, short};
 
 /// Columns of the labels, and of the values after them.
 const LABEL: usize = 34;
@@ -19,9 +20,9 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
     let uptime = now.number("uptime_ms").unwrap_or(0);
     let mut out = format!(
         "{} {server}, up {} ({})\n",
-        safe(now.text("service").unwrap_or("service")),
+        escape_text(now.text("service").unwrap_or("service")),
         catalog::Unit::Millis.show(uptime),
-        safe(now.text("version").unwrap_or("unknown version")),
+        escape_text(now.text("version").unwrap_or("unknown version")),
     );
     out.push('\n');
     if let Some(ratio) = interval.hit_ratio() {
@@ -97,7 +98,7 @@ fn remark(name: &str, interval: &Interval) -> Option<String> {
 
 /// The state of the store or of the classifier, behind its group's name.
 fn kind(group: &str, interval: &Interval) -> String {
-    let text = |name: &str| interval.now.text(name).map(safe);
+    let text = |name: &str| Some(escape_text(interval.now.text(name)?).into_owned());
     let states: Vec<String> = match group {
         "Store" => {
             let connected = text("store_connected").map(|connected| match connected.as_str() {
