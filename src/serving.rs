@@ -199,22 +199,24 @@ fn raise_descriptor_limit(_: usize) {}
 
 #[cfg(test)]
 mod tests {
+    use afterimage_wire::proto::stats::Value;
+
     use super::*;
 
     #[test]
     fn the_last_line_counts_requests_and_hits() {
         let mut memo = Stats::default();
-        memo.counter("hits", 990);
-        memo.counter("misses", 9);
-        memo.counter("coalesced", 1);
+        memo.push("hits", Value::Counter(990));
+        memo.push("misses", Value::Counter(9));
+        memo.push("coalesced", Value::Counter(1));
         assert_eq!(summary(&memo), "1,000 requests, hit ratio 99.00 %");
         let mut cache = Stats::default();
-        cache.counter("hits", 0);
-        cache.counter("misses", 0);
-        cache.counter("writes", 7);
+        cache.push("hits", Value::Counter(0));
+        cache.push("misses", Value::Counter(0));
+        cache.push("writes", Value::Counter(7));
         assert_eq!(summary(&cache), "7 requests");
         let mut classifier = Stats::default();
-        classifier.counter("engine_scored", 12_345);
+        classifier.push("engine_scored", Value::Counter(12_345));
         assert_eq!(summary(&classifier), "12,345 images classified");
     }
 }

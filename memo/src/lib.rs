@@ -47,6 +47,7 @@ outside_the_model_check! {
     pub mod latency;
     mod lookup;
     mod memo;
+    pub mod metrics;
     mod models;
     pub mod pool;
     mod request;

@@ -15,6 +15,7 @@ use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::metrics;
 use crate::audit::Audit;
 use crate::bypass::{Bypass, CallTime};
 use crate::counters::Counters;
@@ -284,25 +285,25 @@ impl Memo {
         let inner = &self.inner;
         let models = inner.models.all();
         inner.counters.stats(stats);
-        stats.counter("models_met", models.iter().map(|entry| entry.keys.met()).sum());
-        stats.gauge("waiting", inner.flights.waiting() as u64);
-        stats.gauge("waiting_bytes", inner.waiting_bytes.used() as u64);
+        stats.counter(&metrics::MODELS_MET, models.iter().map(|entry| entry.keys.met()).sum());
+        stats.gauge(&metrics::WAITING, inner.flights.waiting() as u64);
+        stats.gauge(&metrics::WAITING_BYTES, inner.waiting_bytes.used() as u64);
         inner.latencies.stats(stats);
         if let Some(audit) = &inner.audit {
             audit.stats(stats);
         }
         if let Some(bypass) = &inner.bypass {
-            stats.text("auto_bypass", if bypass.is_active() { "bypassing" } else { "looking" });
-            stats.counter("auto_bypassed", bypass.bypassed());
+            stats.text(&metrics::AUTO_BYPASS, if bypass.is_active() { "bypassing" } else { "looking" });
+            stats.counter(&metrics::AUTO_BYPASSED, bypass.bypassed());
         }
         inner.labels.stats(stats);
         if let Some(bytes) = &inner.bytes {
             let bytes = bytes.stats();
-            stats.gauge("byte_store_entries", bytes.entries);
-            stats.gauge("byte_store_bytes", bytes.bytes);
-            stats.gauge("byte_store_capacity_bytes", bytes.capacity_bytes);
-            stats.counter("byte_store_evictions", bytes.evicted);
-            stats.counter("byte_store_expired", bytes.expired);
+            stats.gauge(&metrics::BYTE_STORE_ENTRIES, bytes.entries);
+            stats.gauge(&metrics::BYTE_STORE_BYTES, bytes.bytes);
+            stats.gauge(&metrics::BYTE_STORE_CAPACITY, bytes.capacity_bytes);
+            stats.counter(&metrics::BYTE_STORE_EVICTIONS, bytes.evicted);
+            stats.counter(&metrics::BYTE_STORE_EXPIRED, bytes.expired);
         }
         for entry in models {
             entry.upstream.stats(stats);

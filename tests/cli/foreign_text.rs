@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use afterimage_wire::proto::handshake::VERSION;
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Role, Shape, Status, Welcome};
 
 use crate::common::{Done, Running, file, folder, run};
@@ -56,11 +56,10 @@ fn reply_to(kind: Kind) -> Message<'static> {
         }),
         Kind::StatsReq => {
             let mut stats = Stats::default();
-            stats.text("service", HOSTILE);
-            stats.text("version", HOSTILE);
-            stats.text("store", HOSTILE);
-            stats.text(HOSTILE, HOSTILE);
-            stats.counter(&format!("counter {HOSTILE}"), 7);
+            for name in ["service", "version", "store", HOSTILE] {
+                stats.push(name, Value::Text(HOSTILE.into()));
+            }
+            stats.push(&format!("counter {HOSTILE}"), Value::Counter(7));
             Message::StatsResp(stats)
         }
         _ => Message::Error { status: Status::UpstreamError, text: HOSTILE, connection: false },

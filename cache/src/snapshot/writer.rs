@@ -16,6 +16,7 @@ use afterimage_wire::server::SnapshotReply;
 
 use super::{LoadError, SnapshotFile, SnapshotReport, WriteError};
 use crate::background::yield_to_readers;
+use crate::metrics;
 use crate::table::Table;
 
 /// The most requests that may wait for a snapshot. Each is a client; more of them are a mistake of
@@ -201,17 +202,17 @@ impl SnapshotHandle {
     /// at the start is the age of its file.
     pub fn stats(&self, stats: &mut Stats) {
         let state = self.0.lock();
-        stats.counter("snapshots_written", state.written);
-        stats.counter("snapshots_failed", state.failed);
-        stats.gauge("snapshot_running", state.writing.into());
+        stats.counter(&metrics::SNAPSHOTS_WRITTEN, state.written);
+        stats.counter(&metrics::SNAPSHOTS_FAILED, state.failed);
+        stats.gauge(&metrics::SNAPSHOT_RUNNING, state.writing.into());
         if let Some(Last { at, entries, bytes, took }) = state.last {
             // After the clock was set back the age is 0.
             let age = SystemTime::now().duration_since(at).unwrap_or_default();
-            stats.gauge("snapshot_age_ms", age.as_millis() as u64);
-            stats.gauge("snapshot_entries", entries);
-            stats.gauge("snapshot_bytes", bytes);
+            stats.gauge(&metrics::SNAPSHOT_AGE, age.as_millis() as u64);
+            stats.gauge(&metrics::SNAPSHOT_ENTRIES, entries);
+            stats.gauge(&metrics::SNAPSHOT_SIZE, bytes);
             if let Some(took) = took {
-                stats.gauge("snapshot_took_ms", took.as_millis() as u64);
+                stats.gauge(&metrics::SNAPSHOT_TOOK, took.as_millis() as u64);
             }
         }
     }

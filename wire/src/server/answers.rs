@@ -12,6 +12,7 @@ use super::shared::Shared;
 use crate::proto::header::flags;
 use crate::proto::message::{MAX_CACHE_REQ, MAX_PING_LEN};
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
+use crate::server::metrics;
 
 /// Answers a frame whose body does not decode.
 pub(super) fn answer_malformed(header: Header, error: BodyError, out: &mut Vec<u8>) {
@@ -117,8 +118,8 @@ pub(super) fn answer_other<S: Service>(
             Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.reply(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
-                stats.text("service", serves.kind.to_string());
-                stats.text("version", shared.options.name.as_str());
+                stats.text(&metrics::SERVICE, serves.kind.to_string());
+                stats.text(&metrics::VERSION, shared.options.name.as_str());
                 shared.counters.stats(shared.options.tls.is_some(), &mut stats);
                 shared.service.stats(&mut stats);
                 if serves.rights == Rights::Admin {

@@ -9,7 +9,7 @@ use afterimage_core::{RowAnswer, RowReply};
 use afterimage_wire::proto::codec::{FrameCodec, OwnedFrame};
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::{Classification, Message, Origin};
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{Role, Shape, Status};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
 use futures_util::{SinkExt, StreamExt};
@@ -83,11 +83,12 @@ impl Service for Puppet {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("puppet_calls", self.calls.load(Ordering::Relaxed) as u64);
+        let calls = self.calls.load(Ordering::Relaxed) as u64;
+        stats.push("puppet_calls", Value::Counter(calls));
     }
 
     fn admin_stats(&self, stats: &mut Stats) {
-        stats.text("puppet_address", "192.0.2.1:7402");
+        stats.push("puppet_address", Value::Text("192.0.2.1:7402".into()));
     }
 }
 
