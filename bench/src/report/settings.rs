@@ -3,7 +3,7 @@
 use afterimage_wire::text::escape_text;
 use serde::{Deserialize, Serialize};
 
-use crate::peer::Introduction;
+use crate::address::Introduction;
 use crate::plan::{Arrivals, Mode, Plan, Span, Target};
 use crate::workload::Access;
 
