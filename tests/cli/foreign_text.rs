@@ -8,7 +8,7 @@ use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Message, Role, Shape, Status, Welcome};
 
 use crate::common::{Done, Running, file, folder, run};
-use crate::shared::pgm_binary;
+use crate::pgm_binary;
 
 /// A text that clears the screen, forges lines, hides and reverses characters.
 const HOSTILE: &str = "evil\x1b[2J\r\nforged\u{9b}1m\u{202e}\u{200b}\u{7f}";
