@@ -60,6 +60,7 @@ fn remembered(client: &Client, rounds: std::ops::RangeInclusive<u32>) -> usize {
 
 fn start(snapshot: &str, more: &[&str]) -> Running {
     let args = ["cache", "--entries", "400000", "--threads", "1", "--snapshot", snapshot];
+    let args = [&args[..], &["--min-snapshot-interval", "0s"]].concat();
     Running::start(&[&args[..], more].concat())
 }
 
@@ -127,6 +128,65 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
     assert!(line.contains("token"), "{line}");
     assert!(!Path::new(&place(&folder)).exists());
     run(&["snapshot", &guarded.place(), "--token-file", &token]).succeeded();
+}
+
+#[test]
+fn snapshots_and_internals_need_the_admin_token() {
+    let folder = folder();
+    let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));
+    let tokens = ["--token-file", &token, "--admin-token-file", &admin];
+    let cache = start(&place(&folder), &tokens);
+    let line = run(&["snapshot", &cache.place(), "--token-file", &token]).failed_with_a_line();
+    assert!(
+        line.contains("unauthorized: a snapshot needs the admin token; give it with"),
+        "{line}"
+    );
+    assert!(!Path::new(&place(&folder)).exists());
+    run(&["snapshot", &cache.place(), "--token-file", &admin]).succeeded();
+
+    let classifier = Running::start(&["classifier", "--model", "raw"]);
+    let at = classifier.place();
+    let memo = Running::start(&[&["memo", "--classifier", &at][..], &tokens].concat());
+    for (token, sees) in [(&token, false), (&admin, true)] {
+        let stats = run(&["stats", &memo.place(), "--json", "--token-file", token]).succeeded();
+        assert_eq!(stats.contains(&at), sees, "{stats}");
+        assert!(stats.contains("\"classifiers\": 1"), "{stats}");
+    }
+    let same = ["cache", "--token-file", &token, "--admin-token-file", &token];
+    let done = run(&same);
+    let reason = "--admin-token-file has the token that all clients send";
+    assert!(!done.status.success() && done.stderr.contains(reason), "{done:#?}");
+}
+
+#[test]
+fn a_public_listener_without_a_token_has_no_admin() {
+    let folder = folder();
+    let public = ["--listen", "0.0.0.0:0", "--insecure"];
+    let open = start(&place(&folder), &public);
+    let local = format!("127.0.0.1:{}", open.addr().port());
+    let line = run(&["snapshot", &local]).failed_with_a_line();
+    assert!(line.contains("unauthorized"), "{line}");
+    drop(open);
+    let admin = file(&folder, "admin", "admin");
+    let open = start(&place(&folder), &[&public[..], &["--admin-token-file", &admin]].concat());
+    let local = format!("127.0.0.1:{}", open.addr().port());
+    run(&["snapshot", &local]).failed_with_a_line();
+    run(&["snapshot", &local, "--token-file", &admin]).succeeded();
+}
+
+#[test]
+fn snapshots_on_request_keep_a_least_interval() {
+    let folder = folder();
+    let mut cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", &place(&folder)]);
+    run(&["snapshot", &cache.place()]).succeeded();
+    let line = run(&["snapshot", &cache.place()]).failed_with_a_line();
+    assert!(line.contains("overloaded") && line.contains("the next is possible in "), "{line}");
+    assert!(line.contains("the least interval is 10s"), "{line}");
+    let written = fs::metadata(place(&folder)).unwrap().modified().unwrap();
+    cache.signal(Signal::TERM);
+    assert!(cache.wait().success());
+    let last = fs::metadata(place(&folder)).unwrap().modified().unwrap();
+    assert!(last > written, "the last snapshot does not wait");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use afterimage_core::Failure;
 use afterimage_wire::proto::{Role, Status, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service, SnapshotReply};
 
+use crate::metrics;
 use crate::{Hashed, Near, SnapshotHandle, Table};
 
 /// The reply to a snapshot request of a service without a snapshot file.
@@ -78,13 +79,13 @@ impl Service for CacheService {
 
     fn stats(&self, stats: &mut Stats) {
         let table = self.table.stats();
-        stats.gauge("entries", table.entries);
-        stats.gauge("capacity", table.capacity);
-        stats.gauge("memory_bytes", table.bytes);
-        stats.counter("hits", table.hits);
-        stats.counter("misses", table.misses);
-        stats.counter("writes", table.writes);
-        stats.counter("evictions", table.evictions);
+        stats.gauge(&metrics::ENTRIES, table.entries);
+        stats.gauge(&metrics::CAPACITY, table.capacity);
+        stats.gauge(&metrics::MEMORY, table.bytes);
+        stats.counter(&metrics::HITS, table.hits);
+        stats.counter(&metrics::MISSES, table.misses);
+        stats.counter(&metrics::WRITES, table.writes);
+        stats.counter(&metrics::EVICTIONS, table.evictions);
         if let Some(handle) = &self.snapshots {
             handle.stats(stats);
         }

@@ -5,6 +5,7 @@
 //!   it.
 //! * [`FairQueue`] serves clients in turn, so that one busy client does not delay the others.
 //! * [`ByteBudget`] bounds the bytes that waiting requests and buffers hold.
+//! * [`Metric`] describes a number that a service counts or measures.
 //! * [`Tally`] limits how often an event is logged.
 
 #![forbid(unsafe_code)]
@@ -14,6 +15,7 @@ pub mod budget;
 pub mod failure;
 pub mod fair;
 mod gather;
+pub mod metric;
 pub mod model;
 pub mod reply;
 pub mod shape;
@@ -25,6 +27,7 @@ pub use budget::{ByteBudget, BytePermit};
 pub use failure::Failure;
 pub use fair::{ClientId, FairQueue, Refused};
 pub use gather::gather;
+pub use metric::Metric;
 pub use model::{AnswerKind, ModelId};
 pub use reply::{Outcome, Reply, Sink, Wanted, Watch};
 pub use shape::Shape;

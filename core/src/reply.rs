@@ -173,6 +173,12 @@ impl<T> Watch<T> {
     }
 }
 
+impl<T> Clone for Watch<T> {
+    fn clone(&self) -> Self {
+        Watch { sink: self.sink.clone(), token: self.token }
+    }
+}
+
 impl<T> fmt::Debug for Watch<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watch").field("token", &self.token).finish_non_exhaustive()

@@ -78,6 +78,8 @@ statuses! {
     Internal = 11, "internal", "the server failed unexpectedly", retry: true;
     /// The server cannot write its file, for example because the disk is full. The old file stays.
     StorageFailed = 12, "storage_failed", "the server cannot write its file", retry: true;
+    /// The token of this connection does not allow this request. It needs the admin token.
+    Unauthorized = 13, "unauthorized", "this connection has no admin rights", retry: false;
 }
 
 impl fmt::Display for Status {

@@ -1,23 +1,20 @@
 //! One row on its way to the upstream and back: the call, its waiters, and their answers.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_core::{
-    Answer, AnswerKind, BytePermit, ClientId, Computed, Failure, Origin, Reply, RowAnswer,
-    RowReply, Rows, Sink, Status, Wanted, Watch,
+    Answer, AnswerKind, BytePermit, Computed, Failure, Origin, RowAnswer,
+    RowReply, Sink, Status, Wanted, Watch,
 };
 use afterimage_wire::corked;
-use bytes::Bytes;
 use tracing::Span;
 
-use crate::flights::Join;
 use crate::key::RowHash;
 use crate::memo::Inner;
 use crate::models::{Entry, Space};
 use crate::sync;
-use crate::upstream::Call;
 
 /// One waiter of a flight.
 #[derive(Debug)]
@@ -38,55 +35,25 @@ impl Waiter {
     }
 }
 
-/// What the rows of a batch have in common.
-#[derive(Debug)]
-pub(crate) struct Arrival<'a> {
-    pub(crate) entry: &'a Arc<Entry>,
-    pub(crate) space: &'a Arc<Space>,
-    pub(crate) since: Instant,
-    pub(crate) client: ClientId,
-    /// Whether to store the answers, and for how long.
-    pub(crate) stores: bool,
-    pub(crate) ttl: Option<Duration>,
-}
-
-/// The request behind a waiter.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
-    pub(crate) id: u64,
-    pub(crate) deadline: Option<Instant>,
-}
-
-/// A flight that this thread has begun: the call to make, which owns the duty to complete it.
-#[derive(Debug)]
-pub(crate) struct Begun {
-    pub(crate) flight: Arc<Flight>,
-    pub(crate) call: Call,
-}
-
-/// In place of a time, for a flight whose call is not made yet.
-const NOT_CALLED: u64 = u64::MAX;
-
 /// The call of one row: the sink of the upstream's reply.
 pub(crate) struct Flight {
-    inner: Arc<Inner>,
-    entry: Arc<Entry>,
-    space: Arc<Space>,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) space: Arc<Space>,
     pub(crate) hash: RowHash,
     /// Whether the flight ended before the upstream answered. Another one may have begun under its
     /// key.
-    ended: AtomicBool,
+    pub(crate) ended: AtomicBool,
     /// The first waiter: as long as it waits, the others need not be asked.
-    first: Watch<Result<RowAnswer, Failure>>,
-    first_deadline: Option<Instant>,
-    since: Instant,
-    /// Time from `since` until the call was made; [`NOT_CALLED`] before.
-    called_after_ns: AtomicU64,
-    stores: bool,
-    ttl: Option<Duration>,
+    pub(crate) first: Watch<Result<RowAnswer, Failure>>,
+    pub(crate) first_deadline: Option<Instant>,
+    /// When the call was made.
+    pub(crate) called: Instant,
+    pub(crate) stores: bool,
+    pub(crate) ttl: Option<Duration>,
     /// The row's bytes in the budget of waiting rows. Given back before the waiters are answered,
     /// so that their next requests find the place free.
-    waiting: Mutex<Option<BytePermit>>,
+    pub(crate) waiting: Mutex<Option<BytePermit>>,
 }
 
 impl std::fmt::Debug for Flight {
@@ -96,92 +63,14 @@ impl std::fmt::Debug for Flight {
 }
 
 impl Inner {
-    /// Puts a waiter on the flight of its row. Returns the call to make when the flight begins
-    /// with it.
-    pub(crate) fn join(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        hash: RowHash,
-        row: impl FnOnce() -> Bytes,
-        row_len: usize,
-        asker: Asker,
-        reply: RowReply,
-    ) -> Option<Begun> {
-        let Asker { id, deadline } = asker;
-        let Some(waiting) = self.waiting_bytes.take(row_len) else {
-            let budget = &self.waiting_bytes;
-            let text = format!(
-                "the row has {row_len} bytes; waiting rows hold {} of {} bytes",
-                budget.used(),
-                budget.limit()
-            );
-            self.overloaded(reply, text);
-            return None;
-        };
-        let first = reply.watch();
-        let span = tracing::debug_span!("request", id);
-        let waiter = Waiter { reply, since: arrival.since, span, deadline };
-        let joined = self.flights.join(hash.identity(), waiter);
-        if deadline.is_some() {
-            self.keep_deadlines();
-        }
-        let permit = match joined {
-            Join::First(permit) => permit,
-            Join::Joined => return None,
-            Join::Full(waiter) => {
-                self.overloaded(waiter.reply, self.full());
-                return None;
-            }
-        };
-        let flight = Arc::new(Flight {
-            inner: Arc::clone(self),
-            entry: Arc::clone(arrival.entry),
-            space: Arc::clone(arrival.space),
-            hash,
-            ended: AtomicBool::new(false),
-            first,
-            first_deadline: deadline,
-            since: arrival.since,
-            called_after_ns: AtomicU64::new(NOT_CALLED),
-            stores: arrival.stores,
-            ttl: arrival.ttl,
-            waiting: Mutex::new(Some(waiting)),
-        });
-        let reply = Reply::new(Arc::<Flight>::clone(&flight), 0);
-        // From here on the reply owns the duty.
-        permit.transfer();
-        let (rows, model) = (Rows::from_elem(row(), 1), Arc::clone(&arrival.space.model));
-        let call = Call { rows, model, client: arrival.client, request_id: id, reply };
-        Some(Begun { flight, call })
-    }
-
     /// Why no further waiter is taken.
     pub(crate) fn full(&self) -> String {
         format!("{} requests are waiting already", self.flights.waiting())
     }
 
-    fn overloaded(&self, reply: RowReply, text: String) {
+    pub(crate) fn overloaded(&self, reply: RowReply, text: String) {
         self.counters.overloaded.fetch_add(1, Relaxed);
         reply.send(Err(Failure::new(Status::Overloaded, text)));
-    }
-
-    /// Makes calls.
-    pub(crate) fn call(&self, entry: &Entry, begun: Vec<Begun>, now: Instant) {
-        if begun.is_empty() {
-            return;
-        }
-        self.counters.calls.fetch_add(begun.len() as u64, Relaxed);
-        entry.upstream.compute(self.start(begun, now));
-    }
-
-    /// Notes that the calls of these rows are made now, and returns them.
-    pub(crate) fn start(&self, begun: Vec<Begun>, now: Instant) -> Vec<Call> {
-        self.call_time.start(begun.len() as u64, now);
-        let called = |Begun { flight, call }: Begun| {
-            flight.called_at(now);
-            call
-        };
-        begun.into_iter().map(called).collect()
     }
 
     /// The time until which the waiters of a flight wait. When all have left, the flight ends here:
@@ -263,30 +152,9 @@ impl Inner {
             }
         }
     }
-
-    /// Completes a flight with an answer from the store. Its call is not made.
-    pub(crate) fn complete_with_hit(&self, begun: Begun, hit: &RowAnswer) {
-        let Begun { flight, call } = begun;
-        flight.ended.store(true, Relaxed);
-        let waiters = self.flights.complete(flight.hash.identity());
-        // Its reply goes to a flight that has ended.
-        drop(call);
-        self.counters.hits.fetch_add(waiters.len() as u64, Relaxed);
-        for Waiter { reply, since, span, .. } in waiters {
-            span.in_scope(|| tracing::trace!("a hit"));
-            self.latencies.record(Origin::Hit, sync::now() - since, 1);
-            reply.send(Ok(hit.clone()));
-        }
-    }
 }
 
 impl Flight {
-    /// Notes when the call is made, to measure it.
-    fn called_at(&self, now: Instant) {
-        let after = now.saturating_duration_since(self.since);
-        self.called_after_ns.store(after.as_nanos() as u64, Relaxed);
-    }
-
     /// Refuses an answer of another model, and one that the model cannot have given.
     fn check(&self, computed: Computed) -> Result<Answer, Failure> {
         let Computed { model, mut answers } = computed;
@@ -339,12 +207,8 @@ impl Sink<Result<Computed, Failure>> for Flight {
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
         let now = at.unwrap_or_else(sync::now);
         drop(self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let called_after_ns = self.called_after_ns.load(Relaxed);
-        if called_after_ns != NOT_CALLED {
-            let called = self.since + Duration::from_nanos(called_after_ns);
-            let took = outcome.is_ok().then(|| now.saturating_duration_since(called));
-            self.inner.call_time.end(now, took);
-        }
+        let took = outcome.is_ok().then(|| now.saturating_duration_since(self.called));
+        self.inner.call_time.end(now, took);
         self.inner.complete(self, outcome, now);
     }
 }

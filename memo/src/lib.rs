@@ -11,9 +11,9 @@
 //! 3. `lookup` reads the store. A stored answer is used only if its seal proves that this model
 //!    gave it for these bytes. A hit is answered here.
 //! 4. A miss joins a flight ([`flights`]). The first waiter of a flight gets a permit, the duty to
-//!    make the call. Later equal rows only wait.
-//! 5. `flight` makes the call to the [`upstream`]: a model in this process, or a [`pool`] of
-//!    endpoints. Before costly work the upstream asks whether the answer is still wanted;
+//!    make the call; `begun` holds the duties of a batch. Later equal rows only wait.
+//! 5. The calls of the batch go to the [`upstream`]: a model in this process, or a [`pool`] of
+//!    endpoints. A `flight` is the receiver of one call. Before costly work the upstream asks whether the answer is still wanted;
 //!    `deadlines` removes the waiters whose time is over.
 //! 6. The answer is checked against the model, sealed, and written to the store. Then the flight
 //!    completes and each waiter gets its reply.
@@ -37,6 +37,7 @@ macro_rules! outside_the_model_check {
 
 outside_the_model_check! {
     mod audit;
+    mod begun;
     pub mod breaker;
     mod bypass;
     mod counters;
@@ -46,6 +47,7 @@ outside_the_model_check! {
     pub mod latency;
     mod lookup;
     mod memo;
+    pub mod metrics;
     mod models;
     pub mod pool;
     mod request;

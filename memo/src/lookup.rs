@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::audit::Audit;
 use crate::bypass::Decision;
-use crate::flight::{Arrival, Asker, Begun};
+use crate::begun::{Arrival, Asker, Begun};
 use crate::key::{FORGOTTEN, RowHash};
 use crate::memo::Inner;
 use crate::models::Space;
@@ -74,22 +74,20 @@ impl Row for Bytes {
 pub(crate) type Lookups<R> = ArrayVec<(usize, RowHash, R), LOOKUPS>;
 
 impl Inner {
-    /// Answers the hits of a batch of rows that have labels. Returns the calls to make for the
-    /// misses; with a store across the network they are made when it has answered.
+    /// Answers the hits of a batch of rows that have labels, and adds the flights of the misses to
+    /// `begun`. With a store across the network, their calls are made when it has answered.
     pub(crate) fn look_up_labels<R: Row>(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,
         front: &mut impl Front,
         rows: Lookups<R>,
         looks: bool,
-    ) -> Vec<Begun> {
+        begun: &mut Option<Begun>,
+    ) {
         match &self.labels {
-            _ if !looks => self.begin_all(arrival, front, rows),
-            Store::Embedded(table, _) => self.look_here(arrival, front, rows, table),
-            Store::Remote(remote) => {
-                self.look_there(arrival, front, rows, remote);
-                Vec::new()
-            }
+            _ if !looks => self.begin_all(arrival, front, rows, begun),
+            Store::Embedded(table, _) => self.look_here(arrival, front, rows, table, begun),
+            Store::Remote(remote) => self.look_there(arrival, front, rows, remote),
         }
     }
 
@@ -99,7 +97,8 @@ impl Inner {
         front: &mut impl Front,
         rows: Lookups<R>,
         table: &Table,
-    ) -> Vec<Begun> {
+        begun: &mut Option<Begun>,
+    ) {
         let mut hashed = ArrayVec::<Hashed, LOOKUPS>::new();
         for (_, hash, _) in &rows {
             let key = Hashed::new(hash.store_key());
@@ -132,23 +131,23 @@ impl Inner {
         let took = sync::now() - arrival.since;
         self.latencies.record_lookups(lookups, hits, took, self.call_time.cost());
         if misses.is_empty() {
-            return Vec::new();
+            return;
         }
-        let mut begun = Vec::with_capacity(misses.len());
+        let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
+        begun.reserve(misses.len());
         for ((i, hash, row), key) in misses.into_iter().zip(missed) {
-            let Some(first) = self.begin(arrival, front, i, hash, &row) else { continue };
+            if !self.begin(arrival, front, i, hash, &row, begun) {
+                continue;
+            }
             // A flight under this key may have completed between the lookup and the join. It wrote
             // before it completed, so a second lookup settles it: requests that overlap never make
             // two calls.
             let value = table.read(key).map(u64::cast_signed);
-            match value.and_then(|value| arrival.space.keys.open(hash, value)) {
-                Some(label) => {
-                    self.complete_with_hit(first, &RowAnswer::label(label, Origin::Hit));
-                }
-                None => begun.push(first),
+            if let Some(label) = value.and_then(|value| arrival.space.keys.open(hash, value)) {
+                let hit = RowAnswer::label(label, Origin::Hit);
+                self.hit_of_last(begun, &hit);
             }
         }
-        begun
     }
 
     fn look_there<R: Row>(
@@ -159,54 +158,45 @@ impl Inner {
         store: &RemoteStore,
     ) {
         let since = arrival.since;
-        let begun = self.begin_all(arrival, front, rows);
-        if begun.is_empty() {
-            return;
-        }
-        let looks =
-            self.bypass.as_ref().is_none_or(|bypass| bypass.looks(since, begun.len() as u64));
+        let mut begun = None;
+        self.begin_all(arrival, front, rows, &mut begun);
+        let Some(mut begun) = begun.filter(|begun| begun.len() > 0) else { return };
+        let lookups = begun.len() as u64;
+        let looks = self.bypass.as_ref().is_none_or(|bypass| bypass.looks(since, lookups));
         if !looks {
-            return self.call(arrival.entry, begun, since);
+            return begun.call_each(since);
         }
-        let keys: Vec<u64> = begun.iter().map(|first| first.flight.hash.store_key()).collect();
-        let (inner, entry) = (Arc::clone(self), Arc::clone(arrival.entry));
-        let space = Arc::clone(arrival.space);
+        let keys: ArrayVec<u64, LOOKUPS> = begun.hashes().map(|hash| hash.store_key()).collect();
+        let inner = Arc::clone(self);
         store.lookup(&keys, move |values, took| {
-            let (now, lookups) = (sync::now(), begun.len() as u64);
-            let values = values.unwrap_or_else(|| vec![None; begun.len()]);
-            let (mut calls, mut hits) = (Vec::new(), 0);
+            let now = sync::now();
+            let values = values.as_deref().unwrap_or_default();
+            let (mut hits, mut answered) = (0, 0);
             corked(|| {
-                for (first, value) in begun.into_iter().zip(values) {
-                    let hash = first.flight.hash;
-                    let Some(label) = inner.open(&space, hash, value) else {
-                        calls.push(first);
-                        continue;
-                    };
+                for (i, &value) in values.iter().enumerate() {
+                    let hash = begun.hash(i);
+                    let Some(label) = inner.open(&begun.space, hash, value) else { continue };
                     hits += 1;
-                    // A clone of the row costs an allocation: only for an audit.
-                    let audited = inner.due_audit().map(|audit| (audit, first.call.row().clone()));
-                    let arrival = Arrival {
-                        entry: &entry,
-                        space: &space,
-                        since,
-                        client: first.call.client,
-                        stores: true,
-                        ttl: None,
-                    };
-                    inner.complete_with_hit(first, &RowAnswer::label(label, Origin::Hit));
-                    if let Some((audit, row)) = audited {
-                        inner.audit_hit(audit, &arrival, hash, Answer::Label(label), row);
+                    let hit = RowAnswer::label(label, Origin::Hit);
+                    answered += begun.complete_with_hit(i, &hit, now);
+                    if let Some(audit) = inner.due_audit() {
+                        let row = begun.row(i).clone();
+                        inner.audit_hit(audit, &begun.arrival(), hash, hit.answer, row);
                     }
                 }
             });
+            if answered > 0 {
+                let waited = now.saturating_duration_since(since);
+                inner.latencies.record(Origin::Hit, waited, answered);
+            }
             // The wait in the memo's own queue is not a cost of the store.
             inner.looked(now, lookups, hits, took);
-            inner.call(&entry, calls, now);
+            begun.call_each(now);
         });
     }
 
-    /// Answers the hits of a batch of rows that have answers of bytes, and returns the calls to
-    /// make.
+    /// Answers the hits of a batch of rows that have answers of bytes, and adds the flights of the
+    /// misses to `begun`.
     pub(crate) fn look_up_bytes(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,
@@ -214,8 +204,8 @@ impl Inner {
         store: &ByteStore,
         asker: Asker,
         looks: bool,
-    ) -> Vec<Begun> {
-        let mut begun = Vec::new();
+        begun: &mut Option<Begun>,
+    ) {
         let (lookups, mut hits) = (replies.len() as u64, 0);
         for (reply, hash, row) in replies {
             if looks && let Some(hit) = self.stored_bytes(arrival, hash, store) {
@@ -227,12 +217,13 @@ impl Inner {
                 continue;
             }
             let len = row.len();
-            let first = self.join(arrival, hash, || row, len, asker, reply);
-            let Some(first) = first else { continue };
+            let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
+            if !begun.join(hash, || row, len, asker, reply) || !looks {
+                continue;
+            }
             // As with labels: a flight may have completed between the lookup and the join.
-            match if looks { self.stored_bytes(arrival, hash, store) } else { None } {
-                Some(hit) => self.complete_with_hit(first, &hit),
-                None => begun.push(first),
+            if let Some(hit) = self.stored_bytes(arrival, hash, store) {
+                self.hit_of_last(begun, &hit);
             }
         }
         self.counters.hits.fetch_add(hits, Relaxed);
@@ -240,7 +231,15 @@ impl Inner {
         if looks {
             self.latencies.record_lookups(lookups, hits, took, self.call_time.cost());
         }
-        begun
+    }
+
+    /// Answers the flight that began last from the store.
+    #[cold]
+    fn hit_of_last(&self, begun: &mut Begun, hit: &RowAnswer) {
+        let now = sync::now();
+        let answered = begun.complete_with_hit(begun.len() - 1, hit, now);
+        let waited = now.saturating_duration_since(begun.arrival().since);
+        self.latencies.record(Origin::Hit, waited, answered);
     }
 
     fn stored_bytes(
@@ -258,37 +257,43 @@ impl Inner {
         Some(RowAnswer { answer, origin: Origin::Hit, age: stored.age })
     }
 
-    /// Joins the flight of every row, and returns those that begin.
+    /// Joins the flight of every row, and adds those that begin to `begun`.
     fn begin_all<R: Row>(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,
         front: &mut impl Front,
         rows: Lookups<R>,
-    ) -> Vec<Begun> {
-        let mut begun = Vec::with_capacity(rows.len());
-        for (i, hash, row) in rows {
-            begun.extend(self.begin(arrival, front, i, hash, &row));
+        begun: &mut Option<Begun>,
+    ) {
+        if rows.is_empty() {
+            return;
         }
-        begun
+        let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
+        begun.reserve(rows.len());
+        for (i, hash, row) in rows {
+            self.begin(arrival, front, i, hash, &row, begun);
+        }
     }
 
+    /// Joins the flight of row `i`. Returns whether it begins with it.
     fn begin<R: Row>(
-        self: &Arc<Self>,
+        &self,
         arrival: &Arrival<'_>,
         front: &mut impl Front,
         i: usize,
         hash: RowHash,
         row: &R,
-    ) -> Option<Begun> {
+        begun: &mut Begun,
+    ) -> bool {
         // Most refusals happen here, without a reply to wait with: they leave with the batch's
         // other answers.
         if self.flights.is_full() {
             self.counters.overloaded.fetch_add(1, Relaxed);
             front.fail(i, &Failure::new(Status::Overloaded, self.full()));
-            return None;
+            return false;
         }
         let (asker, reply) = (front.asker(i, arrival.since), front.reply(i));
-        self.join(arrival, hash, || row.to_bytes(), row.bytes().len(), asker, reply)
+        begun.join(hash, || row.to_bytes(), row.bytes().len(), asker, reply)
     }
 
     /// Records the cost of lookups across the network, and what their hits saved.

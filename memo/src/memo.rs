@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::ByteStore;
 use afterimage_core::{
-    Answer, AnswerKind, ByteBudget, Computed, Failure, Reply, Response, RowAnswer, Tally,
-    RowReply, Rows, Sink, Status, Wanted, Watch, gather,
+    Answer, AnswerKind, ByteBudget, Failure, Reply, Response, RowAnswer, Tally,
+    RowReply, Rows, Sink, Status, Wanted, gather,
 };
 use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::metrics;
 use crate::audit::Audit;
 use crate::bypass::{Bypass, CallTime};
 use crate::counters::Counters;
-use crate::flight::{Arrival, Asker, Begun, Waiter};
+use crate::begun::{Arrival, Asker, Begun};
+use crate::flight::Waiter;
 use crate::flights::Flights;
 use crate::key::{FORGOTTEN, RowHash, Secret};
 use crate::latency::Latencies;
@@ -28,7 +30,7 @@ use crate::request::{MAX_ROWS, Request};
 use crate::single_task::SingleTask;
 use crate::store::Store;
 use crate::sync;
-use crate::upstream::{Call, Upstream};
+use crate::upstream::Upstream;
 
 /// How much work a memo takes on, and its secret.
 #[derive(Clone, Debug)]
@@ -232,8 +234,9 @@ impl Memo {
             ttl: request.directives.ttl.or(entry.options.ttl),
         };
         let looks = stored && !request.directives.refresh;
-        let begun = self.inner.look_up(&arrival, &request, replies, looks);
-        self.inner.call_together(&entry, begun, since);
+        if let Some(begun) = self.inner.look_up(&arrival, &request, replies, looks) {
+            begun.call_together(since);
+        }
     }
 
     /// Takes the answer of one input back. The next request computes it anew.
@@ -269,30 +272,38 @@ impl Memo {
         }
     }
 
+    /// Adds the addresses of stores and classifiers to `stats`, with their states. They are for
+    /// operators, not for every client.
+    pub fn admin_stats(&self, stats: &mut Stats) {
+        for entry in self.inner.models.all() {
+            entry.upstream.admin_stats(stats);
+        }
+    }
+
     /// Adds counters, sizes and latencies to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
         let inner = &self.inner;
         let models = inner.models.all();
         inner.counters.stats(stats);
-        stats.counter("models_met", models.iter().map(|entry| entry.keys.met()).sum());
-        stats.gauge("waiting", inner.flights.waiting() as u64);
-        stats.gauge("waiting_bytes", inner.waiting_bytes.used() as u64);
+        stats.counter(&metrics::MODELS_MET, models.iter().map(|entry| entry.keys.met()).sum());
+        stats.gauge(&metrics::WAITING, inner.flights.waiting() as u64);
+        stats.gauge(&metrics::WAITING_BYTES, inner.waiting_bytes.used() as u64);
         inner.latencies.stats(stats);
         if let Some(audit) = &inner.audit {
             audit.stats(stats);
         }
         if let Some(bypass) = &inner.bypass {
-            stats.text("auto_bypass", if bypass.is_active() { "bypassing" } else { "looking" });
-            stats.counter("auto_bypassed", bypass.bypassed());
+            stats.text(&metrics::AUTO_BYPASS, if bypass.is_active() { "bypassing" } else { "looking" });
+            stats.counter(&metrics::AUTO_BYPASSED, bypass.bypassed());
         }
         inner.labels.stats(stats);
         if let Some(bytes) = &inner.bytes {
             let bytes = bytes.stats();
-            stats.gauge("byte_store_entries", bytes.entries);
-            stats.gauge("byte_store_bytes", bytes.bytes);
-            stats.gauge("byte_store_capacity_bytes", bytes.capacity_bytes);
-            stats.counter("byte_store_evictions", bytes.evicted);
-            stats.counter("byte_store_expired", bytes.expired);
+            stats.gauge(&metrics::BYTE_STORE_ENTRIES, bytes.entries);
+            stats.gauge(&metrics::BYTE_STORE_BYTES, bytes.bytes);
+            stats.gauge(&metrics::BYTE_STORE_CAPACITY, bytes.capacity_bytes);
+            stats.counter(&metrics::BYTE_STORE_EVICTIONS, bytes.evicted);
+            stats.counter(&metrics::BYTE_STORE_EXPIRED, bytes.expired);
         }
         for entry in models {
             entry.upstream.stats(stats);
@@ -343,46 +354,35 @@ impl Inner {
         request: &Request,
         replies: Vec<RowReply>,
         looks: bool,
-    ) -> Vec<Begun> {
+    ) -> Option<Begun> {
         let keys = &arrival.space.keys;
         let asker = Asker { id: request.id, deadline: request.deadline };
-        let hashed = |row: &Bytes| (keys.hash(row), row.clone());
+        let mut begun = None;
         match (arrival.space.model.answers, &self.bytes) {
             (AnswerKind::Bytes, Some(store)) => {
-                let rows = replies.into_iter().zip(request.rows.iter().map(hashed));
+                let hashed = request.rows.iter().map(|row| (keys.hash(row), row.clone()));
+                let rows = replies.into_iter().zip(hashed);
                 let rows = rows.map(|(reply, (hash, row))| (reply, hash, row)).collect();
-                self.look_up_bytes(arrival, rows, store, asker, looks)
+                self.look_up_bytes(arrival, rows, store, asker, looks, &mut begun);
             }
             (AnswerKind::Bytes, None) => {
-                let rows = replies.into_iter().zip(request.rows.iter().map(hashed));
-                let join = |(reply, (hash, row)): (RowReply, (RowHash, Bytes))| {
-                    let len = row.len();
-                    self.join(arrival, hash, || row, len, asker, reply)
-                };
-                rows.filter_map(join).collect()
+                let begun = begun.insert(Begun::new(self, arrival));
+                for (reply, row) in replies.into_iter().zip(&request.rows) {
+                    begun.join(keys.hash(row), || row.clone(), row.len(), asker, reply);
+                }
             }
             (AnswerKind::Label { .. }, _) => {
                 let replies = replies.into_iter().map(Some).collect();
                 let mut front = Submitted { asker, replies };
-                let mut begun = Vec::new();
                 for (chunk, rows) in request.rows.chunks(LOOKUPS).enumerate() {
                     let start = chunk * LOOKUPS;
                     let lookup = |(i, row): (usize, &Bytes)| (start + i, keys.hash(row), row.clone());
                     let rows: Lookups<Bytes> = rows.iter().enumerate().map(lookup).collect();
-                    begun.extend(self.look_up_labels(arrival, &mut front, rows, looks));
+                    self.look_up_labels(arrival, &mut front, rows, looks, &mut begun);
                 }
-                begun
             }
         }
-    }
-
-    /// Makes one call for all rows.
-    fn call_together(&self, entry: &Entry, begun: Vec<Begun>, now: Instant) {
-        if begun.len() < 2 {
-            return self.call(entry, begun, now);
-        }
-        self.counters.calls.fetch_add(1, Relaxed);
-        entry.upstream.compute(vec![merge(self.start(begun, now))]);
+        begun
     }
 
     /// Stores an answer, sealed.
@@ -402,71 +402,6 @@ impl Inner {
                 store.insert(hash.identity(), space.keys.seal_bytes(hash, bytes), ttl, now);
             }
             (Answer::Bytes(_), None) => {}
-        }
-    }
-}
-
-/// Merges calls of one row each into one call, whose answers go to each in turn.
-fn merge(calls: Vec<Call>) -> Call {
-    let (mut rows, mut replies) = (Rows::new(), Vec::with_capacity(calls.len()));
-    let first = calls.first().expect("at least two calls");
-    let (model, client) = (Arc::clone(&first.model), first.client);
-    let request_id = first.request_id;
-    for call in calls {
-        rows.extend(call.rows);
-        replies.push(call.reply);
-    }
-    let watches = replies.iter().map(Reply::watch).collect();
-    let merged = Merged { watches, replies: Mutex::new(replies) };
-    Call { rows, model, client, request_id, reply: Reply::new(Arc::new(merged), 0) }
-}
-
-/// The replies of the rows of one call.
-struct Merged {
-    watches: Vec<Watch<Result<Computed, Failure>>>,
-    replies: Mutex<Vec<Reply<Result<Computed, Failure>>>>,
-}
-
-impl Sink<Result<Computed, Failure>> for Merged {
-    fn wanted(&self, _: u64, now: Instant) -> Wanted {
-        let mut last = Wanted::NoMore;
-        for watch in &self.watches {
-            last = match (last, watch.wanted(now)) {
-                (_, Wanted::Always) => return Wanted::Always,
-                (Wanted::Until(a), Wanted::Until(b)) => Wanted::Until(a.max(b)),
-                (last, Wanted::NoMore) => last,
-                (_, until) => until,
-            };
-        }
-        last
-    }
-
-    fn is_wanted(&self, _: u64, now: Instant) -> bool {
-        self.watches.iter().any(|watch| watch.is_wanted(now))
-    }
-
-    fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
-        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
-        let replies = std::mem::take(&mut *replies);
-        let at = at.unwrap_or_else(sync::now);
-        let outcome = outcome.and_then(|computed| {
-            let (answers, rows) = (computed.answers.len(), replies.len());
-            let text = format!("the upstream gave {answers} answers for {rows} rows");
-            let fits = answers == rows;
-            fits.then_some(computed).ok_or_else(|| Failure::new(Status::UpstreamCorrupt, text))
-        });
-        match outcome {
-            Ok(Computed { model, answers }) => {
-                for (reply, answer) in replies.into_iter().zip(answers) {
-                    let answers = Rows::from_elem(answer, 1);
-                    reply.send_at(Ok(Computed { model: Arc::clone(&model), answers }), at);
-                }
-            }
-            Err(failure) => {
-                for reply in replies {
-                    reply.send_at(Err(failure.clone()), at);
-                }
-            }
         }
     }
 }

@@ -9,7 +9,7 @@ use afterimage_wire::proto::message::Classification;
 use afterimage_wire::proto::{Role, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply, Watchers};
 
-use crate::flight::{Arrival, Asker};
+use crate::begun::{Arrival, Asker};
 use crate::lookup::{Front, Lookups};
 use crate::memo::{Memo, MemoOptions};
 use crate::models::{Entry, ModelOptions};
@@ -105,12 +105,19 @@ impl Service for MemoService {
         let client = batch.client();
         let stores = entry.options.stored;
         let arrival = Arrival { entry, space, since, client, stores, ttl: None };
-        let begun = inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores);
-        inner.call(entry, begun, since);
+        let mut begun = None;
+        inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores, &mut begun);
+        if let Some(begun) = begun {
+            begun.call_each(since);
+        }
     }
 
     fn stats(&self, stats: &mut Stats) {
         self.memo.stats(stats);
+    }
+
+    fn admin_stats(&self, stats: &mut Stats) {
+        self.memo.admin_stats(stats);
     }
 
     fn snapshot(&self, reply: SnapshotReply) {

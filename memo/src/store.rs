@@ -3,6 +3,7 @@
 mod redis;
 mod remote;
 
+use crate::metrics;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,11 +67,11 @@ impl Store {
         match self {
             Store::Embedded(table, snapshots) => {
                 let table = table.stats();
-                stats.text("store", "embedded");
-                stats.gauge("store_entries", table.entries);
-                stats.gauge("store_capacity", table.capacity);
-                stats.gauge("store_memory_bytes", table.bytes);
-                stats.counter("store_evictions", table.evictions);
+                stats.text(&metrics::STORE, "embedded");
+                stats.gauge(&metrics::STORE_ENTRIES, table.entries);
+                stats.gauge(&metrics::STORE_CAPACITY, table.capacity);
+                stats.gauge(&metrics::STORE_MEMORY, table.bytes);
+                stats.counter(&metrics::STORE_EVICTIONS, table.evictions);
                 if let Some(status) = snapshots {
                     status.stats(stats);
                 }

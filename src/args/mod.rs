@@ -31,6 +31,11 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
+    /// File with the token of administrators: only its clients may request snapshots and see
+    /// internal addresses [default: the token that clients send]
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+
     /// Allow a public address without authentication.
     #[arg(long)]
     insecure: bool,
@@ -85,8 +90,16 @@ pub(crate) struct ServerArgs {
 
 impl ServerArgs {
     pub(crate) fn options(&self) -> anyhow::Result<ServerOptions> {
+        let use_token = token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?;
+        let admin_token = token(None, "--admin-token-file", self.admin_token_file.as_deref())?;
+        if let (Some(token), Some(admin_token)) = (&use_token, &admin_token)
+            && token.matches(admin_token.as_bytes())
+        {
+            bail!("--admin-token-file has the token that all clients send; create another one");
+        }
         Ok(ServerOptions {
-            token: token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?,
+            token: use_token,
+            admin_token,
             tls: self.tls.load()?,
             max_connections: self.max_connections.get(),
             max_connections_per_address: self.max_connections_per_address.map(NonZeroUsize::get),
@@ -136,6 +149,10 @@ pub(crate) struct TableArgs {
     /// Also write the snapshot at this interval.
     #[arg(long, value_name = "TIME")]
     snapshot_every: Option<Span>,
+
+    /// Least time between the end of a snapshot that a client requests and the next one.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    min_snapshot_interval: Time,
 }
 
 impl TableArgs {
@@ -169,7 +186,10 @@ impl TableArgs {
         let table = Arc::new(table);
         populate_in_background(&table);
         let every = self.snapshot_every.map(|every| every.0);
-        let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&table), file, every));
+        let writer = file.map(|file| {
+            SnapshotWriter::start(Arc::clone(&table), file, every)
+                .with_request_interval(self.min_snapshot_interval.0)
+        });
         Ok((table, writer))
     }
 }

@@ -25,7 +25,7 @@ KINDS = {
 STATUSES = [
     "none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
     "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal",
-    "storage_failed",
+    "storage_failed", "unauthorized",
 ]
 SERVICES = {"memo": 1, "cache": 2, "classifier": 3}
 STATS_TYPES = {"counter": 1, "gauge": 2, "text": 3, "histogram": 4}

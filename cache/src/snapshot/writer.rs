@@ -16,6 +16,7 @@ use afterimage_wire::server::SnapshotReply;
 
 use super::{Content, LoadError, SnapshotFile, SnapshotReport, WriteError};
 use crate::background::yield_to_readers;
+use crate::metrics;
 
 /// The most requests that may wait for a snapshot. Each is a client; more of them are a mistake of
 /// the clients, and not worth the memory.
@@ -84,6 +85,15 @@ impl SnapshotWriter {
         SnapshotWriter { shared, thread }
     }
 
+    /// Refuses a request that comes earlier than this after the end of the last requested snapshot.
+    /// Writing keeps a disk and a core busy, and a client must not force it all the time. Without
+    /// this call there is no limit. Snapshots at the interval and at the end are not affected.
+    #[must_use]
+    pub fn with_request_interval(self, least: Duration) -> Self {
+        self.shared.lock().request_interval = least;
+        self
+    }
+
     /// Writes the snapshot of each store now, on the calling thread. The report adds them up.
     ///
     /// # Errors
@@ -142,6 +152,19 @@ pub enum RequestError {
         /// The limit.
         limit: usize,
     },
+    /// The last requested snapshot has just ended. Retry after the time that is left.
+    #[error(
+        "the last requested snapshot ended {ago:.1?} ago; the next is possible in {left:.1?} \
+         (the least interval is {interval:?})"
+    )]
+    TooSoon {
+        /// The time since its end.
+        ago: Duration,
+        /// The time until the next request may come.
+        left: Duration,
+        /// The least interval.
+        interval: Duration,
+    },
     /// The writer has stopped: the process is about to end, and writes a last snapshot.
     #[error("the service is shutting down; it writes a last snapshot at its end")]
     Stopped,
@@ -158,7 +181,7 @@ impl RequestError {
                 );
                 Failure::new(Status::StorageFailed, text)
             }
-            RequestError::TooManyWaiting { .. } => {
+            RequestError::TooManyWaiting { .. } | RequestError::TooSoon { .. } => {
                 Failure::new(Status::Overloaded, self.to_string())
             }
             RequestError::Stopped => Failure::new(Status::ShuttingDown, self.to_string()),
@@ -202,17 +225,17 @@ impl SnapshotHandle {
     /// at the start is the age of its file.
     pub fn stats(&self, stats: &mut Stats) {
         let state = self.0.lock();
-        stats.counter("snapshots_written", state.written);
-        stats.counter("snapshots_failed", state.failed);
-        stats.gauge("snapshot_running", state.writing.into());
+        stats.counter(&metrics::SNAPSHOTS_WRITTEN, state.written);
+        stats.counter(&metrics::SNAPSHOTS_FAILED, state.failed);
+        stats.gauge(&metrics::SNAPSHOT_RUNNING, state.writing.into());
         if let Some(Last { at, entries, bytes, took }) = state.last {
             // After the clock was set back the age is 0.
             let age = SystemTime::now().duration_since(at).unwrap_or_default();
-            stats.gauge("snapshot_age_ms", age.as_millis() as u64);
-            stats.gauge("snapshot_entries", entries);
-            stats.gauge("snapshot_bytes", bytes);
+            stats.gauge(&metrics::SNAPSHOT_AGE, age.as_millis() as u64);
+            stats.gauge(&metrics::SNAPSHOT_ENTRIES, entries);
+            stats.gauge(&metrics::SNAPSHOT_SIZE, bytes);
             if let Some(took) = took {
-                stats.gauge("snapshot_took_ms", took.as_millis() as u64);
+                stats.gauge(&metrics::SNAPSHOT_TOOK, took.as_millis() as u64);
             }
         }
     }
@@ -263,6 +286,20 @@ struct State {
     /// The thread must end, or has ended.
     stopped: bool,
     waiting: Vec<Waiter>,
+    /// The least time from the end of a requested snapshot to the next request.
+    request_interval: Duration,
+    /// When the last requested snapshot ended, written or not.
+    requested_end: Option<Instant>,
+}
+
+impl State {
+    /// The error of a request that comes too soon after the last requested snapshot.
+    fn too_soon(&self, now: Instant) -> Option<RequestError> {
+        let interval = self.request_interval;
+        let ago = now.saturating_duration_since(self.requested_end?);
+        let left = interval.checked_sub(ago).filter(|left| !left.is_zero())?;
+        Some(RequestError::TooSoon { ago, left, interval })
+    }
 }
 
 /// The state that the thread shares with its handles.
@@ -281,6 +318,9 @@ impl Shared {
             let waiting = {
                 let mut state = self.lock();
                 state.writing = false;
+                if !state.waiting.is_empty() {
+                    state.requested_end = Some(Instant::now());
+                }
                 std::mem::take(&mut state.waiting)
             };
             for Waiter { joined, then } in waiting {
@@ -352,7 +392,13 @@ impl Shared {
                 RequestError::Stopped
             } else if state.waiting.len() >= MAX_WAITING {
                 RequestError::TooManyWaiting { limit: MAX_WAITING }
+            } else if let Some(too_soon) = state.too_soon(Instant::now())
+                && !state.writing
+                && state.waiting.is_empty()
+            {
+                too_soon
             } else {
+                // A request during a write costs nothing more, however early it comes.
                 let joined = state.writing;
                 state.waiting.push(Waiter { joined, then });
                 self.changed.notify_all();
@@ -522,6 +568,24 @@ mod tests {
         }
         assert_eq!(handle.0.lock().written, 1);
         assert!(!request(&handle).recv_timeout(PATIENCE).unwrap().unwrap().joined, "a new one");
+    }
+
+    #[test]
+    fn a_request_within_the_interval_is_told_how_long_to_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let (writer, _gate) = writer(&folder);
+        let writer = writer.with_request_interval(Duration::from_secs(3600));
+        let handle = writer.handle();
+        writer.write().unwrap();
+        request(&handle).recv_timeout(PATIENCE).unwrap().unwrap();
+        let again = request(&handle).recv_timeout(PATIENCE).unwrap().unwrap_err();
+        let RequestError::TooSoon { ago, left, interval } = again else { panic!("{again}") };
+        assert_eq!((ago + left, interval), (interval, Duration::from_secs(3600)));
+        assert_eq!(again.failure().status, Status::Overloaded);
+        assert_eq!(handle.0.lock().written, 2, "the refused request writes nothing");
+
+        handle.0.lock().requested_end = Instant::now().checked_sub(interval);
+        request(&handle).recv_timeout(PATIENCE).unwrap().unwrap();
     }
 
     #[test]

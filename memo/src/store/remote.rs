@@ -13,6 +13,7 @@ use afterimage_wire::corked;
 use afterimage_wire::proto::stats::Stats;
 
 use super::Backend;
+use crate::metrics;
 use crate::breaker::Breaker;
 use crate::single_task::SingleTask;
 use crate::sync;
@@ -110,7 +111,7 @@ struct Lookups {
     queue: VecDeque<Queued>,
     keys_queued: usize,
     last_id: u64,
-    /// One thread hands lookups to the backend at a time. The others leave theirs in the queue.
+    /// One thread hands queued lookups to the backend at a time.
     is_sending: bool,
     /// Rounds of the clock task so far.
     round: u64,
@@ -175,16 +176,21 @@ impl RemoteStore {
             return then(None, Duration::ZERO);
         }
         let mut lookups = inner.lock();
-        if lookups.keys_queued + keys.len() > MAX_QUEUED_KEYS && !lookups.queue.is_empty() {
+        if lookups.queue.is_empty() && lookups.fits(keys.len(), &inner.options) {
+            let id = lookups.start(keys.len(), Box::new(then), &inner.options, now);
+            drop(lookups);
+            inner.hand_over(id, keys);
+        } else if lookups.queue.is_empty() || lookups.keys_queued + keys.len() <= MAX_QUEUED_KEYS {
+            lookups.keys_queued += keys.len();
+            let then = Box::new(then);
+            lookups.queue.push_back(Queued { keys: keys.to_vec(), since: now, then });
+            drop(lookups);
+            inner.send();
+        } else {
             drop(lookups);
             inner.counters.unsent.fetch_add(len, Relaxed);
             return then(None, Duration::ZERO);
         }
-        lookups.keys_queued += keys.len();
-        let then = Box::new(then);
-        lookups.queue.push_back(Queued { keys: keys.to_vec(), since: now, then });
-        drop(lookups);
-        inner.send();
         inner.keep_time();
     }
 
@@ -203,17 +209,17 @@ impl RemoteStore {
     /// Adds what the store counts to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
         let Inner { backend, breaker, counters, .. } = &*self.inner;
-        stats.text("store", backend.name());
-        stats.text("store_connected", if backend.is_connected() { "yes" } else { "no" });
-        stats.text("store_breaker", if breaker.is_open() { "open" } else { "closed" });
-        stats.counter("store_breaker_opened", breaker.times_opened());
-        stats.counter("store_lookups", counters.lookups.load(Relaxed));
-        stats.counter("store_lookups_failed", counters.failed.load(Relaxed));
-        stats.counter("store_lookups_bypassed", counters.bypassed.load(Relaxed));
-        stats.counter("store_lookups_unsent", counters.unsent.load(Relaxed));
+        stats.text(&metrics::STORE, backend.name());
+        stats.text(&metrics::STORE_CONNECTED, if backend.is_connected() { "yes" } else { "no" });
+        stats.text(&metrics::STORE_BREAKER, if breaker.is_open() { "open" } else { "closed" });
+        stats.counter(&metrics::STORE_BREAKER_OPENED, breaker.times_opened());
+        stats.counter(&metrics::STORE_LOOKUPS, counters.lookups.load(Relaxed));
+        stats.counter(&metrics::STORE_LOOKUPS_FAILED, counters.failed.load(Relaxed));
+        stats.counter(&metrics::STORE_LOOKUPS_BYPASSED, counters.bypassed.load(Relaxed));
+        stats.counter(&metrics::STORE_LOOKUPS_UNSENT, counters.unsent.load(Relaxed));
         let lookups = self.inner.lock();
-        stats.gauge("store_lookups_in_flight", lookups.keys_in_flight as u64);
-        stats.gauge("store_lookups_queued", lookups.keys_queued as u64);
+        stats.gauge(&metrics::STORE_LOOKUPS_IN_FLIGHT, lookups.keys_in_flight as u64);
+        stats.gauge(&metrics::STORE_LOOKUPS_QUEUED, lookups.keys_queued as u64);
         drop(lookups);
         backend.stats(stats);
     }
@@ -232,11 +238,16 @@ impl Inner {
             let next = self.lock().next(&self.options);
             let Some((id, keys)) = next else { return };
             let _sending = Sending(self);
-            self.counters.lookups.fetch_add(keys.len() as u64, Relaxed);
-            let mut pending = Pending { inner: Arc::clone(self), id, ended: false };
-            let limit = LOST_AFTER.max(self.options.lookup_budget * BUDGETS_IN_A_BURST);
-            self.backend.get_many(&keys, limit, Box::new(move |values| pending.end(values)));
+            self.hand_over(id, &keys);
         }
+    }
+
+    /// Hands a lookup that is in flight to the backend.
+    fn hand_over(self: &Arc<Self>, id: u64, keys: &[u64]) {
+        self.counters.lookups.fetch_add(keys.len() as u64, Relaxed);
+        let mut pending = Pending { inner: Arc::clone(self), id, ended: false };
+        let limit = LOST_AFTER.max(self.options.lookup_budget * BUDGETS_IN_A_BURST);
+        self.backend.get_many(keys, limit, Box::new(move |values| pending.end(values)));
     }
 
     /// The backend's answer. An answer to a lookup that has expired is ignored.
@@ -251,10 +262,14 @@ impl Inner {
         } else if self.breaker.succeeded() {
             tracing::info!(server = self.address, "the store answers again");
         }
+        let is_queue_empty = lookups.queue.is_empty();
         drop(lookups);
         ended.push(Ended { then: lookup.then, values, took: now - lookup.written });
         run(ended);
-        self.send();
+        // A lookup that joins the queue later is sent by its own thread.
+        if !is_queue_empty {
+            self.send();
+        }
     }
 
     /// Records a failed lookup. If it opens the breaker, no queued lookup waits any longer.
@@ -312,7 +327,7 @@ impl Inner {
 
     /// Starts the clock task, unless it runs. It ends when no lookup is left.
     fn keep_time(self: &Arc<Self>) {
-        if self.lock().is_empty() || !self.clock.start() {
+        if !self.clock.start() {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
@@ -342,19 +357,28 @@ impl Lookups {
     /// Moves the oldest queued lookup into flight, if it fits and no other thread is sending.
     fn next(&mut self, options: &StoreOptions) -> Option<(u64, Vec<u64>)> {
         let len = self.queue.front()?.keys.len();
-        let fits = self.keys_in_flight == 0 || self.keys_in_flight + len <= options.max_in_flight;
-        if self.is_sending || !fits {
+        if self.is_sending || !self.fits(len, options) {
             return None;
         }
         let Queued { keys, then, .. } = self.queue.pop_front()?;
         self.keys_queued -= len;
-        self.keys_in_flight += len;
-        self.last_id += 1;
-        let (written, round, is_burst) = (sync::now(), self.round, self.is_burst(options));
-        let lookup = InFlight { keys: len, handed: written, written, round, is_burst, then };
-        self.in_flight.insert(self.last_id, lookup);
         self.is_sending = true;
-        Some((self.last_id, keys))
+        Some((self.start(len, then, options, sync::now()), keys))
+    }
+
+    /// Whether so many more keys may be in flight. A lookup of more than the bound goes alone.
+    fn fits(&self, keys: usize, options: &StoreOptions) -> bool {
+        self.keys_in_flight == 0 || self.keys_in_flight + keys <= options.max_in_flight
+    }
+
+    /// Adds a lookup that is handed to the backend now, and returns its id.
+    fn start(&mut self, keys: usize, then: Then, options: &StoreOptions, now: Instant) -> u64 {
+        self.keys_in_flight += keys;
+        self.last_id += 1;
+        let (round, is_burst) = (self.round, self.is_burst(options));
+        let lookup = InFlight { keys, handed: now, written: now, round, is_burst, then };
+        self.in_flight.insert(self.last_id, lookup);
+        self.last_id
     }
 
     fn is_burst(&self, options: &StoreOptions) -> bool {

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::greeting::Serves;
+use super::options::Rights;
 use super::outbox::Outbox;
 use super::service::Service;
 use super::shared::Shared;
 use crate::proto::header::flags;
 use crate::proto::message::{MAX_CACHE_REQ, MAX_PING_LEN};
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
+use crate::server::metrics;
 
 /// Answers a frame whose body does not decode.
 pub(super) fn answer_malformed(header: Header, error: BodyError, out: &mut Vec<u8>) {
@@ -109,13 +111,20 @@ pub(super) fn answer_other<S: Service>(
         }
         Kind::Ping | Kind::StatsReq | Kind::SnapshotReq => match Message::decode(frame) {
             Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
+            Ok(Message::SnapshotReq) if serves.rights == Rights::Use => {
+                let (status, text) = (Status::Unauthorized, "a snapshot needs the admin token");
+                Message::Error { status, text, connection: false }.encode(id, out);
+            }
             Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.reply(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
-                stats.text("service", serves.kind.to_string());
-                stats.text("version", shared.options.name.as_str());
+                stats.text(&metrics::SERVICE, serves.kind.to_string());
+                stats.text(&metrics::VERSION, shared.options.name.as_str());
                 shared.counters.stats(shared.options.tls.is_some(), &mut stats);
                 shared.service.stats(&mut stats);
+                if serves.rights == Rights::Admin {
+                    shared.service.admin_stats(&mut stats);
+                }
                 Message::StatsResp(stats).encode(id, out);
             }
             Err(error) => {

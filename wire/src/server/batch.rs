@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use afterimage_core::{ClientId, Failure, Reply, RowReply, Sink};
 use arrayvec::ArrayVec;
 
+use super::options::Rights;
 use super::outbox::{Outbox, ValueReply};
 use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Status};
@@ -72,6 +73,7 @@ pub struct Batch<'a> {
     out: &'a mut Vec<u8>,
     outbox: &'a Arc<Outbox>,
     generation: u64,
+    rights: Rights,
     /// A bit for each request that needs no further reply.
     settled: u64,
 }
@@ -82,12 +84,13 @@ impl<'a> Batch<'a> {
         out: &'a mut Vec<u8>,
         outbox: &'a Arc<Outbox>,
         generation: u64,
+        rights: Rights,
     ) -> Self {
         let mut settled = 0;
         for (i, request) in requests.iter().enumerate() {
             settled |= u64::from(matches!(request.op, Op::CacheWrite { .. })) << i;
         }
-        Batch { requests, out, outbox, generation, settled }
+        Batch { requests, out, outbox, generation, rights, settled }
     }
 
     /// The requests. The slice outlives the borrow of the batch, so that a loop over it can answer.
@@ -102,6 +105,13 @@ impl<'a> Batch<'a> {
     #[inline]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether the client has admin rights. Requests that change what other clients get, such as
+    /// deleting answers, need them; a client without them gets [`Status::Unauthorized`].
+    #[inline]
+    pub fn is_admin(&self) -> bool {
+        self.rights == Rights::Admin
     }
 
     /// Tells the client to repeat all unanswered requests on a new connection.
@@ -227,7 +237,7 @@ mod tests {
     fn every_request_gets_exactly_one_reply() {
         let (requests, outbox) = (requests(BATCH as u64), Arc::new(Outbox::default()));
         let mut out = Vec::new();
-        let mut batch = Batch::new(&requests, &mut out, &outbox, 0);
+        let mut batch = Batch::new(&requests, &mut out, &outbox, 0, Rights::Use);
         for index in 0..BATCH - 1 {
             batch.value(index, None);
             batch.value(index, Some(1));
@@ -245,7 +255,7 @@ mod tests {
         let mut requests = requests(2);
         requests[0].op = Op::CacheWrite { key: 1, value: 2 };
         let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));
-        let mut batch = Batch::new(&requests, &mut out, &outbox, 0);
+        let mut batch = Batch::new(&requests, &mut out, &outbox, 0, Rights::Use);
         batch.value(0, Some(1));
         batch.value(1, Some(1));
         batch.finish();

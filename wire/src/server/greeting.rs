@@ -1,6 +1,7 @@
 //! The first bytes of a connection: a `Hello`, or another protocol, which is rejected.
 
 use super::end::Refusal;
+use super::options::Rights;
 use super::service::Service;
 use super::shared::Shared;
 use crate::proto::handshake::{VERSION, Welcome};
@@ -18,7 +19,7 @@ pub(super) enum Greeting {
     Refused(Refusal),
 }
 
-/// The requests that the service behind a connection accepts.
+/// The requests that the service behind a connection accepts, and the rights of its client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Serves {
     pub(super) kind: crate::proto::Role,
@@ -26,6 +27,7 @@ pub(super) struct Serves {
     pub(super) generation: u64,
     /// Bytes of an input, if the model's shape is known.
     pub(super) input_len: Option<u32>,
+    pub(super) rights: Rights,
 }
 
 impl Serves {
@@ -109,18 +111,16 @@ pub(super) fn greet<S: Service>(
             format!("the client speaks protocol versions {min} to {max}; the server {VERSION}");
         return refuse(out, header.id, Status::Unsupported, &text, Refusal::NoCommonVersion);
     }
-    if let Some(token) = &shared.options.token
-        && !token.matches(hello.token)
-    {
+    let Some(rights) = shared.options.rights(hello.token) else {
         let text =
             if hello.token.is_empty() { "a token is required" } else { "the token is wrong" };
         return refuse(out, header.id, Status::Unauthenticated, text, Refusal::WrongToken);
-    }
+    };
     // In this order: after a change in between, the connection counts as older, never as newer.
     let generation = shared.service.generation();
     let identity = shared.service.identity();
     let input_len = identity.shape.byte_len().and_then(|len| u32::try_from(len).ok());
-    let serves = Serves { kind: identity.service, generation, input_len };
+    let serves = Serves { kind: identity.service, generation, input_len, rights };
     let welcome = Welcome {
         version: VERSION,
         service: identity.service,

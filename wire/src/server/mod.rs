@@ -19,6 +19,7 @@ mod greeting;
 mod in_buffer;
 mod listener;
 mod memory;
+pub mod metrics;
 mod options;
 mod outbox;
 mod pending;

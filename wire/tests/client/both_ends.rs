@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use afterimage_wire::client::{Expect, Report};
 use afterimage_wire::proto::Role;
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
 use afterimage_wire::{CallError, Client, Status, blocking};
 use tokio::sync::oneshot;
@@ -44,7 +44,7 @@ impl Service for Echo {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("handled", self.handled.load(Ordering::SeqCst));
+        stats.push("handled", Value::Counter(self.handled.load(Ordering::SeqCst)));
     }
 }
 

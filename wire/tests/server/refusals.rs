@@ -1,5 +1,7 @@
 //! Connections that the server refuses or closes.
 
+use std::sync::atomic::Ordering;
+
 use afterimage_wire::proto::Status;
 use afterimage_wire::proto::codec::FrameCodec;
 use afterimage_wire::proto::handshake::Hello;
@@ -68,6 +70,25 @@ async fn only_the_right_token_is_accepted() {
     }
     let (mut client, _) = connect_with(server.addr, b"sesame").await;
     assert_works(&mut client).await;
+}
+
+#[tokio::test]
+async fn a_client_without_admin_rights_gets_neither_snapshots_nor_internals() {
+    let (token, admin_token) = (Token::new("use"), Token::new("admin"));
+    let server = start(ServerOptions { token, admin_token, ..Default::default() }).await;
+    for (token, expected) in [(&b"use"[..], Status::Unauthorized), (b"admin", Status::Unsupported)]
+    {
+        let (mut client, _) = connect_with(server.addr, token).await;
+        client.send((1, Message::SnapshotReq)).await.unwrap();
+        let (status, text, connection) = error(&recv(&mut client).await);
+        assert_eq!((status, connection), (expected, false), "{text}");
+        client.send((2, Message::StatsReq)).await.unwrap();
+        let frame = recv(&mut client).await;
+        let Message::StatsResp(stats) = frame.message().unwrap() else { panic!("no statistics") };
+        assert_eq!(stats.get("puppet_address").is_some(), token == b"admin");
+        assert_works(&mut client).await;
+        assert_eq!(server.service.last_was_admin.load(Ordering::Relaxed), token == b"admin");
+    }
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ WRITE, EXISTS, HIT, COALESCED, CONNECTION, JOINED = 0x01, 0x01, 0x01, 0x02, 0x01
 STATUSES = [
     "none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
     "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal",
-    "storage_failed",
+    "storage_failed", "unauthorized",
 ]
 RETRYABLE = frozenset([1, 2, 3, 5, 10, 11, 12])
 SHUTTING_DOWN = STATUSES.index("shutting_down")

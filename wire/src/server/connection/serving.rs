@@ -127,12 +127,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 place.slot.mark_active(self.last_read);
             }
             if serves.generation == self.shared.service.generation() {
-                dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves.generation);
+                dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves);
             } else {
                 // The `Welcome` of this connection no longer holds: the client would take an answer
                 // for the old model's.
                 move_on(&mut self.moved, &mut self.draining, &mut self.out);
-                Batch::new(&requests, &mut self.out, &self.outbox, serves.generation).turn_away();
+                let Serves { generation, rights, .. } = serves;
+                Batch::new(&requests, &mut self.out, &self.outbox, generation, rights).turn_away();
             }
         }
         drop(requests);
@@ -278,9 +279,10 @@ fn dispatch<S: Service>(
     requests: &ArrayVec<Request<'_>, BATCH>,
     out: &mut Vec<u8>,
     outbox: &Arc<Outbox>,
-    generation: u64,
+    serves: Serves,
 ) {
-    let mut batch = Batch::new(requests, out, outbox, generation);
+    let Serves { generation, rights, .. } = serves;
+    let mut batch = Batch::new(requests, out, outbox, generation, rights);
     if catch_unwind(AssertUnwindSafe(|| shared.service.handle(&mut batch))).is_err() {
         Counters::add(&shared.counters.panics, 1);
         tracing::error!("the service panicked; the requests of its batch get an internal error");

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use crate::fuzz::wire::server_model::{Behaviour, behaviour, class};
 use afterimage_wire::proto::message::{Classification, Origin};
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{Role, Snapshot};
 use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply};
 
@@ -64,7 +64,7 @@ impl Service for Oracle {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("batches", self.batches.load(Ordering::Relaxed));
+        stats.push("batches", Value::Counter(self.batches.load(Ordering::Relaxed)));
     }
 
     fn snapshot(&self, reply: SnapshotReply) {

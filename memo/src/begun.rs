@@ -1,0 +1,304 @@
+//! Flights that a batch of rows has begun, from joining until their calls are made.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use afterimage_core::{
+    BytePermit, ClientId, Computed, Failure, Origin, Reply, RowAnswer, RowReply, Rows, Sink,
+    Status, Wanted, Watch,
+};
+use bytes::Bytes;
+
+use crate::flight::{Flight, Waiter};
+use crate::flights::Join;
+use crate::key::RowHash;
+use crate::memo::Inner;
+use crate::models::{Entry, Space};
+use crate::sync;
+use crate::upstream::Call;
+
+/// What the rows of a batch have in common.
+#[derive(Debug)]
+pub(crate) struct Arrival<'a> {
+    pub(crate) entry: &'a Arc<Entry>,
+    pub(crate) space: &'a Arc<Space>,
+    pub(crate) since: Instant,
+    pub(crate) client: ClientId,
+    /// Whether to store the answers, and for how long.
+    pub(crate) stores: bool,
+    pub(crate) ttl: Option<Duration>,
+}
+
+/// The request behind a waiter.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asker {
+    pub(crate) id: u64,
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// Flights that this thread has begun with rows of one batch. Their calls are not made yet.
+///
+/// It owns the duty to complete them. Dropping it ends those that are left, and their waiters get
+/// the outcome of a reply that was dropped.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    inner: Arc<Inner>,
+    entry: Arc<Entry>,
+    pub(crate) space: Arc<Space>,
+    since: Instant,
+    client: ClientId,
+    stores: bool,
+    ttl: Option<Duration>,
+    rows: Vec<Started>,
+}
+
+/// The first row of a flight.
+#[derive(Debug)]
+struct Started {
+    hash: RowHash,
+    row: Bytes,
+    /// The row's bytes in the budget of waiting rows.
+    waiting: Option<BytePermit>,
+    first: Watch<Result<RowAnswer, Failure>>,
+    asker: Asker,
+    /// Whether the flight has still to be completed.
+    owed: bool,
+}
+
+impl Begun {
+    /// No flight yet, for rows of this batch.
+    pub(crate) fn new(inner: &Arc<Inner>, arrival: &Arrival<'_>) -> Self {
+        Begun {
+            inner: Arc::clone(inner),
+            entry: Arc::clone(arrival.entry),
+            space: Arc::clone(arrival.space),
+            since: arrival.since,
+            client: arrival.client,
+            stores: arrival.stores,
+            ttl: arrival.ttl,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Room for so many more rows, so that they need one allocation.
+    pub(crate) fn reserve(&mut self, rows: usize) {
+        self.rows.reserve(rows);
+    }
+
+    /// Puts a waiter on the flight of its row. Returns whether the flight begins with it.
+    pub(crate) fn join(
+        &mut self,
+        hash: RowHash,
+        row: impl FnOnce() -> Bytes,
+        row_len: usize,
+        asker: Asker,
+        reply: RowReply,
+    ) -> bool {
+        let inner = &self.inner;
+        let waiting = inner.waiting_bytes.take(row_len);
+        if waiting.is_none() {
+            let budget = &inner.waiting_bytes;
+            let text = format!(
+                "the row has {row_len} bytes; waiting rows hold {} of {} bytes",
+                budget.used(),
+                budget.limit()
+            );
+            inner.overloaded(reply, text);
+            return false;
+        }
+        let first = reply.watch();
+        let span = tracing::debug_span!("request", id = asker.id);
+        let waiter = Waiter { reply, since: self.since, span, deadline: asker.deadline };
+        let joined = inner.flights.join(hash.identity(), waiter);
+        if asker.deadline.is_some() {
+            inner.keep_deadlines();
+        }
+        match joined {
+            Join::First(permit) => {
+                let row = row();
+                self.rows.push(Started { hash, row, waiting, first, asker, owed: true });
+                // From here on this value owns the duty.
+                permit.transfer();
+                true
+            }
+            Join::Joined => false,
+            Join::Full(waiter) => {
+                inner.overloaded(waiter.reply, inner.full());
+                false
+            }
+        }
+    }
+
+    /// The number of flights that began here, completed ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The hashes of their rows, in the order of the batch.
+    pub(crate) fn hashes(&self) -> impl Iterator<Item = RowHash> {
+        self.rows.iter().map(|started| started.hash)
+    }
+
+    /// The hash of the row of flight `i`.
+    pub(crate) fn hash(&self, i: usize) -> RowHash {
+        self.rows[i].hash
+    }
+
+    /// The row of flight `i`.
+    pub(crate) fn row(&self, i: usize) -> &Bytes {
+        &self.rows[i].row
+    }
+
+    /// The batch of the rows.
+    pub(crate) fn arrival(&self) -> Arrival<'_> {
+        let Begun { entry, space, since, client, stores, ttl, .. } = self;
+        let (since, client, stores, ttl) = (*since, *client, *stores, *ttl);
+        Arrival { entry, space, since, client, stores, ttl }
+    }
+
+    /// Completes flight `i` with an answer from the store. Its call is not made. Returns how many
+    /// waiters are answered.
+    pub(crate) fn complete_with_hit(&mut self, i: usize, hit: &RowAnswer, now: Instant) -> u64 {
+        let Begun { inner, rows, since: batch, .. } = self;
+        let started = &mut rows[i];
+        started.owed = false;
+        drop(started.waiting.take());
+        let (waiters, mut of_batch) = (inner.flights.complete(started.hash.identity()), 0);
+        let answered = waiters.len() as u64;
+        for Waiter { reply, since, span, .. } in waiters {
+            span.in_scope(|| tracing::trace!("a hit"));
+            if since == *batch {
+                of_batch += 1;
+            } else {
+                inner.latencies.record(Origin::Hit, now.saturating_duration_since(since), 1);
+            }
+            reply.send_at(Ok(hit.clone()), now);
+        }
+        inner.counters.hits.fetch_add(answered, Relaxed);
+        of_batch
+    }
+
+    /// Makes the calls of the flights that are left, each its own.
+    pub(crate) fn call_each(mut self, now: Instant) {
+        let calls = self.start(now);
+        if !calls.is_empty() {
+            self.inner.counters.calls.fetch_add(calls.len() as u64, Relaxed);
+            self.entry.upstream.compute(calls);
+        }
+    }
+
+    /// Makes one call for all flights that are left.
+    pub(crate) fn call_together(mut self, now: Instant) {
+        let calls = self.start(now);
+        if calls.is_empty() {
+            return;
+        }
+        self.inner.counters.calls.fetch_add(1, Relaxed);
+        let calls = if calls.len() == 1 { calls } else { vec![merge(calls)] };
+        self.entry.upstream.compute(calls);
+    }
+
+    /// The calls of the flights that are left, made now. Their replies own the duty.
+    fn start(&mut self, now: Instant) -> Vec<Call> {
+        let Begun { inner, entry, space, client, stores, ttl, rows, .. } = self;
+        let left = rows.iter().filter(|started| started.owed).count();
+        inner.call_time.start(left as u64, now);
+        let mut calls = Vec::with_capacity(left);
+        for started in rows.iter_mut().filter(|started| started.owed) {
+            let waiting = started.waiting.take();
+            let flight = Flight {
+                inner: Arc::clone(inner),
+                entry: Arc::clone(entry),
+                space: Arc::clone(space),
+                hash: started.hash,
+                ended: AtomicBool::new(false),
+                first: started.first.clone(),
+                first_deadline: started.asker.deadline,
+                called: now,
+                stores: *stores,
+                ttl: *ttl,
+                waiting: Mutex::new(waiting),
+            };
+            let reply = Reply::new(Arc::new(flight), 0);
+            started.owed = false;
+            let rows = Rows::from_elem(std::mem::take(&mut started.row), 1);
+            let (model, request_id) = (Arc::clone(&space.model), started.asker.id);
+            calls.push(Call { rows, model, client: *client, request_id, reply });
+        }
+        calls
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        for started in self.rows.iter().filter(|started| started.owed) {
+            drop(self.inner.flights.complete(started.hash.identity()));
+        }
+    }
+}
+
+/// Merges calls of one row each into one call, whose answers go to each in turn.
+fn merge(calls: Vec<Call>) -> Call {
+    let (mut rows, mut replies) = (Rows::new(), Vec::with_capacity(calls.len()));
+    let first = calls.first().expect("at least two calls");
+    let (model, client) = (Arc::clone(&first.model), first.client);
+    let request_id = first.request_id;
+    for call in calls {
+        rows.extend(call.rows);
+        replies.push(call.reply);
+    }
+    let watches = replies.iter().map(Reply::watch).collect();
+    let merged = Merged { watches, replies: Mutex::new(replies) };
+    Call { rows, model, client, request_id, reply: Reply::new(Arc::new(merged), 0) }
+}
+
+/// The replies of the rows of one call.
+struct Merged {
+    watches: Vec<Watch<Result<Computed, Failure>>>,
+    replies: Mutex<Vec<Reply<Result<Computed, Failure>>>>,
+}
+
+impl Sink<Result<Computed, Failure>> for Merged {
+    fn wanted(&self, _: u64, now: Instant) -> Wanted {
+        let mut last = Wanted::NoMore;
+        for watch in &self.watches {
+            last = match (last, watch.wanted(now)) {
+                (_, Wanted::Always) => return Wanted::Always,
+                (Wanted::Until(a), Wanted::Until(b)) => Wanted::Until(a.max(b)),
+                (last, Wanted::NoMore) => last,
+                (_, until) => until,
+            };
+        }
+        last
+    }
+
+    fn is_wanted(&self, _: u64, now: Instant) -> bool {
+        self.watches.iter().any(|watch| watch.is_wanted(now))
+    }
+
+    fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
+        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
+        let replies = std::mem::take(&mut *replies);
+        let at = at.unwrap_or_else(sync::now);
+        let outcome = outcome.and_then(|computed| {
+            let (answers, rows) = (computed.answers.len(), replies.len());
+            let text = format!("the upstream gave {answers} answers for {rows} rows");
+            let fits = answers == rows;
+            fits.then_some(computed).ok_or_else(|| Failure::new(Status::UpstreamCorrupt, text))
+        });
+        match outcome {
+            Ok(Computed { model, answers }) => {
+                for (reply, answer) in replies.into_iter().zip(answers) {
+                    let answers = Rows::from_elem(answer, 1);
+                    reply.send_at(Ok(Computed { model: Arc::clone(&model), answers }), at);
+                }
+            }
+            Err(failure) => {
+                for reply in replies {
+                    reply.send_at(Err(failure.clone()), at);
+                }
+            }
+        }
+    }
+}
