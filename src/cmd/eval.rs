@@ -28,8 +28,8 @@ pub(crate) struct Args {
     /// Write the worst examples as a picture (PNG).
     ///
     /// Wrong answers come first, then right answers with the smallest margin. The text under an
-    /// image: label, answer, index in the data set (from 0), and margin (-inf if the model does not
-    /// have the label). The images belong to the data set: check its licence
+    /// image: label, answer, index in the data set (from 0), and margin (-inf if the model does
+    /// not have the label). The images belong to the data set: check its licence
     /// before you publish them.
     #[arg(long, value_name = "PNG")]
     worst: Option<PathBuf>,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::peer::Introduction;
+use crate::address::Introduction;
 use crate::plan::{Arrivals, Mode, Plan, Span, Target};
 use crate::workload::Access;
 

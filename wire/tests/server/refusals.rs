@@ -73,7 +73,7 @@ async fn only_the_right_token_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_client_without_admin_rights_gets_neither_snapshots_nor_internals() {
+async fn without_admin_rights_no_snapshots_and_no_internals() {
     let (token, admin_token) = (Token::new("use"), Token::new("admin"));
     let server = start(ServerOptions { token, admin_token, ..Default::default() }).await;
     for (token, expected) in [(&b"use"[..], Status::Unauthorized), (b"admin", Status::Unsupported)]
