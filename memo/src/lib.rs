@@ -13,8 +13,8 @@
 //! 4. A miss joins a flight ([`flights`]). The first waiter of a flight gets a permit, the duty to
 //!    make the call; `begun` holds the duties of a batch. Later equal rows only wait.
 //! 5. The calls of the batch go to the [`upstream`]: a model in this process, or a [`pool`] of
-//!    endpoints. A `flight` is the receiver of one call. Before costly work the upstream asks whether the answer is still wanted;
-//!    `deadlines` removes the waiters whose time is over.
+//!    endpoints. A `flight` is the receiver of one call. Before costly work the upstream asks
+//!    whether the answer is still wanted; `deadlines` removes the waiters whose time is over.
 //! 6. The answer is checked against the model, sealed, and written to the store. Then the flight
 //!    completes and each waiter gets its reply.
 //!
