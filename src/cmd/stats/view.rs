@@ -458,7 +458,7 @@ mod tests {
  refused    0 overloaded · 30 with a wrong seal
 
  audited                    1,234,567
- replica 1                  classifier-1.example.net:7402: healthy, model 501a1c72…,";
+ replica 1                  classifier-1.example.net:7402: healthy, model 501a1c7";
         let found = shown(&view, 81, 30);
         assert_eq!(found, expected, "found:\n{found}");
     }
