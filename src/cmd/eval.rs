@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::args;
-use crate::print::say;
+use crate::print::{self, say};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -65,7 +65,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if let Some((_, examples)) = worst {
             report["worst"] = examples.iter().map(example).collect();
         }
-        return say!("{report:#}");
+        return print::json(&format!("{report:#}"));
     }
     say!("model {} ({})", model.digest(), model.description())?;
     say!("{evaluation}")?;

@@ -11,7 +11,7 @@ mod watch;
 use std::time::Duration;
 
 use crate::args::{AddressArgs, ClientArgs, Span, Time};
-use crate::print::{self, say};
+use crate::print;
 use crate::{net, serving};
 use reading::{Interval, Reading};
 
@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         client.close().await;
         if args.json {
-            say!("{}", serde_json::to_string_pretty(&report::json(server, &interval))?)
+            print::json(&serde_json::to_string_pretty(&report::json(server, &interval))?)
         } else {
             print::text(&report::text(server, &interval))
         }
