@@ -211,6 +211,7 @@ fn run() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .fmt_fields(print::log_fields())
         .init();
     if let Some((name, matches)) = matches.subcommand()
         && let Command::Serve(_) | Command::Cache(_) | Command::Classifier(_) | Command::Memo(_) =

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use afterimage_cache::ByteStore;
 use afterimage_cache::byte_store::ENTRY_OVERHEAD_BYTES;
-use afterimage_testkit::resident::resident_bytes;
+use afterimage_testkit::memory::resident_bytes;
 use afterimage_wire::splitmix::SplitMix64;
 use bytes::Bytes;
 

@@ -27,6 +27,10 @@ pub const ENTRY_OVERHEAD_BYTES: usize = 112;
 /// empty it.
 const VALUES_PER_SHARD: u64 = 8;
 
+/// The time at which a store is created, in the seconds of its entries. A snapshot's entries are
+/// older than the store: this leaves them 34 years, and 102 years to come.
+const STARTED_S: u32 = 1 << 30;
+
 /// More shards than this bring nothing on the machines that are common.
 const MAX_SHARDS: u64 = 64;
 
@@ -46,7 +50,7 @@ pub struct ByteStore {
     cache: Cache<u128, Entry, ByBytes, KeyHash, CountEvictions>,
     evicted: Arc<AtomicU64>,
     max_value_bytes: usize,
-    /// Times in entries are seconds since then.
+    /// The moment of [`STARTED_S`].
     started: Instant,
     counters: Counters,
 }
@@ -100,6 +104,14 @@ struct Counters {
     expired: AtomicU64,
     inserted: AtomicU64,
     too_large: AtomicU64,
+}
+
+/// Age and remaining time to live of an entry in a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timed {
+    pub(crate) age_s: u64,
+    /// `None` for a value that does not expire.
+    pub(crate) left_s: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -179,7 +191,7 @@ impl ByteStore {
         let inserted_at_s = self.seconds(now);
         let expires_at_s = match ttl {
             None => u32::MAX,
-            Some(ttl) => self.seconds(now + ttl).max(inserted_at_s + 1),
+            Some(ttl) => seconds_after(inserted_at_s, ttl.as_secs().max(1)),
         };
         self.counters.inserted.fetch_add(1, Relaxed);
         self.cache.insert(key, Entry { value: compact(value), inserted_at_s, expires_at_s });
@@ -212,10 +224,40 @@ impl ByteStore {
         }
     }
 
+    /// The entries that are not expired at `now`, in no particular order. An entry that stays for
+    /// the whole iteration is among them. No lock is held between two of them.
+    pub(crate) fn entries(&self, now: Instant) -> impl Iterator<Item = (u128, Bytes, Timed)> + '_ {
+        let now_s = self.seconds(now);
+        self.cache.iter().filter_map(move |(key, Entry { value, inserted_at_s, expires_at_s })| {
+            let left_s = match expires_at_s {
+                u32::MAX => None,
+                expires if expires <= now_s => return None,
+                expires => Some(u64::from(expires - now_s)),
+            };
+            let age_s = now_s.saturating_sub(inserted_at_s).into();
+            Some((key, value, Timed { age_s, left_s }))
+        })
+    }
+
+    /// Stores a value of a snapshot unless the store has one that was inserted later. Returns
+    /// whether it was stored. The value must fit.
+    pub(crate) fn restore(&self, key: u128, value: Bytes, times: Timed, now: Instant) -> bool {
+        let now_s = self.seconds(now);
+        let age_s = u32::try_from(times.age_s).unwrap_or(u32::MAX);
+        let inserted_at_s = now_s.saturating_sub(age_s);
+        if self.cache.peek(&key).is_some_and(|entry| entry.inserted_at_s > inserted_at_s) {
+            return false;
+        }
+        let expires_at_s = match times.left_s {
+            None => u32::MAX,
+            Some(left) => seconds_after(now_s, left),
+        };
+        self.cache.insert(key, Entry { value, inserted_at_s, expires_at_s });
+        true
+    }
+
     fn seconds(&self, at: Instant) -> u32 {
-        let elapsed = at.saturating_duration_since(self.started).as_secs();
-        // 136 years are not reached; `u32::MAX` means never.
-        u32::try_from(elapsed).unwrap_or(u32::MAX - 1).min(u32::MAX - 1)
+        seconds_after(STARTED_S, at.saturating_duration_since(self.started).as_secs())
     }
 }
 
@@ -223,6 +265,12 @@ impl fmt::Debug for ByteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ByteStore").field("stats", &self.stats()).finish_non_exhaustive()
     }
+}
+
+/// This many seconds after `at_s`. `u32::MAX` means never, and is not reached.
+fn seconds_after(at_s: u32, seconds: u64) -> u32 {
+    let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+    at_s.saturating_add(seconds).min(u32::MAX - 1)
 }
 
 /// The same bytes in a buffer that is hardly larger: a value may be a small part of what a

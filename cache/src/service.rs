@@ -56,7 +56,7 @@ impl Service for CacheService {
                     *hashed = Hashed::new(key);
                     self.table.prefetch_bucket(*hashed);
                 }
-                Op::Classify { .. } => {}
+                _ => {}
             }
         }
         let mut reads = Reads::new(&self.table);
@@ -68,7 +68,10 @@ impl Service for CacheService {
                     reads.settle(batch);
                     self.table.insert_hashed(hashed, value.cast_unsigned());
                 }
-                Op::Classify { .. } => {
+                Op::ReadBytes { .. } | Op::WriteBytes(_) => {
+                    batch.error(i, Status::Unsupported, "this cache service stores no bytes");
+                }
+                Op::Classify { .. } | Op::Infer(_) | Op::Forget(_) | Op::Flush { .. } => {
                     batch.error(i, Status::Unsupported, "this is a cache service; it has no model");
                 }
             }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{Capacity, Table, populate_in_background};
-use afterimage_testkit::resident::resident_bytes;
+use afterimage_testkit::memory::resident_bytes;
 
 const BYTES: u64 = 64 << 20;
 

@@ -12,7 +12,6 @@
 
 pub mod answer;
 pub mod budget;
-pub mod failure;
 pub mod fair;
 mod gather;
 pub mod metric;
@@ -24,14 +23,13 @@ pub mod tally;
 
 pub use answer::{Answer, Computed, Origin, Response, RowAnswer, RowReply, Rows};
 pub use budget::{ByteBudget, BytePermit};
-pub use failure::Failure;
 pub use fair::{ClientId, FairQueue, Refused};
 pub use gather::gather;
 pub use metric::Metric;
 pub use model::{AnswerKind, ModelId};
 pub use reply::{Outcome, Reply, Sink, Wanted, Watch};
 pub use shape::Shape;
-pub use status::Status;
+pub use status::{Failure, Status};
 pub use tally::Tally;
 
 /// The examples of the README, as tests.

@@ -121,7 +121,7 @@ impl Service for MemoService {
     }
 
     fn snapshot(&self, reply: SnapshotReply) {
-        self.memo.inner.labels.snapshot(reply);
+        self.memo.inner.stores.labels.snapshot(reply);
     }
 }
 

@@ -8,6 +8,7 @@ use afterimage_wire::Client;
 use afterimage_wire::client::Expect;
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::message::Origin;
+use afterimage_wire::text::Escaped;
 use anyhow::bail;
 
 use crate::args::ClientArgs;
@@ -111,7 +112,7 @@ async fn classify_file(client: &Client, file: &Path, args: &Args) -> anyhow::Res
             Origin::Coalesced => "coalesced",
         };
         let index = if is_set { format!("[{i}]") } else { String::new() };
-        let name = file.display();
+        let name = Escaped(file.display());
         say!("{:>5}  {origin:<10}  {elapsed_us:>9.1} µs  {name}{index}", label.label)?;
     }
     Ok(())

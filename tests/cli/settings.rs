@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::common::{Running, file, folder, run, run_with, text};
 
-use crate::shared::{SECRET, unused_address, welcome};
+use crate::{SECRET, unused_address, welcome};
 
 #[test]
 fn a_setting_that_does_not_exist_is_named_with_its_file() {

@@ -15,9 +15,9 @@ pub struct EngineOptions {
     pub threads: usize,
     /// Most images in a batch; at least 1.
     pub max_batch: usize,
-    /// Most waiting images; more are refused with [`EngineError::Overloaded`]. A client may have as
-    /// many images waiting as places are free, so one busy client gets half of the queue. Each
-    /// client may always have a few ([`afterimage_core::fair::GUARANTEED`]).
+    /// Most waiting images; more are refused with [`EngineError::Overloaded`]. A client may have
+    /// as many images waiting as places are free, so one busy client gets half of the queue.
+    /// Each client may always have a few ([`afterimage_core::fair::GUARANTEED`]).
     pub max_queued: usize,
     /// How long a thread waits for more images if there are fewer than `max_batch`, at most
     /// [`MAX_LINGER`]. With zero it does not wait.
@@ -25,8 +25,8 @@ pub struct EngineOptions {
 }
 
 impl Default for EngineOptions {
-    /// One thread for each processor, batches of 64, no linger, and a queue of 4096 images. At 25 µs
-    /// for an image, one core scores a full queue in a tenth of a second.
+    /// One thread for each processor, batches of 64, no linger, and a queue of 4096 images. At 25
+    /// µs for an image, one core scores a full queue in a tenth of a second.
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, usize::from),

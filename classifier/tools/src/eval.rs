@@ -1,6 +1,5 @@
 //! Evaluation of a model on a data set: errors, confusions and speed.
 
-mod font;
 mod sheet;
 mod worst;
 

@@ -5,6 +5,7 @@
 mod burst;
 #[path = "../common/mod.rs"]
 mod common;
+mod flush;
 mod nonsense;
 mod once;
 mod puppet;

@@ -5,9 +5,10 @@ use std::time::Duration;
 use afterimage_core::Metric;
 use afterimage_core::metric::{Kind, Unit};
 use afterimage_wire::proto::stats::Value;
+use afterimage_wire::text::escape_text;
 
 use crate::args::Size;
-use crate::format::{grouped, long_time, nanos, percent, safe};
+use crate::format::{grouped, long_time, nanos, percent};
 
 /// The descriptions of all crates, in the order of a report.
 const METRICS: [&[Metric]; 4] = [
@@ -59,7 +60,7 @@ pub(super) fn label(name: &str) -> String {
             format!("{label} {}", name.rsplit_once('_').map_or("", |(_, number)| number))
         }
         Some(metric) => metric.label.to_owned(),
-        None => safe(&name.replace('_', " ")),
+        None => escape_text(&name.replace('_', " ")).into_owned(),
     }
 }
 
@@ -73,7 +74,7 @@ pub(super) fn show(name: &str, value: &Value) -> Option<String> {
             Ok(number) => Some(with_unit(unit, number)),
             Err(_) => Some(number.to_string()),
         },
-        Value::Text(text) => Some(safe(text)),
+        Value::Text(text) => Some(escape_text(text).into_owned()),
         _ => None,
     }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use afterimage_wire::prometheus;
 
 use crate::args::{AddressArgs, ClientArgs, Span, Time};
-use crate::print::{self, say};
+use crate::print;
 use crate::{net, serving};
 use reading::{Interval, Reading};
 
@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         client.close().await;
         if args.json {
-            say!("{}", serde_json::to_string_pretty(&report::json(server, &interval))?)
+            print::json(&serde_json::to_string_pretty(&report::json(server, &interval))?)
         } else {
             print::text(&report::text(server, &interval))
         }

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 
 use afterimage_core::metric::{Kind, Unit};
 use afterimage_wire::proto::stats::Value;
+use afterimage_wire::text::escape_text;
 use serde_json::{Map, json};
 
 use super::catalog::{self, SECTIONS};
 use super::reading::{Interval, Quantiles};
-use crate::format::{long_time, nanos, percent, safe, short};
+use crate::format::{long_time, nanos, percent, short};
 
 /// Columns of the labels, and of the values after them.
 const LABEL: usize = 34;
@@ -20,9 +21,9 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
     let uptime = now.number("uptime_ms").unwrap_or(0);
     let mut out = format!(
         "{} {server}, up {} ({})\n",
-        safe(now.text("service").unwrap_or("service")),
+        escape_text(now.text("service").unwrap_or("service")),
         catalog::with_unit(Unit::Millis, uptime),
-        safe(now.text("version").unwrap_or("unknown version")),
+        escape_text(now.text("version").unwrap_or("unknown version")),
     );
     out.push('\n');
     if let Some(ratio) = interval.hit_ratio() {
@@ -104,7 +105,7 @@ fn remark(name: &str, interval: &Interval) -> Option<String> {
 
 /// The state of the store or of the classifier, behind its section's title.
 fn kind(section: &str, interval: &Interval) -> String {
-    let text = |name: &str| interval.now.text(name).map(safe);
+    let text = |name: &str| Some(escape_text(interval.now.text(name)?).into_owned());
     let states: Vec<String> = match section {
         "Store" => {
             let connected = text("store_connected").map(|connected| match connected.as_str() {

@@ -338,9 +338,9 @@ pub enum ConnectionError {
         name: Box<str>,
     },
     /// The server chose a protocol version that this client did not offer. Update one of them.
-    #[error("the server speaks version {theirs} of the protocol; this client speaks {ours}")]
+    #[error("the server speaks version {theirs} of the protocol; this client speaks 1 to {ours}")]
     WrongVersion {
-        /// The version that this client speaks.
+        /// The newest version that this client speaks.
         ours: u16,
         /// The version in the server's `Welcome`.
         theirs: u16,

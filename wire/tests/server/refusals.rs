@@ -73,7 +73,7 @@ async fn only_the_right_token_is_accepted() {
 }
 
 #[tokio::test]
-async fn a_client_without_admin_rights_gets_neither_snapshots_nor_internals() {
+async fn without_admin_rights_no_snapshots_and_no_internals() {
     let (token, admin_token) = (Token::new("use"), Token::new("admin"));
     let server = start(ServerOptions { token, admin_token, ..Default::default() }).await;
     for (token, expected) in [(&b"use"[..], Status::Unauthorized), (b"admin", Status::Unsupported)]
@@ -96,9 +96,9 @@ async fn an_unknown_version_is_refused() {
     let server = start(ServerOptions::default()).await;
     let stream = TcpStream::connect(server.addr).await.unwrap();
     let mut client = Framed::new(stream, FrameCodec::default());
-    let hello = Hello { version_min: 2, version_max: 9, features: 0, token: b"" };
+    let hello = Hello { version_min: 3, version_max: 9, features: 0, token: b"" };
     client.send((1, Message::Hello(hello))).await.unwrap();
     let (status, text, connection) = error(&recv(&mut client).await);
     assert_eq!((status, connection), (Status::Unsupported, true));
-    assert_eq!(text, "the client speaks protocol versions 2 to 9; the server 1");
+    assert_eq!(text, "the client speaks protocol versions 3 to 9; the server 1 to 2");
 }

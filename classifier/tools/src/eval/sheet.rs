@@ -8,11 +8,17 @@ use png::{BitDepth, ColorType, Encoder};
 use afterimage_classifier::{DataError, Shape};
 
 use super::Example;
-use super::font::{ADVANCE, HEIGHT, WIDTH, glyph};
 use crate::dataset::Dataset;
 
 /// Most examples on a sheet: a picture of 1800 × 12,000 pixels, which every viewer can still show.
 pub const MAX_SHEET_EXAMPLES: usize = 1000;
+
+/// Columns of a character of the font.
+const WIDTH: usize = 5;
+/// Rows of a character of the font.
+const HEIGHT: usize = 7;
+/// Columns from the start of one character to the start of the next.
+const ADVANCE: usize = WIDTH + 1;
 
 /// Images are drawn about this large: smaller ones enlarged by a whole number, larger ones averaged
 /// down by one.
@@ -190,6 +196,34 @@ impl Canvas {
         };
         write(encoder).expect("a picture of the declared size goes into memory");
         file
+    }
+}
+
+/// The rows of a character, with the leftmost pixel in bit 4. `>` is an arrow. Characters that no
+/// caption has are blank.
+fn glyph(character: u8) -> [u8; HEIGHT] {
+    match character {
+        b'0' => [0b01110, 0b10001, 0b10001, 0b10001, 0b10001, 0b10001, 0b01110],
+        b'1' => [0b00100, 0b01100, 0b00100, 0b00100, 0b00100, 0b00100, 0b01110],
+        b'2' => [0b01110, 0b10001, 0b00001, 0b00010, 0b00100, 0b01000, 0b11111],
+        b'3' => [0b11111, 0b00010, 0b00100, 0b00010, 0b00001, 0b10001, 0b01110],
+        b'4' => [0b00010, 0b00110, 0b01010, 0b10010, 0b11111, 0b00010, 0b00010],
+        b'5' => [0b11111, 0b10000, 0b11110, 0b00001, 0b00001, 0b10001, 0b01110],
+        b'6' => [0b00110, 0b01000, 0b10000, 0b11110, 0b10001, 0b10001, 0b01110],
+        b'7' => [0b11111, 0b00001, 0b00010, 0b00100, 0b01000, 0b01000, 0b01000],
+        b'8' => [0b01110, 0b10001, 0b10001, 0b01110, 0b10001, 0b10001, 0b01110],
+        b'9' => [0b01110, 0b10001, 0b10001, 0b01111, 0b00001, 0b00010, 0b01100],
+        b'#' => [0b01010, 0b01010, 0b11111, 0b01010, 0b11111, 0b01010, 0b01010],
+        b'+' => [0b00000, 0b00100, 0b00100, 0b11111, 0b00100, 0b00100, 0b00000],
+        b'-' => [0b00000, 0b00000, 0b00000, 0b11111, 0b00000, 0b00000, 0b00000],
+        b'.' => [0b00000, 0b00000, 0b00000, 0b00000, 0b00000, 0b01100, 0b01100],
+        b'i' => [0b00100, 0b00000, 0b01100, 0b00100, 0b00100, 0b00100, 0b01110],
+        b'n' => [0b00000, 0b00000, 0b10110, 0b11001, 0b10001, 0b10001, 0b10001],
+        b'f' => [0b00110, 0b01001, 0b01000, 0b11100, 0b01000, 0b01000, 0b01000],
+        b'a' => [0b00000, 0b00000, 0b01110, 0b00001, 0b01111, 0b10001, 0b01111],
+        b'N' => [0b10001, 0b11001, 0b10101, 0b10011, 0b10001, 0b10001, 0b10001],
+        b'>' => [0b00000, 0b00100, 0b00010, 0b11111, 0b00010, 0b00100, 0b00000],
+        _ => [0; HEIGHT],
     }
 }
 
