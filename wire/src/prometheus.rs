@@ -24,7 +24,8 @@ use crate::server::metrics;
 /// let mut stats = Stats::default();
 /// stats.text(&SERVICE, "cache");
 /// stats.counter(&REQUESTS, 7);
-/// let text = prometheus::text(&[stats], |name| METRICS.iter().find(|metric| metric.has_name(name)));
+/// let describe = |name: &str| METRICS.iter().find(|metric| metric.has_name(name));
+/// let text = prometheus::text(&[stats], describe);
 /// assert!(text.ends_with("\nafterimage_requests_total{service=\"cache\"} 7\n"));
 /// ```
 pub fn text<'m>(services: &[Stats], describe: impl Fn(&str) -> Option<&'m Metric>) -> String {
