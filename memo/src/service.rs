@@ -142,11 +142,8 @@ impl MemoService {
                 return self.memo.submit(request, batch.response_reply(0));
             }
             Op::Forget(forget) => self.forget(forget).map(|count| batch.forgotten(0, count)),
-            Op::Flush { model: "" } => {
-                self.memo.flush_all();
-                Ok(batch.flushed(0))
-            }
-            Op::Flush { model } => self.memo.flush(model).map(|_| batch.flushed(0)),
+            Op::Flush { model: "" } => self.memo.flush_all().map(|()| batch.flushed(0)),
+            Op::Flush { model } => self.memo.flush(model).map(|()| batch.flushed(0)),
             _ => return,
         };
         if let Err(Failure { status, text }) = outcome {
