@@ -519,7 +519,7 @@ fn threads_that_write_one_file_take_turns() {
     assert_eq!(names(directory.path()), ["snapshot"]);
 }
 
-const KILLED_WRITES_TO: &str = "AFTERIMAGE_TEST_KILLED_WRITES_TO";
+const KILLED_WRITES_TO: &str = "TEST_KILLED_WRITES_TO";
 
 /// Not a test of its own: the process that `a_killed_writer_leaves_a_whole_snapshot` kills.
 #[test]

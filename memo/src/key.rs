@@ -101,7 +101,7 @@ impl Secret {
 
 /// A file that holds no secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a secret is 32 bytes or 64 hexadecimal digits; this is neither, with {len} bytes")]
+#[error("it has {len} bytes; a secret is 32 bytes or 64 hexadecimal digits")]
 pub struct BadSecret {
     /// Bytes found, without white space around them.
     pub len: usize,

@@ -170,17 +170,21 @@ impl Inner {
             return begun.call_each(since);
         }
         let is_due = arrival.space.is_due(since);
+        // A lookup that probes a store that requests bypass brings no epoch, and no hits.
+        let reads_epoch = is_due && !store.is_bypassed();
         let keys = begun.hashes().map(|hash| hash.store_key());
-        let epoch_key = is_due.then(|| arrival.space.epoch_entry.store_key());
+        let epoch_key = reads_epoch.then(|| arrival.space.epoch_entry.store_key());
         // The epoch comes last: the values before it were read while it was in force.
         let keys: ArrayVec<u64, { LOOKUPS + 1 }> = keys.chain(epoch_key).collect();
         let inner = Arc::clone(self);
         store.lookup(&keys, move |values, took| {
             let now = sync::now();
             let mut values = values.as_deref().unwrap_or_default();
-            if is_due && let Some((&epoch, rest)) = values.split_last() {
+            if reads_epoch && let Some((&epoch, rest)) = values.split_last() {
                 let counts = begun.arrival().entry.keys.observe(&begun.space, epoch, now);
                 values = if counts { rest } else { &[] };
+            } else if is_due {
+                values = &[];
             }
             let (mut hits, mut answered) = (0, 0);
             corked(|| {

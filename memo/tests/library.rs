@@ -319,7 +319,7 @@ async fn an_upstream_that_misbehaves_costs_its_rows_and_nothing_else() {
     limited.max_answer_bytes = 20;
     memo.add_model("m", Rogue(Arc::new(ModelId::bytes("rogue", [1; 32]))), limited);
     for (row, status, part) in [
-        ("drops", Status::Internal, "given up"),
+        ("drops", Status::Internal, "without an answer"),
         ("label", Status::UpstreamCorrupt, "not of the model's kind"),
         ("none", Status::UpstreamCorrupt, "answers"),
         ("two", Status::UpstreamCorrupt, "answers"),

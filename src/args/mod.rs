@@ -52,7 +52,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "N", default_value = "4096")]
     max_connections: NonZeroUsize,
 
-    /// Maximum open connections per client address [default: a quarter, unlimited for loopback]
+    /// Maximum open connections per client address [default: a quarter of
+    /// --max-connections; unlimited for loopback]
     #[arg(long, value_name = "N")]
     max_connections_per_address: Option<NonZeroUsize>,
 

@@ -6,10 +6,11 @@ use afterimage_classifier::{DataError, Model, Scratch};
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
-/// Images of one task: a fifth of a millisecond's work, so that the threads end together.
+/// Images of a task: a fifth of a millisecond of work, so that all threads end at about the same
+/// time.
 const TASK: usize = 16;
 
-/// The labels of many images, one per row of `images` (`[images, bytes of one]`), on all
+/// The labels of many images, one for each row of `images` (`[images, bytes of one]`), on all
 /// threads of the current rayon pool.
 ///
 /// # Errors
