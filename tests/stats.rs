@@ -173,13 +173,13 @@ fn the_python_client_of_prometheus_parses_the_text() {
     let hits = "afterimage_lookups_total{service=\"memo\",result=\"hit\"} 1\n";
     assert!(text.contains(hits), "{text}");
 
-    let python = std::env::var("AFTERIMAGE_PYTHON").unwrap_or_else(|_| "python3".into());
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".into());
     let mut parser = Command::new(&python);
     parser.args(["-c", PARSER]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let has_client = Command::new(&python).args(["-c", "import prometheus_client"]).output();
     if !has_client.is_ok_and(|output| output.status.success()) {
         // The test harness shows only the standard error of the process itself.
-        let why = "no Python with prometheus-client (AFTERIMAGE_PYTHON)";
+        let why = "no Python with prometheus-client (TEST_PYTHON)";
         let _ = writeln!(std::io::stderr(), "SKIPPED the parser of Prometheus: {why}");
         return;
     }
