@@ -64,7 +64,7 @@ pub(crate) struct ServerArgs {
     max_buffer_memory: Size,
 
     /// Maximum size of a request's body.
-    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "17MiB")]
     max_body: Size,
 
     /// Maximum number of unanswered requests per connection.
