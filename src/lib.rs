@@ -74,7 +74,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
 enum Command {
     /// Run memo, label table and classifier in one process.
     Serve(cmd::serve::Args),
-    /// Run a label table that memos on other machines share.
+    /// Run a cache service: a label table that memos share over the network.
     Cache(cmd::cache::Args),
     /// Run the built-in classifier.
     Classifier(cmd::classifier::Args),
@@ -90,7 +90,7 @@ enum Command {
     Eval(cmd::eval::Args),
     /// Show the gain of a memo on this machine, in half a minute.
     Demo(cmd::demo::Args),
-    /// Load a running service and measure throughput and latency.
+    /// Put load on a running service, and measure throughput and latency.
     Bench(Box<cmd::bench::Args>),
     /// Show a running service's statistics.
     Stats(cmd::stats::Args),

@@ -1,5 +1,6 @@
 //! The life of a service process: runtime, socket, start-up log, signals, drain, last log line.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Identity, Server, ServerOptions, Service, until_terminated};
 use afterimage_wire::tls::ServerTls;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
@@ -57,8 +58,12 @@ pub(crate) fn serve<S: Service>(
     }
     runtime(args.threads())?.block_on(async {
         reload_on_hangup(&options);
-        let listener =
-            TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+        let listener = TcpListener::bind(addr).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => anyhow!(
+                "cannot listen on {addr}: the address is in use; choose another one with --listen"
+            ),
+            _ => anyhow!("cannot listen on {addr}: {error}"),
+        })?;
         let addr = listener.local_addr()?;
         let service = Arc::new(build()?);
         let identity = service.identity();

@@ -113,8 +113,9 @@ impl Address {
         }
         if !path.is_empty() {
             let database = path.parse().ok().filter(|_| dialect == Dialect::Redis);
-            address.login.database = database
-                .ok_or_else(|| format!("{shown}: {path:?} after the port is not a database"))?;
+            address.login.database = database.ok_or_else(|| {
+                format!("{shown}: {path:?} after the port is not a database number")
+            })?;
         }
         Ok(address)
     }
@@ -264,7 +265,7 @@ mod tests {
             ("redis://:se?cret@host", "\"?\""),
             ("redis://:se%zzcret@host", "%25"),
             ("redis://:secret@host?db=3", "\"?\""),
-            ("redis://:secret@host/cret", "not a database"),
+            ("redis://:secret@host/cret", "not a database number"),
             ("memcached://:secret@host", "only redis://"),
             (":secret@host:6379", "only redis://"),
             ("http://:secret@host", "unknown scheme"),

@@ -6,14 +6,19 @@
 //! values by their use and not by their order. The bound covers a value's bytes and the
 //! [overhead](ENTRY_OVERHEAD_BYTES) of its entry.
 //!
+//! Eviction does not see sizes, so admission does: a full store admits a value that is larger than
+//! the average with the probability average / size. A miss costs about the same for a small answer
+//! as for a large one, and many small ones have room in the place of a large one.
+//!
 //! The store knows nothing of what keys and values mean. It reads no clock: time is an argument.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use afterimage_wire::splitmix::SplitMix64;
 use bytes::Bytes;
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
@@ -30,6 +35,12 @@ const VALUES_PER_SHARD: u64 = 8;
 /// The time at which a store is created, in the seconds of its entries. A snapshot's entries are
 /// older than the store: this leaves them 34 years, and 102 years to come.
 const STARTED_S: u32 = 1 << 30;
+
+/// A store counts as full from this share of its capacity on, because shards fill unevenly.
+const FULL_PERCENT: u64 = 90;
+
+/// Inserts after which the average size is computed again. It takes a lock of every shard.
+const AVERAGE_EVERY: u64 = 64;
 
 /// More shards than this bring nothing on the machines that are common.
 const MAX_SHARDS: u64 = 64;
@@ -49,6 +60,8 @@ const MAX_SHARDS: u64 = 64;
 pub struct ByteStore {
     cache: Cache<u128, Entry, ByBytes, KeyHash, CountEvictions>,
     evicted: Arc<AtomicU64>,
+    /// Bytes of an entry on average; [`u64::MAX`] while the store is not full.
+    average_bytes: AtomicU64,
     max_value_bytes: usize,
     /// The moment of [`STARTED_S`].
     started: Instant,
@@ -69,6 +82,9 @@ pub struct Stored {
 pub enum Admission {
     /// The value is in the store, until eviction.
     Stored,
+    /// The store is full and the value is larger than the average: it was not among those that are
+    /// admitted by chance.
+    Declined,
     /// The value is longer than [`max_value_bytes`](ByteStore::max_value_bytes).
     TooLarge,
 }
@@ -91,6 +107,8 @@ pub struct ByteStoreStats {
     pub expired: u64,
     /// Values inserted.
     pub inserted: u64,
+    /// Values that a full store did not admit because of their size.
+    pub declined: u64,
     /// Entries evicted to make room.
     pub evicted: u64,
     /// Values refused as too large.
@@ -103,6 +121,7 @@ struct Counters {
     misses: AtomicU64,
     expired: AtomicU64,
     inserted: AtomicU64,
+    declined: AtomicU64,
     too_large: AtomicU64,
 }
 
@@ -142,8 +161,9 @@ impl ByteStore {
         let evicted = Arc::new(AtomicU64::new(0));
         let lifecycle = CountEvictions(Arc::clone(&evicted));
         ByteStore {
-            cache: Cache::with_options(options, ByBytes, KeyHash, lifecycle),
+            cache: Cache::with_options(options, ByBytes, KeyHash::random(), lifecycle),
             evicted,
+            average_bytes: AtomicU64::new(u64::MAX),
             max_value_bytes,
             started: Instant::now(),
             counters: Counters::default(),
@@ -174,7 +194,8 @@ impl ByteStore {
     }
 
     /// Stores a value, in place of an earlier one. It is found for `ttl`, to the second, and until
-    /// it is evicted; without a `ttl` until it is evicted.
+    /// it is evicted; without a `ttl` until it is evicted. A full store declines some large values
+    /// of new keys.
     pub fn insert(
         &self,
         key: u128,
@@ -193,6 +214,11 @@ impl ByteStore {
             None => u32::MAX,
             Some(ttl) => seconds_after(inserted_at_s, ttl.as_secs().max(1)),
         };
+        // An earlier value of this key is replaced whatever the size.
+        if !self.admits(value.len()) && self.cache.peek(&key).is_none() {
+            self.counters.declined.fetch_add(1, Relaxed);
+            return Admission::Declined;
+        }
         self.counters.inserted.fetch_add(1, Relaxed);
         self.cache.insert(key, Entry { value: compact(value), inserted_at_s, expires_at_s });
         Admission::Stored
@@ -210,7 +236,7 @@ impl ByteStore {
 
     /// Counters and sizes.
     pub fn stats(&self) -> ByteStoreStats {
-        let Counters { hits, misses, expired, inserted, too_large } = &self.counters;
+        let Counters { hits, misses, expired, inserted, declined, too_large } = &self.counters;
         ByteStoreStats {
             entries: self.cache.len() as u64,
             bytes: self.cache.weight(),
@@ -219,9 +245,24 @@ impl ByteStore {
             misses: misses.load(Relaxed),
             expired: expired.load(Relaxed),
             inserted: inserted.load(Relaxed),
+            declined: declined.load(Relaxed),
             evicted: self.evicted.load(Relaxed),
             too_large: too_large.load(Relaxed),
         }
+    }
+
+    /// Whether a value of this length gets a place. Values up to the average size always do.
+    fn admits(&self, len: usize) -> bool {
+        let Counters { inserted, declined, .. } = &self.counters;
+        let number = inserted.load(Relaxed) + declined.load(Relaxed);
+        if number % AVERAGE_EVERY == 0 {
+            let (bytes, entries) = (self.cache.weight(), self.cache.len() as u64);
+            let is_full = bytes >= self.cache.capacity() / 100 * FULL_PERCENT;
+            let average = bytes.checked_div(entries).filter(|_| is_full);
+            self.average_bytes.store(average.unwrap_or(u64::MAX), Relaxed);
+        }
+        let (average, size) = (self.average_bytes.load(Relaxed), len + ENTRY_OVERHEAD_BYTES);
+        size as u64 <= average || SplitMix64(number).share() * (size as f64) < average as f64
     }
 
     /// The entries that are not expired at `now`, in no particular order. An entry that stays for
@@ -292,35 +333,45 @@ impl Weighter<u128, Entry> for ByBytes {
     }
 }
 
-/// Keys are keyed hashes already: their halves are as good as any hash of them.
-#[derive(Clone, Default)]
-struct KeyHash;
+/// Secret numbers that are multiplied with a key's halves, so that a client that chooses its keys
+/// cannot choose their hashes.
+#[derive(Clone)]
+struct KeyHash([u64; 2]);
+
+impl KeyHash {
+    fn random() -> Self {
+        KeyHash([1u8, 2].map(|part| RandomState::new().hash_one(part)))
+    }
+}
 
 impl BuildHasher for KeyHash {
     type Hasher = KeyHasher;
 
     fn build_hasher(&self) -> KeyHasher {
-        KeyHasher(0)
+        KeyHasher { secret: self.0, hash: 0 }
     }
 }
 
-struct KeyHasher(u64);
+struct KeyHasher {
+    secret: [u64; 2],
+    hash: u64,
+}
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+            self.hash = self.hash.rotate_left(8) ^ u64::from(byte);
         }
     }
 
     fn write_u128(&mut self, key: u128) {
-        // A multiplication spreads keys that are small numbers, as in tests.
-        self.0 = ((key >> 64) as u64 ^ key as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 ^= self.0 >> 32;
+        let [high, low] = [(key >> 64) as u64 ^ self.secret[0], key as u64 ^ self.secret[1]];
+        let product = u128::from(high) * u128::from(low);
+        self.hash = (product >> 64) as u64 ^ product as u64;
     }
 
     fn finish(&self) -> u64 {
-        self.0
+        self.hash
     }
 }
 
@@ -390,6 +441,27 @@ mod tests {
             assert!(stats.bytes <= stats.capacity_bytes, "{stats:?}");
         }
         assert!(store.stats().evicted > 0);
+    }
+
+    #[test]
+    fn a_full_store_admits_large_values_seldom() {
+        let (store, now) = (ByteStore::new(1 << 20, 1 << 16), Instant::now());
+        for key in 0..2000 {
+            assert_eq!(store.insert(key, value(900, 1), None, now), Admission::Stored);
+        }
+        let large = (10_000..10_200).map(|key| store.insert(key, value(40_000, 2), None, now));
+        let admitted = large.filter(|&outcome| outcome == Admission::Stored).count();
+        // About one in 40 at first, and more of them as the average grows.
+        assert!((1..60).contains(&admitted), "{admitted} of 200");
+        let stats = store.stats();
+        assert_eq!(stats.declined, 200 - admitted as u64);
+        assert!((1000..2000).any(|key| store.get(key, now).is_some()), "small values stay");
+        let key = (0..2000).find(|&key| store.get(key, now).is_some()).unwrap();
+        for _ in 0..100 {
+            assert_eq!(store.insert(key, value(40_000, 3), None, now), Admission::Stored);
+            assert_eq!(store.get(key, now).unwrap().value.len(), 40_000, "a new value replaces");
+            store.insert(key, value(900, 4), None, now);
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ outside_the_model_check! {
     mod bypass;
     mod counters;
     mod deadlines;
+    mod epoch;
     mod flight;
     pub mod key;
     pub mod latency;
@@ -57,6 +58,7 @@ outside_the_model_check! {
 
     #[doc(hidden)]
     pub use deadlines::SWEEP_EVERY;
+    pub use epoch::CHECK_EVERY;
     pub use key::Secret;
     pub use memo::{Memo, MemoOptions};
     pub use models::ModelOptions;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::service::NO_SNAPSHOT;
-use afterimage_cache::{Hashed, SnapshotHandle, Table};
+use afterimage_cache::{ByteStore, Hashed, SnapshotHandle, Table};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_core::Failure;
 use afterimage_wire::server::SnapshotReply;
@@ -79,6 +79,14 @@ impl Store {
             Store::Remote(remote) => remote.stats(stats),
         }
     }
+}
+
+/// The stores of a memo.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    pub(crate) labels: Store,
+    /// In this process. Without it, answers of bytes are not stored.
+    pub(crate) bytes: Option<Arc<ByteStore>>,
 }
 
 /// Receives the result of a lookup: one entry for each key, or `None` if the store did not answer.

@@ -3,7 +3,7 @@
 //! ignored by default:
 //!
 //! ```text
-//! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier-tools \
+//! TEST_MNIST=data/mnist cargo test --release -p afterimage-classifier-tools \
 //!     --test training -- --ignored
 //! ```
 
@@ -199,13 +199,13 @@ fn write_idx(directory: &Path, prefix: &str, data: &Dataset) {
 }
 
 #[test]
-#[ignore = "needs MNIST's training set in AFTERIMAGE_MNIST"]
+#[ignore = "needs MNIST's training set in TEST_MNIST"]
 fn the_raw_model_is_reproduced_on_one_and_three_threads() {
     reproduce(&Model::raw(), &[1, 3]);
 }
 
 #[test]
-#[ignore = "needs MNIST's training set in AFTERIMAGE_MNIST, and minutes"]
+#[ignore = "needs MNIST's training set in TEST_MNIST, and minutes"]
 fn the_shipped_model_is_reproduced_on_two_threads() {
     reproduce(&Model::shipped(), &[2]);
 }
@@ -213,7 +213,7 @@ fn the_shipped_model_is_reproduced_on_two_threads() {
 /// Trains the model again on MNIST and compares every byte of its file. The test set is not read:
 /// its recorded figure is copied.
 fn reproduce(model: &Model, thread_counts: &[usize]) {
-    let data = std::env::var("AFTERIMAGE_MNIST").expect("AFTERIMAGE_MNIST names a directory");
+    let data = std::env::var("TEST_MNIST").expect("TEST_MNIST names a directory");
     let train = Dataset::read(Path::new(&data), "train").expect("it holds MNIST");
     let options = parse(&model.metadata().command);
     assert_eq!(options.command(), model.metadata().command);

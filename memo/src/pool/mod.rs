@@ -292,7 +292,7 @@ impl Upstream for Arc<Pool> {
 /// The state of a replica as text for the statistics.
 fn about(member: &Member<Arc<Endpoint>>) -> String {
     let Some(model) = &member.model else { return "not connected".to_owned() };
-    let state = if member.health.is_well() { "well" } else { "ejected" };
+    let state = if member.health.is_healthy() { "healthy" } else { "ejected" };
     let [a, b, c, d, ..] = model.digest;
     let in_flight = member.health.in_flight;
     format!("{state}, model {a:02x}{b:02x}{c:02x}{d:02x}…, {in_flight} in flight")

@@ -410,7 +410,9 @@ mod tests {
         stats.push("classifiers_connected", Value::Gauge(1));
         stats.push(
             "classifier_1",
-            Value::Text("classifier-1.example.net:7402: well, model 501a1c72…, 3 in flight".into()),
+            Value::Text(
+                "classifier-1.example.net:7402: healthy, model 501a1c72…, 3 in flight".into(),
+            ),
         );
         stats.push("waiting", Value::Gauge(17));
         stats.push("store", Value::Text("afterimage".into()));
@@ -456,7 +458,7 @@ mod tests {
  refused    0 overloaded · 30 with a wrong seal
 
  audited                    1,234,567
- replica 1                  classifier-1.example.net:7402: well, model 501a1c72…,";
+ replica 1                  classifier-1.example.net:7402: healthy, model 501a1c7";
         let found = shown(&view, 81, 30);
         assert_eq!(found, expected, "found:\n{found}");
     }

@@ -45,10 +45,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-pub use batch::{BATCH, Batch, Op, Request};
+pub use batch::{BATCH, Batch, Infer, Op, Request};
 pub use listener::Listener;
 pub use options::{ServerOptions, Token};
-pub use outbox::{SnapshotReply, ValueReply};
+pub use outbox::{BytesReply, SnapshotReply, ValueReply};
 pub use service::{Identity, Service, handle_one};
 pub use shutdown::until_terminated;
 pub use watchers::Watchers;

@@ -82,6 +82,6 @@ pub fn handle_one(service: &impl Service, op: Op<'_>) -> Vec<u8> {
     let mut batch = Batch::new(&requests, &mut out, &outbox, service.generation(), Rights::Use);
     service.handle(&mut batch);
     batch.finish();
-    outbox.take(&mut out);
+    outbox.take(&mut out, 0);
     out
 }

@@ -96,9 +96,9 @@ async fn an_unknown_version_is_refused() {
     let server = start(ServerOptions::default()).await;
     let stream = TcpStream::connect(server.addr).await.unwrap();
     let mut client = Framed::new(stream, FrameCodec::default());
-    let hello = Hello { version_min: 2, version_max: 9, features: 0, token: b"" };
+    let hello = Hello { version_min: 3, version_max: 9, features: 0, token: b"" };
     client.send((1, Message::Hello(hello))).await.unwrap();
     let (status, text, connection) = error(&recv(&mut client).await);
     assert_eq!((status, connection), (Status::Unsupported, true));
-    assert_eq!(text, "the client speaks protocol versions 2 to 9; the server 1");
+    assert_eq!(text, "the client speaks protocol versions 3 to 9; the server 1 to 2");
 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, NamedTupl
 
 from . import protocol
 from .protocol import (
-    CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, MAX_TOKEN, PING,
+    CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, MAX_TOKEN, OLDEST_VERSION, PING,
     PONG, SHUTTING_DOWN, SNAPSHOT_REQ, SNAPSHOT_RESP, STATS_REQ, STATS_RESP, VERSION, WELCOME, WRITE, Failed, Frame,
     Label, Lost, Malformed, Reply, Snapshot, StatsValue, Welcome, flat, integer,
 )
@@ -295,8 +295,9 @@ class Client:
                 raise welcome
             if not isinstance(welcome, Welcome):
                 raise Ended("the server shuts down")
-            if welcome.version != VERSION:
-                raise Malformed(f"the server chose version {welcome.version}; the client offered only {VERSION}")
+            if not OLDEST_VERSION <= welcome.version <= VERSION:
+                raise Malformed(f"the server chose version {welcome.version}; the client offered "
+                                f"{OLDEST_VERSION} to {VERSION}")
         except BaseException:
             self._disconnect()
             raise

@@ -1,4 +1,4 @@
-"""Frames and messages of the Afterimage protocol, version 1. This module does no I/O."""
+"""Frames and messages of the Afterimage protocol, versions 1 and 2. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ RETRYABLE = frozenset([1, 2, 3, 5, 10, 11, 12])
 SHUTTING_DOWN = STATUSES.index("shutting_down")
 
 MAGIC = b"AFTERIMG"
-VERSION = 1
+#: The oldest and the newest version of the protocol that this client speaks.
+OLDEST_VERSION, VERSION = 1, 2
 HEADER = struct.Struct("<IBBHQ")
 MAX_REPLY_BODY = 1 << 20
 MAX_TOKEN = 1024
@@ -138,7 +139,7 @@ def integer(value: int, least: int, most: int, name: str) -> int:
 
 def hello(token: bytes) -> bytes:
     """The body of a Hello."""
-    return MAGIC + struct.pack("<HHIH", VERSION, VERSION, 0, len(token)) + token
+    return MAGIC + struct.pack("<HHIH", OLDEST_VERSION, VERSION, 0, len(token)) + token
 
 
 def frame(kind: int, flags: int, status: int, request_id: int, body: bytes) -> bytes:
@@ -174,7 +175,7 @@ def at_most(limit: int, value: int, what: str) -> int:
 
 
 def decode(kind: int, flags: int, status: int, data: Buffer) -> Reply:
-    """The content of a reply. None for a kind that no server of version 1 sends."""
+    """The content of a reply. None for a kind that no server sends."""
     body = Body(data)
     result: Reply
     if kind == CLASSIFY_RESP:
