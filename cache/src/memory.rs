@@ -79,8 +79,8 @@ impl Buckets {
     }
 
     /// Touches all pages, so that the system allocates them. Calls `go_on` before each
-    /// [`os::CHUNK`], and stops when it returns false. The contents stay, and other threads may read
-    /// and write meanwhile.
+    /// [`os::CHUNK`], and stops when it returns false. The contents stay, and other threads may
+    /// read and write meanwhile.
     pub(crate) fn populate(&self, go_on: &mut dyn FnMut() -> bool) {
         self.lines.populate(go_on);
         if let Some(tops) = &self.tops {
@@ -141,8 +141,8 @@ impl<T: Atomics> Zeroed<T> {
         Ok(Self { first: os::allocate(bytes)?.cast(), count })
     }
 
-    /// A touch and not `MADV_POPULATE_WRITE`: that holds the lock of the whole address space while it
-    /// clears pages, and a thread that maps memory, and all that fault after it, wait for the lock.
+    /// A touch and not `MADV_POPULATE_WRITE`: that holds the lock of the whole address space while
+    /// it clears pages. A thread that maps memory waits for this lock, and faults wait behind it.
     fn populate(&self, go_on: &mut dyn FnMut() -> bool) {
         let bytes = self.count * size_of::<T>();
         for at in (0..bytes).step_by(STEP) {
