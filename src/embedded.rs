@@ -43,7 +43,7 @@ impl Upstream for Embedded {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.text("classifier", "embedded");
+        stats.text(&afterimage_memo::metrics::CLASSIFIER, "embedded");
         service::engine_stats(&self.engine, stats);
     }
 }

@@ -42,18 +42,6 @@ pub(crate) fn percent(share: f64) -> String {
     format!("{:.2} %", if percent > 0.0 { percent.max(0.01) } else { percent })
 }
 
-/// A text of another program with its control characters escaped: a terminal must not obey them.
-pub(crate) fn safe(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            character if character.is_control() => safe.extend(character.escape_default()),
-            character => safe.push(character),
-        }
-    }
-    safe
-}
-
 /// A bar of `width` characters, `share` of it filled to an eighth of a character.
 pub(crate) fn bar(share: f64, width: usize) -> String {
     let eighths = (share.clamp(0.0, 1.0) * width as f64 * 8.0).round() as usize;
@@ -111,11 +99,6 @@ mod tests {
         assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
         let found = [0.0, 0.000_001, 0.5, 0.999_999, 1.0].map(percent);
         assert_eq!(found, ["0.00 %", "0.01 %", "50.00 %", "99.99 %", "100.00 %"]);
-    }
-
-    #[test]
-    fn control_characters_are_escaped() {
-        assert_eq!(safe("é\x1b[2J\nforged"), "é\\u{1b}[2J\\nforged");
     }
 
     #[test]

@@ -65,7 +65,7 @@ Examples:
 /// The subcommands by purpose, as the help lists them.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Serve", &["serve", "memo", "cache", "classifier"]),
-    ("Ask", &["classify", "stats", "snapshot"]),
+    ("Ask", &["classify", "stats", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench"]),
 ];
@@ -74,7 +74,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
 enum Command {
     /// Run memo, label table and classifier in one process.
     Serve(cmd::serve::Args),
-    /// Run a label table that memos on other machines share.
+    /// Run a cache service: a label table that memos share over the network.
     Cache(cmd::cache::Args),
     /// Run the built-in classifier.
     Classifier(cmd::classifier::Args),
@@ -90,12 +90,16 @@ enum Command {
     Eval(cmd::eval::Args),
     /// Show the gain of a memo on this machine, in half a minute.
     Demo(cmd::demo::Args),
-    /// Load a running service and measure throughput and latency.
+    /// Put load on a running service, and measure throughput and latency.
     Bench(Box<cmd::bench::Args>),
     /// Show a running service's statistics.
     Stats(cmd::stats::Args),
     /// Make a running service write its snapshot now.
     Snapshot(cmd::snapshot::Args),
+    /// Take the stored answers of some inputs back.
+    Forget(cmd::forget::ForgetArgs),
+    /// Take all stored answers of a model, or of all models, back.
+    Flush(cmd::forget::FlushArgs),
 }
 
 impl Command {
@@ -103,9 +107,12 @@ impl Command {
     fn default_log(&self) -> &'static str {
         match self {
             // Client commands print their errors; the log would repeat them.
-            Command::Classify(_) | Command::Bench(_) | Command::Stats(_) | Command::Snapshot(_) => {
-                "error,afterimage::settings=warn,afterimage::tls=warn"
-            }
+            Command::Classify(_)
+            | Command::Bench(_)
+            | Command::Stats(_)
+            | Command::Snapshot(_)
+            | Command::Forget(_)
+            | Command::Flush(_) => "error,afterimage::settings=warn,afterimage::tls=warn",
             _ => "info",
         }
     }
@@ -211,6 +218,7 @@ fn run() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        .fmt_fields(print::log_fields())
         .init();
     if let Some((name, matches)) = matches.subcommand()
         && let Command::Serve(_) | Command::Cache(_) | Command::Classifier(_) | Command::Memo(_) =
@@ -233,6 +241,8 @@ fn run() -> anyhow::Result<()> {
         Command::Bench(args) => cmd::bench::run(*args),
         Command::Stats(args) => cmd::stats::run(args),
         Command::Snapshot(args) => cmd::snapshot::run(args),
+        Command::Forget(args) => cmd::forget::forget(args),
+        Command::Flush(args) => cmd::forget::flush(args),
     }
 }
 

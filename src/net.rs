@@ -65,6 +65,9 @@ pub(crate) fn explained(address: &str, error: &CallError) -> anyhow::Error {
         | CallError::Refused { reason: cause, .. }
         | CallError::ConnectionLost { cause, .. }
         | CallError::DeadlineExceeded { last_error: Some(cause), .. } => cause,
+        CallError::Server { status: Status::Unauthorized, .. } => {
+            return anyhow!("{}; give it with --token-file", Report(error));
+        }
         error => return anyhow!("{}", Report(error)),
     };
     match &**cause {

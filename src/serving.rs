@@ -1,5 +1,6 @@
 //! The life of a service process: runtime, socket, start-up log, signals, drain, last log line.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,7 +9,7 @@ use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Identity, Server, ServerOptions, Service, until_terminated};
 use afterimage_wire::tls::ServerTls;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 
@@ -48,16 +49,21 @@ pub(crate) fn serve<S: Service>(
     listen: &str,
     build: impl FnOnce() -> anyhow::Result<S>,
 ) -> anyhow::Result<()> {
-    let options = args.options()?;
+    let mut options = args.options()?;
     raise_descriptor_limit(options.max_connections);
     let addr = net::resolve(listen).context("--listen")?;
     if !addr.ip().is_loopback() {
         check_exposed(listen, &options, args.insecure())?;
+        options.open_admin = asks_for_certificates(&options);
     }
     runtime(args.threads())?.block_on(async {
         reload_on_hangup(&options);
-        let listener =
-            TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}"))?;
+        let listener = TcpListener::bind(addr).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => anyhow!(
+                "cannot listen on {addr}: the address is in use; choose another one with --listen"
+            ),
+            _ => anyhow!("cannot listen on {addr}: {error}"),
+        })?;
         let addr = listener.local_addr()?;
         let service = Arc::new(build()?);
         let identity = service.identity();
@@ -128,11 +134,14 @@ fn reload_on_hangup(options: &ServerOptions) {
     }
 }
 
+fn asks_for_certificates(options: &ServerOptions) -> bool {
+    options.tls.as_ref().is_some_and(ServerTls::asks_for_certificates)
+}
+
 /// Refuses a public address without authentication. TLS without client certificates encrypts and
 /// does not authenticate.
 fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyhow::Result<()> {
-    let asks_for_certificates = options.tls.as_ref().is_some_and(ServerTls::asks_for_certificates);
-    if options.token.is_none() && !asks_for_certificates && !insecure {
+    if options.token.is_none() && !asks_for_certificates(options) && !insecure {
         bail!(
             "--listen {listen} is reachable from other machines without authentication; set \
              --token-file or --tls-client-ca, or --insecure to allow it"
@@ -195,22 +204,24 @@ fn raise_descriptor_limit(_: usize) {}
 
 #[cfg(test)]
 mod tests {
+    use afterimage_wire::proto::stats::Value;
+
     use super::*;
 
     #[test]
     fn the_last_line_counts_requests_and_hits() {
         let mut memo = Stats::default();
-        memo.counter("hits", 990);
-        memo.counter("misses", 9);
-        memo.counter("coalesced", 1);
+        memo.push("hits", Value::Counter(990));
+        memo.push("misses", Value::Counter(9));
+        memo.push("coalesced", Value::Counter(1));
         assert_eq!(summary(&memo), "1,000 requests, hit ratio 99.00 %");
         let mut cache = Stats::default();
-        cache.counter("hits", 0);
-        cache.counter("misses", 0);
-        cache.counter("writes", 7);
+        cache.push("hits", Value::Counter(0));
+        cache.push("misses", Value::Counter(0));
+        cache.push("writes", Value::Counter(7));
         assert_eq!(summary(&cache), "7 requests");
         let mut classifier = Stats::default();
-        classifier.counter("engine_scored", 12_345);
+        classifier.push("engine_scored", Value::Counter(12_345));
         assert_eq!(summary(&classifier), "12,345 images classified");
     }
 }

@@ -20,7 +20,7 @@ use afterimage_classifier::{Engine, EngineOptions, Model, Scorer, Scratch, Shape
 use afterimage_core::ModelId;
 use afterimage_memo::upstream::Call;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
-use afterimage_testkit::counting::allocations;
+use afterimage_testkit::memory::allocations;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};

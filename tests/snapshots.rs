@@ -60,6 +60,7 @@ fn remembered(client: &Client, rounds: std::ops::RangeInclusive<u32>) -> usize {
 
 fn start(snapshot: &str, more: &[&str]) -> Running {
     let args = ["cache", "--entries", "400000", "--threads", "1", "--snapshot", snapshot];
+    let args = [&args[..], &["--min-snapshot-interval", "0s"]].concat();
     Running::start(&[&args[..], more].concat())
 }
 
@@ -127,6 +128,107 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
     assert!(line.contains("token"), "{line}");
     assert!(!Path::new(&place(&folder)).exists());
     run(&["snapshot", &guarded.place(), "--token-file", &token]).succeeded();
+}
+
+#[test]
+fn answers_are_taken_back_by_command_and_stay_so_after_a_restart() {
+    let folder = folder();
+    let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));
+    let at = place(&folder);
+    let args = ["serve", "--snapshot", &at, "--token-file", &token, "--admin-token-file", &admin];
+    let mut memo = Running::start(
+        &[&args[..], &["--secret-file", &file(&folder, "secret", "7".repeat(64))]].concat(),
+    );
+    let classify = |memo: &Running| {
+        let server = memo.place();
+        let image = "examples/seven.png";
+        let args = ["classify", image, "--server", &server, "--token-file", &token];
+        let printed = run(&args).succeeded();
+        ["hit", "miss"].into_iter().find(|origin| printed.contains(origin)).unwrap()
+    };
+    let take_back = |memo: &Running, args: &[&str], token: &str| {
+        let server = memo.place();
+        run(&[args, &["--server", &server, "--token-file", token]].concat())
+    };
+    assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"));
+    let forget = ["forget", "examples/seven.png"];
+    for command in [&forget[..], &["flush"]] {
+        let line = take_back(&memo, command, &token).failed_with_a_line();
+        assert!(line.contains("unauthorized") && line.contains("admin token"), "{line}");
+        assert_eq!(classify(&memo), "hit", "{command:?} without the right");
+        let printed = take_back(&memo, command, &admin).succeeded();
+        assert!(
+            printed.starts_with("forgot 1 input of") || printed.contains("all models"),
+            "{printed}"
+        );
+        assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"), "{command:?}");
+    }
+    let line = take_back(&memo, &["flush", "--model", "none"], &admin).failed_with_a_line();
+    assert!(line.contains("none"), "{line}");
+    take_back(&memo, &["flush"], &admin).succeeded();
+    memo.signal(Signal::TERM);
+    assert!(memo.wait().success());
+    memo.restart();
+    assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"), "flushed before the restart");
+}
+
+#[test]
+fn snapshots_and_internals_need_the_admin_token() {
+    let folder = folder();
+    let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));
+    let tokens = ["--token-file", &token, "--admin-token-file", &admin];
+    let cache = start(&place(&folder), &tokens);
+    let line = run(&["snapshot", &cache.place(), "--token-file", &token]).failed_with_a_line();
+    assert!(
+        line.contains("unauthorized: a snapshot needs the admin token; give it with"),
+        "{line}"
+    );
+    assert!(!Path::new(&place(&folder)).exists());
+    run(&["snapshot", &cache.place(), "--token-file", &admin]).succeeded();
+
+    let classifier = Running::start(&["classifier", "--model", "raw"]);
+    let at = classifier.place();
+    let memo = Running::start(&[&["memo", "--classifier", &at][..], &tokens].concat());
+    for (token, sees) in [(&token, false), (&admin, true)] {
+        let stats = run(&["stats", &memo.place(), "--json", "--token-file", token]).succeeded();
+        assert_eq!(stats.contains(&at), sees, "{stats}");
+        assert!(stats.contains("\"classifiers\": 1"), "{stats}");
+    }
+    let same = ["cache", "--token-file", &token, "--admin-token-file", &token];
+    let done = run(&same);
+    let reason = "--admin-token-file has the token that all clients send";
+    assert!(!done.status.success() && done.stderr.contains(reason), "{done:#?}");
+}
+
+#[test]
+fn a_public_listener_without_a_token_has_no_admin() {
+    let folder = folder();
+    let public = ["--listen", "0.0.0.0:0", "--insecure"];
+    let open = start(&place(&folder), &public);
+    let local = format!("127.0.0.1:{}", open.addr().port());
+    let line = run(&["snapshot", &local]).failed_with_a_line();
+    assert!(line.contains("unauthorized"), "{line}");
+    drop(open);
+    let admin = file(&folder, "admin", "admin");
+    let open = start(&place(&folder), &[&public[..], &["--admin-token-file", &admin]].concat());
+    let local = format!("127.0.0.1:{}", open.addr().port());
+    run(&["snapshot", &local]).failed_with_a_line();
+    run(&["snapshot", &local, "--token-file", &admin]).succeeded();
+}
+
+#[test]
+fn snapshots_on_request_keep_a_least_interval() {
+    let folder = folder();
+    let mut cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", &place(&folder)]);
+    run(&["snapshot", &cache.place()]).succeeded();
+    let line = run(&["snapshot", &cache.place()]).failed_with_a_line();
+    assert!(line.contains("overloaded") && line.contains("the next is possible in "), "{line}");
+    assert!(line.contains("the least interval is 10s"), "{line}");
+    let written = fs::metadata(place(&folder)).unwrap().modified().unwrap();
+    cache.signal(Signal::TERM);
+    assert!(cache.wait().success());
+    let last = fs::metadata(place(&folder)).unwrap().modified().unwrap();
+    assert!(last > written, "the last snapshot does not wait");
 }
 
 #[test]
@@ -372,4 +474,22 @@ fn a_second_process_on_one_snapshot_is_refused() {
     // The answers come after the load, and so does its line in the log.
     assert_eq!(remembered(&client(&next), 1..=1), ENTRIES as usize);
     assert!(next.log().contains(&format!("loaded {ENTRIES} of")), "{}", next.log());
+}
+
+#[test]
+fn a_cache_with_bytes_keeps_both_stores() {
+    let folder = folder();
+    let mut cache = start(&place(&folder), &["--bytes", "8MiB"]);
+    fill(&client(&cache), 1);
+    let printed = run(&["snapshot", &cache.place()]).succeeded();
+    assert!(printed.starts_with("wrote 20,000 entries"), "{printed}");
+    assert_eq!(
+        names(&folder),
+        ["snapshot", "snapshot.bytes", "snapshot.bytes.lock", "snapshot.lock"]
+    );
+    cache.kill();
+    cache.restart();
+    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    let stats = run(&["stats", "--over", "0s", &cache.place()]).succeeded();
+    assert!(stats.contains("\nByte store\n"), "{stats}");
 }

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use afterimage_wire::ClientOptions;
@@ -149,5 +149,55 @@ fn a_server_that_is_not_there_is_one_line_and_no_more() {
         // No line of the log beside it, which would say the same.
         let line = run(args).failed_with_a_line();
         assert!(line.contains("refused"), "{line}");
+    }
+}
+
+/// Reads text from standard input with the parser of Prometheus' Python client, and prints each
+/// family: name, type, whether it has a help text, and the number of its samples.
+const PARSER: &str = "
+import sys
+from prometheus_client.parser import text_string_to_metric_families as families
+for family in families(sys.stdin.read()):
+    names = {(s.name, tuple(sorted(s.labels.items()))) for s in family.samples}
+    assert len(names) == len(family.samples), f'{family.name}: a sample occurs twice'
+    print(family.name, family.type, bool(family.documentation), len(names))
+";
+
+#[test]
+fn the_python_client_of_prometheus_parses_the_text() {
+    let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
+    let client = Client::connect(memo.addr(), ClientOptions::new()).unwrap();
+    client.classify(&[7; 784]).unwrap();
+    client.classify(&[7; 784]).unwrap();
+    let text = run(&["stats", "--prometheus", &memo.place()]).succeeded();
+    let hits = "afterimage_lookups_total{service=\"memo\",result=\"hit\"} 1\n";
+    assert!(text.contains(hits), "{text}");
+
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".into());
+    let mut parser = Command::new(&python);
+    parser.args(["-c", PARSER]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let has_client = Command::new(&python).args(["-c", "import prometheus_client"]).output();
+    if !has_client.is_ok_and(|output| output.status.success()) {
+        // The test harness shows only the standard error of the process itself.
+        let why = "no Python with prometheus-client (TEST_PYTHON)";
+        let _ = writeln!(std::io::stderr(), "SKIPPED the parser of Prometheus: {why}");
+        return;
+    }
+    let mut child = parser.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}\n{text}");
+    let families = String::from_utf8(output.stdout).unwrap();
+    for family in [
+        "afterimage_lookups counter True 3",
+        "afterimage_saved_time_seconds counter True 1",
+        "afterimage_store_memory_bytes gauge True 1",
+        // For each result 27 bounds, infinity, sum and count.
+        "afterimage_latency_seconds histogram True 90",
+        "afterimage_uptime_seconds counter True 1",
+        "afterimage_version_info gauge True 1",
+    ] {
+        assert!(families.lines().any(|line| line == family), "{family}: {families}");
     }
 }

@@ -13,7 +13,7 @@ cargo build --release --locked -p afterimage-bench --bin memo_peers --bin null_s
 cargo build --release --locked --manifest-path bench/peers/Cargo.toml
 venv=${PEERS_VENV:-$(mktemp -d)}
 [ -n "${PEERS_VENV:-}" ] || trap 'rm -rf "$venv"' EXIT
-bench/peers/fastapi/install.sh "$venv"
+bench/peers/fastapi/run.sh "$venv"
 target/release/memo_peers target/release/afterimage "$records" \
     bench/peers/target/release "$venv/bin/python" target/release/null_server
 keep_records

@@ -1,9 +1,13 @@
-//! Addresses of servers as users write them, and texts without the secrets in them.
+//! Servers under load: their addresses as users write them, how to connect, and how they introduce
+//! themselves. Texts about them contain no secrets.
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
+
+use afterimage_wire::proto::Welcome;
+use afterimage_wire::tls::ClientTls;
 
 use crate::dialect::Dialect;
 
@@ -30,6 +34,32 @@ pub struct Login {
     pub user: String,
     /// The number of the database.
     pub database: u32,
+}
+
+/// A server and how to connect to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer<'a> {
+    /// Its address.
+    pub addr: SocketAddr,
+    /// Its protocol.
+    pub dialect: Dialect,
+    /// The token for the handshake, or the password of Redis; empty for none.
+    pub token: &'a [u8],
+    /// The user and the database of Redis.
+    pub login: &'a Login,
+    /// TLS; `None` for none.
+    pub tls: Option<&'a ClientTls>,
+    /// The limit for connecting, and for each answer of the handshake.
+    pub timeout: Duration,
+}
+
+/// How a server introduces itself.
+#[derive(Debug)]
+pub(crate) enum Introduction {
+    /// A server of the Afterimage protocol.
+    Welcome(Welcome),
+    /// Another server: name and version.
+    Name(String),
 }
 
 impl Address {
@@ -83,8 +113,9 @@ impl Address {
         }
         if !path.is_empty() {
             let database = path.parse().ok().filter(|_| dialect == Dialect::Redis);
-            address.login.database = database
-                .ok_or_else(|| format!("{shown}: {path:?} after the port is not a database"))?;
+            address.login.database = database.ok_or_else(|| {
+                format!("{shown}: {path:?} after the port is not a database number")
+            })?;
         }
         Ok(address)
     }
@@ -234,7 +265,7 @@ mod tests {
             ("redis://:se?cret@host", "\"?\""),
             ("redis://:se%zzcret@host", "%25"),
             ("redis://:secret@host?db=3", "\"?\""),
-            ("redis://:secret@host/cret", "not a database"),
+            ("redis://:secret@host/cret", "not a database number"),
             ("memcached://:secret@host", "only redis://"),
             (":secret@host:6379", "only redis://"),
             ("http://:secret@host", "unknown scheme"),

@@ -10,11 +10,11 @@ use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
 use afterimage_wire::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Message, Welcome};
 
 use crate::address::Login;
+use crate::address::{Introduction, Peer};
 use crate::channel::{Channel, Lost, Wait};
 use crate::dialect::Dialect;
 use crate::dialect::replies::{Reply, cut, status as status_of};
 use crate::error::BenchError;
-use crate::peer::{Introduction, Peer};
 
 /// The largest accepted body of a reply: more than the longest error text. A longer one means that
 /// the server is broken.

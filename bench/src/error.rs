@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use afterimage_wire::Status;
 use afterimage_wire::proto::{BodyError, FrameError, Role, Shape};
+use afterimage_wire::text::escape_text;
 
 use crate::report::Report;
 
@@ -27,7 +28,7 @@ pub enum BenchError {
         source: io::Error,
     },
     /// The server refused the connection, mostly because of a wrong token.
-    #[error("{addr} refused the connection: {status}: {text}")]
+    #[error("{addr} refused the connection: {status}: {}", escape_text(text))]
     Refused {
         /// The server.
         addr: SocketAddr,

@@ -24,7 +24,6 @@ pub mod html;
 mod lane;
 mod load;
 mod outcome;
-mod peer;
 mod plan;
 pub mod record;
 pub mod report;
@@ -38,12 +37,11 @@ mod worker;
 pub mod workload;
 mod zipf;
 
-pub use address::{Address, Login, redacted, redacted_command};
+pub use address::{Address, Login, Peer, redacted, redacted_command};
 pub use dialect::Dialect;
 pub use error::BenchError;
 pub use load::{Progress, greet, run};
 pub use outcome::{Latencies, Outcome};
-pub use peer::Peer;
 pub use plan::{
     Arrivals, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span,
     Target,

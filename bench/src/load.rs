@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::proto::{Role, Welcome};
 
+use crate::address::{Introduction, Peer};
 use crate::connection::Connection;
 use crate::error::BenchError;
-use crate::peer::{Introduction, Peer};
 use crate::plan::{Plan, Target};
 use crate::report::Report;
 use crate::tally::Tally;

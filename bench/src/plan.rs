@@ -8,8 +8,8 @@ use std::time::Duration;
 use afterimage_wire::tls::ClientTls;
 
 use crate::address::Login;
+use crate::address::Peer;
 use crate::dialect::Dialect;
-use crate::peer::Peer;
 use crate::workload::{Access, Answers, Keys, MAX_POPULATION, Population, STAMP_LEN};
 
 /// The deepest window of a connection. A million requests in flight is past what any buffer on the

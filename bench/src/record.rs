@@ -127,7 +127,10 @@ impl Record {
     /// # Errors
     /// Whatever the file system says; `InvalidData` when the file is no record of this format.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let record: Record = serde_json::from_slice(&fs::read(path)?)?;
+        let record: Record = serde_json::from_slice(&fs::read(path)?).map_err(|error| {
+            let text = format!("it is not a record of `afterimage bench`: {error}");
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        })?;
         if record.format != FORMAT {
             let (path, format) = (path.display(), record.format);
             let text = format!("{path} has format {format}; this version reads {FORMAT}");

@@ -1,33 +1,34 @@
-//! By how much two samples differ, and how sure that is, without assuming a distribution.
+//! Difference of two samples and its confidence interval, without an assumed distribution.
 //!
 //! Run times have long tails and outliers, so means and t-tests say little here. The Hodges–Lehmann
-//! estimate is the median of all pairwise differences; its confidence interval comes from the exact
-//! distribution of the rank statistic that goes with it. Hollander, Wolfe and Chicken,
-//! *Nonparametric Statistical Methods*, 3rd edition (2014): sections 4.2 and 4.3 for two
-//! independent samples (Mann and Whitney 1947, Lehmann 1963), 3.2 and 3.3 for pairs (Wilcoxon 1945,
-//! Tukey 1949). Ties make the intervals a little too wide, never too narrow.
+//! estimate is the median of all pairwise differences. Its confidence interval comes from the exact
+//! distribution of the matching rank statistic. Hollander, Wolfe and Chicken, *Nonparametric
+//! Statistical Methods*, 3rd edition (2014): sections 4.2 and 4.3 for two independent samples (Mann
+//! and Whitney 1947, Lehmann 1963), 3.2 and 3.3 for pairs (Wilcoxon 1945, Tukey 1949). With ties
+//! the intervals are a little too wide, never too narrow.
 
-/// The confidence of the intervals given here.
+/// The confidence of the intervals.
 pub const CONFIDENCE: f64 = 0.95;
 
 /// A difference with its confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shift {
-    /// By how much the second sample is larger than the first.
+    /// The amount by which the second sample is larger than the first.
     pub estimate: f64,
-    /// The interval that holds the truth with at least [`CONFIDENCE`]; `None` when there are too
-    /// few values to be so sure of anything.
+    /// The interval that contains the true difference with at least [`CONFIDENCE`]; `None` if there
+    /// are too few values.
     pub interval: Option<(f64, f64)>,
 }
 
-/// By how much `second` is larger than `first`, which are independent. `None` when one is empty.
+/// The amount by which `second` is larger than `first`. The samples are independent. `None` if one
+/// is empty.
 pub fn independent(first: &[f64], second: &[f64]) -> Option<Shift> {
     let differences = second.iter().flat_map(|b| first.iter().map(move |a| b - a)).collect();
     shift(differences, &mann_whitney(first.len(), second.len()))
 }
 
-/// By how much the second of each pair is larger than the first: pairs share what disturbs both.
-/// `None` when there is no pair.
+/// The amount by which the second value of each pair is larger than the first. Disturbances affect
+/// both values of a pair alike. `None` without a pair.
 pub fn paired(pairs: &[(f64, f64)]) -> Option<Shift> {
     let differences: Vec<f64> = pairs.iter().map(|(a, b)| b - a).collect();
     let mut averages = Vec::new();
@@ -37,13 +38,13 @@ pub fn paired(pairs: &[(f64, f64)]) -> Option<Shift> {
     shift(averages, &signed_rank(pairs.len()))
 }
 
-/// The median of `values`, and the two of them between which the truth lies. `likelihoods` are
-/// those of 0, 1, 2 … as the statistic, if there is no difference.
+/// The median of `values`, and the two values that enclose the true difference. `likelihoods` are
+/// the probabilities of 0, 1, 2 … as the statistic if there is no difference.
 fn shift(mut values: Vec<f64>, likelihoods: &[f64]) -> Option<Shift> {
     values.sort_by(f64::total_cmp);
     let last = values.len().checked_sub(1)?;
     let estimate = (values[last / 2] + values[last.div_ceil(2)]) / 2.0;
-    // The most values that can be cut off at each end.
+    // The largest number of values that can be cut off at each end.
     let (mut cut, mut tail) = (0, 0.0);
     for likelihood in likelihoods {
         tail += likelihood;
@@ -57,12 +58,13 @@ fn shift(mut values: Vec<f64>, likelihoods: &[f64]) -> Option<Shift> {
     Some(Shift { estimate, interval })
 }
 
-/// The distribution of the number of pairs whose second is larger, for samples of `m` and `n` from
-/// one distribution: how many of the ways to choose ranks give each number, by Mann and Whitney's
-/// recurrence.
+/// The distribution of the number of pairs whose second value is larger, for samples of `m` and `n`
+/// values from one distribution. Mann and Whitney's recurrence counts the choices of ranks that
+/// give each number.
 fn mann_whitney(m: usize, n: usize) -> Vec<f64> {
-    // `ways[j]` is the distribution for i and j values, as likelihoods so that nothing overflows:
-    // the largest of all is one of the i with likelihood i / (i + j), and then counts j.
+    // `ways[j]` is the distribution for i and j values, as probabilities, so that nothing
+    // overflows. The largest of all values is one of the i values with probability i / (i + j), and
+    // then counts j.
     let mut ways: Vec<Vec<f64>> = vec![vec![1.0]; n + 1];
     for i in 1..=m {
         let mut next: Vec<Vec<f64>> = vec![vec![1.0]];
@@ -82,7 +84,7 @@ fn mann_whitney(m: usize, n: usize) -> Vec<f64> {
     ways.pop().unwrap_or_default()
 }
 
-/// The distribution of the sum of the ranks of the positive ones of `n` symmetric values.
+/// The distribution of the sum of the ranks of the positive values among `n` symmetric values.
 fn signed_rank(n: usize) -> Vec<f64> {
     let mut likelihoods = vec![1.0];
     for rank in 1..=n {

@@ -1,22 +1,22 @@
-//! How a run went over time: its measurement cut into intervals of one length.
+//! Timeline of a run: its measurement, divided into intervals of equal length.
 
 use hdrhistogram::Histogram;
 
 use crate::outcome::{DIGITS, MAX_LATENCY_NS, Outcome};
 
-/// Intervals of a run at most: as many as a plot can show, and each holds a histogram of some 100
-/// KB. When they are used up, two and two are made one, so that a run of any length has between
-/// half as many and all.
+/// Most intervals of a run: a plot can show so many, and each has a histogram of some 100 KB. When
+/// all are used, each two are merged into one. So a run of any length has between half of this
+/// number and all.
 pub(crate) const MAX_INTERVALS: usize = 200;
 
 const _: () = assert!(MAX_INTERVALS.is_multiple_of(2));
 
-/// What happened in one interval.
+/// The events of one interval.
 #[derive(Clone, Debug)]
 pub(crate) struct Interval {
-    /// Latencies from due of the proper answers that came in it.
+    /// Latencies from the due time, of the correct answers that arrived in it.
     pub(crate) from_due: Histogram<u64>,
-    /// Requests that were over in it: answered, failed, or a write confirmed.
+    /// Requests that ended in it: answered, failed, or a confirmed write.
     pub(crate) closed: u64,
     pub(crate) hits: u64,
     pub(crate) failed: u64,
@@ -24,8 +24,8 @@ pub(crate) struct Interval {
 
 impl Default for Interval {
     fn default() -> Self {
-        // Grows with the longest latency: most intervals have none near the hour that it could
-        // hold.
+        // The histogram grows with the longest latency. Most intervals have none near its limit of
+        // an hour.
         let from_due = Histogram::new(DIGITS).expect("a constant that the histogram allows");
         Interval { from_due, closed: 0, hits: 0, failed: 0 }
     }
@@ -40,7 +40,7 @@ impl Interval {
     }
 }
 
-/// The intervals of a measurement. The default one takes no notes.
+/// The intervals of a measurement. The default timeline records nothing.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Timeline {
     start_ns: u64,
@@ -49,23 +49,23 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// A measurement that begins at `start_ns`, in intervals of `width_ns`, which is above 0, at
-    /// first.
+    /// A measurement that begins at `start_ns`. Its intervals have a length of `width_ns` at first,
+    /// which is above 0.
     pub(crate) fn new(start_ns: u64, width_ns: u64) -> Self {
         Timeline { start_ns, width_ns, intervals: vec![Interval::default()] }
     }
 
-    /// Length of each interval.
+    /// The length of each interval.
     pub(crate) fn width_ns(&self) -> u64 {
         self.width_ns
     }
 
-    /// The intervals, the first one first. Those without an event may be missing at the end.
+    /// The intervals in order. Intervals without an event may be missing at the end.
     pub(crate) fn into_intervals(self) -> Vec<Interval> {
         self.intervals
     }
 
-    /// When the interval that is written to ends.
+    /// The end of the current interval.
     #[inline]
     pub(crate) fn ends_ns(&self) -> u64 {
         match self.intervals.len() {
@@ -74,7 +74,7 @@ impl Timeline {
         }
     }
 
-    /// Goes on to the interval that `now_ns` is in.
+    /// Moves to the interval that contains `now_ns`.
     pub(crate) fn advance(&mut self, now_ns: u64) {
         while now_ns >= self.ends_ns() {
             if self.intervals.len() == MAX_INTERVALS {
@@ -85,7 +85,7 @@ impl Timeline {
         }
     }
 
-    /// Makes one interval of every two.
+    /// Merges each two intervals into one.
     fn coarsen(&mut self) {
         let fine = std::mem::take(&mut self.intervals);
         for pair in fine.chunks(2) {
@@ -96,7 +96,7 @@ impl Timeline {
         self.width_ns = self.width_ns.saturating_mul(2);
     }
 
-    /// Notes `count` answers with this latency.
+    /// Records `count` answers with this latency.
     #[inline]
     pub(crate) fn note(&mut self, outcome: Outcome, due_ns: u64, count: u64) {
         let Some(interval) = self.intervals.last_mut() else { return };
@@ -111,7 +111,7 @@ impl Timeline {
         interval.from_due.record_n(due_ns, count).expect("the histogram grows as it must");
     }
 
-    /// Notes so many requests that are over.
+    /// Records `count` requests that ended.
     #[inline]
     pub(crate) fn note_closed(&mut self, count: u64) {
         if let Some(interval) = self.intervals.last_mut() {
@@ -119,7 +119,7 @@ impl Timeline {
         }
     }
 
-    /// Adds another thread's notes of the same measurement.
+    /// Adds another thread's timeline of the same measurement.
     pub(crate) fn add(&mut self, mut other: Timeline) {
         if other.intervals.is_empty() {
             return;
@@ -128,7 +128,7 @@ impl Timeline {
             *self = other;
             return;
         }
-        // Both began with one width and only ever doubled it.
+        // Both timelines began with the same width, and widths only double.
         while self.width_ns < other.width_ns {
             self.coarsen();
         }

@@ -1,8 +1,8 @@
-//! A load thread: the connections that are its own, and the phases they go through.
+//! A load thread: its connections, and the phases of its run.
 //!
-//! It goes round: send what is due and has room, wait for replies, judge them. A closed loop on one
-//! connection waits inside the read; otherwise the thread waits in `poll`, and for the last
-//! microseconds before a request is due it does not sleep at all, because sleeping is not exact.
+//! The thread sends the requests that are due, waits for replies, and checks them, in a loop. A
+//! closed loop on one connection waits inside the read. Otherwise the thread waits in `poll`. It
+//! does not sleep in the last microseconds before a request is due, because sleeping is not exact.
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,20 +23,21 @@ use crate::tally::Tally;
 use crate::timeline::Timeline;
 use crate::workload::{Draw, Fresh, Pattern};
 
-/// How long before a request is due a thread stops sleeping and looks at the clock instead. A
-/// wake-up from sleep takes this long on a machine that is not busy.
+/// The time before a due request in which a thread reads the clock instead of sleeping. A wake-up
+/// takes about this long on an idle machine.
 const SPIN: Duration = Duration::from_micros(60);
 
-/// How long a thread sleeps at most. Time limits are noticed this late.
+/// The longest sleep of a thread. Time limits are noticed at most this late.
 const TICK: Duration = Duration::from_millis(50);
 
-/// The first length of a timeline's intervals: shorter ones hold too few answers for percentiles.
+/// The first length of a timeline's intervals. Shorter intervals have too few answers for
+/// percentiles.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// As many intervals are aimed at when it is known how long a measurement goes on.
+/// The number of intervals for a measurement of known length.
 const INTERVALS: u32 = 100;
 
-/// What a load thread tells the others while it works. A cache line (or two) of its own.
+/// The progress of a load thread, for the other threads. It has a cache line (or two) of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Live {
@@ -45,21 +46,21 @@ pub(crate) struct Live {
     pub(crate) measuring: AtomicBool,
 }
 
-/// What all load threads of a run have in common.
+/// The shared state of all load threads of a run.
 pub(crate) struct Crew<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) pattern: &'a Pattern,
-    /// What all times are counted from.
+    /// The zero of all times.
     pub(crate) epoch: Instant,
-    /// Where they meet before the measurement.
+    /// The barrier before the measurement.
     pub(crate) barrier: Barrier,
-    /// Classes of the server's model; 0 for none.
+    /// The number of classes of the server's model; 0 for none.
     pub(crate) classes: u32,
-    /// Makes this run's fresh images others than the last run's.
+    /// A number that makes the fresh images of this run differ from those of other runs.
     pub(crate) nonce: u64,
 }
 
-/// A load thread from its first to its last moment.
+/// Runs a load thread from start to end.
 pub(crate) fn work(
     crew: &Crew<'_>,
     number: usize,
@@ -67,7 +68,7 @@ pub(crate) fn work(
     live: &Live,
 ) -> Result<(Tally, ThreadUse), BenchError> {
     let Crew { plan, pattern, epoch, barrier, .. } = crew;
-    // Every thread must come to the barrier, whatever happens to it.
+    // Every thread must reach the barrier, also after an error.
     let pinned = pin(plan, number);
     let clock = move || epoch.elapsed().as_nanos() as u64;
     let lane = |(number, connection)| {
@@ -105,7 +106,7 @@ pub(crate) fn work(
     Ok((worker.tally, used))
 }
 
-/// How long the intervals of a measurement's timeline are at first.
+/// The first length of the intervals of a measurement's timeline.
 fn interval(stop: Span) -> Duration {
     match stop {
         Span::Time(time) => (time / INTERVALS).max(MIN_INTERVAL),
@@ -117,12 +118,12 @@ fn lanes(plan: &Plan) -> u32 {
     u32::try_from(plan.connections).expect("connections are far fewer than 2³²")
 }
 
-/// So many of 2³², for a share from 0 to 1.
+/// A share from 0 to 1, in units of 2⁻³².
 fn in_2_32(share: f64) -> u64 {
     (share * (1u64 << 32) as f64) as u64
 }
 
-/// A task that asks for nothing yet.
+/// A task that does not send anything yet.
 fn task(plan: &Plan, draw: Draw) -> Task {
     let reads_in_2_32 = match &plan.target {
         Target::Classify { .. } => 1 << 32,
@@ -147,12 +148,12 @@ struct Worker<'a, C> {
     tally: Tally,
     live: &'a Live,
     clock: C,
-    /// When the run was cancelled.
+    /// The time at which the run was cancelled.
     cut_ns: Option<u64>,
 }
 
 impl<C: Fn() -> u64> Worker<'_, C> {
-    /// Asks about every image once, or writes every key once, as fast as that goes.
+    /// Sends every image once, or writes every key once, as fast as possible.
     fn prefill(&mut self) {
         if !self.plan.prefill {
             return;
@@ -179,8 +180,8 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         }
     }
 
-    /// Sends what `span` says, waits for the answers, and returns how long it took: not longer than
-    /// a time span, even if the last answers come after it.
+    /// Sends the requests of `span`, waits for the answers, and returns the elapsed time. That is
+    /// at most the length of a time span, even if the last answers arrive later.
     fn phase(&mut self, span: Span) -> Duration {
         let plan = self.plan;
         let start_ns = (self.clock)();
@@ -188,7 +189,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         for (lane, &number) in self.lanes.iter_mut().zip(&self.numbers) {
             let (quota, end_ns) = match span {
                 Span::Time(time) => (u64::MAX, start_ns.saturating_add(nanos(time))),
-                // The first lanes take one more each when the lanes do not divide the requests.
+                // If the lanes do not divide the requests evenly, the first lanes take one more.
                 Span::Requests(all) => {
                     let lanes = u64::from(lanes(plan));
                     (all / lanes + u64::from(u64::from(number) < all % lanes), u64::MAX)
@@ -219,7 +220,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         self.tally.settle();
         let until_cut_ns = self.cut_ns.map_or(u64::MAX, |cut_ns| cut_ns.saturating_sub(start_ns));
         let ended_ns = match span {
-            // The clock goes on between the last arrival and the end.
+            // The clock runs on between the last arrival and the end.
             Span::Time(time) if self.lanes.iter().any(Lane::ran_its_time) => nanos(time),
             Span::Time(time) => nanos(time).min(last_ns.saturating_sub(start_ns)),
             Span::Requests(_) => last_ns.saturating_sub(start_ns),
@@ -227,7 +228,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         Duration::from_nanos(ended_ns.min(until_cut_ns))
     }
 
-    /// Goes round until every lane is done. Returns when the last bytes came.
+    /// Repeats the loop until every lane is done. Returns the time of the last received bytes.
     fn go_round(&mut self) -> u64 {
         let timeout_ns = nanos(self.plan.timeout);
         let mut last_ns = (self.clock)();
@@ -257,7 +258,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         }
     }
 
-    /// Waits until there is something to do, and reads what has come. Returns whether anything has.
+    /// Waits for an event and reads the received bytes. Returns whether there were any.
     fn wait_and_receive(&mut self) -> bool {
         let (target, tally, clock) = (&self.plan.target, &mut self.tally, &self.clock);
         let due_ns = self.lanes.iter().filter_map(Lane::next_due).min();
@@ -288,7 +289,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
                 .collect();
             let timeout =
                 Timespec { tv_sec: sleep.as_secs() as i64, tv_nsec: sleep.subsec_nanos().into() };
-            // An error here is an interrupting signal: the next round polls again.
+            // An error here is a signal that interrupted the call: the next iteration polls again.
             let _ = poll(&mut fds, Some(&timeout));
             fds.iter().map(|fd| fd.revents().intersects(!PollFlags::OUT)).collect()
         };
@@ -301,7 +302,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
         any
     }
 
-    /// Tells the watching thread how far this one is.
+    /// Publishes the progress of this thread for the watching thread.
     fn tell(&mut self) {
         self.tally.settle();
         let answers: u64 = self.tally.latencies.iter().map(|l| l.from_due.len()).sum();
@@ -311,7 +312,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
     }
 }
 
-/// Ties this thread to the CPU that the plan has for it.
+/// Pins this thread to its CPU in the plan.
 fn pin(plan: &Plan, thread: usize) -> Result<(), BenchError> {
     let Some(&cpu) = plan.pin.get(thread % plan.pin.len().max(1)) else {
         return Ok(());
@@ -324,7 +325,7 @@ fn pin(plan: &Plan, thread: usize) -> Result<(), BenchError> {
     sched_setaffinity(None, &cpus).map_err(|errno| BenchError::Pin { cpu, source: errno.into() })
 }
 
-/// The CPU time that this thread has used.
+/// The CPU time of this thread.
 fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

@@ -1,35 +1,36 @@
-//! Zipf's law by looking it up: fast enough for tens of millions of draws a second.
+//! Zipf's law by table lookup, for tens of millions of draws a second.
 //!
-//! Rejection-inversion (`rand_distr`'s way) needs no memory, but logarithms and powers; a draw then
-//! costs more than all the rest of a small request does here. A table needs 12 to 16 bytes for each
-//! member of the population, shared by all connections. Measured side by side on a busy machine,
-//! best of five times 5 million draws, table against computation: 19 to 87 ns for ten thousand
-//! members, 25 to 63 ns for a million, 53 to 63 ns for ten million, where the table's cache misses
-//! have eaten the gain.
+//! Rejection-inversion (the method of `rand_distr`) needs no memory, but it computes logarithms and
+//! powers. A draw then costs more than the rest of a small request. A table needs 12 to 16 bytes
+//! for each member of the population, and all connections share it. Measured side by side on a busy
+//! machine, best of five times 5 million draws, table against computation: 19 to 87 ns for ten
+//! thousand members, 25 to 63 ns for a million, 53 to 63 ns for ten million. There the table's
+//! cache misses cost as much as they save.
 
 use rand::Rng;
 
-/// The largest population that gets a table: of 64 MiB. Above, draws are computed.
+/// The largest population that gets a table, of 64 MiB. For larger ones draws are computed.
 pub(crate) const MAX_TABLE: u32 = 1 << 22;
 
-/// Draws that are made together.
+/// Draws in a batch.
 pub(crate) const BATCH: usize = 32;
 
-/// The cumulative distribution of the ranks of a population, and where to begin searching it.
+/// The cumulative distribution of the ranks of a population, and a guide to the start of each
+/// search.
 ///
 /// Inversion with a guide table: Chen and Asau, "On generating random variates from an empirical
 /// distribution", AIIE Transactions 6 (1974). Exact to the 53 bits of a draw.
 #[derive(Debug)]
 pub(crate) struct ZipfTable {
-    /// At `i`, the likelihood of a rank of at most `i + 1`. Ends in 1.
+    /// At `i`, the probability of a rank of at most `i + 1`. The last value is 1.
     cumulative: Vec<f64>,
-    /// At `k`, the first rank (less one) that a draw of `k` / `guide.len()` or more can mean. Its
-    /// length is a power of two, so that the multiplication by it is exact.
+    /// At `k`, the lowest rank (less one) for a draw of `k` / `guide.len()` or more. The length is
+    /// a power of two, so the multiplication by it is exact.
     guide: Vec<u32>,
 }
 
 impl ZipfTable {
-    /// The law of this exponent over `count` ranks; at least one.
+    /// The law with this exponent over `count` ranks, at least one.
     pub(crate) fn new(count: u32, exponent: f64) -> Self {
         let mut sum = 0.0;
         let mut cumulative: Vec<f64> = (1..=count.max(1))
@@ -57,8 +58,8 @@ impl ZipfTable {
 
     /// Fills `out` with numbers below the population's size: ranks less one.
     ///
-    /// All first looks into the guide come before all second looks into the distribution, so that
-    /// the processor waits for many of a large table's cache misses at once.
+    /// All accesses to the guide come before all accesses to the distribution, so the cache misses
+    /// of a large table overlap.
     pub(crate) fn fill(&self, rng: &mut impl Rng, out: &mut [u32; BATCH]) {
         const STEP: f64 = 1.0 / (1u64 << 53) as f64;
         let mut draws = [0.0; BATCH];
@@ -71,14 +72,14 @@ impl ZipfTable {
         }
     }
 
-    /// Where the guide points for `draw`: at the rank to be found or before it.
+    /// The start of the search for `draw`: its rank or a lower one.
     #[inline]
     fn guess(&self, draw: f64) -> u32 {
         self.guide[(draw * self.guide.len() as f64) as usize]
     }
 
-    /// The first rank (less one) whose cumulative likelihood is above `draw`, which is below 1. On
-    /// average less than one step from the guess, whatever the exponent.
+    /// The lowest rank (less one) whose cumulative probability is above `draw`, which is below 1.
+    /// The search takes less than one step on average, for any exponent.
     #[inline]
     fn find(&self, draw: f64, guess: u32) -> u32 {
         let mut rank = guess;

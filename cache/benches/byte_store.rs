@@ -7,15 +7,17 @@
 //! 2. The overhead is the growth of resident memory per entry, beyond the bytes of its value.
 //!    It is measured first: later stores would use memory that an earlier one has freed.
 //! 3. A Zipf trace of inputs whose answers have 64 bytes to 1 MiB, with even logarithms. Each cache
-//!    holds a tenth of the bytes of all answers. Only requests after the first fifth count.
+//!    holds a tenth of the bytes of all answers. Only requests after the first fifth count. On the
+//!    drifting trace the popular inputs change: every 50 requests each rank moves to the next one.
+//! 4. A snapshot of the million values, written and loaded.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
 use std::time::Instant;
 
-use afterimage_cache::ByteStore;
 use afterimage_cache::byte_store::ENTRY_OVERHEAD_BYTES;
-use afterimage_testkit::resident::resident_bytes;
+use afterimage_cache::{ByteStore, SnapshotFile};
+use afterimage_testkit::memory::resident_bytes;
 use afterimage_wire::splitmix::SplitMix64;
 use bytes::Bytes;
 
@@ -39,11 +41,13 @@ fn main() {
         let met = if value <= aim { "yes" } else { "no" };
         println!("| {name} | {value:.0} | {aim} | {met} |");
     }
+    snapshot(&store);
     drop(store);
     println!("\n| Zipf | hits by bytes, % | byte store | moka | LRU |");
     println!("|---|---|---|---|---|");
-    for exponent in [0.8, 0.99, 1.1] {
-        let trace = Trace::new(keys, requests, exponent);
+    for (exponent, drifts) in [(0.8, false), (0.99, false), (1.1, false), (0.8, true), (0.99, true)]
+    {
+        let trace = Trace::new(keys, requests, exponent, drifts);
         let capacity = trace.total_bytes() / 10;
         let ratios = [
             trace.ratios(&mut Ours(ByteStore::new(capacity, usize::MAX))),
@@ -52,7 +56,8 @@ fn main() {
         ];
         for (name, of) in [("bytes", 1), ("requests", 0)] {
             let [ours, moka, lru] = ratios.map(|ratio| ratio[of]);
-            println!("| {exponent} | of {name} | {ours:.2} | {moka:.2} | {lru:.2} |");
+            let drifting = if drifts { ", drifting" } else { "" };
+            println!("| {exponent}{drifting} | of {name} | {ours:.2} | {moka:.2} | {lru:.2} |");
         }
     }
 }
@@ -99,6 +104,22 @@ fn lookups(store: &ByteStore, entries: usize) -> [f64; 2] {
     })
 }
 
+fn snapshot(store: &ByteStore) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = SnapshotFile::open_bytes(directory.path().join("bytes")).expect("a new file");
+    let written = file.write(store).expect("enough disk");
+    let stats = store.stats();
+    let restored = ByteStore::new(stats.capacity_bytes, 1 << 16);
+    let loaded = file.load(&restored).expect("a whole snapshot");
+    assert_eq!(loaded.restored, stats.entries);
+    println!(
+        "\nsnapshot of {} MB: written in {:.2?}, loaded in {:.2?}",
+        written.bytes / 1_000_000,
+        written.elapsed,
+        loaded.elapsed
+    );
+}
+
 /// Requests, and the length of the answer to each key.
 struct Trace {
     requests: Vec<usize>,
@@ -106,7 +127,7 @@ struct Trace {
 }
 
 impl Trace {
-    fn new(keys: usize, requests: usize, exponent: f64) -> Self {
+    fn new(keys: usize, requests: usize, exponent: f64, drifts: bool) -> Self {
         let mut random = SplitMix64(7);
         let sizes = (0..keys).map(|_| (64.0 * 16_384_f64.powf(random.share())) as usize).collect();
         let mut sum = 0.0;
@@ -115,9 +136,10 @@ impl Trace {
             sum
         });
         let weights: Vec<f64> = weights.collect();
-        let draw = |_| {
+        let draw = |i: usize| {
             let at = random.share() * sum;
-            weights.partition_point(|&weight| weight < at).min(keys - 1)
+            let rank = weights.partition_point(|&weight| weight < at).min(keys - 1);
+            if drifts { (rank + i / 50) % keys } else { rank }
         };
         Trace { requests: (0..requests).map(draw).collect(), sizes }
     }

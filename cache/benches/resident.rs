@@ -4,7 +4,7 @@
 //! The bytes are the growth of the process's resident memory.
 
 use afterimage_cache::{Capacity, Table};
-use afterimage_testkit::resident::resident_bytes;
+use afterimage_testkit::memory::resident_bytes;
 
 fn main() {
     // `cargo test --all-targets` runs this without `--bench`, to see that it works.

@@ -6,14 +6,19 @@
 //! values by their use and not by their order. The bound covers a value's bytes and the
 //! [overhead](ENTRY_OVERHEAD_BYTES) of its entry.
 //!
+//! Eviction does not see sizes, so admission does: a full store admits a value that is larger than
+//! the average with the probability average / size. A miss costs about the same for a small answer
+//! as for a large one, and many small ones have room in the place of a large one.
+//!
 //! The store knows nothing of what keys and values mean. It reads no clock: time is an argument.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use afterimage_wire::splitmix::SplitMix64;
 use bytes::Bytes;
 use quick_cache::sync::Cache;
 use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
@@ -26,6 +31,16 @@ pub const ENTRY_OVERHEAD_BYTES: usize = 112;
 /// A shard holds at least this many values of the largest size, so that one of them does not
 /// empty it.
 const VALUES_PER_SHARD: u64 = 8;
+
+/// The time at which a store is created, in the seconds of its entries. A snapshot's entries are
+/// older than the store: this leaves them 34 years, and 102 years to come.
+const STARTED_S: u32 = 1 << 30;
+
+/// A store counts as full from this share of its capacity on, because shards fill unevenly.
+const FULL_PERCENT: u64 = 90;
+
+/// Inserts after which the average size is computed again. It takes a lock of every shard.
+const AVERAGE_EVERY: u64 = 64;
 
 /// More shards than this bring nothing on the machines that are common.
 const MAX_SHARDS: u64 = 64;
@@ -45,8 +60,10 @@ const MAX_SHARDS: u64 = 64;
 pub struct ByteStore {
     cache: Cache<u128, Entry, ByBytes, KeyHash, CountEvictions>,
     evicted: Arc<AtomicU64>,
+    /// Bytes of an entry on average; [`u64::MAX`] while the store is not full.
+    average_bytes: AtomicU64,
     max_value_bytes: usize,
-    /// Times in entries are seconds since then.
+    /// The moment of [`STARTED_S`].
     started: Instant,
     counters: Counters,
 }
@@ -65,6 +82,9 @@ pub struct Stored {
 pub enum Admission {
     /// The value is in the store, until eviction.
     Stored,
+    /// The store is full and the value is larger than the average: it was not among those that are
+    /// admitted by chance.
+    Declined,
     /// The value is longer than [`max_value_bytes`](ByteStore::max_value_bytes).
     TooLarge,
 }
@@ -87,6 +107,8 @@ pub struct ByteStoreStats {
     pub expired: u64,
     /// Values inserted.
     pub inserted: u64,
+    /// Values that a full store did not admit because of their size.
+    pub declined: u64,
     /// Entries evicted to make room.
     pub evicted: u64,
     /// Values refused as too large.
@@ -99,7 +121,16 @@ struct Counters {
     misses: AtomicU64,
     expired: AtomicU64,
     inserted: AtomicU64,
+    declined: AtomicU64,
     too_large: AtomicU64,
+}
+
+/// Age and remaining time to live of an entry in a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Timed {
+    pub(crate) age_s: u64,
+    /// `None` for a value that does not expire.
+    pub(crate) left_s: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -130,8 +161,9 @@ impl ByteStore {
         let evicted = Arc::new(AtomicU64::new(0));
         let lifecycle = CountEvictions(Arc::clone(&evicted));
         ByteStore {
-            cache: Cache::with_options(options, ByBytes, KeyHash, lifecycle),
+            cache: Cache::with_options(options, ByBytes, KeyHash::random(), lifecycle),
             evicted,
+            average_bytes: AtomicU64::new(u64::MAX),
             max_value_bytes,
             started: Instant::now(),
             counters: Counters::default(),
@@ -162,7 +194,8 @@ impl ByteStore {
     }
 
     /// Stores a value, in place of an earlier one. It is found for `ttl`, to the second, and until
-    /// it is evicted; without a `ttl` until it is evicted.
+    /// it is evicted; without a `ttl` until it is evicted. A full store declines some large values
+    /// of new keys.
     pub fn insert(
         &self,
         key: u128,
@@ -179,8 +212,13 @@ impl ByteStore {
         let inserted_at_s = self.seconds(now);
         let expires_at_s = match ttl {
             None => u32::MAX,
-            Some(ttl) => self.seconds(now + ttl).max(inserted_at_s + 1),
+            Some(ttl) => seconds_after(inserted_at_s, ttl.as_secs().max(1)),
         };
+        // An earlier value of this key is replaced whatever the size.
+        if !self.admits(value.len()) && self.cache.peek(&key).is_none() {
+            self.counters.declined.fetch_add(1, Relaxed);
+            return Admission::Declined;
+        }
         self.counters.inserted.fetch_add(1, Relaxed);
         self.cache.insert(key, Entry { value: compact(value), inserted_at_s, expires_at_s });
         Admission::Stored
@@ -198,7 +236,7 @@ impl ByteStore {
 
     /// Counters and sizes.
     pub fn stats(&self) -> ByteStoreStats {
-        let Counters { hits, misses, expired, inserted, too_large } = &self.counters;
+        let Counters { hits, misses, expired, inserted, declined, too_large } = &self.counters;
         ByteStoreStats {
             entries: self.cache.len() as u64,
             bytes: self.cache.weight(),
@@ -207,15 +245,60 @@ impl ByteStore {
             misses: misses.load(Relaxed),
             expired: expired.load(Relaxed),
             inserted: inserted.load(Relaxed),
+            declined: declined.load(Relaxed),
             evicted: self.evicted.load(Relaxed),
             too_large: too_large.load(Relaxed),
         }
     }
 
+    /// Whether a value of this length gets a place. Values up to the average size always do.
+    fn admits(&self, len: usize) -> bool {
+        let Counters { inserted, declined, .. } = &self.counters;
+        let number = inserted.load(Relaxed) + declined.load(Relaxed);
+        if number % AVERAGE_EVERY == 0 {
+            let (bytes, entries) = (self.cache.weight(), self.cache.len() as u64);
+            let is_full = bytes >= self.cache.capacity() / 100 * FULL_PERCENT;
+            let average = bytes.checked_div(entries).filter(|_| is_full);
+            self.average_bytes.store(average.unwrap_or(u64::MAX), Relaxed);
+        }
+        let (average, size) = (self.average_bytes.load(Relaxed), len + ENTRY_OVERHEAD_BYTES);
+        size as u64 <= average || SplitMix64(number).share() * (size as f64) < average as f64
+    }
+
+    /// The entries that are not expired at `now`, in no particular order. An entry that stays for
+    /// the whole iteration is among them. No lock is held between two of them.
+    pub(crate) fn entries(&self, now: Instant) -> impl Iterator<Item = (u128, Bytes, Timed)> + '_ {
+        let now_s = self.seconds(now);
+        self.cache.iter().filter_map(move |(key, Entry { value, inserted_at_s, expires_at_s })| {
+            let left_s = match expires_at_s {
+                u32::MAX => None,
+                expires if expires <= now_s => return None,
+                expires => Some(u64::from(expires - now_s)),
+            };
+            let age_s = now_s.saturating_sub(inserted_at_s).into();
+            Some((key, value, Timed { age_s, left_s }))
+        })
+    }
+
+    /// Stores a value of a snapshot unless the store has one that was inserted later. Returns
+    /// whether it was stored. The value must fit.
+    pub(crate) fn restore(&self, key: u128, value: Bytes, times: Timed, now: Instant) -> bool {
+        let now_s = self.seconds(now);
+        let age_s = u32::try_from(times.age_s).unwrap_or(u32::MAX);
+        let inserted_at_s = now_s.saturating_sub(age_s);
+        if self.cache.peek(&key).is_some_and(|entry| entry.inserted_at_s > inserted_at_s) {
+            return false;
+        }
+        let expires_at_s = match times.left_s {
+            None => u32::MAX,
+            Some(left) => seconds_after(now_s, left),
+        };
+        self.cache.insert(key, Entry { value, inserted_at_s, expires_at_s });
+        true
+    }
+
     fn seconds(&self, at: Instant) -> u32 {
-        let elapsed = at.saturating_duration_since(self.started).as_secs();
-        // 136 years are not reached; `u32::MAX` means never.
-        u32::try_from(elapsed).unwrap_or(u32::MAX - 1).min(u32::MAX - 1)
+        seconds_after(STARTED_S, at.saturating_duration_since(self.started).as_secs())
     }
 }
 
@@ -223,6 +306,12 @@ impl fmt::Debug for ByteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ByteStore").field("stats", &self.stats()).finish_non_exhaustive()
     }
+}
+
+/// This many seconds after `at_s`. `u32::MAX` means never, and is not reached.
+fn seconds_after(at_s: u32, seconds: u64) -> u32 {
+    let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+    at_s.saturating_add(seconds).min(u32::MAX - 1)
 }
 
 /// The same bytes in a buffer that is hardly larger: a value may be a small part of what a
@@ -244,35 +333,45 @@ impl Weighter<u128, Entry> for ByBytes {
     }
 }
 
-/// Keys are keyed hashes already: their halves are as good as any hash of them.
-#[derive(Clone, Default)]
-struct KeyHash;
+/// Secret numbers that are multiplied with a key's halves, so that a client that chooses its keys
+/// cannot choose their hashes.
+#[derive(Clone)]
+struct KeyHash([u64; 2]);
+
+impl KeyHash {
+    fn random() -> Self {
+        KeyHash([1u8, 2].map(|part| RandomState::new().hash_one(part)))
+    }
+}
 
 impl BuildHasher for KeyHash {
     type Hasher = KeyHasher;
 
     fn build_hasher(&self) -> KeyHasher {
-        KeyHasher(0)
+        KeyHasher { secret: self.0, hash: 0 }
     }
 }
 
-struct KeyHasher(u64);
+struct KeyHasher {
+    secret: [u64; 2],
+    hash: u64,
+}
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+            self.hash = self.hash.rotate_left(8) ^ u64::from(byte);
         }
     }
 
     fn write_u128(&mut self, key: u128) {
-        // A multiplication spreads keys that are small numbers, as in tests.
-        self.0 = ((key >> 64) as u64 ^ key as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 ^= self.0 >> 32;
+        let [high, low] = [(key >> 64) as u64 ^ self.secret[0], key as u64 ^ self.secret[1]];
+        let product = u128::from(high) * u128::from(low);
+        self.hash = (product >> 64) as u64 ^ product as u64;
     }
 
     fn finish(&self) -> u64 {
-        self.0
+        self.hash
     }
 }
 
@@ -342,6 +441,27 @@ mod tests {
             assert!(stats.bytes <= stats.capacity_bytes, "{stats:?}");
         }
         assert!(store.stats().evicted > 0);
+    }
+
+    #[test]
+    fn a_full_store_admits_large_values_seldom() {
+        let (store, now) = (ByteStore::new(1 << 20, 1 << 16), Instant::now());
+        for key in 0..2000 {
+            assert_eq!(store.insert(key, value(900, 1), None, now), Admission::Stored);
+        }
+        let large = (10_000..10_200).map(|key| store.insert(key, value(40_000, 2), None, now));
+        let admitted = large.filter(|&outcome| outcome == Admission::Stored).count();
+        // About one in 40 at first, and more of them as the average grows.
+        assert!((1..60).contains(&admitted), "{admitted} of 200");
+        let stats = store.stats();
+        assert_eq!(stats.declined, 200 - admitted as u64);
+        assert!((1000..2000).any(|key| store.get(key, now).is_some()), "small values stay");
+        let key = (0..2000).find(|&key| store.get(key, now).is_some()).unwrap();
+        for _ in 0..100 {
+            assert_eq!(store.insert(key, value(40_000, 3), None, now), Admission::Stored);
+            assert_eq!(store.get(key, now).unwrap().value.len(), 40_000, "a new value replaces");
+            store.insert(key, value(900, 4), None, now);
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ cfg_if::cfg_if! {
         mod duel;
         #[allow(unsafe_code)]
         mod memory;
+        pub mod metrics;
         pub mod service;
         pub mod snapshot;
         mod stats;

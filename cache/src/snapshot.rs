@@ -1,25 +1,81 @@
-//! Snapshots: the table's entries in a file, so that a restart is warm.
+//! Snapshots: the entries of a label table or a byte store in a file, so that a restart is warm.
 //!
 //! [`SnapshotFile`] owns the file and replaces it as a whole; [`SnapshotWriter`] is a thread that
 //! does so at intervals and on request. [`load`] uses nothing that it has not checked: a file with
-//! one wrong bit is refused, and the table stays as it was. `cache/SNAPSHOT.md` describes the
-//! format byte by byte.
+//! one wrong bit is refused, and the store stays as it was. `cache/SNAPSHOT.md` describes the
+//! formats byte by byte.
 
+pub(crate) mod blocks;
 pub(crate) mod file;
-pub(crate) mod format;
+pub(crate) mod header;
+pub(crate) mod records;
 pub(crate) mod writer;
 
-use crate::bucket::{Entry, Insert};
-use crate::table::Table;
 use file::open_regular;
-use format::{Block, Header};
+use header::Header;
+use sealed::Fault;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use thiserror::Error;
 
 pub use file::{OpenError, SnapshotFile};
-pub use writer::{RequestError, SnapshotHandle, SnapshotWriter, Written};
+pub use writer::{RequestError, SnapshotHandle, SnapshotPart, SnapshotWriter, Written};
+
+/// A store whose entries fit into a snapshot: a [`Table`](crate::Table) or a
+/// [`ByteStore`](crate::ByteStore).
+pub trait Content: sealed::Content {}
+
+impl<S: sealed::Content> Content for S {}
+
+pub(crate) mod sealed {
+    use super::Header;
+    use std::fmt;
+    use std::io::{self, Read, Write};
+
+    /// The format of a store's entries. The caller writes and reads the header.
+    pub trait Content: fmt::Debug + Send + Sync + 'static {
+        /// The first bytes of the file.
+        const MAGIC: [u8; 8];
+
+        /// The store in messages, with its article.
+        const NAME: &'static str;
+
+        /// Writes all entries.
+        fn write_entries(&self, id: u64, file: &mut impl Write) -> io::Result<Size>;
+
+        /// Reads and checks all entries, and returns the offset behind the last one.
+        fn check_entries(header: Header, file: &mut impl Read) -> Result<u64, Fault>;
+
+        /// Reads and checks all entries, and puts them into the store.
+        fn restore_entries(&self, header: Header, file: &mut impl Read) -> Result<Restored, Fault>;
+    }
+
+    /// A fault of a snapshot, without its path.
+    #[derive(Debug)]
+    pub enum Fault {
+        Io(io::Error),
+        NotRegular(&'static str),
+        NotASnapshot,
+        UnsupportedVersion(u32),
+        Damaged { offset: u64, what: &'static str },
+    }
+
+    /// The size of written entries.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Size {
+        pub entries: u64,
+        pub bytes: u64,
+    }
+
+    /// What became of the entries of a file.
+    #[derive(Clone, Copy, Debug, Default)]
+    pub struct Restored {
+        pub restored: u64,
+        pub expired: u64,
+        pub evicted: u64,
+    }
+}
 
 /// The result of [`SnapshotFile::write`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +95,12 @@ pub struct SnapshotReport {
 pub struct LoadReport {
     /// Entries in the snapshot.
     pub entries: u64,
-    /// Entries among them that were put into the table. The keys of the others were in the table
-    /// already, with newer values.
+    /// Entries among them that were put into the store. The others were expired or too large, or
+    /// the store had newer values for their keys.
     pub restored: u64,
-    /// Entries that were evicted to make room for others. There can be some even in a table of the
+    /// Entries whose time to live was over.
+    pub expired: u64,
+    /// Entries that were evicted to make room for others. There can be some even in a store of the
     /// same capacity if it was not empty.
     pub evicted: u64,
     /// Time for reading and checking.
@@ -88,15 +146,17 @@ pub enum LoadError {
         /// The kind of file, with its article.
         kind: &'static str,
     },
-    /// The file is not a snapshot. Check the path.
-    #[error("{path:?} is not a snapshot")]
+    /// The file is not a snapshot of this kind of store. Check the path.
+    #[error("{path:?} is not a snapshot of {store}")]
     NotASnapshot {
         /// The file.
         path: PathBuf,
+        /// The kind of store, with its article.
+        store: &'static str,
     },
     /// Another version of this program wrote the snapshot. Start without it.
     #[error("the snapshot {path:?} has version {version}; this program reads version {supported}",
-        supported = format::VERSION)]
+        supported = header::VERSION)]
     UnsupportedVersion {
         /// The file.
         path: PathBuf,
@@ -115,91 +175,65 @@ pub enum LoadError {
     },
 }
 
-/// Loads the snapshot at `path` into `table`, whose capacity may differ from that of the table that
-/// was written. A smaller table tends to keep the most valuable entries. Keys that are already in
-/// the table keep their values.
+/// Loads the snapshot at `path` into `store`, whose capacity may differ from that of the store that
+/// was written. A smaller label table tends to keep the most valuable entries. Entries that are
+/// already in the store and newer stay. Expired entries are skipped.
 ///
 /// # Errors
 ///
-/// [`LoadError`]. Then nothing was put into the table, unless the file changed while it was being
+/// [`LoadError`]. Then nothing was put into the store, unless the file changed while it was being
 /// read (it is read twice, and checked each time).
-pub fn load(table: &Table, path: impl AsRef<Path>) -> Result<LoadReport, LoadError> {
+pub fn load<S: Content>(store: &S, path: impl AsRef<Path>) -> Result<LoadReport, LoadError> {
     let path = path.as_ref();
     let started = Instant::now();
-    let in_file = |fault: Fault| fault.in_file(path);
-    let file = open_regular(path).map_err(in_file)?;
-    let mut file = BufReader::with_capacity(1 << 18, file);
-    let entries = read_all(&mut file, |_| {}).map_err(in_file)?;
-    file.seek(SeekFrom::Start(0)).map_err(|error| in_file(error.into()))?;
-    let (mut restored, mut evicted) = (0, 0);
-    read_all(&mut file, |entry| {
-        if let Some(outcome) = table.restore(entry) {
-            restored += 1;
-            evicted += u64::from(matches!(outcome, Insert::Evicted { .. }));
-        }
-    })
-    .map_err(in_file)?;
-    Ok(LoadReport { entries, restored, evicted, elapsed: started.elapsed() })
+    read_file(store, path)
+        .map(|(entries, sealed::Restored { restored, expired, evicted })| LoadReport {
+            entries,
+            restored,
+            expired,
+            evicted,
+            elapsed: started.elapsed(),
+        })
+        .map_err(|fault| fault.in_file::<S>(path))
 }
 
-/// Writes header and blocks; returns the numbers of entries and bytes. The header is written last,
+fn read_file<S: Content>(store: &S, path: &Path) -> Result<(u64, sealed::Restored), Fault> {
+    let mut file = BufReader::with_capacity(1 << 18, open_regular(path)?);
+    check_all::<S>(&mut file)?;
+    file.seek(SeekFrom::Start(0))?;
+    let header = read_header::<S>(&mut file)?;
+    Ok((header.entries, store.restore_entries(header, &mut file)?))
+}
+
+/// Writes header and entries; returns the numbers of entries and bytes. The header is written last,
 /// so that an unfinished file has no valid header.
-fn write_all(table: &Table, file: &mut (impl Write + Seek)) -> io::Result<(u64, u64)> {
+fn write_all<S: Content>(store: &S, file: &mut (impl Write + Seek)) -> io::Result<sealed::Size> {
     let id = new_id();
     file.seek(SeekFrom::Start(Header::BYTES as u64))?;
-    let mut bytes = Header::BYTES as u64;
-    let mut entries = 0u64;
-    let mut block = Block::new(id);
-    for entry in table.entries() {
-        entries += 1;
-        if block.push(entry) {
-            bytes += block.write(file)?;
-        }
-    }
-    if !block.is_empty() {
-        bytes += block.write(file)?;
-    }
+    let sealed::Size { entries, bytes } = store.write_entries(id, file)?;
     file.seek(SeekFrom::Start(0))?;
-    file.write_all(&Header { id, entries }.encode())?;
-    Ok((entries, bytes))
+    file.write_all(&Header { id, entries }.encode(S::MAGIC))?;
+    Ok(sealed::Size { entries, bytes: bytes + Header::BYTES as u64 })
 }
 
-/// Reads and checks a whole snapshot, calls `each` with the entries of valid blocks, and returns
-/// their number.
-fn read_all(file: &mut impl Read, mut each: impl FnMut(Entry)) -> Result<u64, Fault> {
+/// Reads and checks a whole snapshot, and returns its number of entries.
+fn check_all<S: Content>(file: &mut impl Read) -> Result<u64, Fault> {
+    let header = read_header::<S>(file)?;
+    let offset = S::check_entries(header, file)?;
+    match file.read(&mut [0])? {
+        0 => Ok(header.entries),
+        _ => Err(Fault::Damaged { offset, what: "bytes follow the last entry" }),
+    }
+}
+
+fn read_header<S: Content>(file: &mut impl Read) -> Result<Header, Fault> {
     let mut header = [0; Header::BYTES];
     read_exact(file, &mut header, 0)?;
-    let header = Header::decode(&header)?;
-    let mut offset = Header::BYTES as u64;
-    let mut block = Block::new(header.id);
-    let mut entries = 0;
-    while entries < header.entries {
-        offset += block.read(file, offset)?;
-        entries += block.entries().map(&mut each).count() as u64;
-    }
-    if entries > header.entries {
-        return Err(Fault::Damaged {
-            offset,
-            what: "there are more entries than the header states",
-        });
-    }
-    match file.read(&mut [0])? {
-        0 => Ok(entries),
-        _ => Err(Fault::Damaged { offset, what: "bytes follow the last block" }),
-    }
-}
-
-/// A fault of a snapshot, without its path.
-enum Fault {
-    Io(io::Error),
-    NotRegular(&'static str),
-    NotASnapshot,
-    UnsupportedVersion(u32),
-    Damaged { offset: u64, what: &'static str },
+    Header::decode(&header, S::MAGIC)
 }
 
 impl Fault {
-    fn in_file(self, path: &Path) -> LoadError {
+    fn in_file<S: Content>(self, path: &Path) -> LoadError {
         let path = path.to_owned();
         match self {
             Self::Io(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -207,7 +241,7 @@ impl Fault {
             }
             Self::Io(source) => LoadError::Io { path, source },
             Self::NotRegular(kind) => LoadError::NotRegular { path, kind },
-            Self::NotASnapshot => LoadError::NotASnapshot { path },
+            Self::NotASnapshot => LoadError::NotASnapshot { path, store: S::NAME },
             Self::UnsupportedVersion(version) => LoadError::UnsupportedVersion { path, version },
             Self::Damaged { offset, what } => LoadError::Damaged { path, offset, what },
         }

@@ -4,9 +4,10 @@
 #![cfg(not(miri))]
 #![allow(clippy::unwrap_used)]
 
+use afterimage_cache::metrics::METRICS;
 use afterimage_cache::snapshot::{LoadError, OpenError, SnapshotFile, WriteError, load};
 use afterimage_cache::snapshot::{SnapshotReport, SnapshotWriter};
-use afterimage_cache::{Capacity, Table};
+use afterimage_cache::{ByteStore, CacheService, Capacity, Table};
 use afterimage_wire::proto::stats::{Stats, Value};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -518,7 +519,7 @@ fn threads_that_write_one_file_take_turns() {
     assert_eq!(names(directory.path()), ["snapshot"]);
 }
 
-const KILLED_WRITES_TO: &str = "AFTERIMAGE_TEST_KILLED_WRITES_TO";
+const KILLED_WRITES_TO: &str = "TEST_KILLED_WRITES_TO";
 
 /// Not a test of its own: the process that `a_killed_writer_leaves_a_whole_snapshot` kills.
 #[test]
@@ -666,4 +667,24 @@ fn a_requested_snapshot_is_written_and_its_age_reported() {
     let Some(&Value::Gauge(age_ms)) = stats.get("snapshot_age_ms") else { panic!("no age") };
     assert!((3_600_000..2 * 3_600_000).contains(&age_ms), "{age_ms} ms");
     assert_eq!(stats.get("snapshot_entries"), Some(&Value::Gauge(1)));
+}
+
+#[test]
+fn a_cache_with_snapshots_reports_every_described_metric() {
+    use afterimage_wire::server::Service;
+
+    let (_directory, path) = temporary_path();
+    let table = small();
+    let writer = start(&table, &path, None);
+    // The time that a snapshot took is known after the first one.
+    let bytes = Some(Arc::new(ByteStore::new(1 << 20, 1 << 16)));
+    let service = CacheService::new(table).with_bytes(bytes).with_snapshots(Some(writer.handle()));
+    writer.write().unwrap();
+    let mut stats = Stats::default();
+    service.stats(&mut stats);
+    let mut reported: Vec<&str> = stats.entries.iter().map(|(name, _)| name.as_str()).collect();
+    let mut described: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+    reported.sort_unstable();
+    described.sort_unstable();
+    assert_eq!(reported, described);
 }

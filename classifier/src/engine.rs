@@ -1,19 +1,17 @@
-//! The compute engine: its own threads score the submitted images, those that wait at the same time
-//! in one batch. The submitting thread, for example an I/O thread, never computes.
+//! The compute engine: its own threads score the submitted images. Images that wait at the same
+//! time are scored in one batch. The submitting thread, for example an I/O thread, never computes.
 //!
-//! **One reply each.** Every submitted reply is called exactly once, whatever happens: with the
-//! label; with the reason why there is none (refused, expired, a panic while scoring); or, if a job
-//! is dropped unanswered, with [`EngineError::Lost`] by its destructor. The type that
-//! waits in the queue sees to it.
+//! **One reply for each image.** Every submitted reply is called exactly once: with the label, or
+//! with an error (refused, expired, a panic while scoring). The destructor of a job that was
+//! dropped without an answer calls it with [`EngineError::Lost`].
 //!
-//! **Clients in turn.** The queue is fair: batches take images of clients in turn, so an image of a
-//! client with nothing else waiting is in the next batches, however many images another client has
-//! waiting. Images whose caller is gone are dropped before they are scored.
+//! **Clients in turn.** The queue is fair: batches take images of clients in turn. A client with
+//! one waiting image is in the next batches, even if another client has many images waiting.
+//! Images of a caller that has left are dropped before they are scored.
 //!
-//! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one and
-//! scores it from end to end. There is nothing to split and join inside, and nothing to share but
-//! the queue, which is locked twice per batch. Threads that are idle share what is there evenly, so
-//! a large submission spreads over them all.
+//! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one
+//! batch and scores it alone. Threads share only the queue, which is locked twice for each batch.
+//! Idle threads divide the waiting images evenly, so a large submission uses all of them.
 //!
 //! An image's label never depends on its batch (see [`crate::Model::classify_batch`]), so neither
 //! lingering nor the number of threads can change an answer.
@@ -39,16 +37,16 @@ pub use counters::EngineCounters;
 pub use job::{Caller, Job};
 pub use options::{EngineError, EngineOptions, MAX_LINGER};
 
-/// What gives labels to images: a [`Model`], or a stand-in in a test.
+/// A source of labels for images: a [`Model`], or a double in a test.
 pub trait Scorer: Send + Sync + 'static {
-    /// The shape of the images it takes.
+    /// The shape of its images.
     fn shape(&self) -> Shape;
 
-    /// Writes one label per image; every image is `shape().len()` bytes.
+    /// Writes one label for each image. Every image has `shape().len()` bytes.
     fn label(&self, images: &[&[u8]], scratch: &mut Scratch, labels: &mut [u16]);
 }
 
-/// The threads and their queue. Dropping it is [`Engine::shutdown`].
+/// Compute threads and their queue. Dropping it calls [`Engine::shutdown`].
 #[derive(Debug)]
 pub struct Engine {
     shared: Arc<Shared>,
@@ -56,20 +54,20 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts an engine that scores with `model`. Values below 1 count as 1, a linger above
-    /// [`MAX_LINGER`] as that.
+    /// Starts an engine that scores with `model`. Values below 1 count as 1, and a linger above
+    /// [`MAX_LINGER`] counts as [`MAX_LINGER`].
     ///
     /// # Panics
-    /// When the system gives no threads.
+    /// If the system cannot start a thread.
     #[must_use]
     pub fn start(model: Arc<Model>, options: EngineOptions) -> Self {
         Self::start_with(model, options)
     }
 
-    /// As [`Engine::start`], with any scorer.
+    /// Starts an engine as [`Engine::start`] does, with any scorer.
     ///
     /// # Panics
-    /// When the system gives no threads.
+    /// If the system cannot start a thread.
     #[must_use]
     pub fn start_with(scorer: Arc<dyn Scorer>, options: EngineOptions) -> Self {
         let shared = Arc::new(Shared {
@@ -89,28 +87,27 @@ impl Engine {
             std::thread::Builder::new()
                 .name(format!("score-{i}"))
                 .spawn(move || shared.work(&*scorer))
-                .expect("the system has room for a compute thread")
+                .expect("the system can start a compute thread")
         };
         let threads = (0..shared.options.threads).map(start).collect();
         Self { shared, threads: Mutex::new(threads) }
     }
 
-    /// Submits one job and returns at once. Its reply is called exactly once, also when it is
-    /// refused: then on this thread, before this returns. The refusal is returned as well,
-    /// so that the caller can count it.
+    /// Submits one job and returns at once. Its reply is called exactly once. If the job is
+    /// refused, the reply is called on this thread before `submit` returns.
     ///
     /// # Errors
-    /// [`EngineError::Overloaded`], [`EngineError::WrongSize`] or [`EngineError::ShuttingDown`];
-    /// the reply has been called with the same.
+    /// [`EngineError::Overloaded`], [`EngineError::WrongSize`] or [`EngineError::ShuttingDown`].
+    /// The reply got the same error; it is also returned so that the caller can count it.
     pub fn submit(&self, job: Job) -> Result<(), EngineError> {
         let mut refusal = Ok(());
         self.submit_each(std::iter::once(job), |error| refusal = Err(error.clone()));
         refusal
     }
 
-    /// Submits many jobs under one lock; returns how many were refused. The replies of the refused
-    /// ones are called on this thread before this returns. When the queue has no place for all, the
-    /// first ones are taken.
+    /// Submits many jobs under one lock, and returns the number of refused jobs. Their replies are
+    /// called on this thread before `submit_many` returns. If the queue has no space for all jobs,
+    /// it takes the first ones.
     pub fn submit_many(&self, jobs: impl IntoIterator<Item = Job>) -> usize {
         let mut refused = 0;
         self.submit_each(jobs, |_| refused += 1);
@@ -124,7 +121,7 @@ impl Engine {
     ) {
         let Shared { shape, counters, .. } = &*self.shared;
         let expected = shape.len();
-        // The iterator is the caller's code: it runs before the lock is taken, not under it.
+        // The iterator is the caller's code, so it runs before the lock is taken.
         let jobs: Vec<Job> = jobs.into_iter().collect();
         let mut refused = Vec::new();
         let mut taken = 0_usize;
@@ -163,26 +160,40 @@ impl Engine {
         queue.jobs.is_empty() && queue.idle > 0
     }
 
-    /// The shape of the images it takes.
+    /// The number of threads that wait for a job.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn idle_threads(&self) -> usize {
+        self.shared.lock().idle
+    }
+
+    /// Whether [`Engine::shutdown`] has begun.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().closed
+    }
+
+    /// The shape of its images.
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.shared.shape
     }
 
-    /// The options it works by.
+    /// Its options, after the corrections that [`Engine::start`] makes.
     #[must_use]
     pub fn options(&self) -> EngineOptions {
         self.shared.options
     }
 
-    /// What it has done and has before it.
+    /// Its counters, and the number of waiting images.
     #[must_use]
     pub fn counters(&self) -> EngineCounters {
         self.shared.counters.read(self.shared.lock().jobs.len())
     }
 
-    /// Takes no more jobs, finishes those that wait, and ends the threads. May be called more than
-    /// once, and from a reply: a compute thread does not wait for itself.
+    /// Accepts no more jobs, finishes the waiting ones, and ends the threads. It may be called more
+    /// than once, and from a reply: a compute thread does not wait for itself.
     pub fn shutdown(&self) {
         self.shared.lock().closed = true;
         self.shared.wake.notify_all();
@@ -212,6 +223,3 @@ impl Scorer for Model {
         self.classify_batch(images, scratch, labels).expect("`submit` checked the sizes");
     }
 }
-
-#[cfg(test)]
-mod tests;

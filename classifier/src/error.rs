@@ -80,7 +80,7 @@ pub enum DataError {
         detail: String,
     },
     /// The directory has none of the file's possible names. Check the directory.
-    #[error("{directory}: it has none of the files {names}", directory = directory.display())]
+    #[error("the folder {directory} has none of the files {names}", directory = directory.display())]
     Missing {
         /// The directory searched.
         directory: PathBuf,

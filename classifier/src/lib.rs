@@ -9,6 +9,7 @@ pub mod bounded;
 pub mod features;
 #[doc(hidden)]
 pub mod kernels;
+pub mod metrics;
 #[doc(hidden)]
 pub mod pairwise;
 #[doc(hidden)]

@@ -9,6 +9,7 @@ use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 
 use crate::engine::{Caller, Engine, EngineError, Job};
+use crate::metrics;
 use crate::model::Model;
 
 /// Serves a [`Model`] to the network through an [`Engine`].
@@ -107,12 +108,31 @@ pub fn status(error: &EngineError) -> Status {
 /// Adds an engine's counters to `stats`.
 pub fn engine_stats(engine: &Engine, stats: &mut Stats) {
     let counters = engine.counters();
-    stats.counter("engine_scored", counters.scored);
-    stats.counter("engine_batches", counters.batches);
-    stats.counter("engine_overloaded", counters.overloaded);
-    stats.counter("engine_expired", counters.expired);
-    stats.counter("engine_abandoned", counters.abandoned);
-    stats.counter("engine_panicked", counters.panicked);
-    stats.gauge("engine_queued", counters.queued as u64);
-    stats.counter("engine_busy_us", counters.busy.as_micros() as u64);
+    stats.counter(&metrics::SCORED, counters.scored);
+    stats.counter(&metrics::BATCHES, counters.batches);
+    stats.counter(&metrics::OVERLOADED, counters.overloaded);
+    stats.counter(&metrics::EXPIRED, counters.expired);
+    stats.counter(&metrics::ABANDONED, counters.abandoned);
+    stats.counter(&metrics::PANICKED, counters.panicked);
+    stats.gauge(&metrics::QUEUED, counters.queued as u64);
+    stats.counter(&metrics::BUSY, counters.busy.as_micros() as u64);
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::EngineOptions;
+
+    use super::*;
+
+    #[test]
+    fn every_described_metric_is_reported() {
+        let engine = Engine::start(Model::raw(), EngineOptions::default());
+        let mut stats = Stats::default();
+        engine_stats(&engine, &mut stats);
+        let mut reported: Vec<&str> = stats.entries.iter().map(|(name, _)| name.as_str()).collect();
+        let mut described: Vec<&str> = metrics::METRICS.iter().map(|metric| metric.name).collect();
+        reported.sort_unstable();
+        described.sort_unstable();
+        assert_eq!(reported, described);
+    }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::failure::Failure;
 use crate::model::ModelId;
 use crate::reply::{Outcome, Reply};
+use crate::status::Failure;
 
 /// What a model answers for one row.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use crate::failure::Failure;
 use crate::reply::{Reply, Sink, Wanted, Watch};
+use crate::status::Failure;
 
 /// Turns one owed reply into `len` owed replies, one for each part of the outcome.
 ///

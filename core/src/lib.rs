@@ -5,30 +5,29 @@
 //!   it.
 //! * [`FairQueue`] serves clients in turn, so that one busy client does not delay the others.
 //! * [`ByteBudget`] bounds the bytes that waiting requests and buffers hold.
+//! * [`Metric`] describes a number that a service counts or measures.
 //! * [`Tally`] limits how often an event is logged.
 
 #![forbid(unsafe_code)]
 
 pub mod answer;
 pub mod budget;
-pub mod failure;
 pub mod fair;
 mod gather;
+pub mod metric;
 pub mod model;
 pub mod reply;
-pub mod shape;
 pub mod status;
 pub mod tally;
 
 pub use answer::{Answer, Computed, Origin, Response, RowAnswer, RowReply, Rows};
 pub use budget::{ByteBudget, BytePermit};
-pub use failure::Failure;
 pub use fair::{ClientId, FairQueue, Refused};
 pub use gather::gather;
-pub use model::{AnswerKind, ModelId};
+pub use metric::Metric;
+pub use model::{AnswerKind, ModelId, Shape};
 pub use reply::{Outcome, Reply, Sink, Wanted, Watch};
-pub use shape::Shape;
-pub use status::Status;
+pub use status::{Failure, Status};
 pub use tally::Tally;
 
 /// The examples of the README, as tests.

@@ -1,18 +1,19 @@
-//! What can go wrong with a request, as a number on the wire.
+//! Why a request has no answer: a [`Status`] for programs, a [`Failure`] with a text for people.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// One table makes the number, the name, the text and the advice of every status.
 macro_rules! statuses {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $text:literal, retry: $retry:literal;)*) => {
-        /// The outcome of a request, as its reply's header carries it.
+        /// The outcome of a request, as a number in the header of its reply.
         ///
         /// A status that this version does not know survives decoding as [`Status::Unknown`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Status {
             $($(#[$doc])* $variant,)*
-            /// A number that a newer peer knows and this version does not.
+            /// A number that only a newer version knows.
             Unknown(u16),
         }
 
@@ -35,7 +36,7 @@ macro_rules! statuses {
                 match self { $(Status::$variant => $name,)* Status::Unknown(_) => "unknown" }
             }
 
-            /// What it means, in a few words.
+            /// Its meaning, in a few words.
             pub const fn text(self) -> &'static str {
                 match self {
                     $(Status::$variant => $text,)*
@@ -43,7 +44,7 @@ macro_rules! statuses {
                 }
             }
 
-            /// Whether the same request may well succeed later or elsewhere.
+            /// Whether the same request can succeed later or elsewhere.
             pub const fn is_retryable(self) -> bool {
                 match self { $(Status::$variant => $retry,)* Status::Unknown(_) => false }
             }
@@ -52,32 +53,34 @@ macro_rules! statuses {
 }
 
 statuses! {
-    /// All is well. A reply that is not an `Error` carries this.
+    /// No error: the status of every reply that is not an `Error`.
     None = 0, "none", "no error", retry: false;
-    /// The service behind this one answered with an error of its own.
-    UpstreamError = 1, "upstream_error", "the service behind this one reported an error", retry: true;
-    /// The service behind this one cannot be reached, or went away before it answered.
-    UpstreamCrashed = 2, "upstream_crashed", "the service behind this one is not there", retry: true;
-    /// The service behind this one answered with something that cannot be an answer.
-    UpstreamCorrupt = 3, "upstream_corrupt", "the service behind this one gave a senseless answer", retry: true;
-    /// The request is not one that this service can ever answer: mend it before you send it again.
+    /// The upstream answered with an error of its own.
+    UpstreamError = 1, "upstream_error", "the upstream reported an error", retry: true;
+    /// The upstream cannot be reached, or its connection closed before it answered.
+    UpstreamCrashed = 2, "upstream_crashed", "the upstream cannot be reached", retry: true;
+    /// The upstream sent an invalid answer.
+    UpstreamCorrupt = 3, "upstream_corrupt", "the upstream sent an invalid answer", retry: true;
+    /// The service can never answer this request. Correct it before you send it again.
     BadArgument = 4, "bad_argument", "the request is malformed", retry: false;
-    /// A queue or a table is full. Come back later, after a pause.
-    Overloaded = 5, "overloaded", "too much work is waiting already", retry: true;
-    /// The request's time budget ran out before it was answered.
-    DeadlineExceeded = 6, "deadline_exceeded", "the time budget ran out", retry: false;
+    /// A queue or a table is full. Retry after a pause.
+    Overloaded = 5, "overloaded", "too many requests are waiting", retry: true;
+    /// The deadline of the request passed before it was answered.
+    DeadlineExceeded = 6, "deadline_exceeded", "the deadline passed", retry: false;
     /// The token in the `Hello` is missing or wrong.
     Unauthenticated = 7, "unauthenticated", "the token is missing or wrong", retry: false;
-    /// A frame is longer than the limit that the `Welcome` named.
+    /// A frame is longer than the limit in the `Welcome`.
     TooLarge = 8, "too_large", "the frame is too large", retry: false;
-    /// A kind, a flag or a version that this peer does not speak.
-    Unsupported = 9, "unsupported", "this peer does not do that", retry: false;
-    /// The server is going away and has not begun this request: send it elsewhere.
+    /// A kind, a flag or a version that this peer does not support.
+    Unsupported = 9, "unsupported", "this peer does not support the request", retry: false;
+    /// The server is shutting down and has not started this request. Send it to another server.
     ShuttingDown = 10, "shutting_down", "the server is shutting down", retry: true;
-    /// The server failed in a way that it did not foresee.
+    /// An unexpected failure of the server, which is a bug.
     Internal = 11, "internal", "the server failed unexpectedly", retry: true;
     /// The server cannot write its file, for example because the disk is full. The old file stays.
     StorageFailed = 12, "storage_failed", "the server cannot write its file", retry: true;
+    /// The token of this connection does not allow this request. It needs the admin token.
+    Unauthorized = 13, "unauthorized", "this connection has no admin rights", retry: false;
 }
 
 impl fmt::Display for Status {
@@ -89,12 +92,45 @@ impl fmt::Display for Status {
     }
 }
 
+/// A request that failed: a status for programs, a text for people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{status}: {text}")]
+pub struct Failure {
+    /// The kind of failure. It also tells whether a retry can succeed.
+    pub status: Status,
+    /// What failed, why, and what to do. It names the thing, the limit and the value.
+    pub text: Cow<'static, str>,
+}
+
+impl Failure {
+    /// A failure of this status.
+    pub fn new(status: Status, text: impl Into<Cow<'static, str>>) -> Self {
+        Failure { status, text: text.into() }
+    }
+
+    /// The failure of a request that was dropped without an answer, by a bug or a panic.
+    pub fn abandoned() -> Self {
+        Failure::new(Status::Internal, "the service dropped the request without an answer")
+    }
+
+    /// The failure of a request whose model was replaced. The Welcome of a new connection has the
+    /// new model.
+    pub fn model_changed() -> Self {
+        Failure::new(Status::ShuttingDown, "the model has changed; send the request again")
+    }
+
+    /// Whether the same request can succeed later or elsewhere.
+    pub fn is_retryable(&self) -> bool {
+        self.status.is_retryable()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_number_survives_the_way_there_and_back() {
+    fn every_number_survives_a_round_trip() {
         for code in 0..=u16::MAX {
             assert_eq!(Status::from_code(code).code(), code);
         }

@@ -8,7 +8,7 @@ use std::path::Path;
 use afterimage_testkit::fuzz::{MEMORY_BASE, Seed, Target};
 
 /// The environment variable that names the folder for the target's seeds.
-const SEEDS_TO: &str = "AFTERIMAGE_FUZZ_SEEDS_TO";
+const SEEDS_TO: &str = "FUZZ_SEEDS_TO";
 
 /// A fuzz program for the target `$name`.
 #[macro_export]

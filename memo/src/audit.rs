@@ -11,6 +11,7 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::splitmix::{STEP, mix};
 use bytes::Bytes;
 
+use crate::metrics;
 use crate::begun::Arrival;
 use crate::key::RowHash;
 use crate::memo::Inner;
@@ -98,12 +99,12 @@ impl Audit {
     pub(crate) fn stats(&self, stats: &mut Stats) {
         let disagreed = self.disagreed.load(Relaxed);
         let audits = self.agreed.load(Relaxed) + disagreed;
-        stats.counter("audits", audits);
-        stats.counter("audits_disagreed", disagreed);
-        stats.counter("audits_skipped", self.skipped.load(Relaxed));
-        stats.counter("audits_failed", self.failed.load(Relaxed));
+        stats.counter(&metrics::AUDITS, audits);
+        stats.counter(&metrics::AUDITS_DISAGREED, disagreed);
+        stats.counter(&metrics::AUDITS_SKIPPED, self.skipped.load(Relaxed));
+        stats.counter(&metrics::AUDITS_FAILED, self.failed.load(Relaxed));
         let ppm = (upper_bound(disagreed, audits, CONFIDENCE) * 1e6).ceil();
-        stats.gauge("audit_wrong_hits_ppm_below", ppm as u64);
+        stats.gauge(&metrics::AUDIT_WRONG_HITS, ppm as u64);
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use afterimage_cache::metrics::{HITS, MISSES};
 use afterimage_wire::proto::stats::Stats;
+
+use crate::metrics;
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
@@ -24,21 +27,21 @@ pub(crate) struct Counters {
 
 impl Counters {
     pub(crate) fn stats(&self, stats: &mut Stats) {
-        for (name, counter) in [
-            ("hits", &self.hits),
-            ("misses", &self.misses),
-            ("coalesced", &self.coalesced),
-            ("rejected_tags", &self.rejected_tags),
-            ("overloaded", &self.overloaded),
-            ("expired", &self.expired),
-            ("abandoned", &self.abandoned),
-            ("bad_inputs", &self.bad_inputs),
-            ("classifier_calls", &self.calls),
-            ("classifier_failures", &self.call_failures),
-            ("classifier_calls_dropped", &self.calls_dropped),
-            ("store_writes", &self.store_writes),
+        for (metric, counter) in [
+            (&HITS, &self.hits),
+            (&MISSES, &self.misses),
+            (&metrics::COALESCED, &self.coalesced),
+            (&metrics::REJECTED_TAGS, &self.rejected_tags),
+            (&metrics::OVERLOADED, &self.overloaded),
+            (&metrics::EXPIRED, &self.expired),
+            (&metrics::ABANDONED, &self.abandoned),
+            (&metrics::BAD_INPUTS, &self.bad_inputs),
+            (&metrics::CLASSIFIER_CALLS, &self.calls),
+            (&metrics::CLASSIFIER_FAILURES, &self.call_failures),
+            (&metrics::CLASSIFIER_CALLS_DROPPED, &self.calls_dropped),
+            (&metrics::STORE_WRITES, &self.store_writes),
         ] {
-            stats.counter(name, counter.load(Relaxed));
+            stats.counter(metric, counter.load(Relaxed));
         }
     }
 }

@@ -201,7 +201,7 @@ impl Sink<Result<Computed, Failure>> for Flight {
     }
 
     fn prefetch(&self, _: u64) {
-        self.inner.labels.prefetch_write(self.hash.store_key());
+        self.inner.stores.labels.prefetch_write(self.hash.store_key());
     }
 
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {

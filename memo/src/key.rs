@@ -101,7 +101,7 @@ impl Secret {
 
 /// A file that holds no secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a secret is 32 bytes or 64 hexadecimal digits; this is neither, with {len} bytes")]
+#[error("it has {len} bytes; a secret is 32 bytes or 64 hexadecimal digits")]
 pub struct BadSecret {
     /// Bytes found, without white space around them.
     pub len: usize,
@@ -171,8 +171,8 @@ impl KeySpace {
         let parts = [&model.digest[..], &shape, &epoch];
         // Epoch 0 is left out: stores that were filled before there were epochs stay valid.
         let parts = if epoch == [0; 8] { &parts[..2] } else { &parts };
-        let row_key = Key(derive(secret, KEY_DOMAIN, parts).finalize256());
-        let seal_key = Key(derive(secret, SEAL_DOMAIN, parts).finalize256());
+        let row_key = Key(derive(secret, KEY_DOMAIN, parts));
+        let seal_key = Key(derive(secret, SEAL_DOMAIN, parts));
         let (hasher, sealer) = (HighwayHasher::new(row_key), HighwayHasher::new(seal_key));
         Ok(KeySpace { input_len: model.input_len(), model, hasher, sealer })
     }
@@ -245,13 +245,13 @@ impl fmt::Debug for KeySpace {
 }
 
 /// A hash over parts, each with its length before it.
-fn derive(secret: &Secret, domain: &[u8], parts: &[&[u8]]) -> HighwayHasher {
+pub(crate) fn derive(secret: &Secret, domain: &[u8], parts: &[&[u8]]) -> [u64; 4] {
     let mut hasher = HighwayHasher::new(secret.key());
     for part in [domain].iter().chain(parts) {
         hasher.append(&(part.len() as u64).to_le_bytes());
         hasher.append(part);
     }
-    hasher
+    hasher.finalize256()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! How long answers take, split by how they came about.
 
+use crate::metrics;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -96,12 +97,16 @@ impl Latencies {
             lookup_ns = lookup_ns.wrapping_add(counts.lookup_ns);
             saved.add(1, counts.saved);
         }
-        stats.counter("lookup_time_us", lookup_ns / 1000);
-        stats.counter("saved_time_us", saved.waiting_ns / 1000);
-        stats.counter("saved_classifier_time_us", saved.work_ns / 1000);
-        stats.histogram("hit_latency_ns", &sum[index(Origin::Hit)]);
-        stats.histogram("miss_latency_ns", &sum[index(Origin::Miss)]);
-        stats.histogram("coalesced_latency_ns", &sum[index(Origin::Coalesced)]);
+        let buckets = |origin| {
+            let recorded = sum[index(origin)].iter_recorded();
+            recorded.map(|step| (step.value_iterated_to(), step.count_at_value()))
+        };
+        stats.counter(&metrics::LOOKUP_TIME, lookup_ns / 1000);
+        stats.counter(&metrics::SAVED_TIME, saved.waiting_ns / 1000);
+        stats.counter(&metrics::SAVED_CLASSIFIER_TIME, saved.work_ns / 1000);
+        stats.histogram(&metrics::HIT_LATENCY, buckets(Origin::Hit));
+        stats.histogram(&metrics::MISS_LATENCY, buckets(Origin::Miss));
+        stats.histogram(&metrics::COALESCED_LATENCY, buckets(Origin::Coalesced));
     }
 }
 

@@ -13,8 +13,8 @@
 //! 4. A miss joins a flight ([`flights`]). The first waiter of a flight gets a permit, the duty to
 //!    make the call; `begun` holds the duties of a batch. Later equal rows only wait.
 //! 5. The calls of the batch go to the [`upstream`]: a model in this process, or a [`pool`] of
-//!    endpoints. A `flight` is the receiver of one call. Before costly work the upstream asks whether the answer is still wanted;
-//!    `deadlines` removes the waiters whose time is over.
+//!    endpoints. A `flight` is the receiver of one call. Before costly work the upstream asks
+//!    whether the answer is still wanted; `deadlines` removes the waiters whose time is over.
 //! 6. The answer is checked against the model, sealed, and written to the store. Then the flight
 //!    completes and each waiter gets its reply.
 //!
@@ -42,11 +42,13 @@ outside_the_model_check! {
     mod bypass;
     mod counters;
     mod deadlines;
+    mod epoch;
     mod flight;
     pub mod key;
     pub mod latency;
     mod lookup;
     mod memo;
+    pub mod metrics;
     mod models;
     pub mod pool;
     mod request;
@@ -56,6 +58,7 @@ outside_the_model_check! {
 
     #[doc(hidden)]
     pub use deadlines::SWEEP_EVERY;
+    pub use epoch::CHECK_EVERY;
     pub use key::Secret;
     pub use memo::{Memo, MemoOptions};
     pub use models::ModelOptions;

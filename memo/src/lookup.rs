@@ -84,7 +84,7 @@ impl Inner {
         looks: bool,
         begun: &mut Option<Begun>,
     ) {
-        match &self.labels {
+        match &self.stores.labels {
             _ if !looks => self.begin_all(arrival, front, rows, begun),
             Store::Embedded(table, _) => self.look_here(arrival, front, rows, table, begun),
             Store::Remote(remote) => self.look_there(arrival, front, rows, remote),
@@ -104,6 +104,9 @@ impl Inner {
             let key = Hashed::new(hash.store_key());
             table.prefetch(key);
             hashed.push(key);
+        }
+        if arrival.space.is_due(arrival.since) {
+            self.keep_epoch(arrival);
         }
         let (mut hits, mut misses) = (0, Lookups::new());
         let mut missed = ArrayVec::<Hashed, LOOKUPS>::new();
@@ -166,11 +169,23 @@ impl Inner {
         if !looks {
             return begun.call_each(since);
         }
-        let keys: ArrayVec<u64, LOOKUPS> = begun.hashes().map(|hash| hash.store_key()).collect();
+        let is_due = arrival.space.is_due(since);
+        // A lookup that probes a store that requests bypass brings no epoch, and no hits.
+        let reads_epoch = is_due && !store.is_bypassed();
+        let keys = begun.hashes().map(|hash| hash.store_key());
+        let epoch_key = reads_epoch.then(|| arrival.space.epoch_entry.store_key());
+        // The epoch comes last: the values before it were read while it was in force.
+        let keys: ArrayVec<u64, { LOOKUPS + 1 }> = keys.chain(epoch_key).collect();
         let inner = Arc::clone(self);
         store.lookup(&keys, move |values, took| {
             let now = sync::now();
-            let values = values.as_deref().unwrap_or_default();
+            let mut values = values.as_deref().unwrap_or_default();
+            if reads_epoch && let Some((&epoch, rest)) = values.split_last() {
+                let counts = begun.arrival().entry.keys.observe(&begun.space, epoch, now);
+                values = if counts { rest } else { &[] };
+            } else if is_due {
+                values = &[];
+            }
             let (mut hits, mut answered) = (0, 0);
             corked(|| {
                 for (i, &value) in values.iter().enumerate() {
@@ -207,6 +222,9 @@ impl Inner {
         begun: &mut Option<Begun>,
     ) {
         let (lookups, mut hits) = (replies.len() as u64, 0);
+        if arrival.space.is_due(arrival.since) {
+            self.keep_epoch(arrival);
+        }
         for (reply, hash, row) in replies {
             if looks && let Some(hit) = self.stored_bytes(arrival, hash, store) {
                 hits += 1;
@@ -230,6 +248,15 @@ impl Inner {
         let took = sync::now() - arrival.since;
         if looks {
             self.latencies.record_lookups(lookups, hits, took, self.call_time.cost());
+        }
+    }
+
+    /// Reads the epoch in a store in this process, so that it is not evicted.
+    #[cold]
+    fn keep_epoch(&self, arrival: &Arrival<'_>) {
+        let Arrival { entry, space, since, .. } = arrival;
+        if let Some(epoch) = self.stores.epoch_here(space.epoch_entry) {
+            entry.keys.observe(space, Some(space.epoch_entry.seal(epoch)), *since);
         }
     }
 
@@ -305,7 +332,7 @@ impl Inner {
         let Some(bypass) = &self.bypass else { return };
         // A store that does not answer costs no time, and its worth is not known. The breaker
         // notices its return far sooner than a probe of the bypass would.
-        if matches!(&self.labels, Store::Remote(store) if store.is_bypassed()) {
+        if matches!(&self.stores.labels, Store::Remote(store) if store.is_bypassed()) {
             return;
         }
         let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);

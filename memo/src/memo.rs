@@ -15,6 +15,7 @@ use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::metrics;
 use crate::audit::Audit;
 use crate::bypass::{Bypass, CallTime};
 use crate::counters::Counters;
@@ -27,7 +28,7 @@ use crate::lookup::{Front, LOOKUPS, Lookups};
 use crate::models::{Entry, ModelOptions, Models, Space};
 use crate::request::{MAX_ROWS, Request};
 use crate::single_task::SingleTask;
-use crate::store::Store;
+use crate::store::{Store, Stores};
 use crate::sync;
 use crate::upstream::Upstream;
 
@@ -129,8 +130,7 @@ pub struct Memo {
 /// What all parts of a memo share.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    pub(crate) labels: Store,
-    pub(crate) bytes: Option<Arc<ByteStore>>,
+    pub(crate) stores: Arc<Stores>,
     pub(crate) models: Models,
     pub(crate) flights: Flights<Waiter>,
     pub(crate) waiting_bytes: ByteBudget,
@@ -151,10 +151,10 @@ impl Memo {
     pub fn new(labels: Store, bytes: Option<Arc<ByteStore>>, options: MemoOptions) -> Self {
         let bypasses = options.auto_bypass && matches!(labels, Store::Remote(_));
         let seed = RandomState::new().build_hasher().finish();
+        let stores = Arc::new(Stores { labels, bytes });
         let inner = Inner {
-            labels,
-            bytes,
-            models: Models::new(options.secret),
+            models: Models::new(options.secret, Arc::clone(&stores)),
+            stores,
             flights: Flights::new(options.max_waiting),
             waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
             rejections: Tally::new(Duration::from_secs(10)),
@@ -247,8 +247,8 @@ impl Memo {
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let hash = space.keys.hash(row);
-        match (space.model.answers, &self.inner.bytes) {
-            (AnswerKind::Label { .. }, _) => self.inner.labels.write(hash.store_key(), FORGOTTEN),
+        match (space.model.answers, &self.inner.stores.bytes) {
+            (AnswerKind::Label { .. }, _) => self.inner.stores.labels.write(hash.store_key(), FORGOTTEN),
             (AnswerKind::Bytes, Some(bytes)) => drop(bytes.remove(hash.identity())),
             (AnswerKind::Bytes, None) => {}
         }
@@ -258,16 +258,38 @@ impl Memo {
     /// Takes all answers of a model back, in constant time: it begins a new epoch of keys. Entries
     /// of the old epoch are evicted by and by.
     ///
+    /// Requests to this memo that begin later get no older answer. Other memos with the same store
+    /// and secret notice within a second of their next requests, if the store can be reached; if
+    /// not, once it can.
+    ///
     /// # Errors
-    /// As [`ask`](Self::ask), when the model is not known.
-    pub fn flush(&self, model: &str) -> Result<u64, Failure> {
-        Ok(self.inner.models.get(model)?.keys.flush())
+    /// As [`ask`](Self::ask), when the model is not known; and after 2³² flushes.
+    pub fn flush(&self, model: &str) -> Result<(), Failure> {
+        let entry = self.inner.models.get(model)?;
+        entry.refresh();
+        if entry.keys.flush() {
+            return Ok(());
+        }
+        Err(match &*entry.keys.present() {
+            None => entry.no_keys(),
+            Some(_) => Failure::new(Status::Internal, "the model has no further epoch"),
+        })
     }
 
     /// Takes all answers of all models back, as [`flush`](Self::flush).
-    pub fn flush_all(&self) {
+    ///
+    /// # Errors
+    /// The last failure. The other models are flushed.
+    pub fn flush_all(&self) -> Result<(), Failure> {
+        let models = self.inner.models.all();
+        models.iter().map(|entry| self.flush(&entry.name)).fold(Ok(()), Result::and)
+    }
+
+    /// Adds the addresses of stores and classifiers to `stats`, with their states. They are for
+    /// operators, not for every client.
+    pub fn admin_stats(&self, stats: &mut Stats) {
         for entry in self.inner.models.all() {
-            entry.keys.flush();
+            entry.upstream.admin_stats(stats);
         }
     }
 
@@ -276,25 +298,21 @@ impl Memo {
         let inner = &self.inner;
         let models = inner.models.all();
         inner.counters.stats(stats);
-        stats.counter("models_met", models.iter().map(|entry| entry.keys.met()).sum());
-        stats.gauge("waiting", inner.flights.waiting() as u64);
-        stats.gauge("waiting_bytes", inner.waiting_bytes.used() as u64);
+        stats.counter(&metrics::MODELS_MET, models.iter().map(|entry| entry.keys.met()).sum());
+        stats.gauge(&metrics::WAITING, inner.flights.waiting() as u64);
+        stats.gauge(&metrics::WAITING_BYTES, inner.waiting_bytes.used() as u64);
         inner.latencies.stats(stats);
         if let Some(audit) = &inner.audit {
             audit.stats(stats);
         }
         if let Some(bypass) = &inner.bypass {
-            stats.text("auto_bypass", if bypass.is_active() { "bypassing" } else { "looking" });
-            stats.counter("auto_bypassed", bypass.bypassed());
+            stats.text(&metrics::AUTO_BYPASS, if bypass.is_active() { "bypassing" } else { "looking" });
+            stats.counter(&metrics::AUTO_BYPASSED, bypass.bypassed());
         }
-        inner.labels.stats(stats);
-        if let Some(bytes) = &inner.bytes {
+        inner.stores.labels.stats(stats);
+        if let Some(bytes) = &inner.stores.bytes {
             let bytes = bytes.stats();
-            stats.gauge("byte_store_entries", bytes.entries);
-            stats.gauge("byte_store_bytes", bytes.bytes);
-            stats.gauge("byte_store_capacity_bytes", bytes.capacity_bytes);
-            stats.counter("byte_store_evictions", bytes.evicted);
-            stats.counter("byte_store_expired", bytes.expired);
+            afterimage_cache::metrics::report_byte_store(&bytes, stats);
         }
         for entry in models {
             entry.upstream.stats(stats);
@@ -349,7 +367,7 @@ impl Inner {
         let keys = &arrival.space.keys;
         let asker = Asker { id: request.id, deadline: request.deadline };
         let mut begun = None;
-        match (arrival.space.model.answers, &self.bytes) {
+        match (arrival.space.model.answers, &self.stores.bytes) {
             (AnswerKind::Bytes, Some(store)) => {
                 let hashed = request.rows.iter().map(|row| (keys.hash(row), row.clone()));
                 let rows = replies.into_iter().zip(hashed);
@@ -385,9 +403,9 @@ impl Inner {
         ttl: Option<Duration>,
         now: Instant,
     ) {
-        match (answer, &self.bytes) {
+        match (answer, &self.stores.bytes) {
             (Answer::Label(label), _) => {
-                self.labels.write(hash.store_key(), space.keys.seal(hash, *label));
+                self.stores.labels.write(hash.store_key(), space.keys.seal(hash, *label));
             }
             (Answer::Bytes(bytes), Some(store)) => {
                 store.insert(hash.identity(), space.keys.seal_bytes(hash, bytes), ttl, now);

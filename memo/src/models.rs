@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use afterimage_core::model::DIGEST_LEN;
 use afterimage_core::{Failure, ModelId, Status};
 use afterimage_wire::server::Watchers;
 use afterimage_wire::text::escape_text;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
+use crate::epoch::{EpochEntry, Freshness};
 use crate::key::{KeySpace, Secret};
+use crate::store::Stores;
+use crate::sync;
 use crate::upstream::Upstream;
 
 /// How a memo treats one model.
@@ -54,12 +58,13 @@ impl ModelOptions {
 #[derive(Debug)]
 pub(crate) struct Models {
     secret: Secret,
+    stores: Arc<Stores>,
     by_name: ArcSwap<HashMap<String, Arc<Entry>>>,
 }
 
 impl Models {
-    pub(crate) fn new(secret: Secret) -> Self {
-        Models { secret, by_name: ArcSwap::default() }
+    pub(crate) fn new(secret: Secret, stores: Arc<Stores>) -> Self {
+        Models { secret, stores, by_name: ArcSwap::default() }
     }
 
     /// Adds a model, in place of one of the same name.
@@ -69,7 +74,8 @@ impl Models {
         upstream: Box<dyn Upstream>,
         options: ModelOptions,
     ) -> Arc<Entry> {
-        let keys = ModelKeys::new(self.secret.clone());
+        let keys = ModelKeys::new(self.secret.clone(), Arc::clone(&self.stores));
+        let keys = Arc::new(keys);
         let entry = Arc::new(Entry { name: name.clone(), upstream, options, keys });
         let weak = Arc::downgrade(&entry);
         entry.upstream.on_change(Box::new(move || {
@@ -122,7 +128,7 @@ pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) upstream: Box<dyn Upstream>,
     pub(crate) options: ModelOptions,
-    pub(crate) keys: ModelKeys,
+    pub(crate) keys: Arc<ModelKeys>,
 }
 
 impl Entry {
@@ -155,31 +161,49 @@ pub(crate) struct Space {
     pub(crate) keys: KeySpace,
     /// The generation that began with this model.
     pub(crate) generation: u64,
+    epoch: u32,
+    pub(crate) epoch_entry: EpochEntry,
+    freshness: Freshness,
+}
+
+impl Space {
+    /// Whether the stored epoch is to be read along with a lookup now.
+    #[inline]
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.freshness.is_due(now)
+    }
 }
 
 /// The present keys of an upstream, and the change to the next ones.
 #[derive(Debug)]
 pub(crate) struct ModelKeys {
     secret: Secret,
+    stores: Arc<Stores>,
     present: ArcSwapOption<Space>,
-    /// Held while the present keys change. The model that cannot have keys, and why.
-    refused: Mutex<Option<(Arc<ModelId>, String)>>,
+    /// Held while the present keys change.
+    changing: Mutex<Changing>,
     /// Counts changes of the model.
     generation: AtomicU64,
-    /// Counts flushes.
-    epoch: AtomicU64,
     met: AtomicU64,
     pub(crate) watchers: Watchers,
 }
 
+#[derive(Debug, Default)]
+struct Changing {
+    /// The model that cannot have keys, and why.
+    refused: Option<(Arc<ModelId>, String)>,
+    /// The last epoch of each model that was flushed, in case that the store drops it.
+    epochs: HashMap<[u8; DIGEST_LEN], u32>,
+}
+
 impl ModelKeys {
-    fn new(secret: Secret) -> Self {
+    fn new(secret: Secret, stores: Arc<Stores>) -> Self {
         ModelKeys {
             secret,
+            stores,
             present: ArcSwapOption::empty(),
-            refused: Mutex::new(None),
+            changing: Mutex::default(),
             generation: AtomicU64::new(0),
-            epoch: AtomicU64::new(0),
             met: AtomicU64::new(0),
             watchers: Watchers::default(),
         }
@@ -213,52 +237,119 @@ impl ModelKeys {
     /// new model count it once, and the slower one does not bring an older one back.
     #[cold]
     fn change(&self, upstream: &dyn Upstream) -> u64 {
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changing = self.lock();
         let before = self.generation.load(Relaxed);
         let Some(model) = upstream.model() else { return before };
         let present = self.present.load_full();
         let is_known = |known: &Arc<ModelId>| Arc::ptr_eq(known, &model);
         if present.as_ref().is_some_and(|space| is_known(&space.model))
-            || refused.as_ref().is_some_and(|(known, _)| is_known(known))
+            || changing.refused.as_ref().is_some_and(|(known, _)| is_known(known))
         {
             return before;
         }
-        let (generation, epoch) = (before + 1, self.epoch.load(Relaxed));
-        let next = match KeySpace::new(&self.secret, Arc::clone(&model), epoch) {
+        let generation = before + 1;
+        let now = sync::now();
+        let epoch_entry = EpochEntry::new(&self.secret, &model);
+        let stored = self.stores.epoch_here(epoch_entry);
+        let known = changing.epochs.get(&model.digest).copied().unwrap_or(0);
+        let epoch = known.max(stored.unwrap_or(0));
+        let freshness = match stored {
+            Some(_) => Freshness::read(now),
+            None => Freshness::unread(now, false),
+        };
+        let next = match KeySpace::new(&self.secret, Arc::clone(&model), epoch.into()) {
             Ok(keys) => {
-                *refused = None;
+                changing.refused = None;
                 self.met.fetch_add(1, Relaxed);
                 if present.is_some() {
                     tracing::info!(?model, "the upstream has another model; its keys are others");
                 }
-                Some(Arc::new(Space { model, keys, generation }))
+                Some(Arc::new(Space { model, keys, generation, epoch, epoch_entry, freshness }))
             }
             Err(why) => {
                 tracing::warn!(?model, "answers of this model cannot be stored: {why}");
-                *refused = Some((model, why));
+                changing.refused = Some((model, why));
                 None
             }
         };
         // In this order: a thread that sees the new generation finds the new keys.
         self.present.store(next);
         self.generation.store(generation, Relaxed);
-        drop(refused);
+        drop(changing);
         self.watchers.notify();
         generation
     }
 
-    /// Begins a new epoch: no answer stored so far is found any more.
-    pub(crate) fn flush(&self) -> u64 {
-        let _changing = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let epoch = self.epoch.fetch_add(1, Relaxed) + 1;
-        if let Some(space) = self.present.load_full() {
-            let Space { model, generation, .. } = &*space;
-            let keys = KeySpace::new(&self.secret, Arc::clone(model), epoch)
-                .expect("the model had keys before");
-            let (model, generation) = (Arc::clone(model), *generation);
-            self.present.store(Some(Arc::new(Space { model, keys, generation })));
+    /// Begins a new epoch: no answer stored so far is found any more. False when there are no keys
+    /// yet, or no further epoch.
+    pub(crate) fn flush(self: &Arc<Self>) -> bool {
+        let mut changing = self.lock();
+        let Some(space) = self.present.load_full() else { return false };
+        let Some(epoch) = space.epoch.checked_add(1) else { return false };
+        let now = sync::now();
+        if self.stores.epoch_here(space.epoch_entry).is_some() {
+            self.begin(&mut changing, &space, epoch, Freshness::read(now));
+            return true;
         }
-        epoch
+        // Another memo may have begun this epoch already: the stored one tells.
+        let next = self.begin(&mut changing, &space, epoch, Freshness::unread(now, true));
+        drop(changing);
+        let keys = Arc::clone(self);
+        self.stores.read_epoch(space.epoch_entry, move |value| {
+            keys.observe(&next, value, sync::now());
+        });
+        true
+    }
+
+    /// Compares the stored epoch with that of `space`. Returns whether values that came along with
+    /// it count.
+    pub(crate) fn observe(&self, space: &Arc<Space>, value: Option<i64>, now: Instant) -> bool {
+        let (stored, ours) = (space.epoch_entry.open(value), space.epoch);
+        let is_provisional = space.freshness.is_provisional();
+        let is_newer = if is_provisional { stored >= ours } else { stored > ours };
+        if !is_newer {
+            if stored < ours {
+                self.stores.write_epoch(space.epoch_entry, ours);
+            }
+            space.freshness.confirm(now);
+            return true;
+        }
+        let mut changing = self.lock();
+        let is_present = |present: &Arc<Space>| Arc::ptr_eq(present, space);
+        if self.present.load().as_ref().is_some_and(is_present) {
+            let next = if is_provisional { stored.saturating_add(1) } else { stored };
+            tracing::info!(model = ?space.model, "all answers of the model were taken back");
+            self.begin(&mut changing, space, next, Freshness::read(now));
+        }
+        false
+    }
+
+    /// Makes `epoch` the present one of the model of `space`.
+    fn begin(
+        &self,
+        changing: &mut Changing,
+        space: &Arc<Space>,
+        epoch: u32,
+        freshness: Freshness,
+    ) -> Arc<Space> {
+        let (model, generation) = (Arc::clone(&space.model), space.generation);
+        let keys = KeySpace::new(&self.secret, Arc::clone(&model), epoch.into())
+            .expect("the model had keys before");
+        let epoch_entry = space.epoch_entry;
+        changing.epochs.insert(model.digest, epoch);
+        let is_provisional = freshness.is_provisional();
+        let next = Space { model, keys, generation, epoch, epoch_entry, freshness };
+        let next = Arc::new(next);
+        self.present.store(Some(Arc::clone(&next)));
+        if !is_provisional {
+            self.stores.write_epoch(epoch_entry, epoch);
+        }
+        next
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Changing> {
+        // Each change is one assignment, so a poisoned value is still whole.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The generation, without a question to the upstream.
@@ -268,8 +359,8 @@ impl ModelKeys {
 
     /// Why there are no keys.
     fn why_none(&self, upstream: &dyn Upstream) -> Failure {
-        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*refused, upstream.trouble()) {
+        let changing = self.lock();
+        match (&changing.refused, upstream.trouble()) {
             (Some((_, why)), _) => Failure::new(Status::UpstreamError, why.clone()),
             (None, Some(trouble)) => {
                 let trouble = escape_text(&trouble);

@@ -3,12 +3,13 @@
 mod redis;
 mod remote;
 
+use crate::metrics;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::service::NO_SNAPSHOT;
-use afterimage_cache::{Hashed, SnapshotHandle, Table};
+use afterimage_cache::{ByteStore, Hashed, SnapshotHandle, Table};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_core::Failure;
 use afterimage_wire::server::SnapshotReply;
@@ -66,11 +67,11 @@ impl Store {
         match self {
             Store::Embedded(table, snapshots) => {
                 let table = table.stats();
-                stats.text("store", "embedded");
-                stats.gauge("store_entries", table.entries);
-                stats.gauge("store_capacity", table.capacity);
-                stats.gauge("store_memory_bytes", table.bytes);
-                stats.counter("store_evictions", table.evictions);
+                stats.text(&metrics::STORE, "embedded");
+                stats.gauge(&metrics::STORE_ENTRIES, table.entries);
+                stats.gauge(&metrics::STORE_CAPACITY, table.capacity);
+                stats.gauge(&metrics::STORE_MEMORY, table.bytes);
+                stats.counter(&metrics::STORE_EVICTIONS, table.evictions);
                 if let Some(status) = snapshots {
                     status.stats(stats);
                 }
@@ -78,6 +79,14 @@ impl Store {
             Store::Remote(remote) => remote.stats(stats),
         }
     }
+}
+
+/// The stores of a memo.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    pub(crate) labels: Store,
+    /// In this process. Without it, answers of bytes are not stored.
+    pub(crate) bytes: Option<Arc<ByteStore>>,
 }
 
 /// Receives the result of a lookup: one entry for each key, or `None` if the store did not answer.

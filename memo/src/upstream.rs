@@ -39,8 +39,13 @@ pub trait Upstream: Send + Sync + 'static {
     /// later. An upstream that takes single rows uses [`Call::scatter`].
     fn compute(&self, calls: Vec<Call>);
 
-    /// Adds counters to `stats`.
+    /// Adds counters to `stats`, without addresses and names of other services.
     fn stats(&self, stats: &mut Stats);
+
+    /// Adds what only operators may see, such as addresses.
+    fn admin_stats(&self, stats: &mut Stats) {
+        let _ = stats;
+    }
 }
 
 /// A function that an upstream calls when its model may have changed.
@@ -69,6 +74,10 @@ impl<U: Upstream + ?Sized> Upstream for Box<U> {
 
     fn stats(&self, stats: &mut Stats) {
         (**self).stats(stats);
+    }
+
+    fn admin_stats(&self, stats: &mut Stats) {
+        (**self).admin_stats(stats);
     }
 }
 

@@ -12,7 +12,7 @@ use afterimage_cache::{Capacity, Table};
 use afterimage_core::ModelId;
 use afterimage_memo::upstream::Call;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
-use afterimage_testkit::endless::Endless;
+use afterimage_testkit::doubles::Endless;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Hello, Message};

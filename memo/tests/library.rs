@@ -160,10 +160,10 @@ async fn forget_and_flush_take_answers_back() {
     assert_eq!((ask("a").await, ask("b").await), (Origin::Miss, Origin::Miss));
     memo.forget("m", b"a").unwrap();
     assert_eq!((ask("a").await, ask("b").await), (Origin::Miss, Origin::Hit));
-    assert_eq!(memo.flush("m").unwrap(), 1);
+    memo.flush("m").unwrap();
     assert_eq!((ask("a").await, ask("b").await), (Origin::Miss, Origin::Miss));
     assert_eq!((ask("a").await, ask("b").await), (Origin::Hit, Origin::Hit));
-    memo.flush_all();
+    memo.flush_all().unwrap();
     assert_eq!(ask("a").await, Origin::Miss);
     assert_eq!(memo.flush("other").unwrap_err().status, Status::BadArgument);
 }
@@ -319,7 +319,7 @@ async fn an_upstream_that_misbehaves_costs_its_rows_and_nothing_else() {
     limited.max_answer_bytes = 20;
     memo.add_model("m", Rogue(Arc::new(ModelId::bytes("rogue", [1; 32]))), limited);
     for (row, status, part) in [
-        ("drops", Status::Internal, "given up"),
+        ("drops", Status::Internal, "without an answer"),
         ("label", Status::UpstreamCorrupt, "not of the model's kind"),
         ("none", Status::UpstreamCorrupt, "answers"),
         ("two", Status::UpstreamCorrupt, "answers"),
@@ -414,4 +414,42 @@ async fn ten_thousand_equal_requests_make_one_call() {
     assert_eq!(calls.lock().unwrap().len(), 1);
     assert_eq!(origins[&Origin::Miss], 1, "{origins:?}");
     assert_eq!(origins.values().sum::<i32>(), 10_000);
+}
+
+/// The names of a memo's statistics.
+fn names(memo: &Memo) -> Vec<String> {
+    let mut stats = Stats::default();
+    memo.stats(&mut stats);
+    memo.admin_stats(&mut stats);
+    stats.entries.into_iter().map(|(name, _)| name).collect()
+}
+
+#[tokio::test]
+async fn every_described_metric_is_reported_and_the_reverse() {
+    use afterimage_cache::metrics as cache;
+    use afterimage_memo::pool::Pool;
+    use afterimage_memo::store::{Redis, RemoteStore, StoreOptions};
+    use afterimage_wire::{Client, ClientOptions};
+
+    let audited = options().audit(std::num::NonZeroU32::new(10)).auto_bypass(true);
+    let bytes = Arc::new(ByteStore::new(8 << 20, 1 << 20));
+    let redis = Redis::connect_lazy("redis://127.0.0.1:1", Default::default()).unwrap();
+    let remote = Store::Remote(RemoteStore::new(redis, StoreOptions::default()));
+    let pool = Memo::new(remote, Some(bytes), audited);
+    let client = Client::connect_lazy("127.0.0.1:1", ClientOptions::new());
+    pool.add_model("m", Pool::new(client, Duration::from_secs(1)), ModelOptions::default());
+    let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
+    let function = Memo::new(Store::Embedded(table, None), None, options());
+    function.add_model("m", capitals(1).0, ModelOptions::default());
+
+    let reported = [names(&pool), names(&function)].concat();
+    let described = afterimage_memo::metrics::METRICS;
+    for metric in described {
+        assert!(reported.iter().any(|name| metric.has_name(name)), "{} is unused", metric.name);
+    }
+    for name in &reported {
+        let is_described =
+            cache::METRICS.iter().chain(described).any(|metric| metric.has_name(name));
+        assert!(is_described, "{name} has no description");
+    }
 }

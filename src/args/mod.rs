@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background};
+use afterimage_cache::{
+    ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
+};
 use afterimage_classifier::{Engine, EngineOptions, Model};
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
@@ -31,6 +33,11 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
+    /// File with the token of administrators: only its clients may request snapshots and see
+    /// internal addresses [default: the token that clients send]
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+
     /// Allow a public address without authentication.
     #[arg(long)]
     insecure: bool,
@@ -47,7 +54,8 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "N", default_value = "4096")]
     max_connections: NonZeroUsize,
 
-    /// Maximum open connections per client address [default: a quarter, unlimited for loopback]
+    /// Maximum open connections per client address [default: a quarter of
+    /// --max-connections; unlimited for loopback]
     #[arg(long, value_name = "N")]
     max_connections_per_address: Option<NonZeroUsize>,
 
@@ -56,7 +64,7 @@ pub(crate) struct ServerArgs {
     max_buffer_memory: Size,
 
     /// Maximum size of a request's body.
-    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "17MiB")]
     max_body: Size,
 
     /// Maximum number of unanswered requests per connection.
@@ -85,8 +93,16 @@ pub(crate) struct ServerArgs {
 
 impl ServerArgs {
     pub(crate) fn options(&self) -> anyhow::Result<ServerOptions> {
+        let use_token = token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?;
+        let admin_token = token(None, "--admin-token-file", self.admin_token_file.as_deref())?;
+        if let (Some(token), Some(admin_token)) = (&use_token, &admin_token)
+            && token.matches(admin_token.as_bytes())
+        {
+            bail!("--admin-token-file has the token that all clients send; create another one");
+        }
         Ok(ServerOptions {
-            token: token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?,
+            token: use_token,
+            admin_token,
             tls: self.tls.load()?,
             max_connections: self.max_connections.get(),
             max_connections_per_address: self.max_connections_per_address.map(NonZeroUsize::get),
@@ -136,6 +152,10 @@ pub(crate) struct TableArgs {
     /// Also write the snapshot at this interval.
     #[arg(long, value_name = "TIME")]
     snapshot_every: Option<Span>,
+
+    /// Least time between the end of a snapshot that a client requests and the next one.
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    min_snapshot_interval: Time,
 }
 
 impl TableArgs {
@@ -152,6 +172,14 @@ impl TableArgs {
 
     /// The table, and the writer of its snapshots if it has a snapshot file.
     pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
+        self.table_and(None)
+    }
+
+    /// As [`table`](Self::table). The writer also keeps `bytes`, in `FILE.bytes`.
+    pub(crate) fn table_and(
+        &self,
+        bytes: Option<&Arc<ByteStore>>,
+    ) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
         // Checked here because clap's `requires` ignores the settings file.
         if self.snapshot_every.is_some() && self.snapshot.is_none() {
             bail!("--snapshot-every needs --snapshot FILE");
@@ -159,6 +187,12 @@ impl TableArgs {
         // Before the table takes memory.
         let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
         let file = file.context("--snapshot")?;
+        let with_bytes = self.snapshot.as_ref().zip(bytes).map(|(path, store)| {
+            let mut path = path.clone().into_os_string();
+            path.push(".bytes");
+            SnapshotFile::open_bytes(path).map(|file| file.of(Arc::clone(store)))
+        });
+        let with_bytes = with_bytes.transpose().context("--snapshot")?;
         let capacity = match self.entries {
             Some(entries) => Capacity::Entries(entries),
             None => Capacity::Bytes(self.memory.unwrap_or(DEFAULT_MEMORY).0),
@@ -169,7 +203,11 @@ impl TableArgs {
         let table = Arc::new(table);
         populate_in_background(&table);
         let every = self.snapshot_every.map(|every| every.0);
-        let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&table), file, every));
+        let writer = file.map(|file| {
+            let parts = [file.of(Arc::clone(&table))].into_iter().chain(with_bytes);
+            SnapshotWriter::start_all(parts.collect(), every)
+                .with_request_interval(self.min_snapshot_interval.0)
+        });
         Ok((table, writer))
     }
 }

@@ -24,8 +24,7 @@ impl FromStr for StoreAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str =
-            "expected embedded, HOST:PORT of a cache, or a URL such as redis://127.0.0.1:6379";
+        const EXPECTED: &str = "expected embedded, HOST:PORT of a cache service, or a URL such as redis://127.0.0.1:6379";
         if text == "embedded" {
             return Ok(StoreAddr::Embedded);
         }

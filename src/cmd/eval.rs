@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 
 use crate::args;
-use crate::print::say;
+use crate::print::{self, say};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -28,8 +28,8 @@ pub(crate) struct Args {
     /// Write the worst examples as a picture (PNG).
     ///
     /// Wrong answers come first, then right answers with the smallest margin. The text under an
-    /// image: label, answer, index in the data set (from 0), and margin (-inf if the model does not
-    /// have the label). The images belong to the data set: check its licence
+    /// image: label, answer, index in the data set (from 0), and margin (-inf if the model does
+    /// not have the label). The images belong to the data set: check its licence
     /// before you publish them.
     #[arg(long, value_name = "PNG")]
     worst: Option<PathBuf>,
@@ -65,7 +65,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         if let Some((_, examples)) = worst {
             report["worst"] = examples.iter().map(example).collect();
         }
-        return say!("{report:#}");
+        return print::json(&format!("{report:#}"));
     }
     say!("model {} ({})", model.digest(), model.description())?;
     say!("{evaluation}")?;

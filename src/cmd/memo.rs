@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     pub(crate) listen: String,
 
-    /// Where answers are kept: embedded, HOST:PORT of a cache, redis://HOST,
+    /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
     /// redis+cluster://HOST,… (rediss for TLS).
     #[arg(long, value_name = "STORE", default_value = "embedded", alias = "cache")]
     pub(crate) store: StoreAddr,

@@ -9,7 +9,8 @@ use crate::{format, net, serving};
   afterimage snapshot
   afterimage snapshot 127.0.0.1:7401 --token-file token
 
-The service must have been started with --snapshot FILE.")]
+The service must have been started with --snapshot FILE. If it has an --admin-token-file,
+give that file as --token-file.")]
 pub(crate) struct Args {
     #[command(flatten)]
     address: AddressArgs,

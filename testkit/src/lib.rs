@@ -2,11 +2,10 @@
 
 #![allow(clippy::missing_panics_doc, clippy::unwrap_used, reason = "tests panic")]
 
-pub mod counting;
-pub mod endless;
-pub mod first_byte;
+pub mod doubles;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
+pub mod memory;
 pub mod pki;
-pub mod resident;
+pub mod services;
 pub mod vectors;

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::common::{Running, file, folder, run, text};
 
-use crate::shared::{SECRET, SERVICES, pgm_binary, unused_address};
+use crate::{SECRET, SERVICES, pgm_binary, unused_address};
 
 #[test]
 fn a_port_that_is_taken_is_one_clear_line() {

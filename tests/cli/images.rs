@@ -6,7 +6,7 @@ use afterimage_classifier::Model;
 
 use crate::common::{Running, answered, file, folder, run, text};
 
-use crate::shared::{gzip, idx, pgm_binary};
+use crate::{gzip, idx, pgm_binary};
 
 fn pgm_text(pixels: &[u8], width: usize) -> Vec<u8> {
     let mut text = format!("P2\n# drawn\n{width} {}\n255\n", pixels.len() / width);

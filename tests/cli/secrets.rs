@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::common::{Running, file, folder, run, run_with};
 
-use crate::shared::{SECRET, SERVICES, pgm_binary, unused_address};
+use crate::{SECRET, SERVICES, pgm_binary, unused_address};
 
 #[test]
 fn a_wrong_token_is_one_clear_line_that_does_not_tell_it() {

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use crate::common::{PATIENCE, Running, file, folder, run};
 
-use crate::shared::{SECRET, SERVICES};
+use crate::{SECRET, SERVICES};
 
 /// Ends a service and gives its whole log.
 fn log_of(mut service: Running) -> String {
@@ -54,7 +54,7 @@ fn the_log_begins_with_version_and_settings() {
 #[test]
 fn the_last_log_line_counts_requests_and_hits() {
     let folder = folder();
-    let image = file(&folder, "digit.pgm", crate::shared::pgm_binary(&[7; 784], 28));
+    let image = file(&folder, "digit.pgm", crate::pgm_binary(&[7; 784], 28));
     let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
     for _ in 0..4 {
         run(&["classify", "--server", &memo.place(), &image]).succeeded();

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::common::{Running, file, folder, run, run_with, text};
 
-use crate::shared::{gzip, idx, welcome};
+use crate::{gzip, idx, welcome};
 
 /// A data set of drawn digits, as the four files that MNIST comes in; two of them gzipped.
 fn data_set(train: usize, test: usize) -> TempDir {

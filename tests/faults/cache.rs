@@ -10,7 +10,7 @@ use crate::common::load::{Load, assert_none_failed, assert_right, longest, media
 use crate::common::talk::{client, gauge, says_yes, stats};
 use crate::common::{Running, folder, text, until};
 
-use crate::services::{
+use crate::{
     BUDGET, LIMIT, SOON, ask_about_all, digits, start_cache, start_classifier, start_memo,
     start_memo_with_cache, until_hits,
 };

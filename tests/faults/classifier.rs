@@ -14,7 +14,7 @@ use crate::common::load::{
 use crate::common::talk::{Raw, client, error, gauge, stats};
 use crate::common::{Running, until};
 
-use crate::services::{
+use crate::{
     AT_ONCE, LIMIT, SOON, ask_about_all, digits, start_cache, start_classifier, start_memo,
 };
 

@@ -12,7 +12,7 @@ use crate::common::load::{
 use crate::common::talk::{stats, until_connected};
 use crate::common::{PATIENCE, Running, file, folder};
 
-use crate::services::{LIMIT, ask_about_all, digits, start_cache, start_classifier, start_memo};
+use crate::{LIMIT, ask_about_all, digits, start_cache, start_classifier, start_memo};
 
 /// A cache, a classifier, and a memo in front whose secret outlives it.
 async fn all_services(folder: &TempDir) -> (Running, Running, Running) {

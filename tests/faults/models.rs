@@ -12,7 +12,7 @@ use crate::common::load::{
 use crate::common::talk::{Raw, client, until_connected};
 use crate::common::{Running, contrary_model, folder, text, until};
 
-use crate::services::{LIMIT, SOON, digits, start_cache, start_classifier, start_memo};
+use crate::{LIMIT, SOON, digits, start_cache, start_classifier, start_memo};
 
 /// What a classifier itself answers to each image.
 async fn direct_answers(classifier: &Running, population: &Population) -> Vec<u16> {

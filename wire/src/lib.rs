@@ -79,6 +79,7 @@
 
 pub mod blocking;
 pub mod client;
+pub mod prometheus;
 pub mod proto;
 mod sched;
 pub mod server;

@@ -56,6 +56,39 @@ pub fn escape_text(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// [`escape_text`] without its limit, for text that this program has put together: a log line, an
+/// error with its causes.
+///
+/// ```
+/// use afterimage_wire::text::escape_line;
+///
+/// assert_eq!(escape_line("cannot read a\nb"), r"cannot read a\nb");
+/// ```
+#[must_use]
+pub fn escape_line(text: &str) -> Cow<'_, str> {
+    escape_where(text, is_unsafe)
+}
+
+/// [`escape_line`] for text of several lines: line feeds stay as they are.
+#[must_use]
+pub fn escape_lines(text: &str) -> Cow<'_, str> {
+    escape_where(text, |char| char != '\n' && is_unsafe(char))
+}
+
+fn escape_where(text: &str, is_unsafe: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.chars().any(&is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for char in text.chars() {
+        match is_unsafe(char) {
+            true => escaped.extend(char.escape_debug()),
+            false => escaped.push(char),
+        }
+    }
+    Cow::Owned(escaped)
+}
+
 /// An error or another value of a peer, displayed through [`escape_text`].
 ///
 /// ```
@@ -72,8 +105,9 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
     }
 }
 
-/// Whether a character could do more than show itself.
-fn is_unsafe(char: char) -> bool {
+/// Whether a character could do more than show itself, so that it must be escaped.
+#[must_use]
+pub fn is_unsafe(char: char) -> bool {
     char.is_control()
         || matches!(
             char,
@@ -116,6 +150,14 @@ mod tests {
             assert!(!escaped.chars().any(is_unsafe), "{char:?} became {escaped:?}");
         }
         assert_eq!(escape_text("\u{202e}gpj.exe"), r"\u{202e}gpj.exe");
+    }
+
+    #[test]
+    fn a_line_keeps_its_length_and_lines_keep_their_ends() {
+        let long = "x".repeat(2 * MAX_ESCAPED_LEN);
+        assert_eq!(escape_line(&long), long);
+        assert!(!escape_line(UNSAFE).chars().any(is_unsafe));
+        assert_eq!(escape_lines("a\nb\r\x1b"), "a\nb\\r\\u{1b}");
     }
 
     #[test]

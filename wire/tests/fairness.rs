@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use afterimage_testkit::endless::Endless;
-use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::doubles::Endless;
+use afterimage_testkit::doubles::FirstByte;
 use afterimage_wire::proto::{Hello, Message, Role, Shape, Welcome};
 use afterimage_wire::server::{ServerOptions, serve_stream};
 use afterimage_wire::{Client, ClientOptions};

@@ -10,8 +10,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_testkit::first_byte::FirstByte;
-use afterimage_testkit::resident::resident_bytes;
+use afterimage_testkit::doubles::FirstByte;
+use afterimage_testkit::memory::resident_bytes;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::{Message, put_classify_req};
 use afterimage_wire::proto::{HEADER_LEN, Header};

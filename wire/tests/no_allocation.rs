@@ -1,6 +1,6 @@
 //! The hot messages are encoded and decoded without a single allocation.
 
-use afterimage_testkit::counting::allocations;
+use afterimage_testkit::memory::allocations;
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{
     Classification, Origin, put_cache_read, put_cache_resp, put_cache_write, put_classify_req,

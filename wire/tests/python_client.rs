@@ -53,9 +53,9 @@ impl Service for LastDigit {
 
 /// An interpreter of at least this version, if the machine has one.
 ///
-/// `AFTERIMAGE_PYTHON` names one with more packages, for example NumPy.
+/// `TEST_PYTHON` names one with more packages, for example NumPy.
 fn python(minor: u32) -> Option<OsString> {
-    let candidates = [std::env::var_os("AFTERIMAGE_PYTHON"), Some("python3".into())];
+    let candidates = [std::env::var_os("TEST_PYTHON"), Some("python3".into())];
     let check = format!("import sys; sys.exit(sys.version_info < (3, {minor}))");
     let found = candidates.into_iter().flatten().find(|candidate| {
         let status = Command::new(candidate).args(["-c", &check]).status();
@@ -95,11 +95,11 @@ async fn the_python_client_passes_its_tests_with_this_server() {
         Command::new(python)
             .args(["-B", "-m", "unittest", "-v"])
             .current_dir(wire.join("clients/python"))
-            .env("AFTERIMAGE_MEMO", format!("127.0.0.1:{port}"))
-            .env("AFTERIMAGE_TOKEN", "open sesame")
-            .env("AFTERIMAGE_IDLE", format!("127.0.0.1:{idle_port}"))
-            .env("AFTERIMAGE_TLS", format!("localhost:{tls_port}"))
-            .env("AFTERIMAGE_CA", ca)
+            .env("TEST_MEMO", format!("127.0.0.1:{port}"))
+            .env("TEST_TOKEN", "open sesame")
+            .env("TEST_IDLE", format!("127.0.0.1:{idle_port}"))
+            .env("TEST_TLS", format!("localhost:{tls_port}"))
+            .env("TEST_CA", ca)
             .output()
     });
     let output = tests.await.unwrap().unwrap();
@@ -112,7 +112,7 @@ async fn the_python_client_passes_its_tests_with_this_server() {
         if line.starts_with("SKIPPED: ") {
             eprintln!("{line}");
         }
-        assert!(!line.contains("skipped 'set AFTERIMAGE_"), "{line}");
+        assert!(!line.contains("skipped 'set TEST_"), "{line}");
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::doubles::FirstByte;
 use afterimage_testkit::pki::{Authority, Issued};
 use afterimage_wire::client::{ConnectionError, Report};
 use afterimage_wire::proto::handshake::Hello;

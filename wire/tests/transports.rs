@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::doubles::FirstByte;
 use afterimage_wire::client::Connector;
 use afterimage_wire::server::{Server, ServerOptions};
 use afterimage_wire::{Client, ClientOptions};

@@ -20,18 +20,21 @@ PROTOCOL = HERE.parent / "PROTOCOL.md"
 KINDS = {
     "Hello": 0x01, "Welcome": 0x02, "Ping": 0x03, "Pong": 0x04, "StatsReq": 0x05, "StatsResp": 0x06,
     "Error": 0x07, "GoAway": 0x08, "SnapshotReq": 0x09, "SnapshotResp": 0x0A, "CacheReq": 0x10, "CacheResp": 0x11,
-    "ClassifyReq": 0x20, "ClassifyResp": 0x21,
+    "BytesReq": 0x12, "BytesResp": 0x13, "ClassifyReq": 0x20, "ClassifyResp": 0x21, "InferReq": 0x22, "InferResp": 0x23,
+    "ForgetReq": 0x30, "ForgetResp": 0x31, "FlushReq": 0x32, "FlushResp": 0x33,
 }
 STATUSES = [
     "none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
     "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal",
-    "storage_failed",
+    "storage_failed", "unauthorized",
 ]
 SERVICES = {"memo": 1, "cache": 2, "classifier": 3}
 STATS_TYPES = {"counter": 1, "gauge": 2, "text": 3, "histogram": 4}
+# The flags of a ClassifyResp, and the origins of an InferResp.
 ORIGINS = {"miss": 0x00, "hit": 0x01, "coalesced": 0x02}
 
-WRITE = EXISTS = CONNECTION = JOINED = 0x01
+WRITE = EXISTS = CONNECTION = JOINED = REFRESH = 0x01
+NO_STORE = 0x02
 SHUTTING_DOWN = STATUSES.index("shutting_down")
 MAGIC = b"AFTERIMG"
 MIB = 1 << 20
@@ -66,7 +69,7 @@ def extension(tag, data):
     return [("extension tag", u16(tag)), ("extension length", u16(len(data))), ("extension", data)]
 
 
-def hello(token=b"", oldest=1, newest=1, features=0, extensions=()):
+def hello(token=b"", oldest=1, newest=2, features=0, extensions=()):
     body = [
         ("magic", MAGIC), ("oldest version", u16(oldest)), ("newest version", u16(newest)),
         ("features", u32(features)), ("token length", u16(len(token))), ("token", token),
@@ -74,7 +77,7 @@ def hello(token=b"", oldest=1, newest=1, features=0, extensions=()):
     return body + [part for tag, data in extensions for part in extension(tag, data)]
 
 
-def welcome(service=1, version=1, features=0, max_body=MIB, window=4096, classes=10, digest=bytes(32),
+def welcome(service=1, version=2, features=0, max_body=MIB, window=4096, classes=10, digest=bytes(32),
             shape=(28, 28), name="", extensions=()):
     text = name.encode()
     body = [
@@ -108,6 +111,31 @@ def stats_entry(name, kind, value):
 
 def snapshot(entries, size, elapsed):
     return [("entries", u64(entries)), ("bytes", u64(size)), ("elapsed", u64(elapsed))]
+
+
+def short_text(field, value):
+    data = value.encode()
+    return [(f"{field} length", u8(len(data))), (field, data)]
+
+
+def infer(rows, model="", version="", ttl=0, budget=0, count=None):
+    body = short_text("model", model) + short_text("version", version)
+    body += [("time to live", u32(ttl)), ("budget", u32(budget))]
+    body += [("number of rows", u32(len(rows) if count is None else count))]
+    return body + [part for row in rows for part in (("row length", u32(len(row))), ("row", row))]
+
+
+def infer_answer(origin, age, content):
+    """An answer: `content` is a label or bytes."""
+    head = [("origin", u8(ORIGINS.get(origin, origin))), ("age", u32(age))]
+    if isinstance(content, int):
+        return head + [("answer kind", u8(0)), ("label", u16(content))]
+    return head + [("answer kind", u8(1)), ("answer length", u32(len(content))), ("answer", content)]
+
+
+def infer_resp(answers, digest=bytes(32), count=None):
+    body = [("digest", digest), ("number of answers", u32(len(answers) if count is None else count))]
+    return body + [part for answer in answers for part in infer_answer(*answer)]
 
 
 def join(parts):
@@ -194,18 +222,20 @@ def valid(v):
     def add_hello(name, comment, request_id=0, canonical=True, **arguments):
         parts = hello(**arguments)
         fields = {
-            "version_min": arguments.get("oldest", 1), "version_max": arguments.get("newest", 1),
+            "version_min": arguments.get("oldest", 1), "version_max": arguments.get("newest", 2),
             "features": arguments.get("features", 0), "token": arguments.get("token", b"").hex(),
         }
         v.valid(name, comment, "Hello", parts, fields, request_id=request_id,
                 canonical=canonical and not arguments.get("extensions"))
 
-    add_hello("hello", "A Hello for version 1 without a token.")
+    add_hello("hello", "A Hello for versions 1 and 2 without a token.")
+    add_hello("hello_version_1", "A Hello of a client that speaks version 1 only.", newest=1)
+    add_hello("hello_version_2", "A Hello of a client that speaks version 2 only.", oldest=2)
     add_hello("hello_with_token", "A Hello with a token.", token=b"open sesame")
     add_hello("hello_longest_token", "A token of 1024 bytes, the maximum. It is not UTF-8.",
               token=bytes(255 - i % 256 for i in range(1024)), request_id=U64)
     add_hello("hello_versions", "The client speaks versions 1 to 65535 and requests every feature.", newest=U16, features=U32)
-    add_hello("hello_no_common_version", "A well-formed Hello of a client that speaks versions 2 and 3 only.", oldest=2, newest=3)
+    add_hello("hello_no_common_version", "A well-formed Hello of a client that speaks versions 3 and 4 only.", oldest=3, newest=4)
     add_hello("hello_versions_reversed", "A well-formed Hello whose oldest version is above the newest.",
               oldest=1, newest=0)
     add_hello("hello_with_extension", "A Hello with one unknown extension. The server skips it.",
@@ -216,12 +246,12 @@ def valid(v):
     add_hello("hello_longest", "A Hello with a body of 4096 bytes, the maximum before the handshake.",
               extensions=[(7, bytes(body_room))])
     v.valid("hello_with_budget", "The server ignores the time budget of a Hello.", "Hello", hello(),
-            {"version_min": 1, "version_max": 1, "features": 0, "token": ""}, status=500, canonical=False)
+            {"version_min": 1, "version_max": 2, "features": 0, "token": ""}, status=500, canonical=False)
 
     def add_welcome(vector, comment, request_id=0, flags=0, status=0, canonical=True, **arguments):
         parts = welcome(**arguments)
         fields = {
-            "version": arguments.get("version", 1), "service": arguments.get("service", 1),
+            "version": arguments.get("version", 2), "service": arguments.get("service", 1),
             "features": arguments.get("features", 0), "max_body": arguments.get("max_body", MIB),
             "window": arguments.get("window", 4096), "classes": arguments.get("classes", 10),
             "digest": arguments.get("digest", bytes(32)).hex(), "shape": list(arguments.get("shape", (28, 28))),
@@ -232,6 +262,7 @@ def valid(v):
 
     model = bytes(range(32))
     add_welcome("welcome_memo", "A memo in front of a model for 28×28 digits.", digest=model, name="afterimage 0.1.0")
+    add_welcome("welcome_version_1", "A memo on a connection of version 1.", version=1, digest=model, name="afterimage 0.1.0")
     add_welcome("welcome_classifier", "A classifier of the same model.", service=3, digest=model, name="afterimage 0.1.0")
     add_welcome("welcome_cache", "A cache has no model: no dimensions, no classes, a digest of zeros.",
                 service=2, shape=(), classes=0, name="afterimage 0.1.0")
@@ -409,11 +440,88 @@ def valid(v):
     add_label("classify_resp_unknown_flags", "The client ignores unknown flags and the status.", 1, "miss", 0xFC,
               status=5, canonical=False)
 
+    # Version 2: values of bytes.
+    def add_bytes_read(name, comment, key, budget=0, request_id=1):
+        v.valid(name, comment, "BytesReq", [("key", key)], {"write": False, "key": key.hex(), "budget_ms": budget},
+                status=budget, request_id=request_id)
+
+    def add_bytes_write(name, comment, key, ttl, value, request_id=1, status=0):
+        v.valid(name, comment, "BytesReq", [("key", key), ("time to live", u32(ttl)), ("value", value)],
+                {"write": True, "key": key.hex(), "ttl_s": ttl, "value": value.hex()}, flags=WRITE, status=status,
+                request_id=request_id, canonical=status == 0)
+
+    def add_bytes(name, comment, value, flags=None, request_id=1, canonical=True):
+        flags = (0 if value is None else EXISTS) if flags is None else flags
+        v.valid(name, comment, "BytesResp", [] if value is None else [("value", value)],
+                {"value": None if value is None else value.hex()}, flags=flags, request_id=request_id, canonical=canonical)
+
+    key = bytes(range(16))
+    add_bytes_read("bytes_read", "Reads the bytes of a key.", key)
+    add_bytes_read("bytes_read_extremes", "The highest key, id and time budget.", b"\xff" * 16, U16, U64)
+    add_bytes_write("bytes_write", "Writes bytes for 60 s.", key, 60, b"a value")
+    add_bytes_write("bytes_write_empty", "A value of 0 bytes without a limit in time.", bytes(16), 0, b"", 0)
+    add_bytes_write("bytes_write_longest_time", "The longest time to live.", key, U32, b"\x00", U64)
+    add_bytes_write("bytes_write_with_budget", "The server ignores the time budget of a write.", key, 0, b"v", status=9)
+    add_bytes("bytes_resp_absent", "The cache does not have the key. A write has the same reply.", None)
+    add_bytes("bytes_resp_exists", "The key's value.", b"a value")
+    add_bytes("bytes_resp_empty", "A value of 0 bytes differs from a missing value.", b"", request_id=U64)
+    add_bytes("bytes_resp_unknown_flags", "The client ignores unknown flags and obeys EXISTS.", b"v", 0xFF, canonical=False)
+
+    # Version 2: inference.
+    def add_infer(name, comment, rows, refresh=False, no_store=False, request_id=1, status=0, **arguments):
+        flags = (REFRESH if refresh else 0) | (NO_STORE if no_store else 0)
+        fields = {
+            "model": arguments.get("model", ""), "version": arguments.get("version", ""), "refresh": refresh,
+            "no_store": no_store, "ttl_s": arguments.get("ttl", 0), "budget_ms": arguments.get("budget", 0),
+            "rows": [row.hex() for row in rows],
+        }
+        v.valid(name, comment, "InferReq", infer(rows, **arguments), fields, flags=flags, status=status,
+                request_id=request_id, canonical=status == 0)
+
+    def add_answers(name, comment, answers, request_id=1, flags=0, **arguments):
+        fields = {
+            "digest": arguments.get("digest", bytes(32)).hex(),
+            "answers": [
+                {"origin": origin, "age_s": age, **({"label": content} if isinstance(content, int) else {"bytes": content.hex()})}
+                for origin, age, content in answers
+            ],
+        }
+        v.valid(name, comment, "InferResp", infer_resp(answers, **arguments), fields, flags=flags, request_id=request_id,
+                canonical=flags == 0)
+
+    add_infer("infer_req", "Two rows for a model, with a time budget of two minutes.", [b"first", b"second"],
+              model="resnet", budget=120_000)
+    add_infer("infer_req_row_empty", "One row of 0 bytes for the only model of the server.", [b""], request_id=0)
+    add_infer("infer_req_directives", "Compute anew, and store nothing.", [b"row"], True, True, model="m", version="2")
+    add_infer("infer_req_refresh", "Compute anew, and keep the answer for a minute.", [b"row"], True, ttl=60)
+    add_infer("infer_req_no_store", "Store nothing.", [b"row"], no_store=True)
+    add_infer("infer_req_extremes", "The longest name and version, and the highest numbers.", [b"\xff" * 3], request_id=U64,
+              model="é" * 127 + "m", version="v" * 255, ttl=U32, budget=U32)
+    add_infer("infer_req_with_budget_in_header", "The server ignores the time budget in the header.", [b"row"], status=9)
+    add_answers("infer_resp", "A miss with bytes, a hit with a label, and a coalesced answer.",
+                [("miss", 0, b"bytes"), ("hit", 3600, 7), ("coalesced", 0, b"")], digest=model)
+    add_answers("infer_resp_extremes", "The highest age, label and id.", [("hit", U32, U16)], U64)
+    add_answers("infer_resp_unknown_flags", "The client ignores flags of an InferResp.", [("miss", 0, 0)], flags=0xFF)
+
+    # Version 2: stored answers.
+    def add_forget(name, comment, model, version, row, request_id=1):
+        v.valid(name, comment, "ForgetReq", short_text("model", model) + short_text("version", version) + [("row", row)],
+                {"model": model, "version": version, "row": row.hex()}, request_id=request_id)
+
+    add_forget("forget_req", "Takes the answer of one row back.", "resnet", "2", b"row")
+    add_forget("forget_req_empty", "A row of 0 bytes, the only model, the present version.", "", "", b"", U64)
+    v.valid("forget_resp", "One answer was stored.", "ForgetResp", [("count", u64(1))], {"count": "1"})
+    v.valid("forget_resp_highest", "The highest number.", "ForgetResp", [("count", u64(U64))], {"count": str(U64)},
+            request_id=U64)
+    v.valid("flush_req", "Takes all answers of a model back.", "FlushReq", short_text("model", "resnet"), {"model": "resnet"})
+    v.valid("flush_req_all", "Takes all answers of all models back.", "FlushReq", short_text("model", ""), {"model": ""}, request_id=0)
+    v.valid("flush_resp", "It is done.", "FlushResp", [], {})
+
     # Unknown kinds.
     for code, comment in [
         (0x00, "Kind 0 is not assigned"), (0x0B, "The first free kind of the connection group"),
-        (0x12, "The first free kind of the cache group"), (0x22, "The first free kind of the classifier group"),
-        (0x30, "The first kind that is reserved for later services"), (0xF0, "The first kind for private experiments"),
+        (0x14, "The first free kind of the cache group"), (0x24, "The first free kind of the group of models"),
+        (0x34, "The first free kind of the group of stored answers"), (0x40, "The first kind that is reserved"), (0xF0, "The first kind for private experiments"),
         (0xFF, "The highest kind"),
     ]:
         v.valid(f"unknown_kind_{code:02x}", f"{comment}. Decoding keeps the number.", code, [], {"kind": code},
@@ -608,6 +716,64 @@ def invalid(v):
     v.truncations("ClassifyResp", [("label", u16(1))], foreign)
     v.invalid("classify_resp_empty", "A ClassifyResp without a body.", frame(code), "truncated", "label", foreign)
     v.invalid("classify_resp_too_long", "A label of 4 bytes.", frame(code, bytes(4)), "trailing", None, foreign, bytes=2)
+
+    # Version 2.
+    def bad(name, comment, kind, body, error, field, bits=0, answer=refuse, **detail):
+        v.invalid(name, comment, frame(KINDS[kind], body, bits), error, field, answer, **detail)
+
+    v.truncations("BytesReq", [("key", bytes(16))], refuse, label="BytesRead")
+    bad("bytes_read_too_long", "A read with a value: the flag WRITE is missing.", "BytesReq", bytes(20), "trailing", None,
+        bytes=4)
+    v.truncations("BytesReq", [("key", bytes(16)), ("time to live", u32(1))], refuse, flags=WRITE, label="BytesWrite")
+    bad("bytes_req_unknown_flags", "WRITE and an unknown flag.", "BytesReq", bytes(20), "unknown_flags", None, 0x03,
+        foreign, flags=0x02)
+    bad("bytes_resp_absent_with_value", "A value without EXISTS.", "BytesResp", b"v", "trailing", None, answer=foreign,
+        bytes=1)
+
+    v.truncations("InferReq", infer([b"row"], "model", "version"), refuse)
+    bad("infer_req_empty", "An InferReq without a body.", "InferReq", b"", "truncated", "model length")
+    bad("infer_req_without_rows", "No rows.", "InferReq", join(infer([])), "empty", "number of rows")
+    bad("infer_req_too_many_rows", "65537 rows are announced. The number is checked before the missing rows.", "InferReq",
+        join(infer([], count=65537)), "out_of_range", "number of rows", value=65537, limit=65536)
+    bad("infer_req_row_missing", "Two rows are announced, one has come.", "InferReq", join(infer([b"row"], count=2)),
+        "truncated", "row length")
+    bad("infer_req_row_too_many", "One row is announced, two have come.", "InferReq", join(infer([b"a", b"b"], count=1)),
+        "trailing", None, bytes=5)
+    bad("infer_req_row_of_4_gib", "A row length that is longer than every body.", "InferReq",
+        join(infer([], count=1)) + u32(U32), "truncated", "row")
+    bad("infer_req_model_not_utf8", "A name that is not UTF-8.", "InferReq", b"\x01\xff" + join(infer([b"r"])[2:]),
+        "not_utf8", "model")
+    bad("infer_req_version_not_utf8", "A version that is not UTF-8.", "InferReq", b"\x00\x01\xff" + join(infer([b"r"])[4:]),
+        "not_utf8", "version")
+    bad("infer_req_unknown_flags", "REFRESH, NO_STORE and an unknown flag.", "InferReq", join(infer([b"r"])),
+        "unknown_flags", None, 0x07, foreign, flags=0x04)
+    answers = [("hit", 1, b"answer"), ("miss", 0, 5)]
+    v.truncations("InferResp", infer_resp(answers), foreign)
+    bad("infer_resp_without_answers", "No answers.", "InferResp", join(infer_resp([])), "empty", "number of answers",
+        answer=foreign)
+    bad("infer_resp_too_many_answers", "65537 answers are announced.", "InferResp", join(infer_resp([], count=65537)),
+        "out_of_range", "number of answers", answer=foreign, value=65537, limit=65536)
+    bad("infer_resp_answer_too_many", "One answer is announced, two have come.", "InferResp",
+        join(infer_resp(answers, count=1)), "trailing", None, answer=foreign, bytes=8)
+    bad("infer_resp_unknown_origin", "An origin above 2.", "InferResp", join(infer_resp([(3, 0, 5)])), "out_of_range",
+        "origin", answer=foreign, value=3, limit=2)
+    bad("infer_resp_unknown_answer_kind", "An answer kind above 1.", "InferResp",
+        join(infer_resp([], count=1)) + bytes(5) + b"\x02\x00\x00", "out_of_range", "answer kind", answer=foreign, value=2,
+        limit=1)
+
+    v.truncations("ForgetReq", short_text("model", "model") + short_text("version", "version"), refuse)
+    bad("forget_req_unknown_flags", "A ForgetReq has no flags.", "ForgetReq", bytes(2), "unknown_flags", None, 0x01,
+        foreign, flags=0x01)
+    bad("forget_req_not_utf8", "A name that is not UTF-8.", "ForgetReq", b"\x01\xff\x00", "not_utf8", "model")
+    v.truncations("ForgetResp", [("count", u64(1))], foreign)
+    bad("forget_resp_too_long", "One byte after the number.", "ForgetResp", bytes(9), "trailing", None, answer=foreign,
+        bytes=1)
+    v.truncations("FlushReq", short_text("model", "model"), refuse)
+    bad("flush_req_empty", "A FlushReq without a body.", "FlushReq", b"", "truncated", "model length")
+    bad("flush_req_too_long", "One byte after the name.", "FlushReq", b"\x01mx", "trailing", None, bytes=1)
+    bad("flush_req_unknown_flags", "A FlushReq has no flags.", "FlushReq", b"\x00", "unknown_flags", None, 0x80,
+        foreign, flags=0x80)
+    bad("flush_resp_too_long", "A FlushResp has an empty body.", "FlushResp", b"x", "trailing", None, answer=foreign, bytes=1)
 
 
 # The listing in PROTOCOL.md.

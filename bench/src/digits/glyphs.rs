@@ -1,8 +1,8 @@
-//! The shapes of the ten digits: points that a pen passes through, in a box one high.
+//! Shapes of the ten digits: points on the path of a pen, in a box of height one.
 //!
-//! `x` runs right and `y` runs down. A stroke is a smooth curve through its points; where a digit
-//! has a corner, one stroke ends and the next begins. Several digits are written in more than one
-//! way, as people do.
+//! `x` increases to the right and `y` downwards. A stroke is a smooth curve through its points. At
+//! a corner of a digit, one stroke ends and the next begins. Several digits have more than one
+//! form, as in handwriting.
 
 use rand::Rng;
 
@@ -146,9 +146,9 @@ const NINE_HOOKED: &[&Stroke] = &[
     &[(0.57, 0.12), (0.57, 0.50), (0.51, 0.80), (0.39, 0.97), (0.24, 1.00)],
 ];
 
-/// The strokes of one digit of class `class` (below ten), in one of the ways it is written.
+/// The strokes of a digit of class `class` (below ten), in one of its forms.
 pub(super) fn strokes(class: u8, rng: &mut impl Rng) -> Vec<Vec<Point>> {
-    // Drawn for every class, so that a class does not shift the stream behind it.
+    // This number is drawn for every class, so that the class does not change the numbers after it.
     let (often, seldom) = (chance(rng, 0.35), chance(rng, 0.15));
     let shape = match class {
         0 => ZERO,

@@ -1,14 +1,13 @@
-//! Drawn digits: images that look like handwriting, made here, seeded, as many as a load test
-//! needs.
+//! Drawn digits: seeded images that look like handwriting, in any number.
 //!
-//! No data set is shipped or fetched. Each digit is a few splines through the points of `glyphs`,
-//! bent a little differently every time and drawn by `raster` the way MNIST was prepared: white on
-//! black, the ink scaled into 20×20 with its proportions kept, the centre of mass in the middle of
-//! 28×28 (LeCun et al., <http://yann.lecun.com/exdb/mnist/>).
+//! No data set is shipped or downloaded. Each digit is a few splines through the points of
+//! `glyphs`, distorted a little differently every time. `raster` draws it as MNIST was prepared:
+//! white on black, the ink scaled into 20×20 with its proportions kept, and its centre of mass in
+//! the middle of 28×28 (LeCun et al., <http://yann.lecun.com/exdb/mnist/>).
 //!
-//! Only additions, multiplications, divisions and square roots are used, all of which IEEE 754
-//! rounds alike everywhere, and a generator whose stream is fixed: a seed gives the same bytes on
-//! every platform.
+//! The arithmetic is additions, multiplications, divisions and square roots, which IEEE 754 rounds
+//! the same everywhere, and the random generator has a fixed stream. So a seed gives the same bytes
+//! on every platform.
 
 mod glyphs;
 mod raster;
@@ -24,13 +23,13 @@ use raster::{Point, SIDE};
 /// Bytes in a drawn digit: 28 rows of 28 pixels, 0 for black and 255 for white.
 pub const DIGIT_LEN: usize = SIDE * SIDE;
 
-/// How many kinds of digit there are.
+/// The number of different digits.
 pub const CLASSES: u8 = 10;
 
-/// The widest and tallest that ink may be, in pixels. MNIST's normalization box.
+/// The maximum width and height of the ink in pixels: MNIST's normalization box.
 const BOX: f32 = 20.0;
 
-/// Draws one digit of class `class`, row-major, different for every state of `rng`.
+/// Draws one digit of class `class`, row by row. Every state of `rng` gives another image.
 ///
 /// # Panics
 /// When `class` is not below [`CLASSES`].
@@ -38,12 +37,12 @@ pub fn draw(class: u8, rng: &mut impl Rng) -> [u8; DIGIT_LEN] {
     assert!(class < CLASSES, "class is {class}; digits end at 9");
     let mut strokes = glyphs::strokes(class, rng);
 
-    // The hand: every point a little off, the whole narrower or wider, slanted and turned.
+    // The hand: it moves every point a little, and stretches, slants and rotates the whole.
     let jitter = within(rng, 0.008, 0.026);
     let width = within(rng, 0.82, 1.22);
     let slant = 0.16 + 0.17 * bell(rng);
     let turn = 0.05 * bell(rng);
-    // The rational point on the unit circle at about 2·(turn/2) radians: no sine needed.
+    // The rational point on the unit circle at about 2·(turn/2) radians, which needs no sine.
     let half = turn / 2.0;
     let (sin, cos) = (2.0 * half / (1.0 + half * half), (1.0 - half * half) / (1.0 + half * half));
     for point in strokes.iter_mut().flatten() {
@@ -54,7 +53,7 @@ pub fn draw(class: u8, rng: &mut impl Rng) -> [u8; DIGIT_LEN] {
     }
     let mut curves: Vec<Vec<Point>> = strokes.iter().map(|s| raster::spline(s)).collect();
 
-    // The pen, then the scale at which ink of that thickness just fits the box.
+    // The pen, then the scale at which ink of this thickness just fits the box.
     let pen = within(rng, 1.9, 3.1);
     let fill = within(rng, 0.93, 1.0);
     raster::fit(&mut curves, BOX * fill - pen);
@@ -66,10 +65,10 @@ pub fn draw(class: u8, rng: &mut impl Rng) -> [u8; DIGIT_LEN] {
 }
 
 impl Population {
-    /// `count` drawn digits, all different, the classes in a shuffled order and equally many of
-    /// each (but for the remainder), labelled with the intended digit.
+    /// `count` different digits in shuffled order, labelled with the intended digit. The classes
+    /// have equal shares, except for the remainder.
     ///
-    /// A model may answer otherwise than the label.
+    /// A model may give another label than the intended one.
     pub fn drawn(seed: u64, count: usize) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut seen = HashSet::with_capacity(count);
@@ -101,15 +100,14 @@ fn within(rng: &mut impl Rng, low: f32, high: f32) -> f32 {
     low + (high - low) * ((rng.next_u32() >> 8) as f32 * STEP)
 }
 
-/// A number that is roughly normal with deviation 1, and never beyond ±3.5: the sum of four uniform
-/// ones, scaled.
+/// A roughly normal number with deviation 1 and within ±3.5: the scaled sum of four uniform ones.
 fn bell(rng: &mut impl Rng) -> f32 {
     const SQRT_3: f32 = 1.732_050_8;
     let sum: f32 = (0..4).map(|_| within(rng, -0.5, 0.5)).sum();
     sum * SQRT_3
 }
 
-/// Whether a thing of this likelihood happens.
+/// True with this probability.
 fn chance(rng: &mut impl Rng, likelihood: f32) -> bool {
     within(rng, 0.0, 1.0) < likelihood
 }

@@ -1,16 +1,16 @@
-//! From points to pixels: splines, the fit into the box, a round pen with soft edges, the centring.
+//! Conversion of points to pixels: splines, the fit into the box, a round pen with soft edges, and
+//! centring.
 
 /// Pixels along one side of an image.
 pub(super) const SIDE: usize = 28;
 
-/// Straight pieces that stand for one span of a spline. At 28 pixels the eye cannot tell more
-/// apart.
+/// Straight pieces for one span of a spline. With more, an image of 28 pixels looks the same.
 const PIECES: u8 = 6;
 
-/// Over how many pixels the pen's edge fades. This gives about as many grey pixels as MNIST has.
+/// Width of the pen's soft edge in pixels. It gives about as many grey pixels as MNIST has.
 const FADE: f32 = 1.8;
 
-/// A place: in the glyph's unit box first, in pixels after [`fit`].
+/// A point: in the glyph's unit box at first, in pixels after [`fit`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Point {
     pub(super) x: f32,
@@ -37,8 +37,8 @@ pub(super) fn spline(points: &[Point]) -> Vec<Point> {
     chain
 }
 
-/// Scales and moves the curves so that the larger of their width and height is `extent` pixels and
-/// they stand in the middle of the image.
+/// Scales and moves the curves: the larger of their width and height becomes `extent` pixels, and
+/// they are in the middle of the image.
 pub(super) fn fit(curves: &mut [Vec<Point>], extent: f32) {
     let (mut low, mut high) =
         (Point { x: f32::MAX, y: f32::MAX }, Point { x: f32::MIN, y: f32::MIN });
@@ -54,10 +54,10 @@ pub(super) fn fit(curves: &mut [Vec<Point>], extent: f32) {
     }
 }
 
-/// Draws the curves with a round pen `pen` pixels thick; its edge fades over [`FADE`] pixels.
+/// Draws the curves with a round pen of `pen` pixels. Its edge fades over [`FADE`] pixels.
 pub(super) fn draw(curves: &[Vec<Point>], pen: f32) -> [u8; SIDE * SIDE] {
     let mut image = [0u8; SIDE * SIDE];
-    // Where the pen's ink ends. [`FADE`] further in, it is full.
+    // The radius at which the ink ends. [`FADE`] pixels further in, it is full.
     let reach = (pen + FADE) / 2.0;
     for piece in curves.iter().flat_map(|curve| curve.windows(2)) {
         let &[from, to] = piece else { continue };
@@ -80,12 +80,12 @@ pub(super) fn draw(curves: &[Vec<Point>], pen: f32) -> [u8; SIDE * SIDE] {
 
 /// The rows or columns whose pixels touch `low..high`.
 fn pixels(low: f32, high: f32) -> std::ops::Range<usize> {
-    // A cast from a float saturates: what lies left of the image becomes 0.
+    // A cast from a float saturates, so positions left of the image become 0.
     (low as usize).min(SIDE)..(high as usize + 1).min(SIDE)
 }
 
-/// Moves the image by whole pixels so that its centre of mass comes to the middle, then by
-/// `off_x` and `off_y` more. Ink never leaves the image nor touches its border.
+/// Moves the image by whole pixels, so that its centre of mass is in the middle, and then by
+/// `off_x` and `off_y`. Ink never leaves the image and never touches its border.
 pub(super) fn centre(image: &mut [u8; SIDE * SIDE], off_x: i32, off_y: i32) {
     let (mut mass, mut sum_x, mut sum_y) = (0u32, 0u32, 0u32);
     let (mut low_x, mut low_y, mut high_x, mut high_y) = (SIDE, SIDE, 0, 0);

@@ -3,6 +3,7 @@
 use afterimage_wire::Status;
 use afterimage_wire::proto::header::flags;
 use afterimage_wire::proto::{Frame, Header, Kind, Message};
+use afterimage_wire::text::escape_text;
 
 use super::weight;
 use crate::dialect::ordered::{self, Judge as _};
@@ -88,10 +89,11 @@ impl Judge<'_> {
         };
         match message {
             Message::GoAway { text } => {
-                self.goaway = Some(text.to_owned());
+                self.goaway = Some(escape_text(text).into_owned());
                 return;
             }
             Message::Error { status, text, connection: true } => {
+                let text = escape_text(text);
                 self.ended = Some(format!("the server ended the connection: {status}: {text}"));
                 return;
             }

@@ -10,9 +10,9 @@ use std::time::UNIX_EPOCH;
 use afterimage_wire::Status;
 use serde::{Deserialize, Serialize};
 
+use crate::address::Introduction;
 use crate::format::grouped;
 use crate::outcome::{Latencies, Outcome};
-use crate::peer::Introduction;
 use crate::plan::Plan;
 use crate::tally::{Tally, WrongAnswer};
 

@@ -1,8 +1,9 @@
 //! The settings of a run and the introduction of its server.
 
+use afterimage_wire::text::escape_text;
 use serde::{Deserialize, Serialize};
 
-use crate::peer::Introduction;
+use crate::address::Introduction;
 use crate::plan::{Arrivals, Mode, Plan, Span, Target};
 use crate::workload::Access;
 
@@ -115,11 +116,12 @@ impl Server {
         let welcome = match introduction {
             Introduction::Welcome(welcome) => welcome,
             Introduction::Name(name) => {
+                let name = escape_text(&name).into_owned();
                 return Server { name, service: "cache".into(), ..Server::default() };
             }
         };
         Server {
-            name: welcome.name,
+            name: escape_text(&welcome.name).into_owned(),
             service: welcome.service.to_string(),
             window: welcome.window,
             model: welcome.digest.iter().map(|byte| format!("{byte:02x}")).collect(),

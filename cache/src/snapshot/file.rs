@@ -9,24 +9,31 @@
 //! after a crash it stays, unlocked, and the next owner takes it over. The temporary file is locked
 //! as well, so that a live owner keeps it even if the lock file was deleted by hand.
 
-use super::{Fault, LoadError, LoadReport, SnapshotReport, WriteError, format, load, write_all};
+use super::sealed::{Fault, Size};
+use super::{
+    Content, LoadError, LoadReport, SnapshotPart, SnapshotReport, WriteError, load, write_all,
+};
+use crate::byte_store::ByteStore;
 use crate::table::Table;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, FileType, Metadata, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use thiserror::Error;
 
-/// A snapshot file that this process owns. Dropping it releases the lock.
+/// A snapshot file that this process owns, of a label table or of a byte store. Dropping it
+/// releases the lock.
 #[derive(Debug)]
-pub struct SnapshotFile {
+pub struct SnapshotFile<S = Table> {
     path: PathBuf,
     removed: usize,
     /// Held during a write: there is one temporary file.
-    pub(super) writing: Mutex<()>,
+    writing: Mutex<()>,
     _lock: Lock,
+    _store: PhantomData<fn(&S)>,
 }
 
 /// Why a path cannot be used for snapshots.
@@ -41,11 +48,14 @@ pub enum OpenError {
         /// The kind of file, with its article.
         kind: &'static str,
     },
-    /// The file is not a snapshot, and a write would destroy it. Name another file, or remove it.
-    #[error("{path:?} is not a snapshot and would be overwritten: name another file")]
+    /// The file is not a snapshot of this kind of store, and a write would destroy it. Name another
+    /// file, or remove it.
+    #[error("{path:?} is not a snapshot of {store} and would be overwritten: name another file")]
     NotASnapshot {
         /// The file.
         path: PathBuf,
+        /// The kind of store, with its article.
+        store: &'static str,
     },
     /// Another process uses the file. Stop it, or name another file.
     #[error("the snapshot {path:?} is in use by {}; name another file, or stop that process first",
@@ -74,8 +84,9 @@ fn owner(pid: Option<u32>) -> String {
 }
 
 impl SnapshotFile {
-    /// Takes ownership of the file at `path`, which need not exist yet. Symbolic links are followed
-    /// now, once: the file that they lead to is the one that is read and replaced.
+    /// Takes ownership of the file at `path`, which need not exist yet, for a label table. Symbolic
+    /// links are followed now, once: the file that they lead to is the one that is read and
+    /// replaced.
     ///
     /// Removes temporary files of earlier owners.
     ///
@@ -83,21 +94,38 @@ impl SnapshotFile {
     ///
     /// [`OpenError`]; then nothing has changed on the disk.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
-        let given = path.as_ref();
+        Self::take(path.as_ref())
+    }
+}
+
+impl SnapshotFile<ByteStore> {
+    /// As [`SnapshotFile::open`], for a byte store.
+    ///
+    /// # Errors
+    ///
+    /// As [`SnapshotFile::open`].
+    pub fn open_bytes(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::take(path.as_ref())
+    }
+}
+
+impl<S: Content> SnapshotFile<S> {
+    fn take(given: &Path) -> Result<Self, OpenError> {
         let path = resolve(given)?;
         let failed = |action, path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
         };
-        match begins_as_a_snapshot(&path) {
+        let not_a_snapshot = || OpenError::NotASnapshot { path: given.to_owned(), store: S::NAME };
+        match begins_with_part_of(&path, S::MAGIC) {
             Ok(true) => {}
-            Ok(false) => return Err(OpenError::NotASnapshot { path: given.to_owned() }),
+            Ok(false) => return Err(not_a_snapshot()),
             Err(Fault::NotRegular(kind)) => {
                 return Err(OpenError::NotRegular { path: given.to_owned(), kind });
             }
             Err(Fault::Io(error)) if error.kind() == ErrorKind::NotFound => {}
             Err(Fault::Io(error)) => return Err(failed("read", given)(error)),
-            Err(_) => return Err(OpenError::NotASnapshot { path: given.to_owned() }),
+            Err(_) => return Err(not_a_snapshot()),
         }
         let lock_path = beside(&path, ".lock");
         let lock = match Lock::take(&lock_path).map_err(failed("lock", &lock_path))? {
@@ -108,7 +136,7 @@ impl SnapshotFile {
         // A first write that fails hours later would be too late.
         let probe = temporary(&path);
         create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(failed("create", &probe))?;
-        Ok(Self { path, removed, writing: Mutex::new(()), _lock: lock })
+        Ok(Self { path, removed, writing: Mutex::new(()), _lock: lock, _store: PhantomData })
     }
 
     /// The file, with symbolic links resolved.
@@ -121,30 +149,35 @@ impl SnapshotFile {
         self.removed
     }
 
-    /// Loads the snapshot into `table`: [`load`].
+    /// The file together with its store, for a [`SnapshotWriter`](super::SnapshotWriter).
+    pub fn of(self, store: Arc<S>) -> SnapshotPart {
+        SnapshotPart::new(store, self)
+    }
+
+    /// Loads the snapshot into `store`: [`load`].
     ///
     /// # Errors
     ///
     /// As [`load`].
-    pub fn load(&self, table: &Table) -> Result<LoadReport, LoadError> {
-        load(table, &self.path)
+    pub fn load(&self, store: &S) -> Result<LoadReport, LoadError> {
+        load(store, &self.path)
     }
 
-    /// Replaces the snapshot by one of `table`. Readers and writers of the table go on meanwhile:
-    /// an entry that stays in the table for the whole time is in the snapshot. A second caller
+    /// Replaces the snapshot by one of `store`. Readers and writers of the store go on meanwhile:
+    /// an entry that stays in the store for the whole time is in the snapshot. A second caller
     /// waits for the first.
     ///
     /// # Errors
     ///
     /// [`WriteError`], and then the path still holds the previous snapshot.
-    pub fn write(&self, table: &Table) -> Result<SnapshotReport, WriteError> {
-        self.write_through(table, |file| file)
+    pub fn write(&self, store: &S) -> Result<SnapshotReport, WriteError> {
+        self.write_through(store, |file| file)
     }
 
     /// [`write`](Self::write) into `wrap(file)`, with which tests simulate a failing disk.
     fn write_through<F: Durable>(
         &self,
-        table: &Table,
+        store: &S,
         wrap: impl FnOnce(File) -> F,
     ) -> Result<SnapshotReport, WriteError> {
         let started = Instant::now();
@@ -158,8 +191,8 @@ impl SnapshotFile {
         let file = create(&temporary).map_err(failed("create", &temporary))?;
         let written = (|| {
             let mut file = wrap(file);
-            let (entries, bytes) =
-                write_all(table, &mut file).map_err(failed("write", &temporary))?;
+            let Size { entries, bytes } =
+                write_all(store, &mut file).map_err(failed("write", &temporary))?;
             file.sync().map_err(failed("flush", &temporary))?;
             drop(file);
             fs::rename(&temporary, path).map_err(failed("rename the new snapshot to", path))?;
@@ -220,11 +253,11 @@ fn name_of(kind: FileType) -> &'static str {
     if kind.is_dir() { "a directory" } else { "a special file" }
 }
 
-/// Whether the file is empty or begins with the magic of a snapshot, or with a part of it.
-fn begins_as_a_snapshot(path: &Path) -> Result<bool, Fault> {
+/// Whether the file is empty or begins with `magic`, or with a part of it.
+fn begins_with_part_of(path: &Path, magic: [u8; 8]) -> Result<bool, Fault> {
     let mut start = Vec::new();
-    open_regular(path)?.take(format::MAGIC.len() as u64).read_to_end(&mut start)?;
-    Ok(format::MAGIC.starts_with(&start))
+    open_regular(path)?.take(magic.len() as u64).read_to_end(&mut start)?;
+    Ok(magic.starts_with(&start))
 }
 
 /// The most symbolic links that are followed: as many as Linux follows.

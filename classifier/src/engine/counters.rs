@@ -1,9 +1,9 @@
-//! What an engine counts.
+//! Counters of an engine.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What an engine has done so far and has before it.
+/// A reading of the counters of an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EngineCounters {
@@ -11,11 +11,11 @@ pub struct EngineCounters {
     pub scored: u64,
     /// Batches scored.
     pub batches: u64,
-    /// Images refused because their client had its share of the queue.
+    /// Images refused because their client had used its share of the queue.
     pub overloaded: u64,
     /// Images whose deadline passed while they waited.
     pub expired: u64,
-    /// Images that were not scored because their caller was gone.
+    /// Images that were not scored because their caller had left.
     pub abandoned: u64,
     /// Images whose scoring panicked.
     pub panicked: u64,
@@ -27,7 +27,7 @@ pub struct EngineCounters {
     pub busy: Duration,
 }
 
-/// The same while it counts.
+/// The live counters.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) scored: AtomicU64,
@@ -41,7 +41,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// What they are now, with so many images in the queue.
+    /// Reads the counters; `queued` images wait.
     pub(super) fn read(&self, queued: usize) -> EngineCounters {
         let Self {
             scored,

@@ -1,32 +1,32 @@
-//! How an engine works, and why it may give no label.
+//! Options and errors of an engine.
 
 use std::time::Duration;
 
 use crate::shape::Shape;
 
-/// Longest time a thread waits for company: more than this costs each request more latency than a
-/// larger batch gives back.
+/// Longest time that a thread waits for more images. A longer wait costs each request more than the
+/// larger batch saves.
 pub const MAX_LINGER: Duration = Duration::from_micros(200);
 
-/// How an engine works.
+/// Threads, batches and queue of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Compute threads; at least 1.
     pub threads: usize,
-    /// Most images scored in one go; at least 1.
+    /// Most images in a batch; at least 1.
     pub max_batch: usize,
-    /// Most images waiting; more are refused with [`EngineError::Overloaded`]. A client may have as
-    /// many waiting as places are free: one busy client takes half of them. Each client may have a
-    /// few ([`afterimage_core::fair::GUARANTEED`]) also when the others have filled the queue.
+    /// Most waiting images; more are refused with [`EngineError::Overloaded`]. A client may have
+    /// as many images waiting as places are free, so one busy client gets half of the queue.
+    /// Each client may always have a few ([`afterimage_core::fair::GUARANTEED`]).
     pub max_queued: usize,
-    /// How long a thread that finds fewer than `max_batch` images waits for more, at most
-    /// [`MAX_LINGER`]. Zero scores at once whatever is there.
+    /// How long a thread waits for more images if there are fewer than `max_batch`, at most
+    /// [`MAX_LINGER`]. With zero it does not wait.
     pub linger: Duration,
 }
 
 impl Default for EngineOptions {
-    /// A thread per processor, batches of 64, no linger, and a queue of 4096: a tenth of a second's
-    /// work for one core at 25 µs per image.
+    /// One thread for each processor, batches of 64, no linger, and a queue of 4096 images. At 25
+    /// µs for an image, one core scores a full queue in a tenth of a second.
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -37,11 +37,11 @@ impl Default for EngineOptions {
     }
 }
 
-/// Why an image has no label.
+/// Reasons why an image got no label.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// The client has its share of the queue. Ask again later, or another engine.
+    /// The client has used its share of the queue. Retry later, or with another engine.
     #[error("{queued} images of this client wait to be scored; its limit is {limit} now")]
     Overloaded {
         /// Images of this client that wait.
@@ -49,12 +49,12 @@ pub enum EngineError {
         /// Images of this client that may wait now.
         limit: usize,
     },
-    /// The image is not of the model's shape. Do not ask again.
+    /// The image does not have the model's shape. A retry fails, too.
     #[error("image is {found} bytes; the model takes {expected} ({shape})")]
     WrongSize {
         /// Bytes of the image.
         found: usize,
-        /// Bytes the model takes.
+        /// Bytes of the model's shape.
         expected: usize,
         /// The model's shape.
         shape: Shape,
@@ -62,16 +62,17 @@ pub enum EngineError {
     /// The deadline passed before the image was scored.
     #[error("the deadline passed before the image was scored")]
     DeadlineExceeded,
-    /// The caller was gone before the image was scored.
-    #[error("the caller was gone before the image was scored")]
+    /// The caller left before the image was scored.
+    #[error("the caller left before the image was scored")]
     Abandoned,
-    /// The engine takes no more work.
+    /// The engine accepts no more jobs.
     #[error("the engine is shutting down")]
     ShuttingDown,
-    /// Scoring this image panicked: a bug, whose message the log has. Others were not affected.
+    /// Scoring this image panicked, which is a bug. The log has the panic message. Other images
+    /// were not affected.
     #[error("scoring panicked")]
     Panicked,
-    /// The image was lost on its way through the engine: a bug.
+    /// The engine dropped the image, which is a bug.
     #[error("the image was lost before it was scored")]
     Lost,
 }

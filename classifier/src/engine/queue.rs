@@ -42,8 +42,8 @@ impl Queue {
 }
 
 impl Shared {
-    /// Nothing that can panic runs under the lock but allocation, and the queue is whole between
-    /// any two of its operations, so a poisoned lock is taken as it is.
+    /// Locks the queue, also after a panic: under the lock only an allocation can panic, and the
+    /// queue is consistent between its operations.
     pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,12 +61,11 @@ impl Shared {
             queue.idle -= 1;
         }
         if !linger.is_zero() && queue.jobs.len() < max_batch && !queue.closed {
-            // Not idle meanwhile: new jobs need not wake this thread, it looks when the time is up.
+            // This thread does not count as idle: it checks the queue by itself after the linger.
             drop(queue);
             std::thread::sleep(linger);
             queue = self.lock();
-            // Another thread may have taken them all; then this batch is empty, and the next call
-            // waits.
+            // If another thread has taken all jobs, this batch is empty, and the next call waits.
         }
         let share = queue.jobs.len().div_ceil(queue.idle + 1);
         let batch = queue.take(share.min(max_batch));

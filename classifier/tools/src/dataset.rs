@@ -1,4 +1,4 @@
-//! Labelled images in memory, and the directory of four files in MNIST's format.
+//! Labelled images in memory, read from the four files of MNIST's format.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -20,16 +20,16 @@ pub struct Dataset {
 /// A training set and a test set of the same shape.
 #[derive(Clone, Debug)]
 pub struct Split {
-    /// The images to learn from.
+    /// The images for training.
     pub train: Dataset,
-    /// The images to judge by.
+    /// The images for the test.
     pub test: Dataset,
 }
 
 impl Split {
-    /// Reads a directory holding the four MNIST files, each under its usual name
-    /// (`train-images-idx3-ubyte`), its dotted one (`train-images.idx3-ubyte`), or either with
-    /// `.gz`.
+    /// Reads a folder with the four MNIST files. Each has its usual name
+    /// (`train-images-idx3-ubyte`) or the name with a dot (`train-images.idx3-ubyte`), plain or
+    /// with `.gz`.
     ///
     /// # Errors
     /// [`DataError`], naming the file, when one is missing, broken or does not fit the others.
@@ -51,7 +51,7 @@ impl Split {
 }
 
 impl Dataset {
-    /// Images, one after the other, and as many labels.
+    /// A data set of these images, one after the other, and an equal number of labels.
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when the bytes are not `labels.len()` images of `shape`.
@@ -66,7 +66,7 @@ impl Dataset {
         Ok(Self { shape, images, labels })
     }
 
-    /// Reads one half of a data set: `prefix` is `train` or `t10k`.
+    /// Reads one half of a data set; `prefix` is `train` or `t10k`.
     ///
     /// # Errors
     /// As [`Split::read_dir`].
@@ -88,29 +88,29 @@ impl Dataset {
         self.labels.len()
     }
 
-    /// Whether there are none.
+    /// Whether the data set is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
 
-    /// The shape of one image.
+    /// The shape of the images.
     #[must_use]
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// The bytes of image `index`, row-major.
+    /// The bytes of image `index`, row by row.
     ///
     /// # Panics
-    /// When `index` is not below [`Dataset::len`].
+    /// If `index` is not below [`Dataset::len`].
     #[must_use]
     pub fn image(&self, index: usize) -> &[u8] {
         let len = self.shape.len();
         &self.images[index * len..(index + 1) * len]
     }
 
-    /// All images in order, each the bytes of one.
+    /// The bytes of each image, in order.
     pub fn images(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.images.chunks_exact(self.shape.len())
     }
@@ -128,7 +128,7 @@ impl Dataset {
         &self.labels
     }
 
-    /// The labels that occur, ascending, each once.
+    /// The distinct labels, ascending.
     #[must_use]
     pub fn classes(&self) -> Vec<u16> {
         let mut classes = self.labels.clone();
@@ -140,7 +140,7 @@ impl Dataset {
     /// The first `count` images and the rest.
     ///
     /// # Panics
-    /// When there are fewer than `count`.
+    /// If there are fewer than `count`.
     #[must_use]
     pub fn split_at(&self, count: usize) -> (Self, Self) {
         let (first_images, last_images) = self.images.split_at(count * self.shape.len());
@@ -178,7 +178,7 @@ fn read_idx<T>(
     Err(DataError::Missing { directory: directory.to_owned(), names: names.join(", ") })
 }
 
-/// Reads one file, plain or packed, and decodes what is in it.
+/// Reads a file, plain or gzipped, and decodes its contents.
 fn decode_file<T>(
     file: File,
     decode: impl FnOnce(&[u8]) -> Result<T, DataError>,
@@ -188,8 +188,8 @@ fn decode_file<T>(
     decode(&bytes)
 }
 
-/// Reads one IDX file of images, plain or with gzip: their shape, and their pixels one image after
-/// another.
+/// Reads an IDX file of images, plain or gzipped. Returns their shape, and the pixels of all
+/// images.
 ///
 /// # Errors
 /// [`DataError`], naming the file, when it cannot be read or holds no images.

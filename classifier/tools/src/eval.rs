@@ -1,6 +1,5 @@
 //! Evaluation of a model on a data set: errors, confusions and speed.
 
-mod font;
 mod sheet;
 mod worst;
 
@@ -17,21 +16,22 @@ use crate::dataset::Dataset;
 pub use sheet::{MAX_SHEET_EXAMPLES, contact_sheet};
 pub use worst::Example;
 
-/// Most labels that a printed report has a matrix for; of more it lists the commonest confusions.
+/// Most labels for which a printed report has a matrix. With more labels it lists the most frequent
+/// confusions.
 const MATRIX_LABELS: usize = 26;
-/// Confusions listed where there is no matrix.
+/// Listed confusions if there is no matrix.
 const LISTED_CONFUSIONS: usize = 20;
-/// Images classified one by one for the time alone, and how long that may take: a model may need
-/// milliseconds each.
+/// Most images that are timed alone, and the time limit for them: some models need milliseconds for
+/// an image.
 const ALONE_IMAGES: usize = 1000;
 const ALONE_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A model's answers to a data set, counted.
+/// The counted answers of a model to a data set.
 #[derive(Clone, Debug)]
 pub struct Evaluation {
-    /// The labels, ascending: those of the model and those of the data.
+    /// The labels of the model and of the data, ascending.
     labels: Vec<u16>,
-    /// How often an image of the first label was answered with the second.
+    /// The number of images with the first label that got the second one.
     counts: BTreeMap<(u16, u16), usize>,
     answers: Vec<u16>,
     elapsed: Duration,
@@ -39,21 +39,23 @@ pub struct Evaluation {
     threads: usize,
 }
 
-/// One label's figures.
+/// The figures of one label.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ClassFigures {
     /// The label.
     pub label: u16,
-    /// Images that have it.
+    /// The number of images with this label.
     pub images: usize,
-    /// Of the images answered with it, the share that has it; NaN when there are none.
+    /// Precision: the share of the images with this answer that have the label; NaN without such
+    /// images.
     pub precision: f64,
-    /// Of the images that have it, the share answered with it; NaN when there are none.
+    /// Recall: the share of the images with the label that got this answer; NaN without such
+    /// images.
     pub recall: f64,
 }
 
 impl Evaluation {
-    /// Classifies all of `data` on the current rayon pool and counts.
+    /// Classifies all of `data` on the current rayon pool, and counts the answers.
     ///
     /// # Errors
     /// [`DataError::Mismatch`] when the images do not have the model's shape,
@@ -84,19 +86,19 @@ impl Evaluation {
         Ok(Self { labels, counts, answers, elapsed, alone, threads })
     }
 
-    /// Images answered.
+    /// The number of images.
     #[must_use]
     pub fn images(&self) -> usize {
         self.answers.len()
     }
 
-    /// The label each image was given, in the data set's order.
+    /// The label that each image got, in the order of the data set.
     #[must_use]
     pub fn answers(&self) -> &[u16] {
         &self.answers
     }
 
-    /// Images answered wrongly.
+    /// The number of wrong answers.
     #[must_use]
     pub fn wrong(&self) -> usize {
         self.confusions().map(|(_, _, count)| count).sum()
@@ -114,7 +116,7 @@ impl Evaluation {
         wilson_interval(self.wrong(), self.images())
     }
 
-    /// How often images of `label` were answered with `answer`.
+    /// The number of images of `label` that got `answer`.
     #[must_use]
     pub fn count(&self, label: u16, answer: u16) -> usize {
         self.counts.get(&(label, answer)).copied().unwrap_or(0)
@@ -128,7 +130,7 @@ impl Evaluation {
             .map(|(&(l, a), &n)| (l, a, n))
     }
 
-    /// The labels that occur in the data or the model, ascending.
+    /// The labels of the data and the model, ascending.
     #[must_use]
     pub fn labels(&self) -> &[u16] {
         &self.labels
@@ -157,21 +159,20 @@ impl Evaluation {
         self.labels.iter().map(figures).collect()
     }
 
-    /// Wall-clock time per image, all threads together, in batches.
+    /// Wall-clock time for an image in batches, on all threads together.
     #[must_use]
     pub fn time_per_image(&self) -> Duration {
         self.elapsed / u32::try_from(self.images().max(1)).unwrap_or(u32::MAX)
     }
 
-    /// The median time of one image alone on one thread, over the first images; zero when there are
-    /// none.
+    /// The median time of an image alone on one thread, over the first images; zero without images.
     #[must_use]
     pub fn time_alone(&self) -> Duration {
         self.alone
     }
 
-    /// The whole report for programs. Shares are from 0 to 1, `null` where there is nothing to
-    /// divide by; times in microseconds; `confusions` has every pair that occurred.
+    /// The whole report for programs. Shares are from 0 to 1, or `null` without images to divide
+    /// by. Times are in microseconds. `confusions` has every pair that occurred.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let (low, high) = self.error_interval();
@@ -227,7 +228,7 @@ fn write_class(f: &mut fmt::Formatter<'_>, class: &ClassFigures) -> fmt::Result 
     write!(f, "\n{label:>5}  {images:>6}  {precision:>7.2} %  {recall:>5.2} % ")
 }
 
-/// The median time of one image by itself, on this thread.
+/// The median time of an image alone, on this thread.
 fn time_alone(model: &Model, data: &Dataset) -> Result<Duration, DataError> {
     let (began, mut scratch) = (Instant::now(), Scratch::default());
     let mut times = Vec::new();
@@ -247,9 +248,8 @@ fn micros(time: Duration) -> f64 {
     time.as_nanos() as f64 / 1000.0
 }
 
-/// The 95 % interval of a share of which `hits` in `count` were seen: E. B. Wilson, "Probable
-/// Inference, the Law of Succession, and Statistical Inference", JASA 22, 1927. With nothing seen
-/// it is all of 0 to 1.
+/// The 95 % interval of a share with `hits` of `count`: E. B. Wilson, "Probable Inference, the Law
+/// of Succession, and Statistical Inference", JASA 22, 1927. It is 0 to 1 if `count` is 0.
 #[must_use]
 pub fn wilson_interval(hits: usize, count: usize) -> (f64, f64) {
     if count == 0 {

@@ -1,8 +1,8 @@
-//! One grey image: bytes and their shape. The readers of image files are in `input`.
+//! A grey image: bytes and their shape. The readers of image files are in `input`.
 
 use afterimage_classifier::{DataError, Shape};
 
-/// One grey image: bytes 0 (black) to 255 (white), row-major, of a known shape.
+/// A grey image: bytes from 0 (black) to 255 (white), row by row, and their shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     shape: Shape,
@@ -14,7 +14,7 @@ impl Image {
     /// An image of `pixels`, which must be `shape.len()` bytes.
     ///
     /// # Errors
-    /// [`DataError::Mismatch`] when there are more or fewer bytes.
+    /// [`DataError::Mismatch`] if there are more or fewer bytes.
     pub fn new(shape: Shape, pixels: impl Into<Box<[u8]>>) -> Result<Self, DataError> {
         let pixels = pixels.into();
         if pixels.len() != shape.len() {
@@ -27,8 +27,8 @@ impl Image {
         Ok(Self { shape, pixels, on_white_ground: false })
     }
 
-    /// Whether the file has transparent pixels and was composited on white: dark ink on a light
-    /// ground, then. `false` again once it is inverted.
+    /// Whether the file has transparent pixels and was composited on white, so that it has dark ink
+    /// on a light background. `false` again after [`Image::invert`].
     #[must_use]
     pub fn is_on_white_ground(&self) -> bool {
         self.on_white_ground
@@ -39,8 +39,8 @@ impl Image {
         self
     }
 
-    /// The same image with light and dark exchanged: every pixel `p` becomes `255 - p`. MNIST has
-    /// light ink on a dark ground; a scan of pencil on paper is dark on light.
+    /// The image with light and dark exchanged: every pixel `p` becomes `255 - p`. MNIST has light
+    /// ink on a dark background, and a scan of pencil on paper is dark on light.
     #[must_use]
     pub fn invert(mut self) -> Self {
         self.on_white_ground = false;
@@ -56,7 +56,7 @@ impl Image {
         self.shape
     }
 
-    /// The bytes, `shape().len()` of them, row-major.
+    /// The `shape().len()` bytes, row by row.
     #[must_use]
     pub fn pixels(&self) -> &[u8] {
         &self.pixels

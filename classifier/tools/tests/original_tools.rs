@@ -5,10 +5,10 @@
 //!
 //! The ordinary run makes up its images, trains on some hundreds of them and tries some hundreds,
 //! many of them halfway between two classes; `--ignored` trains on MNIST and tries all 10,000
-//! images of its test set, with the models of two classes too (AFTERIMAGE_MNIST names the folder):
+//! images of its test set, with the models of two classes too (TEST_MNIST names the folder):
 //!
 //! ```text
-//! AFTERIMAGE_MNIST=data/mnist cargo test --release -p afterimage-classifier-tools \
+//! TEST_MNIST=data/mnist cargo test --release -p afterimage-classifier-tools \
 //!     --test original_tools -- --ignored
 //! ```
 
@@ -56,12 +56,12 @@ struct Images {
 }
 
 fn mnist() -> Option<PathBuf> {
-    std::env::var_os("AFTERIMAGE_MNIST").map(PathBuf::from)
+    std::env::var_os("TEST_MNIST").map(PathBuf::from)
 }
 
 /// MNIST: five thousand images to train on, and the whole test set to try.
 fn mnist_images() -> Images {
-    let path = mnist().expect("set AFTERIMAGE_MNIST to the folder with the MNIST files");
+    let path = mnist().expect("set TEST_MNIST to the folder with the MNIST files");
     let train = Dataset::read(&path, "train").expect("MNIST can be read");
     let test = Dataset::read(&path, "t10k").expect("MNIST can be read");
     Images { train: train.split_at(5000).0, test }
@@ -247,15 +247,15 @@ fn of_labels(data: &Dataset, labels: &[u16]) -> Dataset {
     Dataset::new(data.shape(), images, labels).unwrap()
 }
 
-/// Python with the packages: AFTERIMAGE_PYTHON, or the one on the path.
+/// Python with the packages: TEST_PYTHON, or the one on the path.
 fn python() -> Option<String> {
-    let python = std::env::var("AFTERIMAGE_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let imports = "import sklearn, skl2onnx, onnxruntime";
     let run = Command::new(&python).args(["-c", imports]).stderr(Stdio::null()).status();
     if run.is_ok_and(|status| status.success()) {
         return Some(python);
     }
-    skipped("no Python with scikit-learn, skl2onnx and onnxruntime (AFTERIMAGE_PYTHON)");
+    skipped("no Python with scikit-learn, skl2onnx and onnxruntime (TEST_PYTHON)");
     None
 }
 

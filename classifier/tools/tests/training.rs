@@ -1,4 +1,11 @@
-//! Training on small made-up data sets: bars in four directions, in noise.
+//! Training on small made-up data sets: bars in four directions, in noise. Two more tests train the
+//! built-in models on MNIST by the commands in their metadata. They take minutes, so they are
+//! ignored by default:
+//!
+//! ```text
+//! TEST_MNIST=data/mnist cargo test --release -p afterimage-classifier-tools \
+//!     --test training -- --ignored
+//! ```
 
 #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 
@@ -189,4 +196,45 @@ fn write_idx(directory: &Path, prefix: &str, data: &Dataset) {
     labels.extend(data.labels().iter().map(|&label| label as u8));
     fs::write(directory.join(format!("{prefix}-images-idx3-ubyte")), images).unwrap();
     fs::write(directory.join(format!("{prefix}-labels-idx1-ubyte")), labels).unwrap();
+}
+
+#[test]
+#[ignore = "needs MNIST's training set in TEST_MNIST"]
+fn the_raw_model_is_reproduced_on_one_and_three_threads() {
+    reproduce(&Model::raw(), &[1, 3]);
+}
+
+#[test]
+#[ignore = "needs MNIST's training set in TEST_MNIST, and minutes"]
+fn the_shipped_model_is_reproduced_on_two_threads() {
+    reproduce(&Model::shipped(), &[2]);
+}
+
+/// Trains the model again on MNIST and compares every byte of its file. The test set is not read:
+/// its recorded figure is copied.
+fn reproduce(model: &Model, thread_counts: &[usize]) {
+    let data = std::env::var("TEST_MNIST").expect("TEST_MNIST names a directory");
+    let train = Dataset::read(Path::new(&data), "train").expect("it holds MNIST");
+    let options = parse(&model.metadata().command);
+    assert_eq!(options.command(), model.metadata().command);
+    for &threads in thread_counts {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        let made = pool.install(|| run(&options, &train, &|_| {}).expect("it trains"));
+        assert_eq!(made.digest(), model.digest(), "{threads} threads");
+        let mut metadata = made.metadata().clone();
+        metadata.test_errors = model.metadata().test_errors;
+        assert!(made.with_metadata(metadata).to_bytes() == model.to_bytes());
+    }
+}
+
+/// Reads a command as the command line would.
+fn parse(command: &str) -> TrainOptions {
+    let words: Vec<&str> = command.split(' ').collect();
+    assert_eq!(words[..2], ["afterimage", "train"]);
+    let value = |name: &str| {
+        let at = words.iter().position(|word| *word == name).expect("every option is there");
+        words[at + 1]
+    };
+    let features = value("--features").parse().expect("a feature map");
+    TrainOptions::new(features, value("--seed").parse().expect("a number"))
 }

@@ -87,9 +87,9 @@ impl<R: Clone> Balance<R> {
     /// Connected and healthy replicas count; if no replica is healthy, all connected ones. A model
     /// whose answers cannot be stored counts only if there is no other.
     pub(super) fn vote(&self, present: Option<&Arc<ModelId>>) -> Option<Arc<ModelId>> {
-        let well = |member: &Member<R>| member.health.is_well();
+        let healthy = |member: &Member<R>| member.health.is_healthy();
         let good = |model: &ModelId| model.objection().is_none();
-        self.majority(present, |member, model| well(member) && good(model))
+        self.majority(present, |member, model| healthy(member) && good(model))
             .or_else(|| self.majority(present, |_, model| good(model)))
             .or_else(|| self.majority(present, |_, _| true))
             .or_else(|| present.cloned())
@@ -178,9 +178,9 @@ impl<R: Clone> Balance<R> {
     /// replica, since such a request fails at once.
     pub(super) fn has_place(&self, model: Option<&Arc<ModelId>>) -> bool {
         let usable = || self.members().filter(|&(number, member)| fits(number, member, model, &[]));
-        let any_well = usable().any(|(_, member)| member.health.is_well());
+        let any_healthy = usable().any(|(_, member)| member.health.is_healthy());
         let mut counted =
-            usable().filter(|(_, member)| member.health.is_well() || !any_well).peekable();
+            usable().filter(|(_, member)| member.health.is_healthy() || !any_healthy).peekable();
         counted.peek().is_none() || counted.any(|(_, member)| !member.is_full())
     }
 
@@ -197,9 +197,9 @@ impl<R: Clone> Balance<R> {
     }
 
     /// Whether a connected and healthy replica of `model` is not in `tried`.
-    pub(super) fn offers_well(&self, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
+    pub(super) fn offers_healthy(&self, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
         self.members()
-            .any(|(number, member)| fits(number, member, model, tried) && member.health.is_well())
+            .any(|(number, member)| fits(number, member, model, tried) && member.health.is_healthy())
     }
 
     /// Chooses any replica, connected or not; one that is not in `tried` if possible.
@@ -238,7 +238,7 @@ impl<R: Clone> Balance<R> {
     /// that fails is better than none, and a replica of another model cannot replace it.
     fn eject(&mut self, now: Instant, number: u64) -> Option<Ejected<R>> {
         let own = self.member(number)?.model.clone();
-        if !self.offers_well(own.as_ref(), &[number]) {
+        if !self.offers_healthy(own.as_ref(), &[number]) {
             return None;
         }
         let chance = self.chance();
@@ -348,7 +348,7 @@ mod tests {
         assert!(fail(&mut balance, now, 2), "the third replica runs the same model");
         assert!(!fail(&mut balance, now, 3), "the third is the last one now");
         assert!(
-            balance.offers(Some(&model(2)), &[3]) && !balance.offers_well(Some(&model(2)), &[3])
+            balance.offers(Some(&model(2)), &[3]) && !balance.offers_healthy(Some(&model(2)), &[3])
         );
     }
 

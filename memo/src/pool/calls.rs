@@ -397,6 +397,6 @@ impl State {
 
     /// Whether another healthy replica could get the call.
     fn offers(&self, model: &Arc<ModelId>, tried: &[u64]) -> bool {
-        tried.len() <= RETRIES && self.balance.offers_well(Some(model), tried)
+        tried.len() <= RETRIES && self.balance.offers_healthy(Some(model), tried)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::Client;
+use afterimage_wire::text::Escaped;
 
 use super::{MAX_REPLICAS, Pool, PoolOptions};
 
@@ -132,11 +133,12 @@ impl Follower {
                     Ok(Ok(addresses)) if !addresses.is_empty() => *last = addresses,
                     Ok(Ok(_)) => failure = Some(format!("{} has no address", target.0)),
                     Ok(Err(error)) => {
-                        failure = Some(format!("cannot look up {}: {error}", target.0))
+                        let error = Escaped(error);
+                        failure = Some(format!("cannot look up {}: {error}", target.0));
                     }
                     Err(_) => {
- failure = Some(format!("looking up {} took longer than {limit:?}", target.0));
- }
+                        failure = Some(format!("looking up {} took longer than {limit:?}", target.0));
+                    }
                 }
             }
             let Some(pool) = pool.upgrade() else { return };

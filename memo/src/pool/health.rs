@@ -40,7 +40,7 @@ pub(super) enum Outcome {
 /// Whether a replica gets requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    Well,
+    Healthy,
     /// The replica gets no request until then.
     Ejected {
         until: Instant,
@@ -69,7 +69,7 @@ impl Health {
     /// The health of a new replica.
     pub(super) fn new() -> Self {
         Health {
-            state: State::Well,
+            state: State::Healthy,
             in_flight: 0,
             silent_since: None,
             silent_for: Duration::ZERO,
@@ -85,7 +85,7 @@ impl Health {
         self.silent_since = None;
         self.silent_for = Duration::ZERO;
         self.warming_since = Some(now);
-        if self.state != State::Well {
+        if self.state != State::Healthy {
             self.state = State::Probation;
         }
     }
@@ -96,7 +96,7 @@ impl Health {
             State::Ejected { until } if now < until => 0.0,
             State::Ejected { .. } | State::Probation if self.in_flight > 0 => 0.0,
             State::Ejected { .. } | State::Probation => 1.0,
-            State::Well => self.warmth(now),
+            State::Healthy => self.warmth(now),
         }
     }
 
@@ -107,8 +107,8 @@ impl Health {
     }
 
     /// Whether the replica is neither ejected nor on probation.
-    pub(super) fn is_well(&self) -> bool {
-        self.state == State::Well
+    pub(super) fn is_healthy(&self) -> bool {
+        self.state == State::Healthy
     }
 
     /// Whether the replica has owed answers for `patience` in total without sending one.
@@ -152,7 +152,7 @@ impl Health {
             Outcome::Failed | Outcome::TimedOut => {
                 self.failures = self.failures.saturating_add(1);
                 match self.state {
-                    State::Well => self.failures >= MAX_FAILURES,
+                    State::Healthy => self.failures >= MAX_FAILURES,
                     State::Probation => true,
                     State::Ejected { .. } => false,
                 }
@@ -162,7 +162,7 @@ impl Health {
 
     fn answered(&mut self, now: Instant) {
         match self.state {
-            State::Well => {
+            State::Healthy => {
                 let warm = |since: Instant| now.saturating_duration_since(since) >= WARM_UP;
                 if self.warming_since.is_some_and(warm) {
                     self.warming_since = None;
@@ -172,7 +172,7 @@ impl Health {
             // A late answer to an earlier request does not prove that the replica is healthy again.
             State::Ejected { until } if now < until => {}
             State::Ejected { .. } | State::Probation => {
-                self.state = State::Well;
+                self.state = State::Healthy;
                 self.warming_since = Some(now);
             }
         }
@@ -253,7 +253,7 @@ mod tests {
         assert!(health.ended(now, Outcome::TimedOut), "the first failure ejects it again");
         now += health.eject(now, 1.0);
         answer(&mut health, now);
-        assert!(health.is_well());
+        assert!(health.is_healthy());
         assert_eq!(health.share(now), FIRST_SHARE);
         assert_eq!(health.share(now + WARM_UP / 2), 0.5);
         assert_eq!(health.share(now + WARM_UP), 1.0);

@@ -34,6 +34,7 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
 use afterimage_core::{FairQueue, ModelId, Refused};
+use crate::metrics;
 use crate::sync;
 use crate::upstream::{self, OnChange, Upstream};
 use balance::{Balance, Ejected, Member};
@@ -268,18 +269,22 @@ impl Upstream for Arc<Pool> {
     fn stats(&self, stats: &mut Stats) {
         let state = self.lock();
         let connected = state.balance.members().filter(|(_, m)| m.model.is_some()).count();
-        stats.text("classifier", "pool");
-        stats.text("classifier_connected", if connected > 0 { "yes" } else { "no" });
-        stats.gauge("classifiers", state.balance.members().count() as u64);
-        stats.gauge("classifiers_connected", connected as u64);
-        stats.gauge("classifier_calls_waiting", state.waiting.len() as u64);
-        stats.counter("classifier_ejections", state.balance.ejections);
-        stats.counter("classifier_retries", self.retries.load(Relaxed));
-        stats.counter("classifier_retries_denied", self.retries_denied.load(Relaxed));
-        stats.counter("classifier_answers_of_other_models", self.moved.load(Relaxed));
+        stats.text(&metrics::CLASSIFIER, "pool");
+        stats.text(&metrics::CLASSIFIER_CONNECTED, if connected > 0 { "yes" } else { "no" });
+        stats.gauge(&metrics::CLASSIFIERS, state.balance.members().count() as u64);
+        stats.gauge(&metrics::CLASSIFIERS_CONNECTED, connected as u64);
+        stats.gauge(&metrics::CLASSIFIER_CALLS_WAITING, state.waiting.len() as u64);
+        stats.counter(&metrics::CLASSIFIER_EJECTIONS, state.balance.ejections);
+        stats.counter(&metrics::CLASSIFIER_RETRIES, self.retries.load(Relaxed));
+        stats.counter(&metrics::CLASSIFIER_RETRIES_DENIED, self.retries_denied.load(Relaxed));
+        stats.counter(&metrics::OTHER_MODELS, self.moved.load(Relaxed));
+    }
+
+    fn admin_stats(&self, stats: &mut Stats) {
+        let state = self.lock();
         for (i, (_, member)) in state.balance.members().take(MAX_IN_STATS).enumerate() {
             let address = member.replica.address();
-            stats.text(&format!("classifier_{}", i + 1), format!("{address}: {}", about(member)));
+            stats.texts(&metrics::REPLICA, i + 1, format!("{address}: {}", about(member)));
         }
     }
 }
@@ -287,7 +292,7 @@ impl Upstream for Arc<Pool> {
 /// The state of a replica as text for the statistics.
 fn about(member: &Member<Arc<Endpoint>>) -> String {
     let Some(model) = &member.model else { return "not connected".to_owned() };
-    let state = if member.health.is_well() { "well" } else { "ejected" };
+    let state = if member.health.is_healthy() { "healthy" } else { "ejected" };
     let [a, b, c, d, ..] = model.digest;
     let in_flight = member.health.in_flight;
     format!("{state}, model {a:02x}{b:02x}{c:02x}{d:02x}…, {in_flight} in flight")

@@ -24,6 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::{Backend, Callback};
+use crate::metrics;
 use crate::sync;
 use address::for_messages;
 use cause::{cause, cause_of_no_connection};
@@ -260,7 +261,7 @@ impl Backend for Redis {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("store_writes_failed", self.health.writes_failed.load(Relaxed));
+        stats.counter(&metrics::STORE_WRITES_FAILED, self.health.writes_failed.load(Relaxed));
     }
 }
 

@@ -13,6 +13,7 @@ use afterimage_wire::corked;
 use afterimage_wire::proto::stats::Stats;
 
 use super::Backend;
+use crate::metrics;
 use crate::breaker::Breaker;
 use crate::single_task::SingleTask;
 use crate::sync;
@@ -208,17 +209,17 @@ impl RemoteStore {
     /// Adds what the store counts to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
         let Inner { backend, breaker, counters, .. } = &*self.inner;
-        stats.text("store", backend.name());
-        stats.text("store_connected", if backend.is_connected() { "yes" } else { "no" });
-        stats.text("store_breaker", if breaker.is_open() { "open" } else { "closed" });
-        stats.counter("store_breaker_opened", breaker.times_opened());
-        stats.counter("store_lookups", counters.lookups.load(Relaxed));
-        stats.counter("store_lookups_failed", counters.failed.load(Relaxed));
-        stats.counter("store_lookups_bypassed", counters.bypassed.load(Relaxed));
-        stats.counter("store_lookups_unsent", counters.unsent.load(Relaxed));
+        stats.text(&metrics::STORE, backend.name());
+        stats.text(&metrics::STORE_CONNECTED, if backend.is_connected() { "yes" } else { "no" });
+        stats.text(&metrics::STORE_BREAKER, if breaker.is_open() { "open" } else { "closed" });
+        stats.counter(&metrics::STORE_BREAKER_OPENED, breaker.times_opened());
+        stats.counter(&metrics::STORE_LOOKUPS, counters.lookups.load(Relaxed));
+        stats.counter(&metrics::STORE_LOOKUPS_FAILED, counters.failed.load(Relaxed));
+        stats.counter(&metrics::STORE_LOOKUPS_BYPASSED, counters.bypassed.load(Relaxed));
+        stats.counter(&metrics::STORE_LOOKUPS_UNSENT, counters.unsent.load(Relaxed));
         let lookups = self.inner.lock();
-        stats.gauge("store_lookups_in_flight", lookups.keys_in_flight as u64);
-        stats.gauge("store_lookups_queued", lookups.keys_queued as u64);
+        stats.gauge(&metrics::STORE_LOOKUPS_IN_FLIGHT, lookups.keys_in_flight as u64);
+        stats.gauge(&metrics::STORE_LOOKUPS_QUEUED, lookups.keys_queued as u64);
         drop(lookups);
         backend.stats(stats);
     }

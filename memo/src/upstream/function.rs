@@ -9,6 +9,7 @@ use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 
 use super::{Call, Upstream};
+use crate::metrics;
 use crate::sync;
 
 /// Calls that may wait for a thread; a client may have half of the free places.
@@ -123,9 +124,9 @@ impl Upstream for Function {
 
     fn stats(&self, stats: &mut Stats) {
         let queue = self.shared.lock();
-        stats.text("classifier", "function");
-        stats.gauge("function_queued", queue.calls.len() as u64);
-        stats.gauge("function_busy", queue.busy as u64);
+        stats.text(&metrics::CLASSIFIER, "function");
+        stats.gauge(&metrics::FUNCTION_QUEUED, queue.calls.len() as u64);
+        stats.gauge(&metrics::FUNCTION_BUSY, queue.busy as u64);
     }
 }
 

@@ -115,7 +115,10 @@ async fn a_long_wait_in_the_queue_is_no_failure_of_the_store() {
     assert_eq!(burst(&client).await, 0);
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     let lookups = counter(&client, "store_lookups").await;
-    assert!(counter(&client, "store_lookups_unsent").await + lookups == u64::from(INPUTS));
+    let unsent = counter(&client, "store_lookups_unsent").await;
+    // Until the store has told the epoch, each lookup reads it, too: 64 keys make 65.
+    let all = u64::from(INPUTS)..u64::from(INPUTS) * 65 / 64 + 64;
+    assert!(all.contains(&(unsent + lookups)), "{unsent} and {lookups}");
     assert!(lookups < u64::from(INPUTS) / 2, "{lookups}");
     assert_eq!(counter(&client, "store_lookups_failed").await, 0);
     assert_eq!(counter(&client, "store_breaker_opened").await, 0);

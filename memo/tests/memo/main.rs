@@ -5,6 +5,8 @@
 mod burst;
 #[path = "../common/mod.rs"]
 mod common;
+mod flush;
+mod inference;
 mod nonsense;
 mod once;
 mod puppet;

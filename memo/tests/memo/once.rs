@@ -164,7 +164,7 @@ async fn a_job_that_the_classifier_drops_is_an_error_and_not_a_hang() {
     until("it is held", async || puppet.calls() == 1).await;
     drop(puppet.0.holding.lock().unwrap().take());
     let error = call.await.unwrap().unwrap_err().to_string();
-    assert!(error.contains("given up without an answer"), "{error}");
+    assert!(error.contains("dropped the request without an answer"), "{error}");
 }
 
 #[tokio::test]

@@ -234,11 +234,11 @@ async fn a_silent_cache_costs_a_few_lookup_budgets_then_nothing() {
         assert_eq!(client.classify(&[i; 4]).await.unwrap().label, u16::from(i));
     }
     assert_eq!(counter(&client, "store_breaker_opened").await, 1);
-    // Three lookups reached the cache; the breaker stopped all others.
-    assert_eq!(counter(&client, "store_lookups").await, 3);
-    assert_eq!(counter(&client, "store_lookups_failed").await, 3);
+    // Three lookups reached the cache, each with the epoch's key; the breaker stopped all others.
+    assert_eq!(counter(&client, "store_lookups").await, 6);
+    assert_eq!(counter(&client, "store_lookups_failed").await, 6);
     assert_eq!(counter(&client, "store_lookups_bypassed").await, 50);
-    assert_eq!(mute.reads.load(SeqCst), 3);
+    assert_eq!(mute.reads.load(SeqCst), 6);
 }
 
 #[test]

@@ -25,10 +25,10 @@ pub(crate) async fn form_cluster(nodes: &[Node]) {
     create.extend(addrs.iter().map(String::as_str));
     create.push("--cluster-yes");
     nodes[0].cli(&create);
-    until("the cluster is formed", async || nodes.iter().all(is_well)).await;
+    until("the cluster is formed", async || nodes.iter().all(is_formed)).await;
 }
 
-fn is_well(node: &Node) -> bool {
+fn is_formed(node: &Node) -> bool {
     node.cli(&["cluster", "info"]).contains("cluster_state:ok")
 }
 

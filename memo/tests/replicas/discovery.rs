@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
+use afterimage_wire::client::CallError;
 use afterimage_wire::{Client, ClientOptions};
 
 use crate::common::{Running, fail_fast, gauge, memo, replica, until};
@@ -73,12 +74,13 @@ async fn an_unknown_name_is_reported_to_the_client() {
         PoolOptions::default(),
         Duration::from_secs(100),
         Box::new(|address, _| Client::connect_lazy(address, ClientOptions::new())),
-        Box::new(|_| Box::pin(async { Err(std::io::Error::other("no such name")) })),
+        Box::new(|_| Box::pin(async { Err(std::io::Error::other("no such name\x1b[2J\nforged")) })),
     );
     let (_memo, client) = memo(100, upstream).await;
     until("it is told", async || {
         let error = client.classify(&[1; 4]).await.unwrap_err();
-        error.to_string().contains("cannot look up nowhere.invalid:1: no such name")
+        let CallError::Server { text, .. } = error else { panic!("{error}") };
+        text.contains(r"cannot look up nowhere.invalid:1: no such name\u{1b}[2J\nforged")
     })
     .await;
 }

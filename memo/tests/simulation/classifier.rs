@@ -9,7 +9,7 @@ use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 use tokio::time::sleep;
 
-use super::dice::Dice;
+use super::determinism::Dice;
 use super::network::Host;
 
 /// Bytes of an image: its number, eight times.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::dice::Dice;
+use super::determinism::Dice;
 use super::network::Host;
 use super::{CACHE, CLASSIFIERS, CLIENTS, MAX_CLASSIFIERS, MEMO};
 

@@ -22,12 +22,11 @@
 mod auditor;
 mod checks;
 mod classifier;
-mod dice;
+mod determinism;
 mod doubles;
 mod history;
 mod network;
 mod play;
-mod trace;
 mod world;
 
 use std::time::{Duration, Instant};

@@ -21,8 +21,8 @@ use tokio::time::{Instant, sleep};
 
 use super::MEMO;
 use super::auditor::Auditor;
-use super::dice::Dice;
-use super::trace::Trace;
+use super::determinism::Dice;
+use super::determinism::Trace;
 
 pub(super) use endpoint::Endpoint;
 

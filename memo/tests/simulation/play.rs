@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::checks::{self, Outcome};
 use super::classifier::image;
-use super::dice::Dice;
+use super::determinism::Dice;
+use super::determinism::Digest;
 use super::doubles::Defect;
 use super::history::{Ask, Fault, Manner, Settings, Trouble};
 use super::network::Network;
-use super::trace::Digest;
 use super::world::World;
 use super::{CLASSIFIERS, CLIENTS};
 

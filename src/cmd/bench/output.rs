@@ -11,7 +11,7 @@ use afterimage_bench::record::Record;
 use afterimage_bench::threshold::Threshold;
 use anyhow::Context;
 
-use crate::print::{self, say};
+use crate::print;
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
@@ -98,7 +98,7 @@ impl Files {
     /// Writes all of them.
     pub(crate) fn write(self, record: &Record) -> anyhow::Result<()> {
         if self.json {
-            say!("{}", serde_json::to_string_pretty(record)?)?;
+            print::json(&serde_json::to_string_pretty(record)?)?;
         }
         if let Some(file) = self.html {
             let title = format!("Afterimage bench: {}", record.name);

@@ -12,6 +12,9 @@ use super::output::OutFile;
 use crate::print::say;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage bench report results/2026-01-31-bench.json
+  afterimage bench report before.json after.json --html comparison.html --title 'Two versions'")]
 pub(crate) struct Args {
     /// Records to show; each plot has the runs of all
     #[arg(value_name = "RECORD", required = true)]

@@ -1,5 +1,7 @@
 //! A line of the screen: pieces of text with styles and a known width.
 
+use afterimage_wire::text::escape_text;
+
 /// The style of a piece of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
@@ -29,9 +31,9 @@ impl Style {
 pub(super) struct Line(Vec<(Style, String)>);
 
 impl Line {
-    /// Adds a text.
-    pub(super) fn push(mut self, style: Style, text: impl Into<String>) -> Self {
-        self.0.push((style, text.into()));
+    /// Adds a text. A name or text of the server must not control the terminal.
+    pub(super) fn push(mut self, style: Style, text: impl AsRef<str>) -> Self {
+        self.0.push((style, escape_text(text.as_ref()).into_owned()));
         self
     }
 
@@ -75,6 +77,12 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_of_the_server_is_escaped() {
+        let line = Line::default().push(Style::Plain, "a\x1b[2J\n");
+        assert_eq!(line.render(80, true), r"a\u{1b}[2J\n");
+    }
 
     #[test]
     fn a_line_is_cut_by_characters_without_styles() {

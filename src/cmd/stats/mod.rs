@@ -10,8 +10,10 @@ mod watch;
 
 use std::time::Duration;
 
+use afterimage_wire::prometheus;
+
 use crate::args::{AddressArgs, ClientArgs, Span, Time};
-use crate::print::{self, say};
+use crate::print;
 use crate::{net, serving};
 use reading::{Interval, Reading};
 
@@ -19,7 +21,8 @@ use reading::{Interval, Reading};
 #[command(after_help = "Examples:
   afterimage stats
   afterimage stats --watch --server 127.0.0.1:7401
-  afterimage stats --json --over 0s")]
+  afterimage stats --json --over 0s
+  afterimage stats --prometheus --server 127.0.0.1:7400")]
 pub(crate) struct Args {
     #[command(flatten)]
     address: AddressArgs,
@@ -27,6 +30,10 @@ pub(crate) struct Args {
     /// Print JSON with the raw names; with --watch one object per line.
     #[arg(long)]
     json: bool,
+
+    /// Print text for Prometheus, without rates.
+    #[arg(long, conflicts_with_all = ["json", "watch"])]
+    prometheus: bool,
 
     /// Show live statistics until Ctrl-C or q; without a terminal, print a line per interval.
     #[arg(long)]
@@ -60,6 +67,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             stats.map(Reading::new).map_err(|error| net::explained(server, &error))
         };
         let before = read().await?;
+        if args.prometheus {
+            client.close().await;
+            return print::text(&prometheus::text(&[before.stats], catalog::find));
+        }
         let interval = if args.over.0.is_zero() {
             Interval::single(before)
         } else {
@@ -68,7 +79,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         client.close().await;
         if args.json {
-            say!("{}", serde_json::to_string_pretty(&report::json(server, &interval))?)
+            print::json(&serde_json::to_string_pretty(&report::json(server, &interval))?)
         } else {
             print::text(&report::text(server, &interval))
         }

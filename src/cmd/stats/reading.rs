@@ -151,10 +151,10 @@ mod tests {
         buckets: &[(u64, u64)],
     ) -> Reading {
         let mut stats = Stats::default();
-        stats.counter("uptime_ms", uptime_ms);
-        stats.counter("hits", hits);
-        stats.counter("misses", 10);
-        stats.gauge("entries", 7);
+        stats.push("uptime_ms", Value::Counter(uptime_ms));
+        stats.push("hits", Value::Counter(hits));
+        stats.push("misses", Value::Counter(10));
+        stats.push("entries", Value::Gauge(7));
         stats.entries.push(("hit_latency_ns".into(), Value::Histogram(buckets.to_vec())));
         Reading::new(stats)
     }

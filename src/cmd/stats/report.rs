@@ -2,26 +2,28 @@
 
 use std::fmt::Write as _;
 
+use afterimage_core::metric::{Kind, Unit};
 use afterimage_wire::proto::stats::Value;
+use afterimage_wire::text::escape_text;
 use serde_json::{Map, json};
 
-use super::catalog::{self, GROUPS};
+use super::catalog::{self, SECTIONS};
 use super::reading::{Interval, Quantiles};
-use crate::format::{long_time, nanos, percent, safe, short};
+use crate::format::{long_time, nanos, percent, short};
 
 /// Columns of the labels, and of the values after them.
 const LABEL: usize = 34;
 const VALUE: usize = 14;
 
-/// A table for people: hit ratio and savings first, then groups. Zeros are hidden.
+/// A table for people: hit ratio and savings first, then sections. Zeros are hidden.
 pub(super) fn text(server: &str, interval: &Interval) -> String {
     let now = &interval.now;
     let uptime = now.number("uptime_ms").unwrap_or(0);
     let mut out = format!(
         "{} {server}, up {} ({})\n",
-        safe(now.text("service").unwrap_or("service")),
-        catalog::Unit::Millis.show(uptime),
-        safe(now.text("version").unwrap_or("unknown version")),
+        escape_text(now.text("service").unwrap_or("service")),
+        catalog::with_unit(Unit::Millis, uptime),
+        escape_text(now.text("version").unwrap_or("unknown version")),
     );
     out.push('\n');
     if let Some(ratio) = interval.hit_ratio() {
@@ -32,31 +34,37 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
         });
         row(&mut out, "hit ratio", &percent(ratio), recent);
     }
-    for (group, metrics) in GROUPS {
+    for section in SECTIONS {
         let mut rows = String::new();
-        for metric in *metrics {
-            let Some(value) = now.stats.get(metric.name) else { continue };
-            let Some(shown) = catalog::show(metric.name, value) else { continue };
-            row(&mut rows, metric.label, &shown, remark(metric.name, interval));
+        for metric in catalog::metrics().filter(|metric| metric.section == section) {
+            // The section's title shows a text without number.
+            if metric.kind == Kind::Text {
+                continue;
+            }
+            for (name, value) in now.stats.entries.iter().filter(|(name, _)| metric.has_name(name))
+            {
+                let Some(shown) = catalog::show(name, value) else { continue };
+                row(&mut rows, &catalog::label(name), &shown, remark(name, interval));
+            }
         }
-        let kind = kind(group, interval);
+        let kind = kind(section, interval);
         if rows.is_empty() && kind.is_empty() {
             continue;
         }
-        match *group {
+        match section {
             // These belong to the hit ratio above them.
             "Time" => out.push_str(&rows),
-            group => {
-                let _ = write!(out, "\n{group}{kind}\n{rows}");
+            section => {
+                let _ = write!(out, "\n{section}{kind}\n{rows}");
             }
         }
-        if *group == "Answers" {
+        if section == "Answers" {
             out.push_str(&latencies(interval));
         }
     }
     let mut rest = String::new();
     for (name, value) in &now.stats.entries {
-        if !is_shown(name)
+        if catalog::find(name).is_none()
             && let Some(shown) = catalog::show(name, value)
         {
             row(&mut rest, &catalog::label(name), &shown, remark(name, interval));
@@ -88,17 +96,17 @@ fn remark(name: &str, interval: &Interval) -> Option<String> {
         "engine_batches" => share(number("engine_scored")?, number(name)?)
             .map(|size| format!("mean size {size:.1}")),
         "engine_busy_us" => interval.rate(name).map(|rate| format!("{:.2} cores busy", rate / 1e6)),
-        _ if catalog::find(name).is_some_and(|metric| metric.unit != catalog::Unit::Count) => None,
+        _ if catalog::find(name).is_some_and(|metric| metric.unit != Unit::Count) => None,
         _ => {
             interval.rate(name).filter(|&rate| rate > 0.0).map(|rate| format!("{}/s", short(rate)))
         }
     }
 }
 
-/// The state of the store or of the classifier, behind its group's name.
-fn kind(group: &str, interval: &Interval) -> String {
-    let text = |name: &str| interval.now.text(name).map(safe);
-    let states: Vec<String> = match group {
+/// The state of the store or of the classifier, behind its section's title.
+fn kind(section: &str, interval: &Interval) -> String {
+    let text = |name: &str| Some(escape_text(interval.now.text(name)?).into_owned());
+    let states: Vec<String> = match section {
         "Store" => {
             let connected = text("store_connected").map(|connected| match connected.as_str() {
                 "yes" => "connected".to_owned(),
@@ -112,21 +120,6 @@ fn kind(group: &str, interval: &Interval) -> String {
         _ => Vec::new(),
     };
     if states.is_empty() { String::new() } else { format!(": {}", states.join(", ")) }
-}
-
-/// Whether the groups, or the lines above them, show this statistic.
-fn is_shown(name: &str) -> bool {
-    const ELSEWHERE: [&str; 8] = [
-        "service",
-        "version",
-        "uptime_ms",
-        "store",
-        "store_connected",
-        "store_breaker",
-        "auto_bypass",
-        "classifier",
-    ];
-    ELSEWHERE.contains(&name) || name == "classifier_connected" || catalog::find(name).is_some()
 }
 
 /// The latencies of answers since the start, by origin.
@@ -204,21 +197,21 @@ mod tests {
     fn the_table_shows_hit_ratio_and_savings_first() {
         let memo = |seconds: u64| {
             let mut stats = Stats::default();
-            stats.text("service", "memo");
-            stats.text("version", "afterimage/0.1.0");
-            stats.counter("uptime_ms", seconds * 1000);
-            stats.counter("hits", 990 * seconds);
-            stats.counter("misses", 10 * seconds);
-            stats.counter("coalesced", 0);
-            stats.counter("saved_time_us", 1_114_229_391);
-            stats.counter("saved_classifier_time_us", 123_000_000);
-            stats.text("store", "embedded");
-            stats.gauge("store_entries", 250);
-            stats.gauge("store_capacity", 1000);
-            stats.gauge("store_memory_bytes", 8 << 20);
-            stats.counter("rejected_tags", 0);
-            stats.counter("a_new_counter", 7);
-            stats.text("a_new_text", "\x1b[2J");
+            stats.push("service", Value::Text("memo".into()));
+            stats.push("version", Value::Text("afterimage/0.1.0".into()));
+            stats.push("uptime_ms", Value::Counter(seconds * 1000));
+            stats.push("hits", Value::Counter(990 * seconds));
+            stats.push("misses", Value::Counter(10 * seconds));
+            stats.push("coalesced", Value::Counter(0));
+            stats.push("saved_time_us", Value::Counter(1_114_229_391));
+            stats.push("saved_classifier_time_us", Value::Counter(123_000_000));
+            stats.push("store", Value::Text("embedded".into()));
+            stats.push("store_entries", Value::Gauge(250));
+            stats.push("store_capacity", Value::Gauge(1000));
+            stats.push("store_memory_bytes", Value::Gauge(8 << 20));
+            stats.push("rejected_tags", Value::Counter(0));
+            stats.push("a_new_counter", Value::Counter(7));
+            stats.push("a_new_text", Value::Text("\x1b[2J".into()));
             stats.entries.push(("hit_latency_ns".into(), Value::Histogram(vec![(1250, 990)])));
             Reading::new(stats)
         };

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use afterimage_core::metric::Unit;
+
 use super::catalog;
 use super::line::{Line, Style};
 use super::reading::Interval;
@@ -354,7 +356,7 @@ fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
         interval.now.stats.entries.iter().filter(|(name, _)| !SHOWN.contains(&name.as_str()));
     let cells = cells.filter_map(|(name, value)| {
         let shown = catalog::show(name, value)?;
-        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == catalog::Unit::Count);
+        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == Unit::Count);
         let rate = interval.rate(name).filter(|&rate| rate > 0.0 && is_count);
         let rate = rate.map(|rate| format!("  {}/s", short(rate))).unwrap_or_default();
         Some((format!(" {} ", catalog::label(name)), shown + &rate))
@@ -383,4 +385,162 @@ fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use afterimage_wire::proto::stats::{Stats, Value};
+
+    use super::*;
+    use crate::cmd::stats::reading::Reading;
+
+    /// A memo with a remote store, after `seconds` under load.
+    fn memo(seconds: u64, breaker: &str) -> Reading {
+        let mut stats = Stats::default();
+        stats.push("service", Value::Text("memo".into()));
+        stats.push("version", Value::Text("afterimage 0.1.0".into()));
+        stats.push("uptime_ms", Value::Counter(seconds * 1000));
+        stats.push("connections_open", Value::Gauge(12));
+        stats.push("hits", Value::Counter(99_000 * seconds));
+        stats.push("misses", Value::Counter(900 * seconds));
+        stats.push("coalesced", Value::Counter(100 * seconds));
+        stats.push("overloaded", Value::Counter(0));
+        stats.push("rejected_tags", Value::Counter(3 * seconds));
+        stats.push("audited", Value::Counter(1_234_567));
+        stats.push("classifier_calls", Value::Counter(900 * seconds));
+        stats.push("classifier_failures", Value::Counter(0));
+        stats.push("classifiers", Value::Gauge(2));
+        stats.push("classifiers_connected", Value::Gauge(1));
+        stats.push(
+            "classifier_1",
+            Value::Text(
+                "classifier-1.example.net:7402: healthy, model 501a1c72…, 3 in flight".into(),
+            ),
+        );
+        stats.push("waiting", Value::Gauge(17));
+        stats.push("store", Value::Text("afterimage".into()));
+        stats.push("store_connected", Value::Text("yes".into()));
+        stats.push("store_breaker", Value::Text(breaker.into()));
+        stats.push("store_breaker_opened", Value::Counter(1));
+        for (name, ns, count) in [
+            ("hit_latency_ns", 1_250, 99_000 * seconds),
+            ("miss_latency_ns", 70_100, 900 * seconds),
+            ("coalesced_latency_ns", 0, 0),
+        ] {
+            let buckets = if count > 0 { vec![(ns, count)] } else { Vec::new() };
+            stats.entries.push((name.into(), Value::Histogram(buckets)));
+        }
+        Reading::new(stats)
+    }
+
+    fn shown(view: &View, width: usize, height: usize) -> String {
+        let lines = view.lines(width, height);
+        assert!(lines.len() <= height, "{} lines on a screen of {height}", lines.len());
+        let lines = lines.iter().map(|line| line.render(width, false).trim_end().to_owned());
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn a_memo_shows_rates_hit_ratio_and_latencies() {
+        let mut view = View::new("127.0.0.1:7400");
+        view.update(Interval::between(memo(8, "closed"), memo(10, "closed")));
+        let expected =
+            " memo 127.0.0.1:7400  afterimage 0.1.0                  up 10 s · 12 connections
+
+ answers/s      100 k  █
+ hit ratio    99.00 %  ██████████████████████████████▊  99.00 % since the start
+
+                per s        p50        p99      p99.9        max
+ hit           99.0 k    1.25 µs    1.25 µs    1.25 µs    1.25 µs
+ coalesced        100          –          –          –          –
+ miss             900    70.1 µs    70.1 µs    70.1 µs    70.1 µs
+
+ in flight  17
+ store      afterimage · connected · breaker closed · opened once
+ classifier 900 calls/s · 0 failed · 1 of 2 connected
+ refused    0 overloaded · 30 with a wrong seal
+
+ audited                    1,234,567
+ replica 1                  classifier-1.example.net:7402: healthy, model 501a1c7";
+        let found = shown(&view, 81, 30);
+        assert_eq!(found, expected, "found:\n{found}");
+    }
+
+    #[test]
+    fn lines_fit_a_screen_of_any_size() {
+        let mut view = View::new("a-host-with-a-long-name.example.net:7400");
+        for round in 0..2 {
+            for (width, height) in [(0, 0), (1, 1), (10, 3), (40, 10), (80, 24), (400, 100)] {
+                for line in view.lines(width, height) {
+                    assert!(line.render(width, false).chars().count() <= width);
+                }
+                assert!(view.lines(width, height).len() <= height);
+            }
+            if round == 0 {
+                view.update(Interval::between(memo(1, "open"), memo(2, "open")));
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_server_is_marked_and_keeps_its_last_reading() {
+        let mut view = View::new("127.0.0.1:7400");
+        view.update(Interval::single(memo(5, "open")));
+        view.lost("connection refused".into());
+        let found = shown(&view, 90, 24);
+        assert!(found.contains("no answer: connection refused; retrying"), "{found}");
+        assert!(found.contains("breaker open") && found.contains("hit ratio"), "{found}");
+        view.update(Interval::single(memo(1, "closed")));
+        assert!(!shown(&view, 90, 24).contains("no answer"));
+    }
+
+    #[test]
+    fn a_cache_and_a_classifier_show_their_own_counters() {
+        let mut view = View::new("c:1");
+        let cache = |seconds: u64| {
+            let mut stats = Stats::default();
+            stats.push("service", Value::Text("cache".into()));
+            stats.push("uptime_ms", Value::Counter(seconds * 1000));
+            stats.push("hits", Value::Counter(seconds * 1_000_000));
+            stats.push("misses", Value::Counter(0));
+            stats.push("entries", Value::Gauge(250));
+            stats.push("capacity", Value::Gauge(1000));
+            stats.push("memory_bytes", Value::Gauge(1 << 20));
+            stats.push("writes", Value::Counter(seconds * 500));
+            stats.push("evictions", Value::Counter(0));
+            stats.push("snapshots_failed", Value::Counter(0));
+            stats.push("snapshot_running", Value::Gauge(1));
+            stats.push("snapshot_age_ms", Value::Gauge(61_000));
+            Reading::new(stats)
+        };
+        view.update(Interval::between(cache(1), cache(2)));
+        let found = shown(&view, 100, 24);
+        for text in [
+            "reads/s       1.00 M",
+            "100.00 %",
+            "250 of 1,000  ██▌·······  25.00 % · 1.0 MiB",
+            "500 /s",
+            "1 min 1 s ago",
+            "being written",
+        ] {
+            assert!(found.contains(text), "{text:?} in\n{found}");
+        }
+        let classifier = |seconds: u64| {
+            let mut stats = Stats::default();
+            stats.push("service", Value::Text("classifier".into()));
+            stats.push("uptime_ms", Value::Counter(seconds * 1000));
+            stats.push("engine_scored", Value::Counter(seconds * 1200));
+            stats.push("engine_batches", Value::Counter(seconds * 100));
+            stats.push("engine_queued", Value::Gauge(4));
+            stats.push("engine_busy_us", Value::Counter(seconds * 1_500_000));
+            Reading::new(stats)
+        };
+        let mut view = View::new("c:2");
+        view.update(Interval::between(classifier(1), classifier(2)));
+        let found = shown(&view, 100, 24);
+        for text in [
+            "images/s      1.20 k",
+            "4 queued · 1.20 k images/s · mean batch 12.0 · 1.50 cores busy",
+        ] {
+            assert!(found.contains(text), "{text:?} in\n{found}");
+        }
+        assert!(!found.contains("hit ratio"), "{found}");
+    }
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use afterimage_wire::Client;
 use afterimage_wire::client::Report;
 use afterimage_wire::server::until_terminated;
+use afterimage_wire::text::escape_text;
 use anyhow::Context;
 use tokio::sync::mpsc;
 
@@ -14,7 +15,7 @@ use super::report;
 use super::screen::Screen;
 use super::view::View;
 use crate::format::{nanos, percent, short};
-use crate::print::say;
+use crate::print::{self, say};
 
 /// Shows the statistics until Ctrl-C, SIGTERM or the key q: on a terminal as a screen, elsewhere as
 /// lines. After a lost connection it retries.
@@ -134,13 +135,14 @@ impl Resized {
 
 /// Prints one line.
 fn print(server: &str, outcome: &Result<Interval, String>, json: bool) -> anyhow::Result<()> {
-    let line = match outcome {
-        Ok(interval) if json => report::json(server, interval).to_string(),
-        Ok(interval) => line(interval),
-        Err(why) if json => serde_json::json!({"server": server, "error": why}).to_string(),
-        Err(why) => format!("no answer: {why}"),
-    };
-    say!("{line}")
+    match outcome {
+        Ok(interval) if json => print::json(&report::json(server, interval).to_string()),
+        Ok(interval) => say!("{}", line(interval)),
+        Err(why) if json => {
+            print::json(&serde_json::json!({"server": server, "error": why}).to_string())
+        }
+        Err(why) => say!("no answer: {}", escape_text(why)),
+    }
 }
 
 /// The most important rates of an interval, in a line.

@@ -7,7 +7,7 @@ use tokio_rustls::client::TlsStream;
 use super::error::{ConnectionError, Violation};
 use super::options::ClientOptions;
 use crate::Status;
-use crate::proto::handshake::{MAX_TOKEN_LEN, VERSION};
+use crate::proto::handshake::{MAX_TOKEN_LEN, OLDEST_VERSION, VERSION};
 use crate::proto::header::MAX_HANDSHAKE_BODY;
 use crate::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Welcome};
 use crate::tls::{ClientTls, TlsError};
@@ -140,7 +140,7 @@ fn first_frame(input: &[u8]) -> Result<Option<Welcome>, ConnectionError> {
 }
 
 fn check(welcome: &Welcome, options: &ClientOptions) -> Result<(), ConnectionError> {
-    if welcome.version != VERSION {
+    if !(OLDEST_VERSION..=VERSION).contains(&welcome.version) {
         return Err(ConnectionError::WrongVersion { ours: VERSION, theirs: welcome.version });
     }
     match options.expect {

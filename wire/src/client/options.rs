@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::proto::Role;
-use crate::proto::header::{DEFAULT_MAX_BODY, MAX_MAX_BODY};
+use crate::proto::header::{MAX_LARGE_BODY, MAX_MAX_BODY};
 use crate::tls::ClientTls;
 
 /// Default time limit of a call.
@@ -78,7 +78,7 @@ impl Default for ClientOptions {
             backoff_max: Duration::from_secs(1),
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
             max_queued_bytes: DEFAULT_MAX_QUEUED_BYTES,
-            max_body: DEFAULT_MAX_BODY,
+            max_body: MAX_LARGE_BODY,
             keepalive: Some(Duration::from_secs(15)),
             fail_fast: false,
             expect: None,

@@ -37,6 +37,12 @@ pub enum BodyError {
         /// The largest value allowed.
         limit: u64,
     },
+    /// A list that must have at least one entry.
+    #[error("the {field} is 0; at least 1 is needed")]
+    Empty {
+        /// Which field.
+        field: &'static str,
+    },
     /// An unknown flag in a request. It may change the meaning of the request, so it is not
     /// ignored. In a reply, unknown flags are ignored.
     #[error("flags {flags:#04x} are not known for this kind of request")]

@@ -6,7 +6,7 @@ use core::fmt;
 
 use afterimage_core::Shape;
 use afterimage_core::model::DIGEST_LEN;
-use afterimage_core::shape::MAX_DIMS;
+use afterimage_core::model::MAX_DIMS;
 use arrayvec::ArrayVec;
 use bytes::BufMut;
 
@@ -16,8 +16,12 @@ use super::reader::Reader;
 /// The first eight bytes of both bodies. A peer that does not send them speaks another protocol.
 pub const MAGIC: [u8; 8] = *b"AFTERIMG";
 
-/// The only version of the protocol.
-pub const VERSION: u16 = 1;
+/// The oldest version of the protocol that this crate speaks.
+pub const OLDEST_VERSION: u16 = 1;
+
+/// The newest version of the protocol. Version 2 adds values of bytes, inference, and deletion of
+/// stored answers.
+pub const VERSION: u16 = 2;
 
 /// Bytes in the longest token. Longer than any sensible secret, short enough for a handshake frame.
 pub const MAX_TOKEN_LEN: usize = 1024;
@@ -29,21 +33,22 @@ pub struct Hello<'a> {
     pub version_min: u16,
     /// The newest protocol version that the client speaks.
     pub version_max: u16,
-    /// Bits of optional features that the client asks for; none is assigned in version 1.
+    /// Bits of optional features that the client asks for; none is assigned.
     pub features: u32,
     /// The token that the server may demand; empty for none. At most [`MAX_TOKEN_LEN`].
     pub token: &'a [u8],
 }
 
 impl<'a> Hello<'a> {
-    /// The `Hello` of this version, with a token (empty for none).
+    /// A `Hello` for all versions that this crate speaks, with a token (empty for none).
     pub fn new(token: &'a [u8]) -> Self {
-        Hello { version_min: VERSION, version_max: VERSION, features: 0, token }
+        Hello { version_min: OLDEST_VERSION, version_max: VERSION, features: 0, token }
     }
 
     /// The newest version that both sides speak, if there is one.
     pub fn common_version(&self) -> Option<u16> {
-        (self.version_min..=self.version_max).contains(&VERSION).then_some(VERSION)
+        let newest = self.version_max.min(VERSION);
+        (newest >= self.version_min.max(OLDEST_VERSION)).then_some(newest)
     }
 
     pub(super) fn encode(&self, out: &mut impl BufMut) {
@@ -150,7 +155,7 @@ pub struct Welcome {
     pub version: u16,
     /// The kind of the service.
     pub service: Role,
-    /// Bits of optional features that the server grants; none is assigned in version 1.
+    /// Bits of optional features that the server grants; none is assigned.
     pub features: u32,
     /// The largest body, in bytes, that the server accepts.
     pub max_body: u32,

@@ -24,13 +24,20 @@ pub const HEADER_LEN: usize = ID_AT + size_of::<u64>();
 
 const _: () = assert!(HEADER_LEN == 16, "PROTOCOL.md promises 16 bytes");
 
-/// Default limit of a body: an image of a megapixel fits, and ten thousand connections do not
-/// exhaust a machine's memory.
+/// Bytes in the largest reply of version 1, and the default limit of a
+/// [`FrameCodec`](super::codec::FrameCodec). A server's default is [`MAX_LARGE_BODY`].
 pub const DEFAULT_MAX_BODY: u32 = 1 << 20;
 
 /// Limit of a body before the handshake is complete. A `Hello` with the longest token and a few
 /// extensions fits, and no other message is allowed that early.
 pub const MAX_HANDSHAKE_BODY: u32 = 4096;
+
+/// Bytes of the largest value of a key, and of the largest stored answer.
+pub const MAX_VALUE: usize = 16 << 20;
+
+/// Bytes in the largest body of the messages of version 2, requests and replies: a value of
+/// [`MAX_VALUE`], and 1 MiB for everything around it, such as the lengths of 65,536 rows.
+pub const MAX_LARGE_BODY: u32 = (MAX_VALUE + (1 << 20)) as u32;
 
 /// Upper bound of every limit on bodies: header and body always fit a `u32`.
 pub const MAX_MAX_BODY: u32 = 1 << 30;
@@ -41,7 +48,8 @@ const _: () = assert!(MAX_HANDSHAKE_BODY <= DEFAULT_MAX_BODY && DEFAULT_MAX_BODY
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident = $code:literal;)*) => {
         /// The kind of a frame's message. Numbers are grouped by service, with space between them:
-        /// `0x00` connection, `0x10` cache, `0x20` classifier, `0xF0` private experiments.
+        /// `0x00` connection, `0x10` cache, `0x20` models, `0x30` stored answers, `0xF0` private
+        /// experiments.
         ///
         /// An unknown kind survives decoding as [`Kind::Unknown`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,18 +109,56 @@ kinds! {
     CacheReq = 0x10;
     /// Server: the value of a key, if it has one.
     CacheResp = 0x11;
+    /// Client, version 2: read or write the bytes of one key.
+    BytesReq = 0x12;
+    /// Server, version 2: the bytes of a key, if it has some.
+    BytesResp = 0x13;
     /// Client: asks for the label of an image.
     ClassifyReq = 0x20;
     /// Server: the label.
     ClassifyResp = 0x21;
+    /// Client, version 2: asks for a model's answers to rows of bytes.
+    InferReq = 0x22;
+    /// Server, version 2: the answers.
+    InferResp = 0x23;
+    /// Client, version 2: takes the stored answer of one row back.
+    ForgetReq = 0x30;
+    /// Server, version 2: how many answers were stored.
+    ForgetResp = 0x31;
+    /// Client, version 2: takes all stored answers of a model, or of all models, back.
+    FlushReq = 0x32;
+    /// Server, version 2: it is done.
+    FlushResp = 0x33;
+}
+
+impl Kind {
+    /// The first version of the protocol that has this kind. On a connection of an older version
+    /// it is an unknown kind.
+    pub const fn since(self) -> u16 {
+        match self {
+            Kind::BytesReq
+            | Kind::BytesResp
+            | Kind::InferReq
+            | Kind::InferResp
+            | Kind::ForgetReq
+            | Kind::ForgetResp
+            | Kind::FlushReq
+            | Kind::FlushResp => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// The bits of a header's flags field.
 pub mod flags {
-    /// `CacheReq`: store the value; there is no reply.
+    /// `CacheReq` and `BytesReq`: store the value. A `CacheReq` has no reply then.
     pub const WRITE: u8 = 0x01;
-    /// `CacheResp`: the key is there and its value follows.
+    /// `CacheResp` and `BytesResp`: the key is there and its value follows.
     pub const EXISTS: u8 = 0x01;
+    /// `InferReq`: compute the answers, also when the store has them.
+    pub const REFRESH: u8 = 0x01;
+    /// `InferReq`: store nothing.
+    pub const NO_STORE: u8 = 0x02;
     /// `ClassifyResp`: a hit; the answer was in the store.
     pub const HIT: u8 = 0x01;
     /// `ClassifyResp`: coalesced; an identical request in flight brought the answer.

@@ -3,13 +3,16 @@
 //! The messages of the hot path have their own functions ([`put_cache_read`] and others), which
 //! write a whole frame as one array. [`Message::encode`] uses them, too.
 
+use std::time::Duration;
+
 pub use afterimage_core::Origin;
 use afterimage_core::{RowAnswer, Status};
 use bytes::BufMut;
 
 use super::body::{BodyError, truncate};
 use super::handshake::{Hello, Welcome};
-use super::header::{Frame, HEADER_LEN, Header, Kind, flags};
+use super::header::{Frame, HEADER_LEN, Header, Kind, MAX_VALUE, flags};
+use super::infer::{InferReq, InferResp, name, put_name};
 use super::reader::Reader;
 use super::snapshot::Snapshot;
 use super::stats::Stats;
@@ -19,6 +22,12 @@ pub const MAX_TEXT_LEN: usize = 1024;
 
 /// Bytes in the largest `Ping`: enough for two clock readings.
 pub const MAX_PING_LEN: usize = 64;
+
+/// Bytes of the key of a value of bytes: a hash that has no collisions.
+pub const BYTES_KEY_LEN: usize = 16;
+
+/// The key of a value of bytes.
+pub type BytesKey = [u8; BYTES_KEY_LEN];
 
 /// A message with every field of its frame except the request id.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,11 +92,72 @@ pub enum Message<'a> {
     },
     /// Answers a [`Message::ClassifyReq`].
     ClassifyResp(Classification),
+    /// Asks for the bytes of a key. Version 2.
+    BytesRead {
+        /// The key; every value is a valid one.
+        key: BytesKey,
+        /// The client's time budget in milliseconds, 0 for none.
+        budget_ms: u16,
+    },
+    /// Stores bytes under a key. Version 2.
+    BytesWrite(BytesWrite<'a>),
+    /// Answers a [`Message::BytesRead`] or a [`Message::BytesWrite`]. Version 2.
+    BytesResp {
+        /// The key's bytes; `None` if the cache service has none, and for a write.
+        value: Option<&'a [u8]>,
+    },
+    /// Asks for a model's answers to rows of bytes. Version 2.
+    InferReq(InferReq<'a>),
+    /// Answers a [`Message::InferReq`]. Version 2.
+    InferResp(InferResp<'a>),
+    /// Takes the stored answer of one row back. Version 2.
+    ForgetReq(Forget<'a>),
+    /// Answers a [`Message::ForgetReq`]. Version 2.
+    ForgetResp {
+        /// How many stored answers were taken back, as far as the store knows.
+        count: u64,
+    },
+    /// Takes all stored answers of a model back. Version 2.
+    FlushReq {
+        /// The model's name; empty for all models.
+        model: &'a str,
+    },
+    /// Answers a [`Message::FlushReq`]. Version 2.
+    FlushResp,
     /// A kind of a newer version. Its length is known, so it can be skipped.
     Unknown {
         /// The number on the wire.
         kind: u8,
     },
+}
+
+/// A write of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BytesWrite<'a> {
+    /// The key; every value is a valid one.
+    pub key: BytesKey,
+    /// How long the value is kept, in seconds; 0 for no limit.
+    pub ttl_s: u32,
+    /// The value, at most [`MAX_VALUE`] bytes.
+    pub value: &'a [u8],
+}
+
+impl BytesWrite<'_> {
+    /// How long the value is kept, if that is limited.
+    pub fn ttl(&self) -> Option<Duration> {
+        (self.ttl_s != 0).then(|| Duration::from_secs(self.ttl_s.into()))
+    }
+}
+
+/// The row whose stored answer is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forget<'a> {
+    /// The model's name; empty for the only model of the server.
+    pub model: &'a str,
+    /// The model's version; empty for the present one.
+    pub version: &'a str,
+    /// The row.
+    pub row: &'a [u8],
 }
 
 /// The answer to a classification.
@@ -193,6 +263,41 @@ impl<'a> Message<'a> {
                 Ok(Message::Error { status, text: text(body)?, connection })
             }
             Kind::GoAway => Ok(Message::GoAway { text: text(body)? }),
+            Kind::BytesReq => decode_bytes_req(frame),
+            Kind::BytesResp => {
+                let exists = header.flags & flags::EXISTS != 0;
+                if !exists {
+                    Reader::new(body).finish()?;
+                }
+                let value = exists.then_some(body);
+                Ok(Message::BytesResp { value })
+            }
+            Kind::InferReq => InferReq::decode(frame).map(Message::InferReq),
+            Kind::InferResp => InferResp::decode(body).map(Message::InferResp),
+            Kind::ForgetReq => {
+                reject_flags(header, 0)?;
+                let mut reader = Reader::new(body);
+                let model = name(&mut reader, "model length", "model")?;
+                let version = name(&mut reader, "version length", "version")?;
+                Ok(Message::ForgetReq(Forget { model, version, row: reader.rest() }))
+            }
+            Kind::ForgetResp => {
+                let mut reader = Reader::new(body);
+                let count = reader.u64("count")?;
+                reader.finish()?;
+                Ok(Message::ForgetResp { count })
+            }
+            Kind::FlushReq => {
+                reject_flags(header, 0)?;
+                let mut reader = Reader::new(body);
+                let model = name(&mut reader, "model length", "model")?;
+                reader.finish()?;
+                Ok(Message::FlushReq { model })
+            }
+            Kind::FlushResp => {
+                Reader::new(body).finish()?;
+                Ok(Message::FlushResp)
+            }
             kind => Ok(Message::Unknown { kind: kind.code() }),
         }
     }
@@ -238,6 +343,38 @@ impl<'a> Message<'a> {
                 let flags = snapshot.flags();
                 put_built(out, Kind::SnapshotResp, flags, id, |body| snapshot.encode(body));
             }
+            Message::BytesRead { key, budget_ms } => {
+                put_frame(out, Kind::BytesReq, 0, *budget_ms, id, key);
+            }
+            Message::BytesWrite(BytesWrite { key, ttl_s, value }) => {
+                put_built(out, Kind::BytesReq, flags::WRITE, id, |body| {
+                    body.put_slice(key);
+                    body.put_u32_le(*ttl_s);
+                    body.put_slice(value);
+                });
+            }
+            Message::BytesResp { value } => put_bytes_resp(out, id, *value),
+            Message::InferReq(request) => {
+                let flags = request.flags();
+                put_built(out, Kind::InferReq, flags, id, |body| request.encode(body));
+            }
+            Message::InferResp(response) => {
+                put_built(out, Kind::InferResp, 0, id, |body| response.encode(body));
+            }
+            Message::ForgetReq(Forget { model, version, row }) => {
+                put_built(out, Kind::ForgetReq, 0, id, |body| {
+                    put_name(body, model);
+                    put_name(body, version);
+                    body.put_slice(row);
+                });
+            }
+            Message::ForgetResp { count } => {
+                put_frame(out, Kind::ForgetResp, 0, 0, id, &count.to_le_bytes());
+            }
+            Message::FlushReq { model } => {
+                put_built(out, Kind::FlushReq, 0, id, |body| put_name(body, model));
+            }
+            Message::FlushResp => put_frame(out, Kind::FlushResp, 0, 0, id, &[]),
             Message::Unknown { kind } => put_frame(out, Kind::from_code(*kind), 0, 0, id, &[]),
         }
     }
@@ -258,6 +395,33 @@ pub(crate) fn decode_cache_req<'a>(frame: Frame<'_>) -> Result<Message<'a>, Body
         reader.finish()?;
         Ok(Message::CacheRead { key, budget_ms: header.status })
     }
+}
+
+/// Decodes a `BytesReq`: a read or a write, by its flag.
+fn decode_bytes_req<'a>(frame: Frame<'a>) -> Result<Message<'a>, BodyError> {
+    let Frame { header, body } = frame;
+    reject_flags(header, flags::WRITE)?;
+    let mut reader = Reader::new(body);
+    let key = reader.array("key")?;
+    if header.flags & flags::WRITE == 0 {
+        reader.finish()?;
+        return Ok(Message::BytesRead { key, budget_ms: header.status });
+    }
+    let ttl_s = reader.u32("time to live")?;
+    let value = within(reader.rest(), MAX_VALUE, "value")?;
+    Ok(Message::BytesWrite(BytesWrite { key, ttl_s, value }))
+}
+
+/// Bytes of a `BytesReq` that writes, without the value: a key and a time to live.
+pub(crate) const BYTES_WRITE_HEAD: usize = BYTES_KEY_LEN + size_of::<u32>();
+
+/// Appends a `BytesResp`.
+///
+/// # Panics
+/// If the value has 4 GiB or more.
+pub fn put_bytes_resp(out: &mut impl BufMut, id: u64, value: Option<&[u8]>) {
+    let bits = if value.is_some() { flags::EXISTS } else { 0 };
+    put_frame(out, Kind::BytesResp, bits, 0, id, value.unwrap_or_default());
 }
 
 /// Bytes of the longest `CacheReq`: a key and a value.
@@ -365,6 +529,7 @@ fn text(body: &[u8]) -> Result<&str, BodyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::infer::{Answers, Rows};
     use crate::proto::{Role, Shape};
 
     fn round_trip(message: &Message<'_>) {
@@ -379,7 +544,7 @@ mod tests {
     #[test]
     fn every_message_survives_the_way_there_and_back() {
         let welcome = Welcome {
-            version: 1,
+            version: 2,
             service: Role::Memo,
             features: 0,
             max_body: 1 << 20,
@@ -399,7 +564,7 @@ mod tests {
             Message::SnapshotResp(Snapshot {
                 entries: u64::MAX,
                 bytes: 36,
-                elapsed: std::time::Duration::from_micros(1),
+                elapsed: Duration::from_micros(1),
                 joined: true,
             }),
             Message::Error { status: Status::Overloaded, text: "wait", connection: true },
@@ -411,6 +576,27 @@ mod tests {
             Message::ClassifyReq { image: &[0; 784], budget_ms: 3 },
             Message::ClassifyResp(Classification { label: 9, origin: Origin::Hit }),
             Message::ClassifyResp(Classification { label: u16::MAX, origin: Origin::Coalesced }),
+            Message::BytesRead { key: [9; BYTES_KEY_LEN], budget_ms: 7 },
+            Message::BytesWrite(BytesWrite { key: [0; BYTES_KEY_LEN], ttl_s: 1, value: b"v" }),
+            Message::BytesResp { value: None },
+            Message::BytesResp { value: Some(b"") },
+            Message::InferReq(InferReq {
+                model: "m",
+                version: "",
+                refresh: true,
+                no_store: false,
+                ttl_s: 3,
+                budget_ms: u32::MAX,
+                rows: Rows::new(2, b"\0\0\0\0\x02\0\0\0ab").unwrap(),
+            }),
+            Message::InferResp(InferResp {
+                digest: [1; 32],
+                answers: Answers::new(1, b"\x01\x05\0\0\0\0\x07\0").unwrap(),
+            }),
+            Message::ForgetReq(Forget { model: "m", version: "2", row: b"row" }),
+            Message::ForgetResp { count: 1 },
+            Message::FlushReq { model: "" },
+            Message::FlushResp,
             Message::Unknown { kind: 0xF0 },
         ] {
             round_trip(&message);

@@ -1,7 +1,8 @@
 //! The protocol without I/O: bytes to messages and messages to bytes.
 //!
 //! [`header`] finds the frame in a stream. [`message`] decodes it; [`handshake`], [`stats`] and
-//! [`snapshot`] hold the long bodies. [`Status`] names errors. [`codec`] is the same for
+//! [`snapshot`] hold the long bodies;
+//! [`infer`] holds those of inference. [`Status`] names errors. [`codec`] is the same for
 //! `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
@@ -11,6 +12,7 @@ mod body;
 pub mod codec;
 pub mod handshake;
 pub mod header;
+pub mod infer;
 pub mod message;
 mod reader;
 pub mod snapshot;
@@ -20,5 +22,6 @@ pub use afterimage_core::{Shape, Status};
 pub use body::BodyError;
 pub use handshake::{Hello, Role, Welcome};
 pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
+pub use infer::{InferReq, InferResp};
 pub use message::Message;
 pub use snapshot::Snapshot;

@@ -59,6 +59,11 @@ impl<'a> Reader<'a> {
         str::from_utf8(self.bytes(len, field)?).map_err(|_| BodyError::NotUtf8 { field })
     }
 
+    /// The bytes that are not taken yet.
+    pub(super) fn rest(self) -> &'a [u8] {
+        self.rest
+    }
+
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.rest.is_empty()

@@ -1,6 +1,8 @@
 //! The body of `StatsResp`: named, self-describing values, so that a client can print values that
 //! it does not know.
 
+use afterimage_core::Metric;
+use afterimage_core::metric::Kind;
 use bytes::BufMut;
 
 use super::BodyError;
@@ -48,28 +50,47 @@ impl Value {
 }
 
 impl Stats {
-    /// Adds a counter.
-    pub fn counter(&mut self, name: &str, value: u64) {
-        self.push(name, Value::Counter(value));
+    /// Adds the value of a counter.
+    pub fn counter(&mut self, metric: &Metric, value: u64) {
+        debug_assert_eq!(metric.kind, Kind::Counter, "{}", metric.name);
+        self.push(metric.name, Value::Counter(value));
     }
 
-    /// Adds a gauge; values above `i64::MAX` are capped.
-    pub fn gauge(&mut self, name: &str, value: u64) {
-        self.push(name, Value::Gauge(i64::try_from(value).unwrap_or(i64::MAX)));
+    /// Adds the value of a gauge; values above `i64::MAX` are capped.
+    pub fn gauge(&mut self, metric: &Metric, value: u64) {
+        debug_assert_eq!(metric.kind, Kind::Gauge, "{}", metric.name);
+        self.push(metric.name, Value::Gauge(i64::try_from(value).unwrap_or(i64::MAX)));
     }
 
     /// Adds a text.
-    pub fn text(&mut self, name: &str, value: impl Into<String>) {
-        self.push(name, Value::Text(value.into()));
+    pub fn text(&mut self, metric: &Metric, value: impl Into<String>) {
+        let value = value.into();
+        debug_assert_eq!(metric.kind, Kind::Text, "{}", metric.name);
+        debug_assert!(
+            metric.states.is_empty() || metric.states.contains(&value.as_str()),
+            "{} is {value:?}, which is not one of its states",
+            metric.name
+        );
+        self.push(metric.name, Value::Text(value));
     }
 
-    /// Adds a histogram's occupied buckets.
-    pub fn histogram(&mut self, name: &str, values: &hdrhistogram::Histogram<u64>) {
-        let buckets = values
-            .iter_recorded()
-            .map(|step| (step.value_iterated_to(), step.count_at_value()))
-            .collect();
-        self.push(name, Value::Histogram(buckets));
+    /// Adds the text of the thing with this number.
+    pub fn texts(&mut self, metric: &Metric, number: usize, value: impl Into<String>) {
+        debug_assert_eq!(metric.kind, Kind::Texts, "{}", metric.name);
+        self.push(&format!("{}_{number}", metric.name), Value::Text(value.into()));
+    }
+
+    /// Adds a histogram's occupied buckets: upper bounds, which ascend, and counts.
+    pub fn histogram(&mut self, metric: &Metric, buckets: impl Iterator<Item = (u64, u64)>) {
+        debug_assert_eq!(metric.kind, Kind::Histogram, "{}", metric.name);
+        self.push(metric.name, Value::Histogram(buckets.collect()));
+    }
+
+    /// Adds a value that was received under this name. A service describes its values by a
+    /// [`Metric`].
+    pub fn push(&mut self, name: &str, value: Value) {
+        debug_assert!(name.len() <= u8::MAX.into(), "a name fits its length byte");
+        self.entries.push((name.to_owned(), value));
     }
 
     /// The value of this name, if there is one.
@@ -83,11 +104,6 @@ impl Stats {
             Some(Value::Counter(value)) => *value,
             _ => 0,
         }
-    }
-
-    fn push(&mut self, name: &str, value: Value) {
-        debug_assert!(name.len() <= u8::MAX.into(), "a name fits its length byte");
-        self.entries.push((name.to_owned(), value));
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
@@ -163,15 +179,21 @@ impl Stats {
 mod tests {
     use super::*;
 
+    afterimage_core::metrics! {
+        "" {
+            HITS = Counter("hits", Count, "hits", "Hits");
+            ENTRIES = Gauge("entries", Count, "entries", "Entries");
+            NAME = Text("name", Count, "name", "Name");
+            LATENCY = Histogram("latency_ns", Nanos, "latency", "Latency");
+        }
+    }
+
     fn sample() -> Stats {
-        let mut latencies = hdrhistogram::Histogram::<u64>::new(2).unwrap();
-        latencies.record_n(10, 3).unwrap();
-        latencies.record_n(1000, 1).unwrap();
         let mut stats = Stats::default();
-        stats.counter("hits", u64::MAX);
-        stats.gauge("entries", u64::MAX);
-        stats.text("name", "é");
-        stats.histogram("latency_ns", &latencies);
+        stats.counter(&HITS, u64::MAX);
+        stats.gauge(&ENTRIES, u64::MAX);
+        stats.text(&NAME, "é");
+        stats.histogram(&LATENCY, [(10, 3), (1007, 1)].into_iter());
         stats
     }
 
@@ -205,8 +227,8 @@ mod tests {
     #[test]
     fn a_body_never_exceeds_what_a_client_takes() {
         let mut stats = sample();
-        stats.text("long", "x".repeat(MAX_BODY));
-        stats.counter("after", 1);
+        stats.text(&NAME, "x".repeat(MAX_BODY));
+        stats.counter(&HITS, 1);
         let mut body = Vec::new();
         stats.encode(&mut body);
         assert_eq!(Stats::decode(&body), Ok(sample()));

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use super::counters::Counters;
 use super::greeting::Serves;
+use super::options::Rights;
 use super::outbox::Outbox;
 use super::service::Service;
 use super::shared::Shared;
-use crate::proto::header::flags;
-use crate::proto::message::{MAX_CACHE_REQ, MAX_PING_LEN};
+use crate::proto::header::{MAX_LARGE_BODY, MAX_VALUE, flags};
+use crate::proto::infer::MAX_NAME_LEN;
+use crate::proto::message::{BYTES_KEY_LEN, BYTES_WRITE_HEAD, MAX_CACHE_REQ, MAX_PING_LEN};
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, stats::Stats};
+use crate::server::metrics;
 
 /// Answers a frame whose body does not decode.
 pub(super) fn answer_malformed(header: Header, error: BodyError, out: &mut Vec<u8>) {
@@ -28,9 +31,14 @@ pub(super) fn answer_too_long<S: Service>(
     outbox: &Arc<Outbox>,
 ) {
     let Header { body_len, kind, flags, id, .. } = header;
-    let known = if kind == Kind::CacheReq { flags::WRITE } else { 0 };
-    let takes =
-        serves.takes(kind) || matches!(kind, Kind::Ping | Kind::StatsReq | Kind::SnapshotReq);
+    let known = match kind {
+        Kind::CacheReq | Kind::BytesReq => flags::WRITE,
+        Kind::InferReq => flags::REFRESH | flags::NO_STORE,
+        _ => 0,
+    };
+    let takes = serves.takes(kind)
+        || serves.takes_alone(kind)
+        || matches!(kind, Kind::Ping | Kind::StatsReq | Kind::SnapshotReq);
     if !takes {
         return answer_other(shared, serves, Frame { header, body: &[] }, out, outbox);
     }
@@ -45,8 +53,16 @@ pub(super) fn answer_too_long<S: Service>(
         let text = format!("the input has {body_len} bytes; the model takes {expected}");
         return Message::Error { status: Status::BadArgument, text: &text, connection: false }
             .encode(id, out);
+    } else if kind == Kind::BytesReq && flags & flags::WRITE != 0 {
+        let (value, limit) = (u64::from(body_len) - BYTES_WRITE_HEAD as u64, MAX_VALUE as u64);
+        BodyError::OutOfRange { field: "value", value, limit }
+    } else if matches!(kind, Kind::InferReq | Kind::ForgetReq) {
+        let (value, limit) = (body_len.into(), MAX_LARGE_BODY.into());
+        BodyError::OutOfRange { field: "body length", value, limit }
     } else {
         let needed = match kind {
+            Kind::BytesReq => BYTES_KEY_LEN,
+            Kind::FlushReq => 1 + MAX_NAME_LEN,
             Kind::CacheReq if flags & flags::WRITE != 0 => MAX_CACHE_REQ,
             Kind::CacheReq => MAX_CACHE_REQ / 2,
             _ => 0,
@@ -54,6 +70,15 @@ pub(super) fn answer_too_long<S: Service>(
         BodyError::Trailing { bytes: body_len as usize - needed }
     };
     answer_malformed(header, error, out);
+}
+
+/// Answers a request that needs admin rights.
+pub(super) fn answer_unauthorized(header: Header, out: &mut Vec<u8>) {
+    let text = match header.kind {
+        Kind::SnapshotReq => "a snapshot needs the admin token",
+        _ => "taking stored answers back needs the admin token",
+    };
+    Message::Error { status: Status::Unauthorized, text, connection: false }.encode(header.id, out);
 }
 
 /// Answers a frame for which there is no memory.
@@ -89,7 +114,16 @@ pub(super) fn answer_other<S: Service>(
         // Replies and notices need no reply, and two peers that answer errors with errors would
         // never stop.
         Kind::Error | Kind::Pong | Kind::GoAway => {}
-        Kind::CacheReq | Kind::ClassifyReq => {
+        _ if kind.since() > serves.version => {
+            let (code, name, version) = (kind.code(), kind.name(), serves.version);
+            unsupported(&format!("kind {code:#04x} ({name}) is not in version {version}"), out);
+        }
+        Kind::CacheReq
+        | Kind::ClassifyReq
+        | Kind::BytesReq
+        | Kind::InferReq
+        | Kind::ForgetReq
+        | Kind::FlushReq => {
             let text = format!("this is a {}; it does not answer {}", serves.kind, kind.name());
             unsupported(&text, out);
         }
@@ -97,7 +131,11 @@ pub(super) fn answer_other<S: Service>(
         | Kind::StatsResp
         | Kind::SnapshotResp
         | Kind::CacheResp
-        | Kind::ClassifyResp => {
+        | Kind::ClassifyResp
+        | Kind::BytesResp
+        | Kind::InferResp
+        | Kind::ForgetResp
+        | Kind::FlushResp => {
             unsupported(&format!("{} is a reply, not a request", kind.name()), out);
         }
         Kind::Unknown(code) => {
@@ -109,13 +147,19 @@ pub(super) fn answer_other<S: Service>(
         }
         Kind::Ping | Kind::StatsReq | Kind::SnapshotReq => match Message::decode(frame) {
             Ok(Message::Ping(bytes)) => Message::Pong(bytes).encode(id, out),
+            Ok(Message::SnapshotReq) if serves.rights == Rights::Use => {
+                answer_unauthorized(frame.header, out);
+            }
             Ok(Message::SnapshotReq) => shared.service.snapshot(outbox.reply(id)),
             Ok(_) => {
                 let mut stats = Stats::default();
-                stats.text("service", serves.kind.to_string());
-                stats.text("version", shared.options.name.as_str());
+                stats.text(&metrics::SERVICE, serves.kind.to_string());
+                stats.text(&metrics::VERSION, shared.options.name.as_str());
                 shared.counters.stats(shared.options.tls.is_some(), &mut stats);
                 shared.service.stats(&mut stats);
+                if serves.rights == Rights::Admin {
+                    shared.service.admin_stats(&mut stats);
+                }
                 Message::StatsResp(stats).encode(id, out);
             }
             Err(error) => {

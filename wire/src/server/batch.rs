@@ -1,15 +1,20 @@
 //! Batches of requests as a service sees them: still in the receive buffer, each to be answered.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use afterimage_core::{ClientId, Failure, Reply, RowReply, Sink};
+use afterimage_core::{ClientId, Failure, Reply, Response, RowReply, Sink};
 use arrayvec::ArrayVec;
+use bytes::Bytes;
 
-use super::outbox::{Outbox, ValueReply};
-use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
-use crate::proto::{Message, Status};
+use super::options::Rights;
+use super::outbox::{BytesReply, Outbox, ValueReply};
+use crate::proto::message::{
+    BytesKey, BytesWrite, Classification, Forget, put_cache_resp, put_classify_resp,
+};
+use crate::proto::{InferReq, Message, Status};
 
 /// Requests in the largest batch. Enough for a service to prefetch its lookups, and the bitmap of
 /// answered requests still fits one register.
@@ -58,6 +63,60 @@ pub enum Op<'a> {
         /// The image's bytes, of any length.
         image: &'a [u8],
     },
+    /// Read the bytes of a key: [`Batch::bytes`], [`Batch::bytes_reply`].
+    ReadBytes {
+        /// The key.
+        key: BytesKey,
+    },
+    /// Store bytes under a key. The reply is [`Batch::stored`]. The value is in the receive buffer;
+    /// a service that keeps it makes a copy of its exact length.
+    WriteBytes(&'a BytesWrite<'a>),
+    /// Answer rows with a model: [`Batch::response_reply`].
+    Infer(&'a Infer<'a>),
+    /// Take the stored answer of one row back: [`Batch::forgotten`].
+    Forget(&'a Forget<'a>),
+    /// Take all stored answers of a model back: [`Batch::flushed`].
+    Flush {
+        /// The model's name; empty for all models.
+        model: &'a str,
+    },
+}
+
+// Requests pass through memory on the hot path. The rare operations are behind references, so that
+// they do not make it larger.
+const _: () = assert!(size_of::<Request<'_>>() == 40);
+
+/// Rows to answer with a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Infer<'a> {
+    request: InferReq<'a>,
+    /// The memory that holds the rows, if the connection has given it away.
+    owner: Option<&'a Bytes>,
+}
+
+impl<'a> Infer<'a> {
+    pub(super) fn new(request: InferReq<'a>, owner: Option<&'a Bytes>) -> Self {
+        Infer { request, owner }
+    }
+
+    /// The rows as values of their own. A row that fills at least half of a large body is not
+    /// copied: it shares the memory that it was received in, at most four times its length. So a
+    /// service that limits the bytes of the rows that wait limits their memory, too.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = Bytes> + use<'a> {
+        let owner = self.owner;
+        self.request.rows.iter().map(move |row| match owner {
+            Some(owner) if row.len() >= owner.len() / 2 => owner.slice_ref(row),
+            _ => Bytes::copy_from_slice(row),
+        })
+    }
+}
+
+impl<'a> Deref for Infer<'a> {
+    type Target = InferReq<'a>;
+
+    fn deref(&self) -> &InferReq<'a> {
+        &self.request
+    }
 }
 
 /// Reason given to clients when the service has changed its identity.
@@ -72,6 +131,7 @@ pub struct Batch<'a> {
     out: &'a mut Vec<u8>,
     outbox: &'a Arc<Outbox>,
     generation: u64,
+    rights: Rights,
     /// A bit for each request that needs no further reply.
     settled: u64,
 }
@@ -82,12 +142,13 @@ impl<'a> Batch<'a> {
         out: &'a mut Vec<u8>,
         outbox: &'a Arc<Outbox>,
         generation: u64,
+        rights: Rights,
     ) -> Self {
         let mut settled = 0;
         for (i, request) in requests.iter().enumerate() {
             settled |= u64::from(matches!(request.op, Op::CacheWrite { .. })) << i;
         }
-        Batch { requests, out, outbox, generation, settled }
+        Batch { requests, out, outbox, generation, rights, settled }
     }
 
     /// The requests. The slice outlives the borrow of the batch, so that a loop over it can answer.
@@ -102,6 +163,13 @@ impl<'a> Batch<'a> {
     #[inline]
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// Whether the client has admin rights. Requests that change what other clients get, such as
+    /// deleting answers, need them; a client without them gets [`Status::Unauthorized`].
+    #[inline]
+    pub fn is_admin(&self) -> bool {
+        self.rights == Rights::Admin
     }
 
     /// Tells the client to repeat all unanswered requests on a new connection.
@@ -133,6 +201,44 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// Answers the [`Op::ReadBytes`] at `index`.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn bytes(&mut self, index: usize, value: Option<Bytes>) {
+        // Through the outbox, because it counts the bytes of large replies.
+        self.bytes_reply(index).send(Ok(value));
+    }
+
+    /// Answers the [`Op::WriteBytes`] at `index`: the value is stored, or the service is free to
+    /// drop it.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn stored(&mut self, index: usize) {
+        self.bytes(index, None);
+    }
+
+    /// Answers the [`Op::Forget`] at `index` with the number of answers taken back.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn forgotten(&mut self, index: usize, count: u64) {
+        if self.settle(index) {
+            Message::ForgetResp { count }.encode(self.requests[index].id, self.out);
+        }
+    }
+
+    /// Answers the [`Op::Flush`] at `index`.
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn flushed(&mut self, index: usize) {
+        if self.settle(index) {
+            Message::FlushResp.encode(self.requests[index].id, self.out);
+        }
+    }
+
     /// Answers request `index` with an error; `text` names the thing, the limit and the value.
     ///
     /// # Panics
@@ -158,6 +264,23 @@ impl<'a> Batch<'a> {
     /// # Panics
     /// When there is no such request.
     pub fn value_reply(&mut self, index: usize) -> ValueReply {
+        self.reply(index)
+    }
+
+    /// Takes the duty to answer the [`Op::ReadBytes`] at `index`, as
+    /// [`row_reply`](Self::row_reply).
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn bytes_reply(&mut self, index: usize) -> BytesReply {
+        self.reply(index)
+    }
+
+    /// Takes the duty to answer the [`Op::Infer`] at `index`, as [`row_reply`](Self::row_reply).
+    ///
+    /// # Panics
+    /// When there is no such request.
+    pub fn response_reply(&mut self, index: usize) -> Reply<Result<Response, Failure>> {
         self.reply(index)
     }
 
@@ -227,7 +350,7 @@ mod tests {
     fn every_request_gets_exactly_one_reply() {
         let (requests, outbox) = (requests(BATCH as u64), Arc::new(Outbox::default()));
         let mut out = Vec::new();
-        let mut batch = Batch::new(&requests, &mut out, &outbox, 0);
+        let mut batch = Batch::new(&requests, &mut out, &outbox, 0, Rights::Use);
         for index in 0..BATCH - 1 {
             batch.value(index, None);
             batch.value(index, Some(1));
@@ -245,7 +368,7 @@ mod tests {
         let mut requests = requests(2);
         requests[0].op = Op::CacheWrite { key: 1, value: 2 };
         let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));
-        let mut batch = Batch::new(&requests, &mut out, &outbox, 0);
+        let mut batch = Batch::new(&requests, &mut out, &outbox, 0, Rights::Use);
         batch.value(0, Some(1));
         batch.value(1, Some(1));
         batch.finish();

@@ -127,7 +127,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             allowance: ReplyAllowance::new(&shared.buffers, most_owed),
             sent: 0,
             flushed: true,
-            outbox: Arc::new(Outbox::default()),
+            outbox: Arc::new(Outbox::new(&shared.buffers)),
             skip: 0,
             eof: false,
             opened: now,
@@ -289,7 +289,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             self.sent = 0;
         }
         if !matches!(self.phase, Phase::Closing { .. }) {
-            self.outbox.take(&mut self.out);
+            self.outbox.take(&mut self.out, self.sent);
         }
     }
 

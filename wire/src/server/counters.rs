@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::time::Instant;
 
 use crate::proto::stats::Stats;
+use crate::server::metrics;
 
 #[derive(Debug)]
 pub(super) struct Counters {
@@ -51,19 +52,36 @@ impl Counters {
     }
 
     pub(super) fn stats(&self, tls: bool, stats: &mut Stats) {
-        stats.counter("uptime_ms", self.started.elapsed().as_millis() as u64);
-        stats.gauge("connections_open", self.open.load(Relaxed));
-        stats.counter("connections_accepted", self.accepted.load(Relaxed));
-        stats.counter("connections_refused", self.refused.load(Relaxed));
-        stats.counter("connections_evicted", self.evicted.load(Relaxed));
-        stats.counter("connections_unauthenticated", self.unauthenticated.load(Relaxed));
+        stats.counter(&metrics::UPTIME, self.started.elapsed().as_millis() as u64);
+        stats.gauge(&metrics::OPEN, self.open.load(Relaxed));
+        stats.counter(&metrics::ACCEPTED, self.accepted.load(Relaxed));
+        stats.counter(&metrics::REFUSED, self.refused.load(Relaxed));
+        stats.counter(&metrics::EVICTED, self.evicted.load(Relaxed));
+        stats.counter(&metrics::UNAUTHENTICATED, self.unauthenticated.load(Relaxed));
         if tls {
-            stats.counter("tls_handshakes", self.tls_handshakes.load(Relaxed));
-            stats.counter("tls_resumed", self.tls_resumed.load(Relaxed));
-            stats.counter("tls_failed", self.tls_failed.load(Relaxed));
+            stats.counter(&metrics::TLS_HANDSHAKES, self.tls_handshakes.load(Relaxed));
+            stats.counter(&metrics::TLS_RESUMED, self.tls_resumed.load(Relaxed));
+            stats.counter(&metrics::TLS_FAILED, self.tls_failed.load(Relaxed));
         }
-        stats.counter("requests", self.requests.load(Relaxed));
-        stats.counter("malformed", self.malformed.load(Relaxed));
-        stats.counter("panics", self.panics.load(Relaxed));
+        stats.counter(&metrics::REQUESTS, self.requests.load(Relaxed));
+        stats.counter(&metrics::MALFORMED, self.malformed.load(Relaxed));
+        stats.counter(&metrics::PANICS, self.panics.load(Relaxed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_described_metric_is_reported() {
+        let mut stats = Stats::default();
+        Counters::default().stats(true, &mut stats);
+        let reported: Vec<&str> = stats.entries.iter().map(|(name, _)| name.as_str()).collect();
+        // The answer to a StatsReq adds these two.
+        let counted = metrics::METRICS.iter().filter(|metric| {
+            ![metrics::SERVICE.name, metrics::VERSION.name].contains(&metric.name)
+        });
+        assert_eq!(reported, counted.map(|metric| metric.name).collect::<Vec<_>>());
     }
 }

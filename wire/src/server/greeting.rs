@@ -1,12 +1,16 @@
 //! The first bytes of a connection: a `Hello`, or another protocol, which is rejected.
 
 use super::end::Refusal;
+use super::options::Rights;
 use super::service::Service;
 use super::shared::Shared;
-use crate::proto::handshake::{VERSION, Welcome};
-use crate::proto::header::{HEADER_LEN, Header, MAX_HANDSHAKE_BODY};
-use crate::proto::message::{MAX_CACHE_REQ, MAX_PING_LEN};
-use crate::proto::{Frame, Kind, Message, Status};
+use crate::proto::handshake::{OLDEST_VERSION, VERSION, Welcome};
+use crate::proto::header::{
+    HEADER_LEN, Header, MAX_HANDSHAKE_BODY, MAX_LARGE_BODY, MAX_VALUE, flags,
+};
+use crate::proto::infer::MAX_NAME_LEN;
+use crate::proto::message::{BYTES_KEY_LEN, BYTES_WRITE_HEAD, MAX_CACHE_REQ, MAX_PING_LEN};
+use crate::proto::{Frame, Kind, Message, Role, Status};
 
 /// The meaning of the first bytes.
 pub(super) enum Greeting {
@@ -18,24 +22,33 @@ pub(super) enum Greeting {
     Refused(Refusal),
 }
 
-/// The requests that the service behind a connection accepts.
+/// The requests that the service behind a connection accepts, and the rights of its client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Serves {
-    pub(super) kind: crate::proto::Role,
+    pub(super) kind: Role,
+    /// The protocol's version on this connection.
+    pub(super) version: u16,
     /// [`Service::generation`] at the handshake.
     pub(super) generation: u64,
     /// Bytes of an input, if the model's shape is known.
     pub(super) input_len: Option<u32>,
+    pub(super) rights: Rights,
 }
 
 impl Serves {
-    /// The longest body of this kind that needs to be read for its answer. `None` if only the
-    /// server's limit applies.
-    pub(super) fn longest_body(self, kind: Kind) -> Option<u32> {
-        match kind {
-            Kind::CacheReq if self.takes(kind) => Some(MAX_CACHE_REQ as u32),
-            Kind::ClassifyReq if self.takes(kind) => self.input_len,
+    /// The longest body of a frame with this header that needs to be read for its answer. `None` if
+    /// only the server's limit applies.
+    pub(super) fn longest_body(self, header: Header) -> Option<u32> {
+        match header.kind {
+            kind @ Kind::CacheReq if self.takes(kind) => Some(MAX_CACHE_REQ as u32),
+            kind @ Kind::ClassifyReq if self.takes(kind) => self.input_len,
             Kind::Ping => Some(MAX_PING_LEN as u32),
+            kind if self.takes_alone(kind) => Some(match kind {
+                Kind::BytesReq if header.flags & flags::WRITE != 0 => LONGEST_WRITE,
+                Kind::BytesReq => BYTES_KEY_LEN as u32,
+                Kind::FlushReq => LONGEST_FLUSH,
+                _ => MAX_LARGE_BODY,
+            }),
             // Their answer does not depend on the body, or they have none.
             _ => Some(0),
         }
@@ -43,12 +56,32 @@ impl Serves {
 
     pub(super) fn takes(self, kind: Kind) -> bool {
         match kind {
-            Kind::CacheReq => self.kind == crate::proto::Role::Cache,
+            Kind::CacheReq => self.kind == Role::Cache,
             Kind::ClassifyReq => self.kind.classifies(),
             _ => false,
         }
     }
+
+    /// Whether the service takes requests of this kind one by one, and not in a batch. So the
+    /// batches of small requests stay as they are, and one batch holds at most one large body.
+    pub(super) fn takes_alone(self, kind: Kind) -> bool {
+        kind.since() <= self.version
+            && match kind {
+                Kind::BytesReq => self.kind == Role::Cache,
+                Kind::InferReq => self.kind.classifies(),
+                Kind::ForgetReq | Kind::FlushReq => self.kind == Role::Memo,
+                _ => false,
+            }
+    }
 }
+
+/// The longest body of a `BytesReq` that writes.
+const LONGEST_WRITE: u32 = (BYTES_WRITE_HEAD + MAX_VALUE) as u32;
+
+/// The longest body of a `FlushReq`: a length and a name.
+const LONGEST_FLUSH: u32 = 1 + MAX_NAME_LEN as u32;
+
+const _: () = assert!(LONGEST_WRITE <= MAX_LARGE_BODY);
 
 /// The first four bytes of HTTP requests. No `Hello` begins with them.
 const HTTP_METHODS: [&[u8; 4]; 10] =
@@ -103,26 +136,26 @@ pub(super) fn greet<S: Service>(
             return refuse(out, header.id, error.status(), &text, Refusal::MalformedHello);
         }
     };
-    if hello.common_version().is_none() {
+    let Some(version) = hello.common_version() else {
         let (min, max) = (hello.version_min, hello.version_max);
-        let text =
-            format!("the client speaks protocol versions {min} to {max}; the server {VERSION}");
+        let text = format!(
+            "the client speaks protocol versions {min} to {max}; the server {OLDEST_VERSION} to \
+             {VERSION}"
+        );
         return refuse(out, header.id, Status::Unsupported, &text, Refusal::NoCommonVersion);
-    }
-    if let Some(token) = &shared.options.token
-        && !token.matches(hello.token)
-    {
+    };
+    let Some(rights) = shared.options.rights(hello.token) else {
         let text =
             if hello.token.is_empty() { "a token is required" } else { "the token is wrong" };
         return refuse(out, header.id, Status::Unauthenticated, text, Refusal::WrongToken);
-    }
+    };
     // In this order: after a change in between, the connection counts as older, never as newer.
     let generation = shared.service.generation();
     let identity = shared.service.identity();
     let input_len = identity.shape.byte_len().and_then(|len| u32::try_from(len).ok());
-    let serves = Serves { kind: identity.service, generation, input_len };
+    let serves = Serves { kind: identity.service, version, generation, input_len, rights };
     let welcome = Welcome {
-        version: VERSION,
+        version,
         service: identity.service,
         features: 0,
         max_body: shared.options.max_body,
@@ -142,7 +175,7 @@ fn refuse(out: &mut Vec<u8>, id: u64, status: Status, text: &str, refusal: Refus
 }
 
 /// Answers browsers, `curl` and health checks in HTTP.
-fn answer_http(service: crate::proto::Role, out: &mut Vec<u8>) {
+fn answer_http(service: Role, out: &mut Vec<u8>) {
     let body = format!(
         "This is the port of an Afterimage {service}. It speaks a binary protocol, not HTTP: use \
          an Afterimage client.\n"

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use afterimage_core::ByteBudget;
+use bytes::Bytes;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::memory::{BASE_INPUT, Share};
@@ -72,6 +73,24 @@ impl InBuffer {
             self.move_to_front();
         }
         self.end < self.bytes.len() || self.grow()
+    }
+
+    /// Consumes the frame of the first `len` unread bytes and gives its memory away, uncopied.
+    /// `None` if it fills less than half of the buffer: a copy then costs less than the memory.
+    pub(super) fn detach(&mut self, len: usize) -> Option<Bytes> {
+        if len < self.bytes.len() / 2 {
+            return None;
+        }
+        let (at, rest) = (self.start, self.start + len..self.end);
+        let rest_len = rest.len();
+        let size = MIN_LEN.max(rest_len + SLACK);
+        let mut fresh = vec![0; size];
+        fresh[..rest_len].copy_from_slice(&self.bytes[rest]);
+        let old = std::mem::replace(&mut self.bytes, fresh);
+        (self.start, self.end) = (0, rest_len);
+        // The service accounts for the memory that it keeps.
+        self.share.resize(size);
+        Some(Bytes::from(old).slice(at..at + len))
     }
 
     pub(super) fn is_grown(&self) -> bool {
@@ -183,6 +202,25 @@ mod tests {
         received.extend_from_slice(buffer.unread());
         assert!(received == sent);
         assert!(buffer.bytes.len() <= MAX_LEN + MIN_LEN);
+    }
+
+    #[tokio::test]
+    async fn a_large_frame_is_given_away_and_the_rest_stays() {
+        let budget = ByteBudget::new(1 << 30);
+        let mut buffer = InBuffer::new(&budget);
+        let sent: Vec<u8> = (0..300_000u32).map(|i| (i * 7) as u8).collect();
+        let mut source = &sent[..];
+        while buffer.unread().len() < 200_000 {
+            fill(&mut buffer, &mut source).await;
+        }
+        let unread = buffer.unread().to_vec();
+        assert!(buffer.detach(10).is_none(), "too small for its buffer");
+        let large = unread.len() - 100;
+        let address = buffer.unread().as_ptr();
+        let frame = buffer.detach(large).unwrap();
+        assert_eq!(frame.as_ptr(), address, "without a copy");
+        assert!(frame == unread[..large] && buffer.unread() == &unread[large..]);
+        assert_eq!(budget.used(), 3 * MIN_LEN);
     }
 
     #[tokio::test]

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use afterimage_core::{ByteBudget, BytePermit};
 
+use crate::proto::header::MAX_LARGE_BODY;
+
 /// Bytes of the smallest receive buffer: the longest `Hello`, or ten digits.
 pub(super) const BASE_INPUT: usize = 8 << 10;
 
@@ -15,6 +17,15 @@ pub(super) const BASE_REPLIES: usize = 8 << 10;
 
 /// Bytes that a late reply occupies when it arrives: a label or a value, and a margin.
 pub(super) const LATE_REPLY: usize = 32;
+
+/// Bytes of the budget for each byte of a large reply: it may exist in the buffer of late replies
+/// and in the one that is sent.
+pub(super) const LARGE_REPLY_COST: usize = 2;
+
+/// Bytes of the budget that the large replies of one connection may use: the largest one fits.
+pub(super) const MAX_LARGE_REPLIES: usize = 64 << 20;
+
+const _: () = assert!(LARGE_REPLY_COST * MAX_LARGE_BODY as usize <= MAX_LARGE_REPLIES);
 
 /// A connection without a received byte for this long releases the buffers of its last burst.
 pub(super) const QUIET: Duration = Duration::from_secs(1);

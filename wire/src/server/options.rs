@@ -6,7 +6,7 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 
 use crate::proto::handshake::MAX_TOKEN_LEN;
-use crate::proto::header::DEFAULT_MAX_BODY;
+use crate::proto::header::MAX_LARGE_BODY;
 use crate::tls::ServerTls;
 
 /// A secret that clients must show in their `Hello`. It is compared in constant time and never
@@ -45,6 +45,13 @@ pub struct ServerOptions {
     pub name: String,
     /// The token that clients must show; `None` accepts all clients.
     pub token: Option<Token>,
+    /// The token of administrators. Only connections with it may request snapshots and see
+    /// [`Service::admin_stats`](super::Service::admin_stats). They need no other token. With
+    /// `None`, every client that shows `token` has these rights.
+    pub admin_token: Option<Token>,
+    /// Whether every client is an administrator if there is neither of the two tokens. The default
+    /// is true; turn it off where a stranger can connect.
+    pub open_admin: bool,
     /// TLS for every connection; `None` for plain TCP.
     pub tls: Option<ServerTls>,
     /// Connections open at once, each with a file descriptor. For the next one, the server closes
@@ -55,7 +62,7 @@ pub struct ServerOptions {
     /// Connections from one IPv4 address or one IPv6 network (64 bits). `None`, the default, is a
     /// quarter of all connections, and no limit for this machine itself.
     pub max_connections_per_address: Option<usize>,
-    /// The largest body in bytes, at most 1 GiB. The default is 1 MiB: an image of a megapixel.
+    /// The largest body in bytes, at most 1 GiB. The default is 17 MiB: a value or a row of 16 MiB.
     pub max_body: u32,
     /// Memory in bytes for the buffers of all connections together, requests and replies. A
     /// connection that would exceed it stops reading until there is memory. It always has 8 KiB
@@ -71,7 +78,7 @@ pub struct ServerOptions {
     /// Time without a byte from the client and with nothing in flight. The default is 5 min; a
     /// client stays connected by sending a `Ping` from time to time.
     pub idle_timeout: Duration,
-    /// Time from the first byte of a frame to its last. The default is 30 s, which is 35 kB a
+    /// Time from the first byte of a frame to its last. The default is 30 s, which is 600 kB a
     /// second for the largest frame.
     pub frame_timeout: Duration,
     /// Time during which the peer accepts no byte of the waiting replies. The default is 30 s.
@@ -85,15 +92,43 @@ pub struct ServerOptions {
     pub busy_poll: Option<Duration>,
 }
 
+/// The rights of a connection, from the token in its `Hello`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rights {
+    /// The service's requests, and statistics without internals.
+    Use,
+    /// Also snapshots, and all statistics.
+    Admin,
+}
+
+impl ServerOptions {
+    /// The rights of a client that shows this token; `None` if it must not connect.
+    pub(super) fn rights(&self, shown: &[u8]) -> Option<Rights> {
+        // Both are compared always, so that the time does not depend on which one is right.
+        let is_admin = self.admin_token.as_ref().map(|token| token.matches(shown));
+        let is_user = self.token.as_ref().map(|token| token.matches(shown));
+        match (is_admin, is_user) {
+            (Some(true), _) => Some(Rights::Admin),
+            (_, Some(false)) => None,
+            (Some(false), _) => Some(Rights::Use),
+            (None, Some(true)) => Some(Rights::Admin),
+            (None, None) if self.open_admin => Some(Rights::Admin),
+            (None, None) => Some(Rights::Use),
+        }
+    }
+}
+
 impl Default for ServerOptions {
     fn default() -> Self {
         ServerOptions {
             name: concat!("afterimage/", env!("CARGO_PKG_VERSION")).to_owned(),
             token: None,
+            admin_token: None,
+            open_admin: true,
             tls: None,
             max_connections: 4096,
             max_connections_per_address: None,
-            max_body: DEFAULT_MAX_BODY,
+            max_body: MAX_LARGE_BODY,
             max_buffer_memory: 256 << 20,
             window: 16_384,
             handshake_timeout: Duration::from_secs(5),
@@ -109,6 +144,31 @@ impl Default for ServerOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rights_follow_from_the_tokens() {
+        use Rights::{Admin, Use};
+        let cases = [
+            // Tokens of use and of admin, open_admin: rights without a token, with each, with
+            // another.
+            ("", "", true, [Some(Admin), Some(Admin), Some(Admin), Some(Admin)]),
+            ("", "", false, [Some(Use), Some(Use), Some(Use), Some(Use)]),
+            ("use", "", false, [None, Some(Admin), None, None]),
+            ("", "admin", true, [Some(Use), Some(Use), Some(Admin), Some(Use)]),
+            ("use", "admin", true, [None, Some(Use), Some(Admin), None]),
+        ];
+        for (token, admin_token, open_admin, expected) in cases {
+            let options = ServerOptions {
+                token: Token::new(token),
+                admin_token: Token::new(admin_token),
+                open_admin,
+                ..ServerOptions::default()
+            };
+            let rights =
+                ["", "use", "admin", "other"].map(|shown| options.rights(shown.as_bytes()));
+            assert_eq!(rights, expected, "{token:?}, {admin_token:?}, {open_admin}");
+        }
+    }
 
     #[test]
     fn a_token_matches_itself_alone_and_is_never_printed() {

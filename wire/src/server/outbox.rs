@@ -5,10 +5,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-use afterimage_core::{Answer, ClientId, Failure, Reply, RowAnswer, Sink, Wanted};
+use afterimage_core::{
+    Answer, ByteBudget, BytePermit, ClientId, Failure, Reply, Response, RowAnswer, Sink, Wanted,
+};
 use atomic_waker::AtomicWaker;
+use bytes::Bytes;
 
-use crate::proto::message::{Classification, put_cache_resp, put_classify_resp};
+use super::memory::{BASE_REPLIES, LARGE_REPLY_COST, MAX_LARGE_REPLIES};
+use crate::proto::header::MAX_LARGE_BODY;
+use crate::proto::infer::{infer_resp_len, put_infer_resp};
+use crate::proto::message::{Classification, put_bytes_resp, put_cache_resp, put_classify_resp};
 use crate::proto::{Message, Snapshot, Status};
 use crate::sched;
 
@@ -16,7 +22,7 @@ use crate::sched;
 #[derive(Debug)]
 pub(super) struct Outbox {
     client: ClientId,
-    buffer: Mutex<Vec<u8>>,
+    late: Mutex<Late>,
     /// Set under the buffer's lock. Replies to a closed connection are dropped.
     closed: AtomicBool,
     waker: AtomicWaker,
@@ -26,21 +32,36 @@ pub(super) struct Outbox {
     disturbed: AtomicBool,
 }
 
+/// Replies that are not taken yet.
+#[derive(Debug)]
+struct Late {
+    bytes: Vec<u8>,
+    /// The part of the budget that large replies use until they are sent.
+    large: BytePermit,
+}
+
 impl Default for Outbox {
+    /// An outbox without a limit on large replies.
     fn default() -> Self {
+        Outbox::new(&ByteBudget::new(usize::MAX))
+    }
+}
+
+impl Outbox {
+    /// The outbox of a connection whose large replies use `budget`.
+    pub(super) fn new(budget: &ByteBudget) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
+        let large = budget.child(MAX_LARGE_REPLIES).take(0).expect("0 bytes are always free");
         Outbox {
             client: NEXT.fetch_add(1, Ordering::Relaxed),
-            buffer: Mutex::default(),
+            late: Mutex::new(Late { bytes: Vec::new(), large }),
             closed: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             in_flight: AtomicUsize::new(0),
             disturbed: AtomicBool::new(false),
         }
     }
-}
 
-impl Outbox {
     /// The number of the connection within the process.
     pub(super) fn client(&self) -> ClientId {
         self.client
@@ -69,7 +90,7 @@ impl Outbox {
     /// Whether no reply is owed and every reply is taken.
     pub(super) fn is_drained(&self) -> bool {
         // In this order: a reply counts as sent only after it is in the buffer.
-        self.in_flight() == 0 && self.lock().is_empty()
+        self.in_flight() == 0 && self.lock().bytes.is_empty()
     }
 
     /// Wakes this task when a reply arrives from now on.
@@ -90,38 +111,70 @@ impl Outbox {
         self.disturbed.load(Ordering::Relaxed) && self.disturbed.swap(false, Ordering::Acquire)
     }
 
-    /// Moves the collected replies to the end of `out`.
-    pub(super) fn take(&self, out: &mut Vec<u8>) {
-        let mut buffer = self.lock();
+    /// Moves the collected replies to the end of `out`, whose first `sent` bytes are sent.
+    pub(super) fn take(&self, out: &mut Vec<u8>, sent: usize) {
+        let mut late = self.lock();
         if out.is_empty() {
-            std::mem::swap(&mut *buffer, out);
+            std::mem::swap(&mut late.bytes, out);
         } else {
-            out.append(&mut buffer);
+            out.append(&mut late.bytes);
+        }
+        if late.large.bytes() > 0 {
+            let unsent = LARGE_REPLY_COST * (out.len() - sent);
+            let held = late.large.bytes().min(unsent);
+            late.large.resize(held);
         }
     }
 
-    /// Frees the buffer of a burst.
+    /// Frees the buffer of a burst, when all replies are sent.
     pub(super) fn release(&self) {
-        self.lock().shrink_to_fit();
+        let mut late = self.lock();
+        late.bytes.shrink_to_fit();
+        late.large.resize(0);
     }
 
     /// Drops all replies, now and later.
     pub(super) fn close(&self) {
-        let mut buffer = self.lock();
+        let mut late = self.lock();
         self.closed.store(true, Ordering::Relaxed);
-        *buffer = Vec::new();
+        late.bytes = Vec::new();
+        late.large.resize(0);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
+    fn lock(&self) -> MutexGuard<'_, Late> {
         // Encoding a reply cannot leave half a frame behind, so a poisoned buffer is still whole.
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a reply with a body of `len` bytes, or an error if it is too large or there is no
+    /// memory for it.
+    fn send_large(&self, id: u64, len: usize, encode: impl FnOnce(&mut Vec<u8>)) {
+        let too_large = || {
+            let text = format!("the answer takes {len} bytes; the limit is {MAX_LARGE_BODY}");
+            Failure::new(Status::TooLarge, text)
+        };
+        self.deliver_late(|late| {
+            if len > MAX_LARGE_BODY as usize {
+                put_failure(&mut late.bytes, id, &too_large());
+            } else if late.make_room(len) {
+                encode(&mut late.bytes);
+            } else {
+                let text = format!("no memory for an answer of {len} bytes; read replies first");
+                put_failure(&mut late.bytes, id, &Failure::new(Status::Overloaded, text));
+            }
+        });
     }
 
     fn send(&self, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.deliver_late(|late| encode(&mut late.bytes));
+    }
+
+    #[inline]
+    fn deliver_late(&self, put: impl FnOnce(&mut Late)) {
         {
-            let mut buffer = self.lock();
+            let mut late = self.lock();
             if !self.closed.load(Ordering::Relaxed) {
-                encode(&mut buffer);
+                put(&mut late);
             }
         }
         self.in_flight.fetch_sub(1, Ordering::Release);
@@ -131,6 +184,17 @@ impl Outbox {
         }
     }
 }
+
+impl Late {
+    /// Makes room for a reply of `len` bytes. A connection may always owe a few small ones.
+    fn make_room(&mut self, len: usize) -> bool {
+        self.bytes.len() + len <= BASE_REPLIES
+            || self.large.resize(self.large.bytes() + LARGE_REPLY_COST * len)
+    }
+}
+
+/// The duty to answer a read or a write of bytes; `None` for a write.
+pub type BytesReply = Reply<Result<Option<Bytes>, Failure>>;
 
 /// The duty to answer a cache read.
 pub type ValueReply = Reply<Result<Option<i64>, Failure>>;
@@ -169,6 +233,34 @@ late! {
     Snapshot => |out, id, snapshot| Message::SnapshotResp(snapshot).encode(id, out);
 }
 
+/// Each outcome that may be large, as `late`; the length of its body comes first.
+macro_rules! large {
+    ($($outcome:ty => $len:expr, $encode:expr;)*) => {$(
+        impl Sink<Result<$outcome, Failure>> for Outbox {
+            fn wanted(&self, _: u64, _: Instant) -> Wanted {
+                self.still_wanted()
+            }
+
+            fn deliver(&self, id: u64, outcome: Result<$outcome, Failure>, _: Option<Instant>) {
+                let len: fn(&$outcome) -> usize = $len;
+                let encode: fn(&mut Vec<u8>, u64, &$outcome) = $encode;
+                match outcome {
+                    Ok(outcome) => {
+                        self.send_large(id, len(&outcome), |out| encode(out, id, &outcome));
+                    }
+                    Err(failure) => self.send(|out| put_failure(out, id, &failure)),
+                }
+            }
+        }
+    )*};
+}
+
+large! {
+    Option<Bytes> => |value| value.as_ref().map_or(0, Bytes::len),
+        |out, id, value| put_bytes_resp(out, id, value.as_deref());
+    Response => infer_resp_len, put_infer_resp;
+}
+
 fn put_failure(out: &mut Vec<u8>, id: u64, Failure { status, text }: &Failure) {
     Message::Error { status: *status, text, connection: false }.encode(id, out);
 }
@@ -184,7 +276,7 @@ mod tests {
 
     fn frames(outbox: &Outbox) -> Vec<(u64, Status)> {
         let (mut bytes, mut found) = (Vec::new(), Vec::new());
-        outbox.take(&mut bytes);
+        outbox.take(&mut bytes, 0);
         let mut rest = &bytes[..];
         while let Some(frame) = Frame::decode(rest, u32::MAX).unwrap() {
             found.push((frame.header.id, Status::from_code(frame.header.status)));
@@ -237,6 +329,34 @@ mod tests {
         });
         assert_eq!(wakes(), [1, 1]);
         outboxes.iter().for_each(|outbox| assert_eq!(frames(outbox).len(), 100));
+    }
+
+    #[test]
+    fn large_replies_use_the_budget_until_they_are_sent() {
+        let budget = ByteBudget::new(LARGE_REPLY_COST * (1 << 20));
+        let outbox = Arc::new(Outbox::new(&budget));
+        let answer = |id, len| {
+            outbox.reply::<Option<Bytes>>(id).send(Ok(Some(vec![7; len].into())));
+        };
+        answer(1, 700 << 10);
+        answer(2, 700 << 10);
+        answer(3, MAX_LARGE_BODY as usize + 1);
+        let mut out = Vec::new();
+        outbox.take(&mut out, 0);
+        assert_eq!(budget.used(), LARGE_REPLY_COST * (700 << 10));
+        let sent = out.len();
+        outbox.take(&mut out, sent);
+        assert_eq!(budget.used(), 0);
+        let mut found = Vec::new();
+        let mut rest = &out[..];
+        while let Some(frame) = Frame::decode(rest, u32::MAX).unwrap() {
+            found.push((frame.header.id, Status::from_code(frame.header.status)));
+            rest = &rest[frame.header.frame_len()..];
+        }
+        assert_eq!(found, [(1, Status::None), (2, Status::Overloaded), (3, Status::TooLarge)]);
+        answer(4, 700 << 10);
+        outbox.close();
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]

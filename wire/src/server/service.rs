@@ -6,6 +6,7 @@ use afterimage_core::Failure;
 use arrayvec::ArrayVec;
 
 use super::batch::{Batch, Op, Request};
+use super::options::Rights;
 use super::outbox::{Outbox, SnapshotReply};
 use super::watchers::Watchers;
 use crate::proto::{Role, Shape, Status, stats::Stats};
@@ -36,11 +37,17 @@ pub trait Service: Send + Sync + 'static {
     /// and not compute for long.
     fn handle(&self, batch: &mut Batch<'_>);
 
-    /// Adds the service's statistics to a `StatsResp`.
+    /// Adds the service's statistics to a `StatsResp`. Every client may see them: without
+    /// addresses, paths, and names of other services.
     fn stats(&self, stats: &mut Stats);
 
+    /// Adds the statistics that only a client with admin rights may see.
+    fn admin_stats(&self, stats: &mut Stats) {
+        let _ = stats;
+    }
+
     /// Writes a snapshot of the stored answers, and answers `reply` when it is safely on disk. Must
-    /// not block. The default answers `Unsupported`.
+    /// not block. Called only for a client with admin rights. The default answers `Unsupported`.
     fn snapshot(&self, reply: SnapshotReply) {
         let text = "this service keeps no snapshot; start a memo or a cache with --snapshot";
         reply.send(Err(Failure::new(Status::Unsupported, text)));
@@ -72,9 +79,9 @@ impl Identity {
 pub fn handle_one(service: &impl Service, op: Op<'_>) -> Vec<u8> {
     let requests = ArrayVec::from_iter([Request { id: 0, op, budget_ms: 0 }]);
     let (mut out, outbox) = (Vec::new(), Arc::new(Outbox::default()));
-    let mut batch = Batch::new(&requests, &mut out, &outbox, service.generation());
+    let mut batch = Batch::new(&requests, &mut out, &outbox, service.generation(), Rights::Use);
     service.handle(&mut batch);
     batch.finish();
-    outbox.take(&mut out);
+    outbox.take(&mut out, 0);
     out
 }

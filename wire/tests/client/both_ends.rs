@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use afterimage_wire::client::{Expect, Report};
 use afterimage_wire::proto::Role;
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
 use afterimage_wire::{CallError, Client, Status, blocking};
 use tokio::sync::oneshot;
@@ -44,7 +44,7 @@ impl Service for Echo {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("handled", self.handled.load(Ordering::SeqCst));
+        stats.push("handled", Value::Counter(self.handled.load(Ordering::SeqCst)));
     }
 }
 
@@ -81,7 +81,7 @@ async fn calls_errors_stats_and_pings_cross_both_ends() {
         client.ping().await.unwrap();
         let error = client.cache_get(1).await.unwrap_err();
         assert!(matches!(&error, CallError::Server { status: Status::Unsupported, .. }), "{error}");
-        let error = client.classify(&vec![0; (1 << 20) + 1]).await.unwrap_err();
+        let error = client.classify(&vec![0; (17 << 20) + 1]).await.unwrap_err();
         assert!(matches!(error, CallError::TooLarge { .. }), "{error}");
         client.close().await;
     })

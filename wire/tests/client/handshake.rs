@@ -102,13 +102,13 @@ async fn a_wrong_service_is_refused_naming_both() {
 #[tokio::test]
 async fn a_version_that_was_not_offered_is_refused() {
     let error = answered_with(options(), async |peer| {
-        peer.send(0, Message::Welcome(Welcome { version: 2, ..welcome() })).await;
+        peer.send(0, Message::Welcome(Welcome { version: 3, ..welcome() })).await;
     })
     .await;
     let CallError::Refused { reason, .. } = &error else {
         panic!("{error}");
     };
-    assert!(matches!(**reason, ConnectionError::WrongVersion { ours: 1, theirs: 2 }));
+    assert!(matches!(**reason, ConnectionError::WrongVersion { ours: 2, theirs: 3 }));
 }
 
 #[tokio::test]

@@ -68,9 +68,10 @@ async fn a_reply_split_at_every_byte_is_the_same_reply() {
 #[tokio::test]
 async fn a_reply_larger_than_the_read_buffer_arrives_whole() {
     let (client, mut peer, _listener) = pair(options()).await;
-    let mut stats = afterimage_wire::proto::stats::Stats::default();
+    use afterimage_wire::proto::stats::{Stats, Value};
+    let mut stats = Stats::default();
     for n in 0..4000 {
-        stats.text(&format!("entry_{n}"), "x".repeat(200));
+        stats.push(&format!("entry_{n}"), Value::Text("x".repeat(200)));
     }
     for _ in 0..2 {
         let call = tokio::spawn({

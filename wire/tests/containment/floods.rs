@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::doubles::FirstByte;
 use afterimage_wire::Client;
 use afterimage_wire::proto::stats::Value;
 use afterimage_wire::proto::{Frame, HEADER_LEN, Header, Kind, Message, Status};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::doubles::FirstByte;
 use afterimage_testkit::pki::Authority;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_testkit::first_byte::FirstByte;
+use afterimage_testkit::doubles::FirstByte;
 use afterimage_wire::proto::codec::FrameCodec;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;

@@ -1,7 +1,7 @@
 //! A service that the images control, and a client that sends and receives single frames.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use afterimage_core::{RowAnswer, RowReply};
 use afterimage_wire::proto::codec::{FrameCodec, OwnedFrame};
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::{Classification, Message, Origin};
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{Role, Shape, Status};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
 use futures_util::{SinkExt, StreamExt};
@@ -39,6 +39,7 @@ pub(crate) struct Puppet {
     pub(crate) held: Mutex<Vec<(RowReply, u16)>>,
     pub(crate) calls: AtomicUsize,
     pub(crate) generation: AtomicU64,
+    pub(crate) last_was_admin: AtomicBool,
 }
 
 impl Service for Puppet {
@@ -56,6 +57,7 @@ impl Service for Puppet {
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
+        self.last_was_admin.store(batch.is_admin(), Ordering::Relaxed);
         for (i, request) in batch.requests().iter().enumerate() {
             self.calls.fetch_add(1, Ordering::Relaxed);
             let Op::Classify { image: [how, class] } = request.op else {
@@ -81,7 +83,12 @@ impl Service for Puppet {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("puppet_calls", self.calls.load(Ordering::Relaxed) as u64);
+        let calls = self.calls.load(Ordering::Relaxed) as u64;
+        stats.push("puppet_calls", Value::Counter(calls));
+    }
+
+    fn admin_stats(&self, stats: &mut Stats) {
+        stats.push("puppet_address", Value::Text("192.0.2.1:7402".into()));
     }
 }
 

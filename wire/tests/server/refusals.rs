@@ -1,5 +1,7 @@
 //! Connections that the server refuses or closes.
 
+use std::sync::atomic::Ordering;
+
 use afterimage_wire::proto::Status;
 use afterimage_wire::proto::codec::FrameCodec;
 use afterimage_wire::proto::handshake::Hello;
@@ -71,13 +73,32 @@ async fn only_the_right_token_is_accepted() {
 }
 
 #[tokio::test]
+async fn without_admin_rights_no_snapshots_and_no_internals() {
+    let (token, admin_token) = (Token::new("use"), Token::new("admin"));
+    let server = start(ServerOptions { token, admin_token, ..Default::default() }).await;
+    for (token, expected) in [(&b"use"[..], Status::Unauthorized), (b"admin", Status::Unsupported)]
+    {
+        let (mut client, _) = connect_with(server.addr, token).await;
+        client.send((1, Message::SnapshotReq)).await.unwrap();
+        let (status, text, connection) = error(&recv(&mut client).await);
+        assert_eq!((status, connection), (expected, false), "{text}");
+        client.send((2, Message::StatsReq)).await.unwrap();
+        let frame = recv(&mut client).await;
+        let Message::StatsResp(stats) = frame.message().unwrap() else { panic!("no statistics") };
+        assert_eq!(stats.get("puppet_address").is_some(), token == b"admin");
+        assert_works(&mut client).await;
+        assert_eq!(server.service.last_was_admin.load(Ordering::Relaxed), token == b"admin");
+    }
+}
+
+#[tokio::test]
 async fn an_unknown_version_is_refused() {
     let server = start(ServerOptions::default()).await;
     let stream = TcpStream::connect(server.addr).await.unwrap();
     let mut client = Framed::new(stream, FrameCodec::default());
-    let hello = Hello { version_min: 2, version_max: 9, features: 0, token: b"" };
+    let hello = Hello { version_min: 3, version_max: 9, features: 0, token: b"" };
     client.send((1, Message::Hello(hello))).await.unwrap();
     let (status, text, connection) = error(&recv(&mut client).await);
     assert_eq!((status, connection), (Status::Unsupported, true));
-    assert_eq!(text, "the client speaks protocol versions 2 to 9; the server 1");
+    assert_eq!(text, "the client speaks protocol versions 3 to 9; the server 1 to 2");
 }

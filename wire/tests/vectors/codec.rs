@@ -9,10 +9,11 @@ use std::path::Path;
 use afterimage_testkit::vectors::Vector;
 use afterimage_wire::proto::handshake::{MAGIC, MAX_TOKEN_LEN};
 use afterimage_wire::proto::header::{MAX_HANDSHAKE_BODY, flags};
-use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::infer::{AnswerRef, Content};
+use afterimage_wire::proto::message::{BytesWrite, Classification, Forget, Origin};
 use afterimage_wire::proto::stats::{MAX_ENTRIES, Value as StatsValue};
 use afterimage_wire::proto::{
-    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Role, Status,
+    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, InferResp, Kind, Message, Role, Status,
 };
 use serde_json::{Value, json};
 
@@ -97,15 +98,53 @@ fn describe(message: &Message<'_>, frame: Frame<'_>) -> (&'static str, Value) {
             ("ClassifyReq", json!({"image": hex(image), "budget_ms": budget_ms}))
         }
         Message::ClassifyResp(Classification { label, origin }) => {
-            let origin = match origin {
-                Origin::Miss => "miss",
-                Origin::Coalesced => "coalesced",
-                Origin::Hit => "hit",
-            };
-            ("ClassifyResp", json!({"label": label, "origin": origin}))
+            ("ClassifyResp", json!({"label": label, "origin": origin_name(*origin)}))
         }
+        Message::BytesRead { key, budget_ms } => {
+            ("BytesReq", json!({"write": false, "key": hex(key), "budget_ms": budget_ms}))
+        }
+        Message::BytesWrite(BytesWrite { key, ttl_s, value }) => (
+            "BytesReq",
+            json!({"write": true, "key": hex(key), "ttl_s": ttl_s, "value": hex(value)}),
+        ),
+        Message::BytesResp { value } => ("BytesResp", json!({"value": value.map(hex)})),
+        Message::InferReq(request) => (
+            "InferReq",
+            json!({
+                "model": request.model, "version": request.version, "refresh": request.refresh,
+                "no_store": request.no_store, "ttl_s": request.ttl_s,
+                "budget_ms": request.budget_ms,
+                "rows": request.rows.iter().map(hex).collect::<Vec<_>>(),
+            }),
+        ),
+        Message::InferResp(InferResp { digest, answers }) => {
+            let answers: Vec<Value> = answers.iter().map(describe_answer).collect();
+            ("InferResp", json!({"digest": hex(digest), "answers": answers}))
+        }
+        Message::ForgetReq(Forget { model, version, row }) => {
+            ("ForgetReq", json!({"model": model, "version": version, "row": hex(row)}))
+        }
+        Message::ForgetResp { count } => ("ForgetResp", json!({"count": count.to_string()})),
+        Message::FlushReq { model } => ("FlushReq", json!({"model": model})),
+        Message::FlushResp => ("FlushResp", json!({})),
         Message::Unknown { kind } => ("Unknown", json!({"kind": kind})),
         other => panic!("the vectors have no form for {other:?}"),
+    }
+}
+
+fn origin_name(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Miss => "miss",
+        Origin::Coalesced => "coalesced",
+        Origin::Hit => "hit",
+    }
+}
+
+fn describe_answer(AnswerRef { origin, age_s, content }: AnswerRef<'_>) -> Value {
+    let origin = origin_name(origin);
+    match content {
+        Content::Label(label) => json!({"origin": origin, "age_s": age_s, "label": label}),
+        Content::Bytes(bytes) => json!({"origin": origin, "age_s": age_s, "bytes": hex(bytes)}),
     }
 }
 
@@ -137,6 +176,7 @@ fn describe_error(error: BodyError) -> Value {
         BodyError::OutOfRange { field, value, limit } => {
             json!({"error": "out_of_range", "field": field, "value": value, "limit": limit})
         }
+        BodyError::Empty { field } => json!({"error": "empty", "field": field}),
         BodyError::UnknownFlags { flags } => {
             json!({"error": "unknown_flags", "field": null, "flags": flags})
         }
@@ -166,7 +206,11 @@ fn failure(bytes: &[u8], max_body: u32) -> (Value, String) {
         | Kind::StatsResp
         | Kind::SnapshotResp
         | Kind::CacheResp
-        | Kind::ClassifyResp => "error unsupported".into(),
+        | Kind::ClassifyResp
+        | Kind::BytesResp
+        | Kind::InferResp
+        | Kind::ForgetResp
+        | Kind::FlushResp => "error unsupported".into(),
         Kind::Hello => format!("close {status}"),
         _ => format!("error {status}"),
     };
@@ -291,6 +335,9 @@ fn every_kind_and_every_status_has_a_vector() {
     assert!([0, flags::HIT, flags::COALESCED].into_iter().all(labels));
     let has = |kind, bits| headers.iter().any(|h| h.kind == kind && h.flags == bits);
     assert!(has(Kind::SnapshotResp, flags::JOINED) && has(Kind::SnapshotResp, 0));
+    assert!(has(Kind::BytesReq, flags::WRITE) && has(Kind::BytesReq, 0));
+    assert!(has(Kind::BytesResp, flags::EXISTS) && has(Kind::BytesResp, 0));
+    assert!([0, flags::REFRESH, flags::NO_STORE].into_iter().all(|bits| has(Kind::InferReq, bits)));
     assert!(has(Kind::CacheReq, flags::WRITE) && has(Kind::CacheReq, 0));
     assert!(has(Kind::CacheResp, flags::EXISTS) && has(Kind::CacheResp, 0));
 }
@@ -300,6 +347,7 @@ fn every_error_has_an_invalid_vector() {
     let found: BTreeSet<String> =
         Vector::invalid().iter().map(|vector| vector.text("error").to_owned()).collect();
     let wanted = [
+        "empty",
         "frame_too_large",
         "need_more",
         "not_utf8",

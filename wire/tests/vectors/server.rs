@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use afterimage_core::{ModelId, Response, RowAnswer};
 use afterimage_testkit::vectors::Vector;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, HEADER_LEN};
@@ -39,6 +40,16 @@ impl Service for Simple {
                 Op::Classify { .. } => {
                     batch.label(i, Classification { label: 7, origin: Origin::Miss })
                 }
+                Op::ReadBytes { .. } => batch.bytes(i, None),
+                Op::WriteBytes(_) => batch.stored(i),
+                Op::Infer(infer) => {
+                    let model = Arc::new(ModelId::bytes(infer.model, [7; 32]));
+                    let answer = |_| RowAnswer::label(7, Origin::Miss);
+                    let rows = infer.rows().map(answer).collect();
+                    batch.response_reply(i).send(Ok(Response { model, rows }));
+                }
+                Op::Forget(_) => batch.forgotten(i, 1),
+                Op::Flush { .. } => batch.flushed(i),
             }
         }
     }
@@ -81,7 +92,8 @@ fn frames(mut bytes: &[u8]) -> Vec<Frame<'_>> {
 /// A service that answers the kind of `header`.
 fn service_for(header: Option<Header>) -> Role {
     match header.map(|header| header.kind) {
-        Some(Kind::CacheReq) => Role::Cache,
+        Some(Kind::CacheReq | Kind::BytesReq) => Role::Cache,
+        Some(Kind::ForgetReq | Kind::FlushReq) => Role::Memo,
         _ => Role::Classifier,
     }
 }
@@ -190,6 +202,10 @@ async fn every_valid_vector_gets_its_reply() {
             Kind::CacheReq => replied(Kind::CacheResp),
             Kind::ClassifyReq => replied(Kind::ClassifyResp),
             Kind::StatsReq => replied(Kind::StatsResp),
+            Kind::BytesReq => replied(Kind::BytesResp),
+            Kind::InferReq => replied(Kind::InferResp),
+            Kind::ForgetReq => replied(Kind::ForgetResp),
+            Kind::FlushReq => replied(Kind::FlushResp),
             Kind::Ping => {
                 replied(Kind::Pong);
                 assert_eq!(found[0].body, &bytes[HEADER_LEN..], "{about}");
@@ -212,9 +228,18 @@ async fn a_first_frame_gets_a_welcome_or_an_error() {
         let fields = &vector.json["fields"];
         if header.kind != Kind::Hello {
             assert_error(found[0], "bad_argument", true, header.id, &about);
-        } else if fields["version_min"] == 1 && fields["version_max"] != 0 {
-            let reply = found[0].header;
-            assert_eq!((reply.kind, reply.id), (Kind::Welcome, header.id), "{about}");
+            continue;
+        }
+        let of = |field: &str| fields[field].as_u64().unwrap();
+        let newest = of("version_max").min(2);
+        if of("version_min").max(1) <= newest {
+            assert_eq!(found[0].header.id, header.id, "{about}");
+            let welcome = Message::decode(found[0]).unwrap();
+            let version = match welcome {
+                Message::Welcome(welcome) => u64::from(welcome.version),
+                other => panic!("{about}: {other:?}"),
+            };
+            assert_eq!(version, newest, "{about}");
         } else {
             assert_error(found[0], "unsupported", true, header.id, &about);
         }
@@ -223,12 +248,14 @@ async fn a_first_frame_gets_a_welcome_or_an_error() {
 
 #[tokio::test]
 async fn a_request_for_another_service_is_unsupported() {
-    for name in ["cache_read", "cache_write", "classify_req_digit"] {
+    let requests = ["cache_read", "cache_write", "classify_req_digit"];
+    let version_2 = ["bytes_read", "bytes_write", "infer_req", "forget_req", "flush_req"];
+    for name in requests.into_iter().chain(version_2) {
         let vector = Vector::named(&Vector::valid(), name);
         let (bytes, about) = (vector.bytes(), vector.about());
         let header = decode(&bytes).header;
         let other = match header.kind {
-            Kind::CacheReq => Role::Memo,
+            Kind::CacheReq | Kind::BytesReq => Role::Memo,
             _ => Role::Cache,
         };
         let received = reply_to(other, DEFAULT_MAX_BODY, session(&bytes, 0)).await;
@@ -237,5 +264,32 @@ async fn a_request_for_another_service_is_unsupported() {
         assert_error(found[0], "unsupported", false, header.id, &about);
         let text = str::from_utf8(found[0].body).unwrap();
         assert!(text.contains(&other.to_string()), "{text}");
+    }
+}
+
+/// A client that speaks version 1 only gets the answers that it knows.
+#[tokio::test]
+async fn kinds_of_version_2_are_unknown_on_version_1() {
+    for vector in Vector::valid() {
+        let (bytes, about) = (vector.bytes(), vector.about());
+        let header = decode(&bytes).header;
+        let mut sent = Vec::new();
+        let hello = Hello { version_max: 1, ..Hello::new(b"") };
+        Message::Hello(hello).encode(0, &mut sent);
+        sent.extend_from_slice(&bytes);
+        Message::Ping(b"").encode(MARK, &mut sent);
+        let received = reply_to(service_for(Some(header)), DEFAULT_MAX_BODY, sent).await;
+        let found = between(&received, &about);
+        if header.kind.since() == 1 {
+            let session = session(&bytes, 0);
+            let newer = reply_to(service_for(Some(header)), DEFAULT_MAX_BODY, session).await;
+            let kinds = |found: Vec<Frame<'_>>| {
+                found.iter().map(|frame| frame.header.kind).collect::<Vec<_>>()
+            };
+            assert_eq!(kinds(found), kinds(between(&newer, &about)), "{about}");
+        } else {
+            assert_eq!(found.len(), 1, "{about}");
+            assert_error(found[0], "unsupported", false, header.id, &about);
+        }
     }
 }

@@ -1,10 +1,10 @@
-//! Measurement of one model: the time of an image alone and in batches, and the labels, as JSON.
+//! Measurement of one model, as JSON: the time of an image alone and in batches, and the labels.
 //! `bench/scripts/classifier.sh` compares them with other programs.
 //!
 //! Usage: `classifier-score DATA_DIR MODEL SECONDS`; the model is `shipped`, `raw` or a file.
 //!
-//! Times are CPU time: other load on the machine changes it less than wall time. The images are the
-//! first 10,000 training images, so this says nothing about errors.
+//! Times are CPU time, because other load on the machine changes it less than wall time. The images
+//! are the first 10,000 training images, so the labels do not measure accuracy.
 
 use std::error::Error;
 use std::path::Path;
@@ -17,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 const IMAGES: usize = 10_000;
-/// Images of a pass that is timed, like that of the other programs.
+/// Images of a timed pass, as for the other programs.
 const PASS: usize = 200;
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,9 +1,10 @@
 //! Time from an image's bytes to its label: `classifier-speed DATA_DIR [MODEL_FILE] [--json]`.
 //!
-//! Alone and in batches, with every instruction set, on one thread and on two, through the engine;
-//! and the least time that the arithmetic takes. A figure is the fastest of many rounds, in CPU
-//! time on one core: on a shared machine, slower rounds measure other load. Compared programs run
-//! in turns. `bench/scripts/classifier.sh` runs it and keeps the record.
+//! Images are timed alone and in batches, with every instruction set, on one thread and on two, and
+//! through the engine. The least possible time of the arithmetic is measured, too. A figure is the
+//! fastest of many rounds, in CPU time of one core, because on a shared machine slower rounds
+//! measure other load. Programs to compare run in turn. `bench/scripts/classifier.sh` runs this
+//! program and keeps the record.
 
 use std::error::Error;
 use std::hint::black_box;
@@ -20,17 +21,17 @@ use rayon::ThreadPool;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Value, json};
 
-/// How long each figure may take.
+/// Time limit for each figure.
 const PATIENCE: Duration = Duration::from_millis(700);
-/// How long figures that are compared with one another may take together.
+/// Time limit for a group of figures that are compared.
 const LONG_PATIENCE: Duration = Duration::from_secs(4);
 const BATCHES: [usize; 4] = [1, 8, 64, 256];
 const IMAGES: usize = 512;
-/// Images of a round on several threads: some milliseconds, so that some rounds run
+/// Images of a round on several threads: some milliseconds of work, so that some rounds run
 /// undisturbed.
 const MANY: usize = 1024;
-/// Rows and columns of the matrices whose product is timed: large beside the caches' lines, small
-/// beside the caches.
+/// Rows and columns of the matrices whose product is timed: large compared with a cache line, small
+/// compared with the caches.
 const MATRIX: usize = 768;
 /// Multiply-adds of the shipped model for an image without blank patches.
 const CONV_MULTIPLY_ADDS: f64 = 750_000.0;
@@ -45,7 +46,7 @@ fn main() -> Result<()> {
         [data, model] => (data, Arc::new(Model::read(Path::new(model))?)),
         _ => return Err("usage: classifier-speed DATA_DIR [MODEL_FILE] [--json]".into()),
     };
-    // The training images: no figure about errors comes out of this, so no need for the test set.
+    // Training images are enough, because no accuracy is measured.
     let data = Dataset::read(Path::new(data), "train")?;
     let images: Vec<&[u8]> = data.images().take(IMAGES).collect();
     let many = data.split_at(MANY).0;
@@ -76,12 +77,12 @@ fn print(name: &str, value: &Value) {
     }
 }
 
-/// The least time the model's multiply-adds can take on this core.
+/// The least possible time of the model's multiply-adds on this core.
 fn floor(model: &Model, figures: &mut Map<String, Value>) {
     let work = match (model.features().map(FeatureMap::name), model.svm()) {
         (Some("conv"), _) => CONV_MULTIPLY_ADDS,
         (_, Some(svm)) => svm.weights().len() as f64,
-        // An imported model: there is no one figure.
+        // The number of multiply-adds of an imported model is not known.
         _ => return,
     };
     figures.insert("million multiply-adds per image".into(), json!(work / 1e6));
@@ -135,8 +136,8 @@ fn one_core(model: &Model, images: &[&[u8]], figures: &mut Map<String, Value>) -
     Ok(())
 }
 
-/// How much faster two threads are than one: the model, and, for what the machine gives, plain
-/// multiply-adds.
+/// The speed-up of two threads over one: for the model, and for plain multiply-adds, which shows
+/// the limit of the machine.
 fn two_cores(model: &Model, many: &Dataset, figures: &mut Map<String, Value>) -> Result<()> {
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let pools = [pool(1)?, pool(2)?];
@@ -183,8 +184,8 @@ fn two_cores(model: &Model, many: &Dataset, figures: &mut Map<String, Value>) ->
     Ok(())
 }
 
-/// One request at a time from submission to reply, the label's own time and two changes of threads;
-/// and as many as there are, on one compute thread and on two.
+/// The time of single requests from submission to reply, which includes two changes of threads, and
+/// the throughput of many, on one compute thread and on two.
 fn through_the_engine(
     model: &Arc<Model>,
     images: &[&[u8]],
@@ -210,7 +211,8 @@ fn through_the_engine(
     times.sort_by(f64::total_cmp);
     let at = |share: f64| times[(share * (times.len() - 1) as f64) as usize];
     let flood = |engine: &Engine| {
-        // Only the last reply wakes this thread, which would otherwise take the others' time.
+        // Only the last reply wakes this thread. Otherwise it would take CPU time from the compute
+        // threads.
         let (last, all_answered) = channel();
         let waiting = Arc::new(AtomicUsize::new(MANY));
         let job = |image: &&[u8]| {
@@ -248,7 +250,7 @@ fn through_the_engine(
     Ok(())
 }
 
-/// Seconds of CPU time of the fastest round.
+/// CPU time of the fastest round, in seconds.
 fn fastest(patience: Duration, mut round: impl FnMut()) -> f64 {
     let began = Instant::now();
     let mut fastest = Duration::MAX;

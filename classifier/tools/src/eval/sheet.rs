@@ -1,27 +1,33 @@
 //! Examples as a picture: a PNG contact sheet.
 //!
-//! Under each image stand its true label, an arrow and the label it was given (green and red; both
-//! grey where they are the same), then its number in the data set and its margin.
+//! The text under each image has its true label, an arrow and the answer (green and red, or both
+//! grey if they are equal), then its index in the data set and its margin.
 
 use png::{BitDepth, ColorType, Encoder};
 
 use afterimage_classifier::{DataError, Shape};
 
 use super::Example;
-use super::font::{ADVANCE, HEIGHT, WIDTH, glyph};
 use crate::dataset::Dataset;
 
-/// Most examples on a sheet: a picture of 1800 × 12,000 pixels, which every viewer can still show.
+/// Most examples on a sheet: a picture of 1800 × 12,000 pixels, which every viewer can display.
 pub const MAX_SHEET_EXAMPLES: usize = 1000;
 
-/// Images are drawn about this large: smaller ones enlarged by a whole number, larger ones averaged
-/// down by one.
+/// Columns of a character of the font.
+const WIDTH: usize = 5;
+/// Rows of a character of the font.
+const HEIGHT: usize = 7;
+/// Columns from the start of one character to the start of the next.
+const ADVANCE: usize = WIDTH + 1;
+
+/// Approximate side of a drawn image: smaller images are enlarged by a whole number, larger ones
+/// are averaged down.
 const PICTURE: usize = 112;
-/// Ground around an image.
+/// Space around an image.
 const MARGIN: usize = 8;
 /// Height of the two lines under an image, with the space above each.
 const CAPTION: usize = 4 + 2 * HEIGHT + 4 + HEIGHT;
-/// Columns of a sheet of few examples; more examples widen it, so that it stays about as wide as
+/// Fewest columns of a sheet. With more examples it becomes wider, so that it is about as wide as
 /// high.
 const LEAST_COLUMNS: usize = 8;
 
@@ -30,14 +36,14 @@ const TRUE: [u8; 3] = [120, 210, 120];
 const WRONG: [u8; 3] = [255, 110, 90];
 const PLAIN: [u8; 3] = [160, 164, 172];
 
-/// Draws examples of `data`, in their order, as the bytes of a PNG file.
+/// Draws examples of `data`, in their order. Returns the bytes of a PNG file.
 ///
 /// # Errors
 /// [`DataError::Mismatch`] when the images are not of rows and columns; [`DataError::OutOfRange`]
 /// when there are no examples or more than [`MAX_SHEET_EXAMPLES`].
 ///
 /// # Panics
-/// When an example is not from `data`.
+/// If an example is not from `data`.
 pub fn contact_sheet(data: &Dataset, examples: &[Example]) -> Result<Vec<u8>, DataError> {
     if examples.is_empty() || examples.len() > MAX_SHEET_EXAMPLES {
         let count = examples.len();
@@ -57,13 +63,13 @@ pub fn contact_sheet(data: &Dataset, examples: &[Example]) -> Result<Vec<u8>, Da
     Ok(canvas.encode())
 }
 
-/// How images are brought to about [`PICTURE`] pixels.
+/// The scale that brings images to about [`PICTURE`] pixels.
 struct Scale {
     rows: usize,
     columns: usize,
-    /// Pixels of the sheet for one of the image.
+    /// Pixels of the sheet for each pixel of the image.
     enlarge: usize,
-    /// Pixels of the image, in either direction, for one of the sheet.
+    /// Pixels of the image, in either direction, for each pixel of the sheet.
     reduce: usize,
 }
 
@@ -71,7 +77,7 @@ impl Scale {
     fn of(shape: Shape) -> Result<Self, DataError> {
         let (rows, columns) = match *shape.dims() {
             [rows, columns] | [rows, columns, 1] | [1, rows, columns] => (rows, columns),
-            // A flat image is a square one, more often than not.
+            // A flat image is usually a flattened square one.
             [len] if len.isqrt().pow(2) == len => (len.isqrt(), len.isqrt()),
             _ => {
                 return Err(DataError::Mismatch {
@@ -87,22 +93,22 @@ impl Scale {
         Ok(Self { rows, columns, enlarge, reduce })
     }
 
-    /// Rows of the sheet that an image takes.
+    /// Rows of an image on the sheet.
     fn height(&self) -> usize {
         self.rows.div_ceil(self.reduce) * self.enlarge
     }
 
-    /// Columns of the sheet that an image takes.
+    /// Columns of an image on the sheet.
     fn width(&self) -> usize {
         self.columns.div_ceil(self.reduce) * self.enlarge
     }
 
-    /// Rows and columns of an image, its caption and the ground beside them.
+    /// Rows and columns of an image with its caption and the space around them.
     fn cell(&self) -> [usize; 2] {
         [self.height() + CAPTION + MARGIN, self.width().max(PICTURE) + MARGIN]
     }
 
-    /// The grey of one pixel of the sheet: the mean of those it stands for.
+    /// The grey value of one pixel of the sheet: the mean of its pixels of the image.
     fn grey(&self, image: &[u8], y: usize, x: usize) -> u8 {
         let range = |at: usize, len: usize| {
             let from = at / self.enlarge * self.reduce;
@@ -150,13 +156,13 @@ impl Canvas {
         }
         let top = top + 2 * HEIGHT + 4;
         self.text(&format!("#{index}"), PLAIN, 1, [top, left]);
-        // Infinite where the model does not know the label.
+        // It is infinite if the model does not have the label.
         let margin = format!("{margin:+.3}");
         let start = left + room.saturating_sub(margin.len() * ADVANCE - (ADVANCE - WIDTH));
         self.text(&margin, PLAIN, 1, [top, start]);
     }
 
-    /// Writes a text and returns the column after it. What does not fit is cut off.
+    /// Writes a text, cut at the border, and returns the column after it.
     fn text(&mut self, text: &str, colour: [u8; 3], size: usize, [top, left]: [usize; 2]) -> usize {
         for (i, character) in text.bytes().enumerate() {
             let left = left + i * ADVANCE * size;
@@ -179,7 +185,7 @@ impl Canvas {
 
     fn encode(&self) -> Vec<u8> {
         let mut file = Vec::new();
-        // At most 1000 cells, none of them larger than a few hundred pixels in either direction.
+        // There are at most 1000 cells of a few hundred pixels in either direction.
         let mut encoder = Encoder::new(&mut file, self.width as u32, self.height as u32);
         encoder.set_color(ColorType::Rgb);
         encoder.set_depth(BitDepth::Eight);
@@ -190,6 +196,34 @@ impl Canvas {
         };
         write(encoder).expect("a picture of the declared size goes into memory");
         file
+    }
+}
+
+/// The rows of a character, with the leftmost pixel in bit 4. `>` is an arrow. Characters that no
+/// caption has are blank.
+fn glyph(character: u8) -> [u8; HEIGHT] {
+    match character {
+        b'0' => [0b01110, 0b10001, 0b10001, 0b10001, 0b10001, 0b10001, 0b01110],
+        b'1' => [0b00100, 0b01100, 0b00100, 0b00100, 0b00100, 0b00100, 0b01110],
+        b'2' => [0b01110, 0b10001, 0b00001, 0b00010, 0b00100, 0b01000, 0b11111],
+        b'3' => [0b11111, 0b00010, 0b00100, 0b00010, 0b00001, 0b10001, 0b01110],
+        b'4' => [0b00010, 0b00110, 0b01010, 0b10010, 0b11111, 0b00010, 0b00010],
+        b'5' => [0b11111, 0b10000, 0b11110, 0b00001, 0b00001, 0b10001, 0b01110],
+        b'6' => [0b00110, 0b01000, 0b10000, 0b11110, 0b10001, 0b10001, 0b01110],
+        b'7' => [0b11111, 0b00001, 0b00010, 0b00100, 0b01000, 0b01000, 0b01000],
+        b'8' => [0b01110, 0b10001, 0b10001, 0b01110, 0b10001, 0b10001, 0b01110],
+        b'9' => [0b01110, 0b10001, 0b10001, 0b01111, 0b00001, 0b00010, 0b01100],
+        b'#' => [0b01010, 0b01010, 0b11111, 0b01010, 0b11111, 0b01010, 0b01010],
+        b'+' => [0b00000, 0b00100, 0b00100, 0b11111, 0b00100, 0b00100, 0b00000],
+        b'-' => [0b00000, 0b00000, 0b00000, 0b11111, 0b00000, 0b00000, 0b00000],
+        b'.' => [0b00000, 0b00000, 0b00000, 0b00000, 0b00000, 0b01100, 0b01100],
+        b'i' => [0b00100, 0b00000, 0b01100, 0b00100, 0b00100, 0b00100, 0b01110],
+        b'n' => [0b00000, 0b00000, 0b10110, 0b11001, 0b10001, 0b10001, 0b10001],
+        b'f' => [0b00110, 0b01001, 0b01000, 0b11100, 0b01000, 0b01000, 0b01000],
+        b'a' => [0b00000, 0b00000, 0b01110, 0b00001, 0b01111, 0b10001, 0b01111],
+        b'N' => [0b10001, 0b11001, 0b10101, 0b10011, 0b10001, 0b10001, 0b10001],
+        b'>' => [0b00000, 0b00100, 0b00010, 0b11111, 0b00010, 0b00100, 0b00000],
+        _ => [0; HEIGHT],
     }
 }
 

@@ -1,4 +1,4 @@
-//! The worst examples of a data set: those a model errs on, and those it is least sure of.
+//! The worst examples of a data set: wrong answers, and right answers with the smallest margins.
 
 use afterimage_classifier::{DataError, Model};
 use ndarray::ArrayView1;
@@ -7,32 +7,32 @@ use rayon::prelude::*;
 use super::Evaluation;
 use crate::dataset::Dataset;
 
-/// Images of a parallel task.
+/// Images of a task.
 const TASK: usize = 64;
 
-/// One image and what a model made of it.
+/// One image and the model's answer to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Example {
-    /// Its number in the data set, from 0.
+    /// Its index in the data set, from 0.
     pub index: usize,
     /// Its label.
     pub label: u16,
-    /// The label it was given.
+    /// The model's answer.
     pub answer: u16,
-    /// The score of its label less the greatest of the others: below zero when they differ. Minus
-    /// infinity when the model does not know the label.
+    /// The score of its label minus the highest of the other scores, so it is negative for a wrong
+    /// answer. Minus infinity if the model does not have the label.
     pub margin: f32,
 }
 
 impl Evaluation {
-    /// The `count` worst images of `data`, the worst first: wrong answers before right ones, and
-    /// the smaller margin before the greater. `model` and `data` are those that were evaluated.
+    /// The `count` worst images of `data`, the worst first: wrong answers before right ones, then
+    /// smaller margins before larger ones. `model` and `data` are those of the evaluation.
     ///
     /// # Errors
-    /// [`DataError::Mismatch`] when the images are not of the model's shape.
+    /// [`DataError::Mismatch`] if the images do not have the model's shape.
     ///
     /// # Panics
-    /// When `data` has more images than were evaluated.
+    /// If `data` has more images than were evaluated.
     pub fn worst(
         &self,
         model: &Model,
@@ -71,7 +71,7 @@ fn margin(labels: &[u16], scores: ArrayView1<'_, f32>, label: &u16) -> f32 {
         scores.fold(f32::NEG_INFINITY, f32::max)
     };
     let own = best(true);
-    // Where nothing is to be compared with, an unknown label is still the worst there is.
+    // Without another score to compare with, an unknown label is still the worst case.
     if own == f32::NEG_INFINITY { own } else { own - best(false) }
 }
 

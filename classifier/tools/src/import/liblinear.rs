@@ -1,7 +1,7 @@
-//! LIBLINEAR's text files (R.-E. Fan et al., "LIBLINEAR: A Library for Large Linear
-//! Classification", JMLR 9, 2008): every solver that classifies. One weight vector for each class,
-//! of which the greatest score answers; a single one for two classes. Crammer and Singer's solver
-//! writes one for each of two classes as well, and `predict` goes by the first alone.
+//! Text files of LIBLINEAR (R.-E. Fan et al., "LIBLINEAR: A Library for Large Linear
+//! Classification", JMLR 9, 2008), for every solver that classifies. There is one weight vector for
+//! each class, and the highest score gives the answer. Two classes have a single vector. Crammer
+//! and Singer's solver writes two vectors in this case, and `predict` uses only the first one.
 
 use afterimage_classifier::pixels::Pixels;
 use afterimage_classifier::scoring::Scoring;
@@ -24,7 +24,7 @@ const SOLVERS: [&str; 8] = [
 ];
 const CRAMMER_SINGER: &str = "MCSVM_CS";
 
-/// Most weights: what the largest model file has room for.
+/// Most weights: the limit of the largest model file.
 const MAX_WEIGHTS: usize = MAX_MODEL_FILE_BYTES as usize / size_of::<f64>();
 
 struct Header {
@@ -42,11 +42,11 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
     let machines = if classes == 2 { 1 } else { classes };
     let columns = if solver == CRAMMER_SINGER { classes } else { machines };
     let rows = features + usize::from(bias >= 0.0);
-    // A weight takes two bytes at least, so the text bounds the allocation.
+    // A weight takes at least two bytes of text, so the text limits the allocation.
     if rows.saturating_mul(columns) > lines.text.len() {
         return Err(lines.error(format!("{rows} lines of {columns} weights are not there")));
     }
-    // Each class has a weight for every byte of an image, also where the file has one line only.
+    // Each class has a weight for every byte of an image, also if the file has one line only.
     let (dims, limit) = (shape.len(), MAX_WEIGHTS);
     if machines.saturating_mul(dims) > limit {
         return Err(lines.error(format!(
@@ -125,7 +125,8 @@ fn read_header(lines: &mut Lines<'_>, shape: Shape) -> Result<Header, ModelError
     if header.solver.is_empty() {
         return Err(lines.error("solver_type must come before w"));
     }
-    // Without it the number of weights is open: -1 is none, another number is one more row.
+    // Without the bias the number of weights is not known: -1 means no bias, another number means
+    // one more row.
     header.bias = bias.ok_or_else(|| lines.error("bias must come before w"))?;
     Ok(header)
 }

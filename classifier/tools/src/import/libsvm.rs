@@ -1,6 +1,6 @@
-//! LIBSVM's text files (C.-C. Chang and C.-J. Lin, "LIBSVM: a library for support vector machines",
-//! ACM TIST 2, 2011): `c_svc` and `nu_svc` with a linear, polynomial, RBF or sigmoid kernel. The
-//! parameters for probabilities are skipped, as `svm-predict` does without `-b 1`.
+//! Text files of LIBSVM (C.-C. Chang and C.-J. Lin, "LIBSVM: a library for support vector
+//! machines", ACM TIST 2, 2011): `c_svc` and `nu_svc` with a linear, polynomial, RBF or sigmoid
+//! kernel. Parameters of probabilities are skipped, as by `svm-predict` without `-b 1`.
 
 use afterimage_classifier::kernels::MAX_BYTES;
 use afterimage_classifier::pairwise::{KernelFunction, MAX_DEGREE, Pairwise, Parts, VectorValues};
@@ -176,7 +176,7 @@ pub(super) fn describe(function: &KernelFunction) -> String {
     }
 }
 
-/// Reads the lines after `SV`: coefficients, then `index:value` with indices from 1 that ascend.
+/// Reads the lines after `SV`: coefficients, then `index:value` with ascending indices from 1.
 fn read_vectors(
     lines: &mut Lines<'_>,
     header: &Header,

@@ -6,11 +6,11 @@ use afterimage_classifier::{MAX_CLASSES, ModelError, Shape};
 pub(super) const CUT: &str = "the last line has no line break: the file may be cut, and its last \
                               number may be wrong";
 
-/// The lines of a text, counted.
+/// The lines of a text, with their numbers.
 pub(super) struct Lines<'a> {
-    /// The text that is not read yet.
+    /// The unread text.
     pub(super) text: &'a str,
-    /// The number of the line last read, from 1.
+    /// The number of the last line that was read, from 1.
     line: usize,
 }
 
@@ -52,7 +52,7 @@ impl<'a> Lines<'a> {
         !self.text.is_empty() && !self.text.ends_with('\n')
     }
 
-    /// The number of a feature, from 1, after the number `last`.
+    /// Reads the number of a feature, from 1. It must be above `last`.
     pub(super) fn feature(
         &self,
         text: &str,
@@ -88,7 +88,7 @@ impl<'a> Lines<'a> {
             .ok_or_else(|| self.error(format!("{:?} is not a finite number", shorten(text))))
     }
 
-    /// Numbers with blanks between them: as many as there are, but `most` at most and one too many.
+    /// Reads numbers separated by blanks: all of them, or `most` and one more.
     pub(super) fn numbers(&self, text: &str, most: usize) -> Result<Vec<f64>, ModelError> {
         text.split_ascii_whitespace()
             .take(most.saturating_add(1))
@@ -96,7 +96,7 @@ impl<'a> Lines<'a> {
             .collect()
     }
 
-    /// Labels with blanks between them.
+    /// Reads labels separated by blanks.
     pub(super) fn labels(text: &str) -> Vec<String> {
         text.split_ascii_whitespace().take(MAX_CLASSES + 1).map(shorten).collect()
     }
@@ -107,7 +107,7 @@ pub(super) fn beyond(what: &str, features: usize, shape: Shape) -> String {
     format!("{what} {features} is beyond the {} bytes of a {shape} image (--shape)", shape.len())
 }
 
-/// As much of a text as an error message has room for, on one line.
+/// A text, shortened for an error message of one line.
 pub(super) fn shorten(text: &str) -> String {
     text.chars().take(40).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

@@ -1,11 +1,11 @@
-//! Import of models that other tools trained: text files of LIBSVM and LIBLINEAR, and ONNX files of
+//! Import of models of other tools: text files of LIBSVM and LIBLINEAR, and ONNX files of
 //! scikit-learn.
 //!
-//! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image over
-//! a divisor, scaled by `svm-scale` or not. Numbers stay in `f64`. Wherever a label depends on
-//! rounding, the original's operations are repeated in their order (`weights.rs` and `pairwise/` of
-//! `afterimage-classifier`), so
-//! the labels are equal. `pairwise/exact.rs` says for which compilers.
+//! Feature `j` of such a model (counted from 1 in the text files) is byte `j − 1` of the image
+//! divided by a divisor, and possibly scaled by `svm-scale`. Numbers stay in `f64`. If a label
+//! depends on rounding, the operations of the original tool are repeated in their order
+//! (`weights.rs` and `pairwise/` of `afterimage-classifier`), so the labels are equal.
+//! `pairwise/exact.rs` says for which compilers.
 
 mod liblinear;
 mod libsvm;
@@ -26,20 +26,20 @@ pub use onnx::proto as onnx_proto;
 pub use sample::{Agreement, Sample};
 pub use scale::Scale;
 
-/// Facts that the file of another tool does not have.
+/// Facts that are not in the file of the other tool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImportOptions {
-    /// The shape of the images. `None` is 28x28, or where an ONNX model has another number of
-    /// features, a row of those.
+    /// The shape of the images. `None` means 28x28, or one row if an ONNX model has another number
+    /// of features.
     pub shape: Option<Shape>,
-    /// What bytes were divided by to make features: 255 when they went from 0 to 1, 1 when they
-    /// were the bytes. `None` goes by the support vectors, by the ranges of `scale`, or by the
-    /// scaling in an ONNX model, and is 255 where there is none of them.
+    /// The divisor from bytes to features: 255 for features from 0 to 1, 1 for plain bytes. With
+    /// `None` it is derived from the support vectors, from the ranges of `scale` or from the
+    /// scaling in an ONNX model. Without any of these it is 255.
     pub divisor: Option<f64>,
-    /// The labels to answer with, in the order of the model's own. `None` takes those, which must
-    /// be from 0 to 65535.
+    /// The labels to answer with, in the model's order. With `None` they are the model's own, which
+    /// must be from 0 to 65535.
     pub labels: Option<Vec<u16>>,
-    /// How `svm-scale` scaled what a model of LIBSVM or LIBLINEAR was trained on, if it did.
+    /// The scaling by `svm-scale` of the training data of LIBSVM or LIBLINEAR, if there was one.
     pub scale: Option<Scale>,
 }
 
@@ -51,23 +51,22 @@ pub struct Imported {
     pub model: Model,
     /// The tool that made it, its solver or kernel, and their parameters.
     pub origin: String,
-    /// The labels of its classes as the file has them, in its order.
+    /// The labels of its classes, as in the file.
     pub labels: Vec<String>,
-    /// The number of features; the model ignores bytes of an image beyond them.
+    /// The number of features. The model ignores further bytes of an image.
     pub features: usize,
-    /// What bytes of an image were divided by.
+    /// The divisor from bytes to features.
     pub divisor: f64,
-    /// Whether the divisor is a guess: not in the options, and not visible in the file.
+    /// Whether the divisor is a guess: it is neither in the options nor visible in the file.
     pub assumed: bool,
-    /// What the user should know before using the model.
+    /// Warnings for the user of the model.
     pub warnings: Vec<String>,
-    /// What bytes are in a text that the original takes.
+    /// The values of bytes in a text file for the original tool.
     pixels: Pixels,
 }
 
 impl Imported {
-    /// Reads a model file of LIBLINEAR or LIBSVM, or an ONNX file. The format is found from its
-    /// first bytes.
+    /// Reads a model file of LIBLINEAR or LIBSVM, or an ONNX file. Its first bytes show the format.
     ///
     /// # Errors
     /// [`ModelError`], naming the file, and the line of a fault in a text.
@@ -99,16 +98,15 @@ impl Imported {
         found.finish(options)
     }
 
-    /// The byte that a feature's value stands for (`at` from 0), where the original takes it:
-    /// scaled by `svm-scale` already, not yet by an ONNX graph. `None` when it is none that an
-    /// image can have.
+    /// The byte for the value of feature `at` (from 0) in the input of the original tool: already
+    /// scaled by `svm-scale`, not yet scaled by an ONNX graph. `None` if no byte has this value.
     #[must_use]
     pub fn byte(&self, at: usize, value: f64) -> Option<u8> {
         self.pixels.byte(at, value)
     }
 }
 
-/// Prints the facts, one a line.
+/// Prints the facts, one on each line.
 impl fmt::Display for Imported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const MOST_LABELS: usize = 20;
@@ -131,9 +129,9 @@ impl fmt::Display for Imported {
     }
 }
 
-/// The keys that a LIBLINEAR model may begin with; LIBLINEAR itself begins with the first one.
+/// The possible first keys of a LIBLINEAR model. LIBLINEAR itself writes the first one.
 const LIBLINEAR_KEYS: [&[u8]; 3] = [b"solver_type", b"nr_feature", b"bias"];
-/// The same of LIBSVM.
+/// The possible first keys of a LIBSVM model.
 const LIBSVM_KEYS: [&[u8]; 9] = [
     b"svm_type",
     b"kernel_type",
@@ -155,7 +153,7 @@ fn text(bytes: &[u8]) -> Result<&str, ModelError> {
     str::from_utf8(bytes).map_err(|_| Lines::new("").error("the file is not UTF-8 text"))
 }
 
-/// Refuses the byte-order marks that some editors put before a text.
+/// Refuses the byte-order mark that some editors put before a text.
 fn check_mark(bytes: &[u8]) -> Result<(), ModelError> {
     let encoding = match bytes {
         [0xef, 0xbb, 0xbf, ..] => "UTF-8",
@@ -167,22 +165,22 @@ fn check_mark(bytes: &[u8]) -> Result<(), ModelError> {
     )))
 }
 
-/// The result of a reader: everything but the labels to answer with.
+/// The result of a reader: a model without the labels to answer with.
 struct Found {
     origin: String,
     labels: Vec<String>,
     shape: Shape,
     features: usize,
     divisor: f64,
-    /// Whether it is [`USUAL_DIVISOR`] because nothing shows it.
+    /// Whether it is [`USUAL_DIVISOR`], because the file does not show a divisor.
     assumed: bool,
     warnings: Vec<String>,
-    /// What bytes are in a text that the original takes.
+    /// The values of bytes in a text file for the original tool.
     pixels: Pixels,
     scoring: Scoring,
 }
 
-/// The usual divisor of bytes, assumed where nothing shows another.
+/// The usual divisor of bytes, for files that do not show one.
 const USUAL_DIVISOR: f64 = 255.0;
 
 impl Found {
@@ -214,9 +212,8 @@ fn own_label(label: &str) -> Result<u16, ModelError> {
     })
 }
 
-/// Support vectors as bytes, where all their values are bytes over the divisor; and what those
-/// mean: [`Pixels::learnt`] of `values`, which are those that are not zero, and the divisor that
-/// they were learnt with.
+/// Support vectors as bytes, if all their values are bytes over the divisor, and the meaning of the
+/// bytes: [`Pixels::learnt`] of `values` (all values except zero) and of their divisor.
 fn learn_pixels(
     divisor: Option<f64>,
     single: bool,
@@ -229,7 +226,8 @@ fn learn_pixels(
     Ok((divisor, Pixels::learnt(divisor, single, values)?))
 }
 
-/// Support vectors are training images: a value that no image can have shows a wrong divisor.
+/// Checks the divisor: support vectors are training images, so a value that no image can have shows
+/// a wrong divisor.
 fn check_range(pixels: &Pixels, at: usize, value: f64) -> Result<(), ModelError> {
     let (low, high) = pixels.range(at);
     let slack = 0.01 * (high - low);

@@ -15,15 +15,15 @@ use crate::batch::classify_all;
 use crate::dataset::Dataset;
 use crate::input::MAX_DATASET_FILE_BYTES;
 
-/// Most disagreements listed.
+/// Most listed disagreements.
 const MOST_LISTED: usize = 5;
 
-/// Most images of a sample: seventeen times MNIST's training set, and a label takes some sixty
-/// bytes in memory.
+/// Most images of a sample: seventeen times MNIST's training set. A label takes about sixty bytes
+/// in memory.
 const MAX_SAMPLE_IMAGES: usize = 1 << 20;
 
-/// Most bytes of a sample's images. A line of two bytes makes an image, however large, so what the
-/// file may be long does not bound them.
+/// Most bytes of a sample's images. The length of the file does not limit them, because a line of
+/// two bytes makes an image of any size.
 const MAX_SAMPLE_BYTES: usize = 1 << 30;
 
 /// Limits of a sample.
@@ -34,7 +34,7 @@ struct Limits {
 
 const LIMITS: Limits = Limits { images: MAX_SAMPLE_IMAGES, bytes: MAX_SAMPLE_BYTES };
 
-/// Images and the labels that they have, or that another tool gave them.
+/// Images with their labels, or with the predictions of another tool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sample {
     /// One after the other.
@@ -42,15 +42,15 @@ pub struct Sample {
     labels: Vec<String>,
 }
 
-/// How a model's answers compare with given labels.
+/// Comparison of the answers of a model with given labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Agreement {
     /// Images.
     pub images: usize,
-    /// Images answered with the label given.
+    /// Images with the given label as their answer.
     pub agree: usize,
-    /// The first of the others: the image (from 1), the label given, and the answer.
+    /// The first images with another answer: the image (from 1), the given label, and the answer.
     pub first_others: Vec<(usize, String, String)>,
 }
 
@@ -74,7 +74,7 @@ impl Sample {
     /// A labelled data set.
     ///
     /// # Errors
-    /// [`DataError::Mismatch`] when the images are not of the model's size.
+    /// [`DataError::Mismatch`] if the images do not have the model's shape.
     pub fn of(data: &Dataset, imported: &Imported) -> Result<Self, ModelError> {
         if data.shape().len() != imported.model.shape().len() {
             return Err(DataError::Mismatch {
@@ -123,7 +123,7 @@ impl Sample {
         Ok(sample)
     }
 
-    /// Takes in the image of a line's fields.
+    /// Adds the image of a line.
     fn read_image<'a>(
         &mut self,
         fields: impl Iterator<Item = &'a str>,
@@ -150,7 +150,7 @@ impl Sample {
         self.skip(blank, done..blank.len()).map_err(|at| refuse(at + 1, "0"))
     }
 
-    /// Adds the bytes of places that a line leaves out; the place where there is none is the error.
+    /// Adds the bytes of the omitted features. The error is a position without a byte for zero.
     fn skip(&mut self, blank: &[Option<u8>], places: Range<usize>) -> Result<(), usize> {
         for at in places {
             self.images.push(blank[at].ok_or(at)?);
@@ -161,7 +161,7 @@ impl Sample {
     /// The same images with the labels in a file of predictions, one on a line.
     ///
     /// # Errors
-    /// [`ModelError`] when there are more or fewer of them.
+    /// [`ModelError`] if there are more or fewer of them.
     pub fn with_predictions(&self, path: &Path) -> Result<Self, ModelError> {
         let bytes = read(path)?;
         let text = super::text(&bytes)?;
@@ -177,13 +177,13 @@ impl Sample {
     /// Classifies all images on the current rayon pool and compares.
     ///
     /// # Errors
-    /// [`DataError`] when the images are not of the model's size.
+    /// [`DataError`] if the images do not have the model's shape.
     pub fn agreement(&self, imported: &Imported) -> Result<Agreement, DataError> {
         let Imported { model, labels, .. } = imported;
         let shape = (self.labels.len(), model.shape().len());
         let images = ArrayView2::from_shape(shape, &self.images)
             .map_err(|error| DataError::malformed("sample", error.to_string()))?;
-        // What the model answers with, and what its own file calls it.
+        // The model's answer, and its name in the original file.
         let own: HashMap<u16, String> =
             model.labels().iter().copied().zip(labels.iter().map(|label| normal(label))).collect();
         let answers = classify_all(model, images)?;
@@ -222,8 +222,8 @@ fn read(path: &Path) -> Result<Vec<u8>, ModelError> {
         .map_err(|error| error.in_file(path))?)
 }
 
-/// A label as all tools' are compared: `+1`, `1` and `1.0` are the same, and as much of a name as
-/// is kept of a model's.
+/// A label in a form that is comparable between tools: `+1`, `1` and `1.0` are equal, and names are
+/// shortened as those of a model.
 fn normal(label: &str) -> String {
     match label.parse::<f64>() {
         Ok(number) => number.to_string(),

@@ -1,10 +1,8 @@
-//! Range files of `svm-scale`: how it scaled the features of the training data, and how it scales
-//! new data.
+//! Range files of `svm-scale`: the scaling of the training data, which applies to new data, too.
 //!
-//! A file is `x`, a line with the bounds that features were brought to, and for each feature that
-//! is not always the same a line with its number (from 1), its least and its greatest value. Before
-//! that there may be `y` and two lines of the same for the labels, which are the model's own here
-//! anyway.
+//! A file has `x`, a line with the target bounds of the features, and a line for each feature that
+//! is not constant: its number (from 1), its least and its greatest value. Before these there may
+//! be `y` and two lines for the labels. They are ignored, because the labels are the model's own.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,14 +14,14 @@ use afterimage_classifier::{ModelError, bounded};
 use super::lines::Lines;
 use super::{learn_pixels, text};
 
-/// Largest range file: of the largest images, four million features, each a line of some sixty
-/// bytes at most.
+/// Largest range file. The largest images have four million features, and a line has at most about
+/// sixty bytes.
 const MAX_SCALE_FILE_BYTES: u64 = 1 << 28;
 
-/// Digits that `svm-scale` writes features with (`%g`).
+/// Digits of the features that `svm-scale` writes (`%g`).
 const DIGITS: usize = 6;
 
-/// How `svm-scale` scaled the features that a model was trained on.
+/// The scaling by `svm-scale` of the features that a model was trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scale {
     lower: f64,
@@ -33,7 +31,7 @@ pub struct Scale {
     is_cut: bool,
 }
 
-/// The values that a feature had.
+/// The range of a feature.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Range {
     /// From 0.
@@ -44,7 +42,7 @@ struct Range {
 }
 
 impl Scale {
-    /// Reads the file that `svm-scale -s` wrote.
+    /// Reads a file of `svm-scale -s`.
     ///
     /// # Errors
     /// [`ModelError`], naming the file, and the line of a fault.
@@ -94,8 +92,8 @@ impl Scale {
         self.is_cut
     }
 
-    /// What the bytes of images of `dims` bytes are once scaled, and the divisor that they had
-    /// before; the ranges show it where it is not given.
+    /// The scaled values of the bytes of images with `dims` bytes, and the divisor before the
+    /// scaling. Without a given divisor the ranges show it.
     pub(super) fn pixels(
         &self,
         divisor: Option<f64>,
@@ -109,12 +107,12 @@ impl Scale {
         let ends = self.ranges.iter().flat_map(|range| [range.least, range.greatest]);
         let (divisor, learnt) = learn_pixels(divisor, false, ends.filter(|&value| value != 0.0))?;
         let unscaled = match learnt {
-            // LIBSVM's eight digits are in models only: here they are the data's.
+            // Only models have eight digits of LIBSVM. These digits are those of the data.
             Some(Learnt { of_vectors: Some(table), .. }) => Pixels::Table(table),
             Some(Learnt { pixels, .. }) => pixels,
             None => Pixels::divided(divisor, false)?,
         };
-        // A feature that was always the same, or is not there, is nothing.
+        // A feature that is constant or missing becomes 0.
         let mut tables: Vec<Table> = vec![Box::new([0.0; 256])];
         let mut places = vec![0; dims];
         let mut known = HashMap::new();
@@ -135,7 +133,7 @@ impl Scale {
         Ok((divisor, Pixels::places(tables, places)?))
     }
 
-    /// What `svm-scale` prints for a value, by its own operations in their order.
+    /// The output of `svm-scale` for a value, by its own operations in their order.
     fn value(&self, range: &Range, value: f64) -> f64 {
         let Range { least, greatest, .. } = *range;
         let scaled = if value == least {
@@ -150,7 +148,7 @@ impl Scale {
     }
 }
 
-/// For people: the bounds.
+/// Prints the bounds for people.
 impl std::fmt::Display for Scale {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "scaled by svm-scale to {} to {}", self.lower, self.upper)

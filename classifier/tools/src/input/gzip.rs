@@ -1,4 +1,4 @@
-//! Unpacking of gzip, up to a limit.
+//! Decompression of gzip, up to a limit.
 
 use afterimage_classifier::DataError;
 use afterimage_classifier::bounded::read_at_most;
@@ -7,14 +7,14 @@ use flate2::bufread::GzDecoder;
 /// The first two bytes of a gzip file (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
-/// Whether these bytes are gzip.
+/// Whether these bytes are gzipped.
 fn is_gzip(bytes: &[u8]) -> bool {
     bytes.starts_with(&GZIP_MAGIC)
 }
 
-/// Unpacks gzip, up to `limit` unpacked bytes; returns other bytes unchanged.
+/// Decompresses gzip, up to `limit` decompressed bytes. Returns other bytes unchanged.
 ///
-/// As `gunzip` does: a file may have several members, and zero bytes may follow the last one (tapes
+/// As with `gunzip`, a file may have several members, and zero bytes may follow the last one (tapes
 /// and block devices pad with them). Other bytes after the last member are an error.
 pub fn unpack(bytes: Vec<u8>, limit: u64, what: &'static str) -> Result<Vec<u8>, DataError> {
     if !is_gzip(&bytes) {
@@ -26,7 +26,7 @@ pub fn unpack(bytes: Vec<u8>, limit: u64, what: &'static str) -> Result<Vec<u8>,
         let mut decoder = GzDecoder::new(rest);
         let left = limit - unpacked.len() as u64;
         let member = read_at_most(&mut decoder, left, what).map_err(|error| match error {
-            // The limit is for the members together.
+            // The limit applies to all members together.
             DataError::OutOfRange { .. } => {
                 DataError::OutOfRange { what, min: 0, max: limit, value: limit + 1 }
             }

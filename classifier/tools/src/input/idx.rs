@@ -28,13 +28,13 @@ pub struct Idx<'a> {
     pub values: &'a [u8],
 }
 
-/// Reads the header and checks that exactly the values it promises follow.
+/// Reads the header, and checks that the file has exactly the announced values.
 pub fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
     let Some((&[0, 0, UNSIGNED_BYTE, rank], rest)) = bytes.split_first_chunk::<MAGIC_LEN>() else {
         return Err(DataError::not("an IDX file of unsigned bytes", bytes));
     };
     let rank = usize::from(rank);
-    // One more than a shape has: the first dimension counts the items.
+    // One more dimension than a shape: the first dimension counts the items.
     if rank == 0 || rank > MAX_RANK + 1 {
         return Err(DataError::out_of_range("IDX rank", 1, MAX_RANK + 1, rank));
     }
@@ -64,8 +64,8 @@ pub fn decode(bytes: &[u8]) -> Result<Idx<'_>, DataError> {
     Ok(Idx { dims, values })
 }
 
-/// Decodes an image file: a count, at least one, then the shape of one image. Returns the shape and
-/// all the pixels.
+/// Decodes an image file: a count of at least one, then the shape of an image. Returns the shape
+/// and all pixels.
 pub fn decode_images(bytes: &[u8]) -> Result<(Shape, &[u8]), DataError> {
     let idx = decode(bytes)?;
     match idx.dims.as_slice() {

@@ -1,5 +1,5 @@
-//! Decoders of image file formats. They do not trust headers: allocations are bounded by the size
-//! of the file and by a named limit.
+//! Decoders of image file formats. They do not trust headers: the size of the file and a named
+//! limit bound all allocations.
 
 pub mod gzip;
 pub mod idx;
@@ -12,12 +12,11 @@ use afterimage_classifier::{DataError, bounded};
 
 use crate::image::Image;
 
-/// Largest image file read, in bytes: an uncompressed picture of
-/// [`MAX_INPUT_LEN`](afterimage_classifier::MAX_INPUT_LEN) pixels in 16-bit RGBA, and its headers.
+/// Largest image file, in bytes: an uncompressed picture of
+/// [`MAX_INPUT_LEN`](afterimage_classifier::MAX_INPUT_LEN) pixels in 16-bit RGBA, with its headers.
 pub const MAX_IMAGE_FILE_BYTES: u64 = 8 * afterimage_classifier::MAX_INPUT_LEN as u64 + (1 << 16);
 
-/// Largest data-set file read, in bytes, before and after unpacking: MNIST's is 47 MB, EMNIST's 550
-/// MB.
+/// Largest data-set file, in bytes, before and after decompression. MNIST has 47 MB, EMNIST 550 MB.
 pub const MAX_DATASET_FILE_BYTES: u64 = 1 << 30;
 
 impl Image {

@@ -1,14 +1,14 @@
-//! PGM, the grey netpbm format: `P5` (binary) and `P2` (text), as `pgm(5)` of the netpbm manual has
-//! it.
+//! The grey netpbm format PGM: `P5` (binary) and `P2` (text), as in `pgm(5)` of the netpbm manual.
 
 use afterimage_classifier::{DataError, Shape};
 
 use crate::image::Image;
 
-/// Largest sample value the format allows.
+/// Largest sample value of the format.
 const MAX_SAMPLE: u32 = 65_535;
 
-/// Decodes a PGM of either kind. Samples 0 to maxval become bytes 0 to 255, rounded to nearest.
+/// Decodes a PGM file of either kind. Samples from 0 to maxval become bytes from 0 to 255, rounded
+/// to the nearest.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     let binary = match bytes.get(..2) {
         Some(b"P5") => true,
@@ -45,14 +45,14 @@ fn decode_binary(body: &[u8], count: usize, maxval: u32) -> Result<Vec<u8>, Data
         return Err(DataError::Trailing { what: "PGM body", extra: (body.len() - needed) as u64 });
     }
     body.chunks_exact(sample_len)
-        // The most significant byte comes first; a sample of one byte is its own.
+        // The most significant byte comes first. A sample of one byte is this byte.
         .map(|sample| sample.iter().fold(0, |value, &byte| value << 8 | u32::from(byte)))
         .map(|sample| scale(sample, maxval))
         .collect()
 }
 
 fn decode_text(mut reader: Reader<'_>, count: usize, maxval: u32) -> Result<Vec<u8>, DataError> {
-    // A sample takes two bytes at least, its digit and a blank, so the text bounds the allocation.
+    // A sample takes at least two bytes, a digit and a blank, so the text limits the allocation.
     let mut pixels = Vec::with_capacity(count.min(reader.bytes.len() / 2));
     for _ in 0..count {
         pixels.push(scale(reader.number("PGM sample", MAX_SAMPLE)?, maxval)?);
@@ -125,7 +125,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The binary body: what follows the one blank after maxval.
+    /// The binary body: the bytes after the single blank behind maxval.
     fn rest_after_one_blank(&self) -> Result<&'a [u8], DataError> {
         match self.bytes.get(self.at) {
             Some(byte) if byte.is_ascii_whitespace() => {

@@ -11,8 +11,8 @@ use crate::image::Image;
 /// The first eight bytes of every PNG file.
 pub const SIGNATURE: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
 
-/// DEFLATE packs no better than 1032 to 1 (zlib's technical notes), so a file whose header promises
-/// more than this times its length is lying.
+/// The highest compression ratio of DEFLATE is 1032 to 1 (zlib's technical notes). A header that
+/// announces more than this times the file's length is invalid.
 const MAX_DEFLATE_RATIO: u64 = 1032;
 
 /// Grey values below this are dark.
@@ -22,9 +22,9 @@ const MID_GREY: u8 = 128;
 ///
 /// 16-bit samples keep their upper byte. Colours become grey by the weights of ITU-R BT.601 (0.299
 /// R + 0.587 G + 0.114 B). A transparent image (an alpha channel, or a `tRNS` chunk of any colour
-/// type) is composited on white; [`Image::invert`] then makes it light on dark. Only where nothing
-/// on white would be darker than mid grey is it composited on black: a white drawing would vanish
-/// on white.
+/// type) is composited on white, and [`Image::invert`] then makes it light on dark. If nothing on
+/// white would be darker than mid grey, it is composited on black, because a white drawing would
+/// not be visible on white.
 pub fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     if !bytes.starts_with(&SIGNATURE) {
         return Err(DataError::not("a PNG image", bytes));
@@ -69,11 +69,11 @@ pub fn decode(bytes: &[u8]) -> Result<Image, DataError> {
 }
 
 fn luma([r, g, b]: [u8; 3]) -> u8 {
-    // The three weights add up to 65536, so white stays white.
+    // The sum of the three weights is 65536, so white stays white.
     ((19_595 * u32::from(r) + 38_470 * u32::from(g) + 7_471 * u32::from(b) + 32_768) >> 16) as u8
 }
 
-/// The image of pixels `[grey, alpha]` on the ground that [`decode`] says.
+/// The image of pixels `[grey, alpha]` on the background that [`decode`] describes.
 fn composite(
     shape: Shape,
     pixels: impl Iterator<Item = [u8; 2]> + Clone,

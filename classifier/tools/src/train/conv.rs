@@ -1,9 +1,9 @@
-//! Training the convolutional model: filters, then the projection, then the machines, on the images
-//! and on distorted copies of them.
+//! Training of the convolutional model: filters, then the projection, then the machines, on the
+//! images and on distorted copies of them.
 //!
 //! Only the 100 components of an image are stored. The 5150 features are computed from them at
-//! every visit: faster than reading them from memory, and 645 MB instead of 30 GB for 1.44 million
-//! images.
+//! every visit. This is faster than reading them from memory, and takes 645 MB instead of 30 GB for
+//! 1.44 million images.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,24 +21,24 @@ use afterimage_classifier::features::conv::{
     POOLED_CHUNKS, Plane, Pool, Pooled, Project, Projection,
 };
 
-/// Distorted copies of every image. On the validation images 11 leave 32 and 37 errors (seeds 1 and
-/// 2), 23 leave 30 and 29, in twice the time.
+/// Distorted copies of every image. With 11 copies there are 32 and 37 errors on the validation
+/// images (seeds 1 and 2), with 23 there are 30 and 29, in twice the time.
 const COPIES: usize = 23;
-/// C with copies, and without. With 11 copies, C = 1 leaves 33 and 34 validation errors where 0.5
-/// leaves 32 and 37 (seeds 1 and 2): no difference.
+/// C with copies, and without. With 11 copies, C = 1 gives 33 and 34 validation errors and 0.5
+/// gives 32 and 37 (seeds 1 and 2), which is no difference.
 const C: f64 = 0.5;
 const C_WITHOUT_COPIES: f64 = 2.0;
 /// Passes of the solver.
 const EPOCHS: usize = 10;
-/// No class is settled before.
+/// No class may be settled before this pass.
 const TOLERANCE: f32 = 1e-4;
 /// The constant feature.
 const BIAS: f32 = 0.3;
-/// Greatest shift of a copy after deskewing, in pixels, either way and in either direction.
+/// Largest shift of a copy after deskewing, in pixels, in each direction.
 const SHIFT: f64 = 1.0;
 /// Images of a task.
 const TASK: usize = 64;
-/// Images whose features are added up before the sum is handed on; part of the result.
+/// Images whose features are added to one partial sum. It is part of the result.
 const SUM: usize = 1000;
 
 pub(super) fn train(
@@ -106,7 +106,7 @@ fn learn_projection(
     projection
 }
 
-/// The training images, first as they are, then in as many rounds as there are copies, distorted.
+/// The training images, then as many rounds of distorted images as there are copies.
 struct Variants<'a> {
     train: &'a Dataset,
     seed: u64,
@@ -149,7 +149,7 @@ impl Variants<'_> {
     }
 }
 
-/// What takes features to mean zero and mean square length one: x = factor·(φ − mean).
+/// The standardization of features to mean zero and mean square length one: x = factor·(φ − mean).
 struct Standard {
     factor: f32,
     /// −factor·mean, zero in the padding.
@@ -188,8 +188,8 @@ impl Standard {
         Self { factor: factor as f32, offset }
     }
 
-    /// Machines for features as they come, from machines for standard ones: w·x + b = (factor·w)·φ
-    /// + (b + w·offset).
+    /// Machines for raw features, from machines for standardized ones: w·x + b = (factor·w)·φ + (b
+    /// + w·offset).
     fn fold(&self, svm: &LinearSvm) -> Result<LinearSvm, ModelError> {
         let weights = svm.weights().mapv(|weight| weight * self.factor);
         let mut intercepts = svm.intercepts().to_owned();
@@ -202,7 +202,7 @@ impl Standard {
     }
 }
 
-/// Standard features of images whose components are known.
+/// Standardized features of images with known components.
 struct Expanded<'a> {
     components: &'a [Components],
     standard: &'a Standard,

@@ -1,5 +1,5 @@
-//! Distortions that leave a digit what it is: a small rotation, shear and scaling, and a smooth
-//! random warp. A model that has seen them learns what does not matter (P. Y. Simard, D.
+//! Distortions that keep the class of a digit: a small rotation, shear and scaling, and a smooth
+//! random warp. A model trained with them learns to ignore such differences (P. Y. Simard, D.
 //! Steinkraus, J. C. Platt, "Best Practices for Convolutional Neural Networks Applied to Visual
 //! Document Analysis", ICDAR 2003).
 
@@ -10,24 +10,24 @@ use afterimage_classifier::features::conv::{MIDDLE, Plane, SIDE};
 use super::math::{cos, cos_pi, exp, sin};
 use super::random::Random;
 
-/// Greatest rotation, in radians: 10°.
+/// Largest rotation, in radians: 10°.
 const ROTATION: f64 = 10.0 * PI / 180.0;
-/// Greatest shear, in columns per row.
+/// Largest shear, in columns per row.
 const SHEAR: f64 = 0.1;
-/// Greatest change of the logarithm of the size, in either direction.
+/// Largest change of the logarithm of the size, in either direction.
 const LOG_SCALE: f64 = 0.1;
 /// Root mean square of the warp in either direction, in pixels.
 const WARP: f64 = 1.0;
 /// The warp's cosines have m and n half waves with m² + n² below this.
 const MODES_BELOW: usize = 36;
-/// One more than the greatest m or n.
+/// One more than the largest m or n.
 const MODES: usize = 6;
 
-/// Makes distortions; has the tables they need.
+/// A generator of distortions, with its tables.
 pub(crate) struct Distorter {
     /// `[m][i]`: cos(π·m·(i + ½)/28).
     cosines: [[f32; SIDE]; MODES],
-    /// `[m][n]`: the standard deviation of a mode's amplitude, zero for those not in use.
+    /// `[m][n]`: the standard deviation of the amplitude of a mode, zero for unused modes.
     deviations: [[f64; MODES]; MODES],
 }
 
@@ -52,14 +52,14 @@ impl Distorter {
         Self { cosines: std::array::from_fn(|m| std::array::from_fn(|i| cosine(m, i))), deviations }
     }
 
-    /// A distorted copy of `from`. Pixels that come from outside are zero.
+    /// Writes a distorted copy of `from`. Pixels from outside are zero.
     pub(crate) fn distort(&self, random: &mut Random, from: &Plane, to: &mut Plane) {
         let angle = random.symmetric() * ROTATION;
         let shear = random.symmetric() * SHEAR;
         let (scale_y, scale_x) =
             (exp(random.symmetric() * LOG_SCALE), exp(random.symmetric() * LOG_SCALE));
         let (sine, cosine) = (sin(angle), cos(angle));
-        // Where a pixel comes from: scaled, sheared, rotated about the middle.
+        // The source of a pixel: scaled, sheared, and rotated about the middle.
         let yy = (cosine * scale_y) as f32;
         let yx = (sine * scale_x) as f32;
         let xy = ((shear * cosine - sine) * scale_y) as f32;
@@ -79,7 +79,7 @@ impl Distorter {
 
     /// One direction of the warp: a sum of cosines with random amplitudes.
     fn warp(&self, random: &mut Random) -> [[f32; SIDE]; SIDE] {
-        // First along x for each m, then along y: a tenth of the work of doing all at once.
+        // First along x for each m, then along y. This is a tenth of the work of both at once.
         let mut along_x = [[0.0_f32; SIDE]; MODES];
         for (row, deviations) in along_x.iter_mut().zip(&self.deviations) {
             for (cosines, &deviation) in self.cosines.iter().zip(deviations) {
@@ -103,7 +103,7 @@ impl Distorter {
     }
 }
 
-/// The value between the four pixels around a point.
+/// The interpolated value of the four pixels around a point.
 fn sample(plane: &Plane, y: f32, x: f32) -> f32 {
     let (y0, x0) = (y.floor(), x.floor());
     let (fy, fx) = (y - y0, x - x0);

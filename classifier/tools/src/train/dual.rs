@@ -9,12 +9,12 @@
 //! ½‖w‖² + C Σ max(0, 1 − y w·x)²
 //! ```
 //!
-//! by going through the inputs and solving for one dual variable α ≥ 0 at a time, keeping w = Σ α y
-//! x. One pass costs a dot product per input and class, and an update only where α changes.
+//! It visits the inputs and solves for one dual variable α ≥ 0 at a time, with w = Σ α y x. A pass
+//! costs a dot product for each input and class, and an update only where α changes.
 //!
-//! Classes never meet, and all visit the inputs in the same order, so how they are spread over
-//! threads does not show in the result. (Shrinking, section 3.3 of the paper, is left out: it would
-//! tie the order of visits to each class's own history.)
+//! Classes are independent and visit the inputs in the same order. So their distribution to threads
+//! does not change the result. (Shrinking, section 3.3 of the paper, is not used: with it the order
+//! of visits would depend on each class's own history.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,32 +33,32 @@ const REPORT_EVERY: usize = 1 << 14;
 pub(crate) struct Problem<'a, R> {
     /// The inputs.
     pub(crate) rows: &'a R,
-    /// The class of each, below `class_count`.
+    /// The class of each input, below `class_count`.
     pub(crate) classes: &'a [u16],
     pub(crate) class_count: usize,
-    /// The loss's weight, C.
+    /// The weight of the loss, C.
     pub(crate) c: f64,
-    /// The constant feature every input has besides its own; its weight becomes the intercept.
+    /// The constant feature of every input. Its weight becomes the intercept.
     pub(crate) bias: f32,
     /// Most passes over the inputs.
     pub(crate) epochs: usize,
-    /// A class is done when no projected gradient in a whole pass exceeds this.
+    /// A class is settled if no projected gradient of a whole pass exceeds this.
     pub(crate) tolerance: f32,
     pub(crate) seed: u64,
 }
 
-/// The inputs of a problem, made when they are needed: a feature map may have thousands of features
-/// for every byte that determines them.
+/// The inputs of a problem, computed on demand: a feature map may have thousands of features for
+/// every byte of an input.
 pub(crate) trait Rows: Sync {
-    /// Features of one input.
+    /// The number of features of an input.
     fn dims(&self) -> usize;
-    /// Writes the features of input `index` to `row` (`chunks(dims)`), zero in the padding.
+    /// Writes the features of input `index` to `row` (`chunks(dims)`), with zeros in the padding.
     fn write(&self, isa: Isa, index: usize, row: &mut [Chunk]);
     /// Their squared norm.
     fn squared_norm(&self, isa: Isa, index: usize) -> f32;
 }
 
-/// Solves for all classes, spread over the threads of the current rayon pool.
+/// Solves for all classes, on the threads of the current rayon pool.
 pub(crate) fn solve<R: Rows>(
     problem: &Problem<'_, R>,
     stage: &'static str,
@@ -66,7 +66,7 @@ pub(crate) fn solve<R: Rows>(
 ) -> Result<LinearSvm, ModelError> {
     let Problem { rows, class_count, bias, .. } = *problem;
     let isa = Isa::best();
-    // What a dual variable's own gradient grows by per unit: ‖x‖² + 1/(2C).
+    // The growth of the gradient of a dual variable for each unit: ‖x‖² + 1/(2C).
     let curvatures: Vec<f32> = (0..problem.classes.len())
         .into_par_iter()
         .map(|i| {
@@ -109,7 +109,8 @@ pub(crate) fn solve<R: Rows>(
     LinearSvm::new(weights, Array1::from(intercepts))
 }
 
-/// Machines solved together on one thread, so that each input is made once for all of them.
+/// Machines that are solved together on one thread, so that each input is computed once for all of
+/// them.
 struct Group {
     /// Chunks of one machine's weights.
     row: usize,
@@ -145,7 +146,7 @@ impl Group {
         }
     }
 
-    /// One pass over all inputs; whether every machine has settled.
+    /// Makes one pass over all inputs. Returns whether every machine has settled.
     fn pass<R: Rows>(
         &mut self,
         isa: Isa,

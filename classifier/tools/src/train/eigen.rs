@@ -4,10 +4,9 @@
 //! H. Wilkinson, "The QR and QL algorithms for symmetric matrices", Numerische Mathematik 11,
 //! 1968).
 //!
-//! Vectors are kept as rows, so that the inner loops run along memory.
+//! Vectors are rows, so that the inner loops run along memory.
 
-/// Eigenvalues, the greatest first, and the eigenvector of each: unit length, its greatest entry
-/// positive.
+/// Eigenvalues in descending order, and their eigenvectors: unit length, largest entry positive.
 #[derive(Debug)]
 pub(crate) struct Eigen {
     pub(crate) values: Vec<f64>,
@@ -15,12 +14,12 @@ pub(crate) struct Eigen {
     pub(crate) vectors: Vec<Vec<f64>>,
 }
 
-/// Steps per eigenvalue after which something is wrong with the matrix (a NaN, say); 30 is usual,
-/// few need 5.
+/// Limit of steps for an eigenvalue. A matrix that needs more has a fault, for example a NaN. A
+/// usual limit is 30, and few eigenvalues need 5.
 const MAX_STEPS: usize = 100;
 
-/// Of a symmetric matrix, rows of equal length. Only finite numbers come to their end; with others
-/// the result is of no use, but there is one.
+/// Decomposes a symmetric matrix, given as rows of equal length. Numbers that are not finite give a
+/// useless result, but no endless loop.
 pub(crate) fn symmetric_eigen(mut a: Vec<Vec<f64>>) -> Eigen {
     let n = a.len();
     let (mut diagonal, mut beside, reflectors) = tridiagonalize(&mut a);
@@ -41,17 +40,17 @@ pub(crate) fn symmetric_eigen(mut a: Vec<Vec<f64>>) -> Eigen {
     Eigen { values: order.iter().map(|&i| diagonal[i]).collect(), vectors }
 }
 
-/// A reflection I − 2·v·vᵀ with |v| = 1; `None` where nothing had to be done.
+/// A reflection I − 2·v·vᵀ with |v| = 1; `None` if no reflection is needed.
 type Reflector = Option<Vec<f64>>;
 
-/// Reduces `a` to T = Qᵀ·A·Q: its diagonal, the entries beside it, and the reflectors whose product
-/// Q is.
+/// Reduces `a` to T = Qᵀ·A·Q. Returns its diagonal, the entries beside the diagonal, and the
+/// reflectors whose product is Q.
 fn tridiagonalize(a: &mut [Vec<f64>]) -> (Vec<f64>, Vec<f64>, Vec<Reflector>) {
     let n = a.len();
     let mut reflectors = Vec::new();
     for k in 0..n.saturating_sub(2) {
         // Reflects the part of column k below the diagonal onto its first entry. The matrix is
-        // symmetric: row k holds the column.
+        // symmetric, so row k has the column.
         let mut v = vec![0.0; n];
         v[k + 1..].copy_from_slice(&a[k][k + 1..]);
         let length = dot(&v, &v).sqrt();
@@ -81,7 +80,7 @@ fn tridiagonalize(a: &mut [Vec<f64>]) -> (Vec<f64>, Vec<f64>, Vec<Reflector>) {
     (diagonal, beside, reflectors)
 }
 
-/// Qᵀ, the product of the reflectors: row i is what becomes the i-th eigenvector.
+/// Qᵀ, the product of the reflectors. Row i becomes the i-th eigenvector.
 fn accumulate(n: usize, reflectors: &[Reflector]) -> Vec<Vec<f64>> {
     let mut rows: Vec<Vec<f64>> = (0..n)
         .map(|i| {
@@ -90,8 +89,8 @@ fn accumulate(n: usize, reflectors: &[Reflector]) -> Vec<Vec<f64>> {
             row
         })
         .collect();
-    // Q = H₀·H₁·…, so Qᵀ's rows are the unit vectors reflected by the last first: row·Hₖ, for k
-    // from the last.
+    // Q = H₀·H₁·…, so the rows of Qᵀ are the unit vectors, reflected by the last reflector first:
+    // row·Hₖ, starting with the last k.
     for v in reflectors.iter().rev().flatten() {
         for row in &mut rows {
             let twice = 2.0 * dot(row, v);
@@ -103,13 +102,13 @@ fn accumulate(n: usize, reflectors: &[Reflector]) -> Vec<Vec<f64>> {
     rows
 }
 
-/// Diagonalizes the tridiagonal matrix, rotating the rows of `vectors` along.
+/// Diagonalizes the tridiagonal matrix and applies the rotations to the rows of `vectors`.
 fn implicit_ql(diagonal: &mut [f64], beside: &mut Vec<f64>, vectors: &mut [Vec<f64>]) {
     let n = diagonal.len();
     beside.push(0.0);
     for low in 0..n {
         for _ in 0..MAX_STEPS {
-            // The block from `low` ends at the first entry that is as good as zero.
+            // The block from `low` ends at the first entry that is practically zero.
             let high = (low..n - 1)
                 .find(|&i| {
                     let scale = diagonal[i].abs() + diagonal[i + 1].abs();
@@ -132,7 +131,7 @@ fn implicit_ql(diagonal: &mut [f64], beside: &mut Vec<f64>, vectors: &mut [Vec<f
                 let r = hypotenuse(f, g);
                 beside[i + 1] = r;
                 if r == 0.0 {
-                    // The block falls apart here; start over with its pieces.
+                    // The block splits here. Continue with its parts.
                     diagonal[i + 1] -= shift;
                     beside[high] = 0.0;
                     broke_off = true;
@@ -165,7 +164,7 @@ fn hypotenuse(a: f64, b: f64) -> f64 {
     (a * a + b * b).sqrt()
 }
 
-/// In eight lanes, for speed; always the same eight.
+/// Adds in eight fixed lanes, for speed and a reproducible result.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut lanes = [0.0; 8];
     let (a_chunks, a_rest) = a.as_chunks::<8>();

@@ -1,7 +1,6 @@
-//! Learning the filters, without labels: random patches of the deskewed images are normalised and
-//! whitened, and spherical k-means finds 32 directions that most of them lie near (A. Coates and A.
-//! Y. Ng, "Learning Feature Representations with K-means", 2012; the recipe there is followed,
-//! whitening and damped update included).
+//! Learning of the filters without labels: random patches of the deskewed images are normalized and
+//! whitened, and spherical k-means finds 32 directions near most of them (A. Coates and A. Y. Ng,
+//! "Learning Feature Representations with K-means", 2012, with its whitening and damped update).
 
 use afterimage_classifier::features::conv::{
     Deskew, FILTERS, Filters, PATCH, PLACES, Plane, Statistics, TAPS,
@@ -14,17 +13,17 @@ use super::random::Random;
 use super::{Progress, TrainError};
 use crate::dataset::Dataset;
 
-/// Patches learnt from.
+/// Patches for the learning.
 const PATCHES: usize = 200_000;
-/// Patches with less variance than this, in pixels from 0 to 1, show nothing.
+/// Least variance of a patch, in pixels from 0 to 1. Other patches are blank.
 const LEAST_VARIANCE: f32 = 1e-3;
-/// Draws after which we give up finding a patch that shows something.
+/// Limit of draws for a patch that is not blank.
 const MAX_DRAWS: usize = 10_000;
-/// Added to the covariance's eigenvalues, so that whitening does not blow up what is mostly noise.
+/// Added to the eigenvalues of the covariance, so that whitening does not amplify noise.
 const WHITENING_FLOOR: f64 = 0.3;
 /// Rounds of k-means.
 const ROUNDS: usize = 15;
-/// Patches per task; part of the result, since sums are taken task by task.
+/// Patches of a task. They are part of the result, because each task makes its own sum.
 const TASK: usize = 4096;
 
 type Patch = [f32; TAPS];
@@ -49,12 +48,13 @@ pub(super) fn learn(
         centres = improve(&patches, &centres);
         report(round as u64 + 2);
     }
-    // A filter is a whitened direction, applied to a patch that is not: F = T·d, T being symmetric.
+    // A filter is a whitened direction for a patch that is not whitened: F = T·d, because T is
+    // symmetric.
     let filters = centres.map(|centre| product(&whitening, &centre));
     Ok(Filters::new(&filters))
 }
 
-/// One random patch of a deskewed image, normalised.
+/// A random patch of a deskewed image, normalized.
 fn draw_patch(train: &Dataset, seed: u64, place: u64) -> Result<Patch, DataError> {
     let mut random = Random::new(seed, b"patches.", place);
     let isa = Isa::best();
@@ -73,8 +73,8 @@ fn draw_patch(train: &Dataset, seed: u64, place: u64) -> Result<Patch, DataError
     Err(DataError::malformed("training set", "its images are almost empty"))
 }
 
-/// T = V·diag(1/√(e + 0.3))·Vᵀ of the patches' covariance V·diag(e)·Vᵀ: whitening that keeps
-/// patches looking like patches (ZCA).
+/// T = V·diag(1/√(e + 0.3))·Vᵀ of the covariance V·diag(e)·Vᵀ of the patches. This whitening keeps
+/// the appearance of patches (ZCA).
 fn whitening(patches: &[Patch]) -> [Patch; TAPS] {
     let count = patches.len() as f64;
     let mut mean = [0.0; TAPS];
@@ -113,7 +113,8 @@ fn random_centres(seed: u64) -> [Patch; FILTERS] {
     std::array::from_fn(|_| unit(std::array::from_fn(|_| random.normal())))
 }
 
-/// One round: every patch goes to the centre it is most along or against, and pulls it by how much.
+/// One round of k-means: every patch belongs to the centre with the largest absolute projection,
+/// and moves it by that projection.
 fn improve(patches: &[Patch], centres: &[Patch; FILTERS]) -> [Patch; FILTERS] {
     let mut by_tap = [[0.0_f32; FILTERS]; TAPS];
     for (k, centre) in centres.iter().enumerate() {
@@ -144,7 +145,7 @@ fn improve(patches: &[Patch], centres: &[Patch; FILTERS]) -> [Patch; FILTERS] {
     };
     let tasks: Vec<_> = patches.par_chunks(TASK).map(pulls).collect();
     std::array::from_fn(|k| {
-        // The old centre is added: a centre that nothing goes to stays where it is.
+        // The old centre is added, so a centre without patches does not move.
         let mut sum = centres[k].map(f64::from);
         for task in &tasks {
             sum.iter_mut().zip(&task[k]).for_each(|(sum, pull)| *sum += pull);

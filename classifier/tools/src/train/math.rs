@@ -1,5 +1,5 @@
-//! Functions of a real number by additions and multiplications alone. The standard library's differ
-//! in their last bits from system to system; a model trained here must not.
+//! Functions of a real number by additions and multiplications alone. The functions of the standard
+//! library differ in their last bits between systems, and a trained model must not.
 
 use std::f64::consts::PI;
 
@@ -18,7 +18,7 @@ pub(crate) fn cos(x: f64) -> f64 {
     series(-x * x, 1.0, 2.0, 0)
 }
 
-/// cos(π·k/n), the angle brought into one turn while it is still a fraction.
+/// cos(π·k/n). The angle is reduced to one turn while it is still a fraction.
 pub(crate) fn cos_pi(k: usize, n: usize) -> f64 {
     cos(PI * (k % (2 * n)) as f64 / n as f64)
 }
@@ -26,8 +26,8 @@ pub(crate) fn cos_pi(k: usize, n: usize) -> f64 {
 /// The fifth root of `x`, 0 < x ≤ 1, by Newton's method from above.
 pub(crate) fn fifth_root(x: f64) -> f64 {
     let mut root = 1.0;
-    // From 1 down to the root of the smallest normal number it takes about 650 steps of a factor of
-    // 4/5; the last few double the digits.
+    // From 1 to the root of the smallest normal number there are about 650 steps by a factor of
+    // 4/5. The last steps double the digits.
     for _ in 0..800 {
         let next = (4.0 * root + x / (root * root * root * root)) / 5.0;
         if next >= root {

@@ -1,4 +1,4 @@
-//! Training: from labelled images to a model. [`run`] gives the same bytes for the same options and
+//! Training of a model from labelled images. [`run`] gives the same bytes for the same options and
 //! data, on any number of threads.
 
 mod conv;
@@ -20,32 +20,32 @@ use afterimage_classifier::{DataError, Metadata, Model, ModelError};
 use crate::dataset::{Dataset, Split};
 use crate::eval::Evaluation;
 
-/// Images at the end of the training set that choices are made on: MNIST's last 10,000, or a sixth
+/// Images at the end of the training set that are used for choices: MNIST's last 10,000, or a sixth
 /// of a smaller set.
 pub const VALIDATION_IMAGES: usize = 10_000;
 
 /// Most distorted copies of every image.
 pub const MAX_COPIES: usize = 100;
 
-/// What to train, and how.
+/// Options of a training.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct TrainOptions {
-    /// Which feature map to train and weigh.
+    /// The feature map.
     pub features: FeatureKind,
     /// The seed of all random numbers.
     pub seed: u64,
-    /// The SVMs' parameter C; `None` takes the feature map's own way to find one.
+    /// The parameter C of the SVMs; with `None` the feature map's own method finds one.
     pub c: Option<f64>,
-    /// Distorted copies of every image to learn from; `None` takes the feature map's own number.
+    /// Distorted copies of every image; `None` takes the feature map's own number.
     pub copies: Option<usize>,
-    /// The data set's directory, for [`run_to_file`].
+    /// The folder of the data set, for [`run_to_file`].
     pub data: PathBuf,
     /// The model file, for [`run_to_file`].
     pub out: PathBuf,
 }
 
-/// The feature maps there is a training for.
+/// The feature maps that can be trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FeatureKind {
@@ -60,20 +60,20 @@ pub enum FeatureKind {
 pub struct Progress {
     /// The name of the current stage.
     pub stage: &'static str,
-    /// Steps of this stage done.
+    /// Completed steps of this stage.
     pub done: u64,
-    /// Steps this stage has.
+    /// All steps of this stage.
     pub total: u64,
 }
 
-/// An error in a training.
+/// An error of a training.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// The data cannot be read, or cannot be trained on.
+    /// The data cannot be read or used for training.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The model does not fit together or cannot be written.
+    /// The model is inconsistent or cannot be written.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// An option is outside its range.
@@ -83,7 +83,7 @@ pub enum TrainError {
         option: &'static str,
         /// Its value.
         value: String,
-        /// What it must be.
+        /// Its allowed range.
         range: &'static str,
     },
 }
@@ -95,8 +95,8 @@ impl TrainOptions {
         Self { features, seed, c: None, copies: None, data: PathBuf::new(), out: PathBuf::new() }
     }
 
-    /// The command line with these options, without the paths: the same options and data make the
-    /// same file wherever they are, and a model file does not show where it was made.
+    /// The command line with these options, without the paths: the same options and data give the
+    /// same file in any folder, and a model file does not show its folder.
     #[must_use]
     pub fn command(&self) -> String {
         let c = self.c.map(|c| format!(" --c {c}")).unwrap_or_default();
@@ -105,7 +105,7 @@ impl TrainOptions {
     }
 }
 
-/// Trains a model on `train`, calling `progress` now and then from whatever thread is at work.
+/// Trains a model on `train`. Any thread may call `progress` from time to time.
 ///
 /// # Errors
 /// [`TrainError`] when there are fewer than two classes or an option is out of range.
@@ -142,8 +142,8 @@ pub fn run(
     Ok(Model::new(trained.features, trained.svm, labels, metadata)?)
 }
 
-/// Trains on all of `train` but its last [`VALIDATION_IMAGES`], and evaluates on those: what to
-/// choose options by, so that the test set is no part of any choice.
+/// Trains on all of `train` except its last [`VALIDATION_IMAGES`], and evaluates on those. Options
+/// are chosen by this, so that the test set influences no choice.
 ///
 /// # Errors
 /// [`TrainError`], as [`run`].
@@ -158,7 +158,7 @@ pub fn validate(
     Ok((model, evaluation))
 }
 
-/// The whole command: reads the data set at `options.data`, trains, reads the test set once,
+/// Runs the whole command: reads the data set at `options.data`, trains, reads the test set once,
 /// records the result and writes the model to `options.out`.
 ///
 /// # Errors
@@ -167,7 +167,7 @@ pub fn run_to_file(
     options: &TrainOptions,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(Model, Evaluation), TrainError> {
-    // Checked before minutes of training, not after.
+    // Checked before the training, which takes minutes.
     let folder = options.out.parent().filter(|folder| !folder.as_os_str().is_empty());
     if folder.is_some_and(|folder| !folder.is_dir()) {
         let source = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -194,12 +194,12 @@ struct Trained {
     note: String,
 }
 
-/// The images to learn from and those to choose by.
+/// The images for training, and those for choices.
 fn validation_split(train: &Dataset) -> (Dataset, Dataset) {
     train.split_at(train.len() - VALIDATION_IMAGES.min(train.len() / 6))
 }
 
-/// The place of each image's label among the sorted `labels`.
+/// The index of each image's label in the sorted `labels`.
 fn class_indices(data: &Dataset, labels: &[u16]) -> Vec<u16> {
     let index = |label| labels.binary_search(label).expect("`labels` are all that occur");
     data.labels().iter().map(|label| index(label) as u16).collect()

@@ -1,6 +1,5 @@
-//! Learning the projection: the principal components of the pooled values, the greatest 100, each
-//! scaled so that the lesser ones count for more than their size but less than if they were
-//! whitened.
+//! Learning of the projection: the 100 largest principal components of the pooled values. They are
+//! scaled between their own size and full whitening.
 
 use afterimage_classifier::features::conv::{COMPONENTS, POOLED, Pooled, Projection};
 use afterimage_classifier::kernels::{Chunk, Dots, Isa, LANES};
@@ -9,20 +8,20 @@ use rayon::prelude::*;
 use super::eigen::{Eigen, symmetric_eigen};
 use super::math::fifth_root;
 
-/// Images whose values are multiplied in single precision before they are added up in double.
+/// Images whose values are multiplied in single precision before the sum in double precision.
 const BLOCK: usize = 512;
 const BLOCK_CHUNKS: usize = BLOCK / LANES;
-/// Rows of the covariance a task makes.
+/// Rows of the covariance for a task.
 const BAND: usize = 64;
 
-/// B = V·(e/e₀)^−0.2, then one scalar, so that the mean of ‖Bᵀ·(x − mean)‖² is 1.
+/// B = V·(e/e₀)^−0.2, times one scalar that makes the mean of ‖Bᵀ·(x − mean)‖² 1.
 pub(super) fn learn(pooled: &[Pooled]) -> Projection {
     let mean = mean(pooled);
     from_eigen(&mean, &symmetric_eigen(covariance(pooled, &mean)))
 }
 
 fn from_eigen(mean: &[f64], Eigen { values, vectors }: &Eigen) -> Projection {
-    // Of as many images as components or fewer, some values are nothing but rounding.
+    // With at most as many images as components, some values are rounding errors only.
     let least = f64::EPSILON * values[0];
     let weights: Vec<f64> = values[..COMPONENTS]
         .iter()
@@ -37,7 +36,7 @@ fn from_eigen(mean: &[f64], Eigen { values, vectors }: &Eigen) -> Projection {
             *entry = (vectors[c][j] * weights[c] * scale) as f32;
         }
     }
-    // With the matrix as rounded, so that the mean goes to zero exactly.
+    // The rounded matrix is used, so that the mean becomes exactly zero.
     let offset: Vec<f32> = (0..COMPONENTS)
         .map(|c| {
             let part = |(j, mean): (usize, &f64)| f64::from(matrix[j * COMPONENTS + c]) * mean;
@@ -60,7 +59,8 @@ fn mean(pooled: &[Pooled]) -> Vec<f64> {
 
 fn covariance(pooled: &[Pooled], mean: &[f64]) -> Vec<Vec<f64>> {
     let isa = Isa::best();
-    // Transposed and centred, `[block][value][image of the block]`: products run along memory.
+    // Transposed and centred, `[block][value][image of the block]`, so that products run along
+    // memory.
     let blocks: Vec<Vec<Chunk>> = pooled
         .par_chunks(BLOCK)
         .map(|images| {

@@ -1,6 +1,6 @@
-//! Random numbers that are the same on every machine: ChaCha8 keyed with the seed and what they are
-//! for, and the few distributions needed, written out here so that no library's next version
-//! changes a model.
+//! Random numbers that are the same on every machine: ChaCha8 keyed with the seed and the purpose,
+//! and a few distributions. They are implemented here, so that a new version of a library does not
+//! change a model.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -8,8 +8,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub struct Random(ChaCha8Rng);
 
 impl Random {
-    /// Numbers for one purpose. Other purposes, and other places within one, have streams of their
-    /// own, so that work can be split among threads in any way.
+    /// Numbers for one purpose. Each purpose, and each place within it, has its own stream, so that
+    /// work can be divided among threads in any way.
     pub fn new(seed: u64, purpose: &[u8; 8], place: u64) -> Self {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -18,28 +18,28 @@ impl Random {
         Self(ChaCha8Rng::from_seed(key))
     }
 
-    /// A whole number from 0 to `bound - 1`. The bias of this way is below `bound / 2⁶⁴`.
+    /// A whole number from 0 to `bound - 1`. Its bias is below `bound / 2⁶⁴`.
     pub fn below(&mut self, bound: usize) -> usize {
         ((u128::from(self.0.next_u64()) * bound as u128) >> 64) as usize
     }
 
-    /// From 0 to 1, 1 not included; 24 bits of it are random.
+    /// A number from 0 to 1, without 1, with 24 random bits.
     pub fn uniform(&mut self) -> f64 {
         f64::from(self.0.next_u32() >> 8) / f64::from(1 << 24)
     }
 
-    /// From −1 to 1, 1 not included.
+    /// A number from −1 to 1, without 1.
     pub fn symmetric(&mut self) -> f64 {
         2.0 * self.uniform() - 1.0
     }
 
-    /// Normally distributed but for its tails, which end at ±6: twelve uniform numbers added up
-    /// (Irwin and Hall, 1927). It takes no logarithm.
+    /// An almost normally distributed number within ±6: the sum of twelve uniform numbers (Irwin
+    /// and Hall, 1927). It needs no logarithm.
     pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 
-    /// 0 to `len - 1` in random order (the Fisher–Yates shuffle).
+    /// The numbers from 0 to `len - 1` in random order (the Fisher–Yates shuffle).
     pub fn permutation(&mut self, len: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..len as u32).collect();
         for i in (1..len).rev() {

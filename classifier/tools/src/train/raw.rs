@@ -1,5 +1,5 @@
-//! Training on the pixels themselves. C is the one of a few that errs least on the validation
-//! images.
+//! Training on raw pixels. C is the value with the fewest errors on the validation images, among a
+//! few.
 
 use afterimage_classifier::features::FeatureScratch;
 use afterimage_classifier::kernels::{Chunk, Isa};
@@ -11,11 +11,11 @@ use super::{Progress, TrainError, TrainOptions, Trained, class_indices, validati
 use crate::dataset::Dataset;
 use crate::eval::Evaluation;
 
-/// The values of C that are tried.
+/// The values of C to try.
 const CANDIDATES: [f64; 6] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3];
 /// LIBLINEAR's `-B 1`.
 const BIAS: f32 = 1.0;
-/// Passes: more change the validation error by less than its own uncertainty.
+/// Passes. More passes change the validation error by less than its own uncertainty.
 const EPOCHS: usize = 60;
 /// LIBLINEAR's default for this solver is 0.1.
 const TOLERANCE: f32 = 0.01;
@@ -57,7 +57,7 @@ fn choose_c(
         let model = Model::new(features.clone(), svm, labels.to_vec(), Metadata::default())?;
         let wrong = Evaluation::of(&model, &validate)?.wrong();
         tried.push(format!("{c}: {wrong}"));
-        // Of equals the smaller C, the simpler machine.
+        // Of equal values the smaller C wins, because its machine is simpler.
         if wrong < best.0 {
             best = (wrong, c);
         }
@@ -107,7 +107,7 @@ impl Rows for Pixels<'_> {
     }
 
     fn squared_norm(&self, _: Isa, index: usize) -> f32 {
-        // Exact: at most 2²² squares below 2¹⁶ each.
+        // The sum is exact: at most 2²² squares below 2¹⁶ each.
         let sum: u64 = self.data.image(index).iter().map(|&p| u64::from(p) * u64::from(p)).sum();
         (sum as f64 / f64::from(DIVISOR * DIVISOR)) as f32
     }

@@ -8,13 +8,16 @@ use tokio_util::codec::Decoder;
 use crate::fuzz::{Rng, Source};
 use afterimage_core::Shape;
 use afterimage_core::model::DIGEST_LEN;
-use afterimage_core::shape::MAX_DIMS;
+use afterimage_core::model::MAX_DIMS;
 use afterimage_wire::proto::codec::{CodecError, FrameCodec, OwnedFrame};
 use afterimage_wire::proto::handshake::{Hello, MAX_TOKEN_LEN, Role, Welcome};
-use afterimage_wire::proto::message::{Classification, MAX_PING_LEN, MAX_TEXT_LEN, Origin};
+use afterimage_wire::proto::infer::{AnswerRef, Answers, Content, MAX_NAME_LEN, Rows};
+use afterimage_wire::proto::message::{
+    BytesWrite, Classification, Forget, MAX_PING_LEN, MAX_TEXT_LEN, Origin,
+};
 use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{
-    Frame, FrameError, HEADER_LEN, Header, Kind, Message, Snapshot, Status,
+    Frame, FrameError, HEADER_LEN, Header, InferReq, InferResp, Kind, Message, Snapshot, Status,
 };
 
 /// Longer than any frame of these tests.
@@ -169,20 +172,36 @@ fn whole(bytes: &[u8]) -> Frame<'_> {
 pub(super) struct Parts {
     text: String,
     bytes: Vec<u8>,
+    /// The bytes cut into rows and into answers of an inference, encoded.
+    rows: Vec<u8>,
+    answers: Vec<u8>,
+    count: u32,
 }
 
 impl Parts {
     pub(super) fn new(source: &mut Source<'_>) -> Self {
         let text = text(source, 3 * MAX_TEXT_LEN / 2);
         let len = source.below(2 * MAX_TOKEN_LEN);
-        Parts { text, bytes: source.bytes(len).to_vec() }
+        let bytes = source.bytes(len).to_vec();
+        let (mut rows, mut answers, mut count) = (Vec::new(), Vec::new(), 0);
+        // The last row is empty.
+        for row in bytes.chunks(7).chain([&[][..]]) {
+            Rows::put(&mut rows, row);
+            let seed = row.first().copied().unwrap_or(0);
+            let origin = [Origin::Miss, Origin::Hit, Origin::Coalesced][usize::from(seed % 3)];
+            let content =
+                if seed < 128 { Content::Bytes(row) } else { Content::Label(seed.into()) };
+            AnswerRef { origin, age_s: seed.into(), content }.put(&mut answers);
+            count += 1;
+        }
+        Parts { text, bytes, rows, answers, count }
     }
 }
 
 /// Any message that can be encoded, and some that are too long and must be cut.
 pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -> Message<'a> {
     let (text, bytes) = (parts.text.as_str(), parts.bytes.as_slice());
-    match source.u8() % 17 {
+    match source.u8() % 26 {
         0 => Message::Hello(Hello {
             version_min: source.u16(),
             version_max: source.u16(),
@@ -207,6 +226,31 @@ pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -
         13 => Message::ClassifyResp(label(source)),
         14 => Message::SnapshotReq,
         15 => Message::SnapshotResp(snapshot(source)),
+        16 => Message::BytesRead { key: source.array(), budget_ms: source.u16() },
+        17 => Message::BytesWrite(BytesWrite {
+            key: source.array(),
+            ttl_s: source.u32(),
+            value: bytes,
+        }),
+        18 => Message::BytesResp { value: source.flag().then_some(bytes) },
+        19 => Message::InferReq(InferReq {
+            model: text,
+            version: text,
+            refresh: source.flag(),
+            no_store: source.flag(),
+            ttl_s: source.u32(),
+            budget_ms: source.u32(),
+            rows: Rows::new(parts.count, &parts.rows).expect("the rows are well-formed"),
+        }),
+        20 => Message::InferResp(InferResp {
+            digest: source.array(),
+            answers: Answers::new(parts.count, &parts.answers)
+                .expect("the answers are well-formed"),
+        }),
+        21 => Message::ForgetReq(Forget { model: text, version: text, row: bytes }),
+        22 => Message::ForgetResp { count: source.u64() },
+        23 => Message::FlushReq { model: text },
+        24 => Message::FlushResp,
         // An assigned number would be another message.
         _ => match source.u8() {
             kind if matches!(Kind::from_code(kind), Kind::Unknown(_)) => Message::Unknown { kind },
@@ -292,6 +336,14 @@ fn cut_to_limits(message: Message<'_>) -> Message<'_> {
             Message::Error { status, text: cut(text, MAX_TEXT_LEN), connection }
         }
         Message::GoAway { text } => Message::GoAway { text: cut(text, MAX_TEXT_LEN) },
+        Message::InferReq(request) => {
+            let (model, version) = (name(request.model), name(request.version));
+            Message::InferReq(InferReq { model, version, ..request })
+        }
+        Message::ForgetReq(Forget { model, version, row }) => {
+            Message::ForgetReq(Forget { model: name(model), version: name(version), row })
+        }
+        Message::FlushReq { model } => Message::FlushReq { model: name(model) },
         Message::StatsResp(mut stats) => {
             for (name, _) in &mut stats.entries {
                 *name = cut(name, u8::MAX.into()).to_owned();
@@ -300,6 +352,11 @@ fn cut_to_limits(message: Message<'_>) -> Message<'_> {
         }
         other => other,
     }
+}
+
+/// The name of a model as it arrives.
+fn name(text: &str) -> &str {
+    cut(text, MAX_NAME_LEN)
 }
 
 /// The longest prefix of `text` with at most `limit` bytes that ends between two characters.

@@ -10,6 +10,15 @@ const HELLO_MAX: usize = 4096;
 /// A body that exceeds the limit by at most this is skipped; a larger one ends the connection.
 const SKIP_MAX: usize = 16 << 20;
 
+/// The longest value of bytes.
+const VALUE_MAX: usize = 16 << 20;
+/// The longest body of an InferReq.
+const LARGE_MAX: usize = 17 << 20;
+
+/// Bytes of a value that the test service stores; the rest is dropped, so that one write does not
+/// multiply the output.
+pub(super) const STORED: usize = 64;
+
 /// Kinds, as section 4 numbers them.
 pub(super) mod kind {
     pub(in crate::fuzz::wire) const HELLO: u8 = 0x01;
@@ -24,6 +33,10 @@ pub(super) mod kind {
     pub(in crate::fuzz::wire) const SNAPSHOT_RESP: u8 = 0x0A;
     pub(in crate::fuzz::wire) const CACHE_REQ: u8 = 0x10;
     pub(in crate::fuzz::wire) const CACHE_RESP: u8 = 0x11;
+    pub(in crate::fuzz::wire) const BYTES_REQ: u8 = 0x12;
+    pub(in crate::fuzz::wire) const BYTES_RESP: u8 = 0x13;
+    pub(in crate::fuzz::wire) const INFER_REQ: u8 = 0x22;
+    pub(in crate::fuzz::wire) const INFER_RESP: u8 = 0x23;
     pub(in crate::fuzz::wire) const CLASSIFY_REQ: u8 = 0x20;
     pub(in crate::fuzz::wire) const CLASSIFY_RESP: u8 = 0x21;
 }
@@ -78,7 +91,8 @@ pub(super) enum Rest {
 
 /// All replies to these bytes, in the order of their requests, with unlimited time between them.
 pub(super) fn answers(setup: Setup<'_>, stream: &[u8]) -> (Vec<Reply>, Rest) {
-    let mut model = Model { setup, replies: Vec::new(), values: HashMap::new() };
+    let (values, bytes) = (HashMap::new(), HashMap::new());
+    let mut model = Model { setup, version: 0, replies: Vec::new(), values, bytes };
     let rest = model.greet(stream);
     (model.replies, rest)
 }
@@ -120,8 +134,10 @@ pub(super) fn class(image: &[u8]) -> u16 {
 
 struct Model<'a> {
     setup: Setup<'a>,
+    version: u64,
     replies: Vec<Reply>,
     values: HashMap<u64, i64>,
+    bytes: HashMap<[u8; 16], Vec<u8>>,
 }
 
 struct Header {
@@ -173,7 +189,8 @@ impl Model<'_> {
         let Some((oldest, newest, token)) = hello(body) else {
             return self.close(header.id, status::BAD_ARGUMENT);
         };
-        if oldest > 1 || newest < 1 {
+        self.version = newest.min(2);
+        if self.version == 0 || oldest > self.version {
             return self.close(header.id, status::UNSUPPORTED);
         }
         if self.setup.token.is_some_and(|expected| expected != token) {
@@ -201,7 +218,7 @@ impl Model<'_> {
                 }
             } else {
                 let Some(body) = stream.get(HEADER..frame_len) else {
-                    if self.longest_body(header.kind).is_some_and(|len| header.body_len > len) {
+                    if self.longest_body(&header).is_some_and(|len| header.body_len > len) {
                         // Answered from the header: no body of this length is valid, so the answer
                         // is the same for any, and for a shorter one above all limits.
                         self.frame(&header, &[0; 65][..header.body_len.min(65)]);
@@ -215,8 +232,11 @@ impl Model<'_> {
     }
 
     /// The longest body that the answer to a frame of this kind depends on; `None` if any.
-    fn longest_body(&self, kind: u8) -> Option<usize> {
-        match kind {
+    fn longest_body(&self, header: &Header) -> Option<usize> {
+        match header.kind {
+            kind::BYTES_REQ if self.takes_bytes() && header.flags & 1 != 0 => Some(20 + VALUE_MAX),
+            kind::BYTES_REQ if self.takes_bytes() => Some(16),
+            kind::INFER_REQ if self.takes_rows() => Some(LARGE_MAX),
             kind::CACHE_REQ if self.setup.is_cache => Some(16),
             kind::CLASSIFY_REQ if !self.setup.is_cache => None,
             kind::PING => Some(64),
@@ -242,6 +262,8 @@ impl Model<'_> {
             }
             kind::CACHE_REQ if self.setup.is_cache => self.cache_req(header, body),
             kind::CLASSIFY_REQ if !self.setup.is_cache => self.classify_req(header, body),
+            kind::BYTES_REQ if self.takes_bytes() => self.bytes_req(header, body),
+            kind::INFER_REQ if self.takes_rows() => self.infer_req(header, body),
             // Kinds that are unknown, a reply's, or another service's.
             _ => self.error(id, status::UNSUPPORTED),
         }
@@ -264,6 +286,51 @@ impl Model<'_> {
             (0 | 1, _) => self.error(id, status::BAD_ARGUMENT),
             _ => self.error(id, status::UNSUPPORTED),
         }
+    }
+
+    fn takes_bytes(&self) -> bool {
+        self.setup.is_cache && self.version == 2
+    }
+
+    fn takes_rows(&self) -> bool {
+        !self.setup.is_cache && self.version == 2
+    }
+
+    fn bytes_req(&mut self, header: &Header, body: &[u8]) {
+        let (id, len) = (header.id, header.body_len);
+        match (header.flags, body.first_chunk::<16>()) {
+            (0, Some(key)) if len == 16 => {
+                let value = self.bytes.get(key).cloned();
+                let flags = u8::from(value.is_some());
+                self.service(id, key[0], kind::BYTES_RESP, flags, value.unwrap_or_default());
+            }
+            (1, Some(key)) if (20..=20 + VALUE_MAX).contains(&len) => {
+                let value = &body[20..];
+                self.bytes.insert(*key, value[..value.len().min(STORED)].to_vec());
+                self.say(id, kind::BYTES_RESP, 0, 0, Some(Vec::new()));
+            }
+            (0 | 1, _) => self.error(id, status::BAD_ARGUMENT),
+            _ => self.error(id, status::UNSUPPORTED),
+        }
+    }
+
+    fn infer_req(&mut self, header: &Header, body: &[u8]) {
+        if header.flags > 3 {
+            return self.error(header.id, status::UNSUPPORTED);
+        }
+        let fits = header.body_len <= LARGE_MAX;
+        let Some(rows) = rows_of(body).filter(|_| fits) else {
+            return self.error(header.id, status::BAD_ARGUMENT);
+        };
+        let mut answers = vec![0; 32];
+        answers.extend((rows.len() as u32).to_le_bytes());
+        for row in &rows {
+            // A miss, no age, a label.
+            answers.extend([0; 6]);
+            answers.extend(class(row).to_le_bytes());
+        }
+        let seed = rows[0].first().copied().unwrap_or(0);
+        self.service(header.id, seed, kind::INFER_RESP, 0, answers);
     }
 
     fn classify_req(&mut self, header: &Header, body: &[u8]) {
@@ -297,6 +364,30 @@ impl Model<'_> {
         self.say(id, kind::ERROR, 1, status, None);
         Rest::Closed
     }
+}
+
+/// The rows of a well-formed InferReq.
+fn rows_of(mut body: &[u8]) -> Option<Vec<&[u8]>> {
+    for _ in ["model", "version"] {
+        let (&len, rest) = body.split_first()?;
+        let (name, rest) = rest.split_at_checked(len.into())?;
+        str::from_utf8(name).ok()?;
+        body = rest;
+    }
+    // Time to live, budget, number of rows.
+    let (fields, mut rest) = body.split_at_checked(12)?;
+    let count = number(&fields[8..]);
+    let mut rows = Vec::new();
+    if !(1..=65_536).contains(&count) {
+        return None;
+    }
+    for _ in 0..count {
+        let (len, behind) = rest.split_at_checked(4)?;
+        let (row, behind) = behind.split_at_checked(number(len) as usize)?;
+        rows.push(row);
+        rest = behind;
+    }
+    rest.is_empty().then_some(rows)
 }
 
 /// Oldest version, newest version and token of a well-formed Hello.

@@ -97,7 +97,7 @@ class Sessions(unittest.TestCase):
 
     def test_another_version_or_another_protocol_is_refused(self):
         other = bytearray(WELCOME)
-        other[16 + 8] = 2
+        other[16 + 8] = 3
         for welcome in (bytes(other), b"HTTP/1.1 400 Bad Request\r\n\r\n"):
             with Server(lambda server: None, welcome=welcome) as server, self.assertRaises(Malformed):
                 afterimage.Client("127.0.0.1", server.port)

@@ -10,15 +10,15 @@ import afterimage
 from afterimage import Failed
 
 
-@unittest.skipUnless("AFTERIMAGE_TLS" in os.environ, "set AFTERIMAGE_TLS=localhost:PORT to a server with TLS and "
-                     "AFTERIMAGE_CA=FILE to its authority")
+@unittest.skipUnless("TEST_TLS" in os.environ, "set TEST_TLS=localhost:PORT to a server with TLS and "
+                     "TEST_CA=FILE to its authority")
 class Tls(unittest.TestCase):
     def connect(self, context):
-        host, port = os.environ["AFTERIMAGE_TLS"].rsplit(":", 1)
+        host, port = os.environ["TEST_TLS"].rsplit(":", 1)
         return afterimage.Client(host, int(port), ssl=context)
 
     def test_a_server_with_tls_answers(self):
-        context = ssl.create_default_context(cafile=os.environ["AFTERIMAGE_CA"])
+        context = ssl.create_default_context(cafile=os.environ["TEST_CA"])
         context.set_alpn_protocols(["afterimage"])
         with self.connect(context) as client:
             self.assertEqual(client._connection.socket.version(), "TLSv1.3")
@@ -31,11 +31,11 @@ class Tls(unittest.TestCase):
             self.connect(ssl.create_default_context())
 
 
-@unittest.skipUnless("AFTERIMAGE_MEMO" in os.environ, "set AFTERIMAGE_MEMO=HOST:PORT to a running memo or classifier")
+@unittest.skipUnless("TEST_MEMO" in os.environ, "set TEST_MEMO=HOST:PORT to a running memo or classifier")
 class Live(unittest.TestCase):
     def test_a_running_server_answers(self):
-        host, port = os.environ["AFTERIMAGE_MEMO"].rsplit(":", 1)
-        with afterimage.Client(host, int(port), os.environ.get("AFTERIMAGE_TOKEN", "").encode()) as client:
+        host, port = os.environ["TEST_MEMO"].rsplit(":", 1)
+        with afterimage.Client(host, int(port), os.environ.get("TEST_TOKEN", "").encode()) as client:
             client.ping(bytes(64))
             size = 1
             for extent in client.welcome.shape:
@@ -49,11 +49,11 @@ class Live(unittest.TestCase):
             self.assertTrue(client.stats())
 
 
-@unittest.skipUnless("AFTERIMAGE_IDLE" in os.environ, "set AFTERIMAGE_IDLE=HOST:PORT to a memo or classifier that closes "
+@unittest.skipUnless("TEST_IDLE" in os.environ, "set TEST_IDLE=HOST:PORT to a memo or classifier that closes "
                      "idle connections within seconds")
 class Idle(unittest.TestCase):
     def test_an_idle_close_costs_no_call(self):
-        host, port = os.environ["AFTERIMAGE_IDLE"].rsplit(":", 1)
+        host, port = os.environ["TEST_IDLE"].rsplit(":", 1)
         with afterimage.Client(host, int(port)) as client:
             size = 1
             for extent in client.welcome.shape:

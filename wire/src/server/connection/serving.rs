@@ -11,12 +11,14 @@ use super::{Connection, Phase, move_on};
 use crate::proto::message::decode_cache_req;
 use crate::proto::{BodyError, Frame, FrameError, HEADER_LEN, Header, Kind, Message};
 use crate::server::answers::{
-    answer_malformed, answer_no_memory, answer_other, answer_too_long, too_large,
+    answer_malformed, answer_no_memory, answer_other, answer_too_long, answer_unauthorized,
+    too_large,
 };
-use crate::server::batch::{BATCH, Batch, Op, Request};
+use crate::server::batch::{BATCH, Batch, Infer, Op, Request};
 use crate::server::counters::Counters;
 use crate::server::end::{End, Refusal};
 use crate::server::greeting::{Greeting, Serves, greet};
+use crate::server::options::Rights;
 use crate::server::outbox::Outbox;
 use crate::server::service::Service;
 use crate::server::shared::Shared;
@@ -127,12 +129,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 place.slot.mark_active(self.last_read);
             }
             if serves.generation == self.shared.service.generation() {
-                dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves.generation);
+                dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves);
             } else {
                 // The `Welcome` of this connection no longer holds: the client would take an answer
                 // for the old model's.
                 move_on(&mut self.moved, &mut self.draining, &mut self.out);
-                Batch::new(&requests, &mut self.out, &self.outbox, serves.generation).turn_away();
+                let Serves { generation, rights, .. } = serves;
+                Batch::new(&requests, &mut self.out, &self.outbox, generation, rights).turn_away();
             }
         }
         drop(requests);
@@ -142,7 +145,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             Stop::Full => {}
             // Its answer does not need the body, and the body must not fill the memory.
             Stop::NeedMore(Some(header))
-                if serves.longest_body(header.kind).is_some_and(|len| header.body_len > len) =>
+                if serves.longest_body(header).is_some_and(|len| header.body_len > len) =>
             {
                 answer_too_long(self.shared, serves, header, &mut self.out, &self.outbox);
                 self.input.consume(at + HEADER_LEN);
@@ -159,6 +162,11 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 self.input.consume(at);
                 self.input.make_room_for(needed);
                 return at > 0;
+            }
+            Stop::Other(Frame { header, .. }) if serves.takes_alone(header.kind) => {
+                self.input.consume(at - header.frame_len());
+                self.serve_alone(serves, header);
+                return true;
             }
             Stop::Other(frame) => {
                 answer_other(self.shared, serves, frame, &mut self.out, &self.outbox);
@@ -186,6 +194,68 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         true
     }
 }
+
+impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
+    /// Serves the frame at the start of the receive buffer as a batch of its own.
+    fn serve_alone(&mut self, serves: Serves, header: Header) {
+        let len = header.frame_len();
+        let owner = match header.kind {
+            Kind::InferReq if header.body_len >= LARGE_BODY => self.input.detach(len),
+            _ => None,
+        };
+        let bytes = match &owner {
+            Some(frame) => frame,
+            None => &self.input.unread()[..len],
+        };
+        match Message::decode(Frame { header, body: &bytes[HEADER_LEN..] }) {
+            Err(error) => {
+                Counters::add(&self.shared.counters.malformed, 1);
+                answer_malformed(header, error, &mut self.out);
+            }
+            Ok(Message::ForgetReq(_) | Message::FlushReq { .. })
+                if serves.rights == Rights::Use =>
+            {
+                answer_unauthorized(header, &mut self.out);
+            }
+            Ok(message) => {
+                let infer;
+                let op = match &message {
+                    Message::BytesRead { key, .. } => Op::ReadBytes { key: *key },
+                    Message::BytesWrite(write) => Op::WriteBytes(write),
+                    Message::ForgetReq(forget) => Op::Forget(forget),
+                    Message::FlushReq { model } => Op::Flush { model },
+                    Message::InferReq(request) => {
+                        infer = Infer::new(*request, owner.as_ref());
+                        Op::Infer(&infer)
+                    }
+                    _ => unreachable!("`takes_alone` has no other kinds"),
+                };
+                let request = Request { id: header.id, op, budget_ms: header.status };
+                let requests = ArrayVec::from_iter([request]);
+                Counters::add(&self.shared.counters.requests, 1);
+                if let Some(place) = &self.place {
+                    place.slot.mark_active(self.last_read);
+                }
+                let Serves { generation, rights, .. } = serves;
+                if generation == self.shared.service.generation() {
+                    dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves);
+                } else {
+                    move_on(&mut self.moved, &mut self.draining, &mut self.out);
+                    Batch::new(&requests, &mut self.out, &self.outbox, generation, rights)
+                        .turn_away();
+                }
+            }
+        }
+        if owner.is_none() {
+            self.input.consume(len);
+        }
+        self.partial_since = None;
+    }
+}
+
+/// Bodies of at least this many bytes are not copied on their way to the service, if their frame
+/// fills most of the receive buffer.
+const LARGE_BODY: u32 = 16 << 10;
 
 /// Why a batch ended.
 enum Stop<'a> {
@@ -278,9 +348,10 @@ fn dispatch<S: Service>(
     requests: &ArrayVec<Request<'_>, BATCH>,
     out: &mut Vec<u8>,
     outbox: &Arc<Outbox>,
-    generation: u64,
+    serves: Serves,
 ) {
-    let mut batch = Batch::new(requests, out, outbox, generation);
+    let Serves { generation, rights, .. } = serves;
+    let mut batch = Batch::new(requests, out, outbox, generation, rights);
     if catch_unwind(AssertUnwindSafe(|| shared.service.handle(&mut batch))).is_err() {
         Counters::add(&shared.counters.panics, 1);
         tracing::error!("the service panicked; the requests of its batch get an internal error");

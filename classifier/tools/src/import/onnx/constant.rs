@@ -7,8 +7,8 @@ use super::graph::{MAX_STEPS, attribute, input, refuse};
 use super::proto::*;
 use crate::import::lines::shorten;
 
-/// The numbers of the constant with this name, one or one for each feature; `None` when the value
-/// is not constant.
+/// The numbers of the constant with this name: a single one, or one for each feature. `None` if the
+/// value is not constant.
 pub(super) fn constant(graph: &GraphProto, name: &str) -> Result<Option<Vec<f64>>, ModelError> {
     let mut name = name;
     let mut rounds_to_single = false;
@@ -73,7 +73,7 @@ fn tensor_values(tensor: &TensorProto) -> Result<Vec<f64>, ModelError> {
     let values: Vec<f64> = match tensor.data_type {
         FLOAT if raw.is_empty() => tensor.float_data.iter().map(|&value| value.into()).collect(),
         DOUBLE if raw.is_empty() => tensor.double_data.clone(),
-        // The low 16 bits of each number.
+        // Only the low 16 bits of each number count.
         FLOAT16 if raw.is_empty() => int32_data.iter().map(|&bits| half(bits as u16)).collect(),
         BFLOAT16 if raw.is_empty() => int32_data.iter().map(|&bits| brain(bits as u16)).collect(),
         UINT8 | INT8 | UINT16 | INT16 | INT32 | BOOL if raw.is_empty() => {
@@ -114,8 +114,8 @@ fn tensor_values(tensor: &TensorProto) -> Result<Vec<f64>, ModelError> {
     Ok(values)
 }
 
-/// The numbers of little-endian bytes; an incomplete last one is not counted, so that the number of
-/// values does not fit the dimensions.
+/// The numbers in little-endian bytes. An incomplete last number is not counted, so the count then
+/// differs from the dimensions.
 fn from_raw<const N: usize>(raw: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
     let (chunks, rest) = raw.as_chunks();
     if rest.is_empty() { chunks.iter().map(|&bytes| number(bytes)).collect() } else { Vec::new() }

@@ -1,4 +1,4 @@
-//! The path through an ONNX graph from its input to the classifier, and from there to the label.
+//! Path through an ONNX graph from its input to the classifier, and from there to the label.
 
 use afterimage_classifier::ModelError;
 
@@ -16,8 +16,8 @@ pub(super) fn refuse(detail: impl Into<String>) -> ModelError {
     ModelError::Onnx(detail.into())
 }
 
-/// What every feature goes through on its way to the classifier: `scale · x + offset`, a number for
-/// all or one for each.
+/// The transformation of every feature before the classifier: `scale · x + offset`, with one number
+/// for all features or one for each.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Scaling {
     pub(super) scale: Vec<f64>,
@@ -50,7 +50,7 @@ impl Scaling {
 pub(super) struct Path<'a> {
     pub(super) classifier: &'a NodeProto,
     pub(super) scaling: Scaling,
-    /// The number of features that the graph's input declares.
+    /// The declared number of features of the graph's input.
     pub(super) declared: Option<usize>,
 }
 
@@ -102,7 +102,8 @@ pub(super) fn floats<'a>(node: &'a NodeProto, name: &str) -> &'a [f32] {
     attribute(node, name).map_or(&[], |attribute| &attribute.floats)
 }
 
-/// The graph's first output must be the classifier's first, the label, whatever type it is cast to.
+/// Checks that the graph's first output is the classifier's first output, the label, after any
+/// casts.
 fn check_output(graph: &GraphProto, node: &NodeProto) -> Result<(), ModelError> {
     let mut name = graph.output.first().map_or("", |output| output.name.as_str());
     let label = node.output.first().map_or("", String::as_str);
@@ -135,7 +136,7 @@ pub(super) fn input(node: &NodeProto) -> Result<&str, ModelError> {
         .ok_or_else(|| refuse(format!("{} has no input", operation())))
 }
 
-/// The input of a step that is not a constant.
+/// The input of a step, without its constants.
 fn variable<'a>(graph: &GraphProto, step: &'a NodeProto) -> Result<&'a str, ModelError> {
     match step.input.as_slice() {
         [first, second] if constant(graph, first)?.is_some() => Ok(second),

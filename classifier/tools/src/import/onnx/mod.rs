@@ -1,12 +1,12 @@
 //! ONNX files with an `ai.onnx.ml` `SVMClassifier` or `LinearClassifier`, as skl2onnx writes them
-//! of scikit-learn's `SVC`, `NuSVC`, `LinearSVC`, `LogisticRegression` and their likes, with a
-//! scaler before them or without.
+//! for `SVC`, `NuSVC`, `LinearSVC`, `LogisticRegression` and similar models of scikit-learn, with
+//! or without a scaler.
 //!
-//! The label is ONNX Runtime's: votes of pairs of classes, of equals the first, also in a model
-//! with probabilities; for `LinearClassifier` the greatest score, of
-//! equals the first, whatever `post_transform` makes of the scores. ONNX Runtime computes in `f32`
-//! and rounds in an order of its own. Here it is `f64`; where two sides are equal but for that
-//! rounding, labels may differ.
+//! The label equals that of ONNX Runtime. An `SVMClassifier` counts votes of pairs of classes, also
+//! in a model with probabilities, and the first of equals wins. A `LinearClassifier` takes the
+//! highest score, and the first of equals, for any `post_transform`. ONNX Runtime computes in `f32`
+//! and rounds in an order of its own. This module uses `f64`. So labels may differ where only
+//! rounding decides.
 
 mod constant;
 mod graph;
@@ -33,12 +33,12 @@ use afterimage_classifier::scoring::Scoring;
 use afterimage_classifier::weights::Weights;
 use afterimage_classifier::{MAX_INPUT_LEN, Shape};
 
-/// Least scale below which a scaler is for bytes: the values from 0 to 1 of any pixel have a
-/// deviation of at most ½, so what scales them to 1 is not below 1; and there is hardly an image
-/// with no pixel's deviation above 2 of 255.
+/// A scaler with a smaller scale is for bytes. Pixels from 0 to 1 have a deviation of at most ½, so
+/// their scale to deviation 1 is at least 1. And hardly any images have no pixel with a deviation
+/// above 2 of 255.
 const BYTES_BELOW: f64 = 0.5;
 
-/// What a model says about the images it takes.
+/// Facts of a model about its images.
 struct Input<'a> {
     shape: Shape,
     scaling: &'a Scaling,
@@ -121,7 +121,7 @@ fn labels(node: &NodeProto) -> Result<Vec<String>, ModelError> {
     Ok(labels)
 }
 
-/// The number of features, from how many numbers there are.
+/// The number of features, from the number of coefficients.
 fn features(node: &NodeProto, classes: usize) -> Result<usize, ModelError> {
     let (numbers, rows) = match node.op_type.as_str() {
         "SVMClassifier" => {
@@ -175,7 +175,7 @@ fn read_svm(
         vectors,
         counts,
         coefficients: double(floats(node, "coefficients")),
-        // ONNX adds what LIBSVM takes off.
+        // ONNX adds the constant that LIBSVM subtracts.
         rho: floats(node, "rho").iter().map(|&rho| -f64::from(rho)).collect(),
     })?;
     Ok(Found {
@@ -229,7 +229,7 @@ fn read_linear(
         return Err(refuse(format!("{found} intercepts for {labels} class labels")));
     }
     if intercepts.len() == 1 {
-        // Above zero the second label answers here, the first in `Weights`.
+        // A positive score means the second label in this file, and the first label in `Weights`.
         labels.swap(0, 1);
     }
     let dims = input.shape.len();
@@ -252,12 +252,12 @@ fn read_linear(
 }
 
 impl Input<'_> {
-    /// Whether features reach the classifier as they come.
+    /// Whether features reach the classifier unchanged.
     fn is_plain(&self) -> bool {
         self.scaling.scale == [1.0] && self.scaling.offset == [0.0]
     }
 
-    /// What bytes were divided by, before the graph scales them.
+    /// The divisor of bytes before the scaling of the graph.
     fn divisor(&self) -> f64 {
         let least = self.scaling.scale.iter().fold(f64::INFINITY, |a, b| a.min(b.abs()));
         self.options.divisor.unwrap_or(if least < BYTES_BELOW { 1.0 } else { USUAL_DIVISOR })
@@ -278,12 +278,12 @@ impl Input<'_> {
         Pixels::lines(spread(scale, divisor)?, spread(offset, 1.0)?)
     }
 
-    /// What bytes are where they go into the graph, `pixels` being what they are to the classifier.
+    /// The values of bytes at the input of the graph; `pixels` are their values at the classifier.
     fn taken(&self, divisor: f64, pixels: Pixels) -> Result<Pixels, ModelError> {
         if self.is_plain() { Ok(pixels) } else { Pixels::divided(divisor, true) }
     }
 
-    /// Support vectors, as bytes where they are that.
+    /// Support vectors, as bytes if possible.
     fn vectors(
         &self,
         values: &[f32],

@@ -1,11 +1,11 @@
-//! How many parts a file has, counted before any of them is decoded: two bytes are a message of
-//! nothing, which takes a hundred in memory.
+//! Count of the parts of a file, before any part is decoded: an empty message takes two bytes in
+//! the file and a hundred in memory.
 
-/// Most messages, texts and integers in a file: 65,535 labels and as many counts of vectors are far
-/// below it, and a hundred bytes for each are bearable.
+/// Most messages, texts and integers in a file. 65,535 labels and as many counts of vectors are far
+/// below it, and a hundred bytes for each are acceptable.
 pub(super) const MAX_PARTS: usize = 1 << 20;
 
-/// What a field holds that takes more room in memory than in the file.
+/// The kinds of fields that take more space in memory than in the file.
 enum Field {
     Text,
     Integers,
@@ -14,7 +14,7 @@ enum Field {
 
 type Fields = &'static [(u64, Field)];
 
-/// The fields of `proto.rs` of which there may be many.
+/// The repeated fields of `proto.rs`.
 const MODEL: Fields = &[(7, Field::Message(GRAPH))];
 const GRAPH: Fields = &[
     (1, Field::Message(NODE)),
@@ -31,8 +31,8 @@ const TYPE: Fields = &[(1, Field::Message(TENSOR_TYPE))];
 const TENSOR_TYPE: Fields = &[(2, Field::Message(SHAPE))];
 const SHAPE: Fields = &[(1, Field::Message(&[]))];
 
-/// The number of parts in the bytes of a model; `None` when they are no message (a group, which no
-/// ONNX file has, counts as none).
+/// The number of parts in the bytes of a model; `None` if they are not a message. A group, which no
+/// ONNX file has, is not counted as a message.
 pub(super) fn parts(bytes: &[u8]) -> Option<usize> {
     of_message(bytes, MODEL)
 }
@@ -47,7 +47,7 @@ fn of_message(mut bytes: &[u8], fields: Fields) -> Option<usize> {
             2 => {
                 let len = usize::try_from(varint(&mut bytes)?).ok()?;
                 let inside = bytes.split_off(..len)?;
-                // Packed, an integer takes a byte at least.
+                // A packed integer takes at least one byte.
                 (inside, len)
             }
             5 => (bytes.split_off(..4)?, 0),
@@ -63,7 +63,7 @@ fn of_message(mut bytes: &[u8], fields: Fields) -> Option<usize> {
     Some(parts)
 }
 
-/// Takes an integer of seven bits a byte off the front.
+/// Removes an integer with seven bits in each byte from the front.
 fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {

@@ -1,5 +1,5 @@
 //! The messages of an ONNX file that an SVM needs, with the field numbers of `onnx.proto` (ONNX
-//! 1.x). Fields that are not here are skipped. Nothing is allocated but for bytes that are there.
+//! 1.x). Other fields are skipped. Memory is allocated only for bytes in the file.
 
 /// A file.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -61,7 +61,7 @@ pub struct AttributeProto {
     pub strings: Vec<Vec<u8>>,
 }
 
-/// A constant. Its numbers are in one of the `_data` fields, by its type.
+/// A constant. Its numbers are in the `_data` field for its type.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct TensorProto {
     #[prost(int64, repeated, tag = "1")]
@@ -113,7 +113,7 @@ pub struct ShapeProto {
     pub dim: Vec<DimensionProto>,
 }
 
-/// A dimension; 0 where the file gives it a name or leaves it open.
+/// A dimension; 0 if the file names it or does not state it.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct DimensionProto {
     #[prost(int64, tag = "1")]

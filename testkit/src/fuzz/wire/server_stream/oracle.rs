@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use afterimage_core::{Failure, Reply};
+use afterimage_core::{Failure, ModelId, Reply, Response, RowAnswer, Rows};
+use bytes::Bytes;
 use tokio::time::sleep;
 
-use crate::fuzz::wire::server_model::{Behaviour, behaviour, class};
-use afterimage_wire::proto::message::{Classification, Origin};
-use afterimage_wire::proto::stats::Stats;
+use crate::fuzz::wire::server_model::{Behaviour, STORED, behaviour, class};
+use afterimage_wire::proto::message::{BytesKey, Classification, Origin};
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{Role, Snapshot};
 use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply};
 
@@ -18,6 +19,7 @@ use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply};
 pub(super) struct Oracle {
     is_cache: bool,
     values: Mutex<HashMap<u64, i64>>,
+    bytes: Mutex<HashMap<BytesKey, Bytes>>,
     batches: AtomicU64,
     changes_after: u64,
 }
@@ -25,7 +27,8 @@ pub(super) struct Oracle {
 impl Oracle {
     /// A cache service or a classifier, which changes its identity after this many batches.
     pub(super) fn new(is_cache: bool, changes_after: u64) -> Self {
-        Oracle { is_cache, values: Mutex::default(), batches: AtomicU64::new(0), changes_after }
+        let (values, bytes) = (Mutex::default(), Mutex::default());
+        Oracle { is_cache, values, bytes, batches: AtomicU64::new(0), changes_after }
     }
 }
 
@@ -59,12 +62,38 @@ impl Service for Oracle {
                     let later = |batch: &mut Batch<'_>| batch.row_reply(index);
                     respond(batch, seed, now, later, label.into());
                 }
+                Op::ReadBytes { key } => {
+                    let values = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                    let value = values.get(&key).cloned();
+                    let now = |batch: &mut Batch<'_>| batch.bytes(index, value.clone());
+                    let later = |batch: &mut Batch<'_>| batch.bytes_reply(index);
+                    respond(batch, key[0], now, later, value.clone());
+                }
+                Op::WriteBytes(write) => {
+                    let mut values = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                    let value = &write.value[..write.value.len().min(STORED)];
+                    values.insert(write.key, Bytes::copy_from_slice(value));
+                    batch.stored(index);
+                }
+                Op::Infer(infer) => {
+                    let answer = |row: Bytes| RowAnswer::label(class(&row), Origin::Miss);
+                    let rows: Rows<RowAnswer> = infer.rows().map(answer).collect();
+                    let seed = infer.rows.iter().next().and_then(|row| row.first().copied());
+                    let model = Arc::new(ModelId::bytes(infer.model, [0; 32]));
+                    let response = Response { model, rows };
+                    let now = |batch: &mut Batch<'_>| {
+                        batch.response_reply(index).send(Ok(response.clone()));
+                    };
+                    let later = |batch: &mut Batch<'_>| batch.response_reply(index);
+                    respond(batch, seed.unwrap_or(0), now, later, response.clone());
+                }
+                Op::Forget(_) | Op::Flush { .. } => panic!("no memo gets this request"),
             }
         }
     }
 
     fn stats(&self, stats: &mut Stats) {
-        stats.counter("batches", self.batches.load(Ordering::Relaxed));
+        stats.push("batches", Value::Counter(self.batches.load(Ordering::Relaxed)));
     }
 
     fn snapshot(&self, reply: SnapshotReply) {

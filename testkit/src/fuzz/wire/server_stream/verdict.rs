@@ -78,7 +78,8 @@ fn is_turned_away(frame: &Reply) -> bool {
 
 /// Whether this replies to a request that reached the service.
 fn is_of_service(reply: &Reply) -> bool {
-    matches!(reply.kind, kind::CACHE_RESP | kind::CLASSIFY_RESP) || reply.status == status::INTERNAL
+    let kinds = [kind::CACHE_RESP, kind::CLASSIFY_RESP, kind::BYTES_RESP, kind::INFER_RESP];
+    kinds.contains(&reply.kind) || reply.status == status::INTERNAL
 }
 
 /// Whether `said` is the reply that was `expected`.

@@ -1,4 +1,4 @@
-//! A peer that sends without end, faster than any reader reads.
+//! Doubles of both ends of a connection: a minimal service, and a peer that never stops sending.
 
 use std::io;
 use std::pin::Pin;
@@ -7,6 +7,29 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use afterimage_wire::proto::Role;
+use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::{Batch, Identity, Op, Service};
+
+/// Answers each image with its first byte.
+pub struct FirstByte;
+
+impl Service for FirstByte {
+    fn identity(&self) -> Identity {
+        Identity::without_model(Role::Memo)
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for (i, request) in batch.requests().iter().enumerate() {
+            let Op::Classify { image } = request.op else { continue };
+            batch.label(i, Classification { label: image[0].into(), origin: Origin::Miss });
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
 
 /// Bytes after which the stream ends all the same, so that a test of an unfair reader finishes.
 const LIMIT: u64 = 1 << 28;

@@ -1,15 +1,21 @@
-//! Each fault gets its own scorer or reply; every test counts its replies.
+//! The compute engine with doubles for the model and the caller. Every test counts the replies.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::*;
+use afterimage_classifier::{
+    Caller, Engine, EngineError, EngineOptions, Job, MAX_LINGER, Model, Scorer, Scratch, Shape,
+};
 
 type Answers = Receiver<(u16, Result<u16, EngineError>)>;
 
-/// One-byte images: the label is the byte. Some bytes make trouble.
+/// A scorer of one-byte images: the label is the byte, and [`PANICS`] panics.
 struct Echo {
-    /// Holds a batch until something comes, or the other end is gone.
+    /// Holds a batch until the sender sends or is dropped.
     gate: Mutex<Option<Receiver<()>>>,
     batches: Mutex<Vec<usize>>,
 }
@@ -64,7 +70,7 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// All replies that ever come: the senders are gone when the jobs are.
+/// All replies, by number. They are complete when the last job, with its sender, is dropped.
 fn collect(
     sender: Sender<(u16, Result<u16, EngineError>)>,
     answers: Answers,
@@ -76,7 +82,7 @@ fn collect(
 }
 
 #[test]
-fn every_job_gets_its_own_answer_once_on_any_number_of_threads() {
+fn each_job_gets_its_answer_once_on_any_number_of_threads() {
     for threads in [1, 2, 5] {
         let engine =
             Engine::start_with(Echo::free(), EngineOptions { max_queued: 500, ..options(threads) });
@@ -96,7 +102,7 @@ fn every_job_gets_its_own_answer_once_on_any_number_of_threads() {
 }
 
 #[test]
-fn a_full_queue_refuses_at_once_and_calls_the_reply_once() {
+fn a_full_queue_refuses_at_once_with_one_reply() {
     let (scorer, open) = Echo::gated();
     let engine = Engine::start_with(scorer.clone(), options(1));
     let (sender, answers) = channel();
@@ -122,7 +128,7 @@ fn a_full_queue_refuses_at_once_and_calls_the_reply_once() {
 }
 
 #[test]
-fn what_waits_together_is_scored_together() {
+fn waiting_images_are_scored_in_one_batch() {
     let (scorer, open) = Echo::gated();
     let engine = Engine::start_with(scorer.clone(), options(1));
     let (sender, answers) = channel();
@@ -153,7 +159,7 @@ fn a_lone_job_waits_for_the_linger_and_not_beyond_its_cap() {
 fn idle_threads_share_a_large_submission() {
     let (scorer, open) = Echo::gated();
     let engine = Engine::start_with(scorer.clone(), options(2));
-    wait_until(|| engine.shared.lock().idle == 2);
+    wait_until(|| engine.idle_threads() == 2);
     let (sender, answers) = channel();
     assert_eq!(engine.submit_many((0..8).map(|i| job(i, i as u8, &sender))), 0);
     wait_until(|| scorer.batches.lock().unwrap().len() == 2);
@@ -164,7 +170,7 @@ fn idle_threads_share_a_large_submission() {
 }
 
 #[test]
-fn work_whose_deadline_has_passed_is_not_scored() {
+fn an_image_past_its_deadline_is_not_scored() {
     let (scorer, open) = Echo::gated();
     let engine = Engine::start_with(scorer.clone(), options(1));
     let (sender, answers) = channel();
@@ -199,7 +205,7 @@ fn a_client_with_one_image_is_in_the_next_batch() {
 }
 
 #[test]
-fn a_client_that_fills_the_queue_has_no_other_refused() {
+fn one_client_cannot_fill_the_queue_for_another() {
     let (scorer, open) = Echo::gated();
     let options = EngineOptions { max_queued: 100, ..options(1) };
     let engine = Engine::start_with(scorer.clone(), options);
@@ -217,16 +223,16 @@ fn a_client_that_fills_the_queue_has_no_other_refused() {
     assert_eq!(answers.iter().filter(|(_, result)| result.is_ok()).count(), 67);
 }
 
-/// A caller that may leave.
+/// A caller that leaves when its flag is set.
 struct Leaves {
-    gone: Arc<std::sync::atomic::AtomicBool>,
+    left: Arc<AtomicBool>,
     number: u16,
     to: Sender<(u16, Result<u16, EngineError>)>,
 }
 
 impl Caller for Leaves {
     fn is_wanted(&self, _: Instant) -> bool {
-        !self.gone.load(Ordering::Relaxed)
+        !self.left.load(Ordering::Relaxed)
     }
 
     fn answer(self: Box<Self>, result: Result<u16, EngineError>, _: Instant) {
@@ -235,21 +241,21 @@ impl Caller for Leaves {
 }
 
 #[test]
-fn images_of_a_caller_that_is_gone_are_not_scored() {
+fn images_of_a_caller_that_left_are_not_scored() {
     let (scorer, open) = Echo::gated();
     let options = EngineOptions { max_queued: 1000, ..options(1) };
     let engine = Engine::start_with(scorer.clone(), options);
     let (sender, answers) = channel();
     engine.submit(job(0, 0, &sender)).unwrap();
     wait_until(|| !scorer.batches.lock().unwrap().is_empty());
-    let gone = Arc::default();
+    let left = Arc::default();
     let leaves = |number| {
-        let caller = Leaves { gone: Arc::clone(&gone), number, to: sender.clone() };
+        let caller = Leaves { left: Arc::clone(&left), number, to: sender.clone() };
         Job::for_caller(vec![1], caller)
     };
     assert_eq!(engine.submit_many((1..=100).map(leaves)), 0);
     engine.submit_many((101..=116).map(|i| job(i, 1, &sender).of_client(1)));
-    gone.store(true, Ordering::Relaxed);
+    left.store(true, Ordering::Relaxed);
     drop(open);
     engine.shutdown();
     let all = collect(sender, answers);
@@ -257,11 +263,11 @@ fn images_of_a_caller_that_is_gone_are_not_scored() {
     assert!(all[101..].iter().all(|(_, result)| *result == Ok(1)));
     let counters = engine.counters();
     assert_eq!((counters.scored, counters.abandoned, counters.expired), (17, 100, 0));
-    assert_eq!(*scorer.batches.lock().unwrap(), [1, 8, 8], "the gone client takes no place");
+    assert_eq!(*scorer.batches.lock().unwrap(), [1, 8, 8], "the client that left takes no place");
 }
 
 #[test]
-fn a_panic_while_scoring_costs_only_the_image_that_causes_it() {
+fn a_panic_while_scoring_fails_only_its_image() {
     let (scorer, open) = Echo::gated();
     let engine = Engine::start_with(scorer.clone(), options(1));
     let (sender, answers) = channel();
@@ -270,7 +276,7 @@ fn a_panic_while_scoring_costs_only_the_image_that_causes_it() {
     engine.submit_many([job(1, 1, &sender), job(2, PANICS, &sender), job(3, 3, &sender)]);
     drop(open);
     wait_until(|| engine.counters().scored == 3);
-    // The thread is still there.
+    // The thread still works.
     engine.submit(job(4, 4, &sender)).unwrap();
     engine.shutdown();
     let all = collect(sender, answers);
@@ -280,7 +286,7 @@ fn a_panic_while_scoring_costs_only_the_image_that_causes_it() {
 }
 
 #[test]
-fn a_panicking_reply_costs_no_other_answer() {
+fn a_panicking_reply_leaves_other_answers_intact() {
     let engine = Engine::start_with(Echo::free(), options(1));
     let (sender, answers) = channel();
     engine.submit_many([
@@ -295,7 +301,7 @@ fn a_panicking_reply_costs_no_other_answer() {
 }
 
 #[test]
-fn a_panicking_wanted_check_costs_no_other_answer() {
+fn a_panicking_wanted_check_leaves_answers_intact() {
     struct Panics(Sender<(u16, Result<u16, EngineError>)>);
     impl Caller for Panics {
         fn is_wanted(&self, _: Instant) -> bool {
@@ -330,7 +336,7 @@ fn a_wrong_size_is_refused_with_both_sizes() {
 }
 
 #[test]
-fn shutdown_finishes_what_waits_and_refuses_the_rest() {
+fn shutdown_finishes_waiting_jobs_and_refuses_new_ones() {
     let (scorer, open) = Echo::gated();
     let engine = Arc::new(Engine::start_with(scorer.clone(), options(1)));
     let (sender, answers) = channel();
@@ -341,7 +347,7 @@ fn shutdown_finishes_what_waits_and_refuses_the_rest() {
         let engine = Arc::clone(&engine);
         move || engine.shutdown()
     });
-    wait_until(|| engine.shared.lock().closed);
+    wait_until(|| engine.is_closed());
     assert_eq!(engine.submit(job(10, 10, &sender)), Err(EngineError::ShuttingDown));
     drop(open);
     closing.join().unwrap();
@@ -365,14 +371,14 @@ fn a_reply_may_shut_the_engine_down() {
 }
 
 #[test]
-fn a_lost_job_says_so_by_itself() {
+fn a_dropped_job_replies_that_it_is_lost() {
     let (sender, answers) = channel();
     drop(job(1, 1, &sender));
     assert_eq!(collect(sender, answers), [(1, Err(EngineError::Lost))]);
 }
 
 #[test]
-fn labels_are_those_of_the_model_alone() {
+fn labels_equal_those_of_the_model_without_an_engine() {
     let model = Model::raw();
     let engine = Engine::start(Arc::clone(&model), options(2));
     let image = |i: usize| -> Vec<u8> { (0..784).map(|p| (p * (i + 3) % 251) as u8).collect() };

@@ -1,38 +1,22 @@
-//! The bytes of a snapshot, as `cache/SNAPSHOT.md` describes them.
+//! The entries of a label table in a snapshot, as `cache/SNAPSHOT.md` describes them.
 //!
 //! ```text
-//! header   0  magic      8   89 "AFTIMG" 0A
-//!          8  version    4   1
-//!         12  zero       4
-//!         16  id         8   different in every snapshot
-//!         24  entries    8   in all blocks
-//!         32  checksum   4   CRC-32 of bytes 0 to 31
-//! block    0  count      4   n, from 1 to 4096
-//!          4  keys       8n
-//!     4 + 8n  values     8n
-//!    4 + 16n  heats      n
-//!    4 + 17n  checksum   4   CRC-32 of the id, the block's number from 0 (8 bytes), and the above
+//!      0  count      4   n, from 1 to 4096
+//!      4  keys       8n
+//! 4 + 8n  values     8n
+//! 4 + 16n heats      n
+//! 4 + 17n checksum   4   CRC-32 of the id, the block's number from 0 (8 bytes), and the above
 //! ```
 //!
 //! All numbers are little-endian.
 
-use super::{Fault, read_exact};
-use crate::bucket::Entry;
 use std::io::{self, Read, Write};
 
-/// The only version so far.
-pub(super) const VERSION: u32 = 1;
-
-/// A byte above 127 and a line feed, as in PNG: a transfer in text mode damages them.
-pub(crate) const MAGIC: [u8; 8] = *b"\x89AFTIMG\n";
-
-const VERSION_AT: usize = MAGIC.len();
-const ZERO_AT: usize = VERSION_AT + size_of::<u32>();
-const ID_AT: usize = ZERO_AT + size_of::<u32>();
-const ENTRIES_AT: usize = ID_AT + size_of::<u64>();
-const HEADER_CHECKSUM_AT: usize = ENTRIES_AT + size_of::<u64>();
-const HEADER_BYTES: usize = HEADER_CHECKSUM_AT + size_of::<u32>();
-const _: () = assert!(HEADER_BYTES == 36);
+use super::header::{self, Header, u32_at, u64_at};
+use super::sealed::{Content, Restored, Size};
+use super::{Fault, read_exact};
+use crate::bucket::{Entry, Insert};
+use crate::table::Table;
 
 /// Reading and writing need memory for one block of this size, whatever a file claims.
 const BLOCK_ENTRIES_MAX: usize = 4096;
@@ -41,50 +25,66 @@ const CHECKSUM_BYTES: usize = size_of::<u32>();
 /// Key, value, heat.
 const ENTRY_BYTES: usize = 8 + 8 + 1;
 
-/// The first bytes of a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) id: u64,
-    pub(super) entries: u64,
+impl Content for Table {
+    const MAGIC: [u8; 8] = header::LABELS;
+    const NAME: &'static str = "a label table";
+
+    fn write_entries(&self, id: u64, file: &mut impl Write) -> io::Result<Size> {
+        let mut size = Size::default();
+        let mut block = Block::new(id);
+        for entry in self.entries() {
+            size.entries += 1;
+            if block.push(entry) {
+                size.bytes += block.write(file)?;
+            }
+        }
+        if !block.is_empty() {
+            size.bytes += block.write(file)?;
+        }
+        Ok(size)
+    }
+
+    fn check_entries(header: Header, file: &mut impl Read) -> Result<u64, Fault> {
+        read_blocks(header, file, |_| {})
+    }
+
+    fn restore_entries(&self, header: Header, file: &mut impl Read) -> Result<Restored, Fault> {
+        let mut counts = Restored::default();
+        read_blocks(header, file, |entry| {
+            if let Some(outcome) = self.restore(entry) {
+                counts.restored += 1;
+                counts.evicted += u64::from(matches!(outcome, Insert::Evicted { .. }));
+            }
+        })?;
+        Ok(counts)
+    }
 }
 
-impl Header {
-    pub(super) const BYTES: usize = HEADER_BYTES;
-
-    pub(super) fn encode(self) -> [u8; HEADER_BYTES] {
-        let mut bytes = [0; HEADER_BYTES];
-        bytes[..VERSION_AT].copy_from_slice(&MAGIC);
-        bytes[VERSION_AT..ZERO_AT].copy_from_slice(&VERSION.to_le_bytes());
-        bytes[ID_AT..ENTRIES_AT].copy_from_slice(&self.id.to_le_bytes());
-        bytes[ENTRIES_AT..HEADER_CHECKSUM_AT].copy_from_slice(&self.entries.to_le_bytes());
-        let checksum = crc32fast::hash(&bytes[..HEADER_CHECKSUM_AT]);
-        bytes[HEADER_CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
-        bytes
+/// Reads and checks all blocks, calls `each` with the entries of valid ones, and returns the offset
+/// behind the last one.
+fn read_blocks(
+    header: Header,
+    file: &mut impl Read,
+    mut each: impl FnMut(Entry),
+) -> Result<u64, Fault> {
+    let mut offset = Header::BYTES as u64;
+    let mut block = Block::new(header.id);
+    let mut entries = 0;
+    while entries < header.entries {
+        offset += block.read(file, offset)?;
+        entries += block.entries().map(&mut each).count() as u64;
     }
-
-    pub(super) fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, Fault> {
-        if !bytes.starts_with(&MAGIC) {
-            return Err(Fault::NotASnapshot);
-        }
-        let (checked, checksum) = bytes.split_at(HEADER_CHECKSUM_AT);
-        if u32_at(checksum, 0) != crc32fast::hash(checked) {
-            return Err(Fault::Damaged { offset: 0, what: "the header's checksum is wrong" });
-        }
-        // After the checksum, so that a damaged version is reported as damage. Every version has
-        // this header.
-        let version = u32_at(bytes, VERSION_AT);
-        if version != VERSION {
-            return Err(Fault::UnsupportedVersion(version));
-        }
-        if u32_at(bytes, ZERO_AT) != 0 {
-            return Err(Fault::Damaged { offset: ZERO_AT as u64, what: "a field must be zero" });
-        }
-        Ok(Self { id: u64_at(bytes, ID_AT), entries: u64_at(bytes, ENTRIES_AT) })
+    if entries > header.entries {
+        return Err(Fault::Damaged {
+            offset,
+            what: "there are more entries than the header states",
+        });
     }
+    Ok(offset)
 }
 
 /// A buffer of up to 4096 entries for writing or reading consecutive blocks.
-pub(super) struct Block {
+struct Block {
     id: u64,
     number: u64,
     keys: Vec<u64>,
@@ -95,7 +95,7 @@ pub(super) struct Block {
 
 impl Block {
     /// The first block, empty.
-    pub(super) fn new(id: u64) -> Self {
+    fn new(id: u64) -> Self {
         Self {
             id,
             number: 0,
@@ -106,12 +106,12 @@ impl Block {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
     /// Adds an entry; returns whether the block is full and must be written.
-    pub(super) fn push(&mut self, entry: Entry) -> bool {
+    fn push(&mut self, entry: Entry) -> bool {
         self.keys.push(entry.key);
         self.values.push(entry.value);
         self.heats.push(entry.heat);
@@ -119,7 +119,7 @@ impl Block {
     }
 
     /// Writes the block and becomes the next block, empty; returns the number of bytes.
-    pub(super) fn write(&mut self, file: &mut impl Write) -> io::Result<u64> {
+    fn write(&mut self, file: &mut impl Write) -> io::Result<u64> {
         self.bytes.clear();
         self.bytes.extend_from_slice(&(self.keys.len() as u32).to_le_bytes());
         for number in self.keys.iter().chain(&self.values) {
@@ -135,7 +135,7 @@ impl Block {
     }
 
     /// Reads and checks the next block, which starts at `offset`; returns its length in bytes.
-    pub(super) fn read(&mut self, file: &mut impl Read, offset: u64) -> Result<u64, Fault> {
+    fn read(&mut self, file: &mut impl Read, offset: u64) -> Result<u64, Fault> {
         self.clear();
         let mut count_bytes = [0; COUNT_BYTES];
         read_exact(file, &mut count_bytes, offset)?;
@@ -160,7 +160,7 @@ impl Block {
         Ok(self.bytes.len() as u64)
     }
 
-    pub(super) fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
+    fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         let numbers = self.keys.iter().zip(&self.values).zip(&self.heats);
         numbers.map(|((&key, &value), &heat)| Entry { key, value, heat })
     }
@@ -186,20 +186,6 @@ const fn block_bytes(entries: usize) -> usize {
     COUNT_BYTES + ENTRY_BYTES * entries + CHECKSUM_BYTES
 }
 
-/// The number at `at`. The constants of the callers guarantee that the slice is long enough.
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut number = [0; 4];
-    number.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(number)
-}
-
-/// As [`u32_at`].
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(number)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,7 +193,8 @@ mod tests {
     #[test]
     fn the_bytes_match_the_example_of_the_description() {
         let mut file = io::Cursor::new(Vec::new());
-        file.write_all(&Header { id: 0x0102_0304_0506_0708, entries: 2 }.encode()).unwrap();
+        file.write_all(&Header { id: 0x0102_0304_0506_0708, entries: 2 }.encode(header::LABELS))
+            .unwrap();
         let mut block = Block::new(0x0102_0304_0506_0708);
         block.push(Entry { key: 0x1111, value: 0x2222, heat: 0 });
         block.push(Entry { key: u64::MAX, value: 1, heat: 5 });
@@ -223,6 +210,6 @@ mod tests {
             00 05 \
             eb 07 d1 51";
         assert_eq!(hex.join(" "), expected);
-        assert!(matches!(super::super::read_all(&mut &file.get_ref()[..], |_| {}), Ok(2)));
+        assert!(matches!(super::super::check_all::<Table>(&mut &file.get_ref()[..]), Ok(2)));
     }
 }

@@ -1,7 +1,8 @@
-//! An allocator that counts the allocations of each thread.
+//! Memory of a test program: allocations of each thread, and resident bytes of the process.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::fs;
 
 thread_local! {
     /// Allocations of this thread.
@@ -13,7 +14,7 @@ thread_local! {
 macro_rules! count_allocations {
     () => {
         #[global_allocator]
-        static ALLOCATOR: $crate::counting::Counting = $crate::counting::Counting;
+        static ALLOCATOR: $crate::memory::Counting = $crate::memory::Counting;
     };
 }
 
@@ -51,4 +52,12 @@ pub fn allocations(action: impl FnOnce()) -> u64 {
     let before = COUNT.get();
     action();
     COUNT.get() - before
+}
+
+/// Bytes of this process in physical memory. Linux only.
+pub fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux has this file");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("a line with VmRSS");
+    kib.parse::<u64>().expect("a number") << 10
 }

@@ -1,0 +1,169 @@
+//! Epochs: how a flush takes back all answers of a model in constant time, in every memo that
+//! shares the store, and beyond a restart.
+//!
+//! The epoch of a model is a number that is part of all its keys. A flush increments it, so that no
+//! older answer is found again. The number itself is an entry of the store, sealed like a label:
+//!
+//! * A memo with a store in this process reads the entry when it meets the model.
+//! * Memos that share a store across the network read it along with their first lookup, and then
+//!   along with one lookup each [`CHECK_EVERY`]. Values of a lookup count only if the epoch that
+//!   came with them is the present one. So a flush reaches each memo within that time.
+//! * A memo that flushes takes new keys at once, and then reads the entry: two memos that flush at
+//!   the same time agree on an epoch that is new to both.
+//!
+//! A store may drop any entry. A memo that finds its epoch missing writes it again. Only a store
+//! that drops the entry and keeps older answers while no memo runs brings those answers back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use afterimage_cache::Hashed;
+use afterimage_core::{AnswerKind, ModelId};
+
+use crate::key::{Secret, derive};
+use crate::store::{Store, Stores};
+use crate::sync;
+
+/// The longest time until a flush by another memo is noticed, while requests arrive.
+pub const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+const EPOCH_DOMAIN: &[u8] = b"afterimage epoch v1";
+
+/// Bits of the entry's value that hold the epoch; the rest is the tag.
+const EPOCH_BITS: u32 = 32;
+
+/// Where the epoch of one model is stored, and how the value is sealed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EpochEntry {
+    hash: [u64; 4],
+    /// The epoch is kept where the answers are.
+    answers: AnswerKind,
+}
+
+impl EpochEntry {
+    pub(crate) fn new(secret: &Secret, model: &ModelId) -> Self {
+        let mut shape = Vec::new();
+        for dim in model.input.iter().flat_map(|shape| shape.dims()) {
+            shape.extend_from_slice(&dim.to_le_bytes());
+        }
+        let hash = derive(secret, EPOCH_DOMAIN, &[&model.digest, &shape]);
+        EpochEntry { hash, answers: model.answers }
+    }
+
+    /// The key in a store of labels.
+    pub(crate) fn store_key(self) -> u64 {
+        self.hash[0]
+    }
+
+    /// The key in a store of bytes.
+    fn identity(self) -> u128 {
+        u128::from(self.hash[1]) << 64 | u128::from(self.hash[0])
+    }
+
+    /// The value of an epoch: its tag, then its number. The tag is a label's of 32 bits (module
+    /// [`key`](crate::key)): a forgery succeeds with probability 2⁻³², and can only flush.
+    pub(crate) fn seal(self, epoch: u32) -> i64 {
+        let [.., a, b] = self.hash;
+        let tag = a.wrapping_mul(epoch.into()).wrapping_add(b) >> EPOCH_BITS << EPOCH_BITS;
+        (tag | u64::from(epoch)).cast_signed()
+    }
+
+    /// The epoch in a stored value; 0, the first one, without a value or when its seal is wrong.
+    pub(crate) fn open(self, value: Option<i64>) -> u32 {
+        let Some(value) = value else { return 0 };
+        let epoch = value as u32;
+        if self.seal(epoch) == value { epoch } else { 0 }
+    }
+}
+
+/// Whether the epoch of some keys is known to be the present one.
+#[derive(Debug)]
+pub(crate) struct Freshness {
+    since: Instant,
+    /// The last check in units of 2²⁰ ns (about a millisecond) after `since`, plus one; 0 for none.
+    checked: AtomicU64,
+    /// A flush chose this epoch without having read the stored one.
+    provisional: AtomicBool,
+}
+
+impl Freshness {
+    /// Of an epoch that was read now.
+    pub(crate) fn read(now: Instant) -> Self {
+        Freshness { since: now, checked: AtomicU64::new(1), provisional: AtomicBool::new(false) }
+    }
+
+    /// Of an epoch that is to be read with the first lookup. `provisional` if a flush chose it.
+    pub(crate) fn unread(now: Instant, provisional: bool) -> Self {
+        let provisional = AtomicBool::new(provisional);
+        Freshness { since: now, checked: AtomicU64::new(0), provisional }
+    }
+
+    /// Whether the stored epoch is to be read along with a lookup now.
+    #[inline]
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let checked = self.checked.load(Relaxed);
+        checked == 0 || self.ticks(now).saturating_sub(checked) >= CHECK_EVERY.as_nanos() as u64 >> 20
+    }
+
+    /// Whether another memo may have chosen the same epoch.
+    pub(crate) fn is_provisional(&self) -> bool {
+        self.provisional.load(Relaxed)
+    }
+
+    /// Notes that the epoch was read and is the present one.
+    pub(crate) fn confirm(&self, now: Instant) {
+        self.provisional.store(false, Relaxed);
+        self.checked.store(self.ticks(now), Relaxed);
+    }
+
+    fn ticks(&self, now: Instant) -> u64 {
+        (now.saturating_duration_since(self.since).as_nanos() as u64 >> 20) + 1
+    }
+}
+
+impl Stores {
+    /// The stored epoch, if the store is in this process.
+    pub(crate) fn epoch_here(&self, entry: EpochEntry) -> Option<u32> {
+        let value = match (entry.answers, &self.bytes, &self.labels) {
+            (AnswerKind::Bytes, None, _) => None,
+            (AnswerKind::Bytes, Some(bytes), _) => bytes
+                .get(entry.identity(), sync::now())
+                .and_then(|stored| (*stored.value).try_into().ok())
+                .map(i64::from_le_bytes),
+            (AnswerKind::Label { .. }, _, Store::Embedded(table, _)) => {
+                table.read(Hashed::new(entry.store_key())).map(u64::cast_signed)
+            }
+            (AnswerKind::Label { .. }, _, Store::Remote(_)) => return None,
+        };
+        Some(entry.open(value))
+    }
+
+    /// Writes an epoch.
+    pub(crate) fn write_epoch(&self, entry: EpochEntry, epoch: u32) {
+        let value = entry.seal(epoch);
+        match (entry.answers, &self.bytes) {
+            (AnswerKind::Label { .. }, _) => self.labels.write(entry.store_key(), value),
+            (AnswerKind::Bytes, Some(bytes)) => {
+                let value = value.to_le_bytes().to_vec();
+                bytes.insert(entry.identity(), value.into(), None, sync::now());
+            }
+            (AnswerKind::Bytes, None) => {}
+        }
+    }
+
+    /// Reads the epoch of `entry` in the store across the network, apart from any lookup.
+    pub(crate) fn read_epoch(
+        self: &Arc<Self>,
+        entry: EpochEntry,
+        then: impl FnOnce(Option<i64>) + Send + 'static,
+    ) {
+        if let Store::Remote(remote) = &self.labels {
+            remote.lookup(&[entry.store_key()], move |values, _| {
+                if let Some(values) = values {
+                    then(values.first().copied().flatten());
+                }
+            });
+        }
+    }
+}
