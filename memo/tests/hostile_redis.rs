@@ -18,7 +18,7 @@ use afterimage_core::Answer;
 use afterimage_memo::store::{Redis, RedisOptions, RemoteStore, StoreOptions};
 use afterimage_memo::upstream::Function;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
-use afterimage_testkit::resident::resident_bytes;
+use afterimage_testkit::memory::resident_bytes;
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::{Client, ClientOptions};
 use common::{Running, label_of, model_id, until};
