@@ -131,7 +131,7 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
 }
 
 #[test]
-fn commands_take_answers_back_also_beyond_a_restart() {
+fn answers_deleted_by_command_stay_deleted_after_a_restart() {
     let folder = folder();
     let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));
     let at = place(&folder);

@@ -151,7 +151,7 @@ impl MemoService {
         }
     }
 
-    /// Deletes the answer of one row. Returns the number of deleted answers, as far as it is known.
+    /// Takes the answer of one row back. Returns how many answers that concerns, as far as known.
     fn forget(&self, &Forget { model, version, row }: &Forget<'_>) -> Result<u64, Failure> {
         let inner = &self.memo.inner;
         let entry = inner.models.get(model)?;

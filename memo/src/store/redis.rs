@@ -8,6 +8,7 @@
 mod address;
 mod cause;
 mod connector;
+mod guard;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::text::Escaped;
 use afterimage_wire::tls::{ClientFiles, Reloadable};
 use redis::{ErrorKind, ServerErrorKind};
 use tokio::runtime::Handle;
@@ -26,7 +28,7 @@ use crate::metrics;
 use crate::sync;
 use address::for_messages;
 use cause::{cause, cause_of_no_connection};
-use connector::{Connection, Connector};
+use connector::{Connected, Connection, Connector};
 
 pub use connector::RedisError;
 
@@ -272,9 +274,9 @@ impl fmt::Debug for Redis {
 /// The reply to an `MGET`.
 type Values = Vec<Option<Vec<u8>>>;
 
-/// Connects, and retries until that succeeds. From then on the library reconnects by itself. A new
-/// connection is made when the server turns out to be a replica (after a failover its name may lead
-/// to another server), and when a certificate or the password has changed.
+/// Connects, and retries until that succeeds. A new connection is made when the present one has
+/// ended, when the server turns out to be a replica (after a failover its name may lead to another
+/// server), and when a certificate or the password has changed.
 async fn connect(
     connector: Arc<Reloadable<Connector, RedisError>>,
     set_connection: watch::Sender<Option<Connection>>,
@@ -284,18 +286,27 @@ async fn connect(
     loop {
         let current = Arc::clone(&changes.borrow_and_update());
         // Each step has its own limit, and its error is the better cause. This one is a backstop.
-        match tokio::time::timeout(PATIENCE * 2, current.connect()).await {
-            Ok(Ok(connection)) => {
+        match tokio::time::timeout(PATIENCE * 3, current.connect()).await {
+            Ok(Ok(Connected { connection, closed, _open })) => {
+                let since = sync::now();
                 let _ = set_connection.send(Some(connection));
                 // The sender must outlive its receivers: its end would end `write`.
                 tokio::select! {
                     () = health.moved.notified() => tokio::time::sleep(MOVE_PAUSE).await,
                     Ok(()) = changes.changed() => continue,
                     () = set_connection.closed() => return,
+                    cause = closed => {
+                        let _ = set_connection.send(None);
+                        let cause = cause.map(|cause| Escaped(cause).to_string());
+                        health.fails(cause.unwrap_or("the server closed the connection".into()));
+                        if sync::now() - since >= PATIENCE {
+                            continue;
+                        }
+                    }
                 }
             }
-            Ok(Err(error)) => health.fails(cause_of_no_connection(&error, current.has_tls)),
-            Err(_) => health.fails(format_args!("no connection within {:?}", PATIENCE * 2)),
+            Ok(Err(error)) => health.fails(cause_of_no_connection(&error, current.has_tls())),
+            Err(_) => health.fails(format_args!("no connection within {:?}", PATIENCE * 3)),
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY_PAUSE) => {}

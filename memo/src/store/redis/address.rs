@@ -1,8 +1,6 @@
 //! Addresses of Redis servers and clusters: parsing of their URLs.
 
-use redis::{
-    ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, RedisConnectionInfo,
-};
+use redis::{ProtocolVersion, RedisConnectionInfo};
 
 use afterimage_wire::text::Escaped;
 
@@ -16,9 +14,9 @@ pub(super) struct Address {
     pub(super) is_cluster: bool,
     user: Option<String>,
     pub(super) password: Option<String>,
-    hosts: Vec<(String, u16)>,
+    pub(super) hosts: Vec<(String, u16)>,
     database: i64,
-    protocol: ProtocolVersion,
+    pub(super) protocol: ProtocolVersion,
 }
 
 impl Address {
@@ -64,8 +62,8 @@ impl Address {
         Ok(Address { has_tls, is_cluster, user, password, hosts, database, protocol })
     }
 
-    /// Connection settings for each host.
-    pub(super) fn connections(&self) -> Result<Vec<ConnectionInfo>, redis::RedisError> {
+    /// The settings of a login.
+    pub(super) fn login(&self) -> RedisConnectionInfo {
         let mut login =
             RedisConnectionInfo::default().set_db(self.database).set_protocol(self.protocol);
         if let Some(user) = &self.user {
@@ -74,15 +72,7 @@ impl Address {
         if let Some(password) = &self.password {
             login = login.set_password(password);
         }
-        let connection = |(host, port): &(String, u16)| {
-            let (host, port) = (host.clone(), *port);
-            let addr = match self.has_tls {
-                true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
-                false => ConnectionAddr::Tcp(host, port),
-            };
-            Ok(addr.into_connection_info()?.set_redis_settings(login.clone()))
-        };
-        self.hosts.iter().map(connection).collect()
+        login
     }
 }
 

@@ -19,6 +19,9 @@ pub(super) fn cause_of_no_connection(error: &RedisError, has_tls: bool) -> Strin
         "" if !has_tls && closed.iter().any(|part| text.contains(part)) => {
             "the server closed the connection; if it requires TLS, write rediss://"
         }
+        "" if !has_tls && text.contains("invalid reply") => {
+            "this may be no Redis server; if it requires TLS, write rediss://"
+        }
         remedy => remedy,
     };
     with_remedy(remedy, error)

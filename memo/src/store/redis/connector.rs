@@ -1,36 +1,65 @@
 //! Connections to a Redis server or cluster: login, certificates, one attempt.
 
+use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use afterimage_wire::text::Escaped;
+use afterimage_wire::tls::rustls::ClientConfig;
+use afterimage_wire::tls::rustls::pki_types::ServerName;
 use afterimage_wire::tls::{ClientFiles, ClientTls, TlsError};
-use redis::aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::ClusterClient;
-use redis::cluster_async::ClusterConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{ClientTlsConfig, Cmd, TlsCertificates};
-use socket2::TcpKeepalive;
+use redis::cluster_async::{ClusterConnection, Connect};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo,
+    RedisFuture, Value,
+};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 use super::address::{Address, for_messages};
-use super::{PATIENCE, RETRY_PAUSE, RedisOptions};
+use super::guard::{Closed, Guarded};
+use super::{PATIENCE, RedisOptions};
 
 /// A connection. Clones share it.
 #[derive(Clone)]
 pub(super) enum Connection {
-    Single(ConnectionManager),
-    Cluster(ClusterConnection),
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection<Node>),
+}
+
+/// A new connection.
+pub(super) struct Connected {
+    pub(super) connection: Connection,
+    /// The end of the connection. A cluster's never ends: the library reconnects to its nodes.
+    pub(super) closed: Closed,
+    /// Keeps the sender of a cluster's `closed`.
+    pub(super) _open: Option<oneshot::Sender<String>>,
 }
 
 /// Everything that a connection is made from.
 pub(super) struct Connector {
-    pub(super) has_tls: bool,
-    client: Client,
+    settings: Arc<Settings>,
+    servers: Servers,
 }
 
-enum Client {
-    Single(Box<redis::Client>),
+enum Servers {
+    Single(String, u16),
     Cluster(Box<ClusterClient>),
+}
+
+/// What all connections of one store have in common.
+struct Settings {
+    tls: Option<TlsConnector>,
+    login: RedisConnectionInfo,
 }
 
 /// Why a Redis store cannot be set up.
@@ -55,7 +84,7 @@ pub enum RedisError {
         /// The file.
         file: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The password file cannot be used.
     #[error("the Redis password file {} {reason}", file.display())]
@@ -78,58 +107,155 @@ impl Connector {
             }
             address.password = Some(password(file)?);
         }
-        let certificates = match address.has_tls {
-            true => Some(certificates(&options.certificates)?),
+        let tls = match address.has_tls {
+            true => Some(tls(&options.certificates)?),
             false => None,
         };
-        let client = client(&address, certificates);
-        let client = client.map_err(|error| invalid(Escaped(error).to_string()))?;
-        Ok(Connector { has_tls: address.has_tls, client })
+        let settings = Arc::new(Settings { tls, login: address.login() });
+        let servers = match &address.hosts[..] {
+            [(host, port)] if !address.is_cluster => Servers::Single(host.clone(), *port),
+            hosts => {
+                let client = cluster(hosts, &address, &settings);
+                let client = client.map_err(|error| invalid(Escaped(error).to_string()))?;
+                Servers::Cluster(Box::new(client))
+            }
+        };
+        Ok(Connector { settings, servers })
+    }
+
+    pub(super) fn has_tls(&self) -> bool {
+        self.settings.tls.is_some()
     }
 
     /// One attempt to connect, so that its error is the cause. Retries are up to the caller.
-    pub(super) async fn connect(&self) -> Result<Connection, redis::RedisError> {
-        Ok(match &self.client {
-            Client::Single(client) => {
-                let config = ConnectionManagerConfig::new()
-                    .set_connection_timeout(Some(PATIENCE))
-                    .set_response_timeout(Some(PATIENCE))
-                    .set_number_of_retries(0)
-                    .set_max_delay(RETRY_PAUSE * 5);
-                let manager =
-                    ConnectionManager::new_with_config(redis::Client::clone(client), config);
-                Connection::Single(manager.await?)
+    pub(super) async fn connect(&self) -> Result<Connected, redis::RedisError> {
+        match &self.servers {
+            Servers::Single(host, port) => {
+                // The guard ends a command that takes too long, and with it the connection.
+                let config = AsyncConnectionConfig::new().set_response_timeout(None);
+                let (connection, closed) = self.settings.connect(host, *port, config).await?;
+                let connection = Connection::Single(connection);
+                Ok(Connected { connection, closed, _open: None })
             }
-            Client::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+            Servers::Cluster(client) => {
+                let connection = client.get_async_generic_connection().await?;
+                let connection = Connection::Cluster(connection);
+                let (open, closed) = oneshot::channel();
+                Ok(Connected { connection, closed, _open: Some(open) })
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// A connection to one server, logged in.
+    async fn connect(
+        &self,
+        host: &str,
+        port: u16,
+        config: AsyncConnectionConfig,
+    ) -> Result<(MultiplexedConnection, Closed), redis::RedisError> {
+        let late = |_| io::Error::from(io::ErrorKind::TimedOut);
+        let stream = timeout(PATIENCE, self.stream(host, port)).await.map_err(late)??;
+        let (stream, closed) = Guarded::new(stream);
+        let login = MultiplexedConnection::new_with_config(&self.login, stream, config);
+        let (connection, driver) = timeout(PATIENCE, login).await.map_err(late)??;
+        // It ends with the last clone of the connection.
+        tokio::spawn(driver);
+        Ok((connection, closed))
+    }
+
+    async fn stream(&self, host: &str, port: u16) -> io::Result<Box<dyn Stream>> {
+        let stream = TcpStream::connect((host, port)).await?;
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(VANISHED_AFTER))?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_user_timeout(Some(VANISHED_AFTER))?;
+        let Some(tls) = &self.tls else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        Ok(Box::new(tls.connect(name, stream).await?))
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// The settings of the clusters in this process.
+///
+/// The library creates the connections to a cluster's nodes with a function that has no state. So
+/// a cluster gets a number in place of its login, and [`Node`] finds the settings by it.
+static CLUSTERS: Mutex<Option<HashMap<String, Weak<Settings>>>> = Mutex::new(None);
+
+/// A client of the cluster that has these hosts.
+fn cluster(
+    hosts: &[(String, u16)],
+    address: &Address,
+    settings: &Arc<Settings>,
+) -> Result<ClusterClient, redis::RedisError> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Relaxed).to_string();
+    let mut clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let clusters = clusters.get_or_insert_default();
+    clusters.retain(|_, settings| settings.strong_count() > 0);
+    clusters.insert(number.clone(), Arc::downgrade(settings));
+    let hosts = hosts.iter().map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
+    let nodes: Vec<_> =
+        hosts.map(IntoConnectionInfo::into_connection_info).collect::<Result<_, _>>()?;
+    ClusterClient::builder(nodes).username(number).use_protocol(address.protocol).build()
+}
+
+fn settings_of(number: &str) -> Option<Arc<Settings>> {
+    let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    clusters.as_ref()?.get(number)?.upgrade()
+}
+
+/// A connection to a node of a cluster.
+#[derive(Clone)]
+pub(super) struct Node(MultiplexedConnection);
+
+impl Connect for Node {
+    fn connect_with_config<'a, T>(info: T, config: AsyncConnectionConfig) -> RedisFuture<'a, Self>
+    where
+        T: IntoConnectionInfo + Send + 'a,
+    {
+        Box::pin(async move {
+            let info = info.into_connection_info()?;
+            let number = info.redis_settings().username().unwrap_or_default();
+            let settings = settings_of(number);
+            let (Some(settings), ConnectionAddr::Tcp(host, port)) = (settings, info.addr()) else {
+                return Err(io::Error::other("the settings of this cluster are replaced").into());
+            };
+            Ok(Node(settings.connect(host, *port, config).await?.0))
         })
     }
 }
 
-fn client(
-    address: &Address,
-    certificates: Option<TlsCertificates>,
-) -> Result<Client, redis::RedisError> {
-    let mut nodes = address.connections()?;
-    if address.is_cluster {
-        let builder = ClusterClient::builder(nodes).tcp_settings(tcp_settings());
-        let builder = match certificates {
-            Some(certificates) => builder.certs(certificates),
-            None => builder,
-        };
-        return Ok(Client::Cluster(Box::new(builder.build()?)));
+impl ConnectionLike for Node {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        self.0.req_packed_command(command)
     }
-    let server = nodes.remove(0).set_tcp_settings(tcp_settings());
-    let client = match certificates {
-        Some(certificates) => redis::Client::build_with_tls(server, certificates)?,
-        None => redis::Client::open(server)?,
-    };
-    Ok(Client::Single(Box::new(client)))
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        self.0.req_packed_commands(pipeline, offset, count)
+    }
+
+    fn get_db(&self) -> i64 {
+        self.0.get_db()
+    }
 }
 
 /// The password in a file, without the newline at its end.
 fn password(file: &Path) -> Result<String, RedisError> {
     let invalid = |reason| RedisError::PasswordFile { file: file.to_owned(), reason };
-    let bytes = read(file)?;
+    let bytes = std::fs::read(file)
+        .map_err(|source| RedisError::File { file: file.to_owned(), source })?;
     let text = String::from_utf8(bytes).map_err(|_| invalid("is not UTF-8"))?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err(invalid("is empty")),
@@ -138,22 +264,12 @@ fn password(file: &Path) -> Result<String, RedisError> {
     }
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, RedisError> {
-    std::fs::read(file).map_err(|source| RedisError::File { file: file.to_owned(), source })
-}
-
-/// The certificates in files.
-fn certificates(files: &ClientFiles) -> Result<TlsCertificates, RedisError> {
-    // Checked here because these errors name the file; those of the Redis client do not.
-    ClientTls::load(files.clone())?;
-    let client_tls = match (&files.cert, &files.key) {
-        (Some(cert), Some(key)) => {
-            Some(ClientTlsConfig { client_cert: read(cert)?, client_key: read(key)? })
-        }
-        _ => None,
-    };
-    let root_cert = files.ca.as_deref().map(read).transpose()?;
-    Ok(TlsCertificates { client_tls, root_cert })
+/// A client of TLS with the certificates in files, for a server of another protocol than ours.
+fn tls(files: &ClientFiles) -> Result<TlsConnector, RedisError> {
+    let config = ClientTls::load(files.clone())?.config();
+    let mut config = ClientConfig::clone(&config);
+    config.alpn_protocols.clear();
+    Ok(Arc::new(config).into())
 }
 
 impl Connection {
@@ -173,10 +289,3 @@ impl Connection {
 /// A connection whose server stops answering without closing it ends after this time. The
 /// system's default is a quarter of an hour.
 const VANISHED_AFTER: Duration = Duration::from_secs(5);
-
-fn tcp_settings() -> TcpSettings {
-    let settings = TcpSettings::default().set_nodelay(true);
-    #[cfg(target_os = "linux")]
-    let settings = settings.set_user_timeout(VANISHED_AFTER);
-    settings.set_keepalive(TcpKeepalive::new().with_time(VANISHED_AFTER))
-}
