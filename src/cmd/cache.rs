@@ -1,8 +1,7 @@
 //! `afterimage cache`: the cache service, a label table on the network.
 
-use afterimage_cache::{CacheService, SnapshotWriter};
-
 use crate::args::{ServerArgs, TableArgs};
+use crate::config::Config;
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
@@ -23,11 +22,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let mut snapshots = None;
-    serving::serve(&args.server, &args.listen, || {
-        let (table, started) = args.table.table()?;
-        snapshots = started;
-        Ok(CacheService::new(table).with_snapshots(snapshots.as_ref().map(SnapshotWriter::handle)))
-    })?;
-    serving::last_snapshot(snapshots)
+    serving::serve(&args.server, &args.listen, |listener| {
+        let table = args.table.config()?;
+        Ok(Config { cache: vec![listener], table, ..Config::default() })
+    })
 }
