@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background};
+use afterimage_cache::{
+    ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
+};
 use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
 use afterimage_memo::{MemoOptions, Store, Upstream};
+use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::server::ServerOptions;
 
 use crate::args::Size;
@@ -68,32 +71,60 @@ pub struct TableConfig {
     pub snapshot: Option<PathBuf>,
     /// The interval of snapshots; `None` writes one at the end only.
     pub snapshot_every: Option<Duration>,
+    /// Least time between two snapshots that clients request. The default is 10 s.
+    pub min_snapshot_interval: Duration,
+    /// Memory for bytes that the cache service stores beside the table; `None`, the default, stores
+    /// none. Their snapshot is the file with `.bytes` after its name.
+    pub bytes: Option<u64>,
 }
 
 impl Default for TableConfig {
     fn default() -> Self {
-        TableConfig { capacity: Capacity::Bytes(256 << 20), snapshot: None, snapshot_every: None }
+        TableConfig {
+            capacity: Capacity::Bytes(256 << 20),
+            snapshot: None,
+            snapshot_every: None,
+            min_snapshot_interval: Duration::from_secs(10),
+            bytes: None,
+        }
     }
 }
 
 impl TableConfig {
-    /// The table, and the writer of its snapshots if it has a snapshot file.
-    pub(crate) fn start(&self) -> Result<(Arc<Table>, Option<SnapshotWriter>), ConfigError> {
+    /// The table, the byte store, and the writer of their snapshots if there is a snapshot file.
+    pub(crate) fn start(&self) -> Result<Started, ConfigError> {
         if self.snapshot_every.is_some() && self.snapshot.is_none() {
             return Err(ConfigError::Missing("--snapshot-every needs --snapshot FILE"));
         }
+        let bytes = self.bytes.map(|size| Arc::new(ByteStore::new(size, MAX_VALUE)));
         // Before the table takes memory.
         let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
         let file = file.map_err(ConfigError::Snapshot)?;
+        let with_bytes = self.snapshot.as_ref().zip(bytes.as_ref()).map(|(path, store)| {
+            let mut path = path.clone().into_os_string();
+            path.push(".bytes");
+            SnapshotFile::open_bytes(path).map(|file| file.of(Arc::clone(store)))
+        });
+        let with_bytes = with_bytes.transpose().map_err(ConfigError::Snapshot)?;
         let table = Table::new(self.capacity)?;
-        let (entries, bytes) = (table.capacity(), Size(table.memory_bytes()));
-        tracing::info!("the label table has {entries} slots in {bytes}");
+        let (entries, memory) = (table.capacity(), Size(table.memory_bytes()));
+        tracing::info!("the label table has {entries} slots in {memory}");
         let table = Arc::new(table);
         populate_in_background(&table);
-        let every = self.snapshot_every;
-        let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&table), file, every));
-        Ok((table, writer))
+        let snapshots = file.map(|file| {
+            let parts = [file.of(Arc::clone(&table))].into_iter().chain(with_bytes);
+            SnapshotWriter::start_all(parts.collect(), self.snapshot_every)
+                .with_request_interval(self.min_snapshot_interval)
+        });
+        Ok(Started { table, bytes, snapshots })
     }
+}
+
+/// The stores of a process.
+pub(crate) struct Started {
+    pub(crate) table: Arc<Table>,
+    pub(crate) bytes: Option<Arc<ByteStore>>,
+    pub(crate) snapshots: Option<SnapshotWriter>,
 }
 
 /// The model of the built-in classifier, and its compute threads.

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ListenerConfig};
+use crate::config::{Config, ListenerConfig, Started};
 use crate::embedded::Embedded;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
@@ -104,15 +104,15 @@ impl Process {
         }
 
         let has_own_store = memo.as_ref().is_some_and(|memo| memo.store.is_none());
-        let (table, snapshots) = if has_own_store || !cache_sockets.is_empty() {
-            let (table, snapshots) = table.start()?;
-            (Some(table), snapshots)
+        let (table, bytes, snapshots) = if has_own_store || !cache_sockets.is_empty() {
+            let Started { table, bytes, snapshots } = table.start()?;
+            (Some(table), bytes, snapshots)
         } else if table.snapshot.is_some() {
             return Err(ConfigError::Missing(
                 "--snapshot needs --store embedded; give it to the cache service instead",
             ));
         } else {
-            (None, None)
+            (None, None, None)
         };
         let has_own_engine = memo.as_ref().is_some_and(|memo| memo.classifier.is_none());
         let needs_engine = has_own_engine || !classifier_sockets.is_empty();
@@ -131,7 +131,9 @@ impl Process {
             process.serve(service, classifier_sockets)?;
         }
         if let (Some(table), false) = (&table, cache_sockets.is_empty()) {
-            let service = CacheService::new(Arc::clone(table)).with_snapshots(handle.clone());
+            let service = CacheService::new(Arc::clone(table))
+                .with_bytes(bytes)
+                .with_snapshots(handle.clone());
             process.serve(service, cache_sockets)?;
         }
         if let Some(memo) = memo {

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use afterimage::embedded::Embedded;
 use afterimage_cache::{Capacity, Table};
@@ -13,27 +13,10 @@ use afterimage_classifier::{
 };
 use afterimage_memo::pool::Pool;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
+use afterimage_testkit::services::{PATIENCE, connect, counter, gauge, serve, until};
 use afterimage_wire::client::CallOptions;
-use afterimage_wire::proto::stats::Value;
-use afterimage_wire::server::{Server, ServerOptions, Service};
-use afterimage_wire::{CallError, Client, ClientOptions, Status};
+use afterimage_wire::{CallError, Client, Status};
 use tokio::task::JoinHandle;
-
-/// Longer than any step takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Serves until the test's runtime ends, and returns the address.
-async fn serve(service: impl Service) -> String {
-    let options = ServerOptions::default();
-    let server = Server::bind("127.0.0.1:0", Arc::new(service), options).await.unwrap();
-    let addr = server.local_addr().unwrap().to_string();
-    tokio::spawn(server.serve(std::future::pending()));
-    addr
-}
-
-async fn connect(addr: &str) -> Client {
-    Client::connect(addr, ClientOptions::new().fail_fast(true)).await.unwrap()
-}
 
 /// A client of a new memo with its own table.
 async fn memo(classifier: impl Upstream) -> Client {
@@ -41,25 +24,6 @@ async fn memo(classifier: impl Upstream) -> Client {
     let options = MemoOptions::new(Secret::new([7; 32]));
     let service = MemoService::new(Store::Embedded(table, None), classifier, options);
     connect(&serve(service).await).await
-}
-
-async fn counter(client: &Client, name: &str) -> u64 {
-    client.stats().await.unwrap().counter_value(name)
-}
-
-async fn gauge(client: &Client, name: &str) -> u64 {
-    match client.stats().await.unwrap().get(name) {
-        Some(Value::Gauge(value)) => value.cast_unsigned(),
-        other => panic!("{name} is {other:?}"),
-    }
-}
-
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "timed out: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// Labels every image 7 once the gate is open, and records the first byte of each.

@@ -18,9 +18,10 @@ use afterimage_classifier::{
 };
 use afterimage_memo::pool::Pool;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
+use afterimage_testkit::services::{PATIENCE, connect, serve};
+use afterimage_wire::Status;
 use afterimage_wire::proto::{Hello, Message};
-use afterimage_wire::server::{Server, ServerOptions, Service};
-use afterimage_wire::{Client, ClientOptions, Status};
+use afterimage_wire::server::Service;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -40,9 +41,6 @@ const SLACK: Duration = Duration::from_millis(700);
 
 /// Requests of the polite client, one every 20 ms.
 const POLITE: usize = 100;
-
-/// Longer than any request takes.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Labels every image 7, slowly.
 struct Slow {
@@ -94,19 +92,6 @@ fn memo_of(upstream: impl Upstream) -> MemoService {
     let table = Arc::new(Table::new(Capacity::Entries(100_000)).unwrap());
     let options = MemoOptions::new(Secret::new([7; 32]));
     MemoService::new(Store::Embedded(table, None), upstream, options)
-}
-
-/// Serves until the test's runtime ends, and returns the address.
-async fn serve(service: impl Service) -> String {
-    let options = ServerOptions::default();
-    let server = Server::bind("127.0.0.1:0", Arc::new(service), options).await.unwrap();
-    let addr = server.local_addr().unwrap().to_string();
-    tokio::spawn(server.serve(std::future::pending()));
-    addr
-}
-
-async fn connect(addr: &str) -> Client {
-    Client::connect(addr, ClientOptions::new().fail_fast(true)).await.unwrap()
 }
 
 /// An input that no test has used before.

@@ -32,7 +32,7 @@ async fn two_services_and_three_listeners_have_one_drain() {
         table: TableConfig {
             capacity: Capacity::Entries(1000),
             snapshot: Some(snapshot.clone()),
-            snapshot_every: None,
+            ..TableConfig::default()
         },
         engine: EngineConfig { model: "raw".into(), threads: 1, ..EngineConfig::default() },
         ..Config::default()

@@ -59,7 +59,7 @@ fn every_service_starts_with_its_defaults_and_answers() {
             let service = Running::start(&[command]);
             let (mut raw, welcome) = Raw::open(service.addr(), "").await;
             assert_eq!(welcome.service, kind, "{command}");
-            assert_eq!((welcome.max_body, welcome.window), (1 << 20, 16_384), "{command}");
+            assert_eq!((welcome.max_body, welcome.window), (17 << 20, 16_384), "{command}");
             let pong = raw.ask(u64::MAX, Message::Ping(b"are you there?")).await;
             assert_eq!(pong.message().unwrap(), Message::Pong(b"are you there?"));
             match kind {

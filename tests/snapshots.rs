@@ -433,3 +433,21 @@ fn a_second_process_on_one_snapshot_is_refused() {
     assert_eq!(remembered(&client(&next), 1..=1), ENTRIES as usize);
     assert!(next.log().contains(&format!("loaded {ENTRIES} of")), "{}", next.log());
 }
+
+#[test]
+fn a_cache_with_bytes_keeps_both_stores() {
+    let folder = folder();
+    let mut cache = start(&place(&folder), &["--bytes", "8MiB"]);
+    fill(&client(&cache), 1);
+    let printed = run(&["snapshot", &cache.place()]).succeeded();
+    assert!(printed.starts_with("wrote 20,000 entries"), "{printed}");
+    assert_eq!(
+        names(&folder),
+        ["snapshot", "snapshot.bytes", "snapshot.bytes.lock", "snapshot.lock"]
+    );
+    cache.kill();
+    cache.restart();
+    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    let stats = run(&["stats", "--over", "0s", &cache.place()]).succeeded();
+    assert!(stats.contains("\nByte store\n"), "{stats}");
+}

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use afterimage_core::{Failure, ModelId, Origin, RowReply, Status};
-use afterimage_wire::proto::message::Classification;
+use afterimage_core::{ClientId, Failure, ModelId, Origin, RowReply, Status};
+use afterimage_wire::proto::message::{Classification, Forget};
 use afterimage_wire::proto::{Role, stats::Stats};
-use afterimage_wire::server::{Batch, Identity, Op, Service, SnapshotReply, Watchers};
+use afterimage_wire::server::{
+    Batch, Identity, Infer, Op, Request, Service, SnapshotReply, Watchers,
+};
 
 use crate::begun::{Arrival, Asker};
 use crate::lookup::{Front, Lookups};
 use crate::memo::{Memo, MemoOptions};
 use crate::models::{Entry, ModelOptions};
+use crate::request::Directives;
 use crate::store::Store;
 use crate::sync;
 use crate::upstream::Upstream;
@@ -77,6 +80,10 @@ impl Service for MemoService {
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
+        if let [Request { op: Op::Infer(_) | Op::Forget(_) | Op::Flush { .. }, .. }] = batch.requests()
+        {
+            return self.handle_alone(batch);
+        }
         let since = sync::now();
         let (inner, entry) = (&self.memo.inner, &self.entry);
         // The client was told of a model. It gets no answer of another one.
@@ -92,7 +99,7 @@ impl Service for MemoService {
         let mut rows = Lookups::new();
         for (i, request) in batch.requests().iter().enumerate() {
             let Op::Classify { image } = request.op else {
-                batch.error(i, Status::Unsupported, "this is a memo; it takes ClassifyReq only");
+                batch.error(i, Status::Unsupported, "this is a memo; it has answers only");
                 continue;
             };
             if space.keys.input_len().is_some_and(|expected| image.len() != expected) {
@@ -123,6 +130,54 @@ impl Service for MemoService {
     fn snapshot(&self, reply: SnapshotReply) {
         self.memo.inner.stores.labels.snapshot(reply);
     }
+}
+
+impl MemoService {
+    /// Answers a request that concerns any model of the memo. Such a request comes alone.
+    fn handle_alone(&self, batch: &mut Batch<'_>) {
+        let Some(wanted) = batch.requests().first() else { return };
+        let outcome = match wanted.op {
+            Op::Infer(infer) => {
+                let request = request_of(infer, batch.client(), wanted.id);
+                return self.memo.submit(request, batch.response_reply(0));
+            }
+            Op::Forget(forget) => self.forget(forget).map(|count| batch.forgotten(0, count)),
+            Op::Flush { model: "" } => self.memo.flush_all().map(|()| batch.flushed(0)),
+            Op::Flush { model } => self.memo.flush(model).map(|()| batch.flushed(0)),
+            _ => return,
+        };
+        if let Err(Failure { status, text }) = outcome {
+            batch.error(0, status, &text);
+        }
+    }
+
+    /// Takes the answer of one row back. Returns how many answers that concerns, as far as is known.
+    fn forget(&self, &Forget { model, version, row }: &Forget<'_>) -> Result<u64, Failure> {
+        let inner = &self.memo.inner;
+        let entry = inner.models.get(model)?;
+        entry.refresh();
+        if let Some(space) = &*entry.keys.present()
+            && !version.is_empty()
+            && version != space.model.version
+        {
+            let present = &space.model.version;
+            let text = format!("model {model:?} has version {present:?}, not {version:?}");
+            return Err(Failure::new(Status::BadArgument, text));
+        }
+        self.memo.forget(model, row)?;
+        Ok(entry.options.stored.into())
+    }
+}
+
+/// The request of a client for the library.
+fn request_of(infer: &Infer<'_>, client: ClientId, id: u64) -> crate::Request {
+    let mut request = crate::Request::rows(infer.rows()).model(infer.model);
+    request.version = infer.version.to_owned();
+    request.deadline = infer.budget().map(|budget| sync::now() + budget);
+    request.directives =
+        Directives { refresh: infer.refresh, no_store: infer.no_store, ttl: infer.ttl() };
+    (request.client, request.id) = (client, id);
+    request
 }
 
 /// A batch of a connection.

@@ -62,7 +62,7 @@ pub(crate) struct ServerArgs {
     max_buffer_memory: Size,
 
     /// Maximum size of a request's body.
-    #[arg(long, value_name = "SIZE", default_value = "1MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "17MiB")]
     max_body: Size,
 
     /// Maximum number of unanswered requests per connection.
@@ -174,7 +174,13 @@ impl TableArgs {
             (None, None) => TableConfig::default().capacity,
         };
         let snapshot_every = self.snapshot_every.map(|every| every.0);
-        Ok(TableConfig { capacity, snapshot: self.snapshot.clone(), snapshot_every })
+        Ok(TableConfig {
+            capacity,
+            snapshot: self.snapshot.clone(),
+            snapshot_every,
+            min_snapshot_interval: self.min_snapshot_interval.0,
+            ..TableConfig::default()
+        })
     }
 }
 

@@ -1,13 +1,13 @@
-//! `afterimage cache`: the cache service, a label table on the network.
+//! `afterimage cache`: the cache service, a label table and a byte store on the network.
 
-use crate::args::{ServerArgs, TableArgs};
-use crate::config::Config;
+use crate::args::{ServerArgs, Size, TableArgs};
+use crate::config::{Config, TableConfig};
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
     "  afterimage cache --memory 1GiB --snapshot /var/lib/afterimage/cache\n",
-    "  afterimage cache --listen 0.0.0.0:7401 --token-file token"
+    "  afterimage cache --listen 0.0.0.0:7401 --token-file token --bytes 4GiB"
 )))]
 pub(crate) struct Args {
     /// Address to listen on; port 0 takes a free port.
@@ -17,13 +17,18 @@ pub(crate) struct Args {
     #[command(flatten)]
     table: TableArgs,
 
+    /// Also store bytes, in at most this memory; their snapshot is FILE.bytes [default: off]
+    #[arg(long, value_name = "SIZE")]
+    bytes: Option<Size>,
+
     #[command(flatten)]
     server: ServerArgs,
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::serve(&args.server, &args.listen, |listener| {
-        let table = args.table.config()?;
+        let bytes = args.bytes.map(|size| size.0);
+        let table = TableConfig { bytes, ..args.table.config()? };
         Ok(Config { cache: vec![listener], table, ..Config::default() })
     })
 }

@@ -7,4 +7,5 @@ pub mod doubles;
 pub mod fuzz;
 pub mod memory;
 pub mod pki;
+pub mod services;
 pub mod vectors;

@@ -91,12 +91,12 @@ fn flags_beat_environment_beats_file_beats_default() {
     };
     let config = ["--config", path.as_str()];
     let variable = ("AFTERIMAGE_WINDOW", "22");
-    assert_eq!(window(&["--memory", "8MiB"], &[]), (16_384, 1 << 20));
+    assert_eq!(window(&["--memory", "8MiB"], &[]), (16_384, 17 << 20));
     assert_eq!(window(&config, &[]), (11, 64 << 10));
     assert_eq!(window(&[], &[("AFTERIMAGE_CONFIG", &path)]), (11, 64 << 10));
     assert_eq!(window(&config, &[variable]), (22, 64 << 10));
     assert_eq!(window(&[&config[..], &["--window", "33"]].concat(), &[variable]), (33, 64 << 10));
-    assert_eq!(window(&["--memory", "8MiB", "--window", "33"], &[variable]), (33, 1 << 20));
+    assert_eq!(window(&["--memory", "8MiB", "--window", "33"], &[variable]), (33, 17 << 20));
     // Each setting by itself: one from the flag, another from the environment.
     let variables = [variable, ("AFTERIMAGE_MAX_BODY", "32KiB")];
     assert_eq!(window(&[&config[..], &["--window", "33"]].concat(), &variables), (33, 32 << 10));
@@ -174,7 +174,7 @@ fn an_empty_environment_variable_means_unset() {
     let empty: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
     let args = ["serve", "--memory", "8MiB", "--listen", "127.0.0.1:0"];
     let service = Running::start_with_env(&args, &empty);
-    assert_eq!(welcome(&service).max_body, 1 << 20);
+    assert_eq!(welcome(&service).max_body, 17 << 20);
     let stats = run_with(&["stats", &service.place()], |command| {
         command.envs(empty.iter().copied());
     });

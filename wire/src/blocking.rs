@@ -26,11 +26,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-use crate::client::{Addresses, CallError, CallOptions, ClientOptions, Counters};
-use crate::proto::message::Classification;
+use crate::client::{Addresses, CallError, CallOptions, ClientOptions, Counters, Infer, Inference};
+use crate::proto::message::{BytesKey, Classification};
 use crate::proto::stats::Stats;
 use crate::proto::{Snapshot, Welcome};
 
@@ -170,6 +171,63 @@ impl Client {
             tokio::task::yield_now().await;
             Ok(())
         })
+    }
+
+    /// A model's answers to rows of bytes: see [`crate::Client::infer`].
+    ///
+    /// # Errors
+    /// As [`crate::Client::infer`].
+    pub fn infer(&self, request: &Infer) -> Result<Inference, CallError> {
+        self.block_on(self.inner.client.infer(request))
+    }
+
+    /// [`Client::infer`] with settings for this call.
+    ///
+    /// # Errors
+    /// As [`crate::Client::infer`].
+    pub fn infer_with(
+        &self,
+        request: &Infer,
+        options: CallOptions,
+    ) -> Result<Inference, CallError> {
+        self.block_on(self.inner.client.infer_with(request, options))
+    }
+
+    /// The bytes of a key: see [`crate::Client::read_bytes`].
+    ///
+    /// # Errors
+    /// As [`crate::Client::read_bytes`].
+    pub fn read_bytes(&self, key: &BytesKey) -> Result<Option<Bytes>, CallError> {
+        self.block_on(self.inner.client.read_bytes(key))
+    }
+
+    /// Stores bytes under a key: see [`crate::Client::write_bytes`].
+    ///
+    /// # Errors
+    /// As [`crate::Client::write_bytes`].
+    pub fn write_bytes(
+        &self,
+        key: &BytesKey,
+        value: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<(), CallError> {
+        self.block_on(self.inner.client.write_bytes(key, value, ttl))
+    }
+
+    /// Takes the stored answer of one row back: see [`crate::Client::forget`].
+    ///
+    /// # Errors
+    /// As [`crate::Client::forget`].
+    pub fn forget(&self, model: &str, version: &str, row: &[u8]) -> Result<u64, CallError> {
+        self.block_on(self.inner.client.forget(model, version, row))
+    }
+
+    /// Takes all stored answers of a model back: see [`crate::Client::flush`].
+    ///
+    /// # Errors
+    /// As [`crate::Client::forget`].
+    pub fn flush(&self, model: &str) -> Result<(), CallError> {
+        self.block_on(self.inner.client.flush(model))
     }
 
     /// The round-trip time of a `Ping`.

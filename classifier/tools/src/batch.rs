@@ -46,27 +46,21 @@ mod tests {
     use ndarray::Array2;
 
     use super::*;
-
-    /// Images of noise, of every density.
-    fn noise_images(count: usize) -> Vec<Vec<u8>> {
-        let mut state = 9_u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        };
-        (0..count)
-            .map(|i| {
-                (0..784).map(|_| next().saturating_sub(next().wrapping_mul(i as u8))).collect()
-            })
-            .collect()
-    }
+    use crate::train::random::Random;
 
     #[test]
     fn labels_do_not_depend_on_threads_or_memory_order() {
         let model = Model::shipped();
-        let images = noise_images(130);
-        let matrix = Array2::from_shape_fn((130, 784), |(i, p)| images[i][p]);
-        let alone: Vec<u16> = images.iter().map(|image| model.classify(image).unwrap()).collect();
+        let mut noise = Random::new(9, b"a test..", 0);
+        // The images have every density of light pixels.
+        let matrix = Array2::from_shape_fn((130, 784), |(i, _)| {
+            noise.below(256).saturating_sub(noise.below(1 + 4 * i)) as u8
+        });
+        let images = matrix.rows();
+        let alone: Vec<u16> = images
+            .into_iter()
+            .map(|image| model.classify(image.as_slice().unwrap()).unwrap())
+            .collect();
         for threads in [1, 2, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let labels = pool.install(|| classify_all(&model, matrix.view()).unwrap());

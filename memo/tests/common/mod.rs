@@ -4,20 +4,20 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use afterimage_cache::{Capacity, Table};
 use afterimage_core::{ModelId, RowAnswer, RowReply};
 use afterimage_memo::service::identity_of;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
+#[allow(unused_imports, reason = "not every suite uses all of them")]
+pub(crate) use afterimage_testkit::services::{PATIENCE, counter, gauge, until};
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Watchers};
 use afterimage_wire::{Client, ClientOptions, Status};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) fn model_id(digest: u8) -> ModelId {
     ModelId::labels([digest; 32], Shape::new(&[4]), 1000)
@@ -186,24 +186,4 @@ pub(crate) async fn memo(entries: u64, classifier: impl Upstream) -> (Running, C
     let running = Running::start(service, "127.0.0.1:0").await;
     let client = Client::connect(running.addr.as_str(), ClientOptions::new()).await.unwrap();
     (running, client)
-}
-
-pub(crate) async fn counter(client: &Client, name: &str) -> u64 {
-    client.stats().await.unwrap().counter_value(name)
-}
-
-pub(crate) async fn gauge(client: &Client, name: &str) -> u64 {
-    use afterimage_wire::proto::stats::Value;
-    match client.stats().await.unwrap().get(name) {
-        Some(Value::Gauge(value)) => value.cast_unsigned(),
-        other => panic!("{name} is {other:?}"),
-    }
-}
-
-pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "timed out: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }

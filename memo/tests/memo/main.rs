@@ -6,6 +6,7 @@ mod burst;
 #[path = "../common/mod.rs"]
 mod common;
 mod flush;
+mod inference;
 mod nonsense;
 mod once;
 mod puppet;

@@ -13,20 +13,17 @@ mod trouble;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use afterimage_core::ModelId;
 use afterimage_memo::store::{Redis, RedisOptions, RemoteStore, StoreOptions};
 use afterimage_memo::upstream::Call;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
+use afterimage_testkit::services::{counter, serve, until};
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::{Shape, stats::Stats};
-use afterimage_wire::server::{Server, ServerOptions};
 use afterimage_wire::tls::ClientFiles;
 use afterimage_wire::{Client, ClientOptions};
-
-/// Longer than any test here takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers with the image's first byte.
 struct FirstByte(Arc<ModelId>);
@@ -67,19 +64,8 @@ async fn memo_within(url: &str, options: RedisOptions, limits: StoreOptions) -> 
     tokio::spawn(redis.keep_current());
     let store = Store::Remote(RemoteStore::new(redis, limits));
     let options = MemoOptions::new(Secret::new([7; 32]));
-    let service = Arc::new(MemoService::new(store, FirstByte(model), options));
-    let server = Server::bind("127.0.0.1:0", service, ServerOptions::default()).await.unwrap();
-    let addr = server.local_addr().unwrap();
-    tokio::spawn(server.serve(std::future::pending()));
-    Client::connect(addr, ClientOptions::new()).await.unwrap()
-}
-
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "timed out: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let service = MemoService::new(store, FirstByte(model), options);
+    Client::connect(serve(service).await.as_str(), ClientOptions::new()).await.unwrap()
 }
 
 /// Classifies these images, checks the labels, and returns the number of hits.
@@ -95,8 +81,4 @@ async fn ask(client: &Client, images: Range<u8>) -> usize {
 
 async fn stats(client: &Client) -> Stats {
     client.stats().await.unwrap()
-}
-
-async fn counter(client: &Client, name: &str) -> u64 {
-    stats(client).await.counter_value(name)
 }

@@ -11,14 +11,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::error::{CallError, ConnectionError, Violation};
+use super::infer::Inference;
 use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
-use crate::proto::{Frame, FrameError, Message, Welcome};
+use crate::proto::{Frame, FrameError, InferResp, Message, Welcome};
 use crate::sched::{Rest, corked};
 use crate::text::Escaped;
 
@@ -260,6 +262,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Ok(Message::Pong(_)) => Ok(Answer::Pong),
                 Ok(Message::StatsResp(stats)) => Ok(Answer::Stats(Box::new(stats))),
                 Ok(Message::SnapshotResp(snapshot)) => Ok(Answer::Snapshot(snapshot)),
+                Ok(Message::BytesResp { value }) => {
+                    Ok(Answer::Bytes(value.map(Bytes::copy_from_slice)))
+                }
+                Ok(Message::InferResp(InferResp { digest, answers })) => {
+                    Ok(Answer::Inference(Box::new(Inference { digest, rows: answers.to_rows() })))
+                }
+                Ok(Message::ForgetResp { count }) => Ok(Answer::Forgotten(count)),
+                Ok(Message::FlushResp) => Ok(Answer::Flushed),
                 Ok(Message::Error { status, text, connection: true }) => {
                     let text = text.into();
                     return Err(ConnectionError::Rejected { status, text });

@@ -65,9 +65,9 @@ pub enum CallError {
         /// The problem.
         reason: Arc<ConnectionError>,
     },
-    /// The image is larger than the server accepts.
+    /// The image, or the body of another request, is larger than the server accepts.
     TooLarge {
-        /// Bytes of the image.
+        /// Bytes of the body.
         bytes: usize,
         /// The largest body that the server accepts.
         limit: u32,
@@ -80,6 +80,18 @@ pub enum CallError {
         expected: usize,
         /// The input that the model takes.
         shape: Shape,
+    },
+    /// The request cannot be sent as it is: a name is too long, or it has no rows.
+    Invalid {
+        /// The problem.
+        reason: Box<str>,
+    },
+    /// The server speaks an older version of the protocol. Update the server.
+    OldServer {
+        /// The version that has this request.
+        needed: u16,
+        /// The version of the connection.
+        version: u16,
     },
     /// The server sent bytes that the protocol does not allow. It is broken, or it is not an
     /// Afterimage server: check the address, then report a bug in the server.
@@ -126,7 +138,8 @@ impl CallError {
             },
             CallError::Refused { .. } => Status::UpstreamError,
             CallError::TooLarge { .. } => Status::TooLarge,
-            CallError::BadArgument { .. } => Status::BadArgument,
+            CallError::BadArgument { .. } | CallError::Invalid { .. } => Status::BadArgument,
+            CallError::OldServer { .. } => Status::Unsupported,
             CallError::Protocol { .. } => Status::UpstreamCorrupt,
             CallError::QueueFull { .. } => Status::Overloaded,
             CallError::Closed => Status::ShuttingDown,
@@ -145,6 +158,8 @@ impl CallError {
             CallError::Refused { .. }
             | CallError::TooLarge { .. }
             | CallError::BadArgument { .. }
+            | CallError::Invalid { .. }
+            | CallError::OldServer { .. }
             | CallError::Protocol { .. }
             | CallError::Closed => false,
         }
@@ -200,10 +215,14 @@ impl fmt::Display for CallError {
                 _ => write!(f, "cannot use {server}"),
             },
             CallError::TooLarge { bytes, limit } => {
-                write!(f, "the image is {bytes} bytes; the server accepts at most {limit}")
+                write!(f, "the request is {bytes} bytes; the server accepts at most {limit}")
             }
             CallError::BadArgument { bytes, expected, shape } => {
                 write!(f, "the image is {bytes} bytes; the model takes {shape} = {expected}")
+            }
+            CallError::Invalid { reason } => write!(f, "invalid request: {reason}"),
+            CallError::OldServer { needed, version } => {
+                write!(f, "the server speaks protocol version {version}; this call needs {needed}")
             }
             CallError::Protocol { server, violation: Violation::AnotherProtocol { .. } } => {
                 write!(f, "{server} is not an Afterimage server")
@@ -461,6 +480,14 @@ pub enum Violation {
         class: u16,
         /// How many classes the `Welcome` named.
         classes: u32,
+    },
+    /// A reply with more or fewer answers than the request has rows.
+    #[error("the reply has {answers} answers; the request has {rows} rows")]
+    WrongAnswers {
+        /// Answers in the reply.
+        answers: usize,
+        /// Rows in the request.
+        rows: usize,
     },
 }
 

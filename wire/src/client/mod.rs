@@ -41,6 +41,7 @@ mod connector;
 mod error;
 mod handshake;
 mod in_flight;
+mod infer;
 mod options;
 mod outbound;
 mod request;
@@ -52,21 +53,26 @@ mod waiter;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::proto::message::Classification;
+use crate::proto::header::{MAX_VALUE, flags};
+use crate::proto::infer::put_name;
+use crate::proto::message::{BYTES_WRITE_HEAD, BytesKey, Classification};
 use crate::proto::stats::Stats;
-use crate::proto::{Snapshot, Welcome};
+use crate::proto::{Kind, Snapshot, Welcome};
 
 pub use connector::{Addresses, Connector};
 pub use error::{CallError, ConnectionError, Report, Stage, Violation};
+pub use infer::{Infer, Inference};
 pub use options::{
     CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,
     Expect,
 };
 
 use call::{Tries, ask, ask_many, read};
-use request::Request;
+use infer::Encoded;
+use request::{EncodedRequest, Request};
 use shared::Shared;
 pub use state::Counters;
 use state::Life;
@@ -201,6 +207,117 @@ impl Client {
         self.shared().submit_write(key, value)
     }
 
+    /// A model's answers to rows of bytes, in order. Needs a memo of version 2.
+    ///
+    /// # Errors
+    /// Any [`CallError`]; [`CallError::OldServer`] if the server speaks version 1 only.
+    pub async fn infer(&self, request: &Infer) -> Result<Inference, CallError> {
+        self.infer_with(request, CallOptions::new()).await
+    }
+
+    /// [`Client::infer`] with settings for this call.
+    ///
+    /// # Errors
+    /// As [`Client::infer`].
+    pub async fn infer_with(
+        &self,
+        request: &Infer,
+        options: CallOptions,
+    ) -> Result<Inference, CallError> {
+        let timeout = options.timeout.unwrap_or(self.shared().options.timeout);
+        let Encoded { flags, body, budget_at } = request.encode(timeout)?;
+        let (kind, budget_at) = (Kind::InferReq, Some(budget_at));
+        let encoded = EncodedRequest { kind, flags, has_budget: false, budget_at, body: &body[..] };
+        let encoded = Request::Encoded(encoded);
+        let server = &self.shared().server;
+        match read(self.shared(), encoded, options).await? {
+            Answer::Inference(inference) if inference.rows.len() == request.len() => Ok(*inference),
+            Answer::Inference(inference) => {
+                let (answers, rows) = (inference.rows.len(), request.len());
+                let violation = Violation::WrongAnswers { answers, rows };
+                Err(CallError::Protocol { server: Arc::clone(server), violation })
+            }
+            answer => Err(answer.is_wrong_for(encoded.name(), server)),
+        }
+    }
+
+    /// The bytes of a key, if the cache service has some. Needs a cache service of version 2.
+    ///
+    /// # Errors
+    /// Any [`CallError`]; [`CallError::OldServer`] if the server speaks version 1 only.
+    pub async fn read_bytes(&self, key: &BytesKey) -> Result<Option<Bytes>, CallError> {
+        let (flags, has_budget) = (0, true);
+        let encoded = EncodedRequest { has_budget, ..plain(Kind::BytesReq, flags, &key[..]) };
+        self.bytes(Request::Encoded(encoded)).await
+    }
+
+    /// Stores bytes under a key, for a while if `ttl` says so, in whole seconds. Returns when the
+    /// cache service has them; it may drop them at any time. At most 16 MiB.
+    ///
+    /// # Errors
+    /// As [`Client::read_bytes`]; [`CallError::Invalid`] if the value is too long.
+    pub async fn write_bytes(
+        &self,
+        key: &BytesKey,
+        value: &[u8],
+        ttl: Option<Duration>,
+    ) -> Result<(), CallError> {
+        if value.len() > MAX_VALUE {
+            let reason = format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len());
+            return Err(CallError::Invalid { reason: reason.into() });
+        }
+        let mut body = Vec::with_capacity(BYTES_WRITE_HEAD + value.len());
+        body.extend_from_slice(key);
+        body.extend_from_slice(&infer::ttl_s(ttl).to_le_bytes());
+        body.extend_from_slice(value);
+        let request = Request::Encoded(plain(Kind::BytesReq, flags::WRITE, &body));
+        self.bytes(request).await.map(drop)
+    }
+
+    async fn bytes(&self, request: Request<&[u8]>) -> Result<Option<Bytes>, CallError> {
+        match read(self.shared(), request, CallOptions::new()).await? {
+            Answer::Bytes(value) => Ok(value),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
+        }
+    }
+
+    /// Takes the stored answer of one row back; an empty `version` is the present one. Returns how
+    /// many answers were taken back, as far as the store knows. Needs admin rights and a memo of
+    /// version 2.
+    ///
+    /// # Errors
+    /// Any [`CallError`]; [`CallError::OldServer`] if the server speaks version 1 only.
+    pub async fn forget(&self, model: &str, version: &str, row: &[u8]) -> Result<u64, CallError> {
+        infer::check_name("model", model)?;
+        infer::check_name("version", version)?;
+        let mut body = Vec::with_capacity(2 + model.len() + version.len() + row.len());
+        for name in [model, version] {
+            put_name(&mut body, name);
+        }
+        body.extend_from_slice(row);
+        let request = Request::Encoded(plain(Kind::ForgetReq, 0, &body));
+        match read(self.shared(), request, CallOptions::new()).await? {
+            Answer::Forgotten(count) => Ok(count),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
+        }
+    }
+
+    /// Takes all stored answers of a model back; of all models if `model` is empty. Needs admin
+    /// rights and a memo of version 2.
+    ///
+    /// # Errors
+    /// As [`Client::forget`].
+    pub async fn flush(&self, model: &str) -> Result<(), CallError> {
+        infer::check_name("model", model)?;
+        let mut body = Vec::with_capacity(1 + model.len());
+        put_name(&mut body, model);
+        let request = Request::Encoded(plain(Kind::FlushReq, 0, &body));
+        match read(self.shared(), request, CallOptions::new()).await? {
+            Answer::Flushed => Ok(()),
+            answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
+        }
+    }
+
     /// The round-trip time of a `Ping`.
     ///
     /// # Errors
@@ -320,6 +437,11 @@ impl Client {
     fn shared(&self) -> &Shared {
         &self.handle.shared
     }
+}
+
+/// An encoded request without a time budget.
+fn plain(kind: Kind, flags: u8, body: &[u8]) -> EncodedRequest<&[u8]> {
+    EncodedRequest { kind, flags, has_budget: false, budget_at: None, body }
 }
 
 impl std::fmt::Debug for Client {

@@ -1,10 +1,11 @@
 //! Requests without an id: borrowed from the caller, or owned while they are queued.
 
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
 use super::error::CallError;
 use crate::proto::message::{Message, put_cache_read, put_cache_write, put_classify_req};
-use crate::proto::{HEADER_LEN, Welcome};
+use crate::proto::{HEADER_LEN, Header, Kind, Welcome};
 
 /// Memory of a queued request beyond its frame, about: its entries in the table and the queue.
 const OVERHEAD: usize = 128;
@@ -14,11 +15,31 @@ const OVERHEAD: usize = 128;
 pub(super) enum Request<B> {
     Classify(B),
     CacheRead(u64),
-    CacheWrite { key: u64, value: i64 },
+    CacheWrite {
+        key: u64,
+        value: i64,
+    },
     Ping,
     Stats,
     Snapshot,
+    /// A request of version 2, encoded.
+    Encoded(EncodedRequest<B>),
 }
+
+/// An encoded request of version 2.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EncodedRequest<B> {
+    pub(super) kind: Kind,
+    pub(super) flags: u8,
+    /// The header has a time budget.
+    pub(super) has_budget: bool,
+    /// Where the body has a time budget of 32 bits.
+    pub(super) budget_at: Option<NonZeroU16>,
+    pub(super) body: B,
+}
+
+// Requests of the hot path are copied into the table of calls.
+const _: () = assert!(size_of::<Request<&[u8]>>() == 24);
 
 impl Request<&[u8]> {
     /// The same request, owned.
@@ -30,6 +51,10 @@ impl Request<&[u8]> {
             Request::Ping => Request::Ping,
             Request::Stats => Request::Stats,
             Request::Snapshot => Request::Snapshot,
+            Request::Encoded(EncodedRequest { kind, flags, has_budget, budget_at, body }) => {
+                let body = body.into();
+                Request::Encoded(EncodedRequest { kind, flags, has_budget, budget_at, body })
+            }
         }
     }
 }
@@ -43,6 +68,7 @@ impl<B: AsRef<[u8]>> Request<B> {
             Request::Ping => "Ping",
             Request::Stats => "StatsReq",
             Request::Snapshot => "SnapshotReq",
+            Request::Encoded(request) => request.kind.name(),
         }
     }
 
@@ -55,6 +81,7 @@ impl<B: AsRef<[u8]>> Request<B> {
     pub(super) fn cost(&self) -> usize {
         let body = match self {
             Request::Classify(image) => image.as_ref().len(),
+            Request::Encoded(request) => request.body.as_ref().len(),
             _ => 16,
         };
         OVERHEAD + HEADER_LEN + body
@@ -62,8 +89,10 @@ impl<B: AsRef<[u8]>> Request<B> {
 
     /// Whether this server can answer it, as far as its `Welcome` says.
     pub(super) fn check(&self, welcome: &Welcome) -> Result<(), CallError> {
-        let Request::Classify(image) = self else {
-            return Ok(());
+        let image = match self {
+            Request::Classify(image) => image,
+            Request::Encoded(request) => return request.check(welcome),
+            _ => return Ok(()),
         };
         let bytes = image.as_ref().len();
         if bytes > welcome.max_body as usize {
@@ -87,6 +116,38 @@ impl<B: AsRef<[u8]>> Request<B> {
             Request::Ping => Message::Ping(&[]).encode(id, out),
             Request::Stats => Message::StatsReq.encode(id, out),
             Request::Snapshot => Message::SnapshotReq.encode(id, out),
+            Request::Encoded(request) => request.encode(id, budget_ms, out),
+        }
+    }
+}
+
+impl<B: AsRef<[u8]>> EncodedRequest<B> {
+    fn check(&self, welcome: &Welcome) -> Result<(), CallError> {
+        let (bytes, limit) = (self.body.as_ref().len(), welcome.max_body);
+        let needed = self.kind.since();
+        if welcome.version < needed {
+            return Err(CallError::OldServer { needed, version: welcome.version });
+        }
+        if bytes > limit as usize {
+            return Err(CallError::TooLarge { bytes, limit });
+        }
+        Ok(())
+    }
+
+    fn encode(&self, id: u64, budget_ms: u16, out: &mut Vec<u8>) {
+        let body = self.body.as_ref();
+        let Self { kind, flags, .. } = *self;
+        let status = if self.has_budget { budget_ms } else { 0 };
+        let body_len = u32::try_from(body.len()).expect("`check` has limited the body");
+        out.extend_from_slice(&Header { body_len, kind, flags, status, id }.encode());
+        let start = out.len();
+        out.extend_from_slice(body);
+        // A time above 65 s stays as the caller gave it.
+        if let Some(at) = self.budget_at
+            && budget_ms != 0
+        {
+            let at = start + usize::from(at.get());
+            out[at..at + size_of::<u32>()].copy_from_slice(&u32::from(budget_ms).to_le_bytes());
         }
     }
 }

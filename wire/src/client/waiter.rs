@@ -3,9 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::error::{CallError, Violation};
+use super::infer::Inference;
 use crate::proto::message::Classification;
 use crate::proto::stats::Stats;
 use crate::proto::{Kind, Snapshot, Welcome};
@@ -18,6 +20,10 @@ pub(super) enum Answer {
     Pong,
     Stats(Box<Stats>),
     Snapshot(Snapshot),
+    Bytes(Option<Bytes>),
+    Inference(Box<Inference>),
+    Forgotten(u64),
+    Flushed,
     /// A kind that answers no request.
     Other(Kind),
 }
@@ -31,6 +37,10 @@ impl Answer {
             Answer::Pong => Kind::Pong,
             Answer::Stats(_) => Kind::StatsResp,
             Answer::Snapshot(_) => Kind::SnapshotResp,
+            Answer::Bytes(_) => Kind::BytesResp,
+            Answer::Inference(_) => Kind::InferResp,
+            Answer::Forgotten(_) => Kind::ForgetResp,
+            Answer::Flushed => Kind::FlushResp,
             Answer::Other(kind) => *kind,
         };
         let (server, violation) = (Arc::clone(server), Violation::WrongReply { request, kind });

@@ -26,7 +26,7 @@ impl FrameCodec {
 }
 
 impl Default for FrameCodec {
-    /// With the server's default limit, [`DEFAULT_MAX_BODY`].
+    /// With [`DEFAULT_MAX_BODY`], which fits every message of version 1.
     fn default() -> Self {
         FrameCodec::new(DEFAULT_MAX_BODY)
     }

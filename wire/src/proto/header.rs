@@ -24,8 +24,8 @@ pub const HEADER_LEN: usize = ID_AT + size_of::<u64>();
 
 const _: () = assert!(HEADER_LEN == 16, "PROTOCOL.md promises 16 bytes");
 
-/// Default limit of a body: an image of a megapixel fits, and ten thousand connections do not
-/// exhaust a machine's memory.
+/// Bytes in the largest reply of version 1, and the default limit of a
+/// [`FrameCodec`](super::codec::FrameCodec). A server's default is [`MAX_LARGE_BODY`].
 pub const DEFAULT_MAX_BODY: u32 = 1 << 20;
 
 /// Limit of a body before the handshake is complete. A `Hello` with the longest token and a few

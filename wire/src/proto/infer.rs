@@ -3,6 +3,7 @@
 //! Rows and answers stay encoded: [`Rows`] and [`Answers`] are checked once and then iterated in
 //! place. Byte tables in `PROTOCOL.md`, section "Messages of the classifier and the memo".
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use afterimage_core::model::DIGEST_LEN;
@@ -49,7 +50,7 @@ impl<'a> InferReq<'a> {
         (self.ttl_s != 0).then(|| Duration::from_secs(self.ttl_s.into()))
     }
 
-    pub(super) fn flags(&self) -> u8 {
+    pub(crate) fn flags(&self) -> u8 {
         let bit = |set, bit| if set { bit } else { 0 };
         bit(self.refresh, flags::REFRESH) | bit(self.no_store, flags::NO_STORE)
     }
@@ -65,8 +66,9 @@ impl<'a> InferReq<'a> {
     }
 
     /// Where the budget is in an encoded body.
-    pub(crate) fn budget_at(&self) -> usize {
-        2 + name_len(self.model) + name_len(self.version) + size_of::<u32>()
+    pub(crate) fn budget_at(&self) -> NonZeroU16 {
+        let at = 2 + name_len(self.model) + name_len(self.version) + size_of::<u32>();
+        u16::try_from(at).ok().and_then(NonZeroU16::new).expect("two names are below 64 KiB")
     }
 
     /// Decodes the body of an `InferReq`.
@@ -324,7 +326,7 @@ pub(super) fn name<'a>(
 }
 
 /// Appends a name, cut at [`MAX_NAME_LEN`].
-pub(super) fn put_name(out: &mut impl BufMut, name: &str) {
+pub(crate) fn put_name(out: &mut impl BufMut, name: &str) {
     let name = super::body::truncate(name, MAX_NAME_LEN);
     out.put_u8(name.len() as u8);
     out.put_slice(name.as_bytes());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 
 use crate::proto::handshake::MAX_TOKEN_LEN;
-use crate::proto::header::DEFAULT_MAX_BODY;
+use crate::proto::header::MAX_LARGE_BODY;
 use crate::tls::ServerTls;
 
 /// A secret that clients must show in their `Hello`. It is compared in constant time and never
@@ -62,7 +62,7 @@ pub struct ServerOptions {
     /// Connections from one IPv4 address or one IPv6 network (64 bits). `None`, the default, is a
     /// quarter of all connections, and no limit for this machine itself.
     pub max_connections_per_address: Option<usize>,
-    /// The largest body in bytes, at most 1 GiB. The default is 1 MiB: an image of a megapixel.
+    /// The largest body in bytes, at most 1 GiB. The default is 17 MiB: a value or a row of 16 MiB.
     pub max_body: u32,
     /// Memory in bytes for the buffers of all connections together, requests and replies. A
     /// connection that would exceed it stops reading until there is memory. It always has 8 KiB
@@ -78,7 +78,7 @@ pub struct ServerOptions {
     /// Time without a byte from the client and with nothing in flight. The default is 5 min; a
     /// client stays connected by sending a `Ping` from time to time.
     pub idle_timeout: Duration,
-    /// Time from the first byte of a frame to its last. The default is 30 s, which is 35 kB a
+    /// Time from the first byte of a frame to its last. The default is 30 s, which is 600 kB a
     /// second for the largest frame.
     pub frame_timeout: Duration,
     /// Time during which the peer accepts no byte of the waiting replies. The default is 30 s.
@@ -128,7 +128,7 @@ impl Default for ServerOptions {
             tls: None,
             max_connections: 4096,
             max_connections_per_address: None,
-            max_body: DEFAULT_MAX_BODY,
+            max_body: MAX_LARGE_BODY,
             max_buffer_memory: 256 << 20,
             window: 16_384,
             handshake_timeout: Duration::from_secs(5),

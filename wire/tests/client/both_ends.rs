@@ -81,7 +81,7 @@ async fn calls_errors_stats_and_pings_cross_both_ends() {
         client.ping().await.unwrap();
         let error = client.cache_get(1).await.unwrap_err();
         assert!(matches!(&error, CallError::Server { status: Status::Unsupported, .. }), "{error}");
-        let error = client.classify(&vec![0; (1 << 20) + 1]).await.unwrap_err();
+        let error = client.classify(&vec![0; (17 << 20) + 1]).await.unwrap_err();
         assert!(matches!(error, CallError::TooLarge { .. }), "{error}");
         client.close().await;
     })

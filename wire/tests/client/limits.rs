@@ -138,7 +138,7 @@ async fn an_invalid_image_is_rejected_before_it_is_sent() {
     let welcome = Welcome { shape, max_body: 4096, ..welcome() };
     let (client, peer, _listener) = pair_with(options(), welcome).await;
     let error = soon(client.classify(&[0; 5000])).await.unwrap_err();
-    assert_eq!(error.to_string(), "the image is 5000 bytes; the server accepts at most 4096");
+    assert_eq!(error.to_string(), "the request is 5000 bytes; the server accepts at most 4096");
     assert_eq!(error.status(), Status::TooLarge);
     let error = soon(client.classify(&[0; 783])).await.unwrap_err();
     assert_eq!(error.to_string(), "the image is 783 bytes; the model takes 28×28 = 784");

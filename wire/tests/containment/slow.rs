@@ -77,7 +77,7 @@ async fn a_frame_of_4_gib_is_rejected_from_its_header() {
             })
             .await;
         assert_eq!(status, Status::TooLarge);
-        assert_eq!(text, "frame body is 4294967295 bytes; the limit is 1048576");
+        assert_eq!(text, "frame body is 4294967295 bytes; the limit is 17825792");
     }
 }
 

@@ -203,7 +203,10 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             Kind::InferReq if header.body_len >= LARGE_BODY => self.input.detach(len),
             _ => None,
         };
-        let bytes = owner.as_deref().unwrap_or(&self.input.unread()[..len]);
+        let bytes = match &owner {
+            Some(frame) => frame,
+            None => &self.input.unread()[..len],
+        };
         match Message::decode(Frame { header, body: &bytes[HEADER_LEN..] }) {
             Err(error) => {
                 Counters::add(&self.shared.counters.malformed, 1);
