@@ -131,6 +131,48 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
 }
 
 #[test]
+fn answers_are_taken_back_by_command_and_stay_so_after_a_restart() {
+    let folder = folder();
+    let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));
+    let at = place(&folder);
+    let args = ["serve", "--snapshot", &at, "--token-file", &token, "--admin-token-file", &admin];
+    let mut memo = Running::start(
+        &[&args[..], &["--secret-file", &file(&folder, "secret", "7".repeat(64))]].concat(),
+    );
+    let classify = |memo: &Running| {
+        let server = memo.place();
+        let image = "examples/seven.png";
+        let args = ["classify", image, "--server", &server, "--token-file", &token];
+        let printed = run(&args).succeeded();
+        ["hit", "miss"].into_iter().find(|origin| printed.contains(origin)).unwrap()
+    };
+    let take_back = |memo: &Running, args: &[&str], token: &str| {
+        let server = memo.place();
+        run(&[args, &["--server", &server, "--token-file", token]].concat())
+    };
+    assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"));
+    let forget = ["forget", "examples/seven.png"];
+    for command in [&forget[..], &["flush"]] {
+        let line = take_back(&memo, command, &token).failed_with_a_line();
+        assert!(line.contains("unauthorized") && line.contains("admin token"), "{line}");
+        assert_eq!(classify(&memo), "hit", "{command:?} without the right");
+        let printed = take_back(&memo, command, &admin).succeeded();
+        assert!(
+            printed.starts_with("forgot 1 input of") || printed.contains("all models"),
+            "{printed}"
+        );
+        assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"), "{command:?}");
+    }
+    let line = take_back(&memo, &["flush", "--model", "none"], &admin).failed_with_a_line();
+    assert!(line.contains("none"), "{line}");
+    take_back(&memo, &["flush"], &admin).succeeded();
+    memo.signal(Signal::TERM);
+    assert!(memo.wait().success());
+    memo.restart();
+    assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"), "flushed before the restart");
+}
+
+#[test]
 fn snapshots_and_internals_need_the_admin_token() {
     let folder = folder();
     let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,26 @@ use afterimage_wire::proto::message::BytesWrite;
 use afterimage_wire::proto::stats::Value;
 use afterimage_wire::proto::{Frame, Hello, Message, Status};
 use afterimage_wire::server::{Server, ServerOptions};
+use afterimage_wire::{Client, ClientOptions};
+
+/// Starts a service on a thread, which ends with the test's process.
+fn start(bytes: Option<Arc<ByteStore>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let addr = listener.local_addr().unwrap();
+    let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
+    let service = Arc::new(CacheService::new(table).with_bytes(bytes));
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let options = ServerOptions { max_body: 8 << 20, ..ServerOptions::default() };
+            let server = Server::new(listener, service, options);
+            server.serve(std::future::pending()).await;
+        });
+    });
+    addr
+}
 
 /// A connection that sends a message and reads the reply.
 struct Connection {
@@ -22,23 +42,7 @@ struct Connection {
 
 impl Connection {
     fn open(bytes: Option<Arc<ByteStore>>) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.set_nonblocking(true).unwrap();
-        let addr = listener.local_addr().unwrap();
-        let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
-        let service = Arc::new(CacheService::new(table).with_bytes(bytes));
-        // The thread ends with the test's process.
-        std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let options = ServerOptions { max_body: 8 << 20, ..ServerOptions::default() };
-                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                let server = Server::new(listener, service, options);
-                server.serve(std::future::pending()).await;
-            });
-        });
-        let stream = TcpStream::connect(addr).unwrap();
+        let stream = TcpStream::connect(start(bytes)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut connection = Connection { stream, received: Vec::new() };
         connection.ask(Message::Hello(Hello::new(b"")), |reply| {
@@ -129,4 +133,19 @@ fn a_service_without_a_byte_store_names_the_flag() {
     let (status, text) = client.write(1, b"x", 0).unwrap_err();
     assert_eq!(status, Status::Unsupported);
     assert_eq!(text, "this cache service stores no bytes; start it with --bytes SIZE");
+}
+
+#[tokio::test]
+async fn the_client_stores_and_reads_bytes() {
+    let addr = start(Some(Arc::new(ByteStore::new(64 << 20, 16 << 20)))).to_string();
+    let client = Client::connect(addr.as_str(), ClientOptions::new()).await.unwrap();
+    let values: Vec<Vec<u8>> = (0..64).map(|i| vec![i; usize::from(i) * 1000]).collect();
+    for (i, value) in (0..).zip(&values) {
+        client.write_bytes(&[i; 16], value, Some(Duration::from_secs(60))).await.unwrap();
+    }
+    for (i, value) in (0..).zip(&values) {
+        let read = client.read_bytes(&[i; 16]).await.unwrap();
+        assert_eq!(read.as_deref(), Some(&value[..]));
+    }
+    assert_eq!(client.read_bytes(&[99; 16]).await.unwrap(), None);
 }
