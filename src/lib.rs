@@ -9,11 +9,13 @@
 
 mod args;
 mod cmd;
+pub mod config;
 #[doc(hidden)]
 pub mod embedded;
 mod format;
 mod net;
 mod print;
+pub mod process;
 mod progress;
 mod serving;
 #[doc(hidden)]

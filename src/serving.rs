@@ -1,22 +1,19 @@
 //! The life of a service process: runtime, socket, start-up log, signals, drain, last log line.
 
-use std::io::ErrorKind;
-use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_cache::SnapshotWriter;
-use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Identity, Server, ServerOptions, Service, until_terminated};
+use afterimage_wire::server::{ServerOptions, until_terminated};
 use afterimage_wire::tls::ServerTls;
-use anyhow::{Context, anyhow, bail};
-use tokio::net::TcpListener;
+use anyhow::{Context, bail};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::args::ServerArgs;
+use crate::config::{Config, ListenerConfig};
 use crate::format::{grouped, long_time, percent};
 use crate::net;
 use crate::print::say;
+use crate::process::Process;
 
 /// The end of a service's help: examples and signals.
 pub(crate) fn service_help(examples: &str) -> String {
@@ -41,46 +38,41 @@ pub(crate) fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     builder.enable_all().build().context("cannot start the threads for sockets")
 }
 
-/// Serves the service that `build` makes on `listen` until SIGTERM or SIGINT. `build` runs inside
-/// the runtime because clients of other services need it, and after the port is taken because it
-/// may allocate a table and load a model.
-pub(crate) fn serve<S: Service>(
+/// Serves the services of a configuration until SIGTERM or SIGINT. `config` runs inside the runtime
+/// because clients of other services need it. It gets the listener of the flags.
+pub(crate) fn serve(
     args: &ServerArgs,
     listen: &str,
-    build: impl FnOnce() -> anyhow::Result<S>,
+    config: impl FnOnce(ListenerConfig) -> anyhow::Result<Config>,
 ) -> anyhow::Result<()> {
     let mut options = args.options()?;
     raise_descriptor_limit(options.max_connections);
-    let addr = net::resolve(listen).context("--listen")?;
-    if !addr.ip().is_loopback() {
+    let address = net::resolve(listen).context("--listen")?;
+    if !address.ip().is_loopback() {
         check_exposed(listen, &options, args.insecure())?;
         options.open_admin = asks_for_certificates(&options);
     }
     runtime(args.threads())?.block_on(async {
-        reload_on_hangup(&options);
-        let listener = TcpListener::bind(addr).await.map_err(|error| match error.kind() {
-            ErrorKind::AddrInUse => anyhow!(
-                "cannot listen on {addr}: the address is in use; choose another one with --listen"
-            ),
-            _ => anyhow!("cannot listen on {addr}: {error}"),
-        })?;
-        let addr = listener.local_addr()?;
-        let service = Arc::new(build()?);
-        let identity = service.identity();
-        check_max_body(&options, &identity)?;
-        let server = Server::new(listener, Arc::clone(&service), options);
+        log_hangups();
+        let process = Process::start(config(ListenerConfig { address, options })?).await?;
         // Installed before the address is printed: a supervisor may send SIGTERM right after.
         let terminated = until_terminated();
         let _file_size_signal = ignore_file_size_limit();
-        // The reader of standard output may be gone; the service runs all the same.
-        let _ = say!("{} listening on {addr}", identity.service);
+        for (service, address) in process.addresses() {
+            // The reader of standard output may be gone; the service runs all the same.
+            let _ = say!("{service} listening on {address}");
+        }
         let started = Instant::now();
-        server.serve(terminated).await;
-        let mut stats = Stats::default();
-        service.stats(&mut stats);
+        terminated.await;
+        let services = process.services().to_vec();
+        let drained = process.drain().await;
         let uptime = long_time(started.elapsed());
-        tracing::info!("stopped after {uptime}: {}", summary(&stats));
-        Ok(())
+        for service in services {
+            let mut stats = Stats::default();
+            service.stats(&mut stats);
+            tracing::info!("stopped after {uptime}: {}", summary(&stats));
+        }
+        Ok(drained?)
     })
 }
 
@@ -99,31 +91,12 @@ fn summary(stats: &Stats) -> String {
     }
 }
 
-/// Refuses a body limit that no request fits in.
-fn check_max_body(options: &ServerOptions, identity: &Identity) -> anyhow::Result<()> {
-    /// A key and a value, each of 8 bytes.
-    const CACHE_WRITE: usize = 16;
-    let (what, needed) = match (identity.service, identity.shape.byte_len()) {
-        (Role::Cache, _) => ("a cache write", CACHE_WRITE),
-        (_, Some(len)) => ("an input of the model", len),
-        // A classifier elsewhere announces its input later.
-        (_, None) => return Ok(()),
-    };
-    if (options.max_body as usize) < needed {
-        bail!("--max-body is {} bytes; {what} needs {needed}", options.max_body);
-    }
-    Ok(())
-}
-
-/// Keeps SIGHUP from ending the process, and reloads the server's certificates on it.
-fn reload_on_hangup(options: &ServerOptions) {
-    if let Some(tls) = &options.tls {
-        tokio::spawn(tls.keep_current());
-    }
+/// Keeps SIGHUP from ending the process. Listeners and clients with certificates reload them by
+/// handlers of their own.
+fn log_hangups() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        // Clients of other services reload their certificates by handlers of their own.
         if let Ok(mut hangup) = signal(SignalKind::hangup()) {
             tokio::spawn(async move {
                 while hangup.recv().await.is_some() {
@@ -166,14 +139,6 @@ fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
 
 #[cfg(not(unix))]
 fn ignore_file_size_limit() {}
-
-/// Writes a table's last snapshot, after the last request.
-pub(crate) fn last_snapshot(writer: Option<SnapshotWriter>) -> anyhow::Result<()> {
-    if let Some(writer) = writer {
-        writer.finish()?;
-    }
-    Ok(())
-}
 
 /// Raises the soft limit of file descriptors to what `--max-connections` needs. It is often far
 /// below the hard limit.

@@ -4,19 +4,17 @@ mod values;
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{
-    ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
-};
-use afterimage_classifier::{Engine, EngineOptions, Model};
+use afterimage_cache::Capacity;
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
 use afterimage_wire::tls::ClientTls;
 use anyhow::{Context, bail};
 
+use crate::config::{EngineConfig, TableConfig};
 use crate::net;
+use crate::process::ConfigError;
 use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
 
 pub(crate) use values::{ClassifierAddr, Share, Size, Span, StoreAddr, Time};
@@ -130,9 +128,6 @@ impl ServerArgs {
     }
 }
 
-/// The table's memory without `--memory` and `--entries`.
-const DEFAULT_MEMORY: Size = Size(256 << 20);
-
 /// Flags of a label table: its size and its snapshot.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Label table")]
@@ -170,45 +165,22 @@ impl TableArgs {
         self.snapshot.is_some()
     }
 
-    /// The table, and the writer of its snapshots if it has a snapshot file.
-    pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
-        self.table_and(None)
-    }
-
-    /// As [`table`](Self::table). The writer also keeps `bytes`, in `FILE.bytes`.
-    pub(crate) fn table_and(
-        &self,
-        bytes: Option<&Arc<ByteStore>>,
-    ) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
-        // Checked here because clap's `requires` ignores the settings file.
-        if self.snapshot_every.is_some() && self.snapshot.is_none() {
-            bail!("--snapshot-every needs --snapshot FILE");
-        }
-        // Before the table takes memory.
-        let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
-        let file = file.context("--snapshot")?;
-        let with_bytes = self.snapshot.as_ref().zip(bytes).map(|(path, store)| {
-            let mut path = path.clone().into_os_string();
-            path.push(".bytes");
-            SnapshotFile::open_bytes(path).map(|file| file.of(Arc::clone(store)))
-        });
-        let with_bytes = with_bytes.transpose().context("--snapshot")?;
-        let capacity = match self.entries {
-            Some(entries) => Capacity::Entries(entries),
-            None => Capacity::Bytes(self.memory.unwrap_or(DEFAULT_MEMORY).0),
+    /// The table's part of a configuration.
+    pub(crate) fn config(&self) -> anyhow::Result<TableConfig> {
+        let capacity = match (self.memory, self.entries) {
+            (Some(_), Some(_)) => return Err(ConfigError::Conflict("--memory", "--entries").into()),
+            (None, Some(entries)) => Capacity::Entries(entries),
+            (Some(memory), None) => Capacity::Bytes(memory.0),
+            (None, None) => TableConfig::default().capacity,
         };
-        let table = Table::new(capacity)?;
-        let (entries, bytes) = (table.capacity(), Size(table.memory_bytes()));
-        tracing::info!("the label table has {entries} slots in {bytes}");
-        let table = Arc::new(table);
-        populate_in_background(&table);
-        let every = self.snapshot_every.map(|every| every.0);
-        let writer = file.map(|file| {
-            let parts = [file.of(Arc::clone(&table))].into_iter().chain(with_bytes);
-            SnapshotWriter::start_all(parts.collect(), every)
-                .with_request_interval(self.min_snapshot_interval.0)
-        });
-        Ok((table, writer))
+        let snapshot_every = self.snapshot_every.map(|every| every.0);
+        Ok(TableConfig {
+            capacity,
+            snapshot: self.snapshot.clone(),
+            snapshot_every,
+            min_snapshot_interval: self.min_snapshot_interval.0,
+            ..TableConfig::default()
+        })
     }
 }
 
@@ -225,11 +197,11 @@ pub(crate) struct EngineArgs {
     compute_threads: usize,
 
     /// Maximum number of images in a batch.
-    #[arg(long, value_name = "N", default_value = "64")]
+    #[arg(long, value_name = "N", default_value = EngineConfig::default().max_batch.to_string())]
     max_batch: NonZeroUsize,
 
     /// Maximum number of queued images. One busy client gets half of it.
-    #[arg(long, value_name = "N", default_value = "32768")]
+    #[arg(long, value_name = "N", default_value = EngineConfig::default().max_queued.to_string())]
     max_queued: NonZeroUsize,
 
     /// Time to wait for more images before a batch starts, at most 200us.
@@ -240,41 +212,27 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// The first flag that differs from its default.
     pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let (given, default) = (self.config(), EngineConfig::default());
         [
-            (self.model != Path::new("shipped"), "--model"),
-            (self.compute_threads != 0, "--compute-threads"),
-            (self.max_batch.get() != 64, "--max-batch"),
-            (self.max_queued.get() != 32_768, "--max-queued"),
-            (!self.linger.0.is_zero(), "--linger"),
+            (given.model != default.model, "--model"),
+            (given.threads != default.threads, "--compute-threads"),
+            (given.max_batch != default.max_batch, "--max-batch"),
+            (given.max_queued != default.max_queued, "--max-queued"),
+            (given.linger != default.linger, "--linger"),
         ]
         .into_iter()
         .find_map(|(given, flag)| given.then_some(flag))
     }
 
-    pub(crate) fn start(&self) -> anyhow::Result<(Arc<Model>, Arc<Engine>)> {
-        let model = model(&self.model)?;
-        let threads = match self.compute_threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
-        let (max_batch, max_queued) = (self.max_batch.get(), self.max_queued.get());
-        let options = EngineOptions { threads, max_batch, max_queued, linger: self.linger.0 };
-        let engine = Engine::start(Arc::clone(&model), options);
-        tracing::info!(
-            "model {}… ({}), {threads} compute threads",
-            &model.digest().to_string()[..16],
-            model.description(),
-        );
-        Ok((model, Arc::new(engine)))
-    }
-}
-
-/// The built-in model of this name, or the model in this file.
-pub(crate) fn model(name: &Path) -> anyhow::Result<Arc<Model>> {
-    match name.to_str() {
-        Some("shipped") => Ok(Model::shipped()),
-        Some("raw") => Ok(Model::raw()),
-        _ => Ok(Arc::new(Model::read(name)?)),
+    /// The classifier's part of a configuration.
+    pub(crate) fn config(&self) -> EngineConfig {
+        EngineConfig {
+            model: self.model.clone(),
+            threads: self.compute_threads,
+            max_batch: self.max_batch.get(),
+            max_queued: self.max_queued.get(),
+            linger: self.linger.0,
+        }
     }
 }
 
@@ -369,5 +327,32 @@ impl ClientArgs {
         let mut options = ClientOptions::new().token(self.token()?);
         options.tls = self.tls.load()?;
         Ok(options.timeout(self.timeout.0).connect_timeout(self.timeout.0).fail_fast(true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct All {
+        #[command(flatten)]
+        server: ServerArgs,
+        #[command(flatten)]
+        table: TableArgs,
+        #[command(flatten)]
+        engine: EngineArgs,
+    }
+
+    #[test]
+    fn the_command_line_has_the_defaults_of_the_library() {
+        let all = All::parse_from(["afterimage"]);
+        let (found, expected) = (all.server.options().unwrap(), ServerOptions::default());
+        assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+        assert_eq!(all.table.config().unwrap(), TableConfig::default());
+        assert_eq!(all.engine.config(), EngineConfig::default());
+        assert_eq!((all.table.first_given(), all.engine.first_given()), (None, None));
     }
 }

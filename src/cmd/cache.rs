@@ -1,11 +1,7 @@
 //! `afterimage cache`: the cache service, a label table and a byte store on the network.
 
-use std::sync::Arc;
-
-use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
-use afterimage_wire::proto::header::MAX_VALUE;
-
 use crate::args::{ServerArgs, Size, TableArgs};
+use crate::config::{Config, TableConfig};
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
@@ -30,13 +26,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let mut snapshots = None;
-    serving::serve(&args.server, &args.listen, || {
-        let bytes = args.bytes.map(|size| Arc::new(ByteStore::new(size.0, MAX_VALUE)));
-        let (table, started) = args.table.table_and(bytes.as_ref())?;
-        snapshots = started;
-        let handle = snapshots.as_ref().map(SnapshotWriter::handle);
-        Ok(CacheService::new(table).with_bytes(bytes).with_snapshots(handle))
-    })?;
-    serving::last_snapshot(snapshots)
+    serving::serve(&args.server, &args.listen, |listener| {
+        let bytes = args.bytes.map(|size| size.0);
+        let table = TableConfig { bytes, ..args.table.config()? };
+        Ok(Config { cache: vec![listener], table, ..Config::default() })
+    })
 }

@@ -1,8 +1,7 @@
 //! `afterimage classifier`: the built-in classifier on the network.
 
-use afterimage_classifier::ClassifierService;
-
 use crate::args::{EngineArgs, ServerArgs};
+use crate::config::Config;
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
@@ -23,8 +22,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    serving::serve(&args.server, &args.listen, || {
-        let (model, engine) = args.engine.start()?;
-        Ok(ClassifierService::new(&model, engine))
+    serving::serve(&args.server, &args.listen, |listener| {
+        let engine = args.engine.config();
+        Ok(Config { classifier: vec![listener], engine, ..Config::default() })
     })
 }

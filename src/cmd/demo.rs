@@ -27,7 +27,7 @@ use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
 use super::bench;
-use crate::args::{self, Time};
+use crate::args::Time;
 use crate::cmd::memo::upstream_options;
 use crate::format::{grouped, long_time, nanos};
 use crate::print::say;
@@ -81,7 +81,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let count = population.len();
     ensure!(count >= MIN_IMAGES, "{count} distinct digits are too few; {MIN_IMAGES} are needed");
     let source = if args.data.is_some() { "MNIST test digits" } else { "drawn digits" };
-    let model = args::model(&args.model)?;
+    let model = crate::config::model(&args.model)?;
     let time = args.classifier_time.0;
     say!("A memo in front of a classifier that takes {} an image.", nanos(time.as_nanos() as u64))?;
     let services = Services::start(&model, time)?;

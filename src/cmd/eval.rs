@@ -9,7 +9,6 @@ use afterimage_classifier_tools::{
 use anyhow::{Context, bail};
 use serde_json::json;
 
-use crate::args;
 use crate::print::{self, say};
 
 #[derive(Debug, clap::Args)]
@@ -44,7 +43,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let model = args::model(&args.model)?;
+    let model = crate::config::model(&args.model)?;
     let count = args.worst_count.get();
     if count > MAX_SHEET_EXAMPLES {
         bail!("--worst-count is {count}; the limit is {MAX_SHEET_EXAMPLES}");

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use afterimage_cache::SnapshotWriter;
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
 use afterimage_memo::store::{Backend, Redis, RedisOptions, RemoteStore, StoreOptions};
-use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
+use afterimage_memo::{MemoOptions, Secret, Store, Upstream};
 use afterimage_wire::client::Expect;
 use afterimage_wire::tls::ClientTls;
 use afterimage_wire::{Client, ClientOptions};
@@ -15,6 +14,7 @@ use anyhow::{Context, bail};
 use crate::args::{
     ClassifierAddr, EngineArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
 };
+use crate::config::{Config, MemoConfig};
 use crate::tls::{ClassifierTlsArgs, StoreTlsArgs, warn_if_exposed};
 use crate::{net, serving};
 
@@ -138,21 +138,17 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     refuse_misplaced(&args)?;
     warn_of_unused(&args);
-    let mut snapshots = None;
-    serving::serve(&args.server, &args.listen, || {
+    serving::serve(&args.server, &args.listen, |listener| {
         let options = MemoOptions::new(secret(&args)?)
             .max_waiting(args.memo.max_waiting)
             .audit(args.memo.audit.map(|share| share.0))
             .auto_bypass(args.memo.auto_bypass);
         let store = match &args.store {
-            StoreAddr::Embedded => {
-                let (table, started) = args.table.table()?;
-                snapshots = started;
-                Store::Embedded(table, snapshots.as_ref().map(SnapshotWriter::handle))
-            }
+            StoreAddr::Embedded => None,
             StoreAddr::Cache(addr) => {
                 let options = args.upstream.cache_options(addr)?;
-                remote_store(Client::connect_lazy(addr.as_str(), options), &args.upstream)
+                let client = Client::connect_lazy(addr.as_str(), options);
+                Some(remote_store(client, &args.upstream))
             }
             StoreAddr::Redis(url) => {
                 let is_secure = url.starts_with("rediss");
@@ -166,12 +162,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 if has_files {
                     tokio::spawn(redis.keep_current());
                 }
-                remote_store(redis, &args.upstream)
+                Some(remote_store(redis, &args.upstream))
             }
         };
-        Ok(MemoService::new(store, classifier(&args)?, options))
-    })?;
-    serving::last_snapshot(snapshots)
+        let classifier = classifier(&args)?;
+        let memo = MemoConfig { listeners: vec![listener], options, store, classifier };
+        let (table, engine) = (args.table.config()?, args.engine.config());
+        Ok(Config { memo: Some(memo), table, engine, ..Config::default() })
+    })
 }
 
 /// Refuses flags that protect a connection which these settings do not make. To ignore them would
@@ -247,10 +245,10 @@ fn secret(args: &Args) -> anyhow::Result<Secret> {
     Secret::parse(&bytes).with_context(|| format!("--secret-file {file}"))
 }
 
-fn classifier(args: &Args) -> anyhow::Result<Box<dyn Upstream>> {
+/// The remote classifiers; `None` for the built-in one.
+fn classifier(args: &Args) -> anyhow::Result<Option<Box<dyn Upstream>>> {
     if args.classifier[..] == [ClassifierAddr::Embedded] {
-        let (model, engine) = args.engine.start()?;
-        return Ok(Box::new(crate::embedded::Embedded::new(&model, engine)));
+        return Ok(None);
     }
     let mut addresses = Vec::new();
     for classifier in &args.classifier {
@@ -275,7 +273,8 @@ fn classifier(args: &Args) -> anyhow::Result<Box<dyn Upstream>> {
         Client::connect_lazy(address, options)
     };
     let resolve = Target::system_resolver();
-    Ok(Box::new(Pool::at(addresses, options, resolve_every.0, Box::new(connect), resolve)))
+    let pool = Pool::at(addresses, options, resolve_every.0, Box::new(connect), resolve);
+    Ok(Some(Box::new(pool)))
 }
 
 fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {

@@ -1,0 +1,184 @@
+//! Configuration of a process: its services, their listeners, the label table and the classifier.
+//!
+//! The defaults of the label table and of the built-in classifier are here, and those of a listener
+//! in `ServerOptions`. The command line fills in what the user sets.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_cache::{
+    ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
+};
+use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
+use afterimage_memo::{MemoOptions, Store, Upstream};
+use afterimage_wire::proto::header::MAX_VALUE;
+use afterimage_wire::server::ServerOptions;
+
+use crate::args::Size;
+use crate::process::ConfigError;
+
+/// The services of a process, and the parts that they share.
+#[derive(Default)]
+pub struct Config {
+    /// The memo.
+    pub memo: Option<MemoConfig>,
+    /// Listeners of the cache service, which offers the label table.
+    pub cache: Vec<ListenerConfig>,
+    /// Listeners of the classifier service, which offers the built-in classifier.
+    pub classifier: Vec<ListenerConfig>,
+    /// The label table of the cache service, and of a memo without a store of its own.
+    pub table: TableConfig,
+    /// The built-in classifier of the classifier service, and of a memo without another one.
+    pub engine: EngineConfig,
+}
+
+/// A memo and its listeners.
+pub struct MemoConfig {
+    /// Where it listens.
+    pub listeners: Vec<ListenerConfig>,
+    /// Its secret and limits.
+    pub options: MemoOptions,
+    /// A store; `None` for the label table of the process.
+    pub store: Option<Store>,
+    /// A classifier; `None` for the built-in one of the process.
+    pub classifier: Option<Box<dyn Upstream>>,
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug)]
+pub struct ListenerConfig {
+    /// The address; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// Tokens, TLS, limits, and the time limit of the drain.
+    pub options: ServerOptions,
+}
+
+impl ListenerConfig {
+    /// A listener with default options.
+    pub fn new(address: SocketAddr) -> Self {
+        ListenerConfig { address, options: ServerOptions::default() }
+    }
+}
+
+/// The size of a label table, and its snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableConfig {
+    /// Its size. The default is 256 MiB.
+    pub capacity: Capacity,
+    /// The file that the table is loaded from and saved to.
+    pub snapshot: Option<PathBuf>,
+    /// The interval of snapshots; `None` writes one at the end only.
+    pub snapshot_every: Option<Duration>,
+    /// Least time between two snapshots that clients request. The default is 10 s.
+    pub min_snapshot_interval: Duration,
+    /// Memory for bytes that the cache service stores beside the table; `None`, the default, stores
+    /// none. Their snapshot is the file with `.bytes` after its name.
+    pub bytes: Option<u64>,
+}
+
+impl Default for TableConfig {
+    fn default() -> Self {
+        TableConfig {
+            capacity: Capacity::Bytes(256 << 20),
+            snapshot: None,
+            snapshot_every: None,
+            min_snapshot_interval: Duration::from_secs(10),
+            bytes: None,
+        }
+    }
+}
+
+impl TableConfig {
+    /// The table, the byte store, and the writer of their snapshots if there is a snapshot file.
+    pub(crate) fn start(&self) -> Result<Started, ConfigError> {
+        if self.snapshot_every.is_some() && self.snapshot.is_none() {
+            return Err(ConfigError::Missing("--snapshot-every needs --snapshot FILE"));
+        }
+        let bytes = self.bytes.map(|size| Arc::new(ByteStore::new(size, MAX_VALUE)));
+        // Before the table takes memory.
+        let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
+        let file = file.map_err(ConfigError::Snapshot)?;
+        let with_bytes = self.snapshot.as_ref().zip(bytes.as_ref()).map(|(path, store)| {
+            let mut path = path.clone().into_os_string();
+            path.push(".bytes");
+            SnapshotFile::open_bytes(path).map(|file| file.of(Arc::clone(store)))
+        });
+        let with_bytes = with_bytes.transpose().map_err(ConfigError::Snapshot)?;
+        let table = Table::new(self.capacity)?;
+        let (entries, memory) = (table.capacity(), Size(table.memory_bytes()));
+        tracing::info!("the label table has {entries} slots in {memory}");
+        let table = Arc::new(table);
+        populate_in_background(&table);
+        let snapshots = file.map(|file| {
+            let parts = [file.of(Arc::clone(&table))].into_iter().chain(with_bytes);
+            SnapshotWriter::start_all(parts.collect(), self.snapshot_every)
+                .with_request_interval(self.min_snapshot_interval)
+        });
+        Ok(Started { table, bytes, snapshots })
+    }
+}
+
+/// The stores of a process.
+pub(crate) struct Started {
+    pub(crate) table: Arc<Table>,
+    pub(crate) bytes: Option<Arc<ByteStore>>,
+    pub(crate) snapshots: Option<SnapshotWriter>,
+}
+
+/// The model of the built-in classifier, and its compute threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// A model file, or a built-in model: `shipped`, the default, or `raw`.
+    pub model: PathBuf,
+    /// Threads that classify; 0, the default, means one per core.
+    pub threads: usize,
+    /// The largest number of images in a batch. The default is 64.
+    pub max_batch: usize,
+    /// The largest number of queued images. The default is 32,768, of which one client gets half.
+    pub max_queued: usize,
+    /// Time to wait for more images before a batch starts. The default is zero.
+    pub linger: Duration,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        EngineConfig {
+            model: "shipped".into(),
+            threads: 0,
+            max_batch: 64,
+            max_queued: 32_768,
+            linger: Duration::ZERO,
+        }
+    }
+}
+
+impl EngineConfig {
+    /// The model, and the engine with its threads.
+    pub(crate) fn start(&self) -> Result<(Arc<Model>, Arc<Engine>), ModelError> {
+        let model = model(&self.model)?;
+        let threads = match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let EngineConfig { max_batch, max_queued, linger, .. } = *self;
+        let options = EngineOptions { threads, max_batch, max_queued, linger };
+        let engine = Engine::start(Arc::clone(&model), options);
+        tracing::info!(
+            "model {}… ({}), {threads} compute threads",
+            &model.digest().to_string()[..16],
+            model.description(),
+        );
+        Ok((model, Arc::new(engine)))
+    }
+}
+
+/// The built-in model of this name, or the model in this file.
+pub(crate) fn model(name: &Path) -> Result<Arc<Model>, ModelError> {
+    match name.to_str() {
+        Some("shipped") => Ok(Model::shipped()),
+        Some("raw") => Ok(Model::raw()),
+        _ => Ok(Arc::new(Model::read(name)?)),
+    }
+}

@@ -1,0 +1,230 @@
+//! A running process: the services and listeners of a [`Config`], and their common drain.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use afterimage_cache::snapshot::{OpenError, WriteError};
+use afterimage_cache::table::TableError;
+use afterimage_cache::{CacheService, SnapshotWriter};
+use afterimage_classifier::{ClassifierService, ModelError};
+use afterimage_memo::{MemoService, Store};
+use afterimage_wire::proto::Role;
+use afterimage_wire::server::{Identity, Server, ServerOptions, Service};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, ListenerConfig, Started};
+use crate::embedded::Embedded;
+
+/// The reason why a process cannot start. Settings have the names of their flags.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// An address is in use.
+    #[error("cannot listen on {0}: the address is in use; choose another one with --listen")]
+    InUse(SocketAddr),
+    /// An address cannot be used.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// The configuration has no listener.
+    #[error("there is no listener; a process needs at least one")]
+    NoListener,
+    /// A setting needs another one.
+    #[error("{0}")]
+    Missing(&'static str),
+    /// Two settings exclude each other.
+    #[error("{0} and {1} are both set: set one of them")]
+    Conflict(&'static str, &'static str),
+    /// No request fits in the body limit.
+    #[error("--max-body is {limit} bytes; {what} needs {needed}")]
+    MaxBody {
+        /// The limit.
+        limit: u32,
+        /// The request that does not fit.
+        what: &'static str,
+        /// Its size in bytes.
+        needed: usize,
+    },
+    /// The snapshot file cannot be used.
+    #[error("--snapshot")]
+    Snapshot(#[source] OpenError),
+    /// The label table cannot be created.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The model cannot be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
+/// at once and writes no snapshot.
+///
+/// ```
+/// use afterimage::config::{Config, ListenerConfig, TableConfig};
+/// use afterimage::process::Process;
+/// use afterimage_cache::Capacity;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let listener = ListenerConfig::new("127.0.0.1:0".parse()?);
+/// let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
+/// let config = Config { cache: vec![listener], table, ..Config::default() };
+/// let process = Process::start(config).await?;
+/// let (_service, address) = process.addresses()[0];
+/// assert!(address.port() > 0);
+/// process.drain().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Process {
+    services: Vec<Arc<dyn Service>>,
+    addresses: Vec<(Role, SocketAddr)>,
+    listeners: JoinSet<()>,
+    stop: CancellationToken,
+    snapshots: Option<SnapshotWriter>,
+}
+
+impl Process {
+    /// Takes all ports, then builds the services and serves them.
+    ///
+    /// # Errors
+    /// When a port is taken, when settings contradict each other, or when the table, the snapshot
+    /// or the model cannot be used.
+    pub async fn start(config: Config) -> Result<Self, ConfigError> {
+        let Config { memo, cache, classifier, table, engine } = config;
+        let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
+        // Before the table takes memory and the model is read.
+        let memo_sockets = bind(memo_listeners).await?;
+        let cache_sockets = bind(&cache).await?;
+        let classifier_sockets = bind(&classifier).await?;
+        if memo_sockets.len() + cache_sockets.len() + classifier_sockets.len() == 0 {
+            return Err(ConfigError::NoListener);
+        }
+
+        let has_own_store = memo.as_ref().is_some_and(|memo| memo.store.is_none());
+        let (table, bytes, snapshots) = if has_own_store || !cache_sockets.is_empty() {
+            let Started { table, bytes, snapshots } = table.start()?;
+            (Some(table), bytes, snapshots)
+        } else if table.snapshot.is_some() {
+            return Err(ConfigError::Missing(
+                "--snapshot needs --store embedded; give it to the cache service instead",
+            ));
+        } else {
+            (None, None, None)
+        };
+        let has_own_engine = memo.as_ref().is_some_and(|memo| memo.classifier.is_none());
+        let needs_engine = has_own_engine || !classifier_sockets.is_empty();
+        let engine = needs_engine.then(|| engine.start()).transpose()?;
+
+        let mut process = Process {
+            services: Vec::new(),
+            addresses: Vec::new(),
+            listeners: JoinSet::new(),
+            stop: CancellationToken::new(),
+            snapshots,
+        };
+        let handle = process.snapshots.as_ref().map(SnapshotWriter::handle);
+        if let (Some((model, engine)), false) = (&engine, classifier_sockets.is_empty()) {
+            let service = ClassifierService::new(model, Arc::clone(engine));
+            process.serve(service, classifier_sockets)?;
+        }
+        if let (Some(table), false) = (&table, cache_sockets.is_empty()) {
+            let service = CacheService::new(Arc::clone(table))
+                .with_bytes(bytes)
+                .with_snapshots(handle.clone());
+            process.serve(service, cache_sockets)?;
+        }
+        if let Some(memo) = memo {
+            let own = table.map(|table| Store::Embedded(table, handle));
+            let store = memo.store.or(own).expect("a memo without a store has the table");
+            let own = engine.map(|(model, engine)| Box::new(Embedded::new(&model, engine)) as _);
+            let classifier = memo.classifier.or(own).expect("without another, it is built in");
+            process.serve(MemoService::new(store, classifier, memo.options), memo_sockets)?;
+        }
+        Ok(process)
+    }
+
+    /// Serves a service on its sockets.
+    fn serve<S: Service>(
+        &mut self,
+        service: S,
+        sockets: Vec<(TcpListener, SocketAddr, ServerOptions)>,
+    ) -> Result<(), ConfigError> {
+        let service = Arc::new(service);
+        let identity = service.identity();
+        for (socket, address, options) in sockets {
+            check_max_body(&options, &identity)?;
+            if let Some(tls) = &options.tls {
+                tokio::spawn(tls.keep_current());
+            }
+            let server = Server::new(socket, Arc::clone(&service), options);
+            let stop = self.stop.clone();
+            self.listeners.spawn(async move { server.serve(stop.cancelled()).await });
+            self.addresses.push((identity.service, address));
+        }
+        self.services.push(service);
+        Ok(())
+    }
+
+    /// The kind of service and the address of each listener.
+    pub fn addresses(&self) -> &[(Role, SocketAddr)] {
+        &self.addresses
+    }
+
+    /// The services, for their statistics.
+    pub fn services(&self) -> &[Arc<dyn Service>] {
+        &self.services
+    }
+
+    /// Stops all listeners, finishes what is in flight, and then writes the snapshot. Each listener
+    /// closes its connections after `ServerOptions::drain_timeout` at the latest.
+    ///
+    /// # Errors
+    /// When the snapshot cannot be written.
+    ///
+    /// # Panics
+    /// When the thread of the snapshots has panicked.
+    pub async fn drain(mut self) -> Result<(), WriteError> {
+        self.stop.cancel();
+        while self.listeners.join_next().await.is_some() {}
+        let Some(writer) = self.snapshots.take() else { return Ok(()) };
+        let written = tokio::task::spawn_blocking(move || writer.finish().map(drop)).await;
+        written.expect("a snapshot does not panic")
+    }
+}
+
+/// Takes the ports of these listeners.
+async fn bind(
+    listeners: &[ListenerConfig],
+) -> Result<Vec<(TcpListener, SocketAddr, ServerOptions)>, ConfigError> {
+    let mut sockets = Vec::new();
+    for ListenerConfig { address, options } in listeners {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::AddrInUse => ConfigError::InUse(*address),
+            _ => ConfigError::Listen(*address, error),
+        };
+        let socket = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = socket.local_addr().map_err(failed)?;
+        sockets.push((socket, bound, options.clone()));
+    }
+    Ok(sockets)
+}
+
+/// Refuses a body limit that no request fits in.
+fn check_max_body(options: &ServerOptions, identity: &Identity) -> Result<(), ConfigError> {
+    /// A key and a value, each of 8 bytes.
+    const CACHE_WRITE: usize = 16;
+    let (what, needed) = match (identity.service, identity.shape.byte_len()) {
+        (Role::Cache, _) => ("a cache write", CACHE_WRITE),
+        (_, Some(len)) => ("an input of the model", len),
+        // A classifier elsewhere announces its input later.
+        (_, None) => return Ok(()),
+    };
+    let limit = options.max_body;
+    if (limit as usize) < needed {
+        return Err(ConfigError::MaxBody { limit, what, needed });
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! Several services and listeners in one process, with one drain.
+
+#![allow(clippy::unwrap_used)]
+
+use afterimage::config::{Config, EngineConfig, ListenerConfig, MemoConfig, TableConfig};
+use afterimage::process::{ConfigError, Process};
+use afterimage_cache::Capacity;
+use afterimage_memo::{MemoOptions, Secret};
+use afterimage_wire::proto::Role;
+use afterimage_wire::{Client, ClientOptions};
+
+fn listener() -> ListenerConfig {
+    ListenerConfig::new("127.0.0.1:0".parse().unwrap())
+}
+
+fn memo(listeners: usize) -> MemoConfig {
+    MemoConfig {
+        listeners: (0..listeners).map(|_| listener()).collect(),
+        options: MemoOptions::new(Secret::new([7; 32])),
+        store: None,
+        classifier: None,
+    }
+}
+
+#[tokio::test]
+async fn two_services_and_three_listeners_have_one_drain() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = folder.path().join("snapshot");
+    let config = || Config {
+        memo: Some(memo(2)),
+        cache: vec![listener()],
+        table: TableConfig {
+            capacity: Capacity::Entries(1000),
+            snapshot: Some(snapshot.clone()),
+            ..TableConfig::default()
+        },
+        engine: EngineConfig { model: "raw".into(), threads: 1, ..EngineConfig::default() },
+        ..Config::default()
+    };
+    let process = Process::start(config()).await.unwrap();
+    let addresses = process.addresses().to_vec();
+    let roles: Vec<Role> = addresses.iter().map(|(role, _)| *role).collect();
+    assert_eq!(roles, [Role::Cache, Role::Memo, Role::Memo]);
+    let connect =
+        async |i: usize| Client::connect(addresses[i].1, ClientOptions::new()).await.unwrap();
+    let (cache, one, other) = (connect(0).await, connect(1).await, connect(2).await);
+    // One memo behind both listeners, and one table behind the memo and the cache service.
+    let image = [7; 784];
+    one.classify(&image).await.unwrap();
+    other.classify(&image).await.unwrap();
+    assert_eq!(other.stats().await.unwrap().counter_value("hits"), 1);
+    cache.cache_set(1, 10).unwrap();
+    // The reply to a later request shows that the write has arrived.
+    assert_eq!(cache.cache_get(1).await.unwrap(), Some(10));
+    process.drain().await.unwrap();
+    for (_, address) in addresses {
+        let again = tokio::net::TcpStream::connect(address).await;
+        assert!(again.is_err(), "{address} is still open");
+    }
+
+    // The snapshot has the entries of both services.
+    let process = Process::start(config()).await.unwrap();
+    let (_, address) = process.addresses()[0];
+    let cache = Client::connect(address, ClientOptions::new()).await.unwrap();
+    assert_eq!(cache.cache_get(1).await.unwrap(), Some(10));
+    drop(cache);
+    process.drain().await.unwrap();
+}
+
+#[tokio::test]
+async fn wrong_configurations_are_refused_by_name() {
+    let refused = async |config| match Process::start(config).await {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("the configuration was accepted"),
+    };
+    assert!(matches!(Process::start(Config::default()).await, Err(ConfigError::NoListener)));
+    let table = TableConfig {
+        snapshot_every: Some(std::time::Duration::from_secs(1)),
+        ..TableConfig::default()
+    };
+    let config = Config { cache: vec![listener()], table, ..Config::default() };
+    assert_eq!(refused(config).await, "--snapshot-every needs --snapshot FILE");
+    let mut small = listener();
+    small.options.max_body = 15;
+    let config = Config { cache: vec![small], ..Config::default() };
+    assert_eq!(refused(config).await, "--max-body is 15 bytes; a cache write needs 16");
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config = Config {
+        memo: Some(memo(1)),
+        cache: vec![ListenerConfig::new(taken.local_addr().unwrap())],
+        ..Config::default()
+    };
+    assert!(refused(config).await.contains("the address is in use"));
+}
