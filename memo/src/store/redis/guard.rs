@@ -366,7 +366,7 @@ mod tests {
         }
         assert!(replies().scan(&b"*1\r\n".repeat(9)).unwrap_err().contains("levels"));
         assert!(replies().scan(&[b'+'; 20_000]).unwrap_err().contains("line"));
-        let many = [&b"*200\r\n"[..], &b"$16000\r\n".repeat(1)].concat();
+        let many = [&b"*200\r\n"[..], &b"$16000\r\n"[..]].concat();
         let mut scanner = replies();
         scanner.scan(&many).unwrap();
         let value = [&[0; 16_000][..], b"\r\n$16000\r\n"].concat();
