@@ -20,7 +20,8 @@ use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-/// The time of a request to a silent replica. Half of it is over before the hedge.
+/// The time of a request to a silent replica. Half of it, the time to the hedge, is
+/// longer than the silence that ejects a replica, a quarter of the pool's timeout.
 const PATIENCE: Duration = Duration::from_millis(600);
 
 #[derive(Clone, Copy, Debug)]
@@ -136,7 +137,7 @@ fn listing(numbers: &[usize]) -> Listing {
 /// A memo over a pool of these replicas, first of those with the numbers `first`.
 fn memo(replicas: &[Arc<Fake>], first: &[usize]) -> (Memo, mpsc::UnboundedSender<Listing>) {
     let (send, receive) = mpsc::unbounded_channel();
-    let options = PoolOptions { timeout: Duration::from_secs(2), ..PoolOptions::default() };
+    let options = PoolOptions { timeout: Duration::from_secs(1), ..PoolOptions::default() };
     let options = PoolOptions { seed: Some(7), ..options };
     let replicas = replicas.to_vec();
     let pool = Pool::of_directory(Sent(listing(first), receive), options, move |location| {
