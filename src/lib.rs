@@ -65,7 +65,7 @@ Examples:
 /// The subcommands by purpose, as the help lists them.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Serve", &["serve", "memo", "cache", "classifier"]),
-    ("Ask", &["classify", "stats", "snapshot"]),
+    ("Ask", &["classify", "stats", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench"]),
 ];
@@ -96,6 +96,10 @@ enum Command {
     Stats(cmd::stats::Args),
     /// Make a running service write its snapshot now.
     Snapshot(cmd::snapshot::Args),
+    /// Take the stored answers of some inputs back.
+    Forget(cmd::forget::ForgetArgs),
+    /// Take all stored answers of a model, or of all models, back.
+    Flush(cmd::forget::FlushArgs),
 }
 
 impl Command {
@@ -103,9 +107,12 @@ impl Command {
     fn default_log(&self) -> &'static str {
         match self {
             // Client commands print their errors; the log would repeat them.
-            Command::Classify(_) | Command::Bench(_) | Command::Stats(_) | Command::Snapshot(_) => {
-                "error,afterimage::settings=warn,afterimage::tls=warn"
-            }
+            Command::Classify(_)
+            | Command::Bench(_)
+            | Command::Stats(_)
+            | Command::Snapshot(_)
+            | Command::Forget(_)
+            | Command::Flush(_) => "error,afterimage::settings=warn,afterimage::tls=warn",
             _ => "info",
         }
     }
@@ -234,6 +241,8 @@ fn run() -> anyhow::Result<()> {
         Command::Bench(args) => cmd::bench::run(*args),
         Command::Stats(args) => cmd::stats::run(args),
         Command::Snapshot(args) => cmd::snapshot::run(args),
+        Command::Forget(args) => cmd::forget::forget(args),
+        Command::Flush(args) => cmd::forget::flush(args),
     }
 }
 

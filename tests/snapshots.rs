@@ -131,6 +131,48 @@ fn who_keeps_no_snapshot_or_asks_for_a_token_says_so() {
 }
 
 #[test]
+fn answers_are_taken_back_by_command_and_stay_so_after_a_restart() {
+    let folder = folder();
+    let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));
+    let at = place(&folder);
+    let args = ["serve", "--snapshot", &at, "--token-file", &token, "--admin-token-file", &admin];
+    let mut memo = Running::start(
+        &[&args[..], &["--secret-file", &file(&folder, "secret", "7".repeat(64))]].concat(),
+    );
+    let classify = |memo: &Running| {
+        let server = memo.place();
+        let image = "examples/seven.png";
+        let args = ["classify", image, "--server", &server, "--token-file", &token];
+        let printed = run(&args).succeeded();
+        ["hit", "miss"].into_iter().find(|origin| printed.contains(origin)).unwrap()
+    };
+    let take_back = |memo: &Running, args: &[&str], token: &str| {
+        let server = memo.place();
+        run(&[args, &["--server", &server, "--token-file", token]].concat())
+    };
+    assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"));
+    let forget = ["forget", "examples/seven.png"];
+    for command in [&forget[..], &["flush"]] {
+        let line = take_back(&memo, command, &token).failed_with_a_line();
+        assert!(line.contains("unauthorized") && line.contains("admin token"), "{line}");
+        assert_eq!(classify(&memo), "hit", "{command:?} without the right");
+        let printed = take_back(&memo, command, &admin).succeeded();
+        assert!(
+            printed.starts_with("forgot 1 input of") || printed.contains("all models"),
+            "{printed}"
+        );
+        assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"), "{command:?}");
+    }
+    let line = take_back(&memo, &["flush", "--model", "none"], &admin).failed_with_a_line();
+    assert!(line.contains("none"), "{line}");
+    take_back(&memo, &["flush"], &admin).succeeded();
+    memo.signal(Signal::TERM);
+    assert!(memo.wait().success());
+    memo.restart();
+    assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"), "flushed before the restart");
+}
+
+#[test]
 fn snapshots_and_internals_need_the_admin_token() {
     let folder = folder();
     let [token, admin] = ["token", "admin"].map(|name| file(&folder, name, name));
@@ -432,4 +474,22 @@ fn a_second_process_on_one_snapshot_is_refused() {
     // The answers come after the load, and so does its line in the log.
     assert_eq!(remembered(&client(&next), 1..=1), ENTRIES as usize);
     assert!(next.log().contains(&format!("loaded {ENTRIES} of")), "{}", next.log());
+}
+
+#[test]
+fn a_cache_with_bytes_keeps_both_stores() {
+    let folder = folder();
+    let mut cache = start(&place(&folder), &["--bytes", "8MiB"]);
+    fill(&client(&cache), 1);
+    let printed = run(&["snapshot", &cache.place()]).succeeded();
+    assert!(printed.starts_with("wrote 20,000 entries"), "{printed}");
+    assert_eq!(
+        names(&folder),
+        ["snapshot", "snapshot.bytes", "snapshot.bytes.lock", "snapshot.lock"]
+    );
+    cache.kill();
+    cache.restart();
+    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    let stats = run(&["stats", "--over", "0s", &cache.place()]).succeeded();
+    assert!(stats.contains("\nByte store\n"), "{stats}");
 }

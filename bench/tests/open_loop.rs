@@ -1,4 +1,5 @@
-//! The open loop keeps its schedule, whatever the server does, and says what became of it.
+//! The open loop keeps its schedule for any behaviour of the server, and reports the fate of every
+//! request.
 
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]

@@ -24,9 +24,16 @@ pub(crate) fn yield_to_readers() {
     }
 }
 
-/// Runs [`Table::populate`] on a thread of low priority. The thread ends when all memory is
-/// allocated, or when its reference to the table is the last. A table that is larger than the free
-/// memory is not populated: its memory grows as it fills. Errors are logged and have no effect.
+/// Pauses of the thread that populates a table, as a multiple of its work: it takes a fifth of a
+/// core.
+const PAUSE: u32 = 4;
+
+/// Runs [`Table::populate`] on a thread with pauses. The thread ends when all memory is allocated,
+/// or when its reference to the table is the last. A table that is larger than the free memory is
+/// not populated: its memory grows as it fills. Errors are logged and have no effect.
+///
+/// The thread keeps its priority. With a low one it waits for a processor while it holds the
+/// system's locks for a page, and threads that serve wait for these locks.
 pub fn populate_in_background(table: &Arc<Table>) {
     let (bytes, free) = (table.memory_bytes(), free_memory(Path::new("/")));
     if bytes > free {
@@ -34,21 +41,19 @@ pub fn populate_in_background(table: &Arc<Table>) {
             "the table needs {bytes} bytes when full, but only {free} are free; use a smaller --memory"
         );
     }
-    let not_in_advance =
-        |error| tracing::debug!("cannot allocate the table's memory in advance: {error}");
     let table = Arc::clone(table);
     let work = move || {
-        yield_to_readers();
         let started = Instant::now();
-        match table.populate(|| Arc::strong_count(&table) > 1) {
-            Ok(()) => {
-                tracing::debug!("allocated the table's memory in {:.1?}", started.elapsed())
-            }
-            Err(error) => not_in_advance(error),
-        }
+        let mut resumed = started;
+        table.populate(|| {
+            thread::sleep(resumed.elapsed() * PAUSE);
+            resumed = Instant::now();
+            Arc::strong_count(&table) > 1
+        });
+        tracing::debug!("allocated the table's memory in {:.1?}", started.elapsed());
     };
     if let Err(error) = thread::Builder::new().name("populate".into()).spawn(work) {
-        not_in_advance(error);
+        tracing::debug!("cannot allocate the table's memory in advance: {error}");
     }
 }
 

@@ -13,7 +13,7 @@
 //! The store knows nothing of what keys and values mean. It reads no clock: time is an argument.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -161,7 +161,7 @@ impl ByteStore {
         let evicted = Arc::new(AtomicU64::new(0));
         let lifecycle = CountEvictions(Arc::clone(&evicted));
         ByteStore {
-            cache: Cache::with_options(options, ByBytes, KeyHash, lifecycle),
+            cache: Cache::with_options(options, ByBytes, KeyHash::random(), lifecycle),
             evicted,
             average_bytes: AtomicU64::new(u64::MAX),
             max_value_bytes,
@@ -333,35 +333,45 @@ impl Weighter<u128, Entry> for ByBytes {
     }
 }
 
-/// Keys are keyed hashes already: their halves are as good as any hash of them.
-#[derive(Clone, Default)]
-struct KeyHash;
+/// Secret numbers that are multiplied with a key's halves, so that a client that chooses its keys
+/// cannot choose their hashes.
+#[derive(Clone)]
+struct KeyHash([u64; 2]);
+
+impl KeyHash {
+    fn random() -> Self {
+        KeyHash([1u8, 2].map(|part| RandomState::new().hash_one(part)))
+    }
+}
 
 impl BuildHasher for KeyHash {
     type Hasher = KeyHasher;
 
     fn build_hasher(&self) -> KeyHasher {
-        KeyHasher(0)
+        KeyHasher { secret: self.0, hash: 0 }
     }
 }
 
-struct KeyHasher(u64);
+struct KeyHasher {
+    secret: [u64; 2],
+    hash: u64,
+}
 
 impl Hasher for KeyHasher {
     fn write(&mut self, bytes: &[u8]) {
         for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
+            self.hash = self.hash.rotate_left(8) ^ u64::from(byte);
         }
     }
 
     fn write_u128(&mut self, key: u128) {
-        // A multiplication spreads keys that are small numbers, as in tests.
-        self.0 = ((key >> 64) as u64 ^ key as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 ^= self.0 >> 32;
+        let [high, low] = [(key >> 64) as u64 ^ self.secret[0], key as u64 ^ self.secret[1]];
+        let product = u128::from(high) * u128::from(low);
+        self.hash = (product >> 64) as u64 ^ product as u64;
     }
 
     fn finish(&self) -> u64 {
-        self.0
+        self.hash
     }
 }
 

@@ -14,6 +14,7 @@ use crate::line::{Line, Tops};
 use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The buckets of a table, initially empty.
 pub(crate) struct Buckets {
@@ -77,15 +78,14 @@ impl Buckets {
         }
     }
 
-    /// Lets the system allocate all pages. Calls `go_on` before each chunk, and stops when it
-    /// returns false. The contents stay, and other threads may read and write meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// The error of the system.
-    pub(crate) fn populate(&self, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
-        self.lines.populate(go_on)?;
-        self.tops.as_ref().map_or(Ok(()), |tops| tops.populate(go_on))
+    /// Touches all pages, so that the system allocates them. Calls `go_on` before each
+    /// [`os::CHUNK`], and stops when it returns false. The contents stay, and other threads may
+    /// read and write meanwhile.
+    pub(crate) fn populate(&self, go_on: &mut dyn FnMut() -> bool) {
+        self.lines.populate(go_on);
+        if let Some(tops) = &self.tops {
+            tops.populate(go_on);
+        }
     }
 
     /// All buckets.
@@ -106,14 +106,17 @@ impl Bucket<'_> {
 ///
 /// # Safety
 ///
-/// All bytes zero are a value of the type, it contains only atomics, and it is not larger than a
-/// page.
+/// All bytes zero are a value of the type, it consists of `AtomicU64` only, and it is not larger
+/// than a page.
 unsafe trait Atomics: Send + Sync {}
 
 // SAFETY: two lines, each an array of `AtomicU64`.
 unsafe impl Atomics for Lines {}
 // SAFETY: an array of `AtomicU64`.
 unsafe impl Atomics for [Tops; LINES] {}
+
+/// The distance of two touches: the smallest page size of any system.
+const STEP: usize = 4096;
 
 /// A slice in memory of its own, initially zero.
 struct Zeroed<T> {
@@ -138,17 +141,22 @@ impl<T: Atomics> Zeroed<T> {
         Ok(Self { first: os::allocate(bytes)?.cast(), count })
     }
 
-    fn populate(&self, go_on: &mut dyn FnMut() -> bool) -> io::Result<()> {
+    /// A touch and not `MADV_POPULATE_WRITE`: that holds the lock of the whole address space while
+    /// it clears pages. A thread that maps memory waits for this lock, and faults wait behind it.
+    fn populate(&self, go_on: &mut dyn FnMut() -> bool) {
         let bytes = self.count * size_of::<T>();
-        for start in (0..bytes).step_by(os::CHUNK) {
-            if !go_on() {
+        for at in (0..bytes).step_by(STEP) {
+            if at.is_multiple_of(os::CHUNK) && !go_on() {
                 break;
             }
-            // SAFETY: the memory came from `os::allocate` with this size and is alive as long as
-            // `self`; `start` is a multiple of `os::CHUNK` below `bytes`.
-            unsafe { os::populate(self.first.cast(), start, (bytes - start).min(os::CHUNK))? };
+            let word = self.first.as_ptr().cast::<u8>().wrapping_add(at).cast();
+            // SAFETY: the memory has `bytes` bytes and is alive as long as `self`. It consists of
+            // `AtomicU64` by the contract of `Atomics`, and `at` is a multiple of their size.
+            let word = unsafe { AtomicU64::from_ptr(word) };
+            // Writes to an untouched page, and changes nothing. The processor needs a writable page
+            // for it, so a shared page of zeros does not suffice.
+            let _ = word.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
-        Ok(())
     }
 }
 
@@ -210,7 +218,7 @@ mod os {
     /// The least alignment of the memory: the smallest page size of any system.
     pub(super) const ALIGNMENT: usize = 4096;
 
-    /// The bytes that are populated at once.
+    /// The bytes that are populated without a pause.
     pub(super) const CHUNK: usize = HUGE_PAGE;
 
     /// `bytes` (not zero) of zeroed memory, aligned to a page or more.
@@ -260,35 +268,6 @@ mod os {
         NonNull::new(first).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Allocates the pages of `bytes` from `start` on.
-    ///
-    /// # Safety
-    ///
-    /// `first` is from [`allocate`], with at least `start + bytes`; `start` is a multiple of
-    /// [`CHUNK`].
-    pub(super) unsafe fn populate(
-        first: NonNull<u8>,
-        start: usize,
-        bytes: usize,
-    ) -> io::Result<()> {
-        #[cfg(target_os = "linux")]
-        {
-            let from = first.as_ptr().wrapping_add(start).cast();
-            // SAFETY: whole pages of one mapping, by the caller's promise: the kernel rounds the
-            // length up, and the memory of `allocate` ends with a page. The contents of the pages
-            // stay.
-            match unsafe { libc::madvise(from, bytes, libc::MADV_POPULATE_WRITE) } {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        }
-        #[cfg(not(target_os = "linux"))]
-        {
-            let _ = (first, start, bytes);
-            Err(io::ErrorKind::Unsupported.into())
-        }
-    }
-
     /// # Safety
     ///
     /// `first` is from [`allocate`] with the same `bytes`, and the memory is no longer in use.
@@ -321,7 +300,7 @@ mod os {
     /// The alignment of the memory.
     pub(super) const ALIGNMENT: usize = align_of::<Lines>();
 
-    /// The bytes that are populated at once.
+    /// The bytes that are populated without a pause.
     pub(super) const CHUNK: usize = 2 << 20;
 
     fn layout(bytes: usize) -> Option<Layout> {
@@ -335,15 +314,6 @@ mod os {
         // SAFETY: the size is not zero.
         NonNull::new(unsafe { alloc_zeroed(layout) })
             .ok_or_else(|| io::ErrorKind::OutOfMemory.into())
-    }
-
-    /// An allocator has no such operation.
-    ///
-    /// # Safety
-    ///
-    /// None is needed.
-    pub(super) unsafe fn populate(_: NonNull<u8>, _: usize, _: usize) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// # Safety

@@ -1,18 +1,25 @@
-//! The cache service: batches of reads and writes on one table.
+//! The cache service: batches of reads and writes on a label table and a byte store.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use afterimage_core::Failure;
+use afterimage_wire::proto::message::BytesWrite;
 use afterimage_wire::proto::{Role, Status, stats::Stats};
 use afterimage_wire::server::{BATCH, Batch, Identity, Op, Service, SnapshotReply};
 
+use bytes::Bytes;
+
 use crate::metrics;
-use crate::{Hashed, Near, SnapshotHandle, Table};
+use crate::{Admission, ByteStore, Hashed, Near, SnapshotHandle, Table};
 
 /// The reply to a snapshot request of a service without a snapshot file.
 pub const NO_SNAPSHOT: &str = "this server has no snapshot file; start it with --snapshot FILE";
 
-/// Serves a [`Table`] to the network.
+/// The reply to a request for bytes of a service without a byte store.
+const NO_BYTES: &str = "this cache service stores no bytes; start it with --bytes SIZE";
+
+/// Serves a [`Table`] to the network, and a [`ByteStore`] if it has one.
 ///
 /// The writes of a connection are executed in the order of their arrival, and each read between the
 /// two writes between which it arrived, so a client reads its own writes. Reads between the same
@@ -20,13 +27,21 @@ pub const NO_SNAPSHOT: &str = "this server has no snapshot file; start it with -
 #[derive(Debug)]
 pub struct CacheService {
     table: Arc<Table>,
+    bytes: Option<Arc<ByteStore>>,
     snapshots: Option<SnapshotHandle>,
 }
 
 impl CacheService {
     /// A service for `table`, which others may use at the same time.
     pub fn new(table: Arc<Table>) -> Self {
-        CacheService { table, snapshots: None }
+        CacheService { table, bytes: None, snapshots: None }
+    }
+
+    /// Stores bytes, too. Without a store such requests are refused.
+    #[must_use]
+    pub fn with_bytes(mut self, store: Option<Arc<ByteStore>>) -> Self {
+        self.bytes = store;
+        self
     }
 
     /// Writes snapshots at a client's request, and reports them in the statistics.
@@ -68,8 +83,19 @@ impl Service for CacheService {
                     reads.settle(batch);
                     self.table.insert_hashed(hashed, value.cast_unsigned());
                 }
-                Op::ReadBytes { .. } | Op::WriteBytes(_) => {
-                    batch.error(i, Status::Unsupported, "this cache service stores no bytes");
+                Op::ReadBytes { .. } | Op::WriteBytes(_) if self.bytes.is_none() => {
+                    batch.error(i, Status::Unsupported, NO_BYTES);
+                }
+                Op::ReadBytes { key } => {
+                    let now = Instant::now();
+                    let store = self.bytes.as_ref();
+                    let stored = store.and_then(|store| store.get(u128::from_le_bytes(key), now));
+                    batch.bytes(i, stored.map(|stored| stored.value));
+                }
+                Op::WriteBytes(write) => {
+                    if let Some(store) = &self.bytes {
+                        write_bytes(store, batch, i, write);
+                    }
                 }
                 Op::Classify { .. } | Op::Infer(_) | Op::Forget(_) | Op::Flush { .. } => {
                     batch.error(i, Status::Unsupported, "this is a cache service; it has no model");
@@ -85,10 +111,15 @@ impl Service for CacheService {
         stats.gauge(&metrics::ENTRIES, table.entries);
         stats.gauge(&metrics::CAPACITY, table.capacity);
         stats.gauge(&metrics::MEMORY, table.bytes);
-        stats.counter(&metrics::HITS, table.hits);
-        stats.counter(&metrics::MISSES, table.misses);
+        let bytes = self.bytes.as_ref().map(|store| store.stats());
+        let (hits, misses) = bytes.map_or((0, 0), |bytes| (bytes.hits, bytes.misses));
+        stats.counter(&metrics::HITS, table.hits + hits);
+        stats.counter(&metrics::MISSES, table.misses + misses);
         stats.counter(&metrics::WRITES, table.writes);
         stats.counter(&metrics::EVICTIONS, table.evictions);
+        if let Some(bytes) = bytes {
+            metrics::report_byte_store(&bytes, stats);
+        }
         if let Some(handle) = &self.snapshots {
             handle.stats(stats);
         }
@@ -100,6 +131,21 @@ impl Service for CacheService {
             None => {
                 reply.send(Err(Failure::new(Status::Unsupported, NO_SNAPSHOT)));
             }
+        }
+    }
+}
+
+/// Stores a value and answers its request. A store may drop a value at any time, so a value that it
+/// declines is answered like any other.
+fn write_bytes(store: &ByteStore, batch: &mut Batch<'_>, i: usize, write: &BytesWrite<'_>) {
+    let BytesWrite { key, value, .. } = write;
+    let (key, len, now) = (u128::from_le_bytes(*key), value.len(), Instant::now());
+    match store.insert(key, Bytes::copy_from_slice(value), write.ttl(), now) {
+        Admission::Stored | Admission::Declined => batch.stored(i),
+        Admission::TooLarge => {
+            let limit = store.max_value_bytes();
+            let text = format!("the value has {len} bytes; the limit is {limit}");
+            batch.error(i, Status::TooLarge, &text);
         }
     }
 }

@@ -153,14 +153,10 @@ impl Table {
     /// Lets the system allocate the table's memory now, instead of at the first write to each page.
     /// A page of 2 MiB takes a quarter of a millisecond, or two if the host of a virtual machine
     /// must allocate it, too. Other threads may use the table meanwhile. Calls `go_on` before each
-    /// page, and stops when it returns false. See [`populate_in_background`].
-    ///
-    /// # Errors
-    ///
-    /// The error of the system, if it is not Linux 5.14 or newer. The table works all the same. A
-    /// system with too little memory may end the process, as it may when the table fills.
-    pub fn populate(&self, mut go_on: impl FnMut() -> bool) -> io::Result<()> {
-        self.buckets.populate(&mut go_on)
+    /// page, and stops when it returns false. See [`populate_in_background`]. A system with too
+    /// little memory may end the process, as it may when the table fills.
+    pub fn populate(&self, mut go_on: impl FnMut() -> bool) {
+        self.buckets.populate(&mut go_on);
     }
 
     /// The number of slots: the most entries that the table can hold.

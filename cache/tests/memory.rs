@@ -27,12 +27,10 @@ fn populate_allocates_memory_and_keeps_its_contents() {
     let table = Arc::new(Table::new(Capacity::Bytes(BYTES)).expect("memory"));
     table.insert(7, 8);
     let before = resident_bytes();
-    table.populate(|| false).expect("nothing to do");
+    table.populate(|| false);
     assert!(resident_bytes() < before + BYTES / 2, "it was stopped at once");
     let mut once = [true, false].into_iter();
-    if let Err(error) = table.populate(|| once.next() == Some(true)) {
-        return eprintln!("SKIPPED: this system cannot populate: {error}");
-    }
+    table.populate(|| once.next() == Some(true));
     populate_in_background(&table);
     let deadline = Instant::now() + Duration::from_secs(60);
     while Arc::strong_count(&table) > 1 {

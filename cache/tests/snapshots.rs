@@ -7,7 +7,7 @@
 use afterimage_cache::metrics::METRICS;
 use afterimage_cache::snapshot::{LoadError, OpenError, SnapshotFile, WriteError, load};
 use afterimage_cache::snapshot::{SnapshotReport, SnapshotWriter};
-use afterimage_cache::{CacheService, Capacity, Table};
+use afterimage_cache::{ByteStore, CacheService, Capacity, Table};
 use afterimage_wire::proto::stats::{Stats, Value};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -677,7 +677,8 @@ fn a_cache_with_snapshots_reports_every_described_metric() {
     let table = small();
     let writer = start(&table, &path, None);
     // The time that a snapshot took is known after the first one.
-    let service = CacheService::new(table).with_snapshots(Some(writer.handle()));
+    let bytes = Some(Arc::new(ByteStore::new(1 << 20, 1 << 16)));
+    let service = CacheService::new(table).with_bytes(bytes).with_snapshots(Some(writer.handle()));
     writer.write().unwrap();
     let mut stats = Stats::default();
     service.stats(&mut stats);

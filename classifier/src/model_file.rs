@@ -17,9 +17,9 @@ use crate::svm::MAX_CLASSES;
 use crate::tensors::{self, Texts};
 use crate::weights::Weights;
 
-/// Largest model file read, in bytes, of whatever tool: far above ours (under 1 MB); room for the
-/// text of 60,000 support vectors of MNIST's images (about 200 MB), or for 65,535 classes of as
-/// many weights in `f64` (411 MB).
+/// Largest model file of any tool, in bytes. Ours are below 1 MB. The limit allows the text of
+/// 60,000 support vectors of MNIST images (about 200 MB), or 65,535 classes of as many weights in
+/// `f64` (411 MB).
 pub const MAX_MODEL_FILE_BYTES: u64 = 1 << 30;
 
 /// The versions that this program reads.

@@ -201,7 +201,7 @@ pub fn decode(bytes: &[u8]) -> Result<(Tensors, Texts), ModelError> {
     Ok((tensors, texts.map(|(name, text)| (name.clone(), text.clone())).collect()))
 }
 
-/// JSON with every object's keys in order, whatever map the library was built with.
+/// JSON with the keys of every object in order, for any map that the library was built with.
 fn serialize_sorted(header: &BTreeMap<String, Value>) -> Vec<u8> {
     fn write(value: &Value, out: &mut String) {
         if let Value::Object(map) = value {

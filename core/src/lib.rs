@@ -17,7 +17,6 @@ mod gather;
 pub mod metric;
 pub mod model;
 pub mod reply;
-pub mod shape;
 pub mod status;
 pub mod tally;
 
@@ -26,9 +25,8 @@ pub use budget::{ByteBudget, BytePermit};
 pub use fair::{ClientId, FairQueue, Refused};
 pub use gather::gather;
 pub use metric::Metric;
-pub use model::{AnswerKind, ModelId};
+pub use model::{AnswerKind, ModelId, Shape};
 pub use reply::{Outcome, Reply, Sink, Wanted, Watch};
-pub use shape::Shape;
 pub use status::{Failure, Status};
 pub use tally::Tally;
 

@@ -312,11 +312,7 @@ impl Memo {
         inner.stores.labels.stats(stats);
         if let Some(bytes) = &inner.stores.bytes {
             let bytes = bytes.stats();
-            stats.gauge(&metrics::BYTE_STORE_ENTRIES, bytes.entries);
-            stats.gauge(&metrics::BYTE_STORE_BYTES, bytes.bytes);
-            stats.gauge(&metrics::BYTE_STORE_CAPACITY, bytes.capacity_bytes);
-            stats.counter(&metrics::BYTE_STORE_EVICTIONS, bytes.evicted);
-            stats.counter(&metrics::BYTE_STORE_EXPIRED, bytes.expired);
+            afterimage_cache::metrics::report_byte_store(&bytes, stats);
         }
         for entry in models {
             entry.upstream.stats(stats);

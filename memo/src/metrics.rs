@@ -58,13 +58,6 @@ afterimage_core::metrics! {
         STORE_MEMORY = Gauge("store_memory_bytes", Bytes, "memory", "Memory of the memo's label table");
         STORE_EVICTIONS = Counter("store_evictions", Count, "evictions", "Entries evicted from the memo's label table");
     }
-    "Byte store" {
-        BYTE_STORE_ENTRIES = Gauge("byte_store_entries", Count, "entries", "Answers in the byte store");
-        BYTE_STORE_BYTES = Gauge("byte_store_bytes", Bytes, "memory", "Memory of the byte store's answers");
-        BYTE_STORE_CAPACITY = Gauge("byte_store_capacity_bytes", Bytes, "capacity", "Memory limit of the byte store");
-        BYTE_STORE_EVICTIONS = Counter("byte_store_evictions", Count, "evictions", "Answers evicted from the byte store");
-        BYTE_STORE_EXPIRED = Counter("byte_store_expired", Count, "expired", "Answers of the byte store that expired");
-    }
     "Classifier" {
         CLASSIFIER = Text("classifier", Count, "classifier", "Kind of the classifier");
         CLASSIFIER_CONNECTED = Text("classifier_connected", Count, "connected", "Whether a replica of the classifier is connected")

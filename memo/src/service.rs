@@ -151,7 +151,7 @@ impl MemoService {
         }
     }
 
-    /// Takes the answer of one row back. Returns how many answers that concerns, as far as is known.
+    /// Deletes the answer of one row. Returns the number of deleted answers, as far as it is known.
     fn forget(&self, &Forget { model, version, row }: &Forget<'_>) -> Result<u64, Failure> {
         let inner = &self.memo.inner;
         let entry = inner.models.get(model)?;

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background};
+use afterimage_cache::{
+    ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
+};
 use afterimage_classifier::{Engine, EngineOptions, Model};
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
@@ -170,6 +172,14 @@ impl TableArgs {
 
     /// The table, and the writer of its snapshots if it has a snapshot file.
     pub(crate) fn table(&self) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
+        self.table_and(None)
+    }
+
+    /// As [`table`](Self::table). The writer also keeps `bytes`, in `FILE.bytes`.
+    pub(crate) fn table_and(
+        &self,
+        bytes: Option<&Arc<ByteStore>>,
+    ) -> anyhow::Result<(Arc<Table>, Option<SnapshotWriter>)> {
         // Checked here because clap's `requires` ignores the settings file.
         if self.snapshot_every.is_some() && self.snapshot.is_none() {
             bail!("--snapshot-every needs --snapshot FILE");
@@ -177,6 +187,12 @@ impl TableArgs {
         // Before the table takes memory.
         let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
         let file = file.context("--snapshot")?;
+        let with_bytes = self.snapshot.as_ref().zip(bytes).map(|(path, store)| {
+            let mut path = path.clone().into_os_string();
+            path.push(".bytes");
+            SnapshotFile::open_bytes(path).map(|file| file.of(Arc::clone(store)))
+        });
+        let with_bytes = with_bytes.transpose().context("--snapshot")?;
         let capacity = match self.entries {
             Some(entries) => Capacity::Entries(entries),
             None => Capacity::Bytes(self.memory.unwrap_or(DEFAULT_MEMORY).0),
@@ -188,7 +204,8 @@ impl TableArgs {
         populate_in_background(&table);
         let every = self.snapshot_every.map(|every| every.0);
         let writer = file.map(|file| {
-            SnapshotWriter::start(Arc::clone(&table), file, every)
+            let parts = [file.of(Arc::clone(&table))].into_iter().chain(with_bytes);
+            SnapshotWriter::start_all(parts.collect(), every)
                 .with_request_interval(self.min_snapshot_interval.0)
         });
         Ok((table, writer))

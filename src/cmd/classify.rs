@@ -52,19 +52,21 @@ pub(crate) struct Args {
 /// Which images are inverted. The models take light ink on a dark ground, as MNIST has it. Only a
 /// transparent image shows by itself which of the two its ground is.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
-enum Invert {
+pub(crate) enum Invert {
     Always,
     Never,
     Auto,
 }
 
 impl Invert {
-    fn applies_to(self, image: &Image) -> bool {
-        match self {
+    /// The image, inverted if it is to be.
+    pub(crate) fn apply(self, image: Image) -> Image {
+        let applies = match self {
             Self::Always => true,
             Self::Never => false,
             Self::Auto => image.is_on_white_ground(),
-        }
+        };
+        if applies { image.invert() } else { image }
     }
 }
 
@@ -102,7 +104,7 @@ async fn classify_file(client: &Client, file: &Path, args: &Args) -> anyhow::Res
         if !want.dims().is_empty() && have != want {
             bail!("the image is {have}; the server takes {want}");
         }
-        let image = if args.invert.applies_to(&image) { image.invert() } else { image };
+        let image = args.invert.apply(image);
         let start = Instant::now();
         let label = client.classify(image.pixels()).await?;
         let elapsed_us = start.elapsed().as_secs_f64() * 1e6;

@@ -28,6 +28,7 @@ targets! {
     client_stream: 1000,
     table_model: 1000,
     snapshot_load: 1500,
+    bytes_load: 1500,
     image_file: 6000,
     idx: 8000,
     model_file: 5000,

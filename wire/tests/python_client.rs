@@ -96,7 +96,7 @@ async fn the_python_client_passes_its_tests_with_this_server() {
             .args(["-B", "-m", "unittest", "-v"])
             .current_dir(wire.join("clients/python"))
             .env("TEST_MEMO", format!("127.0.0.1:{port}"))
-            .env("AFTERIMAGE_TOKEN", "open sesame")
+            .env("TEST_TOKEN", "open sesame")
             .env("TEST_IDLE", format!("127.0.0.1:{idle_port}"))
             .env("TEST_TLS", format!("localhost:{tls_port}"))
             .env("TEST_CA", ca)
@@ -112,7 +112,7 @@ async fn the_python_client_passes_its_tests_with_this_server() {
         if line.starts_with("SKIPPED: ") {
             eprintln!("{line}");
         }
-        assert!(!line.contains("skipped 'set AFTERIMAGE_"), "{line}");
+        assert!(!line.contains("skipped 'set TEST_"), "{line}");
     }
 }
 

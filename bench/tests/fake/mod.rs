@@ -1,4 +1,4 @@
-//! A server whose every reply a test decides.
+//! A server with scripted replies.
 
 // Not every test file needs all of it.
 #![allow(dead_code, clippy::unwrap_used)]

@@ -26,7 +26,7 @@ impl Chunks {
         Self { values, start: if offset < LANES { offset } else { 0 }, len }
     }
 
-    /// Makes it `len` chunks, whose values are then any: for memory that is used again.
+    /// Sets the length to `len` chunks with unspecified values, to use the memory again.
     pub fn set_len(&mut self, len: usize) {
         if self.values.len() < (len + 1) * LANES {
             *self = Self::zeros(len);

@@ -1,5 +1,5 @@
 //! Sixteen lanes as an array, for any processor: loops of a fixed length, which the compiler turns
-//! into whatever vector instructions its target has (SSE2 on x86-64).
+//! into the target's vector instructions (SSE2 on x86-64).
 //!
 //! Where the target has no fused multiply-add, [`fused`] computes it in double precision.
 

@@ -57,13 +57,13 @@ enum Kind {
 /// What the bounds of errors are made of; lengths in the units of features.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Accuracy {
-    /// The greatest length of a vector.
+    /// The largest length of a vector.
     pub(super) longest: f64,
-    /// The distance of a vector from what is computed with in its place.
+    /// The distance between a vector and the approximation that is used for it.
     pub(super) of_vectors: f64,
     /// The same for an image, as a share of its length.
     pub(super) of_images: f64,
-    /// The same, whatever its length.
+    /// The same in absolute terms, for an image of any length.
     pub(super) of_images_at_least: f64,
     /// Error of a dot product as a share of the product of the lengths.
     pub(super) of_dots: f64,
@@ -83,7 +83,7 @@ impl VectorValues {
         }
     }
 
-    /// Takes them out of `tensors`, of whatever type they are.
+    /// Removes the vectors from `tensors`, with any of their types.
     pub(super) fn from_tensors(
         count: usize,
         dims: usize,

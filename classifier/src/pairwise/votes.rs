@@ -107,7 +107,7 @@ impl Votes {
         (self.votes[class] + self.open_of[class], Reverse(class)) > self.rank(leader)
     }
 
-    /// Another class whose pair with this one is open, which it then is no more.
+    /// Removes and returns another class with an open pair with this one.
     fn take_open_of(&mut self, class: usize) -> Option<usize> {
         let row = &self.open[class * self.words..(class + 1) * self.words];
         let from = self.first_word[class] as usize;

@@ -1,13 +1,13 @@
-//! In how many digits the numbers of a training file were written, found out from those that became
-//! support vectors.
+//! The number of digits in a training file, derived from the numbers of its support vectors.
 
 use super::Table;
 
-/// Digits that LIBSVM writes support vectors with (`svm_save_model`: `%.8g`), whatever the training
-/// file had.
+/// Digits of the support vectors that LIBSVM writes (`svm_save_model`: `%.8g`), for any training
+/// file.
 pub(super) const LIBSVM_DIGITS: usize = 8;
 
-/// Most digits tried: of one more every `f64` is read back as it was, which is [`Writing::Full`].
+/// Most digits to try. With one more, every `f64` is read back unchanged, which is
+/// [`Writing::Full`].
 const MOST_DIGITS: usize = 16;
 
 /// A way to write a byte over a divisor.

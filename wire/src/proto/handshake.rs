@@ -6,7 +6,7 @@ use core::fmt;
 
 use afterimage_core::Shape;
 use afterimage_core::model::DIGEST_LEN;
-use afterimage_core::shape::MAX_DIMS;
+use afterimage_core::model::MAX_DIMS;
 use arrayvec::ArrayVec;
 use bytes::BufMut;
 

@@ -233,7 +233,7 @@ late! {
     Snapshot => |out, id, snapshot| Message::SnapshotResp(snapshot).encode(id, out);
 }
 
-/// Each outcome that may be large, as [`late`]; the length of its body comes first.
+/// Each outcome that may be large, as `late`; the length of its body comes first.
 macro_rules! large {
     ($($outcome:ty => $len:expr, $encode:expr;)*) => {$(
         impl Sink<Result<$outcome, Failure>> for Outbox {

@@ -49,8 +49,8 @@ impl Projection {
         self.offset.as_flattened()[..COMPONENTS].to_vec()
     }
 
-    /// Projects a block of images. Each component is summed over the pooled values in turn,
-    /// whatever the block.
+    /// Projects a block of images. Each component is summed over the pooled values in order, for
+    /// any block.
     #[inline(always)]
     pub fn project<S: Simd>(&self, simd: S, pooled: &[Pooled], out: &mut [Components]) {
         let together = if S::WIDE { 4 } else { 1 };

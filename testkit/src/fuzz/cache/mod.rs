@@ -4,6 +4,7 @@
 //! `fuzz/` runs them under libFuzzer. The tests of this crate run them on a stable toolchain, with
 //! seeds, regressions and seeded mutations of both. `fuzz/README.md` lists their assertions.
 
+mod bytes_load;
 mod snapshot_load;
 mod table_model;
 
@@ -27,12 +28,24 @@ pub const TARGETS: &[Target] = &[
         // fixed size.
         memory_per_byte: 64,
     },
+    Target {
+        name: "bytes_load",
+        body: bytes_load,
+        seeds: bytes_load::seeds,
+        // As above.
+        memory_per_byte: 64,
+    },
 ];
 
 /// Random operations on a table and on a map. Both have the same entries except those that the
 /// table reports as evicted, and the table is valid after each operation.
 pub fn table_model(data: &[u8]) {
     table_model::table_model(data);
+}
+
+/// Any file as a snapshot of a byte store, as [`snapshot_load`].
+pub fn bytes_load(data: &[u8]) {
+    bytes_load::bytes_load(data);
 }
 
 /// Any file as a snapshot. It is loaded or refused as an independent parser of `SNAPSHOT.md` does.

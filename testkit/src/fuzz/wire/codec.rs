@@ -8,7 +8,7 @@ use tokio_util::codec::Decoder;
 use crate::fuzz::{Rng, Source};
 use afterimage_core::Shape;
 use afterimage_core::model::DIGEST_LEN;
-use afterimage_core::shape::MAX_DIMS;
+use afterimage_core::model::MAX_DIMS;
 use afterimage_wire::proto::codec::{CodecError, FrameCodec, OwnedFrame};
 use afterimage_wire::proto::handshake::{Hello, MAX_TOKEN_LEN, Role, Welcome};
 use afterimage_wire::proto::infer::{AnswerRef, Answers, Content, MAX_NAME_LEN, Rows};

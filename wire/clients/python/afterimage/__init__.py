@@ -3,10 +3,16 @@
     with afterimage.Client("localhost", 7400) as client:
         print(client.classify(image).label)         # one image
         labels = client.classify_many(images)       # many images, pipelined
+        answers = client.infer("resnet", rows)      # rows of bytes, such as NumPy arrays, for a named model
 """
 
 from .client import Client
-from .protocol import AfterimageError, Failed, Label, Lost, Malformed, Snapshot, Welcome
+from .protocol import (
+    AfterimageError, Answer, Failed, Inference, Label, Lost, Malformed, Snapshot, Unsupported, Welcome,
+)
 
-__all__ = ["AfterimageError", "Client", "Failed", "Label", "Lost", "Malformed", "Snapshot", "Welcome"]
+__all__ = [
+    "AfterimageError", "Answer", "Client", "Failed", "Inference", "Label", "Lost", "Malformed", "Snapshot", "Unsupported",
+    "Welcome",
+]
 __version__ = "0.1.0"

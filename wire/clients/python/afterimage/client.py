@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, NamedTupl
 
 from . import protocol
 from .protocol import (
-    CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, MAX_TOKEN, OLDEST_VERSION, PING,
+    BYTES_REQ, BYTES_RESP, FLUSH_REQ, FLUSH_RESP, FORGET_REQ, FORGET_RESP, INFER_REQ, INFER_RESP, KEY_LENGTH, MAX_ROWS,
+    MAX_VALUE, NO_STORE, REFRESH, CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, MAX_TOKEN, OLDEST_VERSION, PING,
     PONG, SHUTTING_DOWN, SNAPSHOT_REQ, SNAPSHOT_RESP, STATS_REQ, STATS_RESP, VERSION, WELCOME, WRITE, Failed, Frame,
-    Label, Lost, Malformed, Reply, Snapshot, StatsValue, Welcome, flat, integer,
+    Inference, Label, Lost, Malformed, Reply, Snapshot, StatsValue, Unsupported, Welcome, flat, integer,
 )
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ SEND_AHEAD = 1 << 18
 #: Bytes of requests in flight. The client keeps them for a repetition, so it limits them.
 MAX_IN_FLIGHT_BYTES = 1 << 26
 #: The highest values of the integers in a request.
-U64, I64_MIN, I64_MAX = (1 << 64) - 1, -(1 << 63), (1 << 63) - 1
+U32, U64, I64_MIN, I64_MAX = (1 << 32) - 1, (1 << 64) - 1, -(1 << 63), (1 << 63) - 1
 
 
 class Ended(Lost):
@@ -220,6 +221,62 @@ class Client:
         numbers = integer(key, 0, U64, "the key"), integer(value, I64_MIN, I64_MAX, "the value")
         self._many(iter([Request(CACHE_REQ, struct.pack("<Qq", *numbers), None, WRITE)]))
 
+    # Requests of version 2.
+
+    def infer(self, model: str, rows: Iterable[Any], *, version: str = "",
+              refresh: bool = False, no_store: bool = False, ttl_s: int = 0, budget_ms: int = 0) -> Inference:
+        """The answers of a model to some rows, in the order of the rows.
+
+        A row is any buffer, or a NumPy array of any type: its bytes are in C order. For an array of two or more
+        dimensions, each element of the first dimension is a row. An empty `model` is the only model of the server, an
+        empty `version` the present one. `refresh` computes stored answers anew, `no_store` stores nothing, and `ttl_s`
+        limits the time for which the answers are stored.
+        """
+        encoded = [protocol.row_bytes(row, "a row") for row in rows]
+        if not 1 <= len(encoded) <= MAX_ROWS:
+            raise ValueError(f"the request has {len(encoded)} rows; it must have 1 to {MAX_ROWS}")
+        parts = [protocol.short_text(model, "the model"), protocol.short_text(version, "the version"),
+                 struct.pack("<III", integer(ttl_s, 0, U32, "ttl_s"), integer(budget_ms, 0, U32, "budget_ms"),
+                             len(encoded))]
+        for row in encoded:
+            parts += [struct.pack("<I", len(row)), row]
+        flags = (REFRESH if refresh else 0) | (NO_STORE if no_store else 0)
+        result = self._one(self._newer(INFER_REQ, b"".join(parts), INFER_RESP, flags))
+        assert isinstance(result, Inference)
+        if len(result.answers) != len(encoded):
+            self._disconnect()
+            raise Malformed(f"the reply has {len(result.answers)} answers; the request has {len(encoded)} rows")
+        return result
+
+    def read_bytes(self, key: Buffer, budget_ms: int = 0) -> Optional[bytes]:
+        """The bytes of a key of 16 bytes in a cache. None if the cache does not have the key."""
+        request = self._newer(BYTES_REQ, bytes_key(key), BYTES_RESP, 0, budget(budget_ms))
+        result = self._one(request)
+        assert result is None or isinstance(result, bytes)
+        return result
+
+    def write_bytes(self, key: Buffer, value: Buffer, ttl_s: int = 0) -> None:
+        """Writes bytes to a cache, which may drop them at any time, and does after `ttl_s` seconds (0: no limit)."""
+        data = protocol.row_bytes(value, "the value")
+        if len(data) > MAX_VALUE:
+            raise ValueError(f"the value is {len(data)} bytes; the limit is {MAX_VALUE}")
+        head = bytes_key(key) + struct.pack("<I", integer(ttl_s, 0, U32, "ttl_s"))
+        self._one(self._newer(BYTES_REQ, head + data, BYTES_RESP, WRITE))
+
+    def forget(self, model: str, row: Buffer, version: str = "") -> int:
+        """Takes the stored answer of one row back. Returns how many answers a memo has taken back, as far as it knows.
+
+        Needs admin rights.
+        """
+        names = protocol.short_text(model, "the model") + protocol.short_text(version, "the version")
+        result = self._one(self._newer(FORGET_REQ, names + protocol.row_bytes(row, "a row"), FORGET_RESP))
+        assert isinstance(result, int)
+        return result
+
+    def flush(self, model: str = "") -> None:
+        """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin rights."""
+        self._one(self._newer(FLUSH_REQ, protocol.short_text(model, "the model"), FLUSH_RESP))
+
     def ping(self, data: Buffer = b"") -> float:
         """The round-trip time of a Ping in seconds. `data` is at most 64 bytes."""
         data = flat(data, "the data of a ping")
@@ -311,6 +368,14 @@ class Client:
         if len(body) > self.welcome.max_body:
             raise ValueError(f"an image is {len(body)} bytes; the server takes at most {self.welcome.max_body}")
         return Request(CLASSIFY_REQ, body, CLASSIFY_RESP, 0, budget(budget_ms))
+
+    def _newer(self, kind: int, body: bytes, reply: int, flags: int = 0, budget_ms: int = 0) -> Request:
+        """A request of version 2."""
+        if self.welcome.version < 2:
+            raise Unsupported(f"the server speaks version {self.welcome.version} of the protocol; this call needs 2")
+        if len(body) > self.welcome.max_body:
+            raise ValueError(f"the request is {len(body)} bytes; the server takes at most {self.welcome.max_body}")
+        return Request(kind, body, reply, flags, budget_ms)
 
     def _one(self, request: Request) -> Reply:
         result, = self._many(iter([request]))
@@ -404,7 +469,7 @@ class Client:
             if content.status == SHUTTING_DOWN:
                 raise Ended(f"the server closed the connection: {content}")
             raise content
-        if content is None and frame.kind != CACHE_RESP:
+        if content is None and frame.kind not in (CACHE_RESP, BYTES_RESP, FLUSH_RESP):
             self.dropped += 1
             return
         if frame.request_id >= self._next_id:
@@ -426,6 +491,14 @@ class Client:
             return
         call.results[pending.index] = content
         call.may_reconnect = True
+
+
+def bytes_key(key: Buffer) -> bytes:
+    """A valid key of a value of bytes."""
+    data = flat(key, "the key")
+    if len(data) != KEY_LENGTH:
+        raise ValueError(f"the key is {len(data)} bytes; it must be {KEY_LENGTH}")
+    return data
 
 
 def budget(budget_ms: int) -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Dict, List, Literal, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, List, Literal, NamedTuple, Optional, Tuple, Union
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 HELLO, WELCOME, PING, PONG, STATS_REQ, STATS_RESP, ERROR, GO_AWAY, SNAPSHOT_REQ, SNAPSHOT_RESP = range(0x01, 0x0B)
 CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP = 0x10, 0x11, 0x20, 0x21
+# Version 2.
+BYTES_REQ, BYTES_RESP, INFER_REQ, INFER_RESP = 0x12, 0x13, 0x22, 0x23
+FORGET_REQ, FORGET_RESP, FLUSH_REQ, FLUSH_RESP = 0x30, 0x31, 0x32, 0x33
 WRITE, EXISTS, HIT, COALESCED, CONNECTION, JOINED = 0x01, 0x01, 0x01, 0x02, 0x01, 0x01
+REFRESH, NO_STORE = 0x01, 0x02
 STATUSES = [
     "none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
     "deadline_exceeded", "unauthenticated", "too_large", "unsupported", "shutting_down", "internal",
@@ -23,7 +27,12 @@ MAGIC = b"AFTERIMG"
 #: The oldest and the newest version of the protocol that this client speaks.
 OLDEST_VERSION, VERSION = 1, 2
 HEADER = struct.Struct("<IBBHQ")
+MAX_VALUE = 1 << 24
+MAX_LARGE_BODY = 17 << 20
 MAX_REPLY_BODY = 1 << 20
+MAX_ROWS = 1 << 16
+MAX_NAME = 255
+KEY_LENGTH = 16
 MAX_TOKEN = 1024
 MAX_TEXT = 1024
 MAX_PING = 64
@@ -61,6 +70,21 @@ class Label(NamedTuple):
     origin: Origin
 
 
+class Answer(NamedTuple):
+    """The answer to one row: a label or bytes. `age_s`: the seconds since the model computed it; 0 unless it is a hit."""
+
+    value: Union[int, bytes]
+    origin: Origin
+    age_s: int
+
+
+class Inference(NamedTuple):
+    """The answers of a model, in the order of the rows. `digest` names the model that computed them."""
+
+    digest: bytes
+    answers: List[Answer]
+
+
 class Snapshot(NamedTuple):
     """The result of a snapshot. `joined`: another request had already started it."""
 
@@ -96,11 +120,15 @@ class Lost(AfterimageError):
     retryable = True
 
 
+class Unsupported(AfterimageError):
+    """The server speaks an older version of the protocol, which does not have this request."""
+
+
 class Malformed(AfterimageError):
     """The server sent bytes that violate the protocol."""
 
 
-Reply = Union[Welcome, Label, Snapshot, Failed, List[StatsEntry], bytes, str, int, None]
+Reply = Union[Welcome, Label, Inference, Snapshot, Failed, List[StatsEntry], bytes, str, int, None]
 
 
 def printable(text: str) -> str:
@@ -124,6 +152,30 @@ def flat(data: Buffer, name: str) -> bytes:
     if not view.c_contiguous:
         raise ValueError(f"{name} is not C-contiguous; copy it first, for example with numpy.ascontiguousarray")
     return view.tobytes()
+
+
+def row_bytes(data: Any, name: str) -> bytes:
+    """The bytes of any buffer, such as a NumPy array of any type and layout, in C order."""
+    if isinstance(data, bytes):
+        return data
+    try:
+        view = memoryview(data)
+    except (TypeError, ValueError):
+        if not hasattr(data, "tobytes"):
+            raise TypeError(f"{name} must be a buffer or an array, not {type(data).__name__}") from None
+        # An array without a buffer of its own, such as one of dates.
+        return bytes(data.tobytes())
+    return view.tobytes()
+
+
+def short_text(text: str, name: str) -> bytes:
+    """A text with its length in one byte."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, not {type(text).__name__}")
+    data = text.encode()
+    if len(data) > MAX_NAME:
+        raise ValueError(f"{name} has {len(data)} bytes; the limit is {MAX_NAME}")
+    return bytes([len(data)]) + data
 
 
 def integer(value: int, least: int, most: int, name: str) -> int:
@@ -183,6 +235,14 @@ def decode(kind: int, flags: int, status: int, data: Buffer) -> Reply:
         result = Label(body.ints("H")[0], origin)
     elif kind == CACHE_RESP:
         result = body.ints("q")[0] if flags & EXISTS else None
+    elif kind == BYTES_RESP:
+        result = body.bytes(len(body.data)) if flags & EXISTS else None
+    elif kind == INFER_RESP:
+        result = decode_answers(body)
+    elif kind == FORGET_RESP:
+        result = body.ints("Q")[0]
+    elif kind == FLUSH_RESP:
+        result = None
     elif kind == PONG:
         result = body.bytes(at_most(MAX_PING, len(body.data), "the length of a Pong"))
     elif kind in (ERROR, GO_AWAY):
@@ -210,6 +270,22 @@ def decode_welcome(body: Body) -> Welcome:
     while body.data:  # Extensions: a tag, a length and the data. Version 1 has none.
         body.bytes(body.ints("HH")[1])
     return Welcome(version, service, features, max_body, window, classes, digest, shape, name)
+
+
+def decode_answers(body: Body) -> Inference:
+    digest, count = body.bytes(32), body.ints("I")[0]
+    if count == 0:
+        raise Malformed("the number of answers is 0")
+    at_most(MAX_ROWS, count, "the number of answers")
+    origins: List[Origin] = ["miss", "hit", "coalesced"]
+    answers = []
+    for _ in range(count):
+        origin, age_s, kind = body.ints("BIB")
+        at_most(2, origin, "an origin")
+        at_most(1, kind, "the kind of an answer")
+        value: Union[int, bytes] = body.ints("H")[0] if kind == 0 else body.bytes(*body.ints("I"))
+        answers.append(Answer(value, origins[origin], age_s))
+    return Inference(digest, answers)
 
 
 def decode_stats(body: Body) -> List[StatsEntry]:
@@ -256,7 +332,8 @@ def take_frame(received: bytearray, at: int) -> Optional[Tuple[Frame, int]]:
     if len(received) - at < HEADER.size:
         return None
     length, kind, flags, status, request_id = HEADER.unpack_from(received, at)
-    at_most(MAX_REPLY_BODY, length, "the length of a reply's body")
+    limit = MAX_LARGE_BODY if kind in (BYTES_RESP, INFER_RESP) else MAX_REPLY_BODY
+    at_most(limit, length, "the length of a reply's body")
     start = at + HEADER.size
     if len(received) < start + length:
         return None

@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import socket
+import struct
 import threading
 
 import afterimage
@@ -28,6 +29,14 @@ def reply(kind, request_id, body=b"", flags=0, status=0):
 def label(frame, value=3, flags=0):
     """A ClassifyResp to the received `frame`."""
     return reply(0x21, frame[3], bytes([value, 0]), flags)
+
+
+def answers_to(frame):
+    """An InferResp to the received `frame`: label 0 for each row."""
+    body = frame[4]
+    version_at = 1 + body[0]
+    count, = struct.unpack_from("<I", body, version_at + 1 + body[version_at] + 8)
+    return reply(0x23, frame[3], bytes(32) + struct.pack("<I", count) + bytes(8) * count)
 
 
 GO_AWAY = reply(0x08, 0, b"restarting", 0, 10)

@@ -8,9 +8,10 @@ import afterimage
 from afterimage import Malformed, protocol
 from afterimage.protocol import HEADER
 
-from .support import WIRE, Server, reply, talking, vectors
+from .support import WIRE, Server, answers_to, reply, talking, vectors
 
-REPLIES = {"Welcome", "Pong", "StatsResp", "SnapshotResp", "Error", "GoAway", "CacheResp", "ClassifyResp", "Unknown"}
+REPLIES = {"Welcome", "Pong", "StatsResp", "SnapshotResp", "Error", "GoAway", "CacheResp", "ClassifyResp", "Unknown",
+           "BytesResp", "InferResp", "ForgetResp", "FlushResp"}
 
 
 def fields(message, result):
@@ -31,6 +32,17 @@ def fields(message, result):
         return {"text": result}
     if message == "CacheResp":
         return {"value": None if result is None else str(result)}
+    if message == "BytesResp":
+        return {"value": None if result is None else result.hex()}
+    if message == "InferResp":
+        def content(value):
+            return {"label": value} if isinstance(value, int) else {"bytes": value.hex()}
+        return {"digest": result.digest.hex(),
+                "answers": [{"origin": a.origin, "age_s": a.age_s, **content(a.value)} for a in result.answers]}
+    if message == "ForgetResp":
+        return {"count": str(result)}
+    if message == "FlushResp":
+        return {}
     if message == "SnapshotResp":
         return {k: v if k == "joined" else str(v) for k, v in result._asdict().items()}
     return result._asdict()
@@ -60,7 +72,7 @@ class Vectors(unittest.TestCase):
             if vector["error"] in ("need_more", "frame_too_large"):
                 continue
             _, kind, flags, status, _ = HEADER.unpack_from(data)
-            if kind in (0x02, 0x04, 0x06, 0x07, 0x08, 0x0A, 0x11, 0x21):
+            if kind in (0x02, 0x04, 0x06, 0x07, 0x08, 0x0A, 0x11, 0x13, 0x21, 0x23, 0x31, 0x33):
                 seen += 1
                 with self.subTest(name, comment=vector["comment"]), self.assertRaises(Malformed):
                     protocol.decode(kind, flags, status, data[16:])
@@ -71,6 +83,9 @@ class Vectors(unittest.TestCase):
             0x03: lambda f: reply(0x04, f[3], f[4]), 0x05: lambda f: reply(0x06, f[3]),
             0x09: lambda f: reply(0x0A, f[3], bytes(24)),
             0x10: lambda f: b"" if f[1] else reply(0x11, f[3]), 0x20: lambda f: reply(0x21, f[3], b"\0\0"),
+            0x12: lambda f: reply(0x13, f[3]), 0x30: lambda f: reply(0x31, f[3], bytes(8)),
+            0x32: lambda f: reply(0x33, f[3]),
+            0x22: answers_to,
         }
         calls = {
             "Ping": lambda c, f: c.ping(bytes.fromhex(f["bytes"])),
@@ -78,6 +93,13 @@ class Vectors(unittest.TestCase):
             "SnapshotReq": lambda c, f: c.snapshot(),
             "CacheReq": lambda c, f: c.set(int(f["key"]), int(f["value"])) if f["write"]
             else c.get(int(f["key"]), f["budget_ms"]),
+            "BytesReq": lambda c, f: c.write_bytes(bytes.fromhex(f["key"]), bytes.fromhex(f["value"]), f["ttl_s"])
+            if f["write"] else c.read_bytes(bytes.fromhex(f["key"]), f["budget_ms"]),
+            "InferReq": lambda c, f: c.infer(
+                f["model"], map(bytes.fromhex, f["rows"]), version=f["version"], refresh=f["refresh"],
+                no_store=f["no_store"], ttl_s=f["ttl_s"], budget_ms=f["budget_ms"]),
+            "ForgetReq": lambda c, f: c.forget(f["model"], bytes.fromhex(f["row"]), f["version"]),
+            "FlushReq": lambda c, f: c.flush(f["model"]),
             "ClassifyReq": lambda c, f: c.classify(bytes.fromhex(f["image"]), f["budget_ms"]),
         }
         wanted = [(v, d) for _, v, d in vectors("valid") if v["canonical"] and v["message"] in calls]

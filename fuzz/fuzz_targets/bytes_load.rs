@@ -1,0 +1,3 @@
+//! The target `bytes_load` of `afterimage_testkit::fuzz`.
+#![no_main]
+afterimage_fuzz::target!("bytes_load");
