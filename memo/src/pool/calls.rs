@@ -5,20 +5,14 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows, Wanted};
-use afterimage_wire::CallError;
-use afterimage_wire::client::Report;
-use afterimage_wire::proto::message::Classification;
-use afterimage_wire::proto::{Status, Welcome};
-use afterimage_wire::text::Escaped;
+use afterimage_core::{Computed, Failure, ModelId, Reply, Rows, Status, Wanted};
 use arrayvec::ArrayVec;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use super::endpoint::Endpoint;
-use super::endpoint::{ErrorClass, Retry, failure};
+use super::endpoint::{Endpoint, EndpointError, Retry};
 use super::health::Outcome;
 use super::hedge::Ticket;
 use super::{Pool, State};
@@ -30,7 +24,7 @@ const RETRIES: usize = 2;
 
 /// A call to the pool.
 pub(super) struct Call {
-    input: Bytes,
+    rows: Rows<Bytes>,
     /// The requested model.
     model: Arc<ModelId>,
     /// For logs.
@@ -52,22 +46,97 @@ struct Way {
     ticket: Option<Ticket>,
 }
 
-/// One attempt at one replica.
-struct Attempt {
+/// One attempt of a call at one replica. The holder owes its end: a dropped attempt fails.
+pub struct Attempt(Option<Sent>);
+
+struct Sent {
+    pool: Arc<Pool>,
+    call: Arc<Call>,
     number: u64,
-    replica: Arc<Endpoint>,
     sent: Instant,
-    /// The timeout is shortened to the waiters' deadlines.
-    cut_short: bool,
+    timeout: Duration,
+}
+
+impl Attempt {
+    fn sent(&self) -> &Sent {
+        self.0.as_ref().expect("only `end` and `drop` take it")
+    }
+
+    /// The rows, at least one. Now the pool sends each row as a call of its own.
+    pub fn rows(&self) -> &Rows<Bytes> {
+        &self.sent().call.rows
+    }
+
+    /// The model whose answers are wanted. Those of another model are not used.
+    pub fn model(&self) -> &Arc<ModelId> {
+        &self.sent().call.model
+    }
+
+    /// The id of the request that asked first, for logs.
+    pub fn request_id(&self) -> u64 {
+        self.sent().call.request_id
+    }
+
+    /// The longest time for the attempt. The endpoint ends it then.
+    pub fn timeout(&self) -> Duration {
+        self.sent().timeout
+    }
+
+    /// Ends the attempt, with one answer for each row in order, or with an error. Runs the waiters'
+    /// replies, so the caller must hold no lock that they take.
+    pub fn end(mut self, result: Result<Computed, EndpointError>) {
+        if let Some(sent) = self.0.take() {
+            sent.end(result);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(sent) = self.0.take() {
+            sent.end(Err(EndpointError {
+                status: Status::Internal,
+                text: "the endpoint dropped the call without an answer".to_owned(),
+                outcome: Outcome::Failed,
+                retry: Retry::Budgeted,
+            }));
+        }
+    }
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempt").finish_non_exhaustive()
+    }
+}
+
+impl Sent {
+    fn end(self, result: Result<Computed, EndpointError>) {
+        let rows = self.call.rows.len();
+        let result = result.and_then(|computed| match computed.answers.len() {
+            answers if answers == rows => Ok(computed),
+            answers => Err(EndpointError {
+                status: Status::UpstreamError,
+                text: format!("the endpoint gave {answers} answers for {rows} rows"),
+                outcome: Outcome::Failed,
+                retry: Retry::Budgeted,
+            }),
+        });
+        self.pool.ended(&self.call, &self, result);
+    }
+
+    /// Whether the timeout was shortened to the waiters' deadlines.
+    fn cut_short(&self) -> bool {
+        self.timeout < self.pool.options.timeout
+    }
 }
 
 impl Call {
     pub(super) fn new(call: upstream::Call, since: Instant) -> Arc<Self> {
-        let input = call.row().clone();
-        let upstream::Call { model, request_id, reply, .. } = call;
+        let upstream::Call { rows, model, request_id, reply, .. } = call;
         let (reply, tried) = (Some(reply), ArrayVec::new());
         let way = Mutex::new(Way { reply, tried, out: 0, ticket: None });
-        Arc::new(Call { input, model, request_id, since, way })
+        Arc::new(Call { rows, model, request_id, since, way })
     }
 
     /// Fails a call that has no place.
@@ -165,14 +234,8 @@ impl Pool {
         self.ejected(silent, "it owes answers and gives none");
         match picked {
             Ok((number, replica)) => {
-                let cut_short = timeout < self.options.timeout;
                 let (pool, call) = (Arc::clone(self), Arc::clone(call));
-                let attempt =
-                    Attempt { number, replica: Arc::clone(&replica), sent: now, cut_short };
-                let input = call.input.clone();
-                replica.client.submit_classify(&input, timeout, move |outcome| {
-                    pool.ended(&call, &attempt, outcome);
-                });
+                replica.call(Attempt(Some(Sent { pool, call, number, sent: now, timeout })));
             }
             Err(failure) => {
                 if let Some(reply) = failed {
@@ -234,16 +297,15 @@ impl Pool {
     fn ended(
         self: &Arc<Self>,
         call: &Arc<Call>,
-        attempt: &Attempt,
-        outcome: Result<(Classification, Arc<Welcome>), CallError>,
+        attempt: &Sent,
+        result: Result<Computed, EndpointError>,
     ) {
-        let verdict = match &outcome {
-            Ok(_) => ErrorClass { outcome: Outcome::Answered, again: Retry::Never },
-            Err(error) => ErrorClass::of(error),
-        };
-        let about_it = match verdict.outcome {
-            Outcome::TimedOut if attempt.cut_short => Outcome::CutShort,
-            outcome => outcome,
+        let about_it = match &result {
+            Ok(_) => Outcome::Answered,
+            Err(error) => match error.outcome {
+                Outcome::TimedOut if attempt.cut_short() => Outcome::CutShort,
+                outcome => outcome,
+            },
         };
         let ejected = {
             let mut way = call.lock();
@@ -259,37 +321,29 @@ impl Pool {
             }
             state.balance.ended(now, attempt.number, about_it)
         };
-        let reason = outcome.as_ref().err().map(|error| Escaped(Report(error)).to_string());
-        let reason = reason.unwrap_or_default();
-        self.ejected(ejected, &reason);
-        match outcome {
-            Ok((label, welcome)) => self.answered(call, &attempt.replica, label, &welcome),
+        let reason = result.as_ref().err().map_or("", |error| &error.text);
+        self.ejected(ejected, reason);
+        match result {
+            Ok(computed) => self.answered(call, computed),
             Err(error) => {
-                let again = match error.status() {
+                let again = match error.status {
                     // The timeout was that of the waiters at the start. A waiter with time left has
                     // joined since.
-                    Status::DeadlineExceeded if attempt.cut_short => Retry::Free,
-                    _ => verdict.again,
+                    Status::DeadlineExceeded if attempt.cut_short() => Retry::Free,
+                    _ => error.retry,
                 };
-                self.again(call, again, failure(&error));
+                self.again(call, again, error.into_failure());
             }
         }
         self.send_waiting();
     }
 
-    fn answered(
-        self: &Arc<Self>,
-        call: &Arc<Call>,
-        replica: &Endpoint,
-        label: Classification,
-        welcome: &Arc<Welcome>,
-    ) {
-        let model = replica.model_of(welcome);
+    fn answered(self: &Arc<Self>, call: &Arc<Call>, computed: Computed) {
         let mut way = call.lock();
         if way.reply.is_none() {
             return;
         }
-        if call.model != model {
+        if call.model != computed.model {
             drop(way);
             // The answer of another model is not used. Another replica may have the right model.
             self.moved.fetch_add(1, Relaxed);
@@ -298,8 +352,7 @@ impl Pool {
         let reply = way.reply.take();
         drop(way);
         if let Some(reply) = reply {
-            let answers = Rows::from_elem(Answer::Label(label.label), 1);
-            reply.send(Ok(Computed { model, answers }));
+            reply.send(Ok(computed));
         }
     }
 
@@ -373,7 +426,7 @@ impl State {
         now: Instant,
         model: &Arc<ModelId>,
         tried: &[u64],
-    ) -> Result<(u64, Arc<Endpoint>), Failure> {
+    ) -> Result<(u64, Arc<dyn Endpoint>), Failure> {
         let model = Some(model);
         if tried.is_empty() {
             self.budget.earn();

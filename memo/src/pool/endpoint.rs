@@ -1,89 +1,68 @@
-//! One replica: its client, the model of its connection, and the meaning of its errors.
+//! Endpoints: the interface between the pool and one replica.
+//!
+//! The pool chooses an [`Endpoint`] for each call, judges its health and repeats failed calls. An
+//! endpoint knows the transport: it connects, sends the rows and classifies errors. The pool keeps
+//! endpoints as `Arc<dyn Endpoint>`, so a call costs one virtual call and no allocation.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use afterimage_wire::client::{ConnectionError, Report, Stage};
-use afterimage_wire::proto::{Status, Welcome};
-use afterimage_wire::text::Escaped;
-use afterimage_wire::{CallError, Client};
+use afterimage_core::{Failure, ModelId, Status};
 
-use super::health::Outcome;
-use afterimage_core::{Failure, ModelId};
+use super::Attempt;
+pub use super::health::Outcome;
+use crate::upstream::OnChange;
 
-/// A replica's client and the model of its connection.
-pub(super) struct Endpoint {
-    pub(super) client: Client,
-    /// The last `Welcome` that was seen, and the model in it.
-    known: Mutex<Option<Known>>,
-}
+/// One replica of a model, across any transport.
+pub trait Endpoint: Send + Sync + 'static {
+    /// The address, for logs and statistics.
+    fn address(&self) -> &str;
 
-#[derive(Clone)]
-struct Known {
-    welcome: Arc<Welcome>,
-    model: Arc<ModelId>,
-}
+    /// The model of the open connection; `None` without one. An unchanged model is the same `Arc`.
+    /// The pool calls this under its lock, so it must be cheap and must end no attempt.
+    fn model(&self) -> Option<Arc<ModelId>>;
 
-impl Endpoint {
-    pub(super) fn new(client: Client) -> Arc<Self> {
-        Arc::new(Endpoint { client, known: Mutex::new(None) })
+    /// Registers a function to call after each change of [`model`](Self::model), and after each new
+    /// connection. The pool calls this once, before the first call.
+    fn on_change(&self, changed: OnChange);
+
+    /// Why the replica cannot be reached, if that is known.
+    fn trouble(&self) -> Option<String> {
+        None
     }
 
-    pub(super) fn address(&self) -> &str {
-        self.client.server()
-    }
+    /// Sends the rows of an attempt. Returns at once; the attempt is ended later, or at once when
+    /// it fails. Without a connection, the attempt should fail fast.
+    fn call(&self, attempt: Attempt);
 
-    /// The model of the open connection, if there is one. An equal model is the same `Arc` again.
-    pub(super) fn model(&self) -> Option<Arc<ModelId>> {
-        let welcome = self.client.welcome()?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let model = match &*known {
-            Some(known) if known.is_of(&welcome) => Arc::clone(&known.model),
-            _ => Arc::new(model_in(&welcome)),
-        };
-        *known = Some(Known { welcome, model: Arc::clone(&model) });
-        Some(model)
-    }
-
-    /// The model of the connection that was welcomed with `welcome`. The connection may be an older
-    /// one, so this changes no state.
-    pub(super) fn model_of(&self, welcome: &Arc<Welcome>) -> Arc<ModelId> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some(known) if known.is_of(welcome) => Arc::clone(&known.model),
-            _ => Arc::new(model_in(welcome)),
-        }
-    }
+    /// Closes the endpoint after the calls in flight. The pool calls this when the replica is
+    /// removed.
+    fn close(&self) {}
 }
 
-impl Known {
-    fn is_of(&self, welcome: &Arc<Welcome>) -> bool {
-        Arc::ptr_eq(&self.welcome, welcome) || *self.model == model_in(welcome)
-    }
-}
-
-fn model_in(welcome: &Welcome) -> ModelId {
-    // Without dimensions the server takes inputs of any length.
-    let shape = Some(&welcome.shape).filter(|shape| !shape.dims().is_empty());
-    ModelId::labels(welcome.digest, shape.cloned(), welcome.classes)
-}
-
-impl fmt::Debug for Endpoint {
+impl fmt::Debug for dyn Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Endpoint").field(&self.address()).finish()
     }
 }
 
-/// The meaning of an error for the replica and for the request.
-pub(super) struct ErrorClass {
-    pub(super) outcome: Outcome,
-    pub(super) again: Retry,
+/// Why an attempt failed, and what that means for the replica and for the call.
+#[derive(Clone, Debug)]
+pub struct EndpointError {
+    /// The status. Statuses that concern the memo's own request become `UpstreamError`.
+    pub status: Status,
+    /// What failed and why.
+    pub text: String,
+    /// What the error says about the health of the replica.
+    pub outcome: Outcome,
+    /// Whether the call may be sent again.
+    pub retry: Retry,
 }
 
-/// Whether a request may be sent again.
+/// Whether a call may be sent again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Retry {
-    /// No: the request would fail at each replica.
+pub enum Retry {
+    /// No: the call would fail at each replica.
     Never,
     /// Yes, without budget: the replica did not start it.
     Free,
@@ -91,49 +70,17 @@ pub(super) enum Retry {
     Budgeted,
 }
 
-impl ErrorClass {
-    pub(super) fn of(error: &CallError) -> Self {
-        let (outcome, again) = match error {
-            CallError::Server { status, .. } => match status {
-                Status::ShuttingDown => (Outcome::Refused, Retry::Free),
-                Status::BadArgument | Status::TooLarge => (Outcome::Answered, Retry::Never),
-                Status::Overloaded | Status::DeadlineExceeded => {
-                    (Outcome::Refused, Retry::Budgeted)
-                }
-                _ => (Outcome::Failed, Retry::Budgeted),
-            },
-            CallError::DeadlineExceeded { stage: Stage::Connecting, .. } => {
-                (Outcome::Lost, Retry::Budgeted)
-            }
-            CallError::DeadlineExceeded { .. } => (Outcome::TimedOut, Retry::Budgeted),
-            CallError::ConnectionLost { cause, .. } => match **cause {
-                // The replica broke the protocol; the network is not the cause.
-                ConnectionError::Violation(_) => (Outcome::Failed, Retry::Budgeted),
-                _ => (Outcome::Lost, Retry::Budgeted),
-            },
-            CallError::Unavailable { .. } | CallError::Refused { .. } => {
-                (Outcome::Lost, Retry::Budgeted)
-            }
-            CallError::Closed => (Outcome::Lost, Retry::Free),
-            CallError::TooLarge { .. } | CallError::BadArgument { .. } => {
-                (Outcome::Lost, Retry::Never)
-            }
-            CallError::QueueFull { .. } => (Outcome::Lost, Retry::Budgeted),
-            _ => (Outcome::Failed, Retry::Budgeted),
+impl EndpointError {
+    /// Translates the error for the memo's client.
+    pub(super) fn into_failure(self) -> Failure {
+        let status = match self.status {
+            // These concern the memo's request and not the client's.
+            Status::Unauthenticated
+            | Status::Unsupported
+            | Status::TooLarge
+            | Status::DeadlineExceeded => Status::UpstreamError,
+            status => status,
         };
-        ErrorClass { outcome, again }
+        Failure::new(status, format!("classifier: {}", self.text))
     }
-}
-
-/// Translates an error of the memo's own client for the memo's client.
-pub(super) fn failure(error: &CallError) -> Failure {
-    let status = match error.status() {
-        // These concern the memo's request and not the client's.
-        Status::Unauthenticated
-        | Status::Unsupported
-        | Status::TooLarge
-        | Status::DeadlineExceeded => Status::UpstreamError,
-        status => status,
-    };
-    Failure::new(status, format!("classifier: {}", Escaped(Report(error))))
 }

@@ -21,7 +21,7 @@ const FIRST_SHARE: f64 = 0.1;
 
 /// The end of a request, as evidence about its replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// A correct answer.
     Answered,
     /// A refusal that is not the replica's fault: overload, an invalid input.
@@ -31,7 +31,8 @@ pub(super) enum Outcome {
     /// No answer came in time.
     TimedOut,
     /// No answer came in the short time that the waiters had left. This is not a failure, because
-    /// short deadlines could then eject every replica. It is not a sign of health either.
+    /// short deadlines could then eject every replica. It is not a sign of health either. The pool
+    /// sets this; an endpoint reports `TimedOut`.
     CutShort,
     /// The request was not sent, or its connection was lost. The client deals with connections.
     Lost,

@@ -1,4 +1,6 @@
-//! A pool of replicas of a classifier. Each replica is a server of the protocol, or another memo.
+//! A pool of replicas of a model. Each replica is an [`Endpoint`]; [`TcpEndpoint`] is a classifier,
+//! or another memo, that speaks our protocol. The replicas come from a [`Directory`]: [`Fixed`]
+//! addresses, or [`Dns`] names. The pool itself knows no transport.
 //!
 //! **One model at a time.** Replicas may run different models during a rollout. The memo serves the
 //! model that most replicas run (see `Balance::vote`), names it in its `Welcome`, and calls only
@@ -16,20 +18,20 @@
 mod balance;
 mod budget;
 mod calls;
-mod discovery;
+mod directory;
+mod dns;
 mod endpoint;
 mod health;
 mod hedge;
 mod limit;
+mod tcp;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use afterimage_wire::Client;
-use afterimage_wire::client::Report;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::text::Escaped;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
@@ -40,10 +42,13 @@ use crate::upstream::{self, OnChange, Upstream};
 use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
 use calls::Call;
-use endpoint::Endpoint;
 use hedge::Hedges;
 
-pub use discovery::{Connect, Resolve, Target};
+pub use calls::Attempt;
+pub use directory::{Directory, Fixed, Listing, Location};
+pub use dns::{Connect, Dns, Resolve, Target};
+pub use endpoint::{Endpoint, EndpointError, Outcome, Retry};
+pub use tcp::TcpEndpoint;
 
 /// The most replicas. Of a name with more addresses the first ones are used. Each replica has a
 /// connection, and each miss examines all replicas.
@@ -103,7 +108,7 @@ pub struct Pool {
 
 #[derive(Debug)]
 struct State {
-    balance: Balance<Arc<Endpoint>>,
+    balance: Balance<Arc<dyn Endpoint>>,
     budget: RetryBudget,
     hedges: Hedges<Call>,
     /// Calls for which no replica has a place, of clients in turn.
@@ -133,7 +138,7 @@ impl Pool {
     ) -> Arc<Self> {
         let pool = Pool::empty(options);
         for client in clients {
-            pool.add(client);
+            pool.add(Arc::new(TcpEndpoint::new(client)));
         }
         pool
     }
@@ -161,18 +166,15 @@ impl Pool {
     }
 
     /// Adds a replica and watches its connection.
-    fn add(self: &Arc<Self>, client: Client) -> u64 {
-        let replica = Endpoint::new(client);
+    fn add(self: &Arc<Self>, replica: Arc<dyn Endpoint>) -> u64 {
         let number = self.lock().balance.add(Arc::clone(&replica));
-        let mut changes = replica.client.changes();
-        let (pool, replica) = (Arc::downgrade(self), Arc::downgrade(&replica));
-        let look = move || {
-            let (pool, replica) = (pool.upgrade()?, replica.upgrade()?);
-            pool.connection(number, replica.model());
-            Some(())
-        };
-        look();
-        tokio::spawn(async move { while changes.next().await && look().is_some() {} });
+        let (pool, watched) = (Arc::downgrade(self), Arc::downgrade(&replica));
+        replica.on_change(Box::new(move || {
+            if let (Some(pool), Some(replica)) = (pool.upgrade(), watched.upgrade()) {
+                pool.connection(number, &*replica);
+            }
+        }));
+        self.connection(number, &*replica);
         number
     }
 
@@ -181,12 +183,17 @@ impl Pool {
         let removed = self.lock().balance.remove(number);
         if let Some(replica) = removed {
             self.vote();
-            tokio::spawn(async move { replica.client.close().await });
+            replica.close();
         }
     }
 
-    fn connection(self: &Arc<Self>, number: u64, model: Option<Arc<ModelId>>) {
-        self.lock().balance.connection(sync::now(), number, model);
+    /// Reads a replica's model. Under the lock, so that a later reading is never overwritten by an
+    /// earlier one.
+    fn connection(self: &Arc<Self>, number: u64, replica: &dyn Endpoint) {
+        {
+            let mut state = self.lock();
+            state.balance.connection(sync::now(), number, replica.model());
+        }
         self.vote();
         self.send_waiting();
     }
@@ -216,7 +223,7 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ejected(&self, ejected: impl IntoIterator<Item = Ejected<Arc<Endpoint>>>, reason: &str) {
+    fn ejected(&self, ejected: impl IntoIterator<Item = Ejected<Arc<dyn Endpoint>>>, reason: &str) {
         let mut any = false;
         for Ejected { replica, time } in ejected {
             any = true;
@@ -242,8 +249,7 @@ impl Upstream for Arc<Pool> {
         let state = self.lock();
         let mut members = state.balance.members();
         let trouble = members.find_map(|(_, member)| {
-            let error = member.replica.client.last_error()?;
-            Some(format!("{}: {}", member.replica.address(), Escaped(Report(&*error))))
+            Some(format!("{}: {}", member.replica.address(), member.replica.trouble()?))
         });
         trouble.or_else(|| state.unresolved.clone())
     }
@@ -290,7 +296,7 @@ impl Upstream for Arc<Pool> {
 }
 
 /// The state of a replica as text for the statistics.
-fn about(member: &Member<Arc<Endpoint>>) -> String {
+fn about(member: &Member<Arc<dyn Endpoint>>) -> String {
     let Some(model) = &member.model else { return "not connected".to_owned() };
     let state = if member.health.is_healthy() { "healthy" } else { "ejected" };
     let [a, b, c, d, ..] = model.digest;
