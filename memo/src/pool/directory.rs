@@ -76,9 +76,12 @@ impl Pool {
     }
 }
 
+/// Makes the endpoint of a replica.
+type Connect = dyn Fn(&Location) -> Arc<dyn Endpoint> + Send + Sync;
+
 /// The replicas by their addresses.
 struct Members {
-    connect: Box<dyn Fn(&Location) -> Arc<dyn Endpoint> + Send + Sync>,
+    connect: Box<Connect>,
     by_address: BTreeMap<SocketAddr, u64>,
     /// The number of addresses beyond the limit at the last change.
     ignored: usize,
