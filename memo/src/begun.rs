@@ -25,6 +25,8 @@ pub(crate) struct Arrival<'a> {
     pub(crate) space: &'a Arc<Space>,
     pub(crate) since: Instant,
     pub(crate) client: ClientId,
+    /// Whether only an answer that is computed now will do.
+    pub(crate) refreshes: bool,
     /// Whether to store the answers, and for how long.
     pub(crate) stores: bool,
     pub(crate) ttl: Option<Duration>,
@@ -48,6 +50,7 @@ pub(crate) struct Begun {
     pub(crate) space: Arc<Space>,
     since: Instant,
     client: ClientId,
+    refreshes: bool,
     stores: bool,
     ttl: Option<Duration>,
     rows: Vec<Started>,
@@ -75,6 +78,7 @@ impl Begun {
             space: Arc::clone(arrival.space),
             since: arrival.since,
             client: arrival.client,
+            refreshes: arrival.refreshes,
             stores: arrival.stores,
             ttl: arrival.ttl,
             rows: Vec::new(),
@@ -109,7 +113,8 @@ impl Begun {
         }
         let first = reply.watch();
         let span = tracing::debug_span!("request", id = asker.id);
-        let waiter = Waiter { reply, since: self.since, span, deadline: asker.deadline };
+        let (since, refreshes) = (self.since, self.refreshes);
+        let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes };
         let joined = inner.flights.join(hash.identity(), waiter);
         if asker.deadline.is_some() {
             inner.keep_deadlines();
@@ -152,19 +157,29 @@ impl Begun {
 
     /// The batch of the rows.
     pub(crate) fn arrival(&self) -> Arrival<'_> {
-        let Begun { entry, space, since, client, stores, ttl, .. } = self;
-        let (since, client, stores, ttl) = (*since, *client, *stores, *ttl);
-        Arrival { entry, space, since, client, stores, ttl }
+        let &Begun { since, client, refreshes, stores, ttl, .. } = self;
+        let (entry, space) = (&self.entry, &self.space);
+        Arrival { entry, space, since, client, refreshes, stores, ttl }
     }
 
-    /// Completes flight `i` with an answer from the store. Its call is not made. Returns how many
-    /// waiters are answered.
-    pub(crate) fn complete_with_hit(&mut self, i: usize, hit: &RowAnswer, now: Instant) -> u64 {
+    /// Completes flight `i` with an answer from the store, and makes no call for it. Returns the
+    /// number of answered waiters of this batch. With a waiter that wants no stored answer, the
+    /// flight goes on for all, and the result is `None`.
+    pub(crate) fn complete_with_hit(
+        &mut self,
+        i: usize,
+        hit: &RowAnswer,
+        now: Instant,
+    ) -> Option<u64> {
         let Begun { inner, rows, since: batch, .. } = self;
         let started = &mut rows[i];
+        let refreshes = |waiters: &[Waiter]| waiters.iter().any(|waiter| waiter.refreshes);
+        let goes_on = |waiters: &[Waiter]| refreshes(waiters).then_some(());
+        let key = started.hash.identity();
+        let Err(waiters) = inner.flights.complete_unless(key, goes_on) else { return None };
         started.owed = false;
         drop(started.waiting.take());
-        let (waiters, mut of_batch) = (inner.flights.complete(started.hash.identity()), 0);
+        let mut of_batch = 0;
         let answered = waiters.len() as u64;
         for Waiter { reply, since, span, .. } in waiters {
             span.in_scope(|| tracing::trace!("a hit"));
@@ -176,7 +191,7 @@ impl Begun {
             reply.send_at(Ok(hit.clone()), now);
         }
         inner.counters.hits.fetch_add(answered, Relaxed);
-        of_batch
+        Some(of_batch)
     }
 
     /// Makes the calls of the flights that are left, each its own.

@@ -26,6 +26,8 @@ pub(crate) struct Waiter {
     pub(crate) span: Span,
     /// When the client stops waiting.
     pub(crate) deadline: Option<Instant>,
+    /// Whether only an answer that is computed now will do.
+    pub(crate) refreshes: bool,
 }
 
 impl Waiter {

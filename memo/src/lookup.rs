@@ -191,9 +191,10 @@ impl Inner {
                 for (i, &value) in values.iter().enumerate() {
                     let hash = begun.hash(i);
                     let Some(label) = inner.open(&begun.space, hash, value) else { continue };
-                    hits += 1;
                     let hit = RowAnswer::label(label, Origin::Hit);
-                    answered += begun.complete_with_hit(i, &hit, now);
+                    let Some(waiters) = begun.complete_with_hit(i, &hit, now) else { continue };
+                    hits += 1;
+                    answered += waiters;
                     if let Some(audit) = inner.due_audit() {
                         let row = begun.row(i).clone();
                         inner.audit_hit(audit, &begun.arrival(), hash, hit.answer, row);
@@ -264,7 +265,7 @@ impl Inner {
     #[cold]
     fn hit_of_last(&self, begun: &mut Begun, hit: &RowAnswer) {
         let now = sync::now();
-        let answered = begun.complete_with_hit(begun.len() - 1, hit, now);
+        let answered = begun.complete_with_hit(begun.len() - 1, hit, now).unwrap_or(0);
         let waited = now.saturating_duration_since(begun.arrival().since);
         self.latencies.record(Origin::Hit, waited, answered);
     }

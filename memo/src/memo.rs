@@ -229,6 +229,7 @@ impl Memo {
             space: &space,
             since,
             client: request.client,
+            refreshes: request.directives.refresh,
             stores: stored && !request.directives.no_store,
             ttl: request.directives.ttl.or(entry.options.ttl),
         };
@@ -258,7 +259,8 @@ impl Memo {
     /// Takes all answers of a model back, in constant time: it begins a new epoch of keys. Entries
     /// of the old epoch are evicted by and by.
     ///
-    /// Requests to this memo that begin later get no older answer. Other memos with the same store
+    /// Requests to this memo that begin later get no older answer, also of a model that the
+    /// upstream had before. Other memos with the same store
     /// and secret notice within a second of their next requests, if the store can be reached; if
     /// not, once it can.
     ///

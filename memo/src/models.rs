@@ -192,8 +192,20 @@ pub(crate) struct ModelKeys {
 struct Changing {
     /// The model that cannot have keys, and why.
     refused: Option<(Arc<ModelId>, String)>,
-    /// The last epoch of each model that was flushed, in case that the store drops it.
-    epochs: HashMap<[u8; DIGEST_LEN], u32>,
+    /// The models so far, in case that one returns: it was flushed, too, or the store has dropped
+    /// its epoch. At most [`MAX_EPOCHS`].
+    epochs: HashMap<[u8; DIGEST_LEN], KnownEpoch>,
+}
+
+/// Models whose epoch a memo keeps for their return.
+const MAX_EPOCHS: usize = 1024;
+
+#[derive(Clone, Copy, Debug)]
+struct KnownEpoch {
+    entry: EpochEntry,
+    epoch: u32,
+    /// A flush chose the epoch without having read the stored one.
+    provisional: bool,
 }
 
 impl ModelKeys {
@@ -251,12 +263,16 @@ impl ModelKeys {
         let now = sync::now();
         let epoch_entry = EpochEntry::new(&self.secret, &model);
         let stored = self.stores.epoch_here(epoch_entry);
-        let known = changing.epochs.get(&model.digest).copied().unwrap_or(0);
-        let epoch = known.max(stored.unwrap_or(0));
+        let known = changing.epochs.get(&model.digest).copied();
+        let epoch = known.map_or(0, |known| known.epoch).max(stored.unwrap_or(0));
         let freshness = match stored {
             Some(_) => Freshness::read(now),
-            None => Freshness::unread(now, false),
+            None => Freshness::unread(now, known.is_some_and(|known| known.provisional)),
         };
+        if known.is_none() && changing.epochs.len() < MAX_EPOCHS {
+            let known = KnownEpoch { entry: epoch_entry, epoch, provisional: false };
+            changing.epochs.insert(model.digest, known);
+        }
         let next = match KeySpace::new(&self.secret, Arc::clone(&model), epoch.into()) {
             Ok(keys) => {
                 changing.refused = None;
@@ -287,6 +303,15 @@ impl ModelKeys {
         let Some(space) = self.present.load_full() else { return false };
         let Some(epoch) = space.epoch.checked_add(1) else { return false };
         let now = sync::now();
+        for (digest, known) in &mut changing.epochs {
+            if *digest != space.model.digest {
+                known.epoch = known.epoch.saturating_add(1);
+                known.provisional = self.stores.epoch_here(known.entry).is_none();
+                if !known.provisional {
+                    self.stores.write_epoch(known.entry, known.epoch);
+                }
+            }
+        }
         if self.stores.epoch_here(space.epoch_entry).is_some() {
             self.begin(&mut changing, &space, epoch, Freshness::read(now));
             return true;
@@ -336,12 +361,14 @@ impl ModelKeys {
         let keys = KeySpace::new(&self.secret, Arc::clone(&model), epoch.into())
             .expect("the model had keys before");
         let epoch_entry = space.epoch_entry;
-        changing.epochs.insert(model.digest, epoch);
-        let is_provisional = freshness.is_provisional();
+        let provisional = freshness.is_provisional();
+        if let Some(known) = changing.epochs.get_mut(&model.digest) {
+            *known = KnownEpoch { entry: epoch_entry, epoch, provisional };
+        }
         let next = Space { model, keys, generation, epoch, epoch_entry, freshness };
         let next = Arc::new(next);
         self.present.store(Some(Arc::clone(&next)));
-        if !is_provisional {
+        if !provisional {
             self.stores.write_epoch(epoch_entry, epoch);
         }
         next

@@ -111,7 +111,7 @@ impl Service for MemoService {
         }
         let client = batch.client();
         let stores = entry.options.stored;
-        let arrival = Arrival { entry, space, since, client, stores, ttl: None };
+        let arrival = Arrival { entry, space, since, client, refreshes: false, stores, ttl: None };
         let mut begun = None;
         inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores, &mut begun);
         if let Some(begun) = begun {

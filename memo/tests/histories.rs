@@ -155,6 +155,9 @@ struct History {
     models: Vec<Arc<Mutex<Arc<ModelId>>>>,
     /// Flushes of each digest.
     epochs: BTreeMap<u8, u32>,
+    /// The digests that the memo has seen of each model since it was added: a flush takes back the
+    /// answers of all.
+    met: [BTreeSet<u8>; NAMES.len()],
     asked: Arc<Mutex<Vec<Asked>>>,
     /// Rows that must be in the store, with the end of their time.
     known: BTreeMap<Key, Option<Instant>>,
@@ -198,7 +201,7 @@ impl History {
         let bytes = Some(Arc::clone(&store));
         let memo = Memo::new(Store::Embedded(table, None), bytes, options);
         let models = (0..NAMES.len()).map(|i| Arc::new(Mutex::new(Arc::new(model(i, 0)))));
-        let history = History {
+        let mut history = History {
             random,
             defect,
             memo,
@@ -207,6 +210,7 @@ impl History {
             world: Arc::default(),
             models: models.collect(),
             epochs: BTreeMap::new(),
+            met: Default::default(),
             asked: Arc::default(),
             known: BTreeMap::new(),
             forgotten: BTreeMap::new(),
@@ -216,7 +220,8 @@ impl History {
         history
     }
 
-    fn add(&self, name: usize) {
+    fn add(&mut self, name: usize) {
+        self.met[name].clear();
         let (model, world) = (Arc::clone(&self.models[name]), Arc::clone(&self.world));
         self.memo.add_model(NAMES[name], Puppet { model, world }, ModelOptions::default());
     }
@@ -227,6 +232,12 @@ impl History {
 
     fn digest(&self, name: usize) -> u8 {
         self.models[name].lock().unwrap().digest[0]
+    }
+
+    /// The memo looks at the present model.
+    fn meet(&mut self, name: usize) {
+        let digest = self.digest(name);
+        self.met[name].insert(digest);
     }
 
     fn epoch(&self, digest: u8) -> u32 {
@@ -276,6 +287,7 @@ impl History {
         let ttl = (self.below(4) == 0).then(|| Duration::from_secs(1 + self.below(20)));
         request.directives.ttl = ttl.filter(|_| name != 2);
         let (digest, at) = (self.digest(name), now());
+        self.meet(name);
         let epoch = self.epoch(digest);
         let known = rows.iter().map(|row| {
             let known = self.known.get(&(digest, epoch, row.clone()));
@@ -348,6 +360,9 @@ impl History {
     fn forget(&mut self, step: usize) {
         let (name, key) = self.random_key();
         if self.defect != Defect::IgnoresForget {
+            self.meet(name);
+        }
+        if self.defect != Defect::IgnoresForget {
             self.memo.forget(NAMES[name], &key.2).unwrap();
         }
         self.known.remove(&key);
@@ -365,7 +380,10 @@ impl History {
         }
         for name in 0..NAMES.len() {
             if all || name == one {
-                *self.epochs.entry(self.digest(name)).or_insert(0) += 1;
+                self.meet(name);
+                for &digest in &self.met[name] {
+                    *self.epochs.entry(digest).or_insert(0) += 1;
+                }
             }
         }
     }

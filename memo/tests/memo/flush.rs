@@ -1,15 +1,18 @@
 //! A flush: all answers of a model are taken back, in every memo that shares the store, and after a
 //! restart.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use afterimage_cache::{ByteStore, CacheService, Table};
 use afterimage_core::{Answer, ModelId, Origin, Status};
-use afterimage_memo::upstream::Function;
+use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::upstream::{Call, Function};
 use afterimage_memo::{
     CHECK_EVERY, Memo, MemoOptions, ModelOptions, Request, Secret, Store, Upstream,
 };
+use afterimage_wire::proto::stats::Stats;
 
 use crate::puppet::{remote_store, secret, serve, table};
 
@@ -145,6 +148,121 @@ async fn a_flush_takes_back_what_an_unseen_flush_let_in() {
     // The other memo has not seen the first flush: its own would begin the same epoch.
     other.flush("m").unwrap();
     assert_eq!(ask(&other, "b").await, Origin::Miss);
+}
+
+/// A model that another one can replace.
+#[derive(Clone)]
+struct Changing(Arc<Mutex<Arc<ModelId>>>);
+
+impl Changing {
+    fn new(digest: u8) -> Self {
+        Changing(Arc::new(Mutex::new(Arc::new(ModelId::labels([digest; 32], None, 256)))))
+    }
+
+    fn become_model(&self, digest: u8) {
+        *self.0.lock().unwrap() = Arc::new(ModelId::labels([digest; 32], None, 256));
+    }
+}
+
+impl Upstream for Changing {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        Some(Arc::clone(&self.0.lock().unwrap()))
+    }
+
+    fn compute(&self, calls: Vec<Call>) {
+        for call in calls.into_iter().flat_map(Call::scatter) {
+            call.send_label(1);
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+#[tokio::test]
+async fn a_flush_takes_back_the_answers_of_former_models() {
+    let cache = serve(CacheService::new(table()), "127.0.0.1:0").await;
+    for place in [Store::Embedded(table(), None), remote_store(&cache.addr)] {
+        let memo = Memo::new(place, None, MemoOptions::new(secret()));
+        let model = Changing::new(1);
+        memo.add_model("m", model.clone(), ModelOptions::default());
+        store(&memo, "a").await;
+        model.become_model(2);
+        store(&memo, "b").await;
+        memo.flush("m").unwrap();
+        model.become_model(1);
+        assert_eq!(ask(&memo, "a").await, Origin::Miss);
+        store(&memo, "a").await;
+        model.become_model(2);
+        assert_eq!(ask(&memo, "b").await, Origin::Miss);
+    }
+}
+
+/// A store that answers lookups at once, or when the test says so.
+#[derive(Clone, Default)]
+struct Held(Arc<Mutex<HeldState>>);
+
+#[derive(Default)]
+struct HeldState {
+    values: HashMap<u64, i64>,
+    holds: bool,
+    lookup: Option<(Vec<Option<i64>>, Callback)>,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Held")
+    }
+}
+
+impl Backend for Held {
+    fn name(&self) -> &'static str {
+        "held"
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn get_many(&self, keys: &[u64], _: Duration, then: Callback) {
+        let mut state = self.0.lock().unwrap();
+        let values = keys.iter().map(|key| state.values.get(key).copied()).collect();
+        if state.holds {
+            state.lookup = Some((values, then));
+            return;
+        }
+        drop(state);
+        then(Some(values));
+    }
+
+    fn set(&self, key: u64, value: i64) {
+        self.0.lock().unwrap().values.insert(key, value);
+    }
+}
+
+#[tokio::test]
+async fn a_refresh_takes_no_answer_of_a_lookup_that_is_under_way() {
+    let held = Held::default();
+    let lookup_budget = Duration::from_secs(60);
+    let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
+    let memo = memo_on(Store::Remote(RemoteStore::new(held.clone(), options)));
+    store(&memo, "a").await;
+    held.0.lock().unwrap().holds = true;
+    let (asking, refreshing) = (memo.clone(), memo.clone());
+    let asked = tokio::spawn(async move { ask(&asking, "a").await });
+    while held.0.lock().unwrap().lookup.is_none() {
+        tokio::task::yield_now().await;
+    }
+    let refreshed = tokio::spawn(async move {
+        refreshing.ask(Request::row("a").fresh()).await.unwrap().rows[0].origin
+    });
+    while memo.in_flight().0 < 2 {
+        tokio::task::yield_now().await;
+    }
+    let (values, then) = held.0.lock().unwrap().lookup.take().unwrap();
+    then(Some(values));
+    // One call for both.
+    let origins = (asked.await.unwrap(), refreshed.await.unwrap());
+    assert_eq!(origins, (Origin::Miss, Origin::Coalesced));
 }
 
 #[tokio::test]
