@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use afterimage_cache::Hashed;
 use afterimage_core::{AnswerKind, ModelId};
 
-use crate::key::{Secret, derive};
+use crate::key::{Secret, derive, shape_bytes};
 use crate::store::{Store, Stores};
 use crate::sync;
 
@@ -43,10 +43,7 @@ pub(crate) struct EpochEntry {
 
 impl EpochEntry {
     pub(crate) fn new(secret: &Secret, model: &ModelId) -> Self {
-        let mut shape = Vec::new();
-        for dim in model.input.iter().flat_map(|shape| shape.dims()) {
-            shape.extend_from_slice(&dim.to_le_bytes());
-        }
+        let shape = shape_bytes(model);
         let hash = derive(secret, EPOCH_DOMAIN, &[&model.digest, &shape]);
         EpochEntry { hash, answers: model.answers }
     }

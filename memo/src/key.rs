@@ -163,10 +163,7 @@ impl KeySpace {
         if let Some(objection) = model.objection() {
             return Err(objection);
         }
-        let mut shape = Vec::new();
-        for dim in model.input.iter().flat_map(|shape| shape.dims()) {
-            shape.extend_from_slice(&dim.to_le_bytes());
-        }
+        let shape = shape_bytes(&model);
         let epoch = epoch.to_le_bytes();
         let parts = [&model.digest[..], &shape, &epoch];
         // Epoch 0 is left out: stores that were filled before there were epochs stay valid.
@@ -242,6 +239,11 @@ impl fmt::Debug for KeySpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeySpace").field("model", &self.model).finish_non_exhaustive()
     }
+}
+
+/// The dimensions of a model's input, as part of a derived key.
+pub(crate) fn shape_bytes(model: &ModelId) -> Vec<u8> {
+    model.input.iter().flat_map(|shape| shape.dims()).flat_map(|dim| dim.to_le_bytes()).collect()
 }
 
 /// A hash over parts, each with its length before it.
