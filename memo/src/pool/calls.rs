@@ -16,6 +16,7 @@ use super::endpoint::{Endpoint, EndpointError, Retry};
 use super::health::Outcome;
 use super::hedge::Ticket;
 use super::{Pool, State};
+use crate::request::Context;
 use crate::sync;
 use crate::upstream;
 
@@ -25,6 +26,8 @@ const RETRIES: usize = 2;
 /// A call to the pool.
 pub(super) struct Call {
     rows: Rows<Bytes>,
+    positions: Rows<u32>,
+    context: Option<Context>,
     /// The requested model.
     model: Arc<ModelId>,
     /// For logs.
@@ -62,9 +65,20 @@ impl Attempt {
         self.0.as_ref().expect("only `end` and `drop` take it")
     }
 
-    /// The rows, at least one. Now the pool sends each row as a call of its own.
+    /// The rows, at least one; exactly one unless [`PoolOptions::batches`](super::PoolOptions) is
+    /// set.
     pub fn rows(&self) -> &Rows<Bytes> {
         &self.sent().call.rows
+    }
+
+    /// The number of each row in the request of the context.
+    pub fn positions(&self) -> &Rows<u32> {
+        &self.sent().call.positions
+    }
+
+    /// What the front end sent along with the request that asked first.
+    pub fn context(&self) -> Option<&Context> {
+        self.sent().call.context.as_ref()
     }
 
     /// The model whose answers are wanted. Those of another model are not used.
@@ -99,6 +113,7 @@ impl Drop for Attempt {
                 text: "the endpoint dropped the call without an answer".to_owned(),
                 outcome: Outcome::Failed,
                 retry: Retry::Budgeted,
+                payload: None,
             }));
         }
     }
@@ -120,6 +135,7 @@ impl Sent {
                 text: format!("the endpoint gave {answers} answers for {rows} rows"),
                 outcome: Outcome::Failed,
                 retry: Retry::Budgeted,
+                payload: None,
             }),
         });
         self.pool.ended(&self.call, &self, result);
@@ -133,10 +149,10 @@ impl Sent {
 
 impl Call {
     pub(super) fn new(call: upstream::Call, since: Instant) -> Arc<Self> {
-        let upstream::Call { rows, model, request_id, reply, .. } = call;
+        let upstream::Call { rows, positions, context, model, request_id, reply, .. } = call;
         let (reply, tried) = (Some(reply), ArrayVec::new());
         let way = Mutex::new(Way { reply, tried, out: 0, ticket: None });
-        Arc::new(Call { rows, model, request_id, since, way })
+        Arc::new(Call { rows, positions, context, model, request_id, since, way })
     }
 
     /// Fails a call that has no place.

@@ -76,6 +76,8 @@ pub struct PoolOptions {
     /// The most retries that can be saved up; the pool starts with this many. The default, 4,096,
     /// is the number of requests in flight on a busy replica that dies.
     pub retry_burst: u32,
+    /// Whether a call of several rows is one attempt. By default, each row is a call of its own.
+    pub batches: bool,
     /// The seed of the random choice among replicas. `None`, the default, takes a random seed; a
     /// repeatable simulation sets one.
     pub seed: Option<u64>,
@@ -87,6 +89,7 @@ impl Default for PoolOptions {
             timeout: Duration::from_secs(5),
             retry_percent: 10,
             retry_burst: 4096,
+            batches: false,
             seed: None,
         }
     }
@@ -126,6 +129,21 @@ impl Pool {
     pub fn new(client: Client, timeout: Duration) -> Arc<Self> {
         let options = PoolOptions { timeout, ..PoolOptions::default() };
         Pool::of_clients([client], options)
+    }
+
+    /// A pool of these endpoints. They never change.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn of_endpoints(
+        endpoints: impl IntoIterator<Item = Arc<dyn Endpoint>>,
+        options: PoolOptions,
+    ) -> Arc<Self> {
+        let pool = Pool::empty(options);
+        for endpoint in endpoints {
+            pool.add(endpoint);
+        }
+        pool
     }
 
     /// A pool of the classifiers behind these clients; see [`Pool::new`].
@@ -262,7 +280,11 @@ impl Upstream for Arc<Pool> {
     fn compute(&self, calls: Vec<upstream::Call>) {
         let now = sync::now();
         let mut refused = Vec::new();
-        for call in calls.into_iter().flat_map(upstream::Call::scatter) {
+        let calls = match self.options.batches {
+            true => calls,
+            false => calls.into_iter().flat_map(upstream::Call::scatter).collect(),
+        };
+        for call in calls {
             let (client, call) = (call.client, Call::new(call, now));
             refused.extend(self.lock().waiting.push(client, 1, call).err());
         }

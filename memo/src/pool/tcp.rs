@@ -69,7 +69,8 @@ impl Endpoint for TcpEndpoint {
             let rows = attempt.rows().len();
             let text = format!("a call has {rows} rows; this endpoint takes 1");
             let (status, outcome) = (Status::BadArgument, Outcome::Lost);
-            return attempt.end(Err(EndpointError { status, text, outcome, retry: Retry::Never }));
+            let (retry, payload) = (Retry::Never, None);
+            return attempt.end(Err(EndpointError { status, text, outcome, retry, payload }));
         };
         let (row, timeout) = (row.clone(), attempt.timeout());
         let known = Arc::clone(&self.known);
@@ -147,6 +148,6 @@ impl From<&CallError> for EndpointError {
             _ => (Outcome::Failed, Retry::Budgeted),
         };
         let (status, text) = (error.status(), Escaped(Report(error)).to_string());
-        EndpointError { status, text, outcome, retry }
+        EndpointError { status, text, outcome, retry, payload: None }
     }
 }
