@@ -27,7 +27,8 @@ fn binary(datatype: &str, shape: &str, data: &[u8]) -> Result<Request, Error> {
 }
 
 fn same(one: &Result<Request, Error>, two: &Result<Request, Error>) -> bool {
-    one.as_ref().unwrap().key_bytes() == two.as_ref().unwrap().key_bytes()
+    let key = |request: &Result<Request, Error>| request.as_ref().expect("valid").key_bytes();
+    key(one) == key(two)
 }
 
 #[test]

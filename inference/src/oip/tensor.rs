@@ -139,7 +139,10 @@ impl Tensor {
         let out = &mut data;
         match datatype {
             Datatype::Bool => {
-                elements(scanner, shape, count, |scanner| Ok(out.put_u8(scanner.bool()?.into())))?;
+                elements(scanner, shape, count, |scanner| {
+                    out.put_u8(scanner.bool()?.into());
+                    Ok(())
+                })?;
             }
             Datatype::Uint8 => unsigned(scanner, shape, count, |value: u8| out.put_u8(value))?,
             Datatype::Uint16 => unsigned(scanner, shape, count, |value| out.put_u16_le(value))?,
@@ -163,19 +166,22 @@ impl Tensor {
                     // Comparing bits would call each NaN different.
                     Direction::Response => f64::from(narrow) != value && !value.is_nan(),
                 };
-                Ok(out.put_f32_le(narrow))
+                out.put_f32_le(narrow);
+                Ok(())
             })?,
             Datatype::Fp64 => elements(scanner, shape, count, |scanner| {
                 let (value, number) = float(scanner)?;
                 spelled |= direction == Direction::Request
                     && number.is_some_and(|number| !number.is_exact());
-                Ok(out.put_f64_le(value))
+                out.put_f64_le(value);
+                Ok(())
             })?,
             Datatype::Bytes => elements(scanner, shape, count, |scanner| {
                 let text = scanner.string()?;
                 let len = u32::try_from(text.len());
                 out.put_u32_le(len.map_err(|_| field("data", "a string is longer than 4 GiB"))?);
-                Ok(out.put_slice(text.as_bytes()))
+                out.put_slice(text.as_bytes());
+                Ok(())
             })?,
         }
         let spelling = spelled.then(|| {
