@@ -9,7 +9,7 @@ use super::call::{Tries, ask_many, read};
 use super::error::CallError;
 use super::options::CallOptions;
 use super::request::{EncodedRequest, Request};
-use super::waiter::{Answer, Values};
+use super::waiter::{Answer, BytesRead, Values, Waiter, Written};
 use super::{client_type, infer};
 use crate::proto::Kind;
 use crate::proto::header::{MAX_VALUE, flags};
@@ -75,10 +75,7 @@ impl CacheClient {
     /// # Errors
     /// Any [`CallError`]; [`CallError::OldServer`] if the server speaks version 1 only.
     pub async fn read_bytes(&self, key: &BytesKey) -> Result<Option<Bytes>, CallError> {
-        let (flags, has_budget) = (0, true);
-        let encoded =
-            EncodedRequest { has_budget, ..EncodedRequest::plain(Kind::BytesReq, flags, &key[..]) };
-        self.bytes(Request::Encoded(encoded)).await
+        self.bytes(bytes_read(key)).await
     }
 
     /// Stores bytes under a key, for a while if `ttl` says so, in whole seconds. Returns when the
@@ -92,16 +89,8 @@ impl CacheClient {
         value: &[u8],
         ttl: Option<Duration>,
     ) -> Result<(), CallError> {
-        if value.len() > MAX_VALUE {
-            let reason = format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len());
-            return Err(CallError::Invalid { reason: reason.into() });
-        }
-        let mut body = Vec::with_capacity(BYTES_WRITE_HEAD + value.len());
-        body.extend_from_slice(key);
-        body.extend_from_slice(&infer::ttl_s(ttl).to_le_bytes());
-        body.extend_from_slice(value);
-        let request = Request::Encoded(EncodedRequest::plain(Kind::BytesReq, flags::WRITE, &body));
-        self.bytes(request).await.map(drop)
+        let body = write_body(key, value, ttl)?;
+        self.bytes(bytes_write(&body)).await.map(drop)
     }
 
     async fn bytes(&self, request: Request<&[u8]>) -> Result<Option<Bytes>, CallError> {
@@ -116,4 +105,51 @@ impl CacheClient {
     pub fn submit_get_many(&self, keys: &[u64], timeout: Duration, reply: Reply<Values>) {
         self.shared().submit_many(keys, timeout, reply);
     }
+
+    /// Reads the bytes of a key. `reply` gets the outcome of [`CacheClient::read_bytes`]. Otherwise
+    /// as [`Client::submit_classify`](super::Client::submit_classify).
+    pub fn submit_read_bytes(&self, key: &BytesKey, timeout: Duration, reply: Reply<BytesRead>) {
+        self.shared().submit(bytes_read(key), timeout, Waiter::BytesRead(reply));
+    }
+
+    /// Stores bytes under a key. `reply` gets the outcome of [`CacheClient::write_bytes`].
+    /// Otherwise as [`Client::submit_classify`](super::Client::submit_classify).
+    pub fn submit_write_bytes(
+        &self,
+        key: &BytesKey,
+        value: &[u8],
+        ttl: Option<Duration>,
+        timeout: Duration,
+        reply: Reply<Written>,
+    ) {
+        match write_body(key, value, ttl) {
+            Ok(body) => {
+                self.shared().submit(bytes_write(&body), timeout, Waiter::Written(reply));
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// A read of the bytes of a key.
+fn bytes_read(key: &BytesKey) -> Request<&[u8]> {
+    let request = EncodedRequest::plain(Kind::BytesReq, 0, &key[..]);
+    Request::Encoded(EncodedRequest { has_budget: true, ..request })
+}
+
+fn bytes_write(body: &[u8]) -> Request<&[u8]> {
+    Request::Encoded(EncodedRequest::plain(Kind::BytesReq, flags::WRITE, body))
+}
+
+/// The body of a write of bytes.
+fn write_body(key: &BytesKey, value: &[u8], ttl: Option<Duration>) -> Result<Vec<u8>, CallError> {
+    if value.len() > MAX_VALUE {
+        let reason = format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len());
+        return Err(CallError::Invalid { reason: reason.into() });
+    }
+    let mut body = Vec::with_capacity(BYTES_WRITE_HEAD + value.len());
+    body.extend_from_slice(key);
+    body.extend_from_slice(&infer::ttl_s(ttl).to_le_bytes());
+    body.extend_from_slice(value);
+    Ok(body)
 }

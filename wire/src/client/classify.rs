@@ -33,7 +33,8 @@ client_type! {
 }
 
 impl Client {
-    /// The label of an image, which has as many bytes as the [`Welcome`]'s shape.
+    /// The label of an image. It has as many bytes as the shape in the
+    /// [`Welcome`](crate::proto::Welcome).
     ///
     /// # Errors
     /// Any [`CallError`].

@@ -80,7 +80,7 @@ pub use options::{
     CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,
     Expect,
 };
-pub use waiter::{Classified, Values};
+pub use waiter::{BytesRead, Classified, Values, Written};
 
 use call::ask;
 use request::Request;

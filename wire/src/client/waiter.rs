@@ -54,6 +54,12 @@ pub type Classified = Result<(Classification, Arc<Welcome>), CallError>;
 /// The outcome of many reads: the values, in the order of the keys.
 pub type Values = Result<Vec<Option<i64>>, CallError>;
 
+/// The outcome of a read of bytes, if the key has some.
+pub type BytesRead = Result<Option<Bytes>, CallError>;
+
+/// The outcome of a write of bytes.
+pub type Written = Result<(), CallError>;
+
 /// The receiver of a request's outcome. It gets exactly one.
 pub(super) enum Waiter {
     /// A future.
@@ -62,6 +68,10 @@ pub(super) enum Waiter {
     Classify(Reply<Classified>),
     /// One of many reads, by its index.
     One(Arc<Many>, u32),
+    /// The reply to a read of bytes.
+    BytesRead(Reply<BytesRead>),
+    /// The reply to a write of bytes.
+    Written(Reply<Written>),
     /// No receiver: a cache write.
     None,
 }
@@ -81,10 +91,18 @@ impl Waiter {
                 reply.send(Ok((label, Arc::clone(welcome))));
             }
             (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),
+            (Waiter::BytesRead(reply), Answer::Bytes(value)) => drop(reply.send(Ok(value))),
+            (Waiter::Written(reply), Answer::Bytes(_)) => drop(reply.send(Ok(()))),
             (Waiter::Classify(reply), answer) => {
                 reply.send(Err(answer.is_wrong_for("ClassifyReq", server)));
             }
             (Waiter::One(many, _), answer) => many.fail(answer.is_wrong_for("CacheReq", server)),
+            (Waiter::BytesRead(reply), answer) => {
+                reply.send(Err(answer.is_wrong_for("BytesReq", server)));
+            }
+            (Waiter::Written(reply), answer) => {
+                reply.send(Err(answer.is_wrong_for("BytesReq", server)));
+            }
             (Waiter::None, _) => {}
         }
     }
@@ -95,6 +113,8 @@ impl Waiter {
             Waiter::Future(sender) => drop(sender.send(Err(error))),
             Waiter::Classify(reply) => drop(reply.send(Err(error))),
             Waiter::One(many, _) => many.fail(error),
+            Waiter::BytesRead(reply) => drop(reply.send(Err(error))),
+            Waiter::Written(reply) => drop(reply.send(Err(error))),
             Waiter::None => {}
         }
     }
