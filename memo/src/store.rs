@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use afterimage_cache::service::NO_SNAPSHOT;
 use afterimage_cache::{ByteStore, Hashed, SnapshotHandle, Table};
-use afterimage_core::Failure;
+use afterimage_core::{Failure, Reply};
+use afterimage_wire::client::Values;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::SnapshotReply;
-use afterimage_wire::{Client, Status};
+use afterimage_wire::{CacheClient, Connection, Status};
 use bytes::Bytes;
 
 use crate::metrics;
@@ -293,7 +294,7 @@ pub trait Backend<E: Entries = OfLabels>: fmt::Debug + Send + Sync + 'static {
 
 /// The label table of a cache service. The client should fail fast, so that a lookup is a miss at
 /// once while the service is unreachable.
-impl Backend for Client {
+impl Backend for CacheClient {
     fn name(&self) -> &'static str {
         "afterimage"
     }
@@ -303,7 +304,7 @@ impl Backend for Client {
     }
 
     fn is_connected(&self) -> bool {
-        Client::is_connected(self)
+        Connection::is_connected(self)
     }
 
     fn cause(&self) -> Option<String> {
@@ -311,15 +312,16 @@ impl Backend for Client {
     }
 
     fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
-        self.submit_cache_get_many(keys, limit, move |values| then(values.ok()));
+        let reply = Reply::call(move |values: Values| then(values.ok()));
+        self.submit_get_many(keys, limit, reply);
     }
 
     fn is_writing(&self) -> bool {
-        Client::is_connected(self) && self.counters().queued_bytes > 0
+        Connection::is_connected(self) && self.counters().queued_bytes > 0
     }
 
     fn set(&self, key: u64, value: i64, _: Keep) {
         // A failed write is a miss later, and needs no action now.
-        let _ = self.cache_set(key, value);
+        let _ = CacheClient::set(self, key, value);
     }
 }

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use afterimage_core::ByteBudget;
-use afterimage_wire::{CallError, Client};
+use afterimage_core::{ByteBudget, Reply};
+use afterimage_wire::client::{BytesRead, Written};
+use afterimage_wire::{CacheClient, CallError};
 use bytes::Bytes;
 
 use super::gather::{Gathered, MAX_GATHERED_BYTES};
@@ -22,7 +23,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// large value on its connection.
 #[derive(Debug)]
 pub struct CacheBytes {
-    client: Client,
+    client: CacheClient,
     gathered: ByteBudget,
     outcomes: Arc<Outcomes>,
 }
@@ -43,7 +44,7 @@ impl Outcomes {
 
 impl CacheBytes {
     /// The byte store of the service that this client connects to.
-    pub fn new(client: Client) -> Self {
+    pub fn new(client: CacheClient) -> Self {
         let gathered = ByteBudget::new(MAX_GATHERED_BYTES);
         CacheBytes { client, gathered, outcomes: Arc::default() }
     }
@@ -70,15 +71,14 @@ impl Backend<OfBytes> for CacheBytes {
         let lookup = Gathered::new(keys.len(), &self.gathered, then);
         for (i, key) in keys.iter().enumerate() {
             let (lookup, outcomes) = (Arc::clone(&lookup), Arc::clone(&self.outcomes));
-            self.client.submit_read_bytes(&key.to_le_bytes(), limit, move |outcome| {
-                match outcome {
-                    Ok(value) => lookup.arrived(i, value),
-                    Err(error) => {
-                        outcomes.failed(&error);
-                        lookup.failed();
-                    }
+            let reply = Reply::call(move |outcome: BytesRead| match outcome {
+                Ok(value) => lookup.arrived(i, value),
+                Err(error) => {
+                    outcomes.failed(&error);
+                    lookup.failed();
                 }
             });
+            self.client.submit_read_bytes(&key.to_le_bytes(), limit, reply);
         }
     }
 
@@ -92,13 +92,13 @@ impl Backend<OfBytes> for CacheBytes {
             Keep::Epoch => None,
         };
         let outcomes = Arc::clone(&self.outcomes);
-        let key = key.to_le_bytes();
-        self.client.submit_write_bytes(&key, &value, ttl, WRITE_TIMEOUT, move |outcome| {
+        let reply = Reply::call(move |outcome: Written| {
             // A failed write is a miss later.
             if outcome.is_err() {
                 outcomes.writes_failed.fetch_add(1, Relaxed);
             }
         });
+        self.client.submit_write_bytes(&key.to_le_bytes(), &value, ttl, WRITE_TIMEOUT, reply);
     }
 
     fn writes_failed(&self) -> u64 {
