@@ -3,14 +3,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
-use afterimage_cache::{CacheService, SnapshotWriter};
-use afterimage_classifier::{ClassifierService, ModelError};
-use afterimage_memo::{MemoService, Store};
+use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
+use afterimage_classifier::{ClassifierService, Model, ModelError};
+use afterimage_core::{Answer, Failure, ModelId, Status};
+use afterimage_gateway::{GatewayOptions, InProcess, Remote, Source};
+use afterimage_memo::upstream::Function;
+use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
 use afterimage_wire::proto::Role;
-use afterimage_wire::server::{Identity, Server, ServerOptions, Service};
+use afterimage_wire::proto::header::MAX_VALUE;
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::{Identity, Server, ServerOptions, Service, metrics};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -58,6 +64,18 @@ pub enum ConfigError {
     Model(#[from] ModelError),
 }
 
+/// The name of the model that answers with scores.
+const SCORES: &str = "scores";
+
+/// Memory for the scores of the page's last inputs.
+const PAGE_BYTES: u64 = 16 << 20;
+
+/// The longest wait of the gateway for a memo in another process.
+const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time to finish HTTP requests in flight.
+const HTTP_DRAIN: Duration = Duration::from_secs(2);
+
 /// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
 /// at once and writes no snapshot.
 ///
@@ -81,6 +99,7 @@ pub enum ConfigError {
 pub struct Process {
     services: Vec<Arc<dyn Service>>,
     addresses: Vec<(Role, SocketAddr)>,
+    http: Option<SocketAddr>,
     listeners: JoinSet<()>,
     stop: CancellationToken,
     snapshots: Option<SnapshotWriter>,
@@ -93,13 +112,27 @@ impl Process {
     /// When a port is taken, when settings contradict each other, or when the table, the snapshot
     /// or the model cannot be used.
     pub async fn start(config: Config) -> Result<Self, ConfigError> {
-        let Config { memo, cache, classifier, table, engine } = config;
+        let Config { memo, cache, classifier, table, engine, gateway } = config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
         // Before the table takes memory and the model is read.
         let memo_sockets = bind(memo_listeners).await?;
         let cache_sockets = bind(&cache).await?;
         let classifier_sockets = bind(&classifier).await?;
-        if memo_sockets.len() + cache_sockets.len() + classifier_sockets.len() == 0 {
+        let http = match gateway {
+            None => None,
+            Some(gateway) => match bind_one(gateway.address).await {
+                Ok(bound) => Some((bound, gateway)),
+                Err(ConfigError::InUse(address)) if gateway.optional => {
+                    tracing::warn!(
+                        "no page and no HTTP: {address} is in use; choose another address with --http"
+                    );
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let listeners = memo_sockets.len() + cache_sockets.len() + classifier_sockets.len();
+        if listeners == 0 && http.is_none() {
             return Err(ConfigError::NoListener);
         }
 
@@ -121,6 +154,7 @@ impl Process {
         let mut process = Process {
             services: Vec::new(),
             addresses: Vec::new(),
+            http: None,
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
             snapshots,
@@ -136,12 +170,36 @@ impl Process {
                 .with_snapshots(handle.clone());
             process.serve(service, cache_sockets)?;
         }
+        let mut source: Option<Arc<dyn Source>> = None;
         if let Some(memo) = memo {
             let own = table.map(|table| Store::Embedded(table, handle));
             let store = memo.store.or(own).expect("a memo without a store has the table");
+            let built_in = memo.classifier.is_none().then(|| engine.clone()).flatten();
             let own = engine.map(|(model, engine)| Box::new(Embedded::new(&model, engine)) as _);
             let classifier = memo.classifier.or(own).expect("without another, it is built in");
-            process.serve(MemoService::new(store, classifier, memo.options), memo_sockets)?;
+            // The page shows scores, which are answers of bytes.
+            let bytes = http.is_some().then(|| Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)));
+            let memo = Memo::new(store, bytes, memo.options);
+            memo.add_model("", classifier, ModelOptions::default());
+            let service = MemoService::of(&memo, "").expect("it was just added");
+            process.serve(service, memo_sockets)?;
+            if http.is_some() {
+                let services = process.services.clone();
+                let own = InProcess::new(memo.clone(), "", move || statistics(&services));
+                source = Some(match built_in {
+                    Some((model, _)) => {
+                        memo.add_model(SCORES, scores_of(model), ModelOptions::default());
+                        Arc::new(own.with_scores(SCORES))
+                    }
+                    None => Arc::new(own),
+                });
+            }
+        }
+        if let Some(((socket, address), gateway)) = http {
+            let remote = |client| Arc::new(Remote::new(client, REMOTE_TIMEOUT)) as Arc<dyn Source>;
+            let source = gateway.server.map(remote).or(source);
+            let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
+            process.serve_http(socket, address, source, gateway.options);
         }
         Ok(process)
     }
@@ -166,6 +224,35 @@ impl Process {
         }
         self.services.push(service);
         Ok(())
+    }
+
+    /// Serves the gateway's routes.
+    fn serve_http(
+        &mut self,
+        socket: TcpListener,
+        address: SocketAddr,
+        source: Arc<dyn Source>,
+        options: GatewayOptions,
+    ) {
+        let routes = afterimage_gateway::router(source, options);
+        let stop = self.stop.clone();
+        self.listeners.spawn(async move {
+            let serving = axum::serve(socket, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
+            let ended = async {
+                stop.cancelled().await;
+                tokio::time::sleep(HTTP_DRAIN).await;
+            };
+            tokio::select! {
+                outcome = serving => if let Err(error) = outcome { tracing::error!(%error, "HTTP") },
+                () = ended => {}
+            }
+        });
+        self.http = Some(address);
+    }
+
+    /// The address of the HTTP listener, if there is one.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.http
     }
 
     /// The kind of service and the address of each listener.
@@ -201,15 +288,51 @@ async fn bind(
 ) -> Result<Vec<(TcpListener, SocketAddr, ServerOptions)>, ConfigError> {
     let mut sockets = Vec::new();
     for ListenerConfig { address, options } in listeners {
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::AddrInUse => ConfigError::InUse(*address),
-            _ => ConfigError::Listen(*address, error),
-        };
-        let socket = TcpListener::bind(address).await.map_err(failed)?;
-        let bound = socket.local_addr().map_err(failed)?;
+        let (socket, bound) = bind_one(*address).await?;
         sockets.push((socket, bound, options.clone()));
     }
     Ok(sockets)
+}
+
+/// Takes one port.
+async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ConfigError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => ConfigError::InUse(address),
+        _ => ConfigError::Listen(address, error),
+    };
+    let socket = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = socket.local_addr().map_err(failed)?;
+    Ok((socket, bound))
+}
+
+/// The statistics of services, as each would send them.
+fn statistics(services: &[Arc<dyn Service>]) -> Vec<Stats> {
+    let of = |service: &Arc<dyn Service>| {
+        let mut stats = Stats::default();
+        stats.text(&metrics::SERVICE, service.identity().service.to_string());
+        service.stats(&mut stats);
+        stats
+    };
+    services.iter().map(of).collect()
+}
+
+/// The scores of a model as answers of bytes: the label as a `u16`, then an `f32` for each class,
+/// all little-endian.
+fn scores_of(model: Arc<Model>) -> Function {
+    let mut id = ModelId::bytes(SCORES, model.digest().0);
+    id.input = Some(afterimage_classifier::service::identity(&model).shape);
+    Function::new(id, 1, move |rows| {
+        let images: Vec<&[u8]> = rows.iter().map(|row| &row[..]).collect();
+        let scores = model.scores(&images);
+        let scores =
+            scores.map_err(|error| Failure::new(Status::BadArgument, error.to_string()))?;
+        let answer = |scores: &[f32]| {
+            let label = model.labels()[afterimage_classifier::argmax(scores)];
+            let scores = scores.iter().flat_map(|score| score.to_le_bytes());
+            Answer::Bytes(label.to_le_bytes().into_iter().chain(scores).collect())
+        };
+        Ok(scores.rows().into_iter().filter_map(|row| row.as_slice().map(answer)).collect())
+    })
 }
 
 /// Refuses a body limit that no request fits in.

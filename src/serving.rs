@@ -62,6 +62,9 @@ pub(crate) fn serve(
             // The reader of standard output may be gone; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
+        if let Some(address) = process.http() {
+            let _ = say!("page and HTTP API on http://{address}/");
+        }
         let started = Instant::now();
         terminated.await;
         let services = process.services().to_vec();
