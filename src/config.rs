@@ -13,6 +13,7 @@ use afterimage_cache::{
 };
 use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
 use afterimage_gateway::GatewayOptions;
+use afterimage_http::HttpOptions;
 use afterimage_memo::{MemoOptions, Store, Upstream};
 use afterimage_wire::Client;
 use afterimage_wire::proto::header::MAX_VALUE;
@@ -46,6 +47,8 @@ pub struct GatewayConfig {
     pub optional: bool,
     /// Tokens and limits.
     pub options: GatewayOptions,
+    /// TLS and limits of its connections.
+    pub http: HttpOptions,
     /// The memo behind it in another process; `None` for the memo of this one.
     pub server: Option<Client>,
 }

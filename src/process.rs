@@ -10,9 +10,10 @@ use afterimage_cache::table::TableError;
 use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, Model, ModelError};
 use afterimage_core::{Answer, Failure, ModelId, Status};
-use afterimage_gateway::{GatewayOptions, InProcess, Remote, Source};
+use afterimage_gateway::{InProcess, Remote, Source};
 use afterimage_memo::upstream::Function;
 use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
+use afterimage_wire::Client;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::proto::stats::Stats;
@@ -21,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ListenerConfig, Started};
+use crate::config::{Config, GatewayConfig, ListenerConfig, Started};
 use crate::embedded::Embedded;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
@@ -72,9 +73,6 @@ const PAGE_BYTES: u64 = 16 << 20;
 
 /// The longest wait of the gateway for a memo in another process.
 const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Time to finish HTTP requests in flight.
-const HTTP_DRAIN: Duration = Duration::from_secs(2);
 
 /// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
 /// at once and writes no snapshot.
@@ -196,10 +194,16 @@ impl Process {
             }
         }
         if let Some(((socket, address), gateway)) = http {
-            let remote = |client| Arc::new(Remote::new(client, REMOTE_TIMEOUT)) as Arc<dyn Source>;
-            let source = gateway.server.map(remote).or(source);
+            let remote = |client: &Client| {
+                Arc::new(Remote::new(client.clone(), REMOTE_TIMEOUT)) as Arc<dyn Source>
+            };
+            let source = gateway.server.as_ref().map(remote).or(source);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
-            process.serve_http(socket, address, source, gateway.options);
+            let GatewayConfig { options, http, .. } = gateway;
+            let stop = process.stop.clone();
+            let serving = afterimage_gateway::serve(socket, source, options, http, stop);
+            process.listeners.spawn(serving);
+            process.http = Some(address);
         }
         Ok(process)
     }
@@ -224,30 +228,6 @@ impl Process {
         }
         self.services.push(service);
         Ok(())
-    }
-
-    /// Serves the gateway's routes.
-    fn serve_http(
-        &mut self,
-        socket: TcpListener,
-        address: SocketAddr,
-        source: Arc<dyn Source>,
-        options: GatewayOptions,
-    ) {
-        let routes = afterimage_gateway::router(source, options);
-        let stop = self.stop.clone();
-        self.listeners.spawn(async move {
-            let serving = axum::serve(socket, routes).with_graceful_shutdown(stop.clone().cancelled_owned());
-            let ended = async {
-                stop.cancelled().await;
-                tokio::time::sleep(HTTP_DRAIN).await;
-            };
-            tokio::select! {
-                outcome = serving => if let Err(error) = outcome { tracing::error!(%error, "HTTP") },
-                () = ended => {}
-            }
-        });
-        self.http = Some(address);
     }
 
     /// The address of the HTTP listener, if there is one.

@@ -150,16 +150,14 @@ function chart(now) {
     rows.push({ t: b.t, hits: grown("hits"), coalesced: grown("coalesced"), misses: grown("misses") });
   }
   const top = Math.max(1, ...rows.map(total));
-  const x = (t) => 900 - (now.uptime_s - t);
-  const y = (value) => 158 - (value / top) * 150;
-  const layers = [["misses", "miss"], ["coalesced", "coalesced"], ["hits", "hit"]];
-  let base = rows.map(() => 0);
-  const paths = layers.map(([key, name]) => {
-    const upper = rows.map((row, i) => base[i] + row[key]);
-    const along = rows.map((row, i) => `${x(row.t)},${y(upper[i]).toFixed(1)}`);
-    const back = rows.map((row, i) => `${x(row.t)},${y(base[i]).toFixed(1)}`).reverse();
-    base = upper;
-    return rows.length ? `<path class="area-${name}" d="M${along.concat(back).join("L")}Z"/>` : "";
+  const x = (t) => Math.max(0, 900 - (now.uptime_s - t));
+  const paths = [["misses", "miss"], ["coalesced", "coalesced"], ["hits", "hit"]].map(([key, name], layer, layers) => {
+    const bars = rows.map((row) => {
+      const below = layers.slice(0, layer).reduce((sum, [lower]) => sum + row[lower], 0);
+      const [bottom, height] = [158 - (below / top) * 150, (row[key] / top) * 150];
+      return height > 0 ? `M${x(row.t) - step},${bottom.toFixed(1)}v${-height.toFixed(1)}h${step - 0.6}v${height.toFixed(1)}z` : "";
+    });
+    return `<path class="area-${name}" d="${bars.join("")}"/>`;
   });
   $("chart").innerHTML = paths.join("");
   $("chart-text").textContent = now.requests

@@ -2,8 +2,8 @@
 //! operators.
 //!
 //! [`router`] builds an [`axum::Router`] over a [`Source`]: a memo in this process
-//! ([`InProcess`]), or one that is reached over the TCP protocol ([`Remote`]). The router knows no
-//! sockets; a listener serves it.
+//! ([`InProcess`]), or one that is reached over the TCP protocol ([`Remote`]). [`serve`] serves it
+//! on a socket.
 //!
 //! | path | what |
 //! | --- | --- |
@@ -31,11 +31,15 @@ mod source;
 use std::sync::Arc;
 use std::time::Instant;
 
+use afterimage_http::HttpOptions;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 pub use access::{Access, Scope};
 pub use source::{Classified, InProcess, Pending, Remote, Source, Wish};
@@ -74,18 +78,34 @@ struct Shared {
     decodes: Arc<Semaphore>,
     history: History,
     started: Instant,
+    /// Cancelled when the listener stops: it ends the streams of events.
+    stop: CancellationToken,
+}
+
+/// Serves the routes of a gateway on `socket` until `stop` is cancelled, and then until the
+/// requests in flight are answered, for `http.drain_timeout` at most.
+pub async fn serve(
+    socket: TcpListener,
+    source: Arc<dyn Source>,
+    options: GatewayOptions,
+    http: HttpOptions,
+    stop: CancellationToken,
+) {
+    let routes = router(source, options, stop.clone());
+    afterimage_http::serve(socket, TowerToHyperService::new(routes), http, stop).await;
 }
 
 /// The routes of a gateway over `source`.
 ///
 /// Call it inside a tokio runtime: it starts a task that reads the statistics once a second for
-/// the page, and that ends with the router.
-pub fn router(source: Arc<dyn Source>, options: GatewayOptions) -> Router {
+/// the page, and that ends with the router. `stop` ends the streams of events.
+pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: CancellationToken) -> Router {
     let shared = Arc::new(Shared {
         source,
         decodes: Arc::new(Semaphore::new(options.max_decodes.max(1))),
         history: History::default(),
         started: Instant::now(),
+        stop,
         options,
     });
     tokio::spawn(overview::keep_history(Arc::downgrade(&shared)));

@@ -268,10 +268,11 @@ pub(crate) async fn overview(
     Query(Watch { watch }): Query<Watch>,
 ) -> Response {
     if watch.is_some() {
-        let updates = stream::unfold(shared.history.newest.subscribe(), async |mut newest| {
-            newest.changed().await.ok()?;
+        let start = (shared.history.newest.subscribe(), shared.stop.clone());
+        let updates = stream::unfold(start, async |(mut newest, stop)| {
+            stop.run_until_cancelled(newest.changed()).await?.ok()?;
             let text = newest.borrow_and_update().clone().unwrap_or_default();
-            Some((Ok::<_, Infallible>(Event::default().data(text)), newest))
+            Some((Ok::<_, Infallible>(Event::default().data(text)), (newest, stop)))
         });
         return Sse::new(updates).keep_alive(KeepAlive::default()).into_response();
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use afterimage_cache::Capacity;
 use afterimage_gateway::{Access, GatewayOptions, Scope};
+use afterimage_http::HttpOptions;
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
 use afterimage_wire::tls::ClientTls;
@@ -186,7 +187,19 @@ impl HttpArgs {
             );
         }
         let options = GatewayOptions { access, ..GatewayOptions::default() };
-        Ok(Some(GatewayConfig { address, optional: self.http.is_none(), options, server: None }))
+        let ServerOptions {
+            tls, max_connections, idle_timeout, write_timeout, drain_timeout, ..
+        } = server.options()?;
+        let http = HttpOptions {
+            tls,
+            max_connections,
+            idle_timeout,
+            write_timeout,
+            drain_timeout,
+            ..HttpOptions::default()
+        };
+        let optional = self.http.is_none();
+        Ok(Some(GatewayConfig { address, optional, options, http, server: None }))
     }
 }
 

@@ -76,7 +76,7 @@ use request::{EncodedRequest, Request};
 use shared::Shared;
 pub use state::Counters;
 use state::Life;
-use waiter::{Answer, Callback, Waiter};
+use waiter::{Answer, BytesOutcome, Callback, Waiter};
 
 /// A connection to a memo, a classifier or a cache service. See the [module](self).
 ///
@@ -246,9 +246,7 @@ impl Client {
     /// # Errors
     /// Any [`CallError`]; [`CallError::OldServer`] if the server speaks version 1 only.
     pub async fn read_bytes(&self, key: &BytesKey) -> Result<Option<Bytes>, CallError> {
-        let (flags, has_budget) = (0, true);
-        let encoded = EncodedRequest { has_budget, ..plain(Kind::BytesReq, flags, &key[..]) };
-        self.bytes(Request::Encoded(encoded)).await
+        self.bytes(bytes_read(key)).await
     }
 
     /// Stores bytes under a key, for a while if `ttl` says so, in whole seconds. Returns when the
@@ -262,14 +260,7 @@ impl Client {
         value: &[u8],
         ttl: Option<Duration>,
     ) -> Result<(), CallError> {
-        if value.len() > MAX_VALUE {
-            let reason = format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len());
-            return Err(CallError::Invalid { reason: reason.into() });
-        }
-        let mut body = Vec::with_capacity(BYTES_WRITE_HEAD + value.len());
-        body.extend_from_slice(key);
-        body.extend_from_slice(&infer::ttl_s(ttl).to_le_bytes());
-        body.extend_from_slice(value);
+        let body = write_body(key, value, ttl)?;
         let request = Request::Encoded(plain(Kind::BytesReq, flags::WRITE, &body));
         self.bytes(request).await.map(drop)
     }
@@ -388,6 +379,39 @@ impl Client {
         self.shared().submit_many(keys, timeout, Callback::new(on_reply));
     }
 
+    /// Reads the bytes of a key and calls `on_reply` exactly once. Otherwise as
+    /// [`Client::submit_classify`]; errors are those of [`Client::read_bytes`].
+    pub fn submit_read_bytes(
+        &self,
+        key: &BytesKey,
+        timeout: Duration,
+        on_reply: impl FnOnce(Result<Option<Bytes>, CallError>) + Send + 'static,
+    ) {
+        let waiter = Waiter::Bytes(Callback::new(on_reply));
+        self.shared().submit(bytes_read(key), timeout, waiter);
+    }
+
+    /// Stores bytes under a key and calls `on_reply` exactly once, when the cache service has them
+    /// or the write has failed. Otherwise as [`Client::submit_classify`]; errors are those of
+    /// [`Client::write_bytes`].
+    pub fn submit_write_bytes(
+        &self,
+        key: &BytesKey,
+        value: &[u8],
+        ttl: Option<Duration>,
+        timeout: Duration,
+        on_reply: impl FnOnce(Result<(), CallError>) + Send + 'static,
+    ) {
+        let body = match write_body(key, value, ttl) {
+            Ok(body) => body,
+            Err(error) => return on_reply(Err(error)),
+        };
+        let on_reply = |outcome: BytesOutcome| on_reply(outcome.map(drop));
+        let waiter = Waiter::Bytes(Callback::new(on_reply));
+        let request = Request::Encoded(plain(Kind::BytesReq, flags::WRITE, &body));
+        self.shared().submit(request, timeout, waiter);
+    }
+
     /// The server's `Welcome` on the current connection.
     pub fn welcome(&self) -> Option<Arc<Welcome>> {
         self.shared().lock().welcome().cloned()
@@ -437,6 +461,24 @@ impl Client {
     fn shared(&self) -> &Shared {
         &self.handle.shared
     }
+}
+
+/// A read of the bytes of a key.
+fn bytes_read(key: &BytesKey) -> Request<&[u8]> {
+    Request::Encoded(EncodedRequest { has_budget: true, ..plain(Kind::BytesReq, 0, &key[..]) })
+}
+
+/// The body of a write of bytes.
+fn write_body(key: &BytesKey, value: &[u8], ttl: Option<Duration>) -> Result<Vec<u8>, CallError> {
+    if value.len() > MAX_VALUE {
+        let reason = format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len());
+        return Err(CallError::Invalid { reason: reason.into() });
+    }
+    let mut body = Vec::with_capacity(BYTES_WRITE_HEAD + value.len());
+    body.extend_from_slice(key);
+    body.extend_from_slice(&infer::ttl_s(ttl).to_le_bytes());
+    body.extend_from_slice(value);
+    Ok(body)
 }
 
 /// An encoded request without a time budget.

@@ -54,6 +54,9 @@ pub(super) type Classified = Result<(Classification, Arc<Welcome>), CallError>;
 /// The argument of the callback of many reads.
 pub(super) type Values = Result<Vec<Option<i64>>, CallError>;
 
+/// The argument of the callback of one read or write of bytes.
+pub(super) type BytesOutcome = Result<Option<Bytes>, CallError>;
+
 /// The receiver of a request's outcome. It gets exactly one.
 pub(super) enum Waiter {
     /// A future.
@@ -62,6 +65,8 @@ pub(super) enum Waiter {
     Classify(Callback<Classified>),
     /// One of many reads, by its index.
     One(Arc<Many>, u32),
+    /// A callback for bytes.
+    Bytes(Callback<BytesOutcome>),
     /// No receiver: a cache write.
     None,
 }
@@ -75,10 +80,14 @@ impl Waiter {
                 callback.call(Ok((label, Arc::clone(welcome))));
             }
             (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),
+            (Waiter::Bytes(callback), Answer::Bytes(value)) => callback.call(Ok(value)),
             (Waiter::Classify(callback), answer) => {
                 callback.call(Err(answer.is_wrong_for("ClassifyReq", server)));
             }
             (Waiter::One(many, _), answer) => many.fail(answer.is_wrong_for("CacheReq", server)),
+            (Waiter::Bytes(callback), answer) => {
+                callback.call(Err(answer.is_wrong_for("BytesReq", server)));
+            }
             (Waiter::None, _) => {}
         }
     }
@@ -89,6 +98,7 @@ impl Waiter {
             Waiter::Future(sender) => drop(sender.send(Err(error))),
             Waiter::Classify(callback) => callback.call(Err(error)),
             Waiter::One(many, _) => many.fail(error),
+            Waiter::Bytes(callback) => callback.call(Err(error)),
             Waiter::None => {}
         }
     }
