@@ -6,7 +6,7 @@ use std::time::Instant;
 use afterimage_core::Origin;
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{FromRequest, Multipart, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, State};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
@@ -14,6 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::extract::{Params, Whole};
 use crate::picture::{Picture, PictureError};
 use crate::problem::Problem;
 use crate::{Classified, Shared, Wish};
@@ -84,9 +85,9 @@ struct List {
 
 pub(crate) async fn classify(
     State(shared): State<Arc<Shared>>,
-    Query(options): Query<Options>,
+    Params(options): Params<Options>,
     headers: HeaderMap,
-    body: Bytes,
+    Whole(body): Whole,
 ) -> Result<Response, Problem> {
     let Inputs { images, is_list } = images(&shared, &options, &headers, body).await?;
     let directives = directives(&headers);
@@ -290,6 +291,8 @@ async fn from_form(headers: &HeaderMap, body: Bytes) -> Result<Vec<Bytes>, Probl
     };
     let mut request = Request::new(Body::from(body));
     *request.headers_mut() = headers.clone();
+    // The body is in memory already, within the gateway's limit.
+    DefaultBodyLimit::disable().apply(&mut request);
     let mut form = Multipart::from_request(request, &()).await.map_err(|error| bad(&error))?;
     let mut images = Vec::new();
     while let Some(field) = form.next_field().await.map_err(|error| bad(&error))? {

@@ -20,6 +20,7 @@
 
 mod access;
 mod classify;
+mod extract;
 mod memory;
 mod operations;
 mod overview;
@@ -109,7 +110,6 @@ pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: Cancellati
         options,
     });
     tokio::spawn(overview::keep_history(Arc::downgrade(&shared)));
-    let max_body = shared.options.max_body;
     let guarded = Router::new()
         .route("/v1/classify", post(classify::classify))
         .route("/v1/overview", get(overview::overview))
@@ -127,7 +127,7 @@ pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: Cancellati
         .route("/readyz", get(operations::readyz))
         .fallback(Problem::no_such_path)
         .method_not_allowed_fallback(Problem::wrong_method)
-        .layer(DefaultBodyLimit::max(max_body))
+        .layer(DefaultBodyLimit::disable())
         .layer(from_fn(page::security_headers))
         .with_state(shared)
 }

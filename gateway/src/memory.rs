@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
-use bytes::Bytes;
 
 use crate::Shared;
 use crate::classify::{Options, images};
+use crate::extract::{Params, Whole};
 use crate::problem::Problem;
 
 /// `DELETE /v1/memory`: takes all answers back.
@@ -20,9 +20,9 @@ pub(crate) async fn flush(State(shared): State<Arc<Shared>>) -> Result<StatusCod
 /// of `POST /v1/classify`.
 pub(crate) async fn forget(
     State(shared): State<Arc<Shared>>,
-    Query(options): Query<Options>,
+    Params(options): Params<Options>,
     headers: HeaderMap,
-    body: Bytes,
+    Whole(body): Whole,
 ) -> Result<StatusCode, Problem> {
     for image in images(&shared, &options, &headers, body).await?.images {
         shared.source.forget(image).await?;

@@ -10,7 +10,7 @@ use afterimage_core::{Failure, Metric, ModelId};
 use afterimage_memo::metrics as memo;
 use afterimage_wire::proto::stats::{Stats, Value};
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -19,6 +19,7 @@ use serde_json::{Map, json};
 use tokio::sync::watch;
 
 use crate::Shared;
+use crate::extract::Params;
 use crate::problem::Problem;
 
 /// Time between two points of the series.
@@ -265,14 +266,14 @@ pub(crate) struct Watch {
 /// `GET /v1/overview`: the overview with its series; with `?watch`, an event each second.
 pub(crate) async fn overview(
     State(shared): State<Arc<Shared>>,
-    Query(Watch { watch }): Query<Watch>,
+    Params(Watch { watch }): Params<Watch>,
 ) -> Response {
     if watch.is_some() {
-        let start = (shared.history.newest.subscribe(), shared.stop.clone());
-        let updates = stream::unfold(start, async |(mut newest, stop)| {
-            stop.run_until_cancelled(newest.changed()).await?.ok()?;
+        let start = (shared.history.newest.subscribe(), shared);
+        let updates = stream::unfold(start, async |(mut newest, shared)| {
+            shared.stop.run_until_cancelled(newest.changed()).await?.ok()?;
             let text = newest.borrow_and_update().clone().unwrap_or_default();
-            Some((Ok::<_, Infallible>(Event::default().data(text)), (newest, stop)))
+            Some((Ok::<_, Infallible>(Event::default().data(text)), (newest, shared)))
         });
         return Sse::new(updates).keep_alive(KeepAlive::default()).into_response();
     }

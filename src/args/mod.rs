@@ -187,17 +187,11 @@ impl HttpArgs {
             );
         }
         let options = GatewayOptions { access, ..GatewayOptions::default() };
-        let ServerOptions {
-            tls, max_connections, idle_timeout, write_timeout, drain_timeout, ..
-        } = server.options()?;
-        let http = HttpOptions {
-            tls,
-            max_connections,
-            idle_timeout,
-            write_timeout,
-            drain_timeout,
-            ..HttpOptions::default()
-        };
+        let tcp = server.options()?;
+        let mut http = HttpOptions::default();
+        (http.tls, http.max_connections) = (tcp.tls, tcp.max_connections);
+        (http.idle_timeout, http.write_timeout) = (tcp.idle_timeout, tcp.write_timeout);
+        http.drain_timeout = tcp.drain_timeout;
         let optional = self.http.is_none();
         Ok(Some(GatewayConfig { address, optional, options, http, server: None }))
     }
