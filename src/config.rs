@@ -14,8 +14,9 @@ use afterimage_cache::{
 use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
+use afterimage_inference::Proxy;
 use afterimage_memo::{MemoOptions, Store, Upstream};
-use afterimage_wire::Client;
+use afterimage_wire::Connection;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::server::ServerOptions;
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub cache: Vec<ListenerConfig>,
     /// Listeners of the classifier service, which offers the built-in classifier.
     pub classifier: Vec<ListenerConfig>,
+    /// The proxy in front of model servers.
+    pub proxy: Option<ProxyConfig>,
     /// The label table of the cache service, and of a memo without a store of its own.
     pub table: TableConfig,
     /// The built-in classifier of the classifier service, and of a memo without another one.
@@ -50,7 +53,7 @@ pub struct GatewayConfig {
     /// TLS and limits of its connections.
     pub http: HttpOptions,
     /// The memo behind it in another process; `None` for the memo of this one.
-    pub server: Option<Client>,
+    pub server: Option<Connection>,
 }
 
 /// A memo and its listeners.
@@ -79,6 +82,16 @@ impl ListenerConfig {
     pub fn new(address: SocketAddr) -> Self {
         ListenerConfig { address, options: ServerOptions::default() }
     }
+}
+
+/// A proxy in front of model servers, and its listener.
+pub struct ProxyConfig {
+    /// The address; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// TLS, limits, and the time limit of the drain.
+    pub options: HttpOptions,
+    /// The proxy.
+    pub proxy: Proxy,
 }
 
 /// The size of a label table, and its snapshot.

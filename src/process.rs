@@ -8,12 +8,11 @@ use std::time::Duration;
 use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
 use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
-use afterimage_classifier::{ClassifierService, Model, ModelError};
-use afterimage_core::{Answer, Failure, ModelId, Status};
+use afterimage_classifier::{ClassifierService, ModelError};
 use afterimage_gateway::{InProcess, Remote, Source};
-use afterimage_memo::upstream::Function;
+use afterimage_inference::Proxy;
 use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
-use afterimage_wire::Client;
+use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::proto::stats::Stats;
@@ -22,8 +21,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, GatewayConfig, ListenerConfig, Started};
-use crate::embedded::Embedded;
+use crate::config::{Config, GatewayConfig, ListenerConfig, ProxyConfig, Started};
+use crate::embedded::{Embedded, SCORES, scores_of};
 
 /// The reason why a process cannot start. Settings have the names of their flags.
 #[derive(Debug, thiserror::Error)]
@@ -65,9 +64,6 @@ pub enum ConfigError {
     Model(#[from] ModelError),
 }
 
-/// The name of the model that answers with scores.
-const SCORES: &str = "scores";
-
 /// Memory for the scores of the page's last inputs.
 const PAGE_BYTES: u64 = 16 << 20;
 
@@ -101,6 +97,7 @@ pub struct Process {
     listeners: JoinSet<()>,
     stop: CancellationToken,
     snapshots: Option<SnapshotWriter>,
+    proxy: Option<(Proxy, SocketAddr)>,
 }
 
 impl Process {
@@ -110,7 +107,7 @@ impl Process {
     /// When a port is taken, when settings contradict each other, or when the table, the snapshot
     /// or the model cannot be used.
     pub async fn start(config: Config) -> Result<Self, ConfigError> {
-        let Config { memo, cache, classifier, table, engine, gateway } = config;
+        let Config { memo, cache, classifier, proxy, table, engine, gateway } = config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
         // Before the table takes memory and the model is read.
         let memo_sockets = bind(memo_listeners).await?;
@@ -129,8 +126,12 @@ impl Process {
                 Err(error) => return Err(error),
             },
         };
+        let proxy = match proxy {
+            Some(proxy) => Some((bind_one(proxy.address).await?, proxy)),
+            None => None,
+        };
         let listeners = memo_sockets.len() + cache_sockets.len() + classifier_sockets.len();
-        if listeners == 0 && http.is_none() {
+        if listeners == 0 && http.is_none() && proxy.is_none() {
             return Err(ConfigError::NoListener);
         }
 
@@ -156,6 +157,7 @@ impl Process {
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
             snapshots,
+            proxy: None,
         };
         let handle = process.snapshots.as_ref().map(SnapshotWriter::handle);
         if let (Some((model, engine)), false) = (&engine, classifier_sockets.is_empty()) {
@@ -194,16 +196,24 @@ impl Process {
             }
         }
         if let Some(((socket, address), gateway)) = http {
-            let remote = |client: &Client| {
-                Arc::new(Remote::new(client.clone(), REMOTE_TIMEOUT)) as Arc<dyn Source>
+            let remote = |connection: Connection| {
+                Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
             };
-            let source = gateway.server.as_ref().map(remote).or(source);
+            let source = gateway.server.map(remote).or(source);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
             let GatewayConfig { options, http, .. } = gateway;
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
             process.listeners.spawn(serving);
             process.http = Some(address);
+        }
+        if let Some(((socket, address), ProxyConfig { options, proxy, .. })) = proxy {
+            if let Some(tls) = &options.tls {
+                tokio::spawn(tls.keep_current());
+            }
+            let (service, stop) = (proxy.clone(), process.stop.clone());
+            process.listeners.spawn(afterimage_http::serve(socket, service, options, stop));
+            process.proxy = Some((proxy, address));
         }
         Ok(process)
     }
@@ -245,6 +255,11 @@ impl Process {
         &self.services
     }
 
+    /// The proxy and its address.
+    pub fn proxy(&self) -> Option<(&Proxy, SocketAddr)> {
+        self.proxy.as_ref().map(|(proxy, address)| (proxy, *address))
+    }
+
     /// Stops all listeners, finishes what is in flight, and then writes the snapshot. Each listener
     /// closes its connections after `ServerOptions::drain_timeout` at the latest.
     ///
@@ -274,7 +289,7 @@ async fn bind(
     Ok(sockets)
 }
 
-/// Takes one port.
+/// Takes a port.
 async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ConfigError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::AddrInUse => ConfigError::InUse(address),
@@ -294,25 +309,6 @@ fn statistics(services: &[Arc<dyn Service>]) -> Vec<Stats> {
         stats
     };
     services.iter().map(of).collect()
-}
-
-/// The scores of a model as answers of bytes: the label as a `u16`, then an `f32` for each class,
-/// all little-endian.
-fn scores_of(model: Arc<Model>) -> Function {
-    let mut id = ModelId::bytes(SCORES, model.digest().0);
-    id.input = Some(afterimage_classifier::service::identity(&model).shape);
-    Function::new(id, 1, move |rows| {
-        let images: Vec<&[u8]> = rows.iter().map(|row| &row[..]).collect();
-        let scores = model.scores(&images);
-        let scores =
-            scores.map_err(|error| Failure::new(Status::BadArgument, error.to_string()))?;
-        let answer = |scores: &[f32]| {
-            let label = model.labels()[afterimage_classifier::argmax(scores)];
-            let scores = scores.iter().flat_map(|score| score.to_le_bytes());
-            Answer::Bytes(label.to_le_bytes().into_iter().chain(scores).collect())
-        };
-        Ok(scores.rows().into_iter().filter_map(|row| row.as_slice().map(answer)).collect())
-    })
 }
 
 /// Refuses a body limit that no request fits in.

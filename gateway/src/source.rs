@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use afterimage_core::{Answer, Failure, ModelId, Origin, Status};
 use afterimage_memo::{Memo, Request};
-use afterimage_wire::Client;
+use afterimage_wire::Connection;
 use afterimage_wire::client::{CallError, CallOptions};
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
-use futures_util::future::try_join_all;
 
 /// An outcome that comes later.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
@@ -131,20 +130,20 @@ fn classified(answer: &Answer, origin: Origin) -> Result<Classified, Failure> {
 
 /// A memo that is reached over the TCP protocol.
 pub struct Remote {
-    client: Client,
+    connection: Connection,
     timeout: Duration,
 }
 
 impl Remote {
-    /// The memo at the other end of `client`, whose calls take at most `timeout`.
-    pub fn new(client: Client, timeout: Duration) -> Self {
-        Remote { client, timeout }
+    /// The memo at the other end of `connection`, whose calls take at most `timeout`.
+    pub fn new(connection: Connection, timeout: Duration) -> Self {
+        Remote { connection, timeout }
     }
 }
 
 impl Source for Remote {
     fn model(&self) -> Option<Arc<ModelId>> {
-        let welcome = self.client.welcome()?;
+        let welcome = self.connection.welcome()?;
         let shape: Shape = welcome.shape.clone();
         Some(Arc::new(ModelId::labels(welcome.digest, Some(shape), welcome.classes)))
     }
@@ -157,9 +156,8 @@ impl Source for Remote {
                 return Err(Failure::new(Status::Unsupported, text));
             }
             let options = CallOptions::new().timeout(self.timeout);
-            // All are sent before the first answer is awaited.
-            let calls = images.iter().map(|image| self.client.classify_with(image, options));
-            let answers = try_join_all(calls).await.map_err(failure)?;
+            let answers = self.connection.client().classify_many_with(&images, options).await;
+            let answers = answers.map_err(failure)?;
             let answers = answers.iter().map(|answer| Classified {
                 label: answer.label,
                 scores: Vec::new(),
@@ -170,15 +168,17 @@ impl Source for Remote {
     }
 
     fn forget(&self, image: Bytes) -> Pending<'_, ()> {
-        Box::pin(async move { self.client.forget("", "", &image).await.map(drop).map_err(failure) })
+        Box::pin(async move {
+            self.connection.admin().forget("", "", &image).await.map(drop).map_err(failure)
+        })
     }
 
     fn flush(&self) -> Pending<'_, ()> {
-        Box::pin(async move { self.client.flush("").await.map_err(failure) })
+        Box::pin(async move { self.connection.admin().flush("").await.map_err(failure) })
     }
 
     fn stats(&self) -> Pending<'_, Vec<Stats>> {
-        Box::pin(async move { Ok(vec![self.client.stats().await.map_err(failure)?]) })
+        Box::pin(async move { Ok(vec![self.connection.admin().stats().await.map_err(failure)?]) })
     }
 }
 
