@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use afterimage_wire::client::{CallError, CallOptions, Client, ClientOptions, Expect};
+use afterimage_wire::client::{
+    CallError, CallOptions, Classified, Client, ClientOptions, Expect, Reply,
+};
 use afterimage_wire::proto::message::Classification;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -184,34 +186,37 @@ impl Call {
                 Answer::label(client.classify_with(&self.image(), options).await)
             }
             1 => Answer::label(client.classify(&self.image()).await),
-            2 => Answer::values(client.cache_get(number).await.map(|value| vec![value])),
-            3 => Answer::values(client.cache_get_many(&self.keys()).await),
+            2 => Answer::values(client.cache().get(number).await.map(|value| vec![value])),
+            3 => Answer::values(client.cache().get_many(&self.keys()).await),
             4 => {
+                let admin = client.admin();
                 let (pong, stats, snapshot) =
-                    tokio::join!(client.ping(), client.stats(), client.snapshot(self.timeout));
+                    tokio::join!(client.ping(), admin.stats(), admin.snapshot(self.timeout));
                 // These replies carry nothing of a certain call.
                 let _ = (pong.map_err(|e| e.to_string()), stats.map_err(|e| e.to_string()));
                 let _ = snapshot.map_err(|e| e.to_string());
                 Answer::Nothing
             }
             5 => {
-                let _ = client.cache_set(number, number.cast_signed()).map_err(|e| e.to_string());
+                let _ = client.cache().set(number, number.cast_signed()).map_err(|e| e.to_string());
                 Answer::Nothing
             }
             6 => {
                 let (sender, mut receiver) = mpsc::unbounded_channel();
-                client.submit_classify(&self.image(), self.timeout, move |outcome| {
+                let reply = Reply::call(move |outcome: Classified| {
                     callbacks.fetch_add(1, Ordering::SeqCst);
                     let _ = sender.send(Answer::label(outcome.map(|(label, _)| label)));
                 });
+                client.submit_classify(&self.image(), self.timeout, reply);
                 receiver.recv().await.unwrap_or(Answer::NoCallback)
             }
             _ => {
                 let (sender, mut receiver) = mpsc::unbounded_channel();
-                client.submit_cache_get_many(&self.keys(), self.timeout, move |outcome| {
+                let reply = Reply::call(move |outcome| {
                     callbacks.fetch_add(1, Ordering::SeqCst);
                     let _ = sender.send(Answer::values(outcome));
                 });
+                client.cache().submit_get_many(&self.keys(), self.timeout, reply);
                 receiver.recv().await.unwrap_or(Answer::NoCallback)
             }
         }
