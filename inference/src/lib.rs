@@ -20,7 +20,14 @@
 
 pub mod forward;
 mod headers;
+mod json;
+pub mod oip;
 mod proxy;
 
 pub use forward::{Replica, Target, TargetError};
 pub use proxy::{Proxy, ProxyOptions};
+
+/// The examples of the README, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
