@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_core::{
-    Answer, AnswerKind, ByteBudget, Failure, Reply, Response, RowAnswer, Tally,
+    Answer, AnswerKind, ByteBudget, Failure, ModelId, Reply, Response, RowAnswer, Tally,
     RowReply, Rows, Sink, Status, Wanted, gather,
 };
 use afterimage_wire::proto::stats::Stats;
@@ -194,6 +194,15 @@ impl Memo {
     /// The names of the models, in order.
     pub fn model_names(&self) -> Vec<String> {
         self.inner.models.all().iter().map(|entry| entry.name.clone()).collect()
+    }
+
+    /// The model of this name: the one that answers now, or that answered last. `None` if there is
+    /// none of this name, or if it is not known yet.
+    pub fn model(&self, name: &str) -> Option<Arc<ModelId>> {
+        let entry = self.inner.models.get(name).ok()?;
+        entry.refresh();
+        let present = entry.keys.present().as_ref().map(|space| Arc::clone(&space.model));
+        present.or_else(|| entry.upstream.model())
     }
 
     /// Answers a request. Dropping the future withdraws it: a call that no other request waits for

@@ -12,7 +12,7 @@ use afterimage_wire::{CacheClient, Client, ClientOptions};
 use anyhow::{Context, bail};
 
 use crate::args::{
-    ClassifierAddr, EngineArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
+    ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
 };
 use crate::config::{Config, MemoConfig};
 use crate::tls::{ClassifierTlsArgs, StoreTlsArgs, warn_if_exposed};
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Address to listen on; port 0 takes a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     pub(crate) listen: String,
+
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
 
     /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
     /// redis+cluster://HOST,… (rediss for TLS).
@@ -179,7 +182,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let classifier = classifier(&args)?;
         let memo = MemoConfig { listeners: vec![listener], options, store, classifier };
         let (table, engine) = (args.table.config()?, args.engine.config());
-        Ok(Config { memo: Some(memo), table, engine, ..Config::default() })
+        let gateway = args.http.config(&args.server)?;
+        Ok(Config { memo: Some(memo), table, engine, gateway, ..Config::default() })
     })
 }
 
