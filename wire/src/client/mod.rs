@@ -71,12 +71,11 @@ pub use options::{
 };
 
 use call::{Tries, ask, ask_many, read};
-use infer::Encoded;
 use request::{EncodedRequest, Request};
 use shared::Shared;
 pub use state::Counters;
 use state::Life;
-use waiter::{Answer, BytesOutcome, Callback, Waiter};
+use waiter::{Answer, BytesOutcome, Callback, Inferred, Waiter};
 
 /// A connection to a memo, a classifier or a cache service. See the [module](self).
 ///
@@ -225,18 +224,11 @@ impl Client {
         options: CallOptions,
     ) -> Result<Inference, CallError> {
         let timeout = options.timeout.unwrap_or(self.shared().options.timeout);
-        let Encoded { flags, body, budget_at } = request.encode(timeout)?;
-        let (kind, budget_at) = (Kind::InferReq, Some(budget_at));
-        let encoded = EncodedRequest { kind, flags, has_budget: false, budget_at, body: &body[..] };
-        let encoded = Request::Encoded(encoded);
+        let encoded = request.encode(timeout)?;
+        let encoded = Request::Encoded(encoded.request());
         let server = &self.shared().server;
         match read(self.shared(), encoded, options).await? {
-            Answer::Inference(inference) if inference.rows.len() == request.len() => Ok(*inference),
-            Answer::Inference(inference) => {
-                let (answers, rows) = (inference.rows.len(), request.len());
-                let violation = Violation::WrongAnswers { answers, rows };
-                Err(CallError::Protocol { server: Arc::clone(server), violation })
-            }
+            Answer::Inference(inference) => inference.check(request.len(), server),
             answer => Err(answer.is_wrong_for(encoded.name(), server)),
         }
     }
@@ -366,6 +358,30 @@ impl Client {
     ) {
         let waiter = Waiter::Classify(Callback::new(on_reply));
         self.shared().submit(Request::Classify(image), timeout, waiter);
+    }
+
+    /// Sends rows and calls `on_reply` exactly once, with one answer for each row in order and the
+    /// [`Welcome`] of the connection that brought them, or with the error. Otherwise as
+    /// [`Client::submit_classify`]; errors are those of [`Client::infer`].
+    pub fn submit_infer(
+        &self,
+        request: &Infer,
+        timeout: Duration,
+        on_reply: impl FnOnce(Result<(Inference, Arc<Welcome>), CallError>) + Send + 'static,
+    ) {
+        let encoded = match request.encode(timeout) {
+            Ok(encoded) => encoded,
+            Err(error) => return on_reply(Err(error)),
+        };
+        let (rows, server) = (request.len(), Arc::clone(&self.shared().server));
+        let check =
+            move |outcome: Inferred| {
+                on_reply(outcome.and_then(|(inference, welcome)| {
+                    Ok((inference.check(rows, &server)?, welcome))
+                }));
+            };
+        let waiter = Waiter::Infer(Callback::new(check));
+        self.shared().submit(Request::Encoded(encoded.request()), timeout, waiter);
     }
 
     /// Reads many keys and calls `on_reply` exactly once, with all values or with the first error.

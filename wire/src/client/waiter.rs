@@ -57,6 +57,9 @@ pub(super) type Values = Result<Vec<Option<i64>>, CallError>;
 /// The argument of the callback of one read or write of bytes.
 pub(super) type BytesOutcome = Result<Option<Bytes>, CallError>;
 
+/// The argument of an inference's callback.
+pub(super) type Inferred = Result<(Inference, Arc<Welcome>), CallError>;
+
 /// The receiver of a request's outcome. It gets exactly one.
 pub(super) enum Waiter {
     /// A future.
@@ -65,6 +68,8 @@ pub(super) enum Waiter {
     Classify(Callback<Classified>),
     /// One of many reads, by its index.
     One(Arc<Many>, u32),
+    /// The same for an inference.
+    Infer(Callback<Inferred>),
     /// A callback for bytes.
     Bytes(Callback<BytesOutcome>),
     /// No receiver: a cache write.
@@ -81,6 +86,12 @@ impl Waiter {
             }
             (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),
             (Waiter::Bytes(callback), Answer::Bytes(value)) => callback.call(Ok(value)),
+            (Waiter::Infer(callback), Answer::Inference(inference)) => {
+                callback.call(Ok((*inference, Arc::clone(welcome))));
+            }
+            (Waiter::Infer(callback), answer) => {
+                callback.call(Err(answer.is_wrong_for("InferReq", server)));
+            }
             (Waiter::Classify(callback), answer) => {
                 callback.call(Err(answer.is_wrong_for("ClassifyReq", server)));
             }
@@ -98,6 +109,7 @@ impl Waiter {
             Waiter::Future(sender) => drop(sender.send(Err(error))),
             Waiter::Classify(callback) => callback.call(Err(error)),
             Waiter::One(many, _) => many.fail(error),
+            Waiter::Infer(callback) => callback.call(Err(error)),
             Waiter::Bytes(callback) => callback.call(Err(error)),
             Waiter::None => {}
         }
