@@ -12,6 +12,8 @@ use afterimage_cache::{
     ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
 };
 use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
+use afterimage_http::HttpOptions;
+use afterimage_inference::Proxy;
 use afterimage_memo::{MemoOptions, Store, Upstream};
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::server::ServerOptions;
@@ -28,6 +30,8 @@ pub struct Config {
     pub cache: Vec<ListenerConfig>,
     /// Listeners of the classifier service, which offers the built-in classifier.
     pub classifier: Vec<ListenerConfig>,
+    /// The proxy in front of model servers.
+    pub proxy: Option<ProxyConfig>,
     /// The label table of the cache service, and of a memo without a store of its own.
     pub table: TableConfig,
     /// The built-in classifier of the classifier service, and of a memo without another one.
@@ -60,6 +64,16 @@ impl ListenerConfig {
     pub fn new(address: SocketAddr) -> Self {
         ListenerConfig { address, options: ServerOptions::default() }
     }
+}
+
+/// A proxy in front of model servers, and its listener.
+pub struct ProxyConfig {
+    /// The address; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// TLS, limits, and the time limit of the drain.
+    pub options: HttpOptions,
+    /// The proxy.
+    pub proxy: Proxy,
 }
 
 /// The size of a label table, and its snapshot.

@@ -8,6 +8,7 @@ use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
 use afterimage_cache::{CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, ModelError};
+use afterimage_inference::Proxy;
 use afterimage_memo::{MemoService, Store};
 use afterimage_wire::proto::Role;
 use afterimage_wire::server::{Identity, Server, ServerOptions, Service};
@@ -15,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ListenerConfig, Started};
+use crate::config::{Config, ListenerConfig, ProxyConfig, Started};
 use crate::embedded::Embedded;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
@@ -84,6 +85,7 @@ pub struct Process {
     listeners: JoinSet<()>,
     stop: CancellationToken,
     snapshots: Option<SnapshotWriter>,
+    proxy: Option<(Proxy, SocketAddr)>,
 }
 
 impl Process {
@@ -93,13 +95,18 @@ impl Process {
     /// When a port is taken, when settings contradict each other, or when the table, the snapshot
     /// or the model cannot be used.
     pub async fn start(config: Config) -> Result<Self, ConfigError> {
-        let Config { memo, cache, classifier, table, engine } = config;
+        let Config { memo, cache, classifier, proxy, table, engine } = config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
         // Before the table takes memory and the model is read.
         let memo_sockets = bind(memo_listeners).await?;
         let cache_sockets = bind(&cache).await?;
         let classifier_sockets = bind(&classifier).await?;
-        if memo_sockets.len() + cache_sockets.len() + classifier_sockets.len() == 0 {
+        let proxy = match proxy {
+            Some(proxy) => Some((bind_one(proxy.address).await?, proxy)),
+            None => None,
+        };
+        let listeners = memo_sockets.len() + cache_sockets.len() + classifier_sockets.len();
+        if listeners == 0 && proxy.is_none() {
             return Err(ConfigError::NoListener);
         }
 
@@ -124,6 +131,7 @@ impl Process {
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
             snapshots,
+            proxy: None,
         };
         let handle = process.snapshots.as_ref().map(SnapshotWriter::handle);
         if let (Some((model, engine)), false) = (&engine, classifier_sockets.is_empty()) {
@@ -142,6 +150,14 @@ impl Process {
             let own = engine.map(|(model, engine)| Box::new(Embedded::new(&model, engine)) as _);
             let classifier = memo.classifier.or(own).expect("without another, it is built in");
             process.serve(MemoService::new(store, classifier, memo.options), memo_sockets)?;
+        }
+        if let Some(((socket, address), ProxyConfig { options, proxy, .. })) = proxy {
+            if let Some(tls) = &options.tls {
+                tokio::spawn(tls.keep_current());
+            }
+            let (service, stop) = (proxy.clone(), process.stop.clone());
+            process.listeners.spawn(afterimage_http::serve(socket, service, options, stop));
+            process.proxy = Some((proxy, address));
         }
         Ok(process)
     }
@@ -178,6 +194,11 @@ impl Process {
         &self.services
     }
 
+    /// The proxy and its address.
+    pub fn proxy(&self) -> Option<(&Proxy, SocketAddr)> {
+        self.proxy.as_ref().map(|(proxy, address)| (proxy, *address))
+    }
+
     /// Stops all listeners, finishes what is in flight, and then writes the snapshot. Each listener
     /// closes its connections after `ServerOptions::drain_timeout` at the latest.
     ///
@@ -201,15 +222,21 @@ async fn bind(
 ) -> Result<Vec<(TcpListener, SocketAddr, ServerOptions)>, ConfigError> {
     let mut sockets = Vec::new();
     for ListenerConfig { address, options } in listeners {
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::AddrInUse => ConfigError::InUse(*address),
-            _ => ConfigError::Listen(*address, error),
-        };
-        let socket = TcpListener::bind(address).await.map_err(failed)?;
-        let bound = socket.local_addr().map_err(failed)?;
+        let (socket, bound) = bind_one(*address).await?;
         sockets.push((socket, bound, options.clone()));
     }
     Ok(sockets)
+}
+
+/// Takes a port.
+async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ConfigError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => ConfigError::InUse(address),
+        _ => ConfigError::Listen(address, error),
+    };
+    let socket = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = socket.local_addr().map_err(failed)?;
+    Ok((socket, bound))
 }
 
 /// Refuses a body limit that no request fits in.

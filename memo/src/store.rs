@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use afterimage_cache::service::NO_SNAPSHOT;
 use afterimage_cache::{ByteStore, Hashed, SnapshotHandle, Table};
+use afterimage_core::{Failure, Reply};
+use afterimage_wire::client::Values;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_core::Failure;
 use afterimage_wire::server::SnapshotReply;
-use afterimage_wire::{Client, Status};
+use afterimage_wire::{CacheClient, Connection, Status};
 
 pub use redis::{Redis, RedisError, RedisOptions};
 pub use remote::{RemoteStore, StoreOptions};
@@ -127,7 +128,7 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
 
 /// A cache service. The client should fail fast, so that a lookup is a miss at once while the
 /// service is unreachable.
-impl Backend for Client {
+impl Backend for CacheClient {
     fn name(&self) -> &'static str {
         "afterimage"
     }
@@ -137,19 +138,20 @@ impl Backend for Client {
     }
 
     fn is_connected(&self) -> bool {
-        Client::is_connected(self)
+        Connection::is_connected(self)
     }
 
     fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
-        self.submit_cache_get_many(keys, limit, move |values| then(values.ok()));
+        let reply = Reply::call(move |values: Values| then(values.ok()));
+        self.submit_get_many(keys, limit, reply);
     }
 
     fn is_writing(&self) -> bool {
-        Client::is_connected(self) && self.counters().queued_bytes > 0
+        Connection::is_connected(self) && self.counters().queued_bytes > 0
     }
 
     fn set(&self, key: u64, value: i64) {
         // A failed write is a miss later, and needs no action now.
-        let _ = self.cache_set(key, value);
+        let _ = CacheClient::set(self, key, value);
     }
 }

@@ -136,7 +136,7 @@ async fn bypassing_memo(slow: &Arc<Slow>, replica: &Running) -> (Running, Client
 }
 
 async fn says(client: &Client, name: &str, text: &str) -> bool {
-    client.stats().await.unwrap().get(name) == Some(&Value::Text(text.into()))
+    client.admin().stats().await.unwrap().get(name) == Some(&Value::Text(text.into()))
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_slow_store_without_hits_is_bypassed_until_it_pays() {
     // Except for a probe, which ends with the round of its hundredth lookup.
     assert!(slow.asked.load(SeqCst) < asked + 120, "{} lookups", slow.asked.load(SeqCst) - asked);
     assert!(counter(&client, "auto_bypassed").await > 0);
-    let stats = client.stats().await.unwrap();
+    let stats = client.admin().stats().await.unwrap();
     assert!(stats.counter_value("lookup_time_us") > stats.counter_value("saved_time_us"));
 
     slow.remembers.store(true, SeqCst);

@@ -121,10 +121,7 @@ impl ServerArgs {
     }
 
     pub(crate) fn threads(&self) -> usize {
-        match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        }
+        crate::serving::threads(self.threads)
     }
 }
 

@@ -8,7 +8,7 @@ use afterimage_memo::store::{Backend, Redis, RedisOptions, RemoteStore, StoreOpt
 use afterimage_memo::{MemoOptions, Secret, Store, Upstream};
 use afterimage_wire::client::Expect;
 use afterimage_wire::tls::ClientTls;
-use afterimage_wire::{Client, ClientOptions};
+use afterimage_wire::{CacheClient, Client, ClientOptions};
 use anyhow::{Context, bail};
 
 use crate::args::{
@@ -147,7 +147,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             StoreAddr::Embedded => None,
             StoreAddr::Cache(addr) => {
                 let options = args.upstream.cache_options(addr)?;
-                let client = Client::connect_lazy(addr.as_str(), options);
+                let client = CacheClient::connect_lazy(addr.as_str(), options);
                 Some(remote_store(client, &args.upstream))
             }
             StoreAddr::Redis(url) => {

@@ -4,8 +4,10 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use afterimage_core::{Answer, Computed, ModelId, Rows};
-use afterimage_wire::client::{ConnectionError, Infer, Inference, Report, Stage};
+use afterimage_core::{Answer, Computed, ModelId, Reply, Rows};
+use afterimage_wire::client::{
+    Classified, ConnectionError, Infer, Inference, Inferred, Report, Stage,
+};
 use afterimage_wire::proto::{Kind, Status, Welcome};
 use afterimage_wire::text::Escaped;
 use afterimage_wire::{CallError, Client};
@@ -85,13 +87,14 @@ impl Endpoint for TcpEndpoint {
         let [row] = &attempt.rows()[..] else { return self.infer(attempt) };
         let (row, timeout) = (row.clone(), attempt.timeout());
         let known = Arc::clone(&self.known);
-        self.client.submit_classify(&row, timeout, move |outcome| match outcome {
+        let reply = Reply::call(move |outcome: Classified| match outcome {
             Ok((answer, welcome)) => {
                 let answers = Rows::from_elem(Answer::Label(answer.label), 1);
                 attempt.end(Ok(Computed { model: model_of(&known, &welcome), answers }));
             }
             Err(error) => attempt.end(Err(EndpointError::from(&error))),
         });
+        self.client.submit_classify(&row, timeout, reply);
     }
 
     fn close(&self) {
@@ -107,7 +110,8 @@ impl TcpEndpoint {
         let request = Infer::rows("", &attempt.rows()[..]);
         let (known, client) = (Arc::clone(&self.known), self.client.clone());
         let refused_rows = Arc::clone(&self.refused_rows);
-        self.client.submit_infer(&request, attempt.timeout(), move |outcome| match outcome {
+        let timeout = attempt.timeout();
+        let reply = Reply::call(move |outcome: Inferred| match outcome {
             Ok((inference, welcome)) => attempt.end(computed(inference, &welcome, &known)),
             Err(
                 error @ (CallError::OldServer { .. }
@@ -120,6 +124,7 @@ impl TcpEndpoint {
             }
             Err(error) => attempt.end(Err(EndpointError::from(&error))),
         });
+        self.client.submit_infer(&request, timeout, reply);
     }
 }
 

@@ -53,7 +53,7 @@ async fn ten_thousand_stored_inputs_at_once_are_as_many_hits() {
     let table = Arc::new(Table::new(Capacity::Entries(1 << 20)).unwrap());
     let cache = on_own_thread(CacheService::new(Arc::clone(&table)));
     let upstream = Client::connect(cache.as_str(), fail_fast()).await.unwrap();
-    let store = Store::Remote(RemoteStore::new(upstream, options()));
+    let store = Store::Remote(RemoteStore::new(upstream.cache(), options()));
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
     burst(&client).await;
     until("all answers are stored", async || table.len() == u64::from(INPUTS)).await;

@@ -223,7 +223,7 @@ async fn a_silent_cache_costs_a_few_lookup_budgets_then_nothing() {
     let cache = serve(mute.clone(), "127.0.0.1:0").await;
     let upstream = Client::connect(cache.addr.as_str(), fail_fast()).await.unwrap();
     let options = three_failures();
-    let store = Store::Remote(RemoteStore::new(upstream, options));
+    let store = Store::Remote(RemoteStore::new(upstream.cache(), options));
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
     for i in 0..3 {
         let start = Instant::now();
