@@ -103,7 +103,7 @@ fn a_classifier_answers_rows_directly_and_behind_a_memo() {
         }
         let direct = Client::connect(classifier.addr(), ClientOptions::new()).await.unwrap();
         // All rows and no more: some digits may be equal.
-        let scored = direct.stats().await.unwrap().counter_value("engine_scored");
+        let scored = direct.admin().stats().await.unwrap().counter_value("engine_scored");
         assert!((150..=200).contains(&scored), "{scored}");
         let other = direct.infer(&Infer::rows("resnet", rows())).await.unwrap_err();
         assert_eq!(other.status(), Status::BadArgument, "{other}");
