@@ -35,10 +35,10 @@ use afterimage_wire::proto::stats::Stats;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use afterimage_core::{FairQueue, ModelId, Refused};
 use crate::metrics;
 use crate::sync;
 use crate::upstream::{self, OnChange, Upstream};
+use afterimage_core::{FairQueue, ModelId};
 use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
 use calls::Call;
@@ -47,7 +47,7 @@ use hedge::Hedges;
 pub use calls::Attempt;
 pub use directory::{Directory, Fixed, Listing, Location};
 pub use dns::{Connect, Dns, Resolve, Target};
-pub use endpoint::{Endpoint, EndpointError, Outcome, Retry};
+pub use endpoint::{BatchLimit, Endpoint, EndpointError, Outcome, Retry};
 pub use tcp::TcpEndpoint;
 
 /// The most replicas. Of a name with more addresses the first ones are used. Each replica has a
@@ -76,8 +76,6 @@ pub struct PoolOptions {
     /// The most retries that can be saved up; the pool starts with this many. The default, 4,096,
     /// is the number of requests in flight on a busy replica that dies.
     pub retry_burst: u32,
-    /// Whether a call of several rows is one attempt. By default, each row is a call of its own.
-    pub batches: bool,
     /// The seed of the random choice among replicas. `None`, the default, takes a random seed; a
     /// repeatable simulation sets one.
     pub seed: Option<u64>,
@@ -89,7 +87,6 @@ impl Default for PoolOptions {
             timeout: Duration::from_secs(5),
             retry_percent: 10,
             retry_burst: 4096,
-            batches: false,
             seed: None,
         }
     }
@@ -279,19 +276,14 @@ impl Upstream for Arc<Pool> {
 
     fn compute(&self, calls: Vec<upstream::Call>) {
         let now = sync::now();
-        let mut refused = Vec::new();
-        let calls = match self.options.batches {
-            true => calls,
-            false => calls.into_iter().flat_map(upstream::Call::scatter).collect(),
+        let divide = |call: upstream::Call| {
+            let limit = match call.rows.len() {
+                1 => BatchLimit::ONE_ROW,
+                _ => self.lock().balance.batch(&call.model),
+            };
+            Call::divide(call, limit, now)
         };
-        for call in calls {
-            let (client, call) = (call.client, Call::new(call, now));
-            refused.extend(self.lock().waiting.push(client, 1, call).err());
-        }
-        self.send_waiting();
-        for Refused { item: call, waiting, limit } in refused {
-            call.refuse(format!("{waiting} calls of this client wait; its limit is {limit} now"));
-        }
+        self.queue(calls.into_iter().flat_map(divide).collect());
     }
 
     fn stats(&self, stats: &mut Stats) {
