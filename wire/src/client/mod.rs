@@ -20,9 +20,8 @@
 //! # Guarantees
 //!
 //! * **One outcome, in time.** Every call ends by its deadline, whatever the server or the network
-//!   do. The deadline covers connecting, queueing and the reply. A
-//!   [`Reply`] gets exactly one outcome, also when the client or its runtime
-//!   is dropped.
+//!   do. The deadline covers connecting, queueing and the reply. A [`Reply`] gets exactly one
+//!   outcome, also when the client or its runtime is dropped.
 //! * **Only the caller's own answer.** Request ids are not reused while in flight. A reply that
 //!   comes late, twice, or for a cancelled call is counted and dropped. A reply to a request that
 //!   was never sent ends its connection, because no other reply on it can be trusted.
@@ -80,7 +79,7 @@ pub use options::{
     CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,
     Expect,
 };
-pub use waiter::{BytesRead, Classified, Values, Written};
+pub use waiter::{BytesRead, Classified, Inferred, Values, Written};
 
 use call::ask;
 use request::Request;
