@@ -99,7 +99,8 @@ pub(crate) fn run(
         if let Some(proxy) = proxy {
             let mut stats = Stats::default();
             proxy.stats(&mut stats);
-            tracing::info!("stopped after {uptime}: {}", summary(&stats));
+            let report = proxy.observed().unwrap_or_else(|| summary(&stats));
+            tracing::info!("stopped after {uptime}: {report}");
         }
         Ok(drained?)
     })
