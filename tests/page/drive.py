@@ -3,11 +3,13 @@
 Prints one line for each check. Exits with 1 at the first one that fails.
 """
 
+import shutil
 import sys
 
 from playwright.sync_api import sync_playwright
 
 CHROMIUM, URL, IMAGE = sys.argv[1:]
+CHROMIUM = shutil.which(CHROMIUM) or CHROMIUM
 
 
 def check(name, holds):
