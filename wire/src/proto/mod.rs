@@ -2,7 +2,7 @@
 //!
 //! [`header`] finds the frame in a stream. [`message`] decodes it; [`handshake`], [`stats`] and
 //! [`snapshot`] hold the long bodies;
-//! [`infer`] holds those of inference. [`Status`] names errors. [`codec`] is the same for
+//! [`infer`] holds those of inference, [`stream`] those of streams. [`Status`] names errors. [`codec`] is the same for
 //! `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
@@ -17,6 +17,7 @@ pub mod message;
 mod reader;
 pub mod snapshot;
 pub mod stats;
+pub mod stream;
 
 pub use afterimage_core::{Shape, Status};
 pub use body::BodyError;
@@ -25,3 +26,4 @@ pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
 pub use infer::{InferReq, InferResp};
 pub use message::Message;
 pub use snapshot::Snapshot;
+pub use stream::{StreamFrame, StreamOpen};

@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::counters::Counters;
 use super::options::ServerOptions;
+use super::streams::share_of;
 use crate::proto::header::MAX_MAX_BODY;
 
 /// State that all connections of a server share.
@@ -17,6 +18,8 @@ pub(super) struct Shared<S> {
     pub(super) counters: Counters,
     /// Bytes of the buffers of all connections.
     pub(super) buffers: ByteBudget,
+    /// The part of `buffers` that streams may use.
+    pub(super) stream_memory: ByteBudget,
     /// Wrong tokens, for the log.
     pub(super) wrong_tokens: Tally,
     /// TLS handshakes that may be polled before all other ready tasks are polled.
@@ -39,9 +42,10 @@ impl<S> Shared<S> {
         }
         let tls_permits = Arc::new(Semaphore::new(1));
         let buffers = ByteBudget::new(options.max_buffer_memory);
+        let stream_memory = share_of(&buffers);
         let wrong_tokens = Tally::new(LOG_INTERVAL);
         let counters = Counters::default();
-        Shared { service, options, counters, buffers, wrong_tokens, tls_permits }
+        Shared { service, options, counters, buffers, stream_memory, wrong_tokens, tls_permits }
     }
 }
 
