@@ -274,27 +274,30 @@ struct Merged {
     replies: Mutex<Vec<Reply<Result<Computed, Failure>>>>,
 }
 
+impl Merged {
+    fn take(&self) -> Vec<Reply<Result<Computed, Failure>>> {
+        std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Sink<Result<Computed, Failure>> for Merged {
     fn wanted(&self, _: u64, now: Instant) -> Wanted {
-        let mut last = Wanted::NoMore;
-        for watch in &self.watches {
-            last = match (last, watch.wanted(now)) {
-                (_, Wanted::Always) => return Wanted::Always,
-                (Wanted::Until(a), Wanted::Until(b)) => Wanted::Until(a.max(b)),
-                (last, Wanted::NoMore) => last,
-                (_, until) => until,
-            };
-        }
-        last
+        self.watches.iter().fold(Wanted::NoMore, |last, watch| match last {
+            Wanted::Always => last,
+            _ => last.or(watch.wanted(now)),
+        })
     }
 
     fn is_wanted(&self, _: u64, now: Instant) -> bool {
         self.watches.iter().any(|watch| watch.is_wanted(now))
     }
 
+    fn take_parts(&self, _: u64) -> Option<Vec<Reply<Result<Computed, Failure>>>> {
+        Some(self.take())
+    }
+
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
-        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
-        let replies = std::mem::take(&mut *replies);
+        let replies = self.take();
         let at = at.unwrap_or_else(sync::now);
         let outcome = outcome.and_then(|computed| {
             let (answers, rows) = (computed.answers.len(), replies.len());

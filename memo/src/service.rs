@@ -80,7 +80,8 @@ impl Service for MemoService {
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
-        if let [Request { op: Op::Infer(_) | Op::Forget(_) | Op::Flush { .. }, .. }] = batch.requests()
+        if let [Request { op: Op::Infer(_) | Op::Forget(_) | Op::Flush { .. }, .. }] =
+            batch.requests()
         {
             return self.handle_alone(batch);
         }
@@ -138,7 +139,8 @@ impl MemoService {
         let Some(wanted) = batch.requests().first() else { return };
         let outcome = match wanted.op {
             Op::Infer(infer) => {
-                let request = request_of(infer, batch.client(), wanted.id);
+                let model = self.name_of(infer.model);
+                let request = request_of(infer, batch.client(), wanted.id).model(model);
                 return self.memo.submit(request, batch.response_reply(0));
             }
             Op::Forget(forget) => self.forget(forget).map(|count| batch.forgotten(0, count)),
@@ -151,9 +153,15 @@ impl MemoService {
         }
     }
 
+    /// The name of the model that a client asks for; without a name, that of the `Welcome`.
+    fn name_of<'a>(&'a self, asked: &'a str) -> &'a str {
+        if asked.is_empty() { &self.entry.name } else { asked }
+    }
+
     /// Takes the answer of one row back. Returns how many answers that concerns, as far as known.
     fn forget(&self, &Forget { model, version, row }: &Forget<'_>) -> Result<u64, Failure> {
         let inner = &self.memo.inner;
+        let model = self.name_of(model);
         let entry = inner.models.get(model)?;
         entry.refresh();
         if let Some(space) = &*entry.keys.present()
@@ -171,7 +179,7 @@ impl MemoService {
 
 /// The request of a client for the library.
 fn request_of(infer: &Infer<'_>, client: ClientId, id: u64) -> crate::Request {
-    let mut request = crate::Request::rows(infer.rows()).model(infer.model);
+    let mut request = crate::Request::rows(infer.rows());
     request.version = infer.version.to_owned();
     request.deadline = infer.budget().map(|budget| sync::now() + budget);
     request.directives =

@@ -97,7 +97,8 @@ pub struct Call {
 }
 
 impl Call {
-    /// Splits the call into one call for each row. The first failure fails the whole call.
+    /// Splits the call into one call for each row. In a call of the memo each row has its own
+    /// outcome; in any other call the first failure fails the whole call.
     pub fn scatter(self) -> impl Iterator<Item = Call> {
         let Call { rows, model, client, request_id, reply } = self;
         let of = Arc::clone(&model);
@@ -105,12 +106,14 @@ impl Call {
             let answers = parts.into_iter().flat_map(|computed| computed.answers).collect();
             Computed { model: of, answers }
         };
-        let single = rows.len() == 1;
-        let (first, replies) = match single {
-            true => (Some(reply), None),
-            false => (None, Some(gather(rows.len(), reply, combine))),
-        };
-        let replies = first.into_iter().chain(replies.into_iter().flatten());
+        let mut replies = Rows::new();
+        match rows.len() {
+            1 => replies.push(reply),
+            len => match reply.into_parts() {
+                Ok(parts) => replies.extend(parts),
+                Err(whole) => replies.extend(gather(len, whole, combine)),
+            },
+        }
         rows.into_iter().zip(replies).map(move |(row, reply)| {
             let (rows, model) = (Rows::from_elem(row, 1), Arc::clone(&model));
             Call { rows, model, client, request_id, reply }

@@ -73,7 +73,7 @@ impl Invert {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
         let options = args.client.options()?.expect(Expect::Classify);
-        let client = net::connect(&args.server, options).await?;
+        let client = net::connect(&args.server, options).await?.client();
         let mut failed = 0;
         for file in &args.files {
             if let Err(error) = classify_file(&client, file, &args).await {

@@ -31,6 +31,12 @@ pub trait Endpoint: Send + Sync + 'static {
         None
     }
 
+    /// The limit on the rows of one attempt. The pool divides larger calls, and calls this under
+    /// its lock, so it must be cheap.
+    fn batch(&self) -> BatchLimit {
+        BatchLimit::ONE_ROW
+    }
+
     /// Sends the rows of an attempt. Returns at once; the attempt is ended later, or at once when
     /// it fails. Without a connection, the attempt should fail fast.
     fn call(&self, attempt: Attempt);
@@ -43,6 +49,25 @@ pub trait Endpoint: Send + Sync + 'static {
 impl fmt::Debug for dyn Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Endpoint").field(&self.address()).finish()
+    }
+}
+
+/// A limit on the rows of one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimit {
+    /// The number of rows, at least 1.
+    pub rows: usize,
+    /// Their bytes together. An attempt of one row may have more.
+    pub bytes: usize,
+}
+
+impl BatchLimit {
+    /// The limit of an endpoint that takes single rows.
+    pub const ONE_ROW: BatchLimit = BatchLimit { rows: 1, bytes: usize::MAX };
+
+    /// The limit that satisfies both.
+    pub(super) fn min(self, other: BatchLimit) -> BatchLimit {
+        BatchLimit { rows: self.rows.min(other.rows), bytes: self.bytes.min(other.bytes) }
     }
 }
 

@@ -55,12 +55,12 @@ impl Client {
         };
         match tokio::time::timeout(patience, opening).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(shared.connected(std::time::Duration::ZERO).await.err().unwrap_or_else(
-                || {
+            Err(_) => {
+                Err(shared.connected(std::time::Duration::ZERO).await.err().unwrap_or_else(|| {
                     let reason = format!("no connection took the stream within {patience:?}");
                     CallError::Invalid { reason: reason.into() }
-                },
-            )),
+                }))
+            }
         }
     }
 

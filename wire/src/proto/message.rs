@@ -157,7 +157,7 @@ impl BytesWrite<'_> {
 /// The row whose stored answer is taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forget<'a> {
-    /// The model's name; empty for the only model of the server.
+    /// The model's name; empty for the model of the Welcome.
     pub model: &'a str,
     /// The model's version; empty for the present one.
     pub version: &'a str,
@@ -501,7 +501,14 @@ pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Classification) 
     out.put_slice(&frame);
 }
 
-pub(super) fn put_frame(out: &mut impl BufMut, kind: Kind, flags: u8, status: u16, id: u64, body: &[u8]) {
+pub(super) fn put_frame(
+    out: &mut impl BufMut,
+    kind: Kind,
+    flags: u8,
+    status: u16,
+    id: u64,
+    body: &[u8],
+) {
     let body_len = u32::try_from(body.len()).expect("a body is shorter than 4 GiB");
     out.put_slice(&Header { body_len, kind, flags, status, id }.encode());
     out.put_slice(body);
@@ -527,7 +534,11 @@ pub(super) fn reject_flags(header: Header, known: u8) -> Result<(), BodyError> {
     }
 }
 
-pub(super) fn within<'a>(body: &'a [u8], limit: usize, field: &'static str) -> Result<&'a [u8], BodyError> {
+pub(super) fn within<'a>(
+    body: &'a [u8],
+    limit: usize,
+    field: &'static str,
+) -> Result<&'a [u8], BodyError> {
     if body.len() > limit {
         let (value, limit) = (body.len() as u64, limit as u64);
         return Err(BodyError::OutOfRange { field, value, limit });

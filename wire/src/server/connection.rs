@@ -402,7 +402,10 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
 
     /// Whether it owes no reply, has no stream, and has read no part of a frame.
     fn is_idle(&self) -> bool {
-        !self.streams.is_busy() && self.outbox.is_drained() && self.input.unread().is_empty() && self.skip == 0
+        !self.streams.is_busy()
+            && self.outbox.is_drained()
+            && self.input.unread().is_empty()
+            && self.skip == 0
     }
 
     fn go_away(&mut self, text: &'static str) {

@@ -60,7 +60,9 @@ impl StreamError {
         match self {
             StreamError::Reset { status, .. } => status.is_retryable(),
             StreamError::Lost { .. } => true,
-            StreamError::Violation { .. } | StreamError::TooLong { .. } | StreamError::Ended => false,
+            StreamError::Violation { .. } | StreamError::TooLong { .. } | StreamError::Ended => {
+                false
+            }
         }
     }
 }

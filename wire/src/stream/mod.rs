@@ -298,7 +298,13 @@ impl Streams {
         is_admin: bool,
         client: ClientId,
     ) -> IncomingStream {
-        IncomingStream { name: name.into(), header, is_admin, client, stream: Stream::new(self, id) }
+        IncomingStream {
+            name: name.into(),
+            header,
+            is_admin,
+            client,
+            stream: Stream::new(self, id),
+        }
     }
 
     /// Whether a stream is open, or a frame is not sent yet.

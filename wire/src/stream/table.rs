@@ -163,7 +163,10 @@ impl Table {
         }
         let (open, limit) = (self.streams.len(), self.limits.streams);
         if open >= limit {
-            return Err((Status::Overloaded, format!("{open} streams are open; the limit is {limit}")));
+            return Err((
+                Status::Overloaded,
+                format!("{open} streams are open; the limit is {limit}"),
+            ));
         }
         self.insert(id, credit, header_len).map_err(|()| {
             (Status::Overloaded, "no memory for a new stream; try again later".to_owned())
@@ -626,9 +629,8 @@ impl Entry {
         let now = self.incoming.window();
         let window = (now * 4).min(limits.window);
         let more = cost_of(window).saturating_sub(cost_of(now));
-        let is_plenty = |budget: &ByteBudget| {
-            budget.used().saturating_add(more) <= budget.limit() / 4 * 3
-        };
+        let is_plenty =
+            |budget: &ByteBudget| budget.used().saturating_add(more) <= budget.limit() / 4 * 3;
         if more > 0
             && is_plenty(memory)
             && is_plenty(process)

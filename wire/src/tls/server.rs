@@ -70,8 +70,8 @@ impl ServerTls {
         Arc::clone(&self.reloadable).keep_current()
     }
 
-    /// The configuration for one connection.
-    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+    /// The configuration for one connection of this protocol. Another protocol changes its ALPN.
+    pub fn config(&self) -> Arc<ServerConfig> {
         self.reloadable.current()
     }
 }

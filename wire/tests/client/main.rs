@@ -5,6 +5,7 @@
 
 mod blocking;
 mod both_ends;
+mod bytes;
 mod callbacks;
 mod calls;
 mod chaos;

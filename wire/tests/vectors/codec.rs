@@ -13,8 +13,8 @@ use afterimage_wire::proto::infer::{AnswerRef, Content};
 use afterimage_wire::proto::message::{BytesWrite, Classification, Forget, Origin};
 use afterimage_wire::proto::stats::{MAX_ENTRIES, Value as StatsValue};
 use afterimage_wire::proto::{
-    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, InferResp, Kind, Message, Role, Status,
-    StreamFrame,
+    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, InferResp, Kind, Message, Role,
+    Status, StreamFrame,
 };
 use serde_json::{Value, json};
 

@@ -17,7 +17,8 @@ use afterimage_wire::proto::message::{
 };
 use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{
-    Frame, FrameError, HEADER_LEN, Header, InferReq, InferResp, Kind, Message, Snapshot, Status, StreamFrame, StreamOpen,
+    Frame, FrameError, HEADER_LEN, Header, InferReq, InferResp, Kind, Message, Snapshot, Status,
+    StreamFrame, StreamOpen,
 };
 
 /// Longer than any frame of these tests.

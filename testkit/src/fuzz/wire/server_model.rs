@@ -318,11 +318,11 @@ impl Model<'_> {
         let fits = header.body_len <= longest_of_stream(kind);
         let status = if header.flags & !known_flags != 0 {
             status::UNSUPPORTED
-        } else if !fits || !is_stream_body(kind, body) || opens == is_known {
+        } else if !fits || !is_stream_body(kind, body) || opens == is_known || id == 0 {
             status::BAD_ARGUMENT
         } else if opens {
             self.highest = id;
-            if id == 0 { status::BAD_ARGUMENT } else { status::UNSUPPORTED }
+            status::UNSUPPORTED
         } else {
             return;
         };
@@ -408,7 +408,8 @@ fn longest_of_stream(kind: u8) -> usize {
         kind::STREAM_OPEN => 9 + 255 + (64 << 10),
         kind::STREAM_DATA => 64 << 10,
         kind::STREAM_CREDIT => 8,
-        _ => 1024,
+        kind::STREAM_PROGRESS | kind::STREAM_RESET => 1024,
+        _ => 0,
     }
 }
 
