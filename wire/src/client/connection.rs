@@ -28,8 +28,8 @@ use crate::text::Escaped;
 /// Bytes of one read: three thousand cache replies, or a good part of a socket's buffer.
 const READ_LEN: usize = 64 << 10;
 
-/// Bytes of replies and of streams after which all other ready tasks are polled: a server that answers without a
-/// pause would otherwise occupy the thread.
+/// Bytes of replies and of streams after which all other ready tasks are polled: a server that
+/// answers without a pause would otherwise occupy the thread.
 const TURN: usize = READ_LEN;
 
 /// Why the driver stopped.
@@ -316,8 +316,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     self.input.consume(frame.header.frame_len());
                     continue;
                 }
-                Ok(Message::Unknown { .. }) => {
-                    // A kind of a newer version; the protocol requires clients to skip it.
+                Ok(Message::Unknown { .. } | Message::StreamOpen(_)) => {
+                    // A kind of a newer version, or a stream that the server opens; the protocol
+                    // requires clients to skip both.
                     self.input.consume(frame.header.frame_len());
                     continue;
                 }

@@ -21,7 +21,8 @@ impl Client {
     /// opened again by itself.
     ///
     /// ```no_run
-    /// # async fn example(client: afterimage_wire::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::error::Error;
+    /// # async fn example(client: afterimage_wire::Client) -> Result<(), Box<dyn Error>> {
     /// let mut stream = client.open("fold/mean", "{}").await?;
     /// stream.writer.write("1\n2\n3\n").await?;
     /// stream.writer.finish()?;

@@ -1,9 +1,8 @@
 //! The protocol without I/O: bytes to messages and messages to bytes.
 //!
 //! [`header`] finds the frame in a stream. [`message`] decodes it; [`handshake`], [`stats`] and
-//! [`snapshot`] hold the long bodies;
-//! [`infer`] holds those of inference, [`stream`] those of streams. [`Status`] names errors. [`codec`] is the same for
-//! `tokio-util`.
+//! [`snapshot`] hold the long bodies; [`infer`] holds those of inference, [`stream`] those of
+//! streams. [`Status`] names errors. [`codec`] is the same for `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
 //! arms in [`message::Message`], a section in `PROTOCOL.md` and a vector in `vectors/make.py`.

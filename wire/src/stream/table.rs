@@ -547,7 +547,7 @@ impl Table {
         self.queued -= entry.outgoing.queued();
         self.sending.resize(self.sending.bytes().min(self.queued));
         entry.outgoing.clear();
-        // What has arrived completely is still read.
+        // A direction that has arrived completely is still read.
         if !entry.incoming.is_ended() {
             entry.incoming.clear();
         }
@@ -647,3 +647,380 @@ fn cost_of(window: u64) -> usize {
 }
 
 const _: () = assert!(LEAST_SEND <= SMALL);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Frame;
+    use proptest::prelude::*;
+
+    const WINDOW: usize = INITIAL_STREAM_CREDIT as usize;
+    const LIMITS: Limits =
+        Limits { streams: 8, first_window: INITIAL_STREAM_CREDIT, window: 20_000, frame: 700 };
+
+    /// One end of a connection, and the frames on their way to the other one.
+    struct End {
+        table: Table,
+        sent: VecDeque<Vec<u8>>,
+        /// The application's side of each stream.
+        apps: HashMap<u64, App>,
+    }
+
+    #[derive(Default)]
+    struct App {
+        written: u64,
+        finished: bool,
+        read: u64,
+        held: usize,
+        /// The peer's direction has ended regularly.
+        at_end: bool,
+        error: Option<StreamError>,
+        reset: bool,
+    }
+
+    impl End {
+        fn new(limits: Limits) -> Self {
+            let process = ByteBudget::new(1 << 20);
+            let table = Table::new(limits, process.child(1 << 20), process);
+            End { table, sent: VecDeque::new(), apps: HashMap::new() }
+        }
+
+        /// Takes one batch of frames from the table.
+        fn send(&mut self) -> bool {
+            let mut out = Vec::new();
+            let body = self.table.take(&mut out);
+            out.extend_from_slice(&body);
+            let mut rest = &out[..];
+            while let Some(frame) = Frame::decode(rest, u32::MAX).unwrap() {
+                let (frame, behind) = rest.split_at(frame.header.frame_len());
+                self.sent.push_back(frame.to_vec());
+                rest = behind;
+            }
+            assert!(rest.is_empty(), "a part of a frame");
+            !out.is_empty()
+        }
+
+        /// Handles one frame of the peer.
+        fn receive(&mut self, bytes: &[u8]) {
+            let frame = Frame::decode(bytes, u32::MAX).unwrap().unwrap();
+            let id = frame.header.id;
+            match Message::decode(frame).unwrap() {
+                Message::StreamOpen(open) => {
+                    if let Err((status, text)) = self.table.accept(id, open.credit, 0) {
+                        let mut reset = Vec::new();
+                        Message::Stream(StreamFrame::Reset { status, text: &text })
+                            .encode(id, &mut reset);
+                        self.sent.push_back(reset);
+                    } else {
+                        self.apps.insert(id, App::default());
+                    }
+                }
+                Message::Stream(stream_frame) => {
+                    let own = || Bytes::copy_from_slice(frame.body);
+                    self.table.receive(id, stream_frame, own).expect("the stream was opened");
+                }
+                other => panic!("no table sends {other:?}"),
+            }
+        }
+
+        fn write(&mut self, id: u64, len: usize) {
+            let Some(app) = self.apps.get_mut(&id) else { return };
+            if app.finished {
+                return;
+            }
+            let bytes = (app.written..).map(|at| (at % 251) as u8).take(len).collect::<Vec<u8>>();
+            let mut chunk = Bytes::from(bytes);
+            let cx = Context::from_waker(Waker::noop());
+            if let Poll::Ready(Err(error)) = self.table.poll_write(id, &mut chunk, &cx) {
+                app.error = Some(error);
+            }
+            app.written += (len - chunk.len()) as u64;
+        }
+
+        /// Reads one chunk; true if there was something.
+        fn read(&mut self, id: u64) -> bool {
+            let Some(app) = self.apps.get_mut(&id) else { return false };
+            if app.at_end || app.error.is_some() {
+                return false;
+            }
+            let cx = Context::from_waker(Waker::noop());
+            match self.table.poll_read(id, std::mem::take(&mut app.held), &cx) {
+                Poll::Ready(Ok(Some(chunk))) => {
+                    for &byte in &chunk {
+                        assert_eq!(byte, (app.read % 251) as u8, "bytes arrive in order");
+                        app.read += 1;
+                    }
+                    app.held = chunk.len();
+                }
+                Poll::Ready(Ok(None)) => app.at_end = true,
+                Poll::Ready(Err(error)) => {
+                    assert!(!matches!(error, StreamError::Violation { .. }), "{error}");
+                    app.error = Some(error);
+                }
+                Poll::Pending => return false,
+            }
+            true
+        }
+
+        fn finish(&mut self, id: u64) {
+            if let Some(app) = self.apps.get_mut(&id)
+                && !app.finished
+            {
+                app.finished = true;
+                let _ = self.table.finish(id);
+            }
+        }
+
+        fn reset(&mut self, id: u64) {
+            if let Some(app) = self.apps.get_mut(&id) {
+                app.reset = true;
+                self.table.cancel(id, Status::Internal, "reset");
+            }
+        }
+
+        fn release(&mut self) {
+            for (id, _) in self.apps.drain() {
+                self.table.drop_reader(id);
+                self.table.drop_writer(id, Status::None, "");
+            }
+        }
+    }
+
+    fn pair() -> [End; 2] {
+        // A client with little credit, so that its server often waits.
+        let limits = Limits { streams: 100, first_window: 100, window: 3000, frame: 64 };
+        [End::new(limits), End::new(LIMITS)]
+    }
+
+    /// Moves frames, and reads everything, until nothing moves.
+    fn run(ends: &mut [End; 2]) {
+        loop {
+            let mut moved = false;
+            for side in 0..2 {
+                moved |= ends[side].send();
+                while let Some(frame) = ends[side].sent.pop_front() {
+                    ends[1 - side].receive(&frame);
+                    moved = true;
+                }
+                let ids: Vec<u64> = ends[side].apps.keys().copied().collect();
+                for id in ids {
+                    moved |= ends[side].read(id);
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Open,
+        Write { side: usize, stream: u64, len: usize },
+        Read { side: usize, stream: u64 },
+        Finish { side: usize, stream: u64 },
+        Reset { side: usize, stream: u64 },
+        Progress { side: usize, stream: u64 },
+        Send { side: usize },
+        Deliver { side: usize },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (side, stream) = (0..2usize, 1..12u64);
+        prop_oneof![
+            2 => Just(Step::Open),
+            8 => (side.clone(), stream.clone(), 0..3000usize)
+                .prop_map(|(side, stream, len)| Step::Write { side, stream, len }),
+            8 => (side.clone(), stream.clone()).prop_map(|(side, stream)| Step::Read { side, stream }),
+            1 => (side.clone(), stream.clone())
+                .prop_map(|(side, stream)| Step::Finish { side, stream }),
+            1 => (side.clone(), stream.clone())
+                .prop_map(|(side, stream)| Step::Reset { side, stream }),
+            2 => (side.clone(), stream).prop_map(|(side, stream)| Step::Progress { side, stream }),
+            8 => side.clone().prop_map(|side| Step::Send { side }),
+            12 => side.prop_map(|side| Step::Deliver { side }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_history_keeps_bytes_credit_and_ends(steps in prop::collection::vec(step(), 0..400)) {
+            let mut ends = pair();
+            for step in steps {
+                match step {
+                    Step::Open => {
+                        let id = ends[0].table.open("name", Bytes::new()).unwrap();
+                        ends[0].apps.insert(id, App::default());
+                    }
+                    Step::Write { side, stream, len } => ends[side].write(stream, len),
+                    Step::Read { side, stream } => drop(ends[side].read(stream)),
+                    Step::Finish { side, stream } => ends[side].finish(stream),
+                    Step::Reset { side, stream } => ends[side].reset(stream),
+                    Step::Progress { side, stream } => {
+                        let _ = ends[side].table.progress(stream, Bytes::from_static(b"half"));
+                    }
+                    Step::Send { side } => drop(ends[side].send()),
+                    Step::Deliver { side } => {
+                        if let Some(frame) = ends[side].sent.pop_front() {
+                            ends[1 - side].receive(&frame);
+                        }
+                    }
+                }
+            }
+            run(&mut ends);
+            // All that was accepted arrives, also without a byte of credit to spare.
+            for side in 0..2 {
+                for (id, app) in &ends[side].apps {
+                    let Some(peer) = ends[1 - side].apps.get(id) else {
+                        prop_assert!(app.error.is_some(), "a refused stream has an error");
+                        continue;
+                    };
+                    prop_assert!(peer.read <= app.written, "stream {id}");
+                    let cut = [app, peer].iter().any(|app| app.reset || app.error.is_some());
+                    if !cut {
+                        prop_assert_eq!(peer.read, app.written, "stream {}", id);
+                    }
+                    if peer.at_end {
+                        prop_assert!(app.finished);
+                        prop_assert_eq!(peer.read, app.written, "stream {}", id);
+                    }
+                }
+            }
+            // Every stream can still end, once on each side.
+            for side in 0..2 {
+                let ids: Vec<u64> = ends[side].apps.keys().copied().collect();
+                ids.into_iter().for_each(|id| ends[side].finish(id));
+            }
+            run(&mut ends);
+            for end in &mut ends {
+                for (id, app) in &end.apps {
+                    let over = app.at_end || app.error.is_some() || app.reset;
+                    prop_assert!(over, "stream {id} has no end");
+                }
+                prop_assert!(end.table.is_settled());
+                prop_assert_eq!(end.table.queued, 0);
+                end.release();
+                prop_assert_eq!(end.table.streams.len(), 0);
+                prop_assert_eq!(end.table.memory.used(), 0);
+            }
+        }
+    }
+
+    fn opened() -> [End; 2] {
+        let mut ends = pair();
+        ends[0].table.open("name", Bytes::new()).unwrap();
+        ends[0].apps.insert(1, App::default());
+        run(&mut ends);
+        ends
+    }
+
+    fn data(bytes: &[u8], end: bool) -> StreamFrame<'_> {
+        StreamFrame::Data { bytes, end }
+    }
+
+    /// The error of the server's stream 1 after these frames of its peer.
+    fn error_after(frames: &[StreamFrame<'_>]) -> Option<StreamError> {
+        let mut ends = opened();
+        for frame in frames {
+            let own = || Bytes::from_static(&[0; WINDOW]);
+            ends[1].table.receive(1, *frame, own).unwrap();
+        }
+        ends[1].table.streams[&1].error.clone()
+    }
+
+    #[test]
+    fn bytes_beyond_the_credit_end_the_stream() {
+        assert!(error_after(&[data(&[0; WINDOW], false)]).is_none());
+        let error = error_after(&[data(&[0; WINDOW], false), data(&[0], false)]).unwrap();
+        assert!(matches!(error, StreamError::Violation { .. }));
+        assert!(error.to_string().contains("4097 bytes arrived; the credit is 4096"), "{error}");
+    }
+
+    #[test]
+    fn bytes_after_the_end_end_the_stream() {
+        let error = error_after(&[data(b"a", true), data(b"b", false)]).unwrap();
+        assert!(error.to_string().contains("after the end"), "{error}");
+    }
+
+    #[test]
+    fn an_old_credit_changes_nothing() {
+        let mut ends = opened();
+        for credit in [u64::MAX, 0, 7] {
+            ends[1].table.receive(1, StreamFrame::Credit { credit }, Bytes::new).unwrap();
+        }
+        ends[1].write(1, 1000);
+        assert_eq!(ends[1].apps[&1].written, 1000, "there is no limit");
+    }
+
+    #[test]
+    fn an_id_is_used_once() {
+        let mut ends = opened();
+        assert_eq!(ends[1].table.accept(1, 0, 0).unwrap_err().0, Status::BadArgument);
+        assert!(ends[1].table.streams[&1].over, "the peer takes the refusal for the end");
+        assert_eq!(ends[1].table.accept(0, 0, 0).unwrap_err().0, Status::BadArgument);
+        assert_eq!(ends[1].table.accept(7, 0, 0), Ok(()));
+        assert_eq!(ends[1].table.accept(6, 0, 0).unwrap_err().0, Status::BadArgument);
+        let late = StreamFrame::Progress(b"late");
+        assert_eq!(ends[1].table.receive(6, late, Bytes::new), Ok(()));
+        assert_eq!(ends[1].table.receive(8, late, Bytes::new), Err(NeverOpened));
+    }
+
+    #[test]
+    fn a_stream_counts_until_its_halves_are_dropped() {
+        let mut table = End::new(Limits { streams: 1, ..LIMITS }).table;
+        table.accept(1, 0, 0).unwrap();
+        let reset = StreamFrame::Reset { status: Status::None, text: "" };
+        table.receive(1, reset, Bytes::new).unwrap();
+        assert_eq!(table.accept(2, 0, 0).unwrap_err().0, Status::Overloaded);
+        table.drop_reader(1);
+        table.drop_writer(1, Status::Internal, "");
+        assert_eq!(table.accept(3, 0, 0), Ok(()));
+    }
+
+    #[test]
+    fn a_reader_that_stops_does_not_cut_the_answer() {
+        let mut ends = opened();
+        ends[0].write(1, 50);
+        ends[1].write(1, 90);
+        ends[1].finish(1);
+        ends[1].table.drop_reader(1);
+        run(&mut ends);
+        let app = &ends[0].apps[&1];
+        assert!(app.read == 90 && app.at_end, "the answer is whole");
+        let cx = Context::from_waker(Waker::noop());
+        let write = ends[0].table.poll_write(1, &mut Bytes::from_static(b"x"), &cx);
+        let Poll::Ready(Err(error)) = write else { panic!("the peer reads no more") };
+        assert_eq!(error.status(), Status::None);
+    }
+
+    #[test]
+    fn streams_send_in_turns_one_frame_each() {
+        let mut ends = pair();
+        for id in 1..=3 {
+            ends[0].table.open("name", Bytes::new()).unwrap();
+            ends[0].apps.insert(id, App::default());
+        }
+        run(&mut ends);
+        (1..=3).for_each(|id| ends[0].write(id, 100));
+        let mut order = Vec::new();
+        while ends[0].send() {
+            let frame = ends[0].sent.pop_front().unwrap();
+            assert!(ends[0].sent.is_empty(), "one frame at a time");
+            order.push(Frame::decode(&frame, 64).unwrap().unwrap().header.id);
+        }
+        assert_eq!(order, [1, 2, 3, 1, 2, 3]);
+    }
+
+    #[test]
+    fn only_the_newest_progress_message_is_sent() {
+        let mut ends = opened();
+        for n in 0..1000u32 {
+            ends[0].table.progress(1, n.to_string().into()).unwrap();
+        }
+        ends[0].send();
+        assert_eq!(ends[0].sent.len(), 1);
+        assert!(ends[0].sent[0].ends_with(b"999"));
+    }
+}

@@ -1,5 +1,5 @@
 //! The replies that a server must send to a stream of bytes: an independent reading of
-//! `PROTOCOL.md`, sections 7, 13 and 15, written without the server's code and decoder.
+//! `PROTOCOL.md`, sections 7, 11, 14 and 16, written without the server's code and decoder.
 
 use std::collections::HashMap;
 
@@ -207,7 +207,7 @@ impl Model<'_> {
         self.open(&stream[HEADER + header.body_len..])
     }
 
-    /// Section 13: the table of wrong frames.
+    /// Section 14: the table of wrong frames.
     fn open(&mut self, mut stream: &[u8]) -> Rest {
         loop {
             let Some(header) = Header::of(stream) else {

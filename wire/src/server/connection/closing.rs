@@ -58,8 +58,8 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 None => self.last_read + options.idle_timeout,
             },
         };
-        // While requests are in flight, the idle deadline does not apply: check again later. An open
-        // stream does not keep a connection whose client is silent.
+        // While requests are in flight, the idle deadline does not apply: check again later. An
+        // open stream does not keep a connection whose client is silent.
         let own = match &self.phase {
             Phase::Open(_) if self.partial_since.is_none() && !self.has_answered() => {
                 own.max(Instant::now() + options.idle_timeout / 4)
