@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::Client;
+use super::Connection;
 use super::error::CallError;
 use super::infer::check_name;
 use crate::Status;
@@ -14,7 +14,7 @@ use crate::stream::{Limits, Stream, StreamError};
 const FIRST_WINDOW: u64 = 64 << 10;
 const WINDOW: u64 = 256 << 10;
 
-impl Client {
+impl Connection {
     /// Opens a stream: `name` is its service or method, `header` its parameters. Needs a server of
     /// version 2. Returns when there is a connection; the server may still refuse the stream, which
     /// is an error of its halves. A stream ends with its connection and with the client, and is not
@@ -22,7 +22,7 @@ impl Client {
     ///
     /// ```no_run
     /// # use std::error::Error;
-    /// # async fn example(client: afterimage_wire::Client) -> Result<(), Box<dyn Error>> {
+    /// # async fn example(client: afterimage_wire::Connection) -> Result<(), Box<dyn Error>> {
     /// let mut stream = client.open("fold/mean", "{}").await?;
     /// stream.writer.write("1\n2\n3\n").await?;
     /// stream.writer.finish()?;

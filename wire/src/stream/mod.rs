@@ -1,7 +1,7 @@
 //! Streams: bytes of any length in both directions of one connection, with credit.
 //!
 //! A [`Stream`] is a [`StreamReader`], a [`StreamWriter`] and the [`StreamProgress`] of the peer. A
-//! client opens one with [`Client::open`](crate::Client::open); a server's
+//! client opens one with [`Connection::open`](crate::Connection::open); a server's
 //! [`Service::open`](crate::server::Service::open) gets it as an [`IncomingStream`].
 //!
 //! * **Credit.** A peer sends as many bytes as this side allows. A chunk counts as processed when
@@ -25,7 +25,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
-use afterimage_core::{ByteBudget, ClientId};
+use afterimage_core::ByteBudget;
+#[cfg(feature = "server")]
+use afterimage_core::ClientId;
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 
@@ -33,7 +35,9 @@ use crate::Status;
 use crate::client::ConnectionError;
 use crate::proto::stream::MAX_STREAM_PROGRESS;
 pub use error::StreamError;
-pub(crate) use table::{Limits, NeverOpened, Table};
+#[cfg(feature = "server")]
+pub(crate) use table::NeverOpened;
+pub(crate) use table::{Limits, Table};
 
 /// A stream: both directions, and the peer's progress messages.
 #[derive(Debug)]
@@ -186,6 +190,7 @@ impl StreamProgress {
 ///     stream.writer.finish()
 /// }
 /// ```
+#[cfg(feature = "server")]
 #[derive(Debug)]
 pub struct IncomingStream {
     name: Box<str>,
@@ -195,6 +200,7 @@ pub struct IncomingStream {
     stream: Stream,
 }
 
+#[cfg(feature = "server")]
 impl IncomingStream {
     /// The name of the service or method that the client wants.
     pub fn name(&self) -> &str {
@@ -241,6 +247,7 @@ pub(crate) struct Streams {
 
 impl Streams {
     /// The streams of a server's connection, which use `memory`, a part of `process`.
+    #[cfg(feature = "server")]
     pub(crate) fn of_server(limits: Limits, memory: ByteBudget, process: ByteBudget) -> Arc<Self> {
         let text = "the service ended without finishing the stream";
         Streams::new(Table::new(limits, memory, process), (Status::Internal, text))
@@ -290,6 +297,7 @@ impl Streams {
     }
 
     /// The halves of a stream that the peer has opened.
+    #[cfg(feature = "server")]
     pub(crate) fn incoming(
         self: &Arc<Self>,
         id: u64,

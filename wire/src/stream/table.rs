@@ -41,7 +41,11 @@ const LAST_ID: u64 = u32::MAX as u64;
 /// Limits of the streams of one connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open streams.
+    /// Streams that the peer may have open.
+    #[cfg_attr(
+        not(feature = "server"),
+        allow(dead_code, reason = "no peer of a client opens one")
+    )]
     pub(crate) streams: usize,
     /// Bytes that the peer may send on a new stream.
     pub(crate) first_window: u64,
@@ -144,6 +148,7 @@ impl Table {
     ///
     /// # Errors
     /// The status and the text of the reset that refuses it.
+    #[cfg(feature = "server")]
     pub(crate) fn accept(
         &mut self,
         id: u64,
@@ -231,6 +236,7 @@ impl Table {
     }
 
     /// Refuses new streams from now on.
+    #[cfg(feature = "server")]
     pub(crate) fn drain(&mut self) {
         self.draining = true;
     }
@@ -648,7 +654,7 @@ fn cost_of(window: u64) -> usize {
 
 const _: () = assert!(LEAST_SEND <= SMALL);
 
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))]
 mod tests {
     use super::*;
     use crate::proto::Frame;
