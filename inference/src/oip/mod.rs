@@ -23,6 +23,7 @@
 
 mod datatype;
 mod fields;
+mod grpc;
 mod http;
 mod key;
 mod parameters;
