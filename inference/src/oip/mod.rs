@@ -88,7 +88,7 @@ pub enum Error {
     Field {
         /// The name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason why it is refused.
         reason: &'static str,
     },
     /// Stored bytes are not a response.

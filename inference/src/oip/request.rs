@@ -157,8 +157,8 @@ impl Request {
         self
     }
 
-    /// Takes name and version of the model out of a message of gRPC. An HTTP request has them in its
-    /// path. The key is then the same for both; keep the model apart.
+    /// Takes name and version of the model out of a message of gRPC. An HTTP request has them in
+    /// its path. The key is then the same for both; keep the model apart.
     pub fn take_model(&mut self) -> (Option<String>, Option<String>) {
         (self.model.take(), self.version.take())
     }
