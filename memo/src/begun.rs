@@ -15,6 +15,7 @@ use crate::flights::Join;
 use crate::key::RowHash;
 use crate::memo::Inner;
 use crate::models::{Entry, Space};
+use crate::shares::Share;
 use crate::sync;
 use crate::upstream::Call;
 
@@ -62,7 +63,7 @@ struct Started {
     hash: RowHash,
     row: Bytes,
     /// The row's bytes in the budget of waiting rows.
-    waiting: Option<BytePermit>,
+    waiting: Option<(BytePermit, Share)>,
     first: Watch<Result<RowAnswer, Failure>>,
     asker: Asker,
     /// Whether the flight has still to be completed.
@@ -100,21 +101,29 @@ impl Begun {
         reply: RowReply,
     ) -> bool {
         let inner = &self.inner;
-        let waiting = inner.waiting_bytes.take(row_len);
+        let (budget, client) = (&inner.waiting_bytes, self.client);
+        let bytes = inner.byte_shares.take(client, row_len, budget.used());
+        let waiting = budget.take(row_len).zip(bytes);
         if waiting.is_none() {
-            let budget = &inner.waiting_bytes;
+            let (used, limit) = (budget.used(), budget.limit());
+            let text = match row_len <= limit.saturating_sub(used) {
+                true => "the share of this client is used up",
+                false => "the limit is reached",
+            };
             let text = format!(
-                "the row has {row_len} bytes; waiting rows hold {} of {} bytes",
-                budget.used(),
-                budget.limit()
+                "the row has {row_len} bytes; waiting rows hold {used} of {limit} bytes: {text}"
             );
             inner.overloaded(reply, text);
             return false;
         }
+        let Some(share) = inner.shares.take(client, 1, inner.flights.waiting()) else {
+            inner.overloaded(reply, inner.full());
+            return false;
+        };
         let first = reply.watch();
         let span = tracing::debug_span!("request", id = asker.id);
         let (since, refreshes) = (self.since, self.refreshes);
-        let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes };
+        let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes, share };
         let joined = inner.flights.join(hash.identity(), waiter);
         if asker.deadline.is_some() {
             inner.keep_deadlines();
@@ -181,7 +190,8 @@ impl Begun {
         drop(started.waiting.take());
         let mut of_batch = 0;
         let answered = waiters.len() as u64;
-        for Waiter { reply, since, span, .. } in waiters {
+        for Waiter { reply, since, span, share, .. } in waiters {
+            drop(share);
             span.in_scope(|| tracing::trace!("a hit"));
             if since == *batch {
                 of_batch += 1;

@@ -26,7 +26,8 @@ pub trait Endpoint: Send + Sync + 'static {
     /// connection. The pool calls this once, before the first call.
     fn on_change(&self, changed: OnChange);
 
-    /// Why the replica cannot be reached, if that is known.
+    /// Why the replica cannot be reached, if that is known. The memo's clients see this text, so it
+    /// must not name addresses.
     fn trouble(&self) -> Option<String> {
         None
     }
@@ -51,7 +52,7 @@ impl fmt::Debug for dyn Endpoint {
 pub struct EndpointError {
     /// The status. Statuses that concern the memo's own request become `UpstreamError`.
     pub status: Status,
-    /// What failed and why.
+    /// What failed and why. The memo's clients see this text, so it must not name addresses.
     pub text: String,
     /// What the error says about the health of the replica.
     pub outcome: Outcome,
@@ -81,6 +82,6 @@ impl EndpointError {
             | Status::DeadlineExceeded => Status::UpstreamError,
             status => status,
         };
-        Failure::new(status, format!("classifier: {}", self.text))
+        Failure::new(status, self.text)
     }
 }

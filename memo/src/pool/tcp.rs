@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use afterimage_core::{Answer, Computed, ModelId, Rows};
-use afterimage_wire::client::{ConnectionError, Report, Stage};
+use afterimage_wire::client::{ConnectionError, Stage};
 use afterimage_wire::proto::{Status, Welcome};
 use afterimage_wire::text::Escaped;
 use afterimage_wire::{CallError, Client};
@@ -61,7 +61,7 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn trouble(&self) -> Option<String> {
-        Some(Escaped(Report(&*self.client.last_error()?)).to_string())
+        Some(Escaped(self.client.last_error()?.without_address()).to_string())
     }
 
     fn call(&self, attempt: Attempt) {
@@ -146,7 +146,8 @@ impl From<&CallError> for EndpointError {
             CallError::QueueFull { .. } => (Outcome::Lost, Retry::Budgeted),
             _ => (Outcome::Failed, Retry::Budgeted),
         };
-        let (status, text) = (error.status(), Escaped(Report(error)).to_string());
+        let text = Escaped(error.without_address("the classifier")).to_string();
+        let status = error.status();
         EndpointError { status, text, outcome, retry }
     }
 }
