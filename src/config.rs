@@ -12,7 +12,11 @@ use afterimage_cache::{
     ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
 };
 use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
+use afterimage_gateway::GatewayOptions;
+use afterimage_http::HttpOptions;
+use afterimage_inference::Proxy;
 use afterimage_memo::{MemoOptions, Store, Upstream};
+use afterimage_wire::Connection;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::server::ServerOptions;
 
@@ -28,10 +32,28 @@ pub struct Config {
     pub cache: Vec<ListenerConfig>,
     /// Listeners of the classifier service, which offers the built-in classifier.
     pub classifier: Vec<ListenerConfig>,
+    /// The proxy in front of model servers.
+    pub proxy: Option<ProxyConfig>,
     /// The label table of the cache service, and of a memo without a store of its own.
     pub table: TableConfig,
     /// The built-in classifier of the classifier service, and of a memo without another one.
     pub engine: EngineConfig,
+    /// Page, REST API, metrics and probes over HTTP.
+    pub gateway: Option<GatewayConfig>,
+}
+
+/// The HTTP side of a process.
+pub struct GatewayConfig {
+    /// Where it listens; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// Whether the process also starts without it, when the address is in use.
+    pub optional: bool,
+    /// Tokens and limits.
+    pub options: GatewayOptions,
+    /// TLS and limits of its connections.
+    pub http: HttpOptions,
+    /// The memo behind it in another process; `None` for the memo of this one.
+    pub server: Option<Connection>,
 }
 
 /// A memo and its listeners.
@@ -60,6 +82,16 @@ impl ListenerConfig {
     pub fn new(address: SocketAddr) -> Self {
         ListenerConfig { address, options: ServerOptions::default() }
     }
+}
+
+/// A proxy in front of model servers, and its listener.
+pub struct ProxyConfig {
+    /// The address; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// TLS, limits, and the time limit of the drain.
+    pub options: HttpOptions,
+    /// The proxy.
+    pub proxy: Proxy,
 }
 
 /// The size of a label table, and its snapshot.

@@ -58,6 +58,7 @@ Every flag is also an environment variable (--max-body: AFTERIMAGE_MAX_BODY) and
 settings file. Order of precedence: flag, environment, file, default.
 
 Examples:
+  afterimage proxy http://triton:8000   Answer repeated requests to a model server from memory
   afterimage demo                       Show the gain of a memo in front of a slow classifier
   afterimage serve                      Start a memo with the built-in classifier
   afterimage classify seven.png         Classify an image
@@ -66,7 +67,7 @@ Examples:
 
 /// The subcommands by purpose, as the help lists them.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Serve", &["serve", "memo", "cache", "classifier"]),
+    ("Serve", &["proxy", "serve", "memo", "cache", "classifier"]),
     ("Ask", &["classify", "stats", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench"]),
@@ -74,6 +75,8 @@ const GROUPS: [(&str, &[&str]); 4] = [
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Answer repeated requests to a model server (Triton, KServe, MLServer) from memory.
+    Proxy(Box<cmd::proxy::Args>),
     /// Run memo, label table and classifier in one process.
     Serve(cmd::serve::Args),
     /// Run a cache service: a label table that memos share over the network.
@@ -223,14 +226,18 @@ fn run() -> anyhow::Result<()> {
         .fmt_fields(print::log_fields())
         .init();
     if let Some((name, matches)) = matches.subcommand()
-        && let Command::Serve(_) | Command::Cache(_) | Command::Classifier(_) | Command::Memo(_) =
-            cli.command
+        && let Command::Proxy(_)
+        | Command::Serve(_)
+        | Command::Cache(_)
+        | Command::Classifier(_)
+        | Command::Memo(_) = cli.command
     {
         let settings = settings::effective(&Cli::command(), name, matches);
         tracing::info!("afterimage {} {name}: {settings}", version());
     }
     settings::warn(&command, &args);
     match cli.command {
+        Command::Proxy(args) => cmd::proxy::run(*args),
         Command::Serve(args) => cmd::serve::run(args),
         Command::Cache(args) => cmd::cache::run(args),
         Command::Classifier(args) => cmd::classifier::run(args),

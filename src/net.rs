@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
 use afterimage_wire::client::{CallError, ConnectionError, Report};
-use afterimage_wire::{Client, ClientOptions, Status};
+use afterimage_wire::{ClientOptions, Connection, Status};
 use anyhow::{Context, anyhow};
 
 /// The host of HOST:PORT.
@@ -53,8 +53,8 @@ pub(crate) fn parse(text: &str) -> Result<String, String> {
 }
 
 /// Connects to a service. The error names its address and says what to do.
-pub(crate) async fn connect(address: &str, options: ClientOptions) -> anyhow::Result<Client> {
-    Client::connect(address, options).await.map_err(|error| explained(address, &error))
+pub(crate) async fn connect(address: &str, options: ClientOptions) -> anyhow::Result<Connection> {
+    Connection::connect(address, options).await.map_err(|error| explained(address, &error))
 }
 
 /// The error of a call to the service at `address`, for people.

@@ -25,6 +25,14 @@ pub(crate) fn service_help(examples: &str) -> String {
     )
 }
 
+/// The number of threads for sockets; 0 means one per core.
+pub(crate) fn threads(wanted: usize) -> usize {
+    match wanted {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        threads => threads,
+    }
+}
+
 /// A runtime with this many threads for sockets. A single thread needs no work stealing and is
 /// faster without.
 pub(crate) fn runtime(threads: usize) -> anyhow::Result<Runtime> {
@@ -52,9 +60,18 @@ pub(crate) fn serve(
         check_exposed(listen, &options, args.insecure())?;
         options.open_admin = asks_for_certificates(&options);
     }
-    runtime(args.threads())?.block_on(async {
+    run(args.threads(), || config(ListenerConfig { address, options }))
+}
+
+/// Runs a configuration on this many threads until SIGTERM or SIGINT. `config` runs inside the
+/// runtime.
+pub(crate) fn run(
+    threads: usize,
+    config: impl FnOnce() -> anyhow::Result<Config>,
+) -> anyhow::Result<()> {
+    runtime(threads)?.block_on(async {
         log_hangups();
-        let process = Process::start(config(ListenerConfig { address, options })?).await?;
+        let process = Process::start(config()?).await?;
         // Installed before the address is printed: a supervisor may send SIGTERM right after.
         let terminated = until_terminated();
         let _file_size_signal = ignore_file_size_limit();
@@ -62,6 +79,13 @@ pub(crate) fn serve(
             // The reader of standard output may be gone; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
+        if let Some(address) = process.http() {
+            let _ = say!("page and HTTP API on http://{address}/");
+        }
+        let proxy = process.proxy().map(|(proxy, address)| {
+            let _ = say!("proxy listening on {address}");
+            proxy.clone()
+        });
         let started = Instant::now();
         terminated.await;
         let services = process.services().to_vec();
@@ -70,6 +94,11 @@ pub(crate) fn serve(
         for service in services {
             let mut stats = Stats::default();
             service.stats(&mut stats);
+            tracing::info!("stopped after {uptime}: {}", summary(&stats));
+        }
+        if let Some(proxy) = proxy {
+            let mut stats = Stats::default();
+            proxy.stats(&mut stats);
             tracing::info!("stopped after {uptime}: {}", summary(&stats));
         }
         Ok(drained?)
@@ -143,7 +172,7 @@ fn ignore_file_size_limit() {}
 /// Raises the soft limit of file descriptors to what `--max-connections` needs. It is often far
 /// below the hard limit.
 #[cfg(unix)]
-fn raise_descriptor_limit(connections: usize) {
+pub(crate) fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
     // Listeners, clients of other services, snapshots, the runtime's own, and connections that are
     // refused or evicted and still closing.

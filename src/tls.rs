@@ -114,6 +114,7 @@ client_tls_args!(
     "the cache service",
     formerly "cache-tls"
 );
+client_tls_args!(UpstreamTlsArgs, "upstream-tls", "Model server", "the model server");
 client_tls_args!(ClassifierTlsArgs, "classifier-tls", "Store and classifier", "the classifier");
 
 impl StoreTlsArgs {
@@ -131,6 +132,19 @@ impl StoreTlsArgs {
             warn_if_exposed("--store-tls-key", key);
         }
         Ok(self.files())
+    }
+}
+
+impl UpstreamTlsArgs {
+    /// The settings for `https` URLs, which turn TLS on by themselves.
+    pub(crate) fn for_https(&self, is_secure: bool) -> anyhow::Result<Option<ClientTls>> {
+        if !is_secure {
+            if let Some(flag) = self.on.then_some("--upstream-tls").or(self.first_detail()) {
+                bail!("{flag} needs a server whose URL begins with https://");
+            }
+            return self.load();
+        }
+        load("--upstream-tls", self.files(), self.name.as_deref()).map(Some)
     }
 }
 

@@ -20,6 +20,7 @@ use afterimage_memo::pool::Pool;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_testkit::services::{PATIENCE, connect, serve};
 use afterimage_wire::Status;
+use afterimage_wire::client::Reply;
 use afterimage_wire::proto::{Hello, Message};
 use afterimage_wire::server::Service;
 use tokio::io::AsyncWriteExt;
@@ -110,9 +111,13 @@ async fn flood(addr: String, window: usize) {
         for _ in waiting.load(Relaxed)..window {
             waiting.fetch_add(1, Relaxed);
             let waiting = Arc::clone(&waiting);
-            client.submit_classify(&fresh(), PATIENCE, move |_| {
-                waiting.fetch_sub(1, Relaxed);
-            });
+            client.submit_classify(
+                &fresh(),
+                PATIENCE,
+                Reply::call(move |_| {
+                    waiting.fetch_sub(1, Relaxed);
+                }),
+            );
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }

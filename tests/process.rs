@@ -48,10 +48,10 @@ async fn two_services_and_three_listeners_have_one_drain() {
     let image = [7; 784];
     one.classify(&image).await.unwrap();
     other.classify(&image).await.unwrap();
-    assert_eq!(other.stats().await.unwrap().counter_value("hits"), 1);
-    cache.cache_set(1, 10).unwrap();
+    assert_eq!(other.admin().stats().await.unwrap().counter_value("hits"), 1);
+    cache.cache().set(1, 10).unwrap();
     // The reply to a later request shows that the write has arrived.
-    assert_eq!(cache.cache_get(1).await.unwrap(), Some(10));
+    assert_eq!(cache.cache().get(1).await.unwrap(), Some(10));
     process.drain().await.unwrap();
     for (_, address) in addresses {
         let again = tokio::net::TcpStream::connect(address).await;
@@ -62,7 +62,7 @@ async fn two_services_and_three_listeners_have_one_drain() {
     let process = Process::start(config()).await.unwrap();
     let (_, address) = process.addresses()[0];
     let cache = Client::connect(address, ClientOptions::new()).await.unwrap();
-    assert_eq!(cache.cache_get(1).await.unwrap(), Some(10));
+    assert_eq!(cache.cache().get(1).await.unwrap(), Some(10));
     drop(cache);
     process.drain().await.unwrap();
 }

@@ -34,10 +34,10 @@ fn client(cache: &Running) -> Client {
 /// Writes every key, and returns when the cache has carried that out.
 fn fill(client: &Client, round: u32) {
     for key in 0..ENTRIES {
-        client.cache_set(key, value(key, round)).unwrap();
+        client.cache().set(key, value(key, round)).unwrap();
         // The queue is bounded, so the writer waits for the cache from time to time.
         if key % 1000 == 999 {
-            client.cache_get(key).unwrap();
+            client.cache().get(key).unwrap();
         }
     }
 }
@@ -47,7 +47,7 @@ fn remembered(client: &Client, rounds: std::ops::RangeInclusive<u32>) -> usize {
     let keys: Vec<u64> = (0..ENTRIES).collect();
     let mut found = 0;
     for keys in keys.chunks(1000) {
-        for (key, found_value) in keys.iter().zip(client.cache_get_many(keys).unwrap()) {
+        for (key, found_value) in keys.iter().zip(client.cache().get_many(keys).unwrap()) {
             let Some(found_value) = found_value else { continue };
             let round = found_value as u32;
             assert_eq!(found_value, value(*key, round), "key {key} has a value of another key");
@@ -309,7 +309,7 @@ fn a_killed_cache_restarts_with_a_whole_snapshot() {
         let client = client(&cache);
         fill(&client, round);
         // One that had begun before need not have all of this round.
-        while client.snapshot(PATIENCE).unwrap().joined {}
+        while client.admin().snapshot(PATIENCE).unwrap().joined {}
         // xorshift64 (Marsaglia 2003, "Xorshift RNGs").
         random ^= random << 13;
         random ^= random >> 7;
@@ -318,8 +318,8 @@ fn a_killed_cache_restarts_with_a_whole_snapshot() {
         // Writes go on until the end.
         let mut key = 0;
         while Instant::now() < until {
-            client.cache_set(key % ENTRIES, value(key % ENTRIES, round)).unwrap();
-            client.cache_get(key % ENTRIES).unwrap();
+            client.cache().set(key % ENTRIES, value(key % ENTRIES, round)).unwrap();
+            client.cache().get(key % ENTRIES).unwrap();
             key += 1;
         }
         cache.kill();
@@ -388,7 +388,7 @@ fn serving_goes_on_while_a_snapshot_is_written() {
     while !snapshots.is_finished() {
         assert!(Instant::now() < deadline, "five snapshots take too long");
         let key = reads % ENTRIES;
-        assert_eq!(reader.cache_get(key).unwrap(), Some(value(key, 1)));
+        assert_eq!(reader.cache().get(key).unwrap(), Some(value(key, 1)));
         reads += 1;
     }
     snapshots.join().unwrap();

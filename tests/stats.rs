@@ -87,9 +87,9 @@ fn a_cache_reports_its_size_and_its_snapshots() {
     let snapshot = common::text(folder.path().join("snapshot"));
     let cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", &snapshot]);
     let client = Client::connect(cache.addr(), ClientOptions::new()).unwrap();
-    client.cache_set(1, 10).unwrap();
-    assert_eq!(client.cache_get(1).unwrap(), Some(10));
-    assert_eq!(client.cache_get(2).unwrap(), None);
+    client.cache().set(1, 10).unwrap();
+    assert_eq!(client.cache().get(1).unwrap(), Some(10));
+    assert_eq!(client.cache().get(2).unwrap(), None);
     run(&["snapshot", &cache.place()]).succeeded();
     let json = run(&["stats", "--json", &cache.place()]).succeeded();
     let json: Value = serde_json::from_str(&json).unwrap();
@@ -122,8 +122,8 @@ fn the_live_view_writes_lines_and_outlives_a_restart() {
     as_json.until(|line| serde_json::from_str::<Value>(line).unwrap()["error"].is_string());
     cache.restart();
     let client = Client::connect(cache.addr(), ClientOptions::new()).unwrap();
-    client.cache_set(1, 1).unwrap();
-    client.cache_get(1).unwrap();
+    client.cache().set(1, 1).unwrap();
+    client.cache().get(1).unwrap();
     watch.until(|line| line.contains("entries 1"));
     as_json.until(|line| serde_json::from_str::<Value>(line).unwrap()["values"]["hits"] == 1);
 }

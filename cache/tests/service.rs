@@ -141,11 +141,11 @@ async fn the_client_stores_and_reads_bytes() {
     let client = Client::connect(addr.as_str(), ClientOptions::new()).await.unwrap();
     let values: Vec<Vec<u8>> = (0..64).map(|i| vec![i; usize::from(i) * 1000]).collect();
     for (i, value) in (0..).zip(&values) {
-        client.write_bytes(&[i; 16], value, Some(Duration::from_secs(60))).await.unwrap();
+        client.cache().write_bytes(&[i; 16], value, Some(Duration::from_secs(60))).await.unwrap();
     }
     for (i, value) in (0..).zip(&values) {
-        let read = client.read_bytes(&[i; 16]).await.unwrap();
+        let read = client.cache().read_bytes(&[i; 16]).await.unwrap();
         assert_eq!(read.as_deref(), Some(&value[..]));
     }
-    assert_eq!(client.read_bytes(&[99; 16]).await.unwrap(), None);
+    assert_eq!(client.cache().read_bytes(&[99; 16]).await.unwrap(), None);
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::model::ModelId;
-use crate::reply::{Outcome, Reply};
+use crate::reply::Reply;
 use crate::status::Failure;
 
 /// What a model answers for one row.
@@ -81,10 +81,4 @@ pub struct Computed {
     pub model: Arc<ModelId>,
     /// One for each row of the call.
     pub answers: Rows<Answer>,
-}
-
-impl<T: Send + 'static> Outcome for Result<T, Failure> {
-    fn abandoned() -> Self {
-        Err(Failure::abandoned())
-    }
 }

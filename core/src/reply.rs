@@ -13,10 +13,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// A result that can say that it was given up.
+/// A result that can say that it was given up. An error implements it for each `Result` with it.
 pub trait Outcome: Send + 'static {
     /// The outcome of a reply that was dropped.
     fn abandoned() -> Self;
+}
+
+impl<T: Send + 'static, E: Outcome> Outcome for Result<T, E> {
+    fn abandoned() -> Self {
+        Err(E::abandoned())
+    }
 }
 
 /// How long an outcome is wanted.

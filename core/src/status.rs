@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::reply::Outcome;
+
 /// One table makes the number, the name, the text and the advice of every status.
 macro_rules! statuses {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $text:literal, retry: $retry:literal;)*) => {
@@ -122,6 +124,12 @@ impl Failure {
     /// Whether the same request can succeed later or elsewhere.
     pub fn is_retryable(&self) -> bool {
         self.status.is_retryable()
+    }
+}
+
+impl Outcome for Failure {
+    fn abandoned() -> Self {
+        Failure::abandoned()
     }
 }
 

@@ -122,8 +122,9 @@ impl<S> Shared<S> {
         // `Activity` keeps the time of headers. hyper's limit would close idle connections, too.
         http1.timer(TokioTimer::new()).header_read_timeout(None);
         http1.max_headers(options.max_headers).max_buf_size(READ_BUFFER);
+        http1.auto_date_header(options.adds_date);
         let mut http2 = builder.http2();
-        http2.timer(TokioTimer::new());
+        http2.timer(TokioTimer::new()).auto_date_header(options.adds_date);
         http2.max_concurrent_streams(options.max_streams);
         http2.max_header_list_size(options.max_header_bytes);
         http2.max_pending_accept_reset_streams(options.max_reset_streams);

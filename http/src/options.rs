@@ -33,6 +33,8 @@ pub struct HttpOptions {
     pub body_timeout: Duration,
     /// Time in which a client reads nothing of a response. The default is 30 s.
     pub write_timeout: Duration,
+    /// Whether responses without a `Date` get one; true by default. A proxy adds nothing.
+    pub adds_date: bool,
     /// Time for requests in flight after the listener was stopped. The default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -51,6 +53,7 @@ impl Default for HttpOptions {
             idle_timeout: Duration::from_secs(300),
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
+            adds_date: true,
             drain_timeout: Duration::from_secs(5),
         }
     }

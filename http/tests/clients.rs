@@ -1,5 +1,7 @@
 //! The listener with clients that are ordinary, slow or hostile, over real sockets.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use afterimage_cache::{Capacity, Table};
 use afterimage_memo::key::KeySpace;
 use afterimage_memo::pool::Pool;
-use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Value;
@@ -121,7 +121,7 @@ impl Backend for SlowStore {
         });
     }
 
-    fn set(&self, key: u64, value: i64) {
+    fn set(&self, key: u64, value: i64, _: Keep) {
         self.0.entries.lock().unwrap().insert(key, value);
     }
 }
@@ -136,7 +136,7 @@ async fn bypassing_memo(slow: &Arc<Slow>, replica: &Running) -> (Running, Client
 }
 
 async fn says(client: &Client, name: &str, text: &str) -> bool {
-    client.stats().await.unwrap().get(name) == Some(&Value::Text(text.into()))
+    client.admin().stats().await.unwrap().get(name) == Some(&Value::Text(text.into()))
 }
 
 #[tokio::test]
@@ -182,7 +182,7 @@ async fn a_slow_store_without_hits_is_bypassed_until_it_pays() {
     // Except for a probe, which ends with the round of its hundredth lookup.
     assert!(slow.asked.load(SeqCst) < asked + 120, "{} lookups", slow.asked.load(SeqCst) - asked);
     assert!(counter(&client, "auto_bypassed").await > 0);
-    let stats = client.stats().await.unwrap();
+    let stats = client.admin().stats().await.unwrap();
     assert!(stats.counter_value("lookup_time_us") > stats.counter_value("saved_time_us"));
 
     slow.remembers.store(true, SeqCst);

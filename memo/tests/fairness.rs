@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use afterimage_cache::{Capacity, Table};
-use afterimage_core::ModelId;
+use afterimage_core::{ModelId, Reply};
 use afterimage_memo::upstream::Call;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_testkit::doubles::Endless;
@@ -115,9 +115,13 @@ async fn floods_leave_waiting_places_to_a_polite_client() {
         polite.classify(&[99; 4]).await.unwrap();
         let clients: Vec<_> = (0..busy).map(|_| client_of(&service)).collect();
         for (i, client) in clients.iter().enumerate() {
-            client.stats().await.unwrap();
+            client.admin().stats().await.unwrap();
             for n in 0..100 {
-                client.submit_classify(&[255, i as u8, n, 0], Duration::from_secs(60), |_| {});
+                client.submit_classify(
+                    &[255, i as u8, n, 0],
+                    Duration::from_secs(60),
+                    Reply::call(|_| {}),
+                );
             }
         }
         let all = 100 * u64::from(busy) - MAX_WAITING as u64;

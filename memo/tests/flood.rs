@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 
 use afterimage_cache::ByteStore;
-use afterimage_core::{Answer, Computed, ModelId, Origin, Reply, Response, Rows, Status};
+use afterimage_core::{Answer, Computed, Failure, ModelId, Origin, Reply, Response, Rows, Status};
 use afterimage_memo::upstream::Call;
 use afterimage_memo::{Memo, MemoOptions, ModelOptions, Request, Secret, Upstream};
 use afterimage_testkit::memory::resident_bytes;
@@ -60,7 +60,7 @@ async fn a_flood_to_a_hung_model_stays_within_the_limit() {
         input[..8].copy_from_slice(&(i as u64).to_le_bytes());
         waiting.fetch_add(1, SeqCst);
         let (waits, counts) = (Arc::clone(&waiting), Arc::clone(&refused));
-        let reply = Reply::call(move |outcome: Result<Response, _>| {
+        let reply = Reply::call(move |outcome: Result<Response, Failure>| {
             waits.fetch_sub(1, SeqCst);
             if outcome.is_err_and(|failure| failure.status == Status::Overloaded) {
                 counts.fetch_add(1, SeqCst);

@@ -87,7 +87,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if !readable.is_empty() {
         serving::runtime(1)?.block_on(async {
             let options = args.client.options()?.expect(Expect::Classify);
-            let client = net::connect(&args.server, options).await?;
+            let client = net::connect(&args.server, options).await?.client();
             for (file, is_set, images) in readable {
                 if let Err(error) = classify_file(&client, file, is_set, images, &args).await {
                     if error.is::<ReaderGone>() {

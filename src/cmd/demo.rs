@@ -22,7 +22,7 @@ use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::client::Expect;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
-use afterimage_wire::{Client, Status};
+use afterimage_wire::{CacheClient, Client, Status};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
@@ -248,7 +248,7 @@ impl Services {
         };
         let (cache_addr, classifier_addr) = (cache.addr.to_string(), classifier.addr.to_string());
         let memo = Running::start("memo", move || {
-            let client = Client::connect_lazy(cache_addr, upstream_options(Expect::Cache));
+            let client = CacheClient::connect_lazy(cache_addr, upstream_options(Expect::Cache));
             // A busy machine must not turn hits into misses.
             let lookup_budget = Duration::from_secs(1);
             let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
@@ -282,7 +282,7 @@ impl Services {
     }
 
     fn memo_stats(&self) -> anyhow::Result<Stats> {
-        Ok(afterimage_wire::blocking::Client::connect(self.memo.addr, Default::default())?
+        Ok(afterimage_wire::blocking::Admin::connect(self.memo.addr, Default::default())?
             .stats()?)
     }
 

@@ -54,7 +54,7 @@ pub(crate) struct ForgetArgs {
 
 pub(crate) fn forget(args: ForgetArgs) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
-        let client = net::connect(&args.server, args.client.options()?).await?;
+        let admin = net::connect(&args.server, args.client.options()?).await?.admin();
         for file in &args.files {
             let mut rows = Vec::new();
             if args.raw {
@@ -68,13 +68,13 @@ pub(crate) fn forget(args: ForgetArgs) -> anyhow::Result<()> {
                 );
             }
             for row in &rows {
-                let forgotten = client.forget(&args.model, "", row).await;
+                let forgotten = admin.forget(&args.model, "", row).await;
                 forgotten.map_err(|error| net::explained(&args.server, &error))?;
             }
             let inputs = if rows.len() == 1 { "input" } else { "inputs" };
             say!("forgot {} {inputs} of {}", rows.len(), Escaped(file.display()))?;
         }
-        client.close().await;
+        admin.close().await;
         Ok(())
     })
 }
@@ -101,10 +101,10 @@ pub(crate) struct FlushArgs {
 pub(crate) fn flush(args: FlushArgs) -> anyhow::Result<()> {
     let address = args.address.get();
     serving::runtime(1)?.block_on(async {
-        let client = net::connect(address, args.client.options()?).await?;
-        let flushed = client.flush(&args.model).await;
+        let admin = net::connect(address, args.client.options()?).await?.admin();
+        let flushed = admin.flush(&args.model).await;
         flushed.map_err(|error| net::explained(address, &error))?;
-        client.close().await;
+        admin.close().await;
         match args.model.as_str() {
             "" => say!("took back the answers of all models"),
             model => say!("took back the answers of model {}", Escaped(model)),

@@ -9,6 +9,7 @@ pub(crate) mod eval;
 pub(crate) mod forget;
 pub(crate) mod import;
 pub(crate) mod memo;
+pub(crate) mod proxy;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod stats;

@@ -26,10 +26,10 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let address = args.address.get();
     let snapshot = serving::runtime(1)?.block_on(async {
-        let client = net::connect(address, args.client.options()?).await?;
-        let snapshot = client.snapshot(args.wait.0).await;
+        let admin = net::connect(address, args.client.options()?).await?.admin();
+        let snapshot = admin.snapshot(args.wait.0).await;
         let snapshot = snapshot.map_err(|error| net::explained(address, &error))?;
-        client.close().await;
+        admin.close().await;
         anyhow::Ok(snapshot)
     })?;
     let joined = if snapshot.joined { " (it was being written already)" } else { "" };

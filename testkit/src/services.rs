@@ -26,12 +26,12 @@ pub async fn connect(addr: &str) -> Client {
 
 /// The value of a counter of the service.
 pub async fn counter(client: &Client, name: &str) -> u64 {
-    client.stats().await.unwrap().counter_value(name)
+    client.admin().stats().await.unwrap().counter_value(name)
 }
 
 /// The value of a gauge of the service, which must not be negative.
 pub async fn gauge(client: &Client, name: &str) -> u64 {
-    match client.stats().await.unwrap().get(name) {
+    match client.admin().stats().await.unwrap().get(name) {
         Some(Value::Gauge(value)) => u64::try_from(*value).expect("a gauge that counts"),
         other => panic!("{name} is {other:?}"),
     }

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
+use afterimage_wire::client::Reply;
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
 use tokio::sync::oneshot;
@@ -152,7 +153,7 @@ async fn ask(
     loop {
         let (sender, receiver) = oneshot::channel();
         let left = deadline.saturating_duration_since(Instant::now());
-        client.submit_classify(image, left, move |answer| drop(sender.send(answer)));
+        client.submit_classify(image, left, Reply::call(move |answer| drop(sender.send(answer))));
         match receiver.await.expect("a callback is called") {
             Ok((label, welcome)) => return Ok((label, welcome.digest)),
             Err(

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use afterimage_wire::client::{Classified, Reply};
 use afterimage_wire::proto::message::{
     Classification, Message, Origin, put_cache_resp, put_classify_resp,
 };
@@ -178,13 +179,14 @@ async fn callbacks(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Syn
     }
     fn next(client: &Client, load: Arc<Load>) {
         let again = client.clone();
-        client.submit_classify(&IMAGE, Duration::from_secs(10), move |reply| {
-            let (label, _) = reply.expect("the server answers");
+        let reply = Reply::call(move |outcome: Classified| {
+            let (label, _) = outcome.expect("the server answers");
             assert_eq!(label.label, CLASS);
             if load.left.fetch_sub(1, Ordering::Relaxed) as i64 > 0 {
                 next(&again, load);
             }
         });
+        client.submit_classify(&IMAGE, Duration::from_secs(10), reply);
     }
     let client = Client::connect(address, ClientOptions::new()).await?;
     let (_done, mut receiver) = mpsc::channel(1);
@@ -206,7 +208,7 @@ async fn many_reads(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sy
     let keys: Vec<u64> = (0..512).collect();
     let start = Instant::now();
     for _ in 0..8000 {
-        assert_eq!(client.cache_get_many(&keys).await?[7], Some(1));
+        assert_eq!(client.cache().get_many(&keys).await?[7], Some(1));
     }
     rate("cache_get_many of 512", 8000 * 512, start.elapsed());
     Ok(())

@@ -1,4 +1,4 @@
-//! The client without an async runtime: for a plain `fn main`, and for threads.
+//! The clients without an async runtime: for a plain `fn main`, and for threads.
 //!
 //! ```no_run
 //! use afterimage_wire::{ClientOptions, blocking};
@@ -21,6 +21,7 @@
 //! A program that calls in sequence therefore pays for a change of threads only at the first call
 //! after a pause.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Thread;
@@ -39,15 +40,15 @@ use crate::proto::{Snapshot, Welcome};
 /// interval that the connection keeps.
 pub const KEEPER_TICK: Duration = Duration::from_millis(5);
 
-/// A connection to a memo, a classifier or a cache service, for programs without an async runtime.
+/// A connection to a server, for programs without an async runtime.
 ///
-/// Clones share the connection, and any number of threads may call at once. It gives the same
-/// guarantees as [`crate::Client`].
+/// Clones share it, and any number of threads may call at once. It gives the same guarantees as
+/// [`crate::Connection`].
 ///
 /// # Panics
-/// All calls panic inside an async runtime, because they block. Use [`crate::Client`] there.
+/// All calls panic inside an async runtime, because they block. Use [`crate::Connection`] there.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub struct Connection {
     inner: Arc<Inner>,
 }
 
@@ -56,7 +57,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Inner {
     runtime: Arc<Runtime>,
-    client: crate::Client,
+    connection: crate::Connection,
     calls: Arc<Calls>,
     _keeper: Keeper,
 }
@@ -71,20 +72,20 @@ struct Calls {
     stop: AtomicBool,
 }
 
-impl Client {
-    /// Connects to one of these addresses, as [`crate::Client::connect`] does.
+impl Connection {
+    /// Connects to one of these addresses, as [`crate::Connection::connect`] does.
     ///
     /// # Errors
-    /// As [`crate::Client::connect`]; [`CallError::Unavailable`] also when the operating system has
-    /// no thread or no event queue left.
+    /// As [`crate::Connection::connect`]; [`CallError::Unavailable`] also when the operating system
+    /// has no thread or no event queue left.
     pub fn connect(
         addresses: impl Into<Addresses>,
         options: ClientOptions,
-    ) -> Result<Client, CallError> {
+    ) -> Result<Self, CallError> {
         let patience = options.patience();
-        let client = Client::connect_lazy(addresses, options)?;
-        client.block_on(client.inner.client.connected(patience))?;
-        Ok(client)
+        let connection = Connection::connect_lazy(addresses, options)?;
+        connection.block_on(connection.inner.connection.connected(patience))?;
+        Ok(connection)
     }
 
     /// Returns at once and connects in the background; calls wait for the connection.
@@ -94,7 +95,7 @@ impl Client {
     pub fn connect_lazy(
         addresses: impl Into<Addresses>,
         options: ClientOptions,
-    ) -> Result<Client, CallError> {
+    ) -> Result<Self, CallError> {
         let addresses = addresses.into();
         let server = addresses.to_string();
         let no_resources = |error| CallError::no_resources(server.clone(), error);
@@ -103,16 +104,16 @@ impl Client {
             .enable_time()
             .build()
             .map_err(no_resources)?;
-        let client = {
+        let connection = {
             let _context = runtime.enter();
-            crate::Client::connect_lazy(addresses, options)
+            crate::Connection::connect_lazy(addresses, options)
         };
         let (runtime, calls) = (Arc::new(runtime), Arc::new(Calls::default()));
         let thread = std::thread::Builder::new()
             .name("afterimage-client".into())
             .spawn({
                 let (runtime, calls, gone) =
-                    (Arc::clone(&runtime), Arc::clone(&calls), client.gone());
+                    (Arc::clone(&runtime), Arc::clone(&calls), connection.gone());
                 move || {
                     calls.keep(&runtime);
                     runtime.block_on(gone);
@@ -120,16 +121,140 @@ impl Client {
             })
             .map_err(no_resources)?;
         let _keeper = Keeper { calls: Arc::clone(&calls), thread: thread.thread().clone() };
-        let inner = Arc::new(Inner { runtime, client, calls, _keeper });
-        Ok(Client { inner })
+        let inner = Arc::new(Inner { runtime, connection, calls, _keeper });
+        Ok(Connection { inner })
     }
 
+    /// The client of a memo or a classifier at this connection.
+    pub fn client(&self) -> Client {
+        self.clone().into()
+    }
+
+    /// The client of a cache service at this connection.
+    pub fn cache(&self) -> CacheClient {
+        self.clone().into()
+    }
+
+    /// The client for the operation of the server at this connection.
+    pub fn admin(&self) -> Admin {
+        self.clone().into()
+    }
+
+    /// The round-trip time of a `Ping`.
+    ///
+    /// # Errors
+    /// Any [`CallError`] that is not about images.
+    pub fn ping(&self) -> Result<Duration, CallError> {
+        self.block_on(self.inner.connection.ping())
+    }
+
+    /// The server's `Welcome` on the current connection.
+    pub fn welcome(&self) -> Option<Arc<Welcome>> {
+        self.inner.connection.welcome()
+    }
+
+    /// Whether there is a connection that accepts requests.
+    pub fn is_connected(&self) -> bool {
+        self.inner.connection.is_connected()
+    }
+
+    /// The counters of this client since it was created.
+    pub fn counters(&self) -> Counters {
+        self.inner.connection.counters()
+    }
+
+    /// Accepts no more calls on any clone, and returns when those in flight have ended and the
+    /// server has received all writes: see [`crate::Connection::close`].
+    pub fn close(&self) {
+        self.block_on(self.inner.connection.close());
+    }
+
+    fn block_on<F: Future>(&self, call: F) -> F::Output {
+        let _ended = self.inner.calls.begin();
+        self.inner.runtime.block_on(call)
+    }
+}
+
+/// A client type: its constructors, and its connection.
+macro_rules! client_type {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        ///
+        /// # Panics
+        /// All calls panic inside an async runtime, because they block.
+        #[derive(Clone, Debug)]
+        pub struct $name {
+            // Dropped first: the connection is the last handle.
+            client: crate::$name,
+            connection: Connection,
+        }
+
+        impl $name {
+            /// Connects to one of these addresses: see [`Connection::connect`].
+            ///
+            /// # Errors
+            /// As [`Connection::connect`].
+            pub fn connect(
+                addresses: impl Into<Addresses>,
+                options: ClientOptions,
+            ) -> Result<Self, CallError> {
+                Ok(Connection::connect(addresses, options)?.into())
+            }
+
+            /// Returns at once and connects in the background: see [`Connection::connect_lazy`].
+            ///
+            /// # Errors
+            /// As [`Connection::connect_lazy`].
+            pub fn connect_lazy(
+                addresses: impl Into<Addresses>,
+                options: ClientOptions,
+            ) -> Result<Self, CallError> {
+                Ok(Connection::connect_lazy(addresses, options)?.into())
+            }
+        }
+
+        impl From<Connection> for $name {
+            fn from(connection: Connection) -> Self {
+                let client = connection.inner.connection.clone().into();
+                $name { client, connection }
+            }
+        }
+
+        impl Deref for $name {
+            type Target = Connection;
+
+            fn deref(&self) -> &Connection {
+                &self.connection
+            }
+        }
+    };
+}
+
+client_type! {
+    /// A client of a memo or a classifier, for programs without an async runtime. The other is
+    /// [`crate::Client`].
+    Client
+}
+
+client_type! {
+    /// A client of a cache service, for programs without an async runtime. The other is
+    /// [`crate::CacheClient`].
+    CacheClient
+}
+
+client_type! {
+    /// A client for the operation of any server, for programs without an async runtime. The other
+    /// is [`crate::Admin`].
+    Admin
+}
+
+impl Client {
     /// The label of an image: see [`crate::Client::classify`].
     ///
     /// # Errors
     /// Any [`CallError`].
     pub fn classify(&self, image: &[u8]) -> Result<Classification, CallError> {
-        self.block_on(self.inner.client.classify(image))
+        self.block_on(self.client.classify(image))
     }
 
     /// [`Client::classify`] with settings for this call.
@@ -141,36 +266,30 @@ impl Client {
         image: &[u8],
         options: CallOptions,
     ) -> Result<Classification, CallError> {
-        self.block_on(self.inner.client.classify_with(image, options))
+        self.block_on(self.client.classify_with(image, options))
     }
 
-    /// The value of a key, if the cache service has one.
+    /// The labels of many images: see [`crate::Client::classify_many`].
     ///
     /// # Errors
-    /// Any [`CallError`] that is not about images.
-    pub fn cache_get(&self, key: u64) -> Result<Option<i64>, CallError> {
-        self.block_on(self.inner.client.cache_get(key))
+    /// Any [`CallError`].
+    pub fn classify_many<B: AsRef<[u8]>>(
+        &self,
+        images: &[B],
+    ) -> Result<Vec<Classification>, CallError> {
+        self.block_on(self.client.classify_many(images))
     }
 
-    /// The values of many keys: see [`crate::Client::cache_get_many`].
+    /// [`Client::classify_many`] with settings for these calls.
     ///
     /// # Errors
-    /// Any [`CallError`] that is not about images.
-    pub fn cache_get_many(&self, keys: &[u64]) -> Result<Vec<Option<i64>>, CallError> {
-        self.block_on(self.inner.client.cache_get_many(keys))
-    }
-
-    /// Stores a value: see [`crate::Client::cache_set`].
-    ///
-    /// # Errors
-    /// As [`crate::Client::cache_set`].
-    pub fn cache_set(&self, key: u64, value: i64) -> Result<(), CallError> {
-        self.block_on(async {
-            self.inner.client.cache_set(key, value)?;
-            // One poll of the connection's task, so that it writes the request.
-            tokio::task::yield_now().await;
-            Ok(())
-        })
+    /// Any [`CallError`].
+    pub fn classify_many_with<B: AsRef<[u8]>>(
+        &self,
+        images: &[B],
+        options: CallOptions,
+    ) -> Result<Vec<Classification>, CallError> {
+        self.block_on(self.client.classify_many_with(images, options))
     }
 
     /// A model's answers to rows of bytes: see [`crate::Client::infer`].
@@ -178,7 +297,7 @@ impl Client {
     /// # Errors
     /// As [`crate::Client::infer`].
     pub fn infer(&self, request: &Infer) -> Result<Inference, CallError> {
-        self.block_on(self.inner.client.infer(request))
+        self.block_on(self.client.infer(request))
     }
 
     /// [`Client::infer`] with settings for this call.
@@ -190,94 +309,93 @@ impl Client {
         request: &Infer,
         options: CallOptions,
     ) -> Result<Inference, CallError> {
-        self.block_on(self.inner.client.infer_with(request, options))
+        self.block_on(self.client.infer_with(request, options))
     }
+}
 
-    /// The bytes of a key: see [`crate::Client::read_bytes`].
+impl CacheClient {
+    /// The value of a key, if the cache service has one.
     ///
     /// # Errors
-    /// As [`crate::Client::read_bytes`].
+    /// Any [`CallError`].
+    pub fn get(&self, key: u64) -> Result<Option<i64>, CallError> {
+        self.block_on(self.client.get(key))
+    }
+
+    /// The values of many keys: see [`crate::CacheClient::get_many`].
+    ///
+    /// # Errors
+    /// Any [`CallError`].
+    pub fn get_many(&self, keys: &[u64]) -> Result<Vec<Option<i64>>, CallError> {
+        self.block_on(self.client.get_many(keys))
+    }
+
+    /// Stores a value: see [`crate::CacheClient::set`].
+    ///
+    /// # Errors
+    /// As [`crate::CacheClient::set`].
+    pub fn set(&self, key: u64, value: i64) -> Result<(), CallError> {
+        self.block_on(async {
+            self.client.set(key, value)?;
+            // One poll of the connection's task, so that it writes the request.
+            tokio::task::yield_now().await;
+            Ok(())
+        })
+    }
+
+    /// The bytes of a key: see [`crate::CacheClient::read_bytes`].
+    ///
+    /// # Errors
+    /// As [`crate::CacheClient::read_bytes`].
     pub fn read_bytes(&self, key: &BytesKey) -> Result<Option<Bytes>, CallError> {
-        self.block_on(self.inner.client.read_bytes(key))
+        self.block_on(self.client.read_bytes(key))
     }
 
-    /// Stores bytes under a key: see [`crate::Client::write_bytes`].
+    /// Stores bytes under a key: see [`crate::CacheClient::write_bytes`].
     ///
     /// # Errors
-    /// As [`crate::Client::write_bytes`].
+    /// As [`crate::CacheClient::write_bytes`].
     pub fn write_bytes(
         &self,
         key: &BytesKey,
         value: &[u8],
         ttl: Option<Duration>,
     ) -> Result<(), CallError> {
-        self.block_on(self.inner.client.write_bytes(key, value, ttl))
+        self.block_on(self.client.write_bytes(key, value, ttl))
     }
+}
 
-    /// Takes the stored answer of one row back: see [`crate::Client::forget`].
-    ///
-    /// # Errors
-    /// As [`crate::Client::forget`].
-    pub fn forget(&self, model: &str, version: &str, row: &[u8]) -> Result<u64, CallError> {
-        self.block_on(self.inner.client.forget(model, version, row))
-    }
-
-    /// Takes all stored answers of a model back: see [`crate::Client::flush`].
-    ///
-    /// # Errors
-    /// As [`crate::Client::forget`].
-    pub fn flush(&self, model: &str) -> Result<(), CallError> {
-        self.block_on(self.inner.client.flush(model))
-    }
-
-    /// The round-trip time of a `Ping`.
-    ///
-    /// # Errors
-    /// Any [`CallError`] that is not about images.
-    pub fn ping(&self) -> Result<Duration, CallError> {
-        self.block_on(self.inner.client.ping())
-    }
-
+impl Admin {
     /// The server's statistics.
     ///
     /// # Errors
-    /// Any [`CallError`] that is not about images.
+    /// Any [`CallError`].
     pub fn stats(&self) -> Result<Stats, CallError> {
-        self.block_on(self.inner.client.stats())
+        self.block_on(self.client.stats())
     }
 
-    /// Makes the server write a snapshot: see [`crate::Client::snapshot`].
+    /// Makes the server write a snapshot: see [`crate::Admin::snapshot`].
     ///
     /// # Errors
-    /// As [`crate::Client::snapshot`].
+    /// As [`crate::Admin::snapshot`].
     pub fn snapshot(&self, timeout: Duration) -> Result<Snapshot, CallError> {
-        self.block_on(self.inner.client.snapshot(timeout))
+        self.block_on(self.client.snapshot(timeout))
     }
 
-    /// The server's `Welcome` on the current connection.
-    pub fn welcome(&self) -> Option<Arc<Welcome>> {
-        self.inner.client.welcome()
+    /// Takes the stored answer of one row back: see [`crate::Admin::forget`].
+    ///
+    /// # Errors
+    /// As [`crate::Admin::forget`].
+    pub fn forget(&self, model: &str, version: &str, row: &[u8]) -> Result<u64, CallError> {
+        self.block_on(self.client.forget(model, version, row))
     }
 
-    /// Whether there is a connection that accepts requests.
-    pub fn is_connected(&self) -> bool {
-        self.inner.client.is_connected()
-    }
-
-    /// The counters of this client since it was created.
-    pub fn counters(&self) -> Counters {
-        self.inner.client.counters()
-    }
-
-    /// Accepts no more calls on any clone, and returns when those in flight have ended and the
-    /// server has received all writes: see [`crate::Client::close`].
-    pub fn close(&self) {
-        self.block_on(self.inner.client.close());
-    }
-
-    fn block_on<F: Future>(&self, call: F) -> F::Output {
-        let _ended = self.inner.calls.begin();
-        self.inner.runtime.block_on(call)
+    /// Takes all stored answers of a model back: see [`crate::Admin::flush`].
+    ///
+    /// # Errors
+    /// As [`crate::Admin::forget`].
+    pub fn flush(&self, model: &str) -> Result<(), CallError> {
+        self.block_on(self.client.flush(model))
     }
 }
 

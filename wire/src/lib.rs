@@ -4,9 +4,9 @@
 //! does the same and answers repeated images from its store, a cache service maps 64-bit keys to
 //! 64-bit values. This crate connects programs to such servers, and lets a program be one.
 //!
-//! * [`client`]: [`Client`], one connection for any number of concurrent callers, with deadlines
-//!   and reconnection.
-//! * [`blocking`]: the same client without an async runtime.
+//! * [`client`]: [`Client`], [`CacheClient`] and [`Admin`] on a [`Connection`] for any number of
+//!   concurrent callers, with deadlines and reconnection.
+//! * [`blocking`]: the same clients without an async runtime.
 //! * [`server`]: [`Server`](server::Server) accepts connections and hands requests to a
 //!   [`Service`](server::Service) in batches.
 //! * [`proto`]: header, messages and codec, without I/O and without a clock. `PROTOCOL.md` beside
@@ -87,6 +87,6 @@ pub mod splitmix;
 pub mod text;
 pub mod tls;
 
-pub use client::{CallError, CallOptions, Client, ClientOptions};
+pub use client::{Admin, CacheClient, CallError, CallOptions, Client, ClientOptions, Connection};
 pub use proto::Status;
 pub use sched::corked;

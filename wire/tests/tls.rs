@@ -110,7 +110,7 @@ async fn calls_cross_with_large_and_many_frames() {
     for (n, call) in calls.into_iter().enumerate() {
         assert_eq!(call.await.unwrap().unwrap().label, u16::from(n as u8));
     }
-    let stats = client.stats().await.unwrap();
+    let stats = client.admin().stats().await.unwrap();
     assert_eq!((stats.counter_value("tls_handshakes"), stats.counter_value("tls_failed")), (1, 0));
     client.close().await;
 }
@@ -210,7 +210,7 @@ async fn mutual_tls_accepts_only_its_own_authority() {
     let foreign = authority.issue("foreign", "memo-1");
     let why = objection(&server, client_tls(&authority, Some(&foreign))).await;
     assert!(why.starts_with("the server refused the handshake: "), "{why}");
-    let stats = client.stats().await.unwrap();
+    let stats = client.admin().stats().await.unwrap();
     assert_eq!((stats.counter_value("tls_handshakes"), stats.counter_value("tls_failed")), (1, 2));
 }
 

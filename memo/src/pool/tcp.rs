@@ -4,8 +4,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use afterimage_core::{Answer, Computed, ModelId, Rows};
-use afterimage_wire::client::{ConnectionError, Stage};
+use afterimage_core::{Answer, Computed, ModelId, Reply, Rows};
+use afterimage_wire::client::{Classified, ConnectionError, Stage};
 use afterimage_wire::proto::{Status, Welcome};
 use afterimage_wire::text::Escaped;
 use afterimage_wire::{CallError, Client};
@@ -73,13 +73,14 @@ impl Endpoint for TcpEndpoint {
         };
         let (row, timeout) = (row.clone(), attempt.timeout());
         let known = Arc::clone(&self.known);
-        self.client.submit_classify(&row, timeout, move |outcome| match outcome {
+        let reply = Reply::call(move |outcome: Classified| match outcome {
             Ok((answer, welcome)) => {
                 let answers = Rows::from_elem(Answer::Label(answer.label), 1);
                 attempt.end(Ok(Computed { model: model_of(&known, &welcome), answers }));
             }
             Err(error) => attempt.end(Err(EndpointError::from(&error))),
         });
+        self.client.submit_classify(&row, timeout, reply);
     }
 
     fn close(&self) {

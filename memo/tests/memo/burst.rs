@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{CacheService, Capacity, Table};
-use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, Store};
 use afterimage_wire::Client;
 use afterimage_wire::proto::message::Origin;
@@ -53,7 +53,7 @@ async fn ten_thousand_stored_inputs_at_once_are_as_many_hits() {
     let table = Arc::new(Table::new(Capacity::Entries(1 << 20)).unwrap());
     let cache = on_own_thread(CacheService::new(Arc::clone(&table)));
     let upstream = Client::connect(cache.as_str(), fail_fast()).await.unwrap();
-    let store = Store::Remote(RemoteStore::new(upstream, options()));
+    let store = Store::Remote(RemoteStore::new(upstream.cache(), options()));
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
     burst(&client).await;
     until("all answers are stored", async || table.len() == u64::from(INPUTS)).await;
@@ -99,7 +99,7 @@ impl Backend for Slow {
         });
     }
 
-    fn set(&self, _: u64, _: i64) {}
+    fn set(&self, _: u64, _: i64, _: Keep) {}
 }
 
 #[tokio::test]

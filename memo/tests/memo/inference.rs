@@ -106,15 +106,15 @@ async fn forget_takes_one_answer_back_and_flush_all() {
     for text in ["a", "b"] {
         client.infer(&capitals([text])).await.unwrap();
     }
-    assert_eq!(client.forget("capitals", "2", b"a").await.unwrap(), 1);
+    assert_eq!(client.admin().forget("capitals", "2", b"a").await.unwrap(), 1);
     assert_eq!(origin(&client, capitals(["a"])).await, Origin::Miss);
     assert_eq!(origin(&client, capitals(["b"])).await, Origin::Hit);
     for model in ["capitals", ""] {
-        client.flush(model).await.unwrap();
+        client.admin().flush(model).await.unwrap();
         assert_eq!(origin(&client, capitals(["b"])).await, Origin::Miss);
         assert_eq!(origin(&client, capitals(["b"])).await, Origin::Hit);
     }
-    let error = client.forget("capitals", "3", b"a").await.unwrap_err();
+    let error = client.admin().forget("capitals", "3", b"a").await.unwrap_err();
     assert_eq!(status(&error), Some(Status::BadArgument), "{error}");
 }
 
@@ -129,14 +129,14 @@ async fn deletion_needs_the_admin_token() {
     let client = Client::connect(addr, ClientOptions::new().token("use")).await.unwrap();
     client.infer(&capitals(["a"])).await.unwrap();
     for error in [
-        client.flush("").await.unwrap_err(),
-        client.forget("capitals", "", b"a").await.map(|_| ()).unwrap_err(),
+        client.admin().flush("").await.unwrap_err(),
+        client.admin().forget("capitals", "", b"a").await.map(|_| ()).unwrap_err(),
     ] {
         assert_eq!(status(&error), Some(Status::Unauthorized), "{error}");
     }
     assert_eq!(origin(&client, capitals(["a"])).await, Origin::Hit);
     let admin = Client::connect(addr, ClientOptions::new().token("admin")).await.unwrap();
-    admin.flush("").await.unwrap();
+    admin.admin().flush("").await.unwrap();
     assert_eq!(origin(&client, capitals(["a"])).await, Origin::Miss);
 }
 

@@ -155,11 +155,11 @@ async fn lied_to(lie: Reply) -> Outcome {
     let (liar, addr) = Liar::start().await;
     let client = memo(remote_store(&addr), Puppet::new(), MemoOptions::new(secret())).await;
     until("all is remembered", async || ask(&client, KNOWN).await == KNOWN.len()).await;
-    let before = client.stats().await.unwrap();
+    let before = client.admin().stats().await.unwrap();
 
     liar.set(lie);
     assert_eq!(ask(&client, ASKED).await, 0, "{lie:?} is not believed");
-    let after = client.stats().await.unwrap();
+    let after = client.admin().stats().await.unwrap();
     let more = |name| after.counter_value(name) - before.counter_value(name);
     let outcome = Outcome { rejected: more("rejected_tags"), failed: more("store_lookups_failed") };
     let counted = outcome.rejected + outcome.failed + more("store_lookups_bypassed");

@@ -29,7 +29,7 @@ async fn identical_requests_in_flight_make_one_call_and_one_write() {
             })
             .collect();
         until("all wait", async || {
-            let stats = client.stats().await.unwrap();
+            let stats = client.admin().stats().await.unwrap();
             stats.get("waiting") == Some(&afterimage_wire::proto::stats::Value::Gauge(2000))
         })
         .await;

@@ -129,7 +129,10 @@ pub(crate) fn remote_store(cache: &str) -> Store {
     let client = Client::connect_lazy(cache, fail_fast());
     // A long lookup budget, so that a busy machine causes no misses.
     let lookup_budget = Duration::from_millis(300);
-    Store::Remote(RemoteStore::new(client, StoreOptions { lookup_budget, ..Default::default() }))
+    Store::Remote(RemoteStore::new(
+        client.cache(),
+        StoreOptions { lookup_budget, ..Default::default() },
+    ))
 }
 
 pub(crate) async fn memo(store: Store, classifier: impl Upstream, options: MemoOptions) -> Client {

@@ -80,5 +80,5 @@ async fn ask(client: &Client, images: Range<u8>) -> usize {
 }
 
 async fn stats(client: &Client) -> Stats {
-    client.stats().await.unwrap()
+    client.admin().stats().await.unwrap()
 }

@@ -177,7 +177,7 @@ async fn callers_without_patience_have_no_replica_ejected() {
         assert_eq!(call.await.unwrap().unwrap_err().status(), Status::DeadlineExceeded);
     }
     until("the memo has given them up", async || {
-        let stats = client.stats().await.unwrap();
+        let stats = client.admin().stats().await.unwrap();
         stats.counter_value("expired") + stats.counter_value("classifier_calls_dropped") > 0
             && gauge(&client, "waiting").await == 0
     })

@@ -12,7 +12,7 @@ use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows, Sink, Wan
 use afterimage_memo::Secret;
 use afterimage_memo::key::{KeySpace, RowHash};
 use afterimage_memo::pool::Pool;
-use afterimage_memo::store::{Backend, Callback};
+use afterimage_memo::store::{Backend, Callback, Keep};
 use afterimage_memo::upstream::{Call, OnChange, Upstream};
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::stats::Stats;
@@ -122,13 +122,13 @@ impl<B: Backend> Backend for FaultyStore<B> {
         }
     }
 
-    fn set(&self, key: u64, value: i64) {
+    fn set(&self, key: u64, value: i64, keep: Keep) {
         self.first_written.lock().unwrap().get_or_insert(value);
         let value = match self.defect {
             Defect::ValidSeal => self.seal_wrong_label(key, value),
             _ => value,
         };
-        self.inner.set(key, value);
+        self.inner.set(key, value, keep);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use afterimage_wire::client::CallOptions;
+use afterimage_wire::client::{CallOptions, Reply};
 use afterimage_wire::proto::message::Classification;
 use afterimage_wire::{CallError, Client, Status};
 use tokio::sync::oneshot;
@@ -182,9 +182,13 @@ async fn call_back(client: &Client, ask: &Ask) -> Answer {
     loop {
         let (sender, receiver) = oneshot::channel();
         let left = deadline.saturating_duration_since(Instant::now());
-        client.submit_classify(&image(ask.image), left, move |answer| {
-            drop(sender.send(answer));
-        });
+        client.submit_classify(
+            &image(ask.image),
+            left,
+            Reply::call(move |answer| {
+                drop(sender.send(answer));
+            }),
+        );
         match receiver.await.expect("a callback is called") {
             Ok((label, welcome)) => return Ok((label, Some(welcome.digest))),
             Err(CallError::Server { status: Status::ShuttingDown, .. }) if retries > 0 => {

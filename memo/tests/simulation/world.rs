@@ -135,7 +135,7 @@ impl World {
         let store = if settings.remote_cache {
             let lookup_budget = settings.lookup_budget;
             let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
-            let cache = client(CACHE, Expect::Cache);
+            let cache = client(CACHE, Expect::Cache).cache();
             Store::Remote(match self.defect {
                 Some(defect) if defect.is_of_store() => {
                     let store = FaultyStore::new(cache, defect, &secret, settings.models);

@@ -57,18 +57,18 @@ const MIN_EVERY: Duration = Duration::from_millis(100);
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
         let server = args.address.get();
-        let client = net::connect(server, args.client.options()?).await?;
+        let admin = net::connect(server, args.client.options()?).await?.admin();
         if args.watch {
             let every = args.every.0.max(MIN_EVERY);
-            return watch::watch(&client, server, every, args.json).await;
+            return watch::watch(&admin, server, every, args.json).await;
         }
         let read = async || {
-            let stats = client.stats().await;
+            let stats = admin.stats().await;
             stats.map(Reading::new).map_err(|error| net::explained(server, &error))
         };
         let before = read().await?;
         if args.prometheus {
-            client.close().await;
+            admin.close().await;
             return print::text(&prometheus::text(&[before.stats], catalog::find));
         }
         let interval = if args.over.0.is_zero() {
@@ -77,7 +77,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             tokio::time::sleep(args.over.0).await;
             Interval::between(before, read().await?)
         };
-        client.close().await;
+        admin.close().await;
         if args.json {
             print::json(&serde_json::to_string_pretty(&report::json(server, &interval))?)
         } else {

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::time::Duration;
 
-use afterimage_wire::Client;
+use afterimage_wire::Admin;
 use afterimage_wire::client::Report;
 use afterimage_wire::server::until_terminated;
 use afterimage_wire::text::escape_text;
@@ -20,7 +20,7 @@ use crate::print::{self, say};
 /// Shows the statistics until Ctrl-C, SIGTERM or the key q: on a terminal as a screen, elsewhere as
 /// lines. After a lost connection it retries.
 pub(super) async fn watch(
-    client: &Client,
+    admin: &Admin,
     server: &str,
     every: Duration,
     json: bool,
@@ -29,7 +29,7 @@ pub(super) async fn watch(
     let mut terminated = std::pin::pin!(until_terminated());
     let mut keys = screen.as_ref().map(|_| keys());
     let mut resized = Resized::new();
-    let mut looks = looks(client.clone(), every);
+    let mut looks = looks(admin.clone(), every);
     let (mut view, mut before) = (View::new(server), None);
     loop {
         tokio::select! {
@@ -67,7 +67,7 @@ pub(super) async fn watch(
 type Look = Result<Reading, String>;
 
 /// Reads the statistics at this interval. A slow reading delays the next one.
-fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
+fn looks(admin: Admin, every: Duration) -> mpsc::Receiver<Look> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(every);
@@ -75,7 +75,7 @@ fn looks(client: Client, every: Duration) -> mpsc::Receiver<Look> {
         loop {
             ticks.tick().await;
             let look =
-                client.stats().await.map(Reading::new).map_err(|error| Report(&error).to_string());
+                admin.stats().await.map(Reading::new).map_err(|error| Report(&error).to_string());
             if sender.send(look).await.is_err() {
                 return;
             }

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use afterimage_core::Reply;
 use tokio::sync::oneshot;
 
 use super::error::CallError;
 use super::options::CallOptions;
 use super::request::Request;
 use super::shared::Shared;
-use super::waiter::{Answer, Callback, Many, Waiter};
+use super::waiter::{Answer, Many, Waiter};
 
 /// Sends one request and waits for its answer. Dropping the future cancels the request.
 pub(super) async fn ask(
@@ -18,12 +19,7 @@ pub(super) async fn ask(
     request: Request<&[u8]>,
     timeout: Duration,
 ) -> Result<Answer, CallError> {
-    let (sender, receiver) = oneshot::channel();
-    let id = shared.submit(request, timeout, Waiter::Future(sender));
-    let mut cancel = Cancel { shared, id };
-    let outcome = receiver.await;
-    cancel.id = 0;
-    outcome.unwrap_or(Err(CallError::Closed))
+    Asked::new(shared, request, timeout).outcome().await
 }
 
 /// Sends one read, and sends it again if its connection is lost.
@@ -32,11 +28,99 @@ pub(super) async fn read(
     request: Request<&[u8]>,
     options: CallOptions,
 ) -> Result<Answer, CallError> {
-    let mut tries = Tries::new(shared, options);
-    loop {
-        match ask(shared, request, tries.left).await {
-            Ok(answer) => return Ok(answer),
-            Err(error) => tries.another(error).await?,
+    Read::begin(shared, request, options).outcome().await
+}
+
+/// A request in flight. Dropping it cancels the request.
+struct Asked<'a> {
+    shared: &'a Shared,
+    /// 0 when there is nothing to cancel.
+    id: u64,
+    outcome: oneshot::Receiver<Result<Answer, CallError>>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(shared: &'a Shared, request: Request<&[u8]>, timeout: Duration) -> Self {
+        let (sender, outcome) = oneshot::channel();
+        let id = shared.submit(request, timeout, Waiter::Future(sender));
+        Asked { shared, id, outcome }
+    }
+
+    async fn outcome(&mut self) -> Result<Answer, CallError> {
+        let outcome = (&mut self.outcome).await;
+        self.id = 0;
+        outcome.unwrap_or(Err(CallError::Closed))
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if self.id != 0 {
+            let now = self.shared.now();
+            self.shared.with(|state, effects| state.cancel(now, self.id, effects));
+        }
+    }
+}
+
+/// A read in flight, which is sent again if its connection is lost.
+pub(super) struct Read<'a> {
+    request: Request<&'a [u8]>,
+    tries: Tries<'a>,
+    asked: Asked<'a>,
+    /// The outcome, if `again_if_lost` has found it.
+    known: Option<Result<Answer, CallError>>,
+}
+
+impl<'a> Read<'a> {
+    pub(super) fn begin(
+        shared: &'a Shared,
+        request: Request<&'a [u8]>,
+        options: CallOptions,
+    ) -> Self {
+        let tries = Tries::new(shared, options);
+        let asked = Asked::new(shared, request, tries.left);
+        Read { request, tries, asked, known: None }
+    }
+
+    pub(super) async fn outcome(self) -> Result<Answer, CallError> {
+        self.outcome_before([].into_iter()).await
+    }
+
+    /// The outcome. If the read is sent again, so are those of `later` that were lost with it.
+    pub(super) async fn outcome_before<'r>(
+        mut self,
+        later: impl Iterator<Item = &'r mut Read<'a>>,
+    ) -> Result<Answer, CallError>
+    where
+        'a: 'r,
+    {
+        let mut later = Some(later);
+        loop {
+            let outcome = match self.known.take() {
+                Some(outcome) => outcome,
+                None => self.asked.outcome().await,
+            };
+            match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(error) => self.tries.another(error).await?,
+            }
+            self.asked = Asked::new(self.tries.shared, self.request, self.tries.left);
+            later.take().into_iter().flatten().for_each(Read::again_if_lost);
+        }
+    }
+
+    /// Sends the read again at once if its connection is lost and it may be repeated.
+    fn again_if_lost(&mut self) {
+        if self.known.is_some() {
+            return;
+        }
+        let Ok(outcome) = self.asked.outcome.try_recv() else { return };
+        self.asked.id = 0;
+        match outcome {
+            Err(CallError::ConnectionLost { .. }) if self.tries.begin_another() => {
+                self.asked = Asked::new(self.tries.shared, self.request, self.tries.left);
+            }
+            outcome => self.known = Some(outcome),
         }
     }
 }
@@ -48,8 +132,8 @@ pub(super) async fn ask_many(
     timeout: Duration,
 ) -> Result<Vec<Option<i64>>, CallError> {
     let (sender, receiver) = oneshot::channel();
-    let callback = Callback::new(|values| drop(sender.send(values)));
-    let many = shared.submit_many(keys, timeout, callback);
+    let reply = Reply::call(|values| drop(sender.send(values)));
+    let many = shared.submit_many(keys, timeout, reply);
     let _cancel = many.map(|many| CancelMany { shared, many });
     receiver.await.unwrap_or(Err(CallError::Closed))
 }
@@ -90,34 +174,25 @@ impl<'a> Tries<'a> {
             }
             return Err(error);
         }
-        self.retries -= 1;
         if matches!(error, CallError::Server { .. }) {
             tokio::time::sleep(PAUSE).await;
         }
+        if self.begin_another() { Ok(()) } else { Err(error) }
+    }
+
+    /// Takes an attempt. False when no attempt or no time is left.
+    fn begin_another(&mut self) -> bool {
+        if self.retries == 0 {
+            return false;
+        }
+        self.retries -= 1;
         self.left = self.total.saturating_sub(self.shared.now() - self.start);
-        if self.left.is_zero() {
-            return Err(error);
-        }
-        Ok(())
+        !self.left.is_zero()
     }
 }
 
-/// Removes a call from the table when its caller drops it (id 0: nothing to remove).
-struct Cancel<'a> {
-    shared: &'a Shared,
-    id: u64,
-}
-
-impl Drop for Cancel<'_> {
-    fn drop(&mut self) {
-        if self.id != 0 {
-            let now = self.shared.now();
-            self.shared.with(|state, effects| state.cancel(now, self.id, effects));
-        }
-    }
-}
-
-/// The same for many reads. Nothing is left to remove once they are answered.
+/// Removes many reads from the table when their caller drops them. Nothing is left to remove once
+/// they are answered.
 struct CancelMany<'a> {
     shared: &'a Shared,
     many: Arc<Many>,

@@ -112,7 +112,72 @@ pub enum CallError {
     Closed,
 }
 
+/// Groups of errors, by what the caller can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The request can never be answered. Correct it.
+    Invalid,
+    /// Time ran out, at the client or at the server. Allow more time.
+    Timeout,
+    /// A queue is full, at the client or at the server. Retry after a pause.
+    Overloaded,
+    /// The server cannot be reached, was lost, or shuts down. Retry later, or at another server.
+    Unavailable,
+    /// The server refuses this client. Correct its token, its certificate or its rights.
+    Denied,
+    /// The server does not support the request. Update it, or use another server.
+    Unsupported,
+    /// The server failed, or a server behind it.
+    Server,
+    /// The server broke the protocol.
+    Protocol,
+    /// The client is closed. Create a new one.
+    Closed,
+}
+
 impl CallError {
+    /// The group of the error.
+    ///
+    /// ```
+    /// use afterimage_wire::CallError;
+    /// use afterimage_wire::client::ErrorKind;
+    ///
+    /// let error = CallError::QueueFull { queued_bytes: 4097, limit_bytes: 4096 };
+    /// assert_eq!(error.kind(), ErrorKind::Overloaded);
+    /// assert!(error.is_retryable());
+    /// ```
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            CallError::Server { status, .. } => match status {
+                Status::BadArgument | Status::TooLarge => ErrorKind::Invalid,
+                Status::DeadlineExceeded => ErrorKind::Timeout,
+                Status::Overloaded => ErrorKind::Overloaded,
+                Status::ShuttingDown | Status::UpstreamCrashed => ErrorKind::Unavailable,
+                Status::Unauthenticated | Status::Unauthorized => ErrorKind::Denied,
+                Status::Unsupported => ErrorKind::Unsupported,
+                _ => ErrorKind::Server,
+            },
+            CallError::DeadlineExceeded { .. } => ErrorKind::Timeout,
+            CallError::ConnectionLost { .. } | CallError::Unavailable { .. } => {
+                ErrorKind::Unavailable
+            }
+            CallError::Refused { reason, .. } => match **reason {
+                ConnectionError::WrongService { .. } | ConnectionError::WrongVersion { .. } => {
+                    ErrorKind::Unsupported
+                }
+                _ => ErrorKind::Denied,
+            },
+            CallError::TooLarge { .. }
+            | CallError::BadArgument { .. }
+            | CallError::Invalid { .. } => ErrorKind::Invalid,
+            CallError::OldServer { .. } => ErrorKind::Unsupported,
+            CallError::Protocol { .. } => ErrorKind::Protocol,
+            CallError::QueueFull { .. } => ErrorKind::Overloaded,
+            CallError::Closed => ErrorKind::Closed,
+        }
+    }
+
     /// The status with which a service reports this error to its own client.
     ///
     /// Errors that concern that client (a wrong image, too much work, too little time) keep their
@@ -190,11 +255,7 @@ impl CallError {
 
     /// Whether time ran out, at the client or at the server.
     pub fn is_timeout(&self) -> bool {
-        matches!(
-            self,
-            CallError::DeadlineExceeded { .. }
-                | CallError::Server { status: Status::DeadlineExceeded, .. }
-        )
+        self.kind() == ErrorKind::Timeout
     }
 
     /// The operating system has no thread or no event queue left for a client.

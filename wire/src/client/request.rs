@@ -121,6 +121,13 @@ impl<B: AsRef<[u8]>> Request<B> {
     }
 }
 
+impl<'a> EncodedRequest<&'a [u8]> {
+    /// A request without a time budget.
+    pub(super) fn plain(kind: Kind, flags: u8, body: &'a [u8]) -> Self {
+        EncodedRequest { kind, flags, has_budget: false, budget_at: None, body }
+    }
+}
+
 impl<B: AsRef<[u8]>> EncodedRequest<B> {
     fn check(&self, welcome: &Welcome) -> Result<(), CallError> {
         let (bytes, limit) = (self.body.as_ref().len(), welcome.max_body);

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use afterimage_core::Reply;
 use tokio::sync::{Notify, watch};
 
 use super::error::{CallError, Stage};
 use super::options::ClientOptions;
 use super::request::Request;
 use super::state::{Effects, Life, State};
-use super::waiter::{Callback, Many, Values, Waiter};
+use super::waiter::{Many, Values, Waiter};
 
 /// See the module.
 pub(super) struct Shared {
@@ -23,7 +24,7 @@ pub(super) struct Shared {
     /// Notified when a connection is opened or lost, and at each step of the client's shutdown.
     changed: watch::Sender<()>,
     /// Tasks and threads that are delivering outcomes. Their calls have left the table, but
-    /// `close` must still wait for their callbacks.
+    /// `close` must still wait for their receivers.
     delivering: AtomicUsize,
     /// `close` may be waiting for deliveries.
     ending: AtomicBool,
@@ -126,19 +127,19 @@ impl Shared {
         })
     }
 
-    /// Submits many reads under one lock. The callback may be called before this returns.
+    /// Submits many reads under one lock. The reply may be sent before this returns.
     pub(super) fn submit_many(
         &self,
         keys: &[u64],
         timeout: Duration,
-        callback: Callback<Values>,
+        reply: Reply<Values>,
     ) -> Option<Arc<Many>> {
         if keys.is_empty() {
-            callback.call(Ok(Vec::new()));
+            reply.send(Ok(Vec::new()));
             return None;
         }
         let now = self.now();
-        let many = Many::new(keys.len(), callback);
+        let many = Many::new(keys.len(), reply);
         let mut effects = Effects::default();
         let mut state = self.lock();
         let outcome = state.room_for(Request::<&[u8]>::CacheRead(0).cost() * keys.len());

@@ -1,8 +1,8 @@
-//! Waiters: futures and callbacks that get the outcome of a request.
+//! Waiters: futures and replies that get the outcome of a request.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use afterimage_core::{Outcome, Reply};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -48,27 +48,38 @@ impl Answer {
     }
 }
 
-/// The argument of a classification's callback.
-pub(super) type Classified = Result<(Classification, Arc<Welcome>), CallError>;
+/// The outcome of a classification: the label, and the [`Welcome`] of its connection.
+pub type Classified = Result<(Classification, Arc<Welcome>), CallError>;
 
-/// The argument of the callback of many reads.
-pub(super) type Values = Result<Vec<Option<i64>>, CallError>;
+/// The outcome of many reads: the values, in the order of the keys.
+pub type Values = Result<Vec<Option<i64>>, CallError>;
 
-/// The argument of the callback of one read or write of bytes.
-pub(super) type BytesOutcome = Result<Option<Bytes>, CallError>;
+/// The outcome of a read of bytes, if the key has some.
+pub type BytesRead = Result<Option<Bytes>, CallError>;
+
+/// The outcome of a write of bytes.
+pub type Written = Result<(), CallError>;
 
 /// The receiver of a request's outcome. It gets exactly one.
 pub(super) enum Waiter {
     /// A future.
     Future(oneshot::Sender<Result<Answer, CallError>>),
-    /// A callback that also gets the `Welcome` of the connection.
-    Classify(Callback<Classified>),
+    /// A reply that also gets the `Welcome` of the connection.
+    Classify(Reply<Classified>),
     /// One of many reads, by its index.
     One(Arc<Many>, u32),
-    /// A callback for bytes.
-    Bytes(Callback<BytesOutcome>),
+    /// The reply to a read of bytes.
+    BytesRead(Reply<BytesRead>),
+    /// The reply to a write of bytes.
+    Written(Reply<Written>),
     /// No receiver: a cache write.
     None,
+}
+
+impl Outcome for CallError {
+    fn abandoned() -> Self {
+        CallError::Closed
+    }
 }
 
 impl Waiter {
@@ -76,17 +87,21 @@ impl Waiter {
     pub(super) fn answer(self, answer: Answer, server: &Arc<str>, welcome: &Arc<Welcome>) {
         match (self, answer) {
             (Waiter::Future(sender), answer) => drop(sender.send(Ok(answer))),
-            (Waiter::Classify(callback), Answer::Classification(label)) => {
-                callback.call(Ok((label, Arc::clone(welcome))));
+            (Waiter::Classify(reply), Answer::Classification(label)) => {
+                reply.send(Ok((label, Arc::clone(welcome))));
             }
             (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),
-            (Waiter::Bytes(callback), Answer::Bytes(value)) => callback.call(Ok(value)),
-            (Waiter::Classify(callback), answer) => {
-                callback.call(Err(answer.is_wrong_for("ClassifyReq", server)));
+            (Waiter::BytesRead(reply), Answer::Bytes(value)) => drop(reply.send(Ok(value))),
+            (Waiter::Written(reply), Answer::Bytes(_)) => drop(reply.send(Ok(()))),
+            (Waiter::Classify(reply), answer) => {
+                reply.send(Err(answer.is_wrong_for("ClassifyReq", server)));
             }
             (Waiter::One(many, _), answer) => many.fail(answer.is_wrong_for("CacheReq", server)),
-            (Waiter::Bytes(callback), answer) => {
-                callback.call(Err(answer.is_wrong_for("BytesReq", server)));
+            (Waiter::BytesRead(reply), answer) => {
+                reply.send(Err(answer.is_wrong_for("BytesReq", server)));
+            }
+            (Waiter::Written(reply), answer) => {
+                reply.send(Err(answer.is_wrong_for("BytesReq", server)));
             }
             (Waiter::None, _) => {}
         }
@@ -96,9 +111,10 @@ impl Waiter {
     pub(super) fn fail(self, error: CallError) {
         match self {
             Waiter::Future(sender) => drop(sender.send(Err(error))),
-            Waiter::Classify(callback) => callback.call(Err(error)),
+            Waiter::Classify(reply) => drop(reply.send(Err(error))),
             Waiter::One(many, _) => many.fail(error),
-            Waiter::Bytes(callback) => callback.call(Err(error)),
+            Waiter::BytesRead(reply) => drop(reply.send(Err(error))),
+            Waiter::Written(reply) => drop(reply.send(Err(error))),
             Waiter::None => {}
         }
     }
@@ -109,65 +125,23 @@ impl Waiter {
     }
 }
 
-/// A function that is called exactly once. If it is dropped uncalled, it gets
-/// [`CallError::Closed`].
-pub(super) struct Callback<R: FromClosed>(Option<Box<dyn FnOnce(R) + Send>>);
-
-/// An outcome with a value for "the client is closed".
-pub(super) trait FromClosed {
-    fn closed() -> Self;
-}
-
-impl<T> FromClosed for Result<T, CallError> {
-    fn closed() -> Self {
-        Err(CallError::Closed)
-    }
-}
-
-impl<R: FromClosed> Callback<R> {
-    pub(super) fn new(function: impl FnOnce(R) + Send + 'static) -> Self {
-        Callback(Some(Box::new(function)))
-    }
-
-    pub(super) fn call(mut self, outcome: R) {
-        self.spend(outcome);
-    }
-
-    fn spend(&mut self, outcome: R) {
-        if let Some(function) = self.0.take() {
-            // A panic in one callback must not end the connection of all other callers.
-            if catch_unwind(AssertUnwindSafe(|| function(outcome))).is_err() {
-                tracing::error!("a reply callback panicked");
-            }
-        }
-    }
-}
-
-impl<R: FromClosed> Drop for Callback<R> {
-    fn drop(&mut self) {
-        if self.0.is_some() {
-            self.spend(R::closed());
-        }
-    }
-}
-
-/// Many reads with one outcome: one allocation and one callback for all.
+/// Many reads with one outcome: one allocation and one reply for all.
 pub(super) struct Many(Mutex<ManyState>);
 
 struct ManyState {
     values: Vec<Option<i64>>,
     missing: usize,
-    callback: Option<Callback<Values>>,
+    reply: Option<Reply<Values>>,
 }
 
 impl Many {
     /// Waits for `reads` values, at least one.
-    pub(super) fn new(reads: usize, callback: Callback<Values>) -> Arc<Self> {
+    pub(super) fn new(reads: usize, reply: Reply<Values>) -> Arc<Self> {
         debug_assert!(reads > 0, "no reads are never answered");
         Arc::new(Many(Mutex::new(ManyState {
             values: vec![None; reads],
             missing: reads,
-            callback: Some(callback),
+            reply: Some(reply),
         })))
     }
 
@@ -183,21 +157,21 @@ impl Many {
         }
         state.missing = state.missing.saturating_sub(1);
         if state.missing == 0
-            && let Some(callback) = state.callback.take()
+            && let Some(reply) = state.reply.take()
         {
             let values = std::mem::take(&mut state.values);
             drop(state);
-            callback.call(Ok(values));
+            reply.send(Ok(values));
         }
     }
 
     /// Fails all reads: one error is the outcome, and later answers are dropped.
     pub(super) fn fail(&self, error: CallError) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let callback = state.callback.take();
+        let reply = state.reply.take();
         drop(state);
-        if let Some(callback) = callback {
-            callback.call(Err(error));
+        if let Some(reply) = reply {
+            reply.send(Err(error));
         }
     }
 }
@@ -207,35 +181,25 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    fn counting(calls: &Arc<AtomicUsize>) -> Callback<Values> {
-        let calls = Arc::clone(calls);
-        Callback::new(move |_| {
-            calls.fetch_add(1, Ordering::SeqCst);
-        })
-    }
-
-    #[test]
-    fn a_callback_is_called_when_it_is_dropped() {
-        let calls = Arc::new(AtomicUsize::new(0));
-        drop(counting(&calls));
-        assert_eq!(calls.load(Ordering::SeqCst), 1);
-        counting(&calls).call(Ok(Vec::new()));
-        assert_eq!(calls.load(Ordering::SeqCst), 2);
-    }
-
-    #[test]
-    fn a_panic_in_a_callback_stays_there() {
-        Callback::<Values>::new(|_| panic!("on purpose")).call(Ok(Vec::new()));
-    }
-
     #[test]
     fn many_reads_that_fail_one_by_one_fail_once() {
         let calls = Arc::new(AtomicUsize::new(0));
-        let many = Many::new(3, counting(&calls));
+        let counted = Arc::clone(&calls);
+        let reply = Reply::call(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let many = Many::new(3, reply);
         many.one_more(1, Some(1));
         many.fail(CallError::Closed);
         many.fail(CallError::Closed);
         many.one_more(0, None);
         assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn a_dropped_reply_says_that_the_client_is_closed() {
+        let (sender, outcome) = std::sync::mpsc::channel();
+        drop(Many::new(1, Reply::call(move |values| sender.send(values).unwrap())));
+        assert!(matches!(outcome.recv().unwrap(), Err(CallError::Closed)));
     }
 }

@@ -51,11 +51,11 @@ fn converse(mut stream: TcpStream, on_frame: &mut impl FnMut(Kind) -> bool) {
 fn every_call_gets_its_answer_in_a_plain_thread() {
     let client = Client::connect(serve(|_| true), options()).unwrap();
     assert_eq!(client.classify(&[7]).unwrap(), label(7));
-    assert_eq!(client.cache_get(4).unwrap(), Some(4));
-    client.cache_set(1, 1).unwrap();
-    assert_eq!(client.cache_get_many(&[2, 3]).unwrap(), [Some(2), None]);
+    assert_eq!(client.cache().get(4).unwrap(), Some(4));
+    client.cache().set(1, 1).unwrap();
+    assert_eq!(client.cache().get_many(&[2, 3]).unwrap(), [Some(2), None]);
     assert!(client.ping().unwrap() > Duration::ZERO);
-    assert!(client.stats().unwrap().entries.is_empty());
+    assert!(client.admin().stats().unwrap().entries.is_empty());
     assert!(client.is_connected() && client.welcome().is_some());
     client.close();
     assert!(matches!(client.classify(&[7]), Err(CallError::Closed)));
@@ -110,9 +110,9 @@ fn a_write_is_sent_without_a_later_call() {
         true
     });
     let client = Client::connect(address, options()).unwrap();
-    client.cache_set(1, 1).unwrap();
+    client.cache().set(1, 1).unwrap();
     writes.recv_timeout(PATIENCE).unwrap();
-    client.cache_set(1, 2).unwrap();
+    client.cache().set(1, 2).unwrap();
     drop(client);
     writes.recv_timeout(PATIENCE).unwrap();
 }

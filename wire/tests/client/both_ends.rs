@@ -76,10 +76,10 @@ async fn calls_errors_stats_and_pings_cross_both_ends() {
         for class in 0..10u8 {
             assert_eq!(client.classify(&[class]).await.unwrap(), label(class.into()));
         }
-        let stats = client.stats().await.unwrap();
+        let stats = client.admin().stats().await.unwrap();
         assert_eq!(stats.counter_value("handled"), 10);
         client.ping().await.unwrap();
-        let error = client.cache_get(1).await.unwrap_err();
+        let error = client.cache().get(1).await.unwrap_err();
         assert!(matches!(&error, CallError::Server { status: Status::Unsupported, .. }), "{error}");
         let error = client.classify(&vec![0; (17 << 20) + 1]).await.unwrap_err();
         assert!(matches!(error, CallError::TooLarge { .. }), "{error}");

@@ -3,11 +3,11 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use afterimage_wire::client::{BytesRead, Reply, Written};
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::proto::message::BytesWrite;
 use afterimage_wire::proto::{Kind, Message, Role, Status, Welcome};
 use afterimage_wire::{CallError, Client};
-use bytes::Bytes;
 
 use crate::server::{PATIENCE, Peer, options, pair, pair_with, soon, welcome};
 
@@ -37,25 +37,23 @@ async fn serve(mut peer: Peer) {
     }
 }
 
-type Outcome = Result<Option<Bytes>, CallError>;
-
-fn submit_read(client: &Client) -> Receiver<Outcome> {
+fn submit_read(client: &Client) -> Receiver<BytesRead> {
     let (sender, receiver) = channel();
-    client.submit_read_bytes(&KEY, PATIENCE, move |outcome| sender.send(outcome).unwrap());
+    let reply = Reply::call(move |outcome| sender.send(outcome).unwrap());
+    client.cache().submit_read_bytes(&KEY, PATIENCE, reply);
     receiver
 }
 
-fn submit_write(client: &Client, value: &[u8]) -> Receiver<Outcome> {
+fn submit_write(client: &Client, value: &[u8]) -> Receiver<BytesRead> {
     let (sender, receiver) = channel();
     let ttl = Some(Duration::from_secs(60));
-    client.submit_write_bytes(&KEY, value, ttl, PATIENCE, move |outcome| {
-        sender.send(outcome.map(|()| None)).unwrap();
-    });
+    let reply = Reply::call(move |outcome: Written| sender.send(outcome.map(|()| None)).unwrap());
+    client.cache().submit_write_bytes(&KEY, value, ttl, PATIENCE, reply);
     receiver
 }
 
 /// The only outcome. The callback must not be called again.
-async fn only(receiver: Receiver<Outcome>) -> Outcome {
+async fn only(receiver: Receiver<BytesRead>) -> BytesRead {
     let outcome = soon(async {
         loop {
             match receiver.try_recv() {
@@ -73,10 +71,10 @@ async fn only(receiver: Receiver<Outcome>) -> Outcome {
 async fn bytes_are_written_and_read() {
     let (client, peer, _listener) = pair_with(options(), version_2()).await;
     tokio::spawn(serve(peer));
-    assert_eq!(soon(client.read_bytes(&KEY)).await.unwrap(), None);
+    assert_eq!(soon(client.cache().read_bytes(&KEY)).await.unwrap(), None);
     for value in [&b""[..], b"an answer", &[9; 100_000]] {
-        soon(client.write_bytes(&KEY, value, Some(Duration::from_secs(60)))).await.unwrap();
-        assert_eq!(soon(client.read_bytes(&KEY)).await.unwrap().as_deref(), Some(value));
+        soon(client.cache().write_bytes(&KEY, value, Some(Duration::from_secs(60)))).await.unwrap();
+        assert_eq!(soon(client.cache().read_bytes(&KEY)).await.unwrap().as_deref(), Some(value));
         assert_eq!(only(submit_write(&client, value)).await.unwrap(), None);
         assert_eq!(only(submit_read(&client)).await.unwrap().as_deref(), Some(value));
     }
@@ -85,8 +83,8 @@ async fn bytes_are_written_and_read() {
 #[tokio::test]
 async fn a_server_of_version_1_is_named_in_the_error() {
     let (client, mut peer, _listener) = pair(options()).await;
-    let write = soon(client.write_bytes(&KEY, b"value", None)).await.unwrap_err();
-    let read = soon(client.read_bytes(&KEY)).await.unwrap_err();
+    let write = soon(client.cache().write_bytes(&KEY, b"value", None)).await.unwrap_err();
+    let read = soon(client.cache().read_bytes(&KEY)).await.unwrap_err();
     let submitted = only(submit_read(&client)).await.unwrap_err();
     let written = only(submit_write(&client, b"value")).await.unwrap_err();
     for error in [write, read, submitted, written] {
@@ -104,7 +102,7 @@ async fn a_value_above_a_limit_is_refused_unsent() {
     let (client, peer, _listener) = pair_with(options(), version_2()).await;
     tokio::spawn(serve(peer));
     let long = vec![0; MAX_VALUE + 1];
-    let error = soon(client.write_bytes(&KEY, &long, None)).await.unwrap_err();
+    let error = soon(client.cache().write_bytes(&KEY, &long, None)).await.unwrap_err();
     assert!(error.to_string().contains(&MAX_VALUE.to_string()), "{error}");
     assert!(matches!(only(submit_write(&client, &long)).await, Err(CallError::Invalid { .. })));
     let above_the_servers = vec![0; 1 << 20];

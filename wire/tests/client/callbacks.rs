@@ -3,26 +3,31 @@
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use afterimage_wire::proto::message::Classification;
+use afterimage_wire::client::{Classified, Reply, Values};
 use afterimage_wire::proto::{Kind, Message, Welcome};
 use afterimage_wire::{CallError, Client};
-use std::sync::Arc;
 
 use crate::server::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
 
-type Outcome = Result<(Classification, Arc<Welcome>), CallError>;
-
-fn submit(client: &Client, timeout: Duration) -> Receiver<Outcome> {
+fn submit(client: &Client, timeout: Duration) -> Receiver<Classified> {
     let (sender, receiver) = channel();
-    client.submit_classify(&[1], timeout, move |outcome| sender.send(outcome).unwrap());
+    client.submit_classify(
+        &[1],
+        timeout,
+        Reply::call(move |outcome| sender.send(outcome).unwrap()),
+    );
     receiver
 }
 
-fn submit_many(client: &Client) -> Receiver<Result<Vec<Option<i64>>, CallError>> {
+fn submit_many(client: &Client) -> Receiver<Values> {
     let (sender, receiver) = channel();
-    client.submit_cache_get_many(&[2, 4, 6], PATIENCE, move |outcome| {
-        sender.send(outcome).unwrap();
-    });
+    client.cache().submit_get_many(
+        &[2, 4, 6],
+        PATIENCE,
+        Reply::call(move |outcome| {
+            sender.send(outcome).unwrap();
+        }),
+    );
     receiver
 }
 
@@ -151,14 +156,16 @@ async fn a_refused_request_calls_back_before_submit_returns() {
 async fn a_callback_may_submit_the_next_request_and_may_panic() {
     let (client, peer, _listener) = pair(options()).await;
     tokio::spawn(peer.serve());
-    client.submit_classify(&[1], PATIENCE, |_| panic!("on purpose"));
+    client.submit_classify(&[1], PATIENCE, Reply::call(|_| panic!("on purpose")));
     let (sender, receiver) = channel();
     let again = client.clone();
-    client.submit_classify(&[2], PATIENCE, move |first| {
-        again.submit_classify(&[3], PATIENCE, move |second| {
+    let reply = Reply::call(move |first: Classified| {
+        let reply = Reply::call(move |second: Classified| {
             sender.send((first.unwrap().0, second.unwrap().0)).unwrap();
         });
+        again.submit_classify(&[3], PATIENCE, reply);
     });
+    client.submit_classify(&[2], PATIENCE, reply);
     assert_eq!(only(receiver).await, (label(2), label(3)));
     assert!(client.is_connected());
 }

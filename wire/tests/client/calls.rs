@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use afterimage_wire::Client;
-use afterimage_wire::client::CallOptions;
+use afterimage_wire::client::{CallOptions, ErrorKind, Reply};
 use afterimage_wire::proto::{Kind, Message};
+use afterimage_wire::{Client, Status};
 use tokio::net::TcpListener;
 
 use crate::server::{PATIENCE, Peer, label, options, pair, pair_with, pipes, soon, welcome};
@@ -16,19 +16,53 @@ async fn every_call_gets_its_answer() {
     tokio::spawn(peer.serve());
     soon(async {
         assert_eq!(client.classify(&[7, 0]).await.unwrap(), label(7));
-        assert_eq!(client.cache_get(4).await.unwrap(), Some(4));
-        assert_eq!(client.cache_get(5).await.unwrap(), None);
-        assert_eq!(client.cache_get_many(&[2, 3, 6]).await.unwrap(), [Some(2), None, Some(6)]);
-        assert_eq!(client.cache_get_many(&[]).await.unwrap(), []);
-        client.cache_set(1, -1).unwrap();
+        assert_eq!(client.cache().get(4).await.unwrap(), Some(4));
+        assert_eq!(client.cache().get(5).await.unwrap(), None);
+        assert_eq!(client.cache().get_many(&[2, 3, 6]).await.unwrap(), [Some(2), None, Some(6)]);
+        assert_eq!(client.cache().get_many(&[]).await.unwrap(), []);
+        client.cache().set(1, -1).unwrap();
         assert!(client.ping().await.unwrap() > Duration::ZERO);
-        assert!(client.stats().await.unwrap().entries.is_empty());
+        assert!(client.admin().stats().await.unwrap().entries.is_empty());
     })
     .await;
     assert_eq!(*client.welcome().unwrap(), welcome());
     let counters = client.counters();
     assert_eq!((counters.sent, counters.received), (9, 8));
     assert_eq!((counters.connects, counters.in_flight), (1, 0));
+}
+
+#[tokio::test]
+async fn many_images_are_answered_in_order() {
+    // 32 images of 4 KiB fit in half of the queue.
+    let (client, peer, _listener) = pair(options().max_queued_bytes(256 << 10)).await;
+    tokio::spawn(peer.serve());
+    let images: Vec<_> = (0..1000).map(|i| vec![i as u8; 4096]).collect();
+    let labels = soon(client.classify_many(&images)).await.unwrap();
+    let expected: Vec<_> = images.iter().map(|image| label(image[0].into())).collect();
+    assert_eq!(labels, expected);
+    assert_eq!(client.counters().in_flight, 0);
+    assert!(soon(client.classify_many::<&[u8]>(&[])).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn lost_images_are_sent_again_together() {
+    let (client, mut peer, mut listener) = pair(options()).await;
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.classify_many(&[[1], [2], [3]]).await }
+    });
+    let first = peer.expect(Kind::ClassifyReq).await;
+    peer.send(first, Message::ClassifyResp(label(1))).await;
+    drop(peer);
+    // The new connection gets the two images without an answer, one right after the other.
+    let mut peer = listener.welcome().await;
+    let second = peer.expect(Kind::ClassifyReq).await;
+    let last = peer.expect(Kind::ClassifyReq).await;
+    peer.send(second, Message::ClassifyResp(label(2))).await;
+    let text = "an image has 784 bytes";
+    peer.send(last, Message::Error { status: Status::BadArgument, text, connection: false }).await;
+    let error = soon(call).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
 }
 
 #[tokio::test]
@@ -62,7 +96,7 @@ async fn a_lazy_client_holds_its_calls_until_it_is_connected() {
     let (connector, mut listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options());
     assert!(!client.is_connected() && client.welcome().is_none());
-    client.cache_set(2, 3).unwrap();
+    client.cache().set(2, 3).unwrap();
     let call = tokio::spawn({
         let client = client.clone();
         async move { client.classify(&[5]).await }
@@ -78,9 +112,9 @@ async fn queued_writes_and_reads_keep_their_order() {
     let (connector, mut listener) = pipes(1 << 16);
     let client = Client::with_connector(connector, options().max_in_flight(1));
     for key in 0..3 {
-        client.cache_set(key, 1).unwrap();
-        client.submit_cache_get_many(&[key], PATIENCE, |_| {});
-        client.cache_set(key, 2).unwrap();
+        client.cache().set(key, 1).unwrap();
+        client.cache().submit_get_many(&[key], PATIENCE, Reply::call(|_| {}));
+        client.cache().set(key, 2).unwrap();
     }
     let mut peer = listener.welcome().await;
     for key in 0..3 {
@@ -89,7 +123,7 @@ async fn queued_writes_and_reads_keep_their_order() {
         let read = peer.next().await;
         assert!(matches!(read.message().unwrap(), Message::CacheRead { key: k, .. } if k == key));
         // The window is full: a write is sent after the earlier writes.
-        client.cache_set(100 + key, 3).unwrap();
+        client.cache().set(100 + key, 3).unwrap();
         peer.send(read.header.id, Message::CacheResp { value: None }).await;
         let message = peer.next().await;
         assert_eq!(message.message().unwrap(), Message::CacheWrite { key, value: 2 });
@@ -105,7 +139,7 @@ async fn requests_carry_the_time_that_is_left() {
     let (client, mut peer, _listener) = pair(options()).await;
     for (timeout_ms, lowest, highest) in [(5_000, 1, 5_000), (3_600_000, 0, 0)] {
         let timeout = Duration::from_millis(timeout_ms);
-        client.submit_classify(&[1], timeout, |_| {});
+        client.submit_classify(&[1], timeout, Reply::call(|_| {}));
         let budget = peer.next().await.header.status;
         assert!((lowest..=highest).contains(&budget), "{budget}");
     }
@@ -120,7 +154,7 @@ async fn ten_thousand_requests_in_flight_have_ten_thousand_ids() {
     )
     .await;
     let keys: Vec<u64> = (0..window as u64).map(|key| key * 2).collect();
-    let call = tokio::spawn(async move { (client.cache_get_many(&keys).await, keys) });
+    let call = tokio::spawn(async move { (client.cache().get_many(&keys).await, keys) });
     let mut asked = Vec::new();
     for _ in 0..window {
         let frame = peer.next().await;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use afterimage_wire::client::CallOptions;
+use afterimage_wire::client::{CallOptions, Classified, Reply, Values};
 use afterimage_wire::proto::{Kind, Message, Welcome};
 use afterimage_wire::splitmix::SplitMix64;
 use afterimage_wire::{Client, Status};
@@ -106,38 +106,41 @@ async fn call(client: &Client, random: &mut SplitMix64, called: &Arc<AtomicU64>)
         2 => {
             let patience = Duration::from_millis(random.below(4));
             let keys = [key, key + 1, key];
-            let call = client.cache_get_many(&keys);
+            let cache = client.cache();
+            let call = cache.get_many(&keys);
             if let Ok(Ok(values)) = tokio::time::timeout(patience, call).await {
                 assert_eq!(values, [right, None, right]);
             }
         }
         3 => {
             let patience = Duration::from_millis(random.below(4));
-            if let Ok(Ok(value)) = tokio::time::timeout(patience, client.cache_get(key)).await {
+            if let Ok(Ok(value)) = tokio::time::timeout(patience, client.cache().get(key)).await {
                 assert_eq!(value, right);
             }
         }
         4 => {
             let called = Arc::clone(called);
-            client.submit_classify(&[class], timeout, move |outcome| {
+            let reply = Reply::call(move |outcome: Classified| {
                 called.fetch_add(1, Ordering::SeqCst);
                 if let Ok((answer, _)) = outcome {
                     assert_eq!(answer, label(class.into()));
                 }
             });
+            client.submit_classify(&[class], timeout, reply);
             return 1;
         }
         5 => {
             let called = Arc::clone(called);
-            client.submit_cache_get_many(&[key, key], timeout, move |outcome| {
+            let reply = Reply::call(move |outcome: Values| {
                 called.fetch_add(1, Ordering::SeqCst);
                 if let Ok(values) = outcome {
                     assert_eq!(values, [right, right]);
                 }
             });
+            client.cache().submit_get_many(&[key, key], timeout, reply);
             return 1;
         }
-        _ => drop(client.cache_set(key, 1)),
+        _ => drop(client.cache().set(key, 1)),
     }
     0
 }

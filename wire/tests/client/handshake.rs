@@ -55,7 +55,7 @@ async fn calls_after_a_refusal_fail_at_once() {
     for _ in 0..10 {
         let error = soon(client.classify(&[1])).await.unwrap_err();
         assert!(matches!(error, CallError::Refused { .. }), "{error}");
-        assert!(matches!(client.cache_set(1, 1), Err(CallError::Refused { .. })));
+        assert!(matches!(client.cache().set(1, 1), Err(CallError::Refused { .. })));
     }
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!listener.is_asked(), "a refused client waits for seconds");

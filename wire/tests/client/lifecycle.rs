@@ -24,7 +24,7 @@ async fn close_finishes_open_calls_and_rejects_new_ones() {
         async move { client.close().await }
     });
     soon(async {
-        while !matches!(client.cache_set(1, 1), Err(CallError::Closed)) {
+        while !matches!(client.cache().set(1, 1), Err(CallError::Closed)) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
@@ -53,7 +53,7 @@ async fn close_sends_all_writes() {
     let mut peer = listener.welcome().await;
     soon(client.connected(PATIENCE)).await.unwrap();
     for key in 0..100 {
-        client.cache_set(key, 1).unwrap();
+        client.cache().set(key, 1).unwrap();
     }
     let closed = tokio::spawn(async move { client.close().await });
     for key in 0..100 {
@@ -67,7 +67,7 @@ async fn close_sends_all_writes() {
 #[tokio::test]
 async fn a_dropped_client_sends_its_writes_and_closes() {
     let (client, mut peer, _listener) = pair(options()).await;
-    client.cache_set(1, 2).unwrap();
+    client.cache().set(1, 2).unwrap();
     drop(client);
     let frame = peer.next().await;
     assert_eq!(frame.message().unwrap(), Message::CacheWrite { key: 1, value: 2 });
@@ -81,7 +81,7 @@ async fn close_ends_with_a_peer_that_does_not_read() {
     let _deaf = listener.welcome().await;
     soon(client.connected(PATIENCE)).await.unwrap();
     for key in 0..100 {
-        client.cache_set(key, 1).unwrap();
+        client.cache().set(key, 1).unwrap();
     }
     soon(client.close()).await;
 }
@@ -90,7 +90,7 @@ async fn close_ends_with_a_peer_that_does_not_read() {
 async fn close_without_a_connection_waits_for_deadlines_only() {
     let (connector, _listener) = pipes(64);
     let client = Client::with_connector(connector, options().timeout(Duration::from_millis(20)));
-    client.cache_set(1, 1).unwrap();
+    client.cache().set(1, 1).unwrap();
     let call = tokio::spawn({
         let client = client.clone();
         async move { client.classify(&[1]).await }
@@ -117,7 +117,7 @@ async fn the_last_writes_arrive_despite_a_late_reply() {
     peer.send(0, Message::Welcome(welcome())).await;
     soon(client.connected(PATIENCE)).await.unwrap();
     for key in 0..WRITES {
-        client.cache_set(key, 1).unwrap();
+        client.cache().set(key, 1).unwrap();
     }
     let mut closed = tokio::spawn(async move { client.close().await });
     // Close must not end before the server has read everything.

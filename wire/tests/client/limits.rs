@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use afterimage_wire::client::{CallOptions, ConnectionError, Stage};
+use afterimage_wire::client::{CallOptions, Classified, ConnectionError, Reply, Stage};
 use afterimage_wire::proto::{Kind, Message, Shape, Welcome};
 use afterimage_wire::{CallError, Client, Status};
 
@@ -55,7 +55,7 @@ async fn the_smaller_window_limits_requests_in_flight() {
             pair_with(options().max_in_flight(ours), Welcome { window: theirs, ..welcome() }).await;
         let call = tokio::spawn({
             let client = client.clone();
-            async move { client.cache_get_many(&[2; 100]).await }
+            async move { client.cache().get_many(&[2; 100]).await }
         });
         for _ in 0..100 / window {
             let mut ids = Vec::new();
@@ -95,7 +95,7 @@ async fn a_peer_that_does_not_read_fills_only_a_bounded_queue() {
     let (full, late) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     for _ in 0..1000 {
         let (full, late) = (Arc::clone(&full), Arc::clone(&late));
-        client.submit_classify(&[0; 784], Duration::from_millis(100), move |outcome| {
+        let reply = Reply::call(move |outcome: Classified| {
             match outcome.unwrap_err() {
                 CallError::QueueFull { limit_bytes: 100_000, .. } => &full,
                 CallError::DeadlineExceeded { .. } => &late,
@@ -103,11 +103,12 @@ async fn a_peer_that_does_not_read_fills_only_a_bounded_queue() {
             }
             .fetch_add(1, Ordering::SeqCst);
         });
+        client.submit_classify(&[0; 784], Duration::from_millis(100), reply);
         assert!(client.counters().queued_bytes <= limit as u64);
     }
     let refused = full.load(Ordering::SeqCst);
     assert!((800..1000).contains(&refused), "{refused} refused at once");
-    let fits = (0..limit).take_while(|_| client.cache_set(1, 1).is_ok()).count();
+    let fits = (0..limit).take_while(|_| client.cache().set(1, 1).is_ok()).count();
     assert!(fits < 10_000, "{fits} writes fit into a full queue");
     soon(async {
         while client.counters().in_flight > 0 {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use afterimage_wire::client::{CallOptions, ConnectionError, Report};
+use afterimage_wire::client::{CallOptions, ConnectionError, Reply, Report};
 use afterimage_wire::proto::{Kind, Message};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
 use tokio::net::TcpListener;
@@ -54,7 +54,7 @@ async fn a_read_whose_connection_is_lost_is_sent_again_twice() {
 
     let reads = tokio::spawn({
         let client = client.clone();
-        async move { client.cache_get_many(&[2, 4]).await }
+        async move { client.cache().get_many(&[2, 4]).await }
     });
     for _ in 0..3 {
         peer.expect(Kind::CacheReq).await;
@@ -70,7 +70,7 @@ async fn a_request_with_shutting_down_is_sent_again() {
     let (client, mut peer, _listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
-        async move { client.cache_get(2).await }
+        async move { client.cache().get(2).await }
     });
     let id = peer.expect(Kind::CacheReq).await;
     let (status, text, connection) = (Status::ShuttingDown, "bye", false);
@@ -149,10 +149,10 @@ async fn fail_fast_fails_at_once_with_the_last_error() {
         assert!(matches!(cause, Some(ConnectionError::Connect(_))), "{cause:?}");
         assert_eq!(error.status(), Status::UpstreamCrashed);
     }
-    assert!(matches!(client.cache_set(1, 1), Err(CallError::Unavailable { .. })));
+    assert!(matches!(client.cache().set(1, 1), Err(CallError::Unavailable { .. })));
     let mut outcome = None;
     let (sender, receiver) = std::sync::mpsc::channel();
-    client.submit_classify(&[1], PATIENCE, move |result| sender.send(result).unwrap());
+    client.submit_classify(&[1], PATIENCE, Reply::call(move |result| sender.send(result).unwrap()));
     if let Ok(result) = receiver.try_recv() {
         outcome = Some(result.unwrap_err());
     }
@@ -163,7 +163,7 @@ async fn fail_fast_fails_at_once_with_the_last_error() {
 async fn fail_fast_fails_calls_that_wait_for_a_window() {
     let options = options().max_in_flight(1).fail_fast(true);
     let (client, mut peer, _listener) = pair(options.backoff(PATIENCE, PATIENCE)).await;
-    let call = tokio::spawn(async move { client.cache_get_many(&[1, 2, 3]).await });
+    let call = tokio::spawn(async move { client.cache().get_many(&[1, 2, 3]).await });
     peer.expect(Kind::CacheReq).await;
     drop(peer);
     let error = soon(call).await.unwrap().unwrap_err();
@@ -291,7 +291,7 @@ async fn reconnects_after_repeated_go_aways_back_off() {
         loop {
             let mut peer = listener.welcome().await;
             for image in [[1], [2]] {
-                client.submit_classify(&image, PATIENCE, |_| {});
+                client.submit_classify(&image, PATIENCE, Reply::call(|_| {}));
             }
             let answered = peer.expect(Kind::ClassifyReq).await;
             peer.expect(Kind::ClassifyReq).await;
@@ -313,7 +313,7 @@ async fn go_away_after_a_reply_reconnects_at_once() {
     let (client, mut old, mut listener) = pair(slow).await;
     let call = tokio::spawn({
         let client = client.clone();
-        async move { client.cache_get(2).await }
+        async move { client.cache().get(2).await }
     });
     let id = old.expect(Kind::CacheReq).await;
     old.send(id, Message::CacheResp { value: None }).await;

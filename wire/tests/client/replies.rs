@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use afterimage_wire::client::{CallOptions, Report, Violation};
+use afterimage_wire::client::{CallOptions, Reply, Report, Violation};
 use afterimage_wire::proto::{Kind, Message, Snapshot, Welcome};
 use afterimage_wire::{CallError, Status};
 
@@ -48,7 +48,7 @@ async fn a_reply_split_at_every_byte_is_the_same_reply() {
     while cut < len {
         let call = tokio::spawn({
             let client = client.clone();
-            async move { client.cache_get_many(&[2, 4]).await }
+            async move { client.cache().get_many(&[2, 4]).await }
         });
         let mut bytes = Vec::new();
         for value in [20, 40] {
@@ -76,7 +76,7 @@ async fn a_reply_larger_than_the_read_buffer_arrives_whole() {
     for _ in 0..2 {
         let call = tokio::spawn({
             let client = client.clone();
-            async move { client.stats().await }
+            async move { client.admin().stats().await }
         });
         let id = peer.expect(Kind::StatsReq).await;
         peer.send(id, Message::StatsResp(stats.clone())).await;
@@ -89,7 +89,7 @@ async fn a_snapshot_returns_its_size_or_the_servers_error() {
     let (client, mut peer, _listener) = pair(options()).await;
     let ask = || {
         let client = client.clone();
-        tokio::spawn(async move { client.snapshot(Duration::from_secs(60)).await })
+        tokio::spawn(async move { client.admin().snapshot(Duration::from_secs(60)).await })
     };
     let elapsed = Duration::from_micros(1_250_000);
     let written = Snapshot { entries: 7, bytes: 163, elapsed, joined: true };
@@ -110,7 +110,7 @@ async fn late_and_duplicate_replies_are_dropped_and_counted() {
     let (client, mut peer, _listener) = pair(options()).await;
     let call = tokio::spawn({
         let client = client.clone();
-        async move { (client.cache_get(1).await, client.cache_get(2).await) }
+        async move { (client.cache().get(1).await, client.cache().get(2).await) }
     });
     let first = peer.expect(Kind::CacheReq).await;
     // Id 0 belongs to requests without a reply. An Error to them is dropped.
@@ -136,7 +136,11 @@ async fn an_unknown_id_closes_the_connection() {
         let ask = |key| {
             let client = client.clone();
             let (sender, receiver) = tokio::sync::oneshot::channel();
-            client.submit_cache_get_many(&[key], PATIENCE, |outcome| drop(sender.send(outcome)));
+            client.cache().submit_get_many(
+                &[key],
+                PATIENCE,
+                Reply::call(|outcome| drop(sender.send(outcome))),
+            );
             receiver
         };
         let calls = [ask(1), ask(2)];
@@ -155,7 +159,7 @@ async fn an_unknown_id_closes_the_connection() {
         assert_eq!(client.counters().unknown_ids, 1);
         // The next connection works.
         tokio::spawn(listener.accept().await.serve());
-        assert_eq!(soon(client.cache_get(7)).await.unwrap(), None);
+        assert_eq!(soon(client.cache().get(7)).await.unwrap(), None);
     }
 }
 
@@ -168,7 +172,8 @@ async fn a_cancelled_caller_leaves_no_reply_for_another() {
     drop(gone);
     assert_eq!(client.counters().in_flight, 0);
 
-    let mut many = Box::pin(client.cache_get_many(&[1, 2, 3]));
+    let cache = client.cache();
+    let mut many = Box::pin(cache.get_many(&[1, 2, 3]));
     assert!(futures_poll(&mut many).await.is_none());
     drop(many);
     assert_eq!(client.counters().in_flight, 0);

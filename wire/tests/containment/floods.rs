@@ -112,7 +112,7 @@ async fn a_failed_handshake_is_counted_once() {
         stranger.read_to_end(&mut alert).await.unwrap();
         assert!(!alert.is_empty());
         loop {
-            let stats = site.first.stats().await.unwrap();
+            let stats = site.first.admin().stats().await.unwrap();
             if stats.get("connections_open") == Some(&Value::Gauge(1)) {
                 return stats.counter_value("tls_failed");
             }

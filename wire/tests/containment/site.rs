@@ -102,7 +102,7 @@ impl Site {
     }
 
     pub(crate) async fn count(&self, name: &str) -> u64 {
-        self.first.stats().await.unwrap().counter_value(name)
+        self.first.admin().stats().await.unwrap().counter_value(name)
     }
 }
 

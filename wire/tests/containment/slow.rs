@@ -144,7 +144,7 @@ async fn connections_of_vanished_peers_are_closed() {
         half_a_handshake.write_all(&client_hello(site.tls.as_ref())[..10]).await.unwrap();
         let gone = async {
             loop {
-                let stats = site.first.stats().await.unwrap();
+                let stats = site.first.admin().stats().await.unwrap();
                 let open = stats.entries.iter().find(|(name, _)| name == "connections_open");
                 let alone = open.is_some_and(|(_, value)| *value == Value::Gauge(1));
                 if alone && stats.counter_value("connections_accepted") == 5 {

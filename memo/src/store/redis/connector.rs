@@ -26,13 +26,13 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::address::{Address, for_messages};
-use super::guard::{Closed, Guarded};
-use super::{PATIENCE, RedisOptions};
+use super::guard::{Closed, Guarded, Kill};
+use super::{MAX_PREFIX_LEN, PATIENCE, RedisOptions};
 
 /// A connection. Clones share it.
 #[derive(Clone)]
 pub(super) enum Connection {
-    Single(MultiplexedConnection),
+    Single(Checked),
     Cluster(ClusterConnection<Node>),
 }
 
@@ -60,6 +60,8 @@ enum Servers {
 struct Settings {
     tls: Option<TlsConnector>,
     login: RedisConnectionInfo,
+    /// The largest value that a reply may have.
+    max_value_len: usize,
 }
 
 /// Why a Redis store cannot be set up.
@@ -74,6 +76,15 @@ pub enum RedisError {
         url: String,
         /// The reason.
         reason: String,
+    },
+    /// The prefix of the keys is not valid.
+    #[error(
+        "invalid Redis key prefix {prefix:?}: use 1 to {MAX_PREFIX_LEN} visible ASCII characters \
+         without braces"
+    )]
+    Prefix {
+        /// The prefix.
+        prefix: String,
     },
     /// A certificate or its key cannot be used.
     #[error(transparent)]
@@ -97,7 +108,11 @@ pub enum RedisError {
 }
 
 impl Connector {
-    pub(super) fn new(url: &str, options: &RedisOptions) -> Result<Self, RedisError> {
+    pub(super) fn new(
+        url: &str,
+        options: &RedisOptions,
+        max_value_len: usize,
+    ) -> Result<Self, RedisError> {
         let invalid = |reason| RedisError::Address { url: for_messages(url), reason };
         let mut address = Address::parse(url).map_err(invalid)?;
         if let Some(file) = &options.password_file {
@@ -111,7 +126,7 @@ impl Connector {
             true => Some(tls(&options.certificates)?),
             false => None,
         };
-        let settings = Arc::new(Settings { tls, login: address.login() });
+        let settings = Arc::new(Settings { tls, login: address.login(), max_value_len });
         let servers = match &address.hosts[..] {
             [(host, port)] if !address.is_cluster => Servers::Single(host.clone(), *port),
             hosts => {
@@ -154,15 +169,15 @@ impl Settings {
         host: &str,
         port: u16,
         config: AsyncConnectionConfig,
-    ) -> Result<(MultiplexedConnection, Closed), redis::RedisError> {
+    ) -> Result<(Checked, Closed), redis::RedisError> {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         let stream = timeout(PATIENCE, self.stream(host, port)).await.map_err(late)??;
-        let (stream, closed) = Guarded::new(stream);
+        let (stream, closed, kill) = Guarded::new(stream, self.max_value_len);
         let login = MultiplexedConnection::new_with_config(&self.login, stream, config);
         let (connection, driver) = timeout(PATIENCE, login).await.map_err(late)??;
         // It ends with the last clone of the connection.
         tokio::spawn(driver);
-        Ok((connection, closed))
+        Ok((Checked::new(connection, kill), closed))
     }
 
     async fn stream(&self, host: &str, port: u16) -> io::Result<Box<dyn Stream>> {
@@ -211,9 +226,55 @@ fn settings_of(number: &str) -> Option<Arc<Settings>> {
     clusters.as_ref()?.get(number)?.upgrade()
 }
 
+/// A connection to one server. A task checks that its replies belong to its requests.
+///
+/// The protocol has no request ids: the client counts replies. After one reply too many, each
+/// request would get the reply of another one for as long as the connection lasts. Seals make these
+/// values misses, so that no answer is wrong, but there would be no hits any more.
+#[derive(Clone)]
+pub(super) struct Checked {
+    connection: MultiplexedConnection,
+    _open: Arc<()>,
+}
+
+impl Checked {
+    fn new(connection: MultiplexedConnection, kill: Kill) -> Self {
+        let open = Arc::new(());
+        tokio::spawn(check(connection.clone(), Arc::downgrade(&open), kill));
+        Checked { connection, _open: open }
+    }
+}
+
+/// The interval between two checks of a connection.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// Asks the server to repeat a number that changes, and ends the connection at another reply.
+async fn check(mut connection: MultiplexedConnection, open: Weak<()>, kill: Kill) {
+    for number in 0u64.. {
+        tokio::time::sleep(CHECK_EVERY).await;
+        if open.strong_count() == 0 {
+            return;
+        }
+        let number = format!("afterimage {number}");
+        let reply = connection.req_packed_command(redis::cmd("PING").arg(&number)).await;
+        match reply {
+            Ok(Value::BulkString(bytes)) if bytes == number.as_bytes() => {}
+            // Some proxies know no argument, and a user may lack the right to this command.
+            Ok(Value::SimpleString(text)) if text == "PONG" => {}
+            Ok(Value::ServerError(_)) => {}
+            Ok(_) => {
+                let _ = kill.send("the server's replies do not belong to the requests".into());
+                return;
+            }
+            Err(error) if error.is_timeout() => {}
+            Err(_) => return,
+        }
+    }
+}
+
 /// A connection to a node of a cluster.
 #[derive(Clone)]
-pub(super) struct Node(MultiplexedConnection);
+pub(super) struct Node(Checked);
 
 impl Connect for Node {
     fn connect_with_config<'a, T>(info: T, config: AsyncConnectionConfig) -> RedisFuture<'a, Self>
@@ -234,7 +295,7 @@ impl Connect for Node {
 
 impl ConnectionLike for Node {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        self.0.req_packed_command(command)
+        self.0.connection.req_packed_command(command)
     }
 
     fn req_packed_commands<'a>(
@@ -243,11 +304,11 @@ impl ConnectionLike for Node {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        self.0.req_packed_commands(pipeline, offset, count)
+        self.0.connection.req_packed_commands(pipeline, offset, count)
     }
 
     fn get_db(&self) -> i64 {
-        self.0.get_db()
+        self.0.connection.get_db()
     }
 }
 
@@ -278,7 +339,7 @@ impl Connection {
         command: &Cmd,
     ) -> redis::RedisResult<T> {
         let value = match self {
-            Connection::Single(connection) => connection.req_packed_command(command).await,
+            Connection::Single(checked) => checked.connection.req_packed_command(command).await,
             Connection::Cluster(connection) => connection.req_packed_command(command).await,
         };
         // The server's own errors arrive as values.
