@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use afterimage_core::{Failure, ModelId, Status};
+use bytes::Bytes;
 
 use super::Attempt;
 pub use super::health::Outcome;
@@ -32,6 +33,12 @@ pub trait Endpoint: Send + Sync + 'static {
         None
     }
 
+    /// The limit on the rows of one attempt. The pool divides larger calls, and calls this under
+    /// its lock, so it must be cheap.
+    fn batch(&self) -> BatchLimit {
+        BatchLimit::ONE_ROW
+    }
+
     /// Sends the rows of an attempt. Returns at once; the attempt is ended later, or at once when
     /// it fails. Without a connection, the attempt should fail fast.
     fn call(&self, attempt: Attempt);
@@ -47,6 +54,25 @@ impl fmt::Debug for dyn Endpoint {
     }
 }
 
+/// A limit on the rows of one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimit {
+    /// The number of rows, at least 1.
+    pub rows: usize,
+    /// Their bytes together. An attempt of one row may have more.
+    pub bytes: usize,
+}
+
+impl BatchLimit {
+    /// The limit of an endpoint that takes single rows.
+    pub const ONE_ROW: BatchLimit = BatchLimit { rows: 1, bytes: usize::MAX };
+
+    /// The limit that satisfies both.
+    pub(super) fn min(self, other: BatchLimit) -> BatchLimit {
+        BatchLimit { rows: self.rows.min(other.rows), bytes: self.bytes.min(other.bytes) }
+    }
+}
+
 /// Why an attempt failed, and what that means for the replica and for the call.
 #[derive(Clone, Debug)]
 pub struct EndpointError {
@@ -58,6 +84,8 @@ pub struct EndpointError {
     pub outcome: Outcome,
     /// Whether the call may be sent again.
     pub retry: Retry,
+    /// The replica's own reply, for the front end; see `Failure::payload`.
+    pub payload: Option<Bytes>,
 }
 
 /// Whether a call may be sent again.
@@ -82,6 +110,6 @@ impl EndpointError {
             | Status::DeadlineExceeded => Status::UpstreamError,
             status => status,
         };
-        Failure::new(status, self.text)
+        Failure::new(status, self.text).with_payload(self.payload)
     }
 }

@@ -35,10 +35,10 @@ use afterimage_wire::proto::stats::Stats;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use afterimage_core::{FairQueue, ModelId, Refused};
 use crate::metrics;
 use crate::sync;
 use crate::upstream::{self, OnChange, Upstream};
+use afterimage_core::{FairQueue, ModelId};
 use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
 use calls::Call;
@@ -47,7 +47,7 @@ use hedge::Hedges;
 pub use calls::Attempt;
 pub use directory::{Directory, Fixed, Listing, Location};
 pub use dns::{Connect, Dns, Resolve, Target};
-pub use endpoint::{Endpoint, EndpointError, Outcome, Retry};
+pub use endpoint::{BatchLimit, Endpoint, EndpointError, Outcome, Retry};
 pub use tcp::TcpEndpoint;
 
 /// The most replicas. Of a name with more addresses the first ones are used. Each replica has a
@@ -130,6 +130,21 @@ impl Pool {
     pub fn new(client: Client, timeout: Duration) -> Arc<Self> {
         let options = PoolOptions { timeout, ..PoolOptions::default() };
         Pool::of_clients([client], options)
+    }
+
+    /// A pool of these endpoints. They never change.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn of_endpoints(
+        endpoints: impl IntoIterator<Item = Arc<dyn Endpoint>>,
+        options: PoolOptions,
+    ) -> Arc<Self> {
+        let pool = Pool::empty(options);
+        for endpoint in endpoints {
+            pool.add(endpoint);
+        }
+        pool
     }
 
     /// A pool of the classifiers behind these clients; see [`Pool::new`].
@@ -263,15 +278,14 @@ impl Upstream for Arc<Pool> {
 
     fn compute(&self, calls: Vec<upstream::Call>) {
         let now = sync::now();
-        let mut refused = Vec::new();
-        for call in calls.into_iter().flat_map(upstream::Call::scatter) {
-            let (client, call) = (call.client, Call::new(call, now));
-            refused.extend(self.lock().waiting.push(client, 1, call).err());
-        }
-        self.send_waiting();
-        for Refused { item: call, waiting, limit } in refused {
-            call.refuse(format!("{waiting} calls of this client wait; its limit is {limit} now"));
-        }
+        let divide = |call: upstream::Call| {
+            let limit = match call.rows.len() {
+                1 => BatchLimit::ONE_ROW,
+                _ => self.lock().balance.batch(&call.model),
+            };
+            Call::divide(call, limit, now)
+        };
+        self.queue(calls.into_iter().flat_map(divide).collect());
     }
 
     fn stats(&self, stats: &mut Stats) {

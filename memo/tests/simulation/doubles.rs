@@ -169,7 +169,10 @@ impl FaultyPool {
                 let reply = Reply::call(|_| {});
                 let (rows, model) = (call.rows.clone(), Arc::clone(&call.model));
                 let (client, request_id) = (call.client, call.request_id);
-                self.pool.compute(vec![Call { rows, model, client, request_id, reply }]);
+                let positions = call.positions.clone();
+                let context = None;
+                let call = Call { rows, positions, context, model, client, request_id, reply };
+                self.pool.compute(vec![call]);
             }
             _ => {}
         }
