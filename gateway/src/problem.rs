@@ -52,7 +52,7 @@ impl Problem {
 }
 
 impl From<Failure> for Problem {
-    fn from(Failure { status, text }: Failure) -> Self {
+    fn from(Failure { status, text, .. }: Failure) -> Self {
         let http = match status {
             Status::BadArgument => StatusCode::BAD_REQUEST,
             Status::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -10,7 +10,7 @@
 //!    tensors and compressed bodies of equal content are one row.
 //! 4. `models` gives the memo's model: the name and version of the URL, with the identity that the
 //!    server reports. It is polled, so that a replaced model gets other keys.
-//! 5. The memo answers from its store, or calls an [`endpoint`] with the client's own request. The
+//! 5. The memo answers from its store, or calls an `endpoint` with the client's own request. The
 //!    client that asked first gets the server's response as it came; others get one that is made
 //!    from the answer, in the encoding that they asked for.
 //!
@@ -18,13 +18,21 @@
 
 #![forbid(unsafe_code)]
 
+mod call;
+mod endpoint;
 pub mod forward;
 mod headers;
+mod identity;
 mod json;
+pub mod metrics;
+mod models;
+mod observe;
 pub mod oip;
+pub mod policy;
 mod proxy;
 
 pub use forward::{Replica, Target, TargetError};
+pub use policy::{Bypass, Sharing};
 pub use proxy::{Proxy, ProxyOptions};
 
 /// The examples of the README, as tests.

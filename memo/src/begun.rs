@@ -15,6 +15,7 @@ use crate::flights::Join;
 use crate::key::RowHash;
 use crate::memo::Inner;
 use crate::models::{Entry, Space};
+use crate::request::Context;
 use crate::sync;
 use crate::upstream::Call;
 
@@ -30,6 +31,7 @@ pub(crate) struct Arrival<'a> {
     /// Whether to store the answers, and for how long.
     pub(crate) stores: bool,
     pub(crate) ttl: Option<Duration>,
+    pub(crate) context: Option<&'a Context>,
 }
 
 /// The request behind a waiter.
@@ -53,6 +55,7 @@ pub(crate) struct Begun {
     refreshes: bool,
     stores: bool,
     ttl: Option<Duration>,
+    context: Option<Context>,
     rows: Vec<Started>,
 }
 
@@ -61,6 +64,8 @@ pub(crate) struct Begun {
 struct Started {
     hash: RowHash,
     row: Bytes,
+    /// The number of the row in its request.
+    position: u32,
     /// The row's bytes in the budget of waiting rows.
     waiting: Option<BytePermit>,
     first: Watch<Result<RowAnswer, Failure>>,
@@ -81,6 +86,7 @@ impl Begun {
             refreshes: arrival.refreshes,
             stores: arrival.stores,
             ttl: arrival.ttl,
+            context: arrival.context.cloned(),
             rows: Vec::new(),
         }
     }
@@ -112,6 +118,8 @@ impl Begun {
             return false;
         }
         let first = reply.watch();
+        // The front ends of the library number replies by rows; others send no context.
+        let position = reply.token() as u32;
         let span = tracing::debug_span!("request", id = asker.id);
         let (since, refreshes) = (self.since, self.refreshes);
         let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes };
@@ -122,7 +130,8 @@ impl Begun {
         match joined {
             Join::First(permit) => {
                 let row = row();
-                self.rows.push(Started { hash, row, waiting, first, asker, owed: true });
+                let started = Started { hash, row, position, waiting, first, asker, owed: true };
+                self.rows.push(started);
                 // From here on this value owns the duty.
                 permit.transfer();
                 true
@@ -150,16 +159,16 @@ impl Begun {
         self.rows[i].hash
     }
 
-    /// The row of flight `i`.
-    pub(crate) fn row(&self, i: usize) -> &Bytes {
-        &self.rows[i].row
+    /// The row of flight `i`, and its number in its request.
+    pub(crate) fn row(&self, i: usize) -> (u32, Bytes) {
+        (self.rows[i].position, self.rows[i].row.clone())
     }
 
     /// The batch of the rows.
     pub(crate) fn arrival(&self) -> Arrival<'_> {
         let &Begun { since, client, refreshes, stores, ttl, .. } = self;
-        let (entry, space) = (&self.entry, &self.space);
-        Arrival { entry, space, since, client, refreshes, stores, ttl }
+        let (entry, space, context) = (&self.entry, &self.space, self.context.as_ref());
+        Arrival { entry, space, since, client, refreshes, stores, ttl, context }
     }
 
     /// Completes flight `i` with an answer from the store, and makes no call for it. Returns the
@@ -216,7 +225,7 @@ impl Begun {
 
     /// The calls of the flights that are left, made now. Their replies own the duty.
     fn start(&mut self, now: Instant) -> Vec<Call> {
-        let Begun { inner, entry, space, client, stores, ttl, rows, .. } = self;
+        let Begun { inner, entry, space, client, stores, ttl, context, rows, .. } = self;
         let left = rows.iter().filter(|started| started.owed).count();
         inner.call_time.start(left as u64, now);
         let mut calls = Vec::with_capacity(left);
@@ -239,7 +248,9 @@ impl Begun {
             started.owed = false;
             let rows = Rows::from_elem(std::mem::take(&mut started.row), 1);
             let (model, request_id) = (Arc::clone(&space.model), started.asker.id);
-            calls.push(Call { rows, model, client: *client, request_id, reply });
+            let positions = Rows::from_elem(started.position, 1);
+            let (client, context) = (*client, context.clone());
+            calls.push(Call { rows, positions, context, model, client, request_id, reply });
         }
         calls
     }
@@ -255,17 +266,20 @@ impl Drop for Begun {
 
 /// Merges calls of one row each into one call, whose answers go to each in turn.
 fn merge(calls: Vec<Call>) -> Call {
-    let (mut rows, mut replies) = (Rows::new(), Vec::with_capacity(calls.len()));
+    let (mut rows, mut positions) = (Rows::new(), Rows::new());
+    let mut replies = Vec::with_capacity(calls.len());
     let first = calls.first().expect("at least two calls");
     let (model, client) = (Arc::clone(&first.model), first.client);
-    let request_id = first.request_id;
+    let (request_id, context) = (first.request_id, first.context.clone());
     for call in calls {
         rows.extend(call.rows);
+        positions.extend(call.positions);
         replies.push(call.reply);
     }
     let watches = replies.iter().map(Reply::watch).collect();
     let merged = Merged { watches, replies: Mutex::new(replies) };
-    Call { rows, model, client, request_id, reply: Reply::new(Arc::new(merged), 0) }
+    let reply = Reply::new(Arc::new(merged), 0);
+    Call { rows, positions, context, model, client, request_id, reply }
 }
 
 /// The replies of the rows of one call.

@@ -199,7 +199,8 @@ impl Inner {
                     hits += 1;
                     front.hit(i, label);
                     if let Some(audit) = self.due_audit() {
-                        self.audit_hit(audit, arrival, hash, Answer::Label(label), row.to_bytes());
+                        let label = Answer::Label(label);
+                        self.audit_hit(audit, arrival, hash, label, (i as u32, row.to_bytes()));
                     }
                 }
                 None => {
@@ -288,7 +289,7 @@ impl Inner {
                     hits += 1;
                     answered += waiters;
                     if let Some(audit) = inner.due_audit() {
-                        let row = begun.row(i).clone();
+                        let row = begun.row(i);
                         inner.audit_hit(audit, &begun.arrival(), hash, hit.answer, row);
                     }
                 }
@@ -348,6 +349,7 @@ impl Inner {
             if looks && let Some(hit) = self.stored_bytes(arrival, hash, store) {
                 hits += 1;
                 if let Some(audit) = self.due_audit() {
+                    let row = (reply.token() as u32, row);
                     self.audit_hit(audit, arrival, hash, hit.answer.clone(), row);
                 }
                 reply.send(Ok(hit));

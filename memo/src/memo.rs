@@ -242,6 +242,7 @@ impl Memo {
             refreshes: request.directives.refresh,
             stores: stored && !request.directives.no_store,
             ttl: request.directives.ttl.or(entry.options.ttl),
+            context: request.context.as_ref(),
         };
         let looks = stored && !request.directives.refresh;
         if let Some(begun) = self.inner.look_up(&arrival, &request, replies, looks) {

@@ -92,7 +92,7 @@ impl Service for MemoService {
         let space = match &*present {
             Some(space) if space.generation == batch.generation() => space,
             None if entry.keys.generation() == batch.generation() => {
-                let Failure { status, text } = entry.no_keys();
+                let Failure { status, text, .. } = entry.no_keys();
                 return (0..batch.requests().len()).for_each(|i| batch.error(i, status, &text));
             }
             _ => return batch.turn_away(),
@@ -112,7 +112,9 @@ impl Service for MemoService {
         }
         let client = batch.client();
         let stores = entry.options.stored;
-        let arrival = Arrival { entry, space, since, client, refreshes: false, stores, ttl: None };
+        let (refreshes, ttl, context) = (false, None, None);
+        let arrival =
+            Arrival { entry, space, since, client, refreshes, stores, ttl, context };
         let mut begun = None;
         inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores, &mut begun);
         if let Some(begun) = begun {
@@ -148,7 +150,7 @@ impl MemoService {
             Op::Flush { model } => self.memo.flush(model).map(|()| batch.flushed(0)),
             _ => return,
         };
-        if let Err(Failure { status, text }) = outcome {
+        if let Err(Failure { status, text, .. }) = outcome {
             batch.error(0, status, &text);
         }
     }

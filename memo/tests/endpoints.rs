@@ -111,6 +111,7 @@ impl Endpoint for Fake {
                     text: "planned".to_owned(),
                     outcome: Outcome::Failed,
                     retry: Retry::Budgeted,
+                    payload: None,
                 }));
             }
             Fault::Drops => return drop(attempt),

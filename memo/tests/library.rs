@@ -242,7 +242,7 @@ async fn requests_that_break_a_limit_name_it() {
     let memo = Memo::of_bytes(store, options().max_waiting_bytes(100).max_waiting(2));
     memo.add_model("m", capitals(1).0, ModelOptions::default());
     let refusal = async |request| {
-        let Failure { status, text } = memo.ask(request).await.unwrap_err();
+        let Failure { status, text, .. } = memo.ask(request).await.unwrap_err();
         (status, text.into_owned())
     };
     let none = refusal(Request::rows(Vec::<Bytes>::new())).await;

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::mem::take;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use super::endpoint::{BatchLimit, Endpoint, EndpointError, Retry};
 use super::health::Outcome;
 use super::hedge::Ticket;
 use super::{Pool, State};
+use crate::request::Context;
 use crate::sync;
 use crate::upstream;
 
@@ -26,6 +28,8 @@ const RETRIES: usize = 2;
 /// A call to the pool: one row, or several of a request.
 pub(super) struct Call {
     rows: Rows<Bytes>,
+    /// The number of each row in the request of the context.
+    positions: Rows<u32>,
     pub(super) about: About,
     way: Mutex<Way>,
 }
@@ -33,6 +37,7 @@ pub(super) struct Call {
 /// The request behind a call.
 #[derive(Clone)]
 pub(super) struct About {
+    context: Option<Context>,
     /// The requested model.
     model: Arc<ModelId>,
     pub(super) client: ClientId,
@@ -97,6 +102,7 @@ struct Sent {
 /// Some rows of a call, and their indexes in it.
 struct Part {
     rows: Rows<Bytes>,
+    positions: Rows<u32>,
     of: Vec<usize>,
 }
 
@@ -108,6 +114,17 @@ impl Attempt {
     /// The rows, at least one, and not more than the endpoint's [`batch`](Endpoint::batch) allowed.
     pub fn rows(&self) -> &Rows<Bytes> {
         self.sent().rows()
+    }
+
+    /// The number of each row in the request of the context.
+    pub fn positions(&self) -> &Rows<u32> {
+        let sent = self.sent();
+        sent.part.as_ref().map_or(&sent.call.positions, |part| &part.positions)
+    }
+
+    /// What the front end sent along with the request that asked first.
+    pub fn context(&self) -> Option<&Context> {
+        self.sent().call.about.context.as_ref()
     }
 
     /// The model whose answers are wanted. Those of another model are not used.
@@ -150,8 +167,8 @@ impl Drop for Attempt {
             }
             false => ("no request waits for the answer", Outcome::CutShort, Retry::Never),
         };
-        let (status, text) = (Status::Internal, text.to_owned());
-        sent.end(Err(EndpointError { status, text, outcome, retry }));
+        let (status, text, payload) = (Status::Internal, text.to_owned(), None);
+        sent.end(Err(EndpointError { status, text, outcome, retry, payload }));
     }
 }
 
@@ -181,6 +198,7 @@ impl Sent {
                 text: format!("the endpoint gave {answers} answers for {rows} rows"),
                 outcome: Outcome::Failed,
                 retry: Retry::Budgeted,
+                payload: None,
             }),
         });
         Arc::clone(&self.pool).ended(&self, result);
@@ -199,11 +217,12 @@ impl Call {
         limit: BatchLimit,
         since: Instant,
     ) -> Rows<Arc<Call>> {
-        let (model, client) = (Arc::clone(&call.model), call.client);
-        let about = About { model, client, request_id: call.request_id, since };
+        let (model, client, context) = (Arc::clone(&call.model), call.client, call.context.clone());
+        let about = About { context, model, client, request_id: call.request_id, since };
         let rows = call.scatter().map(|call| {
-            let upstream::Call { mut rows, reply, .. } = call;
-            (rows.pop().expect("a call has a row"), reply)
+            let upstream::Call { mut rows, mut positions, reply, .. } = call;
+            let row = rows.pop().expect("a call has a row");
+            (row, positions.pop().unwrap_or(0), reply)
         });
         about.calls(rows, limit)
     }
@@ -224,30 +243,38 @@ impl About {
     /// Groups rows into calls within `limit`.
     fn calls(
         &self,
-        rows: impl Iterator<Item = (Bytes, RowReply)>,
+        rows: impl Iterator<Item = (Bytes, u32, RowReply)>,
         limit: BatchLimit,
     ) -> Rows<Arc<Call>> {
         let mut calls = Rows::new();
-        let (mut group, mut replies, mut bytes) = (Rows::new(), Rows::new(), 0);
-        for (row, reply) in rows {
+        let (mut group, mut positions, mut replies) = (Rows::new(), Rows::new(), Rows::new());
+        let mut bytes = 0;
+        for (row, position, reply) in rows {
             let is_full = group.len() >= limit.rows || bytes + row.len() > limit.bytes;
             if is_full && !group.is_empty() {
-                calls.push(self.call(std::mem::take(&mut group), std::mem::take(&mut replies)));
+                let (group, positions) = (take(&mut group), take(&mut positions));
+                calls.push(self.call(group, positions, take(&mut replies)));
                 bytes = 0;
             }
             bytes += row.len();
             group.push(row);
+            positions.push(position);
             replies.push(Some(reply));
         }
         if !group.is_empty() {
-            calls.push(self.call(group, replies));
+            calls.push(self.call(group, positions, replies));
         }
         calls
     }
 
-    fn call(&self, rows: Rows<Bytes>, replies: Rows<Option<RowReply>>) -> Arc<Call> {
+    fn call(
+        &self,
+        rows: Rows<Bytes>,
+        positions: Rows<u32>,
+        replies: Rows<Option<RowReply>>,
+    ) -> Arc<Call> {
         let way = Way { replies, tried: ArrayVec::new(), out: 0, ticket: None };
-        Arc::new(Call { rows, about: self.clone(), way: Mutex::new(way) })
+        Arc::new(Call { rows, positions, about: self.clone(), way: Mutex::new(way) })
     }
 }
 
@@ -266,7 +293,9 @@ impl Part {
         }
         let left = way.replies.iter().enumerate().filter(|(_, reply)| reply.is_some());
         let of: Vec<usize> = left.map(|(i, _)| i).collect();
-        Some(Part { rows: of.iter().map(|&i| call.rows[i].clone()).collect(), of })
+        let rows = of.iter().map(|&i| call.rows[i].clone()).collect();
+        let positions = of.iter().map(|&i| call.positions[i]).collect();
+        Some(Part { rows, positions, of })
     }
 }
 
@@ -335,7 +364,7 @@ impl Pool {
         };
         if self.exceeds_batch(call) {
             // A replica that takes fewer rows has connected since. An attempt in flight goes on.
-            let replies = if way.out == 0 { std::mem::take(&mut way.replies) } else { Rows::new() };
+            let replies = if way.out == 0 { take(&mut way.replies) } else { Rows::new() };
             drop(way);
             drop(unwanted);
             return self.divide_again(call, replies);
@@ -392,8 +421,9 @@ impl Pool {
     /// Sends the rows whose replies are left in calls of fewer rows.
     fn divide_again(self: &Arc<Self>, call: &Call, replies: Rows<Option<RowReply>>) {
         let limit = self.lock().balance.batch(&call.about.model);
-        let rows = call.rows.iter().cloned().zip(replies);
-        let rows = rows.filter_map(|(row, reply)| Some((row, reply?)));
+        let rows = call.rows.iter().cloned().zip(call.positions.iter().copied());
+        let rows = rows.zip(replies);
+        let rows = rows.filter_map(|((row, position), reply)| Some((row, position, reply?)));
         self.queue(call.about.calls(rows, limit));
     }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use afterimage_core::{Failure, ModelId, Status};
+use bytes::Bytes;
 
 use super::Attempt;
 pub use super::health::Outcome;
@@ -82,6 +83,8 @@ pub struct EndpointError {
     pub outcome: Outcome,
     /// Whether the call may be sent again.
     pub retry: Retry,
+    /// The replica's own reply, for the front end; see `Failure::payload`.
+    pub payload: Option<Bytes>,
 }
 
 /// Whether a call may be sent again.
@@ -106,6 +109,7 @@ impl EndpointError {
             | Status::DeadlineExceeded => Status::UpstreamError,
             status => status,
         };
-        Failure::new(status, format!("classifier: {}", self.text))
+        let failure = Failure::new(status, format!("classifier: {}", self.text));
+        failure.with_payload(self.payload)
     }
 }

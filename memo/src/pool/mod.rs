@@ -128,6 +128,21 @@ impl Pool {
         Pool::of_clients([client], options)
     }
 
+    /// A pool of these endpoints. They never change.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn of_endpoints(
+        endpoints: impl IntoIterator<Item = Arc<dyn Endpoint>>,
+        options: PoolOptions,
+    ) -> Arc<Self> {
+        let pool = Pool::empty(options);
+        for endpoint in endpoints {
+            pool.add(endpoint);
+        }
+        pool
+    }
+
     /// A pool of the classifiers behind these clients; see [`Pool::new`].
     ///
     /// # Panics

@@ -151,6 +151,7 @@ fn computed(
             },
             outcome: Outcome::Failed,
             retry: Retry::Budgeted,
+            payload: None,
         }),
     }
 }
@@ -219,6 +220,6 @@ impl From<&CallError> for EndpointError {
             _ => (Outcome::Failed, Retry::Budgeted),
         };
         let (status, text) = (error.status(), Escaped(Report(error)).to_string());
-        EndpointError { status, text, outcome, retry }
+        EndpointError { status, text, outcome, retry, payload: None }
     }
 }

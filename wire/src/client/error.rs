@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "tls")]
 use tokio_rustls::rustls::{self, AlertDescription};
 
 use super::options::Expect;
@@ -235,12 +236,6 @@ impl CallError {
         self.kind() == ErrorKind::Timeout
     }
 
-    /// The operating system has no thread or no event queue left for a client.
-    pub(crate) fn no_resources(server: String, error: io::Error) -> Self {
-        let last_error = Arc::new(ConnectionError::Connect(error));
-        CallError::Unavailable { server: server.into(), last_error }
-    }
-
     /// Whether a request that may be sent twice should be sent again at once.
     pub(super) fn is_worth_another_try(&self) -> bool {
         matches!(
@@ -444,13 +439,15 @@ impl ConnectionError {
     /// It applies to reads after the handshake, too: a server's refusal of the client's certificate
     /// arrives with the first of them.
     pub(super) fn of_transport(error: io::Error) -> Self {
-        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        match tls {
+        #[cfg(feature = "tls")]
+        if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            return ConnectionError::Tls { reason: explain(error).into() };
+        }
+        match error.kind() {
             // The TLS stream ended without a close_notify. Frames carry their length, so no
             // truncation goes unnoticed.
-            None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectionError::ClosedByPeer,
-            None => ConnectionError::Io(error),
-            Some(error) => ConnectionError::Tls { reason: explain(error).into() },
+            io::ErrorKind::UnexpectedEof => ConnectionError::ClosedByPeer,
+            _ => ConnectionError::Io(error),
         }
     }
 
@@ -481,6 +478,7 @@ impl ConnectionError {
 }
 
 /// A TLS error with the remedy, where rustls' own text has none.
+#[cfg(feature = "tls")]
 fn explain(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidMessage(_) => {

@@ -138,14 +138,16 @@ impl Connection {
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
     pub fn with_connector(connector: impl Connector, options: ClientOptions) -> Self {
-        let tls = options.tls.clone();
         let shared = Shared::new(options, connector.name().into());
         let supervised = Arc::clone(&shared);
-        match tls {
-            None => tokio::spawn(supervisor::supervise(supervised, connector, handshake::Plain)),
-            Some(tls) => tokio::spawn(supervisor::supervise(supervised, connector, tls)),
-        };
-        Connection { handle: Arc::new(Handle { shared }) }
+        let handle = Arc::new(Handle { shared });
+        #[cfg(feature = "tls")]
+        if let Some(tls) = supervised.options.tls.clone() {
+            tokio::spawn(supervisor::supervise(supervised, connector, tls));
+            return Connection { handle };
+        }
+        tokio::spawn(supervisor::supervise(supervised, connector, handshake::Plain));
+        Connection { handle }
     }
 
     /// Waits until there is a connection.
