@@ -55,11 +55,11 @@ train DIR:
 
 # Measure hits: the memo on one core, the load on the other. --commit keeps the record
 bench-memo *ARGS:
-    bench/scripts/memo.sh {{ARGS}}
+    bench/scripts/run.sh memo {{ARGS}}
 
 # Measure the classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime
 bench-classifier DIR *ARGS:
-    bench/scripts/classifier.sh {{DIR}} {{ARGS}}
+    bench/scripts/run.sh classifier {{DIR}} {{ARGS}}
 
 # Measure the stores, the cache service with more threads, and readers during a snapshot
 bench-scaling *ARGS:
@@ -69,19 +69,19 @@ bench-scaling *ARGS:
 
 # Measure the overhead of a memo without hits, beside its classifier alone
 bench-overhead *ARGS:
-    bench/scripts/overhead.sh {{ARGS}}
+    bench/scripts/run.sh overhead {{ARGS}}
 
 # Measure a memo under ten times its capacity for a minute: memory, and hits
 bench-overload *ARGS:
-    bench/scripts/overload.sh {{ARGS}}
+    bench/scripts/run.sh overload {{ARGS}}
 
 # Measure the cache service beside Redis and memcached, each on one core
 bench-cache *ARGS:
-    bench/scripts/cache.sh {{ARGS}}
+    bench/scripts/run.sh cache {{ARGS}}
 
 # Measure the memo beside the classifier alone, gRPC, and FastAPI + scikit-learn + Redis
 bench-memo-peers *ARGS:
-    bench/scripts/memo-peers.sh {{ARGS}}
+    bench/scripts/run.sh memo-peers {{ARGS}}
 
 # Run clippy on the peers of bench-memo-peers, a workspace of their own
 peers-check:
@@ -90,11 +90,11 @@ peers-check:
 
 # Measure the codec alone: frames per second
 bench-codec *ARGS:
-    bench/scripts/codec.sh {{ARGS}}
+    bench/scripts/run.sh codec {{ARGS}}
 
 # Measure the load generator alone, against a server that only replies
 bench-generator *ARGS:
-    bench/scripts/generator.sh {{ARGS}}
+    bench/scripts/run.sh generator {{ARGS}}
 
 # Run the micro-benchmarks; one alone: cargo bench -p CRATE --bench NAME
 bench-micro *ARGS:
@@ -103,8 +103,8 @@ bench-micro *ARGS:
 # Measure and commit all records (half an hour on a quiet machine); DIR holds the four MNIST files
 bench-all DIR="": (bench-codec "--commit") (bench-micro "--commit") (bench-generator "--commit") (bench-memo "--commit") (bench-memo-peers "--commit") (bench-overhead "--commit") (bench-overload "--commit") (bench-cache "--commit")
     @[ -n "{{DIR}}" ] || echo "SKIPPED: the classifier's records. Run them with: just bench-all DIR (the folder of the MNIST files)"
-    [ -z "{{DIR}}" ] || bench/scripts/classifier.sh --commit "{{DIR}}"
-    [ -z "{{DIR}}" ] || bench/scripts/kernel-svm.sh --commit "{{DIR}}"
+    [ -z "{{DIR}}" ] || bench/scripts/run.sh classifier --commit "{{DIR}}"
+    [ -z "{{DIR}}" ] || bench/scripts/run.sh kernel-svm --commit "{{DIR}}"
 
 # Generate docs/performance.md and the figures of the READMEs from bench/records
 performance:
@@ -112,4 +112,4 @@ performance:
 
 # Measure an RBF model beside LIBSVM's svm-predict; DIR holds the four MNIST files
 bench-kernel-svm DIR *ARGS:
-    bench/scripts/kernel-svm.sh {{DIR}} {{ARGS}}
+    bench/scripts/run.sh kernel-svm {{DIR}} {{ARGS}}

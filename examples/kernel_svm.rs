@@ -96,7 +96,7 @@ fn main() -> anyhow::Result<()> {
     lines.iter().for_each(|line| println!("{line}"));
     let mut record = Record::new("kernel-svm", Path::new("."), machine, Vec::new());
     // The record does not contain the local path of the data.
-    record.command = vec!["bench/scripts/kernel-svm.sh".into(), "MNIST_DIR".into()];
+    record.command = ["bench/scripts/run.sh", "kernel-svm", "MNIST_DIR"].map(String::from).to_vec();
     record.figures = [
         ("support_vectors", vectors as f64),
         ("images", images),

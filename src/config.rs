@@ -12,9 +12,11 @@ use afterimage_cache::{
     ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
 };
 use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
+use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::Proxy;
 use afterimage_memo::{MemoOptions, Store, Upstream};
+use afterimage_wire::Connection;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::server::ServerOptions;
 
@@ -36,6 +38,22 @@ pub struct Config {
     pub table: TableConfig,
     /// The built-in classifier of the classifier service, and of a memo without another one.
     pub engine: EngineConfig,
+    /// Page, REST API, metrics and probes over HTTP.
+    pub gateway: Option<GatewayConfig>,
+}
+
+/// The HTTP side of a process.
+pub struct GatewayConfig {
+    /// Where it listens; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// Whether the process also starts without it, when the address is in use.
+    pub optional: bool,
+    /// Tokens and limits.
+    pub options: GatewayOptions,
+    /// TLS and limits of its connections.
+    pub http: HttpOptions,
+    /// The memo behind it in another process; `None` for the memo of this one.
+    pub server: Option<Connection>,
 }
 
 /// A memo and its listeners.
@@ -158,13 +176,8 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig {
-            model: "shipped".into(),
-            threads: 0,
-            max_batch: 64,
-            max_queued: 32_768,
-            linger: Duration::ZERO,
-        }
+        let EngineOptions { max_batch, max_queued, linger, .. } = EngineOptions::default();
+        EngineConfig { model: "shipped".into(), threads: 0, max_batch, max_queued, linger }
     }
 }
 

@@ -3,11 +3,33 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_classifier::{Caller, Engine, EngineError, Job, Model, service};
-use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows};
+use afterimage_classifier::{Caller, Engine, EngineError, Job, Model, argmax, service};
+use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows, Status};
 use afterimage_memo::Upstream;
-use afterimage_memo::upstream::Call;
+use afterimage_memo::upstream::{Call, Function};
 use afterimage_wire::proto::stats::Stats;
+
+/// The name of the model that answers with scores.
+pub(crate) const SCORES: &str = "scores";
+
+/// The scores of a model as answers of bytes: the label as a `u16`, then an `f32` for each class,
+/// all little-endian.
+pub(crate) fn scores_of(model: Arc<Model>) -> Function {
+    let mut id = ModelId::bytes(SCORES, model.digest().0);
+    id.input = Some(service::identity(&model).shape);
+    Function::new(id, 1, move |rows| {
+        let images: Vec<&[u8]> = rows.iter().map(|row| &row[..]).collect();
+        let scores = model.scores(&images);
+        let scores =
+            scores.map_err(|error| Failure::new(Status::BadArgument, error.to_string()))?;
+        let answer = |scores: &[f32]| {
+            let label = model.labels()[argmax(scores)];
+            let scores = scores.iter().flat_map(|score| score.to_le_bytes());
+            Answer::Bytes(label.to_le_bytes().into_iter().chain(scores).collect())
+        };
+        Ok(scores.rows().into_iter().filter_map(|row| row.as_slice().map(answer)).collect())
+    })
+}
 
 /// An engine and its model.
 #[derive(Debug)]

@@ -3,21 +3,26 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
-use afterimage_cache::{CacheService, SnapshotWriter};
+use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, ModelError};
+use afterimage_gateway::{InProcess, Remote, Source};
 use afterimage_inference::Proxy;
-use afterimage_memo::{MemoService, Store};
+use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
+use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
-use afterimage_wire::server::{Identity, Server, ServerOptions, Service};
+use afterimage_wire::proto::header::MAX_VALUE;
+use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::{Identity, Server, ServerOptions, Service, metrics};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, ListenerConfig, ProxyConfig, Started};
-use crate::embedded::Embedded;
+use crate::config::{Config, GatewayConfig, ListenerConfig, ProxyConfig, Started};
+use crate::embedded::{Embedded, SCORES, scores_of};
 
 /// The reason why a process cannot start. Settings have the names of their flags.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +64,12 @@ pub enum ConfigError {
     Model(#[from] ModelError),
 }
 
+/// Memory for the scores of the page's last inputs.
+const PAGE_BYTES: u64 = 16 << 20;
+
+/// The longest wait of the gateway for a memo in another process.
+const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
 /// at once and writes no snapshot.
 ///
@@ -82,6 +93,8 @@ pub enum ConfigError {
 pub struct Process {
     services: Vec<Arc<dyn Service>>,
     addresses: Vec<(Role, SocketAddr)>,
+    /// Its address, and whether it uses TLS.
+    http: Option<(SocketAddr, bool)>,
     listeners: JoinSet<()>,
     stop: CancellationToken,
     snapshots: Option<SnapshotWriter>,
@@ -95,18 +108,31 @@ impl Process {
     /// When a port is taken, when settings contradict each other, or when the table, the snapshot
     /// or the model cannot be used.
     pub async fn start(config: Config) -> Result<Self, ConfigError> {
-        let Config { memo, cache, classifier, proxy, table, engine } = config;
+        let Config { memo, cache, classifier, proxy, table, engine, gateway } = config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
         // Before the table takes memory and the model is read.
         let memo_sockets = bind(memo_listeners).await?;
         let cache_sockets = bind(&cache).await?;
         let classifier_sockets = bind(&classifier).await?;
+        let http = match gateway {
+            None => None,
+            Some(gateway) => match bind_one(gateway.address).await {
+                Ok(bound) => Some((bound, gateway)),
+                Err(ConfigError::InUse(address)) if gateway.optional => {
+                    tracing::warn!(
+                        "no page and no HTTP: {address} is in use; choose another address with --http"
+                    );
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        };
         let proxy = match proxy {
             Some(proxy) => Some((bind_one(proxy.address).await?, proxy)),
             None => None,
         };
         let listeners = memo_sockets.len() + cache_sockets.len() + classifier_sockets.len();
-        if listeners == 0 && proxy.is_none() {
+        if listeners == 0 && http.is_none() && proxy.is_none() {
             return Err(ConfigError::NoListener);
         }
 
@@ -128,6 +154,7 @@ impl Process {
         let mut process = Process {
             services: Vec::new(),
             addresses: Vec::new(),
+            http: None,
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
             snapshots,
@@ -144,12 +171,45 @@ impl Process {
                 .with_snapshots(handle.clone());
             process.serve(service, cache_sockets)?;
         }
+        let mut source: Option<Arc<dyn Source>> = None;
         if let Some(memo) = memo {
             let own = table.map(|table| Store::Embedded(table, handle));
             let store = memo.store.or(own).expect("a memo without a store has the table");
+            let built_in = memo.classifier.is_none().then(|| engine.clone()).flatten();
             let own = engine.map(|(model, engine)| Box::new(Embedded::new(&model, engine)) as _);
             let classifier = memo.classifier.or(own).expect("without another, it is built in");
-            process.serve(MemoService::new(store, classifier, memo.options), memo_sockets)?;
+            // The page shows scores, which are answers of bytes.
+            let bytes = http.is_some().then(|| Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)));
+            let memo = Memo::new(store, bytes, memo.options);
+            memo.add_model("", classifier, ModelOptions::default());
+            let service = MemoService::of(&memo, "").expect("it was just added");
+            process.serve(service, memo_sockets)?;
+            if http.is_some() {
+                let services = process.services.clone();
+                let own = InProcess::new(memo.clone(), "", move || statistics(&services));
+                source = Some(match built_in {
+                    Some((model, _)) => {
+                        memo.add_model(SCORES, scores_of(model), ModelOptions::default());
+                        Arc::new(own.with_scores(SCORES))
+                    }
+                    None => Arc::new(own),
+                });
+            }
+        }
+        if let Some(((socket, address), gateway)) = http {
+            let remote = |connection: Connection| {
+                Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
+            };
+            let source = gateway.server.map(remote).or(source);
+            let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
+            let GatewayConfig { options, http, .. } = gateway;
+            if let Some(tls) = &http.tls {
+                tokio::spawn(tls.keep_current());
+            }
+            process.http = Some((address, http.tls.is_some()));
+            let stop = process.stop.clone();
+            let serving = afterimage_gateway::serve(socket, source, options, http, stop);
+            process.listeners.spawn(serving);
         }
         if let Some(((socket, address), ProxyConfig { options, proxy, .. })) = proxy {
             if let Some(tls) = &options.tls {
@@ -182,6 +242,13 @@ impl Process {
         }
         self.services.push(service);
         Ok(())
+    }
+
+    /// The URL of the page, if there is one.
+    pub fn page(&self) -> Option<String> {
+        let (address, is_secure) = self.http?;
+        let scheme = if is_secure { "https" } else { "http" };
+        Some(format!("{scheme}://{address}/"))
     }
 
     /// The kind of service and the address of each listener.
@@ -237,6 +304,17 @@ async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Conf
     let socket = TcpListener::bind(address).await.map_err(failed)?;
     let bound = socket.local_addr().map_err(failed)?;
     Ok((socket, bound))
+}
+
+/// The statistics of services, as each would send them.
+fn statistics(services: &[Arc<dyn Service>]) -> Vec<Stats> {
+    let of = |service: &Arc<dyn Service>| {
+        let mut stats = Stats::default();
+        stats.text(&metrics::SERVICE, service.identity().service.to_string());
+        service.stats(&mut stats);
+        stats
+    };
+    services.iter().map(of).collect()
 }
 
 /// Refuses a body limit that no request fits in.

@@ -79,6 +79,9 @@ pub(crate) fn run(
             // The reader of standard output may be gone; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
+        if let Some(page) = process.page() {
+            let _ = say!("gateway listening on {page}");
+        }
         let proxy = process.proxy().map(|(proxy, address)| {
             let _ = say!("proxy listening on {address}");
             proxy.clone()
@@ -96,7 +99,8 @@ pub(crate) fn run(
         if let Some(proxy) = proxy {
             let mut stats = Stats::default();
             proxy.stats(&mut stats);
-            tracing::info!("stopped after {uptime}: {}", summary(&stats));
+            let report = proxy.observed().unwrap_or_else(|| summary(&stats));
+            tracing::info!("stopped after {uptime}: {report}");
         }
         Ok(drained?)
     })

@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use afterimage_classifier::Model;
+use afterimage_wire::client::Infer;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::{HEADER_LEN, Header, Kind};
 use afterimage_wire::proto::message::{Classification, Message, Origin};
 use afterimage_wire::proto::{Role, Status};
+use afterimage_wire::{Client, ClientOptions};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -80,6 +82,33 @@ fn every_service_starts_with_its_defaults_and_answers() {
                 }
             }
         }
+    });
+}
+
+#[test]
+fn a_classifier_answers_rows_directly_and_behind_a_memo() {
+    within(LIMIT, async {
+        let classifier = Running::start(&["classifier"]);
+        let place = classifier.place();
+        let memo = Running::start(&["memo", "--classifier", &place, "--memory", "8MiB"]);
+        let (digits, labels) = answered(1, 100, &Model::shipped());
+        let rows = || (0..100).map(|i| digits.image(i));
+        for server in [classifier.addr(), memo.addr()] {
+            let client = Client::connect(server, ClientOptions::new()).await.unwrap();
+            let answers = client.infer(&Infer::rows("", rows())).await.unwrap();
+            let answers: Vec<_> =
+                answers.rows.iter().filter_map(|row| row.answer.label()).collect();
+            assert_eq!(answers, labels);
+            assert_eq!(client.welcome().unwrap().digest, Model::shipped().digest().0);
+        }
+        let direct = Client::connect(classifier.addr(), ClientOptions::new()).await.unwrap();
+        // All rows and no more: some digits may be equal.
+        let scored = direct.admin().stats().await.unwrap().counter_value("engine_scored");
+        assert!((150..=200).contains(&scored), "{scored}");
+        let other = direct.infer(&Infer::rows("resnet", rows())).await.unwrap_err();
+        assert_eq!(other.status(), Status::BadArgument, "{other}");
+        let short = direct.infer(&Infer::rows("", [&[0][..]])).await.unwrap_err();
+        assert_eq!(short.status(), Status::BadArgument, "{short}");
     });
 }
 

@@ -1,4 +1,4 @@
-"""The classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime, for bench/scripts/classifier.sh.
+"""The classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime, for bench/scripts/run.sh classifier.
 
     classifier.py DATA_DIR TEMPORARY_FOLDER RECORDS_FOLDER
 
@@ -333,7 +333,7 @@ def keep(folder, machine, least, agreement, commands, speeds, text):
     for name, speed in speeds.items():
         figures |= {f"speed, {name}, {key}": float(value) for key, value in flat(speed)}
     text = [*text, *versions(), f"load average at the end: {os.getloadavg()[0]:.1f}"]
-    write_record(folder, "classifier", ["bench/scripts/classifier.sh"], machine, figures, text)
+    write_record(folder, "classifier", ["bench/scripts/run.sh", "classifier"], machine, figures, text)
 
 
 if __name__ == "__main__":

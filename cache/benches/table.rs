@@ -1,5 +1,5 @@
 //! Time per operation of the table: `cargo bench -p afterimage-cache --bench table`. `lookups` uses
-//! more keys; `bench/scripts/cache.sh` measures the whole service.
+//! more keys; `bench/scripts/run.sh cache` measures the whole service.
 
 use afterimage_cache::{Capacity, Table};
 use divan::Bencher;

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_core::{Failure, Origin, RowAnswer, RowReply};
+use afterimage_core::{
+    Failure, ModelId, Origin, Reply, Response, RowAnswer, RowReply, Rows, gather,
+};
 use afterimage_wire::Status;
-use afterimage_wire::proto::{Role, Shape, stats::Stats};
-use afterimage_wire::server::{Batch, Identity, Op, Service};
+use afterimage_wire::proto::{InferReq, Role, Shape, stats::Stats};
+use afterimage_wire::server::{Batch, Identity, Infer, Op, Service};
 
 use crate::engine::{Caller, Engine, EngineError, Job};
 use crate::metrics;
@@ -20,13 +22,39 @@ use crate::model::Model;
 #[derive(Debug)]
 pub struct ClassifierService {
     identity: Identity,
+    model: Arc<ModelId>,
     engine: Arc<Engine>,
 }
 
 impl ClassifierService {
     /// A service of `model`, which `engine` scores with.
     pub fn new(model: &Model, engine: Arc<Engine>) -> Self {
-        ClassifierService { identity: identity(model), engine }
+        let identity = identity(model);
+        let model =
+            ModelId::labels(identity.digest, Some(identity.shape.clone()), identity.classes);
+        ClassifierService { identity, model: Arc::new(model), engine }
+    }
+
+    /// The jobs of an `InferReq`, one for each row; the error text for another model.
+    fn infer(
+        &self,
+        infer: &Infer<'_>,
+        reply: impl FnOnce() -> Reply<Result<Response, Failure>>,
+        now: Instant,
+    ) -> Result<Vec<Job>, String> {
+        let &InferReq { model, version, .. } = &**infer;
+        if !(model.is_empty() && version.is_empty()) {
+            let text = "this classifier has one model, without name and version";
+            return Err(format!("model {model:?}, version {version:?}: {text}"));
+        }
+        let model = Arc::clone(&self.model);
+        let combine = |rows: Vec<RowAnswer>| Response { model, rows: Rows::from_vec(rows) };
+        let deadline = infer.budget().map(|budget| now + budget);
+        let replies = gather(infer.rows.len(), reply(), combine);
+        let job = |(row, reply): (&[u8], RowReply)| {
+            Job::for_caller(row, ConnectionReply(reply)).with_deadline(deadline)
+        };
+        Ok(infer.rows.iter().zip(replies).map(job).collect())
     }
 }
 
@@ -39,12 +67,20 @@ impl Service for ClassifierService {
         let (now, client) = (Instant::now(), batch.client());
         let mut jobs = Vec::new();
         for (i, request) in batch.requests().iter().enumerate() {
-            let Op::Classify { image } = request.op else {
-                batch.error(i, Status::Unsupported, "this is a classifier; it takes images only");
-                continue;
-            };
-            let job = Job::for_caller(image, ConnectionReply(batch.row_reply(i)));
-            jobs.push(job.of_client(client).with_deadline(request.deadline(now)));
+            match request.op {
+                Op::Classify { image } => {
+                    let job = Job::for_caller(image, ConnectionReply(batch.row_reply(i)));
+                    jobs.push(job.of_client(client).with_deadline(request.deadline(now)));
+                }
+                Op::Infer(infer) => match self.infer(infer, || batch.response_reply(i), now) {
+                    Ok(rows) => jobs.extend(rows.into_iter().map(|job| job.of_client(client))),
+                    Err(text) => batch.error(i, Status::BadArgument, &text),
+                },
+                _ => {
+                    let text = "this is a classifier; it classifies and stores nothing";
+                    batch.error(i, Status::Unsupported, text);
+                }
+            }
         }
         self.engine.submit_many(jobs);
     }

@@ -36,6 +36,19 @@ pub enum Wanted {
     NoMore,
 }
 
+impl Wanted {
+    /// How long the outcome is wanted for two groups of waiters.
+    #[must_use]
+    pub fn or(self, other: Wanted) -> Wanted {
+        match (self, other) {
+            (Wanted::NoMore, other) => other,
+            (wanted, Wanted::NoMore) => wanted,
+            (Wanted::Until(a), Wanted::Until(b)) => Wanted::Until(a.max(b)),
+            _ => Wanted::Always,
+        }
+    }
+}
+
 /// The receiving end of replies.
 pub trait Sink<T>: Send + Sync {
     /// How long the outcome for `token` is wanted at `now`.
@@ -48,6 +61,16 @@ pub trait Sink<T>: Send + Sync {
     /// where a sink can do that.
     fn is_wanted(&self, token: u64, now: Instant) -> bool {
         self.wanted(token, now) != Wanted::NoMore
+    }
+
+    /// Gives the replies of the parts of an outcome away, if each part has a reply of its own. The
+    /// outcome for `token` is then not delivered as a whole.
+    fn take_parts(&self, token: u64) -> Option<Vec<Reply<T>>>
+    where
+        T: Outcome,
+    {
+        let _ = token;
+        None
     }
 
     /// Announces that the outcome for `token` follows soon, so that the sink can prefetch memory.
@@ -119,6 +142,18 @@ impl<T: Outcome> Reply<T> {
     /// A handle that tells whether the outcome is wanted while the reply is elsewhere.
     pub fn watch(&self) -> Watch<T> {
         Watch { sink: self.sink.clone(), token: self.token }
+    }
+
+    /// The replies of the parts, in order, if each part of the outcome has a reply of its own. So
+    /// one part can fail, or be given up, without the others.
+    ///
+    /// # Errors
+    /// The reply itself, if the outcome has no such parts.
+    pub fn into_parts(mut self) -> Result<Vec<Reply<T>>, Reply<T>> {
+        let taken = self.sink.as_ref().and_then(|sink| sink.take_parts(self.token));
+        let Some(parts) = taken else { return Err(self) };
+        self.sink = None;
+        Ok(parts)
     }
 
     /// Announces that the outcome follows soon.

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use bytes::Bytes;
+
 use crate::reply::Outcome;
 
 /// One table makes the number, the name, the text and the advice of every status.
@@ -102,12 +104,22 @@ pub struct Failure {
     pub status: Status,
     /// What failed, why, and what to do. It names the thing, the limit and the value.
     pub text: Cow<'static, str>,
+    /// The upstream's own reply, in a form that its endpoint and the front end share. Each waiter of
+    /// a failed call gets it, and no store.
+    pub payload: Option<Bytes>,
 }
 
 impl Failure {
     /// A failure of this status.
     pub fn new(status: Status, text: impl Into<Cow<'static, str>>) -> Self {
-        Failure { status, text: text.into() }
+        Failure { status, text: text.into(), payload: None }
+    }
+
+    /// The same with the upstream's own reply.
+    #[must_use]
+    pub fn with_payload(mut self, payload: impl Into<Option<Bytes>>) -> Self {
+        self.payload = payload.into();
+        self
     }
 
     /// The failure of a request that was dropped without an answer, by a bug or a panic.

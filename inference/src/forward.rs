@@ -14,11 +14,12 @@ use afterimage_wire::tls::ClientTls;
 use afterimage_wire::tls::rustls::ClientConfig;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{COOKIE, HOST, HeaderValue};
+use hyper::header::{COOKIE, HOST, HeaderValue, VIA};
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper::{HeaderMap, Request, Response, Uri, Version};
+use hyper::{HeaderMap, Request, Response, StatusCode, Uri, Version};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -27,11 +28,19 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
+use crate::headers::OWN_VIA;
+
 /// The longest time to connect to one address of a server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Idle connections to a server are closed after this time: before most servers close them.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The largest resource that [`Replica::get`] reads. A model's configuration has some kilobytes.
+const MAX_RESOURCE: usize = 4 << 20;
+
+/// The longest time for [`Replica::get`].
+const RESOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An error of a body, of either direction.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -199,6 +208,29 @@ impl Replica {
         sent.map_err(|error| self.error(&error))
     }
 
+    /// Asks for a small resource of the server, for the proxy's own use.
+    ///
+    /// # Errors
+    /// [`ForwardError`], when no complete response came in time or when it is too large.
+    pub async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), ForwardError> {
+        let uri = PathAndQuery::try_from(path).map_err(hyper::http::Error::from)?;
+        let mut request = Request::new(Outgoing::Full(None, None));
+        *request.uri_mut() = Uri::from(uri);
+        request.headers_mut().insert(VIA, OWN_VIA);
+        let failed = |reason: String| {
+            let server = self.target.to_string();
+            ForwardError::Failed { server, reason: format!("GET {path}: {reason}") }
+        };
+        let whole = async {
+            let response = self.send(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), MAX_RESOURCE).collect().await;
+            Ok((status, body.map_err(|error| failed(error.to_string()))?.to_bytes()))
+        };
+        let whole = tokio::time::timeout(RESOURCE_TIMEOUT, whole).await;
+        whole.unwrap_or_else(|_| Err(failed(format!("no response in {RESOURCE_TIMEOUT:?}"))))
+    }
+
     fn error(&self, error: &Error) -> ForwardError {
         let (server, reason) = (self.target.to_string(), root_cause(error));
         match error.is_connect() {
@@ -236,8 +268,8 @@ fn root_cause(error: &dyn std::error::Error) -> String {
 /// A body on its way to a server.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// In memory; `None` when it has been sent.
-    Full(Option<Bytes>),
+    /// In memory, with trailer fields; `None` when they have been sent.
+    Full(Option<Bytes>, Option<HeaderMap>),
     /// As the client sends it.
     Stream(RequestBody),
     /// The same, with its first part read already.
@@ -253,9 +285,10 @@ impl Body for Outgoing {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match &mut *self {
-            Outgoing::Full(bytes) => {
-                let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
-                Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+            Outgoing::Full(bytes, trailers) => {
+                let bytes = bytes.take().filter(|bytes| !bytes.is_empty()).map(Frame::data);
+                let frame = bytes.or_else(|| trailers.take().map(Frame::trailers));
+                Poll::Ready(frame.map(Ok))
             }
             Outgoing::Stream(body) => Pin::new(body).poll_frame(context).map_err(BoxError::from),
             Outgoing::Rest(body) => Pin::new(body).poll_frame(context).map_err(BoxError::from),
@@ -264,7 +297,9 @@ impl Body for Outgoing {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Outgoing::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
+            Outgoing::Full(bytes, trailers) => {
+                bytes.as_ref().is_none_or(Bytes::is_empty) && trailers.is_none()
+            }
             Outgoing::Stream(body) => body.is_end_stream(),
             Outgoing::Rest(body) => body.is_end_stream(),
         }
@@ -272,7 +307,7 @@ impl Body for Outgoing {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Outgoing::Full(bytes) => {
+            Outgoing::Full(bytes, _) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             Outgoing::Stream(body) => body.size_hint(),
@@ -288,6 +323,8 @@ pub enum ResponseBody {
     Full(Option<Bytes>),
     /// As the server sends it.
     Stream(Incoming),
+    /// The same, with its first part read already.
+    Rest(Option<Bytes>, Incoming),
 }
 
 impl ResponseBody {
@@ -311,6 +348,10 @@ impl Body for ResponseBody {
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
             ResponseBody::Stream(body) => Pin::new(body).poll_frame(context),
+            ResponseBody::Rest(first, body) => match first.take() {
+                Some(first) => Poll::Ready(Some(Ok(Frame::data(first)))),
+                None => Pin::new(body).poll_frame(context),
+            },
         }
     }
 
@@ -318,6 +359,7 @@ impl Body for ResponseBody {
         match self {
             ResponseBody::Full(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
             ResponseBody::Stream(body) => body.is_end_stream(),
+            ResponseBody::Rest(first, body) => first.is_none() && body.is_end_stream(),
         }
     }
 
@@ -327,6 +369,15 @@ impl Body for ResponseBody {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
             ResponseBody::Stream(body) => body.size_hint(),
+            ResponseBody::Rest(first, body) => {
+                let first = first.as_ref().map_or(0, |first| first.len() as u64);
+                let mut hint = body.size_hint();
+                match hint.exact() {
+                    Some(rest) => hint.set_exact(rest + first),
+                    None => hint.set_lower(hint.lower() + first),
+                }
+                hint
+            }
         }
     }
 }

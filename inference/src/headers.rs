@@ -10,7 +10,7 @@ use hyper::header::{
 pub(crate) const NAME: &str = "afterimage";
 
 /// The value of `Via` that this proxy adds to requests.
-const OWN_VIA: HeaderValue = HeaderValue::from_static("1.1 afterimage");
+pub(crate) const OWN_VIA: HeaderValue = HeaderValue::from_static("1.1 afterimage");
 
 /// Passes of one request through proxies of this name, before it counts as a loop. Two memos in a
 /// row are legitimate.
@@ -65,6 +65,27 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap) -> Result<(), &'static st
     headers.remove(EXPECT);
     headers.append(VIA, OWN_VIA);
     Ok(())
+}
+
+/// The field that has the length of the JSON before binary tensors.
+pub(crate) const JSON_LENGTH: HeaderName =
+    HeaderName::from_static("inference-header-content-length");
+
+/// The length of the JSON before binary tensors.
+///
+/// # Errors
+/// When the field is there and is not one number.
+pub(crate) fn json_len(headers: &HeaderMap) -> Result<Option<usize>, ()> {
+    let mut values = headers.get_all(JSON_LENGTH).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(None),
+        (Some(value), None) => {
+            let digits = value.to_str().map_err(drop)?;
+            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            if is_number { digits.parse().map(Some).map_err(drop) } else { Err(()) }
+        }
+        (Some(_), Some(_)) => Err(()),
+    }
 }
 
 /// Whether a field's value lists a token.

@@ -3,14 +3,15 @@
 //! [`Proxy`] is an HTTP service in front of one model server, or of several equal ones. The path of
 //! a request:
 //!
-//! 1. `proxy` tells inference calls from all others. The others pass through unchanged ([`forward`]).
+//! 1. `proxy` tells inference calls from all others. The others pass through unchanged
+//!    ([`forward`]).
 //! 2. `policy` decides whether the answer to a call may be remembered. If not, the call passes
 //!    through, and `Cache-Status` has the reason.
 //! 3. [`oip`] parses the call. Its canonical bytes are the row that the memo hashes: JSON, binary
 //!    tensors and compressed bodies of equal content are one row.
 //! 4. `models` gives the memo's model: the name and version of the URL, with the identity that the
 //!    server reports. It is polled, so that a replaced model gets other keys.
-//! 5. The memo answers from its store, or calls an [`endpoint`] with the client's own request. The
+//! 5. The memo answers from its store, or calls an `endpoint` with the client's own request. The
 //!    client that asked first gets the server's response as it came; others get one that is made
 //!    from the answer, in the encoding that they asked for.
 //!
@@ -18,13 +19,21 @@
 
 #![forbid(unsafe_code)]
 
+mod call;
+mod endpoint;
 pub mod forward;
 mod headers;
+mod identity;
 mod json;
+pub mod metrics;
+mod models;
+mod observe;
 pub mod oip;
+pub mod policy;
 mod proxy;
 
 pub use forward::{Replica, Target, TargetError};
+pub use policy::{Bypass, Sharing};
 pub use proxy::{Proxy, ProxyOptions};
 
 /// The examples of the README, as tests.

@@ -1,24 +1,82 @@
 //! The HTTP service in front of model servers.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read as _;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-use afterimage_http::RequestBody;
+use afterimage_core::{Answer, ByteBudget, Failure, Origin, Status};
+use afterimage_http::{Collected, Peer, RequestBody, StallError, Uncollected};
+use afterimage_memo::{Context, Memo, Request as MemoRequest};
+use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use flate2::read::{GzDecoder, ZlibDecoder};
+use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::http::uri::PathAndQuery;
 use hyper::service::Service;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 
+use crate::call::{Call, Payload};
+use crate::endpoint::{Whole, read};
 use crate::forward::{ForwardError, Outgoing, Replica, ResponseBody};
-use crate::headers::{prepare_request, remove_hop_by_hop};
+use crate::headers::{JSON_LENGTH, json_len, prepare_request, remove_hop_by_hop};
+use crate::metrics;
+use crate::models::{Models, Settings};
+use crate::observe::Observer;
+use crate::oip;
+use crate::policy::{Bypass, CacheStatus, Directives, Policy, ROUTING_FIELDS, Sharing};
 
 /// How a proxy treats requests.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
-pub struct ProxyOptions {}
+pub struct ProxyOptions {
+    /// How answers are shared among clients with credentials.
+    pub sharing: Sharing,
+    /// Header fields that are part of the key, because they can change the answer. The default has
+    /// those with which routers choose a model.
+    pub key_fields: Vec<HeaderName>,
+    /// The largest body of a call that is remembered; 64 MiB by default. A larger one passes
+    /// through.
+    pub max_body: usize,
+    /// Memory for the bodies of all calls in flight; 512 MiB by default. A call beyond it passes
+    /// through.
+    pub max_body_memory: usize,
+    /// The largest answer that is remembered; 16 MiB by default.
+    pub max_answer: usize,
+    /// Models that are remembered at a time; 1,000 by default. Their names come from clients.
+    pub max_models: usize,
+    /// The interval at which models in use are examined; 2 s by default.
+    pub poll_every: Duration,
+    /// The longest time of one call to a server; 2 min by default.
+    pub timeout: Duration,
+    /// How long an answer is used; `None`, the default, for as long as it is in the store.
+    pub ttl: Option<Duration>,
+    /// Forward every call, answer none from memory, and count what memory would have answered.
+    pub observe: bool,
+}
+
+impl Default for ProxyOptions {
+    fn default() -> Self {
+        ProxyOptions {
+            sharing: Sharing::default(),
+            key_fields: ROUTING_FIELDS.map(HeaderName::from_static).to_vec(),
+            max_body: 64 << 20,
+            max_body_memory: 512 << 20,
+            max_answer: 16 << 20,
+            max_models: 1000,
+            poll_every: Duration::from_secs(2),
+            timeout: Duration::from_secs(120),
+            ttl: None,
+            observe: false,
+        }
+    }
+}
 
 /// A transparent proxy in front of model servers that answers repeated inference calls from a memo.
 ///
@@ -28,25 +86,100 @@ pub struct Proxy {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     replicas: Vec<Replica>,
     /// Counts requests that pass through, to take replicas in turn.
     next: AtomicUsize,
+    memo: Memo,
+    models: Arc<Models>,
+    policy: Policy,
+    memory: ByteBudget,
+    max_body: usize,
+    max_answer: usize,
+    ttl: Option<Duration>,
+    observer: Option<Observer>,
+    passed: AtomicU64,
+    calls: AtomicU64,
+    bypassed: AtomicU64,
+    unreachable: AtomicU64,
 }
 
 impl Proxy {
-    /// A proxy in front of equal servers.
+    /// A proxy in front of equal servers, with a memo of answers of bytes. The proxy adds the
+    /// models to the memo.
     ///
     /// # Panics
     /// When there is no server.
-    pub fn new(replicas: Vec<Replica>, _options: ProxyOptions) -> Self {
+    pub fn new(replicas: Vec<Replica>, memo: Memo, options: ProxyOptions) -> Self {
         assert!(!replicas.is_empty(), "a proxy has at least one server");
-        Proxy { inner: Arc::new(Inner { replicas, next: AtomicUsize::new(0) }) }
+        let settings = Settings {
+            max_models: options.max_models,
+            poll_every: options.poll_every,
+            timeout: options.timeout,
+            ttl: options.ttl,
+            max_answer_bytes: options.max_answer,
+        };
+        let models = Models::new(memo.clone(), replicas.clone(), settings);
+        let ProxyOptions { sharing, key_fields, max_body, max_answer, ttl, .. } = options;
+        let inner = Inner {
+            replicas,
+            next: AtomicUsize::new(0),
+            memo,
+            models,
+            policy: Policy { sharing, key_fields },
+            memory: ByteBudget::new(options.max_body_memory),
+            max_body,
+            max_answer,
+            ttl,
+            observer: options.observe.then(Observer::new),
+            passed: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            bypassed: AtomicU64::new(0),
+            unreachable: AtomicU64::new(0),
+        };
+        Proxy { inner: Arc::new(inner) }
     }
 
     /// Adds counters, sizes and latencies to `stats`.
-    pub fn stats(&self, _stats: &mut afterimage_wire::proto::stats::Stats) {}
+    pub fn stats(&self, stats: &mut Stats) {
+        let inner = &self.inner;
+        stats.counter(&metrics::PASSED, inner.passed.load(Relaxed));
+        stats.counter(&metrics::CALLS, inner.calls.load(Relaxed));
+        stats.counter(&metrics::BYPASSED, inner.bypassed.load(Relaxed));
+        stats.counter(&metrics::UNREACHABLE, inner.unreachable.load(Relaxed));
+        if let Some(observer) = &inner.observer {
+            observer.stats(stats);
+        }
+        inner.memo.stats(stats);
+    }
+
+    /// Asks each server whether it is there and speaks the protocol. Returns what is wrong.
+    pub async fn check(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for replica in &self.inner.replicas {
+            match replica.get("/v2").await {
+                Ok((status, body)) => {
+                    let body = serde_json::from_slice::<serde_json::Value>(&body);
+                    let is_known = body.is_ok_and(|body| body["name"].is_string());
+                    if !status.is_success() || !is_known {
+                        problems.push(format!(
+                            "{} is not a server of the Open Inference Protocol (GET /v2 gives \
+                             {status}); its requests pass through, and nothing is remembered",
+                            replica.target()
+                        ));
+                    }
+                }
+                Err(error) => problems.push(error.to_string()),
+            }
+        }
+        problems
+    }
+
+    /// What memory would have answered, in one line; `None` unless the proxy observes only.
+    pub fn observed(&self) -> Option<String> {
+        let observer = self.inner.observer.as_ref()?;
+        Some(observer.report(self.inner.calls.load(Relaxed)))
+    }
 }
 
 type Responding = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
@@ -58,21 +191,269 @@ impl Service<Request<RequestBody>> for Proxy {
 
     fn call(&self, request: Request<RequestBody>) -> Responding {
         let inner = Arc::clone(&self.inner);
-        Box::pin(async move { Ok(inner.pass(request).await) })
+        Box::pin(async move { Ok(inner.respond(request).await) })
     }
 }
 
+/// An inference call that the memo can answer.
+struct Asked {
+    call: Arc<Call>,
+    model: String,
+    key: Bytes,
+    /// The request's id, and the encoding that the client wants.
+    id: Option<String>,
+    wanted: oip::OutputEncoding,
+    directives: Directives,
+    client: u64,
+}
+
 impl Inner {
-    /// Forwards a request as it is.
-    async fn pass(&self, request: Request<RequestBody>) -> Response<ResponseBody> {
-        if request.method() == Method::CONNECT {
+    async fn respond(&self, request: Request<RequestBody>) -> Response<ResponseBody> {
+        let (mut parts, body) = request.into_parts();
+        if parts.method == Method::CONNECT {
             return error(StatusCode::METHOD_NOT_ALLOWED, "this proxy opens no tunnels");
         }
-        let (mut parts, body) = request.into_parts();
         if let Err(reason) = prepare_request(&mut parts.headers) {
             return error(StatusCode::BAD_REQUEST, reason);
         }
-        self.forward(Request::from_parts(parts, Outgoing::Stream(body))).await
+        if parts.method == Method::POST {
+            if let Some(model) = called_model(parts.uri.path()) {
+                let model = model.to_owned();
+                return self.answer(parts, body, model).await;
+            }
+            if changes_models(parts.uri.path()) {
+                return self.change(parts, body).await;
+            }
+        }
+        self.passed.fetch_add(1, Relaxed);
+        self.forward(request_of(parts, Outgoing::Stream(body))).await
+    }
+
+    /// Forwards a request that loads or unloads a model. Answers of the time before are not used
+    /// while the server works on it, and those of the time in between not after it.
+    async fn change(&self, parts: Parts, body: RequestBody) -> Response<ResponseBody> {
+        self.passed.fetch_add(1, Relaxed);
+        self.models.flush();
+        let response = self.forward(request_of(parts, Outgoing::Stream(body))).await;
+        self.models.flush();
+        self.models.examine_all().await;
+        response
+    }
+
+    /// Answers an inference call.
+    async fn answer(
+        &self,
+        parts: Parts,
+        body: RequestBody,
+        model: String,
+    ) -> Response<ResponseBody> {
+        self.calls.fetch_add(1, Relaxed);
+        let asked = match self.understand(parts, body, model).await {
+            Ok(asked) => asked,
+            Err(NotAsked::Bypass(request, reason)) => return self.bypass(*request, reason).await,
+            Err(NotAsked::Failed(failed)) => return body_error(&failed),
+        };
+        if let Some(observer) = &self.observer {
+            return self.observe(asked, observer).await;
+        }
+        self.ask(asked).await
+    }
+
+    /// Reads a call, and decides whether the memo may answer it.
+    async fn understand(
+        &self,
+        mut parts: Parts,
+        body: RequestBody,
+        model: String,
+    ) -> Result<Asked, NotAsked> {
+        let peer = parts.extensions.remove::<Peer>();
+        let decided = self.policy.decide(&parts.headers, parts.uri.query(), peer.as_ref());
+        let mut directives = match decided {
+            Ok(directives) => directives,
+            Err(reason) => return Err(NotAsked::new(parts, Outgoing::Stream(body), reason)),
+        };
+        let collected = match Collected::read(body, self.max_body, &self.memory).await {
+            Ok(collected) => collected,
+            Err(Uncollected::TooLarge(rest)) => {
+                let reason = if rest.exceeds_limit { Bypass::TooLarge } else { Bypass::Memory };
+                return Err(NotAsked::new(parts, Outgoing::Rest(rest), reason));
+            }
+            Err(Uncollected::Failed(failed)) => return Err(NotAsked::Failed(failed)),
+        };
+        let Collected { bytes, trailers, permit } = collected;
+        let has_trailers = trailers.is_some();
+        let read = match has_trailers {
+            true => Err(Bypass::Trailers),
+            false => self.parse(&parts.headers, &bytes, &model),
+        };
+        let found = match read {
+            Ok(request) => self.models.get(&model).await.map(|_| request),
+            Err(reason) => Err(reason),
+        };
+        let request = match found {
+            Ok(request) => request,
+            Err(reason) => {
+                return Err(NotAsked::new(parts, Outgoing::Full(Some(bytes), trailers), reason));
+            }
+        };
+        let mut key = std::mem::take(&mut directives.key);
+        let key_parts = request.key_parts();
+        key.reserve(key_parts.total_len());
+        key_parts.iter().for_each(|part| key.extend_from_slice(part));
+        let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+        // The memo reads the response, and writes it in the encodings that clients ask for.
+        parts.headers.remove(ACCEPT_ENCODING);
+        let wanted = request.wanted_encoding();
+        let mut hasher = DefaultHasher::new();
+        peer.map(|peer| peer.address.ip()).hash(&mut hasher);
+        let client = hasher.finish();
+        let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, permit));
+        Ok(Asked { call, model, key: key.into(), id: request.id, wanted, directives, client })
+    }
+
+    /// Reads the body of a call.
+    fn parse(
+        &self,
+        headers: &HeaderMap,
+        body: &Bytes,
+        model: &str,
+    ) -> Result<oip::Request, Bypass> {
+        let body = decoded(headers, body, self.max_body)?;
+        let json_len = json_len(headers).map_err(|()| Bypass::NotUnderstood)?;
+        let request = oip::Request::parse(body, json_len).map_err(|error| {
+            tracing::debug!(model, %error, "a call is not understood; the server decides");
+            Bypass::NotUnderstood
+        })?;
+        if let Some(refusal) = request.refusal() {
+            return Err(Bypass::Refused(refusal));
+        }
+        let name = model.split_once("/versions/").map_or(model, |(name, _)| name);
+        Ok(request.for_model(name))
+    }
+
+    /// Asks the memo, and writes the response.
+    async fn ask(&self, asked: Asked) -> Response<ResponseBody> {
+        let mut refreshed = asked.directives.refresh;
+        loop {
+            let mut request = MemoRequest::row(asked.key.clone());
+            request.model.clone_from(&asked.model);
+            request.client = asked.client;
+            request.directives.refresh = refreshed;
+            request.context = Some(Context::new(Arc::clone(&asked.call)));
+            let row = match self.memo.ask(request).await {
+                Ok(mut answered) => answered.rows.pop(),
+                Err(failure) => return self.failed(&asked, failure, refreshed).await,
+            };
+            let Some(row) = row else {
+                return error(StatusCode::INTERNAL_SERVER_ERROR, "the memo gave no answer");
+            };
+            let is_old = asked.directives.max_age.is_some_and(|most| row.age > most);
+            if row.origin == Origin::Hit && is_old && !refreshed {
+                refreshed = true;
+                continue;
+            }
+            let status = match row.origin {
+                Origin::Hit => CacheStatus::Hit { age: row.age, ttl: self.ttl },
+                origin => CacheStatus::Miss {
+                    collapsed: origin == Origin::Coalesced,
+                    stored: true,
+                    refreshed,
+                    status: StatusCode::OK,
+                },
+            };
+            let own = match row.origin {
+                Origin::Miss => asked.call.take_success(),
+                _ => None,
+            };
+            let response = own.or_else(|| match row.answer {
+                Answer::Bytes(stored) => rendered(stored, &asked),
+                Answer::Label(_) => None,
+            });
+            let Some(mut response) = response else {
+                return self.bypass(asked.call.request(), Bypass::NotRendered).await;
+            };
+            status.add_to(response.headers_mut());
+            return response;
+        }
+    }
+
+    /// Answers a call that failed: with the server's own response where there is one.
+    async fn failed(
+        &self,
+        asked: &Asked,
+        failure: Failure,
+        refreshed: bool,
+    ) -> Response<ResponseBody> {
+        let response = match failure.payload.clone().and_then(Payload::read) {
+            Some(Payload::Shared(response)) => Some(response),
+            Some(Payload::Own) => match asked.call.take_own() {
+                Some(response) => Some(response),
+                None => return self.bypass(asked.call.request(), Bypass::NotShared).await,
+            },
+            None => None,
+        };
+        if let Some(mut response) = response {
+            let (collapsed, stored, status) = (false, false, response.status());
+            let status = CacheStatus::Miss { collapsed, stored, refreshed, status };
+            status.add_to(response.headers_mut());
+            return response;
+        }
+        let status = match failure.status {
+            // The memo is at its limit, or has just removed the model. The server is not.
+            Status::Overloaded => {
+                return self.bypass(asked.call.request(), Bypass::Overloaded).await;
+            }
+            Status::BadArgument | Status::ShuttingDown => {
+                return self.bypass(asked.call.request(), Bypass::UnknownModel).await;
+            }
+            Status::UpstreamCrashed => StatusCode::BAD_GATEWAY,
+            Status::UpstreamError | Status::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        self.unreachable.fetch_add(1, Relaxed);
+        let text = failure.text.strip_prefix("classifier: ").unwrap_or(&failure.text);
+        tracing::warn!(model = asked.model, "{text}");
+        error(status, text)
+    }
+
+    /// Forwards a call, and notes whether memory would have answered it.
+    async fn observe(&self, asked: Asked, observer: &Observer) -> Response<ResponseBody> {
+        let began = Instant::now();
+        let response = self.forward(asked.call.request()).await;
+        let (head, body) = response.into_parts();
+        let body = match body {
+            ResponseBody::Stream(body) if head.status == StatusCode::OK => {
+                match read(body, self.max_answer).await {
+                    Ok(Whole::Complete(body)) => body,
+                    Ok(Whole::TooLarge(first, rest)) => {
+                        return Response::from_parts(head, ResponseBody::Rest(first, rest));
+                    }
+                    Err(failed) => {
+                        let text = format!("the server's response ended early: {failed}");
+                        return error(StatusCode::BAD_GATEWAY, &text);
+                    }
+                }
+            }
+            body => return Response::from_parts(head, body),
+        };
+        let answer = json_len(&head.headers).ok();
+        let answer = answer.and_then(|len| oip::Response::parse(body.clone(), len).ok());
+        let mut response = Response::from_parts(head, ResponseBody::full(body));
+        if let Some(answer) = answer {
+            let took = began.elapsed();
+            let noted = observer.note(&asked.model, &asked.key, &answer.to_bytes(), took);
+            CacheStatus::Bypass(noted).add_to(response.headers_mut());
+        }
+        response
+    }
+
+    /// Forwards a call without the memo.
+    async fn bypass(&self, request: Request<Outgoing>, reason: Bypass) -> Response<ResponseBody> {
+        self.bypassed.fetch_add(1, Relaxed);
+        tracing::debug!(path = request.uri().path(), reason = reason.as_str(), "not remembered");
+        let mut response = self.forward(request).await;
+        CacheStatus::Bypass(reason).add_to(response.headers_mut());
+        response
     }
 
     /// Sends a request whose fields are prepared to a server.
@@ -85,6 +466,7 @@ impl Inner {
                 response
             }
             Err(failed) => {
+                self.unreachable.fetch_add(1, Relaxed);
                 tracing::warn!("{failed}");
                 let status = match failed {
                     ForwardError::Target(_) => StatusCode::BAD_REQUEST,
@@ -96,11 +478,147 @@ impl Inner {
     }
 }
 
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Proxy").field("replicas", &self.replicas).finish_non_exhaustive()
+    }
+}
+
+/// A call that the memo does not answer.
+enum NotAsked {
+    Bypass(Box<Request<Outgoing>>, Bypass),
+    Failed(StallError),
+}
+
+impl NotAsked {
+    fn new(parts: Parts, body: Outgoing, reason: Bypass) -> Self {
+        NotAsked::Bypass(Box::new(request_of(parts, body)), reason)
+    }
+}
+
+/// A request without what the listener has added.
+fn request_of(mut parts: Parts, body: Outgoing) -> Request<Outgoing> {
+    parts.extensions.clear();
+    Request::from_parts(parts, body)
+}
+
+/// The model of an inference call: its name, or `NAME/versions/VERSION`. It stays encoded, because
+/// servers differ in their decoding.
+fn called_model(path: &str) -> Option<&str> {
+    let model = path.strip_prefix("/v2/models/")?.strip_suffix("/infer")?;
+    (!model.is_empty()).then_some(model)
+}
+
+/// Whether a request loads or unloads a model.
+fn changes_models(path: &str) -> bool {
+    path.starts_with("/v2/repository/models/")
+        && (path.ends_with("/load") || path.ends_with("/unload"))
+}
+
+/// The body without gzip or deflate.
+fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
+    let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
+    let (encoding, more) = (encodings.next(), encodings.next());
+    if more.is_some() {
+        return Err(Bypass::Encoding);
+    }
+    let Some(encoding) = encoding else { return Ok(body.clone()) };
+    let mut plain = Vec::new();
+    let most = limit as u64 + 1;
+    let read = match encoding.as_bytes().to_ascii_lowercase().as_slice() {
+        b"" | b"identity" => return Ok(body.clone()),
+        b"gzip" | b"x-gzip" => GzDecoder::new(&body[..]).take(most).read_to_end(&mut plain),
+        b"deflate" => ZlibDecoder::new(&body[..]).take(most).read_to_end(&mut plain),
+        _ => return Err(Bypass::Encoding),
+    };
+    match read {
+        Ok(len) if len <= limit => Ok(plain.into()),
+        Ok(_) => Err(Bypass::TooLarge),
+        Err(_) => Err(Bypass::NotUnderstood),
+    }
+}
+
+/// A response from a stored answer, in the encoding that the client asked for.
+fn rendered(stored: Bytes, asked: &Asked) -> Option<Response<ResponseBody>> {
+    let answer = oip::Response::from_bytes(stored).ok()?;
+    let oip::Encoded { body, json_len } = answer.render(asked.id.as_deref(), &asked.wanted)?;
+    let mut response = Response::new(ResponseBody::full(body));
+    let headers = response.headers_mut();
+    match json_len {
+        None => {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        Some(len) => {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            headers.insert(JSON_LENGTH, HeaderValue::from(len));
+        }
+    }
+    Some(response)
+}
+
+fn body_error(failed: &StallError) -> Response<ResponseBody> {
+    let status = match failed {
+        StallError::Stalled(_) => StatusCode::REQUEST_TIMEOUT,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    error(status, &failed.to_string())
+}
+
 /// A response of the proxy itself, in the form of the protocol's errors.
 fn error(status: StatusCode, text: &str) -> Response<ResponseBody> {
     let body = serde_json::json!({ "error": format!("afterimage: {text}") }).to_string();
-    let mut response = Response::new(ResponseBody::full(Bytes::from(body)));
+    let mut response = Response::new(ResponseBody::full(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use flate2::Compression;
+    use flate2::write::{GzEncoder, ZlibEncoder};
+
+    use super::*;
+
+    #[test]
+    fn inference_calls_are_told_by_their_path() {
+        assert_eq!(called_model("/v2/models/m/infer"), Some("m"));
+        assert_eq!(called_model("/v2/models/a/b/versions/3/infer"), Some("a/b/versions/3"));
+        assert_eq!(called_model("/v2/models/a%2Fb/infer"), Some("a%2Fb"));
+        for other in ["/v2/models//infer", "/v2/models/infer", "/v2/models/m/generate", "/infer"] {
+            assert_eq!(called_model(other), None, "{other}");
+        }
+        assert!(changes_models("/v2/repository/models/m/load"));
+        assert!(changes_models("/v2/repository/models/m/unload"));
+        assert!(!changes_models("/v2/repository/index"));
+    }
+
+    #[test]
+    fn compressed_bodies_are_decoded_within_the_limit() {
+        let body = vec![7; 10_000];
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+        gzip.write_all(&body).unwrap();
+        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::fast());
+        zlib.write_all(&body).unwrap();
+        for (encoding, bytes) in [
+            ("gzip", gzip.finish().unwrap()),
+            ("deflate", zlib.finish().unwrap()),
+            ("identity", body.clone()),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
+            let bytes = Bytes::from(bytes);
+            assert_eq!(decoded(&headers, &bytes, 10_000).unwrap(), body, "{encoding}");
+            if encoding != "identity" {
+                assert_eq!(decoded(&headers, &bytes, 9_999), Err(Bypass::TooLarge));
+                let cut = bytes.slice(..bytes.len() - 9);
+                assert_eq!(decoded(&headers, &cut, 10_000), Err(Bypass::NotUnderstood));
+            }
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("br"));
+        assert_eq!(decoded(&headers, &Bytes::new(), 9), Err(Bypass::Encoding));
+    }
 }

@@ -177,7 +177,7 @@ impl Inner {
         arrival: &Arrival<'_>,
         hash: RowHash,
         stored: Answer,
-        row: Bytes,
+        (position, row): (u32, Bytes),
     ) {
         if !audit.begin(|| arrival.entry.upstream.is_idle()) {
             return;
@@ -187,8 +187,10 @@ impl Inner {
         let request_id = 0;
         let question = Question { inner, space, hash, request_id, stored, ttl };
         let reply = Reply::new(Arc::new(question), 0);
-        let rows = Rows::from_elem(row, 1);
-        arrival.entry.upstream.compute(vec![Call { rows, model, client, request_id, reply }]);
+        let (rows, positions) = (Rows::from_elem(row, 1), Rows::from_elem(position, 1));
+        let context = arrival.context.cloned();
+        let call = Call { rows, positions, context, model, client, request_id, reply };
+        arrival.entry.upstream.compute(vec![call]);
     }
 }
 

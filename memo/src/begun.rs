@@ -15,6 +15,8 @@ use crate::flights::Join;
 use crate::key::RowHash;
 use crate::memo::Inner;
 use crate::models::{Entry, Space};
+use crate::request::Context;
+use crate::shares::Share;
 use crate::sync;
 use crate::upstream::Call;
 
@@ -30,6 +32,7 @@ pub(crate) struct Arrival<'a> {
     /// Whether to store the answers, and for how long.
     pub(crate) stores: bool,
     pub(crate) ttl: Option<Duration>,
+    pub(crate) context: Option<&'a Context>,
 }
 
 /// The request behind a waiter.
@@ -53,6 +56,7 @@ pub(crate) struct Begun {
     refreshes: bool,
     stores: bool,
     ttl: Option<Duration>,
+    context: Option<Context>,
     rows: Vec<Started>,
 }
 
@@ -61,8 +65,10 @@ pub(crate) struct Begun {
 struct Started {
     hash: RowHash,
     row: Bytes,
+    /// The number of the row in its request.
+    position: u32,
     /// The row's bytes in the budget of waiting rows.
-    waiting: Option<BytePermit>,
+    waiting: Option<(BytePermit, Share)>,
     first: Watch<Result<RowAnswer, Failure>>,
     asker: Asker,
     /// Whether the flight has still to be completed.
@@ -81,6 +87,7 @@ impl Begun {
             refreshes: arrival.refreshes,
             stores: arrival.stores,
             ttl: arrival.ttl,
+            context: arrival.context.cloned(),
             rows: Vec::new(),
         }
     }
@@ -100,21 +107,31 @@ impl Begun {
         reply: RowReply,
     ) -> bool {
         let inner = &self.inner;
-        let waiting = inner.waiting_bytes.take(row_len);
+        let (budget, client) = (&inner.waiting_bytes, self.client);
+        let bytes = inner.byte_shares.take(client, row_len, budget.used());
+        let waiting = budget.take(row_len).zip(bytes);
         if waiting.is_none() {
-            let budget = &inner.waiting_bytes;
+            let (used, limit) = (budget.used(), budget.limit());
+            let text = match row_len <= limit.saturating_sub(used) {
+                true => "the share of this client is used up",
+                false => "the limit is reached",
+            };
             let text = format!(
-                "the row has {row_len} bytes; waiting rows hold {} of {} bytes",
-                budget.used(),
-                budget.limit()
+                "the row has {row_len} bytes; waiting rows hold {used} of {limit} bytes: {text}"
             );
             inner.overloaded(reply, text);
             return false;
         }
+        let Some(share) = inner.shares.take(client, 1, inner.flights.waiting()) else {
+            inner.overloaded(reply, inner.full());
+            return false;
+        };
         let first = reply.watch();
+        // The front ends of the library number replies by rows; others send no context.
+        let position = reply.token() as u32;
         let span = tracing::debug_span!("request", id = asker.id);
         let (since, refreshes) = (self.since, self.refreshes);
-        let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes };
+        let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes, share };
         let joined = inner.flights.join(hash.identity(), waiter);
         if asker.deadline.is_some() {
             inner.keep_deadlines();
@@ -122,7 +139,8 @@ impl Begun {
         match joined {
             Join::First(permit) => {
                 let row = row();
-                self.rows.push(Started { hash, row, waiting, first, asker, owed: true });
+                let started = Started { hash, row, position, waiting, first, asker, owed: true };
+                self.rows.push(started);
                 // From here on this value owns the duty.
                 permit.transfer();
                 true
@@ -150,16 +168,16 @@ impl Begun {
         self.rows[i].hash
     }
 
-    /// The row of flight `i`.
-    pub(crate) fn row(&self, i: usize) -> &Bytes {
-        &self.rows[i].row
+    /// The row of flight `i`, and its number in its request.
+    pub(crate) fn row(&self, i: usize) -> (u32, Bytes) {
+        (self.rows[i].position, self.rows[i].row.clone())
     }
 
     /// The batch of the rows.
     pub(crate) fn arrival(&self) -> Arrival<'_> {
         let &Begun { since, client, refreshes, stores, ttl, .. } = self;
-        let (entry, space) = (&self.entry, &self.space);
-        Arrival { entry, space, since, client, refreshes, stores, ttl }
+        let (entry, space, context) = (&self.entry, &self.space, self.context.as_ref());
+        Arrival { entry, space, since, client, refreshes, stores, ttl, context }
     }
 
     /// Completes flight `i` with an answer from the store, and makes no call for it. Returns the
@@ -181,7 +199,8 @@ impl Begun {
         drop(started.waiting.take());
         let mut of_batch = 0;
         let answered = waiters.len() as u64;
-        for Waiter { reply, since, span, .. } in waiters {
+        for Waiter { reply, since, span, share, .. } in waiters {
+            drop(share);
             span.in_scope(|| tracing::trace!("a hit"));
             if since == *batch {
                 of_batch += 1;
@@ -216,7 +235,7 @@ impl Begun {
 
     /// The calls of the flights that are left, made now. Their replies own the duty.
     fn start(&mut self, now: Instant) -> Vec<Call> {
-        let Begun { inner, entry, space, client, stores, ttl, rows, .. } = self;
+        let Begun { inner, entry, space, client, stores, ttl, context, rows, .. } = self;
         let left = rows.iter().filter(|started| started.owed).count();
         inner.call_time.start(left as u64, now);
         let mut calls = Vec::with_capacity(left);
@@ -239,7 +258,9 @@ impl Begun {
             started.owed = false;
             let rows = Rows::from_elem(std::mem::take(&mut started.row), 1);
             let (model, request_id) = (Arc::clone(&space.model), started.asker.id);
-            calls.push(Call { rows, model, client: *client, request_id, reply });
+            let positions = Rows::from_elem(started.position, 1);
+            let (client, context) = (*client, context.clone());
+            calls.push(Call { rows, positions, context, model, client, request_id, reply });
         }
         calls
     }
@@ -255,17 +276,20 @@ impl Drop for Begun {
 
 /// Merges calls of one row each into one call, whose answers go to each in turn.
 fn merge(calls: Vec<Call>) -> Call {
-    let (mut rows, mut replies) = (Rows::new(), Vec::with_capacity(calls.len()));
+    let (mut rows, mut positions) = (Rows::new(), Rows::new());
+    let mut replies = Vec::with_capacity(calls.len());
     let first = calls.first().expect("at least two calls");
     let (model, client) = (Arc::clone(&first.model), first.client);
-    let request_id = first.request_id;
+    let (request_id, context) = (first.request_id, first.context.clone());
     for call in calls {
         rows.extend(call.rows);
+        positions.extend(call.positions);
         replies.push(call.reply);
     }
     let watches = replies.iter().map(Reply::watch).collect();
     let merged = Merged { watches, replies: Mutex::new(replies) };
-    Call { rows, model, client, request_id, reply: Reply::new(Arc::new(merged), 0) }
+    let reply = Reply::new(Arc::new(merged), 0);
+    Call { rows, positions, context, model, client, request_id, reply }
 }
 
 /// The replies of the rows of one call.
@@ -274,27 +298,30 @@ struct Merged {
     replies: Mutex<Vec<Reply<Result<Computed, Failure>>>>,
 }
 
+impl Merged {
+    fn take(&self) -> Vec<Reply<Result<Computed, Failure>>> {
+        std::mem::take(&mut *self.replies.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 impl Sink<Result<Computed, Failure>> for Merged {
     fn wanted(&self, _: u64, now: Instant) -> Wanted {
-        let mut last = Wanted::NoMore;
-        for watch in &self.watches {
-            last = match (last, watch.wanted(now)) {
-                (_, Wanted::Always) => return Wanted::Always,
-                (Wanted::Until(a), Wanted::Until(b)) => Wanted::Until(a.max(b)),
-                (last, Wanted::NoMore) => last,
-                (_, until) => until,
-            };
-        }
-        last
+        self.watches.iter().fold(Wanted::NoMore, |last, watch| match last {
+            Wanted::Always => last,
+            _ => last.or(watch.wanted(now)),
+        })
     }
 
     fn is_wanted(&self, _: u64, now: Instant) -> bool {
         self.watches.iter().any(|watch| watch.is_wanted(now))
     }
 
+    fn take_parts(&self, _: u64) -> Option<Vec<Reply<Result<Computed, Failure>>>> {
+        Some(self.take())
+    }
+
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
-        let mut replies = self.replies.lock().unwrap_or_else(PoisonError::into_inner);
-        let replies = std::mem::take(&mut *replies);
+        let replies = self.take();
         let at = at.unwrap_or_else(sync::now);
         let outcome = outcome.and_then(|computed| {
             let (answers, rows) = (computed.answers.len(), replies.len());

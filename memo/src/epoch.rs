@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::Hashed;
 use afterimage_core::{AnswerKind, ModelId};
+use bytes::Bytes;
 
 use crate::key::{Secret, derive, shape_bytes};
-use crate::store::{Store, Stores};
+use crate::store::{Keep, Store, StoreOfBytes, Stores};
 use crate::sync;
 
 /// The longest time until a flush by another memo is noticed, while requests arrive.
@@ -54,7 +55,7 @@ impl EpochEntry {
     }
 
     /// The key in a store of bytes.
-    fn identity(self) -> u128 {
+    pub(crate) fn identity(self) -> u128 {
         u128::from(self.hash[1]) << 64 | u128::from(self.hash[0])
     }
 
@@ -123,15 +124,15 @@ impl Stores {
     /// The stored epoch, if the store is in this process.
     pub(crate) fn epoch_here(&self, entry: EpochEntry) -> Option<u32> {
         let value = match (entry.answers, &self.bytes, &self.labels) {
-            (AnswerKind::Bytes, None, _) => None,
-            (AnswerKind::Bytes, Some(bytes), _) => bytes
+            (AnswerKind::Bytes, StoreOfBytes::None, _) => None,
+            (AnswerKind::Bytes, StoreOfBytes::Embedded(bytes), _) => bytes
                 .get(entry.identity(), sync::now())
-                .and_then(|stored| (*stored.value).try_into().ok())
-                .map(i64::from_le_bytes),
+                .and_then(|stored| value_of(&stored.value)),
             (AnswerKind::Label { .. }, _, Store::Embedded(table, _)) => {
                 table.read(Hashed::new(entry.store_key())).map(u64::cast_signed)
             }
-            (AnswerKind::Label { .. }, _, Store::Remote(_)) => return None,
+            (AnswerKind::Bytes, StoreOfBytes::Remote(_), _)
+            | (AnswerKind::Label { .. }, _, Store::Remote(_)) => return None,
         };
         Some(entry.open(value))
     }
@@ -139,13 +140,18 @@ impl Stores {
     /// Writes an epoch.
     pub(crate) fn write_epoch(&self, entry: EpochEntry, epoch: u32) {
         let value = entry.seal(epoch);
+        let bytes = || Bytes::copy_from_slice(&value.to_le_bytes());
         match (entry.answers, &self.bytes) {
-            (AnswerKind::Label { .. }, _) => self.labels.write(entry.store_key(), value),
-            (AnswerKind::Bytes, Some(bytes)) => {
-                let value = value.to_le_bytes().to_vec();
-                bytes.insert(entry.identity(), value.into(), None, sync::now());
+            (AnswerKind::Label { .. }, _) => {
+                self.labels.write(entry.store_key(), value, Keep::Epoch);
             }
-            (AnswerKind::Bytes, None) => {}
+            (AnswerKind::Bytes, StoreOfBytes::Embedded(store)) => {
+                store.insert(entry.identity(), bytes(), None, sync::now());
+            }
+            (AnswerKind::Bytes, StoreOfBytes::Remote(remote)) => {
+                remote.write(entry.identity(), bytes(), Keep::Epoch);
+            }
+            (AnswerKind::Bytes, StoreOfBytes::None) => {}
         }
     }
 
@@ -155,12 +161,27 @@ impl Stores {
         entry: EpochEntry,
         then: impl FnOnce(Option<i64>) + Send + 'static,
     ) {
-        if let Store::Remote(remote) = &self.labels {
-            remote.lookup(&[entry.store_key()], move |values, _| {
-                if let Some(values) = values {
-                    then(values.first().copied().flatten());
-                }
-            });
+        match (entry.answers, &self.labels, &self.bytes) {
+            (AnswerKind::Label { .. }, Store::Remote(remote), _) => {
+                remote.lookup(&[entry.store_key()], move |values, _| {
+                    if let Some(values) = values {
+                        then(values.first().copied().flatten());
+                    }
+                });
+            }
+            (AnswerKind::Bytes, _, StoreOfBytes::Remote(remote)) => {
+                remote.lookup(&[entry.identity()], move |values, _| {
+                    if let Some(values) = values {
+                        then(values.first().and_then(|value| value_of(value.as_ref()?)));
+                    }
+                });
+            }
+            _ => {}
         }
     }
+}
+
+/// The value of an epoch in a store of bytes.
+pub(crate) fn value_of(bytes: &Bytes) -> Option<i64> {
+    bytes[..].try_into().ok().map(i64::from_le_bytes)
 }

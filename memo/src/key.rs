@@ -19,12 +19,15 @@
 //!   label, an attacker forges that of another label, key or model with probability 2⁻⁴⁸. If a
 //!   model gives one row two labels, both values together reveal `a` and `b` of this row, and of no
 //!   other row.
-//! * The stored value of **bytes** is the answer and a 128-bit MAC: HighwayHash-128, under a second
-//!   derived key, of the row's whole hash and the answer. A forgery succeeds with probability 2⁻¹²⁸
-//!   as far as HighwayHash is a pseudo-random function.
+//! * The stored value of **bytes** is the answer, the [`Lifetime`] and a 128-bit MAC:
+//!   HighwayHash-128, under a second derived key, of the row's whole hash, the answer and the
+//!   lifetime. A forgery succeeds with probability 2⁻¹²⁸ as far as HighwayHash is a pseudo-random
+//!   function. A store that keeps a value for too long, or returns an older value of the same row,
+//!   cannot extend its lifetime.
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use afterimage_core::ModelId;
 use bytes::Bytes;
@@ -43,7 +46,7 @@ pub const MAC_LEN: usize = 16;
 /// Domains that keys are derived in. A change of anything that changes stored values changes the
 /// domain, so that memos of different builds miss each other's entries and do not misread them.
 const KEY_DOMAIN: &[u8] = b"afterimage key v2";
-const SEAL_DOMAIN: &[u8] = b"afterimage seal v1";
+const SEAL_DOMAIN: &[u8] = b"afterimage seal v2";
 
 /// What the hashes of a memo depend on. Memos that share a store share it. Never printed.
 #[derive(Clone)]
@@ -142,6 +145,58 @@ impl RowHash {
 /// probability of 2⁻⁴⁸.
 pub const FORGOTTEN: i64 = 0;
 
+/// When an answer of bytes was stored, and for how long it is used. Part of the stored value, and
+/// covered by its seal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Seconds since 1970.
+    stored_s: u64,
+    /// 0 for no limit.
+    ttl_s: u32,
+}
+
+/// Bytes of a lifetime in a stored value: both numbers, little-endian.
+const LIFETIME_LEN: usize = size_of::<u64>() + size_of::<u32>();
+
+impl Lifetime {
+    /// From this time on, in seconds since 1970. A time to live counts in whole seconds, at least
+    /// one.
+    pub fn new(stored_s: u64, ttl: Option<Duration>) -> Self {
+        let ttl_s = ttl.map_or(0, |ttl| u32::try_from(ttl.as_secs().max(1)).unwrap_or(u32::MAX));
+        Lifetime { stored_s, ttl_s }
+    }
+
+    /// Whether the answer has a time to live.
+    pub(crate) fn is_limited(self) -> bool {
+        self.ttl_s != 0
+    }
+
+    /// The age at this time, in seconds since 1970; `None` when the time to live is over. The clock
+    /// of the memo that stored the answer may be ahead: then the age is zero.
+    pub fn age(self, now_s: u64) -> Option<Duration> {
+        let age_s = now_s.saturating_sub(self.stored_s);
+        let is_over = self.is_limited() && age_s >= u64::from(self.ttl_s);
+        (!is_over).then_some(Duration::from_secs(age_s))
+    }
+
+    fn to_bytes(self) -> [u8; LIFETIME_LEN] {
+        let mut bytes = [0; LIFETIME_LEN];
+        let (stored, ttl) = bytes.split_at_mut(size_of::<u64>());
+        stored.copy_from_slice(&self.stored_s.to_le_bytes());
+        ttl.copy_from_slice(&self.ttl_s.to_le_bytes());
+        bytes
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let (stored, ttl) = bytes.split_first_chunk()?;
+        let (stored_s, ttl_s) = (u64::from_le_bytes(*stored), ttl.try_into().ok()?);
+        Some(Lifetime { stored_s, ttl_s: u32::from_le_bytes(ttl_s) })
+    }
+}
+
+/// Bytes that a stored value has beside the answer.
+pub const SEAL_LEN: usize = LIFETIME_LEN + MAC_LEN;
+
 /// Keys and seals for the answers of one model in one epoch.
 pub struct KeySpace {
     model: Arc<ModelId>,
@@ -208,28 +263,34 @@ impl KeySpace {
         (hash.tag(label) | u64::from(label) == value).then_some(label)
     }
 
-    /// The value to store for a row with this answer: the answer, then its MAC.
-    pub fn seal_bytes(&self, hash: RowHash, answer: &[u8]) -> Bytes {
-        let mut sealed = Vec::with_capacity(answer.len() + MAC_LEN);
+    /// The value to store for a row with this answer: the answer, its lifetime, and the MAC.
+    pub fn seal_bytes(&self, hash: RowHash, answer: &[u8], lifetime: Lifetime) -> Bytes {
+        let mut sealed = Vec::with_capacity(answer.len() + SEAL_LEN);
         sealed.extend_from_slice(answer);
-        sealed.extend_from_slice(&self.mac(hash, answer));
+        sealed.extend_from_slice(&lifetime.to_bytes());
+        let mac = self.mac(hash, &sealed);
+        sealed.extend_from_slice(&mac);
         sealed.into()
     }
 
-    /// The answer in a stored value, without a copy; `None` when the value was not made by
-    /// [`seal_bytes`](Self::seal_bytes) for this row, this model and this secret.
-    pub fn open_bytes(&self, hash: RowHash, sealed: &Bytes) -> Option<Bytes> {
-        let len = sealed.len().checked_sub(MAC_LEN)?;
-        let (answer, mac) = sealed.split_at(len);
-        bool::from(self.mac(hash, answer).ct_eq(mac)).then(|| sealed.slice(..len))
+    /// The answer in a stored value, without a copy, and its lifetime; `None` when the value was
+    /// not made by [`seal_bytes`](Self::seal_bytes) for this row, this model and this secret.
+    pub fn open_bytes(&self, hash: RowHash, sealed: &Bytes) -> Option<(Bytes, Lifetime)> {
+        let (content, mac) = sealed.split_last_chunk::<MAC_LEN>()?;
+        let (answer, lifetime) = content.split_last_chunk::<LIFETIME_LEN>()?;
+        if !bool::from(self.mac(hash, content).ct_eq(mac)) {
+            return None;
+        }
+        Some((sealed.slice(..answer.len()), Lifetime::parse(lifetime)?))
     }
 
-    fn mac(&self, hash: RowHash, answer: &[u8]) -> [u8; MAC_LEN] {
+    /// The MAC of an answer with its lifetime.
+    fn mac(&self, hash: RowHash, content: &[u8]) -> [u8; MAC_LEN] {
         let mut sealer = self.sealer.clone();
         for word in hash.0 {
             sealer.append(&word.to_le_bytes());
         }
-        sealer.append(answer);
+        sealer.append(content);
         let [low, high] = sealer.finalize128();
         (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
     }
@@ -365,14 +426,18 @@ mod tests {
     fn sealed_bytes_open_for_their_row_model_and_secret_only() {
         let home = space(1, 1, &[4]);
         let hash = home.hash(b"abcd");
+        let lifetime = Lifetime::new(1_700_000_000, Some(Duration::from_secs(60)));
         for answer in [&b""[..], b"7", &[9; 1000]] {
-            let sealed = home.seal_bytes(hash, answer);
-            assert_eq!(home.open_bytes(hash, &sealed).as_deref(), Some(answer));
+            let sealed = home.seal_bytes(hash, answer, lifetime);
+            assert_eq!(sealed.len(), answer.len() + SEAL_LEN);
+            let opened = Some((Bytes::copy_from_slice(answer), lifetime));
+            assert_eq!(home.open_bytes(hash, &sealed), opened);
             assert_eq!(home.open_bytes(home.hash(b"abce"), &sealed), None);
             for other in [space(2, 1, &[4]), space(1, 2, &[4]), space(1, 1, &[2, 2])] {
                 assert_eq!(other.open_bytes(other.hash(b"abcd"), &sealed), None);
                 assert_eq!(other.open_bytes(hash, &sealed), None, "the MAC has a key of its own");
             }
+            // The lifetime is covered, too.
             for at in 0..sealed.len() {
                 let mut changed = sealed.to_vec();
                 changed[at] ^= 1;
@@ -381,7 +446,22 @@ mod tests {
             let shorter = sealed.slice(..sealed.len() - 1);
             assert_eq!(home.open_bytes(hash, &shorter), None);
         }
-        assert_eq!(home.open_bytes(hash, &Bytes::from_static(&[0; MAC_LEN - 1])), None);
+        for len in [0, MAC_LEN - 1, MAC_LEN, SEAL_LEN - 1] {
+            assert_eq!(home.open_bytes(hash, &vec![0; len].into()), None);
+        }
+    }
+
+    #[test]
+    fn a_lifetime_ends_to_the_second() {
+        let age = |lifetime: Lifetime, now| lifetime.age(now).map(|age| age.as_secs());
+        let limited = |ttl| Lifetime::new(1000, Some(Duration::from_millis(ttl)));
+        let ages = [(999, Some(0)), (1000, Some(0)), (1059, Some(59)), (1060, None)];
+        for (now, expected) in ages {
+            assert_eq!(age(limited(60_000), now), expected, "{now}");
+        }
+        assert_eq!((age(limited(0), 1000), age(limited(0), 1001)), (Some(0), None));
+        assert_eq!(age(Lifetime::new(1000, None), u64::MAX), Some(u64::MAX - 1000));
+        assert_eq!(age(Lifetime::new(u64::MAX, Some(Duration::MAX)), 0), Some(0));
     }
 
     #[test]

@@ -53,6 +53,7 @@ outside_the_model_check! {
     pub mod pool;
     mod request;
     pub mod service;
+    mod shares;
     pub mod store;
     pub mod upstream;
 
@@ -62,7 +63,7 @@ outside_the_model_check! {
     pub use key::Secret;
     pub use memo::{Memo, MemoOptions};
     pub use models::ModelOptions;
-    pub use request::{Directives, MAX_ROWS, Request};
+    pub use request::{Context, Directives, MAX_ROWS, Request};
     pub use service::MemoService;
     pub use store::Store;
     pub use upstream::Upstream;

@@ -13,14 +13,16 @@ use afterimage_core::{Answer, Failure, Origin, RowAnswer, RowReply, Status};
 use afterimage_wire::corked;
 use arrayvec::ArrayVec;
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::audit::Audit;
 use crate::bypass::Decision;
 use crate::begun::{Arrival, Asker, Begun};
+use crate::epoch::{self, EpochEntry};
 use crate::key::{FORGOTTEN, RowHash};
 use crate::memo::Inner;
 use crate::models::Space;
-use crate::store::{RemoteStore, Store};
+use crate::store::{Entries, OfBytes, OfLabels, RemoteStore, Store, StoreOfBytes};
 use crate::sync;
 
 /// Rows that are looked up together: enough to cover the latency of memory.
@@ -70,6 +72,80 @@ impl Row for Bytes {
     }
 }
 
+/// A kind of entries as the answers of rows.
+trait Looked: Entries {
+    /// The key of a row's entry.
+    fn key(hash: RowHash) -> Self::Key;
+
+    /// The key of an epoch's entry.
+    fn epoch_key(entry: EpochEntry) -> Self::Key;
+
+    /// The sealed epoch in the value of its entry.
+    fn epoch(value: Self::Value) -> Option<i64>;
+
+    /// The answer in the value of a row's entry.
+    fn open(space: &Space, hash: RowHash, value: Self::Value, now: Instant) -> Opened;
+}
+
+/// What a stored value contains.
+enum Opened {
+    /// A hit.
+    Answer(RowAnswer),
+    /// An answer that was taken back, or whose time is over.
+    Nothing,
+    /// A value with a wrong seal.
+    Forged,
+}
+
+impl Looked for OfLabels {
+    fn key(hash: RowHash) -> u64 {
+        hash.store_key()
+    }
+
+    fn epoch_key(entry: EpochEntry) -> u64 {
+        entry.store_key()
+    }
+
+    fn epoch(value: i64) -> Option<i64> {
+        Some(value)
+    }
+
+    fn open(space: &Space, hash: RowHash, value: i64, _: Instant) -> Opened {
+        match space.keys.open(hash, value) {
+            Some(label) => Opened::Answer(RowAnswer::label(label, Origin::Hit)),
+            None if value == FORGOTTEN => Opened::Nothing,
+            None => Opened::Forged,
+        }
+    }
+}
+
+impl Looked for OfBytes {
+    fn key(hash: RowHash) -> u128 {
+        hash.identity()
+    }
+
+    fn epoch_key(entry: EpochEntry) -> u128 {
+        entry.identity()
+    }
+
+    fn epoch(value: Bytes) -> Option<i64> {
+        epoch::value_of(&value)
+    }
+
+    fn open(space: &Space, hash: RowHash, value: Bytes, now: Instant) -> Opened {
+        // An empty value stands for an answer that was taken back.
+        if value.is_empty() {
+            return Opened::Nothing;
+        }
+        let Some((answer, lifetime)) = space.keys.open_bytes(hash, &value) else {
+            return Opened::Forged;
+        };
+        let Some(age) = lifetime.age(sync::unix_s(now)) else { return Opened::Nothing };
+        let answer = Answer::Bytes(answer);
+        Opened::Answer(RowAnswer { answer, origin: Origin::Hit, age })
+    }
+}
+
 /// Rows to look up, each with its index in the batch and its hash.
 pub(crate) type Lookups<R> = ArrayVec<(usize, RowHash, R), LOOKUPS>;
 
@@ -87,7 +163,13 @@ impl Inner {
         match &self.stores.labels {
             _ if !looks => self.begin_all(arrival, front, rows, begun),
             Store::Embedded(table, _) => self.look_here(arrival, front, rows, table, begun),
-            Store::Remote(remote) => self.look_there(arrival, front, rows, remote),
+            Store::Remote(remote) => {
+                let mut started = None;
+                self.begin_all(arrival, front, rows, &mut started);
+                if let Some(started) = started {
+                    self.look_there(started, remote, Begun::call_each);
+                }
+            }
         }
     }
 
@@ -117,7 +199,8 @@ impl Inner {
                     hits += 1;
                     front.hit(i, label);
                     if let Some(audit) = self.due_audit() {
-                        self.audit_hit(audit, arrival, hash, Answer::Label(label), row.to_bytes());
+                        let label = Answer::Label(label);
+                        self.audit_hit(audit, arrival, hash, label, (i as u32, row.to_bytes()));
                     }
                 }
                 None => {
@@ -153,50 +236,60 @@ impl Inner {
         }
     }
 
-    fn look_there<R: Row>(
+    /// Looks the rows of flights up in a store across the network, and makes the calls of the
+    /// misses.
+    fn look_there<E: Looked>(
         self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        front: &mut impl Front,
-        rows: Lookups<R>,
-        store: &RemoteStore,
+        mut begun: Begun,
+        store: &RemoteStore<E>,
+        call: fn(Begun, Instant),
     ) {
-        let since = arrival.since;
-        let mut begun = None;
-        self.begin_all(arrival, front, rows, &mut begun);
-        let Some(mut begun) = begun.filter(|begun| begun.len() > 0) else { return };
+        let Arrival { space, since, .. } = begun.arrival();
         let lookups = begun.len() as u64;
+        if lookups == 0 {
+            return;
+        }
         let looks = self.bypass.as_ref().is_none_or(|bypass| bypass.looks(since, lookups));
         if !looks {
-            return begun.call_each(since);
+            return call(begun, since);
         }
-        let is_due = arrival.space.is_due(since);
+        let is_due = space.is_due(since);
         // A lookup that probes a store that requests bypass brings no epoch, and no hits.
-        let reads_epoch = is_due && !store.is_bypassed();
-        let keys = begun.hashes().map(|hash| hash.store_key());
-        let epoch_key = reads_epoch.then(|| arrival.space.epoch_entry.store_key());
+        let is_bypassed = store.is_bypassed();
+        let reads_epoch = is_due && !is_bypassed;
+        let epoch_key = reads_epoch.then(|| E::epoch_key(space.epoch_entry));
         // The epoch comes last: the values before it were read while it was in force.
-        let keys: ArrayVec<u64, { LOOKUPS + 1 }> = keys.chain(epoch_key).collect();
-        let inner = Arc::clone(self);
+        let keys: SmallVec<[E::Key; LOOKUPS + 1]> =
+            begun.hashes().map(E::key).chain(epoch_key).collect();
+        let (inner, own) = (Arc::clone(self), store.clone());
         store.lookup(&keys, move |values, took| {
             let now = sync::now();
-            let mut values = values.as_deref().unwrap_or_default();
-            if reads_epoch && let Some((&epoch, rest)) = values.split_last() {
-                let counts = begun.arrival().entry.keys.observe(&begun.space, epoch, now);
-                values = if counts { rest } else { &[] };
+            let mut values = values.unwrap_or_default();
+            if reads_epoch && let Some(epoch) = values.pop() {
+                let epoch = epoch.and_then(E::epoch);
+                if !begun.arrival().entry.keys.observe(&begun.space, epoch, now) {
+                    values.clear();
+                }
             } else if is_due {
-                values = &[];
+                values.clear();
             }
             let (mut hits, mut answered) = (0, 0);
             corked(|| {
-                for (i, &value) in values.iter().enumerate() {
-                    let hash = begun.hash(i);
-                    let Some(label) = inner.open(&begun.space, hash, value) else { continue };
-                    let hit = RowAnswer::label(label, Origin::Hit);
+                for (i, value) in values.into_iter().enumerate() {
+                    let (hash, Some(value)) = (begun.hash(i), value) else { continue };
+                    let hit = match E::open(&begun.space, hash, value, now) {
+                        Opened::Answer(hit) => hit,
+                        Opened::Nothing => continue,
+                        Opened::Forged => {
+                            inner.reject();
+                            continue;
+                        }
+                    };
                     let Some(waiters) = begun.complete_with_hit(i, &hit, now) else { continue };
                     hits += 1;
                     answered += waiters;
                     if let Some(audit) = inner.due_audit() {
-                        let row = begun.row(i).clone();
+                        let row = begun.row(i);
                         inner.audit_hit(audit, &begun.arrival(), hash, hit.answer, row);
                     }
                 }
@@ -206,14 +299,40 @@ impl Inner {
                 inner.latencies.record(Origin::Hit, waited, answered);
             }
             // The wait in the memo's own queue is not a cost of the store.
-            inner.looked(now, lookups, hits, took);
-            begun.call_each(now);
+            inner.looked(now, lookups, hits, took, own.is_bypassed());
+            call(begun, now);
         });
     }
 
-    /// Answers the hits of a batch of rows that have answers of bytes, and adds the flights of the
-    /// misses to `begun`.
+    /// Answers the hits of a request for answers of bytes, and adds the flights of the misses to
+    /// `begun`. With a store across the network, their call is made when it has answered.
     pub(crate) fn look_up_bytes(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        rows: Vec<(RowReply, RowHash, Bytes)>,
+        store: &StoreOfBytes,
+        asker: Asker,
+        looks: bool,
+        begun: &mut Option<Begun>,
+    ) {
+        if let StoreOfBytes::Embedded(store) = store {
+            return self.look_here_for_bytes(arrival, rows, store, asker, looks, begun);
+        }
+        let mut started = Begun::new(self, arrival);
+        started.reserve(rows.len());
+        for (reply, hash, row) in rows {
+            let len = row.len();
+            started.join(hash, || row, len, asker, reply);
+        }
+        match store {
+            StoreOfBytes::Remote(remote) if looks => {
+                self.look_there(started, remote, Begun::call_together);
+            }
+            _ => *begun = Some(started),
+        }
+    }
+
+    fn look_here_for_bytes(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,
         replies: Vec<(RowReply, RowHash, Bytes)>,
@@ -230,6 +349,7 @@ impl Inner {
             if looks && let Some(hit) = self.stored_bytes(arrival, hash, store) {
                 hits += 1;
                 if let Some(audit) = self.due_audit() {
+                    let row = (reply.token() as u32, row);
                     self.audit_hit(audit, arrival, hash, hit.answer.clone(), row);
                 }
                 reply.send(Ok(hit));
@@ -277,11 +397,15 @@ impl Inner {
         store: &ByteStore,
     ) -> Option<RowAnswer> {
         let stored = store.get(hash.identity(), arrival.since)?;
-        let answer = arrival.space.keys.open_bytes(hash, &stored.value);
-        if answer.is_none() {
+        let Some((answer, lifetime)) = arrival.space.keys.open_bytes(hash, &stored.value) else {
             self.reject();
+            return None;
+        };
+        // The store keeps the time to live, too. The sealed one counts if a snapshot was changed.
+        if lifetime.is_limited() {
+            lifetime.age(sync::unix_s(arrival.since))?;
         }
-        let answer = Answer::Bytes(answer?);
+        let answer = Answer::Bytes(answer);
         Some(RowAnswer { answer, origin: Origin::Hit, age: stored.age })
     }
 
@@ -315,7 +439,8 @@ impl Inner {
     ) -> bool {
         // Most refusals happen here, without a reply to wait with: they leave with the batch's
         // other answers.
-        if self.flights.is_full() {
+        let waiting = self.flights.waiting();
+        if self.flights.is_full() || !self.shares.admits(arrival.client, 1, waiting) {
             self.counters.overloaded.fetch_add(1, Relaxed);
             front.fail(i, &Failure::new(Status::Overloaded, self.full()));
             return false;
@@ -325,7 +450,7 @@ impl Inner {
     }
 
     /// Records the cost of lookups across the network, and what their hits saved.
-    fn looked(&self, now: Instant, lookups: u64, hits: u64, took: Duration) {
+    fn looked(&self, now: Instant, lookups: u64, hits: u64, took: Duration, is_bypassed: bool) {
         let call = self.call_time.cost();
         // The latencies of hits are recorded where they are answered.
         self.latencies.record_lookups(lookups, 0, took, call);
@@ -333,7 +458,7 @@ impl Inner {
         let Some(bypass) = &self.bypass else { return };
         // A store that does not answer costs no time, and its worth is not known. The breaker
         // notices its return far sooner than a probe of the bypass would.
-        if matches!(&self.stores.labels, Store::Remote(store) if store.is_bypassed()) {
+        if is_bypassed {
             return;
         }
         let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use afterimage_cache::ByteStore;
+use afterimage_core::fair::GUARANTEED;
 use afterimage_core::{
-    Answer, AnswerKind, ByteBudget, Failure, Reply, Response, RowAnswer, Tally,
+    Answer, AnswerKind, ByteBudget, Failure, ModelId, Reply, Response, RowAnswer, Tally,
     RowReply, Rows, Sink, Status, Wanted, gather,
 };
 use afterimage_wire::proto::stats::Stats;
@@ -22,15 +22,19 @@ use crate::counters::Counters;
 use crate::begun::{Arrival, Asker, Begun};
 use crate::flight::Waiter;
 use crate::flights::Flights;
-use crate::key::{FORGOTTEN, RowHash, Secret};
+use crate::key::{FORGOTTEN, Lifetime, RowHash, Secret};
 use crate::latency::Latencies;
 use crate::lookup::{Front, LOOKUPS, Lookups};
 use crate::models::{Entry, ModelOptions, Models, Space};
 use crate::request::{MAX_ROWS, Request};
+use crate::shares::Shares;
 use crate::single_task::SingleTask;
-use crate::store::{Store, Stores};
+use crate::store::{Entries, Keep, OfBytes, Store, StoreOfBytes, Stores};
 use crate::sync;
 use crate::upstream::Upstream;
+
+/// Bytes of rows that each client may have waiting whatever the others do.
+const GUARANTEED_BYTES: usize = 64 << 10;
 
 /// How much work a memo takes on, and its secret.
 #[derive(Clone, Debug)]
@@ -39,9 +43,11 @@ pub struct MemoOptions {
     /// What keys and seals depend on. Memos that share a store share it.
     pub secret: Secret,
     /// Rows that may wait for the store or the upstream; one more is `Overloaded`. The default,
-    /// 65,536, is a second's work of a classifier that takes 15 µs an input.
+    /// 65,536, is a second's work of a classifier that takes 15 µs an input. A client may have as
+    /// many waiting as are free in three quarters of it, and usually 16 in any case.
     pub max_waiting: usize,
-    /// Bytes that waiting rows may hold together; 256 MiB by default.
+    /// Bytes that waiting rows may hold together; 256 MiB by default. Clients share them as they
+    /// share `max_waiting`.
     pub max_waiting_bytes: usize,
     /// Audit one of so many hits when the upstream is idle; `None`, the default, for no audits.
     pub audit: Option<NonZeroU32>,
@@ -134,6 +140,9 @@ pub(crate) struct Inner {
     pub(crate) models: Models,
     pub(crate) flights: Flights<Waiter>,
     pub(crate) waiting_bytes: ByteBudget,
+    /// The shares of clients in these two limits.
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) byte_shares: Arc<Shares>,
     /// Stored answers with a wrong seal, for the log.
     pub(crate) rejections: Tally,
     pub(crate) latencies: Latencies,
@@ -146,10 +155,12 @@ pub(crate) struct Inner {
 }
 
 impl Memo {
-    /// A memo with stores for labels and for answers of bytes. A model that answers with bytes is
-    /// not stored without the second.
-    pub fn new(labels: Store, bytes: Option<Arc<ByteStore>>, options: MemoOptions) -> Self {
-        let bypasses = options.auto_bypass && matches!(labels, Store::Remote(_));
+    /// A memo with stores for labels and for answers of bytes, which may be `None`.
+    pub fn new(labels: Store, bytes: impl Into<StoreOfBytes>, options: MemoOptions) -> Self {
+        let bytes = bytes.into();
+        let has_remote =
+            matches!(labels, Store::Remote(_)) || matches!(bytes, StoreOfBytes::Remote(_));
+        let bypasses = options.auto_bypass && has_remote;
         let seed = RandomState::new().build_hasher().finish();
         let stores = Arc::new(Stores { labels, bytes });
         let inner = Inner {
@@ -157,6 +168,8 @@ impl Memo {
             stores,
             flights: Flights::new(options.max_waiting),
             waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
+            shares: Shares::new(options.max_waiting, GUARANTEED),
+            byte_shares: Shares::new(options.max_waiting_bytes, GUARANTEED_BYTES),
             rejections: Tally::new(Duration::from_secs(10)),
             latencies: Latencies::default(),
             call_time: CallTime::default(),
@@ -169,10 +182,10 @@ impl Memo {
     }
 
     /// A memo for models that answer with bytes. Labels get the smallest table.
-    pub fn of_bytes(store: Arc<ByteStore>, options: MemoOptions) -> Self {
+    pub fn of_bytes(store: impl Into<StoreOfBytes>, options: MemoOptions) -> Self {
         let table = afterimage_cache::Table::new(afterimage_cache::Capacity::Entries(1))
             .expect("one entry fits in memory");
-        Memo::new(Store::Embedded(Arc::new(table), None), Some(store), options)
+        Memo::new(Store::Embedded(Arc::new(table), None), store, options)
     }
 
     /// Adds a model under a name that requests use, in place of an earlier one of this name.
@@ -193,6 +206,15 @@ impl Memo {
     /// The names of the models, in order.
     pub fn model_names(&self) -> Vec<String> {
         self.inner.models.all().iter().map(|entry| entry.name.clone()).collect()
+    }
+
+    /// The model of this name: the one that answers now, or that answered last. `None` if there is
+    /// none of this name, or if it is not known yet.
+    pub fn model(&self, name: &str) -> Option<Arc<ModelId>> {
+        let entry = self.inner.models.get(name).ok()?;
+        entry.refresh();
+        let present = entry.keys.present().as_ref().map(|space| Arc::clone(&space.model));
+        present.or_else(|| entry.upstream.model())
     }
 
     /// Answers a request. Dropping the future withdraws it: a call that no other request waits for
@@ -232,6 +254,7 @@ impl Memo {
             refreshes: request.directives.refresh,
             stores: stored && !request.directives.no_store,
             ttl: request.directives.ttl.or(entry.options.ttl),
+            context: request.context.as_ref(),
         };
         let looks = stored && !request.directives.refresh;
         if let Some(begun) = self.inner.look_up(&arrival, &request, replies, looks) {
@@ -248,10 +271,19 @@ impl Memo {
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let hash = space.keys.hash(row);
-        match (space.model.answers, &self.inner.stores.bytes) {
-            (AnswerKind::Label { .. }, _) => self.inner.stores.labels.write(hash.store_key(), FORGOTTEN),
-            (AnswerKind::Bytes, Some(bytes)) => drop(bytes.remove(hash.identity())),
-            (AnswerKind::Bytes, None) => {}
+        let Stores { labels, bytes } = &*self.inner.stores;
+        match (space.model.answers, bytes) {
+            (AnswerKind::Label { .. }, _) => {
+                labels.write(hash.store_key(), FORGOTTEN, Keep::Answer(None));
+            }
+            (AnswerKind::Bytes, StoreOfBytes::Embedded(bytes)) => {
+                bytes.remove(hash.identity());
+            }
+            // Not every store can remove an entry.
+            (AnswerKind::Bytes, StoreOfBytes::Remote(bytes)) => {
+                bytes.write(hash.identity(), Bytes::new(), Keep::Answer(None));
+            }
+            (AnswerKind::Bytes, StoreOfBytes::None) => {}
         }
         Ok(())
     }
@@ -311,11 +343,7 @@ impl Memo {
             stats.text(&metrics::AUTO_BYPASS, if bypass.is_active() { "bypassing" } else { "looking" });
             stats.counter(&metrics::AUTO_BYPASSED, bypass.bypassed());
         }
-        inner.stores.labels.stats(stats);
-        if let Some(bytes) = &inner.stores.bytes {
-            let bytes = bytes.stats();
-            afterimage_cache::metrics::report_byte_store(&bytes, stats);
-        }
+        inner.stores.stats(stats);
         for entry in models {
             entry.upstream.stats(stats);
         }
@@ -370,17 +398,11 @@ impl Inner {
         let asker = Asker { id: request.id, deadline: request.deadline };
         let mut begun = None;
         match (arrival.space.model.answers, &self.stores.bytes) {
-            (AnswerKind::Bytes, Some(store)) => {
+            (AnswerKind::Bytes, store) => {
                 let hashed = request.rows.iter().map(|row| (keys.hash(row), row.clone()));
                 let rows = replies.into_iter().zip(hashed);
                 let rows = rows.map(|(reply, (hash, row))| (reply, hash, row)).collect();
                 self.look_up_bytes(arrival, rows, store, asker, looks, &mut begun);
-            }
-            (AnswerKind::Bytes, None) => {
-                let begun = begun.insert(Begun::new(self, arrival));
-                for (reply, row) in replies.into_iter().zip(&request.rows) {
-                    begun.join(keys.hash(row), || row.clone(), row.len(), asker, reply);
-                }
             }
             (AnswerKind::Label { .. }, _) => {
                 let replies = replies.into_iter().map(Some).collect();
@@ -405,14 +427,24 @@ impl Inner {
         ttl: Option<Duration>,
         now: Instant,
     ) {
+        let sealed = |bytes: &Bytes| {
+            space.keys.seal_bytes(hash, bytes, Lifetime::new(sync::unix_s(now), ttl))
+        };
         match (answer, &self.stores.bytes) {
             (Answer::Label(label), _) => {
-                self.stores.labels.write(hash.store_key(), space.keys.seal(hash, *label));
+                let value = space.keys.seal(hash, *label);
+                self.stores.labels.write(hash.store_key(), value, Keep::Answer(None));
             }
-            (Answer::Bytes(bytes), Some(store)) => {
-                store.insert(hash.identity(), space.keys.seal_bytes(hash, bytes), ttl, now);
+            (Answer::Bytes(bytes), StoreOfBytes::Embedded(store)) => {
+                store.insert(hash.identity(), sealed(bytes), ttl, now);
             }
-            (Answer::Bytes(_), None) => {}
+            (Answer::Bytes(bytes), StoreOfBytes::Remote(store)) => {
+                let value = sealed(bytes);
+                if value.len() <= OfBytes::MAX_VALUE_LEN {
+                    store.write(hash.identity(), value, Keep::Answer(ttl));
+                }
+            }
+            (Answer::Bytes(_), StoreOfBytes::None) => {}
         }
     }
 }

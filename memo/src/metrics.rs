@@ -34,6 +34,7 @@ afterimage_core::metrics! {
     }
     "Store" {
         STORE = Text("store", Count, "store", "Kind of the store");
+        STORE_OF_BYTES = Text("store_of_bytes", Count, "store of bytes", "Kind of the store of answers of bytes");
         STORE_CONNECTED = Text("store_connected", Count, "connected", "Whether the store is connected")
             .states(&["no", "yes"]);
         STORE_BREAKER = Text("store_breaker", Count, "circuit breaker", "State of the store's circuit breaker")

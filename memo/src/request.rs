@@ -1,5 +1,8 @@
 //! Requests, as every front end makes them.
 
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_core::{ClientId, Rows};
@@ -36,6 +39,33 @@ pub struct Request {
     pub client: ClientId,
     /// The client's id of the request, for logs.
     pub id: u64,
+    /// A value for the endpoints of the model. It is not part of the key.
+    pub context: Option<Context>,
+}
+
+/// A value that a front end sends along with a request to its own endpoints, for example the
+/// client's request as it arrived.
+///
+/// It must not change the answer: equal rows share a call, whatever their contexts.
+#[derive(Clone)]
+pub struct Context(Arc<dyn Any + Send + Sync>);
+
+impl Context {
+    /// A context with this value.
+    pub fn new<T: Any + Send + Sync>(value: Arc<T>) -> Self {
+        Context(value)
+    }
+
+    /// The value, if it has this type.
+    pub fn get<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(&self.0).downcast().ok()
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
 }
 
 /// How a request uses the store.
@@ -71,6 +101,13 @@ impl Request {
     #[must_use]
     pub fn deadline(mut self, deadline: Instant) -> Self {
         self.deadline = Some(deadline);
+        self
+    }
+
+    /// The same with a value for the endpoints of the model.
+    #[must_use]
+    pub fn context(mut self, context: Context) -> Self {
+        self.context = Some(context);
         self
     }
 

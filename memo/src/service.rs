@@ -80,7 +80,8 @@ impl Service for MemoService {
     }
 
     fn handle(&self, batch: &mut Batch<'_>) {
-        if let [Request { op: Op::Infer(_) | Op::Forget(_) | Op::Flush { .. }, .. }] = batch.requests()
+        if let [Request { op: Op::Infer(_) | Op::Forget(_) | Op::Flush { .. }, .. }] =
+            batch.requests()
         {
             return self.handle_alone(batch);
         }
@@ -91,7 +92,7 @@ impl Service for MemoService {
         let space = match &*present {
             Some(space) if space.generation == batch.generation() => space,
             None if entry.keys.generation() == batch.generation() => {
-                let Failure { status, text } = entry.no_keys();
+                let Failure { status, text, .. } = entry.no_keys();
                 return (0..batch.requests().len()).for_each(|i| batch.error(i, status, &text));
             }
             _ => return batch.turn_away(),
@@ -111,7 +112,9 @@ impl Service for MemoService {
         }
         let client = batch.client();
         let stores = entry.options.stored;
-        let arrival = Arrival { entry, space, since, client, refreshes: false, stores, ttl: None };
+        let (refreshes, ttl, context) = (false, None, None);
+        let arrival =
+            Arrival { entry, space, since, client, refreshes, stores, ttl, context };
         let mut begun = None;
         inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores, &mut begun);
         if let Some(begun) = begun {
@@ -138,7 +141,8 @@ impl MemoService {
         let Some(wanted) = batch.requests().first() else { return };
         let outcome = match wanted.op {
             Op::Infer(infer) => {
-                let request = request_of(infer, batch.client(), wanted.id);
+                let model = self.name_of(infer.model);
+                let request = request_of(infer, batch.client(), wanted.id).model(model);
                 return self.memo.submit(request, batch.response_reply(0));
             }
             Op::Forget(forget) => self.forget(forget).map(|count| batch.forgotten(0, count)),
@@ -146,14 +150,20 @@ impl MemoService {
             Op::Flush { model } => self.memo.flush(model).map(|()| batch.flushed(0)),
             _ => return,
         };
-        if let Err(Failure { status, text }) = outcome {
+        if let Err(Failure { status, text, .. }) = outcome {
             batch.error(0, status, &text);
         }
+    }
+
+    /// The name of the model that a client asks for; without a name, that of the `Welcome`.
+    fn name_of<'a>(&'a self, asked: &'a str) -> &'a str {
+        if asked.is_empty() { &self.entry.name } else { asked }
     }
 
     /// Takes the answer of one row back. Returns how many answers that concerns, as far as known.
     fn forget(&self, &Forget { model, version, row }: &Forget<'_>) -> Result<u64, Failure> {
         let inner = &self.memo.inner;
+        let model = self.name_of(model);
         let entry = inner.models.get(model)?;
         entry.refresh();
         if let Some(space) = &*entry.keys.present()
@@ -171,7 +181,7 @@ impl MemoService {
 
 /// The request of a client for the library.
 fn request_of(infer: &Infer<'_>, client: ClientId, id: u64) -> crate::Request {
-    let mut request = crate::Request::rows(infer.rows()).model(infer.model);
+    let mut request = crate::Request::rows(infer.rows());
     request.version = infer.version.to_owned();
     request.deadline = infer.budget().map(|budget| sync::now() + budget);
     request.directives =

@@ -1,9 +1,11 @@
-//! Stores: the label table in this process, or a server across the network.
+//! Stores: in this process, or a server across the network. Labels and answers of bytes have stores
+//! of their own.
 
+mod cache_bytes;
+mod gather;
 mod redis;
 mod remote;
 
-use crate::metrics;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +14,16 @@ use afterimage_cache::service::NO_SNAPSHOT;
 use afterimage_cache::{ByteStore, Hashed, SnapshotHandle, Table};
 use afterimage_core::{Failure, Reply};
 use afterimage_wire::client::Values;
+use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::SnapshotReply;
 use afterimage_wire::{CacheClient, Connection, Status};
+use bytes::Bytes;
 
-pub use redis::{Redis, RedisError, RedisOptions};
+use crate::metrics;
+
+pub use cache_bytes::CacheBytes;
+pub use redis::{DEFAULT_PREFIX, MAX_PREFIX_LEN, Redis, RedisError, RedisOptions};
 pub use remote::{RemoteStore, StoreOptions};
 
 /// A store of sealed labels. It may drop any value at any time. The memo checks the seal of each
@@ -32,12 +39,12 @@ pub enum Store {
 
 impl Store {
     /// Writes a value. There is no reply, and the store may drop the value.
-    pub fn write(&self, key: u64, value: i64) {
+    pub fn write(&self, key: u64, value: i64, keep: Keep) {
         match self {
             Store::Embedded(table, _) => {
                 table.insert(key, value.cast_unsigned());
             }
-            Store::Remote(remote) => remote.write(key, value),
+            Store::Remote(remote) => remote.write(key, value, keep),
         }
     }
 
@@ -82,19 +89,171 @@ impl Store {
     }
 }
 
+/// A store of sealed answers of bytes.
+#[derive(Debug, Default)]
+pub enum StoreOfBytes {
+    /// None: answers of bytes are not stored.
+    #[default]
+    None,
+    /// A byte store in the memo's process.
+    Embedded(Arc<ByteStore>),
+    /// A store across the network: the byte store of a cache service, Redis or Valkey.
+    Remote(RemoteStore<OfBytes>),
+}
+
+impl From<Option<Arc<ByteStore>>> for StoreOfBytes {
+    fn from(store: Option<Arc<ByteStore>>) -> Self {
+        store.map_or(StoreOfBytes::None, StoreOfBytes::Embedded)
+    }
+}
+
+impl From<Arc<ByteStore>> for StoreOfBytes {
+    fn from(store: Arc<ByteStore>) -> Self {
+        StoreOfBytes::Embedded(store)
+    }
+}
+
+impl StoreOfBytes {
+    /// The name in statistics.
+    fn name(&self) -> Option<&'static str> {
+        match self {
+            StoreOfBytes::None => None,
+            StoreOfBytes::Embedded(_) => Some("embedded"),
+            StoreOfBytes::Remote(remote) => Some(remote.name()),
+        }
+    }
+}
+
 /// The stores of a memo.
 #[derive(Debug)]
 pub(crate) struct Stores {
     pub(crate) labels: Store,
-    /// In this process. Without it, answers of bytes are not stored.
-    pub(crate) bytes: Option<Arc<ByteStore>>,
+    pub(crate) bytes: StoreOfBytes,
+}
+
+impl Stores {
+    /// Adds the statistics of both stores to `stats`.
+    pub(crate) fn stats(&self, stats: &mut Stats) {
+        let mut remote = None;
+        match &self.labels {
+            Store::Embedded(..) => self.labels.stats(stats),
+            Store::Remote(labels) => {
+                stats.text(&metrics::STORE, labels.name());
+                remote = Some(labels.counts());
+            }
+        }
+        if let Some(name) = self.bytes.name() {
+            stats.text(&metrics::STORE_OF_BYTES, name);
+        }
+        match &self.bytes {
+            StoreOfBytes::None => {}
+            StoreOfBytes::Embedded(bytes) => {
+                afterimage_cache::metrics::report_byte_store(&bytes.stats(), stats);
+            }
+            StoreOfBytes::Remote(bytes) => {
+                let counts = bytes.counts();
+                remote = Some(remote.map_or(counts, |labels| labels.and(counts)));
+            }
+        }
+        if let Some(counts) = remote {
+            counts.report(stats);
+        }
+    }
+}
+
+/// A kind of entries: [`OfLabels`] or [`OfBytes`]. A store across the network has one kind.
+pub trait Entries: fmt::Debug + Send + Sync + sealed::Sealed + 'static {
+    /// The key of an entry.
+    type Key: fmt::Debug + Copy + Send + Sync + 'static;
+    /// The value of an entry, sealed.
+    type Value: fmt::Debug + Send + 'static;
+
+    /// Keys in one lookup of a [`Backend`]. A longer one is split.
+    const KEYS_AT_ONCE: usize;
+
+    /// The largest value in bytes.
+    const MAX_VALUE_LEN: usize;
+
+    /// The key for stores that know only bytes.
+    fn key_bytes(key: Self::Key) -> impl AsRef<[u8]> + Send;
+
+    /// The value for stores that know only bytes.
+    fn value_bytes(value: &Self::Value) -> impl AsRef<[u8]>;
+
+    /// The value of these bytes. `None` if a memo has not written them.
+    fn parse(bytes: Vec<u8>) -> Option<Self::Value>;
+}
+
+/// Entries of labels: 64-bit keys and values.
+#[derive(Debug)]
+pub enum OfLabels {}
+
+/// Entries of bytes: 128-bit keys, and values of up to 16 MiB.
+#[derive(Debug)]
+pub enum OfBytes {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::OfLabels {}
+    impl Sealed for super::OfBytes {}
+}
+
+impl Entries for OfLabels {
+    type Key = u64;
+    type Value = i64;
+
+    const KEYS_AT_ONCE: usize = usize::MAX;
+    const MAX_VALUE_LEN: usize = 8;
+
+    fn key_bytes(key: u64) -> impl AsRef<[u8]> + Send {
+        key.to_le_bytes()
+    }
+
+    fn value_bytes(value: &i64) -> impl AsRef<[u8]> {
+        value.to_le_bytes()
+    }
+
+    fn parse(bytes: Vec<u8>) -> Option<i64> {
+        Some(i64::from_le_bytes(bytes.try_into().ok()?))
+    }
+}
+
+impl Entries for OfBytes {
+    type Key = u128;
+    type Value = Bytes;
+
+    const KEYS_AT_ONCE: usize = 64;
+    const MAX_VALUE_LEN: usize = MAX_VALUE;
+
+    fn key_bytes(key: u128) -> impl AsRef<[u8]> + Send {
+        key.to_le_bytes()
+    }
+
+    fn value_bytes(value: &Bytes) -> impl AsRef<[u8]> {
+        value
+    }
+
+    fn parse(bytes: Vec<u8>) -> Option<Bytes> {
+        Some(bytes.into())
+    }
+}
+
+/// How long a store should keep an entry. It may drop any entry earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// An answer, for this time or as long as the store likes. A store without times of its own
+    /// ignores it: the value holds its time, sealed.
+    Answer(Option<Duration>),
+    /// An epoch: longer than any answer.
+    Epoch,
 }
 
 /// Receives the result of a lookup: one entry for each key, or `None` if the store did not answer.
-pub type Callback = Box<dyn FnOnce(Option<Vec<Option<i64>>>) + Send>;
+pub type Callback<E = OfLabels> =
+    Box<dyn FnOnce(Option<Vec<Option<<E as Entries>::Value>>>) + Send>;
 
 /// A store across the network. Its methods return at once.
-pub trait Backend: fmt::Debug + Send + Sync + 'static {
+pub trait Backend<E: Entries = OfLabels>: fmt::Debug + Send + Sync + 'static {
     /// The name in statistics.
     fn name(&self) -> &'static str;
 
@@ -106,9 +265,14 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     /// Whether it can be reached, as far as the client knows.
     fn is_connected(&self) -> bool;
 
+    /// Why the last lookup failed, for a warning that it has failed too often.
+    fn cause(&self) -> Option<String> {
+        None
+    }
+
     /// Looks `keys` up and calls `then`, once, within `limit`. That is far above the lookup budget,
     /// which the caller keeps: a connection without an answer by then should be closed.
-    fn get_many(&self, keys: &[u64], limit: Duration, then: Callback);
+    fn get_many(&self, keys: &[E::Key], limit: Duration, then: Callback<E>);
 
     /// Whether lookups wait in this process to be written to the connection. Their budget has not
     /// begun.
@@ -120,14 +284,16 @@ pub trait Backend: fmt::Debug + Send + Sync + 'static {
     fn is_late(&self, _budget: Duration) {}
 
     /// Sends a value. If the value does not arrive, a later lookup is a miss.
-    fn set(&self, key: u64, value: i64);
+    fn set(&self, key: E::Key, value: E::Value, keep: Keep);
 
-    /// Adds its own statistics to `stats`.
-    fn stats(&self, _stats: &mut Stats) {}
+    /// Writes so far that the store did not confirm.
+    fn writes_failed(&self) -> u64 {
+        0
+    }
 }
 
-/// A cache service. The client should fail fast, so that a lookup is a miss at once while the
-/// service is unreachable.
+/// The label table of a cache service. The client should fail fast, so that a lookup is a miss at
+/// once while the service is unreachable.
 impl Backend for CacheClient {
     fn name(&self) -> &'static str {
         "afterimage"
@@ -141,6 +307,10 @@ impl Backend for CacheClient {
         Connection::is_connected(self)
     }
 
+    fn cause(&self) -> Option<String> {
+        self.last_error().map(|error| error.to_string())
+    }
+
     fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
         let reply = Reply::call(move |values: Values| then(values.ok()));
         self.submit_get_many(keys, limit, reply);
@@ -150,7 +320,7 @@ impl Backend for CacheClient {
         Connection::is_connected(self) && self.counters().queued_bytes > 0
     }
 
-    fn set(&self, key: u64, value: i64) {
+    fn set(&self, key: u64, value: i64, _: Keep) {
         // A failed write is a miss later, and needs no action now.
         let _ = CacheClient::set(self, key, value);
     }

@@ -11,6 +11,8 @@ use afterimage_core::{ClientId, Computed, Failure, ModelId, Reply, Rows, gather}
 use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 
+use crate::request::Context;
+
 pub use function::Function;
 
 /// Computes answers of one model.
@@ -86,6 +88,10 @@ impl<U: Upstream + ?Sized> Upstream for Box<U> {
 pub struct Call {
     /// The rows, at least one.
     pub rows: Rows<Bytes>,
+    /// The number of each row in the request of the context.
+    pub positions: Rows<u32>,
+    /// What the front end sent along with the request that asked first.
+    pub context: Option<Context>,
     /// The model whose answers are wanted. Those of another model are refused.
     pub model: Arc<ModelId>,
     /// The client that asked first, for fair queues.
@@ -97,23 +103,27 @@ pub struct Call {
 }
 
 impl Call {
-    /// Splits the call into one call for each row. The first failure fails the whole call.
+    /// Splits the call into one call for each row. In a call of the memo each row has its own
+    /// outcome; in any other call the first failure fails the whole call.
     pub fn scatter(self) -> impl Iterator<Item = Call> {
-        let Call { rows, model, client, request_id, reply } = self;
+        let Call { rows, positions, context, model, client, request_id, reply } = self;
         let of = Arc::clone(&model);
         let combine = move |parts: Vec<Computed>| {
             let answers = parts.into_iter().flat_map(|computed| computed.answers).collect();
             Computed { model: of, answers }
         };
-        let single = rows.len() == 1;
-        let (first, replies) = match single {
-            true => (Some(reply), None),
-            false => (None, Some(gather(rows.len(), reply, combine))),
-        };
-        let replies = first.into_iter().chain(replies.into_iter().flatten());
-        rows.into_iter().zip(replies).map(move |(row, reply)| {
-            let (rows, model) = (Rows::from_elem(row, 1), Arc::clone(&model));
-            Call { rows, model, client, request_id, reply }
+        let mut replies = Rows::new();
+        match rows.len() {
+            1 => replies.push(reply),
+            len => match reply.into_parts() {
+                Ok(parts) => replies.extend(parts),
+                Err(whole) => replies.extend(gather(len, whole, combine)),
+            },
+        }
+        rows.into_iter().zip(positions).zip(replies).map(move |((row, position), reply)| {
+            let (rows, positions) = (Rows::from_elem(row, 1), Rows::from_elem(position, 1));
+            let (model, context) = (Arc::clone(&model), context.clone());
+            Call { rows, positions, context, model, client, request_id, reply }
         })
     }
 

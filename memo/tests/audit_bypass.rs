@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use afterimage_cache::{Capacity, Table};
 use afterimage_memo::key::KeySpace;
 use afterimage_memo::pool::Pool;
-use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
 use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::stats::Value;
@@ -121,7 +121,7 @@ impl Backend for SlowStore {
         });
     }
 
-    fn set(&self, key: u64, value: i64) {
+    fn set(&self, key: u64, value: i64, _: Keep) {
         self.0.entries.lock().unwrap().insert(key, value);
     }
 }

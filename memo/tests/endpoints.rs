@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_cache::ByteStore;
-use afterimage_core::{Answer, Computed, ModelId, Rows, Status};
+use afterimage_core::{Answer, Computed, ModelId, Response, Status};
 use afterimage_memo::pool::{
-    Attempt, Directory, Endpoint, EndpointError, Listing, Location, Outcome, Pool, PoolOptions,
-    Retry,
+    Attempt, BatchLimit, Directory, Endpoint, EndpointError, Listing, Location, Outcome, Pool,
+    PoolOptions, Retry,
 };
 use afterimage_memo::upstream::OnChange;
 use afterimage_memo::{Memo, MemoOptions, ModelOptions, Request, Secret};
@@ -35,7 +35,7 @@ enum Fault {
     WrongModel,
     /// It answers with one answer too many.
     WrongCount,
-    /// It keeps each attempt and never answers.
+    /// It keeps each attempt until the test answers.
     Silent,
 }
 
@@ -43,7 +43,9 @@ enum Fault {
 struct Fake {
     address: String,
     model: Arc<ModelId>,
-    fault: Fault,
+    fault: Mutex<Fault>,
+    /// The rows of one attempt.
+    batch: BatchLimit,
     calls: AtomicUsize,
     closed: AtomicUsize,
     kept: Mutex<Vec<Attempt>>,
@@ -54,7 +56,8 @@ impl Fake {
         Arc::new(Fake {
             address: format!("{fault:?}"),
             model: model(1),
-            fault,
+            fault: Mutex::new(fault),
+            batch: BatchLimit { rows: 50, bytes: 1000 },
             calls: AtomicUsize::new(0),
             closed: AtomicUsize::new(0),
             kept: Mutex::default(),
@@ -63,6 +66,21 @@ impl Fake {
 
     fn calls(&self) -> usize {
         self.calls.load(SeqCst)
+    }
+
+    fn becomes(&self, fault: Fault) {
+        *self.fault.lock().unwrap() = fault;
+    }
+
+    /// The right answers to the rows of an attempt.
+    fn answers(&self, attempt: &Attempt) -> Computed {
+        let capitals = |row: &Bytes| Answer::Bytes(row.to_ascii_uppercase().into());
+        let answers = attempt.rows().iter().map(capitals).collect();
+        Computed { model: Arc::clone(&self.model), answers }
+    }
+
+    fn take_kept(&self) -> Vec<Attempt> {
+        std::mem::take(&mut *self.kept.lock().unwrap())
     }
 }
 
@@ -77,12 +95,15 @@ impl Endpoint for Fake {
 
     fn on_change(&self, _: OnChange) {}
 
+    fn batch(&self) -> BatchLimit {
+        self.batch
+    }
+
     fn call(&self, attempt: Attempt) {
         self.calls.fetch_add(1, SeqCst);
-        let mut computed = Computed { model: Arc::clone(&self.model), answers: Rows::new() };
-        let capitals = |row: &Bytes| Answer::Bytes(row.to_ascii_uppercase().into());
-        computed.answers.extend(attempt.rows().iter().map(capitals));
-        match self.fault {
+        let mut computed = self.answers(&attempt);
+        let fault = *self.fault.lock().unwrap();
+        match fault {
             Fault::None => {}
             Fault::Fails => {
                 return attempt.end(Err(EndpointError {
@@ -90,6 +111,7 @@ impl Endpoint for Fake {
                     text: "planned".to_owned(),
                     outcome: Outcome::Failed,
                     retry: Retry::Budgeted,
+                    payload: None,
                 }));
             }
             Fault::Drops => return drop(attempt),
@@ -208,7 +230,7 @@ async fn a_faulty_replica_fails_no_request() {
             assert_eq!(counter(&memo, "classifier_ejections"), 1, "{fault:?}");
             assert!(replicas[0].calls() < 10, "{fault:?}: {} calls", replicas[0].calls());
         }
-        replicas[0].kept.lock().unwrap().clear();
+        replicas[0].take_kept();
     }
 }
 
@@ -218,4 +240,123 @@ async fn an_attempt_of_the_last_replica_fails_with_its_error() {
     let failure = memo.ask(Request::row("x").model("m")).await.unwrap_err();
     assert_eq!(failure.status, Status::UpstreamError);
     assert!(failure.text.contains("planned"), "{}", failure.text);
+}
+
+/// Rows with these numbers in one request.
+async fn ask_rows(memo: Memo, numbers: std::ops::Range<usize>) -> Response {
+    let rows = numbers.map(|number| Bytes::from(format!("row {number}")));
+    memo.ask(Request::rows(rows).model("m")).await.unwrap()
+}
+
+fn assert_rows(response: &Response, numbers: std::ops::Range<usize>) {
+    let answers: Vec<_> = response.rows.iter().map(|row| row.answer.clone()).collect();
+    let right = numbers.map(|number| Answer::Bytes(format!("ROW {number}").into_bytes().into()));
+    assert_eq!(answers, right.collect::<Vec<_>>());
+}
+
+/// Lets all tasks run that can.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_has_the_rows_that_the_endpoint_takes() {
+    let replicas = [Fake::new(Fault::None)];
+    let (memo, _listings) = memo(&replicas, &[0]);
+    assert_rows(&ask_rows(memo.clone(), 0..120).await, 0..120);
+    assert_eq!(replicas[0].calls(), 3, "50, 50 and 20 rows");
+    // The limit of 1,000 bytes applies, too, and a longer row is an attempt of its own.
+    let row = |i: u8, len| Bytes::from(vec![b'A' + i; len]);
+    let rows = [row(0, 600), row(1, 600), row(2, 300), row(3, 2000), row(4, 10)];
+    let response = memo.ask(Request::rows(rows.clone()).model("m")).await.unwrap();
+    let answers = response.rows.iter().map(|row| row.answer.clone());
+    assert_eq!(answers.collect::<Vec<_>>(), rows.map(Answer::Bytes));
+    assert_eq!(replicas[0].calls(), 3 + 4);
+}
+
+#[tokio::test]
+async fn abandoned_rows_are_dropped_before_they_are_sent() {
+    let replicas = [Fake::new(Fault::Silent)];
+    let (memo, _listings) = memo(&replicas, &[0]);
+    // The replica has two attempts of 50 rows, its limit of rows in flight, so others wait.
+    let first = tokio::spawn(ask_rows(memo.clone(), 0..100));
+    settle().await;
+    let abandoned = tokio::spawn(ask_rows(memo.clone(), 100..110));
+    settle().await;
+    let joined = tokio::spawn(ask_rows(memo.clone(), 103..104));
+    settle().await;
+    assert_eq!(replicas[0].calls(), 2);
+    abandoned.abort();
+    settle().await;
+    let kept = replicas[0].take_kept();
+    assert!(kept.iter().all(Attempt::is_wanted));
+    for attempt in kept {
+        let computed = replicas[0].answers(&attempt);
+        attempt.end(Ok(computed));
+    }
+    assert_rows(&first.await.unwrap(), 0..100);
+    let kept = replicas[0].take_kept();
+    let rows: Vec<_> = kept.iter().map(|attempt| attempt.rows().to_vec()).collect();
+    assert_eq!(rows, [[Bytes::from("row 103")]], "nine rows have no waiter");
+    for attempt in kept {
+        let computed = replicas[0].answers(&attempt);
+        attempt.end(Ok(computed));
+    }
+    assert_rows(&joined.await.unwrap(), 103..104);
+    assert_eq!(memo.in_flight(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_attempt_without_waiters_is_no_failure() {
+    let replicas = [Fake::new(Fault::Silent), Fake::new(Fault::None)];
+    let (memo, _listings) = memo(&replicas, &[0, 1]);
+    let mut dropped = 0;
+    for first in 0..40 {
+        let asked = tokio::spawn(ask_rows(memo.clone(), first * 4..first * 4 + 4));
+        settle().await;
+        asked.abort();
+        settle().await;
+        for attempt in replicas[0].take_kept() {
+            assert!(!attempt.is_wanted());
+            dropped += 1;
+        }
+    }
+    assert!(dropped >= 5, "as many failures would eject the replica: {dropped}");
+    assert_eq!(counter(&memo, "classifier_ejections"), 0);
+    // The other replica answers its last call.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(memo.in_flight(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ejected_replica_returns_once_it_answers() {
+    let replicas = [Fake::new(Fault::Fails), Fake::new(Fault::None)];
+    let (memo, _listings) = memo(&replicas, &[0, 1]);
+    for number in 0..50 {
+        ask(&memo, number).await;
+    }
+    let failed = replicas[0].calls();
+    assert_eq!((failed, counter(&memo, "classifier_ejections")), (5, 1));
+    // It fails its trial after the ejection, and is ejected again.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for number in 50..100 {
+        ask(&memo, number).await;
+    }
+    assert_eq!((replicas[0].calls(), counter(&memo, "classifier_ejections")), (failed + 1, 2));
+    replicas[0].becomes(Fault::None);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for number in 100..110 {
+        ask(&memo, number).await;
+    }
+    // After a warm-up it has its full share.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = replicas[0].calls();
+    for number in 200..400 {
+        ask(&memo, number).await;
+    }
+    let share = replicas[0].calls() - before;
+    assert!((60..=140).contains(&share), "{share} of 200 calls");
+    assert_eq!(counter(&memo, "classifier_ejections"), 2);
 }

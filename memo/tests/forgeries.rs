@@ -21,7 +21,7 @@ use std::time::Duration;
 use afterimage_cache::{Capacity, Table};
 use afterimage_core::ModelId;
 use afterimage_memo::key::KeySpace;
-use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::upstream::Call;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 use afterimage_wire::proto::message::Classification;
@@ -112,7 +112,7 @@ impl Backend for Remote {
         then(Some(keys.iter().map(get).collect()));
     }
 
-    fn set(&self, key: u64, value: i64) {
+    fn set(&self, key: u64, value: i64, _: Keep) {
         self.0.insert(key, value.cast_unsigned());
     }
 }

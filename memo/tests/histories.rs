@@ -16,7 +16,7 @@ use afterimage_cache::{ByteStore, Capacity, Table};
 use afterimage_core::{
     Answer, AnswerKind, Computed, Failure, ModelId, Origin, Reply, Response, Rows, Status,
 };
-use afterimage_memo::key::KeySpace;
+use afterimage_memo::key::{KeySpace, Lifetime};
 use afterimage_memo::upstream::{Call, OnChange};
 use afterimage_memo::{Memo, MemoOptions, ModelOptions, Request, Secret, Store, Upstream};
 use afterimage_wire::proto::stats::{Stats, Value};
@@ -422,7 +422,8 @@ impl History {
         };
         let (space, hash) = place(&from);
         if self.defect == Defect::ForgesSeal {
-            let forged = space.seal_bytes(hash, b"forged by an owner of the secret");
+            let answer = b"forged by an owner of the secret";
+            let forged = space.seal_bytes(hash, answer, Lifetime::new(0, None));
             self.store.insert(hash.identity(), forged, None, now());
             return;
         }

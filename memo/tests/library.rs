@@ -242,7 +242,7 @@ async fn requests_that_break_a_limit_name_it() {
     let memo = Memo::of_bytes(store, options().max_waiting_bytes(100).max_waiting(2));
     memo.add_model("m", capitals(1).0, ModelOptions::default());
     let refusal = async |request| {
-        let Failure { status, text } = memo.ask(request).await.unwrap_err();
+        let Failure { status, text, .. } = memo.ask(request).await.unwrap_err();
         (status, text.into_owned())
     };
     let none = refusal(Request::rows(Vec::<Bytes>::new())).await;
@@ -251,7 +251,7 @@ async fn requests_that_break_a_limit_name_it() {
         (Status::BadArgument, "the request has 0 rows; the range is 1 to 65536".into())
     );
     let large = refusal(Request::row(vec![b'x'; 101])).await;
-    let text = "the row has 101 bytes; waiting rows hold 0 of 100 bytes";
+    let text = "the row has 101 bytes; waiting rows hold 0 of 100 bytes: the limit is reached";
     assert_eq!(large, (Status::Overloaded, text.into()));
     let many = refusal(Request::rows(["a", "b", "c"])).await;
     assert_eq!(many.0, Status::Overloaded, "{}", many.1);

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use afterimage_cache::Capacity;
+use afterimage_classifier::MAX_LINGER;
+use afterimage_gateway::{Access, GatewayOptions, Scope};
+use afterimage_http::HttpOptions;
 use afterimage_wire::ClientOptions;
 use afterimage_wire::server::{ServerOptions, Token};
 use afterimage_wire::tls::ClientTls;
 use anyhow::{Context, bail};
 
-use crate::config::{EngineConfig, TableConfig};
+use crate::config::{EngineConfig, GatewayConfig, TableConfig};
 use crate::net;
 use crate::process::ConfigError;
 use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
@@ -125,6 +128,72 @@ impl ServerArgs {
     }
 }
 
+/// Flags of a memo's HTTP side.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Page and HTTP")]
+pub(crate) struct HttpArgs {
+    /// Address of the page, the HTTP API and /metrics, or off [default: 127.0.0.1:7480 for serve,
+    /// off for memo]
+    #[arg(long, value_name = "ADDR", value_parser = http_address)]
+    http: Option<String>,
+    /// The address without the flag.
+    #[arg(skip)]
+    default: Option<&'static str>,
+}
+
+/// What the tokens allow over HTTP, as over TCP.
+pub(crate) fn access(token: Option<&Token>, admin_token: Option<&Token>) -> Access {
+    let mut access = Access::default();
+    if let Some(token) = token {
+        let scope = if admin_token.is_some() { Scope::Infer } else { Scope::Admin };
+        access = access.token(token.as_bytes(), scope);
+    }
+    if let Some(admin_token) = admin_token {
+        access = access.token(admin_token.as_bytes(), Scope::Admin);
+        if token.is_none() {
+            access = access.open_to(Scope::Infer);
+        }
+    }
+    access
+}
+
+/// Checks an address, or the word `off`.
+fn http_address(text: &str) -> Result<String, String> {
+    if text == "off" { Ok(text.to_owned()) } else { net::parse(text) }
+}
+
+impl HttpArgs {
+    /// The same with an address for when the flag is not given.
+    pub(crate) fn or(mut self, default: &'static str) -> Self {
+        self.default = Some(default);
+        self
+    }
+
+    /// The HTTP side with the tokens of the service; `None` if it is off.
+    pub(crate) fn config(&self, server: &ServerArgs) -> anyhow::Result<Option<GatewayConfig>> {
+        let Some(address) = self.http.as_deref().or(self.default).filter(|http| *http != "off")
+        else {
+            return Ok(None);
+        };
+        let address = net::resolve(address).context("--http")?;
+        let tcp = server.options()?;
+        let access = access(tcp.token.as_ref(), tcp.admin_token.as_ref());
+        if !address.ip().is_loopback() && access.is_open() && !server.insecure() {
+            bail!(
+                "--http {address} is a public address without authentication; set --token-file, or \
+                 allow it with --insecure"
+            );
+        }
+        let options = GatewayOptions { access, ..GatewayOptions::default() };
+        let mut http = HttpOptions::default();
+        (http.tls, http.max_connections) = (tcp.tls, tcp.max_connections);
+        (http.idle_timeout, http.write_timeout) = (tcp.idle_timeout, tcp.write_timeout);
+        http.drain_timeout = tcp.drain_timeout;
+        let optional = self.http.is_none();
+        Ok(Some(GatewayConfig { address, optional, options, http, server: None }))
+    }
+}
+
 /// Flags of a label table: its size and its snapshot.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Label table")]
@@ -202,8 +271,17 @@ pub(crate) struct EngineArgs {
     max_queued: NonZeroUsize,
 
     /// Time to wait for more images before a batch starts, at most 200us.
-    #[arg(long, value_name = "TIME", default_value = "0us")]
+    #[arg(long, value_name = "TIME", default_value = "0us", value_parser = linger)]
     linger: Time,
+}
+
+/// A value of `--linger`.
+fn linger(text: &str) -> Result<Time, String> {
+    let time: Time = text.parse()?;
+    match time.0 <= MAX_LINGER {
+        true => Ok(time),
+        false => Err(format!("it must be at most {MAX_LINGER:?}")),
+    }
 }
 
 impl EngineArgs {

@@ -7,12 +7,12 @@ use afterimage_memo::pool::{Pool, PoolOptions, Target};
 use afterimage_memo::store::{Backend, Redis, RedisOptions, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, Secret, Store, Upstream};
 use afterimage_wire::client::Expect;
-use afterimage_wire::tls::ClientTls;
+use afterimage_wire::tls::{ClientFiles, ClientTls};
 use afterimage_wire::{CacheClient, Client, ClientOptions};
 use anyhow::{Context, bail};
 
 use crate::args::{
-    ClassifierAddr, EngineArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
+    ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
 };
 use crate::config::{Config, MemoConfig};
 use crate::tls::{ClassifierTlsArgs, StoreTlsArgs, warn_if_exposed};
@@ -27,6 +27,9 @@ pub(crate) struct Args {
     /// Address to listen on; port 0 takes a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     pub(crate) listen: String,
+
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
 
     /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
     /// redis+cluster://HOST,… (rediss for TLS).
@@ -88,6 +91,14 @@ pub(crate) struct UpstreamArgs {
     #[arg(long, value_name = "FILE")]
     store_password_file: Option<PathBuf>,
 
+    /// Prefix of all keys in Redis; memos with different prefixes share no answers [default: ai:]
+    #[arg(long, value_name = "PREFIX")]
+    redis_prefix: Option<String>,
+
+    /// Redis drops an answer after this time, in whole seconds [default: only when it is full]
+    #[arg(long, value_name = "TIME")]
+    redis_ttl: Option<Span>,
+
     /// File with the token that the classifier requires.
     #[arg(long, value_name = "FILE")]
     classifier_token_file: Option<PathBuf>,
@@ -121,6 +132,8 @@ impl Default for UpstreamArgs {
         UpstreamArgs {
             store_token_file: None,
             store_password_file: None,
+            redis_prefix: None,
+            redis_ttl: None,
             classifier_token_file: None,
             lookup_budget: Span(StoreOptions::default().lookup_budget),
             classifier_timeout: Span(PoolOptions::default().timeout),
@@ -158,7 +171,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                     warn_if_exposed("--store-password-file", file);
                 }
                 let has_files = is_secure || password_file.is_some();
-                let redis = Redis::connect_lazy(url, RedisOptions { certificates, password_file })?;
+                let options = args.upstream.redis_options(certificates, password_file);
+                let redis = Redis::connect_lazy(url, options)?;
                 if has_files {
                     tokio::spawn(redis.keep_current());
                 }
@@ -168,7 +182,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let classifier = classifier(&args)?;
         let memo = MemoConfig { listeners: vec![listener], options, store, classifier };
         let (table, engine) = (args.table.config()?, args.engine.config());
-        Ok(Config { memo: Some(memo), table, engine, ..Config::default() })
+        let gateway = args.http.config(&args.server)?;
+        Ok(Config { memo: Some(memo), table, engine, gateway, ..Config::default() })
     })
 }
 
@@ -179,6 +194,11 @@ fn refuse_misplaced(args: &Args) -> anyhow::Result<()> {
     let token = args.upstream.store_token_file.as_ref().map(|_| "--store-token-file");
     let password = args.upstream.store_password_file.as_ref().map(|_| "--store-password-file");
     let on = store_tls.on.then_some("--store-tls");
+    let prefix = args.upstream.redis_prefix.as_ref().map(|_| "--redis-prefix");
+    let of_redis = prefix.or(args.upstream.redis_ttl.map(|_| "--redis-ttl"));
+    if let (Some(flag), StoreAddr::Embedded | StoreAddr::Cache(_)) = (of_redis, &args.store) {
+        bail!("{flag} needs a Redis store, such as --store redis://HOST");
+    }
     match &args.store {
         StoreAddr::Embedded => {
             if let Some(flag) = on.or(store_tls.first_detail()).or(token).or(password) {
@@ -284,6 +304,20 @@ fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
 }
 
 impl UpstreamArgs {
+    /// Options of the connection to Redis.
+    fn redis_options(
+        &self,
+        certificates: ClientFiles,
+        password_file: Option<PathBuf>,
+    ) -> RedisOptions {
+        let mut options = RedisOptions { certificates, password_file, ..RedisOptions::default() };
+        if let Some(prefix) = &self.redis_prefix {
+            options.prefix.clone_from(prefix);
+        }
+        options.ttl = self.redis_ttl.map(|ttl| ttl.0);
+        options
+    }
+
     /// Options of the connection to a cache service.
     fn cache_options(&self, addr: &str) -> anyhow::Result<ClientOptions> {
         let token = ("--store-token-file", self.store_token_file.as_deref());

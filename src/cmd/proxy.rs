@@ -1,12 +1,19 @@
 //! `afterimage proxy`: answers repeated requests to a model server in the server's own protocol.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
 
+use afterimage_cache::ByteStore;
 use afterimage_http::HttpOptions;
-use afterimage_inference::{Proxy, ProxyOptions, Replica, Target};
-use anyhow::Context;
+use afterimage_inference::{Proxy, ProxyOptions, Replica, Sharing, Target};
+use afterimage_memo::{Memo, MemoOptions, Secret};
+use anyhow::{Context, bail};
+use hyper::header::HeaderName;
 
-use crate::args::Span;
+use crate::args::{Size, Span, token};
 use crate::config::{Config, ProxyConfig};
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::{net, serving};
@@ -27,6 +34,12 @@ pub(crate) struct Args {
     listen: String,
 
     #[command(flatten)]
+    memory: MemoryArgs,
+
+    #[command(flatten)]
+    server: ModelServerArgs,
+
+    #[command(flatten)]
     connections: ConnectionArgs,
 
     #[command(flatten)]
@@ -36,13 +49,134 @@ pub(crate) struct Args {
     upstream_tls: UpstreamTlsArgs,
 }
 
+/// Flags of the memory for answers.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Memory")]
+struct MemoryArgs {
+    /// Memory for answers.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    memory: Size,
+
+    /// Use an answer for this time only [default: as long as it is in memory]
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<Span>,
+
+    /// Share answers of requests with credentials: refuse, shared, partition, partition=HEADER or
+    /// verify. A hit skips the server's own authorization.
+    #[arg(long, value_name = "POLICY", default_value = "refuse")]
+    credentials: Credentials,
+
+    /// File with the bearer token of --credentials verify.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// Header field that can change the answer, such as one that selects a model. Repeat for more.
+    #[arg(long, value_name = "NAME")]
+    key_header: Vec<HeaderName>,
+
+    /// Forward every request, answer none from memory, and report the hits that memory would have
+    /// given.
+    #[arg(long)]
+    observe: bool,
+
+    /// Maximum size of a request's body that is remembered. A larger one is forwarded.
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    max_body: Size,
+
+    /// Maximum memory for the bodies of requests in flight.
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    max_body_memory: Size,
+
+    /// Maximum number of models whose answers are remembered.
+    #[arg(long, value_name = "N", default_value = "1000")]
+    max_models: NonZeroUsize,
+}
+
+/// Flags of the model servers.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model server")]
+struct ModelServerArgs {
+    /// Time limit of one inference call.
+    #[arg(long, value_name = "TIME", default_value = "2m")]
+    timeout: Span,
+
+    /// Interval at which models in use are checked for a change.
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    poll: Span,
+}
+
+/// The policy for requests with credentials.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Credentials {
+    Refuse,
+    Shared,
+    Partition(Option<HeaderName>),
+    Verify,
+}
+
+impl FromStr for Credentials {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected refuse, shared, partition, partition=HEADER or verify";
+        match text.split_once('=') {
+            None => match text {
+                "refuse" => Ok(Credentials::Refuse),
+                "shared" => Ok(Credentials::Shared),
+                "partition" => Ok(Credentials::Partition(None)),
+                "verify" => Ok(Credentials::Verify),
+                _ => Err(EXPECTED.into()),
+            },
+            Some(("partition", name)) => match name.parse() {
+                Ok(name) => Ok(Credentials::Partition(Some(name))),
+                Err(_) => Err(format!("{name:?} is not the name of a header field; {EXPECTED}")),
+            },
+            Some(_) => Err(EXPECTED.into()),
+        }
+    }
+}
+
+impl MemoryArgs {
+    /// The policy. `verifies` tells whether the listener asks for certificates.
+    fn sharing(&self, verifies: bool) -> anyhow::Result<Sharing> {
+        let token = token(None, "--token-file", self.token_file.as_deref())?;
+        match &self.credentials {
+            Credentials::Verify if token.is_none() && !verifies => {
+                bail!("--credentials verify needs --token-file or --tls-client-ca")
+            }
+            Credentials::Verify => Ok(Sharing::Verify(token)),
+            _ if token.is_some() => bail!("--token-file needs --credentials verify"),
+            Credentials::Refuse => Ok(Sharing::Refuse),
+            Credentials::Shared => Ok(Sharing::Shared),
+            Credentials::Partition(name) => Ok(Sharing::Partition(name.clone())),
+        }
+    }
+
+    fn options(&self, server: &ModelServerArgs, sharing: Sharing) -> ProxyOptions {
+        let mut options = ProxyOptions::default();
+        options.sharing = sharing;
+        options.key_fields.extend(self.key_header.iter().cloned());
+        options.max_body = usize::try_from(self.max_body.0).unwrap_or(usize::MAX);
+        options.max_body_memory = usize::try_from(self.max_body_memory.0).unwrap_or(usize::MAX);
+        options.max_models = self.max_models.get();
+        options.poll_every = server.poll.0;
+        options.timeout = server.timeout.0;
+        options.ttl = self.ttl.map(|ttl| ttl.0);
+        options.observe = self.observe;
+        options
+    }
+}
+
+/// The interval at which a proxy that observes reports.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+
 /// Flags of the HTTP listener.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Connections")]
-struct ConnectionArgs {
+pub(crate) struct ConnectionArgs {
     /// Threads that read and write sockets; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    pub(crate) threads: usize,
 
     /// Maximum number of open connections.
     #[arg(long, value_name = "N", default_value = "4096")]
@@ -67,7 +201,7 @@ struct ConnectionArgs {
 }
 
 impl ConnectionArgs {
-    fn options(&self) -> HttpOptions {
+    pub(crate) fn options(&self) -> HttpOptions {
         let mut options = HttpOptions::default();
         options.max_connections = self.max_connections.get();
         options.max_connections_per_address =
@@ -84,6 +218,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let address = net::resolve(&args.listen).context("--listen")?;
     let mut options = args.connections.options();
     options.tls = args.tls.load()?;
+    let verifies = options.tls.as_ref().is_some_and(|tls| tls.asks_for_certificates());
+    let sharing = args.memory.sharing(verifies)?;
     serving::raise_descriptor_limit(options.max_connections);
     let threads = serving::threads(args.connections.threads);
     serving::run(threads, || {
@@ -92,7 +228,28 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             tokio::spawn(tls.keep_current());
         }
         let replicas = args.urls.iter().map(|url| Replica::new(url.clone(), tls.clone()));
-        let proxy = Proxy::new(replicas.collect::<Result<_, _>>()?, ProxyOptions::default());
+        let replicas = replicas.collect::<Result<Vec<_>, _>>()?;
+        let secret = Secret::random().context("the operating system gives no random numbers")?;
+        let settings = args.memory.options(&args.server, sharing);
+        let store = Arc::new(ByteStore::new(args.memory.memory.0, settings.max_answer));
+        let memo = Memo::of_bytes(store, MemoOptions::new(secret));
+        let proxy = Proxy::new(replicas, memo, settings);
+        tokio::spawn(greet(args.urls.clone(), proxy.clone()));
         Ok(Config { proxy: Some(ProxyConfig { address, options, proxy }), ..Config::default() })
     })
+}
+
+/// Logs whether the servers can be reached, and then the observations at intervals.
+async fn greet(urls: Vec<Target>, proxy: Proxy) {
+    for problem in proxy.check().await {
+        tracing::warn!("{problem}");
+    }
+    tracing::info!(
+        "answers repeated inference requests to {}",
+        urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ")
+    );
+    while let Some(report) = proxy.observed() {
+        tracing::info!("{report}");
+        tokio::time::sleep(REPORT_EVERY).await;
+    }
 }

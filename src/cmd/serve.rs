@@ -1,18 +1,21 @@
 //! `afterimage serve`: memo, label table and classifier in one process.
 
-use crate::args::{ClassifierAddr, EngineArgs, ServerArgs, StoreAddr, TableArgs};
+use crate::args::{ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, StoreAddr, TableArgs};
 use crate::cmd::memo::{self, MemoArgs};
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
-    "  afterimage serve\n",
+    "  afterimage serve                      The page is at http://127.0.0.1:7480/\n",
     "  afterimage serve --memory 1GiB --snapshot labels.snapshot --secret-file secret"
 )))]
 pub(crate) struct Args {
     /// Address to listen on; port 0 takes a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     listen: String,
+
+    #[command(flatten)]
+    http: HttpArgs,
 
     #[command(flatten)]
     memo: MemoArgs,
@@ -30,6 +33,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     memo::run(memo::Args {
         listen: args.listen,
+        http: args.http.or("127.0.0.1:7480"),
         store: StoreAddr::Embedded,
         classifier: vec![ClassifierAddr::Embedded],
         upstream: memo::UpstreamArgs::default(),

@@ -1,6 +1,6 @@
 //! The codec of the hot messages: `cargo bench -p afterimage-wire --bench codec`.
 //!
-//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/scripts/codec.sh` keeps a
+//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/scripts/run.sh codec` keeps a
 //! record of both.
 
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;

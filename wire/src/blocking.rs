@@ -31,7 +31,9 @@ use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-use crate::client::{Addresses, CallError, CallOptions, ClientOptions, Counters, Infer, Inference};
+use crate::client::{
+    Addresses, CallError, CallOptions, ClientOptions, ConnectionError, Counters, Infer, Inference,
+};
 use crate::proto::message::{BytesKey, Classification};
 use crate::proto::stats::Stats;
 use crate::proto::{Snapshot, Welcome};
@@ -98,7 +100,10 @@ impl Connection {
     ) -> Result<Self, CallError> {
         let addresses = addresses.into();
         let server = addresses.to_string();
-        let no_resources = |error| CallError::no_resources(server.clone(), error);
+        let no_resources = |error| CallError::Unavailable {
+            server: server.as_str().into(),
+            last_error: Arc::new(ConnectionError::Connect(error)),
+        };
         let runtime = Builder::new_current_thread()
             .enable_io()
             .enable_time()

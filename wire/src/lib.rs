@@ -28,6 +28,16 @@
 //!
 //! [`blocking::Client`] has the same calls for threads and a plain `fn main`.
 //!
+//! # Cargo features
+//!
+//! All are on by default. Without them the crate has the async clients over plain TCP.
+//!
+//! | feature | adds |
+//! | --- | --- |
+//! | `server` | [`server`] and [`prometheus`] |
+//! | `tls` | [`tls`], for the halves that are built |
+//! | `blocking` | [`blocking`] |
+//!
 //! # A server
 //!
 //! A service that answers each image with its first byte, and a client that asks it:
@@ -77,14 +87,19 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "blocking")]
 pub mod blocking;
 pub mod client;
+#[cfg(feature = "server")]
 pub mod prometheus;
+#[cfg_attr(not(feature = "server"), allow(dead_code, reason = "the server encodes replies"))]
 pub mod proto;
 mod sched;
+#[cfg(feature = "server")]
 pub mod server;
 pub mod splitmix;
 pub mod text;
+#[cfg(feature = "tls")]
 pub mod tls;
 
 pub use client::{Admin, CacheClient, CallError, CallOptions, Client, ClientOptions, Connection};

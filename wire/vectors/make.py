@@ -491,7 +491,7 @@ def valid(v):
 
     add_infer("infer_req", "Two rows for a model, with a time budget of two minutes.", [b"first", b"second"],
               model="resnet", budget=120_000)
-    add_infer("infer_req_row_empty", "One row of 0 bytes for the only model of the server.", [b""], request_id=0)
+    add_infer("infer_req_row_empty", "One row of 0 bytes for the model of the Welcome.", [b""], request_id=0)
     add_infer("infer_req_directives", "Compute anew, and store nothing.", [b"row"], True, True, model="m", version="2")
     add_infer("infer_req_refresh", "Compute anew, and keep the answer for a minute.", [b"row"], True, ttl=60)
     add_infer("infer_req_no_store", "Store nothing.", [b"row"], no_store=True)

@@ -1,5 +1,5 @@
 //! The overhead of a memo that only misses, and the memory of a memo under ten times its capacity:
-//! the program of `bench/scripts/overhead.sh` and `overload.sh`.
+//! the program of `overhead` and `overload` in `bench/scripts/run.sh`.
 //!
 //! Arguments: `overhead` or `overload`; the `afterimage` binary; a folder for the record; for
 //! `overload` the seconds (default 60). Servers run on CPU 0, the load on CPU 1.
@@ -103,7 +103,7 @@ fn overhead(binary: &Path, folder: &Path) -> Result<()> {
         compare(&mut found.runs, binary, &population, 1_000_000 * seed)?;
     }
     judge(&mut found);
-    found.record("memo-overhead", machine, "bench/scripts/overhead.sh", folder)
+    found.record("memo-overhead", machine, "bench/scripts/run.sh overhead", folder)
 }
 
 /// Starts all servers, and asks them in turns.
@@ -243,7 +243,7 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     let runs = runs.map(|(name, report)| Run { name: name.into(), report });
     let mut found = Found { runs: runs.into(), ..Found::default() };
     report_overload(&mut found, &resident)?;
-    found.record("memo-overload", machine, "bench/scripts/overload.sh", folder)
+    found.record("memo-overload", machine, "bench/scripts/run.sh overload", folder)
 }
 
 /// The figures: memory over time, and what became of both kinds of requests.

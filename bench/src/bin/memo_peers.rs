@@ -1,5 +1,5 @@
 //! The memo beside the classifier asked directly, a gRPC service with the same logic, and FastAPI
-//! with scikit-learn and Redis: the program of `bench/scripts/memo-peers.sh`.
+//! with scikit-learn and Redis: the program of `bench/scripts/run.sh memo-peers`.
 //!
 //! Arguments: the `afterimage` binary; a folder for the record; the folder of the peers' programs;
 //! the Python of FastAPI's environment; the null server's binary. All servers of a system run on
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     let mut found = Found::default();
     against_the_classifier(&mut found, Path::new(binary), Path::new(null))?;
     beside_peers(&mut found, Path::new(binary), Path::new(peers), python)?;
-    found.record("memo-peers", machine, "bench/scripts/memo-peers.sh", Path::new(folder))
+    found.record("memo-peers", machine, "bench/scripts/run.sh memo-peers", Path::new(folder))
 }
 
 /// Keeps a run and says what came out.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::splitmix::{STEP, mix};
 
+use super::endpoint::{BatchLimit, Endpoint};
 use super::health::{Health, Outcome};
 use super::limit::Limit;
 use afterimage_core::ModelId;
@@ -21,7 +22,7 @@ pub(super) struct Member<R> {
 }
 
 impl<R> Member<R> {
-    /// Whether it has as many requests in flight as its limit allows.
+    /// Whether it has as many rows in flight as its limit allows.
     fn is_full(&self) -> bool {
         self.health.in_flight >= self.limit.get()
     }
@@ -42,6 +43,16 @@ pub(super) struct Balance<R> {
 pub(super) struct Ejected<R> {
     pub(super) replica: R,
     pub(super) time: Duration,
+}
+
+impl Balance<Arc<dyn Endpoint>> {
+    /// The rows that every connected replica of `model` takes together; one row without a replica.
+    pub(super) fn batch(&self, model: &Arc<ModelId>) -> BatchLimit {
+        let usable =
+            self.members().filter(|&(number, member)| fits(number, member, Some(model), &[]));
+        let limits = usable.map(|(_, member)| member.replica.batch());
+        limits.reduce(BatchLimit::min).unwrap_or(BatchLimit::ONE_ROW)
+    }
 }
 
 impl<R: Clone> Balance<R> {
@@ -131,8 +142,8 @@ impl<R: Clone> Balance<R> {
         silent.into_iter().filter_map(|number| self.eject(now, number)).collect()
     }
 
-    /// Chooses a replica of `model` (`None`: of any model) that is not in `tried`. `None` if no
-    /// such replica is connected.
+    /// Chooses a replica of `model` (`None`: of any model) that is not in `tried`, for a request of
+    /// this number of rows. `None` if no such replica is connected.
     ///
     /// Draws two replicas at random and takes the one with fewer requests in flight (Mitzenmacher,
     /// "The power of two choices in randomized load balancing", IEEE TPDS 12(10), 2001). A replica
@@ -144,6 +155,7 @@ impl<R: Clone> Balance<R> {
         now: Instant,
         model: Option<&Arc<ModelId>>,
         tried: &[u64],
+        rows: usize,
     ) -> Option<(u64, R)> {
         let shares_by = |share: &dyn Fn(&Member<R>) -> f64| -> Vec<f64> {
             let share = |(number, member): (u64, &Member<R>)| {
@@ -169,7 +181,7 @@ impl<R: Clone> Balance<R> {
             _ => first,
         };
         let (number, member) = &mut self.members[chosen];
-        member.health.sent(now);
+        member.health.sent(now, rows);
         Some((*number, member.replica.clone()))
     }
 
@@ -184,10 +196,11 @@ impl<R: Clone> Balance<R> {
         counted.peek().is_none() || counted.any(|(_, member)| !member.is_full())
     }
 
-    /// A replica has answered a request after this time, while others waited for a place.
-    pub(super) fn adapt_limit(&mut self, number: u64, took: Duration) {
+    /// A replica has answered a request of this number of rows after this time, while others waited
+    /// for a place.
+    pub(super) fn adapt_limit(&mut self, number: u64, took: Duration, rows: usize) {
         if let Some(member) = self.member(number) {
-            member.limit.answered(took);
+            member.limit.answered(took, rows);
         }
     }
 
@@ -198,18 +211,24 @@ impl<R: Clone> Balance<R> {
 
     /// Whether a connected and healthy replica of `model` is not in `tried`.
     pub(super) fn offers_healthy(&self, model: Option<&Arc<ModelId>>, tried: &[u64]) -> bool {
-        self.members()
-            .any(|(number, member)| fits(number, member, model, tried) && member.health.is_healthy())
+        self.members().any(|(number, member)| {
+            fits(number, member, model, tried) && member.health.is_healthy()
+        })
     }
 
     /// Chooses any replica, connected or not; one that is not in `tried` if possible.
-    pub(super) fn pick_any(&mut self, now: Instant, tried: &[u64]) -> Option<(u64, R)> {
+    pub(super) fn pick_any(
+        &mut self,
+        now: Instant,
+        tried: &[u64],
+        rows: usize,
+    ) -> Option<(u64, R)> {
         let fresh = |(number, _): &(u64, Member<R>)| f64::from(u8::from(!tried.contains(number)));
         let fresh: Vec<f64> = self.members.iter().map(fresh).collect();
         let all = vec![1.0; self.members.len()];
         let chosen = self.draw(&fresh).or_else(|| self.draw(&all))?;
         let (number, member) = &mut self.members[chosen];
-        member.health.sent(now);
+        member.health.sent(now, rows);
         Some((*number, member.replica.clone()))
     }
 
@@ -218,19 +237,21 @@ impl<R: Clone> Balance<R> {
         self.members().any(|(_, member)| member.model.is_some())
     }
 
-    /// The requests in flight on all replicas.
+    /// The rows in flight on all replicas.
     pub(super) fn in_flight(&self) -> usize {
         self.members().map(|(_, member)| member.health.in_flight).sum()
     }
 
-    /// Records the end of a request. Returns the replica if this ejects it.
+    /// Records the end of a request with this number of rows. Returns the replica if this ejects
+    /// it.
     pub(super) fn ended(
         &mut self,
         now: Instant,
         number: u64,
         outcome: Outcome,
+        rows: usize,
     ) -> Option<Ejected<R>> {
-        let ejects = self.member(number)?.health.ended(now, outcome);
+        let ejects = self.member(number)?.health.ended(now, outcome, rows);
         ejects.then(|| self.eject(now, number)).flatten()
     }
 
@@ -312,8 +333,8 @@ mod tests {
     /// Lets a replica fail ten times; returns whether this ejected it.
     fn fail(balance: &mut Balance<usize>, now: Instant, number: u64) -> bool {
         (0..10).any(|_| {
-            balance.member(number).unwrap().health.sent(now);
-            balance.ended(now, number, Outcome::Failed).is_some()
+            balance.member(number).unwrap().health.sent(now, 1);
+            balance.ended(now, number, Outcome::Failed, 1).is_some()
         })
     }
 
@@ -343,7 +364,7 @@ mod tests {
     fn a_replica_of_another_model_is_no_replacement() {
         let (mut balance, now) = balance(&[1, 2, 2]);
         assert!(!fail(&mut balance, now, 1), "no other replica runs its model");
-        balance.pick(now, Some(&model(1)), &[]).unwrap();
+        balance.pick(now, Some(&model(1)), &[], 1).unwrap();
         assert!(balance.eject_silent(now + PATIENCE).is_empty(), "not even when it hangs");
         assert!(fail(&mut balance, now, 2), "the third replica runs the same model");
         assert!(!fail(&mut balance, now, 3), "the third is the last one now");
@@ -356,11 +377,11 @@ mod tests {
     fn picks_an_untried_replica_of_the_requested_model() {
         let (mut balance, now) = balance(&[1, 2, 1, 0]);
         for _ in 0..100 {
-            let (number, _) = balance.pick(now, Some(&model(1)), &[]).unwrap();
-            let (other, _) = balance.pick(now, Some(&model(1)), &[number]).unwrap();
+            let (number, _) = balance.pick(now, Some(&model(1)), &[], 1).unwrap();
+            let (other, _) = balance.pick(now, Some(&model(1)), &[number], 1).unwrap();
             assert_eq!([number.min(other), number.max(other)], [1, 3]);
-            assert!(balance.pick(now, Some(&model(1)), &[1, 3]).is_none());
-            assert!(balance.pick(now, Some(&model(9)), &[]).is_none());
+            assert!(balance.pick(now, Some(&model(1)), &[1, 3], 1).is_none());
+            assert!(balance.pick(now, Some(&model(9)), &[], 1).is_none());
         }
     }
 
@@ -372,21 +393,18 @@ mod tests {
         let mut most = 0;
         for _ in 0..10_000 {
             for _ in 0..8 {
-                let (_, at) = balance.pick(now, Some(&model(1)), &[]).unwrap();
+                let (_, at) = balance.pick(now, Some(&model(1)), &[], 1).unwrap();
                 waiting[at] += 1;
             }
             for (at, speed) in [(0, 1), (1, 4), (2, 4)] {
                 for _ in 0..speed.min(waiting[at]) {
                     waiting[at] -= 1;
-                    balance.ended(now, at as u64 + 1, Outcome::Answered);
+                    balance.ended(now, at as u64 + 1, Outcome::Answered, 1);
                 }
             }
             most = most.max(waiting[0]);
         }
-        assert!(
-            most < 60,
-            "{most} requests wait for the slow replica (17,000 with round robin)"
-        );
+        assert!(most < 60, "{most} requests wait for the slow replica (17,000 with round robin)");
     }
 
     #[test]
@@ -394,12 +412,12 @@ mod tests {
         let (mut balance, now) = balance(&[1, 1]);
         assert!(fail(&mut balance, now, 1));
         for _ in 0..100 {
-            assert_eq!(balance.pick(now, Some(&model(1)), &[]).unwrap().0, 2);
+            assert_eq!(balance.pick(now, Some(&model(1)), &[], 1).unwrap().0, 2);
         }
         assert!(!fail(&mut balance, now, 2), "the last one stays");
         balance.connection(now, 2, None);
         for _ in 0..10 {
-            assert_eq!(balance.pick(now, Some(&model(1)), &[]).unwrap().0, 1);
+            assert_eq!(balance.pick(now, Some(&model(1)), &[], 1).unwrap().0, 1);
         }
         assert_eq!(balance.ejections, 1);
     }
@@ -410,25 +428,25 @@ mod tests {
         let one = model(1);
         let mut sent = [0; 2];
         while balance.has_place(Some(&one)) {
-            let (number, _) = balance.pick(now, Some(&one), &[]).unwrap();
+            let (number, _) = balance.pick(now, Some(&one), &[], 1).unwrap();
             sent[number as usize - 1] += 1;
         }
         assert_eq!(sent, [Limit::new().get(); 2]);
-        balance.ended(now, 2, Outcome::Answered);
+        balance.ended(now, 2, Outcome::Answered, 1);
         assert!(balance.has_place(Some(&one)));
-        assert_eq!(balance.pick(now, Some(&one), &[]).unwrap().0, 2);
+        assert_eq!(balance.pick(now, Some(&one), &[], 1).unwrap().0, 2);
         assert!(!balance.has_place(Some(&one)), "the third has another model");
-        assert!(balance.pick(now, Some(&one), &[]).is_some(), "a retry is sent all the same");
+        assert!(balance.pick(now, Some(&one), &[], 1).is_some(), "a retry is sent all the same");
         assert!(balance.has_place(Some(&model(9))), "without a replica it fails at once");
     }
 
     #[test]
     fn a_hung_replica_is_ejected_after_the_silence_limit() {
         let (mut balance, now) = balance(&[1, 1]);
-        balance.pick(now, Some(&model(1)), &[2]).unwrap();
+        balance.pick(now, Some(&model(1)), &[2], 1).unwrap();
         assert!(balance.eject_silent(now + PATIENCE / 2).is_empty());
         assert_eq!(balance.eject_silent(now + PATIENCE).len(), 1);
-        assert_eq!(balance.pick(now + PATIENCE, Some(&model(1)), &[]).unwrap().0, 2);
+        assert_eq!(balance.pick(now + PATIENCE, Some(&model(1)), &[], 1).unwrap().0, 2);
     }
 
     #[test]
@@ -438,9 +456,9 @@ mod tests {
         let mut share = |now| {
             let mut to_first = 0;
             for _ in 0..1000 {
-                let (number, _) = balance.pick(now, Some(&model(1)), &[]).unwrap();
+                let (number, _) = balance.pick(now, Some(&model(1)), &[], 1).unwrap();
                 to_first += usize::from(number == 1);
-                balance.ended(now, number, Outcome::Answered);
+                balance.ended(now, number, Outcome::Answered, 1);
             }
             to_first
         };

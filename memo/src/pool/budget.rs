@@ -1,9 +1,10 @@
 //! A budget for retries: a share of the requests, so that retries do not double the load of a fleet
 //! in trouble.
 
-/// A token bucket. Each new request adds `percent` hundredths of a token, each retry takes a whole
-/// token. The bucket holds `burst` tokens at most and starts full, so that the calls in flight on a
-/// replica that dies can be repeated. (Finagle's and gRPC's retry throttling work this way.)
+/// A token bucket. Each row of a new request adds `percent` hundredths of a token, each row of a
+/// retry takes a whole token. The bucket holds `burst` tokens at most and starts full, so that the
+/// calls in flight on a replica that dies can be repeated. (Finagle's and gRPC's retry throttling
+/// work this way.)
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     percent: u64,
@@ -18,14 +19,14 @@ impl RetryBudget {
         RetryBudget { percent: percent.into(), level: most, most }
     }
 
-    /// Adds the share of a new request.
-    pub(super) fn earn(&mut self) {
-        self.level = (self.level + self.percent).min(self.most);
+    /// Adds the share of a new request with this number of rows.
+    pub(super) fn earn(&mut self, rows: usize) {
+        self.level = (self.level + self.percent * rows as u64).min(self.most);
     }
 
-    /// Takes one token; `false` if there is none.
-    pub(super) fn spend(&mut self) -> bool {
-        match self.level.checked_sub(100) {
+    /// Takes one token for each row; `false`, and none, if there are too few.
+    pub(super) fn spend(&mut self, rows: usize) -> bool {
+        match self.level.checked_sub(100 * rows as u64) {
             Some(level) => {
                 self.level = level;
                 true
@@ -44,9 +45,9 @@ mod tests {
         let mut budget = RetryBudget::new(10, 50);
         let mut retries = 0;
         for _ in 0..10_000 {
-            budget.earn();
+            budget.earn(1);
             for _ in 0..3 {
-                retries += usize::from(budget.spend());
+                retries += usize::from(budget.spend(1));
             }
         }
         assert!((1000..=1050).contains(&retries), "{retries}");
@@ -55,8 +56,17 @@ mod tests {
     #[test]
     fn quiet_times_save_up_no_more_than_a_burst() {
         let mut budget = RetryBudget::new(100, 5);
-        (0..1000).for_each(|_| budget.earn());
-        assert_eq!((0..1000).filter(|_| budget.spend()).count(), 5);
-        assert!(!RetryBudget::new(10, 0).spend());
+        (0..1000).for_each(|_| budget.earn(1));
+        assert_eq!((0..1000).filter(|_| budget.spend(1)).count(), 5);
+        assert!(!RetryBudget::new(10, 0).spend(1));
+    }
+
+    #[test]
+    fn a_retry_of_many_rows_takes_a_token_for_each() {
+        let mut budget = RetryBudget::new(10, 5);
+        assert!(!budget.spend(6), "five are saved up");
+        assert!(budget.spend(5) && !budget.spend(1));
+        budget.earn(20);
+        assert!(budget.spend(2) && !budget.spend(1));
     }
 }

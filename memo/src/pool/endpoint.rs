@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use afterimage_core::{Failure, ModelId, Status};
+use bytes::Bytes;
 
 use super::Attempt;
 pub use super::health::Outcome;
@@ -26,9 +27,16 @@ pub trait Endpoint: Send + Sync + 'static {
     /// connection. The pool calls this once, before the first call.
     fn on_change(&self, changed: OnChange);
 
-    /// Why the replica cannot be reached, if that is known.
+    /// Why the replica cannot be reached, if that is known. The memo's clients see this text, so it
+    /// must not name addresses.
     fn trouble(&self) -> Option<String> {
         None
+    }
+
+    /// The limit on the rows of one attempt. The pool divides larger calls, and calls this under
+    /// its lock, so it must be cheap.
+    fn batch(&self) -> BatchLimit {
+        BatchLimit::ONE_ROW
     }
 
     /// Sends the rows of an attempt. Returns at once; the attempt is ended later, or at once when
@@ -46,17 +54,38 @@ impl fmt::Debug for dyn Endpoint {
     }
 }
 
+/// A limit on the rows of one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimit {
+    /// The number of rows, at least 1.
+    pub rows: usize,
+    /// Their bytes together. An attempt of one row may have more.
+    pub bytes: usize,
+}
+
+impl BatchLimit {
+    /// The limit of an endpoint that takes single rows.
+    pub const ONE_ROW: BatchLimit = BatchLimit { rows: 1, bytes: usize::MAX };
+
+    /// The limit that satisfies both.
+    pub(super) fn min(self, other: BatchLimit) -> BatchLimit {
+        BatchLimit { rows: self.rows.min(other.rows), bytes: self.bytes.min(other.bytes) }
+    }
+}
+
 /// Why an attempt failed, and what that means for the replica and for the call.
 #[derive(Clone, Debug)]
 pub struct EndpointError {
     /// The status. Statuses that concern the memo's own request become `UpstreamError`.
     pub status: Status,
-    /// What failed and why.
+    /// What failed and why. The memo's clients see this text, so it must not name addresses.
     pub text: String,
     /// What the error says about the health of the replica.
     pub outcome: Outcome,
     /// Whether the call may be sent again.
     pub retry: Retry,
+    /// The replica's own reply, for the front end; see `Failure::payload`.
+    pub payload: Option<Bytes>,
 }
 
 /// Whether a call may be sent again.
@@ -81,6 +110,6 @@ impl EndpointError {
             | Status::DeadlineExceeded => Status::UpstreamError,
             status => status,
         };
-        Failure::new(status, format!("classifier: {}", self.text))
+        Failure::new(status, self.text).with_payload(self.payload)
     }
 }

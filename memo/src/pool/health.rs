@@ -54,7 +54,7 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Health {
     state: State,
-    /// Requests that the replica has not answered yet.
+    /// Rows that the replica has not answered yet.
     pub(super) in_flight: usize,
     /// The start of the present silence, if the replica owes an answer.
     silent_since: Option<Instant>,
@@ -123,18 +123,19 @@ impl Health {
         self.silent_for.saturating_add(now.unwrap_or_default())
     }
 
-    /// Records a request to the replica.
-    pub(super) fn sent(&mut self, now: Instant) {
-        self.in_flight += 1;
+    /// Records a request with this number of rows to the replica.
+    pub(super) fn sent(&mut self, now: Instant, rows: usize) {
+        self.in_flight += rows;
         self.silent_since.get_or_insert(now);
         if matches!(self.state, State::Ejected { until } if now >= until) {
             self.state = State::Probation;
         }
     }
 
-    /// Records the end of a request. Returns whether the replica should be ejected.
-    pub(super) fn ended(&mut self, now: Instant, outcome: Outcome) -> bool {
-        self.in_flight = self.in_flight.saturating_sub(1);
+    /// Records the end of a request with this number of rows. Returns whether the replica should be
+    /// ejected.
+    pub(super) fn ended(&mut self, now: Instant, outcome: Outcome, rows: usize) -> bool {
+        self.in_flight = self.in_flight.saturating_sub(rows);
         if !matches!(outcome, Outcome::TimedOut | Outcome::CutShort) {
             self.silent_since = Some(now);
             self.silent_for = Duration::ZERO;
@@ -198,13 +199,13 @@ mod tests {
     use super::*;
 
     fn fail(health: &mut Health, now: Instant) -> bool {
-        health.sent(now);
-        health.ended(now, Outcome::Failed)
+        health.sent(now, 1);
+        health.ended(now, Outcome::Failed, 1)
     }
 
     fn answer(health: &mut Health, now: Instant) {
-        health.sent(now);
-        assert!(!health.ended(now, Outcome::Answered));
+        health.sent(now, 1);
+        assert!(!health.ended(now, Outcome::Answered, 1));
     }
 
     #[test]
@@ -216,8 +217,8 @@ mod tests {
             }
             answer(&mut health, now);
             for outcome in [Outcome::Refused, Outcome::Lost] {
-                health.sent(now);
-                assert!(!health.ended(now, outcome));
+                health.sent(now, 1);
+                assert!(!health.ended(now, outcome, 1));
             }
         }
         for i in 1..=MAX_FAILURES {
@@ -244,14 +245,13 @@ mod tests {
     }
 
     #[test]
-    fn after_an_ejection_the_share_grows_from_one_request()
-    {
+    fn after_an_ejection_the_share_grows_from_one_request() {
         let (mut health, mut now) = (Health::new(), Instant::now());
         now += health.eject(now, 1.0);
         assert_eq!(health.share(now), 1.0);
-        health.sent(now);
+        health.sent(now, 1);
         assert_eq!(health.share(now), 0.0, "one request at a time");
-        assert!(health.ended(now, Outcome::TimedOut), "the first failure ejects it again");
+        assert!(health.ended(now, Outcome::TimedOut, 1), "the first failure ejects it again");
         now += health.eject(now, 1.0);
         answer(&mut health, now);
         assert!(health.is_healthy());
@@ -265,17 +265,17 @@ mod tests {
         let (mut health, now) = (Health::new(), Instant::now());
         let second = Duration::from_secs(1);
         assert!(!health.is_silent(now + 100 * second, second));
-        health.sent(now);
-        health.sent(now);
+        health.sent(now, 1);
+        health.sent(now, 1);
         assert!(!health.is_silent(now, second) && health.is_silent(now + second, second));
-        health.ended(now + second, Outcome::Answered);
+        health.ended(now + second, Outcome::Answered, 1);
         assert!(!health.is_silent(now + second, second));
-        health.ended(now + second, Outcome::Answered);
+        health.ended(now + second, Outcome::Answered, 1);
         assert!(!health.is_silent(now + 100 * second, second));
         // A timeout does not count as an answer.
-        health.sent(now);
-        health.sent(now);
-        health.ended(now + second, Outcome::TimedOut);
+        health.sent(now, 1);
+        health.sent(now, 1);
+        health.ended(now + second, Outcome::TimedOut, 1);
         assert!(health.is_silent(now + second, second));
     }
 
@@ -285,9 +285,9 @@ mod tests {
         let (short, patience) = (Duration::from_millis(1), Duration::from_secs(1));
         let mut cut_short = |health: &mut Health| {
             // Many requests at once, and then none for a while.
-            (0..20).for_each(|_| health.sent(now));
+            (0..20).for_each(|_| health.sent(now, 1));
             now += short;
-            assert!((0..20).all(|_| !health.ended(now, Outcome::CutShort)));
+            assert!((0..20).all(|_| !health.ended(now, Outcome::CutShort, 1)));
             now += patience;
             health.is_silent(now, patience)
         };
@@ -307,9 +307,9 @@ mod tests {
         health.eject(now, 1.0);
         health.connected(now);
         assert_eq!(health.share(now), 1.0);
-        health.sent(now);
+        health.sent(now, 1);
         assert_eq!(health.share(now), 0.0);
-        health.ended(now, Outcome::Answered);
+        health.ended(now, Outcome::Answered, 1);
         assert_eq!(health.share(now), FIRST_SHARE);
     }
 }

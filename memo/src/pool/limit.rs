@@ -1,4 +1,4 @@
-//! The limit on requests in flight at one endpoint.
+//! The limit on rows in flight at one endpoint.
 //!
 //! A classifier takes a memo for one client, so it serves the memo's requests in the order of their
 //! arrival. Requests past the limit wait in the memo instead, where each client has its turn. The
@@ -37,16 +37,16 @@ impl Limit {
         self.0
     }
 
-    /// Adapts to an answer that took so long while other requests waited.
-    pub(super) fn answered(&mut self, took: Duration) {
-        let step = if took <= FAST {
-            1
+    /// Adapts to an answer of this number of rows that took so long while other requests waited.
+    pub(super) fn answered(&mut self, took: Duration, rows: usize) {
+        let changed = if took <= FAST {
+            self.0.saturating_add(rows)
         } else if took >= SLOW {
-            -1
+            self.0.saturating_sub(rows)
         } else {
-            0
+            self.0
         };
-        self.0 = self.0.saturating_add_signed(step).clamp(MIN, MAX);
+        self.0 = changed.clamp(MIN, MAX);
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
     fn settled(rate: f64) -> usize {
         let mut limit = Limit::new();
         for _ in 0..100_000 {
-            limit.answered(Duration::from_secs_f64(limit.get() as f64 / rate));
+            limit.answered(Duration::from_secs_f64(limit.get() as f64 / rate), 1);
         }
         limit.get()
     }
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn the_limit_shrinks_when_the_classifier_gets_slow() {
         let mut limit = Limit(MAX);
-        (0..MAX).for_each(|_| limit.answered(SLOW));
+        (0..MAX).for_each(|_| limit.answered(SLOW, 1));
         assert_eq!(limit.get(), MIN);
     }
 }

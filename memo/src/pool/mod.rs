@@ -35,10 +35,10 @@ use afterimage_wire::proto::stats::Stats;
 use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 
-use afterimage_core::{FairQueue, ModelId, Refused};
 use crate::metrics;
 use crate::sync;
 use crate::upstream::{self, OnChange, Upstream};
+use afterimage_core::{FairQueue, ModelId};
 use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
 use calls::Call;
@@ -47,7 +47,7 @@ use hedge::Hedges;
 pub use calls::Attempt;
 pub use directory::{Directory, Fixed, Listing, Location};
 pub use dns::{Connect, Dns, Resolve, Target};
-pub use endpoint::{Endpoint, EndpointError, Outcome, Retry};
+pub use endpoint::{BatchLimit, Endpoint, EndpointError, Outcome, Retry};
 pub use tcp::TcpEndpoint;
 
 /// The most replicas. Of a name with more addresses the first ones are used. Each replica has a
@@ -60,6 +60,9 @@ const MAX_WAITING: usize = 2 * 16_384;
 
 /// Replicas that statistics name one by one.
 const MAX_IN_STATS: usize = 16;
+
+/// The text for clients while no name has an address.
+const UNRESOLVED: &str = "the name lookup failed";
 
 /// A replica that owes answers and has sent none for this share of the timeout counts as hung. That
 /// is long before its requests time out, and long after an answer was due.
@@ -113,7 +116,8 @@ struct State {
     hedges: Hedges<Call>,
     /// Calls for which no replica has a place, of clients in turn.
     waiting: FairQueue<Arc<Call>>,
-    /// The error of the latest name lookup, if it failed.
+    /// The error of the latest name lookup, if it failed. It names the server, so clients of the
+    /// memo get [`UNRESOLVED`] instead.
     unresolved: Option<String>,
 }
 
@@ -126,6 +130,21 @@ impl Pool {
     pub fn new(client: Client, timeout: Duration) -> Arc<Self> {
         let options = PoolOptions { timeout, ..PoolOptions::default() };
         Pool::of_clients([client], options)
+    }
+
+    /// A pool of these endpoints. They never change.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn of_endpoints(
+        endpoints: impl IntoIterator<Item = Arc<dyn Endpoint>>,
+        options: PoolOptions,
+    ) -> Arc<Self> {
+        let pool = Pool::empty(options);
+        for endpoint in endpoints {
+            pool.add(endpoint);
+        }
+        pool
     }
 
     /// A pool of the classifiers behind these clients; see [`Pool::new`].
@@ -248,10 +267,8 @@ impl Upstream for Arc<Pool> {
     fn trouble(&self) -> Option<String> {
         let state = self.lock();
         let mut members = state.balance.members();
-        let trouble = members.find_map(|(_, member)| {
-            Some(format!("{}: {}", member.replica.address(), member.replica.trouble()?))
-        });
-        trouble.or_else(|| state.unresolved.clone())
+        let trouble = members.find_map(|(_, member)| member.replica.trouble());
+        trouble.or_else(|| state.unresolved.as_ref().map(|_| UNRESOLVED.to_owned()))
     }
 
     fn is_idle(&self) -> bool {
@@ -261,15 +278,14 @@ impl Upstream for Arc<Pool> {
 
     fn compute(&self, calls: Vec<upstream::Call>) {
         let now = sync::now();
-        let mut refused = Vec::new();
-        for call in calls.into_iter().flat_map(upstream::Call::scatter) {
-            let (client, call) = (call.client, Call::new(call, now));
-            refused.extend(self.lock().waiting.push(client, 1, call).err());
-        }
-        self.send_waiting();
-        for Refused { item: call, waiting, limit } in refused {
-            call.refuse(format!("{waiting} calls of this client wait; its limit is {limit} now"));
-        }
+        let divide = |call: upstream::Call| {
+            let limit = match call.rows.len() {
+                1 => BatchLimit::ONE_ROW,
+                _ => self.lock().balance.batch(&call.model),
+            };
+            Call::divide(call, limit, now)
+        };
+        self.queue(calls.into_iter().flat_map(divide).collect());
     }
 
     fn stats(&self, stats: &mut Stats) {
@@ -292,12 +308,19 @@ impl Upstream for Arc<Pool> {
             let address = member.replica.address();
             stats.texts(&metrics::REPLICA, i + 1, format!("{address}: {}", about(member)));
         }
+        if let Some(error) = &state.unresolved {
+            let last = state.balance.members().take(MAX_IN_STATS).count() + 1;
+            stats.texts(&metrics::REPLICA, last, error.clone());
+        }
     }
 }
 
 /// The state of a replica as text for the statistics.
 fn about(member: &Member<Arc<dyn Endpoint>>) -> String {
-    let Some(model) = &member.model else { return "not connected".to_owned() };
+    let Some(model) = &member.model else {
+        let trouble = member.replica.trouble();
+        return trouble.map_or("not connected".into(), |why| format!("not connected: {why}"));
+    };
     let state = if member.health.is_healthy() { "healthy" } else { "ejected" };
     let [a, b, c, d, ..] = model.digest;
     let in_flight = member.health.in_flight;

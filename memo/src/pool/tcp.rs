@@ -1,17 +1,19 @@
 //! The endpoint of a classifier that speaks our protocol: a wire client and the meaning of its
-//! errors.
+//! errors. A call of one row is a `ClassifyReq`; several rows are one `InferReq`.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use afterimage_core::{Answer, Computed, ModelId, Reply, Rows};
-use afterimage_wire::client::{Classified, ConnectionError, Report, Stage};
-use afterimage_wire::proto::{Status, Welcome};
+use afterimage_wire::client::{
+    Classified, ConnectionError, Infer, Inference, Inferred, Stage,
+};
+use afterimage_wire::proto::{Kind, Status, Welcome};
 use afterimage_wire::text::Escaped;
 use afterimage_wire::{CallError, Client};
 
 use super::Attempt;
-use super::endpoint::{Endpoint, EndpointError, Outcome, Retry};
+use super::endpoint::{BatchLimit, Endpoint, EndpointError, Outcome, Retry};
 use crate::upstream::OnChange;
 
 /// A wire client and the model of its connection.
@@ -19,7 +21,13 @@ pub struct TcpEndpoint {
     client: Client,
     /// The last `Welcome` that was seen, and the model in it.
     known: Arc<Mutex<Option<Known>>>,
+    /// The `Welcome` of the connection whose server refused several rows in one request.
+    refused_rows: Arc<Mutex<Option<Arc<Welcome>>>>,
 }
+
+/// The limit of one request. So many rows are a classifier's default batch. With more bytes, other
+/// requests on the connection would wait for long.
+const BATCH: BatchLimit = BatchLimit { rows: 64, bytes: 256 << 10 };
 
 #[derive(Clone)]
 struct Known {
@@ -31,7 +39,7 @@ impl TcpEndpoint {
     /// The endpoint of the classifier behind `client`. The client should fail fast, so that calls
     /// fail at once while the classifier is unreachable.
     pub fn new(client: Client) -> Self {
-        TcpEndpoint { client, known: Arc::new(Mutex::new(None)) }
+        TcpEndpoint { client, known: Arc::default(), refused_rows: Arc::default() }
     }
 }
 
@@ -42,7 +50,7 @@ impl Endpoint for TcpEndpoint {
 
     fn model(&self) -> Option<Arc<ModelId>> {
         let welcome = self.client.welcome()?;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.known);
         let model = match &*known {
             Some(known) if known.is_of(&welcome) => Arc::clone(&known.model),
             _ => Arc::new(model_in(&welcome)),
@@ -61,16 +69,22 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn trouble(&self) -> Option<String> {
-        Some(Escaped(Report(&*self.client.last_error()?)).to_string())
+        Some(Escaped(self.client.last_error()?.without_address()).to_string())
+    }
+
+    fn batch(&self) -> BatchLimit {
+        let Some(welcome) = self.client.welcome() else { return BatchLimit::ONE_ROW };
+        let refused = lock(&self.refused_rows);
+        let refused = refused.as_ref().is_some_and(|refused| Arc::ptr_eq(refused, &welcome));
+        match refused || welcome.version < Kind::InferReq.since() {
+            true => BatchLimit::ONE_ROW,
+            // Half of the largest body is far more than the lengths of the rows take.
+            false => BatchLimit { bytes: BATCH.bytes.min(welcome.max_body as usize / 2), ..BATCH },
+        }
     }
 
     fn call(&self, attempt: Attempt) {
-        let [row] = &attempt.rows()[..] else {
-            let rows = attempt.rows().len();
-            let text = format!("a call has {rows} rows; this endpoint takes 1");
-            let (status, outcome) = (Status::BadArgument, Outcome::Lost);
-            return attempt.end(Err(EndpointError { status, text, outcome, retry: Retry::Never }));
-        };
+        let [row] = &attempt.rows()[..] else { return self.infer(attempt) };
         let (row, timeout) = (row.clone(), attempt.timeout());
         let known = Arc::clone(&self.known);
         let reply = Reply::call(move |outcome: Classified| match outcome {
@@ -89,10 +103,68 @@ impl Endpoint for TcpEndpoint {
     }
 }
 
+impl TcpEndpoint {
+    /// Sends the rows of an attempt in one request.
+    fn infer(&self, attempt: Attempt) {
+        // Without a name, the model of the `Welcome`.
+        let request = Infer::rows("", &attempt.rows()[..]);
+        let (known, client) = (Arc::clone(&self.known), self.client.clone());
+        let refused_rows = Arc::clone(&self.refused_rows);
+        let timeout = attempt.timeout();
+        let reply = Reply::call(move |outcome: Inferred| match outcome {
+            Ok((inference, welcome)) => attempt.end(computed(inference, &welcome, &known)),
+            Err(
+                error @ (CallError::OldServer { .. }
+                | CallError::Server { status: Status::Unsupported, .. }),
+            ) => {
+                // The rows go again, one by one.
+                *lock(&refused_rows) = client.welcome();
+                let (outcome, retry) = (Outcome::Refused, Retry::Free);
+                attempt.end(Err(EndpointError { outcome, retry, ..EndpointError::from(&error) }));
+            }
+            Err(error) => attempt.end(Err(EndpointError::from(&error))),
+        });
+        self.client.submit_infer(&request, timeout, reply);
+    }
+}
+
+/// The answers of an inference, if each is a label of the model.
+fn computed(
+    inference: Inference,
+    welcome: &Arc<Welcome>,
+    known: &Mutex<Option<Known>>,
+) -> Result<Computed, EndpointError> {
+    let mut model = model_of(known, welcome);
+    if inference.digest != model.digest {
+        model = Arc::new(ModelId { digest: inference.digest, ..(*model).clone() });
+    }
+    let classes = model.classes();
+    let is_label = |answer: &Answer| answer.label().is_some_and(|label| u32::from(label) < classes);
+    let answers: Rows<Answer> = inference.rows.into_iter().map(|row| row.answer).collect();
+    match answers.iter().find(|answer| !is_label(answer)) {
+        None => Ok(Computed { model, answers }),
+        Some(answer) => Err(EndpointError {
+            status: Status::UpstreamCorrupt,
+            text: match answer {
+                Answer::Label(label) => format!("label {label}; the model has {classes} classes"),
+                Answer::Bytes(_) => "an answer of bytes; the model has labels".to_owned(),
+            },
+            outcome: Outcome::Failed,
+            retry: Retry::Budgeted,
+            payload: None,
+        }),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code of others runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The model of the connection that was welcomed with `welcome`. The connection may be an older
 /// one, so this changes no state.
 fn model_of(known: &Mutex<Option<Known>>, welcome: &Arc<Welcome>) -> Arc<ModelId> {
-    let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = lock(known);
     match &*known {
         Some(known) if known.is_of(welcome) => Arc::clone(&known.model),
         _ => Arc::new(model_in(welcome)),
@@ -147,7 +219,8 @@ impl From<&CallError> for EndpointError {
             CallError::QueueFull { .. } => (Outcome::Lost, Retry::Budgeted),
             _ => (Outcome::Failed, Retry::Budgeted),
         };
-        let (status, text) = (error.status(), Escaped(Report(error)).to_string());
-        EndpointError { status, text, outcome, retry }
+        let text = Escaped(error.without_address("the classifier")).to_string();
+        let status = error.status();
+        EndpointError { status, text, outcome, retry, payload: None }
     }
 }

@@ -1,30 +1,38 @@
 //! A store in Redis or Valkey: a single server or a cluster.
 //!
-//! An entry is the key `ai:` followed by eight bytes (the store key, little-endian), and a value of
-//! eight bytes. A batch of lookups is one `MGET`; writes that come together are one `MSET`. In a
-//! cluster the client library splits both by slot. The server decides how long entries stay
-//! (`maxmemory` and `maxmemory-policy`).
+//! A key is a prefix (`ai:` unless [`RedisOptions::prefix`] is another one) and the store key,
+//! little-endian: 8 bytes for a label, 16 for an answer of bytes. The value of a label has 8 bytes.
+//!
+//! A batch of lookups of labels is one `MGET`, and labels that are written together are one `MSET`.
+//! In a cluster the client library splits both by slot. Answers of bytes are read with a `GET` each
+//! and written with a `SET` each, over connections of their own: no label waits for a large value,
+//! and the limit of a reply stays small for labels. The server decides how long entries stay
+//! (`maxmemory` and `maxmemory-policy`, [`RedisOptions::ttl`]).
 
 mod address;
 mod cause;
 mod connector;
 mod guard;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use afterimage_wire::proto::stats::Stats;
+use afterimage_core::{ByteBudget, BytePermit};
 use afterimage_wire::text::Escaped;
 use afterimage_wire::tls::{ClientFiles, Reloadable};
-use redis::{ErrorKind, ServerErrorKind};
+use arrayvec::ArrayVec;
+use bytes::Bytes;
+use redis::{Cmd, ErrorKind, FromRedisValue, ServerErrorKind};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 
-use super::{Backend, Callback};
-use crate::metrics;
+use super::gather::{Gathered, MAX_GATHERED_BYTES};
+use super::{Backend, Callback, Entries, Keep, OfBytes, OfLabels};
 use crate::sync;
 use address::for_messages;
 use cause::{cause, cause_of_no_connection};
@@ -32,13 +40,19 @@ use connector::{Connected, Connection, Connector};
 
 pub use connector::RedisError;
 
-/// The prefix of all keys, so that other applications can use the same server.
-const KEY_PREFIX: [u8; 3] = *b"ai:";
+/// The default of [`RedisOptions::prefix`].
+pub const DEFAULT_PREFIX: &str = "ai:";
+
+/// The longest [`RedisOptions::prefix`], in bytes.
+pub const MAX_PREFIX_LEN: usize = 64;
 
 /// Writes that wait to be sent. Further writes are dropped; their inputs are misses later.
 const MAX_QUEUED_WRITES: usize = 65_536;
 
-/// Writes in one command: about thirty kilobytes.
+/// Bytes of values that wait to be sent. Further writes are dropped, too.
+const MAX_QUEUED_BYTES: usize = 64 << 20;
+
+/// Writes that are sent together; as one command they are about thirty kilobytes.
 const MAX_WRITES_AT_ONCE: usize = 1024;
 
 /// The pause between two attempts to connect.
@@ -54,22 +68,63 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Options of a Redis store.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RedisOptions {
     /// The certificate authority and the client certificate for TLS.
     pub certificates: ClientFiles,
     /// A file with the password, if the address has none. A changed password is used for new
     /// connections.
     pub password_file: Option<PathBuf>,
+    /// The prefix of all keys, so that several memos, and other applications, can use one server:
+    /// 1 to [`MAX_PREFIX_LEN`] printable ASCII characters without spaces and braces. The default
+    /// is [`DEFAULT_PREFIX`].
+    pub prefix: String,
+    /// The time after which the server drops an answer, in whole seconds, at least one. Without it,
+    /// the default, entries stay until the server evicts them.
+    pub ttl: Option<Duration>,
 }
 
-/// A client of a Redis server or cluster. It lives in the tokio runtime that it was created in.
-pub struct Redis {
+impl Default for RedisOptions {
+    fn default() -> Self {
+        RedisOptions {
+            certificates: ClientFiles::default(),
+            password_file: None,
+            prefix: DEFAULT_PREFIX.to_owned(),
+            ttl: None,
+        }
+    }
+}
+
+/// A client of a Redis server or cluster, for entries of one kind. It lives in the tokio runtime
+/// that it was created in.
+pub struct Redis<E: Entries = OfLabels> {
     connector: Arc<Reloadable<Connector, RedisError>>,
     connection: watch::Receiver<Option<Connection>>,
-    writes: mpsc::Sender<(u64, i64)>,
+    writes: mpsc::Sender<Write<E>>,
+    /// The values in the queue of writes.
+    queued: ByteBudget,
+    /// The values of unfinished lookups.
+    gathered: ByteBudget,
+    prefix: Arc<str>,
     health: Arc<Health>,
     runtime: Handle,
+}
+
+/// A write in the queue.
+struct Write<E: Entries> {
+    key: E::Key,
+    value: E::Value,
+    keep: Keep,
+    _queued: BytePermit,
+}
+
+impl<E: Entries> Write<E> {
+    /// The time to live in seconds, if there is one; `ttl` is the store's own.
+    fn expires_s(&self, ttl: Option<Duration>) -> Option<u64> {
+        let Keep::Answer(own) = self.keep else { return None };
+        let ttl = own.into_iter().chain(ttl).min()?;
+        Some(ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0)).map(|seconds| seconds.max(1))
+    }
 }
 
 /// The state of the server, as far as its answers show it.
@@ -168,29 +223,42 @@ enum WriteError {
     Other(String),
 }
 
-impl Redis {
+impl<E: Entries> Redis<E> {
     /// A client of the server at `redis://[user:password@]host[:port][/database]` or of the cluster
     /// at `redis+cluster://[user:password@]host[:port][,host[:port]…]`. The schemes `rediss` and
     /// `rediss+cluster` use TLS. Special characters of a user or a password are percent-encoded.
     /// The client connects in the background.
     ///
     /// # Errors
-    /// [`RedisError`] if `url` is not of that form, or a file cannot be used.
+    /// [`RedisError`] if `url` is not of that form, the prefix is not valid, or a file cannot be
+    /// used.
     ///
     /// # Panics
     /// Outside of a tokio runtime with I/O and time enabled.
     pub fn connect_lazy(url: &str, options: RedisOptions) -> Result<Self, RedisError> {
+        check_prefix(&options.prefix)?;
         let (set_connection, connection) = watch::channel(None);
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
         let health = Arc::new(Health { address: for_messages(url), ..Health::default() });
         let url = url.to_owned();
         let mut files = options.certificates.paths();
         files.extend(options.password_file.clone());
-        let connector = Reloadable::new(files, move || Connector::new(&url, &options))?;
+        let (prefix, ttl) = (Arc::from(&*options.prefix), options.ttl);
+        let make = move || Connector::new(&url, &options, E::MAX_VALUE_LEN);
+        let connector = Reloadable::new(files, make)?;
         tokio::spawn(connect(Arc::clone(&connector), set_connection, Arc::clone(&health)));
-        tokio::spawn(write(queue, connection.clone(), Arc::clone(&health)));
-        let runtime = Handle::current();
-        Ok(Redis { connector, connection, writes, health, runtime })
+        let writer = Writer { connection: connection.clone(), prefix: Arc::clone(&prefix), ttl };
+        tokio::spawn(writer.write::<E>(queue, Arc::clone(&health)));
+        Ok(Redis {
+            connector,
+            connection,
+            writes,
+            queued: ByteBudget::new(MAX_QUEUED_BYTES),
+            gathered: ByteBudget::new(MAX_GATHERED_BYTES),
+            prefix,
+            health,
+            runtime: Handle::current(),
+        })
     }
 
     /// Watches the certificates and the password file, as
@@ -203,9 +271,54 @@ impl Redis {
     pub fn keep_current(&self) -> impl Future<Output = ()> + Send + 'static {
         Arc::clone(&self.connector).keep_current()
     }
+
+    /// Sends a command of a lookup, and calls `then` with the reply, or with `None`.
+    fn ask<T: FromRedisValue>(
+        &self,
+        mut connection: Connection,
+        command: Cmd,
+        limit: Duration,
+        then: impl FnOnce(Option<T>) + Send + 'static,
+    ) {
+        let health = Arc::clone(&self.health);
+        health.unwritten.fetch_add(1, Relaxed);
+        self.runtime.spawn(async move {
+            health.unwritten.fetch_sub(1, Relaxed);
+            let answer = tokio::time::timeout(limit, connection.ask::<T>(&command)).await;
+            then(match answer {
+                Ok(Ok(reply)) => {
+                    health.answers();
+                    Some(reply)
+                }
+                Ok(Err(error)) => {
+                    health.fails(cause(&error));
+                    None
+                }
+                Err(_) => {
+                    health.fails(format_args!("a lookup took longer than {limit:?}"));
+                    None
+                }
+            });
+        });
+    }
+
+    fn connection(&self) -> Option<Connection> {
+        self.connection.borrow().clone()
+    }
+
+    fn queue(&self, key: E::Key, value: E::Value, len: usize, keep: Keep) {
+        // If the queue is full, the server is away or too slow: a miss later.
+        if let Some(_queued) = self.queued.take(len) {
+            let _ = self.writes.try_send(Write { key, value, keep, _queued });
+        }
+    }
+
+    fn is_late(&self, budget: Duration) {
+        self.health.fails(format_args!("a lookup took longer than {budget:?}"));
+    }
 }
 
-impl Backend for Redis {
+impl Backend<OfLabels> for Redis<OfLabels> {
     fn name(&self) -> &'static str {
         "redis"
     }
@@ -219,31 +332,14 @@ impl Backend for Redis {
     }
 
     fn get_many(&self, keys: &[u64], limit: Duration, then: Callback) {
-        let Some(mut connection) = self.connection.borrow().clone() else { return then(None) };
+        let Some(connection) = self.connection() else { return then(None) };
         let mut command = redis::cmd("MGET");
         for &key in keys {
-            command.arg(&redis_key(key));
+            command.arg(&*redis_key::<OfLabels>(&self.prefix, key));
         }
-        let health = Arc::clone(&self.health);
-        health.unwritten.fetch_add(1, Relaxed);
-        self.runtime.spawn(async move {
-            health.unwritten.fetch_sub(1, Relaxed);
-            let answer = tokio::time::timeout(limit, connection.ask::<Values>(&command)).await;
-            let values = match answer {
-                Ok(Ok(values)) => {
-                    health.answers();
-                    Some(values)
-                }
-                Ok(Err(error)) => {
-                    health.fails(cause(&error));
-                    None
-                }
-                Err(_) => {
-                    health.fails(format_args!("a lookup took longer than {limit:?}"));
-                    None
-                }
-            };
-            then(values.map(|values| values.into_iter().map(|value| parse(value?)).collect()));
+        self.ask::<Vec<Option<Vec<u8>>>>(connection, command, limit, move |values| {
+            let parse = |value: Option<Vec<u8>>| OfLabels::parse(value?);
+            then(values.map(|values| values.into_iter().map(parse).collect()));
         });
     }
 
@@ -252,27 +348,70 @@ impl Backend for Redis {
     }
 
     fn is_late(&self, budget: Duration) {
-        self.health.fails(format_args!("a lookup took longer than {budget:?}"));
+        Redis::is_late(self, budget);
     }
 
-    fn set(&self, key: u64, value: i64) {
-        // If the queue is full, the server is away or too slow: a miss later.
-        let _ = self.writes.try_send((key, value));
+    fn set(&self, key: u64, value: i64, keep: Keep) {
+        self.queue(key, value, size_of::<i64>(), keep);
     }
 
-    fn stats(&self, stats: &mut Stats) {
-        stats.counter(&metrics::STORE_WRITES_FAILED, self.health.writes_failed.load(Relaxed));
+    fn writes_failed(&self) -> u64 {
+        self.health.writes_failed.load(Relaxed)
     }
 }
 
-impl fmt::Debug for Redis {
+impl Backend<OfBytes> for Redis<OfBytes> {
+    fn name(&self) -> &'static str {
+        "redis"
+    }
+
+    fn address(&self) -> &str {
+        &self.health.address
+    }
+
+    fn is_connected(&self) -> bool {
+        self.health.healthy.load(Relaxed)
+    }
+
+    fn get_many(&self, keys: &[u128], limit: Duration, then: Callback<OfBytes>) {
+        let Some(connection) = self.connection() else { return then(None) };
+        let lookup = Gathered::new(keys.len(), &self.gathered, then);
+        for (i, &key) in keys.iter().enumerate() {
+            let mut command = redis::cmd("GET");
+            command.arg(&*redis_key::<OfBytes>(&self.prefix, key));
+            let lookup = Arc::clone(&lookup);
+            self.ask::<Option<Vec<u8>>>(connection.clone(), command, limit, move |value| {
+                match value {
+                    Some(value) => lookup.arrived(i, value.map(Bytes::from)),
+                    None => lookup.failed(),
+                }
+            });
+        }
+    }
+
+    fn is_writing(&self) -> bool {
+        self.health.unwritten.load(Relaxed) > 0
+    }
+
+    fn is_late(&self, budget: Duration) {
+        Redis::is_late(self, budget);
+    }
+
+    fn set(&self, key: u128, value: Bytes, keep: Keep) {
+        let len = value.len();
+        self.queue(key, value, len, keep);
+    }
+
+    fn writes_failed(&self) -> u64 {
+        self.health.writes_failed.load(Relaxed)
+    }
+}
+
+impl<E: Entries> fmt::Debug for Redis<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Redis").field("health", &self.health).finish_non_exhaustive()
     }
 }
-
-/// The reply to an `MGET`.
-type Values = Vec<Option<Vec<u8>>>;
 
 /// Connects, and retries until that succeeds. A new connection is made when the present one has
 /// ended, when the server turns out to be a replica (after a failover its name may lead to another
@@ -316,50 +455,95 @@ async fn connect(
     }
 }
 
-/// Sends the queued writes, in batches.
-async fn write(
-    mut queue: mpsc::Receiver<(u64, i64)>,
-    mut connection: watch::Receiver<Option<Connection>>,
-    health: Arc<Health>,
-) {
-    let mut batch = Vec::with_capacity(MAX_WRITES_AT_ONCE);
-    while queue.recv_many(&mut batch, MAX_WRITES_AT_ONCE).await > 0 {
-        let Ok(connected) = connection.wait_for(Option::is_some).await.map(|it| it.clone()) else {
-            return;
-        };
-        let (mut command, writes) = (redis::cmd("MSET"), batch.len());
-        for (key, value) in batch.drain(..) {
-            command.arg(&redis_key(key)).arg(&value.to_le_bytes());
-        }
-        if let Some(mut connection) = connected {
-            // A lost write is a miss later.
-            let reply = tokio::time::timeout(PATIENCE, connection.ask::<()>(&command)).await;
-            let outcome = match reply {
-                Ok(Ok(())) => Ok(()),
-                Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-                    Err(WriteError::ReadOnly(cause(&error)))
+/// The task that sends the queued writes, in batches.
+struct Writer {
+    connection: watch::Receiver<Option<Connection>>,
+    prefix: Arc<str>,
+    ttl: Option<Duration>,
+}
+
+impl Writer {
+    async fn write<E: Entries>(mut self, mut queue: mpsc::Receiver<Write<E>>, health: Arc<Health>) {
+        let mut batch = Vec::new();
+        while queue.recv_many(&mut batch, MAX_WRITES_AT_ONCE).await > 0 {
+            let connected = self.connection.wait_for(Option::is_some).await.map(|it| it.clone());
+            let Ok(Some(connection)) = connected else { return };
+            let writes = std::mem::take(&mut batch);
+            let is_small = E::MAX_VALUE_LEN <= size_of::<i64>();
+            if is_small && writes.iter().all(|write| write.expires_s(self.ttl).is_none()) {
+                let mut command = redis::cmd("MSET");
+                for Write { key, value, .. } in &writes {
+                    let key = redis_key::<E>(&self.prefix, *key);
+                    command.arg(&*key).arg(E::value_bytes(value).as_ref());
                 }
-                Ok(Err(error)) => Err(WriteError::Other(cause(&error))),
-                Err(_) => {
-                    let text = format!("{writes} writes took longer than {PATIENCE:?}");
-                    Err(WriteError::Other(text))
-                }
-            };
-            health.wrote(outcome, writes);
+                send(connection, command, writes.len(), &health).await;
+            } else {
+                self.set_each(connection, writes, &health).await;
+            }
         }
+    }
+
+    /// Sends a `SET` for each write. The last write of a key counts, because the commands have no
+    /// order.
+    async fn set_each<E: Entries>(
+        &self,
+        connection: Connection,
+        writes: Vec<Write<E>>,
+        health: &Arc<Health>,
+    ) {
+        let (mut seen, mut sending) = (HashSet::new(), JoinSet::new());
+        for write in writes.into_iter().rev() {
+            let key = redis_key::<E>(&self.prefix, write.key);
+            if !seen.insert(key.clone()) {
+                continue;
+            }
+            let mut command = redis::cmd("SET");
+            command.arg(&*key).arg(E::value_bytes(&write.value).as_ref());
+            if let Some(seconds) = write.expires_s(self.ttl) {
+                command.arg("EX").arg(seconds);
+            }
+            let (connection, health) = (connection.clone(), Arc::clone(health));
+            // The permit of the write is held until the server has the value.
+            sending.spawn(async move {
+                send(connection, command, 1, &health).await;
+                drop(write);
+            });
+        }
+        while sending.join_next().await.is_some() {}
     }
 }
 
-fn redis_key(key: u64) -> [u8; 11] {
-    let mut bytes = [0; 11];
-    bytes[..3].copy_from_slice(&KEY_PREFIX);
-    bytes[3..].copy_from_slice(&key.to_le_bytes());
+/// Sends a command with so many writes. A lost write is a miss later.
+async fn send(mut connection: Connection, command: Cmd, writes: usize, health: &Health) {
+    // The guard closes a connection whose server does not answer. This limit is a backstop.
+    let limit = PATIENCE * 10;
+    let reply = tokio::time::timeout(limit, connection.ask::<()>(&command)).await;
+    let outcome = match reply {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+            Err(WriteError::ReadOnly(cause(&error)))
+        }
+        Ok(Err(error)) => Err(WriteError::Other(cause(&error))),
+        Err(_) => Err(WriteError::Other(format!("{writes} writes took longer than {limit:?}"))),
+    };
+    health.wrote(outcome, writes);
+}
+
+/// A key with its prefix.
+fn redis_key<E: Entries>(prefix: &str, key: E::Key) -> ArrayVec<u8, { MAX_PREFIX_LEN + 16 }> {
+    let mut bytes = ArrayVec::new();
+    bytes.extend(prefix.bytes());
+    bytes.extend(E::key_bytes(key).as_ref().iter().copied());
     bytes
 }
 
-/// The value, if it has eight bytes. Others were not written by a memo.
-fn parse(value: Vec<u8>) -> Option<i64> {
-    Some(i64::from_le_bytes(value.try_into().ok()?))
+fn check_prefix(prefix: &str) -> Result<(), RedisError> {
+    // Braces would put all keys of a cluster into one slot.
+    let is_valid = |byte: u8| byte.is_ascii_graphic() && !b"{}".contains(&byte);
+    if (1..=MAX_PREFIX_LEN).contains(&prefix.len()) && prefix.bytes().all(is_valid) {
+        return Ok(());
+    }
+    Err(RedisError::Prefix { prefix: Escaped(prefix).to_string() })
 }
 
 #[cfg(test)]
@@ -368,7 +552,7 @@ mod tests {
 
     #[tokio::test]
     async fn refuses_bad_addresses_and_password_files() {
-        let refusal = |url: &str, options| match Redis::connect_lazy(url, options) {
+        let refusal = |url: &str, options| match Redis::<OfLabels>::connect_lazy(url, options) {
             Ok(_) => panic!("{url} is taken"),
             Err(error) => error.to_string(),
         };
@@ -387,7 +571,11 @@ mod tests {
         }
         std::fs::write(&file, "hunter2\n").unwrap();
         assert!(refusal("redis://:p@h", options()).contains("set one of them"));
-        assert!(Redis::connect_lazy("redis://h", options()).is_ok());
+        assert!(Redis::<OfLabels>::connect_lazy("redis://h", options()).is_ok());
+        for prefix in ["", "a b", "{a}", "é", &"x".repeat(MAX_PREFIX_LEN + 1)] {
+            let options = RedisOptions { prefix: prefix.to_owned(), ..RedisOptions::default() };
+            assert!(refusal("redis://h", options).contains("prefix"), "{prefix}");
+        }
     }
 
     #[test]
@@ -415,8 +603,8 @@ mod tests {
 
     #[test]
     fn ignores_values_of_other_applications() {
-        assert_eq!(parse(vec![1, 0, 0, 0, 0, 0, 0, 0]), Some(1));
-        assert_eq!(parse(vec![]), None);
-        assert_eq!(parse(b"a foreign value".to_vec()), None);
+        assert_eq!(OfLabels::parse(vec![1, 0, 0, 0, 0, 0, 0, 0]), Some(1));
+        assert_eq!(OfLabels::parse(vec![]), None);
+        assert_eq!(OfLabels::parse(b"a foreign value".to_vec()), None);
     }
 }

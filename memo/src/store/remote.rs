@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::corked;
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::text::Escaped;
 
-use super::Backend;
+use super::{Backend, Entries, Keep, OfLabels};
 use crate::metrics;
 use crate::breaker::Breaker;
 use crate::single_task::SingleTask;
@@ -69,19 +70,34 @@ impl Default for StoreOptions {
     }
 }
 
-/// A backend with limits. See the module.
+impl StoreOptions {
+    /// The defaults for a store of bytes. A value of 16 MiB takes 13 ms on a network of 10 Gbit/s:
+    /// the lookup budget is 20 ms, and at most 64 keys are in flight.
+    pub fn for_bytes() -> Self {
+        let lookup_budget = Duration::from_millis(20);
+        StoreOptions { lookup_budget, max_in_flight: 64, ..StoreOptions::default() }
+    }
+}
+
+/// A backend with limits. See the module. A clone is the same store.
 #[derive(Debug)]
-pub struct RemoteStore {
-    inner: Arc<Inner>,
+pub struct RemoteStore<E: Entries = OfLabels> {
+    inner: Arc<Inner<E>>,
+}
+
+impl<E: Entries> Clone for RemoteStore<E> {
+    fn clone(&self) -> Self {
+        RemoteStore { inner: Arc::clone(&self.inner) }
+    }
 }
 
 #[derive(Debug)]
-struct Inner {
-    backend: Box<dyn Backend>,
+struct Inner<E: Entries> {
+    backend: Box<dyn Backend<E>>,
     options: StoreOptions,
     address: String,
     breaker: Breaker,
-    lookups: Mutex<Lookups>,
+    lookups: Mutex<Lookups<E>>,
     /// Whether the task that keeps time runs.
     clock: SingleTask,
     counters: Counters,
@@ -97,18 +113,17 @@ struct Counters {
 }
 
 /// The values of a lookup's keys, or `None` for no answer.
-type Values = Option<Vec<Option<i64>>>;
+type Values<E> = Option<Vec<Option<<E as Entries>::Value>>>;
 
 /// Gets the values, and the time that the store took.
-type Then = Box<dyn FnOnce(Values, Duration) + Send>;
+type Then<E> = Box<dyn FnOnce(Values<E>, Duration) + Send>;
 
 /// The lookups that have not ended.
-#[derive(Default)]
-struct Lookups {
+struct Lookups<E: Entries> {
     /// In the order of their writes.
-    in_flight: BTreeMap<u64, InFlight>,
+    in_flight: BTreeMap<u64, InFlight<E>>,
     keys_in_flight: usize,
-    queue: VecDeque<Queued>,
+    queue: VecDeque<Queued<E>>,
     keys_queued: usize,
     last_id: u64,
     /// One thread hands queued lookups to the backend at a time.
@@ -118,7 +133,7 @@ struct Lookups {
     last_failure: Option<Instant>,
 }
 
-struct InFlight {
+struct InFlight<E: Entries> {
     keys: usize,
     /// When the backend got it.
     handed: Instant,
@@ -128,31 +143,31 @@ struct InFlight {
     round: u64,
     /// Whether it was written in a burst.
     is_burst: bool,
-    then: Then,
+    then: Then<E>,
 }
 
-struct Queued {
-    keys: Vec<u64>,
+struct Queued<E: Entries> {
+    keys: Vec<E::Key>,
     since: Instant,
-    then: Then,
+    then: Then<E>,
 }
 
 /// A lookup that has ended, and whose callback runs after the lock is released.
-struct Ended {
-    then: Then,
-    values: Values,
+struct Ended<E: Entries> {
+    then: Then<E>,
+    values: Values<E>,
     took: Duration,
 }
 
-impl RemoteStore {
+impl<E: Entries> RemoteStore<E> {
     /// A store in `backend`.
-    pub fn new(backend: impl Backend, options: StoreOptions) -> Self {
+    pub fn new(backend: impl Backend<E>, options: StoreOptions) -> Self {
         let inner = Inner {
             address: backend.address().to_owned(),
             backend: Box::new(backend),
             options,
             breaker: Breaker::new(options.breaker_threshold, options.probe_every, sync::now()),
-            lookups: Mutex::default(),
+            lookups: Mutex::new(Lookups::new()),
             clock: SingleTask::new(),
             counters: Counters::default(),
         };
@@ -163,41 +178,29 @@ impl RemoteStore {
     /// `None` if the store gave no answer, and with the time that the store took.
     ///
     /// The lookup ends within the queue wait and the budget, if a tokio runtime with time runs
-    /// here. Outside of one, the backend alone ends it.
+    /// here. Outside of one, the backend alone ends it. A lookup of more than
+    /// [`Entries::KEYS_AT_ONCE`] keys is split, and fails as a whole.
     pub fn lookup(
         &self,
-        keys: &[u64],
-        then: impl FnOnce(Option<Vec<Option<i64>>>, Duration) + Send + 'static,
+        keys: &[E::Key],
+        then: impl FnOnce(Option<Vec<Option<E::Value>>>, Duration) + Send + 'static,
     ) {
-        let (inner, now) = (&self.inner, sync::now());
-        let len = keys.len() as u64;
-        if !inner.breaker.allows(now) {
-            inner.counters.bypassed.fetch_add(len, Relaxed);
-            return then(None, Duration::ZERO);
+        if keys.len() <= E::KEYS_AT_ONCE {
+            return self.inner.lookup(keys, Box::new(then));
         }
-        let mut lookups = inner.lock();
-        if lookups.queue.is_empty() && lookups.fits(keys.len(), &inner.options) {
-            let id = lookups.start(keys.len(), Box::new(then), &inner.options, now);
-            drop(lookups);
-            inner.hand_over(id, keys);
-        } else if lookups.queue.is_empty() || lookups.keys_queued + keys.len() <= MAX_QUEUED_KEYS {
-            lookups.keys_queued += keys.len();
-            let then = Box::new(then);
-            lookups.queue.push_back(Queued { keys: keys.to_vec(), since: now, then });
-            drop(lookups);
-            inner.send();
-        } else {
-            drop(lookups);
-            inner.counters.unsent.fetch_add(len, Relaxed);
-            return then(None, Duration::ZERO);
+        let parts = keys.chunks(E::KEYS_AT_ONCE);
+        let joined = Arc::new(Joined::<E>::new(parts.len(), Box::new(then)));
+        for (i, part) in parts.enumerate() {
+            let joined = Arc::clone(&joined);
+            let then = move |values, took| joined.ended(i, values, took);
+            self.inner.lookup(part, Box::new(then));
         }
-        inner.keep_time();
     }
 
     /// Sends a value on its way, unless the breaker is open.
-    pub fn write(&self, key: u64, value: i64) {
+    pub fn write(&self, key: E::Key, value: E::Value, keep: Keep) {
         if !self.inner.breaker.is_open() {
-            self.inner.backend.set(key, value);
+            self.inner.backend.set(key, value, keep);
         }
     }
 
@@ -208,26 +211,141 @@ impl RemoteStore {
 
     /// Adds what the store counts to `stats`.
     pub fn stats(&self, stats: &mut Stats) {
+        stats.text(&metrics::STORE, self.name());
+        self.counts().report(stats);
+    }
+
+    /// The backend's name in statistics.
+    pub(super) fn name(&self) -> &'static str {
+        self.inner.backend.name()
+    }
+
+    /// The present counts.
+    pub(super) fn counts(&self) -> Counts {
         let Inner { backend, breaker, counters, .. } = &*self.inner;
-        stats.text(&metrics::STORE, backend.name());
-        stats.text(&metrics::STORE_CONNECTED, if backend.is_connected() { "yes" } else { "no" });
-        stats.text(&metrics::STORE_BREAKER, if breaker.is_open() { "open" } else { "closed" });
-        stats.counter(&metrics::STORE_BREAKER_OPENED, breaker.times_opened());
-        stats.counter(&metrics::STORE_LOOKUPS, counters.lookups.load(Relaxed));
-        stats.counter(&metrics::STORE_LOOKUPS_FAILED, counters.failed.load(Relaxed));
-        stats.counter(&metrics::STORE_LOOKUPS_BYPASSED, counters.bypassed.load(Relaxed));
-        stats.counter(&metrics::STORE_LOOKUPS_UNSENT, counters.unsent.load(Relaxed));
         let lookups = self.inner.lock();
-        stats.gauge(&metrics::STORE_LOOKUPS_IN_FLIGHT, lookups.keys_in_flight as u64);
-        stats.gauge(&metrics::STORE_LOOKUPS_QUEUED, lookups.keys_queued as u64);
-        drop(lookups);
-        backend.stats(stats);
+        Counts {
+            is_connected: backend.is_connected(),
+            is_bypassed: breaker.is_open(),
+            times_bypassed: breaker.times_opened(),
+            writes_failed: backend.writes_failed(),
+            lookups: counters.lookups.load(Relaxed),
+            failed: counters.failed.load(Relaxed),
+            bypassed: counters.bypassed.load(Relaxed),
+            unsent: counters.unsent.load(Relaxed),
+            in_flight: lookups.keys_in_flight as u64,
+            queued: lookups.keys_queued as u64,
+        }
     }
 }
 
-impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Lookups> {
+/// The state of a store, or of the stores of labels and of bytes together, and what they count.
+#[derive(Clone, Copy)]
+pub(super) struct Counts {
+    is_connected: bool,
+    is_bypassed: bool,
+    times_bypassed: u64,
+    writes_failed: u64,
+    lookups: u64,
+    failed: u64,
+    bypassed: u64,
+    unsent: u64,
+    in_flight: u64,
+    queued: u64,
+}
+
+impl Counts {
+    /// Both together.
+    pub(super) fn and(self, other: Counts) -> Counts {
+        Counts {
+            is_connected: self.is_connected && other.is_connected,
+            is_bypassed: self.is_bypassed || other.is_bypassed,
+            times_bypassed: self.times_bypassed + other.times_bypassed,
+            writes_failed: self.writes_failed + other.writes_failed,
+            lookups: self.lookups + other.lookups,
+            failed: self.failed + other.failed,
+            bypassed: self.bypassed + other.bypassed,
+            unsent: self.unsent + other.unsent,
+            in_flight: self.in_flight + other.in_flight,
+            queued: self.queued + other.queued,
+        }
+    }
+
+    pub(super) fn report(self, stats: &mut Stats) {
+        stats.text(&metrics::STORE_CONNECTED, if self.is_connected { "yes" } else { "no" });
+        stats.text(&metrics::STORE_BREAKER, if self.is_bypassed { "open" } else { "closed" });
+        stats.counter(&metrics::STORE_BREAKER_OPENED, self.times_bypassed);
+        stats.counter(&metrics::STORE_WRITES_FAILED, self.writes_failed);
+        stats.counter(&metrics::STORE_LOOKUPS, self.lookups);
+        stats.counter(&metrics::STORE_LOOKUPS_FAILED, self.failed);
+        stats.counter(&metrics::STORE_LOOKUPS_BYPASSED, self.bypassed);
+        stats.counter(&metrics::STORE_LOOKUPS_UNSENT, self.unsent);
+        stats.gauge(&metrics::STORE_LOOKUPS_IN_FLIGHT, self.in_flight);
+        stats.gauge(&metrics::STORE_LOOKUPS_QUEUED, self.queued);
+    }
+}
+
+/// The parts of a lookup that was split.
+struct Joined<E: Entries>(Mutex<Parts<E>>);
+
+struct Parts<E: Entries> {
+    values: Vec<Values<E>>,
+    missing: usize,
+    took: Duration,
+    then: Option<Then<E>>,
+}
+
+impl<E: Entries> Joined<E> {
+    fn new(parts: usize, then: Then<E>) -> Self {
+        let values = std::iter::repeat_with(|| None).take(parts).collect();
+        let (missing, took) = (parts, Duration::ZERO);
+        Joined(Mutex::new(Parts { values, missing, took, then: Some(then) }))
+    }
+
+    fn ended(&self, part: usize, values: Values<E>, took: Duration) {
+        let mut parts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.values[part] = values;
+        parts.missing -= 1;
+        parts.took = parts.took.max(took);
+        if parts.missing == 0
+            && let Some(then) = parts.then.take()
+        {
+            let (values, took) = (std::mem::take(&mut parts.values), parts.took);
+            drop(parts);
+            let values: Option<Vec<_>> = values.into_iter().collect();
+            then(values.map(|values| values.into_iter().flatten().collect()), took);
+        }
+    }
+}
+
+impl<E: Entries> Inner<E> {
+    fn lock(&self) -> MutexGuard<'_, Lookups<E>> {
         self.lookups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lookup(self: &Arc<Self>, keys: &[E::Key], then: Then<E>) {
+        let now = sync::now();
+        let len = keys.len() as u64;
+        if !self.breaker.allows(now) {
+            self.counters.bypassed.fetch_add(len, Relaxed);
+            return then(None, Duration::ZERO);
+        }
+        let mut lookups = self.lock();
+        if lookups.queue.is_empty() && lookups.fits(keys.len(), &self.options) {
+            let id = lookups.start(keys.len(), then, &self.options, now);
+            drop(lookups);
+            self.hand_over(id, keys);
+        } else if lookups.queue.is_empty() || lookups.keys_queued + keys.len() <= MAX_QUEUED_KEYS {
+            lookups.keys_queued += keys.len();
+            lookups.queue.push_back(Queued { keys: keys.to_vec(), since: now, then });
+            drop(lookups);
+            self.send();
+        } else {
+            drop(lookups);
+            self.counters.unsent.fetch_add(len, Relaxed);
+            return then(None, Duration::ZERO);
+        }
+        self.keep_time();
     }
 
     /// Hands queued lookups to the backend, as far as the bound on keys in flight allows.
@@ -243,7 +361,7 @@ impl Inner {
     }
 
     /// Hands a lookup that is in flight to the backend.
-    fn hand_over(self: &Arc<Self>, id: u64, keys: &[u64]) {
+    fn hand_over(self: &Arc<Self>, id: u64, keys: &[E::Key]) {
         self.counters.lookups.fetch_add(keys.len() as u64, Relaxed);
         let mut pending = Pending { inner: Arc::clone(self), id, ended: false };
         let limit = LOST_AFTER.max(self.options.lookup_budget * BUDGETS_IN_A_BURST);
@@ -251,7 +369,7 @@ impl Inner {
     }
 
     /// The backend's answer. An answer to a lookup that has expired is ignored.
-    fn end(self: &Arc<Self>, id: u64, values: Values) {
+    fn end(self: &Arc<Self>, id: u64, values: Values<E>) {
         let now = sync::now();
         let mut ended = Vec::new();
         let mut lookups = self.lock();
@@ -273,7 +391,12 @@ impl Inner {
     }
 
     /// Records a failed lookup. If it opens the breaker, no queued lookup waits any longer.
-    fn failed(&self, lookups: &mut Lookups, lookup: &InFlight, now: Instant) -> Vec<Ended> {
+    fn failed(
+        &self,
+        lookups: &mut Lookups<E>,
+        lookup: &InFlight<E>,
+        now: Instant,
+    ) -> Vec<Ended<E>> {
         self.counters.failed.fetch_add(lookup.keys as u64, Relaxed);
         // A store that pauses once fails all lookups in flight. That is one failure, not many.
         if lookups.last_failure.is_some_and(|last| lookup.written < last) {
@@ -283,10 +406,17 @@ impl Inner {
         if !self.breaker.failed(now) {
             return Vec::new();
         }
-        tracing::warn!(
-            server = self.address,
-            "the store does not answer; requests bypass it until a probe succeeds"
-        );
+        match self.backend.cause() {
+            Some(cause) => tracing::warn!(
+                server = self.address,
+                cause = %Escaped(cause),
+                "the store does not answer; requests bypass it until a probe succeeds"
+            ),
+            None => tracing::warn!(
+                server = self.address,
+                "the store does not answer; requests bypass it until a probe succeeds"
+            ),
+        }
         self.counters.bypassed.fetch_add(lookups.keys_queued as u64, Relaxed);
         lookups.keys_queued = 0;
         lookups.queue.drain(..).map(Ended::unsent).collect()
@@ -349,13 +479,26 @@ impl Inner {
     }
 }
 
-impl Lookups {
+impl<E: Entries> Lookups<E> {
+    fn new() -> Self {
+        Lookups {
+            in_flight: BTreeMap::new(),
+            keys_in_flight: 0,
+            queue: VecDeque::new(),
+            keys_queued: 0,
+            last_id: 0,
+            is_sending: false,
+            round: 0,
+            last_failure: None,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.in_flight.is_empty() && self.queue.is_empty()
     }
 
     /// Moves the oldest queued lookup into flight, if it fits and no other thread is sending.
-    fn next(&mut self, options: &StoreOptions) -> Option<(u64, Vec<u64>)> {
+    fn next(&mut self, options: &StoreOptions) -> Option<(u64, Vec<E::Key>)> {
         let len = self.queue.front()?.keys.len();
         if self.is_sending || !self.fits(len, options) {
             return None;
@@ -372,7 +515,13 @@ impl Lookups {
     }
 
     /// Adds a lookup that is handed to the backend now, and returns its id.
-    fn start(&mut self, keys: usize, then: Then, options: &StoreOptions, now: Instant) -> u64 {
+    fn start(
+        &mut self,
+        keys: usize,
+        then: Then<E>,
+        options: &StoreOptions,
+        now: Instant,
+    ) -> u64 {
         self.keys_in_flight += keys;
         self.last_id += 1;
         let (round, is_burst) = (self.round, self.is_burst(options));
@@ -398,7 +547,7 @@ impl Lookups {
     /// The lookups that have used up their budget.
     fn late(&self, options: &StoreOptions, now: Instant) -> Vec<u64> {
         let is_burst = self.is_burst(options);
-        let is_late = |lookup: &InFlight| {
+        let is_late = |lookup: &InFlight<E>| {
             let budgets = if is_burst || lookup.is_burst { BUDGETS_IN_A_BURST } else { 1 };
             now.saturating_duration_since(lookup.written) >= options.lookup_budget * budgets
                 && self.round - lookup.round >= MIN_ROUNDS
@@ -406,14 +555,14 @@ impl Lookups {
         self.in_flight.iter().filter(|(_, lookup)| is_late(lookup)).map(|(&id, _)| id).collect()
     }
 
-    fn take(&mut self, id: u64) -> Option<InFlight> {
+    fn take(&mut self, id: u64) -> Option<InFlight<E>> {
         let lookup = self.in_flight.remove(&id)?;
         self.keys_in_flight -= lookup.keys;
         Some(lookup)
     }
 }
 
-impl std::fmt::Debug for Lookups {
+impl<E: Entries> std::fmt::Debug for Lookups<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lookups")
             .field("keys_in_flight", &self.keys_in_flight)
@@ -423,41 +572,41 @@ impl std::fmt::Debug for Lookups {
 }
 
 /// Clears [`Lookups::is_sending`].
-struct Sending<'a>(&'a Inner);
+struct Sending<'a, E: Entries>(&'a Inner<E>);
 
-impl Drop for Sending<'_> {
+impl<E: Entries> Drop for Sending<'_, E> {
     fn drop(&mut self) {
         self.0.lock().is_sending = false;
     }
 }
 
 /// A lookup that the backend has. It ends once, without values if the backend drops it.
-struct Pending {
-    inner: Arc<Inner>,
+struct Pending<E: Entries> {
+    inner: Arc<Inner<E>>,
     id: u64,
     ended: bool,
 }
 
-impl Pending {
-    fn end(&mut self, values: Values) {
+impl<E: Entries> Pending<E> {
+    fn end(&mut self, values: Values<E>) {
         if !std::mem::replace(&mut self.ended, true) {
             self.inner.end(self.id, values);
         }
     }
 }
 
-impl Drop for Pending {
+impl<E: Entries> Drop for Pending<E> {
     fn drop(&mut self) {
         self.end(None);
     }
 }
 
-impl Ended {
-    fn unsent(queued: Queued) -> Self {
+impl<E: Entries> Ended<E> {
+    fn unsent(queued: Queued<E>) -> Self {
         Ended { then: queued.then, values: None, took: Duration::ZERO }
     }
 }
 
-fn run(ended: Vec<Ended>) {
+fn run<E: Entries>(ended: Vec<Ended<E>>) {
     corked(|| ended.into_iter().for_each(|ended| (ended.then)(ended.values, ended.took)));
 }

@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, dead_code)]
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use afterimage_cache::{Capacity, Table};
-use afterimage_core::{ModelId, RowAnswer, RowReply};
+use afterimage_core::{Failure, ModelId, Response, RowAnswer, RowReply, gather};
 use afterimage_memo::service::identity_of;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
 #[allow(unused_imports, reason = "not every suite uses all of them")]
 pub(crate) use afterimage_testkit::services::{PATIENCE, counter, gauge, until};
-use afterimage_wire::proto::message::{Classification, Origin};
+use afterimage_wire::proto::message::Origin;
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Watchers};
 use afterimage_wire::{Client, ClientOptions, Status};
@@ -43,7 +43,11 @@ pub(crate) struct Puppet {
     digest: AtomicU64,
     generation: AtomicU64,
     mood: Mutex<Mood>,
+    /// Rows that it was asked for.
     pub(crate) asked: AtomicUsize,
+    /// Requests of several rows: each gets its answers, or `Unsupported`.
+    pub(crate) together: AtomicUsize,
+    pub(crate) refuses_rows: AtomicBool,
     held: Mutex<Vec<(RowReply, u16)>>,
     watchers: Watchers,
 }
@@ -55,6 +59,8 @@ impl Puppet {
             generation: AtomicU64::new(0),
             mood: Mutex::new(Mood::Answers),
             asked: AtomicUsize::new(0),
+            together: AtomicUsize::new(0),
+            refuses_rows: AtomicBool::new(false),
             held: Mutex::default(),
             watchers: Watchers::default(),
         })
@@ -79,6 +85,21 @@ impl Puppet {
         for (later, class) in std::mem::take(&mut *self.held.lock().unwrap()) {
             later.send(Ok(RowAnswer::label(class, Origin::Miss)));
         }
+    }
+
+    fn answer(&self, mood: Mood, digest: u8, row: &[u8], reply: RowReply) {
+        let label = label_of(digest, row);
+        match mood {
+            Mood::Answers => {
+                reply.send(Ok(RowAnswer::label(label, Origin::Miss)));
+            }
+            Mood::Hangs => self.held.lock().unwrap().push((reply, label)),
+            Mood::Fails(status) => {
+                reply.send(Err(Failure::new(status, "as planned")));
+            }
+        }
+        // Counted last, so that a test that has seen the request can release it.
+        self.asked.fetch_add(1, SeqCst);
     }
 
     fn digest(&self) -> u8 {
@@ -109,20 +130,23 @@ impl Service for Serving {
             return batch.turn_away();
         }
         for (i, request) in batch.requests().iter().enumerate() {
-            let Op::Classify { image } = request.op else { panic!("{:?}", request.op) };
-            match mood {
-                Mood::Answers => {
-                    let class = label_of(digest, image);
-                    batch.label(i, Classification { label: class, origin: Origin::Miss });
+            match request.op {
+                Op::Classify { image } => puppet.answer(mood, digest, image, batch.row_reply(i)),
+                Op::Infer(infer) => {
+                    puppet.together.fetch_add(1, SeqCst);
+                    if puppet.refuses_rows.load(SeqCst) {
+                        batch.error(i, Status::Unsupported, "as planned");
+                        continue;
+                    }
+                    let model = Arc::new(model_id(digest));
+                    let combine = move |rows: Vec<_>| Response { model, rows: rows.into() };
+                    let replies = gather(infer.rows.len(), batch.response_reply(i), combine);
+                    for (row, reply) in infer.rows.iter().zip(replies) {
+                        puppet.answer(mood, digest, row, reply);
+                    }
                 }
-                Mood::Hangs => {
-                    let held = (batch.row_reply(i), label_of(digest, image));
-                    puppet.held.lock().unwrap().push(held);
-                }
-                Mood::Fails(status) => batch.error(i, status, "as planned"),
+                other => panic!("{other:?}"),
             }
-            // Counted last, so that a test that has seen the request can release it.
-            puppet.asked.fetch_add(1, SeqCst);
         }
     }
 

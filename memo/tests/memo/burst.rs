@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{CacheService, Capacity, Table};
-use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, Store};
 use afterimage_wire::Client;
 use afterimage_wire::proto::message::Origin;
@@ -99,7 +99,7 @@ impl Backend for Slow {
         });
     }
 
-    fn set(&self, _: u64, _: i64) {}
+    fn set(&self, _: u64, _: i64, _: Keep) {}
 }
 
 #[tokio::test]

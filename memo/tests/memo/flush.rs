@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use afterimage_cache::{ByteStore, CacheService, Table};
 use afterimage_core::{Answer, ModelId, Origin, Status};
-use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::upstream::{Call, Function};
 use afterimage_memo::{
     CHECK_EVERY, Memo, MemoOptions, ModelOptions, Request, Secret, Store, Upstream,
@@ -234,7 +234,7 @@ impl Backend for Held {
         then(Some(values));
     }
 
-    fn set(&self, key: u64, value: i64) {
+    fn set(&self, key: u64, value: i64, _: Keep) {
         self.0.lock().unwrap().values.insert(key, value);
     }
 }

@@ -10,5 +10,6 @@ mod inference;
 mod nonsense;
 mod once;
 mod puppet;
+mod remote_bytes;
 mod right;
 mod trouble;

@@ -8,7 +8,7 @@ use afterimage_cache::CacheService;
 use afterimage_core::{AnswerKind, ModelId};
 use afterimage_memo::pool::Pool;
 use afterimage_memo::service::identity_of;
-use afterimage_memo::store::{Backend, Callback, RemoteStore, StoreOptions};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::{MemoOptions, Store};
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
@@ -31,7 +31,7 @@ async fn a_lookup_that_the_store_drops_is_a_miss_and_not_a_hang() {
             true
         }
         fn get_many(&self, _: &[u64], _: Duration, _: Callback) {}
-        fn set(&self, _: u64, _: i64) {}
+        fn set(&self, _: u64, _: i64, _: Keep) {}
     }
     let store = Store::Remote(RemoteStore::new(Forgetful, StoreOptions::default()));
     let client = memo(store, Puppet::new(), MemoOptions::new(secret())).await;
@@ -261,7 +261,7 @@ fn an_open_breaker_ends_lookups_inline() {
         fn get_many(&self, _: &[u64], _: Duration, then: Callback) {
             self.0.lock().unwrap().push(then);
         }
-        fn set(&self, _: u64, _: i64) {}
+        fn set(&self, _: u64, _: i64, _: Keep) {}
     }
     let hung = Hung::default();
     let store = RemoteStore::new(hung.clone(), three_failures());

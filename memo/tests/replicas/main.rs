@@ -8,4 +8,5 @@ mod common;
 mod discovery;
 mod load;
 mod models;
+mod rows;
 mod trouble;

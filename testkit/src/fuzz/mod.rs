@@ -5,14 +5,16 @@
 
 pub mod cache;
 pub mod classifier;
-mod settings;
 pub mod wire;
 
-use std::fs;
+use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::{env, process};
+use std::{env, fs, process};
+
+use afterimage::settings::{apply, misplaced};
+pub use afterimage_wire::splitmix::SplitMix64 as Rng;
 
 /// A fuzz target.
 #[derive(Clone, Copy, Debug)]
@@ -37,12 +39,8 @@ pub const MEMORY_BASE: usize = 16 << 20;
 
 /// Every target of every crate.
 pub fn targets() -> impl Iterator<Item = Target> {
-    let settings = Target {
-        name: "settings",
-        body: settings::settings,
-        seeds: settings::seeds,
-        memory_per_byte: 1024,
-    };
+    let settings =
+        Target { name: "settings", body: settings, seeds: settings_seeds, memory_per_byte: 1024 };
     [wire::TARGETS, cache::TARGETS, classifier::TARGETS]
         .into_iter()
         .flatten()
@@ -127,8 +125,6 @@ impl<'a> Source<'a> {
         std::mem::take(&mut self.rest)
     }
 }
-
-pub use afterimage_wire::splitmix::SplitMix64 as Rng;
 
 /// A path for one file, removed at the end.
 struct Temporary(PathBuf);
@@ -239,4 +235,56 @@ fn mutate(mut input: Vec<u8>, other: &[u8], rng: &mut Rng) -> Vec<u8> {
         input.truncate(8192);
     }
     input
+}
+
+/// Any text as the settings file of `command`, whose subcommand `cache` has a flag `--listen`. The
+/// settings are accepted or refused with a reason, and a given flag overrides them.
+fn settings(data: &[u8]) {
+    let command = afterimage::command();
+    let text = String::from_utf8_lossy(data);
+    let file = Temporary::new();
+    fs::write(&file.0, text.as_bytes()).expect("a temporary file can be written");
+    let args = [OsString::from("--config"), file.0.clone().into()];
+    let is_toml = text.parse::<toml::Table>().is_ok();
+    let names: Vec<String> =
+        command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    let command = match apply(command, args.iter().cloned()) {
+        Ok(command) => command,
+        Err(error) => return assert!(error.to_string().contains("settings file"), "{error:#}"),
+    };
+    assert!(is_toml, "invalid TOML was accepted");
+    for name in &names {
+        // The flags check their own settings. A wrong one is an error with a text, which names the
+        // file if the setting is in it.
+        if let Err(error) = command.clone().try_get_matches_from(["afterimage", name]) {
+            assert!(!error.to_string().is_empty());
+            if let Some(error) = misplaced(&command, &error, &args) {
+                assert!(error.to_string().contains("settings file"), "{error:#}");
+            }
+        }
+    }
+    let given = ["afterimage", "cache", "--listen", "192.0.2.1:1"];
+    if let Ok(matches) = command.try_get_matches_from(given) {
+        let (_, cache) = matches.subcommand().expect("a subcommand was given");
+        let listen = cache.get_one::<String>("listen").map(String::as_str);
+        assert_eq!(listen, Some("192.0.2.1:1"), "a flag beats the file");
+    }
+}
+
+/// Files with valid settings and with wrong ones.
+fn settings_seeds() -> Vec<Seed> {
+    [
+        ("empty", ""),
+        ("listen", "[cache]\nlisten = \"127.0.0.1:1\"\n"),
+        ("flag", "[cache]\ninsecure = true\nmax-connections = 7\n[memo]\nlisten = \"[::1]:2\"\n"),
+        ("list", "[memo]\nclassifier = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\n"),
+        ("wrong_type", "[cache]\nlisten = {}\nmax-connections = 1.5\n"),
+        ("unknown", "[cash]\nlisten = 1\n"),
+        ("outside", "listen = 1\n"),
+        ("truth", "[cache]\ninsecure = \"maybe\"\nlisten = \"\"\"a\nb\"\"\"\n"),
+        ("date", "[cache]\nlisten = 1979-05-27T07:32:00Z\nmax-connections = [[1], []]\n"),
+        ("unicode", "# é\n[cache]\nlisten = '\u{1F680}'\n"),
+    ]
+    .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
+    .into()
 }

@@ -1,19 +1,17 @@
 //! The client of a memo or a classifier: labels of images, and answers of named models.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_core::Reply;
 
 use super::call::{Read, read};
 use super::client_type;
-use super::error::{CallError, Violation};
-use super::infer::{Encoded, Infer, Inference};
+use super::error::CallError;
+use super::infer::{Infer, Inference};
 use super::options::CallOptions;
-use super::request::{EncodedRequest, Request};
-use super::waiter::{Answer, Classified, Waiter};
-use crate::proto::Kind;
+use super::request::Request;
+use super::waiter::{Answer, Classified, Inferred, Waiter};
 use crate::proto::message::Classification;
 
 client_type! {
@@ -131,18 +129,11 @@ impl Client {
         options: CallOptions,
     ) -> Result<Inference, CallError> {
         let timeout = options.timeout.unwrap_or(self.shared().options.timeout);
-        let Encoded { flags, body, budget_at } = request.encode(timeout)?;
-        let (kind, budget_at) = (Kind::InferReq, Some(budget_at));
-        let encoded = EncodedRequest { kind, flags, has_budget: false, budget_at, body: &body[..] };
-        let encoded = Request::Encoded(encoded);
+        let encoded = request.encode(timeout)?;
+        let encoded = Request::Encoded(encoded.request());
         let server = &self.shared().server;
         match read(self.shared(), encoded, options).await? {
-            Answer::Inference(inference) if inference.rows.len() == request.len() => Ok(*inference),
-            Answer::Inference(inference) => {
-                let (answers, rows) = (inference.rows.len(), request.len());
-                let violation = Violation::WrongAnswers { answers, rows };
-                Err(CallError::Protocol { server: Arc::clone(server), violation })
-            }
+            Answer::Inference(inference) => inference.check(request.len(), server),
             answer => Err(answer.is_wrong_for(encoded.name(), server)),
         }
     }
@@ -170,5 +161,18 @@ impl Client {
     /// ```
     pub fn submit_classify(&self, image: &[u8], timeout: Duration, reply: Reply<Classified>) {
         self.shared().submit(Request::Classify(image), timeout, Waiter::Classify(reply));
+    }
+
+    /// Sends rows. `reply` gets one answer for each row in order, and the
+    /// [`Welcome`](crate::proto::Welcome) of the connection that brought them, or the error.
+    /// Otherwise as [`Client::submit_classify`]; errors are those of [`Client::infer`].
+    pub fn submit_infer(&self, request: &Infer, timeout: Duration, reply: Reply<Inferred>) {
+        match request.encode(timeout) {
+            Ok(encoded) => {
+                let waiter = Waiter::Infer(reply, request.len());
+                self.shared().submit(Request::Encoded(encoded.request()), timeout, waiter);
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
     }
 }

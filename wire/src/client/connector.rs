@@ -36,7 +36,7 @@ pub trait Connector: Send + Sync + 'static {
     }
 
     /// The host of this attempt, if it has a name or an address. With TLS, the server's certificate
-    /// must be for it, unless [`ClientTls`](crate::tls::ClientTls) sets another name.
+    /// must be for it, unless `ClientTls` sets another name.
     fn host(&self, attempt: u64) -> Option<&str> {
         let _ = attempt;
         None

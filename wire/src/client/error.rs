@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[cfg(feature = "tls")]
 use tokio_rustls::rustls::{self, AlertDescription};
 
 use super::options::Expect;
@@ -211,6 +212,29 @@ impl CallError {
         }
     }
 
+    /// The error and its cause without the server's address, for the clients of a service that
+    /// calls the server. `name` is its role, for example "the classifier".
+    pub fn without_address(&self, name: &str) -> String {
+        let mut error = self.clone();
+        if let CallError::Server { server, .. }
+        | CallError::DeadlineExceeded { server, .. }
+        | CallError::ConnectionLost { server, .. }
+        | CallError::Unavailable { server, .. }
+        | CallError::Refused { server, .. }
+        | CallError::Protocol { server, .. } = &mut error
+        {
+            *server = name.into();
+        }
+        let cause = match &error {
+            CallError::ConnectionLost { cause, .. }
+            | CallError::DeadlineExceeded { last_error: Some(cause), .. }
+            | CallError::Unavailable { last_error: cause, .. }
+            | CallError::Refused { reason: cause, .. } => cause,
+            _ => return Report(&error).to_string(),
+        };
+        format!("{error}: {}", cause.without_address())
+    }
+
     /// Whether the same call may succeed later, without a change to the request, the client or the
     /// server's configuration.
     pub fn is_retryable(&self) -> bool {
@@ -233,12 +257,6 @@ impl CallError {
     /// Whether time ran out, at the client or at the server.
     pub fn is_timeout(&self) -> bool {
         self.kind() == ErrorKind::Timeout
-    }
-
-    /// The operating system has no thread or no event queue left for a client.
-    pub(crate) fn no_resources(server: String, error: io::Error) -> Self {
-        let last_error = Arc::new(ConnectionError::Connect(error));
-        CallError::Unavailable { server: server.into(), last_error }
     }
 
     /// Whether a request that may be sent twice should be sent again at once.
@@ -444,13 +462,27 @@ impl ConnectionError {
     /// It applies to reads after the handshake, too: a server's refusal of the client's certificate
     /// arrives with the first of them.
     pub(super) fn of_transport(error: io::Error) -> Self {
-        let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        match tls {
+        #[cfg(feature = "tls")]
+        if let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+            return ConnectionError::Tls { reason: explain(error).into() };
+        }
+        match error.kind() {
             // The TLS stream ended without a close_notify. Frames carry their length, so no
             // truncation goes unnoticed.
-            None if error.kind() == io::ErrorKind::UnexpectedEof => ConnectionError::ClosedByPeer,
-            None => ConnectionError::Io(error),
-            Some(error) => ConnectionError::Tls { reason: explain(error).into() },
+            io::ErrorKind::UnexpectedEof => ConnectionError::ClosedByPeer,
+            _ => ConnectionError::Io(error),
+        }
+    }
+
+    /// The error without names and addresses, for the clients of a service that calls the server.
+    /// System errors and TLS errors can contain the name that was connected to.
+    pub fn without_address(&self) -> String {
+        match self {
+            ConnectionError::Connect(error) | ConnectionError::Io(error) => {
+                error.kind().to_string()
+            }
+            ConnectionError::Tls { .. } => "TLS failed".to_owned(),
+            error => Report(error).to_string(),
         }
     }
 
@@ -481,6 +513,7 @@ impl ConnectionError {
 }
 
 /// A TLS error with the remedy, where rustls' own text has none.
+#[cfg(feature = "tls")]
 fn explain(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidMessage(_) => {
@@ -609,6 +642,35 @@ mod tests {
             assert_eq!(Report(&error).to_string(), line);
             assert!(error.source().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn an_error_without_address_keeps_its_cause() {
+        let named = "invalid certificate for db7.internal";
+        let tls = ConnectionError::Tls { reason: named.into() };
+        let lookup = ConnectionError::Connect(io::Error::other("no db7.internal in 10.0.0.7"));
+        let refused = ConnectionError::Connect(io::ErrorKind::ConnectionRefused.into());
+        for (cause, permanent, line) in [
+            (tls, true, "cannot use the classifier: TLS failed"),
+            (lookup, false, "cannot connect to the classifier: other error"),
+            (refused, false, "cannot connect to the classifier: connection refused"),
+            (
+                ConnectionError::ClosedByPeer,
+                false,
+                "not connected to the classifier: the server closed the connection",
+            ),
+        ] {
+            let error = Arc::new(cause).of_a_call(&server(), permanent);
+            assert_eq!(error.without_address("the classifier"), line);
+        }
+        let error = CallError::DeadlineExceeded {
+            server: server(),
+            stage: Stage::AwaitingReply,
+            timeout: Duration::from_secs(1),
+            last_error: None,
+        };
+        let line = "no answer from the classifier within 1s: still waiting for the reply";
+        assert_eq!(error.without_address("the classifier"), line);
     }
 
     #[test]

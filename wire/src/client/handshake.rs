@@ -1,8 +1,8 @@
 //! Opening a connection: a TLS handshake if TLS is set, then `Hello` and `Welcome`.
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+#[cfg(feature = "tls")]
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::error::{ConnectionError, Violation};
 use super::options::ClientOptions;
@@ -10,9 +10,11 @@ use crate::Status;
 use crate::proto::handshake::{MAX_TOKEN_LEN, OLDEST_VERSION, VERSION};
 use crate::proto::header::MAX_HANDSHAKE_BODY;
 use crate::proto::{Frame, FrameError, HEADER_LEN, Header, Hello, Kind, Message, Welcome};
+#[cfg(feature = "tls")]
 use crate::tls::{ClientTls, TlsError};
 
 /// Bytes of one read below TLS, which reads 4 KiB by itself: the longest record.
+#[cfg(feature = "tls")]
 const READ_LEN: usize = 16 << 10;
 
 /// A layer between the transport and the protocol.
@@ -47,8 +49,10 @@ impl Security for Plain {
     }
 }
 
+#[cfg(feature = "tls")]
 impl Security for ClientTls {
-    type Secured<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> = TlsStream<BufReader<T>>;
+    type Secured<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> =
+        TlsStream<tokio::io::BufReader<T>>;
 
     async fn secure<T: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
         &self,
@@ -59,7 +63,7 @@ impl Security for ClientTls {
         let name = self.name_for(host).map_err(|error: TlsError| ConnectionError::Tls {
             reason: format!("{error}; set the name that the server's certificate is for").into(),
         })?;
-        let transport = BufReader::with_capacity(READ_LEN, transport);
+        let transport = tokio::io::BufReader::with_capacity(READ_LEN, transport);
         let connecting = TlsConnector::from(self.config()).connect(name, transport);
         connecting.await.map_err(ConnectionError::of_transport)
     }

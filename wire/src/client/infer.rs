@@ -1,14 +1,16 @@
 //! Inference: rows for a model, and its answers.
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_core::RowAnswer;
 use afterimage_core::model::DIGEST_LEN;
 
-use super::error::CallError;
-use crate::proto::InferReq;
+use super::error::{CallError, Violation};
+use super::request::EncodedRequest;
 use crate::proto::infer::{MAX_NAME_LEN, MAX_ROWS, Rows};
+use crate::proto::{InferReq, Kind};
 
 /// Rows to answer with one model.
 ///
@@ -35,7 +37,7 @@ pub struct Infer {
 }
 
 impl Infer {
-    /// Rows for the model of this name; empty for the only model of the server. Equal bytes are
+    /// Rows for the model of this name; empty for the model of the Welcome. Equal bytes are
     /// equal rows.
     ///
     /// # Panics
@@ -125,6 +127,14 @@ pub(super) struct Encoded {
     pub(super) budget_at: NonZeroU16,
 }
 
+impl Encoded {
+    pub(super) fn request(&self) -> EncodedRequest<&[u8]> {
+        let Encoded { flags, ref body, budget_at } = *self;
+        let (kind, budget_at) = (Kind::InferReq, Some(budget_at));
+        EncodedRequest { kind, flags, has_budget: false, budget_at, body }
+    }
+}
+
 /// The answers to an [`Infer`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inference {
@@ -132,6 +142,18 @@ pub struct Inference {
     pub digest: [u8; DIGEST_LEN],
     /// One answer for each row, in order.
     pub rows: Vec<RowAnswer>,
+}
+
+impl Inference {
+    /// The inference, if it has an answer for each row.
+    pub(super) fn check(self, rows: usize, server: &Arc<str>) -> Result<Self, CallError> {
+        let answers = self.rows.len();
+        if answers == rows {
+            return Ok(self);
+        }
+        let violation = Violation::WrongAnswers { answers, rows };
+        Err(CallError::Protocol { server: Arc::clone(server), violation })
+    }
 }
 
 /// A time to live on the wire: whole seconds, at least 1; 0 for none.

@@ -20,9 +20,8 @@
 //! # Guarantees
 //!
 //! * **One outcome, in time.** Every call ends by its deadline, whatever the server or the network
-//!   do. The deadline covers connecting, queueing and the reply. A
-//!   [`Reply`] gets exactly one outcome, also when the client or its runtime
-//!   is dropped.
+//!   do. The deadline covers connecting, queueing and the reply. A [`Reply`] gets exactly one
+//!   outcome, also when the client or its runtime is dropped.
 //! * **Only the caller's own answer.** Request ids are not reused while in flight. A reply that
 //!   comes late, twice, or for a cancelled call is counted and dropped. A reply to a request that
 //!   was never sent ends its connection, because no other reply on it can be trusted.
@@ -80,7 +79,7 @@ pub use options::{
     CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,
     Expect,
 };
-pub use waiter::{BytesRead, Classified, Values, Written};
+pub use waiter::{BytesRead, Classified, Inferred, Values, Written};
 
 use call::ask;
 use request::Request;
@@ -139,14 +138,16 @@ impl Connection {
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
     pub fn with_connector(connector: impl Connector, options: ClientOptions) -> Self {
-        let tls = options.tls.clone();
         let shared = Shared::new(options, connector.name().into());
         let supervised = Arc::clone(&shared);
-        match tls {
-            None => tokio::spawn(supervisor::supervise(supervised, connector, handshake::Plain)),
-            Some(tls) => tokio::spawn(supervisor::supervise(supervised, connector, tls)),
-        };
-        Connection { handle: Arc::new(Handle { shared }) }
+        let handle = Arc::new(Handle { shared });
+        #[cfg(feature = "tls")]
+        if let Some(tls) = supervised.options.tls.clone() {
+            tokio::spawn(supervisor::supervise(supervised, connector, tls));
+            return Connection { handle };
+        }
+        tokio::spawn(supervisor::supervise(supervised, connector, handshake::Plain));
+        Connection { handle }
     }
 
     /// Waits until there is a connection.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::proto::Role;
 use crate::proto::header::{MAX_LARGE_BODY, MAX_MAX_BODY};
+#[cfg(feature = "tls")]
 use crate::tls::ClientTls;
 
 /// Default time limit of a call.
@@ -34,6 +35,7 @@ pub struct ClientOptions {
     /// The token that the server may demand; empty for none.
     pub token: Vec<u8>,
     /// TLS for every connection; `None` for plain TCP.
+    #[cfg(feature = "tls")]
     pub tls: Option<ClientTls>,
     /// Time limit of a call, from the call to the answer, with connecting and queueing.
     pub timeout: Duration,
@@ -70,6 +72,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         ClientOptions {
             token: Vec::new(),
+            #[cfg(feature = "tls")]
             tls: None,
             timeout: DEFAULT_TIMEOUT,
             connect_timeout: Duration::from_secs(2),
@@ -101,6 +104,7 @@ impl ClientOptions {
     }
 
     /// Sets TLS for every connection.
+    #[cfg(feature = "tls")]
     #[must_use]
     pub fn tls(mut self, tls: ClientTls) -> Self {
         self.tls = Some(tls);
@@ -204,9 +208,11 @@ impl ClientOptions {
 impl fmt::Debug for ClientOptions {
     /// Omits the token: it is a secret, and debug output ends up in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientOptions")
-            .field("token_len", &self.token.len())
-            .field("tls", &self.tls)
+        let mut debug = f.debug_struct("ClientOptions");
+        debug.field("token_len", &self.token.len());
+        #[cfg(feature = "tls")]
+        debug.field("tls", &self.tls);
+        debug
             .field("timeout", &self.timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("handshake_timeout", &self.handshake_timeout)

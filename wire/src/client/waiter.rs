@@ -51,6 +51,9 @@ impl Answer {
 /// The outcome of a classification: the label, and the [`Welcome`] of its connection.
 pub type Classified = Result<(Classification, Arc<Welcome>), CallError>;
 
+/// The outcome of an inference: the answers, and the [`Welcome`] of its connection.
+pub type Inferred = Result<(Inference, Arc<Welcome>), CallError>;
+
 /// The outcome of many reads: the values, in the order of the keys.
 pub type Values = Result<Vec<Option<i64>>, CallError>;
 
@@ -66,6 +69,8 @@ pub(super) enum Waiter {
     Future(oneshot::Sender<Result<Answer, CallError>>),
     /// A reply that also gets the `Welcome` of the connection.
     Classify(Reply<Classified>),
+    /// The same for an inference of this number of rows.
+    Infer(Reply<Inferred>, usize),
     /// One of many reads, by its index.
     One(Arc<Many>, u32),
     /// The reply to a read of bytes.
@@ -90,6 +95,13 @@ impl Waiter {
             (Waiter::Classify(reply), Answer::Classification(label)) => {
                 reply.send(Ok((label, Arc::clone(welcome))));
             }
+            (Waiter::Infer(reply, rows), Answer::Inference(inference)) => {
+                let checked = inference.check(rows, server);
+                reply.send(checked.map(|inference| (inference, Arc::clone(welcome))));
+            }
+            (Waiter::Infer(reply, _), answer) => {
+                reply.send(Err(answer.is_wrong_for("InferReq", server)));
+            }
             (Waiter::One(many, index), Answer::Value(value)) => many.one_more(index, value),
             (Waiter::BytesRead(reply), Answer::Bytes(value)) => drop(reply.send(Ok(value))),
             (Waiter::Written(reply), Answer::Bytes(_)) => drop(reply.send(Ok(()))),
@@ -112,6 +124,7 @@ impl Waiter {
         match self {
             Waiter::Future(sender) => drop(sender.send(Err(error))),
             Waiter::Classify(reply) => drop(reply.send(Err(error))),
+            Waiter::Infer(reply, _) => drop(reply.send(Err(error))),
             Waiter::One(many, _) => many.fail(error),
             Waiter::BytesRead(reply) => drop(reply.send(Err(error))),
             Waiter::Written(reply) => drop(reply.send(Err(error))),

@@ -23,7 +23,7 @@ pub const MAX_NAME_LEN: usize = u8::MAX as usize;
 /// Body of an `InferReq`: rows to answer with one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InferReq<'a> {
-    /// The model's name; empty for the only model of the server. At most [`MAX_NAME_LEN`] bytes.
+    /// The model's name; empty for the model of the Welcome. At most [`MAX_NAME_LEN`] bytes.
     pub model: &'a str,
     /// The model's version; empty for the present one. At most [`MAX_NAME_LEN`] bytes.
     pub version: &'a str,

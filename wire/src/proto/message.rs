@@ -152,7 +152,7 @@ impl BytesWrite<'_> {
 /// The row whose stored answer is taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forget<'a> {
-    /// The model's name; empty for the only model of the server.
+    /// The model's name; empty for the model of the Welcome.
     pub model: &'a str,
     /// The model's version; empty for the present one.
     pub version: &'a str,

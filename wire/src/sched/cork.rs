@@ -5,10 +5,10 @@
 //! the first reply waits until the last is encoded, and all of them leave with one write.
 
 use std::cell::RefCell;
-use std::mem;
 use std::task::Waker;
 
 /// Wake-ups that are held back at once, so that the first does not wait for thousands of others.
+#[cfg(feature = "server")]
 const AT_MOST: usize = 64;
 
 thread_local! {
@@ -34,13 +34,14 @@ pub fn corked<R>(reply: impl FnOnce() -> R) -> R {
 }
 
 /// Wakes at once, or when the cork is removed.
+#[cfg(feature = "server")]
 pub(crate) fn wake(waker: Waker) {
     let mut waker = Some(waker);
     let hold = |held: &RefCell<Option<Vec<Waker>>>| {
         let mut held = held.borrow_mut();
         let held = held.as_mut()?;
         held.extend(waker.take());
-        (held.len() >= AT_MOST).then(|| mem::take(held))
+        (held.len() >= AT_MOST).then(|| std::mem::take(held))
     };
     let enough = HELD.try_with(hold).ok().flatten();
     // After the borrow has ended: waking a task calls the runtime, which may answer requests.

@@ -24,9 +24,12 @@
 
 mod cork;
 mod fairness;
+#[cfg(all(feature = "server", feature = "tls"))]
 mod pacing;
 
 pub use cork::corked;
+#[cfg(feature = "server")]
 pub(crate) use cork::wake;
 pub(crate) use fairness::Rest;
+#[cfg(all(feature = "server", feature = "tls"))]
 pub(crate) use pacing::one_poll_per_turn;

@@ -155,7 +155,7 @@ pub(super) fn answer_other<S: Service>(
                 let mut stats = Stats::default();
                 stats.text(&metrics::SERVICE, serves.kind.to_string());
                 stats.text(&metrics::VERSION, shared.options.name.as_str());
-                shared.counters.stats(shared.options.tls.is_some(), &mut stats);
+                shared.counters.stats(shared.options.has_tls(), &mut stats);
                 shared.service.stats(&mut stats);
                 if serves.rights == Rights::Admin {
                     shared.service.admin_stats(&mut stats);

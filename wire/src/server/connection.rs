@@ -6,6 +6,7 @@
 mod closing;
 mod serving;
 
+#[cfg(feature = "tls")]
 pub(super) use closing::DRAIN_QUIET;
 
 use std::future::poll_fn;
@@ -145,11 +146,13 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     }
 
     /// Sets the time from which the handshake's deadline counts, before TLS began.
+    #[cfg(feature = "tls")]
     pub(super) fn opened_at(self, opened: Instant) -> Self {
         Connection { opened, ..self }
     }
 
     /// Marks that the peer should have begun with TLS; it gets an error that says so.
+    #[cfg(feature = "tls")]
     pub(super) fn without_tls(self) -> Self {
         Connection { lacks_tls: true, ..self }
     }

@@ -17,6 +17,7 @@ pub(super) enum End {
     /// The server is shutting down, or its model has changed.
     Drained,
     /// The TLS handshake failed.
+    #[cfg(feature = "tls")]
     Tls(io::Error),
 }
 
@@ -28,6 +29,7 @@ impl fmt::Display for End {
             End::Refused(refusal) => write!(f, "{refusal}"),
             End::NotReading => f.write_str("the client does not read its replies"),
             End::Drained => f.write_str("drained"),
+            #[cfg(feature = "tls")]
             End::Tls(error) => write!(f, "TLS: {error}"),
         }
     }
@@ -43,6 +45,7 @@ pub(super) enum Refusal {
     /// The first bytes are not TLS, and the port demands it.
     PlainToTlsPort,
     /// The TLS handshake took too long.
+    #[cfg(feature = "tls")]
     TlsTimeout,
     /// The first frame is not a `Hello`.
     NotHello,
@@ -70,6 +73,7 @@ impl fmt::Display for Refusal {
             Refusal::Http => "the client speaks HTTP",
             Refusal::TlsToPlainPort => "the client speaks TLS, and this port does not",
             Refusal::PlainToTlsPort => "the client does not speak TLS, and this port does",
+            #[cfg(feature = "tls")]
             Refusal::TlsTimeout => "no TLS handshake in time",
             Refusal::NotHello => "the first frame is not a Hello",
             Refusal::MalformedHello => "malformed Hello",

@@ -23,6 +23,7 @@ pub mod metrics;
 mod options;
 mod outbox;
 mod pending;
+#[cfg(feature = "tls")]
 mod secure;
 mod service;
 mod shared;
@@ -39,7 +40,6 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, ToSocketAddrs};
-use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -164,7 +164,10 @@ struct Connections<S> {
 impl<S: Service> Connections<S> {
     fn new(shared: Arc<Shared<S>>, drain: CancellationToken) -> Self {
         // One permit for each thread of the runtime.
-        shared.tls_permits.add_permits(Handle::current().metrics().num_workers() - 1);
+        #[cfg(feature = "tls")]
+        shared
+            .tls_permits
+            .add_permits(tokio::runtime::Handle::current().metrics().num_workers() - 1);
         let max = shared.options.max_connections;
         let slots = Slots::new(max, shared.options.max_connections_per_address);
         Connections {
@@ -192,7 +195,7 @@ impl<S: Service> Connections<S> {
             Err(full) => {
                 Counters::add(&shared.counters.refused, 1);
                 // Without a TLS handshake the client would not understand an error.
-                if shared.options.tls.is_none() {
+                if !shared.options.has_tls() {
                     let turn = Arc::clone(&self.refusals).try_acquire_owned().ok();
                     self.tasks.spawn(refuse(stream, full.to_string(), turn));
                 }
@@ -225,7 +228,22 @@ pub async fn serve_stream<S: Service>(
     drain: CancellationToken,
 ) {
     let shared = Shared::new(service, options);
-    secure::serve(&shared, stream, None, drain).await;
+    serve_to_end(&shared, stream, None, drain).await;
+}
+
+/// Serves one connection until it ends. `place` frees its ticket after a valid `Hello`.
+async fn serve_to_end<S: Service>(
+    shared: &Shared<S>,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    place: Option<Place>,
+    drain: CancellationToken,
+) -> End {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &shared.options.tls {
+        // Boxed, so that a connection without TLS does not take the memory of one with TLS.
+        return Box::pin(secure::serve(shared, tls, stream, place, drain)).await;
+    }
+    connection::Connection::new(shared, stream, place).run(drain).await
 }
 
 async fn serve_accepted<S: Service>(
@@ -237,7 +255,7 @@ async fn serve_accepted<S: Service>(
     Counters::add(&shared.counters.accepted, 1);
     let _open = Open::count(&shared.counters);
     let drain = place.slot.end().clone();
-    let end = secure::serve(&shared, stream, Some(place), drain).await;
+    let end = serve_to_end(&shared, stream, Some(place), drain).await;
     if let End::Refused(Refusal::WrongToken) = end
         && let Some(count) = shared.wrong_tokens.count(1, Instant::now())
     {

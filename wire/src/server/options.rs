@@ -7,6 +7,7 @@ use subtle::ConstantTimeEq;
 
 use crate::proto::handshake::MAX_TOKEN_LEN;
 use crate::proto::header::MAX_LARGE_BODY;
+#[cfg(feature = "tls")]
 use crate::tls::ServerTls;
 
 /// A secret that clients must show in their `Hello`. It is compared in constant time and never
@@ -53,6 +54,7 @@ pub struct ServerOptions {
     /// is true; turn it off where a stranger can connect.
     pub open_admin: bool,
     /// TLS for every connection; `None` for plain TCP.
+    #[cfg(feature = "tls")]
     pub tls: Option<ServerTls>,
     /// Connections open at once, each with a file descriptor. For the next one, the server closes
     /// the connection that has sent no request for longest; if each has sent one in the last
@@ -102,6 +104,13 @@ pub(super) enum Rights {
 }
 
 impl ServerOptions {
+    pub(super) fn has_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        return false;
+    }
+
     /// The rights of a client that shows this token; `None` if it must not connect.
     pub(super) fn rights(&self, shown: &[u8]) -> Option<Rights> {
         // Both are compared always, so that the time does not depend on which one is right.
@@ -125,6 +134,7 @@ impl Default for ServerOptions {
             token: None,
             admin_token: None,
             open_admin: true,
+            #[cfg(feature = "tls")]
             tls: None,
             max_connections: 4096,
             max_connections_per_address: None,

@@ -261,7 +261,7 @@ large! {
     Response => infer_resp_len, put_infer_resp;
 }
 
-fn put_failure(out: &mut Vec<u8>, id: u64, Failure { status, text }: &Failure) {
+fn put_failure(out: &mut Vec<u8>, id: u64, Failure { status, text, .. }: &Failure) {
     Message::Error { status: *status, text, connection: false }.encode(id, out);
 }
 

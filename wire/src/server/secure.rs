@@ -1,4 +1,4 @@
-//! The start of a connection before its first frame: nothing, or a TLS handshake.
+//! The start of a connection with TLS: the handshake before its first frame.
 
 use std::io;
 use std::time::Duration;
@@ -28,21 +28,8 @@ const READ_LEN: usize = 16 << 10;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: u64 = 64 << 10;
 
-/// Serves one connection until it ends. `place` frees its ticket after a valid `Hello`.
+/// Serves one connection with TLS until it ends. `place` frees its ticket after a valid `Hello`.
 pub(super) async fn serve<S: Service>(
-    shared: &Shared<S>,
-    io: impl AsyncRead + AsyncWrite + Unpin,
-    place: Option<Place>,
-    drain: CancellationToken,
-) -> End {
-    match &shared.options.tls {
-        None => Connection::new(shared, io, place).run(drain).await,
-        // Boxed, so that a connection without TLS does not take the memory of one with TLS.
-        Some(tls) => Box::pin(serve_tls(shared, tls, io, place, drain)).await,
-    }
-}
-
-async fn serve_tls<S: Service>(
     shared: &Shared<S>,
     tls: &ServerTls,
     io: impl AsyncRead + AsyncWrite + Unpin,

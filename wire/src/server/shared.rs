@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_core::{ByteBudget, Tally};
-use tokio::sync::Semaphore;
 
 use super::counters::Counters;
 use super::options::ServerOptions;
@@ -20,7 +19,8 @@ pub(super) struct Shared<S> {
     /// Wrong tokens, for the log.
     pub(super) wrong_tokens: Tally,
     /// TLS handshakes that may be polled before all other ready tasks are polled.
-    pub(super) tls_permits: Arc<Semaphore>,
+    #[cfg(feature = "tls")]
+    pub(super) tls_permits: Arc<tokio::sync::Semaphore>,
 }
 
 impl<S> Shared<S> {
@@ -37,11 +37,18 @@ impl<S> Shared<S> {
         ] {
             *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
         }
-        let tls_permits = Arc::new(Semaphore::new(1));
         let buffers = ByteBudget::new(options.max_buffer_memory);
         let wrong_tokens = Tally::new(LOG_INTERVAL);
         let counters = Counters::default();
-        Shared { service, options, counters, buffers, wrong_tokens, tls_permits }
+        Shared {
+            service,
+            options,
+            counters,
+            buffers,
+            wrong_tokens,
+            #[cfg(feature = "tls")]
+            tls_permits: Arc::new(tokio::sync::Semaphore::new(1)),
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Measurement of one model, as JSON: the time of an image alone and in batches, and the labels.
-//! `bench/scripts/classifier.sh` compares them with other programs.
+//! `bench/scripts/run.sh classifier` compares them with other programs.
 //!
 //! Usage: `classifier-score DATA_DIR MODEL SECONDS`; the model is `shipped`, `raw` or a file.
 //!

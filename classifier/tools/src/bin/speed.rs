@@ -3,7 +3,7 @@
 //! Images are timed alone and in batches, with every instruction set, on one thread and on two, and
 //! through the engine. The least possible time of the arithmetic is measured, too. A figure is the
 //! fastest of many rounds, in CPU time of one core, because on a shared machine slower rounds
-//! measure other load. Programs to compare run in turn. `bench/scripts/classifier.sh` runs this
+//! measure other load. Programs to compare run in turn. `bench/scripts/run.sh classifier` runs this
 //! program and keeps the record.
 
 use std::error::Error;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_wire::text::Escaped;
 use afterimage_wire::tls::rustls::ClientConfig;
@@ -26,13 +26,13 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::address::{Address, for_messages};
-use super::guard::{Closed, Guarded};
-use super::{PATIENCE, RedisOptions};
+use super::guard::{Closed, Guarded, Kill};
+use super::{MAX_PREFIX_LEN, PATIENCE, RETRY_PAUSE, RedisOptions};
 
 /// A connection. Clones share it.
 #[derive(Clone)]
 pub(super) enum Connection {
-    Single(MultiplexedConnection),
+    Single(Checked),
     Cluster(ClusterConnection<Node>),
 }
 
@@ -60,6 +60,10 @@ enum Servers {
 struct Settings {
     tls: Option<TlsConnector>,
     login: RedisConnectionInfo,
+    /// The largest value that a reply may have.
+    max_value_len: usize,
+    /// When the connection to a node of the cluster broke a rule last.
+    faults: Mutex<HashMap<(String, u16), Instant>>,
 }
 
 /// Why a Redis store cannot be set up.
@@ -74,6 +78,15 @@ pub enum RedisError {
         url: String,
         /// The reason.
         reason: String,
+    },
+    /// The prefix of the keys is not valid.
+    #[error(
+        "invalid Redis key prefix {prefix:?}: use 1 to {MAX_PREFIX_LEN} visible ASCII characters \
+         without braces"
+    )]
+    Prefix {
+        /// The prefix.
+        prefix: String,
     },
     /// A certificate or its key cannot be used.
     #[error(transparent)]
@@ -97,7 +110,11 @@ pub enum RedisError {
 }
 
 impl Connector {
-    pub(super) fn new(url: &str, options: &RedisOptions) -> Result<Self, RedisError> {
+    pub(super) fn new(
+        url: &str,
+        options: &RedisOptions,
+        max_value_len: usize,
+    ) -> Result<Self, RedisError> {
         let invalid = |reason| RedisError::Address { url: for_messages(url), reason };
         let mut address = Address::parse(url).map_err(invalid)?;
         if let Some(file) = &options.password_file {
@@ -111,7 +128,8 @@ impl Connector {
             true => Some(tls(&options.certificates)?),
             false => None,
         };
-        let settings = Arc::new(Settings { tls, login: address.login() });
+        let (login, faults) = (address.login(), Mutex::default());
+        let settings = Arc::new(Settings { tls, login, max_value_len, faults });
         let servers = match &address.hosts[..] {
             [(host, port)] if !address.is_cluster => Servers::Single(host.clone(), *port),
             hosts => {
@@ -154,15 +172,40 @@ impl Settings {
         host: &str,
         port: u16,
         config: AsyncConnectionConfig,
-    ) -> Result<(MultiplexedConnection, Closed), redis::RedisError> {
+    ) -> Result<(Checked, Closed), redis::RedisError> {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         let stream = timeout(PATIENCE, self.stream(host, port)).await.map_err(late)??;
-        let (stream, closed) = Guarded::new(stream);
+        let (stream, closed, kill) = Guarded::new(stream, self.max_value_len);
         let login = MultiplexedConnection::new_with_config(&self.login, stream, config);
         let (connection, driver) = timeout(PATIENCE, login).await.map_err(late)??;
         // It ends with the last clone of the connection.
         tokio::spawn(driver);
-        Ok((connection, closed))
+        Ok((Checked::new(connection, kill), closed))
+    }
+
+    /// A connection to a node of the cluster. The library would connect anew for each lookup that
+    /// fails, so a node that has broken a rule gets no connection for a moment.
+    async fn connect_to_node(
+        self: Arc<Self>,
+        host: &str,
+        port: u16,
+        config: AsyncConnectionConfig,
+    ) -> Result<Checked, redis::RedisError> {
+        let node = (host.to_owned(), port);
+        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        if fault.is_some_and(|fault| fault.elapsed() < RETRY_PAUSE) {
+            let text = "this node has just broken the protocol; waiting before the next attempt";
+            return Err(io::Error::other(text).into());
+        }
+        let (connection, closed) = self.connect(host, port, config).await?;
+        tokio::spawn(async move {
+            // Without a cause, the connection has ended in another way.
+            if closed.await.is_ok() {
+                let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+                faults.insert(node, Instant::now());
+            }
+        });
+        Ok(connection)
     }
 
     async fn stream(&self, host: &str, port: u16) -> io::Result<Box<dyn Stream>> {
@@ -203,17 +246,68 @@ fn cluster(
     let hosts = hosts.iter().map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
     let nodes: Vec<_> =
         hosts.map(IntoConnectionInfo::into_connection_info).collect::<Result<_, _>>()?;
-    ClusterClient::builder(nodes).username(number).use_protocol(address.protocol).build()
+    let builder = ClusterClient::builder(nodes).retries(RETRIES);
+    builder.username(number).use_protocol(address.protocol).build()
 }
+
+/// Attempts of a command in a cluster after the first one: enough for a slot that moves. The
+/// library's default of 16 outlasts each lookup.
+const RETRIES: u32 = 3;
 
 fn settings_of(number: &str) -> Option<Arc<Settings>> {
     let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
     clusters.as_ref()?.get(number)?.upgrade()
 }
 
+/// A connection to one server. A task checks that its replies belong to its requests.
+///
+/// The protocol has no request ids: the client counts replies. After one reply too many, each
+/// request would get the reply of another one for as long as the connection lasts. Seals make these
+/// values misses, so that no answer is wrong, but there would be no hits any more.
+#[derive(Clone)]
+pub(super) struct Checked {
+    connection: MultiplexedConnection,
+    _open: Arc<()>,
+}
+
+impl Checked {
+    fn new(connection: MultiplexedConnection, kill: Kill) -> Self {
+        let open = Arc::new(());
+        tokio::spawn(check(connection.clone(), Arc::downgrade(&open), kill));
+        Checked { connection, _open: open }
+    }
+}
+
+/// The interval between two checks of a connection.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// Asks the server to repeat a number that changes, and ends the connection at another reply.
+async fn check(mut connection: MultiplexedConnection, open: Weak<()>, kill: Kill) {
+    for number in 0u64.. {
+        tokio::time::sleep(CHECK_EVERY).await;
+        if open.strong_count() == 0 {
+            return;
+        }
+        let number = format!("afterimage {number}");
+        let reply = connection.req_packed_command(redis::cmd("PING").arg(&number)).await;
+        match reply {
+            Ok(Value::BulkString(bytes)) if bytes == number.as_bytes() => {}
+            // Some proxies know no argument, and a user may lack the right to this command.
+            Ok(Value::SimpleString(text)) if text == "PONG" => {}
+            Ok(Value::ServerError(_)) => {}
+            Ok(_) => {
+                let _ = kill.send("the server's replies do not belong to the requests".into());
+                return;
+            }
+            Err(error) if error.is_timeout() => {}
+            Err(_) => return,
+        }
+    }
+}
+
 /// A connection to a node of a cluster.
 #[derive(Clone)]
-pub(super) struct Node(MultiplexedConnection);
+pub(super) struct Node(Checked);
 
 impl Connect for Node {
     fn connect_with_config<'a, T>(info: T, config: AsyncConnectionConfig) -> RedisFuture<'a, Self>
@@ -227,14 +321,14 @@ impl Connect for Node {
             let (Some(settings), ConnectionAddr::Tcp(host, port)) = (settings, info.addr()) else {
                 return Err(io::Error::other("the settings of this cluster are replaced").into());
             };
-            Ok(Node(settings.connect(host, *port, config).await?.0))
+            Ok(Node(settings.connect_to_node(host, *port, config).await?))
         })
     }
 }
 
 impl ConnectionLike for Node {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        self.0.req_packed_command(command)
+        self.0.connection.req_packed_command(command)
     }
 
     fn req_packed_commands<'a>(
@@ -243,11 +337,11 @@ impl ConnectionLike for Node {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        self.0.req_packed_commands(pipeline, offset, count)
+        self.0.connection.req_packed_commands(pipeline, offset, count)
     }
 
     fn get_db(&self) -> i64 {
-        self.0.get_db()
+        self.0.connection.get_db()
     }
 }
 
@@ -278,7 +372,7 @@ impl Connection {
         command: &Cmd,
     ) -> redis::RedisResult<T> {
         let value = match self {
-            Connection::Single(connection) => connection.req_packed_command(command).await,
+            Connection::Single(checked) => checked.connection.req_packed_command(command).await,
             Connection::Cluster(connection) => connection.req_packed_command(command).await,
         };
         // The server's own errors arrive as values.

@@ -16,8 +16,8 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::PATIENCE;
 
-/// Bytes of a reply. The longest honest ones, the values of 65,536 keys and the slots of a large
-/// cluster, have about one million.
+/// Bytes of a reply, beside those of one value. The longest honest ones, the values of 65,536
+/// labels and the slots of a large cluster, have about one million.
 const MAX_REPLY_LEN: usize = 2 << 20;
 
 /// Values of a reply, nested ones included: those of the largest lookup, or the slots of a cluster
@@ -33,6 +33,9 @@ const MAX_DEPTH: usize = 8;
 /// The end of a connection. Receives the cause if the server broke a rule.
 pub(super) type Closed = oneshot::Receiver<String>;
 
+/// Ends a connection, with the cause.
+pub(super) type Kill = oneshot::Sender<String>;
+
 /// A stream to a Redis server that fails when the server breaks a rule.
 pub(super) struct Guarded<S> {
     stream: S,
@@ -40,24 +43,33 @@ pub(super) struct Guarded<S> {
     replies: Scanner,
     /// When each command without a reply was written.
     unanswered: VecDeque<Instant>,
+    /// When the last reply ended. Replies come one after the other, so that of a large value must
+    /// not count as time of the next one.
+    last_reply: Instant,
     timer: Pin<Box<Sleep>>,
     closed: Option<oneshot::Sender<String>>,
+    killed: Option<oneshot::Receiver<String>>,
     fault: Option<String>,
 }
 
 impl<S> Guarded<S> {
-    pub(super) fn new(stream: S) -> (Self, Closed) {
+    /// Guards a stream whose replies have values of up to `max_value_len` bytes.
+    pub(super) fn new(stream: S, max_value_len: usize) -> (Self, Closed, Kill) {
         let (close, closed) = oneshot::channel();
+        let (kill, killed) = oneshot::channel();
+        let max_reply_len = MAX_REPLY_LEN + max_value_len;
         let guarded = Guarded {
             stream,
             requests: Scanner::new(usize::MAX, u64::MAX),
-            replies: Scanner::new(MAX_REPLY_LEN, MAX_VALUES),
+            replies: Scanner::new(max_reply_len, MAX_VALUES),
             unanswered: VecDeque::new(),
+            last_reply: Instant::now(),
             timer: Box::pin(sleep(PATIENCE)),
             closed: Some(close),
+            killed: Some(killed),
             fault: None,
         };
-        (guarded, closed)
+        (guarded, closed, kill)
     }
 
     /// Follows bytes from the server.
@@ -68,7 +80,18 @@ impl<S> Guarded<S> {
             return Err("the server sent data without a request".into());
         }
         self.unanswered.drain(..replies);
+        if replies > 0 {
+            self.last_reply = Instant::now();
+        }
         Ok(())
+    }
+
+    /// Ready with the cause when the connection is to end.
+    fn poll_killed(&mut self, cx: &mut Context<'_>) -> Poll<String> {
+        let Some(killed) = &mut self.killed else { return Poll::Pending };
+        let outcome = ready!(Pin::new(killed).poll(cx));
+        self.killed = None;
+        outcome.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Ready when the oldest command has waited for too long.
@@ -78,7 +101,7 @@ impl<S> Guarded<S> {
             // Without a command the timer stays elapsed. It is set again at the first poll after
             // the next command.
             let Some(&oldest) = self.unanswered.front() else { return Poll::Pending };
-            let end = oldest + PATIENCE;
+            let end = oldest.max(self.last_reply) + PATIENCE;
             if end <= Instant::now() {
                 return Poll::Ready(());
             }
@@ -105,6 +128,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         let this = &mut *self;
         if let Some(fault) = &this.fault {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, fault.clone())));
+        }
+        if let Poll::Ready(fault) = this.poll_killed(cx) {
+            return Poll::Ready(Err(this.fail(io::ErrorKind::InvalidData, fault)));
         }
         let before = buf.filled().len();
         if Pin::new(&mut this.stream).poll_read(cx, buf)?.is_pending() {

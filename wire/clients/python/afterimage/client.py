@@ -228,7 +228,7 @@ class Client:
         """The answers of a model to some rows, in the order of the rows.
 
         A row is any buffer, or a NumPy array of any type: its bytes are in C order. For an array of two or more
-        dimensions, each element of the first dimension is a row. An empty `model` is the only model of the server, an
+        dimensions, each element of the first dimension is a row. An empty `model` is the model of the Welcome, an
         empty `version` the present one. `refresh` computes stored answers anew, `no_store` stores nothing, and `ttl_s`
         limits the time for which the answers are stored.
         """

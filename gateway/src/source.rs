@@ -1,0 +1,198 @@
+//! What a gateway stands in front of: a memo in this process, or one across the network.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use afterimage_core::{Answer, Failure, ModelId, Origin, Status};
+use afterimage_memo::{Memo, Request};
+use afterimage_wire::Connection;
+use afterimage_wire::client::{CallError, CallOptions};
+use afterimage_wire::proto::Shape;
+use afterimage_wire::proto::stats::Stats;
+use bytes::Bytes;
+
+/// An outcome that comes later.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;
+
+/// How to answer an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Compute, also when the store has an answer.
+    pub refresh: bool,
+    /// Store nothing.
+    pub no_store: bool,
+    /// Also give the score of each class, where the source can.
+    pub scores: bool,
+}
+
+/// The answer for one image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Classified {
+    /// The label.
+    pub label: u16,
+    /// One score for each class, in the order of the labels; empty if not wished or not known.
+    pub scores: Vec<f32>,
+    /// How the label came about.
+    pub origin: Origin,
+}
+
+/// A memo as the gateway sees it.
+pub trait Source: Send + Sync + 'static {
+    /// The model; `None` before it is known.
+    fn model(&self) -> Option<Arc<ModelId>>;
+
+    /// The labels of images, in order. Each has the model's shape.
+    fn classify(&self, images: Vec<Bytes>, wish: Wish) -> Pending<'_, Vec<Classified>>;
+
+    /// Takes the answer of one image back.
+    fn forget(&self, image: Bytes) -> Pending<'_, ()>;
+
+    /// Takes all answers back.
+    fn flush(&self) -> Pending<'_, ()>;
+
+    /// The statistics of the services behind the gateway.
+    fn stats(&self) -> Pending<'_, Vec<Stats>>;
+}
+
+/// A memo in this process.
+pub struct InProcess {
+    memo: Memo,
+    model: String,
+    scores: Option<String>,
+    stats: Box<dyn Fn() -> Vec<Stats> + Send + Sync>,
+}
+
+impl InProcess {
+    /// The model of this name of `memo`. `stats` gives the statistics of the process's services.
+    pub fn new(
+        memo: Memo,
+        model: impl Into<String>,
+        stats: impl Fn() -> Vec<Stats> + Send + Sync + 'static,
+    ) -> Self {
+        InProcess { memo, model: model.into(), scores: None, stats: Box::new(stats) }
+    }
+
+    /// The same with a model of the memo that answers with scores: for each class an `f32` in
+    /// little-endian order, the label first as a `u16`.
+    #[must_use]
+    pub fn with_scores(mut self, model: impl Into<String>) -> Self {
+        self.scores = Some(model.into());
+        self
+    }
+}
+
+impl Source for InProcess {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        self.memo.model(&self.model)
+    }
+
+    fn classify(&self, images: Vec<Bytes>, wish: Wish) -> Pending<'_, Vec<Classified>> {
+        let scores = self.scores.as_ref().filter(|_| wish.scores);
+        let mut request = Request::rows(images).model(scores.unwrap_or(&self.model).clone());
+        request.directives.refresh = wish.refresh;
+        request.directives.no_store = wish.no_store;
+        Box::pin(async move {
+            let response = self.memo.ask(request).await?;
+            response.rows.iter().map(|row| classified(&row.answer, row.origin)).collect()
+        })
+    }
+
+    fn forget(&self, image: Bytes) -> Pending<'_, ()> {
+        let models = std::iter::once(&self.model).chain(&self.scores);
+        let outcome = models.map(|model| self.memo.forget(model, &image)).fold(Ok(()), Result::and);
+        Box::pin(std::future::ready(outcome))
+    }
+
+    fn flush(&self) -> Pending<'_, ()> {
+        Box::pin(std::future::ready(self.memo.flush_all()))
+    }
+
+    fn stats(&self) -> Pending<'_, Vec<Stats>> {
+        Box::pin(std::future::ready(Ok((self.stats)())))
+    }
+}
+
+/// A label, or a label and scores as [`InProcess::with_scores`] describes them.
+fn classified(answer: &Answer, origin: Origin) -> Result<Classified, Failure> {
+    match answer {
+        &Answer::Label(label) => Ok(Classified { label, scores: Vec::new(), origin }),
+        Answer::Bytes(bytes) => {
+            let (label, scores) = bytes.split_first_chunk().ok_or_else(|| {
+                Failure::new(Status::UpstreamCorrupt, "the model's answer has no label")
+            })?;
+            let (scores, _) = scores.as_chunks();
+            let scores = scores.iter().copied().map(f32::from_le_bytes).collect();
+            Ok(Classified { label: u16::from_le_bytes(*label), scores, origin })
+        }
+    }
+}
+
+/// A memo that is reached over the TCP protocol.
+pub struct Remote {
+    connection: Connection,
+    timeout: Duration,
+}
+
+impl Remote {
+    /// The memo at the other end of `connection`, whose calls take at most `timeout`.
+    pub fn new(connection: Connection, timeout: Duration) -> Self {
+        Remote { connection, timeout }
+    }
+}
+
+impl Source for Remote {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        let welcome = self.connection.welcome()?;
+        let shape: Shape = welcome.shape.clone();
+        Some(Arc::new(ModelId::labels(welcome.digest, Some(shape), welcome.classes)))
+    }
+
+    fn classify(&self, images: Vec<Bytes>, wish: Wish) -> Pending<'_, Vec<Classified>> {
+        Box::pin(async move {
+            if wish.refresh || wish.no_store {
+                let text =
+                    "a memo behind another process takes neither refresh nor no-store for labels";
+                return Err(Failure::new(Status::Unsupported, text));
+            }
+            let options = CallOptions::new().timeout(self.timeout);
+            let answers = self.connection.client().classify_many_with(&images, options).await;
+            let answers = answers.map_err(failure)?;
+            let answers = answers.iter().map(|answer| Classified {
+                label: answer.label,
+                scores: Vec::new(),
+                origin: answer.origin,
+            });
+            Ok(answers.collect())
+        })
+    }
+
+    fn forget(&self, image: Bytes) -> Pending<'_, ()> {
+        Box::pin(async move {
+            self.connection.admin().forget("", "", &image).await.map(drop).map_err(failure)
+        })
+    }
+
+    fn flush(&self) -> Pending<'_, ()> {
+        Box::pin(async move { self.connection.admin().flush("").await.map_err(failure) })
+    }
+
+    fn stats(&self) -> Pending<'_, Vec<Stats>> {
+        Box::pin(async move { Ok(vec![self.connection.admin().stats().await.map_err(failure)?]) })
+    }
+}
+
+/// The failure of a call, without the memo's address.
+fn failure(error: CallError) -> Failure {
+    match error {
+        CallError::Server { status, text, .. } => Failure::new(status, String::from(text)),
+        CallError::DeadlineExceeded { timeout, .. } => {
+            let text = format!("the memo gave no answer within {timeout:?}");
+            Failure::new(Status::DeadlineExceeded, text)
+        }
+        error => {
+            tracing::debug!(%error, "the memo gave no answer");
+            Failure::new(Status::UpstreamCrashed, "the memo cannot be reached")
+        }
+    }
+}

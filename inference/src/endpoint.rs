@@ -1,0 +1,386 @@
+//! One model at one server, as an endpoint of the memo's pool.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use afterimage_core::{Answer, AnswerKind, Computed, ModelId, Rows, Status};
+use afterimage_memo::pool::{Attempt, Endpoint, EndpointError, Outcome, Retry};
+use afterimage_memo::upstream::OnChange;
+use arc_swap::ArcSwapOption;
+use bytes::{Bytes, BytesMut};
+use http_body::Body;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::CONTENT_ENCODING;
+use hyper::{HeaderMap, Response, StatusCode};
+
+use crate::call::{Call, Payload};
+use crate::forward::{ForwardError, Replica, ResponseBody};
+use crate::headers::{json_len, remove_hop_by_hop};
+use crate::identity::{Counter, Description, Found, describe, was_reloaded};
+use crate::oip;
+
+/// One model at one server. A clone is the same endpoint.
+#[derive(Clone)]
+pub(crate) struct ModelEndpoint(Arc<Inner>);
+
+struct Inner {
+    replica: Replica,
+    address: String,
+    /// The model's name, or `NAME/versions/VERSION`, as in the URL.
+    path: Arc<str>,
+    max_answer_bytes: usize,
+    model: ArcSwapOption<ModelId>,
+    changed: Mutex<Option<OnChange>>,
+    state: Mutex<State>,
+    /// Calls sent, and those of them that succeeded.
+    started: AtomicU64,
+    answered: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    /// The digest of the description.
+    digest: Option<[u8; 32]>,
+    /// The version in the first response, and the one in the last.
+    first_version: Option<String>,
+    version: Option<String>,
+    counters: Vec<Counter>,
+    /// Calls started when the counters were read.
+    started: u64,
+    trouble: Option<String>,
+}
+
+/// What an examination of the model has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Examined {
+    /// The same model as before, or the server gave no answer.
+    Same,
+    /// The model was loaded again under the same identity.
+    Reloaded,
+    /// The server does not have the model any more.
+    Missing,
+}
+
+impl ModelEndpoint {
+    pub(crate) fn new(replica: Replica, path: Arc<str>, max_answer_bytes: usize) -> Self {
+        let address = replica.target().to_string();
+        ModelEndpoint(Arc::new(Inner {
+            replica,
+            address,
+            path,
+            max_answer_bytes,
+            model: ArcSwapOption::empty(),
+            changed: Mutex::default(),
+            state: Mutex::default(),
+            started: AtomicU64::new(0),
+            answered: AtomicU64::new(0),
+        }))
+    }
+
+    /// Asks the server about the model, and takes the answer over.
+    pub(crate) async fn examine(&self) -> (Examined, Option<Description>) {
+        // Before the questions: a call that ended by now is in the counters that follow.
+        let answered = self.0.answered.load(SeqCst);
+        let found = describe(&self.0.replica, &self.0.path).await;
+        let started = self.0.started.load(SeqCst);
+        match found {
+            Found::Model(description) => {
+                let examined = self.0.take_over(&description, answered, started);
+                (examined, Some(description))
+            }
+            Found::Missing => {
+                self.0.lock().digest = None;
+                self.0.set_model(None);
+                (Examined::Missing, None)
+            }
+            Found::Unreachable(reason) => {
+                self.0.lock().trouble = Some(reason);
+                (Examined::Same, None)
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each change is one assignment, so a poisoned value is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_over(&self, description: &Description, answered: u64, started: u64) -> Examined {
+        let mut state = self.lock();
+        let surely =
+            if description.counts_all { answered.saturating_sub(state.started) } else { 0 };
+        let is_same = state.digest == Some(description.digest);
+        let reloaded = is_same && was_reloaded(&state.counters, &description.counters, surely);
+        state.counters.clone_from(&description.counters);
+        state.started = started;
+        state.digest = Some(description.digest);
+        state.trouble = None;
+        let model = self.identity(&state);
+        drop(state);
+        self.set_model(model);
+        if reloaded { Examined::Reloaded } else { Examined::Same }
+    }
+
+    /// The identity under which answers are stored. The version in the first response adds
+    /// nothing, since it belongs to the description; another one later does.
+    fn identity(&self, state: &State) -> Option<ModelId> {
+        let digest = state.digest?;
+        let later = state.version.as_ref().filter(|_| state.version != state.first_version);
+        let version = later.map_or("", String::as_str);
+        let digest = ModelId::derived("", &self.path, version, &digest, 0);
+        let version = state.version.clone().unwrap_or_default();
+        let (name, answers) = (self.path.to_string(), AnswerKind::Bytes);
+        Some(ModelId { name, version, digest, input: None, answers })
+    }
+
+    /// Changes the model, if it is another one, and reports the change. The version alone does not
+    /// make another model.
+    fn set_model(&self, model: Option<ModelId>) {
+        let present = self.model.load_full();
+        let is_same = match (&present, &model) {
+            (Some(present), Some(model)) => present.digest == model.digest,
+            (None, None) => true,
+            _ => false,
+        };
+        if is_same {
+            return;
+        }
+        if present.is_some() && model.is_some() {
+            tracing::info!(model = &*self.path, server = self.address, "the model has changed");
+        }
+        self.model.store(model.map(Arc::new));
+        let changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(changed) = &*changed {
+            changed();
+        }
+    }
+
+    /// Notes the version in a response. Another one than before is another model.
+    fn observe_version(&self, version: Option<&str>) {
+        let Some(version) = version else { return };
+        let mut state = self.lock();
+        if state.version.as_deref() == Some(version) {
+            return;
+        }
+        state.first_version.get_or_insert_with(|| version.to_owned());
+        state.version = Some(version.to_owned());
+        let model = self.identity(&state);
+        drop(state);
+        self.set_model(model);
+    }
+
+    /// Sends a call with the client's own bytes, and reads the response.
+    async fn ask(&self, call: &Call, asked: &Arc<ModelId>) -> Result<Computed, EndpointError> {
+        self.started.fetch_add(1, SeqCst);
+        let mut sent = self.replica.send(call.request()).await;
+        if matches!(sent, Err(ForwardError::Failed { .. })) {
+            // A server may close an idle connection while the request is on its way. A call has no
+            // effects, so it can be repeated.
+            sent = self.replica.send(call.request()).await;
+        }
+        let response = sent.map_err(|error| self.unsent(&error))?;
+        let (mut head, body) = response.into_parts();
+        remove_hop_by_hop(&mut head.headers);
+        let body = match read(body, self.max_answer_bytes).await {
+            Ok(Whole::Complete(body)) => body,
+            Ok(Whole::TooLarge(first, rest)) => {
+                let body = ResponseBody::Rest(first, rest);
+                return Err(own(
+                    call,
+                    Response::from_parts(head, body),
+                    "the response is too large",
+                ));
+            }
+            Err(error) => {
+                let text = format!("{}: the response ended early: {error}", self.address);
+                let (status, outcome) = (Status::UpstreamCrashed, Outcome::Failed);
+                let (retry, payload) = (Retry::Budgeted, None);
+                return Err(EndpointError { status, text, outcome, retry, payload });
+            }
+        };
+        if !head.status.is_success() {
+            return Err(self.refused(call, head, body));
+        }
+        self.answered.fetch_add(1, SeqCst);
+        let answer = self.answer(&head.headers, head.status, &body);
+        let response = Response::from_parts(head, ResponseBody::full(body));
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(reason) => return Err(own(call, response, reason)),
+        };
+        // The model may have changed while it computed.
+        let present = self.model.load();
+        if present.as_ref().is_none_or(|present| present.digest != asked.digest) {
+            return Err(own(call, response, "the model has changed"));
+        }
+        call.set_success(response);
+        Ok(Computed { model: Arc::clone(asked), answers: Rows::from_elem(answer, 1) })
+    }
+
+    /// The answer to store, from a response.
+    fn answer(
+        &self,
+        headers: &HeaderMap,
+        status: StatusCode,
+        body: &Bytes,
+    ) -> Result<Answer, &'static str> {
+        if status != StatusCode::OK {
+            return Err("the status is not 200");
+        }
+        if headers.contains_key(CONTENT_ENCODING) {
+            return Err("the response is compressed");
+        }
+        let json_len = json_len(headers).map_err(|()| "the length of the JSON is not a number")?;
+        let response = oip::Response::parse(body.clone(), json_len);
+        let response = response.map_err(|_| "the response is not understood")?;
+        self.observe_version(response.version.as_deref());
+        let stored = response.to_bytes();
+        if stored.len() > self.max_answer_bytes {
+            return Err("the response is too large");
+        }
+        Ok(Answer::Bytes(stored))
+    }
+
+    fn unsent(&self, error: &ForwardError) -> EndpointError {
+        self.lock().trouble = Some(error.to_string());
+        let (outcome, retry) = match error {
+            ForwardError::Unreachable { .. } => (Outcome::Failed, Retry::Free),
+            _ => (Outcome::Failed, Retry::Budgeted),
+        };
+        let (status, text) = (Status::UpstreamCrashed, error.to_string());
+        EndpointError { status, text, outcome, retry, payload: None }
+    }
+
+    /// A response with an error.
+    fn refused(
+        &self,
+        call: &Call,
+        head: hyper::http::response::Parts,
+        body: Bytes,
+    ) -> EndpointError {
+        let status = head.status;
+        let text = format!("{} answered with {status}", self.address);
+        match status {
+            // Another client may be allowed to ask, and redirections are for each client.
+            StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                let response = Response::from_parts(head, ResponseBody::full(body));
+                return own(call, response, "the server refused the client");
+            }
+            status if status.is_redirection() => {
+                let response = Response::from_parts(head, ResponseBody::full(body));
+                return own(call, response, "the server redirected the client");
+            }
+            _ => {}
+        }
+        // A model's own error has status 400 or 500: it says nothing about the server's health.
+        let (outcome, retry) = match status {
+            StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
+                (Outcome::Failed, Retry::Budgeted)
+            }
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                (Outcome::Refused, Retry::Budgeted)
+            }
+            _ => (Outcome::Refused, Retry::Never),
+        };
+        let payload = Some(Payload::shared(status, &head.headers, &body));
+        EndpointError { status: Status::UpstreamError, text, outcome, retry, payload }
+    }
+}
+
+/// Gives a response to the client of the call alone.
+fn own(call: &Call, response: Response<ResponseBody>, reason: &str) -> EndpointError {
+    call.set_own(response);
+    let (outcome, retry) = (Outcome::Answered, Retry::Never);
+    let (text, payload) = (reason.to_owned(), Some(Payload::own()));
+    EndpointError { status: Status::UpstreamError, text, outcome, retry, payload }
+}
+
+/// A response's body, read up to a limit.
+pub(crate) enum Whole {
+    /// All of it.
+    Complete(Bytes),
+    /// The first part, and the rest.
+    TooLarge(Option<Bytes>, Incoming),
+}
+
+/// Reads a response's body up to a limit.
+pub(crate) async fn read(mut body: Incoming, limit: usize) -> Result<Whole, hyper::Error> {
+    let expected = body.size_hint().exact();
+    if expected.is_some_and(|expected| expected > limit as u64) {
+        return Ok(Whole::TooLarge(None, body));
+    }
+    let (mut first, mut parts) = (None::<Bytes>, BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        // Trailer fields of a response to a call carry nothing that a client of the protocol reads.
+        let Ok(part) = frame?.into_data() else { continue };
+        match first.take() {
+            None if parts.is_empty() => first = Some(part),
+            before => {
+                if let Some(before) = before {
+                    parts.reserve(expected.map_or(0, |expected| expected as usize));
+                    parts.extend_from_slice(&before);
+                }
+                parts.extend_from_slice(&part);
+            }
+        }
+        if parts.len() > limit {
+            return Ok(Whole::TooLarge(Some(parts.freeze()), body));
+        }
+    }
+    Ok(Whole::Complete(first.unwrap_or_else(|| parts.freeze())))
+}
+
+impl Endpoint for ModelEndpoint {
+    fn address(&self) -> &str {
+        &self.0.address
+    }
+
+    fn model(&self) -> Option<Arc<ModelId>> {
+        self.0.model.load_full()
+    }
+
+    fn on_change(&self, changed: OnChange) {
+        *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(changed);
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.0.lock().trouble.clone()
+    }
+
+    fn call(&self, attempt: Attempt) {
+        let Some(call) = attempt.context().and_then(|context| context.get::<Call>()) else {
+            let text = "a call has no request of a client".to_owned();
+            let (status, outcome) = (Status::Internal, Outcome::Lost);
+            let (retry, payload) = (Retry::Never, None);
+            return attempt.end(Err(EndpointError { status, text, outcome, retry, payload }));
+        };
+        let (inner, asked) = (Arc::clone(&self.0), Arc::clone(attempt.model()));
+        tokio::spawn(async move {
+            let limit = attempt.timeout();
+            let asked = tokio::time::timeout(limit, inner.ask(&call, &asked)).await;
+            attempt.end(asked.unwrap_or_else(|_| Err(inner.late(limit))));
+        });
+    }
+}
+
+impl Inner {
+    fn late(&self, limit: Duration) -> EndpointError {
+        let text = format!("{} gave no response in {limit:?}", self.address);
+        let (status, outcome) = (Status::DeadlineExceeded, Outcome::TimedOut);
+        EndpointError { status, text, outcome, retry: Retry::Budgeted, payload: None }
+    }
+}
+
+impl fmt::Debug for ModelEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { address, path, .. } = &*self.0;
+        f.debug_struct("ModelEndpoint").field("address", address).field("path", path).finish()
+    }
+}

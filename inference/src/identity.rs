@@ -1,0 +1,198 @@
+//! The identity of a model, from what its server says about it.
+//!
+//! No server of the protocol states a digest of the weights. The identity is a digest of the
+//! model's metadata and configuration, and of those of the models in an ensemble. A model that is
+//! replaced in place can keep both. Its counters show it: they belong to the loaded model, and
+//! begin at zero again.
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::forward::Replica;
+use crate::policy::Bypass;
+
+/// Models of an ensemble that are examined. Larger ensembles exist in theory.
+const MAX_STEPS: usize = 32;
+
+/// The result of a question about a model.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// The server has the model.
+    Model(Description),
+    /// The server does not know the model, or does not describe it.
+    Missing,
+    /// The server gave no answer.
+    Unreachable(String),
+}
+
+/// A model, as its server describes it.
+#[derive(Debug)]
+pub(crate) struct Description {
+    /// A digest of metadata and configuration.
+    pub(crate) digest: [u8; 32],
+    /// Why no answer of this model is remembered, if so.
+    pub(crate) refusal: Option<Bypass>,
+    /// The counters of the model, and of the models in an ensemble.
+    pub(crate) counters: Vec<Counter>,
+    /// Whether each successful call counts. It does not with the server's own response cache.
+    pub(crate) counts_all: bool,
+}
+
+/// The counter of one version of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Counter {
+    name: String,
+    version: String,
+    /// Rows computed since the model was loaded.
+    count: u64,
+    /// The time of the last one.
+    last: u64,
+}
+
+/// Asks a server about the model at this path: a name, or `NAME/versions/VERSION`.
+pub(crate) async fn describe(replica: &Replica, path: &str) -> Found {
+    let (metadata, config) = match model(replica, path).await {
+        Ok(Some(known)) => known,
+        Ok(None) => return Found::Missing,
+        Err(reason) => return Found::Unreachable(reason),
+    };
+    let mut digest = Sha256::new();
+    let mut put = |part: &[u8]| {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    };
+    put(&metadata);
+    put(&config);
+    let config: Value = serde_json::from_slice(&config).unwrap_or(Value::Null);
+    let mut counters = Vec::new();
+    if !config.is_null() {
+        counters.extend(counters_of(replica, path).await);
+    }
+    for step in steps(&config) {
+        match model(replica, step).await {
+            Ok(Some((metadata, config))) => {
+                put(&metadata);
+                put(&config);
+            }
+            Ok(None) => put(b"missing"),
+            Err(reason) => return Found::Unreachable(reason),
+        }
+        counters.extend(counters_of(replica, step).await);
+    }
+    let counts_all = config["response_cache"]["enable"] != Value::Bool(true);
+    let digest = digest.finalize().into();
+    Found::Model(Description { digest, refusal: refusal(&config), counters, counts_all })
+}
+
+/// Metadata and configuration of a model; the latter is empty for a server without it.
+async fn model(replica: &Replica, path: &str) -> Result<Option<(Vec<u8>, Vec<u8>)>, String> {
+    let ask = async |path: String| match replica.get(&path).await {
+        Ok((status, body)) if status.is_success() => Ok(Some(body)),
+        Ok((status, _)) if status.is_server_error() => Err(format!("{path}: {status}")),
+        Ok(_) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    };
+    let Some(metadata) = ask(format!("/v2/models/{path}")).await? else { return Ok(None) };
+    let is_model =
+        serde_json::from_slice(&metadata).is_ok_and(|value: Value| value["name"].is_string());
+    if !is_model {
+        return Ok(None);
+    }
+    let config = ask(format!("/v2/models/{path}/config")).await.ok().flatten();
+    Ok(Some((metadata.to_vec(), config.unwrap_or_default().to_vec())))
+}
+
+async fn counters_of(replica: &Replica, path: &str) -> Vec<Counter> {
+    match replica.get(&format!("/v2/models/{path}/stats")).await {
+        Ok((status, body)) if status.is_success() => counters(&body),
+        _ => Vec::new(),
+    }
+}
+
+fn counters(stats: &[u8]) -> Vec<Counter> {
+    let stats: Value = serde_json::from_slice(stats).unwrap_or(Value::Null);
+    let models = stats["model_stats"].as_array().map_or(&[][..], Vec::as_slice);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let counter = |model: &Value| Counter {
+        name: text(&model["name"]),
+        version: text(&model["version"]),
+        count: model["inference_count"].as_u64().unwrap_or(0),
+        last: model["last_inference"].as_u64().unwrap_or(0),
+    };
+    models.iter().map(counter).collect()
+}
+
+/// The models of an ensemble.
+fn steps(config: &Value) -> Vec<&str> {
+    let steps = config["ensemble_scheduling"]["step"].as_array().map_or(&[][..], Vec::as_slice);
+    steps.iter().filter_map(|step| step["model_name"].as_str()).take(MAX_STEPS).collect()
+}
+
+fn refusal(config: &Value) -> Option<Bypass> {
+    if config.get("sequence_batching").is_some_and(|value| !value.is_null()) {
+        return Some(Bypass::SequenceModel);
+    }
+    let decoupled = &config["model_transaction_policy"]["decoupled"];
+    (*decoupled == Value::Bool(true)).then_some(Bypass::Decoupled)
+}
+
+/// Whether a model was loaded again between two readings of its counters. `answered` is a number of
+/// successful calls that surely fell in between; it is 0 where it is not known.
+pub(crate) fn was_reloaded(before: &[Counter], now: &[Counter], answered: u64) -> bool {
+    // The calls went to one of several versions, or through an ensemble.
+    let answered = if before.len() == 1 { answered } else { 0 };
+    before.iter().any(|before| {
+        let same = |now: &&Counter| now.name == before.name && now.version == before.version;
+        now.iter().find(same).is_none_or(|now| {
+            now.last < before.last || now.count < before.count.saturating_add(answered)
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counter(count: u64, last: u64) -> Counter {
+        Counter { name: "m".into(), version: "1".into(), count, last }
+    }
+
+    #[test]
+    fn counters_that_fall_back_show_a_reload() {
+        let before = [counter(100, 7)];
+        assert!(!was_reloaded(&before, &[counter(100, 7)], 0));
+        assert!(!was_reloaded(&before, &[counter(105, 9)], 5));
+        assert!(was_reloaded(&before, &[counter(0, 0)], 0));
+        assert!(was_reloaded(&before, &[counter(3, 9)], 3));
+        assert!(was_reloaded(&before, &[], 0), "the version is gone");
+        // A new model that has overtaken the old one since is found by the calls of the proxy.
+        assert!(was_reloaded(&[counter(2, 7)], &[counter(5, 9)], 5));
+        assert!(!was_reloaded(&[], &[counter(5, 9)], 5));
+    }
+
+    #[test]
+    fn a_configuration_names_steps_and_refuses_state() {
+        let config = |text| serde_json::from_str::<Value>(text).unwrap();
+        let ensemble = config(
+            r#"{"ensemble_scheduling": {"step": [
+            {"model_name": "a"}, {"model_name": "b"}]}}"#,
+        );
+        assert_eq!(steps(&ensemble), ["a", "b"]);
+        assert_eq!(refusal(&ensemble), None);
+        let sequence = config(r#"{"sequence_batching": {"oldest": {}}}"#);
+        assert_eq!(refusal(&sequence), Some(Bypass::SequenceModel));
+        let decoupled = config(r#"{"model_transaction_policy": {"decoupled": true}}"#);
+        assert_eq!(refusal(&decoupled), Some(Bypass::Decoupled));
+        let plain = config(r#"{"model_transaction_policy": {"decoupled": false}}"#);
+        assert_eq!(refusal(&plain), None);
+        assert_eq!(steps(&Value::Null), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn counters_are_read_from_statistics() {
+        let stats = br#"{"model_stats": [{"name": "m", "version": "1", "last_inference": 7,
+            "inference_count": 100, "inference_stats": {}}]}"#;
+        assert_eq!(counters(stats), [counter(100, 7)]);
+        assert_eq!(counters(b"no JSON"), []);
+    }
+}
