@@ -13,7 +13,7 @@ use afterimage_memo::{Memo, MemoOptions, Secret};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
-use crate::args::{Size, Span, token};
+use crate::args::{AdminArgs, Size, Span, token};
 use crate::config::{Config, ProxyConfig};
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::{net, serving};
@@ -198,6 +198,9 @@ pub(crate) struct ConnectionArgs {
     /// Time to finish requests in flight after SIGTERM or SIGINT.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     drain_timeout: Span,
+
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 impl ConnectionArgs {
@@ -235,7 +238,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let memo = Memo::of_bytes(store, MemoOptions::new(secret));
         let proxy = Proxy::new(replicas, memo, settings);
         tokio::spawn(greet(args.urls.clone(), proxy.clone()));
-        Ok(Config { proxy: Some(ProxyConfig { address, options, proxy }), ..Config::default() })
+        let (proxy, admin) =
+            (ProxyConfig { address, options, proxy }, args.connections.admin.config()?);
+        Ok(Config { proxy: Some(proxy), admin, ..Config::default() })
     })
 }
 

@@ -1,6 +1,6 @@
 //! `afterimage stats`: the statistics of a running service, once or live.
 
-mod catalog;
+pub(crate) mod catalog;
 mod line;
 mod reading;
 mod report;
