@@ -67,7 +67,7 @@ Examples:
 
 /// The subcommands by purpose, as the help lists them.
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Serve", &["proxy", "serve", "memo", "cache", "classifier"]),
+    ("Serve", &["proxy", "serve", "memo", "cache", "classifier", "gateway"]),
     ("Ask", &["classify", "stats", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench"]),
@@ -85,6 +85,8 @@ enum Command {
     Classifier(cmd::classifier::Args),
     /// Run a memo in front of a classifier, with a local or remote store.
     Memo(Box<cmd::memo::Args>),
+    /// Run the page and the HTTP API in front of a memo in another process.
+    Gateway(Box<cmd::gateway::Args>),
     /// Classify images.
     Classify(cmd::classify::Args),
     /// Train a model.
@@ -230,7 +232,8 @@ fn run() -> anyhow::Result<()> {
         | Command::Serve(_)
         | Command::Cache(_)
         | Command::Classifier(_)
-        | Command::Memo(_) = cli.command
+        | Command::Memo(_)
+        | Command::Gateway(_) = cli.command
     {
         let settings = settings::effective(&Cli::command(), name, matches);
         tracing::info!("afterimage {} {name}: {settings}", version());
@@ -242,6 +245,7 @@ fn run() -> anyhow::Result<()> {
         Command::Cache(args) => cmd::cache::run(args),
         Command::Classifier(args) => cmd::classifier::run(args),
         Command::Memo(args) => cmd::memo::run(*args),
+        Command::Gateway(args) => cmd::gateway::run(*args),
         Command::Classify(args) => cmd::classify::run(args),
         Command::Train(args) => cmd::train::run(args),
         Command::Import(args) => cmd::import::run(args),

@@ -93,7 +93,8 @@ const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Process {
     services: Vec<Arc<dyn Service>>,
     addresses: Vec<(Role, SocketAddr)>,
-    http: Option<SocketAddr>,
+    /// Its address, and whether it uses TLS.
+    http: Option<(SocketAddr, bool)>,
     listeners: JoinSet<()>,
     stop: CancellationToken,
     snapshots: Option<SnapshotWriter>,
@@ -202,10 +203,13 @@ impl Process {
             let source = gateway.server.map(remote).or(source);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
             let GatewayConfig { options, http, .. } = gateway;
+            if let Some(tls) = &http.tls {
+                tokio::spawn(tls.keep_current());
+            }
+            process.http = Some((address, http.tls.is_some()));
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
             process.listeners.spawn(serving);
-            process.http = Some(address);
         }
         if let Some(((socket, address), ProxyConfig { options, proxy, .. })) = proxy {
             if let Some(tls) = &options.tls {
@@ -240,9 +244,11 @@ impl Process {
         Ok(())
     }
 
-    /// The address of the HTTP listener, if there is one.
-    pub fn http(&self) -> Option<SocketAddr> {
-        self.http
+    /// The URL of the page, if there is one.
+    pub fn page(&self) -> Option<String> {
+        let (address, is_secure) = self.http?;
+        let scheme = if is_secure { "https" } else { "http" };
+        Some(format!("{scheme}://{address}/"))
     }
 
     /// The kind of service and the address of each listener.

@@ -82,8 +82,8 @@ pub(crate) fn run(
             // The reader of standard output may be gone; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
-        if let Some(address) = process.http() {
-            let _ = say!("page and HTTP API on http://{address}/");
+        if let Some(page) = process.page() {
+            let _ = say!("gateway listening on {page}");
         }
         let proxy = process.proxy().map(|(proxy, address)| {
             let _ = say!("proxy listening on {address}");

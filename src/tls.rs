@@ -114,6 +114,7 @@ client_tls_args!(
     "the cache service",
     formerly "cache-tls"
 );
+client_tls_args!(MemoTlsArgs, "server-tls", "Memo", "the memo");
 client_tls_args!(UpstreamTlsArgs, "upstream-tls", "Model server", "the model server");
 client_tls_args!(ClassifierTlsArgs, "classifier-tls", "Store and classifier", "the classifier");
 

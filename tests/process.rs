@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use afterimage::config::{Config, EngineConfig, ListenerConfig, MemoConfig, TableConfig};
+use afterimage::config::{
+    Config, EngineConfig, GatewayConfig, ListenerConfig, MemoConfig, TableConfig,
+};
 use afterimage::process::{ConfigError, Process};
 use afterimage_cache::Capacity;
+use afterimage_gateway::GatewayOptions;
+use afterimage_http::HttpOptions;
 use afterimage_memo::{MemoOptions, Secret};
 use afterimage_wire::proto::Role;
 use afterimage_wire::{Client, ClientOptions};
@@ -91,4 +95,25 @@ async fn wrong_configurations_are_refused_by_name() {
         ..Config::default()
     };
     assert!(refused(config).await.contains("the address is in use"));
+}
+
+#[tokio::test]
+async fn a_page_whose_port_is_taken_is_optional_or_an_error() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let config = |optional| {
+        let gateway = GatewayConfig {
+            address: taken.local_addr().unwrap(),
+            optional,
+            options: GatewayOptions::default(),
+            http: HttpOptions::default(),
+            server: None,
+        };
+        let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
+        let engine = EngineConfig { model: "raw".into(), threads: 1, ..EngineConfig::default() };
+        Config { memo: Some(memo(1)), gateway: Some(gateway), table, engine, ..Config::default() }
+    };
+    let process = Process::start(config(true)).await.unwrap();
+    assert_eq!(process.page(), None);
+    process.drain().await.unwrap();
+    assert!(matches!(Process::start(config(false)).await, Err(ConfigError::InUse(_))));
 }

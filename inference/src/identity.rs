@@ -1,8 +1,9 @@
 //! The identity of a model, from what its server says about it.
 //!
-//! No server of the protocol states a digest of the weights. The identity is a digest of the model's
-//! metadata and configuration, and of those of the models in an ensemble. A model that is replaced in
-//! place can keep both. Its counters tell: they belong to the loaded model, and begin at zero again.
+//! No server of the protocol states a digest of the weights. The identity is a digest of the
+//! model's metadata and configuration, and of those of the models in an ensemble. A model that is
+//! replaced in place can keep both. Its counters show it: they belong to the loaded model, and
+//! begin at zero again.
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -18,7 +18,8 @@ use crate::endpoint::{Examined, ModelEndpoint};
 use crate::forward::Replica;
 use crate::policy::Bypass;
 
-/// A model that was not used for this time is not examined. The next use begins with an examination.
+/// A model that was not used for this time is not examined. The next use begins with an
+/// examination.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// A model that was used within this time is not removed for a new one.

@@ -502,8 +502,8 @@ fn request_of(mut parts: Parts, body: Outgoing) -> Request<Outgoing> {
     Request::from_parts(parts, body)
 }
 
-/// The model of an inference call: its name, or `NAME/versions/VERSION`. Not decoded: servers differ
-/// in what they decode.
+/// The model of an inference call: its name, or `NAME/versions/VERSION`. It stays encoded, because
+/// servers differ in their decoding.
 fn called_model(path: &str) -> Option<&str> {
     let model = path.strip_prefix("/v2/models/")?.strip_suffix("/infer")?;
     (!model.is_empty()).then_some(model)

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use afterimage_cache::Capacity;
+use afterimage_classifier::MAX_LINGER;
 use afterimage_gateway::{Access, GatewayOptions, Scope};
 use afterimage_http::HttpOptions;
 use afterimage_wire::ClientOptions;
@@ -118,23 +119,6 @@ impl ServerArgs {
         })
     }
 
-    /// What the tokens allow over HTTP, as over TCP.
-    fn access(&self) -> anyhow::Result<Access> {
-        let ServerOptions { token, admin_token, .. } = self.options()?;
-        let mut access = Access::default();
-        if let Some(token) = &token {
-            let scope = if admin_token.is_some() { Scope::Infer } else { Scope::Admin };
-            access = access.token(token.as_bytes(), scope);
-        }
-        if let Some(admin_token) = &admin_token {
-            access = access.token(admin_token.as_bytes(), Scope::Admin);
-            if token.is_none() {
-                access = access.open_to(Scope::Infer);
-            }
-        }
-        Ok(access)
-    }
-
     pub(crate) fn insecure(&self) -> bool {
         self.insecure
     }
@@ -157,6 +141,22 @@ pub(crate) struct HttpArgs {
     default: Option<&'static str>,
 }
 
+/// What the tokens allow over HTTP, as over TCP.
+pub(crate) fn access(token: Option<&Token>, admin_token: Option<&Token>) -> Access {
+    let mut access = Access::default();
+    if let Some(token) = token {
+        let scope = if admin_token.is_some() { Scope::Infer } else { Scope::Admin };
+        access = access.token(token.as_bytes(), scope);
+    }
+    if let Some(admin_token) = admin_token {
+        access = access.token(admin_token.as_bytes(), Scope::Admin);
+        if token.is_none() {
+            access = access.open_to(Scope::Infer);
+        }
+    }
+    access
+}
+
 /// Checks an address, or the word `off`.
 fn http_address(text: &str) -> Result<String, String> {
     if text == "off" { Ok(text.to_owned()) } else { net::parse(text) }
@@ -176,7 +176,8 @@ impl HttpArgs {
             return Ok(None);
         };
         let address = net::resolve(address).context("--http")?;
-        let access = server.access()?;
+        let tcp = server.options()?;
+        let access = access(tcp.token.as_ref(), tcp.admin_token.as_ref());
         if !address.ip().is_loopback() && access.is_open() && !server.insecure() {
             bail!(
                 "--http {address} is a public address without authentication; set --token-file, or \
@@ -184,7 +185,6 @@ impl HttpArgs {
             );
         }
         let options = GatewayOptions { access, ..GatewayOptions::default() };
-        let tcp = server.options()?;
         let mut http = HttpOptions::default();
         (http.tls, http.max_connections) = (tcp.tls, tcp.max_connections);
         (http.idle_timeout, http.write_timeout) = (tcp.idle_timeout, tcp.write_timeout);
@@ -271,8 +271,17 @@ pub(crate) struct EngineArgs {
     max_queued: NonZeroUsize,
 
     /// Time to wait for more images before a batch starts, at most 200us.
-    #[arg(long, value_name = "TIME", default_value = "0us")]
+    #[arg(long, value_name = "TIME", default_value = "0us", value_parser = linger)]
     linger: Time,
+}
+
+/// A value of `--linger`.
+fn linger(text: &str) -> Result<Time, String> {
+    let time: Time = text.parse()?;
+    match time.0 <= MAX_LINGER {
+        true => Ok(time),
+        false => Err(format!("it must be at most {MAX_LINGER:?}")),
+    }
 }
 
 impl EngineArgs {

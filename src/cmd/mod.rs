@@ -7,6 +7,7 @@ pub(crate) mod classify;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod forget;
+pub(crate) mod gateway;
 pub(crate) mod import;
 pub(crate) mod memo;
 pub(crate) mod proxy;

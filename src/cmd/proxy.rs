@@ -173,10 +173,10 @@ const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// Flags of the HTTP listener.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Connections")]
-struct ConnectionArgs {
+pub(crate) struct ConnectionArgs {
     /// Threads that read and write sockets; 0 means one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
+    pub(crate) threads: usize,
 
     /// Maximum number of open connections.
     #[arg(long, value_name = "N", default_value = "4096")]
@@ -201,7 +201,7 @@ struct ConnectionArgs {
 }
 
 impl ConnectionArgs {
-    fn options(&self) -> HttpOptions {
+    pub(crate) fn options(&self) -> HttpOptions {
         let mut options = HttpOptions::default();
         options.max_connections = self.max_connections.get();
         options.max_connections_per_address =

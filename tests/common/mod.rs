@@ -66,8 +66,12 @@ impl Running {
         let listen = ["--listen", "127.0.0.1:0"];
         let given =
             args.contains(&"--listen") || env.iter().any(|(name, _)| name.ends_with("LISTEN"));
-        let args: Vec<&str> =
-            args.iter().chain(listen.iter().filter(|_| !given)).copied().collect();
+        // Tests that run at once would share the page's default address.
+        let no_page = ["--http", "off"];
+        let wants_none = args.contains(&"serve") && !args.contains(&"--http");
+        let listen = listen.iter().filter(|_| !given);
+        let no_page = no_page.iter().filter(|_| wants_none);
+        let args: Vec<&str> = args.iter().chain(listen).chain(no_page).copied().collect();
         Running::try_start(&args, env).unwrap_or_else(|log| panic!("{args:?} ended:\n{log}"))
     }
 
@@ -85,6 +89,10 @@ impl Running {
         match running.first_line(stdout) {
             Some(line) => {
                 let addr = line.trim_end().rsplit_once(" listening on ").map(|(_, addr)| addr);
+                // A gateway prints the URL of its page.
+                let host =
+                    |addr: &str| Some(addr.strip_prefix("http://")?.strip_suffix('/')?.to_owned());
+                let addr = addr.map(|addr| host(addr).unwrap_or_else(|| addr.to_owned()));
                 let addr = addr.and_then(|addr| addr.parse().ok());
                 running.addr = addr.unwrap_or_else(|| panic!("no address in {line:?}"));
                 Ok(running)

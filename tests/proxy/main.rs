@@ -44,5 +44,15 @@ fn run(program: &str, variable: &str, environment: &str, packages: &str) {
 
 #[test]
 fn tritons_clients_find_no_difference_to_triton() {
-    run("triton.py", "TEST_TRITON_PYTHON", "triton", "pytriton, tritonclient.http");
+    run("triton_clients.py", "TEST_TRITON_PYTHON", "triton", "pytriton, tritonclient.http");
+}
+
+#[test]
+fn mlserver_answers_the_same_through_the_proxy() {
+    run(
+        "mlserver_clients.py",
+        "TEST_MLSERVER_PYTHON",
+        "mlserver",
+        "mlserver, tritonclient.http.aio",
+    );
 }

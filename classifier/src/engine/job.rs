@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use afterimage_core::ClientId;
 
-use super::counters::Counters;
+use super::Counters;
 use super::options::EngineError;
 
 /// The side that asked for a label.

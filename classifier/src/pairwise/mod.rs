@@ -5,29 +5,27 @@
 //!
 //! Images are compared in blocks with blocks of vectors, by fast operations. A vote is in doubt if
 //! its value is nearer to zero than the error of these operations may be (`bounds.rs`). If the
-//! answer depends on such a vote (`votes.rs`), LIBSVM's own operations decide (`exact.rs`). So the
+//! answer depends on such a vote (`votes.rs`), LIBSVM's own operations decide (`sums.rs`). So the
 //! answer equals LIBSVM's, even where the last bit decides.
 
 mod bounds;
-mod exact;
 mod function;
 mod sums;
 mod vectors;
 mod votes;
 
+use bounds::Tolerance;
 pub use function::{KernelFunction, MAX_DEGREE, whole_degree};
+use sums::{Exact, WeighedSums};
 pub use vectors::VectorValues;
+use vectors::{Images, Vectors};
+use votes::{Votes, pairs};
 
 use crate::error::ModelError;
 use crate::kernels::Isa;
 use crate::pixels::Pixels;
 use crate::svm::MAX_CLASSES;
 use crate::tensors::{Tensor, Tensors, check_finite};
-use bounds::Tolerance;
-use exact::Exact;
-use sums::WeighedSums;
-use vectors::{Images, Vectors};
-use votes::{Votes, pairs};
 
 /// Vectors of a block: their bytes stay in the L2 cache while the images pass.
 const TILE: usize = 256;

@@ -43,7 +43,8 @@ impl Outcomes {
 }
 
 impl CacheBytes {
-    /// The byte store of the service that this client connects to.
+    /// The byte store of the service that this client connects to. Lookups of labels should have a
+    /// connection of their own: they would wait while a large value is written.
     pub fn new(client: CacheClient) -> Self {
         let gathered = ByteBudget::new(MAX_GATHERED_BYTES);
         CacheBytes { client, gathered, outcomes: Arc::default() }

@@ -6,12 +6,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use afterimage_core::RowAnswer;
 use afterimage_wire::Status;
 use afterimage_wire::proto::header::MAX_MAX_BODY;
-use afterimage_wire::proto::{Frame, Kind, Message};
+use afterimage_wire::proto::{Frame, InferResp, Kind, Message};
 use tokio::time::Instant;
 
 use super::classifier::label;
+use super::models::NAMES;
+use super::rows;
 use afterimage_memo::SWEEP_EVERY;
 
 /// The time that a memo may take beyond a request's deadline: the period of its check of the
@@ -34,14 +37,15 @@ pub(super) struct Auditor {
 }
 
 /// A request without a reply.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     kind: Kind,
     /// When its last byte arrives, if nothing delays it.
     at: Instant,
     budget: Option<Duration>,
-    /// The image of the request, if it has one.
-    image: Option<u8>,
+    /// The rows of the request, and their model, if it has some.
+    rows: Vec<u8>,
+    name: usize,
 }
 
 impl Auditor {
@@ -76,20 +80,25 @@ impl Auditor {
             Ok(message) => message,
             Err(error) => return Some(format!("a malformed {kind:?}: {error}")),
         };
-        let image = match message {
-            Message::ClassifyReq { image, .. } => image.first().copied(),
-            _ => None,
+        let (name, rows) = match message {
+            Message::ClassifyReq { image, .. } => (0, image.first().copied().into_iter().collect()),
+            Message::InferReq(request) => {
+                let name = NAMES.iter().position(|name| *name == request.model).unwrap_or(0);
+                (name, request.rows.iter().filter_map(|row| row.first().copied()).collect())
+            }
+            _ => (0, Vec::new()),
         };
         let budget = match message {
             Message::CacheWrite { .. } => return None,
             Message::ClassifyReq { budget_ms, .. } | Message::CacheRead { budget_ms, .. } => {
                 (budget_ms > 0).then(|| Duration::from_millis(budget_ms.into()))
             }
+            Message::InferReq(request) => request.budget(),
             _ => None,
         };
         let id = frame.header.id;
         self.disturbed |= self.window.is_some_and(|window| self.open.len() >= window);
-        let twice = self.open.insert(id, Asked { kind, at, budget, image }).is_some();
+        let twice = self.open.insert(id, Asked { kind, at, budget, rows, name }).is_some();
         twice.then(|| format!("id {id} is used again while it is in flight"))
     }
 
@@ -112,6 +121,10 @@ impl Auditor {
             Message::StatsResp(_) => Some(Kind::StatsReq),
             Message::CacheResp { .. } => Some(Kind::CacheReq),
             Message::ClassifyResp(_) => Some(Kind::ClassifyReq),
+            Message::InferResp(_) => Some(Kind::InferReq),
+            Message::BytesResp { .. } => Some(Kind::BytesReq),
+            Message::ForgetResp { .. } => Some(Kind::ForgetReq),
+            Message::FlushResp => Some(Kind::FlushReq),
             Message::Error { .. } => None,
             _ => return Some(format!("a {:?} from a server", frame.header.kind)),
         };
@@ -126,9 +139,15 @@ impl Auditor {
         }
         if let Message::ClassifyResp(answer) = &message
             && self.window.is_some()
-            && !self.is_right(asked.image, answer.label)
+            && !self.is_right(asked.rows.first().copied(), answer.label)
         {
             return Some(format!("request {id} got a wrong label, {}", answer.label));
+        }
+        if let Message::InferResp(response) = &message
+            && self.window.is_some()
+            && !are_right(&asked, response)
+        {
+            return Some(format!("request {id} got a wrong answer"));
         }
         let took = now.saturating_duration_since(asked.at);
         let judged = self.window.is_some() && !self.disturbed;
@@ -156,6 +175,15 @@ impl Auditor {
     pub(super) fn unanswered(&self) -> usize {
         self.open.len()
     }
+}
+
+/// Whether a model gives these answers to the rows of a request, one to each.
+fn are_right(asked: &Asked, response: &InferResp<'_>) -> bool {
+    let answers = response.answers.to_rows();
+    let right = |(&number, row): (&u8, &RowAnswer)| {
+        rows::right(asked.name, response.digest[0], number, &row.answer).is_some()
+    };
+    answers.len() == asked.rows.len() && asked.rows.iter().zip(&answers).all(right)
 }
 
 #[cfg(test)]

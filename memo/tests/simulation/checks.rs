@@ -12,18 +12,19 @@ use tokio::time::Instant;
 use super::classifier::{Classifier, image, label};
 use super::history::{Ask, Weather};
 use super::play::{PATIENT, RECOVERY};
+use super::rows::{CALLS_AT_THE_END, RowsOutcome};
 use super::world::World;
 
 /// The time that a call may take beyond its timeout: the timer's granularity, and the pause before
 /// a request is repeated at a server that shuts down.
-const SLACK: Duration = Duration::from_millis(20);
+pub(super) const SLACK: Duration = Duration::from_millis(20);
 
 /// The time that a request may take beyond the lookup budget and the classifier's time, whatever
 /// the state of the cache: the links between client, memo and classifier, rounded to milliseconds.
-const WAYS: Duration = Duration::from_millis(20);
+pub(super) const WAYS: Duration = Duration::from_millis(20);
 
 /// Below this limit of requests in flight, `Overloaded` is an allowed answer.
-const FEW: usize = 100;
+pub(super) const FEW: usize = 100;
 
 /// A call and its result.
 #[derive(Clone, Debug)]
@@ -108,7 +109,7 @@ pub(super) fn outcome(world: &World, outcome: &Outcome, mended: Instant) {
 }
 
 /// Whether a client in this weather may get this error.
-fn is_possible(error: &CallError) -> bool {
+pub(super) fn is_possible(error: &CallError) -> bool {
     match error {
         CallError::Server { status, .. } => matches!(
             status,
@@ -127,13 +128,16 @@ fn is_possible(error: &CallError) -> bool {
 }
 
 /// In calm weather: one call for each requested image.
-pub(super) fn calls(world: &World, outcomes: &[Outcome]) {
+pub(super) fn calls(world: &World, outcomes: &[Outcome], rows: &[RowsOutcome]) {
     if world.settings.weather != Weather::Calm {
         return;
     }
-    let images: BTreeSet<u8> = outcomes.iter().map(|outcome| outcome.ask.image).collect();
-    // The image that `remembers` requests after the storm comes on top.
-    let images = images.len() as u64 + 1;
+    let rows = rows.iter().filter(|outcome| outcome.ask.name == 0);
+    let rows = rows.flat_map(|outcome| outcome.ask.rows.iter().copied());
+    let images = outcomes.iter().map(|outcome| outcome.ask.image);
+    let images: BTreeSet<u8> = images.chain(rows).collect();
+    // The images that `remembers` and `takes_back` request after the storm come on top.
+    let images = images.len() as u64 + 1 + CALLS_AT_THE_END;
     let calls: u64 = world.classifiers.iter().map(Classifier::calls).sum();
     if calls != images {
         world.network.complain(format!("{calls} calls for {images} images"));

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use afterimage_core::{Origin, RowAnswer};
+use afterimage_core::{ModelId, Origin, Response, RowAnswer, RowReply, gather};
 use afterimage_wire::proto::{Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Op, Service};
 use tokio::time::sleep;
@@ -76,6 +76,23 @@ impl Classifier {
         self.lock().corrupt = corrupt;
     }
 
+    /// Computes one row.
+    fn answer(&self, number: u8, later: RowReply) {
+        let mut state = self.lock();
+        state.calls += 1;
+        let mut class = label(state.model, number);
+        if state.corrupt {
+            class += CLASSES;
+        }
+        let most = state.takes_ms;
+        let takes = Duration::from_millis(state.dice.of(0..=most));
+        drop(state);
+        tokio::spawn(async move {
+            sleep(takes).await;
+            later.send(Ok(RowAnswer::label(class, Origin::Miss)));
+        });
+    }
+
     /// The number of images it has classified.
     pub(super) fn calls(&self) -> u64 {
         self.lock().calls
@@ -95,21 +112,19 @@ impl Service for Classifier {
 
     fn handle(&self, batch: &mut Batch<'_>) {
         for (i, request) in batch.requests().iter().enumerate() {
-            let Op::Classify { image } = request.op else { continue };
-            let mut state = self.lock();
-            state.calls += 1;
-            let mut class = label(state.model, image[0]);
-            if state.corrupt {
-                class += CLASSES;
+            match request.op {
+                Op::Classify { image } => self.answer(image[0], batch.row_reply(i)),
+                Op::Infer(infer) => {
+                    let id = ModelId::labels([self.model(); 32], None, CLASSES.into());
+                    let combine =
+                        move |rows: Vec<_>| Response { model: Arc::new(id), rows: rows.into() };
+                    let replies = gather(infer.rows.len(), batch.response_reply(i), combine);
+                    for (row, reply) in infer.rows.iter().zip(replies) {
+                        self.answer(row[0], reply);
+                    }
+                }
+                _ => {}
             }
-            let most = state.takes_ms;
-            let takes = Duration::from_millis(state.dice.of(0..=most));
-            drop(state);
-            let later = batch.row_reply(i);
-            tokio::spawn(async move {
-                sleep(takes).await;
-                later.send(Ok(RowAnswer::label(class, Origin::Miss)));
-            });
         }
     }
 

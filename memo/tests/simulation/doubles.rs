@@ -12,12 +12,15 @@ use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows, Sink, Wan
 use afterimage_memo::Secret;
 use afterimage_memo::key::{KeySpace, RowHash};
 use afterimage_memo::pool::Pool;
-use afterimage_memo::store::{Backend, Callback, Keep};
+use afterimage_memo::store::{Backend, Callback, Keep, OfBytes};
 use afterimage_memo::upstream::{Call, OnChange, Upstream};
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::stats::Stats;
 
+use bytes::Bytes;
+
 use crate::classifier::{CLASSES, IMAGE_LEN, image, label};
+use crate::models::{NAMES, identities, row};
 
 /// A defect of a store or a classifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,16 @@ pub(crate) enum Defect {
     DroppedReply,
     /// The classifier computes each answer twice.
     TwoCalls,
+    /// The store of bytes finds the value of another key.
+    OtherBytes,
+    /// The store of bytes finds wrong answers whose seals are valid.
+    ForgedBytes,
+    /// An upstream gives the answers of a request's rows in the wrong order.
+    SwappedRows,
+    /// An upstream of bytes never answers some calls.
+    LostRows,
+    /// A flush is confirmed and not done.
+    IgnoredFlush,
 }
 
 impl Defect {
@@ -47,13 +60,18 @@ impl Defect {
     pub(crate) fn is_of_store(self) -> bool {
         matches!(
             self,
-            Defect::OtherKey | Defect::ValidSeal | Defect::LateLookup | Defect::LostLookup
+            Defect::OtherKey
+                | Defect::ValidSeal
+                | Defect::LateLookup
+                | Defect::LostLookup
+                | Defect::OtherBytes
+                | Defect::ForgedBytes
         )
     }
 }
 
 /// One in this many calls meets a defect that hits some calls only.
-const SOME: u8 = 4;
+pub(crate) const SOME: u8 = 4;
 
 /// A store with a defect around the real client of a cache.
 pub(crate) struct FaultyStore<B> {
@@ -138,6 +156,92 @@ impl<B> fmt::Debug for FaultyStore<B> {
     }
 }
 
+/// A store of bytes with a defect around the real client of a cache.
+pub(crate) struct FaultyBytes<B> {
+    inner: B,
+    defect: Defect,
+    first_written: Mutex<Option<Bytes>>,
+    /// The keys of all rows of all models, without a flush.
+    hashes: HashMap<u128, (Arc<KeySpace>, RowHash)>,
+}
+
+impl<B: Backend<OfBytes>> FaultyBytes<B> {
+    pub(crate) fn new(inner: B, defect: Defect, secret: &Secret) -> Self {
+        let mut hashes = HashMap::new();
+        for id in identities() {
+            let name = NAMES.iter().position(|name| *name == id.name).expect("a model of bytes");
+            let keys = Arc::new(KeySpace::new(secret, Arc::new(id), 0).expect("a complete model"));
+            for number in 0..=u8::MAX {
+                let hash = keys.hash(&row(name, number));
+                hashes.insert(hash.identity(), (Arc::clone(&keys), hash));
+            }
+        }
+        FaultyBytes { inner, defect, first_written: Mutex::new(None), hashes }
+    }
+
+    /// A wrong answer with a valid seal.
+    fn seal_wrong_answer(&self, key: u128, value: Bytes) -> Bytes {
+        let Some((keys, hash)) = self.hashes.get(&key) else { return value };
+        match keys.open_bytes(*hash, &value) {
+            Some((answer, lifetime)) if !answer.is_empty() => {
+                let mut answer = answer.to_vec();
+                answer[1] ^= 1;
+                keys.seal_bytes(*hash, &answer, lifetime)
+            }
+            _ => value,
+        }
+    }
+}
+
+impl<B: Backend<OfBytes>> Backend<OfBytes> for FaultyBytes<B> {
+    fn name(&self) -> &'static str {
+        "faulty"
+    }
+
+    fn is_connected(&self) -> bool {
+        self.inner.is_connected()
+    }
+
+    fn get_many(&self, keys: &[u128], limit: Duration, then: Callback<OfBytes>) {
+        match self.defect {
+            Defect::LateLookup => {
+                let then = move |values| {
+                    tokio::spawn(async move {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        then(values);
+                    });
+                };
+                self.inner.get_many(keys, limit, Box::new(then));
+            }
+            Defect::LostLookup => std::mem::forget(then),
+            Defect::OtherBytes => {
+                let other = self.first_written.lock().unwrap().clone();
+                let then = move |values: Option<Vec<Option<Bytes>>>| {
+                    let swap = |value: Option<Bytes>| value.and(other.clone());
+                    then(values.map(|values| values.into_iter().map(swap).collect()));
+                };
+                self.inner.get_many(keys, limit, Box::new(then));
+            }
+            _ => self.inner.get_many(keys, limit, then),
+        }
+    }
+
+    fn set(&self, key: u128, value: Bytes, keep: Keep) {
+        self.first_written.lock().unwrap().get_or_insert_with(|| value.clone());
+        let value = match self.defect {
+            Defect::ForgedBytes => self.seal_wrong_answer(key, value),
+            _ => value,
+        };
+        self.inner.set(key, value, keep);
+    }
+}
+
+impl<B> fmt::Debug for FaultyBytes<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultyBytes").field("defect", &self.defect).finish_non_exhaustive()
+    }
+}
+
 /// The real pool of classifiers, with a defect or without.
 pub(crate) struct FaultyPool {
     pub(crate) pool: Arc<Pool>,
@@ -198,12 +302,31 @@ impl Upstream for FaultyPool {
     }
 
     fn compute(&self, calls: Vec<Call>) {
-        self.pool.compute(calls.into_iter().filter_map(|call| self.spoil(call)).collect());
+        match self.defect {
+            None => self.pool.compute(calls),
+            Some(Defect::SwappedRows) => self.pool.compute(calls.into_iter().map(swap).collect()),
+            Some(_) => {
+                let calls = calls.into_iter().flat_map(Call::scatter);
+                self.pool.compute(calls.filter_map(|call| self.spoil(call)).collect());
+            }
+        }
     }
 
     fn stats(&self, stats: &mut Stats) {
         self.pool.stats(stats);
     }
+}
+
+/// The same call, with the answers of its rows in the wrong order.
+fn swap(mut call: Call) -> Call {
+    let reply = std::mem::replace(&mut call.reply, Reply::call(|_| {}));
+    call.reply = Reply::call(move |outcome: Result<Computed, Failure>| {
+        reply.send(outcome.map(|Computed { model, answers }| {
+            let answers = answers.into_iter().rev().collect();
+            Computed { model, answers }
+        }));
+    });
+    call
 }
 
 /// A reply that puts another model's label in place of the requested one's.

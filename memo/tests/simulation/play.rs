@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use afterimage_memo::key::KeySpace;
 use afterimage_wire::client::{CallOptions, Reply};
 use afterimage_wire::proto::message::Classification;
 use afterimage_wire::{CallError, Client, Status};
@@ -16,7 +17,9 @@ use super::determinism::Dice;
 use super::determinism::Digest;
 use super::doubles::Defect;
 use super::history::{Ask, Fault, Manner, Settings, Trouble};
+use super::models::{NAMES, OF_BYTES, identities, row};
 use super::network::Network;
+use super::rows::{self, RowsAsk, RowsOutcome};
 use super::world::World;
 use super::{CLASSIFIERS, CLIENTS};
 
@@ -100,6 +103,12 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
     for ask in asks {
         callers.spawn(call(Arc::clone(&world), start, ask, Arc::clone(&outcomes)));
     }
+    for ask in world.settings.rows_asks() {
+        callers.spawn(rows::call(Arc::clone(&world), start, ask));
+    }
+    for chore in world.settings.chores() {
+        callers.spawn(rows::command(Arc::clone(&world), start, chore));
+    }
     let mut storm = JoinSet::new();
     for (number, fault) in faults.into_iter().enumerate() {
         storm.spawn(strike(Arc::clone(&world), start, number as u64, fault));
@@ -113,6 +122,7 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
         called.expect("a caller does not panic");
     }
     checks::remembers(&world).await;
+    rows::takes_back(&world).await;
     sleep(QUIET).await;
     watcher.abort();
 
@@ -120,14 +130,22 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
     for outcome in &outcomes {
         checks::outcome(&world, outcome, mended);
     }
-    checks::calls(&world, &outcomes);
+    let of_rows = std::mem::take(&mut *world.rows.lock().unwrap());
+    for outcome in &of_rows {
+        rows::check(&world, outcome, mended);
+    }
+    checks::calls(&world, &outcomes, &of_rows);
+    rows::calls(&world, &of_rows);
     checks::settled(&world);
+    let asked = |outcome: &RowsOutcome| outcome.ask.rows.len();
     Report {
         digest: network.trace(|trace| trace.digest()),
         complaints: Vec::new(),
-        requests: outcomes.len(),
-        answers: outcomes.iter().filter(|outcome| outcome.result.is_ok()).count(),
-        remembered: outcomes.iter().filter(|outcome| outcome.is_remembered()).count(),
+        requests: outcomes.len() + of_rows.iter().map(asked).sum::<usize>(),
+        answers: outcomes.iter().filter(|outcome| outcome.result.is_ok()).count()
+            + of_rows.iter().filter(|outcome| outcome.result.is_ok()).map(asked).sum::<usize>(),
+        remembered: outcomes.iter().filter(|outcome| outcome.is_remembered()).count()
+            + of_rows.iter().map(RowsOutcome::hits).sum::<usize>(),
         faults: count,
     }
 }
@@ -146,6 +164,14 @@ async fn recover(world: &Arc<World>, mended: Instant, outcomes: &Arc<Mutex<Vec<O
         for (client, image) in new.into_iter().chain(known) {
             let ask = Ask { at, client, image, timeout: PATIENT, manner: Manner::Callback };
             callers.spawn(call(Arc::clone(world), mended, ask, Arc::clone(outcomes)));
+        }
+        // The store of bytes has a breaker of its own, and recovers with lookups.
+        for name in 0..NAMES.len() {
+            let rows = vec![world.settings.image(&mut dice), world.settings.image(&mut dice)];
+            let client = dice.below(world.settings.clients);
+            let (refresh, no_store) = (false, false);
+            let ask = RowsAsk { at, client, name, rows, timeout: PATIENT, refresh, no_store };
+            callers.spawn(rows::call(Arc::clone(world), mended, ask));
         }
         sleep(EVERY).await;
     }
@@ -241,14 +267,18 @@ async fn strike(world: Arc<World>, start: Instant, number: u64, fault: Fault) {
         Trouble::Poison => poison(&world, number, fault.lasts).await,
         Trouble::Corrupt { host } => {
             let classifier = &world.classifiers[host - CLASSIFIERS];
+            let model = &world.models[number as usize % OF_BYTES];
             classifier.set_corrupt(true);
+            model.set_fails(true);
             sleep(fault.lasts).await;
             classifier.set_corrupt(false);
+            model.set_fails(false);
         }
         Trouble::NewModel { host, .. } if !world.is_up(host) => {}
         Trouble::NewModel { host, model } => {
             world.drain(host).await;
             world.classifiers[host - CLASSIFIERS].set_model(model);
+            world.models[number as usize % OF_BYTES].set_version(model);
             world.boot(host, true);
         }
     }
@@ -274,10 +304,38 @@ async fn poison(world: &World, number: u64, lasts: Duration) {
             };
             table.insert(key, planted);
         }
+        poison_bytes(world, &mut dice);
         if Instant::now() >= until {
             return;
         }
         sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The same for stored answers of bytes: flipped bits, values of other keys, cut values, and noise.
+fn poison_bytes(world: &World, dice: &mut Dice) {
+    let (store, secret, now) = (world.bytes(), world.secret(), Instant::now().into_std());
+    let mut other = None;
+    for id in identities() {
+        let name = NAMES.iter().position(|name| *name == id.name).expect("a model of bytes");
+        let keys = KeySpace::new(&secret, Arc::new(id), dice.below(3) as u64);
+        let keys = keys.expect("a complete model");
+        for _ in 0..4 {
+            let key = keys.hash(&row(name, world.settings.image(dice))).identity();
+            let Some(found) = store.get(key, now) else { continue };
+            let mut value = found.value.to_vec();
+            match (dice.below(4), other.replace(found.value)) {
+                (0, Some(other)) => value = other.to_vec(),
+                (1, _) => value.truncate(dice.below(value.len().max(1))),
+                (2, _) => value.fill(dice.bits() as u8),
+                _ if value.is_empty() => {}
+                _ => {
+                    let at = dice.below(value.len());
+                    value[at] ^= 1 << dice.below(8);
+                }
+            }
+            store.insert(key, value.into(), None, now);
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
-use afterimage_cache::{CacheService, Capacity, Table};
+use afterimage_cache::{ByteStore, CacheService, Capacity, Table};
 use afterimage_wire::client::Expect;
 use afterimage_wire::server::{Server, ServerOptions, Service};
 use afterimage_wire::{Client, ClientOptions};
@@ -12,26 +12,35 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::classifier::{Classifier, Model};
-use super::doubles::{Defect, FaultyPool, FaultyStore};
+use super::doubles::{Defect, FaultyBytes, FaultyPool, FaultyStore};
 use super::history::Settings;
+use super::models::{ByteModel, NAMES};
 use super::network::{Host, Network};
+use super::rows::{Flushed, RowsOutcome};
 use super::{CACHE, CLASSIFIERS, CLIENTS, MEMO};
 use afterimage_memo::pool::{Pool, PoolOptions};
-use afterimage_memo::store::{RemoteStore, StoreOptions};
-use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
+use afterimage_memo::store::{CacheBytes, RemoteStore, StoreOfBytes, StoreOptions};
+use afterimage_memo::{MemoOptions, MemoService, ModelOptions, Secret, Store};
 
 type Memo = MemoService;
 
 /// See the module's documentation.
 pub(super) struct World {
     pub(super) settings: Settings,
-    defect: Option<Defect>,
+    pub(super) defect: Option<Defect>,
     pub(super) network: Network,
     pub(super) classifiers: Vec<Classifier>,
+    /// The models of bytes, in the order of their names.
+    pub(super) models: Vec<ByteModel>,
     pub(super) clients: Vec<Client>,
+    /// The requests of rows and their results.
+    pub(super) rows: Mutex<Vec<RowsOutcome>>,
+    pub(super) flushed: Mutex<Vec<Flushed>>,
     processes: Mutex<[Option<Process>; CLIENTS]>,
     /// The content of the cache, or of the memo's embedded table.
     table: Mutex<Arc<Table>>,
+    /// The same for answers of bytes.
+    bytes: Mutex<Arc<ByteStore>>,
     /// Every memo of the history, the latest one last.
     memos: Mutex<Vec<Weak<Memo>>>,
 }
@@ -45,6 +54,9 @@ struct Process {
 
 /// The backoff of the memo's own clients, as in `src/cmd/memo.rs`.
 const UPSTREAM_BACKOFF: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(500)];
+
+/// The time that a lookup of bytes may wait to be written, while the network takes no more bytes.
+pub(super) const MAX_QUEUE_WAIT: Duration = Duration::from_millis(50);
 
 /// The capacity of a table: larger than images times models, so that nothing is evicted.
 const ENTRIES: u64 = 4096;
@@ -69,14 +81,20 @@ impl World {
         let classifiers =
             hosts.clone().map(|host| Classifier::new(settings.seed, host, settings.classifier_ms));
         let classifiers = classifiers.collect();
+        let (seed, takes_ms) = (settings.seed, settings.classifier_ms);
+        let model = |name| ByteModel::new(seed, name, takes_ms, defect);
         let world = Arc::new(World {
             settings,
             defect,
             network,
             classifiers,
+            models: (1..NAMES.len()).map(model).collect(),
             clients,
+            rows: Mutex::default(),
+            flushed: Mutex::default(),
             processes: Mutex::default(),
             table: Mutex::new(new_table()),
+            bytes: Mutex::new(new_byte_store()),
             memos: Mutex::default(),
         });
         for host in hosts.chain([CACHE, MEMO]) {
@@ -95,9 +113,13 @@ impl World {
         let embedded = !self.settings.remote_cache;
         if !keep && (host == CACHE || host == MEMO && embedded) {
             *self.table.lock().unwrap() = new_table();
+            *self.bytes.lock().unwrap() = new_byte_store();
         }
         let process = match host {
-            CACHE => self.serve(host, Arc::new(CacheService::new(self.table()))),
+            CACHE => {
+                let service = CacheService::new(self.table()).with_bytes(Some(self.bytes()));
+                self.serve(host, Arc::new(service))
+            }
             MEMO => {
                 let memo = Arc::new(self.new_memo());
                 self.memos.lock().unwrap().push(Arc::downgrade(&memo));
@@ -131,20 +153,29 @@ impl World {
                 .backoff_seed(settings.seed ^ start << 32 ^ (to as u64) << 48);
             Client::with_connector(self.network.connector(MEMO, to), options)
         };
-        let secret = Secret::new([settings.seed as u8; 32]);
-        let store = if settings.remote_cache {
-            let lookup_budget = settings.lookup_budget;
-            let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
-            let cache = client(CACHE, Expect::Cache).cache();
-            Store::Remote(match self.defect {
-                Some(defect) if defect.is_of_store() => {
-                    let store = FaultyStore::new(cache, defect, &secret, settings.models);
-                    RemoteStore::new(store, options)
+        let secret = self.secret();
+        let (store, bytes) = match settings.remote_cache {
+            true => {
+                let lookup_budget = settings.lookup_budget;
+                let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
+                let cache = client(CACHE, Expect::Cache).cache();
+                // Large values would delay lookups of labels on the same connection.
+                let of_bytes = CacheBytes::new(client(CACHE, Expect::Cache).cache());
+                let for_bytes = StoreOptions { max_queue_wait: MAX_QUEUE_WAIT, ..options };
+                match self.defect.filter(|defect| defect.is_of_store()) {
+                    Some(defect) => {
+                        let store = FaultyStore::new(cache, defect, &secret, settings.models);
+                        let of_bytes = FaultyBytes::new(of_bytes, defect, &secret);
+                        let store = Store::Remote(RemoteStore::new(store, options));
+                        (store, StoreOfBytes::Remote(RemoteStore::new(of_bytes, for_bytes)))
+                    }
+                    None => {
+                        let store = Store::Remote(RemoteStore::new(cache, options));
+                        (store, StoreOfBytes::Remote(RemoteStore::new(of_bytes, for_bytes)))
+                    }
                 }
-                _ => RemoteStore::new(cache, options),
-            })
-        } else {
-            Store::Embedded(self.table(), None)
+            }
+            false => (Store::Embedded(self.table(), None), StoreOfBytes::Embedded(self.bytes())),
         };
         let options = PoolOptions {
             timeout: settings.classifier_timeout,
@@ -156,7 +187,12 @@ impl World {
         let pool = Pool::of_clients(clients, options);
         let classifier = FaultyPool { pool, defect: self.defect };
         let options = MemoOptions::new(secret).max_waiting(settings.max_waiting);
-        MemoService::new(store, classifier, options)
+        let memo = afterimage_memo::Memo::new(store, bytes, options);
+        memo.add_model(NAMES[0], classifier, ModelOptions::default());
+        for (name, model) in NAMES[1..].iter().zip(&self.models) {
+            memo.add_model(*name, model.clone(), ModelOptions::default());
+        }
+        MemoService::of(&memo, NAMES[0]).expect("the model was added")
     }
 
     /// Kills a host's process, with its machine or without.
@@ -181,6 +217,21 @@ impl World {
         Arc::clone(&self.table.lock().unwrap())
     }
 
+    /// The same for answers of bytes.
+    pub(super) fn bytes(&self) -> Arc<ByteStore> {
+        Arc::clone(&self.bytes.lock().unwrap())
+    }
+
+    /// The secret of all memos.
+    pub(super) fn secret(&self) -> Secret {
+        Secret::new([self.settings.seed as u8; 32])
+    }
+
+    /// The number of memos that have started.
+    pub(super) fn boots(&self) -> usize {
+        self.memos.lock().unwrap().len()
+    }
+
     /// The numbers of waiters and of calls in flight in the memo.
     pub(super) fn in_flight(&self) -> (usize, usize) {
         let memos = self.memos.lock().unwrap();
@@ -203,6 +254,10 @@ impl World {
         let known = (1..=self.settings.models).contains(&model) && *digest == [model; 32];
         known.then_some(model)
     }
+}
+
+fn new_byte_store() -> Arc<ByteStore> {
+    Arc::new(ByteStore::new(64 << 20, 1 << 20))
 }
 
 fn new_table() -> Arc<Table> {

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use super::plane::{Plane, ROW_LEN, SIDE};
+use super::{Plane, ROW_LEN, SIDE};
 use crate::kernels::{Chunk, LANES, Simd};
 
 /// Rows and columns of a patch.

@@ -16,7 +16,7 @@
 //! All pixels of a row move by the same fractions of a pixel, so a row is two blends of
 //! neighbouring rows: no gathering.
 
-use super::plane::{MIDDLE, Plane, ROW_CHUNKS, ROW_LEN, SIDE, chunk_at};
+use super::{MIDDLE, Plane, ROW_CHUNKS, ROW_LEN, SIDE, chunk_at};
 use crate::kernels::{Chunk, LANES, Simd};
 
 /// Zeros on both sides of a row, so that any shift that leaves something of it can be read.

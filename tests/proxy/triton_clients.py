@@ -1,6 +1,6 @@
 """Triton's own clients through the proxy: every reply equals the direct one.
 
-    python triton.py AFTERIMAGE
+    python triton_clients.py AFTERIMAGE
 
 Needs nvidia-pytriton (it holds `tritonserver`) and tritonclient[http].
 """

@@ -1,0 +1,441 @@
+//! The proxy in front of a scripted model server, over real sockets.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use afterimage_cache::ByteStore;
+use afterimage_http::{HttpOptions, RequestBody, serve};
+use afterimage_inference::{Proxy, ProxyOptions, Replica, Sharing};
+use afterimage_memo::{Memo, MemoOptions, Secret};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+/// A model server whose model `sum` adds the numbers of its input. Some inputs have effects.
+#[derive(Default)]
+struct Server {
+    /// Inference calls.
+    calls: AtomicUsize,
+    /// The version in metadata and responses.
+    version: AtomicUsize,
+    /// Added to each sum: the weights.
+    offset: AtomicUsize,
+    /// The fields of the last request.
+    fields: Mutex<HashMap<String, String>>,
+}
+
+/// An input that the model refuses, one that it takes long for, and one for authorized clients.
+const REFUSED: i64 = 666;
+const SLOW: i64 = 1000;
+const SECRET: i64 = 7777;
+
+impl Server {
+    async fn answer(self: Arc<Self>, request: Request<RequestBody>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        let fields = request.headers().iter();
+        let fields =
+            fields.map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()));
+        *self.fields.lock().unwrap() = fields.collect();
+        let version = self.version.load(SeqCst).to_string();
+        let is_allowed = request.headers().get("authorization").is_some_and(|a| a == "Bearer good");
+        match path.as_str() {
+            "/v2" => json(200, r#"{"name":"scripted","version":"1","extensions":[]}"#),
+            "/v2/models/sum" | "/v2/models/sum/versions/1" => json(200, r#"{"name":"sum"}"#),
+            "/v2/models/sum/infer" => {
+                self.calls.fetch_add(1, SeqCst);
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let data = body["inputs"][0]["data"].as_array().unwrap();
+                let data: Vec<i64> = data.iter().map(|x| x.as_i64().unwrap()).collect();
+                let sum = data.iter().sum::<i64>() + self.offset.load(SeqCst) as i64;
+                if data.contains(&REFUSED) {
+                    return json(400, r#"{"error":"planned"}"#);
+                }
+                if data.contains(&SECRET) && !is_allowed {
+                    return json(401, r#"{"error":"who are you"}"#);
+                }
+                if data.contains(&SLOW) {
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+                let mut reply = serde_json::json!({
+                    "model_name": "sum", "model_version": version,
+                    "outputs": [{"name": "y", "datatype": "INT64", "shape": [1], "data": [sum]}],
+                });
+                if let Some(id) = body.get("id") {
+                    reply["id"] = id.clone();
+                }
+                json(200, &reply.to_string())
+            }
+            "/v2/models/odd/infer" => json(200, "not JSON"),
+            "/v2/models/odd" => json(200, r#"{"name":"odd"}"#),
+            "/echo" => {
+                let method = request.method().to_string();
+                let body = request.into_body().collect().await.unwrap();
+                let trailer = body.trailers().and_then(|fields| fields.get("checksum")).cloned();
+                let mut response = Response::new(Full::new(body.to_bytes()));
+                *response.status_mut() = StatusCode::from_u16(207).unwrap();
+                response.headers_mut().insert("x-method", method.parse().unwrap());
+                if let Some(trailer) = trailer {
+                    response.headers_mut().insert("x-trailer", trailer);
+                }
+                response
+            }
+            _ => json(404, r#"{"error":"unknown"}"#),
+        }
+    }
+}
+
+fn json(status: u16, body: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.to_owned().into()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    response.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    response
+}
+
+struct Running {
+    server: Arc<Server>,
+    server_stop: CancellationToken,
+    proxy: SocketAddr,
+    service: Proxy,
+}
+
+async fn start_server(server: &Arc<Server>, at: &str) -> (SocketAddr, CancellationToken) {
+    let socket = TcpListener::bind(at).await.unwrap();
+    let (address, stop) = (socket.local_addr().unwrap(), CancellationToken::new());
+    let mut options = HttpOptions::default();
+    options.adds_date = false;
+    let server = Arc::clone(server);
+    let service = service_fn(move |request| {
+        let server = Arc::clone(&server);
+        async move { Ok::<_, Infallible>(server.answer(request).await) }
+    });
+    tokio::spawn(serve(socket, service, options, stop.clone()));
+    (address, stop)
+}
+
+async fn start_proxy(servers: &[SocketAddr], options: ProxyOptions) -> (SocketAddr, Proxy) {
+    let replicas = servers
+        .iter()
+        .map(|address| Replica::new(format!("http://{address}").parse().unwrap(), None).unwrap());
+    let store = Arc::new(ByteStore::new(16 << 20, 1 << 20));
+    let memo = Memo::of_bytes(store, MemoOptions::new(Secret::new([7; 32])));
+    let proxy = Proxy::new(replicas.collect(), memo, options);
+    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let (stop, mut options) = (CancellationToken::new(), HttpOptions::default());
+    options.adds_date = false;
+    tokio::spawn(serve(socket, proxy.clone(), options, stop));
+    (address, proxy)
+}
+
+async fn start_with(options: ProxyOptions) -> Running {
+    let server = Arc::<Server>::default();
+    let (address, server_stop) = start_server(&server, "127.0.0.1:0").await;
+    let (proxy, service) = start_proxy(&[address], options).await;
+    Running { server, server_stop, proxy, service }
+}
+
+async fn start() -> Running {
+    let mut options = ProxyOptions::default();
+    options.poll_every = Duration::from_millis(100);
+    start_with(options).await
+}
+
+/// A response as text: its head and its body.
+#[derive(Debug)]
+struct Reply {
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn status(&self) -> u16 {
+        self.head[9..12].parse().unwrap()
+    }
+
+    fn field(&self, name: &str) -> &str {
+        let lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.filter(|(found, _)| *found == name).map(|(_, value)| value).next().unwrap_or("")
+    }
+
+    fn cache_status(&self) -> &str {
+        self.field("cache-status").strip_prefix("afterimage; ").unwrap_or("none")
+    }
+}
+
+/// Sends bytes on a connection of its own, and reads until it closes.
+async fn exchange(address: SocketAddr, request: &[u8]) -> Reply {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut reply = Vec::new();
+    let read = stream.read_to_end(&mut reply);
+    tokio::time::timeout(Duration::from_secs(20), read).await.unwrap().unwrap();
+    let reply = String::from_utf8(reply).unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap_or((&reply, ""));
+    Reply { head: head.to_owned(), body: body.to_owned() }
+}
+
+async fn post(address: SocketAddr, path: &str, fields: &str, body: &str) -> Reply {
+    let len = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{fields}content-length: {len}\r\n\r\n{body}"
+    );
+    exchange(address, request.as_bytes()).await
+}
+
+fn call(data: &[i64]) -> String {
+    let len = data.len();
+    serde_json::json!({
+        "inputs": [{"name": "x", "datatype": "INT64", "shape": [len], "data": data}],
+    })
+    .to_string()
+}
+
+const INFER: &str = "/v2/models/sum/infer";
+
+#[tokio::test]
+async fn requests_that_are_no_calls_pass_through() {
+    let Running { server, proxy, .. } = start().await;
+    let reply = exchange(
+        proxy,
+        b"PATCH /echo?a=%20b HTTP/1.1\r\nhost: a\r\nconnection: close, x-hop\r\nx-hop: 1\r\nx-end: 2\r\n\
+          te: trailers\r\ntrailer: checksum\r\ntransfer-encoding: chunked\r\n\r\n\
+          4\r\nbody\r\n0\r\nchecksum: 99\r\n\r\n",
+    )
+    .await;
+    assert_eq!((reply.status(), reply.body.as_str()), (207, "body"));
+    assert_eq!((reply.field("x-method"), reply.field("x-trailer")), ("PATCH", "99"));
+    assert_eq!(reply.cache_status(), "none");
+    assert_eq!(reply.field("date"), "", "the proxy adds no field");
+    let fields = server.fields.lock().unwrap().clone();
+    assert_eq!(fields.get("x-end").map(String::as_str), Some("2"));
+    assert!(!fields.contains_key("x-hop") && !fields.contains_key("connection"), "{fields:?}");
+    assert_eq!(fields["via"], "1.1 afterimage");
+    let unknown =
+        exchange(proxy, b"GET /none HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert_eq!((unknown.status(), unknown.body.as_str()), (404, r#"{"error":"unknown"}"#));
+}
+
+#[tokio::test]
+async fn ambiguous_requests_are_refused() {
+    let Running { server, proxy, .. } = start().await;
+    for head in [
+        "transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "content-length: 4\r\ncontent-length: 5\r\n\r\nbody",
+        "content-length: +4\r\n\r\nbody",
+        "content-length : 4\r\n\r\nbody",
+        "x-fold: a\r\n b\r\ncontent-length: 0\r\n\r\n",
+    ] {
+        let request = format!("POST /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{head}");
+        let reply = exchange(proxy, request.as_bytes()).await;
+        assert_eq!(reply.status(), 400, "{head:?}");
+    }
+    // The listener takes the chunks and drops the length (RFC 9112, 6.3). The server sees one of
+    // them.
+    let both = b"POST /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 4\r\n\
+                 transfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /v2 HTTP/1.1\r\nhost: a\r\n\r\n";
+    let reply = exchange(proxy, both).await;
+    assert_eq!((reply.status(), reply.body.as_str()), (207, ""), "one response, and no second one");
+    assert!(!server.fields.lock().unwrap().contains_key("content-length"));
+    let tunnel =
+        exchange(proxy, b"CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(tunnel.status(), 405);
+}
+
+#[tokio::test]
+async fn a_repeated_call_is_answered_without_the_server() {
+    let Running { server, proxy, .. } = start().await;
+    let first = post(proxy, INFER, "", &call(&[1, 2])).await;
+    assert_eq!((first.status(), first.cache_status()), (200, "fwd=miss; stored"));
+    let spaced = call(&[1, 2]).replace(',', " , ").replace('{', r#"{"id": "9", "#);
+    let spaced = spaced.replacen(r#"[{"id": "9","#, "[{", 1);
+    let hit = post(proxy, INFER, "", &spaced).await;
+    assert_eq!(hit.cache_status(), "hit; age=0", "{spaced}");
+    let body: serde_json::Value = serde_json::from_str(&hit.body).unwrap();
+    assert_eq!((&body["id"], &body["outputs"][0]["data"][0]), (&"9".into(), &3.into()));
+    assert_eq!(server.calls.load(SeqCst), 1);
+    assert_eq!(post(proxy, INFER, "", &call(&[2, 1])).await.cache_status(), "fwd=miss; stored");
+    assert_eq!(server.calls.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn equal_calls_in_flight_make_one_call() {
+    let Running { server, proxy, .. } = start().await;
+    post(proxy, INFER, "", &call(&[1])).await;
+    let body = call(&[SLOW]);
+    let calls = (0..20).map(|_| {
+        let body = body.clone();
+        tokio::spawn(async move { post(proxy, INFER, "", &body).await })
+    });
+    let mut statuses = Vec::new();
+    for call in calls.collect::<Vec<_>>() {
+        let reply = call.await.unwrap();
+        assert!(reply.body.contains("1000"), "{reply:?}");
+        statuses.push(reply.cache_status().to_owned());
+    }
+    let first = statuses.iter().filter(|status| *status == "fwd=miss; stored").count();
+    let joined = statuses.iter().filter(|status| status.ends_with("collapsed")).count();
+    assert_eq!((first, joined, server.calls.load(SeqCst)), (1, 19, 2));
+}
+
+#[tokio::test]
+async fn errors_reach_each_client_and_are_not_stored() {
+    let Running { server, proxy, .. } = start().await;
+    for calls in 1..=2 {
+        let reply = post(proxy, INFER, "", &call(&[REFUSED])).await;
+        assert_eq!((reply.status(), reply.body.as_str()), (400, r#"{"error":"planned"}"#));
+        assert_eq!(reply.cache_status(), "fwd=miss; fwd-status=400");
+        assert_eq!(server.calls.load(SeqCst), calls);
+    }
+    for _ in 0..2 {
+        let odd = post(proxy, "/v2/models/odd/infer", "", &call(&[1])).await;
+        assert_eq!((odd.status(), odd.body.as_str()), (200, "not JSON"));
+        assert_eq!(odd.cache_status(), "fwd=miss");
+    }
+    let unknown = post(proxy, "/v2/models/none/infer", "", &call(&[1])).await;
+    assert_eq!((unknown.status(), unknown.body.as_str()), (404, r#"{"error":"unknown"}"#));
+    assert_eq!(unknown.cache_status(), "fwd=bypass; detail=unknown-model");
+    let broken = post(proxy, "/v2/models/none/infer", "", "{").await;
+    assert_eq!(broken.cache_status(), "fwd=bypass; detail=not-understood");
+}
+
+#[tokio::test]
+async fn credentials_are_shared_only_by_policy() {
+    let Running { server, proxy, .. } = start().await;
+    let good = "authorization: Bearer good\r\n";
+    for calls in 1..=2 {
+        let reply = post(proxy, INFER, good, &call(&[SECRET])).await;
+        assert_eq!(reply.cache_status(), "fwd=bypass; detail=credentials");
+        assert_eq!((reply.status(), server.calls.load(SeqCst)), (200, calls));
+    }
+    let mut options = ProxyOptions::default();
+    options.sharing = Sharing::Partition(None);
+    let Running { server, proxy, .. } = start_with(options).await;
+    assert_eq!(post(proxy, INFER, good, &call(&[SECRET])).await.status(), 200);
+    let hit = post(proxy, INFER, good, &call(&[SECRET])).await;
+    assert_eq!((hit.status(), hit.cache_status()), (200, "hit; age=0"));
+    let bad = post(proxy, INFER, "authorization: Bearer bad\r\n", &call(&[SECRET])).await;
+    assert_eq!((bad.status(), bad.body.as_str()), (401, r#"{"error":"who are you"}"#));
+    assert_eq!(server.calls.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_refused_client_does_not_fail_the_others() {
+    let mut options = ProxyOptions::default();
+    options.sharing = Sharing::Shared;
+    let Running { proxy, .. } = start_with(options).await;
+    post(proxy, INFER, "", &call(&[1])).await;
+    let body = call(&[SECRET]);
+    let call = |token: &'static str| {
+        let (body, fields) = (body.clone(), format!("authorization: Bearer {token}\r\n"));
+        tokio::spawn(async move { post(proxy, INFER, &fields, &body).await })
+    };
+    for _ in 0..20 {
+        let (bad, good) = (call("bad"), call("good"));
+        assert_eq!(good.await.unwrap().status(), 200);
+        let bad = bad.await.unwrap();
+        // Shared answers are for all; without one, the server decides.
+        assert!([200, 401].contains(&bad.status()), "{bad:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_version_is_another_model() {
+    let Running { server, proxy, .. } = start().await;
+    post(proxy, INFER, "", &call(&[1])).await;
+    assert_eq!(post(proxy, INFER, "", &call(&[1])).await.cache_status(), "hit; age=0");
+    server.offset.store(100, SeqCst);
+    server.version.store(2, SeqCst);
+    // The first response of the new version shows it.
+    let other = post(proxy, INFER, "", &call(&[2])).await;
+    assert!(other.body.contains("[102]"), "{other:?}");
+    let again = post(proxy, INFER, "", &call(&[1])).await;
+    assert_eq!(again.cache_status(), "fwd=miss; stored");
+    assert!(again.body.contains("[101]"), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_load_takes_all_answers_back() {
+    let Running { server, proxy, .. } = start().await;
+    post(proxy, INFER, "", &call(&[1])).await;
+    server.offset.store(100, SeqCst);
+    let load = post(proxy, "/v2/repository/models/other/load", "", "{}").await;
+    assert_eq!(load.status(), 404, "the scripted server has no repository");
+    let again = post(proxy, INFER, "", &call(&[1])).await;
+    assert!(again.body.contains("[101]"), "{again:?}");
+}
+
+#[tokio::test]
+async fn an_unreachable_server_is_an_error_that_says_so() {
+    let Running { server, server_stop, proxy, service, .. } = start().await;
+    post(proxy, INFER, "", &call(&[1])).await;
+    server_stop.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let hit = post(proxy, INFER, "", &call(&[1])).await;
+    assert_eq!(hit.cache_status(), "hit; age=0", "known answers need no server");
+    let miss = post(proxy, INFER, "", &call(&[2])).await;
+    assert_eq!(miss.status(), 502);
+    assert!(miss.body.contains("cannot connect to the model server http://127.0.0.1:"), "{miss:?}");
+    let other = exchange(proxy, b"GET /v2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(other.status(), 502);
+    assert!(other.body.starts_with(r#"{"error":"afterimage: cannot connect"#), "{other:?}");
+    assert_eq!(service.check().await.len(), 1);
+    assert_eq!(server.calls.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_dead_replica_is_left_to_the_others() {
+    let server = Arc::<Server>::default();
+    let (one, stop) = start_server(&server, "127.0.0.1:0").await;
+    let (two, _stop) = start_server(&server, "127.0.0.1:0").await;
+    let (proxy, _) = start_proxy(&[one, two], ProxyOptions::default()).await;
+    for i in 0..10 {
+        assert_eq!(post(proxy, INFER, "", &call(&[i])).await.status(), 200);
+    }
+    stop.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for i in 10..40 {
+        let reply = post(proxy, INFER, "", &call(&[i])).await;
+        assert_eq!(reply.status(), 200, "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_above_the_limits_pass_through() {
+    let mut options = ProxyOptions::default();
+    options.max_body = 100;
+    let Running { server, proxy, .. } = start_with(options).await;
+    for _ in 0..2 {
+        let long: Vec<i64> = (0..100).collect();
+        let reply = post(proxy, INFER, "", &call(&long)).await;
+        assert_eq!((reply.status(), reply.cache_status()), (200, "fwd=bypass; detail=too-large"));
+        assert!(reply.body.contains("[4950]"), "{reply:?}");
+    }
+    assert_eq!(server.calls.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn observation_answers_nothing_and_counts_repeats() {
+    let mut options = ProxyOptions::default();
+    options.observe = true;
+    let Running { server, proxy, service, .. } = start_with(options).await;
+    let statuses = ["observed-miss", "observed-hit", "observed-hit"];
+    for (calls, expected) in statuses.iter().enumerate() {
+        let reply = post(proxy, INFER, "", &call(&[1])).await;
+        assert_eq!(reply.cache_status(), format!("fwd=bypass; detail={expected}"));
+        assert_eq!(server.calls.load(SeqCst), calls + 1);
+    }
+    let report = service.observed().unwrap();
+    assert!(report.contains("2 of 3 calls (66.7 %)"), "{report}");
+    assert!(report.contains("0 repeated calls had another answer"), "{report}");
+}

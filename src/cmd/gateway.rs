@@ -1,0 +1,97 @@
+//! `afterimage gateway`: the page and the HTTP API in front of a memo in another process.
+
+use std::path::PathBuf;
+
+use afterimage_gateway::GatewayOptions;
+use afterimage_wire::client::Expect;
+use afterimage_wire::{ClientOptions, Connection};
+use anyhow::{Context, bail};
+
+use crate::args::{access, token};
+use crate::cmd::proxy::ConnectionArgs;
+use crate::config::{Config, GatewayConfig};
+use crate::tls::{MemoTlsArgs, ServerTlsArgs};
+use crate::{net, serving};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = serving::service_help(concat!(
+    "  afterimage gateway --server 127.0.0.1:7400\n",
+    "  afterimage gateway --server memo:7400 --server-token-file memo-token --token-file token"
+)))]
+pub(crate) struct Args {
+    /// Address of the page and the HTTP API; port 0 takes a free port.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7480", value_parser = net::parse)]
+    listen: String,
+
+    /// The memo.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
+    server: String,
+
+    /// File with the token that the memo requires; to flush, that of its administrators.
+    #[arg(long, value_name = "FILE")]
+    server_token_file: Option<PathBuf>,
+
+    /// File with the token that clients must send.
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+
+    /// File with the token of administrators: only its clients may take stored answers back
+    /// [default: the token that clients send]
+    #[arg(long, value_name = "FILE")]
+    admin_token_file: Option<PathBuf>,
+
+    /// Allow a public address without authentication.
+    #[arg(long)]
+    insecure: bool,
+
+    #[command(flatten)]
+    connections: ConnectionArgs,
+
+    #[command(flatten)]
+    tls: ServerTlsArgs,
+
+    #[command(flatten)]
+    server_tls: MemoTlsArgs,
+}
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    let address = net::resolve(&args.listen).context("--listen")?;
+    let clients = token(None, "--token-file", args.token_file.as_deref())?;
+    let admins = token(None, "--admin-token-file", args.admin_token_file.as_deref())?;
+    let access = access(clients.as_ref(), admins.as_ref());
+    if !address.ip().is_loopback() && access.is_open() && !args.insecure {
+        bail!(
+            "--listen {address} is a public address without authentication; set --token-file, or \
+               allow it with --insecure"
+        );
+    }
+    let mut http = args.connections.options();
+    http.tls = args.tls.load()?;
+    let options = GatewayOptions { access, ..GatewayOptions::default() };
+    serving::run(serving::threads(args.connections.threads), || {
+        let server = Some(Connection::connect_lazy(args.server.as_str(), client(&args)?));
+        let gateway = GatewayConfig { address, optional: false, options, http, server };
+        Ok(Config { gateway: Some(gateway), ..Config::default() })
+    })
+}
+
+/// Options of the connection to the memo.
+fn client(args: &Args) -> anyhow::Result<ClientOptions> {
+    let mut options = ClientOptions::new().expect(Expect::Classify).fail_fast(true);
+    let secret = token(None, "--server-token-file", args.server_token_file.as_deref())?;
+    let tls = args.server_tls.load()?;
+    if let Some(secret) = secret {
+        options = options.token(secret.as_bytes());
+        if tls.is_none() && !net::is_local(&args.server) {
+            let server = &args.server;
+            tracing::warn!(
+                "--server-token-file: the token is sent to {server} unencrypted; use --server-tls"
+            );
+        }
+    }
+    if let Some(tls) = tls {
+        tokio::spawn(tls.keep_current());
+        options = options.tls(tls.or_server_name(net::host(&args.server)));
+    }
+    Ok(options)
+}

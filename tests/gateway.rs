@@ -1,0 +1,192 @@
+//! The page, the HTTP API, metrics and probes of the real binary.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use common::{PATIENCE, Running};
+
+struct Reply {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Reply {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {}", self.body))
+    }
+}
+
+/// One request on a connection of its own.
+fn ask(gateway: SocketAddr, request: &str, token: &str, body: &[u8]) -> Reply {
+    let mut stream = TcpStream::connect(gateway).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "{request} HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: {}\r\n\
+         authorization: Bearer {token}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    let mut reply = Vec::new();
+    stream.read_to_end(&mut reply).unwrap();
+    let reply = String::from_utf8(reply).unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    Reply { status, head: head.to_owned(), body: body.to_owned() }
+}
+
+/// A memo with a page, and the address of the page.
+fn serve(args: &[&str]) -> (Running, SocketAddr) {
+    let serve = ["serve", "--memory", "8MiB", "--model", "raw", "--http", "127.0.0.1:0"];
+    let args: Vec<&str> = serve.iter().chain(args).copied().collect();
+    let memo = Running::start(&args);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let log = memo.log();
+        if let Some((_, page)) = log.split_once("gateway listening on http://")
+            && let Some((address, _)) = page.split_once('/')
+        {
+            return (memo, address.parse().unwrap());
+        }
+        assert!(Instant::now() < deadline, "no page:\n{log}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_picture_is_answered_and_then_remembered() {
+    let (memo, page) = serve(&[]);
+    let picture = std::fs::read("examples/seven.png").unwrap();
+    for origin in ["miss", "hit"] {
+        let reply = ask(page, "POST /v1/classify?scores=true", "", &picture);
+        let answer = reply.json();
+        assert_eq!((&answer["label"], &answer["origin"]), (&7.into(), &origin.into()));
+        assert_eq!(answer["scores"].as_array().unwrap().len(), 10);
+    }
+    // The label is in the table that the TCP listener shares.
+    assert_eq!(ask(page, "POST /v1/classify", "", &picture).json()["label"], 7);
+    let label = common::run(&["classify", "--server", &memo.place(), "examples/seven.png"]);
+    assert!(label.succeeded().contains('7'));
+    let metrics = ask(page, "GET /metrics", "", b"").body;
+    assert!(
+        metrics.contains("afterimage_lookups_total{service=\"memo\",result=\"hit\"} 2"),
+        "{metrics}"
+    );
+    assert!(ask(page, "GET /", "", b"").body.contains("<canvas"));
+    assert_eq!(ask(page, "GET /readyz", "", b"").status, 200);
+}
+
+#[test]
+fn a_watching_page_does_not_delay_the_end() {
+    let (mut memo, page) = serve(&["--drain-timeout", "20s"]);
+    let mut stream = TcpStream::connect(page).unwrap();
+    stream.write_all(b"GET /v1/overview?watch HTTP/1.1\r\nhost: here\r\n\r\n").unwrap();
+    let mut part = [0; 64];
+    stream.read_exact(&mut part).unwrap();
+    let since = Instant::now();
+    memo.signal(Signal::TERM);
+    assert!(memo.wait().success());
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(10), "the end took {took:?}");
+}
+
+#[test]
+fn a_gateway_of_its_own_keeps_the_rights_of_its_tokens_apart() {
+    let folder = common::folder();
+    let memo_token = common::file(&folder, "memo", "memo-secret");
+    let users = common::file(&folder, "users", "user-secret\n");
+    let admins = common::file(&folder, "admins", "admin-secret");
+    let mut memo = Running::start(&[
+        "serve",
+        "--memory",
+        "8MiB",
+        "--model",
+        "raw",
+        "--token-file",
+        &memo_token,
+    ]);
+    let gateway = Running::start(&[
+        "gateway",
+        "--server",
+        &memo.place(),
+        "--server-token-file",
+        &memo_token,
+        "--token-file",
+        &users,
+        "--admin-token-file",
+        &admins,
+    ]);
+    let page = gateway.addr();
+    let image = [7; 784];
+    let classify = |token| ask(page, "POST /v1/classify", token, &image);
+    assert_eq!(classify("").status, 401);
+    assert_eq!(classify("wrong").status, 401);
+    let deadline = Instant::now() + PATIENCE;
+    while classify("user-secret").status != 200 {
+        assert!(Instant::now() < deadline, "{}", classify("user-secret").body);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(classify("user-secret").json()["origin"], "hit");
+    assert_eq!(ask(page, "DELETE /v1/memory", "user-secret", b"").status, 403);
+    assert_eq!(ask(page, "DELETE /v1/memory", "admin-secret", b"").status, 204);
+    assert_eq!(classify("user-secret").json()["origin"], "miss");
+
+    // Without the memo, errors are clear and name no address of it.
+    memo.kill();
+    let deadline = Instant::now() + PATIENCE;
+    while classify("user-secret").status == 200 {
+        assert!(Instant::now() < deadline);
+    }
+    let refused = classify("user-secret");
+    assert_eq!((refused.status, &refused.json()["code"]), (502, &"upstream_crashed".into()));
+    assert!(refused.head.contains("application/problem+json"));
+    assert!(!refused.body.contains(&memo.addr().port().to_string()), "{}", refused.body);
+    assert_eq!(ask(page, "GET /livez", "", b"").status, 200);
+    assert_eq!(ask(page, "GET /readyz", "", b"").status, 503);
+    let overview = ask(page, "GET /v1/overview", "user-secret", b"").json();
+    assert_eq!(overview["state"], "degraded");
+}
+
+#[test]
+fn a_public_page_without_a_token_is_refused() {
+    let serve = ["--log", "warn", "serve", "--listen", "127.0.0.1:0", "--http", "0.0.0.0:0"];
+    let error = common::run(&serve).failed_with_a_line();
+    assert!(error.contains("--http 0.0.0.0:0 is a public address"), "{error}");
+    let gateway = ["--log", "warn", "gateway", "--listen", "0.0.0.0:0"];
+    let error = common::run(&gateway).failed_with_a_line();
+    assert!(error.contains("--token-file"), "{error}");
+}
+
+/// Drives the page in a real browser, if Chromium and Python's `playwright` are installed.
+#[test]
+fn a_person_draws_a_seven_in_a_browser() {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !has("chromium", &["--version"]) || !has(&python, &["-c", "import playwright.sync_api"]) {
+        println!(
+            "SKIPPED: the page in a browser: chromium or Python's playwright is not installed"
+        );
+        return;
+    }
+    let (_memo, page) = serve(&[]);
+    let url = format!("http://{page}/");
+    let script = ["tests/page/drive.py", "chromium", &url, "examples/seven.png"];
+    let output = Command::new(python).args(script).output().unwrap();
+    let (text, errors) = (output.stdout, output.stderr);
+    let text = format!("{}{}", String::from_utf8_lossy(&text), String::from_utf8_lossy(&errors));
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("no foreign request"), "{text}");
+}
