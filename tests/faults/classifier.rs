@@ -11,7 +11,7 @@ use afterimage_wire::proto::message::Message;
 use crate::common::load::{
     Load, assert_none_failed, assert_right, is_upstream_crash, longest, within,
 };
-use crate::common::talk::{Raw, client, error, gauge, stats};
+use crate::common::talk::{Raw, client, error, gauge, stats, until_connected};
 use crate::common::{Running, until};
 
 use crate::{
@@ -175,5 +175,42 @@ fn a_hung_classifier_fails_misses_in_time_and_spares_hits() {
         let calls = load.stop().await;
         assert_none_failed(&calls);
         assert_right(&calls, &known.old_labels);
+    });
+}
+
+/// Errors reach every client, also those that may not see internal addresses.
+#[test]
+fn errors_do_not_name_the_address_of_the_classifier() {
+    within(LIMIT, async {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let silent = silent.local_addr().unwrap().to_string();
+        let mut classifier = start_classifier();
+        let place = classifier.place();
+        let image = vec![5; 784];
+        for (upstream, dies) in [
+            ("127.0.0.1:1", false),
+            (silent.as_str(), false),
+            ("db7.internal:7401", false),
+            (place.as_str(), true),
+        ] {
+            let memo = Running::start(&["memo", "--memory", "8MiB", "--classifier", upstream]);
+            if dies {
+                until_connected(memo.addr()).await;
+                classifier.kill();
+            } else {
+                until("the log has the cause", || async { memo.log().contains("WARN") }).await;
+            }
+            let client = client(memo.addr()).await;
+            let error = client.classify(&image).await.unwrap_err();
+            let CallError::Server { text, .. } = error else { panic!("{error}") };
+            let host = upstream.split(':').next().unwrap();
+            assert!(!text.contains(host), "{upstream}: {text}");
+            assert!(text.contains("classifier"), "{upstream}: {text}");
+            let admin = stats(memo.addr()).await;
+            assert!(format!("{admin:?}").contains(host), "for administrators: {admin:?}");
+            if !dies {
+                assert!(memo.log().contains(host), "{}", memo.log());
+            }
+        }
     });
 }

@@ -629,8 +629,10 @@ impl State {
         // No replica is connected. The client of any replica reports the cause, or is just
         // reconnecting.
         self.balance.pick_any(now, tried, rows).ok_or_else(|| {
-            let text = self.unresolved.clone();
-            let text = text.unwrap_or_else(|| "there is no classifier yet".to_owned());
+            let text = match &self.unresolved {
+                Some(_) => "cannot connect to the classifier: the name lookup failed",
+                None => "there is no classifier yet",
+            };
             Failure::new(Status::UpstreamCrashed, text)
         })
     }

@@ -27,7 +27,8 @@ pub trait Endpoint: Send + Sync + 'static {
     /// connection. The pool calls this once, before the first call.
     fn on_change(&self, changed: OnChange);
 
-    /// Why the replica cannot be reached, if that is known.
+    /// Why the replica cannot be reached, if that is known. The memo's clients see this text, so it
+    /// must not name addresses.
     fn trouble(&self) -> Option<String> {
         None
     }
@@ -77,7 +78,7 @@ impl BatchLimit {
 pub struct EndpointError {
     /// The status. Statuses that concern the memo's own request become `UpstreamError`.
     pub status: Status,
-    /// What failed and why.
+    /// What failed and why. The memo's clients see this text, so it must not name addresses.
     pub text: String,
     /// What the error says about the health of the replica.
     pub outcome: Outcome,
@@ -109,7 +110,6 @@ impl EndpointError {
             | Status::DeadlineExceeded => Status::UpstreamError,
             status => status,
         };
-        let failure = Failure::new(status, format!("classifier: {}", self.text));
-        failure.with_payload(self.payload)
+        Failure::new(status, self.text).with_payload(self.payload)
     }
 }

@@ -29,6 +29,7 @@ mod service;
 mod shared;
 mod shutdown;
 mod slots;
+mod streams;
 mod watchers;
 
 use std::fmt;

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_wire::text::Escaped;
 use afterimage_wire::tls::rustls::ClientConfig;
@@ -27,7 +27,7 @@ use tokio_rustls::TlsConnector;
 
 use super::address::{Address, for_messages};
 use super::guard::{Closed, Guarded, Kill};
-use super::{MAX_PREFIX_LEN, PATIENCE, RedisOptions};
+use super::{MAX_PREFIX_LEN, PATIENCE, RETRY_PAUSE, RedisOptions};
 
 /// A connection. Clones share it.
 #[derive(Clone)]
@@ -62,6 +62,8 @@ struct Settings {
     login: RedisConnectionInfo,
     /// The largest value that a reply may have.
     max_value_len: usize,
+    /// When the connection to a node of the cluster broke a rule last.
+    faults: Mutex<HashMap<(String, u16), Instant>>,
 }
 
 /// Why a Redis store cannot be set up.
@@ -126,7 +128,8 @@ impl Connector {
             true => Some(tls(&options.certificates)?),
             false => None,
         };
-        let settings = Arc::new(Settings { tls, login: address.login(), max_value_len });
+        let (login, faults) = (address.login(), Mutex::default());
+        let settings = Arc::new(Settings { tls, login, max_value_len, faults });
         let servers = match &address.hosts[..] {
             [(host, port)] if !address.is_cluster => Servers::Single(host.clone(), *port),
             hosts => {
@@ -180,6 +183,31 @@ impl Settings {
         Ok((Checked::new(connection, kill), closed))
     }
 
+    /// A connection to a node of the cluster. The library would connect anew for each lookup that
+    /// fails, so a node that has broken a rule gets no connection for a moment.
+    async fn connect_to_node(
+        self: Arc<Self>,
+        host: &str,
+        port: u16,
+        config: AsyncConnectionConfig,
+    ) -> Result<Checked, redis::RedisError> {
+        let node = (host.to_owned(), port);
+        let fault = self.faults.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        if fault.is_some_and(|fault| fault.elapsed() < RETRY_PAUSE) {
+            let text = "this node has just broken the protocol; waiting before the next attempt";
+            return Err(io::Error::other(text).into());
+        }
+        let (connection, closed) = self.connect(host, port, config).await?;
+        tokio::spawn(async move {
+            // Without a cause, the connection has ended in another way.
+            if closed.await.is_ok() {
+                let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+                faults.insert(node, Instant::now());
+            }
+        });
+        Ok(connection)
+    }
+
     async fn stream(&self, host: &str, port: u16) -> io::Result<Box<dyn Stream>> {
         let stream = TcpStream::connect((host, port)).await?;
         stream.set_nodelay(true)?;
@@ -218,8 +246,13 @@ fn cluster(
     let hosts = hosts.iter().map(|(host, port)| ConnectionAddr::Tcp(host.clone(), *port));
     let nodes: Vec<_> =
         hosts.map(IntoConnectionInfo::into_connection_info).collect::<Result<_, _>>()?;
-    ClusterClient::builder(nodes).username(number).use_protocol(address.protocol).build()
+    let builder = ClusterClient::builder(nodes).retries(RETRIES);
+    builder.username(number).use_protocol(address.protocol).build()
 }
+
+/// Attempts of a command in a cluster after the first one: enough for a slot that moves. The
+/// library's default of 16 outlasts each lookup.
+const RETRIES: u32 = 3;
 
 fn settings_of(number: &str) -> Option<Arc<Settings>> {
     let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -288,7 +321,7 @@ impl Connect for Node {
             let (Some(settings), ConnectionAddr::Tcp(host, port)) = (settings, info.addr()) else {
                 return Err(io::Error::other("the settings of this cluster are replaced").into());
             };
-            Ok(Node(settings.connect(host, *port, config).await?.0))
+            Ok(Node(settings.connect_to_node(host, *port, config).await?))
         })
     }
 }
