@@ -14,8 +14,9 @@ use common::{PATIENCE, Running};
 
 /// Whether a program is installed. If not, says that the test is skipped.
 fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
-    let found = found.status().is_ok();
+    let mut command = Command::new(program);
+    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    let found = command.status().is_ok();
     if !found {
         println!("SKIPPED: {program} is not installed");
     }
@@ -70,7 +71,8 @@ fn metrics(text: &str) -> BTreeSet<&str> {
 fn alerts_use_metrics_that_exist() {
     let (_services, addresses) = services();
     let pages: String = addresses.iter().map(|&address| get(address, "/metrics")).collect();
-    let (known, alerts) = (metrics(&pages), common::text("deploy/prometheus/alerts.yml"));
+    let (known, alerts) =
+        (metrics(&pages), std::fs::read_to_string("deploy/prometheus/alerts.yml").unwrap());
     let used = metrics(&alerts);
     assert!(used.len() >= 5, "{used:?}");
     let unknown: Vec<_> = used.difference(&known).collect();
@@ -138,7 +140,6 @@ fn a_real_prometheus_scrapes_every_service() {
         reply.contains(&format!(r#""{}"]}}]"#, addresses.len()))
     };
     let deadline = Instant::now() + PATIENCE;
-    // Each service is up, and has a counter of lookups or of scored images.
     while !count("up%3D%3D1") {
         assert!(Instant::now() < deadline, "{}", get(port, "/api/v1/targets"));
         std::thread::sleep(Duration::from_millis(100));
@@ -151,7 +152,7 @@ fn systemd_accepts_the_unit() {
         return;
     }
     let folder = common::folder();
-    let unit = common::text("deploy/systemd/afterimage@.service");
+    let unit = std::fs::read_to_string("deploy/systemd/afterimage@.service").unwrap();
     // The binary is not installed on this machine.
     let unit = unit.replace("/usr/bin/afterimage", env!("CARGO_BIN_EXE_afterimage"));
     common::file(&folder, "afterimage@.service", unit);
