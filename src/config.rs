@@ -179,13 +179,8 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        EngineConfig {
-            model: "shipped".into(),
-            threads: 0,
-            max_batch: 64,
-            max_queued: 32_768,
-            linger: Duration::ZERO,
-        }
+        let EngineOptions { max_batch, max_queued, linger, .. } = EngineOptions::default();
+        EngineConfig { model: "shipped".into(), threads: 0, max_batch, max_queued, linger }
     }
 }
 

@@ -153,7 +153,8 @@ impl StoreArgs {
     }
 }
 
-/// The secret in this file, or a random one. `is_kept` if answers are shared or outlive the process.
+/// The secret in this file, or a random one. `is_kept` if answers are shared, or outlive the
+/// process.
 pub(crate) fn secret(file: Option<&Path>, is_kept: bool) -> anyhow::Result<Secret> {
     let Some(path) = file else {
         if is_kept {

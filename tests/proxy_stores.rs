@@ -1,5 +1,5 @@
-//! Where `afterimage proxy` keeps answers: a snapshot that outlives the process, a cache service and
-//! Redis that several proxies share.
+//! Where `afterimage proxy` keeps answers: a snapshot that outlives the process, and a cache
+//! service or Redis that several proxies share.
 
 #![allow(clippy::unwrap_used)]
 

@@ -16,6 +16,7 @@ use crate::key::RowHash;
 use crate::memo::Inner;
 use crate::models::{Entry, Space};
 use crate::request::Context;
+use crate::shares::Share;
 use crate::sync;
 use crate::upstream::Call;
 
@@ -67,7 +68,7 @@ struct Started {
     /// The number of the row in its request.
     position: u32,
     /// The row's bytes in the budget of waiting rows.
-    waiting: Option<BytePermit>,
+    waiting: Option<(BytePermit, Share)>,
     first: Watch<Result<RowAnswer, Failure>>,
     asker: Asker,
     /// Whether the flight has still to be completed.
@@ -106,23 +107,31 @@ impl Begun {
         reply: RowReply,
     ) -> bool {
         let inner = &self.inner;
-        let waiting = inner.waiting_bytes.take(row_len);
+        let (budget, client) = (&inner.waiting_bytes, self.client);
+        let bytes = inner.byte_shares.take(client, row_len, budget.used());
+        let waiting = budget.take(row_len).zip(bytes);
         if waiting.is_none() {
-            let budget = &inner.waiting_bytes;
+            let (used, limit) = (budget.used(), budget.limit());
+            let text = match row_len <= limit.saturating_sub(used) {
+                true => "the share of this client is used up",
+                false => "the limit is reached",
+            };
             let text = format!(
-                "the row has {row_len} bytes; waiting rows hold {} of {} bytes",
-                budget.used(),
-                budget.limit()
+                "the row has {row_len} bytes; waiting rows hold {used} of {limit} bytes: {text}"
             );
             inner.overloaded(reply, text);
             return false;
         }
+        let Some(share) = inner.shares.take(client, 1, inner.flights.waiting()) else {
+            inner.overloaded(reply, inner.full());
+            return false;
+        };
         let first = reply.watch();
         // The front ends of the library number replies by rows; others send no context.
         let position = reply.token() as u32;
         let span = tracing::debug_span!("request", id = asker.id);
         let (since, refreshes) = (self.since, self.refreshes);
-        let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes };
+        let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes, share };
         let joined = inner.flights.join(hash.identity(), waiter);
         if asker.deadline.is_some() {
             inner.keep_deadlines();
@@ -190,7 +199,8 @@ impl Begun {
         drop(started.waiting.take());
         let mut of_batch = 0;
         let answered = waiters.len() as u64;
-        for Waiter { reply, since, span, .. } in waiters {
+        for Waiter { reply, since, span, share, .. } in waiters {
+            drop(share);
             span.in_scope(|| tracing::trace!("a hit"));
             if since == *batch {
                 of_batch += 1;

@@ -14,6 +14,7 @@ use tracing::Span;
 use crate::key::RowHash;
 use crate::memo::Inner;
 use crate::models::{Entry, Space};
+use crate::shares::Share;
 use crate::sync;
 
 /// One waiter of a flight.
@@ -28,6 +29,8 @@ pub(crate) struct Waiter {
     pub(crate) deadline: Option<Instant>,
     /// Whether only an answer that is computed now will do.
     pub(crate) refreshes: bool,
+    /// Its place in its client's share of all waiters.
+    pub(crate) share: Share,
 }
 
 impl Waiter {
@@ -55,7 +58,7 @@ pub(crate) struct Flight {
     pub(crate) ttl: Option<Duration>,
     /// The row's bytes in the budget of waiting rows. Given back before the waiters are answered,
     /// so that their next requests find the place free.
-    pub(crate) waiting: Mutex<Option<BytePermit>>,
+    pub(crate) waiting: Mutex<Option<(BytePermit, Share)>>,
 }
 
 impl std::fmt::Debug for Flight {
@@ -67,7 +70,11 @@ impl std::fmt::Debug for Flight {
 impl Inner {
     /// Why no further waiter is taken.
     pub(crate) fn full(&self) -> String {
-        format!("{} requests are waiting already", self.flights.waiting())
+        let waiting = self.flights.waiting();
+        match self.flights.is_full() {
+            true => format!("{waiting} requests are waiting already"),
+            false => format!("{waiting} requests are waiting; the share of this client is used up"),
+        }
     }
 
     pub(crate) fn overloaded(&self, reply: RowReply, text: String) {
@@ -99,7 +106,8 @@ impl Inner {
 
     /// Answers a waiter that has left its flight.
     pub(crate) fn leave(&self, waiter: Waiter, now: Instant) {
-        let Waiter { reply, since, span, .. } = waiter;
+        let Waiter { reply, since, span, share, .. } = waiter;
+        drop(share);
         let waited = now.saturating_duration_since(since);
         if reply.is_wanted(now) {
             self.counters.expired.fetch_add(1, Relaxed);
@@ -133,7 +141,8 @@ impl Inner {
                 }
                 let mut origin = Origin::Miss;
                 corked(|| {
-                    for Waiter { reply, since, span, .. } in waiters {
+                    for Waiter { reply, since, span, share, .. } in waiters {
+                        drop(share);
                         let took = now.saturating_duration_since(since);
                         span.in_scope(|| tracing::debug!(?origin, ?took, "answered"));
                         self.latencies.record(origin, took, 1);
@@ -146,7 +155,8 @@ impl Inner {
             Err(failure) => {
                 self.counters.call_failures.fetch_add(1, Relaxed);
                 corked(|| {
-                    for Waiter { reply, span, .. } in waiters {
+                    for Waiter { reply, span, share, .. } in waiters {
+                        drop(share);
                         span.in_scope(|| tracing::debug!(%failure, "failed"));
                         reply.send_at(Err(failure.clone()), now);
                     }

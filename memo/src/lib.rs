@@ -53,6 +53,7 @@ outside_the_model_check! {
     pub mod pool;
     mod request;
     pub mod service;
+    mod shares;
     pub mod store;
     pub mod upstream;
 

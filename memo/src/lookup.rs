@@ -439,7 +439,8 @@ impl Inner {
     ) -> bool {
         // Most refusals happen here, without a reply to wait with: they leave with the batch's
         // other answers.
-        if self.flights.is_full() {
+        let waiting = self.flights.waiting();
+        if self.flights.is_full() || !self.shares.admits(arrival.client, 1, waiting) {
             self.counters.overloaded.fetch_add(1, Relaxed);
             front.fail(i, &Failure::new(Status::Overloaded, self.full()));
             return false;

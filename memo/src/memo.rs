@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use afterimage_core::fair::GUARANTEED;
 use afterimage_core::{
     Answer, AnswerKind, ByteBudget, Failure, ModelId, Reply, Response, RowAnswer, Tally,
     RowReply, Rows, Sink, Status, Wanted, gather,
@@ -26,10 +27,14 @@ use crate::latency::Latencies;
 use crate::lookup::{Front, LOOKUPS, Lookups};
 use crate::models::{Entry, ModelOptions, Models, Space};
 use crate::request::{MAX_ROWS, Request};
+use crate::shares::Shares;
 use crate::single_task::SingleTask;
 use crate::store::{Entries, Keep, OfBytes, Store, StoreOfBytes, Stores};
 use crate::sync;
 use crate::upstream::Upstream;
+
+/// Bytes of rows that each client may have waiting whatever the others do.
+const GUARANTEED_BYTES: usize = 64 << 10;
 
 /// How much work a memo takes on, and its secret.
 #[derive(Clone, Debug)]
@@ -38,9 +43,11 @@ pub struct MemoOptions {
     /// What keys and seals depend on. Memos that share a store share it.
     pub secret: Secret,
     /// Rows that may wait for the store or the upstream; one more is `Overloaded`. The default,
-    /// 65,536, is a second's work of a classifier that takes 15 µs an input.
+    /// 65,536, is a second's work of a classifier that takes 15 µs an input. A client may have as
+    /// many waiting as are free in three quarters of it, and usually 16 in any case.
     pub max_waiting: usize,
-    /// Bytes that waiting rows may hold together; 256 MiB by default.
+    /// Bytes that waiting rows may hold together; 256 MiB by default. Clients share them as they
+    /// share `max_waiting`.
     pub max_waiting_bytes: usize,
     /// Audit one of so many hits when the upstream is idle; `None`, the default, for no audits.
     pub audit: Option<NonZeroU32>,
@@ -133,6 +140,9 @@ pub(crate) struct Inner {
     pub(crate) models: Models,
     pub(crate) flights: Flights<Waiter>,
     pub(crate) waiting_bytes: ByteBudget,
+    /// The shares of clients in these two limits.
+    pub(crate) shares: Arc<Shares>,
+    pub(crate) byte_shares: Arc<Shares>,
     /// Stored answers with a wrong seal, for the log.
     pub(crate) rejections: Tally,
     pub(crate) latencies: Latencies,
@@ -158,6 +168,8 @@ impl Memo {
             stores,
             flights: Flights::new(options.max_waiting),
             waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
+            shares: Shares::new(options.max_waiting, GUARANTEED),
+            byte_shares: Shares::new(options.max_waiting_bytes, GUARANTEED_BYTES),
             rejections: Tally::new(Duration::from_secs(10)),
             latencies: Latencies::default(),
             call_time: CallTime::default(),

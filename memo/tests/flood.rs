@@ -15,7 +15,7 @@ use afterimage_wire::proto::stats::Stats;
 const MIB: usize = 1 << 20;
 /// Bytes that may wait.
 const LIMIT: usize = 64 * MIB;
-/// Memory above the limit: the input that is being refused, and what the allocator keeps.
+/// Memory above the limit: the input that is being refused, and free memory of the allocator.
 const OVERHEAD: usize = 16 * MIB;
 const INPUTS: usize = 400;
 
@@ -66,7 +66,10 @@ async fn a_flood_to_a_hung_model_stays_within_the_limit() {
                 counts.fetch_add(1, SeqCst);
             }
         });
-        memo.submit(Request::row(input), reply);
+        // Each row of a client of its own: one client alone gets a part of the limit.
+        let mut request = Request::row(input);
+        request.client = i as u64;
+        memo.submit(request, reply);
         // A row that does not wait was refused before `submit` returned.
         assert_eq!(waiting.load(SeqCst) + refused.load(SeqCst), i + 1);
         if i % 50 == 0 {

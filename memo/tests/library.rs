@@ -251,7 +251,7 @@ async fn requests_that_break_a_limit_name_it() {
         (Status::BadArgument, "the request has 0 rows; the range is 1 to 65536".into())
     );
     let large = refusal(Request::row(vec![b'x'; 101])).await;
-    let text = "the row has 101 bytes; waiting rows hold 0 of 100 bytes";
+    let text = "the row has 101 bytes; waiting rows hold 0 of 100 bytes: the limit is reached";
     assert_eq!(large, (Status::Overloaded, text.into()));
     let many = refusal(Request::rows(["a", "b", "c"])).await;
     assert_eq!(many.0, Status::Overloaded, "{}", many.1);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use afterimage_cache::Capacity;
+use afterimage_classifier::MAX_LINGER;
 use afterimage_gateway::{Access, GatewayOptions, Scope};
 use afterimage_http::HttpOptions;
 use afterimage_wire::ClientOptions;
@@ -140,7 +141,7 @@ pub(crate) struct HttpArgs {
     default: Option<&'static str>,
 }
 
-/// What the tokens allow over HTTP, as over TCP.
+/// The rights of the tokens over HTTP, as over TCP.
 pub(crate) fn access(token: Option<&Token>, admin_token: Option<&Token>) -> Access {
     let mut access = Access::default();
     if let Some(token) = token {
@@ -270,8 +271,17 @@ pub(crate) struct EngineArgs {
     max_queued: NonZeroUsize,
 
     /// Time to wait for more images before a batch starts, at most 200us.
-    #[arg(long, value_name = "TIME", default_value = "0us")]
+    #[arg(long, value_name = "TIME", default_value = "0us", value_parser = linger)]
     linger: Time,
+}
+
+/// A value of `--linger`.
+fn linger(text: &str) -> Result<Time, String> {
+    let time: Time = text.parse()?;
+    match time.0 <= MAX_LINGER {
+        true => Ok(time),
+        false => Err(format!("it must be at most {MAX_LINGER:?}")),
+    }
 }
 
 impl EngineArgs {

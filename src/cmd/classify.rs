@@ -71,35 +71,59 @@ impl Invert {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    serving::runtime(1)?.block_on(async {
-        let options = args.client.options()?.expect(Expect::Classify);
-        let client = net::connect(&args.server, options).await?.client();
-        let mut failed = 0;
-        for file in &args.files {
-            if let Err(error) = classify_file(&client, file, &args).await {
-                if error.is::<ReaderGone>() {
-                    return Err(error);
-                }
-                let (name, line) = (file.display().to_string(), crate::one_line(&error));
-                // An error about the file itself names the file already.
-                let line = line.strip_prefix(&format!("{name}: ")).unwrap_or(&line);
-                print::note(format_args!("afterimage: {name}: {line}"));
-                failed += 1;
+    // Before the connection: a bad file needs no server to fail.
+    let mut readable = Vec::new();
+    for file in &args.files {
+        match Image::read_all(file) {
+            Ok(mut images) => {
+                let is_set = images.len() > 1;
+                images.truncate(args.limit);
+                readable.push((file, is_set, images));
             }
+            Err(error) => report(file, &error.into()),
         }
-        client.close().await;
-        match failed {
-            0 => Ok(()),
-            _ => bail!("{failed} of {} files failed", args.files.len()),
-        }
-    })
+    }
+    let mut failed = args.files.len() - readable.len();
+    if !readable.is_empty() {
+        serving::runtime(1)?.block_on(async {
+            let options = args.client.options()?.expect(Expect::Classify);
+            let client = net::connect(&args.server, options).await?.client();
+            for (file, is_set, images) in readable {
+                if let Err(error) = classify_file(&client, file, is_set, images, &args).await {
+                    if error.is::<ReaderGone>() {
+                        return Err(error);
+                    }
+                    report(file, &error);
+                    failed += 1;
+                }
+            }
+            client.close().await;
+            Ok(())
+        })?;
+    }
+    match failed {
+        0 => Ok(()),
+        _ => bail!("{failed} of {} files failed", args.files.len()),
+    }
 }
 
-async fn classify_file(client: &Client, file: &Path, args: &Args) -> anyhow::Result<()> {
-    let images = Image::read_all(file)?;
-    let is_set = images.len() > 1;
+/// Prints an error of one file.
+fn report(file: &Path, error: &anyhow::Error) {
+    let (name, line) = (file.display().to_string(), crate::one_line(error));
+    // An error about the file itself names the file already.
+    let line = line.strip_prefix(&format!("{name}: ")).unwrap_or(&line);
+    print::note(format_args!("afterimage: {name}: {line}"));
+}
+
+async fn classify_file(
+    client: &Client,
+    file: &Path,
+    is_set: bool,
+    images: Vec<Image>,
+    args: &Args,
+) -> anyhow::Result<()> {
     let want = client.welcome().map(|welcome| welcome.shape.clone()).unwrap_or_default();
-    for (i, image) in images.into_iter().take(args.limit).enumerate() {
+    for (i, image) in images.into_iter().enumerate() {
         let have = Shape::new(image.shape().dims()).unwrap_or_default();
         if !want.dims().is_empty() && have != want {
             bail!("the image is {have}; the server takes {want}");

@@ -66,6 +66,8 @@ fn a_wrong_value_names_the_flag_and_the_value() {
         ["cache", "--memory", "12 parsecs"],
         ["memo", "--store", "nowhere"],
         ["memo", "--lookup-budget", "soon"],
+        ["serve", "--linger", "201us"],
+        ["classifier", "--linger", "1s"],
         ["train", "--features", "magic"],
         ["stats", "--timeout", "5"],
         ["cache", "--listen", "here"],

@@ -200,6 +200,22 @@ fn classify_names_each_bad_file_and_does_the_rest() {
 }
 
 #[test]
+fn classify_reads_the_files_before_it_connects() {
+    // It accepts no connection: a connect succeeds, and then nothing comes.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let server = silent.local_addr().unwrap().to_string();
+    let folder = folder();
+    let bad = file(&folder, "notes.txt", "this is not an image");
+    let done = run(&["classify", "--server", &server, "--timeout", "60s", &bad, &bad]);
+    assert_eq!(done.status.code(), Some(1), "{done:#?}");
+    let lines: Vec<_> = done.stderr.lines().collect();
+    assert!(lines[0].contains("PNG, PGM or IDX"), "{lines:?}");
+    assert!(lines[2].contains("2 of 2 files failed"), "{lines:?}");
+    silent.set_nonblocking(true).unwrap();
+    assert!(silent.accept().is_err(), "no connection was made");
+}
+
+#[test]
 fn the_example_image_is_a_seven() {
     let image = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/seven.png");
     for model in ["shipped", "raw"] {

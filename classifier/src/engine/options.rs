@@ -25,13 +25,13 @@ pub struct EngineOptions {
 }
 
 impl Default for EngineOptions {
-    /// One thread for each processor, batches of 64, no linger, and a queue of 4096 images. At 25
-    /// µs for an image, one core scores a full queue in a tenth of a second.
+    /// One thread for each processor, batches of 64, no linger, and a queue of 32,768 images. At 25
+    /// µs for an image, one core scores a full queue in 0.8 s.
     fn default() -> Self {
         Self {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             max_batch: 64,
-            max_queued: 4096,
+            max_queued: 32_768,
             linger: Duration::ZERO,
         }
     }

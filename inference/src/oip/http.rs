@@ -128,7 +128,7 @@ fn order(extras: &mut [Extra]) {
     });
 }
 
-fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), Error> {
     let mut names: smallvec::SmallVec<[&str; 8]> = names.collect();
     names.sort_unstable();
     if names.windows(2).any(|pair| pair[0] == pair[1]) {
@@ -285,6 +285,13 @@ impl<'a> Object<'a> {
 pub(super) fn write_request(request: &Request, encoding: Encoding) -> Option<Encoded> {
     let mut out = Vec::with_capacity(512);
     let mut binary: smallvec::SmallVec<[&Bytes; 4]> = smallvec::SmallVec::new();
+    // gRPC knows these names as ordinary parameters.
+    if request.parameters.get("binary_data_output").is_some()
+        || request.inputs.iter().any(|input| input.parameters.get("binary_data_size").is_some())
+        || request.outputs.iter().any(|output| output.parameters.get("binary_data").is_some())
+    {
+        return None;
+    }
     let mut object = Object::begin(&mut out);
     object.text("id", request.id.as_deref());
     object.text("model_name", request.model.as_deref());

@@ -61,6 +61,7 @@ impl Head {
         let mut lengths = SmallVec::new();
         out.push(VERSION);
         put_text(&mut out, request.model.as_deref().unwrap_or_default());
+        put_text(&mut out, request.version.as_deref().unwrap_or_default());
         put_parameters(&mut out, &request.parameters, Place::RequestParameter);
         put_extras(&mut out, &request.extras);
         put_count(&mut out, request.inputs.len());

@@ -23,6 +23,7 @@
 
 mod datatype;
 mod fields;
+mod grpc;
 mod http;
 mod key;
 mod parameters;
@@ -87,7 +88,7 @@ pub enum Error {
     Field {
         /// The name of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The reason why it is refused.
         reason: &'static str,
     },
     /// Stored bytes are not a response.

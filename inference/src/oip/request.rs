@@ -8,7 +8,7 @@ use super::fields::{Place, Role, role};
 use super::key::{self, KeyParts};
 use super::rows::Rows;
 use super::tensor::Form;
-use super::{Encoded, Error, Extra, Parameters, Tensor, Value, http};
+use super::{Encoded, Error, Extra, Parameters, Tensor, Value, grpc, http};
 
 /// A request for inference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,9 @@ pub struct Request {
     /// The name of the model, if the body has one. It is part of the key: see
     /// [`for_model`](Self::for_model).
     pub model: Option<String>,
+    /// The version of the model, if the message has one. It is part of the key: see
+    /// [`take_model`](Self::take_model).
+    pub version: Option<String>,
     /// The parameters, without those of the transport.
     pub parameters: Parameters,
     /// The inputs, in the order of the request.
@@ -130,6 +133,14 @@ impl Request {
         http::parse_request(&body, json_len)
     }
 
+    /// Reads the `ModelInferRequest` of a gRPC call. The inputs share the memory of the message.
+    ///
+    /// # Errors
+    /// If the message is not understood in full. Forward it unchanged.
+    pub fn parse_grpc(message: Bytes) -> Result<Self, Error> {
+        grpc::parse_request(&message)
+    }
+
     /// The id of the request.
     #[must_use]
     pub fn id(&self) -> Option<&str> {
@@ -144,6 +155,12 @@ impl Request {
             self.model = None;
         }
         self
+    }
+
+    /// Takes name and version of the model out of a message of gRPC. An HTTP request has them in
+    /// its path. The key is then the same for both; keep the model apart.
+    pub fn take_model(&mut self) -> (Option<String>, Option<String>) {
+        (self.model.take(), self.version.take())
     }
 
     /// The key, without a copy of the data: everything that can change the answer, the same for all
@@ -211,6 +228,13 @@ impl Request {
     #[must_use]
     pub fn is_binary(&self) -> bool {
         self.inputs.iter().any(|input| input.form == Form::Binary)
+    }
+
+    /// Writes the `ModelInferRequest` of a gRPC call. `None` if a field has no form in gRPC: an
+    /// unknown field of JSON, or a number whose spelling matters.
+    #[must_use]
+    pub fn to_grpc(&self) -> Option<Bytes> {
+        grpc::write_request(self)
     }
 
     /// Writes the body of a request over HTTP. `None` if a field has no form in JSON: an unknown

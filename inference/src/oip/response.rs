@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{Encoded, Error, Extra, OutputEncoding, Parameters, Tensor, http, rows, stored};
+use super::{
+    Encoded, Error, Extra, Form, OutputEncoding, Parameters, Tensor, grpc, http, rows, stored,
+};
 
 /// A response to a request for inference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +34,14 @@ impl Response {
         http::parse_response(&body, json_len)
     }
 
+    /// Reads the `ModelInferResponse` of a gRPC call. The outputs share the memory of the message.
+    ///
+    /// # Errors
+    /// If the message is not understood in full. Forward it unchanged, and do not store it.
+    pub fn parse_grpc(message: Bytes) -> Result<Self, Error> {
+        grpc::parse_response(&message)
+    }
+
     /// The stored form: everything but the id.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {
@@ -52,6 +62,14 @@ impl Response {
     #[must_use]
     pub fn render(&self, id: Option<&str>, wanted: &OutputEncoding) -> Option<Encoded> {
         http::write_response(self, id, wanted)
+    }
+
+    /// Writes the `ModelInferResponse` of a gRPC call, with the id of the request that it answers.
+    /// [`Form::Typed`] puts the outputs into typed contents, unless one of them has 16-bit floats;
+    /// any other form is raw contents. `None` if a field is known to JSON only.
+    #[must_use]
+    pub fn render_grpc(&self, id: Option<&str>, form: Form) -> Option<Bytes> {
+        grpc::write_response(self, id, form)
     }
 
     /// The responses to the single rows of a request with `rows` rows. `None` unless each output

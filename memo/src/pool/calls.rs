@@ -330,7 +330,7 @@ impl Pool {
         }
     }
 
-    /// Adds calls to those that wait, and sends what can be sent.
+    /// Adds calls to the waiting ones, and sends as many as can be sent.
     pub(super) fn queue(self: &Arc<Self>, calls: Rows<Arc<Call>>) {
         let mut refused = Rows::new();
         {
@@ -629,8 +629,10 @@ impl State {
         // No replica is connected. The client of any replica reports the cause, or is just
         // reconnecting.
         self.balance.pick_any(now, tried, rows).ok_or_else(|| {
-            let text = self.unresolved.clone();
-            let text = text.unwrap_or_else(|| "there is no classifier yet".to_owned());
+            let text = match &self.unresolved {
+                Some(_) => "cannot connect to the classifier: the name lookup failed",
+                None => "there is no classifier yet",
+            };
             Failure::new(Status::UpstreamCrashed, text)
         })
     }

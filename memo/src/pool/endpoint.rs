@@ -27,7 +27,8 @@ pub trait Endpoint: Send + Sync + 'static {
     /// connection. The pool calls this once, before the first call.
     fn on_change(&self, changed: OnChange);
 
-    /// Why the replica cannot be reached, if that is known.
+    /// Why the replica cannot be reached, if that is known. The memo's clients see this text, so it
+    /// must not name addresses.
     fn trouble(&self) -> Option<String> {
         None
     }
@@ -72,14 +73,14 @@ impl BatchLimit {
     }
 }
 
-/// Why an attempt failed, and what that means for the replica and for the call.
+/// The failure of an attempt, with its consequences for the replica and for the call.
 #[derive(Clone, Debug)]
 pub struct EndpointError {
     /// The status. Statuses that concern the memo's own request become `UpstreamError`.
     pub status: Status,
-    /// What failed and why.
+    /// The failure and its cause. The memo's clients see this text, so it must not name addresses.
     pub text: String,
-    /// What the error says about the health of the replica.
+    /// The effect on the health of the replica.
     pub outcome: Outcome,
     /// Whether the call may be sent again.
     pub retry: Retry,
@@ -109,7 +110,6 @@ impl EndpointError {
             | Status::DeadlineExceeded => Status::UpstreamError,
             status => status,
         };
-        let failure = Failure::new(status, format!("classifier: {}", self.text));
-        failure.with_payload(self.payload)
+        Failure::new(status, self.text).with_payload(self.payload)
     }
 }

@@ -61,6 +61,9 @@ const MAX_WAITING: usize = 2 * 16_384;
 /// Replicas that statistics name one by one.
 const MAX_IN_STATS: usize = 16;
 
+/// The text for clients while no name has an address.
+const UNRESOLVED: &str = "the name lookup failed";
+
 /// A replica that owes answers and has sent none for this share of the timeout counts as hung. That
 /// is long before its requests time out, and long after an answer was due.
 const PATIENCE_SHARE: u32 = 4;
@@ -113,7 +116,8 @@ struct State {
     hedges: Hedges<Call>,
     /// Calls for which no replica has a place, of clients in turn.
     waiting: FairQueue<Arc<Call>>,
-    /// The error of the latest name lookup, if it failed.
+    /// The error of the latest name lookup, if it failed. It names the server, so clients of the
+    /// memo get [`UNRESOLVED`] instead.
     unresolved: Option<String>,
 }
 
@@ -263,10 +267,8 @@ impl Upstream for Arc<Pool> {
     fn trouble(&self) -> Option<String> {
         let state = self.lock();
         let mut members = state.balance.members();
-        let trouble = members.find_map(|(_, member)| {
-            Some(format!("{}: {}", member.replica.address(), member.replica.trouble()?))
-        });
-        trouble.or_else(|| state.unresolved.clone())
+        let trouble = members.find_map(|(_, member)| member.replica.trouble());
+        trouble.or_else(|| state.unresolved.as_ref().map(|_| UNRESOLVED.to_owned()))
     }
 
     fn is_idle(&self) -> bool {
@@ -305,13 +307,24 @@ impl Upstream for Arc<Pool> {
         for (i, (_, member)) in state.balance.members().take(MAX_IN_STATS).enumerate() {
             let address = member.replica.address();
             stats.texts(&metrics::REPLICA, i + 1, format!("{address}: {}", about(member)));
+            let Member { health, model, .. } = member;
+            stats.of(&metrics::REPLICA_CONNECTED, address, model.is_some().into());
+            stats.of(&metrics::REPLICA_HEALTHY, address, health.is_healthy().into());
+            stats.of(&metrics::REPLICA_IN_FLIGHT, address, health.in_flight as u64);
+        }
+        if let Some(error) = &state.unresolved {
+            let last = state.balance.members().take(MAX_IN_STATS).count() + 1;
+            stats.texts(&metrics::REPLICA, last, error.clone());
         }
     }
 }
 
 /// The state of a replica as text for the statistics.
 fn about(member: &Member<Arc<dyn Endpoint>>) -> String {
-    let Some(model) = &member.model else { return "not connected".to_owned() };
+    let Some(model) = &member.model else {
+        let trouble = member.replica.trouble();
+        return trouble.map_or("not connected".into(), |why| format!("not connected: {why}"));
+    };
     let state = if member.health.is_healthy() { "healthy" } else { "ejected" };
     let [a, b, c, d, ..] = model.digest;
     let in_flight = member.health.in_flight;

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use afterimage_core::{Answer, Computed, ModelId, Reply, Rows};
 use afterimage_wire::client::{
-    Classified, ConnectionError, Infer, Inference, Inferred, Report, Stage,
+    Classified, ConnectionError, Infer, Inference, Inferred, Stage,
 };
 use afterimage_wire::proto::{Kind, Status, Welcome};
 use afterimage_wire::text::Escaped;
@@ -69,7 +69,7 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn trouble(&self) -> Option<String> {
-        Some(Escaped(Report(&*self.client.last_error()?)).to_string())
+        Some(Escaped(self.client.last_error()?.without_address()).to_string())
     }
 
     fn batch(&self) -> BatchLimit {
@@ -219,7 +219,8 @@ impl From<&CallError> for EndpointError {
             CallError::QueueFull { .. } => (Outcome::Lost, Retry::Budgeted),
             _ => (Outcome::Failed, Retry::Budgeted),
         };
-        let (status, text) = (error.status(), Escaped(Report(error)).to_string());
+        let text = Escaped(error.without_address("the classifier")).to_string();
+        let status = error.status();
         EndpointError { status, text, outcome, retry, payload: None }
     }
 }

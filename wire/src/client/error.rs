@@ -212,6 +212,29 @@ impl CallError {
         }
     }
 
+    /// The error and its cause without the server's address, for the clients of a service that
+    /// calls the server. `name` is its role, for example "the classifier".
+    pub fn without_address(&self, name: &str) -> String {
+        let mut error = self.clone();
+        if let CallError::Server { server, .. }
+        | CallError::DeadlineExceeded { server, .. }
+        | CallError::ConnectionLost { server, .. }
+        | CallError::Unavailable { server, .. }
+        | CallError::Refused { server, .. }
+        | CallError::Protocol { server, .. } = &mut error
+        {
+            *server = name.into();
+        }
+        let cause = match &error {
+            CallError::ConnectionLost { cause, .. }
+            | CallError::DeadlineExceeded { last_error: Some(cause), .. }
+            | CallError::Unavailable { last_error: cause, .. }
+            | CallError::Refused { reason: cause, .. } => cause,
+            _ => return Report(&error).to_string(),
+        };
+        format!("{error}: {}", cause.without_address())
+    }
+
     /// Whether the same call may succeed later, without a change to the request, the client or the
     /// server's configuration.
     pub fn is_retryable(&self) -> bool {
@@ -451,6 +474,18 @@ impl ConnectionError {
         }
     }
 
+    /// The error without names and addresses, for the clients of a service that calls the server.
+    /// System errors and TLS errors can contain the name that was connected to.
+    pub fn without_address(&self) -> String {
+        match self {
+            ConnectionError::Connect(error) | ConnectionError::Io(error) => {
+                error.kind().to_string()
+            }
+            ConnectionError::Tls { .. } => "TLS failed".to_owned(),
+            error => Report(error).to_string(),
+        }
+    }
+
     /// Whether the next attempt will most likely fail in the same way.
     pub(super) fn is_permanent(&self) -> bool {
         match self {
@@ -607,6 +642,35 @@ mod tests {
             assert_eq!(Report(&error).to_string(), line);
             assert!(error.source().is_some(), "{error}");
         }
+    }
+
+    #[test]
+    fn an_error_without_address_keeps_its_cause() {
+        let named = "invalid certificate for db7.internal";
+        let tls = ConnectionError::Tls { reason: named.into() };
+        let lookup = ConnectionError::Connect(io::Error::other("no db7.internal in 10.0.0.7"));
+        let refused = ConnectionError::Connect(io::ErrorKind::ConnectionRefused.into());
+        for (cause, permanent, line) in [
+            (tls, true, "cannot use the classifier: TLS failed"),
+            (lookup, false, "cannot connect to the classifier: other error"),
+            (refused, false, "cannot connect to the classifier: connection refused"),
+            (
+                ConnectionError::ClosedByPeer,
+                false,
+                "not connected to the classifier: the server closed the connection",
+            ),
+        ] {
+            let error = Arc::new(cause).of_a_call(&server(), permanent);
+            assert_eq!(error.without_address("the classifier"), line);
+        }
+        let error = CallError::DeadlineExceeded {
+            server: server(),
+            stage: Stage::AwaitingReply,
+            timeout: Duration::from_secs(1),
+            last_error: None,
+        };
+        let line = "no answer from the classifier within 1s: still waiting for the reply";
+        assert_eq!(error.without_address("the classifier"), line);
     }
 
     #[test]
