@@ -40,7 +40,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_RESOURCE: usize = 4 << 20;
 
 /// The longest time for [`Replica::get`].
-const RESOURCE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const RESOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An error of a body, of either direction.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
