@@ -120,6 +120,7 @@ impl Command {
             | Command::Snapshot(_)
             | Command::Forget(_)
             | Command::Flush(_) => "error,afterimage::settings=warn,afterimage::tls=warn",
+            Command::Demo(_) => "warn",
             _ => "info",
         }
     }

@@ -6,6 +6,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -164,4 +165,28 @@ fn a_public_page_without_a_token_is_refused() {
     let gateway = ["--log", "warn", "gateway", "--listen", "0.0.0.0:0"];
     let error = common::run(&gateway).failed_with_a_line();
     assert!(error.contains("--token-file"), "{error}");
+}
+
+/// Drives the page in a real browser, if Chromium and Python's `playwright` are installed.
+#[test]
+fn a_person_draws_a_seven_in_a_browser() {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !has("chromium", &["--version"]) || !has(&python, &["-c", "import playwright.sync_api"]) {
+        println!(
+            "SKIPPED: the page in a browser: chromium or Python's playwright is not installed"
+        );
+        return;
+    }
+    let (_memo, page) = serve(&[]);
+    let url = format!("http://{page}/");
+    let script = ["tests/page/drive.py", "chromium", &url, "examples/seven.png"];
+    let output = Command::new(python).args(script).output().unwrap();
+    let (text, errors) = (output.stdout, output.stderr);
+    let text = format!("{}{}", String::from_utf8_lossy(&text), String::from_utf8_lossy(&errors));
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("no foreign request"), "{text}");
 }

@@ -5,9 +5,10 @@
 #     bench/scripts/run.sh [--commit] NAME [ARGUMENTS]
 #
 #   memo [SECONDS per depth, default 5]  hits over TCP: plain, with busy polling, over TLS
-#   memo-peers                           the memo beside its classifier alone, gRPC and FastAPI (4 min)
+#   memo-peers                           the memo beside its classifier, gRPC and FastAPI (4 min)
 #   overhead                             a memo that only misses, beside its classifier (3 min)
 #   overload [SECONDS, default 60]       a memo under ten times its capacity
+#   bytes                                stored answers of 4 KiB, and inputs of 1 MiB (1 min)
 #   cache                                the cache service beside Redis and memcached (5 min)
 #   classifier [MNIST_DIR]               the classifier beside LIBLINEAR, LIBSVM, scikit-learn and
 #                                        ONNX Runtime (4 min; MNIST_DIR is data/mnist by default)
@@ -85,6 +86,9 @@ overhead | overload)
     seconds=()
     [ "$name" = overhead ] || seconds=("${args[0]:-60}")
     target/release/memo_cost "$name" target/release/afterimage "$records" "${seconds[@]}"
+    ;;
+bytes)
+    cargo bench --locked -p afterimage-bench --bench byte_answers -- "$PWD/$records"
     ;;
 cache)
     need redis-server memcached taskset

@@ -245,7 +245,7 @@ impl<'a> Values<'a> {
         (count > 0).then(|| Quantiles { p50: quantile(0.5), p99: quantile(0.99) })
     }
 
-    /// What is wrong with the store or the classifier, if anything is.
+    /// The fault of the store or the classifier, if there is one.
     fn trouble(&self) -> Option<String> {
         if self.text(&memo::CLASSIFIER_CONNECTED) == Some("no") {
             return Some("the classifier cannot be reached; hits are still answered".to_owned());

@@ -32,6 +32,7 @@ mod observe;
 pub mod oip;
 pub mod policy;
 mod proxy;
+mod purity;
 
 pub use forward::{Replica, Target, TargetError};
 pub use policy::{Bypass, Sharing};

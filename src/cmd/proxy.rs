@@ -74,6 +74,10 @@ struct MemoryArgs {
     #[arg(long, value_name = "NAME")]
     key_header: Vec<HeaderName>,
 
+    /// Answer batches whole, or row by row: auto splits the batches of models that pass probes.
+    #[arg(long, value_name = "MODE", default_value = "whole")]
+    rows: RowsMode,
+
     /// Forward every request, answer none from memory, and report the hits that memory would have
     /// given.
     #[arg(long)]
@@ -103,6 +107,13 @@ struct ModelServerArgs {
     /// Interval at which models in use are checked for a change.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     poll: Span,
+}
+
+/// How batches are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum RowsMode {
+    Whole,
+    Auto,
 }
 
 /// The policy for requests with credentials.
@@ -137,7 +148,7 @@ impl FromStr for Credentials {
 }
 
 impl MemoryArgs {
-    /// The policy. `verifies` tells whether the listener asks for certificates.
+    /// The policy. `verifies` states whether the listener verifies certificates.
     fn sharing(&self, verifies: bool) -> anyhow::Result<Sharing> {
         let token = token(None, "--token-file", self.token_file.as_deref())?;
         match &self.credentials {
@@ -162,6 +173,7 @@ impl MemoryArgs {
         options.poll_every = server.poll.0;
         options.timeout = server.timeout.0;
         options.ttl = self.ttl.map(|ttl| ttl.0);
+        options.split_rows = self.rows == RowsMode::Auto;
         options.observe = self.observe;
         options
     }

@@ -25,6 +25,7 @@ targets! {
     round_trip: 3000,
     split_invariance: 2000,
     server_stream: 1500,
+    server_streams: 1500,
     client_stream: 1000,
     table_model: 1000,
     snapshot_load: 1500,

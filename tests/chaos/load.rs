@@ -1,4 +1,4 @@
-//! An open-loop load: a call is made when it is due, whatever became of those before it.
+//! An open-loop load: each call is made when it is due, independent of earlier calls.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use afterimage_bench::workload::Population;
-use afterimage_wire::client::Reply;
+use afterimage_wire::client::{CallOptions, Infer, Reply};
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
 use tokio::sync::oneshot;
@@ -30,7 +30,14 @@ const COLD: usize = 6000;
 /// One call in so many is about a cold image.
 const COLD_EVERY: usize = 4;
 
-/// What a call may take.
+/// One request in this many has several rows: a cold image, and hot ones.
+const ROWS_EVERY: usize = 10;
+const ROWS: usize = 5;
+
+/// The time between two flushes of all answers.
+const FLUSH_EVERY: Duration = Duration::from_millis(2500);
+
+/// The timeout of a call.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request whose connection was lost, or that was turned away by a server that shuts down or
@@ -50,8 +57,15 @@ pub(crate) struct Call {
     pub(crate) image: usize,
     pub(crate) due: Instant,
     pub(crate) ended: Instant,
-    /// The answer and the digest of the model that its connection told of.
+    /// The answer and the digest of the model that its connection stated.
     pub(crate) outcome: Result<(Classification, [u8; 32]), CallError>,
+}
+
+/// A flush that the memo has confirmed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flush {
+    pub(crate) began: Instant,
+    pub(crate) confirmed: Instant,
 }
 
 /// Calls that go on until they are stopped.
@@ -64,7 +78,9 @@ pub(crate) struct Load {
 struct Shared {
     stop: AtomicBool,
     remembered: AtomicUsize,
+    is_warm: AtomicBool,
     calls: Mutex<Vec<Call>>,
+    flushes: Mutex<Vec<Flush>>,
 }
 
 impl Load {
@@ -88,6 +104,7 @@ impl Load {
             std::thread::sleep(PAUSE);
         }
         self.shared.calls.lock().unwrap().clear();
+        self.shared.is_warm.store(true, Ordering::Relaxed);
     }
 
     /// Waits until another answer is remembered, or so long.
@@ -99,10 +116,12 @@ impl Load {
         }
     }
 
-    /// Ends it, and gives all calls since it was warm.
-    pub(crate) fn stop(self) -> Vec<Call> {
+    /// Ends it, and gives all calls and flushes since it was warm.
+    pub(crate) fn stop(self) -> (Vec<Call>, Vec<Flush>) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the load does not panic")
+        let calls = self.thread.join().expect("the load does not panic");
+        let flushes = std::mem::take(&mut *self.shared.flushes.lock().unwrap());
+        (calls, flushes)
     }
 }
 
@@ -113,6 +132,7 @@ async fn run(memo: SocketAddr, shared: Arc<Shared>) -> Vec<Call> {
         ClientOptions::new().timeout(TIMEOUT).backoff(backoff[0], backoff[1])
     };
     let clients: Vec<_> = (0..CONNECTIONS).map(|_| Client::connect_lazy(memo, options())).collect();
+    let flushing = tokio::spawn(flush(clients[0].clone(), Arc::clone(&shared)));
     let start = Instant::now();
     let mut calls = tokio::task::JoinSet::new();
     for number in 0.. {
@@ -129,19 +149,69 @@ async fn run(memo: SocketAddr, shared: Arc<Shared>) -> Vec<Call> {
         let client = clients[number % CONNECTIONS].clone();
         let (population, shared) = (Arc::clone(&population), Arc::clone(&shared));
         calls.spawn(async move {
-            let outcome = ask(&client, population.image(image), due + TIMEOUT).await;
-            if matches!(outcome, Ok((Classification { origin: Origin::Hit, .. }, _))) {
-                shared.remembered.fetch_add(1, Ordering::Relaxed);
+            let outcomes = match number % ROWS_EVERY {
+                0 => {
+                    let hot = (1..ROWS).map(|i| (number + i * i) % HOT);
+                    let images: Vec<usize> = std::iter::once(image).chain(hot).collect();
+                    ask_rows(&client, &population, &images, due + TIMEOUT).await
+                }
+                _ => vec![(image, ask(&client, population.image(image), due + TIMEOUT).await)],
+            };
+            for (image, outcome) in outcomes {
+                if matches!(outcome, Ok((Classification { origin: Origin::Hit, .. }, _))) {
+                    shared.remembered.fetch_add(1, Ordering::Relaxed);
+                }
+                let call = Call { image, due, ended: Instant::now(), outcome };
+                shared.calls.lock().unwrap().push(call);
             }
-            let call = Call { image, due, ended: Instant::now(), outcome };
-            shared.calls.lock().unwrap().push(call);
         });
         while calls.try_join_next().is_some() {}
     }
     while let Some(ended) = calls.join_next().await {
         ended.expect("a call does not panic");
     }
+    flushing.abort();
     std::mem::take(&mut *shared.calls.lock().unwrap())
+}
+
+/// Flushes all answers again and again.
+async fn flush(client: Client, shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(FLUSH_EVERY).await;
+        let began = Instant::now();
+        if !shared.is_warm.load(Ordering::Relaxed) {
+            continue;
+        }
+        match client.admin().flush("").await {
+            Ok(()) => {
+                let confirmed = Instant::now();
+                shared.flushes.lock().unwrap().push(Flush { began, confirmed });
+            }
+            // The memo is down, or its connection was lost.
+            Err(_) => {}
+        }
+    }
+}
+
+/// Asks about several images in one request. An error is the outcome of the first one.
+async fn ask_rows(
+    client: &Client,
+    population: &Population,
+    images: &[usize],
+    deadline: Instant,
+) -> Vec<(usize, Result<(Classification, [u8; 32]), CallError>)> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let request = Infer::rows("", images.iter().map(|&image| population.image(image)));
+    match client.infer_with(&request, CallOptions::new().timeout(left)).await {
+        Err(error) => vec![(images[0], Err(error))],
+        Ok(answers) => std::iter::zip(images, answers.rows)
+            .map(|(&image, row)| {
+                let label = row.answer.label().expect("a label");
+                let origin = row.origin;
+                (image, Ok((Classification { label, origin }, answers.digest)))
+            })
+            .collect(),
+    }
 }
 
 async fn ask(

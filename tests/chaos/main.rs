@@ -9,6 +9,7 @@
 //! Counters that must be 0:
 //!
 //! * **wrong**: a label that the model of the connection's `Welcome` does not give for this image;
+//! * **stale**: a hit after a confirmed flush, for an image that was not computed since;
 //! * **lost**: a call without an outcome by its deadline (and [`LATE`]);
 //! * **unexcused**: a call that failed, also when it was made again (`load.rs`), for no reason that
 //!   its caller should accept. The memo was killed, stopped or drained: any error of a connection,
@@ -34,7 +35,7 @@ use incidents::Deployment;
 /// The duration without `CHAOS_SECONDS`.
 const DEFAULT_SECONDS: u64 = 8;
 
-/// What a call's outcome may come late on a busy machine.
+/// The lateness of a call's outcome that a busy machine may cause.
 const LATE: Duration = Duration::from_secs(3);
 
 /// The longest recovery that passes without `CHAOS_RECOVERY_MS`: the promised second for an
@@ -57,9 +58,9 @@ fn no_wrong_label_and_no_lost_request_under_chaos() {
     let incidents = services.run_incidents(Duration::from_secs(seconds), limit);
     // The last incident, too, has the time to recover from.
     load.until_it_remembers(limit + LATE);
-    let calls = load.stop();
+    let (calls, flushes) = load.stop();
     drop(services);
-    let verdict = verdict::Verdict::new(&incidents, &calls, limit);
+    let verdict = verdict::Verdict::new(&incidents, &calls, &flushes, limit);
     println!("{verdict}");
     verdict.assert_good();
 }

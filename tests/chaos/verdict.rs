@@ -11,9 +11,9 @@ use afterimage_wire::{CallError, Status};
 use crate::LATE;
 use crate::common::contrary_model;
 use crate::incidents::{Incident, What, Who};
-use crate::load::{Call, HOT, TIMEOUT, population};
+use crate::load::{Call, Flush, HOT, TIMEOUT, population};
 
-/// Examples that are printed of what went wrong.
+/// The most failures that are printed as examples.
 const EXAMPLES: usize = 10;
 
 /// See the module.
@@ -24,7 +24,9 @@ pub(crate) struct Verdict {
     answers: usize,
     remembered: usize,
     excused: usize,
+    flushes: usize,
     wrong: Vec<String>,
+    stale: Vec<String>,
     lost: Vec<String>,
     unexcused: Vec<String>,
     /// How long it took after each incident of a kind, and the last error by then.
@@ -35,7 +37,12 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// Judges every call.
-    pub(crate) fn new(incidents: &[Incident], calls: &[Call], limit: Duration) -> Verdict {
+    pub(crate) fn new(
+        incidents: &[Incident],
+        calls: &[Call],
+        flushes: &[Flush],
+        limit: Duration,
+    ) -> Verdict {
         let labels = Labels::new();
         let mut verdict = Verdict {
             limit,
@@ -43,7 +50,9 @@ impl Verdict {
             answers: 0,
             remembered: 0,
             excused: 0,
+            flushes: flushes.len(),
             wrong: Vec::new(),
+            stale: stale(calls, flushes),
             lost: Vec::new(),
             unexcused: Vec::new(),
             recovery: BTreeMap::new(),
@@ -85,14 +94,41 @@ impl Verdict {
 
     /// Fails unless all is as promised.
     pub(crate) fn assert_good(&self) {
-        let bad = [&self.wrong, &self.lost, &self.unexcused].map(Vec::len);
-        assert_eq!(bad, [0; 3], "wrong, lost, unexcused");
+        let bad = [&self.wrong, &self.stale, &self.lost, &self.unexcused].map(Vec::len);
+        assert_eq!(bad, [0; 4], "wrong, stale, lost, unexcused");
+        assert!(self.flushes > 0, "no flush was confirmed");
         for (kind, took) in &self.recovery {
             let (longest, error) = took.iter().max().expect("one at least");
             assert!(*longest < self.limit, "{kind:?} took {longest:?} to recover from{error}");
         }
         assert!(self.remembered * 2 > self.answers, "most answers are remembered: {self}");
     }
+}
+
+/// The hits after a flush that no call since the flush accounts for.
+fn stale(calls: &[Call], flushes: &[Flush]) -> Vec<String> {
+    let is_hit =
+        |call: &Call| matches!(&call.outcome, Ok((label, _)) if label.origin == Origin::Hit);
+    let mut of_image: BTreeMap<usize, Vec<&Call>> = BTreeMap::new();
+    for call in calls {
+        of_image.entry(call.image).or_default().push(call);
+    }
+    let mut stale = Vec::new();
+    for calls in of_image.into_values() {
+        let (hits, others): (Vec<&Call>, Vec<&Call>) =
+            calls.into_iter().partition(|call| is_hit(call));
+        for hit in hits {
+            let before = flushes.iter().filter(|flush| flush.confirmed <= hit.due);
+            let Some(flush) = before.max_by_key(|flush| flush.confirmed) else { continue };
+            // A call that failed may have stored its answer all the same.
+            let accounts = |call: &&Call| call.ended >= flush.began && call.due <= hit.ended;
+            if !others.iter().any(accounts) {
+                let after = hit.due - flush.confirmed;
+                stale.push(format!("image {}, {after:?} after a flush", hit.image));
+            }
+        }
+    }
+    stale
 }
 
 /// Whether an incident is a reason for this error that the caller must accept.
@@ -133,7 +169,7 @@ fn recovery(incident: &Incident, next: Option<Instant>, calls: &[Call]) -> (Dura
         .map_or_else(Default::default, |(due, error)| (due - incident.over, format!(" ({error})")))
 }
 
-/// What each model answers to each image.
+/// The answer of each model to each image.
 struct Labels([([u8; 32], Vec<u16>); 2]);
 
 impl Labels {
@@ -167,9 +203,9 @@ impl fmt::Display for Verdict {
         let incidents: usize = self.recovery.values().map(Vec::len).sum();
         writeln!(
             f,
-            "{} calls, {} answers ({} remembered, {HOT} hot images), {} excused errors, {incidents} \
-             incidents",
-            self.calls, self.answers, self.remembered, self.excused
+            "{} calls, {} answers ({} remembered, {HOT} hot images), {} excused errors, {} flushes, \
+             {incidents} incidents",
+            self.calls, self.answers, self.remembered, self.excused, self.flushes
         )?;
         let [median, p99, longest] = self.took;
         writeln!(f, "an answer took p50 {median:.1?}, p99 {p99:.1?}, at most {longest:.1?}")?;
@@ -185,9 +221,12 @@ impl fmt::Display for Verdict {
                 longest.as_millis()
             )?;
         }
-        for (name, bad) in
-            [("wrong", &self.wrong), ("lost", &self.lost), ("unexcused", &self.unexcused)]
-        {
+        for (name, bad) in [
+            ("wrong", &self.wrong),
+            ("stale", &self.stale),
+            ("lost", &self.lost),
+            ("unexcused", &self.unexcused),
+        ] {
             writeln!(f, "{name}: {}", bad.len())?;
             for example in bad.iter().take(EXAMPLES) {
                 writeln!(f, "    {example}")?;

@@ -11,6 +11,7 @@
 //!   [`Service`](server::Service) in batches.
 //! * [`proto`]: header, messages and codec, without I/O and without a clock. `PROTOCOL.md` beside
 //!   this crate is the reference.
+//! * [`stream`]: bytes of any length in both directions, with credit and progress.
 //! * [`tls`]: TLS 1.3 for both halves, with certificates that are reloaded when their files change.
 //! * [`splitmix`]: random numbers for jitter, sampling and tests.
 //!
@@ -98,6 +99,7 @@ mod sched;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod splitmix;
+pub mod stream;
 pub mod text;
 #[cfg(feature = "tls")]
 pub mod tls;

@@ -22,6 +22,7 @@ KINDS = {
     "Error": 0x07, "GoAway": 0x08, "SnapshotReq": 0x09, "SnapshotResp": 0x0A, "CacheReq": 0x10, "CacheResp": 0x11,
     "BytesReq": 0x12, "BytesResp": 0x13, "ClassifyReq": 0x20, "ClassifyResp": 0x21, "InferReq": 0x22, "InferResp": 0x23,
     "ForgetReq": 0x30, "ForgetResp": 0x31, "FlushReq": 0x32, "FlushResp": 0x33,
+    "StreamOpen": 0x40, "StreamData": 0x41, "StreamCredit": 0x42, "StreamProgress": 0x43, "StreamReset": 0x44,
 }
 STATUSES = [
     "none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
@@ -33,7 +34,7 @@ STATS_TYPES = {"counter": 1, "gauge": 2, "text": 3, "histogram": 4}
 # The flags of a ClassifyResp, and the origins of an InferResp.
 ORIGINS = {"miss": 0x00, "hit": 0x01, "coalesced": 0x02}
 
-WRITE = EXISTS = CONNECTION = JOINED = REFRESH = 0x01
+WRITE = EXISTS = CONNECTION = JOINED = REFRESH = END = 0x01
 NO_STORE = 0x02
 SHUTTING_DOWN = STATUSES.index("shutting_down")
 MAGIC = b"AFTERIMG"
@@ -136,6 +137,10 @@ def infer_answer(origin, age, content):
 def infer_resp(answers, digest=bytes(32), count=None):
     body = [("digest", digest), ("number of answers", u32(len(answers) if count is None else count))]
     return body + [part for answer in answers for part in infer_answer(*answer)]
+
+
+def stream_open(name="", header=b"", credit=0):
+    return [("credit", u64(credit))] + short_text("name", name) + [("header", header)]
 
 
 def join(parts):
@@ -517,11 +522,48 @@ def valid(v):
     v.valid("flush_req_all", "Takes all answers of all models back.", "FlushReq", short_text("model", ""), {"model": ""}, request_id=0)
     v.valid("flush_resp", "It is done.", "FlushResp", [], {})
 
+    # Version 2: streams.
+    def add_open(vector, comment, request_id=1, status=0, canonical=True, **arguments):
+        fields = {
+            "credit": str(arguments.get("credit", 0)), "name": arguments.get("name", ""),
+            "header": arguments.get("header", b"").hex(),
+        }
+        v.valid(vector, comment, "StreamOpen", stream_open(**arguments), fields, request_id=request_id, status=status,
+                canonical=canonical)
+
+    def add_data(name, comment, data, end=False, **arguments):
+        v.valid(name, comment, "StreamData", [("data", data)], {"bytes": data.hex(), "end": end}, flags=END if end else 0,
+                **arguments)
+
+    def add_reset(name, comment, status, text, **arguments):
+        v.valid(name, comment, "StreamReset", [("text", text.encode())], {"text": text}, status=status, **arguments)
+
+    add_open("stream_open", "A stream with parameters; the server may send 256 KiB.", name="fold/mean", header=b"{}",
+             credit=1 << 18)
+    add_open("stream_open_empty", "No name, no parameters, no credit.")
+    add_open("stream_open_extremes", "The longest name, and the highest credit and id.", U64, name="é" * 127 + "n",
+             credit=U64, header=bytes(range(256)))
+    add_open("stream_open_with_budget", "The server ignores the time budget of a StreamOpen.", status=9, canonical=False,
+             name="watch")
+    add_data("stream_data", "Bytes of a stream.", b"some bytes")
+    add_data("stream_data_empty", "A StreamData may be empty.", b"", request_id=U64)
+    add_data("stream_data_end", "The last bytes of a direction.", b"the rest", True)
+    add_data("stream_data_end_alone", "The end of a direction alone.", b"", True)
+    v.valid("stream_credit", "The receiver may send 16385 bytes in total.", "StreamCredit", [("credit", u64(16385))],
+            {"credit": "16385"})
+    v.valid("stream_credit_highest", "The highest credit is valid: there is no limit then.", "StreamCredit",
+            [("credit", u64(U64))], {"credit": str(U64)}, request_id=U64)
+    v.valid("stream_progress", "The state of the work.", "StreamProgress", [("progress", b"\x07\x00")], {"bytes": "0700"})
+    v.valid("stream_progress_empty", "An empty progress message.", "StreamProgress", [], {"bytes": ""})
+    add_reset("stream_reset_cancel", "The sender no longer needs the stream.", 0, "")
+    add_reset("stream_reset_failed", "The work has failed.", STATUSES.index("bad_argument"), "record 7 is not a number")
+    add_reset("stream_reset_unknown_status", "An unknown status survives, as in an Error.", U16, "é" * 512, request_id=U64)
+
     # Unknown kinds.
     for code, comment in [
         (0x00, "Kind 0 is not assigned"), (0x0B, "The first free kind of the connection group"),
         (0x14, "The first free kind of the cache group"), (0x24, "The first free kind of the group of models"),
-        (0x34, "The first free kind of the group of stored answers"), (0x40, "The first kind that is reserved"), (0xF0, "The first kind for private experiments"),
+        (0x34, "The first free kind of the group of stored answers"), (0x45, "The first free kind of the group of streams"), (0x50, "The first kind that is reserved"), (0xF0, "The first kind for private experiments"),
         (0xFF, "The highest kind"),
     ]:
         v.valid(f"unknown_kind_{code:02x}", f"{comment}. Decoding keeps the number.", code, [], {"kind": code},
@@ -774,6 +816,29 @@ def invalid(v):
     bad("flush_req_unknown_flags", "A FlushReq has no flags.", "FlushReq", b"\x00", "unknown_flags", None, 0x80,
         foreign, flags=0x80)
     bad("flush_resp_too_long", "A FlushResp has an empty body.", "FlushResp", b"x", "trailing", None, answer=foreign, bytes=1)
+
+    reset, newer = "reset bad_argument", "reset unsupported"
+    v.truncations("StreamOpen", stream_open("name", b""), reset)
+    bad("stream_open_not_utf8", "A name that is not UTF-8.", "StreamOpen", bytes(8) + b"\x01\xff", "not_utf8", "name",
+        answer=reset)
+    bad("stream_open_unknown_flags", "A StreamOpen has no flags.", "StreamOpen", bytes(9), "unknown_flags", None, 0x01,
+        newer, flags=0x01)
+    bad("stream_data_unknown_flags", "END and an unknown flag.", "StreamData", b"x", "unknown_flags", None, 0x81, newer,
+        flags=0x80)
+    v.truncations("StreamCredit", [("credit", u64(1))], reset)
+    bad("stream_credit_too_long", "A credit of more than 64 bits.", "StreamCredit", bytes(8) + b"\x01", "trailing", None,
+        answer=reset, bytes=1)
+    bad("stream_credit_unknown_flags", "A StreamCredit has no flags.", "StreamCredit", bytes(8), "unknown_flags", None, 0x02,
+        newer, flags=0x02)
+    bad("stream_progress_too_long", "A progress message of 1025 bytes.", "StreamProgress", bytes(1025), "out_of_range",
+        "progress", answer=reset, value=1025, limit=1024)
+    bad("stream_progress_unknown_flags", "A StreamProgress has no flags.", "StreamProgress", b"", "unknown_flags", None,
+        0x01, newer, flags=0x01)
+    bad("stream_reset_too_long", "A text of 1025 bytes.", "StreamReset", b"x" * 1025, "out_of_range", "text", answer=reset,
+        value=1025, limit=1024)
+    bad("stream_reset_not_utf8", "A text that is not UTF-8.", "StreamReset", b"\xff", "not_utf8", "text", answer=reset)
+    bad("stream_reset_unknown_flags", "A StreamReset has no flags.", "StreamReset", b"", "unknown_flags", None, 0x01, newer,
+        flags=0x01)
 
 
 # The listing in PROTOCOL.md.

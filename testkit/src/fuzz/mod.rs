@@ -52,7 +52,7 @@ pub fn targets() -> impl Iterator<Item = Target> {
 /// The target of this name.
 ///
 /// # Panics
-/// If there is none.
+/// If no target has this name.
 #[must_use]
 pub fn named(name: &str) -> Target {
     targets().find(|target| target.name == name).expect("there is a target of this name")

@@ -5,13 +5,13 @@
 //! the socket and one on its way back. All frames of one read are decoded in place, then looked up
 //! under one lock, then handed over after it is released.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -20,15 +20,16 @@ use super::infer::Inference;
 use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
-use crate::proto::{Frame, FrameError, InferResp, Message, Welcome};
+use crate::proto::{Frame, FrameError, InferResp, Message, Status, StreamFrame, Welcome};
 use crate::sched::{Rest, corked};
+use crate::stream::Streams;
 use crate::text::Escaped;
 
 /// Bytes of one read: three thousand cache replies, or a good part of a socket's buffer.
 const READ_LEN: usize = 64 << 10;
 
-/// Bytes of replies after which all other ready tasks are polled: a server that answers without a
-/// pause would otherwise occupy the thread.
+/// Bytes of replies and of streams after which all other ready tasks are polled: a server that
+/// answers without a pause would otherwise occupy the thread.
 const TURN: usize = READ_LEN;
 
 /// Why the driver stopped.
@@ -54,14 +55,17 @@ pub(super) struct Driver<T> {
     /// Bytes taken from the outbound buffer; written up to `written`.
     writing: Vec<u8>,
     written: usize,
+    streams: Arc<Streams>,
+    /// The rest of a large body of a stream, which follows `writing`.
+    body: Bytes,
     /// The waker that the outbound side knows.
     known_waker: Option<Waker>,
     keepalive: Option<Keepalive>,
     go_away: bool,
     /// Whether any reply arrived.
     replied: bool,
-    /// Bytes received in this turn.
-    received: usize,
+    /// Bytes received, and bytes of streams sent, in this turn.
+    moved: usize,
     /// Between two turns.
     rest: Rest,
     /// Replies of the current batch, before and after the lock.
@@ -77,6 +81,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         number: u64,
         server: Arc<str>,
         welcome: Arc<Welcome>,
+        streams: Arc<Streams>,
         input: &[u8],
     ) -> Self {
         Driver {
@@ -88,11 +93,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             input: Input::new(input),
             writing: Vec::new(),
             written: 0,
+            streams,
+            body: Bytes::new(),
             known_waker: None,
             keepalive: shared.options.keepalive.map(Keepalive::new),
             go_away: false,
             replied: false,
-            received: 0,
+            moved: 0,
             rest: Rest::default(),
             replies: Vec::new(),
             answers: Vec::new(),
@@ -109,10 +116,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     pub(super) fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         self.introduce(cx);
         ready!(self.rest.poll_over(cx));
-        self.received = 0;
+        self.moved = 0;
         loop {
             match self.poll_round(cx) {
-                Ok(Round::Progressed) if self.received >= TURN => return self.rest.begin(cx),
+                Ok(Round::Progressed) if self.moved >= TURN => return self.rest.begin(cx),
                 Ok(Round::Progressed) => {}
                 Ok(Round::Idle) => return Poll::Pending,
                 Ok(Round::GoAway) => return Poll::Ready(Ended::GoAway),
@@ -180,14 +187,23 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Sent, ConnectionError> {
         let mut sent = Sent::Nothing;
         loop {
-            while self.written < self.writing.len() {
+            while self.written < self.writing.len() || !self.body.is_empty() {
                 let unsent = &self.writing[self.written..];
-                match Pin::new(&mut self.transport).poll_write(cx, unsent) {
+                let transport = Pin::new(&mut self.transport);
+                let written = if self.body.is_empty() {
+                    transport.poll_write(cx, unsent)
+                } else {
+                    let both = [IoSlice::new(unsent), IoSlice::new(&self.body)];
+                    transport.poll_write_vectored(cx, &both)
+                };
+                match written {
                     Poll::Ready(Ok(0)) => {
                         return Err(ConnectionError::Io(io::ErrorKind::WriteZero.into()));
                     }
                     Poll::Ready(Ok(n)) => {
-                        self.written += n;
+                        let head = n.min(unsent.len());
+                        self.written += head;
+                        self.body.advance(n - head);
                         sent = Sent::Some;
                     }
                     Poll::Ready(Err(error)) => return Err(ConnectionError::Io(error)),
@@ -196,13 +212,24 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             }
             self.writing.clear();
             self.written = 0;
+            if self.moved >= TURN {
+                // More frames of streams follow in the next turn, and requests before them.
+                return Ok(sent);
+            }
             let mut state = self.shared.lock();
             if let Some(outbound) = state.outbound(self.number) {
                 outbound.take(&mut self.writing);
             }
+            let finished = self.writing.is_empty() && state.is_finished(self.number);
+            drop(state);
+            if self.streams.is_used() {
+                // Registered first, so that a later frame is not missed.
+                self.streams.register(cx.waker());
+                let before = self.writing.len();
+                self.body = self.streams.with(|table| table.take(&mut self.writing));
+                self.moved += self.writing.len() - before + self.body.len();
+            }
             if self.writing.is_empty() {
-                let finished = state.is_finished(self.number);
-                drop(state);
                 // TLS holds bytes back until a flush.
                 if let Poll::Ready(Err(error)) = Pin::new(&mut self.transport).poll_flush(cx) {
                     return Err(ConnectionError::Io(error));
@@ -220,7 +247,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 0 => Err(ConnectionError::ClosedByPeer),
                 read => {
                     self.input.arrived(read);
-                    self.received += read;
+                    self.moved += read;
                     Ok(true)
                 }
             },
@@ -274,6 +301,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     let text = text.into();
                     return Err(ConnectionError::Rejected { status, text });
                 }
+                Ok(Message::Error { status, text, .. }) if self.is_of_stream(id, status, text) => {
+                    self.replied = true;
+                    self.input.consume(frame.header.frame_len());
+                    continue;
+                }
                 Ok(Message::Error { status, text, .. }) => {
                     let (server, text) = (Arc::clone(&self.server), text.into());
                     Err(CallError::Server { server, status, text })
@@ -284,12 +316,34 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     self.input.consume(frame.header.frame_len());
                     continue;
                 }
-                Ok(Message::Unknown { .. }) => {
-                    // A kind of a newer version; the protocol requires clients to skip it.
+                Ok(Message::Unknown { .. } | Message::StreamOpen(_)) => {
+                    // A kind of a newer version, or a stream that the server opens; the protocol
+                    // requires clients to skip both.
+                    self.input.consume(frame.header.frame_len());
+                    continue;
+                }
+                Ok(Message::Stream(stream_frame)) => {
+                    let own = || match stream_frame {
+                        StreamFrame::Data { bytes, .. } => Bytes::copy_from_slice(bytes),
+                        _ => Bytes::new(),
+                    };
+                    if self.streams.with(|table| table.receive(id, stream_frame, own)).is_err() {
+                        return Err(ConnectionError::Violation(Violation::UnknownId { id }));
+                    }
+                    self.replied = true;
                     self.input.consume(frame.header.frame_len());
                     continue;
                 }
                 Ok(_) => Ok(Answer::Other(kind)),
+                Err(error) if kind.is_stream() => {
+                    let text = format!("malformed {}: {error}", kind.name());
+                    let status = error.status();
+                    if !self.streams.with(|table| table.fault(id, false, status, &text)) {
+                        return Err(ConnectionError::Violation(Violation::UnknownId { id }));
+                    }
+                    self.input.consume(frame.header.frame_len());
+                    continue;
+                }
                 Err(error) => {
                     let violation = Violation::Body { kind, error };
                     Err(self.broken(violation))
@@ -301,6 +355,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 self.replies.push((id, reply));
             }
         }
+    }
+
+    /// Whether an error is the end of a stream, which it then ends. A server that has no streams
+    /// answers a `StreamOpen` like that.
+    fn is_of_stream(&self, id: u64, status: Status, text: &str) -> bool {
+        let reset = StreamFrame::Reset { status, text };
+        self.streams.is_used()
+            && self.streams.with(|table| table.receive(id, reset, Bytes::new)).is_ok()
     }
 
     /// The error of a call whose reply breaks the protocol.
@@ -416,7 +478,7 @@ impl Input {
     }
 }
 
-/// Detects a peer that is gone without closing the connection.
+/// Detects a peer that has ended without closing the connection.
 struct Keepalive {
     interval: Duration,
     timer: Pin<Box<Sleep>>,

@@ -56,6 +56,7 @@ mod outbound;
 mod request;
 mod shared;
 mod state;
+mod stream;
 mod supervisor;
 mod waiter;
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::stream::{UNFINISHED, limits};
 use crate::proto::Welcome;
+use crate::stream::Streams;
 
 /// A send buffer that grew beyond this in a burst is freed afterwards.
 const KEPT_CAPACITY: usize = 1 << 20;
@@ -23,10 +25,12 @@ pub(super) struct Outbound {
     writing: usize,
     waker: Option<Waker>,
     asleep: bool,
+    pub(super) streams: Arc<Streams>,
 }
 
 impl Outbound {
     pub(super) fn new(number: u64, server: Arc<str>, welcome: Arc<Welcome>, window: usize) -> Self {
+        let streams = Streams::of_client(limits(&welcome), UNFINISHED);
         Outbound {
             number,
             server,
@@ -37,6 +41,7 @@ impl Outbound {
             writing: 0,
             waker: None,
             asleep: false,
+            streams,
         }
     }
 

@@ -17,6 +17,7 @@ use super::outbound::Outbound;
 use super::request::{Request, budget_ms};
 use super::waiter::{Many, Waiter};
 use crate::proto::Welcome;
+use crate::stream::Streams;
 
 /// The id of frames without a reply: writes, and the driver's own pings. An error may still refer
 /// to one of them.
@@ -240,6 +241,7 @@ impl State {
         );
         for outbound in self.current.iter_mut().chain(&mut self.draining) {
             effects.wake(outbound.rouse());
+            effects.ended.push((Arc::clone(&outbound.streams), None));
         }
     }
 
@@ -252,15 +254,17 @@ impl State {
         server: Arc<str>,
         welcome: Arc<Welcome>,
         effects: &mut Effects,
-    ) -> u64 {
+    ) -> (u64, Arc<Streams>) {
         self.connections += 1;
         let window = self.max_in_flight.min(welcome.window as usize).max(1);
-        self.current = Some(Outbound::new(self.connections, server, welcome, window));
+        let outbound = Outbound::new(self.connections, server, welcome, window);
+        let streams = Arc::clone(&outbound.streams);
+        self.current = Some(outbound);
         self.trouble = None;
         self.counters.connects += 1;
         effects.changed = true;
         self.pump(now, effects);
-        self.connections
+        (self.connections, streams)
     }
 
     /// An attempt to connect begins.
@@ -301,6 +305,9 @@ impl State {
     ) {
         let server = self.outbound(number).map(|outbound| Arc::clone(&outbound.server));
         let server = server.unwrap_or_else(|| self.server());
+        if let Some(outbound) = self.outbound(number) {
+            effects.ended.push((Arc::clone(&outbound.streams), Some(Arc::clone(cause))));
+        }
         let was_current = self.current.take_if(|outbound| outbound.number == number).is_some();
         self.draining.retain(|outbound| outbound.number != number);
         self.remove_where(
@@ -318,6 +325,11 @@ impl State {
         }
     }
 
+    /// The connection that takes new requests.
+    pub(super) fn current(&mut self) -> Option<&mut Outbound> {
+        self.current.as_mut()
+    }
+
     /// The connection of this number.
     pub(super) fn outbound(&mut self, number: u64) -> Option<&mut Outbound> {
         self.current.iter_mut().chain(&mut self.draining).find(|outbound| outbound.number == number)
@@ -325,7 +337,9 @@ impl State {
 
     /// Whether a connection has nothing left to do but to write its buffer.
     pub(super) fn is_finished(&self, number: u64) -> bool {
-        let drained = |outbound: &Outbound| outbound.number == number && outbound.in_flight == 0;
+        let drained = |outbound: &Outbound| {
+            outbound.number == number && outbound.in_flight == 0 && !outbound.streams.is_busy()
+        };
         self.life >= Life::Closed || self.draining.iter().any(drained)
     }
 
@@ -513,6 +527,8 @@ pub(super) struct Effects {
     failed: Vec<(Waiter, CallError)>,
     wake: Option<Waker>,
     wake_too: Vec<Waker>,
+    /// Connections whose streams have ended, and the cause.
+    ended: Vec<(Arc<Streams>, Option<Arc<ConnectionError>>)>,
     pub(super) timer: bool,
     pub(super) changed: bool,
 }
@@ -537,6 +553,9 @@ impl Effects {
     pub(super) fn run(self) {
         for waker in self.wake.into_iter().chain(self.wake_too) {
             waker.wake();
+        }
+        for (streams, cause) in self.ended {
+            streams.lose(cause);
         }
         for (waiter, error) in self.failed {
             waiter.fail(error);

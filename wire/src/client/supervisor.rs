@@ -15,6 +15,7 @@ use super::handshake::{Security, shake_hands};
 use super::shared::Shared;
 use super::state::Life;
 use crate::proto::Welcome;
+use crate::stream::Streams;
 use crate::text::Escaped;
 
 /// Pause before the next attempt after a refusal: long enough not to burden the server, short
@@ -65,6 +66,7 @@ pub(super) async fn supervise<C: Connector>(
                     attached.number,
                     Arc::clone(&server),
                     welcome,
+                    Arc::clone(&attached.streams),
                     &input,
                 );
                 if failures > 0 {
@@ -202,16 +204,17 @@ async fn until_flushed(shared: &Shared, driven: impl Future<Output = Ended>) -> 
 struct Attached {
     shared: Arc<Shared>,
     number: u64,
+    streams: Arc<Streams>,
     cause: Option<ConnectionError>,
 }
 
 impl Attached {
     fn new(shared: &Arc<Shared>, server: &Arc<str>, welcome: &Arc<Welcome>) -> Self {
         let now = shared.now();
-        let number = shared.with(|state, effects| {
+        let (number, streams) = shared.with(|state, effects| {
             state.attach(now, Arc::clone(server), Arc::clone(welcome), effects)
         });
-        Attached { shared: Arc::clone(shared), number, cause: None }
+        Attached { shared: Arc::clone(shared), number, streams, cause: None }
     }
 
     fn lose(&mut self, cause: ConnectionError) {

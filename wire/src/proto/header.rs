@@ -48,8 +48,8 @@ const _: () = assert!(MAX_HANDSHAKE_BODY <= DEFAULT_MAX_BODY && DEFAULT_MAX_BODY
 macro_rules! kinds {
     ($($(#[$doc:meta])* $variant:ident = $code:literal;)*) => {
         /// The kind of a frame's message. Numbers are grouped by service, with space between them:
-        /// `0x00` connection, `0x10` cache, `0x20` models, `0x30` stored answers, `0xF0` private
-        /// experiments.
+        /// `0x00` connection, `0x10` cache, `0x20` models, `0x30` stored answers, `0x40` streams,
+        /// `0xF0` private experiments.
         ///
         /// An unknown kind survives decoding as [`Kind::Unknown`].
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,6 +129,16 @@ kinds! {
     FlushReq = 0x32;
     /// Server, version 2: it is done.
     FlushResp = 0x33;
+    /// Client, version 2: opens a stream.
+    StreamOpen = 0x40;
+    /// Both, version 2: bytes of a stream.
+    StreamData = 0x41;
+    /// Both, version 2: how many bytes the receiver may send.
+    StreamCredit = 0x42;
+    /// Both, version 2: the state of a stream's work.
+    StreamProgress = 0x43;
+    /// Both, version 2: ends a stream in both directions.
+    StreamReset = 0x44;
 }
 
 impl Kind {
@@ -144,8 +154,16 @@ impl Kind {
             | Kind::ForgetResp
             | Kind::FlushReq
             | Kind::FlushResp => 2,
+            kind if kind.is_stream() => 2,
             _ => 1,
         }
+    }
+
+    /// Whether frames of this kind belong to a stream. Client and server send them.
+    #[inline]
+    pub const fn is_stream(self) -> bool {
+        use Kind::{StreamCredit, StreamData, StreamOpen, StreamProgress, StreamReset};
+        matches!(self, StreamOpen | StreamData | StreamCredit | StreamProgress | StreamReset)
     }
 }
 
@@ -167,6 +185,8 @@ pub mod flags {
     pub const CONNECTION: u8 = 0x01;
     /// `SnapshotResp`: the snapshot had begun before this request.
     pub const JOINED: u8 = 0x01;
+    /// `StreamData`: the last bytes of this direction.
+    pub const END: u8 = 0x01;
 }
 
 /// A decoded header. See the module's byte table.

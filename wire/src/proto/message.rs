@@ -16,6 +16,7 @@ use super::infer::{InferReq, InferResp, name, put_name};
 use super::reader::Reader;
 use super::snapshot::Snapshot;
 use super::stats::Stats;
+use super::stream::{StreamFrame, StreamOpen};
 
 /// Bytes in the longest text of an `Error` or `GoAway`: a paragraph, not a page.
 pub const MAX_TEXT_LEN: usize = 1024;
@@ -124,6 +125,10 @@ pub enum Message<'a> {
     },
     /// Answers a [`Message::FlushReq`]. Version 2.
     FlushResp,
+    /// Opens a stream. Version 2.
+    StreamOpen(StreamOpen<'a>),
+    /// A frame of an open stream. Version 2.
+    Stream(StreamFrame<'a>),
     /// A kind of a newer version. Its length is known, so it can be skipped.
     Unknown {
         /// The number on the wire.
@@ -298,7 +303,11 @@ impl<'a> Message<'a> {
                 Reader::new(body).finish()?;
                 Ok(Message::FlushResp)
             }
-            kind => Ok(Message::Unknown { kind: kind.code() }),
+            Kind::StreamOpen => StreamOpen::decode(frame).map(Message::StreamOpen),
+            kind => Ok(match StreamFrame::decode(frame)? {
+                Some(frame) => Message::Stream(frame),
+                None => Message::Unknown { kind: kind.code() },
+            }),
         }
     }
 
@@ -375,6 +384,10 @@ impl<'a> Message<'a> {
                 put_built(out, Kind::FlushReq, 0, id, |body| put_name(body, model));
             }
             Message::FlushResp => put_frame(out, Kind::FlushResp, 0, 0, id, &[]),
+            Message::StreamOpen(open) => {
+                put_built(out, Kind::StreamOpen, 0, id, |body| open.encode(body));
+            }
+            Message::Stream(frame) => frame.encode(id, out),
             Message::Unknown { kind } => put_frame(out, Kind::from_code(*kind), 0, 0, id, &[]),
         }
     }
@@ -488,13 +501,20 @@ pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Classification) 
     out.put_slice(&frame);
 }
 
-fn put_frame(out: &mut impl BufMut, kind: Kind, flags: u8, status: u16, id: u64, body: &[u8]) {
+pub(super) fn put_frame(
+    out: &mut impl BufMut,
+    kind: Kind,
+    flags: u8,
+    status: u16,
+    id: u64,
+    body: &[u8],
+) {
     let body_len = u32::try_from(body.len()).expect("a body is shorter than 4 GiB");
     out.put_slice(&Header { body_len, kind, flags, status, id }.encode());
     out.put_slice(body);
 }
 
-fn put_built(
+pub(super) fn put_built(
     out: &mut impl BufMut,
     kind: Kind,
     flags: u8,
@@ -507,14 +527,18 @@ fn put_built(
 }
 
 #[inline]
-fn reject_flags(header: Header, known: u8) -> Result<(), BodyError> {
+pub(super) fn reject_flags(header: Header, known: u8) -> Result<(), BodyError> {
     match header.flags & !known {
         0 => Ok(()),
         flags => Err(BodyError::UnknownFlags { flags }),
     }
 }
 
-fn within<'a>(body: &'a [u8], limit: usize, field: &'static str) -> Result<&'a [u8], BodyError> {
+pub(super) fn within<'a>(
+    body: &'a [u8],
+    limit: usize,
+    field: &'static str,
+) -> Result<&'a [u8], BodyError> {
     if body.len() > limit {
         let (value, limit) = (body.len() as u64, limit as u64);
         return Err(BodyError::OutOfRange { field, value, limit });
@@ -522,7 +546,7 @@ fn within<'a>(body: &'a [u8], limit: usize, field: &'static str) -> Result<&'a [
     Ok(body)
 }
 
-fn text(body: &[u8]) -> Result<&str, BodyError> {
+pub(super) fn text(body: &[u8]) -> Result<&str, BodyError> {
     Reader::new(within(body, MAX_TEXT_LEN, "text")?).text(body.len(), "text")
 }
 
@@ -597,6 +621,12 @@ mod tests {
             Message::ForgetResp { count: 1 },
             Message::FlushReq { model: "" },
             Message::FlushResp,
+            Message::StreamOpen(StreamOpen { credit: u64::MAX, name: "fold", header: b"{}" }),
+            Message::Stream(StreamFrame::Data { bytes: b"bytes", end: false }),
+            Message::Stream(StreamFrame::Data { bytes: b"", end: true }),
+            Message::Stream(StreamFrame::Credit { credit: 1 << 40 }),
+            Message::Stream(StreamFrame::Progress(b"half")),
+            Message::Stream(StreamFrame::Reset { status: Status::Internal, text: "bug" }),
             Message::Unknown { kind: 0xF0 },
         ] {
             round_trip(&message);

@@ -1,9 +1,8 @@
 //! The protocol without I/O: bytes to messages and messages to bytes.
 //!
 //! [`header`] finds the frame in a stream. [`message`] decodes it; [`handshake`], [`stats`] and
-//! [`snapshot`] hold the long bodies;
-//! [`infer`] holds those of inference. [`Status`] names errors. [`codec`] is the same for
-//! `tokio-util`.
+//! [`snapshot`] hold the long bodies; [`infer`] holds those of inference, [`stream`] those of
+//! streams. [`Status`] names errors. [`codec`] is the same for `tokio-util`.
 //!
 //! To add a message: give it a number in [`header::Kind`], a variant with its `encode` and `decode`
 //! arms in [`message::Message`], a section in `PROTOCOL.md` and a vector in `vectors/make.py`.
@@ -17,6 +16,7 @@ pub mod message;
 mod reader;
 pub mod snapshot;
 pub mod stats;
+pub mod stream;
 
 pub use afterimage_core::{Shape, Status};
 pub use body::BodyError;
@@ -25,3 +25,4 @@ pub use header::{Frame, FrameError, HEADER_LEN, Header, Kind};
 pub use infer::{InferReq, InferResp};
 pub use message::Message;
 pub use snapshot::Snapshot;
+pub use stream::{StreamFrame, StreamOpen};

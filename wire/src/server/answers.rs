@@ -138,6 +138,11 @@ pub(super) fn answer_other<S: Service>(
         | Kind::FlushResp => {
             unsupported(&format!("{} is a reply, not a request", kind.name()), out);
         }
+        Kind::StreamOpen
+        | Kind::StreamData
+        | Kind::StreamCredit
+        | Kind::StreamProgress
+        | Kind::StreamReset => unreachable!("streams have their frames on version 2"),
         Kind::Unknown(code) => {
             unsupported(&format!("kind {code:#04x} is not known to this version"), out);
         }

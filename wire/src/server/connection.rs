@@ -10,12 +10,13 @@ mod serving;
 pub(super) use closing::DRAIN_QUIET;
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -29,12 +30,17 @@ use super::memory::{LATE_REPLY, RETRY, ReplyAllowance};
 use super::outbox::Outbox;
 use super::service::Service;
 use super::shared::Shared;
+use super::streams::ServerStreams;
 use crate::proto::Message;
 use crate::sched::Rest;
 
 /// Unsent replies, in bytes, above which no further request is served: a peer that does not read
 /// its replies delays only itself.
 const OUT_HIGH: usize = 1 << 20;
+
+/// Unsent bytes below which the next frame of a stream is taken. A reply that becomes ready waits
+/// for these and for one such frame.
+const STREAM_LOW: usize = 16 << 10;
 
 /// Sent bytes at the front of the reply buffer from which on moving the rest pays.
 const OUT_COMPACT: usize = 64 << 10;
@@ -88,6 +94,10 @@ pub(super) struct Connection<'a, S, IO> {
     /// The transport holds no sent bytes back, as TLS may.
     flushed: bool,
     outbox: Arc<Outbox>,
+    streams: ServerStreams,
+    /// The rest of a large body of a stream. It is sent after the first `body_at` bytes of `out`.
+    body: Bytes,
+    body_at: usize,
     /// Bytes of an oversized body that are still to be discarded.
     skip: u64,
     /// The client sends no more.
@@ -104,7 +114,7 @@ pub(super) struct Connection<'a, S, IO> {
     starved_since: Option<Instant>,
     retry_at: Option<Instant>,
     draining: Option<Draining>,
-    /// The client was told that the service has changed.
+    /// The client was notified that the service has changed.
     moved: bool,
     /// Between two turns.
     rest: Rest,
@@ -129,6 +139,9 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             sent: 0,
             flushed: true,
             outbox: Arc::new(Outbox::new(&shared.buffers)),
+            streams: ServerStreams::default(),
+            body: Bytes::new(),
+            body_at: 0,
             skip: 0,
             eof: false,
             opened: now,
@@ -169,6 +182,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         })
         .await;
         self.outbox.close();
+        self.streams.lose();
         if let End::Closed = end {
             // Sends the transport's own end, if it has one; everything else is sent already.
             poll_fn(|cx| Poll::Ready(Pin::new(&mut self.io).poll_shutdown(cx).is_ready())).await;
@@ -185,10 +199,12 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             }
             // Registered before the outbox is read, so that a later reply is not missed.
             self.outbox.register(cx.waker());
+            self.streams.register(cx.waker());
             if self.outbox.is_disturbed() {
                 self.look_again();
             }
             self.take_replies();
+            self.take_stream_frames();
             if let Err(error) = self.flush(cx) {
                 return Poll::Ready(End::Io(error));
             }
@@ -204,17 +220,21 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                     left = self.turn();
                     continue;
                 }
-                if self.serve(&mut left) {
+                if self.serve(&mut left, cx.waker()) {
                     continue;
                 }
                 if self.wants_input() && self.has_space() {
                     match self.input.poll_fill(cx, &mut self.io) {
-                        Poll::Ready(Ok(0)) => self.eof = true,
+                        Poll::Ready(Ok(0)) => {
+                            self.eof = true;
+                            // Their credit cannot come any more.
+                            self.streams.lose();
+                        }
                         Poll::Ready(Ok(_)) => self.last_read = Instant::now(),
                         Poll::Ready(Err(error)) => return Poll::Ready(End::Io(error)),
                         Poll::Pending => {
                             if self.wait(cx, timer.as_mut()) {
-                                return Poll::Pending;
+                                return self.pause(cx);
                             }
                         }
                     }
@@ -227,9 +247,18 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
                 }
             }
             if self.wait(cx, timer.as_mut()) {
-                return Poll::Pending;
+                return self.pause(cx);
             }
         }
+    }
+
+    /// Waits for something to do. With more frames of streams to send, that is the end of all other
+    /// ready work, requests of this connection among them.
+    fn pause(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        if self.may_stream() && self.streams.has_frames() {
+            return self.rest.begin(cx);
+        }
+        Poll::Pending
     }
 
     /// Bytes of requests that may be served in this turn.
@@ -237,8 +266,13 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         if self.shared.counters.open.load(Relaxed) == 1 { LONE_TURN } else { TURN }
     }
 
-    /// Whether every request is answered and every reply sent.
+    /// Whether every request is answered, every reply sent, and every stream has ended.
     fn is_settled(&self) -> bool {
+        self.has_answered() && !self.streams.is_busy()
+    }
+
+    /// Whether every request is answered and every reply sent.
+    fn has_answered(&self) -> bool {
         self.outbox.is_drained() && self.is_sent()
     }
 
@@ -247,7 +281,21 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     }
 
     fn unsent(&self) -> usize {
-        self.out.len() - self.sent
+        self.out.len() - self.sent + self.body.len()
+    }
+
+    /// Whether the next frame of a stream may be taken: the last one is sent.
+    fn may_stream(&self) -> bool {
+        self.body.is_empty()
+            && self.unsent() < STREAM_LOW
+            && !matches!(self.phase, Phase::Closing { .. })
+    }
+
+    fn take_stream_frames(&mut self) {
+        if self.may_stream() {
+            self.body = self.streams.take(&mut self.out);
+            self.body_at = self.out.len();
+        }
     }
 
     fn wants_input(&mut self) -> bool {
@@ -280,7 +328,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     fn take_replies(&mut self) {
         if self.sent == self.out.len() {
             self.out.clear();
-            self.sent = 0;
+            (self.sent, self.body_at) = (0, 0);
             // The buffer of a burst is freed.
             if self.out.capacity() > OUT_HIGH * 2 {
                 self.out = Vec::new();
@@ -289,6 +337,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
             // A slow but steady reader may never empty the buffer: the part that is sent is
             // removed.
             self.out.drain(..self.sent);
+            self.body_at = self.body_at.saturating_sub(self.sent);
             self.sent = 0;
         }
         if !matches!(self.phase, Phase::Closing { .. }) {
@@ -299,15 +348,25 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     /// Writes until the buffer is empty or the transport accepts no more.
     fn flush(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let mut progress = false;
-        while self.sent < self.out.len() {
-            match Pin::new(&mut self.io).poll_write(cx, &self.out[self.sent..])? {
+        while self.unsent() > 0 {
+            let io = Pin::new(&mut self.io);
+            let written = if self.body.is_empty() {
+                io.poll_write(cx, &self.out[self.sent..])?
+            } else {
+                let head = &self.out[self.sent..self.body_at];
+                io.poll_write_vectored(cx, &[IoSlice::new(head), IoSlice::new(&self.body)])?
+            };
+            match written {
                 Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(len) if self.body.is_empty() => self.sent += len,
                 Poll::Ready(len) => {
-                    self.sent += len;
-                    progress = true;
+                    let head = len.min(self.body_at - self.sent);
+                    self.sent += head;
+                    self.body.advance(len - head);
                 }
                 Poll::Pending => break,
             }
+            progress = true;
         }
         if progress {
             self.flushed = false;
@@ -344,13 +403,17 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         }
     }
 
-    /// Whether it owes no reply and has read no part of a frame.
+    /// Whether it owes no reply, has no stream, and has read no part of a frame.
     fn is_idle(&self) -> bool {
-        self.outbox.is_drained() && self.input.unread().is_empty() && self.skip == 0
+        !self.streams.is_busy()
+            && self.outbox.is_drained()
+            && self.input.unread().is_empty()
+            && self.skip == 0
     }
 
     fn go_away(&mut self, text: &'static str) {
         self.draining = Some(Draining::now(text));
+        self.streams.drain();
         if matches!(self.phase, Phase::Open(_)) {
             Message::GoAway { text }.encode(0, &mut self.out);
         }

@@ -19,6 +19,7 @@ pub(super) struct Counters {
     pub(super) tls_failed: AtomicU64,
     pub(super) unauthenticated: AtomicU64,
     pub(super) requests: AtomicU64,
+    pub(super) streams: AtomicU64,
     pub(super) malformed: AtomicU64,
     pub(super) panics: AtomicU64,
 }
@@ -36,6 +37,7 @@ impl Default for Counters {
             tls_failed: AtomicU64::new(0),
             unauthenticated: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
             panics: AtomicU64::new(0),
         }
@@ -64,6 +66,7 @@ impl Counters {
             stats.counter(&metrics::TLS_FAILED, self.tls_failed.load(Relaxed));
         }
         stats.counter(&metrics::REQUESTS, self.requests.load(Relaxed));
+        stats.counter(&metrics::STREAMS, self.streams.load(Relaxed));
         stats.counter(&metrics::MALFORMED, self.malformed.load(Relaxed));
         stats.counter(&metrics::PANICS, self.panics.load(Relaxed));
     }

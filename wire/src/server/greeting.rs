@@ -4,6 +4,7 @@ use super::end::Refusal;
 use super::options::Rights;
 use super::service::Service;
 use super::shared::Shared;
+use super::streams::longest_body;
 use crate::proto::handshake::{OLDEST_VERSION, VERSION, Welcome};
 use crate::proto::header::{
     HEADER_LEN, Header, MAX_HANDSHAKE_BODY, MAX_LARGE_BODY, MAX_VALUE, flags,
@@ -43,6 +44,7 @@ impl Serves {
             kind @ Kind::CacheReq if self.takes(kind) => Some(MAX_CACHE_REQ as u32),
             kind @ Kind::ClassifyReq if self.takes(kind) => self.input_len,
             Kind::Ping => Some(MAX_PING_LEN as u32),
+            kind if self.takes_streams(kind) => Some(longest_body(kind)),
             kind if self.takes_alone(kind) => Some(match kind {
                 Kind::BytesReq if header.flags & flags::WRITE != 0 => LONGEST_WRITE,
                 Kind::BytesReq => BYTES_KEY_LEN as u32,
@@ -60,6 +62,11 @@ impl Serves {
             Kind::ClassifyReq => self.kind.classifies(),
             _ => false,
         }
+    }
+
+    /// Whether frames of this kind go to the connection's streams. Every service may have streams.
+    pub(super) fn takes_streams(self, kind: Kind) -> bool {
+        kind.is_stream() && kind.since() <= self.version
     }
 
     /// Whether the service takes requests of this kind one by one, and not in a batch. So the

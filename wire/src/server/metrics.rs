@@ -16,6 +16,7 @@ afterimage_core::metrics! {
         TLS_RESUMED = Counter("tls_resumed", Count, "TLS sessions resumed", "TLS handshakes that resumed a session");
         TLS_FAILED = Counter("tls_failed", Count, "TLS handshakes failed", "TLS handshakes failed");
         REQUESTS = Counter("requests", Count, "requests", "Requests received");
+        STREAMS = Counter("streams", Count, "streams", "Streams opened");
         MALFORMED = Counter("malformed", Count, "malformed requests", "Malformed requests received");
         PANICS = Counter("panics", Count, "panics", "Batches of requests whose handling panicked");
     }

@@ -64,7 +64,8 @@ pub struct ServerOptions {
     /// Connections from one IPv4 address or one IPv6 network (64 bits). `None`, the default, is a
     /// quarter of all connections, and no limit for this machine itself.
     pub max_connections_per_address: Option<usize>,
-    /// The largest body in bytes, at most 1 GiB. The default is 17 MiB: a value or a row of 16 MiB.
+    /// The largest body in bytes, at most 1 GiB. The default is 17 MiB: a value or a row of 16
+    /// MiB.
     pub max_body: u32,
     /// Memory in bytes for the buffers of all connections together, requests and replies. A
     /// connection that would exceed it stops reading until there is memory. It always has 8 KiB
@@ -75,6 +76,13 @@ pub struct ServerOptions {
     /// server stops reading. The default, 16,384, keeps the deepest pipelines busy and holds
     /// 13 MB of digits.
     pub window: u32,
+    /// Streams that one connection may have open. The default is 1,024. A stream counts until the
+    /// service has dropped it, too.
+    pub max_streams: usize,
+    /// Bytes of one stream that may be on their way or wait for the service, at most. A stream
+    /// starts with 4 KiB and grows while the service keeps up. The default is 256 KiB. All streams
+    /// together use at most half of `max_buffer_memory`.
+    pub stream_window: u32,
     /// Time from accepting a connection to its complete `Hello`, TLS included. The default is 5 s.
     pub handshake_timeout: Duration,
     /// Time without a byte from the client and with nothing in flight. The default is 5 min; a
@@ -141,6 +149,8 @@ impl Default for ServerOptions {
             max_body: MAX_LARGE_BODY,
             max_buffer_memory: 256 << 20,
             window: 16_384,
+            max_streams: 1024,
+            stream_window: 256 << 10,
             handshake_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(300),
             frame_timeout: Duration::from_secs(30),

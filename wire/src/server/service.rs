@@ -10,6 +10,7 @@ use super::options::Rights;
 use super::outbox::{Outbox, SnapshotReply};
 use super::watchers::Watchers;
 use crate::proto::{Role, Shape, Status, stats::Stats};
+use crate::stream::IncomingStream;
 
 /// The part of a server that answers requests. The crate's [first page](crate) has an example.
 ///
@@ -36,6 +37,13 @@ pub trait Service: Send + Sync + 'static {
     /// [`Reply`](afterimage_core::Reply) taken from it. Runs on an I/O thread, so it must not block
     /// and not compute for long.
     fn handle(&self, batch: &mut Batch<'_>);
+
+    /// Serves a stream that a client has opened. Runs on an I/O thread, so it must not block: it
+    /// accepts the stream and spawns a task. The default refuses every stream.
+    fn open(&self, stream: IncomingStream) {
+        let text = format!("this service has no stream \"{}\"", stream.name());
+        stream.refuse(Status::Unsupported, &text);
+    }
 
     /// Adds the service's statistics to a `StatsResp`. Every client may see them: without
     /// addresses, paths, and names of other services.

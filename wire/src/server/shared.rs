@@ -7,6 +7,7 @@ use afterimage_core::{ByteBudget, Tally};
 
 use super::counters::Counters;
 use super::options::ServerOptions;
+use super::streams::share_of;
 use crate::proto::header::MAX_MAX_BODY;
 
 /// State that all connections of a server share.
@@ -16,6 +17,8 @@ pub(super) struct Shared<S> {
     pub(super) counters: Counters,
     /// Bytes of the buffers of all connections.
     pub(super) buffers: ByteBudget,
+    /// The part of `buffers` that streams may use.
+    pub(super) stream_memory: ByteBudget,
     /// Wrong tokens, for the log.
     pub(super) wrong_tokens: Tally,
     /// TLS handshakes that may be polled before all other ready tasks are polled.
@@ -38,6 +41,7 @@ impl<S> Shared<S> {
             *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
         }
         let buffers = ByteBudget::new(options.max_buffer_memory);
+        let stream_memory = share_of(&buffers);
         let wrong_tokens = Tally::new(LOG_INTERVAL);
         let counters = Counters::default();
         Shared {
@@ -45,6 +49,7 @@ impl<S> Shared<S> {
             options,
             counters,
             buffers,
+            stream_memory,
             wrong_tokens,
             #[cfg(feature = "tls")]
             tls_permits: Arc::new(tokio::sync::Semaphore::new(1)),

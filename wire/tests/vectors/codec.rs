@@ -13,7 +13,8 @@ use afterimage_wire::proto::infer::{AnswerRef, Content};
 use afterimage_wire::proto::message::{BytesWrite, Classification, Forget, Origin};
 use afterimage_wire::proto::stats::{MAX_ENTRIES, Value as StatsValue};
 use afterimage_wire::proto::{
-    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, InferResp, Kind, Message, Role, Status,
+    BodyError, Frame, FrameError, HEADER_LEN, Header, Hello, InferResp, Kind, Message, Role,
+    Status, StreamFrame,
 };
 use serde_json::{Value, json};
 
@@ -127,6 +128,25 @@ fn describe(message: &Message<'_>, frame: Frame<'_>) -> (&'static str, Value) {
         Message::ForgetResp { count } => ("ForgetResp", json!({"count": count.to_string()})),
         Message::FlushReq { model } => ("FlushReq", json!({"model": model})),
         Message::FlushResp => ("FlushResp", json!({})),
+        Message::StreamOpen(open) => (
+            "StreamOpen",
+            json!({
+                "credit": open.credit.to_string(), "name": open.name, "header": hex(open.header),
+            }),
+        ),
+        Message::Stream(StreamFrame::Data { bytes, end }) => {
+            ("StreamData", json!({"bytes": hex(bytes), "end": end}))
+        }
+        Message::Stream(StreamFrame::Credit { credit }) => {
+            ("StreamCredit", json!({"credit": credit.to_string()}))
+        }
+        Message::Stream(StreamFrame::Progress(bytes)) => {
+            ("StreamProgress", json!({"bytes": hex(bytes)}))
+        }
+        Message::Stream(StreamFrame::Reset { status, text }) => {
+            assert_eq!(status.code(), frame.header.status);
+            ("StreamReset", json!({"text": text}))
+        }
         Message::Unknown { kind } => ("Unknown", json!({"kind": kind})),
         other => panic!("the vectors have no form for {other:?}"),
     }
@@ -212,6 +232,7 @@ fn failure(bytes: &[u8], max_body: u32) -> (Value, String) {
         | Kind::ForgetResp
         | Kind::FlushResp => "error unsupported".into(),
         Kind::Hello => format!("close {status}"),
+        kind if kind.is_stream() => format!("reset {status}"),
         _ => format!("error {status}"),
     };
     (describe_error(error), answer)

@@ -11,7 +11,7 @@ use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::{DEFAULT_MAX_BODY, HEADER_LEN};
 use afterimage_wire::proto::message::{Classification, Message, Origin};
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::proto::{Frame, Header, Kind, Role};
+use afterimage_wire::proto::{Frame, Header, Kind, Role, StreamFrame};
 use afterimage_wire::server::{Batch, Identity, Op, ServerOptions, Service, serve_stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio_util::sync::CancellationToken;
@@ -131,6 +131,15 @@ fn assert_error(frame: Frame<'_>, status: &str, connection: bool, id: u64, about
     }
 }
 
+fn assert_reset(frame: Frame<'_>, status: &str, id: u64, about: &str) {
+    match Message::decode(frame).unwrap() {
+        Message::Stream(StreamFrame::Reset { status: found, .. }) => {
+            assert_eq!((found.name(), frame.header.id), (status, id), "{about}");
+        }
+        other => panic!("{about}: answered with {other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn every_invalid_vector_gets_its_answer() {
     for vector in Vector::invalid() {
@@ -162,6 +171,13 @@ async fn every_invalid_vector_gets_its_answer() {
                 let found = between(&received, &about);
                 assert_eq!(found.len(), 1, "{about}");
                 assert_error(found[0], status, false, header.unwrap().id, &about);
+            }
+            ["reset", status] => {
+                let rest = header.unwrap().frame_len() - bytes.len();
+                let received = reply_to(service, max_body, session(&bytes, rest)).await;
+                let found = between(&received, &about);
+                assert_eq!(found.len(), 1, "{about}");
+                assert_reset(found[0], status, header.unwrap().id, &about);
             }
             ["close", status] if first => {
                 let received = reply_to(service, DEFAULT_MAX_BODY, bytes).await;
@@ -211,6 +227,11 @@ async fn every_valid_vector_gets_its_reply() {
                 assert_eq!(found[0].body, &bytes[HEADER_LEN..], "{about}");
             }
             Kind::Hello => assert_error(found[0], "bad_argument", false, header.id, &about),
+            // The service has no streams.
+            Kind::StreamOpen => assert_reset(found[0], "unsupported", header.id, &about),
+            kind if kind.is_stream() => {
+                assert_reset(found[0], "bad_argument", header.id, &about);
+            }
             _ => assert_error(found[0], "unsupported", false, header.id, &about),
         }
         assert!(found.len() <= 1, "{about}");

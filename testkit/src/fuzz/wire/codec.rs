@@ -18,6 +18,7 @@ use afterimage_wire::proto::message::{
 use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::proto::{
     Frame, FrameError, HEADER_LEN, Header, InferReq, InferResp, Kind, Message, Snapshot, Status,
+    StreamFrame, StreamOpen,
 };
 
 /// Longer than any frame of these tests.
@@ -201,7 +202,7 @@ impl Parts {
 /// Any message that can be encoded, and some that are too long and must be cut.
 pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -> Message<'a> {
     let (text, bytes) = (parts.text.as_str(), parts.bytes.as_slice());
-    match source.u8() % 26 {
+    match source.u8() % 31 {
         0 => Message::Hello(Hello {
             version_min: source.u16(),
             version_max: source.u16(),
@@ -251,6 +252,14 @@ pub(super) fn arbitrary_message<'a>(source: &mut Source<'_>, parts: &'a Parts) -
         22 => Message::ForgetResp { count: source.u64() },
         23 => Message::FlushReq { model: text },
         24 => Message::FlushResp,
+        25 => Message::StreamOpen(StreamOpen { credit: source.u64(), name: text, header: bytes }),
+        26 => Message::Stream(StreamFrame::Data { bytes, end: source.flag() }),
+        27 => Message::Stream(StreamFrame::Credit { credit: source.u64() }),
+        28 => Message::Stream(StreamFrame::Progress(bytes)),
+        29 => {
+            let status = Status::from_code(source.u16());
+            Message::Stream(StreamFrame::Reset { status, text })
+        }
         // An assigned number would be another message.
         _ => match source.u8() {
             kind if matches!(Kind::from_code(kind), Kind::Unknown(_)) => Message::Unknown { kind },
@@ -344,6 +353,12 @@ fn cut_to_limits(message: Message<'_>) -> Message<'_> {
             Message::ForgetReq(Forget { model: name(model), version: name(version), row })
         }
         Message::FlushReq { model } => Message::FlushReq { model: name(model) },
+        Message::StreamOpen(open) => {
+            Message::StreamOpen(StreamOpen { name: name(open.name), ..open })
+        }
+        Message::Stream(StreamFrame::Reset { status, text }) => {
+            Message::Stream(StreamFrame::Reset { status, text: cut(text, MAX_TEXT_LEN) })
+        }
         Message::StatsResp(mut stats) => {
             for (name, _) in &mut stats.entries {
                 *name = cut(name, u8::MAX.into()).to_owned();

@@ -1,5 +1,5 @@
 //! The replies that a server must send to a stream of bytes: an independent reading of
-//! `PROTOCOL.md`, sections 7, 13 and 15, written without the server's code and decoder.
+//! `PROTOCOL.md`, sections 7, 11, 14 and 16, written without the server's code and decoder.
 
 use std::collections::HashMap;
 
@@ -39,6 +39,11 @@ pub(super) mod kind {
     pub(in crate::fuzz::wire) const INFER_RESP: u8 = 0x23;
     pub(in crate::fuzz::wire) const CLASSIFY_REQ: u8 = 0x20;
     pub(in crate::fuzz::wire) const CLASSIFY_RESP: u8 = 0x21;
+    pub(in crate::fuzz::wire) const STREAM_OPEN: u8 = 0x40;
+    pub(in crate::fuzz::wire) const STREAM_DATA: u8 = 0x41;
+    pub(in crate::fuzz::wire) const STREAM_CREDIT: u8 = 0x42;
+    pub(in crate::fuzz::wire) const STREAM_PROGRESS: u8 = 0x43;
+    pub(in crate::fuzz::wire) const STREAM_RESET: u8 = 0x44;
 }
 
 /// Statuses, as section 6 numbers them.
@@ -92,7 +97,7 @@ pub(super) enum Rest {
 /// All replies to these bytes, in the order of their requests, with unlimited time between them.
 pub(super) fn answers(setup: Setup<'_>, stream: &[u8]) -> (Vec<Reply>, Rest) {
     let (values, bytes) = (HashMap::new(), HashMap::new());
-    let mut model = Model { setup, version: 0, replies: Vec::new(), values, bytes };
+    let mut model = Model { setup, version: 0, highest: 0, replies: Vec::new(), values, bytes };
     let rest = model.greet(stream);
     (model.replies, rest)
 }
@@ -135,6 +140,8 @@ pub(super) fn class(image: &[u8]) -> u16 {
 struct Model<'a> {
     setup: Setup<'a>,
     version: u64,
+    /// The highest id of a stream.
+    highest: u64,
     replies: Vec<Reply>,
     values: HashMap<u64, i64>,
     bytes: HashMap<[u8; 16], Vec<u8>>,
@@ -200,7 +207,7 @@ impl Model<'_> {
         self.open(&stream[HEADER + header.body_len..])
     }
 
-    /// Section 13: the table of wrong frames.
+    /// Section 14: the table of wrong frames.
     fn open(&mut self, mut stream: &[u8]) -> Rest {
         loop {
             let Some(header) = Header::of(stream) else {
@@ -240,6 +247,7 @@ impl Model<'_> {
             kind::CACHE_REQ if self.setup.is_cache => Some(16),
             kind::CLASSIFY_REQ if !self.setup.is_cache => None,
             kind::PING => Some(64),
+            kind if self.takes_streams(kind) => Some(longest_of_stream(kind)),
             _ => Some(0),
         }
     }
@@ -264,6 +272,7 @@ impl Model<'_> {
             kind::CLASSIFY_REQ if !self.setup.is_cache => self.classify_req(header, body),
             kind::BYTES_REQ if self.takes_bytes() => self.bytes_req(header, body),
             kind::INFER_REQ if self.takes_rows() => self.infer_req(header, body),
+            kind if self.takes_streams(kind) => self.stream(header, body),
             // Kinds that are unknown, a reply's, or another service's.
             _ => self.error(id, status::UNSUPPORTED),
         }
@@ -294,6 +303,33 @@ impl Model<'_> {
 
     fn takes_rows(&self) -> bool {
         !self.setup.is_cache && self.version == 2
+    }
+
+    fn takes_streams(&self, kind: u8) -> bool {
+        self.version == 2 && (kind::STREAM_OPEN..=kind::STREAM_RESET).contains(&kind)
+    }
+
+    /// A frame of a stream. The test service refuses every stream.
+    fn stream(&mut self, header: &Header, body: &[u8]) {
+        let (id, kind) = (header.id, header.kind);
+        let opens = kind == kind::STREAM_OPEN;
+        let is_known = id != 0 && id <= self.highest;
+        let known_flags = u8::from(kind == kind::STREAM_DATA);
+        let fits = header.body_len <= longest_of_stream(kind);
+        let status = if header.flags & !known_flags != 0 {
+            status::UNSUPPORTED
+        } else if !fits || !is_stream_body(kind, body) || opens == is_known || id == 0 {
+            status::BAD_ARGUMENT
+        } else if opens {
+            self.highest = id;
+            status::UNSUPPORTED
+        } else {
+            return;
+        };
+        // Late frames of a stream that has ended are dropped, well-formed or not.
+        if opens || !is_known {
+            self.say(id, kind::STREAM_RESET, 0, status, None);
+        }
     }
 
     fn bytes_req(&mut self, header: &Header, body: &[u8]) {
@@ -363,6 +399,32 @@ impl Model<'_> {
     fn close(&mut self, id: u64, status: u16) -> Rest {
         self.say(id, kind::ERROR, 1, status, None);
         Rest::Closed
+    }
+}
+
+/// The longest body of a stream's frame.
+fn longest_of_stream(kind: u8) -> usize {
+    match kind {
+        kind::STREAM_OPEN => 9 + 255 + (64 << 10),
+        kind::STREAM_DATA => 64 << 10,
+        kind::STREAM_CREDIT => 8,
+        kind::STREAM_PROGRESS | kind::STREAM_RESET => 1024,
+        _ => 0,
+    }
+}
+
+/// Whether this is a well-formed body of a stream's frame, which is not too long.
+fn is_stream_body(kind: u8, body: &[u8]) -> bool {
+    match kind {
+        kind::STREAM_OPEN => {
+            let name = body.get(8).and_then(|&len| body.get(9..9 + usize::from(len)));
+            name.is_some_and(|name| {
+                str::from_utf8(name).is_ok() && body.len() - 9 - name.len() <= 64 << 10
+            })
+        }
+        kind::STREAM_CREDIT => body.len() == 8,
+        kind::STREAM_RESET => str::from_utf8(body).is_ok(),
+        _ => true,
     }
 }
 

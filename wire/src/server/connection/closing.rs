@@ -58,9 +58,10 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 None => self.last_read + options.idle_timeout,
             },
         };
-        // While requests are in flight, the idle deadline does not apply: check again later.
+        // While requests are in flight, the idle deadline does not apply: check again later. An
+        // open stream does not keep a connection whose client is silent.
         let own = match &self.phase {
-            Phase::Open(_) if self.partial_since.is_none() && !self.is_settled() => {
+            Phase::Open(_) if self.partial_since.is_none() && !self.has_answered() => {
                 own.max(Instant::now() + options.idle_timeout / 4)
             }
             _ => own,
@@ -111,7 +112,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             let status = Status::DeadlineExceeded;
             Message::Error { status, text: &text, connection: true }.encode(0, &mut self.out);
             self.close(End::Refused(Refusal::FrameTimeout));
-        } else if self.is_settled() {
+        } else if self.has_answered() {
             let text = format!("idle for {:?}", options.idle_timeout);
             Message::GoAway { text: &text }.encode(0, &mut self.out);
             self.close(End::Refused(Refusal::Idle));
@@ -151,6 +152,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
 
     /// Begins the end. The last bytes are already in `out`.
     pub(super) fn close(&mut self, end: End) {
+        self.streams.lose();
         let until = Instant::now() + LINGER;
         self.phase = Phase::Closing { end: Some(end), until, discarded: 0, shut: false };
     }

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Waker;
 
 use arrayvec::ArrayVec;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +23,7 @@ use crate::server::options::Rights;
 use crate::server::outbox::Outbox;
 use crate::server::service::Service;
 use crate::server::shared::Shared;
+use crate::server::streams::{Peer, too_long};
 
 /// A body that exceeds the limit by at most this is skipped, and the connection goes on. A larger
 /// one is more likely noise than a mistake.
@@ -29,15 +31,16 @@ const MAX_SKIP: u64 = 16 << 20;
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     /// Serves the receive buffer as far as limits and this turn allow. True if input was consumed,
-    /// so that there may be replies to send. `left` is the rest of this turn, in bytes.
-    pub(super) fn serve(&mut self, left: &mut usize) -> bool {
+    /// so that there may be replies to send. `left` is the rest of this turn, in bytes; `waker` is
+    /// that of this connection's task.
+    pub(super) fn serve(&mut self, left: &mut usize, waker: &Waker) -> bool {
         let mut progress = false;
         while !self.input.unread().is_empty() && *left > 0 && self.may_owe_more() {
             let unread = self.input.unread().len();
             let step = match self.phase {
                 _ if self.skip > 0 => self.step_over(),
                 Phase::Greeting => self.greet(),
-                Phase::Open(serves) => self.serve_batch(serves),
+                Phase::Open(serves) => self.serve_batch(serves, waker),
                 Phase::Closing { .. } => break,
             };
             *left = left.saturating_sub(unread - self.input.unread().len());
@@ -114,7 +117,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
 
     /// Serves one batch and the frame that ended it. False if there is no whole frame, or if the
     /// window is full.
-    fn serve_batch(&mut self, serves: Serves) -> bool {
+    fn serve_batch(&mut self, serves: Serves, waker: &Waker) -> bool {
         let limit = self.room().min(BATCH);
         let max_body = self.shared.options.max_body;
         if limit == 0 {
@@ -147,7 +150,11 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             Stop::NeedMore(Some(header))
                 if serves.longest_body(header).is_some_and(|len| header.body_len > len) =>
             {
-                answer_too_long(self.shared, serves, header, &mut self.out, &self.outbox);
+                if serves.takes_streams(header.kind) {
+                    self.streams.malformed(self.shared, header, too_long(header), &mut self.out);
+                } else {
+                    answer_too_long(self.shared, serves, header, &mut self.out, &self.outbox);
+                }
                 self.input.consume(at + HEADER_LEN);
                 self.skip_body(header);
                 return true;
@@ -167,6 +174,18 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 self.input.consume(at - header.frame_len());
                 self.serve_alone(serves, header);
                 return true;
+            }
+            Stop::Other(frame) if serves.takes_streams(frame.header.kind) => {
+                if let Some(place) = &self.place {
+                    place.slot.mark_active(self.last_read);
+                }
+                let peer = Peer {
+                    rights: serves.rights,
+                    client: self.outbox.client(),
+                    is_draining: self.draining.is_some(),
+                    waker,
+                };
+                self.streams.receive(self.shared, peer, frame, &mut self.out);
             }
             Stop::Other(frame) => {
                 answer_other(self.shared, serves, frame, &mut self.out, &self.outbox);
