@@ -105,8 +105,8 @@ pub struct TableConfig {
     pub snapshot_every: Option<Duration>,
     /// Least time between two snapshots that clients request. The default is 10 s.
     pub min_snapshot_interval: Duration,
-    /// Memory for bytes that the cache service stores beside the table; `None`, the default, stores
-    /// none. Their snapshot is the file with `.bytes` after its name.
+    /// Memory for bytes that the cache service stores beside the table; `None`, the default,
+    /// stores none. Their snapshot is the file with `.bytes` after its name.
     pub bytes: Option<u64>,
 }
 

@@ -356,6 +356,10 @@ fn secure(
     Ok(options)
 }
 
+/// Bytes of the largest reply of a classifier or a cache service. A `Welcome` and the labels of a
+/// batch need 4 KiB at most; a peer that announces more is disconnected.
+const MAX_UPSTREAM_BODY: u32 = 64 << 10;
+
 /// Options of the memo's upstream connections: a request fails at once without a connection, and
 /// attempts to reconnect are at most half a second apart.
 pub(crate) fn upstream_options(expect: Expect) -> ClientOptions {
@@ -365,4 +369,5 @@ pub(crate) fn upstream_options(expect: Expect) -> ClientOptions {
         .backoff(Duration::from_millis(20), Duration::from_millis(500))
         .max_in_flight(16_384)
         .max_queued_bytes(64 << 20)
+        .max_body(MAX_UPSTREAM_BODY)
 }

@@ -148,7 +148,7 @@ impl FromStr for Credentials {
 }
 
 impl MemoryArgs {
-    /// The policy. `verifies` tells whether the listener asks for certificates.
+    /// The policy. `verifies` states whether the listener verifies certificates.
     fn sharing(&self, verifies: bool) -> anyhow::Result<Sharing> {
         let token = token(None, "--token-file", self.token_file.as_deref())?;
         match &self.credentials {
