@@ -32,7 +32,7 @@ pub(crate) struct Args {
     urls: Vec<Target>,
 
     /// Address to listen on; port 0 takes a free port.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7480", value_parser = net::parse)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7470", value_parser = net::parse)]
     listen: String,
 
     /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
