@@ -11,7 +11,7 @@ use crate::print::say;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   afterimage bench compare before.json after.json
-  afterimage bench compare target/bench/2026-01-31-ab.json")]
+  afterimage bench compare results/2026-01-31-ab.json")]
 pub(crate) struct Args {
     /// Two records of `bench --repeat N --record DIR`, or one record of `bench ab`
     #[arg(value_name = "RECORD", required = true, num_args = 1..=2)]

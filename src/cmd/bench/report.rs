@@ -13,7 +13,7 @@ use crate::print::say;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  afterimage bench report target/bench/2026-01-31-bench.json
+  afterimage bench report results/2026-01-31-bench.json
   afterimage bench report before.json after.json --html comparison.html --title 'Two versions'")]
 pub(crate) struct Args {
     /// Records to show; each plot has the runs of all
