@@ -368,7 +368,7 @@ fn secret_file(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(secret)
 }
 
-/// The server that a client command asks: a flag, or the same without it.
+/// The server of a client command: a flag, or an argument without it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AddressArgs {
     /// Short form of --server.
