@@ -1,5 +1,7 @@
 //! The routes over a memo in this process.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use afterimage_cache::ByteStore;
