@@ -85,10 +85,8 @@ async fn wrong_configurations_are_refused_by_name() {
         Ok(_) => panic!("the configuration was accepted"),
     };
     assert!(matches!(Process::start(Config::default()).await, Err(ConfigError::NoListener)));
-    let table = TableConfig {
-        snapshot_every: Some(Duration::from_secs(1)),
-        ..TableConfig::default()
-    };
+    let table =
+        TableConfig { snapshot_every: Some(Duration::from_secs(1)), ..TableConfig::default() };
     let config = Config { cache: vec![listener()], table, ..Config::default() };
     assert_eq!(refused(config).await, "--snapshot-every needs --snapshot FILE");
     let mut small = listener();
@@ -126,36 +124,43 @@ async fn a_page_whose_port_is_taken_is_optional_or_an_error() {
 }
 
 /// A classifier that never answers.
-struct Silent(Mutex<Vec<Call>>);
+struct Silent {
+    model: Arc<ModelId>,
+    calls: Mutex<Vec<Call>>,
+}
 
 impl Upstream for Silent {
     fn model(&self) -> Option<Arc<ModelId>> {
-        Some(Arc::new(ModelId::labels([1; 32], None, 10)))
+        Some(Arc::clone(&self.model))
     }
 
     fn compute(&self, calls: Vec<Call>) {
-        self.0.lock().unwrap().extend(calls);
+        self.calls.lock().unwrap().extend(calls);
     }
 
     fn stats(&self, _: &mut Stats) {}
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn a_drain_ends_at_its_timeout() {
     let mut memo = memo(1);
-    memo.classifier = Some(Box::new(Silent(Mutex::default())));
+    let model = Arc::new(ModelId::labels([1; 32], None, 10));
+    memo.classifier = Some(Box::new(Silent { model, calls: Mutex::default() }));
     memo.listeners[0].options.drain_timeout = Duration::from_secs(60);
     let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
     let config = Config { memo: Some(memo), table, ..Config::default() };
     let process = Process::start(config).await.unwrap();
     let (_, address) = process.addresses()[0];
-    let client = Client::connect(address, ClientOptions::new()).await.unwrap();
+    let options = ClientOptions::new().timeout(Duration::from_secs(1));
+    let client = Client::connect(address, options).await.unwrap();
     let call = tokio::spawn(async move { client.classify(&[7]).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     let start = Instant::now();
     process.drain(Duration::from_millis(100)).await.unwrap();
-    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
-    call.abort();
+    let took = start.elapsed();
+    // The listener alone would wait for the call in flight, a minute.
+    assert!((Duration::from_millis(100)..Duration::from_secs(30)).contains(&took), "{took:?}");
+    assert!(call.await.unwrap().is_err());
 }
 
 #[tokio::test]
