@@ -20,6 +20,7 @@ mod progress;
 mod serving;
 #[doc(hidden)]
 pub mod settings;
+mod store;
 mod tls;
 
 use std::ffi::OsString;

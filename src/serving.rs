@@ -80,7 +80,7 @@ pub(crate) fn run(
         let terminated = until_terminated();
         let _file_size_signal = ignore_file_size_limit();
         for (service, address) in process.addresses() {
-            // The reader of standard output may be gone; the service runs all the same.
+            // Standard output may be closed; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
         if let Some(page) = process.page() {
@@ -208,7 +208,7 @@ fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
 #[cfg(not(unix))]
 fn ignore_file_size_limit() {}
 
-/// Raises the soft limit of file descriptors to what `--max-connections` needs. It is often far
+/// Raises the soft limit of file descriptors to the need of `--max-connections`. It is often far
 /// below the hard limit.
 #[cfg(unix)]
 pub(crate) fn raise_descriptor_limit(connections: usize) {

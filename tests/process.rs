@@ -10,15 +10,16 @@ use afterimage::config::{
 };
 use afterimage::process::{ConfigError, Process};
 use afterimage_cache::Capacity;
-use afterimage_core::ModelId;
+use afterimage_core::{Answer, ModelId, Origin};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
-use afterimage_memo::upstream::Call;
+use afterimage_memo::upstream::{Call, Function};
 use afterimage_memo::{MemoOptions, Secret, Upstream};
-use afterimage_wire::client::ErrorKind;
+use afterimage_wire::client::{ErrorKind, Infer};
 use afterimage_wire::proto::{Role, stats::Stats};
 use afterimage_wire::server::Token;
 use afterimage_wire::{Client, ClientOptions};
+use tokio_util::bytes::Bytes;
 
 fn listener() -> ListenerConfig {
     ListenerConfig::new("127.0.0.1:0".parse().unwrap())
@@ -187,4 +188,36 @@ async fn a_reload_replaces_the_token_for_new_connections() {
     let error = process.reload().unwrap_err().to_string();
     assert!(error.ends_with("the token read before stays in use"), "{error}");
     connect("new").await.unwrap();
+}
+
+#[tokio::test]
+async fn answers_of_bytes_outlive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || {
+        let capitals = Function::new(ModelId::bytes("capitals", [3; 32]), 1, |rows| {
+            let answer = |row: &Bytes| Answer::Bytes(row.to_ascii_uppercase().into());
+            Ok(rows.iter().map(answer).collect())
+        });
+        let table = TableConfig {
+            capacity: Capacity::Entries(1000),
+            snapshot: Some(folder.path().join("snapshot")),
+            bytes: Some(8 << 20),
+            ..TableConfig::default()
+        };
+        let memo = MemoConfig { classifier: Some(Box::new(capitals)), ..memo(1) };
+        Config { memo: Some(memo), table, ..Config::default() }
+    };
+    for origin in [Origin::Miss, Origin::Hit] {
+        let process = Process::start(config()).await.unwrap();
+        let (_, address) = process.addresses()[0];
+        let client = Client::connect(address, ClientOptions::new()).await.unwrap();
+        let request = Infer::rows("", ["one", "two"]);
+        let answers = client.infer(&request).await.unwrap();
+        let rows: Vec<_> = answers.rows.iter().map(|row| (&row.answer, row.origin)).collect();
+        let [one, two] = ["ONE", "TWO"].map(|text| Answer::Bytes(text.into()));
+        assert_eq!(rows, [(&one, origin), (&two, origin)]);
+        drop(client);
+        process.drain(Duration::from_secs(5)).await.unwrap();
+    }
+    assert!(folder.path().join("snapshot.bytes").exists());
 }

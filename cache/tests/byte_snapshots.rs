@@ -266,7 +266,7 @@ fn a_killed_writer_leaves_a_whole_snapshot() {
             thread::sleep(Duration::from_millis(1));
         }
         if round == 0 {
-            // A second process may not use the file, and is told by which one it is used.
+            // A second process may not use the file. Its error names the process that does.
             let error = SnapshotFile::open_bytes(&path).unwrap_err();
             let owner = writer.id();
             assert!(matches!(error, OpenError::InUse { pid: Some(pid), .. } if pid == owner));

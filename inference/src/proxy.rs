@@ -176,7 +176,7 @@ impl Proxy {
                         ));
                     }
                 }
-                Err(error) => problems.push(error.to_string()),
+                Err(error) => problems.push(format!("{}: {error}", replica.target())),
             }
         }
         problems
@@ -565,7 +565,7 @@ impl Inner {
             }
             Err(failed) => {
                 self.unreachable.fetch_add(1, Relaxed);
-                tracing::warn!("{failed}");
+                tracing::warn!(server = %replica.target(), "{failed}");
                 let status = match failed {
                     ForwardError::Target(_) => StatusCode::BAD_REQUEST,
                     _ => StatusCode::BAD_GATEWAY,
