@@ -104,9 +104,9 @@ enum Command {
     Stats(cmd::stats::Args),
     /// Make a running service write its snapshot now.
     Snapshot(cmd::snapshot::Args),
-    /// Take the stored answers of some inputs back.
+    /// Delete the stored answers of some inputs.
     Forget(cmd::forget::ForgetArgs),
-    /// Take all stored answers of a model, or of all models, back.
+    /// Delete all stored answers of a model, or of all models.
     Flush(cmd::forget::FlushArgs),
 }
 

@@ -332,7 +332,7 @@ pub(crate) fn token(
     }
 }
 
-/// The server that a client command asks: a flag, or the same without it.
+/// The server of a client command: a flag, or an argument without it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AddressArgs {
     /// Short form of --server.
