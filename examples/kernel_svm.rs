@@ -165,7 +165,7 @@ fn predict(model: &Path, images: &[&[u8]], directory: &Path) -> anyhow::Result<(
     Ok((labels, times.iter().sum()))
 }
 
-/// What `svm-predict` needs for a single image: to read the model, that is; the least of three.
+/// Time of `svm-predict` for a single image, mostly for reading the model; the least of three.
 fn loading(model: &Path, test: &Dataset, directory: &Path) -> anyhow::Result<f64> {
     let mut least = f64::INFINITY;
     for _ in 0..3 {

@@ -20,6 +20,7 @@ mod progress;
 mod serving;
 #[doc(hidden)]
 pub mod settings;
+mod store;
 mod tls;
 
 use std::ffi::OsString;
@@ -120,6 +121,7 @@ impl Command {
             | Command::Snapshot(_)
             | Command::Forget(_)
             | Command::Flush(_) => "error,afterimage::settings=warn,afterimage::tls=warn",
+            Command::Demo(_) => "warn",
             _ => "info",
         }
     }

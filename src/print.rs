@@ -13,11 +13,11 @@ use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
 
-/// The exit code when the reader of standard output has gone: that of a program which SIGPIPE (13)
+/// The exit code when standard output is closed: that of a program which SIGPIPE (13)
 /// has ended.
 pub(crate) const READER_GONE: u8 = 128 + 13;
 
-/// The reader of standard output has gone.
+/// Standard output is closed.
 #[derive(Debug)]
 pub(crate) struct ReaderGone;
 

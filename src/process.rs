@@ -97,7 +97,7 @@ pub struct Process {
     http: Option<(SocketAddr, bool)>,
     listeners: JoinSet<()>,
     stop: CancellationToken,
-    snapshots: Option<SnapshotWriter>,
+    snapshots: Vec<SnapshotWriter>,
     proxy: Option<(Proxy, SocketAddr)>,
 }
 
@@ -157,29 +157,32 @@ impl Process {
             http: None,
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
-            snapshots,
+            snapshots: snapshots.into_iter().collect(),
             proxy: None,
         };
-        let handle = process.snapshots.as_ref().map(SnapshotWriter::handle);
+        let handle = process.snapshots.first().map(SnapshotWriter::handle);
         if let (Some((model, engine)), false) = (&engine, classifier_sockets.is_empty()) {
             let service = ClassifierService::new(model, Arc::clone(engine));
             process.serve(service, classifier_sockets)?;
         }
         if let (Some(table), false) = (&table, cache_sockets.is_empty()) {
             let service = CacheService::new(Arc::clone(table))
-                .with_bytes(bytes)
+                .with_bytes(bytes.clone())
                 .with_snapshots(handle.clone());
             process.serve(service, cache_sockets)?;
         }
         let mut source: Option<Arc<dyn Source>> = None;
         if let Some(memo) = memo {
+            let own_bytes = bytes.filter(|_| memo.store.is_none());
             let own = table.map(|table| Store::Embedded(table, handle));
             let store = memo.store.or(own).expect("a memo without a store has the table");
             let built_in = memo.classifier.is_none().then(|| engine.clone()).flatten();
             let own = engine.map(|(model, engine)| Box::new(Embedded::new(&model, engine)) as _);
             let classifier = memo.classifier.or(own).expect("without another, it is built in");
             // The page shows scores, which are answers of bytes.
-            let bytes = http.is_some().then(|| Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)));
+            let of_page =
+                || http.is_some().then(|| Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)));
+            let bytes = own_bytes.or_else(of_page);
             let memo = Memo::new(store, bytes, memo.options);
             memo.add_model("", classifier, ModelOptions::default());
             let service = MemoService::of(&memo, "").expect("it was just added");
@@ -211,13 +214,14 @@ impl Process {
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
             process.listeners.spawn(serving);
         }
-        if let Some(((socket, address), ProxyConfig { options, proxy, .. })) = proxy {
+        if let Some(((socket, address), ProxyConfig { options, proxy, snapshots, .. })) = proxy {
             if let Some(tls) = &options.tls {
                 tokio::spawn(tls.keep_current());
             }
             let (service, stop) = (proxy.clone(), process.stop.clone());
             process.listeners.spawn(afterimage_http::serve(socket, service, options, stop));
             process.proxy = Some((proxy, address));
+            process.snapshots.extend(snapshots);
         }
         Ok(process)
     }
@@ -277,8 +281,13 @@ impl Process {
     pub async fn drain(mut self) -> Result<(), WriteError> {
         self.stop.cancel();
         while self.listeners.join_next().await.is_some() {}
-        let Some(writer) = self.snapshots.take() else { return Ok(()) };
-        let written = tokio::task::spawn_blocking(move || writer.finish().map(drop)).await;
+        let writers = std::mem::take(&mut self.snapshots);
+        // A failed snapshot does not keep the others from being written.
+        let finish = move || {
+            let outcomes: Vec<_> = writers.into_iter().map(SnapshotWriter::finish).collect();
+            outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
+        };
+        let written = tokio::task::spawn_blocking(finish).await;
         written.expect("a snapshot does not panic")
     }
 }

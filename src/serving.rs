@@ -2,6 +2,9 @@
 
 use std::time::Instant;
 
+use afterimage_cache::metrics as cache;
+use afterimage_classifier::metrics as engine;
+use afterimage_memo::metrics as memo;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{ServerOptions, until_terminated};
 use afterimage_wire::tls::ServerTls;
@@ -76,7 +79,7 @@ pub(crate) fn run(
         let terminated = until_terminated();
         let _file_size_signal = ignore_file_size_limit();
         for (service, address) in process.addresses() {
-            // The reader of standard output may be gone; the service runs all the same.
+            // Standard output may be closed; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
         if let Some(page) = process.page() {
@@ -109,12 +112,12 @@ pub(crate) fn run(
 /// The work of a service in one line: its requests and its hit ratio.
 fn summary(stats: &Stats) -> String {
     let count = |name| stats.counter_value(name);
-    if stats.get("hits").is_none() {
-        return format!("{} images classified", grouped(count("engine_scored")));
+    if stats.get(cache::HITS.name).is_none() {
+        return format!("{} images classified", grouped(count(engine::SCORED.name)));
     }
-    let hits = count("hits");
-    let reads = hits + count("misses") + count("coalesced");
-    let requests = grouped(reads + count("writes"));
+    let hits = count(cache::HITS.name);
+    let reads = hits + count(cache::MISSES.name) + count(memo::COALESCED.name);
+    let requests = grouped(reads + count(cache::WRITES.name));
     match reads {
         0 => format!("{requests} requests"),
         _ => format!("{requests} requests, hit ratio {}", percent(hits as f64 / reads as f64)),
@@ -170,7 +173,7 @@ fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
 #[cfg(not(unix))]
 fn ignore_file_size_limit() {}
 
-/// Raises the soft limit of file descriptors to what `--max-connections` needs. It is often far
+/// Raises the soft limit of file descriptors to the need of `--max-connections`. It is often far
 /// below the hard limit.
 #[cfg(unix)]
 pub(crate) fn raise_descriptor_limit(connections: usize) {

@@ -278,7 +278,7 @@ fn ten_thousand_requests_on_one_connection_get_one_reply_each() {
         const IMAGES: usize = 250;
         let pair = Pair::start(&[]).await;
         let (digits, labels) = answered(4, IMAGES, &Model::raw());
-        // From both ends of what an id can be.
+        // From both ends of the range of ids.
         let ids = || (0..MANY as u64 / 2).flat_map(|i| [i, u64::MAX - i]);
         let (mut raw, welcome) = Raw::open(pair.addr(), "").await;
         assert!(welcome.window as usize >= MANY);

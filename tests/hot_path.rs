@@ -188,7 +188,7 @@ impl Wake for Woken {
     }
 }
 
-/// Scores when it is told to: once the connection has nothing more to do.
+/// Scores on request: once the connection has nothing more to do.
 struct Gated {
     shape: InputShape,
     gate: Mutex<Receiver<()>>,

@@ -137,7 +137,7 @@ fn a_service_answers_with_an_imported_models_own_labels() {
                     "{command}"
                 );
             }
-            // What a memo remembers are the same labels, the greatest there is among them.
+            // The memo stores the same labels, the greatest possible label among them.
             if command == "serve" {
                 let origin = Origin::Hit;
                 for (id, (image, class)) in (10..).zip(LIBSVM_IMAGES) {

@@ -453,13 +453,13 @@ async fn garbage_and_half_frames_harm_no_other_client(addr: SocketAddr) {
     let read = stream.read_to_end(&mut answer);
     let _ = tokio::time::timeout(PATIENCE, read).await.unwrap();
     assert!(answer.len() > HEADER_LEN, "it is told why");
-    // Half a request, and then the client is gone.
+    // Half a request, and then the client disconnects.
     let (mut raw, _) = Raw::open(addr, TOKEN).await;
     let mut request = Vec::new();
     Message::ClassifyReq { image: &[1; 784], budget_ms: 0 }.encode(1, &mut request);
     raw.send_bytes(&request[..400]).await;
     drop(raw);
-    // Whole requests whose client is gone before the answer.
+    // Whole requests, and the client disconnects before the answer.
     let (mut raw, _) = Raw::open(addr, TOKEN).await;
     for _ in 0..100 {
         raw.send_bytes(&request).await;

@@ -152,6 +152,31 @@ fn a_server_that_is_not_there_is_one_line_and_no_more() {
     }
 }
 
+#[test]
+fn each_replica_has_a_label_in_prometheus_and_a_name_in_json() {
+    let classifier = Running::start(&["classifier", "--model", "raw"]);
+    let (at, unused) = (classifier.addr().to_string(), "127.0.0.1:1");
+    let both = format!("{at},{unused}");
+    let memo = Running::start(&["memo", "--classifier", &both, "--memory", "8MiB"]);
+    let client = Client::connect(memo.addr(), ClientOptions::new()).unwrap();
+    client.classify(&[7; 784]).unwrap();
+    let text = run(&["stats", "--prometheus", &memo.place()]).succeeded();
+    for (address, connected) in [(at.as_str(), 1), (unused, 0)] {
+        let labels = format!("service=\"memo\",replica=\"{address}\"");
+        for (name, value) in [("connected", connected), ("in_flight", 0)] {
+            let series = format!("afterimage_replica_{name}{{{labels}}} {value}\n");
+            assert!(text.contains(&series), "{series}: {text}");
+        }
+    }
+    let json = run(&["stats", "--json", "--over", "0s", &memo.place()]).succeeded();
+    let json: Value = serde_json::from_str(&json).unwrap();
+    let name = format!("replica_connected{{replica=\"{at}\"}}");
+    assert_eq!(json["values"][&name], 1, "{json}");
+    // The table for people has one line for each replica.
+    let table = run(&["stats", "--over", "0s", &memo.place()]).succeeded();
+    assert_eq!(table.matches(&at).count(), 1, "{table}");
+}
+
 /// Reads text from standard input with the parser of Prometheus' Python client, and prints each
 /// family: name, type, whether it has a help text, and the number of its samples.
 const PARSER: &str = "

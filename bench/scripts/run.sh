@@ -5,7 +5,7 @@
 #     bench/scripts/run.sh [--commit] NAME [ARGUMENTS]
 #
 #   memo [SECONDS per depth, default 5]  hits over TCP: plain, with busy polling, over TLS
-#   memo-peers                           the memo beside its classifier alone, gRPC and FastAPI (4 min)
+#   memo-peers                           the memo beside its classifier, gRPC and FastAPI (4 min)
 #   overhead                             a memo that only misses, beside its classifier (3 min)
 #   overload [SECONDS, default 60]       a memo under ten times its capacity
 #   bytes                                stored answers of 4 KiB, and inputs of 1 MiB (1 min)

@@ -21,7 +21,7 @@ const LINES_PER_HALF: u32 = 5;
 /// Writes the percentile distribution of `histogram`, in nanoseconds, as a `.hgrm` file.
 ///
 /// # Errors
-/// Whatever `out` says.
+/// Errors of `out`.
 pub fn percentiles(histogram: &Histogram<u64>, out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
@@ -50,7 +50,7 @@ pub fn percentiles(histogram: &Histogram<u64>, out: &mut impl Write) -> io::Resu
 /// Writes the intervals of `reports`, each with its name as a tag, as an interval log (format 1.3).
 ///
 /// # Errors
-/// Whatever `out` says; `InvalidInput` when a name cannot be a tag: it may hold no comma and no
+/// Errors of `out`; `InvalidInput` when a name cannot be a tag: it may hold no comma and no
 /// white space.
 pub fn interval_log(reports: &[(&str, &Report)], out: &mut impl Write) -> io::Result<()> {
     let first = reports.iter().map(|(_, report)| report.started_unix_s).reduce(f64::min);

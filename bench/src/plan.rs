@@ -98,7 +98,7 @@ pub enum Target {
     Classify {
         /// The images.
         population: Arc<Population>,
-        /// What must be answered. Share it between runs to check them against each other.
+        /// The expected answers. Share it between runs to check them against each other.
         answers: Arc<Answers>,
     },
     /// The values of keys: of a cache.

@@ -97,7 +97,7 @@ impl Record {
     /// Writes the record into a new file in `directory`, and returns the path.
     ///
     /// # Errors
-    /// Whatever the file system says.
+    /// Errors of the file system.
     pub fn write(&self, directory: &Path) -> io::Result<PathBuf> {
         fs::create_dir_all(directory)?;
         let json = serde_json::to_string_pretty(self)?;
@@ -125,7 +125,7 @@ impl Record {
     /// Reads a record back. Histograms are not in it.
     ///
     /// # Errors
-    /// Whatever the file system says; `InvalidData` when the file is no record of this format.
+    /// Errors of the file system; `InvalidData` when the file is not a record of this format.
     pub fn read(path: &Path) -> io::Result<Self> {
         let record: Record = serde_json::from_slice(&fs::read(path)?).map_err(|error| {
             let text = format!("it is not a record of `afterimage bench`: {error}");

@@ -15,8 +15,8 @@ pub const CONFIDENCE: f64 = 0.95;
 pub struct Shift {
     /// The amount by which the second sample is larger than the first.
     pub estimate: f64,
-    /// The interval that contains the true difference with at least [`CONFIDENCE`]; `None` if there
-    /// are too few values.
+    /// The interval that contains the true difference with at least [`CONFIDENCE`]; `None` if
+    /// there are too few values.
     pub interval: Option<(f64, f64)>,
 }
 

@@ -74,7 +74,7 @@ fn stall() -> Result<(), String> {
         if (measured - predicted).abs() > 0.05 * predicted {
             return Err(format!("at {quantile}: {measured:.1} ms, not {predicted:.1}"));
         }
-        // What a tool that does not correct for it would have said.
+        // The result of a tool without this correction.
         let uncorrected = ms(from_sent.value_at_quantile(quantile));
         if uncorrected > 0.2 * predicted {
             return Err(format!("from sent, at {quantile}: {uncorrected:.1} ms"));

@@ -4,8 +4,8 @@
 //! 1. A million values of 256 bytes. "Hot" looks up a thousand of them again and again, "cold" all
 //!    of them in random order. Each lookup checks the length of the value. The time is wall time on
 //!    one thread, the best of five rounds.
-//! 2. The overhead is the growth of resident memory per entry, beyond the bytes of its value.
-//!    It is measured first: later stores would use memory that an earlier one has freed.
+//! 2. The overhead is the growth of resident memory per entry, beyond the bytes of its value. It is
+//!    measured first: later stores would use memory that an earlier one has freed.
 //! 3. A Zipf trace of inputs whose answers have 64 bytes to 1 MiB, with even logarithms. Each cache
 //!    holds a tenth of the bytes of all answers. Only requests after the first fifth count. On the
 //!    drifting trace the popular inputs change: every 50 requests each rank moves to the next one.

@@ -10,7 +10,7 @@
 //! the average with the probability average / size. A miss costs about the same for a small answer
 //! as for a large one, and many small ones have room in the place of a large one.
 //!
-//! The store knows nothing of what keys and values mean. It reads no clock: time is an argument.
+//! Keys and values have no meaning to the store. It reads no clock: time is an argument.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -77,7 +77,7 @@ pub struct Stored {
     pub age: Duration,
 }
 
-/// What became of an [`insert`](ByteStore::insert).
+/// The outcome of an [`insert`](ByteStore::insert).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// The value is in the store, until eviction.
@@ -214,7 +214,7 @@ impl ByteStore {
             None => u32::MAX,
             Some(ttl) => seconds_after(inserted_at_s, ttl.as_secs().max(1)),
         };
-        // An earlier value of this key is replaced whatever the size.
+        // An earlier value of this key is replaced, also by a larger one.
         if !self.admits(value.len()) && self.cache.peek(&key).is_none() {
             self.counters.declined.fetch_add(1, Relaxed);
             return Admission::Declined;

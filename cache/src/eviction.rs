@@ -33,7 +33,7 @@ pub(crate) enum Policy {
     S3Fifo,
     /// A clock in which a new entry has no life until its first hit.
     Clock0,
-    /// A clock in which a new entry has one life.
+    /// A clock in which a new entry survives one round of the hand.
     Clock1,
     /// A clock in which a new entry has three lives, as after a hit.
     Clock3,
@@ -45,7 +45,7 @@ pub(crate) struct Meta(u64);
 
 const PROBATION: u64 = 2;
 const MAIN: u64 = 4;
-/// In the main part with one life.
+/// In the main part; survives one round of the hand.
 const PROMOTED: u64 = 5;
 /// In the main part with three lives, as after a hit.
 const HIT: u64 = 7;
@@ -423,7 +423,7 @@ mod tests {
         meta.hit(3);
         let order: Vec<usize> =
             (0..8).map(|n| replace(&mut meta, Policy::Clock1, 10 + n, 40 + n)).collect();
-        // After one round of the hand the first new entry has lost its life.
+        // After one round of the hand the first new entry can be evicted.
         assert_eq!(order, [0, 1, 2, 4, 5, 6, 7, 0]);
     }
 

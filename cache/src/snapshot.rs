@@ -68,7 +68,7 @@ pub(crate) mod sealed {
         pub bytes: u64,
     }
 
-    /// What became of the entries of a file.
+    /// The outcome of loading the entries of a file.
     #[derive(Clone, Copy, Debug, Default)]
     pub struct Restored {
         pub restored: u64,

@@ -33,7 +33,7 @@ fn feature_map(bencher: Bencher<'_, '_>, batch: usize) {
     });
 }
 
-/// Different images, half of their pixels ink: the work does not depend on what they show.
+/// Different images, half of their pixels ink: the work does not depend on the pixels.
 fn pixels(model: &Model, batch: usize) -> Vec<u8> {
     let pixel = |i: usize| if (i * 31) % 7 < 3 { (i % 256) as u8 } else { 0 };
     (0..batch * model.shape().len()).map(pixel).collect()

@@ -41,7 +41,7 @@ pub struct Metadata {
     pub seed: Option<u64>,
     /// The SVMs' parameter C.
     pub c: Option<f64>,
-    /// What it was trained on.
+    /// The training data.
     pub dataset: String,
     /// Images of the test set answered wrongly, and how many there were.
     pub test_errors: Option<(usize, usize)>,
@@ -124,7 +124,7 @@ impl Model {
         &self.labels
     }
 
-    /// What kind of model it is, in a few words for people.
+    /// The kind of model, in a few words for people.
     #[must_use]
     pub fn description(&self) -> String {
         self.scoring.description()

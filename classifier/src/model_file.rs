@@ -200,7 +200,7 @@ fn join(labels: &[u16]) -> String {
 
 fn parse_shape(text: &str) -> Result<Shape, ModelError> {
     let wrong = || ModelError::mismatch("metadata \"shape\"", "like 28x28", format!("{text:?}"));
-    // One more than allowed, so that too many are told from exactly enough.
+    // One more than allowed, to distinguish too many from exactly enough.
     let dims: Result<Vec<u32>, _> = text.split('x').take(MAX_RANK + 1).map(str::parse).collect();
     Ok(Shape::new(&dims.map_err(|_| wrong())?)?)
 }

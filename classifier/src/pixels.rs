@@ -4,40 +4,40 @@
 use crate::error::ModelError;
 use crate::tensors::{Tensor, Tensors, check_finite};
 
-/// The number that each byte is.
+/// The number of each byte.
 pub type Table = Box<[f64; 256]>;
 
 /// The features that an imported model sees: one for each byte of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pixels {
-    /// The same number for a byte wherever it stands.
+    /// One number for each byte, at all positions.
     Table(Table),
-    /// A line for each place: `scale · byte + offset`.
+    /// A linear function for each position: `scale · byte + offset`.
     Lines {
         /// `[bytes of an image]`.
         scale: Vec<f64>,
         /// `[bytes of an image]`.
         offset: Vec<f64>,
     },
-    /// A table for each place, of a few that they share.
+    /// A table for each position; positions share tables.
     Places {
         /// At most [`MAX_TABLES`].
         tables: Vec<Table>,
-        /// `[bytes of an image]`: the table of each.
+        /// `[bytes of an image]`: the table of each position.
         places: Vec<u32>,
     },
 }
 
-/// Most tables that places share, 32 MiB of them. There is one for each range that a feature can
-/// have, and most images have but some hundreds: the least value is 0, the greatest one of 255.
+/// The most tables, 32 MiB. There is one for each range of a feature. Most images have some
+/// hundreds: the least value is 0, the greatest one of 255.
 pub const MAX_TABLES: usize = 1 << 14;
 
-/// What the values of support vectors show.
+/// Features derived from the values of support vectors.
 #[derive(Debug, PartialEq)]
 pub struct Learnt {
-    /// What the bytes of images mean.
+    /// The features of images' bytes.
     pub pixels: Pixels,
-    /// What those of vectors do, where it is something else.
+    /// The features of vectors' bytes, where they differ.
     pub of_vectors: Option<Table>,
     /// The byte of each value.
     pub bytes: Vec<u8>,
@@ -59,14 +59,13 @@ impl Pixels {
         Ok(Self::Table(Writing::Full.table(divisor, single)))
     }
 
-    /// What values of training data (none of them zero) show: which byte over `divisor` each is,
-    /// and how those bytes were written into the training file (`0.494118` where not all digits
-    /// were), which goes for bytes that are not among the values as well. `None` when some
-    /// value is no byte over `divisor`, or a byte has two values.
+    /// Derives bytes from values of training data other than zero: the byte over `divisor` of each
+    /// value, and the number format of the training file (for example `0.494118`, with six digits).
+    /// The format applies to absent bytes, too. `None` when a value is not a byte over `divisor`,
+    /// or a byte has two values.
     ///
-    /// LIBSVM writes support vectors with eight digits, whatever the training data had. Where
-    /// values have those, images have all digits, as they have in `svm-predict`, and vectors
-    /// have eight.
+    /// LIBSVM writes support vectors with eight digits for any training data. If values have eight
+    /// digits, images get all digits, as in `svm-predict`, and vectors get eight.
     pub fn learnt(
         divisor: f64,
         single: bool,
@@ -90,7 +89,8 @@ impl Pixels {
                 (full, Some(Writing::Significant(LIBSVM_DIGITS).table(divisor, single)))
             }
             Some(writing) => (Self::Table(writing.table(divisor, single)), None),
-            // In no way we know: each byte as it stands there, and those that do not in full.
+            // In no known form: each byte with its number in the file, the absent bytes with all
+            // digits.
             None => {
                 let value = |byte: usize| seen[byte].unwrap_or(full.value(0, byte as u8));
                 (Self::Table(Box::new(std::array::from_fn(value))), None)
@@ -110,13 +110,13 @@ impl Pixels {
         }
     }
 
-    /// The least and the greatest feature there is at a place.
+    /// The least and the greatest feature at a position.
     pub fn range(&self, at: usize) -> (f64, f64) {
         let (a, b) = (self.value(at, 0), self.value(at, 255));
         (a.min(b), a.max(b))
     }
 
-    /// A line for each place.
+    /// A linear function for each position.
     ///
     /// # Errors
     /// [`ModelError::NotFinite`].
@@ -126,10 +126,10 @@ impl Pixels {
         Ok(Self::Lines { scale, offset })
     }
 
-    /// Tables, and the one of each place.
+    /// Tables, and the table of each position.
     ///
     /// # Errors
-    /// [`ModelError::Mismatch`] when there are too many tables or a place has none,
+    /// [`ModelError::Mismatch`] when there are too many tables or a position has no table,
     /// [`ModelError::NotFinite`].
     pub fn places(tables: Vec<Table>, places: Vec<u32>) -> Result<Self, ModelError> {
         if tables.len() > MAX_TABLES {
@@ -144,7 +144,7 @@ impl Pixels {
         Ok(Self::Places { tables, places })
     }
 
-    /// The feature that `byte` at place `at` is.
+    /// The feature of `byte` at position `at`.
     #[inline]
     pub fn value(&self, at: usize, byte: u8) -> f64 {
         match self {
@@ -177,7 +177,7 @@ impl Pixels {
         }
     }
 
-    /// The features of images of `len` bytes, taken out of `tensors`.
+    /// The features of images of `len` bytes, removed from `tensors`.
     pub fn from_tensors(len: usize, tensors: &mut Tensors) -> Result<Self, ModelError> {
         if tensors.contains_key(Self::SCALE) {
             let scale = Tensor::take(tensors, Self::SCALE, &[len])?;
@@ -193,17 +193,18 @@ impl Pixels {
     }
 }
 
-/// A table out of `tensors`.
+/// A table, removed from `tensors`.
 pub fn take_table(tensors: &mut Tensors, name: &str) -> Result<Table, ModelError> {
     let table: Vec<f64> = Tensor::take(tensors, name, &[256])?;
     Ok(table.try_into().expect("`take` checked the length"))
 }
 
-/// How far a number may be from a byte and still stand for it: six digits of a number below 1 are
-/// enough.
+/// The largest difference between a number and the byte that it represents. Six digits of a number
+/// below 1 are within it.
 const MAX_OFF: f64 = 0.01;
 
-/// The byte whose value in a table that does not fall is nearest to `value`, if it is near.
+/// The byte with the value nearest to `value` in a non-decreasing table, if it is within
+/// [`MAX_OFF`].
 fn byte_in(table: &[f64; 256], value: f64) -> Option<u8> {
     let step = (table[255] - table[0]) / 255.0;
     let behind = table.partition_point(|&of| of < value);
@@ -227,22 +228,22 @@ pub(super) const LIBSVM_DIGITS: usize = 8;
 /// [`Writing::Full`].
 const MOST_DIGITS: usize = 16;
 
-/// A way to write a byte over a divisor.
+/// A number format for a byte over a divisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writing {
     /// All digits of the quotient.
     Full,
     /// All digits of the product with the divisor's inverse, as some scale images.
     Product,
-    /// So many digits, zeros in front not among them: C's `%g` writes six.
+    /// This number of digits, without leading zeros: C's `%g` writes six.
     Significant(usize),
-    /// So many digits behind the point: C's `%f` writes six.
+    /// This number of digits after the point: C's `%f` writes six.
     Decimals(usize),
 }
 
 impl Writing {
-    /// How the values seen of some bytes were written; of several ways the one with most digits.
-    /// `None` when it is in none of these.
+    /// The format of the values of some bytes; of several possible formats the one with most
+    /// digits. `None` for an unknown format.
     pub(super) fn of(seen: &[Option<f64>; 256], divisor: f64, single: bool) -> Option<Self> {
         let digits = || (1..=MOST_DIGITS).rev();
         [Self::Full, Self::Product]
@@ -256,13 +257,13 @@ impl Writing {
             })
     }
 
-    /// What every byte is in this way.
+    /// The number of every byte in this form.
     pub(super) fn table(self, divisor: f64, single: bool) -> Table {
         // There are as many bytes as places.
         Box::new(std::array::from_fn(|byte| self.value(byte as u8, divisor, single)))
     }
 
-    /// The value read from a byte over `divisor` written in this way; `single` if it is read as
+    /// The value read from a byte over `divisor` in this format; `single` if it is read as
     /// `f32`.
     fn value(self, byte: u8, divisor: f64, single: bool) -> f64 {
         let quotient = f64::from(byte) / divisor;
@@ -310,7 +311,7 @@ mod tests {
         assert_eq!(pixels, Pixels::divided(255.0, false).unwrap());
         let of_vectors = of_vectors.unwrap();
         assert_eq!((of_vectors[126], of_vectors[127]), (0.49411765, 0.49803922));
-        // All digits, or values that have no more than eight: then there is nothing to tell apart.
+        // All digits, or values with at most eight: then all forms agree.
         for values in [[126.0 / 255.0, 1.0 / 255.0], [0.2, 0.4]] {
             let Learnt { pixels, of_vectors, .. } = learn(&values);
             assert_eq!((pixels, of_vectors), (Pixels::divided(255.0, false).unwrap(), None));

@@ -23,7 +23,7 @@ pub enum Scoring {
     Pairwise(Box<Pairwise>),
 }
 
-/// Room for scoring, kept between calls so that nothing is allocated.
+/// Buffers for scoring, kept between calls so that nothing is allocated.
 #[derive(Debug, Default)]
 pub struct Scratch {
     features: FeatureScratch,
@@ -37,7 +37,7 @@ impl Scoring {
     const WEIGHTS: &'static str = "svm.weights";
     const INTERCEPTS: &'static str = "svm.intercepts";
 
-    /// What its `features` are called in files, of which the first version knows those of
+    /// The name of its `features` in files, of which the first version knows those of
     /// [`FeatureMap`] only.
     pub fn name(&self) -> &'static str {
         match self {
@@ -47,7 +47,7 @@ impl Scoring {
         }
     }
 
-    /// What it is, for people.
+    /// A description for people.
     pub fn description(&self) -> String {
         match self {
             Self::Features(map, _) => format!("linear, {} features", map.name()),

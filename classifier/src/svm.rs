@@ -16,7 +16,7 @@ pub const MAX_CLASSES: usize = 65_535;
 pub struct LinearSvm {
     weights: Array2<f32>,
     intercepts: Array1<f32>,
-    /// The weights again, each row padded with zeros to whole chunks: what the kernel reads.
+    /// The weights for the kernel, each row padded with zeros to whole chunks.
     packed: Chunks,
 }
 
@@ -76,8 +76,8 @@ impl LinearSvm {
     /// Scores of a block of inputs: the matrix product `x · weightsᵀ + intercepts`.
     ///
     /// `x` holds `[inputs, chunks(dims)]` chunks, zero in the padding; `scores` `[inputs,
-    /// classes]`. Every score is summed in the same order wherever its input stands in a block
-    /// of whatever size.
+    /// classes]`. Every score is summed in the same order, at any position of its input in a block
+    /// of any size.
     #[doc(hidden)]
     pub fn scores(&self, isa: Isa, x: &[Chunk], scores: &mut [f32]) {
         isa.run(Dots { row: chunks(self.dims()), x, w: &self.packed, out: &mut *scores });
@@ -89,8 +89,8 @@ impl LinearSvm {
     }
 }
 
-/// The place of the greatest score; of equal ones the first. A NaN is never the greatest; with
-/// nothing greater than minus infinity, the answer is 0.
+/// The index of the greatest score, and the first of equal scores. A NaN is never the greatest. If
+/// no score is greater than minus infinity, the answer is 0.
 #[must_use]
 pub fn argmax(scores: &[f32]) -> usize {
     let mut best = (0, f32::NEG_INFINITY);

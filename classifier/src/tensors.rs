@@ -35,7 +35,7 @@ pub enum Values {
 
 /// A type that an array's numbers may have.
 pub trait Element: Sized {
-    /// What it is called in a file.
+    /// Its name in a file.
     const NAME: &'static str;
     fn wrap(values: Vec<Self>) -> Values;
     fn unwrap(values: Values) -> Option<Vec<Self>>;
@@ -54,7 +54,7 @@ macro_rules! elements {
         })*
 
         impl Values {
-            /// What their type is called in a file.
+            /// The name of their type in a file.
             pub fn type_name(&self) -> &'static str {
                 match self { $(Self::$variant(_) => $name),* }
             }

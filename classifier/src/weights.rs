@@ -25,7 +25,7 @@ pub struct Weights {
     intercepts: Vec<f64>,
 }
 
-/// Room for scoring.
+/// Buffers for scoring.
 #[derive(Debug, Default)]
 pub struct WeightsScratch {
     features: Vec<f64>,

@@ -10,7 +10,7 @@ use crate::model::ModelId;
 use crate::reply::Reply;
 use crate::status::Failure;
 
-/// What a model answers for one row.
+/// The answer of a model for one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     /// A class of a classifier, below its number of classes. The fast case.

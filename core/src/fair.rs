@@ -20,7 +20,7 @@ use fxhash::FxHashMap;
 /// The client that an item belongs to: a connection, a token or a tenant, as the caller decides.
 pub type ClientId = u64;
 
-/// Items that each client may have waiting whatever the others do. So the queue holds at most
+/// Items that each client may always have waiting. So the queue holds at most
 /// `capacity + GUARANTEED × clients` items.
 pub const GUARANTEED: usize = 16;
 

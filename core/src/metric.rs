@@ -99,10 +99,13 @@ pub struct Metric {
     pub family: Option<(&'static Family, &'static str)>,
     /// All values of a text that names a state.
     pub states: &'static [&'static str],
+    /// The kind of thing that has a value each, and the label in Prometheus: `replica`. The names
+    /// of the values are `name{replica="ADDRESS"}`.
+    pub per: Option<&'static str>,
 }
 
 impl Metric {
-    /// A metric without family and states. [`metrics!`](crate::metrics) is shorter.
+    /// A metric without family, states and label. [`metrics!`](crate::metrics) is shorter.
     pub const fn new(
         name: &'static str,
         kind: Kind,
@@ -111,7 +114,7 @@ impl Metric {
         help: &'static str,
         section: &'static str,
     ) -> Self {
-        Metric { name, kind, unit, label, help, section, family: None, states: &[] }
+        Metric { name, kind, unit, label, help, section, family: None, states: &[], per: None }
     }
 
     /// The same metric in a family of Prometheus.
@@ -128,9 +131,28 @@ impl Metric {
         self
     }
 
+    /// The same metric, with a value for each thing of this kind.
+    #[must_use]
+    pub const fn per(mut self, kind: &'static str) -> Self {
+        self.per = Some(kind);
+        self
+    }
+
+    /// The name of the value of one thing: `name{replica="ADDRESS"}`.
+    pub fn name_of(&self, thing: &str) -> String {
+        format!("{}{{{}=\"{thing}\"}}", self.name, self.per.unwrap_or("of"))
+    }
+
+    /// The thing in a name that [`name_of`](Self::name_of) has made.
+    pub fn thing_in<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let labels = name.strip_prefix(self.name)?.strip_prefix('{')?.strip_suffix("\"}")?;
+        labels.strip_prefix(self.per?)?.strip_prefix("=\"")
+    }
+
     /// Whether a value of this name is one of this metric.
     pub fn has_name(&self, name: &str) -> bool {
         match self.kind {
+            _ if self.per.is_some() => self.thing_in(name).is_some(),
             Kind::Texts => name
                 .strip_prefix(self.name)
                 .and_then(|rest| rest.strip_prefix('_'))
@@ -192,6 +214,18 @@ mod tests {
     use super::*;
 
     const ANSWERS: Family = Family { name: "answers", label: "origin", help: "Answers" };
+
+    #[test]
+    fn a_name_of_a_thing_can_be_taken_apart() {
+        let metric = Metric::new("in_flight", Kind::Gauge, Unit::Count, "", "", "").per("replica");
+        let name = metric.name_of("[::1]:7402");
+        assert_eq!(name, "in_flight{replica=\"[::1]:7402\"}");
+        assert_eq!(metric.thing_in(&name), Some("[::1]:7402"));
+        assert!(metric.has_name(&name));
+        for other in ["in_flight", "in_flight{replica=\"", "in_flight{other=\"a\"}", "x"] {
+            assert!(!metric.has_name(other), "{other}");
+        }
+    }
 
     #[test]
     fn a_prometheus_name_has_base_units_and_total() {

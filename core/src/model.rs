@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 /// Bytes of a model's digest (SHA-256).
 pub const DIGEST_LEN: usize = 32;
 
-/// Labels that 16 bits can tell apart.
+/// The number of labels that 16 bits can distinguish.
 pub const MAX_CLASSES: u32 = 1 << 16;
 
-/// What kind of answers a model gives.
+/// The kind of a model's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AnswerKind {
     /// Labels below this number: 1 to [`MAX_CLASSES`].
@@ -38,7 +38,7 @@ pub struct ModelId {
     pub digest: [u8; DIGEST_LEN],
     /// The shape of one input, if the model declares it. Inputs of another length are refused.
     pub input: Option<Shape>,
-    /// What kind of answers it gives.
+    /// The kind of its answers.
     pub answers: AnswerKind,
 }
 
@@ -113,7 +113,7 @@ impl ModelId {
     }
 }
 
-/// Says what a server lacks, and what a memo requires of it.
+/// The text names the missing property and the requirement of the memo.
 fn incomplete(found: &str) -> String {
     format!(
         "the classifier reports {found}; a memo requires a model digest other than zero, inputs of \

@@ -139,7 +139,7 @@ impl<T: Outcome> Reply<T> {
         wanted.unwrap_or(true)
     }
 
-    /// A handle that tells whether the outcome is wanted while the reply is elsewhere.
+    /// A handle that reports whether the outcome is wanted while the reply is elsewhere.
     pub fn watch(&self) -> Watch<T> {
         Watch { sink: self.sink.clone(), token: self.token }
     }

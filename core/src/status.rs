@@ -100,12 +100,13 @@ impl fmt::Display for Status {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{status}: {text}")]
 pub struct Failure {
-    /// The kind of failure. It also tells whether a retry can succeed.
+    /// The kind of failure. It also decides whether a retry can succeed.
     pub status: Status,
-    /// What failed, why, and what to do. It names the thing, the limit and the value.
+    /// The failure, its cause and the remedy, for people. It names the thing, the limit and the
+    /// value.
     pub text: Cow<'static, str>,
-    /// The upstream's own reply, in a form that its endpoint and the front end share. Each waiter of
-    /// a failed call gets it, and no store.
+    /// The upstream's own reply, in a form that its endpoint and the front end share. Each waiter
+    /// of a failed call gets it, and no store.
     pub payload: Option<Bytes>,
 }
 

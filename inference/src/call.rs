@@ -5,11 +5,13 @@ use std::sync::{Mutex, PoisonError};
 
 use afterimage_core::BytePermit;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 
 use crate::forward::{Outgoing, ResponseBody};
+use crate::headers::JSON_LENGTH;
+use crate::oip;
 
 /// A call of a client, with its body in memory. Endpoints get it as the context of the request.
 #[derive(Debug)]
@@ -18,6 +20,8 @@ pub(crate) struct Call {
     headers: HeaderMap,
     body: Bytes,
     trailers: Option<HeaderMap>,
+    /// The rows of the body, if the memo answers each for itself.
+    rows: Option<oip::Rows>,
     /// The response of a call that succeeded, as the server sent it.
     success: Mutex<Option<Response<ResponseBody>>>,
     /// A response that only this client may have.
@@ -32,10 +36,11 @@ impl Call {
         headers: HeaderMap,
         body: Bytes,
         trailers: Option<HeaderMap>,
+        rows: Option<oip::Rows>,
         memory: BytePermit,
     ) -> Self {
         let (success, own) = (Mutex::default(), Mutex::default());
-        Call { path, headers, body, trailers, success, own, _memory: memory }
+        Call { path, headers, body, trailers, rows, success, own, _memory: memory }
     }
 
     /// The request to a server, with the client's own bytes.
@@ -46,6 +51,31 @@ impl Call {
         *request.uri_mut() = Uri::from(self.path.clone());
         *request.headers_mut() = self.headers.clone();
         request
+    }
+
+    /// The rows, if the memo answers each for itself.
+    pub(crate) fn rows(&self) -> Option<&oip::Rows> {
+        self.rows.as_ref()
+    }
+
+    /// The request to a server about some of the rows. `None` if it has no form over HTTP.
+    pub(crate) fn request_for(
+        &self,
+        rows: &oip::Rows,
+        asked: &[usize],
+    ) -> Option<Request<Outgoing>> {
+        let oip::Encoded { body, json_len } =
+            rows.select(asked).to_http(oip::Encoding::AsReceived)?;
+        let mut request = self.request();
+        let headers = request.headers_mut();
+        headers.remove(CONTENT_ENCODING);
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        match json_len {
+            Some(len) => headers.insert(JSON_LENGTH, HeaderValue::from(len)),
+            None => headers.remove(JSON_LENGTH),
+        };
+        *request.body_mut() = Outgoing::Full(Some(body), None);
+        Some(request)
     }
 
     pub(crate) fn set_success(&self, response: Response<ResponseBody>) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use afterimage_core::{Answer, AnswerKind, Computed, ModelId, Rows, Status};
-use afterimage_memo::pool::{Attempt, Endpoint, EndpointError, Outcome, Retry};
+use afterimage_memo::pool::{Attempt, BatchLimit, Endpoint, EndpointError, Outcome, Retry};
 use afterimage_memo::upstream::OnChange;
 use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
@@ -174,20 +174,45 @@ impl Inner {
         self.set_model(model);
     }
 
-    /// Sends a call with the client's own bytes, and reads the response.
-    async fn ask(&self, call: &Call, asked: &Arc<ModelId>) -> Result<Computed, EndpointError> {
+    /// Sends a call, and reads the response. `positions` are the rows that are asked for; a call of
+    /// all rows has the client's own bytes.
+    async fn ask(
+        &self,
+        call: &Call,
+        positions: &[u32],
+        asked: &Arc<ModelId>,
+    ) -> Result<Computed, EndpointError> {
+        let rows = call.rows().map(|rows| (rows, positions));
+        let is_all = |rows: &oip::Rows| {
+            let all = 0..rows.len();
+            all.len() == positions.len() && all.zip(positions).all(|(row, p)| row == *p as usize)
+        };
+        let part = rows.filter(|(rows, _)| !is_all(rows));
+        let request = || match part {
+            None => Some(call.request()),
+            Some((rows, positions)) => {
+                let asked: Vec<usize> = positions.iter().map(|row| *row as usize).collect();
+                call.request_for(rows, &asked)
+            }
+        };
+        let Some(first) = request() else { return Err(whole_only("the rows have no form")) };
         self.started.fetch_add(1, SeqCst);
-        let mut sent = self.replica.send(call.request()).await;
-        if matches!(sent, Err(ForwardError::Failed { .. })) {
+        let mut sent = self.replica.send(first).await;
+        if matches!(sent, Err(ForwardError::Failed { .. }))
+            && let Some(again) = request()
+        {
             // A server may close an idle connection while the request is on its way. A call has no
             // effects, so it can be repeated.
-            sent = self.replica.send(call.request()).await;
+            sent = self.replica.send(again).await;
         }
         let response = sent.map_err(|error| self.unsent(&error))?;
         let (mut head, body) = response.into_parts();
         remove_hop_by_hop(&mut head.headers);
         let body = match read(body, self.max_answer_bytes).await {
             Ok(Whole::Complete(body)) => body,
+            Ok(Whole::TooLarge(..)) if part.is_some() => {
+                return Err(whole_only("the response is too large"));
+            }
             Ok(Whole::TooLarge(first, rest)) => {
                 let body = ResponseBody::Rest(first, rest);
                 return Err(own(
@@ -197,38 +222,53 @@ impl Inner {
                 ));
             }
             Err(error) => {
-                let text = format!("{}: the response ended early: {error}", self.address);
+                let text = format!("the model server's response ended early: {error}");
                 let (status, outcome) = (Status::UpstreamCrashed, Outcome::Failed);
                 let (retry, payload) = (Retry::Budgeted, None);
                 return Err(EndpointError { status, text, outcome, retry, payload });
             }
         };
+        if part.is_some() && head.status != StatusCode::OK {
+            // The error for some rows is not the error for the client's batch.
+            return Err(whole_only("the server refused some of the rows"));
+        }
         if !head.status.is_success() {
             return Err(self.refused(call, head, body));
         }
         self.answered.fetch_add(1, SeqCst);
-        let answer = self.answer(&head.headers, head.status, &body);
+        let answers =
+            self.answers(&head.headers, head.status, &body, rows.is_some(), positions.len());
         let response = Response::from_parts(head, ResponseBody::full(body));
-        let answer = match answer {
-            Ok(answer) => answer,
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(reason) if part.is_some() => return Err(whole_only(reason)),
             Err(reason) => return Err(own(call, response, reason)),
         };
         // The model may have changed while it computed.
         let present = self.model.load();
         if present.as_ref().is_none_or(|present| present.digest != asked.digest) {
-            return Err(own(call, response, "the model has changed"));
+            let reason = "the model has changed";
+            return Err(if part.is_some() {
+                whole_only(reason)
+            } else {
+                own(call, response, reason)
+            });
         }
-        call.set_success(response);
-        Ok(Computed { model: Arc::clone(asked), answers: Rows::from_elem(answer, 1) })
+        if part.is_none() {
+            call.set_success(response);
+        }
+        Ok(Computed { model: Arc::clone(asked), answers })
     }
 
-    /// The answer to store, from a response.
-    fn answer(
+    /// The answers to store, from a response: one of the whole, or one for each row.
+    fn answers(
         &self,
         headers: &HeaderMap,
         status: StatusCode,
         body: &Bytes,
-    ) -> Result<Answer, &'static str> {
+        by_rows: bool,
+        rows: usize,
+    ) -> Result<Rows<Answer>, &'static str> {
         if status != StatusCode::OK {
             return Err("the status is not 200");
         }
@@ -239,14 +279,24 @@ impl Inner {
         let response = oip::Response::parse(body.clone(), json_len);
         let response = response.map_err(|_| "the response is not understood")?;
         self.observe_version(response.version.as_deref());
-        let stored = response.to_bytes();
-        if stored.len() > self.max_answer_bytes {
+        let parts = match by_rows {
+            true => response.split_rows(rows).ok_or("an output has another number of rows")?,
+            false => vec![response],
+        };
+        let stored = parts.iter().map(oip::Response::to_bytes);
+        let stored: Rows<Answer> = stored.map(Answer::Bytes).collect();
+        let too_large = |answer: &Answer| match answer {
+            Answer::Bytes(bytes) => bytes.len() > self.max_answer_bytes,
+            Answer::Label(_) => false,
+        };
+        if stored.iter().any(too_large) {
             return Err("the response is too large");
         }
-        Ok(Answer::Bytes(stored))
+        Ok(stored)
     }
 
     fn unsent(&self, error: &ForwardError) -> EndpointError {
+        tracing::warn!(server = self.address, model = &*self.path, "{error}");
         self.lock().trouble = Some(error.to_string());
         let (outcome, retry) = match error {
             ForwardError::Unreachable { .. } => (Outcome::Failed, Retry::Free),
@@ -264,7 +314,7 @@ impl Inner {
         body: Bytes,
     ) -> EndpointError {
         let status = head.status;
-        let text = format!("{} answered with {status}", self.address);
+        let text = format!("the model server answered with {status}");
         match status {
             // Another client may be allowed to ask, and redirections are for each client.
             StatusCode::UNAUTHORIZED
@@ -298,6 +348,13 @@ impl Inner {
 fn own(call: &Call, response: Response<ResponseBody>, reason: &str) -> EndpointError {
     call.set_own(response);
     let (outcome, retry) = (Outcome::Answered, Retry::Never);
+    let (text, payload) = (reason.to_owned(), Some(Payload::own()));
+    EndpointError { status: Status::UpstreamError, text, outcome, retry, payload }
+}
+
+/// Part of a batch failed: each client asks about its whole batch.
+fn whole_only(reason: &str) -> EndpointError {
+    let (outcome, retry) = (Outcome::Refused, Retry::Never);
     let (text, payload) = (reason.to_owned(), Some(Payload::own()));
     EndpointError { status: Status::UpstreamError, text, outcome, retry, payload }
 }
@@ -350,6 +407,11 @@ impl Endpoint for ModelEndpoint {
         *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(changed);
     }
 
+    fn batch(&self) -> BatchLimit {
+        // Whether a batch may be split was decided before.
+        BatchLimit { rows: usize::MAX, bytes: usize::MAX }
+    }
+
     fn trouble(&self) -> Option<String> {
         self.0.lock().trouble.clone()
     }
@@ -364,7 +426,8 @@ impl Endpoint for ModelEndpoint {
         let (inner, asked) = (Arc::clone(&self.0), Arc::clone(attempt.model()));
         tokio::spawn(async move {
             let limit = attempt.timeout();
-            let asked = tokio::time::timeout(limit, inner.ask(&call, &asked)).await;
+            let positions = attempt.positions().clone();
+            let asked = tokio::time::timeout(limit, inner.ask(&call, &positions, &asked)).await;
             attempt.end(asked.unwrap_or_else(|_| Err(inner.late(limit))));
         });
     }
@@ -372,7 +435,7 @@ impl Endpoint for ModelEndpoint {
 
 impl Inner {
     fn late(&self, limit: Duration) -> EndpointError {
-        let text = format!("{} gave no response in {limit:?}", self.address);
+        let text = format!("the model server gave no response in {limit:?}");
         let (status, outcome) = (Status::DeadlineExceeded, Outcome::TimedOut);
         EndpointError { status, text, outcome, retry: Retry::Budgeted, payload: None }
     }

@@ -34,6 +34,9 @@ pub(crate) struct Description {
     pub(crate) refusal: Option<Bypass>,
     /// The counters of the model, and of the models in an ensemble.
     pub(crate) counters: Vec<Counter>,
+    /// The rows of the largest batch that may be split; 0 when the configuration shows that rows
+    /// depend on each other.
+    pub(crate) max_rows: usize,
     /// Whether each successful call counts. It does not with the server's own response cache.
     pub(crate) counts_all: bool,
 }
@@ -81,7 +84,8 @@ pub(crate) async fn describe(replica: &Replica, path: &str) -> Found {
     }
     let counts_all = config["response_cache"]["enable"] != Value::Bool(true);
     let digest = digest.finalize().into();
-    Found::Model(Description { digest, refusal: refusal(&config), counters, counts_all })
+    let (refusal, max_rows) = (refusal(&config), max_rows(&config));
+    Found::Model(Description { digest, refusal, counters, max_rows, counts_all })
 }
 
 /// Metadata and configuration of a model; the latter is empty for a server without it.
@@ -136,6 +140,23 @@ fn refusal(config: &Value) -> Option<Bypass> {
     (*decoupled == Value::Bool(true)).then_some(Bypass::Decoupled)
 }
 
+/// The rows of the largest batch that may be split. Without a configuration, probes decide alone.
+fn max_rows(config: &Value) -> usize {
+    if config.is_null() {
+        return usize::MAX;
+    }
+    let list = |name: &str| config[name].as_array().map_or(&[][..], Vec::as_slice);
+    let is_set = |tensor: &Value, name: &str| tensor[name] == Value::Bool(true);
+    let depends = ["allow_ragged_batch", "is_shape_tensor", "is_non_linear_format_io"];
+    let tensors = || list("input").iter().chain(list("output"));
+    let is_tied = tensors().any(|tensor| depends.iter().any(|name| is_set(tensor, name)));
+    let has_batch_tensors = !list("batch_input").is_empty() || !list("batch_output").is_empty();
+    match config["max_batch_size"].as_u64() {
+        Some(most) if !is_tied && !has_batch_tensors => usize::try_from(most).unwrap_or(0),
+        _ => 0,
+    }
+}
+
 /// Whether a model was loaded again between two readings of its counters. `answered` is a number of
 /// successful calls that surely fell in between; it is 0 where it is not known.
 pub(crate) fn was_reloaded(before: &[Counter], now: &[Counter], answered: u64) -> bool {
@@ -186,6 +207,13 @@ mod tests {
         let plain = config(r#"{"model_transaction_policy": {"decoupled": false}}"#);
         assert_eq!(refusal(&plain), None);
         assert_eq!(steps(&Value::Null), Vec::<&str>::new());
+        let batch = |text| max_rows(&config(text));
+        assert_eq!(max_rows(&Value::Null), usize::MAX);
+        assert_eq!(batch(r#"{"max_batch_size": 8, "input": [{"name": "x"}]}"#), 8);
+        assert_eq!(batch(r#"{"max_batch_size": 0}"#), 0);
+        let ragged = r#"{"max_batch_size": 8, "input": [{"allow_ragged_batch": true}]}"#;
+        assert_eq!(batch(ragged), 0);
+        assert_eq!(batch(r#"{"max_batch_size": 8, "batch_input": [{"kind": 1}]}"#), 0);
     }
 
     #[test]

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod call;
+pub mod embeddings;
 mod endpoint;
 pub mod forward;
 mod headers;
@@ -31,6 +32,7 @@ mod observe;
 pub mod oip;
 pub mod policy;
 mod proxy;
+mod purity;
 
 pub use forward::{Replica, Target, TargetError};
 pub use policy::{Bypass, Sharing};

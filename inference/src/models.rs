@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -15,8 +15,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::endpoint::{Examined, ModelEndpoint};
-use crate::forward::Replica;
+use crate::forward::{RESOURCE_TIMEOUT, Replica};
 use crate::policy::Bypass;
+use crate::purity::Purity;
 
 /// A model that was not used for this time is not examined. The next use begins with an
 /// examination.
@@ -79,6 +80,10 @@ pub(crate) struct Model {
     endpoints: Vec<ModelEndpoint>,
     /// Why no answer is remembered, by its configuration.
     refusal: ArcSwap<Option<Bypass>>,
+    /// Whether its rows depend on each other.
+    pub(crate) purity: Purity,
+    /// The rows of the largest batch that may be split.
+    pub(crate) max_rows: AtomicUsize,
     /// The time of the last examination, in milliseconds after the start.
     examined: AtomicU64,
     examining: tokio::sync::Mutex<()>,
@@ -129,14 +134,24 @@ impl Models {
         }
     }
 
-    /// Takes all answers of all models back: a model was loaded or unloaded, and an ensemble may
+    /// Takes all answers and all evidence back: a model was loaded or unloaded, and an ensemble may
     /// contain it.
     pub(crate) fn flush(&self) {
+        for slot in self.lock().known.values() {
+            if let Some(Ok(model)) = slot.model.get() {
+                model.purity.reset();
+            }
+        }
         for name in self.memo.model_names() {
             if let Err(failure) = self.memo.flush(&name) {
                 tracing::warn!(model = name, %failure, "cannot take the model's answers back");
             }
         }
+    }
+
+    /// Takes all answers of a model back: its rows depend on each other.
+    pub(crate) fn flush_model(&self, model: &Model) {
+        let _ = self.memo.flush(&model.path);
     }
 
     /// Examines all models now.
@@ -166,9 +181,10 @@ impl Models {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Milliseconds after which an examination is due in the path of a call.
+    /// Milliseconds after which an examination is due in the path of a call: longer than the task
+    /// takes, which examines models in use.
     fn due_after(&self) -> u64 {
-        2 * self.settings.poll_every.as_millis() as u64
+        (2 * self.settings.poll_every + 2 * RESOURCE_TIMEOUT).as_millis() as u64
     }
 
     /// The slot of a path: an existing one, or a new one within the limit.
@@ -234,6 +250,8 @@ impl Models {
             path: Arc::clone(&path),
             endpoints: self.replicas.iter().map(endpoint).collect(),
             refusal: ArcSwap::default(),
+            purity: Purity::new(),
+            max_rows: AtomicUsize::new(0),
             examined: AtomicU64::new(0),
             examining: tokio::sync::Mutex::default(),
             removed: AtomicBool::new(false),
@@ -242,8 +260,8 @@ impl Models {
         if model.endpoints.iter().all(|endpoint| endpoint.model().is_none()) {
             return Err(Bypass::UnknownModel);
         }
-        let mut options = PoolOptions::default();
-        options.timeout = self.settings.timeout;
+        let timeout = self.settings.timeout;
+        let options = PoolOptions { timeout, ..PoolOptions::default() };
         let endpoints = model.endpoints.iter().map(|endpoint| Arc::new(endpoint.clone()) as _);
         let pool = Pool::of_endpoints(endpoints, options);
         let mut options = ModelOptions::default();
@@ -258,10 +276,12 @@ impl Models {
     /// Asks each server about a model once.
     async fn examine(self: &Arc<Self>, model: &Arc<Model>) {
         let mut asked = JoinSet::new();
-        for endpoint in model.endpoints.iter().cloned() {
+        for endpoint in &model.endpoints {
+            let endpoint = endpoint.clone();
             asked.spawn(async move { endpoint.examine().await });
         }
         let (mut missing, mut reloaded, mut refusal, mut described) = (0, false, None, false);
+        let mut max_rows = usize::MAX;
         while let Some(examined) = asked.join_next().await {
             let Ok((examined, description)) = examined else { continue };
             missing += usize::from(examined == Examined::Missing);
@@ -269,16 +289,19 @@ impl Models {
             if let Some(description) = description {
                 described = true;
                 refusal = refusal.or(description.refusal);
+                max_rows = max_rows.min(description.max_rows);
             }
         }
         if described {
             model.refusal.store(Arc::new(refusal));
-            // Without an answer the old time stays: the next call asks again.
-            model.examined.store(self.now(), Relaxed);
+            model.max_rows.store(max_rows, Relaxed);
         }
+        // Also without an answer: a server that hangs must not delay each hit.
+        model.examined.store(self.now(), Relaxed);
         if reloaded {
             tracing::info!(model = &*model.path, "the model was loaded again");
             let _ = self.memo.flush(&model.path);
+            model.purity.reset();
         }
         if missing == model.endpoints.len() {
             let mut state = self.lock();
@@ -308,6 +331,14 @@ async fn keep_examining(models: Weak<Models>, model: Weak<Model>) {
             let _examining = model.examining.lock().await;
             models.examine(&model).await;
         }
+    }
+}
+
+impl Model {
+    /// The identity of the model at the first server that has it.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let present = self.endpoints.iter().find_map(|endpoint| endpoint.model());
+        present.map_or([0; 32], |model| model.digest)
     }
 }
 

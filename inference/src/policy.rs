@@ -247,6 +247,11 @@ pub(crate) enum CacheStatus {
         refreshed: bool,
         status: StatusCode,
     },
+    /// Some rows were stored; the server computed the others.
+    Partial {
+        hits: usize,
+        rows: usize,
+    },
     Bypass(Bypass),
 }
 
@@ -267,6 +272,9 @@ impl CacheStatus {
                 }
                 text.push_str(if stored { "; stored" } else { "" });
                 text.push_str(if collapsed { "; collapsed" } else { "" });
+            }
+            CacheStatus::Partial { hits, rows } => {
+                let _ = write!(text, "; fwd=partial; stored; detail=\"{hits} of {rows} rows\"");
             }
             CacheStatus::Bypass(reason) => {
                 let _ = write!(text, "; fwd=bypass; detail={}", reason.as_str());
@@ -361,6 +369,8 @@ mod tests {
         assert_eq!(miss(false, true, false, StatusCode::OK), "afterimage; fwd=miss; stored");
         let failed = miss(true, false, true, StatusCode::BAD_REQUEST);
         assert_eq!(failed, "afterimage; fwd=request; fwd-status=400; collapsed");
+        let partial = text(CacheStatus::Partial { hits: 3, rows: 8 });
+        assert_eq!(partial, "afterimage; fwd=partial; stored; detail=\"3 of 8 rows\"");
         let bypass = CacheStatus::Bypass(Bypass::Refused(Refusal::Sequence));
         assert_eq!(text(bypass), "afterimage; fwd=bypass; detail=sequence");
     }

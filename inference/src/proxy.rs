@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_core::{Answer, ByteBudget, Failure, Origin, Status};
 use afterimage_http::{Collected, Peer, RequestBody, StallError, Uncollected};
-use afterimage_memo::{Context, Memo, Request as MemoRequest};
+use afterimage_memo::{Context, MAX_ROWS, Memo, Request as MemoRequest};
 use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use flate2::read::{GzDecoder, ZlibDecoder};
@@ -27,10 +27,11 @@ use crate::endpoint::{Whole, read};
 use crate::forward::{ForwardError, Outgoing, Replica, ResponseBody};
 use crate::headers::{JSON_LENGTH, json_len, prepare_request, remove_hop_by_hop};
 use crate::metrics;
-use crate::models::{Models, Settings};
+use crate::models::{Model, Models, Settings};
 use crate::observe::Observer;
 use crate::oip;
 use crate::policy::{Bypass, CacheStatus, Directives, Policy, ROUTING_FIELDS, Sharing};
+use crate::purity::{Mode, PROBES, Verdict, probe_rows};
 
 /// How a proxy treats requests.
 #[derive(Clone, Debug)]
@@ -57,6 +58,8 @@ pub struct ProxyOptions {
     pub timeout: Duration,
     /// How long an answer is used; `None`, the default, for as long as it is in the store.
     pub ttl: Option<Duration>,
+    /// Answer batches row by row, for models that pass the probes; off by default.
+    pub split_rows: bool,
     /// Forward every call, answer none from memory, and count what memory would have answered.
     pub observe: bool,
 }
@@ -73,6 +76,7 @@ impl Default for ProxyOptions {
             poll_every: Duration::from_secs(2),
             timeout: Duration::from_secs(120),
             ttl: None,
+            split_rows: false,
             observe: false,
         }
     }
@@ -97,6 +101,7 @@ struct Inner {
     max_body: usize,
     max_answer: usize,
     ttl: Option<Duration>,
+    split_rows: bool,
     observer: Option<Observer>,
     passed: AtomicU64,
     calls: AtomicU64,
@@ -120,7 +125,8 @@ impl Proxy {
             max_answer_bytes: options.max_answer,
         };
         let models = Models::new(memo.clone(), replicas.clone(), settings);
-        let ProxyOptions { sharing, key_fields, max_body, max_answer, ttl, .. } = options;
+        let ProxyOptions { sharing, key_fields, max_body, max_answer, ttl, split_rows, .. } =
+            options;
         let inner = Inner {
             replicas,
             next: AtomicUsize::new(0),
@@ -131,6 +137,7 @@ impl Proxy {
             max_body,
             max_answer,
             ttl,
+            split_rows,
             observer: options.observe.then(Observer::new),
             passed: AtomicU64::new(0),
             calls: AtomicU64::new(0),
@@ -169,7 +176,7 @@ impl Proxy {
                         ));
                     }
                 }
-                Err(error) => problems.push(error.to_string()),
+                Err(error) => problems.push(format!("{}: {error}", replica.target())),
             }
         }
         problems
@@ -199,7 +206,9 @@ impl Service<Request<RequestBody>> for Proxy {
 struct Asked {
     call: Arc<Call>,
     model: String,
-    key: Bytes,
+    /// The keys of the rows; one key when the call is answered whole.
+    keys: Vec<Bytes>,
+    probe: Option<Probe>,
     /// The request's id, and the encoding that the client wants.
     id: Option<String>,
     wanted: oip::OutputEncoding,
@@ -208,7 +217,7 @@ struct Asked {
 }
 
 impl Inner {
-    async fn respond(&self, request: Request<RequestBody>) -> Response<ResponseBody> {
+    async fn respond(self: &Arc<Self>, request: Request<RequestBody>) -> Response<ResponseBody> {
         let (mut parts, body) = request.into_parts();
         if parts.method == Method::CONNECT {
             return error(StatusCode::METHOD_NOT_ALLOWED, "this proxy opens no tunnels");
@@ -242,7 +251,7 @@ impl Inner {
 
     /// Answers an inference call.
     async fn answer(
-        &self,
+        self: &Arc<Self>,
         parts: Parts,
         body: RequestBody,
         model: String,
@@ -287,19 +296,23 @@ impl Inner {
             false => self.parse(&parts.headers, &bytes, &model),
         };
         let found = match read {
-            Ok(request) => self.models.get(&model).await.map(|_| request),
+            Ok(request) => self.models.get(&model).await.map(|model| (request, model)),
             Err(reason) => Err(reason),
         };
-        let request = match found {
-            Ok(request) => request,
+        let (request, known) = match found {
+            Ok(found) => found,
             Err(reason) => {
                 return Err(NotAsked::new(parts, Outgoing::Full(Some(bytes), trailers), reason));
             }
         };
-        let mut key = std::mem::take(&mut directives.key);
-        let key_parts = request.key_parts();
-        key.reserve(key_parts.total_len());
-        key_parts.iter().for_each(|part| key.extend_from_slice(part));
+        let (rows, probe) = self.mode(&request, known);
+        let prefix = std::mem::take(&mut directives.key);
+        let keys = match &rows {
+            None => vec![key(WHOLE, &prefix, &request.key_parts())],
+            Some(rows) => {
+                (0..rows.len()).map(|row| key(ROW, &prefix, &rows.key_parts(row))).collect()
+            }
+        };
         let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         // The memo reads the response, and writes it in the encodings that clients ask for.
         parts.headers.remove(ACCEPT_ENCODING);
@@ -307,8 +320,30 @@ impl Inner {
         let mut hasher = DefaultHasher::new();
         peer.map(|peer| peer.address.ip()).hash(&mut hasher);
         let client = hasher.finish();
-        let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, permit));
-        Ok(Asked { call, model, key: key.into(), id: request.id, wanted, directives, client })
+        let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, rows, permit));
+        Ok(Asked { call, model, keys, probe, id: request.id, wanted, directives, client })
+    }
+
+    /// The rows of a call that is answered row by row, and the comparison that is due.
+    fn mode(
+        &self,
+        request: &oip::Request,
+        model: Arc<Model>,
+    ) -> (Option<oip::Rows>, Option<Probe>) {
+        let most = model.max_rows.load(Relaxed).min(MAX_ROWS);
+        let rows = if self.split_rows && most > 0 { request.split_rows() } else { None };
+        let Some(rows) = rows.filter(|rows| rows.len() <= most) else { return (None, None) };
+        let digest = model.digest();
+        let probe = |rows, number| {
+            let model = Arc::clone(&model);
+            Some(Probe { model, digest, rows, number, is_ended: false })
+        };
+        match model.purity.mode(digest, rows.len()) {
+            Mode::Whole => (None, None),
+            Mode::Probe(number) => (None, probe(rows, Some(number))),
+            Mode::Rows { audit: false } => (Some(rows), None),
+            Mode::Rows { audit: true } => (Some(rows.clone()), probe(rows, None)),
+        }
     }
 
     /// Reads the body of a call.
@@ -332,49 +367,111 @@ impl Inner {
     }
 
     /// Asks the memo, and writes the response.
-    async fn ask(&self, asked: Asked) -> Response<ResponseBody> {
+    async fn ask(self: &Arc<Self>, mut asked: Asked) -> Response<ResponseBody> {
         let mut refreshed = asked.directives.refresh;
         loop {
-            let mut request = MemoRequest::row(asked.key.clone());
+            let mut request = MemoRequest::rows(asked.keys.iter().cloned());
             request.model.clone_from(&asked.model);
             request.client = asked.client;
             request.directives.refresh = refreshed;
             request.context = Some(Context::new(Arc::clone(&asked.call)));
-            let row = match self.memo.ask(request).await {
-                Ok(mut answered) => answered.rows.pop(),
+            let rows = match self.memo.ask(request).await {
+                Ok(answered) => answered.rows,
                 Err(failure) => return self.failed(&asked, failure, refreshed).await,
             };
-            let Some(row) = row else {
-                return error(StatusCode::INTERNAL_SERVER_ERROR, "the memo gave no answer");
-            };
-            let is_old = asked.directives.max_age.is_some_and(|most| row.age > most);
-            if row.origin == Origin::Hit && is_old && !refreshed {
+            let count = |origin| rows.iter().filter(|row| row.origin == origin).count();
+            let (hits, misses) = (count(Origin::Hit), count(Origin::Miss));
+            let ages = rows.iter().filter(|row| row.origin == Origin::Hit).map(|row| row.age);
+            let age = ages.max().unwrap_or_default();
+            let is_old = asked.directives.max_age.is_some_and(|most| age > most);
+            if hits > 0 && is_old && !refreshed {
                 refreshed = true;
                 continue;
             }
-            let status = match row.origin {
-                Origin::Hit => CacheStatus::Hit { age: row.age, ttl: self.ttl },
-                origin => CacheStatus::Miss {
-                    collapsed: origin == Origin::Coalesced,
+            let status = match hits {
+                0 => CacheStatus::Miss {
+                    collapsed: misses == 0,
                     stored: true,
                     refreshed,
                     status: StatusCode::OK,
                 },
+                hits if hits == rows.len() => CacheStatus::Hit { age, ttl: self.ttl },
+                hits => CacheStatus::Partial { hits, rows: rows.len() },
             };
-            let own = match row.origin {
-                Origin::Miss => asked.call.take_success(),
-                _ => None,
+            let is_new = misses == rows.len();
+            let own = if is_new { asked.call.take_success() } else { None };
+            // A response in the server's own words needs no answer, but a comparison does.
+            let answer = match own.is_some() && asked.probe.is_none() {
+                true => None,
+                false => assembled(rows.into_iter().map(|row| row.answer)),
             };
-            let response = own.or_else(|| match row.answer {
-                Answer::Bytes(stored) => rendered(stored, &asked),
-                Answer::Label(_) => None,
-            });
+            let probe = asked.probe.take().filter(|probe| is_new || probe.number.is_none());
+            if let (Some(probe), Some(answer)) = (probe, &answer) {
+                self.compare(probe, Arc::clone(&asked.call), answer.clone());
+            }
+            let response = own.or_else(|| rendered(&answer?, &asked));
             let Some(mut response) = response else {
                 return self.bypass(asked.call.request(), Bypass::NotRendered).await;
             };
             status.add_to(response.headers_mut());
             return response;
         }
+    }
+
+    /// Asks the server again about some rows of an answer, or about the whole batch, and takes the
+    /// result as evidence about the model.
+    fn compare(self: &Arc<Self>, probe: Probe, call: Arc<Call>, answer: oip::Response) {
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let len = probe.rows.len();
+            let asked =
+                probe.number.map_or_else(|| (0..len).collect(), |number| probe_rows(number, len));
+            let agreed = match answer.split_rows(len) {
+                Some(rows) => inner.agrees(&probe.rows, &call, &rows, &asked).await,
+                None => Some(false),
+            };
+            let model = Arc::clone(&probe.model);
+            match probe.end(agreed) {
+                Some(Verdict::Pure) => tracing::info!(
+                    model = &*model.path,
+                    "{PROBES} probes have agreed: rows of this model are remembered one by one"
+                ),
+                Some(Verdict::Impure) => {
+                    tracing::warn!(
+                        model = &*model.path,
+                        "rows of this model depend on their batch: its batches are answered whole"
+                    );
+                    inner.models.flush_model(&model);
+                }
+                _ => {}
+            }
+        });
+    }
+
+    /// Whether the server gives the same answers to these rows; `None` without an answer.
+    async fn agrees(
+        &self,
+        rows: &oip::Rows,
+        call: &Call,
+        answers: &[oip::Response],
+        asked: &[usize],
+    ) -> Option<bool> {
+        let response = self.forward(call.request_for(rows, asked)?).await;
+        let (head, body) = response.into_parts();
+        if head.status.is_client_error() {
+            return Some(false);
+        }
+        let ResponseBody::Stream(body) = body else { return None };
+        let Ok(Whole::Complete(body)) = read(body, self.max_answer).await else { return None };
+        if head.status != StatusCode::OK {
+            return None;
+        }
+        let response = oip::Response::parse(body, json_len(&head.headers).ok()?).ok()?;
+        let Some(found) = response.split_rows(asked.len()) else { return Some(false) };
+        let equal = |(found, row): (&oip::Response, &usize)| {
+            answers.get(*row).is_some_and(|expected| found.to_bytes() == expected.to_bytes())
+        };
+        Some(found.iter().zip(asked).all(equal))
     }
 
     /// Answers a call that failed: with the server's own response where there is one.
@@ -441,7 +538,8 @@ impl Inner {
         let mut response = Response::from_parts(head, ResponseBody::full(body));
         if let Some(answer) = answer {
             let took = began.elapsed();
-            let noted = observer.note(&asked.model, &asked.key, &answer.to_bytes(), took);
+            let key = asked.keys.concat();
+            let noted = observer.note(&asked.model, &key, &answer.to_bytes(), took);
             CacheStatus::Bypass(noted).add_to(response.headers_mut());
         }
         response
@@ -467,7 +565,7 @@ impl Inner {
             }
             Err(failed) => {
                 self.unreachable.fetch_add(1, Relaxed);
-                tracing::warn!("{failed}");
+                tracing::warn!(server = %replica.target(), "{failed}");
                 let status = match failed {
                     ForwardError::Target(_) => StatusCode::BAD_REQUEST,
                     _ => StatusCode::BAD_GATEWAY,
@@ -481,6 +579,44 @@ impl Inner {
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proxy").field("replicas", &self.replicas).finish_non_exhaustive()
+    }
+}
+
+/// The first byte of the key of a whole call, and of that of a row. Their answers have other forms.
+const WHOLE: u8 = 0;
+const ROW: u8 = 1;
+
+/// The key of a call or of a row.
+fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
+    let mut key = Vec::with_capacity(1 + prefix.len() + parts.total_len());
+    key.push(kind);
+    key.extend_from_slice(prefix);
+    parts.iter().for_each(|part| key.extend_from_slice(part));
+    key.into()
+}
+
+/// A comparison that is due: a probe of this number, or an audit without a number. Dropping it ends
+/// it without a result.
+struct Probe {
+    model: Arc<Model>,
+    digest: [u8; 32],
+    rows: oip::Rows,
+    number: Option<u32>,
+    is_ended: bool,
+}
+
+impl Probe {
+    fn end(mut self, agreed: Option<bool>) -> Option<Verdict> {
+        self.is_ended = true;
+        self.model.purity.probed(self.digest, agreed)
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        if !self.is_ended {
+            self.model.purity.probed(self.digest, None);
+        }
     }
 }
 
@@ -538,9 +674,19 @@ fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Byp
     }
 }
 
-/// A response from a stored answer, in the encoding that the client asked for.
-fn rendered(stored: Bytes, asked: &Asked) -> Option<Response<ResponseBody>> {
-    let answer = oip::Response::from_bytes(stored).ok()?;
+/// The answer to a call from its stored rows, or from the stored whole.
+fn assembled(answers: impl ExactSizeIterator<Item = Answer>) -> Option<oip::Response> {
+    let is_one = answers.len() == 1;
+    let read = |answer| match answer {
+        Answer::Bytes(stored) => oip::Response::from_bytes(stored).ok(),
+        Answer::Label(_) => None,
+    };
+    let mut rows = answers.map(read).collect::<Option<Vec<_>>>()?;
+    if is_one { rows.pop() } else { oip::Response::assemble(&rows) }
+}
+
+/// A response in the encoding that the client asked for.
+fn rendered(answer: &oip::Response, asked: &Asked) -> Option<Response<ResponseBody>> {
     let oip::Encoded { body, json_len } = answer.render(asked.id.as_deref(), &asked.wanted)?;
     let mut response = Response::new(ResponseBody::full(body));
     let headers = response.headers_mut();

@@ -30,6 +30,8 @@ struct Server {
     version: AtomicUsize,
     /// Added to each sum: the weights.
     offset: AtomicUsize,
+    /// The rows of each call to the models with rows.
+    asked: Mutex<Vec<Vec<i64>>>,
     /// The fields of the last request.
     fields: Mutex<HashMap<String, String>>,
 }
@@ -76,6 +78,27 @@ impl Server {
                 }
                 json(200, &reply.to_string())
             }
+            "/v2/models/rows/infer" | "/v2/models/batch/infer" => {
+                self.calls.fetch_add(1, SeqCst);
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let data = body["inputs"][0]["data"].as_array().unwrap();
+                let data: Vec<i64> = data.iter().map(|x| x.as_i64().unwrap()).collect();
+                self.asked.lock().unwrap().push(data.clone());
+                if data.contains(&REFUSED) {
+                    return json(400, r#"{"error":"planned"}"#);
+                }
+                // The rows of the second model depend on the batch.
+                let extra = if path.contains("batch") { data.len() as i64 } else { 0 };
+                let squares: Vec<i64> = data.iter().map(|x| x * x + extra).collect();
+                let reply = serde_json::json!({
+                    "model_name": "rows", "model_version": version,
+                    "outputs": [{"name": "y", "datatype": "INT64", "shape": [data.len(), 1],
+                        "data": squares}],
+                });
+                json(200, &reply.to_string())
+            }
+            "/v2/models/rows" | "/v2/models/batch" => json(200, r#"{"name":"rows"}"#),
             "/v2/models/odd/infer" => json(200, "not JSON"),
             "/v2/models/odd" => json(200, r#"{"name":"odd"}"#),
             "/echo" => {
@@ -385,7 +408,7 @@ async fn an_unreachable_server_is_an_error_that_says_so() {
     assert_eq!(hit.cache_status(), "hit; age=0", "known answers need no server");
     let miss = post(proxy, INFER, "", &call(&[2])).await;
     assert_eq!(miss.status(), 502);
-    assert!(miss.body.contains("cannot connect to the model server http://127.0.0.1:"), "{miss:?}");
+    assert!(miss.body.contains("cannot connect to the model server ("), "{miss:?}");
     let other = exchange(proxy, b"GET /v2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert_eq!(other.status(), 502);
     assert!(other.body.starts_with(r#"{"error":"afterimage: cannot connect"#), "{other:?}");
@@ -438,4 +461,71 @@ async fn observation_answers_nothing_and_counts_repeats() {
     let report = service.observed().unwrap();
     assert!(report.contains("2 of 3 calls (66.7 %)"), "{report}");
     assert!(report.contains("0 repeated calls had another answer"), "{report}");
+}
+
+fn batch(rows: &[i64]) -> String {
+    let len = rows.len();
+    serde_json::json!({
+        "inputs": [{"name": "x", "datatype": "INT64", "shape": [len, 1], "data": rows}],
+    })
+    .to_string()
+}
+
+fn squares(reply: &Reply) -> Vec<i64> {
+    let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+    let data = body["outputs"][0]["data"].as_array().unwrap();
+    data.iter().map(|x| x.as_i64().unwrap()).collect()
+}
+
+/// Sends batches of new rows until all probes have ended.
+async fn probe(proxy: SocketAddr, path: &str) {
+    for i in 0..20 {
+        let reply = post(proxy, path, "", &batch(&[10_000 + 2 * i, 10_001 + 2 * i])).await;
+        assert_eq!(reply.status(), 200);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn only_unknown_rows_of_a_batch_are_asked_for() {
+    let mut options = ProxyOptions::default();
+    options.split_rows = true;
+    let Running { server, proxy, .. } = start_with(options).await;
+    let path = "/v2/models/rows/infer";
+    probe(proxy, path).await;
+    server.asked.lock().unwrap().clear();
+    let asked = || std::mem::take(&mut *server.asked.lock().unwrap());
+
+    let first = post(proxy, path, "", &batch(&[1, 2, 3])).await;
+    assert_eq!((squares(&first), first.cache_status()), (vec![1, 4, 9], "fwd=miss; stored"));
+    assert_eq!(asked(), [vec![1, 2, 3]]);
+    let partial = post(proxy, path, "", &batch(&[3, 4, 1, 5, 4])).await;
+    assert_eq!(squares(&partial), [9, 16, 1, 25, 16]);
+    assert_eq!(partial.cache_status(), r#"fwd=partial; stored; detail="2 of 5 rows""#);
+    assert_eq!(asked(), [vec![4, 5]], "equal rows are asked once");
+    let hit = post(proxy, path, "", &batch(&[5, 4, 3, 2, 1, 1])).await;
+    assert_eq!((squares(&hit), hit.cache_status()), (vec![25, 16, 9, 4, 1, 1], "hit; age=0"));
+    assert_eq!(asked(), Vec::<Vec<i64>>::new());
+    let single = post(proxy, path, "", &batch(&[4])).await;
+    assert_eq!((squares(&single), single.cache_status()), (vec![16], "hit; age=0"));
+    // A server that refuses the rest decides about the whole batch.
+    let refused = post(proxy, path, "", &batch(&[1, REFUSED, 2])).await;
+    assert_eq!((refused.status(), refused.body.as_str()), (400, r#"{"error":"planned"}"#));
+    assert_eq!(asked(), [vec![REFUSED], vec![1, REFUSED, 2]]);
+}
+
+#[tokio::test]
+async fn a_model_whose_rows_depend_on_the_batch_is_not_split() {
+    let mut options = ProxyOptions::default();
+    options.split_rows = true;
+    let Running { server, proxy, .. } = start_with(options).await;
+    let path = "/v2/models/batch/infer";
+    probe(proxy, path).await;
+    server.asked.lock().unwrap().clear();
+    for rows in [&[1, 2][..], &[2, 3], &[2, 3, 4], &[2]] {
+        let reply = post(proxy, path, "", &batch(rows)).await;
+        let expected: Vec<i64> = rows.iter().map(|x| x * x + rows.len() as i64).collect();
+        assert_eq!((squares(&reply), reply.cache_status()), (expected, "fwd=miss; stored"));
+    }
+    assert_eq!(server.asked.lock().unwrap().len(), 4, "no probe after the verdict");
 }

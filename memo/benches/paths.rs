@@ -1,4 +1,4 @@
-//! What a memo does for each image, piece by piece: `cargo bench -p afterimage-memo --bench paths`.
+//! The steps of a memo for each image, one by one: `cargo bench -p afterimage-memo --bench paths`.
 
 use std::hint::black_box;
 use std::sync::Arc;

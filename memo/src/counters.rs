@@ -15,7 +15,7 @@ pub(crate) struct Counters {
     pub(crate) rejected_tags: AtomicU64,
     pub(crate) overloaded: AtomicU64,
     pub(crate) expired: AtomicU64,
-    /// Waiters whose client was gone.
+    /// Waiters without a client: it had left.
     pub(crate) abandoned: AtomicU64,
     pub(crate) bad_inputs: AtomicU64,
     pub(crate) calls: AtomicU64,

@@ -1,4 +1,4 @@
-//! Deadlines of waiters: a task that removes those that have left from their flights.
+//! Deadlines of waiters: a task that removes waiters from their flights when they have left.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -48,7 +48,7 @@ pub const MAC_LEN: usize = 16;
 const KEY_DOMAIN: &[u8] = b"afterimage key v2";
 const SEAL_DOMAIN: &[u8] = b"afterimage seal v2";
 
-/// What the hashes of a memo depend on. Memos that share a store share it. Never printed.
+/// The secret of a memo's hashes. Memos that share a store share it. Never printed.
 #[derive(Clone)]
 pub struct Secret([u8; SECRET_LEN]);
 
@@ -127,7 +127,7 @@ impl RowHash {
         self.0[0]
     }
 
-    /// 128 bits that tell rows apart: the key of flights and of stores of bytes.
+    /// 128 bits that identify a row: the key of flights and of stores of bytes.
     #[inline]
     pub fn identity(self) -> u128 {
         u128::from(self.0[1]) << 64 | u128::from(self.0[0])

@@ -12,7 +12,7 @@ use hdrhistogram::Histogram;
 /// Stripes; more threads than this share, which costs time and no counts.
 const STRIPES: usize = 16;
 
-/// The longest latency that is told apart: a minute. Longer ones count as this.
+/// The longest latency of a histogram: a minute. Longer ones count as this.
 const MAX_NS: u64 = 60_000_000_000;
 
 /// Three histograms of nanoseconds, of two significant digits: one per [`Origin`]. Each thread
@@ -31,7 +31,7 @@ struct Counts {
     histograms: [Histogram<u64>; 3],
     /// Waiting time that lookups took.
     lookup_ns: u64,
-    /// What hits saved.
+    /// Time that hits saved.
     saved: CallCost,
 }
 
@@ -86,7 +86,7 @@ impl Latencies {
         counts.saved.add(hits, call);
     }
 
-    /// Adds the three histograms to `stats`, and what lookups cost and saved.
+    /// Adds the three histograms to `stats`, and the cost and benefit of lookups.
     pub fn stats(&self, stats: &mut Stats) {
         let Counts { histograms: mut sum, mut lookup_ns, mut saved } = Counts::empty();
         for stripe in &self.stripes {

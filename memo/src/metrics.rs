@@ -66,6 +66,9 @@ afterimage_core::metrics! {
         CLASSIFIERS = Gauge("classifiers", Count, "replicas", "Replicas of the classifier");
         CLASSIFIERS_CONNECTED = Gauge("classifiers_connected", Count, "replicas connected", "Replicas of the classifier that are connected");
         REPLICA = Texts("classifier", Count, "replica", "Address and state of a replica");
+        REPLICA_CONNECTED = Gauge("replica_connected", Count, "replica connected", "Whether the replica is connected").per("replica");
+        REPLICA_HEALTHY = Gauge("replica_healthy", Count, "replica healthy", "Whether the replica gets calls; 0 while it is ejected").per("replica");
+        REPLICA_IN_FLIGHT = Gauge("replica_in_flight", Count, "replica, in flight", "Rows in flight at the replica").per("replica");
         CLASSIFIER_CALLS = Counter("classifier_calls", Count, "calls", "Calls to the classifier");
         CLASSIFIER_CALLS_WAITING = Gauge("classifier_calls_waiting", Count, "calls waiting for a place", "Calls that wait because all replicas are busy");
         CLASSIFIER_FAILURES = Counter("classifier_failures", Count, "calls failed", "Calls to the classifier that failed");

@@ -56,7 +56,7 @@ impl MemoService {
     }
 }
 
-/// What a `Welcome` says of a model.
+/// The model of a `Welcome`.
 pub fn identity_of(role: Role, model: &ModelId) -> Identity {
     let shape = model.input.clone().unwrap_or_default();
     Identity { service: role, digest: model.digest, classes: model.classes(), shape }
@@ -87,7 +87,7 @@ impl Service for MemoService {
         }
         let since = sync::now();
         let (inner, entry) = (&self.memo.inner, &self.entry);
-        // The client was told of a model. It gets no answer of another one.
+        // The client's `Welcome` stated a model. It gets no answer of another one.
         let present = entry.keys.present();
         let space = match &*present {
             Some(space) if space.generation == batch.generation() => space,

@@ -90,7 +90,7 @@ pub struct Call {
     pub rows: Rows<Bytes>,
     /// The number of each row in the request of the context.
     pub positions: Rows<u32>,
-    /// What the front end sent along with the request that asked first.
+    /// The context of the front end, from the first request of the flight.
     pub context: Option<Context>,
     /// The model whose answers are wanted. Those of another model are refused.
     pub model: Arc<ModelId>,

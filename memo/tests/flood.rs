@@ -15,7 +15,7 @@ use afterimage_wire::proto::stats::Stats;
 const MIB: usize = 1 << 20;
 /// Bytes that may wait.
 const LIMIT: usize = 64 * MIB;
-/// Memory above the limit: the input that is being refused, and what the allocator keeps.
+/// Memory above the limit: the input that is being refused, and free memory of the allocator.
 const OVERHEAD: usize = 16 * MIB;
 const INPUTS: usize = 400;
 

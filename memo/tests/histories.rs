@@ -46,7 +46,7 @@ enum Defect {
     KeepsCallAtTheEnd,
 }
 
-/// What the checks know of one call.
+/// The records of one call for the checks.
 #[derive(Clone, Debug)]
 struct Made {
     digest: u8,

@@ -141,7 +141,7 @@ pub(crate) struct HttpArgs {
     default: Option<&'static str>,
 }
 
-/// What the tokens allow over HTTP, as over TCP.
+/// The rights of the tokens over HTTP, as over TCP.
 pub(crate) fn access(token: Option<&Token>, admin_token: Option<&Token>) -> Access {
     let mut access = Access::default();
     if let Some(token) = token {

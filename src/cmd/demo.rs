@@ -3,6 +3,8 @@
 //! Cache service, classifier and memo each have a socket and a thread, like three processes. The
 //! digits come through a client's connection. Every hot answer is compared with the cold one.
 
+mod proxy;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,8 +47,17 @@ const DEPTH: usize = 256;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   afterimage demo
+  afterimage demo --proxy
   afterimage demo --classifier-time 100ms --images 50")]
 pub(crate) struct Args {
+    /// Show a proxy in front of a model server of the Open Inference Protocol instead.
+    #[arg(long)]
+    proxy: bool,
+
+    /// Time that the model server of --proxy takes for a row.
+    #[arg(long, value_name = "TIME", default_value = "5ms")]
+    row_time: Time,
+
     /// Time that the demo's classifier takes for an image.
     #[arg(long, value_name = "TIME", default_value = "20ms")]
     classifier_time: Time,
@@ -69,6 +80,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    if args.proxy {
+        return serving::runtime(1)?.block_on(proxy::run(args.row_time.0));
+    }
     ensure!(
         args.images >= MIN_IMAGES,
         "--images is {}; it must be at least {MIN_IMAGES}",

@@ -25,6 +25,7 @@ targets! {
     round_trip: 3000,
     split_invariance: 2000,
     server_stream: 1500,
+    server_streams: 1500,
     client_stream: 1000,
     table_model: 1000,
     snapshot_load: 1500,
@@ -35,5 +36,9 @@ targets! {
     shipped_model: 10,
     model_text: 4000,
     model_onnx: 4000,
+    oip_http: 4000,
+    oip_grpc: 4000,
+    oip_encodings: 1500,
+    embeddings: 4000,
     settings: 150,
 }

@@ -1,4 +1,4 @@
-//! The processes, and what happens to them.
+//! The processes and their faults.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

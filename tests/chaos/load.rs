@@ -1,4 +1,4 @@
-//! An open-loop load: a call is made when it is due, whatever became of those before it.
+//! An open-loop load: each call is made when it is due, independent of earlier calls.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,14 +30,14 @@ const COLD: usize = 6000;
 /// One call in so many is about a cold image.
 const COLD_EVERY: usize = 4;
 
-/// One request in so many has this number of rows: a cold image, and hot ones.
+/// One request in this many has several rows: a cold image, and hot ones.
 const ROWS_EVERY: usize = 10;
 const ROWS: usize = 5;
 
 /// The time between two flushes of all answers.
 const FLUSH_EVERY: Duration = Duration::from_millis(2500);
 
-/// What a call may take.
+/// The timeout of a call.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request whose connection was lost, or that was turned away by a server that shuts down or
@@ -57,7 +57,7 @@ pub(crate) struct Call {
     pub(crate) image: usize,
     pub(crate) due: Instant,
     pub(crate) ended: Instant,
-    /// The answer and the digest of the model that its connection told of.
+    /// The answer and the digest of the model that its connection stated.
     pub(crate) outcome: Result<(Classification, [u8; 32]), CallError>,
 }
 
@@ -182,13 +182,10 @@ async fn flush(client: Client, shared: Arc<Shared>) {
         if !shared.is_warm.load(Ordering::Relaxed) {
             continue;
         }
-        match client.admin().flush("").await {
-            Ok(()) => {
-                let confirmed = Instant::now();
-                shared.flushes.lock().unwrap().push(Flush { began, confirmed });
-            }
-            // The memo is down, or its connection was lost.
-            Err(_) => {}
+        // Without a reply, the memo is down, or its connection was lost.
+        if client.admin().flush("").await.is_ok() {
+            let confirmed = Instant::now();
+            shared.flushes.lock().unwrap().push(Flush { began, confirmed });
         }
     }
 }

@@ -35,7 +35,7 @@ use incidents::Deployment;
 /// The duration without `CHAOS_SECONDS`.
 const DEFAULT_SECONDS: u64 = 8;
 
-/// What a call's outcome may come late on a busy machine.
+/// The lateness of a call's outcome that a busy machine may cause.
 const LATE: Duration = Duration::from_secs(3);
 
 /// The longest recovery that passes without `CHAOS_RECOVERY_MS`: the promised second for an

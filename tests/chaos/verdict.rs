@@ -13,7 +13,7 @@ use crate::common::contrary_model;
 use crate::incidents::{Incident, What, Who};
 use crate::load::{Call, Flush, HOT, TIMEOUT, population};
 
-/// Examples that are printed of what went wrong.
+/// The most failures that are printed as examples.
 const EXAMPLES: usize = 10;
 
 /// See the module.
@@ -169,7 +169,7 @@ fn recovery(incident: &Incident, next: Option<Instant>, calls: &[Call]) -> (Dura
         .map_or_else(Default::default, |(due, error)| (due - incident.over, format!(" ({error})")))
 }
 
-/// What each model answers to each image.
+/// The answer of each model to each image.
 struct Labels([([u8; 32], Vec<u16>); 2]);
 
 impl Labels {

@@ -68,7 +68,7 @@ fn conflicting_settings_are_named_as_they_were_set() {
         let turned = "AFTERIMAGE_TOKEN and AFTERIMAGE_TOKEN_FILE are both set";
         assert!(line.contains(named) || line.contains(turned), "{line}");
         assert!(!line.contains("--") && !line.contains("sesame"), "{line}");
-        // On the command line they are flags; one that beats the environment is none too many.
+        // On the command line they are flags, and a flag that overrides the environment is allowed.
         let done = run(&[&args[..], &["--token", "x", "--token-file", &token_file]].concat());
         assert!(done.stderr.contains("'--token <TOKEN>' cannot be used with"), "{done:#?}");
         let settings = format!("[{command}]\ntoken = \"sesame\"\ntoken-file = \"{token_file}\"");
@@ -107,7 +107,7 @@ fn every_command_reads_the_environment_and_the_file() {
     let folder = folder();
     let addr = unused_address();
     let path = file(&folder, "settings.toml", "[stats]\ntimeout = \"wrong\"\n[demo]\nimages = 7");
-    // Seen by what it complains of.
+    // Its error shows which setting it used.
     let line = run(&["demo", "--config", &path]).failed_with_no_more_than_logs();
     assert!(line.contains("--images is 7"), "{line}");
     let done = run_with(&["demo", "--config", &path], |command| {

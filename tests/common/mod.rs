@@ -204,7 +204,7 @@ impl Running {
         }
     }
 
-    /// What it has written to standard error, as far as that has been read: all of it after its
+    /// Its standard error, as far as it has been read: all of it after its
     /// end.
     pub(crate) fn log(&self) -> String {
         self.log.text()
@@ -226,7 +226,7 @@ impl Drop for Running {
     }
 }
 
-/// What a process writes, as it comes.
+/// The output of a process, as it arrives.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -341,7 +341,7 @@ pub(crate) fn contrary_model() -> Model {
         .expect("labels that stand once each, as before")
 }
 
-/// Drawn digits, and what a model answers to each.
+/// Drawn digits, and the answer of a model to each.
 pub(crate) fn answered(seed: u64, count: usize, model: &Model) -> (Population, Vec<u16>) {
     let population = Population::drawn(seed, count);
     let label = |i| model.classify(population.image(i)).expect("digits are of the model's size");

@@ -111,7 +111,7 @@ pub(crate) async fn client(addr: SocketAddr) -> Client {
     Client::connect(addr, ClientOptions::new()).await.expect("the service can be reached")
 }
 
-/// What a service counts, asked over a connection of its own, and over another one where the
+/// The statistics of a service, read over a connection of their own, and over another one where the
 /// service wants that: a memo that has just met its classifier's model sends those away that came
 /// before.
 pub(crate) async fn stats(addr: SocketAddr) -> Stats {

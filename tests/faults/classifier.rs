@@ -1,5 +1,6 @@
 //! The classifier dies, hangs or was never there.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,6 +8,7 @@ use afterimage_bench::workload::Population;
 use afterimage_wire::Status;
 use afterimage_wire::client::CallError;
 use afterimage_wire::proto::message::Message;
+use afterimage_wire::proto::{HEADER_LEN, Header, Kind, Role, Shape, Welcome};
 
 use crate::common::load::{
     Load, assert_none_failed, assert_right, is_upstream_crash, longest, within,
@@ -212,5 +214,82 @@ fn errors_do_not_name_the_address_of_the_classifier() {
                 assert!(memo.log().contains(host), "{}", memo.log());
             }
         }
+    });
+}
+
+/// Bytes that the kernel's buffers of a connection may take.
+const KERNEL_BUFFERS: usize = 12 << 20;
+
+/// An upstream that welcomes its clients, and answers the first request with an endless body.
+/// Returns its address, and the number of bytes of the body that a client took.
+fn endless_upstream(service: Role) -> (String, std::sync::mpsc::Receiver<usize>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = listener.local_addr().unwrap().to_string();
+    let (sender, taken) = std::sync::mpsc::channel();
+    let serve = move |mut stream: std::net::TcpStream| -> std::io::Result<()> {
+        let mut header = [0; HEADER_LEN];
+        loop {
+            stream.read_exact(&mut header)?;
+            let Header { body_len, kind, id, .. } = Header::decode(&header).unwrap();
+            stream.read_exact(&mut vec![0; body_len as usize])?;
+            let mut out = Vec::new();
+            if kind == Kind::Hello {
+                let welcome = Welcome {
+                    version: 1,
+                    service,
+                    features: 0,
+                    max_body: 1 << 20,
+                    window: 1000,
+                    classes: 10,
+                    digest: [7; 32],
+                    shape: Shape::new(&[784]).unwrap(),
+                    name: String::new(),
+                };
+                Message::Welcome(welcome).encode(id, &mut out);
+                stream.write_all(&out)?;
+                continue;
+            }
+            let reply = match kind {
+                Kind::ClassifyReq => Kind::ClassifyResp,
+                _ => Kind::CacheResp,
+            };
+            let header = Header { body_len: 17 << 20, kind: reply, flags: 0, status: 0, id };
+            stream.write_all(&header.encode())?;
+            let (block, mut sent) = (vec![0; 64 << 10], 0);
+            while sent < 17 << 20 && stream.write_all(&block).is_ok() {
+                sent += block.len();
+            }
+            let _ = sender.send(sent);
+        }
+    };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // An error ends the connection.
+            let _ = serve(stream.unwrap());
+        }
+    });
+    (place, taken)
+}
+
+#[test]
+fn an_upstream_that_announces_a_huge_body_is_disconnected() {
+    within(LIMIT, async {
+        let (hostile, taken) = endless_upstream(Role::Classifier);
+        let memo = Running::start(&["memo", "--memory", "8MiB", "--classifier", &hostile]);
+        until_connected(memo.addr()).await;
+        let client = client(memo.addr()).await;
+        let error = client.classify(&[5; 784]).await.unwrap_err();
+        assert_eq!(error.status(), Status::UpstreamCorrupt, "{error}");
+        let taken = taken.recv_timeout(LIMIT).unwrap();
+        assert!(taken < KERNEL_BUFFERS, "{taken} bytes were read of the classifier");
+
+        let (hostile, taken) = endless_upstream(Role::Cache);
+        let classifier = start_classifier();
+        let flags = ["--store", &hostile, "--classifier", &classifier.place()];
+        let memo = start_memo(&flags).await;
+        let client = crate::common::talk::client(memo.addr()).await;
+        client.classify(&[5; 784]).await.unwrap();
+        let taken = taken.recv_timeout(LIMIT).unwrap();
+        assert!(taken < KERNEL_BUFFERS, "{taken} bytes were read of the cache");
     });
 }

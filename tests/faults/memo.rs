@@ -1,4 +1,4 @@
-//! The memo itself dies, or is told to end.
+//! The memo itself is killed, or stopped by a signal.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ fn a_client_outlives_a_crashed_memo_and_gets_hits_from_the_next() {
             memo.restart();
             load.more(50).await;
         }
-        // What the first memo learned, the third finds in the cache.
+        // The third memo finds the answers of the first one in the cache.
         until_connected(memo.addr()).await;
         let computed = stats(classifier.addr()).await.counter_value("engine_scored");
         load.more(200).await;

@@ -14,7 +14,7 @@ use crate::common::{Running, contrary_model, folder, text, until};
 
 use crate::{LIMIT, SOON, digits, start_cache, start_classifier, start_memo};
 
-/// What a classifier itself answers to each image.
+/// The answer of a classifier itself to each image.
 async fn direct_answers(classifier: &Running, population: &Population) -> Vec<u16> {
     let client = client(classifier.addr()).await;
     let mut labels = Vec::new();

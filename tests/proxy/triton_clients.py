@@ -181,6 +181,8 @@ def check_encodings(checks, direct, through):
 
 
 def inference_count(direct, model):
+    # Triton counts a call some time after its response.
+    time.sleep(0.2)
     stats = json.loads(get(direct, f"/v2/models/{model}/stats")[2])
     return sum(int(version["inference_count"]) for version in stats["model_stats"])
 
@@ -256,6 +258,41 @@ async def check_aio(checks, direct, through):
         checks.equal(await proxied.get_model_metadata("sum"), await server.get_model_metadata("sum"), "aio")
 
 
+def check_rows(checks, direct, through):
+    """Batches of a model that passes the probes: only unknown rows are computed."""
+    rows = np.random.default_rng(3).random((200, 3), np.float32)
+
+    def body(batch):
+        tensor = {"name": "X", "datatype": "FP32", "shape": list(batch.shape), "data": batch.tolist()}
+        return {"inputs": [tensor]}
+
+    def compare(batch, about):
+        found, expected = [post(address, "/v2/models/sum/infer", body(batch)) for address in (through, direct)]
+        checks.equal(json.loads(found[2])["outputs"], json.loads(expected[2])["outputs"], about)
+        return found[1]
+
+    for at in range(30):
+        compare(rows[100 + 2 * at:102 + 2 * at], "while the proxy examines the model")
+        time.sleep(0.02)
+    headers = compare(rows[:4], "new rows")
+    checks.status(headers, "fwd=miss; stored", "new rows")
+    # Each comparison adds the rows of the direct call.
+    before = inference_count(direct, "sum")
+    headers = compare(rows[[3, 4, 0, 5, 4]], "known and new rows, one of them twice")
+    checks.status(headers, 'fwd=partial; stored; detail="2 of 5 rows"', "known and new rows")
+    checks.equal(inference_count(direct, "sum") - before, 2 + 5, "two rows are computed")
+    before = inference_count(direct, "sum")
+    checks.status(compare(rows[[5, 4, 3, 2, 1, 0]], "known rows"), "hit", "known rows")
+    checks.equal(inference_count(direct, "sum") - before, 6, "no row is computed")
+    with http.InferenceServerClient(through) as proxied, http.InferenceServerClient(direct) as server:
+        for binary in [True, False]:
+            given = tensor(rows[[2, 60, 1]], binary)
+            calls = [outcome(lambda c=c: c.infer("sum", given, request_id="9")) for c in (proxied, server)]
+            checks.equal(calls[0], calls[1], f"tritonclient, binary {binary}")
+    too_many = post(through, "/v2/models/sum/infer", body(rows[:9]))
+    checks.equal(too_many[0], 400, "a batch that the server refuses is refused, also when it is known")
+
+
 def check_replacement(checks, direct, through, models):
     """A model that is replaced under the same version number."""
     x = np.array([[1, 2]], np.float32)
@@ -300,6 +337,9 @@ def main():
         check_errors(checks, direct, through)
         check_other_requests(checks, direct, through)
         asyncio.run(check_aio(checks, direct, through))
+        by_rows, through_rows = proxy(program, f"http://{direct}", folder, "--rows", "auto")
+        started.append(by_rows)
+        check_rows(checks, direct, through_rows)
         check_replacement(checks, direct, through, models)
         checks.done()
     except BaseException:

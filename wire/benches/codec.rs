@@ -1,7 +1,7 @@
 //! The codec of the hot messages: `cargo bench -p afterimage-wire --bench codec`.
 //!
-//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/scripts/run.sh codec` keeps a
-//! record of both.
+//! Each sample encodes or decodes a buffer of [`FRAMES`] frames. `bench/scripts/run.sh codec` keeps
+//! a record of both.
 
 use afterimage_wire::proto::header::DEFAULT_MAX_BODY;
 use afterimage_wire::proto::message::{

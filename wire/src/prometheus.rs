@@ -2,7 +2,8 @@
 //!
 //! Names begin with `afterimage_`. Times are in seconds and sizes in bytes, counters end in
 //! `_total`, and each series has the label `service`. A text becomes a series of value 1 with the
-//! text as a label. The texts of replicas are not exported, because they change with every call.
+//! text as a label. A value of one replica has the label `replica`; the texts of replicas, which
+//! change with every call, are not exported.
 
 use std::collections::HashSet;
 use std::fmt::{Display, Write as _};
@@ -72,6 +73,11 @@ impl Page {
         let mut labels = format!("service=\"{}\"", escaped(service));
         if let Some((family, value)) = described.and_then(|metric| metric.family) {
             let _ = write!(labels, ",{}=\"{value}\"", family.label);
+        }
+        if let Some(metric) = described
+            && let (Some(label), Some(thing)) = (metric.per, metric.thing_in(name))
+        {
+            let _ = write!(labels, ",{label}=\"{}\"", escaped(thing));
         }
         let base = match (described, value) {
             (Some(metric), Value::Text(_)) if metric.states.is_empty() => format!("{name}_info"),
@@ -186,6 +192,7 @@ mod tests {
             BUSY = Counter("busy_us", Micros, "busy", "Time busy");
             BREAKER = Text("breaker", Count, "breaker", "State").states(&["closed", "open"]);
             STORE = Text("store", Count, "store", "Kind of the store");
+            IN_FLIGHT = Gauge("in_flight", Count, "in flight", "Rows in flight").per("replica");
             REPLICA = Texts("replica", Count, "replica", "State of a replica");
             LATENCY = Histogram("latency_ns", Nanos, "latency", "Latency");
         }
@@ -206,6 +213,8 @@ mod tests {
         stats.text(&BREAKER, "open");
         stats.text(&STORE, "a \"b\"\\\n");
         stats.texts(&REPLICA, 1, "127.0.0.1:1: well");
+        stats.of(&IN_FLIGHT, "127.0.0.1:1", 3);
+        stats.of(&IN_FLIGHT, "a\"}\n", 4);
         stats.push("a-new.counter", Value::Counter(3));
         stats.push("busy_us", Value::Gauge(4));
         let mut other = Stats::default();
@@ -228,6 +237,10 @@ afterimage_breaker{service="memo",state="open"} 1
 # HELP afterimage_store_info Kind of the store
 # TYPE afterimage_store_info gauge
 afterimage_store_info{service="memo",store="a \"b\"\\\n"} 1
+# HELP afterimage_in_flight Rows in flight
+# TYPE afterimage_in_flight gauge
+afterimage_in_flight{service="memo",replica="127.0.0.1:1"} 3
+afterimage_in_flight{service="memo",replica="a\"}\n"} 4
 # TYPE afterimage_a_new_counter_total counter
 afterimage_a_new_counter_total{service="memo"} 3
 # TYPE afterimage_busy_us gauge

@@ -23,7 +23,7 @@ use tokio::time::{sleep, timeout};
 /// The share of one connection in 256 MiB for 4,096 connections.
 const LIMIT_PER_CONNECTION: usize = 64 << 10;
 
-/// What the allocator and the clients of the test hold, whatever the number of connections.
+/// Memory of the allocator and of the test's clients, for any number of connections.
 const FIXED: usize = 4 << 20;
 
 /// A write that takes longer is one that the server does not read.
@@ -51,7 +51,7 @@ async fn read_frame(stream: &mut TcpStream) {
     stream.read_exact(&mut vec![0; len]).await.unwrap();
 }
 
-/// What the peers send, built once: the test's own buffers would fragment the heap.
+/// The bytes that the peers send, built once: the test's own buffers would fragment the heap.
 struct Traffic {
     /// All but the last byte of a request with a body of 1 MiB.
     unfinished: Vec<u8>,

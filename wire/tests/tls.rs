@@ -368,3 +368,36 @@ fn the_server_name_defaults_to_the_host() {
     let cache = rustls::pki_types::ServerName::try_from("cache").unwrap();
     assert_eq!(named.name_for("127.0.0.1").unwrap(), cache);
 }
+
+/// A frame that fits into the memory beside nine plain connections does not fit beside nine TLS
+/// sessions, because these have buffers, too.
+#[tokio::test]
+async fn the_buffers_of_tls_count_in_the_memory_of_all() {
+    const CONNECTIONS: usize = 9;
+    let folder = folder();
+    let authority = Authority::new(folder.path(), "ca");
+    let issued = authority.issue("server", "127.0.0.1");
+    // Each connection has a base of 48 KiB. A frame of 60 KiB takes 180 KiB.
+    let max_buffer_memory = CONNECTIONS * (48 << 10) + (200 << 10);
+    for with_tls in [false, true] {
+        let tls = with_tls.then(|| server_tls(&issued, None));
+        let server = start(ServerOptions { tls, max_buffer_memory, ..Default::default() }).await;
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let options = match with_tls {
+                true => options(client_tls(&authority, None)),
+                false => patient().fail_fast(true),
+            };
+            clients.push(Client::connect(server.addr, options).await.unwrap());
+        }
+        let outcome = clients[0].classify(&vec![7; 60 << 10]).await;
+        match with_tls {
+            false => assert_eq!(outcome.unwrap().label, 7),
+            true => assert_eq!(outcome.unwrap_err().status(), Status::Overloaded),
+        }
+        // All memory is free again, apart from the base of each connection.
+        for client in &clients {
+            assert_works(client).await;
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! What the peers' servers and loads have in common.
+//! Shared parts of the peers' servers and loads.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ pub const IMAGES: usize = 10_000;
 /// How long a load runs before its answers count.
 pub const WARMUP: Duration = Duration::from_millis(300);
 
-/// The longest latency that is told apart.
+/// The longest latency of a histogram. Longer ones count as this.
 const HOUR_NS: u64 = 3_600_000_000_000;
 
 /// The digits, alike in every load.
@@ -32,7 +32,7 @@ pub fn images() -> Arc<Population> {
 pub struct Seen {
     latencies: Histogram<u64>,
     labels: Vec<Option<u16>>,
-    /// Images without an answer yet, if the load goes on until there is none.
+    /// Images without an answer yet, if the load goes on until all have one.
     missing: usize,
     hits: u64,
     wrong: u64,

@@ -134,7 +134,7 @@ fn decode_all(mut rest: &[u8], check: impl Fn(u64, &Message<'_>) -> bool) -> u64
     right
 }
 
-/// The clock of the processor's cores as the system tells it, which is the one that cycles are
+/// The clock of the processor's cores as the system reports it, which is the one that cycles are
 /// counted by.
 fn ghz() -> f64 {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

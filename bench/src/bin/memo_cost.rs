@@ -77,7 +77,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 // ---- What it costs ----
 
-/// One of those that are compared.
+/// One of the compared servers.
 struct Contestant {
     name: &'static str,
     addr: SocketAddr,
@@ -246,7 +246,7 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     found.record("memo-overload", machine, "bench/scripts/run.sh overload", folder)
 }
 
-/// The figures: memory over time, and what became of both kinds of requests.
+/// The figures: memory over time, and the outcomes of both kinds of requests.
 fn report_overload(found: &mut Found, resident: &[(Duration, u64)]) -> Result<()> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     // The first second fills the table and the buffers.

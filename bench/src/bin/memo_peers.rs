@@ -145,7 +145,7 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
             keep(found, &format!("{name}, depth {depth}"), report);
         }
     }
-    // What the two kernels and the wake-ups cost: a server that reads 800 bytes and writes 18.
+    // The cost of both kernels and of wake-ups: a server that reads 800 bytes and writes 18.
     let names = ["null server", "memo, embedded, hot, again", "memo, embedded, hot, --busy-poll"];
     let mut rounds = [(); 3].map(|()| Vec::new());
     for _ in 0..ECHO_ROUNDS {
@@ -261,7 +261,7 @@ fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) ->
     Ok(())
 }
 
-/// What a peer's load says, on CPU 1.
+/// The output of a peer's load on CPU 1.
 fn load(program: &Path, server: &Process, way: &[&str]) -> Result<Value> {
     let addr = server.addr.to_string();
     let mut command = Command::new("taskset");

@@ -8,7 +8,7 @@ use super::replies::{Reply, status};
 use super::{Dialect, key_text};
 use crate::outcome::Outcome;
 
-/// The receiver of what the replies mean.
+/// The receiver of decoded replies.
 pub(crate) trait Judge {
     /// The request with this id was answered.
     fn answer(&mut self, id: u64, answer: i64, outcome: Outcome);

@@ -16,7 +16,7 @@ use crate::threshold::Metric;
 use curves::{by_outcome, latency_over_time, percentiles, throughput_over_time};
 use plot::{COLOURS, Plot, class_of, escape};
 
-/// The most runs in a plot: more curves cannot be told apart.
+/// The most runs in a plot: more curves cannot be distinguished.
 const MAX_CURVES: usize = 2 * COLOURS;
 
 /// The latencies in the tables.

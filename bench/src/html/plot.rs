@@ -5,7 +5,7 @@ use std::fmt::Write;
 /// Colours; further curves begin with the first one again, in a thinner line.
 pub(super) const COLOURS: usize = 6;
 
-/// Half of what a character of a label takes, at most: labels are 13 units high.
+/// Half of the width of a character of a label, at most: labels are 13 units high.
 const HALF_A_CHARACTER: f64 = 4.1;
 
 /// The mapping from values to positions on an axis.

@@ -128,7 +128,7 @@ impl Lane {
         !self.lost && !self.goaway && self.task.quota > 0
     }
 
-    /// When the next request is due, if there is one and room for it.
+    /// When the next request is due, if there is one and the window is not full.
     pub(crate) fn next_due(&self) -> Option<u64> {
         let schedule = self.task.schedule.as_ref()?;
         let room = self.open < self.depth && !self.exhausted && !self.connection.has_output();

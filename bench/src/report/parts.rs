@@ -1,4 +1,4 @@
-//! What a report is made of: latencies in eight numbers, the intervals of a run, what the generator
+//! Parts of a report: latencies in eight numbers, the intervals of a run, what the generator
 //! used.
 
 use std::time::{Duration, SystemTime};
@@ -59,7 +59,7 @@ pub struct OutcomeReport {
     pub from_sent: Summary,
 }
 
-/// What a load thread used during the measurement.
+/// CPU time and context switches of a load thread during the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ThreadUse {
     /// When its measurement began.
@@ -74,8 +74,8 @@ pub(crate) struct ThreadUse {
     pub(crate) cpu: Duration,
 }
 
-/// What the generator itself used. Near 1 in a closed loop, the figures are the generator's and not
-/// the server's.
+/// The load of the generator itself. Near 1 in a closed loop, the figures are the generator's and
+/// not the server's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Generator {
     /// CPU time of each load thread, as a share of the time it ran.

@@ -12,7 +12,7 @@ use crate::workload::Access;
 pub struct Settings {
     /// Where the server listens.
     pub addr: String,
-    /// What it speaks: `tcp` for Afterimage's own protocol.
+    /// Its protocol: `tcp` for Afterimage's own.
     #[serde(default)]
     pub dialect: String,
     /// Keys that one command asks for at most, where there are such commands.
@@ -49,7 +49,7 @@ pub struct Settings {
     pub timeout_ms: u64,
     /// The CPUs that the load threads were tied to.
     pub pin: Vec<usize>,
-    /// What decided every random choice.
+    /// The seed of every random choice.
     pub seed: u64,
 }
 
@@ -58,7 +58,7 @@ pub struct Settings {
 pub struct Server {
     /// Name and version.
     pub name: String,
-    /// What kind of service.
+    /// The kind of service.
     pub service: String,
     /// Requests it works on at once for a connection. A depth beyond it does not reach the server.
     pub window: u32,

@@ -171,7 +171,7 @@ impl Answers {
         Answers(labels.iter().map(|&label| AtomicU32::new(label.into())).collect())
     }
 
-    /// How many images this has room for.
+    /// The number of images that this can hold.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.0.len()

@@ -12,7 +12,7 @@ use afterimage_wire::proto::{Message, Role};
 use crate::fake::{self, Then, encode, right};
 use crate::{cache_plan, go, plan, wrong};
 
-/// What each connection of a run was asked, in order.
+/// The requests of each connection of a run, in order.
 type Log = Arc<Mutex<HashMap<usize, Vec<Vec<u8>>>>>;
 
 fn recording(log: &Log) -> SocketAddr {

@@ -11,7 +11,7 @@ use std::thread;
 use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::{Frame, Hello, Message, Role, Shape, Status, Welcome};
 
-/// What a script wants done after a request.
+/// A step of a script after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     /// Go on.

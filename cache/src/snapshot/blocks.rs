@@ -18,7 +18,7 @@ use super::{Fault, read_exact};
 use crate::bucket::{Entry, Insert};
 use crate::table::Table;
 
-/// Reading and writing need memory for one block of this size, whatever a file claims.
+/// Reading and writing need memory for one block of this size, independent of the sizes in a file.
 const BLOCK_ENTRIES_MAX: usize = 4096;
 const COUNT_BYTES: usize = size_of::<u32>();
 const CHECKSUM_BYTES: usize = size_of::<u32>();

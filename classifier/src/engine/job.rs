@@ -21,10 +21,10 @@ pub trait Caller: Send {
     }
 
     /// Called for all images of a batch when they are scored, before the first of them is answered:
-    /// to have memory brought near that `answer` is going to touch.
+    /// to prefetch memory that `answer` will access.
     fn prefetch(&self) {}
 
-    /// Takes the label or the reason why there is none. `now` is when that was known, read once for
+    /// Takes the label or the error. `now` is the time of this outcome, read once for
     /// a whole batch.
     fn answer(self: Box<Self>, result: Result<u16, EngineError>, now: Instant);
 }
@@ -45,9 +45,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// An image (row-major bytes) and what to call with its label. `reply` is called on a compute
-    /// thread, or on the submitting one when the job is refused; it should do no more than hand
-    /// the answer on.
+    /// An image (row-major bytes) and the receiver of its label. `reply` is called on a compute
+    /// thread, or on the submitting one when the job is refused; it should only pass the answer on.
     pub fn new(
         image: impl Into<Box<[u8]>>,
         reply: impl FnOnce(Result<u16, EngineError>) + Send + 'static,
@@ -55,15 +54,15 @@ impl Job {
         Self::for_caller(image, reply)
     }
 
-    /// As [`Job::new`], for a caller that may lose interest before the image is scored. `caller` is
+    /// As [`Job::new`], for a caller that may leave before the image is scored. `caller` is
     /// called on the same threads.
     pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
         Self { image: image.into(), client: 0, deadline: None, caller: Some(Box::new(caller)) }
     }
 
     /// The same job, of this client. Batches take images of clients in turn, and a client that
-    /// fills the queue does not have the images of others refused. Jobs without a client count as
-    /// one client's.
+    /// fills the queue does not cause refusals of other clients' images. Jobs without a client
+    /// count as one client's.
     #[must_use]
     pub fn of_client(mut self, client: ClientId) -> Self {
         self.client = client;
@@ -78,8 +77,7 @@ impl Job {
         self
     }
 
-    /// Why the image should not be scored. A caller that panics when it is asked counts as one that
-    /// waits.
+    /// Why the image should not be scored. A caller that panics in `is_wanted` counts as waiting.
     pub(super) fn objection(&self, now: Instant, counters: &Counters) -> Option<EngineError> {
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             return Some(EngineError::DeadlineExceeded);

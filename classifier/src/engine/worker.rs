@@ -17,14 +17,14 @@ use crate::model::Scratch;
 use crate::shape::Shape;
 
 impl Shared {
-    /// A compute thread's life.
+    /// The loop of a compute thread.
     pub(super) fn work(&self, scorer: &dyn Scorer) {
         let mut scratch = Scratch::default();
         let mut labels = Vec::new();
         while let Some(mut batch) = self.next_batch() {
             let wanted = batch.len();
             self.drop_unwanted(&mut batch, 0);
-            // Others take the places of dropped jobs. So a client that is gone does not make the
+            // Others take the places of dropped jobs. So a client that has left does not make the
             // batches of the others smaller.
             while batch.len() < wanted {
                 let kept = batch.len();
@@ -40,7 +40,7 @@ impl Shared {
         }
     }
 
-    /// Drops the jobs from index `from` on whose labels are not wanted.
+    /// Drops the unwanted jobs from index `from` on.
     fn drop_unwanted(&self, jobs: &mut Vec<Job>, from: usize) {
         let now = Instant::now();
         let objection = Cell::new(None);
@@ -74,7 +74,7 @@ impl Shared {
         labels.clear();
         labels.resize(batch.len(), 0);
         let whole = self.try_label(scorer, &images, scratch, labels);
-        // One image may have spoilt the batch for all: alone, each stands for itself.
+        // One image may have made the whole batch panic, so each is scored alone.
         let good: Vec<bool> = match whole {
             true => vec![true; batch.len()],
             false => images
@@ -100,7 +100,7 @@ impl Shared {
         });
     }
 
-    /// Scores, and says whether it went through.
+    /// Scores, and returns false after a panic.
     fn try_label(
         &self,
         scorer: &dyn Scorer,

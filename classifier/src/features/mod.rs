@@ -1,5 +1,5 @@
-//! Feature maps: what turns the bytes of one image into the numbers that the machines weigh. A map
-//! is fixed once trained; the same bytes always give the same bits.
+//! Feature maps: functions from the bytes of an image to the features that the machines weigh. A
+//! trained map does not change; the same bytes always give the same bits.
 
 pub mod conv;
 mod raw;
@@ -12,7 +12,7 @@ use crate::kernels::{Chunk, Chunks, Isa, LANES, chunks};
 use crate::shape::Shape;
 use crate::tensors::Tensors;
 
-/// A feature map, one of those we know.
+/// A feature map of a known kind.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum FeatureMap {
@@ -22,13 +22,13 @@ pub enum FeatureMap {
     Conv(Box<ConvolutionalMap>),
 }
 
-/// What computing features needs room for; kept between calls so that nothing is allocated.
+/// Buffers for computing features, kept between calls so that nothing is allocated.
 #[derive(Debug, Default)]
 pub struct FeatureScratch {
     conv: conv::ConvolutionalScratch,
 }
 
-/// A feature map at work: the features of one block of images after another, in room that is kept.
+/// Computes the features of one block of images after another, in the same buffers.
 #[derive(Debug)]
 pub struct Features<'a> {
     map: &'a FeatureMap,
@@ -46,7 +46,7 @@ impl<'a> Features<'a> {
     /// The features of these images, [`FeatureMap::dims`] of each.
     ///
     /// # Panics
-    /// When an image is not as long as the map's shape says.
+    /// When an image does not have the length of the map's shape.
     pub fn of(&mut self, images: &[&[u8]]) -> impl Iterator<Item = &[f32]> {
         let (len, dims) = (self.map.shape().len(), self.map.dims());
         assert!(images.iter().all(|image| image.len() == len), "images of {len} bytes");
@@ -58,7 +58,7 @@ impl<'a> Features<'a> {
 }
 
 impl FeatureMap {
-    /// The name it goes by in files and on the command line.
+    /// The name in files and on the command line.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -67,7 +67,7 @@ impl FeatureMap {
         }
     }
 
-    /// The shape of the images it takes.
+    /// The shape of its images.
     #[must_use]
     pub fn shape(&self) -> Shape {
         match self {
@@ -76,7 +76,7 @@ impl FeatureMap {
         }
     }
 
-    /// The number of features it gives.
+    /// The number of features.
     #[must_use]
     pub fn dims(&self) -> usize {
         match self {
@@ -100,7 +100,7 @@ impl FeatureMap {
         }
     }
 
-    /// The numbers that make it what it is, by name.
+    /// The tensors of the map, by name.
     pub fn tensors(&self) -> Tensors {
         match self {
             Self::Raw(map) => map.tensors(),
@@ -108,7 +108,7 @@ impl FeatureMap {
         }
     }
 
-    /// The map called `name`, its numbers taken out of `tensors`.
+    /// The map called `name`, from tensors that are removed from `tensors`.
     pub fn from_tensors(
         name: &str,
         shape: Shape,

@@ -1,4 +1,4 @@
-//! The plainest feature map: the pixels themselves, divided by one number (255 for values from 0 to
+//! The simplest feature map: the pixels themselves, divided by one number (255 for values from 0 to
 //! 1).
 
 use crate::error::ModelError;
@@ -11,9 +11,9 @@ use crate::tensors::{Tensor, Tensors};
 pub struct RawPixels {
     shape: Shape,
     divisor: f32,
-    /// The feature each pixel value becomes.
+    /// The feature of each pixel value.
     table: Box<[f32; 256]>,
-    /// Whether [`divide`] gives all that is in the table.
+    /// Whether [`divide`] gives the same values as the table.
     by_multiplying: bool,
 }
 
@@ -115,11 +115,11 @@ impl Kernel for AllQuotients {
     }
 }
 
-/// `x / divisor` by multiplying with the reciprocal, which takes a fraction of a division's time.
+/// `x / divisor` by multiplying with the reciprocal, which is several times faster than a division.
 /// The reciprocal is the sum of two numbers, since one alone is not exact enough (N. Brisebarre and
 /// J.-M. Muller, "Correctly Rounded Multiplication by Arbitrary Precision Constants", IEEE Trans.
-/// Computers 57, 2008). For nearly all divisors that gives the quotient rounded properly; for which
-/// it does, [`RawPixels::new`] finds out.
+/// Computers 57, 2008). For nearly all divisors this gives the correctly rounded quotient;
+/// [`RawPixels::new`] tests it.
 #[inline(always)]
 fn divide<S: Simd>(simd: S, x: S::V, divisor: f32) -> S::V {
     let exact = 1.0 / f64::from(divisor);

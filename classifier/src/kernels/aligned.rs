@@ -1,28 +1,28 @@
-//! Chunks that begin where a cache line does.
+//! Chunks that are aligned to cache lines.
 
 use std::ops::{Deref, DerefMut};
 
 use super::{Chunk, LANES};
 
-/// Bytes of a cache line, and of a chunk. A vector load of a chunk that lies across two lines takes
-/// two accesses; of what a plain `Vec` holds, every one does.
+/// Bytes of a cache line, and of a chunk. A load of a chunk that crosses a line takes two accesses,
+/// and in a plain `Vec` all chunks do.
 const LINE: usize = LANES * size_of::<f32>();
 
 /// A vector of [`Chunk`]s at the beginning of a cache line.
 #[derive(Debug, Default)]
 pub struct Chunks {
-    /// As many values as are needed, and a line more to find a beginning in.
+    /// The values, and one more line for the alignment.
     values: Vec<f32>,
     start: usize,
     len: usize,
 }
 
 impl Chunks {
-    /// So many chunks of zeros.
+    /// `len` chunks of zeros.
     pub fn zeros(len: usize) -> Self {
         let values = vec![0.0; (len + 1) * LANES];
         let offset = values.as_ptr().align_offset(LINE);
-        // `align_offset` may refuse to tell; then it is slower, and that is all.
+        // `align_offset` may fail; then the chunks are unaligned, which is only slower.
         Self { values, start: if offset < LANES { offset } else { 0 }, len }
     }
 

@@ -1,9 +1,9 @@
 //! Dot products of bytes, added up in `i32`: exact, so that every instruction set gives the same
 //! numbers.
 //!
-//! Vectors stand in groups of sixteen, four bytes of each behind one another: one register of
-//! AVX-512 holds a step of a group, the four bytes of an image that belong to it are the same for
-//! all sixteen, and no sum is ever taken across lanes.
+//! Vectors are in groups of sixteen. A step of a group is four bytes of each vector, one register
+//! of AVX-512. The same four bytes of an image are multiplied with all sixteen, so no sum crosses
+//! lanes.
 
 use super::{Isa, Kind};
 
@@ -31,7 +31,7 @@ pub(crate) struct BytePanel {
     biases: Vec<i32>,
 }
 
-/// Images as the kernels take them: four bytes a word.
+/// Images in the layout of the kernels: four bytes a word.
 #[derive(Debug, Default)]
 pub(crate) struct ByteImages {
     words: Vec<u32>,
@@ -90,8 +90,8 @@ impl BytePanel {
     }
 
     /// Every dot product of an image with a row of the groups from `first` on, `out` being
-    /// `[images, groups * GROUP]`: its length says how many groups. Of no images or no groups
-    /// there are none.
+    /// `[images, groups * GROUP]`: its length determines the number of groups. Without images or
+    /// groups `out` is empty.
     pub(crate) fn dots(&self, isa: Isa, images: &ByteImages, first: usize, out: &mut [i32]) {
         if out.is_empty() {
             return;
@@ -112,7 +112,7 @@ impl BytePanel {
     }
 }
 
-/// How products are made.
+/// The instructions for products.
 #[derive(Clone, Copy)]
 enum Product {
     Portable,
@@ -123,7 +123,7 @@ enum Product {
 }
 
 impl Product {
-    /// The fastest that goes with a isa.
+    /// The fastest for this instruction set.
     fn of(isa: Isa) -> Self {
         match isa.0 {
             #[cfg(target_arch = "x86_64")]
@@ -137,8 +137,8 @@ impl Product {
         }
     }
 
-    /// What turns an image's bytes into those the kernel wants: VNNI multiplies unsigned bytes with
-    /// signed ones, so it takes them less 128 (the highest bit flipped) and adds the bias.
+    /// The mask from an image's bytes to the kernel's. VNNI multiplies unsigned bytes with signed
+    /// ones, so 128 is subtracted (by flipping the highest bit) and the bias added.
     fn flip(self) -> u32 {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -173,7 +173,7 @@ mod tests {
     fn noise(count: usize, mut state: u32) -> Vec<u8> {
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            // Many of the extremes, where sums would saturate.
+            // Many extreme values, for which sums could saturate.
             match state >> 28 {
                 0..5 => 255,
                 5 => 0,

@@ -5,9 +5,8 @@ use super::{Chunk, Kernel, Simd};
 /// Every dot product of a row of `x` with a row of `w`: `out[i * classes + c] = Σ x[i]·w[c]`, all
 /// rows of `row` chunks.
 ///
-/// Each of them is summed in the same order wherever it stands: over the chunks in turn, lane by
-/// lane, then over the lanes by [`Simd::sum`]. Neither the number of rows nor the tiling below
-/// shows in the result.
+/// Each product is summed in the same order: over the chunks in turn, lane by lane, then over the
+/// lanes by [`Simd::sum`]. So the result does not depend on the number of rows or the tiling.
 pub struct Dots<'a> {
     pub row: usize,
     pub x: &'a [Chunk],
@@ -46,8 +45,8 @@ fn tile_classes<S: Simd, const I: usize>(
 ) {
     let classes = w.len() / row;
     let mut class = 0;
-    // One row alone needs more sums to keep the multipliers busy: each waits for its own last
-    // addition.
+    // A single row needs more sums at once to keep the multipliers busy, since each addition waits
+    // for the one before it.
     while S::WIDE && I == 1 && class + 10 <= classes {
         tile::<S, I, 10>(simd, row, x, &w[class * row..], classes, &mut out[class..]);
         class += 10;

@@ -1,14 +1,13 @@
-//! The arithmetic that everything is scored with, once for every processor.
+//! The arithmetic of all scoring, for every instruction set.
 //!
 //! A kernel is written once, over [`Simd`]: sixteen `f32` lanes and the few operations on them that
 //! IEEE 754 rounds in exactly one way (addition, multiplication, fused multiply-add, comparison,
-//! square root). Each instruction set carries the lanes in registers of its own width; the order of
-//! operations is the kernel's and not the machine's. So **every instruction set gives the same
-//! bits**, and which one runs is a matter of speed alone. Sums over lanes are taken in one fixed
-//! tree.
+//! square root). Each instruction set keeps the lanes in registers of its own width; the kernel
+//! fixes the order of operations. So **every instruction set gives the same bits**; they differ in
+//! speed only. Sums over lanes use one fixed tree.
 //!
-//! This is the only module of the crate with `unsafe` in it: calling instructions that a processor
-//! may not have. A [`Simd`] value is the proof that it has them, and only detection makes one.
+//! This is the only module of the crate with `unsafe`: it executes instructions that a processor
+//! may lack. A [`Simd`] value proves that the processor has them, and only detection creates one.
 #![allow(unsafe_code)]
 
 mod aligned;
@@ -52,14 +51,14 @@ enum Kind {
 }
 
 impl Isa {
-    /// The fastest this processor has; found once.
+    /// The fastest set of this processor, detected once.
     #[must_use]
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         *BEST.get_or_init(|| Self::available().pop().expect("the portable one is always there"))
     }
 
-    /// All this processor has, the fastest last.
+    /// All sets of this processor, the fastest last.
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut isas = vec![Self(Kind::Portable(portable::Portable))];
@@ -108,8 +107,8 @@ impl fmt::Debug for Isa {
     }
 }
 
-/// A piece of work written over any instruction set. `run` must be `#[inline(always)]`, so that it
-/// is compiled anew inside [`Simd::run`], where the instructions are switched on.
+/// A computation for any instruction set. `run` must be `#[inline(always)]`, so that it is compiled
+/// inside [`Simd::run`], where the instructions are enabled.
 pub trait Kernel {
     type Output;
     fn run<S: Simd>(self, simd: S) -> Self::Output;
@@ -128,7 +127,7 @@ pub trait Simd: Copy {
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, value: f32) -> Self::V;
-    /// Each byte as the number it is.
+    /// The numbers of the bytes.
     fn load_bytes(self, from: &[u8; LANES]) -> Self::V;
     fn load(self, from: &Chunk) -> Self::V;
     fn store(self, v: Self::V, to: &mut Chunk);
@@ -166,7 +165,7 @@ pub const fn chunks(len: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Values of many magnitudes, so that any other order of summation shows.
+    /// Values of many magnitudes, so that another order of summation changes the result.
     pub(super) fn noise(count: usize, seed: u32) -> Vec<Chunk> {
         let mut state = seed;
         let mut next = || {

@@ -1,11 +1,11 @@
-//! What a core can do at most: the arithmetic's floor under every time that is measured.
+//! The peak arithmetic speed of a core: a lower bound for every measured time.
 
 use std::hint::black_box;
 
 use super::{Isa, Kernel, LANES, Simd};
 
-/// Multiply-adds on numbers that stay in registers, in as many independent chains as a core needs
-/// to begin one or two in every cycle.
+/// Multiply-adds in registers, in enough independent chains for a core to start one or two in every
+/// cycle.
 struct Chains {
     rounds: u64,
 }
@@ -36,9 +36,8 @@ fn chains<S: Simd, const C: usize>(simd: S, rounds: u64) -> u64 {
 }
 
 impl Isa {
-    /// Does nothing but multiply-adds of `f32`, as fast as this instruction set can, and returns
-    /// how many: some hundred for each of the `rounds`. For measuring the most that a core can
-    /// do.
+    /// Runs only multiply-adds of `f32`, as fast as this instruction set can, and returns their
+    /// number: about a hundred for each of the `rounds`. It measures the peak speed of a core.
     #[must_use]
     pub fn multiply_adds(self, rounds: u64) -> u64 {
         self.run(Chains { rounds })

@@ -84,7 +84,7 @@ const HAS_FUSED: bool =
 /// * all below [`f32::MIN_POSITIVE`] but zero (which is exact), where fewer bits are kept.
 ///
 /// (S. Boldo and G. Melquiond, "Emulation of FMA and Correctly Rounded Sums: Proved Algorithms
-/// Using Rounding to Odd", IEEE Trans. Computers 57, 2008, tell when double rounding is innocuous.)
+/// Using Rounding to Odd", IEEE Trans. Computers 57, 2008, show when double rounding is innocuous.)
 #[inline(always)]
 fn fused(a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
     let sums: [f64; LANES] =
@@ -100,7 +100,7 @@ fn fused(a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
 /// of which SSE2 can compare four at a time.
 #[inline(always)]
 fn is_doubtful(sum: f64) -> u32 {
-    /// The bits of an `f64` that an `f32` has no room for, all of them in its lower half.
+    /// The bits of an `f64` that an `f32` lacks, all of them in its lower half.
     const LOST: u32 = (1 << 29) - 1;
     const HALF: u32 = 1 << 28;
     /// Twice the upper half of the least normal `f32` as an `f64`: without its sign.

@@ -1,16 +1,16 @@
-//! How far a fast decision value may be from LIBSVM's.
+//! Bounds of the difference between a fast decision value and LIBSVM's.
 //!
-//! LIBSVM computes in `f64`, in an order of its own; the fast way computes in integers or `f32` and
-//! in another order. A label may differ only where a decision value is so near to zero that its
-//! sign is in doubt. So each value comes with a bound of the difference between the two, and where
-//! the value is not beyond it, the sign is found by LIBSVM's own operations (`Pairwise::exact`).
-//! **Agreement hangs on the bound alone**; here is why it holds.
+//! LIBSVM computes in `f64`, in an order of its own; the fast path computes in integers or `f32`,
+//! in another order. A label can differ only if a decision value is so near to zero that its sign
+//! is in doubt. So each value has a bound of the difference. If the value is not above its bound,
+//! LIBSVM's own operations decide its sign (`Pairwise::exact`). **The agreement of all labels
+//! depends on this bound.** The proof:
 //!
-//! Write `x`, `s` for an image's and a vector's features, `x̂`, `ŝ` for what the fast way has in
-//! their place (multiples of the step of a byte; `f32`), `X`, `S` for upper bounds of all the
-//! lengths, `D = X + S`, `η` for `‖x − x̂‖ + ‖s − ŝ‖`, `g` for the rounding of a dot product as a
-//! share of `X·S`, and `w` for the same of LIBSVM's sums and of our sums in `f64`: `(n + 8)·u`
-//! with `u = 2⁻⁵³`, `n` features (Higham, section 3.1; where both round, twice that).
+//! Write `x`, `s` for an image's and a vector's features, `x̂`, `ŝ` for their approximations in the
+//! fast path (multiples of the step of a byte; `f32`), `X`, `S` for upper bounds of all lengths, `D
+//! = X + S`, `η` for `‖x − x̂‖ + ‖s − ŝ‖`, `g` for the rounding error of a dot product relative to
+//! `X·S`, and `w` for that of LIBSVM's sums and of our sums in `f64`: `(n + 8)·u` with `u = 2⁻⁵³`,
+//! `n` features (Higham, section 3.1; where both round, twice that).
 //!
 //! * a dot product differs by at most `η·D + (g + 2w)·X·S` (Cauchy and Schwarz);
 //! * a squared distance by `η·(2D + η) + 2g·X·S + 4w·D²`: the distances differ by at most `η`
@@ -19,16 +19,16 @@
 //!   value), `tanh` by `Δt`; each and its own rounding;
 //! * a sum of `N` products `α·K` by `Σ|α|·ΔK` and `2·(N + 16)·u·Σ|α·K|` for both roundings.
 //!
-//! `Σ|α·K|` need not be summed for a kernel that is nowhere negative: the coefficients of one class
-//! against another have one sign, in every model that LIBSVM trains, so it is `|Σα·K|` of the one
-//! class and of the other, which are there.
+//! `Σ|α·K|` needs no sum of its own for a kernel without negative values. In every model that
+//! LIBSVM trains, the coefficients of one class against another have one sign. So `Σ|α·K|` is
+//! `|Σα·K|` of the first class plus that of the second, and both are known.
 
 use super::function::{EXP_ERROR, EXP_UNDERFLOW, KernelFunction};
 use super::vectors::Accuracy;
 
 const UNIT: f64 = f64::EPSILON / 2.0;
 
-/// Beyond all that is derived above: for the roundings of the bounds themselves.
+/// Covers the rounding errors of the bounds themselves.
 const SLACK: f64 = 1.001;
 
 /// The bound for one image: of decision values, in two parts.
@@ -94,8 +94,8 @@ impl Tolerance {
     }
 }
 
-/// The greatest value of `gamma · dot + coef0` with a dot product up to `dot`, and how far it may
-/// be off with one that is off by `error`.
+/// The greatest value of `gamma · dot + coef0` with a dot product up to `dot`, and its error if the
+/// dot product has this `error`.
 fn affine(gamma: f64, coef0: f64, dot: f64, error: f64) -> (f64, f64) {
     let greatest = gamma * (dot + error) + coef0.abs();
     (greatest * SLACK, (gamma * error + 8.0 * UNIT * greatest) * SLACK)

@@ -2,7 +2,7 @@
 
 use crate::error::ModelError;
 
-/// What compares an image with a support vector.
+/// A kernel function: compares an image with a support vector.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KernelFunction {
     /// `x·s`.
@@ -18,7 +18,7 @@ pub enum KernelFunction {
     },
     /// `exp(−gamma · ‖x − s‖²)`.
     Rbf {
-        /// What the squared distance is multiplied with; not negative.
+        /// The factor of the squared distance; not negative.
         gamma: f64,
     },
     /// `tanh(gamma · x·s + coef0)`.
@@ -33,10 +33,10 @@ pub enum KernelFunction {
 /// Highest degree of a polynomial: far above any in use, and its bounds stay numbers.
 pub const MAX_DEGREE: u32 = 100;
 
-/// Greatest exponent of [`exp_of_minus`]; what lies beyond is as good as nothing.
+/// Greatest exponent of [`exp_of_minus`]; results of greater ones count as 0.
 const MAX_EXPONENT: f64 = 690.0;
 
-/// Relative error of [`exp_of_minus`], rounded up: the first term left out of the series is below
+/// Relative error of [`exp_of_minus`], rounded up: the first omitted term of the series is below
 /// `0.3466¹⁰/10! < 7·10⁻¹²`, and two dozen roundings are below 10⁻¹⁴.
 pub(super) const EXP_ERROR: f64 = 1e-11;
 
@@ -44,7 +44,7 @@ pub(super) const EXP_ERROR: f64 = 1e-11;
 pub(super) const EXP_UNDERFLOW: f64 = 1e-299;
 
 impl KernelFunction {
-    /// The name it goes by in model files.
+    /// The name in model files.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -55,7 +55,7 @@ impl KernelFunction {
         }
     }
 
-    /// The function of this name. Parameters that it has none of may be anything.
+    /// The function of this name. Parameters that it does not use may have any value.
     pub(super) fn named(
         name: &str,
         gamma: f64,
@@ -74,7 +74,7 @@ impl KernelFunction {
         })
     }
 
-    /// Its gamma, coef0 and degree; 0 for one that it has not.
+    /// Its gamma, coef0 and degree; 0 for a parameter that it does not use.
     pub(super) fn parameters(&self) -> (f64, f64, u32) {
         match *self {
             Self::Linear => (0.0, 0.0, 0),
@@ -97,7 +97,7 @@ impl KernelFunction {
         whole_degree(degree.into()).map(drop)
     }
 
-    /// Whether it is of the distance, not of the dot product.
+    /// Whether it is a function of the distance, not of the dot product.
     pub(super) fn is_of_distance(&self) -> bool {
         matches!(self, Self::Rbf { .. })
     }
@@ -115,8 +115,8 @@ impl KernelFunction {
         }
     }
 
-    /// Turns dot products or squared distances, `unit` of ours to one of the model's, into its
-    /// values. Plain operations in one order: the same bits with every instruction set.
+    /// Converts dot products or squared distances, in units of `unit`, to kernel values. Plain
+    /// operations in one order: the same bits with every instruction set.
     #[inline(always)]
     pub(super) fn fast(&self, unit: f64, values: &mut [f64]) {
         match *self {
@@ -141,7 +141,7 @@ impl KernelFunction {
     }
 }
 
-/// A degree that stands in a file as a number with a fraction.
+/// The degree from a file, where it is a number with a fraction.
 pub fn whole_degree(degree: f64) -> Result<u32, ModelError> {
     // Exact: whole numbers up to MAX_DEGREE.
     let whole = degree as u32;
@@ -177,7 +177,7 @@ fn power(base: f64, degree: u32) -> f64 {
 fn exp_of_minus(z: f64) -> f64 {
     /// 1.5 · 2⁵²: a number near it has its integer part in the low bits.
     const SHIFT: f64 = 6_755_399_441_055_744.0;
-    /// ln 2, the bits of the first factor so few that its product with `n` is exact.
+    /// ln 2 in two parts. The first has so few bits that its product with `n` is exact.
     const LN_2_HIGH: f64 = 0.693_147_180_369_123_8;
     const LN_2_LOW: f64 = 1.908_214_929_270_587_7e-10;
     /// 1/9!, 1/8!, … 1/2!.

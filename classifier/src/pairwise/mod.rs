@@ -30,16 +30,16 @@ use crate::tensors::{Tensor, Tensors, check_finite};
 /// Vectors of a block: their bytes stay in the L2 cache while the images pass.
 const TILE: usize = 256;
 
-/// Most images of a block: so many share each read of the vectors.
+/// Most images of a block: they share each read of the vectors.
 const BLOCK: usize = 32;
 
 /// Most sums of a block of images; with many classes a block has fewer images.
 const MAX_SUMS: usize = 1 << 19;
 
-/// What a model is made of.
+/// The parts of a model.
 #[derive(Clone, Debug)]
 pub struct Parts {
-    /// What the bytes of an image mean.
+    /// The features of an image's bytes.
     pub pixels: Pixels,
     pub function: KernelFunction,
     /// Bytes of an image.
@@ -73,13 +73,13 @@ pub struct Pairwise {
     one_signed: bool,
 }
 
-/// Room for scoring.
+/// Buffers for scoring.
 #[derive(Debug, Default)]
 pub struct PairwiseScratch {
     images: Images,
     /// `[images, TILE]`.
     values: Vec<f64>,
-    /// `[images, classes, classes − 1]`: of each class against each other, `Σα·K`.
+    /// `[images, classes, classes − 1]`: `Σα·K` of each class against each other class.
     sums: Vec<f64>,
     votes: Votes,
     exact: Exact,
@@ -131,7 +131,7 @@ impl Pairwise {
         Ok(model)
     }
 
-    /// Sums up what the bounds need of the coefficients.
+    /// Computes the sums of coefficients for the bounds.
     fn weigh(&mut self) {
         let classes = self.classes();
         let mut one_signed = self.function.is_of_distance();
@@ -177,7 +177,7 @@ impl Pairwise {
         &row[self.starts[class]..self.starts[class + 1]]
     }
 
-    /// The class that each image belongs to: `answer(image's place, class)`.
+    /// Calls `answer(index, class)` for each image.
     pub fn classify(
         &self,
         isa: Isa,
@@ -193,7 +193,7 @@ impl Pairwise {
         });
     }
 
-    /// The votes `[images, classes]` that each class gets, added to `out`.
+    /// Adds the votes of each class to `out`, `[images, classes]`.
     pub fn votes(
         &self,
         isa: Isa,
@@ -207,7 +207,8 @@ impl Pairwise {
         });
     }
 
-    /// Takes each image's votes, the doubtful ones open, and what may decide them.
+    /// Calls back for each image with its votes, the doubtful ones open, and the means to decide
+    /// them.
     fn for_each(
         &self,
         isa: Isa,
@@ -313,7 +314,7 @@ impl Pairwise {
     }
 
     /// The machines of `classes` classes over images of `dims` bytes with the kernel of this name,
-    /// taken out of `tensors`.
+    /// removed from `tensors`.
     pub fn from_tensors(
         kernel: &str,
         classes: usize,

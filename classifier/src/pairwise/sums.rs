@@ -80,10 +80,10 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 /// Buffers for LIBSVM's operations.
 #[derive(Debug, Default)]
 pub(super) struct Exact {
-    /// Features; empty until they are asked for.
+    /// Features; empty until the first use.
     image: Vec<f64>,
     vector: Vec<f64>,
-    /// The kernel's values of the vectors of each class, where they were asked for.
+    /// The kernel's values of the vectors of each class, computed on first use.
     of_class: Vec<Vec<f64>>,
 }
 

@@ -22,8 +22,7 @@ const TINY: f64 = 1e-22;
 /// Support vectors as models and files hold them: `[vectors, bytes of an image]`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum VectorValues {
-    /// Bytes of images, and their features where those are not what the same bytes have in an
-    /// image.
+    /// Bytes, and their features if these differ from the features of the same bytes in an image.
     U8(Vec<u8>, Option<Table>),
     /// Features.
     F32(Vec<f32>),
@@ -46,13 +45,13 @@ pub(super) struct Vectors {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// And the features of bytes, where images have others.
+    /// With the features of bytes, if these differ from those of images.
     Bytes(BytePanel, Option<Table>),
     /// `[vectors, chunks(dims)]`, and the features themselves where `f32` does not hold them.
     Floats(Chunks, Option<Vec<f64>>),
 }
 
-/// What the bounds of errors are made of; lengths in the units of features.
+/// The terms of the error bounds; lengths in the units of features.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Accuracy {
     /// The largest length of a vector.
@@ -124,8 +123,8 @@ impl VectorValues {
 
 impl Vectors {
     /// # Errors
-    /// [`ModelError::Mismatch`] when values are too great or not finite, and when bytes are too
-    /// many, or what they mean depends on their place.
+    /// [`ModelError::Mismatch`] when values are too great or not finite, when there are too many
+    /// bytes, or when the feature of a byte depends on its position.
     pub(super) fn new(
         values: VectorValues,
         dims: usize,
@@ -192,7 +191,7 @@ impl Vectors {
         dims: usize,
     ) -> Result<Self, ModelError> {
         let most = packed.as_flattened().iter().fold(0.0, |a: f32, b| {
-            // A NaN shall not be lost among the numbers.
+            // Keeps a NaN, which `max` would drop.
             if b.abs() <= a { a } else { b.abs() }
         });
         check_greatest(VectorValues::NAME, most.into())?;
@@ -385,8 +384,8 @@ impl Vectors {
     }
 }
 
-/// Dot products into the kernel's values, by way of ‖x − s‖² = ‖x‖² + ‖s‖² − 2·x·s where it is of
-/// the distance.
+/// Converts dot products to kernel values. For a function of the distance: ‖x − s‖² = ‖x‖² + ‖s‖² −
+/// 2·x·s.
 struct Finish<'a, T> {
     function: &'a KernelFunction,
     unit: f64,

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 /// Bits of a word.
 const BITS: usize = u64::BITS as usize;
 
-/// The place of the pair `first < second` of `classes` among all pairs: (0, 1), (0, 2), … (1, 2), …
+/// The index of the pair `first < second` of `classes` among all pairs: (0, 1), (0, 2), … (1, 2), …
 pub(super) fn pair(classes: usize, first: usize, second: usize) -> usize {
     first * (2 * classes - first - 1) / 2 + second - first - 1
 }
@@ -52,13 +52,13 @@ impl Votes {
         self.open_of[second] += 1;
     }
 
-    /// The winner. `decide` says which of a pair gets its vote (true: the first); it is asked about
-    /// those open pairs alone that the winner may hang on.
+    /// The winner. `decide` returns the vote of a pair (true: the first class). It is called only
+    /// for open pairs that can change the winner.
     ///
-    /// What a class can still reach never grows and the leader's votes never shrink, so a class
-    /// that cannot win any more is looked at no more. Every step takes such a class away,
-    /// decides a pair or passes over the leader, so all of them together take no longer than
-    /// counting all pairs once.
+    /// The votes that a class can still reach never grow, and the leader's votes never shrink. So a
+    /// class that cannot win any more is not examined again. Every step removes such a class,
+    /// decides a pair or skips the leader, so all steps together take no longer than one count of
+    /// all pairs.
     pub(super) fn winner(&mut self, mut decide: impl FnMut(usize, usize) -> bool) -> usize {
         let mut leader = self.leader();
         self.able.clear();
@@ -102,7 +102,7 @@ impl Votes {
         (self.votes[class], Reverse(class))
     }
 
-    /// Whether a class gets past the leader if all its open pairs vote for it.
+    /// Whether a class passes the leader if all its open pairs vote for it.
     fn can_win(&self, class: usize, leader: usize) -> bool {
         (self.votes[class] + self.open_of[class], Reverse(class)) > self.rank(leader)
     }
@@ -131,7 +131,7 @@ impl Votes {
     }
 }
 
-/// Which of two classes gets the vote of their pair.
+/// Decides the vote of the pair of two classes.
 fn ask(decide: &mut impl FnMut(usize, usize) -> bool, class: usize, other: usize) -> usize {
     let (first, second) = (class.min(other), class.max(other));
     if decide(first, second) { first } else { second }
@@ -182,8 +182,8 @@ mod tests {
             votes.iter().position(|&votes| Some(votes) == most).unwrap()
         }
 
-        /// Whether the winner may hang on a pair: one of the two does not lead, and would with all
-        /// its open pairs.
+        /// Whether a pair can change the winner: one of the two does not lead, and would lead with
+        /// all its open pairs.
         fn may_hang_on(&self, pair: [usize; 2]) -> bool {
             let (votes, open) = self.count();
             let leader = self.winner();
@@ -196,7 +196,7 @@ mod tests {
 
         fn votes(&self) -> Votes {
             let mut votes = Votes::default();
-            // What another image left behind.
+            // Values of an earlier image.
             votes.clear(self.classes + 1);
             votes.leave_open(0, self.classes);
             votes.clear(self.classes);
@@ -230,7 +230,7 @@ mod tests {
         for round in 0..3000 {
             let classes = if round % 1000 == 0 { 70 } else { 2 + noise.below(6) as usize };
             let openness = noise.below(9);
-            // Of some elections the first classes win more, of others all are near to one another.
+            // In some elections the first classes win more often, in others all are close.
             let bias = noise.below(5);
             let truth: Vec<usize> = (0..classes)
                 .flat_map(|i| (i + 1..classes).map(move |j| (i, j)))
@@ -273,8 +273,7 @@ mod tests {
         assert_eq!(votes.winner(|_, _| panic!("asked")), 2);
     }
 
-    /// Half a million pairs, none of them known: a search through all of them for each would not
-    /// come to an end.
+    /// Half a million open pairs: a search through all of them for each pair would not end.
     #[test]
     fn many_open_pairs_take_no_longer_than_counting_them() {
         let classes = 1000;

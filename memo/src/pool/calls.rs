@@ -330,7 +330,7 @@ impl Pool {
         }
     }
 
-    /// Adds calls to those that wait, and sends what can be sent.
+    /// Adds calls to the waiting ones, and sends as many as can be sent.
     pub(super) fn queue(self: &Arc<Self>, calls: Rows<Arc<Call>>) {
         let mut refused = Rows::new();
         {

@@ -73,14 +73,14 @@ impl BatchLimit {
     }
 }
 
-/// Why an attempt failed, and what that means for the replica and for the call.
+/// The failure of an attempt, with its consequences for the replica and for the call.
 #[derive(Clone, Debug)]
 pub struct EndpointError {
     /// The status. Statuses that concern the memo's own request become `UpstreamError`.
     pub status: Status,
-    /// What failed and why. The memo's clients see this text, so it must not name addresses.
+    /// The failure and its cause. The memo's clients see this text, so it must not name addresses.
     pub text: String,
-    /// What the error says about the health of the replica.
+    /// The effect on the health of the replica.
     pub outcome: Outcome,
     /// Whether the call may be sent again.
     pub retry: Retry,

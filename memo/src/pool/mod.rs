@@ -307,6 +307,10 @@ impl Upstream for Arc<Pool> {
         for (i, (_, member)) in state.balance.members().take(MAX_IN_STATS).enumerate() {
             let address = member.replica.address();
             stats.texts(&metrics::REPLICA, i + 1, format!("{address}: {}", about(member)));
+            let Member { health, model, .. } = member;
+            stats.of(&metrics::REPLICA_CONNECTED, address, model.is_some().into());
+            stats.of(&metrics::REPLICA_HEALTHY, address, health.is_healthy().into());
+            stats.of(&metrics::REPLICA_IN_FLIGHT, address, health.in_flight as u64);
         }
         if let Some(error) = &state.unresolved {
             let last = state.balance.members().take(MAX_IN_STATS).count() + 1;

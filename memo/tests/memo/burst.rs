@@ -116,7 +116,7 @@ async fn a_long_wait_in_the_queue_is_no_failure_of_the_store() {
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     let lookups = counter(&client, "store_lookups").await;
     let unsent = counter(&client, "store_lookups_unsent").await;
-    // Until the store has told the epoch, each lookup reads it, too: 64 keys make 65.
+    // Until the epoch is known, each lookup reads it from the store, too: 64 keys make 65.
     let all = u64::from(INPUTS)..u64::from(INPUTS) * 65 / 64 + 64;
     assert!(all.contains(&(unsent + lookups)), "{unsent} and {lookups}");
     assert!(lookups < u64::from(INPUTS) / 2, "{lookups}");

@@ -22,7 +22,7 @@ const DEPTH: usize = 4096;
 /// The default length of a try.
 const TRY: Duration = Duration::from_secs(2);
 
-/// The share of a rate that must be completed, whatever the latencies are.
+/// The share of a rate that must be completed, with any latencies.
 const KEPT: f64 = 0.98;
 
 /// The share of the p99 goal that the generator's own delay may take. With more, a try says

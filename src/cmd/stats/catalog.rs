@@ -59,7 +59,10 @@ pub(super) fn label(name: &str) -> String {
         Some(Metric { kind: Kind::Texts, label, .. }) => {
             format!("{label} {}", name.rsplit_once('_').map_or("", |(_, number)| number))
         }
-        Some(metric) => metric.label.to_owned(),
+        Some(metric) => match metric.thing_in(name) {
+            Some(thing) => format!("{}: {}", metric.label, escape_text(thing)),
+            None => metric.label.to_owned(),
+        },
         None => escape_text(&name.replace('_', " ")).into_owned(),
     }
 }

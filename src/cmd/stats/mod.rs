@@ -1,6 +1,7 @@
 //! `afterimage stats`: the statistics of a running service, once or live.
 
 mod catalog;
+mod details;
 mod line;
 mod reading;
 mod report;

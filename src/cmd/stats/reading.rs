@@ -1,7 +1,10 @@
 //! Two readings of a service's statistics, and the rates between them. The client computes rates
 //! from two samples of the server's counters.
 
+use afterimage_cache::metrics as cache;
+use afterimage_memo::metrics as memo;
 use afterimage_wire::proto::stats::{Stats, Value};
+use afterimage_wire::server::metrics as server;
 
 /// The statistics of a service at one moment.
 #[derive(Clone, Debug)]
@@ -36,8 +39,8 @@ impl Reading {
             let earlier = before.and_then(|before| before.number(name)).unwrap_or(0);
             self.number(name).unwrap_or(0).saturating_sub(earlier)
         };
-        let hits = self.number("hits").map(|_| count("hits"))?;
-        let all = hits + count("misses") + count("coalesced");
+        let hits = self.number(cache::HITS.name).map(|_| count(cache::HITS.name))?;
+        let all = hits + count(cache::MISSES.name) + count(memo::COALESCED.name);
         (all > 0).then(|| hits as f64 / all as f64)
     }
 }
@@ -59,7 +62,7 @@ impl Interval {
     /// The interval from one reading to the next, by the server's clock. After a restart of the
     /// server its counters begin at zero, and rates begin with the next reading.
     pub(super) fn between(before: Reading, now: Reading) -> Self {
-        let uptime = |reading: &Reading| reading.number("uptime_ms").unwrap_or(0);
+        let uptime = |reading: &Reading| reading.number(server::UPTIME.name).unwrap_or(0);
         match uptime(&now).checked_sub(uptime(&before)) {
             Some(ms @ 1..) => Interval { now, before: Some(before), seconds: ms as f64 / 1000.0 },
             _ => Interval::single(now),

@@ -2,8 +2,12 @@
 
 use std::fmt::Write as _;
 
+use afterimage_cache::metrics as cache;
+use afterimage_classifier::metrics as engine;
 use afterimage_core::metric::{Kind, Unit};
+use afterimage_memo::metrics as memo;
 use afterimage_wire::proto::stats::Value;
+use afterimage_wire::server::metrics as server;
 use afterimage_wire::text::escape_text;
 use serde_json::{Map, json};
 
@@ -18,12 +22,12 @@ const VALUE: usize = 14;
 /// A table for people: hit ratio and savings first, then sections. Zeros are hidden.
 pub(super) fn text(server: &str, interval: &Interval) -> String {
     let now = &interval.now;
-    let uptime = now.number("uptime_ms").unwrap_or(0);
+    let uptime = now.number(server::UPTIME.name).unwrap_or(0);
     let mut out = format!(
         "{} {server}, up {} ({})\n",
-        escape_text(now.text("service").unwrap_or("service")),
+        escape_text(now.text(server::SERVICE.name).unwrap_or("service")),
         catalog::with_unit(Unit::Millis, uptime),
-        escape_text(now.text("version").unwrap_or("unknown version")),
+        escape_text(now.text(server::VERSION.name).unwrap_or("unknown version")),
     );
     out.push('\n');
     if let Some(ratio) = interval.hit_ratio() {
@@ -37,8 +41,9 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
     for section in SECTIONS {
         let mut rows = String::new();
         for metric in catalog::metrics().filter(|metric| metric.section == section) {
-            // The section's title shows a text without number.
-            if metric.kind == Kind::Text {
+            // The section's title shows a text without number, and a text for each replica has all
+            // that is known of it.
+            if metric.kind == Kind::Text || metric.per.is_some() {
                 continue;
             }
             for (name, value) in now.stats.entries.iter().filter(|(name, _)| metric.has_name(name))
@@ -88,19 +93,23 @@ fn row(out: &mut String, label: &str, value: &str, remark: Option<String>) {
 fn remark(name: &str, interval: &Interval) -> Option<String> {
     let number = |name| interval.now.number(name);
     let share = |part: u64, whole: u64| (whole > 0).then(|| part as f64 / whole as f64);
-    match name {
-        "entries" | "store_entries" => {
-            let capacity = number(if name == "entries" { "capacity" } else { "store_capacity" })?;
-            share(number(name)?, capacity).map(|share| format!("{} full", percent(share)))
-        }
-        "engine_batches" => share(number("engine_scored")?, number(name)?)
-            .map(|size| format!("mean size {size:.1}")),
-        "engine_busy_us" => interval.rate(name).map(|rate| format!("{:.2} cores busy", rate / 1e6)),
-        _ if catalog::find(name).is_some_and(|metric| metric.unit != Unit::Count) => None,
-        _ => {
-            interval.rate(name).filter(|&rate| rate > 0.0).map(|rate| format!("{}/s", short(rate)))
-        }
+    if name == cache::ENTRIES.name || name == memo::STORE_ENTRIES.name {
+        let is_own = name == cache::ENTRIES.name;
+        let capacity = if is_own { cache::CAPACITY } else { memo::STORE_CAPACITY };
+        return share(number(name)?, number(capacity.name)?)
+            .map(|share| format!("{} full", percent(share)));
     }
+    if name == engine::BATCHES.name {
+        return share(number(engine::SCORED.name)?, number(name)?)
+            .map(|size| format!("mean size {size:.1}"));
+    }
+    if name == engine::BUSY.name {
+        return interval.rate(name).map(|rate| format!("{:.2} cores busy", rate / 1e6));
+    }
+    if catalog::find(name).is_some_and(|metric| metric.unit != Unit::Count) {
+        return None;
+    }
+    interval.rate(name).filter(|&rate| rate > 0.0).map(|rate| format!("{}/s", short(rate)))
 }
 
 /// The state of the store or of the classifier, behind its section's title.
@@ -108,15 +117,17 @@ fn kind(section: &str, interval: &Interval) -> String {
     let text = |name: &str| Some(escape_text(interval.now.text(name)?).into_owned());
     let states: Vec<String> = match section {
         "Store" => {
-            let connected = text("store_connected").map(|connected| match connected.as_str() {
-                "yes" => "connected".to_owned(),
-                _ => "not connected".to_owned(),
-            });
-            let breaker = text("store_breaker").map(|state| format!("circuit breaker {state}"));
-            let bypass = text("auto_bypass").map(|state| format!("auto-bypass: {state}"));
-            [text("store"), connected, breaker, bypass].into_iter().flatten().collect()
+            let connected =
+                text(memo::STORE_CONNECTED.name).map(|connected| match connected.as_str() {
+                    "yes" => "connected".to_owned(),
+                    _ => "not connected".to_owned(),
+                });
+            let breaker =
+                text(memo::STORE_BREAKER.name).map(|state| format!("circuit breaker {state}"));
+            let bypass = text(memo::AUTO_BYPASS.name).map(|state| format!("auto-bypass: {state}"));
+            [text(memo::STORE.name), connected, breaker, bypass].into_iter().flatten().collect()
         }
-        "Classifier" => text("classifier").into_iter().collect(),
+        "Classifier" => text(memo::CLASSIFIER.name).into_iter().collect(),
         _ => Vec::new(),
     };
     if states.is_empty() { String::new() } else { format!(": {}", states.join(", ")) }
@@ -126,9 +137,9 @@ fn kind(section: &str, interval: &Interval) -> String {
 fn latencies(interval: &Interval) -> String {
     let mut rows = String::new();
     for (label, name) in [
-        ("hits", "hit_latency_ns"),
-        ("misses", "miss_latency_ns"),
-        ("coalesced", "coalesced_latency_ns"),
+        ("hits", memo::HIT_LATENCY.name),
+        ("misses", memo::MISS_LATENCY.name),
+        ("coalesced", memo::COALESCED_LATENCY.name),
     ] {
         let Some(Value::Histogram(buckets)) = interval.now.stats.get(name) else { continue };
         let Quantiles { count, p50, p99, p999, max } = Quantiles::of(buckets);
@@ -163,7 +174,7 @@ pub(super) fn json(server: &str, interval: &Interval) -> serde_json::Value {
             _ => continue,
         };
         values.insert(name.clone(), found);
-        if let Some(rate) = interval.rate(name).filter(|_| name != "uptime_ms") {
+        if let Some(rate) = interval.rate(name).filter(|_| name != server::UPTIME.name) {
             rates.insert(name.clone(), json!(rate));
         }
         if let (Some(_), Some(quantiles)) = (interval.seconds(), interval.recent(name)) {

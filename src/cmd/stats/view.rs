@@ -3,65 +3,20 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use afterimage_cache::metrics as cache;
+use afterimage_classifier::metrics as engine;
 use afterimage_core::metric::Unit;
+use afterimage_memo::metrics as memo;
+use afterimage_wire::server::metrics as server;
 
 use super::catalog;
+use super::details::{LABEL, SHOWN, details, label, latencies};
 use super::line::{Line, Style};
 use super::reading::Interval;
-use crate::args::Size;
-use crate::format::{bar, grouped, long_time, nanos, percent, short, sparkline};
+use crate::format::{bar, long_time, percent, short, sparkline};
 
 /// Rates kept for the sparkline: one for each column of the widest screen.
 const HISTORY: usize = 512;
-
-/// Columns of the labels.
-const LABEL: usize = 12;
-
-/// The statistics of the upper part. The rest is listed below it.
-const SHOWN: &[&str] = &[
-    "service",
-    "version",
-    "uptime_ms",
-    "connections_open",
-    "requests",
-    "hits",
-    "misses",
-    "coalesced",
-    "waiting",
-    "store",
-    "store_connected",
-    "store_breaker",
-    "store_breaker_opened",
-    "store_entries",
-    "store_capacity",
-    "store_memory_bytes",
-    "store_evictions",
-    "entries",
-    "capacity",
-    "memory_bytes",
-    "writes",
-    "evictions",
-    "engine_scored",
-    "engine_batches",
-    "engine_queued",
-    "engine_busy_us",
-    "classifier",
-    "classifier_connected",
-    "classifiers",
-    "classifiers_connected",
-    "classifier_calls",
-    "classifier_failures",
-    "saved_time_us",
-    "saved_classifier_time_us",
-    "overloaded",
-    "expired",
-    "rejected_tags",
-    "snapshot_age_ms",
-    "snapshot_entries",
-    "snapshot_bytes",
-    "snapshot_running",
-    "snapshots_failed",
-];
 
 /// The state of the view: the latest reading and the history of rates.
 #[derive(Debug)]
@@ -122,11 +77,11 @@ impl View {
         let Some(now) = self.latest.as_ref().map(|latest| &latest.now) else {
             return Line::default().push(Style::Bold, format!(" {}", self.server));
         };
-        let service = now.text("service").unwrap_or("service");
-        let uptime = long_time(Duration::from_millis(now.number("uptime_ms").unwrap_or(0)));
-        let open = now.number("connections_open").unwrap_or(0);
+        let service = now.text(server::SERVICE.name).unwrap_or("service");
+        let uptime = long_time(Duration::from_millis(now.number(server::UPTIME.name).unwrap_or(0)));
+        let open = now.number(server::OPEN.name).unwrap_or(0);
         let connections = if open == 1 { "connection" } else { "connections" };
-        let version = now.text("version").unwrap_or_default();
+        let version = now.text(server::VERSION.name).unwrap_or_default();
         Line::default()
             .push(Style::Bold, format!(" {service} {}", self.server))
             .push(Style::Faint, format!("  {version}"))
@@ -137,7 +92,7 @@ impl View {
     fn headline(&self, interval: &Interval, width: usize) -> Vec<Line> {
         let room = width.saturating_sub(LABEL + 14).min(HISTORY);
         let history: Vec<f64> = self.history.iter().copied().collect();
-        let unit = match interval.now.text("service") {
+        let unit = match interval.now.text(server::SERVICE.name) {
             Some("cache") => "reads/s",
             Some("classifier") => "images/s",
             _ => "answers/s",
@@ -169,182 +124,10 @@ impl View {
 
 /// The counters that together count the service's answers.
 fn answers(interval: &Interval) -> &'static [&'static str] {
-    match interval.now.text("service") {
-        Some("classifier") => &["engine_scored"],
-        _ => &["hits", "misses", "coalesced"],
+    match interval.now.text(server::SERVICE.name) {
+        Some("classifier") => &[engine::SCORED.name],
+        _ => &[cache::HITS.name, cache::MISSES.name, memo::COALESCED.name],
     }
-}
-
-fn label(text: &str) -> Line {
-    Line::default().left(Style::Faint, &format!(" {text}"), LABEL)
-}
-
-/// The table of latencies by origin.
-fn latencies(interval: &Interval) -> Vec<Line> {
-    let mut lines = Vec::new();
-    for (name, counter, histogram) in [
-        ("hit", "hits", "hit_latency_ns"),
-        ("coalesced", "coalesced", "coalesced_latency_ns"),
-        ("miss", "misses", "miss_latency_ns"),
-    ] {
-        let Some(recent) = interval.recent(histogram) else { continue };
-        if lines.is_empty() {
-            let head = Line::default().left(Style::Faint, "", LABEL);
-            let columns = ["per s", "p50", "p99", "p99.9", "max"];
-            lines.push(Line::default());
-            lines.push(columns.iter().enumerate().fold(head, |head, (i, column)| {
-                head.right(Style::Faint, column, if i == 0 { 9 } else { 11 })
-            }));
-        }
-        let rate = interval.rate(counter).map_or("–".into(), short);
-        let style = if recent.count > 0 { Style::Plain } else { Style::Faint };
-        let row = label(name).right(style, &rate, 9);
-        let values = [recent.p50, recent.p99, recent.p999, recent.max];
-        lines.push(values.into_iter().fold(row, |row, value| {
-            let value = if recent.count > 0 { nanos(value) } else { "–".into() };
-            row.right(style, &value, 11)
-        }));
-    }
-    lines
-}
-
-/// A line for each part of the service that has statistics.
-fn details(interval: &Interval) -> Vec<Line> {
-    [saved, in_flight, store, table, writes, engine, classifier, refused, snapshot]
-        .into_iter()
-        .filter_map(|part| part(interval))
-        .collect()
-}
-
-fn saved(interval: &Interval) -> Option<Line> {
-    let time = |name| interval.now.number(name).map(|us| long_time(Duration::from_micros(us)));
-    let waiting = time("saved_time_us")?;
-    let mut line = label("time saved").push(Style::Good, format!("{waiting} of waiting"));
-    if let Some(work) = time("saved_classifier_time_us") {
-        line = line.push(Style::Good, format!(" · {work} of the classifier"));
-    }
-    Some(line)
-}
-
-fn in_flight(interval: &Interval) -> Option<Line> {
-    let waiting = interval.now.number("waiting")?;
-    Some(label("in flight").push(Style::Plain, grouped(waiting)))
-}
-
-fn store(interval: &Interval) -> Option<Line> {
-    let now = &interval.now;
-    let kind = now.text("store")?;
-    let line = label("store").push(Style::Plain, kind);
-    let Some(breaker) = now.text("store_breaker") else { return Some(line) };
-    let connected = now.text("store_connected") == Some("yes");
-    let opened = now.number("store_breaker_opened").unwrap_or(0);
-    let warn = |bad| if bad { Style::Warning } else { Style::Plain };
-    Some(
-        line.push(warn(!connected), if connected { " · connected" } else { " · not connected" })
-            .push(warn(breaker != "closed"), format!(" · breaker {breaker}"))
-            .push(Style::Faint, format!(" · opened {}", times(opened))),
-    )
-}
-
-fn times(count: u64) -> String {
-    match count {
-        1 => "once".into(),
-        count => format!("{} times", grouped(count)),
-    }
-}
-
-/// The fill of the label table: the cache's, or the one in the memo's process.
-fn table(interval: &Interval) -> Option<Line> {
-    let now = &interval.now;
-    let number = |name: &str| now.number(name).or_else(|| now.number(&format!("store_{name}")));
-    let (entries, capacity) = (number("entries")?, number("capacity")?);
-    let bytes = Size(number("memory_bytes").unwrap_or(0));
-    let evictions = interval.rates(&["evictions", "store_evictions"]).map_or("–".into(), short);
-    let share = if capacity > 0 { entries as f64 / capacity as f64 } else { 0.0 };
-    Some(
-        label("entries")
-            .push(Style::Plain, format!("{} of {}", grouped(entries), grouped(capacity)))
-            .push(Style::Good, format!("  {}", bar(share, 10)))
-            .push(Style::Plain, format!("  {}", percent(share)))
-            .push(Style::Faint, format!(" · {bytes} · {evictions} evictions/s")),
-    )
-}
-
-fn writes(interval: &Interval) -> Option<Line> {
-    interval.now.number("writes")?;
-    let rate = interval.rate("writes").map_or("–".into(), short);
-    Some(label("writes").push(Style::Plain, format!("{rate} /s")))
-}
-
-fn engine(interval: &Interval) -> Option<Line> {
-    let queued = interval.now.number("engine_queued")?;
-    let line = label("engine").push(Style::Plain, format!("{} queued", grouped(queued)));
-    let (scored, batches) = (interval.rate("engine_scored")?, interval.rate("engine_batches")?);
-    let together = if batches > 0.0 { scored / batches } else { 0.0 };
-    let cores = interval.rate("engine_busy_us")? / 1e6;
-    Some(line.push(
-        Style::Plain,
-        format!(" · {} images/s · mean batch {together:.1} · {cores:.2} cores busy", short(scored)),
-    ))
-}
-
-fn classifier(interval: &Interval) -> Option<Line> {
-    let now = &interval.now;
-    let failures = now.number("classifier_failures")?;
-    let calls = interval.rate("classifier_calls").map_or("–".into(), short);
-    let failing = interval.rate("classifier_failures").unwrap_or(0.0) > 0.0;
-    let style = if failing { Style::Warning } else { Style::Plain };
-    let mut line = label("classifier")
-        .push(Style::Plain, format!("{calls} calls/s"))
-        .push(style, format!(" · {} failed", grouped(failures)));
-    if let (Some(all), Some(connected)) =
-        (now.number("classifiers"), now.number("classifiers_connected"))
-    {
-        let style = if connected < all { Style::Warning } else { Style::Plain };
-        line = line.push(style, format!(" · {connected} of {all} connected"));
-    }
-    Some(line)
-}
-
-/// Refused requests, highlighted while their number grows.
-fn refused(interval: &Interval) -> Option<Line> {
-    let names = [
-        ("overloaded", "overloaded"),
-        ("expired", "past their deadline"),
-        ("rejected_tags", "with a wrong seal"),
-    ];
-    let mut line = label("refused");
-    let mut first = true;
-    for (name, text) in names {
-        let Some(count) = interval.now.number(name) else { continue };
-        let now = interval.rate(name).unwrap_or(0.0) > 0.0;
-        let style = if now { Style::Warning } else { Style::Plain };
-        let between = if std::mem::take(&mut first) { "" } else { " · " };
-        line = line.push(style, format!("{between}{} {text}", grouped(count)));
-    }
-    (!first).then_some(line)
-}
-
-fn snapshot(interval: &Interval) -> Option<Line> {
-    let now = &interval.now;
-    let failed = now.number("snapshots_failed")?;
-    let mut line = label("snapshot");
-    line = match now.number("snapshot_age_ms") {
-        Some(ms) => {
-            let entries = grouped(now.number("snapshot_entries").unwrap_or(0));
-            let bytes = Size(now.number("snapshot_bytes").unwrap_or(0));
-            line.push(Style::Plain, format!("{} ago", long_time(Duration::from_millis(ms))))
-                .push(Style::Faint, format!(" · {entries} entries · {bytes}"))
-        }
-        None => line.push(Style::Plain, "none yet"),
-    };
-    if now.number("snapshot_running") == Some(1) {
-        line = line.push(Style::Good, " · one is being written");
-    }
-    if failed > 0 {
-        line = line.push(Style::Warning, format!(" · {} failed", grouped(failed)));
-    }
-    Some(line)
 }
 
 /// The statistics that the upper part does not show, in as many columns as fit. Zeros are hidden,
@@ -352,8 +135,11 @@ fn snapshot(interval: &Interval) -> Option<Line> {
 fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
     const COLUMN: usize = 46;
     const NAME: usize = 28;
-    let cells =
-        interval.now.stats.entries.iter().filter(|(name, _)| !SHOWN.contains(&name.as_str()));
+    let cells = interval.now.stats.entries.iter().filter(|(name, _)| {
+        // The text of a replica has its numbers, too.
+        let is_number_of_one = catalog::find(name).is_some_and(|metric| metric.per.is_some());
+        !is_number_of_one && !SHOWN.contains(&name.as_str())
+    });
     let cells = cells.filter_map(|(name, value)| {
         let shown = catalog::show(name, value)?;
         let is_count = catalog::find(name).is_none_or(|metric| metric.unit == Unit::Count);

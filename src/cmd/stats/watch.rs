@@ -3,8 +3,12 @@
 use std::io::{self, Read};
 use std::time::Duration;
 
+use afterimage_cache::metrics as cache;
+use afterimage_classifier::metrics as engine;
+use afterimage_memo::metrics as memo;
 use afterimage_wire::Admin;
 use afterimage_wire::client::Report;
+use afterimage_wire::server::metrics as server;
 use afterimage_wire::server::until_terminated;
 use afterimage_wire::text::escape_text;
 use anyhow::Context;
@@ -153,29 +157,31 @@ fn line(interval: &Interval) -> String {
             parts.push(format!("{name} {}/s", short(rate)));
         }
     };
-    rate("requests", "requests");
-    rate("hits", "hits");
-    rate("misses", "misses");
-    rate("coalesced", "coalesced");
-    rate("scored", "engine_scored");
-    rate("writes", "writes");
-    rate("evictions", "evictions");
+    rate("requests", server::REQUESTS.name);
+    rate("hits", cache::HITS.name);
+    rate("misses", cache::MISSES.name);
+    rate("coalesced", memo::COALESCED.name);
+    rate("scored", engine::SCORED.name);
+    rate("writes", cache::WRITES.name);
+    rate("evictions", cache::EVICTIONS.name);
     if let Some(ratio) = interval.recent_hit_ratio() {
         parts.push(format!("hit ratio {}", percent(ratio)));
     }
-    for (name, histogram) in [("hit", "hit_latency_ns"), ("miss", "miss_latency_ns")] {
+    for (name, histogram) in [("hit", memo::HIT_LATENCY.name), ("miss", memo::MISS_LATENCY.name)] {
         if let Some(recent) = interval.recent(histogram).filter(|recent| recent.count > 0) {
             parts.push(format!("{name} p50 {} p99 {}", nanos(recent.p50), nanos(recent.p99)));
         }
     }
-    for (name, counter) in
-        [("in flight", "waiting"), ("queued", "engine_queued"), ("entries", "entries")]
-    {
+    for (name, counter) in [
+        ("in flight", memo::WAITING.name),
+        ("queued", engine::QUEUED.name),
+        ("entries", cache::ENTRIES.name),
+    ] {
         if let Some(number) = interval.now.number(counter) {
             parts.push(format!("{name} {number}"));
         }
     }
-    if let Some(breaker) = interval.now.text("store_breaker") {
+    if let Some(breaker) = interval.now.text(memo::STORE_BREAKER.name) {
         parts.push(format!("breaker {breaker}"));
     }
     parts.join("  ")

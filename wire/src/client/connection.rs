@@ -478,7 +478,7 @@ impl Input {
     }
 }
 
-/// Detects a peer that is gone without closing the connection.
+/// Detects a peer that has ended without closing the connection.
 struct Keepalive {
     interval: Duration,
     timer: Pin<Box<Sleep>>,

@@ -17,7 +17,8 @@ pub const MAX_ENTRIES: usize = 4096;
 /// A service's statistics, in the order in which they are printed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
-    /// Pairs of name and value. Names are snake_case with their unit at the end.
+    /// Pairs of name and value. Names are snake_case with their unit at the end. The name of one
+    /// thing's value has a label: `replica_in_flight{replica="10.0.0.7:7402"}`.
     pub entries: Vec<(String, Value)>,
 }
 
@@ -72,6 +73,20 @@ impl Stats {
             metric.name
         );
         self.push(metric.name, Value::Text(value));
+    }
+
+    /// Adds the value of a counter or a gauge for one of several things, such as a replica.
+    pub fn of(&mut self, metric: &Metric, thing: &str, value: u64) {
+        debug_assert!(metric.per.is_some(), "{} has one value", metric.name);
+        let value = match metric.kind {
+            Kind::Counter => Value::Counter(value),
+            _ => Value::Gauge(i64::try_from(value).unwrap_or(i64::MAX)),
+        };
+        let name = metric.name_of(thing);
+        // A name has one byte for its length.
+        if name.len() <= u8::MAX.into() {
+            self.push(&name, value);
+        }
     }
 
     /// Adds the text of the thing with this number.

@@ -114,7 +114,7 @@ pub(super) struct Connection<'a, S, IO> {
     starved_since: Option<Instant>,
     retry_at: Option<Instant>,
     draining: Option<Draining>,
-    /// The client was told that the service has changed.
+    /// The client was notified that the service has changed.
     moved: bool,
     /// Between two turns.
     rest: Rest,

@@ -10,7 +10,7 @@ pub(super) enum End {
     Closed,
     /// The transport failed.
     Io(io::Error),
-    /// The server told the client why, and closed.
+    /// The server sent the reason and closed.
     Refused(Refusal),
     /// The client read no replies for too long.
     NotReading,

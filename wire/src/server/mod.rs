@@ -95,7 +95,7 @@ impl<S: Service> Server<S> {
     /// The address that the server listens on.
     ///
     /// # Errors
-    /// When the operating system cannot tell it.
+    /// When the operating system does not report it.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }

@@ -64,7 +64,8 @@ pub struct ServerOptions {
     /// Connections from one IPv4 address or one IPv6 network (64 bits). `None`, the default, is a
     /// quarter of all connections, and no limit for this machine itself.
     pub max_connections_per_address: Option<usize>,
-    /// The largest body in bytes, at most 1 GiB. The default is 17 MiB: a value or a row of 16 MiB.
+    /// The largest body in bytes, at most 1 GiB. The default is 17 MiB: a value or a row of 16
+    /// MiB.
     pub max_body: u32,
     /// Memory in bytes for the buffers of all connections together, requests and replies. A
     /// connection that would exceed it stops reading until there is memory. It always has 8 KiB

@@ -1,9 +1,12 @@
 //! The start of a connection with TLS: the handshake before its first frame.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::HandshakeKind;
@@ -20,8 +23,20 @@ use super::shared::Shared;
 use crate::sched::one_poll_per_turn;
 use crate::tls::ServerTls;
 
-/// Bytes of one read below TLS, which reads 4 KiB by itself: the longest record.
-const READ_LEN: usize = 16 << 10;
+/// Bytes of one read below TLS, which reads 4 KiB by itself. Half of them may stay in memory while
+/// the connection does not read.
+const READ_LEN: usize = 8 << 10;
+
+/// Bytes of the first read: enough to recognize TLS.
+const FIRST_LEN: usize = 1 << 10;
+
+/// Bytes that a TLS session encrypts before it sends them. It keeps them while the peer does not
+/// read.
+const SEND_LEN: usize = 8 << 10;
+
+/// Bytes that a TLS session has in the budget of all buffers: a record that is being decrypted, and
+/// encrypted bytes. It gets them even if the budget is exhausted.
+const TLS_BUFFERS: usize = (16 << 10) + READ_LEN / 2 + SEND_LEN;
 
 /// How long and how much is read after a failed handshake, so that the close does not overtake the
 /// alert.
@@ -37,6 +52,7 @@ pub(super) async fn serve<S: Service>(
     drain: CancellationToken,
 ) -> End {
     let opened = Instant::now();
+    let _counted = shared.buffers.take(TLS_BUFFERS);
     let late = opened + shared.options.handshake_timeout;
     let secured = {
         let securing = timeout_at(late, secure(shared, tls, io));
@@ -73,11 +89,11 @@ pub(super) async fn serve<S: Service>(
 
 /// Outcome of the first step on a connection of a server with TLS.
 enum Secured<IO> {
-    Tls(Box<TlsStream<BufReader<IO>>>),
+    Tls(Box<TlsStream<Ahead<IO>>>),
     /// The first bytes are not TLS.
-    Not(BufReader<IO>),
+    Not(Ahead<IO>),
     /// The handshake failed; its alert may still be on its way.
-    Failed(io::Error, BufReader<IO>),
+    Failed(io::Error, Ahead<IO>),
 }
 
 async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
@@ -85,24 +101,101 @@ async fn secure<S: Service, IO: AsyncRead + AsyncWrite + Unpin>(
     tls: &ServerTls,
     io: IO,
 ) -> Result<Secured<IO>, End> {
-    let mut io = BufReader::with_capacity(READ_LEN, io);
+    let mut io = Ahead { io, bytes: Vec::new(), start: 0 };
     // A silent peer waits here and uses no TLS permit.
-    let first = io.fill_buf().await.map_err(End::Io)?;
-    if first.is_empty() {
+    io.read_first().await.map_err(End::Io)?;
+    if io.bytes.is_empty() {
         return Err(End::Closed);
     }
-    if !begins_tls(first) {
+    if !begins_tls(&io.bytes) {
         return Ok(Secured::Not(io));
     }
     let accepting = TlsAcceptor::from(tls.config()).accept(io).into_fallible();
     match one_poll_per_turn(&shared.tls_permits, accepting).await {
-        Ok(stream) => {
+        Ok(mut stream) => {
+            stream.get_mut().1.set_buffer_limit(Some(SEND_LEN));
             let resumed = stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed);
             Counters::add(&shared.counters.tls_handshakes, 1);
             Counters::add(&shared.counters.tls_resumed, resumed.into());
             Ok(Secured::Tls(Box::new(stream)))
         }
         Err((error, io)) => Ok(Secured::Failed(error, io)),
+    }
+}
+
+/// A transport that reads more than TLS asks for. The bytes ahead are freed as soon as TLS has
+/// taken them, so a quiet connection has none.
+struct Ahead<IO> {
+    io: IO,
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl<IO: AsyncRead + Unpin> Ahead<IO> {
+    async fn read_first(&mut self) -> io::Result<()> {
+        let mut first = [0; FIRST_LEN];
+        let len = self.io.read(&mut first).await?;
+        self.bytes = first[..len].to_vec();
+        Ok(())
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Ahead<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.start == self.bytes.len() {
+            if buf.remaining() >= READ_LEN {
+                return Pin::new(&mut self.io).poll_read(cx, buf);
+            }
+            let mut block = [const { MaybeUninit::uninit() }; READ_LEN];
+            let mut block = ReadBuf::uninit(&mut block);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut block))?;
+            let (now, later) = block.filled().split_at(buf.remaining().min(block.filled().len()));
+            buf.put_slice(now);
+            (self.bytes, self.start) = (later.to_vec(), 0);
+            return Poll::Ready(Ok(()));
+        }
+        let ahead = &self.bytes[self.start..];
+        let len = ahead.len().min(buf.remaining());
+        buf.put_slice(&ahead[..len]);
+        self.start += len;
+        if self.start == self.bytes.len() {
+            (self.bytes, self.start) = (Vec::new(), 0);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Ahead<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 

@@ -44,7 +44,7 @@ struct Occupied {
     leaving: usize,
 }
 
-/// What the slots know of one connection.
+/// The state of one connection in the slots.
 struct Seat {
     address: Option<IpAddr>,
     /// Second of the last request or the `Hello`, plus 1; 0 before the `Hello`.

@@ -276,3 +276,49 @@ impl Incoming {
         self.tail = Vec::new();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_credit_comes_back_when_all_bytes_are_processed() {
+        let mut incoming = Incoming::new(4096);
+        let mut total = 0;
+        for round in 0..5000 {
+            let bytes = vec![7; round % 4097];
+            incoming.receive(&bytes, false, || bytes.clone().into()).unwrap();
+            total += bytes.len() as u64;
+            let mut read = 0;
+            while let Some(chunk) = incoming.take() {
+                incoming.consume(chunk.len());
+                read += chunk.len();
+            }
+            assert_eq!(read, bytes.len());
+            if incoming.owes_credit() {
+                assert_eq!(incoming.grant(), total + 4096);
+            }
+            assert!(incoming.credit - total >= 2048, "half of the window is free, or owed");
+            incoming.grant();
+        }
+        assert_eq!(incoming.grant(), total + incoming.window());
+    }
+
+    #[test]
+    fn large_chunks_are_cut_uncopied_and_small_ones_joined() {
+        let mut outgoing = Outgoing::new(u64::MAX);
+        let large = Bytes::from(vec![1; 100_000]);
+        outgoing.push(large.clone());
+        (0..100).for_each(|_| outgoing.push(Bytes::from_static(b"small")));
+        outgoing.end();
+        let (first, _) = outgoing.take(MAX_STREAM_DATA).unwrap();
+        let Piece::Whole(first) = first else { panic!("a large chunk is one piece") };
+        assert_eq!((first.as_ptr(), first.len()), (large.as_ptr(), MAX_STREAM_DATA));
+        let (second, last) = outgoing.take(MAX_STREAM_DATA).unwrap();
+        assert!(matches!(second, Piece::Whole(rest) if rest.len() == 100_000 - MAX_STREAM_DATA));
+        assert!(!last);
+        let (third, last) = outgoing.take(MAX_STREAM_DATA).unwrap();
+        assert!(matches!(&third, Piece::Joined(chunks) if chunks.len() == 100) && last);
+        assert!(outgoing.take(MAX_STREAM_DATA).is_none() && outgoing.is_done());
+    }
+}

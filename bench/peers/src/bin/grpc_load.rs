@@ -22,7 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 
 type Client = ClassifierClient<Channel>;
 
-/// What all tasks of this one thread share.
+/// The state that all tasks of this thread share.
 struct Load {
     seen: RefCell<Seen>,
     pixels: Vec<Bytes>,
@@ -90,7 +90,7 @@ async fn unary(mut client: Client, load: Rc<Load>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One long call; an answer makes room for the next request.
+/// One long call; each answer lets the next request start.
 async fn stream(mut client: Client, load: Rc<Load>, in_flight: usize) -> anyhow::Result<()> {
     let (requests, queue) = mpsc::channel(in_flight);
     let mut waiting = VecDeque::new();

@@ -18,7 +18,7 @@ use afterimage_bench::{Plan, Report, run};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// What a comparison has found so far, for people and for the record.
+/// The results of a comparison so far, for people and for the record.
 #[derive(Default)]
 pub(crate) struct Found {
     pub(crate) runs: Vec<Run>,
@@ -93,7 +93,7 @@ impl Process {
         Ok(Process { process, addr, command: shown })
     }
 
-    /// Starts a program that is told its port by the last two arguments: `flag` and a free port.
+    /// Starts a program with its port as the last two arguments: `flag` and a free port.
     /// `prepare` may set its environment and folder.
     pub(crate) fn told(
         program: &str,

@@ -1,6 +1,6 @@
 //! The convolution: 32 filters over all 24 × 24 patches of 5 × 5 pixels, each patch normalised by
-//! its own mean and variance; both signs of every answer above a threshold; pooled by triangles to
-//! 4 × 4 places; square roots. 28 × 28 pixels become 4 × 4 × 64 = 1024 values.
+//! its own mean and variance; both signs of every response above a threshold; pooled by triangles
+//! to 4 × 4 places; square roots. 28 × 28 pixels become 4 × 4 × 64 = 1024 values.
 //!
 //! After A. Coates and A. Y. Ng, "Learning Feature Representations with K-means" (Neural Networks:
 //! Tricks of the Trade, 2012); the two-sided threshold after the same authors' "The Importance of
@@ -22,7 +22,7 @@ pub const TAPS: usize = PATCH * PATCH;
 pub const PLACES: usize = SIDE - PATCH + 1;
 /// Filters.
 pub const FILTERS: usize = 32;
-/// Answers of a patch: each filter's, both signs.
+/// Responses to a patch: of each filter, both signs.
 pub(super) const CHANNELS: usize = 2 * FILTERS;
 /// Places that are pooled to, in a row or column.
 pub(super) const POOLS: usize = 4;
@@ -31,7 +31,7 @@ pub const POOLED: usize = POOLS * POOLS * CHANNELS;
 /// Added to a patch's variance, so that faint patches stay faint.
 pub(super) const VARIANCE_FLOOR: f32 = 0.01;
 
-/// Below this a filter's answer is none.
+/// A smaller response of a filter counts as zero.
 const THRESHOLD: f32 = 1.0;
 const FILTER_CHUNKS: usize = FILTERS / LANES;
 const CHANNEL_CHUNKS: usize = CHANNELS / LANES;
@@ -46,7 +46,7 @@ const TRIANGLES: [[f32; PLACES]; POOLS] = {
     while g < POOLS {
         let mut i = 0;
         while i < PLACES {
-            // In twelfths: |i − c|/6 = |2i − 12g − 5|/12, and all of it whole numbers.
+            // In twelfths, with whole numbers only: |i − c|/6 = |2i − 12g − 5|/12.
             let distance = (2 * i as i32 - 12 * g as i32 - 5).abs();
             if distance < 12 {
                 weights[g][i] = (12 - distance) as f32 / 12.0;
@@ -58,7 +58,7 @@ const TRIANGLES: [[f32; PLACES]; POOLS] = {
     weights
 };
 
-/// The places each pool has a weight for: first, and one past the last.
+/// The places with a weight in each pool: the first, and one past the last.
 const REACH: [[usize; 2]; POOLS] = {
     let mut reach = [[0; 2]; POOLS];
     let mut g = 0;
@@ -113,7 +113,7 @@ impl Filters {
 }
 
 /// The 1024 pooled values of an image, `[row][column][channel]` of the pools; channels are the
-/// filters' positive answers, then their negative ones.
+/// filters' positive responses, then their negative ones.
 #[inline(always)]
 pub(super) fn convolve<S: Simd>(
     simd: S,
@@ -165,11 +165,11 @@ pub(super) fn convolve<S: Simd>(
     }
 }
 
-/// The answers to the patches of a row, at the beginning of a cache line.
+/// The responses to the patches of a row, at the beginning of a cache line.
 #[repr(align(64))]
 struct Answers([[Chunk; CHANNEL_CHUNKS]; PLACES]);
 
-/// The thresholded answers to the patches at `(y, x)` to `(y, x + P − 1)`.
+/// The thresholded responses to the patches at `(y, x)` to `(y, x + P − 1)`.
 #[inline(always)]
 fn answer<S: Simd, const P: usize>(
     simd: S,
@@ -179,7 +179,7 @@ fn answer<S: Simd, const P: usize>(
     [y, x]: [usize; 2],
     answers: &mut [[Chunk; CHANNEL_CHUNKS]; PLACES],
 ) {
-    // Around a digit there is much of nothing, and the answer to nothing is exactly zero.
+    // Many patches around a digit are blank, and the response to a blank patch is exactly zero.
     if statistics.blank(x..x + P) {
         answers[x..x + P].fill([[0.0; LANES]; CHANNEL_CHUNKS]);
         return;
@@ -223,15 +223,14 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Whether all pixels of these places' patches are zero: none is below, so their mean is zero
-    /// only then. (A sum of pixels so small that it vanishes would show a patch as blank whose
-    /// answer is zero anyway.)
+    /// Whether all pixels of these places' patches are zero. No pixel is negative, so the mean is
+    /// zero only then. (If the sum of tiny pixels underflows, the response is zero, too.)
     #[inline(always)]
     fn blank(&self, places: Range<usize>) -> bool {
         self.means[places].iter().all(|&mean| mean == 0.0)
     }
 
-    /// Of the patches whose upper row is `y`.
+    /// The statistics of the patches with upper row `y`.
     #[inline(always)]
     pub fn of_row(plane: &Plane, y: usize) -> Self {
         let [mut sums, mut squares] = [[0.0_f32; ROW_LEN]; 2];
@@ -246,7 +245,7 @@ impl Statistics {
         for x in 0..PLACES {
             let five = |v: &[f32; ROW_LEN]| v[x] + v[x + 1] + v[x + 2] + v[x + 3] + v[x + 4];
             let mean = five(&sums) / TAPS as f32;
-            // Rounding may take a flat patch's variance below zero.
+            // Rounding can make a flat patch's variance negative.
             let variance = (five(&squares) / TAPS as f32 - mean * mean).max(0.0);
             statistics.means[x] = mean;
             statistics.variances[x] = variance;
@@ -334,7 +333,7 @@ mod tests {
             let expected = reference(&filters, &plane);
             assert!(expected.iter().filter(|&&value| value > 0.1).count() > least);
             for (i, (got, expected)) in got.as_flattened().iter().zip(expected).enumerate() {
-                // A square root near zero magnifies what rounding leaves there.
+                // A square root near zero magnifies rounding errors.
                 assert!((f64::from(*got) - expected).abs() < 2e-3, "{i}: {got}, {expected}");
             }
         }

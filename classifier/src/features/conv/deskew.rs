@@ -1,4 +1,4 @@
-//! Deskewing: a written digit leans, and how much says more about the writer than about the digit.
+//! Deskewing: the slant of a written digit depends more on the writer than on the digit.
 //! The image is moved so that its centre of mass is in the middle, and sheared so that its rows'
 //! centres of mass lie above one another as well as a straight line can make them.
 //!
@@ -19,14 +19,14 @@
 use super::{MIDDLE, Plane, ROW_CHUNKS, ROW_LEN, SIDE, chunk_at};
 use crate::kernels::{Chunk, LANES, Simd};
 
-/// Zeros on both sides of a row, so that any shift that leaves something of it can be read.
+/// Zeros on both sides of a row, so that a shifted row can be read without bounds checks.
 const MARGIN: usize = ROW_LEN;
 
 /// Mean square distance from the middle row, in pixels², below which an image is one line with no
 /// slope.
 const FLAT: f32 = 1e-4;
 
-/// The column numbers, counted from the middle; nothing in the padding, which is zero anyway.
+/// The column numbers, counted from the middle; zero in the padding.
 const COLUMNS: [Chunk; ROW_CHUNKS] = {
     let mut columns = [[0.0; LANES]; ROW_CHUNKS];
     let mut x = 0;
@@ -37,8 +37,8 @@ const COLUMNS: [Chunk; ROW_CHUNKS] = {
     columns
 };
 
-/// Deskews `from` into `to`, and moves what is seen by `shift` (rows, columns; in pixels): 0 but
-/// for training.
+/// Deskews `from` into `to`, and moves the image by `shift` (rows, columns; in pixels). Only
+/// training has a `shift` other than 0.
 #[inline(always)]
 pub(crate) fn deskew<S: Simd>(simd: S, from: &Plane, shift: [f32; 2], to: &mut Plane) {
     let Lean { row, column, slope } = measure(simd, from);
@@ -72,12 +72,12 @@ pub(crate) fn deskew<S: Simd>(simd: S, from: &Plane, shift: [f32; 2], to: &mut P
             let far = simd.load(chunk_at(&blended, start + i * LANES + 1));
             simd.store(simd.mul_add(take, far, simd.mul(keep, near)), to);
         }
-        // What the shift brought in from the left into the padding.
+        // The values that the shift moved from the left into the padding.
         out.as_flattened_mut()[SIDE..].fill(0.0);
     }
 }
 
-/// Where an image's mass lies.
+/// The distribution of an image's mass.
 #[derive(Clone, Copy, Debug)]
 struct Lean {
     /// The centre of mass, in rows from the middle.
@@ -118,8 +118,8 @@ fn measure<S: Simd>(simd: S, plane: &Plane) -> Lean {
     Lean { row, column, slope }
 }
 
-/// Whole pixels downwards and the fraction left, 0 to 1. Far outside any image it does not matter
-/// how far.
+/// An offset as whole pixels, rounded down, and a fraction from 0 to 1. Large offsets are clamped,
+/// because they lie outside any image.
 #[inline(always)]
 fn split(offset: f32) -> (i32, f32) {
     const FAR: f32 = 1000.0;
@@ -148,7 +148,7 @@ mod tests {
         }
     }
 
-    /// The formula at the top, in double precision and without any cleverness.
+    /// The formula at the top, computed directly in double precision.
     fn reference(from: &Plane, shift: [f32; 2]) -> Vec<f64> {
         let at = |y: i64, x: i64| match (0..28).contains(&y) && (0..28).contains(&x) {
             true => f64::from(from.row(y as usize)[x as usize]),

@@ -1,5 +1,5 @@
 //! The convolutional feature map: deskew, one layer of learnt filters, pooling, projection, and all
-//! products of two components. `README.md` tells the whole method; each step has its file here.
+//! products of two components. `docs/method.md` explains the method; each step has its file here.
 //!
 //! About 0.75 million multiply-adds per image, most of them in `convolve.rs`.
 
@@ -26,7 +26,7 @@ pub struct ConvolutionalMap {
     projection: Projection,
 }
 
-/// What computing these features needs room for.
+/// Buffers for computing these features.
 #[derive(Debug, Default)]
 pub struct ConvolutionalScratch {
     pooled: Vec<Pooled>,
@@ -119,7 +119,7 @@ impl Kernel for Pool<'_> {
     }
 }
 
-/// The components of a block of images whose pooled values are known.
+/// The components of a block of images, from their pooled values.
 pub struct Project<'a> {
     pub projection: &'a Projection,
     pub pooled: &'a [Pooled],
@@ -188,7 +188,7 @@ pub const MIDDLE: f32 = (SIDE as f32 - 1.0) / 2.0;
 /// Chunks of a row.
 pub(super) const ROW_CHUNKS: usize = 2;
 
-/// Values of a row, the padding with them.
+/// Values of a row, with the padding.
 pub(super) const ROW_LEN: usize = ROW_CHUNKS * LANES;
 
 /// Pixels from 0 to 1, `[28][2]` chunks.
@@ -209,7 +209,7 @@ impl Plane {
         }
     }
 
-    /// The values of row `y`, padding and all.
+    /// The values of row `y`, with the padding.
     #[inline(always)]
     pub fn row(&self, y: usize) -> &[f32] {
         self.0[y].as_flattened()
@@ -224,7 +224,7 @@ impl Plane {
 /// Sixteen values from `at`.
 ///
 /// # Panics
-/// When there are not as many.
+/// When fewer than sixteen follow.
 #[inline(always)]
 pub(super) fn chunk_at(values: &[f32], at: usize) -> &Chunk {
     values[at..].first_chunk().expect("the caller left room for a chunk")

@@ -29,7 +29,7 @@ pub type Components = [Chunk; COMPONENT_CHUNKS];
 /// `z = offset + Bᵀ·x`.
 #[derive(Clone, Debug)]
 pub struct Projection {
-    /// B: for each pooled value its part in every component.
+    /// B: the weight of each pooled value in every component.
     rows: Chunks,
     /// −Bᵀ·mean.
     offset: Components,
@@ -108,7 +108,7 @@ pub const EXPANDED_CHUNKS: usize = chunks(EXPANDED);
 /// The features of one image into `out`, `[EXPANDED_CHUNKS]`.
 #[inline(always)]
 pub(super) fn expand<S: Simd>(simd: S, components: &Components, out: &mut [Chunk]) {
-    // Room to read a whole chunk from any component on.
+    // Padded, so that a whole chunk can be read from any component on.
     let mut z = [0.0; COMPONENTS + 2 * LANES];
     z[..COMPONENTS].copy_from_slice(&components.as_flattened()[..COMPONENTS]);
     let out = out.as_flattened_mut();

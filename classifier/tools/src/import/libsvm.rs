@@ -211,7 +211,7 @@ fn read_vectors(
 }
 
 impl Sparse {
-    /// The vectors, as bytes where they are that; and the divisor, and what images' bytes mean.
+    /// The vectors, as bytes where possible; the divisor; and the features of images' bytes.
     fn vectors(
         &self,
         dims: usize,
@@ -239,7 +239,7 @@ impl Sparse {
         Ok((divisor, pixels, VectorValues::F64(self.dense(dims, &self.values, 0.0))))
     }
 
-    /// `[vectors, dims]` of `values`, one for each of those that are not zero.
+    /// `[vectors, dims]` of `values`, one for each value that is not zero.
     fn dense<T: Copy>(&self, dims: usize, values: &[T], zero: T) -> Vec<T> {
         let mut dense = vec![zero; self.ends.len() * dims];
         let mut start = 0;

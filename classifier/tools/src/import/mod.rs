@@ -36,8 +36,8 @@ pub struct ImportOptions {
     /// `None` it is derived from the support vectors, from the ranges of `scale` or from the
     /// scaling in an ONNX model. Without any of these it is 255.
     pub divisor: Option<f64>,
-    /// The labels to answer with, in the model's order. With `None` they are the model's own, which
-    /// must be from 0 to 65535.
+    /// The labels to answer with, in the model's order. With `None` they are the model's own,
+    /// which must be from 0 to 65535.
     pub labels: Option<Vec<u16>>,
     /// The scaling by `svm-scale` of the training data of LIBSVM or LIBLINEAR, if there was one.
     pub scale: Option<Scale>,

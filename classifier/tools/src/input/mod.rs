@@ -58,7 +58,7 @@ impl Image {
     /// Decodes the bytes of an image file: PNG, PGM (P2 or P5), or IDX with one image; not gzipped.
     ///
     /// # Errors
-    /// [`DataError::Format`] when it is none of these; other variants when it is broken.
+    /// [`DataError::Format`] when it has another format; other variants when it is damaged.
     pub fn decode(bytes: &[u8]) -> Result<Self, DataError> {
         if bytes.starts_with(&png::SIGNATURE) {
             png::decode(bytes)

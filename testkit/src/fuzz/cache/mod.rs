@@ -53,8 +53,8 @@ pub fn snapshot_load(data: &[u8]) {
     snapshot_load::snapshot_load(data);
 }
 
-/// Random operations on a table and on a map. Both have the same entries except those that the
-/// table reports as evicted, and the table is valid after each operation.
+/// Random operations on a table and on a map. Both have the same entries except the entries that
+/// the table reports as evicted, and the table is valid after each operation.
 ///
 /// Input: `u8` capacity, `u8` number of keys, then operations: each a byte, followed by its
 /// arguments.

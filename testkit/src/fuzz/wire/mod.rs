@@ -9,6 +9,7 @@ mod codec;
 mod seeds;
 mod server_model;
 mod server_stream;
+mod server_streams;
 
 use super::Target;
 
@@ -36,6 +37,13 @@ pub const TARGETS: &[Target] = &[
         // A StatsReq of 16 bytes gets a reply of about 400 bytes, which the server, the pipe and
         // the check each hold.
         memory_per_byte: 512,
+    },
+    Target {
+        name: "server_streams",
+        body: server_streams,
+        seeds: seeds::server_streams,
+        // Two bytes open a stream, which has a task, and a third one lets it send.
+        memory_per_byte: 4096,
     },
     Target {
         name: "client_stream",
@@ -68,6 +76,12 @@ pub fn split_invariance(data: &[u8]) {
 /// replies that an independent reading of `PROTOCOL.md` demands.
 pub fn server_stream(data: &[u8]) {
     server_stream::server_stream(data);
+}
+
+/// The streams of a server against a hostile client, on virtual time: the server stays within the
+/// credit, ends each stream once, and answers the last Ping.
+pub fn server_streams(data: &[u8]) {
+    server_streams::server_streams(data);
 }
 
 /// The client against a hostile server, on virtual time: every call ends once and in time, with an

@@ -48,7 +48,7 @@ pub(super) fn split_invariance() -> Vec<Seed> {
 /// Noise of several lengths for each kind of message: the input is the message's fields in order.
 pub(super) fn round_trip() -> Vec<Seed> {
     let mut rng = Rng(1);
-    (0..60u8)
+    (0..62u8)
         .map(|number| {
             // Id, text of ten bytes, ten bytes, the kind, its fields.
             let mut input = vec![number; 8];
@@ -57,7 +57,7 @@ pub(super) fn round_trip() -> Vec<Seed> {
             input.truncate(20);
             input.extend_from_slice(&[10, 0]);
             input.extend_from_slice(b"0123456789");
-            input.push(number % 26);
+            input.push(number % 31);
             input.extend((0..rng.index(200)).map(|_| rng.number() as u8 % 8));
             (format!("fields_{number}"), input)
         })
@@ -97,6 +97,23 @@ pub(super) fn server_stream() -> Vec<Seed> {
         }
     }
     seeds
+}
+
+/// Steps of a client with streams, most of them sensible: see `server_streams::act`.
+pub(super) fn server_streams() -> Vec<Seed> {
+    let mut rng = Rng(3);
+    (0..60u8)
+        .map(|number| {
+            let mut steps = vec![number];
+            for id in 1..2 + number % 8 {
+                // Open a stream, send bytes, give credit, wait.
+                steps.extend([0, id, number % 5, number * 4]);
+                steps.extend([2, id, 50, number, 6, id, 255, 11, 0, 20]);
+            }
+            steps.extend((0..rng.index(100)).map(|_| rng.number() as u8));
+            (format!("steps_{number}"), steps)
+        })
+        .collect()
 }
 
 /// Writes and reads of keys that cover every behaviour of the service.

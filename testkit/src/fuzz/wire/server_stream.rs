@@ -51,7 +51,7 @@ struct Script {
     deaf_for: Option<Duration>,
     /// It makes pauses while it sends.
     pauses: bool,
-    /// The server is told to shut down after so long.
+    /// The server begins to shut down after this time.
     drain_after: Option<Duration>,
     /// The service changes its identity after this many batches.
     changes_after: u64,
@@ -361,7 +361,7 @@ fn check(script: &Script, mut expected: Vec<Expected>, rest: Rest, output: &[u8]
             "{noticed:?} but not {to_expect:?}, {rest:?}"
         );
     }
-    // After a connection-level error, or with the client gone, replies may be missing, but none may
+    // After a connection-level error, or a client's end, replies may be missing, but none may
     // be extra.
     let may_miss = is_cut || fatal.is_some() || (!script.is_plain() && !notices.is_empty());
     // A changed service turns requests away; which ones depends on the batches.
@@ -382,7 +382,7 @@ fn check(script: &Script, mut expected: Vec<Expected>, rest: Rest, output: &[u8]
     assert!(may_miss || expected.is_empty(), "no answer: {expected:?}");
 }
 
-/// Whether this error tells the client to repeat one request on a new connection.
+/// Whether the client repeats the request on a new connection after this error.
 fn is_turned_away(frame: &Expected) -> bool {
     (frame.kind, frame.flags, frame.status) == (kind::ERROR, 0, status::SHUTTING_DOWN)
 }

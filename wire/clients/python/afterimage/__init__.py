@@ -4,8 +4,11 @@
         print(client.classify(image).label)         # one image
         labels = client.classify_many(images)       # many images, pipelined
         answers = client.infer("resnet", rows)      # rows of bytes, such as NumPy arrays, for a named model
+
+`afterimage.aio` is the same for asyncio.
 """
 
+from . import aio
 from .client import Client
 from .protocol import (
     AfterimageError, Answer, Failed, Inference, Label, Lost, Malformed, Snapshot, Unsupported, Welcome,
@@ -13,6 +16,6 @@ from .protocol import (
 
 __all__ = [
     "AfterimageError", "Answer", "Client", "Failed", "Inference", "Label", "Lost", "Malformed", "Snapshot", "Unsupported",
-    "Welcome",
+    "Welcome", "aio",
 ]
 __version__ = "0.1.0"

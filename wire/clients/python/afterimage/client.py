@@ -8,12 +8,12 @@ import ssl as tls
 import struct
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Type, Union, overload
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Type, Union, overload
 
 from . import protocol
 from .protocol import (
     BYTES_REQ, BYTES_RESP, FLUSH_REQ, FLUSH_RESP, FORGET_REQ, FORGET_RESP, INFER_REQ, INFER_RESP, KEY_LENGTH, MAX_ROWS,
-    MAX_VALUE, NO_STORE, REFRESH, CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, MAX_TOKEN, OLDEST_VERSION, PING,
+    MAX_VALUE, NO_STORE, REFRESH, CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, OLDEST_VERSION, PING,
     PONG, SHUTTING_DOWN, SNAPSHOT_REQ, SNAPSHOT_RESP, STATS_REQ, STATS_RESP, VERSION, WELCOME, WRITE, Failed, Frame,
     Inference, Label, Lost, Malformed, Reply, Snapshot, StatsValue, Unsupported, Welcome, flat, integer,
 )
@@ -150,7 +150,79 @@ class Call:
         return allowed
 
 
-class Client:
+class Requests:
+    """The requests of a client, encoded. Each checks its arguments against the server's Welcome."""
+
+    #: The server's Welcome on the newest connection.
+    welcome: Welcome
+
+    def _classify_request(self, image: Buffer, budget_ms: int) -> Request:
+        body = flat(image, "an image")
+        if len(body) > self.welcome.max_body:
+            raise ValueError(f"an image is {len(body)} bytes; the server takes at most {self.welcome.max_body}")
+        return Request(CLASSIFY_REQ, body, CLASSIFY_RESP, 0, budget(budget_ms))
+
+    def _newer(self, kind: int, body: bytes, reply: int, flags: int = 0, budget_ms: int = 0) -> Request:
+        """A request of version 2."""
+        if self.welcome.version < 2:
+            raise Unsupported(f"the server speaks version {self.welcome.version} of the protocol; this call needs 2")
+        if len(body) > self.welcome.max_body:
+            raise ValueError(f"the request is {len(body)} bytes; the server takes at most {self.welcome.max_body}")
+        return Request(kind, body, reply, flags, budget_ms)
+
+    def _get_request(self, key: int, budget_ms: int) -> Request:
+        body = struct.pack("<Q", integer(key, 0, U64, "the key"))
+        return Request(CACHE_REQ, body, CACHE_RESP, 0, budget(budget_ms))
+
+    def _set_request(self, key: int, value: int) -> Request:
+        numbers = integer(key, 0, U64, "the key"), integer(value, I64_MIN, I64_MAX, "the value")
+        return Request(CACHE_REQ, struct.pack("<Qq", *numbers), None, WRITE)
+
+    def _infer_request(self, model: str, rows: Iterable[Any], version: str, refresh: bool, no_store: bool,
+                       ttl_s: int, budget_ms: int) -> Tuple[Request, int]:
+        """The request, and the number of its rows."""
+        encoded = [protocol.row_bytes(row, "a row") for row in rows]
+        if not 1 <= len(encoded) <= MAX_ROWS:
+            raise ValueError(f"the request has {len(encoded)} rows; it must have 1 to {MAX_ROWS}")
+        parts = [protocol.short_text(model, "the model"), protocol.short_text(version, "the version"),
+                 struct.pack("<III", integer(ttl_s, 0, U32, "ttl_s"), integer(budget_ms, 0, U32, "budget_ms"),
+                             len(encoded))]
+        for row in encoded:
+            parts += [struct.pack("<I", len(row)), row]
+        flags = (REFRESH if refresh else 0) | (NO_STORE if no_store else 0)
+        return self._newer(INFER_REQ, b"".join(parts), INFER_RESP, flags), len(encoded)
+
+    def _read_bytes_request(self, key: Buffer, budget_ms: int) -> Request:
+        return self._newer(BYTES_REQ, bytes_key(key), BYTES_RESP, 0, budget(budget_ms))
+
+    def _write_bytes_request(self, key: Buffer, value: Buffer, ttl_s: int) -> Request:
+        data = protocol.row_bytes(value, "the value")
+        if len(data) > MAX_VALUE:
+            raise ValueError(f"the value is {len(data)} bytes; the limit is {MAX_VALUE}")
+        head = bytes_key(key) + struct.pack("<I", integer(ttl_s, 0, U32, "ttl_s"))
+        return self._newer(BYTES_REQ, head + data, BYTES_RESP, WRITE)
+
+    def _forget_request(self, model: str, row: Buffer, version: str) -> Request:
+        names = protocol.short_text(model, "the model") + protocol.short_text(version, "the version")
+        return self._newer(FORGET_REQ, names + protocol.row_bytes(row, "a row"), FORGET_RESP)
+
+    def _flush_request(self, model: str) -> Request:
+        return self._newer(FLUSH_REQ, protocol.short_text(model, "the model"), FLUSH_RESP)
+
+    def _ping_request(self, data: Buffer) -> Request:
+        data = flat(data, "the data of a ping")
+        if len(data) > MAX_PING:
+            raise ValueError(f"the data of a ping is {len(data)} bytes; the limit is {MAX_PING}")
+        return Request(PING, data, PONG)
+
+    def _stats_request(self) -> Request:
+        return Request(STATS_REQ, b"", STATS_RESP)
+
+    def _snapshot_request(self) -> Request:
+        return Request(SNAPSHOT_REQ, b"", SNAPSHOT_RESP)
+
+
+class Client(Requests):
     """A client with one connection, for one thread at a time.
 
     `timeout` is the time in seconds after which a call fails if no byte is sent or received. With `ssl`, an
@@ -163,10 +235,7 @@ class Client:
 
     def __init__(self, host: str, port: int, token: Buffer = b"", timeout: Optional[float] = 10.0,
                  ssl: Optional[tls.SSLContext] = None, server_hostname: Optional[str] = None) -> None:
-        token = flat(token, "the token")
-        if len(token) > MAX_TOKEN:
-            raise ValueError(f"the token is {len(token)} bytes; the limit is {MAX_TOKEN}")
-        self._hello = protocol.hello(token)
+        self._hello = protocol.hello(protocol.valid_token(token))
         self._server = (host, port, timeout, ssl, server_hostname)
         self._next_id = 1  # 0 is the id of each Hello.
         self._connection: Optional[Connection] = None
@@ -176,8 +245,6 @@ class Client:
         self.dropped = 0
         #: Connections that the client has made.
         self.connects = 0
-        #: The server's Welcome on the newest connection.
-        self.welcome: Welcome
         self._connect()
 
     # Requests.
@@ -211,15 +278,13 @@ class Client:
 
     def get(self, key: int, budget_ms: int = 0) -> Optional[int]:
         """The value of a key in a cache. None if the cache does not have the key."""
-        body = struct.pack("<Q", integer(key, 0, U64, "the key"))
-        result = self._one(Request(CACHE_REQ, body, CACHE_RESP, 0, budget(budget_ms)))
+        result = self._one(self._get_request(key, budget_ms))
         assert result is None or isinstance(result, int)
         return result
 
     def set(self, key: int, value: int) -> None:
         """Writes a value to a cache. There is no reply. A later `get` of this client sees the value, if it is kept."""
-        numbers = integer(key, 0, U64, "the key"), integer(value, I64_MIN, I64_MAX, "the value")
-        self._many(iter([Request(CACHE_REQ, struct.pack("<Qq", *numbers), None, WRITE)]))
+        self._many(iter([self._set_request(key, value)]))
 
     # Requests of version 2.
 
@@ -232,58 +297,42 @@ class Client:
         empty `version` the present one. `refresh` computes stored answers anew, `no_store` stores nothing, and `ttl_s`
         limits the time for which the answers are stored.
         """
-        encoded = [protocol.row_bytes(row, "a row") for row in rows]
-        if not 1 <= len(encoded) <= MAX_ROWS:
-            raise ValueError(f"the request has {len(encoded)} rows; it must have 1 to {MAX_ROWS}")
-        parts = [protocol.short_text(model, "the model"), protocol.short_text(version, "the version"),
-                 struct.pack("<III", integer(ttl_s, 0, U32, "ttl_s"), integer(budget_ms, 0, U32, "budget_ms"),
-                             len(encoded))]
-        for row in encoded:
-            parts += [struct.pack("<I", len(row)), row]
-        flags = (REFRESH if refresh else 0) | (NO_STORE if no_store else 0)
-        result = self._one(self._newer(INFER_REQ, b"".join(parts), INFER_RESP, flags))
+        request, count = self._infer_request(model, rows, version, refresh, no_store, ttl_s, budget_ms)
+        result = self._one(request)
         assert isinstance(result, Inference)
-        if len(result.answers) != len(encoded):
+        if len(result.answers) != count:
             self._disconnect()
-            raise Malformed(f"the reply has {len(result.answers)} answers; the request has {len(encoded)} rows")
+            raise Malformed(f"the reply has {len(result.answers)} answers; the request has {count} rows")
         return result
 
     def read_bytes(self, key: Buffer, budget_ms: int = 0) -> Optional[bytes]:
         """The bytes of a key of 16 bytes in a cache. None if the cache does not have the key."""
-        request = self._newer(BYTES_REQ, bytes_key(key), BYTES_RESP, 0, budget(budget_ms))
-        result = self._one(request)
+        result = self._one(self._read_bytes_request(key, budget_ms))
         assert result is None or isinstance(result, bytes)
         return result
 
     def write_bytes(self, key: Buffer, value: Buffer, ttl_s: int = 0) -> None:
         """Writes bytes to a cache, which may drop them at any time, and does after `ttl_s` seconds (0: no limit)."""
-        data = protocol.row_bytes(value, "the value")
-        if len(data) > MAX_VALUE:
-            raise ValueError(f"the value is {len(data)} bytes; the limit is {MAX_VALUE}")
-        head = bytes_key(key) + struct.pack("<I", integer(ttl_s, 0, U32, "ttl_s"))
-        self._one(self._newer(BYTES_REQ, head + data, BYTES_RESP, WRITE))
+        self._one(self._write_bytes_request(key, value, ttl_s))
 
     def forget(self, model: str, row: Buffer, version: str = "") -> int:
         """Takes the stored answer of one row back. Returns how many answers a memo has taken back, as far as it knows.
 
         Needs admin rights.
         """
-        names = protocol.short_text(model, "the model") + protocol.short_text(version, "the version")
-        result = self._one(self._newer(FORGET_REQ, names + protocol.row_bytes(row, "a row"), FORGET_RESP))
+        result = self._one(self._forget_request(model, row, version))
         assert isinstance(result, int)
         return result
 
     def flush(self, model: str = "") -> None:
         """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin rights."""
-        self._one(self._newer(FLUSH_REQ, protocol.short_text(model, "the model"), FLUSH_RESP))
+        self._one(self._flush_request(model))
 
     def ping(self, data: Buffer = b"") -> float:
         """The round-trip time of a Ping in seconds. `data` is at most 64 bytes."""
-        data = flat(data, "the data of a ping")
-        if len(data) > MAX_PING:
-            raise ValueError(f"the data of a ping is {len(data)} bytes; the limit is {MAX_PING}")
+        request = self._ping_request(data)
         start = time.perf_counter()
-        if self._one(Request(PING, data, PONG)) != data:
+        if self._one(request) != request.body:
             self._disconnect()
             raise Malformed("the Pong has other bytes than the Ping")
         return time.perf_counter() - start
@@ -293,13 +342,13 @@ class Client:
 
         A value is an integer, a text, a list of pairs (upper bound, count), or the bytes of an unknown type.
         """
-        entries = self._one(Request(STATS_REQ, b"", STATS_RESP))
+        entries = self._one(self._stats_request())
         assert isinstance(entries, list)
         return protocol.by_name(entries)
 
     def snapshot(self) -> Snapshot:
         """Makes the server write a snapshot to its own file. A large store may need a larger `timeout`."""
-        result = self._one(Request(SNAPSHOT_REQ, b"", SNAPSHOT_RESP))
+        result = self._one(self._snapshot_request())
         assert isinstance(result, Snapshot)
         return result
 
@@ -362,20 +411,6 @@ class Client:
         self.connects += 1
 
     # Calls.
-
-    def _classify_request(self, image: Buffer, budget_ms: int) -> Request:
-        body = flat(image, "an image")
-        if len(body) > self.welcome.max_body:
-            raise ValueError(f"an image is {len(body)} bytes; the server takes at most {self.welcome.max_body}")
-        return Request(CLASSIFY_REQ, body, CLASSIFY_RESP, 0, budget(budget_ms))
-
-    def _newer(self, kind: int, body: bytes, reply: int, flags: int = 0, budget_ms: int = 0) -> Request:
-        """A request of version 2."""
-        if self.welcome.version < 2:
-            raise Unsupported(f"the server speaks version {self.welcome.version} of the protocol; this call needs 2")
-        if len(body) > self.welcome.max_body:
-            raise ValueError(f"the request is {len(body)} bytes; the server takes at most {self.welcome.max_body}")
-        return Request(kind, body, reply, flags, budget_ms)
 
     def _one(self, request: Request) -> Reply:
         result, = self._many(iter([request]))

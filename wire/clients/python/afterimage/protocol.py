@@ -189,6 +189,14 @@ def integer(value: int, least: int, most: int, name: str) -> int:
     return number
 
 
+def valid_token(token: Buffer) -> bytes:
+    """The bytes of a token."""
+    data = flat(token, "the token")
+    if len(data) > MAX_TOKEN:
+        raise ValueError(f"the token is {len(data)} bytes; the limit is {MAX_TOKEN}")
+    return data
+
+
 def hello(token: bytes) -> bytes:
     """The body of a Hello."""
     return MAGIC + struct.pack("<HHIH", OLDEST_VERSION, VERSION, 0, len(token)) + token

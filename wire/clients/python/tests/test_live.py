@@ -1,5 +1,6 @@
 """The client against running servers. Environment variables name them."""
 
+import asyncio
 import os
 import ssl
 import struct
@@ -25,6 +26,16 @@ class Tls(unittest.TestCase):
             # More bytes than all buffers between client and server hold.
             images = [struct.pack("<I", i) + bytes(780) for i in range(10_000)]
             self.assertEqual([r.label for r in client.classify_many(images)], [i % 256 % 10 for i in range(10_000)])
+
+    def test_the_asyncio_client_speaks_tls(self):
+        async def main():
+            host, port = os.environ["TEST_TLS"].rsplit(":", 1)
+            context = ssl.create_default_context(cafile=os.environ["TEST_CA"])
+            async with await afterimage.aio.connect(host, int(port), ssl=context) as client:
+                labels = await client.classify_many(bytes([i % 10]) * 784 for i in range(5000))
+                self.assertEqual([label.label for label in labels], [i % 10 for i in range(5000)])
+
+        asyncio.run(main())
 
     def test_an_unknown_authority_is_refused(self):
         with self.assertRaises(ssl.SSLCertVerificationError):

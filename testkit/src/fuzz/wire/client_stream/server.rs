@@ -151,7 +151,7 @@ struct Books {
     /// Bytes from the client, and how many of them are parsed.
     heard: Vec<u8>,
     parsed: usize,
-    /// Bytes sent to the client, and those that wait to be sent.
+    /// Bytes sent to the client, and bytes that wait to be sent.
     told: Vec<u8>,
     to_tell: Vec<u8>,
     /// The call of each request id: a key, or the start of an image.
