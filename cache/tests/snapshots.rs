@@ -34,7 +34,7 @@ fn with_slots(slots: u64) -> Table {
 
 /// A table with `entries` keys, each with a value of this `generation`.
 fn filled(entries: u64, generation: u64) -> Table {
-    // In so many slots no bucket overflows.
+    // With this number of slots no bucket overflows.
     let table = with_slots(16 * entries + 500);
     for key in 0..entries {
         table.insert(key, sealed(key, generation));

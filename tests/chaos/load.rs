@@ -27,7 +27,7 @@ pub(crate) const HOT: usize = 20;
 /// Images that return so seldom that most are new to a restarted service.
 const COLD: usize = 6000;
 
-/// One call in so many is about a cold image.
+/// One call in this many has a cold image.
 const COLD_EVERY: usize = 4;
 
 /// One request in this many has several rows: a cold image, and hot ones.
