@@ -40,6 +40,16 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Page, REST API, metrics and probes over HTTP.
     pub gateway: Option<GatewayConfig>,
+    /// Metrics and probes of all services over HTTP.
+    pub admin: Option<AdminConfig>,
+}
+
+/// A listener for operators: `/metrics`, `/livez` and `/readyz`, without authentication.
+pub struct AdminConfig {
+    /// Where it listens; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// Limits of its connections.
+    pub http: HttpOptions,
 }
 
 /// The HTTP side of a process.

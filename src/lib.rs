@@ -14,6 +14,7 @@ pub mod config;
 pub mod embedded;
 mod format;
 mod net;
+mod operations;
 mod print;
 pub mod process;
 mod progress;

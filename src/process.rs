@@ -15,21 +15,21 @@ use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
-use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Identity, Server, ServerOptions, Service, metrics};
+use afterimage_wire::server::{Identity, Server, ServerOptions, Service};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, GatewayConfig, ListenerConfig, ProxyConfig, Started};
 use crate::embedded::{Embedded, SCORES, scores_of};
+use crate::operations::{Operations, statistics};
 
 /// The reason why a process cannot start. Settings have the names of their flags.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// An address is in use.
-    #[error("cannot listen on {0}: the address is in use; choose another one with --listen")]
+    #[error("cannot listen on {0}: the address is in use; choose another one")]
     InUse(SocketAddr),
     /// An address cannot be used.
     #[error("cannot listen on {0}: {1}")]
@@ -95,6 +95,7 @@ pub struct Process {
     addresses: Vec<(Role, SocketAddr)>,
     /// Its address, and whether it uses TLS.
     http: Option<(SocketAddr, bool)>,
+    admin: Option<SocketAddr>,
     listeners: JoinSet<()>,
     stop: CancellationToken,
     snapshots: Vec<SnapshotWriter>,
@@ -108,7 +109,7 @@ impl Process {
     /// When a port is taken, when settings contradict each other, or when the table, the snapshot
     /// or the model cannot be used.
     pub async fn start(config: Config) -> Result<Self, ConfigError> {
-        let Config { memo, cache, classifier, proxy, table, engine, gateway } = config;
+        let Config { memo, cache, classifier, proxy, table, engine, gateway, admin } = config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
         // Before the table takes memory and the model is read.
         let memo_sockets = bind(memo_listeners).await?;
@@ -129,6 +130,10 @@ impl Process {
         };
         let proxy = match proxy {
             Some(proxy) => Some((bind_one(proxy.address).await?, proxy)),
+            None => None,
+        };
+        let admin = match admin {
+            Some(admin) => Some((bind_one(admin.address).await?, admin)),
             None => None,
         };
         let listeners = memo_sockets.len() + cache_sockets.len() + classifier_sockets.len();
@@ -155,6 +160,7 @@ impl Process {
             services: Vec::new(),
             addresses: Vec::new(),
             http: None,
+            admin: None,
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
             snapshots: snapshots.into_iter().collect(),
@@ -223,6 +229,15 @@ impl Process {
             process.proxy = Some((proxy, address));
             process.snapshots.extend(snapshots);
         }
+        if let Some(((socket, address), admin)) = admin {
+            let services = process.services.clone();
+            let proxy = process.proxy.as_ref().map(|(proxy, _)| proxy.clone());
+            let operations = Arc::new(Operations { services, proxy });
+            let stop = process.stop.clone();
+            let serving = afterimage_gateway::serve_admin(socket, operations, admin.http, stop);
+            process.listeners.spawn(serving);
+            process.admin = Some(address);
+        }
         Ok(process)
     }
 
@@ -246,6 +261,11 @@ impl Process {
         }
         self.services.push(service);
         Ok(())
+    }
+
+    /// The address of metrics and probes, if there is one.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// The URL of the page, if there is one.
@@ -313,17 +333,6 @@ async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Conf
     let socket = TcpListener::bind(address).await.map_err(failed)?;
     let bound = socket.local_addr().map_err(failed)?;
     Ok((socket, bound))
-}
-
-/// The statistics of services, as each would send them.
-fn statistics(services: &[Arc<dyn Service>]) -> Vec<Stats> {
-    let of = |service: &Arc<dyn Service>| {
-        let mut stats = Stats::default();
-        stats.text(&metrics::SERVICE, service.identity().service.to_string());
-        service.stats(&mut stats);
-        stats
-    };
-    services.iter().map(of).collect()
 }
 
 /// Refuses a body limit that no request fits in.

@@ -160,6 +160,11 @@ impl Proxy {
         inner.memo.stats(stats);
     }
 
+    /// The number of servers.
+    pub fn replicas(&self) -> usize {
+        self.inner.replicas.len()
+    }
+
     /// Asks each server whether it is there and speaks the protocol. Returns what is wrong.
     pub async fn check(&self) -> Vec<String> {
         let mut problems = Vec::new();

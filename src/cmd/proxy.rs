@@ -13,7 +13,7 @@ use afterimage_memo::{Memo, MemoOptions};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
-use crate::args::{Size, Span, StoreAddr, token};
+use crate::args::{AdminArgs, Size, Span, StoreAddr, token};
 use crate::config::{Config, ProxyConfig};
 use crate::store::StoreArgs;
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
@@ -258,6 +258,9 @@ pub(crate) struct ConnectionArgs {
     /// Time to finish requests in flight after SIGTERM or SIGINT.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     drain_timeout: Span,
+
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 impl ConnectionArgs {
@@ -307,7 +310,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let proxy = Proxy::new(replicas, memo, settings);
         tokio::spawn(greet(args.urls.clone(), proxy.clone()));
         let proxy = ProxyConfig { address, options, proxy, snapshots };
-        Ok(Config { proxy: Some(proxy), ..Config::default() })
+        let admin = args.connections.admin.config()?;
+        Ok(Config { proxy: Some(proxy), admin, ..Config::default() })
     })
 }
 
