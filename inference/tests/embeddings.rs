@@ -187,6 +187,11 @@ fn usage_of_a_batch_is_shared_and_adds_up() {
     assert_eq!(all["prompt_tokens"], 11);
     assert_eq!(all["total_tokens"], 11);
     assert_eq!(all["estimated"], true);
+    // A reply of another Afterimage is an estimate, too.
+    let again = render(&rows[..1], Format::Float).expect("one model");
+    let single = request(r#"{"input":["a"]}"#);
+    let again = parse_response(&again, &single).expect("valid");
+    assert_eq!(usage(&again)["estimated"], true);
     // The count of a request of one input is exact.
     let one = request(r#"{"input":["a"]}"#);
     let row = parse_response(reply(&one).as_bytes(), &one).expect("valid");

@@ -224,7 +224,7 @@ pub(crate) fn secure(
     tls: Option<ClientTls>,
 ) -> anyhow::Result<ClientOptions> {
     if let Some(token) = token(None, flag, file)? {
-        options = options.token(token.as_bytes());
+        options = options.token(&token.secret()[..]);
         let remote = addresses.iter().find(|address| !net::is_local(address));
         if let (None, Some(address)) = (&tls, remote) {
             tracing::warn!("{flag}: the token is sent to {address} unencrypted; use TLS");

@@ -53,12 +53,18 @@ pub fn parse_response(body: &[u8], request: &Request) -> Result<Vec<Row>, Error>
     let mut scanner = Scanner::new(text(body)?);
     let mut model = None;
     let mut usage = Vec::new();
+    let mut is_estimated = request.inputs.len() > 1;
     let mut extras = Vec::new();
     let mut items: Vec<Option<Item>> = request.inputs.iter().map(|_| None).collect();
     scanner.object(|scanner, key| {
         match (key, scanner.kind()?) {
             ("model", Kind::String) => model = Some(scanner.string()?.into_owned()),
             ("usage", Kind::Object) => scanner.object(|scanner, name| {
+                // Another Afterimage in front of the server.
+                if name == "estimated" && scanner.kind()? == Kind::Bool {
+                    is_estimated |= scanner.bool()?;
+                    return Ok(());
+                }
                 let count = if scanner.kind()? == Kind::Null {
                     scanner.null()?;
                     None
@@ -101,7 +107,7 @@ pub fn parse_response(body: &[u8], request: &Request) -> Result<Vec<Row>, Error>
             data,
             spelling,
             usage: usage.collect(),
-            is_estimated: request.inputs.len() > 1,
+            is_estimated,
             extras: extras.clone(),
             item_extras,
         })
