@@ -314,8 +314,9 @@ impl Process {
     pub fn reload(&self) -> Result<(), ReloadError> {
         let tls = self.tls.iter().map(|tls| tls.reload().map_err(ReloadError::Tls));
         let tokens = self.tokens.iter().map(|token| token.reload().map_err(ReloadError::Token));
-        // Not `collect`, which stops at the first error.
-        tls.chain(tokens).fold(Ok(()), |first, reloaded| first.and(reloaded))
+        // All are loaded before the first error is returned.
+        let reloaded: Vec<Result<(), ReloadError>> = tls.chain(tokens).collect();
+        reloaded.into_iter().collect()
     }
 
     /// Reloads these certificates when their files change.

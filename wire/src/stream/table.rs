@@ -655,6 +655,7 @@ fn cost_of(window: u64) -> usize {
 const _: () = assert!(LEAST_SEND <= SMALL);
 
 #[cfg(all(test, feature = "server"))]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::proto::Frame;
@@ -895,9 +896,9 @@ mod tests {
                 }
             }
             // Every stream can still end, once on each side.
-            for side in 0..2 {
-                let ids: Vec<u64> = ends[side].apps.keys().copied().collect();
-                ids.into_iter().for_each(|id| ends[side].finish(id));
+            for end in &mut ends {
+                let ids: Vec<u64> = end.apps.keys().copied().collect();
+                ids.into_iter().for_each(|id| end.finish(id));
             }
             run(&mut ends);
             for end in &mut ends {
