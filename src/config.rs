@@ -40,6 +40,16 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Page, REST API, metrics and probes over HTTP.
     pub gateway: Option<GatewayConfig>,
+    /// Metrics and probes of all services over HTTP.
+    pub admin: Option<AdminConfig>,
+}
+
+/// A listener for operators: `/metrics`, `/livez` and `/readyz`, without authentication.
+pub struct AdminConfig {
+    /// Where it listens; port 0 takes a free port.
+    pub address: SocketAddr,
+    /// Limits of its connections.
+    pub http: HttpOptions,
 }
 
 /// The HTTP side of a process.
@@ -92,6 +102,8 @@ pub struct ProxyConfig {
     pub options: HttpOptions,
     /// The proxy.
     pub proxy: Proxy,
+    /// The snapshots of its answers. The process writes the last one when it ends.
+    pub snapshots: Option<SnapshotWriter>,
 }
 
 /// The size of a label table, and its snapshot.
@@ -105,8 +117,9 @@ pub struct TableConfig {
     pub snapshot_every: Option<Duration>,
     /// Least time between two snapshots that clients request. The default is 10 s.
     pub min_snapshot_interval: Duration,
-    /// Memory for bytes that the cache service stores beside the table; `None`, the default,
-    /// stores none. Their snapshot is the file with `.bytes` after its name.
+    /// Memory for answers of bytes beside the table, of the cache service and of a memo without a
+    /// store of its own; `None`, the default, stores none. Their snapshot is the file with `.bytes`
+    /// after its name.
     pub bytes: Option<u64>,
 }
 

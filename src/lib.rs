@@ -14,12 +14,14 @@ pub mod config;
 pub mod embedded;
 mod format;
 mod net;
+mod operations;
 mod print;
 pub mod process;
 mod progress;
 mod serving;
 #[doc(hidden)]
 pub mod settings;
+mod store;
 mod tls;
 
 use std::ffi::OsString;
@@ -103,9 +105,9 @@ enum Command {
     Stats(cmd::stats::Args),
     /// Make a running service write its snapshot now.
     Snapshot(cmd::snapshot::Args),
-    /// Take the stored answers of some inputs back.
+    /// Delete the stored answers of some inputs.
     Forget(cmd::forget::ForgetArgs),
-    /// Take all stored answers of a model, or of all models, back.
+    /// Delete all stored answers of a model, or of all models.
     Flush(cmd::forget::FlushArgs),
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
     found.next().with_context(|| format!("{address} resolves to no address"))
 }
 
-/// Checks that a text has the form HOST:PORT; the error says what is expected.
+/// Checks that a text has the form HOST:PORT; the error states the expected form.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
     const EXAMPLE: &str = "for example 127.0.0.1:7400";
     if text.starts_with("unix:") || text.starts_with('/') {

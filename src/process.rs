@@ -15,21 +15,21 @@ use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
-use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Identity, Server, ServerOptions, Service, metrics};
+use afterimage_wire::server::{Identity, Server, ServerOptions, Service};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, GatewayConfig, ListenerConfig, ProxyConfig, Started};
 use crate::embedded::{Embedded, SCORES, scores_of};
+use crate::operations::{Operations, statistics};
 
 /// The reason why a process cannot start. Settings have the names of their flags.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// An address is in use.
-    #[error("cannot listen on {0}: the address is in use; choose another one with --listen")]
+    #[error("cannot listen on {0}: the address is in use; choose another one")]
     InUse(SocketAddr),
     /// An address cannot be used.
     #[error("cannot listen on {0}: {1}")]
@@ -95,9 +95,10 @@ pub struct Process {
     addresses: Vec<(Role, SocketAddr)>,
     /// Its address, and whether it uses TLS.
     http: Option<(SocketAddr, bool)>,
+    admin: Option<SocketAddr>,
     listeners: JoinSet<()>,
     stop: CancellationToken,
-    snapshots: Option<SnapshotWriter>,
+    snapshots: Vec<SnapshotWriter>,
     proxy: Option<(Proxy, SocketAddr)>,
 }
 
@@ -108,7 +109,7 @@ impl Process {
     /// When a port is taken, when settings contradict each other, or when the table, the snapshot
     /// or the model cannot be used.
     pub async fn start(config: Config) -> Result<Self, ConfigError> {
-        let Config { memo, cache, classifier, proxy, table, engine, gateway } = config;
+        let Config { memo, cache, classifier, proxy, table, engine, gateway, admin } = config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
         // Before the table takes memory and the model is read.
         let memo_sockets = bind(memo_listeners).await?;
@@ -129,6 +130,10 @@ impl Process {
         };
         let proxy = match proxy {
             Some(proxy) => Some((bind_one(proxy.address).await?, proxy)),
+            None => None,
+        };
+        let admin = match admin {
+            Some(admin) => Some((bind_one(admin.address).await?, admin)),
             None => None,
         };
         let listeners = memo_sockets.len() + cache_sockets.len() + classifier_sockets.len();
@@ -155,31 +160,35 @@ impl Process {
             services: Vec::new(),
             addresses: Vec::new(),
             http: None,
+            admin: None,
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
-            snapshots,
+            snapshots: snapshots.into_iter().collect(),
             proxy: None,
         };
-        let handle = process.snapshots.as_ref().map(SnapshotWriter::handle);
+        let handle = process.snapshots.first().map(SnapshotWriter::handle);
         if let (Some((model, engine)), false) = (&engine, classifier_sockets.is_empty()) {
             let service = ClassifierService::new(model, Arc::clone(engine));
             process.serve(service, classifier_sockets)?;
         }
         if let (Some(table), false) = (&table, cache_sockets.is_empty()) {
             let service = CacheService::new(Arc::clone(table))
-                .with_bytes(bytes)
+                .with_bytes(bytes.clone())
                 .with_snapshots(handle.clone());
             process.serve(service, cache_sockets)?;
         }
         let mut source: Option<Arc<dyn Source>> = None;
         if let Some(memo) = memo {
+            let own_bytes = bytes.filter(|_| memo.store.is_none());
             let own = table.map(|table| Store::Embedded(table, handle));
             let store = memo.store.or(own).expect("a memo without a store has the table");
             let built_in = memo.classifier.is_none().then(|| engine.clone()).flatten();
             let own = engine.map(|(model, engine)| Box::new(Embedded::new(&model, engine)) as _);
             let classifier = memo.classifier.or(own).expect("without another, it is built in");
             // The page shows scores, which are answers of bytes.
-            let bytes = http.is_some().then(|| Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)));
+            let of_page =
+                || http.is_some().then(|| Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)));
+            let bytes = own_bytes.or_else(of_page);
             let memo = Memo::new(store, bytes, memo.options);
             memo.add_model("", classifier, ModelOptions::default());
             let service = MemoService::of(&memo, "").expect("it was just added");
@@ -211,13 +220,23 @@ impl Process {
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
             process.listeners.spawn(serving);
         }
-        if let Some(((socket, address), ProxyConfig { options, proxy, .. })) = proxy {
+        if let Some(((socket, address), ProxyConfig { options, proxy, snapshots, .. })) = proxy {
             if let Some(tls) = &options.tls {
                 tokio::spawn(tls.keep_current());
             }
             let (service, stop) = (proxy.clone(), process.stop.clone());
             process.listeners.spawn(afterimage_http::serve(socket, service, options, stop));
             process.proxy = Some((proxy, address));
+            process.snapshots.extend(snapshots);
+        }
+        if let Some(((socket, address), admin)) = admin {
+            let services = process.services.clone();
+            let proxy = process.proxy.as_ref().map(|(proxy, _)| proxy.clone());
+            let operations = Arc::new(Operations { services, proxy });
+            let stop = process.stop.clone();
+            let serving = afterimage_gateway::serve_admin(socket, operations, admin.http, stop);
+            process.listeners.spawn(serving);
+            process.admin = Some(address);
         }
         Ok(process)
     }
@@ -242,6 +261,11 @@ impl Process {
         }
         self.services.push(service);
         Ok(())
+    }
+
+    /// The address of metrics and probes, if there is one.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin
     }
 
     /// The URL of the page, if there is one.
@@ -277,8 +301,13 @@ impl Process {
     pub async fn drain(mut self) -> Result<(), WriteError> {
         self.stop.cancel();
         while self.listeners.join_next().await.is_some() {}
-        let Some(writer) = self.snapshots.take() else { return Ok(()) };
-        let written = tokio::task::spawn_blocking(move || writer.finish().map(drop)).await;
+        let writers = std::mem::take(&mut self.snapshots);
+        // A failed snapshot does not keep the others from being written.
+        let finish = move || {
+            let outcomes: Vec<_> = writers.into_iter().map(SnapshotWriter::finish).collect();
+            outcomes.into_iter().try_for_each(|outcome| outcome.map(drop))
+        };
+        let written = tokio::task::spawn_blocking(finish).await;
         written.expect("a snapshot does not panic")
     }
 }
@@ -304,17 +333,6 @@ async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Conf
     let socket = TcpListener::bind(address).await.map_err(failed)?;
     let bound = socket.local_addr().map_err(failed)?;
     Ok((socket, bound))
-}
-
-/// The statistics of services, as each would send them.
-fn statistics(services: &[Arc<dyn Service>]) -> Vec<Stats> {
-    let of = |service: &Arc<dyn Service>| {
-        let mut stats = Stats::default();
-        stats.text(&metrics::SERVICE, service.identity().service.to_string());
-        service.stats(&mut stats);
-        stats
-    };
-    services.iter().map(of).collect()
 }
 
 /// Refuses a body limit that no request fits in.

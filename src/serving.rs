@@ -63,7 +63,11 @@ pub(crate) fn serve(
         check_exposed(listen, &options, args.insecure())?;
         options.open_admin = asks_for_certificates(&options);
     }
-    run(args.threads(), || config(ListenerConfig { address, options }))
+    run(args.threads(), || {
+        let mut config = config(ListenerConfig { address, options })?;
+        config.admin = args.admin.config()?;
+        Ok(config)
+    })
 }
 
 /// Runs a configuration on this many threads until SIGTERM or SIGINT. `config` runs inside the
@@ -89,6 +93,9 @@ pub(crate) fn run(
             let _ = say!("proxy listening on {address}");
             proxy.clone()
         });
+        if let Some(address) = process.admin() {
+            let _ = say!("metrics and probes on http://{address}/metrics");
+        }
         let started = Instant::now();
         terminated.await;
         let services = process.services().to_vec();

@@ -263,7 +263,7 @@ fn a_client_that_hangs_up_leaves_its_call_to_the_memo() {
 /// Requests in flight together on one connection.
 const MANY: usize = 10_000;
 
-/// Sends a request for each id; request `id` asks about image `id` modulo their number.
+/// Sends a request for each id; request `id` has image `id` modulo their number.
 async fn feed_all(raw: &mut Raw, digits: &Population, ids: impl Iterator<Item = u64>) {
     for id in ids {
         let image = digits.image((id % digits.len() as u64) as usize);

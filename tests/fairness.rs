@@ -1,5 +1,5 @@
 //! Fairness between clients for new inputs, over real sockets: a polite client beside busy ones,
-//! and beside a peer that asks for much and resets its connection.
+//! and beside a peer that requests much and resets its connection.
 //!
 //! The model sleeps, so a full batch takes the same time on a busy machine. A round, in which each
 //! connection has its turn once, takes one full batch for every 64 busy connections. The bound for
@@ -28,7 +28,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 /// Time of one image. A full batch takes 64 times as long. A round with 100 busy connections takes
-/// 15 ms, so that the polite client asks for less than its share.
+/// 15 ms, so that the polite client uses less than its share.
 const PER_IMAGE: Duration = Duration::from_micros(150);
 
 /// Time of one image in the tests of resets: few are scored before the reset.

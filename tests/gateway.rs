@@ -50,15 +50,20 @@ fn serve(args: &[&str]) -> (Running, SocketAddr) {
     let serve = ["serve", "--memory", "8MiB", "--model", "raw", "--http", "127.0.0.1:0"];
     let args: Vec<&str> = serve.iter().chain(args).copied().collect();
     let memo = Running::start(&args);
+    let page = address_in(&memo, "gateway listening on http://");
+    (memo, page)
+}
+
+/// The address behind these words in what a service has printed.
+fn address_in(service: &Running, words: &str) -> SocketAddr {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let log = memo.log();
-        if let Some((_, page)) = log.split_once("gateway listening on http://")
-            && let Some((address, _)) = page.split_once('/')
-        {
-            return (memo, address.parse().unwrap());
+        let log = service.log();
+        let after = log.split_once(words).map(|(_, after)| after);
+        if let Some((address, _)) = after.and_then(|after| after.split_once('/')) {
+            return address.parse().unwrap();
         }
-        assert!(Instant::now() < deadline, "no page:\n{log}");
+        assert!(Instant::now() < deadline, "no {words:?}:\n{log}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -165,6 +170,40 @@ fn a_public_page_without_a_token_is_refused() {
     let gateway = ["--log", "warn", "gateway", "--listen", "0.0.0.0:0"];
     let error = common::run(&gateway).failed_with_a_line();
     assert!(error.contains("--token-file"), "{error}");
+}
+
+#[test]
+fn every_service_has_metrics_and_probes() {
+    for (command, line) in [
+        ("serve", "afterimage_lookups_total{service=\"memo\",result=\"hit\"} 0"),
+        ("memo", "afterimage_lookups_total{service=\"memo\",result=\"hit\"} 0"),
+        ("cache", "afterimage_lookups_total{service=\"cache\",result=\"hit\"} 0"),
+        ("classifier", "service=\"classifier\""),
+    ] {
+        let service = Running::start(&[command, "--admin", "127.0.0.1:0"]);
+        let admin = address_in(&service, "metrics and probes on http://");
+        assert!(ask(admin, "GET /metrics", "", b"").body.contains(line), "{command}");
+        assert_eq!(ask(admin, "GET /livez", "", b"").status, 200);
+        assert_eq!(ask(admin, "GET /readyz", "", b"").status, 200);
+        assert_eq!(ask(admin, "GET /v1/stats", "", b"").status, 404);
+    }
+}
+
+#[test]
+fn a_service_without_its_upstream_is_not_ready() {
+    // A port that nothing listens on.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (port, url) = (closed.to_string(), format!("http://{closed}"));
+    for args in [["memo", "--classifier", &port], ["proxy", &url, "--admin"]] {
+        let admin = ["--admin", "127.0.0.1:0"];
+        let args: Vec<&str> =
+            args.iter().filter(|arg| **arg != "--admin").chain(&admin).copied().collect();
+        let service = Running::start(&args);
+        let admin = address_in(&service, "metrics and probes on http://");
+        let reply = ask(admin, "GET /readyz", "", b"");
+        assert_eq!((reply.status, &reply.json()["code"]), (503, &"not_ready".into()), "{args:?}");
+        assert_eq!(ask(admin, "GET /livez", "", b"").status, 200);
+    }
 }
 
 /// Drives the page in a real browser, if Chromium and Python's `playwright` are installed.

@@ -179,7 +179,7 @@ fn the_memo_answers_hits_in_one_write_without_allocation() {
     assert_eq!(cost, (0, 1), "allocations, writes");
 }
 
-/// Says that the connection was woken.
+/// Records that the connection was woken.
 struct Woken(Sender<()>);
 
 impl Wake for Woken {

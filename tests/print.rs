@@ -16,7 +16,7 @@ use common::{Done, PATIENCE, Running, file, folder, run, run_with, text};
 /// The exit code that a shell gives for a program that SIGPIPE has ended.
 const SIGPIPE: i32 = 128 + 13;
 
-/// Runs a command whose standard output has no reader.
+/// Runs a command with closed standard output.
 fn unread(args: &[&str]) -> Done {
     run_with(args, |command| {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -25,7 +25,7 @@ fn unread(args: &[&str]) -> Done {
     })
 }
 
-/// Runs a command whose standard output goes to a full disk.
+/// Runs a command with its standard output on a full disk.
 fn onto_a_full_disk(args: &[&str]) -> Done {
     run_with(args, |command| {
         command.stdout(File::create("/dev/full").unwrap());

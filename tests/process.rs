@@ -7,11 +7,15 @@ use afterimage::config::{
 };
 use afterimage::process::{ConfigError, Process};
 use afterimage_cache::Capacity;
+use afterimage_core::{Answer, ModelId, Origin};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
+use afterimage_memo::upstream::Function;
 use afterimage_memo::{MemoOptions, Secret};
+use afterimage_wire::client::Infer;
 use afterimage_wire::proto::Role;
 use afterimage_wire::{Client, ClientOptions};
+use tokio_util::bytes::Bytes;
 
 fn listener() -> ListenerConfig {
     ListenerConfig::new("127.0.0.1:0".parse().unwrap())
@@ -116,4 +120,36 @@ async fn a_page_whose_port_is_taken_is_optional_or_an_error() {
     assert_eq!(process.page(), None);
     process.drain().await.unwrap();
     assert!(matches!(Process::start(config(false)).await, Err(ConfigError::InUse(_))));
+}
+
+#[tokio::test]
+async fn answers_of_bytes_outlive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = || {
+        let capitals = Function::new(ModelId::bytes("capitals", [3; 32]), 1, |rows| {
+            let answer = |row: &Bytes| Answer::Bytes(row.to_ascii_uppercase().into());
+            Ok(rows.iter().map(answer).collect())
+        });
+        let table = TableConfig {
+            capacity: Capacity::Entries(1000),
+            snapshot: Some(folder.path().join("snapshot")),
+            bytes: Some(8 << 20),
+            ..TableConfig::default()
+        };
+        let memo = MemoConfig { classifier: Some(Box::new(capitals)), ..memo(1) };
+        Config { memo: Some(memo), table, ..Config::default() }
+    };
+    for origin in [Origin::Miss, Origin::Hit] {
+        let process = Process::start(config()).await.unwrap();
+        let (_, address) = process.addresses()[0];
+        let client = Client::connect(address, ClientOptions::new()).await.unwrap();
+        let request = Infer::rows("", ["one", "two"]);
+        let answers = client.infer(&request).await.unwrap();
+        let rows: Vec<_> = answers.rows.iter().map(|row| (&row.answer, row.origin)).collect();
+        let [one, two] = ["ONE", "TWO"].map(|text| Answer::Bytes(text.into()));
+        assert_eq!(rows, [(&one, origin), (&two, origin)]);
+        drop(client);
+        process.drain().await.unwrap();
+    }
+    assert!(folder.path().join("snapshot.bytes").exists());
 }

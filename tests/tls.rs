@@ -30,7 +30,7 @@ impl Pki {
         Pki { folder, servers, clients, server, client }
     }
 
-    /// The flags of a listener that asks for certificates.
+    /// The flags of a listener that requires certificates.
     fn listener(&self) -> Vec<String> {
         let Pki { server, clients, .. } = self;
         let files = [&server.cert, &server.key, &clients.cert].map(text);

@@ -100,7 +100,7 @@ impl Connection {
         }
     }
 
-    /// Logs in to Redis, selects the database, and asks for the version.
+    /// Logs in to Redis, selects the database, and reads the version.
     fn redis_version(
         &mut self,
         addr: SocketAddr,

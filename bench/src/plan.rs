@@ -134,7 +134,7 @@ pub enum Arrivals {
 pub enum Span {
     /// This time. The answers in flight at its end are awaited.
     Time(Duration),
-    /// Until so many requests, over all connections, have been sent and answered.
+    /// Until this number of requests, over all connections, have been sent and answered.
     Requests(u64),
 }
 

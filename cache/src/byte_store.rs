@@ -103,7 +103,7 @@ pub struct ByteStoreStats {
     pub hits: u64,
     /// Lookups that found none.
     pub misses: u64,
-    /// Lookups that found a value whose time was over; they count as misses too.
+    /// Lookups that found an expired value; they count as misses too.
     pub expired: u64,
     /// Values inserted.
     pub inserted: u64,
@@ -175,7 +175,7 @@ impl ByteStore {
         self.max_value_bytes
     }
 
-    /// The value of a key, if the store has one whose time is not over at `now`.
+    /// The value of a key, if the store has one that is not expired at `now`.
     pub fn get(&self, key: u128, now: Instant) -> Option<Stored> {
         let Some(entry) = self.cache.get(&key) else {
             self.counters.misses.fetch_add(1, Relaxed);

@@ -98,7 +98,7 @@ pub struct LoadReport {
     /// Entries among them that were put into the store. The others were expired or too large, or
     /// the store had newer values for their keys.
     pub restored: u64,
-    /// Entries whose time to live was over.
+    /// Expired entries.
     pub expired: u64,
     /// Entries that were evicted to make room for others. There can be some even in a store of the
     /// same capacity if it was not empty.

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::snapshot::{LoadError, OpenError, SnapshotReport, load};
 use afterimage_cache::{ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table};
+use afterimage_testkit::killed;
 use bytes::Bytes;
 
 /// Bytes of a snapshot's header, and of a record beside its value.
@@ -237,12 +238,10 @@ fn a_snapshot_has_every_value_that_stays_during_the_write() {
     });
 }
 
-const KILLED_WRITES_TO: &str = "AFTERIMAGE_TEST_KILLED_WRITES_BYTES_TO";
-
 /// Not a test of its own: the process that `a_killed_writer_leaves_a_whole_snapshot` kills.
 #[test]
 fn writes_byte_snapshots_until_it_is_killed() {
-    let Some(path) = std::env::var_os(KILLED_WRITES_TO) else { return };
+    let Some(path) = killed::path() else { return };
     let file = SnapshotFile::open_bytes(path).unwrap();
     for generation in 0.. {
         file.write(&filled(5000, generation)).unwrap();
@@ -253,44 +252,36 @@ fn writes_byte_snapshots_until_it_is_killed() {
 fn a_killed_writer_leaves_a_whole_snapshot() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bytes");
-    let mut in_the_middle = 0;
-    for round in 0..20u64 {
-        let mut writer = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "writes_byte_snapshots_until_it_is_killed"])
-            .env(KILLED_WRITES_TO, &path)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        while !path.exists() {
-            assert_eq!(writer.try_wait().unwrap(), None, "the writer ended by itself");
-            thread::sleep(Duration::from_millis(1));
-        }
-        if round == 0 {
-            // A second process may not use the file. Its error names the process that does.
+    let moments = [30_000, 3131].map(Duration::from_micros);
+    let mut is_first = true;
+    let started = |writer: &Child| {
+        if std::mem::replace(&mut is_first, false) {
+            // A second process may not use the file. The error names the process that uses it.
             let error = SnapshotFile::open_bytes(&path).unwrap_err();
             let owner = writer.id();
             assert!(matches!(error, OpenError::InUse { pid: Some(pid), .. } if pid == owner));
             assert!(error.to_string().contains(&format!("in use by process {owner}")), "{error}");
         }
-        thread::sleep(Duration::from_micros(30_000 + 3_131 * round));
-        writer.kill().unwrap();
-        writer.wait().unwrap();
-        let names = fs::read_dir(directory.path()).unwrap().flatten();
-        in_the_middle +=
-            names.filter(|file| file.file_name().to_string_lossy().contains(".tmp-")).count();
-
-        let store = empty();
-        assert_eq!(load(&store, &path).unwrap().restored, 5000);
-        let mut generations = HashMap::new();
-        for key in 0..5000 {
-            let stored = store.get(key, Instant::now()).unwrap().value;
-            let generation = u64::from_le_bytes(stored[..8].try_into().unwrap());
-            assert_eq!(stored, value(key, generation));
-            *generations.entry(generation).or_insert(0) += 1;
-        }
-        assert_eq!(generations.len(), 1, "two snapshots in one");
-    }
-    assert!(in_the_middle > 0, "no writer was killed during a write");
+    };
+    killed::in_rounds(
+        "writes_byte_snapshots_until_it_is_killed",
+        &path,
+        20,
+        moments,
+        started,
+        || {
+            let store = empty();
+            assert_eq!(load(&store, &path).unwrap().restored, 5000);
+            let mut generations = HashMap::new();
+            for key in 0..5000 {
+                let stored = store.get(key, Instant::now()).unwrap().value;
+                let generation = u64::from_le_bytes(stored[..8].try_into().unwrap());
+                assert_eq!(stored, value(key, generation));
+                *generations.entry(generation).or_insert(0) += 1;
+            }
+            assert_eq!(generations.len(), 1, "two snapshots in one");
+        },
+    );
     drop(SnapshotFile::open_bytes(&path).unwrap());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "only the snapshot is left");
 }

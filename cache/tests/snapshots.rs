@@ -8,11 +8,12 @@ use afterimage_cache::metrics::METRICS;
 use afterimage_cache::snapshot::{LoadError, OpenError, SnapshotFile, WriteError, load};
 use afterimage_cache::snapshot::{SnapshotReport, SnapshotWriter};
 use afterimage_cache::{ByteStore, CacheService, Capacity, Table};
+use afterimage_testkit::killed;
 use afterimage_wire::proto::stats::{Stats, Value};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -33,7 +34,7 @@ fn with_slots(slots: u64) -> Table {
 
 /// A table with `entries` keys, each with a value of this `generation`.
 fn filled(entries: u64, generation: u64) -> Table {
-    // In so many slots no bucket overflows.
+    // With this number of slots no bucket overflows.
     let table = with_slots(16 * entries + 500);
     for key in 0..entries {
         table.insert(key, sealed(key, generation));
@@ -519,12 +520,10 @@ fn threads_that_write_one_file_take_turns() {
     assert_eq!(names(directory.path()), ["snapshot"]);
 }
 
-const KILLED_WRITES_TO: &str = "TEST_KILLED_WRITES_TO";
-
 /// Not a test of its own: the process that `a_killed_writer_leaves_a_whole_snapshot` kills.
 #[test]
 fn writes_snapshots_until_it_is_killed() {
-    let Some(path) = std::env::var_os(KILLED_WRITES_TO) else { return };
+    let Some(path) = killed::path() else { return };
     let file = SnapshotFile::open(path).unwrap();
     let table = with_slots(400_000);
     for generation in 0.. {
@@ -539,39 +538,28 @@ fn writes_snapshots_until_it_is_killed() {
 fn a_killed_writer_leaves_a_whole_snapshot() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("snapshot");
-    let mut in_the_middle = 0;
-    for round in 0..25u64 {
-        let mut writer = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "writes_snapshots_until_it_is_killed"])
-            .env(KILLED_WRITES_TO, &path)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        while !path.exists() {
-            assert_eq!(writer.try_wait().unwrap(), None, "the writer ended by itself");
-            thread::sleep(Duration::from_millis(1));
-        }
-        // Different moments of a write, which takes some milliseconds.
-        thread::sleep(Duration::from_micros(20_000 + 1_731 * round));
-        writer.kill().unwrap();
-        writer.wait().unwrap();
-        let left = names(directory.path());
-        assert!(
-            left.contains(&"snapshot.lock".to_owned()),
-            "a crash leaves the lock file: {left:?}"
-        );
-        in_the_middle += left.len() - 2;
-
-        let restored = with_slots(300_000);
-        load(&restored, &path).unwrap();
-        assert_eq!(restored.len(), 20_000);
-        let generations: Vec<u64> = (0..20_000u64)
-            .map(|key| (0..).find(|&g| restored.get(key) == Some(sealed(key, g))).unwrap())
-            .collect();
-        assert!(generations.iter().all(|&g| g == generations[0]), "two snapshots in one");
-    }
-    println!("{in_the_middle} of 25 were killed during a write");
-    assert!(in_the_middle > 0, "no writer was killed during a write");
+    // Different moments of a write, which takes some milliseconds.
+    let moments = [20_000, 1731].map(Duration::from_micros);
+    let test = "writes_snapshots_until_it_is_killed";
+    killed::in_rounds(
+        test,
+        &path,
+        25,
+        moments,
+        |_| {},
+        || {
+            let left = names(directory.path());
+            let lock = "snapshot.lock".to_owned();
+            assert!(left.contains(&lock), "a crash leaves the lock file: {left:?}");
+            let restored = with_slots(300_000);
+            load(&restored, &path).unwrap();
+            assert_eq!(restored.len(), 20_000);
+            let generations: Vec<u64> = (0..20_000u64)
+                .map(|key| (0..).find(|&g| restored.get(key) == Some(sealed(key, g))).unwrap())
+                .collect();
+            assert!(generations.iter().all(|&g| g == generations[0]), "two snapshots in one");
+        },
+    );
     drop(SnapshotFile::open(&path).unwrap());
     assert_eq!(names(directory.path()), ["snapshot"]);
 }

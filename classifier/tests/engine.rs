@@ -70,6 +70,26 @@ fn wait_until(mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// An engine whose only thread is scoring job 0 until `open` is dropped.
+struct Busy {
+    scorer: Arc<Echo>,
+    engine: Engine,
+    open: Sender<()>,
+    sender: Sender<(u16, Result<u16, EngineError>)>,
+    answers: Answers,
+}
+
+impl Busy {
+    fn new(options: EngineOptions) -> Self {
+        let (scorer, open) = Echo::gated();
+        let engine = Engine::start_with(scorer.clone(), options);
+        let (sender, answers) = channel();
+        engine.submit(job(0, 0, &sender)).unwrap();
+        wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+        Busy { scorer, engine, open, sender, answers }
+    }
+}
+
 /// All replies, by number. They are complete when the last job, with its sender, is dropped.
 fn collect(
     sender: Sender<(u16, Result<u16, EngineError>)>,
@@ -103,11 +123,7 @@ fn each_job_gets_its_answer_once_on_any_number_of_threads() {
 
 #[test]
 fn a_full_queue_refuses_at_once_with_one_reply() {
-    let (scorer, open) = Echo::gated();
-    let engine = Engine::start_with(scorer.clone(), options(1));
-    let (sender, answers) = channel();
-    engine.submit(job(0, 0, &sender)).unwrap();
-    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let Busy { engine, open, sender, answers, .. } = Busy::new(options(1));
     for i in 1..=16 {
         engine.submit(job(i, i as u8, &sender)).unwrap();
     }
@@ -129,11 +145,7 @@ fn a_full_queue_refuses_at_once_with_one_reply() {
 
 #[test]
 fn waiting_images_are_scored_in_one_batch() {
-    let (scorer, open) = Echo::gated();
-    let engine = Engine::start_with(scorer.clone(), options(1));
-    let (sender, answers) = channel();
-    engine.submit(job(0, 0, &sender)).unwrap();
-    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let Busy { scorer, engine, open, sender, answers } = Busy::new(options(1));
     assert_eq!(engine.submit_many((1..=12).map(|i| job(i, i as u8, &sender))), 0);
     drop(open);
     engine.shutdown();
@@ -171,11 +183,7 @@ fn idle_threads_share_a_large_submission() {
 
 #[test]
 fn an_image_past_its_deadline_is_not_scored() {
-    let (scorer, open) = Echo::gated();
-    let engine = Engine::start_with(scorer.clone(), options(1));
-    let (sender, answers) = channel();
-    engine.submit(job(0, 0, &sender)).unwrap();
-    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let Busy { scorer, engine, open, sender, answers } = Busy::new(options(1));
     let now = Instant::now();
     engine.submit(job(1, 1, &sender).with_deadline(Some(now))).unwrap();
     engine.submit(job(2, 2, &sender).with_deadline(Some(now + Duration::from_secs(60)))).unwrap();
@@ -189,12 +197,8 @@ fn an_image_past_its_deadline_is_not_scored() {
 
 #[test]
 fn a_client_with_one_image_is_in_the_next_batch() {
-    let (scorer, open) = Echo::gated();
     let options = EngineOptions { max_queued: 1000, ..options(1) };
-    let engine = Engine::start_with(scorer.clone(), options);
-    let (sender, answers) = channel();
-    engine.submit(job(0, 0, &sender)).unwrap();
-    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let Busy { engine, open, sender, answers, .. } = Busy::new(options);
     assert_eq!(engine.submit_many((1..=499).map(|i| job(i, i as u8 % 200, &sender))), 0);
     engine.submit(job(1000, 7, &sender).of_client(1)).unwrap();
     drop(open);
@@ -206,12 +210,8 @@ fn a_client_with_one_image_is_in_the_next_batch() {
 
 #[test]
 fn one_client_cannot_fill_the_queue_for_another() {
-    let (scorer, open) = Echo::gated();
     let options = EngineOptions { max_queued: 100, ..options(1) };
-    let engine = Engine::start_with(scorer.clone(), options);
-    let (sender, answers) = channel();
-    engine.submit(job(0, 0, &sender)).unwrap();
-    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let Busy { engine, open, sender, answers, .. } = Busy::new(options);
     assert_eq!(engine.submit_many((1..=120).map(|i| job(i, 1, &sender))), 70);
     let refused = engine.submit(job(121, 1, &sender)).unwrap_err().to_string();
     assert_eq!(refused, "50 images of this client wait to be scored; its limit is 50 now");
@@ -242,12 +242,8 @@ impl Caller for Leaves {
 
 #[test]
 fn images_of_a_caller_that_left_are_not_scored() {
-    let (scorer, open) = Echo::gated();
     let options = EngineOptions { max_queued: 1000, ..options(1) };
-    let engine = Engine::start_with(scorer.clone(), options);
-    let (sender, answers) = channel();
-    engine.submit(job(0, 0, &sender)).unwrap();
-    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let Busy { scorer, engine, open, sender, answers } = Busy::new(options);
     let left = Arc::default();
     let leaves = |number| {
         let caller = Leaves { left: Arc::clone(&left), number, to: sender.clone() };
@@ -268,11 +264,7 @@ fn images_of_a_caller_that_left_are_not_scored() {
 
 #[test]
 fn a_panic_while_scoring_fails_only_its_image() {
-    let (scorer, open) = Echo::gated();
-    let engine = Engine::start_with(scorer.clone(), options(1));
-    let (sender, answers) = channel();
-    engine.submit(job(0, 0, &sender)).unwrap();
-    wait_until(|| !scorer.batches.lock().unwrap().is_empty());
+    let Busy { engine, open, sender, answers, .. } = Busy::new(options(1));
     engine.submit_many([job(1, 1, &sender), job(2, PANICS, &sender), job(3, 3, &sender)]);
     drop(open);
     wait_until(|| engine.counters().scored == 3);

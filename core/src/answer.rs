@@ -15,7 +15,7 @@ use crate::status::Failure;
 pub enum Answer {
     /// A class of a classifier, below its number of classes. The fast case.
     Label(u16),
-    /// Anything else: a tensor, an embedding, an image. The model alone knows what it means.
+    /// Any other answer: a tensor, an embedding, an image. Only the model knows its meaning.
     Bytes(Bytes),
 }
 

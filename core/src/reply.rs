@@ -196,7 +196,7 @@ impl<T: Outcome> fmt::Debug for Reply<T> {
     }
 }
 
-/// Tells whether the outcome of a [`Reply`] is wanted, without the duty to send it.
+/// Reports whether the outcome of a [`Reply`] is wanted, without the duty to send it.
 pub struct Watch<T> {
     sink: Option<Arc<dyn Sink<T>>>,
     token: u64,
@@ -264,7 +264,7 @@ mod tests {
         }
     }
 
-    /// Records what it gets; its behaviour depends on the token.
+    /// Records its outcomes; its behaviour depends on the token.
     #[derive(Default)]
     struct Recorder(Mutex<Vec<(u64, Answer)>>);
 

@@ -43,6 +43,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use access::{Access, Scope};
+pub use operations::{Operated, serve_admin};
 pub use source::{Classified, InProcess, Pending, Remote, Source, Wish};
 
 use overview::History;

@@ -1,13 +1,22 @@
 //! Routes for operators: metrics and probes.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use afterimage_core::Metric;
+use afterimage_http::HttpOptions;
 use afterimage_wire::prometheus;
+use afterimage_wire::proto::stats::Stats;
+use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
+use axum::routing::get;
 use bytes::Bytes;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::problem::Problem;
 use crate::{Shared, Wish};
@@ -20,16 +29,69 @@ pub(crate) async fn metrics(
     State(shared): State<Arc<Shared>>,
 ) -> Result<impl IntoResponse, Problem> {
     let services = shared.source.stats().await?;
-    let text = prometheus::text(&services, metric);
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+    Ok(exposition(&services, metric))
 }
 
 /// The description of a metric.
-fn metric(name: &str) -> Option<&'static afterimage_core::Metric> {
+fn metric(name: &str) -> Option<&'static Metric> {
     use afterimage_wire::server::metrics as server;
     let all =
         [server::METRICS, afterimage_memo::metrics::METRICS, afterimage_cache::metrics::METRICS];
     all.into_iter().flatten().find(|metric| metric.has_name(name))
+}
+
+/// The services of a process, as an operator sees them.
+pub trait Operated: Send + Sync + 'static {
+    /// The statistics of each service.
+    fn stats(&self) -> Vec<Stats>;
+
+    /// The description of a metric.
+    fn describe(&self, name: &str) -> Option<&'static Metric>;
+
+    /// Why the process cannot answer requests now; `None` if it can.
+    fn obstacle(&self) -> Pin<Box<dyn Future<Output = Option<String>> + Send + '_>>;
+}
+
+/// Serves `/metrics`, `/livez` and `/readyz` of any service on `socket` until `stop` is cancelled.
+pub async fn serve_admin(
+    socket: TcpListener,
+    operated: Arc<dyn Operated>,
+    http: HttpOptions,
+    stop: CancellationToken,
+) {
+    let routes = Router::new()
+        .route("/metrics", get(all_metrics))
+        .route("/livez", get(livez))
+        .route("/readyz", get(no_obstacle))
+        .fallback(Problem::no_such_path)
+        .method_not_allowed_fallback(Problem::wrong_method)
+        .with_state(operated);
+    afterimage_http::serve(socket, TowerToHyperService::new(routes), http, stop).await;
+}
+
+async fn all_metrics(State(operated): State<Arc<dyn Operated>>) -> impl IntoResponse {
+    exposition(&operated.stats(), |name| operated.describe(name))
+}
+
+async fn no_obstacle(State(operated): State<Arc<dyn Operated>>) -> Result<&'static str, Problem> {
+    match tokio::time::timeout(READY_WITHIN, operated.obstacle()).await {
+        Ok(None) => Ok("ok\n"),
+        Ok(Some(obstacle)) => Err(unready(obstacle)),
+        Err(_) => Err(unready(format!("the check takes longer than {READY_WITHIN:?}"))),
+    }
+}
+
+/// Statistics in the text format of Prometheus.
+fn exposition<'m>(
+    services: &[Stats],
+    describe: impl Fn(&str) -> Option<&'m Metric>,
+) -> ([(HeaderName, &'static str); 1], String) {
+    let text = prometheus::text(services, describe);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+fn unready(why: String) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why)
 }
 
 /// `GET /livez`: the process answers.
@@ -40,7 +102,6 @@ pub(crate) async fn livez() -> &'static str {
 /// `GET /readyz`: a test input, of zeros, is answered. Its answer is stored like others, so a memo
 /// that was ready stays ready while its model is away: it still answers hits.
 pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
-    let unready = |why: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why);
     let model = shared.source.model();
     let Some(model) = model else {
         return Err(unready("the model is not known yet; its server cannot be reached".into()));

@@ -222,7 +222,7 @@ impl Inner {
                 ));
             }
             Err(error) => {
-                let text = format!("{}: the response ended early: {error}", self.address);
+                let text = format!("the model server's response ended early: {error}");
                 let (status, outcome) = (Status::UpstreamCrashed, Outcome::Failed);
                 let (retry, payload) = (Retry::Budgeted, None);
                 return Err(EndpointError { status, text, outcome, retry, payload });
@@ -296,6 +296,7 @@ impl Inner {
     }
 
     fn unsent(&self, error: &ForwardError) -> EndpointError {
+        tracing::warn!(server = self.address, model = &*self.path, "{error}");
         self.lock().trouble = Some(error.to_string());
         let (outcome, retry) = match error {
             ForwardError::Unreachable { .. } => (Outcome::Failed, Retry::Free),
@@ -313,7 +314,7 @@ impl Inner {
         body: Bytes,
     ) -> EndpointError {
         let status = head.status;
-        let text = format!("{} answered with {status}", self.address);
+        let text = format!("the model server answered with {status}");
         match status {
             // Another client may be allowed to ask, and redirections are for each client.
             StatusCode::UNAUTHORIZED
@@ -434,7 +435,7 @@ impl Endpoint for ModelEndpoint {
 
 impl Inner {
     fn late(&self, limit: Duration) -> EndpointError {
-        let text = format!("{} gave no response in {limit:?}", self.address);
+        let text = format!("the model server gave no response in {limit:?}");
         let (status, outcome) = (Status::DeadlineExceeded, Outcome::TimedOut);
         EndpointError { status, text, outcome, retry: Retry::Budgeted, payload: None }
     }

@@ -40,7 +40,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 const MAX_RESOURCE: usize = 4 << 20;
 
 /// The longest time for [`Replica::get`].
-const RESOURCE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const RESOURCE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// An error of a body, of either direction.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -128,12 +128,12 @@ pub struct Replica {
     client: Client<Connector, Outgoing>,
 }
 
-/// Why a server gave no response.
+/// Why a server gave no response. The text goes to clients, so it does not name the server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ForwardError {
     /// No connection to the server.
-    #[error("cannot connect to the model server {server} ({reason}); start it, or correct its URL")]
+    #[error("cannot connect to the model server ({reason}); start it, or correct its URL")]
     Unreachable {
         /// Its URL.
         server: String,
@@ -141,7 +141,7 @@ pub enum ForwardError {
         reason: String,
     },
     /// The connection ended, or the response is not HTTP.
-    #[error("the model server {server} sent no valid response: {reason}")]
+    #[error("the model server sent no valid response: {reason}")]
     Failed {
         /// Its URL.
         server: String,

@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod call;
+pub mod embeddings;
 mod endpoint;
 pub mod forward;
 mod headers;

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::endpoint::{Examined, ModelEndpoint};
-use crate::forward::Replica;
+use crate::forward::{RESOURCE_TIMEOUT, Replica};
 use crate::policy::Bypass;
 use crate::purity::Purity;
 
@@ -181,9 +181,10 @@ impl Models {
         self.started.elapsed().as_millis() as u64
     }
 
-    /// Milliseconds after which an examination is due in the path of a call.
+    /// Milliseconds after which an examination is due in the path of a call: longer than the task
+    /// takes, which examines models in use.
     fn due_after(&self) -> u64 {
-        2 * self.settings.poll_every.as_millis() as u64
+        (2 * self.settings.poll_every + 2 * RESOURCE_TIMEOUT).as_millis() as u64
     }
 
     /// The slot of a path: an existing one, or a new one within the limit.
@@ -259,8 +260,8 @@ impl Models {
         if model.endpoints.iter().all(|endpoint| endpoint.model().is_none()) {
             return Err(Bypass::UnknownModel);
         }
-        let mut options = PoolOptions::default();
-        options.timeout = self.settings.timeout;
+        let timeout = self.settings.timeout;
+        let options = PoolOptions { timeout, ..PoolOptions::default() };
         let endpoints = model.endpoints.iter().map(|endpoint| Arc::new(endpoint.clone()) as _);
         let pool = Pool::of_endpoints(endpoints, options);
         let mut options = ModelOptions::default();
@@ -275,7 +276,8 @@ impl Models {
     /// Asks each server about a model once.
     async fn examine(self: &Arc<Self>, model: &Arc<Model>) {
         let mut asked = JoinSet::new();
-        for endpoint in model.endpoints.iter().cloned() {
+        for endpoint in &model.endpoints {
+            let endpoint = endpoint.clone();
             asked.spawn(async move { endpoint.examine().await });
         }
         let (mut missing, mut reloaded, mut refusal, mut described) = (0, false, None, false);
@@ -293,9 +295,9 @@ impl Models {
         if described {
             model.refusal.store(Arc::new(refusal));
             model.max_rows.store(max_rows, Relaxed);
-            // Without an answer the old time stays: the next call asks again.
-            model.examined.store(self.now(), Relaxed);
         }
+        // Also without an answer: a server that hangs must not delay each hit.
+        model.examined.store(self.now(), Relaxed);
         if reloaded {
             tracing::info!(model = &*model.path, "the model was loaded again");
             let _ = self.memo.flush(&model.path);

@@ -160,6 +160,11 @@ impl Proxy {
         inner.memo.stats(stats);
     }
 
+    /// The number of servers.
+    pub fn replicas(&self) -> usize {
+        self.inner.replicas.len()
+    }
+
     /// Asks each server whether it is there and speaks the protocol. Returns what is wrong.
     pub async fn check(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -176,7 +181,7 @@ impl Proxy {
                         ));
                     }
                 }
-                Err(error) => problems.push(error.to_string()),
+                Err(error) => problems.push(format!("{}: {error}", replica.target())),
             }
         }
         problems
@@ -565,7 +570,7 @@ impl Inner {
             }
             Err(failed) => {
                 self.unreachable.fetch_add(1, Relaxed);
-                tracing::warn!("{failed}");
+                tracing::warn!(server = %replica.target(), "{failed}");
                 let status = match failed {
                     ForwardError::Target(_) => StatusCode::BAD_REQUEST,
                     _ => StatusCode::BAD_GATEWAY,

@@ -408,7 +408,7 @@ async fn an_unreachable_server_is_an_error_that_says_so() {
     assert_eq!(hit.cache_status(), "hit; age=0", "known answers need no server");
     let miss = post(proxy, INFER, "", &call(&[2])).await;
     assert_eq!(miss.status(), 502);
-    assert!(miss.body.contains("cannot connect to the model server http://127.0.0.1:"), "{miss:?}");
+    assert!(miss.body.contains("cannot connect to the model server ("), "{miss:?}");
     let other = exchange(proxy, b"GET /v2 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert_eq!(other.status(), 502);
     assert!(other.body.starts_with(r#"{"error":"afterimage: cannot connect"#), "{other:?}");

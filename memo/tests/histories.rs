@@ -4,7 +4,7 @@
 //! upstreams hold each call until the history answers it, in any order. Each answer of bytes names
 //! the call that computed it, so that the checks know its model, its row and its age.
 //!
-//! Doubles with one defect each prove that the checks find what they look for.
+//! Doubles with one defect each prove that the checks find these defects.
 
 #![allow(clippy::unwrap_used)]
 

@@ -42,7 +42,7 @@ const ATTACK: Duration = Duration::from_millis(1500);
 /// The time within which a request is answered on a busy machine.
 const IN_TIME: Duration = Duration::from_secs(1);
 
-/// Bytes after which an attack ends all the same, so that a failing test finishes.
+/// Bytes after which every attack ends, so that a failing test finishes.
 const MAX_SENT: usize = 400 << 20;
 
 /// Replies to a lookup: first the beginning, then the rest without end.

@@ -15,7 +15,7 @@ use afterimage_wire::server::{ServerOptions, Token};
 use afterimage_wire::tls::ClientTls;
 use anyhow::{Context, bail};
 
-use crate::config::{EngineConfig, GatewayConfig, TableConfig};
+use crate::config::{AdminConfig, EngineConfig, GatewayConfig, TableConfig};
 use crate::net;
 use crate::process::ConfigError;
 use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
@@ -89,8 +89,34 @@ pub(crate) struct ServerArgs {
     drain_timeout: Span,
 
     #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+
+    #[command(flatten)]
     tls: ServerTlsArgs,
 }
+
+/// The listener for operators.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Connections")]
+pub(crate) struct AdminArgs {
+    /// Address of /metrics, /livez and /readyz over HTTP, without a token [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = net::parse)]
+    admin: Option<String>,
+}
+
+impl AdminArgs {
+    /// The listener, if there is one.
+    pub(crate) fn config(&self) -> anyhow::Result<Option<AdminConfig>> {
+        let Some(address) = &self.admin else { return Ok(None) };
+        let address = net::resolve(address).context("--admin")?;
+        let mut http = HttpOptions::default();
+        http.max_connections = ADMIN_CONNECTIONS;
+        Ok(Some(AdminConfig { address, http }))
+    }
+}
+
+/// Connections of operators: scrapers and probes.
+const ADMIN_CONNECTIONS: usize = 64;
 
 impl ServerArgs {
     pub(crate) fn options(&self) -> anyhow::Result<ServerOptions> {
@@ -342,7 +368,7 @@ fn secret_file(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(secret)
 }
 
-/// The server that a client command asks: a flag, or the same without it.
+/// The server of a client command: a flag, or an argument without it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct AddressArgs {
     /// Short form of --server.

@@ -58,7 +58,7 @@ impl FromStr for ClassifierAddr {
         }
         match text.split_once("://") {
             Some(("http" | "https", _)) => Err(format!(
-                "HTTP is not supported; a classifier speaks the Afterimage protocol; {EXPECTED}"
+                "HTTP is not supported here; for a model server with HTTP use: afterimage proxy; {EXPECTED}"
             )),
             Some((scheme, _)) if scheme.starts_with("redis") => {
                 Err(format!("Redis is a store and cannot classify; {EXPECTED}"))

@@ -18,13 +18,13 @@ use crate::{net, serving};
   afterimage forget --server 127.0.0.1:7402 --model resnet --raw input.bin
 
 The memo computes the answer anew at the next request. If the memo has an --admin-token-file,
-give that file as --token-file. To take back all answers of a model, use 'afterimage flush'.")]
+give that file as --token-file. To delete all answers of a model, use 'afterimage flush'.")]
 pub(crate) struct ForgetArgs {
     /// Input files: images as for 'afterimage classify', or with --raw any files.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
 
-    /// Take each file's bytes as the input, as they are.
+    /// Use the bytes of each file as the input.
     #[arg(long)]
     raw: bool,
 

@@ -71,7 +71,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::run(serving::threads(args.connections.threads), || {
         let server = Some(Connection::connect_lazy(args.server.as_str(), client(&args)?));
         let gateway = GatewayConfig { address, optional: false, options, http, server };
-        Ok(Config { gateway: Some(gateway), ..Config::default() })
+        let admin = args.connections.admin.config()?;
+        Ok(Config { gateway: Some(gateway), admin, ..Config::default() })
     })
 }
 

@@ -5,19 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
-use afterimage_memo::store::{Backend, Redis, RedisOptions, RemoteStore, StoreOptions};
-use afterimage_memo::{MemoOptions, Secret, Store, Upstream};
+use afterimage_memo::{MemoOptions, Upstream};
 use afterimage_wire::client::Expect;
-use afterimage_wire::tls::{ClientFiles, ClientTls};
-use afterimage_wire::{CacheClient, Client, ClientOptions};
-use anyhow::{Context, bail};
+use afterimage_wire::tls::ClientTls;
+use afterimage_wire::{Client, ClientOptions};
+use anyhow::bail;
 
 use crate::args::{
     ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
 };
 use crate::config::{Config, MemoConfig};
-use crate::tls::{ClassifierTlsArgs, StoreTlsArgs, warn_if_exposed};
-use crate::{net, serving};
+use crate::store::StoreArgs;
+use crate::tls::ClassifierTlsArgs;
+use crate::{net, serving, store};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// Classifier: embedded, or HOST:PORT. Several addresses, separated by commas, share the work.
     #[arg(long, value_name = "ADDR", default_value = "embedded", value_delimiter = ',')]
     pub(crate) classifier: Vec<ClassifierAddr>,
+
+    #[command(flatten)]
+    pub(crate) remote: StoreArgs,
 
     #[command(flatten)]
     pub(crate) upstream: UpstreamArgs,
@@ -80,33 +83,13 @@ pub(crate) struct MemoArgs {
     auto_bypass: bool,
 }
 
-/// Flags of a store and a classifier in other processes.
+/// Flags of a classifier in another process.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Store and classifier")]
+#[command(next_help_heading = "Classifier")]
 pub(crate) struct UpstreamArgs {
-    /// File with the token that the cache service requires.
-    #[arg(long, value_name = "FILE", alias = "cache-token-file")]
-    store_token_file: Option<PathBuf>,
-
-    /// File with the password of Redis; keeps it out of the command line.
-    #[arg(long, value_name = "FILE")]
-    store_password_file: Option<PathBuf>,
-
-    /// Prefix of all keys in Redis; memos with different prefixes share no answers [default: ai:]
-    #[arg(long, value_name = "PREFIX")]
-    redis_prefix: Option<String>,
-
-    /// Redis drops an answer after this time, in whole seconds [default: only when it is full]
-    #[arg(long, value_name = "TIME")]
-    redis_ttl: Option<Span>,
-
     /// File with the token that the classifier requires.
     #[arg(long, value_name = "FILE")]
     classifier_token_file: Option<PathBuf>,
-
-    /// Time limit of a lookup in a remote store; a slower one counts as a miss.
-    #[arg(long, value_name = "TIME", default_value = "2ms")]
-    lookup_budget: Span,
 
     /// Time limit of one call to a remote classifier. A retry has the same limit again.
     #[arg(long, value_name = "TIME", default_value = "5s")]
@@ -121,26 +104,17 @@ pub(crate) struct UpstreamArgs {
     resolve_every: Span,
 
     #[command(flatten)]
-    store_tls: StoreTlsArgs,
-
-    #[command(flatten)]
     classifier_tls: ClassifierTlsArgs,
 }
 
 impl Default for UpstreamArgs {
-    /// The defaults, for a memo whose store and classifier are embedded.
+    /// The defaults, for an embedded classifier.
     fn default() -> Self {
         UpstreamArgs {
-            store_token_file: None,
-            store_password_file: None,
-            redis_prefix: None,
-            redis_ttl: None,
             classifier_token_file: None,
-            lookup_budget: Span(StoreOptions::default().lookup_budget),
             classifier_timeout: Span(PoolOptions::default().timeout),
             retry_budget: PoolOptions::default().retry_percent,
             resolve_every: Span(Duration::from_secs(10)),
-            store_tls: StoreTlsArgs::default(),
             classifier_tls: ClassifierTlsArgs::default(),
         }
     }
@@ -152,34 +126,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     refuse_misplaced(&args)?;
     warn_of_unused(&args);
+    let is_kept = args.store != StoreAddr::Embedded || args.table.has_snapshot();
     serving::serve(&args.server, &args.listen, |listener| {
-        let options = MemoOptions::new(secret(&args)?)
+            .max_waiting(args.memo.max_waiting)
             .max_waiting(args.memo.max_waiting.get())
+        let options = MemoOptions::new(secret(&args)?)
+        let options = MemoOptions::new(store::secret(args.memo.secret_file.as_deref(), is_kept)?)
             .audit(args.memo.audit.map(|share| share.0))
             .auto_bypass(args.memo.auto_bypass);
-        let store = match &args.store {
-            StoreAddr::Embedded => None,
-            StoreAddr::Cache(addr) => {
-                let options = args.upstream.cache_options(addr)?;
-                let client = CacheClient::connect_lazy(addr.as_str(), options);
-                Some(remote_store(client, &args.upstream))
-            }
-            StoreAddr::Redis(url) => {
-                let is_secure = url.starts_with("rediss");
-                let certificates = args.upstream.store_tls.for_redis(is_secure)?;
-                let password_file = args.upstream.store_password_file.clone();
-                if let Some(file) = &password_file {
-                    warn_if_exposed("--store-password-file", file);
-                }
-                let has_files = is_secure || password_file.is_some();
-                let options = args.upstream.redis_options(certificates, password_file);
-                let redis = Redis::connect_lazy(url, options)?;
-                if has_files {
-                    tokio::spawn(redis.keep_current());
-                }
-                Some(remote_store(redis, &args.upstream))
-            }
-        };
+        let store = args.remote.labels(&args.store)?;
         let classifier = classifier(&args)?;
         let memo = MemoConfig { listeners: vec![listener], options, store, classifier };
         let (table, engine) = (args.table.config()?, args.engine.config());
@@ -191,38 +146,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 /// Refuses flags that protect a connection which these settings do not make. To ignore them would
 /// leave the user with less protection than expected.
 fn refuse_misplaced(args: &Args) -> anyhow::Result<()> {
-    let UpstreamArgs { store_tls, classifier_tls, .. } = &args.upstream;
-    let token = args.upstream.store_token_file.as_ref().map(|_| "--store-token-file");
-    let password = args.upstream.store_password_file.as_ref().map(|_| "--store-password-file");
-    let on = store_tls.on.then_some("--store-tls");
-    let prefix = args.upstream.redis_prefix.as_ref().map(|_| "--redis-prefix");
-    let of_redis = prefix.or(args.upstream.redis_ttl.map(|_| "--redis-ttl"));
-    if let (Some(flag), StoreAddr::Embedded | StoreAddr::Cache(_)) = (of_redis, &args.store) {
-        bail!("{flag} needs a Redis store, such as --store redis://HOST");
-    }
-    match &args.store {
-        StoreAddr::Embedded => {
-            if let Some(flag) = on.or(store_tls.first_detail()).or(token).or(password) {
-                bail!("{flag} needs a remote store; --store is embedded");
-            }
-        }
-        StoreAddr::Cache(_) => {
-            if let Some(flag) = password {
-                bail!("{flag} is for Redis; a cache service takes --store-token-file");
-            }
-        }
-        StoreAddr::Redis(_) => {
-            if let Some(flag) = on {
-                bail!("{flag} is for a cache service; for Redis write --store rediss://HOST:PORT");
-            }
-            if let Some(flag) = token {
-                bail!("{flag} is for a cache service; Redis takes --store-password-file");
-            }
-        }
-    }
+    args.remote.refuse_misplaced(&args.store)?;
     if args.classifier[..] != [ClassifierAddr::Embedded] {
         return Ok(());
     }
+    let classifier_tls = &args.upstream.classifier_tls;
     let token = args.upstream.classifier_token_file.as_ref().map(|_| "--classifier-token-file");
     let on = classifier_tls.on.then_some("--classifier-tls");
     if let Some(flag) = on.or(classifier_tls.first_detail()).or(token) {
@@ -248,22 +176,6 @@ fn warn_of_unused(args: &Args) {
             "{flag} has no effect: it applies to the embedded classifier, and --classifier is remote"
         );
     }
-}
-
-fn secret(args: &Args) -> anyhow::Result<Secret> {
-    let Some(path) = &args.memo.secret_file else {
-        if args.store != StoreAddr::Embedded || args.table.has_snapshot() {
-            tracing::warn!(
-                "cached answers cannot be shared and will be lost on restart; set --secret-file to \
-                 keep them"
-            );
-        }
-        return Secret::random().context("the operating system gives no random numbers");
-    };
-    warn_if_exposed("--secret-file", path);
-    let file = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read --secret-file {file}"))?;
-    Secret::parse(&bytes).with_context(|| format!("--secret-file {file}"))
 }
 
 /// The remote classifiers; `None` for the built-in one.
@@ -298,33 +210,7 @@ fn classifier(args: &Args) -> anyhow::Result<Option<Box<dyn Upstream>>> {
     Ok(Some(Box::new(pool)))
 }
 
-fn remote_store(backend: impl Backend, args: &UpstreamArgs) -> Store {
-    let lookup_budget = args.lookup_budget.0;
-    let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
-    Store::Remote(RemoteStore::new(backend, options))
-}
-
 impl UpstreamArgs {
-    /// Options of the connection to Redis.
-    fn redis_options(
-        &self,
-        certificates: ClientFiles,
-        password_file: Option<PathBuf>,
-    ) -> RedisOptions {
-        let mut options = RedisOptions { certificates, password_file, ..RedisOptions::default() };
-        if let Some(prefix) = &self.redis_prefix {
-            options.prefix.clone_from(prefix);
-        }
-        options.ttl = self.redis_ttl.map(|ttl| ttl.0);
-        options
-    }
-
-    /// Options of the connection to a cache service.
-    fn cache_options(&self, addr: &str) -> anyhow::Result<ClientOptions> {
-        let token = ("--store-token-file", self.store_token_file.as_deref());
-        secure(upstream_options(Expect::Cache), &[addr], token, self.store_tls.load()?)
-    }
-
     /// Options of the connections to classifiers.
     fn classifier_options(&self, addresses: &[Target]) -> anyhow::Result<ClientOptions> {
         let addresses: Vec<&str> = addresses.iter().map(|address| address.0.as_str()).collect();
@@ -334,7 +220,7 @@ impl UpstreamArgs {
 }
 
 /// Adds the token of this flag's file, and TLS whose certificates are reloaded.
-fn secure(
+pub(crate) fn secure(
     mut options: ClientOptions,
     addresses: &[&str],
     (flag, file): (&str, Option<&Path>),

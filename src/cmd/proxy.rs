@@ -6,22 +6,24 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::ByteStore;
+use afterimage_cache::{ByteStore, SnapshotFile, SnapshotWriter};
 use afterimage_http::HttpOptions;
 use afterimage_inference::{Proxy, ProxyOptions, Replica, Sharing, Target};
-use afterimage_memo::{Memo, MemoOptions, Secret};
+use afterimage_memo::{Memo, MemoOptions};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
-use crate::args::{Size, Span, token};
+use crate::args::{AdminArgs, Size, Span, StoreAddr, token};
 use crate::config::{Config, ProxyConfig};
+use crate::store::StoreArgs;
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
-use crate::{net, serving};
+use crate::{net, serving, store};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
     "  afterimage proxy http://127.0.0.1:8000\n",
-    "  afterimage proxy http://triton-1:8000 http://triton-2:8000 --listen 0.0.0.0:8080"
+    "  afterimage proxy http://triton-1:8000 http://triton-2:8000 --listen 0.0.0.0:8080\n",
+    "  afterimage proxy http://127.0.0.1:8000 --store redis://127.0.0.1 --secret-file secret"
 )))]
 pub(crate) struct Args {
     /// Model server that speaks the Open Inference Protocol over HTTP. Several equal servers share
@@ -30,11 +32,19 @@ pub(crate) struct Args {
     urls: Vec<Target>,
 
     /// Address to listen on; port 0 takes a free port.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7480", value_parser = net::parse)]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7470", value_parser = net::parse)]
     listen: String,
+
+    /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
+    /// redis+cluster://HOST,… (rediss for TLS).
+    #[arg(long, value_name = "STORE", default_value = "embedded")]
+    store: StoreAddr,
 
     #[command(flatten)]
     memory: MemoryArgs,
+
+    #[command(flatten)]
+    remote: StoreArgs,
 
     #[command(flatten)]
     server: ModelServerArgs,
@@ -53,9 +63,22 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Memory")]
 struct MemoryArgs {
-    /// Memory for answers.
-    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
-    memory: Size,
+    /// Memory for answers of an embedded store [default: 1GiB]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Size>,
+
+    /// File that answers are loaded from at the start and saved to at the end.
+    #[arg(long, value_name = "FILE")]
+    snapshot: Option<PathBuf>,
+
+    /// Also write the snapshot at this interval.
+    #[arg(long, value_name = "TIME", requires = "snapshot")]
+    snapshot_every: Option<Span>,
+
+    /// File with the secret that proxies with one store share: 32 bytes or 64 hexadecimal digits
+    /// [default: random].
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
 
     /// Use an answer for this time only [default: as long as it is in memory]
     #[arg(long, value_name = "TIME")]
@@ -148,6 +171,31 @@ impl FromStr for Credentials {
 }
 
 impl MemoryArgs {
+    /// The memory of an embedded store by default.
+    const DEFAULT_BYTES: u64 = 1 << 30;
+
+    /// The store of the answers, and the writer of its snapshots.
+    fn store(&self, max_value: usize) -> anyhow::Result<(Arc<ByteStore>, Option<SnapshotWriter>)> {
+        // Before the store takes memory.
+        let file = self.snapshot.as_ref().map(SnapshotFile::open_bytes).transpose();
+        let file = file.context("--snapshot")?;
+        let bytes = self.memory.map_or(Self::DEFAULT_BYTES, |size| size.0);
+        let store = Arc::new(ByteStore::new(bytes, max_value));
+        let every = self.snapshot_every.map(|every| every.0);
+        let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&store), file, every));
+        Ok((store, writer))
+    }
+
+    /// Refuses flags of an embedded store if the store is another one.
+    fn refuse_misplaced(&self, store: &StoreAddr) -> anyhow::Result<()> {
+        let snapshot = self.snapshot.as_ref().map(|_| "--snapshot");
+        let flag = self.memory.map(|_| "--memory").or(snapshot);
+        if let (Some(flag), StoreAddr::Cache(_) | StoreAddr::Redis(_)) = (flag, store) {
+            bail!("{flag} needs --store embedded; a remote store has its own");
+        }
+        Ok(())
+    }
+
     /// The policy. `verifies` states whether the listener verifies certificates.
     fn sharing(&self, verifies: bool) -> anyhow::Result<Sharing> {
         let token = token(None, "--token-file", self.token_file.as_deref())?;
@@ -210,6 +258,9 @@ pub(crate) struct ConnectionArgs {
     /// Time to finish requests in flight after SIGTERM or SIGINT.
     #[arg(long, value_name = "TIME", default_value = "5s")]
     drain_timeout: Span,
+
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 impl ConnectionArgs {
@@ -227,6 +278,8 @@ impl ConnectionArgs {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    args.remote.refuse_misplaced(&args.store)?;
+    args.memory.refuse_misplaced(&args.store)?;
     let address = net::resolve(&args.listen).context("--listen")?;
     let mut options = args.connections.options();
     options.tls = args.tls.load()?;
@@ -241,13 +294,24 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         }
         let replicas = args.urls.iter().map(|url| Replica::new(url.clone(), tls.clone()));
         let replicas = replicas.collect::<Result<Vec<_>, _>>()?;
-        let secret = Secret::random().context("the operating system gives no random numbers")?;
+        let is_kept = args.store != StoreAddr::Embedded || args.memory.snapshot.is_some();
+        let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let settings = args.memory.options(&args.server, sharing);
-        let store = Arc::new(ByteStore::new(args.memory.memory.0, settings.max_answer));
+        let (store, snapshots) = match args.remote.bytes(&args.store)? {
+            Some(remote) => (remote, None),
+            None => {
+                // A stored answer is longer by its seal.
+                let max_value = settings.max_answer + afterimage_memo::key::SEAL_LEN;
+                let (store, snapshots) = args.memory.store(max_value)?;
+                (store.into(), snapshots)
+            }
+        };
         let memo = Memo::of_bytes(store, MemoOptions::new(secret));
         let proxy = Proxy::new(replicas, memo, settings);
         tokio::spawn(greet(args.urls.clone(), proxy.clone()));
-        Ok(Config { proxy: Some(ProxyConfig { address, options, proxy }), ..Config::default() })
+        let proxy = ProxyConfig { address, options, proxy, snapshots };
+        let admin = args.connections.admin.config()?;
+        Ok(Config { proxy: Some(proxy), admin, ..Config::default() })
     })
 }
 

@@ -2,6 +2,7 @@
 
 use crate::args::{ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, StoreAddr, TableArgs};
 use crate::cmd::memo::{self, MemoArgs};
+use crate::store::StoreArgs;
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
@@ -36,6 +37,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         http: args.http.or("127.0.0.1:7480"),
         store: StoreAddr::Embedded,
         classifier: vec![ClassifierAddr::Embedded],
+        remote: StoreArgs::default(),
         upstream: memo::UpstreamArgs::default(),
         memo: args.memo,
         table: args.table,

@@ -31,7 +31,7 @@ impl Service for FirstByte {
     fn stats(&self, _: &mut Stats) {}
 }
 
-/// Bytes after which the stream ends all the same, so that a test of an unfair reader finishes.
+/// Bytes after which the stream ends, so that a test of an unfair reader finishes.
 const LIMIT: u64 = 1 << 28;
 
 /// Encodes the frame of this number.

@@ -6,6 +6,7 @@ pub mod doubles;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 pub mod inference;
+pub mod killed;
 pub mod memory;
 pub mod pki;
 pub mod services;

@@ -50,8 +50,8 @@ impl Authority {
     }
 }
 
-/// A subject of its own: OpenSSL takes a certificate whose subject is its issuer for a self-signed
-/// one.
+/// A subject of its own: OpenSSL treats a certificate with equal subject and issuer as a
+/// self-signed one.
 fn subject(name: &str) -> DistinguishedName {
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, name);

@@ -36,5 +36,9 @@ targets! {
     shipped_model: 10,
     model_text: 4000,
     model_onnx: 4000,
+    oip_http: 4000,
+    oip_grpc: 4000,
+    oip_encodings: 1500,
+    embeddings: 4000,
     settings: 150,
 }

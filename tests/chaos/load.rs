@@ -27,7 +27,7 @@ pub(crate) const HOT: usize = 20;
 /// Images that return so seldom that most are new to a restarted service.
 const COLD: usize = 6000;
 
-/// One call in so many is about a cold image.
+/// One call in this many has a cold image.
 const COLD_EVERY: usize = 4;
 
 /// One request in this many has several rows: a cold image, and hot ones.
@@ -182,13 +182,10 @@ async fn flush(client: Client, shared: Arc<Shared>) {
         if !shared.is_warm.load(Ordering::Relaxed) {
             continue;
         }
-        match client.admin().flush("").await {
-            Ok(()) => {
-                let confirmed = Instant::now();
-                shared.flushes.lock().unwrap().push(Flush { began, confirmed });
-            }
-            // The memo is down, or its connection was lost.
-            Err(_) => {}
+        // Without a reply, the memo is down, or its connection was lost.
+        if client.admin().flush("").await.is_ok() {
+            let confirmed = Instant::now();
+            shared.flushes.lock().unwrap().push(Flush { began, confirmed });
         }
     }
 }

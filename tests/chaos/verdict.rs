@@ -120,7 +120,7 @@ fn stale(calls: &[Call], flushes: &[Flush]) -> Vec<String> {
         for hit in hits {
             let before = flushes.iter().filter(|flush| flush.confirmed <= hit.due);
             let Some(flush) = before.max_by_key(|flush| flush.confirmed) else { continue };
-            // A call that failed may have stored its answer all the same.
+            // A call that failed may have stored its answer.
             let accounts = |call: &&Call| call.ended >= flush.began && call.due <= hit.ended;
             if !others.iter().any(accounts) {
                 let after = hit.due - flush.confirmed;

@@ -74,7 +74,7 @@ impl Load {
         self.calls.borrow().len()
     }
 
-    /// Waits until so many more calls have begun and ended.
+    /// Waits until this many more calls have begun and ended.
     pub(crate) async fn more(&self, calls: usize) {
         let goal = self.count() + self.callers.len() + calls;
         super::until("the load goes on", async || self.count() >= goal).await;

@@ -1,4 +1,4 @@
-//! The real binary at work: services as child processes, commands run to their end, and the two
+//! Helpers for the real binary: services as child processes, commands run to their end, and the two
 //! ways to talk to a service.
 //!
 //! Nothing here outlives its test: a child is killed, by its process id, when its guard is dropped,
@@ -258,7 +258,7 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    /// Fails unless the command succeeded and had nothing to complain of; gives what it printed.
+    /// Fails unless the command succeeded without warnings. Returns its output.
     pub(crate) fn succeeded(self) -> String {
         assert!(self.status.success(), "{self:#?}");
         self.stdout

@@ -14,7 +14,7 @@ use crate::common::{PATIENCE, Running, file, folder};
 
 use crate::{LIMIT, ask_about_all, digits, start_cache, start_classifier, start_memo};
 
-/// A cache, a classifier, and a memo in front whose secret outlives it.
+/// A cache, a classifier, and a memo in front with a secret that the next memo shares.
 async fn all_services(folder: &TempDir) -> (Running, Running, Running) {
     let secret = file(folder, "secret", [9; 32]);
     let (cache, classifier) = (start_cache(), start_classifier());

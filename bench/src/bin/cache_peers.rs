@@ -48,7 +48,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Sends back what it gets, on one connection after another.
+/// Echoes all bytes, on one connection after another.
 fn echo() -> io::Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("echo listening on {}", listener.local_addr()?);
@@ -351,7 +351,7 @@ fn entries(binary: &Path, server: &Server) -> Result<u64> {
 const MEASURE: Duration = Duration::from_millis(1000);
 const WARMUP: Duration = Duration::from_millis(250);
 
-/// A server on CPU 0, and how it is asked.
+/// A server on CPU 0, and the form of its requests.
 struct Server {
     process: Process,
     dialect: Dialect,

@@ -122,7 +122,7 @@ fn measure(
     (rounds[0], rounds[ROUNDS / 2])
 }
 
-/// How many frames of the buffer are what they should be.
+/// The number of correct frames in the buffer.
 fn decode_all(mut rest: &[u8], check: impl Fn(u64, &Message<'_>) -> bool) -> u64 {
     let mut right = 0;
     while let Ok(Some(frame)) = Frame::decode(rest, DEFAULT_MAX_BODY) {

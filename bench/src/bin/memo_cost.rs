@@ -31,7 +31,7 @@ const WARMUP: Duration = Duration::from_millis(250);
 const DEPTHS: [usize; 2] = [1, 64];
 /// Images that are remembered.
 const KNOWN: usize = 1000;
-/// How far above its capacity a memo is asked.
+/// The offered load, as a multiple of the memo's capacity.
 const OVERLOAD: f64 = 10.0;
 /// Hits a second that are asked for meanwhile.
 const HITS_PER_S: f64 = 1000.0;
@@ -106,7 +106,7 @@ fn overhead(binary: &Path, folder: &Path) -> Result<()> {
     found.record("memo-overhead", machine, "bench/scripts/run.sh overhead", folder)
 }
 
-/// Starts all servers, and asks them in turns.
+/// Starts all servers, and measures them in turn.
 fn compare(
     runs: &mut Vec<Run>,
     binary: &Path,

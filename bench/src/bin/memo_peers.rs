@@ -199,7 +199,7 @@ fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) ->
 
     let grpc_load = peers.join("grpc_load");
     let http_load = peers.join("http_load");
-    // All that is cold is asked for once, and held against the memo's answers.
+    // Each cold input is requested once, and its answer compared with the memo's.
     let once = load(&grpc_load, &grpc, &["unary", "1", "64", "0", "labels"])?;
     same_labels("gRPC", &once, &answers)?;
     let once = load(&http_load, &fastapi, &["8", "1", "0", "labels"])?;

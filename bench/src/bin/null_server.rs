@@ -126,7 +126,7 @@ fn accept(listener: TcpListener, service: Role, cpu: Option<usize>) {
     }
 }
 
-/// Answers all that one connection asks, until it closes or talks nonsense.
+/// Answers all requests of one connection, until it closes or sends an invalid frame.
 fn serve(mut stream: TcpStream, service: Role) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut input = vec![0; 128 << 10];

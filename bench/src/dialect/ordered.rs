@@ -149,7 +149,7 @@ impl Ordered {
         self.expected.push_back(Expected::Write);
     }
 
-    /// Sends a command whose reply shows that all commands before it are done.
+    /// Sends a command. Its reply shows that all commands before it are done.
     pub(crate) fn fence(&mut self, output: &mut Vec<u8>, id: u64) {
         self.release(output);
         let command: &[u8] = match self.dialect {

@@ -19,7 +19,7 @@ const NO_SUBJECT: u32 = u32::MAX;
 pub(crate) struct Judge<'a> {
     pub(super) flight: &'a mut InFlight,
     pub(super) target: &'a Target,
-    /// The server sends back what it gets.
+    /// The server echoes requests.
     pub(super) echo: bool,
     /// Classes of the server's model: no label is as large.
     pub(super) classes: u32,

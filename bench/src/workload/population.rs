@@ -120,7 +120,7 @@ pub struct Keys {
     pub count: u32,
     /// The share of requests that read, from 0 to 1. The others write.
     pub read_share: f64,
-    /// Tells the key spaces of two runs apart: two salts share no more than chance keys.
+    /// Separates the key spaces of two runs: keys of two salts are equal by chance only.
     pub salt: u64,
 }
 
@@ -304,7 +304,7 @@ mod tests {
                 assert!(images.insert(image));
             }
         }
-        // The same connection of another run asks for other images.
+        // The same connection of another run requests other images.
         let stamped = |nonce| {
             let mut image = [0; STAMP_LEN];
             Fresh::new(0, nonce).stamp(&mut image);

@@ -54,7 +54,7 @@ pub struct Spec {
     pub read_share: Option<f64>,
     /// The share of reads from the population, from 0 to 1.
     pub hit_ratio: Option<f64>,
-    /// Whether the whole population is asked about, or written, once before.
+    /// Whether the whole population is requested, or written, once before.
     pub prefill: Option<bool>,
     /// The length of the warm-up.
     #[serde(default, deserialize_with = "time")]

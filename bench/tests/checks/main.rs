@@ -1,25 +1,23 @@
-//! The generator counts exactly and believes nothing: against servers that err, lie, dawdle and
-//! die.
+//! The generator counts exactly and checks everything: servers that err, stall, send wrong answers
+//! or end, and plans and servers that it refuses.
 
 // The exemption for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../fake/mod.rs"]
 mod fake;
-mod faults;
-mod refusals;
 mod workloads;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use afterimage_bench::workload::{Answers, Keys, Population};
-use afterimage_bench::{BenchError, Outcome, Plan, Report, Span, Target, run};
+use afterimage_bench::workload::{Access, Answers, Keys, Population};
+use afterimage_bench::{Arrivals, BenchError, Mode, Outcome, Plan, Report, Span, Target, run};
 use afterimage_wire::Status;
-use afterimage_wire::proto::Role;
 use afterimage_wire::proto::message::Origin;
-use fake::{Then, class_of, classified, error, proper, right};
+use afterimage_wire::proto::{Message, Role, Shape};
+use fake::{Then, class_of, classified, encode, error, proper, right};
 
 fn images(count: usize) -> Arc<Population> {
     Arc::new(Population::drawn(1, count))
@@ -228,4 +226,143 @@ fn latencies_are_split_by_how_answers_came_about() {
     assert_eq!(count(Outcome::Coalesced), 250);
     assert_eq!(count(Outcome::Hit), 500);
     assert_eq!(report.hit_ratio, Some(0.5));
+}
+
+#[test]
+fn a_server_that_dies_is_reported_and_not_waited_for() {
+    let addr = fake::start(Role::Memo, |_| {
+        Box::new(|n, frame, replies| {
+            if n == 300 {
+                return Then::Hang;
+            }
+            replies.push(right(frame));
+            Then::Continue
+        })
+    });
+    let began = Instant::now();
+    let report = go(&plan(addr)).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(15), "waited {:?}", began.elapsed());
+    assert_eq!(report.disconnects.len(), 1);
+    assert_eq!(report.answered, 300);
+    assert!((1..=8).contains(&report.lost), "{} lost", report.lost);
+    assert_eq!(report.sent + report.skipped, 1000);
+}
+
+#[test]
+fn a_connection_that_dies_does_not_stop_the_others() {
+    let addr = fake::start(Role::Memo, |number| {
+        Box::new(move |n, frame, replies| {
+            if number == 0 && n == 10 {
+                return Then::Hang;
+            }
+            replies.push(right(frame));
+            Then::Continue
+        })
+    });
+    let report = go(&Plan { connections: 4, ..plan(addr) }).unwrap();
+    assert_eq!(report.disconnects.len(), 1);
+    assert_eq!(report.answered, 750 + 10);
+}
+
+#[test]
+fn unanswered_requests_time_out_and_late_replies_are_counted() {
+    let addr = fake::start(Role::Memo, |_| {
+        let mut held = None;
+        Box::new(move |n, frame, replies| {
+            match n {
+                100 => held = Some(right(frame)),
+                101 => {}
+                // Long after the reply was given up.
+                900 => {
+                    std::thread::sleep(Duration::from_millis(1200));
+                    replies.extend(held.take());
+                    replies.push(right(frame));
+                }
+                _ => replies.push(right(frame)),
+            }
+            Then::Continue
+        })
+    });
+    let timeout = Duration::from_millis(400);
+    // Two at a time: request 900 and the one after it time out, too.
+    let report = go(&Plan { timeout, depth: 4, ..plan(addr) }).unwrap();
+    assert!(report.timed_out >= 3, "{} timed out", report.timed_out);
+    assert!(report.late >= 2, "{} late", report.late);
+    assert_eq!(report.answered + report.timed_out, 1000);
+}
+
+#[test]
+fn a_server_that_goes_away_in_order_loses_nothing() {
+    let addr = fake::start(Role::Memo, |_| {
+        Box::new(|n, frame, replies| {
+            replies.push(right(frame));
+            if n == 200 {
+                replies.push(encode(0, &Message::GoAway { text: "restarting" }));
+            }
+            Then::Continue
+        })
+    });
+    let report = go(&plan(addr)).unwrap();
+    assert_eq!((report.lost, report.sent), (0, report.answered));
+    assert!((201..=217).contains(&report.answered), "{} answered", report.answered);
+    assert_eq!(report.skipped, 1000 - report.sent);
+    assert_eq!(report.disconnects, ["the server is shutting down: restarting"]);
+}
+
+#[test]
+fn a_window_above_all_buffers_does_not_block_a_server() {
+    let addr = fake::start(Role::Memo, |_| proper());
+    let stop = Span::Requests(60_000);
+    let report = go(&Plan { depth: 60_000, stop, ..plan(addr) }).unwrap();
+    assert_eq!(report.answered, 60_000);
+}
+
+#[test]
+fn says_why_a_server_is_not_the_one_to_measure() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    assert!(matches!(go(&plan(nobody)), Err(BenchError::Connect { .. })));
+
+    let closed = fake::start_with(fake::welcome(Role::Memo), b"secret", |_| proper());
+    assert!(matches!(
+        go(&plan(closed)),
+        Err(BenchError::Refused { status: Status::Unauthenticated, .. })
+    ));
+    let report = go(&Plan { token: b"secret".to_vec(), ..plan(closed) }).unwrap();
+    assert_eq!(report.answered, 1000);
+    assert!(!serde_json::to_string(&report).unwrap().contains("secret"));
+
+    // The other thread must not wait for ever for the one that failed.
+    let pinned = Plan { pin: vec![1_000_000], threads: 2, connections: 2, ..plan(closed) };
+    let pinned = Plan { token: b"secret".to_vec(), ..pinned };
+    assert!(matches!(go(&pinned), Err(BenchError::Pin { cpu: 1_000_000, .. })));
+
+    let other = fake::start(Role::Cache, |_| proper());
+    assert!(matches!(go(&plan(other)), Err(BenchError::Service { service: Role::Cache, .. })));
+
+    let mut welcome = fake::welcome(Role::Classifier);
+    welcome.shape = Shape::new(&[32, 32, 3]).unwrap();
+    let other = fake::start_with(welcome, b"", |_| proper());
+    assert!(matches!(go(&plan(other)), Err(BenchError::Shape { image_len: 784, .. })));
+}
+
+#[test]
+fn refuses_plans_that_contradict_themselves() {
+    let addr = "127.0.0.1:1".parse().unwrap();
+    let rate = |rate| Mode::Open { rate, arrivals: Arrivals::Constant };
+    for (field, plan) in [
+        ("connections", Plan { connections: 0, ..plan(addr) }),
+        ("threads", Plan { threads: 2, ..plan(addr) }),
+        ("depth", Plan { depth: 0, ..plan(addr) }),
+        ("rate", Plan { mode: rate(0.0), ..plan(addr) }),
+        ("rate", Plan { mode: rate(f64::NAN), ..plan(addr) }),
+        ("timeout", Plan { timeout: Duration::ZERO, ..plan(addr) }),
+        ("exponent", Plan { access: Access::Zipf { exponent: -1.0 }, ..plan(addr) }),
+        ("warm-up", Plan { access: Access::EachOnce, warmup: Span::Requests(1), ..plan(addr) }),
+        ("read share", cache_plan(addr, 1.5)),
+    ] {
+        match go(&plan) {
+            Err(BenchError::Plan { what }) => assert!(what.contains(field), "{what}"),
+            other => panic!("{field}: {other:?}"),
+        }
+    }
 }

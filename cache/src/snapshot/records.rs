@@ -40,7 +40,7 @@ const NEVER: u64 = u64::MAX;
 const BUFFER_BYTES: usize = 1 << 18;
 
 /// A value is read in pieces of this size where only its checksum counts. So a check takes this
-/// much memory, whatever a file claims.
+/// much memory, independent of the sizes in a file.
 const PIECE_BYTES: usize = 1 << 16;
 
 impl Content for ByteStore {

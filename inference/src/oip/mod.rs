@@ -40,6 +40,7 @@ pub use parameters::{Parameters, Value};
 pub use request::{Encoding, OutputEncoding, Refusal, Request, RequestedOutput};
 pub use response::Response;
 pub use rows::Rows;
+pub(crate) use stored::Reader;
 pub use tensor::{Form, Tensor};
 
 use bytes::Bytes;

@@ -55,7 +55,7 @@ fn put_parameters(out: &mut Vec<u8>, parameters: &Parameters) {
 }
 
 pub(super) fn read(bytes: &Bytes) -> Result<Response, Error> {
-    let mut reader = Reader { bytes, at: 0 };
+    let mut reader = Reader::new(bytes);
     if reader.byte()? != VERSION {
         return Err(Error::Stored);
     }
@@ -90,18 +90,26 @@ pub(super) fn read(bytes: &Bytes) -> Result<Response, Error> {
         output.data = reader.take(len)?;
         check_len(output.datatype, &output.shape, len).map_err(|_| Error::Stored)?;
     }
-    if reader.at != bytes.len() {
-        return Err(Error::Stored);
-    }
+    reader.end()?;
     Ok(Response { model, version, id: None, parameters, outputs, extras })
 }
 
-struct Reader<'a> {
+/// A bounds-checked reader of stored bytes.
+pub(crate) struct Reader<'a> {
     bytes: &'a Bytes,
     at: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    pub(crate) fn new(bytes: &'a Bytes) -> Self {
+        Reader { bytes, at: 0 }
+    }
+
+    /// Checks that all bytes are read.
+    pub(crate) fn end(&self) -> Result<(), Error> {
+        if self.at == self.bytes.len() { Ok(()) } else { Err(Error::Stored) }
+    }
+
     fn take(&mut self, len: usize) -> Result<Bytes, Error> {
         let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len());
         let end = end.ok_or(Error::Stored)?;
@@ -110,30 +118,30 @@ impl Reader<'_> {
         Ok(taken)
     }
 
-    fn byte(&mut self) -> Result<u8, Error> {
+    pub(crate) fn byte(&mut self) -> Result<u8, Error> {
         let byte = self.bytes.get(self.at).copied().ok_or(Error::Stored)?;
         self.at += 1;
         Ok(byte)
     }
 
-    fn number(&mut self) -> Result<u64, Error> {
+    pub(crate) fn number(&mut self) -> Result<u64, Error> {
         let bytes = self.bytes.get(self.at..).and_then(<[u8]>::first_chunk).ok_or(Error::Stored)?;
         self.at += 8;
         Ok(u64::from_le_bytes(*bytes))
     }
 
     /// A length or a count. Each counted item has at least one byte.
-    fn size(&mut self) -> Result<usize, Error> {
+    pub(crate) fn size(&mut self) -> Result<usize, Error> {
         let size = usize::try_from(self.number()?).map_err(|_| Error::Stored)?;
         if size > self.bytes.len() { Err(Error::Stored) } else { Ok(size) }
     }
 
-    fn blob(&mut self) -> Result<Bytes, Error> {
+    pub(crate) fn blob(&mut self) -> Result<Bytes, Error> {
         let len = self.size()?;
         self.take(len)
     }
 
-    fn text(&mut self) -> Result<String, Error> {
+    pub(crate) fn text(&mut self) -> Result<String, Error> {
         let bytes = self.blob()?;
         str::from_utf8(&bytes).map(str::to_owned).map_err(|_| Error::Stored)
     }

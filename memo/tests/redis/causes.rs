@@ -195,3 +195,31 @@ async fn a_store_that_stays_away_is_warned_of_rarely() {
     // One of the store and one of the breaker.
     assert_eq!((count("Redis does not answer"), warnings.len()), (1, 2), "{warnings:?}");
 }
+
+#[tokio::test]
+async fn a_cluster_that_goes_away_is_warned_of_rarely() {
+    if !installed("a_cluster_that_goes_away_is_warned_of_rarely") {
+        return;
+    }
+    let mut nodes: Vec<Node> = (0..3).map(|_| Node::start_for_cluster()).collect();
+    crate::cluster::form_cluster(&nodes).await;
+    let addrs: Vec<String> = nodes.iter().map(Node::addr).collect();
+    let client = memo(&format!("redis+cluster://{}", addrs.join(","))).await;
+    warnings("");
+    until("an answer is a hit", async || ask(&client, 0..5).await == 5).await;
+    let of_cluster = || warnings(&addrs[0]);
+    let before = of_cluster().len();
+    nodes.iter_mut().for_each(Node::kill);
+    for _ in 0..30 {
+        ask(&client, 0..3).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let warnings = of_cluster();
+    let (causes, others): (Vec<_>, Vec<_>) =
+        warnings[before..].iter().partition(|line| line.contains("Redis does not answer"));
+    assert_eq!(causes.len(), 1, "{warnings:?}");
+    let named = ["refused", "closed", "connection", "reset"];
+    assert!(named.iter().any(|part| causes[0].contains(part)), "{causes:?}");
+    // At most one of the breaker and one of the writes.
+    assert!(others.len() <= 2, "{warnings:?}");
+}

@@ -37,7 +37,7 @@ pub(super) fn metrics() -> impl Iterator<Item = &'static Metric> + Clone {
 }
 
 /// The metric of this name.
-pub(super) fn find(name: &str) -> Option<&'static Metric> {
+pub(crate) fn find(name: &str) -> Option<&'static Metric> {
     metrics().find(|metric| metric.has_name(name))
 }
 

@@ -1,6 +1,6 @@
 //! `afterimage stats`: the statistics of a running service, once or live.
 
-mod catalog;
+pub(crate) mod catalog;
 mod details;
 mod line;
 mod reading;

@@ -230,7 +230,7 @@ const WEIGHT: &[u8] = b"solver_type L2R_LR\nnr_class 2\nlabel 1 0\nnr_feature 1\
 /// labels, the same alone and in a batch, on every instruction set, and after a round trip through
 /// a file.
 ///
-/// Input: `u8` how the file is made, then what it is made of.
+/// Input: `u8` the form of the file, then its contents.
 pub fn model_file(data: &[u8]) {
     let mut source = Source::new(data);
     if source.flag() {

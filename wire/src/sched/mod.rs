@@ -5,7 +5,7 @@
 //!
 //! * `fairness`: a peer that always has more bytes ready keeps its task runnable, and replies wake
 //!   the task early. With [`Rest`], a task that has used its share of bytes sleeps until all other
-//!   ready tasks were polled, whatever wakes it before.
+//!   ready tasks were polled, even if it is woken before.
 //! * `pacing`: a burst of TLS handshakes, each worth a thousand answers, is polled before any open
 //!   connection. With [`one_poll_per_turn`], each poll of a handshake needs a permit, which comes
 //!   back after all other ready tasks were polled.

@@ -1,5 +1,5 @@
-//! Replies that a connection gives by itself, or through its service one by one: pings, statistics,
-//! snapshots, and frames that its service does not accept.
+//! Replies outside of batches, from the connection or one by one from its service: pings,
+//! statistics, snapshots, and frames that its service does not accept.
 
 use std::sync::Arc;
 

@@ -43,7 +43,7 @@ impl Request<'_> {
     }
 }
 
-/// The operation that a request asks for.
+/// The operation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Op<'a> {
     /// Read the value of a key.
@@ -172,7 +172,7 @@ impl<'a> Batch<'a> {
         self.rights == Rights::Admin
     }
 
-    /// Tells the client to repeat all unanswered requests on a new connection.
+    /// Makes the client repeat all unanswered requests on a new connection.
     pub fn turn_away(&mut self) {
         for index in 0..self.requests.len() {
             self.error(index, Status::ShuttingDown, MOVED);

@@ -382,7 +382,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         Ok(())
     }
 
-    /// Tells the client if the service has changed.
+    /// Notifies the client if the service has changed.
     fn look_again(&mut self) {
         if let Phase::Open(serves) = self.phase
             && serves.generation != self.shared.service.generation()
@@ -420,7 +420,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     }
 }
 
-/// Tells the client, once, to repeat its requests on a new connection. Not a method, because
+/// Makes the client, once, repeat its requests on a new connection. Not a method, because
 /// `serve_batch` still borrows the receive buffer.
 fn move_on(moved: &mut bool, draining: &mut Option<Draining>, out: &mut Vec<u8>) {
     if !std::mem::replace(moved, true) {

@@ -1,4 +1,5 @@
 //! The receive buffer: one block of memory that grows with the traffic and holds whole frames.
+//! Bytes are received into memory that was not written before, so a large body is written once.
 
 use std::io;
 use std::pin::Pin;
@@ -6,7 +7,8 @@ use std::task::{Context, Poll, ready};
 
 use afterimage_core::ByteBudget;
 use bytes::Bytes;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::AsyncRead;
+use tokio_util::io::poll_read_buf;
 
 use super::memory::{BASE_INPUT, Share};
 
@@ -23,32 +25,34 @@ const MAX_LEN: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct InBuffer {
+    /// The received bytes; the buffer's size is the capacity.
     bytes: Vec<u8>,
+    /// The first byte that is not consumed.
     start: usize,
-    end: usize,
     share: Share,
 }
 
 impl InBuffer {
     pub(super) fn new(budget: &ByteBudget) -> Self {
         let share = Share::new(budget, MIN_LEN);
-        InBuffer { bytes: vec![0; MIN_LEN], start: 0, end: 0, share }
+        InBuffer { bytes: Vec::with_capacity(MIN_LEN), start: 0, share }
     }
 
     /// Received bytes that are not consumed.
     #[inline]
     pub(super) fn unread(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
+        &self.bytes[self.start..]
     }
 
     /// Consumes the first `len` unread bytes.
     #[inline]
     pub(super) fn consume(&mut self, len: usize) {
         self.start += len;
-        debug_assert!(self.start <= self.end, "no more is consumed than was read");
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-            if self.bytes.len() > MAX_LEN {
+        debug_assert!(self.start <= self.bytes.len(), "no more is consumed than was read");
+        if self.start == self.bytes.len() {
+            self.bytes.clear();
+            self.start = 0;
+            if self.bytes.capacity() > MAX_LEN {
                 self.resize(MAX_LEN);
             }
         }
@@ -58,9 +62,9 @@ impl InBuffer {
     /// announces a large body allocates nothing by itself. Without memory it makes none.
     pub(super) fn make_room_for(&mut self, len: usize) {
         let len = len.min(2 * self.unread().len());
-        if self.start + len > self.bytes.len() {
+        if self.start + len > self.bytes.capacity() {
             self.move_to_front();
-            if len > self.bytes.len() {
+            if len > self.bytes.capacity() {
                 self.resize(len);
             }
         }
@@ -69,32 +73,32 @@ impl InBuffer {
     /// Makes space for a read. False if there is no memory for it.
     #[inline]
     pub(super) fn make_space(&mut self) -> bool {
-        if self.end == self.bytes.len() {
+        if self.bytes.len() == self.bytes.capacity() {
             self.move_to_front();
         }
-        self.end < self.bytes.len() || self.grow()
+        self.bytes.len() < self.bytes.capacity() || self.grow()
     }
 
     /// Consumes the frame of the first `len` unread bytes and gives its memory away, uncopied.
     /// `None` if it fills less than half of the buffer: a copy then costs less than the memory.
     pub(super) fn detach(&mut self, len: usize) -> Option<Bytes> {
-        if len < self.bytes.len() / 2 {
+        if len < self.bytes.capacity() / 2 {
             return None;
         }
-        let (at, rest) = (self.start, self.start + len..self.end);
-        let rest_len = rest.len();
-        let size = MIN_LEN.max(rest_len + SLACK);
-        let mut fresh = vec![0; size];
-        fresh[..rest_len].copy_from_slice(&self.bytes[rest]);
+        let (at, end) = (self.start, self.start + len);
+        let rest = &self.bytes[end..];
+        let size = MIN_LEN.max(rest.len() + SLACK);
+        let mut fresh = Vec::with_capacity(size);
+        fresh.extend_from_slice(rest);
         let old = std::mem::replace(&mut self.bytes, fresh);
-        (self.start, self.end) = (0, rest_len);
+        self.start = 0;
         // The service accounts for the memory that it keeps.
         self.share.resize(size);
-        Some(Bytes::from(old).slice(at..at + len))
+        Some(Bytes::from(old).slice(at..end))
     }
 
     pub(super) fn is_grown(&self) -> bool {
-        self.bytes.len() > MIN_LEN
+        self.bytes.capacity() > MIN_LEN
     }
 
     /// Whether so little memory is left for all connections that quiet ones must give up theirs.
@@ -105,8 +109,8 @@ impl InBuffer {
     /// Releases the space beyond the unread bytes.
     pub(super) fn shrink(&mut self) {
         self.move_to_front();
-        let len = MIN_LEN.max(self.end + SLACK);
-        if len < self.bytes.len() {
+        let len = MIN_LEN.max(self.bytes.len() + SLACK);
+        if len < self.bytes.capacity() {
             self.resize(len);
         }
     }
@@ -118,38 +122,36 @@ impl InBuffer {
         cx: &mut Context<'_>,
         io: &mut (impl AsyncRead + Unpin),
     ) -> Poll<io::Result<usize>> {
-        debug_assert!(self.end < self.bytes.len(), "an empty read looks like the end");
-        let spare = self.bytes.len() - self.end;
-        let mut buf = ReadBuf::new(&mut self.bytes[self.end..]);
-        ready!(Pin::new(io).poll_read(cx, &mut buf))?;
-        let len = buf.filled().len();
-        self.end += len;
-        if len == spare && self.bytes.len() < MAX_LEN {
+        let spare = self.bytes.capacity() - self.bytes.len();
+        debug_assert!(spare > 0, "an empty read looks like the end");
+        let len = ready!(poll_read_buf(Pin::new(io), cx, &mut self.bytes))?;
+        if len == spare && self.bytes.capacity() < MAX_LEN {
             self.grow();
         }
         Poll::Ready(Ok(len))
     }
 
     fn grow(&mut self) -> bool {
-        self.resize((self.bytes.len() * 4).min(MAX_LEN).max(self.bytes.len() + MIN_LEN))
+        let size = self.bytes.capacity();
+        self.resize((size * 4).min(MAX_LEN).max(size + MIN_LEN))
     }
 
-    /// Resizes the buffer, whose unread bytes are within `len`, if the budget allows it.
-    fn resize(&mut self, len: usize) -> bool {
-        let grows = len > self.bytes.len();
-        if !self.share.resize(len) && grows {
+    /// Resizes the buffer, whose received bytes are within `size`, if the budget allows it.
+    fn resize(&mut self, size: usize) -> bool {
+        let grows = size > self.bytes.capacity();
+        if !self.share.resize(size) && grows {
             return false;
         }
-        self.bytes.resize(len, 0);
-        if !grows {
-            self.bytes.shrink_to_fit();
+        match grows {
+            true => self.bytes.reserve_exact(size - self.bytes.len()),
+            false => self.bytes.shrink_to(size),
         }
         true
     }
 
     fn move_to_front(&mut self) {
-        self.bytes.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
+        self.bytes.drain(..self.start);
+        self.start = 0;
     }
 }
 
@@ -176,8 +178,8 @@ mod tests {
         while buffer.make_space() {
             poll_fn(|cx| buffer.poll_fill(cx, &mut source)).await.unwrap();
         }
-        assert!((32 << 10..=50 << 10).contains(&buffer.bytes.len()));
-        assert_eq!(budget.used(), 3 * buffer.bytes.len());
+        assert!((32 << 10..=50 << 10).contains(&buffer.bytes.capacity()));
+        assert_eq!(budget.used(), 3 * buffer.bytes.capacity());
         buffer.consume(buffer.unread().len() - 10);
         buffer.shrink();
         assert_eq!((buffer.unread(), budget.used()), (&[7; 10][..], 3 * MIN_LEN));
@@ -201,7 +203,7 @@ mod tests {
         }
         received.extend_from_slice(buffer.unread());
         assert!(received == sent);
-        assert!(buffer.bytes.len() <= MAX_LEN + MIN_LEN);
+        assert!(buffer.bytes.capacity() <= MAX_LEN + MIN_LEN);
     }
 
     #[tokio::test]
@@ -229,7 +231,7 @@ mod tests {
         let mut source = &[1; 16][..];
         fill(&mut buffer, &mut source).await;
         buffer.make_room_for(1 << 30);
-        assert_eq!(buffer.bytes.len(), MIN_LEN);
+        assert_eq!(buffer.bytes.capacity(), MIN_LEN);
     }
 
     #[tokio::test]
@@ -242,6 +244,6 @@ mod tests {
             buffer.make_room_for(sent.len());
         }
         buffer.consume(sent.len());
-        assert_eq!(buffer.bytes.len(), MAX_LEN);
+        assert_eq!(buffer.bytes.capacity(), MAX_LEN);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use tokio::task::AbortHandle;
 
-/// One out of so many connections may be without a `Hello`.
+/// One out of this many connections may be without a `Hello`.
 const SHARE: usize = 4;
 
 /// Bounds of the share. The lower one lets clients of a small server connect together, but is never

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// One out of so many connections may come from one address, unless an option says otherwise.
+/// By default, one out of this many connections may come from one address.
 const SHARE: usize = 4;
 
 /// Seconds without a request after which a connection may be evicted. The clock counts whole

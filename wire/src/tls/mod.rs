@@ -33,7 +33,7 @@ pub const ALPN: &[u8] = b"afterimage";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
-    /// A file cannot be read, or does not hold what it should. Correct the file.
+    /// A file cannot be read, or has wrong contents. Correct the file.
     #[error("{}: {reason}", file.display())]
     File {
         /// The file.

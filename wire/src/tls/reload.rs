@@ -27,7 +27,7 @@ pub struct Reloadable<T, E = TlsError> {
     tried: Mutex<Vec<Stamp>>,
 }
 
-/// Tells versions of a file apart; `None` if the file does not exist.
+/// Identifies a version of a file; `None` if the file does not exist.
 type Stamp = Option<(SystemTime, u64, u64)>;
 
 impl<T: Send + Sync + 'static, E: fmt::Display + 'static> Reloadable<T, E> {

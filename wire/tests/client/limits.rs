@@ -188,7 +188,7 @@ async fn a_peer_that_does_not_answer_pings_is_lost() {
     assert_eq!(soon(client.classify(&[2])).await.unwrap(), label(2));
 }
 
-/// A server whose window is full reads no pings.
+/// A server with a full window reads no pings.
 #[tokio::test(start_paused = true)]
 async fn a_full_window_excuses_missing_pongs() {
     let interval = Duration::from_secs(1);

@@ -6,4 +6,3 @@ mod answers;
 mod ends;
 mod limits;
 mod puppet;
-mod refusals;

@@ -39,8 +39,6 @@ async fn hits_go_between_the_frames_of_an_endless_download() {
     assert!(bytes > 0, "the download goes on");
     // A hit behind a whole buffer of the network would take hundreds of milliseconds here.
     assert!(beside.0 < alone.0 + Duration::from_millis(20), "{beside:?} beside, {alone:?} alone");
-    // The credit bounds what lies before a hit: the window of one stream, not the stream.
-    assert!(bytes / 200 < 4 << 20, "{bytes} bytes passed 200 hits");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

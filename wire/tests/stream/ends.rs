@@ -1,4 +1,4 @@
-//! Every stream ends, on both sides, whatever happens to its halves, its service or its connection.
+//! Every stream ends, on both sides, after any end of its halves, its service or its connection.
 
 use std::time::Instant;
 

@@ -7,6 +7,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 
+/// Bytes on their way in each direction.
+const PIPE: usize = 1 << 16;
+
+/// The longest frame of a stream.
+const FRAME: usize = 16 + (64 << 10);
+
 /// A client that sends any frames.
 struct Hostile {
     io: DuplexStream,
@@ -15,7 +21,7 @@ struct Hostile {
 
 impl Hostile {
     async fn connect(version: u16) -> Self {
-        let (io, theirs) = duplex(1 << 16);
+        let (io, theirs) = duplex(PIPE);
         let options = ServerOptions::default();
         tokio::spawn(serve_stream(Arc::new(Streams), options, theirs, CancellationToken::new()));
         let mut hostile = Hostile { io, received: Vec::new() };
@@ -31,7 +37,14 @@ impl Hostile {
     }
 
     async fn open(&mut self, id: u64, name: &str, credit: u64) {
-        self.send(id, &Message::StreamOpen(StreamOpen { credit, name, header: b"1000000" })).await;
+        self.send(id, &Message::StreamOpen(StreamOpen { credit, name, header: b"" })).await;
+    }
+
+    /// Opens a stream that sends this many bytes.
+    async fn pour(&mut self, id: u64, bytes: usize, credit: u64) {
+        let header = bytes.to_string();
+        let open = StreamOpen { credit, name: "pour", header: header.as_bytes() };
+        self.send(id, &Message::StreamOpen(open)).await;
     }
 
     async fn data(&mut self, id: u64, bytes: &[u8], end: bool) {
@@ -116,7 +129,7 @@ async fn a_used_id_or_an_unknown_one_is_refused() {
 #[tokio::test]
 async fn the_highest_credit_is_no_limit_and_no_fault() {
     let mut client = Hostile::connect(2).await;
-    client.open(1, "pour", 0).await;
+    client.pour(1, 1_000_000, 0).await;
     for credit in [1, u64::MAX, 5, u64::MAX] {
         client.send(1, &Message::Stream(StreamFrame::Credit { credit })).await;
     }
@@ -133,12 +146,36 @@ async fn the_highest_credit_is_no_limit_and_no_fault() {
 #[tokio::test]
 async fn a_server_without_credit_sends_nothing() {
     let mut client = Hostile::connect(2).await;
-    client.open(1, "pour", 10).await;
+    client.pour(1, 1_000_000, 10).await;
     assert_eq!(client.next().await.3.len(), 10);
     client.expect_alive().await;
     client.send(1, &Message::Stream(StreamFrame::Credit { credit: 25 })).await;
     assert_eq!(client.next().await.3.len(), 15);
     client.expect_alive().await;
+}
+
+/// Counts bytes and uses no clock.
+#[tokio::test]
+async fn a_hit_waits_for_one_frame_and_those_on_their_way() {
+    let mut client = Hostile::connect(2).await;
+    for id in 1..=8 {
+        client.pour(id, usize::MAX, u64::MAX).await;
+    }
+    for n in 0..100 {
+        client.send(n + 9, &Message::ClassifyReq { image: &[7], budget_ms: 0 }).await;
+        let mut before = 0;
+        loop {
+            let (kind, id, _, body) = client.next().await;
+            if kind == Kind::ClassifyResp {
+                assert_eq!(id, n + 9);
+                break;
+            }
+            before += body.len();
+        }
+        // What this client has read already belongs to the bytes on their way.
+        let limit = PIPE + 2 * FRAME;
+        assert!(before <= limit, "{before} bytes of a stream came before a hit, not {limit}");
+    }
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ class Aio(unittest.TestCase):
         with serving(echo) as server:
             asyncio.run(main(server.port))
 
-    def test_replies_come_in_any_order_and_one_failure_fails_one_call(self):
+    def test_replies_in_any_order_and_one_failure_fails_one_call(self):
         def script(server):
             first, second, third = server.take(), server.take(), server.take()
             server.send(support.label(third, 3), support.reply(0x07, second[3], b"busy", 0, 5), support.label(first, 1))

@@ -361,7 +361,7 @@ fn decode_request(frame: Frame<'_>) -> Result<Request<'_>, BodyError> {
     Ok(Request { id, op, budget_ms })
 }
 
-/// Hands a batch to the service, and answers what it leaves unanswered.
+/// Passes a batch to the service, and answers the requests that it leaves unanswered.
 fn dispatch<S: Service>(
     shared: &Shared<S>,
     requests: &ArrayVec<Request<'_>, BATCH>,

@@ -1,0 +1,3 @@
+//! The target `oip_http` of `afterimage_testkit::fuzz`.
+#![no_main]
+afterimage_fuzz::target!("oip_http");

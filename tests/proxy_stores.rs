@@ -1,0 +1,223 @@
+//! Where `afterimage proxy` keeps answers: a snapshot that outlives the process, and a cache
+//! service or Redis that several proxies share.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Instant;
+
+use rustix::process::Signal;
+
+use common::{PATIENCE, Running, file, folder, run};
+
+/// A model server of the Open Inference Protocol, whose model answers with the length of the call.
+struct ModelServer {
+    address: SocketAddr,
+    inferences: Arc<AtomicUsize>,
+}
+
+impl ModelServer {
+    fn start() -> ModelServer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (address, inferences) = (listener.local_addr().unwrap(), Arc::default());
+        let server = ModelServer { address, inferences: Arc::clone(&inferences) };
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let inferences = Arc::clone(&inferences);
+                // An error ends the connection.
+                std::thread::spawn(move || serve(stream.unwrap(), &inferences));
+            }
+        });
+        server
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn inferences(&self) -> usize {
+        self.inferences.load(SeqCst)
+    }
+}
+
+fn serve(stream: TcpStream, inferences: &AtomicUsize) -> std::io::Result<()> {
+    let mut input = BufReader::new(stream.try_clone()?);
+    loop {
+        let (head, body) = message(&mut input)?;
+        let path = head.split(' ').nth(1).unwrap_or_default();
+        let (status, reply) = match path {
+            "/v2" => (200, r#"{"name":"scripted","version":"1","extensions":[]}"#.to_owned()),
+            "/v2/models/m" => (200, r#"{"name":"m"}"#.to_owned()),
+            "/v2/models/m/infer" => {
+                inferences.fetch_add(1, SeqCst);
+                let sum = body.len();
+                let output = r#"{"name":"y","datatype":"INT64","shape":[1],"data":["#;
+                (200, format!(r#"{{"model_name":"m","outputs":[{output}{sum}]}}]}}"#))
+            }
+            _ => (404, r#"{"error":"unknown"}"#.to_owned()),
+        };
+        let length = reply.len();
+        write!(
+            &stream,
+            "HTTP/1.1 {status} OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{reply}"
+        )?;
+    }
+}
+
+/// The head and the body of a message.
+fn message(input: &mut BufReader<TcpStream>) -> std::io::Result<(String, Vec<u8>)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if input.read_line(&mut head)? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    let fields = head.lines().filter_map(|line| line.split_once(": "));
+    let length = fields.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let length = length.last().map_or(0, |(_, length)| length.parse().unwrap());
+    let mut body = vec![0; length];
+    input.read_exact(&mut body)?;
+    Ok((head, body))
+}
+
+/// Asks the model about a number. Returns whether the answer was a hit.
+fn is_hit(proxy: &Running, number: usize) -> bool {
+    let body = format!(
+        r#"{{"inputs":[{{"name":"x","datatype":"INT64","shape":[1],"data":[{number}]}}]}}"#
+    );
+    let stream = TcpStream::connect(proxy.addr()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let length = body.len();
+    write!(
+        &stream,
+        "POST /v2/models/m/infer HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let (head, reply) = message(&mut BufReader::new(stream)).unwrap();
+    let reply = String::from_utf8(reply).unwrap();
+    assert!(reply.contains(&format!(r#""data":[{length}]"#)), "{head}{reply}");
+    head.to_ascii_lowercase()
+        .lines()
+        .any(|line| line.starts_with("cache-status") && line.contains("; hit"))
+}
+
+/// Asks until this number is a hit.
+fn until_hit(proxy: &Running, number: usize) {
+    let start = Instant::now();
+    while !is_hit(proxy, number) {
+        assert!(start.elapsed() < PATIENCE, "no hit:\n{}", proxy.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn stop(mut proxy: Running) {
+    proxy.signal(Signal::TERM);
+    assert!(proxy.wait().success(), "{}", proxy.log());
+}
+
+#[test]
+fn answers_of_a_proxy_outlive_a_restart() {
+    let (model, folder) = (ModelServer::start(), folder());
+    let secret = file(&folder, "secret", [7; 32]);
+    let snapshot = folder.path().join("answers").to_str().unwrap().to_owned();
+    let url = model.url();
+    let args = ["proxy", &url, "--snapshot", &snapshot, "--secret-file", &secret];
+    let proxy = Running::start(&args);
+    (0..20).for_each(|number| until_hit(&proxy, number));
+    stop(proxy);
+    let before = model.inferences();
+    let proxy = Running::start(&args);
+    // The model of a proxy is known after the first request.
+    until_hit(&proxy, 0);
+    for number in 1..20 {
+        assert!(is_hit(&proxy, number), "{number}");
+    }
+    assert!(model.inferences() <= before + 1, "at most the first request was a miss");
+    stop(proxy);
+
+    // Another secret: no seal is right, and no answer is used.
+    let other = file(&folder, "other", [8; 32]);
+    let proxy = Running::start(&["proxy", &url, "--snapshot", &snapshot, "--secret-file", &other]);
+    for number in 0..20 {
+        assert!(!is_hit(&proxy, number), "{number}");
+    }
+    stop(proxy);
+}
+
+/// Two proxies with this store share their answers.
+fn share(store: &[&str]) {
+    let (model, folder) = (ModelServer::start(), folder());
+    let secret = file(&folder, "secret", [7; 32]);
+    let url = model.url();
+    let args = ["proxy", &url, "--secret-file", &secret, "--lookup-budget", "1s"];
+    let args = [&args[..], store].concat();
+    let (one, other) = (Running::start(&args), Running::start(&args));
+    (0..20).for_each(|number| until_hit(&one, number));
+    until_hit(&other, 0);
+    let before = model.inferences();
+    for number in 1..20 {
+        assert!(is_hit(&other, number), "{number}:\n{}", other.log());
+    }
+    assert_eq!(model.inferences(), before);
+    stop(one);
+    stop(other);
+}
+
+#[test]
+fn proxies_share_answers_through_a_cache_service() {
+    let cache = Running::start(&["cache", "--memory", "8MiB", "--bytes", "64MiB"]);
+    share(&["--store", &cache.place()]);
+}
+
+/// A Redis server, killed when it is dropped.
+struct Redis(Child);
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn proxies_share_answers_through_redis() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let folder = folder();
+    let mut command = Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()]);
+    command.arg("--dir").arg(folder.path()).stdout(Stdio::null());
+    let Ok(child) = command.spawn() else {
+        let why = "redis-server is not installed";
+        let _ = writeln!(std::io::stderr(), "SKIPPED proxies_share_answers_through_redis: {why}");
+        return;
+    };
+    let _redis = Redis(child);
+    let url = format!("redis://127.0.0.1:{port}");
+    share(&["--store", &url, "--redis-prefix", "proxies:", "--redis-ttl", "1h"]);
+}
+
+#[test]
+fn flags_of_another_store_are_refused() {
+    let url = "http://127.0.0.1:1";
+    let cases: [(&[&str], &str); 6] = [
+        (&["--redis-prefix", "a:"], "--redis-prefix needs a Redis store"),
+        (&["--store", "127.0.0.1:1", "--redis-ttl", "1h"], "--redis-ttl needs a Redis store"),
+        (&["--store", "127.0.0.1:1", "--memory", "1GiB"], "--memory needs --store embedded"),
+        (&["--store", "redis://h", "--snapshot", "file"], "--snapshot needs --store embedded"),
+        (&["--store", "redis://h", "--redis-prefix", "a b"], "invalid Redis key prefix"),
+        (&["--store-token-file", "file"], "--store-token-file needs a remote store"),
+    ];
+    for (args, wanted) in cases {
+        let line =
+            run(&[&["proxy", url, "--listen", "127.0.0.1:0", "--log", "error"], args].concat());
+        let line = line.failed_with_a_line();
+        assert!(line.contains(wanted), "{args:?}: {line}");
+    }
+}
