@@ -15,7 +15,8 @@ use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
-use afterimage_wire::server::{Identity, Server, ServerOptions, Service};
+use afterimage_wire::server::{Identity, Server, ServerOptions, Service, Token, TokenError};
+use afterimage_wire::tls::{ServerTls, TlsError};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +71,18 @@ const PAGE_BYTES: u64 = 16 << 20;
 /// The longest wait of the gateway for a memo in another process.
 const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The reason why a file cannot be loaded again. The old content stays in use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReloadError {
+    /// A certificate or a key.
+    #[error("{0}; the certificates loaded before stay in use")]
+    Tls(#[source] TlsError),
+    /// A token.
+    #[error("{0}; the token read before stays in use")]
+    Token(#[source] TokenError),
+}
+
 /// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
 /// at once and writes no snapshot.
 ///
@@ -86,7 +99,7 @@ const REMOTE_TIMEOUT: Duration = Duration::from_secs(10);
 /// let process = Process::start(config).await?;
 /// let (_service, address) = process.addresses()[0];
 /// assert!(address.port() > 0);
-/// process.drain().await?;
+/// process.drain(std::time::Duration::from_secs(5)).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -99,6 +112,8 @@ pub struct Process {
     listeners: JoinSet<()>,
     stop: CancellationToken,
     snapshots: Vec<SnapshotWriter>,
+    tls: Vec<ServerTls>,
+    tokens: Vec<Token>,
     proxy: Option<(Proxy, SocketAddr)>,
 }
 
@@ -164,6 +179,8 @@ impl Process {
             listeners: JoinSet::new(),
             stop: CancellationToken::new(),
             snapshots: snapshots.into_iter().collect(),
+            tls: Vec::new(),
+            tokens: Vec::new(),
             proxy: None,
         };
         let handle = process.snapshots.first().map(SnapshotWriter::handle);
@@ -212,18 +229,15 @@ impl Process {
             let source = gateway.server.map(remote).or(source);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
             let GatewayConfig { options, http, .. } = gateway;
-            if let Some(tls) = &http.tls {
-                tokio::spawn(tls.keep_current());
-            }
+            process.watch(http.tls.as_ref());
+            process.tokens.extend(options.access.tokens().cloned());
             process.http = Some((address, http.tls.is_some()));
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
             process.listeners.spawn(serving);
         }
         if let Some(((socket, address), ProxyConfig { options, proxy, snapshots, .. })) = proxy {
-            if let Some(tls) = &options.tls {
-                tokio::spawn(tls.keep_current());
-            }
+            process.watch(options.tls.as_ref());
             let (service, stop) = (proxy.clone(), process.stop.clone());
             process.listeners.spawn(afterimage_http::serve(socket, service, options, stop));
             process.proxy = Some((proxy, address));
@@ -251,9 +265,9 @@ impl Process {
         let identity = service.identity();
         for (socket, address, options) in sockets {
             check_max_body(&options, &identity)?;
-            if let Some(tls) = &options.tls {
-                tokio::spawn(tls.keep_current());
-            }
+            self.watch(options.tls.as_ref());
+            self.tokens
+                .extend([&options.token, &options.admin_token].into_iter().flatten().cloned());
             let server = Server::new(socket, Arc::clone(&service), options);
             let stop = self.stop.clone();
             self.listeners.spawn(async move { server.serve(stop.cancelled()).await });
@@ -290,17 +304,44 @@ impl Process {
         self.proxy.as_ref().map(|(proxy, address)| (proxy, *address))
     }
 
+    /// Loads the certificates of all listeners and the token files again. Open connections stay
+    /// open. What cannot be loaded stays as it is.
+    ///
+    /// The clients of a memo load their certificates and password files by themselves.
+    ///
+    /// # Errors
+    /// The first of the files that cannot be loaded; all others are loaded.
+    pub fn reload(&self) -> Result<(), ReloadError> {
+        let tls = self.tls.iter().map(|tls| tls.reload().map_err(ReloadError::Tls));
+        let tokens = self.tokens.iter().map(|token| token.reload().map_err(ReloadError::Token));
+        // Not `collect`, which stops at the first error.
+        tls.chain(tokens).fold(Ok(()), |first, reloaded| first.and(reloaded))
+    }
+
+    /// Reloads these certificates when their files change.
+    fn watch(&mut self, tls: Option<&ServerTls>) {
+        if let Some(tls) = tls {
+            tokio::spawn(tls.keep_current());
+            self.tls.push(tls.clone());
+        }
+    }
+
     /// Stops all listeners, finishes what is in flight, and then writes the snapshot. Each listener
-    /// closes its connections after `ServerOptions::drain_timeout` at the latest.
+    /// closes its connections after its own drain timeout at the latest, and all do after
+    /// `timeout`.
     ///
     /// # Errors
     /// When the snapshot cannot be written.
     ///
     /// # Panics
     /// When the thread of the snapshots has panicked.
-    pub async fn drain(mut self) -> Result<(), WriteError> {
+    pub async fn drain(mut self, timeout: Duration) -> Result<(), WriteError> {
         self.stop.cancel();
-        while self.listeners.join_next().await.is_some() {}
+        let drained = async { while self.listeners.join_next().await.is_some() {} };
+        if tokio::time::timeout(timeout, drained).await.is_err() {
+            tracing::warn!("the drain took longer than {timeout:?}; open connections are closed");
+            self.listeners.shutdown().await;
+        }
         let writers = std::mem::take(&mut self.snapshots);
         // A failed snapshot does not keep the others from being written.
         let finish = move || {

@@ -1,6 +1,6 @@
 //! The life of a service process: runtime, socket, start-up log, signals, drain, last log line.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::metrics as cache;
 use afterimage_classifier::metrics as engine;
@@ -24,7 +24,7 @@ pub(crate) fn service_help(examples: &str) -> String {
         "Examples:\n{examples}\n\n\
          Signals:\n  \
            SIGTERM, SIGINT  Finish requests in flight, write the snapshot, exit\n  \
-           SIGHUP           Reload certificates"
+           SIGHUP           Reload certificates and token files"
     )
 }
 
@@ -77,7 +77,8 @@ pub(crate) fn run(
     config: impl FnOnce() -> anyhow::Result<Config>,
 ) -> anyhow::Result<()> {
     runtime(threads)?.block_on(async {
-        log_hangups();
+        // Installed first: without a handler, SIGHUP ends the process.
+        let mut hangups = Hangups::listen();
         let process = Process::start(config()?).await?;
         // Installed before the address is printed: a supervisor may send SIGTERM right after.
         let terminated = until_terminated();
@@ -97,9 +98,15 @@ pub(crate) fn run(
             let _ = say!("metrics and probes on http://{address}/metrics");
         }
         let started = Instant::now();
-        terminated.await;
+        let mut terminated = std::pin::pin!(terminated);
+        loop {
+            tokio::select! {
+                () = &mut terminated => break,
+                () = hangups.next() => reload(&process),
+            }
+        }
         let services = process.services().to_vec();
-        let drained = process.drain().await;
+        let drained = process.drain(Duration::MAX).await;
         let uptime = long_time(started.elapsed());
         for service in services {
             let mut stats = Stats::default();
@@ -131,19 +138,47 @@ fn summary(stats: &Stats) -> String {
     }
 }
 
-/// Keeps SIGHUP from ending the process. Listeners and clients with certificates reload them by
+/// Reloads the files of a process. Clients with certificates and password files reload them by
 /// handlers of their own.
-fn log_hangups() {
-    #[cfg(unix)]
-    {
+fn reload(process: &Process) {
+    tracing::info!("SIGHUP: reloading certificates and token files, if there are any");
+    if let Err(error) = process.reload() {
+        tracing::warn!("{error}");
+    }
+}
+
+/// SIGHUP, the request to reload files; `None` if no handler could be installed.
+#[cfg(unix)]
+struct Hangups(Option<tokio::signal::unix::Signal>);
+
+#[cfg(unix)]
+impl Hangups {
+    fn listen() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut hangup) = signal(SignalKind::hangup()) {
-            tokio::spawn(async move {
-                while hangup.recv().await.is_some() {
-                    tracing::info!("SIGHUP: reloading certificates, if there are any");
-                }
-            });
+        Hangups(signal(SignalKind::hangup()).ok())
+    }
+
+    async fn next(&mut self) {
+        if let Some(hangups) = &mut self.0
+            && hangups.recv().await.is_some()
+        {
+            return;
         }
+        std::future::pending().await
+    }
+}
+
+#[cfg(not(unix))]
+struct Hangups;
+
+#[cfg(not(unix))]
+impl Hangups {
+    fn listen() -> Self {
+        Hangups
+    }
+
+    async fn next(&mut self) {
+        std::future::pending().await
     }
 }
 

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use afterimage::config::{
     Config, EngineConfig, GatewayConfig, ListenerConfig, MemoConfig, TableConfig,
 };
@@ -10,10 +13,11 @@ use afterimage_cache::Capacity;
 use afterimage_core::{Answer, ModelId, Origin};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
-use afterimage_memo::upstream::Function;
-use afterimage_memo::{MemoOptions, Secret};
-use afterimage_wire::client::Infer;
-use afterimage_wire::proto::Role;
+use afterimage_memo::upstream::{Call, Function};
+use afterimage_memo::{MemoOptions, Secret, Upstream};
+use afterimage_wire::client::{ErrorKind, Infer};
+use afterimage_wire::proto::{Role, stats::Stats};
+use afterimage_wire::server::Token;
 use afterimage_wire::{Client, ClientOptions};
 use tokio_util::bytes::Bytes;
 
@@ -60,7 +64,7 @@ async fn two_services_and_three_listeners_have_one_drain() {
     cache.cache().set(1, 10).unwrap();
     // The reply to a later request shows that the write has arrived.
     assert_eq!(cache.cache().get(1).await.unwrap(), Some(10));
-    process.drain().await.unwrap();
+    process.drain(Duration::from_secs(5)).await.unwrap();
     for (_, address) in addresses {
         let again = tokio::net::TcpStream::connect(address).await;
         assert!(again.is_err(), "{address} is still open");
@@ -72,7 +76,7 @@ async fn two_services_and_three_listeners_have_one_drain() {
     let cache = Client::connect(address, ClientOptions::new()).await.unwrap();
     assert_eq!(cache.cache().get(1).await.unwrap(), Some(10));
     drop(cache);
-    process.drain().await.unwrap();
+    process.drain(Duration::from_secs(5)).await.unwrap();
 }
 
 #[tokio::test]
@@ -82,10 +86,8 @@ async fn wrong_configurations_are_refused_by_name() {
         Ok(_) => panic!("the configuration was accepted"),
     };
     assert!(matches!(Process::start(Config::default()).await, Err(ConfigError::NoListener)));
-    let table = TableConfig {
-        snapshot_every: Some(std::time::Duration::from_secs(1)),
-        ..TableConfig::default()
-    };
+    let table =
+        TableConfig { snapshot_every: Some(Duration::from_secs(1)), ..TableConfig::default() };
     let config = Config { cache: vec![listener()], table, ..Config::default() };
     assert_eq!(refused(config).await, "--snapshot-every needs --snapshot FILE");
     let mut small = listener();
@@ -118,8 +120,74 @@ async fn a_page_whose_port_is_taken_is_optional_or_an_error() {
     };
     let process = Process::start(config(true)).await.unwrap();
     assert_eq!(process.page(), None);
-    process.drain().await.unwrap();
+    process.drain(Duration::from_secs(5)).await.unwrap();
     assert!(matches!(Process::start(config(false)).await, Err(ConfigError::InUse(_))));
+}
+
+/// A classifier that never answers.
+struct Silent {
+    model: Arc<ModelId>,
+    calls: Mutex<Vec<Call>>,
+}
+
+impl Upstream for Silent {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        Some(Arc::clone(&self.model))
+    }
+
+    fn compute(&self, calls: Vec<Call>) {
+        self.calls.lock().unwrap().extend(calls);
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+#[tokio::test]
+async fn a_drain_ends_at_its_timeout() {
+    let mut memo = memo(1);
+    let model = Arc::new(ModelId::labels([1; 32], None, 10));
+    memo.classifier = Some(Box::new(Silent { model, calls: Mutex::default() }));
+    memo.listeners[0].options.drain_timeout = Duration::from_secs(60);
+    let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
+    let config = Config { memo: Some(memo), table, ..Config::default() };
+    let process = Process::start(config).await.unwrap();
+    let (_, address) = process.addresses()[0];
+    let options = ClientOptions::new().timeout(Duration::from_secs(1));
+    let client = Client::connect(address, options).await.unwrap();
+    let call = tokio::spawn(async move { client.classify(&[7]).await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let start = Instant::now();
+    process.drain(Duration::from_millis(100)).await.unwrap();
+    let took = start.elapsed();
+    // The listener alone would wait for the call in flight, a minute.
+    assert!((Duration::from_millis(100)..Duration::from_secs(30)).contains(&took), "{took:?}");
+    assert!(call.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_reload_replaces_the_token_for_new_connections() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "old").unwrap();
+    let mut cache = listener();
+    cache.options.token = Some(Token::read(&file).unwrap());
+    let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
+    let config = Config { cache: vec![cache], table, ..Config::default() };
+    let process = Process::start(config).await.unwrap();
+    let (_, address) = process.addresses()[0];
+    let connect = async |token: &str| {
+        Client::connect(address, ClientOptions::new().token(token).fail_fast(true)).await
+    };
+    let open = connect("old").await.unwrap();
+    std::fs::write(&file, "new\n").unwrap();
+    process.reload().unwrap();
+    connect("new").await.unwrap();
+    assert_eq!(connect("old").await.unwrap_err().kind(), ErrorKind::Denied);
+    open.ping().await.unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let error = process.reload().unwrap_err().to_string();
+    assert!(error.ends_with("the token read before stays in use"), "{error}");
+    connect("new").await.unwrap();
 }
 
 #[tokio::test]
@@ -149,7 +217,7 @@ async fn answers_of_bytes_outlive_a_restart() {
         let [one, two] = ["ONE", "TWO"].map(|text| Answer::Bytes(text.into()));
         assert_eq!(rows, [(&one, origin), (&two, origin)]);
         drop(client);
-        process.drain().await.unwrap();
+        process.drain(Duration::from_secs(5)).await.unwrap();
     }
     assert!(folder.path().join("snapshot.bytes").exists());
 }

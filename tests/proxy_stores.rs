@@ -79,8 +79,8 @@ fn message(input: &mut BufReader<TcpStream>) -> std::io::Result<(String, Vec<u8>
         }
     }
     let fields = head.lines().filter_map(|line| line.split_once(": "));
-    let length = fields.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-    let length = length.last().map_or(0, |(_, length)| length.parse().unwrap());
+    let mut length = fields.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+    let length = length.next_back().map_or(0, |(_, length)| length.parse().unwrap());
     let mut body = vec![0; length];
     input.read_exact(&mut body)?;
     Ok((head, body))

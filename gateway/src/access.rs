@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use afterimage_wire::server::Token;
 use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
-use subtle::ConstantTimeEq;
 
 use crate::Shared;
 use crate::problem::Problem;
@@ -27,7 +27,7 @@ pub enum Scope {
 #[derive(Clone, Default)]
 pub struct Access {
     /// Empty if there is none: then each client has `open`.
-    tokens: Vec<(Box<[u8]>, Scope)>,
+    tokens: Vec<(Token, Scope)>,
     open: Option<Scope>,
 }
 
@@ -46,9 +46,14 @@ impl Access {
 
     /// The same with a token that allows `scope`.
     #[must_use]
-    pub fn token(mut self, token: impl Into<Vec<u8>>, scope: Scope) -> Self {
-        self.tokens.push((token.into().into(), scope));
+    pub fn token(mut self, token: Token, scope: Scope) -> Self {
+        self.tokens.push((token, scope));
         self
+    }
+
+    /// The tokens, to load them again.
+    pub fn tokens(&self) -> impl Iterator<Item = &Token> {
+        self.tokens.iter().map(|(token, _)| token)
     }
 
     /// The scope of a client that shows `token`; `None` if it is wrong or missing.
@@ -58,14 +63,13 @@ impl Access {
         }
         let Some(shown) = token else { return self.open };
         // All are compared always, so that the time does not depend on which one is right.
-        let scopes = self.tokens.iter().map(|(token, scope)| (token.ct_eq(shown), *scope));
-        let found =
-            scopes.fold(
-                None,
-                |found, (equal, scope)| {
-                    if bool::from(equal) { found.max(Some(scope)) } else { found }
-                },
-            );
+        let scopes = self.tokens.iter().map(|(token, scope)| (token.matches(shown), *scope));
+        let found = scopes.fold(
+            None,
+            |found, (equal, scope)| {
+                if equal { found.max(Some(scope)) } else { found }
+            },
+        );
         found.or(self.open)
     }
 }
@@ -119,9 +123,14 @@ pub(crate) async fn check(
 mod tests {
     use super::*;
 
+    fn token(text: &str) -> Token {
+        Token::new(text).unwrap()
+    }
+
     #[test]
     fn the_highest_scope_of_a_token_counts() {
-        let access = Access::default().token("a", Scope::Read).token("a", Scope::Admin);
+        let access =
+            Access::default().token(token("a"), Scope::Read).token(token("a"), Scope::Admin);
         assert_eq!(access.scope(Some(b"a")), Some(Scope::Admin));
         assert_eq!(access.scope(Some(b"b")), None);
         assert_eq!(access.scope(None), None);

@@ -1,5 +1,7 @@
 //! The routes over a memo in this process.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Arc;
 
 use afterimage_cache::ByteStore;
@@ -9,6 +11,7 @@ use afterimage_memo::upstream::Function;
 use afterimage_memo::{Memo, MemoOptions, ModelOptions, Secret};
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::Token;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
@@ -186,8 +189,9 @@ async fn bad_requests_get_a_problem_that_names_the_fault() {
 
 #[tokio::test]
 async fn each_token_allows_its_scope_and_no_more() {
-    let access = Access::default().token("r", Scope::Read).token("a", Scope::Admin);
-    let access = access.token("i", Scope::Infer);
+    let token = |text: &str| Token::new(text).unwrap();
+    let access = Access::default().token(token("r"), Scope::Read).token(token("a"), Scope::Admin);
+    let access = access.token(token("i"), Scope::Infer);
     let gateway = gateway(GatewayOptions { access, ..GatewayOptions::default() });
     let routes = [
         (Method::GET, "/v1/stats", "ria"),

@@ -123,7 +123,7 @@ impl ServerArgs {
         let use_token = token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?;
         let admin_token = token(None, "--admin-token-file", self.admin_token_file.as_deref())?;
         if let (Some(token), Some(admin_token)) = (&use_token, &admin_token)
-            && token.matches(admin_token.as_bytes())
+            && token.matches(&admin_token.secret())
         {
             bail!("--admin-token-file has the token that all clients send; create another one");
         }
@@ -172,10 +172,10 @@ pub(crate) fn access(token: Option<&Token>, admin_token: Option<&Token>) -> Acce
     let mut access = Access::default();
     if let Some(token) = token {
         let scope = if admin_token.is_some() { Scope::Infer } else { Scope::Admin };
-        access = access.token(token.as_bytes(), scope);
+        access = access.token(token.clone(), scope);
     }
     if let Some(admin_token) = admin_token {
-        access = access.token(admin_token.as_bytes(), Scope::Admin);
+        access = access.token(admin_token.clone(), Scope::Admin);
         if token.is_none() {
             access = access.open_to(Scope::Infer);
         }
@@ -343,29 +343,19 @@ pub(crate) fn token(
     file_flag: &str,
     file: Option<&Path>,
 ) -> anyhow::Result<Option<Token>> {
-    let secret = match (flag, file) {
+    match (flag, file) {
         // Possible only in a settings file; elsewhere clap refuses both.
         (Some(_), Some(_)) => bail!("token and token-file are both set: set one of them"),
-        (Some(token), None) => token.as_bytes().to_vec(),
-        (None, None) => return Ok(None),
-        (None, Some(path)) => secret_file(file_flag, path)?,
-    };
-    let len = secret.len();
-    match Token::new(secret) {
-        Some(token) => Ok(Some(token)),
-        None => bail!("the token has {len} bytes; it must have 1 to 1024"),
+        (Some(token), None) => match Token::new(token) {
+            Some(token) => Ok(Some(token)),
+            None => bail!("the token has {} bytes; it must have 1 to 1024", token.len()),
+        },
+        (None, None) => Ok(None),
+        (None, Some(path)) => {
+            warn_if_exposed(file_flag, path);
+            Ok(Some(Token::read(path).with_context(|| file_flag.to_owned())?))
+        }
     }
-}
-
-/// The bytes of a file with a token or a password, without line ends after them.
-fn secret_file(flag: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
-    warn_if_exposed(flag, path);
-    let mut secret =
-        std::fs::read(path).with_context(|| format!("cannot read {flag} {}", path.display()))?;
-    while secret.last().is_some_and(|byte| b"\r\n".contains(byte)) {
-        secret.pop();
-    }
-    Ok(secret)
 }
 
 /// The server of a client command: a flag, or an argument without it.
@@ -409,7 +399,7 @@ pub(crate) struct ClientArgs {
 impl ClientArgs {
     pub(crate) fn token(&self) -> anyhow::Result<Vec<u8>> {
         let token = token(self.token.as_deref(), "--token-file", self.token_file.as_deref())?;
-        Ok(token.map(|token| token.as_bytes().to_vec()).unwrap_or_default())
+        Ok(token.map(|token| token.secret().to_vec()).unwrap_or_default())
     }
 
     pub(crate) fn timeout(&self) -> Duration {

@@ -82,7 +82,7 @@ fn client(args: &Args) -> anyhow::Result<ClientOptions> {
     let secret = token(None, "--server-token-file", args.server_token_file.as_deref())?;
     let tls = args.server_tls.load()?;
     if let Some(secret) = secret {
-        options = options.token(secret.as_bytes());
+        options = options.token(&secret.secret()[..]);
         if tls.is_none() && !net::is_local(&args.server) {
             let server = &args.server;
             tracing::warn!(

@@ -128,10 +128,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     warn_of_unused(&args);
     let is_kept = args.store != StoreAddr::Embedded || args.table.has_snapshot();
     serving::serve(&args.server, &args.listen, |listener| {
-            .max_waiting(args.memo.max_waiting)
-            .max_waiting(args.memo.max_waiting.get())
-        let options = MemoOptions::new(secret(&args)?)
         let options = MemoOptions::new(store::secret(args.memo.secret_file.as_deref(), is_kept)?)
+            .max_waiting(args.memo.max_waiting.get())
             .audit(args.memo.audit.map(|share| share.0))
             .auto_bypass(args.memo.auto_bypass);
         let store = args.remote.labels(&args.store)?;
@@ -227,7 +225,7 @@ pub(crate) fn secure(
     tls: Option<ClientTls>,
 ) -> anyhow::Result<ClientOptions> {
     if let Some(token) = token(None, flag, file)? {
-        options = options.token(token.as_bytes());
+        options = options.token(&token.secret()[..]);
         let remote = addresses.iter().find(|address| !net::is_local(address));
         if let (None, Some(address)) = (&tls, remote) {
             tracing::warn!("{flag}: the token is sent to {address} unencrypted; use TLS");

@@ -48,7 +48,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use batch::{BATCH, Batch, Infer, Op, Request};
 pub use listener::Listener;
-pub use options::{ServerOptions, Token};
+pub use options::{ServerOptions, Token, TokenError};
 pub use outbox::{BytesReply, SnapshotReply, ValueReply};
 pub use service::{Identity, Service, handle_one};
 pub use shutdown::until_terminated;

@@ -1,6 +1,9 @@
 //! Options of a server: every limit, with its reason.
 
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use subtle::ConstantTimeEq;
@@ -11,26 +14,91 @@ use crate::proto::header::MAX_LARGE_BODY;
 use crate::tls::ServerTls;
 
 /// A secret that clients must show in their `Hello`. It is compared in constant time and never
-/// printed.
+/// printed. Clones share it: a reload of one is a reload of all.
 #[derive(Clone)]
-pub struct Token(Box<[u8]>);
+pub struct Token(Arc<Secret>);
+
+struct Secret {
+    /// The file that the token is read from.
+    file: Option<PathBuf>,
+    bytes: RwLock<Arc<[u8]>>,
+}
+
+/// Why a token cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {error}", file.display())]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why it cannot be read.
+        error: io::Error,
+    },
+    /// The token has a wrong length.
+    #[error("the token has {bytes} bytes; it must have 1 to {MAX_TOKEN_LEN}")]
+    Length {
+        /// Its length.
+        bytes: usize,
+    },
+}
 
 impl Token {
     /// A token of 1 to [`MAX_TOKEN_LEN`] bytes; `None` for any other length.
     pub fn new(secret: impl Into<Vec<u8>>) -> Option<Self> {
-        let secret = secret.into();
-        (1..=MAX_TOKEN_LEN).contains(&secret.len()).then(|| Token(secret.into()))
+        let bytes = checked(secret.into()).ok()?;
+        Some(Token(Arc::new(Secret { file: None, bytes: RwLock::new(bytes) })))
+    }
+
+    /// The token in a file, without line ends after it.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or when the token has a wrong length.
+    pub fn read(file: impl Into<PathBuf>) -> Result<Self, TokenError> {
+        let file = file.into();
+        let bytes = RwLock::new(read(&file)?);
+        Ok(Token(Arc::new(Secret { file: Some(file), bytes })))
+    }
+
+    /// Reads the file again, if the token has one. After an error the old token stays in use. Open
+    /// connections stay open.
+    ///
+    /// # Errors
+    /// As [`Token::read`].
+    pub fn reload(&self) -> Result<(), TokenError> {
+        if let Some(file) = &self.0.file {
+            let bytes = read(file)?;
+            *self.0.bytes.write().unwrap_or_else(PoisonError::into_inner) = bytes;
+        }
+        Ok(())
     }
 
     /// Whether `shown` is this token, in a time that does not depend on where they differ.
     pub fn matches(&self, shown: &[u8]) -> bool {
-        self.0.ct_eq(shown).into()
+        self.secret().ct_eq(shown).into()
     }
 
     /// The secret itself, for the client that must send it.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+    pub fn secret(&self) -> Arc<[u8]> {
+        Arc::clone(&self.0.bytes.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn checked(secret: Vec<u8>) -> Result<Arc<[u8]>, TokenError> {
+    match secret.len() {
+        1..=MAX_TOKEN_LEN => Ok(secret.into()),
+        bytes => Err(TokenError::Length { bytes }),
+    }
+}
+
+fn read(file: &Path) -> Result<Arc<[u8]>, TokenError> {
+    let mut secret =
+        std::fs::read(file).map_err(|error| TokenError::File { file: file.to_owned(), error })?;
+    while secret.last().is_some_and(|byte| b"\r\n".contains(byte)) {
+        secret.pop();
+    }
+    checked(secret)
 }
 
 impl fmt::Debug for Token {
@@ -188,6 +256,25 @@ mod tests {
                 ["", "use", "admin", "other"].map(|shown| options.rights(shown.as_bytes()));
             assert_eq!(rights, expected, "{token:?}, {admin_token:?}, {open_admin}");
         }
+    }
+
+    #[test]
+    fn a_token_is_read_again_and_a_bad_file_keeps_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "old\r\n").unwrap();
+        let token = Token::read(&file).unwrap();
+        let shared = token.clone();
+        assert!(shared.matches(b"old"));
+        std::fs::write(&file, "new").unwrap();
+        token.reload().unwrap();
+        assert!(shared.matches(b"new") && !shared.matches(b"old"));
+        std::fs::write(&file, "\n").unwrap();
+        assert!(matches!(token.reload(), Err(TokenError::Length { bytes: 0 })));
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(token.reload(), Err(TokenError::File { .. })));
+        assert!(shared.matches(b"new"));
+        assert!(Token::new("fixed").unwrap().reload().is_ok());
     }
 
     #[test]
