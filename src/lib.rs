@@ -204,7 +204,19 @@ fn one_line(error: &anyhow::Error) -> String {
             line.extend([colon, &cause]);
         }
     }
-    line
+    settings::without_logins(&line)
+}
+
+/// Prints an error of the command line and ends the process. A wrong value may be a URL with a
+/// password.
+fn exit(error: &clap::Error) -> ! {
+    let text = error.to_string();
+    let shown = settings::without_logins(&text);
+    if shown == text {
+        error.exit();
+    }
+    print::note(format_args!("{}", shown.trim_end()));
+    std::process::exit(error.exit_code());
 }
 
 fn run() -> anyhow::Result<()> {
@@ -214,11 +226,11 @@ fn run() -> anyhow::Result<()> {
         Ok(matches) => matches,
         Err(error) => match settings::misplaced(&command, &error, &args) {
             Some(error) => return Err(error),
-            None => error.exit(),
+            None => exit(&error),
         },
     };
     refuse_two_addresses(&matches)?;
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| exit(&error));
     let log = cli.log.as_deref().unwrap_or(cli.command.default_log());
     // The Redis library repeats errors ten times a second; the store logs them with their causes.
     let directives = format!("redis=off,{log}");

@@ -153,6 +153,20 @@ fn without_password(text: &str) -> String {
     }
 }
 
+/// The text with `…` for the login in each of its URLs.
+pub(crate) fn without_logins(text: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("://") {
+        let end = after.find([' ', '\n', '"', '\'']).unwrap_or(after.len());
+        let (url, tail) = after.split_at(end);
+        let hosts = url.rsplit_once('@').map(|(_, hosts)| format!("…@{hosts}"));
+        shown.extend([before, "://", hosts.as_deref().unwrap_or(url)]);
+        rest = tail;
+    }
+    shown + rest
+}
+
 /// The name of a flag that clap writes with its value: `--flag <VALUE>`.
 fn flag_name(written: &str) -> Option<&str> {
     written.strip_prefix("--")?.split([' ', '=']).next()

@@ -1,5 +1,6 @@
 //! `afterimage memo`: the memo, with a store and a classifier in this process or elsewhere.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,8 +70,8 @@ pub(crate) struct MemoArgs {
     secret_file: Option<PathBuf>,
 
     /// Maximum number of requests that wait for the store or the classifier.
-    #[arg(long, value_name = "N", default_value_t = 65_536)]
-    max_waiting: usize,
+    #[arg(long, value_name = "N", default_value = "65536")]
+    max_waiting: NonZeroUsize,
 
     /// Re-check this share of the hits while the classifier is idle, and report every mismatch;
     /// for example 1/1000.
@@ -128,7 +129,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let is_kept = args.store != StoreAddr::Embedded || args.table.has_snapshot();
     serving::serve(&args.server, &args.listen, |listener| {
         let options = MemoOptions::new(store::secret(args.memo.secret_file.as_deref(), is_kept)?)
-            .max_waiting(args.memo.max_waiting)
+            .max_waiting(args.memo.max_waiting.get())
             .audit(args.memo.audit.map(|share| share.0))
             .auto_bypass(args.memo.auto_bypass);
         let store = args.remote.labels(&args.store)?;

@@ -130,3 +130,27 @@ fn a_flood_of_wrong_tokens_is_one_warning() {
     assert!(warnings[0].contains("peer=127.0.0.1:") && warnings[0].contains("count=1"), "{log}");
     assert!(!log.contains("swordfish"), "{log}");
 }
+
+#[test]
+fn no_error_shows_the_password_of_an_address() {
+    let folder = folder();
+    let image = file(&folder, "digit.pgm", pgm_binary(&[7; 784], 28));
+    for args in [
+        &["stats", "redis://:sesame@127.0.0.1:1"][..],
+        &["stats", "--server", "redis://u:sesame@127.0.0.1:1"],
+        &["snapshot", "rediss://:sesame@h"],
+        &["classify", "--server", "redis://:sesame@127.0.0.1:1", &image],
+        &["forget", "redis://:sesame@h"],
+        &["proxy", "http://u:sesame@127.0.0.1:1"],
+        &["memo", "--classifier", "http://u:sesame@h:80,h:81"],
+        &["memo", "--store", "redis://:sesame@127.0.0.1:99999"],
+        &["serve", "--listen", "tcp://u:sesame@h"],
+        &["bench", "http://u:ses@ame:sesame@127.0.0.1:1/x"],
+    ] {
+        let done = run(args);
+        assert!(!done.status.success(), "{done:#?}");
+        let said = format!("{}{}", done.stdout, done.stderr);
+        assert!(!said.contains("sesame"), "{args:?}: {said}");
+        assert!(!said.is_empty(), "{args:?}");
+    }
+}
