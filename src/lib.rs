@@ -212,7 +212,8 @@ fn one_line(error: &anyhow::Error) -> String {
 fn exit(error: &clap::Error) -> ! {
     let text = error.to_string();
     let shown = settings::without_logins(&text);
-    if shown == text {
+    // The help has examples of URLs with logins, which are no secrets.
+    if !error.use_stderr() || shown == text {
         error.exit();
     }
     print::note(format_args!("{}", shown.trim_end()));

@@ -70,11 +70,12 @@ impl std::fmt::Debug for Flight {
 impl Inner {
     /// Why no further waiter is taken.
     pub(crate) fn full(&self) -> String {
-        let waiting = self.flights.waiting();
-        match self.flights.is_full() {
-            true => format!("{waiting} requests are waiting already"),
-            false => format!("{waiting} requests are waiting; the share of this client is used up"),
-        }
+        let (waiting, limit) = (self.flights.waiting(), self.flights.limit());
+        let why = match self.flights.is_full() {
+            true => "the limit is reached",
+            false => "the share of this client is used up",
+        };
+        format!("{waiting} of {limit} requests are waiting: {why}")
     }
 
     pub(crate) fn overloaded(&self, reply: RowReply, text: String) {

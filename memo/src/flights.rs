@@ -142,6 +142,11 @@ impl<W> Flights<W> {
         gone
     }
 
+    /// Most waiters.
+    pub fn limit(&self) -> usize {
+        self.max_waiting
+    }
+
     /// Whether one more would be too many.
     pub fn is_full(&self) -> bool {
         self.waiting() >= self.max_waiting

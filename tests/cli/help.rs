@@ -2,7 +2,11 @@
 
 use crate::common::run;
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 16] = [
+    "proxy",
+    "gateway",
+    "forget",
+    "flush",
     "serve",
     "cache",
     "classifier",
