@@ -142,9 +142,14 @@ impl InBuffer {
         if !self.share.resize(size) && grows {
             return false;
         }
-        match grows {
-            true => self.bytes.reserve_exact(size - self.bytes.len()),
-            false => self.bytes.shrink_to(size),
+        if grows {
+            self.bytes.reserve_exact(size - self.bytes.len());
+        } else {
+            // A new block. One that shrinks in its place leaves a hole that no other buffer of the
+            // old size fits into.
+            let mut fresh = Vec::with_capacity(size);
+            fresh.extend_from_slice(&self.bytes);
+            self.bytes = fresh;
         }
         true
     }
