@@ -291,8 +291,8 @@ impl Memo {
     /// Takes all answers of a model back, in constant time: it begins a new epoch of keys. Entries
     /// of the old epoch are evicted by and by.
     ///
-    /// Requests to this memo that begin later get no older answer, also of a model that the
-    /// upstream had before. Other memos with the same store
+    /// Requests to this memo that begin later get no older answer, also of the models that it has
+    /// met since its start. Other memos with the same store
     /// and secret notice within a second of their next requests, if the store can be reached; if
     /// not, once it can.
     ///

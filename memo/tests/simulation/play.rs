@@ -121,6 +121,11 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
     while let Some(called) = callers.join_next().await {
         called.expect("a caller does not panic");
     }
+    // Requests whose clients have left wait until their deadlines.
+    let quiet = Instant::now() + QUIET;
+    while world.in_flight() != (0, 0) && Instant::now() < quiet {
+        sleep(WATCH_EVERY).await;
+    }
     checks::remembers(&world).await;
     rows::takes_back(&world).await;
     sleep(QUIET).await;
