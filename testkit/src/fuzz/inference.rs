@@ -2,7 +2,7 @@
 //! each other, and against the encoders of [`crate::inference`].
 
 use afterimage_inference::embeddings::{self, Format};
-use afterimage_inference::oip::{Encoding, Form, OutputEncoding, Request, Response};
+use afterimage_inference::oip::{Datatype, Encoding, Form, OutputEncoding, Request, Response};
 use bytes::Bytes;
 
 use super::{Rng, Seed, Source, Target};
@@ -55,7 +55,9 @@ fn check_request(request: &Request) {
         let Some(encoded) = request.to_http(encoding).filter(|_| from_http) else { continue };
         let Ok(again) = Request::parse(encoded.body, encoded.json_len) else { continue };
         assert_eq!(again.id, request.id);
-        if has_plain_values(request) {
+        // A long FP64 in JSON keeps its spelling in the key: readers round it differently.
+        let may_be_long = encoding == Encoding::Json && has_fp64(request);
+        if has_plain_values(request) && !may_be_long {
             assert_eq!(again.key_bytes(), key, "{encoding:?} of {request:?}");
         }
     }
@@ -89,6 +91,10 @@ fn has_plain_values(request: &Request) -> bool {
         Value::Uint(value) => i64::try_from(*value).is_err(),
         _ => true,
     })
+}
+
+fn has_fp64(request: &Request) -> bool {
+    request.inputs.iter().any(|input| input.datatype == Datatype::Fp64)
 }
 
 /// Storing, rendering and splitting keep the data.
