@@ -8,7 +8,7 @@ use std::time::Duration;
 use afterimage_cache::metrics as cache;
 use afterimage_core::{Failure, Metric, ModelId};
 use afterimage_memo::metrics as memo;
-use afterimage_wire::proto::stats::{Stats, Value};
+use afterimage_wire::proto::stats::{Quantiles, Stats, Value};
 use axum::Json;
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -67,13 +67,13 @@ struct Model {
 
 #[derive(Clone, Debug, Default, Serialize)]
 struct Latencies {
-    hit: Option<Quantiles>,
-    miss: Option<Quantiles>,
+    hit: Option<Latency>,
+    miss: Option<Latency>,
 }
 
 /// Quantiles in microseconds.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Quantiles {
+struct Latency {
     p50: f64,
     p99: f64,
 }
@@ -173,8 +173,8 @@ impl Shared {
             saved_s: seconds(&memo::SAVED_TIME),
             saved_model_s: seconds(&memo::SAVED_CLASSIFIER_TIME),
             latency_us: Latencies {
-                hit: values.quantiles(&memo::HIT_LATENCY),
-                miss: values.quantiles(&memo::MISS_LATENCY),
+                hit: values.latency(&memo::HIT_LATENCY),
+                miss: values.latency(&memo::MISS_LATENCY),
             },
             store: Store {
                 kind: values.text(&memo::STORE).unwrap_or("none").to_owned(),
@@ -227,22 +227,15 @@ impl<'a> Values<'a> {
         })
     }
 
-    fn quantiles(&self, metric: &Metric) -> Option<Quantiles> {
+    fn latency(&self, metric: &Metric) -> Option<Latency> {
         let buckets = self.all(metric).find_map(|value| match value {
             Value::Histogram(buckets) => Some(buckets),
             _ => None,
         })?;
-        let count: u64 = buckets.iter().map(|bucket| bucket.1).sum();
-        let quantile = |share: f64| {
-            let rank = ((count as f64 * share).ceil() as u64).max(1);
-            let mut seen = 0;
-            let found = buckets.iter().find(|(_, count)| {
-                seen += count;
-                seen >= rank
-            });
-            found.map_or(0.0, |bucket| bucket.0 as f64 / metric.unit.per_base() * 1e6)
-        };
-        (count > 0).then(|| Quantiles { p50: quantile(0.5), p99: quantile(0.99) })
+        let quantiles = Quantiles::of(buckets);
+        let micros = |value: u64| value as f64 / metric.unit.per_base() * 1e6;
+        (quantiles.count > 0)
+            .then(|| Latency { p50: micros(quantiles.p50), p99: micros(quantiles.p99) })
     }
 
     /// The fault of the store or the classifier, if there is one.

@@ -3,7 +3,7 @@
 
 use afterimage_cache::metrics as cache;
 use afterimage_memo::metrics as memo;
-use afterimage_wire::proto::stats::{Stats, Value};
+use afterimage_wire::proto::stats::{Quantiles, Stats, Value};
 use afterimage_wire::server::metrics as server;
 
 /// The statistics of a service at one moment.
@@ -114,36 +114,6 @@ impl Interval {
     }
 }
 
-/// Quantiles of a histogram.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Quantiles {
-    pub(super) count: u64,
-    pub(super) p50: u64,
-    pub(super) p99: u64,
-    pub(super) p999: u64,
-    /// The highest bucket's bound.
-    pub(super) max: u64,
-}
-
-impl Quantiles {
-    /// Quantiles of buckets, given as upper bound and count with ascending bounds. A value counts
-    /// as its bucket's bound.
-    pub(super) fn of(buckets: &[(u64, u64)]) -> Self {
-        let count = buckets.iter().fold(0u64, |sum, &(_, count)| sum.saturating_add(count));
-        let quantile = |share: f64| {
-            let rank = ((count as f64 * share).ceil() as u64).clamp(1, count.max(1));
-            let mut seen = 0u64;
-            let found = buckets.iter().find(|&&(_, count)| {
-                seen = seen.saturating_add(count);
-                seen >= rank
-            });
-            found.map_or(0, |&(bound, _)| bound)
-        };
-        let max = buckets.iter().rev().find(|bucket| bucket.1 > 0).map_or(0, |bucket| bucket.0);
-        Quantiles { count, p50: quantile(0.5), p99: quantile(0.99), p999: quantile(0.999), max }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -183,12 +153,5 @@ mod tests {
         assert_eq!((interval.seconds(), interval.rate("hits")), (None, None));
         assert_eq!(interval.recent("hit_latency_ns").unwrap().count, 3);
         assert_eq!(interval.recent_hit_ratio(), None);
-    }
-
-    #[test]
-    fn an_empty_histogram_has_zero_quantiles() {
-        assert_eq!(Quantiles::of(&[]), Quantiles::default());
-        assert_eq!(Quantiles::of(&[(5, 0)]).p50, 0);
-        assert_eq!(Quantiles::of(&[(5, 1)]).p999, 5);
     }
 }

@@ -6,13 +6,13 @@ use afterimage_cache::metrics as cache;
 use afterimage_classifier::metrics as engine;
 use afterimage_core::metric::{Kind, Unit};
 use afterimage_memo::metrics as memo;
-use afterimage_wire::proto::stats::Value;
+use afterimage_wire::proto::stats::{Quantiles, Value};
 use afterimage_wire::server::metrics as server;
 use afterimage_wire::text::escape_text;
 use serde_json::{Map, json};
 
 use super::catalog::{self, SECTIONS};
-use super::reading::{Interval, Quantiles};
+use super::reading::Interval;
 use crate::format::{long_time, nanos, percent, short};
 
 /// Columns of the labels, and of the values after them.

@@ -50,6 +50,40 @@ impl Value {
     }
 }
 
+/// Quantiles of a histogram.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quantiles {
+    /// Values in the histogram.
+    pub count: u64,
+    /// The median.
+    pub p50: u64,
+    /// 99 % of the values are at most this.
+    pub p99: u64,
+    /// 99.9 % of the values are at most this.
+    pub p999: u64,
+    /// The highest bucket's bound.
+    pub max: u64,
+}
+
+impl Quantiles {
+    /// Quantiles of buckets, given as upper bound and count with ascending bounds. A value counts
+    /// as its bucket's bound.
+    pub fn of(buckets: &[(u64, u64)]) -> Self {
+        let count = buckets.iter().fold(0u64, |sum, &(_, count)| sum.saturating_add(count));
+        let quantile = |share: f64| {
+            let rank = ((count as f64 * share).ceil() as u64).clamp(1, count.max(1));
+            let mut seen = 0u64;
+            let found = buckets.iter().find(|&&(_, count)| {
+                seen = seen.saturating_add(count);
+                seen >= rank
+            });
+            found.map_or(0, |&(bound, _)| bound)
+        };
+        let max = buckets.iter().rev().find(|bucket| bucket.1 > 0).map_or(0, |bucket| bucket.0);
+        Quantiles { count, p50: quantile(0.5), p99: quantile(0.99), p999: quantile(0.999), max }
+    }
+}
+
 impl Stats {
     /// Adds the value of a counter.
     pub fn counter(&mut self, metric: &Metric, value: u64) {
@@ -256,5 +290,12 @@ mod tests {
         let stats = Stats::decode(&body).unwrap();
         assert_eq!(stats.get("x"), Some(&Value::Unknown(9)));
         assert_eq!(stats.counter_value("y"), 5);
+    }
+
+    #[test]
+    fn an_empty_histogram_has_zero_quantiles() {
+        assert_eq!(Quantiles::of(&[]), Quantiles::default());
+        assert_eq!(Quantiles::of(&[(5, 0)]).p50, 0);
+        assert_eq!(Quantiles::of(&[(5, 1)]).p999, 5);
     }
 }
