@@ -2,6 +2,7 @@
 
 mod values;
 
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -183,6 +184,22 @@ pub(crate) fn access(token: Option<&Token>, admin_token: Option<&Token>) -> Acce
     access
 }
 
+/// Refuses a public HTTP address at which strangers may use the model.
+pub(crate) fn refuse_exposed(
+    flag: &str,
+    address: SocketAddr,
+    access: &Access,
+    insecure: bool,
+) -> anyhow::Result<()> {
+    if !address.ip().is_loopback() && access.is_open() && !insecure {
+        bail!(
+            "{flag} {address} is a public address without authentication; set --token-file, or \
+             allow it with --insecure"
+        );
+    }
+    Ok(())
+}
+
 /// Checks an address, or the word `off`.
 fn http_address(text: &str) -> Result<String, String> {
     if text == "off" { Ok(text.to_owned()) } else { net::parse(text) }
@@ -204,12 +221,7 @@ impl HttpArgs {
         let address = net::resolve(address).context("--http")?;
         let tcp = server.options()?;
         let access = access(tcp.token.as_ref(), tcp.admin_token.as_ref());
-        if !address.ip().is_loopback() && access.is_open() && !server.insecure() {
-            bail!(
-                "--http {address} is a public address without authentication; set --token-file, or \
-                 allow it with --insecure"
-            );
-        }
+        refuse_exposed("--http", address, &access, server.insecure())?;
         let options = GatewayOptions { access, ..GatewayOptions::default() };
         let mut http = HttpOptions::default();
         (http.tls, http.max_connections) = (tcp.tls, tcp.max_connections);

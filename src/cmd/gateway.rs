@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use afterimage_gateway::GatewayOptions;
 use afterimage_wire::client::Expect;
 use afterimage_wire::{ClientOptions, Connection};
-use anyhow::{Context, bail};
+use anyhow::Context;
 
-use crate::args::{access, token};
+use crate::args::{access, refuse_exposed, token};
 use crate::cmd::proxy::ConnectionArgs;
 use crate::config::{Config, GatewayConfig};
 use crate::tls::{MemoTlsArgs, ServerTlsArgs};
@@ -59,12 +59,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let clients = token(None, "--token-file", args.token_file.as_deref())?;
     let admins = token(None, "--admin-token-file", args.admin_token_file.as_deref())?;
     let access = access(clients.as_ref(), admins.as_ref());
-    if !address.ip().is_loopback() && access.is_open() && !args.insecure {
-        bail!(
-            "--listen {address} is a public address without authentication; set --token-file, or \
-               allow it with --insecure"
-        );
-    }
+    refuse_exposed("--listen", address, &access, args.insecure)?;
     let mut http = args.connections.options();
     http.tls = args.tls.load()?;
     let options = GatewayOptions { access, ..GatewayOptions::default() };
