@@ -44,21 +44,10 @@ fn services() -> (Vec<Running>, Vec<SocketAddr>) {
     let memo = ["memo", "--store", &store, "--classifier", &upstream, "--audit", "1/100"];
     let memo = Running::start(&[&memo[..], &admin].concat());
     let services = vec![cache, classifier, memo];
-    let addresses = services.iter().map(admin_address).collect();
+    let addresses =
+        services.iter().map(|service| service.printed_address("metrics and probes on http://"));
+    let addresses = addresses.collect();
     (services, addresses)
-}
-
-fn admin_address(service: &Running) -> SocketAddr {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let log = service.log();
-        let after = log.split_once("metrics and probes on http://").map(|(_, after)| after);
-        if let Some((address, _)) = after.and_then(|after| after.split_once('/')) {
-            return address.parse().unwrap();
-        }
-        assert!(Instant::now() < deadline, "no admin address:\n{log}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// The words of a text that begin with our prefix.

@@ -50,22 +50,8 @@ fn serve(args: &[&str]) -> (Running, SocketAddr) {
     let serve = ["serve", "--memory", "8MiB", "--model", "raw", "--http", "127.0.0.1:0"];
     let args: Vec<&str> = serve.iter().chain(args).copied().collect();
     let memo = Running::start(&args);
-    let page = address_in(&memo, "gateway listening on http://");
+    let page = memo.printed_address("gateway listening on http://");
     (memo, page)
-}
-
-/// The address behind these words in what a service has printed.
-fn address_in(service: &Running, words: &str) -> SocketAddr {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let log = service.log();
-        let after = log.split_once(words).map(|(_, after)| after);
-        if let Some((address, _)) = after.and_then(|after| after.split_once('/')) {
-            return address.parse().unwrap();
-        }
-        assert!(Instant::now() < deadline, "no {words:?}:\n{log}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]
@@ -181,7 +167,7 @@ fn every_service_has_metrics_and_probes() {
         ("classifier", "service=\"classifier\""),
     ] {
         let service = Running::start(&[command, "--admin", "127.0.0.1:0"]);
-        let admin = address_in(&service, "metrics and probes on http://");
+        let admin = service.printed_address("metrics and probes on http://");
         assert!(ask(admin, "GET /metrics", "", b"").body.contains(line), "{command}");
         assert_eq!(ask(admin, "GET /livez", "", b"").status, 200);
         assert_eq!(ask(admin, "GET /readyz", "", b"").status, 200);
@@ -199,7 +185,7 @@ fn a_service_without_its_upstream_is_not_ready() {
         let args: Vec<&str> =
             args.iter().filter(|arg| **arg != "--admin").chain(&admin).copied().collect();
         let service = Running::start(&args);
-        let admin = address_in(&service, "metrics and probes on http://");
+        let admin = service.printed_address("metrics and probes on http://");
         let reply = ask(admin, "GET /readyz", "", b"");
         assert_eq!((reply.status, &reply.json()["code"]), (503, &"not_ready".into()), "{args:?}");
         assert_eq!(ask(admin, "GET /livez", "", b"").status, 200);

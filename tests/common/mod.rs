@@ -118,6 +118,20 @@ impl Running {
         receiver.recv_timeout(PATIENCE).expect("the line that says where it listens, in time")
     }
 
+    /// The address that it has printed after these words, ended by a slash.
+    pub(crate) fn printed_address(&self, words: &str) -> SocketAddr {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let log = self.log();
+            let after = log.split_once(words).map(|(_, after)| after);
+            if let Some((address, _)) = after.and_then(|after| after.split_once('/')) {
+                return address.parse().unwrap_or_else(|_| panic!("no address: {address:?}"));
+            }
+            assert!(Instant::now() < deadline, "no {words:?}:\n{log}");
+            std::thread::sleep(TICK);
+        }
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
