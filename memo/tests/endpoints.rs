@@ -309,6 +309,43 @@ async fn abandoned_rows_are_dropped_before_they_are_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn attempts_that_short_deadlines_end_use_up_no_retries() {
+    let replica = Fake::new(Fault::Silent);
+    let (memo, _listings) = memo(&[Arc::clone(&replica)], &[0]);
+    let ask_within = |millis| {
+        let deadline = tokio::time::Instant::now().into_std() + Duration::from_millis(millis);
+        let (memo, request) = (memo.clone(), Request::row("x").model("m").deadline(deadline));
+        tokio::spawn(async move { memo.ask(request).await })
+    };
+    let mut waiter = ask_within(20);
+    settle().await;
+    for attempts in 1..=8 {
+        // It joins the attempt, whose timeout is that of the waiter before.
+        let joined = ask_within(if attempts < 8 { 20 + 20 * attempts } else { 900 });
+        settle().await;
+        let kept = replica.take_kept();
+        assert_eq!(kept.len(), 1, "one attempt for all waiters");
+        for attempt in kept {
+            tokio::time::sleep(attempt.timeout() + Duration::from_millis(1)).await;
+            attempt.end(Err(EndpointError {
+                status: Status::DeadlineExceeded,
+                text: "planned".to_owned(),
+                outcome: Outcome::TimedOut,
+                retry: Retry::Budgeted,
+                payload: None,
+            }));
+        }
+        let left = std::mem::replace(&mut waiter, joined).await.unwrap().unwrap_err();
+        assert_eq!(left.status, Status::DeadlineExceeded, "{left}");
+    }
+    for attempt in replica.take_kept() {
+        let computed = replica.answers(&attempt);
+        attempt.end(Ok(computed));
+    }
+    assert_eq!(waiter.await.unwrap().unwrap().rows[0].answer, Answer::Bytes("X".into()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_attempt_without_waiters_is_no_failure() {
     let replicas = [Fake::new(Fault::Silent), Fake::new(Fault::None)];
     let (memo, _listings) = memo(&replicas, &[0, 1]);

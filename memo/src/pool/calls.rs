@@ -72,8 +72,18 @@ impl Way {
         self.replies.iter_mut().filter_map(Option::take).collect()
     }
 
-    /// How long the call is wanted. Takes the replies of the rows that no
-    /// request waits for.
+    /// Does not count an attempt that had less time than the waiters that joined later: the replica
+    /// may have been quick enough for them. An attempt that took no time counts, so that the
+    /// attempts of a call end.
+    fn forgive(&mut self, attempt: &Sent) {
+        if sync::now() > attempt.sent
+            && let Some(at) = self.tried.iter().rposition(|number| *number == attempt.number)
+        {
+            self.tried.remove(at);
+        }
+    }
+
+    /// How long the call is wanted. Takes the replies of the rows that no request waits for.
     fn wanted(&mut self, now: Instant) -> (Wanted, Rows<RowReply>) {
         let (mut all, mut unwanted) = (Wanted::NoMore, Rows::new());
         for place in &mut self.replies {
@@ -507,7 +517,10 @@ impl Pool {
                 let again = match error.status {
                     // The timeout was that of the waiters at the start. A waiter with time left has
                     // joined since.
-                    Status::DeadlineExceeded if attempt.cut_short() => Retry::Free,
+                    Status::DeadlineExceeded if attempt.cut_short() => {
+                        call.lock().forgive(attempt);
+                        Retry::Free
+                    }
                     _ => error.retry,
                 };
                 self.again(call, again, error.into_failure());
