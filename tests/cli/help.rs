@@ -2,7 +2,11 @@
 
 use crate::common::run;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 20] = [
+    "ping",
+    "doctor",
+    "completions",
+    "man",
     "proxy",
     "gateway",
     "forget",
@@ -39,7 +43,7 @@ fn every_commands_help_explains_every_flag() {
             assert!(purpose.len() > 9, "{command}: no purpose of --{flag} in\n{help}");
             assert!(!purpose.starts_with(['-', '[']), "{command}: --{flag} has {purpose:?}");
         }
-        assert!(flags >= 5, "{help}");
+        assert!(flags >= 4, "{help}");
     }
 }
 

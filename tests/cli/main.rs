@@ -9,6 +9,7 @@ mod errors;
 mod foreign_text;
 mod help;
 mod images;
+mod operators;
 mod secrets;
 mod settings;
 mod startup;
