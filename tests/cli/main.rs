@@ -6,11 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
-mod foreign_text;
-mod help;
-mod images;
 mod operators;
-mod secrets;
 mod settings;
 mod startup;
 mod tools;
