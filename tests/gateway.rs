@@ -212,6 +212,37 @@ fn a_service_without_its_upstream_is_not_ready() {
     }
 }
 
+/// Sends requests that schemathesis makes from the description of the API, good ones and bad ones.
+#[test]
+fn responses_are_those_that_the_description_allows() {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = Command::new(&python).args(["-c", "import schemathesis"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: the description of the API: Python's schemathesis is not installed");
+        return;
+    }
+    let folder = common::folder();
+    let token = common::file(&folder, "token", "secret");
+    let (_memo, page) = serve(&["--token-file", &token]);
+    let run = "from schemathesis.cli import schemathesis; schemathesis()";
+    // A stream of events has no end, so its operation gets few requests.
+    for (phases, filter) in [("coverage,fuzzing", "--exclude-path"), ("coverage", "--include-path")]
+    {
+        let output = Command::new(&python)
+            .args(["-c", run, "run", &format!("http://{page}/openapi.json")])
+            .args(["-H", "Authorization: Bearer secret", "--max-examples", "30", "--seed", "1"])
+            .args(["--no-color", "--phases", phases, filter, "/v1/overview"])
+            // Whether bytes are an image is not part of the description.
+            .args(["--exclude-checks", "positive_data_acceptance"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(output.status.success() && text.contains(" passed"), "{text}");
+    }
+}
+
 /// Drives the page in a real browser, if Chromium and Python's `playwright` are installed.
 #[test]
 fn a_person_draws_a_seven_in_a_browser() {

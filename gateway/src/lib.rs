@@ -12,6 +12,7 @@
 //! | `GET /v1/overview` | what the page shows; with `?watch` once a second as server-sent events |
 //! | `GET /v1/models`, `GET /v1/stats` | the model; all statistics |
 //! | `DELETE /v1/memory`, `POST /v1/memory/forget` | flush all stored answers; forget one input |
+//! | `GET /openapi.json`, `/docs` | the description of the API, and a page that shows it |
 //! | `GET /metrics`, `/livez`, `/readyz` | for Prometheus and for probes |
 //!
 //! Errors are [problem details](problem) (RFC 9457).
@@ -22,6 +23,7 @@ mod access;
 mod classify;
 mod extract;
 mod memory;
+mod openapi;
 mod operations;
 mod overview;
 mod page;
@@ -128,6 +130,8 @@ pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: Cancellati
     Router::new()
         .merge(guarded)
         .route("/", get(page::index))
+        .route("/docs", get(page::docs))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/page/{file}", get(page::file))
         .route("/livez", get(operations::livez))
         .route("/readyz", get(operations::readyz))

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use afterimage_cache::ByteStore;
@@ -277,6 +278,27 @@ async fn readiness_checks_the_model_and_counts_no_request() {
     let gateway = router(source, GatewayOptions::default(), CancellationToken::new());
     let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
     assert_eq!((ready.status.as_u16(), &ready.json()["code"]), (503, &"not_ready".into()));
+}
+
+#[tokio::test]
+async fn the_description_lists_exactly_the_routes() {
+    let gateway = gateway(GatewayOptions::default());
+    let api = send(&gateway, request(Method::GET, "/openapi.json", "")).await.json();
+    assert_eq!(api["openapi"], "3.1.0");
+    let described: BTreeSet<String> = api["paths"].as_object().unwrap().keys().cloned().collect();
+    for (path, operations) in api["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let status = send(&gateway, request(method.clone(), path, vec![0; 4])).await.status;
+            assert!(status.is_success(), "{method} {path}: {status}");
+        }
+    }
+    // The pages and the description itself are for browsers.
+    let others = ["/", "/docs", "/openapi.json", "/page/{file}"].map(str::to_owned);
+    let source = include_str!("../src/lib.rs");
+    let routes = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let routes: BTreeSet<String> = routes.map(str::to_owned).collect();
+    assert_eq!(described, routes.difference(&BTreeSet::from(others)).cloned().collect());
 }
 
 #[tokio::test]
