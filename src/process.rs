@@ -229,11 +229,13 @@ impl Process {
                 });
             }
         }
+        let mut behind = None;
         if let Some(((socket, address), gateway)) = http {
             let remote = |connection: Connection| {
                 Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
             };
-            let source = gateway.server.map(remote).or(source);
+            behind = gateway.server.map(remote);
+            let source = behind.clone().or(source);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
             let GatewayConfig { options, http, .. } = gateway;
             process.watch(http.tls.as_ref());
@@ -254,7 +256,7 @@ impl Process {
         if let Some(((socket, address), admin)) = admin {
             let services = process.services.clone();
             let proxy = process.proxy.as_ref().map(|(proxy, _)| proxy.clone());
-            let operations = Arc::new(Operations { services, proxy });
+            let operations = Arc::new(Operations { services, proxy, remote: behind });
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve_admin(socket, operations, admin.http, stop);
             process.listeners.spawn(serving);

@@ -176,6 +176,26 @@ fn every_service_has_metrics_and_probes() {
 }
 
 #[test]
+fn metrics_of_a_gateway_describe_the_memo_and_its_classifier() {
+    let (memo, page) = serve(&[]);
+    let gateway = Running::start(&["gateway", "--server", &memo.place(), "--admin", "127.0.0.1:0"]);
+    let admin = gateway.printed_address("metrics and probes on http://");
+    let deadline = Instant::now() + PATIENCE;
+    while ask(admin, "GET /readyz", "", b"").status != 200 {
+        assert!(Instant::now() < deadline, "{}", ask(admin, "GET /readyz", "", b"").body);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for address in [page, gateway.addr(), admin] {
+        let body = ask(address, "GET /metrics", "", b"").body;
+        for family in ["lookups_total", "engine_scored_total"] {
+            let help = format!("# HELP afterimage_{family} ");
+            assert!(body.contains(&help), "{address} does not describe {family}: {body}");
+        }
+        assert!(body.contains("{service=\"memo\",result=\"miss\"} 0"), "a probe counts: {body}");
+    }
+}
+
+#[test]
 fn a_service_without_its_upstream_is_not_ready() {
     // A port that nothing listens on.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -32,6 +32,7 @@ mod source;
 use std::sync::Arc;
 use std::time::Instant;
 
+use afterimage_core::Metric;
 use afterimage_http::HttpOptions;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -60,6 +61,9 @@ pub struct GatewayOptions {
     pub max_images: usize,
     /// Large images that are decoded at the same time. The default is 2.
     pub max_decodes: usize,
+    /// The descriptions of metrics for `/metrics`. The default knows those of a memo, its stores
+    /// and its listeners.
+    pub describe: fn(&str) -> Option<&'static Metric>,
 }
 
 impl Default for GatewayOptions {
@@ -69,6 +73,7 @@ impl Default for GatewayOptions {
             max_body: 10 << 20,
             max_images: 256,
             max_decodes: 2,
+            describe: operations::describe,
         }
     }
 }

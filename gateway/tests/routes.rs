@@ -258,6 +258,28 @@ async fn the_overview_counts_and_names_the_model() {
 }
 
 #[tokio::test]
+async fn readiness_checks_the_model_and_counts_no_request() {
+    let gateway = gateway(GatewayOptions::default());
+    for _ in 0..3 {
+        let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
+        assert_eq!((ready.status, &*ready.text), (StatusCode::OK, "ok\n"));
+    }
+    let overview = send(&gateway, request(Method::GET, "/v1/overview", "")).await.json();
+    assert_eq!(overview["requests"], 0, "{overview}");
+
+    // A model that fails its test input is not ready.
+    let memo = memo();
+    let mut id = ModelId::bytes("broken", [8; 32]);
+    id.input = Shape::new(&[2, 2]);
+    let broken = Function::new(id, 1, |_| panic!("the model fails"));
+    memo.add_model("broken", broken, ModelOptions::default());
+    let source = Arc::new(InProcess::new(memo, "broken", Vec::new));
+    let gateway = router(source, GatewayOptions::default(), CancellationToken::new());
+    let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
+    assert_eq!((ready.status.as_u16(), &ready.json()["code"]), (503, &"not_ready".into()));
+}
+
+#[tokio::test]
 async fn events_come_once_a_second_and_end_with_the_listener() {
     let (memo, stop) = (memo(), CancellationToken::new());
     let source = Arc::new(InProcess::new(memo, "tiny", Vec::new));

@@ -17,9 +17,9 @@ use afterimage_wire::tls::ClientTls;
 use anyhow::{Context, bail};
 
 use crate::config::{AdminConfig, EngineConfig, GatewayConfig, TableConfig};
-use crate::net;
 use crate::process::ConfigError;
 use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
+use crate::{metrics, net};
 
 pub(crate) use values::{ClassifierAddr, Share, Size, Span, StoreAddr, Time};
 
@@ -251,7 +251,8 @@ impl HttpArgs {
         let tcp = server.options()?;
         let access = access(tcp.token.as_ref(), tcp.tenants.as_ref(), tcp.admin_token.as_ref());
         refuse_exposed("--http", address, &access, server.insecure())?;
-        let options = GatewayOptions { access, ..GatewayOptions::default() };
+        let options =
+            GatewayOptions { access, describe: metrics::find, ..GatewayOptions::default() };
         let mut http = HttpOptions::default();
         (http.tls, http.max_connections) = (tcp.tls, tcp.max_connections);
         (http.idle_timeout, http.write_timeout) = (tcp.idle_timeout, tcp.write_timeout);

@@ -11,7 +11,7 @@ use crate::args::{access, refuse_exposed, token};
 use crate::cmd::proxy::ConnectionArgs;
 use crate::config::{Config, GatewayConfig};
 use crate::tls::{MemoTlsArgs, ServerTlsArgs};
-use crate::{net, serving};
+use crate::{metrics, net, serving};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
@@ -62,7 +62,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     refuse_exposed("--listen", address, &access, args.insecure)?;
     let mut http = args.connections.options();
     http.tls = args.tls.load()?;
-    let options = GatewayOptions { access, ..GatewayOptions::default() };
+    let options = GatewayOptions { access, describe: metrics::find, ..GatewayOptions::default() };
     serving::run(serving::threads(args.connections.threads), || {
         let server = Some(Connection::connect_lazy(args.server.as_str(), client(&args)?));
         let gateway = GatewayConfig { address, optional: false, options, http, server };
