@@ -189,13 +189,13 @@ fn asks_for_certificates(options: &ServerOptions) -> bool {
 /// Refuses a public address without authentication. TLS without client certificates encrypts and
 /// does not authenticate.
 fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyhow::Result<()> {
-    if options.token.is_none() && !asks_for_certificates(options) && !insecure {
+    if !options.has_token() && !asks_for_certificates(options) && !insecure {
         bail!(
             "--listen {listen} is reachable from other machines without authentication; set \
              --token-file or --tls-client-ca, or --insecure to allow it"
         );
     }
-    if options.token.is_some() && options.tls.is_none() {
+    if options.has_token() && options.tls.is_none() {
         tracing::warn!(
             "clients send their token to {listen} unencrypted; on an untrusted network set \
              --tls-cert and --tls-key"

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_core::Origin;
-use axum::Json;
+use afterimage_core::{ClientId, Origin};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, State};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -161,13 +161,14 @@ pub(crate) struct Pixels(Vec<u8>);
 )]
 pub(crate) async fn classify(
     State(shared): State<Arc<Shared>>,
+    Extension(client): Extension<ClientId>,
     Params(options): Params<Options>,
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Result<Response, Problem> {
     let Inputs { images, is_list } = images(&shared, &options, &headers, body).await?;
     let directives = directives(&headers);
-    let wish = Wish { scores: options.scores, ..directives };
+    let wish = Wish { scores: options.scores, client, ..directives };
     let since = Instant::now();
     let answers = shared.source.classify(images.clone(), wish).await?;
     let time_us = since.elapsed().as_nanos() as f64 / 1000.0;
@@ -227,7 +228,7 @@ fn directives(headers: &HeaderMap) -> Wish {
             values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
         parts.any(|part| part.trim().eq_ignore_ascii_case(wanted))
     };
-    Wish { refresh: has("no-cache"), no_store: has("no-store"), scores: false }
+    Wish { refresh: has("no-cache"), no_store: has("no-store"), ..Wish::default() }
 }
 
 /// The images in a body: a picture, raw pixels, a form with files, or JSON.

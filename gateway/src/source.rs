@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use afterimage_core::{Answer, Failure, ModelId, Origin, Status};
+use afterimage_core::{Answer, ClientId, Failure, ModelId, Origin, Status};
 use afterimage_memo::{Memo, Request};
 use afterimage_wire::Connection;
 use afterimage_wire::client::{CallError, CallOptions};
@@ -25,6 +25,8 @@ pub struct Wish {
     pub no_store: bool,
     /// Also give the score of each class, where the source can.
     pub scores: bool,
+    /// The client, for fair queues.
+    pub client: ClientId,
 }
 
 /// The answer for one image.
@@ -104,6 +106,7 @@ impl Source for InProcess {
         let mut request = Request::rows(images).model(scores.unwrap_or(&self.model).clone());
         request.directives.refresh = wish.refresh;
         request.directives.no_store = wish.no_store;
+        request.client = wish.client;
         Box::pin(async move {
             let response = self.memo.ask(request).await?;
             response.rows.iter().map(|row| classified(&row.answer, row.origin)).collect()

@@ -58,7 +58,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let address = net::resolve(&args.listen).context("--listen")?;
     let clients = token(None, "--token-file", args.token_file.as_deref())?;
     let admins = token(None, "--admin-token-file", args.admin_token_file.as_deref())?;
-    let access = access(clients.as_ref(), admins.as_ref());
+    let access = access(clients.as_ref(), None, admins.as_ref());
     refuse_exposed("--listen", address, &access, args.insecure)?;
     let mut http = args.connections.options();
     http.tls = args.tls.load()?;

@@ -184,12 +184,15 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
 fn a_public_address_needs_a_token_or_insecure() {
     let folder = folder();
     let token = file(&folder, "token", SECRET);
+    let tenants = file(&folder, "tenants", format!("search {SECRET} 3"));
     for command in SERVICES {
         for listen in ["0.0.0.0:0", "[::]:0"] {
             let line = run(&[command, "--listen", listen]).failed_with_no_more_than_logs();
             assert!(line.contains("--token-file") && line.contains("--insecure"), "{line}");
         }
-        for allowed in [&["--insecure"][..], &["--token-file", &token]] {
+        for allowed in
+            [&["--insecure"][..], &["--token-file", &token], &["--tenant-file", &tenants]]
+        {
             let args = [&[command, "--listen", "0.0.0.0:0"][..], allowed].concat();
             let mut service = Running::start(&args);
             service.signal(Signal::TERM);
