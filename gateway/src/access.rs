@@ -106,6 +106,7 @@ impl fmt::Debug for Access {
 fn needed(method: &Method, path: &str) -> Scope {
     match path {
         "/v1/classify" => Scope::Infer,
+        path if path.starts_with("/v2/models/") && path.ends_with("/infer") => Scope::Infer,
         path if path.starts_with("/v1/memory") => Scope::Admin,
         _ if method == Method::GET || method == Method::HEAD => Scope::Read,
         _ => Scope::Admin,
@@ -198,6 +199,8 @@ mod tests {
     fn each_route_needs_a_scope() {
         assert_eq!(needed(&Method::GET, "/v1/stats"), Scope::Read);
         assert_eq!(needed(&Method::POST, "/v1/classify"), Scope::Infer);
+        assert_eq!(needed(&Method::POST, "/v2/models/classifier/infer"), Scope::Infer);
+        assert_eq!(needed(&Method::GET, "/v2/models/classifier"), Scope::Read);
         assert_eq!(needed(&Method::DELETE, "/v1/memory"), Scope::Admin);
         assert_eq!(needed(&Method::POST, "/v1/memory/forget"), Scope::Admin);
         assert_eq!(needed(&Method::POST, "/v1/a-later-route"), Scope::Admin);
