@@ -38,7 +38,7 @@ class Flow:
         self.granted, self.received, self.processed, self.has_ended = WINDOW, 0, 0, False
         #: Data that arrived and that the application has not read.
         self.chunks: Deque[bytes] = deque()
-        #: Bytes of the chunk that was read last. They are processed when the application reads the next one.
+        #: Bytes of the chunk that was read last. They are processed when the next one is read.
         self.held = 0
         #: The newest progress message of the server that the application has not read.
         self.unread_progress: Optional[bytes] = None
