@@ -12,6 +12,7 @@
 //! | `GET /v1/overview` | what the page shows; with `?watch` once a second as server-sent events |
 //! | `GET /v1/models`, `GET /v1/stats` | the model; all statistics |
 //! | `DELETE /v1/memory`, `POST /v1/memory/forget` | flush all stored answers; forget one input |
+//! | `GET /openapi.json`, `/docs` | the description of the API, and a page that shows it |
 //! | `GET /metrics`, `/livez`, `/readyz` | for Prometheus and for probes |
 //!
 //! Errors are [problem details](problem) (RFC 9457).
@@ -22,6 +23,7 @@ mod access;
 mod classify;
 mod extract;
 mod memory;
+mod openapi;
 mod operations;
 mod overview;
 mod page;
@@ -32,6 +34,7 @@ mod source;
 use std::sync::Arc;
 use std::time::Instant;
 
+use afterimage_core::Metric;
 use afterimage_http::HttpOptions;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -60,6 +63,9 @@ pub struct GatewayOptions {
     pub max_images: usize,
     /// Large images that are decoded at the same time. The default is 2.
     pub max_decodes: usize,
+    /// The descriptions of metrics for `/metrics`. The default knows those of a memo, its stores
+    /// and its listeners.
+    pub describe: fn(&str) -> Option<&'static Metric>,
 }
 
 impl Default for GatewayOptions {
@@ -69,6 +75,7 @@ impl Default for GatewayOptions {
             max_body: 10 << 20,
             max_images: 256,
             max_decodes: 2,
+            describe: operations::describe,
         }
     }
 }
@@ -123,6 +130,8 @@ pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: Cancellati
     Router::new()
         .merge(guarded)
         .route("/", get(page::index))
+        .route("/docs", get(page::docs))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/page/{file}", get(page::file))
         .route("/livez", get(operations::livez))
         .route("/readyz", get(operations::readyz))

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use afterimage_cache::ByteStore;
@@ -255,6 +256,49 @@ async fn the_overview_counts_and_names_the_model() {
     assert!(overview["latency_us"]["hit"]["p50"].as_f64().unwrap() > 0.0);
     let metrics = send(&gateway, request(Method::GET, "/metrics", "")).await;
     assert!(metrics.text.contains("afterimage_lookups_total{"), "{}", metrics.text);
+}
+
+#[tokio::test]
+async fn readiness_checks_the_model_and_counts_no_request() {
+    let gateway = gateway(GatewayOptions::default());
+    for _ in 0..3 {
+        let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
+        assert_eq!((ready.status, &*ready.text), (StatusCode::OK, "ok\n"));
+    }
+    let overview = send(&gateway, request(Method::GET, "/v1/overview", "")).await.json();
+    assert_eq!(overview["requests"], 0, "{overview}");
+
+    // A model that fails its test input is not ready.
+    let memo = memo();
+    let mut id = ModelId::bytes("broken", [8; 32]);
+    id.input = Shape::new(&[2, 2]);
+    let broken = Function::new(id, 1, |_| panic!("the model fails"));
+    memo.add_model("broken", broken, ModelOptions::default());
+    let source = Arc::new(InProcess::new(memo, "broken", Vec::new));
+    let gateway = router(source, GatewayOptions::default(), CancellationToken::new());
+    let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
+    assert_eq!((ready.status.as_u16(), &ready.json()["code"]), (503, &"not_ready".into()));
+}
+
+#[tokio::test]
+async fn the_description_lists_exactly_the_routes() {
+    let gateway = gateway(GatewayOptions::default());
+    let api = send(&gateway, request(Method::GET, "/openapi.json", "")).await.json();
+    assert_eq!(api["openapi"], "3.1.0");
+    let described: BTreeSet<String> = api["paths"].as_object().unwrap().keys().cloned().collect();
+    for (path, operations) in api["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let status = send(&gateway, request(method.clone(), path, vec![0; 4])).await.status;
+            assert!(status.is_success(), "{method} {path}: {status}");
+        }
+    }
+    // The pages and the description itself are for browsers.
+    let others = ["/", "/docs", "/openapi.json", "/page/{file}"].map(str::to_owned);
+    let source = include_str!("../src/lib.rs");
+    let routes = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let routes: BTreeSet<String> = routes.map(str::to_owned).collect();
+    assert_eq!(described, routes.difference(&BTreeSet::from(others)).cloned().collect());
 }
 
 #[tokio::test]

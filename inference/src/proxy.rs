@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use afterimage_core::{Answer, ByteBudget, Failure, Origin, Status};
+use afterimage_core::{Answer, ByteBudget, ClientId, Failure, Origin, Status};
 use afterimage_http::{Collected, Peer, RequestBody, StallError, Uncollected};
 use afterimage_memo::{Context, MAX_ROWS, Memo, Request as MemoRequest};
 use afterimage_wire::proto::stats::Stats;
@@ -218,7 +218,7 @@ struct Asked {
     id: Option<String>,
     wanted: oip::OutputEncoding,
     directives: Directives,
-    client: u64,
+    client: ClientId,
 }
 
 impl Inner {
@@ -324,7 +324,7 @@ impl Inner {
         let wanted = request.wanted_encoding();
         let mut hasher = DefaultHasher::new();
         peer.map(|peer| peer.address.ip()).hash(&mut hasher);
-        let client = hasher.finish();
+        let client = ClientId::from(hasher.finish());
         let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, rows, permit));
         Ok(Asked { call, model, keys, probe, id: request.id, wanted, directives, client })
     }
