@@ -23,6 +23,7 @@
 mod access;
 mod classify;
 mod extract;
+pub mod keys;
 mod memory;
 mod oip;
 mod openapi;
