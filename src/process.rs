@@ -9,6 +9,7 @@ use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
 use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, ModelError};
+use afterimage_gateway::keys::{Keys, KeysError};
 use afterimage_gateway::{InProcess, Remote, Source};
 use afterimage_inference::Proxy;
 use afterimage_memo::store::{RedisError, StoreOfBytes};
@@ -95,6 +96,9 @@ pub enum ReloadError {
     /// Tenants.
     #[error("{0}; the tenants read before stay in use")]
     Tenants(#[source] TenantsError),
+    /// API keys.
+    #[error("{0}; the keys read before stay in use")]
+    Keys(#[source] KeysError),
 }
 
 /// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
@@ -129,6 +133,7 @@ pub struct Process {
     tls: Vec<ServerTls>,
     tokens: Vec<Token>,
     tenants: Vec<Tenants>,
+    keys: Option<Keys>,
     proxy: Option<(Proxy, SocketAddr)>,
 }
 
@@ -205,6 +210,7 @@ impl Process {
             tls: Vec::new(),
             tokens: Vec::new(),
             tenants: Vec::new(),
+            keys: None,
             proxy: None,
         };
         let handle = process.snapshots.first().map(SnapshotWriter::handle);
@@ -281,6 +287,7 @@ impl Process {
             process.watch(http.tls.as_ref());
             process.tokens.extend(options.access.tokens().cloned());
             process.tenants.extend(options.access.own_tenants().cloned());
+            process.keys = options.access.own_keys().cloned();
             process.http = Some((address, http.tls.is_some()));
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
@@ -367,7 +374,9 @@ impl Process {
         let tokens = self.tokens.iter().map(|token| token.reload().map_err(ReloadError::Token));
         // All are loaded before the first error is returned.
         let tenants = self.tenants.iter().map(|all| all.reload().map_err(ReloadError::Tenants));
-        let reloaded: Vec<Result<(), ReloadError>> = tls.chain(tokens).chain(tenants).collect();
+        let keys = self.keys.iter().map(|all| all.reload().map_err(ReloadError::Keys));
+        let reloaded: Vec<Result<(), ReloadError>> =
+            tls.chain(tokens).chain(tenants).chain(keys).collect();
         reloaded.into_iter().collect()
     }
 
