@@ -16,6 +16,7 @@ mod format;
 mod metrics;
 mod net;
 mod operations;
+mod peer;
 mod print;
 pub mod process;
 mod progress;
