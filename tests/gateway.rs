@@ -149,6 +149,42 @@ fn a_gateway_of_its_own_keeps_the_rights_of_its_tokens_apart() {
 }
 
 #[test]
+fn a_key_is_created_limited_and_withdrawn() {
+    let folder = common::folder();
+    let new = |name: &str, args: &[&str]| {
+        let json = common::run(&[&["key", name, "--json"][..], args].concat()).succeeded();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        let text = |name: &str| json[name].as_str().unwrap().to_owned();
+        (text("key"), text("line"))
+    };
+    let (app, app_line) = new("app", &["--rate", "3/h"]);
+    let (reader, reader_line) = new("reader", &["--scope", "read"]);
+    assert!(!app_line.contains(&app) && app.len() > 60, "{app_line}");
+    let keys = common::file(&folder, "keys", format!("{app_line}\n{reader_line}\n"));
+    let (memo, page) = serve(&["--api-keys", &keys]);
+    let image = [7; 784];
+    assert_eq!(ask(page, "POST /v1/classify", "wrong", &image).status, 401);
+    assert_eq!(ask(page, "POST /v1/classify", &reader, &image).status, 403);
+    assert_eq!(ask(page, "GET /v1/stats", &reader, b"").status, 200);
+    for _ in 0..3 {
+        assert_eq!(ask(page, "POST /v1/classify", &app, &image).status, 200);
+    }
+    let refused = ask(page, "POST /v1/classify", &app, &image);
+    assert_eq!((refused.status, &refused.json()["code"]), (429, &"rate_limited".into()));
+    assert!(refused.head.contains("retry-after: "), "{}", refused.head);
+
+    // Without its line, a key is worth nothing.
+    common::file(&folder, "keys", app_line);
+    memo.signal(Signal::HUP);
+    let deadline = Instant::now() + PATIENCE;
+    while ask(page, "GET /v1/stats", &reader, b"").status != 401 {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(ask(page, "POST /v1/classify", &app, &image).status, 429);
+}
+
+#[test]
 fn a_public_page_without_a_token_is_refused() {
     let serve = ["--log", "warn", "serve", "--listen", "127.0.0.1:0", "--http", "0.0.0.0:0"];
     let error = common::run(&serve).failed_with_a_line();

@@ -204,7 +204,7 @@ fn name(origin: Origin) -> &'static str {
 }
 
 /// How the store was used, as RFC 9211 writes it.
-fn cache_status(answers: &[Classified], wish: Wish) -> HeaderValue {
+pub(crate) fn cache_status(answers: &[Classified], wish: Wish) -> HeaderValue {
     let of = |origin| answers.iter().filter(|answer| answer.origin == origin).count();
     let (all, hits) = (answers.len(), of(Origin::Hit));
     let stored = if wish.no_store { "" } else { "; stored" };
@@ -221,7 +221,7 @@ fn cache_status(answers: &[Classified], wish: Wish) -> HeaderValue {
 }
 
 /// What `Cache-Control` of the request asks for.
-fn directives(headers: &HeaderMap) -> Wish {
+pub(crate) fn directives(headers: &HeaderMap) -> Wish {
     let has = |wanted: &str| {
         let values = headers.get_all(header::CACHE_CONTROL).iter();
         let mut parts =
@@ -255,10 +255,7 @@ pub(crate) async fn images(
         let detail = format!("the request has {} images; the limit is {limit}", encoded.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail));
     }
-    let Some(model) = shared.source.model() else {
-        let detail = "the model is not known yet; its server cannot be reached";
-        return Err(Problem::new(StatusCode::BAD_GATEWAY, "upstream_crashed", detail));
-    };
+    let model = shared.known_model()?;
     let side = model.input.as_ref().and_then(|shape| match *shape.dims() {
         [height, width] if height == width => Some(height as usize),
         _ => None,

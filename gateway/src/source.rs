@@ -45,6 +45,11 @@ pub trait Source: Send + Sync + 'static {
     /// The model; `None` before it is known.
     fn model(&self) -> Option<Arc<ModelId>>;
 
+    /// Whether it also answers with scores.
+    fn has_scores(&self) -> bool {
+        false
+    }
+
     /// The labels of images, in order. Each has the model's shape.
     fn classify(&self, images: Vec<Bytes>, wish: Wish) -> Pending<'_, Vec<Classified>>;
 
@@ -99,6 +104,10 @@ impl InProcess {
 impl Source for InProcess {
     fn model(&self) -> Option<Arc<ModelId>> {
         self.memo.model(&self.model)
+    }
+
+    fn has_scores(&self) -> bool {
+        self.scores.is_some()
     }
 
     fn classify(&self, images: Vec<Bytes>, wish: Wish) -> Pending<'_, Vec<Classified>> {

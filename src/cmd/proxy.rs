@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
 use crate::args::{AdminArgs, Size, Span, StoreAddr, token};
-use crate::config::{Config, ProxyConfig};
+use crate::config::{Config, ProxyConfig, StoreConfig};
 use crate::store::StoreArgs;
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::{net, serving, store};
@@ -278,7 +278,7 @@ impl ConnectionArgs {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    args.remote.refuse_misplaced(&args.store)?;
+    let place = args.remote.config(&args.store)?;
     args.memory.refuse_misplaced(&args.store)?;
     let address = net::resolve(&args.listen).context("--listen")?;
     let mut options = args.connections.options();
@@ -297,9 +297,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let is_kept = args.store != StoreAddr::Embedded || args.memory.snapshot.is_some();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let settings = args.memory.options(&args.server, sharing);
-        let (store, snapshots) = match args.remote.bytes(&args.store)? {
-            Some(remote) => (remote, None),
-            None => {
+        let (store, snapshots) = match place {
+            StoreConfig::Remote(remote) => (remote.bytes()?, None),
+            StoreConfig::Own(_, bytes) => (bytes, None),
+            StoreConfig::Embedded => {
                 // A stored answer is longer by its seal.
                 let max_value = settings.max_answer + afterimage_memo::key::SEAL_LEN;
                 let (store, snapshots) = args.memory.store(max_value)?;
