@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::counters::Counters;
 use super::greeting::Serves;
+use super::metrics::Counters;
 use super::options::Rights;
 use super::outbox::Outbox;
 use super::service::Service;
