@@ -97,6 +97,7 @@ pub(crate) fn run(
         if let Some(address) = process.admin() {
             let _ = say!("metrics and probes on http://{address}/metrics");
         }
+        notify("READY=1");
         let started = Instant::now();
         let mut terminated = std::pin::pin!(terminated);
         loop {
@@ -105,6 +106,7 @@ pub(crate) fn run(
                 () = hangups.next() => reload(&process),
             }
         }
+        notify("STOPPING=1");
         let services = process.services().to_vec();
         let drained = process.drain(Duration::MAX).await;
         let uptime = long_time(started.elapsed());
@@ -137,6 +139,29 @@ fn summary(stats: &Stats) -> String {
         _ => format!("{requests} requests, hit ratio {}", percent(hits as f64 / reads as f64)),
     }
 }
+
+/// Reports the state of the process to systemd, if systemd started it with `Type=notify`.
+#[cfg(target_os = "linux")]
+fn notify(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match path.as_bytes() {
+        // A name without a file.
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&path),
+    };
+    let sent = address.and_then(|address| {
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot report {state} to systemd");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn notify(_: &str) {}
 
 /// Reloads the files of a process. Clients with certificates and password files reload them by
 /// handlers of their own.
@@ -189,13 +214,13 @@ fn asks_for_certificates(options: &ServerOptions) -> bool {
 /// Refuses a public address without authentication. TLS without client certificates encrypts and
 /// does not authenticate.
 fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyhow::Result<()> {
-    if options.token.is_none() && !asks_for_certificates(options) && !insecure {
+    if !options.has_token() && !asks_for_certificates(options) && !insecure {
         bail!(
             "--listen {listen} is reachable from other machines without authentication; set \
              --token-file or --tls-client-ca, or --insecure to allow it"
         );
     }
-    if options.token.is_some() && options.tls.is_none() {
+    if options.has_token() && options.tls.is_none() {
         tracing::warn!(
             "clients send their token to {listen} unencrypted; on an untrusted network set \
              --tls-cert and --tls-key"
@@ -215,16 +240,22 @@ fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
 #[cfg(not(unix))]
 fn ignore_file_size_limit() {}
 
+/// The file descriptors that a service needs for this many connections.
+#[cfg(unix)]
+pub(crate) fn descriptors_for(connections: usize) -> u64 {
+    // Listeners, clients of other services, snapshots, the runtime's own, and connections that are
+    // refused or evicted and still closing.
+    const OTHERS: u64 = 64 + 320;
+    connections as u64 + OTHERS
+}
+
 /// Raises the soft limit of file descriptors to the need of `--max-connections`. It is often far
 /// below the hard limit.
 #[cfg(unix)]
 pub(crate) fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    // Listeners, clients of other services, snapshots, the runtime's own, and connections that are
-    // refused or evicted and still closing.
-    const OTHERS: u64 = 64 + 320;
     let mut limit = getrlimit(Resource::Nofile);
-    let needed = connections as u64 + OTHERS;
+    let needed = descriptors_for(connections);
     if limit.current.is_none_or(|current| current >= needed) {
         return;
     }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use afterimage_core::file;
+use afterimage_memo::key::SECRET_LEN;
 use afterimage_memo::store::{
     Backend, CacheBytes, Entries, OfBytes, OfLabels, Redis, RedisOptions, RemoteStore,
     StoreOfBytes, StoreOptions,
@@ -166,7 +168,14 @@ pub(crate) fn secret(file: Option<&Path>, is_kept: bool) -> anyhow::Result<Secre
         return Secret::random().context("the operating system gives no random numbers");
     };
     warn_if_exposed("--secret-file", path);
-    let file = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read --secret-file {file}"))?;
-    Secret::parse(&bytes).with_context(|| format!("--secret-file {file}"))
+    let read = || {
+        let bytes = file::read(path, file::MAX_TEXT_BYTES)?;
+        // A secret of raw bytes may begin with any bytes.
+        if bytes.len() != SECRET_LEN {
+            file::refuse_mark(&bytes)?;
+        }
+        anyhow::Ok(bytes)
+    };
+    let bytes = read().with_context(|| format!("cannot read --secret-file {}", path.display()))?;
+    Secret::parse(&bytes).with_context(|| format!("--secret-file {}", path.display()))
 }

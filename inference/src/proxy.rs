@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use afterimage_core::{Answer, ByteBudget, Failure, Origin, Status};
+use afterimage_core::{Answer, ByteBudget, ClientId, Failure, Origin, Status};
 use afterimage_http::{Collected, Peer, RequestBody, StallError, Uncollected};
 use afterimage_memo::{Context, MAX_ROWS, Memo, Request as MemoRequest};
 use afterimage_wire::proto::stats::Stats;
@@ -218,7 +218,7 @@ struct Asked {
     id: Option<String>,
     wanted: oip::OutputEncoding,
     directives: Directives,
-    client: u64,
+    client: ClientId,
 }
 
 impl Inner {
@@ -324,7 +324,7 @@ impl Inner {
         let wanted = request.wanted_encoding();
         let mut hasher = DefaultHasher::new();
         peer.map(|peer| peer.address.ip()).hash(&mut hasher);
-        let client = hasher.finish();
+        let client = ClientId::from(hasher.finish());
         let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, rows, permit));
         Ok(Asked { call, model, keys, probe, id: request.id, wanted, directives, client })
     }
@@ -657,7 +657,10 @@ fn changes_models(path: &str) -> bool {
 }
 
 /// The body without gzip or deflate.
-fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
+///
+/// # Errors
+/// The reason, if it has another encoding, is damaged, or has more than `limit` bytes.
+pub fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     let (encoding, more) = (encodings.next(), encodings.next());
     if more.is_some() {

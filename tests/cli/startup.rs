@@ -171,6 +171,39 @@ fn a_wrong_token_is_one_clear_line_that_does_not_tell_it() {
 }
 
 #[test]
+fn tenants_are_admitted_by_token_and_have_no_admin_rights() {
+    let folder = folder();
+    let tenants = file(&folder, "tenants", format!("search {SECRET} 3\nbatch swordfish"));
+    let admin = file(&folder, "admin", "operator");
+    let memo = Running::start(&[
+        "serve",
+        "--memory",
+        "8MiB",
+        "--tenant-file",
+        &tenants,
+        "--admin-token-file",
+        &admin,
+    ]);
+    let addr = memo.place();
+    for token in [SECRET, "swordfish", "operator"] {
+        run(&["stats", &addr, "--token", token]).succeeded();
+    }
+    let line = run(&["stats", &addr, "--token", "other"]).failed_with_no_more_than_logs();
+    assert!(line.contains("the token is wrong"), "{line}");
+    let line = run(&["flush", &addr, "--token", SECRET]).failed_with_no_more_than_logs();
+    assert!(line.contains("admin"), "{line}");
+    for (text, expected) in [
+        ("search", "--tenant-file: "),
+        ("search operator", "--tenant-file has the token of --admin-token-file"),
+    ] {
+        let bad = file(&folder, "bad", text);
+        let flags = ["--tenant-file", &bad, "--admin-token-file", &admin];
+        let line = run(&[&["cache"][..], &flags].concat()).failed_with_no_more_than_logs();
+        assert!(line.contains(expected) && !line.contains("operator"), "{line}");
+    }
+}
+
+#[test]
 fn a_token_is_found_in_no_help_no_log_and_no_stats() {
     let folder = folder();
     let token_file = file(&folder, "token", SECRET);

@@ -190,7 +190,7 @@ impl LoadArgs {
     fn over_the_file(&self, flags: Spec) -> anyhow::Result<Spec> {
         let Some(path) = &self.workload else { return Ok(flags) };
         let file = path.display();
-        let text = std::fs::read_to_string(path)
+        let text = afterimage_core::file::read_text(path)
             .with_context(|| format!("cannot read the workload file {file}"))?;
         let below = Spec::parse(&text).map_err(|error| anyhow::anyhow!("{file}, {error}"))?;
         Ok(flags.over(below))
