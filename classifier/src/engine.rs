@@ -1,13 +1,13 @@
 //! The compute engine: its own threads score the submitted images. Images that wait at the same
 //! time are scored in one batch. The submitting thread, for example an I/O thread, never computes.
 //!
-//! **One reply for each image.** Every submitted reply is called exactly once: with the label, or
-//! with an error (refused, expired, a panic while scoring). The destructor of a job that was
-//! dropped without an answer calls it with [`EngineError::Lost`].
+//! **One reply for each image.** A [`Reply`](afterimage_core::Reply) is sent exactly once: with the
+//! label, or with an error (refused, expired, a panic while scoring). The reply of a job that was
+//! dropped gets [`EngineError::Lost`].
 //!
 //! **Clients in turn.** The queue is fair: batches take images of clients in turn. A client with
 //! one waiting image is in the next batches, even if another client has many images waiting.
-//! Images of a caller that has left are dropped before they are scored.
+//! Images whose answer is no longer wanted are dropped before they are scored.
 //!
 //! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one
 //! batch and scores it alone. Threads share only the queue, which is locked twice for each batch.
@@ -16,19 +16,22 @@
 //! An image's label never depends on its batch (see [`crate::Model::classify_batch`]), so neither
 //! lingering nor the number of threads can change an answer.
 
+mod job;
+mod options;
+mod worker;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use afterimage_core::Refused;
-pub use worker::{Caller, Job};
+pub use job::{Job, Labelled};
+pub use options::{EngineError, EngineOptions, MAX_LINGER};
 use worker::{Queue, Shared};
 
 use crate::model::{Model, Scratch};
 use crate::shape::Shape;
-
-mod worker;
 
 /// A source of labels for images: a [`Model`], or a double in a test.
 pub trait Scorer: Send + Sync + 'static {
@@ -227,11 +230,11 @@ pub struct EngineCounters {
     pub overloaded: u64,
     /// Images whose deadline passed while they waited.
     pub expired: u64,
-    /// Images that were not scored because their caller had left.
+    /// Images that were not scored because their answer was no longer wanted.
     pub abandoned: u64,
     /// Images whose scoring panicked.
     pub panicked: u64,
-    /// Callers that panicked when they were asked or answered.
+    /// Receivers that panicked when they were answered.
     pub reply_panics: u64,
     /// Images waiting now.
     pub queued: usize,
@@ -278,77 +281,4 @@ impl Counters {
             busy: Duration::from_nanos(read(busy_ns)),
         }
     }
-}
-
-/// Longest time that a thread waits for more images. A longer wait costs each request more than the
-/// larger batch saves.
-pub const MAX_LINGER: Duration = Duration::from_micros(200);
-
-/// Threads, batches and queue of an engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EngineOptions {
-    /// Compute threads; at least 1.
-    pub threads: usize,
-    /// Most images in a batch; at least 1.
-    pub max_batch: usize,
-    /// Most waiting images; more are refused with [`EngineError::Overloaded`]. A client may have
-    /// as many images waiting as places are free, so one busy client gets half of the queue.
-    /// Each client may always have a few ([`afterimage_core::fair::GUARANTEED`]).
-    pub max_queued: usize,
-    /// How long a thread waits for more images if there are fewer than `max_batch`, at most
-    /// [`MAX_LINGER`]. With zero it does not wait.
-    pub linger: Duration,
-}
-
-impl Default for EngineOptions {
-    /// One thread for each processor, batches of 64, no linger, and a queue of 32,768 images. At 25
-    /// µs for an image, one core scores a full queue in 0.8 s.
-    fn default() -> Self {
-        Self {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            max_batch: 64,
-            max_queued: 32_768,
-            linger: Duration::ZERO,
-        }
-    }
-}
-
-/// Reasons why an image got no label.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineError {
-    /// The client has used its share of the queue. Retry later, or with another engine.
-    #[error("{queued} images of this client wait to be scored; its limit is {limit} now")]
-    Overloaded {
-        /// Images of this client that wait.
-        queued: usize,
-        /// Images of this client that may wait now.
-        limit: usize,
-    },
-    /// The image does not have the model's shape. A retry fails, too.
-    #[error("image is {found} bytes; the model takes {expected} ({shape})")]
-    WrongSize {
-        /// Bytes of the image.
-        found: usize,
-        /// Bytes of the model's shape.
-        expected: usize,
-        /// The model's shape.
-        shape: Shape,
-    },
-    /// The deadline passed before the image was scored.
-    #[error("the deadline passed before the image was scored")]
-    DeadlineExceeded,
-    /// The caller left before the image was scored.
-    #[error("the caller left before the image was scored")]
-    Abandoned,
-    /// The engine accepts no more jobs.
-    #[error("the engine is shutting down")]
-    ShuttingDown,
-    /// Scoring this image panicked, which is a bug. The log has the panic message. Other images
-    /// were not affected.
-    #[error("scoring panicked")]
-    Panicked,
-    /// The engine dropped the image, which is a bug.
-    #[error("the image was lost before it was scored")]
-    Lost,
 }

@@ -349,7 +349,7 @@ impl ModelKeys {
         let is_present = |present: &Arc<Space>| Arc::ptr_eq(present, space);
         if self.present.load().as_ref().is_some_and(is_present) {
             let next = if is_provisional { stored.saturating_add(1) } else { stored };
-            tracing::info!(model = ?space.model, "all answers of the model were taken back");
+            tracing::info!(model = ?space.model, "all answers of the model were deleted");
             self.begin(&mut changing, space, next, Freshness::read(now));
         }
         false

@@ -390,7 +390,8 @@ fn names_of_files_are_escaped() {
     assert!(cache.log().contains("entries to"), "{}", cache.log());
 }
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
+    "key",
     "ping",
     "doctor",
     "completions",
