@@ -3,8 +3,8 @@
 //!
 //! The epoch of a model is a number that is part of all its keys: 0, or the time of the last flush.
 //! A flush takes a higher one, so that no older answer is found again. Because it is a time, it is
-//! also higher than epochs that the store has dropped and no memo remembers. The number itself is an
-//! entry of the store, sealed like a label:
+//! also higher than epochs that the store has dropped and no memo remembers. The number itself is
+//! an entry of the store, sealed like a label:
 //!
 //! * A memo with a store in this process reads the entry when it meets the model.
 //! * Memos that share a store across the network read it along with their first lookup, and then
@@ -42,8 +42,8 @@ pub(crate) const MAX_EPOCH: u64 = (1 << EPOCH_BITS) - 1;
 /// The time before the first epoch, since 1970: the start of 2020.
 const ZERO: Duration = Duration::from_secs(1_577_836_800);
 
-/// The epoch of a flush at this time since 1970, above `present`; `None` if there is no further one.
-/// A clock far in the future does not use the epochs up.
+/// The epoch of a flush at this time since 1970, above `present`; `None` if there is none left. A
+/// clock far in the future does not use the epochs up.
 pub(crate) fn next(present: u64, since_1970: Duration) -> Option<u64> {
     let time = u64::try_from(since_1970.saturating_sub(ZERO).as_millis()).unwrap_or(u64::MAX);
     let time = if time < MAX_EPOCH / 4 * 3 { time } else { 0 };

@@ -321,8 +321,8 @@ impl Memo {
     /// Takes all answers of a model back, in constant time: it begins a new epoch of keys. Entries
     /// of the old epoch are evicted by and by.
     ///
-    /// Requests to this memo that begin later get no older answer, also when the upstream changes to
-    /// another model. Other memos with the same store and secret notice within a second of their
+    /// Requests to this memo that begin later get no older answer, also when the upstream changes
+    /// to another model. Other memos with the same store and secret notice within a second of their
     /// next requests, if the store can be reached; if not, once it can. After a restart, this holds
     /// for the model that the upstream had at the flush.
     ///

@@ -223,13 +223,13 @@ async fn a_flush_covers_models_that_only_an_earlier_process_met() {
 }
 
 #[tokio::test]
-async fn a_flush_covers_answers_of_an_epoch_that_the_store_has_dropped() {
+async fn a_flush_covers_answers_of_an_epoch_that_was_dropped() {
     let table = table();
     let memo = on(&table);
     ask(&memo, "a").await;
     memo.flush("m").unwrap();
     ask(&memo, "z").await;
-    // The store drops the epoch and keeps an answer that is stored before the epoch is written again.
+    // The store drops the epoch, and an answer is stored before the epoch is written again.
     table.clear();
     assert_eq!(ask(&memo, "a").await, Origin::Miss);
     drop(memo);
