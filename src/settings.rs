@@ -27,7 +27,7 @@ pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::
         None => Ok(command),
         Some(path) => {
             let file = path.display();
-            let text = std::fs::read_to_string(&path)
+            let text = afterimage_core::file::read_text(&path)
                 .with_context(|| format!("cannot read the settings file {file}"))?;
             with_file(command, &text).with_context(|| format!("settings file {file}"))
         }
@@ -120,8 +120,9 @@ pub(crate) fn warn(command: &Command, args: &[OsString]) {
 
 /// Whether a settings file has a token or a URL with a password in it.
 fn has_secret(path: &Path) -> bool {
-    let table =
-        std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    // A pipe gives its content once.
+    let text = path.is_file().then(|| afterimage_core::file::read_text(path).ok()).flatten();
+    let table = text.and_then(|text| text.parse::<toml::Table>().ok());
     let commands = table.iter().flatten().filter_map(|(_, table)| table.as_table());
     commands.flatten().any(|(name, value)| {
         name == "token" || value.as_str().is_some_and(|text| without_password(text) != text)

@@ -23,6 +23,22 @@ pub enum DataError {
         /// The fault in it.
         source: Box<DataError>,
     },
+    /// The operating system or a pipe failed while the bytes were read.
+    #[error("{what} cannot be read: {source}")]
+    Read {
+        /// The thing read.
+        what: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// There are more bytes than the limit allows.
+    #[error("{what} has more than {limit} bytes, the limit")]
+    TooLarge {
+        /// The thing read.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
     /// The bytes are not of the format expected. Check that it is the right file.
     #[error("not {expected}: it starts with {found}")]
     Format {

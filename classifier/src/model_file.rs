@@ -68,8 +68,7 @@ fn read(path: &Path) -> Result<Model, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
     let in_file = |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
     let file = bounded::open(path).map_err(io)?;
-    let bytes = file.metadata().map_err(io)?.len();
-    if bytes > MAX_MODEL_FILE_BYTES {
+    if let Some(bytes) = file.size().filter(|&bytes| bytes > MAX_MODEL_FILE_BYTES) {
         return Err(in_file(ModelError::TooLarge { bytes, limit: MAX_MODEL_FILE_BYTES }));
     }
     // Bounded once more: a pipe or a growing file has no length.

@@ -12,6 +12,8 @@
 //! | `GET /v1/overview` | what the page shows; with `?watch` once a second as server-sent events |
 //! | `GET /v1/models`, `GET /v1/stats` | the model; all statistics |
 //! | `DELETE /v1/memory`, `POST /v1/memory/forget` | flush all stored answers; forget one input |
+//! | `GET /v2`, `POST /v2/models/classifier/infer` | the Open Inference Protocol |
+//! | `GET /openapi.json`, `/docs` | the description of the API, and a page that shows it |
 //! | `GET /metrics`, `/livez`, `/readyz` | for Prometheus and for probes |
 //!
 //! Errors are [problem details](problem) (RFC 9457).
@@ -21,7 +23,10 @@
 mod access;
 mod classify;
 mod extract;
+pub mod keys;
 mod memory;
+mod oip;
+mod openapi;
 mod operations;
 mod overview;
 mod page;
@@ -32,10 +37,11 @@ mod source;
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_core::Metric;
+use afterimage_core::{Metric, ModelId};
 use afterimage_http::HttpOptions;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 use hyper_util::service::TowerToHyperService;
@@ -45,7 +51,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use access::{Access, Scope};
 pub use operations::{Operated, serve_admin};
-pub use source::{Classified, InProcess, Pending, Remote, Source, Wish};
+pub use source::{Classified, InProcess, OfProxy, Pending, Remote, Source, Wish};
 
 use overview::History;
 use problem::Problem;
@@ -89,6 +95,16 @@ struct Shared {
     stop: CancellationToken,
 }
 
+impl Shared {
+    /// The model, or the problem that it is not known yet.
+    fn known_model(&self) -> Result<Arc<ModelId>, Problem> {
+        self.source.model().ok_or_else(|| {
+            let detail = "the model is not known yet; its server cannot be reached";
+            Problem::new(StatusCode::BAD_GATEWAY, "upstream_crashed", detail)
+        })
+    }
+}
+
 /// Serves the routes of a gateway on `socket` until `stop` is cancelled, and then until the
 /// requests in flight are answered, for `http.drain_timeout` at most.
 pub async fn serve(
@@ -125,9 +141,16 @@ pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: Cancellati
         .route("/v1/memory/forget", post(memory::forget))
         .route("/metrics", get(operations::metrics))
         .layer(from_fn_with_state(Arc::clone(&shared), access::check));
+    let oip = oip::routes()
+        .layer(from_fn_with_state(Arc::clone(&shared), access::check))
+        .merge(oip::probes())
+        .layer(from_fn(oip::errors));
     Router::new()
         .merge(guarded)
+        .merge(oip)
         .route("/", get(page::index))
+        .route("/docs", get(page::docs))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/page/{file}", get(page::file))
         .route("/livez", get(operations::livez))
         .route("/readyz", get(operations::readyz))

@@ -17,13 +17,19 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::openapi::Asks;
 use crate::problem::Problem;
 use crate::{Pending, Shared};
 
 /// The longest time that the check of `/readyz` may take.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 
-/// `GET /metrics`: all statistics in the text format of Prometheus.
+/// Statistics for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "operate", responses(
+    (status = 200, description = "All statistics in the text format of Prometheus",
+        body = String, content_type = "text/plain"),
+    Asks,
+))]
 pub(crate) async fn metrics(
     State(shared): State<Arc<Shared>>,
 ) -> Result<impl IntoResponse, Problem> {
@@ -96,12 +102,20 @@ fn unready(why: String) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why)
 }
 
-/// `GET /livez`: the process answers.
+/// Whether the process answers
+#[utoipa::path(get, path = "/livez", tag = "operate", security(()), responses(
+    (status = 200, description = "It does", body = String, content_type = "text/plain"),
+))]
 pub(crate) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the memo can answer.
+/// Whether requests can be answered
+#[utoipa::path(get, path = "/readyz", tag = "operate", security(()), responses(
+    (status = 200, description = "They can", body = String, content_type = "text/plain"),
+    (status = 503, description = "Not yet; `detail` has the reason", body = Problem,
+        content_type = "application/problem+json"),
+))]
 pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
     match tokio::time::timeout(READY_WITHIN, shared.source.ready()).await {
         Ok(Ok(())) => Ok("ok\n"),

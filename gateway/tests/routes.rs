@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use afterimage_cache::ByteStore;
 use afterimage_core::{Answer, ModelId};
+use afterimage_gateway::keys::{self, Keys};
 use afterimage_gateway::{Access, GatewayOptions, InProcess, Scope, router};
 use afterimage_memo::upstream::Function;
 use afterimage_memo::{Memo, MemoOptions, ModelOptions, Secret};
@@ -226,6 +228,33 @@ async fn each_token_allows_its_scope_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_key_has_a_scope_and_a_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let line = keys::line("app", Scope::Infer, "the-key", Some("2/h".parse().unwrap()));
+    std::fs::write(&file, line).unwrap();
+    let access = Access::default().keys(Keys::read(&file).unwrap());
+    let gateway = gateway(GatewayOptions { access, ..GatewayOptions::default() });
+    let send = async |key: &str, method, path| {
+        let mut request = request(method, path, vec![0; 4]);
+        let value = format!("Bearer {key}").parse().unwrap();
+        request.headers_mut().insert("authorization", value);
+        send(&gateway, request).await
+    };
+    assert_eq!(send("other", Method::POST, "/v1/classify").await.status, 401);
+    assert_eq!(send("the-key", Method::DELETE, "/v1/memory").await.status, 403);
+    for _ in 0..2 {
+        assert_eq!(send("the-key", Method::POST, "/v1/classify").await.status, 200);
+    }
+    for path in ["/v1/classify", "/v2/models/tiny/infer"] {
+        let refused = send("the-key", Method::POST, path).await;
+        assert_eq!(refused.status, 429, "{}", refused.text);
+        let seconds: u32 = refused.header("retry-after").parse().unwrap();
+        assert!((1000..=1801).contains(&seconds), "{seconds}");
+    }
+}
+
+#[tokio::test]
 async fn answers_are_taken_back() {
     let gateway = gateway(GatewayOptions::default());
     let origin =
@@ -277,6 +306,85 @@ async fn readiness_checks_the_model_and_counts_no_request() {
     let gateway = router(source, GatewayOptions::default(), CancellationToken::new());
     let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
     assert_eq!((ready.status.as_u16(), &ready.json()["code"]), (503, &"not_ready".into()));
+}
+
+#[tokio::test]
+async fn the_description_lists_exactly_the_routes() {
+    let gateway = gateway(GatewayOptions::default());
+    let api = send(&gateway, request(Method::GET, "/openapi.json", "")).await.json();
+    assert_eq!(api["openapi"], "3.1.0");
+    let described: BTreeSet<String> = api["paths"].as_object().unwrap().keys().cloned().collect();
+    for (path, operations) in api["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let status = send(&gateway, request(method.clone(), path, vec![0; 4])).await.status;
+            assert!(status.is_success(), "{method} {path}: {status}");
+        }
+    }
+    // The pages and the description itself are for browsers.
+    let others = ["/", "/docs", "/openapi.json", "/page/{file}"].map(str::to_owned);
+    let source = include_str!("../src/lib.rs");
+    let routes = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let routes: BTreeSet<String> = routes.map(str::to_owned).collect();
+    assert!(routes.len() > 10, "{routes:?}");
+    assert_eq!(described, routes.difference(&BTreeSet::from(others)).cloned().collect());
+}
+
+fn infer(gateway: &Router, body: String) -> impl Future<Output = Reply> {
+    let mut request = request(Method::POST, "/v2/models/tiny/infer", body);
+    request.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    let gateway = gateway.clone();
+    async move { send(&gateway, request).await }
+}
+
+#[tokio::test]
+async fn the_model_speaks_the_open_inference_protocol() {
+    let gateway = gateway(GatewayOptions::default());
+    let get = async |path| send(&gateway, request(Method::GET, path, "")).await;
+    for path in ["/v2/health/live", "/v2/health/ready", "/v2/models/tiny/versions/1/ready"] {
+        assert_eq!(get(path).await.status, StatusCode::OK, "{path}");
+    }
+    let metadata = get("/v2/models/tiny").await.json();
+    let input = serde_json::json!([{ "name": "INPUT", "datatype": "UINT8", "shape": [-1, 2, 2] }]);
+    assert_eq!(metadata["inputs"], input);
+
+    let body = r#"{"id": "7", "inputs": [{"name": "INPUT", "datatype": "UINT8",
+        "shape": [2, 2, 2], "data": [[[2, 0], [0, 1]], [[5, 0], [0, 1]]]}]}"#;
+    for expected in ["fwd=miss", "hit"] {
+        let reply = infer(&gateway, body.to_owned()).await;
+        assert!(reply.header("cache-status").contains(expected), "{}", reply.text);
+        let answer = reply.json();
+        assert_eq!((&answer["id"], &answer["model_name"]), (&"7".into(), &"tiny".into()));
+        assert_eq!(answer["outputs"][0]["data"], serde_json::json!([2, 5]));
+    }
+}
+
+#[tokio::test]
+async fn errors_of_the_open_inference_protocol_name_the_fault() {
+    let gateway = gateway(GatewayOptions { max_images: 2, ..GatewayOptions::default() });
+    let input = |name: &str, datatype: &str, shape: &str, data: &str| {
+        format!(
+            r#"{{"inputs": [{{"name": "{name}", "datatype": "{datatype}", "shape": {shape},
+            "data": {data}}}]}}"#
+        )
+    };
+    for (body, status, part) in [
+        ("{".to_owned(), 400, "cannot be read"),
+        (r#"{"inputs": []}"#.to_owned(), 400, "one input"),
+        (input("X", "UINT8", "[1,4]", "[0,0,0,0]"), 400, "INPUT of UINT8"),
+        (input("INPUT", "FP32", "[1,4]", "[0,0,0,0]"), 400, "FP32"),
+        (input("INPUT", "UINT8", "[1,3]", "[0,0,0]"), 400, "[1, 3]"),
+        (input("INPUT", "UINT8", "[0,4]", "[]"), 400, "[0, 4]"),
+        (input("INPUT", "UINT8", "[3,4]", "[0,0,0,0,0,0,0,0,0,0,0,0]"), 413, "limit is 2"),
+        (input("INPUT", "UINT8", "[1,4]", "[9,0,0,0]"), 502, "panicked"),
+    ] {
+        let reply = infer(&gateway, body.clone()).await;
+        assert_eq!(reply.status.as_u16(), status, "{body}: {}", reply.text);
+        assert_eq!(reply.header("content-type"), "application/json", "{body}");
+        assert!(reply.json()["error"].as_str().unwrap().contains(part), "{body}: {}", reply.text);
+    }
+    let other = send(&gateway, request(Method::GET, "/v2/models/other", "")).await;
+    assert_eq!((other.status.as_u16(), other.json()["error"].is_string()), (404, true));
 }
 
 #[tokio::test]

@@ -160,6 +160,14 @@ impl Proxy {
         inner.memo.stats(stats);
     }
 
+    /// Takes all answers of all models back.
+    ///
+    /// # Errors
+    /// As [`Memo::flush_all`].
+    pub fn flush(&self) -> Result<(), Failure> {
+        self.inner.memo.flush_all()
+    }
+
     /// The number of servers.
     pub fn replicas(&self) -> usize {
         self.inner.replicas.len()
@@ -657,7 +665,10 @@ fn changes_models(path: &str) -> bool {
 }
 
 /// The body without gzip or deflate.
-fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
+///
+/// # Errors
+/// The reason, if it has another encoding, is damaged, or has more than `limit` bytes.
+pub fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     let (encoding, more) = (encodings.next(), encodings.next());
     if more.is_some() {

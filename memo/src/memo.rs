@@ -262,7 +262,7 @@ impl Memo {
         };
         let looks = stored && !request.directives.refresh;
         if let Some(begun) = self.inner.look_up(&arrival, &request, replies, looks) {
-            begun.call_together(since);
+            self.inner.finish(begun, looks, Begun::call_together);
         }
     }
 

@@ -1,6 +1,5 @@
 //! Labelled images in memory, read from the four files of MNIST's format.
 
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -180,7 +179,7 @@ fn read_idx<T>(
 
 /// Reads a file, plain or gzipped, and decodes its contents.
 fn decode_file<T>(
-    file: File,
+    file: impl std::io::Read,
     decode: impl FnOnce(&[u8]) -> Result<T, DataError>,
 ) -> Result<T, DataError> {
     let bytes = bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "data-set file")?;

@@ -27,9 +27,7 @@ pub fn unpack(bytes: Vec<u8>, limit: u64, what: &'static str) -> Result<Vec<u8>,
         let left = limit - unpacked.len() as u64;
         let member = read_at_most(&mut decoder, left, what).map_err(|error| match error {
             // The limit applies to all members together.
-            DataError::OutOfRange { .. } => {
-                DataError::OutOfRange { what, min: 0, max: limit, value: limit + 1 }
-            }
+            DataError::TooLarge { .. } => DataError::TooLarge { what, limit },
             error => error,
         })?;
         unpacked.extend(member);
@@ -78,7 +76,7 @@ mod tests {
         let bomb = gzip(&vec![0; 10_000_000]);
         assert!(bomb.len() < 20_000);
         let error = unpack(bomb, 1000, "test file").unwrap_err().to_string();
-        assert_eq!(error, "test file is 1001; the range is 0 to 1000");
+        assert_eq!(error, "test file has more than 1000 bytes, the limit");
     }
 
     #[test]
