@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 /// The longest body that the service collects.
 const LIMIT: usize = 1000;
 
-/// Answers with the body's length, after a pause on `/slow`, not at all on `/never`; a body above the limit gets 413.
+/// Answers with the body's length, after a pause on `/slow` and never on `/never`. A body above the
+/// limit gets 413.
 async fn answer(request: Request<RequestBody>) -> Result<Response<Full<Bytes>>, Infallible> {
     if request.uri().path() == "/slow" {
         tokio::time::sleep(Duration::from_millis(300)).await;
