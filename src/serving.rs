@@ -94,6 +94,9 @@ pub(crate) fn run(
             let _ = say!("proxy listening on {address}");
             proxy.clone()
         });
+        if let Some(address) = process.grpc() {
+            let _ = say!("proxy listening on grpc://{address}");
+        }
         if let Some(address) = process.admin() {
             let _ = say!("metrics and probes on http://{address}/metrics");
         }
