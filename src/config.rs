@@ -109,6 +109,8 @@ pub struct ProxyConfig {
     pub grpc: Option<SocketAddr>,
     /// The proxy.
     pub proxy: Proxy,
+    /// The model servers behind it, as its page names them.
+    pub servers: String,
     /// The snapshots of its answers. The process writes the last one when it ends.
     pub snapshots: Option<SnapshotWriter>,
 }

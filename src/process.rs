@@ -10,7 +10,7 @@ use afterimage_cache::table::TableError;
 use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, ModelError};
 use afterimage_gateway::keys::{Keys, KeysError};
-use afterimage_gateway::{InProcess, Remote, Source};
+use afterimage_gateway::{InProcess, OfProxy, Remote, Source};
 use afterimage_inference::Proxy;
 use afterimage_memo::store::{RedisError, StoreOfBytes};
 use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
@@ -289,7 +289,11 @@ impl Process {
                 Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
             };
             behind = gateway.server.map(remote);
-            let source = behind.clone().or(source);
+            let of_proxy = proxy.as_ref().map(|(_, config)| {
+                let ProxyConfig { proxy, servers, .. } = config;
+                Arc::new(OfProxy::new(proxy.clone(), servers.clone())) as Arc<dyn Source>
+            });
+            let source = behind.clone().or(source).or(of_proxy);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
             let GatewayConfig { options, http, .. } = gateway;
             process.watch(http.tls.as_ref());
