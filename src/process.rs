@@ -289,7 +289,7 @@ impl Process {
                 Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
             };
             behind = gateway.server.map(remote);
-            let of_proxy = proxy.as_ref().map(|(_, config)| {
+            let of_proxy = proxy.as_ref().map(|(.., config)| {
                 let ProxyConfig { proxy, servers, .. } = config;
                 Arc::new(OfProxy::new(proxy.clone(), servers.clone())) as Arc<dyn Source>
             });
