@@ -16,6 +16,7 @@ mod format;
 mod metrics;
 mod net;
 mod operations;
+mod peer;
 mod print;
 pub mod process;
 mod progress;
@@ -79,7 +80,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Ask", &["classify", "stats", "ping", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench"]),
-    ("Install", &["doctor", "completions", "man"]),
+    ("Install", &["doctor", "key", "completions", "man"]),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -120,6 +121,8 @@ enum Command {
     Flush(cmd::forget::FlushArgs),
     /// Check this machine, the settings and other services, with advice.
     Doctor(cmd::doctor::Args),
+    /// Create an API key for the HTTP API.
+    Key(cmd::key::Args),
     /// Print a script that completes commands and flags in a shell.
     Completions(cmd::install::CompletionsArgs),
     /// Write the manual pages.
@@ -316,6 +319,7 @@ fn run() -> anyhow::Result<()> {
         Command::Forget(args) => cmd::forget::forget(args),
         Command::Flush(args) => cmd::forget::flush(args),
         Command::Doctor(args) => cmd::doctor::run(args),
+        Command::Key(args) => cmd::key::run(args),
         Command::Completions(args) => cmd::install::completions(args),
         Command::Man(args) => cmd::install::man(args),
     }

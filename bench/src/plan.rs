@@ -10,7 +10,7 @@ use afterimage_wire::tls::ClientTls;
 use crate::address::Login;
 use crate::address::Peer;
 use crate::dialect::Dialect;
-use crate::workload::{Access, Answers, Keys, MAX_POPULATION, Population, STAMP_LEN};
+use crate::workload::{Access, Answers, Calls, Keys, MAX_POPULATION, Population, STAMP_LEN};
 
 /// The deepest window of a connection. A million requests in flight is past what any buffer on the
 /// way holds; and it leaves 44 bits of the request id for a number that is never used twice.
@@ -103,6 +103,8 @@ pub enum Target {
     },
     /// The values of keys: of a cache.
     Cache(Keys),
+    /// The answers of a model server over HTTP.
+    Call(Arc<Calls>),
 }
 
 /// The rule for sending requests.
@@ -167,6 +169,22 @@ impl Plan {
         Plan::new(addr, Target::Cache(keys))
     }
 
+    /// Ten seconds of random calls on one connection, one at a time. The first answer to each call
+    /// is the expected one.
+    pub fn call(addr: SocketAddr, calls: Arc<Calls>) -> Self {
+        Plan { dialect: Dialect::Http, ..Plan::new(addr, Target::Call(calls)) }
+    }
+
+    /// The plan as it is run: a connection of HTTP has one request in flight, so the depth is a
+    /// number of connections.
+    pub(crate) fn spread(&self) -> Self {
+        let mut plan = self.clone();
+        if plan.dialect == Dialect::Http {
+            (plan.connections, plan.depth) = (plan.connections.saturating_mul(plan.depth), 1);
+        }
+        plan
+    }
+
     fn new(addr: SocketAddr, target: Target) -> Self {
         Plan {
             addr,
@@ -199,6 +217,7 @@ impl Plan {
                 u32::try_from(population.len()).expect("a population has at most u32::MAX images")
             }
             Target::Cache(keys) => keys.count,
+            Target::Call(calls) => u32::try_from(calls.len()).unwrap_or(u32::MAX),
         }
     }
 
@@ -252,6 +271,12 @@ impl Plan {
         }
         self.validate_hit_ratio()?;
         match &self.target {
+            Target::Call(_) if dialect != Dialect::Http => {
+                refuse(format!("{dialect} servers take no calls of HTTP"))
+            }
+            Target::Classify { .. } | Target::Cache(_) if dialect == Dialect::Http => {
+                refuse("an HTTP server takes calls, not images or keys".into())
+            }
             Target::Classify { .. } if dialect != Dialect::Wire => {
                 refuse(format!("{dialect} servers do not classify images"))
             }
@@ -288,6 +313,10 @@ impl Plan {
             Target::Cache(_) if self.dialect == Dialect::Echo => {
                 refuse("an echo server has no misses; remove the hit ratio".into())
             }
+            Target::Call(_) => refuse(
+                "an HTTP target has no hit ratio; a larger population with the access scan has misses"
+                    .into(),
+            ),
             _ => Ok(()),
         }
     }

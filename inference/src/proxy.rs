@@ -160,6 +160,14 @@ impl Proxy {
         inner.memo.stats(stats);
     }
 
+    /// Takes all answers of all models back.
+    ///
+    /// # Errors
+    /// As [`Memo::flush_all`].
+    pub fn flush(&self) -> Result<(), Failure> {
+        self.inner.memo.flush_all()
+    }
+
     /// The number of servers.
     pub fn replicas(&self) -> usize {
         self.inner.replicas.len()

@@ -7,17 +7,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::{ByteStore, SnapshotFile, SnapshotWriter};
+use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::{Proxy, ProxyOptions, Replica, Sharing, Target};
 use afterimage_memo::{Memo, MemoOptions};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
-use crate::args::{AdminArgs, Size, Span, StoreAddr, token};
-use crate::config::{Config, ProxyConfig};
+use crate::args::{AdminArgs, Size, Span, StoreAddr, access, api_keys, token};
+use crate::config::{Config, GatewayConfig, ProxyConfig, StoreConfig};
 use crate::store::StoreArgs;
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
-use crate::{net, serving, store};
+use crate::{metrics, net, serving, store};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
@@ -34,6 +35,14 @@ pub(crate) struct Args {
     /// Address to listen on; port 0 takes a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7470", value_parser = net::parse)]
     listen: String,
+
+    /// Address of the page with live numbers, and of /metrics [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = net::parse)]
+    http: Option<String>,
+
+    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE].
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
 
     /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
     /// redis+cluster://HOST,… (rediss for TLS).
@@ -278,7 +287,7 @@ impl ConnectionArgs {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    args.remote.refuse_misplaced(&args.store)?;
+    let place = args.remote.config(&args.store)?;
     args.memory.refuse_misplaced(&args.store)?;
     let address = net::resolve(&args.listen).context("--listen")?;
     let mut options = args.connections.options();
@@ -297,9 +306,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let is_kept = args.store != StoreAddr::Embedded || args.memory.snapshot.is_some();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let settings = args.memory.options(&args.server, sharing);
-        let (store, snapshots) = match args.remote.bytes(&args.store)? {
-            Some(remote) => (remote, None),
-            None => {
+        let (store, snapshots) = match place {
+            StoreConfig::Remote(remote) => (remote.bytes()?, None),
+            StoreConfig::Own(_, bytes) => (bytes, None),
+            StoreConfig::Embedded => {
                 // A stored answer is longer by its seal.
                 let max_value = settings.max_answer + afterimage_memo::key::SEAL_LEN;
                 let (store, snapshots) = args.memory.store(max_value)?;
@@ -308,22 +318,36 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         let memo = Memo::of_bytes(store, MemoOptions::new(secret));
         let proxy = Proxy::new(replicas, memo, settings);
-        tokio::spawn(greet(args.urls.clone(), proxy.clone()));
-        let proxy = ProxyConfig { address, options, proxy, snapshots };
+        let servers = args.urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ");
+        tokio::spawn(greet(servers.clone(), proxy.clone()));
+        let gateway = page(&args)?;
+        let proxy = ProxyConfig { address, options, proxy, servers, snapshots };
         let admin = args.connections.admin.config()?;
-        Ok(Config { proxy: Some(proxy), admin, ..Config::default() })
+        Ok(Config { proxy: Some(proxy), gateway, admin, ..Config::default() })
     })
 }
 
+/// The listener of the page, if there is one.
+fn page(args: &Args) -> anyhow::Result<Option<GatewayConfig>> {
+    let Some(address) = &args.http else { return Ok(None) };
+    let address = net::resolve(address).context("--http")?;
+    let keys = api_keys(args.api_keys.as_deref())?;
+    if keys.is_none() && !address.ip().is_loopback() {
+        bail!("--http {address} is a public address without authentication; set --api-keys");
+    }
+    let access = access(None, None, None, keys);
+    let options = GatewayOptions { access, describe: metrics::find, ..GatewayOptions::default() };
+    let mut http = args.connections.options();
+    http.tls = args.tls.load()?;
+    Ok(Some(GatewayConfig { address, optional: false, options, http, server: None }))
+}
+
 /// Logs whether the servers can be reached, and then the observations at intervals.
-async fn greet(urls: Vec<Target>, proxy: Proxy) {
+async fn greet(servers: String, proxy: Proxy) {
     for problem in proxy.check().await {
         tracing::warn!("{problem}");
     }
-    tracing::info!(
-        "answers repeated inference requests to {}",
-        urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ")
-    );
+    tracing::info!("answers repeated inference requests to {servers}");
     while let Some(report) = proxy.observed() {
         tracing::info!("{report}");
         tokio::time::sleep(REPORT_EVERY).await;

@@ -18,7 +18,7 @@ pub struct Settings {
     /// Keys that one command asks for at most, where there are such commands.
     #[serde(default)]
     pub batch: usize,
-    /// `classify` or `cache`.
+    /// `classify`, `cache` or `call`.
     pub target: String,
     /// How many images or keys there are.
     pub population: u64,
@@ -71,6 +71,7 @@ impl Settings {
         let (target, read_share) = match &plan.target {
             Target::Classify { .. } => ("classify", 1.0),
             Target::Cache(keys) => ("cache", keys.read_share),
+            Target::Call(_) => ("call", 1.0),
         };
         let access = match plan.access {
             Access::Uniform => "uniform".into(),
@@ -115,6 +116,10 @@ impl Server {
     pub(super) fn new(introduction: Introduction) -> Self {
         let welcome = match introduction {
             Introduction::Welcome(welcome) => welcome,
+            Introduction::Model(name) => {
+                let name = escape_text(&name).into_owned();
+                return Server { name, service: "model server".into(), ..Server::default() };
+            }
             Introduction::Name(name) => {
                 let name = escape_text(&name).into_owned();
                 return Server { name, service: "cache".into(), ..Server::default() };
