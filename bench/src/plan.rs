@@ -145,6 +145,10 @@ impl Span {
     pub const NONE: Span = Span::Requests(0);
 }
 
+/// The highest rate of a schedule, one request each nanosecond. A higher one would never stop
+/// being late.
+pub const MAX_RATE: f64 = 1e9;
+
 impl Plan {
     /// The server and how to connect to it.
     pub(crate) fn peer(&self) -> Peer<'_> {
@@ -250,9 +254,9 @@ impl Plan {
             return refuse(format!("the population is {count}; the limit is {MAX_POPULATION}"));
         }
         if let Mode::Open { rate, .. } = self.mode
-            && !(rate.is_finite() && rate > 0.0)
+            && !(rate > 0.0 && rate <= MAX_RATE)
         {
-            return refuse(format!("rate is {rate}; it must be above 0"));
+            return refuse(format!("rate is {rate}; it must be above 0 and at most {MAX_RATE}"));
         }
         match self.access {
             Access::Zipf { exponent } if !(exponent.is_finite() && exponent >= 0.0) => {

@@ -21,6 +21,7 @@ use crate::progress::Bar;
 pub(crate) use interrupt::Interrupted;
 use interrupt::Interrupts;
 pub(crate) use load::mnist;
+pub(crate) use output::OutFile;
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
