@@ -105,8 +105,12 @@ pub struct ProxyConfig {
     pub address: SocketAddr,
     /// TLS, limits, and the time limit of the drain.
     pub options: HttpOptions,
+    /// The address of its gRPC side; `None` for HTTP alone.
+    pub grpc: Option<SocketAddr>,
     /// The proxy.
     pub proxy: Proxy,
+    /// The model servers behind it, as its page names them.
+    pub servers: String,
     /// The snapshots of its answers. The process writes the last one when it ends.
     pub snapshots: Option<SnapshotWriter>,
 }

@@ -233,14 +233,27 @@ fn one_line(error: &anyhow::Error) -> String {
             line.extend([colon, &cause]);
         }
     }
-    settings::without_logins(&line)
+    settings::without_secrets(&without_error_numbers(&line))
+}
+
+/// The text without the system's error numbers, which its words make redundant.
+fn without_error_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.parse::<u32>().is_ok() => shown += rest,
+            _ => shown.extend([" (os error ", part]),
+        }
+    }
+    shown
 }
 
 /// Prints an error of the command line and ends the process. A wrong value may be a URL with a
 /// password.
 fn exit(error: &clap::Error) -> ! {
     let text = error.to_string();
-    let shown = settings::without_logins(&text);
+    let shown = settings::without_secrets(&text);
     // The help has examples of URLs with logins, which are no secrets.
     if !error.use_stderr() || shown == text {
         error.exit();

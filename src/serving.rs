@@ -87,13 +87,16 @@ pub(crate) fn run(
             // Standard output may be closed; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
-        if let Some(page) = process.page() {
-            let _ = say!("gateway listening on {page}");
-        }
         let proxy = process.proxy().map(|(proxy, address)| {
             let _ = say!("proxy listening on {address}");
             proxy.clone()
         });
+        if let Some(address) = process.grpc() {
+            let _ = say!("proxy listening on grpc://{address}");
+        }
+        if let Some(page) = process.page() {
+            let _ = say!("gateway listening on {page}");
+        }
         if let Some(address) = process.admin() {
             let _ = say!("metrics and probes on http://{address}/metrics");
         }

@@ -279,26 +279,8 @@ fn responses_are_those_that_the_description_allows() {
     }
 }
 
-/// Drives the page in a real browser, if Chromium and Python's `playwright` are installed.
 #[test]
 fn a_person_draws_a_seven_in_a_browser() {
-    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let has = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    if !has("chromium", &["--version"]) || !has(&python, &["-c", "import playwright.sync_api"]) {
-        println!(
-            "SKIPPED: the page in a browser: chromium or Python's playwright is not installed"
-        );
-        return;
-    }
     let (_memo, page) = serve(&[]);
-    let url = format!("http://{page}/");
-    let script = ["tests/page/drive.py", "chromium", &url, "examples/seven.png"];
-    let output = Command::new(python).args(script).output().unwrap();
-    let (text, errors) = (output.stdout, output.stderr);
-    let text = format!("{}{}", String::from_utf8_lossy(&text), String::from_utf8_lossy(&errors));
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("no foreign request"), "{text}");
+    common::drive_page(page, "examples/seven.png");
 }

@@ -163,7 +163,9 @@ pub enum ModelError {
         source: Box<ModelError>,
     },
     /// The file is not safetensors, or it is damaged. Check that it is the right file and complete.
-    #[error("not a safetensors model: {0}")]
+    #[error(
+        "not a safetensors model: {0}; convert the model of another tool with: afterimage import FILE"
+    )]
     Container(String),
     /// The file is a model of another tool. Convert it with `afterimage import`.
     #[error("it is {0}; convert it first with: afterimage import FILE")]

@@ -224,6 +224,19 @@ fn one_client_cannot_fill_the_queue_for_another() {
     assert_eq!(answers.iter().filter(|(_, result)| result.is_ok()).count(), 67);
 }
 
+#[test]
+fn one_client_gets_half_of_the_default_queue() {
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    assert_eq!(options.max_queued, 32_768);
+    let Busy { engine, open, sender, .. } = Busy::new(options);
+    let refused = engine.submit_many((0..40_000).map(|i| job(i, 1, &sender)));
+    assert_eq!(40_000 - refused, 16_384);
+    let other = engine.submit_many((0..1000).map(|i| job(i, 1, &sender).of_client(1.into())));
+    drop(open);
+    assert_eq!(other, 0, "the other half is free");
+    engine.shutdown();
+}
+
 /// A caller that leaves when its flag is set.
 struct Leaves {
     left: Arc<AtomicBool>,

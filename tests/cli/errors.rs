@@ -241,6 +241,25 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
 }
 
 #[test]
+fn a_limit_of_zero_is_refused_and_named() {
+    for (command, flag) in [
+        ("memo", "--max-waiting"),
+        ("serve", "--max-waiting"),
+        ("serve", "--max-queued"),
+        ("classifier", "--max-queued"),
+        ("cache", "--max-connections"),
+        ("cache", "--window"),
+    ] {
+        let done = run(&[command, flag, "0"]);
+        assert_eq!(done.status.code(), Some(2), "{done:#?}");
+        assert!(
+            done.stderr.starts_with(&format!("error: invalid value '0' for '{flag}")),
+            "{done:#?}"
+        );
+    }
+}
+
+#[test]
 fn a_public_address_needs_a_token_or_insecure() {
     let folder = folder();
     let token = file(&folder, "token", SECRET);
