@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod call;
+mod content;
 pub mod embeddings;
 mod endpoint;
 pub mod forward;
