@@ -13,6 +13,7 @@ pub mod config;
 #[doc(hidden)]
 pub mod embedded;
 mod format;
+mod metrics;
 mod net;
 mod operations;
 mod print;
@@ -51,6 +52,11 @@ struct Cli {
     #[arg(help_heading = "Global options")]
     log: Option<String>,
 
+    /// Form of the log lines: text, or json with one object per line.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(help_heading = "Global options", hide_possible_values = true)]
+    log_format: LogFormat,
+
     #[command(subcommand)]
     command: Command,
 }
@@ -68,11 +74,12 @@ Examples:
 'afterimage COMMAND --help' shows a command's flags and examples.";
 
 /// The subcommands by purpose, as the help lists them.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     ("Serve", &["proxy", "serve", "memo", "cache", "classifier", "gateway"]),
-    ("Ask", &["classify", "stats", "snapshot", "forget", "flush"]),
+    ("Ask", &["classify", "stats", "ping", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench"]),
+    ("Install", &["doctor", "completions", "man"]),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -103,12 +110,20 @@ enum Command {
     Bench(Box<cmd::bench::Args>),
     /// Show a running service's statistics.
     Stats(cmd::stats::Args),
+    /// Report whether a service answers, as an exit code.
+    Ping(Box<cmd::ping::Args>),
     /// Make a running service write its snapshot now.
     Snapshot(cmd::snapshot::Args),
     /// Delete the stored answers of some inputs.
     Forget(cmd::forget::ForgetArgs),
     /// Delete all stored answers of a model, or of all models.
     Flush(cmd::forget::FlushArgs),
+    /// Check this machine, the settings and other services, with advice.
+    Doctor(cmd::doctor::Args),
+    /// Print a script that completes commands and flags in a shell.
+    Completions(cmd::install::CompletionsArgs),
+    /// Write the manual pages.
+    Man(cmd::install::ManArgs),
 }
 
 impl Command {
@@ -119,6 +134,8 @@ impl Command {
             Command::Classify(_)
             | Command::Bench(_)
             | Command::Stats(_)
+            | Command::Ping(_)
+            | Command::Doctor(_)
             | Command::Snapshot(_)
             | Command::Forget(_)
             | Command::Flush(_) => "error,afterimage::settings=warn,afterimage::tls=warn",
@@ -126,6 +143,15 @@ impl Command {
             _ => "info",
         }
     }
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// A JSON object for each line.
+    Json,
 }
 
 /// The version, with the commit and its date where the build knew them.
@@ -236,13 +262,16 @@ fn run() -> anyhow::Result<()> {
     // The Redis library repeats errors ten times a second; the store logs them with their causes.
     let directives = format!("redis=off,{log}");
     let filter = EnvFilter::try_new(directives).with_context(|| format!("--log {log}"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .fmt_fields(print::log_fields())
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        // One object for each line, with the fields of the event beside its message.
+        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
+        LogFormat::Text => log
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .fmt_fields(print::log_fields())
+            .init(),
+    }
     if let Some((name, matches)) = matches.subcommand()
         && let Command::Proxy(_)
         | Command::Serve(_)
@@ -269,9 +298,13 @@ fn run() -> anyhow::Result<()> {
         Command::Demo(args) => cmd::demo::run(args),
         Command::Bench(args) => cmd::bench::run(*args),
         Command::Stats(args) => cmd::stats::run(args),
+        Command::Ping(args) => cmd::ping::run(*args),
         Command::Snapshot(args) => cmd::snapshot::run(args),
         Command::Forget(args) => cmd::forget::forget(args),
         Command::Flush(args) => cmd::forget::flush(args),
+        Command::Doctor(args) => cmd::doctor::run(args),
+        Command::Completions(args) => cmd::install::completions(args),
+        Command::Man(args) => cmd::install::man(args),
     }
 }
 

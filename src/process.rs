@@ -15,7 +15,9 @@ use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
-use afterimage_wire::server::{Identity, Server, ServerOptions, Service, Token, TokenError};
+use afterimage_wire::server::{
+    Identity, Server, ServerOptions, Service, Tenants, TenantsError, Token, TokenError,
+};
 use afterimage_wire::tls::{ServerTls, TlsError};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -81,6 +83,9 @@ pub enum ReloadError {
     /// A token.
     #[error("{0}; the token read before stays in use")]
     Token(#[source] TokenError),
+    /// Tenants.
+    #[error("{0}; the tenants read before stay in use")]
+    Tenants(#[source] TenantsError),
 }
 
 /// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
@@ -114,6 +119,7 @@ pub struct Process {
     snapshots: Vec<SnapshotWriter>,
     tls: Vec<ServerTls>,
     tokens: Vec<Token>,
+    tenants: Vec<Tenants>,
     proxy: Option<(Proxy, SocketAddr)>,
 }
 
@@ -181,6 +187,7 @@ impl Process {
             snapshots: snapshots.into_iter().collect(),
             tls: Vec::new(),
             tokens: Vec::new(),
+            tenants: Vec::new(),
             proxy: None,
         };
         let handle = process.snapshots.first().map(SnapshotWriter::handle);
@@ -222,15 +229,18 @@ impl Process {
                 });
             }
         }
+        let mut behind = None;
         if let Some(((socket, address), gateway)) = http {
             let remote = |connection: Connection| {
                 Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
             };
-            let source = gateway.server.map(remote).or(source);
+            behind = gateway.server.map(remote);
+            let source = behind.clone().or(source);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
             let GatewayConfig { options, http, .. } = gateway;
             process.watch(http.tls.as_ref());
             process.tokens.extend(options.access.tokens().cloned());
+            process.tenants.extend(options.access.own_tenants().cloned());
             process.http = Some((address, http.tls.is_some()));
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
@@ -246,7 +256,7 @@ impl Process {
         if let Some(((socket, address), admin)) = admin {
             let services = process.services.clone();
             let proxy = process.proxy.as_ref().map(|(proxy, _)| proxy.clone());
-            let operations = Arc::new(Operations { services, proxy });
+            let operations = Arc::new(Operations { services, proxy, remote: behind });
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve_admin(socket, operations, admin.http, stop);
             process.listeners.spawn(serving);
@@ -268,6 +278,7 @@ impl Process {
             self.watch(options.tls.as_ref());
             self.tokens
                 .extend([&options.token, &options.admin_token].into_iter().flatten().cloned());
+            self.tenants.extend(options.tenants.clone());
             let server = Server::new(socket, Arc::clone(&service), options);
             let stop = self.stop.clone();
             self.listeners.spawn(async move { server.serve(stop.cancelled()).await });
@@ -315,7 +326,8 @@ impl Process {
         let tls = self.tls.iter().map(|tls| tls.reload().map_err(ReloadError::Tls));
         let tokens = self.tokens.iter().map(|token| token.reload().map_err(ReloadError::Token));
         // All are loaded before the first error is returned.
-        let reloaded: Vec<Result<(), ReloadError>> = tls.chain(tokens).collect();
+        let tenants = self.tenants.iter().map(|all| all.reload().map_err(ReloadError::Tenants));
+        let reloaded: Vec<Result<(), ReloadError>> = tls.chain(tokens).chain(tenants).collect();
         reloaded.into_iter().collect()
     }
 

@@ -189,13 +189,13 @@ fn asks_for_certificates(options: &ServerOptions) -> bool {
 /// Refuses a public address without authentication. TLS without client certificates encrypts and
 /// does not authenticate.
 fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyhow::Result<()> {
-    if options.token.is_none() && !asks_for_certificates(options) && !insecure {
+    if !options.has_token() && !asks_for_certificates(options) && !insecure {
         bail!(
             "--listen {listen} is reachable from other machines without authentication; set \
              --token-file or --tls-client-ca, or --insecure to allow it"
         );
     }
-    if options.token.is_some() && options.tls.is_none() {
+    if options.has_token() && options.tls.is_none() {
         tracing::warn!(
             "clients send their token to {listen} unencrypted; on an untrusted network set \
              --tls-cert and --tls-key"
@@ -215,16 +215,22 @@ fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
 #[cfg(not(unix))]
 fn ignore_file_size_limit() {}
 
+/// The file descriptors that a service needs for this many connections.
+#[cfg(unix)]
+pub(crate) fn descriptors_for(connections: usize) -> u64 {
+    // Listeners, clients of other services, snapshots, the runtime's own, and connections that are
+    // refused or evicted and still closing.
+    const OTHERS: u64 = 64 + 320;
+    connections as u64 + OTHERS
+}
+
 /// Raises the soft limit of file descriptors to the need of `--max-connections`. It is often far
 /// below the hard limit.
 #[cfg(unix)]
 pub(crate) fn raise_descriptor_limit(connections: usize) {
     use rustix::process::{Resource, getrlimit, setrlimit};
-    // Listeners, clients of other services, snapshots, the runtime's own, and connections that are
-    // refused or evicted and still closing.
-    const OTHERS: u64 = 64 + 320;
     let mut limit = getrlimit(Resource::Nofile);
-    let needed = connections as u64 + OTHERS;
+    let needed = descriptors_for(connections);
     if limit.current.is_none_or(|current| current >= needed) {
         return;
     }

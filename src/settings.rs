@@ -15,6 +15,9 @@ use crate::tls::warn_if_exposed;
 /// Prefix of this program's environment variables.
 const ENV_PREFIX: &str = "AFTERIMAGE_";
 
+/// The settings of the program itself, before the tables of a settings file.
+const GLOBAL: [&str; 2] = ["log", "log-format"];
+
 /// Gives every flag of `command` its environment variable, and its default in the settings file
 /// that `--config` (or `AFTERIMAGE_CONFIG`) names.
 pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::Result<Command> {
@@ -105,15 +108,8 @@ pub(crate) fn effective(defaults: &Command, name: &str, matches: &ArgMatches) ->
 /// Warns of `AFTERIMAGE_*` variables that are no setting, and of a settings file with a secret that
 /// other users can read.
 pub(crate) fn warn(command: &Command, args: &[OsString]) {
-    let mut known = BTreeSet::from([format!("{ENV_PREFIX}CONFIG")]);
-    collect_variables(command, &mut known);
-    for (name, _) in std::env::vars_os() {
-        let Some(name) = name.to_str().filter(|name| name.starts_with(ENV_PREFIX)) else {
-            continue;
-        };
-        if !known.contains(name) {
-            tracing::warn!("the environment variable {name} is not a setting; is it misspelt?");
-        }
+    for name in unknown_variables(command) {
+        tracing::warn!("the environment variable {name} is not a setting; is it misspelt?");
     }
     if let Some(path) = config_path(args.iter().cloned())
         && has_secret(&path)
@@ -130,6 +126,14 @@ fn has_secret(path: &Path) -> bool {
     commands.flatten().any(|(name, value)| {
         name == "token" || value.as_str().is_some_and(|text| without_password(text) != text)
     })
+}
+
+/// The `AFTERIMAGE_*` variables that are no setting.
+pub(crate) fn unknown_variables(command: &Command) -> Vec<String> {
+    let mut known = BTreeSet::from([format!("{ENV_PREFIX}CONFIG")]);
+    collect_variables(command, &mut known);
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| name.starts_with(ENV_PREFIX) && !known.contains(name)).collect()
 }
 
 fn collect_variables(command: &Command, known: &mut BTreeSet<String>) {
@@ -286,8 +290,8 @@ fn with_file(command: Command, text: &str) -> anyhow::Result<Command> {
     let tables: toml::Table = text.parse().map_err(|error| syntax_error(&error, text))?;
     let mut command = command;
     for (name, table) in tables {
-        if name == "log" {
-            // The one setting that all commands share.
+        if GLOBAL.contains(&&*name) {
+            // All commands share it.
             command = with_table(command, &toml::Table::from_iter([(name, table)]))?;
             continue;
         }
@@ -329,8 +333,8 @@ fn with_table(command: Command, table: &toml::Table) -> anyhow::Result<Command> 
         }
         let arg = command.get_arguments().find(|arg| has_name(arg, name));
         let Some(arg) = arg.filter(|arg| setting_name(arg).is_some()) else {
-            if name == "log" {
-                bail!("\"log\" applies to all commands; put it before the first table");
+            if GLOBAL.contains(&&**name) {
+                bail!("{name:?} applies to all commands; put it before the first table");
             }
             bail!("there is no setting {name:?}; the settings are {}", known.join(", "));
         };

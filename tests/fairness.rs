@@ -18,13 +18,14 @@ use afterimage_classifier::{
 };
 use afterimage_memo::pool::Pool;
 use afterimage_memo::{MemoOptions, MemoService, Secret, Store, Upstream};
-use afterimage_testkit::services::{PATIENCE, connect, serve};
-use afterimage_wire::Status;
-use afterimage_wire::client::Reply;
+use afterimage_testkit::services::{PATIENCE, connect, serve, serve_with};
+use afterimage_wire::client::{CallError, Reply};
 use afterimage_wire::proto::{Hello, Message};
-use afterimage_wire::server::Service;
+use afterimage_wire::server::{ServerOptions, Service, Tenants};
+use afterimage_wire::{Client, ClientOptions, Status};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 /// Time of one image. A full batch takes 64 times as long. A round with 100 busy connections takes
@@ -197,6 +198,64 @@ async fn a_memo_before_a_classifier_serves_clients_in_turn() {
         let client = connect(&serve(classifier).await).await;
         let service = memo_of(Pool::new(client, PATIENCE));
         polite_beside("memo and classifier", service, &slow, busy, window).await;
+    }
+}
+
+/// Keeps `window` new inputs of a tenant waiting on each of `connections`, and counts the answers.
+async fn tenant(addr: String, token: &'static str, connections: usize, answered: Arc<AtomicUsize>) {
+    let mut floods = JoinSet::new();
+    for _ in 0..connections {
+        let options = ClientOptions::new().token(token).fail_fast(true);
+        let client = Client::connect(&addr, options).await.unwrap();
+        let answered = Arc::clone(&answered);
+        floods.spawn(async move {
+            let places = Arc::new(Semaphore::new(256));
+            while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+                let answered = Arc::clone(&answered);
+                client.submit_classify(
+                    &fresh(),
+                    PATIENCE,
+                    Reply::call(move |result: Result<_, CallError>| {
+                        answered.fetch_add(usize::from(result.is_ok()), Relaxed);
+                        drop(place);
+                    }),
+                );
+            }
+        });
+    }
+    floods.join_all().await;
+}
+
+/// Ten busy connections of one tenant get as much as one connection of another tenant of the same
+/// weight, and a third of one with three times the weight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_tenants_are_served_by_weight_and_not_by_connection() {
+    for weight in [1, 3] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tenants");
+        std::fs::write(&file, format!("many token-a\none token-b {weight}\n")).unwrap();
+        let tenants = Some(Tenants::read(file).unwrap());
+        let options = ServerOptions { tenants, ..ServerOptions::default() };
+        let service = memo(engine(&Slow::new(PER_IMAGE), MAX_QUEUED));
+        let addr = serve_with(service, options).await;
+        let counts = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let mut floods = JoinSet::new();
+        floods.spawn(tenant(addr.clone(), "token-a", 10, Arc::clone(&counts[0])));
+        floods.spawn(tenant(addr, "token-b", 1, Arc::clone(&counts[1])));
+        let read = || counts.each_ref().map(|count| count.load(Relaxed));
+        // Both are busy by then.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let before = read();
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let after = read();
+        floods.shutdown().await;
+        let [many, one] = [0, 1].map(|i| (after[i] - before[i]) as f64);
+        let ratio = one / many;
+        eprintln!("weight {weight}: {many} rows of ten connections, {one} of one: {ratio:.2}");
+        assert!(many > 100.0 && one > 100.0, "both make progress");
+        // One connection of eleven would get a tenth of what the others get together.
+        let expected = f64::from(weight);
+        assert!((0.6 * expected..=1.5 * expected).contains(&ratio), "{ratio:.2}, not {expected}");
     }
 }
 

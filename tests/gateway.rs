@@ -176,6 +176,26 @@ fn every_service_has_metrics_and_probes() {
 }
 
 #[test]
+fn metrics_of_a_gateway_describe_the_memo_and_its_classifier() {
+    let (memo, page) = serve(&[]);
+    let gateway = Running::start(&["gateway", "--server", &memo.place(), "--admin", "127.0.0.1:0"]);
+    let admin = gateway.printed_address("metrics and probes on http://");
+    let deadline = Instant::now() + PATIENCE;
+    while ask(admin, "GET /readyz", "", b"").status != 200 {
+        assert!(Instant::now() < deadline, "{}", ask(admin, "GET /readyz", "", b"").body);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for address in [page, gateway.addr(), admin] {
+        let body = ask(address, "GET /metrics", "", b"").body;
+        for family in ["lookups_total", "engine_scored_total"] {
+            let help = format!("# HELP afterimage_{family} ");
+            assert!(body.contains(&help), "{address} does not describe {family}: {body}");
+        }
+        assert!(body.contains("{service=\"memo\",result=\"miss\"} 0"), "a probe counts: {body}");
+    }
+}
+
+#[test]
 fn a_service_without_its_upstream_is_not_ready() {
     // A port that nothing listens on.
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -189,6 +209,37 @@ fn a_service_without_its_upstream_is_not_ready() {
         let reply = ask(admin, "GET /readyz", "", b"");
         assert_eq!((reply.status, &reply.json()["code"]), (503, &"not_ready".into()), "{args:?}");
         assert_eq!(ask(admin, "GET /livez", "", b"").status, 200);
+    }
+}
+
+/// Sends requests that schemathesis makes from the description of the API, good ones and bad ones.
+#[test]
+fn responses_are_those_that_the_description_allows() {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = Command::new(&python).args(["-c", "import schemathesis"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: the description of the API: Python's schemathesis is not installed");
+        return;
+    }
+    let folder = common::folder();
+    let token = common::file(&folder, "token", "secret");
+    let (_memo, page) = serve(&["--token-file", &token]);
+    let run = "from schemathesis.cli import schemathesis; schemathesis()";
+    // A stream of events has no end, so its operation gets few requests.
+    for (phases, filter) in [("coverage,fuzzing", "--exclude-path"), ("coverage", "--include-path")]
+    {
+        let output = Command::new(&python)
+            .args(["-c", run, "run", &format!("http://{page}/openapi.json")])
+            .args(["-H", "Authorization: Bearer secret", "--max-examples", "30", "--seed", "1"])
+            .args(["--no-color", "--phases", phases, filter, "/v1/overview"])
+            // Whether bytes are an image is not part of the description.
+            .args(["--exclude-checks", "positive_data_acceptance"])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(output.status.success() && text.contains(" passed"), "{text}");
     }
 }
 

@@ -128,9 +128,7 @@ impl Engine {
                 refused.push((job, EngineError::WrongSize { found, expected, shape: *shape }));
             } else if queue.closed {
                 refused.push((job, EngineError::ShuttingDown));
-            } else if let Err(Refused { item, waiting, limit }) =
-                queue.jobs.push(job.client, 1, job)
-            {
+            } else if let Err(Refused { item, waiting, limit }) = queue.jobs.push(job.client, job) {
                 counters.overloaded.fetch_add(1, Ordering::Relaxed);
                 refused.push((item, EngineError::Overloaded { queued: waiting, limit }));
             } else {

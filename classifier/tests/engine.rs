@@ -200,7 +200,7 @@ fn a_client_with_one_image_is_in_the_next_batch() {
     let options = EngineOptions { max_queued: 1000, ..options(1) };
     let Busy { engine, open, sender, answers, .. } = Busy::new(options);
     assert_eq!(engine.submit_many((1..=499).map(|i| job(i, i as u8 % 200, &sender))), 0);
-    engine.submit(job(1000, 7, &sender).of_client(1)).unwrap();
+    engine.submit(job(1000, 7, &sender).of_client(1.into())).unwrap();
     drop(open);
     engine.shutdown();
     drop(sender);
@@ -215,7 +215,7 @@ fn one_client_cannot_fill_the_queue_for_another() {
     assert_eq!(engine.submit_many((1..=120).map(|i| job(i, 1, &sender))), 70);
     let refused = engine.submit(job(121, 1, &sender)).unwrap_err().to_string();
     assert_eq!(refused, "50 images of this client wait to be scored; its limit is 50 now");
-    let other = engine.submit_many((0..16).map(|i| job(i, 1, &sender).of_client(1)));
+    let other = engine.submit_many((0..16).map(|i| job(i, 1, &sender).of_client(1.into())));
     drop(open);
     assert_eq!(other, 0);
     engine.shutdown();
@@ -250,7 +250,7 @@ fn images_of_a_caller_that_left_are_not_scored() {
         Job::for_caller(vec![1], caller)
     };
     assert_eq!(engine.submit_many((1..=100).map(leaves)), 0);
-    engine.submit_many((101..=116).map(|i| job(i, 1, &sender).of_client(1)));
+    engine.submit_many((101..=116).map(|i| job(i, 1, &sender).of_client(1.into())));
     left.store(true, Ordering::Relaxed);
     drop(open);
     engine.shutdown();

@@ -22,7 +22,7 @@ pub mod tally;
 
 pub use answer::{Answer, Computed, Origin, Response, RowAnswer, RowReply, Rows};
 pub use budget::{ByteBudget, BytePermit};
-pub use fair::{ClientId, FairQueue, Refused};
+pub use fair::{ClientId, FairQueue, Refused, Tenant};
 pub use gather::gather;
 pub use metric::Metric;
 pub use model::{AnswerKind, ModelId, Shape};

@@ -1,20 +1,24 @@
 //! `POST /v1/classify`: the labels of one or several images.
 
+#![expect(unused_qualifications, reason = "in code that utoipa generates")]
+
 use std::sync::Arc;
 use std::time::Instant;
 
-use afterimage_core::Origin;
-use axum::Json;
+use afterimage_core::{ClientId, Origin};
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, State};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use crate::extract::{Params, Whole};
+use crate::openapi::Infers;
 use crate::picture::{Picture, PictureError};
 use crate::problem::Problem;
 use crate::{Classified, Shared, Wish};
@@ -23,10 +27,12 @@ use crate::{Classified, Shared, Wish};
 const SMALL: usize = 16 << 10;
 
 /// The parameters in the query of a request.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Options {
     /// How to fit pictures to the model.
+    #[param(inline)]
     fit: Fit,
     /// Also answer with the score of each class.
     scores: bool,
@@ -35,7 +41,7 @@ pub(crate) struct Options {
 }
 
 /// How to fit pictures to the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Fit {
     /// As they are if they have the model's size, else as MNIST's digits were prepared.
@@ -55,20 +61,25 @@ pub(crate) struct Inputs {
 }
 
 /// The answer for one image.
-#[derive(Debug, Serialize)]
-struct Answer {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Answer {
+    /// The label.
     label: u16,
     /// `hit`, `miss` or `coalesced`.
+    #[schema(value_type = Origins, inline)]
     origin: &'static str,
+    /// One score for each class, with `scores=true`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
     scores: Vec<f32>,
+    /// The input that the model saw, in base64, with `input=true`.
     #[serde(skip_serializing_if = "Option::is_none")]
     input: Option<String>,
 }
 
 /// The answer for a single image, with its time.
-#[derive(Debug, Serialize)]
-struct Single {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Single {
     #[serde(flatten)]
     answer: Answer,
     /// Microseconds from the decoded input to the answer.
@@ -76,22 +87,88 @@ struct Single {
 }
 
 /// The answers for a list.
-#[derive(Debug, Serialize)]
-struct List {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct List {
+    /// One answer for each image, in order.
     results: Vec<Answer>,
+    /// The number of hits among them.
     hits: usize,
+    /// Microseconds from the decoded inputs to the answers.
     time_us: f64,
 }
 
+/// How an answer came about.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Origins {
+    Hit,
+    Miss,
+    Coalesced,
+}
+
+/// An answer for one image, or for a list.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) enum Answers {
+    Single(Single),
+    List(List),
+}
+
+/// Images as JSON.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Images {
+    /// Pictures or pixels, each in base64.
+    #[schema(min_items = 1)]
+    images: Vec<String>,
+}
+
+/// Files of a form.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Form {
+    /// A picture or the pixels of an input. Other fields are further images.
+    #[schema(format = Binary)]
+    file: String,
+}
+
+/// A picture (PNG, JPEG, WebP, PNM) or the pixels of an input.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Pixels(Vec<u8>);
+
+/// Label one or several images.
+///
+/// One image is the body itself: a picture (PNG, JPEG, WebP, PNM) or the pixels of an input.
+/// JSON and forms hold several. `Cache-Status` of the response says how the store was used.
+#[utoipa::path(
+    post, path = "/v1/classify", tag = "classify", params(
+        Options,
+        ("Cache-Control" = Option<String>, Header,
+            description = "`no-cache` computes anew, `no-store` stores nothing"),
+    ),
+    request_body(content(
+        (Pixels = "application/octet-stream"), (Pixels = "image/png"), (Pixels = "image/jpeg"),
+        (Images = "application/json"), (Form = "multipart/form-data"),
+    )),
+    responses(
+        (status = 200, description = "The answer, or the answers in order", body = Answers),
+        Infers,
+    ),
+)]
 pub(crate) async fn classify(
     State(shared): State<Arc<Shared>>,
+    Extension(client): Extension<ClientId>,
     Params(options): Params<Options>,
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Result<Response, Problem> {
     let Inputs { images, is_list } = images(&shared, &options, &headers, body).await?;
     let directives = directives(&headers);
-    let wish = Wish { scores: options.scores, ..directives };
+    let wish = Wish { scores: options.scores, client, ..directives };
     let since = Instant::now();
     let answers = shared.source.classify(images.clone(), wish).await?;
     let time_us = since.elapsed().as_nanos() as f64 / 1000.0;
@@ -127,7 +204,7 @@ fn name(origin: Origin) -> &'static str {
 }
 
 /// How the store was used, as RFC 9211 writes it.
-fn cache_status(answers: &[Classified], wish: Wish) -> HeaderValue {
+pub(crate) fn cache_status(answers: &[Classified], wish: Wish) -> HeaderValue {
     let of = |origin| answers.iter().filter(|answer| answer.origin == origin).count();
     let (all, hits) = (answers.len(), of(Origin::Hit));
     let stored = if wish.no_store { "" } else { "; stored" };
@@ -144,14 +221,14 @@ fn cache_status(answers: &[Classified], wish: Wish) -> HeaderValue {
 }
 
 /// What `Cache-Control` of the request asks for.
-fn directives(headers: &HeaderMap) -> Wish {
+pub(crate) fn directives(headers: &HeaderMap) -> Wish {
     let has = |wanted: &str| {
         let values = headers.get_all(header::CACHE_CONTROL).iter();
         let mut parts =
             values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
         parts.any(|part| part.trim().eq_ignore_ascii_case(wanted))
     };
-    Wish { refresh: has("no-cache"), no_store: has("no-store"), scores: false }
+    Wish { refresh: has("no-cache"), no_store: has("no-store"), ..Wish::default() }
 }
 
 /// The images in a body: a picture, raw pixels, a form with files, or JSON.
@@ -178,10 +255,7 @@ pub(crate) async fn images(
         let detail = format!("the request has {} images; the limit is {limit}", encoded.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail));
     }
-    let Some(model) = shared.source.model() else {
-        let detail = "the model is not known yet; its server cannot be reached";
-        return Err(Problem::new(StatusCode::BAD_GATEWAY, "upstream_crashed", detail));
-    };
+    let model = shared.known_model()?;
     let side = model.input.as_ref().and_then(|shape| match *shape.dims() {
         [height, width] if height == width => Some(height as usize),
         _ => None,
@@ -266,11 +340,6 @@ impl From<PictureError> for Problem {
 
 /// The images of `{"images": ["base64", …]}`.
 fn from_json(body: &[u8]) -> Result<Vec<Bytes>, Problem> {
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Images {
-        images: Vec<String>,
-    }
     let Images { images } = serde_json::from_slice(body).map_err(|error| {
         let detail = format!("the body is not {{\"images\": [\"BASE64\", …]}}: {error}");
         Problem::bad_request("bad_json", detail)

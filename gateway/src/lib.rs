@@ -12,6 +12,8 @@
 //! | `GET /v1/overview` | what the page shows; with `?watch` once a second as server-sent events |
 //! | `GET /v1/models`, `GET /v1/stats` | the model; all statistics |
 //! | `DELETE /v1/memory`, `POST /v1/memory/forget` | flush all stored answers; forget one input |
+//! | `GET /v2`, `POST /v2/models/classifier/infer` | the Open Inference Protocol |
+//! | `GET /openapi.json`, `/docs` | the description of the API, and a page that shows it |
 //! | `GET /metrics`, `/livez`, `/readyz` | for Prometheus and for probes |
 //!
 //! Errors are [problem details](problem) (RFC 9457).
@@ -22,6 +24,8 @@ mod access;
 mod classify;
 mod extract;
 mod memory;
+mod oip;
+mod openapi;
 mod operations;
 mod overview;
 mod page;
@@ -32,9 +36,11 @@ mod source;
 use std::sync::Arc;
 use std::time::Instant;
 
+use afterimage_core::{Metric, ModelId};
 use afterimage_http::HttpOptions;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 use hyper_util::service::TowerToHyperService;
@@ -60,6 +66,9 @@ pub struct GatewayOptions {
     pub max_images: usize,
     /// Large images that are decoded at the same time. The default is 2.
     pub max_decodes: usize,
+    /// The descriptions of metrics for `/metrics`. The default knows those of a memo, its stores
+    /// and its listeners.
+    pub describe: fn(&str) -> Option<&'static Metric>,
 }
 
 impl Default for GatewayOptions {
@@ -69,6 +78,7 @@ impl Default for GatewayOptions {
             max_body: 10 << 20,
             max_images: 256,
             max_decodes: 2,
+            describe: operations::describe,
         }
     }
 }
@@ -82,6 +92,16 @@ struct Shared {
     started: Instant,
     /// Cancelled when the listener stops: it ends the streams of events.
     stop: CancellationToken,
+}
+
+impl Shared {
+    /// The model, or the problem that it is not known yet.
+    fn known_model(&self) -> Result<Arc<ModelId>, Problem> {
+        self.source.model().ok_or_else(|| {
+            let detail = "the model is not known yet; its server cannot be reached";
+            Problem::new(StatusCode::BAD_GATEWAY, "upstream_crashed", detail)
+        })
+    }
 }
 
 /// Serves the routes of a gateway on `socket` until `stop` is cancelled, and then until the
@@ -120,9 +140,16 @@ pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: Cancellati
         .route("/v1/memory/forget", post(memory::forget))
         .route("/metrics", get(operations::metrics))
         .layer(from_fn_with_state(Arc::clone(&shared), access::check));
+    let oip = oip::routes()
+        .layer(from_fn_with_state(Arc::clone(&shared), access::check))
+        .merge(oip::probes())
+        .layer(from_fn(oip::errors));
     Router::new()
         .merge(guarded)
+        .merge(oip)
         .route("/", get(page::index))
+        .route("/docs", get(page::docs))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/page/{file}", get(page::file))
         .route("/livez", get(operations::livez))
         .route("/readyz", get(operations::readyz))

@@ -13,27 +13,32 @@ use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use bytes::Bytes;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::openapi::Asks;
 use crate::problem::Problem;
-use crate::{Shared, Wish};
+use crate::{Pending, Shared};
 
-/// The longest time that a test input may take for `/readyz`.
+/// The longest time that the check of `/readyz` may take.
 const READY_WITHIN: Duration = Duration::from_secs(2);
 
-/// `GET /metrics`: all statistics in the text format of Prometheus.
+/// Statistics for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "operate", responses(
+    (status = 200, description = "All statistics in the text format of Prometheus",
+        body = String, content_type = "text/plain"),
+    Asks,
+))]
 pub(crate) async fn metrics(
     State(shared): State<Arc<Shared>>,
 ) -> Result<impl IntoResponse, Problem> {
     let services = shared.source.stats().await?;
-    Ok(exposition(&services, metric))
+    Ok(exposition(&services, shared.options.describe))
 }
 
-/// The description of a metric.
-fn metric(name: &str) -> Option<&'static Metric> {
+/// The description of a metric of the services that each gateway has behind it.
+pub(crate) fn describe(name: &str) -> Option<&'static Metric> {
     use afterimage_wire::server::metrics as server;
     let all =
         [server::METRICS, afterimage_memo::metrics::METRICS, afterimage_cache::metrics::METRICS];
@@ -43,7 +48,7 @@ fn metric(name: &str) -> Option<&'static Metric> {
 /// The services of a process, as an operator sees them.
 pub trait Operated: Send + Sync + 'static {
     /// The statistics of each service.
-    fn stats(&self) -> Vec<Stats>;
+    fn stats(&self) -> Pending<'_, Vec<Stats>>;
 
     /// The description of a metric.
     fn describe(&self, name: &str) -> Option<&'static Metric>;
@@ -69,8 +74,11 @@ pub async fn serve_admin(
     afterimage_http::serve(socket, TowerToHyperService::new(routes), http, stop).await;
 }
 
-async fn all_metrics(State(operated): State<Arc<dyn Operated>>) -> impl IntoResponse {
-    exposition(&operated.stats(), |name| operated.describe(name))
+async fn all_metrics(
+    State(operated): State<Arc<dyn Operated>>,
+) -> Result<impl IntoResponse, Problem> {
+    let services = operated.stats().await?;
+    Ok(exposition(&services, |name| operated.describe(name)))
 }
 
 async fn no_obstacle(State(operated): State<Arc<dyn Operated>>) -> Result<&'static str, Problem> {
@@ -94,24 +102,24 @@ fn unready(why: String) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", why)
 }
 
-/// `GET /livez`: the process answers.
+/// Whether the process answers
+#[utoipa::path(get, path = "/livez", tag = "operate", security(()), responses(
+    (status = 200, description = "It does", body = String, content_type = "text/plain"),
+))]
 pub(crate) async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: a test input, of zeros, is answered. Its answer is stored like others, so a memo
-/// that was ready stays ready while its model is away: it still answers hits.
+/// Whether requests can be answered
+#[utoipa::path(get, path = "/readyz", tag = "operate", security(()), responses(
+    (status = 200, description = "They can", body = String, content_type = "text/plain"),
+    (status = 503, description = "Not yet; `detail` has the reason", body = Problem,
+        content_type = "application/problem+json"),
+))]
 pub(crate) async fn readyz(State(shared): State<Arc<Shared>>) -> Result<&'static str, Problem> {
-    let model = shared.source.model();
-    let Some(model) = model else {
-        return Err(unready("the model is not known yet; its server cannot be reached".into()));
-    };
-    // A model without a shape takes any input; there is none to test with.
-    let Some(len) = model.input_len() else { return Ok("ok\n") };
-    let answer = shared.source.classify(vec![Bytes::from(vec![0; len])], Wish::default());
-    match tokio::time::timeout(READY_WITHIN, answer).await {
-        Ok(Ok(_)) => Ok("ok\n"),
-        Ok(Err(failure)) => Err(unready(failure.to_string())),
+    match tokio::time::timeout(READY_WITHIN, shared.source.ready()).await {
+        Ok(Ok(())) => Ok("ok\n"),
+        Ok(Err(failure)) => Err(unready(failure.text.to_string())),
         Err(_) => Err(unready(format!("a test input has no answer after {READY_WITHIN:?}"))),
     }
 }

@@ -1,5 +1,7 @@
 //! What the page shows: sums since the start, latencies, and the last minutes as a series.
 
+#![expect(unused_qualifications, reason = "in code that utoipa generates")]
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,9 +19,11 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 use tokio::sync::watch;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::Shared;
 use crate::extract::Params;
+use crate::openapi::{Asks, Reads};
 use crate::problem::Problem;
 
 /// Time between two points of the series.
@@ -29,8 +33,8 @@ const EVERY: Duration = Duration::from_secs(1);
 const POINTS: usize = 900;
 
 /// What the page shows.
-#[derive(Clone, Debug, Serialize)]
-struct Overview {
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Overview {
     version: &'static str,
     uptime_s: u64,
     /// `serving`, or `degraded` with the reason in `trouble`.
@@ -56,8 +60,9 @@ struct Overview {
     series: Vec<Point>,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Model {
+/// A model and its identity.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(crate) struct Model {
     name: String,
     version: String,
     digest: String,
@@ -65,20 +70,20 @@ struct Model {
     classes: u32,
 }
 
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 struct Latencies {
     hit: Option<Latency>,
     miss: Option<Latency>,
 }
 
 /// Quantiles in microseconds.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 struct Latency {
     p50: f64,
     p99: f64,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 struct Store {
     kind: String,
     entries: i64,
@@ -88,7 +93,7 @@ struct Store {
 }
 
 /// Sums since the start, at one time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct Point {
     /// Seconds since the start of the gateway.
     t: u64,
@@ -251,12 +256,44 @@ impl<'a> Values<'a> {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(crate) struct Watch {
+    /// With any value, the response is a stream of server-sent events, one a second.
+    #[param(required = false)]
     watch: Option<String>,
 }
 
-/// `GET /v1/overview`: the overview with its series; with `?watch`, an event each second.
+/// A server-sent event with the overview of one second.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(crate) struct Update {
+    /// An `Overview` as JSON, without the series.
+    data: String,
+}
+
+/// The models that answer.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Models {
+    models: Vec<Model>,
+}
+
+/// The statistics of the services behind the gateway.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Services {
+    /// The values of each service by name: a number, a text, or the buckets of a histogram.
+    services: Vec<Map<String, serde_json::Value>>,
+}
+
+/// Numbers of the page
+///
+/// Sums since the start, latencies, and the last quarter of an hour as a series.
+#[utoipa::path(get, path = "/v1/overview", tag = "observe", params(Watch), responses(
+    (status = 200, description = "The numbers; with `watch`, an event for each second", content(
+        (Overview = "application/json"), (Update = "text/event-stream"),
+    )),
+    Reads,
+))]
 pub(crate) async fn overview(
     State(shared): State<Arc<Shared>>,
     Params(Watch { watch }): Params<Watch>,
@@ -275,14 +312,22 @@ pub(crate) async fn overview(
     Json(overview).into_response()
 }
 
-/// `GET /v1/models`: the models that answer.
-pub(crate) async fn models(State(shared): State<Arc<Shared>>) -> Response {
-    let models: Vec<_> = shared.source.model().as_deref().map(Model::of).into_iter().collect();
-    Json(json!({ "models": models })).into_response()
+/// Models that answer
+#[utoipa::path(get, path = "/v1/models", tag = "observe", responses(
+    (status = 200, description = "The models; none before it is known", body = Models),
+    Reads,
+))]
+pub(crate) async fn models(State(shared): State<Arc<Shared>>) -> Json<Models> {
+    let models = shared.source.model().as_deref().map(Model::of).into_iter().collect();
+    Json(Models { models })
 }
 
-/// `GET /v1/stats`: all values of all services, by service.
-pub(crate) async fn stats(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
+/// All statistics
+#[utoipa::path(get, path = "/v1/stats", tag = "observe", responses(
+    (status = 200, description = "The values of each service", body = Services),
+    Asks,
+))]
+pub(crate) async fn stats(State(shared): State<Arc<Shared>>) -> Result<Json<Services>, Problem> {
     let services = shared.source.stats().await?;
     let values = services.iter().map(|stats| {
         let values = stats.entries.iter().filter_map(|(name, value)| {
@@ -297,5 +342,5 @@ pub(crate) async fn stats(State(shared): State<Arc<Shared>>) -> Result<Response,
         });
         values.collect::<Map<_, _>>()
     });
-    Ok(Json(json!({ "services": values.collect::<Vec<_>>() })).into_response())
+    Ok(Json(Services { services: values.collect() }))
 }

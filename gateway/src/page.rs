@@ -1,4 +1,4 @@
-//! The page: three files in the binary, and the headers that protect it.
+//! The pages: files in the binary, and the headers that protect it.
 
 use axum::extract::{Path, Request};
 use axum::http::{HeaderValue, header};
@@ -16,7 +16,10 @@ struct File {
 
 const INDEX: &str = include_str!("../page/index.html");
 
-const FILES: [File; 2] = [
+/// The page that shows the description of the API.
+const DOCS: &str = include_str!("../page/docs.html");
+
+const FILES: [File; 3] = [
     File {
         name: "style.css",
         kind: "text/css; charset=utf-8",
@@ -27,14 +30,26 @@ const FILES: [File; 2] = [
         kind: "text/javascript; charset=utf-8",
         text: include_str!("../page/app.js"),
     },
+    File {
+        name: "docs.js",
+        kind: "text/javascript; charset=utf-8",
+        text: include_str!("../page/docs.js"),
+    },
 ];
 
 /// `GET /`.
 pub(crate) async fn index() -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")],
-        INDEX,
-    )
+    html(INDEX)
+}
+
+/// `GET /docs`.
+pub(crate) async fn docs() -> impl IntoResponse {
+    html(DOCS)
+}
+
+fn html(text: &'static str) -> impl IntoResponse {
+    let kind = "text/html; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")], text)
 }
 
 /// `GET /page/{file}`.
@@ -71,7 +86,7 @@ mod tests {
     #[test]
     fn the_page_is_small_and_loads_nothing_foreign() {
         let files = FILES.iter().map(|file| file.text);
-        let texts: Vec<_> = std::iter::once(INDEX).chain(files).collect();
+        let texts: Vec<_> = [INDEX, DOCS].into_iter().chain(files).collect();
         let size: usize = texts.iter().map(|text| text.len()).sum();
         assert!(size <= 60 << 10, "the page has {size} bytes; the limit is 61,440");
         for text in texts {

@@ -2,9 +2,10 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use afterimage_core::{Answer, Failure, ModelId, Origin, Status};
+use afterimage_core::{Answer, ClientId, Failure, ModelId, Origin, Status};
 use afterimage_memo::{Memo, Request};
 use afterimage_wire::Connection;
 use afterimage_wire::client::{CallError, CallOptions};
@@ -24,6 +25,8 @@ pub struct Wish {
     pub no_store: bool,
     /// Also give the score of each class, where the source can.
     pub scores: bool,
+    /// The client, for fair queues.
+    pub client: ClientId,
 }
 
 /// The answer for one image.
@@ -42,8 +45,16 @@ pub trait Source: Send + Sync + 'static {
     /// The model; `None` before it is known.
     fn model(&self) -> Option<Arc<ModelId>>;
 
+    /// Whether it also answers with scores.
+    fn has_scores(&self) -> bool {
+        false
+    }
+
     /// The labels of images, in order. Each has the model's shape.
     fn classify(&self, images: Vec<Bytes>, wish: Wish) -> Pending<'_, Vec<Classified>>;
+
+    /// Whether the memo can answer. Fails with the reason if not. The statistics count no request.
+    fn ready(&self) -> Pending<'_, ()>;
 
     /// Takes the answer of one image back.
     fn forget(&self, image: Bytes) -> Pending<'_, ()>;
@@ -61,6 +72,8 @@ pub struct InProcess {
     model: String,
     scores: Option<String>,
     stats: Box<dyn Fn() -> Vec<Stats> + Send + Sync>,
+    /// Whether the model has answered a test input.
+    was_ready: AtomicBool,
 }
 
 impl InProcess {
@@ -70,7 +83,13 @@ impl InProcess {
         model: impl Into<String>,
         stats: impl Fn() -> Vec<Stats> + Send + Sync + 'static,
     ) -> Self {
-        InProcess { memo, model: model.into(), scores: None, stats: Box::new(stats) }
+        InProcess {
+            memo,
+            model: model.into(),
+            scores: None,
+            stats: Box::new(stats),
+            was_ready: AtomicBool::new(false),
+        }
     }
 
     /// The same with a model of the memo that answers with scores: for each class an `f32` in
@@ -87,14 +106,36 @@ impl Source for InProcess {
         self.memo.model(&self.model)
     }
 
+    fn has_scores(&self) -> bool {
+        self.scores.is_some()
+    }
+
     fn classify(&self, images: Vec<Bytes>, wish: Wish) -> Pending<'_, Vec<Classified>> {
         let scores = self.scores.as_ref().filter(|_| wish.scores);
         let mut request = Request::rows(images).model(scores.unwrap_or(&self.model).clone());
         request.directives.refresh = wish.refresh;
         request.directives.no_store = wish.no_store;
+        request.client = wish.client;
         Box::pin(async move {
             let response = self.memo.ask(request).await?;
             response.rows.iter().map(|row| classified(&row.answer, row.origin)).collect()
+        })
+    }
+
+    /// The model must answer a test input of zeros once. After that the memo stays ready while the
+    /// model cannot be reached, because it still answers hits.
+    fn ready(&self) -> Pending<'_, ()> {
+        Box::pin(async move {
+            let model = self.model().ok_or_else(not_known)?;
+            if self.was_ready.load(Relaxed) {
+                return Ok(());
+            }
+            // A model without a shape takes any input, so there is no input to test with.
+            if let Some(len) = model.input_len() {
+                self.memo.probe(&self.model, Bytes::from(vec![0; len])).await?;
+            }
+            self.was_ready.store(true, Relaxed);
+            Ok(())
         })
     }
 
@@ -167,6 +208,15 @@ impl Source for Remote {
         })
     }
 
+    /// The memo must answer a ping and know its model. A request would count in its statistics.
+    fn ready(&self) -> Pending<'_, ()> {
+        Box::pin(async move {
+            self.connection.ping().await.map_err(failure)?;
+            let digest = self.connection.welcome().map_or([0; 32], |welcome| welcome.digest);
+            if digest == [0; 32] { Err(not_known()) } else { Ok(()) }
+        })
+    }
+
     fn forget(&self, image: Bytes) -> Pending<'_, ()> {
         Box::pin(async move {
             self.connection.admin().forget("", "", &image).await.map(drop).map_err(failure)
@@ -180,6 +230,12 @@ impl Source for Remote {
     fn stats(&self) -> Pending<'_, Vec<Stats>> {
         Box::pin(async move { Ok(vec![self.connection.admin().stats().await.map_err(failure)?]) })
     }
+}
+
+/// The failure before the model is known.
+fn not_known() -> Failure {
+    let text = "the model is not known yet; its server cannot be reached";
+    Failure::new(Status::UpstreamCrashed, text)
 }
 
 /// The failure of a call, without the memo's address.

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use afterimage_cache::ByteStore;
@@ -255,6 +256,107 @@ async fn the_overview_counts_and_names_the_model() {
     assert!(overview["latency_us"]["hit"]["p50"].as_f64().unwrap() > 0.0);
     let metrics = send(&gateway, request(Method::GET, "/metrics", "")).await;
     assert!(metrics.text.contains("afterimage_lookups_total{"), "{}", metrics.text);
+}
+
+#[tokio::test]
+async fn readiness_checks_the_model_and_counts_no_request() {
+    let gateway = gateway(GatewayOptions::default());
+    for _ in 0..3 {
+        let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
+        assert_eq!((ready.status, &*ready.text), (StatusCode::OK, "ok\n"));
+    }
+    let overview = send(&gateway, request(Method::GET, "/v1/overview", "")).await.json();
+    assert_eq!(overview["requests"], 0, "{overview}");
+
+    // A model that fails its test input is not ready.
+    let memo = memo();
+    let mut id = ModelId::bytes("broken", [8; 32]);
+    id.input = Shape::new(&[2, 2]);
+    let broken = Function::new(id, 1, |_| panic!("the model fails"));
+    memo.add_model("broken", broken, ModelOptions::default());
+    let source = Arc::new(InProcess::new(memo, "broken", Vec::new));
+    let gateway = router(source, GatewayOptions::default(), CancellationToken::new());
+    let ready = send(&gateway, request(Method::GET, "/readyz", "")).await;
+    assert_eq!((ready.status.as_u16(), &ready.json()["code"]), (503, &"not_ready".into()));
+}
+
+#[tokio::test]
+async fn the_description_lists_exactly_the_routes() {
+    let gateway = gateway(GatewayOptions::default());
+    let api = send(&gateway, request(Method::GET, "/openapi.json", "")).await.json();
+    assert_eq!(api["openapi"], "3.1.0");
+    let described: BTreeSet<String> = api["paths"].as_object().unwrap().keys().cloned().collect();
+    for (path, operations) in api["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys() {
+            let method: Method = method.to_uppercase().parse().unwrap();
+            let status = send(&gateway, request(method.clone(), path, vec![0; 4])).await.status;
+            assert!(status.is_success(), "{method} {path}: {status}");
+        }
+    }
+    // The pages and the description itself are for browsers.
+    let others = ["/", "/docs", "/openapi.json", "/page/{file}"].map(str::to_owned);
+    let source = include_str!("../src/lib.rs");
+    let routes = source.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap());
+    let routes: BTreeSet<String> = routes.map(str::to_owned).collect();
+    assert!(routes.len() > 10, "{routes:?}");
+    assert_eq!(described, routes.difference(&BTreeSet::from(others)).cloned().collect());
+}
+
+fn infer(gateway: &Router, body: String) -> impl Future<Output = Reply> {
+    let mut request = request(Method::POST, "/v2/models/tiny/infer", body);
+    request.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    let gateway = gateway.clone();
+    async move { send(&gateway, request).await }
+}
+
+#[tokio::test]
+async fn the_model_speaks_the_open_inference_protocol() {
+    let gateway = gateway(GatewayOptions::default());
+    let get = async |path| send(&gateway, request(Method::GET, path, "")).await;
+    for path in ["/v2/health/live", "/v2/health/ready", "/v2/models/tiny/versions/1/ready"] {
+        assert_eq!(get(path).await.status, StatusCode::OK, "{path}");
+    }
+    let metadata = get("/v2/models/tiny").await.json();
+    let input = serde_json::json!([{ "name": "INPUT", "datatype": "UINT8", "shape": [-1, 2, 2] }]);
+    assert_eq!(metadata["inputs"], input);
+
+    let body = r#"{"id": "7", "inputs": [{"name": "INPUT", "datatype": "UINT8",
+        "shape": [2, 2, 2], "data": [[[2, 0], [0, 1]], [[5, 0], [0, 1]]]}]}"#;
+    for expected in ["fwd=miss", "hit"] {
+        let reply = infer(&gateway, body.to_owned()).await;
+        assert!(reply.header("cache-status").contains(expected), "{}", reply.text);
+        let answer = reply.json();
+        assert_eq!((&answer["id"], &answer["model_name"]), (&"7".into(), &"tiny".into()));
+        assert_eq!(answer["outputs"][0]["data"], serde_json::json!([2, 5]));
+    }
+}
+
+#[tokio::test]
+async fn errors_of_the_open_inference_protocol_name_the_fault() {
+    let gateway = gateway(GatewayOptions { max_images: 2, ..GatewayOptions::default() });
+    let input = |name: &str, datatype: &str, shape: &str, data: &str| {
+        format!(
+            r#"{{"inputs": [{{"name": "{name}", "datatype": "{datatype}", "shape": {shape},
+            "data": {data}}}]}}"#
+        )
+    };
+    for (body, status, part) in [
+        ("{".to_owned(), 400, "cannot be read"),
+        (r#"{"inputs": []}"#.to_owned(), 400, "one input"),
+        (input("X", "UINT8", "[1,4]", "[0,0,0,0]"), 400, "INPUT of UINT8"),
+        (input("INPUT", "FP32", "[1,4]", "[0,0,0,0]"), 400, "FP32"),
+        (input("INPUT", "UINT8", "[1,3]", "[0,0,0]"), 400, "[1, 3]"),
+        (input("INPUT", "UINT8", "[0,4]", "[]"), 400, "[0, 4]"),
+        (input("INPUT", "UINT8", "[3,4]", "[0,0,0,0,0,0,0,0,0,0,0,0]"), 413, "limit is 2"),
+        (input("INPUT", "UINT8", "[1,4]", "[9,0,0,0]"), 502, "panicked"),
+    ] {
+        let reply = infer(&gateway, body.clone()).await;
+        assert_eq!(reply.status.as_u16(), status, "{body}: {}", reply.text);
+        assert_eq!(reply.header("content-type"), "application/json", "{body}");
+        assert!(reply.json()["error"].as_str().unwrap().contains(part), "{body}: {}", reply.text);
+    }
+    let other = send(&gateway, request(Method::GET, "/v2/models/other", "")).await;
+    assert_eq!((other.status.as_u16(), other.json()["error"].is_string()), (404, true));
 }
 
 #[tokio::test]

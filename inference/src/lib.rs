@@ -37,7 +37,7 @@ mod purity;
 
 pub use forward::{Replica, Target, TargetError};
 pub use policy::{Bypass, Sharing};
-pub use proxy::{Proxy, ProxyOptions};
+pub use proxy::{Proxy, ProxyOptions, decoded as decoded_body};
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use afterimage_core::{ByteBudget, Failure, Origin, Status};
+use afterimage_core::{ByteBudget, ClientId, Failure, Origin, Status};
 use afterimage_http::{Collected, Peer, RequestBody, StallError, Uncollected};
 use afterimage_memo::{Context, MAX_ROWS, Memo, Request as MemoRequest};
 use afterimage_wire::proto::stats::Stats;
@@ -183,7 +183,8 @@ impl Proxy {
                 }
             };
             // Servers of embeddings have a list of models, and nothing at /v2.
-            let lists = matches!(replica.get("/v1/models").await, Ok((status, _)) if status.is_success());
+            let lists =
+                matches!(replica.get("/v1/models").await, Ok((status, _)) if status.is_success());
             if !(found.0.is_success() && found.1) && !lists {
                 problems.push(format!(
                     "{} shows no model (GET /v2 gives {}, and there is no /v1/models); only calls \
@@ -226,7 +227,7 @@ struct Asked {
     /// The form of the response that the client wants.
     form: Form,
     directives: Directives,
-    client: u64,
+    client: ClientId,
 }
 
 impl Inner {
@@ -319,7 +320,7 @@ impl Inner {
         parts.headers.remove(ACCEPT_ENCODING);
         let mut hasher = DefaultHasher::new();
         peer.map(|peer| peer.address.ip()).hash(&mut hasher);
-        let client = hasher.finish();
+        let client = ClientId::from(hasher.finish());
         let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, content, permit));
         Ok(Asked { call, model, keys, probe, form, directives, client })
     }
@@ -735,7 +736,10 @@ fn changes_models(path: &str) -> bool {
 }
 
 /// The body without gzip or deflate.
-fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
+///
+/// # Errors
+/// The reason, if it has another encoding, is damaged, or has more than `limit` bytes.
+pub fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
     let mut encodings = headers.get_all(CONTENT_ENCODING).iter();
     let (encoding, more) = (encodings.next(), encodings.next());
     if more.is_some() {

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{ByteStore, Hashed, Table};
-use afterimage_core::{Answer, Failure, Origin, RowAnswer, RowReply, Status};
+use afterimage_core::{Answer, AnswerKind, Failure, Origin, RowAnswer, RowReply, Status};
 use afterimage_wire::corked;
 use arrayvec::ArrayVec;
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use crate::epoch::{self, EpochEntry};
 use crate::key::{FORGOTTEN, RowHash};
 use crate::memo::Inner;
 use crate::models::Space;
-use crate::store::{Entries, OfBytes, OfLabels, RemoteStore, Store, StoreOfBytes};
+use crate::store::{Entries, OfBytes, OfLabels, RemoteStore, Store, StoreOfBytes, Stores};
 use crate::sync;
 
 /// Rows that are looked up together: enough to cover the latency of memory.
@@ -151,7 +151,7 @@ pub(crate) type Lookups<R> = ArrayVec<(usize, RowHash, R), LOOKUPS>;
 
 impl Inner {
     /// Answers the hits of a batch of rows that have labels, and adds the flights of the misses to
-    /// `begun`. With a store across the network, their calls are made when it has answered.
+    /// `begun`. With a store across the network, every row is a miss until [`finish`](Self::finish).
     pub(crate) fn look_up_labels<R: Row>(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,
@@ -161,14 +161,32 @@ impl Inner {
         begun: &mut Option<Begun>,
     ) {
         match &self.stores.labels {
-            _ if !looks => self.begin_all(arrival, front, rows, begun),
-            Store::Embedded(table, _) => self.look_here(arrival, front, rows, table, begun),
-            Store::Remote(remote) => {
-                let mut started = None;
-                self.begin_all(arrival, front, rows, &mut started);
-                if let Some(started) = started {
-                    self.look_there(started, remote, Begun::call_each);
-                }
+            Store::Embedded(table, _) if looks => {
+                self.look_here(arrival, front, rows, table, begun);
+            }
+            _ => self.begin_all(arrival, front, rows, begun),
+        }
+    }
+
+    /// Makes the calls of the flights that a batch has begun. With a store across the network, one
+    /// lookup for all of them comes first, and calls are made for its misses only.
+    pub(crate) fn finish(
+        self: &Arc<Self>,
+        begun: Begun,
+        looks: bool,
+        call: fn(Begun, Instant),
+    ) {
+        let Stores { labels, bytes } = &*self.stores;
+        match (begun.space.model.answers, labels, bytes) {
+            (AnswerKind::Label { .. }, Store::Remote(remote), _) if looks => {
+                self.look_there(begun, remote, call);
+            }
+            (AnswerKind::Bytes, _, StoreOfBytes::Remote(remote)) if looks => {
+                self.look_there(begun, remote, call);
+            }
+            _ => {
+                let since = begun.arrival().since;
+                call(begun, since);
             }
         }
     }
@@ -305,7 +323,7 @@ impl Inner {
     }
 
     /// Answers the hits of a request for answers of bytes, and adds the flights of the misses to
-    /// `begun`. With a store across the network, their call is made when it has answered.
+    /// `begun`. With a store across the network, every row is a miss until [`finish`](Self::finish).
     pub(crate) fn look_up_bytes(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,
@@ -318,17 +336,11 @@ impl Inner {
         if let StoreOfBytes::Embedded(store) = store {
             return self.look_here_for_bytes(arrival, rows, store, asker, looks, begun);
         }
-        let mut started = Begun::new(self, arrival);
-        started.reserve(rows.len());
+        let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
+        begun.reserve(rows.len());
         for (reply, hash, row) in rows {
             let len = row.len();
-            started.join(hash, || row, len, asker, reply);
-        }
-        match store {
-            StoreOfBytes::Remote(remote) if looks => {
-                self.look_there(started, remote, Begun::call_together);
-            }
-            _ => *begun = Some(started),
+            begun.join(hash, || row, len, asker, reply);
         }
     }
 

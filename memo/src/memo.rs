@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_core::fair::GUARANTEED;
 use afterimage_core::{
-    Answer, AnswerKind, ByteBudget, Failure, ModelId, Reply, Response, RowAnswer, Tally,
+    Answer, AnswerKind, ByteBudget, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, Tally,
     RowReply, Rows, Sink, Status, Wanted, gather,
 };
 use afterimage_wire::proto::stats::Stats;
@@ -31,7 +31,7 @@ use crate::shares::Shares;
 use crate::single_task::SingleTask;
 use crate::store::{Entries, Keep, OfBytes, Store, StoreOfBytes, Stores};
 use crate::sync;
-use crate::upstream::Upstream;
+use crate::upstream::{Call, Upstream};
 
 /// Bytes of rows that each client may have waiting whatever the others do.
 const GUARANTEED_BYTES: usize = 64 << 10;
@@ -258,8 +258,34 @@ impl Memo {
         };
         let looks = stored && !request.directives.refresh;
         if let Some(begun) = self.inner.look_up(&arrival, &request, replies, looks) {
-            begun.call_together(since);
+            self.inner.finish(begun, looks, Begun::call_together);
         }
+    }
+
+    /// Asks the upstream of a model about one input, past the store. The statistics do not count it
+    /// as a request: it is a health check.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), when the model is not known or the upstream fails.
+    pub async fn probe(&self, model: &str, row: Bytes) -> Result<(), Failure> {
+        let entry = self.inner.models.get(model)?;
+        entry.refresh();
+        let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
+        let (sender, outcome) = oneshot::channel();
+        let deliver = |outcome: Result<Computed, Failure>| {
+            // The future may have been dropped meanwhile.
+            let _ = sender.send(outcome.map(drop));
+        };
+        entry.upstream.compute(vec![Call {
+            rows: Rows::from_elem(row, 1),
+            positions: Rows::from_elem(0, 1),
+            context: None,
+            model: Arc::clone(&space.model),
+            client: ClientId::default(),
+            request_id: 0,
+            reply: Reply::call(deliver),
+        }]);
+        outcome.await.unwrap_or_else(|_| Err(Failure::abandoned()))
     }
 
     /// Takes the answer of one input back. The next request computes it anew.

@@ -156,7 +156,7 @@ impl fmt::Debug for Entry {
 /// The keys of one model in one epoch.
 #[derive(Debug)]
 pub(crate) struct Space {
-    /// As the upstream gave it: the same `Arc` is the same model, without a comparison.
+    /// As the upstream gave it first.
     pub(crate) model: Arc<ModelId>,
     pub(crate) keys: KeySpace,
     /// The generation that began with this model.
@@ -208,6 +208,12 @@ struct KnownEpoch {
     provisional: bool,
 }
 
+/// Whether both are the same model. The pointers are compared first, since most upstreams keep one.
+#[inline]
+fn is_same(a: &Arc<ModelId>, b: &Arc<ModelId>) -> bool {
+    Arc::ptr_eq(a, b) || a == b
+}
+
 impl ModelKeys {
     fn new(secret: Secret, stores: Arc<Stores>) -> Self {
         ModelKeys {
@@ -240,7 +246,7 @@ impl ModelKeys {
             return self.generation.load(Relaxed);
         };
         match &*self.present() {
-            Some(space) if Arc::ptr_eq(&space.model, &model) => space.generation,
+            Some(space) if is_same(&space.model, &model) => space.generation,
             _ => self.change(upstream),
         }
     }
@@ -253,7 +259,7 @@ impl ModelKeys {
         let before = self.generation.load(Relaxed);
         let Some(model) = upstream.model() else { return before };
         let present = self.present.load_full();
-        let is_known = |known: &Arc<ModelId>| Arc::ptr_eq(known, &model);
+        let is_known = |known: &Arc<ModelId>| is_same(known, &model);
         if present.as_ref().is_some_and(|space| is_known(&space.model))
             || changing.refused.as_ref().is_some_and(|(known, _)| is_known(known))
         {

@@ -11,7 +11,7 @@ use afterimage_wire::server::{
     Batch, Identity, Infer, Op, Request, Service, SnapshotReply, Watchers,
 };
 
-use crate::begun::{Arrival, Asker};
+use crate::begun::{Arrival, Asker, Begun};
 use crate::lookup::{Front, Lookups};
 use crate::memo::{Memo, MemoOptions};
 use crate::models::{Entry, ModelOptions};
@@ -118,7 +118,8 @@ impl Service for MemoService {
         let mut begun = None;
         inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores, &mut begun);
         if let Some(begun) = begun {
-            begun.call_each(since);
+            // The rows of a batch are requests of their own.
+            inner.finish(begun, stores, Begun::call_each);
         }
     }
 

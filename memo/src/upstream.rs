@@ -18,7 +18,8 @@ pub use function::Function;
 /// Computes answers of one model.
 pub trait Upstream: Send + Sync + 'static {
     /// The model that answers now, or that answered last; `None` before it is known. Called for
-    /// every batch of requests, so it must be cheap. An unchanged model is the same `Arc`.
+    /// every batch of requests, so it must be cheap. Keep the `Arc` of an unchanged model: another
+    /// one is the same model if it is equal, but costs a comparison for each batch.
     fn model(&self) -> Option<Arc<ModelId>>;
 
     /// Registers a function to call whenever [`model`](Self::model) may have changed. Without it, a

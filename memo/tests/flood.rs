@@ -68,7 +68,7 @@ async fn a_flood_to_a_hung_model_stays_within_the_limit() {
         });
         // Each row of a client of its own: one client alone gets a part of the limit.
         let mut request = Request::row(input);
-        request.client = i as u64;
+        request.client = (i as u64).into();
         memo.submit(request, reply);
         // A row that does not wait was refused before `submit` returned.
         assert_eq!(waiting.load(SeqCst) + refused.load(SeqCst), i + 1);

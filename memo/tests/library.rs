@@ -2,15 +2,20 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_cache::{ByteStore, Capacity, Table};
 use afterimage_core::{Answer, Computed, Failure, ModelId, Origin, Reply, Response, Rows, Status};
+use afterimage_memo::store::{Backend, Callback, Keep, RemoteStore, StoreOptions};
 use afterimage_memo::upstream::{Call, Function};
-use afterimage_memo::{Memo, MemoOptions, ModelOptions, Request, Secret, Store, Upstream};
+use afterimage_memo::{
+    Memo, MemoOptions, MemoService, ModelOptions, Request, Secret, Store, Upstream,
+};
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::Service;
 use bytes::Bytes;
 
 fn options() -> MemoOptions {
@@ -452,4 +457,100 @@ async fn every_described_metric_is_reported_and_the_reverse() {
             cache::METRICS.iter().chain(described).any(|metric| metric.has_name(name));
         assert!(is_described, "{name} has no description");
     }
+}
+
+/// A store of labels that answers at once and from this process, as one across the network would.
+#[derive(Clone, Debug, Default)]
+struct Shelf {
+    labels: Arc<Mutex<HashMap<u64, i64>>>,
+    /// The number of keys in each lookup of several.
+    lookups: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Backend for Shelf {
+    fn name(&self) -> &'static str {
+        "shelf"
+    }
+
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    fn get_many(&self, keys: &[u64], _: Duration, then: Callback) {
+        if keys.len() > 1 {
+            self.lookups.lock().unwrap().push(keys.len());
+        }
+        let labels = self.labels.lock().unwrap();
+        let values = keys.iter().map(|key| labels.get(key).copied()).collect();
+        drop(labels);
+        then(Some(values));
+    }
+
+    fn set(&self, key: u64, value: i64, _: Keep) {
+        self.labels.lock().unwrap().insert(key, value);
+    }
+}
+
+#[tokio::test]
+async fn unknown_labels_of_a_remote_store_make_one_call() {
+    let shelf = Shelf::default();
+    let store = Store::Remote(RemoteStore::new(shelf.clone(), StoreOptions::default()));
+    let memo = Memo::new(store, None, options());
+    let calls = Calls::default();
+    let seen = Arc::clone(&calls);
+    // The label is the number in the row.
+    let model = Function::new(ModelId::labels([1; 32], None, 1000), 1, move |rows| {
+        seen.lock().unwrap().push(rows.to_vec());
+        let label = |row: &Bytes| u16::from_le_bytes(row[..].try_into().unwrap());
+        Ok(rows.iter().map(|row| Answer::Label(label(row))).collect())
+    });
+    memo.add_model("m", model, ModelOptions::default());
+    let row = |i: u16| Bytes::copy_from_slice(&i.to_le_bytes());
+    // More rows than one batch of lookups has.
+    let known: Vec<u16> = (0..200).filter(|i| i % 3 == 0).collect();
+    let request = Request::rows(known.iter().map(|&i| row(i))).model("m");
+    memo.ask(request).await.unwrap();
+    let response = memo.ask(Request::rows((0..200).map(row)).model("m")).await.unwrap();
+    for (i, answer) in response.rows.iter().enumerate() {
+        let origin = if i % 3 == 0 { Origin::Hit } else { Origin::Miss };
+        assert_eq!((&answer.answer, answer.origin), (&Answer::Label(i as u16), origin), "row {i}");
+    }
+    let unknown = (0..200).filter(|i| i % 3 != 0).map(row).collect::<Vec<_>>();
+    let known: Vec<_> = known.into_iter().map(row).collect();
+    assert_eq!(*calls.lock().unwrap(), [known, unknown]);
+    // One lookup for each request. The first one brings the epoch along.
+    assert_eq!(*shelf.lookups.lock().unwrap(), [68, 200]);
+}
+
+/// An upstream that does not keep the `Arc` of its model.
+struct Forgetful;
+
+impl Upstream for Forgetful {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        Some(Arc::new(ModelId::labels([1; 32], None, 10)))
+    }
+
+    fn compute(&self, calls: Vec<Call>) {
+        for call in calls.into_iter().flat_map(Call::scatter) {
+            call.send_label(7);
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+#[tokio::test]
+async fn an_equal_model_in_another_arc_is_the_same_model() {
+    let table = Arc::new(Table::new(Capacity::Entries(100)).unwrap());
+    let service = MemoService::new(Store::Embedded(table, None), Forgetful, options());
+    let generation = service.generation();
+    assert_eq!((service.generation(), service.generation()), (generation, generation));
+    for origin in [Origin::Miss, Origin::Hit, Origin::Hit] {
+        let response = service.memo().ask(Request::row("x")).await.unwrap();
+        assert_eq!(
+            (&response.rows[0].answer, response.rows[0].origin),
+            (&Answer::Label(7), origin)
+        );
+    }
+    assert_eq!(counter(service.memo(), "models_met"), 1);
 }

@@ -12,14 +12,14 @@ use afterimage_classifier::MAX_LINGER;
 use afterimage_gateway::{Access, GatewayOptions, Scope};
 use afterimage_http::HttpOptions;
 use afterimage_wire::ClientOptions;
-use afterimage_wire::server::{ServerOptions, Token};
+use afterimage_wire::server::{ServerOptions, Tenants, Token};
 use afterimage_wire::tls::ClientTls;
 use anyhow::{Context, bail};
 
 use crate::config::{AdminConfig, EngineConfig, GatewayConfig, TableConfig};
-use crate::net;
 use crate::process::ConfigError;
 use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
+use crate::{metrics, net};
 
 pub(crate) use values::{ClassifierAddr, Share, Size, Span, StoreAddr, Time};
 
@@ -34,6 +34,11 @@ pub(crate) struct ServerArgs {
     /// File with the token that clients must send.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+
+    /// File with tenants, one per line: NAME TOKEN [WEIGHT]. Under load they are served in turn by
+    /// weight.
+    #[arg(long, value_name = "FILE")]
+    tenant_file: Option<PathBuf>,
 
     /// File with the token of administrators: only its clients may request snapshots and see
     /// internal addresses [default: the token that clients send]
@@ -128,8 +133,18 @@ impl ServerArgs {
         {
             bail!("--admin-token-file has the token that all clients send; create another one");
         }
+        let tenants = tenants(self.tenant_file.as_deref())?;
+        let shared = [("--token-file", &use_token), ("--admin-token-file", &admin_token)];
+        for (flag, token) in shared {
+            if let (Some(token), Some(tenants)) = (token, &tenants)
+                && tenants.of(&token.secret()).is_some()
+            {
+                bail!("--tenant-file has the token of {flag}; create another one");
+            }
+        }
         Ok(ServerOptions {
             token: use_token,
+            tenants,
             admin_token,
             tls: self.tls.load()?,
             max_connections: self.max_connections.get(),
@@ -168,16 +183,30 @@ pub(crate) struct HttpArgs {
     default: Option<&'static str>,
 }
 
+/// The tenants of `--tenant-file`.
+pub(crate) fn tenants(file: Option<&Path>) -> anyhow::Result<Option<Tenants>> {
+    let Some(file) = file else { return Ok(None) };
+    warn_if_exposed("--tenant-file", file);
+    Ok(Some(Tenants::read(file).context("--tenant-file")?))
+}
+
 /// The rights of the tokens over HTTP, as over TCP.
-pub(crate) fn access(token: Option<&Token>, admin_token: Option<&Token>) -> Access {
+pub(crate) fn access(
+    token: Option<&Token>,
+    tenants: Option<&Tenants>,
+    admin_token: Option<&Token>,
+) -> Access {
     let mut access = Access::default();
+    if let Some(tenants) = tenants {
+        access = access.tenants(tenants.clone());
+    }
     if let Some(token) = token {
         let scope = if admin_token.is_some() { Scope::Infer } else { Scope::Admin };
         access = access.token(token.clone(), scope);
     }
     if let Some(admin_token) = admin_token {
         access = access.token(admin_token.clone(), Scope::Admin);
-        if token.is_none() {
+        if token.is_none() && tenants.is_none() {
             access = access.open_to(Scope::Infer);
         }
     }
@@ -220,9 +249,10 @@ impl HttpArgs {
         };
         let address = net::resolve(address).context("--http")?;
         let tcp = server.options()?;
-        let access = access(tcp.token.as_ref(), tcp.admin_token.as_ref());
+        let access = access(tcp.token.as_ref(), tcp.tenants.as_ref(), tcp.admin_token.as_ref());
         refuse_exposed("--http", address, &access, server.insecure())?;
-        let options = GatewayOptions { access, ..GatewayOptions::default() };
+        let options =
+            GatewayOptions { access, describe: metrics::find, ..GatewayOptions::default() };
         let mut http = HttpOptions::default();
         (http.tls, http.max_connections) = (tcp.tls, tcp.max_connections);
         (http.idle_timeout, http.write_timeout) = (tcp.idle_timeout, tcp.write_timeout);

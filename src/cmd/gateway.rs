@@ -11,7 +11,7 @@ use crate::args::{access, refuse_exposed, token};
 use crate::cmd::proxy::ConnectionArgs;
 use crate::config::{Config, GatewayConfig};
 use crate::tls::{MemoTlsArgs, ServerTlsArgs};
-use crate::{net, serving};
+use crate::{metrics, net, serving};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
@@ -58,11 +58,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let address = net::resolve(&args.listen).context("--listen")?;
     let clients = token(None, "--token-file", args.token_file.as_deref())?;
     let admins = token(None, "--admin-token-file", args.admin_token_file.as_deref())?;
-    let access = access(clients.as_ref(), admins.as_ref());
+    let access = access(clients.as_ref(), None, admins.as_ref());
     refuse_exposed("--listen", address, &access, args.insecure)?;
     let mut http = args.connections.options();
     http.tls = args.tls.load()?;
-    let options = GatewayOptions { access, ..GatewayOptions::default() };
+    let options = GatewayOptions { access, describe: metrics::find, ..GatewayOptions::default() };
     serving::run(serving::threads(args.connections.threads), || {
         let server = Some(Connection::connect_lazy(args.server.as_str(), client(&args)?));
         let gateway = GatewayConfig { address, optional: false, options, http, server };

@@ -12,7 +12,11 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Serves on a free port until the test's runtime ends. Returns the address.
 pub async fn serve(service: impl Service) -> String {
-    let options = ServerOptions::default();
+    serve_with(service, ServerOptions::default()).await
+}
+
+/// As [`serve`], with options.
+pub async fn serve_with(service: impl Service, options: ServerOptions) -> String {
     let server = Server::bind("127.0.0.1:0", Arc::new(service), options).await.unwrap();
     let addr = server.local_addr().unwrap().to_string();
     tokio::spawn(server.serve(std::future::pending()));

@@ -10,8 +10,8 @@ use afterimage_wire::{CallError, Status};
 
 use crate::LATE;
 use crate::common::contrary_model;
-use crate::incidents::{Incident, What, Who};
 use crate::load::{Call, Flush, HOT, TIMEOUT, population};
+use crate::{Incident, What, Who};
 
 /// The most failures that are printed as examples.
 const EXAMPLES: usize = 10;

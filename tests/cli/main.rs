@@ -6,10 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod errors;
-mod foreign_text;
-mod help;
-mod images;
-mod secrets;
+mod operators;
 mod settings;
 mod startup;
 mod tools;

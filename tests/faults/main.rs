@@ -7,8 +7,6 @@ mod cache;
 mod classifier;
 #[path = "../common/mod.rs"]
 mod common;
-mod memo;
-mod models;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

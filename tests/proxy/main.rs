@@ -1,4 +1,5 @@
-//! `afterimage proxy` in front of real model servers, with the clients that people use.
+//! `afterimage proxy` in front of real model servers, and `afterimage serve` itself, with the
+//! clients that people use.
 //!
 //! Each test runs a Python program of this folder, if there is a Python with its packages:
 //! `TEST_TRITON_PYTHON`, `TEST_MLSERVER_PYTHON` and `TEST_OPENAI_PYTHON`, or the environments that
@@ -45,6 +46,11 @@ fn run(program: &str, variable: &str, environment: &str, packages: &str) {
 #[test]
 fn tritons_clients_find_no_difference_to_triton() {
     run("triton_clients.py", "TEST_TRITON_PYTHON", "triton", "pytriton, tritonclient.http");
+}
+
+#[test]
+fn tritons_client_is_answered_by_the_built_in_model() {
+    run("built_in_clients.py", "TEST_TRITON_PYTHON", "triton", "tritonclient.http");
 }
 
 #[test]

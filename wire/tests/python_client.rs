@@ -13,7 +13,9 @@ use afterimage_wire::proto::message::{Classification, Origin};
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::proto::{Role, Shape, Status};
 use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service, Token};
+use afterimage_wire::stream::{IncomingStream, Stream, StreamError};
 use afterimage_wire::tls::{ServerFiles, ServerTls};
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 const IMAGE_LEN: usize = 28 * 28;
@@ -49,6 +51,57 @@ impl Service for LastDigit {
     }
 
     fn stats(&self, _: &mut Stats) {}
+
+    fn open(&self, stream: IncomingStream) {
+        match stream.name() {
+            "echo" => drop(tokio::spawn(echo(stream.accept()))),
+            "count" => drop(tokio::spawn(count(stream.accept()))),
+            "pour" => {
+                let bytes = str::from_utf8(stream.header()).unwrap().parse().unwrap();
+                drop(tokio::spawn(pour(stream.accept(), bytes)));
+            }
+            "idle" => drop(tokio::spawn(idle(stream.accept()))),
+            name => {
+                let text = format!("there is no stream \"{name}\"");
+                stream.refuse(Status::BadArgument, &text);
+            }
+        }
+    }
+}
+
+/// Returns each chunk.
+async fn echo(mut stream: Stream) -> Result<(), StreamError> {
+    while let Some(chunk) = stream.reader.read().await? {
+        stream.writer.write(chunk).await?;
+    }
+    stream.writer.finish()
+}
+
+/// Counts bytes, with progress, and returns the number.
+async fn count(mut stream: Stream) -> Result<(), StreamError> {
+    let mut count = 0;
+    while let Some(chunk) = stream.reader.read().await? {
+        count += chunk.len();
+        stream.writer.progress(count.to_string())?;
+    }
+    stream.writer.write(count.to_string()).await?;
+    stream.writer.finish()
+}
+
+/// Sends this many bytes in chunks of 256 KiB. Each chunk repeats the numbers from 0 to 250.
+async fn pour(mut stream: Stream, mut bytes: usize) -> Result<(), StreamError> {
+    let chunk: Bytes = (0..256 << 10).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into();
+    while bytes > 0 {
+        let len = bytes.min(chunk.len());
+        stream.writer.write(chunk.slice(..len)).await?;
+        bytes -= len;
+    }
+    stream.writer.finish()
+}
+
+/// Neither reads nor writes.
+async fn idle(mut stream: Stream) {
+    while stream.progress.next().await.is_some() {}
 }
 
 /// An interpreter of at least this version, if the machine has one.
@@ -98,6 +151,7 @@ async fn the_python_client_passes_its_tests_with_this_server() {
             .env("TEST_MEMO", format!("127.0.0.1:{port}"))
             .env("TEST_TOKEN", "open sesame")
             .env("TEST_IDLE", format!("127.0.0.1:{idle_port}"))
+            .env("TEST_STREAMS", format!("127.0.0.1:{port}"))
             .env("TEST_TLS", format!("localhost:{tls_port}"))
             .env("TEST_CA", ca)
             .output()

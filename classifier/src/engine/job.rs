@@ -57,7 +57,8 @@ impl Job {
     /// As [`Job::new`], for a caller that may leave before the image is scored. `caller` is
     /// called on the same threads.
     pub fn for_caller(image: impl Into<Box<[u8]>>, caller: impl Caller + 'static) -> Self {
-        Self { image: image.into(), client: 0, deadline: None, caller: Some(Box::new(caller)) }
+        let (image, client) = (image.into(), ClientId::default());
+        Self { image, client, deadline: None, caller: Some(Box::new(caller)) }
     }
 
     /// The same job, of this client. Batches take images of clients in turn, and a client that

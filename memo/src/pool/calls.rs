@@ -346,7 +346,7 @@ impl Pool {
         {
             let mut state = self.lock();
             for call in calls {
-                refused.extend(state.waiting.push(call.about.client, 1, call).err());
+                refused.extend(state.waiting.push(call.about.client, call).err());
             }
         }
         self.send_waiting();

@@ -110,7 +110,7 @@ impl Upstream for Function {
 
     fn compute(&self, calls: Vec<Call>) {
         for call in calls {
-            let refused = self.shared.lock().calls.push(call.client, 1, call).err();
+            let refused = self.shared.lock().calls.push(call.client, call).err();
             match refused {
                 None => self.shared.wake.notify_one(),
                 Some(refused) => {

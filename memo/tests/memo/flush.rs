@@ -14,7 +14,7 @@ use afterimage_memo::{
 };
 use afterimage_wire::proto::stats::Stats;
 
-use crate::puppet::{remote_store, secret, serve, table};
+use crate::{remote_store, secret, serve, table};
 
 /// A model that answers every input with its first byte.
 fn first_byte(digest: u8) -> impl Upstream {

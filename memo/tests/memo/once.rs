@@ -11,7 +11,7 @@ use afterimage_wire::server::Op;
 use afterimage_wire::{Client, ClientOptions, Status};
 
 use crate::common::{PATIENCE, counter, until};
-use crate::puppet::{Puppet, embedded, label, memo, remote, secret, serve, status, table};
+use crate::{Puppet, embedded, label, memo, remote, secret, serve, status, table};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn identical_requests_in_flight_make_one_call_and_one_write() {

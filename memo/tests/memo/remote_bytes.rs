@@ -18,7 +18,7 @@ use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 
 use crate::common::fail_fast;
-use crate::puppet::{secret, serve};
+use crate::{secret, serve};
 
 /// A model in this process: the row in capitals. Counts calls and rows.
 #[derive(Clone, Debug, Default)]

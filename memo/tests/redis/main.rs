@@ -3,13 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod bytes;
-mod causes;
 mod cluster;
 mod node;
-mod recovery;
 mod single;
-mod tls;
 mod trouble;
 
 use std::ops::Range;

@@ -9,6 +9,7 @@
 //! ```text
 //! cargo test -p afterimage-memo --test simulation               # a few dozen histories
 //! SIMULATION_SECONDS=30 …                                        # as many as there is time for
+//! SIMULATION_HISTORIES=1500 …                                    # at most this number
 //! SIMULATION_SEED=17 … -- --nocapture                            # this one, event by event
 //! ```
 //!
@@ -48,7 +49,7 @@ const CLIENTS: Host = CLASSIFIERS + MAX_CLASSIFIERS;
 /// The most classifiers that share the work.
 const MAX_CLASSIFIERS: usize = 3;
 
-/// The number of histories without `SIMULATION_SECONDS`.
+/// The number of histories without `SIMULATION_SECONDS` and `SIMULATION_HISTORIES`.
 const HISTORIES: u64 = 48;
 
 /// The number of failed histories after which the run stops.
@@ -88,8 +89,10 @@ fn every_history_ends_well() {
     let time = number("SIMULATION_SECONDS").map(Duration::from_secs);
     let (mut played, mut requests, mut answers, mut remembered, mut faults) = (0, 0, 0, 0, 0);
     let first = number("SIMULATION_FIRST").unwrap_or(0);
+    let unlimited = if time.is_some() { u64::MAX } else { HISTORIES };
+    let histories = number("SIMULATION_HISTORIES").unwrap_or(unlimited);
     let mut bad = Vec::new();
-    while time.map_or(played < HISTORIES, |time| began.elapsed() < time) {
+    while played < histories && time.is_none_or(|time| began.elapsed() < time) {
         let report = play(first + played, None, false);
         if !report.complaints.is_empty() {
             bad.push(verdict(first + played, &report));

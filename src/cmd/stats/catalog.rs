@@ -1,4 +1,4 @@
-//! The metrics of all crates, and their values as text for people.
+//! Metrics and their values as text for people.
 
 use std::time::Duration;
 
@@ -9,17 +9,10 @@ use afterimage_wire::text::escape_text;
 
 use crate::args::Size;
 use crate::format::{grouped, long_time, nanos, percent};
-
-/// The descriptions of all crates, in the order of a report.
-const METRICS: [&[Metric]; 4] = [
-    afterimage_cache::metrics::METRICS,
-    afterimage_memo::metrics::METRICS,
-    afterimage_classifier::metrics::METRICS,
-    afterimage_wire::server::metrics::METRICS,
-];
+use crate::metrics::find;
 
 /// The sections of a report. Latencies have a table of their own.
-pub(super) const SECTIONS: [&str; 9] = [
+pub(crate) const SECTIONS: [&str; 10] = [
     "Time",
     "Answers",
     "Store",
@@ -27,19 +20,10 @@ pub(super) const SECTIONS: [&str; 9] = [
     "Byte store",
     "Snapshot",
     "Classifier",
+    "Proxy",
     "Audit of hits",
     "Connections",
 ];
-
-/// All metrics that services report.
-pub(super) fn metrics() -> impl Iterator<Item = &'static Metric> + Clone {
-    METRICS.iter().copied().flatten()
-}
-
-/// The metric of this name.
-pub(crate) fn find(name: &str) -> Option<&'static Metric> {
-    metrics().find(|metric| metric.has_name(name))
-}
 
 /// A number with its unit.
 pub(super) fn with_unit(unit: Unit, number: u64) -> String {
@@ -101,22 +85,5 @@ mod tests {
         assert_eq!(label("a_new_counter"), "a new counter");
         assert_eq!(label("models_met"), "models met");
         assert_eq!(label("classifier_12"), "replica 12");
-    }
-
-    #[test]
-    fn each_metric_has_its_own_name_and_a_known_section() {
-        let mut names: Vec<&str> = metrics().map(|metric| metric.name).collect();
-        // A classifier's replicas have its name and a number.
-        names.retain(|&name| name != "classifier");
-        let all = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len() + 2, metrics().count());
-        assert_eq!(names.len(), all);
-        for Metric { name, section, help, label, .. } in metrics() {
-            let is_known = SECTIONS.contains(section) || ["", "Latency"].contains(section);
-            assert!(is_known, "{name}: unknown section {section:?}");
-            assert!(!label.is_empty() && help.starts_with(char::is_uppercase), "{name}: {help:?}");
-        }
     }
 }

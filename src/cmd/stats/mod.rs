@@ -14,7 +14,7 @@ use std::time::Duration;
 use afterimage_wire::prometheus;
 
 use crate::args::{AddressArgs, ClientArgs, Span, Time};
-use crate::print;
+use crate::{metrics, print};
 use crate::{net, serving};
 use reading::{Interval, Reading};
 
@@ -70,7 +70,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let before = read().await?;
         if args.prometheus {
             admin.close().await;
-            return print::text(&prometheus::text(&[before.stats], catalog::find));
+            return print::text(&prometheus::text(&[before.stats], metrics::find));
         }
         let interval = if args.over.0.is_zero() {
             Interval::single(before)

@@ -14,6 +14,7 @@ use serde_json::{Map, json};
 use super::catalog::{self, SECTIONS};
 use super::reading::Interval;
 use crate::format::{long_time, nanos, percent, short};
+use crate::metrics;
 
 /// Columns of the labels, and of the values after them.
 const LABEL: usize = 34;
@@ -40,7 +41,7 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
     }
     for section in SECTIONS {
         let mut rows = String::new();
-        for metric in catalog::metrics().filter(|metric| metric.section == section) {
+        for metric in metrics::all().filter(|metric| metric.section == section) {
             // The section's title shows a text without number, and a text for each replica has all
             // that is known of it.
             if metric.kind == Kind::Text || metric.per.is_some() {
@@ -69,7 +70,7 @@ pub(super) fn text(server: &str, interval: &Interval) -> String {
     }
     let mut rest = String::new();
     for (name, value) in &now.stats.entries {
-        if catalog::find(name).is_none()
+        if metrics::find(name).is_none()
             && let Some(shown) = catalog::show(name, value)
         {
             row(&mut rest, &catalog::label(name), &shown, remark(name, interval));
@@ -106,7 +107,7 @@ fn remark(name: &str, interval: &Interval) -> Option<String> {
     if name == engine::BUSY.name {
         return interval.rate(name).map(|rate| format!("{:.2} cores busy", rate / 1e6));
     }
-    if catalog::find(name).is_some_and(|metric| metric.unit != Unit::Count) {
+    if metrics::find(name).is_some_and(|metric| metric.unit != Unit::Count) {
         return None;
     }
     interval.rate(name).filter(|&rate| rate > 0.0).map(|rate| format!("{}/s", short(rate)))

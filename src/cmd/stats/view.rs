@@ -14,6 +14,7 @@ use super::details::{LABEL, SHOWN, details, label, latencies};
 use super::line::{Line, Style};
 use super::reading::Interval;
 use crate::format::{bar, long_time, percent, short, sparkline};
+use crate::metrics;
 
 /// Rates kept for the sparkline: one for each column of the widest screen.
 const HISTORY: usize = 512;
@@ -137,12 +138,12 @@ fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
     const NAME: usize = 28;
     let cells = interval.now.stats.entries.iter().filter(|(name, _)| {
         // The text of a replica has its numbers, too.
-        let is_number_of_one = catalog::find(name).is_some_and(|metric| metric.per.is_some());
+        let is_number_of_one = metrics::find(name).is_some_and(|metric| metric.per.is_some());
         !is_number_of_one && !SHOWN.contains(&name.as_str())
     });
     let cells = cells.filter_map(|(name, value)| {
         let shown = catalog::show(name, value)?;
-        let is_count = catalog::find(name).is_none_or(|metric| metric.unit == Unit::Count);
+        let is_count = metrics::find(name).is_none_or(|metric| metric.unit == Unit::Count);
         let rate = interval.rate(name).filter(|&rate| rate > 0.0 && is_count);
         let rate = rate.map(|rate| format!("  {}/s", short(rate))).unwrap_or_default();
         Some((format!(" {} ", catalog::label(name)), shown + &rate))

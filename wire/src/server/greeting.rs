@@ -1,5 +1,7 @@
 //! The first bytes of a connection: a `Hello`, or another protocol, which is rejected.
 
+use afterimage_core::Tenant;
+
 use super::end::Refusal;
 use super::options::Rights;
 use super::service::Service;
@@ -18,7 +20,7 @@ pub(super) enum Greeting {
     /// Too few bytes to decide.
     NeedMore,
     /// A valid `Hello` of this many bytes; the `Welcome` is in `out`.
-    Welcomed { consumed: usize, serves: Serves },
+    Welcomed { consumed: usize, serves: Serves, tenant: Tenant },
     /// The connection is refused; the reply is in `out`.
     Refused(Refusal),
 }
@@ -151,7 +153,7 @@ pub(super) fn greet<S: Service>(
         );
         return refuse(out, header.id, Status::Unsupported, &text, Refusal::NoCommonVersion);
     };
-    let Some(rights) = shared.options.rights(hello.token) else {
+    let Some((rights, tenant)) = shared.options.admit(hello.token) else {
         let text =
             if hello.token.is_empty() { "a token is required" } else { "the token is wrong" };
         return refuse(out, header.id, Status::Unauthenticated, text, Refusal::WrongToken);
@@ -173,7 +175,7 @@ pub(super) fn greet<S: Service>(
         name: shared.options.name.clone(),
     };
     Message::Welcome(welcome).encode(header.id, out);
-    Greeting::Welcomed { consumed: HEADER_LEN + header.body_len as usize, serves }
+    Greeting::Welcomed { consumed: HEADER_LEN + header.body_len as usize, serves, tenant }
 }
 
 fn refuse(out: &mut Vec<u8>, id: u64, status: Status, text: &str, refusal: Refusal) -> Greeting {

@@ -30,6 +30,7 @@ mod shared;
 mod shutdown;
 mod slots;
 mod streams;
+mod tenants;
 mod watchers;
 
 use std::fmt;
@@ -52,6 +53,7 @@ pub use options::{ServerOptions, Token, TokenError};
 pub use outbox::{BytesReply, SnapshotReply, ValueReply};
 pub use service::{Identity, Service, handle_one};
 pub use shutdown::until_terminated;
+pub use tenants::{MAX_TENANTS, MAX_WEIGHT, Tenants, TenantsError};
 pub use watchers::Watchers;
 
 use crate::proto::{Message, Status};

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use afterimage_core::Tenant;
 use subtle::ConstantTimeEq;
 
+use super::tenants::Tenants;
 use crate::proto::handshake::MAX_TOKEN_LEN;
 use crate::proto::header::MAX_LARGE_BODY;
 #[cfg(feature = "tls")]
@@ -112,8 +114,11 @@ impl fmt::Debug for Token {
 pub struct ServerOptions {
     /// Name and version for the `Welcome`.
     pub name: String,
-    /// The token that clients must show; `None` accepts all clients.
+    /// The token that clients must show; `None` accepts all clients, unless there are `tenants`.
     pub token: Option<Token>,
+    /// Groups of clients with a token and a weight each. They may use the service and are no
+    /// administrators. All other clients are one more tenant, of weight 1.
+    pub tenants: Option<Tenants>,
     /// The token of administrators. Only connections with it may request snapshots and see
     /// [`Service::admin_stats`](super::Service::admin_stats). They need no other token. With
     /// `None`, every client that shows `token` has these rights.
@@ -187,19 +192,26 @@ impl ServerOptions {
         return false;
     }
 
-    /// The rights of a client that shows this token; `None` if it must not connect.
-    pub(super) fn rights(&self, shown: &[u8]) -> Option<Rights> {
-        // Both are compared always, so that the time does not depend on which one is right.
-        let is_admin = self.admin_token.as_ref().map(|token| token.matches(shown));
-        let is_user = self.token.as_ref().map(|token| token.matches(shown));
-        match (is_admin, is_user) {
-            (Some(true), _) => Some(Rights::Admin),
-            (_, Some(false)) => None,
-            (Some(false), _) => Some(Rights::Use),
-            (None, Some(true)) => Some(Rights::Admin),
-            (None, None) if self.open_admin => Some(Rights::Admin),
-            (None, None) => Some(Rights::Use),
+    /// The rights and the tenant of a client that shows this token; `None` if it must not connect.
+    pub(super) fn admit(&self, shown: &[u8]) -> Option<(Rights, Tenant)> {
+        // All are compared always, so that the time does not depend on which one is right.
+        let is_admin = self.admin_token.as_ref().is_some_and(|token| token.matches(shown));
+        let is_user = self.token.as_ref().is_some_and(|token| token.matches(shown));
+        let tenant = self.tenants.as_ref().and_then(|tenants| tenants.of(shown));
+        let rights = if self.admin_token.is_some() { Rights::Use } else { Rights::Admin };
+        match tenant {
+            _ if is_admin => Some((Rights::Admin, Tenant::default())),
+            _ if is_user => Some((rights, Tenant::default())),
+            Some(tenant) => Some((Rights::Use, tenant)),
+            None if self.has_token() => None,
+            None if self.open_admin => Some((rights, Tenant::default())),
+            None => Some((Rights::Use, Tenant::default())),
         }
+    }
+
+    /// Whether every client must show a token.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some() || self.tenants.is_some()
     }
 }
 
@@ -208,6 +220,7 @@ impl Default for ServerOptions {
         ServerOptions {
             name: concat!("afterimage/", env!("CARGO_PKG_VERSION")).to_owned(),
             token: None,
+            tenants: None,
             admin_token: None,
             open_admin: true,
             #[cfg(feature = "tls")]
@@ -253,8 +266,35 @@ mod tests {
                 ..ServerOptions::default()
             };
             let rights =
-                ["", "use", "admin", "other"].map(|shown| options.rights(shown.as_bytes()));
+                ["", "use", "admin", "other"].map(|shown| Some(options.admit(shown.as_bytes())?.0));
             assert_eq!(rights, expected, "{token:?}, {admin_token:?}, {open_admin}");
+        }
+    }
+
+    #[test]
+    fn a_tenant_may_use_the_service_and_is_no_administrator() {
+        use Rights::{Admin, Use};
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tenants");
+        std::fs::write(&file, "search tenant 3").unwrap();
+        let tenants = Some(Tenants::read(file).unwrap());
+        let own = Tenant { number: 1, weight: 3 };
+        let none = Tenant::default();
+        for (token, admin_token, expected) in [
+            ("", "", [None, None, None, Some((Use, own))]),
+            ("use", "", [None, Some((Admin, none)), None, Some((Use, own))]),
+            ("", "admin", [None, None, Some((Admin, none)), Some((Use, own))]),
+            ("use", "admin", [None, Some((Use, none)), Some((Admin, none)), Some((Use, own))]),
+        ] {
+            let options = ServerOptions {
+                token: Token::new(token),
+                admin_token: Token::new(admin_token),
+                tenants: tenants.clone(),
+                ..ServerOptions::default()
+            };
+            let found = ["", "use", "admin", "tenant"].map(|shown| options.admit(shown.as_bytes()));
+            assert_eq!(found, expected, "{token:?}, {admin_token:?}");
+            assert!(options.has_token());
         }
     }
 

@@ -1,12 +1,13 @@
 //! Late replies of a connection, in a buffer that any thread may append to.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
 use afterimage_core::{
-    Answer, ByteBudget, BytePermit, ClientId, Failure, Reply, Response, RowAnswer, Sink, Wanted,
+    Answer, ByteBudget, BytePermit, ClientId, Failure, Reply, Response, RowAnswer, Sink, Tenant,
+    Wanted,
 };
 use atomic_waker::AtomicWaker;
 use bytes::Bytes;
@@ -21,7 +22,9 @@ use crate::sched;
 /// The replies of one connection that did not come within their batch.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    client: ClientId,
+    client: u64,
+    /// The tenant of its client, known after the `Hello`.
+    tenant: OnceLock<Tenant>,
     late: Mutex<Late>,
     /// Set under the buffer's lock. Replies to a closed connection are dropped.
     closed: AtomicBool,
@@ -54,6 +57,7 @@ impl Outbox {
         let large = budget.child(MAX_LARGE_REPLIES).take(0).expect("0 bytes are always free");
         Outbox {
             client: NEXT.fetch_add(1, Ordering::Relaxed),
+            tenant: OnceLock::new(),
             late: Mutex::new(Late { bytes: Vec::new(), large }),
             closed: AtomicBool::new(false),
             waker: AtomicWaker::new(),
@@ -62,9 +66,14 @@ impl Outbox {
         }
     }
 
-    /// The number of the connection within the process.
+    /// The number of the connection within the process, and its tenant.
     pub(super) fn client(&self) -> ClientId {
-        self.client
+        ClientId { tenant: self.tenant.get().copied().unwrap_or_default(), number: self.client }
+    }
+
+    /// Sets the tenant of the client. It stays the same for the whole connection.
+    pub(super) fn set_tenant(&self, tenant: Tenant) {
+        let _first = self.tenant.set(tenant);
     }
 
     /// The duty to answer the request `id` later.

@@ -11,7 +11,7 @@ use afterimage_wire::proto::{Kind, Message};
 use bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
-use crate::server::{PATIENCE, answer, label, options};
+use crate::{PATIENCE, answer, label, options};
 
 /// A server on a thread. It closes a connection when `on_frame` returns false.
 fn serve(mut on_frame: impl FnMut(Kind) -> bool + Send + 'static) -> SocketAddr {

@@ -7,7 +7,7 @@ use afterimage_wire::client::{Classified, Reply, Values};
 use afterimage_wire::proto::{Kind, Message, Welcome};
 use afterimage_wire::{CallError, Client};
 
-use crate::server::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
+use crate::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
 
 fn submit(client: &Client, timeout: Duration) -> Receiver<Classified> {
     let (sender, receiver) = channel();

@@ -8,7 +8,7 @@ use afterimage_wire::client::{CallOptions, Classified, ConnectionError, Reply, S
 use afterimage_wire::proto::{Kind, Message, Shape, Welcome};
 use afterimage_wire::{CallError, Client, Status};
 
-use crate::server::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
+use crate::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
 
 fn in_20_ms() -> CallOptions {
     CallOptions::new().timeout(Duration::from_millis(20))

@@ -8,7 +8,7 @@ use afterimage_wire::proto::{Kind, Message};
 use afterimage_wire::{CallError, Client, ClientOptions, Status};
 use tokio::net::TcpListener;
 
-use crate::server::{PATIENCE, Peer, label, options, pair, pipes, soon, welcome};
+use crate::{PATIENCE, Peer, label, options, pair, pipes, soon, welcome};
 
 fn once() -> CallOptions {
     CallOptions::new().no_retry()

@@ -6,7 +6,7 @@ use afterimage_wire::client::{CallOptions, Reply, Report, Violation};
 use afterimage_wire::proto::{Kind, Message, Snapshot, Welcome};
 use afterimage_wire::{CallError, Status};
 
-use crate::server::{PATIENCE, header, label, options, pair, pair_with, soon, welcome};
+use crate::{PATIENCE, header, label, options, pair, pair_with, soon, welcome};
 
 /// Runs the client's task until it waits.
 async fn settle() {

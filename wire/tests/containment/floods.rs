@@ -15,9 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 
-use crate::site::{
-    NEVER, PATIENCE, Site, certificates, client_hello, client_options, hello, last_error,
-};
+use crate::{NEVER, PATIENCE, Site, certificates, client_hello, client_options, hello, last_error};
 
 /// Opens connections, sends `first` on each, and keeps them open.
 async fn flood(addr: SocketAddr, first: &[u8]) {

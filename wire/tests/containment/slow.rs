@@ -13,9 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 
-use crate::site::{
-    NEVER, PATIENCE, SOON, Site, Stream, certificates, client_hello, hello, last_error,
-};
+use crate::{NEVER, PATIENCE, SOON, Site, Stream, certificates, client_hello, hello, last_error};
 
 /// Sends byte after byte with pauses until the server answers. Returns the Error at the end.
 async fn trickle(stream: &mut dyn Stream, bytes: &[u8]) -> (Status, String) {

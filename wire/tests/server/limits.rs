@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_util::codec::Framed;
 
-use crate::puppet::{
+use crate::{
     HELD, NOW, PATIENCE, assert_works, class, classify, connect, error, next, recv, start,
 };
 

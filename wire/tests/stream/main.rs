@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "tests panic")]
 #![allow(unreachable_pub, reason = "a test binary has no outside")]
 
-mod delays;
-mod ends;
 mod hostile;
 mod transfer;
 

@@ -4,6 +4,8 @@
         print(client.classify(image).label)         # one image
         labels = client.classify_many(images)       # many images, pipelined
         answers = client.infer("resnet", rows)      # rows of bytes, such as NumPy arrays, for a named model
+        with client.open("fold/mean") as stream:    # bytes of any length in both directions
+            results = list(stream.exchange(chunks))
 
 `afterimage.aio` is the same for asyncio.
 """
@@ -13,9 +15,10 @@ from .client import Client
 from .protocol import (
     AfterimageError, Answer, Failed, Inference, Label, Lost, Malformed, Snapshot, Unsupported, Welcome,
 )
+from .stream import Stream
 
 __all__ = [
-    "AfterimageError", "Answer", "Client", "Failed", "Inference", "Label", "Lost", "Malformed", "Snapshot", "Unsupported",
-    "Welcome", "aio",
+    "AfterimageError", "Answer", "Client", "Failed", "Inference", "Label", "Lost", "Malformed", "Snapshot", "Stream",
+    "Unsupported", "Welcome", "aio",
 ]
 __version__ = "0.1.0"

@@ -10,7 +10,10 @@ import asyncio
 import ssl as tls
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Awaitable, Dict, Iterable, List, Optional, Type, TypeVar, Union, overload
+from typing import (
+    TYPE_CHECKING, Any, AsyncIterable, AsyncIterator, Awaitable, Dict, Iterable, List, Optional, Type, TypeVar, Union,
+    overload,
+)
 
 from . import protocol
 from .client import READ_SIZE, Ended, Request, Requests
@@ -18,6 +21,7 @@ from .protocol import (
     BYTES_RESP, CACHE_RESP, ERROR, FLUSH_RESP, GO_AWAY, HELLO, OLDEST_VERSION, SHUTTING_DOWN, VERSION, WELCOME,
     AfterimageError, Failed, Frame, Inference, Label, Lost, Malformed, Reply, Snapshot, StatsValue, Welcome,
 )
+from .stream import Flow, Flows
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Literal
@@ -47,6 +51,11 @@ class Link:
         self.ended: Optional[AfterimageError] = None
         self.dropped = 0
         self.window = asyncio.Semaphore(1)
+        self.flows = Flows()
+        #: One event for each stream: it is set when something about the stream has changed.
+        self.changes: Dict[int, asyncio.Event] = {}
+        #: The streams send in turns, one frame each. Requests go between two frames.
+        self.turn = asyncio.Lock()
         self.task: asyncio.Task[None] = asyncio.ensure_future(self.read())
 
     async def read(self) -> None:
@@ -72,6 +81,9 @@ class Link:
             self.going_away = True
         elif isinstance(content, Failed) and content.connection:
             raise Ended(f"the server closed the connection: {content}") if content.status == SHUTTING_DOWN else content
+        elif self.flows.owns(frame):
+            self.send(self.flows.receive(frame))
+            self.change(frame.request_id)
         elif frame.request_id >= self.next_id:
             raise Malformed(f"a reply has the id {frame.request_id}, which no request had")
         elif (waiter := self.pending.pop(frame.request_id, None)) is None or waiter.done():
@@ -88,6 +100,21 @@ class Link:
                 waiter.set_exception(error)
                 waiter.exception()  # Without this, Python logs the error of a cancelled call.
         self.pending.clear()
+        self.flows.lose(error)
+        for stream_id in list(self.changes):
+            self.change(stream_id)
+
+    def change(self, stream_id: int) -> None:
+        """Wakes the tasks that wait for a stream."""
+        if (change := self.changes.get(stream_id)) is not None:
+            change.set()
+            if stream_id not in self.flows.by_id:
+                del self.changes[stream_id]
+
+    def send(self, frame: bytes) -> None:
+        """Queues a frame of a stream."""
+        if frame and self.ended is None:
+            self.writer.write(frame)
 
     async def ask(self, request: Request) -> Reply:
         """Sends one request and returns the content of its reply."""
@@ -122,6 +149,146 @@ class Link:
             self.going_away = True
             raise Ended(f"the server shuts down: {content}")
         return content
+
+
+class Stream:
+    """A stream of the asyncio client: `Client.open` makes it. One task may read while another one writes.
+
+    The server sends more only when the application reads, so a slow reader slows the server down.
+    """
+
+    def __init__(self, link: Link, flow: Flow, timeout: Optional[float]) -> None:
+        self._link, self._flow, self._timeout = link, flow, timeout
+        self._change = link.changes[flow.id] = asyncio.Event()
+
+    async def write(self, data: Any) -> None:
+        """Sends any buffer, and waits for the server's credit.
+
+        Raises Lost if the server gives no credit for the client's `timeout`. A part of the data may be sent then.
+        """
+        view = memoryview(protocol.row_bytes(data, "the data"))
+        self._flow.check()
+        while view:
+            if self._flow.room() <= 0:
+                await self._changed(self._timeout, "credit")
+                continue
+            async with self._link.turn:
+                size = max(0, min(self._flow.room(), len(view)))
+                if size > 0:
+                    self._link.send(self._flow.data(view[:size].tobytes()))
+                    view = view[size:]
+                await self._drain()
+
+    async def finish(self) -> None:
+        """Ends the client's direction. The server's direction goes on."""
+        self._send(self._flow.finish())
+        await self._drain()
+
+    async def read(self, timeout: Optional[float] = None) -> Optional[bytes]:
+        """The next bytes, as many as came in one frame. None after the last ones.
+
+        `timeout` in seconds (default: the client's) limits the wait; after it, Lost is raised and the stream is still
+        open.
+        """
+        self._send(self._flow.release())
+        while (chunk := self._flow.read()) is None:
+            if self._flow.has_ended:
+                return None
+            if self._flow.error is not None:
+                raise self._flow.error
+            await self._changed(self._timeout if timeout is None else timeout, "data")
+        return chunk
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The chunks until the end of the server's direction."""
+        while (chunk := await self.read()) is not None:
+            yield chunk
+
+    async def exchange(self, chunks: Union[Iterable[Any], AsyncIterable[Any]]) -> AsyncIterator[bytes]:
+        """Sends all `chunks` and then the end, and yields the server's bytes meanwhile."""
+        async def send() -> None:
+            if isinstance(chunks, AsyncIterable):
+                async for chunk in chunks:
+                    await self.write(chunk)
+            else:
+                for chunk in chunks:
+                    await self.write(chunk)
+            await self.finish()
+
+        sending = asyncio.ensure_future(send())
+        # An error of the chunks must end the wait for the server's bytes.
+        sending.add_done_callback(lambda _: self._change.set())
+        try:
+            while not sending.done() or sending.exception() is None:
+                self._send(self._flow.release())
+                chunk = self._flow.read()
+                if chunk is not None:
+                    yield chunk
+                elif self._flow.has_ended and sending.done():
+                    return
+                elif self._flow.error is not None:
+                    raise self._flow.error
+                else:
+                    await self._changed(self._timeout, "data")
+            await sending  # Raises its error.
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def progress(self, message: Buffer) -> None:
+        """Sends the state of the client's work: at most 1024 bytes, without waiting for credit."""
+        self._send(self._flow.report(message))
+        await self._drain()
+
+    async def read_progress(self, timeout: Optional[float] = None) -> Optional[bytes]:
+        """The server's newest progress message that was not read yet. None when the server's direction has ended.
+
+        `timeout` limits the wait as in `read`.
+        """
+        while (message := self._flow.take_progress()) is None:
+            if self._flow.has_ended:
+                return None
+            if self._flow.error is not None:
+                raise self._flow.error
+            await self._changed(self._timeout if timeout is None else timeout, "progress message")
+        return message
+
+    async def cancel(self) -> None:
+        """Ends the stream in both directions. Does nothing to a stream that is over."""
+        self._send(self._flow.cancel())
+        self._change.set()
+        await self._drain()
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                        traceback: Optional[TracebackType]) -> None:
+        await self.cancel()
+
+    def _send(self, frame: bytes) -> None:
+        self._link.send(frame)
+        self._link.flows.settle(self._flow)
+        if self._flow.is_over:
+            self._link.changes.pop(self._flow.id, None)
+
+    async def _drain(self) -> None:
+        """Waits until the send buffer has room."""
+        if self._link.ended is None:
+            try:
+                await asyncio.wait_for(self._link.writer.drain(), self._timeout)
+            except asyncio.TimeoutError:
+                raise Lost(f"the server has read no byte for {self._timeout} s") from None
+            except OSError as error:
+                self._link.end(Ended(f"the connection failed: {error}"))
+
+    async def _changed(self, timeout: Optional[float], awaited: str) -> None:
+        """Waits until something about the stream has changed."""
+        self._change.clear()
+        try:
+            await asyncio.wait_for(self._change.wait(), timeout)
+        except asyncio.TimeoutError:
+            raise Lost(f"the stream has got no {awaited} for {timeout} s") from None
 
 
 class Client(Requests):
@@ -236,6 +403,20 @@ class Client(Requests):
         """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin rights."""
         await self._linked()
         await self._one(self._flush_request(model))
+
+    async def open(self, name: str, header: Buffer = b"") -> Stream:
+        """Opens a stream: `name` is its service or method, `header` its parameters, any buffer.
+
+        The server may still refuse it: the next call of the stream raises Failed then. A stream ends with its
+        connection and is not opened again by itself.
+        """
+        link = await self._linked()
+        request = self._open_request(name, header)
+        stream_id, link.next_id = link.next_id, link.next_id + 1
+        stream = Stream(link, link.flows.open(stream_id, self.welcome.max_body), self._timeout)
+        link.send(protocol.frame(request.kind, 0, 0, stream_id, request.body))
+        await stream._drain()
+        return stream
 
     async def ping(self, data: Buffer = b"") -> float:
         """The round-trip time of a Ping in seconds. `data` is at most 64 bytes."""

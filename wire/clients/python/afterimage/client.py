@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, NamedTupl
 from . import protocol
 from .protocol import (
     BYTES_REQ, BYTES_RESP, FLUSH_REQ, FLUSH_RESP, FORGET_REQ, FORGET_RESP, INFER_REQ, INFER_RESP, KEY_LENGTH, MAX_ROWS,
-    MAX_VALUE, NO_STORE, REFRESH, CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO, MAX_BUDGET_MS, MAX_PING, OLDEST_VERSION, PING,
-    PONG, SHUTTING_DOWN, SNAPSHOT_REQ, SNAPSHOT_RESP, STATS_REQ, STATS_RESP, VERSION, WELCOME, WRITE, Failed, Frame,
-    Inference, Label, Lost, Malformed, Reply, Snapshot, StatsValue, Unsupported, Welcome, flat, integer,
+    MAX_VALUE, NO_STORE, REFRESH, CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP, ERROR, GO_AWAY, HELLO,
+    MAX_BUDGET_MS, MAX_PING, OLDEST_VERSION, PING, PONG, SHUTTING_DOWN, SNAPSHOT_REQ, SNAPSHOT_RESP, STATS_REQ,
+    STATS_RESP, STREAM_OPEN, VERSION, WELCOME, WRITE, AfterimageError, Failed, Frame, Inference, Label, Lost, Malformed,
+    Reply, Snapshot, StatsValue, Unsupported, Welcome, flat, integer,
 )
+from .stream import Flow, Flows, Stream, open_body
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Literal
@@ -43,6 +45,7 @@ class Connection:
         self.out = bytearray()
         self.received = bytearray()
         self.going_away = False
+        self.flows = Flows()
         self.socket = socket.create_connection((host, port), timeout)
         try:
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,16 +58,18 @@ class Connection:
         self.selector = selectors.DefaultSelector()
         self.selector.register(self.socket, selectors.EVENT_READ)
 
-    def close(self) -> None:
+    def close(self, error: Optional[AfterimageError] = None) -> None:
+        self.flows.lose(error or Lost("the connection of the stream has ended"))
         self.selector.close()
         self.socket.close()
 
-    def step(self) -> List[Frame]:
+    def step(self, timeout: Optional[float] = None) -> List[Frame]:
         """Waits until the socket is ready, and sends or receives once. Returns the frames that came."""
         self.selector.modify(self.socket, selectors.EVENT_READ | (selectors.EVENT_WRITE if self.out else 0))
-        ready = self.selector.select(self.timeout)
+        timeout = self.timeout if timeout is None else timeout
+        ready = self.selector.select(timeout)
         if not ready:
-            raise Lost(f"the server has neither sent nor read a byte for {self.timeout} s")
+            raise Lost(f"the server has neither sent nor read a byte for {timeout} s")
         if ready[0][1] & selectors.EVENT_READ:
             return self.receive()
         try:
@@ -209,6 +214,9 @@ class Requests:
     def _flush_request(self, model: str) -> Request:
         return self._newer(FLUSH_REQ, protocol.short_text(model, "the model"), FLUSH_RESP)
 
+    def _open_request(self, name: str, header: Buffer) -> Request:
+        return self._newer(STREAM_OPEN, open_body(name, header), 0)
+
     def _ping_request(self, data: Buffer) -> Request:
         data = flat(data, "the data of a ping")
         if len(data) > MAX_PING:
@@ -328,6 +336,30 @@ class Client(Requests):
         """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin rights."""
         self._one(self._flush_request(model))
 
+    def open(self, name: str, header: Buffer = b"") -> Stream:
+        """Opens a stream: `name` is its service or method, `header` its parameters, any buffer.
+
+        The server may still refuse it: the next call of the stream raises Failed then. A stream ends with its
+        connection and is not opened again by itself.
+
+            with client.open("fold/mean", b"{}") as stream:
+                for chunk in stream.exchange(chunks):
+                    ...
+        """
+        if self.closed:
+            raise Lost("the client is closed")
+        self._notice()
+        request = self._open_request(name, header)
+        if self._connection is None or self._connection.going_away:
+            self._reconnect(Call(iter(())))
+            request = self._open_request(name, header)
+        assert self._connection is not None
+        stream_id, self._next_id = self._next_id, self._next_id + 1
+        flow = self._connection.flows.open(stream_id, self.welcome.max_body)
+        self._queue(flow, protocol.frame(request.kind, 0, 0, stream_id, request.body))
+        self._flush()
+        return Stream(self, flow)
+
     def ping(self, data: Buffer = b"") -> float:
         """The round-trip time of a Ping in seconds. `data` is at most 64 bytes."""
         request = self._ping_request(data)
@@ -375,9 +407,9 @@ class Client(Requests):
                  traceback: Optional[TracebackType]) -> None:
         self.close()
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, error: Optional[AfterimageError] = None) -> None:
         if self._connection is not None:
-            self._connection.close()
+            self._connection.close(error)
             self._connection = None
 
     def _notice(self) -> None:
@@ -386,8 +418,8 @@ class Client(Requests):
             while self._connection is not None and (frames := self._connection.receive()):
                 for frame in frames:
                     self._receive(frame, Call(iter(())))
-        except (Lost, Failed, Malformed):
-            self._disconnect()
+        except (Lost, Failed, Malformed) as error:
+            self._disconnect(error)
 
     def _connect(self) -> None:
         """Makes a connection and reads the Welcome. Raises OSError when the server cannot be reached."""
@@ -410,6 +442,49 @@ class Client(Requests):
         self.welcome = welcome
         self.connects += 1
 
+    # Streams.
+
+    def _queue(self, flow: Flow, frame: bytes) -> None:
+        """Queues a frame of a stream. Drops it if the stream's connection has ended."""
+        if frame and self._connection is not None:
+            self._connection.out += frame
+            self._connection.flows.settle(flow)
+
+    def _may_queue(self) -> bool:
+        """Whether the send buffer has room for data of a stream."""
+        return self._connection is not None and len(self._connection.out) < SEND_AHEAD
+
+    def _pump(self, flow: Flow, end: Optional[float] = None) -> None:
+        """Sends or receives once, and waits for it until `end`, or for `timeout` seconds.
+
+        A timeout leaves the connection open; each other error ends it.
+        """
+        if self._connection is None:
+            raise flow.error or Lost("the connection of the stream has ended")
+        connection = self._connection
+        try:
+            frames = connection.step(None if end is None else max(0.0, end - time.monotonic()))
+            for frame in frames:
+                self._receive(frame, Call(iter(())))
+        except Ended as error:
+            self._disconnect(error)
+        except Lost:
+            raise
+        except BaseException as error:
+            self._disconnect(error if isinstance(error, AfterimageError) else None)
+            raise
+
+    def _flush(self) -> None:
+        """Sends all queued bytes. Receives meanwhile, because the server may need that."""
+        while self._connection is not None and self._connection.out:
+            try:
+                for frame in self._connection.step():
+                    self._receive(frame, Call(iter(())))
+            except BaseException as error:
+                self._disconnect(error if isinstance(error, AfterimageError) else None)
+                if not isinstance(error, Ended):  # The streams have this error, and raise it.
+                    raise
+
     # Calls.
 
     def _one(self, request: Request) -> Reply:
@@ -430,8 +505,8 @@ class Client(Requests):
                     call.reconnects()
                     self._reconnect(call)
                 self._exchange(call, max(1, self.welcome.window))
-            except Ended:
-                self._disconnect()
+            except Ended as error:
+                self._disconnect(error)
                 if not call.may_reconnect:
                     raise
                 continue
@@ -504,6 +579,9 @@ class Client(Requests):
             if content.status == SHUTTING_DOWN:
                 raise Ended(f"the server closed the connection: {content}")
             raise content
+        if self._connection is not None and self._connection.flows.owns(frame):
+            self._connection.out += self._connection.flows.receive(frame)
+            return
         if content is None and frame.kind not in (CACHE_RESP, BYTES_RESP, FLUSH_RESP):
             self.dropped += 1
             return

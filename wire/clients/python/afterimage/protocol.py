@@ -13,7 +13,8 @@ CACHE_REQ, CACHE_RESP, CLASSIFY_REQ, CLASSIFY_RESP = 0x10, 0x11, 0x20, 0x21
 # Version 2.
 BYTES_REQ, BYTES_RESP, INFER_REQ, INFER_RESP = 0x12, 0x13, 0x22, 0x23
 FORGET_REQ, FORGET_RESP, FLUSH_REQ, FLUSH_RESP = 0x30, 0x31, 0x32, 0x33
-WRITE, EXISTS, HIT, COALESCED, CONNECTION, JOINED = 0x01, 0x01, 0x01, 0x02, 0x01, 0x01
+STREAM_OPEN, STREAM_DATA, STREAM_CREDIT, STREAM_PROGRESS, STREAM_RESET = range(0x40, 0x45)
+WRITE, EXISTS, HIT, COALESCED, CONNECTION, JOINED, END = 0x01, 0x01, 0x01, 0x02, 0x01, 0x01, 0x01
 REFRESH, NO_STORE = 0x01, 0x02
 STATUSES = [
     "none", "upstream_error", "upstream_crashed", "upstream_corrupt", "bad_argument", "overloaded",
@@ -36,6 +37,8 @@ KEY_LENGTH = 16
 MAX_TOKEN = 1024
 MAX_TEXT = 1024
 MAX_PING = 64
+MAX_STREAM_DATA = MAX_STREAM_HEADER = 1 << 16
+MAX_PROGRESS = 1024
 MAX_DIMS = 4
 MAX_ENTRIES = 4096
 MAX_BUDGET_MS = (1 << 16) - 1
@@ -128,7 +131,15 @@ class Malformed(AfterimageError):
     """The server sent bytes that violate the protocol."""
 
 
-Reply = Union[Welcome, Label, Inference, Snapshot, Failed, List[StatsEntry], bytes, str, int, None]
+class StreamFrame(NamedTuple):
+    """A frame of a stream, not checked yet: a bad one ends its stream and not the connection."""
+
+    flags: int
+    status: int
+    data: bytes
+
+
+Reply = Union[Welcome, Label, Inference, Snapshot, Failed, StreamFrame, List[StatsEntry], bytes, str, int, None]
 
 
 def printable(text: str) -> str:
@@ -263,6 +274,8 @@ def decode(kind: int, flags: int, status: int, data: Buffer) -> Reply:
         result = Snapshot(entries, size, elapsed_us, bool(flags & JOINED))
     elif kind == WELCOME:
         result = decode_welcome(body)
+    elif kind in (STREAM_DATA, STREAM_CREDIT, STREAM_PROGRESS, STREAM_RESET):
+        result = StreamFrame(flags, status, body.bytes(len(body.data)))
     else:
         return None
     at_most(0, len(body.data), "the number of bytes after the last field")

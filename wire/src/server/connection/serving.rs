@@ -86,8 +86,9 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     fn greet(&mut self) -> bool {
         match greet(self.shared, self.lacks_tls, self.input.unread(), &mut self.out) {
             Greeting::NeedMore => false,
-            Greeting::Welcomed { consumed, serves } => {
+            Greeting::Welcomed { consumed, serves, tenant } => {
                 self.input.consume(consumed);
+                self.outbox.set_tenant(tenant);
                 self.phase = Phase::Open(serves);
                 if let Some(watchers) = self.shared.service.watchers() {
                     watchers.add(&self.outbox);
