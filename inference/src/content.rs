@@ -16,7 +16,7 @@ pub(crate) enum Content {
     /// A request of the Open Inference Protocol. The memo answers it whole.
     Whole,
     /// A request of the Open Inference Protocol. The memo answers each row for itself.
-    Rows(oip::Rows),
+    Rows(Box<oip::Rows>),
     /// Inputs for embeddings. Each is a row.
     Embeddings(embeddings::Request),
 }

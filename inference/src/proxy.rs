@@ -168,14 +168,16 @@ impl Proxy {
         self.inner.replicas.len()
     }
 
-    /// Asks each server whether it can be reached and speaks a known protocol. Returns the problems.
+    /// Asks each server whether it can be reached and speaks a known protocol, and returns the
+    /// problems.
     pub async fn check(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for replica in &self.inner.replicas {
-            let found = match replica.get("/v2").await {
+            let (status, is_inference) = match replica.get("/v2").await {
                 Ok((status, body)) => {
                     let body = serde_json::from_slice::<serde_json::Value>(&body);
-                    (status, body.is_ok_and(|body| body["name"].is_string()))
+                    let is_named = body.is_ok_and(|body| body["name"].is_string());
+                    (status, is_named && status.is_success())
                 }
                 Err(error) => {
                     problems.push(format!("{}: {error}", replica.target()));
@@ -183,14 +185,13 @@ impl Proxy {
                 }
             };
             // Servers of embeddings have a list of models, and nothing at /v2.
-            let lists =
-                matches!(replica.get("/v1/models").await, Ok((status, _)) if status.is_success());
-            if !(found.0.is_success() && found.1) && !lists {
+            let listed = replica.get("/v1/models").await;
+            let is_known = is_inference || listed.is_ok_and(|(status, _)| status.is_success());
+            if !is_known {
                 problems.push(format!(
-                    "{} shows no model (GET /v2 gives {}, and there is no /v1/models); only calls \
-                     for embeddings are remembered",
-                    replica.target(),
-                    found.0
+                    "{} shows no model (GET /v2 gives {status}, and there is no /v1/models); only \
+                     calls for embeddings are remembered",
+                    replica.target()
                 ));
             }
         }
@@ -345,7 +346,7 @@ impl Inner {
                         .map(|row| key(ROW, prefix, rows.key_parts(row).iter()))
                         .collect(),
                 };
-                let content = rows.map_or(Content::Whole, Content::Rows);
+                let content = rows.map_or(Content::Whole, |rows| Content::Rows(Box::new(rows)));
                 let wanted = request.wanted_encoding();
                 let form = Form::Inference { id: request.id, wanted };
                 Ok(Understood { model: path.clone(), content, keys, probe, form })

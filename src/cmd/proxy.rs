@@ -26,8 +26,8 @@ use crate::{net, serving, store};
     "  afterimage proxy http://127.0.0.1:8000 --store redis://127.0.0.1 --secret-file secret"
 )))]
 pub(crate) struct Args {
-    /// Model server that speaks the Open Inference Protocol over HTTP. Several equal servers share
-    /// the work.
+    /// Model server: the Open Inference Protocol or OpenAI-style embeddings over HTTP. Several
+    /// equal servers share the work.
     #[arg(value_name = "URL", required = true)]
     urls: Vec<Target>,
 
