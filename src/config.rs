@@ -15,13 +15,16 @@ use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::Proxy;
-use afterimage_memo::{MemoOptions, Store, Upstream};
+use afterimage_memo::MemoOptions;
 use afterimage_wire::Connection;
 use afterimage_wire::proto::header::MAX_VALUE;
-use afterimage_wire::server::ServerOptions;
+use afterimage_wire::server::{ServerOptions, Service};
 
 use crate::args::Size;
 use crate::process::ConfigError;
+
+pub use crate::peer::{ClassifierConfig, PeerConfig, ReplicasConfig};
+pub use crate::store::{Place, RemoteConfig, StoreConfig};
 
 /// The services of a process, and the parts that they share.
 #[derive(Default)]
@@ -34,6 +37,8 @@ pub struct Config {
     pub classifier: Vec<ListenerConfig>,
     /// The proxy in front of model servers.
     pub proxy: Option<ProxyConfig>,
+    /// Services that the program brings, each with its listeners.
+    pub others: Vec<(Box<dyn Service>, Vec<ListenerConfig>)>,
     /// The label table of the cache service, and of a memo without a store of its own.
     pub table: TableConfig,
     /// The built-in classifier of the classifier service, and of a memo without another one.
@@ -72,10 +77,10 @@ pub struct MemoConfig {
     pub listeners: Vec<ListenerConfig>,
     /// Its secret and limits.
     pub options: MemoOptions,
-    /// A store; `None` for the label table of the process.
-    pub store: Option<Store>,
-    /// A classifier; `None` for the built-in one of the process.
-    pub classifier: Option<Box<dyn Upstream>>,
+    /// Where it keeps answers.
+    pub store: StoreConfig,
+    /// What computes the answers.
+    pub classifier: ClassifierConfig,
 }
 
 /// An address to listen on.
@@ -100,8 +105,12 @@ pub struct ProxyConfig {
     pub address: SocketAddr,
     /// TLS, limits, and the time limit of the drain.
     pub options: HttpOptions,
+    /// The address of its gRPC side; `None` for HTTP alone.
+    pub grpc: Option<SocketAddr>,
     /// The proxy.
     pub proxy: Proxy,
+    /// The model servers behind it, as its page names them.
+    pub servers: String,
     /// The snapshots of its answers. The process writes the last one when it ends.
     pub snapshots: Option<SnapshotWriter>,
 }

@@ -1,10 +1,9 @@
 //! The embedded classifier: the compute engine as a memo's upstream, without a network between.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use afterimage_classifier::{Caller, Engine, EngineError, Job, Model, argmax, service};
-use afterimage_core::{Answer, Computed, Failure, ModelId, Reply, Rows, Status};
+use afterimage_classifier::{Engine, Job, Labelled, Model, argmax, service};
+use afterimage_core::{Answer, Computed, Failure, ModelId, Rows, Status};
 use afterimage_memo::Upstream;
 use afterimage_memo::upstream::{Call, Function};
 use afterimage_wire::proto::stats::Stats;
@@ -58,39 +57,19 @@ impl Upstream for Embedded {
 
     fn compute(&self, calls: Vec<Call>) {
         self.engine.submit_many(calls.into_iter().flat_map(Call::scatter).map(|call| {
-            let (model, input) = (Arc::clone(&self.model), call.row().clone());
-            Job::for_caller(Vec::from(input), EngineReply { model, reply: call.reply })
-                .of_client(call.client)
+            let (model, input) = (Arc::clone(&self.model), Vec::from(call.row().clone()));
+            let reply = call.reply.accept(|label: Labelled| match label {
+                Ok(label) => {
+                    Ok(Computed { model, answers: Rows::from_elem(Answer::Label(label), 1) })
+                }
+                Err(error) => Err(service::failure(&error)),
+            });
+            Job::with_reply(input, reply).of_client(call.client)
         }));
     }
 
     fn stats(&self, stats: &mut Stats) {
         stats.text(&afterimage_memo::metrics::CLASSIFIER, "embedded");
         service::engine_stats(&self.engine, stats);
-    }
-}
-
-/// A memo's reply behind the engine's interface.
-struct EngineReply {
-    model: Arc<ModelId>,
-    reply: Reply<Result<Computed, Failure>>,
-}
-
-impl Caller for EngineReply {
-    fn is_wanted(&self, now: Instant) -> bool {
-        self.reply.is_wanted(now)
-    }
-
-    fn prefetch(&self) {
-        self.reply.prefetch();
-    }
-
-    fn answer(self: Box<Self>, label: Result<u16, EngineError>, now: Instant) {
-        let EngineReply { model, reply } = *self;
-        let computed = match label {
-            Ok(label) => Ok(Computed { model, answers: Rows::from_elem(Answer::Label(label), 1) }),
-            Err(error) => Err(service::failure(&error)),
-        };
-        reply.send_at(computed, now);
     }
 }

@@ -16,6 +16,7 @@ mod format;
 mod metrics;
 mod net;
 mod operations;
+mod peer;
 mod print;
 pub mod process;
 mod progress;
@@ -79,7 +80,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Ask", &["classify", "stats", "ping", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench"]),
-    ("Install", &["doctor", "completions", "man"]),
+    ("Install", &["doctor", "key", "completions", "man"]),
 ];
 
 #[derive(Debug, Subcommand)]
@@ -120,6 +121,8 @@ enum Command {
     Flush(cmd::forget::FlushArgs),
     /// Check this machine, the settings and other services, with advice.
     Doctor(cmd::doctor::Args),
+    /// Create an API key for the HTTP API.
+    Key(cmd::key::Args),
     /// Print a script that completes commands and flags in a shell.
     Completions(cmd::install::CompletionsArgs),
     /// Write the manual pages.
@@ -230,14 +233,27 @@ fn one_line(error: &anyhow::Error) -> String {
             line.extend([colon, &cause]);
         }
     }
-    settings::without_logins(&line)
+    settings::without_secrets(&without_error_numbers(&line))
+}
+
+/// The text without the system's error numbers, which its words make redundant.
+fn without_error_numbers(text: &str) -> String {
+    let mut parts = text.split(" (os error ");
+    let mut shown = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        match part.split_once(')') {
+            Some((number, rest)) if number.parse::<u32>().is_ok() => shown += rest,
+            _ => shown.extend([" (os error ", part]),
+        }
+    }
+    shown
 }
 
 /// Prints an error of the command line and ends the process. A wrong value may be a URL with a
 /// password.
 fn exit(error: &clap::Error) -> ! {
     let text = error.to_string();
-    let shown = settings::without_logins(&text);
+    let shown = settings::without_secrets(&text);
     // The help has examples of URLs with logins, which are no secrets.
     if !error.use_stderr() || shown == text {
         error.exit();
@@ -303,6 +319,7 @@ fn run() -> anyhow::Result<()> {
         Command::Forget(args) => cmd::forget::forget(args),
         Command::Flush(args) => cmd::forget::flush(args),
         Command::Doctor(args) => cmd::doctor::run(args),
+        Command::Key(args) => cmd::key::run(args),
         Command::Completions(args) => cmd::install::completions(args),
         Command::Man(args) => cmd::install::man(args),
     }

@@ -9,8 +9,10 @@ use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
 use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, ModelError};
-use afterimage_gateway::{InProcess, Remote, Source};
+use afterimage_gateway::keys::{Keys, KeysError};
+use afterimage_gateway::{InProcess, OfProxy, Remote, Source};
 use afterimage_inference::Proxy;
+use afterimage_memo::store::{RedisError, StoreOfBytes};
 use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
@@ -23,7 +25,9 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, GatewayConfig, ListenerConfig, ProxyConfig, Started};
+use crate::config::{
+    ClassifierConfig, Config, GatewayConfig, ListenerConfig, ProxyConfig, Started, StoreConfig,
+};
 use crate::embedded::{Embedded, SCORES, scores_of};
 use crate::operations::{Operations, statistics};
 
@@ -56,6 +60,12 @@ pub enum ConfigError {
         /// Its size in bytes.
         needed: usize,
     },
+    /// The name of a server cannot be in its certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address or an option of Redis cannot be used.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
     /// The snapshot file cannot be used.
     #[error("--snapshot")]
     Snapshot(#[source] OpenError),
@@ -86,6 +96,9 @@ pub enum ReloadError {
     /// Tenants.
     #[error("{0}; the tenants read before stay in use")]
     Tenants(#[source] TenantsError),
+    /// API keys.
+    #[error("{0}; the keys read before stay in use")]
+    Keys(#[source] KeysError),
 }
 
 /// A process whose services listen. Without [`drain`](Self::drain), its end closes all connections
@@ -120,7 +133,9 @@ pub struct Process {
     tls: Vec<ServerTls>,
     tokens: Vec<Token>,
     tenants: Vec<Tenants>,
+    keys: Option<Keys>,
     proxy: Option<(Proxy, SocketAddr)>,
+    grpc: Option<SocketAddr>,
 }
 
 impl Process {
@@ -130,12 +145,17 @@ impl Process {
     /// When a port is taken, when settings contradict each other, or when the table, the snapshot
     /// or the model cannot be used.
     pub async fn start(config: Config) -> Result<Self, ConfigError> {
-        let Config { memo, cache, classifier, proxy, table, engine, gateway, admin } = config;
+        let Config { memo, cache, classifier, proxy, others, table, engine, gateway, admin } =
+            config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
         // Before the table takes memory and the model is read.
         let memo_sockets = bind(memo_listeners).await?;
         let cache_sockets = bind(&cache).await?;
         let classifier_sockets = bind(&classifier).await?;
+        let mut other_sockets = Vec::new();
+        for (service, listeners) in others {
+            other_sockets.push((service, bind(&listeners).await?));
+        }
         let http = match gateway {
             None => None,
             Some(gateway) => match bind_one(gateway.address).await {
@@ -150,19 +170,28 @@ impl Process {
             },
         };
         let proxy = match proxy {
-            Some(proxy) => Some((bind_one(proxy.address).await?, proxy)),
+            Some(proxy) => {
+                let grpc = match proxy.grpc {
+                    Some(address) => Some(bind_one(address).await?),
+                    None => None,
+                };
+                Some((bind_one(proxy.address).await?, grpc, proxy))
+            }
             None => None,
         };
         let admin = match admin {
             Some(admin) => Some((bind_one(admin.address).await?, admin)),
             None => None,
         };
-        let listeners = memo_sockets.len() + cache_sockets.len() + classifier_sockets.len();
+        let listeners = memo_sockets.len()
+            + cache_sockets.len()
+            + classifier_sockets.len()
+            + other_sockets.iter().map(|(_, sockets)| sockets.len()).sum::<usize>();
         if listeners == 0 && http.is_none() && proxy.is_none() {
             return Err(ConfigError::NoListener);
         }
 
-        let has_own_store = memo.as_ref().is_some_and(|memo| memo.store.is_none());
+        let has_own_store = memo.as_ref().is_some_and(|memo| memo.store.is_embedded());
         let (table, bytes, snapshots) = if has_own_store || !cache_sockets.is_empty() {
             let Started { table, bytes, snapshots } = table.start()?;
             (Some(table), bytes, snapshots)
@@ -173,7 +202,7 @@ impl Process {
         } else {
             (None, None, None)
         };
-        let has_own_engine = memo.as_ref().is_some_and(|memo| memo.classifier.is_none());
+        let has_own_engine = memo.as_ref().is_some_and(|memo| memo.classifier.is_embedded());
         let needs_engine = has_own_engine || !classifier_sockets.is_empty();
         let engine = needs_engine.then(|| engine.start()).transpose()?;
 
@@ -188,9 +217,14 @@ impl Process {
             tls: Vec::new(),
             tokens: Vec::new(),
             tenants: Vec::new(),
+            keys: None,
             proxy: None,
+            grpc: None,
         };
         let handle = process.snapshots.first().map(SnapshotWriter::handle);
+        for (service, sockets) in other_sockets {
+            process.serve(service, sockets)?;
+        }
         if let (Some((model, engine)), false) = (&engine, classifier_sockets.is_empty()) {
             let service = ClassifierService::new(model, Arc::clone(engine));
             process.serve(service, classifier_sockets)?;
@@ -203,17 +237,37 @@ impl Process {
         }
         let mut source: Option<Arc<dyn Source>> = None;
         if let Some(memo) = memo {
-            let own_bytes = bytes.filter(|_| memo.store.is_none());
-            let own = table.map(|table| Store::Embedded(table, handle));
-            let store = memo.store.or(own).expect("a memo without a store has the table");
-            let built_in = memo.classifier.is_none().then(|| engine.clone()).flatten();
-            let own = engine.map(|(model, engine)| Box::new(Embedded::new(&model, engine)) as _);
-            let classifier = memo.classifier.or(own).expect("without another, it is built in");
+            let built_in = engine.filter(|_| memo.classifier.is_embedded());
+            let (labels, bytes) = match memo.store {
+                StoreConfig::Embedded => {
+                    let table = table.expect("a memo without another store has the table");
+                    (Store::Embedded(table, handle), bytes.into())
+                }
+                // The built-in classifier answers with labels: no connection for bytes is needed.
+                StoreConfig::Remote(remote) if built_in.is_some() => {
+                    (remote.labels()?, StoreOfBytes::None)
+                }
+                StoreConfig::Remote(remote) => (remote.labels()?, remote.bytes()?),
+                StoreConfig::Own(labels, bytes) => (labels, bytes),
+            };
             // The page shows scores, which are answers of bytes.
-            let of_page =
-                || http.is_some().then(|| Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)));
-            let bytes = own_bytes.or_else(of_page);
-            let memo = Memo::new(store, bytes, memo.options);
+            let bytes = match bytes {
+                StoreOfBytes::None if http.is_some() => {
+                    Arc::new(ByteStore::new(PAGE_BYTES, MAX_VALUE)).into()
+                }
+                bytes => bytes,
+            };
+            let classifier = match (memo.classifier, &built_in) {
+                (ClassifierConfig::Remote(replicas), _) => replicas.start()?,
+                (ClassifierConfig::Own(upstream), _) => upstream,
+                (ClassifierConfig::Embedded, Some((model, engine))) => {
+                    Box::new(Embedded::new(model, Arc::clone(engine)))
+                }
+                (ClassifierConfig::Embedded, None) => {
+                    unreachable!("a memo without another classifier has the built-in one")
+                }
+            };
+            let memo = Memo::new(labels, bytes, memo.options);
             memo.add_model("", classifier, ModelOptions::default());
             let service = MemoService::of(&memo, "").expect("it was just added");
             process.serve(service, memo_sockets)?;
@@ -235,19 +289,32 @@ impl Process {
                 Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
             };
             behind = gateway.server.map(remote);
-            let source = behind.clone().or(source);
+            let of_proxy = proxy.as_ref().map(|(.., config)| {
+                let ProxyConfig { proxy, servers, .. } = config;
+                Arc::new(OfProxy::new(proxy.clone(), servers.clone())) as Arc<dyn Source>
+            });
+            let source = behind.clone().or(source).or(of_proxy);
             let source = source.ok_or(ConfigError::Missing("a gateway needs a memo"))?;
             let GatewayConfig { options, http, .. } = gateway;
             process.watch(http.tls.as_ref());
             process.tokens.extend(options.access.tokens().cloned());
             process.tenants.extend(options.access.own_tenants().cloned());
+            process.keys = options.access.own_keys().cloned();
             process.http = Some((address, http.tls.is_some()));
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
             process.listeners.spawn(serving);
         }
-        if let Some(((socket, address), ProxyConfig { options, proxy, snapshots, .. })) = proxy {
+        if let Some(((socket, address), grpc, config)) = proxy {
+            let ProxyConfig { options, proxy, snapshots, .. } = config;
             process.watch(options.tls.as_ref());
+            if let Some((socket, address)) = grpc {
+                let (service, stop) = (proxy.clone(), process.stop.clone());
+                let serving =
+                    afterimage_http::serve_streams(socket, service, options.clone(), stop);
+                process.listeners.spawn(serving);
+                process.grpc = Some(address);
+            }
             let (service, stop) = (proxy.clone(), process.stop.clone());
             process.listeners.spawn(afterimage_http::serve(socket, service, options, stop));
             process.proxy = Some((proxy, address));
@@ -315,6 +382,11 @@ impl Process {
         self.proxy.as_ref().map(|(proxy, address)| (proxy, *address))
     }
 
+    /// The address of the proxy's gRPC side, if there is one.
+    pub fn grpc(&self) -> Option<SocketAddr> {
+        self.grpc
+    }
+
     /// Loads the certificates of all listeners and the token files again. Open connections stay
     /// open. What cannot be loaded stays as it is.
     ///
@@ -327,7 +399,9 @@ impl Process {
         let tokens = self.tokens.iter().map(|token| token.reload().map_err(ReloadError::Token));
         // All are loaded before the first error is returned.
         let tenants = self.tenants.iter().map(|all| all.reload().map_err(ReloadError::Tenants));
-        let reloaded: Vec<Result<(), ReloadError>> = tls.chain(tokens).chain(tenants).collect();
+        let keys = self.keys.iter().map(|all| all.reload().map_err(ReloadError::Keys));
+        let reloaded: Vec<Result<(), ReloadError>> =
+            tls.chain(tokens).chain(tenants).chain(keys).collect();
         reloaded.into_iter().collect()
     }
 

@@ -87,16 +87,20 @@ pub(crate) fn run(
             // Standard output may be closed; the service runs all the same.
             let _ = say!("{service} listening on {address}");
         }
-        if let Some(page) = process.page() {
-            let _ = say!("gateway listening on {page}");
-        }
         let proxy = process.proxy().map(|(proxy, address)| {
             let _ = say!("proxy listening on {address}");
             proxy.clone()
         });
+        if let Some(address) = process.grpc() {
+            let _ = say!("proxy listening on grpc://{address}");
+        }
+        if let Some(page) = process.page() {
+            let _ = say!("gateway listening on {page}");
+        }
         if let Some(address) = process.admin() {
             let _ = say!("metrics and probes on http://{address}/metrics");
         }
+        notify("READY=1");
         let started = Instant::now();
         let mut terminated = std::pin::pin!(terminated);
         loop {
@@ -105,6 +109,7 @@ pub(crate) fn run(
                 () = hangups.next() => reload(&process),
             }
         }
+        notify("STOPPING=1");
         let services = process.services().to_vec();
         let drained = process.drain(Duration::MAX).await;
         let uptime = long_time(started.elapsed());
@@ -137,6 +142,29 @@ fn summary(stats: &Stats) -> String {
         _ => format!("{requests} requests, hit ratio {}", percent(hits as f64 / reads as f64)),
     }
 }
+
+/// Reports the state of the process to systemd, if systemd started it with `Type=notify`.
+#[cfg(target_os = "linux")]
+fn notify(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match path.as_bytes() {
+        // A name without a file.
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&path),
+    };
+    let sent = address.and_then(|address| {
+        UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address).map(drop)
+    });
+    if let Err(error) = sent {
+        tracing::warn!(%error, "cannot report {state} to systemd");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn notify(_: &str) {}
 
 /// Reloads the files of a process. Clients with certificates and password files reload them by
 /// handlers of their own.

@@ -27,7 +27,7 @@ pub fn apply(command: Command, args: impl Iterator<Item = OsString>) -> anyhow::
         None => Ok(command),
         Some(path) => {
             let file = path.display();
-            let text = std::fs::read_to_string(&path)
+            let text = afterimage_core::file::read_text(&path)
                 .with_context(|| format!("cannot read the settings file {file}"))?;
             with_file(command, &text).with_context(|| format!("settings file {file}"))
         }
@@ -120,8 +120,9 @@ pub(crate) fn warn(command: &Command, args: &[OsString]) {
 
 /// Whether a settings file has a token or a URL with a password in it.
 fn has_secret(path: &Path) -> bool {
-    let table =
-        std::fs::read_to_string(path).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    // A pipe gives its content once.
+    let text = path.is_file().then(|| afterimage_core::file::read_text(path).ok()).flatten();
+    let table = text.and_then(|text| text.parse::<toml::Table>().ok());
     let commands = table.iter().flatten().filter_map(|(_, table)| table.as_table());
     commands.flatten().any(|(name, value)| {
         name == "token" || value.as_str().is_some_and(|text| without_password(text) != text)
@@ -147,20 +148,67 @@ fn collect_variables(command: &Command, known: &mut BTreeSet<String>) {
 
 /// A text for messages: in a URL, the part before `@` may hold a password.
 fn without_password(text: &str) -> String {
+    let text = &without_secret_parameters(text);
     match text.rsplit_once('@') {
         Some((before, hosts)) if before.contains(':') => {
             let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
             let separator = if scheme.is_empty() { "" } else { "://" };
             format!("{scheme}{separator}…@{hosts}")
         }
-        _ => text.to_owned(),
+        _ => text.clone(),
     }
+}
+
+/// Words in the names of URL parameters whose values are secret.
+const SECRET_NAMES: [&str; 6] = ["pass", "pwd", "secret", "token", "auth", "key"];
+
+/// The text with `…` for the values of secret parameters, as in `?password=…`.
+fn without_secret_parameters(text: &str) -> String {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(['?', '&']) {
+        let (before, after) = rest.split_at(at + 1);
+        shown += before;
+        rest = after;
+        let Some((name, value)) = after.split_once('=') else { continue };
+        let lower = name.to_ascii_lowercase();
+        let is_name = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));
+        if is_name && SECRET_NAMES.iter().any(|word| lower.contains(word)) {
+            let end = value.find(['&', '#', ' ', '\n', '"', '\'']).unwrap_or(value.len());
+            shown.extend([name, "=…"]);
+            rest = &value[end..];
+        }
+    }
+    shown + rest
+}
+
+/// The text without the logins of this process's own arguments and variables, in whatever form, and
+/// without those of other URLs.
+pub(crate) fn without_secrets(text: &str) -> String {
+    let arguments = std::env::args_os().skip(1);
+    let variables = std::env::vars_os()
+        .filter(|(name, _)| name.to_string_lossy().starts_with(ENV_PREFIX))
+        .map(|(_, value)| value);
+    let mut shown = text.to_owned();
+    for value in arguments.chain(variables) {
+        let value = value.to_string_lossy();
+        let value = match value.strip_prefix("--").and_then(|flag| flag.split_once('=')) {
+            Some((_, value)) => value,
+            None => &value,
+        };
+        let safe = without_password(value);
+        if safe != value {
+            shown = shown.replace(value, &safe);
+        }
+    }
+    without_logins(&shown)
 }
 
 /// The text with `…` for the login in each of its URLs.
 pub(crate) fn without_logins(text: &str) -> String {
+    let text = &without_secret_parameters(text);
     let mut shown = String::new();
-    let mut rest = text;
+    let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once("://") {
         let end = after.find([' ', '\n', '"', '\'']).unwrap_or(after.len());
         let (url, tail) = after.split_at(end);

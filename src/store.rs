@@ -1,18 +1,23 @@
-//! Flags of a store, and the stores that they describe.
+//! Flags of a store, their part of a configuration, and the stores that it describes.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use afterimage_core::file;
+use afterimage_memo::key::SECRET_LEN;
 use afterimage_memo::store::{
     Backend, CacheBytes, Entries, OfBytes, OfLabels, Redis, RedisOptions, RemoteStore,
     StoreOfBytes, StoreOptions,
 };
 use afterimage_memo::{Secret, Store};
+use afterimage_wire::CacheClient;
 use afterimage_wire::client::Expect;
-use afterimage_wire::{CacheClient, ClientOptions};
+use afterimage_wire::proto::header::MAX_LARGE_BODY;
 use anyhow::{Context, bail};
 
-use crate::args::{Span, StoreAddr};
-use crate::cmd::memo::{secure, upstream_options};
+use crate::args::{Span, StoreAddr, token};
+use crate::peer::PeerConfig;
+use crate::process::ConfigError;
 use crate::tls::{StoreTlsArgs, warn_if_exposed};
 
 /// A value of 16 MiB takes longer than a label: its lookup has so many times the budget.
@@ -98,42 +103,26 @@ impl StoreArgs {
         Ok(())
     }
 
-    /// The remote store of labels; `None` if the store is embedded.
-    pub(crate) fn labels(&self, store: &StoreAddr) -> anyhow::Result<Option<Store>> {
-        let options =
-            StoreOptions { lookup_budget: self.lookup_budget.0, ..StoreOptions::default() };
-        Ok(Some(Store::Remote(match store {
-            StoreAddr::Embedded => return Ok(None),
-            StoreAddr::Cache(addr) => RemoteStore::new(self.cache(addr)?, options),
-            StoreAddr::Redis(url) => RemoteStore::new(self.redis::<OfLabels>(url)?, options),
-        })))
+    /// The store's part of a configuration.
+    pub(crate) fn config(&self, store: &StoreAddr) -> anyhow::Result<StoreConfig> {
+        self.refuse_misplaced(store)?;
+        let place = match store {
+            StoreAddr::Embedded => return Ok(StoreConfig::Embedded),
+            StoreAddr::Cache(server) => {
+                let token = token(None, "--store-token-file", self.store_token_file.as_deref())?;
+                Place::Cache(server.clone(), PeerConfig { token, tls: self.store_tls.load()? })
+            }
+            StoreAddr::Redis(url) => Place::Redis(url.clone(), Box::new(self.redis(url)?)),
+        };
+        Ok(StoreConfig::Remote(RemoteConfig { place, lookup_budget: self.lookup_budget.0 }))
     }
 
-    /// The remote store of answers of bytes; `None` if the store is embedded.
-    pub(crate) fn bytes(&self, store: &StoreAddr) -> anyhow::Result<Option<StoreOfBytes>> {
-        let lookup_budget = self.lookup_budget.0 * BUDGETS_FOR_BYTES;
-        let options = StoreOptions { lookup_budget, ..StoreOptions::for_bytes() };
-        Ok(Some(StoreOfBytes::Remote(match store {
-            StoreAddr::Embedded => return Ok(None),
-            StoreAddr::Cache(addr) => RemoteStore::new(CacheBytes::new(self.cache(addr)?), options),
-            StoreAddr::Redis(url) => RemoteStore::new(self.redis::<OfBytes>(url)?, options),
-        })))
-    }
-
-    fn cache(&self, addr: &str) -> anyhow::Result<CacheClient> {
-        let token = ("--store-token-file", self.store_token_file.as_deref());
-        let options: ClientOptions =
-            secure(upstream_options(Expect::Cache), &[addr], token, self.store_tls.load()?)?;
-        Ok(CacheClient::connect_lazy(addr, options))
-    }
-
-    fn redis<E: Entries>(&self, url: &str) -> anyhow::Result<Redis<E>>
-    where
-        Redis<E>: Backend<E>,
-    {
-        let is_secure = url.starts_with("rediss");
+    fn redis(&self, url: &str) -> anyhow::Result<RedisOptions> {
+        if let Some(file) = &self.store_password_file {
+            warn_if_exposed("--store-password-file", file);
+        }
         let mut options = RedisOptions {
-            certificates: self.store_tls.for_redis(is_secure)?,
+            certificates: self.store_tls.for_redis(url.starts_with("rediss"))?,
             password_file: self.store_password_file.clone(),
             ttl: self.redis_ttl.map(|ttl| ttl.0),
             ..RedisOptions::default()
@@ -141,16 +130,90 @@ impl StoreArgs {
         if let Some(prefix) = &self.redis_prefix {
             options.prefix.clone_from(prefix);
         }
-        if let Some(file) = &self.store_password_file {
-            warn_if_exposed("--store-password-file", file);
-        }
-        let has_files = is_secure || self.store_password_file.is_some();
-        let redis = Redis::connect_lazy(url, options)?;
-        if has_files {
-            tokio::spawn(redis.keep_current());
-        }
-        Ok(redis)
+        Ok(options)
     }
+}
+
+/// Where a memo keeps its answers.
+#[derive(Debug, Default)]
+pub enum StoreConfig {
+    /// In the label table and the byte store of the process.
+    #[default]
+    Embedded,
+    /// In another process.
+    Remote(RemoteConfig),
+    /// In stores that the program brings.
+    Own(Store, StoreOfBytes),
+}
+
+impl StoreConfig {
+    /// Whether it is a store of the process.
+    pub(crate) fn is_embedded(&self) -> bool {
+        matches!(self, StoreConfig::Embedded)
+    }
+}
+
+/// A store in another process.
+#[derive(Clone, Debug)]
+pub struct RemoteConfig {
+    /// The server.
+    pub place: Place,
+    /// Time limit of a lookup of labels; one of other answers has ten times as long.
+    pub lookup_budget: Duration,
+}
+
+/// The server of a store.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// A cache service at HOST:PORT.
+    Cache(String, PeerConfig),
+    /// Redis or Valkey at this URL.
+    Redis(String, Box<RedisOptions>),
+}
+
+impl RemoteConfig {
+    /// A store at this server, with the default lookup budget.
+    pub fn new(place: Place) -> Self {
+        RemoteConfig { place, lookup_budget: StoreOptions::default().lookup_budget }
+    }
+
+    /// The store of labels. It connects in the background.
+    pub(crate) fn labels(&self) -> Result<Store, ConfigError> {
+        let options = StoreOptions { lookup_budget: self.lookup_budget, ..StoreOptions::default() };
+        Ok(Store::Remote(match &self.place {
+            Place::Cache(server, peer) => {
+                let client = peer.options(Expect::Cache, &[server])?;
+                RemoteStore::new(CacheClient::connect_lazy(server.as_str(), client), options)
+            }
+            Place::Redis(url, redis) => RemoteStore::new(connect::<OfLabels>(url, redis)?, options),
+        }))
+    }
+
+    /// The store of answers of bytes. It connects in the background.
+    pub(crate) fn bytes(&self) -> Result<StoreOfBytes, ConfigError> {
+        let lookup_budget = self.lookup_budget * BUDGETS_FOR_BYTES;
+        let options = StoreOptions { lookup_budget, ..StoreOptions::for_bytes() };
+        Ok(StoreOfBytes::Remote(match &self.place {
+            Place::Cache(server, peer) => {
+                let client = peer.options(Expect::Cache, &[server])?.max_body(MAX_LARGE_BODY);
+                let client = CacheClient::connect_lazy(server.as_str(), client);
+                RemoteStore::new(CacheBytes::new(client), options)
+            }
+            Place::Redis(url, redis) => RemoteStore::new(connect::<OfBytes>(url, redis)?, options),
+        }))
+    }
+}
+
+fn connect<E: Entries>(url: &str, options: &RedisOptions) -> Result<Redis<E>, ConfigError>
+where
+    Redis<E>: Backend<E>,
+{
+    let has_files = url.starts_with("rediss") || options.password_file.is_some();
+    let redis = Redis::connect_lazy(url, options.clone())?;
+    if has_files {
+        tokio::spawn(redis.keep_current());
+    }
+    Ok(redis)
 }
 
 /// The secret in this file, or a random one. `is_kept` if answers are shared, or outlive the
@@ -166,7 +229,14 @@ pub(crate) fn secret(file: Option<&Path>, is_kept: bool) -> anyhow::Result<Secre
         return Secret::random().context("the operating system gives no random numbers");
     };
     warn_if_exposed("--secret-file", path);
-    let file = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read --secret-file {file}"))?;
-    Secret::parse(&bytes).with_context(|| format!("--secret-file {file}"))
+    let read = || {
+        let bytes = file::read(path, file::MAX_TEXT_BYTES)?;
+        // A secret of raw bytes may begin with any bytes.
+        if bytes.len() != SECRET_LEN {
+            file::refuse_mark(&bytes)?;
+        }
+        anyhow::Ok(bytes)
+    };
+    let bytes = read().with_context(|| format!("cannot read --secret-file {}", path.display()))?;
+    Secret::parse(&bytes).with_context(|| format!("--secret-file {}", path.display()))
 }

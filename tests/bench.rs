@@ -301,6 +301,13 @@ fn nothing_to_ask_or_to_measure_is_a_clear_error() {
             assert!(line.contains(" is 0; it must be "), "{flag}: {line}");
         }
     }
+    // A schedule that no clock can keep never ended, not even by a signal.
+    for rate in ["1e18", "inf", "nan", "0", "-1"] {
+        let line = bench(&[&memo.place(), &format!("--rate={rate}")]).failed_with_a_line();
+        assert!(line.contains("above 0 and at most 1000000000"), "{rate}: {line}");
+        let line = bench(&["find-max", &memo.place(), &format!("--start={rate}")]);
+        assert!(line.stderr.contains("above 0 and at most 1000000000"), "{rate}: {line:#?}");
+    }
     let path = file(&folder, "empty.toml", "population = 0\n");
     let line = bench(&[&cache.place(), "--workload", &path]).failed_with_a_line();
     assert!(line.contains("population is 0"), "{line}");

@@ -35,7 +35,8 @@ fn get(address: SocketAddr, path: &str) -> String {
     body
 }
 
-/// Starts services with an admin listener each: a cache, a classifier, and a memo before both.
+/// Starts services with an admin listener each: a cache, a classifier, a memo in front of both, and
+/// a memo with everything embedded.
 fn services() -> (Vec<Running>, Vec<SocketAddr>) {
     let admin = ["--admin", "127.0.0.1:0"];
     let cache = Running::start(&[&["cache", "--memory", "8MiB"][..], &admin].concat());
@@ -43,7 +44,9 @@ fn services() -> (Vec<Running>, Vec<SocketAddr>) {
     let (store, upstream) = (cache.place(), classifier.place());
     let memo = ["memo", "--store", &store, "--classifier", &upstream, "--audit", "1/100"];
     let memo = Running::start(&[&memo[..], &admin].concat());
-    let services = vec![cache, classifier, memo];
+    let serve = ["serve", "--model", "raw", "--memory", "8MiB", "--http", "off"];
+    let serve = Running::start(&[&serve[..], &admin].concat());
+    let services = vec![cache, classifier, memo, serve];
     let addresses =
         services.iter().map(|service| service.printed_address("metrics and probes on http://"));
     let addresses = addresses.collect();
@@ -56,14 +59,92 @@ fn metrics(text: &str) -> BTreeSet<&str> {
     words.filter(|word| word.starts_with("afterimage_")).collect()
 }
 
+/// The lists of words behind `key:` in a YAML file, written as JSON over one or several lines.
+fn lists(file: &str, key: &str) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let start = format!(" {key}: [");
+    let lists = text.split(&start).skip(1).map(|rest| {
+        let words = rest.split(']').next().unwrap();
+        serde_json::from_str(&format!("[{words}]")).unwrap()
+    });
+    lists.collect()
+}
+
 #[test]
-fn alerts_use_metrics_that_exist() {
+fn containers_start_commands_that_exist() {
+    let files =
+        ["memo", "classifier", "cache"].map(|name| format!("deploy/kubernetes/{name}.yaml"));
+    let mut commands: Vec<_> = files.iter().flat_map(|file| lists(file, "args")).collect();
+    commands.extend(lists("deploy/docker/compose.yaml", "command"));
+    assert_eq!(commands.len(), 6, "{commands:?}");
+    for words in commands {
+        let words = std::iter::once("afterimage").chain(words.iter().map(String::as_str));
+        let parsed = afterimage::command().try_get_matches_from(words.clone());
+        assert!(parsed.is_ok(), "{:?}: {}", words.collect::<Vec<_>>(), parsed.unwrap_err());
+    }
+}
+
+#[test]
+fn tools_accept_the_manifests_and_the_dockerfile() {
+    let python = std::env::var("TEST_PYTHON").unwrap_or_default();
+    let folder = std::path::Path::new(&python).parent().unwrap();
+    let manifests = std::fs::read_dir("deploy/kubernetes").unwrap();
+    let manifests = manifests.map(|entry| common::text(entry.unwrap().path()));
+    let manifests: Vec<_> = manifests.filter(|file| !file.contains("kustomization")).collect();
+    assert!(manifests.len() >= 4, "{manifests:?}");
+    let kubernetes = std::iter::once("--strict").chain(manifests.iter().map(String::as_str));
+    for (tool, args) in [
+        ("kubernetes-validate", kubernetes.collect()),
+        ("hadolint", vec!["deploy/docker/Dockerfile"]),
+    ] {
+        let Ok(output) = Command::new(folder.join(tool)).args(&args).output() else {
+            println!("SKIPPED: {tool} is not installed");
+            continue;
+        };
+        let text = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&text));
+    }
+}
+
+#[test]
+fn the_folder_of_manifests_lists_all_of_them() {
+    let list = std::fs::read_to_string("deploy/kubernetes/kustomization.yaml").unwrap();
+    for entry in std::fs::read_dir("deploy/kubernetes").unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let is_listed = list.contains(&format!("- {name}\n"));
+        assert!(is_listed || name == "kustomization.yaml", "{name} is not listed");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn systemd_is_notified_of_the_start_and_of_the_drain() {
+    let folder = common::folder();
+    let path = common::text(folder.path().join("notify"));
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let args = ["cache", "--memory", "8MiB"];
+    let mut cache = Running::start_with_env(&args, &[("NOTIFY_SOCKET", &path)]);
+    let received = || {
+        let mut state = [0; 64];
+        let len = socket.recv(&mut state).unwrap();
+        String::from_utf8_lossy(&state[..len]).into_owned()
+    };
+    assert_eq!(received(), "READY=1");
+    cache.signal(rustix::process::Signal::TERM);
+    assert_eq!(received(), "STOPPING=1");
+    assert!(cache.wait().success());
+}
+
+#[test]
+fn alerts_and_the_dashboard_use_metrics_that_exist() {
     let (_services, addresses) = services();
     let pages: String = addresses.iter().map(|&address| get(address, "/metrics")).collect();
-    let (known, alerts) =
-        (metrics(&pages), std::fs::read_to_string("deploy/prometheus/alerts.yml").unwrap());
-    let used = metrics(&alerts);
-    assert!(used.len() >= 5, "{used:?}");
+    let read = |file: &str| std::fs::read_to_string(file).unwrap();
+    let known = metrics(&pages);
+    let texts = read("deploy/prometheus/alerts.yml") + &read("deploy/grafana/afterimage.json");
+    let used = metrics(&texts);
+    assert!(used.len() >= 12, "{used:?}");
     let unknown: Vec<_> = used.difference(&known).collect();
     assert!(unknown.is_empty(), "no service has {unknown:?}");
 }
@@ -84,6 +165,7 @@ fn promtool_accepts_the_metrics_and_the_rules() {
     };
     check(&["check", "rules", "deploy/prometheus/alerts.yml"], "");
     check(&["check", "config", "deploy/prometheus/prometheus.yml"], "");
+    check(&["check", "config", "deploy/prometheus/compose.yml"], "");
     let (_services, addresses) = services();
     for address in addresses {
         let page = get(address, "/metrics");

@@ -149,6 +149,42 @@ fn a_gateway_of_its_own_keeps_the_rights_of_its_tokens_apart() {
 }
 
 #[test]
+fn a_key_is_created_limited_and_withdrawn() {
+    let folder = common::folder();
+    let new = |name: &str, args: &[&str]| {
+        let json = common::run(&[&["key", name, "--json"][..], args].concat()).succeeded();
+        let json: Value = serde_json::from_str(&json).unwrap();
+        let text = |name: &str| json[name].as_str().unwrap().to_owned();
+        (text("key"), text("line"))
+    };
+    let (app, app_line) = new("app", &["--rate", "3/h"]);
+    let (reader, reader_line) = new("reader", &["--scope", "read"]);
+    assert!(!app_line.contains(&app) && app.len() > 60, "{app_line}");
+    let keys = common::file(&folder, "keys", format!("{app_line}\n{reader_line}\n"));
+    let (memo, page) = serve(&["--api-keys", &keys]);
+    let image = [7; 784];
+    assert_eq!(ask(page, "POST /v1/classify", "wrong", &image).status, 401);
+    assert_eq!(ask(page, "POST /v1/classify", &reader, &image).status, 403);
+    assert_eq!(ask(page, "GET /v1/stats", &reader, b"").status, 200);
+    for _ in 0..3 {
+        assert_eq!(ask(page, "POST /v1/classify", &app, &image).status, 200);
+    }
+    let refused = ask(page, "POST /v1/classify", &app, &image);
+    assert_eq!((refused.status, &refused.json()["code"]), (429, &"rate_limited".into()));
+    assert!(refused.head.contains("retry-after: "), "{}", refused.head);
+
+    // Without its line, a key is worth nothing.
+    common::file(&folder, "keys", app_line);
+    memo.signal(Signal::HUP);
+    let deadline = Instant::now() + PATIENCE;
+    while ask(page, "GET /v1/stats", &reader, b"").status != 401 {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(ask(page, "POST /v1/classify", &app, &image).status, 429);
+}
+
+#[test]
 fn a_public_page_without_a_token_is_refused() {
     let serve = ["--log", "warn", "serve", "--listen", "127.0.0.1:0", "--http", "0.0.0.0:0"];
     let error = common::run(&serve).failed_with_a_line();
@@ -243,26 +279,8 @@ fn responses_are_those_that_the_description_allows() {
     }
 }
 
-/// Drives the page in a real browser, if Chromium and Python's `playwright` are installed.
 #[test]
 fn a_person_draws_a_seven_in_a_browser() {
-    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let has = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).output();
-        output.is_ok_and(|output| output.status.success())
-    };
-    if !has("chromium", &["--version"]) || !has(&python, &["-c", "import playwright.sync_api"]) {
-        println!(
-            "SKIPPED: the page in a browser: chromium or Python's playwright is not installed"
-        );
-        return;
-    }
     let (_memo, page) = serve(&[]);
-    let url = format!("http://{page}/");
-    let script = ["tests/page/drive.py", "chromium", &url, "examples/seven.png"];
-    let output = Command::new(python).args(script).output().unwrap();
-    let (text, errors) = (output.stdout, output.stderr);
-    let text = format!("{}{}", String::from_utf8_lossy(&text), String::from_utf8_lossy(&errors));
-    assert!(output.status.success(), "{text}");
-    assert!(text.contains("no foreign request"), "{text}");
+    common::drive_page(page, "examples/seven.png");
 }

@@ -6,19 +6,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage::config::{
-    Config, EngineConfig, GatewayConfig, ListenerConfig, MemoConfig, TableConfig,
+    AdminConfig, ClassifierConfig, Config, EngineConfig, GatewayConfig, ListenerConfig, MemoConfig,
+    PeerConfig, Place, RemoteConfig, StoreConfig, TableConfig,
 };
 use afterimage::process::{ConfigError, Process};
 use afterimage_cache::Capacity;
 use afterimage_core::{Answer, ModelId, Origin};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
+use afterimage_memo::store::RedisOptions;
 use afterimage_memo::upstream::{Call, Function};
 use afterimage_memo::{MemoOptions, Secret, Upstream};
 use afterimage_wire::client::{ErrorKind, Infer};
 use afterimage_wire::proto::{Role, stats::Stats};
-use afterimage_wire::server::Token;
-use afterimage_wire::{Client, ClientOptions};
+use afterimage_wire::server::{Batch, Identity, Service, Token};
+use afterimage_wire::{Client, ClientOptions, Status};
 use tokio_util::bytes::Bytes;
 
 fn listener() -> ListenerConfig {
@@ -29,8 +31,8 @@ fn memo(listeners: usize) -> MemoConfig {
     MemoConfig {
         listeners: (0..listeners).map(|_| listener()).collect(),
         options: MemoOptions::new(Secret::new([7; 32])),
-        store: None,
-        classifier: None,
+        store: StoreConfig::Embedded,
+        classifier: ClassifierConfig::Embedded,
     }
 }
 
@@ -146,7 +148,7 @@ impl Upstream for Silent {
 async fn a_drain_ends_at_its_timeout() {
     let mut memo = memo(1);
     let model = Arc::new(ModelId::labels([1; 32], None, 10));
-    memo.classifier = Some(Box::new(Silent { model, calls: Mutex::default() }));
+    memo.classifier = ClassifierConfig::Own(Box::new(Silent { model, calls: Mutex::default() }));
     memo.listeners[0].options.drain_timeout = Duration::from_secs(60);
     let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
     let config = Config { memo: Some(memo), table, ..Config::default() };
@@ -204,7 +206,7 @@ async fn answers_of_bytes_outlive_a_restart() {
             bytes: Some(8 << 20),
             ..TableConfig::default()
         };
-        let memo = MemoConfig { classifier: Some(Box::new(capitals)), ..memo(1) };
+        let memo = MemoConfig { classifier: ClassifierConfig::Own(Box::new(capitals)), ..memo(1) };
         Config { memo: Some(memo), table, ..Config::default() }
     };
     for origin in [Origin::Miss, Origin::Hit] {
@@ -220,4 +222,175 @@ async fn answers_of_bytes_outlive_a_restart() {
         process.drain(Duration::from_secs(5)).await.unwrap();
     }
     assert!(folder.path().join("snapshot.bytes").exists());
+}
+
+/// A memo with a model that answers with the row in capitals, in this store.
+fn memo_of_bytes(store: StoreConfig) -> Config {
+    let capitals = Function::new(ModelId::bytes("capitals", [3; 32]), 1, |rows| {
+        let answer = |row: &Bytes| Answer::Bytes(row.to_ascii_uppercase().into());
+        Ok(rows.iter().map(answer).collect())
+    });
+    let classifier = ClassifierConfig::Own(Box::new(capitals));
+    let memo = MemoConfig { store, classifier, ..memo(1) };
+    Config { memo: Some(memo), ..Config::default() }
+}
+
+/// Two memos in processes of their own share answers of bytes through this store.
+async fn share_bytes(place: Place) {
+    let start = async || {
+        let lookup_budget = Duration::from_secs(1);
+        let store = StoreConfig::Remote(RemoteConfig { place: place.clone(), lookup_budget });
+        let process = Process::start(memo_of_bytes(store)).await.unwrap();
+        let (_, address) = process.addresses()[0];
+        (process, Client::connect(address, ClientOptions::new()).await.unwrap())
+    };
+    let ((one, first), (other, second)) = (start().await, start().await);
+    let large = "x".repeat(300 << 10);
+    let origin = async |client: &Client, row: &str| {
+        let answers = client.infer(&Infer::rows("", [row])).await.unwrap();
+        assert_eq!(answers.rows[0].answer, Answer::Bytes(row.to_ascii_uppercase().into()));
+        answers.rows[0].origin
+    };
+    for row in ["a", &large] {
+        // The first lookups may come before the connection.
+        let start = Instant::now();
+        while origin(&first, row).await != Origin::Hit {
+            assert!(start.elapsed() < Duration::from_secs(30), "no hit of {} bytes", row.len());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let start = Instant::now();
+        while origin(&second, row).await != Origin::Hit {
+            assert!(start.elapsed() < Duration::from_secs(30), "not shared: {} bytes", row.len());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    let misses = second.admin().stats().await.unwrap().counter_value("misses");
+    assert!(misses <= 10, "{misses} misses in the second memo");
+    drop((first, second));
+    one.drain(Duration::from_secs(5)).await.unwrap();
+    other.drain(Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn memos_share_answers_of_bytes_through_a_cache_service() {
+    let capacity = Capacity::Entries(1000);
+    let table = TableConfig { capacity, bytes: Some(64 << 20), ..TableConfig::default() };
+    let config = Config { cache: vec![listener()], table, ..Config::default() };
+    let cache = Process::start(config).await.unwrap();
+    let (_, address) = cache.addresses()[0];
+    share_bytes(Place::Cache(address.to_string(), PeerConfig::default())).await;
+    cache.drain(Duration::from_secs(5)).await.unwrap();
+}
+
+/// A Redis server, killed when it is dropped.
+struct RedisServer(std::process::Child);
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The lines of the reply of a Redis server to this inline command.
+fn redis_lines(port: u16, command: &str) -> Vec<String> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "{command}\r\nQUIT\r\n").unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    reply.lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn memos_share_answers_of_bytes_through_redis() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = std::process::Command::new("redis-server");
+    command.args(["--bind", "127.0.0.1", "--save", "", "--port", &port.to_string()]);
+    let Ok(child) = command.stdout(std::process::Stdio::null()).spawn() else {
+        use std::io::Write;
+        let why = "redis-server is not installed";
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED memos_share_answers_of_bytes_through_redis: {why}"
+        );
+        return;
+    };
+    let _server = RedisServer(child);
+    let redis = RedisOptions {
+        prefix: "memos:".into(),
+        ttl: Some(Duration::from_secs(3600)),
+        ..RedisOptions::default()
+    };
+    share_bytes(Place::Redis(format!("redis://127.0.0.1:{port}"), Box::new(redis))).await;
+    // Each key and its length are lines of the reply; a key may contain line ends.
+    let keys = redis_lines(port, "EVAL \"return #redis.call('KEYS','memos:*')\" 0");
+    let all = redis_lines(port, "DBSIZE");
+    assert_eq!(keys[0], all[0], "all keys have the prefix");
+    let expiring = "EVAL \"local n = 0 for _, key in ipairs(redis.call('KEYS','*')) do \
+        if redis.call('TTL', key) > 3000 then n = n + 1 end end return n\" 0";
+    let expiring = redis_lines(port, expiring)[0].trim_start_matches(':').parse::<u32>().unwrap();
+    assert!(expiring >= 2, "{expiring} keys of at least 2 answers have a time to live");
+}
+
+/// A service that counts the requests that it refuses.
+struct Refuses;
+
+impl Service for Refuses {
+    fn identity(&self) -> Identity {
+        Identity { digest: [9; 32], classes: 10, ..Identity::without_model(Role::Classifier) }
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        for i in 0..batch.requests().len() {
+            batch.error(i, Status::Overloaded, "planned");
+        }
+    }
+
+    fn stats(&self, _: &mut Stats) {}
+}
+
+#[tokio::test]
+async fn all_kinds_of_services_have_one_drain() {
+    let http = || AdminConfig { address: listener().address, http: HttpOptions::default() };
+    let gateway = GatewayConfig {
+        address: listener().address,
+        optional: false,
+        options: GatewayOptions::default(),
+        http: HttpOptions::default(),
+        server: None,
+    };
+    let config = Config {
+        memo: Some(memo(1)),
+        cache: vec![listener()],
+        classifier: vec![listener()],
+        others: vec![(Box::new(Refuses), vec![listener()])],
+        table: TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() },
+        engine: EngineConfig { model: "raw".into(), threads: 1, ..EngineConfig::default() },
+        gateway: Some(gateway),
+        admin: Some(http()),
+        ..Config::default()
+    };
+    let process = Process::start(config).await.unwrap();
+    let addresses = process.addresses().to_vec();
+    let roles: Vec<Role> = addresses.iter().map(|(role, _)| *role).collect();
+    assert_eq!(roles, [Role::Classifier, Role::Classifier, Role::Cache, Role::Memo]);
+    let image = [7; 784];
+    let connect =
+        async |i: usize| Client::connect(addresses[i].1, ClientOptions::new()).await.unwrap();
+    let (refuses, classifier) = (connect(0).await, connect(1).await);
+    assert!(refuses.classify(&image).await.unwrap_err().to_string().contains("planned"));
+    let label = classifier.classify(&image).await.unwrap().label;
+    assert_eq!(connect(3).await.classify(&image).await.unwrap().label, label);
+    let page = process.page().unwrap();
+    let page = page.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
+    let all: Vec<std::net::SocketAddr> = addresses.iter().map(|(_, address)| *address).collect();
+    let all: Vec<_> = all.into_iter().chain([page, process.admin().unwrap()]).collect();
+    for address in &all {
+        tokio::net::TcpStream::connect(address).await.unwrap();
+    }
+    process.drain(Duration::from_secs(5)).await.unwrap();
+    for address in all {
+        assert!(tokio::net::TcpStream::connect(address).await.is_err(), "{address} is still open");
+    }
 }

@@ -221,3 +221,32 @@ fn flags_of_another_store_are_refused() {
         assert!(line.contains(wanted), "{args:?}: {line}");
     }
 }
+
+#[test]
+fn the_page_of_a_proxy_shows_its_numbers() {
+    let server = ModelServer::start();
+    let args = ["proxy", &server.url(), "--http", "127.0.0.1:0"];
+    let proxy = Running::start(&args);
+    let page = proxy.printed_address("gateway listening on http://");
+    until_hit(&proxy, 1);
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(page).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        reply
+    };
+    let overview = get("/v1/overview");
+    assert!(overview.contains("\"hits\":1,"), "{overview}");
+    assert!(overview.contains(&server.url()), "{overview}");
+    assert!(get("/readyz").starts_with("HTTP/1.1 200"));
+    assert!(get("/metrics").contains("# HELP afterimage_proxy_calls_total"));
+    common::drive_page(page, "foreign");
+}
+
+#[test]
+fn a_public_page_of_a_proxy_needs_keys() {
+    let args = ["--log", "warn", "proxy", "http://127.0.0.1:1", "--http", "0.0.0.0:0"];
+    let error = run(&args).failed_with_a_line();
+    assert!(error.contains("set --api-keys"), "{error}");
+}

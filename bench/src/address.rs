@@ -10,6 +10,7 @@ use afterimage_wire::proto::Welcome;
 use afterimage_wire::tls::ClientTls;
 
 use crate::dialect::Dialect;
+use crate::workload::Protocol;
 
 /// The text that replaces a secret.
 const HIDDEN: &str = "***";
@@ -21,6 +22,8 @@ pub struct Address {
     pub dialect: Dialect,
     /// Host and port.
     pub place: String,
+    /// The path of a model at an HTTP server, with its slash; else empty.
+    pub path: String,
     /// User and password of Redis; both may be empty.
     pub login: Login,
     /// The password, which the server gets as a token; empty for none.
@@ -60,6 +63,8 @@ pub(crate) enum Introduction {
     Welcome(Welcome),
     /// Another server: name and version.
     Name(String),
+    /// A model server: name and version.
+    Model(String),
 }
 
 impl Address {
@@ -91,6 +96,7 @@ impl Address {
         let mut address = Address {
             dialect,
             place: with_port(dialect, place),
+            path: String::new(),
             login: Login::default(),
             password: String::new(),
         };
@@ -111,7 +117,10 @@ impl Address {
             };
             (address.login.user, address.password) = (decode(user)?, decode(password)?);
         }
-        if !path.is_empty() {
+        if dialect == Dialect::Http {
+            address.path = format!("/{path}");
+            Protocol::of(&address.path).map_err(|error| format!("{shown}: {error}"))?;
+        } else if !path.is_empty() {
             let database = path.parse().ok().filter(|_| dialect == Dialect::Redis);
             address.login.database = database.ok_or_else(|| {
                 format!("{shown}: {path:?} after the port is not a database number")
@@ -157,7 +166,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.dialect {
             Dialect::Wire => f.write_str(&self.place),
-            dialect => write!(f, "{dialect}://{}", self.place),
+            dialect => write!(f, "{dialect}://{}{}", self.place, self.path),
         }
     }
 }
@@ -174,11 +183,12 @@ fn first_open(addrs: &[SocketAddr], timeout: Duration) -> Result<SocketAddr, Str
     Err(reasons.join("; "))
 }
 
-/// Adds the default port of Redis and memcached to a host without a port.
+/// Adds the default port of Redis, memcached and HTTP to a host without a port.
 fn with_port(dialect: Dialect, place: &str) -> String {
     let port = match dialect {
         Dialect::Redis => 6379,
         Dialect::Memcached | Dialect::MemcachedMeta => 11211,
+        Dialect::Http => 80,
         Dialect::Wire | Dialect::Echo => return place.to_owned(),
     };
     // The colons of an IPv6 address are inside its brackets.
@@ -268,7 +278,9 @@ mod tests {
             ("redis://:secret@host/cret", "not a database number"),
             ("memcached://:secret@host", "only redis://"),
             (":secret@host:6379", "only redis://"),
-            ("http://:secret@host", "unknown scheme"),
+            ("ftp://:secret@host", "unknown scheme"),
+            ("http://:secret@host/v2/models/m", "only redis://"),
+            ("http://host/v1/chat", "/v2/models/NAME"),
             ("rediss://:secret@host", "unknown scheme"),
         ] {
             let error = refused(text);

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_wire::Status;
 use afterimage_wire::proto::header::MAX_HANDSHAKE_BODY;
@@ -13,6 +13,7 @@ use crate::address::Login;
 use crate::address::{Introduction, Peer};
 use crate::channel::{Channel, Lost, Wait};
 use crate::dialect::Dialect;
+use crate::dialect::http::{self, Response};
 use crate::dialect::replies::{Reply, cut, status as status_of};
 use crate::error::BenchError;
 
@@ -32,6 +33,9 @@ const _: () = assert!(INPUT_LEN > MAX_INTRODUCTION);
 
 /// The longest blocking read. Time limits take effect this late.
 const TICK: Duration = Duration::from_millis(50);
+
+/// The limit for a document of an HTTP server.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection after its handshake.
 #[derive(Debug)]
@@ -66,6 +70,7 @@ impl Connection {
         let introduction = match dialect {
             Dialect::Wire => Introduction::Welcome(connection.hello(addr, token)?),
             Dialect::Echo => Introduction::Name("echo".into()),
+            Dialect::Http => Introduction::Model("HTTP server".into()),
             Dialect::Redis => Introduction::Name(connection.redis_version(addr, token, login)?),
             Dialect::Memcached | Dialect::MemcachedMeta => {
                 Introduction::Name(connection.memcached_version(addr)?)
@@ -247,6 +252,10 @@ impl Connection {
             self.input_end -= self.input_start;
             self.input_start = 0;
         }
+        if self.input_end == self.input.len() {
+            // Only a response of HTTP is as long: other replies have a limit below the buffer.
+            self.input.resize(2 * self.input_end, 0);
+        }
         match self.channel.recv(&mut self.input[self.input_end..], wait) {
             Ok(0) => Err(Lost::Closed),
             Ok(len) => {
@@ -280,6 +289,60 @@ impl Connection {
         }
         self.input_start = self.input_end - rest.len();
         Ok(())
+    }
+
+    /// Passes every whole response of an HTTP server to `each`.
+    pub(crate) fn responses(&mut self, mut each: impl FnMut(Response<'_>)) -> Result<(), Lost> {
+        let mut rest = &self.input[self.input_start..self.input_end];
+        while let Some((response, len)) = http::cut(rest).map_err(Lost::Senseless)? {
+            rest = &rest[len..];
+            each(response);
+        }
+        self.input_start = self.input_end - rest.len();
+        Ok(())
+    }
+
+    /// Asks an HTTP server for a document. Returns the document.
+    pub(crate) fn get(
+        &mut self,
+        addr: SocketAddr,
+        host: &str,
+        path: &str,
+    ) -> Result<Vec<u8>, BenchError> {
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\n\r\n");
+        self.output.extend_from_slice(request.as_bytes());
+        self.say(addr)?;
+        let deadline = Instant::now() + DOCUMENT_TIMEOUT;
+        let mut found = None;
+        while found.is_none() {
+            match self.receive(Wait::Some) {
+                Ok(0) if Instant::now() > deadline => {
+                    return Err(BenchError::Connect {
+                        addr,
+                        source: io::ErrorKind::TimedOut.into(),
+                    });
+                }
+                Ok(_) => {}
+                Err(lost) => return Err(BenchError::Connect { addr, source: lost.into_io() }),
+            }
+            let responses = self.responses(|response| {
+                found = Some((response.code, response.body.into_owned()));
+            });
+            responses.map_err(|lost| BenchError::Protocol { addr, what: lost.to_string() })?;
+        }
+        match found {
+            Some((200, body)) => Ok(body),
+            Some((code, body)) => {
+                let text = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+                Err(BenchError::Refused {
+                    addr,
+                    status: http::status(code),
+                    text: format!("GET {path}: {code} {text}"),
+                })
+            }
+            None => unreachable!("the loop ends with a response"),
+        }
     }
 
     /// Passes every whole reply of a server that answers in order to `each`.

@@ -40,11 +40,11 @@ mod zipf;
 pub use address::{Address, Login, Peer, redacted, redacted_command};
 pub use dialect::Dialect;
 pub use error::BenchError;
-pub use load::{Progress, greet, run};
+pub use load::{Progress, describe, greet, run};
 pub use outcome::{Latencies, Outcome};
 pub use plan::{
-    Arrivals, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, Mode, Plan, Span,
-    Target,
+    Arrivals, Cancel, DEFAULT_TIMEOUT, MAX_BATCH, MAX_CONNECTIONS, MAX_DEPTH, MAX_RATE, Mode, Plan,
+    Span, Target,
 };
 pub use report::Report;
 pub use tally::WrongAnswer;

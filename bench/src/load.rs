@@ -43,8 +43,17 @@ pub struct Progress {
 pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
     match Connection::open(peer)?.1 {
         Introduction::Welcome(welcome) => Ok(Some(welcome.service)),
-        Introduction::Name(_) => Ok(None),
+        Introduction::Name(_) | Introduction::Model(_) => Ok(None),
     }
+}
+
+/// Asks an HTTP server for the document that describes its model, at `path`.
+///
+/// # Errors
+/// [`BenchError::Connect`], `Refused` or `Protocol` if the server does not send it.
+pub fn describe(peer: Peer<'_>, host: &str, path: &str) -> Result<Vec<u8>, BenchError> {
+    let (mut connection, _) = Connection::open(peer)?;
+    connection.get(peer.addr, host, path)
 }
 
 /// Executes a plan and calls `progress` a few times per second.
@@ -57,6 +66,7 @@ pub fn greet(peer: Peer<'_>) -> Result<Option<Role>, BenchError> {
 /// `Shape` when the server does not fit the plan; `Pin` for a missing CPU; [`BenchError::Wrong`],
 /// with the report inside, when an answer was wrong.
 pub fn run(plan: &Plan, progress: &mut dyn FnMut(Progress)) -> Result<Report, BenchError> {
+    let plan = &plan.spread();
     plan.validate().map_err(|what| BenchError::Plan { what })?;
     let pattern = &Pattern::new(plan.access, plan.subjects())
         .ok_or_else(|| BenchError::Plan { what: format!("no order is {:?}", plan.access) })?;
@@ -137,6 +147,7 @@ fn check_welcome(plan: &Plan, welcome: &Welcome) -> Result<(), BenchError> {
     let fits = match &plan.target {
         Target::Classify { .. } => service.classifies(),
         Target::Cache(_) => service == Role::Cache,
+        Target::Call(_) => false,
     };
     if !fits {
         return Err(BenchError::Service { addr, service });

@@ -10,7 +10,7 @@ use afterimage_wire::tls::ClientTls;
 use crate::address::Login;
 use crate::address::Peer;
 use crate::dialect::Dialect;
-use crate::workload::{Access, Answers, Keys, MAX_POPULATION, Population, STAMP_LEN};
+use crate::workload::{Access, Answers, Calls, Keys, MAX_POPULATION, Population, STAMP_LEN};
 
 /// The deepest window of a connection. A million requests in flight is past what any buffer on the
 /// way holds; and it leaves 44 bits of the request id for a number that is never used twice.
@@ -103,6 +103,8 @@ pub enum Target {
     },
     /// The values of keys: of a cache.
     Cache(Keys),
+    /// The answers of a model server over HTTP.
+    Call(Arc<Calls>),
 }
 
 /// The rule for sending requests.
@@ -143,6 +145,10 @@ impl Span {
     pub const NONE: Span = Span::Requests(0);
 }
 
+/// The highest rate of a schedule, one request each nanosecond. A higher one would never stop
+/// being late.
+pub const MAX_RATE: f64 = 1e9;
+
 impl Plan {
     /// The server and how to connect to it.
     pub(crate) fn peer(&self) -> Peer<'_> {
@@ -161,6 +167,22 @@ impl Plan {
     /// Ten seconds of random keys on one connection, one at a time.
     pub fn cache(addr: SocketAddr, keys: Keys) -> Self {
         Plan::new(addr, Target::Cache(keys))
+    }
+
+    /// Ten seconds of random calls on one connection, one at a time. The first answer to each call
+    /// is the expected one.
+    pub fn call(addr: SocketAddr, calls: Arc<Calls>) -> Self {
+        Plan { dialect: Dialect::Http, ..Plan::new(addr, Target::Call(calls)) }
+    }
+
+    /// The plan as it is run: a connection of HTTP has one request in flight, so the depth is a
+    /// number of connections.
+    pub(crate) fn spread(&self) -> Self {
+        let mut plan = self.clone();
+        if plan.dialect == Dialect::Http {
+            (plan.connections, plan.depth) = (plan.connections.saturating_mul(plan.depth), 1);
+        }
+        plan
     }
 
     fn new(addr: SocketAddr, target: Target) -> Self {
@@ -195,6 +217,7 @@ impl Plan {
                 u32::try_from(population.len()).expect("a population has at most u32::MAX images")
             }
             Target::Cache(keys) => keys.count,
+            Target::Call(calls) => u32::try_from(calls.len()).unwrap_or(u32::MAX),
         }
     }
 
@@ -231,9 +254,9 @@ impl Plan {
             return refuse(format!("the population is {count}; the limit is {MAX_POPULATION}"));
         }
         if let Mode::Open { rate, .. } = self.mode
-            && !(rate.is_finite() && rate > 0.0)
+            && !(rate > 0.0 && rate <= MAX_RATE)
         {
-            return refuse(format!("rate is {rate}; it must be above 0"));
+            return refuse(format!("rate is {rate}; it must be above 0 and at most {MAX_RATE}"));
         }
         match self.access {
             Access::Zipf { exponent } if !(exponent.is_finite() && exponent >= 0.0) => {
@@ -248,6 +271,12 @@ impl Plan {
         }
         self.validate_hit_ratio()?;
         match &self.target {
+            Target::Call(_) if dialect != Dialect::Http => {
+                refuse(format!("{dialect} servers take no calls of HTTP"))
+            }
+            Target::Classify { .. } | Target::Cache(_) if dialect == Dialect::Http => {
+                refuse("an HTTP server takes calls, not images or keys".into())
+            }
             Target::Classify { .. } if dialect != Dialect::Wire => {
                 refuse(format!("{dialect} servers do not classify images"))
             }
@@ -284,6 +313,10 @@ impl Plan {
             Target::Cache(_) if self.dialect == Dialect::Echo => {
                 refuse("an echo server has no misses; remove the hit ratio".into())
             }
+            Target::Call(_) => refuse(
+                "an HTTP target has no hit ratio; a larger population with the access scan has misses"
+                    .into(),
+            ),
             _ => Ok(()),
         }
     }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use afterimage_core::file;
 use serde::{Deserialize, Serialize};
 
 use crate::address::redacted_command;
@@ -18,6 +19,9 @@ use crate::report::Report;
 
 /// The version of the format. It grows when a field changes its meaning or is removed.
 pub const FORMAT: u32 = 1;
+
+/// The largest record that is read.
+const MAX_RECORD_BYTES: u64 = 1 << 30;
 
 /// Runs of one measurement, and the details to repeat it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -127,10 +131,11 @@ impl Record {
     /// # Errors
     /// Errors of the file system; `InvalidData` when the file is not a record of this format.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let record: Record = serde_json::from_slice(&fs::read(path)?).map_err(|error| {
-            let text = format!("it is not a record of `afterimage bench`: {error}");
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        })?;
+        let record: Record =
+            serde_json::from_slice(&file::read(path, MAX_RECORD_BYTES)?).map_err(|error| {
+                let text = format!("it is not a record of `afterimage bench`: {error}");
+                io::Error::new(io::ErrorKind::InvalidData, text)
+            })?;
         if record.format != FORMAT {
             let (path, format) = (path.display(), record.format);
             let text = format!("{path} has format {format}; this version reads {FORMAT}");

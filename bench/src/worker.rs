@@ -126,7 +126,7 @@ fn in_2_32(share: f64) -> u64 {
 /// A task that does not send anything yet.
 fn task(plan: &Plan, draw: Draw) -> Task {
     let reads_in_2_32 = match &plan.target {
-        Target::Classify { .. } => 1 << 32,
+        Target::Classify { .. } | Target::Call(_) => 1 << 32,
         Target::Cache(keys) => in_2_32(keys.read_share),
     };
     Task {
@@ -166,7 +166,7 @@ impl<C: Fn() -> u64> Worker<'_, C> {
             let each_once = once.draw(plan.seed, number, lanes(plan));
             ordinary.push(lane.task.clone());
             let reads_in_2_32 = match plan.target {
-                Target::Classify { .. } => 1 << 32,
+                Target::Classify { .. } | Target::Call(_) => 1 << 32,
                 Target::Cache(_) => 0,
             };
             let quota = u64::MAX;

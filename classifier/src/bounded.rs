@@ -1,19 +1,15 @@
 //! Reading of files with a limit: a crafted file must not choose how much memory we allocate.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
+use afterimage_core::file::Source;
+
 use crate::error::DataError;
 
-/// Opens a file for reading. A folder is an error here: on some systems only reading it fails, with
-/// a message that does not help.
-pub fn open(path: &Path) -> io::Result<File> {
-    let file = File::open(path)?;
-    if file.metadata()?.is_dir() {
-        return Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder; give a file"));
-    }
-    Ok(file)
+/// Opens a file for reading. A folder is an error, and a pipe that stays silent is one, too.
+pub fn open(path: &Path) -> io::Result<Source> {
+    Source::open(path)
 }
 
 /// Reads to the end, but at most `limit` bytes. The buffer grows with the bytes that arrive.
@@ -30,11 +26,14 @@ pub fn read_at_most(
                 needed: bytes.len() as u64 + 1,
                 have: bytes.len() as u64,
             },
-            _ => DataError::malformed(what, error.to_string()),
+            ErrorKind::InvalidData | ErrorKind::InvalidInput => {
+                DataError::malformed(what, error.to_string())
+            }
+            _ => DataError::Read { what, source: error },
         }
     })?;
     if bytes.len() as u64 > limit {
-        return Err(DataError::OutOfRange { what, min: 0, max: limit, value: bytes.len() as u64 });
+        return Err(DataError::TooLarge { what, limit });
     }
     Ok(bytes)
 }

@@ -1,13 +1,13 @@
 //! The compute engine: its own threads score the submitted images. Images that wait at the same
 //! time are scored in one batch. The submitting thread, for example an I/O thread, never computes.
 //!
-//! **One reply for each image.** Every submitted reply is called exactly once: with the label, or
-//! with an error (refused, expired, a panic while scoring). The destructor of a job that was
-//! dropped without an answer calls it with [`EngineError::Lost`].
+//! **One reply for each image.** A [`Reply`](afterimage_core::Reply) is sent exactly once: with the
+//! label, or with an error (refused, expired, a panic while scoring). The reply of a job that was
+//! dropped gets [`EngineError::Lost`].
 //!
 //! **Clients in turn.** The queue is fair: batches take images of clients in turn. A client with
 //! one waiting image is in the next batches, even if another client has many images waiting.
-//! Images of a caller that has left are dropped before they are scored.
+//! Images whose answer is no longer wanted are dropped before they are scored.
 //!
 //! **Plain threads, not rayon.** Batches do not depend on one another, so each thread takes one
 //! batch and scores it alone. Threads share only the queue, which is locked twice for each batch.
@@ -26,7 +26,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use afterimage_core::Refused;
-pub use job::{Caller, Job};
+pub use job::{Job, Labelled};
 pub use options::{EngineError, EngineOptions, MAX_LINGER};
 use worker::{Queue, Shared};
 
@@ -230,11 +230,11 @@ pub struct EngineCounters {
     pub overloaded: u64,
     /// Images whose deadline passed while they waited.
     pub expired: u64,
-    /// Images that were not scored because their caller had left.
+    /// Images that were not scored because their answer was no longer wanted.
     pub abandoned: u64,
     /// Images whose scoring panicked.
     pub panicked: u64,
-    /// Callers that panicked when they were asked or answered.
+    /// Receivers that panicked when they were answered.
     pub reply_panics: u64,
     /// Images waiting now.
     pub queued: usize,

@@ -23,6 +23,22 @@ pub enum DataError {
         /// The fault in it.
         source: Box<DataError>,
     },
+    /// The operating system or a pipe failed while the bytes were read.
+    #[error("{what} cannot be read: {source}")]
+    Read {
+        /// The thing read.
+        what: &'static str,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// There are more bytes than the limit allows.
+    #[error("{what} has more than {limit} bytes, the limit")]
+    TooLarge {
+        /// The thing read.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
     /// The bytes are not of the format expected. Check that it is the right file.
     #[error("not {expected}: it starts with {found}")]
     Format {
@@ -147,7 +163,9 @@ pub enum ModelError {
         source: Box<ModelError>,
     },
     /// The file is not safetensors, or it is damaged. Check that it is the right file and complete.
-    #[error("not a safetensors model: {0}")]
+    #[error(
+        "not a safetensors model: {0}; convert the model of another tool with: afterimage import FILE"
+    )]
     Container(String),
     /// The file is a model of another tool. Convert it with `afterimage import`.
     #[error("it is {0}; convert it first with: afterimage import FILE")]

@@ -30,7 +30,7 @@ mod shape;
 mod svm;
 
 pub use engine::{
-    Caller, Engine, EngineCounters, EngineError, EngineOptions, Job, MAX_LINGER, Scorer,
+    Engine, EngineCounters, EngineError, EngineOptions, Job, Labelled, MAX_LINGER, Scorer,
 };
 pub use error::{DataError, ModelError};
 pub use features::{ConvolutionalMap, FeatureMap, Features, RawPixels};

@@ -3,8 +3,8 @@
 //! 1, imported ones of version 2.
 
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use crate::bounded;
 use crate::error::ModelError;
@@ -53,6 +53,19 @@ impl Model {
         encode(self)
     }
 
+    /// Checks that [`write`](Self::write) can create a file at `path`, before a long computation.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`].
+    pub fn check_path(path: &Path) -> Result<(), ModelError> {
+        let check = || {
+            let (_, aside) = target(path)?;
+            File::create(&aside)?;
+            fs::remove_file(&aside)
+        };
+        check().map_err(|source| ModelError::Io { path: path.to_owned(), source })
+    }
+
     /// Writes this model's file: beside the place first, then renamed into it, so that no reader
     /// ever sees half of one.
     ///
@@ -68,8 +81,7 @@ fn read(path: &Path) -> Result<Model, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
     let in_file = |source| ModelError::InFile { path: path.to_owned(), source: Box::new(source) };
     let file = bounded::open(path).map_err(io)?;
-    let bytes = file.metadata().map_err(io)?.len();
-    if bytes > MAX_MODEL_FILE_BYTES {
+    if let Some(bytes) = file.size().filter(|&bytes| bytes > MAX_MODEL_FILE_BYTES) {
         return Err(in_file(ModelError::TooLarge { bytes, limit: MAX_MODEL_FILE_BYTES }));
     }
     // Bounded once more: a pipe or a growing file has no length.
@@ -88,16 +100,35 @@ pub(crate) fn write_at_most(model: &Model, path: &Path, limit: u64) -> Result<()
     }
     let encoded = tensors::encode(&tensors, &texts);
     drop(tensors);
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".partial");
     let io = |source| ModelError::Io { path: path.to_owned(), source };
+    let (target, aside) = target(path).map_err(io)?;
     let mut file = File::create(&aside).map_err(io)?;
     let written = file.write_all(&encoded).and_then(|()| file.sync_all());
-    written.and_then(|()| fs::rename(&aside, path)).map_err(|error| {
+    written.and_then(|()| fs::rename(&aside, target)).map_err(|error| {
         // Half a file is of no use; the first error is the one to tell.
         let _ = fs::remove_file(&aside);
         io(error)
     })
+}
+
+/// The regular file at the end of symbolic links, and the file beside it that is written first. A
+/// rename would replace a link or a device.
+fn target(path: &Path) -> io::Result<(PathBuf, PathBuf)> {
+    let target = match fs::canonicalize(path) {
+        Ok(target) if target.is_dir() => {
+            return Err(io::Error::new(ErrorKind::IsADirectory, "it is a folder; give a file"));
+        }
+        Ok(target) if !target.is_file() => {
+            let text = "it is not a regular file; give another path";
+            return Err(io::Error::new(ErrorKind::InvalidInput, text));
+        }
+        Ok(target) => target,
+        Err(error) if error.kind() == ErrorKind::NotFound => path.to_owned(),
+        Err(error) => return Err(error),
+    };
+    let mut aside = target.clone().into_os_string();
+    aside.push(format!(".partial-{}", std::process::id()));
+    Ok((target, aside.into()))
 }
 
 fn encode(model: &Model) -> Vec<u8> {

@@ -10,7 +10,7 @@ use afterimage_wire::Status;
 use afterimage_wire::proto::{InferReq, Role, Shape, stats::Stats};
 use afterimage_wire::server::{Batch, Identity, Infer, Op, Service};
 
-use crate::engine::{Caller, Engine, EngineError, Job};
+use crate::engine::{Engine, EngineError, Job, Labelled};
 use crate::metrics;
 use crate::model::Model;
 
@@ -52,7 +52,7 @@ impl ClassifierService {
         let deadline = infer.budget().map(|budget| now + budget);
         let replies = gather(infer.rows.len(), reply(), combine);
         let job = |(row, reply): (&[u8], RowReply)| {
-            Job::for_caller(row, ConnectionReply(reply)).with_deadline(deadline)
+            Job::with_reply(row, labelled(reply)).with_deadline(deadline)
         };
         Ok(infer.rows.iter().zip(replies).map(job).collect())
     }
@@ -69,7 +69,7 @@ impl Service for ClassifierService {
         for (i, request) in batch.requests().iter().enumerate() {
             match request.op {
                 Op::Classify { image } => {
-                    let job = Job::for_caller(image, ConnectionReply(batch.row_reply(i)));
+                    let job = Job::with_reply(image, labelled(batch.row_reply(i)));
                     jobs.push(job.of_client(client).with_deadline(request.deadline(now)));
                 }
                 Op::Infer(infer) => match self.infer(infer, || batch.response_reply(i), now) {
@@ -90,25 +90,12 @@ impl Service for ClassifierService {
     }
 }
 
-/// A connection's reply behind the engine's interface.
-struct ConnectionReply(RowReply);
-
-impl Caller for ConnectionReply {
-    fn is_wanted(&self, now: Instant) -> bool {
-        self.0.is_wanted(now)
-    }
-
-    fn prefetch(&self) {
-        self.0.prefetch();
-    }
-
-    fn answer(self: Box<Self>, label: Result<u16, EngineError>, now: Instant) {
-        let answer = match label {
-            Ok(label) => Ok(RowAnswer::label(label, Origin::Miss)),
-            Err(error) => Err(failure(&error)),
-        };
-        self.0.send_at(answer, now);
-    }
+/// The reply of a connection as one of the engine.
+fn labelled(reply: RowReply) -> Reply<Labelled> {
+    reply.accept(|label: Labelled| match label {
+        Ok(label) => Ok(RowAnswer::label(label, Origin::Miss)),
+        Err(error) => Err(failure(&error)),
+    })
 }
 
 /// The identity of a model in a `Welcome`.

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use afterimage_classifier::{
-    Caller, Engine, EngineError, EngineOptions, Job, MAX_LINGER, Model, Scorer, Scratch, Shape,
+    Engine, EngineError, EngineOptions, Job, Labelled, MAX_LINGER, Model, Scorer, Scratch, Shape,
 };
+use afterimage_core::{Reply, Sink, Wanted};
 
 type Answers = Receiver<(u16, Result<u16, EngineError>)>;
 
@@ -223,6 +224,19 @@ fn one_client_cannot_fill_the_queue_for_another() {
     assert_eq!(answers.iter().filter(|(_, result)| result.is_ok()).count(), 67);
 }
 
+#[test]
+fn one_client_gets_half_of_the_default_queue() {
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    assert_eq!(options.max_queued, 32_768);
+    let Busy { engine, open, sender, .. } = Busy::new(options);
+    let refused = engine.submit_many((0..40_000).map(|i| job(i, 1, &sender)));
+    assert_eq!(40_000 - refused, 16_384);
+    let other = engine.submit_many((0..1000).map(|i| job(i, 1, &sender).of_client(1.into())));
+    drop(open);
+    assert_eq!(other, 0, "the other half is free");
+    engine.shutdown();
+}
+
 /// A caller that leaves when its flag is set.
 struct Leaves {
     left: Arc<AtomicBool>,
@@ -230,12 +244,12 @@ struct Leaves {
     to: Sender<(u16, Result<u16, EngineError>)>,
 }
 
-impl Caller for Leaves {
-    fn is_wanted(&self, _: Instant) -> bool {
-        !self.left.load(Ordering::Relaxed)
+impl Sink<Labelled> for Leaves {
+    fn wanted(&self, _: u64, _: Instant) -> Wanted {
+        if self.left.load(Ordering::Relaxed) { Wanted::NoMore } else { Wanted::Always }
     }
 
-    fn answer(self: Box<Self>, result: Result<u16, EngineError>, _: Instant) {
+    fn deliver(&self, _: u64, result: Labelled, _: Option<Instant>) {
         self.to.send((self.number, result)).unwrap();
     }
 }
@@ -247,7 +261,7 @@ fn images_of_a_caller_that_left_are_not_scored() {
     let left = Arc::default();
     let leaves = |number| {
         let caller = Leaves { left: Arc::clone(&left), number, to: sender.clone() };
-        Job::for_caller(vec![1], caller)
+        Job::with_reply(vec![1], Reply::new(Arc::new(caller), 0))
     };
     assert_eq!(engine.submit_many((1..=100).map(leaves)), 0);
     engine.submit_many((101..=116).map(|i| job(i, 1, &sender).of_client(1.into())));
@@ -294,28 +308,27 @@ fn a_panicking_reply_leaves_other_answers_intact() {
 
 #[test]
 fn a_panicking_wanted_check_leaves_answers_intact() {
-    struct Panics(Sender<(u16, Result<u16, EngineError>)>);
-    impl Caller for Panics {
-        fn is_wanted(&self, _: Instant) -> bool {
+    struct Panics(Sender<(u16, Labelled)>);
+    impl Sink<Labelled> for Panics {
+        fn wanted(&self, _: u64, _: Instant) -> Wanted {
             panic!("made to panic")
         }
-        fn prefetch(&self) {
+        fn prefetch(&self, _: u64) {
             panic!("made to panic")
         }
-        fn answer(self: Box<Self>, result: Result<u16, EngineError>, _: Instant) {
+        fn deliver(&self, _: u64, result: Labelled, _: Option<Instant>) {
             self.0.send((1, result)).unwrap();
         }
     }
     let engine = Engine::start_with(Echo::free(), options(1));
     let (sender, answers) = channel();
     engine.submit_many([
-        Job::for_caller(vec![1], Panics(sender.clone())),
+        Job::with_reply(vec![1], Reply::new(Arc::new(Panics(sender.clone())), 0)),
         job(2, 2, &sender),
         job(3, 3, &sender),
     ]);
     engine.shutdown();
     assert_eq!(collect(sender, answers), [(1, Ok(1)), (2, Ok(2)), (3, Ok(3))]);
-    assert_eq!(engine.counters().reply_panics, 2);
 }
 
 #[test]

@@ -156,6 +156,25 @@ impl<T: Outcome> Reply<T> {
         Ok(parts)
     }
 
+    /// A reply for another kind of outcome, which `convert` turns into this one. It allocates once.
+    ///
+    /// ```
+    /// use afterimage_core::{Failure, Reply};
+    ///
+    /// let (sender, lengths) = std::sync::mpsc::channel();
+    /// let length = Reply::call(move |length: Result<usize, Failure>| sender.send(length).unwrap());
+    /// let text = length.accept(|text: Result<String, Failure>| text.map(|text| text.len()));
+    /// text.send(Ok("four".to_owned()));
+    /// assert_eq!(lengths.recv().unwrap(), Ok(4));
+    /// ```
+    pub fn accept<U: Outcome>(self, convert: impl FnOnce(U) -> T + Send + 'static) -> Reply<U>
+    where
+        T: Outcome,
+    {
+        let watch = self.watch();
+        Reply::new(Arc::new(Converted { watch, owed: Mutex::new(Some((self, convert))) }), 0)
+    }
+
     /// Announces that the outcome follows soon.
     pub fn prefetch(&self) {
         if let Some(sink) = &self.sink {
@@ -236,6 +255,41 @@ fn guard<R>(when: &str, code: impl FnOnce() -> R) -> Option<R> {
     result
 }
 
+/// A reply of one kind of outcome as the sink of another.
+struct Converted<T: Outcome, F> {
+    /// Whether the outcome is wanted, without a lock.
+    watch: Watch<T>,
+    /// Taken when the outcome arrives.
+    owed: Mutex<Option<(Reply<T>, F)>>,
+}
+
+impl<T: Outcome, U, F: FnOnce(U) -> T + Send> Sink<U> for Converted<T, F> {
+    fn wanted(&self, _: u64, now: Instant) -> Wanted {
+        self.watch.wanted(now)
+    }
+
+    fn is_wanted(&self, _: u64, now: Instant) -> bool {
+        self.watch.is_wanted(now)
+    }
+
+    fn prefetch(&self, _: u64) {
+        if let Some(sink) = &self.watch.sink {
+            sink.prefetch(self.watch.token);
+        }
+    }
+
+    fn deliver(&self, _: u64, outcome: U, at: Option<Instant>) {
+        let owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // A conversion that panics drops the reply, which then says that it was given up.
+        let Some((reply, convert)) = owed else { return };
+        let outcome = convert(outcome);
+        match at {
+            Some(at) => reply.send_at(outcome, at),
+            None => reply.send(outcome),
+        };
+    }
+}
+
 /// A sink for one reply.
 struct Callback<F>(Mutex<Option<F>>);
 
@@ -314,6 +368,26 @@ mod tests {
         let reply = Reply::new(sink, 1);
         assert_eq!((reply.wanted(now), reply.is_wanted(now)), (Wanted::Always, true));
         reply.send(Answer::Abandoned);
+    }
+
+    #[test]
+    fn a_converted_reply_delivers_once_and_forwards_questions() {
+        let (sink, now) = (Arc::new(Recorder::default()), Instant::now());
+        let convert =
+            |label: Result<u16, crate::Failure>| label.map_or(Answer::Abandoned, Answer::Label);
+        Reply::new(sink.clone(), 1).accept(convert).send(Ok(7));
+        drop(Reply::new(sink.clone(), 2).accept(convert));
+        let unwanted = Reply::new(sink.clone(), UNWANTED).accept(convert);
+        assert_eq!((unwanted.wanted(now), unwanted.is_wanted(now)), (Wanted::NoMore, false));
+        drop(unwanted);
+        Reply::new(sink.clone(), 3)
+            .accept(|_: Result<u16, crate::Failure>| panic!("planned"))
+            .send(Ok(1));
+        let given_up = |token| (token, Answer::Abandoned);
+        assert_eq!(
+            sink.got(),
+            [(1, Answer::Label(7)), given_up(2), given_up(UNWANTED), given_up(3)]
+        );
     }
 
     #[test]

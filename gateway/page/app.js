@@ -115,7 +115,9 @@ function show(now) {
     $(`l-${kind}99`).textContent = time(now.latency_us[kind]?.p99);
   }
   const model = now.model;
-  $("m-digest").textContent = model ? `${model.digest.slice(0, 16)}…` : "not known";
+  const hasDigest = model && !/^0*$/.test(model.digest);
+  $("m-digest").textContent = hasDigest ? `${model.digest.slice(0, 16)}…` : model?.name || "not known";
+  $("m-digest-name").textContent = model && !hasDigest ? "Servers" : "Digest";
   $("m-input").textContent = model?.input.length ? `${model.input.join(" × ")} bytes` : "any";
   $("m-classes").textContent = model?.classes || "–";
   $("m-saved").textContent = long(now.saved_model_s);
@@ -125,7 +127,11 @@ function show(now) {
   $("s-evictions").textContent = grouped(now.store.evictions);
   const isSquare = model && model.input.length === 2 && model.input[0] === model.input[1] && model.classes > 0;
   $("try").hidden = !isSquare;
-  $("empty").hidden = $("curl").hidden = now.requests > 0;
+  $("empty").hidden = now.requests > 0;
+  $("empty").textContent = isSquare ? "No request yet. Draw a digit, or send one:" : "No request yet.";
+  $("curl").hidden = now.requests > 0 || !isSquare;
+  // The page sees no inputs of a foreign model.
+  $("recent-card").hidden = !isSquare;
   $("chart").toggleAttribute("hidden", now.requests === 0);
   if (now.requests === 0) $("curl").textContent = `curl --data-binary @seven.png ${location.origin}/v1/classify`;
   chart(now);

@@ -3,7 +3,9 @@
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use afterimage_core::{ClientId, Tenant};
 use afterimage_http::Peer;
@@ -14,6 +16,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::Shared;
+use crate::keys::{Granted, Keys, Limit};
 use crate::problem::Problem;
 
 /// What a token allows. A higher scope includes the lower ones.
@@ -27,6 +30,42 @@ pub enum Scope {
     Admin,
 }
 
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Scope::Read => "read",
+            Scope::Infer => "infer",
+            Scope::Admin => "admin",
+        })
+    }
+}
+
+impl FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "read" => Ok(Scope::Read),
+            "infer" => Ok(Scope::Infer),
+            "admin" => Ok(Scope::Admin),
+            _ => Err(format!("{text:?} is not a scope; expected read, infer or admin")),
+        }
+    }
+}
+
+/// A client that a token or a key admits.
+struct Admitted {
+    scope: Scope,
+    tenant: Tenant,
+    limit: Option<Limit>,
+}
+
+impl Admitted {
+    fn new(scope: Scope) -> Self {
+        Admitted { scope, tenant: Tenant::default(), limit: None }
+    }
+}
+
 /// Tokens and their scopes.
 #[derive(Clone, Default)]
 pub struct Access {
@@ -34,6 +73,7 @@ pub struct Access {
     tokens: Vec<(Token, Scope)>,
     /// Their tokens allow [`Scope::Infer`].
     tenants: Option<Tenants>,
+    keys: Option<Keys>,
     open: Option<Scope>,
 }
 
@@ -47,7 +87,7 @@ impl Access {
 
     /// Whether each client may use the model, without a token.
     pub fn is_open(&self) -> bool {
-        self.admit(None).is_some_and(|(scope, _)| scope >= Scope::Infer)
+        self.admit(None).is_some_and(|admitted| admitted.scope >= Scope::Infer)
     }
 
     /// The same with a token that allows `scope`.
@@ -69,18 +109,30 @@ impl Access {
         self.tenants.iter()
     }
 
+    /// The same with API keys.
+    #[must_use]
+    pub fn keys(mut self, keys: Keys) -> Self {
+        self.keys = Some(keys);
+        self
+    }
+
+    /// The API keys, to load them again.
+    pub fn own_keys(&self) -> Option<&Keys> {
+        self.keys.as_ref()
+    }
+
     /// The tokens, to load them again.
     pub fn tokens(&self) -> impl Iterator<Item = &Token> {
         self.tokens.iter().map(|(token, _)| token)
     }
 
-    /// The scope and the tenant of a client that shows `token`; `None` if it is wrong or missing.
-    fn admit(&self, token: Option<&[u8]>) -> Option<(Scope, Tenant)> {
-        let alone = |scope| (scope, Tenant::default());
-        if self.tokens.is_empty() && self.tenants.is_none() {
-            return Some(alone(self.open.unwrap_or(Scope::Admin)));
+    /// The rights of a client that shows `token`; `None` if it is wrong or missing.
+    fn admit(&self, token: Option<&[u8]>) -> Option<Admitted> {
+        if self.tokens.is_empty() && self.tenants.is_none() && self.keys.is_none() {
+            return Some(Admitted::new(self.open.unwrap_or(Scope::Admin)));
         }
-        let Some(shown) = token else { return self.open.map(alone) };
+        let Some(shown) = token else { return self.open.map(Admitted::new) };
+        let key = self.keys.as_ref().and_then(|keys| keys.find(shown));
         let tenant = self.tenants.as_ref().and_then(|tenants| tenants.of(shown));
         // All are compared always, so that the time does not depend on which one is right.
         let scopes = self.tokens.iter().map(|(token, scope)| (token.matches(shown), *scope));
@@ -90,8 +142,9 @@ impl Access {
                 if equal { found.max(Some(scope)) } else { found }
             },
         );
-        let tenant = tenant.map(|tenant| (Scope::Infer, tenant));
-        found.map(alone).or(tenant).or(self.open.map(alone))
+        let tenant = tenant.map(|tenant| Admitted { tenant, ..Admitted::new(Scope::Infer) });
+        let key = key.map(|Granted { scope, limit }| Admitted { limit, ..Admitted::new(scope) });
+        found.map(Admitted::new).or(tenant).or(key).or(self.open.map(Admitted::new))
     }
 }
 
@@ -127,7 +180,10 @@ pub(crate) async fn check(
     });
     let needed = needed(request.method(), request.uri().path());
     match shared.options.access.admit(token) {
-        Some((scope, tenant)) if scope >= needed => {
+        Some(Admitted { scope, tenant, limit }) if scope >= needed => {
+            if let Some(limit) = limit {
+                limit.take(Instant::now()).map_err(|wait| too_many(&limit, wait))?;
+            }
             let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
             let client = client_of(peer, tenant);
             request.extensions_mut().insert(client);
@@ -146,6 +202,15 @@ pub(crate) async fn check(
     }
 }
 
+/// The refusal of a request above the limit of its key.
+fn too_many(limit: &Limit, wait: Duration) -> Problem {
+    let detail = format!("this key allows {} requests; try again later", limit.rate);
+    let mut problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail);
+    // The header has whole seconds.
+    problem.retry_after = Some(u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX));
+    problem
+}
+
 /// The client of a request, for fair queues: its address within its tenant.
 fn client_of(address: Option<IpAddr>, tenant: Tenant) -> ClientId {
     let mut hasher = DefaultHasher::new();
@@ -162,7 +227,7 @@ mod tests {
     }
 
     fn scope(access: &Access, token: Option<&[u8]>) -> Option<Scope> {
-        access.admit(token).map(|(scope, _)| scope)
+        access.admit(token).map(|admitted| admitted.scope)
     }
 
     #[test]
@@ -171,7 +236,7 @@ mod tests {
         let file = folder.path().join("tenants");
         std::fs::write(&file, "search secret 7").unwrap();
         let access = Access::default().tenants(Tenants::read(file).unwrap());
-        let (scope, tenant) = access.admit(Some(b"secret")).unwrap();
+        let Admitted { scope, tenant, .. } = access.admit(Some(b"secret")).unwrap();
         assert_eq!((scope, tenant.weight), (Scope::Infer, 7));
         assert!(access.admit(None).is_none() && access.admit(Some(b"other")).is_none());
         let of = |last| client_of(Some([192, 0, 2, last].into()), tenant);

@@ -23,6 +23,7 @@
 mod access;
 mod classify;
 mod extract;
+pub mod keys;
 mod memory;
 mod oip;
 mod openapi;
@@ -50,7 +51,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use access::{Access, Scope};
 pub use operations::{Operated, serve_admin};
-pub use source::{Classified, InProcess, Pending, Remote, Source, Wish};
+pub use source::{Classified, InProcess, OfProxy, Pending, Remote, Source, Wish};
 
 use overview::History;
 use problem::Problem;

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use afterimage_core::{Answer, ClientId, Failure, ModelId, Origin, Status};
+use afterimage_inference::Proxy;
 use afterimage_memo::{Memo, Request};
 use afterimage_wire::Connection;
 use afterimage_wire::client::{CallError, CallOptions};
 use afterimage_wire::proto::Shape;
 use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::server::metrics as server;
 use bytes::Bytes;
 
 /// An outcome that comes later.
@@ -59,7 +61,7 @@ pub trait Source: Send + Sync + 'static {
     /// Takes the answer of one image back.
     fn forget(&self, image: Bytes) -> Pending<'_, ()>;
 
-    /// Takes all answers back.
+    /// Deletes all answers.
     fn flush(&self) -> Pending<'_, ()>;
 
     /// The statistics of the services behind the gateway.
@@ -166,6 +168,64 @@ fn classified(answer: &Answer, origin: Origin) -> Result<Classified, Failure> {
             let scores = scores.iter().copied().map(f32::from_le_bytes).collect();
             Ok(Classified { label: u16::from_le_bytes(*label), scores, origin })
         }
+    }
+}
+
+/// A proxy in this process, whose clients speak to its model servers and not to the gateway.
+pub struct OfProxy {
+    proxy: Proxy,
+    /// The name that the page shows.
+    model: Arc<ModelId>,
+}
+
+impl OfProxy {
+    /// The proxy in front of the servers with this name.
+    pub fn new(proxy: Proxy, servers: impl Into<String>) -> Self {
+        OfProxy { proxy, model: Arc::new(ModelId::bytes(servers, [0; 32])) }
+    }
+}
+
+/// The failure of a call that belongs to the address of the proxy.
+fn of_another_address<T: Send + 'static>() -> Pending<'static, T> {
+    let text = "this is the page of a proxy; send inference calls to the address of the proxy";
+    Box::pin(std::future::ready(Err(Failure::new(Status::Unsupported, text))))
+}
+
+impl Source for OfProxy {
+    fn model(&self) -> Option<Arc<ModelId>> {
+        Some(Arc::clone(&self.model))
+    }
+
+    fn classify(&self, _: Vec<Bytes>, _: Wish) -> Pending<'_, Vec<Classified>> {
+        of_another_address()
+    }
+
+    /// One of the model servers must answer.
+    fn ready(&self) -> Pending<'_, ()> {
+        Box::pin(async {
+            let mut problems = self.proxy.check().await;
+            // With several servers, one is enough.
+            let are_all = problems.len() >= self.proxy.replicas();
+            match problems.pop() {
+                Some(problem) if are_all => Err(Failure::new(Status::UpstreamCrashed, problem)),
+                _ => Ok(()),
+            }
+        })
+    }
+
+    fn forget(&self, _: Bytes) -> Pending<'_, ()> {
+        of_another_address()
+    }
+
+    fn flush(&self) -> Pending<'_, ()> {
+        Box::pin(std::future::ready(self.proxy.flush()))
+    }
+
+    fn stats(&self) -> Pending<'_, Vec<Stats>> {
+        let mut stats = Stats::default();
+        stats.text(&server::SERVICE, "proxy");
+        self.proxy.stats(&mut stats);
+        Box::pin(std::future::ready(Ok(vec![stats])))
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use afterimage_cache::ByteStore;
 use afterimage_core::{Answer, ModelId};
+use afterimage_gateway::keys::{self, Keys};
 use afterimage_gateway::{Access, GatewayOptions, InProcess, Scope, router};
 use afterimage_memo::upstream::Function;
 use afterimage_memo::{Memo, MemoOptions, ModelOptions, Secret};
@@ -223,6 +224,33 @@ async fn each_token_allows_its_scope_and_no_more() {
     // The page asks for the token, and probes have none.
     for path in ["/", "/page/app.js", "/livez", "/readyz"] {
         assert_eq!(send(&gateway, request(Method::GET, path, "")).await.status, StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn a_key_has_a_scope_and_a_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys");
+    let line = keys::line("app", Scope::Infer, "the-key", Some("2/h".parse().unwrap()));
+    std::fs::write(&file, line).unwrap();
+    let access = Access::default().keys(Keys::read(&file).unwrap());
+    let gateway = gateway(GatewayOptions { access, ..GatewayOptions::default() });
+    let send = async |key: &str, method, path| {
+        let mut request = request(method, path, vec![0; 4]);
+        let value = format!("Bearer {key}").parse().unwrap();
+        request.headers_mut().insert("authorization", value);
+        send(&gateway, request).await
+    };
+    assert_eq!(send("other", Method::POST, "/v1/classify").await.status, 401);
+    assert_eq!(send("the-key", Method::DELETE, "/v1/memory").await.status, 403);
+    for _ in 0..2 {
+        assert_eq!(send("the-key", Method::POST, "/v1/classify").await.status, 200);
+    }
+    for path in ["/v1/classify", "/v2/models/tiny/infer"] {
+        let refused = send("the-key", Method::POST, path).await;
+        assert_eq!(refused.status, 429, "{}", refused.text);
+        let seconds: u32 = refused.header("retry-after").parse().unwrap();
+        assert!((1000..=1801).contains(&seconds), "{seconds}");
     }
 }
 

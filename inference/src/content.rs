@@ -74,12 +74,23 @@ impl Content {
         }
         let json_len = json_len(headers).map_err(|()| "the length of the JSON is not a number")?;
         let response = oip::Response::parse(body.clone(), json_len).map_err(|_| UNKNOWN)?;
+        Answers::of(response, self.rows().map(|_| positions.len()))
+    }
+}
+
+impl Answers {
+    /// The answers in a response of the Open Inference Protocol: one, or one for each of so many
+    /// rows.
+    pub(crate) fn of(
+        response: oip::Response,
+        rows: Option<usize>,
+    ) -> Result<Answers, &'static str> {
         let version = response.version.clone();
-        let parts = match self {
-            Content::Whole => vec![response],
-            _ => response
-                .split_rows(positions.len())
-                .ok_or("an output has another number of rows")?,
+        let parts = match rows {
+            None => vec![response],
+            Some(rows) => {
+                response.split_rows(rows).ok_or("an output has another number of rows")?
+            }
         };
         let answers = parts.iter().map(|part| Answer::Bytes(part.to_bytes())).collect();
         Ok(Answers { version, answers })

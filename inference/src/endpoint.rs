@@ -19,26 +19,28 @@ use hyper::{HeaderMap, Response, StatusCode};
 use crate::call::{Call, Payload};
 use crate::content::Answers;
 use crate::forward::{ForwardError, Replica, ResponseBody};
+use crate::grpc;
 use crate::headers::remove_hop_by_hop;
 use crate::identity::{Counter, Description, Found, Source, describe, was_reloaded};
+use crate::oip;
 
 /// One model at one server. A clone is the same endpoint.
 #[derive(Clone)]
 pub(crate) struct ModelEndpoint(Arc<Inner>);
 
-struct Inner {
-    replica: Replica,
+pub(crate) struct Inner {
+    pub(crate) replica: Replica,
     address: String,
     /// The model's name, or `NAME/versions/VERSION`, as in the URL; see [`Source`] for embeddings.
     path: Arc<str>,
     source: Source,
-    max_answer_bytes: usize,
-    model: ArcSwapOption<ModelId>,
+    pub(crate) max_answer_bytes: usize,
+    pub(crate) model: ArcSwapOption<ModelId>,
     changed: Mutex<Option<OnChange>>,
     state: Mutex<State>,
     /// Calls sent, and those of them that succeeded.
-    started: AtomicU64,
-    answered: AtomicU64,
+    pub(crate) started: AtomicU64,
+    pub(crate) answered: AtomicU64,
 }
 
 #[derive(Default)]
@@ -274,7 +276,21 @@ impl Inner {
         if headers.contains_key(CONTENT_ENCODING) {
             return Err("the response is compressed");
         }
-        let Answers { version, answers } = call.content().answers(headers, body, positions)?;
+        self.kept(call.content().answers(headers, body, positions)?)
+    }
+
+    /// The answers to store, from a response in any encoding.
+    pub(crate) fn stored(
+        &self,
+        response: oip::Response,
+        by_rows: bool,
+        rows: usize,
+    ) -> Result<Rows<Answer>, &'static str> {
+        self.kept(Answers::of(response, by_rows.then_some(rows))?)
+    }
+
+    fn kept(&self, answers: Answers) -> Result<Rows<Answer>, &'static str> {
+        let Answers { version, answers } = answers;
         self.observe_version(version.as_deref());
         let too_large = |answer: &Answer| match answer {
             Answer::Bytes(bytes) => bytes.len() > self.max_answer_bytes,
@@ -286,7 +302,7 @@ impl Inner {
         Ok(answers)
     }
 
-    fn unsent(&self, error: &ForwardError) -> EndpointError {
+    pub(crate) fn unsent(&self, error: &ForwardError) -> EndpointError {
         tracing::warn!(server = self.address, model = &*self.path, "{error}");
         self.lock().trouble = Some(error.to_string());
         let (outcome, retry) = match error {
@@ -351,7 +367,7 @@ fn own(call: &Call, response: Response<ResponseBody>, reason: &str) -> EndpointE
 }
 
 /// Part of a batch failed: each client asks about its whole batch.
-fn whole_only(reason: &str) -> EndpointError {
+pub(crate) fn whole_only(reason: &str) -> EndpointError {
     let (outcome, retry) = (Outcome::Refused, Retry::Never);
     let (text, payload) = (reason.to_owned(), Some(Payload::own()));
     EndpointError { status: Status::UpstreamError, text, outcome, retry, payload }
@@ -415,6 +431,7 @@ impl Endpoint for ModelEndpoint {
     }
 
     fn call(&self, attempt: Attempt) {
+        let Some(attempt) = grpc::start(&self.0, attempt) else { return };
         let Some(call) = attempt.context().and_then(|context| context.get::<Call>()) else {
             let text = "a call has no request of a client".to_owned();
             let (status, outcome) = (Status::Internal, Outcome::Lost);
@@ -432,7 +449,7 @@ impl Endpoint for ModelEndpoint {
 }
 
 impl Inner {
-    fn late(&self, limit: Duration) -> EndpointError {
+    pub(crate) fn late(&self, limit: Duration) -> EndpointError {
         let text = format!("the model server gave no response in {limit:?}");
         let (status, outcome) = (Status::DeadlineExceeded, Outcome::TimedOut);
         EndpointError { status, text, outcome, retry: Retry::Budgeted, payload: None }

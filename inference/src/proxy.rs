@@ -21,6 +21,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::service::Service;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use smallvec::SmallVec;
 
 use crate::call::{Call, Payload};
 use crate::content::{Answers, Content, Form, assembled, embedded, rendered};
@@ -90,26 +91,26 @@ impl Default for ProxyOptions {
 /// A clone is the same proxy. It is a service for [`afterimage_http::serve`].
 #[derive(Clone, Debug)]
 pub struct Proxy {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    replicas: Vec<Replica>,
+pub(crate) struct Inner {
+    pub(crate) replicas: Vec<Replica>,
     /// Counts requests that pass through, to take replicas in turn.
-    next: AtomicUsize,
-    memo: Memo,
-    models: Arc<Models>,
-    policy: Policy,
-    memory: ByteBudget,
-    max_body: usize,
-    max_answer: usize,
-    ttl: Option<Duration>,
-    split_rows: bool,
-    observer: Option<Observer>,
-    passed: AtomicU64,
-    calls: AtomicU64,
-    bypassed: AtomicU64,
-    unreachable: AtomicU64,
+    pub(crate) next: AtomicUsize,
+    pub(crate) memo: Memo,
+    pub(crate) models: Arc<Models>,
+    pub(crate) policy: Policy,
+    pub(crate) memory: ByteBudget,
+    pub(crate) max_body: usize,
+    pub(crate) max_answer: usize,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) split_rows: bool,
+    pub(crate) observer: Option<Observer>,
+    pub(crate) passed: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) bypassed: AtomicU64,
+    pub(crate) unreachable: AtomicU64,
 }
 
 impl Proxy {
@@ -161,6 +162,14 @@ impl Proxy {
             observer.stats(stats);
         }
         inner.memo.stats(stats);
+    }
+
+    /// Takes all answers of all models back.
+    ///
+    /// # Errors
+    /// As [`Memo::flush_all`].
+    pub fn flush(&self) -> Result<(), Failure> {
+        self.inner.memo.flush_all()
     }
 
     /// The number of servers.
@@ -341,10 +350,10 @@ impl Inner {
                 let model = self.models.get(path, &Source::Inference).await?;
                 let (rows, probe) = self.mode(&request, model);
                 let keys = match &rows {
-                    None => vec![key(WHOLE, prefix, request.key_parts().iter())],
-                    Some(rows) => (0..rows.len())
-                        .map(|row| key(ROW, prefix, rows.key_parts(row).iter()))
-                        .collect(),
+                    None => vec![key(WHOLE, prefix, &request.key_parts())],
+                    Some(rows) => {
+                        (0..rows.len()).map(|row| key(ROW, prefix, &rows.key_parts(row))).collect()
+                    }
                 };
                 let content = rows.map_or(Content::Whole, |rows| Content::Rows(Box::new(rows)));
                 let wanted = request.wanted_encoding();
@@ -365,9 +374,10 @@ impl Inner {
                 let list = path.replacen("/embeddings", "/models", 1);
                 let source = Source::Embeddings { list, name: request.model.clone() };
                 self.models.get(&model, &source).await?;
-                let keys = (0..request.inputs.len())
-                    .map(|row| key(EMBEDDING, prefix, [&request.key_bytes(row)[..]].into_iter()))
-                    .collect();
+                let parts =
+                    |row| oip::KeyParts { head: request.key_bytes(row), data: SmallVec::new() };
+                let rows = 0..request.inputs.len();
+                let keys = rows.map(|row| key(EMBEDDING, prefix, &parts(row))).collect();
                 let form = Form::Embeddings(request.format);
                 let content = Content::Embeddings(request);
                 Ok(Understood { model, content, keys, probe: None, form })
@@ -376,7 +386,7 @@ impl Inner {
     }
 
     /// The rows of a call that is answered row by row, and the comparison that is due.
-    fn mode(
+    pub(crate) fn mode(
         &self,
         request: &oip::Request,
         model: Arc<Model>,
@@ -465,22 +475,27 @@ impl Inner {
                 Some(rows) => inner.agrees(&probe.rows, &call, &rows, &asked).await,
                 None => Some(false),
             };
-            let model = Arc::clone(&probe.model);
-            match probe.end(agreed) {
-                Some(Verdict::Pure) => tracing::info!(
-                    model = &*model.path,
-                    "{PROBES} probes have agreed: rows of this model are remembered one by one"
-                ),
-                Some(Verdict::Impure) => {
-                    tracing::warn!(
-                        model = &*model.path,
-                        "rows of this model depend on their batch: its batches are answered whole"
-                    );
-                    inner.models.flush_model(&model);
-                }
-                _ => {}
-            }
+            inner.conclude(probe, agreed);
         });
+    }
+
+    /// Takes the result of a comparison as evidence about the model.
+    pub(crate) fn conclude(&self, probe: Probe, agreed: Option<bool>) {
+        let model = Arc::clone(&probe.model);
+        match probe.end(agreed) {
+            Some(Verdict::Pure) => tracing::info!(
+                model = &*model.path,
+                "{PROBES} probes have agreed: rows of this model are remembered one by one"
+            ),
+            Some(Verdict::Impure) => {
+                tracing::warn!(
+                    model = &*model.path,
+                    "rows of this model depend on their batch: its batches are answered whole"
+                );
+                self.models.flush_model(&model);
+            }
+            _ => {}
+        }
     }
 
     /// Whether the server gives the same answers to these rows; `None` without an answer.
@@ -619,20 +634,19 @@ impl fmt::Debug for Inner {
 
 /// The first byte of the key of a whole call, of a row, and of an input for an embedding. Their
 /// answers have different forms.
-const WHOLE: u8 = 0;
-const ROW: u8 = 1;
+pub(crate) const WHOLE: u8 = 0;
+pub(crate) const ROW: u8 = 1;
 const EMBEDDING: u8 = 2;
 
 /// Bytes of the name of a model in a request for embeddings. Names come from clients.
 const MAX_NAME: usize = 256;
 
 /// The key of a call or of a row.
-fn key<'a>(kind: u8, prefix: &[u8], parts: impl Iterator<Item = &'a [u8]> + Clone) -> Bytes {
-    let len: usize = parts.clone().map(<[u8]>::len).sum();
-    let mut key = Vec::with_capacity(1 + prefix.len() + len);
+pub(crate) fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
+    let mut key = Vec::with_capacity(1 + prefix.len() + parts.total_len());
     key.push(kind);
     key.extend_from_slice(prefix);
-    parts.for_each(|part| key.extend_from_slice(part));
+    parts.iter().for_each(|part| key.extend_from_slice(part));
     key.into()
 }
 
@@ -689,11 +703,11 @@ fn parse(headers: &HeaderMap, body: Bytes, model: &str) -> Result<oip::Request, 
 
 /// A comparison that is due: a probe of this number, or an audit without a number. Dropping it ends
 /// it without a result.
-struct Probe {
+pub(crate) struct Probe {
     model: Arc<Model>,
     digest: [u8; 32],
-    rows: oip::Rows,
-    number: Option<u32>,
+    pub(crate) rows: oip::Rows,
+    pub(crate) number: Option<u32>,
     is_ended: bool,
 }
 

@@ -1,8 +1,10 @@
-//! Epochs: how a flush takes back all answers of a model in constant time, in every memo that
+//! Epochs: how a flush deletes all answers of a model in constant time, in every memo that
 //! shares the store, and beyond a restart.
 //!
-//! The epoch of a model is a number that is part of all its keys. A flush increments it, so that no
-//! older answer is found again. The number itself is an entry of the store, sealed like a label:
+//! The epoch of a model is a number that is part of all its keys: 0, or the time of the last flush.
+//! A flush takes a higher one, so that no older answer is found again. Because it is a time, it is
+//! also higher than epochs that the store has dropped and no memo remembers. The number itself is
+//! an entry of the store, sealed like a label:
 //!
 //! * A memo with a store in this process reads the entry when it meets the model.
 //! * Memos that share a store across the network read it along with their first lookup, and then
@@ -29,10 +31,24 @@ use crate::sync;
 /// The longest time until a flush by another memo is noticed, while requests arrive.
 pub const CHECK_EVERY: Duration = Duration::from_secs(1);
 
-const EPOCH_DOMAIN: &[u8] = b"afterimage epoch v1";
+const EPOCH_DOMAIN: &[u8] = b"afterimage epoch v2";
 
 /// Bits of the entry's value that hold the epoch; the rest is the tag.
-const EPOCH_BITS: u32 = 32;
+const EPOCH_BITS: u32 = 40;
+
+/// The highest epoch: in the year 2054.
+pub(crate) const MAX_EPOCH: u64 = (1 << EPOCH_BITS) - 1;
+
+/// The time before the first epoch, since 1970: the start of 2020.
+const ZERO: Duration = Duration::from_secs(1_577_836_800);
+
+/// The epoch of a flush at this time since 1970, above `present`; `None` if there is none left. A
+/// clock far in the future does not use the epochs up.
+pub(crate) fn next(present: u64, since_1970: Duration) -> Option<u64> {
+    let time = u64::try_from(since_1970.saturating_sub(ZERO).as_millis()).unwrap_or(u64::MAX);
+    let time = if time < MAX_EPOCH / 4 * 3 { time } else { 0 };
+    Some(time.max(present + 1)).filter(|&epoch| epoch <= MAX_EPOCH)
+}
 
 /// Where the epoch of one model is stored, and how the value is sealed.
 #[derive(Clone, Copy, Debug)]
@@ -59,18 +75,19 @@ impl EpochEntry {
         u128::from(self.hash[1]) << 64 | u128::from(self.hash[0])
     }
 
-    /// The value of an epoch: its tag, then its number. The tag is a label's of 32 bits (module
-    /// [`key`](crate::key)): a forgery succeeds with probability 2⁻³², and can only flush.
-    pub(crate) fn seal(self, epoch: u32) -> i64 {
+    /// The value of an epoch: its tag, then its number. The tag is a label's of 24 bits (module
+    /// [`key`](crate::key)): a forgery succeeds with probability 2⁻²⁴, and can only flush.
+    pub(crate) fn seal(self, epoch: u64) -> i64 {
+        debug_assert!(epoch <= MAX_EPOCH);
         let [.., a, b] = self.hash;
-        let tag = a.wrapping_mul(epoch.into()).wrapping_add(b) >> EPOCH_BITS << EPOCH_BITS;
-        (tag | u64::from(epoch)).cast_signed()
+        let tag = a.wrapping_mul(epoch).wrapping_add(b) >> EPOCH_BITS << EPOCH_BITS;
+        (tag | epoch).cast_signed()
     }
 
     /// The epoch in a stored value; 0, the first one, without a value or when its seal is wrong.
-    pub(crate) fn open(self, value: Option<i64>) -> u32 {
+    pub(crate) fn open(self, value: Option<i64>) -> u64 {
         let Some(value) = value else { return 0 };
-        let epoch = value as u32;
+        let epoch = value.cast_unsigned() & MAX_EPOCH;
         if self.seal(epoch) == value { epoch } else { 0 }
     }
 }
@@ -122,7 +139,7 @@ impl Freshness {
 
 impl Stores {
     /// The stored epoch, if the store is in this process.
-    pub(crate) fn epoch_here(&self, entry: EpochEntry) -> Option<u32> {
+    pub(crate) fn epoch_here(&self, entry: EpochEntry) -> Option<u64> {
         let value = match (entry.answers, &self.bytes, &self.labels) {
             (AnswerKind::Bytes, StoreOfBytes::None, _) => None,
             (AnswerKind::Bytes, StoreOfBytes::Embedded(bytes), _) => bytes
@@ -138,7 +155,7 @@ impl Stores {
     }
 
     /// Writes an epoch.
-    pub(crate) fn write_epoch(&self, entry: EpochEntry, epoch: u32) {
+    pub(crate) fn write_epoch(&self, entry: EpochEntry, epoch: u64) {
         let value = entry.seal(epoch);
         let bytes = || Bytes::copy_from_slice(&value.to_le_bytes());
         match (entry.answers, &self.bytes) {
@@ -184,4 +201,33 @@ impl Stores {
 /// The value of an epoch in a store of bytes.
 pub(crate) fn value_of(bytes: &Bytes) -> Option<i64> {
     bytes[..].try_into().ok().map(i64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    #[test]
+    fn an_epoch_is_the_time_and_always_higher() {
+        let first = next(0, NOW).unwrap();
+        assert_eq!(first, 222_163_200_000);
+        assert_eq!(next(first, NOW), Some(first + 1), "another flush at the same time");
+        assert_eq!(next(first, Duration::ZERO), Some(first + 1), "a clock that was set back");
+        assert_eq!(next(first, Duration::MAX), Some(first + 1), "a clock in the far future");
+        assert_eq!(next(MAX_EPOCH, NOW), None);
+    }
+
+    #[test]
+    fn a_sealed_epoch_is_found_and_a_forged_one_is_none() {
+        let model = ModelId::labels([1; 32], None, 10);
+        let entry = EpochEntry::new(&Secret::new([7; 32]), &model);
+        for epoch in [0, 1, next(0, NOW).unwrap(), MAX_EPOCH] {
+            assert_eq!(entry.open(Some(entry.seal(epoch))), epoch);
+            let forged = entry.seal(epoch) ^ 1 << 50;
+            assert_eq!(entry.open(Some(forged)), 0);
+        }
+        assert_eq!(entry.open(None), 0);
+    }
 }

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::metrics;
 use crate::audit::Audit;
 use crate::bypass::{Bypass, CallTime};
-use crate::counters::Counters;
+use crate::metrics::Counters;
 use crate::begun::{Arrival, Asker, Begun};
 use crate::flight::Waiter;
 use crate::flights::Flights;
@@ -54,6 +54,9 @@ pub struct MemoOptions {
     /// Stop lookups in a store across the network while they take more time than hits save. Off by
     /// default. Lookups in this process always pay.
     pub auto_bypass: bool,
+    /// The time since 1970 at a time of tokio's clock. Simulations replace it.
+    #[doc(hidden)]
+    pub clock: fn(Instant) -> Duration,
 }
 
 impl MemoOptions {
@@ -65,6 +68,7 @@ impl MemoOptions {
             max_waiting_bytes: 256 << 20,
             audit: None,
             auto_bypass: false,
+            clock: sync::since_1970,
         }
     }
 
@@ -164,7 +168,7 @@ impl Memo {
         let seed = RandomState::new().build_hasher().finish();
         let stores = Arc::new(Stores { labels, bytes });
         let inner = Inner {
-            models: Models::new(options.secret, Arc::clone(&stores)),
+            models: Models::new(options.secret, Arc::clone(&stores), options.clock),
             stores,
             flights: Flights::new(options.max_waiting),
             waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
@@ -317,13 +321,13 @@ impl Memo {
     /// Takes all answers of a model back, in constant time: it begins a new epoch of keys. Entries
     /// of the old epoch are evicted by and by.
     ///
-    /// Requests to this memo that begin later get no older answer, also of the models that it has
-    /// met since its start. Other memos with the same store
-    /// and secret notice within a second of their next requests, if the store can be reached; if
-    /// not, once it can.
+    /// Requests to this memo that begin later get no older answer, also when the upstream changes
+    /// to another model. Other memos with the same store and secret notice within a second of their
+    /// next requests, if the store can be reached; if not, once it can. After a restart, this holds
+    /// for the model that the upstream had at the flush.
     ///
     /// # Errors
-    /// As [`ask`](Self::ask), when the model is not known; and after 2³² flushes.
+    /// As [`ask`](Self::ask), when the model is not known; and from the year 2054 on.
     pub fn flush(&self, model: &str) -> Result<(), Failure> {
         let entry = self.inner.models.get(model)?;
         entry.refresh();

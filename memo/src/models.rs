@@ -12,7 +12,7 @@ use afterimage_wire::server::Watchers;
 use afterimage_wire::text::escape_text;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
-use crate::epoch::{EpochEntry, Freshness};
+use crate::epoch::{self, EpochEntry, Freshness, MAX_EPOCH};
 use crate::key::{KeySpace, Secret};
 use crate::store::Stores;
 use crate::sync;
@@ -54,17 +54,21 @@ impl ModelOptions {
     }
 }
 
+/// The time of the system's clock since 1970 at a time of tokio's clock.
+pub(crate) type Clock = fn(Instant) -> Duration;
+
 /// All models, by name.
 #[derive(Debug)]
 pub(crate) struct Models {
     secret: Secret,
     stores: Arc<Stores>,
+    clock: Clock,
     by_name: ArcSwap<HashMap<String, Arc<Entry>>>,
 }
 
 impl Models {
-    pub(crate) fn new(secret: Secret, stores: Arc<Stores>) -> Self {
-        Models { secret, stores, by_name: ArcSwap::default() }
+    pub(crate) fn new(secret: Secret, stores: Arc<Stores>, clock: Clock) -> Self {
+        Models { secret, stores, clock, by_name: ArcSwap::default() }
     }
 
     /// Adds a model, in place of one of the same name.
@@ -74,7 +78,7 @@ impl Models {
         upstream: Box<dyn Upstream>,
         options: ModelOptions,
     ) -> Arc<Entry> {
-        let keys = ModelKeys::new(self.secret.clone(), Arc::clone(&self.stores));
+        let keys = ModelKeys::new(self.secret.clone(), Arc::clone(&self.stores), self.clock);
         let keys = Arc::new(keys);
         let entry = Arc::new(Entry { name: name.clone(), upstream, options, keys });
         let weak = Arc::downgrade(&entry);
@@ -161,7 +165,7 @@ pub(crate) struct Space {
     pub(crate) keys: KeySpace,
     /// The generation that began with this model.
     pub(crate) generation: u64,
-    epoch: u32,
+    epoch: u64,
     pub(crate) epoch_entry: EpochEntry,
     freshness: Freshness,
 }
@@ -179,6 +183,7 @@ impl Space {
 pub(crate) struct ModelKeys {
     secret: Secret,
     stores: Arc<Stores>,
+    clock: Clock,
     present: ArcSwapOption<Space>,
     /// Held while the present keys change.
     changing: Mutex<Changing>,
@@ -192,20 +197,23 @@ pub(crate) struct ModelKeys {
 struct Changing {
     /// The model that cannot have keys, and why.
     refused: Option<(Arc<ModelId>, String)>,
-    /// The models so far, in case that one returns: it was flushed, too, or the store has dropped
-    /// its epoch. At most [`MAX_EPOCHS`].
-    epochs: HashMap<[u8; DIGEST_LEN], KnownEpoch>,
+    /// The epochs of the models so far, in case that one returns and the store has dropped its
+    /// epoch. At most [`MAX_EPOCHS`].
+    epochs: HashMap<[u8; DIGEST_LEN], u64>,
+    /// The epoch of the last flush here. It is also of the models that come later, as an earlier
+    /// process may have met them.
+    flushed: u64,
 }
 
 /// Models whose epoch a memo keeps for their return.
 const MAX_EPOCHS: usize = 1024;
 
-#[derive(Clone, Copy, Debug)]
-struct KnownEpoch {
-    entry: EpochEntry,
-    epoch: u32,
-    /// A flush chose the epoch without having read the stored one.
-    provisional: bool,
+impl Changing {
+    fn keep(&mut self, model: &ModelId, epoch: u64) {
+        if self.epochs.len() < MAX_EPOCHS || self.epochs.contains_key(&model.digest) {
+            self.epochs.insert(model.digest, epoch);
+        }
+    }
 }
 
 /// Whether both are the same model. The pointers are compared first, since most upstreams keep one.
@@ -215,10 +223,11 @@ fn is_same(a: &Arc<ModelId>, b: &Arc<ModelId>) -> bool {
 }
 
 impl ModelKeys {
-    fn new(secret: Secret, stores: Arc<Stores>) -> Self {
+    fn new(secret: Secret, stores: Arc<Stores>, clock: Clock) -> Self {
         ModelKeys {
             secret,
             stores,
+            clock,
             present: ArcSwapOption::empty(),
             changing: Mutex::default(),
             generation: AtomicU64::new(0),
@@ -270,16 +279,16 @@ impl ModelKeys {
         let epoch_entry = EpochEntry::new(&self.secret, &model);
         let stored = self.stores.epoch_here(epoch_entry);
         let known = changing.epochs.get(&model.digest).copied();
-        let epoch = known.map_or(0, |known| known.epoch).max(stored.unwrap_or(0));
+        let epoch = known.max(stored).unwrap_or(0).max(changing.flushed);
         let freshness = match stored {
             Some(_) => Freshness::read(now),
-            None => Freshness::unread(now, known.is_some_and(|known| known.provisional)),
+            None => Freshness::unread(now, false),
         };
-        if known.is_none() && changing.epochs.len() < MAX_EPOCHS {
-            let known = KnownEpoch { entry: epoch_entry, epoch, provisional: false };
-            changing.epochs.insert(model.digest, known);
+        if stored.is_some_and(|stored| stored < epoch) {
+            self.stores.write_epoch(epoch_entry, epoch);
         }
-        let next = match KeySpace::new(&self.secret, Arc::clone(&model), epoch.into()) {
+        changing.keep(&model, epoch);
+        let next = match KeySpace::new(&self.secret, Arc::clone(&model), epoch) {
             Ok(keys) => {
                 changing.refused = None;
                 self.met.fetch_add(1, Relaxed);
@@ -307,17 +316,11 @@ impl ModelKeys {
     pub(crate) fn flush(self: &Arc<Self>) -> bool {
         let mut changing = self.lock();
         let Some(space) = self.present.load_full() else { return false };
-        let Some(epoch) = space.epoch.checked_add(1) else { return false };
         let now = sync::now();
-        for (digest, known) in &mut changing.epochs {
-            if *digest != space.model.digest {
-                known.epoch = known.epoch.saturating_add(1);
-                known.provisional = self.stores.epoch_here(known.entry).is_none();
-                if !known.provisional {
-                    self.stores.write_epoch(known.entry, known.epoch);
-                }
-            }
-        }
+        // Above the epochs of all models so far: one of them may return.
+        let highest = changing.epochs.values().copied().fold(space.epoch, u64::max);
+        let Some(epoch) = epoch::next(highest, (self.clock)(now)) else { return false };
+        changing.flushed = epoch;
         if self.stores.epoch_here(space.epoch_entry).is_some() {
             self.begin(&mut changing, &space, epoch, Freshness::read(now));
             return true;
@@ -348,8 +351,11 @@ impl ModelKeys {
         let mut changing = self.lock();
         let is_present = |present: &Arc<Space>| Arc::ptr_eq(present, space);
         if self.present.load().as_ref().is_some_and(is_present) {
-            let next = if is_provisional { stored.saturating_add(1) } else { stored };
-            tracing::info!(model = ?space.model, "all answers of the model were taken back");
+            let next = if is_provisional { (stored + 1).min(MAX_EPOCH) } else { stored };
+            if is_provisional {
+                changing.flushed = next;
+            }
+            tracing::info!(model = ?space.model, "all answers of the model were deleted");
             self.begin(&mut changing, space, next, Freshness::read(now));
         }
         false
@@ -360,17 +366,15 @@ impl ModelKeys {
         &self,
         changing: &mut Changing,
         space: &Arc<Space>,
-        epoch: u32,
+        epoch: u64,
         freshness: Freshness,
     ) -> Arc<Space> {
         let (model, generation) = (Arc::clone(&space.model), space.generation);
-        let keys = KeySpace::new(&self.secret, Arc::clone(&model), epoch.into())
+        let keys = KeySpace::new(&self.secret, Arc::clone(&model), epoch)
             .expect("the model had keys before");
         let epoch_entry = space.epoch_entry;
         let provisional = freshness.is_provisional();
-        if let Some(known) = changing.epochs.get_mut(&model.digest) {
-            *known = KnownEpoch { entry: epoch_entry, epoch, provisional };
-        }
+        changing.keep(&model, epoch);
         let next = Space { model, keys, generation, epoch, epoch_entry, freshness };
         let next = Arc::new(next);
         self.present.store(Some(Arc::clone(&next)));

@@ -153,11 +153,13 @@ struct History {
     is_roomy: bool,
     world: Arc<Mutex<World>>,
     models: Vec<Arc<Mutex<Arc<ModelId>>>>,
-    /// Flushes of each digest.
+    /// The epoch of each digest.
     epochs: BTreeMap<u8, u32>,
-    /// The digests that the memo has seen of each model since it was added: a flush takes back the
+    /// The digests that the memo has seen of each model since it was added: a flush deletes the
     /// answers of all.
     met: [BTreeSet<u8>; NAMES.len()],
+    /// The epoch of the last flush of each model since it was added.
+    flushed: [u32; NAMES.len()],
     asked: Arc<Mutex<Vec<Asked>>>,
     /// Rows that must be in the store, with the end of their time.
     known: BTreeMap<Key, Option<Instant>>,
@@ -195,6 +197,8 @@ impl History {
         let store = Arc::new(ByteStore::new(if is_roomy { 64 << 20 } else { 300_000 }, 1 << 20));
         let table = Arc::new(Table::new(Capacity::Entries(100_000)).unwrap());
         let mut options = MemoOptions::new(secret());
+        // Epochs are numbers from 1, so that this model of the memo knows them.
+        options.clock = |_| Duration::ZERO;
         if !is_roomy {
             options = options.max_waiting(40).max_waiting_bytes(200);
         }
@@ -211,6 +215,7 @@ impl History {
             models: models.collect(),
             epochs: BTreeMap::new(),
             met: Default::default(),
+            flushed: Default::default(),
             asked: Arc::default(),
             known: BTreeMap::new(),
             forgotten: BTreeMap::new(),
@@ -222,6 +227,7 @@ impl History {
 
     fn add(&mut self, name: usize) {
         self.met[name].clear();
+        self.flushed[name] = 0;
         let (model, world) = (Arc::clone(&self.models[name]), Arc::clone(&self.world));
         self.memo.add_model(NAMES[name], Puppet { model, world }, ModelOptions::default());
     }
@@ -238,6 +244,8 @@ impl History {
     fn meet(&mut self, name: usize) {
         let digest = self.digest(name);
         self.met[name].insert(digest);
+        let epoch = self.epochs.entry(digest).or_insert(0);
+        *epoch = self.flushed[name].max(*epoch);
     }
 
     fn epoch(&self, digest: u8) -> u32 {
@@ -381,9 +389,10 @@ impl History {
         for name in 0..NAMES.len() {
             if all || name == one {
                 self.meet(name);
-                for &digest in &self.met[name] {
-                    *self.epochs.entry(digest).or_insert(0) += 1;
-                }
+                let highest = self.met[name].iter().map(|digest| self.epoch(*digest)).max();
+                self.flushed[name] = highest.unwrap_or(0) + 1;
+                // The present model takes the new epoch now, and former ones when they return.
+                self.meet(name);
             }
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use afterimage_cache::Capacity;
 use afterimage_classifier::MAX_LINGER;
+use afterimage_gateway::keys::Keys;
 use afterimage_gateway::{Access, GatewayOptions, Scope};
 use afterimage_http::HttpOptions;
 use afterimage_wire::ClientOptions;
@@ -178,6 +179,11 @@ pub(crate) struct HttpArgs {
     /// off for memo]
     #[arg(long, value_name = "ADDR", value_parser = http_address)]
     http: Option<String>,
+
+    /// File with API keys for HTTP, one per line: NAME SCOPE SHA256 [RATE]. See afterimage key.
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+
     /// The address without the flag.
     #[arg(skip)]
     default: Option<&'static str>,
@@ -190,13 +196,23 @@ pub(crate) fn tenants(file: Option<&Path>) -> anyhow::Result<Option<Tenants>> {
     Ok(Some(Tenants::read(file).context("--tenant-file")?))
 }
 
-/// The rights of the tokens over HTTP, as over TCP.
+/// The API keys of `--api-keys`.
+pub(crate) fn api_keys(file: Option<&Path>) -> anyhow::Result<Option<Keys>> {
+    file.map(|file| Keys::read(file).context("--api-keys")).transpose()
+}
+
+/// The rights of the tokens over HTTP, as over TCP, and of API keys.
 pub(crate) fn access(
     token: Option<&Token>,
     tenants: Option<&Tenants>,
     admin_token: Option<&Token>,
+    keys: Option<Keys>,
 ) -> Access {
     let mut access = Access::default();
+    let has_keys = keys.is_some();
+    if let Some(keys) = keys {
+        access = access.keys(keys);
+    }
     if let Some(tenants) = tenants {
         access = access.tenants(tenants.clone());
     }
@@ -206,7 +222,7 @@ pub(crate) fn access(
     }
     if let Some(admin_token) = admin_token {
         access = access.token(admin_token.clone(), Scope::Admin);
-        if token.is_none() && tenants.is_none() {
+        if token.is_none() && tenants.is_none() && !has_keys {
             access = access.open_to(Scope::Infer);
         }
     }
@@ -222,8 +238,8 @@ pub(crate) fn refuse_exposed(
 ) -> anyhow::Result<()> {
     if !address.ip().is_loopback() && access.is_open() && !insecure {
         bail!(
-            "{flag} {address} is a public address without authentication; set --token-file, or \
-             allow it with --insecure"
+            "{flag} {address} is a public address without authentication; set --token-file or \
+             --api-keys, or allow it with --insecure"
         );
     }
     Ok(())
@@ -249,7 +265,9 @@ impl HttpArgs {
         };
         let address = net::resolve(address).context("--http")?;
         let tcp = server.options()?;
-        let access = access(tcp.token.as_ref(), tcp.tenants.as_ref(), tcp.admin_token.as_ref());
+        let keys = api_keys(self.api_keys.as_deref())?;
+        let (token, tenants) = (tcp.token.as_ref(), tcp.tenants.as_ref());
+        let access = access(token, tenants, tcp.admin_token.as_ref(), keys);
         refuse_exposed("--http", address, &access, server.insecure())?;
         let options =
             GatewayOptions { access, describe: metrics::find, ..GatewayOptions::default() };

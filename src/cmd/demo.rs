@@ -5,8 +5,8 @@
 
 mod proxy;
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -15,24 +15,25 @@ use std::time::Duration;
 use afterimage_bench::report::Summary;
 use afterimage_bench::workload::{Access, Answers, Population};
 use afterimage_bench::{Outcome, Plan, Report, Target};
-use afterimage_cache::{CacheService, Capacity, Table};
-use afterimage_classifier::{ClassifierService, DataError, Engine, EngineOptions, Model, service};
+use afterimage_cache::Capacity;
+use afterimage_classifier::{DataError, Model, service};
 use afterimage_core::{Failure, Origin, RowAnswer};
-use afterimage_memo::pool::Pool;
-use afterimage_memo::store::{RemoteStore, StoreOptions};
-use afterimage_memo::{MemoOptions, MemoService, Secret, Store};
-use afterimage_wire::client::Expect;
+use afterimage_memo::{MemoOptions, Secret};
+use afterimage_wire::Status;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{Batch, Identity, Op, Server, ServerOptions, Service};
-use afterimage_wire::{CacheClient, Client, Status};
+use afterimage_wire::server::{Batch, Identity, Op, Service};
 use anyhow::{Context, bail, ensure};
 use tokio::sync::oneshot;
 
 use super::bench;
 use crate::args::Time;
-use crate::cmd::memo::upstream_options;
+use crate::config::{
+    ClassifierConfig, Config, EngineConfig, ListenerConfig, MemoConfig, PeerConfig, Place,
+    RemoteConfig, ReplicasConfig, StoreConfig, TableConfig,
+};
 use crate::format::{grouped, long_time, nanos};
 use crate::print::say;
+use crate::process::Process;
 use crate::serving;
 
 /// Fewer digits give no usable 99th percentile.
@@ -98,14 +99,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = crate::config::model(&args.model)?;
     let time = args.classifier_time.0;
     say!("A memo in front of a classifier that takes {} an image.", nanos(time.as_nanos() as u64))?;
-    let services = Services::start(&model, time)?;
+    let services = Services::start(&args.model, &model, time)?;
     say!("client → memo {} → cache {}", services.memo.addr, services.cache.addr)?;
     say!("                              → classifier {}\n", services.classifier.addr)?;
     let result = show_slow(&services, Arc::new(population), source);
     services.stop();
     result?;
 
-    let services = Services::start(&model, Duration::ZERO)?;
+    let services = Services::start(&args.model, &model, Duration::ZERO)?;
     let digits = Arc::new(Population::drawn(args.seed, FAST_IMAGES));
     let result = show_fast(&services, &digits);
     services.stop();
@@ -244,35 +245,39 @@ struct Services {
 }
 
 impl Services {
-    /// Starts them; `time` is the classifier's time per image, zero for the built-in classifier as
-    /// it is.
-    fn start(model: &Arc<Model>, time: Duration) -> anyhow::Result<Self> {
-        let cache = Running::start("cache", || {
-            let table = Table::new(Capacity::Bytes(64 << 20))?;
-            Ok(CacheService::new(Arc::new(table)))
+    /// Starts them; `name` is that of `model`. `time` is the classifier's time per image, zero for
+    /// the built-in classifier as it is.
+    fn start(name: &Path, model: &Arc<Model>, time: Duration) -> anyhow::Result<Self> {
+        let cache = Running::start("cache", |listener| {
+            let table =
+                TableConfig { capacity: Capacity::Bytes(64 << 20), ..TableConfig::default() };
+            Ok(Config { cache: vec![listener], table, ..Config::default() })
         })?;
-        let model = Arc::clone(model);
-        let classifier = if time.is_zero() {
-            Running::start("classifier", move || {
-                let engine = Engine::start(Arc::clone(&model), EngineOptions::default());
-                Ok(ClassifierService::new(&model, Arc::new(engine)))
-            })?
-        } else {
-            Running::start("classifier", move || Ok(SlowClassifier { model, time }))?
-        };
-        let (cache_addr, classifier_addr) = (cache.addr.to_string(), classifier.addr.to_string());
-        let memo = Running::start("memo", move || {
-            let client = CacheClient::connect_lazy(cache_addr, upstream_options(Expect::Cache));
-            // A busy machine must not turn hits into misses.
-            let lookup_budget = Duration::from_secs(1);
-            let options = StoreOptions { lookup_budget, ..StoreOptions::default() };
-            let store = Store::Remote(RemoteStore::new(client, options));
-            let options = upstream_options(Expect::Classify);
-            let client = Client::connect_lazy(classifier_addr, options);
-            let classifier = Pool::new(client, Duration::from_secs(5) + 2 * time);
+        let slow = (!time.is_zero()).then(|| SlowClassifier { model: Arc::clone(model), time });
+        let engine = EngineConfig { model: name.to_owned(), ..EngineConfig::default() };
+        let classifier = Running::start("classifier", move |listener| {
+            Ok(match slow {
+                Some(slow) => {
+                    Config { others: vec![(Box::new(slow), vec![listener])], ..Config::default() }
+                }
+                None => Config { classifier: vec![listener], engine, ..Config::default() },
+            })
+        })?;
+        let place = Place::Cache(cache.addr.to_string(), PeerConfig::default());
+        let mut replicas = ReplicasConfig::new(vec![classifier.addr.to_string()]);
+        replicas.options.timeout = Duration::from_secs(5) + 2 * time;
+        let memo = Running::start("memo", move |listener| {
             let secret =
                 Secret::random().context("the operating system gives no random numbers")?;
-            Ok(MemoService::new(store, classifier, MemoOptions::new(secret)))
+            // A busy machine must not turn hits into misses.
+            let lookup_budget = Duration::from_secs(1);
+            let memo = MemoConfig {
+                listeners: vec![listener],
+                options: MemoOptions::new(secret),
+                store: StoreConfig::Remote(RemoteConfig { place, lookup_budget }),
+                classifier: ClassifierConfig::Remote(replicas),
+            };
+            Ok(Config { memo: Some(memo), ..Config::default() })
         })?;
         let services = Services { memo, cache, classifier };
         services.wait_until_connected()?;
@@ -307,7 +312,7 @@ impl Services {
     }
 }
 
-/// A service that listens on a free port of this machine.
+/// A process of one service on a thread of its own, with a free port of this machine.
 struct Running {
     addr: SocketAddr,
     stop: oneshot::Sender<()>,
@@ -315,9 +320,9 @@ struct Running {
 }
 
 impl Running {
-    fn start<S: Service>(
+    fn start(
         name: &str,
-        build: impl FnOnce() -> anyhow::Result<S> + Send + 'static,
+        config: impl FnOnce(ListenerConfig) -> anyhow::Result<Config> + Send + 'static,
     ) -> anyhow::Result<Self> {
         let (stop, stopped) = oneshot::channel::<()>();
         let (started, addr) = mpsc::channel();
@@ -327,18 +332,19 @@ impl Running {
                 Err(error) => return drop(started.send(Err(error))),
             };
             runtime.block_on(async {
-                let bound = async {
-                    let service = Arc::new(build()?);
-                    let options = ServerOptions::default();
-                    let server = Server::bind("127.0.0.1:0", service, options).await?;
-                    let addr = server.local_addr()?;
-                    anyhow::Ok((server, addr))
+                let process = async {
+                    let listener = ListenerConfig::new((Ipv4Addr::LOCALHOST, 0).into());
+                    let process = Process::start(config(listener)?).await?;
+                    let &(_, addr) = process.addresses().first().context("there is no listener")?;
+                    anyhow::Ok((process, addr))
                 };
-                match bound.await {
+                match process.await {
                     Err(error) => drop(started.send(Err(error))),
-                    Ok((server, addr)) => {
+                    Ok((process, addr)) => {
                         let _ = started.send(Ok(addr));
-                        server.serve(async { drop(stopped.await) }).await;
+                        drop(stopped.await);
+                        // The demo keeps no snapshot, which alone can fail.
+                        let _ = process.drain(Duration::MAX).await;
                     }
                 }
             });

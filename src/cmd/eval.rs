@@ -1,14 +1,16 @@
 //! `afterimage eval`: measure a model's errors and speed on a test set.
 
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use afterimage_classifier_tools::{
     Dataset, Evaluation, Example, MAX_SHEET_EXAMPLES, contact_sheet,
 };
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde_json::json;
 
+use super::bench::OutFile;
 use crate::print::{self, say};
 
 #[derive(Debug, clap::Args)]
@@ -48,13 +50,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if count > MAX_SHEET_EXAMPLES {
         bail!("--worst-count is {count}; the limit is {MAX_SHEET_EXAMPLES}");
     }
+    let sheet = args.worst.as_deref().map(OutFile::open).transpose()?;
     let test = Dataset::read(&args.data, "t10k")?;
     let evaluation = Evaluation::of(&model, &test)?;
     let mut worst = None;
-    if let Some(path) = &args.worst {
+    if let (Some(path), Some(file)) = (&args.worst, sheet) {
         let examples = evaluation.worst(&model, &test, count)?;
         let sheet = contact_sheet(&test, &examples)?;
-        std::fs::write(path, sheet).with_context(|| path.display().to_string())?;
+        file.write(|out| out.write_all(&sheet))?;
         worst = Some((path, examples));
     }
     if args.json {

@@ -1,9 +1,10 @@
-//! `afterimage forget` and `afterimage flush`: take stored answers back.
+//! `afterimage forget` and `afterimage flush`: delete stored answers.
 
-use std::fs;
 use std::path::PathBuf;
 
 use afterimage_classifier_tools::Image;
+use afterimage_core::file;
+use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::text::Escaped;
 use anyhow::Context;
 
@@ -55,14 +56,13 @@ pub(crate) struct ForgetArgs {
 pub(crate) fn forget(args: ForgetArgs) -> anyhow::Result<()> {
     serving::runtime(1)?.block_on(async {
         let admin = net::connect(&args.server, args.client.options()?).await?.admin();
-        for file in &args.files {
+        for path in &args.files {
             let mut rows = Vec::new();
             if args.raw {
-                rows.push(
-                    fs::read(file).with_context(|| format!("cannot read {}", file.display()))?,
-                );
+                let row = file::read(path, MAX_VALUE as u64);
+                rows.push(row.with_context(|| format!("cannot read {}", path.display()))?);
             } else {
-                let images = Image::read_all(file)?;
+                let images = Image::read_all(path)?;
                 rows.extend(
                     images.into_iter().map(|image| args.invert.apply(image).pixels().to_vec()),
                 );
@@ -72,7 +72,7 @@ pub(crate) fn forget(args: ForgetArgs) -> anyhow::Result<()> {
                 forgotten.map_err(|error| net::explained(&args.server, &error))?;
             }
             let inputs = if rows.len() == 1 { "input" } else { "inputs" };
-            say!("forgot {} {inputs} of {}", rows.len(), Escaped(file.display()))?;
+            say!("forgot {} {inputs} of {}", rows.len(), Escaped(path.display()))?;
         }
         admin.close().await;
         Ok(())
@@ -106,8 +106,8 @@ pub(crate) fn flush(args: FlushArgs) -> anyhow::Result<()> {
         flushed.map_err(|error| net::explained(address, &error))?;
         admin.close().await;
         match args.model.as_str() {
-            "" => say!("took back the answers of all models"),
-            model => say!("took back the answers of model {}", Escaped(model)),
+            "" => say!("deleted the answers of all models"),
+            model => say!("deleted the answers of model {}", Escaped(model)),
         }
     })
 }

@@ -7,7 +7,7 @@ use afterimage_wire::client::Expect;
 use afterimage_wire::{ClientOptions, Connection};
 use anyhow::Context;
 
-use crate::args::{access, refuse_exposed, token};
+use crate::args::{access, api_keys, refuse_exposed, token};
 use crate::cmd::proxy::ConnectionArgs;
 use crate::config::{Config, GatewayConfig};
 use crate::tls::{MemoTlsArgs, ServerTlsArgs};
@@ -35,10 +35,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// File with the token of administrators: only its clients may take stored answers back
+    /// File with the token of administrators: only its clients may delete stored answers
     /// [default: the token that clients send]
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
+
+    /// File with API keys, one per line: NAME SCOPE SHA256 [RATE]. See afterimage key.
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
 
     /// Allow a public address without authentication.
     #[arg(long)]
@@ -58,7 +62,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let address = net::resolve(&args.listen).context("--listen")?;
     let clients = token(None, "--token-file", args.token_file.as_deref())?;
     let admins = token(None, "--admin-token-file", args.admin_token_file.as_deref())?;
-    let access = access(clients.as_ref(), None, admins.as_ref());
+    let keys = api_keys(args.api_keys.as_deref())?;
+    let access = access(clients.as_ref(), None, admins.as_ref(), keys);
     refuse_exposed("--listen", address, &access, args.insecure)?;
     let mut http = args.connections.options();
     http.tls = args.tls.load()?;

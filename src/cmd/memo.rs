@@ -1,20 +1,17 @@
 //! `afterimage memo`: the memo, with a store and a classifier in this process or elsewhere.
 
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use afterimage_memo::pool::{Pool, PoolOptions, Target};
-use afterimage_memo::{MemoOptions, Upstream};
-use afterimage_wire::client::Expect;
-use afterimage_wire::tls::ClientTls;
-use afterimage_wire::{Client, ClientOptions};
+use afterimage_memo::MemoOptions;
+use afterimage_memo::pool::PoolOptions;
 use anyhow::bail;
 
 use crate::args::{
     ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
 };
-use crate::config::{Config, MemoConfig};
+use crate::config::{ClassifierConfig, Config, MemoConfig, PeerConfig, ReplicasConfig};
 use crate::store::StoreArgs;
 use crate::tls::ClassifierTlsArgs;
 use crate::{net, serving, store};
@@ -124,7 +121,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.store != StoreAddr::Embedded && args.table.has_snapshot() {
         bail!("--snapshot needs --store embedded; give it to the cache service instead");
     }
-    refuse_misplaced(&args)?;
+    let store = args.remote.config(&args.store)?;
+    let classifier = args.upstream.config(&args.classifier)?;
     warn_of_unused(&args);
     let is_kept = args.store != StoreAddr::Embedded || args.table.has_snapshot();
     serving::serve(&args.server, &args.listen, |listener| {
@@ -132,29 +130,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             .max_waiting(args.memo.max_waiting.get())
             .audit(args.memo.audit.map(|share| share.0))
             .auto_bypass(args.memo.auto_bypass);
-        let store = args.remote.labels(&args.store)?;
-        let classifier = classifier(&args)?;
         let memo = MemoConfig { listeners: vec![listener], options, store, classifier };
         let (table, engine) = (args.table.config()?, args.engine.config());
         let gateway = args.http.config(&args.server)?;
         Ok(Config { memo: Some(memo), table, engine, gateway, ..Config::default() })
     })
-}
-
-/// Refuses flags that protect a connection which these settings do not make. To ignore them would
-/// leave the user with less protection than expected.
-fn refuse_misplaced(args: &Args) -> anyhow::Result<()> {
-    args.remote.refuse_misplaced(&args.store)?;
-    if args.classifier[..] != [ClassifierAddr::Embedded] {
-        return Ok(());
-    }
-    let classifier_tls = &args.upstream.classifier_tls;
-    let token = args.upstream.classifier_token_file.as_ref().map(|_| "--classifier-token-file");
-    let on = classifier_tls.on.then_some("--classifier-tls");
-    if let Some(flag) = on.or(classifier_tls.first_detail()).or(token) {
-        bail!("{flag} needs a remote classifier; --classifier is embedded");
-    }
-    Ok(())
 }
 
 /// Warns of settings that have no effect.
@@ -176,83 +156,44 @@ fn warn_of_unused(args: &Args) {
     }
 }
 
-/// The remote classifiers; `None` for the built-in one.
-fn classifier(args: &Args) -> anyhow::Result<Option<Box<dyn Upstream>>> {
-    if args.classifier[..] == [ClassifierAddr::Embedded] {
-        return Ok(None);
-    }
-    let mut addresses = Vec::new();
-    for classifier in &args.classifier {
-        match classifier {
-            ClassifierAddr::Remote(addr) => addresses.push(Target(addr.clone())),
-            ClassifierAddr::Embedded => {
-                bail!("--classifier is both embedded and remote; choose one")
+impl UpstreamArgs {
+    /// The classifier's part of a configuration.
+    fn config(&self, classifiers: &[ClassifierAddr]) -> anyhow::Result<ClassifierConfig> {
+        if classifiers == [ClassifierAddr::Embedded] {
+            self.refuse_misplaced()?;
+            return Ok(ClassifierConfig::Embedded);
+        }
+        let mut addresses = Vec::new();
+        for classifier in classifiers {
+            match classifier {
+                ClassifierAddr::Remote(address) => addresses.push(address.clone()),
+                ClassifierAddr::Embedded => {
+                    bail!("--classifier is both embedded and remote; choose one")
+                }
             }
         }
+        let file = self.classifier_token_file.as_deref();
+        let token = token(None, "--classifier-token-file", file)?;
+        Ok(ClassifierConfig::Remote(ReplicasConfig {
+            peer: PeerConfig { token, tls: self.classifier_tls.load()? },
+            options: PoolOptions {
+                timeout: self.classifier_timeout.0,
+                retry_percent: self.retry_budget,
+                ..PoolOptions::default()
+            },
+            resolve_every: self.resolve_every.0,
+            ..ReplicasConfig::new(addresses)
+        }))
     }
-    let UpstreamArgs { classifier_timeout, retry_budget, resolve_every, .. } = &args.upstream;
-    let options = PoolOptions {
-        timeout: classifier_timeout.0,
-        retry_percent: *retry_budget,
-        ..PoolOptions::default()
-    };
-    let client_options = args.upstream.classifier_options(&addresses)?;
-    let connect = move |address, name: &str| {
-        let mut options = client_options.clone();
-        // A certificate names the host, not the address that DNS gives.
-        options.tls = options.tls.map(|tls| tls.or_server_name(net::host(name)));
-        Client::connect_lazy(address, options)
-    };
-    let resolve = Target::system_resolver();
-    let pool = Pool::at(addresses, options, resolve_every.0, Box::new(connect), resolve);
-    Ok(Some(Box::new(pool)))
-}
 
-impl UpstreamArgs {
-    /// Options of the connections to classifiers.
-    fn classifier_options(&self, addresses: &[Target]) -> anyhow::Result<ClientOptions> {
-        let addresses: Vec<&str> = addresses.iter().map(|address| address.0.as_str()).collect();
-        let token = ("--classifier-token-file", self.classifier_token_file.as_deref());
-        secure(upstream_options(Expect::Classify), &addresses, token, self.classifier_tls.load()?)
-    }
-}
-
-/// Adds the token of this flag's file, and TLS whose certificates are reloaded.
-pub(crate) fn secure(
-    mut options: ClientOptions,
-    addresses: &[&str],
-    (flag, file): (&str, Option<&Path>),
-    tls: Option<ClientTls>,
-) -> anyhow::Result<ClientOptions> {
-    if let Some(token) = token(None, flag, file)? {
-        options = options.token(&token.secret()[..]);
-        let remote = addresses.iter().find(|address| !net::is_local(address));
-        if let (None, Some(address)) = (&tls, remote) {
-            tracing::warn!("{flag}: the token is sent to {address} unencrypted; use TLS");
+    /// Refuses flags that protect a connection which these settings do not make. To ignore them
+    /// would leave the user with less protection than expected.
+    fn refuse_misplaced(&self) -> anyhow::Result<()> {
+        let token = self.classifier_token_file.as_ref().map(|_| "--classifier-token-file");
+        let on = self.classifier_tls.on.then_some("--classifier-tls");
+        if let Some(flag) = on.or(self.classifier_tls.first_detail()).or(token) {
+            bail!("{flag} needs a remote classifier; --classifier is embedded");
         }
+        Ok(())
     }
-    if let Some(tls) = tls {
-        for address in addresses {
-            tls.name_for(net::host(address))?;
-        }
-        tokio::spawn(tls.keep_current());
-        options = options.tls(tls);
-    }
-    Ok(options)
-}
-
-/// Bytes of the largest reply of a classifier or a cache service. A `Welcome` and the labels of a
-/// batch need 4 KiB at most; a peer that announces more is disconnected.
-const MAX_UPSTREAM_BODY: u32 = 64 << 10;
-
-/// Options of the memo's upstream connections: a request fails at once without a connection, and
-/// attempts to reconnect are at most half a second apart.
-pub(crate) fn upstream_options(expect: Expect) -> ClientOptions {
-    ClientOptions::new()
-        .expect(expect)
-        .fail_fast(true)
-        .backoff(Duration::from_millis(20), Duration::from_millis(500))
-        .max_in_flight(16_384)
-        .max_queued_bytes(64 << 20)
-        .max_body(MAX_UPSTREAM_BODY)
 }

@@ -7,33 +7,51 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::{ByteStore, SnapshotFile, SnapshotWriter};
+use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
-use afterimage_inference::{Proxy, ProxyOptions, Replica, Sharing, Target};
+use afterimage_inference::grpc::GrpcTargetError;
+use afterimage_inference::{
+    Channel, GrpcTarget, Proxy, ProxyOptions, Replica, Sharing, Target, TargetError,
+};
 use afterimage_memo::{Memo, MemoOptions};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
-use crate::args::{AdminArgs, Size, Span, StoreAddr, token};
-use crate::config::{Config, ProxyConfig};
+use crate::args::{AdminArgs, Size, Span, StoreAddr, access, api_keys, token};
+use crate::config::{Config, GatewayConfig, ProxyConfig, StoreConfig};
 use crate::store::StoreArgs;
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
-use crate::{net, serving, store};
+use crate::{metrics, net, serving, store};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
     "  afterimage proxy http://127.0.0.1:8000\n",
     "  afterimage proxy http://triton-1:8000 http://triton-2:8000 --listen 0.0.0.0:8080\n",
+    "  afterimage proxy http://127.0.0.1:8000 grpc://127.0.0.1:8001 --grpc-listen 127.0.0.1:7471\n",
     "  afterimage proxy http://127.0.0.1:8000 --store redis://127.0.0.1 --secret-file secret"
 )))]
 pub(crate) struct Args {
     /// Model server: the Open Inference Protocol or OpenAI-style embeddings over HTTP. Several
-    /// equal servers share the work.
+    /// equal servers share the work. With --grpc-listen, each server also has a URL
+    /// grpc://HOST:PORT, in the same order.
     #[arg(value_name = "URL", required = true)]
-    urls: Vec<Target>,
+    urls: Vec<Url>,
 
     /// Address to listen on; port 0 takes a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7470", value_parser = net::parse)]
     listen: String,
+
+    /// Address to listen on for gRPC. Both sides answer from one memory.
+    #[arg(long, value_name = "ADDR", value_parser = net::parse)]
+    grpc_listen: Option<String>,
+
+    /// Address of the page with live numbers, and of /metrics [default: none]
+    #[arg(long, value_name = "ADDR", value_parser = net::parse)]
+    http: Option<String>,
+
+    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE].
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
 
     /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
     /// redis+cluster://HOST,… (rediss for TLS).
@@ -130,6 +148,25 @@ struct ModelServerArgs {
     /// Interval at which models in use are checked for a change.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     poll: Span,
+}
+
+/// The URL of a model server.
+#[derive(Clone, Debug)]
+enum Url {
+    Http(Target),
+    Grpc(GrpcTarget),
+}
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_grpc = text.starts_with("grpc://") || text.starts_with("grpcs://");
+        match is_grpc {
+            true => text.parse().map(Url::Grpc).map_err(|error: GrpcTargetError| error.to_string()),
+            false => text.parse().map(Url::Http).map_err(|error: TargetError| error.to_string()),
+        }
+    }
 }
 
 /// How batches are answered.
@@ -277,10 +314,41 @@ impl ConnectionArgs {
     }
 }
 
+impl Args {
+    /// The servers over HTTP, and the same servers over gRPC.
+    fn servers(&self) -> anyhow::Result<(Vec<Target>, Vec<GrpcTarget>)> {
+        let (mut http, mut grpc) = (Vec::new(), Vec::new());
+        for url in &self.urls {
+            match url {
+                Url::Http(target) => http.push(target.clone()),
+                Url::Grpc(target) => grpc.push(target.clone()),
+            }
+        }
+        if http.is_empty() {
+            bail!(
+                "a model server needs an http:// URL; the proxy reads the model's identity there"
+            );
+        }
+        match (&self.grpc_listen, grpc.len()) {
+            (None, 0) => {}
+            (None, _) => bail!("a grpc:// URL needs --grpc-listen ADDR"),
+            (Some(_), count) if count == http.len() => {}
+            (Some(_), count) => bail!(
+                "--grpc-listen needs a grpc:// URL for each http:// URL: there are {count} for {}",
+                http.len()
+            ),
+        }
+        Ok((http, grpc))
+    }
+}
+
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    args.remote.refuse_misplaced(&args.store)?;
+    let place = args.remote.config(&args.store)?;
     args.memory.refuse_misplaced(&args.store)?;
     let address = net::resolve(&args.listen).context("--listen")?;
+    let grpc =
+        args.grpc_listen.as_deref().map(net::resolve).transpose().context("--grpc-listen")?;
+    let (urls, grpc_urls) = args.servers()?;
     let mut options = args.connections.options();
     options.tls = args.tls.load()?;
     let verifies = options.tls.as_ref().is_some_and(|tls| tls.asks_for_certificates());
@@ -288,18 +356,27 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::raise_descriptor_limit(options.max_connections);
     let threads = serving::threads(args.connections.threads);
     serving::run(threads, || {
-        let tls = args.upstream_tls.for_https(args.urls.iter().any(Target::is_secure))?;
+        let is_secure =
+            urls.iter().any(Target::is_secure) || grpc_urls.iter().any(GrpcTarget::is_secure);
+        let tls = args.upstream_tls.for_https(is_secure)?;
         if let Some(tls) = &tls {
             tokio::spawn(tls.keep_current());
         }
-        let replicas = args.urls.iter().map(|url| Replica::new(url.clone(), tls.clone()));
-        let replicas = replicas.collect::<Result<Vec<_>, _>>()?;
+        let replicas = urls.iter().map(|url| Replica::new(url.clone(), tls.clone()));
+        let mut replicas = replicas.collect::<Result<Vec<_>, _>>()?;
+        if !grpc_urls.is_empty() {
+            let channels = grpc_urls.iter().map(|url| Channel::new(url.clone(), tls.clone()));
+            let channels = channels.collect::<Result<Vec<_>, _>>()?;
+            let both = replicas.into_iter().zip(channels);
+            replicas = both.map(|(replica, channel)| replica.with_grpc(channel)).collect();
+        }
         let is_kept = args.store != StoreAddr::Embedded || args.memory.snapshot.is_some();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let settings = args.memory.options(&args.server, sharing);
-        let (store, snapshots) = match args.remote.bytes(&args.store)? {
-            Some(remote) => (remote, None),
-            None => {
+        let (store, snapshots) = match place {
+            StoreConfig::Remote(remote) => (remote.bytes()?, None),
+            StoreConfig::Own(_, bytes) => (bytes, None),
+            StoreConfig::Embedded => {
                 // A stored answer is longer by its seal.
                 let max_value = settings.max_answer + afterimage_memo::key::SEAL_LEN;
                 let (store, snapshots) = args.memory.store(max_value)?;
@@ -308,22 +385,36 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         };
         let memo = Memo::of_bytes(store, MemoOptions::new(secret));
         let proxy = Proxy::new(replicas, memo, settings);
-        tokio::spawn(greet(args.urls.clone(), proxy.clone()));
-        let proxy = ProxyConfig { address, options, proxy, snapshots };
+        let servers = urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ");
+        tokio::spawn(greet(servers.clone(), proxy.clone()));
+        let gateway = page(&args)?;
+        let proxy = ProxyConfig { address, options, grpc, proxy, servers, snapshots };
         let admin = args.connections.admin.config()?;
-        Ok(Config { proxy: Some(proxy), admin, ..Config::default() })
+        Ok(Config { proxy: Some(proxy), gateway, admin, ..Config::default() })
     })
 }
 
+/// The listener of the page, if there is one.
+fn page(args: &Args) -> anyhow::Result<Option<GatewayConfig>> {
+    let Some(address) = &args.http else { return Ok(None) };
+    let address = net::resolve(address).context("--http")?;
+    let keys = api_keys(args.api_keys.as_deref())?;
+    if keys.is_none() && !address.ip().is_loopback() {
+        bail!("--http {address} is a public address without authentication; set --api-keys");
+    }
+    let access = access(None, None, None, keys);
+    let options = GatewayOptions { access, describe: metrics::find, ..GatewayOptions::default() };
+    let mut http = args.connections.options();
+    http.tls = args.tls.load()?;
+    Ok(Some(GatewayConfig { address, optional: false, options, http, server: None }))
+}
+
 /// Logs whether the servers can be reached, and then the observations at intervals.
-async fn greet(urls: Vec<Target>, proxy: Proxy) {
+async fn greet(servers: String, proxy: Proxy) {
     for problem in proxy.check().await {
         tracing::warn!("{problem}");
     }
-    tracing::info!(
-        "answers repeated inference requests to {}",
-        urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ")
-    );
+    tracing::info!("answers repeated inference requests to {servers}");
     while let Some(report) = proxy.observed() {
         tracing::info!("{report}");
         tokio::time::sleep(REPORT_EVERY).await;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use afterimage_classifier::Model;
 use afterimage_classifier_tools::train::{FeatureKind, TrainOptions, run_to_file};
 
 use crate::print::say;
@@ -45,6 +46,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     options.out = args.out;
     options.c = args.c;
     options.copies = args.copies;
+    Model::check_path(&options.out)?;
     let bar = Bar::new(0);
     let (model, evaluation) = run_to_file(&options, &|progress| {
         bar.set(progress.stage, progress.done, progress.total);

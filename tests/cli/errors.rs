@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 
 use afterimage_wire::proto::handshake::VERSION;
 use afterimage_wire::proto::stats::{Stats, Value};
@@ -58,6 +59,65 @@ fn files_that_are_missing_or_broken_are_named_in_one_line() {
             let line = run(args).failed_with_no_more_than_logs();
             assert!(line.contains(path.as_str()), "{args:?}: {line}");
         }
+    }
+}
+
+#[test]
+fn no_pipe_and_no_device_hangs_a_command() {
+    let folder = folder();
+    let fifo = text(folder.path().join("fifo"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let commands = [
+        "stats --token-file FILE",
+        "cache --listen 127.0.0.1:0 --token-file FILE",
+        "cache --listen 127.0.0.1:0 --admin-token-file FILE",
+        "memo --listen 127.0.0.1:0 --secret-file FILE",
+        "memo --listen 127.0.0.1:0 --classifier 127.0.0.1:1 --classifier-token-file FILE",
+        "memo --listen 127.0.0.1:0 --store 127.0.0.1:1 --store-token-file FILE",
+        "memo --listen 127.0.0.1:0 --store redis://127.0.0.1:1 --store-password-file FILE",
+        "cache --listen 127.0.0.1:0 --tls-cert FILE --tls-key FILE",
+        "stats --tls --tls-ca FILE",
+        "stats --config FILE",
+        "classifier --listen 127.0.0.1:0 --model FILE",
+        "eval --model FILE",
+        "import FILE",
+        "bench 127.0.0.1:1 --workload FILE",
+        "bench 127.0.0.1:1 --images FILE",
+        "bench compare FILE",
+    ];
+    // A silent pipe takes seconds.
+    std::thread::scope(|scope| {
+        for (path, expected) in [(&fifo[..], "nothing came through"), ("/dev/zero", "too large")] {
+            for command in commands {
+                scope.spawn(move || {
+                    let args: Vec<&str> = command.split(' ').collect();
+                    let args: Vec<&str> =
+                        args.iter().map(|&arg| if arg == "FILE" { path } else { arg }).collect();
+                    let line = run(&args).failed_with_no_more_than_logs();
+                    assert!(line.contains(path) && line.contains(expected), "{args:?}: {line}");
+                });
+            }
+        }
+    });
+}
+
+#[test]
+fn a_byte_order_mark_is_named() {
+    let folder = folder();
+    let marked = file(&folder, "marked", "\u{feff}[cache]\n");
+    for command in [
+        "stats --token-file FILE",
+        "cache --listen 127.0.0.1:0 --token-file FILE",
+        "memo --listen 127.0.0.1:0 --secret-file FILE",
+        "memo --listen 127.0.0.1:0 --store redis://127.0.0.1:1 --store-password-file FILE",
+        "stats --config FILE",
+        "import FILE",
+        "bench 127.0.0.1:1 --workload FILE",
+    ] {
+        let args: Vec<&str> =
+            command.split(' ').map(|arg| if arg == "FILE" { &marked } else { arg }).collect();
+        let line = run(&args).failed_with_no_more_than_logs();
+        assert!(line.contains(&marked) && line.contains("byte-order mark"), "{args:?}: {line}");
     }
 }
 
@@ -178,6 +238,25 @@ fn a_service_of_the_wrong_kind_is_one_clear_line() {
     let line = run(&["bench", &memo.place(), "--read-share", "0.5", "--population", "10"])
         .failed_with_no_more_than_logs();
     assert!(line.contains("is a memo") && line.contains("--read-share"), "{line}");
+}
+
+#[test]
+fn a_limit_of_zero_is_refused_and_named() {
+    for (command, flag) in [
+        ("memo", "--max-waiting"),
+        ("serve", "--max-waiting"),
+        ("serve", "--max-queued"),
+        ("classifier", "--max-queued"),
+        ("cache", "--max-connections"),
+        ("cache", "--window"),
+    ] {
+        let done = run(&[command, flag, "0"]);
+        assert_eq!(done.status.code(), Some(2), "{done:#?}");
+        assert!(
+            done.stderr.starts_with(&format!("error: invalid value '0' for '{flag}")),
+            "{done:#?}"
+        );
+    }
 }
 
 #[test]
@@ -330,7 +409,8 @@ fn names_of_files_are_escaped() {
     assert!(cache.log().contains("entries to"), "{}", cache.log());
 }
 
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
+    "key",
     "ping",
     "doctor",
     "completions",

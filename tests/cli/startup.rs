@@ -315,6 +315,14 @@ fn no_error_shows_the_password_of_an_address() {
         &["memo", "--store", "redis://:sesame@127.0.0.1:99999"],
         &["serve", "--listen", "tcp://u:sesame@h"],
         &["bench", "http://u:ses@ame:sesame@127.0.0.1:1/x"],
+        &["bench", "redis://127.0.0.1:1/?password=sesame"],
+        &["memo", "--listen", "127.0.0.1:0", "--store", "redis://127.0.0.1:1/?password=sesame"],
+        &["stats", "redis://127.0.0.1:1/?a=b&auth_token=sesame#x"],
+        &["stats", "u:sesame@127.0.0.1:1"],
+        &["stats", "--server=:sesame@127.0.0.1:1"],
+        &["proxy", "u:sesame@127.0.0.1:1"],
+        &["proxy", "redis://:open sesame@127.0.0.1:1"],
+        &["stats", "redis:/:sesame@h:1"],
     ] {
         let done = run(args);
         assert!(!done.status.success(), "{done:#?}");

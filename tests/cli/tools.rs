@@ -99,8 +99,14 @@ fn train_refuses_what_it_cannot_learn_from_in_one_line() {
         (&["--c=-1"][..], "C is -1"),
         (&["--c", "NaN"], "C is NaN"),
         (&["--out", "/no/such/folder/model"], "/no/such/folder/model"),
+        // A rename would replace the device.
+        (&["--out", "/dev/null"], "/dev/null: it is not a regular file"),
+        (&["--out", &place], "it is a folder"),
+        // Checked before the data, which takes minutes to learn from.
+        (&["--data", "/no/such/data", "--out", "/no/such/folder/model"], "/no/such/folder/model"),
     ] {
-        let line = run(&[&["train", "--features", "raw", "--data", &place][..], args].concat())
+        let data = if args.contains(&"--data") { &[][..] } else { &["--data", &place][..] };
+        let line = run(&[&["train", "--features", "raw"][..], data, args].concat())
             .failed_with_no_more_than_logs();
         assert!(line.contains(named), "{line}");
     }
@@ -400,4 +406,24 @@ fn the_example_image_is_a_seven() {
         let printed = run(&["classify", "--server", &memo.place(), image]).succeeded();
         assert_eq!(columns(printed.trim_end()).0, 7, "{model}: {printed}");
     }
+}
+
+#[test]
+fn a_model_is_written_through_a_link() {
+    let data = data_set(20, 10);
+    let (real, link) = (data.path().join("real.safetensors"), data.path().join("link"));
+    std::fs::write(&real, "old").unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let (place, out) = (text(data.path()), text(&link));
+    run(&["train", "--features", "raw", "--c", "1", "--data", &place, "--out", &out]).succeeded();
+    assert!(link.is_symlink());
+    run(&["eval", "--model", &text(&real), "--data", &place]).succeeded();
+}
+
+#[test]
+fn a_file_that_is_no_model_suggests_import() {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let line = run(&["classifier", "--listen", "127.0.0.1:0", "--model", readme])
+        .failed_with_no_more_than_logs();
+    assert!(line.contains(readme) && line.contains("afterimage import FILE"), "{line}");
 }

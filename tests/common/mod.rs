@@ -371,3 +371,30 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut is_true: imp
         tokio::time::sleep(TICK).await;
     }
 }
+
+/// Drives a page in a real browser (`tests/page/drive.py`), if Chromium and Python's `playwright`
+/// are installed. With axe-core (`npm install axe-core` in `target/axe`) it also checks
+/// accessibility.
+pub(crate) fn drive_page(page: SocketAddr, image: &str) {
+    const AXE: &str = "target/axe/node_modules/axe-core/axe.min.js";
+    let python = std::env::var("TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    let has = |program: &str, args: &[&str]| {
+        let output = Command::new(program).args(args).output();
+        output.is_ok_and(|output| output.status.success())
+    };
+    if !has("chromium", &["--version"]) || !has(&python, &["-c", "import playwright.sync_api"]) {
+        println!("SKIPPED: the page in a browser: chromium or playwright is not installed");
+        return;
+    }
+    let url = format!("http://{page}/");
+    let mut script = vec!["tests/page/drive.py", "chromium", &url, image];
+    match std::path::Path::new(AXE).exists() {
+        true => script.push(AXE),
+        false => println!("SKIPPED: accessibility of the page: axe-core is not installed"),
+    }
+    let output = Command::new(python).args(script).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    assert!(output.status.success() && text.contains("no foreign request"), "{text}");
+    println!("{text}");
+}

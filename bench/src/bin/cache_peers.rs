@@ -430,6 +430,7 @@ impl Server {
             Dialect::Echo => "echo",
             Dialect::Redis => "redis",
             Dialect::Memcached | Dialect::MemcachedMeta => "memcached",
+            Dialect::Http => "http",
         }
     }
 }

@@ -1,9 +1,10 @@
-//! Protocols of servers: Afterimage's own, Redis, memcached, and an echo.
+//! Protocols of servers: Afterimage's own, Redis, memcached, HTTP of model servers, and an echo.
 //!
 //! Redis and memcached answer in the order of the requests, and a reply does not name its request.
 //! A queue holds the requests ([`ordered`]); the replies are cut out of the stream ([`replies`])
 //! and compared with the front of the queue.
 
+pub(crate) mod http;
 pub(crate) mod ordered;
 pub(crate) mod replies;
 
@@ -25,12 +26,21 @@ pub enum Dialect {
     Memcached,
     /// memcached's meta protocol: `mg` and `ms`; keys and values as in the text protocol.
     MemcachedMeta,
+    /// HTTP/1.1 of model servers: the Open Inference Protocol, and embeddings. A connection has one
+    /// request in flight.
+    Http,
 }
 
 impl Dialect {
     /// All of them.
-    pub const ALL: [Dialect; 5] =
-        [Dialect::Wire, Dialect::Echo, Dialect::Redis, Dialect::Memcached, Dialect::MemcachedMeta];
+    pub const ALL: [Dialect; 6] = [
+        Dialect::Wire,
+        Dialect::Echo,
+        Dialect::Redis,
+        Dialect::Memcached,
+        Dialect::MemcachedMeta,
+        Dialect::Http,
+    ];
 
     /// The scheme of its addresses.
     pub const fn scheme(self) -> &'static str {
@@ -40,6 +50,7 @@ impl Dialect {
             Dialect::Redis => "redis",
             Dialect::Memcached => "memcached",
             Dialect::MemcachedMeta => "memcached+meta",
+            Dialect::Http => "http",
         }
     }
 
@@ -116,7 +127,7 @@ mod tests {
             assert_eq!(Dialect::split(&address), Some((dialect, "[::1]:7")));
         }
         assert_eq!(Dialect::split("redis://h:1/"), Some((Dialect::Redis, "h:1")));
-        assert_eq!(Dialect::split("http://h:1"), None);
+        assert_eq!(Dialect::split("ftp://h:1"), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use afterimage_wire::proto::{Frame, Header, Kind, Message};
 use afterimage_wire::text::escape_text;
 
 use super::weight;
+use crate::dialect::http::{self, Response};
 use crate::dialect::ordered::{self, Judge as _};
 use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
 use crate::outcome::Outcome;
@@ -63,12 +64,30 @@ impl Judge<'_> {
         self.answer(header.id, answer, outcome);
     }
 
+    /// Judges a response of an HTTP server to the call with this id.
+    pub(super) fn response(&mut self, id: Option<u64>, response: &Response<'_>) {
+        let Some(id) = id else { return self.stray() };
+        let Some(request) = self.close(id) else { return };
+        let (Asked::About(about), Target::Call(calls)) = (request.asked(), self.target) else {
+            return self.stray();
+        };
+        if response.code != 200 {
+            self.tally.error(http::status(response.code).code());
+            return self.sample(&request, Outcome::Failed);
+        }
+        if let Err((answer, expected)) = calls.check(about, &response.body) {
+            self.tally.wrong(about, answer.cast_signed(), expected.cast_signed());
+        }
+        self.sample(&request, response.outcome);
+    }
+
     /// Judges the answer to a new image or key: a label must be below the number of classes, and a
     /// key has no value.
     fn fresh(&mut self, request: &Request, answer: i64, outcome: Outcome) {
         let possible = match self.target {
             Target::Classify { .. } => answer < i64::from(self.classes) && outcome != Outcome::Hit,
             Target::Cache(_) => outcome == Outcome::Miss,
+            Target::Call(_) => false,
         };
         if !possible {
             self.tally.wrong(NO_SUBJECT, answer, -1);
@@ -168,6 +187,7 @@ impl ordered::Judge for Judge<'_> {
             Target::Cache(_) if outcome == Outcome::Miss => answer,
             Target::Cache(keys) if self.echo => keys.key(about).cast_signed(),
             Target::Cache(keys) => keys.value(keys.key(about)),
+            Target::Call(_) => return self.stray(),
         };
         if answer != expected {
             self.tally.wrong(about, answer, expected);

@@ -2,6 +2,8 @@
 
 mod judge;
 
+use std::collections::VecDeque;
+
 use afterimage_wire::proto::Message;
 use afterimage_wire::proto::message::{put_cache_read, put_cache_write, put_classify_req};
 
@@ -49,6 +51,8 @@ pub(crate) struct Lane {
     flight: InFlight,
     /// The open requests of a server that answers in order.
     ordered: Option<Ordered>,
+    /// The open calls of an HTTP server, in the order of their answers.
+    calls: VecDeque<u64>,
     /// The server sends requests back.
     echo: bool,
     /// Classes of the server's model.
@@ -86,6 +90,7 @@ impl Lane {
             connection,
             flight: InFlight::new(depth),
             ordered: dialect.is_ordered().then(|| Ordered::new(dialect, batch)),
+            calls: VecDeque::new(),
             echo: dialect == Dialect::Echo,
             classes,
             fresh,
@@ -216,7 +221,7 @@ impl Lane {
     fn encode(&mut self, target: &Target, tally: &mut Tally, about: u32, due_ns: u64) {
         let output = &mut self.connection.output;
         let reads = match target {
-            Target::Classify { .. } => true,
+            Target::Classify { .. } | Target::Call(_) => true,
             Target::Cache(_) => self.task.draw.chance(self.task.reads_in_2_32),
         };
         if !reads && let Target::Cache(keys) = target {
@@ -237,6 +242,10 @@ impl Lane {
             .open(due_ns, asked, writes)
             .expect("a request takes a slot and the depth counts it; there are as many slots");
         match target {
+            Target::Call(calls) => {
+                calls.put(about, output);
+                self.calls.push_back(id);
+            }
             Target::Classify { population, .. } => {
                 put_classify_req(output, id, population.image(about as usize), 0);
                 if !known {
@@ -292,6 +301,10 @@ impl Lane {
             ended: None,
         };
         let framing = match &mut self.ordered {
+            None if matches!(target, Target::Call(_)) => {
+                let calls = &mut self.calls;
+                self.connection.responses(|response| judge.response(calls.pop_front(), &response))
+            }
             None => self.connection.frames(|header, body| judge.reply(header, body)),
             // A call for each dialect, so that each gets a loop of its own.
             Some(ordered) => match ordered.dialect() {

@@ -45,7 +45,7 @@ impl Shared {
         let now = Instant::now();
         let objection = Cell::new(None);
         let unwanted = |job: &mut Job| {
-            let found = job.objection(now, &self.counters);
+            let found = job.objection(now);
             let unwanted = found.is_some();
             objection.set(found);
             unwanted
@@ -85,7 +85,7 @@ impl Shared {
                 })
                 .collect(),
         };
-        batch.iter().for_each(|job| job.prefetch(&self.counters));
+        batch.iter().for_each(Job::prefetch);
         let now = Instant::now();
         corked(|| {
             for ((job, &label), good) in batch.into_iter().zip(labels.iter()).zip(good) {

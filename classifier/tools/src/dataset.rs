@@ -1,13 +1,12 @@
 //! Labelled images in memory, read from the four files of MNIST's format.
 
-use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
 use afterimage_classifier::{DataError, Shape, bounded};
 use ndarray::ArrayView2;
 
-use crate::input::{MAX_DATASET_FILE_BYTES, gzip, idx};
+use crate::input::{MAX_DATASET_FILE_BYTES, idx, unpack};
 
 /// Images of one shape and their labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,11 +179,11 @@ fn read_idx<T>(
 
 /// Reads a file, plain or gzipped, and decodes its contents.
 fn decode_file<T>(
-    file: File,
+    file: impl std::io::Read,
     decode: impl FnOnce(&[u8]) -> Result<T, DataError>,
 ) -> Result<T, DataError> {
     let bytes = bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "data-set file")?;
-    let bytes = gzip::unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked data-set file")?;
+    let bytes = unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked data-set file")?;
     decode(&bytes)
 }
 

@@ -28,7 +28,7 @@ pub struct KeyParts {
 
 impl KeyParts {
     /// The parts in order.
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> + Clone {
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         std::iter::once(&self.head[..]).chain(self.data.iter().map(|data| &data[..]))
     }
 

@@ -1,4 +1,4 @@
-//! A flush: all answers of a model are taken back, in every memo that shares the store, and after a
+//! A flush: all answers of a model are deleted, in every memo that shares the store, and after a
 //! restart.
 
 use std::collections::HashMap;
@@ -94,11 +94,7 @@ async fn a_flush_reaches_the_other_memos_of_a_store() {
     other.flush("m").unwrap();
     assert_eq!(ask(&other, "a").await, Origin::Miss);
     tokio::time::sleep(CHECK_EVERY).await;
-    assert_eq!(
-        ask(&one, "a").await,
-        Origin::Miss,
-        "the second flush takes back the first's answers"
-    );
+    assert_eq!(ask(&one, "a").await, Origin::Miss, "the second flush deletes the first's answers");
 }
 
 #[tokio::test]
@@ -195,6 +191,48 @@ async fn a_flush_takes_back_the_answers_of_former_models() {
         model.become_model(2);
         assert_eq!(ask(&memo, "b").await, Origin::Miss);
     }
+}
+
+#[tokio::test]
+async fn a_flush_covers_models_that_only_an_earlier_process_met() {
+    let cache = serve(CacheService::new(table()), "127.0.0.1:0").await;
+    let table = table();
+    let embedded = || Store::Embedded(Arc::clone(&table), None);
+    let places: [&dyn Fn() -> Store; 2] = [&embedded, &|| remote_store(&cache.addr)];
+    for place in places {
+        let model = Changing::new(1);
+        let new = || {
+            let memo = Memo::new(place(), None, MemoOptions::new(secret()));
+            memo.add_model("m", model.clone(), ModelOptions::default());
+            memo
+        };
+        let before = new();
+        store(&before, "a").await;
+        drop(before);
+        model.become_model(2);
+        let memo = new();
+        store(&memo, "b").await;
+        memo.flush("m").unwrap();
+        model.become_model(1);
+        assert_eq!(ask(&memo, "a").await, Origin::Miss);
+    }
+}
+
+#[tokio::test]
+async fn a_flush_covers_answers_of_an_epoch_that_was_dropped() {
+    let table = table();
+    let memo = on(&table);
+    ask(&memo, "a").await;
+    memo.flush("m").unwrap();
+    ask(&memo, "z").await;
+    // The store drops the epoch, and an answer is stored before the epoch is written again.
+    table.clear();
+    assert_eq!(ask(&memo, "a").await, Origin::Miss);
+    drop(memo);
+    let memo = on(&table);
+    ask(&memo, "b").await;
+    memo.flush("m").unwrap();
+    assert_eq!(ask(&memo, "a").await, Origin::Miss);
 }
 
 /// A store that answers lookups at once, or when the test says so.

@@ -56,8 +56,6 @@ pub(super) struct Flushed {
     at: Instant,
     /// The memo that confirmed it.
     boot: usize,
-    /// The model before and after it. A memo that was restarted does not know others to flush.
-    digest: u8,
 }
 
 /// A request of rows and its result.
@@ -192,8 +190,6 @@ pub(super) async fn command(world: Arc<World>, start: Instant, chore: Chore) {
         false => Vec::new(),
     };
     let boot = world.boots();
-    let digests = || [0, 1].map(|name| world.models[name].digest());
-    let before = digests();
     let admin = world.clients[client].admin();
     let done = match what {
         _ if world.defect == Some(Defect::IgnoredFlush) => Ok(()),
@@ -208,15 +204,7 @@ pub(super) async fn command(world: Arc<World>, start: Instant, chore: Chore) {
     match done {
         Ok(()) if world.boots() == boot => {
             let at = Instant::now();
-            let after = digests();
-            let stamps = stamps.into_iter().filter(|(name, _)| before[name - 1] == after[name - 1]);
-            let flushed = stamps.map(|(name, stamp)| Flushed {
-                name,
-                stamp,
-                at,
-                boot,
-                digest: after[name - 1],
-            });
+            let flushed = stamps.into_iter().map(|(name, stamp)| Flushed { name, stamp, at, boot });
             world.flushed.lock().unwrap().extend(flushed);
         }
         Ok(()) => {}
@@ -242,7 +230,7 @@ pub(super) fn check(world: &World, outcome: &RowsOutcome, mended: Instant) {
                 .collect();
             match stamps.and_then(|stamps| stamps.into_iter().min()) {
                 None => complain("a wrong answer"),
-                Some(stamp) if ask.name > 0 && stamp < required(world, outcome, digest) => {
+                Some(stamp) if ask.name > 0 && stamp < required(world, outcome) => {
                     complain("an answer older than the flush");
                 }
                 Some(_) => {}
@@ -286,13 +274,12 @@ pub(super) fn right(name: usize, digest: u8, number: u8, answer: &Answer) -> Opt
 }
 
 /// The least stamp of an answer: that of the last flush which the same memo had confirmed before.
-fn required(world: &World, outcome: &RowsOutcome, digest: u8) -> u32 {
+fn required(world: &World, outcome: &RowsOutcome) -> u32 {
     let flushed = world.flushed.lock().unwrap();
     let before = |flushed: &&Flushed| {
         flushed.name == outcome.ask.name
             && flushed.at < outcome.began
             && flushed.boot == outcome.boot
-            && flushed.digest == digest
     };
     flushed.iter().filter(before).map(|flushed| flushed.stamp).max().unwrap_or(0)
 }

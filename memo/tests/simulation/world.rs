@@ -1,6 +1,7 @@
 //! The hosts and their real processes (a memo, a cache, classifiers, clients) over the simulated
 //! network.
 
+use std::cell::Cell;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -45,6 +46,16 @@ pub(super) struct World {
     memos: Mutex<Vec<Weak<Memo>>>,
 }
 
+thread_local! {
+    /// The start of the history that this thread plays.
+    static STARTED: Cell<std::time::Instant> = Cell::new(std::time::Instant::now());
+}
+
+/// The clock of all machines of a history: each one begins at the same second.
+fn since_1970(at: std::time::Instant) -> Duration {
+    Duration::from_secs(1_800_000_000) + at.saturating_duration_since(STARTED.get())
+}
+
 /// A process with a listener.
 struct Process {
     task: JoinHandle<()>,
@@ -68,6 +79,7 @@ impl World {
         defect: Option<Defect>,
         network: Network,
     ) -> Arc<World> {
+        STARTED.set(tokio::time::Instant::now().into_std());
         let clients = (0..settings.clients)
             .map(|number| {
                 let options = ClientOptions::new()
@@ -186,7 +198,8 @@ impl World {
             (0..settings.classifiers).map(|number| client(CLASSIFIERS + number, Expect::Classify));
         let pool = Pool::of_clients(clients, options);
         let classifier = FaultyPool { pool, defect: self.defect };
-        let options = MemoOptions::new(secret).max_waiting(settings.max_waiting);
+        let mut options = MemoOptions::new(secret).max_waiting(settings.max_waiting);
+        options.clock = since_1970;
         let memo = afterimage_memo::Memo::new(store, bytes, options);
         memo.add_model(NAMES[0], classifier, ModelOptions::default());
         for (name, model) in NAMES[1..].iter().zip(&self.models) {

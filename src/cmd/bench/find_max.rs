@@ -8,7 +8,7 @@ use afterimage_bench::search::{Found, Search};
 use afterimage_bench::threshold::{Metric, Threshold};
 use afterimage_bench::workload::Spec;
 use afterimage_bench::workload::spec::Spacing;
-use afterimage_bench::{Arrivals, Mode, Report, Span};
+use afterimage_bench::{Arrivals, MAX_RATE, Mode, Report, Span};
 use anyhow::{bail, ensure};
 
 use super::Interrupts;
@@ -67,7 +67,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = args.start;
-    ensure!(start.is_finite() && start > 0.0, "--start is {start}; it must be above 0");
+    ensure!(
+        start > 0.0 && start <= MAX_RATE,
+        "--start is {start}; it must be above 0 and at most {MAX_RATE}"
+    );
     let precise = (0.001..=0.5).contains(&args.precision);
     ensure!(precise, "--precision is {}; it must be from 0.001 to 0.5", args.precision);
     let spec = args.load.spec()?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use afterimage_bench::workload::spec::{DEFAULT_POPULATION, Order, Spacing};
-use afterimage_bench::workload::{Keys, Population, Spec};
+use afterimage_bench::workload::{Calls, Keys, Population, Protocol, Spec, recorded};
 use afterimage_bench::{Address, Dialect, Peer, Plan, redacted};
 use afterimage_classifier_tools::{Dataset, read_images};
 use afterimage_wire::proto::Role;
@@ -18,6 +18,9 @@ use crate::net;
 /// The largest population of images. Each takes 784 bytes or more of memory.
 const MAX_IMAGES: usize = 20_000_000;
 
+/// The default number of different calls of an HTTP server: a real model computes them in seconds.
+const DEFAULT_CALLS: u32 = 100;
+
 /// The images that need no file.
 const DRAWN: &str = "drawn";
 
@@ -28,7 +31,8 @@ pub(crate) struct TargetArgs {
     ///
     /// HOST:PORT of a memo, a classifier or a cache service;
     /// redis://[USER:PASSWORD@]HOST[:PORT][/DB]; memcached://HOST[:PORT] for its text
-    /// protocol, or memcached+meta://HOST[:PORT].
+    /// protocol, or memcached+meta://HOST[:PORT]; a model server or a proxy before it as
+    /// http://HOST[:PORT]/v2/models/NAME or http://HOST[:PORT]/v1/embeddings.
     #[arg(value_name = "TARGET")]
     server: Option<String>,
 
@@ -67,7 +71,10 @@ pub(crate) struct LoadArgs {
 
     /// Images to send: `drawn`, an IDX file, or a folder with the MNIST test files [default:
     /// drawn]
-    #[arg(long, value_name = "SOURCE")]
+    ///
+    /// For an http:// target: a file with one body a line, or an HTTP archive (HAR); without it,
+    /// random inputs of the shape that the model declares.
+    #[arg(long, value_name = "SOURCE", visible_alias = "inputs")]
     images: Option<String>,
 
     /// Order of the requests [default: uniform]
@@ -107,6 +114,8 @@ pub(crate) struct LoadArgs {
     connections: Option<usize>,
 
     /// Requests in flight per connection; several values (1,64) are measured in turn [default: 1]
+    ///
+    /// A connection of HTTP has one request in flight: the depth is a number of connections.
     #[arg(long, value_name = "N", value_delimiter = ',')]
     depth: Option<Vec<usize>>,
 
@@ -190,7 +199,7 @@ impl LoadArgs {
     fn over_the_file(&self, flags: Spec) -> anyhow::Result<Spec> {
         let Some(path) = &self.workload else { return Ok(flags) };
         let file = path.display();
-        let text = std::fs::read_to_string(path)
+        let text = afterimage_core::file::read_text(path)
             .with_context(|| format!("cannot read the workload file {file}"))?;
         let below = Spec::parse(&text).map_err(|error| anyhow::anyhow!("{file}, {error}"))?;
         Ok(flags.over(below))
@@ -209,7 +218,7 @@ impl LoadArgs {
     /// The same for this workload.
     pub(crate) fn plan_for(&self, address: &Address, spec: Spec) -> anyhow::Result<(Plan, Spec)> {
         let timeout = self.client.timeout();
-        let Address { dialect, place, login, password } = address;
+        let Address { dialect, place, path, login, password } = address;
         let (dialect, tls) = (*dialect, self.client.tls_to(place)?);
         if tls.is_some() && dialect != Dialect::Wire {
             bail!("--tls works with the Afterimage protocol only, not with {address}");
@@ -221,6 +230,13 @@ impl LoadArgs {
         // Also where the flags are wrong: a name may have several addresses.
         let addr = address.reachable(timeout)?;
         let peer = Peer { addr, dialect, token: &token, login, tls: tls.as_ref(), timeout };
+        if dialect == Dialect::Http {
+            let calls = calls(&spec, peer, place, path)?;
+            let mut plan = Plan::call(addr, Arc::new(calls));
+            plan.timeout = timeout;
+            spec.apply(&mut plan)?;
+            return Ok((plan, spec));
+        }
         // Before the images are drawn: the kind of service decides whether there are any.
         let service = match spec.images {
             // A wrong file is reported also without a server.
@@ -243,6 +259,29 @@ impl LoadArgs {
         spec.apply(&mut plan)?;
         Ok((plan, spec))
     }
+}
+
+/// The calls of a model server: recorded ones, or random ones of the shape that the model declares.
+fn calls(spec: &Spec, peer: Peer<'_>, host: &str, path: &str) -> anyhow::Result<Calls> {
+    if spec.read_share.is_some() || spec.batch.is_some_and(|batch| batch > 1) {
+        bail!("--read-share and --batch work with a cache service, redis:// and memcached:// only");
+    }
+    let count = spec.population.unwrap_or(DEFAULT_CALLS) as usize;
+    let bodies = match spec.images.as_deref() {
+        Some(source) => {
+            let text = std::fs::read_to_string(source)
+                .with_context(|| format!("cannot read the inputs {source}"))?;
+            let mut bodies = recorded(&text, path).map_err(|error| anyhow!("{source}: {error}"))?;
+            bodies.truncate(spec.population.map_or(usize::MAX, |_| count));
+            bodies
+        }
+        None => {
+            let protocol = Protocol::of(path).map_err(|error| anyhow!(error))?;
+            let description = afterimage_bench::describe(peer, host, &protocol.description())?;
+            protocol.bodies(&description, count, spec.seed()).map_err(|error| anyhow!(error))?
+        }
+    };
+    Calls::new(host, path, bodies).map_err(|error| anyhow!(error))
 }
 
 /// Refuses flags for images with a cache, and flags for keys with a memo or classifier.

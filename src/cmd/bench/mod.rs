@@ -21,6 +21,7 @@ use crate::progress::Bar;
 pub(crate) use interrupt::Interrupted;
 use interrupt::Interrupts;
 pub(crate) use load::mnist;
+pub(crate) use output::OutFile;
 
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
@@ -42,6 +43,7 @@ const EXAMPLES: &str = "\
 Examples:
   afterimage bench 127.0.0.1:7400 --depth 1,64,1024 --html run.html
   afterimage bench --target redis://127.0.0.1:6379 --prefill --read-share 0.9 --zipf 1
+  afterimage bench http://127.0.0.1:8080/v2/models/resnet --depth 1,16
   afterimage bench 127.0.0.1:7400 --rate 50000 --poisson --fail-if 'p99>1ms' --fail-if 'errors>0'
   afterimage bench find-max 127.0.0.1:7400 --p99 1ms
   afterimage bench ab 127.0.0.1:7400 127.0.0.1:7500 --depth 64 --record results

@@ -125,7 +125,7 @@ impl Files {
 
 /// A file that is opened before its content is known. The old content stays until then.
 #[derive(Debug)]
-pub(super) struct OutFile {
+pub(crate) struct OutFile {
     path: PathBuf,
     file: File,
     /// This value has created the file, and nothing is in it yet.
@@ -133,7 +133,7 @@ pub(super) struct OutFile {
 }
 
 impl OutFile {
-    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let is_new = !path.exists();
         let file = File::options().write(true).create(true).truncate(false).open(path);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
@@ -141,7 +141,7 @@ impl OutFile {
     }
 
     /// Replaces the content.
-    pub(super) fn write(
+    pub(crate) fn write(
         mut self,
         content: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
     ) -> anyhow::Result<()> {

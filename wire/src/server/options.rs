@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use afterimage_core::Tenant;
+use afterimage_core::{Tenant, file};
 use subtle::ConstantTimeEq;
 
 use super::tenants::Tenants;
@@ -69,7 +69,9 @@ impl Token {
     /// # Errors
     /// As [`Token::read`].
     pub fn reload(&self) -> Result<(), TokenError> {
-        if let Some(file) = &self.0.file {
+        // A pipe gives its content once.
+        let is_pipe = |file: &Path| file.metadata().is_ok_and(|data| !data.is_file());
+        if let Some(file) = self.0.file.as_deref().filter(|file| !is_pipe(file)) {
             let bytes = read(file)?;
             *self.0.bytes.write().unwrap_or_else(PoisonError::into_inner) = bytes;
         }
@@ -94,9 +96,12 @@ fn checked(secret: Vec<u8>) -> Result<Arc<[u8]>, TokenError> {
     }
 }
 
-fn read(file: &Path) -> Result<Arc<[u8]>, TokenError> {
-    let mut secret =
-        std::fs::read(file).map_err(|error| TokenError::File { file: file.to_owned(), error })?;
+fn read(path: &Path) -> Result<Arc<[u8]>, TokenError> {
+    let read = file::read(path, file::MAX_TEXT_BYTES).and_then(|secret| {
+        // A client with the same token from elsewhere has no mark, and would be refused.
+        file::refuse_mark(&secret).map(|()| secret)
+    });
+    let mut secret = read.map_err(|error| TokenError::File { file: path.to_owned(), error })?;
     while secret.last().is_some_and(|byte| b"\r\n".contains(byte)) {
         secret.pop();
     }

@@ -62,6 +62,41 @@ pub trait Service: Send + Sync + 'static {
     }
 }
 
+/// A service whose type is known only at run time.
+impl<S: Service + ?Sized> Service for Box<S> {
+    fn identity(&self) -> Identity {
+        (**self).identity()
+    }
+
+    fn generation(&self) -> u64 {
+        (**self).generation()
+    }
+
+    fn watchers(&self) -> Option<&Watchers> {
+        (**self).watchers()
+    }
+
+    fn handle(&self, batch: &mut Batch<'_>) {
+        (**self).handle(batch);
+    }
+
+    fn open(&self, stream: IncomingStream) {
+        (**self).open(stream);
+    }
+
+    fn stats(&self, stats: &mut Stats) {
+        (**self).stats(stats);
+    }
+
+    fn admin_stats(&self, stats: &mut Stats) {
+        (**self).admin_stats(stats);
+    }
+
+    fn snapshot(&self, reply: SnapshotReply) {
+        (**self).snapshot(reply);
+    }
+}
+
 /// The kind of a service, and its model.
 #[derive(Clone, Debug)]
 pub struct Identity {

@@ -111,7 +111,7 @@ impl Tenants {
 }
 
 fn read(file: &Path, before: &[Entry]) -> Result<Arc<[Entry]>, TenantsError> {
-    let text = std::fs::read_to_string(file)
+    let text = afterimage_core::file::read_text(file)
         .map_err(|error| TenantsError::File { file: file.to_owned(), error })?;
     let mut entries: Vec<Entry> = Vec::new();
     let mut tokens = HashSet::new();

@@ -1,7 +1,8 @@
 //! Certificates and keys in PEM files.
 
-use std::fs;
 use std::path::Path;
+
+use afterimage_core::file;
 
 use super::rustls::pki_types::pem::{self, PemObject};
 use super::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -66,8 +67,9 @@ pub(super) fn authorities(file: &Path) -> Result<RootCertStore, TlsError> {
     Ok(store)
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(file).map_err(|error| wrong(file, format_args!("cannot be read: {error}")))
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    file::read(path, file::MAX_TEXT_BYTES)
+        .map_err(|error| wrong(path, format_args!("cannot be read: {error}")))
 }
 
 fn malformed(file: &Path, error: pem::Error) -> TlsError {
@@ -177,6 +179,8 @@ impl Content {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Keys for these tests only.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use afterimage_core::file;
 use afterimage_wire::text::Escaped;
 use afterimage_wire::tls::rustls::ClientConfig;
 use afterimage_wire::tls::rustls::pki_types::ServerName;
@@ -346,11 +347,10 @@ impl ConnectionLike for Node {
 }
 
 /// The password in a file, without the newline at its end.
-fn password(file: &Path) -> Result<String, RedisError> {
-    let invalid = |reason| RedisError::PasswordFile { file: file.to_owned(), reason };
-    let bytes = std::fs::read(file)
-        .map_err(|source| RedisError::File { file: file.to_owned(), source })?;
-    let text = String::from_utf8(bytes).map_err(|_| invalid("is not UTF-8"))?;
+fn password(path: &Path) -> Result<String, RedisError> {
+    let invalid = |reason| RedisError::PasswordFile { file: path.to_owned(), reason };
+    let text = file::read_text(path)
+        .map_err(|source| RedisError::File { file: path.to_owned(), source })?;
     match text.trim_end_matches(['\r', '\n']) {
         "" => Err(invalid("is empty")),
         line if line.contains(['\r', '\n']) => Err(invalid("has more than one line")),
