@@ -152,7 +152,7 @@ impl Models {
         }
         for name in self.memo.model_names() {
             if let Err(failure) = self.memo.flush(&name) {
-                tracing::warn!(model = name, %failure, "cannot take the model's answers back");
+                tracing::warn!(model = name, %failure, "cannot delete the model's stored answers");
             }
         }
     }
