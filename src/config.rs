@@ -105,6 +105,8 @@ pub struct ProxyConfig {
     pub address: SocketAddr,
     /// TLS, limits, and the time limit of the drain.
     pub options: HttpOptions,
+    /// The address of its gRPC side; `None` for HTTP alone.
+    pub grpc: Option<SocketAddr>,
     /// The proxy.
     pub proxy: Proxy,
     /// The model servers behind it, as its page names them.

@@ -135,6 +135,7 @@ pub struct Process {
     tenants: Vec<Tenants>,
     keys: Option<Keys>,
     proxy: Option<(Proxy, SocketAddr)>,
+    grpc: Option<SocketAddr>,
 }
 
 impl Process {
@@ -169,7 +170,13 @@ impl Process {
             },
         };
         let proxy = match proxy {
-            Some(proxy) => Some((bind_one(proxy.address).await?, proxy)),
+            Some(proxy) => {
+                let grpc = match proxy.grpc {
+                    Some(address) => Some(bind_one(address).await?),
+                    None => None,
+                };
+                Some((bind_one(proxy.address).await?, grpc, proxy))
+            }
             None => None,
         };
         let admin = match admin {
@@ -212,6 +219,7 @@ impl Process {
             tenants: Vec::new(),
             keys: None,
             proxy: None,
+            grpc: None,
         };
         let handle = process.snapshots.first().map(SnapshotWriter::handle);
         for (service, sockets) in other_sockets {
@@ -281,7 +289,7 @@ impl Process {
                 Arc::new(Remote::new(connection, REMOTE_TIMEOUT)) as Arc<dyn Source>
             };
             behind = gateway.server.map(remote);
-            let of_proxy = proxy.as_ref().map(|(_, config)| {
+            let of_proxy = proxy.as_ref().map(|(.., config)| {
                 let ProxyConfig { proxy, servers, .. } = config;
                 Arc::new(OfProxy::new(proxy.clone(), servers.clone())) as Arc<dyn Source>
             });
@@ -297,8 +305,16 @@ impl Process {
             let serving = afterimage_gateway::serve(socket, source, options, http, stop);
             process.listeners.spawn(serving);
         }
-        if let Some(((socket, address), ProxyConfig { options, proxy, snapshots, .. })) = proxy {
+        if let Some(((socket, address), grpc, config)) = proxy {
+            let ProxyConfig { options, proxy, snapshots, .. } = config;
             process.watch(options.tls.as_ref());
+            if let Some((socket, address)) = grpc {
+                let (service, stop) = (proxy.clone(), process.stop.clone());
+                let serving =
+                    afterimage_http::serve_streams(socket, service, options.clone(), stop);
+                process.listeners.spawn(serving);
+                process.grpc = Some(address);
+            }
             let (service, stop) = (proxy.clone(), process.stop.clone());
             process.listeners.spawn(afterimage_http::serve(socket, service, options, stop));
             process.proxy = Some((proxy, address));
@@ -364,6 +380,11 @@ impl Process {
     /// The proxy and its address.
     pub fn proxy(&self) -> Option<(&Proxy, SocketAddr)> {
         self.proxy.as_ref().map(|(proxy, address)| (proxy, *address))
+    }
+
+    /// The address of the proxy's gRPC side, if there is one.
+    pub fn grpc(&self) -> Option<SocketAddr> {
+        self.grpc
     }
 
     /// Loads the certificates of all listeners and the token files again. Open connections stay

@@ -91,6 +91,9 @@ pub(crate) fn run(
             let _ = say!("proxy listening on {address}");
             proxy.clone()
         });
+        if let Some(address) = process.grpc() {
+            let _ = say!("proxy listening on grpc://{address}");
+        }
         if let Some(page) = process.page() {
             let _ = say!("gateway listening on {page}");
         }

@@ -190,7 +190,7 @@ pub(crate) async fn classify(
     };
     let out = response.headers_mut();
     out.insert("cache-status", status);
-    // An answer can be taken back, so nothing between here and the client may keep it.
+    // An answer can be deleted from the store, so nothing between here and the client may keep it.
     out.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }

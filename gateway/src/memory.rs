@@ -1,4 +1,4 @@
-//! Routes that take stored answers back.
+//! Routes that delete stored answers.
 
 use std::sync::Arc;
 

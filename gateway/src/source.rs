@@ -61,7 +61,7 @@ pub trait Source: Send + Sync + 'static {
     /// Takes the answer of one image back.
     fn forget(&self, image: Bytes) -> Pending<'_, ()>;
 
-    /// Takes all answers back.
+    /// Deletes all answers.
     fn flush(&self) -> Pending<'_, ()>;
 
     /// The statistics of the services behind the gateway.

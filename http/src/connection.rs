@@ -1,13 +1,10 @@
-//! Accepting connections, and the life of each: handshake, requests, time limits, drain.
+//! Connections of HTTP/1.1 and HTTP/2: requests, time limits, drain.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -19,42 +16,25 @@ use hyper_util::server::conn::auto;
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::RequestBody;
+use crate::listener::{Connections, Peer, listen};
 use crate::options::HttpOptions;
 use crate::transport::Transport;
 
-/// The pause after a failed accept: the process has no descriptors left, and others must end first.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Bytes that a client may send of one body before the service has read them.
-const STREAM_WINDOW: u32 = 1 << 20;
+pub(crate) const STREAM_WINDOW: u32 = 1 << 20;
 
 /// The same for all bodies of an HTTP/2 connection.
-const CONNECTION_WINDOW: u32 = 2 << 20;
+pub(crate) const CONNECTION_WINDOW: u32 = 2 << 20;
 
 /// Bytes read ahead of an HTTP/1.1 connection. Larger reads make large bodies cheaper.
 const READ_BUFFER: usize = 256 << 10;
 
 /// The protocols that TLS offers (ALPN).
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
-
-/// The client of a connection, among the extensions of its requests.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Peer {
-    /// Its address.
-    pub address: SocketAddr,
-    /// Whether the connection uses TLS.
-    pub is_secure: bool,
-    /// Whether it has shown a certificate that the listener's authorities have signed.
-    pub has_certificate: bool,
-}
 
 /// Serves connections of `socket` until `stop` is cancelled, and then for `drain_timeout` at most.
 ///
@@ -71,51 +51,17 @@ pub async fn serve<S, B>(
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let shared = Arc::new(Shared::new(service, options));
-    let mut connections = JoinSet::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            accepted = socket.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Some(place) = shared.place(address.ip()) else {
-            tracing::debug!(%address, "closed a connection: the limit of connections is reached");
-            continue;
-        };
-        // Small responses must not be delayed. Without the option the connection still works.
-        let _ = stream.set_nodelay(true);
-        let (shared, stop) = (Arc::clone(&shared), stop.clone());
-        connections.spawn(async move {
-            shared.connection(stream, address, stop).await;
-            drop(place);
-        });
-    }
-    drop(socket);
-    let drained = async { while connections.join_next().await.is_some() {} };
-    if timeout(shared.options.drain_timeout, drained).await.is_err() {
-        tracing::warn!("closed {} connections whose requests were in flight", connections.len());
-    }
+    let connections = Http::new(service, options.clone());
+    listen(socket, connections, &PROTOCOLS, options, stop).await;
 }
 
-struct Shared<S> {
+struct Http<S> {
     service: Arc<S>,
     options: HttpOptions,
     builder: auto::Builder<TokioExecutor>,
-    places: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    tls: Mutex<Option<(Arc<ServerConfig>, TlsAcceptor)>>,
 }
 
-impl<S> Shared<S> {
+impl<S> Http<S> {
     fn new(service: S, options: HttpOptions) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         let mut http1 = builder.http1();
@@ -130,48 +76,11 @@ impl<S> Shared<S> {
         http2.max_pending_accept_reset_streams(options.max_reset_streams);
         http2.initial_stream_window_size(STREAM_WINDOW);
         http2.initial_connection_window_size(CONNECTION_WINDOW);
-        let (service, places, tls) = (Arc::new(service), Arc::default(), Mutex::default());
-        Shared { service, options, builder, places, tls }
-    }
-
-    /// A place for a connection, unless there are too many.
-    fn place(&self, address: IpAddr) -> Option<Place> {
-        let HttpOptions { max_connections, max_connections_per_address, .. } = self.options;
-        let of_address = match address.is_loopback() {
-            true => max_connections,
-            false => max_connections_per_address.unwrap_or(max_connections.div_ceil(4)),
-        };
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = places.values().sum::<usize>();
-        let here = places.entry(address).or_default();
-        if open >= max_connections || *here >= of_address {
-            if *here == 0 {
-                places.remove(&address);
-            }
-            return None;
-        }
-        *here += 1;
-        Some(Place { places: Arc::clone(&self.places), address })
-    }
-
-    /// The acceptor for the present certificates.
-    fn acceptor(&self) -> Option<TlsAcceptor> {
-        let config = self.options.tls.as_ref()?.config();
-        let mut known = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some((of, acceptor)) if Arc::ptr_eq(of, &config) => Some(acceptor.clone()),
-            _ => {
-                let mut own = ServerConfig::clone(&config);
-                own.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-                let acceptor = TlsAcceptor::from(Arc::new(own));
-                *known = Some((config, acceptor.clone()));
-                Some(acceptor)
-            }
-        }
+        Http { service: Arc::new(service), options, builder }
     }
 }
 
-impl<S, B> Shared<S>
+impl<S, B> Connections for Http<S>
 where
     S: Service<Request<RequestBody>, Response = Response<B>> + Send + Sync + 'static,
     S::Future: Send,
@@ -179,30 +88,7 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    async fn connection(
-        &self,
-        stream: tokio::net::TcpStream,
-        address: SocketAddr,
-        stop: CancellationToken,
-    ) {
-        let Some(acceptor) = self.acceptor() else {
-            let peer = Peer { address, is_secure: false, has_certificate: false };
-            return self.requests(stream, peer, stop).await;
-        };
-        match timeout(self.options.header_timeout, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let certificates = stream.get_ref().1.peer_certificates();
-                let has_certificate = certificates.is_some_and(|chain| !chain.is_empty());
-                let peer = Peer { address, is_secure: true, has_certificate };
-                // Boxed, so that a connection without TLS does not take its memory.
-                Box::pin(self.requests(stream, peer, stop)).await;
-            }
-            Ok(Err(error)) => tracing::debug!(%address, %error, "a TLS handshake failed"),
-            Err(_) => tracing::debug!(%address, "a TLS handshake took too long"),
-        }
-    }
-
-    async fn requests(
+    async fn serve(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
@@ -245,24 +131,6 @@ where
     }
 }
 
-/// A place among the open connections. Dropping it frees the place.
-struct Place {
-    places: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    address: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(here) = places.get_mut(&self.address) {
-            *here -= 1;
-            if *here == 0 {
-                places.remove(&self.address);
-            }
-        }
-    }
-}
-
 /// The requests of a connection, and the times since the last one.
 pub(crate) struct Activity(Mutex<State>);
 
@@ -282,7 +150,7 @@ struct State {
 }
 
 impl Activity {
-    fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Activity(Mutex::new(State {
             active: 0,
             idle_since: now,
@@ -311,8 +179,20 @@ impl Activity {
         }
     }
 
+    /// Notes that an HTTP/2 connection is established: from now on it may be idle.
+    pub(crate) fn established(&self) {
+        let mut state = self.lock();
+        (state.has_request, state.may_be_http2, state.header_since) = (true, true, None);
+        state.idle_since = Instant::now();
+    }
+
+    /// Whether no request is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lock().active == 0
+    }
+
     /// Waits until the connection has been idle, or its header incomplete, for too long.
-    async fn expires(&self, options: &HttpOptions) -> &'static str {
+    pub(crate) async fn expires(&self, options: &HttpOptions) -> &'static str {
         loop {
             let now = Instant::now();
             let (until, reason) = {
@@ -337,10 +217,10 @@ impl Activity {
 }
 
 /// A request whose response is not complete.
-struct Active(Arc<Activity>);
+pub(crate) struct Active(Arc<Activity>);
 
 impl Active {
-    fn new(activity: &Arc<Activity>) -> Self {
+    pub(crate) fn new(activity: &Arc<Activity>) -> Self {
         let mut state = activity.lock();
         state.active += 1;
         state.has_request = true;

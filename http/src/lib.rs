@@ -4,6 +4,8 @@
 //! router of `axum` through `hyper_util::service::TowerToHyperService`. The version of HTTP is
 //! detected: HTTP/1.1, HTTP/2 over TLS, and HTTP/2 with prior knowledge.
 //!
+//! [`serve_streams`] gives the streams of HTTP/2 to a [`StreamService`] as they are, for gRPC.
+//!
 //! The listener owns everything that a hostile or a slow client can exhaust: connections in total
 //! and of one address, header fields and their bytes, streams of an HTTP/2 connection and their
 //! resets, the time for a TLS handshake, for a header, and between two parts of a body, and the
@@ -19,12 +21,16 @@
 
 mod body;
 mod connection;
+mod listener;
 mod options;
+mod streams;
 mod transport;
 
 pub use body::{Collected, RequestBody, Rest, StallError, Uncollected};
-pub use connection::{Peer, serve};
+pub use connection::serve;
+pub use listener::Peer;
 pub use options::HttpOptions;
+pub use streams::{StreamService, serve_streams};
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]

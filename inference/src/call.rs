@@ -106,6 +106,8 @@ pub(crate) enum Payload {
 
 const OWN: u8 = 0;
 const SHARED: u8 = 1;
+/// The reply is one of gRPC. A client of HTTP asks for itself.
+pub(crate) const GRPC: u8 = 2;
 
 impl Payload {
     /// The bytes of [`Payload::Own`].
@@ -132,7 +134,7 @@ impl Payload {
     /// Reads a payload that an endpoint of this crate has written.
     pub(crate) fn read(mut bytes: Bytes) -> Option<Self> {
         match bytes.try_get_u8().ok()? {
-            OWN => return Some(Payload::Own),
+            OWN | GRPC => return Some(Payload::Own),
             SHARED => {}
             _ => return None,
         }

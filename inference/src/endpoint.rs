@@ -18,6 +18,7 @@ use hyper::{HeaderMap, Response, StatusCode};
 
 use crate::call::{Call, Payload};
 use crate::forward::{ForwardError, Replica, ResponseBody};
+use crate::grpc;
 use crate::headers::{json_len, remove_hop_by_hop};
 use crate::identity::{Counter, Description, Found, describe, was_reloaded};
 use crate::oip;
@@ -26,18 +27,18 @@ use crate::oip;
 #[derive(Clone)]
 pub(crate) struct ModelEndpoint(Arc<Inner>);
 
-struct Inner {
-    replica: Replica,
+pub(crate) struct Inner {
+    pub(crate) replica: Replica,
     address: String,
     /// The model's name, or `NAME/versions/VERSION`, as in the URL.
     path: Arc<str>,
-    max_answer_bytes: usize,
-    model: ArcSwapOption<ModelId>,
+    pub(crate) max_answer_bytes: usize,
+    pub(crate) model: ArcSwapOption<ModelId>,
     changed: Mutex<Option<OnChange>>,
     state: Mutex<State>,
     /// Calls sent, and those of them that succeeded.
-    started: AtomicU64,
-    answered: AtomicU64,
+    pub(crate) started: AtomicU64,
+    pub(crate) answered: AtomicU64,
 }
 
 #[derive(Default)]
@@ -278,6 +279,16 @@ impl Inner {
         let json_len = json_len(headers).map_err(|()| "the length of the JSON is not a number")?;
         let response = oip::Response::parse(body.clone(), json_len);
         let response = response.map_err(|_| "the response is not understood")?;
+        self.stored(response, by_rows, rows)
+    }
+
+    /// The answers to store, from a response in any encoding.
+    pub(crate) fn stored(
+        &self,
+        response: oip::Response,
+        by_rows: bool,
+        rows: usize,
+    ) -> Result<Rows<Answer>, &'static str> {
         self.observe_version(response.version.as_deref());
         let parts = match by_rows {
             true => response.split_rows(rows).ok_or("an output has another number of rows")?,
@@ -295,7 +306,7 @@ impl Inner {
         Ok(stored)
     }
 
-    fn unsent(&self, error: &ForwardError) -> EndpointError {
+    pub(crate) fn unsent(&self, error: &ForwardError) -> EndpointError {
         tracing::warn!(server = self.address, model = &*self.path, "{error}");
         self.lock().trouble = Some(error.to_string());
         let (outcome, retry) = match error {
@@ -353,7 +364,7 @@ fn own(call: &Call, response: Response<ResponseBody>, reason: &str) -> EndpointE
 }
 
 /// Part of a batch failed: each client asks about its whole batch.
-fn whole_only(reason: &str) -> EndpointError {
+pub(crate) fn whole_only(reason: &str) -> EndpointError {
     let (outcome, retry) = (Outcome::Refused, Retry::Never);
     let (text, payload) = (reason.to_owned(), Some(Payload::own()));
     EndpointError { status: Status::UpstreamError, text, outcome, retry, payload }
@@ -417,6 +428,7 @@ impl Endpoint for ModelEndpoint {
     }
 
     fn call(&self, attempt: Attempt) {
+        let Some(attempt) = grpc::start(&self.0, attempt) else { return };
         let Some(call) = attempt.context().and_then(|context| context.get::<Call>()) else {
             let text = "a call has no request of a client".to_owned();
             let (status, outcome) = (Status::Internal, Outcome::Lost);
@@ -434,7 +446,7 @@ impl Endpoint for ModelEndpoint {
 }
 
 impl Inner {
-    fn late(&self, limit: Duration) -> EndpointError {
+    pub(crate) fn late(&self, limit: Duration) -> EndpointError {
         let text = format!("the model server gave no response in {limit:?}");
         let (status, outcome) = (Status::DeadlineExceeded, Outcome::TimedOut);
         EndpointError { status, text, outcome, retry: Retry::Budgeted, payload: None }

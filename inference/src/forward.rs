@@ -28,6 +28,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower_service::Service;
 
+use crate::grpc::Channel;
 use crate::headers::OWN_VIA;
 
 /// The longest time to connect to one address of a server.
@@ -126,6 +127,7 @@ pub struct Replica {
     target: Arc<Target>,
     host: HeaderValue,
     client: Client<Connector, Outgoing>,
+    grpc: Option<Channel>,
 }
 
 /// Why a server gave no response. The text goes to clients, so it does not name the server.
@@ -181,7 +183,19 @@ impl Replica {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .set_host(false)
             .build(Connector { http, tls });
-        Ok(Replica { target: Arc::new(target), host, client })
+        Ok(Replica { target: Arc::new(target), host, client, grpc: None })
+    }
+
+    /// The same server, also over gRPC.
+    #[must_use]
+    pub fn with_grpc(mut self, channel: Channel) -> Self {
+        self.grpc = Some(channel);
+        self
+    }
+
+    /// The connections over gRPC.
+    pub fn grpc(&self) -> Option<&Channel> {
+        self.grpc.as_ref()
     }
 
     /// Its URL.

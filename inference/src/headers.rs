@@ -56,8 +56,7 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap) -> Result<(), &'static st
     if headers.get_all(CONTENT_LENGTH).iter().count() > 1 {
         return Err("the request has more than one Content-Length");
     }
-    let passes = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
-    if passes.map(|value| value.matches(NAME).count()).sum::<usize>() >= MAX_PASSES {
+    if is_loop(headers) {
         return Err("the request has passed this proxy several times; its URL points back to it");
     }
     remove_hop_by_hop(headers);
@@ -65,6 +64,12 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap) -> Result<(), &'static st
     headers.remove(EXPECT);
     headers.append(VIA, OWN_VIA);
     Ok(())
+}
+
+/// Whether a request has passed this proxy several times.
+pub(crate) fn is_loop(headers: &HeaderMap) -> bool {
+    let passes = headers.get_all(VIA).iter().filter_map(|value| value.to_str().ok());
+    passes.map(|value| value.matches(NAME).count()).sum::<usize>() >= MAX_PASSES
 }
 
 /// The field that has the length of the JSON before binary tensors.

@@ -15,6 +15,8 @@
 //!    client that asked first gets the server's response as it came; others get one that is made
 //!    from the answer, in the encoding that they asked for.
 //!
+//! The same proxy answers gRPC ([`grpc`]), from the same memory.
+//!
 //! The crate does not import the classifier, and knows no command line.
 
 #![forbid(unsafe_code)]
@@ -23,6 +25,7 @@ mod call;
 pub mod embeddings;
 mod endpoint;
 pub mod forward;
+pub mod grpc;
 mod headers;
 mod identity;
 mod json;
@@ -35,6 +38,7 @@ mod proxy;
 mod purity;
 
 pub use forward::{Replica, Target, TargetError};
+pub use grpc::{Channel, GrpcTarget};
 pub use policy::{Bypass, Sharing};
 pub use proxy::{Proxy, ProxyOptions, decoded as decoded_body};
 

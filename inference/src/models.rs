@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -37,6 +37,11 @@ const MAX_DISCOVERIES: usize = 32;
 
 /// The longest wait of a call for an examination that is due: a busy server must not delay hits.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The values of [`Model::typed_replies`].
+pub(crate) const UNSEEN: u8 = 0;
+pub(crate) const RAW: u8 = 1;
+pub(crate) const TYPED: u8 = 2;
 
 /// The settings of the models.
 #[derive(Clone, Debug)]
@@ -82,6 +87,9 @@ pub(crate) struct Model {
     refusal: ArcSwap<Option<Bypass>>,
     /// Whether its rows depend on each other.
     pub(crate) purity: Purity,
+    /// Whether the server answers typed contents of gRPC with typed contents, once that is known:
+    /// [`TYPED`] or [`RAW`].
+    pub(crate) typed_replies: AtomicU8,
     /// The rows of the largest batch that may be split.
     pub(crate) max_rows: AtomicUsize,
     /// The time of the last examination, in milliseconds after the start.
@@ -144,7 +152,7 @@ impl Models {
         }
         for name in self.memo.model_names() {
             if let Err(failure) = self.memo.flush(&name) {
-                tracing::warn!(model = name, %failure, "cannot take the model's answers back");
+                tracing::warn!(model = name, %failure, "cannot delete the model's stored answers");
             }
         }
     }
@@ -251,6 +259,7 @@ impl Models {
             endpoints: self.replicas.iter().map(endpoint).collect(),
             refusal: ArcSwap::default(),
             purity: Purity::new(),
+            typed_replies: AtomicU8::new(UNSEEN),
             max_rows: AtomicUsize::new(0),
             examined: AtomicU64::new(0),
             examining: tokio::sync::Mutex::default(),

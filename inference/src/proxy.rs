@@ -87,26 +87,26 @@ impl Default for ProxyOptions {
 /// A clone is the same proxy. It is a service for [`afterimage_http::serve`].
 #[derive(Clone, Debug)]
 pub struct Proxy {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    replicas: Vec<Replica>,
+pub(crate) struct Inner {
+    pub(crate) replicas: Vec<Replica>,
     /// Counts requests that pass through, to take replicas in turn.
-    next: AtomicUsize,
-    memo: Memo,
-    models: Arc<Models>,
-    policy: Policy,
-    memory: ByteBudget,
-    max_body: usize,
-    max_answer: usize,
-    ttl: Option<Duration>,
-    split_rows: bool,
-    observer: Option<Observer>,
-    passed: AtomicU64,
-    calls: AtomicU64,
-    bypassed: AtomicU64,
-    unreachable: AtomicU64,
+    pub(crate) next: AtomicUsize,
+    pub(crate) memo: Memo,
+    pub(crate) models: Arc<Models>,
+    pub(crate) policy: Policy,
+    pub(crate) memory: ByteBudget,
+    pub(crate) max_body: usize,
+    pub(crate) max_answer: usize,
+    pub(crate) ttl: Option<Duration>,
+    pub(crate) split_rows: bool,
+    pub(crate) observer: Option<Observer>,
+    pub(crate) passed: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) bypassed: AtomicU64,
+    pub(crate) unreachable: AtomicU64,
 }
 
 impl Proxy {
@@ -338,7 +338,7 @@ impl Inner {
     }
 
     /// The rows of a call that is answered row by row, and the comparison that is due.
-    fn mode(
+    pub(crate) fn mode(
         &self,
         request: &oip::Request,
         model: Arc<Model>,
@@ -443,22 +443,27 @@ impl Inner {
                 Some(rows) => inner.agrees(&probe.rows, &call, &rows, &asked).await,
                 None => Some(false),
             };
-            let model = Arc::clone(&probe.model);
-            match probe.end(agreed) {
-                Some(Verdict::Pure) => tracing::info!(
-                    model = &*model.path,
-                    "{PROBES} probes have agreed: rows of this model are remembered one by one"
-                ),
-                Some(Verdict::Impure) => {
-                    tracing::warn!(
-                        model = &*model.path,
-                        "rows of this model depend on their batch: its batches are answered whole"
-                    );
-                    inner.models.flush_model(&model);
-                }
-                _ => {}
-            }
+            inner.conclude(probe, agreed);
         });
+    }
+
+    /// Takes the result of a comparison as evidence about the model.
+    pub(crate) fn conclude(&self, probe: Probe, agreed: Option<bool>) {
+        let model = Arc::clone(&probe.model);
+        match probe.end(agreed) {
+            Some(Verdict::Pure) => tracing::info!(
+                model = &*model.path,
+                "{PROBES} probes have agreed: rows of this model are remembered one by one"
+            ),
+            Some(Verdict::Impure) => {
+                tracing::warn!(
+                    model = &*model.path,
+                    "rows of this model depend on their batch: its batches are answered whole"
+                );
+                self.models.flush_model(&model);
+            }
+            _ => {}
+        }
     }
 
     /// Whether the server gives the same answers to these rows; `None` without an answer.
@@ -596,11 +601,11 @@ impl fmt::Debug for Inner {
 }
 
 /// The first byte of the key of a whole call, and of that of a row. Their answers have other forms.
-const WHOLE: u8 = 0;
-const ROW: u8 = 1;
+pub(crate) const WHOLE: u8 = 0;
+pub(crate) const ROW: u8 = 1;
 
 /// The key of a call or of a row.
-fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
+pub(crate) fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
     let mut key = Vec::with_capacity(1 + prefix.len() + parts.total_len());
     key.push(kind);
     key.extend_from_slice(prefix);
@@ -610,11 +615,11 @@ fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
 
 /// A comparison that is due: a probe of this number, or an audit without a number. Dropping it ends
 /// it without a result.
-struct Probe {
+pub(crate) struct Probe {
     model: Arc<Model>,
     digest: [u8; 32],
-    rows: oip::Rows,
-    number: Option<u32>,
+    pub(crate) rows: oip::Rows,
+    pub(crate) number: Option<u32>,
     is_ended: bool,
 }
 
@@ -691,7 +696,7 @@ pub fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes,
 }
 
 /// The answer to a call from its stored rows, or from the stored whole.
-fn assembled(answers: impl ExactSizeIterator<Item = Answer>) -> Option<oip::Response> {
+pub(crate) fn assembled(answers: impl ExactSizeIterator<Item = Answer>) -> Option<oip::Response> {
     let is_one = answers.len() == 1;
     let read = |answer| match answer {
         Answer::Bytes(stored) => oip::Response::from_bytes(stored).ok(),

@@ -1,4 +1,4 @@
-//! Epochs: how a flush takes back all answers of a model in constant time, in every memo that
+//! Epochs: how a flush deletes all answers of a model in constant time, in every memo that
 //! shares the store, and beyond a restart.
 //!
 //! The epoch of a model is a number that is part of all its keys: 0, or the time of the last flush.

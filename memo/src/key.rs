@@ -141,7 +141,7 @@ impl RowHash {
     }
 }
 
-/// The value of a label that was taken back. No row has it as its sealed label, except with a
+/// The value of a deleted label. No row has it as its sealed label, except with a
 /// probability of 2⁻⁴⁸.
 pub const FORGOTTEN: i64 = 0;
 

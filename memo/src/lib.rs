@@ -40,7 +40,6 @@ outside_the_model_check! {
     mod begun;
     pub mod breaker;
     mod bypass;
-    mod counters;
     mod deadlines;
     mod epoch;
     mod flight;

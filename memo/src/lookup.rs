@@ -91,7 +91,7 @@ trait Looked: Entries {
 enum Opened {
     /// A hit.
     Answer(RowAnswer),
-    /// An answer that was taken back, or whose time is over.
+    /// A deleted or expired answer.
     Nothing,
     /// A value with a wrong seal.
     Forged,
@@ -133,7 +133,7 @@ impl Looked for OfBytes {
     }
 
     fn open(space: &Space, hash: RowHash, value: Bytes, now: Instant) -> Opened {
-        // An empty value stands for an answer that was taken back.
+        // An empty value stands for a deleted answer.
         if value.is_empty() {
             return Opened::Nothing;
         }
@@ -151,7 +151,7 @@ pub(crate) type Lookups<R> = ArrayVec<(usize, RowHash, R), LOOKUPS>;
 
 impl Inner {
     /// Answers the hits of a batch of rows that have labels, and adds the flights of the misses to
-    /// `begun`. With a store across the network, every row is a miss until [`finish`](Self::finish).
+    /// `begun`. With a remote store, every row is a miss until [`finish`](Self::finish).
     pub(crate) fn look_up_labels<R: Row>(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,
@@ -323,7 +323,7 @@ impl Inner {
     }
 
     /// Answers the hits of a request for answers of bytes, and adds the flights of the misses to
-    /// `begun`. With a store across the network, every row is a miss until [`finish`](Self::finish).
+    /// `begun`. With a remote store, every row is a miss until [`finish`](Self::finish).
     pub(crate) fn look_up_bytes(
         self: &Arc<Self>,
         arrival: &Arrival<'_>,

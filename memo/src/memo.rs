@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use crate::metrics;
 use crate::audit::Audit;
 use crate::bypass::{Bypass, CallTime};
-use crate::counters::Counters;
+use crate::metrics::Counters;
 use crate::begun::{Arrival, Asker, Begun};
 use crate::flight::Waiter;
 use crate::flights::Flights;

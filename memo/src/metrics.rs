@@ -1,7 +1,11 @@
 //! Metrics of a memo, its stores and its upstreams.
 
-use afterimage_cache::metrics::LOOKUPS;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use afterimage_cache::metrics::{HITS, LOOKUPS, MISSES};
 use afterimage_core::metric::Family;
+use afterimage_wire::proto::stats::Stats;
 
 /// Latencies of answers by origin.
 pub const LATENCY: Family = Family {
@@ -87,5 +91,44 @@ afterimage_core::metrics! {
         AUDIT_WRONG_HITS = Gauge("audit_wrong_hits_ppm_below", Bound, "wrong hits", "Upper bound of the share of wrong hits, with 95 % confidence");
         AUDITS_SKIPPED = Counter("audits_skipped", Count, "checks skipped, classifier busy", "Checks skipped because the classifier was busy");
         AUDITS_FAILED = Counter("audits_failed", Count, "checks failed", "Checks without an answer");
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) hits: AtomicU64,
+    pub(crate) misses: AtomicU64,
+    pub(crate) coalesced: AtomicU64,
+    pub(crate) rejected_tags: AtomicU64,
+    pub(crate) overloaded: AtomicU64,
+    pub(crate) expired: AtomicU64,
+    /// Waiters without a client: it had left.
+    pub(crate) abandoned: AtomicU64,
+    pub(crate) bad_inputs: AtomicU64,
+    pub(crate) calls: AtomicU64,
+    pub(crate) call_failures: AtomicU64,
+    /// Calls that were not made, since their waiters had all left.
+    pub(crate) calls_dropped: AtomicU64,
+    pub(crate) store_writes: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn stats(&self, stats: &mut Stats) {
+        for (metric, counter) in [
+            (&HITS, &self.hits),
+            (&MISSES, &self.misses),
+            (&COALESCED, &self.coalesced),
+            (&REJECTED_TAGS, &self.rejected_tags),
+            (&OVERLOADED, &self.overloaded),
+            (&EXPIRED, &self.expired),
+            (&ABANDONED, &self.abandoned),
+            (&BAD_INPUTS, &self.bad_inputs),
+            (&CLASSIFIER_CALLS, &self.calls),
+            (&CLASSIFIER_FAILURES, &self.call_failures),
+            (&CLASSIFIER_CALLS_DROPPED, &self.calls_dropped),
+            (&STORE_WRITES, &self.store_writes),
+        ] {
+            stats.counter(metric, counter.load(Relaxed));
+        }
     }
 }

@@ -355,7 +355,7 @@ impl ModelKeys {
             if is_provisional {
                 changing.flushed = next;
             }
-            tracing::info!(model = ?space.model, "all answers of the model were taken back");
+            tracing::info!(model = ?space.model, "all answers of the model were deleted");
             self.begin(&mut changing, space, next, Freshness::read(now));
         }
         false

@@ -155,7 +155,7 @@ struct History {
     models: Vec<Arc<Mutex<Arc<ModelId>>>>,
     /// The epoch of each digest.
     epochs: BTreeMap<u8, u32>,
-    /// The digests that the memo has seen of each model since it was added: a flush takes back the
+    /// The digests that the memo has seen of each model since it was added: a flush deletes the
     /// answers of all.
     met: [BTreeSet<u8>; NAMES.len()],
     /// The epoch of the last flush of each model since it was added.

@@ -1,4 +1,4 @@
-//! `afterimage forget` and `afterimage flush`: take stored answers back.
+//! `afterimage forget` and `afterimage flush`: delete stored answers.
 
 use std::path::PathBuf;
 
@@ -106,8 +106,8 @@ pub(crate) fn flush(args: FlushArgs) -> anyhow::Result<()> {
         flushed.map_err(|error| net::explained(address, &error))?;
         admin.close().await;
         match args.model.as_str() {
-            "" => say!("took back the answers of all models"),
-            model => say!("took back the answers of model {}", Escaped(model)),
+            "" => say!("deleted the answers of all models"),
+            model => say!("deleted the answers of model {}", Escaped(model)),
         }
     })
 }

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 
-    /// File with the token of administrators: only its clients may take stored answers back
+    /// File with the token of administrators: only its clients may delete stored answers
     /// [default: the token that clients send]
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,

@@ -6,10 +6,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{ByteStore, SnapshotFile, SnapshotWriter};
+use afterimage_cache::{ByteStore, DiskLog, SnapshotFile, SnapshotWriter};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
-use afterimage_inference::{Proxy, ProxyOptions, Replica, Sharing, Target};
+use afterimage_inference::grpc::GrpcTargetError;
+use afterimage_inference::{
+    Channel, GrpcTarget, Proxy, ProxyOptions, Replica, Sharing, Target, TargetError,
+};
+use afterimage_memo::store::{Disk, RemoteStore, StoreOfBytes, StoreOptions};
 use afterimage_memo::{Memo, MemoOptions};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
@@ -24,17 +28,23 @@ use crate::{metrics, net, serving, store};
 #[command(after_help = serving::service_help(concat!(
     "  afterimage proxy http://127.0.0.1:8000\n",
     "  afterimage proxy http://triton-1:8000 http://triton-2:8000 --listen 0.0.0.0:8080\n",
+    "  afterimage proxy http://127.0.0.1:8000 grpc://127.0.0.1:8001 --grpc-listen 127.0.0.1:7471\n",
     "  afterimage proxy http://127.0.0.1:8000 --store redis://127.0.0.1 --secret-file secret"
 )))]
 pub(crate) struct Args {
     /// Model server that speaks the Open Inference Protocol over HTTP. Several equal servers share
-    /// the work.
+    /// the work. With --grpc-listen, each server also has a URL grpc://HOST:PORT, in the same
+    /// order.
     #[arg(value_name = "URL", required = true)]
-    urls: Vec<Target>,
+    urls: Vec<Url>,
 
     /// Address to listen on; port 0 takes a free port.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7470", value_parser = net::parse)]
     listen: String,
+
+    /// Address to listen on for gRPC. Both sides answer from one memory.
+    #[arg(long, value_name = "ADDR", value_parser = net::parse)]
+    grpc_listen: Option<String>,
 
     /// Address of the page with live numbers, and of /metrics [default: none]
     #[arg(long, value_name = "ADDR", value_parser = net::parse)]
@@ -75,6 +85,15 @@ struct MemoryArgs {
     /// Memory for answers of an embedded store [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
+
+    /// Folder for answers on this machine's disk: memory has the hot ones, and all outlive the
+    /// process.
+    #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
+    disk: Option<PathBuf>,
+
+    /// Maximum size of the files in --disk. The oldest answers are deleted.
+    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
+    disk_bytes: Size,
 
     /// File that answers are loaded from at the start and saved to at the end.
     #[arg(long, value_name = "FILE")]
@@ -141,6 +160,25 @@ struct ModelServerArgs {
     poll: Span,
 }
 
+/// The URL of a model server.
+#[derive(Clone, Debug)]
+enum Url {
+    Http(Target),
+    Grpc(GrpcTarget),
+}
+
+impl FromStr for Url {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_grpc = text.starts_with("grpc://") || text.starts_with("grpcs://");
+        match is_grpc {
+            true => text.parse().map(Url::Grpc).map_err(|error: GrpcTargetError| error.to_string()),
+            false => text.parse().map(Url::Http).map_err(|error: TargetError| error.to_string()),
+        }
+    }
+}
+
 /// How batches are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum RowsMode {
@@ -184,21 +222,31 @@ impl MemoryArgs {
     const DEFAULT_BYTES: u64 = 1 << 30;
 
     /// The store of the answers, and the writer of its snapshots.
-    fn store(&self, max_value: usize) -> anyhow::Result<(Arc<ByteStore>, Option<SnapshotWriter>)> {
+    fn store(&self, max_value: usize) -> anyhow::Result<(StoreOfBytes, Option<SnapshotWriter>)> {
         // Before the store takes memory.
         let file = self.snapshot.as_ref().map(SnapshotFile::open_bytes).transpose();
         let file = file.context("--snapshot")?;
         let bytes = self.memory.map_or(Self::DEFAULT_BYTES, |size| size.0);
         let store = Arc::new(ByteStore::new(bytes, max_value));
+        if let Some(folder) = &self.disk {
+            let shown = folder.display();
+            let log = DiskLog::open(folder, self.disk_bytes.0)
+                .with_context(|| format!("cannot use --disk {shown}"))?;
+            let lookup_budget = DISK_BUDGET;
+            let options = StoreOptions { lookup_budget, ..StoreOptions::for_bytes() };
+            let disk = Disk::start(store, log).context("cannot start the threads of --disk")?;
+            return Ok((StoreOfBytes::Remote(RemoteStore::new(disk, options)), None));
+        }
         let every = self.snapshot_every.map(|every| every.0);
         let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&store), file, every));
-        Ok((store, writer))
+        Ok((store.into(), writer))
     }
 
     /// Refuses flags of an embedded store if the store is another one.
     fn refuse_misplaced(&self, store: &StoreAddr) -> anyhow::Result<()> {
         let snapshot = self.snapshot.as_ref().map(|_| "--snapshot");
-        let flag = self.memory.map(|_| "--memory").or(snapshot);
+        let disk = self.disk.as_ref().map(|_| "--disk");
+        let flag = self.memory.map(|_| "--memory").or(snapshot).or(disk);
         if let (Some(flag), StoreAddr::Cache(_) | StoreAddr::Redis(_)) = (flag, store) {
             bail!("{flag} needs --store embedded; a remote store has its own");
         }
@@ -235,6 +283,9 @@ impl MemoryArgs {
         options
     }
 }
+
+/// Time limit of a lookup on a disk. A slower one counts as a miss.
+const DISK_BUDGET: Duration = Duration::from_millis(200);
 
 /// The interval at which a proxy that observes reports.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -286,10 +337,41 @@ impl ConnectionArgs {
     }
 }
 
+impl Args {
+    /// The servers over HTTP, and the same servers over gRPC.
+    fn servers(&self) -> anyhow::Result<(Vec<Target>, Vec<GrpcTarget>)> {
+        let (mut http, mut grpc) = (Vec::new(), Vec::new());
+        for url in &self.urls {
+            match url {
+                Url::Http(target) => http.push(target.clone()),
+                Url::Grpc(target) => grpc.push(target.clone()),
+            }
+        }
+        if http.is_empty() {
+            bail!(
+                "a model server needs an http:// URL; the proxy reads the model's identity there"
+            );
+        }
+        match (&self.grpc_listen, grpc.len()) {
+            (None, 0) => {}
+            (None, _) => bail!("a grpc:// URL needs --grpc-listen ADDR"),
+            (Some(_), count) if count == http.len() => {}
+            (Some(_), count) => bail!(
+                "--grpc-listen needs a grpc:// URL for each http:// URL: there are {count} for {}",
+                http.len()
+            ),
+        }
+        Ok((http, grpc))
+    }
+}
+
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let place = args.remote.config(&args.store)?;
     args.memory.refuse_misplaced(&args.store)?;
     let address = net::resolve(&args.listen).context("--listen")?;
+    let grpc =
+        args.grpc_listen.as_deref().map(net::resolve).transpose().context("--grpc-listen")?;
+    let (urls, grpc_urls) = args.servers()?;
     let mut options = args.connections.options();
     options.tls = args.tls.load()?;
     let verifies = options.tls.as_ref().is_some_and(|tls| tls.asks_for_certificates());
@@ -297,13 +379,23 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     serving::raise_descriptor_limit(options.max_connections);
     let threads = serving::threads(args.connections.threads);
     serving::run(threads, || {
-        let tls = args.upstream_tls.for_https(args.urls.iter().any(Target::is_secure))?;
+        let is_secure =
+            urls.iter().any(Target::is_secure) || grpc_urls.iter().any(GrpcTarget::is_secure);
+        let tls = args.upstream_tls.for_https(is_secure)?;
         if let Some(tls) = &tls {
             tokio::spawn(tls.keep_current());
         }
-        let replicas = args.urls.iter().map(|url| Replica::new(url.clone(), tls.clone()));
-        let replicas = replicas.collect::<Result<Vec<_>, _>>()?;
-        let is_kept = args.store != StoreAddr::Embedded || args.memory.snapshot.is_some();
+        let replicas = urls.iter().map(|url| Replica::new(url.clone(), tls.clone()));
+        let mut replicas = replicas.collect::<Result<Vec<_>, _>>()?;
+        if !grpc_urls.is_empty() {
+            let channels = grpc_urls.iter().map(|url| Channel::new(url.clone(), tls.clone()));
+            let channels = channels.collect::<Result<Vec<_>, _>>()?;
+            let both = replicas.into_iter().zip(channels);
+            replicas = both.map(|(replica, channel)| replica.with_grpc(channel)).collect();
+        }
+        let is_kept = args.store != StoreAddr::Embedded
+            || args.memory.snapshot.is_some()
+            || args.memory.disk.is_some();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let settings = args.memory.options(&args.server, sharing);
         let (store, snapshots) = match place {
@@ -313,15 +405,15 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 // A stored answer is longer by its seal.
                 let max_value = settings.max_answer + afterimage_memo::key::SEAL_LEN;
                 let (store, snapshots) = args.memory.store(max_value)?;
-                (store.into(), snapshots)
+                (store, snapshots)
             }
         };
         let memo = Memo::of_bytes(store, MemoOptions::new(secret));
         let proxy = Proxy::new(replicas, memo, settings);
-        let servers = args.urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ");
+        let servers = urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ");
         tokio::spawn(greet(servers.clone(), proxy.clone()));
         let gateway = page(&args)?;
-        let proxy = ProxyConfig { address, options, proxy, servers, snapshots };
+        let proxy = ProxyConfig { address, options, grpc, proxy, servers, snapshots };
         let admin = args.connections.admin.config()?;
         Ok(Config { proxy: Some(proxy), gateway, admin, ..Config::default() })
     })

@@ -130,7 +130,7 @@ with sync_playwright() as playwright:
     page.wait_for_timeout(300)
     page.click("#again")
     answer(page, "1", "computed")
-    check("flush takes the answers back", True)
+    check("flush deletes the answers", True)
     page.goto(URL + "docs")
     page.wait_for_selector("#operations section")
     check("the description has nine operations", page.locator("#operations section").count() == 9)

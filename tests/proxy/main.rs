@@ -54,6 +54,11 @@ fn tritons_client_is_answered_by_the_built_in_model() {
 }
 
 #[test]
+fn tritons_grpc_clients_find_no_difference_to_triton() {
+    run("triton_grpc.py", "TEST_TRITON_PYTHON", "triton", "pytriton, tritonclient.grpc.aio");
+}
+
+#[test]
 fn mlserver_answers_the_same_through_the_proxy() {
     run(
         "mlserver_clients.py",

@@ -103,10 +103,11 @@ def start_triton(folder, models):
     environment["LD_LIBRARY_PATH"] = sysconfig.get_config_var("LIBDIR")
     command = [home / "bin/tritonserver", f"--model-repository={models}",
                f"--backend-directory={backend.parent}", f"--http-port={port}", "--http-address=127.0.0.1",
-               f"--grpc-port={grpc}", f"--metrics-port={metrics}", "--model-control-mode=explicit",
+               f"--grpc-port={grpc}", "--grpc-address=127.0.0.1", f"--metrics-port={metrics}", "--model-control-mode=explicit",
                "--load-model=*", "--http-thread-count=4", "--disable-auto-complete-config"]
     server = Server(command, folder / "triton.log", env=environment)
     server.wait(f"http://127.0.0.1:{port}/v2/health/ready", 120)
+    server.grpc = f"127.0.0.1:{grpc}"
     return server, f"127.0.0.1:{port}"
 
 

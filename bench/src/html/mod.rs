@@ -1,7 +1,6 @@
 //! Records as one HTML page with plots. The page needs no other file, no network and no script, and
 //! follows the reader's choice of light or dark.
 
-mod curves;
 mod plot;
 mod verdict;
 
@@ -13,8 +12,8 @@ use crate::outcome::Outcome;
 use crate::record::{Record, Run};
 use crate::report::{Report, Settings};
 use crate::threshold::Metric;
-use curves::{by_outcome, latency_over_time, percentiles, throughput_over_time};
 use plot::{COLOURS, Plot, class_of, escape};
+use plot::{by_outcome, latency_over_time, percentiles, throughput_over_time};
 
 /// The most runs in a plot: more curves cannot be distinguished.
 const MAX_CURVES: usize = 2 * COLOURS;

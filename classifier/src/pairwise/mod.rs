@@ -8,17 +8,15 @@
 //! answer depends on such a vote (`votes.rs`), LIBSVM's own operations decide (`sums.rs`). So the
 //! answer equals LIBSVM's, even where the last bit decides.
 
-mod bounds;
 mod function;
-mod sums;
 mod vectors;
 mod votes;
 
-use bounds::Tolerance;
+use function::Tolerance;
 pub use function::{KernelFunction, MAX_DEGREE, whole_degree};
-use sums::{Exact, WeighedSums};
 pub use vectors::VectorValues;
 use vectors::{Images, Vectors};
+use votes::{Exact, WeighedSums};
 use votes::{Votes, pairs};
 
 use crate::error::ModelError;

@@ -6,7 +6,7 @@ use std::path::Path;
 use afterimage_classifier::{DataError, Shape, bounded};
 use ndarray::ArrayView2;
 
-use crate::input::{MAX_DATASET_FILE_BYTES, gzip, idx};
+use crate::input::{MAX_DATASET_FILE_BYTES, idx, unpack};
 
 /// Images of one shape and their labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,7 +183,7 @@ fn decode_file<T>(
     decode: impl FnOnce(&[u8]) -> Result<T, DataError>,
 ) -> Result<T, DataError> {
     let bytes = bounded::read_at_most(file, MAX_DATASET_FILE_BYTES, "data-set file")?;
-    let bytes = gzip::unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked data-set file")?;
+    let bytes = unpack(bytes, MAX_DATASET_FILE_BYTES, "unpacked data-set file")?;
     decode(&bytes)
 }
 

@@ -1,7 +1,6 @@
 //! Evaluation of a model on a data set: errors, confusions and speed.
 
 mod sheet;
-mod worst;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,8 +12,8 @@ use serde_json::{Value, json};
 use crate::batch::classify_all;
 use crate::dataset::Dataset;
 
+pub use sheet::Example;
 pub use sheet::{MAX_SHEET_EXAMPLES, contact_sheet};
-pub use worst::Example;
 
 /// Most labels for which a printed report has a matrix. With more labels it lists the most frequent
 /// confusions.

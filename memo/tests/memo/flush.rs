@@ -1,4 +1,4 @@
-//! A flush: all answers of a model are taken back, in every memo that shares the store, and after a
+//! A flush: all answers of a model are deleted, in every memo that shares the store, and after a
 //! restart.
 
 use std::collections::HashMap;
@@ -94,11 +94,7 @@ async fn a_flush_reaches_the_other_memos_of_a_store() {
     other.flush("m").unwrap();
     assert_eq!(ask(&other, "a").await, Origin::Miss);
     tokio::time::sleep(CHECK_EVERY).await;
-    assert_eq!(
-        ask(&one, "a").await,
-        Origin::Miss,
-        "the second flush takes back the first's answers"
-    );
+    assert_eq!(ask(&one, "a").await, Origin::Miss, "the second flush deletes the first's answers");
 }
 
 #[tokio::test]

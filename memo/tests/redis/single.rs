@@ -304,7 +304,7 @@ async fn redis_drops_answers_after_their_time_and_keeps_epochs() {
     assert_eq!(found.len(), 7, "{found:?}");
     assert!(found[..3].iter().all(|time| (1..=50).contains(time)), "{found:?}");
     assert!(found[3..].iter().all(|time| (51..=100).contains(time)), "{found:?}");
-    // An epoch outlives the answers that it takes back.
+    // An epoch outlives the answers that it deletes.
     short.flush("m").unwrap();
     until("the epoch is stored", async || times().first() == Some(&-1)).await;
 

@@ -9,8 +9,8 @@ use afterimage_core::Metric;
 use afterimage_memo::metrics as memo;
 use afterimage_wire::server::metrics as server;
 
-use super::line::{Line, Style};
 use super::reading::Interval;
+use super::view::{Line, Style};
 use crate::args::Size;
 use crate::format::{bar, grouped, long_time, nanos, percent, short};
 

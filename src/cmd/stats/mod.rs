@@ -2,10 +2,8 @@
 
 pub(crate) mod catalog;
 mod details;
-mod line;
 mod reading;
 mod report;
-mod screen;
 mod view;
 mod watch;
 

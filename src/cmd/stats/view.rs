@@ -8,10 +8,10 @@ use afterimage_classifier::metrics as engine;
 use afterimage_core::metric::Unit;
 use afterimage_memo::metrics as memo;
 use afterimage_wire::server::metrics as server;
+use afterimage_wire::text::escape_text;
 
 use super::catalog;
 use super::details::{LABEL, SHOWN, details, label, latencies};
-use super::line::{Line, Style};
 use super::reading::Interval;
 use crate::format::{bar, long_time, percent, short, sparkline};
 use crate::metrics;
@@ -171,6 +171,78 @@ fn rest(interval: &Interval, width: usize, height: usize) -> Vec<Line> {
     lines
 }
 
+/// The style of a piece of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    Plain,
+    Bold,
+    /// For labels and inactive values.
+    Faint,
+    Good,
+    Warning,
+}
+
+impl Style {
+    /// The escape sequence that begins it ("Select Graphic Rendition", ECMA-48).
+    fn code(self) -> &'static str {
+        match self {
+            Style::Plain => "",
+            Style::Bold => "\x1b[1m",
+            Style::Faint => "\x1b[2m",
+            Style::Good => "\x1b[32m",
+            Style::Warning => "\x1b[1;33m",
+        }
+    }
+}
+
+/// A line. Its characters are one column wide each.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Line(Vec<(Style, String)>);
+
+impl Line {
+    /// Adds a text. A name or text of the server must not control the terminal.
+    pub(super) fn push(mut self, style: Style, text: impl AsRef<str>) -> Self {
+        self.0.push((style, escape_text(text.as_ref()).into_owned()));
+        self
+    }
+
+    /// Adds a text at the left of a column of this width.
+    pub(super) fn left(self, style: Style, text: &str, width: usize) -> Self {
+        self.push(style, format!("{text:<width$}"))
+    }
+
+    /// Adds a text at the right of a column of this width.
+    pub(super) fn right(self, style: Style, text: &str, width: usize) -> Self {
+        self.push(style, format!("{text:>width$}"))
+    }
+
+    /// Adds a text at the right end of a line of this width, if it fits there.
+    pub(super) fn at_end(self, style: Style, text: &str, width: usize) -> Self {
+        let free = width.saturating_sub(self.width());
+        if text.chars().count() < free { self.right(style, text, free) } else { self }
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.0.iter().map(|(_, text)| text.chars().count()).sum()
+    }
+
+    /// The line, cut to `width` columns; with its styles if `styled`.
+    pub(super) fn render(&self, width: usize, styled: bool) -> String {
+        let (mut out, mut left) = (String::new(), width);
+        for (style, text) in &self.0 {
+            let cut: String = text.chars().take(left).collect();
+            left -= cut.chars().count();
+            let code = if styled { style.code() } else { "" };
+            out.push_str(code);
+            out.push_str(&cut);
+            if !code.is_empty() {
+                out.push_str("\x1b[0m");
+            }
+        }
+        out
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use afterimage_wire::proto::stats::{Stats, Value};
@@ -231,21 +303,21 @@ mod tests {
         let expected =
             " memo 127.0.0.1:7400  afterimage 0.1.0                  up 10 s · 12 connections
 
- answers/s      100 k  █
- hit ratio    99.00 %  ██████████████████████████████▊  99.00 % since the start
+     answers/s      100 k  █
+     hit ratio    99.00 %  ██████████████████████████████▊  99.00 % since the start
 
                 per s        p50        p99      p99.9        max
- hit           99.0 k    1.25 µs    1.25 µs    1.25 µs    1.25 µs
- coalesced        100          –          –          –          –
- miss             900    70.1 µs    70.1 µs    70.1 µs    70.1 µs
+     hit           99.0 k    1.25 µs    1.25 µs    1.25 µs    1.25 µs
+     coalesced        100          –          –          –          –
+     miss             900    70.1 µs    70.1 µs    70.1 µs    70.1 µs
 
- in flight  17
- store      afterimage · connected · breaker closed · opened once
- classifier 900 calls/s · 0 failed · 1 of 2 connected
- refused    0 overloaded · 30 with a wrong seal
+     in flight  17
+     store      afterimage · connected · breaker closed · opened once
+     classifier 900 calls/s · 0 failed · 1 of 2 connected
+     refused    0 overloaded · 30 with a wrong seal
 
- audited                    1,234,567
- replica 1                  classifier-1.example.net:7402: healthy, model 501a1c7";
+     audited                    1,234,567
+     replica 1                  classifier-1.example.net:7402: healthy, model 501a1c7";
         let found = shown(&view, 81, 30);
         assert_eq!(found, expected, "found:\n{found}");
     }
@@ -329,5 +401,21 @@ mod tests {
             assert!(found.contains(text), "{text:?} in\n{found}");
         }
         assert!(!found.contains("hit ratio"), "{found}");
+    }
+
+    #[test]
+    fn a_text_of_the_server_is_escaped() {
+        let line = Line::default().push(Style::Plain, "a\x1b[2J\n");
+        assert_eq!(line.render(80, true), r"a\u{1b}[2J\n");
+    }
+
+    #[test]
+    fn a_line_is_cut_by_characters_without_styles() {
+        let line = Line::default().push(Style::Bold, "µs").right(Style::Plain, "7", 3);
+        assert_eq!(line.width(), 5);
+        assert_eq!(line.render(4, false), "µs  ");
+        assert_eq!(line.render(9, true), "\x1b[1mµs\x1b[0m  7");
+        assert_eq!(line.clone().at_end(Style::Plain, "end", 9).render(9, false), "µs  7 end");
+        assert_eq!(line.at_end(Style::Plain, "end", 8).render(9, false), "µs  7");
     }
 }

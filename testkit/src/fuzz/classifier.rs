@@ -7,9 +7,7 @@
 use afterimage_classifier::{
     FeatureMap, Isa, LinearSvm, MAX_INPUT_LEN, Metadata, Model, RawPixels, Scratch, Shape,
 };
-use afterimage_classifier_tools::input::{
-    gzip as gzip_format, idx as idx_format, png as png_format,
-};
+use afterimage_classifier_tools::input::{idx as idx_format, png as png_format, unpack};
 use afterimage_classifier_tools::{Dataset, Image, ImportOptions, Imported, Scale};
 use ndarray::{Array1, Array2};
 
@@ -70,7 +68,7 @@ const UNPACKED_MAX: u64 = 1 << 18;
 ///
 /// Input: the file, gzipped or not.
 pub fn image_file(data: &[u8]) {
-    let Ok(file) = gzip_format::unpack(data.to_vec(), UNPACKED_MAX, "fuzzed file") else {
+    let Ok(file) = unpack(data.to_vec(), UNPACKED_MAX, "fuzzed file") else {
         return;
     };
     assert!(file.len() as u64 <= UNPACKED_MAX.max(data.len() as u64));

@@ -59,7 +59,7 @@ impl Admin {
     }
 
     /// Takes the stored answer of one row back; an empty `version` is the present one. Returns how
-    /// many answers were taken back, as far as the store knows. Needs admin rights and a memo of
+    /// many answers were deleted, as far as the store knows. Needs admin rights and a memo of
     /// version 2.
     ///
     /// # Errors

@@ -115,7 +115,7 @@ pub enum Message<'a> {
     ForgetReq(Forget<'a>),
     /// Answers a [`Message::ForgetReq`]. Version 2.
     ForgetResp {
-        /// How many stored answers were taken back, as far as the store knows.
+        /// How many stored answers were deleted, as far as the store knows.
         count: u64,
     },
     /// Takes all stored answers of a model back. Version 2.
@@ -154,7 +154,7 @@ impl BytesWrite<'_> {
     }
 }
 
-/// The row whose stored answer is taken back.
+/// The row whose stored answer is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forget<'a> {
     /// The model's name; empty for the model of the Welcome.

@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use super::counters::Counters;
 use super::greeting::Serves;
+use super::metrics::Counters;
 use super::options::Rights;
 use super::outbox::Outbox;
 use super::service::Service;
@@ -76,7 +76,7 @@ pub(super) fn answer_too_long<S: Service>(
 pub(super) fn answer_unauthorized(header: Header, out: &mut Vec<u8>) {
     let text = match header.kind {
         Kind::SnapshotReq => "a snapshot needs the admin token",
-        _ => "taking stored answers back needs the admin token",
+        _ => "deleting stored answers needs the admin token",
     };
     Message::Error { status: Status::Unauthorized, text, connection: false }.encode(header.id, out);
 }

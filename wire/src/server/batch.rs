@@ -219,7 +219,7 @@ impl<'a> Batch<'a> {
         self.bytes(index, None);
     }
 
-    /// Answers the [`Op::Forget`] at `index` with the number of answers taken back.
+    /// Answers the [`Op::Forget`] at `index` with the number of deleted answers.
     ///
     /// # Panics
     /// When there is no such request.

@@ -13,7 +13,6 @@ mod answers;
 mod batch;
 mod busy_poll;
 mod connection;
-mod counters;
 mod end;
 mod greeting;
 mod in_buffer;
@@ -57,8 +56,8 @@ pub use tenants::{MAX_TENANTS, MAX_WEIGHT, Tenants, TenantsError};
 pub use watchers::Watchers;
 
 use crate::proto::{Message, Status};
-use counters::Counters;
 use end::{End, Refusal};
+use metrics::Counters;
 use pending::{Pending, Ticket};
 use shared::Shared;
 use slots::{Slot, Slots};

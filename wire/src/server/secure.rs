@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Place;
 use super::connection::{Connection, DRAIN_QUIET};
-use super::counters::Counters;
 use super::end::{End, Refusal};
 use super::greeting::begins_tls;
+use super::metrics::Counters;
 use super::service::Service;
 use super::shared::Shared;
 use crate::sched::one_poll_per_turn;

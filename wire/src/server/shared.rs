@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use afterimage_core::{ByteBudget, Tally};
 
-use super::counters::Counters;
+use super::metrics::Counters;
 use super::options::ServerOptions;
 use super::streams::share_of;
 use crate::proto::header::MAX_MAX_BODY;

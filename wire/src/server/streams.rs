@@ -7,7 +7,7 @@ use std::task::Waker;
 use afterimage_core::{ByteBudget, ClientId};
 use bytes::Bytes;
 
-use super::counters::Counters;
+use super::metrics::Counters;
 use super::options::{Rights, ServerOptions};
 use super::service::Service;
 use super::shared::Shared;

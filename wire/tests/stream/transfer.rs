@@ -146,6 +146,10 @@ async fn hits(client: &Client, count: u8) -> (Duration, Duration) {
     (times[times.len() / 2], times[times.len() - 1])
 }
 
+/// The median time that a stream may add to a hit on a busy machine. A hit behind a whole buffer of
+/// the network takes hundreds of milliseconds.
+const BESIDE: Duration = Duration::from_millis(100);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hits_go_between_the_frames_of_an_endless_download() {
     let client = connect().await;
@@ -167,8 +171,7 @@ async fn hits_go_between_the_frames_of_an_endless_download() {
     reading.abort();
     println!("hits alone {alone:?}, beside a download of {} KiB {beside:?}", bytes >> 10);
     assert!(bytes > 0, "the download goes on");
-    // A hit behind a whole buffer of the network would take hundreds of milliseconds here.
-    assert!(beside.0 < alone.0 + Duration::from_millis(20), "{beside:?} beside, {alone:?} alone");
+    assert!(beside.0 < alone.0 + BESIDE, "{beside:?} beside, {alone:?} alone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -184,7 +187,7 @@ async fn hits_go_between_the_frames_of_an_upload() {
     let beside = hits(&client, 200).await;
     writing.abort();
     println!("hits alone {alone:?}, beside an upload {beside:?}");
-    assert!(beside.0 < alone.0 + Duration::from_millis(20), "{beside:?} beside, {alone:?} alone");
+    assert!(beside.0 < alone.0 + BESIDE, "{beside:?} beside, {alone:?} alone");
 }
 
 #[tokio::test]

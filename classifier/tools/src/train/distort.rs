@@ -7,7 +7,7 @@ use std::f64::consts::PI;
 
 use afterimage_classifier::features::conv::{MIDDLE, Plane, SIDE};
 
-use super::math::{cos, cos_pi, exp, sin};
+use super::eigen::{cos, cos_pi, exp, sin};
 use super::random::Random;
 
 /// Largest rotation, in radians: 10°.

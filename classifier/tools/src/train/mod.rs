@@ -6,7 +6,6 @@ mod distort;
 mod dual;
 mod eigen;
 mod filters;
-mod math;
 mod project;
 #[doc(hidden)]
 pub mod random;

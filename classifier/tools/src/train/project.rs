@@ -5,8 +5,8 @@ use afterimage_classifier::features::conv::{COMPONENTS, POOLED, Pooled, Projecti
 use afterimage_classifier::kernels::{Chunk, Dots, Isa, LANES};
 use rayon::prelude::*;
 
+use super::eigen::fifth_root;
 use super::eigen::{Eigen, symmetric_eigen};
-use super::math::fifth_root;
 
 /// Images whose values are multiplied in single precision before the sum in double precision.
 const BLOCK: usize = 512;

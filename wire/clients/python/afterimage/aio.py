@@ -393,7 +393,7 @@ class Client(Requests):
         await self._one(self._write_bytes_request(key, value, ttl_s))
 
     async def forget(self, model: str, row: Buffer, version: str = "") -> int:
-        """Takes the stored answer of one row back. Needs admin rights. Returns how many answers were taken back."""
+        """Deletes the stored answer of one row. Needs admin rights. Returns how many answers were deleted."""
         await self._linked()
         result = await self._one(self._forget_request(model, row, version))
         assert isinstance(result, int)

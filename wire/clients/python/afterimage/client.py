@@ -324,7 +324,7 @@ class Client(Requests):
         self._one(self._write_bytes_request(key, value, ttl_s))
 
     def forget(self, model: str, row: Buffer, version: str = "") -> int:
-        """Takes the stored answer of one row back. Returns how many answers a memo has taken back, as far as it knows.
+        """Deletes the stored answer of one row. Returns how many answers a memo has deleted, as far as it knows.
 
         Needs admin rights.
         """

@@ -16,9 +16,9 @@ use crate::server::answers::{
     too_large,
 };
 use crate::server::batch::{BATCH, Batch, Infer, Op, Request};
-use crate::server::counters::Counters;
 use crate::server::end::{End, Refusal};
 use crate::server::greeting::{Greeting, Serves, greet};
+use crate::server::metrics::Counters;
 use crate::server::options::Rights;
 use crate::server::outbox::Outbox;
 use crate::server::service::Service;
