@@ -76,8 +76,8 @@ fn invalid(text: String) -> io::Error {
 
 fn too_large(limit: u64) -> io::Error {
     let limit = match limit {
-        _ if limit % (1 << 20) == 0 => format!("{} MiB", limit >> 20),
-        _ if limit % (1 << 10) == 0 => format!("{} KiB", limit >> 10),
+        _ if limit.is_multiple_of(1 << 20) => format!("{} MiB", limit >> 20),
+        _ if limit.is_multiple_of(1 << 10) => format!("{} KiB", limit >> 10),
         _ => format!("{limit} bytes"),
     };
     io::Error::new(ErrorKind::FileTooLarge, format!("the file is too large; the limit is {limit}"))
@@ -109,7 +109,7 @@ impl Source {
 
     /// Its size, if it is a regular file.
     pub fn size(&self) -> Option<u64> {
-        self.metadata.is_file().then(|| self.metadata.len())
+        self.metadata.is_file().then_some(self.metadata.len())
     }
 }
 
