@@ -151,6 +151,57 @@ fn answers_of_a_proxy_outlive_a_restart() {
     stop(proxy);
 }
 
+/// Asks about numbers, and kills the proxy when nothing more is written to this folder.
+fn fill_and_kill(proxy: Running, disk: &std::path::Path) {
+    (0..300).for_each(|number| until_hit(&proxy, number));
+    let size = || {
+        let files = std::fs::read_dir(disk).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum::<u64>()
+    };
+    let mut before = 0;
+    while size() > before {
+        before = size();
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    // Dropping it kills it.
+    drop(proxy);
+}
+
+#[test]
+fn answers_on_a_disk_outlive_a_kill_and_damage() {
+    let (model, folder) = (ModelServer::start(), folder());
+    let secret = file(&folder, "secret", [7; 32]);
+    let disk = folder.path().join("disk");
+    let (url, place) = (model.url(), disk.to_str().unwrap().to_owned());
+    // Memory for few answers: most are read from the disk.
+    let args = ["proxy", &url, "--disk", &place, "--disk-bytes", "1GiB", "--memory", "16KiB"];
+    let args = [&args[..], &["--secret-file", &secret]].concat();
+    fill_and_kill(Running::start(&args), &disk);
+    let proxy = Running::start(&args);
+    until_hit(&proxy, 299);
+    let before = model.inferences();
+    let hits = (0..290).filter(|&number| is_hit(&proxy, number)).count();
+    assert_eq!(hits, 290, "{}", proxy.log());
+    assert_eq!(model.inferences(), before);
+    drop(proxy);
+
+    // Every file loses its end and one of its bits: `is_hit` checks each answer.
+    for entry in std::fs::read_dir(&disk).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.truncate(bytes.len() * 2 / 3);
+        if let Some(byte) = bytes.get_mut(1000) {
+            *byte ^= 4;
+        }
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let proxy = Running::start(&args);
+    until_hit(&proxy, 299);
+    let hits = (0..290).filter(|&number| is_hit(&proxy, number)).count();
+    assert!(hits < 290, "{hits}");
+    stop(proxy);
+}
+
 /// Two proxies with this store share their answers.
 fn share(store: &[&str]) {
     let (model, folder) = (ModelServer::start(), folder());

@@ -22,6 +22,7 @@ cfg_if::cfg_if! {
     } else {
         mod background;
         pub mod byte_store;
+        pub mod disk;
         mod duel;
         #[allow(unsafe_code)]
         mod memory;
@@ -39,6 +40,7 @@ cfg_if::cfg_if! {
 
         pub use background::populate_in_background;
         pub use byte_store::{Admission, ByteStore, ByteStoreStats, Stored};
+        pub use disk::DiskLog;
         pub use service::CacheService;
         pub use snapshot::{SnapshotFile, SnapshotHandle, SnapshotWriter};
         pub use stats::Stats;

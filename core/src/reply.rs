@@ -162,7 +162,8 @@ impl<T: Outcome> Reply<T> {
     /// use afterimage_core::{Failure, Reply};
     ///
     /// let (sender, lengths) = std::sync::mpsc::channel();
-    /// let length = Reply::call(move |length: Result<usize, Failure>| sender.send(length).unwrap());
+    /// let length =
+    ///     Reply::call(move |length: Result<usize, Failure>| sender.send(length).unwrap());
     /// let text = length.accept(|text: Result<String, Failure>| text.map(|text| text.len()));
     /// text.send(Ok("four".to_owned()));
     /// assert_eq!(lengths.recv().unwrap(), Ok(4));

@@ -2,6 +2,7 @@
 //! of their own.
 
 mod cache_bytes;
+mod disk;
 mod gather;
 mod redis;
 mod remote;
@@ -23,6 +24,7 @@ use bytes::Bytes;
 use crate::metrics;
 
 pub use cache_bytes::CacheBytes;
+pub use disk::Disk;
 pub use redis::{DEFAULT_PREFIX, MAX_PREFIX_LEN, Redis, RedisError, RedisOptions};
 pub use remote::{RemoteStore, StoreOptions};
 

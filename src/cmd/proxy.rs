@@ -6,13 +6,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{ByteStore, SnapshotFile, SnapshotWriter};
+use afterimage_cache::{ByteStore, DiskLog, SnapshotFile, SnapshotWriter};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::grpc::GrpcTargetError;
 use afterimage_inference::{
     Channel, GrpcTarget, Proxy, ProxyOptions, Replica, Sharing, Target, TargetError,
 };
+use afterimage_memo::store::{Disk, RemoteStore, StoreOfBytes, StoreOptions};
 use afterimage_memo::{Memo, MemoOptions};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
@@ -31,9 +32,9 @@ use crate::{metrics, net, serving, store};
     "  afterimage proxy http://127.0.0.1:8000 --store redis://127.0.0.1 --secret-file secret"
 )))]
 pub(crate) struct Args {
-    /// Model server that speaks the Open Inference Protocol over HTTP. Several equal servers share
-    /// the work. With --grpc-listen, each server also has a URL grpc://HOST:PORT, in the same
-    /// order.
+    /// Model server: the Open Inference Protocol or OpenAI-style embeddings over HTTP. Several
+    /// equal servers share the work. With --grpc-listen, each server also has a URL
+    /// grpc://HOST:PORT, in the same order.
     #[arg(value_name = "URL", required = true)]
     urls: Vec<Url>,
 
@@ -84,6 +85,15 @@ struct MemoryArgs {
     /// Memory for answers of an embedded store [default: 1GiB]
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
+
+    /// Folder for answers on this machine's disk: memory has the hot ones, and all outlive the
+    /// process.
+    #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
+    disk: Option<PathBuf>,
+
+    /// Maximum size of the files in --disk. The oldest answers are deleted.
+    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
+    disk_bytes: Size,
 
     /// File that answers are loaded from at the start and saved to at the end.
     #[arg(long, value_name = "FILE")]
@@ -212,21 +222,31 @@ impl MemoryArgs {
     const DEFAULT_BYTES: u64 = 1 << 30;
 
     /// The store of the answers, and the writer of its snapshots.
-    fn store(&self, max_value: usize) -> anyhow::Result<(Arc<ByteStore>, Option<SnapshotWriter>)> {
+    fn store(&self, max_value: usize) -> anyhow::Result<(StoreOfBytes, Option<SnapshotWriter>)> {
         // Before the store takes memory.
         let file = self.snapshot.as_ref().map(SnapshotFile::open_bytes).transpose();
         let file = file.context("--snapshot")?;
         let bytes = self.memory.map_or(Self::DEFAULT_BYTES, |size| size.0);
         let store = Arc::new(ByteStore::new(bytes, max_value));
+        if let Some(folder) = &self.disk {
+            let shown = folder.display();
+            let log = DiskLog::open(folder, self.disk_bytes.0)
+                .with_context(|| format!("cannot use --disk {shown}"))?;
+            let lookup_budget = DISK_BUDGET;
+            let options = StoreOptions { lookup_budget, ..StoreOptions::for_bytes() };
+            let disk = Disk::start(store, log).context("cannot start the threads of --disk")?;
+            return Ok((StoreOfBytes::Remote(RemoteStore::new(disk, options)), None));
+        }
         let every = self.snapshot_every.map(|every| every.0);
         let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&store), file, every));
-        Ok((store, writer))
+        Ok((store.into(), writer))
     }
 
     /// Refuses flags of an embedded store if the store is another one.
     fn refuse_misplaced(&self, store: &StoreAddr) -> anyhow::Result<()> {
         let snapshot = self.snapshot.as_ref().map(|_| "--snapshot");
-        let flag = self.memory.map(|_| "--memory").or(snapshot);
+        let disk = self.disk.as_ref().map(|_| "--disk");
+        let flag = self.memory.map(|_| "--memory").or(snapshot).or(disk);
         if let (Some(flag), StoreAddr::Cache(_) | StoreAddr::Redis(_)) = (flag, store) {
             bail!("{flag} needs --store embedded; a remote store has its own");
         }
@@ -263,6 +283,9 @@ impl MemoryArgs {
         options
     }
 }
+
+/// Time limit of a lookup on a disk. A slower one counts as a miss.
+const DISK_BUDGET: Duration = Duration::from_millis(200);
 
 /// The interval at which a proxy that observes reports.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -370,7 +393,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             let both = replicas.into_iter().zip(channels);
             replicas = both.map(|(replica, channel)| replica.with_grpc(channel)).collect();
         }
-        let is_kept = args.store != StoreAddr::Embedded || args.memory.snapshot.is_some();
+        let is_kept = args.store != StoreAddr::Embedded
+            || args.memory.snapshot.is_some()
+            || args.memory.disk.is_some();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let settings = args.memory.options(&args.server, sharing);
         let (store, snapshots) = match place {
@@ -380,7 +405,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
                 // A stored answer is longer by its seal.
                 let max_value = settings.max_answer + afterimage_memo::key::SEAL_LEN;
                 let (store, snapshots) = args.memory.store(max_value)?;
-                (store.into(), snapshots)
+                (store, snapshots)
             }
         };
         let memo = Memo::of_bytes(store, MemoOptions::new(secret));
