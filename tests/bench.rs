@@ -228,7 +228,7 @@ fn started(args: &[&str], running: Duration) -> Child {
 #[test]
 fn an_interrupted_run_keeps_its_figures() {
     let (memo, folder) = (memo(), folder());
-    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+    for (signal, code) in [(Signal::HUP, 129), (Signal::INT, 130), (Signal::TERM, 143)] {
         let (page, records) =
             (text(folder.path().join("p.html")), folder.path().join(signal.as_raw().to_string()));
         let place = memo.place();

@@ -9,6 +9,7 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 
+use crate::content::Content;
 use crate::forward::{Outgoing, ResponseBody};
 use crate::headers::JSON_LENGTH;
 use crate::oip;
@@ -20,8 +21,8 @@ pub(crate) struct Call {
     headers: HeaderMap,
     body: Bytes,
     trailers: Option<HeaderMap>,
-    /// The rows of the body, if the memo answers each for itself.
-    rows: Option<oip::Rows>,
+    /// What the body asks for.
+    content: Content,
     /// The response of a call that succeeded, as the server sent it.
     success: Mutex<Option<Response<ResponseBody>>>,
     /// A response that only this client may have.
@@ -36,11 +37,11 @@ impl Call {
         headers: HeaderMap,
         body: Bytes,
         trailers: Option<HeaderMap>,
-        rows: Option<oip::Rows>,
+        content: Content,
         memory: BytePermit,
     ) -> Self {
         let (success, own) = (Mutex::default(), Mutex::default());
-        Call { path, headers, body, trailers, rows, success, own, _memory: memory }
+        Call { path, headers, body, trailers, content, success, own, _memory: memory }
     }
 
     /// The request to a server, with the client's own bytes.
@@ -53,19 +54,14 @@ impl Call {
         request
     }
 
-    /// The rows, if the memo answers each for itself.
-    pub(crate) fn rows(&self) -> Option<&oip::Rows> {
-        self.rows.as_ref()
+    /// What the body asks for.
+    pub(crate) fn content(&self) -> &Content {
+        &self.content
     }
 
-    /// The request to a server about some of the rows. `None` if it has no form over HTTP.
-    pub(crate) fn request_for(
-        &self,
-        rows: &oip::Rows,
-        asked: &[usize],
-    ) -> Option<Request<Outgoing>> {
-        let oip::Encoded { body, json_len } =
-            rows.select(asked).to_http(oip::Encoding::AsReceived)?;
+    /// The request to a server with another body.
+    pub(crate) fn request_with(&self, body: oip::Encoded) -> Request<Outgoing> {
+        let oip::Encoded { body, json_len } = body;
         let mut request = self.request();
         let headers = request.headers_mut();
         headers.remove(CONTENT_ENCODING);
@@ -75,7 +71,7 @@ impl Call {
             None => headers.remove(JSON_LENGTH),
         };
         *request.body_mut() = Outgoing::Full(Some(body), None);
-        Some(request)
+        request
     }
 
     pub(crate) fn set_success(&self, response: Response<ResponseBody>) {

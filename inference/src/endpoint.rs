@@ -17,10 +17,11 @@ use hyper::header::CONTENT_ENCODING;
 use hyper::{HeaderMap, Response, StatusCode};
 
 use crate::call::{Call, Payload};
+use crate::content::Answers;
 use crate::forward::{ForwardError, Replica, ResponseBody};
 use crate::grpc;
-use crate::headers::{json_len, remove_hop_by_hop};
-use crate::identity::{Counter, Description, Found, describe, was_reloaded};
+use crate::headers::remove_hop_by_hop;
+use crate::identity::{Counter, Description, Found, Source, describe, was_reloaded};
 use crate::oip;
 
 /// One model at one server. A clone is the same endpoint.
@@ -30,8 +31,9 @@ pub(crate) struct ModelEndpoint(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) replica: Replica,
     address: String,
-    /// The model's name, or `NAME/versions/VERSION`, as in the URL.
+    /// The model's name, or `NAME/versions/VERSION`, as in the URL; see [`Source`] for embeddings.
     path: Arc<str>,
+    source: Source,
     pub(crate) max_answer_bytes: usize,
     pub(crate) model: ArcSwapOption<ModelId>,
     changed: Mutex<Option<OnChange>>,
@@ -66,12 +68,18 @@ pub(crate) enum Examined {
 }
 
 impl ModelEndpoint {
-    pub(crate) fn new(replica: Replica, path: Arc<str>, max_answer_bytes: usize) -> Self {
+    pub(crate) fn new(
+        replica: Replica,
+        path: Arc<str>,
+        source: Source,
+        max_answer_bytes: usize,
+    ) -> Self {
         let address = replica.target().to_string();
         ModelEndpoint(Arc::new(Inner {
             replica,
             address,
             path,
+            source,
             max_answer_bytes,
             model: ArcSwapOption::empty(),
             changed: Mutex::default(),
@@ -85,7 +93,7 @@ impl ModelEndpoint {
     pub(crate) async fn examine(&self) -> (Examined, Option<Description>) {
         // Before the questions: a call that ended by now is in the counters that follow.
         let answered = self.0.answered.load(SeqCst);
-        let found = describe(&self.0.replica, &self.0.path).await;
+        let found = describe(&self.0.replica, &self.0.path, &self.0.source).await;
         let started = self.0.started.load(SeqCst);
         match found {
             Found::Model(description) => {
@@ -183,18 +191,11 @@ impl Inner {
         positions: &[u32],
         asked: &Arc<ModelId>,
     ) -> Result<Computed, EndpointError> {
-        let rows = call.rows().map(|rows| (rows, positions));
-        let is_all = |rows: &oip::Rows| {
-            let all = 0..rows.len();
-            all.len() == positions.len() && all.zip(positions).all(|(row, p)| row == *p as usize)
-        };
-        let part = rows.filter(|(rows, _)| !is_all(rows));
-        let request = || match part {
+        let content = call.content();
+        let part = (!content.is_all(positions)).then(|| content.part(positions));
+        let request = || match &part {
             None => Some(call.request()),
-            Some((rows, positions)) => {
-                let asked: Vec<usize> = positions.iter().map(|row| *row as usize).collect();
-                call.request_for(rows, &asked)
-            }
+            Some(body) => body.clone().map(|body| call.request_with(body)),
         };
         let Some(first) = request() else { return Err(whole_only("the rows have no form")) };
         self.started.fetch_add(1, SeqCst);
@@ -237,8 +238,7 @@ impl Inner {
             return Err(self.refused(call, head, body));
         }
         self.answered.fetch_add(1, SeqCst);
-        let answers =
-            self.answers(&head.headers, head.status, &body, rows.is_some(), positions.len());
+        let answers = self.answers(call, &head.headers, head.status, &body, positions);
         let response = Response::from_parts(head, ResponseBody::full(body));
         let answers = match answers {
             Ok(answers) => answers,
@@ -261,14 +261,14 @@ impl Inner {
         Ok(Computed { model: Arc::clone(asked), answers })
     }
 
-    /// The answers to store, from a response: one of the whole, or one for each row.
+    /// The answers to store, from a response.
     fn answers(
         &self,
+        call: &Call,
         headers: &HeaderMap,
         status: StatusCode,
         body: &Bytes,
-        by_rows: bool,
-        rows: usize,
+        positions: &[u32],
     ) -> Result<Rows<Answer>, &'static str> {
         if status != StatusCode::OK {
             return Err("the status is not 200");
@@ -276,10 +276,7 @@ impl Inner {
         if headers.contains_key(CONTENT_ENCODING) {
             return Err("the response is compressed");
         }
-        let json_len = json_len(headers).map_err(|()| "the length of the JSON is not a number")?;
-        let response = oip::Response::parse(body.clone(), json_len);
-        let response = response.map_err(|_| "the response is not understood")?;
-        self.stored(response, by_rows, rows)
+        self.kept(call.content().answers(headers, body, positions)?)
     }
 
     /// The answers to store, from a response in any encoding.
@@ -289,21 +286,20 @@ impl Inner {
         by_rows: bool,
         rows: usize,
     ) -> Result<Rows<Answer>, &'static str> {
-        self.observe_version(response.version.as_deref());
-        let parts = match by_rows {
-            true => response.split_rows(rows).ok_or("an output has another number of rows")?,
-            false => vec![response],
-        };
-        let stored = parts.iter().map(oip::Response::to_bytes);
-        let stored: Rows<Answer> = stored.map(Answer::Bytes).collect();
+        self.kept(Answers::of(response, by_rows.then_some(rows))?)
+    }
+
+    fn kept(&self, answers: Answers) -> Result<Rows<Answer>, &'static str> {
+        let Answers { version, answers } = answers;
+        self.observe_version(version.as_deref());
         let too_large = |answer: &Answer| match answer {
             Answer::Bytes(bytes) => bytes.len() > self.max_answer_bytes,
             Answer::Label(_) => false,
         };
-        if stored.iter().any(too_large) {
+        if answers.iter().any(too_large) {
             return Err("the response is too large");
         }
-        Ok(stored)
+        Ok(answers)
     }
 
     pub(crate) fn unsent(&self, error: &ForwardError) -> EndpointError {
@@ -350,7 +346,14 @@ impl Inner {
             }
             _ => (Outcome::Refused, Retry::Never),
         };
-        let payload = Some(Payload::shared(status, &head.headers, &body));
+        // Another client can have some of these rows in its batch, and not the wrong one.
+        let payload = if call.content().rows().is_some_and(|rows| rows > 1) {
+            call.set_own(Response::from_parts(head, ResponseBody::full(body)));
+            Payload::own()
+        } else {
+            Payload::shared(status, &head.headers, &body)
+        };
+        let payload = Some(payload);
         EndpointError { status: Status::UpstreamError, text, outcome, retry, payload }
     }
 }

@@ -5,6 +5,8 @@
 //! replaced in place can keep both. Its counters show it: they belong to the loaded model, and
 //! begin at zero again.
 
+use bytes::Bytes;
+use hyper::StatusCode;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -52,8 +54,85 @@ pub(crate) struct Counter {
     last: u64,
 }
 
-/// Asks a server about the model at this path: a name, or `NAME/versions/VERSION`.
-pub(crate) async fn describe(replica: &Replica, path: &str) -> Found {
+/// Where a server describes a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// Below `/v2/models`, by its path: a name, or `NAME/versions/VERSION`.
+    Inference,
+    /// In a list of models at the path `list`, under this name. This is a model of embeddings.
+    Embeddings { list: String, name: Option<String> },
+}
+
+/// Asks a server about a model.
+pub(crate) async fn describe(replica: &Replica, path: &str, source: &Source) -> Found {
+    match source {
+        Source::Inference => describe_inference(replica, path).await,
+        Source::Embeddings { list, name } => {
+            describe_embeddings(replica, list, name.as_deref()).await
+        }
+    }
+}
+
+/// Asks a server of embeddings for its list of models. A server without a list is asked about
+/// nothing else: then the path and the name of the model are its identity.
+async fn describe_embeddings(replica: &Replica, list: &str, name: Option<&str>) -> Found {
+    let mut digest = Sha256::new();
+    for (path, members) in [(list, &LISTED[..]), (EMBEDDER_INFO, &INFORMED[..])] {
+        let answer = match replica.get(path).await {
+            Ok((status, body)) if status.is_success() => body,
+            Ok((StatusCode::NOT_IMPLEMENTED, _)) => Bytes::new(),
+            Ok((status, _)) if status.is_server_error() || status.as_u16() == 429 => {
+                return Found::Unreachable(format!("{path}: {status}"));
+            }
+            Ok(_) => Bytes::new(),
+            Err(error) => return Found::Unreachable(error.to_string()),
+        };
+        let answer = serde_json::from_slice(&answer).unwrap_or(Value::Null);
+        for (member, value) in stable(&answer, name, members) {
+            digest.update((member.len() as u64).to_le_bytes());
+            digest.update(member);
+            digest.update((value.len() as u64).to_le_bytes());
+            digest.update(value);
+        }
+        digest.update(u64::MAX.to_le_bytes());
+    }
+    let (digest, counters) = (digest.finalize().into(), Vec::new());
+    let (refusal, max_rows, counts_all) = (None, usize::MAX, false);
+    Found::Model(Description { digest, refusal, counters, max_rows, counts_all })
+}
+
+/// The members of a listed model that do not change as long as the model stays. Others, such as
+/// `created`, are the time of the question at some servers.
+const LISTED: [&str; 8] =
+    ["id", "owned_by", "root", "parent", "max_model_len", "version", "sha", "backend"];
+
+/// The path at which Text Embeddings Inference describes its model.
+const EMBEDDER_INFO: &str = "/info";
+
+/// The members there that belong to the model.
+const INFORMED: [&str; 5] = ["model_id", "model_sha", "model_dtype", "model_type", "version"];
+
+/// Some members of the models in a list: of the one with this name, or of all without it. An
+/// answer that is no list is one model.
+fn stable<'a>(
+    answer: &Value,
+    name: Option<&str>,
+    members: &'a [&'a str],
+) -> Vec<(&'a str, String)> {
+    let all: Vec<&Value> = match answer["data"].as_array() {
+        Some(list) => list.iter().collect(),
+        None => vec![answer],
+    };
+    let named = all.iter().find(|model| name.is_some_and(|name| model["id"] == name));
+    let models = named.map_or(all.clone(), |model| vec![model]);
+    let of = |model: &Value| {
+        let known = members.iter().filter_map(|member| Some((*member, model.get(member)?)));
+        known.map(|(member, value)| (member, value.to_string())).collect::<Vec<_>>()
+    };
+    models.into_iter().flat_map(of).collect()
+}
+
+async fn describe_inference(replica: &Replica, path: &str) -> Found {
     let (metadata, config) = match model(replica, path).await {
         Ok(Some(known)) => known,
         Ok(None) => return Found::Missing,
@@ -214,6 +293,23 @@ mod tests {
         let ragged = r#"{"max_batch_size": 8, "input": [{"allow_ragged_batch": true}]}"#;
         assert_eq!(batch(ragged), 0);
         assert_eq!(batch(r#"{"max_batch_size": 8, "batch_input": [{"kind": 1}]}"#), 0);
+    }
+
+    #[test]
+    fn a_listed_model_is_known_by_its_stable_members() {
+        let list = serde_json::json!({"object": "list", "data": [
+            {"id": "a", "created": 1, "root": "a-v1", "permission": [{"id": "p1"}]},
+            {"id": "b", "created": 2, "root": "b-v1"},
+        ]});
+        let root =
+            |model: &str| vec![("id", format!("{model:?}")), ("root", format!("\"{model}-v1\""))];
+        assert_eq!(stable(&list, Some("b"), &LISTED), root("b"));
+        let all = [root("a"), root("b")].concat();
+        assert_eq!(stable(&list, Some("alias"), &LISTED), all, "the server may take any name");
+        let info = serde_json::json!({"model_id": "e5", "model_sha": "1f", "max_batch_tokens": 9});
+        let expected = vec![("model_id", "\"e5\"".to_owned()), ("model_sha", "\"1f\"".to_owned())];
+        assert_eq!(stable(&info, Some("b"), &INFORMED), expected);
+        assert_eq!(stable(&Value::Null, None, &LISTED), []);
     }
 
     #[test]

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod call;
+mod content;
 pub mod embeddings;
 mod endpoint;
 pub mod forward;

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::endpoint::{Examined, ModelEndpoint};
 use crate::forward::{RESOURCE_TIMEOUT, Replica};
+use crate::identity::Source;
 use crate::policy::Bypass;
 use crate::purity::Purity;
 
@@ -111,10 +112,14 @@ impl Models {
     }
 
     /// The model at this path, examined not long ago.
-    pub(crate) async fn get(self: &Arc<Self>, path: &str) -> Result<Arc<Model>, Bypass> {
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        path: &str,
+        source: &Source,
+    ) -> Result<Arc<Model>, Bypass> {
         let slot = self.slot(path)?;
         slot.used.store(self.now(), Relaxed);
-        let found = slot.model.get_or_init(|| self.discover(path)).await;
+        let found = slot.model.get_or_init(|| self.discover(path, source)).await;
         let model = match found {
             Ok(model) => model,
             Err(reason) => {
@@ -247,12 +252,12 @@ impl Models {
     }
 
     /// Asks the servers about a model, and adds it to the memo.
-    async fn discover(self: &Arc<Self>, path: &str) -> Result<Arc<Model>, Bypass> {
+    async fn discover(self: &Arc<Self>, path: &str, source: &Source) -> Result<Arc<Model>, Bypass> {
         let Ok(_permit) = self.discoveries.try_acquire() else { return Err(Bypass::Overloaded) };
         let path: Arc<str> = path.into();
         let endpoint = |replica: &Replica| {
             let limit = self.settings.max_answer_bytes;
-            ModelEndpoint::new(replica.clone(), Arc::clone(&path), limit)
+            ModelEndpoint::new(replica.clone(), Arc::clone(&path), source.clone(), limit)
         };
         let model = Arc::new(Model {
             path: Arc::clone(&path),

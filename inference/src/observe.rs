@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use afterimage_cache::ByteStore;
+use afterimage_core::Answer;
 use afterimage_wire::proto::stats::Stats;
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::metrics;
@@ -36,26 +38,40 @@ impl Observer {
         }
     }
 
-    /// Notes the answer to a call, and how long the server took.
-    pub(crate) fn note(&self, model: &str, key: &[u8], answer: &[u8], took: Duration) -> Bypass {
-        let mut hasher = Sha256::new();
-        hasher.update((model.len() as u64).to_le_bytes());
-        hasher.update(model.as_bytes());
-        hasher.update(key);
-        let key = u128::from_le_bytes(head(hasher.finalize().into()));
-        let answer = head(Sha256::digest(answer).into());
+    /// Notes the answers to a call, one for each key, and how long the server took.
+    pub(crate) fn note(
+        &self,
+        model: &str,
+        keys: &[Bytes],
+        answers: &[Answer],
+        took: Duration,
+    ) -> Bypass {
         let now = Instant::now();
-        let seen = self.seen.get(key, now);
-        let Some(seen) = seen else {
-            self.seen.insert(key, answer.to_vec().into(), None, now);
-            return Bypass::ObservedMiss;
-        };
-        self.hits.fetch_add(1, Relaxed);
-        self.saved_us.fetch_add(took.as_micros() as u64, Relaxed);
-        if seen.value[..] != answer {
-            self.others.fetch_add(1, Relaxed);
-            self.seen.insert(key, answer.to_vec().into(), None, now);
+        let (mut hits, mut differs) = (0, false);
+        for (key, answer) in keys.iter().zip(answers) {
+            let Answer::Bytes(answer) = answer else { continue };
+            let mut hasher = Sha256::new();
+            hasher.update((model.len() as u64).to_le_bytes());
+            hasher.update(model.as_bytes());
+            hasher.update(key);
+            let key = u128::from_le_bytes(head(hasher.finalize().into()));
+            let answer = head(Sha256::digest(answer).into());
+            let seen = self.seen.get(key, now);
+            hits += u32::from(seen.is_some());
+            let is_same = seen.as_ref().is_some_and(|seen| seen.value[..] == answer);
+            differs |= seen.is_some() && !is_same;
+            if !is_same {
+                self.seen.insert(key, answer.to_vec().into(), None, now);
+            }
         }
+        // The server still computes the other rows.
+        let saved = took * hits / u32::try_from(keys.len()).unwrap_or(u32::MAX).max(1);
+        self.saved_us.fetch_add(saved.as_micros() as u64, Relaxed);
+        self.others.fetch_add(u64::from(differs), Relaxed);
+        if (hits as usize) < keys.len() {
+            return Bypass::ObservedMiss;
+        }
+        self.hits.fetch_add(1, Relaxed);
         Bypass::ObservedHit
     }
 
@@ -91,7 +107,10 @@ mod tests {
     #[test]
     fn counts_repeats_their_time_and_other_answers() {
         let (observer, took) = (Observer::new(), Duration::from_millis(3));
-        let note = |model, key: &[u8], answer: &[u8]| observer.note(model, key, answer, took);
+        let note = |model, key: &'static [u8], answer: &'static [u8]| {
+            let answer = Answer::Bytes(Bytes::from_static(answer));
+            observer.note(model, &[Bytes::from_static(key)], &[answer], took)
+        };
         assert_eq!(note("a", b"x", b"1"), Bypass::ObservedMiss);
         assert_eq!(note("b", b"x", b"1"), Bypass::ObservedMiss);
         assert_eq!(note("a", b"x", b"1"), Bypass::ObservedHit);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use afterimage_core::{Answer, ByteBudget, ClientId, Failure, Origin, Status};
+use afterimage_core::{ByteBudget, ClientId, Failure, Origin, Status};
 use afterimage_http::{Collected, Peer, RequestBody, StallError, Uncollected};
 use afterimage_memo::{Context, MAX_ROWS, Memo, Request as MemoRequest};
 use afterimage_wire::proto::stats::Stats;
@@ -21,11 +21,15 @@ use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
 use hyper::service::Service;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use smallvec::SmallVec;
 
 use crate::call::{Call, Payload};
+use crate::content::{Answers, Content, Form, assembled, embedded, rendered};
+use crate::embeddings;
 use crate::endpoint::{Whole, read};
 use crate::forward::{ForwardError, Outgoing, Replica, ResponseBody};
-use crate::headers::{JSON_LENGTH, json_len, prepare_request, remove_hop_by_hop};
+use crate::headers::{json_len, prepare_request, remove_hop_by_hop};
+use crate::identity::Source;
 use crate::metrics;
 use crate::models::{Model, Models, Settings};
 use crate::observe::Observer;
@@ -173,23 +177,31 @@ impl Proxy {
         self.inner.replicas.len()
     }
 
-    /// Asks each server whether it is there and speaks the protocol. Returns what is wrong.
+    /// Asks each server whether it can be reached and speaks a known protocol, and returns the
+    /// problems.
     pub async fn check(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for replica in &self.inner.replicas {
-            match replica.get("/v2").await {
+            let (status, is_inference) = match replica.get("/v2").await {
                 Ok((status, body)) => {
                     let body = serde_json::from_slice::<serde_json::Value>(&body);
-                    let is_known = body.is_ok_and(|body| body["name"].is_string());
-                    if !status.is_success() || !is_known {
-                        problems.push(format!(
-                            "{} is not a server of the Open Inference Protocol (GET /v2 gives \
-                             {status}); its requests pass through, and nothing is remembered",
-                            replica.target()
-                        ));
-                    }
+                    let is_named = body.is_ok_and(|body| body["name"].is_string());
+                    (status, is_named && status.is_success())
                 }
-                Err(error) => problems.push(format!("{}: {error}", replica.target())),
+                Err(error) => {
+                    problems.push(format!("{}: {error}", replica.target()));
+                    continue;
+                }
+            };
+            // Servers of embeddings have a list of models, and nothing at /v2.
+            let listed = replica.get("/v1/models").await;
+            let is_known = is_inference || listed.is_ok_and(|(status, _)| status.is_success());
+            if !is_known {
+                problems.push(format!(
+                    "{} shows no model (GET /v2 gives {status}, and there is no /v1/models); only \
+                     calls for embeddings are remembered",
+                    replica.target()
+                ));
             }
         }
         problems
@@ -222,9 +234,8 @@ struct Asked {
     /// The keys of the rows; one key when the call is answered whole.
     keys: Vec<Bytes>,
     probe: Option<Probe>,
-    /// The request's id, and the encoding that the client wants.
-    id: Option<String>,
-    wanted: oip::OutputEncoding,
+    /// The form of the response that the client wants.
+    form: Form,
     directives: Directives,
     client: ClientId,
 }
@@ -239,9 +250,8 @@ impl Inner {
             return error(StatusCode::BAD_REQUEST, reason);
         }
         if parts.method == Method::POST {
-            if let Some(model) = called_model(parts.uri.path()) {
-                let model = model.to_owned();
-                return self.answer(parts, body, model).await;
+            if let Some(called) = Called::by(parts.uri.path()) {
+                return self.answer(parts, body, called).await;
             }
             if changes_models(parts.uri.path()) {
                 return self.change(parts, body).await;
@@ -267,10 +277,10 @@ impl Inner {
         self: &Arc<Self>,
         parts: Parts,
         body: RequestBody,
-        model: String,
+        called: Called,
     ) -> Response<ResponseBody> {
         self.calls.fetch_add(1, Relaxed);
-        let asked = match self.understand(parts, body, model).await {
+        let asked = match self.understand(parts, body, called).await {
             Ok(asked) => asked,
             Err(NotAsked::Bypass(request, reason)) => return self.bypass(*request, reason).await,
             Err(NotAsked::Failed(failed)) => return body_error(&failed),
@@ -286,11 +296,11 @@ impl Inner {
         &self,
         mut parts: Parts,
         body: RequestBody,
-        model: String,
+        called: Called,
     ) -> Result<Asked, NotAsked> {
         let peer = parts.extensions.remove::<Peer>();
-        let decided = self.policy.decide(&parts.headers, parts.uri.query(), peer.as_ref());
-        let mut directives = match decided {
+        let query = parts.uri.query().filter(|query| !called.takes(query));
+        let mut directives = match self.policy.decide(&parts.headers, query, peer.as_ref()) {
             Ok(directives) => directives,
             Err(reason) => return Err(NotAsked::new(parts, Outgoing::Stream(body), reason)),
         };
@@ -303,38 +313,76 @@ impl Inner {
             Err(Uncollected::Failed(failed)) => return Err(NotAsked::Failed(failed)),
         };
         let Collected { bytes, trailers, permit } = collected;
-        let has_trailers = trailers.is_some();
-        let read = match has_trailers {
-            true => Err(Bypass::Trailers),
-            false => self.parse(&parts.headers, &bytes, &model),
+        let read = match trailers {
+            Some(_) => Err(Bypass::Trailers),
+            None => self.read(&parts, &bytes, &called, &directives.key).await,
         };
-        let found = match read {
-            Ok(request) => self.models.get(&model).await.map(|model| (request, model)),
-            Err(reason) => Err(reason),
-        };
-        let (request, known) = match found {
-            Ok(found) => found,
+        let read = match read {
+            Ok(read) => read,
             Err(reason) => {
                 return Err(NotAsked::new(parts, Outgoing::Full(Some(bytes), trailers), reason));
             }
         };
-        let (rows, probe) = self.mode(&request, known);
-        let prefix = std::mem::take(&mut directives.key);
-        let keys = match &rows {
-            None => vec![key(WHOLE, &prefix, &request.key_parts())],
-            Some(rows) => {
-                (0..rows.len()).map(|row| key(ROW, &prefix, &rows.key_parts(row))).collect()
-            }
-        };
+        let Understood { model, content, keys, probe, form } = read;
+        directives.key = Vec::new();
         let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
         // The memo reads the response, and writes it in the encodings that clients ask for.
         parts.headers.remove(ACCEPT_ENCODING);
-        let wanted = request.wanted_encoding();
         let mut hasher = DefaultHasher::new();
         peer.map(|peer| peer.address.ip()).hash(&mut hasher);
         let client = ClientId::from(hasher.finish());
-        let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, rows, permit));
-        Ok(Asked { call, model, keys, probe, id: request.id, wanted, directives, client })
+        let call = Arc::new(Call::new(path, parts.headers, bytes, trailers, content, permit));
+        Ok(Asked { call, model, keys, probe, form, directives, client })
+    }
+
+    /// Reads the body of a call, and finds its model and the keys of its rows.
+    async fn read(
+        &self,
+        parts: &Parts,
+        body: &Bytes,
+        called: &Called,
+        prefix: &[u8],
+    ) -> Result<Understood, Bypass> {
+        let body = decoded(&parts.headers, body, self.max_body)?;
+        match called {
+            Called::Model(path) => {
+                let request = parse(&parts.headers, body, path)?;
+                let model = self.models.get(path, &Source::Inference).await?;
+                let (rows, probe) = self.mode(&request, model);
+                let keys = match &rows {
+                    None => vec![key(WHOLE, prefix, &request.key_parts())],
+                    Some(rows) => {
+                        (0..rows.len()).map(|row| key(ROW, prefix, &rows.key_parts(row))).collect()
+                    }
+                };
+                let content = rows.map_or(Content::Whole, |rows| Content::Rows(Box::new(rows)));
+                let wanted = request.wanted_encoding();
+                let form = Form::Inference { id: request.id, wanted };
+                Ok(Understood { model: path.clone(), content, keys, probe, form })
+            }
+            Called::Embeddings => {
+                let request = embeddings::Request::parse(&body).map_err(|error| {
+                    tracing::debug!(%error, "inputs are not understood; the server decides");
+                    Bypass::NotUnderstood
+                })?;
+                let name = request.model.as_deref().unwrap_or_default();
+                if name.len() > MAX_NAME || request.inputs.len() > MAX_ROWS {
+                    return Err(Bypass::TooLarge);
+                }
+                let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
+                let model = format!("{name} at {path}");
+                let list = path.replacen("/embeddings", "/models", 1);
+                let source = Source::Embeddings { list, name: request.model.clone() };
+                self.models.get(&model, &source).await?;
+                let parts =
+                    |row| oip::KeyParts { head: request.key_bytes(row), data: SmallVec::new() };
+                let rows = 0..request.inputs.len();
+                let keys = rows.map(|row| key(EMBEDDING, prefix, &parts(row))).collect();
+                let form = Form::Embeddings(request.format);
+                let content = Content::Embeddings(request);
+                Ok(Understood { model, content, keys, probe: None, form })
+            }
+        }
     }
 
     /// The rows of a call that is answered row by row, and the comparison that is due.
@@ -357,26 +405,6 @@ impl Inner {
             Mode::Rows { audit: false } => (Some(rows), None),
             Mode::Rows { audit: true } => (Some(rows.clone()), probe(rows, None)),
         }
-    }
-
-    /// Reads the body of a call.
-    fn parse(
-        &self,
-        headers: &HeaderMap,
-        body: &Bytes,
-        model: &str,
-    ) -> Result<oip::Request, Bypass> {
-        let body = decoded(headers, body, self.max_body)?;
-        let json_len = json_len(headers).map_err(|()| Bypass::NotUnderstood)?;
-        let request = oip::Request::parse(body, json_len).map_err(|error| {
-            tracing::debug!(model, %error, "a call is not understood; the server decides");
-            Bypass::NotUnderstood
-        })?;
-        if let Some(refusal) = request.refusal() {
-            return Err(Bypass::Refused(refusal));
-        }
-        let name = model.split_once("/versions/").map_or(model, |(name, _)| name);
-        Ok(request.for_model(name))
     }
 
     /// Asks the memo, and writes the response.
@@ -413,16 +441,20 @@ impl Inner {
             };
             let is_new = misses == rows.len();
             let own = if is_new { asked.call.take_success() } else { None };
-            // A response in the server's own words needs no answer, but a comparison does.
-            let answer = match own.is_some() && asked.probe.is_none() {
-                true => None,
-                false => assembled(rows.into_iter().map(|row| row.answer)),
+            let answers = rows.into_iter().map(|row| row.answer);
+            let response = match &asked.form {
+                Form::Embeddings(format) => own.or_else(|| embedded(answers, *format)),
+                Form::Inference { id, wanted } => {
+                    // A response in the server's own words needs no answer, but a comparison does.
+                    let is_needed = own.is_none() || asked.probe.is_some();
+                    let answer = is_needed.then(|| assembled(answers)).flatten();
+                    let probe = asked.probe.take().filter(|probe| is_new || probe.number.is_none());
+                    if let (Some(probe), Some(answer)) = (probe, &answer) {
+                        self.compare(probe, Arc::clone(&asked.call), answer.clone());
+                    }
+                    own.or_else(|| rendered(&answer?, id.as_deref(), wanted))
+                }
             };
-            let probe = asked.probe.take().filter(|probe| is_new || probe.number.is_none());
-            if let (Some(probe), Some(answer)) = (probe, &answer) {
-                self.compare(probe, Arc::clone(&asked.call), answer.clone());
-            }
-            let response = own.or_else(|| rendered(&answer?, &asked));
             let Some(mut response) = response else {
                 return self.bypass(asked.call.request(), Bypass::NotRendered).await;
             };
@@ -474,7 +506,8 @@ impl Inner {
         answers: &[oip::Response],
         asked: &[usize],
     ) -> Option<bool> {
-        let response = self.forward(call.request_for(rows, asked)?).await;
+        let body = rows.select(asked).to_http(oip::Encoding::AsReceived)?;
+        let response = self.forward(call.request_with(body)).await;
         let (head, body) = response.into_parts();
         if head.status.is_client_error() {
             return Some(false);
@@ -551,13 +584,12 @@ impl Inner {
             }
             body => return Response::from_parts(head, body),
         };
-        let answer = json_len(&head.headers).ok();
-        let answer = answer.and_then(|len| oip::Response::parse(body.clone(), len).ok());
+        let content = asked.call.content();
+        let positions: Vec<u32> = (0..asked.keys.len() as u32).collect();
+        let answers = content.answers(&head.headers, &body, &positions);
         let mut response = Response::from_parts(head, ResponseBody::full(body));
-        if let Some(answer) = answer {
-            let took = began.elapsed();
-            let key = asked.keys.concat();
-            let noted = observer.note(&asked.model, &key, &answer.to_bytes(), took);
+        if let Ok(Answers { answers, .. }) = answers {
+            let noted = observer.note(&asked.model, &asked.keys, &answers, began.elapsed());
             CacheStatus::Bypass(noted).add_to(response.headers_mut());
         }
         response
@@ -600,9 +632,14 @@ impl fmt::Debug for Inner {
     }
 }
 
-/// The first byte of the key of a whole call, and of that of a row. Their answers have other forms.
+/// The first byte of the key of a whole call, of a row, and of an input for an embedding. Their
+/// answers have different forms.
 pub(crate) const WHOLE: u8 = 0;
 pub(crate) const ROW: u8 = 1;
+const EMBEDDING: u8 = 2;
+
+/// Bytes of the name of a model in a request for embeddings. Names come from clients.
+const MAX_NAME: usize = 256;
 
 /// The key of a call or of a row.
 pub(crate) fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
@@ -611,6 +648,57 @@ pub(crate) fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
     key.extend_from_slice(prefix);
     parts.iter().for_each(|part| key.extend_from_slice(part));
     key.into()
+}
+
+/// A call, by its path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Called {
+    /// A model of the Open Inference Protocol: its name, or `NAME/versions/VERSION`. It stays
+    /// encoded, because servers differ in their decoding.
+    Model(String),
+    /// Embeddings. The body has the name of the model.
+    Embeddings,
+}
+
+impl Called {
+    /// The call at this path, if it is one that can be remembered.
+    fn by(path: &str) -> Option<Called> {
+        if path.ends_with("/embeddings") {
+            return Some(Called::Embeddings);
+        }
+        let model = path.strip_prefix("/v2/models/")?.strip_suffix("/infer")?;
+        (!model.is_empty()).then(|| Called::Model(model.to_owned()))
+    }
+
+    /// Whether the meaning of this query is known. Azure's has the version of the protocol; the
+    /// query is part of the model's path.
+    fn takes(&self, query: &str) -> bool {
+        let is_version = query.starts_with("api-version=") && !query.contains('&');
+        *self == Called::Embeddings && is_version
+    }
+}
+
+/// The body of a call, as the memo reads it.
+struct Understood {
+    model: String,
+    content: Content,
+    keys: Vec<Bytes>,
+    probe: Option<Probe>,
+    form: Form,
+}
+
+/// Reads the body of a call of the Open Inference Protocol.
+fn parse(headers: &HeaderMap, body: Bytes, model: &str) -> Result<oip::Request, Bypass> {
+    let json_len = json_len(headers).map_err(|()| Bypass::NotUnderstood)?;
+    let request = oip::Request::parse(body, json_len).map_err(|error| {
+        tracing::debug!(model, %error, "a call is not understood; the server decides");
+        Bypass::NotUnderstood
+    })?;
+    if let Some(refusal) = request.refusal() {
+        return Err(Bypass::Refused(refusal));
+    }
+    let name = model.split_once("/versions/").map_or(model, |(name, _)| name);
+    Ok(request.for_model(name))
 }
 
 /// A comparison that is due: a probe of this number, or an audit without a number. Dropping it ends
@@ -656,13 +744,6 @@ fn request_of(mut parts: Parts, body: Outgoing) -> Request<Outgoing> {
     Request::from_parts(parts, body)
 }
 
-/// The model of an inference call: its name, or `NAME/versions/VERSION`. It stays encoded, because
-/// servers differ in their decoding.
-fn called_model(path: &str) -> Option<&str> {
-    let model = path.strip_prefix("/v2/models/")?.strip_suffix("/infer")?;
-    (!model.is_empty()).then_some(model)
-}
-
 /// Whether a request loads or unloads a model.
 fn changes_models(path: &str) -> bool {
     path.starts_with("/v2/repository/models/")
@@ -695,34 +776,6 @@ pub fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes,
     }
 }
 
-/// The answer to a call from its stored rows, or from the stored whole.
-pub(crate) fn assembled(answers: impl ExactSizeIterator<Item = Answer>) -> Option<oip::Response> {
-    let is_one = answers.len() == 1;
-    let read = |answer| match answer {
-        Answer::Bytes(stored) => oip::Response::from_bytes(stored).ok(),
-        Answer::Label(_) => None,
-    };
-    let mut rows = answers.map(read).collect::<Option<Vec<_>>>()?;
-    if is_one { rows.pop() } else { oip::Response::assemble(&rows) }
-}
-
-/// A response in the encoding that the client asked for.
-fn rendered(answer: &oip::Response, asked: &Asked) -> Option<Response<ResponseBody>> {
-    let oip::Encoded { body, json_len } = answer.render(asked.id.as_deref(), &asked.wanted)?;
-    let mut response = Response::new(ResponseBody::full(body));
-    let headers = response.headers_mut();
-    match json_len {
-        None => {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        }
-        Some(len) => {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-            headers.insert(JSON_LENGTH, HeaderValue::from(len));
-        }
-    }
-    Some(response)
-}
-
 fn body_error(failed: &StallError) -> Response<ResponseBody> {
     let status = match failed {
         StallError::Stalled(_) => StatusCode::REQUEST_TIMEOUT,
@@ -750,13 +803,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inference_calls_are_told_by_their_path() {
-        assert_eq!(called_model("/v2/models/m/infer"), Some("m"));
-        assert_eq!(called_model("/v2/models/a/b/versions/3/infer"), Some("a/b/versions/3"));
-        assert_eq!(called_model("/v2/models/a%2Fb/infer"), Some("a%2Fb"));
+    fn calls_are_recognized_by_their_path() {
+        let model = |name: &str| Some(Called::Model(name.to_owned()));
+        assert_eq!(Called::by("/v2/models/m/infer"), model("m"));
+        assert_eq!(Called::by("/v2/models/a/b/versions/3/infer"), model("a/b/versions/3"));
+        assert_eq!(Called::by("/v2/models/a%2Fb/infer"), model("a%2Fb"));
         for other in ["/v2/models//infer", "/v2/models/infer", "/v2/models/m/generate", "/infer"] {
-            assert_eq!(called_model(other), None, "{other}");
+            assert_eq!(Called::by(other), None, "{other}");
         }
+        // OpenAI, OpenVINO, KServe, Infinity, Azure.
+        for path in [
+            "/v1/embeddings",
+            "/v3/embeddings",
+            "/openai/v1/embeddings",
+            "/embeddings",
+            "/openai/deployments/x/embeddings",
+        ] {
+            assert_eq!(Called::by(path), Some(Called::Embeddings), "{path}");
+        }
+        for other in ["/v1/models", "/v1/embeddings/x", "/v1/my_embeddings", "/v1/chat/completions"]
+        {
+            assert_eq!(Called::by(other), None, "{other}");
+        }
+        assert!(Called::Embeddings.takes("api-version=2024-10-21"));
+        assert!(!Called::Embeddings.takes("api-version=1&key=2"));
+        assert!(!Called::Model("m".into()).takes("api-version=1"));
         assert!(changes_models("/v2/repository/models/m/load"));
         assert!(changes_models("/v2/repository/models/m/unload"));
         assert!(!changes_models("/v2/repository/index"));

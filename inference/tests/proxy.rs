@@ -32,6 +32,8 @@ struct Server {
     offset: AtomicUsize,
     /// The rows of each call to the models with rows.
     asked: Mutex<Vec<Vec<i64>>>,
+    /// The inputs of each call for embeddings.
+    inputs: Mutex<Vec<String>>,
     /// The fields of the last request.
     fields: Mutex<HashMap<String, String>>,
 }
@@ -101,6 +103,32 @@ impl Server {
             "/v2/models/rows" | "/v2/models/batch" => json(200, r#"{"name":"rows"}"#),
             "/v2/models/odd/infer" => json(200, "not JSON"),
             "/v2/models/odd" => json(200, r#"{"name":"odd"}"#),
+            "/v1/embeddings" | "/v3/embeddings" => {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let input = &body["input"];
+                self.inputs.lock().unwrap().push(input.to_string());
+                if input.to_string().contains("slow") {
+                    tokio::time::sleep(Duration::from_millis(400)).await;
+                }
+                if input.to_string().contains("refused") {
+                    return json(400, r#"{"error":{"message":"no"}}"#);
+                }
+                let is_single = input.is_string() || input[0].is_number();
+                let inputs =
+                    if is_single { vec![input.clone()] } else { input.as_array().unwrap().clone() };
+                let len = |input: &serde_json::Value| match input.as_str() {
+                    Some(text) => text.len() as f64 + 0.5,
+                    None => -0.5 - input.as_array().unwrap().len() as f64,
+                };
+                let item = |(index, input)| serde_json::json!({"object": "embedding", "index": index, "embedding": [len(input)]});
+                let data: Vec<_> = inputs.iter().enumerate().map(item).collect();
+                let usage = serde_json::json!({"prompt_tokens": 3, "total_tokens": 3});
+                let reply = serde_json::json!({
+                    "object": "list", "model": "embedder", "data": data, "usage": usage,
+                });
+                json(200, &reply.to_string())
+            }
             "/echo" => {
                 let method = request.method().to_string();
                 let body = request.into_body().collect().await.unwrap();
@@ -528,4 +556,71 @@ async fn a_model_whose_rows_depend_on_the_batch_is_not_split() {
         assert_eq!((squares(&reply), reply.cache_status()), (expected, "fwd=miss; stored"));
     }
     assert_eq!(server.asked.lock().unwrap().len(), 4, "no probe after the verdict");
+}
+
+const EMBED: &str = "/v1/embeddings";
+
+/// The first number of each embedding, which is the length of its input.
+fn lengths(reply: &Reply) -> Vec<f64> {
+    let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
+    let data = body["data"].as_array().unwrap().iter().enumerate();
+    data.map(|(at, item)| {
+        assert_eq!(item["index"], at);
+        item["embedding"][0].as_f64().unwrap()
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn only_unknown_inputs_are_asked_for_embeddings() {
+    let Running { server, proxy, .. } = start().await;
+    let asked = || std::mem::take(&mut *server.inputs.lock().unwrap());
+    let ask = |body: &'static str| post(proxy, EMBED, "", body);
+
+    let first = ask(r#"{"model":"m","input":["a","bb"]}"#).await;
+    assert_eq!((lengths(&first), first.cache_status()), (vec![1.5, 2.5], "fwd=miss; stored"));
+    assert_eq!(asked(), [r#"["a","bb"]"#]);
+    let partial = ask(r#"{"model":"m","input":["bb","ccc","a","dddd","ccc"]}"#).await;
+    assert_eq!(lengths(&partial), [2.5, 3.5, 1.5, 4.5, 3.5]);
+    assert_eq!(partial.cache_status(), r#"fwd=partial; stored; detail="2 of 5 rows""#);
+    assert_eq!(asked(), [r#"["ccc","dddd"]"#], "one call, and equal inputs once");
+    let hit = ask(r#"{"input":"dddd","model":"m","user":"u"}"#).await;
+    assert_eq!((lengths(&hit), hit.cache_status()), (vec![4.5], "hit; age=0"));
+    // Other fields, kinds of inputs, models and paths are other keys.
+    for body in [
+        r#"{"model":"m","input":"a","input_type":"query"}"#,
+        r#"{"model":"m","input":"a","dimensions":8}"#,
+        r#"{"model":"n","input":"a"}"#,
+        r#"{"model":"m","input":[1,2]}"#,
+        r#"{"model":"m","input":"[1,2]"}"#,
+    ] {
+        assert_eq!(ask(body).await.cache_status(), "fwd=miss; stored", "{body}");
+    }
+    let body = r#"{"model":"m","input":"a"}"#;
+    let other = post(proxy, "/v3/embeddings", "", body).await;
+    assert_eq!(other.cache_status(), "fwd=miss; stored");
+    let query = post(proxy, "/v1/embeddings?key=1", "", body).await;
+    assert_eq!(query.cache_status(), "fwd=bypass; detail=query");
+}
+
+#[tokio::test]
+async fn a_refused_input_decides_about_its_batch_alone() {
+    let Running { server, proxy, .. } = start().await;
+    post(proxy, EMBED, "", r#"{"model":"m","input":"a"}"#).await;
+    server.inputs.lock().unwrap().clear();
+    let body = r#"{"model":"m","input":["a","refused"]}"#;
+    let refused = post(proxy, EMBED, "", body).await;
+    assert_eq!((refused.status(), refused.body.as_str()), (400, r#"{"error":{"message":"no"}}"#));
+    let asked = std::mem::take(&mut *server.inputs.lock().unwrap());
+    assert_eq!(asked, [r#"["refused"]"#, r#"["a","refused"]"#], "the server judges the batch");
+    // Two batches share an input in flight. The error of one is not that of the other.
+    let (bad, good) = tokio::join!(
+        post(proxy, EMBED, "", r#"{"model":"m","input":["slow","refused"]}"#),
+        async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            post(proxy, EMBED, "", r#"{"model":"m","input":["slow","fine"]}"#).await
+        }
+    );
+    assert_eq!((bad.status(), good.status()), (400, 200), "{good:?}");
+    assert_eq!(lengths(&good), [4.5, 4.5]);
 }

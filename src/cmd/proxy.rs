@@ -32,9 +32,9 @@ use crate::{metrics, net, serving, store};
     "  afterimage proxy http://127.0.0.1:8000 --store redis://127.0.0.1 --secret-file secret"
 )))]
 pub(crate) struct Args {
-    /// Model server that speaks the Open Inference Protocol over HTTP. Several equal servers share
-    /// the work. With --grpc-listen, each server also has a URL grpc://HOST:PORT, in the same
-    /// order.
+    /// Model server: the Open Inference Protocol or OpenAI-style embeddings over HTTP. Several
+    /// equal servers share the work. With --grpc-listen, each server also has a URL
+    /// grpc://HOST:PORT, in the same order.
     #[arg(value_name = "URL", required = true)]
     urls: Vec<Url>,
 

