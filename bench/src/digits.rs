@@ -1,7 +1,7 @@
 //! Drawn digits: seeded images that look like handwriting, in any number.
 //!
 //! No data set is shipped or downloaded. Each digit is a few splines through the points of
-//! [`strokes`], distorted a little differently every time. [`ink`] draws it as MNIST was prepared:
+//! `strokes`, distorted a little differently every time. `ink` draws it as MNIST was prepared:
 //! white on black, the ink scaled into 20×20 with its proportions kept, and its centre of mass in
 //! the middle of 28×28 (LeCun et al., <http://yann.lecun.com/exdb/mnist/>).
 //!

@@ -1,5 +1,5 @@
-//! Types that every crate of the workspace shares. They do no I/O, except in [`file`], and read no
-//! clock.
+//! Types that every crate of the workspace shares. They do no I/O, except in [`file`](mod@file), and
+//! read no clock.
 //!
 //! * [`Answer`], [`Failure`] with its [`Status`], and [`ModelId`] are what a request comes to.
 //! * [`Reply`] is the duty to answer one request: exactly once, also when code panics or forgets
@@ -8,7 +8,7 @@
 //! * [`ByteBudget`] bounds the bytes that waiting requests and buffers hold.
 //! * [`Metric`] describes a number that a service counts or measures.
 //! * [`Tally`] limits how often an event is logged.
-//! * [`file`] reads the files that users name, within limits.
+//! * [`file`](mod@file) reads the files that users name, within limits.
 
 #![forbid(unsafe_code)]
 
