@@ -26,7 +26,7 @@ use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -121,7 +121,18 @@ fn framed(message: &[u8]) -> Bytes {
 }
 
 async fn socket() -> (TcpListener, SocketAddr) {
-    let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (socket, address) = bound("127.0.0.1:0".parse().unwrap());
+    (socket.listen(64).unwrap(), address)
+}
+
+/// A socket that refuses connections until it listens. No other test gets its port, also when a
+/// listener of the same port is closed.
+fn bound(address: SocketAddr) -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    #[cfg(unix)]
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
     let address = socket.local_addr().unwrap();
     (socket, address)
 }
@@ -278,8 +289,7 @@ async fn a_call_without_grpc_is_refused() {
 
 #[tokio::test]
 async fn an_unreachable_server_is_unavailable() {
-    let (closed, address) = socket().await;
-    drop(closed);
+    let (_closed, address) = bound("127.0.0.1:0".parse().unwrap());
     let proxy = start_proxy(address).await;
     for path in [INFER, "/test/Other"] {
         let (status, fields, ..) = call(proxy, path, &[], question(1)).await;
@@ -325,8 +335,22 @@ impl RawClient {
         RawClient { stream, next: 1 }
     }
 
-    /// Opens streams without an end, and resets them. Returns the code of GOAWAY if there was one.
+    /// Opens streams without an end, and resets them after they are accepted. Returns the code of
+    /// GOAWAY if there was one.
     async fn reset_streams(&mut self, path: &str, fields: &[(&str, &str)]) -> Option<u32> {
+        for frames in self.streams(path, fields) {
+            // A write fails when the listener has closed the connection. Its GOAWAY can be read.
+            let _ = self.stream.write_all(&frames).await;
+            let _ = self.stream.write_all(&frame(PING, 0, 0, &[0; 8])).await;
+            if let Some(code) = self.pong_or_goaway().await {
+                return Some(code);
+            }
+        }
+        None
+    }
+
+    /// The frames that open streams, and those that reset them.
+    fn streams(&mut self, path: &str, fields: &[(&str, &str)]) -> [Vec<u8>; 2] {
         let mut block = Vec::new();
         let pseudo = [(":method", "POST"), (":scheme", "http"), (":path", path)];
         let usual = [(":authority", "a"), ("content-type", "application/grpc"), ("te", "trailers")];
@@ -342,15 +366,7 @@ impl RawClient {
         let opened = streams.iter().flat_map(|id| frame(HEADERS, END_HEADERS, *id, &block));
         let cancel = 8_u32.to_be_bytes();
         let reset = streams.iter().flat_map(|id| frame(RST_STREAM, 0, *id, &cancel));
-        for frames in [opened.collect::<Vec<u8>>(), reset.collect()] {
-            // A write fails when the listener has closed the connection. Its GOAWAY can be read.
-            let _ = self.stream.write_all(&frames).await;
-            let _ = self.stream.write_all(&frame(PING, 0, 0, &[0; 8])).await;
-            if let Some(code) = self.pong_or_goaway().await {
-                return Some(code);
-            }
-        }
-        None
+        [opened.collect(), reset.collect()]
     }
 
     async fn pong_or_goaway(&mut self) -> Option<u32> {
@@ -425,6 +441,20 @@ async fn inference_calls_reset_early_reach_no_server() {
 }
 
 #[tokio::test]
+async fn streams_reset_in_one_write_reach_no_server() {
+    let (server, proxy) = start().await;
+    let mut client = RawClient::connect(proxy).await;
+    let frames = client.streams(HANG, &[]).concat();
+    client.stream.write_all(&frames).await.unwrap();
+    server.gate.add_permits(1);
+    call(proxy, GATE, &[], Bytes::new()).await;
+    client.stream.write_all(&frame(PING, 0, 0, &[0; 8])).await.unwrap();
+    assert_eq!(client.pong_or_goaway().await, None);
+    call(proxy, INFER, &[], question(1)).await;
+    assert_eq!(server.hanging.load(SeqCst), 1, "the only call is that of the gate");
+}
+
+#[tokio::test]
 async fn a_client_that_cancels_now_and_then_is_served() {
     let (server, running) = start_server().await;
     let mut listener = HttpOptions::default();
@@ -443,6 +473,14 @@ async fn a_client_that_cancels_now_and_then_is_served() {
         // The limit allows one reset in this time.
         tokio::time::sleep(Duration::from_millis(35)).await;
     }
+    // A reset after the response does not count.
+    server.gate.add_permits(50);
+    for _ in 0..50 {
+        let mut ready = sender.clone().ready().await.unwrap();
+        let (response, mut stream) = ready.send_request(head(GATE, &[]), false).unwrap();
+        assert_eq!(response.await.unwrap().headers()["grpc-status"], "0");
+        stream.send_reset(Reason::CANCEL);
+    }
 }
 
 #[tokio::test]
@@ -454,6 +492,7 @@ async fn a_drain_completes_calls_and_ends_connections() {
     let mut ready = sender.clone().ready().await.unwrap();
     let (response, _stream) = ready.send_request(head(GATE, &[]), true).unwrap();
     until(|| server.hanging.load(SeqCst) == 1).await;
+    let _reserved = bound(proxy.address);
     proxy.stop.cancel();
     until_refused(proxy.address).await;
     server.gate.add_permits(1);
@@ -476,13 +515,14 @@ async fn a_server_that_drains_completes_its_calls() {
     let mut ready = sender.clone().ready().await.unwrap();
     let (response, _stream) = ready.send_request(head(GATE, &[]), true).unwrap();
     until(|| server.hanging.load(SeqCst) == 1).await;
+    let (reserved, _) = bound(running.address);
     running.stop.cancel();
     until_refused(running.address).await;
     server.gate.add_permits(1);
     assert_eq!(response.await.unwrap().headers()["grpc-status"], "0");
     running.task.await.unwrap();
     // A restarted server gets new connections, for all numbers of the channel.
-    let socket = TcpListener::bind(running.address).await.unwrap();
+    let socket = reserved.listen(64).unwrap();
     let restarted = Server::default();
     let _running = Running::of(socket, restarted.clone(), HttpOptions::default());
     for number in 0..8 {
@@ -558,6 +598,7 @@ async fn calls_are_spread_over_the_replicas() {
     call(proxy.address, INFER, &[], question(0)).await;
     assert_eq!(calls().iter().sum::<usize>(), 40);
     // Inference continues without one of them.
+    let _reserved = bound(running[0].address);
     running[0].stop.cancel();
     until_refused(running[0].address).await;
     for number in 40..60 {
