@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -35,9 +36,10 @@ use tokio_util::sync::CancellationToken;
 const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 const GATE: &str = "/test/Gate";
 const HANG: &str = "/test/Hang";
+const STREAM: &str = "/test/Stream";
 
 /// A server that answers `ModelInfer` with the input, unless it hangs. It answers `/test/Gate` when
-/// the gate has a permit, and no other call.
+/// the gate has a permit, begins an answer to `/test/Stream`, and answers no other call.
 #[derive(Clone)]
 struct Server {
     calls: Arc<AtomicUsize>,
@@ -86,6 +88,11 @@ impl StreamService for Server {
                 server.gate.acquire().await.unwrap().forget();
                 head.headers_mut().insert("grpc-status", "0".parse().unwrap());
                 respond.send_response(head, true).unwrap();
+                return;
+            }
+            if path == STREAM {
+                let Ok(mut stream) = respond.send_response(head, false) else { return };
+                let _ = poll_fn(|context| stream.poll_reset(context)).await;
                 return;
             }
             if path != INFER || server.hangs.load(SeqCst) {
@@ -443,15 +450,20 @@ async fn inference_calls_reset_early_reach_no_server() {
 #[tokio::test]
 async fn streams_reset_in_one_write_reach_no_server() {
     let (server, proxy) = start().await;
+    // The proxy has connections to the server for the first streams already.
+    server.gate.add_permits(8);
+    for _ in 0..8 {
+        call(proxy, GATE, &[], Bytes::new()).await;
+    }
     let mut client = RawClient::connect(proxy).await;
     let frames = client.streams(HANG, &[]).concat();
     client.stream.write_all(&frames).await.unwrap();
-    server.gate.add_permits(1);
-    call(proxy, GATE, &[], Bytes::new()).await;
     client.stream.write_all(&frame(PING, 0, 0, &[0; 8])).await.unwrap();
     assert_eq!(client.pong_or_goaway().await, None);
-    call(proxy, INFER, &[], question(1)).await;
-    assert_eq!(server.hanging.load(SeqCst), 1, "the only call is that of the gate");
+    for number in 0..8 {
+        call(proxy, INFER, &[], question(number)).await;
+    }
+    assert_eq!(server.hanging.load(SeqCst), 8, "the calls are those of the gate");
 }
 
 #[tokio::test]
@@ -474,13 +486,14 @@ async fn a_client_that_cancels_now_and_then_is_served() {
         tokio::time::sleep(Duration::from_millis(35)).await;
     }
     // A reset after the response does not count.
-    server.gate.add_permits(50);
     for _ in 0..50 {
         let mut ready = sender.clone().ready().await.unwrap();
-        let (response, mut stream) = ready.send_request(head(GATE, &[]), false).unwrap();
-        assert_eq!(response.await.unwrap().headers()["grpc-status"], "0");
+        let (response, mut stream) = ready.send_request(head(STREAM, &[]), false).unwrap();
+        assert_eq!(response.await.unwrap().status(), 200);
         stream.send_reset(Reason::CANCEL);
     }
+    let (.., trailers) = call_on(&sender, INFER, &[], question(0)).await;
+    assert_eq!(trailers["grpc-status"], "0");
 }
 
 #[tokio::test]
