@@ -1,6 +1,7 @@
 //! The gRPC side of the proxy in front of a scripted server, over real sockets.
 
 #![allow(clippy::unwrap_used)]
+#![allow(clippy::big_endian_bytes, reason = "HTTP/2 has network order")]
 
 use std::convert::Infallible;
 use std::future::poll_fn;
