@@ -102,8 +102,8 @@ impl Inner {
         let decided = self.policy.decide(&headers, path.query(), Some(peer));
         let deadline = status::timeout(&headers);
         let deadline = deadline.and_then(|limit| Instant::now().checked_add(limit));
-        // Also a call that passes is complete first. An early reset then reaches no server: all
-        // clients share the connections to it.
+        // A call that bypasses the memo is complete first, too. A stream that its client resets
+        // early must not use the connections to the servers, which all clients share.
         let Collected { bytes, permit } =
             match collect(&mut body, self.max_body, &self.memory).await {
                 Ok(collected) => collected,
