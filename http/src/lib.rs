@@ -23,6 +23,7 @@ mod body;
 mod connection;
 mod listener;
 mod options;
+mod respond;
 mod streams;
 mod transport;
 
@@ -30,6 +31,7 @@ pub use body::{Collected, RequestBody, Rest, StallError, Uncollected};
 pub use connection::serve;
 pub use listener::Peer;
 pub use options::HttpOptions;
+pub use respond::Respond;
 pub use streams::{StreamService, serve_streams};
 
 /// The examples of the README, as tests.

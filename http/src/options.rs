@@ -24,6 +24,10 @@ pub struct HttpOptions {
     /// Streams of an HTTP/2 connection that the client has reset before the service took them. One
     /// more closes the connection: the attack known as rapid reset. The default is 20.
     pub max_reset_streams: usize,
+    /// Streams that the client of [`serve_streams`](crate::serve_streams) resets before their
+    /// response. One more closes the connection; the limit allows one again every 30 ms. The
+    /// default is 1,000: more than all open streams, which a client may cancel together.
+    pub max_resets: u32,
     /// Time for a TLS handshake, and for a complete header after its first byte. The default is
     /// 10 s.
     pub header_timeout: Duration,
@@ -49,6 +53,7 @@ impl Default for HttpOptions {
             max_header_bytes: 64 << 10,
             max_streams: 256,
             max_reset_streams: 20,
+            max_resets: 1000,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(300),
             body_timeout: Duration::from_secs(30),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::server::{Builder, SendResponse};
-use h2::{Ping, RecvStream};
+use h2::server::Builder;
+use h2::{Ping, Reason, RecvStream};
 use hyper::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection::{Active, Activity, CONNECTION_WINDOW, STREAM_WINDOW};
 use crate::listener::{Connections, Peer, listen};
 use crate::options::HttpOptions;
+use crate::respond::{Resets, Respond};
 use crate::transport::Transport;
 
 /// The largest frame of a client. One frame then has a whole tensor of usual size, and it is not
@@ -36,11 +37,11 @@ const PROTOCOLS: [&[u8]; 1] = [b"h2"];
 /// A service of HTTP/2 streams.
 pub trait StreamService: Send + Sync + 'static {
     /// Serves one stream. The listener drops the future when the connection ends. A stream that the
-    /// client resets must be noticed with [`SendResponse::poll_reset`].
+    /// client resets must be noticed with [`Respond::reset`].
     fn call(
         &self,
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        respond: Respond,
         peer: &Arc<Peer>,
     ) -> impl Future<Output = ()> + Send + 'static;
 }
@@ -94,12 +95,22 @@ impl<S: StreamService> Connections for Streams<S> {
         };
         activity.established();
         let peer = Arc::new(peer);
+        let resets = Arc::new(Resets::new(self.options.max_resets));
         let mut calls = JoinSet::new();
         let mut pings = connection.ping_pong();
         let mut alive_until = None;
         let mut next_ping = pin!(sleep_until(Instant::now() + PING_EVERY));
         let (mut is_stopping, mut closes_at) = (false, None);
         loop {
+            if resets.exceeded.is_cancelled() {
+                tracing::debug!(address = %peer.address, "the client resets too many streams");
+                // The calls end first, so that the service has no work for this client.
+                drop(calls);
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                let closed = std::future::poll_fn(|context| connection.poll_closed(context));
+                let _ = timeout(GOODBYE, closed).await;
+                return;
+            }
             let closing = async {
                 match closes_at {
                     Some(at) => sleep_until(at).await,
@@ -110,6 +121,10 @@ impl<S: StreamService> Connections for Streams<S> {
                 biased;
                 accepted = connection.accept() => match accepted {
                     Some(Ok((request, respond))) => {
+                        let mut respond = Respond::new(respond, &resets);
+                        if respond.is_reset() {
+                            continue;
+                        }
                         let active = Active::new(&activity);
                         let mut call = Box::pin(self.service.call(request, respond, &peer));
                         // Most calls are answered from memory and end at once. A task of their own
@@ -131,6 +146,8 @@ impl<S: StreamService> Connections for Streams<S> {
                     None => return,
                 },
                 Some(_) = calls.join_next() => {}
+                // The loop begins with the end of the connection.
+                () = resets.exceeded.cancelled() => {}
                 () = stop.cancelled(), if !is_stopping => {
                     is_stopping = true;
                     connection.graceful_shutdown();

@@ -38,6 +38,7 @@ targets! {
     model_onnx: 4000,
     oip_http: 4000,
     oip_grpc: 4000,
+    grpc_framing: 2000,
     oip_encodings: 1500,
     embeddings: 4000,
     settings: 150,

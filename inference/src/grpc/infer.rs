@@ -6,11 +6,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use afterimage_core::{ClientId, Failure, Origin, Status};
-use afterimage_http::Peer;
+use afterimage_http::{Peer, Respond};
 use afterimage_memo::{Context, Request as MemoRequest};
 use bytes::Bytes;
 use h2::RecvStream;
-use h2::server::SendResponse;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
@@ -93,7 +92,7 @@ impl Inner {
         self: &Arc<Self>,
         parts: Parts,
         mut body: RecvStream,
-        respond: &mut SendResponse<Bytes>,
+        respond: &mut Respond,
         peer: &Peer,
     ) {
         self.calls.fetch_add(1, Relaxed);
@@ -101,19 +100,15 @@ impl Inner {
         let path = path.unwrap_or(PathAndQuery::from_static(super::INFER));
         let headers = parts.headers;
         let decided = self.policy.decide(&headers, path.query(), Some(peer));
-        let mut directives = match decided {
-            Ok(directives) => directives,
-            Err(reason) => {
-                let call = Passing { path, headers, first: Bytes::new(), rest: Some(body) };
-                return self.bypass_grpc(call, reason, respond).await;
-            }
-        };
         let deadline = status::timeout(&headers);
         let deadline = deadline.and_then(|limit| Instant::now().checked_add(limit));
+        // A call that bypasses the memo is complete first, too. A stream that its client resets
+        // early must not use the connections to the servers, which all clients share.
         let Collected { bytes, permit } =
             match collect(&mut body, self.max_body, &self.memory).await {
                 Ok(collected) => collected,
                 Err(Uncollected::Bypass(reason, first)) => {
+                    let reason = decided.err().unwrap_or(reason);
                     let call = Passing { path, headers, first, rest: Some(body) };
                     return self.bypass_grpc(call, reason, respond).await;
                 }
@@ -124,6 +119,13 @@ impl Inner {
                 Err(Uncollected::Reset) => return,
             };
         drop(body);
+        let mut directives = match decided {
+            Ok(directives) => directives,
+            Err(reason) => {
+                let call = Passing { path, headers, first: bytes, rest: None };
+                return self.bypass_grpc(call, reason, respond).await;
+            }
+        };
         let found = match self.parse_grpc(&headers, &bytes) {
             Ok((request, model, known_as)) => self
                 .models
@@ -165,7 +167,7 @@ impl Inner {
         let answered = tokio::select! {
             biased;
             answered = self.ask_grpc(asked) => answered,
-            _ = std::future::poll_fn(|context| respond.poll_reset(context)) => return,
+            () = respond.reset() => return,
         };
         match answered {
             Answered::Reply(Replied::Complete(Reply { status, head, body, trailers }), note) => {
@@ -334,17 +336,17 @@ impl Inner {
     }
 
     /// Forwards a call, and notes whether memory would have answered it.
-    async fn observe_grpc(
-        &self,
-        asked: Asked,
-        observer: &Observer,
-        respond: &mut SendResponse<Bytes>,
-    ) {
+    async fn observe_grpc(&self, asked: Asked, observer: &Observer, respond: &mut Respond) {
         let began = Instant::now();
         let call = &asked.call;
         let Some(channel) = self.channel() else { return };
         let sent = channel.unary(&call.path, &call.headers, call.body.clone(), self.max_answer);
-        match sent.await {
+        let sent = tokio::select! {
+            biased;
+            sent = sent => sent,
+            () = respond.reset() => return,
+        };
+        match sent {
             Ok(Replied::Complete(Reply { status, mut head, body, trailers })) => {
                 let answer = message::of_reply(&body).map(oip::Response::parse_grpc);
                 let rows = call.rows.as_ref().map(oip::Rows::len);
@@ -362,7 +364,7 @@ impl Inner {
     }
 
     /// Forwards a call without the memo.
-    async fn bypass_grpc(&self, call: Passing, reason: Bypass, respond: &mut SendResponse<Bytes>) {
+    async fn bypass_grpc(&self, call: Passing, reason: Bypass, respond: &mut Respond) {
         self.bypassed.fetch_add(1, Relaxed);
         tracing::debug!(reason = reason.as_str(), "a gRPC call is not remembered");
         self.pass(call, respond, |head| CacheStatus::Bypass(reason).add_to(head)).await;

@@ -1,4 +1,4 @@
-//! Messages of gRPC: the prefix before each, and their compression.
+//! Messages of gRPC: the prefix before each, and their compression. Public for tests.
 
 use std::io::{Read as _, Write as _};
 
@@ -12,10 +12,10 @@ use hyper::header::HeaderValue;
 use crate::policy::Bypass;
 
 /// Bytes before each message: whether it is compressed, and its length.
-pub(crate) const PREFIX: usize = 5;
+pub const PREFIX: usize = 5;
 
 /// A message with its prefix, as it is on the wire.
-pub(crate) fn framed(message: &[u8]) -> Bytes {
+pub fn framed(message: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(PREFIX + message.len());
     out.put_u8(0);
     // The length is the one number in network order.
@@ -32,7 +32,10 @@ fn only(body: &Bytes) -> Option<(u8, Bytes)> {
 }
 
 /// The message of a unary call, without its compression. `limit` is for the message after it.
-pub(crate) fn of_request(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
+///
+/// # Errors
+/// The reason to forward the call without the memo.
+pub fn of_request(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Bypass> {
     let (flag, message) = only(body).ok_or(Bypass::NotUnderstood)?;
     match flag {
         0 => Ok(message),
@@ -42,7 +45,7 @@ pub(crate) fn of_request(headers: &HeaderMap, body: &Bytes, limit: usize) -> Res
 }
 
 /// The message of a reply; `None` unless there is exactly one, and it is not compressed.
-pub(crate) fn of_reply(body: &Bytes) -> Option<Bytes> {
+pub fn of_reply(body: &Bytes) -> Option<Bytes> {
     only(body).and_then(|(flag, message)| (flag == 0).then_some(message))
 }
 
@@ -87,8 +90,7 @@ fn inflate(encoding: Encoding, message: &[u8], limit: usize) -> Result<Bytes, By
     }
 }
 
-/// A message with its prefix, compressed. For tests of other modules, and of peers.
-#[doc(hidden)]
+/// A message with its prefix, compressed. `None` for another encoding than gzip and deflate.
 pub fn deflated(name: &str, message: &[u8]) -> Option<Bytes> {
     let packed = match Encoding::named(name.as_bytes())? {
         Encoding::Gzip => {

@@ -14,15 +14,15 @@ pub mod message;
 mod pump;
 mod status;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use afterimage_http::{Peer, StreamService};
+use afterimage_http::{Peer, Respond, StreamService};
 use afterimage_memo::pool::Attempt;
 use bytes::Bytes;
 use h2::RecvStream;
-use h2::server::SendResponse;
 use hyper::header::{CONTENT_TYPE, HeaderValue, VIA};
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Method, Request, StatusCode};
@@ -59,7 +59,7 @@ impl StreamService for Proxy {
     fn call(
         &self,
         request: Request<RecvStream>,
-        mut respond: SendResponse<Bytes>,
+        mut respond: Respond,
         peer: &Arc<Peer>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let (inner, peer) = (Arc::clone(&self.inner), Arc::clone(peer));
@@ -71,7 +71,7 @@ impl Inner {
     async fn serve_call(
         self: &Arc<Self>,
         request: Request<RecvStream>,
-        respond: &mut SendResponse<Bytes>,
+        respond: &mut Respond,
         peer: &Peer,
     ) {
         let (mut parts, body) = request.into_parts();
@@ -115,7 +115,13 @@ impl Inner {
             }
             Err(_) => return,
         };
-        match channel.unary(&path, &headers, bytes, self.max_answer).await {
+        let mut unary = pin!(channel.unary(&path, &headers, bytes, self.max_answer));
+        let replied = tokio::select! {
+            biased;
+            replied = unary.as_mut() => replied,
+            () = respond.reset() => unary.await,
+        };
+        match replied {
             Ok(channel::Replied::Complete(reply)) => {
                 self.models.flush();
                 self.models.examine_all().await;
@@ -137,12 +143,7 @@ impl Inner {
     }
 
     /// Forwards a call. `note` is added to the metadata of the reply.
-    async fn pass(
-        &self,
-        call: Passing,
-        respond: &mut SendResponse<Bytes>,
-        note: impl FnOnce(&mut HeaderMap),
-    ) {
+    async fn pass(&self, call: Passing, respond: &mut Respond, note: impl FnOnce(&mut HeaderMap)) {
         let Some(channel) = self.channel() else {
             let text = "the model server has no grpc:// URL";
             return refuse(respond, status::UNIMPLEMENTED, text).await;
@@ -152,7 +153,7 @@ impl Inner {
         }
     }
 
-    async fn unforwarded(&self, error: &ForwardError, respond: &mut SendResponse<Bytes>) {
+    async fn unforwarded(&self, error: &ForwardError, respond: &mut Respond) {
         self.unreachable.fetch_add(1, Relaxed);
         tracing::warn!("{error}");
         refuse(respond, status::UNAVAILABLE, &error.to_string()).await;

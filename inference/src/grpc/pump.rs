@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 
 use afterimage_core::{ByteBudget, BytePermit};
+use afterimage_http::Respond;
 use bytes::{Bytes, BytesMut};
-use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Response, StatusCode};
@@ -121,14 +121,14 @@ pub(crate) struct Passing {
 pub(crate) async fn forward(
     channel: &Channel,
     call: Passing,
-    respond: &mut SendResponse<Bytes>,
+    respond: &mut Respond,
     note: impl FnOnce(&mut HeaderMap),
 ) -> Result<(), ForwardError> {
     let Passing { path, headers, first, rest } = call;
     let opened = tokio::select! {
         biased;
         opened = channel.open(&path, &headers) => opened?,
-        _ = poll_fn(|context| respond.poll_reset(context)) => return Ok(()),
+        () = respond.reset() => return Ok(()),
     };
     let Opened { response, mut body, .. } = opened;
     let up = async {
@@ -142,7 +142,7 @@ pub(crate) async fn forward(
         let response = tokio::select! {
             biased;
             response = response => response.map_err(|error| channel.failed(error.to_string()))?,
-            _ = poll_fn(|context| respond.poll_reset(context)) => return Ok(()),
+            () = respond.reset() => return Ok(()),
         };
         let (mut head, body) = response.into_parts();
         note(&mut head.headers);
@@ -188,7 +188,7 @@ pub(crate) async fn download(
     head: hyper::http::response::Parts,
     first: Bytes,
     mut from: RecvStream,
-    respond: &mut SendResponse<Bytes>,
+    respond: &mut Respond,
 ) {
     let ends = first.is_empty() && from.is_end_stream();
     let Ok(mut to) = respond.send_response(Response::from_parts(head, ()), ends) else { return };
@@ -229,7 +229,7 @@ pub(crate) async fn download(
 
 /// Sends a complete reply.
 pub(crate) async fn reply(
-    respond: &mut SendResponse<Bytes>,
+    respond: &mut Respond,
     status: StatusCode,
     head: HeaderMap,
     body: Bytes,
@@ -254,6 +254,6 @@ pub(crate) async fn reply(
 }
 
 /// Sends an error of the proxy itself.
-pub(crate) async fn refuse(respond: &mut SendResponse<Bytes>, code: u32, text: &str) {
+pub(crate) async fn refuse(respond: &mut Respond, code: u32, text: &str) {
     reply(respond, StatusCode::OK, status::error(code, text), Bytes::new(), None).await;
 }

@@ -1,9 +1,13 @@
 //! Fuzz targets of the inference protocols: parsers of JSON, binary tensors and protobuf against
 //! each other, and against the encoders of [`crate::inference`].
 
+use afterimage_inference::Bypass;
 use afterimage_inference::embeddings::{self, Format};
+use afterimage_inference::grpc::message;
 use afterimage_inference::oip::{Datatype, Encoding, Form, OutputEncoding, Request, Response};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use hyper::HeaderMap;
+use hyper::header::HeaderValue;
 
 use super::{Rng, Seed, Source, Target};
 use crate::inference::Call;
@@ -12,6 +16,7 @@ use crate::inference::Call;
 pub const TARGETS: &[Target] = &[
     Target { name: "oip_http", body: oip_http, seeds: http_seeds, memory_per_byte: 256 },
     Target { name: "oip_grpc", body: oip_grpc, seeds: grpc_seeds, memory_per_byte: 256 },
+    Target { name: "grpc_framing", body: framing, seeds: framing_seeds, memory_per_byte: 64 },
     Target { name: "oip_encodings", body: oip_encodings, seeds: call_seeds, memory_per_byte: 4096 },
     Target { name: "embeddings", body: embeddings, seeds: embeddings_seeds, memory_per_byte: 256 },
 ];
@@ -44,6 +49,45 @@ fn oip_grpc(bytes: &[u8]) {
         check_response(&response);
     }
 }
+
+/// The encoding of messages (2 bytes), their limit (2 bytes), then a body: of a call, of a reply, and
+/// as a message to write.
+fn framing(bytes: &[u8]) {
+    let mut source = Source::new(bytes);
+    let encoding = ENCODINGS[source.below(ENCODINGS.len())];
+    let limit = usize::from(source.u16());
+    let body = Bytes::copy_from_slice(source.rest());
+    let mut headers = HeaderMap::new();
+    if !encoding.is_empty() {
+        headers.insert("grpc-encoding", HeaderValue::from_static(encoding));
+    }
+    let read = message::of_request(&headers, &body, limit);
+    // Exactly one message that is not compressed is read in place, without a limit of its own.
+    let (flag, mut rest) = body.split_at(body.len().min(1));
+    let stated = rest.try_get_u32().ok().map(|len| len as usize);
+    let is_plain = flag == [0] && stated == Some(rest.len());
+    let plain = is_plain.then(|| body.slice(message::PREFIX..));
+    assert_eq!(message::of_reply(&body), plain);
+    match (&read, plain) {
+        (read, Some(plain)) => assert_eq!(read, &Ok(plain)),
+        (Ok(message), None) => {
+            assert_eq!(body[0], 1, "only a compressed message differs from its bytes");
+            assert!(message.len() <= limit, "{} bytes; the limit is {limit}", message.len());
+        }
+        (Err(_), None) => {}
+    }
+    assert_eq!(message::of_reply(&message::framed(&body)), Some(body.clone()));
+    if let Some(packed) = message::deflated(encoding, &body) {
+        assert_eq!(message::of_request(&headers, &packed, body.len()), Ok(body.clone()));
+        if !body.is_empty() {
+            let read = message::of_request(&headers, &packed, body.len() - 1);
+            assert_eq!(read, Err(Bypass::TooLarge));
+        }
+    }
+}
+
+/// Values of `grpc-encoding`; an empty one is for no field.
+const ENCODINGS: [&str; 5] = ["", "identity", "gzip", "deflate", "snappy"];
 
 /// Each rendering of a request has its key, and so has each row.
 fn check_request(request: &Request) {
@@ -226,6 +270,22 @@ fn grpc_seeds() -> Vec<Seed> {
         for typed in [false, true] {
             let message = call.grpc(typed, &mut draw);
             seeds.extend(message.map(|message| (format!("typed-{typed}-{seed}"), message)));
+        }
+    }
+    seeds
+}
+
+fn framing_seeds() -> Vec<Seed> {
+    let mut seeds = Vec::new();
+    for (number, encoding) in ENCODINGS.iter().enumerate() {
+        let head = [number as u8, 0, 100, 0];
+        for len in [0, 7, 100, 1000] {
+            let text = vec![b'a'; len];
+            let mut bodies = vec![message::framed(&text)];
+            bodies.extend(message::deflated(encoding, &text));
+            for (kind, body) in bodies.iter().enumerate() {
+                seeds.push((format!("{number}-{len}-{kind}"), [&head[..], body].concat()));
+            }
         }
     }
     seeds
