@@ -1,5 +1,5 @@
-//! Types that every crate of the workspace shares. They do no I/O, except in [`file`](mod@file), and
-//! read no clock.
+//! Types that every crate of the workspace shares. They do no I/O, except in
+//! [`file`](mod@file), and read no clock.
 //!
 //! * [`Answer`], [`Failure`] with its [`Status`], and [`ModelId`] are what a request comes to.
 //! * [`Reply`] is the duty to answer one request: exactly once, also when code panics or forgets
