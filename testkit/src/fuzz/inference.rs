@@ -50,7 +50,7 @@ fn oip_grpc(bytes: &[u8]) {
     }
 }
 
-/// The encoding of messages (2 bytes), their limit (2 bytes), then a body: of a call, of a reply, and
+/// The encoding and the limit of messages (2 bytes each), then a body: of a call, of a reply, and
 /// as a message to write.
 fn framing(bytes: &[u8]) {
     let mut source = Source::new(bytes);
