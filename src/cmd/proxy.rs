@@ -86,7 +86,7 @@ struct MemoryArgs {
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
 
-    /// Also keep answers in this folder. They survive a restart if --secret-file is given.
+    /// Also keep answers in this folder. With --secret-file they survive a restart.
     #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
     disk: Option<PathBuf>,
 
