@@ -24,7 +24,7 @@ pub(crate) fn service_help(examples: &str) -> String {
         "Examples:\n{examples}\n\n\
          Signals:\n  \
            SIGTERM, SIGINT  Finish requests in flight, write the snapshot, exit\n  \
-           SIGHUP           Reload certificates and token files"
+           SIGHUP           Reload certificates, tokens, tenants and API keys"
     )
 }
 

@@ -110,13 +110,13 @@ client_tls_args!(ClientTlsArgs, "tls", "Connection", "the server");
 client_tls_args!(
     StoreTlsArgs,
     "store-tls",
-    "Store and classifier",
+    "Store",
     "the cache service",
     formerly "cache-tls"
 );
 client_tls_args!(MemoTlsArgs, "server-tls", "Memo", "the memo");
 client_tls_args!(UpstreamTlsArgs, "upstream-tls", "Model server", "the model server");
-client_tls_args!(ClassifierTlsArgs, "classifier-tls", "Store and classifier", "the classifier");
+client_tls_args!(ClassifierTlsArgs, "classifier-tls", "Classifier", "the classifier");
 
 impl StoreTlsArgs {
     /// The certificate files for Redis.

@@ -58,7 +58,7 @@ pub trait Source: Send + Sync + 'static {
     /// Whether the memo can answer. Fails with the reason if not. The statistics count no request.
     fn ready(&self) -> Pending<'_, ()>;
 
-    /// Takes the answer of one image back.
+    /// Deletes the answer of one image.
     fn forget(&self, image: Bytes) -> Pending<'_, ()>;
 
     /// Deletes all answers.

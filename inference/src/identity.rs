@@ -32,7 +32,7 @@ pub(crate) enum Found {
 pub(crate) struct Description {
     /// A digest of metadata and configuration.
     pub(crate) digest: [u8; 32],
-    /// Why no answer of this model is remembered, if so.
+    /// Why no answer of this model is stored; `None` if answers are.
     pub(crate) refusal: Option<Bypass>,
     /// The counters of the model, and of the models in an ensemble.
     pub(crate) counters: Vec<Counter>,

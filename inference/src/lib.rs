@@ -3,9 +3,9 @@
 //! [`Proxy`] is an HTTP service in front of one model server, or of several equal ones. The path of
 //! a request:
 //!
-//! 1. `proxy` tells inference calls from all others. The others pass through unchanged
+//! 1. `proxy` separates inference calls from all others. The others pass through unchanged
 //!    ([`forward`]).
-//! 2. `policy` decides whether the answer to a call may be remembered. If not, the call passes
+//! 2. `policy` decides whether the answer to a call may be stored. If not, the call passes
 //!    through, and `Cache-Status` has the reason.
 //! 3. [`oip`] parses the call. Its canonical bytes are the row that the memo hashes: JSON, binary
 //!    tensors and compressed bodies of equal content are one row.

@@ -30,7 +30,7 @@ const IN_USE: Duration = Duration::from_secs(10);
 /// A name that the server does not know is not asked for again within this time.
 const REFUSED: Duration = Duration::from_secs(1);
 
-/// Names that the servers do not know, and that are remembered for [`REFUSED`].
+/// Names that the servers do not know. They are kept for [`REFUSED`].
 const MAX_REFUSED: usize = 1024;
 
 /// Models that are looked for at one time. Further calls pass through.
@@ -84,7 +84,7 @@ pub(crate) struct Model {
     /// Its path, which is also its name in the memo.
     pub(crate) path: Arc<str>,
     endpoints: Vec<ModelEndpoint>,
-    /// Why no answer is remembered, by its configuration.
+    /// Why no answer is stored, by its configuration.
     refusal: ArcSwap<Option<Bypass>>,
     /// Whether its rows depend on each other.
     pub(crate) purity: Purity,
@@ -147,7 +147,7 @@ impl Models {
         }
     }
 
-    /// Takes all answers and all evidence back: a model was loaded or unloaded, and an ensemble may
+    /// Deletes all answers and all evidence: a model was loaded or unloaded, and an ensemble may
     /// contain it.
     pub(crate) fn flush(&self) {
         for slot in self.lock().known.values() {
@@ -162,7 +162,7 @@ impl Models {
         }
     }
 
-    /// Takes all answers of a model back: its rows depend on each other.
+    /// Deletes all answers of a model: its rows depend on each other.
     pub(crate) fn flush_model(&self, model: &Model) {
         let _ = self.memo.flush(&model.path);
     }
@@ -282,7 +282,7 @@ impl Models {
         options.ttl = self.settings.ttl;
         options.max_answer_bytes = self.settings.max_answer_bytes;
         self.memo.add_model(&*path, pool, options);
-        tracing::info!(model = &*path, "answers of this model are remembered");
+        tracing::info!(model = &*path, "answers of this model are stored");
         tokio::spawn(keep_examining(Arc::downgrade(self), Arc::downgrade(&model)));
         Ok(model)
     }

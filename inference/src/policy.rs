@@ -1,4 +1,4 @@
-//! Whether the answer to a call may be remembered, and the word about it in the response.
+//! The decision whether the answer to a call may be stored, and its `Cache-Status`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -40,7 +40,7 @@ pub(crate) const ROUTING_FIELDS: [&str; 5] = [
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Sharing {
-    /// Calls with credentials pass through, and nothing is remembered.
+    /// Calls with credentials pass through, and their answers are not stored.
     #[default]
     Refuse,
     /// All clients share all answers.
@@ -60,7 +60,7 @@ macro_rules! bypasses {
         #[non_exhaustive]
         pub enum Bypass {
             $($(#[$doc])* $variant,)*
-            /// The call itself cannot be remembered.
+            /// The answer to the call itself cannot be stored.
             Refused(Refusal),
         }
 

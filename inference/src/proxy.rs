@@ -46,15 +46,15 @@ pub struct ProxyOptions {
     /// Header fields that are part of the key, because they can change the answer. The default has
     /// those with which routers choose a model.
     pub key_fields: Vec<HeaderName>,
-    /// The largest body of a call that is remembered; 64 MiB by default. A larger one passes
+    /// The largest body of a call whose answer is stored; 64 MiB by default. A larger one passes
     /// through.
     pub max_body: usize,
     /// Memory for the bodies of all calls in flight; 512 MiB by default. A call beyond it passes
     /// through.
     pub max_body_memory: usize,
-    /// The largest answer that is remembered; 16 MiB by default.
+    /// The largest answer that is stored; 16 MiB by default.
     pub max_answer: usize,
-    /// Models that are remembered at a time; 1,000 by default. Their names come from clients.
+    /// Models whose answers are stored at a time; 1,000 by default. Their names come from clients.
     pub max_models: usize,
     /// The interval at which models in use are examined; 2 s by default.
     pub poll_every: Duration,
@@ -164,7 +164,7 @@ impl Proxy {
         inner.memo.stats(stats);
     }
 
-    /// Takes all answers of all models back.
+    /// Deletes all answers of all models.
     ///
     /// # Errors
     /// As [`Memo::flush_all`].
@@ -199,7 +199,7 @@ impl Proxy {
             if !is_known {
                 problems.push(format!(
                     "{} shows no model (GET /v2 gives {status}, and there is no /v1/models); only \
-                     calls for embeddings are remembered",
+                     answers to calls for embeddings are stored",
                     replica.target()
                 ));
             }
@@ -485,7 +485,7 @@ impl Inner {
         match probe.end(agreed) {
             Some(Verdict::Pure) => tracing::info!(
                 model = &*model.path,
-                "{PROBES} probes have agreed: rows of this model are remembered one by one"
+                "{PROBES} probes have agreed: answers of this model are stored row by row"
             ),
             Some(Verdict::Impure) => {
                 tracing::warn!(
@@ -598,7 +598,7 @@ impl Inner {
     /// Forwards a call without the memo.
     async fn bypass(&self, request: Request<Outgoing>, reason: Bypass) -> Response<ResponseBody> {
         self.bypassed.fetch_add(1, Relaxed);
-        tracing::debug!(path = request.uri().path(), reason = reason.as_str(), "not remembered");
+        tracing::debug!(path = request.uri().path(), reason = reason.as_str(), "not stored");
         let mut response = self.forward(request).await;
         CacheStatus::Bypass(reason).add_to(response.headers_mut());
         response
@@ -661,7 +661,7 @@ enum Called {
 }
 
 impl Called {
-    /// The call at this path, if it is one that can be remembered.
+    /// The call at this path, if its answer can be stored.
     fn by(path: &str) -> Option<Called> {
         if path.ends_with("/embeddings") {
             return Some(Called::Embeddings);

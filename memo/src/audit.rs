@@ -1,5 +1,5 @@
 //! A sample of hits is asked about again, when the classifier has nothing else to do: what share of
-//! the remembered answers could be wrong is then a measured figure and not a belief.
+//! the stored answers could be wrong is then a measured figure and not a belief.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

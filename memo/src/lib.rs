@@ -8,10 +8,11 @@
 //! 1. A front end hands rows to the memo: [`Memo::submit`], or a batch of the TCP service.
 //! 2. [`key`] hashes each row under the model's present keys. `models` holds these keys and follows
 //!    the upstream's model.
-//! 3. `lookup` reads the store. A stored answer is used only if its seal proves that this model
-//!    gave it for these bytes. A hit is answered here.
-//! 4. A miss joins a flight ([`flights`]). The first waiter of a flight gets a permit, the duty to
-//!    make the call; `begun` holds the duties of a batch. Later equal rows only wait.
+//! 3. `lookup` reads a store in this process. A stored answer is used only if its seal proves that
+//!    this model gave it for these bytes. A hit is answered here.
+//! 4. Every other row joins a flight ([`flights`]). The first waiter of a flight gets a permit, the
+//!    duty to make the call; `begun` holds the duties of a batch. Later equal rows only wait. A
+//!    remote [`store`] is read now, so that equal rows share the lookup; a hit ends the flight.
 //! 5. The calls of the batch go to the [`upstream`]: a model in this process, or a [`pool`] of
 //!    endpoints. A `flight` is the receiver of one call. Before costly work the upstream asks
 //!    whether the answer is still wanted; `deadlines` removes the waiters whose time is over.
@@ -19,7 +20,7 @@
 //!    completes and each waiter gets its reply.
 //!
 //! A [`Reply`](afterimage_core::Reply) owns each duty on this way, so that a panic or a dropped
-//! call ends in a failure and never in silence.
+//! call ends in a failure, and each waiter gets a reply.
 //!
 //! A model check (`--cfg loom`) compiles the flights and what they need; tokio does not build
 //! there.

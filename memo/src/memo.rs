@@ -292,7 +292,7 @@ impl Memo {
         outcome.await.unwrap_or_else(|_| Err(Failure::abandoned()))
     }
 
-    /// Takes the answer of one input back. The next request computes it anew.
+    /// Deletes the answer of one input. The next request computes it anew.
     ///
     /// # Errors
     /// As [`ask`](Self::ask), when the model is not known.
@@ -318,8 +318,8 @@ impl Memo {
         Ok(())
     }
 
-    /// Takes all answers of a model back, in constant time: it begins a new epoch of keys. Entries
-    /// of the old epoch are evicted by and by.
+    /// Deletes all answers of a model, in constant time: it begins a new epoch of keys. Entries
+    /// of the old epoch are evicted with time.
     ///
     /// Requests to this memo that begin later get no older answer, also when the upstream changes
     /// to another model. Other memos with the same store and secret notice within a second of their
@@ -340,7 +340,7 @@ impl Memo {
         })
     }
 
-    /// Takes all answers of all models back, as [`flush`](Self::flush).
+    /// Deletes all answers of all models, as [`flush`](Self::flush).
     ///
     /// # Errors
     /// The last failure. The other models are flushed.

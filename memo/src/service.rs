@@ -161,7 +161,7 @@ impl MemoService {
         if asked.is_empty() { &self.entry.name } else { asked }
     }
 
-    /// Takes the answer of one row back. Returns how many answers that concerns, as far as known.
+    /// Deletes the answer of one row. Returns how many answers were deleted, as far as known.
     fn forget(&self, &Forget { model, version, row }: &Forget<'_>) -> Result<u64, Failure> {
         let inner = &self.memo.inner;
         let model = self.name_of(model);

@@ -383,7 +383,7 @@ async fn model_server(target: &Target, limit: Duration, findings: &mut Findings)
         Ok(Ok((status, _))) => findings.warn(
             subject,
             format!("answers, but GET /v2 gives {status}"),
-            "If it has no Open Inference Protocol, the proxy forwards all its requests.".into(),
+            "The proxy answers only calls for embeddings from memory (POST …/embeddings).".into(),
         ),
         Ok(Err(error)) => {
             findings.fail(subject, error.to_string(), "Start it, or correct its URL.".into());

@@ -12,7 +12,7 @@ use crate::print::{self, say};
   afterimage key search --rate 100/s
   afterimage key dashboard --scope read --json
 
-Append the line to the file of --api-keys, and give the key to the client. It sends the key as
+Append the line to the file of --api-keys, and give the key to the client. The client sends it as
 Authorization: Bearer KEY. The file has only the hash, so the key cannot be shown again.")]
 pub(crate) struct Args {
     /// Name of the key, for the file and for logs.

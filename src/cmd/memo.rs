@@ -26,9 +26,6 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     pub(crate) listen: String,
 
-    #[command(flatten)]
-    pub(crate) http: HttpArgs,
-
     /// Where answers are kept: embedded, HOST:PORT of a cache service, redis://HOST,
     /// redis+cluster://HOST,… (rediss for TLS).
     #[arg(long, value_name = "STORE", default_value = "embedded", alias = "cache")]
@@ -37,6 +34,9 @@ pub(crate) struct Args {
     /// Classifier: embedded, or HOST:PORT. Several addresses, separated by commas, share the work.
     #[arg(long, value_name = "ADDR", default_value = "embedded", value_delimiter = ',')]
     pub(crate) classifier: Vec<ClassifierAddr>,
+
+    #[command(flatten)]
+    pub(crate) http: HttpArgs,
 
     #[command(flatten)]
     pub(crate) remote: StoreArgs,

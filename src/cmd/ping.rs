@@ -17,7 +17,7 @@ use crate::{net, serving};
 #[command(after_help = "Examples:
   afterimage ping
   afterimage ping memo:7400 --ready --token-file token
-  afterimage ping http://127.0.0.1:7470 --ready   An admin listener, a gateway or a proxy
+  afterimage ping http://127.0.0.1:7490 --ready   A gateway, or the --admin address of a service
 
 Exit code 0 if the service answers, 1 if not.")]
 pub(crate) struct Args {
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(value_name = "ADDR")]
     addr: Option<Address>,
 
-    /// Server to ask, as HOST:PORT or http://HOST:PORT.
+    /// Service to ask: HOST:PORT, or the http://HOST:PORT of a gateway or of --admin.
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     server: Address,
 

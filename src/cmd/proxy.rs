@@ -33,8 +33,8 @@ use crate::{metrics, net, serving, store};
 )))]
 pub(crate) struct Args {
     /// Model server: the Open Inference Protocol or OpenAI-style embeddings over HTTP. Several
-    /// equal servers share the work. With --grpc-listen, each server also has a URL
-    /// grpc://HOST:PORT, in the same order.
+    /// equal servers share the work. With --grpc-listen, also give the URL grpc://HOST:PORT of each
+    /// server, in the same order.
     #[arg(value_name = "URL", required = true)]
     urls: Vec<Url>,
 
@@ -42,7 +42,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7470", value_parser = net::parse)]
     listen: String,
 
-    /// Address to listen on for gRPC. Both sides answer from one memory.
+    /// Address to listen on for gRPC. HTTP and gRPC share the stored answers [default: none]
     #[arg(long, value_name = "ADDR", value_parser = net::parse)]
     grpc_listen: Option<String>,
 
@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", value_parser = net::parse)]
     http: Option<String>,
 
-    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE].
+    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE]. See afterimage key.
     #[arg(long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
 
@@ -86,12 +86,11 @@ struct MemoryArgs {
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
 
-    /// Folder for answers on this machine's disk: memory has the hot ones, and all outlive the
-    /// process.
+    /// Also keep answers in this folder. With --secret-file they survive a restart.
     #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
     disk: Option<PathBuf>,
 
-    /// Maximum size of the files in --disk. The oldest answers are deleted.
+    /// Maximum size of the files in --disk. When it is reached, the oldest answers are deleted.
     #[arg(long, value_name = "SIZE", default_value = "10GiB")]
     disk_bytes: Size,
 
@@ -103,8 +102,8 @@ struct MemoryArgs {
     #[arg(long, value_name = "TIME", requires = "snapshot")]
     snapshot_every: Option<Span>,
 
-    /// File with the secret that proxies with one store share: 32 bytes or 64 hexadecimal digits
-    /// [default: random].
+    /// File with the secret that stored answers depend on: 32 bytes or 64 hexadecimal digits.
+    /// Proxies with one store share it [default: random]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
 
@@ -134,7 +133,7 @@ struct MemoryArgs {
     #[arg(long)]
     observe: bool,
 
-    /// Maximum size of a request's body that is remembered. A larger one is forwarded.
+    /// Maximum size of a request's body. The answer to a larger one is not stored.
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     max_body: Size,
 
@@ -142,7 +141,7 @@ struct MemoryArgs {
     #[arg(long, value_name = "SIZE", default_value = "512MiB")]
     max_body_memory: Size,
 
-    /// Maximum number of models whose answers are remembered.
+    /// Maximum number of models whose answers are stored.
     #[arg(long, value_name = "N", default_value = "1000")]
     max_models: NonZeroUsize,
 }

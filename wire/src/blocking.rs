@@ -387,7 +387,7 @@ impl Admin {
         self.block_on(self.client.snapshot(timeout))
     }
 
-    /// Takes the stored answer of one row back: see [`crate::Admin::forget`].
+    /// Deletes the stored answer of one row: see [`crate::Admin::forget`].
     ///
     /// # Errors
     /// As [`crate::Admin::forget`].
@@ -395,7 +395,7 @@ impl Admin {
         self.block_on(self.client.forget(model, version, row))
     }
 
-    /// Takes all stored answers of a model back: see [`crate::Admin::flush`].
+    /// Deletes all stored answers of a model: see [`crate::Admin::flush`].
     ///
     /// # Errors
     /// As [`crate::Admin::forget`].

@@ -366,7 +366,7 @@ impl Inner {
     /// Forwards a call without the memo.
     async fn bypass_grpc(&self, call: Passing, reason: Bypass, respond: &mut Respond) {
         self.bypassed.fetch_add(1, Relaxed);
-        tracing::debug!(reason = reason.as_str(), "a gRPC call is not remembered");
+        tracing::debug!(reason = reason.as_str(), "the answer to a gRPC call is not stored");
         self.pass(call, respond, |head| CacheStatus::Bypass(reason).add_to(head)).await;
     }
 }

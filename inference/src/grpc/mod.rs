@@ -160,7 +160,7 @@ impl Inner {
     }
 }
 
-/// Takes all answers back when it is dropped: a model was loaded or unloaded.
+/// Deletes all answers when it is dropped: a model was loaded or unloaded.
 struct Changed(Arc<Inner>);
 
 impl Drop for Changed {

@@ -31,7 +31,7 @@ pub(crate) struct TargetArgs {
     ///
     /// HOST:PORT of a memo, a classifier or a cache service;
     /// redis://[USER:PASSWORD@]HOST[:PORT][/DB]; memcached://HOST[:PORT] for its text
-    /// protocol, or memcached+meta://HOST[:PORT]; a model server or a proxy before it as
+    /// protocol, or memcached+meta://HOST[:PORT]; a model server, or a proxy in front of it, as
     /// http://HOST[:PORT]/v2/models/NAME or http://HOST[:PORT]/v1/embeddings.
     #[arg(value_name = "TARGET")]
     server: Option<String>,

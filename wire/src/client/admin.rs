@@ -58,7 +58,7 @@ impl Admin {
         }
     }
 
-    /// Takes the stored answer of one row back; an empty `version` is the present one. Returns how
+    /// Deletes the stored answer of one row; an empty `version` is the present one. Returns how
     /// many answers were deleted, as far as the store knows. Needs admin rights and a memo of
     /// version 2.
     ///
@@ -79,7 +79,7 @@ impl Admin {
         }
     }
 
-    /// Takes all stored answers of a model back; of all models if `model` is empty. Needs admin
+    /// Deletes all stored answers of a model; of all models if `model` is empty. Needs admin
     /// rights and a memo of version 2.
     ///
     /// # Errors

@@ -121,11 +121,11 @@ kinds! {
     InferReq = 0x22;
     /// Server, version 2: the answers.
     InferResp = 0x23;
-    /// Client, version 2: takes the stored answer of one row back.
+    /// Client, version 2: deletes the stored answer of one row.
     ForgetReq = 0x30;
     /// Server, version 2: how many answers were stored.
     ForgetResp = 0x31;
-    /// Client, version 2: takes all stored answers of a model, or of all models, back.
+    /// Client, version 2: deletes all stored answers of a model, or of all models.
     FlushReq = 0x32;
     /// Server, version 2: it is done.
     FlushResp = 0x33;

@@ -111,14 +111,14 @@ pub enum Message<'a> {
     InferReq(InferReq<'a>),
     /// Answers a [`Message::InferReq`]. Version 2.
     InferResp(InferResp<'a>),
-    /// Takes the stored answer of one row back. Version 2.
+    /// Deletes the stored answer of one row. Version 2.
     ForgetReq(Forget<'a>),
     /// Answers a [`Message::ForgetReq`]. Version 2.
     ForgetResp {
         /// How many stored answers were deleted, as far as the store knows.
         count: u64,
     },
-    /// Takes all stored answers of a model back. Version 2.
+    /// Deletes all stored answers of a model. Version 2.
     FlushReq {
         /// The model's name; empty for all models.
         model: &'a str,

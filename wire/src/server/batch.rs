@@ -73,9 +73,9 @@ pub enum Op<'a> {
     WriteBytes(&'a BytesWrite<'a>),
     /// Answer rows with a model: [`Batch::response_reply`].
     Infer(&'a Infer<'a>),
-    /// Take the stored answer of one row back: [`Batch::forgotten`].
+    /// Delete the stored answer of one row: [`Batch::forgotten`].
     Forget(&'a Forget<'a>),
-    /// Take all stored answers of a model back: [`Batch::flushed`].
+    /// Delete all stored answers of a model: [`Batch::flushed`].
     Flush {
         /// The model's name; empty for all models.
         model: &'a str,
