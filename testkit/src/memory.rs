@@ -7,7 +7,13 @@ use std::fs;
 thread_local! {
     /// Allocations of this thread.
     static COUNT: Cell<u64> = const { Cell::new(0) };
+    /// Those of at least [`LARGE`] bytes.
+    static LARGE_COUNT: Cell<u64> = const { Cell::new(0) };
 }
+
+/// The size of a large allocation. A buffer that doubles does not have this size before an input of
+/// this length needs it.
+pub const LARGE: usize = 1_000_000;
 
 /// Makes [`Counting`] the allocator of a test program.
 #[macro_export]
@@ -22,21 +28,24 @@ macro_rules! count_allocations {
 #[derive(Debug)]
 pub struct Counting;
 
-fn count() {
+fn count(size: usize) {
     let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+    if size >= LARGE {
+        let _ = LARGE_COUNT.try_with(|count| count.set(count.get() + 1));
+    }
 }
 
 // SAFETY: every call is passed on unchanged to `System`, which fulfils the trait's contract.
 // Counting uses a thread-local cell, which neither allocates nor unwinds.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promises are `System`'s conditions.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(size);
         // SAFETY: as above; `old` came from `System`.
         unsafe { System.realloc(old, layout, size) }
     }
@@ -52,6 +61,14 @@ pub fn allocations(action: impl FnOnce()) -> u64 {
     let before = COUNT.get();
     action();
     COUNT.get() - before
+}
+
+/// Allocations of at least [`LARGE`] bytes that `action` makes on this thread. A block that grows
+/// counts each time.
+pub fn large_allocations(action: impl FnOnce()) -> u64 {
+    let before = LARGE_COUNT.get();
+    action();
+    LARGE_COUNT.get() - before
 }
 
 /// Bytes of this process in physical memory. Linux only.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use afterimage_testkit::doubles::FirstByte;
 use afterimage_testkit::pki::{Authority, Issued};
-use afterimage_wire::client::{ConnectionError, Report};
+use afterimage_wire::client::{Classified, ConnectionError, Reply, Report};
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::message::Message;
 use afterimage_wire::server::{Server, ServerOptions, Token};
@@ -101,6 +101,10 @@ async fn calls_cross_with_large_and_many_frames() {
     let client = connect(&server, client_tls(&authority, None)).await.unwrap();
     // More than one record of TLS, in both directions.
     assert_eq!(client.classify(&vec![7; 1 << 20]).await.unwrap().label, 7);
+    let (sender, shared) = oneshot::channel();
+    let reply = Reply::call(move |answer: Classified| sender.send(answer).unwrap());
+    client.submit_classify_shared(&vec![8; 1 << 20].into(), PATIENCE, reply);
+    assert_eq!(shared.await.unwrap().unwrap().0.label, 8);
     let calls: Vec<_> = (0..2000u32)
         .map(|n| {
             let client = client.clone();

@@ -94,7 +94,7 @@ impl Endpoint for TcpEndpoint {
             }
             Err(error) => attempt.end(Err(EndpointError::from(&error))),
         });
-        self.client.submit_classify(&row, timeout, reply);
+        self.client.submit_classify_shared(&row, timeout, reply);
     }
 
     fn close(&self) {

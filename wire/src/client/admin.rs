@@ -72,7 +72,7 @@ impl Admin {
             put_name(&mut body, name);
         }
         body.extend_from_slice(row);
-        let request = Request::Encoded(EncodedRequest::plain(Kind::ForgetReq, 0, &body));
+        let request = Request::Encoded(EncodedRequest::plain(Kind::ForgetReq, 0, &body[..]));
         match read(self.shared(), request, CallOptions::new()).await? {
             Answer::Forgotten(count) => Ok(count),
             answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
@@ -88,7 +88,7 @@ impl Admin {
         infer::check_name("model", model)?;
         let mut body = Vec::with_capacity(1 + model.len());
         put_name(&mut body, model);
-        let request = Request::Encoded(EncodedRequest::plain(Kind::FlushReq, 0, &body));
+        let request = Request::Encoded(EncodedRequest::plain(Kind::FlushReq, 0, &body[..]));
         match read(self.shared(), request, CallOptions::new()).await? {
             Answer::Flushed => Ok(()),
             answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::call::{Tries, ask_many, read};
 use super::error::CallError;
 use super::options::CallOptions;
-use super::request::{EncodedRequest, Request};
+use super::request::{Body, EncodedRequest, Request};
 use super::waiter::{Answer, BytesRead, Values, Waiter, Written};
 use super::{client_type, infer};
 use crate::proto::Kind;
@@ -38,7 +38,7 @@ impl CacheClient {
     /// # Errors
     /// Any [`CallError`].
     pub async fn get(&self, key: u64) -> Result<Option<i64>, CallError> {
-        let (request, options) = (Request::CacheRead(key), CallOptions::new());
+        let (request, options) = (Request::<&[u8]>::CacheRead(key), CallOptions::new());
         match read(self.shared(), request, options).await? {
             Answer::Value(value) => Ok(value),
             answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
@@ -70,7 +70,8 @@ impl CacheClient {
         self.shared().submit_write(key, value)
     }
 
-    /// The bytes of a key, if the cache service has some. Needs a cache service of version 2.
+    /// The bytes of a key, if the cache service has some. Needs a cache service of version 2. A
+    /// large value keeps the memory that it was received in, at most about twice its size.
     ///
     /// # Errors
     /// Any [`CallError`]; [`CallError::OldServer`] if the server speaks version 1 only.
@@ -93,7 +94,7 @@ impl CacheClient {
         self.bytes(bytes_write(&body)).await.map(drop)
     }
 
-    async fn bytes(&self, request: Request<&[u8]>) -> Result<Option<Bytes>, CallError> {
+    async fn bytes<B: Body + Copy>(&self, request: Request<B>) -> Result<Option<Bytes>, CallError> {
         match read(self.shared(), request, CallOptions::new()).await? {
             Answer::Bytes(value) => Ok(value),
             answer => Err(answer.is_wrong_for(request.name(), &self.shared().server)),
@@ -137,12 +138,12 @@ fn bytes_read(key: &BytesKey) -> Request<&[u8]> {
     Request::Encoded(EncodedRequest { has_budget: true, ..request })
 }
 
-fn bytes_write(body: &[u8]) -> Request<&[u8]> {
+fn bytes_write(body: &Bytes) -> Request<&Bytes> {
     Request::Encoded(EncodedRequest::plain(Kind::BytesReq, flags::WRITE, body))
 }
 
 /// The body of a write of bytes.
-fn write_body(key: &BytesKey, value: &[u8], ttl: Option<Duration>) -> Result<Vec<u8>, CallError> {
+fn write_body(key: &BytesKey, value: &[u8], ttl: Option<Duration>) -> Result<Bytes, CallError> {
     if value.len() > MAX_VALUE {
         let reason = format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len());
         return Err(CallError::Invalid { reason: reason.into() });
@@ -151,5 +152,5 @@ fn write_body(key: &BytesKey, value: &[u8], ttl: Option<Duration>) -> Result<Vec
     body.extend_from_slice(key);
     body.extend_from_slice(&infer::ttl_s(ttl).to_le_bytes());
     body.extend_from_slice(value);
-    Ok(body)
+    Ok(body.into())
 }

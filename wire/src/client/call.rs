@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::error::CallError;
 use super::options::CallOptions;
-use super::request::Request;
+use super::request::{Body, Request};
 use super::shared::Shared;
 use super::waiter::{Answer, Many, Waiter};
 
@@ -23,9 +23,9 @@ pub(super) async fn ask(
 }
 
 /// Sends one read, and sends it again if its connection is lost.
-pub(super) async fn read(
+pub(super) async fn read<B: Body + Copy>(
     shared: &Shared,
-    request: Request<&[u8]>,
+    request: Request<B>,
     options: CallOptions,
 ) -> Result<Answer, CallError> {
     Read::begin(shared, request, options).outcome().await
@@ -40,7 +40,7 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn new(shared: &'a Shared, request: Request<&[u8]>, timeout: Duration) -> Self {
+    fn new<B: Body>(shared: &'a Shared, request: Request<B>, timeout: Duration) -> Self {
         let (sender, outcome) = oneshot::channel();
         let id = shared.submit(request, timeout, Waiter::Future(sender));
         Asked { shared, id, outcome }
@@ -63,20 +63,16 @@ impl Drop for Asked<'_> {
 }
 
 /// A read in flight, which is sent again if its connection is lost.
-pub(super) struct Read<'a> {
-    request: Request<&'a [u8]>,
+pub(super) struct Read<'a, B> {
+    request: Request<B>,
     tries: Tries<'a>,
     asked: Asked<'a>,
     /// The outcome, if `again_if_lost` has found it.
     known: Option<Result<Answer, CallError>>,
 }
 
-impl<'a> Read<'a> {
-    pub(super) fn begin(
-        shared: &'a Shared,
-        request: Request<&'a [u8]>,
-        options: CallOptions,
-    ) -> Self {
+impl<'a, B: Body + Copy> Read<'a, B> {
+    pub(super) fn begin(shared: &'a Shared, request: Request<B>, options: CallOptions) -> Self {
         let tries = Tries::new(shared, options);
         let asked = Asked::new(shared, request, tries.left);
         Read { request, tries, asked, known: None }
@@ -89,10 +85,11 @@ impl<'a> Read<'a> {
     /// The outcome. If the read is sent again, so are those of `later` that were lost with it.
     pub(super) async fn outcome_before<'r>(
         mut self,
-        later: impl Iterator<Item = &'r mut Read<'a>>,
+        later: impl Iterator<Item = &'r mut Read<'a, B>>,
     ) -> Result<Answer, CallError>
     where
         'a: 'r,
+        B: 'r,
     {
         let mut later = Some(later);
         loop {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use afterimage_core::Reply;
+use bytes::Bytes;
 
 use super::call::{Read, read};
 use super::client_type;
@@ -102,8 +103,8 @@ impl Client {
     /// The label of the oldest image in flight. Images that are lost with it are sent again, too.
     async fn label<'a>(
         &self,
-        read: Read<'a>,
-        later: &mut VecDeque<(Read<'a>, usize)>,
+        read: Read<'a, &'a [u8]>,
+        later: &mut VecDeque<(Read<'a, &'a [u8]>, usize)>,
     ) -> Result<Classification, CallError> {
         match read.outcome_before(later.iter_mut().map(|(read, _)| read)).await? {
             Answer::Classification(label) => Ok(label),
@@ -160,6 +161,17 @@ impl Client {
     /// # }
     /// ```
     pub fn submit_classify(&self, image: &[u8], timeout: Duration, reply: Reply<Classified>) {
+        self.shared().submit(Request::Classify(image), timeout, Waiter::Classify(reply));
+    }
+
+    /// [`Client::submit_classify`] without a copy of an image of at least 16 KiB: the client shares
+    /// it until it is sent.
+    pub fn submit_classify_shared(
+        &self,
+        image: &Bytes,
+        timeout: Duration,
+        reply: Reply<Classified>,
+    ) {
         self.shared().submit(Request::Classify(image), timeout, Waiter::Classify(reply));
     }
 

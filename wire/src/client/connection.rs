@@ -5,22 +5,25 @@
 //! the socket and one on its way back. All frames of one read are decoded in place, then looked up
 //! under one lock, then handed over after it is released.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::error::{CallError, ConnectionError, Violation};
 use super::infer::Inference;
+use super::send_buffer::{LARGE_BODY, SendBuffer};
 use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};
-use crate::proto::{Frame, FrameError, InferResp, Message, Status, StreamFrame, Welcome};
+use crate::proto::{
+    Frame, FrameError, HEADER_LEN, Header, InferResp, Kind, Message, Status, StreamFrame, Welcome,
+};
 use crate::sched::{Rest, corked};
 use crate::stream::Streams;
 use crate::text::Escaped;
@@ -52,12 +55,9 @@ pub(super) struct Driver<T> {
     welcome: Arc<Welcome>,
     max_body: u32,
     input: Input,
-    /// Bytes taken from the outbound buffer; written up to `written`.
-    writing: Vec<u8>,
-    written: usize,
+    /// Taken from the outbound buffer.
+    writing: SendBuffer,
     streams: Arc<Streams>,
-    /// The rest of a large body of a stream, which follows `writing`.
-    body: Bytes,
     /// The waker that the outbound side knows.
     known_waker: Option<Waker>,
     keepalive: Option<Keepalive>,
@@ -91,10 +91,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             welcome,
             max_body: shared.options.max_body,
             input: Input::new(input),
-            writing: Vec::new(),
-            written: 0,
+            writing: SendBuffer::default(),
             streams,
-            body: Bytes::new(),
             known_waker: None,
             keepalive: shared.options.keepalive.map(Keepalive::new),
             go_away: false,
@@ -177,7 +175,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         {
             progressed = true;
             if let Some(outbound) = self.shared.lock().outbound(self.number) {
-                Message::Ping(&[]).encode(NO_REPLY_ID, &mut outbound.out);
+                Message::Ping(&[]).encode(NO_REPLY_ID, outbound.out.frames());
             }
         }
         Ok(if progressed { Round::Progressed } else { Round::Idle })
@@ -187,31 +185,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<Sent, ConnectionError> {
         let mut sent = Sent::Nothing;
         loop {
-            while self.written < self.writing.len() || !self.body.is_empty() {
-                let unsent = &self.writing[self.written..];
-                let transport = Pin::new(&mut self.transport);
-                let written = if self.body.is_empty() {
-                    transport.poll_write(cx, unsent)
-                } else {
-                    let both = [IoSlice::new(unsent), IoSlice::new(&self.body)];
-                    transport.poll_write_vectored(cx, &both)
-                };
-                match written {
+            while !self.writing.is_empty() {
+                match self.writing.poll_write(cx, Pin::new(&mut self.transport)) {
                     Poll::Ready(Ok(0)) => {
                         return Err(ConnectionError::Io(io::ErrorKind::WriteZero.into()));
                     }
-                    Poll::Ready(Ok(n)) => {
-                        let head = n.min(unsent.len());
-                        self.written += head;
-                        self.body.advance(n - head);
-                        sent = Sent::Some;
-                    }
+                    Poll::Ready(Ok(_)) => sent = Sent::Some,
                     Poll::Ready(Err(error)) => return Err(ConnectionError::Io(error)),
                     Poll::Pending => return Ok(sent),
                 }
             }
-            self.writing.clear();
-            self.written = 0;
+            self.writing.reset();
             if self.moved >= TURN {
                 // More frames of streams follow in the next turn, and requests before them.
                 return Ok(sent);
@@ -226,8 +210,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 // Registered first, so that a later frame is not missed.
                 self.streams.register(cx.waker());
                 let before = self.writing.len();
-                self.body = self.streams.with(|table| table.take(&mut self.writing));
-                self.moved += self.writing.len() - before + self.body.len();
+                let body = self.streams.with(|table| table.take(self.writing.frames()));
+                self.writing.push(body);
+                self.moved += self.writing.len() - before;
             }
             if self.writing.is_empty() {
                 // TLS holds bytes back until a flush.
@@ -274,8 +259,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     return Err(ConnectionError::Violation(violation));
                 }
             };
-            let (kind, id) = (frame.header.kind, frame.header.id);
-            let reply = match Message::decode(frame) {
+            let Header { kind, id, .. } = frame.header;
+            let (header, len) = (frame.header, frame.header.frame_len());
+            // The frame's own memory, if it is detached.
+            let owner = match kind {
+                Kind::BytesResp | Kind::InferResp if len >= LARGE_BODY => self.input.detach(len),
+                _ => None,
+            };
+            let (bytes, unread) = match &owner {
+                Some(owner) => (&owner[..], 0),
+                None => (&self.input.unread()[..len], len),
+            };
+            let reply = match Message::decode(Frame { header, body: &bytes[HEADER_LEN..] }) {
                 Ok(Message::ClassifyResp(label)) => {
                     let (class, classes) = (label.label, self.welcome.classes);
                     if classes > 0 && u32::from(class) >= classes {
@@ -290,10 +285,17 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Ok(Message::StatsResp(stats)) => Ok(Answer::Stats(Box::new(stats))),
                 Ok(Message::SnapshotResp(snapshot)) => Ok(Answer::Snapshot(snapshot)),
                 Ok(Message::BytesResp { value }) => {
-                    Ok(Answer::Bytes(value.map(Bytes::copy_from_slice)))
+                    Ok(Answer::Bytes(value.map(|value| match &owner {
+                        Some(owner) => owner.slice_ref(value),
+                        None => Bytes::copy_from_slice(value),
+                    })))
                 }
                 Ok(Message::InferResp(InferResp { digest, answers })) => {
-                    Ok(Answer::Inference(Box::new(Inference { digest, rows: answers.to_rows() })))
+                    let rows = match &owner {
+                        Some(owner) => answers.slices_of(owner),
+                        None => answers.to_rows(),
+                    };
+                    Ok(Answer::Inference(Box::new(Inference { digest, rows })))
                 }
                 Ok(Message::ForgetResp { count }) => Ok(Answer::Forgotten(count)),
                 Ok(Message::FlushResp) => Ok(Answer::Flushed),
@@ -303,7 +305,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 }
                 Ok(Message::Error { status, text, .. }) if self.is_of_stream(id, status, text) => {
                     self.replied = true;
-                    self.input.consume(frame.header.frame_len());
+                    self.input.consume(unread);
                     continue;
                 }
                 Ok(Message::Error { status, text, .. }) => {
@@ -313,13 +315,13 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                 Ok(Message::GoAway { text }) => {
                     tracing::debug!(text = %Escaped(text), "the server sent GoAway");
                     go_away = true;
-                    self.input.consume(frame.header.frame_len());
+                    self.input.consume(unread);
                     continue;
                 }
                 Ok(Message::Unknown { .. } | Message::StreamOpen(_)) => {
                     // A kind of a newer version, or a stream that the server opens; the protocol
                     // requires clients to skip both.
-                    self.input.consume(frame.header.frame_len());
+                    self.input.consume(unread);
                     continue;
                 }
                 Ok(Message::Stream(stream_frame)) => {
@@ -331,7 +333,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                         return Err(ConnectionError::Violation(Violation::UnknownId { id }));
                     }
                     self.replied = true;
-                    self.input.consume(frame.header.frame_len());
+                    self.input.consume(unread);
                     continue;
                 }
                 Ok(_) => Ok(Answer::Other(kind)),
@@ -341,7 +343,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     if !self.streams.with(|table| table.fault(id, false, status, &text)) {
                         return Err(ConnectionError::Violation(Violation::UnknownId { id }));
                     }
-                    self.input.consume(frame.header.frame_len());
+                    self.input.consume(unread);
                     continue;
                 }
                 Err(error) => {
@@ -349,7 +351,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
                     Err(self.broken(violation))
                 }
             };
-            self.input.consume(frame.header.frame_len());
+            self.input.consume(unread);
             self.replied = true;
             if id != NO_REPLY_ID || !matches!(reply, Ok(Answer::Pong)) {
                 self.replies.push((id, reply));
@@ -463,14 +465,27 @@ impl Input {
         self.start += len;
     }
 
+    /// Consumes the first `len` unread bytes and gives their memory away, uncopied. `None` if they
+    /// fill less than half of the buffer: a copy then costs less than the memory.
+    fn detach(&mut self, len: usize) -> Option<Bytes> {
+        if len < self.bytes.len() / 2 {
+            return None;
+        }
+        let (at, end) = (self.start, self.start + len);
+        let fresh = Input::new(&self.bytes[end..self.end]);
+        let old = std::mem::replace(self, Input { news: self.news, ..fresh });
+        Some(Bytes::from(old.bytes).slice(at..end))
+    }
+
     /// Makes space for the rest of a frame. The unread part moves to the front. A larger frame
-    /// doubles the buffer as it arrives, so that a header that announces a large body allocates
-    /// nothing by itself.
+    /// doubles the buffer as it arrives, up to its length, so that a header that announces a large
+    /// body allocates nothing by itself.
     fn needs_more(&mut self) {
         self.bytes.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
         if self.end == self.bytes.len() {
-            self.bytes.resize(self.end * 2, 0);
+            let frame_len = Header::decode(&self.bytes).map_or(0, |header| header.frame_len());
+            self.bytes.resize(frame_len.clamp(self.end + 1, self.end * 2), 0);
         } else if self.end == 0 && self.bytes.len() > READ_LEN {
             self.bytes.truncate(READ_LEN);
             self.bytes.shrink_to_fit();
@@ -527,5 +542,44 @@ impl Keepalive {
             return Ok(true);
         }
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Receives `sent`, as far as there is space.
+    fn receive(input: &mut Input, sent: &[u8]) -> usize {
+        let len = sent.len().min(input.room().len());
+        input.room()[..len].copy_from_slice(&sent[..len]);
+        input.arrived(len);
+        len
+    }
+
+    #[test]
+    fn a_large_frame_is_detached_and_the_rest_stays() {
+        let mut input = Input::new(&[]);
+        let mut sent = Vec::new();
+        let value: Vec<u8> = (0..300_000).map(|i| (i * 7 / 5) as u8).collect();
+        Message::BytesResp { value: Some(&value) }.encode(1, &mut sent);
+        let large = sent.len();
+        Message::Pong(b"the rest").encode(2, &mut sent);
+        let mut at = 0;
+        while input.unread().len() < large {
+            at += receive(&mut input, &sent[at..]);
+            if input.unread().len() < large {
+                input.needs_more();
+            }
+        }
+        assert!(input.bytes.len() <= large.max(2 * READ_LEN), "no larger than the frame");
+        assert!(input.detach(100).is_none(), "too small for its buffer");
+        let (address, rest) = (input.unread().as_ptr(), input.unread()[large..].to_vec());
+        let frame = input.detach(large).unwrap();
+        assert_eq!(frame.as_ptr(), address, "without a copy");
+        assert!(frame == sent[..large] && input.unread() == rest);
+        at += receive(&mut input, &sent[at..]);
+        assert!(at == sent.len() && input.unread() == &sent[large..]);
+        assert_eq!(input.bytes.len(), READ_LEN);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use afterimage_core::RowAnswer;
 use afterimage_core::model::DIGEST_LEN;
+use bytes::Bytes;
 
 use super::error::{CallError, Violation};
 use super::request::EncodedRequest;
@@ -110,9 +111,9 @@ impl Infer {
             budget_ms: u32::try_from(timeout.as_millis()).unwrap_or(0),
             rows,
         };
-        let mut body = Vec::with_capacity(self.rows.len() + 2 * MAX_NAME_LEN + 16);
+        let mut body = Vec::with_capacity(request.body_len());
         request.encode(&mut body);
-        Ok(Encoded { flags: request.flags(), body, budget_at: request.budget_at() })
+        Ok(Encoded { flags: request.flags(), body: body.into(), budget_at: request.budget_at() })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -123,12 +124,12 @@ impl Infer {
 /// An encoded request.
 pub(super) struct Encoded {
     pub(super) flags: u8,
-    pub(super) body: Vec<u8>,
+    pub(super) body: Bytes,
     pub(super) budget_at: NonZeroU16,
 }
 
 impl Encoded {
-    pub(super) fn request(&self) -> EncodedRequest<&[u8]> {
+    pub(super) fn request(&self) -> EncodedRequest<&Bytes> {
         let Encoded { flags, ref body, budget_at } = *self;
         let (kind, budget_at) = (Kind::InferReq, Some(budget_at));
         EncodedRequest { kind, flags, has_budget: false, budget_at, body }

@@ -54,6 +54,7 @@ mod infer;
 mod options;
 mod outbound;
 mod request;
+mod send_buffer;
 mod shared;
 mod state;
 mod stream;

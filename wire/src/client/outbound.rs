@@ -3,12 +3,10 @@
 use std::sync::Arc;
 use std::task::Waker;
 
+use super::send_buffer::SendBuffer;
 use super::stream::{UNFINISHED, limits};
 use crate::proto::Welcome;
 use crate::stream::Streams;
-
-/// A send buffer that grew beyond this in a burst is freed afterwards.
-const KEPT_CAPACITY: usize = 1 << 20;
 
 /// A connection in the shared state. Its number is never reused.
 pub(super) struct Outbound {
@@ -20,7 +18,7 @@ pub(super) struct Outbound {
     window: usize,
     pub(super) in_flight: usize,
     /// Encoded requests that are not taken by the driver.
-    pub(super) out: Vec<u8>,
+    pub(super) out: SendBuffer,
     /// Bytes that the driver is writing.
     writing: usize,
     waker: Option<Waker>,
@@ -37,7 +35,7 @@ impl Outbound {
             welcome,
             window,
             in_flight: 0,
-            out: Vec::new(),
+            out: SendBuffer::default(),
             writing: 0,
             waker: None,
             asleep: false,
@@ -73,11 +71,10 @@ impl Outbound {
         self.asleep = false;
     }
 
-    /// Swaps the encoded requests into `written`, which is empty and becomes the next buffer. If
-    /// there are none, the driver counts as asleep.
-    pub(super) fn take(&mut self, written: &mut Vec<u8>) {
-        debug_assert!(written.is_empty(), "the driver writes its buffer first");
-        written.shrink_to(KEPT_CAPACITY);
+    /// Swaps the encoded requests into `written`, which is all written and becomes the next buffer.
+    /// If there are none, the driver counts as asleep.
+    pub(super) fn take(&mut self, written: &mut SendBuffer) {
+        written.reset();
         std::mem::swap(&mut self.out, written);
         self.writing = written.len();
         self.asleep = written.is_empty();

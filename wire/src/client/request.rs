@@ -1,9 +1,12 @@
-//! Requests without an id: borrowed from the caller, or owned while they are queued.
+//! Requests without an id: borrowed from the caller, or owned or shared while they are queued.
 
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::error::CallError;
+use super::send_buffer::{LARGE_BODY, SendBuffer};
 use crate::proto::message::{Message, put_cache_read, put_cache_write, put_classify_req};
 use crate::proto::{HEADER_LEN, Header, Kind, Welcome};
 
@@ -40,26 +43,81 @@ pub(super) struct EncodedRequest<B> {
 
 // Requests of the hot path are copied into the table of calls.
 const _: () = assert!(size_of::<Request<&[u8]>>() == 24);
+const _: () = assert!(size_of::<Request<QueuedBody>>() == 24);
 
-impl Request<&[u8]> {
-    /// The same request, owned.
-    pub(super) fn to_owned(self) -> Request<Box<[u8]>> {
+/// The body of a request.
+pub(super) trait Body: AsRef<[u8]> {
+    /// The same bytes, which can be shared without a copy.
+    fn shared(&self) -> Option<&Bytes> {
+        None
+    }
+}
+
+impl Body for &[u8] {}
+
+impl Body for &Bytes {
+    fn shared(&self) -> Option<&Bytes> {
+        Some(self)
+    }
+}
+
+/// The body of a queued request.
+#[derive(Debug)]
+pub(super) enum QueuedBody {
+    Copied(Box<[u8]>),
+    Shared(Box<Bytes>),
+}
+
+impl QueuedBody {
+    fn of(body: &impl Body) -> Self {
+        match shared_if_large(body) {
+            Some(bytes) => QueuedBody::Shared(Box::new(bytes.clone())),
+            None => QueuedBody::Copied(body.as_ref().into()),
+        }
+    }
+}
+
+impl AsRef<[u8]> for QueuedBody {
+    fn as_ref(&self) -> &[u8] {
         match self {
-            Request::Classify(image) => Request::Classify(image.into()),
+            QueuedBody::Copied(bytes) => bytes,
+            QueuedBody::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl Body for QueuedBody {
+    fn shared(&self) -> Option<&Bytes> {
+        match self {
+            QueuedBody::Copied(_) => None,
+            QueuedBody::Shared(bytes) => Some(bytes),
+        }
+    }
+}
+
+/// The body, if sharing it costs less than a copy.
+fn shared_if_large(body: &impl Body) -> Option<&Bytes> {
+    body.shared().filter(|bytes| bytes.len() >= LARGE_BODY)
+}
+
+impl<B: Body> Request<B> {
+    /// The same request for the queue.
+    pub(super) fn to_queued(&self) -> Request<QueuedBody> {
+        match *self {
+            Request::Classify(ref image) => Request::Classify(QueuedBody::of(image)),
             Request::CacheRead(key) => Request::CacheRead(key),
             Request::CacheWrite { key, value } => Request::CacheWrite { key, value },
             Request::Ping => Request::Ping,
             Request::Stats => Request::Stats,
             Request::Snapshot => Request::Snapshot,
-            Request::Encoded(EncodedRequest { kind, flags, has_budget, budget_at, body }) => {
-                let body = body.into();
+            Request::Encoded(ref request) => {
+                let EncodedRequest { kind, flags, has_budget, budget_at, ref body } = *request;
+                let body = QueuedBody::of(body);
                 Request::Encoded(EncodedRequest { kind, flags, has_budget, budget_at, body })
             }
         }
     }
-}
 
-impl<B: AsRef<[u8]>> Request<B> {
     /// The name of the request's kind.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -108,27 +166,37 @@ impl<B: AsRef<[u8]>> Request<B> {
     }
 
     /// Appends its frame.
-    pub(super) fn encode(&self, id: u64, budget_ms: u16, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, id: u64, budget_ms: u16, out: &mut SendBuffer) {
+        let frames = out.frames();
         match self {
-            Request::Classify(image) => put_classify_req(out, id, image.as_ref(), budget_ms),
-            Request::CacheRead(key) => put_cache_read(out, id, *key, budget_ms),
-            Request::CacheWrite { key, value } => put_cache_write(out, id, *key, *value),
-            Request::Ping => Message::Ping(&[]).encode(id, out),
-            Request::Stats => Message::StatsReq.encode(id, out),
-            Request::Snapshot => Message::SnapshotReq.encode(id, out),
+            Request::Classify(image) => match shared_if_large(image) {
+                None => put_classify_req(frames, id, image.as_ref(), budget_ms),
+                Some(image) => {
+                    let (kind, status) = (Kind::ClassifyReq, budget_ms);
+                    let body_len = body_len(image);
+                    let header = Header { body_len, kind, flags: 0, status, id };
+                    frames.extend_from_slice(&header.encode());
+                    out.push(image.clone());
+                }
+            },
+            Request::CacheRead(key) => put_cache_read(frames, id, *key, budget_ms),
+            Request::CacheWrite { key, value } => put_cache_write(frames, id, *key, *value),
+            Request::Ping => Message::Ping(&[]).encode(id, frames),
+            Request::Stats => Message::StatsReq.encode(id, frames),
+            Request::Snapshot => Message::SnapshotReq.encode(id, frames),
             Request::Encoded(request) => request.encode(id, budget_ms, out),
         }
     }
 }
 
-impl<'a> EncodedRequest<&'a [u8]> {
+impl<B> EncodedRequest<B> {
     /// A request without a time budget.
-    pub(super) fn plain(kind: Kind, flags: u8, body: &'a [u8]) -> Self {
+    pub(super) fn plain(kind: Kind, flags: u8, body: B) -> Self {
         EncodedRequest { kind, flags, has_budget: false, budget_at: None, body }
     }
 }
 
-impl<B: AsRef<[u8]>> EncodedRequest<B> {
+impl<B: Body> EncodedRequest<B> {
     fn check(&self, welcome: &Welcome) -> Result<(), CallError> {
         let (bytes, limit) = (self.body.as_ref().len(), welcome.max_body);
         let needed = self.kind.since();
@@ -141,22 +209,40 @@ impl<B: AsRef<[u8]>> EncodedRequest<B> {
         Ok(())
     }
 
-    fn encode(&self, id: u64, budget_ms: u16, out: &mut Vec<u8>) {
+    fn encode(&self, id: u64, budget_ms: u16, out: &mut SendBuffer) {
         let body = self.body.as_ref();
         let Self { kind, flags, .. } = *self;
         let status = if self.has_budget { budget_ms } else { 0 };
-        let body_len = u32::try_from(body.len()).expect("`check` has limited the body");
-        out.extend_from_slice(&Header { body_len, kind, flags, status, id }.encode());
-        let start = out.len();
-        out.extend_from_slice(body);
+        let body_len = body_len(body);
+        let budget = self.budget_at.map(|at| {
+            let at = usize::from(at.get());
+            at..at + size_of::<u32>()
+        });
+        let shared = shared_if_large(&self.body);
+        // The part with the time budget is copied, because this changes it.
+        let copied = match shared {
+            None => body.len(),
+            Some(_) => budget.as_ref().map_or(0, |budget| budget.end),
+        };
+        let frames = out.frames();
+        frames.extend_from_slice(&Header { body_len, kind, flags, status, id }.encode());
+        let start = frames.len();
+        frames.extend_from_slice(&body[..copied]);
         // A time above 65 s stays as the caller gave it.
-        if let Some(at) = self.budget_at
+        if let Some(budget) = budget
             && budget_ms != 0
         {
-            let at = start + usize::from(at.get());
-            out[at..at + size_of::<u32>()].copy_from_slice(&u32::from(budget_ms).to_le_bytes());
+            frames[start..][budget].copy_from_slice(&u32::from(budget_ms).to_le_bytes());
+        }
+        if let Some(shared) = shared {
+            out.push(shared.slice(copied..));
         }
     }
+}
+
+/// The length of a body that `check` has limited.
+fn body_len(body: &[u8]) -> u32 {
+    u32::try_from(body.len()).expect("`check` has limited the body")
 }
 
 /// The time left until the deadline in whole milliseconds, rounded up, at least 1. A time that the

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 
 use super::error::{CallError, Stage};
 use super::options::ClientOptions;
-use super::request::Request;
+use super::request::{Body, Request};
 use super::state::{Effects, Life, State};
 use super::waiter::{Many, Values, Waiter};
 
@@ -98,7 +98,12 @@ impl Shared {
     }
 
     /// Submits a request. Its waiter may get the outcome before this returns.
-    pub(super) fn submit(&self, request: Request<&[u8]>, timeout: Duration, waiter: Waiter) -> u64 {
+    pub(super) fn submit<B: Body>(
+        &self,
+        request: Request<B>,
+        timeout: Duration,
+        waiter: Waiter,
+    ) -> u64 {
         let now = self.now();
         let mut effects = Effects::default();
         let mut state = self.lock();
@@ -119,10 +124,10 @@ impl Shared {
     /// Submits a request without a reply.
     pub(super) fn submit_write(&self, key: u64, value: i64) -> Result<(), CallError> {
         let now = self.now();
-        let (timeout, request) = (self.options.timeout, Request::CacheWrite { key, value });
+        let request = Request::<&[u8]>::CacheWrite { key, value };
         self.with(|state, effects| {
             state.room_for(request.cost())?;
-            state.submit(now, timeout, request, Waiter::None, effects);
+            state.submit(now, self.options.timeout, request, Waiter::None, effects);
             Ok(())
         })
     }
@@ -146,7 +151,8 @@ impl Shared {
         if outcome.is_ok() {
             for (index, &key) in keys.iter().enumerate() {
                 let waiter = Waiter::One(Arc::clone(&many), index as u32);
-                state.submit(now, timeout, Request::CacheRead(key), waiter, &mut effects);
+                let request = Request::<&[u8]>::CacheRead(key);
+                state.submit(now, timeout, request, waiter, &mut effects);
             }
         }
         self.release(state, effects);

@@ -1,9 +1,9 @@
 //! The state that callers, the connection's driver and the clock share, under one short lock.
 //!
 //! A call is in the table from its submission to its outcome. While there is no connection, or the
-//! server's window is full, it is queued and owns its bytes. Then its frame is appended to the
-//! connection's send buffer. No function here calls back, wakes a task or blocks: [`Effects`]
-//! collects what must happen after the lock is released.
+//! server's window is full, it is queued and owns or shares its bytes. Then its frame is appended
+//! to the connection's send buffer. No function here calls back, wakes a task or blocks:
+//! [`Effects`] collects what must happen after the lock is released.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::error::{CallError, ConnectionError, Stage, Violation};
 use super::in_flight::InFlight;
 use super::options::{ClientOptions, FAR_FUTURE};
 use super::outbound::Outbound;
-use super::request::{Request, budget_ms};
+use super::request::{Body, QueuedBody, Request, budget_ms};
 use super::waiter::{Many, Waiter};
 use crate::proto::Welcome;
 use crate::stream::Streams;
@@ -32,7 +32,7 @@ struct Call {
 
 /// The state of a call in the table.
 enum CallState {
-    Queued(Request<Box<[u8]>>),
+    Queued(Request<QueuedBody>),
     /// On the connection of this number.
     Sent(u64),
 }
@@ -161,11 +161,11 @@ impl State {
 
     /// Inserts a request and returns its id (0 for one without a reply that is sent). The caller
     /// has checked [`State::room_for`].
-    pub(super) fn submit(
+    pub(super) fn submit<B: Body>(
         &mut self,
         now: Instant,
         timeout: Duration,
-        request: Request<&[u8]>,
+        request: Request<B>,
         waiter: Waiter,
         effects: &mut Effects,
     ) -> u64 {
@@ -189,7 +189,7 @@ impl State {
             effects.wake(outbound.rouse());
         } else {
             let cost = request.cost();
-            let state = CallState::Queued(request.to_owned());
+            let state = CallState::Queued(request.to_queued());
             id = self.calls.insert(deadline, Call { waiter, timeout, state });
             self.queue.ids.push_back(id);
             self.queue.bytes += cost;

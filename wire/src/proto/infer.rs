@@ -55,6 +55,14 @@ impl<'a> InferReq<'a> {
         bit(self.refresh, flags::REFRESH) | bit(self.no_store, flags::NO_STORE)
     }
 
+    /// Bytes of the body.
+    pub(crate) fn body_len(&self) -> usize {
+        2 + name_len(self.model)
+            + name_len(self.version)
+            + 3 * size_of::<u32>()
+            + self.rows.encoded.len()
+    }
+
     /// Appends the body.
     pub(crate) fn encode(&self, out: &mut impl BufMut) {
         put_name(out, self.model);
@@ -279,17 +287,24 @@ impl<'a> Answers<'a> {
 
     /// The answers as values of their own. Answers of bytes share one copy of the reply.
     pub fn to_rows(&self) -> Vec<RowAnswer> {
-        let shared = Bytes::copy_from_slice(self.encoded);
-        // The offsets of `shared` are those of `encoded`.
+        let copy = Bytes::copy_from_slice(self.encoded);
+        Answers { count: self.count, encoded: &copy }.slices_of(&copy)
+    }
+
+    /// The answers as values that share `reply`, which has their bytes.
+    ///
+    /// # Panics
+    /// If these answers were not decoded from `reply`.
+    pub(crate) fn slices_of(&self, reply: &Bytes) -> Vec<RowAnswer> {
         let own = |answer: AnswerRef<'_>| {
             let content = match answer.content {
                 Content::Label(label) => Answer::Label(label),
-                Content::Bytes(bytes) => Answer::Bytes(shared.slice_ref(bytes)),
+                Content::Bytes(bytes) => Answer::Bytes(reply.slice_ref(bytes)),
             };
             let age = Duration::from_secs(answer.age_s.into());
             RowAnswer { answer: content, origin: answer.origin, age }
         };
-        Answers { count: self.count, encoded: &shared }.iter().map(own).collect()
+        self.iter().map(own).collect()
     }
 }
 

@@ -4,11 +4,14 @@ use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use afterimage_wire::client::{BytesRead, CallOptions, ErrorKind, Reply, Written};
+use afterimage_wire::client::{
+    BytesRead, CallOptions, Classified, ErrorKind, Infer, Reply, Written,
+};
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::proto::message::BytesWrite;
 use afterimage_wire::proto::{Kind, Message, Role, Status, Welcome};
 use afterimage_wire::{CallError, Client};
+use bytes::Bytes;
 use tokio::net::TcpListener;
 
 use crate::{PATIENCE, Peer, label, options, pair, pair_with, pipes, soon, welcome};
@@ -184,6 +187,67 @@ async fn a_call_may_have_a_timeout_of_its_own() {
         "no answer from the server within 20ms: still waiting for the reply"
     );
     peer.expect(Kind::ClassifyReq).await;
+}
+
+/// Images of 1 byte to 100 KB.
+fn images() -> Vec<Bytes> {
+    let len = |i: u8| if i.is_multiple_of(2) { 1 } else { 1000 * usize::from(i) };
+    (0..100).map(|i| vec![i; len(i)].into()).collect()
+}
+
+#[tokio::test]
+async fn shared_images_are_sent_in_order_and_released() {
+    let (connector, mut listener) = pipes(1 << 16);
+    let client = Client::with_connector(connector, options());
+    let (sender, labels) = channel();
+    let submit = |image: &Bytes| {
+        let sender = sender.clone();
+        let reply = Reply::call(move |outcome: Classified| sender.send(outcome).unwrap());
+        client.submit_classify_shared(image, PATIENCE, reply);
+    };
+    // One half is queued before there is a connection.
+    let images = images();
+    images[..50].iter().for_each(submit);
+    let mut peer = listener.welcome_with(Welcome { max_body: 1 << 20, ..welcome() }).await;
+    soon(client.connected(PATIENCE)).await.unwrap();
+    images[50..].iter().for_each(submit);
+    assert!(!images[99].is_unique(), "the client shares a large image");
+    for image in &images {
+        let frame = peer.next().await;
+        let id = frame.header.id;
+        let Message::ClassifyReq { image: sent, budget_ms } = frame.message().unwrap() else {
+            panic!("{:?}", frame.header.kind);
+        };
+        assert!(sent == image && (1..=30_000).contains(&budget_ms));
+        peer.send(id, Message::ClassifyResp(label(sent[0].into()))).await;
+    }
+    soon(async {
+        while client.counters().in_flight > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let labels: Vec<u16> = labels.try_iter().map(|outcome| outcome.unwrap().0.label).collect();
+    assert_eq!(labels, (0..100).collect::<Vec<_>>());
+    assert!(images.iter().all(Bytes::is_unique), "the client keeps no image");
+}
+
+#[tokio::test]
+async fn large_rows_are_sent_with_the_time_that_is_left() {
+    let (client, mut peer, _listener) = pair_with(options(), version_2()).await;
+    let rows: [&[u8]; 2] = [&[1; 100_000], &[2; 3]];
+    let call = tokio::spawn({
+        let (client, request) = (client.clone(), Infer::rows("model", rows).version("2"));
+        async move { client.infer(&request).await }
+    });
+    let frame = peer.next().await;
+    let Message::InferReq(sent) = frame.message().unwrap() else {
+        panic!("{:?}", frame.header.kind);
+    };
+    assert_eq!((sent.model, sent.version), ("model", "2"));
+    assert!((1..=30_000).contains(&sent.budget_ms), "{} ms", sent.budget_ms);
+    assert!(sent.rows.iter().eq(rows));
+    call.abort();
 }
 
 const KEY: [u8; 16] = [7; 16];

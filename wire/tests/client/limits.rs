@@ -7,6 +7,7 @@ use std::time::Duration;
 use afterimage_wire::client::{CallOptions, Classified, ConnectionError, Reply, Stage};
 use afterimage_wire::proto::{Kind, Message, Shape, Welcome};
 use afterimage_wire::{CallError, Client, Status};
+use bytes::Bytes;
 
 use crate::{PATIENCE, label, options, pair, pair_with, pipes, soon, welcome};
 
@@ -118,6 +119,27 @@ async fn a_peer_that_does_not_read_fills_only_a_bounded_queue() {
     .await;
     assert_eq!(full.load(Ordering::SeqCst) + late.load(Ordering::SeqCst), 1000);
     drop(peer);
+}
+
+#[tokio::test]
+async fn shared_images_count_as_queued_bytes() {
+    let limit = 500_000;
+    let welcome = Welcome { max_body: 1 << 20, ..welcome() };
+    let (client, peer, _listener) = pair_with(options().max_queued_bytes(limit), welcome).await;
+    let image = Bytes::from(vec![7; 50_000]);
+    let full = Arc::new(AtomicUsize::new(0));
+    for _ in 0..100 {
+        let full = Arc::clone(&full);
+        let reply = Reply::call(move |outcome: Classified| {
+            let is_full = matches!(outcome, Err(CallError::QueueFull { .. }));
+            full.fetch_add(usize::from(is_full), Ordering::SeqCst);
+        });
+        client.submit_classify_shared(&image, PATIENCE, reply);
+        assert!(client.counters().queued_bytes <= limit as u64);
+    }
+    // No image leaves while this thread submits.
+    assert_eq!(full.load(Ordering::SeqCst), 91);
+    drop((client, peer));
 }
 
 #[tokio::test]
