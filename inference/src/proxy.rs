@@ -244,10 +244,11 @@ impl Inner {
     async fn respond(self: &Arc<Self>, request: Request<RequestBody>) -> Response<ResponseBody> {
         let (mut parts, body) = request.into_parts();
         if parts.method == Method::CONNECT {
-            return error(StatusCode::METHOD_NOT_ALLOWED, "this proxy opens no tunnels");
+            let text = "this proxy opens no tunnels";
+            return error(ErrorForm::Inference, StatusCode::METHOD_NOT_ALLOWED, text);
         }
         if let Err(reason) = prepare_request(&mut parts.headers) {
-            return error(StatusCode::BAD_REQUEST, reason);
+            return error(ErrorForm::at(parts.uri.path()), StatusCode::BAD_REQUEST, reason);
         }
         if parts.method == Method::POST {
             if let Some(called) = Called::by(parts.uri.path()) {
@@ -280,10 +281,11 @@ impl Inner {
         called: Called,
     ) -> Response<ResponseBody> {
         self.calls.fetch_add(1, Relaxed);
+        let form = ErrorForm::at(parts.uri.path());
         let asked = match self.understand(parts, body, called).await {
             Ok(asked) => asked,
             Err(NotAsked::Bypass(request, reason)) => return self.bypass(*request, reason).await,
-            Err(NotAsked::Failed(failed)) => return body_error(&failed),
+            Err(NotAsked::Failed(failed)) => return body_error(form, &failed),
         };
         if let Some(observer) = &self.observer {
             return self.observe(asked, observer).await;
@@ -561,7 +563,7 @@ impl Inner {
         self.unreachable.fetch_add(1, Relaxed);
         let text = failure.text.strip_prefix("classifier: ").unwrap_or(&failure.text);
         tracing::warn!(model = asked.model, "{text}");
-        error(status, text)
+        error(ErrorForm::of(&asked.form), status, text)
     }
 
     /// Forwards a call, and notes whether memory would have answered it.
@@ -578,7 +580,8 @@ impl Inner {
                     }
                     Err(failed) => {
                         let text = format!("the server's response ended early: {failed}");
-                        return error(StatusCode::BAD_GATEWAY, &text);
+                        let form = ErrorForm::of(&asked.form);
+                        return error(form, StatusCode::BAD_GATEWAY, &text);
                     }
                 }
             }
@@ -607,6 +610,7 @@ impl Inner {
     /// Sends a request whose fields are prepared to a server.
     async fn forward(&self, request: Request<Outgoing>) -> Response<ResponseBody> {
         let replica = &self.replicas[self.next.fetch_add(1, Relaxed) % self.replicas.len()];
+        let form = ErrorForm::at(request.uri().path());
         match replica.send(request).await {
             Ok(response) => {
                 let mut response = response.map(ResponseBody::Stream);
@@ -620,7 +624,7 @@ impl Inner {
                     ForwardError::Target(_) => StatusCode::BAD_REQUEST,
                     _ => StatusCode::BAD_GATEWAY,
                 };
-                error(status, &failed.to_string())
+                error(form, status, &failed.to_string())
             }
         }
     }
@@ -776,18 +780,57 @@ pub fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes,
     }
 }
 
-fn body_error(failed: &StallError) -> Response<ResponseBody> {
+fn body_error(form: ErrorForm, failed: &StallError) -> Response<ResponseBody> {
     let status = match failed {
         StallError::Stalled(_) => StatusCode::REQUEST_TIMEOUT,
         _ => StatusCode::BAD_REQUEST,
     };
-    error(status, &failed.to_string())
+    error(form, status, &failed.to_string())
+}
+
+/// The form of the proxy's own errors. Clients read only the form of their protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorForm {
+    /// The Open Inference Protocol: the text.
+    Inference,
+    /// OpenAI's: an object.
+    OpenAi,
+}
+
+impl ErrorForm {
+    /// The form for requests to this path.
+    fn at(path: &str) -> Self {
+        // A model can have the name `embeddings`.
+        let is_open_ai = path.ends_with("/embeddings") && !path.starts_with("/v2/");
+        if is_open_ai { ErrorForm::OpenAi } else { ErrorForm::Inference }
+    }
+
+    /// The form for a client that wants a response of this form.
+    fn of(form: &Form) -> Self {
+        match form {
+            Form::Embeddings(_) => ErrorForm::OpenAi,
+            Form::Inference { .. } => ErrorForm::Inference,
+        }
+    }
 }
 
 /// A response of the proxy itself, in the form of the protocol's errors.
-fn error(status: StatusCode, text: &str) -> Response<ResponseBody> {
-    let body = serde_json::json!({ "error": format!("afterimage: {text}") }).to_string();
-    let mut response = Response::new(ResponseBody::full(body));
+fn error(form: ErrorForm, status: StatusCode, text: &str) -> Response<ResponseBody> {
+    let message = format!("afterimage: {text}");
+    let body = match form {
+        ErrorForm::Inference => serde_json::json!({ "error": message }),
+        ErrorForm::OpenAi => {
+            let is_own = status.is_server_error();
+            let kind = if is_own { "server_error" } else { "invalid_request_error" };
+            let code = status.canonical_reason().unwrap_or("error");
+            let code = code.to_ascii_lowercase().replace(' ', "_");
+            let error = serde_json::json!({
+                "message": message, "type": kind, "param": null, "code": code,
+            });
+            serde_json::json!({ "error": error })
+        }
+    };
+    let mut response = Response::new(ResponseBody::full(body.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
