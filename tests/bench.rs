@@ -43,8 +43,8 @@ fn a_service_says_itself_what_it_can_be_asked() {
     assert_eq!(of_memo.runs[0].report.settings.target, "classify");
     let of_cache = record(&[&[cache.place().as_str()][..], &QUICK].concat());
     assert_eq!(of_cache.runs[0].report.settings.target, "cache");
-    let line = bench(&["--target", "http://127.0.0.1:1"]).failed_with_a_line();
-    assert!(line.contains("http://") && line.contains("memcached://"), "{line}");
+    let line = bench(&["--target", "ftp://127.0.0.1:1"]).failed_with_a_line();
+    assert!(line.contains("ftp://") && line.contains("memcached://"), "{line}");
 }
 
 #[test]

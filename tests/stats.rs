@@ -7,12 +7,13 @@ mod common;
 
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use afterimage_wire::ClientOptions;
 use afterimage_wire::blocking::Client;
 use serde_json::Value;
 
-use common::{Running, run};
+use common::{PATIENCE, Running, run};
 
 /// A live view that writes lines; killed at its end.
 struct Watch {
@@ -159,7 +160,12 @@ fn each_replica_has_a_label_in_prometheus_and_a_name_in_json() {
     let both = format!("{at},{unused}");
     let memo = Running::start(&["memo", "--classifier", &both, "--memory", "8MiB"]);
     let client = Client::connect(memo.addr(), ClientOptions::new()).unwrap();
-    client.classify(&[7; 784]).unwrap();
+    // The replica that refuses may be the first one to be tried.
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = client.classify(&[7; 784]) {
+        assert!(Instant::now() < deadline, "{error}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let text = run(&["stats", "--prometheus", &memo.place()]).succeeded();
     for (address, connected) in [(at.as_str(), 1), (unused, 0)] {
         let labels = format!("service=\"memo\",replica=\"{address}\"");

@@ -394,6 +394,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     options.tls = args.tls.load()?;
     let verifies = options.tls.as_ref().is_some_and(|tls| tls.asks_for_certificates());
     let sharing = args.memory.sharing(verifies)?;
+    let (gateway, admin) = (page(&args)?, args.connections.admin.config()?);
     serving::raise_descriptor_limit(options.max_connections);
     let threads = serving::threads(args.connections.threads);
     serving::run(threads, || {
@@ -431,9 +432,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         let proxy = Proxy::new(replicas, memo, settings);
         let servers = urls.iter().map(Target::to_string).collect::<Vec<_>>().join(", ");
         tokio::spawn(greet(servers.clone(), proxy.clone()));
-        let gateway = page(&args)?;
         let proxy = ProxyConfig { address, options, grpc, proxy, servers, snapshots };
-        let admin = args.connections.admin.config()?;
         Ok(Config { proxy: Some(proxy), gateway, admin, ..Config::default() })
     })
 }

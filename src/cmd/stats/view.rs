@@ -303,21 +303,21 @@ mod tests {
         let expected =
             " memo 127.0.0.1:7400  afterimage 0.1.0                  up 10 s · 12 connections
 
-     answers/s      100 k  █
-     hit ratio    99.00 %  ██████████████████████████████▊  99.00 % since the start
+ answers/s      100 k  █
+ hit ratio    99.00 %  ██████████████████████████████▊  99.00 % since the start
 
                 per s        p50        p99      p99.9        max
-     hit           99.0 k    1.25 µs    1.25 µs    1.25 µs    1.25 µs
-     coalesced        100          –          –          –          –
-     miss             900    70.1 µs    70.1 µs    70.1 µs    70.1 µs
+ hit           99.0 k    1.25 µs    1.25 µs    1.25 µs    1.25 µs
+ coalesced        100          –          –          –          –
+ miss             900    70.1 µs    70.1 µs    70.1 µs    70.1 µs
 
-     in flight  17
-     store      afterimage · connected · breaker closed · opened once
-     classifier 900 calls/s · 0 failed · 1 of 2 connected
-     refused    0 overloaded · 30 with a wrong seal
+ in flight  17
+ store      afterimage · connected · breaker closed · opened once
+ classifier 900 calls/s · 0 failed · 1 of 2 connected
+ refused    0 overloaded · 30 with a wrong seal
 
-     audited                    1,234,567
-     replica 1                  classifier-1.example.net:7402: healthy, model 501a1c7";
+ audited                    1,234,567
+ replica 1                  classifier-1.example.net:7402: healthy, model 501a1c7";
         let found = shown(&view, 81, 30);
         assert_eq!(found, expected, "found:\n{found}");
     }
