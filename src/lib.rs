@@ -79,7 +79,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Serve", &["proxy", "serve", "memo", "cache", "classifier", "gateway"]),
     ("Ask", &["classify", "stats", "ping", "snapshot", "forget", "flush"]),
     ("Models", &["train", "import", "eval"]),
-    ("Measure", &["demo", "bench"]),
+    ("Measure", &["demo", "bench", "estimate"]),
     ("Install", &["doctor", "key", "completions", "man"]),
 ];
 
@@ -107,6 +107,8 @@ enum Command {
     Eval(cmd::eval::Args),
     /// Show the gain of a memo on this machine, in half a minute.
     Demo(cmd::demo::Args),
+    /// Estimate a proxy's hit ratio and saved time from an access log or a HAR file.
+    Estimate(cmd::estimate::Args),
     /// Put load on a running service, and measure throughput and latency.
     Bench(Box<cmd::bench::Args>),
     /// Show a running service's statistics.
@@ -313,6 +315,7 @@ fn run() -> anyhow::Result<()> {
         Command::Eval(args) => cmd::eval::run(args),
         Command::Demo(args) => cmd::demo::run(args),
         Command::Bench(args) => cmd::bench::run(*args),
+        Command::Estimate(args) => cmd::estimate::run(args),
         Command::Stats(args) => cmd::stats::run(args),
         Command::Ping(args) => cmd::ping::run(*args),
         Command::Snapshot(args) => cmd::snapshot::run(args),

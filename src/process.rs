@@ -388,13 +388,16 @@ impl Process {
     }
 
     /// Loads the certificates of all listeners and the token files again. Open connections stay
-    /// open. What cannot be loaded stays as it is.
+    /// open. What cannot be loaded stays as it is. Opens the access log of a proxy again.
     ///
     /// The clients of a memo load their certificates and password files by themselves.
     ///
     /// # Errors
     /// The first of the files that cannot be loaded; all others are loaded.
     pub fn reload(&self) -> Result<(), ReloadError> {
+        if let Some(log) = self.proxy.as_ref().and_then(|(proxy, _)| proxy.access_log()) {
+            log.reopen();
+        }
         let tls = self.tls.iter().map(|tls| tls.reload().map_err(ReloadError::Tls));
         let tokens = self.tokens.iter().map(|token| token.reload().map_err(ReloadError::Token));
         // All are loaded before the first error is returned.

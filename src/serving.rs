@@ -123,10 +123,16 @@ pub(crate) fn run(
             proxy.stats(&mut stats);
             let report = proxy.observed().unwrap_or_else(|| summary(&stats));
             tracing::info!("stopped after {uptime}: {report}");
+            if let Some(log) = proxy.access_log() {
+                log.close(LOG_TIMEOUT);
+            }
         }
         Ok(drained?)
     })
 }
+
+/// The longest time to write the last lines of an access log.
+const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The work of a service in one line: its requests and its hit ratio.
 fn summary(stats: &Stats) -> String {

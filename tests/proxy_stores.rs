@@ -151,6 +151,40 @@ fn answers_of_a_proxy_outlive_a_restart() {
     stop(proxy);
 }
 
+#[test]
+fn a_rotated_access_log_gives_an_estimate() {
+    let (model, folder) = (ModelServer::start(), folder());
+    let (url, secret) = (model.url(), file(&folder, "secret", [7; 32]));
+    let path = folder.path().join("access.log");
+    let (log, old) = (path.to_str().unwrap(), folder.path().join("old.log"));
+    let args = ["proxy", &url, "--access-log", log, "--secret-file", &secret];
+    let proxy = Running::start(&args);
+    until_hit(&proxy, 1);
+    std::fs::rename(&path, &old).unwrap();
+    proxy.signal(Signal::HUP);
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < PATIENCE, "the log is not opened again:\n{}", proxy.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(is_hit(&proxy, 1) && !is_hit(&proxy, 2));
+    stop(proxy);
+    let (old, new) =
+        (std::fs::read_to_string(&old).unwrap(), std::fs::read_to_string(&path).unwrap());
+    let lines = old.lines().chain(new.lines()).count();
+    // The first calls can find the model unknown, and are not remembered then.
+    let all = file(&folder, "all.log", format!("{old}{new}"));
+    let estimate = run(&["estimate", &all, "--json"]).succeeded();
+    let estimate: serde_json::Value = serde_json::from_str(&estimate).unwrap();
+    assert_eq!((&estimate["calls"], &estimate["skipped"]), (&lines.into(), &0.into()));
+    let rows = [&estimate["rows"], &estimate["rows_from_memory"]].map(|n| n.as_u64().unwrap());
+    assert!(rows[0] >= 4 && rows[1] == rows[0] - 2, "{estimate}");
+    assert!(run(&["estimate", &all]).succeeded().contains("hit ratio of rows"));
+    let empty = file(&folder, "empty", "");
+    let error = run(&["estimate", &empty]).failed_with_a_line();
+    assert!(error.contains("has no inference call; give an access log"), "{error}");
+}
+
 /// Asks about numbers, and kills the proxy when nothing more is written to this folder.
 fn fill_and_kill(proxy: Running, disk: &std::path::Path) {
     (0..300).for_each(|number| until_hit(&proxy, number));

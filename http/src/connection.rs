@@ -3,14 +3,16 @@
 use std::error::Error;
 use std::fmt;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
 use hyper::service::{Service, service_fn};
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use pin_project_lite::pin_project;
@@ -20,6 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::body::RequestBody;
+use crate::framing::{ClearRequests, Framing};
 use crate::listener::{Connections, Peer, listen};
 use crate::options::HttpOptions;
 use crate::transport::Transport;
@@ -95,17 +98,24 @@ where
         stop: CancellationToken,
     ) {
         let activity = Arc::new(Activity::new(Instant::now()));
-        let transport = Transport::new(stream, self.options.write_timeout, Arc::clone(&activity));
+        let (clear, requests) = (ClearRequests::default(), AtomicU64::new(0));
+        let transport = Transport::new(stream, self.options.write_timeout, Arc::clone(&activity))
+            .with_framing(Framing::new(clear.clone()));
         let io = TokioIo::new(Box::pin(transport));
         let (of, from, body_timeout) =
             (Arc::clone(&activity), peer.clone(), self.options.body_timeout);
         let service = Arc::clone(&self.service);
         let service = service_fn(move |request: Request<Incoming>| {
             let active = Active::new(&of);
+            let is_clear = clear.contains(requests.fetch_add(1, Relaxed));
             let mut request = request.map(|body| RequestBody::new(body, body_timeout));
             request.extensions_mut().insert(from.clone());
-            let response = service.call(request);
-            async move { response.await.map(|response| response.map(|inner| Tracked { inner, active })) }
+            let response = is_clear.then(|| service.call(request));
+            async move {
+                let Some(response) = response else { return Ok(refusal(active)) };
+                let tracked = |inner| Tracked { inner: Some(inner), text: None, active };
+                response.await.map(|response| response.map(tracked))
+            }
         });
         let mut connection = pin!(self.builder.serve_connection(io, service));
         let mut is_stopping = false;
@@ -238,16 +248,31 @@ impl Drop for Active {
     }
 }
 
+/// The response to a request whose length is not clear. It ends the connection.
+fn refusal<B>(active: Active) -> Response<Tracked<B>> {
+    const TEXT: &str = "the request has both Content-Length and Transfer-Encoding; send one\n";
+    let text = Some(Bytes::from_static(TEXT.as_bytes()));
+    let mut response = Response::new(Tracked { inner: None, text, active });
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
 pin_project! {
     /// The body of a response. Its end is the end of the request.
     struct Tracked<B> {
+        // The service's body, or `None` when the listener refuses the request.
         #[pin]
-        inner: B,
+        inner: Option<B>,
+        // The listener's own text; `None` when it has been sent.
+        text: Option<Bytes>,
         active: Active,
     }
 }
 
-impl<B: Body> Body for Tracked<B> {
+impl<B: Body<Data = Bytes>> Body for Tracked<B> {
     type Data = B::Data;
     type Error = B::Error;
 
@@ -255,15 +280,20 @@ impl<B: Body> Body for Tracked<B> {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().inner.poll_frame(context)
+        let this = self.project();
+        match this.inner.as_pin_mut() {
+            Some(inner) => inner.poll_frame(context),
+            None => Poll::Ready(this.text.take().map(|text| Ok(Frame::data(text)))),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().map_or(self.text.is_none(), Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let text = self.text.as_ref().map_or(0, |text| text.len() as u64);
+        self.inner.as_ref().map_or(SizeHint::with_exact(text), Body::size_hint)
     }
 }
 

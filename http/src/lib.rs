@@ -11,6 +11,9 @@
 //! resets, the time for a TLS handshake, for a header, and between two parts of a body, and the
 //! time in which a client reads no response. [`HttpOptions`] names each limit with its reason.
 //!
+//! An HTTP/1.1 request with both `Content-Length` and `Transfer-Encoding` gets 400, and its
+//! connection is closed: two servers could disagree where the next request begins.
+//!
 //! [`Collected`] is a request's body in memory, within a limit and a
 //! [`ByteBudget`](afterimage_core::ByteBudget). A body that does not fit is handed back, so that a
 //! proxy can still forward it.
@@ -21,6 +24,7 @@
 
 mod body;
 mod connection;
+mod framing;
 mod listener;
 mod options;
 mod respond;

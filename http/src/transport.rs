@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::connection::Activity;
+use crate::framing::Framing;
 
 pin_project! {
     /// A stream that reports arriving bytes, and fails when a write makes no progress.
@@ -21,12 +22,18 @@ pin_project! {
         stalled: Option<Sleep>,
         write_timeout: Duration,
         activity: Arc<Activity>,
+        framing: Option<Framing>,
     }
 }
 
 impl<T> Transport<T> {
     pub(crate) fn new(inner: T, write_timeout: Duration, activity: Arc<Activity>) -> Self {
-        Transport { inner, stalled: None, write_timeout, activity }
+        Transport { inner, stalled: None, write_timeout, activity, framing: None }
+    }
+
+    /// Follows the requests of HTTP/1.1, too.
+    pub(crate) fn with_framing(self, framing: Framing) -> Self {
+        Transport { framing: Some(framing), ..self }
     }
 }
 
@@ -39,8 +46,12 @@ impl<T: AsyncRead> AsyncRead for Transport<T> {
         let this = self.project();
         let before = buffer.filled().len();
         ready!(this.inner.poll_read(context, buffer))?;
-        if let Some(first) = buffer.filled().get(before) {
+        let new = &buffer.filled()[before..];
+        if let Some(first) = new.first() {
             this.activity.received(*first);
+        }
+        if let Some(framing) = this.framing {
+            framing.received(new);
         }
         Poll::Ready(Ok(()))
     }

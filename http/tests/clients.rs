@@ -136,6 +136,40 @@ async fn a_body_above_the_limit_comes_back_whole() {
 }
 
 #[tokio::test]
+async fn refuses_a_request_with_two_lengths() {
+    let listener = listen(HttpOptions::default()).await;
+    for fields in [
+        "content-length: 4\r\ntransfer-encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4",
+        "content-length: 4\r\nx-more: 1\r\ntransfer-encoding: gzip, chunked",
+    ] {
+        let both = format!(
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\nok\
+             POST / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n0\r\n\r\n\
+             POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\nhidden"
+        );
+        let reply = listener.exchange(both.as_bytes()).await;
+        assert!(reply.contains("2 bytes"), "the request before it is answered: {reply}");
+        let refused = reply.contains(" 400 ") && reply.contains("connection: close");
+        assert!(refused && reply.contains("both Content-Length and"), "{reply}");
+        assert!(!reply.contains("6 bytes"), "the connection ends with it: {reply}");
+        assert_eq!(reply.matches("HTTP/1.1 ").count(), 2, "{reply}");
+    }
+    // Both forms alone are served, also behind each other, and in parts.
+    let mut stream = listener.connect().await;
+    let chunked = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+                   3;x=y\r\nabc\r\n2\r\nde\r\n0\r\nx: content-length: 4\r\n\r\n";
+    let sized = "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: 32\r\n\r\n\
+                 \r\ntransfer-encoding: chunked\r\n\r\n";
+    for part in format!("{chunked}{chunked}{sized}").as_bytes().chunks(7) {
+        stream.write_all(part).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let reply = until_closed(&mut stream).await;
+    assert_eq!((reply.matches("5 bytes").count(), reply.matches("32 bytes").count()), (2, 1));
+}
+
+#[tokio::test]
 async fn closes_a_connection_without_a_complete_header() {
     let listener = listen(short()).await;
     // No byte, the start of a method, the preface of HTTP/2 in part, a header without its end.

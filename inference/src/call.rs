@@ -54,6 +54,11 @@ impl Call {
         request
     }
 
+    /// Bytes of the client's body.
+    pub(crate) fn body_len(&self) -> usize {
+        self.body.len()
+    }
+
     /// What the body asks for.
     pub(crate) fn content(&self) -> &Content {
         &self.content

@@ -89,6 +89,11 @@ impl ModelEndpoint {
         }))
     }
 
+    /// The version in the last response.
+    pub(crate) fn version(&self) -> Option<String> {
+        self.0.lock().version.clone()
+    }
+
     /// Asks the server about the model, and takes the answer over.
     pub(crate) async fn examine(&self) -> (Examined, Option<Description>) {
         // Before the questions: a call that ended by now is in the counters that follow.

@@ -21,10 +21,12 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod call;
 mod content;
 pub mod embeddings;
 mod endpoint;
+pub mod estimate;
 pub mod forward;
 pub mod grpc;
 mod headers;
@@ -38,6 +40,7 @@ pub mod policy;
 mod proxy;
 mod purity;
 
+pub use access::{AccessLog, LogTarget};
 pub use forward::{Replica, Target, TargetError};
 pub use grpc::{Channel, GrpcTarget};
 pub use policy::{Bypass, Sharing};

@@ -147,6 +147,13 @@ impl Models {
         }
     }
 
+    /// The version in the last response of a model, if one has a version.
+    pub(crate) fn version(&self, path: &str) -> Option<String> {
+        let slot = self.lock().known.get(path).map(Arc::clone)?;
+        let model = slot.model.get()?.as_ref().ok()?;
+        model.endpoints.iter().find_map(ModelEndpoint::version)
+    }
+
     /// Deletes all answers and all evidence: a model was loaded or unloaded, and an ensemble may
     /// contain it.
     pub(crate) fn flush(&self) {

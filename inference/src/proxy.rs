@@ -16,6 +16,7 @@ use afterimage_memo::{Context, MAX_ROWS, Memo, Request as MemoRequest};
 use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use flate2::read::{GzDecoder, ZlibDecoder};
+use http_body::Body as _;
 use hyper::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::http::uri::PathAndQuery;
@@ -23,6 +24,7 @@ use hyper::service::Service;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use smallvec::SmallVec;
 
+use crate::access::{AccessLog, Entry, note};
 use crate::call::{Call, Payload};
 use crate::content::{Answers, Content, Form, assembled, embedded, rendered};
 use crate::embeddings;
@@ -66,6 +68,8 @@ pub struct ProxyOptions {
     pub split_rows: bool,
     /// Forward every call, answer none from memory, and count what memory would have answered.
     pub observe: bool,
+    /// A log with one line for each inference call; `None` by default.
+    pub access_log: Option<AccessLog>,
 }
 
 impl Default for ProxyOptions {
@@ -82,6 +86,7 @@ impl Default for ProxyOptions {
             ttl: None,
             split_rows: false,
             observe: false,
+            access_log: None,
         }
     }
 }
@@ -107,6 +112,7 @@ pub(crate) struct Inner {
     pub(crate) ttl: Option<Duration>,
     pub(crate) split_rows: bool,
     pub(crate) observer: Option<Observer>,
+    pub(crate) access: Option<AccessLog>,
     pub(crate) passed: AtomicU64,
     pub(crate) calls: AtomicU64,
     pub(crate) bypassed: AtomicU64,
@@ -143,6 +149,7 @@ impl Proxy {
             ttl,
             split_rows,
             observer: options.observe.then(Observer::new),
+            access: options.access_log,
             passed: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             bypassed: AtomicU64::new(0),
@@ -161,6 +168,9 @@ impl Proxy {
         if let Some(observer) = &inner.observer {
             observer.stats(stats);
         }
+        if let Some(log) = &inner.access {
+            stats.counter(&metrics::LOG_DROPPED, log.dropped());
+        }
         inner.memo.stats(stats);
     }
 
@@ -170,6 +180,11 @@ impl Proxy {
     /// As [`Memo::flush_all`].
     pub fn flush(&self) -> Result<(), Failure> {
         self.inner.memo.flush_all()
+    }
+
+    /// The log of inference calls, if there is one.
+    pub fn access_log(&self) -> Option<&AccessLog> {
+        self.inner.access.as_ref()
     }
 
     /// The number of servers.
@@ -244,10 +259,11 @@ impl Inner {
     async fn respond(self: &Arc<Self>, request: Request<RequestBody>) -> Response<ResponseBody> {
         let (mut parts, body) = request.into_parts();
         if parts.method == Method::CONNECT {
-            return error(StatusCode::METHOD_NOT_ALLOWED, "this proxy opens no tunnels");
+            let text = "this proxy opens no tunnels";
+            return error(ErrorForm::Inference, StatusCode::METHOD_NOT_ALLOWED, text);
         }
         if let Err(reason) = prepare_request(&mut parts.headers) {
-            return error(StatusCode::BAD_REQUEST, reason);
+            return error(ErrorForm::at(parts.uri.path()), StatusCode::BAD_REQUEST, reason);
         }
         if parts.method == Method::POST {
             if let Some(called) = Called::by(parts.uri.path()) {
@@ -280,15 +296,39 @@ impl Inner {
         called: Called,
     ) -> Response<ResponseBody> {
         self.calls.fetch_add(1, Relaxed);
+        let client = parts.extensions.get::<Peer>().map(|peer| peer.address.ip());
+        let mut entry = self.access.as_ref().map(|log| log.begin("http", client));
+        let response = self.answered(parts, body, called, &mut entry).await;
+        if let Some(entry) = &mut entry {
+            let bytes = response.body().size_hint().exact();
+            entry.find_version(&self.models);
+            entry.ends(response.status().as_u16().into(), bytes);
+        }
+        response
+    }
+
+    async fn answered(
+        self: &Arc<Self>,
+        parts: Parts,
+        body: RequestBody,
+        called: Called,
+        entry: &mut Option<Entry>,
+    ) -> Response<ResponseBody> {
+        let form = ErrorForm::at(parts.uri.path());
         let asked = match self.understand(parts, body, called).await {
             Ok(asked) => asked,
-            Err(NotAsked::Bypass(request, reason)) => return self.bypass(*request, reason).await,
-            Err(NotAsked::Failed(failed)) => return body_error(&failed),
+            Err(NotAsked::Bypass(request, reason)) => {
+                return self.bypass(*request, reason, entry).await;
+            }
+            Err(NotAsked::Failed(failed)) => return body_error(form, &failed),
         };
-        if let Some(observer) = &self.observer {
-            return self.observe(asked, observer).await;
+        if let Some(entry) = entry {
+            entry.asks(&asked.model, &asked.keys, asked.call.body_len());
         }
-        self.ask(asked).await
+        if let Some(observer) = &self.observer {
+            return self.observe(asked, observer, entry).await;
+        }
+        self.ask(asked, entry).await
     }
 
     /// Reads a call, and decides whether the memo may answer it.
@@ -370,14 +410,11 @@ impl Inner {
                     return Err(Bypass::TooLarge);
                 }
                 let path = parts.uri.path_and_query().map_or("", PathAndQuery::as_str);
-                let model = format!("{name} at {path}");
+                let model = embedder(name, path);
                 let list = path.replacen("/embeddings", "/models", 1);
                 let source = Source::Embeddings { list, name: request.model.clone() };
                 self.models.get(&model, &source).await?;
-                let parts =
-                    |row| oip::KeyParts { head: request.key_bytes(row), data: SmallVec::new() };
-                let rows = 0..request.inputs.len();
-                let keys = rows.map(|row| key(EMBEDDING, prefix, &parts(row))).collect();
+                let keys = embedding_keys(&request, prefix);
                 let form = Form::Embeddings(request.format);
                 let content = Content::Embeddings(request);
                 Ok(Understood { model, content, keys, probe: None, form })
@@ -408,7 +445,11 @@ impl Inner {
     }
 
     /// Asks the memo, and writes the response.
-    async fn ask(self: &Arc<Self>, mut asked: Asked) -> Response<ResponseBody> {
+    async fn ask(
+        self: &Arc<Self>,
+        mut asked: Asked,
+        entry: &mut Option<Entry>,
+    ) -> Response<ResponseBody> {
         let mut refreshed = asked.directives.refresh;
         loop {
             let mut request = MemoRequest::rows(asked.keys.iter().cloned());
@@ -418,7 +459,7 @@ impl Inner {
             request.context = Some(Context::new(Arc::clone(&asked.call)));
             let rows = match self.memo.ask(request).await {
                 Ok(answered) => answered.rows,
-                Err(failure) => return self.failed(&asked, failure, refreshed).await,
+                Err(failure) => return self.failed(&asked, failure, refreshed, entry).await,
             };
             let count = |origin| rows.iter().filter(|row| row.origin == origin).count();
             let (hits, misses) = (count(Origin::Hit), count(Origin::Miss));
@@ -456,9 +497,9 @@ impl Inner {
                 }
             };
             let Some(mut response) = response else {
-                return self.bypass(asked.call.request(), Bypass::NotRendered).await;
+                return self.bypass(asked.call.request(), Bypass::NotRendered, entry).await;
             };
-            status.add_to(response.headers_mut());
+            note(entry, status, response.headers_mut());
             return response;
         }
     }
@@ -531,28 +572,31 @@ impl Inner {
         asked: &Asked,
         failure: Failure,
         refreshed: bool,
+        entry: &mut Option<Entry>,
     ) -> Response<ResponseBody> {
         let response = match failure.payload.clone().and_then(Payload::read) {
             Some(Payload::Shared(response)) => Some(response),
             Some(Payload::Own) => match asked.call.take_own() {
                 Some(response) => Some(response),
-                None => return self.bypass(asked.call.request(), Bypass::NotShared).await,
+                None => {
+                    return self.bypass(asked.call.request(), Bypass::NotShared, entry).await;
+                }
             },
             None => None,
         };
         if let Some(mut response) = response {
             let (collapsed, stored, status) = (false, false, response.status());
             let status = CacheStatus::Miss { collapsed, stored, refreshed, status };
-            status.add_to(response.headers_mut());
+            note(entry, status, response.headers_mut());
             return response;
         }
         let status = match failure.status {
             // The memo is at its limit, or has just removed the model. The server is not.
             Status::Overloaded => {
-                return self.bypass(asked.call.request(), Bypass::Overloaded).await;
+                return self.bypass(asked.call.request(), Bypass::Overloaded, entry).await;
             }
             Status::BadArgument | Status::ShuttingDown => {
-                return self.bypass(asked.call.request(), Bypass::UnknownModel).await;
+                return self.bypass(asked.call.request(), Bypass::UnknownModel, entry).await;
             }
             Status::UpstreamCrashed => StatusCode::BAD_GATEWAY,
             Status::UpstreamError | Status::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
@@ -561,11 +605,16 @@ impl Inner {
         self.unreachable.fetch_add(1, Relaxed);
         let text = failure.text.strip_prefix("classifier: ").unwrap_or(&failure.text);
         tracing::warn!(model = asked.model, "{text}");
-        error(status, text)
+        error(ErrorForm::of(&asked.form), status, text)
     }
 
     /// Forwards a call, and notes whether memory would have answered it.
-    async fn observe(&self, asked: Asked, observer: &Observer) -> Response<ResponseBody> {
+    async fn observe(
+        &self,
+        asked: Asked,
+        observer: &Observer,
+        entry: &mut Option<Entry>,
+    ) -> Response<ResponseBody> {
         let began = Instant::now();
         let response = self.forward(asked.call.request()).await;
         let (head, body) = response.into_parts();
@@ -578,7 +627,8 @@ impl Inner {
                     }
                     Err(failed) => {
                         let text = format!("the server's response ended early: {failed}");
-                        return error(StatusCode::BAD_GATEWAY, &text);
+                        let form = ErrorForm::of(&asked.form);
+                        return error(form, StatusCode::BAD_GATEWAY, &text);
                     }
                 }
             }
@@ -590,23 +640,29 @@ impl Inner {
         let mut response = Response::from_parts(head, ResponseBody::full(body));
         if let Ok(Answers { answers, .. }) = answers {
             let noted = observer.note(&asked.model, &asked.keys, &answers, began.elapsed());
-            CacheStatus::Bypass(noted).add_to(response.headers_mut());
+            note(entry, CacheStatus::Bypass(noted), response.headers_mut());
         }
         response
     }
 
     /// Forwards a call without the memo.
-    async fn bypass(&self, request: Request<Outgoing>, reason: Bypass) -> Response<ResponseBody> {
+    async fn bypass(
+        &self,
+        request: Request<Outgoing>,
+        reason: Bypass,
+        entry: &mut Option<Entry>,
+    ) -> Response<ResponseBody> {
         self.bypassed.fetch_add(1, Relaxed);
         tracing::debug!(path = request.uri().path(), reason = reason.as_str(), "not stored");
         let mut response = self.forward(request).await;
-        CacheStatus::Bypass(reason).add_to(response.headers_mut());
+        note(entry, CacheStatus::Bypass(reason), response.headers_mut());
         response
     }
 
     /// Sends a request whose fields are prepared to a server.
     async fn forward(&self, request: Request<Outgoing>) -> Response<ResponseBody> {
         let replica = &self.replicas[self.next.fetch_add(1, Relaxed) % self.replicas.len()];
+        let form = ErrorForm::at(request.uri().path());
         match replica.send(request).await {
             Ok(response) => {
                 let mut response = response.map(ResponseBody::Stream);
@@ -620,7 +676,7 @@ impl Inner {
                     ForwardError::Target(_) => StatusCode::BAD_REQUEST,
                     _ => StatusCode::BAD_GATEWAY,
                 };
-                error(status, &failed.to_string())
+                error(form, status, &failed.to_string())
             }
         }
     }
@@ -650,9 +706,43 @@ pub(crate) fn key(kind: u8, prefix: &[u8], parts: &oip::KeyParts) -> Bytes {
     key.into()
 }
 
+/// The name of a model for embeddings in the memo.
+fn embedder(name: &str, path: &str) -> String {
+    format!("{name} at {path}")
+}
+
+/// The keys of the inputs for embeddings.
+fn embedding_keys(request: &embeddings::Request, prefix: &[u8]) -> Vec<Bytes> {
+    let parts = |row| oip::KeyParts { head: request.key_bytes(row), data: SmallVec::new() };
+    (0..request.inputs.len()).map(|row| key(EMBEDDING, prefix, &parts(row))).collect()
+}
+
+/// The model and the keys of a recorded call, whose batches are answered whole.
+pub(crate) fn call_keys(
+    called: &Called,
+    target: &PathAndQuery,
+    headers: &HeaderMap,
+    body: &Bytes,
+    prefix: &[u8],
+    limit: usize,
+) -> Result<(String, Vec<Bytes>), Bypass> {
+    let body = decoded(headers, body, limit)?;
+    match called {
+        Called::Model(path) => {
+            let request = parse(headers, body, path)?;
+            Ok((path.clone(), vec![key(WHOLE, prefix, &request.key_parts())]))
+        }
+        Called::Embeddings => {
+            let request = embeddings::Request::parse(&body).map_err(|_| Bypass::NotUnderstood)?;
+            let name = request.model.as_deref().unwrap_or_default();
+            Ok((embedder(name, target.as_str()), embedding_keys(&request, prefix)))
+        }
+    }
+}
+
 /// A call, by its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Called {
+pub(crate) enum Called {
     /// A model of the Open Inference Protocol: its name, or `NAME/versions/VERSION`. It stays
     /// encoded, because servers differ in their decoding.
     Model(String),
@@ -662,7 +752,7 @@ enum Called {
 
 impl Called {
     /// The call at this path, if its answer can be stored.
-    fn by(path: &str) -> Option<Called> {
+    pub(crate) fn by(path: &str) -> Option<Called> {
         if path.ends_with("/embeddings") {
             return Some(Called::Embeddings);
         }
@@ -672,7 +762,7 @@ impl Called {
 
     /// Whether the meaning of this query is known. Azure's has the version of the protocol; the
     /// query is part of the model's path.
-    fn takes(&self, query: &str) -> bool {
+    pub(crate) fn takes(&self, query: &str) -> bool {
         let is_version = query.starts_with("api-version=") && !query.contains('&');
         *self == Called::Embeddings && is_version
     }
@@ -776,18 +866,57 @@ pub fn decoded(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes,
     }
 }
 
-fn body_error(failed: &StallError) -> Response<ResponseBody> {
+fn body_error(form: ErrorForm, failed: &StallError) -> Response<ResponseBody> {
     let status = match failed {
         StallError::Stalled(_) => StatusCode::REQUEST_TIMEOUT,
         _ => StatusCode::BAD_REQUEST,
     };
-    error(status, &failed.to_string())
+    error(form, status, &failed.to_string())
+}
+
+/// The form of the proxy's own errors. Clients read only the form of their protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorForm {
+    /// The Open Inference Protocol: the text.
+    Inference,
+    /// OpenAI's: an object.
+    OpenAi,
+}
+
+impl ErrorForm {
+    /// The form for requests to this path.
+    fn at(path: &str) -> Self {
+        // A model can have the name `embeddings`.
+        let is_open_ai = path.ends_with("/embeddings") && !path.starts_with("/v2/");
+        if is_open_ai { ErrorForm::OpenAi } else { ErrorForm::Inference }
+    }
+
+    /// The form for a client that wants a response of this form.
+    fn of(form: &Form) -> Self {
+        match form {
+            Form::Embeddings(_) => ErrorForm::OpenAi,
+            Form::Inference { .. } => ErrorForm::Inference,
+        }
+    }
 }
 
 /// A response of the proxy itself, in the form of the protocol's errors.
-fn error(status: StatusCode, text: &str) -> Response<ResponseBody> {
-    let body = serde_json::json!({ "error": format!("afterimage: {text}") }).to_string();
-    let mut response = Response::new(ResponseBody::full(body));
+fn error(form: ErrorForm, status: StatusCode, text: &str) -> Response<ResponseBody> {
+    let message = format!("afterimage: {text}");
+    let body = match form {
+        ErrorForm::Inference => serde_json::json!({ "error": message }),
+        ErrorForm::OpenAi => {
+            let is_own = status.is_server_error();
+            let kind = if is_own { "server_error" } else { "invalid_request_error" };
+            let code = status.canonical_reason().unwrap_or("error");
+            let code = code.to_ascii_lowercase().replace(' ', "_");
+            let error = serde_json::json!({
+                "message": message, "type": kind, "param": null, "code": code,
+            });
+            serde_json::json!({ "error": error })
+        }
+    };
+    let mut response = Response::new(ResponseBody::full(body.to_string()));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

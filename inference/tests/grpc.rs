@@ -15,7 +15,7 @@ use afterimage_http::{
     HttpOptions, Peer, RequestBody, Respond, StreamService, serve, serve_streams,
 };
 use afterimage_inference::oip;
-use afterimage_inference::{Channel, Proxy, ProxyOptions, Replica};
+use afterimage_inference::{AccessLog, Channel, LogTarget, Proxy, ProxyOptions, Replica};
 use afterimage_memo::{Memo, MemoOptions, Secret};
 use afterimage_testkit::pki::Authority;
 use afterimage_wire::proto::stats::Stats;
@@ -286,6 +286,37 @@ async fn an_equal_call_is_a_hit_with_the_same_message() {
     assert_eq!(server.calls.load(SeqCst), 1);
     let (_, fields, ..) = call(proxy, INFER, &[("cache-control", "no-store")], question(7)).await;
     assert_eq!(fields["cache-status"], "afterimage; fwd=bypass; detail=no-store");
+}
+
+#[tokio::test]
+async fn calls_have_lines_in_the_access_log() {
+    let (socket, grpc) = socket().await;
+    let (server, stop) = (Server::default(), CancellationToken::new());
+    tokio::spawn(serve_streams(socket, server, HttpOptions::default(), stop));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("access.log");
+    let log = AccessLog::start(LogTarget::File(path.clone()), [7; 32]).unwrap();
+    let mut settings = ProxyOptions::default();
+    settings.access_log = Some(log.clone());
+    let channels = vec![channel(grpc)];
+    let proxy = start_proxy_with(channels, settings, HttpOptions::default()).await.1.address;
+    for fields in [&[][..], &[], &[("cache-control", "no-store")]] {
+        call(proxy, INFER, fields, question(7)).await;
+    }
+    // A line is written after the reply is sent.
+    while std::fs::read_to_string(&path).unwrap().lines().count() < 3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    log.close(Duration::from_secs(20));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let origins: Vec<_> = lines.iter().map(|line| line["origin"].as_str().unwrap()).collect();
+    assert_eq!(origins, ["miss", "hit", "bypass"], "{text}");
+    assert_eq!((&lines[0]["protocol"], &lines[0]["status"]), (&"grpc".into(), &0.into()));
+    assert_eq!((&lines[1]["model"], &lines[1]["hits"]), (&"m".into(), &1.into()));
+    assert_eq!(lines[0]["hashes"], lines[1]["hashes"]);
+    assert_eq!(lines[2]["reason"], "no-store");
 }
 
 #[tokio::test]

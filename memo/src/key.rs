@@ -47,6 +47,7 @@ pub const MAC_LEN: usize = 16;
 /// domain, so that memos of different builds miss each other's entries and do not misread them.
 const KEY_DOMAIN: &[u8] = b"afterimage key v2";
 const SEAL_DOMAIN: &[u8] = b"afterimage seal v2";
+const PURPOSE_DOMAIN: &[u8] = b"afterimage purpose v1";
 
 /// The secret of a memo's hashes. Memos that share a store share it. Never printed.
 #[derive(Clone)]
@@ -91,6 +92,18 @@ impl Secret {
             };
         }
         Ok(Secret(bytes))
+    }
+
+    /// A key for another purpose, which reveals nothing about the secret.
+    pub fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        let mut hasher = HighwayHasher::new(self.key());
+        hasher.append(PURPOSE_DOMAIN);
+        hasher.append(purpose);
+        let mut key = [0; 32];
+        for (bytes, word) in key.chunks_exact_mut(8).zip(hasher.finalize256()) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        key
     }
 
     fn key(&self) -> Key {

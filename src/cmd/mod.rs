@@ -6,6 +6,7 @@ pub(crate) mod classifier;
 pub(crate) mod classify;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod estimate;
 pub(crate) mod eval;
 pub(crate) mod forget;
 pub(crate) mod gateway;

@@ -11,10 +11,11 @@ use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::grpc::GrpcTargetError;
 use afterimage_inference::{
-    Channel, GrpcTarget, Proxy, ProxyOptions, Replica, Sharing, Target, TargetError,
+    AccessLog, Channel, GrpcTarget, LogTarget, Proxy, ProxyOptions, Replica, Sharing, Target,
+    TargetError,
 };
 use afterimage_memo::store::{Disk, RemoteStore, StoreOfBytes, StoreOptions};
-use afterimage_memo::{Memo, MemoOptions};
+use afterimage_memo::{Memo, MemoOptions, Secret};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
@@ -132,6 +133,11 @@ struct MemoryArgs {
     /// given.
     #[arg(long)]
     observe: bool,
+
+    /// Write one JSON line per inference call to this file, or to standard output (-). SIGHUP
+    /// opens the file again.
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<PathBuf>,
 
     /// Maximum size of a request's body. The answer to a larger one is not stored.
     #[arg(long, value_name = "SIZE", default_value = "64MiB")]
@@ -267,6 +273,18 @@ impl MemoryArgs {
         }
     }
 
+    /// The log of inference calls. Proxies with one secret write equal hashes for equal rows.
+    fn access_log(&self, secret: &Secret) -> anyhow::Result<Option<AccessLog>> {
+        let Some(path) = &self.access_log else { return Ok(None) };
+        let target = match path.as_os_str() == "-" {
+            true => LogTarget::Stdout,
+            false => LogTarget::File(path.clone()),
+        };
+        let log = AccessLog::start(target, secret.derive(b"access log"));
+        let log = log.with_context(|| format!("cannot write --access-log {}", path.display()))?;
+        Ok(Some(log))
+    }
+
     fn options(&self, server: &ModelServerArgs, sharing: Sharing) -> ProxyOptions {
         let mut options = ProxyOptions::default();
         options.sharing = sharing;
@@ -397,7 +415,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             || args.memory.snapshot.is_some()
             || args.memory.disk.is_some();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
-        let settings = args.memory.options(&args.server, sharing);
+        let mut settings = args.memory.options(&args.server, sharing);
+        settings.access_log = args.memory.access_log(&secret)?;
         let (store, snapshots) = match place {
             StoreConfig::Remote(remote) => (remote.bytes()?, None),
             StoreConfig::Own(_, bytes) => (bytes, None),

@@ -409,7 +409,8 @@ fn names_of_files_are_escaped() {
     assert!(cache.log().contains("entries to"), "{}", cache.log());
 }
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 22] = [
+    "estimate",
     "key",
     "ping",
     "doctor",

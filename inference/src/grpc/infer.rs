@@ -19,6 +19,7 @@ use super::call::{Call, Payload};
 use super::channel::{Replied, Reply};
 use super::pump::{Collected, Passing, Uncollected, collect, download, refuse, reply};
 use super::{ask_identity, message, status};
+use crate::access::{Entry, note};
 use crate::content::{Answers, assembled};
 use crate::identity::Source;
 use crate::models::{Model, RAW, TYPED};
@@ -91,11 +92,27 @@ impl Inner {
     pub(super) async fn infer(
         self: &Arc<Self>,
         parts: Parts,
-        mut body: RecvStream,
+        body: RecvStream,
         respond: &mut Respond,
         peer: &Peer,
     ) {
         self.calls.fetch_add(1, Relaxed);
+        let client = Some(peer.address.ip());
+        let mut entry = self.access.as_ref().map(|log| log.begin("grpc", client));
+        self.infer_into(parts, body, respond, peer, &mut entry).await;
+        if let Some(entry) = &mut entry {
+            entry.find_version(&self.models);
+        }
+    }
+
+    async fn infer_into(
+        self: &Arc<Self>,
+        parts: Parts,
+        mut body: RecvStream,
+        respond: &mut Respond,
+        peer: &Peer,
+        entry: &mut Option<Entry>,
+    ) {
         let path = parts.uri.path_and_query().cloned();
         let path = path.unwrap_or(PathAndQuery::from_static(super::INFER));
         let headers = parts.headers;
@@ -110,7 +127,7 @@ impl Inner {
                 Err(Uncollected::Bypass(reason, first)) => {
                     let reason = decided.err().unwrap_or(reason);
                     let call = Passing { path, headers, first, rest: Some(body) };
-                    return self.bypass_grpc(call, reason, respond).await;
+                    return self.bypass_grpc(call, reason, respond, entry).await;
                 }
                 Err(Uncollected::Stalled) => {
                     let text = "no part of the message arrived for 30 s";
@@ -123,7 +140,7 @@ impl Inner {
             Ok(directives) => directives,
             Err(reason) => {
                 let call = Passing { path, headers, first: bytes, rest: None };
-                return self.bypass_grpc(call, reason, respond).await;
+                return self.bypass_grpc(call, reason, respond, entry).await;
             }
         };
         let found = match self.parse_grpc(&headers, &bytes) {
@@ -138,7 +155,7 @@ impl Inner {
             Ok(found) => found,
             Err(reason) => {
                 let call = Passing { path, headers, first: bytes, rest: None };
-                return self.bypass_grpc(call, reason, respond).await;
+                return self.bypass_grpc(call, reason, respond, entry).await;
             }
         };
         let is_typed = !request.is_binary() && !request.inputs.is_empty();
@@ -160,8 +177,11 @@ impl Inner {
         let call = Arc::new(Call::new(path, headers, bytes, model, rows, permit));
         let (id, model) = (request.id, known_as);
         let asked = Asked { call, model, keys, probe, id, typed, directives, deadline, client };
+        if let Some(entry) = entry {
+            entry.asks(&asked.model, &asked.keys, asked.call.body.len());
+        }
         if let Some(observer) = &self.observer {
-            return self.observe_grpc(asked, observer, respond).await;
+            return self.observe_grpc(asked, observer, respond, entry).await;
         }
         // The client that has reset its stream waits for nothing.
         let answered = tokio::select! {
@@ -170,17 +190,22 @@ impl Inner {
             () = respond.reset() => return,
         };
         match answered {
-            Answered::Reply(Replied::Complete(Reply { status, head, body, trailers }), note) => {
-                let mut head = head;
-                note.add_to(&mut head);
+            Answered::Reply(Replied::Complete(complete), how) => {
+                ends(entry, complete.code(), Some(&complete.body));
+                let Reply { status, mut head, body, trailers } = complete;
+                note(entry, how, &mut head);
                 reply(respond, status, head, body, trailers).await;
             }
-            Answered::Reply(Replied::TooLarge(mut head, first, rest), note) => {
-                note.add_to(&mut head.headers);
+            Answered::Reply(Replied::TooLarge(mut head, first, rest), how) => {
+                ends(entry, status::OK, None);
+                note(entry, how, &mut head.headers);
                 download(head, first, rest, respond).await;
             }
-            Answered::Bypass(call, reason) => self.bypass_grpc(call, reason, respond).await,
-            Answered::Failed(code, text) => refuse(respond, code, &text).await,
+            Answered::Bypass(call, reason) => self.bypass_grpc(call, reason, respond, entry).await,
+            Answered::Failed(code, text) => {
+                ends(entry, code, None);
+                refuse(respond, code, &text).await;
+            }
         }
     }
 
@@ -336,7 +361,13 @@ impl Inner {
     }
 
     /// Forwards a call, and notes whether memory would have answered it.
-    async fn observe_grpc(&self, asked: Asked, observer: &Observer, respond: &mut Respond) {
+    async fn observe_grpc(
+        &self,
+        asked: Asked,
+        observer: &Observer,
+        respond: &mut Respond,
+        entry: &mut Option<Entry>,
+    ) {
         let began = Instant::now();
         let call = &asked.call;
         let Some(channel) = self.channel() else { return };
@@ -347,27 +378,42 @@ impl Inner {
             () = respond.reset() => return,
         };
         match sent {
-            Ok(Replied::Complete(Reply { status, mut head, body, trailers })) => {
+            Ok(Replied::Complete(complete)) => {
+                ends(entry, complete.code(), Some(&complete.body));
+                let Reply { status, mut head, body, trailers } = complete;
                 let answer = message::of_reply(&body).map(oip::Response::parse_grpc);
                 let rows = call.rows.as_ref().map(oip::Rows::len);
                 let answers = answer.and_then(Result::ok).map(|answer| Answers::of(answer, rows));
                 if let Some(Ok(Answers { answers, .. })) = answers {
                     let took = began.elapsed();
                     let noted = observer.note(&asked.model, &asked.keys, &answers, took);
-                    CacheStatus::Bypass(noted).add_to(&mut head);
+                    note(entry, CacheStatus::Bypass(noted), &mut head);
                 }
                 reply(respond, status, head, body, trailers).await;
             }
             Ok(Replied::TooLarge(head, first, rest)) => download(head, first, rest, respond).await,
-            Err(error) => self.unforwarded(&error, respond).await,
+            Err(error) => {
+                ends(entry, status::UNAVAILABLE, None);
+                self.unforwarded(&error, respond).await;
+            }
         }
     }
 
     /// Forwards a call without the memo.
-    async fn bypass_grpc(&self, call: Passing, reason: Bypass, respond: &mut Respond) {
+    async fn bypass_grpc(
+        &self,
+        call: Passing,
+        reason: Bypass,
+        respond: &mut Respond,
+        entry: &mut Option<Entry>,
+    ) {
         self.bypassed.fetch_add(1, Relaxed);
         tracing::debug!(reason = reason.as_str(), "the answer to a gRPC call is not stored");
-        self.pass(call, respond, |head| CacheStatus::Bypass(reason).add_to(head)).await;
+        let status = CacheStatus::Bypass(reason);
+        if let Some(entry) = entry {
+            entry.noted(status);
+        }
+        self.pass(call, respond, |head| status.add_to(head)).await;
     }
 }
 
@@ -377,6 +423,13 @@ enum Answered {
     Bypass(Passing, Bypass),
     /// The status, and the text.
     Failed(u32, String),
+}
+
+/// Notes the status of a reply, and its message.
+fn ends(entry: &mut Option<Entry>, code: u32, body: Option<&Bytes>) {
+    if let Some(entry) = entry {
+        entry.ends(code, body.map(|body| body.len() as u64));
+    }
 }
 
 /// The reply of an answer.
