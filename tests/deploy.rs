@@ -87,7 +87,7 @@ fn containers_start_commands_that_exist() {
 #[test]
 fn tools_accept_the_manifests_and_the_dockerfile() {
     let python = std::env::var("TEST_PYTHON").unwrap_or_default();
-    let folder = std::path::Path::new(&python).parent().unwrap();
+    let folder = std::path::Path::new(&python).parent().unwrap_or(std::path::Path::new(""));
     let manifests = std::fs::read_dir("deploy/kubernetes").unwrap();
     let manifests = manifests.map(|entry| common::text(entry.unwrap().path()));
     let manifests: Vec<_> = manifests.filter(|file| !file.contains("kustomization")).collect();
