@@ -39,6 +39,10 @@ pub(super) const PATIENT: Duration = Duration::from_millis(900);
 /// of a client's check of its lost connections.
 const QUIET: Duration = Duration::from_secs(4);
 
+/// The time in which a memo removes a waiter that its client no longer waits for: the way of the
+/// request, and the interval of the memo's search.
+const LEAVES: Duration = Duration::from_millis(50);
+
 /// The virtual time in which each history ends.
 const FOR_EVER: Duration = Duration::from_secs(600);
 
@@ -126,6 +130,7 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
     while world.in_flight() != (0, 0) && Instant::now() < quiet {
         sleep(WATCH_EVERY).await;
     }
+    sleep(LEAVES).await;
     checks::remembers(&world).await;
     rows::takes_back(&world).await;
     sleep(QUIET).await;
