@@ -39,9 +39,8 @@ pub(super) const PATIENT: Duration = Duration::from_millis(900);
 /// of a client's check of its lost connections.
 const QUIET: Duration = Duration::from_secs(4);
 
-/// The time in which a memo removes a waiter that its client no longer waits for: the way of the
-/// request, and the interval of the memo's search.
-const LEAVES: Duration = Duration::from_millis(50);
+/// The time in which the last request arrives. Its client may have left.
+const ARRIVES: Duration = Duration::from_millis(50);
 
 /// The virtual time in which each history ends.
 const FOR_EVER: Duration = Duration::from_secs(600);
@@ -125,12 +124,12 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
     while let Some(called) = callers.join_next().await {
         called.expect("a caller does not panic");
     }
+    sleep(ARRIVES).await;
     // Requests whose clients have left wait until their deadlines.
     let quiet = Instant::now() + QUIET;
     while world.in_flight() != (0, 0) && Instant::now() < quiet {
         sleep(WATCH_EVERY).await;
     }
-    sleep(LEAVES).await;
     checks::remembers(&world).await;
     rows::takes_back(&world).await;
     sleep(QUIET).await;
