@@ -9,6 +9,7 @@ use hyper::{HeaderMap, StatusCode};
 pub(crate) const OK: u32 = 0;
 pub(crate) const CANCELLED: u32 = 1;
 pub(crate) const UNKNOWN: u32 = 2;
+pub(crate) const INVALID_ARGUMENT: u32 = 3;
 pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
 pub(crate) const PERMISSION_DENIED: u32 = 7;
 pub(crate) const RESOURCE_EXHAUSTED: u32 = 8;
