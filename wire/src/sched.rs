@@ -111,7 +111,8 @@ pub(crate) async fn one_poll_per_turn<T>(
 // followed by a switch to the connection's thread, which then writes one reply alone. Under a cork
 // the first reply waits until the last is encoded, and all of them are sent with one write.
 
-/// Wake-ups that a cork holds back at once, so that the first does not wait for thousands of others.
+/// Wake-ups that a cork holds back at once, so that the first does not wait for thousands of
+/// others.
 #[cfg(feature = "server")]
 const AT_MOST: usize = 64;
 

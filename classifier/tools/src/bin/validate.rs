@@ -13,7 +13,9 @@ use afterimage_classifier_tools::train::{self, TrainOptions};
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [features, seed, data, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: classifier-validate FEATURES SEED DATA_DIR [C [COPIES [OUT_FILE]]]".into());
+        return Err(
+            "usage: classifier-validate FEATURES SEED DATA_DIR [C [COPIES [OUT_FILE]]]".into()
+        );
     };
     let mut options = TrainOptions::new(features.parse()?, seed.parse()?);
     options.c = rest.first().map(|c| c.parse()).transpose()?;
