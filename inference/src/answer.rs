@@ -181,7 +181,7 @@ impl Inner {
             }
             Called::Embeddings => {
                 let request = embeddings::Request::parse(&body).map_err(|error| {
-                    tracing::debug!(%error, "inputs are not understood; the server decides");
+                    tracing::debug!(%error, "cannot read the inputs; forwarded the call unchanged");
                     Bypass::NotUnderstood
                 })?;
                 let name = request.model.as_deref().unwrap_or_default();

@@ -97,7 +97,7 @@ impl Called {
 pub(crate) fn parse(headers: &HeaderMap, body: Bytes, model: &str) -> Result<oip::Request, Bypass> {
     let json_len = json_len(headers).map_err(|()| Bypass::NotUnderstood)?;
     let request = oip::Request::parse(body, json_len).map_err(|error| {
-        tracing::debug!(model, %error, "a call is not understood; the server decides");
+        tracing::debug!(model, %error, "cannot read a call; forwarded it unchanged");
         Bypass::NotUnderstood
     })?;
     if let Some(refusal) = request.refusal() {

@@ -328,6 +328,21 @@ fn filled(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
+/// Reads the name and the version in a message that has them as its fields 1 and 2. Other fields
+/// are skipped.
+pub(super) fn parse_named(body: &Bytes) -> Result<(Option<String>, Option<String>), Error> {
+    let mut message = Message::new(body);
+    let (mut name, mut version) = (None, None);
+    while let Some((number, payload, _)) = message.next()? {
+        match number {
+            1 => message.text(payload, &mut name)?,
+            2 => message.text(payload, &mut version)?,
+            _ => {}
+        }
+    }
+    Ok((filled(name), filled(version)))
+}
+
 pub(super) fn parse_request(body: &Bytes) -> Result<Request, Error> {
     let mut message = Message::new(body);
     let mut request = Request::default();
@@ -405,7 +420,7 @@ pub(crate) fn put_len(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
-fn put_text(out: &mut Vec<u8>, number: u64, text: &str) {
+pub(super) fn put_text(out: &mut Vec<u8>, number: u64, text: &str) {
     if !text.is_empty() {
         put_len(out, number, text.as_bytes());
     }
