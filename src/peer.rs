@@ -5,15 +5,16 @@ use std::time::Duration;
 use afterimage_memo::Upstream;
 use afterimage_memo::pool::{Pool, PoolOptions, Target};
 use afterimage_wire::client::Expect;
+use afterimage_wire::proto::header::MAX_LARGE_BODY;
 use afterimage_wire::server::Token;
 use afterimage_wire::tls::{ClientTls, TlsError};
 use afterimage_wire::{Client, ClientOptions};
 
 use crate::net;
 
-/// Bytes of the largest reply of a classifier, and of a cache service about labels. A `Welcome` and
-/// the labels of a batch need 4 KiB at most; a peer that announces more is disconnected.
-const MAX_UPSTREAM_BODY: u32 = 64 << 10;
+/// Bytes of the largest reply about labels. A `Welcome` and the labels of a batch need 4 KiB at
+/// most; a classifier of labels, or a cache service, that announces more is disconnected.
+const MAX_LABEL_BODY: u32 = 64 << 10;
 
 /// How to connect to another service.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +63,12 @@ fn upstream_options(expect: Expect) -> ClientOptions {
         .backoff(Duration::from_millis(20), Duration::from_millis(500))
         .max_in_flight(16_384)
         .max_queued_bytes(64 << 20)
-        .max_body(MAX_UPSTREAM_BODY)
+        .max_body(match expect {
+            // The server of a model of bytes says so in its `Welcome`.
+            Expect::Classify => MAX_LARGE_BODY,
+            _ => MAX_LABEL_BODY,
+        })
+        .max_label_body(MAX_LABEL_BODY)
 }
 
 /// What computes the answers of a memo.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use afterimage::config::{
     AdminConfig, ClassifierConfig, Config, EngineConfig, GatewayConfig, ListenerConfig, MemoConfig,
-    PeerConfig, Place, RemoteConfig, StoreConfig, TableConfig,
+    ModelConfig, PeerConfig, Place, RemoteConfig, StoreConfig, TableConfig,
 };
 use afterimage::process::{ConfigError, Process};
 use afterimage_cache::Capacity;
@@ -32,7 +32,7 @@ fn memo(listeners: usize) -> MemoConfig {
         listeners: (0..listeners).map(|_| listener()).collect(),
         options: MemoOptions::new(Secret::new([7; 32])),
         store: StoreConfig::Embedded,
-        classifier: ClassifierConfig::Embedded,
+        models: vec![ModelConfig::new("", ClassifierConfig::Embedded)],
     }
 }
 
@@ -206,7 +206,8 @@ async fn answers_of_bytes_outlive_a_restart() {
             bytes: Some(8 << 20),
             ..TableConfig::default()
         };
-        let memo = MemoConfig { classifier: ClassifierConfig::Own(Box::new(capitals)), ..memo(1) };
+        let classifier = ClassifierConfig::Own(Box::new(capitals));
+        let memo = MemoConfig { models: vec![ModelConfig::new("", classifier)], ..memo(1) };
         Config { memo: Some(memo), table, ..Config::default() }
     };
     for origin in [Origin::Miss, Origin::Hit] {
@@ -231,7 +232,7 @@ fn memo_of_bytes(store: StoreConfig) -> Config {
         Ok(rows.iter().map(answer).collect())
     });
     let classifier = ClassifierConfig::Own(Box::new(capitals));
-    let memo = MemoConfig { store, classifier, ..memo(1) };
+    let memo = MemoConfig { store, models: vec![ModelConfig::new("", classifier)], ..memo(1) };
     Config { memo: Some(memo), ..Config::default() }
 }
 

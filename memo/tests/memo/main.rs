@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::common::fail_fast;
 
+mod byte_upstream;
 #[path = "../common/mod.rs"]
 mod common;
 mod flush;
