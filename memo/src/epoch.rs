@@ -13,7 +13,7 @@
 //! * A memo that flushes takes new keys at once, and then reads the entry: two memos that flush at
 //!   the same time agree on an epoch that is new to both.
 //!
-//! A flush also raises the **floor** of the model's name, a second entry that is read along with the
+//! A flush also raises the **floor** of the model's name, a second entry that is read with the
 //! first. Epochs of models of this name are not below it. So a model that the name had before, in
 //! an earlier process or in another memo, has no older answers either when it returns.
 //!

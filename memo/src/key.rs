@@ -22,9 +22,9 @@
 //! * A **label with a time to live** has a shorter tag and its expiry before the label: 36 bits of
 //!   tag, 12 of expiry, 16 of label ([`Expiry`]). The tag has two halves, both HighwayHash under a
 //!   second derived key over the row's whole hash: one covers the bits that are stored, the other
-//!   the complete expiry. A forgery succeeds with probability 2⁻³⁶. A value of the row whose time is
-//!   over matches the first half only, however old it is. Labels without a time to live are not
-//!   concerned: they are opened first, as above.
+//!   the complete expiry. A forgery succeeds with probability 2⁻³⁶. A value of the row whose time
+//!   is over matches the first half only, however old it is. Labels without a time to live are
+//!   not concerned: they are opened first, as above.
 //! * The stored value of **bytes** is the answer, the [`Lifetime`] and a 128-bit MAC:
 //!   HighwayHash-128, under a second derived key, of the row's whole hash, the answer and the
 //!   lifetime. A forgery succeeds with probability 2⁻¹²⁸ as far as HighwayHash is a pseudo-random

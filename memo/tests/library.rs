@@ -502,7 +502,7 @@ fn names(memo: &Memo) -> Vec<String> {
 async fn every_described_metric_is_reported_and_the_reverse() {
     use afterimage_cache::metrics as cache;
     use afterimage_memo::pool::Pool;
-    use afterimage_memo::store::{Redis, RemoteStore, StoreOptions};
+    use afterimage_memo::store::{Disk, Redis, RemoteStore, StoreOfBytes, StoreOptions};
     use afterimage_wire::{Client, ClientOptions};
 
     let audited = options().audit(std::num::NonZeroU32::new(10)).auto_bypass(true);
@@ -515,8 +515,13 @@ async fn every_described_metric_is_reported_and_the_reverse() {
     let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
     let function = Memo::new(Store::Embedded(table, None), None, options());
     function.add_model("m", capitals(1).0, ModelOptions::default());
+    let folder = tempfile::tempdir().unwrap();
+    let log = afterimage_cache::DiskLog::open(folder.path(), 1 << 20).unwrap();
+    let disk = Disk::start(Arc::new(ByteStore::new(1 << 20, 1 << 16)), log).unwrap();
+    let disk = StoreOfBytes::Remote(RemoteStore::new(disk, StoreOptions::for_bytes()));
+    let disk = Memo::of_bytes(disk, options());
 
-    let reported = [names(&pool), names(&function)].concat();
+    let reported = [names(&pool), names(&function), names(&disk)].concat();
     let described = afterimage_memo::metrics::METRICS;
     for metric in described {
         assert!(reported.iter().any(|name| metric.has_name(name)), "{} is unused", metric.name);
