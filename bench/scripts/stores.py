@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Measures the memo's stores: embedded label table, cache service, Redis, Redis Cluster. Takes about two minutes.
+"""Measures the memo's stores: embedded label table, cache service, Redis, Redis Cluster. Takes
+about two minutes.
 
     stores.py [--commit]
 
-All servers run on this machine, so the figures contain no network latency. The model is the raw one, which is fast:
-the figures are those of the stores, not of the classifier. Prints Markdown; --commit writes it into docs/scaling.md.
+All servers run on this machine, so the figures contain no network latency. The model is the raw
+one, which is fast: the figures are those of the stores, not of the classifier. Prints Markdown;
+--commit writes it into docs/scaling.md.
 """
 
 import os

@@ -1,4 +1,5 @@
-"""Drives the page in a headless Chromium as a person would. Usage: drive.py CHROMIUM URL IMAGE [AXE]
+"""Drives the page in a headless Chromium as a person would. Usage: drive.py CHROMIUM URL IMAGE
+[AXE]
 
 IMAGE is a picture of a seven, or `foreign` if the page belongs to a proxy. AXE is the file
 axe.min.js of axe-core, for checks of accessibility.

@@ -20,11 +20,13 @@ use tokio::task::JoinHandle;
 
 use crate::common::fail_fast;
 
+mod audit_bypass;
 mod byte_upstream;
 #[path = "../common/mod.rs"]
 mod common;
 mod flush;
 mod inference;
+mod library;
 mod once;
 mod remote_bytes;
 mod right;
