@@ -146,7 +146,8 @@ impl Upstream for Silent {
 async fn a_drain_ends_at_its_timeout() {
     let mut memo = memo(1);
     let model = Arc::new(ModelId::labels([1; 32], None, 10));
-    memo.classifier = ClassifierConfig::Own(Box::new(Silent { model, calls: Mutex::default() }));
+    let silent = Silent { model, calls: Mutex::default() };
+    memo.models = vec![ModelConfig::new("", ClassifierConfig::Own(Box::new(silent)))];
     memo.listeners[0].options.drain_timeout = Duration::from_secs(60);
     let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
     let config = Config { memo: Some(memo), table, ..Config::default() };
