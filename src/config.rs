@@ -24,7 +24,7 @@ use afterimage_wire::server::{ServerOptions, Service};
 use crate::args::Size;
 use crate::process::ConfigError;
 
-pub use crate::peer::{ClassifierConfig, PeerConfig, ReplicasConfig};
+pub use crate::peer::{ClassifierConfig, PeerConfig, ReplicasConfig, ServersConfig};
 pub use crate::store::{Place, RemoteConfig, StoreConfig};
 
 /// The services of a process, and the parts that they share.

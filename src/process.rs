@@ -12,7 +12,7 @@ use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, ModelError};
 use afterimage_gateway::keys::{Keys, KeysError};
 use afterimage_gateway::{InProcess, OfProxy, Remote, Source};
-use afterimage_inference::Proxy;
+use afterimage_inference::{Proxy, TargetError};
 use afterimage_memo::store::{RedisError, StoreOfBytes};
 use afterimage_memo::{Memo, MemoService, Store};
 use afterimage_wire::Connection;
@@ -68,6 +68,9 @@ pub enum ConfigError {
     /// The name of a server cannot be in its certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The URL of a model server cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The address or an option of Redis cannot be used.
     #[error(transparent)]
     Redis(#[from] RedisError),
@@ -283,6 +286,11 @@ impl Process {
                 }
                 let upstream = match (classifier, &built_in) {
                     (ClassifierConfig::Remote(replicas), _) => replicas.start()?,
+                    (ClassifierConfig::Servers(servers), _) => {
+                        let (memo, name) = (memo.clone(), name.clone());
+                        // Without keys there is no answer to delete.
+                        servers.start(move || drop(memo.flush(&name)))?
+                    }
                     (ClassifierConfig::Own(upstream), _) => upstream,
                     (ClassifierConfig::Embedded, Some((model, engine))) => {
                         Box::new(Embedded::new(model, Arc::clone(engine)))

@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
+use afterimage_inference::ModelUrl;
 use afterimage_wire::proto::infer::MAX_NAME_LEN;
 use anyhow::bail;
 
@@ -47,20 +48,26 @@ pub(crate) enum ClassifierAddr {
     Embedded,
     /// A classifier service at this HOST:PORT.
     Remote(String),
+    /// A model of a model server, at this URL.
+    Server(Box<ModelUrl>),
 }
 
 impl FromStr for ClassifierAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str = "expected embedded or HOST:PORT, for example 127.0.0.1:7402";
+        const EXPECTED: &str = "expected embedded, HOST:PORT such as 127.0.0.1:7402, or \
+                                http://HOST:PORT/v2/models/NAME";
         if text == "embedded" {
             return Ok(ClassifierAddr::Embedded);
         }
         match text.split_once("://") {
-            Some(("http" | "https", _)) => Err(format!(
-                "HTTP is not supported here; for a model server with HTTP use: afterimage proxy; {EXPECTED}"
-            )),
+            Some(("http" | "https", _)) => {
+                let url = text.parse().map_err(|error| {
+                    format!("{error}; for all models of a server use: afterimage proxy")
+                });
+                Ok(ClassifierAddr::Server(Box::new(url?)))
+            }
             Some((scheme, _)) if scheme.starts_with("redis") => {
                 Err(format!("Redis is a store and cannot classify; {EXPECTED}"))
             }
@@ -248,11 +255,14 @@ mod tests {
     fn a_classifier_is_embedded_or_an_address() {
         assert_eq!("embedded".parse(), Ok(ClassifierAddr::Embedded));
         assert_eq!("h:7402".parse(), Ok(ClassifierAddr::Remote("h:7402".into())));
+        let url = "http://h:8000/v2/models/digits";
+        let server = ClassifierAddr::Server(Box::new(url.parse().unwrap()));
+        assert_eq!(url.parse(), Ok(server));
         for (wrong, expected) in [
-            ("http://127.0.0.1:8000/predict", "HTTP is not supported"),
+            ("http://127.0.0.1:8000/predict", "expected http://HOST:PORT/v2/models/NAME"),
             ("redis://127.0.0.1", "Redis is a store and cannot classify"),
-            ("there", "expected embedded or HOST:PORT"),
-            ("ftp://h:1", "expected embedded or HOST:PORT"),
+            ("there", "expected embedded, HOST:PORT"),
+            ("ftp://h:1", "expected embedded, HOST:PORT"),
         ] {
             let error = wrong.parse::<ClassifierAddr>().unwrap_err();
             assert!(error.contains(expected), "{wrong:?}: {error}");

@@ -13,7 +13,8 @@ use crate::args::{
     StoreAddr, TableArgs, token,
 };
 use crate::config::{
-    ClassifierConfig, Config, MemoConfig, ModelConfig, PeerConfig, ReplicasConfig, TableConfig,
+    ClassifierConfig, Config, MemoConfig, ModelConfig, PeerConfig, ReplicasConfig, ServersConfig,
+    TableConfig,
 };
 use crate::store::{DiskArgs, StoreArgs};
 use crate::tls::ClassifierTlsArgs;
@@ -35,8 +36,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "STORE", default_value = "embedded", alias = "cache")]
     pub(crate) store: StoreAddr,
 
-    /// Classifier: embedded, or HOST:PORT. Several addresses, separated by commas, share the work.
-    /// Repeat the flag for several models: MODEL=ADDR,… gives a model its name.
+    /// Classifier: embedded, HOST:PORT, or http://HOST:PORT/v2/models/NAME of a model server.
+    /// Several addresses, separated by commas, share the work. Repeat the flag for several models:
+    /// MODEL=ADDR,… gives a model its name.
     #[arg(long, value_name = "[MODEL=]ADDR", default_value = "embedded")]
     pub(crate) classifier: Vec<Classifiers>,
 
@@ -243,10 +245,13 @@ impl Args {
         let ttl = ttls.iter().rev().find(|ttl| is_own(&ttl.model));
         let ttl = ttl.or_else(|| ttls.iter().rev().find(|ttl| ttl.model.is_none()));
         let mut classifier = self.upstream.config(classifiers)?;
-        if let ClassifierConfig::Remote(replicas) = &mut classifier
-            && self.models.single_rows.contains(&name)
-        {
-            replicas.options.max_rows = 1;
+        if self.models.single_rows.contains(&name) {
+            match &mut classifier {
+                ClassifierConfig::Remote(replicas) => replicas.options.max_rows = 1,
+                ClassifierConfig::Servers(servers) => servers.options.max_rows = 1,
+                // The built-in classifier answers each row by itself.
+                ClassifierConfig::Embedded | ClassifierConfig::Own(_) => {}
+            }
         }
         let memory = self.models.model_memory.iter().rev().find(|memory| is_own(&memory.model));
         let memory = memory.map(|memory| memory.value.0);
@@ -304,24 +309,36 @@ impl UpstreamArgs {
         if classifiers == [ClassifierAddr::Embedded] {
             return Ok(ClassifierConfig::Embedded);
         }
-        let mut addresses = Vec::new();
+        let (mut addresses, mut urls) = (Vec::new(), Vec::new());
         for classifier in classifiers {
             match classifier {
                 ClassifierAddr::Remote(address) => addresses.push(address.clone()),
+                ClassifierAddr::Server(url) => urls.push((**url).clone()),
                 ClassifierAddr::Embedded => {
                     bail!("--classifier is both embedded and remote; choose one")
                 }
             }
         }
+        let options = PoolOptions {
+            timeout: self.classifier_timeout.0,
+            retry_percent: self.retry_budget,
+            ..PoolOptions::default()
+        };
+        if !urls.is_empty() {
+            if !addresses.is_empty() {
+                bail!("--classifier has both HOST:PORT and a URL for one model; choose one");
+            }
+            return Ok(ClassifierConfig::Servers(ServersConfig {
+                urls,
+                tls: self.classifier_tls.load()?,
+                options,
+            }));
+        }
         let file = self.classifier_token_file.as_deref();
         let token = token(None, "--classifier-token-file", file)?;
         Ok(ClassifierConfig::Remote(ReplicasConfig {
             peer: PeerConfig { token, tls: self.classifier_tls.load()? },
-            options: PoolOptions {
-                timeout: self.classifier_timeout.0,
-                retry_percent: self.retry_budget,
-                ..PoolOptions::default()
-            },
+            options,
             resolve_every: self.resolve_every.0,
             ..ReplicasConfig::new(addresses)
         }))
