@@ -275,6 +275,8 @@ impl Process {
                 bytes => bytes,
             };
             let models = memo.models;
+            let has_scores = models.first().is_some_and(|model| model.classifier.is_embedded())
+                && models.iter().all(|model| model.name != SCORES);
             let memo = Memo::new(labels, bytes, memo.options);
             let first = models.first().map(|model| (model.name.clone(), model.options));
             let Some((first, options)) = first else {
@@ -312,7 +314,7 @@ impl Process {
             if http.is_some() {
                 let services = process.services.clone();
                 let own = InProcess::new(memo.clone(), first, move || statistics(&services));
-                source = Some(match built_in.filter(|_| !may_have_bytes) {
+                source = Some(match built_in.filter(|_| has_scores) {
                     Some((model, _)) => {
                         memo.add_model(SCORES, scores_of(model), options);
                         Arc::new(own.with_scores(SCORES))
