@@ -260,7 +260,7 @@ impl Expiry {
 
     /// The bits that are stored.
     fn bits(self) -> u64 {
-        self.scale << Self::UNIT_BITS | self.units % (1 << Self::UNIT_BITS)
+        (self.scale << Self::UNIT_BITS) | (self.units % (1 << Self::UNIT_BITS))
     }
 
     fn is_over(self, now_s: u64) -> bool {
