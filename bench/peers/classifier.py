@@ -6,9 +6,9 @@ classifier.
 Every program gets the same models. Its answers are compared with ours before its time counts.
 
 * raw: the ten linear machines on pixels, exported to each program's own format. LIBSVM lets pairs
-* of classes vote, so
-  each machine's weights become a "support vector" of a linear kernel: of two classes the one with
-  the greater score wins, so the class with the greatest score wins all its votes.
+  of classes vote, so each machine's weights become a "support vector" of a linear kernel: of two
+  classes the one with the greater score wins, so the class with the greatest score wins all its
+  votes.
 * conv: the shipped model, its steps written as an ONNX graph.
 
 All programs run on one core, in turn, in rounds; the least CPU time counts, since other processes

@@ -82,7 +82,7 @@ def table_bytes(values, prefix):
 
 def memo_of(program, store, secret):
     return Service(program, "memo", "--model", "raw", "--threads", "1", "--compute-threads", "1", "--memory", "64MiB",
-                   "--cache", store.place, "--lookup-budget", BUDGET, "--secret-file", secret)
+                   "--store", store.place, "--lookup-budget", BUDGET, "--secret-file", secret)
 
 
 def speed(program, memo):

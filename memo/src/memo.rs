@@ -34,7 +34,7 @@ use crate::store::{Entries, Keep, OfBytes, Store, StoreOfBytes, Stores};
 use crate::sync;
 use crate::upstream::{Call, Upstream};
 
-/// Bytes of rows that each client may have waiting whatever the others do.
+/// Bytes of rows that each client may have waiting, for any load of the others.
 const GUARANTEED_BYTES: usize = 64 << 10;
 
 /// How much work a memo takes on, and its secret.
@@ -349,7 +349,7 @@ impl Memo {
         }
         Err(match &*entry.keys.present() {
             None => entry.no_keys(),
-            Some(_) => Failure::new(Status::Internal, "the model has no further epoch"),
+            Some(_) => Failure::new(Status::Internal, "the answers of this model were deleted too often: its epoch is at the limit"),
         })
     }
 

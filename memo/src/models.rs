@@ -326,7 +326,7 @@ impl ModelKeys {
                 changing.refused = None;
                 self.met.fetch_add(1, Relaxed);
                 if present.is_some() {
-                    tracing::info!(?model, "the upstream has another model; its keys are others");
+                    tracing::info!(?model, "the upstream has another model: stored answers of the old one are not used");
                 }
                 let stores = Arc::clone(&self.stores);
                 let next =

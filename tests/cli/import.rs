@@ -74,8 +74,8 @@ fn imports_a_kernel_model_of_libsvm_and_describes_it() {
         "3, labels 65535 300 7",
         "features  3 of images of 2x2: bytes over 255",
         &model.digest().to_string(),
-        "the sample's labels: 2 of 3 (66.67 %)\n  image 3: 9 given, 7 answered",
-        "the predictions: 3 of 3 (100.00 %)",
+        "accuracy on the sample: 2 of 3 (66.67 %)\n  image 3: 9 given, 7 answered",
+        "agreement with the original tool: 3 of 3 (100.00 %)",
         &format!("wrote {out} ("),
     ] {
         assert!(printed.contains(said), "{said:?} in\n{printed}");
@@ -94,7 +94,7 @@ fn a_model_of_scaled_features_takes_its_range_file() {
         LIBSVM.replace("1:1", "1:1 3:-1").replace("2:1", "1:-1 3:-1").replace("0.501961", "1");
     let sample = file(&folder, "sample", "65535 1:1 3:-1\n300 1:-0.99 3:-1\n7 3:0.95\n");
     let (out, printed) = import(&folder, &model, &["--scale", &ranges, "--sample", &sample]);
-    for said in ["gamma 2, scaled by svm-scale to -1 to 1)", "the sample's labels: 3 of 3"] {
+    for said in ["gamma 2, scaled by svm-scale to -1 to 1)", "accuracy on the sample: 3 of 3"] {
         assert!(printed.contains(said), "{said:?} in\n{printed}");
     }
     let model = Model::read(out.as_ref()).unwrap();

@@ -169,7 +169,7 @@ fn a_rotated_access_log_gives_an_estimate() {
     let (old, new) =
         (std::fs::read_to_string(&old).unwrap(), std::fs::read_to_string(&path).unwrap());
     let lines = old.lines().chain(new.lines()).count();
-    // The first calls can find the model unknown, and are not remembered then.
+    // The first calls can find the model unknown, and their answers are not stored then.
     let all = file(&folder, "all.log", format!("{old}{new}"));
     let estimate = run(&["estimate", &all, "--json"]).succeeded();
     let estimate: serde_json::Value = serde_json::from_str(&estimate).unwrap();

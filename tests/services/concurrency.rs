@@ -127,7 +127,7 @@ async fn once(flags: &[&str]) {
     assert_eq!(memo.counter_value("store_writes"), IMAGES as u64);
     assert_eq!(memo.counter_value("coalesced"), ((CONNECTIONS - 1) * IMAGES) as u64);
 
-    // From now on all is remembered.
+    // From now on all answers are stored.
     for raw in connections.iter_mut().take(5) {
         for (i, &class) in labels.iter().enumerate() {
             let answer = raw.classify(i as u64, digits.image(i)).await;

@@ -52,7 +52,7 @@ fn serve(args: &[&str]) -> (Running, SocketAddr) {
 }
 
 #[test]
-fn a_picture_is_answered_and_then_remembered() {
+fn a_picture_is_answered_and_then_a_hit() {
     let (memo, page) = serve(&[]);
     let picture = std::fs::read("examples/seven.png").unwrap();
     for origin in ["miss", "hit"] {

@@ -306,7 +306,7 @@ fn suite(command: &str, remote_cache: bool, remote_classifier: bool) {
 
             // A well-behaved client that none of the following may disturb.
             let (stop, bystander) = bystander(addr).await;
-            the_second_answer_is_remembered(addr).await;
+            the_second_answer_is_a_hit(addr).await;
             a_connection_sees_what_another_asked(addr).await;
             a_wrong_size_is_a_bad_argument(addr).await;
             an_oversize_frame_is_too_large(addr).await;
@@ -357,7 +357,7 @@ async fn bystander(
     (stop, task)
 }
 
-async fn the_second_answer_is_remembered(addr: SocketAddr) {
+async fn the_second_answer_is_a_hit(addr: SocketAddr) {
     const COUNT: usize = 40;
     let (digits, labels) = answered(3, COUNT, &Model::raw());
     let (mut raw, _) = Raw::open(addr, TOKEN).await;

@@ -39,8 +39,8 @@ fn fill(client: &Client, round: u32) {
     }
 }
 
-/// How many keys the cache remembers. All that it remembers must be right.
-fn remembered(client: &Client, rounds: std::ops::RangeInclusive<u32>) -> usize {
+/// The number of keys that the cache finds. Each value must be right.
+fn found(client: &Client, rounds: std::ops::RangeInclusive<u32>) -> usize {
     let keys: Vec<u64> = (0..ENTRIES).collect();
     let mut found = 0;
     for keys in keys.chunks(1000) {
@@ -82,7 +82,7 @@ fn a_snapshot_that_was_asked_for_survives_a_crash() {
     assert!(printed.starts_with("wrote 20,000 entries, 33"), "{printed}");
     cache.kill();
     cache.restart();
-    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    assert_eq!(found(&client(&cache), 1..=1), ENTRIES as usize);
     let stats = run(&["stats", "--over", "0s", &cache.place()]).succeeded();
     assert!(stats.contains("\nSnapshot\n"), "{stats}");
 }
@@ -155,7 +155,8 @@ fn answers_deleted_by_command_stay_deleted_after_a_restart() {
         assert_eq!(classify(&memo), "hit", "{command:?} without the right");
         let printed = take_back(&memo, command, &admin).succeeded();
         assert!(
-            printed.starts_with("forgot 1 input of") || printed.contains("all models"),
+            printed.starts_with("deleted the answers of 1 input in")
+                || printed.contains("all models"),
             "{printed}"
         );
         assert_eq!((classify(&memo), classify(&memo)), ("miss", "hit"), "{command:?}");
@@ -242,13 +243,13 @@ fn a_folder_that_is_gone_costs_the_snapshot_and_nothing_else() {
     assert!(line.contains("storage_failed") && line.contains("No such file"), "{line}");
     let folder_name = text(folder.path());
     assert!(!line.contains(&folder_name), "a client is not told of the server's folders: {line}");
-    assert_eq!(remembered(&client, 1..=1), ENTRIES as usize, "it goes on serving");
+    assert_eq!(found(&client, 1..=1), ENTRIES as usize, "it goes on serving");
     fs::rename(&away, &inside).unwrap();
     fill(&client, 2);
     run(&["snapshot", &cache.place()]).succeeded();
     cache.kill();
     cache.restart();
-    assert_eq!(remembered(&self::client(&cache), 2..=2), ENTRIES as usize);
+    assert_eq!(found(&self::client(&cache), 2..=2), ENTRIES as usize);
 }
 
 /// The disk's end is the process's own limit on files: unlike a small file system it needs no
@@ -275,10 +276,10 @@ fn a_full_disk_costs_the_snapshot_and_nothing_else() {
         assert_eq!(fs::metadata(place(&folder)).unwrap().len(), whole, "the old one is there");
         assert_eq!(names(&folder), ["snapshot", "snapshot.lock"], "and no unfinished one");
     }
-    assert_eq!(remembered(&client, 2..=2), ENTRIES as usize, "it goes on serving");
+    assert_eq!(found(&client, 2..=2), ENTRIES as usize, "it goes on serving");
     cache.kill();
     cache.restart();
-    assert_eq!(remembered(&self::client(&cache), 1..=1), ENTRIES as usize, "the last good one");
+    assert_eq!(found(&self::client(&cache), 1..=1), ENTRIES as usize, "the last good one");
     let client = self::client(&cache);
     fill(&client, 3);
     run(&["snapshot", &cache.place()]).succeeded();
@@ -326,7 +327,7 @@ fn a_killed_cache_restarts_with_a_whole_snapshot() {
         torn += left;
         cache.restart();
         let client = self::client(&cache);
-        assert_eq!(remembered(&client, round..=round), ENTRIES as usize, "round {round}");
+        assert_eq!(found(&client, round..=round), ENTRIES as usize, "round {round}");
     }
     println!("{torn} of 12 were killed while a snapshot was being written");
 }
@@ -358,14 +359,14 @@ fn a_damaged_snapshot_is_a_cold_start_with_a_warning() {
             }
             fs::write(place(&folder), damaged).unwrap();
             cache.restart();
-            assert_eq!(remembered(&client(&cache), 1..=1), 0, "byte {at}");
+            assert_eq!(found(&client(&cache), 1..=1), 0, "byte {at}");
             cache.kill();
             assert!(cache.log().contains("a cold start: "), "byte {at}: {}", cache.log());
         }
     }
     fs::write(place(&folder), whole).unwrap();
     cache.restart();
-    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    assert_eq!(found(&client(&cache), 1..=1), ENTRIES as usize);
 }
 
 #[test]
@@ -437,7 +438,7 @@ fn a_link_is_followed_and_its_target_is_replaced() {
     assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
     cache.kill();
     cache.restart();
-    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    assert_eq!(found(&client(&cache), 1..=1), ENTRIES as usize);
     cache.signal(Signal::TERM);
     assert!(cache.wait().success());
     assert_eq!(names(&disk), ["data"], "a clean end removes the lock");
@@ -469,7 +470,7 @@ fn a_second_process_on_one_snapshot_is_refused() {
     assert!(cache.wait().success());
     let next = start(&path, &[]);
     // The answers come after the load, and so does its line in the log.
-    assert_eq!(remembered(&client(&next), 1..=1), ENTRIES as usize);
+    assert_eq!(found(&client(&next), 1..=1), ENTRIES as usize);
     assert!(next.log().contains(&format!("loaded {ENTRIES} of")), "{}", next.log());
 }
 
@@ -486,7 +487,7 @@ fn a_cache_with_bytes_keeps_both_stores() {
     );
     cache.kill();
     cache.restart();
-    assert_eq!(remembered(&client(&cache), 1..=1), ENTRIES as usize);
+    assert_eq!(found(&client(&cache), 1..=1), ENTRIES as usize);
     let stats = run(&["stats", "--over", "0s", &cache.place()]).succeeded();
     assert!(stats.contains("\nByte store\n"), "{stats}");
 }

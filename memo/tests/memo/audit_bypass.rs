@@ -82,7 +82,7 @@ async fn a_classifier_that_is_busy_is_not_audited() {
 #[derive(Debug, Default)]
 struct Slow {
     dead: AtomicBool,
-    remembers: AtomicBool,
+    finds: AtomicBool,
     asked: AtomicUsize,
     entries: Mutex<std::collections::HashMap<u64, i64>>,
 }
@@ -108,12 +108,12 @@ impl Backend for SlowStore {
         }
         tokio::spawn(async move {
             slow.asked.fetch_add(keys.len(), SeqCst);
-            let remembers = slow.remembers.load(SeqCst);
-            if !remembers {
+            let finds = slow.finds.load(SeqCst);
+            if !finds {
                 tokio::time::sleep(SLOWNESS).await;
             }
             let entries = slow.entries.lock().unwrap();
-            let value = |key| entries.get(key).copied().filter(|_| remembers);
+            let value = |key| entries.get(key).copied().filter(|_| finds);
             then(Some(keys.iter().map(value).collect()));
         });
     }
@@ -182,7 +182,7 @@ async fn a_slow_store_without_hits_is_bypassed_until_it_pays() {
     let stats = client.admin().stats().await.unwrap();
     assert!(stats.counter_value("lookup_time_us") > stats.counter_value("saved_time_us"));
 
-    slow.remembers.store(true, SeqCst);
+    slow.finds.store(true, SeqCst);
     until("it is used again", async || {
         ask().await;
         mode("looking").await
