@@ -10,7 +10,7 @@ use afterimage_wire::{CallError, Status};
 
 use crate::LATE;
 use crate::common::contrary_model;
-use crate::load::{BYTE_MODEL, BYTES, Call, Flush, HOT, TIMEOUT, byte_label, population};
+use crate::load::{Call, Flush, HOT, TIMEOUT, population};
 use crate::{Incident, What, Who};
 
 /// The most failures that are printed as examples.
@@ -92,14 +92,10 @@ impl Verdict {
         }
     }
 
-    /// Wrong, stale, lost and unexcused calls.
-    pub(crate) fn bad(&self) -> [usize; 4] {
-        [&self.wrong, &self.stale, &self.lost, &self.unexcused].map(Vec::len)
-    }
-
     /// Fails unless all is as promised.
     pub(crate) fn assert_good(&self) {
-        assert_eq!(self.bad(), [0; 4], "wrong, stale, lost, unexcused");
+        let bad = [&self.wrong, &self.stale, &self.lost, &self.unexcused].map(Vec::len);
+        assert_eq!(bad, [0; 4], "wrong, stale, lost, unexcused");
         assert!(self.flushes > 0, "no flush was confirmed");
         for (kind, took) in &self.recovery {
             let (longest, error) = took.iter().max().expect("one at least");
@@ -122,8 +118,7 @@ fn stale(calls: &[Call], flushes: &[Flush]) -> Vec<String> {
         let (hits, others): (Vec<&Call>, Vec<&Call>) =
             calls.into_iter().partition(|call| is_hit(call));
         for hit in hits {
-            let covers = |flush: &&Flush| flush.what.covers(hit.image);
-            let before = flushes.iter().filter(covers).filter(|flush| flush.confirmed <= hit.due);
+            let before = flushes.iter().filter(|flush| flush.confirmed <= hit.due);
             let Some(flush) = before.max_by_key(|flush| flush.confirmed) else { continue };
             // A call that failed may have stored its answer.
             let accounts = |call: &&Call| call.ended >= flush.began && call.due <= hit.ended;
@@ -187,9 +182,6 @@ impl Labels {
     }
 
     fn of(&self, digest: &[u8; 32], image: usize) -> Option<u16> {
-        if image >= BYTES {
-            return (*digest == [BYTE_MODEL.1; 32]).then(|| byte_label(image));
-        }
         let (_, labels) = self.0.iter().find(|(known, _)| known == digest)?;
         labels.get(image).copied()
     }
