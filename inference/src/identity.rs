@@ -54,6 +54,13 @@ pub(crate) struct Description {
     pub(crate) counts_all: bool,
 }
 
+impl Description {
+    /// The bytes that identify the model.
+    pub(crate) fn identity(&self) -> Vec<u8> {
+        [self.digest, self.entries].concat()
+    }
+}
+
 /// The counter of one version of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Counter {
