@@ -25,11 +25,10 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{
-    ClassifierConfig, Config, GatewayConfig, ListenerConfig, ProxyConfig, Started, StoreConfig,
-};
+use crate::config::{ClassifierConfig, Config, GatewayConfig, ProxyConfig, Started, StoreConfig};
 use crate::embedded::{Embedded, SCORES, scores_of};
 use crate::operations::{Operations, statistics};
+use crate::sockets::Sockets;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
 #[derive(Debug, thiserror::Error)]
@@ -148,17 +147,18 @@ impl Process {
         let Config { memo, cache, classifier, proxy, others, table, engine, gateway, admin } =
             config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
+        let mut sockets = Sockets::of_process();
         // Before the table takes memory and the model is read.
-        let memo_sockets = bind(memo_listeners).await?;
-        let cache_sockets = bind(&cache).await?;
-        let classifier_sockets = bind(&classifier).await?;
+        let memo_sockets = sockets.take_all(memo_listeners).await?;
+        let cache_sockets = sockets.take_all(&cache).await?;
+        let classifier_sockets = sockets.take_all(&classifier).await?;
         let mut other_sockets = Vec::new();
         for (service, listeners) in others {
-            other_sockets.push((service, bind(&listeners).await?));
+            other_sockets.push((service, sockets.take_all(&listeners).await?));
         }
         let http = match gateway {
             None => None,
-            Some(gateway) => match bind_one(gateway.address).await {
+            Some(gateway) => match sockets.take(gateway.address).await {
                 Ok(bound) => Some((bound, gateway)),
                 Err(ConfigError::InUse(address)) if gateway.optional => {
                     tracing::warn!(
@@ -172,15 +172,15 @@ impl Process {
         let proxy = match proxy {
             Some(proxy) => {
                 let grpc = match proxy.grpc {
-                    Some(address) => Some(bind_one(address).await?),
+                    Some(address) => Some(sockets.take(address).await?),
                     None => None,
                 };
-                Some((bind_one(proxy.address).await?, grpc, proxy))
+                Some((sockets.take(proxy.address).await?, grpc, proxy))
             }
             None => None,
         };
         let admin = match admin {
-            Some(admin) => Some((bind_one(admin.address).await?, admin)),
+            Some(admin) => Some((sockets.take(admin.address).await?, admin)),
             None => None,
         };
         let listeners = memo_sockets.len()
@@ -190,6 +190,7 @@ impl Process {
         if listeners == 0 && http.is_none() && proxy.is_none() {
             return Err(ConfigError::NoListener);
         }
+        sockets.warn_of_unused();
 
         let has_own_store = memo.as_ref().is_some_and(|memo| memo.store.is_embedded());
         let (table, bytes, snapshots) = if has_own_store || !cache_sockets.is_empty() {
@@ -441,29 +442,6 @@ impl Process {
         let written = tokio::task::spawn_blocking(finish).await;
         written.expect("a snapshot does not panic")
     }
-}
-
-/// Takes the ports of these listeners.
-async fn bind(
-    listeners: &[ListenerConfig],
-) -> Result<Vec<(TcpListener, SocketAddr, ServerOptions)>, ConfigError> {
-    let mut sockets = Vec::new();
-    for ListenerConfig { address, options } in listeners {
-        let (socket, bound) = bind_one(*address).await?;
-        sockets.push((socket, bound, options.clone()));
-    }
-    Ok(sockets)
-}
-
-/// Takes a port.
-async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ConfigError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => ConfigError::InUse(address),
-        _ => ConfigError::Listen(address, error),
-    };
-    let socket = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = socket.local_addr().map_err(failed)?;
-    Ok((socket, bound))
 }
 
 /// Refuses a body limit that no request fits in.
