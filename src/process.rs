@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
@@ -18,6 +18,7 @@ use afterimage_memo::{Memo, MemoService, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
+use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{
     Identity, Server, ServerOptions, Service, Tenants, TenantsError, Token, TokenError,
 };
@@ -30,7 +31,7 @@ use crate::config::{
     ClassifierConfig, Config, GatewayConfig, ModelConfig, ProxyConfig, Started, StoreConfig,
 };
 use crate::embedded::{Embedded, SCORES, scores_of};
-use crate::operations::{Operations, statistics};
+use crate::operations::{Operations, Served, statistics};
 use crate::sockets::Sockets;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
@@ -133,7 +134,7 @@ pub enum ReloadError {
 /// # }
 /// ```
 pub struct Process {
-    services: Vec<Arc<dyn Service>>,
+    services: Vec<Served>,
     addresses: Vec<(Role, SocketAddr)>,
     /// Its address, and whether it uses TLS.
     http: Option<(SocketAddr, bool)>,
@@ -365,7 +366,8 @@ impl Process {
         if let Some(((socket, address), admin)) = admin {
             let services = process.services.clone();
             let proxy = process.proxy.as_ref().map(|(proxy, _)| proxy.clone());
-            let operations = Arc::new(Operations { services, proxy, remote: behind });
+            let operations =
+                Arc::new(Operations { services, proxy, started: Instant::now(), remote: behind });
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve_admin(socket, operations, admin.http, stop);
             process.listeners.spawn(serving);
@@ -382,6 +384,7 @@ impl Process {
     ) -> Result<(), ConfigError> {
         let service = Arc::new(service);
         let identity = service.identity();
+        let mut listeners: Vec<Arc<dyn Fn(&mut Stats) + Send + Sync>> = Vec::new();
         for (socket, address, options) in sockets {
             check_max_body(&options, &identity)?;
             self.watch(options.tls.as_ref());
@@ -389,11 +392,12 @@ impl Process {
                 .extend([&options.token, &options.admin_token].into_iter().flatten().cloned());
             self.tenants.extend(options.tenants.clone());
             let server = Server::new(socket, Arc::clone(&service), options);
+            listeners.push(Arc::new(server.statistics()));
             let stop = self.stop.clone();
             self.listeners.spawn(async move { server.serve(stop.cancelled()).await });
             self.addresses.push((identity.service, address));
         }
-        self.services.push(service);
+        self.services.push(Served { service, listeners });
         Ok(())
     }
 
@@ -415,8 +419,8 @@ impl Process {
     }
 
     /// The services, for their statistics.
-    pub fn services(&self) -> &[Arc<dyn Service>] {
-        &self.services
+    pub fn services(&self) -> impl Iterator<Item = &Arc<dyn Service>> {
+        self.services.iter().map(|served| &served.service)
     }
 
     /// The proxy and its address.
