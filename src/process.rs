@@ -18,7 +18,6 @@ use afterimage_memo::{Memo, MemoService, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
-use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{
     Identity, Server, ServerOptions, Service, Tenants, TenantsError, Token, TokenError,
 };
