@@ -168,11 +168,12 @@ struct Question {
     ttl: Option<Duration>,
 }
 
-impl Inner {
-    /// Asks the upstream about a hit again, if it has nothing else to do.
+impl Question {
+    /// Asks the upstream about a hit again, if it has nothing else to do. `position` is the row's
+    /// number in its request.
     #[cold]
-    pub(crate) fn audit_hit(
-        self: &Arc<Self>,
+    fn ask(
+        inner: &Arc<Inner>,
         audit: &Audit,
         arrival: &Arrival<'_>,
         hash: RowHash,
@@ -182,15 +183,32 @@ impl Inner {
         if !audit.begin(|| arrival.entry.upstream.is_idle()) {
             return;
         }
-        let (inner, space) = (Arc::clone(self), Arc::clone(arrival.space));
+        let (inner, space) = (Arc::clone(inner), Arc::clone(arrival.space));
         let (model, client, ttl) = (Arc::clone(&space.model), arrival.client, arrival.ttl);
         let request_id = 0;
         let question = Question { inner, space, hash, request_id, stored, ttl };
         let reply = Reply::new(Arc::new(question), 0);
-        let (rows, positions) = (Rows::from_elem(row, 1), Rows::from_elem(position, 1));
+        let (rows, positions) = (Rows::from_buf([row]), Rows::from_buf([position]));
         let context = arrival.context.cloned();
         let call = Call { rows, positions, context, model, client, request_id, reply };
         arrival.entry.upstream.compute(vec![call]);
+    }
+}
+
+/// Audits a hit if it is one of the sample: asks the upstream about it again. `row` gives the row
+/// and its number in its request.
+#[inline]
+pub(crate) fn audit_hit(
+    inner: &Arc<Inner>,
+    arrival: &Arrival<'_>,
+    hash: RowHash,
+    stored: impl FnOnce() -> Answer,
+    row: impl FnOnce() -> (u32, Bytes),
+) {
+    if let Some(audit) = &inner.audit
+        && audit.is_due()
+    {
+        Question::ask(inner, audit, arrival, hash, stored(), row());
     }
 }
 
@@ -215,7 +233,7 @@ impl Sink<Result<Computed, Failure>> for Question {
                 id = request_id, %key, stored = ?stored.label(), computed = ?answer.label(),
                 "a stored answer is not the model's: it is replaced"
             );
-            inner.store(space, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
+            inner.stores.write(&space.keys, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
         }
         audit.end(Some(agreed));
     }

@@ -6,35 +6,30 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use afterimage_core::fair::GUARANTEED;
 use afterimage_core::{
-    Answer, AnswerKind, ByteBudget, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, Tally,
-    RowReply, Rows, Sink, Status, Wanted, gather,
+    AnswerKind, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, RowReply, Rows,
+    Sink, Status, Wanted, gather,
 };
 use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::metrics;
 use crate::audit::Audit;
-use crate::bypass::{Bypass, CallTime};
-use crate::metrics::Counters;
 use crate::begun::{Arrival, Asker, Begun};
+use crate::bypass::{Bypass, CallTime};
+use crate::deadlines::Deadlines;
 use crate::flight::Waiter;
 use crate::flights::Flights;
-use crate::key::{FORGOTTEN, Lifetime, RowHash, Secret};
+use crate::key::Secret;
 use crate::latency::Latencies;
-use crate::lookup::{Front, LOOKUPS, Lookups};
+use crate::lookup::{Front, LOOKUPS, Lookup};
+use crate::metrics::{self, Counters};
 use crate::models::{Entry, ModelOptions, Models, Space};
 use crate::request::{MAX_ROWS, Request};
-use crate::shares::Shares;
-use crate::single_task::SingleTask;
-use crate::store::{Entries, Keep, OfBytes, Store, StoreOfBytes, Stores};
+use crate::shares::Limits;
+use crate::store::{Store, StoreOfBytes, Stores};
 use crate::sync;
 use crate::upstream::{Call, Upstream};
-
-/// Bytes of rows that each client may have waiting whatever the others do.
-const GUARANTEED_BYTES: usize = 64 << 10;
 
 /// How much work a memo takes on, and its secret.
 #[derive(Clone, Debug)]
@@ -143,19 +138,13 @@ pub(crate) struct Inner {
     pub(crate) stores: Arc<Stores>,
     pub(crate) models: Models,
     pub(crate) flights: Flights<Waiter>,
-    pub(crate) waiting_bytes: ByteBudget,
-    /// The shares of clients in these two limits.
-    pub(crate) shares: Arc<Shares>,
-    pub(crate) byte_shares: Arc<Shares>,
-    /// Stored answers with a wrong seal, for the log.
-    pub(crate) rejections: Tally,
+    pub(crate) limits: Limits,
     pub(crate) latencies: Latencies,
     pub(crate) call_time: CallTime,
     pub(crate) bypass: Option<Bypass>,
     pub(crate) audit: Option<Audit>,
     pub(crate) counters: Counters,
-    /// The task that keeps deadlines.
-    pub(crate) sweeping: SingleTask,
+    pub(crate) deadlines: Deadlines,
 }
 
 impl Memo {
@@ -171,16 +160,13 @@ impl Memo {
             models: Models::new(options.secret, Arc::clone(&stores), options.clock),
             stores,
             flights: Flights::new(options.max_waiting),
-            waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
-            shares: Shares::new(options.max_waiting, GUARANTEED),
-            byte_shares: Shares::new(options.max_waiting_bytes, GUARANTEED_BYTES),
-            rejections: Tally::new(Duration::from_secs(10)),
+            limits: Limits::new(options.max_waiting, options.max_waiting_bytes),
             latencies: Latencies::default(),
             call_time: CallTime::default(),
             bypass: bypasses.then(|| Bypass::new(sync::now())),
             audit: options.audit.map(|every| Audit::new(every, seed)),
             counters: Counters::default(),
-            sweeping: SingleTask::new(),
+            deadlines: Deadlines::new(),
         };
         Memo { inner: Arc::new(inner) }
     }
@@ -261,9 +247,22 @@ impl Memo {
             context: request.context.as_ref(),
         };
         let looks = stored && !request.directives.refresh;
-        if let Some(begun) = self.inner.look_up(&arrival, &request, replies, looks) {
-            self.inner.finish(begun, looks, Begun::call_together);
+        let mut lookup = Lookup::new(&self.inner, &arrival, looks);
+        let asker = Asker { id: request.id, deadline: request.deadline };
+        match arrival.space.model.answers {
+            AnswerKind::Bytes => lookup.bytes(&request.rows, replies, asker),
+            AnswerKind::Label { .. } => {
+                let replies = replies.into_iter().map(Some).collect();
+                let mut front = Submitted { asker, replies };
+                let keys = &arrival.space.keys;
+                for (chunk, rows) in request.rows.chunks(LOOKUPS).enumerate() {
+                    let start = chunk * LOOKUPS;
+                    let hashed = |(i, row): (usize, &Bytes)| (start + i, keys.hash(row), row.clone());
+                    lookup.labels(&mut front, rows.iter().enumerate().map(hashed).collect());
+                }
+            }
         }
+        lookup.finish(Begun::call_together);
     }
 
     /// Asks the upstream of a model about one input, past the store. The statistics do not count it
@@ -281,8 +280,8 @@ impl Memo {
             let _ = sender.send(outcome.map(drop));
         };
         entry.upstream.compute(vec![Call {
-            rows: Rows::from_elem(row, 1),
-            positions: Rows::from_elem(0, 1),
+            rows: Rows::from_buf([row]),
+            positions: Rows::from_buf([0]),
             context: None,
             model: Arc::clone(&space.model),
             client: ClientId::default(),
@@ -301,20 +300,7 @@ impl Memo {
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let hash = space.keys.hash(row);
-        let Stores { labels, bytes } = &*self.inner.stores;
-        match (space.model.answers, bytes) {
-            (AnswerKind::Label { .. }, _) => {
-                labels.write(hash.store_key(), FORGOTTEN, Keep::Answer(None));
-            }
-            (AnswerKind::Bytes, StoreOfBytes::Embedded(bytes)) => {
-                bytes.remove(hash.identity());
-            }
-            // Not every store can remove an entry.
-            (AnswerKind::Bytes, StoreOfBytes::Remote(bytes)) => {
-                bytes.write(hash.identity(), Bytes::new(), Keep::Answer(None));
-            }
-            (AnswerKind::Bytes, StoreOfBytes::None) => {}
-        }
+        self.inner.stores.forget(hash, space.model.answers);
         Ok(())
     }
 
@@ -364,7 +350,7 @@ impl Memo {
         inner.counters.stats(stats);
         stats.counter(&metrics::MODELS_MET, models.iter().map(|entry| entry.keys.met()).sum());
         stats.gauge(&metrics::WAITING, inner.flights.waiting() as u64);
-        stats.gauge(&metrics::WAITING_BYTES, inner.waiting_bytes.used() as u64);
+        stats.gauge(&metrics::WAITING_BYTES, inner.limits.bytes_held() as u64);
         inner.latencies.stats(stats);
         if let Some(audit) = &inner.audit {
             audit.stats(stats);
@@ -415,67 +401,6 @@ impl Inner {
             }
         }
         Ok((entry, space))
-    }
-
-    fn look_up(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        request: &Request,
-        replies: Vec<RowReply>,
-        looks: bool,
-    ) -> Option<Begun> {
-        let keys = &arrival.space.keys;
-        let asker = Asker { id: request.id, deadline: request.deadline };
-        let mut begun = None;
-        match (arrival.space.model.answers, &self.stores.bytes) {
-            (AnswerKind::Bytes, store) => {
-                let hashed = request.rows.iter().map(|row| (keys.hash(row), row.clone()));
-                let rows = replies.into_iter().zip(hashed);
-                let rows = rows.map(|(reply, (hash, row))| (reply, hash, row)).collect();
-                self.look_up_bytes(arrival, rows, store, asker, looks, &mut begun);
-            }
-            (AnswerKind::Label { .. }, _) => {
-                let replies = replies.into_iter().map(Some).collect();
-                let mut front = Submitted { asker, replies };
-                for (chunk, rows) in request.rows.chunks(LOOKUPS).enumerate() {
-                    let start = chunk * LOOKUPS;
-                    let lookup = |(i, row): (usize, &Bytes)| (start + i, keys.hash(row), row.clone());
-                    let rows: Lookups<Bytes> = rows.iter().enumerate().map(lookup).collect();
-                    self.look_up_labels(arrival, &mut front, rows, looks, &mut begun);
-                }
-            }
-        }
-        begun
-    }
-
-    /// Stores an answer, sealed.
-    pub(crate) fn store(
-        &self,
-        space: &Space,
-        hash: RowHash,
-        answer: &Answer,
-        ttl: Option<Duration>,
-        now: Instant,
-    ) {
-        let sealed = |bytes: &Bytes| {
-            space.keys.seal_bytes(hash, bytes, Lifetime::new(sync::unix_s(now), ttl))
-        };
-        match (answer, &self.stores.bytes) {
-            (Answer::Label(label), _) => {
-                let value = space.keys.seal(hash, *label);
-                self.stores.labels.write(hash.store_key(), value, Keep::Answer(None));
-            }
-            (Answer::Bytes(bytes), StoreOfBytes::Embedded(store)) => {
-                store.insert(hash.identity(), sealed(bytes), ttl, now);
-            }
-            (Answer::Bytes(bytes), StoreOfBytes::Remote(store)) => {
-                let value = sealed(bytes);
-                if value.len() <= OfBytes::MAX_VALUE_LEN {
-                    store.write(hash.identity(), value, Keep::Answer(ttl));
-                }
-            }
-            (Answer::Bytes(_), StoreOfBytes::None) => {}
-        }
     }
 }
 

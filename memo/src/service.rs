@@ -12,7 +12,7 @@ use afterimage_wire::server::{
 };
 
 use crate::begun::{Arrival, Asker, Begun};
-use crate::lookup::{Front, Lookups};
+use crate::lookup::{Front, Lookup, Lookups};
 use crate::memo::{Memo, MemoOptions};
 use crate::models::{Entry, ModelOptions};
 use crate::request::Directives;
@@ -115,12 +115,10 @@ impl Service for MemoService {
         let (refreshes, ttl, context) = (false, None, None);
         let arrival =
             Arrival { entry, space, since, client, refreshes, stores, ttl, context };
-        let mut begun = None;
-        inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores, &mut begun);
-        if let Some(begun) = begun {
-            // The rows of a batch are requests of their own.
-            inner.finish(begun, stores, Begun::call_each);
-        }
+        let mut lookup = Lookup::new(inner, &arrival, stores);
+        lookup.labels(&mut Connection(batch), rows);
+        // The rows of a batch are requests of their own.
+        lookup.finish(Begun::call_each);
     }
 
     fn stats(&self, stats: &mut Stats) {
