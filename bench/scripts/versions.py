@@ -29,6 +29,8 @@ import tempfile
 from measure import Process, describe_machine, machine, write_record
 
 KINDS = ("embedded", "remote", "cache", "miss")
+# Inputs of the hits that are counted: few, because the classifier is slow under valgrind.
+POPULATION = 500
 LISTEN = ["--threads", "1", "--listen", "127.0.0.1:0"]
 
 
@@ -56,6 +58,9 @@ def measured(binary, kind, wrapper=()):
                 # `--cache` is the old name of `--store`, which every version takes.
                 cache = stack.enter_context(Server(binary, ["cache", *LISTEN]))
                 arguments += ["--cache", cache.address]
+                if wrapper:
+                    # Under valgrind the memo is too slow for the usual budget.
+                    arguments += ["--lookup-budget", "10s"]
             if kind == "miss":
                 classifier = Server(binary, ["classifier", "--compute-threads", "1", *LISTEN])
                 arguments += ["--classifier", stack.enter_context(classifier).address]
@@ -64,11 +69,11 @@ def measured(binary, kind, wrapper=()):
         yield stack.enter_context(Server(binary, arguments, wrapper))
 
 
-def load(generator, address, kind, depth, *amount):
+def load(generator, address, kind, depth, population, *amount):
     """Runs the load generator and returns its report."""
     choice = ["--hit-ratio", "0"] if kind == "miss" else ["--prefill"]
     command = ["taskset", "-c", "1", generator, "bench", address, "--pin", "1", "--depth", str(depth), "--timeout",
-               "60s", "--json", "--population", "10000", *choice, *amount]
+               "60s", "--json", "--population", str(population), *choice, *amount]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"{' '.join(command)} failed: {result.stderr.strip()}")
@@ -87,7 +92,7 @@ def speeds(options, kind, depth):
             pair = [("old", old), ("new", new)]
             for name, server in pair if turn % 2 == 0 else reversed(pair):
                 before = server.cpu_s()
-                report = load(options.load, server.address, kind, depth, "--warm-up", "300ms", "--duration",
+                report = load(options.load, server.address, kind, depth, 10_000, "--warm-up", "300ms", "--duration",
                               f"{options.seconds}s")
                 rate = report["throughput_per_s"]
                 # The warm-up has the same rate; `prefill` is a small part.
@@ -110,11 +115,12 @@ def instructions(options, kind, depth):
             with measured(binary, kind, wrapper) as server:
                 control = ["callgrind_control"]
                 # The same load before, so that the hits are stored and the buffers have grown.
-                load(options.load, server.address, kind, depth, "--warm-up", "0s", "--count", "20000")
+                amount = ["--warm-up", "0s", "--count", str(options.count)]
+                load(options.load, server.address, kind, depth, POPULATION, *amount)
                 pid = str(server.child.pid)
                 subprocess.run([*control, "-z", pid], check=True, capture_output=True)
-                requests = options.count + (0 if kind == "miss" else 10_000)
-                load(options.load, server.address, kind, depth, "--warm-up", "0s", "--count", str(options.count))
+                requests = options.count + (0 if kind == "miss" else POPULATION)
+                load(options.load, server.address, kind, depth, POPULATION, *amount)
                 subprocess.run([*control, "-d", pid], check=True, capture_output=True)
             functions[name] = self_costs(f"{out}.1", requests)
             totals[name] = sum(functions[name].values())
@@ -165,7 +171,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="rounds of rates and CPU times [default: %(default)s]")
     parser.add_argument("--seconds", type=float, default=1.5, help="length of a round [default: %(default)s]")
     parser.add_argument("--instructions", action="store_true", help="count instructions instead")
-    parser.add_argument("--count", type=int, default=40_000, help="requests to count in [default: %(default)s]")
+    parser.add_argument("--count", type=int, default=20_000, help="requests to count in [default: %(default)s]")
     parser.add_argument("--functions", type=int, default=0, help="also show so many functions")
     parser.add_argument("--load", help="binary of the load generator [default: NEW]")
     parser.add_argument("--record", metavar="FOLDER", help="also write a record with the quotients")

@@ -73,6 +73,13 @@ impl ByteBudget {
         reserved
     }
 
+    fn add(&self, bytes: usize) {
+        self.0.used.fetch_add(bytes, Relaxed);
+        if let Some(parent) = &self.0.parent {
+            parent.add(bytes);
+        }
+    }
+
     fn release(&self, bytes: usize) {
         self.0.used.fetch_sub(bytes, Relaxed);
         if let Some(parent) = &self.0.parent {
@@ -118,6 +125,12 @@ impl BytePermit {
     pub fn merge(&mut self, mut other: BytePermit) {
         assert!(Arc::ptr_eq(&self.budget.0, &other.budget.0), "the permits have two budgets");
         self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// Adds bytes that the budget had granted before, also beyond its limit.
+    pub fn regrow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.budget.add(bytes);
     }
 
     /// Gives `bytes` back; at most those that are left.
@@ -174,7 +187,10 @@ mod tests {
         whole.merge(child.take(5).unwrap());
         whole.shrink(15);
         assert_eq!((whole.bytes(), child.used(), process.used()), (30, 30, 30));
-        drop((whole, part));
+        let rest = process.take(70).unwrap();
+        whole.regrow(15);
+        assert_eq!((child.used(), process.used()), (45, 115), "it was granted before");
+        drop((whole, part, rest));
         assert_eq!((child.used(), process.used()), (0, 0));
     }
 

@@ -114,14 +114,16 @@ impl Begun {
     /// Why the row cannot wait.
     #[inline]
     pub(crate) fn place(&mut self, len: usize) -> Result<Share, String> {
-        if let Some(places) = &mut self.places
-            && places.amount() > 0
-        {
-            return Ok(places.split(1));
+        match &mut self.places {
+            Some(places) if places.amount() > 0 => Ok(places.split(1)),
+            _ => self.place_alone(len),
         }
+    }
+
+    fn place_alone(&mut self, len: usize) -> Result<Share, String> {
         let inner = &self.inner;
-        let Held { places, bytes } =
-            inner.limits.take(self.client, len, inner.flights.waiting())?;
+        let waiting = inner.flights.waiting();
+        let Held { places, bytes } = inner.limits.take(self.client, len, waiting)?;
         self.hold(bytes);
         Ok(places)
     }
@@ -222,6 +224,22 @@ impl Begun {
         Arrival { entry, space, since, client, refreshes, stores, ttl, context }
     }
 
+    /// Gives the bytes of rows back that have hits, before their waiters are answered: so the next
+    /// requests of these find the bytes free.
+    pub(crate) fn give_back(&mut self, hits: impl Iterator<Item = usize>) {
+        if let Some(bytes) = &mut self.bytes {
+            bytes.give_back(hits.filter_map(|i| Some(self.rows.get(i)?.row.len())));
+        }
+    }
+
+    /// Takes the bytes of row `i` again, which is no hit after all.
+    #[cold]
+    pub(crate) fn take_back(&mut self, i: usize) {
+        if let Some(bytes) = &mut self.bytes {
+            bytes.regrow(self.rows[i].row.len());
+        }
+    }
+
     /// Completes flight `i` with an answer from the store, and makes no call for it. Returns the
     /// number of answered waiters of this batch. With a waiter that wants no stored answer, the
     /// flight goes on for all, and the result is `None`.
@@ -231,15 +249,13 @@ impl Begun {
         hit: &RowAnswer,
         now: Instant,
     ) -> Option<u64> {
-        let Begun { inner, rows, bytes, since: batch, .. } = self;
+        let Begun { inner, rows, since: batch, .. } = self;
         let started = &mut rows[i];
         let refreshes = |waiters: &[Waiter]| waiters.iter().any(|waiter| waiter.refreshes);
         let goes_on = |waiters: &[Waiter]| refreshes(waiters).then_some(());
         let key = started.hash.identity();
         let Err(waiters) = inner.flights.complete_unless(key, goes_on) else { return None };
         started.owed = false;
-        // Before the waiters are answered: their next requests find the bytes free.
-        give_back(bytes, started.row.len());
         let mut of_batch = 0;
         let answered = waiters.len() as u64;
         for Waiter { reply, since, span, share, .. } in waiters {
@@ -260,9 +276,14 @@ impl Begun {
     #[cold]
     pub(crate) fn complete_last(&mut self, hit: &RowAnswer) {
         let now = sync::now();
-        let answered = self.complete_with_hit(self.len() - 1, hit, now).unwrap_or(0);
+        let last = self.len() - 1;
+        self.give_back([last].into_iter());
+        let answered = self.complete_with_hit(last, hit, now);
+        if answered.is_none() {
+            self.take_back(last);
+        }
         let waited = now.saturating_duration_since(self.since);
-        self.inner.latencies.record(Origin::Hit, waited, answered);
+        self.inner.latencies.record(Origin::Hit, waited, answered.unwrap_or(0));
     }
 
     /// Makes the calls of the flights that are left, each its own.
@@ -328,7 +349,7 @@ impl Drop for Begun {
 
 fn give_back(bytes: &mut Option<HeldBytes>, len: usize) {
     if let Some(bytes) = bytes {
-        bytes.give_back(len);
+        bytes.give_back([len]);
     }
 }
 

@@ -427,19 +427,29 @@ impl<E: Looked> Remote<E> {
         } else if self.is_due {
             values.clear();
         }
+        // Almost every value is a hit.
+        let found = values.iter().enumerate().filter(|(_, value)| value.is_some());
+        begun.give_back(found.map(|(i, _)| i));
         let (mut hits, mut answered) = (0, 0);
         corked(|| {
             for (i, value) in values.into_iter().enumerate() {
                 let (hash, Some(value)) = (begun.hash(i), value) else { continue };
                 let hit = match E::open(&begun.space, hash, value, now) {
                     Opened::Answer(hit) => hit,
-                    Opened::Nothing => continue,
+                    Opened::Nothing => {
+                        begun.take_back(i);
+                        continue;
+                    }
                     Opened::Forged => {
+                        begun.take_back(i);
                         begun.inner.counters.rejections.add();
                         continue;
                     }
                 };
-                let Some(waiters) = begun.complete_with_hit(i, &hit, now) else { continue };
+                let Some(waiters) = begun.complete_with_hit(i, &hit, now) else {
+                    begun.take_back(i);
+                    continue;
+                };
                 hits += 1;
                 answered += waiters;
                 let (begun, stored) = (&*begun, || hit.answer.clone());

@@ -96,8 +96,8 @@ afterimage_core::metrics! {
     }
 }
 
-/// Stored answers with a wrong seal. Many of them mean an attack, or memos with different secrets on
-/// one store.
+/// Stored answers with a wrong seal. Many of them mean an attack, or memos with different secrets
+/// on one store.
 #[derive(Debug)]
 pub(crate) struct Rejections {
     count: AtomicU64,

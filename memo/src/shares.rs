@@ -156,6 +156,15 @@ impl Share {
         Share { shares: Arc::clone(shares), counted, slot: *slot, tenant: *tenant }
     }
 
+    /// Adds an amount that was granted and given back before, also beyond the share.
+    pub(crate) fn regrow(&mut self, amount: usize) {
+        let tenant = self.shares.tenants[usize::from(self.tenant)].get_or_init(Tenant::new);
+        if tenant.held[usize::from(self.slot)].fetch_add(amount, Relaxed) == 0 {
+            tenant.busy.fetch_add(1, Relaxed);
+        }
+        self.counted += amount;
+    }
+
     /// Adds another share of the same client.
     pub(crate) fn merge(&mut self, mut other: Share) {
         debug_assert_eq!((self.slot, self.tenant), (other.slot, other.tenant));
@@ -301,11 +310,23 @@ impl HeldBytes {
         self.share.merge(other.share);
     }
 
-    /// Gives the bytes of a row back.
+    /// Gives the bytes of rows back.
     #[inline]
-    pub(crate) fn give_back(&mut self, len: usize) {
+    pub(crate) fn give_back(&mut self, lens: impl IntoIterator<Item = usize>) {
+        let (mut len, mut counted) = (0, 0);
+        for row in lens {
+            len += row;
+            counted += row.max(1);
+        }
         self.permit.shrink(len);
-        self.share.give_back(len.max(1));
+        self.share.give_back(counted);
+    }
+
+    /// Takes the bytes of a row again that were given back too early, also beyond the limits.
+    #[cold]
+    pub(crate) fn regrow(&mut self, len: usize) {
+        self.permit.regrow(len);
+        self.share.regrow(len.max(1));
     }
 }
 
@@ -409,7 +430,6 @@ mod tests {
         assert!(shares.take(1.into(), 300, 0).is_some());
     }
 
-    /// What is taken for a batch at once could also be taken row by row.
     #[test]
     fn a_batch_takes_no_more_than_its_rows_one_by_one() {
         for (limit, guaranteed) in [(3, 16), (64, 16), (1000, 16), (1000, 1)] {
@@ -432,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waiting_rows_hold_is_given_back_once() {
+    fn places_and_bytes_are_given_back_once() {
         let limits = Limits::new(100, 10_000);
         let held_now = || {
             let (places, bytes) = (&limits.places, &limits.byte_shares);
@@ -442,7 +462,11 @@ mod tests {
             limits.take_all(1.into(), [10, 0, 20].into_iter(), 0).unwrap();
         assert_eq!(held_now(), (3, 31, 30));
         let waiter = places.split(1);
-        bytes.give_back(0);
+        bytes.give_back([0]);
+        bytes.give_back([10, 20]);
+        assert_eq!(held_now(), (3, 0, 0));
+        bytes.regrow(10);
+        bytes.regrow(20);
         let row = bytes.split(20);
         bytes.merge(limits.take(1.into(), 7, 3).unwrap().bytes);
         assert_eq!(held_now(), (3, 37, 37), "the place of the last row is free again");

@@ -255,6 +255,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Panics
     /// When there is no such request.
+    #[inline]
     pub fn row_reply(&mut self, index: usize) -> RowReply {
         self.reply(index)
     }
@@ -284,6 +285,7 @@ impl<'a> Batch<'a> {
         self.reply(index)
     }
 
+    #[inline]
     fn reply<T>(&mut self, index: usize) -> Reply<Result<T, Failure>>
     where
         T: Send + 'static,
