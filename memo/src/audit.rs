@@ -12,12 +12,12 @@ use afterimage_wire::splitmix::{STEP, mix};
 use bytes::Bytes;
 
 use crate::metrics;
-use crate::begun::Arrival;
 use crate::key::RowHash;
-use crate::memo::Inner;
 use crate::models::Space;
+use crate::store::Stores;
 use crate::sync;
 use crate::upstream::Call;
+use crate::waiter::Arrival;
 
 /// Audits in flight at once: enough for the sample, too few to delay requests.
 const MAX_UNDER_WAY: usize = 4;
@@ -159,7 +159,8 @@ fn ln_factorial(x: f64) -> f64 {
 
 /// The receiver of an audit's answer.
 struct Question {
-    inner: Arc<Inner>,
+    audit: Arc<Audit>,
+    stores: Arc<Stores>,
     space: Arc<Space>,
     hash: RowHash,
     request_id: u64,
@@ -173,8 +174,8 @@ impl Question {
     /// number in its request.
     #[cold]
     fn ask(
-        inner: &Arc<Inner>,
-        audit: &Audit,
+        audit: &Arc<Audit>,
+        stores: &Arc<Stores>,
         arrival: &Arrival<'_>,
         hash: RowHash,
         stored: Answer,
@@ -183,10 +184,11 @@ impl Question {
         if !audit.begin(|| arrival.entry.upstream.is_idle()) {
             return;
         }
-        let (inner, space) = (Arc::clone(inner), Arc::clone(arrival.space));
+        let (audit, stores) = (Arc::clone(audit), Arc::clone(stores));
+        let space = Arc::clone(arrival.space);
         let (model, client, ttl) = (Arc::clone(&space.model), arrival.client, arrival.ttl);
         let request_id = 0;
-        let question = Question { inner, space, hash, request_id, stored, ttl };
+        let question = Question { audit, stores, space, hash, request_id, stored, ttl };
         let reply = Reply::new(Arc::new(question), 0);
         let (rows, positions) = (Rows::from_buf([row]), Rows::from_buf([position]));
         let context = arrival.context.cloned();
@@ -199,23 +201,23 @@ impl Question {
 /// and its number in its request.
 #[inline]
 pub(crate) fn audit_hit(
-    inner: &Arc<Inner>,
+    audit: Option<&Arc<Audit>>,
+    stores: &Arc<Stores>,
     arrival: &Arrival<'_>,
     hash: RowHash,
     stored: impl FnOnce() -> Answer,
     row: impl FnOnce() -> (u32, Bytes),
 ) {
-    if let Some(audit) = &inner.audit
+    if let Some(audit) = audit
         && audit.is_due()
     {
-        Question::ask(inner, audit, arrival, hash, stored(), row());
+        Question::ask(audit, stores, arrival, hash, stored(), row());
     }
 }
 
 impl Sink<Result<Computed, Failure>> for Question {
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
-        let Question { inner, space, hash, request_id, stored, ttl } = self;
-        let Some(audit) = &inner.audit else { return };
+        let Question { audit, stores, space, hash, request_id, stored, ttl } = self;
         // Another model's answer says nothing about this one's.
         let answer = match outcome {
             Ok(Computed { model, mut answers }) if *model == *space.model => answers.pop(),
@@ -233,7 +235,7 @@ impl Sink<Result<Computed, Failure>> for Question {
                 id = request_id, %key, stored = ?stored.label(), computed = ?answer.label(),
                 "a stored answer is not the model's: it is replaced"
             );
-            inner.stores.write(&space.keys, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
+            stores.write(&space.keys, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
         }
         audit.end(Some(agreed));
     }

@@ -10,38 +10,18 @@ use afterimage_core::{
 };
 use bytes::Bytes;
 
-use crate::flight::{Flight, Waiter};
+use crate::deadlines;
+use crate::flight::Flight;
 use crate::flights::Join;
+use crate::inner::Inner;
 use crate::key::RowHash;
-use crate::memo::Inner;
 use crate::metrics::Counters;
 use crate::models::{Entry, Space};
 use crate::request::Context;
 use crate::shares::{Held, HeldBytes, Share};
 use crate::sync;
 use crate::upstream::Call;
-
-/// What the rows of a batch have in common.
-#[derive(Debug)]
-pub(crate) struct Arrival<'a> {
-    pub(crate) entry: &'a Arc<Entry>,
-    pub(crate) space: &'a Arc<Space>,
-    pub(crate) since: Instant,
-    pub(crate) client: ClientId,
-    /// Whether only an answer that is computed now will do.
-    pub(crate) refreshes: bool,
-    /// Whether to store the answers, and for how long.
-    pub(crate) stores: bool,
-    pub(crate) ttl: Option<Duration>,
-    pub(crate) context: Option<&'a Context>,
-}
-
-/// The request behind a waiter.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
-    pub(crate) id: u64,
-    pub(crate) deadline: Option<Instant>,
-}
+use crate::waiter::{Arrival, Asker, Waiter};
 
 /// Flights that this thread has begun with rows of one batch. Their calls are not made yet.
 ///
@@ -155,7 +135,7 @@ impl Begun {
         let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes, share };
         let joined = inner.flights.join(hash.identity(), waiter);
         if asker.deadline.is_some() {
-            inner.deadlines.keep(inner);
+            deadlines::keep(inner);
         }
         match joined {
             Join::First(permit) => {

@@ -5,45 +5,33 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::corked;
 
-use crate::memo::Inner;
-use crate::single_task::SingleTask;
+use crate::inner::Inner;
 use crate::sync;
 
 /// The interval between two searches for waiters that have left. A deadline is kept to within this.
 pub const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
-/// Whether the task that keeps the deadlines of a memo runs.
-#[derive(Debug)]
-pub(crate) struct Deadlines(SingleTask);
-
-impl Deadlines {
-    /// The task does not run yet.
-    pub(crate) fn new() -> Self {
-        Deadlines(SingleTask::new())
+/// Starts the task that keeps the deadlines of a memo, unless it runs. It ends when no waiter is
+/// left. The calls go on.
+pub(crate) fn keep(memo: &Arc<Inner>) {
+    if !memo.sweeping.start() {
+        return;
     }
-
-    /// Starts the task of this memo, unless it runs. It ends when no waiter is left. The calls go
-    /// on.
-    pub(crate) fn keep(&self, memo: &Arc<Inner>) {
-        if !self.0.start() {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return self.0.abandon();
-        };
-        let memo = Arc::downgrade(memo);
-        runtime.spawn(async move {
-            loop {
-                tokio::time::sleep(SWEEP_EVERY).await;
-                let Some(memo) = memo.upgrade() else { return };
-                sweep(&memo, sync::now());
-                let needed = || memo.flights.waiting() > 0;
-                if !needed() && memo.deadlines.0.stop(needed) {
-                    return;
-                }
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return memo.sweeping.abandon();
+    };
+    let memo = Arc::downgrade(memo);
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            let Some(memo) = memo.upgrade() else { return };
+            sweep(&memo, sync::now());
+            let needed = || memo.flights.waiting() > 0;
+            if !needed() && memo.sweeping.stop(needed) {
+                return;
             }
-        });
-    }
+        }
+    });
 }
 
 fn sweep(memo: &Inner, now: Instant) {

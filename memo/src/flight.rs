@@ -1,60 +1,20 @@
-//! One row on its way to the upstream and back: the call, its waiters, and their answers.
+//! One row on its way to the upstream and back: the call, and the answers of its waiters.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_core::{
-    Answer, AnswerKind, Computed, Failure, Origin, RowAnswer, RowReply, Sink, Status, Wanted, Watch,
+    Answer, AnswerKind, Computed, Failure, Origin, RowAnswer, Sink, Status, Wanted, Watch,
 };
 use afterimage_wire::corked;
-use tracing::Span;
 
+use crate::inner::Inner;
 use crate::key::RowHash;
-use crate::memo::Inner;
-use crate::metrics::Counters;
 use crate::models::{Entry, Space};
-use crate::shares::{HeldBytes, Share};
+use crate::shares::HeldBytes;
 use crate::sync;
-
-/// One waiter of a flight.
-#[derive(Debug)]
-pub(crate) struct Waiter {
-    pub(crate) reply: RowReply,
-    /// When its request arrived.
-    pub(crate) since: Instant,
-    /// From the request's arrival to its answer; disabled unless a subscriber listens.
-    pub(crate) span: Span,
-    /// When the client stops waiting.
-    pub(crate) deadline: Option<Instant>,
-    /// Whether only an answer that is computed now will do.
-    pub(crate) refreshes: bool,
-    /// Its place in its client's share of all waiters.
-    pub(crate) share: Share,
-}
-
-impl Waiter {
-    /// Whether the waiter has left: its time is over, or its client is gone.
-    pub(crate) fn has_left(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| now >= deadline) || !self.reply.is_wanted(now)
-    }
-
-    /// Answers a waiter that has left its flight.
-    pub(crate) fn leave(self, counters: &Counters, now: Instant) {
-        let Waiter { reply, since, span, share, .. } = self;
-        drop(share);
-        let waited = now.saturating_duration_since(since);
-        if reply.is_wanted(now) {
-            counters.expired.fetch_add(1, Relaxed);
-            span.in_scope(|| tracing::debug!(?waited, "the deadline has passed"));
-        } else {
-            counters.abandoned.fetch_add(1, Relaxed);
-            span.in_scope(|| tracing::debug!(?waited, "the client is gone"));
-        }
-        let text = format!("no answer before the request's deadline; {waited:?} passed");
-        reply.send(Err(Failure::new(Status::DeadlineExceeded, text)));
-    }
-}
+use crate::waiter::Waiter;
 
 /// The call of one row: the sink of the upstream's reply.
 pub(crate) struct Flight {

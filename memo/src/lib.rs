@@ -47,6 +47,7 @@ outside_the_model_check! {
     mod deadlines;
     mod epoch;
     mod flight;
+    mod inner;
     pub mod key;
     pub mod latency;
     mod lookup;
@@ -59,12 +60,14 @@ outside_the_model_check! {
     mod shares;
     pub mod store;
     pub mod upstream;
+    mod waiter;
 
     #[doc(hidden)]
     pub use deadlines::SWEEP_EVERY;
     pub use epoch::CHECK_EVERY;
+    pub use inner::MemoOptions;
     pub use key::Secret;
-    pub use memo::{Memo, MemoOptions};
+    pub use memo::Memo;
     pub use models::ModelOptions;
     pub use request::{Context, Directives, MAX_ROWS, Request};
     pub use service::MemoService;

@@ -17,13 +17,14 @@ use smallvec::SmallVec;
 
 use crate::audit::audit_hit;
 use crate::bypass::Decision;
-use crate::begun::{Arrival, Asker, Begun};
+use crate::begun::Begun;
 use crate::epoch::{self, EpochEntry};
+use crate::inner::Inner;
 use crate::key::{FORGOTTEN, RowHash};
-use crate::memo::Inner;
 use crate::models::Space;
 use crate::store::{Entries, OfBytes, OfLabels, RemoteStore, Store, StoreOfBytes, Stores};
 use crate::sync;
+use crate::waiter::{Arrival, Asker};
 
 /// Rows that are looked up together: enough to cover the latency of memory.
 pub(crate) const LOOKUPS: usize = 64;
@@ -228,7 +229,7 @@ impl<'a> Lookup<'a> {
                     hits += 1;
                     front.hit(i, label);
                     let stored = || Answer::Label(label);
-                    audit_hit(inner, arrival, hash, stored, || (i as u32, row.to_bytes()));
+                    audit_hit(inner.audit.as_ref(), &inner.stores, arrival, hash, stored, || (i as u32, row.to_bytes()));
                 }
                 None => {
                     missed.push(key);
@@ -270,7 +271,7 @@ impl<'a> Lookup<'a> {
             if let Some(hit) = stored_bytes(inner, arrival, hash, store) {
                 hits += 1;
                 let row = || (reply.token() as u32, row.clone());
-                audit_hit(inner, arrival, hash, || hit.answer.clone(), row);
+                audit_hit(inner.audit.as_ref(), &inner.stores, arrival, hash, || hit.answer.clone(), row);
                 reply.send(Ok(hit));
                 continue;
             }
@@ -453,7 +454,7 @@ impl<E: Looked> Remote<E> {
                 hits += 1;
                 answered += waiters;
                 let (begun, stored) = (&*begun, || hit.answer.clone());
-                audit_hit(&begun.inner, &begun.arrival(), hash, stored, || begun.row(i));
+                audit_hit(begun.inner.audit.as_ref(), &begun.inner.stores, &begun.arrival(), hash, stored, || begun.row(i));
             }
         });
         if answered > 0 {

@@ -1,10 +1,8 @@
 //! The memo as a library.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::num::NonZeroU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use afterimage_core::{
     AnswerKind, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, RowReply, Rows,
@@ -14,87 +12,16 @@ use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::audit::Audit;
-use crate::begun::{Arrival, Asker, Begun};
-use crate::bypass::{Bypass, CallTime};
-use crate::deadlines::Deadlines;
-use crate::flight::Waiter;
-use crate::flights::Flights;
-use crate::key::Secret;
-use crate::latency::Latencies;
+use crate::begun::Begun;
+use crate::inner::{Inner, MemoOptions};
 use crate::lookup::{Front, LOOKUPS, Lookup};
-use crate::metrics::{self, Counters};
-use crate::models::{Entry, ModelOptions, Models, Space};
+use crate::metrics;
+use crate::models::{Entry, ModelOptions, Space};
 use crate::request::{MAX_ROWS, Request};
-use crate::shares::Limits;
-use crate::store::{Store, StoreOfBytes, Stores};
+use crate::store::{Store, StoreOfBytes};
 use crate::sync;
 use crate::upstream::{Call, Upstream};
-
-/// How much work a memo takes on, and its secret.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct MemoOptions {
-    /// What keys and seals depend on. Memos that share a store share it.
-    pub secret: Secret,
-    /// Rows that may wait for the store or the upstream; one more is `Overloaded`. The default,
-    /// 65,536, is a second's work of a classifier that takes 15 µs an input. A client may have as
-    /// many waiting as are free in three quarters of it, and usually 16 in any case.
-    pub max_waiting: usize,
-    /// Bytes that waiting rows may hold together; 256 MiB by default. Clients share them as they
-    /// share `max_waiting`.
-    pub max_waiting_bytes: usize,
-    /// Audit one of so many hits when the upstream is idle; `None`, the default, for no audits.
-    pub audit: Option<NonZeroU32>,
-    /// Stop lookups in a store across the network while they take more time than hits save. Off by
-    /// default. Lookups in this process always pay.
-    pub auto_bypass: bool,
-    /// The time since 1970 at a time of tokio's clock. Simulations replace it.
-    #[doc(hidden)]
-    pub clock: fn(Instant) -> Duration,
-}
-
-impl MemoOptions {
-    /// The defaults, with this secret.
-    pub fn new(secret: Secret) -> Self {
-        MemoOptions {
-            secret,
-            max_waiting: 65_536,
-            max_waiting_bytes: 256 << 20,
-            audit: None,
-            auto_bypass: false,
-            clock: sync::since_1970,
-        }
-    }
-
-    /// The same with a limit on waiting rows.
-    #[must_use]
-    pub fn max_waiting(mut self, rows: usize) -> Self {
-        self.max_waiting = rows;
-        self
-    }
-
-    /// The same with a limit on the bytes of waiting rows.
-    #[must_use]
-    pub fn max_waiting_bytes(mut self, bytes: usize) -> Self {
-        self.max_waiting_bytes = bytes;
-        self
-    }
-
-    /// The same with an audit of one of so many hits, or with none.
-    #[must_use]
-    pub fn audit(mut self, every: Option<NonZeroU32>) -> Self {
-        self.audit = every;
-        self
-    }
-
-    /// The same with the automatic bypass on or off.
-    #[must_use]
-    pub fn auto_bypass(mut self, on: bool) -> Self {
-        self.auto_bypass = on;
-        self
-    }
-}
+use crate::waiter::{Arrival, Asker};
 
 /// A memo: it answers rows from a store, and asks a model only for those that the store lacks.
 ///
@@ -132,43 +59,10 @@ pub struct Memo {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// What all parts of a memo share.
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) stores: Arc<Stores>,
-    pub(crate) models: Models,
-    pub(crate) flights: Flights<Waiter>,
-    pub(crate) limits: Limits,
-    pub(crate) latencies: Latencies,
-    pub(crate) call_time: CallTime,
-    pub(crate) bypass: Option<Bypass>,
-    pub(crate) audit: Option<Audit>,
-    pub(crate) counters: Counters,
-    pub(crate) deadlines: Deadlines,
-}
-
 impl Memo {
     /// A memo with stores for labels and for answers of bytes, which may be `None`.
     pub fn new(labels: Store, bytes: impl Into<StoreOfBytes>, options: MemoOptions) -> Self {
-        let bytes = bytes.into();
-        let has_remote =
-            matches!(labels, Store::Remote(_)) || matches!(bytes, StoreOfBytes::Remote(_));
-        let bypasses = options.auto_bypass && has_remote;
-        let seed = RandomState::new().build_hasher().finish();
-        let stores = Arc::new(Stores { labels, bytes });
-        let inner = Inner {
-            models: Models::new(options.secret, Arc::clone(&stores), options.clock),
-            stores,
-            flights: Flights::new(options.max_waiting),
-            limits: Limits::new(options.max_waiting, options.max_waiting_bytes),
-            latencies: Latencies::default(),
-            call_time: CallTime::default(),
-            bypass: bypasses.then(|| Bypass::new(sync::now())),
-            audit: options.audit.map(|every| Audit::new(every, seed)),
-            counters: Counters::default(),
-            deadlines: Deadlines::new(),
-        };
-        Memo { inner: Arc::new(inner) }
+        Memo { inner: Arc::new(Inner::new(labels, bytes.into(), options)) }
     }
 
     /// A memo for models that answer with bytes. Labels get the smallest table.
@@ -224,7 +118,7 @@ impl Memo {
     /// from any thread.
     pub fn submit(&self, request: Request, reply: Reply<Result<Response, Failure>>) {
         let since = sync::now();
-        let admitted = self.inner.admit(&request);
+        let admitted = self.admit(&request);
         let (entry, space) = match admitted {
             Ok(admitted) => admitted,
             Err(failure) => {
@@ -365,21 +259,13 @@ impl Memo {
         }
     }
 
-    /// The number of waiters and the number of calls in flight.
-    #[doc(hidden)]
-    pub fn in_flight(&self) -> (usize, usize) {
-        (self.inner.flights.waiting(), self.inner.flights.under_way())
-    }
-}
-
-impl Inner {
     /// Finds the model of a request and its keys, and checks the rows.
     fn admit(&self, request: &Request) -> Result<(Arc<Entry>, Arc<Space>), Failure> {
-        let entry = self.models.get(&request.model)?;
+        let entry = self.inner.models.get(&request.model)?;
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let bad = |text: String| {
-            self.counters.bad_inputs.fetch_add(1, Relaxed);
+            self.inner.counters.bad_inputs.fetch_add(1, Relaxed);
             Err(Failure::new(Status::BadArgument, text))
         };
         let version = &space.model.version;
@@ -401,6 +287,12 @@ impl Inner {
             }
         }
         Ok((entry, space))
+    }
+
+    /// The number of waiters and the number of calls in flight.
+    #[doc(hidden)]
+    pub fn in_flight(&self) -> (usize, usize) {
+        (self.inner.flights.waiting(), self.inner.flights.under_way())
     }
 }
 

@@ -11,14 +11,16 @@ use afterimage_wire::server::{
     Batch, Identity, Infer, Op, Request, Service, SnapshotReply, Watchers,
 };
 
-use crate::begun::{Arrival, Asker, Begun};
+use crate::begun::Begun;
 use crate::lookup::{Front, Lookup, Lookups};
-use crate::memo::{Memo, MemoOptions};
+use crate::inner::MemoOptions;
+use crate::memo::Memo;
 use crate::models::{Entry, ModelOptions};
 use crate::request::Directives;
 use crate::store::Store;
 use crate::sync;
 use crate::upstream::Upstream;
+use crate::waiter::{Arrival, Asker};
 
 /// One model of a memo as a service of the TCP protocol.
 #[derive(Clone, Debug)]
