@@ -18,7 +18,7 @@ use crate::key::RowHash;
 use crate::metrics::Counters;
 use crate::models::{Entry, Space};
 use crate::request::Context;
-use crate::shares::{Held, HeldBytes, Share};
+use crate::shares::{Held, HeldBytes, RowBytes, Share};
 use crate::sync;
 use crate::upstream::Call;
 use crate::waiter::{Arrival, Asker, Waiter};
@@ -38,6 +38,7 @@ pub(crate) struct Begun {
     stores: bool,
     ttl: Option<Duration>,
     context: Option<Context>,
+    shared_len: usize,
     /// Places for the rows of the batch that have not joined yet.
     places: Option<Share>,
     /// The bytes of the rows here, and of those that have not joined yet.
@@ -71,6 +72,7 @@ impl Begun {
             stores: arrival.stores,
             ttl: arrival.ttl,
             context: arrival.context.cloned(),
+            shared_len: arrival.shared_len,
             places: None,
             bytes: None,
             rows: Vec::new(),
@@ -199,9 +201,9 @@ impl Begun {
 
     /// The batch of the rows.
     pub(crate) fn arrival(&self) -> Arrival<'_> {
-        let &Begun { since, client, refreshes, stores, ttl, .. } = self;
+        let &Begun { since, client, refreshes, stores, ttl, shared_len, .. } = self;
         let (entry, space, context) = (&self.entry, &self.space, self.context.as_ref());
-        Arrival { entry, space, since, client, refreshes, stores, ttl, context }
+        Arrival { entry, space, since, client, refreshes, stores, ttl, context, shared_len }
     }
 
     /// Gives the bytes of rows back that have hits, before their waiters are answered: so the next
@@ -288,12 +290,23 @@ impl Begun {
 
     /// The calls of the flights that are left, made now. Their replies own the duty.
     fn start(&mut self, now: Instant) -> Vec<Call> {
-        let Begun { inner, entry, space, client, stores, ttl, context, bytes, rows, .. } = self;
-        let left = rows.iter().filter(|started| started.owed).count();
+        let Begun { inner, entry, space, client, stores, ttl, context, bytes, shared_len, rows, .. } = self;
+        let owed = || rows.iter().filter(|started| started.owed);
+        let left = owed().count();
+        // Rows that are most of a buffer keep it, and together count for it until the last of them
+        // is done. Other rows are copied, so that the buffer is free.
+        let len: usize = owed().map(|started| started.row.len()).sum();
+        let is_shared = *shared_len > 0 && len >= *shared_len / 2;
+        let shared = bytes.take_if(|_| is_shared).map(Arc::new);
         inner.call_time.start(left as u64, now);
         let mut calls = Vec::with_capacity(left);
         for started in rows.iter_mut().filter(|started| started.owed) {
-            let bytes = bytes.as_mut().map(|bytes| bytes.split(started.row.len()));
+            if *shared_len > 0 && !is_shared {
+                started.row = Bytes::copy_from_slice(&started.row);
+            }
+            let own = bytes.as_mut().map(|bytes| bytes.split(started.row.len()));
+            let bytes = own.map(RowBytes::Own);
+            let bytes = bytes.or_else(|| shared.clone().map(RowBytes::Shared));
             let flight = Flight {
                 inner: Arc::clone(inner),
                 entry: Arc::clone(entry),

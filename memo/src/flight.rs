@@ -12,7 +12,7 @@ use afterimage_wire::corked;
 use crate::inner::Inner;
 use crate::key::RowHash;
 use crate::models::{Entry, Space};
-use crate::shares::HeldBytes;
+use crate::shares::RowBytes;
 use crate::sync;
 use crate::waiter::Waiter;
 
@@ -34,7 +34,7 @@ pub(crate) struct Flight {
     pub(crate) ttl: Option<Duration>,
     /// The row's bytes in the limit of waiting rows. Given back before the waiters are answered, so
     /// that their next requests find them free.
-    pub(crate) bytes: Mutex<Option<HeldBytes>>,
+    pub(crate) bytes: Mutex<Option<RowBytes>>,
 }
 
 impl std::fmt::Debug for Flight {
@@ -164,7 +164,8 @@ impl Sink<Result<Computed, Failure>> for Flight {
 
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
         let now = at.unwrap_or_else(sync::now);
-        drop(self.bytes.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        bytes.into_iter().for_each(RowBytes::release);
         let took = outcome.is_ok().then(|| now.saturating_duration_since(self.called));
         self.inner.call_time.end(now, took);
         self.complete(outcome, now);

@@ -139,6 +139,7 @@ impl Memo {
             stores: stored && !request.directives.no_store,
             ttl: request.directives.ttl.or(entry.options.ttl),
             context: request.context.as_ref(),
+            shared_len: request.shared_len,
         };
         let looks = stored && !request.directives.refresh;
         let mut lookup = Lookup::new(&self.inner, &arrival, looks);

@@ -114,9 +114,9 @@ impl Service for MemoService {
         }
         let client = batch.client();
         let stores = entry.options.stored;
-        let (refreshes, ttl, context) = (false, None, None);
+        let (refreshes, ttl, context, shared_len) = (false, None, None, 0);
         let arrival =
-            Arrival { entry, space, since, client, refreshes, stores, ttl, context };
+            Arrival { entry, space, since, client, refreshes, stores, ttl, context, shared_len };
         let mut lookup = Lookup::new(inner, &arrival, stores);
         lookup.labels(&mut Connection(batch), rows);
         // The rows of a batch are requests of their own.
@@ -182,7 +182,10 @@ impl MemoService {
 
 /// The request of a client for the library.
 fn request_of(infer: &Infer<'_>, client: ClientId, id: u64) -> crate::Request {
-    let mut request = crate::Request::rows(infer.rows());
+    let mut request = match infer.shared_rows() {
+        Some((rows, len)) => crate::Request { shared_len: len, ..crate::Request::rows(rows) },
+        None => crate::Request::rows(infer.rows()),
+    };
     request.version = infer.version.to_owned();
     request.deadline = infer.budget().map(|budget| sync::now() + budget);
     request.directives =

@@ -222,6 +222,25 @@ pub(crate) struct HeldBytes {
     share: Share,
 }
 
+/// The bytes of one row of a call. Dropping it gives them back.
+#[derive(Debug)]
+pub(crate) enum RowBytes {
+    /// The row has memory of its own.
+    Own(HeldBytes),
+    /// Rows share a buffer, and hold the bytes of all of them until the last one is done.
+    Shared(Arc<HeldBytes>),
+}
+
+impl RowBytes {
+    /// Gives the bytes back.
+    pub(crate) fn release(self) {
+        match self {
+            RowBytes::Own(bytes) => drop(bytes),
+            RowBytes::Shared(bytes) => drop(bytes),
+        }
+    }
+}
+
 impl Limits {
     /// Limits on the number of waiting rows and on their bytes.
     pub(crate) fn new(max_waiting: usize, max_bytes: usize) -> Self {

@@ -25,6 +25,8 @@ pub(crate) struct Arrival<'a> {
     pub(crate) stores: bool,
     pub(crate) ttl: Option<Duration>,
     pub(crate) context: Option<&'a Context>,
+    /// The bytes of the buffer that all rows are parts of, or 0.
+    pub(crate) shared_len: usize,
 }
 
 /// The request behind a waiter.
