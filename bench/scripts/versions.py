@@ -22,8 +22,10 @@ import contextlib
 import json
 import pathlib
 import re
+import shlex
 import statistics
 import subprocess
+import sys
 import tempfile
 
 from measure import Process, describe_machine, machine, write_record
@@ -158,8 +160,17 @@ def self_costs(path, requests):
     return by_name
 
 
+# The printed lines, for the record.
+LINES = []
+
+
+def say(line):
+    print(line, flush=True)
+    LINES.append(line)
+
+
 def row(kind, depth, what, old, new, quotient):
-    print(f"{kind:9} {depth:5} {what:13} {old:12,.0f} {new:12,.0f} {quotient:7.3f}", flush=True)
+    say(f"{kind:9} {depth:5} {what:13} {old:12,.0f} {new:12,.0f} {quotient:7.3f}")
 
 
 def main():
@@ -182,7 +193,7 @@ def main():
             parser.error(f"{kind!r} is not one of {', '.join(KINDS)}")
     described, headline = describe_machine(), machine()
     print(headline)
-    print(f"{'kind':9} {'depth':>5} {'':13} {'old':>12} {'new':>12} {'new/old':>7}")
+    say(f"{'kind':9} {'depth':>5} {'':13} {'old':>12} {'new':>12} {'new/old':>7}")
     compare = instructions if options.instructions else speeds
     figures = {}
     for kind in options.kinds.split(","):
@@ -190,7 +201,8 @@ def main():
             figures.update(compare(options, kind, int(depth)))
     if options.record:
         what = "instructions" if options.instructions else "speeds"
-        write_record(options.record, f"versions-{what}", "bench/scripts/versions.py", described, figures, [])
+        command = shlex.join(["bench/scripts/versions.py", *sys.argv[1:]])
+        write_record(options.record, f"versions-{what}", [command], described, figures, LINES)
 
 
 if __name__ == "__main__":
