@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 use afterimage_core::fair::{GUARANTEED, fair_share};
 use afterimage_core::{ByteBudget, BytePermit, ClientId};
 
-/// Bytes of rows that each client may have waiting whatever the others do.
+/// Bytes of rows that each client may have waiting, for any load of the others.
 const GUARANTEED_BYTES: usize = 64 << 10;
 
 /// Counters of the clients of a tenant. Two of them share a counter with a chance of 1 in 1,024

@@ -20,8 +20,8 @@ use super::{CLIENTS, MEMO};
 /// a request is repeated at a server that shuts down.
 pub(super) const SLACK: Duration = Duration::from_millis(20);
 
-/// The time that a request may take beyond the lookup budget and the classifier's time, whatever
-/// the state of the cache: the links between client, memo and classifier, rounded to milliseconds.
+/// The time that a request may take beyond the lookup budget and the classifier's time, in any
+/// state of the cache: the links between client, memo and classifier, rounded to milliseconds.
 /// Large rows on the client's connection come on top: `Network::crowding`.
 pub(super) const WAYS: Duration = Duration::from_millis(20);
 
@@ -39,7 +39,7 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    pub(super) fn is_remembered(&self) -> bool {
+    pub(super) fn is_hit(&self) -> bool {
         matches!(self.result, Ok((Classification { origin: Origin::Hit, .. }, _)))
     }
 
@@ -140,7 +140,7 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome], rows: &[RowsOutcome]) {
     let rows = rows.flat_map(|outcome| outcome.ask.rows.iter().copied());
     let images = outcomes.iter().map(|outcome| outcome.ask.image);
     let images: BTreeSet<u8> = images.chain(rows).collect();
-    // The images that `remembers` and `takes_back` request after the storm come on top.
+    // The images that `answers_from_the_store` and `takes_back` request after the storm are extra.
     let images = images.len() as u64 + 1 + CALLS_AT_THE_END;
     let calls: u64 = world.classifiers.iter().map(Classifier::calls).sum();
     if calls != images {
@@ -149,7 +149,7 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome], rows: &[RowsOutcome]) {
 }
 
 /// After the storm: the second request for an image is a hit.
-pub(super) async fn remembers(world: &World) {
+pub(super) async fn answers_from_the_store(world: &World) {
     let options = || CallOptions::new().timeout(Duration::from_secs(5));
     // An image that no other request has used.
     let image = image(u8::MAX);
