@@ -1,19 +1,21 @@
 #!/usr/bin/env python3
-"""Compares two binaries of Afterimage: throughput and CPU time, or the instructions of each request.
+"""Compares two binaries of Afterimage: rate and CPU time, or the instructions of each request.
 
-    bench/scripts/versions.py OLD NEW                           all kinds, depths 1, 64 and 1024
+    bench/scripts/versions.py OLD NEW                      all kinds, depths 1, 64 and 1024
     bench/scripts/versions.py OLD NEW --kinds remote --depths 64 --rounds 9
-    bench/scripts/versions.py OLD NEW --instructions            user instructions, under callgrind
+    bench/scripts/versions.py OLD NEW --instructions       user instructions, under callgrind
     bench/scripts/versions.py OLD NEW --instructions --functions 20 --kinds embedded --depths 64
 
-Kinds: `embedded` are hits of a memo with its own table, `remote` hits of a memo whose store is a cache service, `cache`
-reads of a cache service, `miss` requests of new images to a memo whose classifier is another process. The server that
-is measured has one thread on the first CPU; the load is on the second.
+Kinds: `embedded` are hits of a memo with its own table, `remote` hits of a memo with a cache
+service as its store, `cache` reads of a cache service, `miss` requests of new images to a memo with
+its classifier in another process. The server that is measured has one thread on the first CPU; the
+load is on the second.
 
-Rates and CPU times are medians of rounds in which the binaries take turns, and the last column is the median of the
-rounds' quotients. On a shared machine these quotients vary by 10 % and more. Instructions hardly vary: a quotient
-above 1.03 is a change of the code. They leave out the kernel, waits and memory. The load generator is NEW unless
---load names another binary. Needs Python 3.9, and valgrind for --instructions.
+Rates and CPU times are medians of rounds in which the binaries take turns, and the last column is
+the median of the rounds' quotients. On a shared machine these quotients vary by 10 % and more.
+Instructions hardly vary: a quotient above 1.03 is a change of the code. They leave out the kernel,
+waits and memory. The load generator is NEW unless --load names another binary. Needs Python 3.9,
+and valgrind for --instructions.
 """
 
 import argparse
