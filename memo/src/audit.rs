@@ -14,7 +14,6 @@ use bytes::Bytes;
 use crate::metrics;
 use crate::key::RowHash;
 use crate::models::Space;
-use crate::store::Stores;
 use crate::sync;
 use crate::upstream::Call;
 use crate::waiter::Arrival;
@@ -160,7 +159,6 @@ fn ln_factorial(x: f64) -> f64 {
 /// The receiver of an audit's answer.
 struct Question {
     audit: Arc<Audit>,
-    stores: Arc<Stores>,
     space: Arc<Space>,
     hash: RowHash,
     request_id: u64,
@@ -175,7 +173,6 @@ impl Question {
     #[cold]
     fn ask(
         audit: &Arc<Audit>,
-        stores: &Arc<Stores>,
         arrival: &Arrival<'_>,
         hash: RowHash,
         stored: Answer,
@@ -184,11 +181,10 @@ impl Question {
         if !audit.begin(|| arrival.entry.upstream.is_idle()) {
             return;
         }
-        let (audit, stores) = (Arc::clone(audit), Arc::clone(stores));
-        let space = Arc::clone(arrival.space);
+        let (audit, space) = (Arc::clone(audit), Arc::clone(arrival.space));
         let (model, client, ttl) = (Arc::clone(&space.model), arrival.client, arrival.ttl);
         let request_id = 0;
-        let question = Question { audit, stores, space, hash, request_id, stored, ttl };
+        let question = Question { audit, space, hash, request_id, stored, ttl };
         let reply = Reply::new(Arc::new(question), 0);
         let (rows, positions) = (Rows::from_buf([row]), Rows::from_buf([position]));
         let context = arrival.context.cloned();
@@ -202,7 +198,6 @@ impl Question {
 #[inline]
 pub(crate) fn audit_hit(
     audit: Option<&Arc<Audit>>,
-    stores: &Arc<Stores>,
     arrival: &Arrival<'_>,
     hash: RowHash,
     stored: impl FnOnce() -> Answer,
@@ -211,13 +206,13 @@ pub(crate) fn audit_hit(
     if let Some(audit) = audit
         && audit.is_due()
     {
-        Question::ask(audit, stores, arrival, hash, stored(), row());
+        Question::ask(audit, arrival, hash, stored(), row());
     }
 }
 
 impl Sink<Result<Computed, Failure>> for Question {
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
-        let Question { audit, stores, space, hash, request_id, stored, ttl } = self;
+        let Question { audit, space, hash, request_id, stored, ttl } = self;
         // Another model's answer says nothing about this one's.
         let answer = match outcome {
             Ok(Computed { model, mut answers }) if *model == *space.model => answers.pop(),
@@ -235,7 +230,7 @@ impl Sink<Result<Computed, Failure>> for Question {
                 id = request_id, %key, stored = ?stored.label(), computed = ?answer.label(),
                 "a stored answer is not the model's: it is replaced"
             );
-            stores.write(&space.keys, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
+            space.stores.write(&space.keys, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
         }
         audit.end(Some(agreed));
     }

@@ -68,14 +68,14 @@ impl Flight {
     }
 
     fn complete(&self, outcome: Result<Computed, Failure>, now: Instant) {
-        let Inner { flights, counters, latencies, stores, .. } = &*self.inner;
+        let Inner { flights, counters, latencies, .. } = &*self.inner;
         let answer = outcome.and_then(|computed| self.check(computed));
         // The store first: a request that arrives after the completion finds the answer there.
         if self.stores
             && let Ok(answer) = &answer
         {
             counters.store_writes.fetch_add(1, Relaxed);
-            stores.write(&self.space.keys, self.hash, answer, self.ttl, now);
+            self.space.stores.write(&self.space.keys, self.hash, answer, self.ttl, now);
         }
         if self.ended.load(Relaxed) {
             return;
@@ -159,7 +159,7 @@ impl Sink<Result<Computed, Failure>> for Flight {
     }
 
     fn prefetch(&self, _: u64) {
-        self.inner.stores.labels.prefetch_write(self.hash.store_key());
+        self.space.stores.labels.prefetch_write(self.hash.store_key());
     }
 
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {

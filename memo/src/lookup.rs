@@ -20,7 +20,7 @@ use crate::bypass::Decision;
 use crate::begun::Begun;
 use crate::epoch::{self, EpochEntry};
 use crate::inner::Inner;
-use crate::key::{FORGOTTEN, RowHash};
+use crate::key::{FORGOTTEN, RowHash, Timed};
 use crate::models::Space;
 use crate::store::{Entries, OfBytes, OfLabels, RemoteStore, Store, StoreOfBytes, Stores};
 use crate::sync;
@@ -111,11 +111,16 @@ impl Looked for OfLabels {
         Some(value)
     }
 
-    fn open(space: &Space, hash: RowHash, value: i64, _: Instant) -> Opened {
+    fn open(space: &Space, hash: RowHash, value: i64, now: Instant) -> Opened {
+        let hit = |label| Opened::Answer(RowAnswer::label(label, Origin::Hit));
         match space.keys.open(hash, value) {
-            Some(label) => Opened::Answer(RowAnswer::label(label, Origin::Hit)),
+            Some(label) => hit(label),
             None if value == FORGOTTEN => Opened::Nothing,
-            None => Opened::Forged,
+            None => match space.keys.open_timed(hash, value, sync::unix_s(now)) {
+                Timed::Label(label) => hit(label),
+                Timed::Expired => Opened::Nothing,
+                Timed::Forged => Opened::Forged,
+            },
         }
     }
 }
@@ -169,7 +174,7 @@ impl<'a> Lookup<'a> {
 
     /// Looks rows up that have labels.
     pub(crate) fn labels<R: Row>(&mut self, front: &mut impl Front, rows: Lookups<R>) {
-        match &self.inner.stores.labels {
+        match &self.arrival.space.stores.labels {
             Store::Embedded(table, _) if self.looks => self.look_here(front, rows, table),
             _ => self.begin_all(front, rows),
         }
@@ -180,7 +185,7 @@ impl<'a> Lookup<'a> {
         let keys = &self.arrival.space.keys;
         let lens = rows.iter().map(Bytes::len);
         let rows = rows.iter().map(|row| (row, keys.hash(row))).zip(replies);
-        if let StoreOfBytes::Embedded(store) = &self.inner.stores.bytes
+        if let StoreOfBytes::Embedded(store) = &self.arrival.space.stores.bytes
             && self.looks
         {
             return self.look_here_for_bytes(rows, store, asker);
@@ -195,8 +200,8 @@ impl<'a> Lookup<'a> {
     /// Makes the calls of the flights that the batch has begun. With a store across the network,
     /// one lookup for all of them comes first, and calls are made for its misses only.
     pub(crate) fn finish(self, call: fn(Begun, Instant)) {
-        let Lookup { inner, looks, begun: Some(begun), .. } = self else { return };
-        let Stores { labels, bytes } = &*inner.stores;
+        let Lookup { arrival, looks, begun: Some(begun), .. } = self else { return };
+        let Stores { labels, bytes } = &*arrival.space.stores;
         match (begun.space.model.answers, labels, bytes) {
             (AnswerKind::Label { .. }, Store::Remote(remote), _) if looks => {
                 Remote::look(begun, remote, call);
@@ -224,12 +229,12 @@ impl<'a> Lookup<'a> {
         let mut missed = ArrayVec::<Hashed, LOOKUPS>::new();
         for ((i, hash, row), key) in rows.into_iter().zip(hashed) {
             let value = table.read(key).map(u64::cast_signed);
-            match open(inner, arrival.space, hash, value) {
+            match open(inner, arrival, hash, value) {
                 Some(label) => {
                     hits += 1;
                     front.hit(i, label);
                     let stored = || Answer::Label(label);
-                    audit_hit(inner.audit.as_ref(), &inner.stores, arrival, hash, stored, || (i as u32, row.to_bytes()));
+                    audit_hit(inner.audit.as_ref(), arrival, hash, stored, || (i as u32, row.to_bytes()));
                 }
                 None => {
                     missed.push(key);
@@ -251,9 +256,10 @@ impl<'a> Lookup<'a> {
             // A flight under this key may have completed between the lookup and the join. It wrote
             // before it completed, so a second lookup settles it: requests that overlap never make
             // two calls.
-            let value = table.read(key).map(u64::cast_signed);
-            if let Some(label) = value.and_then(|value| arrival.space.keys.open(hash, value)) {
-                begun.complete_last(&RowAnswer::label(label, Origin::Hit));
+            let Some(value) = table.read(key).map(u64::cast_signed) else { continue };
+            let opened = OfLabels::open(arrival.space, hash, value, arrival.since);
+            if let Opened::Answer(hit) = opened {
+                begun.complete_last(&hit);
             }
         }
     }
@@ -271,7 +277,7 @@ impl<'a> Lookup<'a> {
             if let Some(hit) = stored_bytes(inner, arrival, hash, store) {
                 hits += 1;
                 let row = || (reply.token() as u32, row.clone());
-                audit_hit(inner.audit.as_ref(), &inner.stores, arrival, hash, || hit.answer.clone(), row);
+                audit_hit(inner.audit.as_ref(), arrival, hash, || hit.answer.clone(), row);
                 reply.send(Ok(hit));
                 continue;
             }
@@ -307,8 +313,8 @@ impl<'a> Lookup<'a> {
     #[cold]
     fn read_epoch_here(&self) {
         let Arrival { entry, space, since, .. } = self.arrival;
-        if let Some(epoch) = self.inner.stores.epoch_here(space.epoch_entry) {
-            entry.keys.observe(space, Some(space.epoch_entry.seal(epoch)), *since);
+        if let Some(found) = space.stores.epochs_here(space.epochs) {
+            entry.keys.observe(space, found, *since);
         }
     }
 
@@ -350,13 +356,22 @@ fn begin<R: Row>(
 
 /// The label in a stored value. A value with another seal counts as none.
 #[inline]
-fn open(inner: &Inner, space: &Space, hash: RowHash, value: Option<i64>) -> Option<u16> {
+fn open(inner: &Inner, arrival: &Arrival<'_>, hash: RowHash, value: Option<i64>) -> Option<u16> {
     let value = value?;
-    let label = space.keys.open(hash, value);
-    if label.is_none() && value != FORGOTTEN {
-        inner.counters.rejections.add();
+    arrival.space.keys.open(hash, value).or_else(|| open_timed(inner, arrival, hash, value))
+}
+
+/// The label in a stored value that may have a time to live.
+#[inline(never)]
+fn open_timed(inner: &Inner, arrival: &Arrival<'_>, hash: RowHash, value: i64) -> Option<u16> {
+    match OfLabels::open(arrival.space, hash, value, arrival.since) {
+        Opened::Answer(hit) => hit.answer.label(),
+        Opened::Nothing => None,
+        Opened::Forged => {
+            inner.counters.rejections.add();
+            None
+        }
     }
-    label
 }
 
 /// The stored answer of bytes to a row, if its seal and its age are good.
@@ -384,7 +399,7 @@ struct Remote<E: Entries> {
     begun: Begun,
     store: RemoteStore<E>,
     lookups: u64,
-    /// Whether the epoch is the last of the keys.
+    /// Whether the epochs are the last two of the keys.
     reads_epoch: bool,
     /// Whether only values that come with the present epoch count.
     is_due: bool,
@@ -406,10 +421,11 @@ impl<E: Looked> Remote<E> {
         let is_due = space.is_due(since);
         // A lookup that probes a store that requests bypass brings no epoch, and no hits.
         let reads_epoch = is_due && !store.is_bypassed();
-        let epoch_key = reads_epoch.then(|| E::epoch_key(space.epoch_entry));
-        // The epoch comes last: the values before it were read while it was in force.
-        let keys: SmallVec<[E::Key; LOOKUPS + 1]> =
-            begun.hashes().map(E::key).chain(epoch_key).collect();
+        let epoch_keys = [space.epochs.floor, space.epochs.own].map(E::epoch_key);
+        let epoch_keys = epoch_keys.into_iter().filter(|_| reads_epoch);
+        // The epochs come last: the values before them were read while they were in force.
+        let keys: SmallVec<[E::Key; LOOKUPS + 2]> =
+            begun.hashes().map(E::key).chain(epoch_keys).collect();
         let lookup =
             Remote { begun, store: store.clone(), lookups, reads_epoch, is_due, call };
         store.lookup(&keys, move |values, took| lookup.end(values, took));
@@ -420,9 +436,10 @@ impl<E: Looked> Remote<E> {
         let now = sync::now();
         let mut values = values.unwrap_or_default();
         let begun = &mut self.begun;
-        if self.reads_epoch && let Some(epoch) = values.pop() {
-            let epoch = epoch.and_then(E::epoch);
-            if !begun.arrival().entry.keys.observe(&begun.space, epoch, now) {
+        if self.reads_epoch && let (Some(own), Some(floor)) = (values.pop(), values.pop()) {
+            let (own, floor) = (own.and_then(E::epoch), floor.and_then(E::epoch));
+            let found = begun.space.epochs.open(own, floor);
+            if !begun.arrival().entry.keys.observe(&begun.space, found, now) {
                 values.clear();
             }
         } else if self.is_due {
@@ -454,7 +471,7 @@ impl<E: Looked> Remote<E> {
                 hits += 1;
                 answered += waiters;
                 let (begun, stored) = (&*begun, || hit.answer.clone());
-                audit_hit(begun.inner.audit.as_ref(), &begun.inner.stores, &begun.arrival(), hash, stored, || begun.row(i));
+                audit_hit(begun.inner.audit.as_ref(), &begun.arrival(), hash, stored, || begun.row(i));
             }
         });
         if answered > 0 {

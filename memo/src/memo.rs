@@ -4,11 +4,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use afterimage_cache::ByteStore;
 use afterimage_core::{
     AnswerKind, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, RowReply, Rows,
     Sink, Status, Wanted, gather,
 };
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -79,7 +80,19 @@ impl Memo {
         upstream: impl Upstream,
         options: ModelOptions,
     ) {
-        self.inner.models.add(name.into(), Box::new(upstream), options);
+        self.inner.models.add(name.into(), Box::new(upstream), options, None);
+    }
+
+    /// As [`add_model`](Self::add_model), with a byte store for this model alone. Other models do
+    /// not evict its answers, and it evicts none of theirs.
+    pub fn add_model_with_store(
+        &self,
+        name: impl Into<String>,
+        upstream: impl Upstream,
+        options: ModelOptions,
+        bytes: Arc<ByteStore>,
+    ) {
+        self.inner.models.add(name.into(), Box::new(upstream), options, Some(bytes));
     }
 
     /// Removes a model. Its calls in flight are still answered. Returns whether there was one.
@@ -137,7 +150,7 @@ impl Memo {
             client: request.client,
             refreshes: request.directives.refresh,
             stores: stored && !request.directives.no_store,
-            ttl: request.directives.ttl.or(entry.options.ttl),
+            ttl: [request.directives.ttl, entry.options.ttl].into_iter().flatten().min(),
             context: request.context.as_ref(),
             shared_len: request.shared_len,
         };
@@ -195,7 +208,7 @@ impl Memo {
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let hash = space.keys.hash(row);
-        self.inner.stores.forget(hash, space.model.answers);
+        space.stores.forget(hash, space.model.answers);
         Ok(())
     }
 
@@ -233,8 +246,26 @@ impl Memo {
     /// Adds the addresses of stores and classifiers to `stats`, with their states. They are for
     /// operators, not for every client.
     pub fn admin_stats(&self, stats: &mut Stats) {
-        for entry in self.inner.models.all() {
-            entry.upstream.admin_stats(stats);
+        let models = self.inner.models.all();
+        let has_one = models.len() == 1;
+        let mut replicas = 0;
+        for entry in models {
+            let mut own = Stats::default();
+            entry.upstream.admin_stats(&mut own);
+            // Each model numbers its replicas from 1.
+            own.entries.retain(|(name, value)| match value {
+                Value::Text(text) if name.starts_with(metrics::REPLICA.name) => {
+                    replicas += 1;
+                    let text = match has_one {
+                        true => text.clone(),
+                        false => format!("model {:?}, {text}", entry.name),
+                    };
+                    stats.texts(&metrics::REPLICA, replicas, text);
+                    false
+                }
+                _ => true,
+            });
+            stats.merge(own);
         }
     }
 
@@ -254,9 +285,11 @@ impl Memo {
             stats.text(&metrics::AUTO_BYPASS, if bypass.is_active() { "bypassing" } else { "looking" });
             stats.counter(&metrics::AUTO_BYPASSED, bypass.bypassed());
         }
-        inner.stores.stats(stats);
+        inner.stores.stats(&inner.models.byte_stores(), stats);
         for entry in models {
-            entry.upstream.stats(stats);
+            let mut own = Stats::default();
+            entry.upstream.stats(&mut own);
+            stats.merge(own);
         }
     }
 

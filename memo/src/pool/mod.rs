@@ -80,6 +80,9 @@ pub struct PoolOptions {
     /// The most retries that can be saved up; the pool starts with this many. The default, 4,096,
     /// is the number of requests in flight on a busy replica that dies.
     pub retry_burst: u32,
+    /// The most rows of one request to a replica; no limit by default. With one row, the answer of
+    /// a row cannot depend on the rows beside it.
+    pub max_rows: usize,
     /// The seed of the random choice among replicas. `None`, the default, takes a random seed; a
     /// repeatable simulation sets one.
     pub seed: Option<u64>,
@@ -91,6 +94,7 @@ impl Default for PoolOptions {
             timeout: Duration::from_secs(5),
             retry_percent: 10,
             retry_burst: 4096,
+            max_rows: usize::MAX,
             seed: None,
         }
     }
@@ -325,6 +329,8 @@ impl Upstream for Arc<Pool> {
                 divided.push(Call::of_row(call, now));
             } else {
                 let limit = self.lock().balance.batch(&call.model);
+                let rows = limit.rows.min(self.options.max_rows.max(1));
+                let limit = BatchLimit { rows, ..limit };
                 divided.extend(Call::divide(call, limit, now));
             }
         }
