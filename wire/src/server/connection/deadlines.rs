@@ -268,7 +268,8 @@ mod tests {
         let (start, options) = (Instant::now(), options());
         let late = start + 3600 * SECOND;
         let due = |times: &Times, stage, has_answered| {
-            times.clone().due(late, stage, &options, has_answered, has_answered)
+            let mut times = *times;
+            times.due(late, stage, &options, has_answered, has_answered)
         };
         let mut times = Times::new(start);
         assert_eq!(due(&times, Stage::Greeting, true), Due::HelloTimeout);
