@@ -412,8 +412,9 @@ fn names_of_files_are_escaped() {
     assert!(cache.log().contains("entries to"), "{}", cache.log());
 }
 
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 23] = [
     "estimate",
+    "models",
     "key",
     "ping",
     "doctor",
