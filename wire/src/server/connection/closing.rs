@@ -10,7 +10,7 @@ use tokio::time::{Instant, Sleep};
 use super::{Connection, Draining, Phase};
 use crate::proto::{Message, Status};
 use crate::server::end::{End, Refusal};
-use crate::server::memory::{BASE_REPLIES, QUIET, RETRY, STARVED};
+use crate::server::memory::{QUIET, RETRY, STARVED, count_released};
 use crate::server::service::Service;
 
 /// While draining, a connection ends after this long without a request in flight and without a byte
@@ -121,7 +121,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
 
     /// Whether its buffers are larger than a quiet connection's.
     fn has_grown(&self) -> bool {
-        self.input.is_grown() || self.allowance.is_raised() || self.out.capacity() > BASE_REPLIES
+        self.input.can_shrink() || self.allowance.is_raised() || self.out.capacity() > 0
     }
 
     /// Releases the buffers of a connection that is quiet. When memory is scarce, it also refuses
@@ -134,12 +134,14 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         }
         // Set again if the buffers are still large.
         self.trim_at = None;
+        let before = self.input.capacity() + self.out.capacity();
         if self.is_settled() {
             (self.out, self.sent) = (Vec::new(), 0);
             self.outbox.release();
             self.allowance.reset();
         }
         self.input.shrink();
+        count_released(before.saturating_sub(self.input.capacity() + self.out.capacity()));
         if self.input.is_memory_scarce() {
             if self.input.is_grown() {
                 self.refuse_partial();
