@@ -305,7 +305,7 @@ impl Memo {
         outcome.await.unwrap_or_else(|_| Err(Failure::abandoned()))
     }
 
-    /// Deletes the answer of one input. The next request computes it anew, unless a store across the
+    /// Deletes the answer of one input. The next request computes it anew, unless a store on the
     /// network could not be reached: that gives its answer again. [`flush`](Self::flush) does not
     /// depend on the store.
     ///
