@@ -205,7 +205,7 @@ async fn run(memo: SocketAddr, shared: Arc<Shared>, planted: Planted) -> Vec<Cal
         let (population, shared) = (Arc::clone(&population), Arc::clone(&shared));
         calls.spawn(async move {
             let outcomes = match number % ROWS_EVERY {
-                _ if number % BYTES_EVERY == 0 => {
+                _ if number.is_multiple_of(BYTES_EVERY) => {
                     let rows = [BYTES + number % HOT, BYTES + HOT + number % COLD];
                     ask_bytes(&client, rows, due + TIMEOUT, planted).await
                 }
@@ -220,7 +220,7 @@ async fn run(memo: SocketAddr, shared: Arc<Shared>, planted: Planted) -> Vec<Cal
                 if matches!(outcome, Ok((Classification { origin: Origin::Hit, .. }, _))) {
                     shared.hits.fetch_add(1, Ordering::Relaxed);
                 }
-                let is_lost = planted == Planted::CallsLost && number % 100 == 0;
+                let is_lost = planted == Planted::CallsLost && number.is_multiple_of(100);
                 let ended = Instant::now() + if is_lost { 4 * TIMEOUT } else { Duration::ZERO };
                 let call = Call { image, due, ended, outcome };
                 shared.calls.lock().unwrap().push(call);
@@ -248,7 +248,7 @@ async fn flush(client: Client, population: Arc<Population>, shared: Arc<Shared>,
         let (what, outcome) = match round % 2 {
             _ if planted == Planted::FlushNotDone => (Flushed::All, Ok(())),
             _ if planted == Planted::ForgetNotDone => (Flushed::Image(BYTES + 1), Ok(())),
-            0 if round / 2 % FLUSH_OF_BYTES_EVERY == 0 => {
+            0 if (round / 2).is_multiple_of(FLUSH_OF_BYTES_EVERY) => {
                 (Flushed::Bytes, admin.flush(BYTE_MODEL.0).await)
             }
             0 => (Flushed::All, admin.flush("").await),
