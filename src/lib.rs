@@ -23,6 +23,7 @@ mod progress;
 mod serving;
 #[doc(hidden)]
 pub mod settings;
+mod sockets;
 mod store;
 mod tls;
 

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
@@ -27,11 +27,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{
-    ClassifierConfig, Config, GatewayConfig, ListenerConfig, ModelConfig, ProxyConfig, Started,
-    StoreConfig,
+    ClassifierConfig, Config, GatewayConfig, ModelConfig, ProxyConfig, Started, StoreConfig,
 };
 use crate::embedded::{Embedded, SCORES, scores_of};
-use crate::operations::{Operations, statistics};
+use crate::operations::{ListenerStats, Operations, Served, statistics};
+use crate::sockets::Sockets;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +133,7 @@ pub enum ReloadError {
 /// # }
 /// ```
 pub struct Process {
-    services: Vec<Arc<dyn Service>>,
+    services: Vec<Served>,
     addresses: Vec<(Role, SocketAddr)>,
     /// Its address, and whether it uses TLS.
     http: Option<(SocketAddr, bool)>,
@@ -159,17 +159,18 @@ impl Process {
         let Config { memo, cache, classifier, proxy, others, table, engine, gateway, admin } =
             config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
+        let mut sockets = Sockets::of_process();
         // Before the table takes memory and the model is read.
-        let memo_sockets = bind(memo_listeners).await?;
-        let cache_sockets = bind(&cache).await?;
-        let classifier_sockets = bind(&classifier).await?;
+        let memo_sockets = sockets.take_all(memo_listeners).await?;
+        let cache_sockets = sockets.take_all(&cache).await?;
+        let classifier_sockets = sockets.take_all(&classifier).await?;
         let mut other_sockets = Vec::new();
         for (service, listeners) in others {
-            other_sockets.push((service, bind(&listeners).await?));
+            other_sockets.push((service, sockets.take_all(&listeners).await?));
         }
         let http = match gateway {
             None => None,
-            Some(gateway) => match bind_one(gateway.address).await {
+            Some(gateway) => match sockets.take(gateway.address).await {
                 Ok(bound) => Some((bound, gateway)),
                 Err(ConfigError::InUse(address)) if gateway.optional => {
                     tracing::warn!(
@@ -183,15 +184,15 @@ impl Process {
         let proxy = match proxy {
             Some(proxy) => {
                 let grpc = match proxy.grpc {
-                    Some(address) => Some(bind_one(address).await?),
+                    Some(address) => Some(sockets.take(address).await?),
                     None => None,
                 };
-                Some((bind_one(proxy.address).await?, grpc, proxy))
+                Some((sockets.take(proxy.address).await?, grpc, proxy))
             }
             None => None,
         };
         let admin = match admin {
-            Some(admin) => Some((bind_one(admin.address).await?, admin)),
+            Some(admin) => Some((sockets.take(admin.address).await?, admin)),
             None => None,
         };
         let listeners = memo_sockets.len()
@@ -201,6 +202,7 @@ impl Process {
         if listeners == 0 && http.is_none() && proxy.is_none() {
             return Err(ConfigError::NoListener);
         }
+        sockets.warn_of_unused();
 
         let has_own_store = memo.as_ref().is_some_and(|memo| memo.store.is_embedded());
         let (table, bytes, disk, snapshots) = if has_own_store || !cache_sockets.is_empty() {
@@ -363,7 +365,8 @@ impl Process {
         if let Some(((socket, address), admin)) = admin {
             let services = process.services.clone();
             let proxy = process.proxy.as_ref().map(|(proxy, _)| proxy.clone());
-            let operations = Arc::new(Operations { services, proxy, remote: behind });
+            let operations =
+                Arc::new(Operations { services, proxy, started: Instant::now(), remote: behind });
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve_admin(socket, operations, admin.http, stop);
             process.listeners.spawn(serving);
@@ -380,6 +383,7 @@ impl Process {
     ) -> Result<(), ConfigError> {
         let service = Arc::new(service);
         let identity = service.identity();
+        let mut listeners: Vec<ListenerStats> = Vec::new();
         for (socket, address, options) in sockets {
             check_max_body(&options, &identity)?;
             self.watch(options.tls.as_ref());
@@ -387,11 +391,12 @@ impl Process {
                 .extend([&options.token, &options.admin_token].into_iter().flatten().cloned());
             self.tenants.extend(options.tenants.clone());
             let server = Server::new(socket, Arc::clone(&service), options);
+            listeners.push(Arc::new(server.statistics()));
             let stop = self.stop.clone();
             self.listeners.spawn(async move { server.serve(stop.cancelled()).await });
             self.addresses.push((identity.service, address));
         }
-        self.services.push(service);
+        self.services.push(Served { service, listeners });
         Ok(())
     }
 
@@ -413,8 +418,8 @@ impl Process {
     }
 
     /// The services, for their statistics.
-    pub fn services(&self) -> &[Arc<dyn Service>] {
-        &self.services
+    pub fn services(&self) -> impl Iterator<Item = &Arc<dyn Service>> {
+        self.services.iter().map(|served| &served.service)
     }
 
     /// The proxy and its address.
@@ -481,29 +486,6 @@ impl Process {
         let written = tokio::task::spawn_blocking(finish).await;
         written.expect("a snapshot does not panic")
     }
-}
-
-/// Takes the ports of these listeners.
-async fn bind(
-    listeners: &[ListenerConfig],
-) -> Result<Vec<(TcpListener, SocketAddr, ServerOptions)>, ConfigError> {
-    let mut sockets = Vec::new();
-    for ListenerConfig { address, options } in listeners {
-        let (socket, bound) = bind_one(*address).await?;
-        sockets.push((socket, bound, options.clone()));
-    }
-    Ok(sockets)
-}
-
-/// Takes a port.
-async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ConfigError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => ConfigError::InUse(address),
-        _ => ConfigError::Listen(address, error),
-    };
-    let socket = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = socket.local_addr().map_err(failed)?;
-    Ok((socket, bound))
 }
 
 /// Refuses a body limit that no request fits in.

@@ -13,7 +13,8 @@ pub(crate) mod talk;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -73,6 +74,20 @@ impl Running {
         let no_page = no_page.iter().filter(|_| wants_none);
         let args: Vec<&str> = args.iter().chain(listen).chain(no_page).copied().collect();
         Running::try_start(&args, env).unwrap_or_else(|log| panic!("{args:?} ended:\n{log}"))
+    }
+
+    /// Starts a service as systemd does with a socket unit: with `socket` as its file descriptor 3.
+    pub(crate) fn start_with_socket(args: &[&str], socket: TcpListener) -> Running {
+        let binary = command(args);
+        let mut shell = Command::new("bash");
+        shell.arg("-c").arg(r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@""#);
+        shell.arg("bash").arg(binary.get_program()).args(binary.get_args());
+        for (name, value) in binary.get_envs() {
+            assert!(value.is_none());
+            shell.env_remove(name);
+        }
+        shell.stdin(OwnedFd::from(socket)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::spawn(shell, args).unwrap_or_else(|log| panic!("{args:?} ended:\n{log}"))
     }
 
     /// The same where no file may have more than so many KiB. Writes beyond fail.
