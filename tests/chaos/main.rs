@@ -1,6 +1,5 @@
 //! Chaos: a cache, a classifier and a memo, each a process, are killed, stopped, drained and
-//! started again, one after the other, under an open-loop load. Every answer is checked. The memo
-//! has a second model, which answers with bytes and stays up.
+//! started again, one after the other, under an open-loop load. Every answer is checked.
 //!
 //! ```text
 //! cargo test --test chaos                                        # some seconds of it
@@ -10,7 +9,7 @@
 //! Counters that must be 0:
 //!
 //! * **wrong**: a label that the model of the connection's `Welcome` does not give for this image;
-//! * **stale**: a hit after a confirmed flush or forget, for an image that was not computed since;
+//! * **stale**: a hit after a confirmed flush, for an image that was not computed since;
 //! * **lost**: a call without an outcome by its deadline (and [`LATE`]);
 //! * **unexcused**: a call that failed, also when it was made again (`load`), for no reason that
 //!   its caller should accept. The memo was killed, stopped or drained: any error of a connection,
@@ -24,13 +23,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-
-use afterimage_testkit::services::{ByteModel, serve};
 
 use crate::common::{Running, contrary_model, file, folder, text};
 
@@ -38,8 +34,6 @@ use crate::common::{Running, contrary_model, file, folder, text};
 mod common;
 mod load;
 mod verdict;
-
-use load::Planted;
 
 /// The duration without `CHAOS_SECONDS`.
 const DEFAULT_SECONDS: u64 = 8;
@@ -61,9 +55,8 @@ fn number(name: &str) -> Option<u64> {
 fn no_wrong_label_and_no_lost_request_under_chaos() {
     let seconds = number("CHAOS_SECONDS").unwrap_or(DEFAULT_SECONDS);
     let limit = number("CHAOS_RECOVERY_MS").map_or(RECOVERY_LIMIT, Duration::from_millis);
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut services = Deployment::start();
-    let load = load::Load::start(services.memo_addr(), Planted::Nothing);
+    let load = load::Load::start(services.memo_addr());
     load.until_warm();
     let incidents = services.run_incidents(Duration::from_secs(seconds), limit);
     // The last incident, too, has the time to recover from.
@@ -73,28 +66,6 @@ fn no_wrong_label_and_no_lost_request_under_chaos() {
     let verdict = verdict::Verdict::new(&incidents, &calls, &flushes, limit);
     println!("{verdict}");
     verdict.assert_good();
-}
-
-/// One test at a time: each loads the machine.
-static ALONE: Mutex<()> = Mutex::new(());
-
-#[test]
-fn the_verdict_sees_planted_faults() {
-    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let services = Deployment::start();
-    for (planted, number) in [
-        (Planted::RowsSwapped, 0),
-        (Planted::FlushNotDone, 1),
-        (Planted::ForgetNotDone, 1),
-        (Planted::CallsLost, 2),
-    ] {
-        let load = load::Load::start(services.memo_addr(), planted);
-        load.until_warm();
-        std::thread::sleep(Duration::from_secs(3));
-        let (calls, flushes) = load.stop();
-        let verdict = verdict::Verdict::new(&[], &calls, &flushes, RECOVERY_LIMIT);
-        assert!(verdict.bad()[number] > 0, "{planted:?} is not seen: {verdict}");
-    }
 }
 
 /// The service that an incident hits.
@@ -145,8 +116,6 @@ pub(crate) struct Deployment {
     /// The flags of classifiers with one model and with the other.
     models: [String; 2],
     _folder: TempDir,
-    /// Runs the model of bytes.
-    _runtime: tokio::runtime::Runtime,
 }
 
 impl Deployment {
@@ -156,19 +125,13 @@ impl Deployment {
         let secret = file(&folder, "secret", [5; 32]);
         let contrary = folder.path().join("contrary.safetensors");
         contrary_model().write(&contrary).expect("a model can be written");
-        let runtime = tokio::runtime::Builder::new_multi_thread();
-        let runtime = { runtime }.worker_threads(1).enable_all().build().expect("a runtime");
-        let (name, digest) = load::BYTE_MODEL;
-        let bytes = runtime.block_on(serve(ByteModel::new(digest)));
-        let bytes = format!("{name}={bytes}");
-        let cache = Running::start(&["cache", "--memory", "1MiB", "--bytes", "4MiB"]);
+        let cache = Running::start(&["cache", "--memory", "1MiB"]);
         let classifier = Running::start(&["classifier", "--model", "raw"]);
         let (at_cache, at_classifier) = (cache.place(), classifier.place());
-        let memo =
-            ["memo", "--store", &at_cache, "--classifier", &at_classifier, "--classifier", &bytes];
+        let memo = ["memo", "--store", &at_cache, "--classifier", &at_classifier];
         let memo = Running::start(&[&memo[..], &["--secret-file", &secret]].concat());
         let models = ["raw".to_owned(), text(contrary)];
-        Deployment { cache, classifier, memo, models, _folder: folder, _runtime: runtime }
+        Deployment { cache, classifier, memo, models, _folder: folder }
     }
 
     /// Where the memo listens, all the time.

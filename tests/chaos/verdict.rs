@@ -10,14 +10,11 @@ use afterimage_wire::{CallError, Status};
 
 use crate::LATE;
 use crate::common::contrary_model;
-use crate::load::{BYTE_MODEL, BYTES, Call, Flush, Flushed, HOT, TIMEOUT, byte_label, population};
+use crate::load::{Call, Flush, HOT, TIMEOUT, population};
 use crate::{Incident, What, Who};
 
 /// The most failures that are printed as examples.
 const EXAMPLES: usize = 10;
-
-/// The time in which a memo writes to a store that it reaches.
-const UNCONFIRMED: Duration = Duration::from_secs(1);
 
 /// See the module.
 pub(crate) struct Verdict {
@@ -47,16 +44,6 @@ impl Verdict {
         limit: Duration,
     ) -> Verdict {
         let labels = Labels::new();
-        // A store across the network does not confirm that it has forgotten an answer.
-        let is_certain = |flush: &&Flush| {
-            !matches!(flush.what, Flushed::Image(_))
-                || !incidents.iter().any(|incident| {
-                    incident.who != Who::Classifier
-                        && flush.confirmed + UNCONFIRMED >= incident.began
-                        && flush.began <= incident.over + limit
-                })
-        };
-        let certain: Vec<Flush> = flushes.iter().filter(is_certain).copied().collect();
         let mut verdict = Verdict {
             limit,
             calls: calls.len(),
@@ -65,7 +52,7 @@ impl Verdict {
             excused: 0,
             flushes: flushes.len(),
             wrong: Vec::new(),
-            stale: stale(calls, &certain),
+            stale: stale(calls, flushes),
             lost: Vec::new(),
             unexcused: Vec::new(),
             recovery: BTreeMap::new(),
@@ -105,14 +92,10 @@ impl Verdict {
         }
     }
 
-    /// Wrong, stale, lost and unexcused calls.
-    pub(crate) fn bad(&self) -> [usize; 4] {
-        [&self.wrong, &self.stale, &self.lost, &self.unexcused].map(Vec::len)
-    }
-
     /// Fails unless all is as promised.
     pub(crate) fn assert_good(&self) {
-        assert_eq!(self.bad(), [0; 4], "wrong, stale, lost, unexcused");
+        let bad = [&self.wrong, &self.stale, &self.lost, &self.unexcused].map(Vec::len);
+        assert_eq!(bad, [0; 4], "wrong, stale, lost, unexcused");
         assert!(self.flushes > 0, "no flush was confirmed");
         for (kind, took) in &self.recovery {
             let (longest, error) = took.iter().max().expect("one at least");
@@ -135,8 +118,7 @@ fn stale(calls: &[Call], flushes: &[Flush]) -> Vec<String> {
         let (hits, others): (Vec<&Call>, Vec<&Call>) =
             calls.into_iter().partition(|call| is_hit(call));
         for hit in hits {
-            let covers = |flush: &&Flush| flush.what.covers(hit.image);
-            let before = flushes.iter().filter(covers).filter(|flush| flush.confirmed <= hit.due);
+            let before = flushes.iter().filter(|flush| flush.confirmed <= hit.due);
             let Some(flush) = before.max_by_key(|flush| flush.confirmed) else { continue };
             // A call that failed may have stored its answer.
             let accounts = |call: &&Call| call.ended >= flush.began && call.due <= hit.ended;
@@ -200,9 +182,6 @@ impl Labels {
     }
 
     fn of(&self, digest: &[u8; 32], image: usize) -> Option<u16> {
-        if image >= BYTES {
-            return (*digest == [BYTE_MODEL.1; 32]).then(|| byte_label(image));
-        }
         let (_, labels) = self.0.iter().find(|(known, _)| known == digest)?;
         labels.get(image).copied()
     }
