@@ -285,7 +285,10 @@ fn run() -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match cli.log_format {
         // One object for each line, with the fields of the event beside its message.
-        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).with_current_span(false);
+            log.with_writer(|| print::JsonLog).init();
+        }
         LogFormat::Text => log
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
