@@ -66,12 +66,14 @@ impl Operated for Operations {
     }
 }
 
+/// Writes the statistics of one listener into a report.
+pub(crate) type ListenerStats = Arc<dyn Fn(&mut Stats) + Send + Sync>;
+
 /// A service of the process, with its listeners.
 #[derive(Clone)]
 pub(crate) struct Served {
     pub(crate) service: Arc<dyn Service>,
-    /// Each writes the statistics of one listener.
-    pub(crate) listeners: Vec<Arc<dyn Fn(&mut Stats) + Send + Sync>>,
+    pub(crate) listeners: Vec<ListenerStats>,
 }
 
 /// The statistics of services, as each would send them to a client.
@@ -89,7 +91,7 @@ pub(crate) fn statistics(services: &[Served]) -> Vec<Stats> {
 }
 
 /// The statistics of all listeners of a service in one report: the longest uptime, and sums.
-fn total(listeners: &[Arc<dyn Fn(&mut Stats) + Send + Sync>]) -> Stats {
+fn total(listeners: &[ListenerStats]) -> Stats {
     let mut total = Stats::default();
     for listener in listeners {
         let mut stats = Stats::default();
@@ -121,7 +123,7 @@ mod tests {
                 stats.counter(&server::UPTIME, uptime);
                 stats.counter(&server::ACCEPTED, accepted);
                 stats.gauge(&server::OPEN, open);
-            }) as Arc<dyn Fn(&mut Stats) + Send + Sync>
+            }) as ListenerStats
         };
         let total = total(&[listener(50, 3, 1), listener(40, 4, 2)]);
         assert_eq!(total.counter_value(server::UPTIME.name), 50);

@@ -18,7 +18,6 @@ use afterimage_memo::{Memo, MemoService, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
-use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{
     Identity, Server, ServerOptions, Service, Tenants, TenantsError, Token, TokenError,
 };
@@ -31,7 +30,7 @@ use crate::config::{
     ClassifierConfig, Config, GatewayConfig, ModelConfig, ProxyConfig, Started, StoreConfig,
 };
 use crate::embedded::{Embedded, SCORES, scores_of};
-use crate::operations::{Operations, Served, statistics};
+use crate::operations::{ListenerStats, Operations, Served, statistics};
 use crate::sockets::Sockets;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
@@ -384,7 +383,7 @@ impl Process {
     ) -> Result<(), ConfigError> {
         let service = Arc::new(service);
         let identity = service.identity();
-        let mut listeners: Vec<Arc<dyn Fn(&mut Stats) + Send + Sync>> = Vec::new();
+        let mut listeners: Vec<ListenerStats> = Vec::new();
         for (socket, address, options) in sockets {
             check_max_body(&options, &identity)?;
             self.watch(options.tls.as_ref());
