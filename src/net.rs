@@ -29,6 +29,10 @@ pub(crate) fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
 /// Checks that a text has the form HOST:PORT; the error states the expected form.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
     const EXAMPLE: &str = "for example 127.0.0.1:7400";
+    // Before the errors that quote a part of the text: it may be a password.
+    if text.contains('@') {
+        return Err(format!("it takes no user and no password; expected HOST:PORT, {EXAMPLE}"));
+    }
     if text.starts_with("unix:") || text.starts_with('/') {
         return Err(format!("Unix sockets are not supported; expected HOST:PORT, {EXAMPLE}"));
     }
@@ -116,10 +120,13 @@ mod tests {
             ("::1:7400", "an IPv6 address needs brackets"),
             ("127.0.0.1:http", "the port \"http\" is not a number from 0 to 65535"),
             ("127.0.0.1:65536", "the port \"65536\" is not a number"),
+            ("redis:hunter2@h", "it takes no user and no password"),
+            (":hunter2@h:1", "it takes no user and no password"),
         ] {
             let error = parse(wrong).unwrap_err();
             assert!(error.contains(expected), "{wrong:?}: {error}");
             assert!(error.contains("for example"), "{wrong:?}: {error}");
+            assert!(!error.contains("hunter2"), "{wrong:?}: {error}");
         }
         let error = resolve("7400").unwrap_err().to_string();
         assert!(error.starts_with("invalid address \"7400\": expected HOST:PORT"), "{error}");

@@ -351,6 +351,11 @@ fn load_errors_name_the_file() {
         + &name(&one.cert)
         + "; give the key of its first certificate";
     assert_eq!(load(&one.cert, &two.key, None), mismatch);
+    let turned = folder.path().join("turned.pem");
+    let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap();
+    std::fs::write(&turned, read(&authority.cert) + &read(&one.cert)).unwrap();
+    let order = ": the certificates are in the wrong order; put the server's own one first, then its issuers";
+    assert_eq!(load(&turned, &one.key, None), name(&turned) + order);
 
     let half = ClientFiles { ca: Some(authority.cert), cert: Some(one.cert), key: None };
     assert!(matches!(ClientTls::load(half), Err(TlsError::HalfAnIdentity { missing: "the key" })));
