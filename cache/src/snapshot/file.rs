@@ -7,9 +7,8 @@
 //! The owner holds a lock (`flock`) on `<name>.lock`, not on the snapshot itself, which each write
 //! replaces. The lock file contains the owner's process id. It is removed when the owner closes it;
 //! after a crash it stays, unlocked, and the next owner takes it over. The temporary file is locked
-//! as well, so that a live owner keeps it even if the lock file was deleted by hand. It stays locked
-//! as the snapshot: a hard link in another directory has another lock file, and leads to an owner
-//! all the same.
+//! as well, so that a live owner keeps it even if the lock file was deleted by hand. It stays
+//! locked when it is the snapshot: a hard link has another lock file and leads to the same owner.
 
 use super::sealed::{Fault, Size};
 use super::{

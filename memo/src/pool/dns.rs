@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::Client;
+use afterimage_wire::client::host_and_port;
 use afterimage_wire::text::Escaped;
 
 use super::directory::{Directory, Listing, Location};
@@ -34,7 +35,12 @@ impl Target {
     /// Resolves names with the system's resolver.
     pub fn system_resolver() -> Resolve {
         Box::new(|target| {
-            Box::pin(async move { Ok(tokio::net::lookup_host(target).await?.collect()) })
+            Box::pin(async move {
+                Ok(match host_and_port(&target) {
+                    Some(place) => tokio::net::lookup_host(place).await?.collect(),
+                    None => tokio::net::lookup_host(target).await?.collect(),
+                })
+            })
         })
     }
 }

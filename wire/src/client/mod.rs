@@ -74,7 +74,7 @@ pub use afterimage_core::Reply;
 pub use admin::Admin;
 pub use cache::CacheClient;
 pub use classify::Client;
-pub use connector::{Addresses, Connector};
+pub use connector::{Addresses, Connector, host_and_port};
 pub use error::{CallError, ConnectionError, ErrorKind, Report, Stage, Violation};
 pub use infer::{Infer, Inference};
 pub use options::{

@@ -20,8 +20,9 @@ const MAX_DEFLATE_RATIO: u64 = 1032;
 ///
 /// 16-bit samples keep their upper byte. Colours become grey by the weights of ITU-R BT.601 (0.299
 /// R + 0.587 G + 0.114 B). A transparent image (an alpha channel, or a `tRNS` chunk of any colour
-/// type) is composited on white, and [`Image::invert`] then makes it light on dark. Light ink, and a
-/// picture with a dark ground of its own, are composited on black: see [`transparency::composite`].
+/// type) is composited on white, and [`Image::invert`] then makes it light on dark. Light ink, and
+/// a picture with a dark ground of its own, are composited on black: see
+/// [`transparency::composite`].
 pub fn decode(bytes: &[u8]) -> Result<Image, DataError> {
     if !bytes.starts_with(&SIGNATURE) {
         return Err(DataError::not("a PNG image", bytes));
