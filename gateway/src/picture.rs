@@ -74,11 +74,17 @@ impl Picture {
         limits.max_image_width = Some(MAX_SIDE);
         limits.max_image_height = Some(MAX_SIDE);
         limits.max_alloc = Some(MAX_DECODED);
-        reader.limits(limits);
+        reader.limits(limits.clone());
         let decode = || {
             let mut decoder = reader.into_decoder()?;
+            limits.reserve(decoder.total_bytes())?;
+            decoder.set_limits(limits)?;
             let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-            let mut image = DynamicImage::from_decoder(decoder)?;
+            // Grey first: a turn makes a copy.
+            let mut image = match DynamicImage::from_decoder(decoder)? {
+                image if image.color().has_alpha() => image.into_luma_alpha8().into(),
+                image => DynamicImage::from(image.into_luma8()),
+            };
             image.apply_orientation(orientation);
             Ok(image)
         };
