@@ -184,7 +184,8 @@ fn a_fifo_as_output_needs_a_reader() {
     assert!(line.contains("it is not a folder"), "{line}");
     let page = fifo.clone();
     let reader = thread::spawn(move || fs::read_to_string(page).unwrap());
-    let args = [&[cache.place().as_str()][..], &QUICK, &["--html", &fifo]].concat();
+    let place = cache.place();
+    let args = [&[place.as_str()][..], &QUICK, &["--html", &fifo]].concat();
     // The reader may not have opened it yet.
     let deadline = Instant::now() + Duration::from_secs(30);
     while !bench(&args).status.success() {
