@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM, SIGQUIT and SIGHUP (a closed terminal) during a measurement: the run ends early,
-//! and its figures are kept.
+//! Signals during a measurement: Ctrl-C, SIGTERM, SIGQUIT, and SIGHUP (a closed terminal). The run
+//! ends early, and its figures are kept.
 
 use std::fmt;
 use std::sync::Arc;

@@ -440,8 +440,8 @@ class Client(Requests):
     def going_away(self) -> bool:
         """Whether the server has announced that it will close the connection, or has closed it.
 
-        The next call makes a new connection. This property only reads bytes that have already come. During a call of
-        another thread it reads none.
+        The next call makes a new connection. This property only reads bytes that have already come.
+        During a call of another thread it reads none.
         """
         if not self._turn.is_own() and self._turn.take(wait=False):
             try:
