@@ -94,6 +94,14 @@ impl FromStr for Share {
 pub(crate) struct Size(pub(crate) u64);
 
 impl Size {
+    /// Reads a size for a limit with which nothing would fit at zero.
+    pub(crate) fn above_zero(text: &str) -> Result<Self, String> {
+        match text.parse()? {
+            Size(0) => Err("it must be greater than zero".into()),
+            size => Ok(size),
+        }
+    }
+
     pub(super) fn within(self, name: &str, limit: u32) -> anyhow::Result<u32> {
         match u32::try_from(self.0) {
             Ok(size) if size <= limit => Ok(size),

@@ -262,6 +262,11 @@ fn a_limit_of_zero_is_refused_and_named() {
         assert!(first.starts_with(&format!("error: invalid value '0' for '{flag}")), "{done:#?}");
         assert!(first.ends_with("it must be at least 1"), "{done:#?}");
     }
+    // Nothing would be stored, without a word.
+    for flag in ["--memory", "--max-body", "--max-body-memory", "--disk-bytes"] {
+        let done = run(&["proxy", "http://127.0.0.1:1", flag, "0"]);
+        assert!(done.stderr.contains("it must be greater than zero"), "{done:#?}");
+    }
     for flag in ["--p99", "--budget"] {
         let done = run(&["bench", "find-max", flag, "0s"]);
         assert!(done.stderr.contains("it must be greater than zero"), "{done:#?}");
