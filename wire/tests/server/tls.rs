@@ -186,6 +186,9 @@ async fn a_client_reports_an_untrusted_certificate() {
     let server = start_tls(server_tls(&authority.issue("server", "cache.example"), None)).await;
     let why = objection(&server, client_tls(&stranger, None)).await;
     assert!(why.contains("UnknownIssuer") || why.contains("BadSignature"), "{why}");
+    let own = ClientFiles { ca: Some(authority.issue("own", "own").cert), cert: None, key: None };
+    let why = objection(&server, ClientTls::load(own).unwrap()).await;
+    assert!(why.contains("no trusted authority has signed"), "{why}");
     let why = objection(&server, client_tls(&authority, None)).await;
     assert!(why.contains("not valid for name \"127.0.0.1\""), "{why}");
     // The certificate may have another name than the address.
