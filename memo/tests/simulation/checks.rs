@@ -136,7 +136,7 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome], rows: &[RowsOutcome]) {
     let rows = rows.flat_map(|outcome| outcome.ask.rows.iter().copied());
     let images = outcomes.iter().map(|outcome| outcome.ask.image);
     let images: BTreeSet<u8> = images.chain(rows).collect();
-    // The images that `answers_from_the_store` and `takes_back` request after the storm come on top.
+    // The images that `answers_from_the_store` and `takes_back` request after the storm are extra.
     let images = images.len() as u64 + 1 + CALLS_AT_THE_END;
     let calls: u64 = world.classifiers.iter().map(Classifier::calls).sum();
     if calls != images {

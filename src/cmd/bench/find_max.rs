@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use afterimage_bench::format::{duration, number};
-use afterimage_bench::search::{Found, Search};
+use afterimage_bench::search::{Search, SearchResult};
 use afterimage_bench::threshold::{Metric, Threshold};
 use afterimage_bench::workload::Spec;
 use afterimage_bench::workload::spec::Spacing;
@@ -185,7 +185,7 @@ fn broken(report: &Report, rate: f64, goals: &[&Threshold]) -> Option<String> {
 }
 
 /// Prints the result, and whether it was confirmed.
-fn conclude(found: &Found, args: &Args) -> anyhow::Result<()> {
+fn conclude(found: &SearchResult, args: &Args) -> anyhow::Result<()> {
     let Some(rate) = found.rate else {
         bail!("no rate met the goal in {} tries", found.tries);
     };
