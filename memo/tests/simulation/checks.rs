@@ -19,8 +19,8 @@ use super::world::World;
 /// a request is repeated at a server that shuts down.
 pub(super) const SLACK: Duration = Duration::from_millis(20);
 
-/// The time that a request may take beyond the lookup budget and the classifier's time, whatever
-/// the state of the cache: the links between client, memo and classifier, rounded to milliseconds.
+/// The time that a request may take beyond the lookup budget and the classifier's time, in any
+/// state of the cache: the links between client, memo and classifier, rounded to milliseconds.
 pub(super) const WAYS: Duration = Duration::from_millis(20);
 
 /// Below this limit of requests in flight, `Overloaded` is an allowed answer.
