@@ -418,8 +418,9 @@ async fn every_response_forbids_foreign_content() {
 
 /// A gRPC call: the status in its headers or trailers, and the message of the reply.
 async fn call(gateway: &Router, path: &str, message: &[u8], flag: u8) -> (String, Vec<u8>) {
-    let len = u32::try_from(message.len()).unwrap().to_be_bytes();
-    let mut request = request(Method::POST, path, [&[flag], &len[..], message].concat());
+    let mut framed = afterimage_inference::grpc::message::framed(message).to_vec();
+    framed[0] = flag;
+    let mut request = request(Method::POST, path, framed);
     *request.version_mut() = Version::HTTP_2;
     let response = gateway.clone().oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);

@@ -1,7 +1,7 @@
 //! The Open Inference Protocol v2 over gRPC, and `grpc.health.v1.Health` for probes.
 //!
 //! All calls are unary: one message comes, one message or one status goes. Methods of Triton's that
-//! the built-in model has no use for (shared memory, sequences, trace settings) are `UNIMPLEMENTED`.
+//! the built-in model has no use for, such as shared memory, are `UNIMPLEMENTED`.
 
 use std::sync::Arc;
 

@@ -3,7 +3,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::Client;
@@ -11,7 +10,6 @@ use afterimage_wire::client::host_and_port;
 use afterimage_wire::text::Escaped;
 
 use super::directory::{Directory, Listing, Location};
-use super::{Pool, PoolOptions, TcpEndpoint};
 
 /// Makes the client of the replica at an address. The second argument is the target that gave the
 /// address, as the user wrote it.
@@ -41,25 +39,6 @@ impl Target {
                     None => tokio::net::lookup_host(target).await?.collect(),
                 })
             })
-        })
-    }
-}
-
-impl Pool {
-    /// A pool of the classifiers at `targets` that speak our protocol; see [`Dns`] and
-    /// [`of_directory`](Pool::of_directory).
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime with I/O and time enabled.
-    pub fn at(
-        targets: Vec<Target>,
-        options: PoolOptions,
-        every: Duration,
-        connect: Connect,
-        resolve: Resolve,
-    ) -> Arc<Self> {
-        Pool::of_directory(Dns::new(targets, every, resolve), options, move |location| {
-            Arc::new(TcpEndpoint::new(connect(location.address, &location.target)))
         })
     }
 }

@@ -12,12 +12,13 @@ use crate::format::{grouped, long_time, nanos, percent};
 use crate::metrics::find;
 
 /// The sections of a report. Latencies have a table of their own.
-pub(crate) const SECTIONS: [&str; 10] = [
+pub(crate) const SECTIONS: [&str; 11] = [
     "Time",
     "Answers",
     "Store",
     "Label table",
     "Byte store",
+    "Disk",
     "Snapshot",
     "Classifier",
     "Proxy",
