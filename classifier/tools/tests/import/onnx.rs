@@ -292,7 +292,7 @@ fn onnx_files_of_other_models_are_refused() {
         (with(&|all| all[2].floats.truncate(1)), "kernel_params holds 1"),
         (with(&|all| all[5].floats.truncate(2)), "kernel.rho"),
         (with(&|all| all[0].ints[1] = -5), "--labels"),
-        (with(&|all| all[0].name = "other".to_owned()), "no class labels"),
+        (with(&|all| all[0].name = "other".to_owned()), "the class labels are missing"),
     ] {
         assert!(error.contains(part), "{error:?} should contain {part:?}");
     }
