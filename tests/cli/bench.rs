@@ -324,7 +324,9 @@ fn find_max_and_ab_keep_what_they_found_when_interrupted() {
     let memo = memo();
     let place = memo.place();
     let quick = ["--warm-up", "0s", "--population", "50", "--duration", "200ms"];
-    let search = ["bench", "find-max", &place, "--p99", "10s", "--start", "10", "--budget", "60s"];
+    // So many confirmations take longer than the wait for the signal.
+    let search =
+        ["bench", "find-max", &place, "--p99", "10s", "--confirm", "500", "--budget", "60s"];
     let ab = ["bench", "ab", &place, &place, "--rounds", "500"];
     for (args, expected) in [(&search[..], "held, not confirmed"), (&ab, "rounds")] {
         let child = started(&[args, &quick].concat(), Duration::from_secs(3));

@@ -385,7 +385,7 @@ def check_models(checks, program, page):
     """`afterimage models` shows what the proxy knows."""
     command = [program, "models", f"http://{page}"]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    for part in ["sum", "epoch", "loaded", "canaries", "hits"]:
+    for part in ["sum", "epoch", "since", "canaries", "hits"]:
         checks.equal(part in text, True, f"{part} in {text}")
     found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True).stdout)
     of_sum = next(model for model in found if model["name"] == "sum")
