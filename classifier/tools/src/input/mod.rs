@@ -76,8 +76,11 @@ impl Image {
     }
 }
 
+/// Whether a file begins as one of a format does.
+type BeginsLike = fn(&[u8]) -> bool;
+
 /// Formats that are not read, by their first bytes.
-const OTHER_FORMATS: [(&str, fn(&[u8]) -> bool); 6] = [
+const OTHER_FORMATS: [(&str, BeginsLike); 6] = [
     ("a JPEG image", |bytes| bytes.starts_with(b"\xff\xd8\xff")),
     ("a GIF image", |bytes| bytes.starts_with(b"GIF8")),
     ("a WebP image", |bytes| bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP")),

@@ -224,7 +224,7 @@ pub(super) fn constant(graph: &GraphProto, name: &str) -> Result<Option<Vec<f64>
         };
         // The last one that was found is the first one of the graph.
         let mut casts = casts.into_iter().rev();
-        return casts.try_fold(found, |values, to| cast(values, to)).map(Some);
+        return casts.try_fold(found, cast).map(Some);
     }
     Ok(None)
 }
