@@ -328,7 +328,7 @@ fn find_max_and_ab_keep_what_they_found_when_interrupted() {
     let search =
         ["bench", "find-max", &place, "--p99", "10s", "--confirm", "500", "--budget", "60s"];
     let ab = ["bench", "ab", &place, &place, "--rounds", "500"];
-    for (args, expected) in [(&search[..], "held, not confirmed"), (&ab, "rounds")] {
+    for (args, expected) in [(&search[..], "met the goal, not confirmed"), (&ab, "rounds")] {
         let child = started(&[args, &quick].concat(), Duration::from_secs(3));
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         let done = child.wait_with_output().unwrap();
