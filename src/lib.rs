@@ -257,16 +257,19 @@ fn without_error_numbers(text: &str) -> String {
 /// password.
 fn exit(error: &clap::Error) -> ! {
     let text = error.to_string();
-    let shown = settings::without_secrets(&text);
+    let shown = settings::plain(&settings::without_secrets(&text));
     // The help has examples of URLs with logins, which are no secrets.
     if !error.use_stderr() || shown == text {
         error.exit();
     }
-    print::note(format_args!("{}", shown.trim_end()));
+    for line in shown.trim_end().lines() {
+        print::note(format_args!("{line}"));
+    }
     std::process::exit(error.exit_code());
 }
 
 fn run() -> anyhow::Result<()> {
+    serving::ignore_file_size_limit();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let command = settings::apply(command(), args.iter().cloned())?;
     let matches = match command.clone().try_get_matches() {

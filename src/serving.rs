@@ -23,8 +23,8 @@ pub(crate) fn service_help(examples: &str) -> String {
     format!(
         "Examples:\n{examples}\n\n\
          Signals:\n  \
-           SIGTERM, SIGINT  Finish requests in flight, write the snapshot, exit\n  \
-           SIGHUP           Reload certificates, tokens, tenants and API keys"
+           SIGTERM, SIGINT, SIGQUIT  Finish requests in flight, write the snapshot, exit\n  \
+           SIGHUP                    Reload certificates, tokens, tenants and API keys"
     )
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     builder.enable_all().build().context("cannot start the threads for sockets")
 }
 
-/// Serves the services of a configuration until SIGTERM or SIGINT. `config` runs inside the runtime
+/// Serves the services of a configuration until a signal to stop. `config` runs inside the runtime
 /// because clients of other services need it. It gets the listener of the flags.
 pub(crate) fn serve(
     args: &ServerArgs,
@@ -70,7 +70,7 @@ pub(crate) fn serve(
     })
 }
 
-/// Runs a configuration on this many threads until SIGTERM or SIGINT. `config` runs inside the
+/// Runs a configuration on this many threads until a signal to stop. `config` runs inside the
 /// runtime.
 pub(crate) fn run(
     threads: usize,
@@ -82,7 +82,7 @@ pub(crate) fn run(
         let process = Process::start(config()?).await?;
         // Installed before the address is printed: a supervisor may send SIGTERM right after.
         let terminated = until_terminated();
-        let _file_size_signal = ignore_file_size_limit();
+        let _ignored = ignore_user_signals();
         for (service, address) in process.addresses() {
             // Standard output may be closed; the service runs all the same.
             let _ = say!("{service} listening on {address}");
@@ -264,16 +264,32 @@ async fn return_memory() {
     }
 }
 
-/// Makes a write above the file size limit (`ulimit -f`) fail like one on a full disk. A handler
-/// replaces the signal's default action, which ends the process.
+/// Makes a write above the file size limit (`ulimit -f`) fail like one on a full disk, in every
+/// command. The signal's default action ends the process, and what it has measured is lost.
 #[cfg(unix)]
-fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
-    let too_large = rustix::process::Signal::XFSZ.as_raw();
-    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(too_large)).ok()
+pub(crate) fn ignore_file_size_limit() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let too_large = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // The handler stays when the runtime ends.
+    if let Ok(runtime) = Builder::new_current_thread().enable_io().build() {
+        let _guard = runtime.enter();
+        let _ = signal(too_large);
+    }
 }
 
 #[cfg(not(unix))]
-fn ignore_file_size_limit() {}
+pub(crate) fn ignore_file_size_limit() {}
+
+/// Handlers of SIGUSR1 and SIGUSR2, which do nothing. Their default action ends the process without
+/// a drain, and other servers reopen their logs on them.
+#[cfg(unix)]
+fn ignore_user_signals() -> [Option<tokio::signal::unix::Signal>; 2] {
+    use tokio::signal::unix::{SignalKind, signal};
+    [SignalKind::user_defined1(), SignalKind::user_defined2()].map(|kind| signal(kind).ok())
+}
+
+#[cfg(not(unix))]
+fn ignore_user_signals() {}
 
 /// The file descriptors that a service needs for this many connections.
 #[cfg(unix)]

@@ -78,10 +78,17 @@ pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<UnlabelledMo
         "" => "an unnamed tool".to_owned(),
         name => format!("{} {}", shorten(name), shorten(&model.producer_version)),
     };
-    match node.op_type.as_str() {
-        "SVMClassifier" => read_svm(node, &input, labels, &producer),
-        _ => read_linear(node, &input, labels, &producer),
+    let mut found = match node.op_type.as_str() {
+        "SVMClassifier" => read_svm(node, &input, labels, &producer)?,
+        _ => read_linear(node, &input, labels, &producer)?,
+    };
+    if let Some(short) = path.rounds_to {
+        found.warnings.push(format!(
+            "the graph rounds features to {short} and this import does not: labels may differ where \
+             the rounding decides"
+        ));
     }
+    Ok(found)
 }
 
 /// An error text for bytes that are not an ONNX graph.
@@ -330,7 +337,9 @@ const GRAPH: Fields = &[
     (5, Field::Message(TENSOR)),
     (11, Field::Message(VALUE)),
     (12, Field::Message(VALUE)),
+    (15, Field::Message(SPARSE)),
 ];
+const SPARSE: Fields = &[(1, Field::Message(TENSOR))];
 const NODE: Fields = &[(1, Field::Text), (2, Field::Text), (5, Field::Message(ATTRIBUTE))];
 const ATTRIBUTE: Fields = &[(5, Field::Message(TENSOR)), (8, Field::Integers), (9, Field::Text)];
 const TENSOR: Fields =
@@ -410,6 +419,7 @@ mod tests {
             initializer: vec![TensorProto::default()],
             input: vec![input],
             output: vec![ValueInfoProto::default()],
+            sparse_initializer: Vec::new(),
         };
         let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
         // The graph; its node with three names, two attributes and six integers; a constant; the
