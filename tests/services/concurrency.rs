@@ -148,8 +148,8 @@ fn ten_thousand_identical_requests_make_one_call_with_a_cache() {
         let cache = Running::start(&["cache", "--memory", "8MiB"]);
         ten_thousand_identical(&["--store", &cache.place(), "--lookup-budget", "50s"]).await;
         let cache = stats(cache.addr()).await;
-        // The memo also looks for two epochs, of the model and of all models with its name. No flush
-        // has written them.
+        // The memo also looks for two epochs, which no flush has written: that of the model, and
+        // that of all models with its name.
         assert_eq!((cache.counter_value("writes"), cache.counter_value("misses")), (1, 3));
     });
 }
