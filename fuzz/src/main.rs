@@ -18,8 +18,7 @@ const TARGET_NAME: &str = "FUZZ_TARGET";
 const SEEDS_TO: &str = "FUZZ_SEEDS_TO";
 
 /// The target that finds the planted bug. It is not in the list of targets.
-const CANARY: Target =
-    Target { name: "canary", body: canary, seeds: Vec::new, memory_per_byte: 0 };
+const CANARY: Target = Target { name: "canary", body: canary, seeds: Vec::new, memory_per_byte: 0 };
 
 static TARGET: LazyLock<Target> = LazyLock::new(chosen);
 
