@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use afterimage_cache::metrics as cache;
 use afterimage_classifier::metrics as engine;
 use afterimage_memo::metrics as memo;
+use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{ServerOptions, until_terminated};
+use afterimage_wire::server::{ServerOptions, Service as _, until_terminated};
 use afterimage_wire::tls::ServerTls;
 use anyhow::{Context, bail};
 use tokio::runtime::{Builder, Runtime};
@@ -116,7 +117,10 @@ pub(crate) fn run(
         for service in services {
             let mut stats = Stats::default();
             service.stats(&mut stats);
-            tracing::info!("stopped after {uptime}: {}", summary(&stats));
+            match service.identity().service {
+                Role::Jobs => tracing::info!("stopped after {uptime}"),
+                _ => tracing::info!("stopped after {uptime}: {}", summary(&stats)),
+            }
         }
         if let Some(proxy) = proxy {
             let mut stats = Stats::default();
