@@ -1,9 +1,9 @@
 //! Jobs: slow work with an id, run by workers, its results remembered.
 //!
 //! A *definition* is a predefined kind of work. A client submits a *job* of a definition, an input
-//! of bytes, and gets an id. Workers pull jobs, run them, and report results. The result of a job is
-//! remembered under its definition, version, input and the worker's code: the same input again is
-//! answered at once, and while a job runs, an equal one joins it.
+//! of bytes, and gets an id. Workers pull jobs, run them, and report results. The result of a job
+//! is remembered under its definition, version, input and the worker's code: the same input again
+//! is answered at once, and while a job runs, an equal one joins it.
 //!
 //! * [`machine`]: the life of one job, pure.
 //! * [`Engine`]: all jobs of a server: queue, leases, memory of results. Pure, too.

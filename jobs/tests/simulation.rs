@@ -332,7 +332,7 @@ impl Simulation {
         self.commit();
     }
 
-    /// The server dies, and what is not committed is lost.
+    /// The server dies. Rows without a commit are lost.
     fn crash(&mut self) {
         self.changes = Changes::default();
         let recovered = self.disk.recover();
