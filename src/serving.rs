@@ -7,7 +7,7 @@ use afterimage_classifier::metrics as engine;
 use afterimage_memo::metrics as memo;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
-use afterimage_wire::server::{ServerOptions, Service as _, until_terminated};
+use afterimage_wire::server::{ServerOptions, until_terminated};
 use afterimage_wire::tls::ServerTls;
 use anyhow::{Context, bail};
 use tokio::runtime::{Builder, Runtime};

@@ -212,6 +212,7 @@ struct Worker {
     name: Arc<str>,
     kinds: Vec<(usize, Code)>,
     credit: u32,
+    is_draining: bool,
     leases: BTreeSet<JobId>,
 }
 
@@ -256,7 +257,7 @@ impl Engine {
                 progress: Bytes::new(),
             };
             let (id, was_leased) = (job.id, job.state == State::Leased);
-            if let Some(action) = job.action {
+            if let Some(action) = job.action.filter(|_| job.state != State::Delayed) {
                 engine.flights.entry(action).or_insert(id);
             }
             let (event, detail) = (record.event, record.detail);
@@ -450,13 +451,16 @@ impl Engine {
             kinds.push((index, code));
         }
         let name = truncated(attach.name).into();
-        self.workers.insert(worker, Worker { name, kinds, credit: 0, leases: BTreeSet::new() });
+        let leases = BTreeSet::new();
+        self.workers.insert(worker, Worker { name, kinds, credit: 0, is_draining: false, leases });
         Ok(())
     }
 
     /// Allows the server to give this worker more jobs.
     pub fn credit(&mut self, worker: WorkerId, jobs: u32, now: Timestamp, changes: &mut Changes) {
-        let Some(entry) = self.workers.get_mut(&worker) else { return };
+        let Some(entry) = self.workers.get_mut(&worker).filter(|entry| !entry.is_draining) else {
+            return;
+        };
         entry.credit = entry.credit.saturating_add(jobs);
         let kinds = entry.kinds.clone();
         for &(kind, _) in &kinds {
@@ -464,6 +468,15 @@ impl Engine {
         }
         for (kind, _) in kinds {
             self.dispatch(kind, now, changes);
+        }
+    }
+
+    /// Gives a worker no more jobs.
+    pub fn drain(&mut self, worker: WorkerId) {
+        let Some(entry) = self.workers.get_mut(&worker) else { return };
+        (entry.credit, entry.is_draining) = (0, true);
+        for &(kind, _) in &entry.kinds {
+            self.kinds[kind].idle.remove(&worker);
         }
     }
 

@@ -443,6 +443,8 @@ messages! {
             /// The number of further grants.
             jobs: u32,
         }
+        /// Get no more jobs: the worker ends after its running ones. Without a response.
+        0x14 Drain {}
         /// Report that jobs are worked on.
         0x12 Beats {
             /// The jobs.

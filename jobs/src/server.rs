@@ -152,6 +152,7 @@ enum Message {
     Events { after: u64, limit: u32, wait: bool, reply: Reply<Vec<Event>> },
     Attach(WorkerId, Attach, Box<dyn Fn(Grant) + Send>, Reply<()>),
     Credit(WorkerId, u32),
+    Drain(WorkerId),
     Detach(WorkerId),
     Beats(WorkerId, Vec<Beat>, Reply<Vec<(JobId, Verdict)>>),
     Finish(WorkerId, JobId, Token, Outcome, Reply<()>),
@@ -281,6 +282,11 @@ impl Server {
     /// Allows the server to give this worker more jobs.
     pub fn credit(&self, worker: WorkerId, jobs: u32) {
         self.send(Message::Credit(worker, jobs));
+    }
+
+    /// Gives a worker no more jobs.
+    pub fn drain(&self, worker: WorkerId) {
+        self.send(Message::Drain(worker));
     }
 
     /// Detaches a worker, for example when its connection has ended.
@@ -537,6 +543,7 @@ impl Writer {
                     Ok(())
                 });
             }
+            Message::Drain(worker) => self.engine.drain(worker),
             Message::Detach(worker) => {
                 self.sinks.remove(&worker);
                 self.engine.detach(worker, now);

@@ -266,6 +266,11 @@ impl Session {
                     self.server.credit(worker, jobs.min(MAX_CREDIT));
                 }
             }
+            Request::Drain {} => {
+                if let Some(worker) = self.worker {
+                    self.server.drain(worker);
+                }
+            }
             Request::Beats { beats } => match self.worker {
                 Some(worker) => {
                     let make = |verdicts| Response::Verdicts { verdicts };

@@ -187,13 +187,13 @@ struct Job {
 struct Working {
     worker: Worker,
     jobs: HashMap<JobId, Job>,
-    ended: mpsc::UnboundedSender<(JobId, Outcome)>,
+    ended: mpsc::UnboundedSender<(JobId, Token, Outcome)>,
     /// Ends that the server has not confirmed.
     unsent: Vec<(JobId, Token, Outcome)>,
 }
 
 /// Ends of jobs, as their tasks report them.
-type Ends = mpsc::UnboundedReceiver<(JobId, Outcome)>;
+type Ends = mpsc::UnboundedReceiver<(JobId, Token, Outcome)>;
 
 impl Working {
     /// Works on one stream. Returns without an error when the worker has stopped.
@@ -218,13 +218,18 @@ impl Working {
         }
         if !stop.is_cancelled() {
             let busy = self.jobs.len() + confirmations.0.len();
-            client.tell(&Request::Credit { jobs: self.worker.concurrency - busy as u32 });
+            let jobs = self.worker.concurrency.saturating_sub(busy as u32);
+            client.tell(&Request::Credit { jobs });
         }
         let lease = self.worker.definitions.iter().map(|(definition, _)| definition.lease).min();
         let every = (lease.unwrap_or(LONGEST_BEAT) / 4).clamp(SHORTEST_BEAT, LONGEST_BEAT);
         let mut beats = tokio::time::interval(every);
+        let mut is_stopping = false;
         let outcome = loop {
-            let is_stopping = stop.is_cancelled();
+            if stop.is_cancelled() && !is_stopping {
+                is_stopping = true;
+                client.tell(&Request::Drain {});
+            }
             if is_stopping && self.jobs.is_empty() && confirmations.0.is_empty() {
                 return Ok(());
             }
@@ -234,11 +239,16 @@ impl Working {
                     None => break Err(JobsError::Stream(afterimage_wire::stream::StreamError::Ended)),
                 },
                 ended = ends.recv() => {
-                    let (id, outcome) = ended.expect("the worker holds a sender");
-                    let Some(job) = self.jobs.remove(&id) else { continue };
-                    match job.is_lost {
-                        true => client.tell(&Request::Credit { jobs: 1 }),
-                        false => confirmations.add(&client, id, job.token, outcome),
+                    let (id, token, outcome) = ended.expect("the worker holds a sender");
+                    let is_current = |job: &Job| job.token == token && !job.is_lost;
+                    let report = self.jobs.get(&id).is_some_and(is_current);
+                    // The job may run again already, under another lease.
+                    if self.jobs.get(&id).is_some_and(|job| job.token == token) {
+                        self.jobs.remove(&id);
+                    }
+                    match report {
+                        true => confirmations.add(&client, id, token, outcome),
+                        false => client.tell(&Request::Credit { jobs: 1 }),
                     }
                 }
                 confirmed = confirmations.next() => match confirmed {
@@ -283,7 +293,7 @@ impl Working {
             progress: Arc::clone(&progress),
         };
         let handler = self.worker.handlers.get(&*grant.definition).map(Arc::clone);
-        let (id, ended) = (grant.id, self.ended.clone());
+        let (id, token, ended) = (grant.id, grant.token, self.ended.clone());
         let job = Job { token: grant.token, stop, soon, progress, is_lost: false };
         if let Some(before) = self.jobs.insert(id, job) {
             // The server has given the job again: the old lease is lost.
@@ -300,7 +310,7 @@ impl Working {
                 error: format!("the handler panicked: {error}"),
                 retry: true,
             });
-            let _ = ended.send((id, outcome));
+            let _ = ended.send((id, token, outcome));
         });
     }
 
