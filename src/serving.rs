@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::metrics as cache;
 use afterimage_classifier::metrics as engine;
+use afterimage_jobs::metrics as jobs;
 use afterimage_memo::metrics as memo;
-use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{ServerOptions, until_terminated};
 use afterimage_wire::tls::ServerTls;
@@ -117,10 +117,7 @@ pub(crate) fn run(
         for service in services {
             let mut stats = Stats::default();
             service.stats(&mut stats);
-            match service.identity().service {
-                Role::Jobs => tracing::info!("stopped after {uptime}"),
-                _ => tracing::info!("stopped after {uptime}: {}", summary(&stats)),
-            }
+            tracing::info!("stopped after {uptime}: {}", summary(&stats));
         }
         if let Some(proxy) = proxy {
             let mut stats = Stats::default();
@@ -141,6 +138,14 @@ const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// The work of a service in one line: its requests and its hit ratio.
 fn summary(stats: &Stats) -> String {
     let count = |name| stats.counter_value(name);
+    if stats.get(jobs::ACCEPTED.name).is_some() {
+        let (ended, known) = (count(jobs::SUCCEEDED.name), count(jobs::REMEMBERED.name));
+        return format!(
+            "{} jobs succeeded, {} answers from memory",
+            grouped(ended),
+            grouped(known)
+        );
+    }
     if stats.get(cache::HITS.name).is_none() {
         return format!("{} images classified", grouped(count(engine::SCORED.name)));
     }

@@ -878,6 +878,11 @@ impl Engine {
         all
     }
 
+    /// Waiting jobs, running jobs and counts of each definition.
+    pub fn counts(&self) -> impl Iterator<Item = (u64, u32, &Counts)> {
+        self.kinds.iter().map(|queue| (queue.ready.len() as u64, queue.running, &queue.counts))
+    }
+
     /// Checks that all parts agree with each other.
     #[doc(hidden)]
     pub fn validate(&self) {

@@ -23,6 +23,7 @@ mod id;
 mod job;
 pub mod machine;
 pub mod message;
+pub mod metrics;
 mod program;
 pub mod server;
 mod service;

@@ -16,15 +16,17 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
+use fxhash::FxHashMap;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::engine::{Attach, Changes, Engine, Grant, Overview, Submit, Submitted, Verdict};
+use crate::engine::{Attach, Changes, Counts, Engine, Grant, Overview, Submit, Submitted, Verdict};
 use crate::job::{Outcome, Refused, Timestamp, Token, WorkerId};
 use crate::message::Beat;
 use crate::store::{Event, Filter, Kind, Record, Row, Store, StoreError};
-use crate::{Definition, JobId, ResultKey};
+use crate::{Definition, JobId, ResultKey, metrics};
 
 /// Commands of one transaction, at most.
 const MAX_BATCH: usize = 8192;
@@ -105,7 +107,22 @@ struct Shared {
     commands: Mutex<Sender<Message>>,
     memory: Cache<ResultKey, (JobId, Bytes), Weight>,
     kinds: RwLock<HashMap<String, Remembering>>,
+    totals: Totals,
     next_worker: AtomicU64,
+}
+
+/// Numbers for statistics, which the thread writes after each turn.
+#[derive(Default)]
+struct Totals {
+    waiting: AtomicU64,
+    running: AtomicU64,
+    accepted: AtomicU64,
+    joined: AtomicU64,
+    remembered: AtomicU64,
+    succeeded: AtomicU64,
+    failed: AtomicU64,
+    commits: AtomicU64,
+    has_failed: AtomicU64,
 }
 
 /// A definition, as the fast path for remembered results sees it.
@@ -175,6 +192,7 @@ impl Server {
             commands: Mutex::new(sender.clone()),
             memory: Cache::with_weighter(entries.max(64), options.memory, Weight),
             kinds: RwLock::default(),
+            totals: Totals::default(),
             next_worker: AtomicU64::new(1),
         });
         let mut writer = Writer {
@@ -212,6 +230,24 @@ impl Server {
             Some((id, output)) => reply(Ok(Accepted::Remembered { id, output })),
             None => self.send(Message::Submit(submit, reply, ended)),
         }
+    }
+
+    /// Adds the statistics.
+    pub fn stats(&self, stats: &mut Stats) {
+        let Totals { waiting, running, accepted, joined, .. } = &self.shared.totals;
+        let Totals { remembered, succeeded, failed, commits, has_failed, .. } = &self.shared.totals;
+        let of = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        let kinds = self.shared.kinds.read().unwrap_or_else(PoisonError::into_inner);
+        let hits: u64 = kinds.values().map(|kind| of(&kind.hits)).sum();
+        stats.gauge(&metrics::WAITING, of(waiting));
+        stats.gauge(&metrics::RUNNING, of(running));
+        stats.counter(&metrics::ACCEPTED, of(accepted));
+        stats.counter(&metrics::JOINED, of(joined));
+        stats.counter(&metrics::REMEMBERED, of(remembered) + hits);
+        stats.counter(&metrics::SUCCEEDED, of(succeeded));
+        stats.counter(&metrics::FAILED, of(failed));
+        stats.counter(&metrics::COMMITS, of(commits));
+        stats.gauge(&metrics::STORE_FAILED, of(has_failed));
     }
 
     fn remembered(&self, submit: &Submit) -> Option<(JobId, Bytes)> {
@@ -411,7 +447,7 @@ impl Writer {
     /// Writes all rows, and answers.
     fn commit(&mut self) {
         self.lazy_since = None;
-        let rows = std::mem::take(&mut self.changes.rows);
+        let rows = coalesced(std::mem::take(&mut self.changes.rows));
         if rows.is_empty() {
             return self.release(None);
         }
@@ -421,6 +457,7 @@ impl Writer {
         };
         match committed {
             Ok(()) => {
+                self.shared.totals.commits.fetch_add(1, Ordering::Relaxed);
                 if rows.iter().any(|row| matches!(row, Row::Definition(_))) {
                     self.learn_kinds();
                 }
@@ -433,6 +470,7 @@ impl Writer {
                 if self.failed.is_none() {
                     tracing::error!(%error, "the store failed: no changes from now on");
                     self.failed = Some(error.to_string().into());
+                    self.shared.totals.has_failed.store(1, Ordering::Relaxed);
                 }
                 self.changes.grants.clear();
                 self.changes.ended.clear();
@@ -447,6 +485,7 @@ impl Writer {
     /// Answers all callers, and hands out what the commands have caused.
     fn release(&mut self, failure: Option<&Refused>) {
         self.changes.urgent = false;
+        self.count();
         self.answers.drain(..).for_each(|answer| answer(failure));
         for (worker, grant) in self.changes.grants.drain(..) {
             if let Some(sink) = self.sinks.get(&worker) {
@@ -458,6 +497,32 @@ impl Writer {
             for reply in replies {
                 reply(Ok(Ended { record: record.clone(), output: output.clone() }));
             }
+        }
+    }
+
+    /// Writes the statistics of all definitions.
+    fn count(&self) {
+        let mut sum = Counts::default();
+        let (mut waiting, mut running) = (0, 0);
+        for (queued, leased, counts) in self.engine.counts() {
+            (waiting, running) = (waiting + queued, running + u64::from(leased));
+            sum.accepted += counts.accepted;
+            sum.joined += counts.joined;
+            sum.remembered += counts.remembered;
+            sum.succeeded += counts.succeeded;
+            sum.failed += counts.failed;
+        }
+        let totals = &self.shared.totals;
+        for (total, number) in [
+            (&totals.waiting, waiting),
+            (&totals.running, running),
+            (&totals.accepted, sum.accepted),
+            (&totals.joined, sum.joined),
+            (&totals.remembered, sum.remembered),
+            (&totals.succeeded, sum.succeeded),
+            (&totals.failed, sum.failed),
+        ] {
+            total.store(number, Ordering::Relaxed);
         }
     }
 
@@ -683,6 +748,57 @@ impl Writer {
     }
 }
 
+/// The rows with one row for each job: its newest state, in the place of its first row.
+fn coalesced(rows: Vec<Row>) -> Vec<Row> {
+    let mut places: FxHashMap<JobId, usize> = FxHashMap::default();
+    let mut kept = Vec::with_capacity(rows.len());
+    for row in rows {
+        match row {
+            Row::Update(record) => match places.get(&record.id).map(|&place| &mut kept[place]) {
+                Some(Row::Insert(older, ..) | Row::Update(older)) => *older = record,
+                _ => {
+                    places.insert(record.id, kept.len());
+                    kept.push(Row::Update(record));
+                }
+            },
+            Row::Insert(record, action, input) => {
+                places.insert(record.id, kept.len());
+                kept.push(Row::Insert(record, action, input));
+            }
+            row => kept.push(row),
+        }
+    }
+    kept
+}
+
 fn unreadable(error: &StoreError) -> Refused {
     Refused::Storage(error.to_string().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{State, Submit};
+
+    #[test]
+    fn rows_of_one_job_become_one_row() {
+        let (now, mut changes) = (Timestamp(1000), Changes::default());
+        let mut engine = Engine::recover(Default::default(), now, &mut changes);
+        engine.define(Definition::new("a"), &mut changes).unwrap();
+        let submit = Submit::new("a", "x");
+        let id = engine.submit(submit, 7, now, &mut changes).unwrap().id;
+        engine.cancel(id, now, &mut changes).unwrap();
+        let rows = coalesced(changes.rows);
+        let events = rows.iter().filter(|row| matches!(row, Row::Event(_))).count();
+        let jobs: Vec<&Record> = rows
+            .iter()
+            .filter_map(|row| match row {
+                Row::Insert(record, ..) => Some(record),
+                Row::Update(_) => panic!("the row of the insert has the newest state"),
+                _ => None,
+            })
+            .collect();
+        assert_eq!((jobs.len(), jobs[0].state, jobs[0].event), (1, State::Cancelled, 2));
+        assert_eq!(events, 2, "no event is dropped");
+    }
 }

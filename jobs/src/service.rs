@@ -78,7 +78,7 @@ impl Service for JobService {
     }
 
     fn stats(&self, stats: &mut Stats) {
-        let _ = stats;
+        self.server.stats(stats);
     }
 }
 
