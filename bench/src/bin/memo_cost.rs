@@ -17,7 +17,7 @@ use afterimage_bench::record::{Machine, Run};
 use afterimage_bench::report::Summary;
 use afterimage_bench::workload::Population;
 use afterimage_bench::{Arrivals, Mode, Outcome, Plan, Report, Span, run};
-use harness::{Found, Process, Result};
+use harness::{Findings, Process, Result};
 use rustix::process::setpriority_process;
 
 /// How often the servers are started anew: where a process lies in memory makes it a hundredth
@@ -29,7 +29,7 @@ const ROUNDS: u64 = 4;
 const MEASURE: Duration = Duration::from_millis(800);
 const WARMUP: Duration = Duration::from_millis(250);
 const DEPTHS: [usize; 2] = [1, 64];
-/// Images that are remembered.
+/// Images with a stored answer.
 const KNOWN: usize = 1000;
 /// The offered load, as a multiple of the memo's capacity.
 const OVERLOAD: f64 = 10.0;
@@ -81,7 +81,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 struct Contestant {
     name: &'static str,
     addr: SocketAddr,
-    /// Share of images that are remembered.
+    /// Share of images with a stored answer.
     hit_ratio: f64,
 }
 
@@ -98,7 +98,7 @@ const NAMES: [&str; 5] = [
 fn overhead(binary: &Path, folder: &Path) -> Result<()> {
     let machine = Machine::here();
     let population = Arc::new(Population::drawn(1, KNOWN));
-    let mut found = Found::default();
+    let mut found = Findings::default();
     for seed in 0..STARTS {
         compare(&mut found.runs, binary, &population, 1_000_000 * seed)?;
     }
@@ -150,7 +150,7 @@ fn compare(
 
 /// Medians over the rounds, and their ratios to the classifier's; of the runs, the middle ones are
 /// kept.
-fn judge(found: &mut Found) {
+fn judge(found: &mut Findings) {
     let mut runs = std::mem::take(&mut found.runs);
     found.say(&format!("{:<46}{:>12}{:>12}{:>14}", "", "p50", "p99", "answers/s"));
     for depth in DEPTHS {
@@ -241,13 +241,13 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     let runs =
         [("calm", calm), ("hits, calm", quiet), ("flood", flood), ("hits under flood", hits)];
     let runs = runs.map(|(name, report)| Run { name: name.into(), report });
-    let mut found = Found { runs: runs.into(), ..Found::default() };
+    let mut found = Findings { runs: runs.into(), ..Findings::default() };
     report_overload(&mut found, &resident)?;
     found.record("memo-overload", machine, "bench/scripts/run.sh overload", folder)
 }
 
 /// The figures: memory over time, and the outcomes of both kinds of requests.
-fn report_overload(found: &mut Found, resident: &[(Duration, u64)]) -> Result<()> {
+fn report_overload(found: &mut Findings, resident: &[(Duration, u64)]) -> Result<()> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     // The first second fills the table and the buffers.
     let settled: Vec<u64> =

@@ -11,8 +11,8 @@ use afterimage_core::{Answer, Origin, Response, RowAnswer};
 use bytes::{BufMut, Bytes};
 
 use super::BodyError;
+use super::body::Reader;
 use super::header::{Frame, HEADER_LEN, Header, Kind, flags};
-use super::reader::Reader;
 
 /// Rows in the largest request. A larger batch is a mistake, or an attack.
 pub const MAX_ROWS: u32 = 1 << 16;
