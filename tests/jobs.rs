@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 /// A program that doubles each line of its input, after a pause, and counts its runs.
 const PROGRAM: &str = "#!/bin/sh
-echo \"$AFTERIMAGE_JOB\" >> \"$RUNS\"
+echo \"$JOB_ID\" >> \"$RUNS\"
 echo half way >&2
 sleep \"${PAUSE:-0}\"
 sed 's/.*/&&/'
@@ -183,7 +183,7 @@ fn a_running_job_shows_progress_and_can_be_cancelled() {
 #[test]
 fn a_failed_job_says_why_and_can_be_retried() {
     let jobs = Jobs::start();
-    let script = "#!/bin/sh\necho $AFTERIMAGE_JOB >> \"$RUNS\"\n\
+    let script = "#!/bin/sh\necho $JOB_ID >> \"$RUNS\"\n\
                   [ -e \"$RUNS.good\" ] && exec cat\necho no disk >&2\nexit 1\n";
     jobs.program("fails", script);
     let limits = ["--max-attempts", "2", "--backoff", "10ms"];

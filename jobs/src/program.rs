@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A program that runs one job per process.
 ///
-/// It gets the input on standard input, and the environment variables `AFTERIMAGE_JOB`,
-/// `AFTERIMAGE_DEFINITION` and `AFTERIMAGE_ATTEMPT`. With exit code 0, its standard output is the
+/// It gets the input on standard input, and the environment variables `JOB_ID`,
+/// `JOB_DEFINITION` and `JOB_ATTEMPT`. With exit code 0, its standard output is the
 /// result. With another one the attempt has failed; 65 says that a retry is in vain. A line on
 /// standard error is progress, and the last one is the error.
 #[derive(Clone, Debug)]
@@ -74,9 +74,9 @@ impl Handler for Program {
         let mut command = Command::new(&self.path);
         command
             .args(&self.args)
-            .env("AFTERIMAGE_JOB", task.id.to_string())
-            .env("AFTERIMAGE_DEFINITION", &*task.definition)
-            .env("AFTERIMAGE_ATTEMPT", task.attempt.to_string())
+            .env("JOB_ID", task.id.to_string())
+            .env("JOB_DEFINITION", &*task.definition)
+            .env("JOB_ATTEMPT", task.attempt.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -16,8 +16,10 @@ use afterimage_jobs::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
-const LEASE: Duration = Duration::from_millis(1000);
-const DEADLINE: Duration = Duration::from_millis(5000);
+const LEASE: Duration = Duration::from_millis(1500);
+const DEADLINE: Duration = Duration::from_millis(2500);
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// The function that all workers compute.
 fn f(input: &[u8]) -> Bytes {
@@ -332,6 +334,16 @@ impl Simulation {
         self.commit();
     }
 
+    /// Jobs are leased, and the server dies before it writes the leases.
+    fn lose_leases(&mut self, jobs: u32) {
+        if let Some(worker) = self.pick(0) {
+            self.engine.credit(worker, jobs, self.now, &mut self.changes);
+            let grants = std::mem::take(&mut self.changes.grants);
+            self.strays.extend(grants.into_iter().map(|(_, grant)| grant));
+        }
+        self.crash();
+    }
+
     /// The server dies. Rows without a commit are lost.
     fn crash(&mut self) {
         self.changes = Changes::default();
@@ -384,6 +396,7 @@ enum Act {
     Cancel(usize),
     Pass(u64),
     Crash,
+    LoseLeases(u32),
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -400,6 +413,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => any::<usize>().prop_map(Act::Cancel),
         6 => (1..900_u64).prop_map(Act::Pass),
         1 => Just(Act::Crash),
+        1 => (1..6_u32).prop_map(Act::LoseLeases),
     ]
 }
 
@@ -418,6 +432,7 @@ fn simulate(acts: &[Act], decide: Decide) {
             Act::Cancel(choice) => simulation.cancel(choice),
             Act::Pass(time) => simulation.pass(time),
             Act::Crash => simulation.crash(),
+            Act::LoseLeases(jobs) => simulation.lose_leases(jobs),
         }
     }
     simulation.drain();
@@ -473,12 +488,15 @@ const FAULTS: [(&str, Decide); 6] = [
         Command::Disconnect(_) => Ok(Step::None),
         command => decide(job, command, definition, now),
     }),
-    ("a lost lease is not queued again", |job, command, definition, now| {
-        let is_leased = job.state == State::Leased;
-        match command {
-            Command::Tick if is_leased => Ok(Step::None),
-            command => decide(job, command, definition, now),
+    ("a lease never ends", |job, command, definition, now| {
+        if command == Command::Tick
+            && let Some(lease) = &mut job.lease
+        {
+            (lease.until, lease.deadline) = (now.after(HOUR), now.after(HOUR));
+            job.expires = None;
+            return Ok(Step::None);
         }
+        decide(job, command, definition, now)
     }),
     ("a cancelled job is queued", |job: &mut Job, command, definition, now| -> Decided {
         let is_cancel = command == Command::Cancel;

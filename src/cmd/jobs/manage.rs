@@ -149,6 +149,9 @@ pub(crate) fn show(args: ShowArgs) -> anyhow::Result<()> {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  afterimage jobs cancel 0192f3c1-0a2b-7000-8000-000000000001
+  afterimage jobs retry 0192f3c1-0a2b-7000-8000-000000000001 --server 127.0.0.1:7430")]
 pub(crate) struct IdsArgs {
     /// Ids of the jobs.
     #[arg(value_name = "ID", required = true)]

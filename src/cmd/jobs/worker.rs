@@ -20,8 +20,8 @@ use crate::serving;
 
 The program gets the input on standard input and writes the result to standard output. Lines on
 standard error are its progress; the last one is the error if it fails. Exit code 0 means success,
-65 that a retry cannot succeed. The environment has AFTERIMAGE_JOB (the id), AFTERIMAGE_DEFINITION
-and AFTERIMAGE_ATTEMPT.
+65 that a retry cannot succeed. The environment has JOB_ID (the id), JOB_DEFINITION
+and JOB_ATTEMPT.
 
 Results are remembered for the bytes of the program's file and its arguments. If other files decide
 the result, name their version with --code.")]
