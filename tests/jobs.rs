@@ -224,4 +224,6 @@ fn two_servers_do_not_share_a_file() {
     let other = run(&["jobs", "serve", "--data", &data, "--listen", "127.0.0.1:0"]);
     assert!(!other.status.success());
     assert!(other.stderr.contains("in use by another process"), "{}", other.stderr);
+    let line = run(&["jobs", "list", "--server", "127.0.0.1:9"]).failed_with_a_line();
+    assert!(line.contains("start a server with: afterimage jobs serve"), "{line}");
 }

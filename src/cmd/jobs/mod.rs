@@ -79,7 +79,11 @@ struct ServerArgs {
 
 impl ServerArgs {
     async fn connect(&self) -> anyhow::Result<Connection> {
-        net::connect(&self.server, self.client.options()?).await
+        net::connect(&self.server, self.client.options()?).await.map_err(|error| {
+            let advice = "start a server with: afterimage serve";
+            let own = "start a server with: afterimage jobs serve";
+            anyhow::anyhow!("{}", error.to_string().replace(advice, own))
+        })
     }
 
     /// A client of the server.
