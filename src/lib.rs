@@ -23,6 +23,7 @@ mod progress;
 mod serving;
 #[doc(hidden)]
 pub mod settings;
+mod sockets;
 mod store;
 mod tls;
 
@@ -76,7 +77,7 @@ Examples:
 /// The subcommands by purpose, as the help lists them.
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Serve", &["proxy", "serve", "memo", "cache", "classifier", "gateway"]),
-    ("Ask", &["classify", "stats", "ping", "snapshot", "forget", "flush"]),
+    ("Ask", &["classify", "stats", "models", "ping", "snapshot", "forget", "flush"]),
     ("Work", &["jobs"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench", "estimate"]),
@@ -88,7 +89,7 @@ enum Command {
     /// Answer repeated requests to a model server (Triton, KServe, MLServer) from memory.
     Proxy(Box<cmd::proxy::Args>),
     /// Run memo, label table and classifier in one process.
-    Serve(cmd::serve::Args),
+    Serve(Box<cmd::serve::Args>),
     /// Run a cache service: a label table that memos share over the network.
     Cache(cmd::cache::Args),
     /// Run the built-in classifier.
@@ -115,6 +116,8 @@ enum Command {
     Bench(Box<cmd::bench::Args>),
     /// Show a running service's statistics.
     Stats(cmd::stats::Args),
+    /// Show the models behind a proxy: hits, epochs, and whether batches can be split.
+    Models(cmd::models::Args),
     /// Report whether a service answers, as an exit code.
     Ping(Box<cmd::ping::Args>),
     /// Make a running service write its snapshot now.
@@ -309,7 +312,8 @@ fn run() -> anyhow::Result<()> {
     settings::warn(&command, &args);
     match cli.command {
         Command::Proxy(args) => cmd::proxy::run(*args),
-        Command::Serve(args) => cmd::serve::run(args),
+        Command::Models(args) => cmd::models::run(args),
+        Command::Serve(args) => cmd::serve::run(*args),
         Command::Cache(args) => cmd::cache::run(args),
         Command::Classifier(args) => cmd::classifier::run(args),
         Command::Memo(args) => cmd::memo::run(*args),

@@ -11,7 +11,7 @@ use crate::workload::MAX_POPULATION;
 const SLOT_BITS: u32 = 20;
 const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
 
-/// The id of every write: writes have no reply, so nothing needs to tell them apart. The running
+/// The id of every write: writes have no reply, so nothing needs to distinguish them. The running
 /// number of a request starts at 1, so no request has it.
 pub(crate) const WRITE_ID: u64 = 0;
 

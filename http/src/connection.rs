@@ -72,6 +72,7 @@ impl<S> Http<S> {
         http1.timer(TokioTimer::new()).header_read_timeout(None);
         http1.max_headers(options.max_headers).max_buf_size(READ_BUFFER);
         http1.auto_date_header(options.adds_date);
+        http1.preserve_header_case(options.keeps_header_case);
         let mut http2 = builder.http2();
         http2.timer(TokioTimer::new()).auto_date_header(options.adds_date);
         http2.max_concurrent_streams(options.max_streams);

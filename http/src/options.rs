@@ -39,6 +39,9 @@ pub struct HttpOptions {
     pub write_timeout: Duration,
     /// Whether responses without a `Date` get one; true by default. A proxy adds nothing.
     pub adds_date: bool,
+    /// Whether header names keep their case over HTTP/1.1; false by default. A proxy changes
+    /// nothing.
+    pub keeps_header_case: bool,
     /// Time for requests in flight after the listener was stopped. The default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -59,6 +62,7 @@ impl Default for HttpOptions {
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             adds_date: true,
+            keeps_header_case: false,
             drain_timeout: Duration::from_secs(5),
         }
     }

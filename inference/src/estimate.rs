@@ -9,8 +9,8 @@ use hyper::{StatusCode, Uri};
 use serde_json::Value;
 
 use crate::access::row_hash;
+use crate::called::{Called, call_keys};
 use crate::policy::{Policy, ROUTING_FIELDS, Sharing};
-use crate::proxy::{Called, call_keys};
 
 /// The longest line of an access log.
 const MAX_LINE: u64 = 8 << 20;
@@ -92,7 +92,7 @@ impl Estimator {
     }
 
     /// Reads a recording of a browser or of a proxy in the format HAR 1.2. Calls with equal bodies
-    /// are equal, whatever their credentials.
+    /// are equal, with any credentials.
     ///
     /// # Errors
     /// When `har` is not such a file.

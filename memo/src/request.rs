@@ -41,12 +41,15 @@ pub struct Request {
     pub id: u64,
     /// A value for the endpoints of the model. It is not part of the key.
     pub context: Option<Context>,
+    /// The bytes of the buffer that all rows are parts of; 0 if each row has memory of its own. A
+    /// few rows that wait are copied, so that they do not keep a large buffer in memory.
+    pub shared_len: usize,
 }
 
 /// A value that a front end sends along with a request to its own endpoints, for example the
 /// client's request as it arrived.
 ///
-/// It must not change the answer: equal rows share a call, whatever their contexts.
+/// It must not change the answer: equal rows share a call with any contexts.
 #[derive(Clone)]
 pub struct Context(Arc<dyn Any + Send + Sync>);
 
@@ -75,7 +78,7 @@ pub struct Directives {
     pub refresh: bool,
     /// Store nothing for this request.
     pub no_store: bool,
-    /// Keep the answer for this time; `None` for the model's.
+    /// Use the answer for this time, if the model's is not shorter; `None` for the model's.
     pub ttl: Option<Duration>,
 }
 

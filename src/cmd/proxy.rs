@@ -6,22 +6,22 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{ByteStore, DiskLog, SnapshotFile, SnapshotWriter};
+use afterimage_cache::{ByteStore, SnapshotFile, SnapshotWriter};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::grpc::GrpcTargetError;
 use afterimage_inference::{
-    AccessLog, Channel, GrpcTarget, LogTarget, Proxy, ProxyOptions, Replica, Sharing, Target,
-    TargetError,
+    AccessLog, Channel, GrpcTarget, LogTarget, Proxy, ProxyOptions, Replica, RowsMode, Sharing,
+    Target, TargetError,
 };
-use afterimage_memo::store::{Disk, RemoteStore, StoreOfBytes, StoreOptions};
+use afterimage_memo::store::StoreOfBytes;
 use afterimage_memo::{Memo, MemoOptions, Secret};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
 use crate::args::{AdminArgs, Size, Span, StoreAddr, access, api_keys, token};
 use crate::config::{Config, GatewayConfig, ProxyConfig, StoreConfig};
-use crate::store::StoreArgs;
+use crate::store::{DiskArgs, StoreArgs};
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::{metrics, net, serving, store};
 
@@ -34,8 +34,8 @@ use crate::{metrics, net, serving, store};
 )))]
 pub(crate) struct Args {
     /// Model server: the Open Inference Protocol or OpenAI-style embeddings over HTTP. Several
-    /// equal servers share the work. With --grpc-listen, also give the URL grpc://HOST:PORT of each
-    /// server, in the same order.
+    /// equal servers share the work. With --grpc-listen, also give the URL grpc://HOST:PORT of
+    /// each server, in the same order.
     #[arg(value_name = "URL", required = true)]
     urls: Vec<Url>,
 
@@ -51,7 +51,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", value_parser = net::parse)]
     http: Option<String>,
 
-    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE]. See afterimage key.
+    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE]. See afterimage
+    /// key.
     #[arg(long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
 
@@ -87,16 +88,11 @@ struct MemoryArgs {
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
 
-    /// Also keep answers in this folder. With --secret-file they survive a restart.
-    #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
-    disk: Option<PathBuf>,
-
-    /// Maximum size of the files in --disk. When it is reached, the oldest answers are deleted.
-    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
-    disk_bytes: Size,
+    #[command(flatten)]
+    disk: DiskArgs,
 
     /// File that answers are loaded from at the start and saved to at the end.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "disk")]
     snapshot: Option<PathBuf>,
 
     /// Also write the snapshot at this interval.
@@ -125,9 +121,14 @@ struct MemoryArgs {
     #[arg(long, value_name = "NAME")]
     key_header: Vec<HeaderName>,
 
-    /// Answer batches whole, or row by row: auto splits the batches of models that pass probes.
+    /// How batches are answered: whole; auto, row by row for models whose rows pass probes; or
+    /// within=LIMIT, the same with differences up to LIMIT between two numbers.
     #[arg(long, value_name = "MODE", default_value = "whole")]
-    rows: RowsMode,
+    rows: Rows,
+
+    /// The same for one model, such as resnet:within=1e-4. Repeat for more.
+    #[arg(long, value_name = "MODEL:MODE")]
+    rows_of: Vec<RowsOf>,
 
     /// Forward every request, answer none from memory, and report the hits that memory would have
     /// given.
@@ -160,9 +161,13 @@ struct ModelServerArgs {
     #[arg(long, value_name = "TIME", default_value = "2m")]
     timeout: Span,
 
-    /// Interval at which models in use are checked for a change.
+    /// Time within which a change of a model in use is noticed.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     poll: Span,
+
+    /// Questions of each model that are asked again to notice another model. 0 asks none.
+    #[arg(long, value_name = "N", default_value = "4")]
+    canaries: usize,
 }
 
 /// The URL of a model server.
@@ -185,10 +190,39 @@ impl FromStr for Url {
 }
 
 /// How batches are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum RowsMode {
-    Whole,
-    Auto,
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rows(RowsMode);
+
+impl FromStr for Rows {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected whole, auto or within=LIMIT, such as within=1e-4";
+        let mode = match text.split_once('=') {
+            None if text == "whole" => RowsMode::Whole,
+            None if text == "auto" => RowsMode::Auto,
+            Some(("within", limit)) => match limit.parse() {
+                Ok(limit) if limit > 0.0 && f64::is_finite(limit) => RowsMode::Within(limit),
+                _ => return Err(format!("{limit:?} is not a positive number; {EXPECTED}")),
+            },
+            _ => return Err(EXPECTED.into()),
+        };
+        Ok(Rows(mode))
+    }
+}
+
+/// How the batches of one model are answered.
+#[derive(Clone, Debug, PartialEq)]
+struct RowsOf(String, RowsMode);
+
+impl FromStr for RowsOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (model, mode) = text.rsplit_once(':').ok_or("expected MODEL:MODE")?;
+        let Rows(mode) = mode.parse()?;
+        Ok(RowsOf(model.to_owned(), mode))
+    }
 }
 
 /// The policy for requests with credentials.
@@ -233,14 +267,8 @@ impl MemoryArgs {
         let file = file.context("--snapshot")?;
         let bytes = self.memory.map_or(Self::DEFAULT_BYTES, |size| size.0);
         let store = Arc::new(ByteStore::new(bytes, max_value));
-        if let Some(folder) = &self.disk {
-            let shown = folder.display();
-            let log = DiskLog::open(folder, self.disk_bytes.0)
-                .with_context(|| format!("cannot use --disk {shown}"))?;
-            let lookup_budget = DISK_BUDGET;
-            let options = StoreOptions { lookup_budget, ..StoreOptions::for_bytes() };
-            let disk = Disk::start(store, log).context("cannot start the threads of --disk")?;
-            return Ok((StoreOfBytes::Remote(RemoteStore::new(disk, options)), None));
+        if let Some(disk) = self.disk.config() {
+            return Ok((StoreOfBytes::Remote(disk.start(store)?), None));
         }
         let every = self.snapshot_every.map(|every| every.0);
         let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&store), file, every));
@@ -250,7 +278,7 @@ impl MemoryArgs {
     /// Refuses flags of an embedded store if the store is another one.
     fn refuse_misplaced(&self, store: &StoreAddr) -> anyhow::Result<()> {
         let snapshot = self.snapshot.as_ref().map(|_| "--snapshot");
-        let disk = self.disk.as_ref().map(|_| "--disk");
+        let disk = self.disk.is_on().then_some("--disk");
         let flag = self.memory.map(|_| "--memory").or(snapshot).or(disk);
         if let (Some(flag), StoreAddr::Cache(_) | StoreAddr::Redis(_)) = (flag, store) {
             bail!("{flag} needs --store embedded; a remote store has its own");
@@ -295,14 +323,14 @@ impl MemoryArgs {
         options.poll_every = server.poll.0;
         options.timeout = server.timeout.0;
         options.ttl = self.ttl.map(|ttl| ttl.0);
-        options.split_rows = self.rows == RowsMode::Auto;
+        options.rows = self.rows.0;
+        let of = |RowsOf(model, mode): &RowsOf| (model.clone(), *mode);
+        options.rows_of = self.rows_of.iter().map(of).collect();
+        options.canaries = server.canaries;
         options.observe = self.observe;
         options
     }
 }
-
-/// Time limit of a lookup on a disk. A slower one counts as a miss.
-const DISK_BUDGET: Duration = Duration::from_millis(200);
 
 /// The interval at which a proxy that observes reports.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -350,6 +378,7 @@ impl ConnectionArgs {
         options.write_timeout = self.write_timeout.0;
         options.drain_timeout = self.drain_timeout.0;
         options.adds_date = false;
+        options.keeps_header_case = true;
         options
     }
 }
@@ -413,7 +442,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         }
         let is_kept = args.store != StoreAddr::Embedded
             || args.memory.snapshot.is_some()
-            || args.memory.disk.is_some();
+            || args.memory.disk.is_on();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let mut settings = args.memory.options(&args.server, sharing);
         settings.access_log = args.memory.access_log(&secret)?;
@@ -460,5 +489,23 @@ async fn greet(servers: String, proxy: Proxy) {
     while let Some(report) = proxy.observed() {
         tracing::info!("{report}");
         tokio::time::sleep(REPORT_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_of_rows_are_parsed() {
+        assert_eq!("whole".parse(), Ok(Rows(RowsMode::Whole)));
+        assert_eq!("auto".parse(), Ok(Rows(RowsMode::Auto)));
+        assert_eq!("within=1e-4".parse(), Ok(Rows(RowsMode::Within(1e-4))));
+        for wrong in ["", "rows", "within", "within=", "within=0", "within=-1", "within=NaN"] {
+            assert!(wrong.parse::<Rows>().is_err(), "{wrong:?}");
+        }
+        let of = "a:b:within=0.5".parse();
+        assert_eq!(of, Ok(RowsOf("a:b".to_owned(), RowsMode::Within(0.5))));
+        assert!("resnet".parse::<RowsOf>().is_err());
     }
 }

@@ -309,11 +309,11 @@ fn one_at_a_time(found: &mut Findings, peers: [Server; 2], ours: Server) -> Resu
     Ok(latencies)
 }
 
-/// Fills our cache, which has room for as many keys as are written, four times over with others;
+/// Fills our cache, which has space for as many keys as are written, four times over with others;
 /// gives what an entry takes when it is full.
 fn our_bytes_an_entry(found: &mut Findings, binary: &Path) -> Result<f64> {
-    // What a server takes that has room for next to nothing: a large table's memory is taken at the
-    // start.
+    // What a server takes that has space for next to nothing: a large table's memory is taken at
+    // the start.
     let before = Server::afterimage(binary, 8)?.process.resident()?;
     let ours = Server::afterimage(binary, HELD.into())?;
     let mut full = 0.0;

@@ -41,7 +41,7 @@ const HITS_DEPTH: usize = 1024;
 /// The flood's claim on the CPU that it shares with the hits' thread, which would otherwise be kept
 /// waiting by the generator, and not by the memo.
 const FLOOD_NICE: i32 = 19;
-/// Between two looks at a server's memory.
+/// Between two readings of a server's memory.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 fn main() -> Result<()> {

@@ -26,6 +26,7 @@ mod fields;
 mod grpc;
 mod http;
 mod key;
+mod metadata;
 mod parameters;
 mod request;
 mod response;
@@ -36,6 +37,7 @@ mod tensor;
 pub use datatype::Datatype;
 pub use fields::{FIELDS, Field, Place, Role};
 pub use key::KeyParts;
+pub use metadata::{ModelMetadata, ModelName, ServerMetadata, TensorMetadata, flag_message};
 pub use parameters::{Parameters, Value};
 pub use request::{Encoding, OutputEncoding, Refusal, Request, RequestedOutput};
 pub use response::Response;
@@ -44,6 +46,11 @@ pub(crate) use stored::Reader;
 pub use tensor::{Form, Tensor};
 
 use bytes::Bytes;
+
+/// Messages of protobuf, scanned in place.
+pub(crate) mod protobuf {
+    pub(crate) use super::grpc::{Message, Payload, put_len, put_varint};
+}
 
 /// A body and, if binary tensors follow the JSON, the length of the JSON
 /// (`Inference-Header-Content-Length`).
@@ -95,6 +102,13 @@ pub enum Error {
     /// Stored bytes are not a response.
     #[error("the stored response is damaged")]
     Stored,
+}
+
+/// The greatest difference between the numbers of two stored responses, absolute and in relation to
+/// the greatest number of its tensor. `None` if they differ in anything else.
+pub(crate) fn distance(one: &Bytes, two: &Bytes) -> Option<(f64, f64)> {
+    let read = |bytes: &Bytes| Response::from_bytes(bytes.clone()).ok();
+    rows::distance(&read(one)?, &read(two)?)
 }
 
 pub(crate) fn field(field: &'static str, reason: &'static str) -> Error {

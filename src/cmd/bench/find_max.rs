@@ -143,7 +143,7 @@ struct Late {
 }
 
 impl Late {
-    /// Counts a failed try, and says so if the generator was late.
+    /// Counts a failed try, and reports a late generator.
     fn note(&mut self, report: &Report, goal: Duration) -> String {
         let late_ns = report.generator.late_p99_ns;
         if (late_ns as f64) < goal.as_nanos() as f64 * OWN_SHARE {

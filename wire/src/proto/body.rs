@@ -23,7 +23,7 @@ pub enum BodyError {
         /// Which field.
         field: &'static str,
     },
-    /// The body goes on after its last field.
+    /// The body continues after its last field.
     #[error("{bytes} bytes too many at the end of the body")]
     Trailing {
         /// How many bytes.

@@ -40,12 +40,12 @@ pub struct InferReq<'a> {
 }
 
 impl<'a> InferReq<'a> {
-    /// How long the client waits, if it says so.
+    /// How long the client waits, if it is stated.
     pub fn budget(&self) -> Option<Duration> {
         (self.budget_ms != 0).then(|| Duration::from_millis(self.budget_ms.into()))
     }
 
-    /// How long the answers are kept, if the client says so.
+    /// How long the answers are kept, if the client states it.
     pub fn ttl(&self) -> Option<Duration> {
         (self.ttl_s != 0).then(|| Duration::from_secs(self.ttl_s.into()))
     }

@@ -40,7 +40,7 @@ impl<S> Shared<S> {
             *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
         }
         let buffers = ByteBudget::new(options.max_buffer_memory);
-        // The rest is for requests and replies, which go on when streams have used up theirs.
+        // The rest is for requests and replies, which continue when streams have used up theirs.
         let stream_memory = buffers.child(buffers.limit() / 2);
         let wrong_tokens = Tally::new(LOG_INTERVAL);
         let counters = Counters::default();
