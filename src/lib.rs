@@ -263,16 +263,19 @@ fn without_error_numbers(text: &str) -> String {
 /// password.
 fn exit(error: &clap::Error) -> ! {
     let text = error.to_string();
-    let shown = settings::without_secrets(&text);
+    let shown = settings::plain(&settings::without_secrets(&text));
     // The help has examples of URLs with logins, which are no secrets.
     if !error.use_stderr() || shown == text {
         error.exit();
     }
-    print::note(format_args!("{}", shown.trim_end()));
+    for line in shown.trim_end().lines() {
+        print::note(format_args!("{line}"));
+    }
     std::process::exit(error.exit_code());
 }
 
 fn run() -> anyhow::Result<()> {
+    serving::ignore_file_size_limit();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let command = settings::apply(command(), args.iter().cloned())?;
     let matches = match command.clone().try_get_matches() {
@@ -291,7 +294,10 @@ fn run() -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match cli.log_format {
         // One object for each line, with the fields of the event beside its message.
-        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).with_current_span(false);
+            log.with_writer(|| print::JsonLog).init();
+        }
         LogFormat::Text => log
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 
-use afterimage_wire::client::{CallError, ConnectionError, Report};
+use afterimage_wire::client::{CallError, ConnectionError, Report, host_and_port};
 use afterimage_wire::{ClientOptions, Connection, Status};
 use anyhow::{Context, anyhow};
 
@@ -21,14 +21,18 @@ pub(crate) fn is_local(address: &str) -> bool {
 /// The first address of HOST:PORT.
 pub(crate) fn resolve(address: &str) -> anyhow::Result<SocketAddr> {
     parse(address).map_err(|expected| anyhow!("invalid address {address:?}: {expected}"))?;
-    let mut found =
-        address.to_socket_addrs().with_context(|| format!("cannot resolve {address}"))?;
+    let place = host_and_port(address).unwrap_or((address, 0));
+    let mut found = place.to_socket_addrs().with_context(|| format!("cannot resolve {address}"))?;
     found.next().with_context(|| format!("{address} resolves to no address"))
 }
 
 /// Checks that a text has the form HOST:PORT; the error states the expected form.
 pub(crate) fn parse(text: &str) -> Result<String, String> {
     const EXAMPLE: &str = "for example 127.0.0.1:7400";
+    // Before the errors that quote a part of the text: it may be a password.
+    if text.contains('@') {
+        return Err(format!("it takes no user and no password; expected HOST:PORT, {EXAMPLE}"));
+    }
     if text.starts_with("unix:") || text.starts_with('/') {
         return Err(format!("Unix sockets are not supported; expected HOST:PORT, {EXAMPLE}"));
     }
@@ -116,13 +120,28 @@ mod tests {
             ("::1:7400", "an IPv6 address needs brackets"),
             ("127.0.0.1:http", "the port \"http\" is not a number from 0 to 65535"),
             ("127.0.0.1:65536", "the port \"65536\" is not a number"),
+            ("redis:hunter2@h", "it takes no user and no password"),
+            (":hunter2@h:1", "it takes no user and no password"),
         ] {
             let error = parse(wrong).unwrap_err();
             assert!(error.contains(expected), "{wrong:?}: {error}");
             assert!(error.contains("for example"), "{wrong:?}: {error}");
+            assert!(!error.contains("hunter2"), "{wrong:?}: {error}");
         }
         let error = resolve("7400").unwrap_err().to_string();
         assert!(error.starts_with("invalid address \"7400\": expected HOST:PORT"), "{error}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn an_ipv6_address_may_have_a_zone() {
+        for address in ["[fe80::1%lo]:7400", "[fe80::1%1]:7400"] {
+            match resolve(address).unwrap() {
+                SocketAddr::V6(found) => assert_eq!((found.scope_id(), found.port()), (1, 7400)),
+                SocketAddr::V4(found) => panic!("{found}"),
+            }
+        }
+        assert!(resolve("[fe80::1%nowhere]:7400").is_err());
     }
 
     #[test]

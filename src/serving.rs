@@ -24,8 +24,8 @@ pub(crate) fn service_help(examples: &str) -> String {
     format!(
         "Examples:\n{examples}\n\n\
          Signals:\n  \
-           SIGTERM, SIGINT  Finish requests in flight, write the snapshot, exit\n  \
-           SIGHUP           Reload certificates, tokens, tenants and API keys"
+           SIGTERM, SIGINT, SIGQUIT  Finish requests in flight, write the snapshot, exit\n  \
+           SIGHUP                    Reload certificates, tokens, tenants and API keys"
     )
 }
 
@@ -50,7 +50,7 @@ pub(crate) fn runtime(threads: usize) -> anyhow::Result<Runtime> {
     builder.enable_all().build().context("cannot start the threads for sockets")
 }
 
-/// Serves the services of a configuration until SIGTERM or SIGINT. `config` runs inside the runtime
+/// Serves the services of a configuration until a signal to stop. `config` runs inside the runtime
 /// because clients of other services need it. It gets the listener of the flags.
 pub(crate) fn serve(
     args: &ServerArgs,
@@ -71,7 +71,7 @@ pub(crate) fn serve(
     })
 }
 
-/// Runs a configuration on this many threads until SIGTERM or SIGINT. `config` runs inside the
+/// Runs a configuration on this many threads until a signal to stop. `config` runs inside the
 /// runtime.
 pub(crate) fn run(
     threads: usize,
@@ -83,7 +83,7 @@ pub(crate) fn run(
         let process = Process::start(config()?).await?;
         // Installed before the address is printed: a supervisor may send SIGTERM right after.
         let terminated = until_terminated();
-        let _file_size_signal = ignore_file_size_limit();
+        let _ignored = ignore_user_signals();
         for (service, address) in process.addresses() {
             // Standard output may be closed; the service runs all the same.
             let _ = say!("{service} listening on {address}");
@@ -102,6 +102,7 @@ pub(crate) fn run(
             let _ = say!("metrics and probes on http://{address}/metrics");
         }
         notify("READY=1");
+        tokio::spawn(return_memory());
         let started = Instant::now();
         let mut terminated = std::pin::pin!(terminated);
         loop {
@@ -251,16 +252,53 @@ fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyho
     Ok(())
 }
 
-/// Makes a write above the file size limit (`ulimit -f`) fail like one on a full disk. A handler
-/// replaces the signal's default action, which ends the process.
+/// The shortest interval between two returns of free memory.
+const RETURN_EVERY: Duration = Duration::from_secs(2);
+
+/// Released bytes of buffers that are worth a return.
+const MIN_RETURN: u64 = 16 << 20;
+
+/// Returns memory to the system after bursts on many connections. Without it, their buffers stay in
+/// the allocator, since it cannot release a page below a block in use.
+async fn return_memory() {
+    let mut returned = 0;
+    loop {
+        tokio::time::sleep(RETURN_EVERY).await;
+        let released = afterimage_wire::server::released_bytes();
+        if released - returned >= MIN_RETURN {
+            returned = released;
+            // It fails only while the runtime ends.
+            let _ = tokio::task::spawn_blocking(afterimage_cache::return_free_memory).await;
+        }
+    }
+}
+
+/// Makes a write above the file size limit (`ulimit -f`) fail like one on a full disk, in every
+/// command. The signal's default action ends the process, and what it has measured is lost.
 #[cfg(unix)]
-fn ignore_file_size_limit() -> Option<tokio::signal::unix::Signal> {
-    let too_large = rustix::process::Signal::XFSZ.as_raw();
-    tokio::signal::unix::signal(tokio::signal::unix::SignalKind::from_raw(too_large)).ok()
+pub(crate) fn ignore_file_size_limit() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let too_large = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // The handler stays when the runtime ends.
+    if let Ok(runtime) = Builder::new_current_thread().enable_io().build() {
+        let _guard = runtime.enter();
+        let _ = signal(too_large);
+    }
 }
 
 #[cfg(not(unix))]
-fn ignore_file_size_limit() {}
+pub(crate) fn ignore_file_size_limit() {}
+
+/// Handlers of SIGUSR1 and SIGUSR2, which do nothing. Their default action ends the process without
+/// a drain, and other servers reopen their logs on them.
+#[cfg(unix)]
+fn ignore_user_signals() -> [Option<tokio::signal::unix::Signal>; 2] {
+    use tokio::signal::unix::{SignalKind, signal};
+    [SignalKind::user_defined1(), SignalKind::user_defined2()].map(|kind| signal(kind).ok())
+}
+
+#[cfg(not(unix))]
+fn ignore_user_signals() {}
 
 /// The file descriptors that a service needs for this many connections.
 #[cfg(unix)]

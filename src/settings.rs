@@ -55,7 +55,7 @@ pub fn misplaced(
     }
     let flag = flag_name(text(ContextKind::InvalidArg)?)?;
     let reason = match (std::error::Error::source(error), error.get(ContextKind::ValidValue)) {
-        (Some(reason), _) => reason.to_string(),
+        (Some(reason), _) => plain(&reason.to_string()),
         (None, Some(ContextValue::Strings(valid))) => format!("expected {}", valid.join(", ")),
         _ => "the value is not valid".into(),
     };
@@ -73,6 +73,22 @@ pub fn misplaced(
         let file = config_path(args.iter().cloned())?;
         anyhow::anyhow!("settings file {}: {flag} is {shown:?}: {reason}", file.display())
     })
+}
+
+/// The standard library's texts for wrong numbers, and plain ones.
+const NUMBER_ERRORS: [(&str, &str); 7] = [
+    ("number would be zero for non-zero type", "it must be at least 1"),
+    ("invalid digit found in string", "expected a whole number of at least 0"),
+    ("number too large to fit in target type", "the number is too large"),
+    ("number too small to fit in target type", "the number is too small"),
+    ("cannot parse integer from empty string", "expected a number"),
+    ("cannot parse float from empty string", "expected a number"),
+    ("invalid float literal", "expected a number"),
+];
+
+/// The text of an error with plain words for wrong numbers.
+pub(crate) fn plain(text: &str) -> String {
+    NUMBER_ERRORS.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
 
 /// The settings of a service that differ from their defaults, for its log. Secrets are hidden.
@@ -155,8 +171,24 @@ fn without_password(text: &str) -> String {
             let separator = if scheme.is_empty() { "" } else { "://" };
             format!("{scheme}{separator}…@{hosts}")
         }
+        _ if lacks_host(text) => {
+            text.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://…"))
+        }
         _ => text.clone(),
     }
+}
+
+/// Whether this is a Redis URL without `@` whose port is not a number: its user may have forgotten
+/// the host, and the text is a login.
+fn lacks_host(text: &str) -> bool {
+    let Some((scheme, rest)) = text.split_once("://") else { return false };
+    let hosts = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let is_port = |text: &str| text.is_empty() || text.parse::<u16>().is_ok();
+    scheme.starts_with("redis")
+        && hosts.split(',').any(|host| {
+            let host = host.rsplit_once(']').map_or(host, |(_, port)| port);
+            host.split_once(':').is_some_and(|(_, port)| !is_port(port))
+        })
 }
 
 /// Words in the names of URL parameters whose values are secret.
@@ -466,6 +498,21 @@ mod tests {
     }
 
     #[test]
+    fn a_redis_url_without_a_host_is_shown_without_its_login() {
+        for (url, shown) in [
+            ("redis://:hunter2", "redis://…"),
+            ("redis://u:hunter2/0", "redis://…"),
+            ("redis+cluster://a:1,u:hunter2", "redis+cluster://…"),
+            ("redis://u:hunter2@h:1", "redis://…@h:1"),
+            ("redis://h:1/2", "redis://h:1/2"),
+            ("rediss://[::1]:1", "rediss://[::1]:1"),
+            ("redis://h", "redis://h"),
+        ] {
+            assert_eq!(without_password(url), shown);
+        }
+    }
+
+    #[test]
     fn a_flag_beats_the_file_and_the_file_beats_the_default() {
         let file = "[cache]\nlisten = \"127.0.0.1:1\"";
         assert_eq!(listen("", &["afterimage", "cache"]).unwrap(), "127.0.0.1:7401");
@@ -527,7 +574,7 @@ mod tests {
         let matches =
             command.try_get_matches_from(["afterimage", "bench", "find-max", "h:1"]).unwrap();
         let find_max = matches.subcommand_matches("bench").unwrap().subcommand_matches("find-max");
-        let p99 = find_max.unwrap().get_one::<crate::args::Time>("p99").unwrap();
+        let p99 = find_max.unwrap().get_one::<crate::args::Span>("p99").unwrap();
         assert_eq!(p99.0, std::time::Duration::from_millis(7));
     }
 

@@ -76,7 +76,7 @@ pub(crate) struct DiskArgs {
 
     /// Maximum size of the files in --disk [default: 10GiB]. When it is reached, the oldest
     /// answers are deleted.
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = Size::above_zero)]
     disk_bytes: Option<Size>,
 }
 

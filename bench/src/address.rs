@@ -6,6 +6,7 @@ use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use afterimage_wire::client::host_and_port;
 use afterimage_wire::proto::Welcome;
 use afterimage_wire::tls::ClientTls;
 
@@ -137,12 +138,12 @@ impl Address {
     pub fn reachable(&self, timeout: Duration) -> io::Result<SocketAddr> {
         let place = &self.place;
         let failed = |kind, text: String| Err(io::Error::new(kind, text));
-        let found = match place.to_socket_addrs() {
+        let Some(host_and_port) = host_and_port(place) else {
+            let text = format!("{place:?} is not HOST:PORT, for example 127.0.0.1:7400");
+            return failed(io::ErrorKind::InvalidInput, text);
+        };
+        let found = match host_and_port.to_socket_addrs() {
             Ok(found) => found.collect::<Vec<_>>(),
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                let text = format!("{place:?} is not HOST:PORT, for example 127.0.0.1:7400");
-                return failed(error.kind(), text);
-            }
             Err(error) => return failed(error.kind(), format!("cannot resolve {place}: {error}")),
         };
         match found[..] {

@@ -117,7 +117,11 @@ impl Record {
             let path = directory.join(format!("{day}-{name}{suffix}.json"));
             match File::create_new(&path) {
                 Ok(mut file) => {
-                    writeln!(file, "{json}")?;
+                    if let Err(error) = writeln!(file, "{json}") {
+                        // A part of a record cannot be read. If it stays, the error tells of it.
+                        let _ = fs::remove_file(&path);
+                        return Err(error);
+                    }
                     return Ok(path);
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,

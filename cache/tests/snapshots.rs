@@ -382,6 +382,20 @@ fn a_file_has_one_owner_at_a_time() {
         let error = SnapshotFile::open(&link).unwrap_err();
         assert!(matches!(error, OpenError::InUse { .. }), "{error}");
         fs::remove_file(link).unwrap();
+        // A hard link has another lock file.
+        fs::create_dir(directory.path().join("other")).unwrap();
+        let link = directory.path().join("other/snapshot");
+        fs::hard_link(&path, &link).unwrap();
+        let error = SnapshotFile::open(&link).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+        // After the next write it is the old snapshot, which is a file of its own.
+        owner.write(&filled(6, 1)).unwrap();
+        drop(SnapshotFile::open(&link).unwrap());
+        let link = directory.path().join("other/new");
+        fs::hard_link(&path, &link).unwrap();
+        let error = SnapshotFile::open(&link).unwrap_err();
+        assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+        fs::remove_dir_all(directory.path().join("other")).unwrap();
     }
     drop(owner);
     assert_eq!(names(directory.path()), ["snapshot"], "the lock file is removed");

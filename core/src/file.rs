@@ -1,5 +1,5 @@
 //! Bounded reading of the files that a user names: never more than a limit, and never an endless
-//! wait.
+//! wait. Opening of output files without a wait.
 //!
 //! A name may lead to a FIFO that nothing writes to, or to a device without an end. A plain
 //! `std::fs::read` then hangs, or takes all memory.
@@ -52,6 +52,20 @@ pub fn read_text(path: &Path) -> io::Result<String> {
         let at = error.utf8_error().valid_up_to();
         invalid(format!("byte {at} is not UTF-8; save the file as UTF-8"))
     })
+}
+
+/// Opens a file to write, with these options. A FIFO needs a reader already: opening it would wait
+/// for one.
+///
+/// # Errors
+/// Those of the system; `NotConnected` for a FIFO without a reader.
+pub fn open_to_write(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    if !is_fifo(path) {
+        return options.open(path);
+    }
+    // It stays open until the second one is: a reader must not see an end between them.
+    let _probe = without_waiting(&mut options.clone()).open(path).map_err(no_reader)?;
+    options.open(path)
 }
 
 /// Refuses a text that begins with a byte-order mark.
@@ -148,6 +162,30 @@ fn without_waiting(options: &mut OpenOptions) -> &mut OpenOptions {
 }
 
 #[cfg(unix)]
+fn is_fifo(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_fifo(_: &Path) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn no_reader(error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(libc::ENXIO) {
+        return error;
+    }
+    io::Error::new(ErrorKind::NotConnected, "it is a FIFO without a reader; start the reader first")
+}
+
+#[cfg(not(unix))]
+fn no_reader(error: io::Error) -> io::Error {
+    error
+}
+
+#[cfg(unix)]
 fn is_device(metadata: &Metadata) -> bool {
     std::os::unix::fs::FileTypeExt::is_char_device(&metadata.file_type())
 }
@@ -222,6 +260,29 @@ mod tests {
         assert_eq!(read(&fifo, 1 << 20).unwrap(), [7; 100_000]);
         writer.join().unwrap();
         assert_eq!(read(&fifo, 1 << 20).unwrap_err().kind(), ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_fifo_is_opened_to_write_only_if_it_has_a_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let mut options = OpenOptions::new();
+        options.write(true);
+        let error = open_to_write(&fifo, &options).unwrap_err().to_string();
+        assert_eq!(error, "it is a FIFO without a reader; start the reader first");
+        let path = fifo.clone();
+        let reader = std::thread::spawn(move || fs::read(path).unwrap());
+        let mut file = loop {
+            match open_to_write(&fifo, &options) {
+                Ok(file) => break file,
+                Err(_) => std::thread::yield_now(),
+            }
+        };
+        // More than the buffer of a pipe: the write waits for the reader.
+        file.write_all(&[7; 200_000]).unwrap();
+        drop(file);
+        assert_eq!(reader.join().unwrap().len(), 200_000);
     }
 
     #[test]

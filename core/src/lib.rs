@@ -9,6 +9,7 @@
 //! * [`Metric`] describes a number that a service counts or measures.
 //! * [`Tally`] limits how often an event is logged.
 //! * [`file`](mod@file) reads the files that users name, within limits.
+//! * [`transparency`] puts transparent pictures on a ground.
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod model;
 pub mod reply;
 pub mod status;
 pub mod tally;
+pub mod transparency;
 
 pub use answer::{Answer, Computed, Origin, Response, RowAnswer, RowReply, Rows};
 pub use budget::{ByteBudget, BytePermit};

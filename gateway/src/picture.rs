@@ -7,7 +7,9 @@
 
 use std::io::Cursor;
 
-use image::{DynamicImage, ImageFormat, ImageReader, Limits};
+use afterimage_core::transparency::{Ground, composite};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 /// The longest side of a picture in pixels.
 pub const MAX_SIDE: u32 = 8192;
@@ -24,6 +26,8 @@ pub struct Picture {
     width: usize,
     height: usize,
     pixels: Vec<u8>,
+    /// What a transparent picture was composited on.
+    ground: Ground,
 }
 
 /// Why a picture cannot be used.
@@ -57,7 +61,9 @@ impl Picture {
         format(bytes).is_some()
     }
 
-    /// A picture from a file in memory. Transparent parts become white.
+    /// A picture from a file in memory, turned as its EXIF data ask for. A transparent picture is
+    /// composited on white, or on black if its ink is light: see
+    /// [`transparency::composite`](composite).
     ///
     /// # Errors
     /// When the format is not known, the file is damaged, or the picture is too large.
@@ -68,8 +74,21 @@ impl Picture {
         limits.max_image_width = Some(MAX_SIDE);
         limits.max_image_height = Some(MAX_SIDE);
         limits.max_alloc = Some(MAX_DECODED);
-        reader.limits(limits);
-        let decoded = reader.decode().map_err(|error| match error {
+        reader.limits(limits.clone());
+        let decode = || {
+            let mut decoder = reader.into_decoder()?;
+            limits.reserve(decoder.total_bytes())?;
+            decoder.set_limits(limits)?;
+            let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+            // Grey first: a turn makes a copy.
+            let mut image = match DynamicImage::from_decoder(decoder)? {
+                image if image.color().has_alpha() => image.into_luma_alpha8().into(),
+                image => DynamicImage::from(image.into_luma8()),
+            };
+            image.apply_orientation(orientation);
+            Ok(image)
+        };
+        let decoded = decode().map_err(|error| match error {
             image::ImageError::Limits(_) => PictureError::TooLarge,
             error => PictureError::Decode(error),
         })?;
@@ -78,17 +97,14 @@ impl Picture {
 
     fn from_image(image: &DynamicImage) -> Self {
         let (width, height) = (image.width() as usize, image.height() as usize);
-        let pixels = match image.color().has_alpha() {
-            false => image.to_luma8().into_raw(),
+        let (pixels, ground) = match image.color().has_alpha() {
+            false => (image.to_luma8().into_raw(), Ground::Own),
             true => {
-                let on_white = |[grey, alpha]: [u8; 2]| {
-                    let (grey, alpha) = (u32::from(grey), u32::from(alpha));
-                    ((grey * alpha + 255 * (255 - alpha) + 127) / 255) as u8
-                };
-                image.to_luma_alpha8().pixels().map(|pixel| on_white(pixel.0)).collect()
+                let pixels: Vec<_> = image.to_luma_alpha8().pixels().map(|pixel| pixel.0).collect();
+                composite(width, &pixels)
             }
         };
-        Picture { width, height, pixels }
+        Picture { width, height, pixels, ground }
     }
 
     /// Width and height in pixels.
@@ -96,9 +112,13 @@ impl Picture {
         (self.width, self.height)
     }
 
-    /// The pixels, row by row.
+    /// The pixels, row by row, for a model of light ink on black. A transparent picture shows by
+    /// itself whether its ink is dark, and is inverted then; any other stays as it is.
     pub fn into_pixels(self) -> Vec<u8> {
-        self.pixels
+        match self.ground {
+            Ground::White => self.pixels.iter().map(|pixel| 255 - pixel).collect(),
+            Ground::Own | Ground::Black => self.pixels,
+        }
     }
 
     /// The digit on this picture as MNIST would have it: light on black, scaled and centred, in a
@@ -229,7 +249,62 @@ mod tests {
                 pixels[y * 100 + x] = ink;
             }
         }
-        Picture { width: 100, height: 100, pixels }
+        Picture { width: 100, height: 100, pixels, ground: Ground::Own }
+    }
+
+    /// A file of one row of pixels, grey and alpha.
+    fn row(pixels: &[[u8; 2]], format: ImageFormat) -> Vec<u8> {
+        let width = pixels.len() as u32;
+        let image = image::GrayAlphaImage::from_raw(width, 1, pixels.concat()).unwrap();
+        let mut file = Cursor::new(Vec::new());
+        // The encoder of WebP takes no grey.
+        let image = DynamicImage::from(DynamicImage::from(image).to_rgba8());
+        image.write_to(&mut file, format).unwrap();
+        file.into_inner()
+    }
+
+    #[test]
+    fn ink_on_transparent_is_light_on_black_in_every_format() {
+        for format in [ImageFormat::Png, ImageFormat::WebP] {
+            for ink in [0, 255] {
+                let file = row(&[[ink, 0], [ink, 255], [ink, 0]], format);
+                let picture = Picture::decode(&file).unwrap();
+                assert!(picture.like_mnist(28).is_ok(), "{ink} {format:?}");
+                assert_eq!(picture.into_pixels(), [0, 255, 0], "{ink} {format:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_opaque_picture_is_not_inverted() {
+        let file = row(&[[255, 255], [0, 255], [255, 255]], ImageFormat::Png);
+        assert_eq!(Picture::decode(&file).unwrap().into_pixels(), [255, 0, 255]);
+    }
+
+    #[test]
+    fn a_picture_is_turned_as_its_exif_data_say() {
+        use image::ImageEncoder;
+        // TIFF, little-endian, one field: orientation (0x112), a short, one value.
+        let exif = |orientation: u8| {
+            let mut data = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
+            data.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
+            data
+        };
+        for (orientation, size, pixels) in [
+            (1, (3, 1), [10, 20, 30]),
+            (2, (3, 1), [30, 20, 10]),
+            (3, (3, 1), [30, 20, 10]),
+            (6, (1, 3), [10, 20, 30]),
+            (8, (1, 3), [30, 20, 10]),
+        ] {
+            let mut file = Vec::new();
+            let mut encoder = image::codecs::png::PngEncoder::new(&mut file);
+            encoder.set_exif_metadata(exif(orientation)).unwrap();
+            encoder.write_image(&[10, 20, 30], 3, 1, image::ExtendedColorType::L8).unwrap();
+            let picture = Picture::decode(&file).unwrap();
+            assert_eq!(picture.size(), size, "orientation {orientation}");
+            assert_eq!(picture.into_pixels(), pixels, "orientation {orientation}");
+        }
     }
 
     #[test]
@@ -266,7 +341,7 @@ mod tests {
     fn a_picture_of_one_pixel_and_a_line_are_scaled() {
         let mut pixels = vec![255; 9];
         pixels[4] = 0;
-        let dot = Picture { width: 3, height: 3, pixels };
+        let dot = Picture { width: 3, height: 3, pixels, ground: Ground::Own };
         let field = dot.like_mnist(28).unwrap();
         assert_eq!(field.iter().filter(|&&p| p == 255).count(), 400);
     }

@@ -96,9 +96,9 @@ where
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
+        activity: Arc<Activity>,
         stop: CancellationToken,
     ) {
-        let activity = Arc::new(Activity::new(Instant::now()));
         let (clear, requests) = (ClearRequests::default(), AtomicU64::new(0));
         let transport = Transport::new(stream, self.options.write_timeout, Arc::clone(&activity))
             .with_framing(Framing::new(clear.clone()));
@@ -200,6 +200,13 @@ impl Activity {
     /// Whether no request is in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.lock().active == 0
+    }
+
+    /// The end of the last request, or the start of the connection. `None` while a request is in
+    /// flight.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        (state.active == 0).then_some(state.idle_since)
     }
 
     /// Waits until the connection has been idle, or its header incomplete, for too long.

@@ -10,7 +10,8 @@ use afterimage_wire::tls::ServerTls;
 pub struct HttpOptions {
     /// TLS; `None`, the default, for plain text.
     pub tls: Option<ServerTls>,
-    /// Open connections. One more is closed at once. The default is 4,096.
+    /// Open connections; the default is 4,096. One more takes the place of the connection that is
+    /// idle for longest. If each has a request, or was idle for less than two seconds, it gets 503.
     pub max_connections: usize,
     /// Open connections of one client address; `None`, the default, for a quarter of
     /// `max_connections`. Loopback addresses have no limit of their own.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use afterimage_core::file::open_to_write;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
@@ -32,7 +33,8 @@ impl LogTarget {
         match self {
             LogTarget::Stdout => Ok(Output::Stdout),
             LogTarget::File(path) => {
-                OpenOptions::new().create(true).append(true).open(path).map(Output::File)
+                let mut options = OpenOptions::new();
+                open_to_write(path, options.create(true).append(true)).map(Output::File)
             }
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use afterimage_http::{RequestBody, Rest};
+use afterimage_http::{Charged, RequestBody, Rest};
 use afterimage_wire::tls::ClientTls;
 use afterimage_wire::tls::rustls::ClientConfig;
 use bytes::Bytes;
@@ -456,21 +456,24 @@ impl Service<Uri> for Connector {
         let tls = self.tls.clone();
         Box::pin(async move {
             let stream = connecting.await?;
-            let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
+            let stream = stream.into_inner();
+            let Some(tls) = tls else {
+                return Ok(Stream::Plain(TokioIo::new(Charged::new(stream))));
+            };
             let name = tls.name_for(&host)?;
             let mut config = ClientConfig::clone(&tls.config());
             config.alpn_protocols = vec![b"http/1.1".to_vec()];
             let connector = TlsConnector::from(Arc::new(config));
-            let stream = connector.connect(name, stream.into_inner()).await?;
-            Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+            let stream = connector.connect(name, stream).await?;
+            Ok(Stream::Tls(Box::new(TokioIo::new(Charged::new(stream)))))
         })
     }
 }
 
 /// A connection to a server.
 enum Stream {
-    Plain(TokioIo<TcpStream>),
-    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+    Plain(TokioIo<Charged<TcpStream>>),
+    Tls(Box<TokioIo<Charged<TlsStream<TcpStream>>>>),
 }
 
 impl Connection for Stream {

@@ -199,7 +199,9 @@ impl Memo {
         outcome.await.unwrap_or_else(|_| Err(Failure::abandoned()))
     }
 
-    /// Deletes the answer of one input. The next request computes it anew.
+    /// Deletes the answer of one input. The next request computes it anew, unless a store on the
+    /// network could not be reached: that gives its answer again. [`flush`](Self::flush) does not
+    /// depend on the store.
     ///
     /// # Errors
     /// As [`ask`](Self::ask), when the model is not known.

@@ -34,6 +34,12 @@ impl FromStr for StoreAddr {
             Some(("redis" | "redis+cluster" | "rediss" | "rediss+cluster", _)) => {
                 Ok(StoreAddr::Redis(text.to_owned()))
             }
+            Some(("valkey" | "valkeys", _)) => Err(format!(
+                "Valkey has the URLs of Redis: write redis:// or rediss://; {EXPECTED}"
+            )),
+            Some((scheme, _)) if scheme.contains("unix") || scheme.contains("socket") => {
+                Err(format!("Unix sockets are not supported; {EXPECTED}"))
+            }
             Some(_) => Err(EXPECTED.into()),
             None if text.contains(':') => net::parse(text).map(StoreAddr::Cache),
             None => Err(EXPECTED.into()),
@@ -142,6 +148,14 @@ impl FromStr for Share {
 pub(crate) struct Size(pub(crate) u64);
 
 impl Size {
+    /// Reads a size for a limit with which nothing would fit at zero.
+    pub(crate) fn above_zero(text: &str) -> Result<Self, String> {
+        match text.parse()? {
+            Size(0) => Err("it must be greater than zero".into()),
+            size => Ok(size),
+        }
+    }
+
     pub(super) fn within(self, name: &str, limit: u32) -> anyhow::Result<u32> {
         match u32::try_from(self.0) {
             Ok(size) if size <= limit => Ok(size),
@@ -233,6 +247,14 @@ mod tests {
         for wrong in ["redisss://h:1", "http://h:1", "", "here", ":7401", "localhost:port"] {
             let error = wrong.parse::<StoreAddr>().unwrap_err();
             assert!(error.contains("expected"), "{wrong:?}: {error}");
+        }
+        for (wrong, expected) in [
+            ("valkey://h", "write redis://"),
+            ("unix:///run/redis.sock", "Unix sockets are not supported"),
+            ("redis+socket:///run/redis.sock", "Unix sockets are not supported"),
+        ] {
+            let error = wrong.parse::<StoreAddr>().unwrap_err();
+            assert!(error.contains(expected), "{wrong:?}: {error}");
         }
         assert!("foo".parse::<StoreAddr>().unwrap_err().contains("redis://127.0.0.1:6379"));
     }

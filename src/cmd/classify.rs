@@ -1,5 +1,6 @@
 //! `afterimage classify`: classify images.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ pub(crate) struct Args {
     files: Vec<PathBuf>,
 
     /// Address of the memo or classifier.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     server: String,
 
     /// Exchange light and dark first: always, never, or auto (dark drawings on a transparent
@@ -42,8 +43,8 @@ pub(crate) struct Args {
     invert: Invert,
 
     /// Classify at most this many images of each IDX file.
-    #[arg(long, value_name = "N", default_value_t = usize::MAX, hide_default_value = true)]
-    limit: usize,
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MAX, hide_default_value = true)]
+    limit: NonZeroUsize,
 
     #[command(flatten)]
     client: ClientArgs,
@@ -77,7 +78,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         match Image::read_all(file) {
             Ok(mut images) => {
                 let is_set = images.len() > 1;
-                images.truncate(args.limit);
+                images.truncate(args.limit.get());
                 readable.push((file, is_set, images));
             }
             Err(error) => report(file, &error.into()),

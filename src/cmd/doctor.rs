@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use afterimage_classifier::Isa;
 use afterimage_inference::{Replica, Target};
+use afterimage_memo::store::{OfLabels, Redis, RedisError, RedisOptions};
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::stats::Value;
 use afterimage_wire::{ClientOptions, Connection};
@@ -16,6 +17,7 @@ use serde_json::json;
 
 use crate::args::{ClassifierAddr, Span, StoreAddr, token};
 use crate::print::{self, say};
+use crate::tls::StoreTlsArgs;
 use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +35,13 @@ pub(crate) struct Args {
     /// File with the token that the cache service requires.
     #[arg(long, value_name = "FILE")]
     store_token_file: Option<PathBuf>,
+
+    /// File with the password of Redis; keeps it out of the command line.
+    #[arg(long, value_name = "FILE")]
+    store_password_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    store_tls: StoreTlsArgs,
 
     /// Classifier to reach. Repeat for several.
     #[arg(long, value_name = "ADDR", value_delimiter = ',')]
@@ -276,9 +285,18 @@ async fn upstreams(args: &Args, findings: &mut Findings) -> anyhow::Result<()> {
     };
     match &args.store {
         Some(StoreAddr::Cache(address)) => {
-            service("store", address, Role::Cache, options(&store_token), findings).await;
+            let mut options = options(&store_token);
+            options.tls = args.store_tls.load()?.map(|tls| tls.or_server_name(net::host(address)));
+            service("store", address, Role::Cache, options, findings).await;
         }
-        Some(StoreAddr::Redis(url)) => redis(url, limit, findings).await,
+        Some(StoreAddr::Redis(url)) => {
+            let options = RedisOptions {
+                certificates: args.store_tls.for_redis(url.starts_with("rediss"))?,
+                password_file: args.store_password_file.clone(),
+                ..RedisOptions::default()
+            };
+            redis(url, &options, limit, findings).await;
+        }
         Some(StoreAddr::Embedded) | None => {}
     }
     for classifier in &args.classifier {
@@ -336,32 +354,23 @@ async fn ping(connection: &Connection) -> Result<String, String> {
     Ok(format!("answered in {time:.0?}{}", version.unwrap_or_default()))
 }
 
-/// A Redis server: whether its port answers. The password is not checked.
-async fn redis(url: &str, limit: Duration, findings: &mut Findings) {
-    let shown = crate::settings::without_logins(url);
-    let hosts = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let hosts = hosts.rsplit_once('@').map_or(hosts, |(_, hosts)| hosts);
-    let hosts = hosts.split('/').next().unwrap_or_default();
-    for host in hosts.split(',') {
-        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let address = if has_port { host.to_owned() } else { format!("{host}:6379") };
-        let subject = format!("store {shown}");
-        match tokio::time::timeout(limit, tokio::net::TcpStream::connect(&address)).await {
-            Ok(Ok(_)) => {
-                findings
-                    .ok(subject, format!("{address} accepts connections; password not checked"));
-            }
-            Ok(Err(error)) => findings.fail(
-                subject,
-                format!("cannot connect to {address}: {error}"),
-                "Start Redis, or correct its address.".into(),
-            ),
-            Err(_) => findings.fail(
-                subject,
-                format!("{address} gave no answer within {limit:?}"),
-                "Check the network and firewalls between both machines.".into(),
-            ),
+/// A Redis server: whether it accepts the login and answers a lookup.
+async fn redis(url: &str, options: &RedisOptions, limit: Duration, findings: &mut Findings) {
+    let subject = format!("store {}", crate::settings::without_secrets(url));
+    match tokio::time::timeout(limit, Redis::<OfLabels>::check(url, options)).await {
+        Ok(Ok(time)) => findings.ok(subject, format!("answered a lookup in {time:.0?}")),
+        Ok(Err(RedisError::NoAnswer { cause })) => {
+            let cause = crate::without_error_numbers(&cause);
+            findings.fail(subject, cause, "Start Redis, or correct its address or login.".into());
         }
+        Ok(Err(error)) => {
+            findings.fail(subject, error.to_string(), "Correct the address or the file.".into());
+        }
+        Err(_) => findings.fail(
+            subject,
+            format!("no answer within {limit:?}"),
+            "Check the network and firewalls between both machines.".into(),
+        ),
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct ForgetArgs {
     model: String,
 
     /// Address of the memo.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400", value_parser = net::parse)]
     server: String,
 
     /// Exchange light and dark first, as in 'afterimage classify'.

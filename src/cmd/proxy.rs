@@ -85,7 +85,7 @@ pub(crate) struct Args {
 #[command(next_help_heading = "Memory")]
 struct MemoryArgs {
     /// Memory for answers of an embedded store [default: 1GiB]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = Size::above_zero)]
     memory: Option<Size>,
 
     #[command(flatten)]
@@ -141,11 +141,11 @@ struct MemoryArgs {
     access_log: Option<PathBuf>,
 
     /// Maximum size of a request's body. The answer to a larger one is not stored.
-    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = Size::above_zero)]
     max_body: Size,
 
     /// Maximum memory for the bodies of requests in flight.
-    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "512MiB", value_parser = Size::above_zero)]
     max_body_memory: Size,
 
     /// Maximum number of models whose answers are stored.

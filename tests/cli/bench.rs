@@ -155,6 +155,58 @@ fn output_paths_are_checked_before_the_run() {
 }
 
 #[test]
+fn two_outputs_into_one_file_are_refused() {
+    let folder = folder();
+    let (one, other) = (text(folder.path().join("one")), text(folder.path().join("other")));
+    fs::write(&one, "kept").unwrap();
+    fs::hard_link(&one, &other).unwrap();
+    for second in [&one, &other] {
+        let line = bench(&["127.0.0.1:1", "--html", &one, "--hgrm", second]).failed_with_a_line();
+        assert!(line.contains("--html and --hgrm write the same file"), "{line}");
+        assert!(line.contains(second.as_str()), "{line}");
+    }
+    assert_eq!(fs::read_to_string(&one).unwrap(), "kept");
+}
+
+#[test]
+fn a_fifo_as_output_needs_a_reader() {
+    let (cache, folder) = (cache(), folder());
+    let fifo = text(folder.path().join("fifo"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for flag in ["--html", "--hgrm", "--interval-log"] {
+        let line = bench(&[&cache.place(), flag, &fifo]).failed_with_a_line();
+        assert!(line.contains("it is a FIFO without a reader"), "{flag}: {line}");
+    }
+    let line = bench(&[&cache.place(), "--record", &fifo]).failed_with_a_line();
+    assert!(line.contains("it is not a folder"), "{line}");
+    let page = fifo.clone();
+    let reader = thread::spawn(move || fs::read_to_string(page).unwrap());
+    let place = cache.place();
+    let args = [&[place.as_str()][..], &QUICK, &["--html", &fifo]].concat();
+    // The reader may not have opened it yet.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !bench(&args).status.success() {
+        assert!(Instant::now() < deadline);
+    }
+    assert!(reader.join().unwrap().ends_with("</html>\n"));
+}
+
+#[test]
+fn a_file_size_limit_fails_the_write_and_leaves_no_record() {
+    let (cache, folder) = (cache(), folder());
+    let records = text(folder.path().join("records"));
+    let script = "ulimit -f 1; exec \"$@\"";
+    let place = cache.place();
+    let program = env!("CARGO_BIN_EXE_afterimage");
+    let args = [&["bench", &place, "--record", &records][..], &QUICK].concat();
+    let done = Command::new("bash").args(["-c", script, "_", program]).args(args).output().unwrap();
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot write a record") && error.contains("too large"), "{error}");
+    assert_eq!(fs::read_dir(&records).unwrap().count(), 0, "a part of a record stayed");
+}
+
+#[test]
 fn two_records_are_compared_and_put_on_one_page() {
     let (memo, folder) = (memo(), folder());
     let records = text(folder.path());
@@ -225,7 +277,9 @@ fn started(args: &[&str], running: Duration) -> Child {
 #[test]
 fn an_interrupted_run_keeps_its_figures() {
     let (memo, folder) = (memo(), folder());
-    for (signal, code) in [(Signal::HUP, 129), (Signal::INT, 130), (Signal::TERM, 143)] {
+    for (signal, code) in
+        [(Signal::HUP, 129), (Signal::INT, 130), (Signal::QUIT, 131), (Signal::TERM, 143)]
+    {
         let (page, records) =
             (text(folder.path().join("p.html")), folder.path().join(signal.as_raw().to_string()));
         let place = memo.place();
@@ -270,9 +324,11 @@ fn find_max_and_ab_keep_what_they_found_when_interrupted() {
     let memo = memo();
     let place = memo.place();
     let quick = ["--warm-up", "0s", "--population", "50", "--duration", "200ms"];
-    let search = ["bench", "find-max", &place, "--p99", "10s", "--start", "10", "--budget", "60s"];
+    // So many confirmations take longer than the wait for the signal.
+    let search =
+        ["bench", "find-max", &place, "--p99", "10s", "--confirm", "500", "--budget", "60s"];
     let ab = ["bench", "ab", &place, &place, "--rounds", "500"];
-    for (args, expected) in [(&search[..], "held, not confirmed"), (&ab, "rounds")] {
+    for (args, expected) in [(&search[..], "met the goal, not confirmed"), (&ab, "rounds")] {
         let child = started(&[args, &quick].concat(), Duration::from_secs(3));
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         let done = child.wait_with_output().unwrap();

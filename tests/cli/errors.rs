@@ -185,6 +185,9 @@ fn an_address_error_names_what_is_expected() {
         ),
         (&["memo", "--classifier", "redis://127.0.0.1"], "Redis is a store and cannot classify"),
         (&["memo", "--store", "foo"], "redis://127.0.0.1:6379"),
+        (&["memo", "--store", "valkey://h"], "write redis://"),
+        (&["memo", "--store", "unix:///run/redis.sock"], "Unix sockets are not supported"),
+        (&["stats", "user@127.0.0.1:1"], "it takes no user and no password"),
     ] {
         let done = run(args);
         assert_eq!(done.status.code(), Some(2), "{done:#?}");
@@ -252,13 +255,43 @@ fn a_limit_of_zero_is_refused_and_named() {
         ("classifier", "--max-queued"),
         ("cache", "--max-connections"),
         ("cache", "--window"),
+        ("proxy", "--max-models"),
+        ("eval", "--worst-count"),
+        ("classify", "--limit"),
     ] {
         let done = run(&[command, flag, "0"]);
         assert_eq!(done.status.code(), Some(2), "{done:#?}");
-        assert!(
-            done.stderr.starts_with(&format!("error: invalid value '0' for '{flag}")),
-            "{done:#?}"
-        );
+        let first = done.stderr.lines().next().unwrap_or_default();
+        assert!(first.starts_with(&format!("error: invalid value '0' for '{flag}")), "{done:#?}");
+        assert!(first.ends_with("it must be at least 1"), "{done:#?}");
+    }
+    // Nothing would be stored, without a word.
+    for flag in ["--memory", "--max-body", "--max-body-memory", "--disk-bytes"] {
+        let done = run(&["proxy", "http://127.0.0.1:1", flag, "0"]);
+        assert!(done.stderr.contains("it must be greater than zero"), "{done:#?}");
+    }
+    for flag in ["--p99", "--budget"] {
+        let done = run(&["bench", "find-max", flag, "0s"]);
+        assert!(done.stderr.contains("it must be greater than zero"), "{done:#?}");
+    }
+}
+
+#[test]
+fn a_number_that_cannot_be_read_is_explained_in_plain_words() {
+    for (args, expected) in [
+        (["cache", "--window", "many"], "expected a whole number of at least 0"),
+        (["cache", "--window", "1e3"], "expected a whole number of at least 0"),
+        (["cache", "--window=-1", "--insecure"], "expected a whole number of at least 0"),
+        (["cache", "--window", "99999999999"], "the number is too large"),
+        (["bench", "--rate", "fast"], "expected a number"),
+        (["train", "--c", "half"], "expected a number"),
+    ] {
+        let done = run(&args);
+        assert_eq!(done.status.code(), Some(2), "{done:#?}");
+        let first = done.stderr.lines().next().unwrap_or_default();
+        assert!(first.ends_with(expected), "{args:?}: {first}");
+        // Each line of the message is a line on the terminal.
+        assert!(!done.stderr.contains("\\n"), "{done:#?}");
     }
 }
 
@@ -402,18 +435,26 @@ fn names_of_files_are_escaped() {
     }
     assert_done_safe(&["eval", "--data", &name]);
     assert_done_safe(&["stats", &memo.place(), "--token-file", &format!("{name}.missing")]);
-    let snapshot = folder.path().join("evil\x1b[2J\nforged.snapshot");
-    let snapshot = snapshot.to_str().unwrap();
-    let mut cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", snapshot]);
-    run(&["snapshot", &cache.place()]).succeeded();
-    cache.signal(Signal::TERM);
-    cache.wait();
-    assert_safe("the log", &cache.log());
-    assert!(cache.log().contains("entries to"), "{}", cache.log());
+    for format in ["text", "json"] {
+        let snapshot = folder.path().join(format!("{HOSTILE} {format}"));
+        let snapshot = snapshot.to_str().unwrap();
+        let flags = ["cache", "--memory", "8MiB", "--snapshot", snapshot, "--log-format", format];
+        let mut cache = Running::start(&flags);
+        run(&["snapshot", &cache.place()]).succeeded();
+        cache.signal(Signal::TERM);
+        cache.wait();
+        let log = cache.log();
+        assert_safe("the log", &log);
+        assert!(log.contains("entries to"), "{log}");
+        for line in log.lines().filter(|_| format == "json") {
+            serde_json::from_str::<serde_json::Value>(line).unwrap();
+        }
+    }
 }
 
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 23] = [
     "estimate",
+    "models",
     "key",
     "ping",
     "doctor",

@@ -184,6 +184,8 @@ fn what_cannot_be_imported_is_one_clear_line_and_writes_nothing() {
     let names = file(&folder, "names", LIBSVM.replace("65535", "-1"));
     let wide = file(&folder, "wide", LIBSVM.replace("3:0.501961", "5:1"));
     let flat = file(&folder, "flat", LIBSVM.replace("gamma 2\n", ""));
+    let twice = file(&folder, "twice", LIBSVM.replace("gamma 2\n", "gamma 2\ngamma 3\n"));
+    let early = file(&folder, "early", format!("rho 0 0 0\n{}", LIBSVM.replace("rho 0 0 0\n", "")));
     let marked = file(&folder, "marked", format!("\u{feff}{LIBSVM}"));
     let short = file(&folder, "short", LIBSVM.split_at(LIBSVM.len() - 20).0);
     let cut = file(&folder, "cut", onnx().split_at(100).0);
@@ -193,6 +195,8 @@ fn what_cannot_be_imported_is_one_clear_line_and_writes_nothing() {
         (&names, "--labels"),
         (&wide, "line 12: feature 5 is beyond the 4 bytes of a 2x2 image (--shape)"),
         (&flat, "needs a line gamma"),
+        (&twice, "line 4: the line \"gamma\" comes twice"),
+        (&early, "line 1: nr_class must come before rho"),
         (&marked, "byte-order mark"),
         (&text(folder.path()), "it is a folder"),
         (&short, "line 12"),

@@ -1,5 +1,6 @@
 //! Commands for operators: ping, doctor, completions, manual pages, and logs as JSON.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use serde_json::Value;
@@ -67,6 +68,40 @@ fn doctor_names_what_it_cannot_reach_and_gives_advice() {
     assert!(store["advice"].as_str().unwrap().contains("afterimage cache --listen"), "{store}");
     let classifier = check("classifier ");
     assert!(classifier["found"].as_str().unwrap().ends_with("but it is a cache"), "{classifier}");
+}
+
+/// A Redis server that requires a password: the same error to each command of one connection.
+fn redis_with_password() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = stream.read(&mut buffer) {
+            let lines = buffer[..read].split(|byte| *byte == b'\n');
+            for _ in lines.filter(|line| line.starts_with(b"*")) {
+                let _ = stream.write_all(b"-NOAUTH Authentication required.\r\n");
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn doctor_checks_the_address_and_the_login_of_redis() {
+    let (closed, locked) = (unused_address(), redis_with_password());
+    for (store, found) in [
+        (format!("redis://{closed}"), "refused"),
+        (format!("redis://{locked}"), "the server requires a password"),
+        ("redis://127.0.0.1:1?db=3".into(), "unknown parameter `db`"),
+        ("redis://::1:6379".into(), "an IPv6 address needs brackets"),
+        ("redis://".into(), "it names no host"),
+    ] {
+        let done = run(&["doctor", "--store", &store]);
+        assert_eq!(done.status.code(), Some(1), "{done:?}");
+        let line = done.stdout.lines().find(|line| line.contains(" store ")).unwrap();
+        assert!(line.starts_with("failed") && line.contains(found), "{store}: {line}");
+    }
 }
 
 #[test]

@@ -19,6 +19,19 @@ fn log_of(mut service: Running) -> String {
 }
 
 #[test]
+fn sigquit_drains_and_user_signals_do_nothing() {
+    for command in SERVICES {
+        let mut service = Running::start(&[command]);
+        service.signal(Signal::USR1);
+        service.signal(Signal::USR2);
+        run(&["stats", &service.place(), "--over", "0s"]).succeeded();
+        service.signal(Signal::QUIT);
+        assert_eq!(service.wait().code(), Some(0), "{command}");
+        assert!(service.log().contains("SIGQUIT: draining"), "{command}: {}", service.log());
+    }
+}
+
+#[test]
 fn sighup_never_ends_a_service() {
     for command in SERVICES {
         let service = Running::start(&[command]);
@@ -323,6 +336,12 @@ fn no_error_shows_the_password_of_an_address() {
         &["proxy", "u:sesame@127.0.0.1:1"],
         &["proxy", "redis://:open sesame@127.0.0.1:1"],
         &["stats", "redis:/:sesame@h:1"],
+        &["memo", "--store", "redis:sesame@h"],
+        &["memo", "--classifier", "h:1,h:sesame@h"],
+        &["serve", "--listen", ":sesame@h"],
+        &["memo", "--listen", "127.0.0.1:0", "--store", "redis://:sesame"],
+        &["doctor", "--store", "redis://u:sesame"],
+        &["doctor", "--store", "redis://:sesame@127.0.0.1:1/x"],
     ] {
         let done = run(args);
         assert!(!done.status.success(), "{done:#?}");

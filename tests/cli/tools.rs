@@ -357,6 +357,7 @@ fn classify_names_each_bad_file_and_does_the_rest() {
     let server = memo.place();
     let small = file(&folder, "small.pgm", pgm_binary(&[0; 27 * 27], 27));
     let text_file = file(&folder, "notes.txt", "this is not an image");
+    let photo = file(&folder, "photo.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF");
     let missing = text(folder.path().join("missing.png"));
     let labels = file(&folder, "labels.idx", idx(&[2], &[7, 2]));
     let empty = file(&folder, "empty.idx", idx(&[0, 28, 28], &[]));
@@ -364,6 +365,7 @@ fn classify_names_each_bad_file_and_does_the_rest() {
     for (bad, words) in [
         (&small, &["27×27", "28×28"][..]),
         (&text_file, &["PNG, PGM or IDX"]),
+        (&photo, &["a JPEG image", "convert it to PNG"]),
         (&text(folder.path()), &["it is a folder"]),
         (&labels, &["it is a label file"]),
         (&empty, &["it has no images"]),

@@ -115,6 +115,15 @@ async def check_grpc(checks, direct, through):
             checks.equal(await client.is_model_ready("a"), True, "gRPC: model ready")
 
 
+def plain(value):
+    """A reply without empty members, which mean the same as none."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items() if item not in (None, {})}
+    return value
+
+
 def check_other_requests(checks, direct, through):
     for path in ["/v2", "/v2/models", "/v2/models/a", "/v2/models/none", "/v2/health/live", "/v2/health/ready",
                  "/v2/models/a/ready", "/v2/models/a/versions/1", "/none"]:
@@ -125,7 +134,7 @@ def check_other_requests(checks, direct, through):
     for about in ["fwd=miss; stored", "hit"]:
         status, headers, found = post(through, "/v2/models/a/infer", body)
         checks.status(headers, about, "the id is not part of the key")
-        checks.equal((status, json.loads(found)), (200, expected), about)
+        checks.equal((status, plain(json.loads(found))), (200, plain(expected)), about)
 
 
 def main():

@@ -7,7 +7,8 @@
 //! The owner holds a lock (`flock`) on `<name>.lock`, not on the snapshot itself, which each write
 //! replaces. The lock file contains the owner's process id. It is removed when the owner closes it;
 //! after a crash it stays, unlocked, and the next owner takes it over. The temporary file is locked
-//! as well, so that a live owner keeps it even if the lock file was deleted by hand.
+//! as well, so that a live owner keeps it even if the lock file was deleted by hand. It stays
+//! locked when it is the snapshot: a hard link has another lock file and leads to the same owner.
 
 use super::sealed::{Fault, Size};
 use super::{
@@ -30,8 +31,9 @@ use thiserror::Error;
 pub struct SnapshotFile<S = Table> {
     path: PathBuf,
     removed: usize,
-    /// Held during a write: there is one temporary file.
-    writing: Mutex<()>,
+    /// The present snapshot, open and locked, if there is one. The mutex is held during a write:
+    /// there is one temporary file.
+    current: Mutex<Option<File>>,
     _lock: Lock,
     _store: PhantomData<fn(&S)>,
 }
@@ -132,11 +134,16 @@ impl<S: Content> SnapshotFile<S> {
             Ok(lock) => lock,
             Err(pid) => return Err(OpenError::InUse { path, pid }),
         };
+        let current = match lock_present(&path).map_err(failed("lock", &path))? {
+            Ok(current) => current,
+            Err(InUse) => return Err(OpenError::InUse { path, pid: None }),
+        };
         let removed = remove_temporary_files(&path);
         // A first write that fails hours later would be too late.
         let probe = temporary(&path);
         create(&probe).and_then(|_| fs::remove_file(&probe)).map_err(failed("create", &probe))?;
-        Ok(Self { path, removed, writing: Mutex::new(()), _lock: lock, _store: PhantomData })
+        let current = Mutex::new(current);
+        Ok(Self { path, removed, current, _lock: lock, _store: PhantomData })
     }
 
     /// The file, with symbolic links resolved.
@@ -181,7 +188,7 @@ impl<S: Content> SnapshotFile<S> {
         wrap: impl FnOnce(File) -> F,
     ) -> Result<SnapshotReport, WriteError> {
         let started = Instant::now();
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         let path = &self.path;
         let temporary = temporary(path);
         let failed = |action, path: &Path| {
@@ -194,8 +201,8 @@ impl<S: Content> SnapshotFile<S> {
             let Size { entries, bytes } =
                 write_all(store, &mut file).map_err(failed("write", &temporary))?;
             file.sync().map_err(failed("flush", &temporary))?;
-            drop(file);
             fs::rename(&temporary, path).map_err(failed("rename the new snapshot to", path))?;
+            *current = Some(file.into_file());
             let directory = directory(path);
             let flushed = File::open(directory).and_then(|directory| directory.sync_all());
             flushed.map_err(failed("flush the directory", directory))?;
@@ -213,11 +220,35 @@ impl<S: Content> SnapshotFile<S> {
 trait Durable: Write + Seek {
     /// Waits until the written bytes are on the disk.
     fn sync(&self) -> io::Result<()>;
+
+    /// The open file.
+    fn into_file(self) -> File;
 }
 
 impl Durable for File {
     fn sync(&self) -> io::Result<()> {
         self.sync_all()
+    }
+
+    fn into_file(self) -> File {
+        self
+    }
+}
+
+/// Another process holds the lock.
+struct InUse;
+
+/// Opens and locks the snapshot at `path`, if there is one. A file system without locks is reported
+/// for the lock file.
+fn lock_present(path: &Path) -> io::Result<Result<Option<File>, InUse>> {
+    let file = match open_regular(path) {
+        Ok(file) => file,
+        Err(Fault::Io(error)) if error.kind() != ErrorKind::NotFound => return Err(error),
+        Err(_) => return Ok(Ok(None)),
+    };
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Ok(Err(InUse)),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(Ok(Some(file))),
     }
 }
 
@@ -470,6 +501,10 @@ mod tests {
     impl Durable for Disk {
         fn sync(&self) -> io::Result<()> {
             if self.keeps { Ok(()) } else { Err(io::Error::other("the disk is broken")) }
+        }
+
+        fn into_file(self) -> File {
+            self.file
         }
     }
 

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use afterimage_wire::Client;
+use afterimage_wire::client::host_and_port;
 use afterimage_wire::text::Escaped;
 
 use super::directory::{Directory, Listing, Location};
@@ -32,7 +33,12 @@ impl Target {
     /// Resolves names with the system's resolver.
     pub fn system_resolver() -> Resolve {
         Box::new(|target| {
-            Box::pin(async move { Ok(tokio::net::lookup_host(target).await?.collect()) })
+            Box::pin(async move {
+                Ok(match host_and_port(&target) {
+                    Some(place) => tokio::net::lookup_host(place).await?.collect(),
+                    None => tokio::net::lookup_host(target).await?.collect(),
+                })
+            })
         })
     }
 }

@@ -318,6 +318,28 @@ impl<E: Entries> Redis<E> {
     }
 }
 
+impl Redis<OfLabels> {
+    /// Connects once, with the login and the database of the address, and looks up a key. Returns
+    /// the time of the lookup.
+    ///
+    /// # Errors
+    /// [`RedisError`] if the address or a file cannot be used, or the server does not answer.
+    pub async fn check(url: &str, options: &RedisOptions) -> Result<Duration, RedisError> {
+        let connector = Connector::new(url, options, OfLabels::MAX_VALUE_LEN)?;
+        let no_answer = |cause| RedisError::NoAnswer { cause };
+        let connected = connector.connect().await;
+        let mut connection = connected
+            .map_err(|error| no_answer(cause_of_no_connection(&error, connector.has_tls())))?
+            .connection;
+        let mut command = redis::cmd("MGET");
+        command.arg(&*redis_key::<OfLabels>(&options.prefix, 0));
+        let start = sync::now();
+        let values = connection.ask::<Vec<Option<Vec<u8>>>>(&command).await;
+        values.map_err(|error| no_answer(cause_of_no_connection(&error, connector.has_tls())))?;
+        Ok(sync::now() - start)
+    }
+}
+
 impl Backend<OfLabels> for Redis<OfLabels> {
     fn name(&self) -> &'static str {
         "redis"

@@ -13,7 +13,7 @@ use anyhow::{bail, ensure};
 
 use super::Interrupts;
 use super::load::{LoadArgs, TargetArgs};
-use crate::args::Time;
+use crate::args;
 use crate::print::say;
 
 /// The default depth: deep enough that the schedule limits the load, and not the window.
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
     /// Goal: the 99th percentile of the latency from the due time
     #[arg(long, value_name = "TIME", default_value = "1ms")]
-    p99: Time,
+    p99: args::Span,
 
     /// Another limit, for example 'p99.9>2ms'. May be given several times
     #[arg(long, value_name = "THRESHOLD")]
@@ -59,7 +59,7 @@ pub(crate) struct Args {
 
     /// Time limit of the search
     #[arg(long, value_name = "TIME", default_value = "2m")]
-    budget: Time,
+    budget: args::Span,
 
     #[command(flatten)]
     load: LoadArgs,

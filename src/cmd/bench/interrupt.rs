@@ -1,5 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP (a closed terminal) during a measurement: the run ends early, and
-//! its figures are kept.
+//! Signals during a measurement: Ctrl-C, SIGTERM, SIGQUIT, and SIGHUP (a closed terminal). The run
+//! ends early, and its figures are kept.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Exit codes: 128 plus the number of the signal, as shells do.
 const SIGHUP: u8 = 128 + 1;
 const SIGINT: u8 = 128 + 2;
+const SIGQUIT: u8 = 128 + 3;
 const SIGTERM: u8 = 128 + 15;
 
 /// The error of a command that a signal has ended early.
@@ -27,6 +28,7 @@ impl fmt::Display for Interrupted {
         let name = match self.code {
             SIGHUP => "SIGHUP",
             SIGINT => "Ctrl-C",
+            SIGQUIT => "SIGQUIT",
             _ => "SIGTERM",
         };
         write!(f, "interrupted by {name}; the figures cover the time until then")
@@ -53,9 +55,12 @@ impl Interrupts {
         let mut signals = {
             let _guard = runtime.enter();
             let watched = |kind| signal(kind).context("cannot watch for signals");
-            let [hangup, int, term] =
-                [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::terminate()];
-            [watched(hangup)?, watched(int)?, watched(term)?]
+            [
+                watched(SignalKind::hangup())?,
+                watched(SignalKind::interrupt())?,
+                watched(SignalKind::quit())?,
+                watched(SignalKind::terminate())?,
+            ]
         };
         let theirs = interrupts.clone();
         thread::spawn(move || {
@@ -83,10 +88,11 @@ impl Interrupts {
     }
 }
 
-async fn next([hangup, int, term]: &mut [Signal; 3]) -> u8 {
+async fn next([hangup, int, quit, term]: &mut [Signal; 4]) -> u8 {
     tokio::select! {
         _ = hangup.recv() => SIGHUP,
         _ = int.recv() => SIGINT,
+        _ = quit.recv() => SIGQUIT,
         _ = term.recv() => SIGTERM,
     }
 }

@@ -48,7 +48,8 @@ Examples:
   afterimage bench find-max 127.0.0.1:7400 --p99 1ms
   afterimage bench ab 127.0.0.1:7400 127.0.0.1:7500 --depth 64 --record results
 
-Ctrl-C, SIGTERM and SIGHUP end the measurement early: the figures until then are printed and written.";
+Ctrl-C, SIGTERM, SIGQUIT and SIGHUP end the measurement early: the figures until then are printed
+and written.";
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {

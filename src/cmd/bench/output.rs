@@ -9,7 +9,8 @@ use afterimage_bench::export;
 use afterimage_bench::html::{self, Source};
 use afterimage_bench::record::Record;
 use afterimage_bench::threshold::Threshold;
-use anyhow::Context;
+use afterimage_core::file;
+use anyhow::{Context, bail, ensure};
 
 use crate::print;
 
@@ -74,13 +75,19 @@ impl OutputArgs {
         if let Some(folder) = &self.record {
             check_folder(folder)?;
         }
-        Ok(Files {
+        let files = Files {
             json: self.json,
             html: open(&self.html)?,
             hgrm: open(&self.hgrm)?,
             interval_log: open(&self.interval_log)?,
             record: self.record.clone(),
-        })
+        };
+        refuse_same_file(&[
+            ("--html", files.html.as_ref()),
+            ("--hgrm", files.hgrm.as_ref()),
+            ("--interval-log", files.interval_log.as_ref()),
+        ])?;
+        Ok(files)
     }
 }
 
@@ -123,6 +130,20 @@ impl Files {
     }
 }
 
+/// Refuses two flags that name the same file, also by two names: the second would replace the
+/// first.
+fn refuse_same_file(files: &[(&str, Option<&OutFile>)]) -> anyhow::Result<()> {
+    let mut seen: Vec<(&str, &OutFile)> = Vec::new();
+    for &(flag, file) in files {
+        let Some(file) = file else { continue };
+        if let Some((other, _)) = seen.iter().find(|(_, other)| file.is_same(other)) {
+            bail!("{other} and {flag} write the same file {}", file.path.display());
+        }
+        seen.push((flag, file));
+    }
+    Ok(())
+}
+
 /// A file that is opened before its content is known. The old content stays until then.
 #[derive(Debug)]
 pub(crate) struct OutFile {
@@ -135,9 +156,20 @@ pub(crate) struct OutFile {
 impl OutFile {
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let is_new = !path.exists();
-        let file = File::options().write(true).create(true).truncate(false).open(path);
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(false);
+        let file = file::open_to_write(path, options);
         let file = file.with_context(|| format!("cannot write {}", path.display()))?;
         Ok(OutFile { path: path.to_owned(), file, is_new })
+    }
+
+    /// Whether both are one regular file. A device, such as a terminal, may take several outputs.
+    fn is_same(&self, other: &OutFile) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let (Ok(one), Ok(other)) = (self.file.metadata(), other.file.metadata()) else {
+            return false;
+        };
+        one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino())
     }
 
     /// Replaces the content.
@@ -170,6 +202,8 @@ impl Drop for OutFile {
 
 /// Checks that a record can be written into this folder, which is created if it is missing.
 pub(super) fn check_folder(folder: &Path) -> anyhow::Result<()> {
+    let is_other = folder.exists() && !folder.is_dir();
+    ensure!(!is_other, "cannot write records into {}: it is not a folder", folder.display());
     let probe = folder.join(format!(".afterimage-{}", std::process::id()));
     let checked = fs::create_dir_all(folder)
         .and_then(|()| File::create_new(&probe))

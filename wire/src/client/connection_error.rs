@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 #[cfg(feature = "tls")]
-use tokio_rustls::rustls::{self, AlertDescription};
+use tokio_rustls::rustls::{self, AlertDescription, CertificateError};
 
 use super::options::Expect;
 use crate::Status;
@@ -146,6 +146,19 @@ fn explain(error: &rustls::Error) -> String {
             "the server does not speak TLS on this port; connect without TLS, or to another port"
                 .into()
         }
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "no trusted authority has signed the server's certificate (UnknownIssuer); trust its \
+             authority, and let the server send the certificates between them"
+                .into()
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "the server's certificate has expired; renew it".into(),
+        rustls::Error::InvalidCertificate(CertificateError::Other(cause))
+            if cause.to_string().contains("CaUsedAsEndEntity") =>
+        {
+            "the server's certificate is an authority's; issue one for the server with it".into()
+        }
         rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
             "the server asks for a client's certificate, and none was given".into()
         }
@@ -224,5 +237,21 @@ impl fmt::Display for Spoken<'_> {
             _ => return Ok(()),
         };
         write!(f, "it speaks {name}; ")
+    }
+}
+
+#[cfg(all(test, feature = "tls"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_accepted_is_explained() {
+        let expired = CertificateError::Expired;
+        let unknown = CertificateError::UnknownIssuer;
+        for (error, part) in [(expired, "has expired; renew it"), (unknown, "trust its authority")]
+        {
+            let text = explain(&rustls::Error::InvalidCertificate(error));
+            assert!(text.contains("the server's certificate") && text.contains(part), "{text}");
+        }
     }
 }

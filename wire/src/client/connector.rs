@@ -109,6 +109,27 @@ impl<A: ToString, const N: usize> From<[A; N]> for Addresses {
     }
 }
 
+/// The host of HOST:PORT for a lookup of names, and the port. `None` if the text has another form.
+///
+/// An IPv6 address loses its brackets. The system's resolver knows the names of zones, as in
+/// `[fe80::1%eth0]:7400`, and it knows no brackets.
+///
+/// ```
+/// use afterimage_wire::client::host_and_port;
+///
+/// assert_eq!(host_and_port("[fe80::1%eth0]:7400"), Some(("fe80::1%eth0", 7400)));
+/// assert_eq!(host_and_port("memo.example.net:7400"), Some(("memo.example.net", 7400)));
+/// assert_eq!(host_and_port("memo.example.net"), None);
+/// ```
+#[must_use]
+pub fn host_and_port(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    // Brackets are of addresses only.
+    let host = bare.filter(|host| host.contains(':')).unwrap_or(host);
+    Some((host, port.parse().ok()?))
+}
+
 /// Connects over TCP, without Nagle's delay.
 pub(super) struct Tcp(pub(super) Addresses);
 
@@ -126,7 +147,10 @@ impl Connector for Tcp {
     async fn connect(&self, attempt: u64) -> io::Result<TcpStream> {
         let none = || io::Error::other("no address was given");
         let address = self.of(attempt).ok_or_else(none)?;
-        let stream = TcpStream::connect(address).await?;
+        let stream = match host_and_port(address) {
+            Some(place) => TcpStream::connect(place).await?,
+            None => TcpStream::connect(address).await?,
+        };
         // Requests are already gathered before they are written; Nagle's algorithm would only add
         // latency.
         stream.set_nodelay(true)?;

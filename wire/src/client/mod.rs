@@ -75,7 +75,7 @@ pub use admin::Admin;
 pub use cache::CacheClient;
 pub use classify::Client;
 pub use connection_error::{ConnectionError, Violation};
-pub use connector::{Addresses, Connector};
+pub use connector::{Addresses, Connector, host_and_port};
 pub use error::{CallError, ErrorKind, Stage};
 pub use infer::{Infer, Inference};
 pub use options::{

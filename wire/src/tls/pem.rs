@@ -1,11 +1,13 @@
 //! Certificates and keys in PEM files.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use afterimage_core::file;
 
 use super::rustls::pki_types::pem::{self, PemObject};
 use super::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use super::rustls::sign::CertifiedKey;
 use super::rustls::{self, RootCertStore};
 use super::{TlsError, provider};
 
@@ -17,6 +19,10 @@ pub(super) fn wrong(file: &Path, reason: impl ToString) -> TlsError {
 /// The error of a key and a certificate that cannot be used together.
 pub(super) fn unfit(key: &Path, cert: &Path, error: rustls::Error) -> TlsError {
     match error {
+        rustls::Error::InconsistentKeys(_) if fits_later(key, cert) => wrong(
+            cert,
+            "the certificates are in the wrong order; put the server's own one first, then its issuers",
+        ),
         rustls::Error::InconsistentKeys(_) => {
             let cert = cert.display();
             wrong(
@@ -28,6 +34,17 @@ pub(super) fn unfit(key: &Path, cert: &Path, error: rustls::Error) -> TlsError {
         }
         error => wrong(cert, error),
     }
+}
+
+/// Whether the key belongs to a certificate of the file other than the first one.
+fn fits_later(key_file: &Path, cert: &Path) -> bool {
+    let (Ok(key), Ok(certificates)) = (key(key_file), certificates(cert)) else { return false };
+    let Ok(key) = provider().key_provider.load_private_key(key) else { return false };
+    let fits = |certificate| {
+        let certified = CertifiedKey::new(vec![certificate], Arc::clone(&key));
+        certified.keys_match().is_ok()
+    };
+    certificates.into_iter().skip(1).any(fits)
 }
 
 /// The certificates of a file, in its order: at least one.
@@ -74,7 +91,14 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
 }
 
 fn malformed(file: &Path, error: pem::Error) -> TlsError {
-    wrong(file, format_args!("malformed PEM: {error}"))
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let label = String::from_utf8_lossy(&end_marker).into_owned();
+            let label = label.trim_matches('-').trim_start_matches("END ");
+            wrong(file, format_args!("malformed PEM: {label} has no END line; is the file cut?"))
+        }
+        error => wrong(file, format_args!("malformed PEM: {error}")),
+    }
 }
 
 fn is_encrypted(bytes: &[u8]) -> bool {
@@ -134,7 +158,7 @@ fn no_key(file: &Path, bytes: &[u8]) -> TlsError {
 /// The error of a private key that is well-formed, but that ring cannot sign with.
 fn unsupported(file: &Path, der: &[u8]) -> TlsError {
     /// Object identifiers of keys, as DER encodes them.
-    const KINDS: [(&[u8], &str); 7] = [
+    const KINDS: [(&[u8], &str); 8] = [
         (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x23], "an ECDSA key on curve P-521"),
         (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x21], "an ECDSA key on curve P-224"),
         (&[0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x0a], "an ECDSA key on curve secp256k1"),
@@ -145,6 +169,7 @@ fn unsupported(file: &Path, der: &[u8]) -> TlsError {
             &[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01],
             "an RSA key of its size",
         ),
+        (&[0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0a], "an RSA-PSS key"),
     ];
     let holds = |oid: &[u8]| der.windows(oid.len()).any(|window| window == oid);
     let kind = KINDS.iter().find(|(oid, _)| holds(oid)).map_or("its private key", |(_, kind)| kind);
@@ -321,6 +346,15 @@ vRZ1A2r1aprLTw8QYKB+ULLv4hqTSQyUwftR3YnuBN9e4zZPfxREbYQ0
         let archive = [0x30, 0x82, 3, 0xfc, 2, 1, 3, 0x30, 0x82];
         assert!(key_error(archive).contains("openssl pkcs12 -in FILE -nocerts"));
         assert!(certificate_error(archive).contains("openssl pkcs12 -in FILE -nokeys"));
+    }
+
+    #[test]
+    fn a_cut_file_is_reported_without_numbers_of_bytes() {
+        let cut = &P256[..P256.len() - 30];
+        assert_eq!(key_error(cut), "malformed PEM: PRIVATE KEY has no END line; is the file cut?");
+        let cut = "-----BEGIN CERTIFICATE-----\nAAAA\n";
+        let expected = "malformed PEM: CERTIFICATE has no END line; is the file cut?";
+        assert_eq!(certificate_error(cut), expected);
     }
 
     #[test]

@@ -186,6 +186,9 @@ async fn a_client_reports_an_untrusted_certificate() {
     let server = start_tls(server_tls(&authority.issue("server", "cache.example"), None)).await;
     let why = objection(&server, client_tls(&stranger, None)).await;
     assert!(why.contains("UnknownIssuer") || why.contains("BadSignature"), "{why}");
+    let own = ClientFiles { ca: Some(authority.issue("own", "own").cert), cert: None, key: None };
+    let why = objection(&server, ClientTls::load(own).unwrap()).await;
+    assert!(why.contains("no trusted authority has signed"), "{why}");
     let why = objection(&server, client_tls(&authority, None)).await;
     assert!(why.contains("not valid for name \"127.0.0.1\""), "{why}");
     // The certificate may have another name than the address.
@@ -348,6 +351,11 @@ fn load_errors_name_the_file() {
         + &name(&one.cert)
         + "; give the key of its first certificate";
     assert_eq!(load(&one.cert, &two.key, None), mismatch);
+    let turned = folder.path().join("turned.pem");
+    let read = |path: &PathBuf| std::fs::read_to_string(path).unwrap();
+    std::fs::write(&turned, read(&authority.cert) + &read(&one.cert)).unwrap();
+    let order = ": the certificates are in the wrong order; put the server's own one first, then its issuers";
+    assert_eq!(load(&turned, &one.key, None), name(&turned) + order);
 
     let half = ClientFiles { ca: Some(authority.cert), cert: Some(one.cert), key: None };
     assert!(matches!(ClientTls::load(half), Err(TlsError::HalfAnIdentity { missing: "the key" })));

@@ -8,7 +8,7 @@ use afterimage_classifier::scoring::Scoring;
 use afterimage_classifier::weights::Weights;
 use afterimage_classifier::{MAX_CLASSES, MAX_MODEL_FILE_BYTES, ModelError, Shape};
 
-use super::lines::{CUT, Lines, beyond};
+use super::lines::{CUT, Lines, beyond, shorten};
 use super::{ImportOptions, USUAL_DIVISOR, UnlabelledModel};
 
 /// The solvers that classify: `-s` 0 to 7.
@@ -107,7 +107,8 @@ fn read_header(lines: &mut Lines<'_>, shape: Shape) -> Result<Header, ModelError
         match key {
             "solver_type" if SOLVERS.contains(&values) => values.clone_into(&mut header.solver),
             "solver_type" => {
-                return Err(lines.error(format!("solver {values:?} does not classify")));
+                let solver = shorten(values);
+                return Err(lines.error(format!("solver {solver:?} does not classify")));
             }
             "nr_class" => header.classes = lines.count(values, 2, MAX_CLASSES)?,
             "label" => header.labels = Lines::labels(values),
@@ -119,7 +120,10 @@ fn read_header(lines: &mut Lines<'_>, shape: Shape) -> Result<Header, ModelError
             }
             "bias" => bias = Some(lines.number(values)?),
             "w" => break,
-            _ => return Err(lines.error(format!("{key:?} is unknown in a LIBLINEAR model"))),
+            _ => {
+                let key = shorten(key);
+                return Err(lines.error(format!("{key:?} is unknown in a LIBLINEAR model")));
+            }
         }
     }
     if header.labels.len() != header.classes || header.features == 0 {

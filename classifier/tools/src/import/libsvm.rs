@@ -105,6 +105,8 @@ fn read_header(lines: &mut Lines<'_>) -> Result<Header, ModelError> {
             "coef0" => header.coef0 = Some(lines.number(values)?),
             "nr_class" => header.classes = lines.count(values, 2, MAX_CLASSES)?,
             "total_sv" => header.vectors = lines.count(values, 1, u32::MAX as usize)?,
+            // As in LIBSVM, whose reader takes so many numbers as the classes have pairs.
+            "rho" if pairs == 0 => return Err(lines.error("nr_class must come before rho")),
             "rho" => header.rho = lines.numbers(values, pairs)?,
             "label" => header.labels = Lines::labels(values),
             "nr_sv" => {
@@ -145,7 +147,7 @@ fn read_header(lines: &mut Lines<'_>) -> Result<Header, ModelError> {
 
 fn function(lines: &Lines<'_>, header: &Header) -> Result<KernelFunction, ModelError> {
     let missing = |name: &str| {
-        lines.error(format!("a {} kernel needs a line {name} before SV", shorten(&header.kernel)))
+        lines.error(format!("the {} kernel needs a line {name} before SV", shorten(&header.kernel)))
     };
     let gamma = || header.gamma.ok_or_else(|| missing("gamma"));
     let coef0 = || header.coef0.ok_or_else(|| missing("coef0"));

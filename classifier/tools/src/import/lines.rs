@@ -12,11 +12,13 @@ pub(super) struct Lines<'a> {
     pub(super) text: &'a str,
     /// The number of the last line that was read, from 1.
     line: usize,
+    /// The keys that were read.
+    keys: Vec<&'a str>,
 }
 
 impl<'a> Lines<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, line: 0 }
+        Self { text, line: 0, keys: Vec::new() }
     }
 
     pub(super) fn error(&self, detail: impl Into<String>) -> ModelError {
@@ -33,9 +35,21 @@ impl<'a> Lines<'a> {
         Ok(line.trim_end())
     }
 
+    /// Reads a line of the header. A key that comes twice is an error: the original tool takes the
+    /// last value, and one of them is a mistake.
     pub(super) fn key_and_values(&mut self) -> Result<(&'a str, &'a str), ModelError> {
-        let line = self.next_line()?;
-        Ok(line.split_once(' ').unwrap_or((line, "")))
+        let mut line = "";
+        // The original tools read words, and skip all blanks before a word.
+        while line.is_empty() {
+            line = self.next_line()?.trim_start();
+        }
+        let (key, values) = line.split_once([' ', '\t']).unwrap_or((line, ""));
+        let values = values.trim_start();
+        if self.keys.contains(&key) {
+            return Err(self.error(format!("the line {:?} comes twice", shorten(key))));
+        }
+        self.keys.push(key);
+        Ok((key, values))
     }
 
     pub(super) fn end(&mut self) -> Result<(), ModelError> {

@@ -67,11 +67,30 @@ impl Image {
             netpbm::decode(bytes)
         } else if bytes.starts_with(&[0, 0, 8]) {
             idx::decode_single_image(bytes)
+        } else if let Some((name, _)) = OTHER_FORMATS.iter().find(|(_, is)| is(bytes)) {
+            let detail = format!("the file is {name}; convert it to PNG");
+            Err(DataError::malformed("PNG, PGM or IDX image", detail))
         } else {
             Err(DataError::not("a PNG, PGM or IDX image", bytes))
         }
     }
 }
+
+/// Whether a file begins as one of a format does.
+type BeginsLike = fn(&[u8]) -> bool;
+
+/// Formats that are not read, by their first bytes.
+const OTHER_FORMATS: [(&str, BeginsLike); 6] = [
+    ("a JPEG image", |bytes| bytes.starts_with(b"\xff\xd8\xff")),
+    ("a GIF image", |bytes| bytes.starts_with(b"GIF8")),
+    ("a WebP image", |bytes| bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP")),
+    ("a TIFF image", |bytes| bytes.starts_with(b"II*\0") || bytes.starts_with(b"MM\0*")),
+    ("a BMP image", |bytes| bytes.starts_with(b"BM") && bytes.get(6..10) == Some(&[0; 4])),
+    (
+        "a PPM or PBM image",
+        |bytes| matches!(bytes, [b'P', b'1' | b'3' | b'4' | b'6' | b'7', after, ..] if after.is_ascii_whitespace()),
+    ),
+];
 
 /// The first two bytes of a gzip file (RFC 1952, section 2.3.1).
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
@@ -118,9 +137,24 @@ mod tests {
 
     #[test]
     fn says_what_an_unknown_file_starts_with() {
-        let error = Image::decode(b"GIF89a etc").unwrap_err().to_string();
-        assert!(error.contains("GIF89a"), "{error}");
+        let error = Image::decode(b"%PDF-1.7").unwrap_err().to_string();
+        assert!(error.contains("%PDF-1.7"), "{error}");
         assert!(Image::decode(b"").unwrap_err().to_string().contains("empty"));
+    }
+
+    #[test]
+    fn names_the_format_of_other_pictures() {
+        for (start, name) in [
+            (&b"GIF89a"[..], "a GIF image"),
+            (b"\xff\xd8\xff\xe0", "a JPEG image"),
+            (b"RIFF\x1a\0\0\0WEBPVP8L", "a WebP image"),
+            (b"II*\0\x08\0", "a TIFF image"),
+            (b"BM\x46\x07\0\0\0\0\0\0", "a BMP image"),
+            (b"P6\n28 28\n255\n", "a PPM or PBM image"),
+        ] {
+            let error = Image::decode(start).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("convert it to PNG"), "{error}");
+        }
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub(crate) fn model(node: Vec<NodeProto>, output: &str) -> ModelProto {
             initializer: vec![mul],
             input: vec![value("X", &[0, 4])],
             output: vec![value(output, &[0])],
+            sparse_initializer: vec![],
         }),
     }
 }

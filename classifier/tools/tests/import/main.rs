@@ -177,7 +177,7 @@ fn what_cannot_be_imported_is_refused_with_its_line() {
         (LIBSVM.replace("rho -0.5\n", ""), "0 numbers in rho before SV; 1 are needed"),
         (RBF.replace("gamma 0.5", "gamma -0.5"), "gamma: expected a finite number, not negative"),
         (RBF.replace("gamma 0.5", "degree 101"), "0 to 100"),
-        (RBF.replace("gamma 0.5\n", ""), "a rbf kernel needs a line gamma before SV"),
+        (RBF.replace("gamma 0.5\n", ""), "the rbf kernel needs a line gamma before SV"),
         (kernel("polynomial", &["gamma", "coef0"]), "needs a line degree"),
         (kernel("polynomial", &["gamma", "degree"]), "needs a line coef0"),
         (kernel("polynomial", &["degree", "coef0"]), "needs a line gamma"),

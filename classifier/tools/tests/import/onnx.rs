@@ -168,7 +168,7 @@ fn constants_that_cannot_be_read_are_refused() {
     let double = TensorProto { data_type: DOUBLE, double_data: vec![2.0; 4], ..Default::default() };
     for (error, part) in [
         (error(TensorProto { data_location: EXTERNAL, ..double.clone() }), "in another file"),
-        (error(TensorProto { data_type: 8, ..double.clone() }), "unsupported type 8"),
+        (error(TensorProto { data_type: 8, ..double.clone() }), "unsupported type string"),
         (error(TensorProto { dims: vec![3], ..double.clone() }), "4 numbers for dimensions [3]"),
         (error(TensorProto { dims: vec![-2, -2], ..double.clone() }), "differs between images"),
         (error(TensorProto { dims: vec![i64::MAX, 4], ..double.clone() }), "4 numbers for"),
@@ -178,6 +178,69 @@ fn constants_that_cannot_be_read_are_refused() {
     ] {
         assert!(error.contains(part), "{error:?} should contain {part:?}");
     }
+}
+
+/// A `Cast` to the type of this number.
+fn cast(input: &str, output: &str, to: i32) -> NodeProto {
+    let to = AttributeProto { name: "to".to_owned(), i: to.into(), ..Default::default() };
+    examples::node("Cast", &[input], &[output], vec![to])
+}
+
+#[test]
+fn chains_of_casts_are_followed_and_round() {
+    let given = ImportOptions { divisor: Some(1.0), ..options() };
+    let import = |file: &[u8]| Imported::from_bytes(file, &given).unwrap();
+    let (_, halved) = examples::files().into_iter().find(|(name, _)| *name == "two_rows").unwrap();
+    let expected = import(&halved).model.digest();
+    // A quarter of a unit of float16 above 2: it is lost in float16, and stays in float32.
+    let nearly = |name: &str| TensorProto {
+        name: name.to_owned(),
+        data_type: DOUBLE,
+        double_data: vec![2.000_5],
+        ..Default::default()
+    };
+    for (types, is_two) in [
+        (&[FLOAT16, FLOAT][..], true),
+        (&[BFLOAT16, DOUBLE, FLOAT], true),
+        (&[DOUBLE, INT64, FLOAT], true),
+        (&[DOUBLE, FLOAT], false),
+    ] {
+        let names: Vec<String> = (1..types.len()).map(|at| format!("cast{at}")).collect();
+        let inputs = std::iter::once("nearly").chain(names.iter().map(String::as_str));
+        let outputs = names.iter().map(String::as_str).chain(["two"]);
+        let nodes = inputs.zip(outputs).zip(types).map(|((from, to), &kind)| cast(from, to, kind));
+        let digest = import(&divided(nodes.collect(), vec![nearly("nearly")])).model.digest();
+        assert_eq!(digest == expected, is_two, "{types:?}");
+    }
+    let file = divided(vec![cast("nearly", "two", 8)], vec![nearly("nearly")]);
+    assert!(error_with(&file, &given).contains("Cast of a constant to string is not supported"));
+}
+
+#[test]
+fn a_cast_of_features_to_16_bits_is_warned_of() {
+    let model = |to| {
+        let nodes =
+            vec![cast("X", "short", to), cast("short", "x", FLOAT), examples::linear("x", 2)];
+        examples::model(nodes, "label").encode_to_vec()
+    };
+    let import = |to| Imported::from_bytes(&model(to), &options()).unwrap().warnings;
+    assert!(import(DOUBLE).is_empty());
+    for (to, name) in [(FLOAT16, "to float16"), (BFLOAT16, "to bfloat16")] {
+        assert!(import(to)[0].contains(name), "{:?}", import(to));
+    }
+    let error = error_with(&model(INT64), &options());
+    assert!(error.contains("Cast to int64 before the classifier is not supported"), "{error}");
+}
+
+#[test]
+fn a_sparse_constant_is_refused_by_name() {
+    let values = TensorProto { name: "two".to_owned(), ..Default::default() };
+    let by = examples::node("Div", &["X", "two"], &["halves"], vec![]);
+    let mut model = examples::model(vec![by, examples::linear("halves", 2)], "label");
+    let graph = model.graph.as_mut().unwrap();
+    graph.sparse_initializer.push(SparseTensorProto { values: Some(values) });
+    let error = error_with(&model.encode_to_vec(), &options());
+    assert!(error.contains("constant \"two\" is sparse"), "{error}");
 }
 
 #[test]
@@ -221,7 +284,7 @@ fn onnx_files_of_other_models_are_refused() {
         (import(vec![examples::svm("Y", "RBF")], "label"), "is not an input"),
         (import(vec![examples::svm("X", "CUBIC")], "label"), "kernel \"CUBIC\""),
         (with(&|all| all[7].ints = vec![1, 1]), "vectors_per_class holds 2"),
-        (with(&|all| all[7].ints = vec![1, -1, 4]), "below 0"),
+        (with(&|all| all[7].ints = vec![1, -1, 4]), "not from 0"),
         (with(&|all| all[6].floats.truncate(15)), "15 numbers"),
         (with(&|all| all[6].floats.truncate(12)), "takes 3 features, the graph's input has 4"),
         (with(&|all| all[6].floats[3] = f32::NAN), "support vector"),
@@ -229,7 +292,7 @@ fn onnx_files_of_other_models_are_refused() {
         (with(&|all| all[2].floats.truncate(1)), "kernel_params holds 1"),
         (with(&|all| all[5].floats.truncate(2)), "kernel.rho"),
         (with(&|all| all[0].ints[1] = -5), "--labels"),
-        (with(&|all| all[0].name = "other".to_owned()), "no class labels"),
+        (with(&|all| all[0].name = "other".to_owned()), "class labels are missing"),
     ] {
         assert!(error.contains(part), "{error:?} should contain {part:?}");
     }

@@ -142,6 +142,9 @@ fn lone_percent() -> String {
 fn parse_host(text: &str) -> Result<(String, u16), String> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => rest.split_once(']').ok_or("an IPv6 address lacks its ']'")?,
+        None if text.matches(':').count() > 1 => {
+            return Err("an IPv6 address needs brackets, as in redis://[::1]:6379".into());
+        }
         None => text.find(':').map_or((text, ""), |colon| text.split_at(colon)),
     };
     let port = match port {
@@ -236,6 +239,7 @@ mod tests {
             ("redis://h:0", "port"),
             ("redis://h:70000", "port"),
             ("redis://[::1", "']'"),
+            ("redis://::1:6379", "needs brackets"),
             ("redis://0.0.0.0", "0.0.0.0"),
             ("redis://h/x", "database"),
             ("redis://h/-1", "database"),

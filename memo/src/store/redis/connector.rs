@@ -100,6 +100,12 @@ pub enum RedisError {
         /// The cause.
         source: io::Error,
     },
+    /// A [check](super::Redis::check) got no answer. The cause names the remedy, if there is one.
+    #[error("{cause}")]
+    NoAnswer {
+        /// The cause.
+        cause: String,
+    },
     /// The password file cannot be used.
     #[error("the Redis password file {} {reason}", file.display())]
     PasswordFile {

@@ -51,6 +51,8 @@ pub(super) struct Path<'a> {
     pub(super) scaling: Scaling,
     /// The declared number of features of the graph's input.
     pub(super) declared: Option<usize>,
+    /// The 16-bit type that the graph rounds features to, if it does.
+    pub(super) rounds_to: Option<&'static str>,
 }
 
 pub(super) fn path(graph: &GraphProto) -> Result<Path<'_>, ModelError> {
@@ -82,10 +84,13 @@ pub(super) fn path(graph: &GraphProto) -> Result<Path<'_>, ModelError> {
         )));
     };
     let mut scaling = Scaling { scale: vec![1.0], offset: vec![0.0] };
+    let mut rounds_to = None;
     for step in steps.into_iter().rev() {
         apply(graph, step, &mut scaling)?;
+        let to = cast_type(step);
+        rounds_to = rounds_to.or(to.filter(|&to| is_short(to)).map(type_name));
     }
-    Ok(Path { classifier: node, scaling, declared: declared_features(input) })
+    Ok(Path { classifier: node, scaling, declared: declared_features(input), rounds_to })
 }
 
 fn declared_features(input: &ValueInfoProto) -> Option<usize> {
@@ -147,10 +152,11 @@ fn apply(graph: &GraphProto, step: &NodeProto, scaling: &mut Scaling) -> Result<
     let double = |values: &[f32]| values.iter().map(|&value| f64::from(value)).collect::<Vec<_>>();
     match step.op_type.as_str() {
         "Identity" => Ok(()),
-        "Cast" => match attribute(step, "to").map(|to| to.i) {
-            Some(to) if [FLOAT.into(), DOUBLE.into()].contains(&to) => Ok(()),
+        "Cast" => match cast_type(step) {
+            Some(FLOAT | DOUBLE | FLOAT16 | BFLOAT16) => Ok(()),
             to => {
-                Err(refuse(format!("Cast to type {to:?} before the classifier is not supported")))
+                let to = to.map_or("no type", type_name);
+                Err(refuse(format!("Cast to {to} before the classifier is not supported")))
             }
         },
         "Scaler" => {
@@ -190,7 +196,7 @@ fn apply(graph: &GraphProto, step: &NodeProto, scaling: &mut Scaling) -> Result<
 /// value is not constant.
 pub(super) fn constant(graph: &GraphProto, name: &str) -> Result<Option<Vec<f64>>, ModelError> {
     let mut name = name;
-    let mut rounds_to_single = false;
+    let mut casts = Vec::new();
     for _ in 0..MAX_STEPS {
         let found = if let Some(tensor) = graph.initializer.iter().find(|it| it.name == name) {
             tensor_values(tensor)?
@@ -203,21 +209,88 @@ pub(super) fn constant(graph: &GraphProto, name: &str) -> Result<Option<Vec<f64>
                     continue;
                 }
                 Some((node, "Cast")) => {
-                    match attribute(node, "to").map(|to| to.i) {
-                        Some(to) if to == i64::from(FLOAT) => rounds_to_single = true,
-                        Some(to) if to == i64::from(DOUBLE) => {}
-                        _ => return Ok(None),
-                    }
+                    casts.push(cast_type(node));
                     name = input(node)?;
                     continue;
+                }
+                _ if graph.sparse_initializer.iter().any(|it| it.is_named(name)) => {
+                    let name = shorten(name);
+                    return Err(refuse(format!(
+                        "constant {name:?} is sparse, which is not supported"
+                    )));
                 }
                 _ => return Ok(None),
             }
         };
-        let round = |value: f64| if rounds_to_single { f64::from(value as f32) } else { value };
-        return Ok(Some(found.into_iter().map(round).collect()));
+        // The last one that was found is the first one of the graph.
+        let mut casts = casts.into_iter().rev();
+        return casts.try_fold(found, cast).map(Some);
     }
     Ok(None)
+}
+
+/// The type that a `Cast` node casts to.
+fn cast_type(node: &NodeProto) -> Option<i32> {
+    let to = attribute(node, "to").filter(|_| node.op_type == "Cast")?;
+    i32::try_from(to.i).ok()
+}
+
+/// A constant in another type.
+fn cast(values: Vec<f64>, to: Option<i32>) -> Result<Vec<f64>, ModelError> {
+    let round: fn(f64) -> f64 = match to {
+        Some(DOUBLE) => |value| value,
+        Some(FLOAT) => |value| f64::from(value as f32),
+        Some(FLOAT16) => |value| rounded(value, 10, -14, 65_520.0),
+        Some(BFLOAT16) => |value| rounded(value, 7, -126, f64::from(f32::MAX)),
+        Some(INT32 | INT64) => f64::trunc,
+        to => {
+            let to = to.map_or("no type", type_name);
+            return Err(refuse(format!("Cast of a constant to {to} is not supported")));
+        }
+    };
+    Ok(values.into_iter().map(round).collect())
+}
+
+/// The nearest float with so many bits of fraction. The smallest exponent is that of normal
+/// numbers; values from `limit` on are infinite.
+fn rounded(value: f64, fraction: i32, min_exponent: i32, limit: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    if value.abs() >= limit {
+        return f64::INFINITY.copysign(value);
+    }
+    let exponent = (value.abs().log2().floor() as i32).max(min_exponent);
+    let unit = f64::powi(2.0, exponent - fraction);
+    (value / unit).round_ties_even() * unit
+}
+
+fn is_short(to: i32) -> bool {
+    [FLOAT16, BFLOAT16].contains(&to)
+}
+
+/// The name of a type of tensors in the ONNX documents.
+fn type_name(data_type: i32) -> &'static str {
+    match data_type {
+        FLOAT => "float",
+        UINT8 => "uint8",
+        INT8 => "int8",
+        UINT16 => "uint16",
+        INT16 => "int16",
+        INT32 => "int32",
+        INT64 => "int64",
+        8 => "string",
+        BOOL => "bool",
+        FLOAT16 => "float16",
+        DOUBLE => "double",
+        UINT32 => "uint32",
+        UINT64 => "uint64",
+        14 | 15 => "a complex type",
+        BFLOAT16 => "bfloat16",
+        17..=20 => "an 8-bit float",
+        21 | 22 => "a 4-bit integer",
+        _ => "an unknown type",
+    }
 }
 
 /// The numbers of a `Constant` node.
@@ -275,6 +348,7 @@ fn tensor_values(tensor: &TensorProto) -> Result<Vec<f64>, ModelError> {
         INT64 => from_raw(raw, |bytes| i64::from_le_bytes(bytes) as f64),
         UINT64 => from_raw(raw, |bytes| u64::from_le_bytes(bytes) as f64),
         other => {
+            let other = type_name(other);
             return Err(refuse(format!("constant {:?} has the unsupported type {other}", name())));
         }
     };
@@ -337,6 +411,17 @@ mod tests {
             assert_eq!(half(bits), value, "{bits:#x}");
         }
         assert!(half(0x7c01).is_nan());
+        // Every finite half float is its own nearest one, and so is the middle to an even one.
+        for bits in 0..0x7c00 {
+            let value = half(bits);
+            assert_eq!(rounded(value, 10, -14, 65_520.0), value, "{bits:#x}");
+            let middle = f64::midpoint(value, half(bits + 1));
+            let even = half(bits + (bits & 1));
+            if bits < 0x7bff {
+                assert_eq!(rounded(-middle, 10, -14, 65_520.0), -even, "{bits:#x}");
+            }
+        }
+        assert_eq!(rounded(65_520.0, 10, -14, 65_520.0), f64::INFINITY);
         assert_eq!((brain(0x3f80), brain(0xc040)), (1.0, -3.0));
     }
 }

@@ -78,10 +78,17 @@ pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<UnlabelledMo
         "" => "an unnamed tool".to_owned(),
         name => format!("{} {}", shorten(name), shorten(&model.producer_version)),
     };
-    match node.op_type.as_str() {
-        "SVMClassifier" => read_svm(node, &input, labels, &producer),
-        _ => read_linear(node, &input, labels, &producer),
+    let mut found = match node.op_type.as_str() {
+        "SVMClassifier" => read_svm(node, &input, labels, &producer)?,
+        _ => read_linear(node, &input, labels, &producer)?,
+    };
+    if let Some(short) = path.rounds_to {
+        found.warnings.push(format!(
+            "the graph rounds features to {short} and this import does not: labels may differ where \
+             the rounding decides"
+        ));
     }
+    Ok(found)
 }
 
 /// An error text for bytes that are not an ONNX graph.
@@ -145,7 +152,8 @@ fn counts(node: &NodeProto, classes: usize) -> Result<Vec<u32>, ModelError> {
     }
     let count = |&count: &i64| u32::try_from(count).ok();
     let counts: Option<Vec<u32>> = counts.iter().map(count).collect();
-    counts.ok_or_else(|| refuse("vectors_per_class holds a number below 0"))
+    counts
+        .ok_or_else(|| refuse("vectors_per_class holds a number that is not from 0 to 4294967295"))
 }
 
 fn double(values: &[f32]) -> Vec<f64> {
@@ -329,7 +337,9 @@ const GRAPH: Fields = &[
     (5, Field::Message(TENSOR)),
     (11, Field::Message(VALUE)),
     (12, Field::Message(VALUE)),
+    (15, Field::Message(SPARSE)),
 ];
+const SPARSE: Fields = &[(1, Field::Message(TENSOR))];
 const NODE: Fields = &[(1, Field::Text), (2, Field::Text), (5, Field::Message(ATTRIBUTE))];
 const ATTRIBUTE: Fields = &[(5, Field::Message(TENSOR)), (8, Field::Integers), (9, Field::Text)];
 const TENSOR: Fields =
@@ -409,6 +419,7 @@ mod tests {
             initializer: vec![TensorProto::default()],
             input: vec![input],
             output: vec![ValueInfoProto::default()],
+            sparse_initializer: Vec::new(),
         };
         let model = ModelProto { graph: Some(graph), ..ModelProto::default() };
         // The graph; its node with three names, two attributes and six integers; a constant; the

@@ -25,6 +25,22 @@ pub struct GraphProto {
     pub input: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "12")]
     pub output: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "15")]
+    pub sparse_initializer: Vec<SparseTensorProto>,
+}
+
+/// A constant that is mostly zeros. Only its name is read, which its values have.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SparseTensorProto {
+    #[prost(message, optional, tag = "1")]
+    pub values: Option<TensorProto>,
+}
+
+impl SparseTensorProto {
+    /// Whether it has this name.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.values.as_ref().is_some_and(|values| values.name == name)
+    }
 }
 
 /// An operation.
