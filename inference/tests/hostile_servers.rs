@@ -3,6 +3,7 @@
 //!
 //! One test runs all cases in turn, because it measures the memory of its own process.
 
+#![allow(clippy::big_endian_bytes, reason = "numbers of HTTP/2 and gRPC are in network order")]
 #![allow(clippy::unwrap_used)]
 #![cfg(target_os = "linux")]
 

@@ -173,7 +173,7 @@ impl<'a> Lookup<'a> {
     }
 
     /// Looks rows up that have labels.
-    pub(crate) fn labels<R: Row>(&mut self, front: &mut impl Front, rows: Lookups<R>) {
+    pub(crate) fn labels<R: Row>(&mut self, front: &mut impl Front, rows: &mut Lookups<R>) {
         match &self.arrival.space.stores.labels {
             Store::Embedded(table, _) if self.looks => self.look_here(front, rows, table),
             _ => self.begin_all(front, rows),
@@ -216,10 +216,11 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    fn look_here<R: Row>(&mut self, front: &mut impl Front, rows: Lookups<R>, table: &Table) {
+    // The rows of a batch are some kilobytes: they are passed by reference, and drained.
+    fn look_here<R: Row>(&mut self, front: &mut impl Front, rows: &mut Lookups<R>, table: &Table) {
         let (inner, arrival) = (self.inner, self.arrival);
         let mut hashed = ArrayVec::<Hashed, LOOKUPS>::new();
-        for (_, hash, _) in &rows {
+        for (_, hash, _) in &*rows {
             let key = Hashed::new(hash.store_key());
             table.prefetch(key);
             hashed.push(key);
@@ -227,7 +228,7 @@ impl<'a> Lookup<'a> {
         self.keep_epoch();
         let (mut hits, mut misses) = (0, Lookups::new());
         let mut missed = ArrayVec::<Hashed, LOOKUPS>::new();
-        for ((i, hash, row), key) in rows.into_iter().zip(hashed) {
+        for ((i, hash, row), &key) in rows.drain(..).zip(&hashed) {
             let value = table.read(key).map(u64::cast_signed);
             match open(inner, arrival, hash, value) {
                 Some(label) => {
@@ -249,7 +250,7 @@ impl<'a> Lookup<'a> {
         }
         let begun = self.begun.get_or_insert_with(|| Begun::new(inner, arrival));
         begun.reserve(misses.iter().map(|(.., row)| row.bytes().len()));
-        for ((i, hash, row), key) in misses.into_iter().zip(missed) {
+        for ((i, hash, row), &key) in misses.drain(..).zip(&missed) {
             if !begin(begun, front, i, hash, &row) {
                 continue;
             }
@@ -319,13 +320,13 @@ impl<'a> Lookup<'a> {
     }
 
     /// Joins the flight of every row.
-    fn begin_all<R: Row>(&mut self, front: &mut impl Front, rows: Lookups<R>) {
+    fn begin_all<R: Row>(&mut self, front: &mut impl Front, rows: &mut Lookups<R>) {
         if rows.is_empty() {
             return;
         }
         let begun = self.begun.get_or_insert_with(|| Begun::new(self.inner, self.arrival));
         begun.reserve(rows.iter().map(|(.., row)| row.bytes().len()));
-        for (i, hash, row) in rows {
+        for (i, hash, row) in rows.drain(..) {
             begin(begun, front, i, hash, &row);
         }
     }

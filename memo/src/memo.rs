@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::begun::Begun;
 use crate::inner::{Inner, MemoOptions};
-use crate::lookup::{Front, LOOKUPS, Lookup};
+use crate::lookup::{Front, LOOKUPS, Lookup, Lookups};
 use crate::metrics;
 use crate::models::{Entry, ModelOptions, Space};
 use crate::request::{MAX_ROWS, Request};
@@ -166,7 +166,8 @@ impl Memo {
                 for (chunk, rows) in request.rows.chunks(LOOKUPS).enumerate() {
                     let start = chunk * LOOKUPS;
                     let hashed = |(i, row): (usize, &Bytes)| (start + i, keys.hash(row), row.clone());
-                    lookup.labels(&mut front, rows.iter().enumerate().map(hashed).collect());
+                    let mut rows: Lookups<Bytes> = rows.iter().enumerate().map(hashed).collect();
+                    lookup.labels(&mut front, &mut rows);
                 }
             }
         }

@@ -123,7 +123,7 @@ impl Service for MemoService {
         let arrival =
             Arrival { entry, space, since, client, refreshes, stores, ttl, context, shared_len };
         let mut lookup = Lookup::new(inner, &arrival, stores);
-        lookup.labels(&mut Connection(batch), rows);
+        lookup.labels(&mut Connection(batch), &mut rows);
         // The rows of a batch are requests of their own.
         lookup.finish(Begun::call_each);
     }

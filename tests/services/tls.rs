@@ -92,7 +92,7 @@ fn listeners_upstreams_and_tools_speak_mutual_tls() {
     for (flags, why) in [
         (&["--tls", "--tls-ca", &ca][..], "the server asks for a client's certificate"),
         (&[], "this port speaks TLS"),
-        (&["--tls", "--tls-ca", &text(&pki.clients.cert)], "invalid peer certificate"),
+        (&["--tls", "--tls-ca", &text(&pki.clients.cert)], "no trusted authority"),
     ] {
         let line = run(&[&["stats", &place], flags].concat()).failed_with_a_line();
         assert!(line.contains(why), "{line}");

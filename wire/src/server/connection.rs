@@ -265,7 +265,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
     }
 
     fn take_stream_frames(&mut self) {
-        if self.may_stream() {
+        if self.streams.has_frames() && self.may_stream() {
             self.body = self.streams.take(&mut self.out);
             self.body_at = self.out.len();
         }
