@@ -112,6 +112,8 @@ struct Link {
     calls: Arc<Mutex<Calls>>,
     next: AtomicU32,
     task: JoinHandle<()>,
+    /// Without a handle, the connection would close.
+    _connection: Connection,
 }
 
 impl Drop for Link {
@@ -171,7 +173,8 @@ impl Client {
         let stream = connection.open(STREAM, Bytes::from_static(&[VERSION])).await?;
         let (outbox, calls) = (Arc::new(Outbox::default()), Arc::new(Mutex::default()));
         let task = tokio::spawn(run(stream, Arc::clone(&outbox), Arc::clone(&calls), grants));
-        Ok(Client { link: Arc::new(Link { outbox, calls, next: AtomicU32::new(1), task }) })
+        let (next, _connection) = (AtomicU32::new(1), connection.clone());
+        Ok(Client { link: Arc::new(Link { outbox, calls, next, task, _connection }) })
     }
 
     /// A call number and its response.
@@ -230,7 +233,7 @@ impl Client {
         }
         let submitted = submitted?;
         let is_remembered = matches!(submitted, Submission::Remembered { .. });
-        Ok((submitted, (!is_remembered).then(|| async move { ended(end.await?) })))
+        Ok((submitted, (!is_remembered).then_some(async move { ended(end.await?) })))
     }
 
     /// Removes a call whose response does not come.
@@ -346,7 +349,7 @@ async fn run(
         let mut splitter = Splitter::default();
         while let Some(chunk) = reader.read().await? {
             splitter.push(&chunk);
-            while let Some((kind, call, fields)) = splitter.next()? {
+            while let Some((kind, call, fields)) = splitter.next_message()? {
                 match (Response::decode(kind, fields)?, &grants) {
                     (Response::Granted { grant }, Some(grants)) => {
                         let _ = grants.send(grant);

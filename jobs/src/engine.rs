@@ -970,6 +970,10 @@ impl Kind {
 
 /// A text without the part above the limit for details.
 fn truncated(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(MAX_DETAIL));
+    let mut end = MAX_DETAIL.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
     text
 }

@@ -81,7 +81,7 @@ impl Splitter {
     ///
     /// # Errors
     /// [`Malformed`] if its length is not valid.
-    pub fn next(&mut self) -> Result<Option<Message>, Malformed> {
+    pub fn next_message(&mut self) -> Result<Option<Message>, Malformed> {
         let Some(&length) = self.buffer.first_chunk::<4>() else { return Ok(None) };
         let length = u32::from_le_bytes(length) as usize;
         if length > MAX_MESSAGE {

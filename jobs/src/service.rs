@@ -168,7 +168,7 @@ impl Session {
         let mut splitter = Splitter::default();
         while let Ok(Some(chunk)) = reader.read().await {
             splitter.push(&chunk);
-            while let Some((kind, call, fields)) = splitter.next()? {
+            while let Some((kind, call, fields)) = splitter.next_message()? {
                 self.handle(call, Request::decode(kind, fields)?);
                 while self.outbox.is_full() {
                     self.outbox.drained.notified().await;

@@ -213,7 +213,7 @@ fn messages_survive_every_split_and_lie_detection() {
         let mut found = Vec::new();
         for part in [&bytes[..split], &bytes[split..]] {
             splitter.push(part);
-            while let Some((kind, call, fields)) = splitter.next().unwrap() {
+            while let Some((kind, call, fields)) = splitter.next_message().unwrap() {
                 found.push((call, Request::decode(kind, fields).unwrap()));
             }
         }
