@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use afterimage_cache::metrics as cache;
 use afterimage_classifier::metrics as engine;
+use afterimage_jobs::metrics as jobs;
 use afterimage_memo::metrics as memo;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{ServerOptions, until_terminated};
@@ -142,6 +143,14 @@ const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// The work of a service in one line: its requests and its hit ratio.
 fn summary(stats: &Stats) -> String {
     let count = |name| stats.counter_value(name);
+    if stats.get(jobs::ACCEPTED.name).is_some() {
+        let (ended, known) = (count(jobs::SUCCEEDED.name), count(jobs::REMEMBERED.name));
+        return format!(
+            "{} jobs succeeded, {} answers from memory",
+            grouped(ended),
+            grouped(known)
+        );
+    }
     if stats.get(cache::HITS.name).is_none() {
         return format!("{} images classified", grouped(count(engine::SCORED.name)));
     }

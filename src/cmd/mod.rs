@@ -12,6 +12,7 @@ pub(crate) mod forget;
 pub(crate) mod gateway;
 pub(crate) mod import;
 pub(crate) mod install;
+pub(crate) mod jobs;
 pub(crate) mod key;
 pub(crate) mod memo;
 pub(crate) mod models;

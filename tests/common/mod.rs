@@ -69,7 +69,9 @@ impl Running {
             args.contains(&"--listen") || env.iter().any(|(name, _)| name.ends_with("LISTEN"));
         // Tests that run at once would share the page's default address.
         let no_page = ["--http", "off"];
-        let wants_none = args.contains(&"serve") && !args.contains(&"--http");
+        // Of `jobs serve` and others, `serve` is the second word.
+        let is_serve = args.contains(&"serve") && !args.contains(&"jobs");
+        let wants_none = is_serve && !args.contains(&"--http");
         let listen = listen.iter().filter(|_| !given);
         let no_page = no_page.iter().filter(|_| wants_none);
         let args: Vec<&str> = args.iter().chain(listen).chain(no_page).copied().collect();

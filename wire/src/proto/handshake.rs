@@ -106,6 +106,8 @@ pub enum Role {
     Cache,
     /// Answers `ClassifyReq` with its model.
     Classifier,
+    /// Has the stream `jobs`; answers no requests but the common ones.
+    Jobs,
     /// A service of a newer version.
     Unknown(u8),
 }
@@ -117,6 +119,7 @@ impl Role {
             Role::Memo => 1,
             Role::Cache => 2,
             Role::Classifier => 3,
+            Role::Jobs => 4,
             Role::Unknown(code) => code,
         }
     }
@@ -127,6 +130,7 @@ impl Role {
             1 => Role::Memo,
             2 => Role::Cache,
             3 => Role::Classifier,
+            4 => Role::Jobs,
             other => Role::Unknown(other),
         }
     }
@@ -143,6 +147,7 @@ impl fmt::Display for Role {
             Role::Memo => f.write_str("memo"),
             Role::Cache => f.write_str("cache"),
             Role::Classifier => f.write_str("classifier"),
+            Role::Jobs => f.write_str("jobs"),
             Role::Unknown(code) => write!(f, "service {code}"),
         }
     }
