@@ -75,9 +75,10 @@ Examples:
 'afterimage COMMAND --help' shows a command's flags and examples.";
 
 /// The subcommands by purpose, as the help lists them.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("Serve", &["proxy", "serve", "memo", "cache", "classifier", "gateway"]),
     ("Ask", &["classify", "stats", "ping", "snapshot", "forget", "flush"]),
+    ("Work", &["stream"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench", "estimate"]),
     ("Install", &["doctor", "key", "completions", "man"]),
@@ -99,6 +100,8 @@ enum Command {
     Gateway(Box<cmd::gateway::Args>),
     /// Classify images.
     Classify(cmd::classify::Args),
+    /// Compute over files of any size, in bounded memory; runs can be resumed.
+    Stream(cmd::stream::Args),
     /// Train a model.
     Train(cmd::train::Args),
     /// Convert a model of LIBSVM, LIBLINEAR or scikit-learn (ONNX).
@@ -310,6 +313,7 @@ fn run() -> anyhow::Result<()> {
         Command::Memo(args) => cmd::memo::run(*args),
         Command::Gateway(args) => cmd::gateway::run(*args),
         Command::Classify(args) => cmd::classify::run(args),
+        Command::Stream(args) => cmd::stream::run(args),
         Command::Train(args) => cmd::train::run(args),
         Command::Import(args) => cmd::import::run(args),
         Command::Eval(args) => cmd::eval::run(args),

@@ -3,11 +3,12 @@
 use afterimage_core::Metric;
 
 /// The descriptions of all crates, in the order of a report.
-const METRICS: [&[Metric]; 5] = [
+const METRICS: [&[Metric]; 6] = [
     afterimage_cache::metrics::METRICS,
     afterimage_memo::metrics::METRICS,
     afterimage_classifier::metrics::METRICS,
     afterimage_inference::metrics::METRICS,
+    afterimage_streams::metrics::METRICS,
     afterimage_wire::server::metrics::METRICS,
 ];
 

@@ -41,5 +41,7 @@ targets! {
     grpc_framing: 2000,
     oip_encodings: 1500,
     embeddings: 4000,
+    stream_split: 3000,
+    stream_run: 3000,
     settings: 150,
 }

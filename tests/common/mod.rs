@@ -68,7 +68,8 @@ impl Running {
             args.contains(&"--listen") || env.iter().any(|(name, _)| name.ends_with("LISTEN"));
         // Tests that run at once would share the page's default address.
         let no_page = ["--http", "off"];
-        let wants_none = args.contains(&"serve") && !args.contains(&"--http");
+        let is_stream = args.first() == Some(&"stream");
+        let wants_none = args.contains(&"serve") && !is_stream && !args.contains(&"--http");
         let listen = listen.iter().filter(|_| !given);
         let no_page = no_page.iter().filter(|_| wants_none);
         let args: Vec<&str> = args.iter().chain(listen).chain(no_page).copied().collect();

@@ -12,7 +12,7 @@ use crate::format::{grouped, long_time, nanos, percent};
 use crate::metrics::find;
 
 /// The sections of a report. Latencies have a table of their own.
-pub(crate) const SECTIONS: [&str; 10] = [
+pub(crate) const SECTIONS: [&str; 11] = [
     "Time",
     "Answers",
     "Store",
@@ -21,6 +21,7 @@ pub(crate) const SECTIONS: [&str; 10] = [
     "Snapshot",
     "Classifier",
     "Proxy",
+    "Streams",
     "Audit of hits",
     "Connections",
 ];

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod classifier;
 pub mod inference;
+pub mod streams;
 pub mod wire;
 
 use std::ffi::OsString;
@@ -42,7 +43,7 @@ pub const MEMORY_BASE: usize = 16 << 20;
 pub fn targets() -> impl Iterator<Item = Target> {
     let settings =
         Target { name: "settings", body: settings, seeds: settings_seeds, memory_per_byte: 1024 };
-    [wire::TARGETS, cache::TARGETS, classifier::TARGETS, inference::TARGETS]
+    [wire::TARGETS, cache::TARGETS, classifier::TARGETS, inference::TARGETS, streams::TARGETS]
         .into_iter()
         .flatten()
         .copied()

@@ -237,6 +237,8 @@ pub enum Expect {
     Cache,
     /// Answers `ClassifyReq`: a memo or a classifier.
     Classify,
+    /// Has streams of records.
+    Streams,
 }
 
 impl Expect {
@@ -245,6 +247,7 @@ impl Expect {
         match self {
             Expect::Cache => service == Role::Cache,
             Expect::Classify => service.classifies(),
+            Expect::Streams => service == Role::Streams,
         }
     }
 }
@@ -254,6 +257,7 @@ impl fmt::Display for Expect {
         f.write_str(match self {
             Expect::Cache => "a cache",
             Expect::Classify => "a memo or a classifier",
+            Expect::Streams => "a streams service",
         })
     }
 }

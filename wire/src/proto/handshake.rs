@@ -106,6 +106,8 @@ pub enum Role {
     Cache,
     /// Answers `ClassifyReq` with its model.
     Classifier,
+    /// Has streams of records: folds over files of any size.
+    Streams,
     /// A service of a newer version.
     Unknown(u8),
 }
@@ -117,6 +119,7 @@ impl Role {
             Role::Memo => 1,
             Role::Cache => 2,
             Role::Classifier => 3,
+            Role::Streams => 5,
             Role::Unknown(code) => code,
         }
     }
@@ -127,6 +130,7 @@ impl Role {
             1 => Role::Memo,
             2 => Role::Cache,
             3 => Role::Classifier,
+            5 => Role::Streams,
             other => Role::Unknown(other),
         }
     }
@@ -143,6 +147,7 @@ impl fmt::Display for Role {
             Role::Memo => f.write_str("memo"),
             Role::Cache => f.write_str("cache"),
             Role::Classifier => f.write_str("classifier"),
+            Role::Streams => f.write_str("streams"),
             Role::Unknown(code) => write!(f, "service {code}"),
         }
     }
