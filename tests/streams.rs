@@ -217,3 +217,34 @@ fn a_run_of_another_plan_is_not_resumed() {
     let error = run(&["stream", "run", "mean", &path, "--state", state, "--resume", "b"]);
     assert!(error.failed_with_a_line().contains("there is no checkpoint of \"b\""));
 }
+
+#[test]
+fn an_idx_file_is_classified_through_a_memo_and_resumed() {
+    let (inputs, state) = (folder(), folder());
+    let memo = Running::start(&["serve", "--memory", "8MiB", "--model", "raw"]);
+    let place = memo.place();
+    let count = 500_u32;
+    // IDX has the highest byte first.
+    let header = [0, 0, 8, 3, 0, 0, 1, 0xF4, 0, 0, 0, 28, 0, 0, 0, 28];
+    let images = (0..count * 784).map(|i| (i / 784 % 50 + i % 251) as u8);
+    let bytes: Vec<u8> = header.into_iter().chain(images).collect();
+    let path = file(&inputs, "images.idx", &bytes);
+    let out = inputs.path().join("labels.txt");
+    let out = out.to_str().unwrap();
+    let state = state.path().to_str().unwrap();
+    let report = result(&["classify", &path, "--server", &place, "--out", out]);
+    assert_eq!(report["records"], count);
+    let whole = common::text(out);
+    assert_eq!(whole.lines().count(), count as usize);
+    assert!(report["value"]["misses"].as_u64().unwrap() <= 50, "{report}");
+    // Half of the file is an error at its end, and labels of whole records.
+    let cut = file(&inputs, "cut.idx", &bytes[..bytes.len() / 2]);
+    let fixed = ["--server", &place, "--out", out, "--state", state];
+    let args = [&["stream", "run", "classify", &cut, "--id", "a"], &fixed[..]].concat();
+    let error = run(&args).failed_with_a_line();
+    assert!(error.contains("the input ends within a record"), "{error}");
+    std::fs::OpenOptions::new().append(true).open(out).unwrap().write_all(b"rubbish").unwrap();
+    let report = result(&[&["classify", &path, "--resume", "a"], &fixed[..]].concat());
+    assert_eq!(report["records"], count);
+    assert_eq!(common::text(out), whole);
+}

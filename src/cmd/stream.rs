@@ -6,6 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use afterimage_streams::classify::{CLASSIFY, Classify, ClassifyError};
 use afterimage_streams::client::{Pipe, Seekable, SendError, Source, send};
 use afterimage_streams::fold::FOLDS;
 use afterimage_streams::folder::{Folder, Lease, Start};
@@ -15,7 +16,7 @@ use afterimage_streams::service::{StreamsOptions, StreamsService};
 use afterimage_streams::split::{Format, MAX_LIMIT};
 use afterimage_wire::client::Expect;
 use afterimage_wire::text::escape_line;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use clap::builder::PossibleValuesParser;
 use serde_json::Value;
 
@@ -74,8 +75,8 @@ pub(crate) struct ServeArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = run_help())]
 pub(crate) struct RunArgs {
-    /// What to compute.
-    #[arg(value_name = "FOLD", value_parser = PossibleValuesParser::new(FOLDS.map(|fold| fold.name)))]
+    /// What to compute: a fold, or classify.
+    #[arg(value_name = "FOLD", value_parser = PossibleValuesParser::new(names()))]
     #[arg(hide_possible_values = true)]
     fold: String,
 
@@ -116,7 +117,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", default_value = "1s")]
     checkpoint_every: Span,
 
-    /// Streams service HOST:PORT [default: compute in this process]
+    /// Write the labels of classify to this file, one per line.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+
+    /// Streams service HOST:PORT [default: compute in this process]; for classify, the memo
+    /// [default: 127.0.0.1:7400]
     #[arg(long, value_name = "ADDR", value_parser = net::parse)]
     server: Option<String>,
 
@@ -132,8 +138,14 @@ pub(crate) struct RunArgs {
     client: ClientArgs,
 }
 
+/// What `run` computes.
+fn names() -> Vec<&'static str> {
+    FOLDS.iter().map(|fold| fold.name).chain([CLASSIFY]).collect()
+}
+
 fn run_help() -> String {
     let folds = FOLDS.map(|fold| format!("  {:<10} {}\n", fold.name, fold.about)).concat();
+    let folds = format!("{folds}  {CLASSIFY:<10} Labels of the records, from a memo\n");
     format!(
         "Folds:\n{folds}\n\
          Examples:\n  \
@@ -141,7 +153,8 @@ fn run_help() -> String {
            afterimage stream run quantiles orders.csv --field price\n  \
            zcat log.jsonl.gz | afterimage stream run distinct - --format lines --field user\n  \
            afterimage stream run mean big.jsonl --field ms --server 127.0.0.1:7404 --id june\n  \
-           afterimage stream run mean big.jsonl --field ms --server 127.0.0.1:7404 --resume june"
+           afterimage stream run mean big.jsonl --field ms --server 127.0.0.1:7404 --resume june\n  \
+           afterimage stream run classify images.idx --server 127.0.0.1:7400 --out labels.txt"
     )
 }
 
@@ -209,6 +222,7 @@ fn compute(args: &RunArgs) -> anyhow::Result<()> {
     let plan = args.plan()?;
     let started = Instant::now();
     let report = match &args.server {
+        _ if args.fold == CLASSIFY => classify(args, plan)?,
         Some(server) => {
             let runtime = serving::runtime(1)?;
             let report = runtime.block_on(at_a_service(args, server, plan));
@@ -318,6 +332,36 @@ fn here(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
     Ok(run.report(computing, waiting))
 }
 
+/// Classifies the records through a memo.
+fn classify(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
+    let out = args.out.as_deref().context("classify needs --out FILE for the labels")?;
+    if args.field.is_some() {
+        bail!("--field does not apply to classify, which takes whole records");
+    }
+    let leased = args.id().map(|id| Folder::open(&args.state)?.lease(id, args.start()));
+    let leased = leased.transpose()?;
+    let (lease, checkpoint) = leased.map_or((None, None), |(lease, found)| (Some(lease), found));
+    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(out);
+    let file = file.with_context(|| format!("cannot write {}", out.display()))?;
+    let mut run = Classify::new(plan, file, lease, checkpoint.as_ref())?;
+    let (mut input, length) = open(args, run.position())?;
+    let server = args.server.as_deref().unwrap_or("127.0.0.1:7400");
+    let bar = Bar::new(length);
+    serving::runtime(1)?.block_on(async {
+        let options = args.client.options()?.expect(Expect::Classify);
+        let client = net::connect(server, options).await?.client();
+        let done = run.run(&client, &mut *input, args.checkpoint_every.0, |report| {
+            show_progress(&bar, report, length);
+        });
+        let report = done.await.map_err(|error| match error {
+            ClassifyError::Call(error) => args.failed(net::explained(server, &error)),
+            error => args.failed(error),
+        })?;
+        client.close().await;
+        Ok(report)
+    })
+}
+
 /// Bytes that are read at once.
 const BUFFER: usize = 256 << 10;
 
@@ -339,10 +383,10 @@ fn save(lease: Option<&Lease>, run: &Run, is_complete: bool) -> anyhow::Result<(
 }
 
 /// The input from `offset` on, and its length; 0 if it is not known.
-fn open(args: &RunArgs, offset: u64) -> anyhow::Result<(Box<dyn Read>, u64)> {
+fn open(args: &RunArgs, offset: u64) -> anyhow::Result<(Box<dyn Read + Send>, u64)> {
     let short = || anyhow!(SendError::Short { offset });
     if args.is_pipe() {
-        let mut input = std::io::stdin().lock();
+        let mut input = std::io::stdin();
         let skipped = std::io::copy(&mut input.by_ref().take(offset), &mut std::io::sink())?;
         return if skipped == offset { Ok((Box::new(input), 0)) } else { Err(short()) };
     }

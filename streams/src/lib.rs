@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
+pub mod classify;
 pub mod client;
 pub mod fold;
 pub mod folder;

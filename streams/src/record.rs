@@ -224,7 +224,7 @@ pub fn number(text: &[u8]) -> Result<f64, Rejected> {
         }
         fraction = at - whole - 1;
         if fraction == 0 {
-            return Err(Rejected::NotANumber);
+            return slow(text);
         }
     }
     const EXACT: u64 = 1 << 53;
