@@ -56,7 +56,7 @@ fn is_nearest(found: f64, sum: &BigInt, count: u64) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(500))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
     fn sums_and_means_are_the_nearest_numbers(

@@ -46,10 +46,11 @@ impl Splitter {
             self.scanned = input.len();
             return Ok(input.len());
         }
+        let kept = self.rest(input, start, false, false, spans);
         if is_last {
             return Err(self.error(input.len(), SplitErrorKind::Unfinished));
         }
-        Ok(self.rest(input, start, false, false, spans))
+        Ok(kept)
     }
 
     /// Scans values up to the end of the input, or of the text. Returns the start of the record in
@@ -97,6 +98,8 @@ impl Splitter {
                 } else if self.inner.depth > 1 {
                     self.inner.depth -= 1;
                 } else if input[at] != self.inner.closing {
+                    // Whether it is above the limit may be reported already.
+                    self.text(input, start, at, !self.inner.has_comma, spans);
                     return Err(self.error(at, SplitErrorKind::WrongBracket));
                 } else {
                     // An array without elements has no record. After a comma there must be one.
