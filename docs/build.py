@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Builds the book of the documentation: docs/build.py [--out DIR]
 
-The chapters are files of the repository, listed in SUMMARY.md. They keep their places, so that links
-among them hold. A link to a file that is no chapter becomes one to the repository. Needs mdbook
-(`cargo install mdbook`). The book is in target/book/html.
+The chapters are files of the repository, listed in SUMMARY.md. They keep their places, so that
+links among them hold. A link to a file that is no chapter becomes one to the repository. Needs
+mdbook (`cargo install mdbook`). The book is in target/book/html.
 """
 
 import argparse

@@ -8,13 +8,13 @@ if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
     echo "SKIPPED the canary: install a nightly toolchain and cargo-fuzz to run it"
     exit 0
 fi
-cargo +nightly fuzz build canary || exit 1
-program=target/$(rustc +nightly -vV | sed -n 's/^host: //p')/release/canary
+cargo +nightly fuzz build || exit 1
+program=target/$(rustc +nightly -vV | sed -n 's/^host: //p')/release/fuzz
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 started=$SECONDS
-"$program" -max_total_time=60 -max_len=64 -artifact_prefix="$folder/" >"$folder/log" 2>&1
+FUZZ_TARGET=canary "$program" -max_total_time=60 -max_len=64 -artifact_prefix="$folder/" >"$folder/log" 2>&1
 status=$?
 if [ $status -eq 0 ] || ! grep -aq 'the fuzzer found the planted bug' "$folder/log"; then
     echo "the planted bug was NOT found (exit status $status): do not trust the results of the fuzz targets"

@@ -37,8 +37,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-/// Answers repeated requests to a classifier from a store, and sends only new inputs to the
-/// classifier.
+/// Answers repeated requests to a model from a store, and sends only new inputs to the model.
 #[derive(Debug, Parser)]
 #[command(name = "afterimage", version = version(), max_term_width = 100)]
 #[command(after_help = SETTINGS_HELP)]

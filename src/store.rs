@@ -226,7 +226,7 @@ pub(crate) fn secret(file: Option<&Path>, is_kept: bool) -> anyhow::Result<Secre
                  keep them"
             );
         }
-        return Secret::random().context("the operating system gives no random numbers");
+        return Secret::random().context("cannot get random numbers from the operating system");
     };
     warn_if_exposed("--secret-file", path);
     let read = || {

@@ -1,17 +1,19 @@
-"""The classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime, for bench/scripts/run.sh classifier.
+"""The classifier beside LIBLINEAR, LIBSVM, scikit-learn and ONNX Runtime, for bench/scripts/run.sh
+classifier.
 
     classifier.py DATA_DIR TEMPORARY_FOLDER RECORDS_FOLDER
 
 Every program gets the same models. Its answers are compared with ours before its time counts.
 
-* raw: the ten linear machines on pixels, exported to each program's own format. LIBSVM lets pairs of classes vote, so
-  each machine's weights become a "support vector" of a linear kernel: of two classes the one with the greater score
-  wins, so the class with the greatest score wins all its votes.
+* raw: the ten linear machines on pixels, exported to each program's own format. LIBSVM lets pairs
+  of classes vote, so each machine's weights become a "support vector" of a linear kernel: of two
+  classes the one with the greater score wins, so the class with the greatest score wins all its
+  votes.
 * conv: the shipped model, its steps written as an ONNX graph.
 
-All programs run on one core, in turn, in rounds; the least CPU time counts, since other processes disturb it less than
-wall time. Ours runs from an image's bytes to its label. The others get prepared inputs, floating-point numbers from 0
-to 1 in their fastest form.
+All programs run on one core, in turn, in rounds; the least CPU time counts, since other processes
+disturb it less than wall time. Ours runs from an image's bytes to its label. The others get
+prepared inputs, floating-point numbers from 0 to 1 in their fastest form.
 """
 
 import gzip
@@ -151,7 +153,8 @@ def write_liblinear(path, model, classes=10):
 
 
 def write_libsvm(path, model):
-    """Ten vectors, one for each class; the pair (i, j) weighs that of i by 1 and that of j by -1."""
+    """Ten vectors, one for each class; the pair (i, j) weighs that of i by 1 and that of j by
+    -1."""
     weights, intercepts = model["svm.weights"], model["svm.intercepts"].astype(float)
     rho = [-(intercepts[i] - intercepts[j]) for i in range(10) for j in range(i + 1, 10)]
     lines = [
@@ -251,10 +254,12 @@ def session(graph):
 
 
 def command_lines(model, features, folder):
-    """`predict` and `svm-predict` on a file of all images: CPU time of the whole command, and of its scoring alone.
+    """`predict` and `svm-predict` on a file of all images: CPU time of the whole command, and of
+    its scoring alone.
 
-    The latter of `predict` is found by running it with two classes as well, of which LIBLINEAR keeps the weights of
-    one: what the other nine take more is nine tenths of the scoring. `svm-predict` gets no such figure.
+    The latter of `predict` is found by running it with two classes as well, of which LIBLINEAR
+    keeps the weights of one: what the other nine take more is nine tenths of the scoring.
+    `svm-predict` gets no such figure.
     """
     lines = ["0 " + " ".join(f"{j + 1}:{row[j]:.9g}" for j in np.flatnonzero(row)) for row in features]
     Path(f"{folder}/images.txt").write_text("\n".join(lines) + "\n")

@@ -102,7 +102,8 @@ def deskew(b, integers):
 
 
 def quadratic_scores(b, integers, model, z):
-    """Σ w_ab·z_a·z_b + Σ w_a·z_a + b, the products taken as z·(W·z): no 5150 features in between."""
+    """Σ w_ab·z_a·z_b + Σ w_a·z_a + b, the products taken as z·(W·z): no 5150 features in
+    between."""
     weights, count = model["svm.weights"], model["conv.offset"].size
     upper = np.triu_indices(count)
     quadratic = np.zeros((10, count, count), np.float32)

@@ -2,10 +2,11 @@
  *
  * in_process linear|svm MODEL FEATURES SECONDS
  *
- * FEATURES: the number of images and of features (two 64-bit integers), then the features, row by row, as doubles.
- * Prints the least CPU time of a pass over 200 images, one call each, in microseconds per image; then the answers to all.
- * The inputs are brought into the libraries' own sparse form before the clock starts. Prototypes are written out
- * here, as the libraries' manuals have them, so that no development packages are needed.
+ * FEATURES: the number of images and of features (two 64-bit integers), then the features, row by
+ * row, as doubles. Prints the least CPU time of a pass over 200 images, one call each, in
+ * microseconds per image; then the answers to all. The inputs are brought into the libraries' own
+ * sparse form before the clock starts. Prototypes are written out here, as the libraries' manuals
+ * have them, so that no development packages are needed.
  */
 #include <stdio.h>
 #include <stdlib.h>

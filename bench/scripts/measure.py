@@ -1,8 +1,8 @@
 """Servers, loads, costs and tables for the Python scripts of this folder.
 
-Needs Python 3.9 only. The environment variable AFTERIMAGE names the binary; without it the release binary is built.
-With --commit a script also writes its output into the document that shows it, between two comments that name the
-script.
+Needs Python 3.9 only. The environment variable AFTERIMAGE names the binary; without it the release
+binary is built. With --commit a script also writes its output into the document that shows it,
+between two comments that name the script.
 """
 
 import json

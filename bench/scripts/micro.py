@@ -3,8 +3,9 @@
 
     micro.py [--commit]
 
-Covers codec, key, flights, label table, feature map and scoring. Takes about two minutes after the build. Of each
-benchmark it keeps the fastest sample, since other processes can only slow a sample down, and the median.
+Covers codec, key, flights, label table, feature map and scoring. Takes about two minutes after the
+build. Of each benchmark it keeps the fastest sample, since other processes can only slow a sample
+down, and the median.
 """
 
 import pathlib

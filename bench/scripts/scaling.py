@@ -3,9 +3,10 @@
 
     scaling.py [--commit]
 
-Server and load share the machine's CPUs. The tables show whether a second thread helps on two CPUs, and whether more
-threads than CPUs cost time: while a thread without a CPU holds a lock, all others wait, and the CPU time per request
-grows with the threads. Prints Markdown; --commit writes it into cache/README.md.
+Server and load share the machine's CPUs. The tables show whether a second thread helps on two CPUs,
+and whether more threads than CPUs cost time: while a thread without a CPU holds a lock, all others
+wait, and the CPU time per request grows with the threads. Prints Markdown; --commit writes it into
+cache/README.md.
 """
 
 import pathlib

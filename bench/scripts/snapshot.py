@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Measures reads of the cache service while it writes snapshots of ten million entries. Takes half a minute.
+"""Measures reads of the cache service while it writes snapshots of ten million entries. Takes half
+a minute.
 
     snapshot.py [--commit]
 
-The load is an open loop. The snapshots follow each other without a pause, so that every measured read meets one.
-Prints Markdown; --commit writes it into cache/README.md.
+The load is an open loop. The snapshots follow each other without a pause, so that every measured
+read meets one. Prints Markdown; --commit writes it into cache/README.md.
 """
 
 import pathlib

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Measures the memo's stores: embedded label table, cache service, Redis, Redis Cluster. Takes about two minutes.
+"""Measures the memo's stores: embedded label table, cache service, Redis, Redis Cluster. Takes
+about two minutes.
 
     stores.py [--commit]
 
-All servers run on this machine, so the figures contain no network latency. The model is the raw one, which is fast:
-the figures are those of the stores, not of the classifier. Prints Markdown; --commit writes it into docs/scaling.md.
+All servers run on this machine, so the figures contain no network latency. The model is the raw
+one, which is fast: the figures are those of the stores, not of the classifier. Prints Markdown;
+--commit writes it into docs/scaling.md.
 """
 
 import os
@@ -80,7 +82,7 @@ def table_bytes(values, prefix):
 
 def memo_of(program, store, secret):
     return Service(program, "memo", "--model", "raw", "--threads", "1", "--compute-threads", "1", "--memory", "64MiB",
-                   "--cache", store.place, "--lookup-budget", BUDGET, "--secret-file", secret)
+                   "--store", store.place, "--lookup-budget", BUDGET, "--secret-file", secret)
 
 
 def speed(program, memo):

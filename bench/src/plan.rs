@@ -264,7 +264,7 @@ impl Plan {
             }
             Access::EachOnce if self.warmup != Span::NONE => {
                 return refuse(
-                    "a warm-up would use up images that are to be asked about once".into(),
+                    "access \"once\" sends each image once; set the warm-up to 0s".into(),
                 );
             }
             _ => {}
@@ -272,7 +272,7 @@ impl Plan {
         self.validate_hit_ratio()?;
         match &self.target {
             Target::Call(_) if dialect != Dialect::Http => {
-                refuse(format!("{dialect} servers take no calls of HTTP"))
+                refuse(format!("a {dialect} server does not take HTTP calls"))
             }
             Target::Classify { .. } | Target::Cache(_) if dialect == Dialect::Http => {
                 refuse("an HTTP server takes calls, not images or keys".into())

@@ -37,7 +37,7 @@ pub enum Metric {
     Errors,
     /// Requests a second.
     Throughput,
-    /// The share of answers that were remembered, from 0 to 1.
+    /// The share of hits among the answers, from 0 to 1.
     HitRatio,
 }
 

@@ -20,7 +20,7 @@ pub(crate) fn yield_to_readers() {
     if let Err(error) = rustix::process::setpriority_process(None, NICE) {
         let thread = thread::current();
         let name = thread.name().unwrap_or("a background");
-        tracing::debug!("the {name} thread keeps its priority: {error}");
+        tracing::debug!("cannot lower the priority of the {name} thread: {error}");
     }
 }
 

@@ -90,6 +90,7 @@ pub enum Insert {
 
 /// The lines of a bucket. All bytes zero is an empty one.
 #[cfg_attr(not(loom), repr(C, align(128)))]
+#[derive(Default)]
 pub(crate) struct Lines(pub(crate) [Line; LINES]);
 
 #[cfg(not(loom))]
@@ -487,14 +488,6 @@ impl Drop for Writer<'_> {
     }
 }
 
-#[cfg(all(test, loom))]
-impl Lines {
-    /// The lines of an empty bucket. A table's lines are zeroed memory instead.
-    pub(crate) fn new() -> Self {
-        Self(std::array::from_fn(|_| Line::new()))
-    }
-}
-
 /// A model of one bucket, checked by loom in every interleaving that the memory model allows:
 /// `just loom`. A line of the model holds one entry, so that both lines are soon in use.
 #[cfg(all(test, loom))]
@@ -512,13 +505,13 @@ mod tests {
 
     impl Owned {
         fn new() -> Arc<Self> {
-            Arc::new(Self { lines: Lines::new(), tops: None })
+            Arc::new(Self { lines: Lines::default(), tops: None })
         }
 
         /// A bucket of a small table, which stores tops.
         fn small() -> Arc<Self> {
             Arc::new(Self {
-                lines: Lines::new(),
+                lines: Lines::default(),
                 tops: Some(std::array::from_fn(|_| Tops::new(0))),
             })
         }

@@ -150,7 +150,7 @@ impl ByteStore {
         let largest = (max_value_bytes + ENTRY_OVERHEAD_BYTES) as u64;
         let shards = (capacity_bytes / (largest * VALUES_PER_SHARD)).clamp(1, MAX_SHARDS);
         let shards = 1 << shards.ilog2();
-        // Bounds the keys of evicted values that are remembered: half as many.
+        // Bounds the keys of evicted values that are kept: half as many.
         let items = (capacity_bytes / 1024).clamp(16, 1 << 24);
         let options = OptionsBuilder::new()
             .shards(shards)

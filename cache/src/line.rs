@@ -12,6 +12,7 @@ const _: () = assert!(3 * ABOVE_BITS == TAG_BITS);
 
 /// See the [module](self).
 #[cfg_attr(not(loom), repr(C, align(64)))]
+#[derive(Default)]
 pub(crate) struct Line {
     pub(crate) word: AtomicU64,
     tags: [AtomicU64; TAG_WORDS],
@@ -96,16 +97,4 @@ pub(crate) fn set_top(tops: &Tops, lane: usize, top: u64) {
     let shift = ABOVE_BITS as usize * lane;
     let others = tops.load(Ordering::Relaxed) & !(ABOVE << shift);
     tops.store(others | top << shift, Ordering::Relaxed);
-}
-
-#[cfg(all(test, loom))]
-impl Line {
-    /// An empty line. A table's lines are zeroed memory instead.
-    pub(crate) fn new() -> Self {
-        Self {
-            word: AtomicU64::new(0),
-            tags: std::array::from_fn(|_| AtomicU64::new(0)),
-            values: std::array::from_fn(|_| AtomicU64::new(0)),
-        }
-    }
 }

@@ -17,7 +17,6 @@
 //! lingering nor the number of threads can change an answer.
 
 mod job;
-mod options;
 mod worker;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,8 +25,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use afterimage_core::Refused;
-pub use job::{Job, Labelled};
-pub use options::{EngineError, EngineOptions, MAX_LINGER};
+pub use job::{EngineError, EngineOptions, Job, Labelled, MAX_LINGER};
 use worker::{Queue, Shared};
 
 use crate::model::{Model, Scratch};

@@ -300,7 +300,7 @@ async function ask(picture) {
     return;
   }
   $("again").disabled = false;
-  const words = { hit: "remembered", miss: "computed", coalesced: "computed once for several" };
+  const words = { hit: "from the store", miss: "computed", coalesced: "computed once for several requests" };
   $("answer").replaceChildren(element("b", answer.label), " ", element("span", words[answer.origin], `badge ${answer.origin}`));
   const network = Math.max(0, took - answer.time_us);
   $("how").textContent = `Answered in ${time(answer.time_us)}; network, browser and picture took ${time(network)} more.`;

@@ -173,7 +173,7 @@ fn read(file: &Path, before: &[Entry]) -> Result<Arc<[Entry]>, KeysError> {
         let problem = |problem| KeysError::Line { file: file.into(), line: i + 1, problem };
         let mut entry = entry(&fields).map_err(problem)?;
         if !names.insert(entry.name.clone()) {
-            return Err(problem(format!("{} has a line already", entry.name)));
+            return Err(problem(format!("{} has two lines; keep one", entry.name)));
         }
         let known = before.iter().find(|known| known.name == entry.name);
         let limit = known.and_then(|known| known.limit.as_ref());
@@ -336,7 +336,7 @@ mod tests {
             (format!("a read {hash} 5"), "\"5\" is not a rate"),
             (format!("a read {hash} 0/s"), "\"0/s\" is not a rate"),
             (format!("a/b read {hash}"), "a name has"),
-            (format!("a read {hash}\na read {hash}"), "line 2: a has a line already"),
+            (format!("a read {hash}\na read {hash}"), "line 2: a has two lines; keep one"),
         ] {
             let error = of(&text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error:?} has no {expected:?}");

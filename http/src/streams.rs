@@ -153,7 +153,7 @@ impl<S: StreamService> Connections for Streams<S> {
                     connection.graceful_shutdown();
                 }
                 reason = activity.expires(&self.options), if closes_at.is_none() => {
-                    tracing::debug!(address = %peer.address, reason, "closes a connection");
+                    tracing::debug!(address = %peer.address, reason, "closing a connection");
                     connection.graceful_shutdown();
                     closes_at = Some(Instant::now() + GOODBYE);
                 }

@@ -24,7 +24,7 @@ const MAX_BODY: usize = 64 << 20;
 pub struct Estimate {
     /// Inference calls.
     pub calls: u64,
-    /// Calls whose rows are not known: their answers are not remembered.
+    /// Calls whose rows are not known: their answers are not stored.
     pub unknown_calls: u64,
     /// Calls with rows that were all known.
     pub hits: u64,

@@ -244,7 +244,7 @@ impl Models {
         }
     }
 
-    /// Remembers for a moment that the servers do not know a model.
+    /// Records for a moment that the servers do not know a model.
     fn refuse(&self, path: &str, slot: &Arc<Slot>, reason: Bypass) {
         let mut state = self.lock();
         if state.known.get(path).is_some_and(|known| Arc::ptr_eq(known, slot)) {

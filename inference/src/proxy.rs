@@ -402,7 +402,7 @@ impl Inner {
             }
             Called::Embeddings => {
                 let request = embeddings::Request::parse(&body).map_err(|error| {
-                    tracing::debug!(%error, "inputs are not understood; the server decides");
+                    tracing::debug!(%error, "cannot read the inputs; forwarded the call unchanged");
                     Bypass::NotUnderstood
                 })?;
                 let name = request.model.as_deref().unwrap_or_default();
@@ -781,7 +781,7 @@ struct Understood {
 fn parse(headers: &HeaderMap, body: Bytes, model: &str) -> Result<oip::Request, Bypass> {
     let json_len = json_len(headers).map_err(|()| Bypass::NotUnderstood)?;
     let request = oip::Request::parse(body, json_len).map_err(|error| {
-        tracing::debug!(model, %error, "a call is not understood; the server decides");
+        tracing::debug!(model, %error, "cannot read a call; forwarded it unchanged");
         Bypass::NotUnderstood
     })?;
     if let Some(refusal) = request.refusal() {

@@ -3,7 +3,7 @@
 //!
 //! The epoch of a model is a number that is part of all its keys: 0, or the time of the last flush.
 //! A flush takes a higher one, so that no older answer is found again. Because it is a time, it is
-//! also higher than epochs that the store has dropped and no memo remembers. The number itself is
+//! also higher than epochs that the store has dropped and no memo knows. The number itself is
 //! an entry of the store, sealed like a label:
 //!
 //! * A memo with a store in this process reads the entry when it meets the model.

@@ -115,7 +115,7 @@ impl Inner {
             span.in_scope(|| tracing::debug!(?waited, "the deadline has passed"));
         } else {
             self.counters.abandoned.fetch_add(1, Relaxed);
-            span.in_scope(|| tracing::debug!(?waited, "the client is gone"));
+            span.in_scope(|| tracing::debug!(?waited, "the client disconnected"));
         }
         let text = format!("no answer before the request's deadline; {waited:?} passed");
         reply.send(Err(Failure::new(Status::DeadlineExceeded, text)));

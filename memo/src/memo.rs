@@ -336,7 +336,7 @@ impl Memo {
         }
         Err(match &*entry.keys.present() {
             None => entry.no_keys(),
-            Some(_) => Failure::new(Status::Internal, "the model has no further epoch"),
+            Some(_) => Failure::new(Status::Internal, "the answers of this model were deleted too often: its epoch is at the limit"),
         })
     }
 

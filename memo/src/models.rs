@@ -293,7 +293,7 @@ impl ModelKeys {
                 changing.refused = None;
                 self.met.fetch_add(1, Relaxed);
                 if present.is_some() {
-                    tracing::info!(?model, "the upstream has another model; its keys are others");
+                    tracing::info!(?model, "the upstream has another model: stored answers of the old one are not used");
                 }
                 Some(Arc::new(Space { model, keys, generation, epoch, epoch_entry, freshness }))
             }

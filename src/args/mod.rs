@@ -300,7 +300,7 @@ pub(crate) struct TableArgs {
     #[arg(long, value_name = "TIME")]
     snapshot_every: Option<Span>,
 
-    /// Least time between the end of a snapshot that a client requests and the next one.
+    /// Minimum time from the end of a snapshot to the next one that a client requests.
     #[arg(long, value_name = "TIME", default_value = "10s")]
     min_snapshot_interval: Time,
 }

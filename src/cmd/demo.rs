@@ -268,7 +268,7 @@ impl Services {
         replicas.options.timeout = Duration::from_secs(5) + 2 * time;
         let memo = Running::start("memo", move |listener| {
             let secret =
-                Secret::random().context("the operating system gives no random numbers")?;
+                Secret::random().context("cannot get random numbers from the operating system")?;
             // A busy machine must not turn hits into misses.
             let lookup_budget = Duration::from_secs(1);
             let memo = MemoConfig {

@@ -18,7 +18,7 @@ const MAX_HAR: u64 = 1 << 30;
   afterimage estimate access.log        From a log of: afterimage proxy --access-log access.log
   afterimage estimate recording.har     From a recording of a browser or of another proxy
 
-Memory without a limit is assumed. To record without any effect on answers:
+The estimate assumes unlimited memory. To record a log without changing any answer:
   afterimage proxy http://triton:8000 --observe --access-log access.log")]
 pub(crate) struct Args {
     /// Access log of a proxy, or HAR file.
@@ -64,7 +64,7 @@ fn print_json(estimate: &Estimate) -> anyhow::Result<()> {
     let Estimate { calls, unknown_calls, hits, rows, repeated_rows, time, saved, skipped, .. } =
         estimate;
     let object = serde_json::json!({
-        "calls": calls, "calls_not_remembered": unknown_calls, "calls_from_memory": hits,
+        "calls": calls, "calls_not_stored": unknown_calls, "calls_from_memory": hits,
         "rows": rows, "rows_from_memory": repeated_rows, "hit_ratio": estimate.hit_ratio(),
         "time_us": time.as_micros() as u64, "saved_us": saved.as_micros() as u64,
         "skipped": skipped,
@@ -76,7 +76,7 @@ fn print(estimate: &Estimate) -> anyhow::Result<()> {
     let (time, saved) = (estimate.time, estimate.saved);
     let share = if time.is_zero() { 0.0 } else { saved.as_secs_f64() / time.as_secs_f64() };
     say!("inference calls          {:>12}", grouped(estimate.calls))?;
-    say!("  not remembered         {:>12}", grouped(estimate.unknown_calls))?;
+    say!("  not stored             {:>12}", grouped(estimate.unknown_calls))?;
     say!("  from memory            {:>12}", grouped(estimate.hits))?;
     say!("rows                     {:>12}", grouped(estimate.rows))?;
     say!("  from memory            {:>12}", grouped(estimate.repeated_rows))?;

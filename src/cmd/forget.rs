@@ -16,7 +16,7 @@ use crate::{net, serving};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   afterimage forget examples/seven.png
-  afterimage forget --server 127.0.0.1:7402 --model resnet --raw input.bin
+  afterimage forget --server memo:7400 --model resnet --raw input.bin
 
 The memo computes the answer anew at the next request. If the memo has an --admin-token-file,
 give that file as --token-file. To delete all answers of a model, use 'afterimage flush'.")]
@@ -72,7 +72,7 @@ pub(crate) fn forget(args: ForgetArgs) -> anyhow::Result<()> {
                 forgotten.map_err(|error| net::explained(&args.server, &error))?;
             }
             let inputs = if rows.len() == 1 { "input" } else { "inputs" };
-            say!("forgot {} {inputs} of {}", rows.len(), Escaped(path.display()))?;
+            say!("deleted the answers of {} {inputs} in {}", rows.len(), Escaped(path.display()))?;
         }
         admin.close().await;
         Ok(())
@@ -82,7 +82,7 @@ pub(crate) fn forget(args: ForgetArgs) -> anyhow::Result<()> {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   afterimage flush
-  afterimage flush 127.0.0.1:7402 --model resnet --token-file admin-token
+  afterimage flush memo:7400 --model resnet --token-file admin-token
 
 Answers that were stored so far are not used any more, also by other memos with the same store and
 secret. If the memo has an --admin-token-file, give that file as --token-file.")]

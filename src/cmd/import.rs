@@ -63,11 +63,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     }
     if let Some(path) = sample {
         let sample = Sample::read(&path, &imported)?;
-        say!("answers that are the sample's labels: {}", sample.agreement(&imported)?)?;
+        say!("accuracy on the sample: {}", sample.agreement(&imported)?)?;
         if let Some(path) = predictions {
             let predicted =
                 sample.with_predictions(&path).with_context(|| path.display().to_string())?;
-            say!("answers that are the predictions: {}", predicted.agreement(&imported)?)?;
+            say!("agreement with the original tool: {}", predicted.agreement(&imported)?)?;
         }
     }
     imported.model.write(&out)?;

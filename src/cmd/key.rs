@@ -37,7 +37,7 @@ fn name(text: &str) -> Result<String, String> {
 }
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
-    let key = keys::random().context("the system gives no random bytes")?;
+    let key = keys::random().context("cannot get random numbers from the operating system")?;
     let line = keys::line(&args.name, args.scope, &key, args.rate);
     if args.json {
         return print::json(&json!({ "key": key, "line": line }).to_string());

@@ -77,7 +77,7 @@ pub(crate) struct Load {
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    remembered: AtomicUsize,
+    hits: AtomicUsize,
     is_warm: AtomicBool,
     calls: Mutex<Vec<Call>>,
     flushes: Mutex<Vec<Flush>>,
@@ -96,10 +96,10 @@ impl Load {
         Load { thread, shared }
     }
 
-    /// Waits until answers are remembered.
+    /// Waits until answers are hits.
     pub(crate) fn until_warm(&self) {
         let deadline = Instant::now() + PATIENCE;
-        while self.shared.remembered.load(Ordering::Relaxed) < HOT {
+        while self.shared.hits.load(Ordering::Relaxed) < HOT {
             assert!(Instant::now() < deadline && !self.thread.is_finished(), "it never warms up");
             std::thread::sleep(PAUSE);
         }
@@ -107,11 +107,11 @@ impl Load {
         self.shared.is_warm.store(true, Ordering::Relaxed);
     }
 
-    /// Waits until another answer is remembered, or so long.
-    pub(crate) fn until_it_remembers(&self, limit: Duration) {
-        let remembered = || self.shared.remembered.load(Ordering::Relaxed);
-        let (before, deadline) = (remembered(), Instant::now() + limit);
-        while remembered() == before && Instant::now() < deadline {
+    /// Waits until another answer is a hit, or until the limit.
+    pub(crate) fn until_a_hit(&self, limit: Duration) {
+        let hits = || self.shared.hits.load(Ordering::Relaxed);
+        let (before, deadline) = (hits(), Instant::now() + limit);
+        while hits() == before && Instant::now() < deadline {
             std::thread::sleep(PAUSE);
         }
     }
@@ -159,7 +159,7 @@ async fn run(memo: SocketAddr, shared: Arc<Shared>) -> Vec<Call> {
             };
             for (image, outcome) in outcomes {
                 if matches!(outcome, Ok((Classification { origin: Origin::Hit, .. }, _))) {
-                    shared.remembered.fetch_add(1, Ordering::Relaxed);
+                    shared.hits.fetch_add(1, Ordering::Relaxed);
                 }
                 let call = Call { image, due, ended: Instant::now(), outcome };
                 shared.calls.lock().unwrap().push(call);

@@ -14,7 +14,7 @@
 //! * **unexcused**: a call that failed, also when it was made again (`load`), for no reason that
 //!   its caller should accept. The memo was killed, stopped or drained: any error of a connection,
 //!   and what a memo says that has just begun. The classifier was: an `upstream_…` error, for what
-//!   is not remembered. The cache was: none at all. And nothing is excused that came due later than
+//!   is not stored. The cache was: none at all. And nothing is excused that came due later than
 //!   the recovery may take; the next incident begins later still.
 //!
 //! Recovery is counted from the moment at which the process listens again, or goes on, to the last
@@ -60,7 +60,7 @@ fn no_wrong_label_and_no_lost_request_under_chaos() {
     load.until_warm();
     let incidents = services.run_incidents(Duration::from_secs(seconds), limit);
     // The last incident, too, has the time to recover from.
-    load.until_it_remembers(limit + LATE);
+    load.until_a_hit(limit + LATE);
     let (calls, flushes) = load.stop();
     drop(services);
     let verdict = verdict::Verdict::new(&incidents, &calls, &flushes, limit);

@@ -22,7 +22,7 @@ pub(crate) struct Verdict {
     limit: Duration,
     calls: usize,
     answers: usize,
-    remembered: usize,
+    hits: usize,
     excused: usize,
     flushes: usize,
     wrong: Vec<String>,
@@ -48,7 +48,7 @@ impl Verdict {
             limit,
             calls: calls.len(),
             answers: 0,
-            remembered: 0,
+            hits: 0,
             excused: 0,
             flushes: flushes.len(),
             wrong: Vec::new(),
@@ -78,7 +78,7 @@ impl Verdict {
         match &call.outcome {
             Ok((label, digest)) => {
                 self.answers += 1;
-                self.remembered += usize::from(label.origin == Origin::Hit);
+                self.hits += usize::from(label.origin == Origin::Hit);
                 if labels.of(digest, call.image) != Some(label.label) {
                     self.wrong.push(describe());
                 }
@@ -101,7 +101,7 @@ impl Verdict {
             let (longest, error) = took.iter().max().expect("one at least");
             assert!(*longest < self.limit, "{kind:?} took {longest:?} to recover from{error}");
         }
-        assert!(self.remembered * 2 > self.answers, "most answers are remembered: {self}");
+        assert!(self.hits * 2 > self.answers, "most answers are hits: {self}");
     }
 }
 
@@ -157,9 +157,9 @@ fn excuses(incident: &Incident, limit: Duration, call: &Call, error: &CallError)
 fn recovery(incident: &Incident, next: Option<Instant>, calls: &[Call]) -> (Duration, String) {
     let after = calls.iter().filter(|call| call.due >= incident.over);
     if incident.who == Who::Cache {
-        let remembered =
+        let hits =
             |call: &&Call| matches!(&call.outcome, Ok((label, _)) if label.origin == Origin::Hit);
-        let first = after.filter(remembered).map(|call| call.ended).min();
+        let first = after.filter(hits).map(|call| call.ended).min();
         return (first.map_or(Duration::MAX, |first| first - incident.over), String::new());
     }
     let after = after.filter(|call| next.is_none_or(|next| call.ended < next));
@@ -203,9 +203,9 @@ impl fmt::Display for Verdict {
         let incidents: usize = self.recovery.values().map(Vec::len).sum();
         writeln!(
             f,
-            "{} calls, {} answers ({} remembered, {HOT} hot images), {} excused errors, {} flushes, \
+            "{} calls, {} answers ({} hits, {HOT} hot images), {} excused errors, {} flushes, \
              {incidents} incidents",
-            self.calls, self.answers, self.remembered, self.excused, self.flushes
+            self.calls, self.answers, self.hits, self.excused, self.flushes
         )?;
         let [median, p99, longest] = self.took;
         writeln!(f, "an answer took p50 {median:.1?}, p99 {p99:.1?}, at most {longest:.1?}")?;

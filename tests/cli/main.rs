@@ -3,12 +3,18 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bench;
 #[path = "../common/mod.rs"]
 mod common;
+mod deploy;
 mod errors;
+mod import;
 mod operators;
+mod print;
+mod schema;
 mod settings;
 mod startup;
+mod stats;
 mod tools;
 
 use std::io::Write as _;

@@ -95,17 +95,17 @@ pub(crate) fn within(limit: Duration, test: impl Future<Output = ()>) {
     super::talk::within(limit, LocalSet::new().run_until(test));
 }
 
-/// Fails unless every answer is the right one; gives how many there are, and how many remembered.
+/// Fails unless every answer is the right one; returns the numbers of answers and of hits.
 pub(crate) fn assert_right(calls: &[Call], labels: &[u16]) -> (usize, usize) {
-    let (mut answers, mut remembered) = (0, 0);
+    let (mut answers, mut hits) = (0, 0);
     for call in calls {
         if let Ok(label) = &call.outcome {
             assert_eq!(label.label, labels[call.image], "image {}: {call:?}", call.image);
             answers += 1;
-            remembered += usize::from(label.origin == Origin::Hit);
+            hits += usize::from(label.origin == Origin::Hit);
         }
     }
-    (answers, remembered)
+    (answers, hits)
 }
 
 /// Fails when a call failed.

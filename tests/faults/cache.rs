@@ -35,8 +35,8 @@ fn a_cache_that_dies_fails_no_request_and_is_used_again() {
         let calls = load.stop().await;
 
         assert_none_failed(&calls);
-        let (_, remembered) = assert_right(&calls, &labels);
-        assert!(remembered > 0);
+        let (_, hits) = assert_right(&calls, &labels);
+        assert!(hits > 0);
         assert!(back_after < SOON, "it took {back_after:?} until the cache was used again");
         assert!(longest(&calls) < SOON, "a call took {:?}", longest(&calls));
         assert_eq!(stats(memo.addr()).await.counter_value("rejected_tags"), 0);

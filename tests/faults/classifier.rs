@@ -58,7 +58,7 @@ async fn a_dead_classifier(flags: &[&str]) {
     let client = client(memo.addr()).await;
     let known = Known::new();
     ask_about_all(&client, &known.old, &known.old_labels).await;
-    // All of these are remembered, so all of them must be answered all the time.
+    // All of these are stored, so each request must be answered.
     let load = Load::start(&client, &known.old, 4);
     load.more(20).await;
 
@@ -84,8 +84,8 @@ async fn a_dead_classifier(flags: &[&str]) {
 
     let calls = load.stop().await;
     assert_none_failed(&calls);
-    let (answers, remembered) = assert_right(&calls, &known.old_labels);
-    assert_eq!(answers, remembered, "some hits were computed anew");
+    let (answers, hits) = assert_right(&calls, &known.old_labels);
+    assert_eq!(answers, hits, "some hits were computed anew");
     assert!(longest(&calls) < SOON, "a hit took {:?}", longest(&calls));
     assert!(back_after < SOON, "it took {back_after:?} until misses worked again");
 }
@@ -382,8 +382,8 @@ async fn another_model(flags: &[&str]) {
         assert_no_way_back(&calls, &answers, &direct);
         let later: Vec<Call> = calls.into_iter().filter(|call| call.began > known).collect();
         assert_none_failed(&later);
-        let (_, remembered) = assert_right(&later, &direct);
-        assert!(remembered > 0, "nothing is remembered of the new model");
+        let (_, hits) = assert_right(&later, &direct);
+        assert!(hits > 0, "no answer of the new model is stored");
         answers = direct;
     }
     load.stop().await;
@@ -394,7 +394,7 @@ fn a_handover_of_classifiers_gives_no_wrong_answer() {
     within(LIMIT, async {
         let mut classifier = start_classifier();
         let place = classifier.place();
-        // Nothing is remembered for long: nearly every call goes through to the classifier.
+        // No answer is stored for long: nearly every call goes through to the classifier.
         let memo = start_memo(&["--classifier", &place, "--entries", "1"]).await;
         let (population, labels) = digits(11, 300);
         let load = Load::start(&client(memo.addr()).await, &population, 8);

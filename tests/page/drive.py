@@ -1,4 +1,5 @@
-"""Drives the page in a headless Chromium as a person would. Usage: drive.py CHROMIUM URL IMAGE [AXE]
+"""Drives the page in a headless Chromium as a person would. Usage: drive.py CHROMIUM URL IMAGE
+[AXE]
 
 IMAGE is a picture of a seven, or `foreign` if the page belongs to a proxy. AXE is the file
 axe.min.js of axe-core, for checks of accessibility.
@@ -90,8 +91,8 @@ with sync_playwright() as playwright:
     answer(page, "7", "")
     page.wait_for_timeout(500)
     page.click("#again")
-    answer(page, "7", "remembered")
-    check("a drawn seven is a 7, and remembered when asked again", True)
+    answer(page, "7", "from the store")
+    check("a drawn seven is a 7, and comes from the store the second time", True)
     check("ten scores are shown", page.locator("#scores > div").count() == 10)
     page.wait_for_function("document.getElementById('t-ratio').textContent != '–'")
     check("the hit ratio is live", True)

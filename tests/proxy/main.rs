@@ -7,6 +7,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/mod.rs"]
+mod common;
+mod stores;
+
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;

@@ -129,7 +129,7 @@ def check_errors(checks, direct, through):
 
 
 def check_credentials(checks, program, direct, folder):
-    """The client always sends a key. Without a policy nothing is remembered."""
+    """The client always sends a key. Without a policy no answer is stored."""
     refusing, address = proxy(program, f"http://{direct}", folder, ready="/health")
     try:
         for _ in range(2):

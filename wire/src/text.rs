@@ -1,9 +1,10 @@
-//! Escaping of text that comes from a peer, before it reaches a terminal, a log or another client.
+//! Texts for people: escaping of text that comes from a peer, and errors with their causes.
 //!
 //! A peer chooses its error texts, names and statistics freely. Unescaped, they could move a
 //! terminal's cursor, forge log lines or reverse the order of the characters around them.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt::{self, Write as _};
 
 /// The longest escaped text, in bytes: that of an `Error` message, which no honest peer exceeds.
@@ -124,6 +125,30 @@ pub fn is_unsafe(char: char) -> bool {
             // Tags: invisible copies of ASCII.
             | '\u{e0000}'..='\u{e007f}'
         )
+}
+
+/// Displays an error and all its causes in one line, separated by colons.
+///
+/// ```
+/// use std::io;
+/// use afterimage_wire::client::{ConnectionError, Report};
+///
+/// let error = ConnectionError::Connect(io::ErrorKind::ConnectionRefused.into());
+/// assert_eq!(Report(&error).to_string(), "connection refused");
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Report<'a>(pub &'a (dyn Error + 'static));
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

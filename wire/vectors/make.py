@@ -4,9 +4,9 @@
     make.py            writes valid.jsonl, invalid.jsonl and the listing in PROTOCOL.md
     make.py --check    writes nothing; fails when one of these files differs
 
-The script shares no code with the Rust implementation or the Python client, so that one mistake is not
-repeated in all three. A body is a list of named fields. The truncations inside each field and the annotated
-listing come from this list.
+The script shares no code with the Rust implementation or the Python client, so that one mistake is
+not repeated in all three. A body is a list of named fields. The truncations inside each field and
+the annotated listing come from this list.
 """
 
 import json
@@ -63,7 +63,8 @@ def i64(value):
     return struct.pack("<q", value)
 
 
-# Bodies as lists of (field, bytes). The names of the fields are those of the byte tables in PROTOCOL.md.
+# Bodies as lists of (field, bytes). The names of the fields are those of the byte tables in
+# PROTOCOL.md.
 
 
 def extension(tag, data):
@@ -681,8 +682,8 @@ def invalid(v):
         size = len(payload) if length is None else length
         return u8(kind) + u8(len(name)) + name + u32(size) + payload
 
-    # An entry that ends before its type does not exist. A payload that the end of the body cuts is reported as a
-    # truncated entry, not as a truncated field of the entry.
+    # An entry that ends before its type does not exist. A payload that the end of the body cuts is
+    # reported as a truncated entry, not as a truncated field of the entry.
     v.truncations("StatsResp", stats_entry("name", "counter", 1), foreign, skip=("entry type", "counter"))
     stats("ends_inside_entry", "The body ends inside a payload.", entry(1, bytes(7), 8), "truncated", "entry")
     stats("ends_inside_second_entry", "The first entry is whole, the second is not.",

@@ -1,7 +1,8 @@
-"""A classifier behind FastAPI that remembers its answers in Redis: what a team would write today.
+"""A classifier behind FastAPI that stores its answers in Redis, as a team would write it today.
 
-The model is the memo's raw-pixel one, as scikit-learn's LinearSVC with the same weights, so that both give the
-same labels. MODEL and REDIS are environment variables: the safetensors file, and Redis' URL.
+The model is the memo's raw-pixel one, as scikit-learn's LinearSVC with the same weights, so that
+both give the same labels. MODEL and REDIS are environment variables: the safetensors file, and
+Redis' URL.
 """
 
 import hashlib

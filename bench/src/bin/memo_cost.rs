@@ -29,7 +29,7 @@ const ROUNDS: u64 = 4;
 const MEASURE: Duration = Duration::from_millis(800);
 const WARMUP: Duration = Duration::from_millis(250);
 const DEPTHS: [usize; 2] = [1, 64];
-/// Images that are remembered.
+/// Images with a stored answer.
 const KNOWN: usize = 1000;
 /// The offered load, as a multiple of the memo's capacity.
 const OVERLOAD: f64 = 10.0;
@@ -81,7 +81,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 struct Contestant {
     name: &'static str,
     addr: SocketAddr,
-    /// Share of images that are remembered.
+    /// Share of images with a stored answer.
     hit_ratio: f64,
 }
 

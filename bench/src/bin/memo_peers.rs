@@ -164,9 +164,9 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
     Ok(())
 }
 
-/// The raw model, which all three systems have: remembered answers a second.
+/// The raw model, which all three systems have: hits per second.
 fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) -> Result<()> {
-    found.say("remembered answers beside two peers, raw model, one core for all servers of each");
+    found.say("hits beside two peers, raw model, one core for all servers of each");
     let memo = ours(binary, &["serve", "--model", "raw", "--compute-threads", "1"])?;
     let grpc = Process::telling(&peers.join("grpc_server"), &["raw"])?;
     let redis = harness::redis()?;

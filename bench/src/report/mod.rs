@@ -72,7 +72,7 @@ pub struct Report {
     pub disconnects: Vec<String>,
     /// Replies within the measurement, a second.
     pub throughput_per_s: f64,
-    /// The share of answers that were remembered: of all in a classification, of reads in a cache.
+    /// The share of hits: among all answers of a classification, among reads of a cache.
     pub hit_ratio: Option<f64>,
     /// From the moment a request was due: the time that its user waits.
     pub latency_from_due: Summary,

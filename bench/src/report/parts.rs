@@ -22,7 +22,7 @@ pub struct Interval {
     pub length_s: f64,
     /// Requests that were over in it: answered, failed, or a write confirmed.
     pub closed: u64,
-    /// Remembered answers among them.
+    /// Hits among them.
     pub hits: u64,
     /// Error replies among them.
     pub failed: u64,

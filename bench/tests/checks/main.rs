@@ -6,6 +6,9 @@
 
 #[path = "../fake/mod.rs"]
 mod fake;
+mod http;
+mod peers;
+mod records;
 mod workloads;
 
 use std::net::{SocketAddr, TcpListener};

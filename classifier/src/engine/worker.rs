@@ -10,8 +10,7 @@ use std::time::Instant;
 use afterimage_core::FairQueue;
 use afterimage_wire::corked;
 
-use super::job::Job;
-use super::options::{EngineError, EngineOptions};
+use super::job::{EngineError, EngineOptions, Job};
 use super::{Counters, Scorer};
 use crate::model::Scratch;
 use crate::shape::Shape;

@@ -66,11 +66,6 @@ impl BytePanel {
         Self { data, steps, biases }
     }
 
-    #[cfg(test)]
-    fn groups(&self) -> usize {
-        self.biases.len() / GROUP
-    }
-
     /// Byte `at` of row `row`.
     pub(crate) fn byte(&self, row: usize, at: usize) -> u8 {
         self.data[row / GROUP * self.steps + at / STEP].0[row % GROUP * STEP + at % STEP]
@@ -170,6 +165,10 @@ fn portable(task: Task<'_>) {
 mod tests {
     use super::*;
 
+    fn groups(panel: &BytePanel) -> usize {
+        panel.biases.len() / GROUP
+    }
+
     fn noise(count: usize, mut state: u32) -> Vec<u8> {
         let mut next = || {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -193,13 +192,13 @@ mod tests {
             for isa in Isa::available() {
                 let mut packed = ByteImages::default();
                 panel.lay_out(isa, &images, &mut packed);
-                let mut out = vec![-1; count * panel.groups() * GROUP];
+                let mut out = vec![-1; count * groups(&panel) * GROUP];
                 panel.dots(isa, &packed, 0, &mut out);
                 for (i, image) in images.iter().enumerate() {
                     for (r, row) in vectors.chunks_exact(len).enumerate() {
                         let plain: i32 =
                             image.iter().zip(row).map(|(&x, &s)| i32::from(x) * i32::from(s)).sum();
-                        assert_eq!(out[i * panel.groups() * GROUP + r], plain, "{isa:?}");
+                        assert_eq!(out[i * groups(&panel) * GROUP + r], plain, "{isa:?}");
                     }
                 }
             }
@@ -213,7 +212,7 @@ mod tests {
             let mut none = ByteImages::default();
             panel.lay_out(isa, &[], &mut none);
             panel.dots(isa, &none, 0, &mut []);
-            panel.dots(isa, &none, panel.groups(), &mut []);
+            panel.dots(isa, &none, groups(&panel), &mut []);
             let mut one = ByteImages::default();
             panel.lay_out(isa, &[&[1; 5]], &mut one);
             panel.dots(isa, &one, 1, &mut []);
@@ -226,7 +225,7 @@ mod tests {
         let vectors = noise(len * rows, 3);
         let image = noise(len, 4);
         let panel = BytePanel::new(&vectors, len);
-        assert_eq!((panel.groups(), panel.byte(89, 29)), (6, vectors[len * rows - 1]));
+        assert_eq!((groups(&panel), panel.byte(89, 29)), (6, vectors[len * rows - 1]));
         for isa in Isa::available() {
             let mut packed = ByteImages::default();
             panel.lay_out(isa, &[&image], &mut packed);

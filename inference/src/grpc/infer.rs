@@ -218,7 +218,7 @@ impl Inner {
     ) -> Result<(oip::Request, (Option<String>, Option<String>), String), Bypass> {
         let message = message::of_request(headers, body, self.max_body)?;
         let mut request = oip::Request::parse_grpc(message).map_err(|error| {
-            tracing::debug!(%error, "a gRPC call is not understood; the server decides");
+            tracing::debug!(%error, "cannot read a gRPC call; forwarded it unchanged");
             Bypass::NotUnderstood
         })?;
         if let Some(refusal) = request.refusal() {

@@ -335,7 +335,7 @@ impl Pool {
             let waited = sync::now().saturating_duration_since(call.about.since);
             match waited < self.options.timeout {
                 true => self.send(&call),
-                false => call.refuse(format!("no classifier had a place for {waited:?}")),
+                false => call.refuse(format!("no classifier took the call within {waited:?}")),
             }
         }
     }

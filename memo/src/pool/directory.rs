@@ -121,7 +121,7 @@ impl Members {
         // Warns only when the number changes.
         if std::mem::replace(&mut self.ignored, ignored) != ignored && ignored > 0 {
             tracing::warn!(
-                "{ignored} addresses of classifiers are not used; the limit is {MAX_REPLICAS}"
+                "ignored {ignored} addresses of classifiers; the limit is {MAX_REPLICAS}"
             );
         }
     }

@@ -247,7 +247,7 @@ impl Pool {
         for Ejected { replica, time } in ejected {
             any = true;
             let server = replica.address();
-            tracing::warn!(server, ?time, reason, "a classifier gets no requests for a while");
+            tracing::warn!(server, ?time, reason, "ejected a classifier for a while");
         }
         if any {
             self.vote();

@@ -20,10 +20,12 @@ use tokio::task::JoinHandle;
 
 use crate::common::fail_fast;
 
+mod audit_bypass;
 #[path = "../common/mod.rs"]
 mod common;
 mod flush;
 mod inference;
+mod library;
 mod once;
 mod remote_bytes;
 mod right;

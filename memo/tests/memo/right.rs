@@ -25,7 +25,7 @@ use crate::common::{counter, fail_fast, until};
 use crate::{Puppet, embedded, label, memo, model_id, remote, remote_store, secret, serve, table};
 
 #[tokio::test]
-async fn the_second_answer_is_remembered_with_a_table_here_and_there() {
+async fn the_second_answer_is_a_hit_with_any_label_table() {
     let table = table();
     let cache = serve(CacheService::new(Arc::clone(&table)), "127.0.0.1:0").await;
     let puppet = Puppet::new();
@@ -311,13 +311,13 @@ fn welcome() -> Welcome {
 
 /// Classifies these images, checks the labels, and returns the number of hits.
 async fn ask(client: &Client, images: Range<u8>) -> usize {
-    let mut remembered = 0;
+    let mut hits = 0;
     for i in images {
         let label = client.classify(&[i; 4]).await.unwrap();
         assert_eq!(label.label, u16::from(i));
-        remembered += usize::from(label.origin == Origin::Hit);
+        hits += usize::from(label.origin == Origin::Hit);
     }
-    remembered
+    hits
 }
 
 /// The counters of the lookups in a lying cache.
@@ -332,7 +332,7 @@ async fn lied_to(lie: Reply) -> Outcome {
     const ASKED: Range<u8> = 0..40;
     let (liar, addr) = Liar::start().await;
     let client = memo(remote_store(&addr), Puppet::new(), MemoOptions::new(secret())).await;
-    until("all is remembered", async || ask(&client, KNOWN).await == KNOWN.len()).await;
+    until("all answers are stored", async || ask(&client, KNOWN).await == KNOWN.len()).await;
     let before = client.admin().stats().await.unwrap();
 
     liar.set(lie);

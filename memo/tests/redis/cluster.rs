@@ -40,13 +40,13 @@ async fn memo_of(nodes: &[Node]) -> Client {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_of_three_remembers_across_its_slots() {
+async fn a_cluster_of_three_stores_across_its_slots() {
     if !installed("the test of a Redis cluster") {
         return;
     }
     let nodes = cluster().await;
     let client = memo_of(&nodes).await;
-    until("all is remembered", async || ask(&client, 0..200).await == 200).await;
+    until("all answers are stored", async || ask(&client, 0..200).await == 200).await;
     let sizes: Vec<usize> = nodes.iter().map(Node::keys).collect();
     assert_eq!(sizes.iter().sum::<usize>(), 200);
     assert!(sizes.iter().all(|&size| size > 20), "every node has its share: {sizes:?}");
@@ -84,7 +84,7 @@ async fn slots_move(nodes: &[Node], client: &Client) {
     nodes[0].script(&script("migrating", &to));
     // The first node still serves the keys that it has. The second node serves all others of these
     // slots from now on.
-    until("all is remembered on the way", async || ask(client, 0..250).await == 250).await;
+    until("all answers are found during the move", async || ask(client, 0..250).await == 250).await;
     assert_eq!(nodes[0].keys(), before, "new keys go where their slots go");
     let all = nodes.iter().map(Node::keys).sum::<usize>();
     assert_eq!(all, 250, "no key is in two places");
@@ -93,7 +93,7 @@ async fn slots_move(nodes: &[Node], client: &Client) {
     for node in nodes {
         node.script(&script("node", &to));
     }
-    until("all is remembered at the new place", async || ask(client, 0..250).await == 250).await;
+    until("all answers are found after the move", async || ask(client, 0..250).await == 250).await;
     // (The first node, left without slots, makes itself a replica.)
     assert_eq!(nodes[1].keys() + nodes[2].keys(), 250);
 }
@@ -118,7 +118,7 @@ async fn answers_go_on_while_a_node_dies_and_its_replica_takes_over() {
     let add = ["--cluster", "add-node", &replica.addr(), &nodes[0].addr(), "--cluster-slave"];
     replica.cli(&[&add[..], &["--cluster-master-id", &of]].concat());
     let client = memo_of(&nodes).await;
-    until("all is remembered", async || ask(&client, 0..200).await == 200).await;
+    until("all answers are stored", async || ask(&client, 0..200).await == 200).await;
     until("the replica has its share", async || {
         let share = nodes[0].keys();
         share > 20 && replica.keys() == share
@@ -127,13 +127,13 @@ async fn answers_go_on_while_a_node_dies_and_its_replica_takes_over() {
 
     nodes[0].kill();
     // `ask` fails at an error or a wrong label, from the first request on.
-    let remembered = ask(&client, 0..200).await;
-    assert!(remembered < 200, "a third of the answers is out of reach at first");
+    let hits = ask(&client, 0..200).await;
+    assert!(hits < 200, "a third of the answers is out of reach at first");
     until("the replica has taken over", async || {
         replica.cli(&["info", "replication"]).contains("role:master")
     })
     .await;
-    until("all is remembered", async || ask(&client, 0..200).await == 200).await;
+    until("all answers are stored", async || ask(&client, 0..200).await == 200).await;
     until("and so is what is new", async || ask(&client, 200..250).await == 50).await;
 }
 
@@ -144,8 +144,8 @@ fn known(pki: &Pki) -> ClientFiles {
 }
 
 #[tokio::test]
-async fn answers_are_remembered_through_mutual_tls() {
-    if !installed_with_tls("answers_are_remembered_through_mutual_tls") {
+async fn answers_are_stored_through_mutual_tls() {
+    if !installed_with_tls("answers_are_stored_through_mutual_tls") {
         return;
     }
     let pki = Pki::new();
@@ -153,7 +153,7 @@ async fn answers_are_remembered_through_mutual_tls() {
     node.until_up().await;
     let url = format!("rediss://{}", node.addr());
     let client = memo_with(&url, known(&pki)).await;
-    until("an answer is remembered", async || ask(&client, 0..1).await > 0).await;
+    until("an answer is stored", async || ask(&client, 0..1).await > 0).await;
     // A client without a certificate is refused.
     let stranger = ClientFiles { cert: None, key: None, ..known(&pki) };
     let stranger = memo_with(&url, stranger).await;
@@ -199,7 +199,7 @@ async fn reloads_a_new_certificate_and_ignores_a_broken_one() {
     hang_up();
     // No event marks a failed reload. The present connections continue.
     for _ in 0..20 {
-        until("all is remembered", async || ask(&client, 0..20).await == 20).await;
+        until("all answers are stored", async || ask(&client, 0..20).await == 20).await;
     }
 }
 
@@ -228,7 +228,7 @@ async fn a_cluster_with_mutual_tls_stores_across_its_slots() {
     // One node is given; it names the others.
     let url = format!("rediss+cluster://{}", addrs[0]);
     let client = memo_with(&url, known(&pki)).await;
-    until("all is remembered", async || ask(&client, 0..200).await == 200).await;
+    until("all answers are stored", async || ask(&client, 0..200).await == 200).await;
     let sizes: Vec<usize> = nodes.iter().map(Node::keys).collect();
     assert_eq!(sizes.iter().sum::<usize>(), 200);
     assert!(sizes.iter().all(|&size| size > 20), "every node has its share: {sizes:?}");

@@ -67,13 +67,13 @@ async fn memo_within(url: &str, options: RedisOptions, limits: StoreOptions) -> 
 
 /// Classifies these images, checks the labels, and returns the number of hits.
 async fn ask(client: &Client, images: Range<u8>) -> usize {
-    let mut remembered = 0;
+    let mut hits = 0;
     for i in images {
         let label = client.classify(&[i, 1, 2, 3]).await.unwrap();
         assert_eq!(label.label, u16::from(i));
-        remembered += usize::from(label.origin == Origin::Hit);
+        hits += usize::from(label.origin == Origin::Hit);
     }
-    remembered
+    hits
 }
 
 async fn stats(client: &Client) -> Stats {

@@ -30,7 +30,7 @@ async fn a_redis_that_dies_fails_no_request_and_is_used_again() {
     let mut node = Node::start();
     node.until_up().await;
     let client = memo(&format!("redis://{}", node.addr())).await;
-    until("all is remembered", async || ask(&client, 0..100).await == 100).await;
+    until("all answers are stored", async || ask(&client, 0..100).await == 100).await;
     assert_eq!(node.keys(), 100);
 
     node.kill();
@@ -39,7 +39,7 @@ async fn a_redis_that_dies_fails_no_request_and_is_used_again() {
     node.restart();
     node.until_it_listens().await;
     until_back(&client).await;
-    until("all is remembered again", async || ask(&client, 0..100).await == 100).await;
+    until("all answers are stored again", async || ask(&client, 0..100).await == 100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,7 +50,7 @@ async fn nonsense_under_our_keys_is_a_miss_and_put_right() {
     let node = Node::start();
     node.until_up().await;
     let client = memo(&format!("redis://{}", node.addr())).await;
-    until("all is remembered", async || ask(&client, 0..100).await == 100).await;
+    until("all answers are stored", async || ask(&client, 0..100).await == 100).await;
 
     let server = redis::Client::open(format!("redis://{}", node.addr())).unwrap();
     let mut others = server.get_connection().unwrap();
@@ -71,7 +71,7 @@ async fn nonsense_under_our_keys_is_a_miss_and_put_right() {
     }
     // `ask` fails at a wrong label.
     assert_eq!(ask(&client, 0..100).await, 0);
-    until("all is remembered again", async || ask(&client, 0..100).await == 100).await;
+    until("all answers are stored again", async || ask(&client, 0..100).await == 100).await;
     assert_eq!(counter(&client, "rejected_tags").await, 100 / 7);
 }
 
@@ -88,7 +88,7 @@ async fn takes_a_restricted_user_and_a_database_from_the_url() {
     assert_eq!(node.cli(&["acl", "setuser", "default", "-@all", "+acl", "+dbsize"]).trim(), "OK");
 
     let client = memo(&format!("redis://memo:p%40ss%3Aw%2Frd@{}/2", node.addr())).await;
-    until("all is remembered", async || ask(&client, 0..50).await == 50).await;
+    until("all answers are stored", async || ask(&client, 0..50).await == 50).await;
     assert_eq!(node.cli(&["acl", "setuser", "default", "+@all"]).trim(), "OK");
     assert_eq!(node.cli(&["-n", "2", "dbsize"]).trim(), "50");
     assert_eq!(node.keys(), 0);
@@ -108,7 +108,7 @@ async fn a_replica_is_read_and_its_refusal_of_writes_is_told() {
     replica.until_up().await;
     replica.cli(&["replicaof", "127.0.0.1", &primary.port.to_string()]);
     let writer = memo(&format!("redis://{}", primary.addr())).await;
-    until("all is remembered", async || ask(&writer, 0..50).await == 50).await;
+    until("all answers are stored", async || ask(&writer, 0..50).await == 50).await;
 
     let client = memo(&format!("redis://{}", replica.addr())).await;
     until("what the primary has is read", async || ask(&client, 0..50).await == 50).await;
@@ -150,7 +150,7 @@ async fn after_a_failover_behind_one_address_the_new_primary_is_found() {
     let behind = Arc::new(AtomicU16::new(first.port));
     let address = virtual_address(Arc::clone(&behind)).await;
     let client = memo(&format!("redis://127.0.0.1:{address}")).await;
-    until("all is remembered", async || ask(&client, 0..20).await == 20).await;
+    until("all answers are stored", async || ask(&client, 0..20).await == 20).await;
     // The roles change and the connections stay. The old primary answers, and refuses writes.
     first.cli(&["replicaof", "127.0.0.1", &second.port.to_string()]);
     behind.store(second.port, Ordering::Relaxed);

@@ -50,7 +50,7 @@ async fn a_hung_redis_is_bypassed_and_used_again_soon() {
     let node = Node::start();
     node.until_up().await;
     let client = memo(&format!("redis://{}", node.addr())).await;
-    until("all is remembered", async || ask(&client, 0..20).await == 20).await;
+    until("all answers are stored", async || ask(&client, 0..20).await == 20).await;
     node.signal("STOP");
     is_bypassed(&client).await;
     node.signal("CONT");
@@ -67,7 +67,7 @@ async fn a_slow_redis_is_bypassed_until_it_is_fast_again() {
     let delay_ms = Arc::new(AtomicU64::new(0));
     let port = slow_proxy(node.addr(), Arc::clone(&delay_ms)).await;
     let client = memo(&format!("redis://127.0.0.1:{port}")).await;
-    until("all is remembered", async || ask(&client, 0..20).await == 20).await;
+    until("all answers are stored", async || ask(&client, 0..20).await == 20).await;
     // Longer than the lookup budget, and shorter than the time after which the server counts as
     // dead.
     delay_ms.store(500, Ordering::SeqCst);
@@ -215,7 +215,7 @@ async fn outages(
     let client = memo(&format!("redis://{}", node.addr())).await;
     let mut took = Vec::new();
     for round in 0..number("REDIS_ROUNDS").unwrap_or(ROUNDS) {
-        until("all is remembered", async || ask(&client, 0..10).await == 10).await;
+        until("all answers are stored", async || ask(&client, 0..10).await == 10).await;
         begin(&mut node);
         last(OUTAGE + LONGER * round, &client).await;
         end(&mut node).await;

@@ -17,6 +17,7 @@ use crate::common::{Running, fail_fast, label_of, until};
 
 #[path = "../common/mod.rs"]
 mod common;
+mod endpoints;
 mod models;
 mod trouble;
 

@@ -37,7 +37,7 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    pub(super) fn is_remembered(&self) -> bool {
+    pub(super) fn is_hit(&self) -> bool {
         matches!(self.result, Ok((Classification { origin: Origin::Hit, .. }, _)))
     }
 
@@ -136,7 +136,7 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome], rows: &[RowsOutcome]) {
     let rows = rows.flat_map(|outcome| outcome.ask.rows.iter().copied());
     let images = outcomes.iter().map(|outcome| outcome.ask.image);
     let images: BTreeSet<u8> = images.chain(rows).collect();
-    // The images that `remembers` and `takes_back` request after the storm come on top.
+    // The images that `answers_from_the_store` and `takes_back` request after the storm come on top.
     let images = images.len() as u64 + 1 + CALLS_AT_THE_END;
     let calls: u64 = world.classifiers.iter().map(Classifier::calls).sum();
     if calls != images {
@@ -145,7 +145,7 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome], rows: &[RowsOutcome]) {
 }
 
 /// After the storm: the second request for an image is a hit.
-pub(super) async fn remembers(world: &World) {
+pub(super) async fn answers_from_the_store(world: &World) {
     let options = || CallOptions::new().timeout(Duration::from_secs(5));
     // An image that no other request has used.
     let image = image(u8::MAX);

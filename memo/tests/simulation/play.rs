@@ -64,7 +64,7 @@ pub(super) struct Report {
     pub(super) complaints: Vec<String>,
     pub(super) requests: usize,
     pub(super) answers: usize,
-    pub(super) remembered: usize,
+    pub(super) hits: usize,
     pub(super) faults: usize,
 }
 
@@ -85,7 +85,7 @@ pub(super) fn play(seed: u64, defect: Option<Defect>, prints: bool) -> Report {
             complaints: vec![format!("it is not over after {FOR_EVER:?}")],
             requests: 0,
             answers: 0,
-            remembered: 0,
+            hits: 0,
             faults: 0,
         });
         report.complaints.extend(network.complaints());
@@ -130,7 +130,7 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
     while world.in_flight() != (0, 0) && Instant::now() < quiet {
         sleep(WATCH_EVERY).await;
     }
-    checks::remembers(&world).await;
+    checks::answers_from_the_store(&world).await;
     rows::takes_back(&world).await;
     sleep(QUIET).await;
     watcher.abort();
@@ -153,7 +153,7 @@ async fn play_with(settings: Settings, defect: Option<Defect>, network: Network)
         requests: outcomes.len() + of_rows.iter().map(asked).sum::<usize>(),
         answers: outcomes.iter().filter(|outcome| outcome.result.is_ok()).count()
             + of_rows.iter().filter(|outcome| outcome.result.is_ok()).map(asked).sum::<usize>(),
-        remembered: outcomes.iter().filter(|outcome| outcome.is_remembered()).count()
+        hits: outcomes.iter().filter(|outcome| outcome.is_hit()).count()
             + of_rows.iter().map(RowsOutcome::hits).sum::<usize>(),
         faults: count,
     }

@@ -121,8 +121,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     });
     if interrupts.happened().is_some() {
         match best {
-            Some(rate) => say!("\ninterrupted: {} requests/s held, not confirmed", number(rate))?,
-            None => say!("\ninterrupted: no rate has held yet")?,
+            Some(rate) => {
+                say!("\ninterrupted: {} requests/s met the goal, not confirmed", number(rate))?
+            }
+            None => say!("\ninterrupted: no rate has met the goal yet")?,
         }
     }
     let found = found?;
@@ -185,7 +187,7 @@ fn broken(report: &Report, rate: f64, goals: &[&Threshold]) -> Option<String> {
 /// Prints the result, and whether it was confirmed.
 fn conclude(found: &Found, args: &Args) -> anyhow::Result<()> {
     let Some(rate) = found.rate else {
-        bail!("no rate held the goal in {} tries", found.tries);
+        bail!("no rate met the goal in {} tries", found.tries);
     };
     let goal = humantime::format_duration(args.p99.0);
     let extent = match found.failed {
@@ -197,6 +199,6 @@ fn conclude(found: &Found, args: &Args) -> anyhow::Result<()> {
         let budget = humantime::format_duration(args.budget.0);
         bail!("the rate was not confirmed within --budget {budget}");
     }
-    say!("held {} times in a row", args.confirm)?;
+    say!("met the goal {} times in a row", args.confirm)?;
     Ok(())
 }

@@ -149,7 +149,7 @@ fn square(row: &[i64]) -> i64 {
 }
 
 async fn start_proxy(server: SocketAddr) -> anyhow::Result<SocketAddr> {
-    let secret = Secret::random().context("the operating system gives no random numbers")?;
+    let secret = Secret::random().context("cannot get random numbers from the operating system")?;
     let mut options = ProxyOptions::default();
     options.split_rows = true;
     let store = Arc::new(ByteStore::new(64 << 20, options.max_answer));

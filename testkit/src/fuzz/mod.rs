@@ -21,8 +21,7 @@ pub use afterimage_wire::splitmix::SplitMix64 as Rng;
 /// A fuzz target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name: also that of its program in `fuzz/fuzz_targets/`, of its corpus and its
-    /// regressions.
+    /// Its name, also that of its corpus and its regressions.
     pub name: &'static str,
     /// Takes any bytes, and panics if a property does not hold.
     pub body: fn(&[u8]),

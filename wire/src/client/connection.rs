@@ -15,9 +15,10 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::error::{CallError, ConnectionError, Violation};
+use super::connection_error::{ConnectionError, Violation};
+use super::error::CallError;
 use super::infer::Inference;
-use super::send_buffer::{LARGE_BODY, SendBuffer};
+use super::outbound::{LARGE_BODY, SendBuffer};
 use super::shared::Shared;
 use super::state::{Effects, NO_REPLY_ID};
 use super::waiter::{Answer, Waiter};

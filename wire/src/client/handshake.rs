@@ -4,7 +4,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 #[cfg(feature = "tls")]
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::error::{ConnectionError, Violation};
+use super::connection_error::{ConnectionError, Violation};
 use super::options::ClientOptions;
 use crate::Status;
 use crate::proto::handshake::{MAX_TOKEN_LEN, OLDEST_VERSION, VERSION};

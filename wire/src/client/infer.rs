@@ -8,7 +8,8 @@ use afterimage_core::RowAnswer;
 use afterimage_core::model::DIGEST_LEN;
 use bytes::Bytes;
 
-use super::error::{CallError, Violation};
+use super::connection_error::Violation;
+use super::error::CallError;
 use super::request::EncodedRequest;
 use crate::proto::infer::{MAX_NAME_LEN, MAX_ROWS, Rows};
 use crate::proto::{InferReq, Kind};

@@ -41,11 +41,11 @@
 //! clients.
 
 mod admin;
-mod backoff;
 mod cache;
 mod call;
 mod classify;
 mod connection;
+mod connection_error;
 mod connector;
 mod error;
 mod handshake;
@@ -54,7 +54,6 @@ mod infer;
 mod options;
 mod outbound;
 mod request;
-mod send_buffer;
 mod shared;
 mod state;
 mod stream;
@@ -71,11 +70,13 @@ use crate::proto::Welcome;
 /// The receiver of an outcome, for the `submit` forms.
 pub use afterimage_core::Reply;
 
+pub use crate::text::Report;
 pub use admin::Admin;
 pub use cache::CacheClient;
 pub use classify::Client;
+pub use connection_error::{ConnectionError, Violation};
 pub use connector::{Addresses, Connector};
-pub use error::{CallError, ConnectionError, ErrorKind, Report, Stage, Violation};
+pub use error::{CallError, ErrorKind, Stage};
 pub use infer::{Infer, Inference};
 pub use options::{
     CallOptions, ClientOptions, DEFAULT_MAX_IN_FLIGHT, DEFAULT_MAX_QUEUED_BYTES, DEFAULT_TIMEOUT,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::error::CallError;
-use super::send_buffer::{LARGE_BODY, SendBuffer};
+use super::outbound::{LARGE_BODY, SendBuffer};
 use crate::proto::message::{Message, put_cache_read, put_cache_write, put_classify_req};
 use crate::proto::{HEADER_LEN, Header, Kind, Welcome};
 

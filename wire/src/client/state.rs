@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use super::error::{CallError, ConnectionError, Stage, Violation};
+use super::connection_error::{ConnectionError, Violation};
+use super::error::{CallError, Stage};
 use super::in_flight::InFlight;
 use super::options::{ClientOptions, FAR_FUTURE};
 use super::outbound::Outbound;
@@ -55,7 +56,7 @@ struct Trouble {
 
 impl Trouble {
     fn of_a_call(&self) -> CallError {
-        self.error.of_a_call(&self.server, self.permanent)
+        CallError::of_connection(&self.error, &self.server, self.permanent)
     }
 }
 

@@ -6,7 +6,8 @@ use afterimage_core::{Outcome, Reply};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::error::{CallError, Violation};
+use super::connection_error::Violation;
+use super::error::CallError;
 use super::infer::Inference;
 use crate::proto::message::Classification;
 use crate::proto::stats::Stats;

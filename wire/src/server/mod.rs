@@ -30,7 +30,6 @@ mod shutdown;
 mod slots;
 mod streams;
 mod tenants;
-mod watchers;
 
 use std::fmt;
 use std::io;
@@ -50,10 +49,9 @@ pub use batch::{BATCH, Batch, Infer, Op, Request};
 pub use listener::Listener;
 pub use options::{ServerOptions, Token, TokenError};
 pub use outbox::{BytesReply, SnapshotReply, ValueReply};
-pub use service::{Identity, Service, handle_one};
+pub use service::{Identity, Service, Watchers, handle_one};
 pub use shutdown::until_terminated;
 pub use tenants::{MAX_TENANTS, MAX_WEIGHT, Tenants, TenantsError};
-pub use watchers::Watchers;
 
 use crate::proto::{Message, Status};
 use end::{End, Refusal};

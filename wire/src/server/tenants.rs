@@ -128,7 +128,7 @@ fn read(file: &Path, before: &[Entry]) -> Result<Arc<[Entry]>, TenantsError> {
             |problem: String| TenantsError::Line { file: file.into(), line: i + 1, problem };
         let (name, token, weight) = fields_of(&fields).map_err(problem)?;
         if entries.iter().any(|entry| &*entry.name == name) {
-            return Err(problem(format!("{name} has a line already")));
+            return Err(problem(format!("{name} has two lines; keep one")));
         }
         if !tokens.insert(token) {
             return Err(problem(format!("{name} has the token of another tenant")));
@@ -209,7 +209,7 @@ mod tests {
             ("a secret 0", "line 1: the weight of a must be a number from 1 to 100"),
             ("a secret 101", "from 1 to 100"),
             ("a/b secret", "the name must have"),
-            ("a secret\na other", "line 2: a has a line already"),
+            ("a secret\na other", "line 2: a has two lines; keep one"),
             ("a secret\nb secret", "line 2: b has the token of another tenant"),
             (&long, "the token of a has 1025 bytes; the limit is 1024"),
             (&many, "line 256: more than 255 tenants"),

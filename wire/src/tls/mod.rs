@@ -42,7 +42,7 @@ pub enum TlsError {
         reason: String,
     },
     /// A certificate without its key, or a key without its certificate. Give both or neither.
-    #[error("a client's certificate and its key go together: {missing} is missing")]
+    #[error("a client certificate needs its key: {missing} is missing")]
     HalfAnIdentity {
         /// The missing half.
         missing: &'static str,

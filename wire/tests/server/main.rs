@@ -21,7 +21,10 @@ use tokio::task::JoinHandle;
 use tokio_util::codec::Framed;
 
 mod answers;
+mod fairness;
 mod limits;
+mod tls;
+mod transports;
 
 pub(crate) const NOW: u8 = 0;
 

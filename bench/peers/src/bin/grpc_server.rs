@@ -31,8 +31,8 @@ struct Service {
 }
 
 impl Service {
-    /// The label, if it is remembered.
-    fn remembered(&self, pixels: &[u8]) -> Result<Option<Label>, Status> {
+    /// The label, if it is stored.
+    fn stored(&self, pixels: &[u8]) -> Result<Option<Label>, Status> {
         let expected = self.keys.input_len().unwrap_or_default();
         if pixels.len() != expected {
             let text = format!("image is {} bytes; the model takes {expected}", pixels.len());
@@ -56,7 +56,7 @@ impl Service {
     }
 
     async fn classified(&self, pixels: &[u8]) -> Result<Label, Status> {
-        match self.remembered(pixels)? {
+        match self.stored(pixels)? {
             Some(label) => Ok(label),
             None => self.computed(pixels).await,
         }

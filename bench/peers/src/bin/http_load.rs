@@ -86,7 +86,7 @@ async fn connection(
     }
 }
 
-/// The first answer in `input`: its label, whether it was remembered, and its length.
+/// The first answer in `input`: its label, whether it was a hit, and its length.
 fn answer(input: &[u8]) -> anyhow::Result<Option<(u16, bool, usize)>> {
     let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);

@@ -128,7 +128,7 @@ fn read_header(lines: &mut Lines<'_>) -> Result<Header, ModelError> {
         ("support vectors in nr_sv", vectors, counted),
     ] {
         if expected != found {
-            return Err(lines.error(format!("{found} {what} before SV; {expected} are due")));
+            return Err(lines.error(format!("{found} {what} before SV; {expected} are needed")));
         }
     }
     if classes == 0 || vectors == 0 {

@@ -165,7 +165,7 @@ fn two(lines: &Lines<'_>, text: &str) -> Result<(f64, f64), ModelError> {
     match lines.numbers(text, 2)?[..] {
         [least, greatest] if least < greatest => Ok((least, greatest)),
         [_, _] => Err(lines.error("the first bound is not below the second")),
-        _ => Err(lines.error("two numbers are due")),
+        _ => Err(lines.error("two numbers are needed")),
     }
 }
 
@@ -211,7 +211,7 @@ mod tests {
             ("y\n0 1\n3 8\n0 1\n", "line 4: svm-scale's"),
             ("y\n0 1\n", "line 3: the file ends"),
             ("x\n1 0\n", "line 2: the first bound is not below the second"),
-            ("x\n0 1 2\n", "line 2: two numbers are due"),
+            ("x\n0 1 2\n", "line 2: two numbers are needed"),
             ("x\n0 nan\n", "line 2: \"nan\" is not a finite number"),
             ("x\n0 1\n0 0 1\n", "line 3: \"0\" is not a number from 1"),
             ("x\n0 1\n2 0 1\n2 0 1\n", "line 4: \"2\" is not a number from 3"),

@@ -221,7 +221,7 @@ fn onnx_files_of_other_models_are_refused() {
         (import(vec![examples::svm("Y", "RBF")], "label"), "is not an input"),
         (import(vec![examples::svm("X", "CUBIC")], "label"), "kernel \"CUBIC\""),
         (with(&|all| all[7].ints = vec![1, 1]), "vectors_per_class holds 2"),
-        (with(&|all| all[7].ints = vec![1, -1, 4]), "count nothing"),
+        (with(&|all| all[7].ints = vec![1, -1, 4]), "below 0"),
         (with(&|all| all[6].floats.truncate(15)), "15 numbers"),
         (with(&|all| all[6].floats.truncate(12)), "takes 3 features, the graph's input has 4"),
         (with(&|all| all[6].floats[3] = f32::NAN), "support vector"),

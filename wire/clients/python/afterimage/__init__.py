@@ -3,7 +3,7 @@
     with afterimage.Client("localhost", 7400) as client:
         print(client.classify(image).label)         # one image
         labels = client.classify_many(images)       # many images, pipelined
-        answers = client.infer("resnet", rows)      # rows of bytes, such as NumPy arrays, for a named model
+        answers = client.infer("resnet", rows)      # rows: bytes or NumPy arrays
         with client.open("fold/mean") as stream:    # bytes of any length in both directions
             results = list(stream.exchange(chunks))
 

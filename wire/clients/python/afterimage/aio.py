@@ -1,4 +1,5 @@
-"""The asyncio client: one connection that any number of tasks share, and a new one when the old one has ended.
+"""The asyncio client: one connection that any number of tasks share, and a new one when the old one
+has ended.
 
     async with await aio.connect("localhost", 7400) as client:
         print((await client.classify(image)).label)
@@ -152,7 +153,8 @@ class Link:
 
 
 class Stream:
-    """A stream of the asyncio client: `Client.open` makes it. One task may read while another one writes.
+    """A stream of the asyncio client: `Client.open` makes it. One task may read while another one
+    writes.
 
     The server sends more only when the application reads, so a slow reader slows the server down.
     """
@@ -164,7 +166,8 @@ class Stream:
     async def write(self, data: Any) -> None:
         """Sends any buffer, and waits for the server's credit.
 
-        Raises Lost if the server gives no credit for the client's `timeout`. A part of the data may be sent then.
+        Raises Lost if the server gives no credit for the client's `timeout`. A part of the data may
+        be sent then.
         """
         view = memoryview(protocol.row_bytes(data, "the data"))
         self._flow.check()
@@ -187,8 +190,8 @@ class Stream:
     async def read(self, timeout: Optional[float] = None) -> Optional[bytes]:
         """The next bytes, as many as came in one frame. None after the last ones.
 
-        `timeout` in seconds (default: the client's) limits the wait; after it, Lost is raised and the stream is still
-        open.
+        `timeout` in seconds (default: the client's) limits the wait; after it, Lost is raised and
+        the stream is still open.
         """
         self._send(self._flow.release())
         while (chunk := self._flow.read()) is None:
@@ -241,7 +244,8 @@ class Stream:
         await self._drain()
 
     async def read_progress(self, timeout: Optional[float] = None) -> Optional[bytes]:
-        """The server's newest progress message that was not read yet. None when the server's direction has ended.
+        """The server's newest progress message that was not read yet. None when the server's
+        direction has ended.
 
         `timeout` limits the wait as in `read`.
         """
@@ -294,8 +298,8 @@ class Stream:
 class Client(Requests):
     """A client for the tasks of one event loop. `connect` makes one that is connected.
 
-    `timeout` is the time limit of a call in seconds, and of a connection. A call whose connection has ended is
-    repeated once on a new one. All requests are safe to repeat.
+    `timeout` is the time limit of a call in seconds, and of a connection. A call whose connection
+    has ended is repeated once on a new one. All requests are safe to repeat.
     """
 
     def __init__(self, host: str, port: int, token: Buffer = b"", timeout: Optional[float] = 10.0,
@@ -332,8 +336,8 @@ class Client(Requests):
     async def classify_many(self, images: Iterable[Buffer], budget_ms: int = 0, return_exceptions: bool = False) -> Any:
         """The labels of many images, in the order of the images. The requests are pipelined.
 
-        With `return_exceptions` the list holds a Failed for each image whose request has failed; otherwise the first
-        error is raised, and the other requests are cancelled.
+        With `return_exceptions` the list holds a Failed for each image whose request has failed;
+        otherwise the first error is raised, and the other requests are cancelled.
         """
         limit = asyncio.Semaphore(MAX_CONCURRENT)
 
@@ -371,7 +375,8 @@ class Client(Requests):
 
     async def infer(self, model: str, rows: Iterable[Any], *, version: str = "", refresh: bool = False,
                     no_store: bool = False, ttl_s: int = 0, budget_ms: int = 0) -> Inference:
-        """The answers of a model to some rows, in the order of the rows: see the blocking client."""
+        """The answers of a model to some rows, in the order of the rows: see the blocking
+        client."""
         await self._linked()
         request, count = self._infer_request(model, rows, version, refresh, no_store, ttl_s, budget_ms)
         result = await self._one(request)
@@ -388,27 +393,30 @@ class Client(Requests):
         return result
 
     async def write_bytes(self, key: Buffer, value: Buffer, ttl_s: int = 0) -> None:
-        """Writes bytes to a cache, which may drop them at any time, and does after `ttl_s` seconds (0: no limit)."""
+        """Writes bytes to a cache, which may drop them at any time, and does after `ttl_s` seconds
+        (0: no limit)."""
         await self._linked()
         await self._one(self._write_bytes_request(key, value, ttl_s))
 
     async def forget(self, model: str, row: Buffer, version: str = "") -> int:
-        """Deletes the stored answer of one row. Needs admin rights. Returns how many answers were deleted."""
+        """Deletes the stored answer of one row. Needs admin rights. Returns how many answers were
+        deleted."""
         await self._linked()
         result = await self._one(self._forget_request(model, row, version))
         assert isinstance(result, int)
         return result
 
     async def flush(self, model: str = "") -> None:
-        """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin rights."""
+        """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin
+        rights."""
         await self._linked()
         await self._one(self._flush_request(model))
 
     async def open(self, name: str, header: Buffer = b"") -> Stream:
         """Opens a stream: `name` is its service or method, `header` its parameters, any buffer.
 
-        The server may still refuse it: the next call of the stream raises Failed then. A stream ends with its
-        connection and is not opened again by itself.
+        The server may still refuse it: the next call of the stream raises Failed then. A stream
+        ends with its connection and is not opened again by itself.
         """
         link = await self._linked()
         request = self._open_request(name, header)
@@ -434,7 +442,8 @@ class Client(Requests):
         return protocol.by_name(entries)
 
     async def snapshot(self) -> Snapshot:
-        """Makes the server write a snapshot to its own file. A large store may need a larger `timeout`."""
+        """Makes the server write a snapshot to its own file. A large store may need a larger
+        `timeout`."""
         result = await self._one(self._snapshot_request())
         assert isinstance(result, Snapshot)
         return result

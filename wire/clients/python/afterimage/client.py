@@ -1,4 +1,5 @@
-"""The blocking client: one connection, many requests in flight, and one new connection when the old one has ended."""
+"""The blocking client: one connection, many requests in flight, and one new connection when the old
+one has ended."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Connection:
         self.socket.close()
 
     def step(self, timeout: Optional[float] = None) -> List[Frame]:
-        """Waits until the socket is ready, and sends or receives once. Returns the frames that came."""
+        """Waits until the socket is ready, and sends or receives once. Returns the frames that
+        came."""
         self.selector.modify(self.socket, selectors.EVENT_READ | (selectors.EVENT_WRITE if self.out else 0))
         timeout = self.timeout if timeout is None else timeout
         ready = self.selector.select(timeout)
@@ -134,7 +136,8 @@ class Call:
         self.may_reconnect = True
 
     def next(self) -> Optional[Request]:
-        """The next request. An error of the caller's iterator or of an argument ends the call, not the connection."""
+        """The next request. An error of the caller's iterator or of an argument ends the call, not
+        the connection."""
         try:
             return next(self.requests)
         except StopIteration:
@@ -233,12 +236,12 @@ class Requests:
 class Client(Requests):
     """A client with one connection, for one thread at a time.
 
-    `timeout` is the time in seconds after which a call fails if no byte is sent or received. With `ssl`, an
-    ssl.SSLContext, the client speaks TLS; the server's certificate must be valid for `server_hostname` (default:
-    `host`).
+    `timeout` is the time in seconds after which a call fails if no byte is sent or received. With
+    `ssl`, an ssl.SSLContext, the client speaks TLS; the server's certificate must be valid for
+    `server_hostname` (default: `host`).
 
-    When the server has closed the connection, the next call makes a new one and repeats the requests that have no
-    reply. All requests are safe to repeat.
+    When the server has closed the connection, the next call makes a new one and repeats the
+    requests that have no reply. All requests are safe to repeat.
     """
 
     def __init__(self, host: str, port: int, token: Buffer = b"", timeout: Optional[float] = 10.0,
@@ -274,8 +277,8 @@ class Client(Requests):
     def classify_many(self, images: Iterable[Buffer], budget_ms: int = 0, return_exceptions: bool = False) -> Any:
         """The labels of many images, in the order of the images.
 
-        The requests are pipelined. With `return_exceptions` the list holds a Failed for each image whose request has
-        failed; otherwise the first Failed is raised.
+        The requests are pipelined. With `return_exceptions` the list holds a Failed for each image
+        whose request has failed; otherwise the first Failed is raised.
         """
         results = self._many(self._classify_request(image, budget_ms) for image in images)
         if not return_exceptions:
@@ -291,7 +294,8 @@ class Client(Requests):
         return result
 
     def set(self, key: int, value: int) -> None:
-        """Writes a value to a cache. There is no reply. A later `get` of this client sees the value, if it is kept."""
+        """Writes a value to a cache. There is no reply. A later `get` of this client sees the
+        value, if it is kept."""
         self._many(iter([self._set_request(key, value)]))
 
     # Requests of version 2.
@@ -300,10 +304,11 @@ class Client(Requests):
               refresh: bool = False, no_store: bool = False, ttl_s: int = 0, budget_ms: int = 0) -> Inference:
         """The answers of a model to some rows, in the order of the rows.
 
-        A row is any buffer, or a NumPy array of any type: its bytes are in C order. For an array of two or more
-        dimensions, each element of the first dimension is a row. An empty `model` is the model of the Welcome, an
-        empty `version` the present one. `refresh` computes stored answers anew, `no_store` stores nothing, and `ttl_s`
-        limits the time for which the answers are stored.
+        A row is any buffer, or a NumPy array of any type: its bytes are in C order. For an array of
+        two or more dimensions, each element of the first dimension is a row. An empty `model` is
+        the model of the Welcome, an empty `version` the present one. `refresh` computes stored
+        answers anew, `no_store` stores nothing, and `ttl_s` limits the time for which the answers
+        are stored.
         """
         request, count = self._infer_request(model, rows, version, refresh, no_store, ttl_s, budget_ms)
         result = self._one(request)
@@ -320,11 +325,13 @@ class Client(Requests):
         return result
 
     def write_bytes(self, key: Buffer, value: Buffer, ttl_s: int = 0) -> None:
-        """Writes bytes to a cache, which may drop them at any time, and does after `ttl_s` seconds (0: no limit)."""
+        """Writes bytes to a cache, which may drop them at any time, and does after `ttl_s` seconds
+        (0: no limit)."""
         self._one(self._write_bytes_request(key, value, ttl_s))
 
     def forget(self, model: str, row: Buffer, version: str = "") -> int:
-        """Deletes the stored answer of one row. Returns how many answers a memo has deleted, as far as it knows.
+        """Deletes the stored answer of one row. Returns how many answers a memo has deleted, as far
+        as it knows.
 
         Needs admin rights.
         """
@@ -333,14 +340,15 @@ class Client(Requests):
         return result
 
     def flush(self, model: str = "") -> None:
-        """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin rights."""
+        """Takes all stored answers of a model back; of all models if `model` is empty. Needs admin
+        rights."""
         self._one(self._flush_request(model))
 
     def open(self, name: str, header: Buffer = b"") -> Stream:
         """Opens a stream: `name` is its service or method, `header` its parameters, any buffer.
 
-        The server may still refuse it: the next call of the stream raises Failed then. A stream ends with its
-        connection and is not opened again by itself.
+        The server may still refuse it: the next call of the stream raises Failed then. A stream
+        ends with its connection and is not opened again by itself.
 
             with client.open("fold/mean", b"{}") as stream:
                 for chunk in stream.exchange(chunks):
@@ -372,14 +380,16 @@ class Client(Requests):
     def stats(self) -> Dict[str, StatsValue]:
         """The server's statistics by name, in the server's order.
 
-        A value is an integer, a text, a list of pairs (upper bound, count), or the bytes of an unknown type.
+        A value is an integer, a text, a list of pairs (upper bound, count), or the bytes of an
+        unknown type.
         """
         entries = self._one(self._stats_request())
         assert isinstance(entries, list)
         return protocol.by_name(entries)
 
     def snapshot(self) -> Snapshot:
-        """Makes the server write a snapshot to its own file. A large store may need a larger `timeout`."""
+        """Makes the server write a snapshot to its own file. A large store may need a larger
+        `timeout`."""
         result = self._one(self._snapshot_request())
         assert isinstance(result, Snapshot)
         return result
@@ -413,7 +423,8 @@ class Client(Requests):
             self._connection = None
 
     def _notice(self) -> None:
-        """Receives the bytes that came between two calls: a GoAway, the end of the stream, late replies."""
+        """Receives the bytes that came between two calls: a GoAway, the end of the stream, late
+        replies."""
         try:
             while self._connection is not None and (frames := self._connection.receive()):
                 for frame in frames:
@@ -422,7 +433,8 @@ class Client(Requests):
             self._disconnect(error)
 
     def _connect(self) -> None:
-        """Makes a connection and reads the Welcome. Raises OSError when the server cannot be reached."""
+        """Makes a connection and reads the Welcome. Raises OSError when the server cannot be
+        reached."""
         self._disconnect()
         self._connection = Connection(*self._server)
         try:
@@ -494,7 +506,8 @@ class Client(Requests):
         return result
 
     def _many(self, requests: Iterator[Request]) -> List[Reply]:
-        """Sends all requests and returns their results. Repeats them once if the connection ends."""
+        """Sends all requests and returns their results. Repeats them once if the connection
+        ends."""
         if self.closed:
             raise Lost("the client is closed")
         call = Call(requests)
@@ -510,7 +523,8 @@ class Client(Requests):
                 if not call.may_reconnect:
                     raise
                 continue
-            except BaseException:  # The stream may have stopped inside a frame: the connection is of no more use.
+            except BaseException:
+                # The stream may have stopped inside a frame, so the connection is unusable.
                 self._disconnect()
                 raise
             if call.error is not None:
@@ -535,9 +549,11 @@ class Client(Requests):
             self._connection.out += pending.frame
 
     def _exchange(self, call: Call, window: int) -> None:
-        """Sends requests and receives replies until all are answered, or until the server sends GoAway.
+        """Sends requests and receives replies until all are answered, or until the server sends
+        GoAway.
 
-        Reads while it writes, as the protocol requires, with at most a window of requests in flight.
+        Reads while it writes, as the protocol requires, with at most a window of requests in
+        flight.
         """
         connection = self._connection
         assert connection is not None

@@ -65,8 +65,8 @@ class Welcome(NamedTuple):
 class Label(NamedTuple):
     """The answer to one image.
 
-    `origin` is 'hit' (from the memo's store), 'miss' (computed for this request) or 'coalesced' (computed for an
-    identical request in flight).
+    `origin` is 'hit' (from the memo's store), 'miss' (computed for this request) or 'coalesced'
+    (computed for an identical request in flight).
     """
 
     label: int
@@ -74,7 +74,8 @@ class Label(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The answer to one row: a label or bytes. `age_s`: the seconds since the model computed it; 0 unless it is a hit."""
+    """The answer to one row: a label or bytes. `age_s`: the seconds since the model computed it; 0
+    unless it is a hit."""
 
     value: Union[int, bytes]
     origin: Origin
@@ -82,7 +83,8 @@ class Answer(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """The answers of a model, in the order of the rows. `digest` names the model that computed them."""
+    """The answers of a model, in the order of the rows. `digest` names the model that computed
+    them."""
 
     digest: bytes
     answers: List[Answer]
@@ -148,7 +150,8 @@ def printable(text: str) -> str:
 
 
 def flat(data: Buffer, name: str) -> bytes:
-    """The bytes of any C-contiguous buffer of uint8. `name` is the argument's name for error messages."""
+    """The bytes of any C-contiguous buffer of uint8. `name` is the argument's name for error
+    messages."""
     if isinstance(data, bytes):
         return data
     try:
@@ -333,7 +336,8 @@ def decode_stats(body: Body) -> List[StatsEntry]:
 
 
 def by_name(entries: List[StatsEntry]) -> Dict[str, StatsValue]:
-    """The values by name, in the server's order. Of two entries with the same name the first counts."""
+    """The values by name, in the server's order. Of two entries with the same name the first
+    counts."""
     values: Dict[str, StatsValue] = {}
     for name, _, value in entries:
         values.setdefault(name, value)

@@ -28,7 +28,8 @@ UNSUPPORTED = protocol.STATUSES.index("unsupported")
 
 
 class Flow:
-    """The state of one stream at the client. It does no I/O: the frames to send are return values."""
+    """The state of one stream at the client. It does no I/O: the frames to send are return
+    values."""
 
     def __init__(self, stream_id: int, max_body: int) -> None:
         self.id = stream_id
@@ -51,10 +52,12 @@ class Flow:
         return self.error is not None or (self.is_finished and self.has_ended)
 
     def receive(self, frame: Frame) -> bytes:
-        """Takes a frame of the server. Returns the frame that answers a violation of the rules, mostly nothing."""
+        """Takes a frame of the server. Returns the frame that answers a violation of the rules,
+        mostly nothing."""
         if self.is_over:
             return b""
-        if frame.kind == ERROR:  # A server without streams, or with a smaller limit, answers with an Error.
+        # A server without streams, or with a smaller limit, answers with an Error.
+        if frame.kind == ERROR:
             assert isinstance(frame.content, Failed)
             self.error = frame.content
             return b""
@@ -115,7 +118,8 @@ class Flow:
         return protocol.frame(STREAM_CREDIT, 0, 0, self.id, struct.pack("<Q", target))
 
     def room(self) -> int:
-        """The number of bytes that the next StreamData may have. Raises the error of a stream that has ended."""
+        """The number of bytes that the next StreamData may have. Raises the error of a stream that
+        has ended."""
         self.check()
         return min(self.max_data, self.credit - self.sent)
 
@@ -211,8 +215,9 @@ def open_body(name: str, header: Buffer) -> bytes:
 class Stream:
     """A stream of the blocking client: `Client.open` makes it.
 
-    The server sends more only when the application reads, so a slow reader slows the server down. A program that has
-    much to send and to receive uses `exchange`: a server that waits for a reader makes `write` wait, too.
+    The server sends more only when the application reads, so a slow reader slows the server down. A
+    program that has much to send and to receive uses `exchange`: a server that waits for a reader
+    makes `write` wait, too.
     """
 
     def __init__(self, client: Client, flow: Flow) -> None:
@@ -221,7 +226,8 @@ class Stream:
     def write(self, data: Any) -> None:
         """Sends any buffer, and waits for the server's credit.
 
-        Raises Lost if the server gives no credit for the client's `timeout`. A part of the data may be sent then.
+        Raises Lost if the server gives no credit for the client's `timeout`. A part of the data may
+        be sent then.
         """
         view = memoryview(protocol.row_bytes(data, "the data"))
         while view:
@@ -238,8 +244,8 @@ class Stream:
     def read(self, timeout: Optional[float] = None) -> Optional[bytes]:
         """The next bytes, as many as came in one frame. None after the last ones.
 
-        `timeout` in seconds (default: the client's) limits the wait; after it, Lost is raised and the stream is still
-        open.
+        `timeout` in seconds (default: the client's) limits the wait; after it, Lost is raised and
+        the stream is still open.
         """
         self._queue(self._flow.release())
         end = None if timeout is None else time.monotonic() + timeout
@@ -291,7 +297,8 @@ class Stream:
         self._client._flush()
 
     def read_progress(self, timeout: Optional[float] = None) -> Optional[bytes]:
-        """The server's newest progress message that was not read yet. None when the server's direction has ended.
+        """The server's newest progress message that was not read yet. None when the server's
+        direction has ended.
 
         `timeout` limits the wait as in `read`.
         """

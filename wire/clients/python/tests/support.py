@@ -43,7 +43,8 @@ GO_AWAY = reply(0x08, 0, b"restarting", 0, 10)
 
 
 class Server:
-    """A listener on a thread. It serves one connection after the other, each with the next script."""
+    """A listener on a thread. It serves one connection after the other, each with the next
+    script."""
 
     def __init__(self, *scripts, welcome=WELCOME):
         self.listener = socket.create_server(("127.0.0.1", 0))

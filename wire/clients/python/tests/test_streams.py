@@ -1,7 +1,8 @@
-"""Streams: the rules against golden vectors and a scripted server, and both clients against a running server.
+"""Streams: the rules against golden vectors and a scripted server, and both clients against a
+running server.
 
-The running server has the streams `echo`, `count` (progress, then the number of bytes), `pour` (as many bytes as the
-header says) and `idle` (never reads, never writes).
+The running server has the streams `echo`, `count` (progress, then the number of bytes), `pour` (as
+many bytes as the header says) and `idle` (never reads, never writes).
 """
 
 import asyncio
@@ -127,7 +128,8 @@ class Rules(unittest.TestCase):
 
 
 def answering(server):
-    """Refuses the stream `no`, answers images, and echoes all other streams without giving credit."""
+    """Refuses the stream `no`, answers images, and echoes all other streams without giving
+    credit."""
     try:
         while True:
             kind, flags, _, request_id, body, _ = frame = server.take()

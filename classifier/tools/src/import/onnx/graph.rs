@@ -164,7 +164,7 @@ fn apply(graph: &GraphProto, step: &NodeProto, scaling: &mut Scaling) -> Result<
         }
         "Mul" | "Add" | "Sub" | "Div" => {
             let [first, second] = step.input.as_slice() else {
-                return Err(refuse(format!("{} with other than two inputs", step.op_type)));
+                return Err(refuse(format!("{} does not have two inputs", step.op_type)));
             };
             let of_each = |values: Vec<f64>, change: fn(f64) -> f64| -> Vec<f64> {
                 values.into_iter().map(change).collect()

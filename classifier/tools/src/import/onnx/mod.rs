@@ -105,7 +105,7 @@ fn labels(node: &NodeProto) -> Result<Vec<String>, ModelError> {
         (None, Some(strings)) => {
             strings.strings.iter().map(|label| shorten(&String::from_utf8_lossy(label))).collect()
         }
-        _ => return Err(refuse("there are no class labels, or two sorts of them")),
+        _ => return Err(refuse("the class labels are missing, or have two types")),
     };
     if labels.is_empty() && node.op_type == "LinearClassifier" {
         labels = vec!["0".to_owned(), "1".to_owned()];
@@ -145,7 +145,7 @@ fn counts(node: &NodeProto, classes: usize) -> Result<Vec<u32>, ModelError> {
     }
     let count = |&count: &i64| u32::try_from(count).ok();
     let counts: Option<Vec<u32>> = counts.iter().map(count).collect();
-    counts.ok_or_else(|| refuse("vectors_per_class holds numbers that count nothing"))
+    counts.ok_or_else(|| refuse("vectors_per_class holds a number below 0"))
 }
 
 fn double(values: &[f32]) -> Vec<f64> {
@@ -191,7 +191,7 @@ fn function(node: &NodeProto) -> Result<KernelFunction, ModelError> {
     let parameters = double(floats(node, "kernel_params"));
     let parameters = || match parameters[..] {
         [gamma, coef0, degree] => Ok((gamma, coef0, degree)),
-        _ => Err(refuse(format!("kernel_params holds {} numbers; 3 are due", parameters.len()))),
+        _ => Err(refuse(format!("kernel_params holds {} numbers; 3 are needed", parameters.len()))),
     };
     match kernel {
         b"LINEAR" => Ok(KernelFunction::Linear),
