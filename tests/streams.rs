@@ -248,3 +248,56 @@ fn an_idx_file_is_classified_through_a_memo_and_resumed() {
     assert_eq!(report["records"], count);
     assert_eq!(common::text(out), whole);
 }
+
+/// The ports of a database, as lines of key, name and longitude.
+fn ports(database: &str) -> Vec<String> {
+    let database = rusqlite::Connection::open(database).unwrap();
+    let mut rows = database.prepare("SELECT key, name, longitude FROM ports ORDER BY key").unwrap();
+    let rows = rows.query_map([], |row| {
+        let longitude: Option<f64> = row.get(2)?;
+        Ok(format!("{} {} {longitude:?}", row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+    });
+    rows.unwrap().map(Result::unwrap).collect()
+}
+
+#[test]
+fn ports_are_stored_once_each_through_kills_of_the_service() {
+    let (inputs, state) = (folder(), folder());
+    let members = (0..60_000).map(|i| {
+        let i = i * 7919 % 60_000;
+        format!(
+            "\"K{i:05}\": {{\"name\": \"Port {i}\", \"city\": \"C\", \"coordinates\": [{}.5, 1]}}",
+            i % 180
+        )
+    });
+    let text = format!("{{\n{}\n}}", members.collect::<Vec<_>>().join(",\n"));
+    let path = file(&inputs, "ports.json", text);
+    let own = inputs.path().join("own.db");
+    let own = own.to_str().unwrap();
+    let whole = result(&["ports", &path, "--database", own, "--id", "a"]);
+    assert_eq!(whole["value"]["ports"], 60_000);
+    assert_eq!(ports(own).len(), 60_000);
+    let database = inputs.path().join("service.db");
+    let database = database.to_str().unwrap();
+    let mut service = serve(&state, &["--database", database]);
+    let place = service.place();
+    let mut client = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    client.args(["stream", "run", "ports", &path, "--json", "--id", "a", "--server", &place]);
+    client.stdout(Stdio::piped()).stderr(Stdio::null());
+    let client = client.spawn().unwrap();
+    let begun = Instant::now();
+    while std::fs::metadata(database.to_owned() + "-wal").map_or(0, |data| data.len()) < 100_000 {
+        assert!(begun.elapsed() < common::PATIENCE, "no port was stored");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for round in 1..4 {
+        service.kill();
+        service.restart();
+        std::thread::sleep(Duration::from_millis(50 * round));
+    }
+    let done = client.wait_with_output().unwrap();
+    assert!(done.status.success());
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(bits(&report), bits(&whole));
+    assert!(ports(database) == ports(own));
+}

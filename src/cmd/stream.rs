@@ -6,9 +6,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use afterimage_streams::checkpoint::Checkpoint;
 use afterimage_streams::classify::{CLASSIFY, Classify, ClassifyError};
 use afterimage_streams::client::{Pipe, Seekable, SendError, Source, send};
 use afterimage_streams::fold::FOLDS;
+use afterimage_streams::fold::ports::{PORTS, Ports};
 use afterimage_streams::folder::{Folder, Lease, Start};
 use afterimage_streams::message::Open;
 use afterimage_streams::run::{Bad, OnBad, Plan, Report, Run};
@@ -55,6 +57,10 @@ pub(crate) struct ServeArgs {
     /// Folder of checkpoints [default: none, and no run can be resumed]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+
+    /// Database of ports (SQLite) [default: none, and ports are only checked]
+    #[arg(long, value_name = "FILE")]
+    database: Option<PathBuf>,
 
     /// Time between two checkpoints of a run.
     #[arg(long, value_name = "TIME", default_value = "1s")]
@@ -121,6 +127,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
+    /// Store ports in this database (SQLite), together with the checkpoints of the run.
+    #[arg(long, value_name = "FILE")]
+    database: Option<PathBuf>,
+
     /// Streams service HOST:PORT [default: compute in this process]; for classify, the memo
     /// [default: 127.0.0.1:7400]
     #[arg(long, value_name = "ADDR", value_parser = net::parse)]
@@ -154,6 +164,7 @@ fn run_help() -> String {
            zcat log.jsonl.gz | afterimage stream run distinct - --format lines --field user\n  \
            afterimage stream run mean big.jsonl --field ms --server 127.0.0.1:7404 --id june\n  \
            afterimage stream run mean big.jsonl --field ms --server 127.0.0.1:7404 --resume june\n  \
+           afterimage stream run ports ports.json --database ports.db\n  \
            afterimage stream run classify images.idx --server 127.0.0.1:7400 --out labels.txt"
     )
 }
@@ -168,6 +179,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let mut options = StreamsOptions::default();
     options.folder = args.state.as_deref().map(Folder::open).transpose().context("--state")?;
+    options.database.clone_from(&args.database);
     options.checkpoint_every = args.checkpoint_every.0;
     options.max_record = args.max_record.within("--max-record", MAX_LIMIT)?;
     options.max_runs = args.max_runs;
@@ -209,6 +221,13 @@ impl RunArgs {
         if self.resume.is_some() { Start::Resume } else { Start::New }
     }
 
+    /// The lease of the run and its checkpoint, if the run has an id.
+    fn lease(&self) -> anyhow::Result<(Option<Lease>, Option<Checkpoint>)> {
+        let Some(id) = self.id() else { return Ok((None, None)) };
+        let (lease, checkpoint) = Folder::open(&self.state)?.lease(id, self.start())?;
+        Ok((Some(lease), checkpoint))
+    }
+
     fn failed(&self, error: impl Into<anyhow::Error>) -> anyhow::Error {
         let error = error.into().context(self.file.display().to_string());
         match self.id() {
@@ -220,6 +239,11 @@ impl RunArgs {
 
 fn compute(args: &RunArgs) -> anyhow::Result<()> {
     let plan = args.plan()?;
+    if args.database.is_some() && (args.fold != PORTS || args.server.is_some()) {
+        bail!(
+            "--database applies to ports in this process; at a service, it is the service's flag"
+        );
+    }
     let started = Instant::now();
     let report = match &args.server {
         _ if args.fold == CLASSIFY => classify(args, plan)?,
@@ -282,13 +306,20 @@ impl Complaints {
 
 /// Runs in this process.
 fn here(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
-    let leased = args.id().map(|id| Folder::open(&args.state)?.lease(id, args.start()));
-    let leased = leased.transpose()?;
-    let (lease, checkpoint) = leased.map_or((None, None), |(lease, found)| (Some(lease), found));
-    let mut run = match &checkpoint {
-        Some(checkpoint) => Run::resume(plan, args.on_bad(), checkpoint)?,
-        None => Run::new(plan, args.on_bad())?,
-    };
+    let (lease, checkpoint, mut run);
+    if let Some(database) = &args.database {
+        let opened = Ports::into(database, args.id(), args.start());
+        let (ports, found) = opened.with_context(|| database.display().to_string())?;
+        (lease, checkpoint) = (None, found);
+        run = Run::with_fold(plan, args.on_bad(), Box::new(ports), checkpoint.as_ref())?;
+    } else {
+        // A run with a wrong plan must not take the id.
+        run = Run::new(plan.clone(), args.on_bad())?;
+        (lease, checkpoint) = args.lease()?;
+        if let Some(checkpoint) = &checkpoint {
+            run = Run::resume(plan, args.on_bad(), checkpoint)?;
+        }
+    }
     if checkpoint.is_some_and(|checkpoint| checkpoint.is_complete()) {
         return Ok(run.report(Duration::ZERO, Duration::ZERO));
     }
@@ -338,9 +369,7 @@ fn classify(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
     if args.field.is_some() {
         bail!("--field does not apply to classify, which takes whole records");
     }
-    let leased = args.id().map(|id| Folder::open(&args.state)?.lease(id, args.start()));
-    let leased = leased.transpose()?;
-    let (lease, checkpoint) = leased.map_or((None, None), |(lease, found)| (Some(lease), found));
+    let (lease, checkpoint) = args.lease()?;
     let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(out);
     let file = file.with_context(|| format!("cannot write {}", out.display()))?;
     let mut run = Classify::new(plan, file, lease, checkpoint.as_ref())?;

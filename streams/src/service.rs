@@ -4,6 +4,7 @@
 //! and the memory of a run is its window of the stream, the record in progress and the fold.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ use afterimage_wire::stream::{IncomingStream, Stream, StreamError, StreamWriter}
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Checkpoint;
+use crate::fold::SinkError;
+use crate::fold::ports::{PORTS, Ports};
 use crate::folder::{Folder, FolderError, Lease};
 use crate::message::{Open, Reply, STREAM};
 use crate::metrics;
@@ -30,6 +34,8 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 pub struct StreamsOptions {
     /// The folder of checkpoints; without one no run can be resumed.
     pub folder: Option<Folder>,
+    /// The database of ports; without one, ports are checked and not stored.
+    pub database: Option<PathBuf>,
     /// The time between two checkpoints of a run. The default is 1 s.
     pub checkpoint_every: Duration,
     /// The largest record limit that a client may ask for. The default is 1 MiB.
@@ -44,6 +50,7 @@ impl Default for StreamsOptions {
     fn default() -> Self {
         StreamsOptions {
             folder: None,
+            database: None,
             checkpoint_every: Duration::from_secs(1),
             max_record: 1 << 20,
             max_runs: 10_000,
@@ -86,6 +93,16 @@ enum Failure {
     Stream(#[from] StreamError),
     #[error("the computation ended unexpectedly")]
     Internal,
+}
+
+impl Failure {
+    fn is_fenced(&self) -> bool {
+        match self {
+            Failure::Folder(FolderError::Fenced) => true,
+            Failure::Run(RunError::Sink(error)) => matches!(**error, SinkError::Fenced),
+            _ => false,
+        }
+    }
 }
 
 impl StreamsService {
@@ -181,7 +198,7 @@ impl Inner {
                 add(&self.counters.completed, 1);
             }
             Err(Failure::Stream(error)) => tracing::debug!(%error, "a stream ended early"),
-            Err(Failure::Folder(FolderError::Fenced)) => {
+            Err(failure) if failure.is_fenced() => {
                 // Not a status that clients retry: two clients would end each other's runs for
                 // ever.
                 writer.reset(Status::BadArgument, &FolderError::Fenced.to_string());
@@ -230,7 +247,7 @@ impl Inner {
                     Ok(chunk) => chunk,
                     Err(error) => {
                         // The client can go on from here.
-                        self.save(&run, lease.as_ref(), false).await?;
+                        self.save(run.checkpoint(), lease.as_ref()).await?;
                         return Err(error.into());
                     }
                 };
@@ -241,11 +258,11 @@ impl Inner {
                 run = self.compute(run, chunk, is_last).await?;
                 computing += begun.elapsed();
                 if is_last {
-                    self.save(&run, lease.as_ref(), true).await?;
+                    self.save(run.checkpoint().completed(), lease.as_ref()).await?;
                     break;
                 }
                 if lease.is_some() && saved.elapsed() >= self.options.checkpoint_every {
-                    self.save(&run, lease.as_ref(), false).await?;
+                    self.save(run.checkpoint(), lease.as_ref()).await?;
                     saved = Instant::now();
                 }
                 if shown.elapsed() >= PROGRESS_EVERY {
@@ -266,6 +283,16 @@ impl Inner {
     /// The run of the client's parameters, at its checkpoint if it resumes; and whether it is
     /// complete already.
     async fn begin(&self, open: &Open) -> Result<(Run, Option<Lease>, bool), Failure> {
+        if let (PORTS, Some(path)) = (&*open.plan.fold, self.options.database.clone()) {
+            let (id, start) = (open.id.clone(), open.start);
+            let opened = blocking(move || Ports::into(&path, id.as_deref(), start)).await?;
+            let (ports, checkpoint) = opened.map_err(RunError::from)?;
+            add(&self.counters.resumed, checkpoint.is_some().into());
+            let is_complete = checkpoint.as_ref().is_some_and(Checkpoint::is_complete);
+            let (plan, ports) = (open.plan.clone(), Box::new(ports));
+            let run = Run::with_fold(plan, open.on_bad, ports, checkpoint.as_ref())?;
+            return Ok((run, None, is_complete));
+        }
         let Some(id) = open.id.clone() else {
             return Ok((Run::new(open.plan.clone(), open.on_bad)?, None, false));
         };
@@ -301,17 +328,8 @@ impl Inner {
         .await?
     }
 
-    async fn save(
-        &self,
-        run: &Run,
-        lease: Option<&Lease>,
-        is_complete: bool,
-    ) -> Result<(), Failure> {
+    async fn save(&self, checkpoint: Checkpoint, lease: Option<&Lease>) -> Result<(), Failure> {
         let Some(lease) = lease.cloned() else { return Ok(()) };
-        let mut checkpoint = run.checkpoint();
-        if is_complete {
-            checkpoint = checkpoint.completed();
-        }
         Ok(blocking(move || lease.save(&checkpoint)).await??)
     }
 
