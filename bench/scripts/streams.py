@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Measures `afterimage stream run` beside jq, Python (json, orjson, ijson) and DuckDB. Takes about three minutes.
+"""Measures `afterimage stream run` beside jq, Python (json, orjson, ijson) and DuckDB.
 
     streams.py [--commit]
 
-One file of each kind, read from memory (the page cache), one thread each, the programs in turn, the best of three. All
-answers are compared. Needs jq, and a Python with orjson, ijson and duckdb (PYTHON names it). Prints Markdown; --commit
-writes it into docs/streams.md.
+Takes about three minutes. One file of each kind, read from memory (the page cache), one thread each,
+the programs in turn, the best of three by processor time. All answers are compared. Needs jq, and a
+Python with orjson, ijson and duckdb (PYTHON names it). Prints Markdown; --commit writes it into
+docs/streams.md.
 """
 
 import json
