@@ -301,3 +301,58 @@ fn ports_are_stored_once_each_through_kills_of_the_service() {
     assert_eq!(bits(&report), bits(&whole));
     assert!(ports(database) == ports(own));
 }
+
+#[test]
+fn records_set_aside_are_written_once() {
+    let folder = folder();
+    let text = "1\nx\n3\n\"y\"\n5\n";
+    let path = file(&folder, "numbers.txt", text);
+    let cut = file(&folder, "cut.txt", &text[..7]);
+    let (aside, state) = (folder.path().join("aside.jsonl"), folder.path().join("state"));
+    let (aside, state) = (aside.to_str().unwrap(), state.to_str().unwrap());
+    let fixed = ["--set-aside", aside, "--state", state];
+    let report = result(&[&["mean", &path][..], &fixed].concat());
+    assert_eq!((&report["refused"], &report["value"]["mean"]), (&2.into(), &3.0.into()));
+    let whole = common::text(aside);
+    let lines: Vec<Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&lines[0]["offset"], &lines[0]["record"]), (&2.into(), &"x".into()));
+    assert_eq!((&lines[1]["offset"], &lines[1]["record"]), (&6.into(), &"\"y\"".into()));
+    // The file was cut within the second one, which is then another record.
+    result(&[&["mean", &cut, "--id", "a"][..], &fixed].concat());
+    assert_eq!(common::text(aside).lines().count(), 2);
+    let report = result(&[&["mean", &path][..], &fixed].concat());
+    assert_eq!(report["refused"], 2);
+    assert_eq!(common::text(aside), whole);
+}
+
+/// The largest resident memory of a process so far, in bytes.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn a_gibibyte_takes_32_mib_in_both_processes() {
+    const BYTES: u64 = 1 << 30;
+    let state = folder();
+    let service = serve(&state, &[]);
+    let place = service.place();
+    let args = ["count", "-", "--format", "fixed:4096", "--server", &place, "--id", "a", "--json"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    command.args(["stream", "run"]).args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut client = command.spawn().unwrap();
+    let mut input = client.stdin.take().unwrap();
+    let chunk = vec![7; 1 << 20];
+    for _ in 0..BYTES >> 20 {
+        input.write_all(&chunk).unwrap();
+    }
+    // The client lives until its input ends.
+    let peaks = [peak(client.id()), peak(service.pid())];
+    drop(input);
+    let done = client.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!((&report["bytes"], &report["records"]), (&BYTES.into(), &(BYTES / 4096).into()));
+    println!("peaks: {} MiB and {} MiB", peaks[0] >> 20, peaks[1] >> 20);
+    assert!(peaks.into_iter().all(|peak| peak <= 32 << 20), "{peaks:?}");
+}

@@ -3,7 +3,7 @@
 
     streams.py [--commit]
 
-Takes about three minutes. One file of each kind, read from memory (the page cache), one thread each,
+Takes about three minutes. One file of each kind, read from memory (the page cache), one thread,
 the programs in turn, the best of three by processor time. All answers are compared. Needs jq, and a
 Python with orjson, ijson and duckdb (PYTHON names it). Prints Markdown; --commit writes it into
 docs/streams.md.

@@ -2,7 +2,7 @@
 //! resumed.
 
 use std::cell::Cell;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use afterimage_wire::client::Expect;
 use afterimage_wire::text::escape_line;
 use anyhow::{Context, anyhow, bail};
 use clap::builder::PossibleValuesParser;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::args::{ClientArgs, ServerArgs, Size, Span};
 use crate::config::Config;
@@ -106,6 +106,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "POLICY", default_value = "stop")]
     #[arg(value_parser = PossibleValuesParser::new(["stop", "skip"]), hide_possible_values = true)]
     on_bad: String,
+
+    /// Write records that cannot be used to this file, as JSON lines, and go on.
+    #[arg(long, value_name = "FILE", conflicts_with = "on_bad")]
+    set_aside: Option<PathBuf>,
 
     /// Begin a run that can be resumed, under this id.
     #[arg(long, value_name = "ID", conflicts_with = "resume")]
@@ -208,7 +212,11 @@ impl RunArgs {
     }
 
     fn on_bad(&self) -> OnBad {
-        if self.on_bad == "skip" { OnBad::Skip } else { OnBad::Stop }
+        match (&self.set_aside, &*self.on_bad) {
+            (Some(_), _) => OnBad::SetAside,
+            (None, "skip") => OnBad::Skip,
+            _ => OnBad::Stop,
+        }
     }
 
     /// The id of the run.
@@ -243,6 +251,9 @@ fn compute(args: &RunArgs) -> anyhow::Result<()> {
         bail!(
             "--database applies to ports in this process; at a service, it is the service's flag"
         );
+    }
+    if args.set_aside.is_some() && (args.fold == CLASSIFY || args.server.is_some()) {
+        bail!("--set-aside applies to folds in this process");
     }
     let started = Instant::now();
     let report = match &args.server {
@@ -286,6 +297,42 @@ fn show(report: &Report, elapsed: Duration) -> anyhow::Result<()> {
     )
 }
 
+/// The file of records that cannot be used. It is in the order of their offsets.
+struct Aside(std::fs::File);
+
+impl Aside {
+    /// The file without the records from `offset` on: a run that continues there writes them again.
+    fn open(path: &Path, offset: u64) -> anyhow::Result<Self> {
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.create(true).truncate(false).read(true).write(true).open(path)?;
+        let (mut lines, mut kept) = (BufReader::new(&file), 0);
+        let mut line = String::new();
+        while lines.read_line(&mut line)? > 0 {
+            let record: Option<Value> = serde_json::from_str(&line).ok();
+            let at = record.as_ref().and_then(|record| record["offset"].as_u64());
+            // The last line may be incomplete.
+            if at.is_none_or(|at| at >= offset) {
+                break;
+            }
+            kept += line.len() as u64;
+            line.clear();
+        }
+        file.set_len(kept)?;
+        file.seek(SeekFrom::Start(kept))?;
+        Ok(Aside(file))
+    }
+
+    fn write(&mut self, bad: &[Bad]) -> std::io::Result<()> {
+        let mut lines = String::new();
+        for Bad { offset, bytes, reason } in bad {
+            let (reason, record) = (reason.to_string(), String::from_utf8_lossy(bytes));
+            let line = json!({ "offset": offset, "reason": reason, "record": record });
+            lines += &format!("{line}\n");
+        }
+        self.0.write_all(lines.as_bytes())
+    }
+}
+
 /// Reports skipped records, at most the first few.
 struct Complaints(usize);
 
@@ -325,6 +372,13 @@ fn here(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
     }
     let (mut input, length) = open(args, run.position())?;
     let (bar, mut complaints) = (Bar::new(length), Complaints(0));
+    let cannot = |path: &Path| format!("cannot write {}", path.display());
+    let mut aside = match &args.set_aside {
+        Some(path) => {
+            Some((Aside::open(path, run.position()).with_context(|| cannot(path))?, path))
+        }
+        None => None,
+    };
     let (mut computing, mut waiting) = (Duration::ZERO, Duration::ZERO);
     let (mut shown, mut saved) = (Instant::now(), Instant::now());
     let mut buffer = vec![0; BUFFER];
@@ -345,7 +399,12 @@ fn here(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
         let begun = Instant::now();
         let taken = if read == 0 { run.finish() } else { run.push(&buffer[..read]) };
         computing += begun.elapsed();
-        complaints.take(run.take_bad());
+        let bad = run.take_bad();
+        match &mut aside {
+            // Before the checkpoint that counts them.
+            Some((aside, path)) => aside.write(&bad).with_context(|| cannot(path))?,
+            None => complaints.take(bad),
+        }
         taken.map_err(|error| args.failed(error))?;
         if read == 0 {
             break;
@@ -426,7 +485,7 @@ fn open(args: &RunArgs, offset: u64) -> anyhow::Result<(Box<dyn Read + Send>, u6
         if length < offset {
             return Err(args.failed(short()));
         }
-        std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset)).with_context(cannot)?;
+        file.seek(SeekFrom::Start(offset)).with_context(cannot)?;
     }
     Ok((Box::new(file), length))
 }

@@ -39,6 +39,8 @@ pub enum OnBad {
     Stop,
     /// Count it and go on.
     Skip,
+    /// Count it, keep it until [`Run::take_bad`], and go on.
+    SetAside,
 }
 
 /// Why a run cannot start or go on.
@@ -162,7 +164,7 @@ pub struct Run {
     bad: Vec<Bad>,
 }
 
-/// Refused records that are kept until [`Run::take_bad`].
+/// Skipped records that are kept until [`Run::take_bad`].
 const MAX_BAD: usize = 16;
 
 impl Run {
@@ -343,14 +345,15 @@ impl Run {
             return Err(RunError::Rejected { index, offset, reason });
         }
         self.refused += 1;
-        if self.bad.len() < MAX_BAD {
+        if self.on_bad == OnBad::SetAside || self.bad.len() < MAX_BAD {
             let bytes = bytes.unwrap_or_default().to_vec();
             self.bad.push(Bad { offset, bytes, reason });
         }
         Ok(())
     }
 
-    /// The records that were refused since the last call, at most the first sixteen.
+    /// The records that were refused since the last call; with [`OnBad::Skip`], at most the first
+    /// sixteen.
     pub fn take_bad(&mut self) -> Vec<Bad> {
         std::mem::take(&mut self.bad)
     }

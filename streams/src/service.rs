@@ -23,7 +23,7 @@ use crate::fold::ports::{PORTS, Ports};
 use crate::folder::{Folder, FolderError, Lease};
 use crate::message::{Open, Reply, STREAM};
 use crate::metrics;
-use crate::run::{Run, RunError};
+use crate::run::{OnBad, Run, RunError};
 
 /// The least time between two progress messages.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -140,6 +140,10 @@ impl Service for StreamsService {
                 return stream.refuse(Status::BadArgument, &text);
             }
         };
+        if open.on_bad == OnBad::SetAside {
+            let text = "a service sets no records aside; let it stop or skip";
+            return stream.refuse(Status::BadArgument, text);
+        }
         let limit = self.0.options.max_record;
         if open.plan.limit > limit {
             let text =
