@@ -24,7 +24,7 @@ use crate::args::Size;
 use crate::process::ConfigError;
 
 pub use crate::peer::{ClassifierConfig, PeerConfig, ReplicasConfig};
-pub use crate::store::{Place, RemoteConfig, StoreConfig};
+pub use crate::store::{RemoteConfig, StoreConfig, StoreServer};
 
 /// The services of a process, and the parts that they share.
 #[derive(Default)]

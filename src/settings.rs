@@ -182,7 +182,7 @@ fn without_secret_parameters(text: &str) -> String {
     shown + rest
 }
 
-/// The text without the logins of this process's own arguments and variables, in whatever form, and
+/// The text without the logins of this process's own arguments and variables, in any form, and
 /// without those of other URLs.
 pub(crate) fn without_secrets(text: &str) -> String {
     let arguments = std::env::args_os().skip(1);

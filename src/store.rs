@@ -106,15 +106,18 @@ impl StoreArgs {
     /// The store's part of a configuration.
     pub(crate) fn config(&self, store: &StoreAddr) -> anyhow::Result<StoreConfig> {
         self.refuse_misplaced(store)?;
-        let place = match store {
+        let server = match store {
             StoreAddr::Embedded => return Ok(StoreConfig::Embedded),
             StoreAddr::Cache(server) => {
                 let token = token(None, "--store-token-file", self.store_token_file.as_deref())?;
-                Place::Cache(server.clone(), PeerConfig { token, tls: self.store_tls.load()? })
+                StoreServer::Cache(
+                    server.clone(),
+                    PeerConfig { token, tls: self.store_tls.load()? },
+                )
             }
-            StoreAddr::Redis(url) => Place::Redis(url.clone(), Box::new(self.redis(url)?)),
+            StoreAddr::Redis(url) => StoreServer::Redis(url.clone(), Box::new(self.redis(url)?)),
         };
-        Ok(StoreConfig::Remote(RemoteConfig { place, lookup_budget: self.lookup_budget.0 }))
+        Ok(StoreConfig::Remote(RemoteConfig { server, lookup_budget: self.lookup_budget.0 }))
     }
 
     fn redis(&self, url: &str) -> anyhow::Result<RedisOptions> {
@@ -157,14 +160,14 @@ impl StoreConfig {
 #[derive(Clone, Debug)]
 pub struct RemoteConfig {
     /// The server.
-    pub place: Place,
+    pub server: StoreServer,
     /// Time limit of a lookup of labels; one of other answers has ten times as long.
     pub lookup_budget: Duration,
 }
 
 /// The server of a store.
 #[derive(Clone, Debug)]
-pub enum Place {
+pub enum StoreServer {
     /// A cache service at HOST:PORT.
     Cache(String, PeerConfig),
     /// Redis or Valkey at this URL.
@@ -173,19 +176,21 @@ pub enum Place {
 
 impl RemoteConfig {
     /// A store at this server, with the default lookup budget.
-    pub fn new(place: Place) -> Self {
-        RemoteConfig { place, lookup_budget: StoreOptions::default().lookup_budget }
+    pub fn new(server: StoreServer) -> Self {
+        RemoteConfig { server, lookup_budget: StoreOptions::default().lookup_budget }
     }
 
     /// The store of labels. It connects in the background.
     pub(crate) fn labels(&self) -> Result<Store, ConfigError> {
         let options = StoreOptions { lookup_budget: self.lookup_budget, ..StoreOptions::default() };
-        Ok(Store::Remote(match &self.place {
-            Place::Cache(server, peer) => {
+        Ok(Store::Remote(match &self.server {
+            StoreServer::Cache(server, peer) => {
                 let client = peer.options(Expect::Cache, &[server])?;
                 RemoteStore::new(CacheClient::connect_lazy(server.as_str(), client), options)
             }
-            Place::Redis(url, redis) => RemoteStore::new(connect::<OfLabels>(url, redis)?, options),
+            StoreServer::Redis(url, redis) => {
+                RemoteStore::new(connect::<OfLabels>(url, redis)?, options)
+            }
         }))
     }
 
@@ -193,13 +198,15 @@ impl RemoteConfig {
     pub(crate) fn bytes(&self) -> Result<StoreOfBytes, ConfigError> {
         let lookup_budget = self.lookup_budget * BUDGETS_FOR_BYTES;
         let options = StoreOptions { lookup_budget, ..StoreOptions::for_bytes() };
-        Ok(StoreOfBytes::Remote(match &self.place {
-            Place::Cache(server, peer) => {
+        Ok(StoreOfBytes::Remote(match &self.server {
+            StoreServer::Cache(server, peer) => {
                 let client = peer.options(Expect::Cache, &[server])?.max_body(MAX_LARGE_BODY);
                 let client = CacheClient::connect_lazy(server.as_str(), client);
                 RemoteStore::new(CacheBytes::new(client), options)
             }
-            Place::Redis(url, redis) => RemoteStore::new(connect::<OfBytes>(url, redis)?, options),
+            StoreServer::Redis(url, redis) => {
+                RemoteStore::new(connect::<OfBytes>(url, redis)?, options)
+            }
         }))
     }
 }

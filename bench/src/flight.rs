@@ -11,7 +11,7 @@ use crate::workload::MAX_POPULATION;
 const SLOT_BITS: u32 = 20;
 const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
 
-/// The id of every write: writes have no reply, so nothing needs to tell them apart. The running
+/// The id of every write: writes have no reply, so nothing needs to distinguish them. The running
 /// number of a request starts at 1, so no request has it.
 pub(crate) const WRITE_ID: u64 = 0;
 
@@ -66,7 +66,7 @@ impl Request {
 
 /// The request of an id in a reply.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Found {
+pub(crate) enum Closed {
     /// A request, removed from the table.
     Request(Request),
     /// A request that has timed out: the reply is late.
@@ -138,17 +138,17 @@ impl InFlight {
 
     /// Takes out the request that a reply with this id answers.
     #[inline]
-    pub(crate) fn close(&mut self, id: u64) -> Found {
+    pub(crate) fn close(&mut self, id: u64) -> Closed {
         let slot = (id & SLOT_MASK) as usize;
         match self.slots.get_mut(slot) {
             Some(request) if request.id == id && id != EMPTY => {
                 let found = *request;
                 request.id = EMPTY;
                 self.free.push(slot as u32);
-                Found::Request(found)
+                Closed::Request(found)
             }
-            _ if self.given_up.remove(&id) => Found::Late,
-            _ => Found::Nothing,
+            _ if self.given_up.remove(&id) => Closed::Late,
+            _ => Closed::Nothing,
         }
     }
 
@@ -176,9 +176,9 @@ mod tests {
             (0..3).map(|i| flight.open(i, Asked::About(i as u32), 0).unwrap()).collect();
         assert_eq!(flight.open(9, Asked::Fence, 0), None);
         for i in [2usize, 0, 1] {
-            let Found::Request(request) = flight.close(ids[i]) else { panic!("not found") };
+            let Closed::Request(request) = flight.close(ids[i]) else { panic!("not found") };
             assert_eq!(request.asked(), Asked::About(i as u32));
-            assert!(matches!(flight.close(ids[i]), Found::Nothing));
+            assert!(matches!(flight.close(ids[i]), Closed::Nothing));
         }
         assert!(flight.is_empty());
         let again = flight.open(0, Asked::Fence, 0).unwrap();
@@ -188,9 +188,9 @@ mod tests {
     #[test]
     fn ids_of_writes_and_unknown_ids_match_no_request() {
         let mut flight = InFlight::new(2);
-        assert!(matches!(flight.close(WRITE_ID), Found::Nothing));
-        assert!(matches!(flight.close(1 << SLOT_BITS), Found::Nothing));
-        assert!(matches!(flight.close(u64::MAX), Found::Nothing));
+        assert!(matches!(flight.close(WRITE_ID), Closed::Nothing));
+        assert!(matches!(flight.close(1 << SLOT_BITS), Closed::Nothing));
+        assert!(matches!(flight.close(u64::MAX), Closed::Nothing));
         assert_eq!(flight.len(), 0);
     }
 
@@ -204,8 +204,8 @@ mod tests {
         let mut given_up = Vec::new();
         flight.give_up(15, |request| given_up.push((request.asked(), request.writes)));
         assert_eq!(given_up, [(Asked::About(1), 5)]);
-        assert!(matches!(flight.close(old), Found::Late));
-        assert!(matches!(flight.close(old), Found::Nothing));
-        assert!(matches!(flight.close(new), Found::Request(_)));
+        assert!(matches!(flight.close(old), Closed::Late));
+        assert!(matches!(flight.close(old), Closed::Nothing));
+        assert!(matches!(flight.close(new), Closed::Request(_)));
     }
 }

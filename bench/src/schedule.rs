@@ -55,7 +55,7 @@ impl Schedule {
         self.start_ns + self.next_ns as u64
     }
 
-    /// Goes on to the request after it.
+    /// Continues to the request after it.
     #[inline]
     pub(crate) fn advance(&mut self) {
         let gaps: f64 = match &mut self.poisson {

@@ -21,7 +21,7 @@ pub struct Search {
 
 /// The result of a search.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Found {
+pub struct SearchResult {
     /// The highest rate that held; `None` when none did.
     pub rate: Option<f64>,
     /// Whether it held as often as was asked for.
@@ -35,7 +35,7 @@ pub struct Found {
 struct Tries<'a, E> {
     holds: &'a mut dyn FnMut(f64) -> Result<bool, E>,
     until: Instant,
-    found: Found,
+    found: SearchResult,
 }
 
 impl<E> Tries<'_, E> {
@@ -67,8 +67,8 @@ impl Search {
     ///
     /// # Errors
     /// The first error of `holds`.
-    pub fn run<E>(&self, holds: &mut dyn FnMut(f64) -> Result<bool, E>) -> Result<Found, E> {
-        let found = Found { rate: None, confirmed: false, failed: None, tries: 0 };
+    pub fn run<E>(&self, holds: &mut dyn FnMut(f64) -> Result<bool, E>) -> Result<SearchResult, E> {
+        let found = SearchResult { rate: None, confirmed: false, failed: None, tries: 0 };
         let mut tries = Tries { holds, until: Instant::now() + self.budget, found };
         self.double(&mut tries)?;
         loop {
@@ -129,7 +129,7 @@ mod tests {
         budget: Duration::from_secs(60),
     };
 
-    fn search(search: Search, mut holds: impl FnMut(f64) -> bool) -> Found {
+    fn search(search: Search, mut holds: impl FnMut(f64) -> bool) -> SearchResult {
         search.run(&mut |rate| Ok::<_, std::convert::Infallible>(holds(rate))).unwrap()
     }
 

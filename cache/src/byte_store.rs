@@ -109,7 +109,7 @@ pub struct ByteStoreStats {
     pub inserted: u64,
     /// Values that a full store did not admit because of their size.
     pub declined: u64,
-    /// Entries evicted to make room.
+    /// Entries evicted to free space.
     pub evicted: u64,
     /// Values refused as too large.
     pub too_large: u64,

@@ -48,7 +48,7 @@ pub struct DiskLog {
 
 #[derive(Debug, Default)]
 struct State {
-    places: HashMap<u128, Place>,
+    places: HashMap<u128, RecordPlace>,
     /// Oldest first.
     segments: VecDeque<Segment>,
 }
@@ -64,7 +64,7 @@ struct Segment {
 
 /// Where the latest value of a key is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct RecordPlace {
     segment: u64,
     offset: u64,
     len: u32,
@@ -119,13 +119,13 @@ impl DiskLog {
     }
 
     /// Where the value of a key is; `None` if there is none. Reads no file.
-    pub fn find(&self, key: u128) -> Option<Place> {
+    pub fn find(&self, key: u128) -> Option<RecordPlace> {
         lock_of(&self.state).places.get(&key).copied()
     }
 
     /// The value at a place that [`find`](Self::find) gave. `None` if it was deleted, or if the
     /// record is damaged. Waits for the device.
-    pub fn read(&self, key: u128, place: Place) -> Option<Bytes> {
+    pub fn read(&self, key: u128, place: RecordPlace) -> Option<Bytes> {
         let file = {
             let state = lock_of(&self.state);
             let segment = state.segments.iter().find(|segment| segment.number == place.segment)?;
@@ -188,7 +188,7 @@ impl DiskLog {
         }
         writer.bytes += bytes;
         let mut state = lock_of(&self.state);
-        let place = Place { segment: writer.number, offset, len: value.len() as u32, kept };
+        let place = RecordPlace { segment: writer.number, offset, len: value.len() as u32, kept };
         state.places.insert(key, place);
         if let Some(segment) = state.segments.back_mut() {
             segment.bytes = writer.bytes;
@@ -250,7 +250,7 @@ impl State {
             if next > end {
                 break;
             }
-            self.places.insert(key, Place { segment: number, offset, len, kept });
+            self.places.insert(key, RecordPlace { segment: number, offset, len, kept });
             keys.push(key);
             offset = next;
         }
@@ -268,7 +268,7 @@ fn parse(head: &[u8; HEAD]) -> Option<(u128, u32, bool)> {
     is_whole.then_some((key, len, flags & KEPT != 0))
 }
 
-fn read_record(file: &File, key: u128, place: Place) -> Option<Bytes> {
+fn read_record(file: &File, key: u128, place: RecordPlace) -> Option<Bytes> {
     let mut record = vec![0; HEAD + place.len as usize];
     read_exact_at(file, &mut record, place.offset).ok()?;
     let head: &[u8; HEAD] = record.first_chunk()?;

@@ -100,8 +100,8 @@ pub struct LoadReport {
     pub restored: u64,
     /// Expired entries.
     pub expired: u64,
-    /// Entries that were evicted to make room for others. There can be some even in a store of the
-    /// same capacity if it was not empty.
+    /// Entries that were evicted to free space for others. There can be some even in a store of
+    /// the same capacity if it was not empty.
     pub evicted: u64,
     /// Time for reading and checking.
     pub elapsed: Duration,

@@ -105,7 +105,7 @@ pub(crate) fn write_at_most(model: &Model, path: &Path, limit: u64) -> Result<()
     let mut file = File::create(&aside).map_err(io)?;
     let written = file.write_all(&encoded).and_then(|()| file.sync_all());
     written.and_then(|()| fs::rename(&aside, target)).map_err(|error| {
-        // Half a file is of no use; the first error is the one to tell.
+        // Half a file is of no use; the first error is reported.
         let _ = fs::remove_file(&aside);
         io(error)
     })

@@ -247,7 +247,7 @@ impl<T> fmt::Debug for Watch<T> {
 }
 
 /// Runs a sink's code. A panic there is the receiver's bug: it is logged, and the thread that
-/// answers goes on with the other replies.
+/// answers continues with the other replies.
 fn guard<R>(when: &str, code: impl FnOnce() -> R) -> Option<R> {
     let result = catch_unwind(AssertUnwindSafe(code)).ok();
     if result.is_none() {

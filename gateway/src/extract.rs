@@ -1,4 +1,4 @@
-//! Parts of a request, whose faults are problems.
+//! Parts of a request. A faulty part gives a problem as the response.
 
 use std::sync::Arc;
 

@@ -92,7 +92,7 @@ impl Estimator {
     }
 
     /// Reads a recording of a browser or of a proxy in the format HAR 1.2. Calls with equal bodies
-    /// are equal, whatever their credentials.
+    /// are equal, with any credentials.
     ///
     /// # Errors
     /// When `har` is not such a file.

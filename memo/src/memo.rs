@@ -33,7 +33,7 @@ use crate::store::{Entries, Keep, OfBytes, Store, StoreOfBytes, Stores};
 use crate::sync;
 use crate::upstream::{Call, Upstream};
 
-/// Bytes of rows that each client may have waiting whatever the others do.
+/// Bytes of rows that each client may have waiting, for any load of the others.
 const GUARANTEED_BYTES: usize = 64 << 10;
 
 /// How much work a memo takes on, and its secret.

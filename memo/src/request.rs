@@ -46,7 +46,7 @@ pub struct Request {
 /// A value that a front end sends along with a request to its own endpoints, for example the
 /// client's request as it arrived.
 ///
-/// It must not change the answer: equal rows share a call, whatever their contexts.
+/// It must not change the answer: equal rows share a call with any contexts.
 #[derive(Clone)]
 pub struct Context(Arc<dyn Any + Send + Sync>);
 

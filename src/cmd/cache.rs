@@ -17,7 +17,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     table: TableArgs,
 
-    /// Also store answers of any size, up to this memory. Their snapshot is FILE.bytes [default: off]
+    /// Also store answers of any size, up to this memory; snapshot: FILE.bytes [default: off]
     #[arg(long, value_name = "SIZE")]
     bytes: Option<Size>,
 

@@ -28,8 +28,8 @@ use tokio::sync::oneshot;
 use super::bench;
 use crate::args::Time;
 use crate::config::{
-    ClassifierConfig, Config, EngineConfig, ListenerConfig, MemoConfig, PeerConfig, Place,
-    RemoteConfig, ReplicasConfig, StoreConfig, TableConfig,
+    ClassifierConfig, Config, EngineConfig, ListenerConfig, MemoConfig, PeerConfig, RemoteConfig,
+    ReplicasConfig, StoreConfig, StoreServer, TableConfig,
 };
 use crate::format::{grouped, long_time, nanos};
 use crate::print::say;
@@ -263,7 +263,7 @@ impl Services {
                 None => Config { classifier: vec![listener], engine, ..Config::default() },
             })
         })?;
-        let place = Place::Cache(cache.addr.to_string(), PeerConfig::default());
+        let server = StoreServer::Cache(cache.addr.to_string(), PeerConfig::default());
         let mut replicas = ReplicasConfig::new(vec![classifier.addr.to_string()]);
         replicas.options.timeout = Duration::from_secs(5) + 2 * time;
         let memo = Running::start("memo", move |listener| {
@@ -274,7 +274,7 @@ impl Services {
             let memo = MemoConfig {
                 listeners: vec![listener],
                 options: MemoOptions::new(secret),
-                store: StoreConfig::Remote(RemoteConfig { place, lookup_budget }),
+                store: StoreConfig::Remote(RemoteConfig { server, lookup_budget }),
                 classifier: ClassifierConfig::Remote(replicas),
             };
             Ok(Config { memo: Some(memo), ..Config::default() })

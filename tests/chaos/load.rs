@@ -40,9 +40,9 @@ const FLUSH_EVERY: Duration = Duration::from_millis(2500);
 /// The timeout of a call.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A request whose connection was lost, or that was turned away by a server that shuts down or
-/// whose model has changed, is made again this often, after a pause for the `GoAway`: what
-/// `Client::classify` does by itself. That one does not tell whose answer it is, though.
+/// How often a request is repeated after a lost connection, or after a refusal by a server that
+/// shuts down or has another model. A pause for the `GoAway` comes first. `Client::classify` does
+/// the same, but does not report which model has answered.
 const RETRIES: u32 = 2;
 const PAUSE: Duration = Duration::from_millis(10);
 

@@ -1,5 +1,5 @@
 //! Chaos: a cache, a classifier and a memo, each a process, are killed, stopped, drained and
-//! started again, one after the other, under an open-loop load whose every answer is checked.
+//! started again, one after the other, under an open-loop load. Every answer is checked.
 //!
 //! ```text
 //! cargo test --test chaos                                        # some seconds of it

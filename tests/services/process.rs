@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use afterimage::config::{
     AdminConfig, ClassifierConfig, Config, EngineConfig, GatewayConfig, ListenerConfig, MemoConfig,
-    PeerConfig, Place, RemoteConfig, StoreConfig, TableConfig,
+    PeerConfig, RemoteConfig, StoreConfig, StoreServer, TableConfig,
 };
 use afterimage::process::{ConfigError, Process};
 use afterimage_cache::Capacity;
@@ -234,10 +234,10 @@ fn memo_of_bytes(store: StoreConfig) -> Config {
 }
 
 /// Two memos in processes of their own share answers of bytes through this store.
-async fn share_bytes(place: Place) {
+async fn share_bytes(server: StoreServer) {
     let start = async || {
         let lookup_budget = Duration::from_secs(1);
-        let store = StoreConfig::Remote(RemoteConfig { place: place.clone(), lookup_budget });
+        let store = StoreConfig::Remote(RemoteConfig { server: server.clone(), lookup_budget });
         let process = Process::start(memo_of_bytes(store)).await.unwrap();
         let (_, address) = process.addresses()[0];
         (process, Client::connect(address, ClientOptions::new()).await.unwrap())
@@ -276,7 +276,7 @@ async fn memos_share_answers_of_bytes_through_a_cache_service() {
     let config = Config { cache: vec![listener()], table, ..Config::default() };
     let cache = Process::start(config).await.unwrap();
     let (_, address) = cache.addresses()[0];
-    share_bytes(Place::Cache(address.to_string(), PeerConfig::default())).await;
+    share_bytes(StoreServer::Cache(address.to_string(), PeerConfig::default())).await;
     cache.drain(Duration::from_secs(5)).await.unwrap();
 }
 
@@ -320,7 +320,7 @@ async fn memos_share_answers_of_bytes_through_redis() {
         ttl: Some(Duration::from_secs(3600)),
         ..RedisOptions::default()
     };
-    share_bytes(Place::Redis(format!("redis://127.0.0.1:{port}"), Box::new(redis))).await;
+    share_bytes(StoreServer::Redis(format!("redis://127.0.0.1:{port}"), Box::new(redis))).await;
     // Each key and its length are lines of the reply; a key may contain line ends.
     let keys = redis_lines(port, "EVAL \"return #redis.call('KEYS','memos:*')\" 0");
     let all = redis_lines(port, "DBSIZE");

@@ -61,7 +61,7 @@ struct Inner {
     runtime: Arc<Runtime>,
     connection: crate::Connection,
     calls: Arc<Calls>,
-    _keeper: Keeper,
+    _keeper: RuntimeThread,
 }
 
 /// State that callers and the keeper share.
@@ -125,7 +125,7 @@ impl Connection {
                 }
             })
             .map_err(no_resources)?;
-        let _keeper = Keeper { calls: Arc::clone(&calls), thread: thread.thread().clone() };
+        let _keeper = RuntimeThread { calls: Arc::clone(&calls), thread: thread.thread().clone() };
         let inner = Arc::new(Inner { runtime, connection, calls, _keeper });
         Ok(Connection { inner })
     }
@@ -438,12 +438,12 @@ impl Drop for Ended<'_> {
 
 /// The keeper thread; it ends shortly after this value is dropped.
 #[derive(Debug)]
-struct Keeper {
+struct RuntimeThread {
     calls: Arc<Calls>,
     thread: Thread,
 }
 
-impl Drop for Keeper {
+impl Drop for RuntimeThread {
     fn drop(&mut self) {
         self.calls.stop.store(true, Ordering::Release);
         self.calls.step_aside.notify_one();

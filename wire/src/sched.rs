@@ -100,7 +100,7 @@ pub(crate) async fn one_poll_per_turn<T>(
         let mut woken = false;
         poll_fn(|_| match std::mem::replace(&mut woken, true) {
             true => Poll::Ready(()),
-            // `future` was just polled and wakes this task when it can go on.
+            // `future` was just polled and wakes this task when it can continue.
             false => Poll::Pending,
         })
         .await;

@@ -19,7 +19,7 @@ use std::{env, fs, io};
 use afterimage_bench::record::{Machine, Run};
 use afterimage_bench::workload::Keys;
 use afterimage_bench::{Dialect, Plan, Report, Span, Target};
-use harness::{Found, Process, Result, checked};
+use harness::{Findings, Process, Result, checked};
 
 const DEPTHS: [usize; 5] = [64, 256, 1024, 4096, 16_384];
 const ROUNDS: usize = 3;
@@ -86,7 +86,7 @@ struct Latency {
 
 fn compare(binary: &Path, folder: &Path, attached: Option<String>) -> Result<()> {
     let machine = Machine::here();
-    let mut found = Found::default();
+    let mut found = Findings::default();
     let mut peers = [Server::redis()?, Server::memcached(FEW)?];
     let ours = Server::afterimage(binary, ROOM * u64::from(FEW))?;
     for server in peers.iter().chain([&ours]) {
@@ -117,7 +117,7 @@ fn compare(binary: &Path, folder: &Path, attached: Option<String>) -> Result<()>
 
 impl Results {
     /// The table, and the figures that the rounds have not left yet.
-    fn say(&self, found: &mut Found) {
+    fn say(&self, found: &mut Findings) {
         let Results { rates, few, many, echo, latencies, bytes } = self;
         let [redis, memcached, ours] = rates.each_ref().map(|best| best.rate);
         let [redis_ns, memcached_ns, ours_ns] = rates.each_ref().map(|best| best.server_ns);
@@ -188,14 +188,14 @@ fn latency_row(what: &str, [redis, memcached, ours]: [f64; 3], echo: f64) -> Str
 }
 
 /// Keeps the run in the middle of these by `measure`, with all values in the text, and returns it.
-fn median(found: &mut Found, name: &str, rounds: Vec<Sample>, measure: Measure) -> Sample {
+fn median(found: &mut Findings, name: &str, rounds: Vec<Sample>, measure: Measure) -> Sample {
     let middle = middle(found, name, rounds, measure);
     found.runs.push(Run { name: name.to_owned(), report: middle.report.clone() });
     middle
 }
 
 /// The run in the middle of these by `measure`, with all values in the text.
-fn middle(found: &mut Found, name: &str, mut rounds: Vec<Sample>, measure: Measure) -> Sample {
+fn middle(found: &mut Findings, name: &str, mut rounds: Vec<Sample>, measure: Measure) -> Sample {
     let (unit, of) = measure;
     let all: Vec<String> = rounds.iter().map(|one| format!("{:.2}", of(&one.report))).collect();
     rounds.sort_by(|one, other| of(&one.report).total_cmp(&of(&other.report)));
@@ -209,7 +209,7 @@ fn middle(found: &mut Found, name: &str, mut rounds: Vec<Sample>, measure: Measu
 }
 
 /// Finds for Redis and memcached the way to ask that gives the most answers.
-fn best_ways(found: &mut Found, [redis, memcached]: &mut [Server; 2]) -> Result<()> {
+fn best_ways(found: &mut Findings, [redis, memcached]: &mut [Server; 2]) -> Result<()> {
     best_way(redis, &[1, 64, 256].map(|batch| (Dialect::Redis, batch)))?;
     let text = [16, 64, 256].map(|batch| (Dialect::Memcached, batch));
     best_way(memcached, &[&text[..], &[(Dialect::MemcachedMeta, 1)]].concat())?;
@@ -242,7 +242,7 @@ fn best_way(server: &mut Server, ways: &[(Dialect, usize)]) -> Result<()> {
 }
 
 /// The best of the medians at all depths, for each server.
-fn rates(found: &mut Found, servers: [&Server; 3]) -> Result<[Best; 3]> {
+fn rates(found: &mut Findings, servers: [&Server; 3]) -> Result<[Best; 3]> {
     let mut best = [Best::default(); 3];
     for depth in DEPTHS {
         let mut rounds = [const { Vec::new() }; 3];
@@ -263,7 +263,7 @@ fn rates(found: &mut Found, servers: [&Server; 3]) -> Result<[Best; 3]> {
 }
 
 /// Our cache with few keys and another one with many, in turn.
-fn few_and_many(found: &mut Found, binary: &Path, ours: &Server) -> Result<(Best, Best)> {
+fn few_and_many(found: &mut Findings, binary: &Path, ours: &Server) -> Result<(Best, Best)> {
     let large = Server::afterimage(binary, ROOM * u64::from(MANY))?;
     found.say(&large.process.command);
     large.fill(keys(MANY, 1))?;
@@ -284,7 +284,7 @@ fn few_and_many(found: &mut Found, binary: &Path, ours: &Server) -> Result<(Best
 }
 
 /// An echo, Redis, memcached and ours, in turn; they end here.
-fn one_at_a_time(found: &mut Found, peers: [Server; 2], ours: Server) -> Result<[Latency; 4]> {
+fn one_at_a_time(found: &mut Findings, peers: [Server; 2], ours: Server) -> Result<[Latency; 4]> {
     let echo = Server::telling(Dialect::Echo, &env::current_exe()?, &["echo"])?;
     let [mut redis, mut memcached] = peers;
     redis.way = (Dialect::Redis, 1, 1);
@@ -309,11 +309,11 @@ fn one_at_a_time(found: &mut Found, peers: [Server; 2], ours: Server) -> Result<
     Ok(latencies)
 }
 
-/// Fills our cache, which has room for as many keys as are written, four times over with others;
+/// Fills our cache, which has space for as many keys as are written, four times over with others;
 /// gives what an entry takes when it is full.
-fn our_bytes_an_entry(found: &mut Found, binary: &Path) -> Result<f64> {
-    // What a server takes that has room for next to nothing: a large table's memory is taken at the
-    // start.
+fn our_bytes_an_entry(found: &mut Findings, binary: &Path) -> Result<f64> {
+    // What a server takes that has space for next to nothing: a large table's memory is taken at
+    // the start.
     let before = Server::afterimage(binary, 8)?.process.resident()?;
     let ours = Server::afterimage(binary, HELD.into())?;
     let mut full = 0.0;
@@ -330,7 +330,7 @@ fn our_bytes_an_entry(found: &mut Found, binary: &Path) -> Result<f64> {
 }
 
 /// Fills a server that keeps all it gets, and makes sure that it did.
-fn bytes_an_entry(found: &mut Found, server: &Server) -> Result<f64> {
+fn bytes_an_entry(found: &mut Findings, server: &Server) -> Result<f64> {
     let before = server.process.resident()?;
     server.fill(keys(HELD, 1))?;
     let bytes = server.process.resident()? - before;

@@ -25,7 +25,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 /// Frames in the buffer: some 24 KB of the smallest.
 const FRAMES: u64 = 512;
 
-/// Passes over the buffer between two looks at the clock: less than a scheduler's time slice.
+/// Passes over the buffer between two readings of the clock: less than a scheduler's time slice.
 const PASSES: u64 = 400;
 
 const ROUNDS: usize = 101;

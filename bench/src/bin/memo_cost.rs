@@ -17,7 +17,7 @@ use afterimage_bench::record::{Machine, Run};
 use afterimage_bench::report::Summary;
 use afterimage_bench::workload::Population;
 use afterimage_bench::{Arrivals, Mode, Outcome, Plan, Report, Span, run};
-use harness::{Found, Process, Result};
+use harness::{Findings, Process, Result};
 use rustix::process::setpriority_process;
 
 /// How often the servers are started anew: where a process lies in memory makes it a hundredth
@@ -41,7 +41,7 @@ const HITS_DEPTH: usize = 1024;
 /// The flood's claim on the CPU that it shares with the hits' thread, which would otherwise be kept
 /// waiting by the generator, and not by the memo.
 const FLOOD_NICE: i32 = 19;
-/// Between two looks at a server's memory.
+/// Between two readings of a server's memory.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 fn main() -> Result<()> {
@@ -98,7 +98,7 @@ const NAMES: [&str; 5] = [
 fn overhead(binary: &Path, folder: &Path) -> Result<()> {
     let machine = Machine::here();
     let population = Arc::new(Population::drawn(1, KNOWN));
-    let mut found = Found::default();
+    let mut found = Findings::default();
     for seed in 0..STARTS {
         compare(&mut found.runs, binary, &population, 1_000_000 * seed)?;
     }
@@ -150,7 +150,7 @@ fn compare(
 
 /// Medians over the rounds, and their ratios to the classifier's; of the runs, the middle ones are
 /// kept.
-fn judge(found: &mut Found) {
+fn judge(found: &mut Findings) {
     let mut runs = std::mem::take(&mut found.runs);
     found.say(&format!("{:<46}{:>12}{:>12}{:>14}", "", "p50", "p99", "answers/s"));
     for depth in DEPTHS {
@@ -241,13 +241,13 @@ fn overload(binary: &Path, folder: &Path, seconds: u64) -> Result<()> {
     let runs =
         [("calm", calm), ("hits, calm", quiet), ("flood", flood), ("hits under flood", hits)];
     let runs = runs.map(|(name, report)| Run { name: name.into(), report });
-    let mut found = Found { runs: runs.into(), ..Found::default() };
+    let mut found = Findings { runs: runs.into(), ..Findings::default() };
     report_overload(&mut found, &resident)?;
     found.record("memo-overload", machine, "bench/scripts/run.sh overload", folder)
 }
 
 /// The figures: memory over time, and the outcomes of both kinds of requests.
-fn report_overload(found: &mut Found, resident: &[(Duration, u64)]) -> Result<()> {
+fn report_overload(found: &mut Findings, resident: &[(Duration, u64)]) -> Result<()> {
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     // The first second fills the table and the buffers.
     let settled: Vec<u64> =

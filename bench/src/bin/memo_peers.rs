@@ -17,7 +17,7 @@ use std::time::Duration;
 use afterimage_bench::record::{Machine, Run};
 use afterimage_bench::workload::{Access, Answers, Population};
 use afterimage_bench::{Plan, Report, Span, Target};
-use harness::{Found, Process, Result, checked, median};
+use harness::{Findings, Process, Result, checked, median};
 use serde_json::Value;
 
 /// Digits that are asked about: as many as the peers' loads have.
@@ -51,14 +51,14 @@ fn main() -> Result<()> {
         return Err("usage: memo_peers BINARY FOLDER PEERS PYTHON NULL_SERVER".into());
     };
     let machine = Machine::here();
-    let mut found = Found::default();
+    let mut found = Findings::default();
     against_the_classifier(&mut found, Path::new(binary), Path::new(null))?;
     beside_peers(&mut found, Path::new(binary), Path::new(peers), python)?;
     found.record("memo-peers", machine, "bench/scripts/run.sh memo-peers", Path::new(folder))
 }
 
 /// Keeps a run and says what came out.
-fn keep(found: &mut Found, name: &str, report: Report) {
+fn keep(found: &mut Findings, name: &str, report: Report) {
     let us = |ns: u64| ns as f64 / 1e3;
     let (p50, p99) = (us(report.latency_from_sent.p50_ns), us(report.latency_from_sent.p99_ns));
     let rate = report.throughput_per_s;
@@ -89,7 +89,7 @@ fn plan(server: &Process, population: &Arc<Population>, depth: usize) -> Plan {
 /// The shipped model: asked directly, through a memo that knows nothing yet, and through one that
 /// knows it all; with the table in the memo's process, and with a cache and a classifier of their
 /// own.
-fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Result<()> {
+fn against_the_classifier(found: &mut Findings, binary: &Path, null: &Path) -> Result<()> {
     found.say(
         "the memo against the classifier asked directly, shipped model, one core for all servers",
     );
@@ -165,7 +165,7 @@ fn against_the_classifier(found: &mut Found, binary: &Path, null: &Path) -> Resu
 }
 
 /// The raw model, which all three systems have: hits per second.
-fn beside_peers(found: &mut Found, binary: &Path, peers: &Path, python: &str) -> Result<()> {
+fn beside_peers(found: &mut Findings, binary: &Path, peers: &Path, python: &str) -> Result<()> {
     found.say("hits beside two peers, raw model, one core for all servers of each");
     let memo = ours(binary, &["serve", "--model", "raw", "--compute-threads", "1"])?;
     let grpc = Process::telling(&peers.join("grpc_server"), &["raw"])?;
@@ -280,7 +280,7 @@ fn load(program: &Path, server: &Process, way: &[&str]) -> Result<Value> {
 
 /// The way that gives the most answers.
 fn best<'a>(
-    found: &mut Found,
+    found: &mut Findings,
     name: &str,
     ways: &[&'a [&'a str]],
     load: impl Fn(&[&str], f64) -> Result<Value>,

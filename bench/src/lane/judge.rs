@@ -8,7 +8,7 @@ use afterimage_wire::text::escape_text;
 use super::weight;
 use crate::dialect::http::{self, Response};
 use crate::dialect::ordered::{self, Judge as _};
-use crate::flight::{Asked, Found, InFlight, Request, WRITE_ID};
+use crate::flight::{Asked, Closed, InFlight, Request, WRITE_ID};
 use crate::outcome::Outcome;
 use crate::plan::Target;
 use crate::tally::Tally;
@@ -143,18 +143,18 @@ impl Judge<'_> {
     #[inline(always)]
     fn close(&mut self, id: u64) -> Option<Request> {
         match self.flight.close(id) {
-            Found::Request(request) => {
+            Closed::Request(request) => {
                 let weight = weight(&request);
                 self.closed += weight;
                 self.tally.counts.writes_confirmed += u64::from(request.writes);
                 self.tally.counts.in_window += if self.in_window { weight as u64 } else { 0 };
                 Some(request)
             }
-            Found::Late => {
+            Closed::Late => {
                 self.tally.counts.late += 1;
                 None
             }
-            Found::Nothing => {
+            Closed::Nothing => {
                 self.stray();
                 None
             }

@@ -140,7 +140,7 @@ impl Lane {
         room.then(|| schedule.due())
     }
 
-    /// Sends due requests while the window has room. `clock` is read before each hand-over.
+    /// Sends due requests while the window has space. `clock` is read before each hand-over.
     pub(crate) fn send(&mut self, target: &Target, tally: &mut Tally, clock: &impl Fn() -> u64) {
         if self.lost {
             return;
@@ -162,7 +162,7 @@ impl Lane {
         }
     }
 
-    /// Encodes due requests while the window has room, up to a chunk.
+    /// Encodes due requests while the window has space, up to a chunk.
     fn fill(&mut self, target: &Target, tally: &mut Tally, now_ns: u64) {
         if now_ns >= self.task.give_up_ns || self.goaway {
             self.exhausted = true;
@@ -193,7 +193,7 @@ impl Lane {
             self.task.quota -= 1;
             self.open += 1;
             if let Some(schedule) = &mut self.task.schedule {
-                // The server is not to blame for a delay while there was room.
+                // The server is not to blame for a delay while there was space.
                 tally.send_delay(now_ns.saturating_sub(due_ns.max(self.full_until_ns)));
                 schedule.advance();
             }

@@ -92,7 +92,7 @@ pub struct Generator {
     /// kernel's buffers held back.
     pub held_back_p99_ns: u64,
     /// Nanoseconds that the generator itself was late in an open loop, at the 99th percentile:
-    /// from a request's due time, or from when its window had room, until it was sent. Delays
+    /// from a request's due time, or from when its window had space, until it was sent. Delays
     /// below 60 µs count as 0.
     #[serde(default)]
     pub late_p99_ns: u64,

@@ -163,9 +163,9 @@ impl<S: Content> SnapshotFile<S> {
         load(store, &self.path)
     }
 
-    /// Replaces the snapshot by one of `store`. Readers and writers of the store go on meanwhile:
-    /// an entry that stays in the store for the whole time is in the snapshot. A second caller
-    /// waits for the first.
+    /// Replaces the snapshot by one of `store`. Readers and writers of the store continue
+    /// meanwhile: an entry that stays in the store for the whole time is in the snapshot. A
+    /// second caller waits for the first.
     ///
     /// # Errors
     ///

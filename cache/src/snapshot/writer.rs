@@ -27,7 +27,7 @@ pub struct SnapshotPart(Box<dyn Part>);
 
 impl SnapshotPart {
     pub(super) fn new<S: Content>(store: Arc<S>, file: SnapshotFile<S>) -> Self {
-        SnapshotPart(Box::new(Kept { store, file }))
+        SnapshotPart(Box::new(StoreFile { store, file }))
     }
 }
 
@@ -446,12 +446,13 @@ impl fmt::Debug for dyn Part {
     }
 }
 
-struct Kept<S> {
+/// A store and its snapshot file.
+struct StoreFile<S> {
     store: Arc<S>,
     file: SnapshotFile<S>,
 }
 
-impl<S: Content> Part for Kept<S> {
+impl<S: Content> Part for StoreFile<S> {
     fn path(&self) -> &Path {
         self.file.path()
     }
@@ -516,7 +517,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A table's snapshot whose writes wait while the gate is locked.
-    struct Gated(Kept<Table>, Arc<Mutex<()>>);
+    struct Gated(StoreFile<Table>, Arc<Mutex<()>>);
 
     impl Part for Gated {
         fn path(&self) -> &Path {
@@ -537,7 +538,7 @@ mod tests {
         let store = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
         let file = SnapshotFile::open(folder.path().join("table.snapshot")).unwrap();
         let gate = Arc::new(Mutex::new(()));
-        let part = SnapshotPart(Box::new(Gated(Kept { store, file }, Arc::clone(&gate))));
+        let part = SnapshotPart(Box::new(Gated(StoreFile { store, file }, Arc::clone(&gate))));
         (SnapshotWriter::start_all(vec![part], None), gate)
     }
 

@@ -1,6 +1,5 @@
 //! Kernel functions: as LIBSVM computes them, and fast.
 
-use super::vectors::Accuracy;
 use crate::error::ModelError;
 
 /// A kernel function: compares an image with a support vector.
@@ -278,6 +277,23 @@ impl Tolerance {
 fn affine(gamma: f64, coef0: f64, dot: f64, error: f64) -> (f64, f64) {
     let greatest = gamma * (dot + error) + coef0.abs();
     (greatest * SLACK, (gamma * error + 8.0 * UNIT * greatest) * SLACK)
+}
+
+/// The terms of the error bounds; lengths in the units of features.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Accuracy {
+    /// The largest length of a vector.
+    pub(super) longest: f64,
+    /// The distance between a vector and the approximation that is used for it.
+    pub(super) of_vectors: f64,
+    /// The same for an image, as a share of its length.
+    pub(super) of_images: f64,
+    /// The same in absolute terms, for an image of any length.
+    pub(super) of_images_at_least: f64,
+    /// Error of a dot product as a share of the product of the lengths.
+    pub(super) of_dots: f64,
+    /// The same in `f64`, here and in LIBSVM.
+    pub(super) of_doubles: f64,
 }
 
 #[cfg(test)]

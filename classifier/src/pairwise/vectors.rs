@@ -1,7 +1,7 @@
 //! Support vectors, laid out for comparison with images (`compare.rs`): as integers where they are
 //! bytes, else as `f32`.
 
-use super::function::KernelFunction;
+use super::function::{Accuracy, KernelFunction};
 use crate::error::ModelError;
 use crate::kernels::bytes::{ByteImages, BytePanel, GROUP, MAX_BYTES};
 use crate::kernels::{Chunk, Chunks, Dots, Isa, Kernel, Simd, chunks};
@@ -49,23 +49,6 @@ enum Kind {
     Bytes(BytePanel, Option<Table>),
     /// `[vectors, chunks(dims)]`, and the features themselves where `f32` does not hold them.
     Floats(Chunks, Option<Vec<f64>>),
-}
-
-/// The terms of the error bounds; lengths in the units of features.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Accuracy {
-    /// The largest length of a vector.
-    pub(super) longest: f64,
-    /// The distance between a vector and the approximation that is used for it.
-    pub(super) of_vectors: f64,
-    /// The same for an image, as a share of its length.
-    pub(super) of_images: f64,
-    /// The same in absolute terms, for an image of any length.
-    pub(super) of_images_at_least: f64,
-    /// Error of a dot product as a share of the product of the lengths.
-    pub(super) of_dots: f64,
-    /// The same in `f64`, here and in LIBSVM.
-    pub(super) of_doubles: f64,
 }
 
 impl VectorValues {

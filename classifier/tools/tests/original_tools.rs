@@ -108,12 +108,12 @@ fn write_text(path: &Path, data: &Dataset, writing: Writing) {
     fs::write(path, text).unwrap();
 }
 
-/// Says so past the test harness, which keeps what a passing test prints to itself.
+/// Prints past the test harness, which hides the output of passing tests.
 fn skipped(why: &str) {
     let _ = writeln!(io::stderr(), "SKIPPED: {why}");
 }
 
-/// Whether these programs are there; says so loudly if not.
+/// Whether these programs are installed; prints a note if not.
 fn have(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| {
         let run = Command::new(program).stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -199,8 +199,7 @@ fn liblinear(images: &Images) {
     try_tool(programs, &[cases[1], cases[4]], &of_two(images));
 }
 
-/// The images to train on that are of two classes, and all to try: whatever an image shows, it gets
-/// one of two labels.
+/// The training images of two classes, and all test images: each of them gets one of two labels.
 fn of_two(images: &Images) -> Images {
     Images { train: of_labels(&images.train, &[3, 8]), test: images.test.clone() }
 }

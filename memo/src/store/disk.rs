@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use afterimage_cache::disk::Place;
+use afterimage_cache::disk::RecordPlace;
 use afterimage_cache::{ByteStore, DiskLog};
 use afterimage_core::{ByteBudget, BytePermit, Tally};
 use bytes::Bytes;
@@ -59,7 +59,7 @@ struct Read {
     /// What memory had.
     values: Vec<Option<Bytes>>,
     /// Which of them are on the disk.
-    missing: Vec<(usize, u128, Place)>,
+    missing: Vec<(usize, u128, RecordPlace)>,
     then: Callback<OfBytes>,
 }
 

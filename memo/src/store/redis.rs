@@ -106,7 +106,7 @@ pub struct Redis<E: Entries = OfLabels> {
     /// The values of unfinished lookups.
     gathered: ByteBudget,
     prefix: Arc<str>,
-    health: Arc<Health>,
+    health: Arc<Condition>,
     runtime: Handle,
 }
 
@@ -127,9 +127,9 @@ impl<E: Entries> Write<E> {
     }
 }
 
-/// The state of the server, as far as its answers show it.
+/// The condition of the server, as its answers show it.
 #[derive(Debug, Default)]
-struct Health {
+struct Condition {
     /// The address, without its login.
     address: String,
     healthy: AtomicBool,
@@ -180,7 +180,7 @@ impl Warning {
     }
 }
 
-impl Health {
+impl Condition {
     fn answers(&self) {
         self.healthy.store(true, Relaxed);
         if self.lookups.succeeded() {
@@ -239,7 +239,7 @@ impl<E: Entries> Redis<E> {
         check_prefix(&options.prefix)?;
         let (set_connection, connection) = watch::channel(None);
         let (writes, queue) = mpsc::channel(MAX_QUEUED_WRITES);
-        let health = Arc::new(Health { address: for_messages(url), ..Health::default() });
+        let health = Arc::new(Condition { address: for_messages(url), ..Condition::default() });
         let url = url.to_owned();
         let mut files = options.certificates.paths();
         files.extend(options.password_file.clone());
@@ -419,7 +419,7 @@ impl<E: Entries> fmt::Debug for Redis<E> {
 async fn connect(
     connector: Arc<Reloadable<Connector, RedisError>>,
     set_connection: watch::Sender<Option<Connection>>,
-    health: Arc<Health>,
+    health: Arc<Condition>,
 ) {
     let mut changes = connector.changes();
     loop {
@@ -463,7 +463,7 @@ struct Writer {
 }
 
 impl Writer {
-    async fn write<E: Entries>(mut self, mut queue: mpsc::Receiver<Write<E>>, health: Arc<Health>) {
+    async fn write<E: Entries>(mut self, mut queue: mpsc::Receiver<Write<E>>, health: Arc<Condition>) {
         let mut batch = Vec::new();
         while queue.recv_many(&mut batch, MAX_WRITES_AT_ONCE).await > 0 {
             let connected = self.connection.wait_for(Option::is_some).await.map(|it| it.clone());
@@ -489,7 +489,7 @@ impl Writer {
         &self,
         connection: Connection,
         writes: Vec<Write<E>>,
-        health: &Arc<Health>,
+        health: &Arc<Condition>,
     ) {
         let (mut seen, mut sending) = (HashSet::new(), JoinSet::new());
         for write in writes.into_iter().rev() {
@@ -514,7 +514,7 @@ impl Writer {
 }
 
 /// Sends a command with so many writes. A lost write is a miss later.
-async fn send(mut connection: Connection, command: Cmd, writes: usize, health: &Health) {
+async fn send(mut connection: Connection, command: Cmd, writes: usize, health: &Condition) {
     // The guard closes a connection whose server does not answer. This limit is a backstop.
     let limit = PATIENCE * 10;
     let reply = tokio::time::timeout(limit, connection.ask::<()>(&command)).await;

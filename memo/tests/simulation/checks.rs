@@ -19,8 +19,8 @@ use super::world::World;
 /// a request is repeated at a server that shuts down.
 pub(super) const SLACK: Duration = Duration::from_millis(20);
 
-/// The time that a request may take beyond the lookup budget and the classifier's time, whatever
-/// the state of the cache: the links between client, memo and classifier, rounded to milliseconds.
+/// The time that a request may take beyond the lookup budget and the classifier's time, in any
+/// state of the cache: the links between client, memo and classifier, rounded to milliseconds.
 pub(super) const WAYS: Duration = Duration::from_millis(20);
 
 /// Below this limit of requests in flight, `Overloaded` is an allowed answer.
@@ -136,7 +136,7 @@ pub(super) fn calls(world: &World, outcomes: &[Outcome], rows: &[RowsOutcome]) {
     let rows = rows.flat_map(|outcome| outcome.ask.rows.iter().copied());
     let images = outcomes.iter().map(|outcome| outcome.ask.image);
     let images: BTreeSet<u8> = images.chain(rows).collect();
-    // The images that `answers_from_the_store` and `takes_back` request after the storm come on top.
+    // The images that `answers_from_the_store` and `takes_back` request after the storm are extra.
     let images = images.len() as u64 + 1 + CALLS_AT_THE_END;
     let calls: u64 = world.classifiers.iter().map(Classifier::calls).sum();
     if calls != images {

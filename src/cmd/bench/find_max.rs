@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use afterimage_bench::format::{duration, number};
-use afterimage_bench::search::{Found, Search};
+use afterimage_bench::search::{Search, SearchResult};
 use afterimage_bench::threshold::{Metric, Threshold};
 use afterimage_bench::workload::Spec;
 use afterimage_bench::workload::spec::Spacing;
@@ -143,7 +143,7 @@ struct Late {
 }
 
 impl Late {
-    /// Counts a failed try, and says so if the generator was late.
+    /// Counts a failed try, and reports a late generator.
     fn note(&mut self, report: &Report, goal: Duration) -> String {
         let late_ns = report.generator.late_p99_ns;
         if (late_ns as f64) < goal.as_nanos() as f64 * OWN_SHARE {
@@ -185,7 +185,7 @@ fn broken(report: &Report, rate: f64, goals: &[&Threshold]) -> Option<String> {
 }
 
 /// Prints the result, and whether it was confirmed.
-fn conclude(found: &Found, args: &Args) -> anyhow::Result<()> {
+fn conclude(found: &SearchResult, args: &Args) -> anyhow::Result<()> {
     let Some(rate) = found.rate else {
         bail!("no rate met the goal in {} tries", found.tries);
     };

@@ -79,7 +79,7 @@ impl CacheClient {
         self.bytes(bytes_read(key)).await
     }
 
-    /// Stores bytes under a key, for a while if `ttl` says so, in whole seconds. Returns when the
+    /// Stores bytes under a key, for the time `ttl`, in whole seconds. Returns when the
     /// cache service has them; it may drop them at any time. At most 16 MiB.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ const TURN: usize = READ_LEN;
 pub(super) enum Ended {
     /// The connection is lost.
     Lost(ConnectionError),
-    /// The server accepts no more requests on it. The driver goes on with those in flight.
+    /// The server accepts no more requests on it. The driver continues with those in flight.
     GoAway,
     /// Everything is written, and no reply is outstanding.
     Finished,
@@ -111,7 +111,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         self.replied
     }
 
-    /// Goes on until the connection ends or, once, until the server sends `GoAway`.
+    /// Continues until the connection ends or, once, until the server sends `GoAway`.
     pub(super) fn poll_drive(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
         self.introduce(cx);
         ready!(self.rest.poll_over(cx));
@@ -138,7 +138,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
         while matches!(self.transport.read(self.input.scratch()).await, Ok(1..)) {}
     }
 
-    /// Tells the outbound side which task to wake.
+    /// Sets in the outbound side which task to wake.
     fn introduce(&mut self, cx: &Context<'_>) {
         if matches!(&self.known_waker, Some(waker) if waker.will_wake(cx.waker())) {
             return;

@@ -95,7 +95,7 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
-    /// The error of a transport, with TLS errors told apart.
+    /// The error of a transport, with TLS errors distinguished.
     ///
     /// It applies to reads after the handshake, too: a server's refusal of the client's certificate
     /// arrives with the first of them.

@@ -16,7 +16,7 @@ pub trait Connector: Send + Sync + 'static {
     type Transport: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
     /// Opens a connection. `attempt` counts from 0 and grows with each connection that failed, was
-    /// lost or was told to go away. A connector with several addresses takes the next one.
+    /// lost or got a GoAway. A connector with several addresses takes the next one.
     fn connect(&self, attempt: u64) -> impl Future<Output = io::Result<Self::Transport>> + Send;
 
     /// How many addresses to try in a row before a pause.

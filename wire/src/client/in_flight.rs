@@ -14,7 +14,8 @@ pub(super) struct InFlight<C> {
     free: Vec<u32>,
     /// No deadline in the table is earlier. It may belong to a call that has left.
     earliest: Option<Instant>,
-    /// The generations of a slot have wrapped, so that old ids cannot be told from new ones.
+    /// The generations of a slot have wrapped, so that old ids cannot be distinguished from new
+    /// ones.
     ran_over: bool,
 }
 

@@ -19,9 +19,9 @@
 //!
 //! # Guarantees
 //!
-//! * **One outcome, in time.** Every call ends by its deadline, whatever the server or the network
-//!   do. The deadline covers connecting, queueing and the reply. A [`Reply`] gets exactly one
-//!   outcome, also when the client or its runtime is dropped.
+//! * **One outcome, in time.** Every call ends by its deadline, for any behaviour of the server and
+//!   the network. The deadline covers connecting, queueing and the reply. A [`Reply`] gets exactly
+//!   one outcome, also when the client or its runtime is dropped.
 //! * **Only the caller's own answer.** Request ids are not reused while in flight. A reply that
 //!   comes late, twice, or for a cancelled call is counted and dropped. A reply to a request that
 //!   was never sent ends its connection, because no other reply on it can be trusted.

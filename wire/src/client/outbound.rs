@@ -11,9 +11,17 @@ use arrayvec::ArrayVec;
 use bytes::{Buf, Bytes};
 use tokio::io::AsyncWrite;
 
-use super::stream::{UNFINISHED, limits};
+use crate::Status;
 use crate::proto::Welcome;
-use crate::stream::Streams;
+use crate::proto::stream::MAX_STREAM_DATA;
+use crate::stream::{Limits, Streams};
+
+/// Bytes of one stream that may be on their way to a client at first, and at most.
+const FIRST_WINDOW: u64 = 64 << 10;
+const WINDOW: u64 = 256 << 10;
+
+/// The reset that a dropped writer sends.
+const UNFINISHED: (Status, &str) = (Status::None, "");
 
 /// A connection in the shared state. Its number is never reused.
 pub(super) struct Outbound {
@@ -86,6 +94,12 @@ impl Outbound {
         self.writing = written.len();
         self.asleep = written.is_empty();
     }
+}
+
+/// Limits of the streams of a connection with this server.
+fn limits(welcome: &Welcome) -> Limits {
+    let frame = MAX_STREAM_DATA.min(welcome.max_body as usize).max(1);
+    Limits { streams: usize::MAX, first_window: FIRST_WINDOW, window: WINDOW, frame }
 }
 
 /// A shared body of at least this length is not copied. For a shorter one the copy costs less than

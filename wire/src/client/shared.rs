@@ -50,7 +50,7 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // No code under this lock panics by design. If it does, the other calls may go on.
+        // No code under this lock panics by design. If it does, the other calls may continue.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -5,14 +5,9 @@ use bytes::Bytes;
 use super::Connection;
 use super::error::CallError;
 use super::infer::check_name;
-use crate::Status;
-use crate::proto::stream::{MAX_STREAM_DATA, MAX_STREAM_HEADER};
+use crate::proto::stream::MAX_STREAM_HEADER;
 use crate::proto::{Kind, StreamOpen, Welcome};
-use crate::stream::{Limits, Stream, StreamError};
-
-/// Bytes of one stream that may be on their way to a client at first, and at most.
-const FIRST_WINDOW: u64 = 64 << 10;
-const WINDOW: u64 = 256 << 10;
+use crate::stream::{Stream, StreamError};
 
 impl Connection {
     /// Opens a stream: `name` is its service or method, `header` its parameters. Needs a server of
@@ -99,12 +94,3 @@ fn check(welcome: &Welcome, name: &str, header: &Bytes) -> Result<(), CallError>
     }
     Ok(())
 }
-
-/// Limits of the streams of a connection with this server.
-pub(super) fn limits(welcome: &Welcome) -> Limits {
-    let frame = MAX_STREAM_DATA.min(welcome.max_body as usize).max(1);
-    Limits { streams: usize::MAX, first_window: FIRST_WINDOW, window: WINDOW, frame }
-}
-
-/// The reset that a dropped writer sends.
-pub(super) const UNFINISHED: (Status, &str) = (Status::None, "");

@@ -51,7 +51,7 @@ impl OwnedFrame {
     }
 }
 
-/// Why a stream of frames cannot go on.
+/// Why a stream of frames cannot continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodecError {

@@ -11,7 +11,7 @@ use arrayvec::ArrayVec;
 use bytes::BufMut;
 
 use super::BodyError;
-use super::reader::Reader;
+use super::body::Reader;
 
 /// The first eight bytes of both bodies. A peer that does not send them speaks another protocol.
 pub const MAGIC: [u8; 8] = *b"AFTERIMG";

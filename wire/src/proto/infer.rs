@@ -11,8 +11,8 @@ use afterimage_core::{Answer, Origin, Response, RowAnswer};
 use bytes::{BufMut, Bytes};
 
 use super::BodyError;
+use super::body::Reader;
 use super::header::{Frame, HEADER_LEN, Header, Kind, flags};
-use super::reader::Reader;
 
 /// Rows in the largest request. A larger batch is a mistake, or an attack.
 pub const MAX_ROWS: u32 = 1 << 16;
@@ -40,12 +40,12 @@ pub struct InferReq<'a> {
 }
 
 impl<'a> InferReq<'a> {
-    /// How long the client waits, if it says so.
+    /// How long the client waits, if it is stated.
     pub fn budget(&self) -> Option<Duration> {
         (self.budget_ms != 0).then(|| Duration::from_millis(self.budget_ms.into()))
     }
 
-    /// How long the answers are kept, if the client says so.
+    /// How long the answers are kept, if the client states it.
     pub fn ttl(&self) -> Option<Duration> {
         (self.ttl_s != 0).then(|| Duration::from_secs(self.ttl_s.into()))
     }

@@ -9,17 +9,14 @@ pub use afterimage_core::Origin;
 use afterimage_core::{RowAnswer, Status};
 use bytes::BufMut;
 
-use super::body::{BodyError, truncate};
+pub use super::body::MAX_TEXT_LEN;
+use super::body::{BodyError, Reader, put_built, put_frame, reject_flags, text, truncate, within};
 use super::handshake::{Hello, Welcome};
 use super::header::{Frame, HEADER_LEN, Header, Kind, MAX_VALUE, flags};
 use super::infer::{InferReq, InferResp, name, put_name};
-use super::reader::Reader;
 use super::snapshot::Snapshot;
 use super::stats::Stats;
 use super::stream::{StreamFrame, StreamOpen};
-
-/// Bytes in the longest text of an `Error` or `GoAway`: a paragraph, not a page.
-pub const MAX_TEXT_LEN: usize = 1024;
 
 /// Bytes in the largest `Ping`: enough for two clock readings.
 pub const MAX_PING_LEN: usize = 64;
@@ -499,55 +496,6 @@ pub fn put_classify_resp(out: &mut impl BufMut, id: u64, label: Classification) 
     frame[..HEADER_LEN].copy_from_slice(&header);
     frame[HEADER_LEN..].copy_from_slice(&label.label.to_le_bytes());
     out.put_slice(&frame);
-}
-
-pub(super) fn put_frame(
-    out: &mut impl BufMut,
-    kind: Kind,
-    flags: u8,
-    status: u16,
-    id: u64,
-    body: &[u8],
-) {
-    let body_len = u32::try_from(body.len()).expect("a body is shorter than 4 GiB");
-    out.put_slice(&Header { body_len, kind, flags, status, id }.encode());
-    out.put_slice(body);
-}
-
-pub(super) fn put_built(
-    out: &mut impl BufMut,
-    kind: Kind,
-    flags: u8,
-    id: u64,
-    build: impl FnOnce(&mut Vec<u8>),
-) {
-    let mut body = Vec::with_capacity(256);
-    build(&mut body);
-    put_frame(out, kind, flags, 0, id, &body);
-}
-
-#[inline]
-pub(super) fn reject_flags(header: Header, known: u8) -> Result<(), BodyError> {
-    match header.flags & !known {
-        0 => Ok(()),
-        flags => Err(BodyError::UnknownFlags { flags }),
-    }
-}
-
-pub(super) fn within<'a>(
-    body: &'a [u8],
-    limit: usize,
-    field: &'static str,
-) -> Result<&'a [u8], BodyError> {
-    if body.len() > limit {
-        let (value, limit) = (body.len() as u64, limit as u64);
-        return Err(BodyError::OutOfRange { field, value, limit });
-    }
-    Ok(body)
-}
-
-pub(super) fn text(body: &[u8]) -> Result<&str, BodyError> {
-    Reader::new(within(body, MAX_TEXT_LEN, "text")?).text(body.len(), "text")
 }
 
 #[cfg(test)]

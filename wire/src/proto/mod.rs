@@ -13,7 +13,6 @@ pub mod handshake;
 pub mod header;
 pub mod infer;
 pub mod message;
-mod reader;
 pub mod snapshot;
 pub mod stats;
 pub mod stream;

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::BufMut;
 
 use super::BodyError;
+use super::body::Reader;
 use super::header::{Header, flags};
-use super::reader::Reader;
 
 /// A snapshot that is safely on the server's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use afterimage_core::metric::Kind;
 use bytes::BufMut;
 
 use super::BodyError;
-use super::reader::Reader;
+use super::body::Reader;
 
 /// Bytes in the largest body: the default limit of clients. Entries beyond it are dropped.
 const MAX_BODY: usize = super::header::DEFAULT_MAX_BODY as usize;

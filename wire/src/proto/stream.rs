@@ -5,11 +5,11 @@
 use afterimage_core::Status;
 use bytes::BufMut;
 
-use super::body::{BodyError, truncate};
+use super::body::{
+    BodyError, MAX_TEXT_LEN, Reader, put_frame, reject_flags, text, truncate, within,
+};
 use super::header::{DEFAULT_MAX_BODY, Frame, Header, Kind, flags};
 use super::infer::{MAX_NAME_LEN, name, put_name};
-use super::message::{MAX_TEXT_LEN, put_frame, reject_flags, text, within};
-use super::reader::Reader;
 
 /// Bytes in the largest `StreamData`. A longer frame would delay the replies behind it; a shorter
 /// one costs more system calls.

@@ -32,12 +32,12 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
-    /// How long the client waits, if it says so.
+    /// How long the client waits, if it is stated.
     pub fn budget(&self) -> Option<Duration> {
         (self.budget_ms != 0).then(|| Duration::from_millis(self.budget_ms.into()))
     }
 
-    /// When the client stops waiting, if it says so, for a request that arrived at `since`.
+    /// When the client stops waiting, if it is stated, for a request that arrived at `since`.
     pub fn deadline(&self, since: Instant) -> Option<Instant> {
         self.budget().map(|budget| since + budget)
     }

@@ -164,7 +164,7 @@ impl<'a, S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'a, S, IO> {
         Connection { opened, ..self }
     }
 
-    /// Marks that the peer should have begun with TLS; it gets an error that says so.
+    /// Marks that the peer should have begun with TLS; it gets an error about it.
     #[cfg(feature = "tls")]
     pub(super) fn without_tls(self) -> Self {
         Connection { lacks_tls: true, ..self }

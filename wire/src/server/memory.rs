@@ -1,7 +1,7 @@
 //! Memory of buffers: each connection's share of the budget of all connections.
 //!
 //! A connection always has its base: [`BASE_INPUT`] for requests and [`BASE_REPLIES`] for replies.
-//! More needs a permit of the budget. Without one, a connection goes on with its base.
+//! More needs a permit of the budget. Without one, a connection continues with its base.
 
 use std::time::Duration;
 

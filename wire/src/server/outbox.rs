@@ -195,7 +195,7 @@ impl Outbox {
 }
 
 impl Late {
-    /// Makes room for a reply of `len` bytes. A connection may always owe a few small ones.
+    /// Frees space for a reply of `len` bytes. A connection may always owe a few small ones.
     fn make_room(&mut self, len: usize) -> bool {
         self.bytes.len() + len <= BASE_REPLIES
             || self.large.resize(self.large.bytes() + LARGE_REPLY_COST * len)

@@ -16,14 +16,14 @@ use crate::stream::IncomingStream;
 /// The part of a server that answers requests. The crate's [first page](crate) has an example.
 ///
 /// A panic in [`handle`](Service::handle) is caught. Requests that it left unanswered get an
-/// internal error, and the connection goes on.
+/// internal error, and the connection stays open.
 pub trait Service: Send + Sync + 'static {
     /// The service's description in the `Welcome`, read at every handshake.
     fn identity(&self) -> Identity;
 
     /// A number that changes whenever [`identity`](Service::identity) does. It is read before every
-    /// batch: a connection whose `Welcome` stated another generation is told to reconnect, and its
-    /// requests get `ShuttingDown`.
+    /// batch: a connection whose `Welcome` stated another generation gets a GoAway and reconnects,
+    /// and its requests get `ShuttingDown`.
     fn generation(&self) -> u64 {
         0
     }

@@ -7,7 +7,6 @@ use afterimage_core::{ByteBudget, Tally};
 
 use super::metrics::Counters;
 use super::options::ServerOptions;
-use super::streams::share_of;
 use crate::proto::header::MAX_MAX_BODY;
 
 /// State that all connections of a server share.
@@ -41,7 +40,8 @@ impl<S> Shared<S> {
             *time = (*time).clamp(MIN_TIMEOUT, MAX_TIMEOUT);
         }
         let buffers = ByteBudget::new(options.max_buffer_memory);
-        let stream_memory = share_of(&buffers);
+        // The rest is for requests and replies, which continue when streams have used up theirs.
+        let stream_memory = buffers.child(buffers.limit() / 2);
         let wrong_tokens = Tally::new(LOG_INTERVAL);
         let counters = Counters::default();
         Shared {

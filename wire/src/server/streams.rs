@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 
-use afterimage_core::{ByteBudget, ClientId};
+use afterimage_core::ClientId;
 use bytes::Bytes;
 
 use super::metrics::Counters;
@@ -18,12 +18,6 @@ use crate::proto::stream::{
 };
 use crate::proto::{BodyError, Frame, Header, Kind, Message, Status, StreamFrame, StreamOpen};
 use crate::stream::{Limits, NeverOpened, Streams, Table};
-
-/// The part of the memory for buffers that all streams together may use. The rest is for requests
-/// and replies, which go on when streams have used up theirs.
-pub(super) fn share_of(buffers: &ByteBudget) -> ByteBudget {
-    buffers.child(buffers.limit() / 2)
-}
 
 /// Memory that the streams of one connection may use.
 const CONNECTION_MEMORY: usize = 64 << 20;

@@ -94,7 +94,7 @@ impl Tenants {
         Ok(())
     }
 
-    /// The tenant whose client shows this token, in a time that does not depend on which it is.
+    /// The tenant whose client shows this token, in the same time for every tenant.
     pub fn of(&self, shown: &[u8]) -> Option<Tenant> {
         let (mut number, mut weight) = (0, 0);
         for Entry { token, tenant, .. } in &*self.entries() {

@@ -160,7 +160,7 @@ impl Outgoing {
 pub(super) struct Incoming {
     /// Bytes that may be on their way, queued, or in the hands of the application.
     window: u64,
-    /// Bytes that the peer may send in total, as it was told.
+    /// Bytes that the peer may send in total, by the last credit sent.
     credit: u64,
     /// Bytes that arrived in total.
     received: u64,
@@ -259,12 +259,12 @@ impl Incoming {
         self.window = self.window.max(window);
     }
 
-    /// Whether the peer should be told a new credit: half of the window is free again.
+    /// Whether the peer should get a new credit: half of the window is free again.
     pub(super) fn owes_credit(&self) -> bool {
         !self.ended && self.consumed + self.window - self.credit >= self.window.div_ceil(2)
     }
 
-    /// The credit to tell the peer.
+    /// The credit to send to the peer.
     pub(super) fn grant(&mut self) -> u64 {
         self.credit = self.consumed + self.window;
         self.credit

@@ -271,7 +271,7 @@ impl Streams {
 
     /// Calls `act` for the connection, which sends the resulting frames itself.
     pub(crate) fn with<R>(&self, act: impl FnOnce(&mut Table) -> R) -> R {
-        // No code under this lock panics by design. If it does, the other streams may go on.
+        // No code under this lock panics by design. If it does, the other streams may continue.
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let result = act(&mut table);
         let woken = table.take_woken();

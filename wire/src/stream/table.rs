@@ -23,7 +23,7 @@ use crate::proto::{Message, Status};
 /// Bytes that the streams of one connection may hold to be sent.
 const CONNECTION_SEND_BUFFER: usize = 1 << 20;
 
-/// Bytes that a stream may hold to be sent when there is no memory for more: it goes on, slowly.
+/// Bytes that a stream may hold to be sent when there is no memory for more: it continues, slowly.
 const LEAST_SEND: usize = 4 << 10;
 
 /// Memory for each byte of a window: a buffer of small chunks grows by doubling.
@@ -230,7 +230,7 @@ impl Table {
         is_open || !(opens || id > self.highest || id == 0)
     }
 
-    /// Ends a stream whose peer breaks the protocol, and tells the peer.
+    /// Ends a stream whose peer breaks the protocol, and notifies the peer.
     fn reset_faulty(&mut self, id: u64, status: Status, text: &str) {
         self.reset(id, status, text, StreamError::Violation { reason: text.into() });
     }

@@ -20,13 +20,13 @@ pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// The results of a comparison so far, for people and for the record.
 #[derive(Default)]
-pub(crate) struct Found {
+pub(crate) struct Findings {
     pub(crate) runs: Vec<Run>,
     pub(crate) text: Vec<String>,
     pub(crate) figures: BTreeMap<String, f64>,
 }
 
-impl Found {
+impl Findings {
     /// Prints a line, or several, and keeps it.
     pub(crate) fn say(&mut self, lines: &str) {
         println!("{lines}");
@@ -45,7 +45,7 @@ impl Found {
         command: &str,
         folder: &Path,
     ) -> Result<()> {
-        let Found { runs, text, figures } = self;
+        let Findings { runs, text, figures } = self;
         let mut record = Record::new(name, Path::new("."), machine, runs);
         record.command = command.split(' ').map(str::to_owned).collect();
         (record.text, record.figures) = (text, figures);

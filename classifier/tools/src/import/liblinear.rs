@@ -9,7 +9,7 @@ use afterimage_classifier::weights::Weights;
 use afterimage_classifier::{MAX_CLASSES, MAX_MODEL_FILE_BYTES, ModelError, Shape};
 
 use super::lines::{CUT, Lines, beyond};
-use super::{Found, ImportOptions, USUAL_DIVISOR};
+use super::{ImportOptions, USUAL_DIVISOR, UnlabelledModel};
 
 /// The solvers that classify: `-s` 0 to 7.
 const SOLVERS: [&str; 8] = [
@@ -35,7 +35,10 @@ struct Header {
     bias: f64,
 }
 
-pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Found, ModelError> {
+pub(super) fn read(
+    lines: &mut Lines<'_>,
+    options: &ImportOptions,
+) -> Result<UnlabelledModel, ModelError> {
     let shape = options.shape.unwrap_or(Shape::MNIST);
     let is_cut = lines.is_cut();
     let Header { solver, labels, classes, features, bias } = read_header(lines, shape)?;
@@ -82,7 +85,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
     let scaled = options.scale.as_ref().map_or(String::new(), |scale| format!(", {scale}"));
     let weights = Weights::new(pixels.clone(), dims, &weights, intercepts)?;
     let bias = if bias >= 0.0 { format!("bias {bias}") } else { "no bias".to_owned() };
-    Ok(Found {
+    Ok(UnlabelledModel {
         origin: format!("LIBLINEAR ({solver}, {bias}{scaled})"),
         labels,
         shape,

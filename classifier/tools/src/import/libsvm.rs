@@ -9,7 +9,7 @@ use afterimage_classifier::scoring::Scoring;
 use afterimage_classifier::{MAX_CLASSES, ModelError, Shape};
 
 use super::lines::{CUT, Lines, shorten};
-use super::{Found, ImportOptions, check_range, check_size, learn_pixels};
+use super::{ImportOptions, UnlabelledModel, check_range, check_size, learn_pixels};
 
 #[derive(Default)]
 struct Header {
@@ -38,7 +38,10 @@ struct Sparse {
     ends: Vec<usize>,
 }
 
-pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Found, ModelError> {
+pub(super) fn read(
+    lines: &mut Lines<'_>,
+    options: &ImportOptions,
+) -> Result<UnlabelledModel, ModelError> {
     let shape = options.shape.unwrap_or(Shape::MNIST);
     let dims = shape.len();
     let is_cut = lines.is_cut();
@@ -68,7 +71,7 @@ pub(super) fn read(lines: &mut Lines<'_>, options: &ImportOptions) -> Result<Fou
         );
     }
     let scaled = options.scale.as_ref().map_or(String::new(), |scale| format!(", {scale}"));
-    Ok(Found {
+    Ok(UnlabelledModel {
         origin: format!("LIBSVM ({}, {}{scaled})", header.machine, describe(&function)),
         labels: header.labels,
         shape,

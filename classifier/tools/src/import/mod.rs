@@ -166,7 +166,7 @@ fn check_mark(bytes: &[u8]) -> Result<(), ModelError> {
 }
 
 /// The result of a reader: a model without the labels to answer with.
-struct Found {
+struct UnlabelledModel {
     origin: String,
     labels: Vec<String>,
     shape: Shape,
@@ -183,7 +183,7 @@ struct Found {
 /// The usual divisor of bytes, for files that do not show one.
 const USUAL_DIVISOR: f64 = 255.0;
 
-impl Found {
+impl UnlabelledModel {
     fn finish(self, options: &ImportOptions) -> Result<Imported, ModelError> {
         let Self { origin, labels, shape, features, divisor, assumed, .. } = self;
         let Self { mut warnings, pixels, scoring, .. } = self;

@@ -76,7 +76,7 @@ impl Address {
     }
 }
 
-/// The address for messages: without a login, and without whatever could be a part of one.
+/// The address for messages: without a login, and without text that could be a part of one.
 pub(super) fn for_messages(url: &str) -> String {
     let scheme = url.split_once("://").map_or("redis", |(scheme, _)| scheme);
     let Ok(Address { user, password, hosts, database, .. }) = Address::parse(url) else {

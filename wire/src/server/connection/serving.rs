@@ -25,8 +25,8 @@ use crate::server::service::Service;
 use crate::server::shared::Shared;
 use crate::server::streams::{Peer, too_long};
 
-/// A body that exceeds the limit by at most this is skipped, and the connection goes on. A larger
-/// one is more likely noise than a mistake.
+/// A body that exceeds the limit by at most this is skipped, and the connection stays open. A
+/// larger one is more likely noise than a mistake.
 const MAX_SKIP: u64 = 16 << 20;
 
 impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {

@@ -22,7 +22,7 @@ use self::graph::{Scaling, attribute, floats, path, refuse};
 use self::proto::{ModelProto, NodeProto};
 use super::libsvm::describe;
 use super::lines::shorten;
-use super::{Found, ImportOptions, USUAL_DIVISOR, check_range, check_size, learn_pixels};
+use super::{ImportOptions, USUAL_DIVISOR, UnlabelledModel, check_range, check_size, learn_pixels};
 
 mod graph;
 #[doc(hidden)]
@@ -40,7 +40,7 @@ struct Input<'a> {
     options: &'a ImportOptions,
 }
 
-pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<Found, ModelError> {
+pub(super) fn read(bytes: &[u8], options: &ImportOptions) -> Result<UnlabelledModel, ModelError> {
     let strange = || refuse(other_format(bytes));
     let parts = parts(bytes).ok_or_else(strange)?;
     if parts > MAX_PARTS {
@@ -157,7 +157,7 @@ fn read_svm(
     input: &Input<'_>,
     labels: Vec<String>,
     producer: &str,
-) -> Result<Found, ModelError> {
+) -> Result<UnlabelledModel, ModelError> {
     let function = function(node)?;
     let counts = counts(node, labels.len())?;
     let values = floats(node, "support_vectors");
@@ -173,7 +173,7 @@ fn read_svm(
         // ONNX adds the constant that LIBSVM subtracts.
         rho: floats(node, "rho").iter().map(|&rho| -f64::from(rho)).collect(),
     })?;
-    Ok(Found {
+    Ok(UnlabelledModel {
         origin: format!("ONNX of {producer} (SVMClassifier, {})", describe(&function)),
         labels,
         shape: input.shape,
@@ -216,7 +216,7 @@ fn read_linear(
     input: &Input<'_>,
     mut labels: Vec<String>,
     producer: &str,
-) -> Result<Found, ModelError> {
+) -> Result<UnlabelledModel, ModelError> {
     let intercepts = double(floats(node, "intercepts"));
     let expected = if labels.len() == 2 && intercepts.len() == 1 { 1 } else { labels.len() };
     if intercepts.len() != expected {
@@ -233,7 +233,7 @@ fn read_linear(
     let pixels = input.pixels(divisor)?;
     let coefficients = double(floats(node, "coefficients"));
     let weights = Weights::new(pixels.clone(), dims, &coefficients, intercepts)?;
-    Ok(Found {
+    Ok(UnlabelledModel {
         origin: format!("ONNX of {producer} (LinearClassifier)"),
         labels,
         shape: input.shape,
