@@ -147,6 +147,7 @@ impl Command {
             | Command::Forget(_)
             | Command::Flush(_) => "error,afterimage::settings=warn,afterimage::tls=warn",
             Command::Demo(_) => "warn",
+            Command::Stream(args) if !args.serves() => "warn",
             _ => "info",
         }
     }

@@ -31,9 +31,19 @@ use crate::{net, serving};
 
 #[derive(Debug, clap::Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  afterimage stream run mean numbers.txt
+  afterimage stream serve --state /var/lib/afterimage/streams")]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) verb: Verb,
+}
+
+impl Args {
+    /// Whether the command is a service.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(self.verb, Verb::Serve(_))
+    }
 }
 
 #[derive(Debug, clap::Subcommand)]

@@ -281,6 +281,8 @@ impl Inner {
         }
         send(writer, &Reply::Result(run.report(computing, waiting))).await?;
         writer.finish()?;
+        // A reader that is dropped early ends the stream, and with it replies on their way.
+        while let Ok(Some(_)) = reader.read().await {}
         Ok(())
     }
 
