@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::{
-    ByteStore, Capacity, SnapshotFile, SnapshotWriter, Table, populate_in_background,
+    ByteStore, Capacity, DiskLog, SnapshotFile, SnapshotWriter, Table, populate_in_background,
 };
 use afterimage_classifier::{Engine, EngineOptions, Model, ModelError};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::Proxy;
-use afterimage_memo::MemoOptions;
+use afterimage_memo::store::{Disk, OfBytes, RemoteStore, StoreOptions};
+use afterimage_memo::{MemoOptions, ModelOptions};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::server::{ServerOptions, Service};
@@ -23,7 +24,7 @@ use afterimage_wire::server::{ServerOptions, Service};
 use crate::args::Size;
 use crate::process::ConfigError;
 
-pub use crate::peer::{ClassifierConfig, PeerConfig, ReplicasConfig};
+pub use crate::peer::{ClassifierConfig, PeerConfig, ReplicasConfig, ServersConfig};
 pub use crate::store::{RemoteConfig, StoreConfig, StoreServer};
 
 /// The services of a process, and the parts that they share.
@@ -79,8 +80,57 @@ pub struct MemoConfig {
     pub options: MemoOptions,
     /// Where it keeps answers.
     pub store: StoreConfig,
+    /// Its models, at least one. The first one is that of requests that name none.
+    pub models: Vec<ModelConfig>,
+}
+
+/// A model of a memo.
+pub struct ModelConfig {
+    /// The name that requests use; may be empty for one of them.
+    pub name: String,
     /// What computes the answers.
     pub classifier: ClassifierConfig,
+    /// Whether and for how long its answers are stored.
+    pub options: ModelOptions,
+    /// Memory for its answers of bytes alone; `None`, the default, for a share of the common
+    /// store.
+    pub memory: Option<u64>,
+}
+
+impl ModelConfig {
+    /// A model with default options.
+    pub fn new(name: impl Into<String>, classifier: ClassifierConfig) -> Self {
+        let (name, options) = (name.into(), ModelOptions::default());
+        ModelConfig { name, classifier, options, memory: None }
+    }
+}
+
+/// A folder below the byte store of a process, for the answers that memory has no room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The folder. One process uses it at a time.
+    pub folder: PathBuf,
+    /// Maximum size of its files together.
+    pub max_bytes: u64,
+}
+
+/// Time limit of a lookup on a disk. A slower one counts as a miss.
+const DISK_BUDGET: Duration = Duration::from_millis(200);
+
+impl DiskConfig {
+    /// The store of bytes in `memory` and in the folder.
+    pub(crate) fn start(
+        &self,
+        memory: Arc<ByteStore>,
+    ) -> Result<RemoteStore<OfBytes>, ConfigError> {
+        let failed = |error| ConfigError::Disk(self.folder.clone(), error);
+        let log = DiskLog::open(&self.folder, self.max_bytes).map_err(failed)?;
+        let (entries, bytes) = log.size();
+        let shown = self.folder.display();
+        tracing::info!("--disk {shown} has {entries} answers in {}", Size(bytes));
+        let options = StoreOptions { lookup_budget: DISK_BUDGET, ..StoreOptions::for_bytes() };
+        Ok(RemoteStore::new(Disk::start(memory, log).map_err(failed)?, options))
+    }
 }
 
 /// An address to listen on.
@@ -127,9 +177,11 @@ pub struct TableConfig {
     /// Least time between two snapshots that clients request. The default is 10 s.
     pub min_snapshot_interval: Duration,
     /// Memory for answers of bytes beside the table, of the cache service and of a memo without a
-    /// store of its own; `None`, the default, stores none. Their snapshot is the file with `.bytes`
-    /// after its name.
+    /// store of its own; `None`, the default, stores none. Their snapshot is the file with
+    /// `.bytes` after its name.
     pub bytes: Option<u64>,
+    /// A folder below that memory, for the memo; it needs `bytes`.
+    pub disk: Option<DiskConfig>,
 }
 
 impl Default for TableConfig {
@@ -140,6 +192,7 @@ impl Default for TableConfig {
             snapshot_every: None,
             min_snapshot_interval: Duration::from_secs(10),
             bytes: None,
+            disk: None,
         }
     }
 }
@@ -151,10 +204,17 @@ impl TableConfig {
             return Err(ConfigError::Missing("--snapshot-every needs --snapshot FILE"));
         }
         let bytes = self.bytes.map(|size| Arc::new(ByteStore::new(size, MAX_VALUE)));
+        let disk = match (&self.disk, &bytes) {
+            (Some(disk), Some(bytes)) => Some(disk.start(Arc::clone(bytes))?),
+            (Some(_), None) => return Err(ConfigError::Missing("--disk needs --bytes SIZE")),
+            (None, _) => None,
+        };
         // Before the table takes memory.
         let file = self.snapshot.as_ref().map(SnapshotFile::open).transpose();
         let file = file.map_err(ConfigError::Snapshot)?;
-        let with_bytes = self.snapshot.as_ref().zip(bytes.as_ref()).map(|(path, store)| {
+        // The disk keeps the bytes by itself.
+        let in_memory = bytes.as_ref().filter(|_| disk.is_none());
+        let with_bytes = self.snapshot.as_ref().zip(in_memory).map(|(path, store)| {
             let mut path = path.clone().into_os_string();
             path.push(".bytes");
             SnapshotFile::open_bytes(path).map(|file| file.of(Arc::clone(store)))
@@ -170,7 +230,7 @@ impl TableConfig {
             SnapshotWriter::start_all(parts.collect(), self.snapshot_every)
                 .with_request_interval(self.min_snapshot_interval)
         });
-        Ok(Started { table, bytes, snapshots })
+        Ok(Started { table, bytes, disk, snapshots })
     }
 }
 
@@ -178,6 +238,7 @@ impl TableConfig {
 pub(crate) struct Started {
     pub(crate) table: Arc<Table>,
     pub(crate) bytes: Option<Arc<ByteStore>>,
+    pub(crate) disk: Option<RemoteStore<OfBytes>>,
     pub(crate) snapshots: Option<SnapshotWriter>,
 }
 

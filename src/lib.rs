@@ -23,6 +23,7 @@ mod progress;
 mod serving;
 #[doc(hidden)]
 pub mod settings;
+mod sockets;
 mod store;
 mod tls;
 
@@ -88,7 +89,7 @@ enum Command {
     /// Answer repeated requests to a model server (Triton, KServe, MLServer) from memory.
     Proxy(Box<cmd::proxy::Args>),
     /// Run memo, label table and classifier in one process.
-    Serve(cmd::serve::Args),
+    Serve(Box<cmd::serve::Args>),
     /// Run a cache service: a label table that memos share over the network.
     Cache(cmd::cache::Args),
     /// Run the built-in classifier.
@@ -307,7 +308,7 @@ fn run() -> anyhow::Result<()> {
     settings::warn(&command, &args);
     match cli.command {
         Command::Proxy(args) => cmd::proxy::run(*args),
-        Command::Serve(args) => cmd::serve::run(args),
+        Command::Serve(args) => cmd::serve::run(*args),
         Command::Cache(args) => cmd::cache::run(args),
         Command::Classifier(args) => cmd::classifier::run(args),
         Command::Memo(args) => cmd::memo::run(*args),

@@ -2,20 +2,22 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use afterimage_core::Metric;
 use afterimage_gateway::{Operated, Pending, Source};
 use afterimage_inference::Proxy;
 use afterimage_wire::proto::Role;
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use afterimage_wire::server::{Service, metrics as server};
 
 use crate::metrics;
 
 /// The services of a process.
 pub(crate) struct Operations {
-    pub(crate) services: Vec<Arc<dyn Service>>,
+    pub(crate) services: Vec<Served>,
     pub(crate) proxy: Option<Proxy>,
+    pub(crate) started: Instant,
     /// The memo in another process that a gateway of its own is in front of.
     pub(crate) remote: Option<Arc<dyn Source>>,
 }
@@ -27,6 +29,7 @@ impl Operated for Operations {
             if let Some(proxy) = &self.proxy {
                 let mut stats = Stats::default();
                 stats.text(&server::SERVICE, "proxy");
+                stats.counter(&server::UPTIME, self.started.elapsed().as_millis() as u64);
                 proxy.stats(&mut stats);
                 all.push(stats);
             }
@@ -43,7 +46,7 @@ impl Operated for Operations {
 
     fn obstacle(&self) -> Pin<Box<dyn Future<Output = Option<String>> + Send + '_>> {
         Box::pin(async {
-            for service in &self.services {
+            for Served { service, .. } in &self.services {
                 let identity = service.identity();
                 if identity.service == Role::Memo && identity.digest == [0; 32] {
                     return Some("the memo has not reached its classifier yet".to_owned());
@@ -63,13 +66,68 @@ impl Operated for Operations {
     }
 }
 
-/// The statistics of services, as each would send them.
-pub(crate) fn statistics(services: &[Arc<dyn Service>]) -> Vec<Stats> {
-    let of = |service: &Arc<dyn Service>| {
+/// Writes the statistics of one listener into a report.
+pub(crate) type ListenerStats = Arc<dyn Fn(&mut Stats) + Send + Sync>;
+
+/// A service of the process, with its listeners.
+#[derive(Clone)]
+pub(crate) struct Served {
+    pub(crate) service: Arc<dyn Service>,
+    pub(crate) listeners: Vec<ListenerStats>,
+}
+
+/// The statistics of services, as each would send them to a client.
+pub(crate) fn statistics(services: &[Served]) -> Vec<Stats> {
+    let of = |served: &Served| {
         let mut stats = Stats::default();
-        stats.text(&server::SERVICE, service.identity().service.to_string());
-        service.stats(&mut stats);
+        stats.text(&server::SERVICE, served.service.identity().service.to_string());
+        for (name, value) in total(&served.listeners).entries {
+            stats.push(&name, value);
+        }
+        served.service.stats(&mut stats);
         stats
     };
     services.iter().map(of).collect()
+}
+
+/// The statistics of all listeners of a service in one report: the longest uptime, and sums.
+fn total(listeners: &[ListenerStats]) -> Stats {
+    let mut total = Stats::default();
+    for listener in listeners {
+        let mut stats = Stats::default();
+        listener(&mut stats);
+        for (name, value) in stats.entries {
+            let before = total.entries.iter_mut().find(|(known, _)| *known == name);
+            match (before.map(|(_, before)| before), value) {
+                (None, value) => total.entries.push((name, value)),
+                (Some(Value::Counter(before)), Value::Counter(value)) => {
+                    let is_time = name == server::UPTIME.name;
+                    *before = if is_time { value.max(*before) } else { *before + value };
+                }
+                (Some(Value::Gauge(before)), Value::Gauge(value)) => *before += value,
+                (Some(_), _) => {}
+            }
+        }
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_of_a_service_are_summed() {
+        let listener = |uptime, accepted, open| {
+            Arc::new(move |stats: &mut Stats| {
+                stats.counter(&server::UPTIME, uptime);
+                stats.counter(&server::ACCEPTED, accepted);
+                stats.gauge(&server::OPEN, open);
+            }) as ListenerStats
+        };
+        let total = total(&[listener(50, 3, 1), listener(40, 4, 2)]);
+        assert_eq!(total.counter_value(server::UPTIME.name), 50);
+        assert_eq!(total.counter_value(server::ACCEPTED.name), 7);
+        assert_eq!(total.get(server::OPEN.name), Some(&Value::Gauge(3)));
+    }
 }

@@ -1,19 +1,22 @@
 //! Connections to other services: a cache service, and the classifiers of a memo.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use afterimage_inference::{LabelEndpoint, ModelUrl, Replica, TargetError};
 use afterimage_memo::Upstream;
-use afterimage_memo::pool::{Pool, PoolOptions, Target};
+use afterimage_memo::pool::{Endpoint, Pool, PoolOptions, Target};
 use afterimage_wire::client::Expect;
+use afterimage_wire::proto::header::MAX_LARGE_BODY;
 use afterimage_wire::server::Token;
 use afterimage_wire::tls::{ClientTls, TlsError};
 use afterimage_wire::{Client, ClientOptions};
 
 use crate::net;
 
-/// Bytes of the largest reply of a classifier, and of a cache service about labels. A `Welcome` and
-/// the labels of a batch need 4 KiB at most; a peer that announces more is disconnected.
-const MAX_UPSTREAM_BODY: u32 = 64 << 10;
+/// Bytes of the largest reply about labels. A `Welcome` and the labels of a batch need 4 KiB at
+/// most; a classifier of labels, or a cache service, that announces more is disconnected.
+const MAX_LABEL_BODY: u32 = 64 << 10;
 
 /// How to connect to another service.
 #[derive(Clone, Debug, Default)]
@@ -62,7 +65,12 @@ fn upstream_options(expect: Expect) -> ClientOptions {
         .backoff(Duration::from_millis(20), Duration::from_millis(500))
         .max_in_flight(16_384)
         .max_queued_bytes(64 << 20)
-        .max_body(MAX_UPSTREAM_BODY)
+        .max_body(match expect {
+            // The server of a model of bytes says so in its `Welcome`.
+            Expect::Classify => MAX_LARGE_BODY,
+            _ => MAX_LABEL_BODY,
+        })
+        .max_label_body(MAX_LABEL_BODY)
 }
 
 /// What computes the answers of a memo.
@@ -73,6 +81,8 @@ pub enum ClassifierConfig {
     Embedded,
     /// Classifiers in other processes.
     Remote(ReplicasConfig),
+    /// A model with labels at model servers of the Open Inference Protocol.
+    Servers(ServersConfig),
     /// An upstream that the program brings.
     Own(Box<dyn Upstream>),
 }
@@ -121,5 +131,36 @@ impl ReplicasConfig {
         let targets = addresses.into_iter().map(Target).collect();
         let resolve = Target::system_resolver();
         Ok(Box::new(Pool::at(targets, options, resolve_every, Box::new(connect), resolve)))
+    }
+}
+
+/// Equal model servers, and their model.
+#[derive(Clone, Debug)]
+pub struct ServersConfig {
+    /// The model at each server.
+    pub urls: Vec<ModelUrl>,
+    /// TLS for `https`.
+    pub tls: Option<ClientTls>,
+    /// Time limits and retries.
+    pub options: PoolOptions,
+}
+
+impl ServersConfig {
+    /// The pool of the servers. `reloaded` is called when one has loaded the model again.
+    pub(crate) fn start(
+        self,
+        reloaded: impl Fn() + Clone + Send + Sync + 'static,
+    ) -> Result<Box<dyn Upstream>, TargetError> {
+        let ServersConfig { urls, tls, options } = self;
+        if let Some(tls) = &tls {
+            tokio::spawn(tls.keep_current());
+        }
+        let endpoint = |url: &ModelUrl| {
+            let replica = Replica::new(url.target.clone(), tls.clone())?;
+            let endpoint: Arc<dyn Endpoint> = LabelEndpoint::start(url, replica, reloaded.clone());
+            Ok(endpoint)
+        };
+        let endpoints = urls.iter().map(endpoint).collect::<Result<Vec<_>, TargetError>>()?;
+        Ok(Box::new(Pool::of_endpoints(endpoints, options)))
     }
 }

@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::snapshot::{OpenError, WriteError};
 use afterimage_cache::table::TableError;
@@ -11,9 +12,9 @@ use afterimage_cache::{ByteStore, CacheService, SnapshotWriter};
 use afterimage_classifier::{ClassifierService, ModelError};
 use afterimage_gateway::keys::{Keys, KeysError};
 use afterimage_gateway::{InProcess, OfProxy, Remote, Source};
-use afterimage_inference::Proxy;
+use afterimage_inference::{Proxy, TargetError};
 use afterimage_memo::store::{RedisError, StoreOfBytes};
-use afterimage_memo::{Memo, MemoService, ModelOptions, Store};
+use afterimage_memo::{Memo, MemoService, Store};
 use afterimage_wire::Connection;
 use afterimage_wire::proto::Role;
 use afterimage_wire::proto::header::MAX_VALUE;
@@ -26,10 +27,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{
-    ClassifierConfig, Config, GatewayConfig, ListenerConfig, ProxyConfig, Started, StoreConfig,
+    ClassifierConfig, Config, GatewayConfig, ModelConfig, ProxyConfig, Started, StoreConfig,
 };
 use crate::embedded::{Embedded, SCORES, scores_of};
-use crate::operations::{Operations, statistics};
+use crate::operations::{ListenerStats, Operations, Served, statistics};
+use crate::sockets::Sockets;
 
 /// The reason why a process cannot start. Settings have the names of their flags.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,9 @@ pub enum ConfigError {
     /// A setting needs another one.
     #[error("{0}")]
     Missing(&'static str),
+    /// Two models of a memo have one name.
+    #[error("there are two models with the name {0:?}; give each model another name")]
+    TwoModels(String),
     /// Two settings exclude each other.
     #[error("{0} and {1} are both set: set one of them")]
     Conflict(&'static str, &'static str),
@@ -63,12 +68,18 @@ pub enum ConfigError {
     /// The name of a server cannot be in its certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The URL of a model server cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
     /// The address or an option of Redis cannot be used.
     #[error(transparent)]
     Redis(#[from] RedisError),
     /// The snapshot file cannot be used.
     #[error("--snapshot")]
     Snapshot(#[source] OpenError),
+    /// The folder of answers cannot be used.
+    #[error("cannot use --disk {0}: {1}")]
+    Disk(PathBuf, #[source] io::Error),
     /// The label table cannot be created.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -122,7 +133,7 @@ pub enum ReloadError {
 /// # }
 /// ```
 pub struct Process {
-    services: Vec<Arc<dyn Service>>,
+    services: Vec<Served>,
     addresses: Vec<(Role, SocketAddr)>,
     /// Its address, and whether it uses TLS.
     http: Option<(SocketAddr, bool)>,
@@ -148,17 +159,18 @@ impl Process {
         let Config { memo, cache, classifier, proxy, others, table, engine, gateway, admin } =
             config;
         let memo_listeners = memo.as_ref().map_or(&[][..], |memo| &memo.listeners);
+        let mut sockets = Sockets::of_process();
         // Before the table takes memory and the model is read.
-        let memo_sockets = bind(memo_listeners).await?;
-        let cache_sockets = bind(&cache).await?;
-        let classifier_sockets = bind(&classifier).await?;
+        let memo_sockets = sockets.take_all(memo_listeners).await?;
+        let cache_sockets = sockets.take_all(&cache).await?;
+        let classifier_sockets = sockets.take_all(&classifier).await?;
         let mut other_sockets = Vec::new();
         for (service, listeners) in others {
-            other_sockets.push((service, bind(&listeners).await?));
+            other_sockets.push((service, sockets.take_all(&listeners).await?));
         }
         let http = match gateway {
             None => None,
-            Some(gateway) => match bind_one(gateway.address).await {
+            Some(gateway) => match sockets.take(gateway.address).await {
                 Ok(bound) => Some((bound, gateway)),
                 Err(ConfigError::InUse(address)) if gateway.optional => {
                     tracing::warn!(
@@ -172,15 +184,15 @@ impl Process {
         let proxy = match proxy {
             Some(proxy) => {
                 let grpc = match proxy.grpc {
-                    Some(address) => Some(bind_one(address).await?),
+                    Some(address) => Some(sockets.take(address).await?),
                     None => None,
                 };
-                Some((bind_one(proxy.address).await?, grpc, proxy))
+                Some((sockets.take(proxy.address).await?, grpc, proxy))
             }
             None => None,
         };
         let admin = match admin {
-            Some(admin) => Some((bind_one(admin.address).await?, admin)),
+            Some(admin) => Some((sockets.take(admin.address).await?, admin)),
             None => None,
         };
         let listeners = memo_sockets.len()
@@ -190,19 +202,22 @@ impl Process {
         if listeners == 0 && http.is_none() && proxy.is_none() {
             return Err(ConfigError::NoListener);
         }
+        sockets.warn_of_unused();
 
         let has_own_store = memo.as_ref().is_some_and(|memo| memo.store.is_embedded());
-        let (table, bytes, snapshots) = if has_own_store || !cache_sockets.is_empty() {
-            let Started { table, bytes, snapshots } = table.start()?;
-            (Some(table), bytes, snapshots)
+        let (table, bytes, disk, snapshots) = if has_own_store || !cache_sockets.is_empty() {
+            let Started { table, bytes, disk, snapshots } = table.start()?;
+            (Some(table), bytes, disk, snapshots)
         } else if table.snapshot.is_some() {
             return Err(ConfigError::Missing(
                 "--snapshot needs --store embedded; give it to the cache service instead",
             ));
         } else {
-            (None, None, None)
+            (None, None, None, None)
         };
-        let has_own_engine = memo.as_ref().is_some_and(|memo| memo.classifier.is_embedded());
+        let models = memo.iter().flat_map(|memo| &memo.models);
+        let has_own_engine = models.clone().any(|model| model.classifier.is_embedded());
+        let may_have_bytes = models.clone().any(|model| !model.classifier.is_embedded());
         let needs_engine = has_own_engine || !classifier_sockets.is_empty();
         let engine = needs_engine.then(|| engine.start()).transpose()?;
 
@@ -237,17 +252,21 @@ impl Process {
         }
         let mut source: Option<Arc<dyn Source>> = None;
         if let Some(memo) = memo {
-            let built_in = engine.filter(|_| memo.classifier.is_embedded());
+            let built_in = engine.filter(|_| has_own_engine);
             let (labels, bytes) = match memo.store {
                 StoreConfig::Embedded => {
                     let table = table.expect("a memo without another store has the table");
-                    (Store::Embedded(table, handle), bytes.into())
+                    let bytes = match disk {
+                        Some(disk) => StoreOfBytes::Remote(disk),
+                        None => bytes.into(),
+                    };
+                    (Store::Embedded(table, handle), bytes)
+                }
+                StoreConfig::Remote(remote) if may_have_bytes => {
+                    (remote.labels()?, remote.bytes()?)
                 }
                 // The built-in classifier answers with labels: no connection for bytes is needed.
-                StoreConfig::Remote(remote) if built_in.is_some() => {
-                    (remote.labels()?, StoreOfBytes::None)
-                }
-                StoreConfig::Remote(remote) => (remote.labels()?, remote.bytes()?),
+                StoreConfig::Remote(remote) => (remote.labels()?, StoreOfBytes::None),
                 StoreConfig::Own(labels, bytes) => (labels, bytes),
             };
             // The page shows scores, which are answers of bytes.
@@ -257,26 +276,49 @@ impl Process {
                 }
                 bytes => bytes,
             };
-            let classifier = match (memo.classifier, &built_in) {
-                (ClassifierConfig::Remote(replicas), _) => replicas.start()?,
-                (ClassifierConfig::Own(upstream), _) => upstream,
-                (ClassifierConfig::Embedded, Some((model, engine))) => {
-                    Box::new(Embedded::new(model, Arc::clone(engine)))
-                }
-                (ClassifierConfig::Embedded, None) => {
-                    unreachable!("a memo without another classifier has the built-in one")
-                }
-            };
+            let models = memo.models;
+            let has_scores = models.first().is_some_and(|model| model.classifier.is_embedded())
+                && models.iter().all(|model| model.name != SCORES);
             let memo = Memo::new(labels, bytes, memo.options);
-            memo.add_model("", classifier, ModelOptions::default());
-            let service = MemoService::of(&memo, "").expect("it was just added");
+            let first = models.first().map(|model| (model.name.clone(), model.options));
+            let Some((first, options)) = first else {
+                return Err(ConfigError::Missing("a memo needs a model"));
+            };
+            for ModelConfig { name, classifier, options, memory } in models {
+                if memo.model_names().contains(&name) {
+                    return Err(ConfigError::TwoModels(name));
+                }
+                let upstream = match (classifier, &built_in) {
+                    (ClassifierConfig::Remote(replicas), _) => replicas.start()?,
+                    (ClassifierConfig::Servers(servers), _) => {
+                        let (memo, name) = (memo.clone(), name.clone());
+                        // Without keys there is no answer to delete.
+                        servers.start(move || drop(memo.flush(&name)))?
+                    }
+                    (ClassifierConfig::Own(upstream), _) => upstream,
+                    (ClassifierConfig::Embedded, Some((model, engine))) => {
+                        Box::new(Embedded::new(model, Arc::clone(engine)))
+                    }
+                    (ClassifierConfig::Embedded, None) => {
+                        unreachable!("a memo without another classifier has the built-in one")
+                    }
+                };
+                match memory {
+                    None => memo.add_model(name, upstream, options),
+                    Some(memory) => {
+                        let bytes = Arc::new(ByteStore::new(memory, MAX_VALUE));
+                        memo.add_model_with_store(name, upstream, options, bytes);
+                    }
+                }
+            }
+            let service = MemoService::of(&memo, &first).expect("it was just added");
             process.serve(service, memo_sockets)?;
             if http.is_some() {
                 let services = process.services.clone();
-                let own = InProcess::new(memo.clone(), "", move || statistics(&services));
-                source = Some(match built_in {
+                let own = InProcess::new(memo.clone(), first, move || statistics(&services));
+                source = Some(match built_in.filter(|_| has_scores) {
                     Some((model, _)) => {
-                        memo.add_model(SCORES, scores_of(model), ModelOptions::default());
+                        memo.add_model(SCORES, scores_of(model), options);
                         Arc::new(own.with_scores(SCORES))
                     }
                     None => Arc::new(own),
@@ -323,7 +365,8 @@ impl Process {
         if let Some(((socket, address), admin)) = admin {
             let services = process.services.clone();
             let proxy = process.proxy.as_ref().map(|(proxy, _)| proxy.clone());
-            let operations = Arc::new(Operations { services, proxy, remote: behind });
+            let operations =
+                Arc::new(Operations { services, proxy, started: Instant::now(), remote: behind });
             let stop = process.stop.clone();
             let serving = afterimage_gateway::serve_admin(socket, operations, admin.http, stop);
             process.listeners.spawn(serving);
@@ -340,6 +383,7 @@ impl Process {
     ) -> Result<(), ConfigError> {
         let service = Arc::new(service);
         let identity = service.identity();
+        let mut listeners: Vec<ListenerStats> = Vec::new();
         for (socket, address, options) in sockets {
             check_max_body(&options, &identity)?;
             self.watch(options.tls.as_ref());
@@ -347,11 +391,12 @@ impl Process {
                 .extend([&options.token, &options.admin_token].into_iter().flatten().cloned());
             self.tenants.extend(options.tenants.clone());
             let server = Server::new(socket, Arc::clone(&service), options);
+            listeners.push(Arc::new(server.statistics()));
             let stop = self.stop.clone();
             self.listeners.spawn(async move { server.serve(stop.cancelled()).await });
             self.addresses.push((identity.service, address));
         }
-        self.services.push(service);
+        self.services.push(Served { service, listeners });
         Ok(())
     }
 
@@ -373,8 +418,8 @@ impl Process {
     }
 
     /// The services, for their statistics.
-    pub fn services(&self) -> &[Arc<dyn Service>] {
-        &self.services
+    pub fn services(&self) -> impl Iterator<Item = &Arc<dyn Service>> {
+        self.services.iter().map(|served| &served.service)
     }
 
     /// The proxy and its address.
@@ -441,29 +486,6 @@ impl Process {
         let written = tokio::task::spawn_blocking(finish).await;
         written.expect("a snapshot does not panic")
     }
-}
-
-/// Takes the ports of these listeners.
-async fn bind(
-    listeners: &[ListenerConfig],
-) -> Result<Vec<(TcpListener, SocketAddr, ServerOptions)>, ConfigError> {
-    let mut sockets = Vec::new();
-    for ListenerConfig { address, options } in listeners {
-        let (socket, bound) = bind_one(*address).await?;
-        sockets.push((socket, bound, options.clone()));
-    }
-    Ok(sockets)
-}
-
-/// Takes a port.
-async fn bind_one(address: SocketAddr) -> Result<(TcpListener, SocketAddr), ConfigError> {
-    let failed = |error: io::Error| match error.kind() {
-        io::ErrorKind::AddrInUse => ConfigError::InUse(address),
-        _ => ConfigError::Listen(address, error),
-    };
-    let socket = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = socket.local_addr().map_err(failed)?;
-    Ok((socket, bound))
 }
 
 /// Refuses a body limit that no request fits in.

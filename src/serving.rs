@@ -111,13 +111,17 @@ pub(crate) fn run(
             }
         }
         notify("STOPPING=1");
-        let services = process.services().to_vec();
+        let services: Vec<_> = process.services().cloned().collect();
+        let is_gateway = services.is_empty() && proxy.is_none();
         let drained = process.drain(Duration::MAX).await;
         let uptime = long_time(started.elapsed());
         for service in services {
             let mut stats = Stats::default();
             service.stats(&mut stats);
             tracing::info!("stopped after {uptime}: {}", summary(&stats));
+        }
+        if is_gateway {
+            tracing::info!("stopped after {uptime}");
         }
         if let Some(proxy) = proxy {
             let mut stats = Stats::default();

@@ -15,7 +15,8 @@ use afterimage_wire::client::Expect;
 use afterimage_wire::proto::header::MAX_LARGE_BODY;
 use anyhow::{Context, bail};
 
-use crate::args::{Span, StoreAddr, token};
+use crate::args::{Size, Span, StoreAddr, token};
+use crate::config::DiskConfig;
 use crate::peer::PeerConfig;
 use crate::process::ConfigError;
 use crate::tls::{StoreTlsArgs, warn_if_exposed};
@@ -63,6 +64,33 @@ impl Default for StoreArgs {
             lookup_budget: Span(StoreOptions::default().lookup_budget),
             store_tls: StoreTlsArgs::default(),
         }
+    }
+}
+
+/// Flags of a folder below the memory for answers of bytes.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct DiskArgs {
+    /// Also keep answers of bytes in this folder. With --secret-file they survive a restart.
+    #[arg(long, value_name = "DIR")]
+    disk: Option<PathBuf>,
+
+    /// Maximum size of the files in --disk [default: 10GiB]. When it is reached, the oldest
+    /// answers are deleted.
+    #[arg(long, value_name = "SIZE")]
+    disk_bytes: Option<Size>,
+}
+
+impl DiskArgs {
+    const DEFAULT_BYTES: u64 = 10 << 30;
+
+    pub(crate) fn is_on(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// The folder's part of a configuration.
+    pub(crate) fn config(&self) -> Option<DiskConfig> {
+        let max_bytes = self.disk_bytes.map_or(Self::DEFAULT_BYTES, |size| size.0);
+        self.disk.clone().map(|folder| DiskConfig { folder, max_bytes })
     }
 }
 

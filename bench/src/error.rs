@@ -20,7 +20,7 @@ pub enum BenchError {
         what: String,
     },
     /// The server does not answer, or the connection broke during the handshake.
-    #[error("cannot connect to {addr}: {source}")]
+    #[error("cannot connect to {addr} ({source}); start the server, or correct the address")]
     Connect {
         /// The server.
         addr: SocketAddr,

@@ -115,6 +115,25 @@ pub struct ByteStoreStats {
     pub too_large: u64,
 }
 
+impl ByteStoreStats {
+    /// The counts and sizes of two stores together.
+    #[must_use]
+    pub fn and(self, other: ByteStoreStats) -> ByteStoreStats {
+        ByteStoreStats {
+            entries: self.entries + other.entries,
+            bytes: self.bytes + other.bytes,
+            capacity_bytes: self.capacity_bytes + other.capacity_bytes,
+            hits: self.hits + other.hits,
+            misses: self.misses + other.misses,
+            expired: self.expired + other.expired,
+            inserted: self.inserted + other.inserted,
+            declined: self.declined + other.declined,
+            evicted: self.evicted + other.evicted,
+            too_large: self.too_large + other.too_large,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Counters {
     hits: AtomicU64,

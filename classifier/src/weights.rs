@@ -1,6 +1,6 @@
 //! Imported linear machines: weights in `f64`, added up in the order in which LIBLINEAR's `predict`
 //! adds them, so that scores have the bits of the original's, if that rounds products and sums each
-//! (`pairwise/exact.rs`).
+//! (`pairwise/votes.rs`).
 
 use crate::error::ModelError;
 use crate::kernels::{Isa, Kernel, Simd};

@@ -17,6 +17,7 @@ use axum::response::Response;
 
 use crate::Shared;
 use crate::keys::{Granted, Keys, Limit};
+use crate::oip::grpc_scope;
 use crate::problem::Problem;
 
 /// What a token allows. A higher scope includes the lower ones.
@@ -157,6 +158,9 @@ impl fmt::Debug for Access {
 
 /// The scope that a request needs.
 fn needed(method: &Method, path: &str) -> Scope {
+    if let Some(scope) = grpc_scope(path) {
+        return scope;
+    }
     match path {
         "/v1/classify" => Scope::Infer,
         path if path.starts_with("/v2/models/") && path.ends_with("/infer") => Scope::Infer,
@@ -266,6 +270,9 @@ mod tests {
         assert_eq!(needed(&Method::POST, "/v1/classify"), Scope::Infer);
         assert_eq!(needed(&Method::POST, "/v2/models/classifier/infer"), Scope::Infer);
         assert_eq!(needed(&Method::GET, "/v2/models/classifier"), Scope::Read);
+        let grpc = |call| needed(&Method::POST, call);
+        assert_eq!(grpc("/inference.GRPCInferenceService/ModelInfer"), Scope::Infer);
+        assert_eq!(grpc("/inference.GRPCInferenceService/ModelMetadata"), Scope::Read);
         assert_eq!(needed(&Method::DELETE, "/v1/memory"), Scope::Admin);
         assert_eq!(needed(&Method::POST, "/v1/memory/forget"), Scope::Admin);
         assert_eq!(needed(&Method::POST, "/v1/a-later-route"), Scope::Admin);

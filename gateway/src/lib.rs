@@ -12,7 +12,7 @@
 //! | `GET /v1/overview` | what the page shows; with `?watch` once a second as server-sent events |
 //! | `GET /v1/models`, `GET /v1/stats` | the model; all statistics |
 //! | `DELETE /v1/memory`, `POST /v1/memory/forget` | flush all stored answers; forget one input |
-//! | `GET /v2`, `POST /v2/models/classifier/infer` | the Open Inference Protocol |
+//! | `GET /v2`, `POST /v2/models/classifier/infer` | the Open Inference Protocol; gRPC, too |
 //! | `GET /openapi.json`, `/docs` | the description of the API, and a page that shows it |
 //! | `GET /metrics`, `/livez`, `/readyz` | for Prometheus and for probes |
 //!
@@ -141,13 +141,9 @@ pub fn router(source: Arc<dyn Source>, options: GatewayOptions, stop: Cancellati
         .route("/v1/memory/forget", post(memory::forget))
         .route("/metrics", get(operations::metrics))
         .layer(from_fn_with_state(Arc::clone(&shared), access::check));
-    let oip = oip::routes()
-        .layer(from_fn_with_state(Arc::clone(&shared), access::check))
-        .merge(oip::probes())
-        .layer(from_fn(oip::errors));
     Router::new()
         .merge(guarded)
-        .merge(oip)
+        .merge(oip::routes(&shared))
         .route("/", get(page::index))
         .route("/docs", get(page::docs))
         .route("/openapi.json", get(openapi::openapi))

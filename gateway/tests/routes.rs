@@ -16,7 +16,7 @@ use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::Token;
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Method, Request, StatusCode};
+use axum::http::{HeaderMap, Method, Request, StatusCode, Version};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -414,4 +414,68 @@ async fn every_response_forbids_foreign_content() {
         assert_eq!(reply.header("x-content-type-options"), "nosniff", "{path}");
         assert_eq!(reply.header("access-control-allow-origin"), "", "{path}");
     }
+}
+
+/// A gRPC call: the status in its headers or trailers, and the message of the reply.
+async fn call(gateway: &Router, path: &str, message: &[u8], flag: u8) -> (String, Vec<u8>) {
+    let mut framed = afterimage_inference::grpc::message::framed(message).to_vec();
+    framed[0] = flag;
+    let mut request = request(Method::POST, path, framed);
+    *request.version_mut() = Version::HTTP_2;
+    let response = gateway.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "application/grpc");
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.unwrap();
+    let fields = body.trailers().cloned().unwrap_or(parts.headers);
+    let message = fields.get("grpc-message").map_or("", |text| text.to_str().unwrap());
+    let code = fields["grpc-status"].to_str().unwrap();
+    (format!("{code} {message}"), body.to_bytes().to_vec())
+}
+
+#[tokio::test]
+async fn the_model_speaks_the_open_inference_protocol_over_grpc() {
+    let gateway = gateway(GatewayOptions::default());
+    let service = |method: &str| format!("/inference.GRPCInferenceService/{method}");
+    let truth = b"\0\0\0\0\x02\x08\x01";
+    for (method, message) in
+        [("ServerLive", &b""[..]), ("ServerReady", b""), ("ModelReady", b"\x0a\x04tiny")]
+    {
+        let (status, reply) = call(&gateway, &service(method), message, 0).await;
+        assert_eq!((&*status, &reply[..]), ("0 ", &truth[..]), "{method}");
+    }
+    // Input: a name, a datatype, a shape of one row of 2×2; then raw contents.
+    let infer =
+        b"\x0a\x04tiny\x2a\x13\x0a\x05INPUT\x12\x05UINT8\x1a\x03\x01\x02\x02\x3a\x04\x02\0\0\x01";
+    for _ in 0..2 {
+        let (status, reply) = call(&gateway, &service("ModelInfer"), infer, 0).await;
+        assert_eq!(status, "0 ");
+        assert!(reply.ends_with(b"\x32\x02\x02\0"), "{reply:?}");
+    }
+    for (method, message, flag, expected) in [
+        ("ModelReady", &b"\x0a\x05other"[..], 0, "5 afterimage: there is no such model"),
+        ("ModelInfer", b"\x0a\x04tiny", 0, "3 afterimage: the model has one input"),
+        ("ModelInfer", b"\x0a\x09tiny", 0, "3 afterimage: the request cannot be read"),
+        ("ModelInfer", infer, 1, "3 afterimage: the message cannot be read"),
+        ("ModelInfer", infer, 7, "3 afterimage: the message cannot be read"),
+        ("ModelStreamInfer", b"", 0, "12 afterimage: the server has no method ModelStreamInfer"),
+    ] {
+        let (status, reply) = call(&gateway, &service(method), message, flag).await;
+        assert!(status.starts_with(expected) && reply.is_empty(), "{method}: {status}");
+    }
+}
+
+#[tokio::test]
+async fn grpc_has_the_limits_and_the_tokens_of_http() {
+    let access = Access::default().token(Token::new("reader").unwrap(), Scope::Read);
+    let gateway = gateway(GatewayOptions { max_body: 64, access, ..GatewayOptions::default() });
+    let infer = "/inference.GRPCInferenceService/ModelInfer";
+    assert!(call(&gateway, infer, b"", 0).await.0.starts_with("16 afterimage: the token is"));
+    let ready = "/inference.GRPCInferenceService/ModelReady";
+    let long = call(&gateway, ready, &[0; 100], 0).await.0;
+    assert_eq!(long, "8 afterimage: the body has more than 64 bytes; the limit is 64");
+    assert_eq!(call(&gateway, "/grpc.health.v1.Health/Check", b"", 0).await.0, "0 ");
+    let old = send(&gateway, request(Method::POST, infer, "")).await;
+    assert_eq!(old.status, StatusCode::HTTP_VERSION_NOT_SUPPORTED);
+    assert!(old.text.contains("gRPC needs HTTP/2"), "{}", old.text);
 }

@@ -32,6 +32,7 @@ pub mod grpc;
 mod headers;
 mod identity;
 mod json;
+mod label_endpoint;
 pub mod metrics;
 mod models;
 mod observe;
@@ -43,6 +44,7 @@ mod purity;
 pub use access::{AccessLog, LogTarget};
 pub use forward::{Replica, Target, TargetError};
 pub use grpc::{Channel, GrpcTarget};
+pub use label_endpoint::{LabelEndpoint, ModelUrl};
 pub use policy::{Bypass, Sharing};
 pub use proxy::{Proxy, ProxyOptions, decoded as decoded_body};
 

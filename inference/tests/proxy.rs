@@ -9,11 +9,15 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use afterimage_cache::ByteStore;
+use afterimage_cache::{ByteStore, Capacity, Table};
+use afterimage_core::{Origin, RowAnswer, Status};
 use afterimage_http::{HttpOptions, RequestBody, serve};
 use afterimage_inference::estimate::Estimator;
-use afterimage_inference::{AccessLog, LogTarget, Proxy, ProxyOptions, Replica, Sharing};
-use afterimage_memo::{Memo, MemoOptions, Secret};
+use afterimage_inference::{
+    AccessLog, LabelEndpoint, LogTarget, ModelUrl, Proxy, ProxyOptions, Replica, Sharing,
+};
+use afterimage_memo::pool::{Endpoint, Pool, PoolOptions};
+use afterimage_memo::{Memo, MemoOptions, ModelOptions, Secret, Store};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
@@ -102,6 +106,31 @@ impl Server {
                 json(200, &reply.to_string())
             }
             "/v2/models/rows" | "/v2/models/batch" => json(200, r#"{"name":"rows"}"#),
+            "/v2/models/labels" => {
+                let metadata = serde_json::json!({
+                    "name": "labels", "versions": [version],
+                    "inputs": [{"name": "x", "datatype": "INT16", "shape": [-1, 2]}],
+                    "outputs": [{"name": "label", "datatype": "INT64", "shape": [-1, 1]}],
+                });
+                json(200, &metadata.to_string())
+            }
+            "/v2/models/labels/infer" => {
+                self.calls.fetch_add(1, SeqCst);
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let data = body["inputs"][0]["data"].as_array().unwrap();
+                let data: Vec<i64> = data.iter().map(|x| x.as_i64().unwrap()).collect();
+                self.asked.lock().unwrap().push(data.clone());
+                let offset = self.offset.load(SeqCst) as i64;
+                let labels: Vec<i64> =
+                    data.chunks(2).map(|row| row.iter().sum::<i64>() + offset).collect();
+                let reply = serde_json::json!({
+                    "model_name": "labels", "model_version": version,
+                    "outputs": [{"name": "label", "datatype": "INT64",
+                        "shape": [labels.len(), 1], "data": labels}],
+                });
+                json(200, &reply.to_string())
+            }
             "/v2/models/odd/infer" => json(200, "not JSON"),
             "/v2/models/odd" => json(200, r#"{"name":"odd"}"#),
             "/v1/embeddings" | "/v3/embeddings" => {
@@ -766,4 +795,54 @@ async fn a_log_and_a_har_file_give_the_same_estimate() {
     assert_eq!((har.saved, har.time), (Duration::from_millis(38), Duration::from_millis(84)));
     let broken = Estimator::default().read_har(b"{}").unwrap_err().to_string();
     assert!(broken.contains("log.entries"), "{broken}");
+}
+
+/// Rows of two INT16 for the model of labels.
+fn pairs(rows: &[[i16; 2]]) -> Vec<Vec<u8>> {
+    rows.iter().map(|row| row.iter().flat_map(|value| value.to_le_bytes()).collect()).collect()
+}
+
+#[tokio::test]
+async fn a_memo_for_labels_asks_a_model_server() {
+    let server = Arc::<Server>::default();
+    let (address, stop) = start_server(&server, "127.0.0.1:0").await;
+    let url: ModelUrl = format!("http://{address}/v2/models/labels").parse().unwrap();
+    let replica = Replica::new(url.target.clone(), None).unwrap();
+    let endpoint: Arc<dyn Endpoint> = LabelEndpoint::start(&url, replica, || {});
+    let options = PoolOptions { timeout: Duration::from_secs(30), ..PoolOptions::default() };
+    let pool = Pool::of_endpoints([endpoint], options);
+    let table = Arc::new(Table::new(Capacity::Entries(64)).unwrap());
+    let options = MemoOptions::new(Secret::new([7; 32]));
+    let memo = Memo::new(Store::Embedded(table, None), None, options);
+    memo.add_model("", pool, ModelOptions::default());
+    let until_known = async |digest: Option<[u8; 32]>| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while memo.model("").is_none_or(|model| Some(model.digest) == digest) {
+            assert!(std::time::Instant::now() < deadline, "the model is not known");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        memo.model("").unwrap()
+    };
+    let model = until_known(None).await;
+    assert_eq!(model.input_len(), Some(4));
+    let ask = async |rows: &[[i16; 2]]| {
+        let response = memo.ask(afterimage_memo::Request::rows(pairs(rows))).await.unwrap();
+        let row = |row: &RowAnswer| (row.answer.label().unwrap(), row.origin);
+        response.rows.iter().map(row).collect::<Vec<_>>()
+    };
+    assert_eq!(ask(&[[300, 1]]).await, [(301, Origin::Miss)]);
+    let mixed = [(5, Origin::Miss), (301, Origin::Hit), (0, Origin::Miss)];
+    assert_eq!(ask(&[[2, 3], [300, 1], [-4, 4]]).await, mixed);
+    assert_eq!(*server.asked.lock().unwrap(), [vec![300, 1], vec![2, 3, -4, 4]]);
+    // A sum that is not a label.
+    let error = memo.ask(afterimage_memo::Request::rows(pairs(&[[-4, 3]]))).await.unwrap_err();
+    assert_eq!(error.status, Status::UpstreamCorrupt, "{error}");
+    // Another version is another model, with answers of its own.
+    server.offset.store(1000, SeqCst);
+    server.version.store(2, SeqCst);
+    until_known(Some(model.digest)).await;
+    assert_eq!(ask(&[[300, 1]]).await, [(1301, Origin::Miss)]);
+    // A dead server costs misses only.
+    stop.cancel();
+    assert_eq!(ask(&[[300, 1]]).await, [(1301, Origin::Hit)]);
 }

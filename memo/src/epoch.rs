@@ -13,6 +13,10 @@
 //! * A memo that flushes takes new keys at once, and then reads the entry: two memos that flush at
 //!   the same time agree on an epoch that is new to both.
 //!
+//! A flush also raises the **floor** of the model's name, a second entry that is read with the
+//! first. Epochs of models of this name are not below it. So a model that the name had before, in
+//! an earlier process or in another memo, has no older answers either when it returns.
+//!
 //! A store may drop any entry. A memo that finds its epoch missing writes it again. Only a store
 //! that drops the entry and keeps older answers while no memo runs brings those answers back.
 
@@ -32,6 +36,7 @@ use crate::sync;
 pub const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 const EPOCH_DOMAIN: &[u8] = b"afterimage epoch v2";
+const FLOOR_DOMAIN: &[u8] = b"afterimage floor v1";
 
 /// Bits of the entry's value that hold the epoch; the rest is the tag.
 const EPOCH_BITS: u32 = 40;
@@ -65,6 +70,11 @@ impl EpochEntry {
         EpochEntry { hash, answers: model.answers }
     }
 
+    /// The floor of all models of this name whose answers are of this kind.
+    pub(crate) fn floor(secret: &Secret, name: &str, answers: AnswerKind) -> Self {
+        EpochEntry { hash: derive(secret, FLOOR_DOMAIN, &[name.as_bytes()]), answers }
+    }
+
     /// The key in a store of labels.
     pub(crate) fn store_key(self) -> u64 {
         self.hash[0]
@@ -89,6 +99,39 @@ impl EpochEntry {
         let Some(value) = value else { return 0 };
         let epoch = value.cast_unsigned() & MAX_EPOCH;
         if self.seal(epoch) == value { epoch } else { 0 }
+    }
+}
+
+/// The entries of a model: its own epoch, and the floor of its name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EpochEntries {
+    pub(crate) own: EpochEntry,
+    pub(crate) floor: EpochEntry,
+}
+
+/// The epochs in these entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredEpochs {
+    pub(crate) own: u64,
+    pub(crate) floor: u64,
+}
+
+impl StoredEpochs {
+    /// The lowest epoch that the model may have.
+    pub(crate) fn least(self) -> u64 {
+        self.own.max(self.floor)
+    }
+}
+
+impl EpochEntries {
+    pub(crate) fn new(secret: &Secret, name: &str, model: &ModelId) -> Self {
+        let floor = EpochEntry::floor(secret, name, model.answers);
+        EpochEntries { own: EpochEntry::new(secret, model), floor }
+    }
+
+    /// The epochs in stored values.
+    pub(crate) fn open(self, own: Option<i64>, floor: Option<i64>) -> StoredEpochs {
+        StoredEpochs { own: self.own.open(own), floor: self.floor.open(floor) }
     }
 }
 
@@ -138,8 +181,13 @@ impl Freshness {
 }
 
 impl Stores {
-    /// The stored epoch, if the store is in this process.
-    pub(crate) fn epoch_here(&self, entry: EpochEntry) -> Option<u64> {
+    /// The stored epochs, if the store is in this process.
+    pub(crate) fn epochs_here(&self, entries: EpochEntries) -> Option<StoredEpochs> {
+        let own = self.epoch_here(entries.own)?;
+        Some(StoredEpochs { own, floor: self.epoch_here(entries.floor)? })
+    }
+
+    fn epoch_here(&self, entry: EpochEntry) -> Option<u64> {
         let value = match (entry.answers, &self.bytes, &self.labels) {
             (AnswerKind::Bytes, StoreOfBytes::None, _) => None,
             (AnswerKind::Bytes, StoreOfBytes::Embedded(bytes), _) => bytes

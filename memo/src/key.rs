@@ -19,6 +19,12 @@
 //!   label, an attacker forges that of another label, key or model with probability 2⁻⁴⁸. If a
 //!   model gives one row two labels, both values together reveal `a` and `b` of this row, and of no
 //!   other row.
+//! * A **label with a time to live** has a shorter tag and its expiry before the label: 36 bits of
+//!   tag, 12 of expiry, 16 of label ([`Expiry`]). The tag has two halves, both HighwayHash under a
+//!   second derived key over the row's whole hash: one covers the bits that are stored, the other
+//!   the complete expiry. A forgery succeeds with probability 2⁻³⁶. A value of the row whose time
+//!   is over matches the first half only, however old it is. Labels without a time to live are
+//!   not concerned: they are opened first, as above.
 //! * The stored value of **bytes** is the answer, the [`Lifetime`] and a 128-bit MAC:
 //!   HighwayHash-128, under a second derived key, of the row's whole hash, the answer and the
 //!   lifetime. A forgery succeeds with probability 2⁻¹²⁸ as far as HighwayHash is a pseudo-random
@@ -39,6 +45,12 @@ pub const SECRET_LEN: usize = 32;
 
 /// Bits of a stored label that hold the label; the rest is the tag.
 const LABEL_BITS: u32 = 16;
+
+/// Bits of each half of the tag of a label with a time to live.
+const HALF_TAG_BITS: u32 = (64 - LABEL_BITS - Expiry::BITS) / 2;
+
+/// The lowest bit of the upper half, which covers the stored bits.
+const HALF_TAG_AT: u32 = 64 - HALF_TAG_BITS;
 
 /// Bytes of the MAC behind stored bytes.
 pub const MAC_LEN: usize = 16;
@@ -210,6 +222,63 @@ impl Lifetime {
 /// Bytes that a stored value has beside the answer.
 pub const SEAL_LEN: usize = LIFETIME_LEN + MAC_LEN;
 
+/// The end of a label's time to live, in units of 8^`scale` seconds since 1970.
+///
+/// A stored value has the scale and the lowest 9 bits of the number of units. The reader takes the
+/// number that is nearest to the present; the seal covers the whole number. So the time is rounded
+/// down by at most 3 %, or to a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Expiry {
+    scale: u64,
+    units: u64,
+}
+
+impl Expiry {
+    const UNIT_BITS: u32 = 9;
+    const SCALE_BITS: u32 = 3;
+    const BITS: u32 = Self::UNIT_BITS + Self::SCALE_BITS;
+    /// Half of the range of the stored units, less 6 % for clocks that differ.
+    const MAX_UNITS: u64 = 240;
+
+    fn new(now_s: u64, ttl: Duration) -> Self {
+        let last = (1 << Self::SCALE_BITS) - 1;
+        let ttl_s = ttl.as_secs().clamp(1, Self::MAX_UNITS << (3 * last));
+        let fits = |scale: &u64| ttl_s >> (3 * scale) <= Self::MAX_UNITS;
+        let scale = (0..last).find(fits).unwrap_or(last);
+        Expiry { scale, units: now_s.saturating_add(ttl_s) >> (3 * scale) }
+    }
+
+    /// The expiry with these stored bits that is nearest to the present.
+    fn parse(bits: u64, now_s: u64) -> Self {
+        let range = 1 << Self::UNIT_BITS;
+        let scale = bits >> Self::UNIT_BITS & ((1 << Self::SCALE_BITS) - 1);
+        let now = now_s >> (3 * scale);
+        let ahead = bits.wrapping_sub(now) % range;
+        let behind = if ahead > range / 2 { range } else { 0 };
+        Expiry { scale, units: (now + ahead).saturating_sub(behind) }
+    }
+
+    /// The bits that are stored.
+    fn bits(self) -> u64 {
+        (self.scale << Self::UNIT_BITS) | (self.units % (1 << Self::UNIT_BITS))
+    }
+
+    fn is_over(self, now_s: u64) -> bool {
+        now_s >> (3 * self.scale) >= self.units
+    }
+}
+
+/// A stored label with a time to live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timed {
+    /// The label; its time is not over.
+    Label(u16),
+    /// The value is the row's, and its time is over.
+    Expired,
+    /// The value was not made for this row, this model and this secret.
+    Forged,
+}
+
 /// Keys and seals for the answers of one model in one epoch.
 pub struct KeySpace {
     model: Arc<ModelId>,
@@ -274,6 +343,43 @@ impl KeySpace {
             return None;
         }
         (hash.tag(label) | u64::from(label) == value).then_some(label)
+    }
+
+    /// The value to store for a row with this label, which is used for this time: in whole seconds,
+    /// at least one, and up to 3 % shorter.
+    pub fn seal_timed(&self, hash: RowHash, label: u16, now_s: u64, ttl: Duration) -> i64 {
+        self.timed(hash, label, Expiry::new(now_s, ttl)).cast_signed()
+    }
+
+    /// The label in a value that [`seal_timed`](Self::seal_timed) made for this row.
+    pub fn open_timed(&self, hash: RowHash, value: i64, now_s: u64) -> Timed {
+        let value = value.cast_unsigned();
+        let label = value as u16;
+        let expiry = Expiry::parse(value >> LABEL_BITS, now_s);
+        let expected = self.timed(hash, label, expiry);
+        if u32::from(label) >= self.model.classes() || (expected ^ value) >> HALF_TAG_AT != 0 {
+            return Timed::Forged;
+        }
+        match expected == value && !expiry.is_over(now_s) {
+            true => Timed::Label(label),
+            false => Timed::Expired,
+        }
+    }
+
+    /// A label with its expiry below a tag of two halves.
+    fn timed(&self, hash: RowHash, label: u16, expiry: Expiry) -> u64 {
+        let stored = expiry.bits() << LABEL_BITS | u64::from(label);
+        let half = |bits: u64, units: &[u8]| {
+            let mut sealer = self.sealer.clone();
+            for word in hash.0 {
+                sealer.append(&word.to_le_bytes());
+            }
+            sealer.append(&bits.to_le_bytes()[..4]);
+            sealer.append(units);
+            sealer.finalize64() >> (64 - HALF_TAG_BITS)
+        };
+        let (row, time) = (half(stored, &[]), half(stored, &expiry.units.to_le_bytes()[..6]));
+        row << HALF_TAG_AT | time << (LABEL_BITS + Expiry::BITS) | stored
     }
 
     /// The value to store for a row with this answer: the answer, its lifetime, and the MAC.
@@ -362,6 +468,43 @@ mod tests {
                 assert_eq!(home.open(hash, value ^ (1 << bit)), None, "bit {bit} flipped");
             }
         }
+    }
+
+    #[test]
+    fn a_timed_label_opens_until_its_time_is_over() {
+        let home = space(1, 1, &[4]);
+        let hash = home.hash(b"abcd");
+        let now_s = 1_800_000_123;
+        let year = 366 * 24 * 3600;
+        for ttl_s in [1, 2, 3, 60, 239, 240, 241, 255, 300, 1919, 1920, 1921, 86_400, year] {
+            let value = home.seal_timed(hash, 7, now_s, Duration::from_secs(ttl_s));
+            let open = |at| home.open_timed(hash, value, at);
+            assert_eq!(home.open(hash, value), None, "it is no label without a time");
+            assert_eq!(open(now_s), Timed::Label(7), "{ttl_s}");
+            assert_eq!(open(now_s + ttl_s * 96 / 100 - u64::from(ttl_s < 25)), Timed::Label(7));
+            for later in [0, 1, 5, 600, 100_000, 3 * year] {
+                assert_eq!(open(now_s + ttl_s + later), Timed::Expired, "{ttl_s} + {later}");
+            }
+            // The clock of the memo that reads may be behind.
+            assert_eq!(open(now_s - ttl_s / 20), Timed::Label(7), "{ttl_s}");
+        }
+    }
+
+    #[test]
+    fn a_timed_label_opens_for_its_own_input_and_model_only() {
+        let home = space(1, 1, &[2, 2]);
+        let (hash, now_s) = (home.hash(b"abcd"), 1_800_000_123);
+        let value = home.seal_timed(hash, 7, now_s, Duration::from_secs(3600));
+        assert_eq!(home.open_timed(home.hash(b"abce"), value, now_s), Timed::Forged);
+        for other in [space(2, 1, &[2, 2]), space(1, 2, &[2, 2]), space(1, 1, &[4])] {
+            assert_eq!(other.open_timed(other.hash(b"abcd"), value, now_s), Timed::Forged);
+        }
+        for bit in 0..64 {
+            let opened = home.open_timed(hash, value ^ (1 << bit), now_s);
+            assert!(!matches!(opened, Timed::Label(_)), "bit {bit} flipped: {opened:?}");
+        }
+        let plain = home.seal(hash, 7);
+        assert_eq!(home.open_timed(hash, plain, now_s), Timed::Forged);
     }
 
     #[test]

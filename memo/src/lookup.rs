@@ -19,7 +19,7 @@ use crate::audit::Audit;
 use crate::bypass::Decision;
 use crate::begun::{Arrival, Asker, Begun};
 use crate::epoch::{self, EpochEntry};
-use crate::key::{FORGOTTEN, RowHash};
+use crate::key::{FORGOTTEN, RowHash, Timed};
 use crate::memo::Inner;
 use crate::models::Space;
 use crate::store::{Entries, OfBytes, OfLabels, RemoteStore, Store, StoreOfBytes, Stores};
@@ -110,11 +110,16 @@ impl Looked for OfLabels {
         Some(value)
     }
 
-    fn open(space: &Space, hash: RowHash, value: i64, _: Instant) -> Opened {
+    fn open(space: &Space, hash: RowHash, value: i64, now: Instant) -> Opened {
+        let hit = |label| Opened::Answer(RowAnswer::label(label, Origin::Hit));
         match space.keys.open(hash, value) {
-            Some(label) => Opened::Answer(RowAnswer::label(label, Origin::Hit)),
+            Some(label) => hit(label),
             None if value == FORGOTTEN => Opened::Nothing,
-            None => Opened::Forged,
+            None => match space.keys.open_timed(hash, value, sync::unix_s(now)) {
+                Timed::Label(label) => hit(label),
+                Timed::Expired => Opened::Nothing,
+                Timed::Forged => Opened::Forged,
+            },
         }
     }
 }
@@ -176,7 +181,8 @@ impl Inner {
         looks: bool,
         call: fn(Begun, Instant),
     ) {
-        let Stores { labels, bytes } = &*self.stores;
+        let stores = Arc::clone(&begun.space.stores);
+        let Stores { labels, bytes } = &*stores;
         match (begun.space.model.answers, labels, bytes) {
             (AnswerKind::Label { .. }, Store::Remote(remote), _) if looks => {
                 self.look_there(begun, remote, call);
@@ -212,7 +218,7 @@ impl Inner {
         let mut missed = ArrayVec::<Hashed, LOOKUPS>::new();
         for ((i, hash, row), key) in rows.into_iter().zip(hashed) {
             let value = table.read(key).map(u64::cast_signed);
-            match self.open(arrival.space, hash, value) {
+            match self.open(arrival.space, hash, value, arrival.since) {
                 Some(label) => {
                     hits += 1;
                     front.hit(i, label);
@@ -246,9 +252,9 @@ impl Inner {
             // A flight under this key may have completed between the lookup and the join. It wrote
             // before it completed, so a second lookup settles it: requests that overlap never make
             // two calls.
-            let value = table.read(key).map(u64::cast_signed);
-            if let Some(label) = value.and_then(|value| arrival.space.keys.open(hash, value)) {
-                let hit = RowAnswer::label(label, Origin::Hit);
+            let Some(value) = table.read(key).map(u64::cast_signed) else { continue };
+            let opened = OfLabels::open(arrival.space, hash, value, arrival.since);
+            if let Opened::Answer(hit) = opened {
                 self.hit_of_last(begun, &hit);
             }
         }
@@ -275,17 +281,18 @@ impl Inner {
         // A lookup that probes a store that requests bypass brings no epoch, and no hits.
         let is_bypassed = store.is_bypassed();
         let reads_epoch = is_due && !is_bypassed;
-        let epoch_key = reads_epoch.then(|| E::epoch_key(space.epoch_entry));
-        // The epoch comes last: the values before it were read while it was in force.
-        let keys: SmallVec<[E::Key; LOOKUPS + 1]> =
-            begun.hashes().map(E::key).chain(epoch_key).collect();
+        let epoch_keys = [space.epochs.floor, space.epochs.own].map(E::epoch_key);
+        let epoch_keys = epoch_keys.into_iter().filter(|_| reads_epoch);
+        // The epochs come last: the values before them were read while they were in force.
+        let keys: SmallVec<[E::Key; LOOKUPS + 2]> =
+            begun.hashes().map(E::key).chain(epoch_keys).collect();
         let (inner, own) = (Arc::clone(self), store.clone());
         store.lookup(&keys, move |values, took| {
             let now = sync::now();
             let mut values = values.unwrap_or_default();
-            if reads_epoch && let Some(epoch) = values.pop() {
-                let epoch = epoch.and_then(E::epoch);
-                if !begun.arrival().entry.keys.observe(&begun.space, epoch, now) {
+            if reads_epoch && let (Some(own), Some(floor)) = (values.pop(), values.pop()) {
+                let found = begun.space.epochs.open(own.and_then(E::epoch), floor.and_then(E::epoch));
+                if !begun.arrival().entry.keys.observe(&begun.space, found, now) {
                     values.clear();
                 }
             } else if is_due {
@@ -388,8 +395,8 @@ impl Inner {
     #[cold]
     fn keep_epoch(&self, arrival: &Arrival<'_>) {
         let Arrival { entry, space, since, .. } = arrival;
-        if let Some(epoch) = self.stores.epoch_here(space.epoch_entry) {
-            entry.keys.observe(space, Some(space.epoch_entry.seal(epoch)), *since);
+        if let Some(found) = space.stores.epochs_here(space.epochs) {
+            entry.keys.observe(space, found, *since);
         }
     }
 
@@ -486,13 +493,28 @@ impl Inner {
 
     /// The label in a stored value. A value with another seal counts as none.
     #[inline]
-    fn open(&self, space: &Space, hash: RowHash, value: Option<i64>) -> Option<u16> {
+    fn open(
+        &self,
+        space: &Space,
+        hash: RowHash,
+        value: Option<i64>,
+        now: Instant,
+    ) -> Option<u16> {
         let value = value?;
-        let label = space.keys.open(hash, value);
-        if label.is_none() && value != FORGOTTEN {
-            self.reject();
+        space.keys.open(hash, value).or_else(|| self.open_timed(space, hash, value, now))
+    }
+
+    /// The label in a stored value that may have a time to live.
+    #[inline(never)]
+    fn open_timed(&self, space: &Space, hash: RowHash, value: i64, now: Instant) -> Option<u16> {
+        match OfLabels::open(space, hash, value, now) {
+            Opened::Answer(hit) => hit.answer.label(),
+            Opened::Nothing => None,
+            Opened::Forged => {
+                self.reject();
+                None
+            }
         }
-        label
     }
 
     /// Counts a stored answer whose seal is wrong. Many of them mean an attack, or memos with

@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use afterimage_cache::ByteStore;
 use afterimage_core::fair::GUARANTEED;
 use afterimage_core::{
     Answer, AnswerKind, ByteBudget, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, Tally,
     RowReply, Rows, Sink, Status, Wanted, gather,
 };
-use afterimage_wire::proto::stats::Stats;
+use afterimage_wire::proto::stats::{Stats, Value};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
@@ -199,7 +200,19 @@ impl Memo {
         upstream: impl Upstream,
         options: ModelOptions,
     ) {
-        self.inner.models.add(name.into(), Box::new(upstream), options);
+        self.inner.models.add(name.into(), Box::new(upstream), options, None);
+    }
+
+    /// As [`add_model`](Self::add_model), with a byte store for this model alone. Other models do
+    /// not evict its answers, and it evicts none of theirs.
+    pub fn add_model_with_store(
+        &self,
+        name: impl Into<String>,
+        upstream: impl Upstream,
+        options: ModelOptions,
+        bytes: Arc<ByteStore>,
+    ) {
+        self.inner.models.add(name.into(), Box::new(upstream), options, Some(bytes));
     }
 
     /// Removes a model. Its calls in flight are still answered. Returns whether there was one.
@@ -257,7 +270,7 @@ impl Memo {
             client: request.client,
             refreshes: request.directives.refresh,
             stores: stored && !request.directives.no_store,
-            ttl: request.directives.ttl.or(entry.options.ttl),
+            ttl: [request.directives.ttl, entry.options.ttl].into_iter().flatten().min(),
             context: request.context.as_ref(),
         };
         let looks = stored && !request.directives.refresh;
@@ -301,7 +314,7 @@ impl Memo {
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let hash = space.keys.hash(row);
-        let Stores { labels, bytes } = &*self.inner.stores;
+        let Stores { labels, bytes } = &*space.stores;
         match (space.model.answers, bytes) {
             (AnswerKind::Label { .. }, _) => {
                 labels.write(hash.store_key(), FORGOTTEN, Keep::Answer(None));
@@ -352,8 +365,26 @@ impl Memo {
     /// Adds the addresses of stores and classifiers to `stats`, with their states. They are for
     /// operators, not for every client.
     pub fn admin_stats(&self, stats: &mut Stats) {
-        for entry in self.inner.models.all() {
-            entry.upstream.admin_stats(stats);
+        let models = self.inner.models.all();
+        let has_one = models.len() == 1;
+        let mut replicas = 0;
+        for entry in models {
+            let mut own = Stats::default();
+            entry.upstream.admin_stats(&mut own);
+            // Each model numbers its replicas from 1.
+            own.entries.retain(|(name, value)| match value {
+                Value::Text(text) if name.starts_with(metrics::REPLICA.name) => {
+                    replicas += 1;
+                    let text = match has_one {
+                        true => text.clone(),
+                        false => format!("model {:?}, {text}", entry.name),
+                    };
+                    stats.texts(&metrics::REPLICA, replicas, text);
+                    false
+                }
+                _ => true,
+            });
+            stats.merge(own);
         }
     }
 
@@ -373,9 +404,11 @@ impl Memo {
             stats.text(&metrics::AUTO_BYPASS, if bypass.is_active() { "bypassing" } else { "looking" });
             stats.counter(&metrics::AUTO_BYPASSED, bypass.bypassed());
         }
-        inner.stores.stats(stats);
+        inner.stores.stats(&inner.models.byte_stores(), stats);
         for entry in models {
-            entry.upstream.stats(stats);
+            let mut own = Stats::default();
+            entry.upstream.stats(&mut own);
+            stats.merge(own);
         }
     }
 
@@ -427,7 +460,7 @@ impl Inner {
         let keys = &arrival.space.keys;
         let asker = Asker { id: request.id, deadline: request.deadline };
         let mut begun = None;
-        match (arrival.space.model.answers, &self.stores.bytes) {
+        match (arrival.space.model.answers, &arrival.space.stores.bytes) {
             (AnswerKind::Bytes, store) => {
                 let hashed = request.rows.iter().map(|row| (keys.hash(row), row.clone()));
                 let rows = replies.into_iter().zip(hashed);
@@ -460,10 +493,13 @@ impl Inner {
         let sealed = |bytes: &Bytes| {
             space.keys.seal_bytes(hash, bytes, Lifetime::new(sync::unix_s(now), ttl))
         };
-        match (answer, &self.stores.bytes) {
+        match (answer, &space.stores.bytes) {
             (Answer::Label(label), _) => {
-                let value = space.keys.seal(hash, *label);
-                self.stores.labels.write(hash.store_key(), value, Keep::Answer(None));
+                let value = match ttl {
+                    None => space.keys.seal(hash, *label),
+                    Some(ttl) => space.keys.seal_timed(hash, *label, sync::unix_s(now), ttl),
+                };
+                space.stores.labels.write(hash.store_key(), value, Keep::Answer(ttl));
             }
             (Answer::Bytes(bytes), StoreOfBytes::Embedded(store)) => {
                 store.insert(hash.identity(), sealed(bytes), ttl, now);

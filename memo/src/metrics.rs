@@ -57,6 +57,14 @@ afterimage_core::metrics! {
         STORE_BREAKER_OPENED = Counter("store_breaker_opened", Count, "circuit breaker opened", "Times that the store's circuit breaker opened");
         REJECTED_TAGS = Counter("rejected_tags", Count, "entries with a wrong seal", "Stored values rejected because of a wrong seal");
     }
+    "Disk" {
+        DISK_ENTRIES = Gauge("disk_entries", Count, "entries", "Answers on the disk");
+        DISK_BYTES = Gauge("disk_bytes", Bytes, "size", "Size of the files on the disk");
+        DISK_HITS = Counter("disk_hits", Count, "hits", "Answers read from the disk");
+        DISK_READ_TIME = Counter("disk_read_time_us", Micros, "time of reads", "Time to read answers from the disk");
+        DISK_READS_FAILED = Counter("disk_reads_failed", Count, "reads failed", "Answers that were damaged or could not be read");
+        DISK_WRITES_FAILED = Counter("disk_writes_failed", Count, "writes failed", "Answers that could not be written to the disk");
+    }
     "Label table" {
         STORE_ENTRIES = Gauge("store_entries", Count, "entries", "Entries in the memo's label table");
         STORE_CAPACITY = Gauge("store_capacity", Count, "capacity", "Slots of the memo's label table");

@@ -6,15 +6,16 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use afterimage_cache::ByteStore;
 use afterimage_core::model::DIGEST_LEN;
-use afterimage_core::{Failure, ModelId, Status};
+use afterimage_core::{AnswerKind, Failure, ModelId, Status};
 use afterimage_wire::server::Watchers;
 use afterimage_wire::text::escape_text;
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 
-use crate::epoch::{self, EpochEntry, Freshness, MAX_EPOCH};
+use crate::epoch::{self, EpochEntries, EpochEntry, Freshness, MAX_EPOCH, StoredEpochs};
 use crate::key::{KeySpace, Secret};
-use crate::store::Stores;
+use crate::store::{StoreOfBytes, Stores};
 use crate::sync;
 use crate::upstream::Upstream;
 
@@ -25,8 +26,8 @@ pub struct ModelOptions {
     /// Whether answers are looked up and stored; true by default. Without it, the memo only makes
     /// one call for equal rows in flight.
     pub stored: bool,
-    /// How long a stored answer of bytes is used; `None`, the default, for as long as it is in the
-    /// store. Labels have no time.
+    /// How long a stored answer is used; `None`, the default, for as long as it is in the store. A
+    /// request may ask for less. Counts in whole seconds; for labels it may be 3 % shorter.
     pub ttl: Option<Duration>,
     /// The largest answer that is stored, and accepted; 16 MiB by default.
     pub max_answer_bytes: usize,
@@ -39,7 +40,7 @@ impl Default for ModelOptions {
 }
 
 impl ModelOptions {
-    /// The same with a time to live for answers of bytes.
+    /// The same with a time to live for stored answers.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
@@ -71,14 +72,22 @@ impl Models {
         Models { secret, stores, clock, by_name: ArcSwap::default() }
     }
 
-    /// Adds a model, in place of one of the same name.
+    /// Adds a model, in place of one of the same name. Its answers of bytes are kept in `bytes`, if
+    /// it is given, and not in the store of all models.
     pub(crate) fn add(
         &self,
         name: String,
         upstream: Box<dyn Upstream>,
         options: ModelOptions,
+        bytes: Option<Arc<ByteStore>>,
     ) -> Arc<Entry> {
-        let keys = ModelKeys::new(self.secret.clone(), Arc::clone(&self.stores), self.clock);
+        let stores = match bytes {
+            None => Arc::clone(&self.stores),
+            Some(bytes) => {
+                Arc::new(Stores { labels: self.stores.labels.clone(), bytes: bytes.into() })
+            }
+        };
+        let keys = ModelKeys::new(name.clone(), self.secret.clone(), stores, self.clock);
         let keys = Arc::new(keys);
         let entry = Arc::new(Entry { name: name.clone(), upstream, options, keys });
         let weak = Arc::downgrade(&entry);
@@ -103,6 +112,21 @@ impl Models {
             models
         });
         before.contains_key(name)
+    }
+
+    /// All byte stores in this process, each once.
+    pub(crate) fn byte_stores(&self) -> Vec<Arc<ByteStore>> {
+        let mut stores: Vec<Arc<ByteStore>> = Vec::new();
+        let shared = std::iter::once(Arc::clone(&self.stores));
+        let own = self.all().into_iter().map(|entry| Arc::clone(&entry.keys.stores));
+        for all in shared.chain(own) {
+            if let StoreOfBytes::Embedded(store) = &all.bytes
+                && !stores.iter().any(|known| Arc::ptr_eq(known, store))
+            {
+                stores.push(Arc::clone(store));
+            }
+        }
+        stores
     }
 
     /// The model of this name. The empty name is also that of the only model.
@@ -163,10 +187,14 @@ pub(crate) struct Space {
     /// As the upstream gave it first.
     pub(crate) model: Arc<ModelId>,
     pub(crate) keys: KeySpace,
+    /// Where the answers are.
+    pub(crate) stores: Arc<Stores>,
     /// The generation that began with this model.
     pub(crate) generation: u64,
     epoch: u64,
-    pub(crate) epoch_entry: EpochEntry,
+    /// The epoch of the last flush of the model's name, as far as this memo knows.
+    floor: u64,
+    pub(crate) epochs: EpochEntries,
     freshness: Freshness,
 }
 
@@ -181,8 +209,9 @@ impl Space {
 /// The present keys of an upstream, and the change to the next ones.
 #[derive(Debug)]
 pub(crate) struct ModelKeys {
+    name: String,
     secret: Secret,
-    stores: Arc<Stores>,
+    pub(crate) stores: Arc<Stores>,
     clock: Clock,
     present: ArcSwapOption<Space>,
     /// Held while the present keys change.
@@ -200,8 +229,8 @@ struct Changing {
     /// The epochs of the models so far, in case that one returns and the store has dropped its
     /// epoch. At most [`MAX_EPOCHS`].
     epochs: HashMap<[u8; DIGEST_LEN], u64>,
-    /// The epoch of the last flush here. It is also of the models that come later, as an earlier
-    /// process may have met them.
+    /// The epoch of the last flush, here or as the store has it. It is also of the models that
+    /// come later, as an earlier process may have met them.
     flushed: u64,
 }
 
@@ -223,8 +252,9 @@ fn is_same(a: &Arc<ModelId>, b: &Arc<ModelId>) -> bool {
 }
 
 impl ModelKeys {
-    fn new(secret: Secret, stores: Arc<Stores>, clock: Clock) -> Self {
+    fn new(name: String, secret: Secret, stores: Arc<Stores>, clock: Clock) -> Self {
         ModelKeys {
+            name,
             secret,
             stores,
             clock,
@@ -276,16 +306,19 @@ impl ModelKeys {
         }
         let generation = before + 1;
         let now = sync::now();
-        let epoch_entry = EpochEntry::new(&self.secret, &model);
-        let stored = self.stores.epoch_here(epoch_entry);
+        let epochs = EpochEntries::new(&self.secret, &self.name, &model);
+        let stored = self.stores.epochs_here(epochs);
         let known = changing.epochs.get(&model.digest).copied();
-        let epoch = known.max(stored).unwrap_or(0).max(changing.flushed);
+        let least = stored.map(StoredEpochs::least);
+        changing.flushed = changing.flushed.max(stored.map_or(0, |stored| stored.floor));
+        let floor = changing.flushed;
+        let epoch = known.max(least).unwrap_or(0).max(floor);
         let freshness = match stored {
             Some(_) => Freshness::read(now),
             None => Freshness::unread(now, false),
         };
-        if stored.is_some_and(|stored| stored < epoch) {
-            self.stores.write_epoch(epoch_entry, epoch);
+        if stored.is_some_and(|stored| stored.own < epoch) {
+            self.stores.write_epoch(epochs.own, epoch);
         }
         changing.keep(&model, epoch);
         let next = match KeySpace::new(&self.secret, Arc::clone(&model), epoch) {
@@ -295,7 +328,10 @@ impl ModelKeys {
                 if present.is_some() {
                     tracing::info!(?model, "the upstream has another model: stored answers of the old one are not used");
                 }
-                Some(Arc::new(Space { model, keys, generation, epoch, epoch_entry, freshness }))
+                let stores = Arc::clone(&self.stores);
+                let next =
+                    Space { model, keys, stores, generation, epoch, floor, epochs, freshness };
+                Some(Arc::new(next))
             }
             Err(why) => {
                 tracing::warn!(?model, "answers of this model cannot be stored: {why}");
@@ -321,7 +357,7 @@ impl ModelKeys {
         let highest = changing.epochs.values().copied().fold(space.epoch, u64::max);
         let Some(epoch) = epoch::next(highest, (self.clock)(now)) else { return false };
         changing.flushed = epoch;
-        if self.stores.epoch_here(space.epoch_entry).is_some() {
+        if self.stores.epochs_here(space.epochs).is_some() {
             self.begin(&mut changing, &space, epoch, Freshness::read(now));
             return true;
         }
@@ -329,21 +365,25 @@ impl ModelKeys {
         let next = self.begin(&mut changing, &space, epoch, Freshness::unread(now, true));
         drop(changing);
         let keys = Arc::clone(self);
-        self.stores.read_epoch(space.epoch_entry, move |value| {
-            keys.observe(&next, value, sync::now());
+        self.stores.read_epoch(space.epochs.own, move |value| {
+            // The floor is not written yet.
+            keys.observe(&next, next.epochs.open(value, None), sync::now());
         });
         true
     }
 
-    /// Compares the stored epoch with that of `space`. Returns whether values that came along with
-    /// it count.
-    pub(crate) fn observe(&self, space: &Arc<Space>, value: Option<i64>, now: Instant) -> bool {
-        let (stored, ours) = (space.epoch_entry.open(value), space.epoch);
+    /// Compares the stored epochs with those of `space`. Returns whether values that came along
+    /// with them count.
+    pub(crate) fn observe(&self, space: &Arc<Space>, found: StoredEpochs, now: Instant) -> bool {
+        let (stored, ours) = (found.least(), space.epoch);
         let is_provisional = space.freshness.is_provisional();
         let is_newer = if is_provisional { stored >= ours } else { stored > ours };
         if !is_newer {
-            if stored < ours {
-                self.stores.write_epoch(space.epoch_entry, ours);
+            if found.own < ours {
+                self.stores.write_epoch(space.epochs.own, ours);
+            }
+            if found.floor < space.floor {
+                self.raise_floor(space.floor);
             }
             space.freshness.confirm(now);
             return true;
@@ -352,9 +392,10 @@ impl ModelKeys {
         let is_present = |present: &Arc<Space>| Arc::ptr_eq(present, space);
         if self.present.load().as_ref().is_some_and(is_present) {
             let next = if is_provisional { (stored + 1).min(MAX_EPOCH) } else { stored };
-            if is_provisional {
-                changing.flushed = next;
-            }
+            changing.flushed = match is_provisional {
+                true => next,
+                false => changing.flushed.max(found.floor),
+            };
             tracing::info!(model = ?space.model, "all answers of the model were deleted");
             self.begin(&mut changing, space, next, Freshness::read(now));
         }
@@ -372,16 +413,27 @@ impl ModelKeys {
         let (model, generation) = (Arc::clone(&space.model), space.generation);
         let keys = KeySpace::new(&self.secret, Arc::clone(&model), epoch)
             .expect("the model had keys before");
-        let epoch_entry = space.epoch_entry;
+        let (epochs, floor) = (space.epochs, changing.flushed);
         let provisional = freshness.is_provisional();
         changing.keep(&model, epoch);
-        let next = Space { model, keys, generation, epoch, epoch_entry, freshness };
+        let stores = Arc::clone(&self.stores);
+        let next = Space { model, keys, stores, generation, epoch, floor, epochs, freshness };
         let next = Arc::new(next);
         self.present.store(Some(Arc::clone(&next)));
         if !provisional {
-            self.stores.write_epoch(epoch_entry, epoch);
+            self.stores.write_epoch(epochs.own, epoch);
+            if floor > 0 {
+                self.raise_floor(floor);
+            }
         }
         next
+    }
+
+    /// Writes the floor for models of both kinds: the name may have had any.
+    fn raise_floor(&self, floor: u64) {
+        for answers in [AnswerKind::Label { classes: 1 }, AnswerKind::Bytes] {
+            self.stores.write_epoch(EpochEntry::floor(&self.secret, &self.name, answers), floor);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Changing> {

@@ -75,7 +75,7 @@ pub struct Directives {
     pub refresh: bool,
     /// Store nothing for this request.
     pub no_store: bool,
-    /// Keep the answer for this time; `None` for the model's.
+    /// Use the answer for this time, if the model's is not shorter; `None` for the model's.
     pub ttl: Option<Duration>,
 }
 

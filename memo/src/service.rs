@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use afterimage_core::{ClientId, Failure, ModelId, Origin, RowReply, Status};
+use afterimage_core::{AnswerKind, ClientId, Failure, ModelId, Origin, RowReply, Status};
 use afterimage_wire::proto::message::{Classification, Forget};
 use afterimage_wire::proto::{Role, stats::Stats};
 use afterimage_wire::server::{
@@ -32,7 +32,7 @@ impl MemoService {
     pub fn new(store: Store, upstream: impl Upstream, options: MemoOptions) -> Self {
         let memo = Memo::new(store, None, options);
         let models = &memo.inner.models;
-        let entry = models.add(String::new(), Box::new(upstream), ModelOptions::default());
+        let entry = models.add(String::new(), Box::new(upstream), ModelOptions::default(), None);
         MemoService { memo, entry }
     }
 
@@ -97,6 +97,11 @@ impl Service for MemoService {
             }
             _ => return batch.turn_away(),
         };
+        if space.model.answers == AnswerKind::Bytes {
+            let text = "the model answers with bytes; send an InferReq";
+            return (0..batch.requests().len())
+                .for_each(|i| batch.error(i, Status::Unsupported, text));
+        }
         let mut rows = Lookups::new();
         for (i, request) in batch.requests().iter().enumerate() {
             let Op::Classify { image } = request.op else {
@@ -112,7 +117,7 @@ impl Service for MemoService {
         }
         let client = batch.client();
         let stores = entry.options.stored;
-        let (refreshes, ttl, context) = (false, None, None);
+        let (refreshes, ttl, context) = (false, entry.options.ttl, None);
         let arrival =
             Arrival { entry, space, since, client, refreshes, stores, ttl, context };
         let mut begun = None;

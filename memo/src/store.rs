@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_cache::service::NO_SNAPSHOT;
-use afterimage_cache::{ByteStore, Hashed, SnapshotHandle, Table};
+use afterimage_cache::{ByteStore, ByteStoreStats, Hashed, SnapshotHandle, Table};
 use afterimage_core::{Failure, Reply};
 use afterimage_wire::client::Values;
 use afterimage_wire::proto::header::MAX_VALUE;
@@ -30,7 +30,8 @@ pub use remote::{RemoteStore, StoreOptions};
 
 /// A store of sealed labels. It may drop any value at any time. The memo checks the seal of each
 /// value that it reads.
-#[derive(Debug)]
+/// A clone is the same store.
+#[derive(Clone, Debug)]
 pub enum Store {
     /// The label table in the memo's process, and the handle of its snapshot file, if it has one.
     /// A lookup takes nanoseconds.
@@ -134,8 +135,9 @@ pub(crate) struct Stores {
 }
 
 impl Stores {
-    /// Adds the statistics of both stores to `stats`.
-    pub(crate) fn stats(&self, stats: &mut Stats) {
+    /// Adds the statistics of both stores to `stats`, and of all byte stores in this process
+    /// together.
+    pub(crate) fn stats(&self, here: &[Arc<ByteStore>], stats: &mut Stats) {
         let mut remote = None;
         match &self.labels {
             Store::Embedded(..) => self.labels.stats(stats),
@@ -147,15 +149,14 @@ impl Stores {
         if let Some(name) = self.bytes.name() {
             stats.text(&metrics::STORE_OF_BYTES, name);
         }
-        match &self.bytes {
-            StoreOfBytes::None => {}
-            StoreOfBytes::Embedded(bytes) => {
-                afterimage_cache::metrics::report_byte_store(&bytes.stats(), stats);
-            }
-            StoreOfBytes::Remote(bytes) => {
-                let counts = bytes.counts();
-                remote = Some(remote.map_or(counts, |labels| labels.and(counts)));
-            }
+        let here = here.iter().map(|store| store.stats());
+        if let Some(sum) = here.reduce(ByteStoreStats::and) {
+            afterimage_cache::metrics::report_byte_store(&sum, stats);
+        }
+        if let StoreOfBytes::Remote(bytes) = &self.bytes {
+            let counts = bytes.counts();
+            bytes.report(stats);
+            remote = Some(remote.map_or(counts, |labels| labels.and(counts)));
         }
         if let Some(counts) = remote {
             counts.report(stats);
@@ -291,6 +292,11 @@ pub trait Backend<E: Entries = OfLabels>: fmt::Debug + Send + Sync + 'static {
     /// Writes so far that the store did not confirm.
     fn writes_failed(&self) -> u64 {
         0
+    }
+
+    /// Adds what only this kind of store counts to `stats`.
+    fn report(&self, stats: &mut Stats) {
+        let _ = stats;
     }
 }
 

@@ -226,8 +226,8 @@ impl History {
     }
 
     fn add(&mut self, name: usize) {
+        // The store has the epoch of the last flush, also for models that come later.
         self.met[name].clear();
-        self.flushed[name] = 0;
         let (model, world) = (Arc::clone(&self.models[name]), Arc::clone(&self.world));
         self.memo.add_model(NAMES[name], Puppet { model, world }, ModelOptions::default());
     }
@@ -293,7 +293,7 @@ impl History {
         request.directives.refresh = self.below(8) == 0;
         request.directives.no_store = self.below(8) == 0;
         let ttl = (self.below(4) == 0).then(|| Duration::from_secs(1 + self.below(20)));
-        request.directives.ttl = ttl.filter(|_| name != 2);
+        request.directives.ttl = ttl;
         let (digest, at) = (self.digest(name), now());
         self.meet(name);
         let epoch = self.epoch(digest);

@@ -22,7 +22,7 @@ use crate::process::ConfigError;
 use crate::tls::{ClientTlsArgs, ServerTlsArgs, warn_if_exposed};
 use crate::{metrics, net};
 
-pub(crate) use values::{ClassifierAddr, Share, Size, Span, StoreAddr, Time};
+pub(crate) use values::{ClassifierAddr, Classifiers, OfModel, Share, Size, Span, StoreAddr, Time};
 
 /// Flags of every service: how it listens.
 #[derive(Debug, clap::Args)]

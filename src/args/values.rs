@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
+use afterimage_inference::ModelUrl;
+use afterimage_wire::proto::infer::MAX_NAME_LEN;
 use anyhow::bail;
 
 use crate::net;
@@ -46,20 +48,26 @@ pub(crate) enum ClassifierAddr {
     Embedded,
     /// A classifier service at this HOST:PORT.
     Remote(String),
+    /// A model of a model server, at this URL.
+    Server(Box<ModelUrl>),
 }
 
 impl FromStr for ClassifierAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        const EXPECTED: &str = "expected embedded or HOST:PORT, for example 127.0.0.1:7402";
+        const EXPECTED: &str = "expected embedded, HOST:PORT such as 127.0.0.1:7402, or \
+                                http://HOST:PORT/v2/models/NAME";
         if text == "embedded" {
             return Ok(ClassifierAddr::Embedded);
         }
         match text.split_once("://") {
-            Some(("http" | "https", _)) => Err(format!(
-                "HTTP is not supported here; for a model server with HTTP use: afterimage proxy; {EXPECTED}"
-            )),
+            Some(("http" | "https", _)) => {
+                let url = text.parse().map_err(|error| {
+                    format!("{error}; for all models of a server use: afterimage proxy")
+                });
+                Ok(ClassifierAddr::Server(Box::new(url?)))
+            }
             Some((scheme, _)) if scheme.starts_with("redis") => {
                 Err(format!("Redis is a store and cannot classify; {EXPECTED}"))
             }
@@ -67,6 +75,52 @@ impl FromStr for ClassifierAddr {
             None if text.contains(':') => net::parse(text).map(ClassifierAddr::Remote),
             None => Err(EXPECTED.into()),
         }
+    }
+}
+
+/// The classifiers of one model: `[MODEL=]ADDR[,ADDR…]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Classifiers {
+    pub(crate) model: Option<String>,
+    pub(crate) addresses: Vec<ClassifierAddr>,
+}
+
+impl FromStr for Classifiers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (model, addresses) = of_model(text)?;
+        let addresses = addresses.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        Ok(Classifiers { model, addresses })
+    }
+}
+
+/// A value for one model, `MODEL=VALUE`, or for all, `VALUE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OfModel<T> {
+    pub(crate) model: Option<String>,
+    pub(crate) value: T,
+}
+
+impl<T: FromStr<Err = String>> FromStr for OfModel<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (model, value) = of_model(text)?;
+        Ok(OfModel { model, value: value.parse()? })
+    }
+}
+
+/// Splits `MODEL=VALUE`. The value may contain `=`, if a character before it cannot be in a name.
+fn of_model(text: &str) -> Result<(Option<String>, &str), String> {
+    let is_name = |c: char| c.is_alphanumeric() || "-_./ ".contains(c);
+    match text.split_once('=') {
+        Some(("", _)) => Err("the name before = is empty".into()),
+        Some((name, _)) if name.len() > MAX_NAME_LEN => {
+            Err(format!("the name has {} bytes; the limit is {MAX_NAME_LEN}", name.len()))
+        }
+        Some((name, value)) if name.chars().all(is_name) => Ok((Some(name.to_owned()), value)),
+        _ => Ok((None, text)),
     }
 }
 
@@ -184,14 +238,31 @@ mod tests {
     }
 
     #[test]
+    fn a_value_is_for_one_model_or_for_all() {
+        let addr = |text: &str| ClassifierAddr::Remote(text.to_owned());
+        let all: Classifiers = "a:1,b:2".parse().unwrap();
+        assert_eq!((all.model, all.addresses), (None, vec![addr("a:1"), addr("b:2")]));
+        let one: Classifiers = "faces/v2=a:1".parse().unwrap();
+        assert_eq!((one.model.as_deref(), one.addresses), (Some("faces/v2"), vec![addr("a:1")]));
+        let ttl: OfModel<Span> = "faces=10m".parse().unwrap();
+        assert_eq!((ttl.model.as_deref(), ttl.value.0.as_secs()), (Some("faces"), 600));
+        for wrong in ["=a:1", "faces=", "faces=a:1,,b:2", "http://h/?a=b"] {
+            assert!(wrong.parse::<Classifiers>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn a_classifier_is_embedded_or_an_address() {
         assert_eq!("embedded".parse(), Ok(ClassifierAddr::Embedded));
         assert_eq!("h:7402".parse(), Ok(ClassifierAddr::Remote("h:7402".into())));
+        let url = "http://h:8000/v2/models/digits";
+        let server = ClassifierAddr::Server(Box::new(url.parse().unwrap()));
+        assert_eq!(url.parse(), Ok(server));
         for (wrong, expected) in [
-            ("http://127.0.0.1:8000/predict", "HTTP is not supported"),
+            ("http://127.0.0.1:8000/predict", "expected http://HOST:PORT/v2/models/NAME"),
             ("redis://127.0.0.1", "Redis is a store and cannot classify"),
-            ("there", "expected embedded or HOST:PORT"),
-            ("ftp://h:1", "expected embedded or HOST:PORT"),
+            ("there", "expected embedded, HOST:PORT"),
+            ("ftp://h:1", "expected embedded, HOST:PORT"),
         ] {
             let error = wrong.parse::<ClassifierAddr>().unwrap_err();
             assert!(error.contains(expected), "{wrong:?}: {error}");

@@ -28,8 +28,8 @@ use tokio::sync::oneshot;
 use super::bench;
 use crate::args::Time;
 use crate::config::{
-    ClassifierConfig, Config, EngineConfig, ListenerConfig, MemoConfig, PeerConfig, RemoteConfig,
-    ReplicasConfig, StoreConfig, StoreServer, TableConfig,
+    ClassifierConfig, Config, EngineConfig, ListenerConfig, MemoConfig, ModelConfig, PeerConfig,
+    RemoteConfig, ReplicasConfig, StoreConfig, StoreServer, TableConfig,
 };
 use crate::format::{grouped, long_time, nanos};
 use crate::print::say;
@@ -275,7 +275,7 @@ impl Services {
                 listeners: vec![listener],
                 options: MemoOptions::new(secret),
                 store: StoreConfig::Remote(RemoteConfig { server, lookup_budget }),
-                classifier: ClassifierConfig::Remote(replicas),
+                models: vec![ModelConfig::new("", ClassifierConfig::Remote(replicas))],
             };
             Ok(Config { memo: Some(memo), ..Config::default() })
         })?;

@@ -9,17 +9,22 @@ use afterimage_memo::pool::PoolOptions;
 use anyhow::bail;
 
 use crate::args::{
-    ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, Share, Span, StoreAddr, TableArgs, token,
+    ClassifierAddr, Classifiers, EngineArgs, HttpArgs, OfModel, ServerArgs, Share, Size, Span,
+    StoreAddr, TableArgs, token,
 };
-use crate::config::{ClassifierConfig, Config, MemoConfig, PeerConfig, ReplicasConfig};
-use crate::store::StoreArgs;
+use crate::config::{
+    ClassifierConfig, Config, MemoConfig, ModelConfig, PeerConfig, ReplicasConfig, ServersConfig,
+    TableConfig,
+};
+use crate::store::{DiskArgs, StoreArgs};
 use crate::tls::ClassifierTlsArgs;
 use crate::{net, serving, store};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = serving::service_help(concat!(
     "  afterimage memo --classifier 127.0.0.1:7402\n",
-    "  afterimage memo --classifier a:7402,b:7402 --store redis://127.0.0.1 --secret-file secret"
+    "  afterimage memo --classifier a:7402,b:7402 --store redis://127.0.0.1 --secret-file secret\n",
+    "  afterimage memo --classifier digits=a:7402 --classifier faces=b:7402,c:7402 --ttl faces=1h"
 )))]
 pub(crate) struct Args {
     /// Address to listen on; port 0 takes a free port.
@@ -31,9 +36,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "STORE", default_value = "embedded", alias = "cache")]
     pub(crate) store: StoreAddr,
 
-    /// Classifier: embedded, or HOST:PORT. Several addresses, separated by commas, share the work.
-    #[arg(long, value_name = "ADDR", default_value = "embedded", value_delimiter = ',')]
-    pub(crate) classifier: Vec<ClassifierAddr>,
+    /// Classifier: embedded, HOST:PORT, or http://HOST:PORT/v2/models/NAME of a model server.
+    /// Several addresses, separated by commas, share the work. Repeat the flag for several models:
+    /// MODEL=ADDR,… gives a model its name.
+    #[arg(long, value_name = "[MODEL=]ADDR", default_value = "embedded")]
+    pub(crate) classifier: Vec<Classifiers>,
 
     #[command(flatten)]
     pub(crate) http: HttpArgs,
@@ -46,6 +53,12 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) memo: MemoArgs,
+
+    #[command(flatten)]
+    pub(crate) models: ModelArgs,
+
+    #[command(flatten)]
+    pub(crate) bytes: BytesArgs,
 
     #[command(flatten)]
     pub(crate) table: TableArgs,
@@ -75,9 +88,61 @@ pub(crate) struct MemoArgs {
     #[arg(long, value_name = "SHARE")]
     audit: Option<Share>,
 
+    /// Use a stored answer for this time only, in whole seconds; with MODEL= for one model.
+    /// Repeatable [default: as long as it is stored]
+    #[arg(long, value_name = "[MODEL=]TIME")]
+    ttl: Vec<OfModel<Span>>,
+
     /// Stop looking up answers in a remote store while lookups cost more time than they save.
     #[arg(long)]
     auto_bypass: bool,
+}
+
+/// Flags of single models of a memo with several.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Models")]
+pub(crate) struct ModelArgs {
+    /// Memory for a model's answers of bytes alone, not shared with other models. Repeatable.
+    #[arg(long, value_name = "MODEL=SIZE")]
+    model_memory: Vec<OfModel<Size>>,
+
+    /// Store no answers of this model; equal requests in flight still share a call. Repeatable.
+    #[arg(long, value_name = "MODEL")]
+    unstored: Vec<String>,
+
+    /// Send each row of this model upstream alone, if an answer depends on the rows beside it.
+    /// Repeatable.
+    #[arg(long, value_name = "MODEL")]
+    single_rows: Vec<String>,
+}
+
+/// Flags of answers that are no labels.
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Answers of bytes")]
+pub(crate) struct BytesArgs {
+    /// Memory for answers of bytes in an embedded store [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    bytes: Option<Size>,
+
+    #[command(flatten)]
+    disk: DiskArgs,
+}
+
+impl BytesArgs {
+    /// The default memory, which is taken as answers arrive.
+    const DEFAULT: u64 = 256 << 20;
+
+    /// The first flag that was given.
+    fn first_given(&self) -> Option<&'static str> {
+        self.bytes.map(|_| "--bytes").or(self.disk.is_on().then_some("--disk"))
+    }
+
+    /// The table with a byte store beside it, if any model may need one.
+    fn beside(&self, table: TableConfig, is_needed: bool) -> TableConfig {
+        let is_needed = is_needed || self.first_given().is_some();
+        let bytes = is_needed.then(|| self.bytes.map_or(Self::DEFAULT, |size| size.0));
+        TableConfig { bytes, disk: self.disk.config(), ..table }
+    }
 }
 
 /// Flags of a classifier in another process.
@@ -122,19 +187,100 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         bail!("--snapshot needs --store embedded; give it to the cache service instead");
     }
     let store = args.remote.config(&args.store)?;
-    let classifier = args.upstream.config(&args.classifier)?;
+    let models = args.models()?;
     warn_of_unused(&args);
-    let is_kept = args.store != StoreAddr::Embedded || args.table.has_snapshot();
+    let is_kept =
+        args.store != StoreAddr::Embedded || args.table.has_snapshot() || args.bytes.disk.is_on();
     serving::serve(&args.server, &args.listen, |listener| {
         let options = MemoOptions::new(store::secret(args.memo.secret_file.as_deref(), is_kept)?)
             .max_waiting(args.memo.max_waiting.get())
             .audit(args.memo.audit.map(|share| share.0))
             .auto_bypass(args.memo.auto_bypass);
-        let memo = MemoConfig { listeners: vec![listener], options, store, classifier };
-        let (table, engine) = (args.table.config()?, args.engine.config());
-        let gateway = args.http.config(&args.server)?;
+        let is_remote = |model: &ModelConfig| !model.classifier.is_embedded();
+        let table = args.bytes.beside(args.table.config()?, models.iter().any(is_remote));
+        let memo = MemoConfig { listeners: vec![listener], options, store, models };
+        let (engine, gateway) = (args.engine.config(), args.http.config(&args.server)?);
         Ok(Config { memo: Some(memo), table, engine, gateway, ..Config::default() })
     })
+}
+
+impl Args {
+    /// The models, in the order of the flags; those of one name together.
+    fn models(&self) -> anyhow::Result<Vec<ModelConfig>> {
+        let mut groups: Vec<(String, Vec<ClassifierAddr>)> = Vec::new();
+        for Classifiers { model, addresses } in &self.classifier {
+            let name = model.clone().unwrap_or_default();
+            match groups.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, known)) => known.extend_from_slice(addresses),
+                None => groups.push((name, addresses.clone())),
+            }
+        }
+        self.check_names(&groups)?;
+        let is_remote = |(_, group): &(_, Vec<_>)| group[..] != [ClassifierAddr::Embedded];
+        if !groups.iter().any(is_remote) {
+            self.upstream.refuse_misplaced()?;
+        }
+        if let Some(OfModel { model: None, .. }) =
+            self.models.model_memory.iter().find(|memory| memory.model.is_none())
+        {
+            bail!("--model-memory needs the name of a model: MODEL=SIZE");
+        }
+        if !self.models.model_memory.is_empty() {
+            if self.store != StoreAddr::Embedded {
+                bail!("--model-memory needs --store embedded; a remote store has its own limit");
+            }
+            if self.bytes.disk.is_on() {
+                bail!("--model-memory and --disk are both set: set one of them");
+            }
+        }
+        if let (true, Some(flag)) = (self.store != StoreAddr::Embedded, self.bytes.first_given()) {
+            bail!("{flag} needs --store embedded; a remote store has its own");
+        }
+        groups.into_iter().map(|(name, group)| self.model(name, &group)).collect()
+    }
+
+    fn model(&self, name: String, classifiers: &[ClassifierAddr]) -> anyhow::Result<ModelConfig> {
+        let is_own = |model: &Option<String>| model.as_deref() == Some(&name);
+        let ttls = &self.memo.ttl;
+        let ttl = ttls.iter().rev().find(|ttl| is_own(&ttl.model));
+        let ttl = ttl.or_else(|| ttls.iter().rev().find(|ttl| ttl.model.is_none()));
+        let mut classifier = self.upstream.config(classifiers)?;
+        if self.models.single_rows.contains(&name) {
+            match &mut classifier {
+                ClassifierConfig::Remote(replicas) => replicas.options.max_rows = 1,
+                ClassifierConfig::Servers(servers) => servers.options.max_rows = 1,
+                // The built-in classifier answers each row by itself.
+                ClassifierConfig::Embedded | ClassifierConfig::Own(_) => {}
+            }
+        }
+        let memory = self.models.model_memory.iter().rev().find(|memory| is_own(&memory.model));
+        let memory = memory.map(|memory| memory.value.0);
+        let unstored = self.models.unstored.contains(&name);
+        let mut model = ModelConfig { memory, ..ModelConfig::new(name, classifier) };
+        if let Some(ttl) = ttl {
+            model.options = model.options.ttl(ttl.value.0);
+        }
+        if unstored {
+            model.options = model.options.unstored();
+        }
+        Ok(model)
+    }
+
+    /// Refuses flags for models that do not exist.
+    fn check_names(&self, groups: &[(String, Vec<ClassifierAddr>)]) -> anyhow::Result<()> {
+        let ttls = self.memo.ttl.iter().filter_map(|ttl| ttl.model.as_ref());
+        let memories = self.models.model_memory.iter().filter_map(|size| size.model.as_ref());
+        let named = ttls.map(|name| ("--ttl", name));
+        let named = named.chain(memories.map(|name| ("--model-memory", name)));
+        let named = named.chain(self.models.unstored.iter().map(|name| ("--unstored", name)));
+        let named = named.chain(self.models.single_rows.iter().map(|name| ("--single-rows", name)));
+        for (flag, name) in named {
+            if !groups.iter().any(|(known, _)| known == name) {
+                bail!("{flag}: there is no model {name:?}; name it with --classifier {name}=ADDR");
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Warns of settings that have no effect.
@@ -147,7 +293,8 @@ fn warn_of_unused(args: &Args) {
     if args.store == StoreAddr::Embedded && args.memo.auto_bypass {
         tracing::warn!("--auto-bypass has no effect: it applies to a remote --store only");
     }
-    if args.classifier[..] != [ClassifierAddr::Embedded]
+    let is_embedded = |group: &Classifiers| group.addresses == [ClassifierAddr::Embedded];
+    if !args.classifier.iter().any(is_embedded)
         && let Some(flag) = args.engine.first_given()
     {
         tracing::warn!(
@@ -160,27 +307,38 @@ impl UpstreamArgs {
     /// The classifier's part of a configuration.
     fn config(&self, classifiers: &[ClassifierAddr]) -> anyhow::Result<ClassifierConfig> {
         if classifiers == [ClassifierAddr::Embedded] {
-            self.refuse_misplaced()?;
             return Ok(ClassifierConfig::Embedded);
         }
-        let mut addresses = Vec::new();
+        let (mut addresses, mut urls) = (Vec::new(), Vec::new());
         for classifier in classifiers {
             match classifier {
                 ClassifierAddr::Remote(address) => addresses.push(address.clone()),
+                ClassifierAddr::Server(url) => urls.push((**url).clone()),
                 ClassifierAddr::Embedded => {
                     bail!("--classifier is both embedded and remote; choose one")
                 }
             }
         }
+        let options = PoolOptions {
+            timeout: self.classifier_timeout.0,
+            retry_percent: self.retry_budget,
+            ..PoolOptions::default()
+        };
+        if !urls.is_empty() {
+            if !addresses.is_empty() {
+                bail!("--classifier has both HOST:PORT and a URL for one model; choose one");
+            }
+            return Ok(ClassifierConfig::Servers(ServersConfig {
+                urls,
+                tls: self.classifier_tls.load()?,
+                options,
+            }));
+        }
         let file = self.classifier_token_file.as_deref();
         let token = token(None, "--classifier-token-file", file)?;
         Ok(ClassifierConfig::Remote(ReplicasConfig {
             peer: PeerConfig { token, tls: self.classifier_tls.load()? },
-            options: PoolOptions {
-                timeout: self.classifier_timeout.0,
-                retry_percent: self.retry_budget,
-                ..PoolOptions::default()
-            },
+            options,
             resolve_every: self.resolve_every.0,
             ..ReplicasConfig::new(addresses)
         }))

@@ -29,7 +29,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     server: Address,
 
-    /// Also fail while the service cannot answer requests, for example a memo without a classifier.
+    /// Also fail while the service cannot answer requests, for example a memo without a
+    /// classifier.
     #[arg(long)]
     ready: bool,
 

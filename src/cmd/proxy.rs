@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage_cache::{ByteStore, DiskLog, SnapshotFile, SnapshotWriter};
+use afterimage_cache::{ByteStore, SnapshotFile, SnapshotWriter};
 use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::grpc::GrpcTargetError;
@@ -14,14 +14,14 @@ use afterimage_inference::{
     AccessLog, Channel, GrpcTarget, LogTarget, Proxy, ProxyOptions, Replica, Sharing, Target,
     TargetError,
 };
-use afterimage_memo::store::{Disk, RemoteStore, StoreOfBytes, StoreOptions};
+use afterimage_memo::store::StoreOfBytes;
 use afterimage_memo::{Memo, MemoOptions, Secret};
 use anyhow::{Context, bail};
 use hyper::header::HeaderName;
 
 use crate::args::{AdminArgs, Size, Span, StoreAddr, access, api_keys, token};
 use crate::config::{Config, GatewayConfig, ProxyConfig, StoreConfig};
-use crate::store::StoreArgs;
+use crate::store::{DiskArgs, StoreArgs};
 use crate::tls::{ServerTlsArgs, UpstreamTlsArgs};
 use crate::{metrics, net, serving, store};
 
@@ -34,8 +34,8 @@ use crate::{metrics, net, serving, store};
 )))]
 pub(crate) struct Args {
     /// Model server: the Open Inference Protocol or OpenAI-style embeddings over HTTP. Several
-    /// equal servers share the work. With --grpc-listen, also give the URL grpc://HOST:PORT of each
-    /// server, in the same order.
+    /// equal servers share the work. With --grpc-listen, also give the URL grpc://HOST:PORT of
+    /// each server, in the same order.
     #[arg(value_name = "URL", required = true)]
     urls: Vec<Url>,
 
@@ -51,7 +51,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR", value_parser = net::parse)]
     http: Option<String>,
 
-    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE]. See afterimage key.
+    /// File with API keys for the page, one per line: NAME SCOPE SHA256 [RATE]. See afterimage
+    /// key.
     #[arg(long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
 
@@ -87,16 +88,11 @@ struct MemoryArgs {
     #[arg(long, value_name = "SIZE")]
     memory: Option<Size>,
 
-    /// Also keep answers in this folder. With --secret-file they survive a restart.
-    #[arg(long, value_name = "DIR", conflicts_with = "snapshot")]
-    disk: Option<PathBuf>,
-
-    /// Maximum size of the files in --disk. When it is reached, the oldest answers are deleted.
-    #[arg(long, value_name = "SIZE", default_value = "10GiB")]
-    disk_bytes: Size,
+    #[command(flatten)]
+    disk: DiskArgs,
 
     /// File that answers are loaded from at the start and saved to at the end.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "disk")]
     snapshot: Option<PathBuf>,
 
     /// Also write the snapshot at this interval.
@@ -233,14 +229,8 @@ impl MemoryArgs {
         let file = file.context("--snapshot")?;
         let bytes = self.memory.map_or(Self::DEFAULT_BYTES, |size| size.0);
         let store = Arc::new(ByteStore::new(bytes, max_value));
-        if let Some(folder) = &self.disk {
-            let shown = folder.display();
-            let log = DiskLog::open(folder, self.disk_bytes.0)
-                .with_context(|| format!("cannot use --disk {shown}"))?;
-            let lookup_budget = DISK_BUDGET;
-            let options = StoreOptions { lookup_budget, ..StoreOptions::for_bytes() };
-            let disk = Disk::start(store, log).context("cannot start the threads of --disk")?;
-            return Ok((StoreOfBytes::Remote(RemoteStore::new(disk, options)), None));
+        if let Some(disk) = self.disk.config() {
+            return Ok((StoreOfBytes::Remote(disk.start(store)?), None));
         }
         let every = self.snapshot_every.map(|every| every.0);
         let writer = file.map(|file| SnapshotWriter::start(Arc::clone(&store), file, every));
@@ -250,7 +240,7 @@ impl MemoryArgs {
     /// Refuses flags of an embedded store if the store is another one.
     fn refuse_misplaced(&self, store: &StoreAddr) -> anyhow::Result<()> {
         let snapshot = self.snapshot.as_ref().map(|_| "--snapshot");
-        let disk = self.disk.as_ref().map(|_| "--disk");
+        let disk = self.disk.is_on().then_some("--disk");
         let flag = self.memory.map(|_| "--memory").or(snapshot).or(disk);
         if let (Some(flag), StoreAddr::Cache(_) | StoreAddr::Redis(_)) = (flag, store) {
             bail!("{flag} needs --store embedded; a remote store has its own");
@@ -300,9 +290,6 @@ impl MemoryArgs {
         options
     }
 }
-
-/// Time limit of a lookup on a disk. A slower one counts as a miss.
-const DISK_BUDGET: Duration = Duration::from_millis(200);
 
 /// The interval at which a proxy that observes reports.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -413,7 +400,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         }
         let is_kept = args.store != StoreAddr::Embedded
             || args.memory.snapshot.is_some()
-            || args.memory.disk.is_some();
+            || args.memory.disk.is_on();
         let secret = store::secret(args.memory.secret_file.as_deref(), is_kept)?;
         let mut settings = args.memory.options(&args.server, sharing);
         settings.access_log = args.memory.access_log(&secret)?;

@@ -1,7 +1,9 @@
 //! `afterimage serve`: memo, label table and classifier in one process.
 
-use crate::args::{ClassifierAddr, EngineArgs, HttpArgs, ServerArgs, StoreAddr, TableArgs};
-use crate::cmd::memo::{self, MemoArgs};
+use crate::args::{
+    ClassifierAddr, Classifiers, EngineArgs, HttpArgs, ServerArgs, StoreAddr, TableArgs,
+};
+use crate::cmd::memo::{self, BytesArgs, MemoArgs, ModelArgs};
 use crate::store::StoreArgs;
 use crate::{net, serving};
 
@@ -22,6 +24,9 @@ pub(crate) struct Args {
     memo: MemoArgs,
 
     #[command(flatten)]
+    bytes: BytesArgs,
+
+    #[command(flatten)]
     table: TableArgs,
 
     #[command(flatten)]
@@ -36,10 +41,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         listen: args.listen,
         http: args.http.or("127.0.0.1:7480"),
         store: StoreAddr::Embedded,
-        classifier: vec![ClassifierAddr::Embedded],
+        classifier: vec![Classifiers { model: None, addresses: vec![ClassifierAddr::Embedded] }],
         remote: StoreArgs::default(),
         upstream: memo::UpstreamArgs::default(),
         memo: args.memo,
+        models: ModelArgs::default(),
+        bytes: args.bytes,
         table: args.table,
         engine: args.engine,
         server: args.server,

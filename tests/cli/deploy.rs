@@ -7,6 +7,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use afterimage_wire::proto::Message;
+use afterimage_wire::proto::handshake::Hello;
+use tokio_util::bytes::BytesMut;
+
 use crate::common::{PATIENCE, Running};
 
 /// Whether a program is installed. If not, says that the test is skipped.
@@ -215,7 +219,7 @@ fn a_real_prometheus_scrapes_every_service() {
 }
 
 #[test]
-fn systemd_accepts_the_unit() {
+fn systemd_accepts_the_units() {
     if !has("systemd-analyze") {
         return;
     }
@@ -224,8 +228,52 @@ fn systemd_accepts_the_unit() {
     // The binary is not installed on this machine.
     let unit = unit.replace("/usr/bin/afterimage", env!("CARGO_BIN_EXE_afterimage"));
     common::file(&folder, "afterimage@.service", unit);
-    let path = folder.path().join("afterimage@memo.service");
-    let output = Command::new("systemd-analyze").arg("verify").arg(path).output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && errors.is_empty(), "{errors}");
+    let socket = std::fs::read_to_string("deploy/systemd/afterimage@.socket").unwrap();
+    common::file(&folder, "afterimage@.socket", socket);
+    for unit in ["afterimage@memo.service", "afterimage@memo.socket"] {
+        let path = folder.path().join(unit);
+        let output = Command::new("systemd-analyze").arg("verify").arg(path).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{unit}: {errors}");
+    }
+}
+
+#[test]
+fn a_passed_socket_is_used_for_the_listener_with_its_address() {
+    if !has("bash") {
+        return;
+    }
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap().to_string();
+    // This client connects before the service exists, and is served.
+    let mut early = TcpStream::connect(&address).unwrap();
+    let args = ["cache", "--memory", "1MiB", "--listen", &address];
+    let service = Running::start_with_socket(&args, socket);
+    assert_eq!(service.place(), address);
+    assert!(service.log().contains("that the process was given"), "{}", service.log());
+    early.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut hello = BytesMut::new();
+    Message::Hello(Hello::new(b"")).encode(1, &mut hello);
+    early.write_all(&hello).unwrap();
+    assert_eq!(early.read(&mut [0; 8]).unwrap(), 8);
+    assert!(common::run(&["ping", &address]).status.success());
+}
+
+#[test]
+fn a_passed_socket_without_a_listener_is_reported() {
+    if !has("bash") {
+        return;
+    }
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let unused = socket.local_addr().unwrap();
+    let args = ["cache", "--memory", "1MiB", "--listen", "127.0.0.1:0"];
+    let service = Running::start_with_socket(&args, socket);
+    let expected = format!("was given a socket on {unused}, and no listener has this address");
+    assert!(service.log().contains(&expected), "{}", service.log());
+    // Children of other tests have it for the moment between fork and exec.
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(unused).is_ok() {
+        assert!(Instant::now() < deadline, "the socket is not closed");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

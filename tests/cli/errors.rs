@@ -179,7 +179,10 @@ fn an_address_error_names_what_is_expected() {
         (&["stats", "--server", "7400"], "expected HOST:PORT, for example 127.0.0.1:7400"),
         (&["serve", "--listen", ":19030"], "for example 0.0.0.0:19030"),
         (&["cache", "--listen", "unix:/run/x"], "Unix sockets are not supported"),
-        (&["memo", "--classifier", "http://127.0.0.1:8000/predict"], "HTTP is not supported"),
+        (
+            &["memo", "--classifier", "http://127.0.0.1:8000/predict"],
+            "expected http://HOST:PORT/v2/models/NAME",
+        ),
         (&["memo", "--classifier", "redis://127.0.0.1"], "Redis is a store and cannot classify"),
         (&["memo", "--store", "foo"], "redis://127.0.0.1:6379"),
     ] {

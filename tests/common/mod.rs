@@ -13,7 +13,8 @@ pub(crate) mod talk;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -76,9 +77,40 @@ impl Running {
         Running::try_start(&args, env).unwrap_or_else(|log| panic!("{args:?} ended:\n{log}"))
     }
 
+    /// Starts a service as systemd does with a socket unit: with `socket` as its file descriptor 3.
+    pub(crate) fn start_with_socket(args: &[&str], socket: TcpListener) -> Running {
+        let binary = command(args);
+        let mut shell = Command::new("bash");
+        shell.arg("-c").arg(r#"exec 3<&0 </dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec "$@""#);
+        shell.arg("bash").arg(binary.get_program()).args(binary.get_args());
+        for (name, value) in binary.get_envs() {
+            assert!(value.is_none());
+            shell.env_remove(name);
+        }
+        shell.stdin(OwnedFd::from(socket)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::spawn(shell, args).unwrap_or_else(|log| panic!("{args:?} ended:\n{log}"))
+    }
+
+    /// The same where no file may have more than so many KiB. Writes beyond fail.
+    pub(crate) fn start_with_file_limit(args: &[&str], kib: u32) -> Running {
+        let args = [args, &["--listen", "127.0.0.1:0"]].concat();
+        let mut limited = Command::new("dash");
+        // Blocks of 512 bytes.
+        let blocks = 2 * kib;
+        limited.arg("-c").arg(format!("ulimit -f {blocks}; exec \"$0\" \"$@\""));
+        let plain = command(&args);
+        limited.arg(plain.get_program()).args(plain.get_args());
+        limited.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::spawn(limited, &args).unwrap_or_else(|log| panic!("{args:?} ended:\n{log}"))
+    }
+
     fn try_start(args: &[&str], env: &[(&str, &str)]) -> Result<Running, String> {
         let mut command = command(args);
         command.envs(env.iter().copied());
+        Running::spawn(command, args)
+    }
+
+    fn spawn(mut command: Command, args: &[&str]) -> Result<Running, String> {
         let mut child = command.spawn().expect("the binary starts");
         let log = Log::default();
         let reader = Some(log.follow(child.stderr.take().expect("it is piped")));

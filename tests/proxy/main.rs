@@ -54,7 +54,12 @@ fn tritons_clients_find_no_difference_to_triton() {
 
 #[test]
 fn tritons_client_is_answered_by_the_built_in_model() {
-    run("built_in_clients.py", "TEST_TRITON_PYTHON", "triton", "tritonclient.http");
+    run(
+        "built_in_clients.py",
+        "TEST_TRITON_PYTHON",
+        "triton",
+        "tritonclient.http, tritonclient.grpc.aio",
+    );
 }
 
 #[test]

@@ -225,6 +225,9 @@ fn metrics_of_a_gateway_describe_the_memo_and_its_classifier() {
             assert!(body.contains(&help), "{address} does not describe {family}: {body}");
         }
         assert!(body.contains("{service=\"memo\",result=\"miss\"} 0"), "a probe counts: {body}");
+        let known = body.lines().filter(|line| line.starts_with("afterimage_uptime_seconds"));
+        assert_eq!(known.count(), 1, "{body}");
+        assert!(body.contains("afterimage_connections_open{service=\"memo\"} "), "{body}");
     }
 }
 

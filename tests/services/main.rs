@@ -13,9 +13,13 @@ mod snapshots;
 mod tls;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use afterimage_classifier::Model;
+use afterimage_core::Answer;
+use afterimage_testkit::services::{ByteModel, serve};
 use afterimage_wire::client::Infer;
 use afterimage_wire::proto::handshake::Hello;
 use afterimage_wire::proto::header::{HEADER_LEN, Header, Kind};
@@ -27,7 +31,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use common::talk::{
-    Raw, error, gauge, label, stats, stats_with, until_connected, until_connected_with, within,
+    Raw, client, error, gauge, label, stats, stats_with, until_connected, until_connected_with,
+    within,
 };
 use common::{PATIENCE, Running, answered, file, folder, until};
 
@@ -480,4 +485,158 @@ async fn garbage_and_half_frames_harm_no_other_client(addr: SocketAddr) {
 async fn assert_works(raw: &mut Raw) {
     let (digits, labels) = answered(5, 1, &Model::raw());
     assert_eq!(raw.classify(99, digits.image(0)).await.label, labels[0]);
+}
+
+// ---- Several models ----
+
+/// The rows' answers as text with their origins.
+async fn infer(client: &Client, model: &str, rows: &[&str]) -> Vec<(String, Origin)> {
+    let answers = client.infer(&Infer::rows(model, rows)).await.unwrap();
+    let text = |answer: Answer| match answer {
+        Answer::Label(label) => label.to_string(),
+        Answer::Bytes(bytes) => String::from_utf8(bytes.to_vec()).unwrap(),
+    };
+    answers.rows.into_iter().map(|row| (text(row.answer), row.origin)).collect()
+}
+
+#[test]
+fn a_memo_has_several_models_with_options_of_their_own() {
+    within(LIMIT, async {
+        let (upper, plain) = (ByteModel::new(b'u'), ByteModel::new(b'p'));
+        let requests = Arc::clone(&plain.requests);
+        let (upper, plain) = (serve(upper).await, serve(plain).await);
+        let digits = Running::start(&["classifier"]);
+        let memo = Running::start(&[
+            "memo",
+            "--classifier",
+            &digits.place(),
+            "--classifier",
+            &format!("upper={upper}"),
+            "--classifier",
+            &format!("plain={plain}"),
+            "--ttl",
+            "1h",
+            "--ttl",
+            "upper=1s",
+            "--model-memory",
+            "upper=1MiB",
+            "--unstored",
+            "plain",
+            "--single-rows",
+            "plain",
+        ]);
+        until_connected(memo.addr()).await;
+        let client = client(memo.addr()).await;
+        until("all models are known", async || {
+            gauge(&stats(memo.addr()).await, "classifiers_connected") == 3
+        })
+        .await;
+        let (images, labels) = answered(1, 1, &Model::shipped());
+        for origin in [Origin::Miss, Origin::Hit] {
+            let digit = client.classify(images.image(0)).await.unwrap();
+            assert_eq!((digit.label, digit.origin), (labels[0], origin));
+            let found = infer(&client, "upper", &["a", ""]).await;
+            assert_eq!(found, [("uA".to_owned(), origin), ("u".to_owned(), origin)]);
+            let found = infer(&client, "plain", &["a", "b"]).await;
+            assert_eq!(found.iter().map(|row| row.1).collect::<Vec<_>>(), [Origin::Miss; 2]);
+        }
+        assert_eq!(requests.load(SeqCst), 4, "each row alone, and none stored");
+        // The label lives for an hour, and the bytes for a second.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        assert_eq!(infer(&client, "upper", &["a"]).await, [("uA".to_owned(), Origin::Miss)]);
+        let digit = client.classify(images.image(0)).await.unwrap();
+        assert_eq!(digit.origin, Origin::Hit);
+        client.admin().flush("upper").await.unwrap();
+        assert_eq!(infer(&client, "upper", &["a"]).await, [("uA".to_owned(), Origin::Miss)]);
+        let digit = client.classify(images.image(0)).await.unwrap();
+        assert_eq!(digit.origin, Origin::Hit, "a flush concerns one model");
+        let seen = stats(memo.addr()).await;
+        assert_eq!(gauge(&seen, "classifiers"), 3);
+        let names = seen.entries.iter().map(|(name, _)| name);
+        let distinct: std::collections::BTreeSet<_> = names.clone().collect();
+        assert_eq!(distinct.len(), names.count(), "each metric once");
+    });
+}
+
+#[test]
+fn answers_of_bytes_on_a_disk_outlive_a_kill() {
+    within(LIMIT, async {
+        let model = ByteModel::new(b'd');
+        let rows = Arc::clone(&model.rows);
+        let model = serve(model).await;
+        let folder = folder();
+        let secret = file(&folder, "secret", [7; 32]);
+        let disk = folder.path().join("disk");
+        let disk = disk.to_str().unwrap();
+        // Memory for few answers: most are read from the disk.
+        let args = ["memo", "--classifier", &model, "--secret-file", &secret, "--disk", disk];
+        let args = [&args[..], &["--bytes", "64KiB"]].concat();
+        let mut memo = Running::start(&args);
+        let texts: Vec<String> = (0..300).map(|i| format!("row {i} {}", "x".repeat(500))).collect();
+        for round in 0..2 {
+            until_connected(memo.addr()).await;
+            let client = client(memo.addr()).await;
+            until("the model is known", async || {
+                client.infer(&Infer::rows("", ["first"])).await.is_ok()
+            })
+            .await;
+            let before = rows.load(SeqCst);
+            let mut hits = 0;
+            for text in &texts {
+                let found = infer(&client, "", &[text]).await;
+                assert_eq!(found[0].0.as_bytes(), ByteModel::answer(b'd', text.as_bytes()));
+                hits += usize::from(found[0].1 == Origin::Hit);
+            }
+            let seen = stats(memo.addr()).await;
+            if round == 0 {
+                assert_eq!((hits, rows.load(SeqCst) - before), (0, 300));
+                until("all answers are written", async || {
+                    gauge(&stats(memo.addr()).await, "disk_entries") >= 300
+                })
+                .await;
+                memo.kill();
+                memo.restart();
+            } else {
+                assert_eq!((hits, rows.load(SeqCst) - before), (300, 0), "{}", memo.log());
+                assert!(seen.counter_value("disk_hits") > 200);
+                assert!(seen.counter_value("disk_read_time_us") > 0);
+                assert!(gauge(&seen, "disk_bytes") > 300 * 500);
+                let failed = ["disk_reads_failed", "disk_writes_failed"];
+                assert_eq!(failed.map(|name| seen.counter_value(name)), [0, 0]);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_full_disk_costs_no_answer_and_is_counted() {
+    within(LIMIT, async {
+        let model = serve(ByteModel::new(b'd')).await;
+        let folder = folder();
+        let disk = folder.path().join("disk");
+        let disk = disk.to_str().unwrap();
+        // No file may grow beyond 64 KiB, as on a full disk.
+        let args = ["memo", "--classifier", &model, "--disk", disk, "--bytes", "32KiB"];
+        let memo = Running::start_with_file_limit(&args, 64);
+        until_connected(memo.addr()).await;
+        let client = client(memo.addr()).await;
+        until("the model is known", async || {
+            client.infer(&Infer::rows("", ["first"])).await.is_ok()
+        })
+        .await;
+        for i in 0..300 {
+            let text = format!("row {i} {}", "x".repeat(500));
+            let found = infer(&client, "", &[&text]).await;
+            assert_eq!(found[0].0.as_bytes(), ByteModel::answer(b'd', text.as_bytes()));
+        }
+        until("failed writes are counted", async || {
+            let seen = stats(memo.addr()).await;
+            seen.counter_value("disk_writes_failed") > 100 && gauge(&seen, "disk_entries") > 50
+        })
+        .await;
+        assert!(memo.log().contains("answers were not written to the disk"), "{}", memo.log());
+        // An answer that was written before is still found.
+        let found = infer(&client, "", &[&format!("row 5 {}", "x".repeat(500))]).await;
+        assert_eq!(found[0].1, Origin::Hit);
+    });
 }

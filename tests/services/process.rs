@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use afterimage::config::{
     AdminConfig, ClassifierConfig, Config, EngineConfig, GatewayConfig, ListenerConfig, MemoConfig,
-    PeerConfig, RemoteConfig, StoreConfig, StoreServer, TableConfig,
+    ModelConfig, PeerConfig, RemoteConfig, StoreConfig, StoreServer, TableConfig,
 };
 use afterimage::process::{ConfigError, Process};
 use afterimage_cache::Capacity;
@@ -30,7 +30,7 @@ fn memo(listeners: usize) -> MemoConfig {
         listeners: (0..listeners).map(|_| listener()).collect(),
         options: MemoOptions::new(Secret::new([7; 32])),
         store: StoreConfig::Embedded,
-        classifier: ClassifierConfig::Embedded,
+        models: vec![ModelConfig::new("", ClassifierConfig::Embedded)],
     }
 }
 
@@ -146,7 +146,8 @@ impl Upstream for Silent {
 async fn a_drain_ends_at_its_timeout() {
     let mut memo = memo(1);
     let model = Arc::new(ModelId::labels([1; 32], None, 10));
-    memo.classifier = ClassifierConfig::Own(Box::new(Silent { model, calls: Mutex::default() }));
+    let silent = Silent { model, calls: Mutex::default() };
+    memo.models = vec![ModelConfig::new("", ClassifierConfig::Own(Box::new(silent)))];
     memo.listeners[0].options.drain_timeout = Duration::from_secs(60);
     let table = TableConfig { capacity: Capacity::Entries(1000), ..TableConfig::default() };
     let config = Config { memo: Some(memo), table, ..Config::default() };
@@ -204,7 +205,8 @@ async fn answers_of_bytes_outlive_a_restart() {
             bytes: Some(8 << 20),
             ..TableConfig::default()
         };
-        let memo = MemoConfig { classifier: ClassifierConfig::Own(Box::new(capitals)), ..memo(1) };
+        let classifier = ClassifierConfig::Own(Box::new(capitals));
+        let memo = MemoConfig { models: vec![ModelConfig::new("", classifier)], ..memo(1) };
         Config { memo: Some(memo), table, ..Config::default() }
     };
     for origin in [Origin::Miss, Origin::Hit] {
@@ -229,7 +231,7 @@ fn memo_of_bytes(store: StoreConfig) -> Config {
         Ok(rows.iter().map(answer).collect())
     });
     let classifier = ClassifierConfig::Own(Box::new(capitals));
-    let memo = MemoConfig { store, classifier, ..memo(1) };
+    let memo = MemoConfig { store, models: vec![ModelConfig::new("", classifier)], ..memo(1) };
     Config { memo: Some(memo), ..Config::default() }
 }
 

@@ -12,7 +12,7 @@ mod infer;
 #[doc(hidden)]
 pub mod message;
 mod pump;
-mod status;
+pub mod status;
 
 use std::pin::pin;
 use std::sync::Arc;

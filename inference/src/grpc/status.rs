@@ -6,18 +6,32 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{HeaderMap, StatusCode};
 
 /// The status of a call that succeeded.
-pub(crate) const OK: u32 = 0;
-pub(crate) const CANCELLED: u32 = 1;
-pub(crate) const UNKNOWN: u32 = 2;
-pub(crate) const DEADLINE_EXCEEDED: u32 = 4;
-pub(crate) const PERMISSION_DENIED: u32 = 7;
-pub(crate) const RESOURCE_EXHAUSTED: u32 = 8;
-pub(crate) const UNIMPLEMENTED: u32 = 12;
-pub(crate) const INTERNAL: u32 = 13;
-pub(crate) const UNAVAILABLE: u32 = 14;
-pub(crate) const UNAUTHENTICATED: u32 = 16;
+pub const OK: u32 = 0;
+/// The client has given up.
+pub const CANCELLED: u32 = 1;
+/// The status is missing or has no meaning.
+pub const UNKNOWN: u32 = 2;
+/// The client sent something wrong.
+pub const INVALID_ARGUMENT: u32 = 3;
+/// The time limit has passed.
+pub const DEADLINE_EXCEEDED: u32 = 4;
+/// There is no such thing.
+pub const NOT_FOUND: u32 = 5;
+/// The client is known and may not do this.
+pub const PERMISSION_DENIED: u32 = 7;
+/// A limit is reached.
+pub const RESOURCE_EXHAUSTED: u32 = 8;
+/// The server has no such method.
+pub const UNIMPLEMENTED: u32 = 12;
+/// The server or the call is at fault.
+pub const INTERNAL: u32 = 13;
+/// The server cannot answer now; try again.
+pub const UNAVAILABLE: u32 = 14;
+/// The credentials are missing or wrong.
+pub const UNAUTHENTICATED: u32 = 16;
 
-pub(crate) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+/// The content type of calls and replies.
+pub const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// The status of a reply: in its trailers, or else that of its HTTP status.
 pub(crate) fn of(status: StatusCode, fields: &HeaderMap) -> u32 {
@@ -35,8 +49,8 @@ pub(crate) fn of(status: StatusCode, fields: &HeaderMap) -> u32 {
     }
 }
 
-/// The fields of a reply that is an error of the proxy itself.
-pub(crate) fn error(code: u32, text: &str) -> HeaderMap {
+/// The fields of a reply that is an error of Afterimage itself.
+pub fn error(code: u32, text: &str) -> HeaderMap {
     let mut fields = HeaderMap::new();
     fields.insert(CONTENT_TYPE, GRPC);
     fields.insert("grpc-status", HeaderValue::from(code));
@@ -64,7 +78,7 @@ fn escaped(text: &str) -> String {
 }
 
 /// The time limit of a call, in `grpc-timeout`: at most eight digits and a unit.
-pub(crate) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("grpc-timeout")?.as_bytes();
     let (unit, digits) = value.split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {

@@ -322,6 +322,21 @@ fn filled(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty())
 }
 
+/// Reads the name and the version in a message that has them as its fields 1 and 2. Other fields
+/// are skipped.
+pub(super) fn parse_named(body: &Bytes) -> Result<(Option<String>, Option<String>), Error> {
+    let mut message = Message::new(body);
+    let (mut name, mut version) = (None, None);
+    while let Some((number, payload, _)) = message.next()? {
+        match number {
+            1 => message.text(payload, &mut name)?,
+            2 => message.text(payload, &mut version)?,
+            _ => {}
+        }
+    }
+    Ok((filled(name), filled(version)))
+}
+
 pub(super) fn parse_request(body: &Bytes) -> Result<Request, Error> {
     let mut message = Message::new(body);
     let mut request = Request::default();
@@ -385,7 +400,7 @@ pub(super) fn parse_response(body: &Bytes) -> Result<Response, Error> {
     Ok(response)
 }
 
-fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -393,13 +408,13 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-fn put_len(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
+pub(super) fn put_len(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
     put_varint(out, number << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.put_slice(bytes);
 }
 
-fn put_text(out: &mut Vec<u8>, number: u64, text: &str) {
+pub(super) fn put_text(out: &mut Vec<u8>, number: u64, text: &str) {
     if !text.is_empty() {
         put_len(out, number, text.as_bytes());
     }

@@ -79,6 +79,9 @@ pub struct PoolOptions {
     /// The most retries that can be saved up; the pool starts with this many. The default, 4,096,
     /// is the number of requests in flight on a busy replica that dies.
     pub retry_burst: u32,
+    /// The most rows of one request to a replica; no limit by default. With one row, the answer of
+    /// a row cannot depend on the rows beside it.
+    pub max_rows: usize,
     /// The seed of the random choice among replicas. `None`, the default, takes a random seed; a
     /// repeatable simulation sets one.
     pub seed: Option<u64>,
@@ -90,6 +93,7 @@ impl Default for PoolOptions {
             timeout: Duration::from_secs(5),
             retry_percent: 10,
             retry_burst: 4096,
+            max_rows: usize::MAX,
             seed: None,
         }
     }
@@ -283,6 +287,7 @@ impl Upstream for Arc<Pool> {
                 1 => BatchLimit::ONE_ROW,
                 _ => self.lock().balance.batch(&call.model),
             };
+            let limit = BatchLimit { rows: limit.rows.min(self.options.max_rows.max(1)), ..limit };
             Call::divide(call, limit, now)
         };
         self.queue(calls.into_iter().flat_map(divide).collect());

@@ -1,13 +1,14 @@
-//! The endpoint of a classifier that speaks our protocol: a wire client and the meaning of its
-//! errors. A call of one row is a `ClassifyReq`; several rows are one `InferReq`.
+//! The endpoint of a model that speaks our protocol: a wire client and the meaning of its errors.
+//!
+//! The `Welcome` says what the model answers with: labels, or bytes if it has a digest and no
+//! classes. One row for a label is a `ClassifyReq`; everything else is an `InferReq`.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use afterimage_core::{Answer, Computed, ModelId, Reply, Rows};
-use afterimage_wire::client::{
-    Classified, ConnectionError, Infer, Inference, Inferred, Stage,
-};
+use afterimage_core::model::DIGEST_LEN;
+use afterimage_core::{Answer, AnswerKind, Computed, ModelId, Reply, Rows};
+use afterimage_wire::client::{Classified, ConnectionError, Infer, Inference, Inferred, Stage};
 use afterimage_wire::proto::{Kind, Status, Welcome};
 use afterimage_wire::text::Escaped;
 use afterimage_wire::{CallError, Client};
@@ -36,8 +37,8 @@ struct Known {
 }
 
 impl TcpEndpoint {
-    /// The endpoint of the classifier behind `client`. The client should fail fast, so that calls
-    /// fail at once while the classifier is unreachable.
+    /// The endpoint of the model behind `client`. The client should fail fast, so that calls fail
+    /// at once while the server is unreachable.
     pub fn new(client: Client) -> Self {
         TcpEndpoint { client, known: Arc::default(), refused_rows: Arc::default() }
     }
@@ -84,7 +85,10 @@ impl Endpoint for TcpEndpoint {
     }
 
     fn call(&self, attempt: Attempt) {
-        let [row] = &attempt.rows()[..] else { return self.infer(attempt) };
+        let row = match &attempt.rows()[..] {
+            [row] if attempt.model().answers != AnswerKind::Bytes => row,
+            _ => return self.infer(attempt),
+        };
         let (row, timeout) = (row.clone(), attempt.timeout());
         let known = Arc::clone(&self.known);
         let reply = Reply::call(move |outcome: Classified| match outcome {
@@ -110,13 +114,13 @@ impl TcpEndpoint {
         let request = Infer::rows("", &attempt.rows()[..]);
         let (known, client) = (Arc::clone(&self.known), self.client.clone());
         let refused_rows = Arc::clone(&self.refused_rows);
-        let timeout = attempt.timeout();
+        let (timeout, rows) = (attempt.timeout(), attempt.rows().len());
         let reply = Reply::call(move |outcome: Inferred| match outcome {
             Ok((inference, welcome)) => attempt.end(computed(inference, &welcome, &known)),
             Err(
                 error @ (CallError::OldServer { .. }
                 | CallError::Server { status: Status::Unsupported, .. }),
-            ) => {
+            ) if rows > 1 => {
                 // The rows go again, one by one.
                 *lock(&refused_rows) = client.welcome();
                 let (outcome, retry) = (Outcome::Refused, Retry::Free);
@@ -128,7 +132,7 @@ impl TcpEndpoint {
     }
 }
 
-/// The answers of an inference, if each is a label of the model.
+/// The answers of an inference, if the model can have given each.
 fn computed(
     inference: Inference,
     welcome: &Arc<Welcome>,
@@ -138,16 +142,24 @@ fn computed(
     if inference.digest != model.digest {
         model = Arc::new(ModelId { digest: inference.digest, ..(*model).clone() });
     }
-    let classes = model.classes();
-    let is_label = |answer: &Answer| answer.label().is_some_and(|label| u32::from(label) < classes);
+    let fits = |answer: &Answer| match (model.answers, answer) {
+        (AnswerKind::Label { classes }, Answer::Label(label)) => u32::from(*label) < classes,
+        (AnswerKind::Bytes, Answer::Bytes(_)) => true,
+        _ => false,
+    };
     let answers: Rows<Answer> = inference.rows.into_iter().map(|row| row.answer).collect();
-    match answers.iter().find(|answer| !is_label(answer)) {
+    match answers.iter().find(|answer| !fits(answer)) {
         None => Ok(Computed { model, answers }),
         Some(answer) => Err(EndpointError {
             status: Status::UpstreamCorrupt,
-            text: match answer {
-                Answer::Label(label) => format!("label {label}; the model has {classes} classes"),
-                Answer::Bytes(_) => "an answer of bytes; the model has labels".to_owned(),
+            text: match (answer, model.answers) {
+                (Answer::Label(label), AnswerKind::Label { classes }) => {
+                    format!("label {label}; the model has {classes} classes")
+                }
+                (Answer::Label(_), AnswerKind::Bytes) => {
+                    "a label; the model answers with bytes".to_owned()
+                }
+                (Answer::Bytes(_), _) => "an answer of bytes; the model has labels".to_owned(),
             },
             outcome: Outcome::Failed,
             retry: Retry::Budgeted,
@@ -179,8 +191,13 @@ impl Known {
 
 fn model_in(welcome: &Welcome) -> ModelId {
     // Without dimensions the server takes inputs of any length.
-    let shape = Some(&welcome.shape).filter(|shape| !shape.dims().is_empty());
-    ModelId::labels(welcome.digest, shape.cloned(), welcome.classes)
+    let input = Some(&welcome.shape).filter(|shape| !shape.dims().is_empty()).cloned();
+    let has_model = welcome.digest != [0; DIGEST_LEN];
+    // An older protocol has labels only. Without classes, nothing of them is stored.
+    if has_model && welcome.classes == 0 && welcome.version >= Kind::InferReq.since() {
+        return ModelId { input, ..ModelId::bytes("", welcome.digest) };
+    }
+    ModelId::labels(welcome.digest, input, welcome.classes)
 }
 
 impl fmt::Debug for TcpEndpoint {

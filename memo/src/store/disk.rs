@@ -8,15 +8,16 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::disk::RecordPlace;
 use afterimage_cache::{ByteStore, DiskLog};
 use afterimage_core::{ByteBudget, BytePermit, Tally};
+use afterimage_wire::proto::stats::Stats;
 use bytes::Bytes;
 
 use super::{Backend, Callback, Keep, OfBytes};
-use crate::sync;
+use crate::{metrics, sync};
 
 /// Threads that read. A device answers several reads at once.
 const READERS: usize = 4;
@@ -45,6 +46,9 @@ struct Shared {
     queued: ByteBudget,
     failures: Tally,
     writes_failed: AtomicU64,
+    hits: AtomicU64,
+    reads_failed: AtomicU64,
+    read_ns: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -76,6 +80,9 @@ impl Disk {
             queued: ByteBudget::new(MAX_QUEUED_BYTES),
             failures: Tally::new(Duration::from_secs(10)),
             writes_failed: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+            reads_failed: AtomicU64::new(0),
+            read_ns: AtomicU64::new(0),
         });
         let (writes, to_write) = sync_channel::<Write>(MAX_QUEUED);
         let (reads, to_read) = sync_channel(MAX_QUEUED);
@@ -139,7 +146,16 @@ impl Shared {
 
     fn read(&self, Read { mut values, missing, then }: Read) {
         for (i, key, place) in missing {
-            let Some(value) = self.log.read(key, place) else { continue };
+            let started = Instant::now();
+            let Some(value) = self.log.read(key, place) else {
+                // A write of this key, or of many others, may have deleted the record.
+                if self.log.find(key).is_none() {
+                    self.reads_failed.fetch_add(1, Relaxed);
+                }
+                continue;
+            };
+            self.hits.fetch_add(1, Relaxed);
+            self.read_ns.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
             let pending = lock(&self.pending);
             // A value that was written meanwhile counts, and must not be replaced in memory.
             if !pending.contains_key(&key) && self.log.find(key) == Some(place) {
@@ -214,5 +230,17 @@ impl Backend<OfBytes> for Disk {
 
     fn writes_failed(&self) -> u64 {
         self.shared.writes_failed.load(Relaxed)
+    }
+
+    fn report(&self, stats: &mut Stats) {
+        let Shared { memory, hits, reads_failed, read_ns, .. } = &*self.shared;
+        afterimage_cache::metrics::report_byte_store(&memory.stats(), stats);
+        let (entries, bytes) = self.size();
+        stats.gauge(&metrics::DISK_ENTRIES, entries);
+        stats.gauge(&metrics::DISK_BYTES, bytes);
+        stats.counter(&metrics::DISK_HITS, hits.load(Relaxed));
+        stats.counter(&metrics::DISK_READ_TIME, read_ns.load(Relaxed) / 1000);
+        stats.counter(&metrics::DISK_READS_FAILED, reads_failed.load(Relaxed));
+        stats.counter(&metrics::DISK_WRITES_FAILED, self.writes_failed());
     }
 }

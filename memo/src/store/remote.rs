@@ -220,6 +220,11 @@ impl<E: Entries> RemoteStore<E> {
         self.inner.backend.name()
     }
 
+    /// What only the backend counts.
+    pub(super) fn report(&self, stats: &mut Stats) {
+        self.inner.backend.report(stats);
+    }
+
     /// The present counts.
     pub(super) fn counts(&self) -> Counts {
         let Inner { backend, breaker, counters, .. } = &*self.inner;

@@ -14,6 +14,7 @@ use afterimage_memo::{
 };
 use afterimage_wire::proto::stats::Stats;
 
+use crate::common::until;
 use crate::{remote_store, secret, serve, table};
 
 /// A model that answers every input with its first byte.
@@ -215,6 +216,37 @@ async fn a_flush_covers_models_that_only_an_earlier_process_met() {
         memo.flush("m").unwrap();
         model.become_model(1);
         assert_eq!(ask(&memo, "a").await, Origin::Miss);
+    }
+}
+
+#[tokio::test]
+async fn a_flush_covers_former_models_after_a_restart() {
+    let cache = serve(CacheService::new(table()), "127.0.0.1:0").await;
+    let table = table();
+    let embedded = || Store::Embedded(Arc::clone(&table), None);
+    let places: [&dyn Fn() -> Store; 2] = [&embedded, &|| remote_store(&cache.addr)];
+    for place in places {
+        let with = |digest| {
+            let memo = Memo::new(place(), None, MemoOptions::new(secret()));
+            memo.add_model("m", first_byte(digest), ModelOptions::default());
+            memo
+        };
+        let other = with(3);
+        other.add_model("other", first_byte(4), ModelOptions::default());
+        let of_other = || Request::row("a").model("other");
+        let ask_other = async || other.ask(of_other()).await.unwrap().rows[0].origin;
+        until("the other model's answer is stored", async || ask_other().await == Origin::Hit)
+            .await;
+        store(&with(1), "a").await;
+        let flushing = with(2);
+        store(&flushing, "b").await;
+        flushing.flush("m").unwrap();
+        // The flush is written once the store has answered.
+        store(&flushing, "c").await;
+        drop(flushing);
+        assert_eq!(ask(&with(1), "a").await, Origin::Miss, "a former model in a new process");
+        store(&with(2), "c").await;
+        assert_eq!(ask_other().await, Origin::Hit, "the flush concerns one name");
     }
 }
 

@@ -239,6 +239,75 @@ async fn an_answer_expires_with_the_time_of_its_model() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_label_expires_with_the_time_of_its_model_or_request() {
+    let table = Arc::new(Table::new(Capacity::Entries(64)).unwrap());
+    let memo = Memo::new(Store::Embedded(table, None), None, options());
+    let label = |digest| {
+        Function::new(ModelId::labels([digest; 32], None, 10), 1, |rows| {
+            Ok(rows.iter().map(|_| Answer::Label(3)).collect())
+        })
+    };
+    let hour = Duration::from_secs(3600);
+    memo.add_model("limited", label(1), ModelOptions::default().ttl(hour));
+    memo.add_model("free", label(2), ModelOptions::default());
+    let ask = async |model: &str, row: &'static str, ttl| {
+        let mut request = Request::row(row).model(model);
+        request.directives.ttl = ttl;
+        memo.ask(request).await.unwrap().rows[0].origin
+    };
+    let minute = Some(Duration::from_secs(60));
+    for (origin, passed) in [(Origin::Miss, 0), (Origin::Hit, 50), (Origin::Miss, 20)] {
+        tokio::time::advance(Duration::from_secs(passed)).await;
+        assert_eq!(ask("limited", "request", minute).await, origin, "{passed}");
+        assert_eq!(ask("free", "request", minute).await, origin, "{passed}");
+    }
+    for (origin, passed) in [(Origin::Miss, 0), (Origin::Hit, 3400), (Origin::Miss, 200)] {
+        tokio::time::advance(Duration::from_secs(passed)).await;
+        // A request cannot lengthen the model's time.
+        let day = Some(24 * hour);
+        assert_eq!(ask("limited", "model", day).await, origin, "{passed}");
+    }
+    assert_eq!(ask("free", "model", None).await, Origin::Miss);
+    tokio::time::advance(1000 * hour).await;
+    assert_eq!(ask("free", "model", None).await, Origin::Hit, "without a time, it stays");
+    assert_eq!(counter(&memo, "rejected_tags"), 0, "an expired label is no forgery");
+}
+
+#[tokio::test]
+async fn each_model_can_have_a_byte_store_of_its_own() {
+    let (memo, _) = bytes_memo();
+    let of = |id: u8| {
+        Function::new(ModelId::bytes("m", [id; 32]), 1, |rows| {
+            Ok(rows.iter().map(|row| Answer::Bytes(row.repeat(100).into())).collect())
+        })
+    };
+    let own = Arc::new(ByteStore::new(1 << 20, 1 << 16));
+    memo.add_model("shared", of(1), ModelOptions::default());
+    memo.add_model_with_store("own", of(2), ModelOptions::default(), Arc::clone(&own));
+    let ask = async |model: &str, row: String| {
+        memo.ask(Request::row(row).model(model)).await.unwrap().rows[0].origin
+    };
+    assert_eq!(ask("shared", "kept".into()).await, Origin::Miss);
+    let before = own.stats().bytes;
+    // Far more than its own store has room for.
+    for i in 0..3000 {
+        ask("own", format!("row {i}")).await;
+    }
+    assert!(own.stats().evicted > 0 && own.stats().bytes > before);
+    assert_eq!(ask("shared", "kept".into()).await, Origin::Hit, "it evicts no other model's");
+    assert_eq!(ask("own", "row 2999".into()).await, Origin::Hit);
+    memo.forget("own", b"row 2999").unwrap();
+    assert_eq!(ask("own", "row 2999".into()).await, Origin::Miss);
+    memo.flush("own").unwrap();
+    assert_eq!(ask("own", "row 2999".into()).await, Origin::Miss);
+    assert_eq!(ask("shared", "kept".into()).await, Origin::Hit);
+    let mut stats = Stats::default();
+    memo.stats(&mut stats);
+    assert!(matches!(stats.get("byte_store_capacity_bytes"), Some(
+        afterimage_wire::proto::stats::Value::Gauge(capacity)) if *capacity == 9 << 20));
+}
+
 #[tokio::test]
 async fn requests_that_break_a_limit_name_it() {
     let store = Arc::new(ByteStore::new(1 << 20, 1 << 16));
@@ -431,7 +500,7 @@ fn names(memo: &Memo) -> Vec<String> {
 async fn every_described_metric_is_reported_and_the_reverse() {
     use afterimage_cache::metrics as cache;
     use afterimage_memo::pool::Pool;
-    use afterimage_memo::store::{Redis, RemoteStore, StoreOptions};
+    use afterimage_memo::store::{Disk, Redis, RemoteStore, StoreOfBytes, StoreOptions};
     use afterimage_wire::{Client, ClientOptions};
 
     let audited = options().audit(std::num::NonZeroU32::new(10)).auto_bypass(true);
@@ -444,8 +513,13 @@ async fn every_described_metric_is_reported_and_the_reverse() {
     let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
     let function = Memo::new(Store::Embedded(table, None), None, options());
     function.add_model("m", capitals(1).0, ModelOptions::default());
+    let folder = tempfile::tempdir().unwrap();
+    let log = afterimage_cache::DiskLog::open(folder.path(), 1 << 20).unwrap();
+    let disk = Disk::start(Arc::new(ByteStore::new(1 << 20, 1 << 16)), log).unwrap();
+    let disk = StoreOfBytes::Remote(RemoteStore::new(disk, StoreOptions::for_bytes()));
+    let disk = Memo::of_bytes(disk, options());
 
-    let reported = [names(&pool), names(&function)].concat();
+    let reported = [names(&pool), names(&function), names(&disk)].concat();
     let described = afterimage_memo::metrics::METRICS;
     for metric in described {
         assert!(reported.iter().any(|name| metric.has_name(name)), "{} is unused", metric.name);
@@ -516,8 +590,8 @@ async fn unknown_labels_of_a_remote_store_make_one_call() {
     let unknown = (0..200).filter(|i| i % 3 != 0).map(row).collect::<Vec<_>>();
     let known: Vec<_> = known.into_iter().map(row).collect();
     assert_eq!(*calls.lock().unwrap(), [known, unknown]);
-    // One lookup for each request. The first one brings the epoch along.
-    assert_eq!(*shelf.lookups.lock().unwrap(), [68, 200]);
+    // One lookup for each request. The first one brings the epoch and its floor along.
+    assert_eq!(*shelf.lookups.lock().unwrap(), [69, 200]);
 }
 
 /// An upstream that does not keep the `Arc` of its model.

@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use crate::common::fail_fast;
 
 mod audit_bypass;
+mod byte_upstream;
 #[path = "../common/mod.rs"]
 mod common;
 mod flush;

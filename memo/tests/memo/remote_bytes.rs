@@ -187,7 +187,7 @@ async fn rows_are_looked_up_together_and_misses_are_one_call() {
     assert_eq!((hits, coalesced), (150, 10));
     // No lookup of the backend has more keys than a store should hold in memory at once.
     assert_eq!(shelf.0.largest_lookup.load(SeqCst), 64);
-    assert_eq!(counter(&memo, "store_lookups"), 151 + 200);
+    assert_eq!(counter(&memo, "store_lookups"), 152 + 200);
 }
 
 #[tokio::test(start_paused = true)]

@@ -106,7 +106,7 @@ async fn names_what_an_incomplete_classifier_lacks() {
     let complete = model_id(1);
     for (model, found) in [
         (ModelId { digest: [0; 32], ..complete.clone() }, "no digest"),
-        (ModelId { answers: AnswerKind::Label { classes: 0 }, ..complete }, "0 classes"),
+        (ModelId { answers: AnswerKind::Label { classes: 65_537 }, ..complete }, "65537 classes"),
     ] {
         let error = error_of(model).await;
         assert_eq!(error.status(), Status::UpstreamError, "{error}");
@@ -236,11 +236,12 @@ async fn a_silent_cache_costs_a_few_lookup_budgets_then_nothing() {
         assert_eq!(client.classify(&[i; 4]).await.unwrap().label, u16::from(i));
     }
     assert_eq!(counter(&client, "store_breaker_opened").await, 1);
-    // Three lookups reached the cache, each with the epoch's key; the breaker stopped all others.
-    assert_eq!(counter(&client, "store_lookups").await, 6);
-    assert_eq!(counter(&client, "store_lookups_failed").await, 6);
+    // Three lookups reached the cache, each with the keys of the epoch and of its floor; the
+    // breaker stopped all others.
+    assert_eq!(counter(&client, "store_lookups").await, 9);
+    assert_eq!(counter(&client, "store_lookups_failed").await, 9);
     assert_eq!(counter(&client, "store_lookups_bypassed").await, 50);
-    assert_eq!(mute.reads.load(SeqCst), 6);
+    assert_eq!(mute.reads.load(SeqCst), 9);
 }
 
 #[test]
@@ -397,8 +398,8 @@ async fn a_long_wait_in_the_queue_is_no_failure_of_the_store() {
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     let lookups = counter(&client, "store_lookups").await;
     let unsent = counter(&client, "store_lookups_unsent").await;
-    // Until the epoch is known, each lookup reads it from the store, too: 64 keys make 65.
-    let all = u64::from(INPUTS)..u64::from(INPUTS) * 65 / 64 + 64;
+    // Until the epoch is known, each lookup reads it from the store, too: 64 keys make 66.
+    let all = u64::from(INPUTS)..u64::from(INPUTS) * 66 / 64 + 66;
     assert!(all.contains(&(unsent + lookups)), "{unsent} and {lookups}");
     assert!(lookups < u64::from(INPUTS) / 2, "{lookups}");
     assert_eq!(counter(&client, "store_lookups_failed").await, 0);

@@ -18,6 +18,7 @@ pub(crate) const SECTIONS: [&str; 11] = [
     "Store",
     "Label table",
     "Byte store",
+    "Disk",
     "Snapshot",
     "Classifier",
     "Proxy",

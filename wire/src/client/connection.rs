@@ -89,8 +89,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Driver<T> {
             transport,
             number,
             server,
+            max_body: match welcome.classes {
+                0 => shared.options.max_body,
+                _ => shared.options.max_body.min(shared.options.max_label_body),
+            },
             welcome,
-            max_body: shared.options.max_body,
             input: Input::new(input),
             writing: SendBuffer::default(),
             streams,

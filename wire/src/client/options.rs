@@ -53,6 +53,9 @@ pub struct ClientOptions {
     pub max_queued_bytes: usize,
     /// The largest body, in bytes, that is accepted from the server.
     pub max_body: u32,
+    /// The same for a server whose model answers with labels. Its replies are short, so a client
+    /// in front of a server that it does not trust sets less.
+    pub max_label_body: u32,
     /// Time without a byte from the server after which the client sends a `Ping`; after the same
     /// time again, it closes the connection. `None` for never.
     pub keepalive: Option<Duration>,
@@ -82,6 +85,7 @@ impl Default for ClientOptions {
             max_in_flight: DEFAULT_MAX_IN_FLIGHT,
             max_queued_bytes: DEFAULT_MAX_QUEUED_BYTES,
             max_body: MAX_LARGE_BODY,
+            max_label_body: MAX_LARGE_BODY,
             keepalive: Some(Duration::from_secs(15)),
             fail_fast: false,
             expect: None,
@@ -168,6 +172,13 @@ impl ClientOptions {
         self
     }
 
+    /// Sets the largest body accepted from a server whose model answers with labels.
+    #[must_use]
+    pub fn max_label_body(mut self, bytes: u32) -> Self {
+        self.max_label_body = bytes;
+        self
+    }
+
     /// Sets the silence after which the client sends a `Ping`.
     #[must_use]
     pub fn keepalive(mut self, interval: Option<Duration>) -> Self {
@@ -221,6 +232,7 @@ impl fmt::Debug for ClientOptions {
             .field("max_in_flight", &self.max_in_flight)
             .field("max_queued_bytes", &self.max_queued_bytes)
             .field("max_body", &self.max_body)
+            .field("max_label_body", &self.max_label_body)
             .field("keepalive", &self.keepalive)
             .field("fail_fast", &self.fail_fast)
             .field("expect", &self.expect)

@@ -167,8 +167,8 @@ pub struct Welcome {
     /// Requests of this connection that the server works on at once. At the limit it stops
     /// reading.
     pub window: u32,
-    /// Number of classes of the model; labels are below it. 0 if there are none or it is not
-    /// known.
+    /// Number of classes of the model; labels are below it. 0 if the answers are bytes, or if
+    /// there is no model.
     pub classes: u32,
     /// SHA-256 of the model; zeros if there is none or it is not known.
     pub digest: [u8; DIGEST_LEN],

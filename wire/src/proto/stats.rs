@@ -142,6 +142,23 @@ impl Stats {
         self.entries.push((name.to_owned(), value));
     }
 
+    /// Adds the statistics of another part of the service. Counters and gauges of one name are
+    /// summed. Of two texts, the first in alphabetical order stays: `no` before `yes`.
+    pub fn merge(&mut self, other: Stats) {
+        for (name, value) in other.entries {
+            let known = self.entries.iter_mut().find(|(known, _)| *known == name);
+            match (known.map(|(_, known)| known), value) {
+                (Some(Value::Counter(sum)), Value::Counter(more)) => {
+                    *sum = sum.saturating_add(more)
+                }
+                (Some(Value::Gauge(sum)), Value::Gauge(more)) => *sum = sum.saturating_add(more),
+                (Some(Value::Text(first)), Value::Text(other)) if other < *first => *first = other,
+                (Some(_), _) => {}
+                (None, value) => self.entries.push((name, value)),
+            }
+        }
+    }
+
     /// The value of this name, if there is one.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.entries.iter().find(|(entry, _)| entry == name).map(|(_, value)| value)
@@ -281,6 +298,24 @@ mod tests {
         let mut body = Vec::new();
         stats.encode(&mut body);
         assert_eq!(Stats::decode(&body), Ok(sample()));
+    }
+
+    #[test]
+    fn parts_of_a_service_are_merged_by_name() {
+        let mut stats = sample();
+        let count = stats.entries.len();
+        stats.merge(Stats {
+            entries: vec![
+                ("entries".into(), Value::Gauge(-1)),
+                ("hits".into(), Value::Counter(1)),
+                ("connected".into(), Value::Text("yes".into())),
+            ],
+        });
+        stats.merge(Stats { entries: vec![("connected".into(), Value::Text("no".into()))] });
+        assert_eq!(stats.entries.len(), count + 1);
+        assert_eq!(stats.get("entries"), Some(&Value::Gauge(i64::MAX - 1)));
+        assert_eq!(stats.counter_value("hits"), u64::MAX);
+        assert_eq!(stats.get("connected"), Some(&Value::Text("no".into())));
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub use service::{Identity, Service, Watchers, handle_one};
 pub use shutdown::until_terminated;
 pub use tenants::{MAX_TENANTS, MAX_WEIGHT, Tenants, TenantsError};
 
+use crate::proto::stats::Stats;
 use crate::proto::{Message, Status};
 use end::{End, Refusal};
 use metrics::Counters;
@@ -104,6 +105,13 @@ impl<S: Service, L: Listener> Server<S, L> {
     /// A server for the connections of `listener`.
     pub fn new(listener: L, service: Arc<S>, options: ServerOptions) -> Self {
         Server { listener, shared: Arc::new(Shared::new(service, options)) }
+    }
+
+    /// Writes the statistics of the server itself, such as its open connections, into a report. It
+    /// works during [`serve`](Self::serve) and after it.
+    pub fn statistics(&self) -> impl Fn(&mut Stats) + Send + Sync + 'static {
+        let shared = Arc::clone(&self.shared);
+        move |stats| shared.counters.stats(shared.options.has_tls(), stats)
     }
 
     /// Serves until `shutdown` is ready, then drains: it accepts no connections, sends a `GoAway`

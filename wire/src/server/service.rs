@@ -105,7 +105,7 @@ pub struct Identity {
     pub service: Role,
     /// The model's digest; zeros if there is none or it is not known.
     pub digest: [u8; 32],
-    /// Number of classes; 0 if there are none or it is not known.
+    /// Number of classes; 0 if the answers are bytes, or if there is no model.
     pub classes: u32,
     /// The input's shape; no dimensions if it is not known.
     pub shape: Shape,

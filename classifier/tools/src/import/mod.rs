@@ -5,7 +5,7 @@
 //! divided by a divisor, and possibly scaled by `svm-scale`. Numbers stay in `f64`. If a label
 //! depends on rounding, the operations of the original tool are repeated in their order
 //! (`weights.rs` and `pairwise/` of `afterimage-classifier`), so the labels are equal.
-//! `pairwise/exact.rs` says for which compilers.
+//! `pairwise/votes.rs` says for which compilers.
 
 mod liblinear;
 mod libsvm;

@@ -1,28 +1,36 @@
-//! The memo's model over the Open Inference Protocol v2, with the codec of `inference`.
+//! The memo's model over the Open Inference Protocol v2, with the codec of `inference`: over HTTP
+//! here, over gRPC in [`grpc`], at the same address.
 //!
 //! The model takes inputs of its own shape as `UINT8` with a batch dimension before it, and answers
 //! with the labels and, where the source has them, the scores. Errors are `{"error": "…"}`, as
 //! clients of the protocol expect.
 
+mod grpc;
+
 use std::sync::Arc;
 
 use afterimage_core::{ClientId, ModelId};
 use afterimage_inference::decoded_body;
-use afterimage_inference::oip::{Datatype, Encoded, Request, Response as Answer, Tensor};
+use afterimage_inference::oip::{
+    Datatype, Encoded, ModelMetadata, Request, Response as Answer, ServerMetadata, Tensor,
+    TensorMetadata,
+};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::middleware::Next;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::classify::{cache_status, directives};
 use crate::extract::Whole;
 use crate::problem::Problem;
 use crate::{Shared, Wish};
+
+pub(crate) use grpc::scope as grpc_scope;
 
 /// The name of a model that has none.
 const NAME: &str = "classifier";
@@ -34,30 +42,36 @@ const INPUT: &str = "INPUT";
 const LABEL: &str = "LABEL";
 const SCORES: &str = "SCORES";
 
+const SERVER: ServerMetadata = ServerMetadata {
+    name: "afterimage",
+    version: env!("CARGO_PKG_VERSION"),
+    extensions: &["binary_tensor_data"],
+};
+
 /// The length of the JSON before binary tensors.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
-/// The routes that need a token if the gateway has one.
-pub(crate) fn routes() -> Router<Arc<Shared>> {
-    Router::new()
+/// The routes. Probes need no token.
+pub(crate) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
+    let guard = || from_fn_with_state(Arc::clone(shared), crate::access::check);
+    let http = Router::new()
         .route("/v2", get(server))
         .route("/v2/models/{model}", get(model))
         .route("/v2/models/{model}/versions/{version}", get(model))
         .route("/v2/models/{model}/infer", post(infer))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer))
-}
-
-/// The probes.
-pub(crate) fn probes() -> Router<Arc<Shared>> {
-    Router::new()
+        .layer(guard());
+    let probes = Router::new()
         .route("/v2/health/live", get(async || StatusCode::OK))
         .route("/v2/health/ready", get(ready))
         .route("/v2/models/{model}/ready", get(model_ready))
-        .route("/v2/models/{model}/versions/{version}/ready", get(model_ready))
+        .route("/v2/models/{model}/versions/{version}/ready", get(model_ready));
+    let grpc = grpc::routes().layer(guard()).merge(grpc::probes());
+    http.merge(probes).layer(from_fn(errors)).merge(grpc.layer(from_fn(grpc::errors)))
 }
 
 /// Writes problems in the form of the protocol.
-pub(crate) async fn errors(request: axum::extract::Request, next: Next) -> Response {
+async fn errors(request: axum::extract::Request, next: Next) -> Response {
     let response = next.run(request).await;
     let Some(problem) = response.extensions().get::<Problem>() else { return response };
     let mut translated = Json(json!({ "error": problem.detail })).into_response();
@@ -95,12 +109,8 @@ fn name(model: &ModelId) -> &str {
     if model.name.is_empty() { NAME } else { &model.name }
 }
 
-async fn server() -> Json<Value> {
-    Json(json!({
-        "name": "afterimage",
-        "version": env!("CARGO_PKG_VERSION"),
-        "extensions": ["binary_tensor_data"],
-    }))
+async fn server() -> Response {
+    Json(SERVER.to_json()).into_response()
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> Result<StatusCode, Problem> {
@@ -118,22 +128,27 @@ async fn model_ready(
 async fn model(
     State(shared): State<Arc<Shared>>,
     Path(named): Path<Named>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let model = named.find(&shared)?;
+    Ok(Json(metadata(&shared, &model).to_json()).into_response())
+}
+
+/// The inputs and outputs of the model.
+fn metadata(shared: &Shared, model: &ModelId) -> ModelMetadata {
     let dims = model.input.as_ref().map_or(&[][..], |shape| shape.dims());
-    let shape: Vec<i64> = [-1].into_iter().chain(dims.iter().map(|&dim| dim.into())).collect();
-    let mut outputs = vec![json!({ "name": LABEL, "datatype": "UINT16", "shape": [-1] })];
+    let shape = [-1].into_iter().chain(dims.iter().map(|&dim| dim.into())).collect();
+    let tensor = |name, datatype, shape| TensorMetadata { name, datatype, shape };
+    let mut outputs = vec![tensor(LABEL, Datatype::Uint16, vec![-1])];
     if shared.source.has_scores() {
-        let classes = model.classes();
-        outputs.push(json!({ "name": SCORES, "datatype": "FP32", "shape": [-1, classes] }));
+        outputs.push(tensor(SCORES, Datatype::Fp32, vec![-1, model.classes().into()]));
     }
-    Ok(Json(json!({
-        "name": name(&model),
-        "versions": [VERSION],
-        "platform": "afterimage",
-        "inputs": [{ "name": INPUT, "datatype": "UINT8", "shape": shape }],
-        "outputs": outputs,
-    })))
+    ModelMetadata {
+        name: name(model).to_owned(),
+        versions: vec![VERSION.to_owned()],
+        platform: "afterimage",
+        inputs: vec![tensor(INPUT, Datatype::Uint8, shape)],
+        outputs,
+    }
 }
 
 async fn infer(
@@ -145,11 +160,35 @@ async fn infer(
 ) -> Result<Response, Problem> {
     let model = named.find(&shared)?;
     let request = parse(&headers, &body, shared.options.max_body)?;
-    let has_scores = shared.source.has_scores();
-    let outputs = wanted(&request, has_scores)?;
-    let rows = rows(&request, &model, shared.options.max_images)?;
+    let wish = Wish { client, ..directives(&headers) };
+    let (answer, status) = answer(&shared, &model, &request, wish).await?;
+    let rendered = answer.render(request.id(), &request.wanted_encoding());
+    let Encoded { body, json_len } = rendered.ok_or_else(damaged)?;
+    let kind = if json_len.is_some() { "application/octet-stream" } else { "application/json" };
+    let mut response = ([(header::CONTENT_TYPE, kind)], body).into_response();
+    let out = response.headers_mut();
+    if let Some(len) = json_len {
+        out.insert(JSON_LENGTH, len.into());
+    }
+    out.insert("cache-status", status);
+    out.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// The answer of the model, and how it came about, for `Cache-Status`.
+async fn answer(
+    shared: &Shared,
+    model: &ModelId,
+    request: &Request,
+    wish: Wish,
+) -> Result<(Answer, HeaderValue), Problem> {
+    if let Some(refusal) = request.refusal() {
+        return Err(bad(format!("the model does not support this: {}", refusal.as_str())));
+    }
+    let outputs = wanted(request, shared.source.has_scores())?;
+    let rows = rows(request, model, shared.options.max_images)?;
     let count = rows.len() as u64;
-    let wish = Wish { scores: outputs.contains(&SCORES), client, ..directives(&headers) };
+    let wish = Wish { scores: outputs.contains(&SCORES), ..wish };
     let answers = shared.source.classify(rows, wish).await?;
     let status = cache_status(&answers, wish);
     let tensor = |output| match output {
@@ -166,21 +205,11 @@ async fn infer(
         }
     };
     let mut answer = Answer::default();
-    answer.model = Some(name(&model).to_owned());
+    answer.model = Some(name(model).to_owned());
     answer.version = Some(VERSION.to_owned());
     answer.outputs =
         outputs.into_iter().map(tensor).collect::<Result<_, _>>().map_err(|_| damaged())?;
-    let rendered = answer.render(request.id(), &request.wanted_encoding());
-    let Encoded { body, json_len } = rendered.ok_or_else(damaged)?;
-    let kind = if json_len.is_some() { "application/octet-stream" } else { "application/json" };
-    let mut response = ([(header::CONTENT_TYPE, kind)], body).into_response();
-    let out = response.headers_mut();
-    if let Some(len) = json_len {
-        out.insert(JSON_LENGTH, len.into());
-    }
-    out.insert("cache-status", status);
-    out.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
+    Ok((answer, status))
 }
 
 fn damaged() -> Problem {
@@ -208,11 +237,7 @@ fn parse(headers: &HeaderMap, body: &Bytes, max_body: usize) -> Result<Request, 
         Problem::unsupported_type(detail)
     })?;
     let request = Request::parse(body, json_len);
-    let request = request.map_err(|error| bad(format!("the request cannot be read: {error}")))?;
-    match request.refusal() {
-        None => Ok(request),
-        Some(refusal) => Err(bad(format!("the model does not support this: {refusal}"))),
-    }
+    request.map_err(|error| bad(format!("the request cannot be read: {error}")))
 }
 
 /// The outputs to send: the requested ones in their order, or all.
