@@ -12,7 +12,7 @@ use crate::format::{grouped, long_time, nanos, percent};
 use crate::metrics::find;
 
 /// The sections of a report. Latencies have a table of their own.
-pub(crate) const SECTIONS: [&str; 11] = [
+pub(crate) const SECTIONS: [&str; 12] = [
     "Time",
     "Answers",
     "Store",
