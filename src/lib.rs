@@ -116,6 +116,8 @@ enum Command {
     Bench(Box<cmd::bench::Args>),
     /// Show a running service's statistics.
     Stats(cmd::stats::Args),
+    /// Show the models behind a proxy: hits, epochs, and whether batches can be split.
+    Models(cmd::models::Args),
     /// Report whether a service answers, as an exit code.
     Ping(Box<cmd::ping::Args>),
     /// Make a running service write its snapshot now.
@@ -287,7 +289,10 @@ fn run() -> anyhow::Result<()> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match cli.log_format {
         // One object for each line, with the fields of the event beside its message.
-        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).init(),
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).with_current_span(false);
+            log.with_writer(|| print::JsonLog).init();
+        }
         LogFormat::Text => log
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
@@ -308,6 +313,7 @@ fn run() -> anyhow::Result<()> {
     settings::warn(&command, &args);
     match cli.command {
         Command::Proxy(args) => cmd::proxy::run(*args),
+        Command::Models(args) => cmd::models::run(args),
         Command::Serve(args) => cmd::serve::run(*args),
         Command::Cache(args) => cmd::cache::run(args),
         Command::Classifier(args) => cmd::classifier::run(args),

@@ -86,6 +86,23 @@ pub(crate) fn note(text: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr().lock(), "{}", escape_line(&text.to_string()));
 }
 
+/// Standard error for log lines of JSON. What [`json`] escapes is escaped here, too.
+#[derive(Debug)]
+pub(crate) struct JsonLog;
+
+impl Write for JsonLog {
+    /// Writes a whole line, which one call has.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let escaped = escape_json(&String::from_utf8_lossy(line));
+        io::stderr().lock().write_all(escaped.as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().lock().flush()
+    }
+}
+
 /// Formats the fields of log events. A peer's text must not forge a line of the log.
 pub(crate) fn log_fields() -> impl for<'w> FormatFields<'w> + 'static {
     debug_fn(|out, field, value| {

@@ -102,6 +102,7 @@ pub(crate) fn run(
             let _ = say!("metrics and probes on http://{address}/metrics");
         }
         notify("READY=1");
+        tokio::spawn(return_memory());
         let started = Instant::now();
         let mut terminated = std::pin::pin!(terminated);
         loop {
@@ -245,6 +246,27 @@ fn check_exposed(listen: &str, options: &ServerOptions, insecure: bool) -> anyho
         );
     }
     Ok(())
+}
+
+/// The shortest interval between two returns of free memory.
+const RETURN_EVERY: Duration = Duration::from_secs(2);
+
+/// Released bytes of buffers that are worth a return.
+const MIN_RETURN: u64 = 16 << 20;
+
+/// Returns memory to the system after bursts on many connections. Without it, their buffers stay in
+/// the allocator, since it cannot release a page below a block in use.
+async fn return_memory() {
+    let mut returned = 0;
+    loop {
+        tokio::time::sleep(RETURN_EVERY).await;
+        let released = afterimage_wire::server::released_bytes();
+        if released - returned >= MIN_RETURN {
+            returned = released;
+            // It fails only while the runtime ends.
+            let _ = tokio::task::spawn_blocking(afterimage_cache::return_free_memory).await;
+        }
+    }
 }
 
 /// Makes a write above the file size limit (`ulimit -f`) fail like one on a full disk. A handler

@@ -1,4 +1,5 @@
-//! Background threads: their priority, and the early allocation of a table's memory.
+//! Background threads: their priority, the early allocation of a table's memory, and the return of
+//! free memory.
 
 use std::fs;
 use std::path::Path;
@@ -32,6 +33,9 @@ const PAUSE: u32 = 4;
 /// or when its reference to the table is the last. A table that is larger than the free memory is
 /// not populated: its memory grows as it fills. Errors are logged and have no effect.
 ///
+/// Until then the first touch of a page by another thread allocates a small page: to clear a huge
+/// one takes longer than a client waits for a lookup.
+///
 /// The thread keeps its priority. With a low one it waits for a processor while it holds the
 /// system's locks for a page, and threads that serve wait for these locks.
 pub fn populate_in_background(table: &Arc<Table>) {
@@ -55,6 +59,12 @@ pub fn populate_in_background(table: &Arc<Table>) {
     if let Err(error) = thread::Builder::new().name("populate".into()).spawn(work) {
         tracing::debug!("cannot allocate the table's memory in advance: {error}");
     }
+}
+
+/// Returns free memory of the allocator to the system. The allocator keeps it else as long as a
+/// block behind it is in use. It takes milliseconds, so call it on a thread that may block.
+pub fn return_free_memory() {
+    crate::memory::return_free_memory();
 }
 
 /// Bytes that this process can still allocate: free memory of the machine, or less if a control

@@ -38,7 +38,7 @@ cfg_if::cfg_if! {
             pub(crate) use std::{hint::spin_loop, thread::yield_now};
         }
 
-        pub use background::populate_in_background;
+        pub use background::{populate_in_background, return_free_memory};
         pub use byte_store::{Admission, ByteStore, ByteStoreStats, Stored};
         pub use disk::DiskLog;
         pub use service::CacheService;

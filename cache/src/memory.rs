@@ -3,9 +3,9 @@
 //!
 //! The memory comes from `mmap`: the system allocates a page when it is first touched, so an empty
 //! table costs address space only. Huge pages are requested, without which most lookups in a large
-//! table would also miss the TLB. Allocating a huge page takes a while, which
-//! [`Buckets::populate`] can spend in advance. On systems without `mmap`, and under Miri, the
-//! memory comes from the allocator.
+//! table would also miss the TLB. The system clears a huge page while the thread that touched it
+//! waits. [`Buckets::populate`] touches them in advance, and meanwhile other threads get small
+//! pages. On systems without `mmap`, and under Miri, the memory comes from the allocator.
 
 use crate::bucket::{Bucket, Lines};
 use crate::hash::{Hashed, Span, TAGS_SUFFICE};
@@ -80,7 +80,8 @@ impl Buckets {
 
     /// Touches all pages, so that the system allocates them. Calls `go_on` before each
     /// [`os::CHUNK`], and stops when it returns false. The contents stay, and other threads may
-    /// read and write meanwhile.
+    /// read and write meanwhile. A chunk that they touch first gets small pages, which are
+    /// replaced by a huge one in its turn.
     pub(crate) fn populate(&self, go_on: &mut dyn FnMut() -> bool) {
         self.lines.populate(go_on);
         if let Some(tops) = &self.tops {
@@ -145,17 +146,38 @@ impl<T: Atomics> Zeroed<T> {
     /// it clears pages. A thread that maps memory waits for this lock, and faults wait behind it.
     fn populate(&self, go_on: &mut dyn FnMut() -> bool) {
         let bytes = self.count * size_of::<T>();
-        for at in (0..bytes).step_by(STEP) {
-            if at.is_multiple_of(os::CHUNK) && !go_on() {
+        // A request of another thread must not wait until a huge page is cleared.
+        self.advise(0, bytes, Pages::Small);
+        for start in (0..bytes).step_by(os::CHUNK) {
+            if !go_on() {
+                self.advise(start, bytes, Pages::Huge);
                 break;
             }
-            let word = self.first.as_ptr().cast::<u8>().wrapping_add(at).cast();
-            // SAFETY: the memory has `bytes` bytes and is alive as long as `self`. It consists of
-            // `AtomicU64` by the contract of `Atomics`, and `at` is a multiple of their size.
-            let word = unsafe { AtomicU64::from_ptr(word) };
-            // Writes to an untouched page, and changes nothing. The processor needs a writable page
-            // for it, so a shared page of zeros does not suffice.
-            let _ = word.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
+            let end = bytes.min(start + os::CHUNK);
+            self.advise(start, end, Pages::Huge);
+            (start..end).step_by(STEP).for_each(|at| self.touch(at));
+            self.advise(start, end, Pages::Merged);
+        }
+    }
+
+    /// Writes to the page at byte `at`, and changes nothing.
+    fn touch(&self, at: usize) {
+        debug_assert!(at < self.count * size_of::<T>() && at.is_multiple_of(STEP));
+        let word = self.first.as_ptr().cast::<u8>().wrapping_add(at).cast();
+        // SAFETY: the word is within the memory, which is alive as long as `self`. The memory
+        // consists of `AtomicU64` by the contract of `Atomics`, and `at` is a multiple of their
+        // size.
+        let word = unsafe { AtomicU64::from_ptr(word) };
+        // The processor needs a writable page for it, so a shared page of zeros does not suffice.
+        let _ = word.compare_exchange(0, 0, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Asks for this kind of pages from byte `start`, a multiple of [`os::CHUNK`], to `end`.
+    fn advise(&self, start: usize, end: usize, pages: Pages) {
+        if self.count * size_of::<T>() >= os::CHUNK {
+            let first = self.first.cast::<u8>();
+            // SAFETY: the range is within the memory of `self`, from `os::allocate`.
+            unsafe { os::advise(first.add(start), end - start, pages) };
         }
     }
 }
@@ -207,10 +229,23 @@ fn prefetch_line(line: &Line) {
     let _ = address;
 }
 
+/// The pages that back a range of memory.
+#[derive(Clone, Copy, Debug)]
+enum Pages {
+    /// The next touch of an untouched page allocates a small one.
+    Small,
+    /// The next touch of an untouched page allocates a huge one, if there is one.
+    Huge,
+    /// Small pages are replaced by huge ones now, with their contents.
+    Merged,
+}
+
 #[cfg(all(unix, not(miri)))]
 mod os {
     use std::io;
     use std::ptr::{self, NonNull};
+
+    use super::Pages;
 
     /// The size of a huge page on x86-64 and on most 64-bit ARM systems.
     const HUGE_PAGE: usize = 2 << 20;
@@ -259,13 +294,42 @@ mod os {
             // SAFETY: whole pages of our own mapping after the last page with one of the `bytes`.
             unsafe { libc::munmap(first.wrapping_add(kept).cast(), tail) };
         }
-        #[cfg(target_os = "linux")]
+        let first = NonNull::new(first).ok_or(io::ErrorKind::OutOfMemory)?;
         if slack != 0 {
-            // SAFETY: the range is our own mapping. This is advice: without it only the speed
-            // differs.
-            unsafe { libc::madvise(first.cast(), bytes, libc::MADV_HUGEPAGE) };
+            // SAFETY: the range is our own mapping.
+            unsafe { advise(first, bytes, Pages::Huge) };
         }
-        NonNull::new(first).ok_or_else(|| io::ErrorKind::OutOfMemory.into())
+        Ok(first)
+    }
+
+    /// Asks the system for this kind of pages. Without an effect only the speed differs, so errors
+    /// are ignored.
+    ///
+    /// # Safety
+    ///
+    /// The `bytes` from `first` are memory from [`allocate`] in use, and `first` is aligned to a
+    /// page.
+    pub(super) unsafe fn advise(first: NonNull<u8>, bytes: usize, pages: Pages) {
+        #[cfg(target_os = "linux")]
+        {
+            let advice = match pages {
+                Pages::Small => libc::MADV_NOHUGEPAGE,
+                Pages::Huge => libc::MADV_HUGEPAGE,
+                // It has an effect even if the operator has turned huge pages off.
+                Pages::Merged if huge_pages_are_off() => return,
+                Pages::Merged => libc::MADV_COLLAPSE,
+            };
+            // SAFETY: the contents stay as they are, and the range is the caller's promise.
+            unsafe { libc::madvise(first.as_ptr().cast(), bytes, advice) };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (first, bytes, pages);
+    }
+
+    #[cfg(target_os = "linux")]
+    fn huge_pages_are_off() -> bool {
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+            .is_ok_and(|modes| modes.contains("[never]"))
     }
 
     /// # Safety
@@ -282,6 +346,15 @@ mod os {
         usize::try_from(size).ok().filter(|size| size.is_power_of_two()).unwrap_or(4096)
     }
 
+    /// Returns free memory of the allocator to the system, if it can.
+    pub(super) fn return_free_memory() {
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: it affects free blocks only.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+
     /// The machine's memory in bytes, if the system reports it.
     pub(super) fn physical_bytes() -> Option<u64> {
         // SAFETY: reads a constant of the system.
@@ -296,6 +369,8 @@ mod os {
     use std::alloc::{Layout, alloc_zeroed, dealloc};
     use std::io;
     use std::ptr::NonNull;
+
+    use super::Pages;
 
     /// The alignment of the memory.
     pub(super) const ALIGNMENT: usize = align_of::<Lines>();
@@ -326,10 +401,25 @@ mod os {
         }
     }
 
+    /// The allocator chooses the pages.
+    ///
+    /// # Safety
+    ///
+    /// There is no condition.
+    pub(super) unsafe fn advise(_: NonNull<u8>, _: usize, _: Pages) {}
+
+    /// There is no way to do it.
+    pub(super) fn return_free_memory() {}
+
     /// The machine's memory in bytes, if the system reports it.
     pub(super) fn physical_bytes() -> Option<u64> {
         None
     }
+}
+
+/// Returns free memory of the allocator to the system, if it can.
+pub(crate) fn return_free_memory() {
+    os::return_free_memory();
 }
 
 /// The machine's memory in bytes, if the system reports it.

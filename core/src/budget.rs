@@ -73,6 +73,13 @@ impl ByteBudget {
         reserved
     }
 
+    fn add(&self, bytes: usize) {
+        self.0.used.fetch_add(bytes, Relaxed);
+        if let Some(parent) = &self.0.parent {
+            parent.add(bytes);
+        }
+    }
+
     fn release(&self, bytes: usize) {
         self.0.used.fetch_sub(bytes, Relaxed);
         if let Some(parent) = &self.0.parent {
@@ -102,6 +109,36 @@ impl BytePermit {
     /// Bytes that this permit holds.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Takes `bytes` out of it, as a permit of its own; at most those that are left.
+    pub fn split(&mut self, bytes: usize) -> BytePermit {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        BytePermit { budget: self.budget.clone(), bytes }
+    }
+
+    /// Adds the bytes of another permit of the same budget.
+    ///
+    /// # Panics
+    /// When the other permit is of another budget.
+    pub fn merge(&mut self, mut other: BytePermit) {
+        assert!(Arc::ptr_eq(&self.budget.0, &other.budget.0), "the permits have two budgets");
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// Adds bytes that the budget had granted before, also beyond its limit.
+    pub fn regrow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.budget.add(bytes);
+    }
+
+    /// Gives `bytes` back; at most those that are left.
+    #[inline]
+    pub fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.release(bytes);
     }
 
     /// Changes the size. False, and no change, when the growth exceeds the budget.
@@ -136,6 +173,25 @@ mod tests {
         drop(held);
         assert_eq!(child.take(10).unwrap().bytes(), 10);
         assert_eq!(process.used(), 0);
+    }
+
+    #[test]
+    fn parts_of_a_permit_are_counted_once() {
+        let process = ByteBudget::new(100);
+        let child = process.child(100);
+        let mut whole = child.take(60).unwrap();
+        let mut part = whole.split(20);
+        assert_eq!((whole.bytes(), part.bytes(), process.used()), (40, 20, 60));
+        assert_eq!(part.split(30).bytes(), 20, "no more than there is");
+        assert_eq!(process.used(), 40);
+        whole.merge(child.take(5).unwrap());
+        whole.shrink(15);
+        assert_eq!((whole.bytes(), child.used(), process.used()), (30, 30, 30));
+        let rest = process.take(70).unwrap();
+        whole.regrow(15);
+        assert_eq!((child.used(), process.used()), (45, 115), "it was granted before");
+        drop((whole, part, rest));
+        assert_eq!((child.used(), process.used()), (0, 0));
     }
 
     #[test]

@@ -184,6 +184,7 @@ impl<T: Outcome> Reply<T> {
     }
 
     /// Sends the outcome, known at `at`. Returns false when the sink panicked.
+    #[inline]
     pub fn send_at(mut self, outcome: T, at: Instant) -> bool {
         self.deliver(outcome, Some(at))
     }
@@ -193,6 +194,7 @@ impl<T: Outcome> Reply<T> {
         self.deliver(outcome, None)
     }
 
+    #[inline]
     fn deliver(&mut self, outcome: T, at: Option<Instant>) -> bool {
         let Some(sink) = self.sink.take() else { return true };
         guard("answered", || sink.deliver(self.token, outcome, at)).is_some()
@@ -248,6 +250,7 @@ impl<T> fmt::Debug for Watch<T> {
 
 /// Runs a sink's code. A panic there is the receiver's bug: it is logged, and the thread that
 /// answers continues with the other replies.
+#[inline]
 fn guard<R>(when: &str, code: impl FnOnce() -> R) -> Option<R> {
     let result = catch_unwind(AssertUnwindSafe(code)).ok();
     if result.is_none() {

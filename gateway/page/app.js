@@ -68,6 +68,7 @@ async function watch() {
       const overview = await first.json();
       points = overview.series || [];
       show(overview);
+      showProxied().catch(console.debug);
       pause = 500;
       const stream = await fetch("/v1/overview?watch", { headers: authorized() });
       const reader = stream.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -84,6 +85,37 @@ async function watch() {
     if (mine === watching) lost();
     await new Promise((resolve) => setTimeout(resolve, pause));
   }
+}
+
+// The models behind a proxy.
+
+async function showProxied() {
+  const reply = await fetch("/v1/models", { headers: authorized() });
+  if (!reply.ok) return;
+  const models = (await reply.json()).proxied || [];
+  $("proxied").hidden = models.length === 0;
+  $("proxied-rows").replaceChildren(...models.map((model) => {
+    const { rows, changed } = model;
+    const greatest = rows.greatest_difference;
+    const apart = !rows.disagreements ? "all equal"
+      : `${grouped(rows.disagreements)} differ${greatest == null ? "" : `, by ${greatest.toPrecision(2)} at most`}`;
+    const cells = [
+      model.version ? `${model.name} (version ${model.version})` : model.name,
+      model.refusal ? `not stored: ${model.refusal}` : `${grouped(model.row_hits)} of ${grouped(model.asked_rows)} rows`,
+      rows.mode === "whole" ? "whole batches" : rows.verdict,
+      rows.mode === "whole" ? "not probed" : `${rows.probes} probes, ${rows.audits} audits, ${grouped(rows.compared)} rows: ${apart}`,
+      `${model.epoch}`,
+      changed ? `${changed.why}, ${long(changed.ago_s)} ago` : "none",
+    ];
+    const line = document.createElement("tr");
+    line.append(...cells.map((text, column) => {
+      const cell = document.createElement(column === 0 ? "th" : "td");
+      if (column === 0) cell.scope = "row";
+      cell.textContent = text;
+      return cell;
+    }));
+    return line;
+  }));
 }
 
 let last = 0;
@@ -135,6 +167,8 @@ function show(now) {
   $("chart").toggleAttribute("hidden", now.requests === 0);
   if (now.requests === 0) $("curl").textContent = `curl --data-binary @seven.png ${location.origin}/v1/classify`;
   chart(now);
+  // A proxy has no digest of its own. Every fifth second is enough for its models.
+  if (model && !hasDigest && now.uptime_s % 5 === 0) showProxied().catch(console.debug);
 }
 
 const total = (point) => point.hits + point.misses + point.coalesced;

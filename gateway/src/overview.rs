@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use afterimage_cache::metrics as cache;
 use afterimage_core::{Failure, Metric, ModelId};
+use afterimage_inference::{ModelReport, RowsMode};
 use afterimage_memo::metrics as memo;
 use afterimage_wire::proto::stats::{Quantiles, Stats, Value};
 use axum::Json;
@@ -276,6 +277,97 @@ pub(crate) struct Update {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Models {
     models: Vec<Model>,
+    /// The models behind a proxy that clients have asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    proxied: Vec<Proxied>,
+}
+
+/// A model behind a proxy.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Proxied {
+    /// `NAME` or `NAME/versions/VERSION`; for embeddings the name and the path of the call.
+    name: String,
+    /// The version in the last response.
+    version: Option<String>,
+    /// Why no answer is stored; `null` if answers are.
+    refusal: Option<&'static str>,
+    rows: RowsVerdict,
+    epoch: u64,
+    /// The last change; `null` before the first.
+    changed: Option<Changed>,
+    /// Questions that are asked again at each poll; `null` if the model's answers vary.
+    canaries: Option<usize>,
+    /// Calls that the memo answered.
+    calls: u64,
+    /// Calls that were answered from the store alone.
+    hits: u64,
+    /// The rows of all calls.
+    asked_rows: u64,
+    /// Rows that were answered from the store.
+    row_hits: u64,
+}
+
+/// Whether the rows of a model depend on each other, with the evidence.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct RowsVerdict {
+    /// The operator's choice: `whole`, `auto` or `within`.
+    mode: &'static str,
+    /// The limit of `within`.
+    limit: Option<f64>,
+    /// `unknown`, `rows`, `within`, `within offered` or `whole`.
+    verdict: &'static str,
+    probes: u32,
+    audits: u32,
+    /// Rows that were compared.
+    compared: u64,
+    disagreements: u64,
+    /// The greatest difference between two numbers; `null` if other parts differ.
+    greatest_difference: Option<f64>,
+}
+
+/// A change of a model.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Changed {
+    /// Seconds since the change.
+    ago_s: u64,
+    why: &'static str,
+}
+
+impl Proxied {
+    fn of(report: ModelReport) -> Self {
+        let (mode, limit) = match report.mode {
+            RowsMode::Auto => ("auto", None),
+            RowsMode::Within(limit) => ("within", Some(limit)),
+            _ => ("whole", None),
+        };
+        let evidence = report.evidence;
+        let changed = report.changed.map(|(at, why)| {
+            let ago_s = at.elapsed().unwrap_or_default().as_secs();
+            Changed { ago_s, why: why.as_str() }
+        });
+        Proxied {
+            name: report.name,
+            version: report.version,
+            refusal: report.refusal,
+            rows: RowsVerdict {
+                mode,
+                limit,
+                verdict: report.verdict.as_str(),
+                probes: evidence.probes,
+                audits: evidence.audits,
+                compared: evidence.rows,
+                disagreements: evidence.disagreements,
+                greatest_difference: Some(evidence.greatest).filter(|most| most.is_finite()),
+            },
+            epoch: report.epoch,
+            changed,
+            canaries: report.canaries,
+            calls: report.calls,
+            hits: report.hits,
+            asked_rows: report.rows,
+            row_hits: report.row_hits,
+        }
+    }
 }
 
 /// The statistics of the services behind the gateway.
@@ -319,7 +411,8 @@ pub(crate) async fn overview(
 ))]
 pub(crate) async fn models(State(shared): State<Arc<Shared>>) -> Json<Models> {
     let models = shared.source.model().as_deref().map(Model::of).into_iter().collect();
-    Json(Models { models })
+    let proxied = shared.source.proxied().into_iter().map(Proxied::of).collect();
+    Json(Models { models, proxied })
 }
 
 /// All statistics

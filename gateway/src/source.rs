@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use afterimage_core::{Answer, ClientId, Failure, ModelId, Origin, Status};
-use afterimage_inference::Proxy;
+use afterimage_inference::{ModelReport, Proxy};
 use afterimage_memo::{Memo, Request};
 use afterimage_wire::Connection;
 use afterimage_wire::client::{CallError, CallOptions};
@@ -46,6 +46,11 @@ pub struct Classified {
 pub trait Source: Send + Sync + 'static {
     /// The model; `None` before it is known.
     fn model(&self) -> Option<Arc<ModelId>>;
+
+    /// The models of a proxy, with what it knows about them.
+    fn proxied(&self) -> Vec<ModelReport> {
+        Vec::new()
+    }
 
     /// Whether it also answers with scores.
     fn has_scores(&self) -> bool {
@@ -194,6 +199,10 @@ fn of_another_address<T: Send + 'static>() -> Pending<'static, T> {
 impl Source for OfProxy {
     fn model(&self) -> Option<Arc<ModelId>> {
         Some(Arc::clone(&self.model))
+    }
+
+    fn proxied(&self) -> Vec<ModelReport> {
+        self.proxy.models()
     }
 
     fn classify(&self, _: Vec<Bytes>, _: Wish) -> Pending<'_, Vec<Classified>> {

@@ -72,6 +72,7 @@ impl<S> Http<S> {
         http1.timer(TokioTimer::new()).header_read_timeout(None);
         http1.max_headers(options.max_headers).max_buf_size(READ_BUFFER);
         http1.auto_date_header(options.adds_date);
+        http1.preserve_header_case(options.keeps_header_case);
         let mut http2 = builder.http2();
         http2.timer(TokioTimer::new()).auto_date_header(options.adds_date);
         http2.max_concurrent_streams(options.max_streams);
@@ -95,9 +96,9 @@ where
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
+        activity: Arc<Activity>,
         stop: CancellationToken,
     ) {
-        let activity = Arc::new(Activity::new(Instant::now()));
         let (clear, requests) = (ClearRequests::default(), AtomicU64::new(0));
         let transport = Transport::new(stream, self.options.write_timeout, Arc::clone(&activity))
             .with_framing(Framing::new(clear.clone()));
@@ -199,6 +200,13 @@ impl Activity {
     /// Whether no request is in flight.
     pub(crate) fn is_idle(&self) -> bool {
         self.lock().active == 0
+    }
+
+    /// The end of the last request, or the start of the connection. `None` while a request is in
+    /// flight.
+    pub(crate) fn idle_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        (state.active == 0).then_some(state.idle_since)
     }
 
     /// Waits until the connection has been idle, or its header incomplete, for too long.

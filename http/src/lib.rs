@@ -27,6 +27,8 @@ mod connection;
 mod framing;
 mod listener;
 mod options;
+mod places;
+mod refusal;
 mod respond;
 mod streams;
 mod transport;
@@ -37,6 +39,8 @@ pub use listener::Peer;
 pub use options::HttpOptions;
 pub use respond::Respond;
 pub use streams::{StreamService, serve_streams};
+#[doc(hidden)]
+pub use transport::Charged;
 
 /// The examples of the README, as tests.
 #[cfg(doctest)]

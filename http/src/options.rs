@@ -10,7 +10,8 @@ use afterimage_wire::tls::ServerTls;
 pub struct HttpOptions {
     /// TLS; `None`, the default, for plain text.
     pub tls: Option<ServerTls>,
-    /// Open connections. One more is closed at once. The default is 4,096.
+    /// Open connections; the default is 4,096. One more takes the place of the connection that is
+    /// idle for longest. If each has a request, or was idle for less than two seconds, it gets 503.
     pub max_connections: usize,
     /// Open connections of one client address; `None`, the default, for a quarter of
     /// `max_connections`. Loopback addresses have no limit of their own.
@@ -39,6 +40,9 @@ pub struct HttpOptions {
     pub write_timeout: Duration,
     /// Whether responses without a `Date` get one; true by default. A proxy adds nothing.
     pub adds_date: bool,
+    /// Whether header names keep their case over HTTP/1.1; false by default. A proxy changes
+    /// nothing.
+    pub keeps_header_case: bool,
     /// Time for requests in flight after the listener was stopped. The default is 5 s.
     pub drain_timeout: Duration,
 }
@@ -59,6 +63,7 @@ impl Default for HttpOptions {
             body_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),
             adds_date: true,
+            keeps_header_case: false,
             drain_timeout: Duration::from_secs(5),
         }
     }

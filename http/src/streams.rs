@@ -73,16 +73,23 @@ struct Streams<S> {
 }
 
 impl<S: StreamService> Connections for Streams<S> {
+    const IS_HTTP2_ALONE: bool = true;
+
     async fn serve(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         peer: Peer,
+        activity: Arc<Activity>,
         stop: CancellationToken,
     ) {
-        let activity = Arc::new(Activity::new(Instant::now()));
         let transport = Transport::new(stream, self.options.write_timeout, Arc::clone(&activity));
         let handshake = self.builder.handshake::<_, Bytes>(Box::pin(transport));
-        let mut connection = match timeout(self.options.header_timeout, handshake).await {
+        let handshake = timeout(self.options.header_timeout, handshake);
+        let handshake = tokio::select! {
+            handshake = handshake => handshake,
+            () = stop.cancelled() => return,
+        };
+        let mut connection = match handshake {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => {
                 tracing::debug!(address = %peer.address, %error, "no HTTP/2 handshake");

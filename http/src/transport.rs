@@ -8,10 +8,88 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::poll_proceed;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::connection::Activity;
 use crate::framing::Framing;
+
+/// Bytes for one unit of the budget of a task, which has 128 of them: a turn reads 512 KiB.
+const BYTES_PER_UNIT: usize = 4 << 10;
+
+/// Charges bytes that were read to the budget of the task. The runtime counts a read of 400 KiB
+/// like one of a byte, so a peer that sends interim responses or digits of a chunk length without
+/// end would keep its thread for seconds, and the timers of all tasks would wait.
+fn charge(context: &mut Context<'_>, bytes: usize) {
+    for _ in 0..bytes / BYTES_PER_UNIT {
+        match poll_proceed(context) {
+            Poll::Ready(unit) => unit.made_progress(),
+            // The next read waits for the next turn.
+            Poll::Pending => return,
+        }
+    }
+}
+
+pin_project! {
+    /// A stream whose reads are charged to the budget of the task by their bytes. It is for
+    /// connections to servers; those of the listener charge by themselves.
+    #[doc(hidden)]
+    #[derive(Debug)]
+    pub struct Charged<T> {
+        #[pin]
+        inner: T,
+    }
+}
+
+impl<T> Charged<T> {
+    /// Charges the reads of `inner`.
+    pub fn new(inner: T) -> Self {
+        Charged { inner }
+    }
+}
+
+impl<T: AsyncRead> AsyncRead for Charged<T> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(self.project().inner.poll_read(context, buffer))?;
+        charge(context, buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite> AsyncWrite for Charged<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.project().inner.poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.project().inner.poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().inner.poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.project().inner.poll_shutdown(context)
+    }
+}
 
 pin_project! {
     /// A stream that reports arriving bytes, and fails when a write makes no progress.
@@ -47,6 +125,7 @@ impl<T: AsyncRead> AsyncRead for Transport<T> {
         let before = buffer.filled().len();
         ready!(this.inner.poll_read(context, buffer))?;
         let new = &buffer.filled()[before..];
+        charge(context, new.len());
         if let Some(first) = new.first() {
             this.activity.received(*first);
         }

@@ -234,18 +234,69 @@ async fn closes_a_connection_whose_client_reads_nothing() {
 }
 
 #[tokio::test]
-async fn refuses_connections_above_the_limit() {
+async fn every_connection_above_the_limit_gets_an_answer() {
     let mut options = HttpOptions::default();
     options.max_connections = 2;
     let listener = listen(options).await;
     let first = listener.connect().await;
     let _second = listener.connect().await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(until_closed(&mut listener.connect().await).await, "");
-    drop(first);
+    // More than those whose requests are read.
+    let mut refused = Vec::new();
+    for _ in 0..150 {
+        refused.push(listener.connect().await);
+    }
+    for stream in &mut refused[..20] {
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    }
+    for stream in &mut refused {
+        let reply = until_closed(stream).await;
+        assert!(reply.starts_with("HTTP/1.1 503"), "{reply}");
+        assert!(reply.ends_with("2 connections are open; the limit is 2\n"), "{reply}");
+    }
+    // Those whose requests are read make place for others when they close.
+    drop(refused);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (client, connection) = h2::client::handshake(listener.connect().await).await.unwrap();
+    let refused = timeout(Duration::from_secs(10), connection).await.unwrap().unwrap_err();
+    assert_eq!(refused.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM), "{refused}");
+    drop((client, first));
     tokio::time::sleep(Duration::from_millis(100)).await;
     let reply = listener.exchange(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+}
+
+/// Connections that wait for nothing hold their places only until others need them.
+#[tokio::test]
+async fn the_longest_idle_connection_makes_place() {
+    let mut options = HttpOptions::default();
+    options.max_connections = 4;
+    let listener = listen(options).await;
+    let mut silent = listener.connect().await;
+    let mut begun = listener.connect().await;
+    begun.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+    let mut kept = listener.connect().await;
+    kept.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    let mut head = [0; 12];
+    kept.read_exact(&mut head).await.unwrap();
+    let mut waiting = listener.connect().await;
+    waiting.write_all(b"GET /never HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    for _ in 0..3 {
+        let reply = listener.exchange(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+        assert!(reply.await.starts_with("HTTP/1.1 200"));
+    }
+    // Each of these needs the place of another one.
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(listener.connect().await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for stream in [&mut silent, &mut begun, &mut kept] {
+        until_closed(stream).await;
+    }
+    let mut byte = [0];
+    let quiet = timeout(Duration::from_millis(100), waiting.read(&mut byte)).await;
+    assert!(quiet.is_err(), "the connection with a request stays open");
 }
 
 #[tokio::test]

@@ -10,7 +10,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use hyper::HeaderMap;
 use sha2::{Digest, Sha256};
 
 use crate::models::Models;
@@ -243,14 +242,9 @@ impl Entry {
         self.version = models.version(&self.model).unwrap_or_default();
     }
 
-    /// Notes how the call is answered.
-    pub(crate) fn noted(&mut self, note: CacheStatus) {
-        self.note = Some(note);
-    }
-
-    /// Notes the status of the response, and its length, if it is known.
-    pub(crate) fn ends(&mut self, status: u32, bytes: Option<u64>) {
-        (self.status, self.bytes_out) = (Some(status), bytes);
+    /// Notes the status of the response, its length, if it is known, and how it came about.
+    pub(crate) fn ends(&mut self, status: u32, bytes: Option<u64>, note: Option<CacheStatus>) {
+        (self.status, self.bytes_out, self.note) = (Some(status), bytes, note);
     }
 
     fn line(&self) -> String {
@@ -300,14 +294,6 @@ impl Drop for Entry {
     }
 }
 
-/// Adds the status to a response and to the line of its call.
-pub(crate) fn note(entry: &mut Option<Entry>, status: CacheStatus, headers: &mut HeaderMap) {
-    status.add_to(headers);
-    if let Some(entry) = entry {
-        entry.noted(status);
-    }
-}
-
 /// The hash of a row under a key. Without the key it says nothing about the row.
 pub(crate) fn row_hash(key: &[u8; 32], model: &str, row: &[u8]) -> u64 {
     let mut hasher = Sha256::new();
@@ -347,8 +333,7 @@ mod tests {
         while log.dropped() < 10 {
             let mut entry = log.begin("http", Some([127, 0, 0, 1].into()));
             entry.asks("a \"model\"", &vec![key.clone(); 1000], 100_000);
-            entry.note = Some(CacheStatus::Bypass(Bypass::ObservedMiss));
-            entry.ends(200, None);
+            entry.ends(200, None, Some(CacheStatus::Bypass(Bypass::ObservedMiss)));
             calls += 1;
         }
         let state = log.0.lock();

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use afterimage_core::BytePermit;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderName, HeaderValue};
+use hyper::http::Extensions;
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 
@@ -19,6 +20,8 @@ use crate::oip;
 pub(crate) struct Call {
     path: PathAndQuery,
     headers: HeaderMap,
+    /// The spelling of the header's names.
+    extensions: Extensions,
     body: Bytes,
     trailers: Option<HeaderMap>,
     /// What the body asks for.
@@ -28,20 +31,30 @@ pub(crate) struct Call {
     /// A response that only this client may have.
     own: Mutex<Option<Response<ResponseBody>>>,
     /// The body's bytes in the budget.
-    _memory: BytePermit,
+    _memory: Option<BytePermit>,
 }
 
 impl Call {
     pub(crate) fn new(
         path: PathAndQuery,
-        headers: HeaderMap,
+        (headers, extensions): (HeaderMap, Extensions),
         body: Bytes,
         trailers: Option<HeaderMap>,
         content: Content,
         memory: BytePermit,
     ) -> Self {
         let (success, own) = (Mutex::default(), Mutex::default());
-        Call { path, headers, body, trailers, content, success, own, _memory: memory }
+        Call {
+            path,
+            headers,
+            extensions,
+            body,
+            trailers,
+            content,
+            success,
+            own,
+            _memory: Some(memory),
+        }
     }
 
     /// The request to a server, with the client's own bytes.
@@ -51,12 +64,34 @@ impl Call {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = Uri::from(self.path.clone());
         *request.headers_mut() = self.headers.clone();
+        *request.extensions_mut() = self.extensions.clone();
         request
     }
 
-    /// Bytes of the client's body.
-    pub(crate) fn body_len(&self) -> usize {
-        self.body.len()
+    /// The client's body.
+    pub(crate) fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The client's header fields, as the server gets them.
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// The same call without its share in the budget and without its response.
+    pub(crate) fn copied(&self) -> Self {
+        let Call { path, headers, extensions, body, trailers, content, .. } = self;
+        Call {
+            path: path.clone(),
+            headers: headers.clone(),
+            extensions: extensions.clone(),
+            body: body.clone(),
+            trailers: trailers.clone(),
+            content: content.clone(),
+            success: Mutex::default(),
+            own: Mutex::default(),
+            _memory: None,
+        }
     }
 
     /// What the body asks for.

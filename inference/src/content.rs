@@ -11,7 +11,7 @@ use crate::headers::{JSON_LENGTH, json_len};
 use crate::oip;
 
 /// The content of a call, and how the memo answers it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Content {
     /// A request of the Open Inference Protocol. The memo answers it whole.
     Whole,
@@ -152,7 +152,8 @@ pub(crate) fn embedded(
     Some(response)
 }
 
-fn bytes(answer: Answer) -> Option<Bytes> {
+/// The bytes of a stored answer.
+pub(crate) fn bytes(answer: Answer) -> Option<Bytes> {
     match answer {
         Answer::Bytes(stored) => Some(stored),
         Answer::Label(_) => None,

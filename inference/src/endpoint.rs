@@ -21,7 +21,8 @@ use crate::content::Answers;
 use crate::forward::{ForwardError, Replica, ResponseBody};
 use crate::grpc;
 use crate::headers::remove_hop_by_hop;
-use crate::identity::{Counter, Description, Found, Source, describe, was_reloaded};
+use crate::identity::{Counter, Description, Found, Repository, Source, describe, was_reloaded};
+use crate::models::Change;
 use crate::oip;
 
 /// One model at one server. A clone is the same endpoint.
@@ -34,6 +35,7 @@ pub(crate) struct Inner {
     /// The model's name, or `NAME/versions/VERSION`, as in the URL; see [`Source`] for embeddings.
     path: Arc<str>,
     source: Source,
+    repository: Arc<Repository>,
     pub(crate) max_answer_bytes: usize,
     pub(crate) model: ArcSwapOption<ModelId>,
     changed: Mutex<Option<OnChange>>,
@@ -45,8 +47,10 @@ pub(crate) struct Inner {
 
 #[derive(Default)]
 struct State {
-    /// The digest of the description.
-    digest: Option<[u8; 32]>,
+    /// The digests of the description, and of the entries in the repository's index.
+    digest: Option<([u8; 32], [u8; 32])>,
+    /// The last change of the model that was not reported yet.
+    change: Option<Change>,
     /// The version in the first response, and the one in the last.
     first_version: Option<String>,
     version: Option<String>,
@@ -59,10 +63,8 @@ struct State {
 /// What an examination of the model has found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Examined {
-    /// The same model as before, or the server gave no answer.
-    Same,
-    /// The model was loaded again under the same identity.
-    Reloaded,
+    /// The server has the model, or gave no answer.
+    Present,
     /// The server does not have the model any more.
     Missing,
 }
@@ -72,6 +74,7 @@ impl ModelEndpoint {
         replica: Replica,
         path: Arc<str>,
         source: Source,
+        repository: Arc<Repository>,
         max_answer_bytes: usize,
     ) -> Self {
         let address = replica.target().to_string();
@@ -80,6 +83,7 @@ impl ModelEndpoint {
             address,
             path,
             source,
+            repository,
             max_answer_bytes,
             model: ArcSwapOption::empty(),
             changed: Mutex::default(),
@@ -94,16 +98,27 @@ impl ModelEndpoint {
         self.0.lock().version.clone()
     }
 
+    /// The server.
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.0.replica
+    }
+
+    /// The change of the model since the last question.
+    pub(crate) fn take_change(&self) -> Option<Change> {
+        self.0.lock().change.take()
+    }
+
     /// Asks the server about the model, and takes the answer over.
     pub(crate) async fn examine(&self) -> (Examined, Option<Description>) {
         // Before the questions: a call that ended by now is in the counters that follow.
         let answered = self.0.answered.load(SeqCst);
-        let found = describe(&self.0.replica, &self.0.path, &self.0.source).await;
+        let Inner { replica, repository, path, source, .. } = &*self.0;
+        let found = describe(replica, repository, path, source).await;
         let started = self.0.started.load(SeqCst);
         match found {
             Found::Model(description) => {
-                let examined = self.0.take_over(&description, answered, started);
-                (examined, Some(description))
+                self.0.take_over(&description, answered, started);
+                (Examined::Present, Some(description))
             }
             Found::Missing => {
                 self.0.lock().digest = None;
@@ -112,7 +127,7 @@ impl ModelEndpoint {
             }
             Found::Unreachable(reason) => {
                 self.0.lock().trouble = Some(reason);
-                (Examined::Same, None)
+                (Examined::Present, None)
             }
         }
     }
@@ -124,28 +139,35 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_over(&self, description: &Description, answered: u64, started: u64) -> Examined {
+    fn take_over(&self, description: &Description, answered: u64, started: u64) {
         let mut state = self.lock();
         let surely =
             if description.counts_all { answered.saturating_sub(state.started) } else { 0 };
-        let is_same = state.digest == Some(description.digest);
-        let reloaded = is_same && was_reloaded(&state.counters, &description.counters, surely);
+        let digest = (description.digest, description.entries);
+        let change = match state.digest {
+            None => None,
+            Some((before, _)) if before != digest.0 => Some(Change::Description),
+            Some((_, before)) if before != digest.1 => Some(Change::Repository),
+            Some(_) => was_reloaded(&state.counters, &description.counters, surely)
+                .then_some(Change::Counters),
+        };
+        state.change = change.or(state.change);
         state.counters.clone_from(&description.counters);
         state.started = started;
-        state.digest = Some(description.digest);
+        state.digest = Some(digest);
         state.trouble = None;
         let model = self.identity(&state);
         drop(state);
         self.set_model(model);
-        if reloaded { Examined::Reloaded } else { Examined::Same }
     }
 
     /// The identity under which answers are stored. The version in the first response adds
     /// nothing, since it belongs to the description; another one later does.
     fn identity(&self, state: &State) -> Option<ModelId> {
-        let digest = state.digest?;
+        let (description, entries) = state.digest?;
         let later = state.version.as_ref().filter(|_| state.version != state.first_version);
         let version = later.map_or("", String::as_str);
+        let digest = [description, entries].concat();
         let digest = ModelId::derived("", &self.path, version, &digest, 0);
         let version = state.version.clone().unwrap_or_default();
         let (name, answers) = (self.path.to_string(), AnswerKind::Bytes);
@@ -180,6 +202,9 @@ impl Inner {
         let mut state = self.lock();
         if state.version.as_deref() == Some(version) {
             return;
+        }
+        if state.first_version.is_some() {
+            state.change = Some(Change::Version);
         }
         state.first_version.get_or_insert_with(|| version.to_owned());
         state.version = Some(version.to_owned());

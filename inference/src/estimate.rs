@@ -9,8 +9,8 @@ use hyper::{StatusCode, Uri};
 use serde_json::Value;
 
 use crate::access::row_hash;
+use crate::called::{Called, call_keys};
 use crate::policy::{Policy, ROUTING_FIELDS, Sharing};
-use crate::proxy::{Called, call_keys};
 
 /// The longest line of an access log.
 const MAX_LINE: u64 = 8 << 20;

@@ -9,17 +9,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use afterimage_http::{RequestBody, Rest};
+use afterimage_http::{Charged, RequestBody, Rest};
 use afterimage_wire::tls::ClientTls;
 use afterimage_wire::tls::rustls::ClientConfig;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::header::{COOKIE, HOST, HeaderValue, VIA};
+use hyper::header::{CONTENT_TYPE, COOKIE, HOST, HeaderValue, VIA};
 use hyper::http::uri::{Authority, PathAndQuery, Scheme};
 use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper::{HeaderMap, Request, Response, StatusCode, Uri, Version};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -182,6 +182,7 @@ impl Replica {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .set_host(false)
+            .http1_preserve_header_case(true)
             .build(Connector { http, tls });
         Ok(Replica { target: Arc::new(target), host, client, grpc: None })
     }
@@ -227,14 +228,49 @@ impl Replica {
     /// # Errors
     /// [`ForwardError`], when no complete response came in time or when it is too large.
     pub async fn get(&self, path: &str) -> Result<(StatusCode, Bytes), ForwardError> {
+        self.resource(Method::GET, path, None, HeaderMap::new()).await
+    }
+
+    /// The same with header fields, such as a token.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_with(
+        &self,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Result<(StatusCode, Bytes), ForwardError> {
+        self.resource(Method::GET, path, None, headers).await
+    }
+
+    /// The same with POST and a body of JSON.
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        json: &'static [u8],
+    ) -> Result<(StatusCode, Bytes), ForwardError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.resource(Method::POST, path, Some(Bytes::from_static(json)), headers).await
+    }
+
+    async fn resource(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+        headers: HeaderMap,
+    ) -> Result<(StatusCode, Bytes), ForwardError> {
         let uri = PathAndQuery::try_from(path).map_err(hyper::http::Error::from)?;
-        let mut request = Request::new(Outgoing::Full(None, None));
+        let mut request = Request::new(Outgoing::Full(body, None));
         *request.uri_mut() = Uri::from(uri);
+        *request.headers_mut() = headers;
         request.headers_mut().insert(VIA, OWN_VIA);
         let failed = |reason: String| {
             let server = self.target.to_string();
-            ForwardError::Failed { server, reason: format!("GET {path}: {reason}") }
+            ForwardError::Failed { server, reason: format!("{method} {path}: {reason}") }
         };
+        *request.method_mut() = method.clone();
         let whole = async {
             let response = self.send(request).await?;
             let status = response.status();
@@ -420,21 +456,24 @@ impl Service<Uri> for Connector {
         let tls = self.tls.clone();
         Box::pin(async move {
             let stream = connecting.await?;
-            let Some(tls) = tls else { return Ok(Stream::Plain(stream)) };
+            let stream = stream.into_inner();
+            let Some(tls) = tls else {
+                return Ok(Stream::Plain(TokioIo::new(Charged::new(stream))));
+            };
             let name = tls.name_for(&host)?;
             let mut config = ClientConfig::clone(&tls.config());
             config.alpn_protocols = vec![b"http/1.1".to_vec()];
             let connector = TlsConnector::from(Arc::new(config));
-            let stream = connector.connect(name, stream.into_inner()).await?;
-            Ok(Stream::Tls(Box::new(TokioIo::new(stream))))
+            let stream = connector.connect(name, stream).await?;
+            Ok(Stream::Tls(Box::new(TokioIo::new(Charged::new(stream)))))
         })
     }
 }
 
 /// A connection to a server.
 enum Stream {
-    Plain(TokioIo<TcpStream>),
-    Tls(Box<TokioIo<TlsStream<TcpStream>>>),
+    Plain(TokioIo<Charged<TcpStream>>),
+    Tls(Box<TokioIo<Charged<TlsStream<TcpStream>>>>),
 }
 
 impl Connection for Stream {

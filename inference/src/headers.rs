@@ -26,16 +26,29 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in named {
-        headers.remove(name);
-    }
-    for name in [CONNECTION, TE, TRANSFER_ENCODING, UPGRADE] {
-        headers.remove(name);
-    }
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
+    let of_connection = [CONNECTION, TE, TRANSFER_ENCODING, UPGRADE];
+    remove(headers, |name| {
+        of_connection.contains(name)
+            || named.contains(name)
+            || ["keep-alive", "proxy-connection"].contains(&name.as_str())
+    });
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// Removes some fields. The others keep their order, which removing one by one does not.
+pub(crate) fn remove(headers: &mut HeaderMap, is_removed: impl Fn(&HeaderName) -> bool) {
+    if !headers.keys().any(&is_removed) {
+        return;
+    }
+    let mut last = None;
+    for (name, value) in std::mem::take(headers) {
+        // Further values of a field come without its name.
+        last = name.or(last);
+        if let Some(name) = last.as_ref().filter(|name| !is_removed(name)) {
+            headers.append(name, value);
+        }
     }
 }
 
@@ -61,7 +74,7 @@ pub(crate) fn prepare_request(headers: &mut HeaderMap) -> Result<(), &'static st
     }
     remove_hop_by_hop(headers);
     // The listener has answered it: the body is on its way.
-    headers.remove(EXPECT);
+    remove(headers, |name| *name == EXPECT);
     headers.append(VIA, OWN_VIA);
     Ok(())
 }

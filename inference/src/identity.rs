@@ -1,9 +1,12 @@
 //! The identity of a model, from what its server says about it.
 //!
 //! No server of the protocol states a digest of the weights. The identity is a digest of the
-//! model's metadata and configuration, and of those of the models in an ensemble. A model that is
-//! replaced in place can keep both. Its counters show it: they belong to the loaded model, and
-//! begin at zero again.
+//! model's metadata and configuration, and of those of the models in an ensemble, with their
+//! entries in the index of the server's repository. A model that is replaced in place can keep all
+//! of them. Its counters show it: they belong to the loaded model, and begin at zero again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hyper::StatusCode;
@@ -15,6 +18,12 @@ use crate::policy::Bypass;
 
 /// Models of an ensemble that are examined. Larger ensembles exist in theory.
 const MAX_STEPS: usize = 32;
+
+/// The path of the index of the models that a server has.
+const INDEX: &str = "/v2/repository/index";
+
+/// A server without an index is not asked for it within this time.
+const NO_INDEX: Duration = Duration::from_secs(60);
 
 /// The result of a question about a model.
 #[derive(Debug)]
@@ -32,6 +41,8 @@ pub(crate) enum Found {
 pub(crate) struct Description {
     /// A digest of metadata and configuration.
     pub(crate) digest: [u8; 32],
+    /// A digest of the model's entries in the index of the repository.
+    pub(crate) entries: [u8; 32],
     /// Why no answer of this model is stored; `None` if answers are.
     pub(crate) refusal: Option<Bypass>,
     /// The counters of the model, and of the models in an ensemble.
@@ -41,6 +52,13 @@ pub(crate) struct Description {
     pub(crate) max_rows: usize,
     /// Whether each successful call counts. It does not with the server's own response cache.
     pub(crate) counts_all: bool,
+}
+
+impl Description {
+    /// The bytes that identify the model.
+    pub(crate) fn identity(&self) -> Vec<u8> {
+        [self.digest, self.entries].concat()
+    }
 }
 
 /// The counter of one version of a model.
@@ -63,10 +81,89 @@ pub(crate) enum Source {
     Embeddings { list: String, name: Option<String> },
 }
 
+/// The index of one server's repository, which all of its models share.
+#[derive(Debug)]
+pub(crate) struct Repository {
+    /// The oldest reading that is used again.
+    max_age: Duration,
+    state: tokio::sync::Mutex<Reading>,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    at: Option<Instant>,
+    /// Name, version and state of each model; `None` without an index.
+    entries: Option<Arc<Vec<[String; 3]>>>,
+}
+
+impl Repository {
+    pub(crate) fn new(max_age: Duration) -> Self {
+        Repository { max_age, state: tokio::sync::Mutex::default() }
+    }
+
+    /// Makes the next question go to the server.
+    pub(crate) async fn expire(&self) {
+        self.state.lock().await.at = None;
+    }
+
+    /// The index, read not long ago. After an error, it is the last one that was read.
+    async fn entries(&self, replica: &Replica) -> Option<Arc<Vec<[String; 3]>>> {
+        let mut state = self.state.lock().await;
+        let max_age = if state.entries.is_none() { NO_INDEX } else { self.max_age };
+        if state.at.is_some_and(|at| at.elapsed() < max_age) {
+            return state.entries.clone();
+        }
+        let Ok((status, body)) = replica.post(INDEX, b"{}").await else {
+            return state.entries.clone();
+        };
+        if status.is_success() {
+            state.entries = index(&body).map(Arc::new);
+        } else if !status.is_server_error() || status == StatusCode::NOT_IMPLEMENTED {
+            state.entries = None;
+        }
+        state.at = Some(Instant::now());
+        state.entries.clone()
+    }
+
+    /// A digest of the entries of these models, with one version if the path has one.
+    async fn digest(&self, replica: &Replica, names: &[&str], version: Option<&str>) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        if let Some(entries) = self.entries(replica).await {
+            let is_named = |entry: &&[String; 3]| {
+                let at = names.iter().position(|name| *name == entry[0]);
+                // The version in the path is that of the first model.
+                at.is_some_and(|at| at > 0 || version.is_none_or(|version| version == entry[1]))
+            };
+            let mut named: Vec<_> = entries.iter().filter(is_named).collect();
+            named.sort_unstable();
+            for part in named.into_iter().flatten() {
+                digest.update((part.len() as u64).to_le_bytes());
+                digest.update(part);
+            }
+        }
+        digest.finalize().into()
+    }
+}
+
+/// Name, version and state of each model in an index; `None` if the text is no index.
+fn index(text: &[u8]) -> Option<Vec<[String; 3]>> {
+    let models: Value = serde_json::from_slice(text).ok()?;
+    let entry = |model: &Value| {
+        let text = |name: &str| model[name].as_str().unwrap_or_default().to_owned();
+        model["name"].is_string().then(|| ["name", "version", "state"].map(text))
+    };
+    models.as_array()?.iter().map(entry).collect()
+}
+
 /// Asks a server about a model.
-pub(crate) async fn describe(replica: &Replica, path: &str, source: &Source) -> Found {
+pub(crate) async fn describe(
+    replica: &Replica,
+    repository: &Repository,
+    path: &str,
+    source: &Source,
+) -> Found {
     match source {
-        Source::Inference => describe_inference(replica, path).await,
+        Source::Inference => describe_inference(replica, repository, path).await,
         Source::Embeddings { list, name } => {
             describe_embeddings(replica, list, name.as_deref()).await
         }
@@ -96,9 +193,9 @@ async fn describe_embeddings(replica: &Replica, list: &str, name: Option<&str>) 
         }
         digest.update(u64::MAX.to_le_bytes());
     }
-    let (digest, counters) = (digest.finalize().into(), Vec::new());
+    let (digest, counters, entries) = (digest.finalize().into(), Vec::new(), [0; 32]);
     let (refusal, max_rows, counts_all) = (None, usize::MAX, false);
-    Found::Model(Description { digest, refusal, counters, max_rows, counts_all })
+    Found::Model(Description { digest, entries, refusal, counters, max_rows, counts_all })
 }
 
 /// The members of a listed model that do not change as long as the model stays. Others, such as
@@ -132,7 +229,7 @@ fn stable<'a>(
     models.into_iter().flat_map(of).collect()
 }
 
-async fn describe_inference(replica: &Replica, path: &str) -> Found {
+async fn describe_inference(replica: &Replica, repository: &Repository, path: &str) -> Found {
     let (metadata, config) = match model(replica, path).await {
         Ok(Some(known)) => known,
         Ok(None) => return Found::Missing,
@@ -163,8 +260,14 @@ async fn describe_inference(replica: &Replica, path: &str) -> Found {
     }
     let counts_all = config["response_cache"]["enable"] != Value::Bool(true);
     let digest = digest.finalize().into();
+    let (name, version) = match path.split_once("/versions/") {
+        Some((name, version)) => (name, Some(version)),
+        None => (path, None),
+    };
+    let names: Vec<&str> = std::iter::once(name).chain(steps(&config)).collect();
+    let entries = repository.digest(replica, &names, version).await;
     let (refusal, max_rows) = (refusal(&config), max_rows(&config));
-    Found::Model(Description { digest, refusal, counters, max_rows, counts_all })
+    Found::Model(Description { digest, entries, refusal, counters, max_rows, counts_all })
 }
 
 /// Metadata and configuration of a model; the latter is empty for a server without it.
@@ -310,6 +413,15 @@ mod tests {
         let expected = vec![("model_id", "\"e5\"".to_owned()), ("model_sha", "\"1f\"".to_owned())];
         assert_eq!(stable(&info, Some("b"), &INFORMED), expected);
         assert_eq!(stable(&Value::Null, None, &LISTED), []);
+    }
+
+    #[test]
+    fn an_index_has_name_version_and_state() {
+        let text = br#"[{"name": "m", "version": "2", "state": "READY"}, {"name": "n"}]"#;
+        let entry = |parts: [&str; 3]| parts.map(str::to_owned);
+        assert_eq!(index(text), Some(vec![entry(["m", "2", "READY"]), entry(["n", "", ""])]));
+        assert_eq!(index(br#"{"error": "unknown"}"#), None);
+        assert_eq!(index(br#"[{"version": "2"}]"#), None);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::endpoint::{Whole, read};
 use crate::forward::{ForwardError, Outgoing, Replica, Target};
-use crate::identity::{Counter, Found, Source, describe, was_reloaded};
+use crate::identity::{Counter, Found, Repository, Source, describe, was_reloaded};
 
 /// The interval at which a server is asked about the model.
 const POLL_EVERY: Duration = Duration::from_secs(2);
@@ -77,6 +77,8 @@ pub struct LabelEndpoint(Arc<Inner>);
 
 struct Inner {
     replica: Replica,
+    /// The index of the server's repository.
+    repository: Repository,
     url: String,
     /// Below `/v2/models/`.
     path: String,
@@ -108,6 +110,7 @@ impl LabelEndpoint {
     ) -> Arc<Self> {
         let inner = Arc::new(Inner {
             replica,
+            repository: Repository::new(POLL_EVERY / 4),
             url: url.to_string(),
             path: url.model.clone(),
             known: ArcSwapOption::empty(),
@@ -132,7 +135,8 @@ async fn poll(endpoint: Weak<Inner>) {
 impl Inner {
     /// Asks the server about the model, and takes the answer over.
     async fn examine(&self) {
-        let outcome = match describe(&self.replica, &self.path, &Source::Inference).await {
+        let Inner { replica, repository, path, .. } = self;
+        let outcome = match describe(replica, repository, path, &Source::Inference).await {
             Found::Model(description) => match self.signature().await {
                 Ok(signature) => Ok(Some((description, signature))),
                 Err(trouble) => Err(trouble),
@@ -146,7 +150,7 @@ impl Inner {
         };
         let next = match outcome {
             Ok(Some((description, signature))) => {
-                let digest = ModelId::derived("", &self.path, "", &description.digest, 0);
+                let digest = ModelId::derived("", path, "", &description.identity(), 0);
                 let shape = Shape::new(&[signature.row_bytes]);
                 let model = Arc::new(ModelId::labels(digest, shape, MAX_CLASSES));
                 Some(Known { model, signature, counters: description.counters })

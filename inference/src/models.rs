@@ -1,12 +1,13 @@
 //! The models that clients ask for: found at first use, examined as long as they are used, and
-//! limited in number.
+//! limited in number. Each sign of another model behind a name starts a new epoch of that name.
 
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use afterimage_core::ByteBudget;
 use afterimage_memo::pool::{Endpoint, Pool, PoolOptions};
 use afterimage_memo::{Memo, ModelOptions};
 use arc_swap::ArcSwap;
@@ -14,11 +15,12 @@ use tokio::sync::{OnceCell, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use crate::canary::{Canaries, Canary};
 use crate::endpoint::{Examined, ModelEndpoint};
 use crate::forward::{RESOURCE_TIMEOUT, Replica};
-use crate::identity::Source;
+use crate::identity::{Repository, Source};
 use crate::policy::Bypass;
-use crate::purity::Purity;
+use crate::purity::{Evidence, Purity, RowsMode, Verdict};
 
 /// A model that was not used for this time is not examined. The next use begins with an
 /// examination.
@@ -39,6 +41,12 @@ const MAX_DISCOVERIES: usize = 32;
 /// The longest wait of a call for an examination that is due: a busy server must not delay hits.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Bytes of the canaries of all models.
+const MAX_CANARY_BYTES: usize = 64 << 20;
+
+/// Canaries take this share of the time of a model, but at least one is asked at each poll.
+const CANARY_SHARE: u32 = 20;
+
 /// The values of [`Model::typed_replies`].
 pub(crate) const UNSEEN: u8 = 0;
 pub(crate) const RAW: u8 = 1;
@@ -52,6 +60,123 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     pub(crate) ttl: Option<Duration>,
     pub(crate) max_answer_bytes: usize,
+    pub(crate) rows: RowsMode,
+    /// The modes of single models, by their names.
+    pub(crate) rows_of: HashMap<String, RowsMode>,
+    /// Canaries of one model.
+    pub(crate) canaries: usize,
+}
+
+impl Settings {
+    /// The time between two examinations. A change is noticed within the poll interval, which also
+    /// has room for the examination itself.
+    fn examine_every(&self) -> Duration {
+        self.poll_every * 3 / 4
+    }
+
+    fn mode(&self, path: &str) -> RowsMode {
+        let name = path.split_once("/versions/").map_or(path, |(name, _)| name);
+        let of = |name| self.rows_of.get(name).copied();
+        of(path).or_else(|| of(name)).unwrap_or(self.rows)
+    }
+}
+
+/// Why a model counts as another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change {
+    /// A client loaded or unloaded a model through the proxy.
+    LoadCall,
+    /// A response has another version than the ones before.
+    Version,
+    /// The server's metadata or configuration of the model is another one.
+    Description,
+    /// The index of the server's repository has other entries for the model.
+    Repository,
+    /// The server's counters fell back: it has loaded the model again.
+    Counters,
+    /// The server answers a known question in another way.
+    Canary,
+}
+
+impl Change {
+    /// The reason as a text for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Change::LoadCall => "loaded or unloaded through the proxy",
+            Change::Version => "another version in a response",
+            Change::Description => "other metadata or configuration",
+            Change::Repository => "other entries in the repository index",
+            Change::Counters => "loaded again: its counters fell back",
+            Change::Canary => "another answer to a known question",
+        }
+    }
+}
+
+/// The epochs of a model.
+#[derive(Debug, Default)]
+struct Epochs {
+    number: u64,
+    last: Option<(SystemTime, Change)>,
+}
+
+/// The calls to a model since it is known.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// Calls that the memo answered.
+    pub(crate) calls: AtomicU64,
+    /// Those without an upstream call for any row.
+    pub(crate) hits: AtomicU64,
+    /// The time of the hits, in nanoseconds.
+    pub(crate) hit_nanos: AtomicU64,
+    pub(crate) rows: AtomicU64,
+    /// Rows that were answered from the store.
+    pub(crate) row_hits: AtomicU64,
+}
+
+impl Tally {
+    /// Counts a call with so many rows, of which so many were hits.
+    pub(crate) fn add(&self, rows: usize, hits: usize, took: Duration) {
+        self.calls.fetch_add(1, Relaxed);
+        self.rows.fetch_add(rows as u64, Relaxed);
+        self.row_hits.fetch_add(hits as u64, Relaxed);
+        if hits == rows {
+            self.hits.fetch_add(1, Relaxed);
+            self.hit_nanos.fetch_add(took.as_nanos() as u64, Relaxed);
+        }
+    }
+}
+
+/// A model, as the proxy knows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ModelReport {
+    /// Its name, or `NAME/versions/VERSION`; for embeddings the name and the path of the call.
+    pub name: String,
+    /// The version in the last response.
+    pub version: Option<String>,
+    /// Why no answer of this model is stored; `None` if answers are.
+    pub refusal: Option<&'static str>,
+    /// How the operator wants its batches to be answered.
+    pub mode: RowsMode,
+    /// Whether its rows depend on each other.
+    pub verdict: Verdict,
+    /// What the probes have found.
+    pub evidence: Evidence,
+    /// The number of the epoch, from 1.
+    pub epoch: u64,
+    /// The time and the reason of the last change.
+    pub changed: Option<(SystemTime, Change)>,
+    /// Questions that are asked again at each poll; `None` if the model's answers vary.
+    pub canaries: Option<usize>,
+    /// Calls that the memo answered.
+    pub calls: u64,
+    /// Calls that were answered from the store alone.
+    pub hits: u64,
+    /// The rows of all calls.
+    pub rows: u64,
+    /// Rows that were answered from the store.
+    pub row_hits: u64,
 }
 
 /// The models of a proxy, by their paths in URLs: `NAME` or `NAME/versions/VERSION`.
@@ -59,6 +184,9 @@ pub(crate) struct Settings {
 pub(crate) struct Models {
     memo: Memo,
     replicas: Vec<Replica>,
+    /// The index of each server's repository.
+    repositories: Vec<Arc<Repository>>,
+    canary_memory: ByteBudget,
     settings: Settings,
     started: Instant,
     state: Mutex<State>,
@@ -97,13 +225,19 @@ pub(crate) struct Model {
     examined: AtomicU64,
     examining: tokio::sync::Mutex<()>,
     removed: AtomicBool,
+    epochs: Mutex<Epochs>,
+    pub(crate) canaries: Canaries,
+    pub(crate) tally: Tally,
 }
 
 impl Models {
     pub(crate) fn new(memo: Memo, replicas: Vec<Replica>, settings: Settings) -> Arc<Self> {
+        let repository = |_| Arc::new(Repository::new(settings.poll_every / 4));
         Arc::new(Models {
             memo,
+            repositories: replicas.iter().map(repository).collect(),
             replicas,
+            canary_memory: ByteBudget::new(MAX_CANARY_BYTES),
             settings,
             started: Instant::now(),
             state: Mutex::default(),
@@ -151,21 +285,59 @@ impl Models {
     pub(crate) fn version(&self, path: &str) -> Option<String> {
         let slot = self.lock().known.get(path).map(Arc::clone)?;
         let model = slot.model.get()?.as_ref().ok()?;
-        model.endpoints.iter().find_map(ModelEndpoint::version)
+        model.version()
     }
 
-    /// Deletes all answers and all evidence: a model was loaded or unloaded, and an ensemble may
-    /// contain it.
-    pub(crate) fn flush(&self) {
-        for slot in self.lock().known.values() {
-            if let Some(Ok(model)) = slot.model.get() {
-                model.purity.reset();
-            }
+    /// The known models, by name.
+    pub(crate) fn report(&self) -> Vec<ModelReport> {
+        let mut reports: Vec<_> = self.known().iter().map(|model| model.report()).collect();
+        reports.sort_by(|one, two| one.name.cmp(&two.name));
+        reports
+    }
+
+    pub(crate) fn known(&self) -> Vec<Arc<Model>> {
+        let state = self.lock();
+        state.known.values().filter_map(|slot| slot.model.get()?.clone().ok()).collect()
+    }
+
+    /// Starts a new epoch of all models: one was loaded or unloaded, and an ensemble may contain
+    /// it.
+    pub(crate) async fn load_called(&self) {
+        self.change_all();
+        for repository in &self.repositories {
+            repository.expire().await;
         }
-        for name in self.memo.model_names() {
-            if let Err(failure) = self.memo.flush(&name) {
-                tracing::warn!(model = name, %failure, "cannot delete the model's stored answers");
-            }
+    }
+
+    /// The part of [`load_called`](Self::load_called) that does not wait.
+    pub(crate) fn change_all(&self) {
+        for model in self.known() {
+            self.begin_epoch(&model, Change::LoadCall);
+        }
+    }
+
+    /// Deletes all answers and all evidence: the name stands for another model now.
+    fn begin_epoch(&self, model: &Model, why: Change) {
+        if let Err(failure) = self.memo.flush(&model.path) {
+            let name = &*model.path;
+            tracing::warn!(model = name, %failure, "cannot delete the model's stored answers");
+        }
+        model.purity.reset();
+        model.canaries.clear();
+        let mut epochs = model.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        epochs.number += 1;
+        epochs.last = Some((SystemTime::now(), why));
+        let (number, why) = (epochs.number, why.as_str());
+        drop(epochs);
+        tracing::info!(model = &*model.path, epoch = number, why, "the model has changed");
+    }
+
+    /// Adds a canary with this number of bytes, if the canaries of all models leave room for it.
+    pub(crate) fn add_canary(&self, model: &Model, bytes: usize, canary: impl FnOnce() -> Canary) {
+        if let Some(permit) = self.canary_memory.take(bytes) {
+            let mut canary = canary();
+            canary.permit = Some(permit);
+            model.canaries.add(canary);
         }
     }
 
@@ -176,11 +348,7 @@ impl Models {
 
     /// Examines all models now.
     pub(crate) async fn examine_all(self: &Arc<Self>) {
-        let models: Vec<_> = {
-            let state = self.lock();
-            let known = state.known.values().filter_map(|slot| slot.model.get()?.clone().ok());
-            known.collect()
-        };
+        let models = self.known();
         let mut examining = JoinSet::new();
         for model in models {
             let models = Arc::clone(self);
@@ -262,20 +430,24 @@ impl Models {
     async fn discover(self: &Arc<Self>, path: &str, source: &Source) -> Result<Arc<Model>, Bypass> {
         let Ok(_permit) = self.discoveries.try_acquire() else { return Err(Bypass::Overloaded) };
         let path: Arc<str> = path.into();
-        let endpoint = |replica: &Replica| {
+        let endpoint = |(replica, repository): (&Replica, &Arc<Repository>)| {
             let limit = self.settings.max_answer_bytes;
-            ModelEndpoint::new(replica.clone(), Arc::clone(&path), source.clone(), limit)
+            let (replica, repository) = (replica.clone(), Arc::clone(repository));
+            ModelEndpoint::new(replica, Arc::clone(&path), source.clone(), repository, limit)
         };
         let model = Arc::new(Model {
             path: Arc::clone(&path),
-            endpoints: self.replicas.iter().map(endpoint).collect(),
+            endpoints: self.replicas.iter().zip(&self.repositories).map(endpoint).collect(),
             refusal: ArcSwap::default(),
-            purity: Purity::new(),
+            purity: Purity::new(self.settings.mode(&path)),
             typed_replies: AtomicU8::new(UNSEEN),
             max_rows: AtomicUsize::new(0),
             examined: AtomicU64::new(0),
             examining: tokio::sync::Mutex::default(),
             removed: AtomicBool::new(false),
+            epochs: Mutex::new(Epochs { number: 1, last: None }),
+            canaries: Canaries::new(self.settings.canaries),
+            tally: Tally::default(),
         });
         self.examine(&model).await;
         if model.endpoints.iter().all(|endpoint| endpoint.model().is_none()) {
@@ -301,12 +473,11 @@ impl Models {
             let endpoint = endpoint.clone();
             asked.spawn(async move { endpoint.examine().await });
         }
-        let (mut missing, mut reloaded, mut refusal, mut described) = (0, false, None, false);
+        let (mut missing, mut refusal, mut described) = (0, None, false);
         let mut max_rows = usize::MAX;
         while let Some(examined) = asked.join_next().await {
             let Ok((examined, description)) = examined else { continue };
             missing += usize::from(examined == Examined::Missing);
-            reloaded |= examined == Examined::Reloaded;
             if let Some(description) = description {
                 described = true;
                 refusal = refusal.or(description.refusal);
@@ -319,10 +490,12 @@ impl Models {
         }
         // Also without an answer: a server that hangs must not delay each hit.
         model.examined.store(self.now(), Relaxed);
-        if reloaded {
-            tracing::info!(model = &*model.path, "the model was loaded again");
-            let _ = self.memo.flush(&model.path);
-            model.purity.reset();
+        let mut changes = model.endpoints.iter().filter_map(ModelEndpoint::take_change);
+        let why = changes.next();
+        // The others are signs of the same change.
+        changes.for_each(drop);
+        if let Some(why) = why {
+            self.begin_epoch(model, why);
         }
         if missing == model.endpoints.len() {
             let mut state = self.lock();
@@ -337,10 +510,24 @@ impl Models {
     }
 }
 
+impl Models {
+    /// Asks known questions again.
+    async fn ask_canaries(&self, model: &Model) {
+        let tolerance = model.purity.tolerance();
+        let budget = self.settings.examine_every() / CANARY_SHARE;
+        let replicas = model.endpoints.iter().map(ModelEndpoint::replica);
+        let limit = self.settings.max_answer_bytes;
+        if model.canaries.have_changed(replicas, tolerance, budget, limit).await {
+            self.begin_epoch(model, Change::Canary);
+        }
+    }
+}
+
 /// Examines a model at intervals as long as it is used. Ends with the model.
 async fn keep_examining(models: Weak<Models>, model: Weak<Model>) {
     loop {
-        let Some(every) = models.upgrade().map(|models| models.settings.poll_every) else { return };
+        let every = models.upgrade().map(|models| models.settings.examine_every());
+        let Some(every) = every else { return };
         tokio::time::sleep(every).await;
         let (Some(models), Some(model)) = (models.upgrade(), model.upgrade()) else { return };
         if model.removed.load(Relaxed) {
@@ -351,6 +538,7 @@ async fn keep_examining(models: Weak<Models>, model: Weak<Model>) {
         if models.now().saturating_sub(used) < IDLE.as_millis() as u64 {
             let _examining = model.examining.lock().await;
             models.examine(&model).await;
+            models.ask_canaries(&model).await;
         }
     }
 }
@@ -360,6 +548,31 @@ impl Model {
     pub(crate) fn digest(&self) -> [u8; 32] {
         let present = self.endpoints.iter().find_map(|endpoint| endpoint.model());
         present.map_or([0; 32], |model| model.digest)
+    }
+
+    /// The version in the last response.
+    pub(crate) fn version(&self) -> Option<String> {
+        self.endpoints.iter().find_map(ModelEndpoint::version)
+    }
+
+    fn report(&self) -> ModelReport {
+        let (verdict, evidence) = self.purity.found();
+        let epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        ModelReport {
+            name: self.path.to_string(),
+            version: self.version(),
+            refusal: self.refusal.load().map(Bypass::as_str),
+            mode: self.purity.mode(),
+            verdict,
+            evidence,
+            epoch: epochs.number,
+            changed: epochs.last,
+            canaries: self.canaries.len(),
+            calls: self.tally.calls.load(Relaxed),
+            hits: self.tally.hits.load(Relaxed),
+            rows: self.tally.rows.load(Relaxed),
+            row_hits: self.tally.row_hits.load(Relaxed),
+        }
     }
 }
 

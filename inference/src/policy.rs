@@ -114,6 +114,8 @@ bypasses! {
     ObservedHit = "observed-hit";
     /// The proxy observes only. It would have asked the server.
     ObservedMiss = "observed-miss";
+    /// Probes have shown that an input's embedding depends on the other inputs of its call.
+    RowsDepend = "rows-depend";
     /// An equal call gave a response that only its own client may have.
     NotShared = "not-shared";
 }
@@ -209,7 +211,9 @@ fn bearer(value: &HeaderValue) -> Option<&[u8]> {
 }
 
 /// The fields of a request that identify its client.
-fn credentials(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+pub(crate) fn credentials(
+    headers: &HeaderMap,
+) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
     headers.iter().filter(|(name, _)| {
         [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE].contains(name)
             || KEY_FIELDS.contains(&name.as_str())

@@ -715,3 +715,111 @@ async fn a_server_with_an_unknown_certificate_is_unavailable() {
     assert!(text.contains("certificate"), "{text}");
     assert_eq!(server.calls.load(SeqCst), 0);
 }
+
+/// A server that counts connections and calls. It answers `answers` calls, one on each connection,
+/// and breaks the connections of later calls after their head.
+struct Breaking {
+    address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Breaking {
+    async fn start(answers: usize) -> Self {
+        let (socket, address) = socket().await;
+        let (connections, calls) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let breaking = Breaking { address, connections, calls };
+        let (connections, calls) = (breaking.connections.clone(), breaking.calls.clone());
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = socket.accept().await.unwrap();
+                connections.fetch_add(1, SeqCst);
+                let calls = calls.clone();
+                tokio::spawn(async move {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    let Some(Ok((_, mut respond))) = connection.accept().await else { return };
+                    if calls.fetch_add(1, SeqCst) >= answers {
+                        return;
+                    }
+                    let mut head = Response::new(());
+                    let fields = head.headers_mut();
+                    fields.insert("content-type", "application/grpc".parse().unwrap());
+                    fields.insert("grpc-status", "0".parse().unwrap());
+                    respond.send_response(head, true).unwrap();
+                    connection.graceful_shutdown();
+                    while connection.accept().await.is_some() {}
+                });
+            }
+        });
+        breaking
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_passes_through_is_sent_once() {
+    let server = Breaking::start(0).await;
+    let proxy = start_proxy(server.address).await;
+    // Nothing is known about this method. The server may have done its work.
+    let (_, fields, ..) = call(proxy, "/test/Charge", &[], framed(b"1")).await;
+    assert_eq!(fields["grpc-status"], "14");
+    assert_eq!(server.calls.load(SeqCst), 1);
+    // The same holds for an inference call that bypasses the memo: its model can keep state.
+    let no_store = [("cache-control", "no-store")];
+    let (_, fields, ..) = call(proxy, INFER, &no_store, question(1)).await;
+    assert_eq!(fields["grpc-status"], "14");
+    assert_eq!(server.calls.load(SeqCst), 2);
+    // A call that the memo may answer has no effects, so it is repeated.
+    let (_, fields, ..) = call(proxy, INFER, &[], question(1)).await;
+    assert_eq!(fields["grpc-status"], "14");
+    assert!(server.calls.load(SeqCst) >= 4);
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closed_costs_no_call() {
+    let server = Breaking::start(12).await;
+    let proxy = start_proxy(server.address).await;
+    for number in 1..=12 {
+        let (_, fields, ..) = call(proxy, "/test/Charge", &[], framed(b"1")).await;
+        assert_eq!(fields["grpc-status"], "0", "call {number}");
+        assert_eq!(server.calls.load(SeqCst), number);
+        // The proxy reads the end of the connection.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(server.connections.load(SeqCst), 12);
+}
+
+#[tokio::test]
+async fn the_proxy_shows_its_certificate_to_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let (authority, other) =
+        (Authority::new(folder.path(), "authority"), Authority::new(folder.path(), "other"));
+    let issued = authority.issue("server", "127.0.0.1");
+    let client_ca = Some(authority.cert.clone());
+    let files = ServerFiles { cert: issued.cert, key: issued.key, client_ca };
+    let mut listener = HttpOptions::default();
+    listener.tls = Some(ServerTls::load(files).unwrap());
+    let server = Server::default();
+    let running = Running::of(socket().await.0, server.clone(), listener.clone());
+    // The same listener over HTTP.
+    let (of_http, http) = socket().await;
+    let answer = service_fn(async |_: Request<RequestBody>| {
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("known"))))
+    });
+    tokio::spawn(serve(of_http, answer, listener, CancellationToken::new()));
+    for (issuer, is_known) in [(Some(&authority), true), (Some(&other), false), (None, false)] {
+        let issued = issuer.map(|issuer| issuer.issue("client", "proxy"));
+        let (cert, key) = issued.map(|issued| (issued.cert, issued.key)).unzip();
+        let files = ClientFiles { ca: Some(authority.cert.clone()), cert, key };
+        let tls = ClientTls::load(files).unwrap();
+        let target = format!("grpcs://{}", running.address).parse().unwrap();
+        let channels = vec![Channel::new(target, Some(tls.clone())).unwrap()];
+        let (_, proxy) = start_proxy_with(channels, Default::default(), Default::default()).await;
+        let (_, fields, _, trailers) = call(proxy.address, INFER, &[], question(3)).await;
+        let code = trailers.get("grpc-status").or(fields.get("grpc-status")).unwrap();
+        assert_eq!(code, if is_known { "0" } else { "14" });
+        let replica = Replica::new(format!("https://{http}").parse().unwrap(), Some(tls)).unwrap();
+        let found = replica.get("/v2").await;
+        assert_eq!(found.is_ok_and(|(_, body)| body == "known"), is_known);
+    }
+    assert_eq!(server.calls.load(SeqCst), 1);
+}

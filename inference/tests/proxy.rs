@@ -14,7 +14,7 @@ use afterimage_core::{Origin, RowAnswer, Status};
 use afterimage_http::{HttpOptions, RequestBody, serve};
 use afterimage_inference::estimate::Estimator;
 use afterimage_inference::{
-    AccessLog, LabelEndpoint, LogTarget, ModelUrl, Proxy, ProxyOptions, Replica, Sharing,
+    AccessLog, LabelEndpoint, LogTarget, ModelUrl, Proxy, ProxyOptions, Replica, RowsMode, Sharing,
 };
 use afterimage_memo::pool::{Endpoint, Pool, PoolOptions};
 use afterimage_memo::{Memo, MemoOptions, ModelOptions, Secret, Store};
@@ -228,7 +228,7 @@ async fn start_with(options: ProxyOptions) -> Running {
 
 async fn start() -> Running {
     let mut options = ProxyOptions::default();
-    options.poll_every = Duration::from_millis(100);
+    (options.poll_every, options.canaries) = (Duration::from_millis(100), 0);
     start_with(options).await
 }
 
@@ -562,7 +562,7 @@ async fn probe(proxy: SocketAddr, path: &str) {
 #[tokio::test]
 async fn only_unknown_rows_of_a_batch_are_asked_for() {
     let mut options = ProxyOptions::default();
-    options.split_rows = true;
+    options.rows = RowsMode::Auto;
     let Running { server, proxy, .. } = start_with(options).await;
     let path = "/v2/models/rows/infer";
     probe(proxy, path).await;
@@ -590,7 +590,7 @@ async fn only_unknown_rows_of_a_batch_are_asked_for() {
 #[tokio::test]
 async fn a_model_whose_rows_depend_on_the_batch_is_not_split() {
     let mut options = ProxyOptions::default();
-    options.split_rows = true;
+    options.rows = RowsMode::Auto;
     let Running { server, proxy, .. } = start_with(options).await;
     let path = "/v2/models/batch/infer";
     probe(proxy, path).await;

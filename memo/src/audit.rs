@@ -12,12 +12,11 @@ use afterimage_wire::splitmix::{STEP, mix};
 use bytes::Bytes;
 
 use crate::metrics;
-use crate::begun::Arrival;
 use crate::key::RowHash;
-use crate::memo::Inner;
 use crate::models::Space;
 use crate::sync;
 use crate::upstream::Call;
+use crate::waiter::Arrival;
 
 /// Audits in flight at once: enough for the sample, too few to delay requests.
 const MAX_UNDER_WAY: usize = 4;
@@ -159,7 +158,7 @@ fn ln_factorial(x: f64) -> f64 {
 
 /// The receiver of an audit's answer.
 struct Question {
-    inner: Arc<Inner>,
+    audit: Arc<Audit>,
     space: Arc<Space>,
     hash: RowHash,
     request_id: u64,
@@ -168,12 +167,12 @@ struct Question {
     ttl: Option<Duration>,
 }
 
-impl Inner {
-    /// Asks the upstream about a hit again, if it has nothing else to do.
+impl Question {
+    /// Asks the upstream about a hit again, if it has nothing else to do. `position` is the row's
+    /// number in its request.
     #[cold]
-    pub(crate) fn audit_hit(
-        self: &Arc<Self>,
-        audit: &Audit,
+    fn ask(
+        audit: &Arc<Audit>,
         arrival: &Arrival<'_>,
         hash: RowHash,
         stored: Answer,
@@ -182,22 +181,38 @@ impl Inner {
         if !audit.begin(|| arrival.entry.upstream.is_idle()) {
             return;
         }
-        let (inner, space) = (Arc::clone(self), Arc::clone(arrival.space));
+        let (audit, space) = (Arc::clone(audit), Arc::clone(arrival.space));
         let (model, client, ttl) = (Arc::clone(&space.model), arrival.client, arrival.ttl);
         let request_id = 0;
-        let question = Question { inner, space, hash, request_id, stored, ttl };
+        let question = Question { audit, space, hash, request_id, stored, ttl };
         let reply = Reply::new(Arc::new(question), 0);
-        let (rows, positions) = (Rows::from_elem(row, 1), Rows::from_elem(position, 1));
+        let (rows, positions) = (Rows::from_buf([row]), Rows::from_buf([position]));
         let context = arrival.context.cloned();
         let call = Call { rows, positions, context, model, client, request_id, reply };
         arrival.entry.upstream.compute(vec![call]);
     }
 }
 
+/// Audits a hit if it is one of the sample: asks the upstream about it again. `row` gives the row
+/// and its number in its request.
+#[inline]
+pub(crate) fn audit_hit(
+    audit: Option<&Arc<Audit>>,
+    arrival: &Arrival<'_>,
+    hash: RowHash,
+    stored: impl FnOnce() -> Answer,
+    row: impl FnOnce() -> (u32, Bytes),
+) {
+    if let Some(audit) = audit
+        && audit.is_due()
+    {
+        Question::ask(audit, arrival, hash, stored(), row());
+    }
+}
+
 impl Sink<Result<Computed, Failure>> for Question {
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
-        let Question { inner, space, hash, request_id, stored, ttl } = self;
-        let Some(audit) = &inner.audit else { return };
+        let Question { audit, space, hash, request_id, stored, ttl } = self;
         // Another model's answer says nothing about this one's.
         let answer = match outcome {
             Ok(Computed { model, mut answers }) if *model == *space.model => answers.pop(),
@@ -215,7 +230,7 @@ impl Sink<Result<Computed, Failure>> for Question {
                 id = request_id, %key, stored = ?stored.label(), computed = ?answer.label(),
                 "a stored answer is not the model's: it is replaced"
             );
-            inner.store(space, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
+            space.stores.write(&space.keys, *hash, &answer, *ttl, at.unwrap_or_else(sync::now));
         }
         audit.end(Some(agreed));
     }

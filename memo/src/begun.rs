@@ -5,42 +5,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_core::{
-    BytePermit, ClientId, Computed, Failure, Origin, Reply, RowAnswer, RowReply, Rows, Sink,
-    Status, Wanted, Watch,
+    ClientId, Computed, Failure, Origin, Reply, RowAnswer, RowReply, Rows, Sink, Status, Wanted,
+    Watch,
 };
 use bytes::Bytes;
 
-use crate::flight::{Flight, Waiter};
+use crate::deadlines;
+use crate::flight::Flight;
 use crate::flights::Join;
+use crate::inner::Inner;
 use crate::key::RowHash;
-use crate::memo::Inner;
+use crate::metrics::Counters;
 use crate::models::{Entry, Space};
 use crate::request::Context;
-use crate::shares::Share;
+use crate::shares::{Held, HeldBytes, RowBytes, Share};
 use crate::sync;
 use crate::upstream::Call;
-
-/// What the rows of a batch have in common.
-#[derive(Debug)]
-pub(crate) struct Arrival<'a> {
-    pub(crate) entry: &'a Arc<Entry>,
-    pub(crate) space: &'a Arc<Space>,
-    pub(crate) since: Instant,
-    pub(crate) client: ClientId,
-    /// Whether only an answer that is computed now will do.
-    pub(crate) refreshes: bool,
-    /// Whether to store the answers, and for how long.
-    pub(crate) stores: bool,
-    pub(crate) ttl: Option<Duration>,
-    pub(crate) context: Option<&'a Context>,
-}
-
-/// The request behind a waiter.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Asker {
-    pub(crate) id: u64,
-    pub(crate) deadline: Option<Instant>,
-}
+use crate::waiter::{Arrival, Asker, Waiter};
 
 /// Flights that this thread has begun with rows of one batch. Their calls are not made yet.
 ///
@@ -48,7 +29,7 @@ pub(crate) struct Asker {
 /// the outcome of a reply that was dropped.
 #[derive(Debug)]
 pub(crate) struct Begun {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     entry: Arc<Entry>,
     pub(crate) space: Arc<Space>,
     since: Instant,
@@ -57,6 +38,11 @@ pub(crate) struct Begun {
     stores: bool,
     ttl: Option<Duration>,
     context: Option<Context>,
+    shared_len: usize,
+    /// Places for the rows of the batch that have not joined yet.
+    places: Option<Share>,
+    /// The bytes of the rows here, and of those that have not joined yet.
+    bytes: Option<HeldBytes>,
     rows: Vec<Started>,
 }
 
@@ -67,8 +53,6 @@ struct Started {
     row: Bytes,
     /// The number of the row in its request.
     position: u32,
-    /// The row's bytes in the budget of waiting rows.
-    waiting: Option<(BytePermit, Share)>,
     first: Watch<Result<RowAnswer, Failure>>,
     asker: Asker,
     /// Whether the flight has still to be completed.
@@ -88,16 +72,53 @@ impl Begun {
             stores: arrival.stores,
             ttl: arrival.ttl,
             context: arrival.context.cloned(),
+            shared_len: arrival.shared_len,
+            places: None,
+            bytes: None,
             rows: Vec::new(),
         }
     }
 
-    /// Room for so many more rows, so that they need one allocation.
-    pub(crate) fn reserve(&mut self, rows: usize) {
-        self.rows.reserve(rows);
+    /// Takes the places and bytes of the rows that join next, given by their lengths, and memory
+    /// for them. It costs far less than to do so for each row.
+    pub(crate) fn reserve(&mut self, lens: impl ExactSizeIterator<Item = usize>) {
+        self.rows.reserve(lens.len());
+        let inner = &self.inner;
+        if let Some(held) = inner.limits.take_all(self.client, lens, inner.flights.waiting()) {
+            self.places = Some(held.places);
+            self.hold(held.bytes);
+        }
     }
 
-    /// Puts a waiter on the flight of its row. Returns whether the flight begins with it.
+    /// The place of a row of this length, whose bytes are held here from now on.
+    ///
+    /// # Errors
+    /// Why the row cannot wait.
+    #[inline]
+    pub(crate) fn place(&mut self, len: usize) -> Result<Share, String> {
+        match &mut self.places {
+            Some(places) if places.amount() > 0 => Ok(places.split(1)),
+            _ => self.place_alone(len),
+        }
+    }
+
+    fn place_alone(&mut self, len: usize) -> Result<Share, String> {
+        let inner = &self.inner;
+        let waiting = inner.flights.waiting();
+        let Held { places, bytes } = inner.limits.take(self.client, len, waiting)?;
+        self.hold(bytes);
+        Ok(places)
+    }
+
+    fn hold(&mut self, bytes: HeldBytes) {
+        match &mut self.bytes {
+            Some(held) => held.merge(bytes),
+            None => self.bytes = Some(bytes),
+        }
+    }
+
+    /// Puts a waiter with its place on the flight of its row. Returns whether the flight begins
+    /// with it.
     pub(crate) fn join(
         &mut self,
         hash: RowHash,
@@ -105,49 +126,54 @@ impl Begun {
         row_len: usize,
         asker: Asker,
         reply: RowReply,
+        share: Share,
     ) -> bool {
-        let inner = &self.inner;
-        let (budget, client) = (&inner.waiting_bytes, self.client);
-        let bytes = inner.byte_shares.take(client, row_len, budget.used());
-        let waiting = budget.take(row_len).zip(bytes);
-        if waiting.is_none() {
-            let (used, limit) = (budget.used(), budget.limit());
-            let text = match row_len <= limit.saturating_sub(used) {
-                true => "the share of this client is used up",
-                false => "the limit is reached",
-            };
-            let text = format!(
-                "the row has {row_len} bytes; waiting rows hold {used} of {limit} bytes: {text}"
-            );
-            inner.overloaded(reply, text);
-            return false;
-        }
-        let Some(share) = inner.shares.take(client, 1, inner.flights.waiting()) else {
-            inner.overloaded(reply, inner.full());
-            return false;
-        };
+        let &mut Begun { ref inner, ref mut bytes, ref mut rows, since, refreshes, .. } = self;
         let first = reply.watch();
         // The front ends of the library number replies by rows; others send no context.
         let position = reply.token() as u32;
         let span = tracing::debug_span!("request", id = asker.id);
-        let (since, refreshes) = (self.since, self.refreshes);
+        
         let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes, share };
         let joined = inner.flights.join(hash.identity(), waiter);
         if asker.deadline.is_some() {
-            inner.keep_deadlines();
+            deadlines::keep(inner);
         }
         match joined {
             Join::First(permit) => {
                 let row = row();
-                let started = Started { hash, row, position, waiting, first, asker, owed: true };
-                self.rows.push(started);
+                let started = Started { hash, row, position, first, asker, owed: true };
+                rows.push(started);
                 // From here on this value owns the duty.
                 permit.transfer();
                 true
             }
-            Join::Joined => false,
+            Join::Joined => {
+                give_back(bytes, row_len);
+                false
+            }
             Join::Full(waiter) => {
-                inner.overloaded(waiter.reply, inner.full());
+                let text = inner.limits.full(inner.flights.waiting());
+                refuse(&inner.counters, waiter.reply, text);
+                give_back(bytes, row_len);
+                false
+            }
+        }
+    }
+
+    /// Puts a waiter on the flight of a row, or answers it if it cannot wait. Returns whether the
+    /// flight begins with it.
+    pub(crate) fn wait(
+        &mut self,
+        hash: RowHash,
+        row: &Bytes,
+        asker: Asker,
+        reply: RowReply,
+    ) -> bool {
+        match self.place(row.len()) {
+            Ok(place) => self.join(hash, || row.clone(), row.len(), asker, reply, place),
+            Err(text) => {
+                refuse(&self.inner.counters, reply, text);
                 false
             }
         }
@@ -175,9 +201,25 @@ impl Begun {
 
     /// The batch of the rows.
     pub(crate) fn arrival(&self) -> Arrival<'_> {
-        let &Begun { since, client, refreshes, stores, ttl, .. } = self;
+        let &Begun { since, client, refreshes, stores, ttl, shared_len, .. } = self;
         let (entry, space, context) = (&self.entry, &self.space, self.context.as_ref());
-        Arrival { entry, space, since, client, refreshes, stores, ttl, context }
+        Arrival { entry, space, since, client, refreshes, stores, ttl, context, shared_len }
+    }
+
+    /// Gives the bytes of rows back that have hits, before their waiters are answered: so the next
+    /// requests of these find the bytes free.
+    pub(crate) fn give_back(&mut self, hits: impl Iterator<Item = usize>) {
+        if let Some(bytes) = &mut self.bytes {
+            bytes.give_back(hits.filter_map(|i| Some(self.rows.get(i)?.row.len())));
+        }
+    }
+
+    /// Takes the bytes of row `i` again, which is no hit after all.
+    #[cold]
+    pub(crate) fn take_back(&mut self, i: usize) {
+        if let Some(bytes) = &mut self.bytes {
+            bytes.regrow(self.rows[i].row.len());
+        }
     }
 
     /// Completes flight `i` with an answer from the store, and makes no call for it. Returns the
@@ -196,7 +238,6 @@ impl Begun {
         let key = started.hash.identity();
         let Err(waiters) = inner.flights.complete_unless(key, goes_on) else { return None };
         started.owed = false;
-        drop(started.waiting.take());
         let mut of_batch = 0;
         let answered = waiters.len() as u64;
         for Waiter { reply, since, span, share, .. } in waiters {
@@ -211,6 +252,20 @@ impl Begun {
         }
         inner.counters.hits.fetch_add(answered, Relaxed);
         Some(of_batch)
+    }
+
+    /// Completes the flight that began last with an answer from the store.
+    #[cold]
+    pub(crate) fn complete_last(&mut self, hit: &RowAnswer) {
+        let now = sync::now();
+        let last = self.len() - 1;
+        self.give_back([last].into_iter());
+        let answered = self.complete_with_hit(last, hit, now);
+        if answered.is_none() {
+            self.take_back(last);
+        }
+        let waited = now.saturating_duration_since(self.since);
+        self.inner.latencies.record(Origin::Hit, waited, answered.unwrap_or(0));
     }
 
     /// Makes the calls of the flights that are left, each its own.
@@ -235,12 +290,23 @@ impl Begun {
 
     /// The calls of the flights that are left, made now. Their replies own the duty.
     fn start(&mut self, now: Instant) -> Vec<Call> {
-        let Begun { inner, entry, space, client, stores, ttl, context, rows, .. } = self;
-        let left = rows.iter().filter(|started| started.owed).count();
+        let Begun { inner, entry, space, client, stores, ttl, context, bytes, shared_len, rows, .. } = self;
+        let owed = || rows.iter().filter(|started| started.owed);
+        let left = owed().count();
+        // Rows that are most of a buffer keep it, and together count for it until the last of them
+        // is done. Other rows are copied, so that the buffer is free.
+        let len: usize = owed().map(|started| started.row.len()).sum();
+        let is_shared = *shared_len > 0 && len >= *shared_len / 2;
+        let shared = bytes.take_if(|_| is_shared).map(Arc::new);
         inner.call_time.start(left as u64, now);
         let mut calls = Vec::with_capacity(left);
         for started in rows.iter_mut().filter(|started| started.owed) {
-            let waiting = started.waiting.take();
+            if *shared_len > 0 && !is_shared {
+                started.row = Bytes::copy_from_slice(&started.row);
+            }
+            let own = bytes.as_mut().map(|bytes| bytes.split(started.row.len()));
+            let bytes = own.map(RowBytes::Own);
+            let bytes = bytes.or_else(|| shared.clone().map(RowBytes::Shared));
             let flight = Flight {
                 inner: Arc::clone(inner),
                 entry: Arc::clone(entry),
@@ -252,13 +318,13 @@ impl Begun {
                 called: now,
                 stores: *stores,
                 ttl: *ttl,
-                waiting: Mutex::new(waiting),
+                bytes: Mutex::new(bytes),
             };
             let reply = Reply::new(Arc::new(flight), 0);
             started.owed = false;
-            let rows = Rows::from_elem(std::mem::take(&mut started.row), 1);
+            let rows = Rows::from_buf([std::mem::take(&mut started.row)]);
             let (model, request_id) = (Arc::clone(&space.model), started.asker.id);
-            let positions = Rows::from_elem(started.position, 1);
+            let positions = Rows::from_buf([started.position]);
             let (client, context) = (*client, context.clone());
             calls.push(Call { rows, positions, context, model, client, request_id, reply });
         }
@@ -272,6 +338,18 @@ impl Drop for Begun {
             drop(self.inner.flights.complete(started.hash.identity()));
         }
     }
+}
+
+fn give_back(bytes: &mut Option<HeldBytes>, len: usize) {
+    if let Some(bytes) = bytes {
+        bytes.give_back([len]);
+    }
+}
+
+/// Answers a row that cannot wait.
+fn refuse(counters: &Counters, reply: RowReply, text: String) {
+    counters.overloaded.fetch_add(1, Relaxed);
+    reply.send(Err(Failure::new(Status::Overloaded, text)));
 }
 
 /// Merges calls of one row each into one call, whose answers go to each in turn.
@@ -332,7 +410,7 @@ impl Sink<Result<Computed, Failure>> for Merged {
         match outcome {
             Ok(Computed { model, answers }) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
-                    let answers = Rows::from_elem(answer, 1);
+                    let answers = Rows::from_buf([answer]);
                     reply.send_at(Ok(Computed { model: Arc::clone(&model), answers }), at);
                 }
             }

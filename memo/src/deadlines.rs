@@ -5,38 +5,36 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::corked;
 
-use crate::memo::Inner;
+use crate::inner::Inner;
 use crate::sync;
 
 /// The interval between two searches for waiters that have left. A deadline is kept to within this.
 pub const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
-impl Inner {
-    /// Starts the task that keeps deadlines, unless it runs. It ends when no waiter is left. The
-    /// calls go on.
-    pub(crate) fn keep_deadlines(self: &Arc<Self>) {
-        if !self.sweeping.start() {
-            return;
-        }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return self.sweeping.abandon();
-        };
-        let inner = Arc::downgrade(self);
-        runtime.spawn(async move {
-            loop {
-                tokio::time::sleep(SWEEP_EVERY).await;
-                let Some(inner) = inner.upgrade() else { return };
-                inner.sweep(sync::now());
-                let needed = || inner.flights.waiting() > 0;
-                if !needed() && inner.sweeping.stop(needed) {
-                    return;
-                }
+/// Starts the task that keeps the deadlines of a memo, unless it runs. It ends when no waiter is
+/// left. The calls go on.
+pub(crate) fn keep(memo: &Arc<Inner>) {
+    if !memo.sweeping.start() {
+        return;
+    }
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        return memo.sweeping.abandon();
+    };
+    let memo = Arc::downgrade(memo);
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            let Some(memo) = memo.upgrade() else { return };
+            sweep(&memo, sync::now());
+            let needed = || memo.flights.waiting() > 0;
+            if !needed() && memo.sweeping.stop(needed) {
+                return;
             }
-        });
-    }
+        }
+    });
+}
 
-    fn sweep(&self, now: Instant) {
-        let left = self.flights.remove_if(|waiter| waiter.has_left(now));
-        corked(|| left.into_iter().for_each(|waiter| self.leave(waiter, now)));
-    }
+fn sweep(memo: &Inner, now: Instant) {
+    let left = memo.flights.remove_if(|waiter| waiter.has_left(now));
+    corked(|| left.into_iter().for_each(|waiter| waiter.leave(&memo.counters, now)));
 }

@@ -1,44 +1,20 @@
-//! One row on its way to the upstream and back: the call, its waiters, and their answers.
+//! One row on its way to the upstream and back: the call, and the answers of its waiters.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use afterimage_core::{
-    Answer, AnswerKind, BytePermit, Computed, Failure, Origin, RowAnswer,
-    RowReply, Sink, Status, Wanted, Watch,
+    Answer, AnswerKind, Computed, Failure, Origin, RowAnswer, Sink, Status, Wanted, Watch,
 };
 use afterimage_wire::corked;
-use tracing::Span;
 
+use crate::inner::Inner;
 use crate::key::RowHash;
-use crate::memo::Inner;
 use crate::models::{Entry, Space};
-use crate::shares::Share;
+use crate::shares::RowBytes;
 use crate::sync;
-
-/// One waiter of a flight.
-#[derive(Debug)]
-pub(crate) struct Waiter {
-    pub(crate) reply: RowReply,
-    /// When its request arrived.
-    pub(crate) since: Instant,
-    /// From the request's arrival to its answer; disabled unless a subscriber listens.
-    pub(crate) span: Span,
-    /// When the client stops waiting.
-    pub(crate) deadline: Option<Instant>,
-    /// Whether only an answer that is computed now will do.
-    pub(crate) refreshes: bool,
-    /// Its place in its client's share of all waiters.
-    pub(crate) share: Share,
-}
-
-impl Waiter {
-    /// Whether the waiter has left: its time is over, or its client is gone.
-    pub(crate) fn has_left(&self, now: Instant) -> bool {
-        self.deadline.is_some_and(|deadline| now >= deadline) || !self.reply.is_wanted(now)
-    }
-}
+use crate::waiter::Waiter;
 
 /// The call of one row: the sink of the upstream's reply.
 pub(crate) struct Flight {
@@ -56,9 +32,9 @@ pub(crate) struct Flight {
     pub(crate) called: Instant,
     pub(crate) stores: bool,
     pub(crate) ttl: Option<Duration>,
-    /// The row's bytes in the budget of waiting rows. Given back before the waiters are answered,
-    /// so that their next requests find the place free.
-    pub(crate) waiting: Mutex<Option<(BytePermit, Share)>>,
+    /// The row's bytes in the limit of waiting rows. Given back before the waiters are answered, so
+    /// that their next requests find them free.
+    pub(crate) bytes: Mutex<Option<RowBytes>>,
 }
 
 impl std::fmt::Debug for Flight {
@@ -67,29 +43,15 @@ impl std::fmt::Debug for Flight {
     }
 }
 
-impl Inner {
-    /// Why no further waiter is taken.
-    pub(crate) fn full(&self) -> String {
-        let (waiting, limit) = (self.flights.waiting(), self.flights.limit());
-        let why = match self.flights.is_full() {
-            true => "the limit is reached",
-            false => "the share of this client is used up",
-        };
-        format!("{waiting} of {limit} requests are waiting: {why}")
-    }
-
-    pub(crate) fn overloaded(&self, reply: RowReply, text: String) {
-        self.counters.overloaded.fetch_add(1, Relaxed);
-        reply.send(Err(Failure::new(Status::Overloaded, text)));
-    }
-
-    /// The time until which the waiters of a flight wait. When all have left, the flight ends here:
-    /// its call need not be made.
-    fn wanted(&self, flight: &Flight, now: Instant) -> Wanted {
-        if flight.ended.load(Relaxed) {
+impl Flight {
+    /// The time until which the waiters of the flight wait. When all have left, the flight ends
+    /// here: its call need not be made.
+    fn wanted_until(&self, now: Instant) -> Wanted {
+        if self.ended.load(Relaxed) {
             return Wanted::NoMore;
         }
-        let wanted = self.flights.complete_unless(flight.hash.identity(), |waiters| {
+        let Inner { flights, counters, .. } = &*self.inner;
+        let wanted = flights.complete_unless(self.hash.identity(), |waiters| {
             let mut last = None;
             for waiter in waiters.iter().filter(|waiter| !waiter.has_left(now)) {
                 let Some(deadline) = waiter.deadline else { return Some(Wanted::Always) };
@@ -98,47 +60,32 @@ impl Inner {
             last.map(Wanted::Until)
         });
         wanted.unwrap_or_else(|left| {
-            flight.ended.store(true, Relaxed);
-            self.counters.calls_dropped.fetch_add(1, Relaxed);
-            left.into_iter().for_each(|waiter| self.leave(waiter, now));
+            self.ended.store(true, Relaxed);
+            counters.calls_dropped.fetch_add(1, Relaxed);
+            left.into_iter().for_each(|waiter| waiter.leave(counters, now));
             Wanted::NoMore
         })
     }
 
-    /// Answers a waiter that has left its flight.
-    pub(crate) fn leave(&self, waiter: Waiter, now: Instant) {
-        let Waiter { reply, since, span, share, .. } = waiter;
-        drop(share);
-        let waited = now.saturating_duration_since(since);
-        if reply.is_wanted(now) {
-            self.counters.expired.fetch_add(1, Relaxed);
-            span.in_scope(|| tracing::debug!(?waited, "the deadline has passed"));
-        } else {
-            self.counters.abandoned.fetch_add(1, Relaxed);
-            span.in_scope(|| tracing::debug!(?waited, "the client disconnected"));
-        }
-        let text = format!("no answer before the request's deadline; {waited:?} passed");
-        reply.send(Err(Failure::new(Status::DeadlineExceeded, text)));
-    }
-
-    fn complete(&self, flight: &Flight, outcome: Result<Computed, Failure>, now: Instant) {
-        let answer = outcome.and_then(|computed| flight.check(computed));
+    fn complete(&self, outcome: Result<Computed, Failure>, now: Instant) {
+        let Inner { flights, counters, latencies, .. } = &*self.inner;
+        let answer = outcome.and_then(|computed| self.check(computed));
         // The store first: a request that arrives after the completion finds the answer there.
-        if flight.stores
+        if self.stores
             && let Ok(answer) = &answer
         {
-            self.counters.store_writes.fetch_add(1, Relaxed);
-            self.store(&flight.space, flight.hash, answer, flight.ttl, now);
+            counters.store_writes.fetch_add(1, Relaxed);
+            self.space.stores.write(&self.space.keys, self.hash, answer, self.ttl, now);
         }
-        if flight.ended.load(Relaxed) {
+        if self.ended.load(Relaxed) {
             return;
         }
-        let waiters = self.flights.complete(flight.hash.identity());
+        let waiters = flights.complete(self.hash.identity());
         match answer {
             Ok(answer) => {
-                self.counters.misses.fetch_add(1, Relaxed);
+                counters.misses.fetch_add(1, Relaxed);
                 if waiters.len() > 1 {
-                    self.counters.coalesced.fetch_add(waiters.len() as u64 - 1, Relaxed);
+                    counters.coalesced.fetch_add(waiters.len() as u64 - 1, Relaxed);
                 }
                 let mut origin = Origin::Miss;
                 corked(|| {
@@ -146,15 +93,15 @@ impl Inner {
                         drop(share);
                         let took = now.saturating_duration_since(since);
                         span.in_scope(|| tracing::debug!(?origin, ?took, "answered"));
-                        self.latencies.record(origin, took, 1);
-                        let answer = RowAnswer { answer: answer.clone(), origin, age: Duration::ZERO };
-                        reply.send_at(Ok(answer), now);
+                        latencies.record(origin, took, 1);
+                        let (answer, age) = (answer.clone(), Duration::ZERO);
+                        reply.send_at(Ok(RowAnswer { answer, origin, age }), now);
                         origin = Origin::Coalesced;
                     }
                 });
             }
             Err(failure) => {
-                self.counters.call_failures.fetch_add(1, Relaxed);
+                counters.call_failures.fetch_add(1, Relaxed);
                 corked(|| {
                     for Waiter { reply, span, share, .. } in waiters {
                         drop(share);
@@ -165,9 +112,7 @@ impl Inner {
             }
         }
     }
-}
 
-impl Flight {
     /// Refuses an answer of another model, and one that the model cannot have given.
     fn check(&self, computed: Computed) -> Result<Answer, Failure> {
         let Computed { model, mut answers } = computed;
@@ -203,25 +148,26 @@ impl Flight {
 
 impl Sink<Result<Computed, Failure>> for Flight {
     fn wanted(&self, _: u64, now: Instant) -> Wanted {
-        self.inner.wanted(self, now)
+        self.wanted_until(now)
     }
 
     fn is_wanted(&self, _: u64, now: Instant) -> bool {
         let first_waits = !self.ended.load(Relaxed)
             && self.first_deadline.is_none_or(|deadline| now < deadline)
             && self.first.is_wanted(now);
-        first_waits || self.inner.wanted(self, now) != Wanted::NoMore
+        first_waits || self.wanted_until(now) != Wanted::NoMore
     }
 
     fn prefetch(&self, _: u64) {
-        self.inner.stores.labels.prefetch_write(self.hash.store_key());
+        self.space.stores.labels.prefetch_write(self.hash.store_key());
     }
 
     fn deliver(&self, _: u64, outcome: Result<Computed, Failure>, at: Option<Instant>) {
         let now = at.unwrap_or_else(sync::now);
-        drop(self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner).take();
+        bytes.into_iter().for_each(RowBytes::release);
         let took = outcome.is_ok().then(|| now.saturating_duration_since(self.called));
         self.inner.call_time.end(now, took);
-        self.inner.complete(self, outcome, now);
+        self.complete(outcome, now);
     }
 }

@@ -113,10 +113,12 @@ impl<W> Flights<W> {
         goes_on: impl FnOnce(&[W]) -> Option<R>,
     ) -> Result<R, Waiters<W>> {
         let mut shard = self.shard(key);
-        if let Some(reason) = shard.get(&key).and_then(|waiters| goes_on(waiters)) {
+        let Entry::Occupied(flight) = shard.entry(key) else { return Err(Waiters::new()) };
+        if let Some(reason) = goes_on(flight.get()) {
             return Ok(reason);
         }
-        let waiters = shard.remove(&key).unwrap_or_default();
+        let waiters = flight.remove();
+        drop(shard);
         self.waiting.fetch_sub(waiters.len(), Ordering::Relaxed);
         Err(waiters)
     }

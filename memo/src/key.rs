@@ -226,7 +226,7 @@ pub const SEAL_LEN: usize = LIFETIME_LEN + MAC_LEN;
 ///
 /// A stored value has the scale and the lowest 9 bits of the number of units. The reader takes the
 /// number that is nearest to the present; the seal covers the whole number. So the time is rounded
-/// down by at most 3 %, or to a second.
+/// down by at most 4 %, or to a second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Expiry {
     scale: u64,
@@ -346,7 +346,7 @@ impl KeySpace {
     }
 
     /// The value to store for a row with this label, which is used for this time: in whole seconds,
-    /// at least one, and up to 3 % shorter.
+    /// at least one, and up to 4 % shorter.
     pub fn seal_timed(&self, hash: RowHash, label: u16, now_s: u64, ttl: Duration) -> i64 {
         self.timed(hash, label, Expiry::new(now_s, ttl)).cast_signed()
     }

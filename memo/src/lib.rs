@@ -10,14 +10,17 @@
 //!    the upstream's model.
 //! 3. `lookup` reads a store in this process. A stored answer is used only if its seal proves that
 //!    this model gave it for these bytes. A hit is answered here.
-//! 4. Every other row joins a flight ([`flights`]). The first waiter of a flight gets a permit, the
-//!    duty to make the call; `begun` holds the duties of a batch. Later equal rows only wait. A
-//!    remote [`store`] is read now, so that equal rows share the lookup; a hit ends the flight.
-//! 5. The calls of the batch go to the [`upstream`]: a model in this process, or a [`pool`] of
+//! 4. Every other row has to wait. `shares` limits the number and the bytes of waiting rows, for
+//!    all clients and for each. A row above a limit gets the status `overloaded`.
+//! 5. The row joins a flight ([`flights`]), the one call for all equal rows. The first waiter of a
+//!    flight gets a permit, the duty to make the call; `begun` holds the duties of a batch. Later
+//!    equal rows only wait. A remote [`store`] is read now, so that equal rows share the lookup; a
+//!    hit ends the flight.
+//! 6. The calls of the batch go to the [`upstream`]: a model in this process, or a [`pool`] of
 //!    endpoints. A `flight` is the receiver of one call. Before costly work the upstream asks
 //!    whether the answer is still wanted; `deadlines` removes the waiters whose time is over.
-//! 6. The answer is checked against the model, sealed, and written to the store. Then the flight
-//!    completes and each waiter gets its reply.
+//! 7. The answer is checked against the model, sealed, and written to the store. Then the flight
+//!    completes and each waiter gets its reply. A failure goes to each waiter and to no store.
 //!
 //! A [`Reply`](afterimage_core::Reply) owns each duty on this way, so that a panic or a dropped
 //! call ends in a failure, and each waiter gets a reply.
@@ -44,6 +47,7 @@ outside_the_model_check! {
     mod deadlines;
     mod epoch;
     mod flight;
+    mod inner;
     pub mod key;
     pub mod latency;
     mod lookup;
@@ -56,12 +60,14 @@ outside_the_model_check! {
     mod shares;
     pub mod store;
     pub mod upstream;
+    mod waiter;
 
     #[doc(hidden)]
     pub use deadlines::SWEEP_EVERY;
     pub use epoch::CHECK_EVERY;
+    pub use inner::MemoOptions;
     pub use key::Secret;
-    pub use memo::{Memo, MemoOptions};
+    pub use memo::Memo;
     pub use models::ModelOptions;
     pub use request::{Context, Directives, MAX_ROWS, Request};
     pub use service::MemoService;

@@ -15,15 +15,16 @@ use arrayvec::ArrayVec;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::audit::Audit;
+use crate::audit::audit_hit;
 use crate::bypass::Decision;
-use crate::begun::{Arrival, Asker, Begun};
+use crate::begun::Begun;
 use crate::epoch::{self, EpochEntry};
+use crate::inner::Inner;
 use crate::key::{FORGOTTEN, RowHash, Timed};
-use crate::memo::Inner;
 use crate::models::Space;
 use crate::store::{Entries, OfBytes, OfLabels, RemoteStore, Store, StoreOfBytes, Stores};
 use crate::sync;
+use crate::waiter::{Arrival, Asker};
 
 /// Rows that are looked up together: enough to cover the latency of memory.
 pub(crate) const LOOKUPS: usize = 64;
@@ -154,41 +155,59 @@ impl Looked for OfBytes {
 /// Rows to look up, each with its index in the batch and its hash.
 pub(crate) type Lookups<R> = ArrayVec<(usize, RowHash, R), LOOKUPS>;
 
-impl Inner {
-    /// Answers the hits of a batch of rows that have labels, and adds the flights of the misses to
-    /// `begun`. With a remote store, every row is a miss until [`finish`](Self::finish).
-    pub(crate) fn look_up_labels<R: Row>(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        front: &mut impl Front,
-        rows: Lookups<R>,
-        looks: bool,
-        begun: &mut Option<Begun>,
-    ) {
-        match &self.stores.labels {
-            Store::Embedded(table, _) if looks => {
-                self.look_here(arrival, front, rows, table, begun);
-            }
-            _ => self.begin_all(arrival, front, rows, begun),
+/// The lookup of one batch of rows: it answers the hits, and collects the flights of the misses.
+pub(crate) struct Lookup<'a> {
+    inner: &'a Arc<Inner>,
+    arrival: &'a Arrival<'a>,
+    /// Whether stored answers are wanted.
+    looks: bool,
+    /// The flights of the rows so far. With a remote store, every row has one until
+    /// [`finish`](Self::finish).
+    begun: Option<Begun>,
+}
+
+impl<'a> Lookup<'a> {
+    /// A lookup for the rows of a batch.
+    pub(crate) fn new(inner: &'a Arc<Inner>, arrival: &'a Arrival<'a>, looks: bool) -> Self {
+        Lookup { inner, arrival, looks, begun: None }
+    }
+
+    /// Looks rows up that have labels.
+    pub(crate) fn labels<R: Row>(&mut self, front: &mut impl Front, rows: Lookups<R>) {
+        match &self.arrival.space.stores.labels {
+            Store::Embedded(table, _) if self.looks => self.look_here(front, rows, table),
+            _ => self.begin_all(front, rows),
         }
     }
 
-    /// Makes the calls of the flights that a batch has begun. With a store across the network, one
-    /// lookup for all of them comes first, and calls are made for its misses only.
-    pub(crate) fn finish(
-        self: &Arc<Self>,
-        begun: Begun,
-        looks: bool,
-        call: fn(Begun, Instant),
-    ) {
-        let stores = Arc::clone(&begun.space.stores);
-        let Stores { labels, bytes } = &*stores;
+    /// Looks rows up that have answers of bytes.
+    pub(crate) fn bytes(&mut self, rows: &[Bytes], replies: Vec<RowReply>, asker: Asker) {
+        let keys = &self.arrival.space.keys;
+        let lens = rows.iter().map(Bytes::len);
+        let rows = rows.iter().map(|row| (row, keys.hash(row))).zip(replies);
+        if let StoreOfBytes::Embedded(store) = &self.arrival.space.stores.bytes
+            && self.looks
+        {
+            return self.look_here_for_bytes(rows, store, asker);
+        }
+        let begun = self.begun.get_or_insert_with(|| Begun::new(self.inner, self.arrival));
+        begun.reserve(lens);
+        for ((row, hash), reply) in rows {
+            begun.wait(hash, row, asker, reply);
+        }
+    }
+
+    /// Makes the calls of the flights that the batch has begun. With a store across the network,
+    /// one lookup for all of them comes first, and calls are made for its misses only.
+    pub(crate) fn finish(self, call: fn(Begun, Instant)) {
+        let Lookup { arrival, looks, begun: Some(begun), .. } = self else { return };
+        let Stores { labels, bytes } = &*arrival.space.stores;
         match (begun.space.model.answers, labels, bytes) {
             (AnswerKind::Label { .. }, Store::Remote(remote), _) if looks => {
-                self.look_there(begun, remote, call);
+                Remote::look(begun, remote, call);
             }
             (AnswerKind::Bytes, _, StoreOfBytes::Remote(remote)) if looks => {
-                self.look_there(begun, remote, call);
+                Remote::look(begun, remote, call);
             }
             _ => {
                 let since = begun.arrival().since;
@@ -197,35 +216,25 @@ impl Inner {
         }
     }
 
-    fn look_here<R: Row>(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        front: &mut impl Front,
-        rows: Lookups<R>,
-        table: &Table,
-        begun: &mut Option<Begun>,
-    ) {
+    fn look_here<R: Row>(&mut self, front: &mut impl Front, rows: Lookups<R>, table: &Table) {
+        let (inner, arrival) = (self.inner, self.arrival);
         let mut hashed = ArrayVec::<Hashed, LOOKUPS>::new();
         for (_, hash, _) in &rows {
             let key = Hashed::new(hash.store_key());
             table.prefetch(key);
             hashed.push(key);
         }
-        if arrival.space.is_due(arrival.since) {
-            self.keep_epoch(arrival);
-        }
+        self.keep_epoch();
         let (mut hits, mut misses) = (0, Lookups::new());
         let mut missed = ArrayVec::<Hashed, LOOKUPS>::new();
         for ((i, hash, row), key) in rows.into_iter().zip(hashed) {
             let value = table.read(key).map(u64::cast_signed);
-            match self.open(arrival.space, hash, value, arrival.since) {
+            match open(inner, arrival, hash, value) {
                 Some(label) => {
                     hits += 1;
                     front.hit(i, label);
-                    if let Some(audit) = self.due_audit() {
-                        let label = Answer::Label(label);
-                        self.audit_hit(audit, arrival, hash, label, (i as u32, row.to_bytes()));
-                    }
+                    let stored = || Answer::Label(label);
+                    audit_hit(inner.audit.as_ref(), arrival, hash, stored, || (i as u32, row.to_bytes()));
                 }
                 None => {
                     missed.push(key);
@@ -233,20 +242,15 @@ impl Inner {
                 }
             }
         }
-        let lookups = hits + misses.len() as u64;
         table.record_lookups(hits, misses.len() as u64);
-        if hits > 0 {
-            self.counters.hits.fetch_add(hits, Relaxed);
-        }
-        let took = sync::now() - arrival.since;
-        self.latencies.record_lookups(lookups, hits, took, self.call_time.cost());
+        self.record(hits + misses.len() as u64, hits);
         if misses.is_empty() {
             return;
         }
-        let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
-        begun.reserve(misses.len());
+        let begun = self.begun.get_or_insert_with(|| Begun::new(inner, arrival));
+        begun.reserve(misses.iter().map(|(.., row)| row.bytes().len()));
         for ((i, hash, row), key) in misses.into_iter().zip(missed) {
-            if !self.begin(arrival, front, i, hash, &row, begun) {
+            if !begin(begun, front, i, hash, &row) {
                 continue;
             }
             // A flight under this key may have completed between the lookup and the join. It wrote
@@ -255,233 +259,245 @@ impl Inner {
             let Some(value) = table.read(key).map(u64::cast_signed) else { continue };
             let opened = OfLabels::open(arrival.space, hash, value, arrival.since);
             if let Opened::Answer(hit) = opened {
-                self.hit_of_last(begun, &hit);
+                begun.complete_last(&hit);
             }
         }
     }
 
-    /// Looks the rows of flights up in a store across the network, and makes the calls of the
-    /// misses.
-    fn look_there<E: Looked>(
-        self: &Arc<Self>,
-        mut begun: Begun,
-        store: &RemoteStore<E>,
-        call: fn(Begun, Instant),
-    ) {
-        let Arrival { space, since, .. } = begun.arrival();
-        let lookups = begun.len() as u64;
-        if lookups == 0 {
-            return;
-        }
-        let looks = self.bypass.as_ref().is_none_or(|bypass| bypass.looks(since, lookups));
-        if !looks {
-            return call(begun, since);
-        }
-        let is_due = space.is_due(since);
-        // A lookup that probes a store that requests bypass brings no epoch, and no hits.
-        let is_bypassed = store.is_bypassed();
-        let reads_epoch = is_due && !is_bypassed;
-        let epoch_keys = [space.epochs.floor, space.epochs.own].map(E::epoch_key);
-        let epoch_keys = epoch_keys.into_iter().filter(|_| reads_epoch);
-        // The epochs come last: the values before them were read while they were in force.
-        let keys: SmallVec<[E::Key; LOOKUPS + 2]> =
-            begun.hashes().map(E::key).chain(epoch_keys).collect();
-        let (inner, own) = (Arc::clone(self), store.clone());
-        store.lookup(&keys, move |values, took| {
-            let now = sync::now();
-            let mut values = values.unwrap_or_default();
-            if reads_epoch && let (Some(own), Some(floor)) = (values.pop(), values.pop()) {
-                let found = begun.space.epochs.open(own.and_then(E::epoch), floor.and_then(E::epoch));
-                if !begun.arrival().entry.keys.observe(&begun.space, found, now) {
-                    values.clear();
-                }
-            } else if is_due {
-                values.clear();
-            }
-            let (mut hits, mut answered) = (0, 0);
-            corked(|| {
-                for (i, value) in values.into_iter().enumerate() {
-                    let (hash, Some(value)) = (begun.hash(i), value) else { continue };
-                    let hit = match E::open(&begun.space, hash, value, now) {
-                        Opened::Answer(hit) => hit,
-                        Opened::Nothing => continue,
-                        Opened::Forged => {
-                            inner.reject();
-                            continue;
-                        }
-                    };
-                    let Some(waiters) = begun.complete_with_hit(i, &hit, now) else { continue };
-                    hits += 1;
-                    answered += waiters;
-                    if let Some(audit) = inner.due_audit() {
-                        let row = begun.row(i);
-                        inner.audit_hit(audit, &begun.arrival(), hash, hit.answer, row);
-                    }
-                }
-            });
-            if answered > 0 {
-                let waited = now.saturating_duration_since(since);
-                inner.latencies.record(Origin::Hit, waited, answered);
-            }
-            // The wait in the memo's own queue is not a cost of the store.
-            inner.looked(now, lookups, hits, took, own.is_bypassed());
-            call(begun, now);
-        });
-    }
-
-    /// Answers the hits of a request for answers of bytes, and adds the flights of the misses to
-    /// `begun`. With a remote store, every row is a miss until [`finish`](Self::finish).
-    pub(crate) fn look_up_bytes(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        rows: Vec<(RowReply, RowHash, Bytes)>,
-        store: &StoreOfBytes,
-        asker: Asker,
-        looks: bool,
-        begun: &mut Option<Begun>,
-    ) {
-        if let StoreOfBytes::Embedded(store) = store {
-            return self.look_here_for_bytes(arrival, rows, store, asker, looks, begun);
-        }
-        let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
-        begun.reserve(rows.len());
-        for (reply, hash, row) in rows {
-            let len = row.len();
-            begun.join(hash, || row, len, asker, reply);
-        }
-    }
-
-    fn look_here_for_bytes(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        replies: Vec<(RowReply, RowHash, Bytes)>,
+    fn look_here_for_bytes<'r>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = ((&'r Bytes, RowHash), RowReply)>,
         store: &ByteStore,
         asker: Asker,
-        looks: bool,
-        begun: &mut Option<Begun>,
     ) {
-        let (lookups, mut hits) = (replies.len() as u64, 0);
-        if arrival.space.is_due(arrival.since) {
-            self.keep_epoch(arrival);
-        }
-        for (reply, hash, row) in replies {
-            if looks && let Some(hit) = self.stored_bytes(arrival, hash, store) {
+        let (inner, arrival) = (self.inner, self.arrival);
+        let (lookups, mut hits) = (rows.len() as u64, 0);
+        self.keep_epoch();
+        for ((row, hash), reply) in rows {
+            if let Some(hit) = stored_bytes(inner, arrival, hash, store) {
                 hits += 1;
-                if let Some(audit) = self.due_audit() {
-                    let row = (reply.token() as u32, row);
-                    self.audit_hit(audit, arrival, hash, hit.answer.clone(), row);
-                }
+                let row = || (reply.token() as u32, row.clone());
+                audit_hit(inner.audit.as_ref(), arrival, hash, || hit.answer.clone(), row);
                 reply.send(Ok(hit));
                 continue;
             }
-            let len = row.len();
-            let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
-            if !begun.join(hash, || row, len, asker, reply) || !looks {
-                continue;
-            }
-            // As with labels: a flight may have completed between the lookup and the join.
-            if let Some(hit) = self.stored_bytes(arrival, hash, store) {
-                self.hit_of_last(begun, &hit);
+            let begun = self.begun.get_or_insert_with(|| Begun::new(inner, arrival));
+            if begun.wait(hash, row, asker, reply)
+                // As with labels: a flight may have completed between the lookup and the join.
+                && let Some(hit) = stored_bytes(inner, arrival, hash, store)
+            {
+                begun.complete_last(&hit);
             }
         }
-        self.counters.hits.fetch_add(hits, Relaxed);
-        let took = sync::now() - arrival.since;
-        if looks {
-            self.latencies.record_lookups(lookups, hits, took, self.call_time.cost());
+        self.record(lookups, hits);
+    }
+
+    /// Records lookups in this process that end now.
+    fn record(&self, lookups: u64, hits: u64) {
+        let Inner { counters, latencies, call_time, .. } = &**self.inner;
+        if hits > 0 {
+            counters.hits.fetch_add(hits, Relaxed);
+        }
+        let took = sync::now() - self.arrival.since;
+        latencies.record_lookups(lookups, hits, took, call_time.cost());
+    }
+
+    /// Reads the epoch in a store in this process, if it is due, so that it is not evicted.
+    #[inline]
+    fn keep_epoch(&self) {
+        if self.arrival.space.is_due(self.arrival.since) {
+            self.read_epoch_here();
         }
     }
 
-    /// Reads the epoch in a store in this process, so that it is not evicted.
     #[cold]
-    fn keep_epoch(&self, arrival: &Arrival<'_>) {
-        let Arrival { entry, space, since, .. } = arrival;
+    fn read_epoch_here(&self) {
+        let Arrival { entry, space, since, .. } = self.arrival;
         if let Some(found) = space.stores.epochs_here(space.epochs) {
             entry.keys.observe(space, found, *since);
         }
     }
 
-    /// Answers the flight that began last from the store.
-    #[cold]
-    fn hit_of_last(&self, begun: &mut Begun, hit: &RowAnswer) {
-        let now = sync::now();
-        let answered = begun.complete_with_hit(begun.len() - 1, hit, now).unwrap_or(0);
-        let waited = now.saturating_duration_since(begun.arrival().since);
-        self.latencies.record(Origin::Hit, waited, answered);
-    }
-
-    fn stored_bytes(
-        &self,
-        arrival: &Arrival<'_>,
-        hash: RowHash,
-        store: &ByteStore,
-    ) -> Option<RowAnswer> {
-        let stored = store.get(hash.identity(), arrival.since)?;
-        let Some((answer, lifetime)) = arrival.space.keys.open_bytes(hash, &stored.value) else {
-            self.reject();
-            return None;
-        };
-        // The store keeps the time to live, too. The sealed one counts if a snapshot was changed.
-        if lifetime.is_limited() {
-            lifetime.age(sync::unix_s(arrival.since))?;
-        }
-        let answer = Answer::Bytes(answer);
-        Some(RowAnswer { answer, origin: Origin::Hit, age: stored.age })
-    }
-
-    /// Joins the flight of every row, and adds those that begin to `begun`.
-    fn begin_all<R: Row>(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        front: &mut impl Front,
-        rows: Lookups<R>,
-        begun: &mut Option<Begun>,
-    ) {
+    /// Joins the flight of every row.
+    fn begin_all<R: Row>(&mut self, front: &mut impl Front, rows: Lookups<R>) {
         if rows.is_empty() {
             return;
         }
-        let begun = begun.get_or_insert_with(|| Begun::new(self, arrival));
-        begun.reserve(rows.len());
+        let begun = self.begun.get_or_insert_with(|| Begun::new(self.inner, self.arrival));
+        begun.reserve(rows.iter().map(|(.., row)| row.bytes().len()));
         for (i, hash, row) in rows {
-            self.begin(arrival, front, i, hash, &row, begun);
+            begin(begun, front, i, hash, &row);
         }
     }
+}
 
-    /// Joins the flight of row `i`. Returns whether it begins with it.
-    fn begin<R: Row>(
-        &self,
-        arrival: &Arrival<'_>,
-        front: &mut impl Front,
-        i: usize,
-        hash: RowHash,
-        row: &R,
-        begun: &mut Begun,
-    ) -> bool {
-        // Most refusals happen here, without a reply to wait with: they leave with the batch's
-        // other answers.
-        let waiting = self.flights.waiting();
-        if self.flights.is_full() || !self.shares.admits(arrival.client, 1, waiting) {
-            self.counters.overloaded.fetch_add(1, Relaxed);
-            front.fail(i, &Failure::new(Status::Overloaded, self.full()));
-            return false;
+/// Joins the flight of row `i`. Returns whether it begins with it.
+fn begin<R: Row>(
+    begun: &mut Begun,
+    front: &mut impl Front,
+    i: usize,
+    hash: RowHash,
+    row: &R,
+) -> bool {
+    let len = row.bytes().len();
+    match begun.place(len) {
+        Ok(place) => {
+            let (asker, reply) = (front.asker(i, begun.arrival().since), front.reply(i));
+            begun.join(hash, || row.to_bytes(), len, asker, reply, place)
         }
-        let (asker, reply) = (front.asker(i, arrival.since), front.reply(i));
-        begun.join(hash, || row.to_bytes(), row.bytes().len(), asker, reply)
+        // A refusal needs no reply to wait with: it leaves with the batch's other answers.
+        Err(text) => {
+            begun.inner.counters.overloaded.fetch_add(1, Relaxed);
+            front.fail(i, &Failure::new(Status::Overloaded, text));
+            false
+        }
     }
+}
 
-    /// Records the cost of lookups across the network, and what their hits saved.
-    fn looked(&self, now: Instant, lookups: u64, hits: u64, took: Duration, is_bypassed: bool) {
-        let call = self.call_time.cost();
-        // The latencies of hits are recorded where they are answered.
-        self.latencies.record_lookups(lookups, 0, took, call);
-        self.latencies.record_saved(hits, call);
-        let Some(bypass) = &self.bypass else { return };
-        // A store that does not answer costs no time, and its worth is not known. The breaker
-        // notices its return far sooner than a probe of the bypass would.
-        if is_bypassed {
+/// The label in a stored value. A value with another seal counts as none.
+#[inline]
+fn open(inner: &Inner, arrival: &Arrival<'_>, hash: RowHash, value: Option<i64>) -> Option<u16> {
+    let value = value?;
+    arrival.space.keys.open(hash, value).or_else(|| open_timed(inner, arrival, hash, value))
+}
+
+/// The label in a stored value that may have a time to live.
+#[inline(never)]
+fn open_timed(inner: &Inner, arrival: &Arrival<'_>, hash: RowHash, value: i64) -> Option<u16> {
+    match OfLabels::open(arrival.space, hash, value, arrival.since) {
+        Opened::Answer(hit) => hit.answer.label(),
+        Opened::Nothing => None,
+        Opened::Forged => {
+            inner.counters.rejections.add();
+            None
+        }
+    }
+}
+
+/// The stored answer of bytes to a row, if its seal and its age are good.
+fn stored_bytes(
+    inner: &Inner,
+    arrival: &Arrival<'_>,
+    hash: RowHash,
+    store: &ByteStore,
+) -> Option<RowAnswer> {
+    let stored = store.get(hash.identity(), arrival.since)?;
+    let Some((answer, lifetime)) = arrival.space.keys.open_bytes(hash, &stored.value) else {
+        inner.counters.rejections.add();
+        return None;
+    };
+    // The store keeps the time to live, too. The sealed one counts if a snapshot was changed.
+    if lifetime.is_limited() {
+        lifetime.age(sync::unix_s(arrival.since))?;
+    }
+    let answer = Answer::Bytes(answer);
+    Some(RowAnswer { answer, origin: Origin::Hit, age: stored.age })
+}
+
+/// A lookup of the rows of some flights in a store across the network.
+struct Remote<E: Entries> {
+    begun: Begun,
+    store: RemoteStore<E>,
+    lookups: u64,
+    /// Whether the epochs are the last two of the keys.
+    reads_epoch: bool,
+    /// Whether only values that come with the present epoch count.
+    is_due: bool,
+    call: fn(Begun, Instant),
+}
+
+impl<E: Looked> Remote<E> {
+    /// Looks the rows up, and makes the calls of the misses.
+    fn look(begun: Begun, store: &RemoteStore<E>, call: fn(Begun, Instant)) {
+        let Arrival { space, since, .. } = begun.arrival();
+        let lookups = begun.len() as u64;
+        if lookups == 0 {
             return;
         }
-        let cost_ns = lookups.saturating_mul(took.as_nanos() as u64);
-        match bypass.record(now, lookups, cost_ns, hits.saturating_mul(call.waiting_ns)) {
+        let bypass = begun.inner.bypass.as_ref();
+        if !bypass.is_none_or(|bypass| bypass.looks(since, lookups)) {
+            return call(begun, since);
+        }
+        let is_due = space.is_due(since);
+        // A lookup that probes a store that requests bypass brings no epoch, and no hits.
+        let reads_epoch = is_due && !store.is_bypassed();
+        let epoch_keys = [space.epochs.floor, space.epochs.own].map(E::epoch_key);
+        let epoch_keys = epoch_keys.into_iter().filter(|_| reads_epoch);
+        // The epochs come last: the values before them were read while they were in force.
+        let keys: SmallVec<[E::Key; LOOKUPS + 2]> =
+            begun.hashes().map(E::key).chain(epoch_keys).collect();
+        let lookup =
+            Remote { begun, store: store.clone(), lookups, reads_epoch, is_due, call };
+        store.lookup(&keys, move |values, took| lookup.end(values, took));
+    }
+
+    /// Takes the values; `None` if the store has not answered.
+    fn end(mut self, values: Option<Vec<Option<E::Value>>>, took: Duration) {
+        let now = sync::now();
+        let mut values = values.unwrap_or_default();
+        let begun = &mut self.begun;
+        if self.reads_epoch && let (Some(own), Some(floor)) = (values.pop(), values.pop()) {
+            let (own, floor) = (own.and_then(E::epoch), floor.and_then(E::epoch));
+            let found = begun.space.epochs.open(own, floor);
+            if !begun.arrival().entry.keys.observe(&begun.space, found, now) {
+                values.clear();
+            }
+        } else if self.is_due {
+            values.clear();
+        }
+        // Almost every value is a hit.
+        let found = values.iter().enumerate().filter(|(_, value)| value.is_some());
+        begun.give_back(found.map(|(i, _)| i));
+        let (mut hits, mut answered) = (0, 0);
+        corked(|| {
+            for (i, value) in values.into_iter().enumerate() {
+                let (hash, Some(value)) = (begun.hash(i), value) else { continue };
+                let hit = match E::open(&begun.space, hash, value, now) {
+                    Opened::Answer(hit) => hit,
+                    Opened::Nothing => {
+                        begun.take_back(i);
+                        continue;
+                    }
+                    Opened::Forged => {
+                        begun.take_back(i);
+                        begun.inner.counters.rejections.add();
+                        continue;
+                    }
+                };
+                let Some(waiters) = begun.complete_with_hit(i, &hit, now) else {
+                    begun.take_back(i);
+                    continue;
+                };
+                hits += 1;
+                answered += waiters;
+                let (begun, stored) = (&*begun, || hit.answer.clone());
+                audit_hit(begun.inner.audit.as_ref(), &begun.arrival(), hash, stored, || begun.row(i));
+            }
+        });
+        if answered > 0 {
+            let waited = now.saturating_duration_since(begun.arrival().since);
+            begun.inner.latencies.record(Origin::Hit, waited, answered);
+        }
+        self.record(now, hits, took);
+        (self.call)(self.begun, now);
+    }
+
+    /// Records the cost of the lookups, and what their hits saved. The wait in the memo's own queue
+    /// is not a cost of the store.
+    fn record(&self, now: Instant, hits: u64, took: Duration) {
+        let Inner { latencies, call_time, bypass, .. } = &*self.begun.inner;
+        let call = call_time.cost();
+        // The latencies of hits are recorded where they are answered.
+        latencies.record_lookups(self.lookups, 0, took, call);
+        latencies.record_saved(hits, call);
+        let Some(bypass) = bypass else { return };
+        // A store that does not answer costs no time, and its worth is not known. The breaker
+        // notices its return far sooner than a probe of the bypass would.
+        if self.store.is_bypassed() {
+            return;
+        }
+        let cost_ns = self.lookups.saturating_mul(took.as_nanos() as u64);
+        match bypass.record(now, self.lookups, cost_ns, hits.saturating_mul(call.waiting_ns)) {
             Some(Decision::Bypass) => tracing::warn!(
                 "lookups in the store take more time than hits save: bypassing the store, with \
                  periodic probes"
@@ -489,50 +505,5 @@ impl Inner {
             Some(Decision::Look) => tracing::info!("lookups in the store save time again"),
             None => {}
         }
-    }
-
-    /// The label in a stored value. A value with another seal counts as none.
-    #[inline]
-    fn open(
-        &self,
-        space: &Space,
-        hash: RowHash,
-        value: Option<i64>,
-        now: Instant,
-    ) -> Option<u16> {
-        let value = value?;
-        space.keys.open(hash, value).or_else(|| self.open_timed(space, hash, value, now))
-    }
-
-    /// The label in a stored value that may have a time to live.
-    #[inline(never)]
-    fn open_timed(&self, space: &Space, hash: RowHash, value: i64, now: Instant) -> Option<u16> {
-        match OfLabels::open(space, hash, value, now) {
-            Opened::Answer(hit) => hit.answer.label(),
-            Opened::Nothing => None,
-            Opened::Forged => {
-                self.reject();
-                None
-            }
-        }
-    }
-
-    /// Counts a stored answer whose seal is wrong. Many of them mean an attack, or memos with
-    /// different secrets on one store.
-    #[cold]
-    fn reject(&self) {
-        self.counters.rejected_tags.fetch_add(1, Relaxed);
-        if let Some(count) = self.rejections.count(1, Instant::now()) {
-            tracing::warn!(
-                count,
-                "ignored stored answers with a wrong seal; do all memos have one --secret-file?"
-            );
-        }
-    }
-
-    /// The audit, if this hit is one of the sample.
-    #[inline]
-    fn due_audit(&self) -> Option<&Audit> {
-        self.audit.as_ref().filter(|audit| audit.is_due())
     }
 }

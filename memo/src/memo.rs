@@ -1,106 +1,28 @@
 //! The memo as a library.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::num::NonZeroU32;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use afterimage_cache::ByteStore;
-use afterimage_core::fair::GUARANTEED;
 use afterimage_core::{
-    Answer, AnswerKind, ByteBudget, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, Tally,
-    RowReply, Rows, Sink, Status, Wanted, gather,
+    AnswerKind, ClientId, Computed, Failure, ModelId, Reply, Response, RowAnswer, RowReply, Rows,
+    Sink, Status, Wanted, gather,
 };
 use afterimage_wire::proto::stats::{Stats, Value};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use crate::begun::Begun;
+use crate::inner::{Inner, MemoOptions};
+use crate::lookup::{Front, LOOKUPS, Lookup};
 use crate::metrics;
-use crate::audit::Audit;
-use crate::bypass::{Bypass, CallTime};
-use crate::metrics::Counters;
-use crate::begun::{Arrival, Asker, Begun};
-use crate::flight::Waiter;
-use crate::flights::Flights;
-use crate::key::{FORGOTTEN, Lifetime, RowHash, Secret};
-use crate::latency::Latencies;
-use crate::lookup::{Front, LOOKUPS, Lookups};
-use crate::models::{Entry, ModelOptions, Models, Space};
+use crate::models::{Entry, ModelOptions, Space};
 use crate::request::{MAX_ROWS, Request};
-use crate::shares::Shares;
-use crate::single_task::SingleTask;
-use crate::store::{Entries, Keep, OfBytes, Store, StoreOfBytes, Stores};
+use crate::store::{Store, StoreOfBytes};
 use crate::sync;
 use crate::upstream::{Call, Upstream};
-
-/// Bytes of rows that each client may have waiting, for any load of the others.
-const GUARANTEED_BYTES: usize = 64 << 10;
-
-/// How much work a memo takes on, and its secret.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct MemoOptions {
-    /// What keys and seals depend on. Memos that share a store share it.
-    pub secret: Secret,
-    /// Rows that may wait for the store or the upstream; one more is `Overloaded`. The default,
-    /// 65,536, is a second's work of a classifier that takes 15 µs an input. A client may have as
-    /// many waiting as are free in three quarters of it, and usually 16 in any case.
-    pub max_waiting: usize,
-    /// Bytes that waiting rows may hold together; 256 MiB by default. Clients share them as they
-    /// share `max_waiting`.
-    pub max_waiting_bytes: usize,
-    /// Audit one of so many hits when the upstream is idle; `None`, the default, for no audits.
-    pub audit: Option<NonZeroU32>,
-    /// Stop lookups in a store across the network while they take more time than hits save. Off by
-    /// default. Lookups in this process always pay.
-    pub auto_bypass: bool,
-    /// The time since 1970 at a time of tokio's clock. Simulations replace it.
-    #[doc(hidden)]
-    pub clock: fn(Instant) -> Duration,
-}
-
-impl MemoOptions {
-    /// The defaults, with this secret.
-    pub fn new(secret: Secret) -> Self {
-        MemoOptions {
-            secret,
-            max_waiting: 65_536,
-            max_waiting_bytes: 256 << 20,
-            audit: None,
-            auto_bypass: false,
-            clock: sync::since_1970,
-        }
-    }
-
-    /// The same with a limit on waiting rows.
-    #[must_use]
-    pub fn max_waiting(mut self, rows: usize) -> Self {
-        self.max_waiting = rows;
-        self
-    }
-
-    /// The same with a limit on the bytes of waiting rows.
-    #[must_use]
-    pub fn max_waiting_bytes(mut self, bytes: usize) -> Self {
-        self.max_waiting_bytes = bytes;
-        self
-    }
-
-    /// The same with an audit of one of so many hits, or with none.
-    #[must_use]
-    pub fn audit(mut self, every: Option<NonZeroU32>) -> Self {
-        self.audit = every;
-        self
-    }
-
-    /// The same with the automatic bypass on or off.
-    #[must_use]
-    pub fn auto_bypass(mut self, on: bool) -> Self {
-        self.auto_bypass = on;
-        self
-    }
-}
+use crate::waiter::{Arrival, Asker};
 
 /// A memo: it answers rows from a store, and asks a model only for those that the store lacks.
 ///
@@ -138,52 +60,10 @@ pub struct Memo {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// What all parts of a memo share.
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) stores: Arc<Stores>,
-    pub(crate) models: Models,
-    pub(crate) flights: Flights<Waiter>,
-    pub(crate) waiting_bytes: ByteBudget,
-    /// The shares of clients in these two limits.
-    pub(crate) shares: Arc<Shares>,
-    pub(crate) byte_shares: Arc<Shares>,
-    /// Stored answers with a wrong seal, for the log.
-    pub(crate) rejections: Tally,
-    pub(crate) latencies: Latencies,
-    pub(crate) call_time: CallTime,
-    pub(crate) bypass: Option<Bypass>,
-    pub(crate) audit: Option<Audit>,
-    pub(crate) counters: Counters,
-    /// The task that keeps deadlines.
-    pub(crate) sweeping: SingleTask,
-}
-
 impl Memo {
     /// A memo with stores for labels and for answers of bytes, which may be `None`.
     pub fn new(labels: Store, bytes: impl Into<StoreOfBytes>, options: MemoOptions) -> Self {
-        let bytes = bytes.into();
-        let has_remote =
-            matches!(labels, Store::Remote(_)) || matches!(bytes, StoreOfBytes::Remote(_));
-        let bypasses = options.auto_bypass && has_remote;
-        let seed = RandomState::new().build_hasher().finish();
-        let stores = Arc::new(Stores { labels, bytes });
-        let inner = Inner {
-            models: Models::new(options.secret, Arc::clone(&stores), options.clock),
-            stores,
-            flights: Flights::new(options.max_waiting),
-            waiting_bytes: ByteBudget::new(options.max_waiting_bytes),
-            shares: Shares::new(options.max_waiting, GUARANTEED),
-            byte_shares: Shares::new(options.max_waiting_bytes, GUARANTEED_BYTES),
-            rejections: Tally::new(Duration::from_secs(10)),
-            latencies: Latencies::default(),
-            call_time: CallTime::default(),
-            bypass: bypasses.then(|| Bypass::new(sync::now())),
-            audit: options.audit.map(|every| Audit::new(every, seed)),
-            counters: Counters::default(),
-            sweeping: SingleTask::new(),
-        };
-        Memo { inner: Arc::new(inner) }
+        Memo { inner: Arc::new(Inner::new(labels, bytes.into(), options)) }
     }
 
     /// A memo for models that answer with bytes. Labels get the smallest table.
@@ -251,7 +131,7 @@ impl Memo {
     /// from any thread.
     pub fn submit(&self, request: Request, reply: Reply<Result<Response, Failure>>) {
         let since = sync::now();
-        let admitted = self.inner.admit(&request);
+        let admitted = self.admit(&request);
         let (entry, space) = match admitted {
             Ok(admitted) => admitted,
             Err(failure) => {
@@ -272,11 +152,25 @@ impl Memo {
             stores: stored && !request.directives.no_store,
             ttl: [request.directives.ttl, entry.options.ttl].into_iter().flatten().min(),
             context: request.context.as_ref(),
+            shared_len: request.shared_len,
         };
         let looks = stored && !request.directives.refresh;
-        if let Some(begun) = self.inner.look_up(&arrival, &request, replies, looks) {
-            self.inner.finish(begun, looks, Begun::call_together);
+        let mut lookup = Lookup::new(&self.inner, &arrival, looks);
+        let asker = Asker { id: request.id, deadline: request.deadline };
+        match arrival.space.model.answers {
+            AnswerKind::Bytes => lookup.bytes(&request.rows, replies, asker),
+            AnswerKind::Label { .. } => {
+                let replies = replies.into_iter().map(Some).collect();
+                let mut front = Submitted { asker, replies };
+                let keys = &arrival.space.keys;
+                for (chunk, rows) in request.rows.chunks(LOOKUPS).enumerate() {
+                    let start = chunk * LOOKUPS;
+                    let hashed = |(i, row): (usize, &Bytes)| (start + i, keys.hash(row), row.clone());
+                    lookup.labels(&mut front, rows.iter().enumerate().map(hashed).collect());
+                }
+            }
         }
+        lookup.finish(Begun::call_together);
     }
 
     /// Asks the upstream of a model about one input, past the store. The statistics do not count it
@@ -294,8 +188,8 @@ impl Memo {
             let _ = sender.send(outcome.map(drop));
         };
         entry.upstream.compute(vec![Call {
-            rows: Rows::from_elem(row, 1),
-            positions: Rows::from_elem(0, 1),
+            rows: Rows::from_buf([row]),
+            positions: Rows::from_buf([0]),
             context: None,
             model: Arc::clone(&space.model),
             client: ClientId::default(),
@@ -305,7 +199,9 @@ impl Memo {
         outcome.await.unwrap_or_else(|_| Err(Failure::abandoned()))
     }
 
-    /// Deletes the answer of one input. The next request computes it anew.
+    /// Deletes the answer of one input. The next request computes it anew, unless a store on the
+    /// network could not be reached: that gives its answer again. [`flush`](Self::flush) does not
+    /// depend on the store.
     ///
     /// # Errors
     /// As [`ask`](Self::ask), when the model is not known.
@@ -314,20 +210,7 @@ impl Memo {
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let hash = space.keys.hash(row);
-        let Stores { labels, bytes } = &*space.stores;
-        match (space.model.answers, bytes) {
-            (AnswerKind::Label { .. }, _) => {
-                labels.write(hash.store_key(), FORGOTTEN, Keep::Answer(None));
-            }
-            (AnswerKind::Bytes, StoreOfBytes::Embedded(bytes)) => {
-                bytes.remove(hash.identity());
-            }
-            // Not every store can remove an entry.
-            (AnswerKind::Bytes, StoreOfBytes::Remote(bytes)) => {
-                bytes.write(hash.identity(), Bytes::new(), Keep::Answer(None));
-            }
-            (AnswerKind::Bytes, StoreOfBytes::None) => {}
-        }
+        space.stores.forget(hash, space.model.answers);
         Ok(())
     }
 
@@ -395,7 +278,7 @@ impl Memo {
         inner.counters.stats(stats);
         stats.counter(&metrics::MODELS_MET, models.iter().map(|entry| entry.keys.met()).sum());
         stats.gauge(&metrics::WAITING, inner.flights.waiting() as u64);
-        stats.gauge(&metrics::WAITING_BYTES, inner.waiting_bytes.used() as u64);
+        stats.gauge(&metrics::WAITING_BYTES, inner.limits.bytes_held() as u64);
         inner.latencies.stats(stats);
         if let Some(audit) = &inner.audit {
             audit.stats(stats);
@@ -412,21 +295,13 @@ impl Memo {
         }
     }
 
-    /// The number of waiters and the number of calls in flight.
-    #[doc(hidden)]
-    pub fn in_flight(&self) -> (usize, usize) {
-        (self.inner.flights.waiting(), self.inner.flights.under_way())
-    }
-}
-
-impl Inner {
     /// Finds the model of a request and its keys, and checks the rows.
     fn admit(&self, request: &Request) -> Result<(Arc<Entry>, Arc<Space>), Failure> {
-        let entry = self.models.get(&request.model)?;
+        let entry = self.inner.models.get(&request.model)?;
         entry.refresh();
         let Some(space) = entry.keys.present().clone() else { return Err(entry.no_keys()) };
         let bad = |text: String| {
-            self.counters.bad_inputs.fetch_add(1, Relaxed);
+            self.inner.counters.bad_inputs.fetch_add(1, Relaxed);
             Err(Failure::new(Status::BadArgument, text))
         };
         let version = &space.model.version;
@@ -450,68 +325,10 @@ impl Inner {
         Ok((entry, space))
     }
 
-    fn look_up(
-        self: &Arc<Self>,
-        arrival: &Arrival<'_>,
-        request: &Request,
-        replies: Vec<RowReply>,
-        looks: bool,
-    ) -> Option<Begun> {
-        let keys = &arrival.space.keys;
-        let asker = Asker { id: request.id, deadline: request.deadline };
-        let mut begun = None;
-        match (arrival.space.model.answers, &arrival.space.stores.bytes) {
-            (AnswerKind::Bytes, store) => {
-                let hashed = request.rows.iter().map(|row| (keys.hash(row), row.clone()));
-                let rows = replies.into_iter().zip(hashed);
-                let rows = rows.map(|(reply, (hash, row))| (reply, hash, row)).collect();
-                self.look_up_bytes(arrival, rows, store, asker, looks, &mut begun);
-            }
-            (AnswerKind::Label { .. }, _) => {
-                let replies = replies.into_iter().map(Some).collect();
-                let mut front = Submitted { asker, replies };
-                for (chunk, rows) in request.rows.chunks(LOOKUPS).enumerate() {
-                    let start = chunk * LOOKUPS;
-                    let lookup = |(i, row): (usize, &Bytes)| (start + i, keys.hash(row), row.clone());
-                    let rows: Lookups<Bytes> = rows.iter().enumerate().map(lookup).collect();
-                    self.look_up_labels(arrival, &mut front, rows, looks, &mut begun);
-                }
-            }
-        }
-        begun
-    }
-
-    /// Stores an answer, sealed.
-    pub(crate) fn store(
-        &self,
-        space: &Space,
-        hash: RowHash,
-        answer: &Answer,
-        ttl: Option<Duration>,
-        now: Instant,
-    ) {
-        let sealed = |bytes: &Bytes| {
-            space.keys.seal_bytes(hash, bytes, Lifetime::new(sync::unix_s(now), ttl))
-        };
-        match (answer, &space.stores.bytes) {
-            (Answer::Label(label), _) => {
-                let value = match ttl {
-                    None => space.keys.seal(hash, *label),
-                    Some(ttl) => space.keys.seal_timed(hash, *label, sync::unix_s(now), ttl),
-                };
-                space.stores.labels.write(hash.store_key(), value, Keep::Answer(ttl));
-            }
-            (Answer::Bytes(bytes), StoreOfBytes::Embedded(store)) => {
-                store.insert(hash.identity(), sealed(bytes), ttl, now);
-            }
-            (Answer::Bytes(bytes), StoreOfBytes::Remote(store)) => {
-                let value = sealed(bytes);
-                if value.len() <= OfBytes::MAX_VALUE_LEN {
-                    store.write(hash.identity(), value, Keep::Answer(ttl));
-                }
-            }
-            (Answer::Bytes(_), StoreOfBytes::None) => {}
-        }
+    /// The number of waiters and the number of calls in flight.
+    #[doc(hidden)]
+    pub fn in_flight(&self) -> (usize, usize) {
+        (self.inner.flights.waiting(), self.inner.flights.under_way())
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::metrics::{HITS, LOOKUPS, MISSES};
+use afterimage_core::Tally;
 use afterimage_core::metric::Family;
 use afterimage_wire::proto::stats::Stats;
 
@@ -102,12 +104,39 @@ afterimage_core::metrics! {
     }
 }
 
+/// Stored answers with a wrong seal. Many of them mean an attack, or memos with different secrets
+/// on one store.
+#[derive(Debug)]
+pub(crate) struct Rejections {
+    count: AtomicU64,
+    for_log: Tally,
+}
+
+impl Rejections {
+    #[cold]
+    pub(crate) fn add(&self) {
+        self.count.fetch_add(1, Relaxed);
+        if let Some(count) = self.for_log.count(1, Instant::now()) {
+            tracing::warn!(
+                count,
+                "ignored stored answers with a wrong seal; do all memos have one --secret-file?"
+            );
+        }
+    }
+}
+
+impl Default for Rejections {
+    fn default() -> Self {
+        Rejections { count: AtomicU64::new(0), for_log: Tally::new(Duration::from_secs(10)) }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) hits: AtomicU64,
     pub(crate) misses: AtomicU64,
     pub(crate) coalesced: AtomicU64,
-    pub(crate) rejected_tags: AtomicU64,
+    pub(crate) rejections: Rejections,
     pub(crate) overloaded: AtomicU64,
     pub(crate) expired: AtomicU64,
     /// Waiters without a client: it had left.
@@ -126,7 +155,7 @@ impl Counters {
             (&HITS, &self.hits),
             (&MISSES, &self.misses),
             (&COALESCED, &self.coalesced),
-            (&REJECTED_TAGS, &self.rejected_tags),
+            (&REJECTED_TAGS, &self.rejections.count),
             (&OVERLOADED, &self.overloaded),
             (&EXPIRED, &self.expired),
             (&ABANDONED, &self.abandoned),

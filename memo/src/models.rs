@@ -27,7 +27,7 @@ pub struct ModelOptions {
     /// one call for equal rows in flight.
     pub stored: bool,
     /// How long a stored answer is used; `None`, the default, for as long as it is in the store. A
-    /// request may ask for less. Counts in whole seconds; for labels it may be 3 % shorter.
+    /// request may ask for less. Counts in whole seconds; for labels it may be 4 % shorter.
     pub ttl: Option<Duration>,
     /// The largest answer that is stored, and accepted; 16 MiB by default.
     pub max_answer_bytes: usize,

@@ -41,6 +41,9 @@ pub struct Request {
     pub id: u64,
     /// A value for the endpoints of the model. It is not part of the key.
     pub context: Option<Context>,
+    /// The bytes of the buffer that all rows are parts of; 0 if each row has memory of its own. A
+    /// few rows that wait are copied, so that they do not keep a large buffer in memory.
+    pub shared_len: usize,
 }
 
 /// A value that a front end sends along with a request to its own endpoints, for example the

@@ -11,14 +11,16 @@ use afterimage_wire::server::{
     Batch, Identity, Infer, Op, Request, Service, SnapshotReply, Watchers,
 };
 
-use crate::begun::{Arrival, Asker, Begun};
-use crate::lookup::{Front, Lookups};
-use crate::memo::{Memo, MemoOptions};
+use crate::begun::Begun;
+use crate::lookup::{Front, Lookup, Lookups};
+use crate::inner::MemoOptions;
+use crate::memo::Memo;
 use crate::models::{Entry, ModelOptions};
 use crate::request::Directives;
 use crate::store::Store;
 use crate::sync;
 use crate::upstream::Upstream;
+use crate::waiter::{Arrival, Asker};
 
 /// One model of a memo as a service of the TCP protocol.
 #[derive(Clone, Debug)]
@@ -117,15 +119,13 @@ impl Service for MemoService {
         }
         let client = batch.client();
         let stores = entry.options.stored;
-        let (refreshes, ttl, context) = (false, entry.options.ttl, None);
+        let (refreshes, ttl, context, shared_len) = (false, entry.options.ttl, None, 0);
         let arrival =
-            Arrival { entry, space, since, client, refreshes, stores, ttl, context };
-        let mut begun = None;
-        inner.look_up_labels(&arrival, &mut Connection(batch), rows, stores, &mut begun);
-        if let Some(begun) = begun {
-            // The rows of a batch are requests of their own.
-            inner.finish(begun, stores, Begun::call_each);
-        }
+            Arrival { entry, space, since, client, refreshes, stores, ttl, context, shared_len };
+        let mut lookup = Lookup::new(inner, &arrival, stores);
+        lookup.labels(&mut Connection(batch), rows);
+        // The rows of a batch are requests of their own.
+        lookup.finish(Begun::call_each);
     }
 
     fn stats(&self, stats: &mut Stats) {
@@ -187,7 +187,10 @@ impl MemoService {
 
 /// The request of a client for the library.
 fn request_of(infer: &Infer<'_>, client: ClientId, id: u64) -> crate::Request {
-    let mut request = crate::Request::rows(infer.rows());
+    let mut request = match infer.shared_rows() {
+        Some((rows, len)) => crate::Request { shared_len: len, ..crate::Request::rows(rows) },
+        None => crate::Request::rows(infer.rows()),
+    };
     request.version = infer.version.to_owned();
     request.deadline = infer.budget().map(|budget| sync::now() + budget);
     request.directives =

@@ -9,11 +9,11 @@ mod remote;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use afterimage_cache::service::NO_SNAPSHOT;
 use afterimage_cache::{ByteStore, ByteStoreStats, Hashed, SnapshotHandle, Table};
-use afterimage_core::{Failure, Reply};
+use afterimage_core::{Answer, AnswerKind, Failure, Reply};
 use afterimage_wire::client::Values;
 use afterimage_wire::proto::header::MAX_VALUE;
 use afterimage_wire::proto::stats::Stats;
@@ -21,7 +21,9 @@ use afterimage_wire::server::SnapshotReply;
 use afterimage_wire::{CacheClient, Connection, Status};
 use bytes::Bytes;
 
+use crate::key::{FORGOTTEN, KeySpace, Lifetime, RowHash};
 use crate::metrics;
+use crate::sync;
 
 pub use cache_bytes::CacheBytes;
 pub use disk::Disk;
@@ -135,6 +137,56 @@ pub(crate) struct Stores {
 }
 
 impl Stores {
+    /// Writes the answer to a row, sealed.
+    pub(crate) fn write(
+        &self,
+        keys: &KeySpace,
+        hash: RowHash,
+        answer: &Answer,
+        ttl: Option<Duration>,
+        now: Instant,
+    ) {
+        let sealed = |bytes: &Bytes| {
+            keys.seal_bytes(hash, bytes, Lifetime::new(sync::unix_s(now), ttl))
+        };
+        match (answer, &self.bytes) {
+            (Answer::Label(label), _) => {
+                let value = match ttl {
+                    None => keys.seal(hash, *label),
+                    Some(ttl) => keys.seal_timed(hash, *label, sync::unix_s(now), ttl),
+                };
+                self.labels.write(hash.store_key(), value, Keep::Answer(ttl));
+            }
+            (Answer::Bytes(bytes), StoreOfBytes::Embedded(store)) => {
+                store.insert(hash.identity(), sealed(bytes), ttl, now);
+            }
+            (Answer::Bytes(bytes), StoreOfBytes::Remote(store)) => {
+                let value = sealed(bytes);
+                if value.len() <= OfBytes::MAX_VALUE_LEN {
+                    store.write(hash.identity(), value, Keep::Answer(ttl));
+                }
+            }
+            (Answer::Bytes(_), StoreOfBytes::None) => {}
+        }
+    }
+
+    /// Deletes the answer to a row.
+    pub(crate) fn forget(&self, hash: RowHash, answers: AnswerKind) {
+        match (answers, &self.bytes) {
+            (AnswerKind::Label { .. }, _) => {
+                self.labels.write(hash.store_key(), FORGOTTEN, Keep::Answer(None));
+            }
+            (AnswerKind::Bytes, StoreOfBytes::Embedded(bytes)) => {
+                bytes.remove(hash.identity());
+            }
+            // Not every store can remove an entry.
+            (AnswerKind::Bytes, StoreOfBytes::Remote(bytes)) => {
+                bytes.write(hash.identity(), Bytes::new(), Keep::Answer(None));
+            }
+            (AnswerKind::Bytes, StoreOfBytes::None) => {}
+        }
+    }
+
     /// Adds the statistics of both stores to `stats`, and of all byte stores in this process
     /// together.
     pub(crate) fn stats(&self, here: &[Arc<ByteStore>], stats: &mut Stats) {

@@ -122,7 +122,7 @@ impl Call {
             },
         }
         rows.into_iter().zip(positions).zip(replies).map(move |((row, position), reply)| {
-            let (rows, positions) = (Rows::from_elem(row, 1), Rows::from_elem(position, 1));
+            let (rows, positions) = (Rows::from_buf([row]), Rows::from_buf([position]));
             let (model, context) = (Arc::clone(&model), context.clone());
             Call { rows, positions, context, model, client, request_id, reply }
         })
@@ -141,7 +141,7 @@ impl Call {
 
     /// Answers a call of one row with a label of the wanted model.
     pub fn send_label(self, label: u16) {
-        let answers = Rows::from_elem(afterimage_core::Answer::Label(label), 1);
+        let answers = Rows::from_buf([afterimage_core::Answer::Label(label)]);
         self.reply.send(Ok(Computed { model: self.model, answers }));
     }
 }

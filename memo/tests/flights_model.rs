@@ -317,3 +317,81 @@ fn a_need_that_arises_as_the_sweeper_leaves_finds_one() {
         assert!(stays ^ took_over, "one sweeper: the old one stays {stays}, a new one {took_over}");
     });
 }
+
+/// Requests of several rows, as the memo handles those for bytes: all rows join, and one call is
+/// made for the rows whose flights begin here and that the store lacks.
+struct Rows {
+    flights: Flights<usize>,
+    /// Whether the store has the answer of each row.
+    stored: [AtomicUsize; 2],
+    /// The calls for each row.
+    calls: [AtomicUsize; 2],
+    /// The reply of each row of each request: `LABEL` and the number of the row.
+    told: [AtomicUsize; 4],
+}
+
+impl Rows {
+    fn new() -> Arc<Rows> {
+        Arc::new(Rows {
+            flights: Flights::new(9),
+            stored: Default::default(),
+            calls: Default::default(),
+            told: Default::default(),
+        })
+    }
+
+    /// The request with this number for two rows.
+    fn ask(&self, request: usize, rows: [usize; 2]) {
+        let mut owed = Vec::new();
+        for (position, row) in rows.into_iter().enumerate() {
+            match self.flights.join(row as u128, 2 * request + position) {
+                Join::First(permit) => owed.push(permit.transfer() as usize),
+                Join::Joined => {}
+                Join::Full(_) => panic!("there is room"),
+            }
+        }
+        // As with labels: a flight may have completed between the lookup and the join.
+        let is_stored = |row: &usize| self.stored[*row].load(Relaxed) == 1;
+        let (found, missing): (Vec<usize>, Vec<usize>) = owed.into_iter().partition(is_stored);
+        found.into_iter().for_each(|row| self.complete(row));
+        for &row in &missing {
+            self.calls[row].fetch_add(1, Relaxed);
+            self.stored[row].store(1, Relaxed);
+        }
+        missing.into_iter().for_each(|row| self.complete(row));
+    }
+
+    fn complete(&self, row: usize) {
+        for waiter in self.flights.complete(row as u128) {
+            let before = self.told[waiter].swap(LABEL + row, Relaxed);
+            assert_eq!(before, NOTHING, "row {waiter} was told twice");
+        }
+    }
+}
+
+/// Two requests of two rows at once: each row is computed once and answered in its place.
+fn two_requests(one: [usize; 2], other: [usize; 2]) {
+    loom::model(move || {
+        let rows = Rows::new();
+        let thread = {
+            let rows = Arc::clone(&rows);
+            thread::spawn(move || rows.ask(0, one))
+        };
+        rows.ask(1, other);
+        join([thread]);
+        for (told, row) in rows.told.iter().zip(one.into_iter().chain(other)) {
+            assert_eq!(told.load(Relaxed), LABEL + row, "{one:?} and {other:?}");
+        }
+        let calls = |row: usize| rows.calls[row].load(Relaxed);
+        let asked = |row: usize| usize::from(one.contains(&row) || other.contains(&row));
+        assert_eq!([calls(0), calls(1)], [asked(0), asked(1)]);
+        assert_eq!((rows.flights.waiting(), rows.flights.under_way()), (0, 0));
+    });
+}
+
+#[test]
+fn rows_of_two_requests_are_computed_once_and_in_order() {
+    two_requests([0, 1], [0, 1]);
+    two_requests([0, 1], [1, 0]);
+    two_requests([0, 0], [0, 1]);
+}

@@ -14,6 +14,7 @@ pub(crate) mod import;
 pub(crate) mod install;
 pub(crate) mod key;
 pub(crate) mod memo;
+pub(crate) mod models;
 pub(crate) mod ping;
 pub(crate) mod proxy;
 pub(crate) mod serve;

@@ -11,8 +11,8 @@ use afterimage_gateway::GatewayOptions;
 use afterimage_http::HttpOptions;
 use afterimage_inference::grpc::GrpcTargetError;
 use afterimage_inference::{
-    AccessLog, Channel, GrpcTarget, LogTarget, Proxy, ProxyOptions, Replica, Sharing, Target,
-    TargetError,
+    AccessLog, Channel, GrpcTarget, LogTarget, Proxy, ProxyOptions, Replica, RowsMode, Sharing,
+    Target, TargetError,
 };
 use afterimage_memo::store::StoreOfBytes;
 use afterimage_memo::{Memo, MemoOptions, Secret};
@@ -121,9 +121,14 @@ struct MemoryArgs {
     #[arg(long, value_name = "NAME")]
     key_header: Vec<HeaderName>,
 
-    /// Answer batches whole, or row by row: auto splits the batches of models that pass probes.
+    /// How batches are answered: whole; auto, row by row for models whose rows pass probes; or
+    /// within=LIMIT, the same with differences up to LIMIT between two numbers.
     #[arg(long, value_name = "MODE", default_value = "whole")]
-    rows: RowsMode,
+    rows: Rows,
+
+    /// The same for one model, such as resnet:within=1e-4. Repeat for more.
+    #[arg(long, value_name = "MODEL:MODE")]
+    rows_of: Vec<RowsOf>,
 
     /// Forward every request, answer none from memory, and report the hits that memory would have
     /// given.
@@ -156,9 +161,13 @@ struct ModelServerArgs {
     #[arg(long, value_name = "TIME", default_value = "2m")]
     timeout: Span,
 
-    /// Interval at which models in use are checked for a change.
+    /// Time within which a change of a model in use is noticed.
     #[arg(long, value_name = "TIME", default_value = "2s")]
     poll: Span,
+
+    /// Questions of each model that are asked again to notice another model. 0 asks none.
+    #[arg(long, value_name = "N", default_value = "4")]
+    canaries: usize,
 }
 
 /// The URL of a model server.
@@ -181,10 +190,39 @@ impl FromStr for Url {
 }
 
 /// How batches are answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum RowsMode {
-    Whole,
-    Auto,
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rows(RowsMode);
+
+impl FromStr for Rows {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const EXPECTED: &str = "expected whole, auto or within=LIMIT, such as within=1e-4";
+        let mode = match text.split_once('=') {
+            None if text == "whole" => RowsMode::Whole,
+            None if text == "auto" => RowsMode::Auto,
+            Some(("within", limit)) => match limit.parse() {
+                Ok(limit) if limit > 0.0 && f64::is_finite(limit) => RowsMode::Within(limit),
+                _ => return Err(format!("{limit:?} is not a positive number; {EXPECTED}")),
+            },
+            _ => return Err(EXPECTED.into()),
+        };
+        Ok(Rows(mode))
+    }
+}
+
+/// How the batches of one model are answered.
+#[derive(Clone, Debug, PartialEq)]
+struct RowsOf(String, RowsMode);
+
+impl FromStr for RowsOf {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (model, mode) = text.rsplit_once(':').ok_or("expected MODEL:MODE")?;
+        let Rows(mode) = mode.parse()?;
+        Ok(RowsOf(model.to_owned(), mode))
+    }
 }
 
 /// The policy for requests with credentials.
@@ -285,7 +323,10 @@ impl MemoryArgs {
         options.poll_every = server.poll.0;
         options.timeout = server.timeout.0;
         options.ttl = self.ttl.map(|ttl| ttl.0);
-        options.split_rows = self.rows == RowsMode::Auto;
+        options.rows = self.rows.0;
+        let of = |RowsOf(model, mode): &RowsOf| (model.clone(), *mode);
+        options.rows_of = self.rows_of.iter().map(of).collect();
+        options.canaries = server.canaries;
         options.observe = self.observe;
         options
     }
@@ -337,6 +378,7 @@ impl ConnectionArgs {
         options.write_timeout = self.write_timeout.0;
         options.drain_timeout = self.drain_timeout.0;
         options.adds_date = false;
+        options.keeps_header_case = true;
         options
     }
 }
@@ -447,5 +489,23 @@ async fn greet(servers: String, proxy: Proxy) {
     while let Some(report) = proxy.observed() {
         tracing::info!("{report}");
         tokio::time::sleep(REPORT_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_of_rows_are_parsed() {
+        assert_eq!("whole".parse(), Ok(Rows(RowsMode::Whole)));
+        assert_eq!("auto".parse(), Ok(Rows(RowsMode::Auto)));
+        assert_eq!("within=1e-4".parse(), Ok(Rows(RowsMode::Within(1e-4))));
+        for wrong in ["", "rows", "within", "within=", "within=0", "within=-1", "within=NaN"] {
+            assert!(wrong.parse::<Rows>().is_err(), "{wrong:?}");
+        }
+        let of = "a:b:within=0.5".parse();
+        assert_eq!(of, Ok(RowsOf("a:b".to_owned(), RowsMode::Within(0.5))));
+        assert!("resnet".parse::<RowsOf>().is_err());
     }
 }

@@ -402,18 +402,26 @@ fn names_of_files_are_escaped() {
     }
     assert_done_safe(&["eval", "--data", &name]);
     assert_done_safe(&["stats", &memo.place(), "--token-file", &format!("{name}.missing")]);
-    let snapshot = folder.path().join("evil\x1b[2J\nforged.snapshot");
-    let snapshot = snapshot.to_str().unwrap();
-    let mut cache = Running::start(&["cache", "--memory", "8MiB", "--snapshot", snapshot]);
-    run(&["snapshot", &cache.place()]).succeeded();
-    cache.signal(Signal::TERM);
-    cache.wait();
-    assert_safe("the log", &cache.log());
-    assert!(cache.log().contains("entries to"), "{}", cache.log());
+    for format in ["text", "json"] {
+        let snapshot = folder.path().join(format!("{HOSTILE} {format}"));
+        let snapshot = snapshot.to_str().unwrap();
+        let flags = ["cache", "--memory", "8MiB", "--snapshot", snapshot, "--log-format", format];
+        let mut cache = Running::start(&flags);
+        run(&["snapshot", &cache.place()]).succeeded();
+        cache.signal(Signal::TERM);
+        cache.wait();
+        let log = cache.log();
+        assert_safe("the log", &log);
+        assert!(log.contains("entries to"), "{log}");
+        for line in log.lines().filter(|_| format == "json") {
+            serde_json::from_str::<serde_json::Value>(line).unwrap();
+        }
+    }
 }
 
-const COMMANDS: [&str; 22] = [
+const COMMANDS: [&str; 23] = [
     "estimate",
+    "models",
     "key",
     "ping",
     "doctor",

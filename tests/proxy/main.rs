@@ -2,8 +2,8 @@
 //! clients that people use.
 //!
 //! Each test runs a Python program of this folder, if there is a Python with its packages:
-//! `TEST_TRITON_PYTHON`, `TEST_MLSERVER_PYTHON` and `TEST_OPENAI_PYTHON`, or the environments that
-//! `.ci/run` makes in `~/.cache/afterimage`.
+//! `TEST_TRITON_PYTHON`, `TEST_MLSERVER_PYTHON`, `TEST_KSERVE_PYTHON`, `TEST_ONNX_PYTHON` and
+//! `TEST_OPENAI_PYTHON`, or the environments that `.ci/run` makes in `~/.cache/afterimage`.
 
 #![allow(clippy::unwrap_used)]
 
@@ -75,6 +75,16 @@ fn mlserver_answers_the_same_through_the_proxy() {
         "mlserver",
         "mlserver, tritonclient.http.aio",
     );
+}
+
+#[test]
+fn kserves_clients_find_no_difference_to_kserve() {
+    run("kserve_clients.py", "TEST_KSERVE_PYTHON", "kserve", "kserve");
+}
+
+#[test]
+fn real_models_get_the_verdict_that_their_rows_deserve() {
+    run("onnx_models.py", "TEST_ONNX_PYTHON", "onnx", "nudenet, magika, onnxruntime");
 }
 
 #[test]

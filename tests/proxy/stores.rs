@@ -125,7 +125,8 @@ fn answers_of_a_proxy_outlive_a_restart() {
     let secret = file(&folder, "secret", [7; 32]);
     let snapshot = folder.path().join("answers").to_str().unwrap().to_owned();
     let url = model.url();
-    let args = ["proxy", &url, "--snapshot", &snapshot, "--secret-file", &secret];
+    let args =
+        ["proxy", &url, "--canaries", "0", "--snapshot", &snapshot, "--secret-file", &secret];
     let proxy = Running::start(&args);
     (0..20).for_each(|number| until_hit(&proxy, number));
     stop(proxy);
@@ -206,7 +207,7 @@ fn answers_on_a_disk_outlive_a_kill_and_damage() {
     let (url, place) = (model.url(), disk.to_str().unwrap().to_owned());
     // Memory for few answers: most are read from the disk.
     let args = ["proxy", &url, "--disk", &place, "--disk-bytes", "1GiB", "--memory", "16KiB"];
-    let args = [&args[..], &["--secret-file", &secret]].concat();
+    let args = [&args[..], &["--canaries", "0", "--secret-file", &secret]].concat();
     fill_and_kill(Running::start(&args), &disk);
     let proxy = Running::start(&args);
     until_hit(&proxy, 299);
@@ -238,7 +239,8 @@ fn share(store: &[&str]) {
     let (model, folder) = (ModelServer::start(), folder());
     let secret = file(&folder, "secret", [7; 32]);
     let url = model.url();
-    let args = ["proxy", &url, "--secret-file", &secret, "--lookup-budget", "1s"];
+    let args =
+        ["proxy", &url, "--secret-file", &secret, "--lookup-budget", "1s", "--canaries", "0"];
     let args = [&args[..], store].concat();
     let (one, other) = (Running::start(&args), Running::start(&args));
     (0..20).for_each(|number| until_hit(&one, number));

@@ -9,10 +9,10 @@ import asyncio
 import gzip
 import json
 import os
-import shutil
+import subprocess
 import sys
+import threading
 import sysconfig
-import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -23,7 +23,7 @@ import tritonclient.http as http
 import tritonclient.http.aio as aio
 from tritonclient.utils import InferenceServerException
 
-from servers import Checks, Server, free_port, get, post, proxy
+from servers import Server, free_port, get, post, proxy, session
 
 # Models run in a process of Triton's own, which does not know the packages of this one.
 PATHS = f"import sys\nsys.path[:0] = {[path for path in sys.path if 'site-packages' in path]!r}\n"
@@ -320,37 +320,100 @@ def check_replacement(checks, direct, through, models):
     checks.equal(infer(through, x), infer(direct, x), "after an unload behind the proxy")
 
 
+def check_statistics(checks, direct, through):
+    """The server's statistics show the hits of the proxy, and nothing else differs."""
+    path = "/v2/models/sum/stats"
+    x = np.array([[77, 1]], np.float32)
+    infer(through, x)
+    before, server_before = (json.loads(get(address, path)[2]) for address in (through, direct))
+    for _ in range(5):
+        infer(through, x)
+    found, expected = (json.loads(get(address, path)[2]) for address in (through, direct))
+    hit = lambda stats: stats["model_stats"][0]["inference_stats"]["cache_hit"]
+    checks.equal(int(hit(found)["count"]) - int(hit(before)["count"]), 5, "hits in the statistics")
+    checks.equal(int(hit(found)["ns"]) > int(hit(before)["ns"]), True, "the time of the hits")
+    checks.equal(hit(expected), hit(server_before), "the server's own counter stays")
+    found["model_stats"][0]["inference_stats"]["cache_hit"] = hit(expected)
+    checks.equal(found, expected, "the rest of the statistics")
+    with http.InferenceServerClient(through) as proxied:
+        stats = proxied.get_inference_statistics()["model_stats"]
+        of_sum = [model for model in stats if model["name"] == "sum"]
+        checks.equal(int(of_sum[0]["inference_stats"]["cache_hit"]["count"]) >= 5, True, "all models")
+
+
+def check_swap_under_load(checks, direct, through, models):
+    """Clients ask while the model is replaced under the same version number, behind the proxy."""
+    rows = [np.array([[5, number]], np.float32) for number in range(8)]
+    offset = lambda row: np.frombuffer(infer(through, row)[3]["SUM"][2], np.float32)[0] - row.sum()
+    (models / "sum/1/model.py").write_text(PATHS + SUM.replace("OFFSET", "0"))
+    with http.InferenceServerClient(through) as client:
+        client.load_model("sum")
+    [offset(row) for row in rows]
+    seen, stop = [], threading.Event()
+
+    def ask(number):
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                seen.append((began, offset(rows[number])))
+            except IndexError:
+                # Triton answers 400 while it loads the model.
+                continue
+
+    clients = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    [client.start() for client in clients]
+    time.sleep(1)
+    (models / "sum/1/model.py").write_text(PATHS + SUM.replace("OFFSET", "500"))
+    with http.InferenceServerClient(direct) as client:
+        client.load_model("sum")
+    loaded = time.monotonic()
+    time.sleep(3)
+    stop.set()
+    [client.join() for client in clients]
+    old = [began for began, value in seen if value == 0]
+    new = [began for began, value in seen if value == 500]
+    checks.equal(len(old) + len(new), len(seen), "each answer is of one of the models")
+    first = min(new)
+    late = sum(began > loaded + 2 for began in old)
+    checks.equal(late, 0, "old answers later than one poll interval")
+    checks.equal(len(new) > 50, True, f"{len(new)} answers of the new model")
+    print(f"swap: {len(seen)} calls, noticed {first - loaded:+.2f} s after the load, "
+          f"{late} old answers after 2 s")
+
+
+def check_models(checks, program, page):
+    """`afterimage models` shows what the proxy knows."""
+    command = [program, "models", f"http://{page}"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    for part in ["sum", "epoch", "since", "canaries", "hits"]:
+        checks.equal(part in text, True, f"{part} in {text}")
+    found = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True).stdout)
+    of_sum = next(model for model in found if model["name"] == "sum")
+    checks.equal(of_sum["epoch"] > 1 and of_sum["hits"] > 0, True, f"{of_sum}")
+
+
 def main():
     program = sys.argv[1]
-    folder = Path(tempfile.mkdtemp())
-    models = folder / "models"
-    write_models(models)
-    started = []
-    try:
-        triton, direct = start_triton(folder, models)
-        started.append(triton)
-        in_front, through = proxy(program, f"http://{direct}", folder)
-        started.append(in_front)
-        checks = Checks()
+    with session() as (folder, keep, checks):
+        models = folder / "models"
+        write_models(models)
+        _, direct = keep(start_triton(folder, models))
+        # The server's counters are compared: the proxy must ask no questions of its own.
+        _, through = keep(proxy(program, f"http://{direct}", folder, "--canaries", "0"))
         check_the_six_calls(checks, direct, through)
         check_encodings(checks, direct, through)
         check_types(checks, direct, through)
         check_errors(checks, direct, through)
         check_other_requests(checks, direct, through)
         asyncio.run(check_aio(checks, direct, through))
-        by_rows, through_rows = proxy(program, f"http://{direct}", folder, "--rows", "auto")
-        started.append(by_rows)
-        check_rows(checks, direct, through_rows)
+        check_statistics(checks, direct, through)
+        _, by_rows = keep(proxy(program, f"http://{direct}", folder, "--rows", "auto", "--canaries", "0"))
+        check_rows(checks, direct, by_rows)
         check_replacement(checks, direct, through, models)
-        checks.done()
-    except BaseException:
-        for server in started:
-            print(server.text()[-3000:], file=sys.stderr)
-        raise
-    finally:
-        for server in reversed(started):
-            server.end()
-        shutil.rmtree(folder, ignore_errors=True)
+        page = f"127.0.0.1:{free_port()}"
+        _, asking = keep(proxy(program, f"http://{direct}", folder, "--http", page))
+        check_swap_under_load(checks, direct, asking, models)
+        check_models(checks, program, page)
 
 
 if __name__ == "__main__":

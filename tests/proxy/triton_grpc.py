@@ -7,11 +7,8 @@ Needs nvidia-pytriton (it holds `tritonserver`) and tritonclient[http,grpc].
 
 import asyncio
 import json
-import shutil
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -20,7 +17,7 @@ import tritonclient.grpc.aio as aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from servers import Checks, free_port, post, proxy
+from servers import free_port, post, proxy, session
 from triton_clients import PATHS, SUM, TYPES, VALUES, inference_count, start_triton, write_models
 
 DECOUPLED = '''
@@ -280,23 +277,39 @@ def check_replacement(checks, direct, through, models):
     checks.equal(infer(through, x), infer(direct, x), "after an unload through the proxy")
 
 
+def check_statistics(checks, direct, through):
+    """The server's statistics show the hits of the proxy, and nothing else differs."""
+    x = np.array([[77, 3]], np.float32)
+    infer(through, x)
+
+    def statistics(address):
+        with triton.InferenceServerClient(address) as client:
+            return client.get_inference_statistics("sum")
+
+    before = statistics(through)
+    for _ in range(5):
+        infer(through, x)
+    found, expected = statistics(through), statistics(direct)
+    hit = lambda stats: stats.model_stats[0].inference_stats.cache_hit
+    checks.equal(hit(found).count - hit(before).count, 5, "hits in the statistics")
+    checks.equal(hit(found).ns > hit(before).ns, True, "the time of the hits")
+    hit(found).CopyFrom(hit(expected))
+    checks.equal(found, expected, "the rest of the statistics")
+
+
 def main():
     program = sys.argv[1]
-    folder = Path(tempfile.mkdtemp())
-    models = folder / "models"
-    write_models(models)
-    (models / "repeat/1").mkdir(parents=True)
-    (models / "repeat/1/model.py").write_text(PATHS + DECOUPLED)
-    (models / "repeat/config.pbtxt").write_text(DECOUPLED_CONFIG)
-    started = []
-    try:
-        server, http_direct = start_triton(folder, models)
-        started.append(server)
+    with session() as (folder, keep, checks):
+        models = folder / "models"
+        write_models(models)
+        (models / "repeat/1").mkdir(parents=True)
+        (models / "repeat/1/model.py").write_text(PATHS + DECOUPLED)
+        (models / "repeat/config.pbtxt").write_text(DECOUPLED_CONFIG)
+        server, http_direct = keep(start_triton(folder, models))
         direct, through = server.grpc, f"127.0.0.1:{free_port()}"
-        in_front, http_through = proxy(
-            program, f"http://{http_direct}", folder, f"grpc://{direct}", "--grpc-listen", through)
-        started.append(in_front)
-        checks = Checks()
+        _, http_through = keep(proxy(
+            program, f"http://{http_direct}", folder, f"grpc://{direct}", "--grpc-listen", through,
+            "--canaries", "0"))
         check_one_memory(checks, direct, through, http_direct, http_through)
         check_the_six_calls(checks, direct, through)
         check_types(checks, direct, through)
@@ -304,20 +317,12 @@ def main():
         check_errors(checks, direct, through)
         check_policies(checks, direct, through)
         check_other_calls(checks, direct, through)
+        check_statistics(checks, direct, through)
         check_streams(checks, direct, through)
         check_large(checks, direct, through)
         asyncio.run(check_aio(checks, direct, through))
         check_deadline(checks, through)
         check_replacement(checks, direct, through, models)
-        checks.done()
-    except BaseException:
-        for server in started:
-            print(server.text()[-3000:], file=sys.stderr)
-        raise
-    finally:
-        for server in reversed(started):
-            server.end()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

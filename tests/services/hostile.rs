@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use afterimage_wire::ClientOptions;
 use afterimage_wire::blocking::Client;
+use afterimage_wire::proto::handshake::Hello;
+use afterimage_wire::proto::{HEADER_LEN, Header, Message};
 
 use crate::common::{PATIENCE, Running};
 
@@ -62,9 +64,14 @@ fn status(stream: &mut TcpStream) -> u16 {
 
 /// The resident memory of a process in MiB.
 fn memory_mib(process: u32) -> u64 {
+    memory_kib(process) / 1024
+}
+
+/// The same in KiB.
+fn memory_kib(process: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() / 1024
+    line.trim().trim_end_matches("kB").trim().parse().unwrap()
 }
 
 #[test]
@@ -221,4 +228,41 @@ fn floods_of_small_http2_frames_delay_no_other_client() {
     }
     let grown = memory_mib(memo.running.pid()).saturating_sub(before);
     assert!(grown < 100, "the floods have taken {grown} MiB");
+}
+
+/// Connections that were busy once and are quiet now hold less than 10 KiB each: 10,000 of them
+/// hold less than 100 MiB.
+#[test]
+fn quiet_connections_return_their_memory() {
+    const CONNECTIONS: u64 = 1000;
+    const READS: u64 = 1000;
+    let running = Running::start(&["cache", "--memory", "8MiB", "--max-connections", "1100"]);
+    let mut requests = Vec::new();
+    Message::Hello(Hello::new(b"")).encode(0, &mut requests);
+    (0..READS).for_each(|key| Message::CacheRead { key, budget_ms: 0 }.encode(key, &mut requests));
+    let burst = || {
+        let mut stream = TcpStream::connect(running.addr()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&requests).unwrap();
+        let mut head = [0; HEADER_LEN];
+        for _ in 0..=READS {
+            stream.read_exact(&mut head).unwrap();
+            let len = Header::decode(&head).unwrap().body_len as usize;
+            stream.read_exact(&mut vec![0; len]).unwrap();
+        }
+        stream
+    };
+    let mut held = vec![burst()];
+    // The table's memory is allocated in the first second.
+    std::thread::sleep(Duration::from_secs(2));
+    let before = memory_kib(running.pid());
+    held.extend((1..CONNECTIONS).map(|_| burst()));
+    let each = || memory_kib(running.pid()).saturating_sub(before) as f64 / CONNECTIONS as f64;
+    let until = Instant::now() + PATIENCE;
+    while each() >= 10.0 {
+        assert!(Instant::now() < until, "{:.1} KiB for each connection", each());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("{:.1} KiB for each connection", each());
+    drop(held);
 }

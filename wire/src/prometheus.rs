@@ -13,6 +13,7 @@ use afterimage_core::metric::{Kind, Unit};
 
 use crate::proto::stats::{Stats, Value};
 use crate::server::metrics;
+use crate::text::escape_text;
 
 /// Statistics of the services of one process as text. `describe` finds the metric of a name; a
 /// value without description keeps its name and has no help text.
@@ -173,9 +174,9 @@ fn valid(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-/// The value of a label between its quotes.
+/// The value of a label between its quotes. It can be a peer's text, and people read it, too.
 fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    escape_text(text).replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
@@ -211,7 +212,7 @@ mod tests {
         stats.counter(&MISSES, 1);
         stats.counter(&MISSES, 2);
         stats.text(&BREAKER, "open");
-        stats.text(&STORE, "a \"b\"\\\n");
+        stats.text(&STORE, "a \"b\"\\\n\x1b[2J\u{202e}");
         stats.texts(&REPLICA, 1, "127.0.0.1:1: well");
         stats.of(&IN_FLIGHT, "127.0.0.1:1", 3);
         stats.of(&IN_FLIGHT, "a\"}\n", 4);
@@ -236,11 +237,11 @@ afterimage_breaker{service="memo",state="closed"} 0
 afterimage_breaker{service="memo",state="open"} 1
 # HELP afterimage_store_info Kind of the store
 # TYPE afterimage_store_info gauge
-afterimage_store_info{service="memo",store="a \"b\"\\\n"} 1
+afterimage_store_info{service="memo",store="a \"b\"\\\\n\\u{1b}[2J\\u{202e}"} 1
 # HELP afterimage_in_flight Rows in flight
 # TYPE afterimage_in_flight gauge
 afterimage_in_flight{service="memo",replica="127.0.0.1:1"} 3
-afterimage_in_flight{service="memo",replica="a\"}\n"} 4
+afterimage_in_flight{service="memo",replica="a\"}\\n"} 4
 # TYPE afterimage_a_new_counter_total counter
 afterimage_a_new_counter_total{service="memo"} 3
 # TYPE afterimage_busy_us gauge

@@ -25,4 +25,5 @@ mod request;
 mod response;
 
 pub use request::{Format, Input, Request};
+pub(crate) use response::distance;
 pub use response::{Row, parse_response, render};

@@ -37,6 +37,16 @@ pub enum Input {
     Tokens(Vec<u64>),
 }
 
+impl Input {
+    /// The number of tokens in the request; `None` for a text.
+    pub(crate) fn token_count(&self) -> Option<u64> {
+        match self {
+            Input::Text(_) => None,
+            Input::Tokens(tokens) => Some(tokens.len() as u64),
+        }
+    }
+}
+
 /// The format of embeddings in a response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {

@@ -96,12 +96,22 @@ pub fn parse_response(body: &[u8], request: &Request) -> Result<Vec<Row>, Error>
     })?;
     scanner.end()?;
     let shares = Shares::of(request);
+    // A server that counts the tokens as they were sent counts those of each list.
+    let counts: Option<Vec<u64>> = request.inputs.iter().map(Input::token_count).collect();
+    let is_sum = |counts: &Vec<u64>| {
+        usage.iter().all(|(_, count)| count.is_none_or(|count| count == counts.iter().sum::<u64>()))
+    };
+    let counts = counts.filter(|counts| !usage.is_empty() && is_sum(counts));
+    is_estimated &= counts.is_none();
+    let share = |count, row: usize| match &counts {
+        Some(counts) => counts[row],
+        None => shares.share(count, row),
+    };
     let rows = items.into_iter().enumerate().map(|(row, item)| {
         let Item { data, spelling, extras: item_extras } =
             item.ok_or_else(|| field("data", "fewer embeddings than inputs"))?;
-        let usage = usage
-            .iter()
-            .map(|(name, count)| (name.clone(), count.map(|count| shares.share(count, row))));
+        let usage =
+            usage.iter().map(|(name, count)| (name.clone(), count.map(|count| share(count, row))));
         Ok(Row {
             model: model.clone(),
             data,
@@ -188,6 +198,21 @@ fn put_member(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.push(b':');
     out.extend_from_slice(value);
     out.push(b',');
+}
+
+/// The greatest difference between the numbers of two stored rows, absolute and in relation to the
+/// greatest number. `None` if they differ in anything else but the counts of tokens.
+pub(crate) fn distance(one: &Bytes, two: &Bytes) -> Option<(f64, f64)> {
+    let read = |bytes: &Bytes| Row::from_bytes(bytes.clone()).ok();
+    let (one, two) = (read(one)?, read(two)?);
+    let is_alike = one.model == two.model
+        && one.extras == two.extras
+        && one.item_extras == two.item_extras
+        && one.data.len() == two.data.len();
+    if !is_alike {
+        return None;
+    }
+    crate::compare::distance(one.numbers()?.into_iter().zip(two.numbers()?), (0.0, 0.0))
 }
 
 /// An element of `data`.
@@ -278,6 +303,19 @@ impl Shares {
 }
 
 impl Row {
+    fn numbers(&self) -> Option<Vec<f64>> {
+        match &self.spelling {
+            Some(text) => {
+                let text = str::from_utf8(text).ok()?;
+                text.split(',').map(|number| number.parse().ok()).collect()
+            }
+            None => {
+                let floats = self.data.as_chunks().0.iter();
+                Some(floats.map(|bytes| f32::from_le_bytes(*bytes).into()).collect())
+            }
+        }
+    }
+
     fn write(&self, out: &mut Vec<u8>, format: Format) {
         match (format, &self.spelling) {
             (Format::Base64, _) => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use afterimage_http::Charged;
 use afterimage_wire::tls::ClientTls;
 use afterimage_wire::tls::rustls::ClientConfig;
 use bytes::{Bytes, BytesMut};
@@ -310,7 +311,8 @@ async fn shake_hands(
         .max_frame_size(MAX_FRAME)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
+    let (sender, connection) =
+        builder.handshake(Charged::new(stream)).await.map_err(io::Error::other)?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection to a model server failed");

@@ -32,18 +32,11 @@ impl Inner {
         asked: &Arc<ModelId>,
         limit: std::time::Duration,
     ) -> Result<Computed, EndpointError> {
-        let rows = call.rows.as_ref();
-        let is_all = |rows: &oip::Rows| {
-            let all = 0..rows.len();
-            all.len() == positions.len() && all.zip(positions).all(|(row, p)| row == *p as usize)
-        };
-        let part = rows.filter(|rows| !is_all(rows));
+        let content = &call.content;
+        let part = (!content.is_all(positions)).then_some(positions);
         let body = match part {
             None => Some(call.body.clone()),
-            Some(rows) => {
-                let asked: Vec<usize> = positions.iter().map(|row| *row as usize).collect();
-                call.body_for(rows, &asked)
-            }
+            Some(positions) => call.part(content, positions),
         };
         let body = body.ok_or_else(|| whole_only("the rows have no form"))?;
         let Some(channel) = self.replica.grpc() else {
@@ -81,7 +74,7 @@ impl Inner {
         let answers = match message::of_reply(&reply.body).map(oip::Response::parse_grpc) {
             None => Err("the response is not one message"),
             Some(Err(_)) => Err("the response is not understood"),
-            Some(Ok(response)) => self.stored(response, rows.is_some(), positions.len()),
+            Some(Ok(response)) => self.stored(response, content.rows().is_some(), positions.len()),
         };
         let own_reply = |reason| match part {
             Some(_) => whole_only(reason),

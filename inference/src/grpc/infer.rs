@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use afterimage_core::{ClientId, Failure, Origin, Status};
+use afterimage_core::{ClientId, Failure, Status};
 use afterimage_http::{Peer, Respond};
-use afterimage_memo::{Context, Request as MemoRequest};
+use afterimage_memo::Context;
 use bytes::Bytes;
 use h2::RecvStream;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
@@ -19,26 +19,26 @@ use super::call::{Call, Payload};
 use super::channel::{Replied, Reply};
 use super::pump::{Collected, Passing, Uncollected, collect, download, refuse, reply};
 use super::{ask_identity, message, status};
-use crate::access::{Entry, note};
+use crate::access::Entry;
+use crate::answer::{Rows, inference_keys};
+use crate::compare::{Again, Probe};
 use crate::content::{Answers, assembled};
 use crate::identity::Source;
 use crate::models::{Model, RAW, TYPED};
 use crate::observe::Observer;
 use crate::oip;
-use crate::policy::{Bypass, CacheStatus, Directives};
-use crate::proxy::{Inner, Probe, ROW, WHOLE, key};
-use crate::purity::probe_rows;
+use crate::policy::{Bypass, CacheStatus, Directives, credentials};
+use crate::proxy::Inner;
 
 /// An inference call that the memo can answer.
 struct Asked {
     call: Arc<Call>,
-    /// The model's path, as HTTP writes it.
-    model: String,
+    model: Arc<Model>,
     keys: Vec<Bytes>,
     probe: Option<Probe>,
     id: Option<String>,
-    /// The model, if the message has typed contents: the form of the reply is the server's choice.
-    typed: Option<Arc<Model>>,
+    /// The message has typed contents: the form of the reply is the server's choice.
+    is_typed: bool,
     directives: Directives,
     deadline: Option<Instant>,
     client: ClientId,
@@ -54,8 +54,10 @@ impl Asked {
     /// The form of the reply. Raw contents get raw contents from every server. `None` if the server
     /// has not shown its choice yet.
     fn form(&self) -> Option<oip::Form> {
-        let Some(model) = &self.typed else { return Some(oip::Form::Binary) };
-        match model.typed_replies.load(Relaxed) {
+        if !self.is_typed {
+            return Some(oip::Form::Binary);
+        }
+        match self.model.typed_replies.load(Relaxed) {
             TYPED => Some(oip::Form::Typed),
             RAW => Some(oip::Form::Binary),
             _ => None,
@@ -64,12 +66,12 @@ impl Asked {
 
     /// Notes the form that the server has chosen.
     fn learn_form(&self, reply: &Replied) {
-        let (Some(model), Replied::Complete(reply)) = (&self.typed, reply) else { return };
+        let (true, Replied::Complete(reply)) = (self.is_typed, reply) else { return };
         let response = message::of_reply(&reply.body).map(oip::Response::parse_grpc);
         let Some(Ok(response)) = response else { return };
         let Some(output) = response.outputs.first() else { return };
         let form = if output.form == oip::Form::Typed { TYPED } else { RAW };
-        model.typed_replies.store(form, Relaxed);
+        self.model.typed_replies.store(form, Relaxed);
     }
 }
 
@@ -99,23 +101,77 @@ impl Inner {
         self.calls.fetch_add(1, Relaxed);
         let client = Some(peer.address.ip());
         let mut entry = self.access.as_ref().map(|log| log.begin("grpc", client));
-        self.infer_into(parts, body, respond, peer, &mut entry).await;
+        let answered = match self.understand_grpc(parts, body, peer).await {
+            Ok(asked) => {
+                if let Some(entry) = &mut entry {
+                    entry.asks(&asked.model.path, &asked.keys, asked.call.body.len());
+                }
+                let answering = async {
+                    match &self.observer {
+                        Some(observer) => self.observe_grpc(asked, observer).await,
+                        None => self.ask_grpc(asked).await,
+                    }
+                };
+                // The client that has reset its stream waits for nothing.
+                tokio::select! {
+                    biased;
+                    answered = answering => answered,
+                    () = respond.reset() => return,
+                }
+            }
+            Err(answered) => answered,
+        };
+        self.send(answered, respond, &mut entry).await;
         if let Some(entry) = &mut entry {
             entry.find_version(&self.models);
         }
     }
 
-    async fn infer_into(
-        self: &Arc<Self>,
+    /// Sends the result of a call to the client, and notes it.
+    async fn send(&self, answered: Answered, respond: &mut Respond, entry: &mut Option<Entry>) {
+        let mut ends = |code, bytes, note| {
+            if let Some(entry) = entry {
+                entry.ends(code, bytes, note);
+            }
+        };
+        match answered {
+            Answered::Reply(Replied::Complete(complete), note) => {
+                ends(complete.code(), Some(complete.body.len() as u64), note);
+                let Reply { status, mut head, body, trailers } = complete;
+                note.iter().for_each(|note| note.add_to(&mut head));
+                reply(respond, status, head, body, trailers).await;
+            }
+            Answered::Reply(Replied::TooLarge(mut head, first, rest), note) => {
+                ends(status::OK, None, note);
+                note.iter().for_each(|note| note.add_to(&mut head.headers));
+                download(head, first, rest, respond).await;
+            }
+            Answered::Bypass(call, reason) => {
+                self.bypassed.fetch_add(1, Relaxed);
+                let name = reason.as_str();
+                tracing::debug!(reason = name, "the answer to a gRPC call is not stored");
+                let note = CacheStatus::Bypass(reason);
+                ends(status::OK, None, Some(note));
+                self.pass(call, respond, |head| note.add_to(head)).await;
+            }
+            Answered::Failed(code, text) => {
+                ends(code, None, None);
+                refuse(respond, code, &text).await;
+            }
+            Answered::Left => {}
+        }
+    }
+
+    /// Reads a call, and decides whether the memo may answer it.
+    async fn understand_grpc(
+        &self,
         parts: Parts,
         mut body: RecvStream,
-        respond: &mut Respond,
         peer: &Peer,
-        entry: &mut Option<Entry>,
-    ) {
+    ) -> Result<Asked, Answered> {
         let path = parts.uri.path_and_query().cloned();
         let path = path.unwrap_or(PathAndQuery::from_static(super::INFER));
-        let headers = parts.headers;
+        let mut headers = parts.headers;
         let decided = self.policy.decide(&headers, path.query(), Some(peer));
         let deadline = status::timeout(&headers);
         let deadline = deadline.and_then(|limit| Instant::now().checked_add(limit));
@@ -127,86 +183,39 @@ impl Inner {
                 Err(Uncollected::Bypass(reason, first)) => {
                     let reason = decided.err().unwrap_or(reason);
                     let call = Passing { path, headers, first, rest: Some(body) };
-                    return self.bypass_grpc(call, reason, respond, entry).await;
+                    return Err(Answered::Bypass(call, reason));
                 }
                 Err(Uncollected::Stalled) => {
-                    let text = "no part of the message arrived for 30 s";
-                    return refuse(respond, status::CANCELLED, text).await;
+                    let text = "no part of the message arrived for 30 s".to_owned();
+                    return Err(Answered::Failed(status::CANCELLED, text));
                 }
-                Err(Uncollected::Reset) => return,
+                Err(Uncollected::Reset) => return Err(Answered::Left),
             };
         drop(body);
-        let mut directives = match decided {
-            Ok(directives) => directives,
+        let read = async {
+            let directives = decided?;
+            let (request, names, path) = self.parse_grpc(&headers, &bytes)?;
+            let model = self.models.get(&path, &Source::Inference).await?;
+            Ok((directives, request, names, model))
+        };
+        let (mut directives, request, names, model) = match read.await {
+            Ok(read) => read,
             Err(reason) => {
                 let call = Passing { path, headers, first: bytes, rest: None };
-                return self.bypass_grpc(call, reason, respond, entry).await;
-            }
-        };
-        let found = match self.parse_grpc(&headers, &bytes) {
-            Ok((request, model, known_as)) => self
-                .models
-                .get(&known_as, &Source::Inference)
-                .await
-                .map(|found| (request, model, known_as, found)),
-            Err(reason) => Err(reason),
-        };
-        let (request, model, known_as, found) = match found {
-            Ok(found) => found,
-            Err(reason) => {
-                let call = Passing { path, headers, first: bytes, rest: None };
-                return self.bypass_grpc(call, reason, respond, entry).await;
+                return Err(Answered::Bypass(call, reason));
             }
         };
         let is_typed = !request.is_binary() && !request.inputs.is_empty();
-        let typed = is_typed.then(|| Arc::clone(&found));
-        let (rows, probe) = self.mode(&request, found);
-        let prefix = std::mem::take(&mut directives.key);
-        let keys = match &rows {
-            None => vec![key(WHOLE, &prefix, &request.key_parts())],
-            Some(rows) => {
-                (0..rows.len()).map(|row| key(ROW, &prefix, &rows.key_parts(row))).collect()
-            }
-        };
-        let mut headers = headers;
+        let (content, probe) = self.mode(&request, &model);
+        let keys = inference_keys(&request, &content, &std::mem::take(&mut directives.key));
         // The memo reads the reply.
         ask_identity(&mut headers);
         let mut hasher = DefaultHasher::new();
         Some(peer.address.ip()).hash(&mut hasher);
         let client = ClientId::from(hasher.finish());
-        let call = Arc::new(Call::new(path, headers, bytes, model, rows, permit));
-        let (id, model) = (request.id, known_as);
-        let asked = Asked { call, model, keys, probe, id, typed, directives, deadline, client };
-        if let Some(entry) = entry {
-            entry.asks(&asked.model, &asked.keys, asked.call.body.len());
-        }
-        if let Some(observer) = &self.observer {
-            return self.observe_grpc(asked, observer, respond, entry).await;
-        }
-        // The client that has reset its stream waits for nothing.
-        let answered = tokio::select! {
-            biased;
-            answered = self.ask_grpc(asked) => answered,
-            () = respond.reset() => return,
-        };
-        match answered {
-            Answered::Reply(Replied::Complete(complete), how) => {
-                ends(entry, complete.code(), Some(&complete.body));
-                let Reply { status, mut head, body, trailers } = complete;
-                note(entry, how, &mut head);
-                reply(respond, status, head, body, trailers).await;
-            }
-            Answered::Reply(Replied::TooLarge(mut head, first, rest), how) => {
-                ends(entry, status::OK, None);
-                note(entry, how, &mut head.headers);
-                download(head, first, rest, respond).await;
-            }
-            Answered::Bypass(call, reason) => self.bypass_grpc(call, reason, respond, entry).await,
-            Answered::Failed(code, text) => {
-                ends(entry, code, None);
-                refuse(respond, code, &text).await;
-            }
-        }
+        let call = Arc::new(Call::new(path, headers, bytes, names, content, permit));
+        let id = request.id;
+        Ok(Asked { call, model, keys, probe, id, is_typed, directives, deadline, client })
     }
 
     /// Reads the message of a call: the request, the model as the message names it, and its path.
@@ -233,60 +242,38 @@ impl Inner {
     /// Asks the memo.
     async fn ask_grpc(self: &Arc<Self>, mut asked: Asked) -> Answered {
         // A server that the proxy has not seen answer typed contents chooses the form now.
-        let is_new_form = asked.form().is_none();
-        let mut refreshed = asked.directives.refresh || is_new_form;
-        loop {
-            let mut request = MemoRequest::rows(asked.keys.iter().cloned());
-            request.model.clone_from(&asked.model);
-            request.client = asked.client;
-            request.deadline = asked.deadline;
-            request.directives.refresh = refreshed;
-            request.context = Some(Context::new(Arc::clone(&asked.call)));
-            let rows = match self.memo.ask(request).await {
-                Ok(answered) => answered.rows,
-                Err(failure) => return self.failed_grpc(&asked, failure, refreshed),
-            };
-            let count = |origin| rows.iter().filter(|row| row.origin == origin).count();
-            let (hits, misses) = (count(Origin::Hit), count(Origin::Miss));
-            let ages = rows.iter().filter(|row| row.origin == Origin::Hit).map(|row| row.age);
-            let age = ages.max().unwrap_or_default();
-            let is_old = asked.directives.max_age.is_some_and(|most| age > most);
-            if hits > 0 && is_old && !refreshed {
-                refreshed = true;
-                continue;
-            }
-            let (collapsed, stored, status) = (misses == 0, true, StatusCode::OK);
-            let note = match hits {
-                0 => CacheStatus::Miss { collapsed, stored, refreshed, status },
-                hits if hits == rows.len() => CacheStatus::Hit { age, ttl: self.ttl },
-                hits => CacheStatus::Partial { hits, rows: rows.len() },
-            };
-            let is_new = misses == rows.len();
-            let own = if is_new { asked.call.take_success() } else { None };
-            let answer = match own.is_some() && asked.probe.is_none() {
-                true => None,
-                false => assembled(rows.into_iter().map(|row| row.answer)),
-            };
-            let probe = asked.probe.take().filter(|probe| is_new || probe.number.is_none());
-            if let (Some(probe), Some(answer)) = (probe, &answer) {
-                self.compare_grpc(probe, Arc::clone(&asked.call), answer.clone());
-            }
-            if let Some(own) = own {
-                asked.learn_form(&own);
-                return Answered::Reply(own, note);
-            }
-            let rendered = answer.and_then(|answer| rendered(&answer, &asked));
-            return match rendered {
-                Some(reply) => Answered::Reply(Replied::Complete(reply), note),
-                None => Answered::Bypass(asked.passing(), Bypass::NotRendered),
-            };
+        let refresh = asked.directives.refresh || asked.form().is_none();
+        let context = || Context::new(Arc::clone(&asked.call));
+        let (model, keys) = (&asked.model, &asked.keys);
+        let rows = self.look_up(model, keys, &asked.directives, refresh, context, |request| {
+            (request.client, request.deadline) = (asked.client, asked.deadline);
+        });
+        let Rows { answers, status, is_new } = match rows.await {
+            Ok(rows) => rows,
+            Err((failure, refreshed)) => return self.failed_grpc(&asked, failure, refreshed),
+        };
+        if model.canaries.wants_more() && credentials(&asked.call.headers).next().is_none() {
+            let again = || Again::Grpc(Arc::new(asked.call.copied()));
+            self.sample(model, again, &asked.call.content, &answers);
+        }
+        if let Some(probe) = asked.probe.take().filter(|probe| is_new || probe.number.is_none()) {
+            self.compare(probe, Again::Grpc(Arc::clone(&asked.call)), &answers);
+        }
+        let own = if is_new { asked.call.take_success() } else { None };
+        if let Some(own) = own {
+            asked.learn_form(&own);
+            return Answered::Reply(own, Some(status));
+        }
+        match assembled(answers.into_iter()).and_then(|answer| rendered(&answer, &asked)) {
+            Some(reply) => Answered::Reply(Replied::Complete(reply), Some(status)),
+            None => Answered::Bypass(asked.passing(), Bypass::NotRendered),
         }
     }
 
     /// A call that failed: with the server's own reply where there is one.
     fn failed_grpc(&self, asked: &Asked, failure: Failure, refreshed: bool) -> Answered {
         let (collapsed, stored, status) = (false, false, StatusCode::OK);
-        let note = CacheStatus::Miss { collapsed, stored, refreshed, status };
+        let note = Some(CacheStatus::Miss { collapsed, stored, refreshed, status });
         match failure.payload.as_ref().and_then(Payload::read) {
             Some(Payload::Shared(mut head)) => {
                 head.insert(CONTENT_TYPE, status::GRPC);
@@ -315,121 +302,48 @@ impl Inner {
         let text = failure.text.strip_prefix("classifier: ").unwrap_or(&failure.text);
         if failure.status != Status::DeadlineExceeded {
             self.unreachable.fetch_add(1, Relaxed);
-            tracing::warn!(model = asked.model, "{text}");
+            tracing::warn!(model = &*asked.model.path, "{text}");
         }
         Answered::Failed(code, text.to_owned())
     }
 
-    /// Asks the server again about some rows of an answer, or about the whole batch.
-    fn compare_grpc(self: &Arc<Self>, probe: Probe, call: Arc<Call>, answer: oip::Response) {
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            let len = probe.rows.len();
-            let asked =
-                probe.number.map_or_else(|| (0..len).collect(), |number| probe_rows(number, len));
-            let agreed = match answer.split_rows(len) {
-                Some(rows) => inner.agrees_grpc(&probe.rows, &call, &rows, &asked).await,
-                None => Some(false),
-            };
-            inner.conclude(probe, agreed);
-        });
-    }
-
-    /// Whether the server gives the same answers to these rows; `None` without an answer.
-    async fn agrees_grpc(
-        &self,
-        rows: &oip::Rows,
-        call: &Call,
-        answers: &[oip::Response],
-        asked: &[usize],
-    ) -> Option<bool> {
-        let body = call.body_for(rows, asked)?;
-        let mut headers = call.headers.clone();
-        headers.remove("grpc-timeout");
-        headers.insert("grpc-encoding", message::IDENTITY);
-        let sent = self.channel()?.unary(&call.path, &headers, body, self.max_answer).await;
-        let Ok(Replied::Complete(reply)) = sent else { return None };
-        if reply.code() != status::OK {
-            return None;
-        }
-        let response = oip::Response::parse_grpc(message::of_reply(&reply.body)?).ok()?;
-        let Some(found) = response.split_rows(asked.len()) else { return Some(false) };
-        let equal = |(found, row): (&oip::Response, &usize)| {
-            answers.get(*row).is_some_and(|expected| found.to_bytes() == expected.to_bytes())
-        };
-        Some(found.iter().zip(asked).all(equal))
-    }
-
     /// Forwards a call, and notes whether memory would have answered it.
-    async fn observe_grpc(
-        &self,
-        asked: Asked,
-        observer: &Observer,
-        respond: &mut Respond,
-        entry: &mut Option<Entry>,
-    ) {
+    async fn observe_grpc(&self, asked: Asked, observer: &Observer) -> Answered {
         let began = Instant::now();
         let call = &asked.call;
-        let Some(channel) = self.channel() else { return };
-        let sent = channel.unary(&call.path, &call.headers, call.body.clone(), self.max_answer);
-        let sent = tokio::select! {
-            biased;
-            sent = sent => sent,
-            () = respond.reset() => return,
+        let Some(channel) = self.channel() else {
+            return Answered::Bypass(asked.passing(), Bypass::UnknownModel);
         };
-        match sent {
-            Ok(Replied::Complete(complete)) => {
-                ends(entry, complete.code(), Some(&complete.body));
-                let Reply { status, mut head, body, trailers } = complete;
-                let answer = message::of_reply(&body).map(oip::Response::parse_grpc);
-                let rows = call.rows.as_ref().map(oip::Rows::len);
-                let answers = answer.and_then(Result::ok).map(|answer| Answers::of(answer, rows));
-                if let Some(Ok(Answers { answers, .. })) = answers {
-                    let took = began.elapsed();
-                    let noted = observer.note(&asked.model, &asked.keys, &answers, took);
-                    note(entry, CacheStatus::Bypass(noted), &mut head);
-                }
-                reply(respond, status, head, body, trailers).await;
-            }
-            Ok(Replied::TooLarge(head, first, rest)) => download(head, first, rest, respond).await,
+        let sent = channel.unary(&call.path, &call.headers, call.body.clone(), self.max_answer);
+        let complete = match sent.await {
+            Ok(Replied::Complete(complete)) => complete,
+            Ok(large) => return Answered::Reply(large, None),
             Err(error) => {
-                ends(entry, status::UNAVAILABLE, None);
-                self.unforwarded(&error, respond).await;
+                self.unreachable.fetch_add(1, Relaxed);
+                tracing::warn!("{error}");
+                return Answered::Failed(status::UNAVAILABLE, error.to_string());
             }
-        }
-    }
-
-    /// Forwards a call without the memo.
-    async fn bypass_grpc(
-        &self,
-        call: Passing,
-        reason: Bypass,
-        respond: &mut Respond,
-        entry: &mut Option<Entry>,
-    ) {
-        self.bypassed.fetch_add(1, Relaxed);
-        tracing::debug!(reason = reason.as_str(), "the answer to a gRPC call is not stored");
-        let status = CacheStatus::Bypass(reason);
-        if let Some(entry) = entry {
-            entry.noted(status);
-        }
-        self.pass(call, respond, |head| status.add_to(head)).await;
+        };
+        let answer = message::of_reply(&complete.body).map(oip::Response::parse_grpc);
+        let rows = call.content.rows();
+        let answers = answer.and_then(Result::ok).map(|answer| Answers::of(answer, rows));
+        let note = answers.and_then(Result::ok).map(|Answers { answers, .. }| {
+            let took = began.elapsed();
+            CacheStatus::Bypass(observer.note(&asked.model.path, &asked.keys, &answers, took))
+        });
+        Answered::Reply(Replied::Complete(complete), note)
     }
 }
 
-/// The result of a call to the memo.
+/// The result of a call.
 enum Answered {
-    Reply(Replied, CacheStatus),
+    /// A reply. Some have no note: the proxy observes only.
+    Reply(Replied, Option<CacheStatus>),
     Bypass(Passing, Bypass),
     /// The status, and the text.
     Failed(u32, String),
-}
-
-/// Notes the status of a reply, and its message.
-fn ends(entry: &mut Option<Entry>, code: u32, body: Option<&Bytes>) {
-    if let Some(entry) = entry {
-        entry.ends(code, body.map(|body| body.len() as u64));
-    }
+    /// The client has reset the stream.
+    Left,
 }
 
 /// The reply of an answer.

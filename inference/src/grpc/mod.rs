@@ -27,12 +27,14 @@ use hyper::header::{CONTENT_TYPE, HeaderValue, VIA};
 use hyper::http::uri::PathAndQuery;
 use hyper::{HeaderMap, Method, Request, StatusCode};
 
+pub(crate) use call::Call;
 pub use channel::{Channel, GrpcTarget, GrpcTargetError};
 
 use crate::endpoint::Inner as EndpointInner;
 use crate::forward::ForwardError;
 use crate::headers::is_loop;
 use crate::proxy::{Inner, Proxy};
+use crate::statistics::{self, Hits};
 use pump::{Passing, refuse};
 
 /// The path of inference calls.
@@ -92,11 +94,18 @@ impl Inner {
         self.passed.fetch_add(1, Relaxed);
         let is_change = changes_models(parts.uri.path());
         if is_change {
-            self.models.flush();
+            self.models.change_all();
         }
+        let hits = match parts.uri.path() {
+            statistics::GRPC_PATH => Hits::of(&self.models),
+            _ => Vec::new(),
+        };
         let path = parts.uri.path_and_query().cloned();
         let path = path.unwrap_or(PathAndQuery::from_static("/"));
         let call = Passing { path, headers: parts.headers, first: Bytes::new(), rest: Some(body) };
+        if !hits.is_empty() {
+            return self.pass_statistics(call, &hits, respond).await;
+        }
         if !is_change {
             return self.pass(call, respond, |_| {}).await;
         }
@@ -123,7 +132,7 @@ impl Inner {
         };
         match replied {
             Ok(channel::Replied::Complete(reply)) => {
-                self.models.flush();
+                self.models.load_called().await;
                 self.models.examine_all().await;
                 let channel::Reply { status, head, body, trailers } = reply;
                 pump::reply(respond, status, head, body, trailers).await;
@@ -134,6 +143,35 @@ impl Inner {
             Err(error) => self.unforwarded(&error, respond).await,
         }
         drop(after);
+    }
+
+    /// Forwards a call for statistics, and adds hits to the reply.
+    async fn pass_statistics(&self, call: Passing, hits: &[Hits], respond: &mut Respond) {
+        let Passing { path, mut headers, rest, .. } = call;
+        let (Some(channel), Some(mut rest)) = (self.channel(), rest) else { return };
+        let bytes = match pump::collect(&mut rest, self.max_body, &self.memory).await {
+            Ok(pump::Collected { bytes, .. }) => bytes,
+            Err(pump::Uncollected::Bypass(_, first)) => {
+                let call = Passing { path, headers, first, rest: Some(rest) };
+                return self.pass(call, respond, |_| {}).await;
+            }
+            Err(_) => return,
+        };
+        ask_identity(&mut headers);
+        match channel.unary(&path, &headers, bytes, self.max_answer).await {
+            Ok(channel::Replied::Complete(reply)) => {
+                let channel::Reply { status, head, mut body, trailers } = reply;
+                let message = message::of_reply(&body);
+                if let Some(added) = message.and_then(|m| statistics::add_to_message(&m, hits)) {
+                    body = message::framed(&added);
+                }
+                pump::reply(respond, status, head, body, trailers).await;
+            }
+            Ok(channel::Replied::TooLarge(head, first, rest)) => {
+                pump::download(head, first, rest, respond).await;
+            }
+            Err(error) => self.unforwarded(&error, respond).await,
+        }
     }
 
     /// The server of the next call.
@@ -165,13 +203,13 @@ struct Changed(Arc<Inner>);
 
 impl Drop for Changed {
     fn drop(&mut self) {
-        self.0.models.flush();
+        self.0.models.change_all();
     }
 }
 
 /// Starts an attempt over gRPC. Returns the attempt if its context is not of gRPC.
 pub(crate) fn start(inner: &Arc<EndpointInner>, attempt: Attempt) -> Option<Attempt> {
-    let call = attempt.context().and_then(|context| context.get::<call::Call>());
+    let call = attempt.context().and_then(|context| context.get::<Call>());
     let Some(call) = call else { return Some(attempt) };
     let (inner, asked) = (Arc::clone(inner), Arc::clone(attempt.model()));
     tokio::spawn(async move {

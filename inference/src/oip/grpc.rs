@@ -14,7 +14,7 @@ use super::tensor::{self, Form, Tensor};
 use super::{Datatype, Error, Extra, Parameters, Request, RequestedOutput, Response, Value, field};
 
 /// A field's value, by wire type.
-enum Payload {
+pub(crate) enum Payload {
     Varint(u64),
     Fixed64([u8; 8]),
     Fixed32([u8; 4]),
@@ -22,14 +22,15 @@ enum Payload {
 }
 
 /// A message inside a body.
-struct Message<'a> {
+#[derive(Clone)]
+pub(crate) struct Message<'a> {
     body: &'a Bytes,
     at: usize,
     end: usize,
 }
 
 impl<'a> Message<'a> {
-    fn new(body: &'a Bytes) -> Self {
+    pub(crate) fn new(body: &'a Bytes) -> Self {
         Message { body, at: 0, end: body.len() }
     }
 
@@ -75,7 +76,7 @@ impl<'a> Message<'a> {
     }
 
     /// The next field: its number, its value, and its bytes with the tag.
-    fn next(&mut self) -> Result<Option<(u64, Payload, Range<usize>)>, Error> {
+    pub(crate) fn next(&mut self) -> Result<Option<(u64, Payload, Range<usize>)>, Error> {
         if self.at == self.end {
             return Ok(None);
         }
@@ -105,7 +106,7 @@ impl<'a> Message<'a> {
     }
 
     /// A string that has not come before.
-    fn text(&self, payload: Payload, into: &mut Option<String>) -> Result<(), Error> {
+    pub(crate) fn text(&self, payload: Payload, into: &mut Option<String>) -> Result<(), Error> {
         let range = self.range(payload)?;
         let text = str::from_utf8(&self.body[range]).map_err(|_| self.error("UTF-8"))?;
         if into.replace(text.to_owned()).is_some() {
@@ -114,8 +115,13 @@ impl<'a> Message<'a> {
         Ok(())
     }
 
-    fn inner(&self, payload: Payload) -> Result<Message<'a>, Error> {
+    pub(crate) fn inner(&self, payload: Payload) -> Result<Message<'a>, Error> {
         Ok(Message::within(self.body, self.range(payload)?))
+    }
+
+    /// Bytes of the body.
+    pub(crate) fn bytes(&self, range: Range<usize>) -> &'a [u8] {
+        &self.body[range]
     }
 
     fn slice(&self, range: Range<usize>) -> Bytes {
@@ -400,7 +406,7 @@ pub(super) fn parse_response(body: &Bytes) -> Result<Response, Error> {
     Ok(response)
 }
 
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -408,7 +414,7 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-pub(super) fn put_len(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
+pub(crate) fn put_len(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
     put_varint(out, number << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.put_slice(bytes);

@@ -47,6 +47,11 @@ pub use tensor::{Form, Tensor};
 
 use bytes::Bytes;
 
+/// Messages of protobuf, scanned in place.
+pub(crate) mod protobuf {
+    pub(crate) use super::grpc::{Message, Payload, put_len, put_varint};
+}
+
 /// A body and, if binary tensors follow the JSON, the length of the JSON
 /// (`Inference-Header-Content-Length`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,6 +102,13 @@ pub enum Error {
     /// Stored bytes are not a response.
     #[error("the stored response is damaged")]
     Stored,
+}
+
+/// The greatest difference between the numbers of two stored responses, absolute and in relation to
+/// the greatest number of its tensor. `None` if they differ in anything else.
+pub(crate) fn distance(one: &Bytes, two: &Bytes) -> Option<(f64, f64)> {
+    let read = |bytes: &Bytes| Response::from_bytes(bytes.clone()).ok();
+    rows::distance(&read(one)?, &read(two)?)
 }
 
 pub(crate) fn field(field: &'static str, reason: &'static str) -> Error {

@@ -246,6 +246,24 @@ fn spelling(tensor: &Tensor) -> Bytes {
     })
 }
 
+/// The greatest difference between the numbers of two responses, absolute and in relation to the
+/// greatest number of its tensor. `None` if they differ in anything else.
+pub(super) fn distance(one: &Response, two: &Response) -> Option<(f64, f64)> {
+    if !is_alike(one, two) {
+        return None;
+    }
+    let mut outputs = one.outputs.iter().zip(&two.outputs);
+    outputs.try_fold((0.0, 0.0), |greatest, (one, two)| {
+        if one.shape != two.shape {
+            return None;
+        }
+        if one.data == two.data && one.spelling == two.spelling {
+            return Some(greatest);
+        }
+        crate::compare::distance(one.numbers()?.into_iter().zip(two.numbers()?), greatest)
+    })
+}
+
 /// Whether two responses differ only in the first dimension, the data and the id.
 fn is_alike(one: &Response, two: &Response) -> bool {
     let is_alike = |(one, two): (&Tensor, &Tensor)| {

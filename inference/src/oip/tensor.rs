@@ -144,14 +144,14 @@ impl Tensor {
                     Ok(())
                 })?;
             }
-            Datatype::Uint8 => unsigned(scanner, shape, count, |value: u8| out.put_u8(value))?,
-            Datatype::Uint16 => unsigned(scanner, shape, count, |value| out.put_u16_le(value))?,
-            Datatype::Uint32 => unsigned(scanner, shape, count, |value| out.put_u32_le(value))?,
-            Datatype::Uint64 => unsigned(scanner, shape, count, |value| out.put_u64_le(value))?,
-            Datatype::Int8 => signed(scanner, shape, count, |value: i8| out.put_i8(value))?,
-            Datatype::Int16 => signed(scanner, shape, count, |value| out.put_i16_le(value))?,
-            Datatype::Int32 => signed(scanner, shape, count, |value| out.put_i32_le(value))?,
-            Datatype::Int64 => signed(scanner, shape, count, |value| out.put_i64_le(value))?,
+            Datatype::Uint8 => u8::scan(scanner, shape, count, out)?,
+            Datatype::Uint16 => u16::scan(scanner, shape, count, out)?,
+            Datatype::Uint32 => u32::scan(scanner, shape, count, out)?,
+            Datatype::Uint64 => u64::scan(scanner, shape, count, out)?,
+            Datatype::Int8 => i8::scan(scanner, shape, count, out)?,
+            Datatype::Int16 => i16::scan(scanner, shape, count, out)?,
+            Datatype::Int32 => i32::scan(scanner, shape, count, out)?,
+            Datatype::Int64 => i64::scan(scanner, shape, count, out)?,
             Datatype::Fp16 | Datatype::Bf16 => {
                 return Err(field("datatype", "16-bit floats have no JSON form"));
             }
@@ -211,6 +211,25 @@ impl Tensor {
         }
     }
 
+    /// The elements as numbers, if they are floats.
+    pub(crate) fn numbers(&self) -> Option<Vec<f64>> {
+        if let Some(spelling) = &self.spelling {
+            let text = str::from_utf8(spelling).ok()?;
+            return text.split(',').map(|number| number.parse().ok()).collect();
+        }
+        let halves = || self.data.as_chunks().0.iter().map(|bytes| u16::from_le_bytes(*bytes));
+        match self.datatype {
+            Datatype::Fp16 => Some(halves().map(half).collect()),
+            Datatype::Bf16 => {
+                let wide = |bits| f64::from(f32::from_bits(u32::from(bits) << 16));
+                Some(halves().map(wide).collect())
+            }
+            Datatype::Fp32 => Some(self.floats32().map(f64::from).collect()),
+            Datatype::Fp64 => Some(self.floats64().collect()),
+            _ => None,
+        }
+    }
+
     fn floats32(&self) -> impl Iterator<Item = f32> {
         self.data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
     }
@@ -237,28 +256,14 @@ impl Tensor {
             Datatype::Bool => join(out, data, |out, value| {
                 out.extend_from_slice(if *value == 0 { b"false" } else { b"true" });
             }),
-            Datatype::Uint8 => join(out, data, |out, value| json::write_integer(out, *value)),
-            Datatype::Int8 => {
-                join(out, data, |out, value| json::write_integer(out, value.cast_signed()));
-            }
-            Datatype::Uint16 => join(out, data.as_chunks().0, |out, value| {
-                json::write_integer(out, u16::from_le_bytes(*value));
-            }),
-            Datatype::Int16 => join(out, data.as_chunks().0, |out, value| {
-                json::write_integer(out, i16::from_le_bytes(*value));
-            }),
-            Datatype::Uint32 => join(out, data.as_chunks().0, |out, value| {
-                json::write_integer(out, u32::from_le_bytes(*value));
-            }),
-            Datatype::Int32 => join(out, data.as_chunks().0, |out, value| {
-                json::write_integer(out, i32::from_le_bytes(*value));
-            }),
-            Datatype::Uint64 => join(out, data.as_chunks().0, |out, value| {
-                json::write_integer(out, u64::from_le_bytes(*value));
-            }),
-            Datatype::Int64 => join(out, data.as_chunks().0, |out, value| {
-                json::write_integer(out, i64::from_le_bytes(*value));
-            }),
+            Datatype::Uint8 => u8::write(out, data),
+            Datatype::Uint16 => u16::write(out, data),
+            Datatype::Uint32 => u32::write(out, data),
+            Datatype::Uint64 => u64::write(out, data),
+            Datatype::Int8 => i8::write(out, data),
+            Datatype::Int16 => i16::write(out, data),
+            Datatype::Int32 => i32::write(out, data),
+            Datatype::Int64 => i64::write(out, data),
             Datatype::Fp32 => join(out, data.as_chunks().0, |out, value| {
                 json::write_float(out, f64::from(f32::from_le_bytes(*value)));
             }),
@@ -286,6 +291,18 @@ impl Tensor {
         join(out, &self.shape, |out, size| json::write_integer(out, *size));
         out.extend_from_slice(b"],");
     }
+}
+
+/// The value of a 16-bit float of IEEE 754.
+fn half(bits: u16) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff));
+    let size = match exponent {
+        0 => fraction * 2f64.powi(-24),
+        31 if fraction == 0.0 => f64::INFINITY,
+        31 => f64::NAN,
+        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
+    };
+    if bits >> 15 == 0 { size } else { -size }
 }
 
 /// Appends the items with commas between them.
@@ -335,30 +352,56 @@ fn nested(
     if found == *size { Ok(()) } else { Err(wrong()) }
 }
 
-fn unsigned<T: TryFrom<u64>>(
-    scanner: &mut Scanner<'_>,
-    shape: &[u64],
-    count: u64,
-    mut put: impl FnMut(T),
-) -> Result<(), Error> {
-    elements(scanner, shape, count, |scanner| {
-        let value = scanner.number()?.to_u64().and_then(|value| T::try_from(value).ok());
-        put(value.ok_or_else(|| field("data", "a number does not fit the datatype"))?);
-        Ok(())
-    })
+/// An integer as an element.
+trait Integer {
+    /// Reads JSON numbers, and appends them.
+    fn scan(
+        scanner: &mut Scanner<'_>,
+        shape: &[u64],
+        count: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error>;
+
+    /// Appends elements as JSON with commas between them.
+    fn write(out: &mut Vec<u8>, data: &[u8]);
 }
 
-fn signed<T: TryFrom<i64>>(
-    scanner: &mut Scanner<'_>,
-    shape: &[u64],
-    count: u64,
-    mut put: impl FnMut(T),
-) -> Result<(), Error> {
-    elements(scanner, shape, count, |scanner| {
-        let value = scanner.number()?.to_i64().and_then(|value| T::try_from(value).ok());
-        put(value.ok_or_else(|| field("data", "a number does not fit the datatype"))?);
-        Ok(())
-    })
+macro_rules! integers {
+    ($($kind:ty => $value:ident;)*) => {$(
+        impl Integer for $kind {
+            fn scan(
+                scanner: &mut Scanner<'_>,
+                shape: &[u64],
+                count: u64,
+                out: &mut Vec<u8>,
+            ) -> Result<(), Error> {
+                elements(scanner, shape, count, |scanner| {
+                    let value = scanner.number()?.$value();
+                    let value = value.and_then(|value| <$kind>::try_from(value).ok());
+                    let value = value.ok_or_else(|| field("data", "a number does not fit the datatype"))?;
+                    out.put_slice(&value.to_le_bytes());
+                    Ok(())
+                })
+            }
+
+            fn write(out: &mut Vec<u8>, data: &[u8]) {
+                join(out, data.as_chunks().0, |out, value| {
+                    json::write_integer(out, <$kind>::from_le_bytes(*value));
+                });
+            }
+        }
+    )*};
+}
+
+integers! {
+    u8 => to_u64;
+    u16 => to_u64;
+    u32 => to_u64;
+    u64 => to_u64;
+    i8 => to_i64;
+    i16 => to_i64;
+    i32 => to_i64;
+    i64 => to_i64;
 }
 
 /// Reads a float: its value, and its spelling unless it is a word such as `NaN`.

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use afterimage_wire::splitmix::{STEP, mix};
+use smallvec::SmallVec;
 
 use super::endpoint::{BatchLimit, Endpoint};
 use super::health::{Health, Outcome};
 use super::limit::Limit;
 use afterimage_core::ModelId;
+
+/// The chance of each replica, on the stack for a usual number of them.
+type Shares = SmallVec<[f64; 8]>;
 
 /// A replica, its health and its model.
 #[derive(Debug)]
@@ -157,7 +161,7 @@ impl<R: Clone> Balance<R> {
         tried: &[u64],
         rows: usize,
     ) -> Option<(u64, R)> {
-        let shares_by = |share: &dyn Fn(&Member<R>) -> f64| -> Vec<f64> {
+        let shares_by = |share: &dyn Fn(&Member<R>) -> f64| -> Shares {
             let share = |(number, member): (u64, &Member<R>)| {
                 if fits(number, member, model, tried) { share(member) } else { 0.0 }
             };
@@ -224,8 +228,8 @@ impl<R: Clone> Balance<R> {
         rows: usize,
     ) -> Option<(u64, R)> {
         let fresh = |(number, _): &(u64, Member<R>)| f64::from(u8::from(!tried.contains(number)));
-        let fresh: Vec<f64> = self.members.iter().map(fresh).collect();
-        let all = vec![1.0; self.members.len()];
+        let fresh: Shares = self.members.iter().map(fresh).collect();
+        let all = Shares::from_elem(1.0, self.members.len());
         let chosen = self.draw(&fresh).or_else(|| self.draw(&all))?;
         let (number, member) = &mut self.members[chosen];
         member.health.sent(now, rows);

@@ -221,6 +221,15 @@ impl Sent {
 }
 
 impl Call {
+    /// A call of one row, with its reply.
+    pub(super) fn of_row(call: upstream::Call, since: Instant) -> Arc<Call> {
+        let upstream::Call { rows, positions, context, model, client, request_id, reply } = call;
+        let about = About { context, model, client, request_id, since };
+        let replies = Rows::from_buf([Some(reply)]);
+        let way = Way { replies, tried: ArrayVec::new(), out: 0, ticket: None };
+        Arc::new(Call { rows, positions, about, way: Mutex::new(way) })
+    }
+
     /// Makes calls within `limit` of the rows of one call. Each row keeps a reply of its own.
     pub(super) fn divide(
         call: upstream::Call,
@@ -321,12 +330,16 @@ impl Pool {
     pub(super) fn send_waiting(self: &Arc<Self>) {
         // An attempt that fails at once ends inside of `send`. The loop that called `send` goes on
         // with the next call, so this one need not, and the stack stays flat.
-        let Some(_sending) = Sending::start(self) else { return };
+        if let Some(_sending) = Sending::start(self) {
+            self.send_in_turn();
+        }
+    }
+
+    fn send_in_turn(self: &Arc<Self>) {
         loop {
             let call = {
                 let mut state = self.lock();
-                let model = self.model.load();
-                if !state.balance.has_place(model.as_ref()) {
+                if state.waiting.is_empty() || !state.has_place(self) {
                     return;
                 }
                 let Some(call) = state.waiting.pop() else { return };
@@ -340,16 +353,24 @@ impl Pool {
         }
     }
 
-    /// Adds calls to the waiting ones, and sends as many as can be sent.
-    pub(super) fn queue(self: &Arc<Self>, calls: Rows<Arc<Call>>) {
+    /// Sends calls, as many as can be sent, and adds the others to the waiting ones.
+    pub(super) fn queue(self: &Arc<Self>, calls: impl IntoIterator<Item = Arc<Call>>) {
+        let sending = Sending::start(self);
         let mut refused = Rows::new();
-        {
+        for call in calls {
             let mut state = self.lock();
-            for call in calls {
+            // A call that would be the only one in the queue need not pass through it.
+            if sending.is_some() && state.waiting.is_empty() && state.has_place(self) {
+                drop(state);
+                self.send(&call);
+            } else {
                 refused.extend(state.waiting.push(call.about.client, call).err());
             }
         }
-        self.send_waiting();
+        if sending.is_some() {
+            self.send_in_turn();
+        }
+        drop(sending);
         for Refused { item: call, waiting, limit } in refused {
             call.refuse(format!("{waiting} calls of this client wait; its limit is {limit} now"));
         }
@@ -549,8 +570,7 @@ impl Pool {
         drop(way);
         corked(|| {
             for (reply, answer) in answers {
-                let (model, mut answers) = (Arc::clone(&model), Rows::new());
-                answers.push(answer);
+                let (model, answers) = (Arc::clone(&model), Rows::from_buf([answer]));
                 reply.send(Ok(Computed { model, answers }));
             }
         });
@@ -619,6 +639,11 @@ impl Drop for Sending {
 }
 
 impl State {
+    /// Whether a replica has a place for a call.
+    fn has_place(&self, pool: &Pool) -> bool {
+        self.balance.has_place(pool.model.load().as_ref())
+    }
+
     /// Chooses the replica for the next attempt.
     fn pick(
         &mut self,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::endpoint::Endpoint;
-use super::{MAX_REPLICAS, Pool, PoolOptions};
+use super::{MAX_REPLICAS, Pool};
 
 /// A watched source of replicas.
 pub trait Directory: Send + 'static {
@@ -50,37 +50,11 @@ impl Directory for Fixed {
     }
 }
 
-impl Pool {
-    /// A pool of the replicas in `directory`. `connect` makes the endpoint of a new replica. A
-    /// replica that is missing from a later listing is removed after its calls in flight.
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime.
-    pub fn of_directory(
-        mut directory: impl Directory,
-        options: PoolOptions,
-        connect: impl Fn(&Location) -> Arc<dyn Endpoint> + Send + Sync + 'static,
-    ) -> Arc<Self> {
-        let pool = Pool::empty(options);
-        let connect = Box::new(connect);
-        let mut members = Members { connect, by_address: BTreeMap::new(), ignored: 0 };
-        members.apply(&pool, directory.initial());
-        let watched = Arc::downgrade(&pool);
-        tokio::spawn(async move {
-            while let Some(listing) = directory.next().await {
-                let Some(pool) = watched.upgrade() else { return };
-                members.apply(&pool, listing);
-            }
-        });
-        pool
-    }
-}
-
 /// Makes the endpoint of a replica.
-type Connect = dyn Fn(&Location) -> Arc<dyn Endpoint> + Send + Sync;
+pub(super) type Connect = dyn Fn(&Location) -> Arc<dyn Endpoint> + Send + Sync;
 
-/// The replicas by their addresses.
-struct Members {
+/// The replicas of a directory in a pool, by their addresses.
+pub(super) struct Members {
     connect: Box<Connect>,
     by_address: BTreeMap<SocketAddr, u64>,
     /// The number of addresses beyond the limit at the last change.
@@ -88,7 +62,13 @@ struct Members {
 }
 
 impl Members {
-    fn apply(&mut self, pool: &Arc<Pool>, listing: Listing) {
+    /// No replicas yet.
+    pub(super) fn new(connect: Box<Connect>) -> Self {
+        Members { connect, by_address: BTreeMap::new(), ignored: 0 }
+    }
+
+    /// Changes the replicas of `pool` to those of `listing`.
+    pub(super) fn apply(&mut self, pool: &Arc<Pool>, listing: Listing) {
         pool.lock().unresolved = listing.error;
         self.become_these(pool, listing.replicas);
     }
@@ -130,7 +110,7 @@ impl Members {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::TcpEndpoint;
+    use crate::pool::{PoolOptions, TcpEndpoint};
     use afterimage_wire::{Client, ClientOptions};
 
     #[tokio::test]
@@ -140,7 +120,7 @@ mod tests {
             let client = Client::connect_lazy(location.address, ClientOptions::new());
             Arc::new(TcpEndpoint::new(client))
         };
-        let mut members = Members { connect: Box::new(connect), by_address: BTreeMap::new(), ignored: 0 };
+        let mut members = Members::new(Box::new(connect));
         // No process listens on port 1.
         let address = |i: usize| SocketAddr::from(([127, 0, 1, i as u8], 1));
         let mut wanted: Vec<_> =

@@ -3,14 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage_wire::Client;
 use afterimage_wire::text::Escaped;
 
 use super::directory::{Directory, Listing, Location};
-use super::{Pool, PoolOptions, TcpEndpoint};
 
 /// Makes the client of the replica at an address. The second argument is the target that gave the
 /// address, as the user wrote it.
@@ -35,25 +33,6 @@ impl Target {
     pub fn system_resolver() -> Resolve {
         Box::new(|target| {
             Box::pin(async move { Ok(tokio::net::lookup_host(target).await?.collect()) })
-        })
-    }
-}
-
-impl Pool {
-    /// A pool of the classifiers at `targets` that speak our protocol; see [`Dns`] and
-    /// [`of_directory`](Pool::of_directory).
-    ///
-    /// # Panics
-    /// Outside of a tokio runtime with I/O and time enabled.
-    pub fn at(
-        targets: Vec<Target>,
-        options: PoolOptions,
-        every: Duration,
-        connect: Connect,
-        resolve: Resolve,
-    ) -> Arc<Self> {
-        Pool::of_directory(Dns::new(targets, every, resolve), options, move |location| {
-            Arc::new(TcpEndpoint::new(connect(location.address, &location.target)))
         })
     }
 }

@@ -42,6 +42,7 @@ use afterimage_core::{FairQueue, ModelId};
 use balance::{Balance, Ejected, Member};
 use budget::RetryBudget;
 use calls::Call;
+use directory::Members;
 use hedge::Hedges;
 
 pub use calls::Attempt;
@@ -166,6 +167,46 @@ impl Pool {
         pool
     }
 
+    /// A pool of the classifiers at `targets` that speak our protocol; see [`Dns`] and
+    /// [`of_directory`](Pool::of_directory).
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with I/O and time enabled.
+    pub fn at(
+        targets: Vec<Target>,
+        options: PoolOptions,
+        every: Duration,
+        connect: Connect,
+        resolve: Resolve,
+    ) -> Arc<Self> {
+        Pool::of_directory(Dns::new(targets, every, resolve), options, move |location| {
+            Arc::new(TcpEndpoint::new(connect(location.address, &location.target)))
+        })
+    }
+
+    /// A pool of the replicas in `directory`. `connect` makes the endpoint of a new replica. A
+    /// replica that is missing from a later listing is removed after its calls in flight.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn of_directory(
+        mut directory: impl Directory,
+        options: PoolOptions,
+        connect: impl Fn(&Location) -> Arc<dyn Endpoint> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let pool = Pool::empty(options);
+        let mut members = Members::new(Box::new(connect));
+        members.apply(&pool, directory.initial());
+        let watched = Arc::downgrade(&pool);
+        tokio::spawn(async move {
+            while let Some(listing) = directory.next().await {
+                let Some(pool) = watched.upgrade() else { return };
+                members.apply(&pool, listing);
+            }
+        });
+        pool
+    }
+
     fn empty(options: PoolOptions) -> Arc<Self> {
         use std::hash::{BuildHasher, Hasher, RandomState};
         let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
@@ -282,15 +323,18 @@ impl Upstream for Arc<Pool> {
 
     fn compute(&self, calls: Vec<upstream::Call>) {
         let now = sync::now();
-        let divide = |call: upstream::Call| {
-            let limit = match call.rows.len() {
-                1 => BatchLimit::ONE_ROW,
-                _ => self.lock().balance.batch(&call.model),
-            };
-            let limit = BatchLimit { rows: limit.rows.min(self.options.max_rows.max(1)), ..limit };
-            Call::divide(call, limit, now)
-        };
-        self.queue(calls.into_iter().flat_map(divide).collect());
+        let mut divided = Vec::with_capacity(calls.len());
+        for call in calls {
+            if call.rows.len() == 1 {
+                divided.push(Call::of_row(call, now));
+            } else {
+                let limit = self.lock().balance.batch(&call.model);
+                let rows = limit.rows.min(self.options.max_rows.max(1));
+                let limit = BatchLimit { rows, ..limit };
+                divided.extend(Call::divide(call, limit, now));
+            }
+        }
+        self.queue(divided);
     }
 
     fn stats(&self, stats: &mut Stats) {

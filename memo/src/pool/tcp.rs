@@ -93,7 +93,7 @@ impl Endpoint for TcpEndpoint {
         let known = Arc::clone(&self.known);
         let reply = Reply::call(move |outcome: Classified| match outcome {
             Ok((answer, welcome)) => {
-                let answers = Rows::from_elem(Answer::Label(answer.label), 1);
+                let answers = Rows::from_buf([Answer::Label(answer.label)]);
                 attempt.end(Ok(Computed { model: model_of(&known, &welcome), answers }));
             }
             Err(error) => attempt.end(Err(EndpointError::from(&error))),

@@ -14,6 +14,7 @@ use super::history::{Ask, Weather};
 use super::play::{PATIENT, RECOVERY};
 use super::rows::{CALLS_AT_THE_END, RowsOutcome};
 use super::world::World;
+use super::{CLIENTS, MEMO};
 
 /// The time that a call may take beyond its timeout: the timer's granularity, and the pause before
 /// a request is repeated at a server that shuts down.
@@ -21,6 +22,7 @@ pub(super) const SLACK: Duration = Duration::from_millis(20);
 
 /// The time that a request may take beyond the lookup budget and the classifier's time, in any
 /// state of the cache: the links between client, memo and classifier, rounded to milliseconds.
+/// Large rows on the client's connection come on top: `Network::crowding`.
 pub(super) const WAYS: Duration = Duration::from_millis(20);
 
 /// Below this limit of requests in flight, `Overloaded` is an allowed answer.
@@ -102,6 +104,8 @@ pub(super) fn outcome(world: &World, outcome: &Outcome, mended: Instant) {
     }
     if settings.weather == Weather::CacheOnly {
         let limit = settings.lookup_budget + Duration::from_millis(settings.classifier_ms) + WAYS;
+        let host = CLIENTS + outcome.ask.client;
+        let limit = limit + world.network.crowding(host, MEMO, outcome.began, outcome.ended);
         if took > limit {
             complain("a cache in trouble costs too much");
         }

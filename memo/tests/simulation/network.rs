@@ -45,6 +45,9 @@ const READ_WITHIN: Duration = Duration::from_millis(5);
 /// The latency of a healthy link from end to end, in milliseconds.
 const QUICK: RangeInclusive<u64> = 0..=2;
 
+/// The longest trip over a healthy link, with the timer's granularity.
+const TRIP: Duration = Duration::from_millis(3);
+
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub(super) struct Network(Arc<Mutex<State>>);
@@ -87,6 +90,8 @@ struct Connection {
     gone: [bool; 2],
     /// The machine is back and does not know the connection. It resets it at the next segment.
     forgotten: bool,
+    /// Each segment: when it was sent, and its bytes.
+    sent: Vec<(Instant, usize)>,
     auditor: Auditor,
 }
 
@@ -189,6 +194,16 @@ impl Network {
         self.lock().complaints.clone()
     }
 
+    /// The time that the bytes on the way between two hosts take, from `from` to `to`. A pipe that
+    /// is full of them waits for a trip, and everything on the connection waits with it.
+    pub(super) fn crowding(&self, a: Host, b: Host, from: Instant, to: Instant) -> Duration {
+        let state = self.lock();
+        let of_both = state.connections.iter().filter(|connection| connection.joins(a, b));
+        let sent = of_both.flat_map(|connection| &connection.sent);
+        let in_time = sent.filter(|(at, _)| (from..=to).contains(at)).map(|&(_, len)| len);
+        TRIP * (in_time.sum::<usize>() / PIPE) as u32
+    }
+
     /// The healthy connections that have requests without a reply.
     pub(super) fn unanswered(&self) -> Vec<String> {
         let state = self.lock();
@@ -270,6 +285,7 @@ impl Network {
             reset: false,
             gone: [false; 2],
             forgotten: false,
+            sent: Vec::new(),
             auditor: Auditor::new(window, disturbed),
         });
         drop(state);

@@ -18,6 +18,7 @@ use super::history::{STORM_MS, Settings, Weather};
 use super::models::{NAMES, row, stamp_in};
 use super::play::{PATIENT, RECOVERY};
 use super::world::{MAX_QUEUE_WAIT, World};
+use super::{CLIENTS, MEMO};
 
 /// A request of rows.
 #[derive(Clone, Debug)]
@@ -258,7 +259,9 @@ pub(super) fn check(world: &World, outcome: &RowsOutcome, mended: Instant) {
     if settings.weather == Weather::CacheOnly {
         let waits = if ask.name > 0 { MAX_QUEUE_WAIT } else { Duration::ZERO };
         let limit = settings.lookup_budget + Duration::from_millis(settings.classifier_ms) + WAYS;
-        let limit = limit + waits;
+        let crowding =
+            world.network.crowding(CLIENTS + ask.client, MEMO, outcome.began, outcome.ended);
+        let limit = limit + waits + crowding;
         if took > limit {
             complain("a cache in trouble costs too much");
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use afterimage_cache::ByteStore;
 use afterimage_http::{HttpOptions, RequestBody, serve};
 use afterimage_inference::forward::Outgoing;
-use afterimage_inference::{Proxy, ProxyOptions, Replica};
+use afterimage_inference::{Proxy, ProxyOptions, Replica, RowsMode};
 use afterimage_memo::{Memo, MemoOptions, Secret};
 use anyhow::{Context, ensure};
 use http_body_util::{BodyExt, Full};
@@ -151,7 +151,9 @@ fn square(row: &[i64]) -> i64 {
 async fn start_proxy(server: SocketAddr) -> anyhow::Result<SocketAddr> {
     let secret = Secret::random().context("cannot get random numbers from the operating system")?;
     let mut options = ProxyOptions::default();
-    options.split_rows = true;
+    options.rows = RowsMode::Auto;
+    // The demo counts the rows that the server computes.
+    options.canaries = 0;
     let store = Arc::new(ByteStore::new(64 << 20, options.max_answer));
     let memo = Memo::of_bytes(store, MemoOptions::new(secret));
     let proxy = Proxy::new(vec![client(server)?], memo, options);

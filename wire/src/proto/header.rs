@@ -73,7 +73,20 @@ macro_rules! kinds {
             /// The kind of a number on the wire.
             #[inline]
             pub const fn from_code(code: u8) -> Kind {
-                match code { $($code => Kind::$variant,)* other => Kind::Unknown(other) }
+                // One load. The compiler makes a jump table of a match with so many arms.
+                const KINDS: [Kind; 1 << u8::BITS] = {
+                    let mut kinds = [Kind::Unknown(0); 1 << u8::BITS];
+                    let mut code = 0;
+                    while code < kinds.len() {
+                        kinds[code] = match code as u8 {
+                            $($code => Kind::$variant,)*
+                            other => Kind::Unknown(other),
+                        };
+                        code += 1;
+                    }
+                    kinds
+                };
+                KINDS[code as usize]
             }
 
             /// The name that `PROTOCOL.md` uses.

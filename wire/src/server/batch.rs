@@ -102,12 +102,24 @@ impl<'a> Infer<'a> {
     /// The rows as values of their own. A row that fills at least half of a large body is not
     /// copied: it shares the memory that it was received in, at most four times its length. So a
     /// service that limits the bytes of the rows that wait limits their memory, too.
+    ///
+    /// A service that accounts for the memory that all rows share uses
+    /// [`shared_rows`](Self::shared_rows).
     pub fn rows(&self) -> impl ExactSizeIterator<Item = Bytes> + use<'a> {
         let owner = self.owner;
         self.request.rows.iter().map(move |row| match owner {
             Some(owner) if row.len() >= owner.len() / 2 => owner.slice_ref(row),
             _ => Bytes::copy_from_slice(row),
         })
+    }
+}
+
+impl<'a> Infer<'a> {
+    /// The rows of a large body without a copy, and the number of bytes of the buffer that each of
+    /// them keeps in memory. `None` for a small body.
+    pub fn shared_rows(&self) -> Option<(impl ExactSizeIterator<Item = Bytes> + use<'a>, usize)> {
+        let owner = self.owner?;
+        Some((self.request.rows.iter().map(|row| owner.slice_ref(row)), owner.len()))
     }
 }
 
@@ -255,6 +267,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Panics
     /// When there is no such request.
+    #[inline]
     pub fn row_reply(&mut self, index: usize) -> RowReply {
         self.reply(index)
     }
@@ -284,6 +297,7 @@ impl<'a> Batch<'a> {
         self.reply(index)
     }
 
+    #[inline]
     fn reply<T>(&mut self, index: usize) -> Reply<Result<T, Failure>>
     where
         T: Send + 'static,

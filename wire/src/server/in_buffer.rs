@@ -1,18 +1,20 @@
-//! The receive buffer: one block of memory that grows with the traffic and holds whole frames.
+//! The receive buffer: one block of memory that grows with the traffic and holds whole frames. A
+//! quiet connection has none.
 //! Bytes are received into memory that was not written before, so a large body is written once.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use afterimage_core::ByteBudget;
 use bytes::Bytes;
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio_util::io::poll_read_buf;
 
 use super::memory::{BASE_INPUT, Share};
 
-/// Initial size in bytes: the cost of a quiet connection.
+/// Initial size in bytes.
 const MIN_LEN: usize = BASE_INPUT;
 
 /// Free bytes that a buffer keeps when it shrinks, so that the next read does not grow it.
@@ -25,7 +27,8 @@ const MAX_LEN: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct InBuffer {
-    /// The received bytes; the buffer's size is the capacity.
+    /// The received bytes; the buffer's size is the capacity. It is 0 while the connection is
+    /// quiet.
     bytes: Vec<u8>,
     /// The first byte that is not consumed.
     start: usize,
@@ -76,7 +79,7 @@ impl InBuffer {
         if self.bytes.len() == self.bytes.capacity() {
             self.move_to_front();
         }
-        self.bytes.len() < self.bytes.capacity() || self.grow()
+        self.bytes.len() < self.bytes.capacity() || self.is_released() || self.grow()
     }
 
     /// Consumes the frame of the first `len` unread bytes and gives its memory away, uncopied.
@@ -101,13 +104,34 @@ impl InBuffer {
         self.bytes.capacity() > MIN_LEN
     }
 
+    /// Whether [`shrink`](Self::shrink) frees memory.
+    pub(super) fn can_shrink(&self) -> bool {
+        self.is_grown() || (self.unread().is_empty() && !self.is_released())
+    }
+
+    /// Bytes of its memory.
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Whether it has no memory.
+    fn is_released(&self) -> bool {
+        self.bytes.capacity() == 0
+    }
+
     /// Whether so little memory is left for all connections that quiet ones must give up theirs.
     pub(super) fn is_memory_scarce(&self) -> bool {
         self.share.is_scarce()
     }
 
-    /// Releases the space beyond the unread bytes.
+    /// Releases the space beyond the unread bytes. The share of the budget stays at least that of
+    /// [`MIN_LEN`], so that the next read needs no more.
     pub(super) fn shrink(&mut self) {
+        if self.unread().is_empty() {
+            (self.bytes, self.start) = (Vec::new(), 0);
+            self.share.resize(MIN_LEN);
+            return;
+        }
         self.move_to_front();
         let len = MIN_LEN.max(self.bytes.len() + SLACK);
         if len < self.bytes.capacity() {
@@ -122,6 +146,9 @@ impl InBuffer {
         cx: &mut Context<'_>,
         io: &mut (impl AsyncRead + Unpin),
     ) -> Poll<io::Result<usize>> {
+        if self.is_released() {
+            return self.poll_refill(cx, io);
+        }
         let spare = self.bytes.capacity() - self.bytes.len();
         debug_assert!(spare > 0, "an empty read looks like the end");
         let len = ready!(poll_read_buf(Pin::new(io), cx, &mut self.bytes))?;
@@ -129,6 +156,24 @@ impl InBuffer {
             self.grow();
         }
         Poll::Ready(Ok(len))
+    }
+
+    /// Reads once, and allocates the buffer only if there are bytes.
+    #[cold]
+    fn poll_refill(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut (impl AsyncRead + Unpin),
+    ) -> Poll<io::Result<usize>> {
+        let mut block = [const { MaybeUninit::uninit() }; MIN_LEN];
+        let mut block = ReadBuf::uninit(&mut block);
+        ready!(Pin::new(io).poll_read(cx, &mut block))?;
+        let filled = block.filled();
+        if !filled.is_empty() {
+            self.bytes.reserve_exact(MIN_LEN);
+            self.bytes.extend_from_slice(filled);
+        }
+        Poll::Ready(Ok(filled.len()))
     }
 
     fn grow(&mut self) -> bool {
@@ -189,6 +234,28 @@ mod tests {
         buffer.shrink();
         assert_eq!((buffer.unread(), budget.used()), (&[7; 10][..], 3 * MIN_LEN));
         assert!(buffer.make_space());
+    }
+
+    #[tokio::test]
+    async fn a_quiet_buffer_has_no_memory_and_reads_again() {
+        let budget = ByteBudget::new(150 << 10);
+        let mut buffer = InBuffer::new(&budget);
+        let (mut silent, _peer) = tokio::io::duplex(1);
+        for round in 0..3_u8 {
+            let sent = vec![round; MIN_LEN * 2];
+            let mut source = &sent[..];
+            while !source.is_empty() {
+                fill(&mut buffer, &mut source).await;
+            }
+            assert!(buffer.unread() == sent && buffer.can_shrink());
+            buffer.consume(sent.len());
+            buffer.shrink();
+            assert_eq!((buffer.bytes.capacity(), budget.used()), (0, 3 * MIN_LEN));
+            assert!(!buffer.can_shrink() && buffer.make_space());
+            let waiting = poll_fn(|cx| Poll::Ready(buffer.poll_fill(cx, &mut silent).is_pending()));
+            assert!(waiting.await && buffer.is_released(), "a read without bytes takes none");
+        }
+        assert_eq!(fill(&mut buffer, &mut &[][..]).await, 0, "the end");
     }
 
     #[tokio::test]

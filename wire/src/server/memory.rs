@@ -3,6 +3,7 @@
 //! A connection always has its base: [`BASE_INPUT`] for requests and [`BASE_REPLIES`] for replies.
 //! More needs a permit of the budget. Without one, a connection continues with its base.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use afterimage_core::{ByteBudget, BytePermit};
@@ -38,6 +39,22 @@ pub(super) const RETRY: Duration = Duration::from_millis(50);
 
 /// Bytes of the budget for each byte of a buffer.
 const COST: usize = 3;
+
+/// Bytes of buffers that quiet connections of this process have released.
+static RELEASED: AtomicU64 = AtomicU64::new(0);
+
+/// Bytes of buffers that quiet connections of this process have released so far. The allocator may
+/// keep them.
+#[doc(hidden)]
+#[must_use]
+pub fn released_bytes() -> u64 {
+    RELEASED.load(Relaxed)
+}
+
+/// Counts released bytes of buffers.
+pub(super) fn count_released(bytes: usize) {
+    RELEASED.fetch_add(bytes as u64, Relaxed);
+}
 
 /// The part of the budget that one buffer uses.
 ///

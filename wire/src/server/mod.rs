@@ -47,10 +47,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub use batch::{BATCH, Batch, Infer, Op, Request};
 pub use listener::Listener;
+#[doc(hidden)]
+pub use memory::released_bytes;
 pub use options::{ServerOptions, Token, TokenError};
 pub use outbox::{BytesReply, SnapshotReply, ValueReply};
 pub use service::{Identity, Service, Watchers, handle_one};
 pub use shutdown::until_terminated;
+#[doc(hidden)]
+pub use slots::network_of;
 pub use tenants::{MAX_TENANTS, MAX_WEIGHT, Tenants, TenantsError};
 
 use crate::proto::stats::Stats;
@@ -202,11 +206,19 @@ impl<S: Service> Connections<S> {
             Ok(acquired) => acquired,
             Err(full) => {
                 Counters::add(&shared.counters.refused, 1);
-                // Without a TLS handshake the client would not understand an error.
-                if !shared.options.has_tls() {
-                    let turn = Arc::clone(&self.refusals).try_acquire_owned().ok();
-                    self.tasks.spawn(refuse(stream, full.to_string(), turn));
+                let turn = Arc::clone(&self.refusals).try_acquire_owned().ok();
+                #[cfg(feature = "tls")]
+                if shared.options.tls.is_some() {
+                    // Without a TLS handshake the client would not understand an error.
+                    if let Some(turn) = turn {
+                        let text = full.to_string();
+                        self.tasks.spawn(async move {
+                            secure::refuse(&shared, stream, text, turn).await;
+                        });
+                    }
+                    return;
                 }
+                self.tasks.spawn(refuse(stream, full.to_string(), turn));
                 return;
             }
         };

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::HandshakeKind;
@@ -84,6 +85,21 @@ pub(super) async fn serve<S: Service>(
             Counters::add(&shared.counters.tls_failed, 1);
             End::Refused(Refusal::TlsTimeout)
         }
+    }
+}
+
+/// Sends a connection above a limit the reason, after a TLS handshake.
+pub(super) async fn refuse<S: Service>(
+    shared: &Shared<S>,
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    text: String,
+    turn: OwnedSemaphorePermit,
+) {
+    let Some(tls) = &shared.options.tls else { return };
+    let accepting = TlsAcceptor::from(tls.config()).accept(io);
+    let accepting = one_poll_per_turn(&shared.tls_permits, accepting);
+    if let Ok(Ok(stream)) = timeout(shared.options.handshake_timeout, accepting).await {
+        super::refuse(stream, text, Some(turn)).await;
     }
 }
 

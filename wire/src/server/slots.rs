@@ -206,7 +206,9 @@ impl Drop for Slot {
 
 /// The unit that the limit per address counts: an IPv4 address, or an IPv6 network of 64 bits,
 /// which usually belongs to one host.
-fn network_of(address: IpAddr) -> IpAddr {
+#[doc(hidden)]
+#[must_use]
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => {
             IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)))

@@ -253,6 +253,26 @@ async fn every_refused_client_gets_an_error() {
     site.while_answering(all).await;
 }
 
+#[tokio::test]
+async fn a_client_that_is_refused_with_tls_gets_an_error() {
+    let options = ServerOptions { max_connections: 1, ..ServerOptions::default() };
+    let site = Site::open(true, options).await;
+    let refused = async {
+        for _ in 0..20 {
+            let mut stream = site.stranger().await;
+            stream.write_all(&hello()).await.ok();
+            stream.flush().await.ok();
+            let mut header = [0; HEADER_LEN];
+            stream.read_exact(&mut header).await.unwrap();
+            let header = Header::decode(&header).unwrap();
+            let found = (header.kind, Status::from_code(header.status));
+            assert_eq!(found, (Kind::Error, Status::Overloaded));
+        }
+    };
+    site.while_answering(refused).await;
+    assert_eq!(site.count("connections_refused").await, 20);
+}
+
 /// The kind of the first frame that the server sends.
 async fn first_kind(stream: &mut TcpStream) -> Kind {
     let mut header = [0; HEADER_LEN];

@@ -221,7 +221,7 @@ fn onnx_files_of_other_models_are_refused() {
         (import(vec![examples::svm("Y", "RBF")], "label"), "is not an input"),
         (import(vec![examples::svm("X", "CUBIC")], "label"), "kernel \"CUBIC\""),
         (with(&|all| all[7].ints = vec![1, 1]), "vectors_per_class holds 2"),
-        (with(&|all| all[7].ints = vec![1, -1, 4]), "below 0"),
+        (with(&|all| all[7].ints = vec![1, -1, 4]), "not from 0"),
         (with(&|all| all[6].floats.truncate(15)), "15 numbers"),
         (with(&|all| all[6].floats.truncate(12)), "takes 3 features, the graph's input has 4"),
         (with(&|all| all[6].floats[3] = f32::NAN), "support vector"),
@@ -229,7 +229,7 @@ fn onnx_files_of_other_models_are_refused() {
         (with(&|all| all[2].floats.truncate(1)), "kernel_params holds 1"),
         (with(&|all| all[5].floats.truncate(2)), "kernel.rho"),
         (with(&|all| all[0].ints[1] = -5), "--labels"),
-        (with(&|all| all[0].name = "other".to_owned()), "no class labels"),
+        (with(&|all| all[0].name = "other".to_owned()), "class labels are missing"),
     ] {
         assert!(error.contains(part), "{error:?} should contain {part:?}");
     }

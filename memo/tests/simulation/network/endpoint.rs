@@ -108,6 +108,7 @@ impl AsyncWrite for Endpoint {
         pipe.segments.push_back((at, bytes.to_vec()));
         pipe.held += len;
         pipe.reader.take().into_iter().for_each(Waker::wake);
+        connection.sent.push((Instant::now(), len));
         // Stored answers of bytes, and their ages in replies, contain the system's time.
         let has_times = hosts[1] == CACHE || (hosts[1] == MEMO && side == 1);
         let seen: &[u8] = if has_times { &[] } else { bytes };

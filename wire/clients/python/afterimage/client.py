@@ -7,6 +7,7 @@ import selectors
 import socket
 import ssl as tls
 import struct
+import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Type, Union, overload
@@ -63,6 +64,13 @@ class Connection:
         self.flows.lose(error or Lost("the connection of the stream has ended"))
         self.selector.close()
         self.socket.close()
+
+    def interrupt(self) -> None:
+        """Ends the stream of bytes. A thread that waits for the socket then sees the end."""
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # The other side has ended it.
 
     def step(self, timeout: Optional[float] = None) -> List[Frame]:
         """Waits until the socket is ready, and sends or receives once. Returns the frames that
@@ -233,8 +241,38 @@ class Requests:
         return Request(SNAPSHOT_REQ, b"", SNAPSHOT_RESP)
 
 
+class Turn:
+    """The right to use a connection, which one thread has at a time. The others wait."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owner: Optional[int] = None
+
+    def is_own(self) -> bool:
+        return self._owner == threading.get_ident()
+
+    def take(self, wait: bool = True) -> bool:
+        taken = self._lock.acquire(wait)
+        if taken:
+            self._owner = threading.get_ident()
+        return taken
+
+    def give_back(self) -> None:
+        self._owner = None
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        if self.is_own():
+            raise RuntimeError("the client is in a call already; the iterator of its inputs must not use it")
+        self.take()
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 traceback: Optional[TracebackType]) -> None:
+        self.give_back()
+
+
 class Client(Requests):
-    """A client with one connection, for one thread at a time.
+    """A client with one connection. Threads may share it: their calls run one after the other.
 
     `timeout` is the time in seconds after which a call fails if no byte is sent or received. With
     `ssl`, an ssl.SSLContext, the client speaks TLS; the server's certificate must be valid for
@@ -248,6 +286,7 @@ class Client(Requests):
                  ssl: Optional[tls.SSLContext] = None, server_hostname: Optional[str] = None) -> None:
         self._hello = protocol.hello(protocol.valid_token(token))
         self._server = (host, port, timeout, ssl, server_hostname)
+        self._turn = Turn()
         self._next_id = 1  # 0 is the id of each Hello.
         self._connection: Optional[Connection] = None
         #: Whether `close` was called.
@@ -354,19 +393,20 @@ class Client(Requests):
                 for chunk in stream.exchange(chunks):
                     ...
         """
-        if self.closed:
-            raise Lost("the client is closed")
-        self._notice()
-        request = self._open_request(name, header)
-        if self._connection is None or self._connection.going_away:
-            self._reconnect(Call(iter(())))
+        with self._turn:
+            if self.closed:
+                raise Lost("the client is closed")
+            self._notice()
             request = self._open_request(name, header)
-        assert self._connection is not None
-        stream_id, self._next_id = self._next_id, self._next_id + 1
-        flow = self._connection.flows.open(stream_id, self.welcome.max_body)
-        self._queue(flow, protocol.frame(request.kind, 0, 0, stream_id, request.body))
-        self._flush()
-        return Stream(self, flow)
+            if self._connection is None or self._connection.going_away:
+                self._reconnect(Call(iter(())))
+                request = self._open_request(name, header)
+            assert self._connection is not None
+            stream_id, self._next_id = self._next_id, self._next_id + 1
+            flow = self._connection.flows.open(stream_id, self.welcome.max_body)
+            self._queue(flow, protocol.frame(request.kind, 0, 0, stream_id, request.body))
+            self._send_queued()
+            return Stream(self, flow)
 
     def ping(self, data: Buffer = b"") -> float:
         """The round-trip time of a Ping in seconds. `data` is at most 64 bytes."""
@@ -401,14 +441,28 @@ class Client(Requests):
         """Whether the server has announced that it will close the connection, or has closed it.
 
         The next call makes a new connection. This property only reads bytes that have already come.
+        During a call of another thread it reads none.
         """
-        self._notice()
-        return self._connection is None or self._connection.going_away
+        if not self._turn.is_own() and self._turn.take(wait=False):
+            try:
+                self._notice()
+            finally:
+                self._turn.give_back()
+        connection = self._connection
+        return connection is None or connection.going_away
 
     def close(self) -> None:
-        """Closes the connection. Later calls raise Lost."""
+        """Closes the connection. Later calls raise Lost, and so does a call of another thread."""
         self.closed = True
-        self._disconnect()
+        if not self._turn.take(wait=False):
+            # A call is in progress. It closes the connection as soon as it sees the end.
+            if self._connection is not None:
+                self._connection.interrupt()
+            return
+        try:
+            self._disconnect()
+        finally:
+            self._turn.give_back()
 
     def __enter__(self) -> Client:
         return self
@@ -471,23 +525,28 @@ class Client(Requests):
 
         A timeout leaves the connection open; each other error ends it.
         """
-        if self._connection is None:
-            raise flow.error or Lost("the connection of the stream has ended")
-        connection = self._connection
-        try:
-            frames = connection.step(None if end is None else max(0.0, end - time.monotonic()))
-            for frame in frames:
-                self._receive(frame, Call(iter(())))
-        except Ended as error:
-            self._disconnect(error)
-        except Lost:
-            raise
-        except BaseException as error:
-            self._disconnect(error if isinstance(error, AfterimageError) else None)
-            raise
+        with self._turn:
+            if self._connection is None:
+                raise flow.error or Lost("the connection of the stream has ended")
+            connection = self._connection
+            try:
+                frames = connection.step(None if end is None else max(0.0, end - time.monotonic()))
+                for frame in frames:
+                    self._receive(frame, Call(iter(())))
+            except Ended as error:
+                self._disconnect(error)
+            except Lost:
+                raise
+            except BaseException as error:
+                self._disconnect(error if isinstance(error, AfterimageError) else None)
+                raise
 
     def _flush(self) -> None:
         """Sends all queued bytes. Receives meanwhile, because the server may need that."""
+        with self._turn:
+            self._send_queued()
+
+    def _send_queued(self) -> None:
         while self._connection is not None and self._connection.out:
             try:
                 for frame in self._connection.step():
@@ -508,11 +567,16 @@ class Client(Requests):
     def _many(self, requests: Iterator[Request]) -> List[Reply]:
         """Sends all requests and returns their results. Repeats them once if the connection
         ends."""
-        if self.closed:
-            raise Lost("the client is closed")
-        call = Call(requests)
-        self._notice()
+        with self._turn:
+            return self._answers(Call(requests))
+
+    def _answers(self, call: Call) -> List[Reply]:
+        if not self.closed:
+            self._notice()
         while True:
+            if self.closed:
+                self._disconnect()
+                raise Lost("the client is closed")
             try:
                 if self._connection is None or self._connection.going_away:
                     call.reconnects()
@@ -520,7 +584,7 @@ class Client(Requests):
                 self._exchange(call, max(1, self.welcome.window))
             except Ended as error:
                 self._disconnect(error)
-                if not call.may_reconnect:
+                if not call.may_reconnect and not self.closed:
                     raise
                 continue
             except BaseException:

@@ -41,7 +41,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 _ if self.skip > 0 => self.step_over(),
                 Phase::Greeting => self.greet(),
                 Phase::Open(serves) => self.serve_batch(serves, waker),
-                Phase::Closing { .. } => break,
+                Phase::Closing(_) => break,
             };
             *left = left.saturating_sub(unread - self.input.unread().len());
             if !step {
@@ -58,7 +58,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         self.input.consume(len as usize);
         self.skip -= len;
         if self.skip == 0 {
-            self.partial_since = None;
+            self.times.partial_since = None;
         }
         true
     }
@@ -66,7 +66,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
     /// Discards the body of a frame that is answered.
     fn skip_body(&mut self, header: Header) {
         self.skip = header.body_len.into();
-        self.partial_since = (self.skip > 0).then_some(self.last_read);
+        self.times.partial_since = (self.skip > 0).then_some(self.times.last_read);
     }
 
     /// Refuses an incomplete frame, because there is no memory for its rest.
@@ -97,9 +97,9 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 }
                 if let Some(place) = &mut self.place {
                     place.ticket = None;
-                    place.slot.mark_active(self.last_read);
+                    place.slot.mark_active(self.times.last_read);
                 }
-                if self.draining.is_some() {
+                if self.times.draining.is_some() {
                     // The other connections got their GoAway while this `Hello` was on its way.
                     Message::GoAway { text: "the server is shutting down" }
                         .encode(0, &mut self.out);
@@ -130,21 +130,21 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         if !requests.is_empty() {
             Counters::add(&self.shared.counters.requests, requests.len() as u64);
             if let Some(place) = &self.place {
-                place.slot.mark_active(self.last_read);
+                place.slot.mark_active(self.times.last_read);
             }
             if serves.generation == self.shared.service.generation() {
                 dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves);
             } else {
                 // The `Welcome` of this connection no longer holds: the client would take an answer
                 // for the old model's.
-                move_on(&mut self.moved, &mut self.draining, &mut self.out);
+                move_on(&mut self.moved, &mut self.times, &mut self.out);
                 let Serves { generation, rights, .. } = serves;
                 Batch::new(&requests, &mut self.out, &self.outbox, generation, rights).turn_away();
             }
         }
         drop(requests);
         let mut close = None;
-        self.partial_since = self.partial_since.filter(|_| at == 0);
+        self.times.partial_since = self.times.partial_since.filter(|_| at == 0);
         match stop {
             Stop::Full => {}
             // Its answer does not need the body, and the body must not fill the memory.
@@ -165,7 +165,8 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 if at < input.len() {
                     // Counts from now, not from the last read: the server itself may have stopped
                     // reading long ago.
-                    self.partial_since = self.partial_since.or_else(|| Some(Instant::now()));
+                    self.times.partial_since =
+                        self.times.partial_since.or_else(|| Some(Instant::now()));
                 }
                 self.input.consume(at);
                 self.input.make_room_for(needed);
@@ -178,12 +179,12 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
             }
             Stop::Other(frame) if serves.takes_streams(frame.header.kind) => {
                 if let Some(place) = &self.place {
-                    place.slot.mark_active(self.last_read);
+                    place.slot.mark_active(self.times.last_read);
                 }
                 let peer = Peer {
                     rights: serves.rights,
                     client: self.outbox.client(),
-                    is_draining: self.draining.is_some(),
+                    is_draining: self.times.draining.is_some(),
                     waker,
                 };
                 self.streams.receive(self.shared, peer, frame, &mut self.out);
@@ -254,13 +255,13 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
                 let requests = ArrayVec::from_iter([request]);
                 Counters::add(&self.shared.counters.requests, 1);
                 if let Some(place) = &self.place {
-                    place.slot.mark_active(self.last_read);
+                    place.slot.mark_active(self.times.last_read);
                 }
                 let Serves { generation, rights, .. } = serves;
                 if generation == self.shared.service.generation() {
                     dispatch(self.shared, &requests, &mut self.out, &self.outbox, serves);
                 } else {
-                    move_on(&mut self.moved, &mut self.draining, &mut self.out);
+                    move_on(&mut self.moved, &mut self.times, &mut self.out);
                     Batch::new(&requests, &mut self.out, &self.outbox, generation, rights)
                         .turn_away();
                 }
@@ -269,7 +270,7 @@ impl<S: Service, IO: AsyncRead + AsyncWrite + Unpin> Connection<'_, S, IO> {
         if owner.is_none() {
             self.input.consume(len);
         }
-        self.partial_since = None;
+        self.times.partial_since = None;
     }
 }
 

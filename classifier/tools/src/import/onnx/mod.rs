@@ -145,7 +145,8 @@ fn counts(node: &NodeProto, classes: usize) -> Result<Vec<u32>, ModelError> {
     }
     let count = |&count: &i64| u32::try_from(count).ok();
     let counts: Option<Vec<u32>> = counts.iter().map(count).collect();
-    counts.ok_or_else(|| refuse("vectors_per_class holds a number below 0"))
+    counts
+        .ok_or_else(|| refuse("vectors_per_class holds a number that is not from 0 to 4294967295"))
 }
 
 fn double(values: &[f32]) -> Vec<f64> {
