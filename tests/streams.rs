@@ -234,7 +234,7 @@ fn an_idx_file_is_classified_through_a_memo_and_resumed() {
     let state = state.path().to_str().unwrap();
     let report = result(&["classify", &path, "--server", &place, "--out", out]);
     assert_eq!(report["records"], count);
-    let whole = common::text(out);
+    let whole = std::fs::read_to_string(out).unwrap();
     assert_eq!(whole.lines().count(), count as usize);
     assert!(report["value"]["misses"].as_u64().unwrap() <= 50, "{report}");
     // Half of the file is an error at its end, and labels of whole records.
@@ -246,7 +246,7 @@ fn an_idx_file_is_classified_through_a_memo_and_resumed() {
     std::fs::OpenOptions::new().append(true).open(out).unwrap().write_all(b"rubbish").unwrap();
     let report = result(&[&["classify", &path, "--resume", "a"], &fixed[..]].concat());
     assert_eq!(report["records"], count);
-    assert_eq!(common::text(out), whole);
+    assert_eq!(std::fs::read_to_string(out).unwrap(), whole);
 }
 
 /// The ports of a database, as lines of key, name and longitude.
@@ -313,22 +313,23 @@ fn records_set_aside_are_written_once() {
     let fixed = ["--set-aside", aside, "--state", state];
     let report = result(&[&["mean", &path][..], &fixed].concat());
     assert_eq!((&report["refused"], &report["value"]["mean"]), (&2.into(), &3.0.into()));
-    let whole = common::text(aside);
+    let whole = std::fs::read_to_string(aside).unwrap();
     let lines: Vec<Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&lines[0]["offset"], &lines[0]["record"]), (&2.into(), &"x".into()));
     assert_eq!((&lines[1]["offset"], &lines[1]["record"]), (&6.into(), &"\"y\"".into()));
     // The file was cut within the second one, which is then another record.
     result(&[&["mean", &cut, "--id", "a"][..], &fixed].concat());
-    assert_eq!(common::text(aside).lines().count(), 2);
+    assert_eq!(std::fs::read_to_string(aside).unwrap().lines().count(), 2);
     let report = result(&[&["mean", &path][..], &fixed].concat());
     assert_eq!(report["refused"], 2);
-    assert_eq!(common::text(aside), whole);
+    assert_eq!(std::fs::read_to_string(aside).unwrap(), whole);
 }
 
-/// The largest resident memory of a process so far, in bytes.
-fn peak(pid: u32) -> u64 {
+/// The resident memory of a process without the pages of its program file, in bytes. A program
+/// without optimization is large.
+fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
@@ -344,11 +345,14 @@ fn a_gibibyte_takes_32_mib_in_both_processes() {
     let mut client = command.spawn().unwrap();
     let mut input = client.stdin.take().unwrap();
     let chunk = vec![7; 1 << 20];
+    let mut peaks = [0; 2];
     for _ in 0..BYTES >> 20 {
         input.write_all(&chunk).unwrap();
+        // The client lives until its input ends.
+        for (peak, pid) in peaks.iter_mut().zip([client.id(), service.pid()]) {
+            *peak = resident(pid).max(*peak);
+        }
     }
-    // The client lives until its input ends.
-    let peaks = [peak(client.id()), peak(service.pid())];
     drop(input);
     let done = client.wait_with_output().unwrap();
     let report: Value = serde_json::from_slice(&done.stdout).unwrap();
