@@ -78,7 +78,7 @@ Examples:
 const GROUPS: [(&str, &[&str]); 6] = [
     ("Serve", &["proxy", "serve", "memo", "cache", "classifier", "gateway"]),
     ("Ask", &["classify", "stats", "models", "ping", "snapshot", "forget", "flush"]),
-    ("Work", &["jobs"]),
+    ("Work", &["jobs", "stream"]),
     ("Models", &["train", "import", "eval"]),
     ("Measure", &["demo", "bench", "estimate"]),
     ("Install", &["doctor", "key", "completions", "man"]),
@@ -102,6 +102,8 @@ enum Command {
     Classify(cmd::classify::Args),
     /// Queue slow work, run it with workers, and get known results from memory.
     Jobs(Box<cmd::jobs::Args>),
+    /// Compute over files of any size, in bounded memory; runs can be resumed.
+    Stream(cmd::stream::Args),
     /// Train a model.
     Train(cmd::train::Args),
     /// Convert a model of LIBSVM, LIBLINEAR or scikit-learn (ONNX).
@@ -153,6 +155,7 @@ impl Command {
                 "error,afterimage::settings=warn,afterimage::tls=warn"
             }
             Command::Demo(_) => "warn",
+            Command::Stream(args) if !args.serves() => "warn",
             _ => "info",
         }
     }
@@ -326,6 +329,7 @@ fn run() -> anyhow::Result<()> {
         Command::Gateway(args) => cmd::gateway::run(*args),
         Command::Classify(args) => cmd::classify::run(args),
         Command::Jobs(args) => cmd::jobs::run(*args),
+        Command::Stream(args) => cmd::stream::run(args),
         Command::Train(args) => cmd::train::run(args),
         Command::Import(args) => cmd::import::run(args),
         Command::Eval(args) => cmd::eval::run(args),

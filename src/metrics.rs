@@ -3,12 +3,13 @@
 use afterimage_core::Metric;
 
 /// The descriptions of all crates, in the order of a report.
-const METRICS: [&[Metric]; 6] = [
+const METRICS: [&[Metric]; 7] = [
     afterimage_cache::metrics::METRICS,
     afterimage_memo::metrics::METRICS,
     afterimage_classifier::metrics::METRICS,
     afterimage_inference::metrics::METRICS,
     afterimage_jobs::metrics::METRICS,
+    afterimage_streams::metrics::METRICS,
     afterimage_wire::server::metrics::METRICS,
 ];
 

@@ -24,6 +24,20 @@ impl Bar {
         Bar { bar, started: Instant::now() }
     }
 
+    /// Moves on to byte `done` of `length`, under this heading; 0 is a length not known.
+    pub(crate) fn set_bytes(&self, heading: &str, done: u64, length: u64) {
+        let template = match length {
+            0 => "{msg:28} {bytes} {elapsed}, {binary_bytes_per_sec}",
+            _ => "{msg:28} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
+        };
+        if self.bar.position() == 0
+            && let Ok(style) = ProgressStyle::with_template(template)
+        {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
+        self.set(heading, done, length);
+    }
+
     /// Moves on to `done` of `steps`, under this heading.
     pub(crate) fn set(&self, heading: &str, done: u64, steps: u64) {
         if self.started.elapsed() > PATIENCE && self.bar.is_hidden() {

@@ -6,13 +6,14 @@ use afterimage_cache::metrics as cache;
 use afterimage_classifier::metrics as engine;
 use afterimage_jobs::metrics as jobs;
 use afterimage_memo::metrics as memo;
+use afterimage_streams::metrics as streams;
 use afterimage_wire::proto::stats::Stats;
 use afterimage_wire::server::{ServerOptions, until_terminated};
 use afterimage_wire::tls::ServerTls;
 use anyhow::{Context, bail};
 use tokio::runtime::{Builder, Runtime};
 
-use crate::args::ServerArgs;
+use crate::args::{ServerArgs, Size};
 use crate::config::{Config, ListenerConfig};
 use crate::format::{grouped, long_time, percent};
 use crate::net;
@@ -150,6 +151,10 @@ fn summary(stats: &Stats) -> String {
             grouped(ended),
             grouped(known)
         );
+    }
+    if stats.get(streams::STARTED.name).is_some() {
+        let [runs, bytes] = [streams::STARTED, streams::BYTES].map(|metric| count(metric.name));
+        return format!("{} runs, {}", grouped(runs), Size(bytes));
     }
     if stats.get(cache::HITS.name).is_none() {
         return format!("{} images classified", grouped(count(engine::SCORED.name)));

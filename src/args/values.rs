@@ -156,7 +156,7 @@ impl Size {
         }
     }
 
-    pub(super) fn within(self, name: &str, limit: u32) -> anyhow::Result<u32> {
+    pub(crate) fn within(self, name: &str, limit: u32) -> anyhow::Result<u32> {
         match u32::try_from(self.0) {
             Ok(size) if size <= limit => Ok(size),
             _ => bail!("{name} is {self}; the limit is {}", Size(limit.into())),

@@ -21,4 +21,5 @@ pub(crate) mod proxy;
 pub(crate) mod serve;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
+pub(crate) mod stream;
 pub(crate) mod train;

@@ -9,10 +9,12 @@ mod count;
 mod distinct;
 pub mod exact;
 mod numbers;
+pub mod ports;
 mod quantiles;
 
 use serde_json::Value;
 
+use crate::checkpoint::{Checkpoint, Damaged};
 use crate::record::Rejected;
 
 /// A computation over records, with a state that can be saved and merged.
@@ -30,7 +32,7 @@ use crate::record::Rejected;
 /// assert_eq!(first.value()["sum"], 1.0);
 /// # Ok::<(), afterimage_streams::record::Rejected>(())
 /// ```
-pub trait Fold: Send + Sync {
+pub trait Fold: Send {
     /// Adds a record, or the selected part of it. A rejected record changes nothing.
     ///
     /// # Errors
@@ -48,6 +50,42 @@ pub trait Fold: Send + Sync {
 
     /// The result so far. Its JSON has at most 700 bytes, so that it fits in a progress message.
     fn value(&self) -> Value;
+
+    /// Where the fold stores records, if it does.
+    fn sink(&mut self) -> Option<&mut dyn Sink> {
+        None
+    }
+}
+
+/// A store of records, and of the checkpoint behind them.
+pub trait Sink {
+    /// Stores the records that the fold has taken since the last call, and the checkpoint behind
+    /// them: both or neither.
+    ///
+    /// # Errors
+    /// If they cannot be stored. The run cannot go on then.
+    fn commit(&mut self, checkpoint: &Checkpoint) -> Result<(), SinkError>;
+}
+
+/// Why records cannot be stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SinkError {
+    /// The database refuses the work.
+    #[error("the database cannot be used")]
+    Database(#[from] rusqlite::Error),
+    /// The database has no run of this id.
+    #[error("the database has no run {0:?} to resume")]
+    Unknown(String),
+    /// The database has a run of this id already.
+    #[error("the database has a run {0:?} already; resume it, or choose another id")]
+    Exists(String),
+    /// Another client or instance continues the run.
+    #[error("another connection continues this run")]
+    Fenced,
+    /// The checkpoint in the database is damaged.
+    #[error("the checkpoint in the database is damaged")]
+    Damaged(#[from] Damaged),
 }
 
 /// Bytes that are not a saved state.
@@ -56,7 +94,7 @@ pub trait Fold: Send + Sync {
 pub struct Corrupt;
 
 /// The folds by name.
-pub const FOLDS: [Entry; 4] = [
+pub const FOLDS: [Entry; 5] = [
     Entry { name: "count", about: "Number of records", new: || Box::new(count::Count::default()) },
     Entry {
         name: "mean",
@@ -72,6 +110,11 @@ pub const FOLDS: [Entry; 4] = [
         name: "distinct",
         about: "Estimate of the number of distinct records, with a standard error of 0.8 %",
         new: || Box::new(distinct::Distinct::default()),
+    },
+    Entry {
+        name: ports::PORTS,
+        about: "Sea ports of one JSON object, into a table of SQLite",
+        new: || Box::new(ports::Ports::default()),
     },
 ];
 

@@ -138,6 +138,17 @@ fn json_member<'a>(record: &'a [u8], field: &str) -> Result<Option<&'a RawValue>
     found.map_err(|error| Rejected::Invalid(error.to_string()))
 }
 
+/// The name and the value of a member of a JSON object. The value is not checked.
+pub(crate) fn member(record: &[u8]) -> Result<(String, &[u8]), Rejected> {
+    let invalid = |reason: String| Rejected::Invalid(reason);
+    let mut names = serde_json::Deserializer::from_slice(record).into_iter::<String>();
+    let name = names.next().ok_or_else(|| invalid("the record is empty".to_owned()))?;
+    let name = name.map_err(|error| invalid(error.to_string()))?;
+    let rest = record[names.byte_offset()..].trim_ascii_start();
+    let value = rest.strip_prefix(b":");
+    Ok((name, value.ok_or_else(|| invalid("expected a colon after the name".to_owned()))?))
+}
+
 /// A name, borrowed where it has no escapes.
 struct Name;
 

@@ -1,12 +1,13 @@
 //! A run: a splitter and a fold over bytes, with counts. It does no I/O.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::checkpoint::Checkpoint;
-use crate::fold::{self, Fold};
+use crate::fold::{self, Fold, SinkError};
 use crate::record::{Record, Rejected, Selection};
 use crate::split::{DEFAULT_LIMIT, Format, Span, SplitError, Splitter};
 
@@ -38,6 +39,8 @@ pub enum OnBad {
     Stop,
     /// Count it and go on.
     Skip,
+    /// Count it, keep it until [`Run::take_bad`], and go on.
+    SetAside,
 }
 
 /// Why a run cannot start or go on.
@@ -66,9 +69,24 @@ pub enum RunError {
     /// The checkpoint belongs to another plan.
     #[error("the checkpoint is of another run: {0}")]
     OtherPlan(String),
+    /// The fold cannot store records.
+    #[error("{}", chain(.0))]
+    Sink(Arc<SinkError>),
     /// The checkpoint is invalid.
     #[error("the checkpoint is invalid")]
     Corrupt,
+}
+
+impl From<SinkError> for RunError {
+    fn from(error: SinkError) -> Self {
+        RunError::Sink(Arc::new(error))
+    }
+}
+
+/// The error and its causes.
+fn chain(error: &SinkError) -> String {
+    let cause = std::error::Error::source(error);
+    cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 impl RunError {
@@ -146,7 +164,7 @@ pub struct Run {
     bad: Vec<Bad>,
 }
 
-/// Refused records that are kept until [`Run::take_bad`].
+/// Skipped records that are kept until [`Run::take_bad`].
 const MAX_BAD: usize = 16;
 
 impl Run {
@@ -155,13 +173,26 @@ impl Run {
     /// # Errors
     /// If the plan names no fold or no format.
     pub fn new(plan: Plan, on_bad: OnBad) -> Result<Self, RunError> {
-        let format: Format = plan.format.parse().map_err(RunError::Format)?;
         let fold = fold::new(&plan.fold);
         let fold = fold.ok_or_else(|| RunError::UnknownFold(plan.fold.clone()))?;
+        Run::with_fold(plan, on_bad, fold, None)
+    }
+
+    /// A run with a fold that the caller has made, at `checkpoint` if there is one.
+    ///
+    /// # Errors
+    /// As those of [`new`](Self::new) and [`resume`](Self::resume).
+    pub fn with_fold(
+        plan: Plan,
+        on_bad: OnBad,
+        fold: Box<dyn Fold>,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<Self, RunError> {
+        let format: Format = plan.format.parse().map_err(RunError::Format)?;
         if plan.field.is_some() && !format.is_text() {
             return Err(RunError::Format(format!("records of format {format} have no fields")));
         }
-        Ok(Run {
+        let mut run = Run {
             on_bad,
             splitter: Splitter::new(format, plan.limit)?,
             selection: Selection::new(format, plan.field.as_deref()),
@@ -172,7 +203,11 @@ impl Run {
             spans: Vec::new(),
             bad: Vec::new(),
             plan,
-        })
+        };
+        if let Some(checkpoint) = checkpoint {
+            run.go_to(checkpoint)?;
+        }
+        Ok(run)
     }
 
     /// Continues at a checkpoint. The next byte is the one at its offset.
@@ -180,18 +215,22 @@ impl Run {
     /// # Errors
     /// If the checkpoint belongs to another plan, or is invalid.
     pub fn resume(plan: Plan, on_bad: OnBad, checkpoint: &Checkpoint) -> Result<Self, RunError> {
-        if checkpoint.plan != plan {
+        let mut run = Run::new(plan, on_bad)?;
+        run.go_to(checkpoint)?;
+        Ok(run)
+    }
+
+    fn go_to(&mut self, checkpoint: &Checkpoint) -> Result<(), RunError> {
+        if checkpoint.plan != self.plan {
             let plan = serde_json::to_string(&checkpoint.plan).unwrap_or_default();
             return Err(RunError::OtherPlan(plan));
         }
-        let mut run = Run::new(plan, on_bad)?;
-        let (format, limit) = (run.format(), run.plan.limit);
-        run.splitter = Splitter::restore(format, limit, &checkpoint.splitter)
+        self.splitter = Splitter::restore(self.format(), self.plan.limit, &checkpoint.splitter)
             .map_err(|_| RunError::Corrupt)?;
-        run.fold.merge(&checkpoint.fold).map_err(|_| RunError::Corrupt)?;
-        run.selection.set_column(checkpoint.column);
-        (run.records, run.refused) = (checkpoint.records, checkpoint.refused);
-        Ok(run)
+        self.fold.merge(&checkpoint.fold).map_err(|_| RunError::Corrupt)?;
+        self.selection.set_column(checkpoint.column);
+        (self.records, self.refused) = (checkpoint.records, checkpoint.refused);
+        Ok(())
     }
 
     fn format(&self) -> Format {
@@ -250,6 +289,21 @@ impl Run {
             rest.drain(..consumed);
         }
         self.rest = rest;
+        self.commit(is_last)
+    }
+
+    /// Lets the fold store its records, with the state after the last whole one.
+    fn commit(&mut self, is_complete: bool) -> Result<(), RunError> {
+        if self.fold.sink().is_none() {
+            return Ok(());
+        }
+        let mut checkpoint = self.checkpoint();
+        if is_complete {
+            checkpoint = checkpoint.completed();
+        }
+        if let Some(sink) = self.fold.sink() {
+            sink.commit(&checkpoint)?;
+        }
         Ok(())
     }
 
@@ -291,14 +345,15 @@ impl Run {
             return Err(RunError::Rejected { index, offset, reason });
         }
         self.refused += 1;
-        if self.bad.len() < MAX_BAD {
+        if self.on_bad == OnBad::SetAside || self.bad.len() < MAX_BAD {
             let bytes = bytes.unwrap_or_default().to_vec();
             self.bad.push(Bad { offset, bytes, reason });
         }
         Ok(())
     }
 
-    /// The records that were refused since the last call, at most the first sixteen.
+    /// The records that were refused since the last call; with [`OnBad::Skip`], at most the first
+    /// sixteen.
     pub fn take_bad(&mut self) -> Vec<Bad> {
         std::mem::take(&mut self.bad)
     }

@@ -106,7 +106,7 @@ proptest! {
             ("csv", Some("value"), csv),
         ];
         for (format, field, text) in inputs {
-            for fold in FOLDS.map(|fold| fold.name) {
+            for fold in FOLDS.map(|fold| fold.name).into_iter().filter(|fold| *fold != "ports") {
                 let (fold, format) = (fold.to_owned(), format.to_owned());
                 let plan = Plan { fold, format, field: field.map(str::to_owned), limit: 1000 };
                 let mut once = Run::new(plan.clone(), OnBad::Skip).unwrap();
@@ -137,7 +137,7 @@ proptest! {
         numbers in prop::collection::vec(number(), 0..80),
         owners in prop::collection::vec(0_usize..3, 80),
     ) {
-        for entry in FOLDS {
+        for entry in FOLDS.into_iter().filter(|entry| entry.name != "ports") {
             let mut whole = fold::new(entry.name).unwrap();
             let mut parts = [(); 3].map(|()| fold::new(entry.name).unwrap());
             for (number, owner) in numbers.iter().zip(&owners) {

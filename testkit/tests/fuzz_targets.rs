@@ -42,5 +42,6 @@ targets! {
     oip_encodings: 1500,
     embeddings: 4000,
     stream_split: 3000,
+    stream_run: 3000,
     settings: 150,
 }

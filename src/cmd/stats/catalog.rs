@@ -12,7 +12,7 @@ use crate::format::{grouped, long_time, nanos, percent};
 use crate::metrics::find;
 
 /// The sections of a report. Latencies have a table of their own.
-pub(crate) const SECTIONS: [&str; 12] = [
+pub(crate) const SECTIONS: [&str; 13] = [
     "Time",
     "Answers",
     "Store",
@@ -23,6 +23,7 @@ pub(crate) const SECTIONS: [&str; 12] = [
     "Classifier",
     "Proxy",
     "Jobs",
+    "Streams",
     "Audit of hits",
     "Connections",
 ];

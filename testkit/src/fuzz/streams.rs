@@ -1,13 +1,19 @@
-//! Fuzz target of the splitter of streams, against serde_json on the whole input.
+//! Fuzz targets of streams: the splitter against serde_json on the whole input, and runs that are
+//! interrupted.
 
+use afterimage_streams::checkpoint::Checkpoint;
+use afterimage_streams::fold::{self, FOLDS};
+use afterimage_streams::run::{OnBad, Plan, Run};
 use afterimage_streams::split::{Format, Splitter};
 use serde_json::Value;
 
 use super::{Seed, Source, Target};
 
 /// All targets of streams.
-pub const TARGETS: &[Target] =
-    &[Target { name: "stream_split", body: split, seeds, memory_per_byte: 256 }];
+pub const TARGETS: &[Target] = &[
+    Target { name: "stream_split", body: split, seeds, memory_per_byte: 256 },
+    Target { name: "stream_run", body: run, seeds, memory_per_byte: 4096 },
+];
 
 const FORMATS: [&str; 6] = ["lines", "json", "csv", "prefixed", "fixed:3", "idx"];
 
@@ -69,6 +75,61 @@ fn records(
             splitter.save(&mut saved);
             splitter = Splitter::restore(format, limit, &saved).expect("it was just saved");
         }
+    }
+}
+
+/// The fold, the format and the size of the pieces (1 byte each), then bytes. An interrupted run
+/// has the result of one that was not interrupted. The bytes are also taken as saved states.
+fn run(bytes: &[u8]) {
+    let mut source = Source::new(bytes);
+    let fold = FOLDS[source.below(FOLDS.len())].name;
+    let format = FORMATS[source.below(FORMATS.len())];
+    let piece = usize::from(source.u8()).max(1);
+    let bytes = source.rest();
+    let plan = |field: Option<&str>| Plan {
+        fold: fold.into(),
+        format: format.into(),
+        field: field.map(str::to_owned),
+        limit: 100,
+    };
+    for field in [None, Some("a")] {
+        let Ok(mut once) = Run::new(plan(field), OnBad::Skip) else { continue };
+        let expected = once.push(bytes).and_then(|()| once.finish());
+        let mut run = Run::new(plan(field), OnBad::Skip).expect("it was just made");
+        let mut push = || {
+            while (run.position() as usize) < bytes.len() {
+                let from = run.position() as usize;
+                run.push(&bytes[from..bytes.len().min(from + piece)])?;
+                if run.position() % 3 == 0 {
+                    let saved = run.checkpoint();
+                    let whole = (run.position() - saved.offset()) as usize;
+                    // A run that is resumed takes the record in progress again.
+                    if whole < piece {
+                        let saved =
+                            Checkpoint::from_bytes(&saved.to_bytes()).expect("it was saved");
+                        run = Run::resume(plan(field), OnBad::Skip, &saved)?;
+                        let from = run.position() as usize;
+                        run.push(&bytes[from..from + whole])?;
+                    }
+                }
+            }
+            run.finish()
+        };
+        let found = push();
+        let (found, expected) =
+            (found.map_err(|e| e.to_string()), expected.map_err(|e| e.to_string()));
+        assert_eq!(found, expected);
+        // A run that has ended with an error cannot go on.
+        if found.is_ok() {
+            assert_eq!(run.checkpoint().to_bytes(), once.checkpoint().to_bytes());
+        }
+    }
+    let _ = Checkpoint::from_bytes(bytes);
+    let mut fold = fold::new(fold).expect("it is in the table");
+    if fold.merge(bytes).is_ok() {
+        let _ = fold.update(b"1");
+        let text = fold.value().to_string();
+        assert!(text.len() <= 700, "{text}");
     }
 }
 

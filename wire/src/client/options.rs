@@ -249,6 +249,8 @@ pub enum Expect {
     Cache,
     /// Answers `ClassifyReq`: a memo or a classifier.
     Classify,
+    /// Has streams of records.
+    Streams,
 }
 
 impl Expect {
@@ -257,6 +259,7 @@ impl Expect {
         match self {
             Expect::Cache => service == Role::Cache,
             Expect::Classify => service.classifies(),
+            Expect::Streams => service == Role::Streams,
         }
     }
 }
@@ -266,6 +269,7 @@ impl fmt::Display for Expect {
         f.write_str(match self {
             Expect::Cache => "a cache",
             Expect::Classify => "a memo or a classifier",
+            Expect::Streams => "a streams service",
         })
     }
 }

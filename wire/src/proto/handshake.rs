@@ -108,6 +108,8 @@ pub enum Role {
     Classifier,
     /// Has the stream `jobs`; answers no requests but the common ones.
     Jobs,
+    /// Has streams of records: folds over files of any size.
+    Streams,
     /// A service of a newer version.
     Unknown(u8),
 }
@@ -120,6 +122,7 @@ impl Role {
             Role::Cache => 2,
             Role::Classifier => 3,
             Role::Jobs => 4,
+            Role::Streams => 5,
             Role::Unknown(code) => code,
         }
     }
@@ -131,6 +134,7 @@ impl Role {
             2 => Role::Cache,
             3 => Role::Classifier,
             4 => Role::Jobs,
+            5 => Role::Streams,
             other => Role::Unknown(other),
         }
     }
@@ -148,6 +152,7 @@ impl fmt::Display for Role {
             Role::Cache => f.write_str("cache"),
             Role::Classifier => f.write_str("classifier"),
             Role::Jobs => f.write_str("jobs"),
+            Role::Streams => f.write_str("streams"),
             Role::Unknown(code) => write!(f, "service {code}"),
         }
     }
