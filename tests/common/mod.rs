@@ -70,7 +70,8 @@ impl Running {
         // Tests that run at once would share the page's default address.
         let no_page = ["--http", "off"];
         // Of `jobs serve` and others, `serve` is the second word.
-        let is_serve = args.contains(&"serve") && !args.contains(&"jobs") && !args.contains(&"stream");
+        let is_serve =
+            args.contains(&"serve") && !args.contains(&"jobs") && !args.contains(&"stream");
         let wants_none = is_serve && !args.contains(&"--http");
         let listen = listen.iter().filter(|_| !given);
         let no_page = no_page.iter().filter(|_| wants_none);
