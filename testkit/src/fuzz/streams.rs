@@ -100,7 +100,7 @@ fn run(bytes: &[u8]) {
             while (run.position() as usize) < bytes.len() {
                 let from = run.position() as usize;
                 run.push(&bytes[from..bytes.len().min(from + piece)])?;
-                if run.position() % 3 == 0 {
+                if run.position().is_multiple_of(3) {
                     let saved = run.checkpoint();
                     let whole = (run.position() - saved.offset()) as usize;
                     // A run that is resumed takes the record in progress again.
