@@ -23,7 +23,6 @@
 //! connection need not pass it on.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,6 +85,8 @@ pub(crate) async fn one_poll_per_turn<T>(
     permits: &Arc<Semaphore>,
     future: impl Future<Output = T>,
 ) -> T {
+    use std::future::poll_fn;
+
     let mut future = pin!(future);
     loop {
         let permit = Arc::clone(permits).acquire_owned().await;
@@ -163,6 +164,7 @@ impl Drop for Cork {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::AtomicUsize;
 
