@@ -33,27 +33,47 @@ impl FromRequest<Arc<Shared>> for Whole {
     type Rejection = Problem;
 
     async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Problem> {
-        let limit = shared.options.max_body;
-        let too_large = |found: &str| {
-            let detail = format!("the body has {found} bytes; the limit is {limit}");
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
-        };
-        let declared = request.headers().get(header::CONTENT_LENGTH);
-        let declared = declared
-            .and_then(|len| len.to_str().ok())
-            .filter(|len| len.parse::<u64>().is_ok_and(|len| len > limit as u64));
-        // Refused from the header, before the client sends it.
-        if let Some(len) = declared {
-            return Err(too_large(len));
-        }
-        let body: Body = request.into_body();
-        match to_bytes(body, limit).await {
-            Ok(bytes) => Ok(Whole(bytes)),
-            Err(error) if is_limit(&error) => Err(too_large(&format!("more than {limit}"))),
-            Err(error) => {
-                let detail = format!("the body broke off: {error}");
-                Err(Problem::bad_request("bad_body", detail))
-            }
+        whole(request, shared.options.max_body).await.map(Whole)
+    }
+}
+
+/// The whole body of a request that needs no token, which is small.
+pub(crate) struct Small(pub(crate) Bytes);
+
+impl Small {
+    /// The largest body in bytes.
+    pub(crate) const LIMIT: usize = 4096;
+}
+
+impl FromRequest<Arc<Shared>> for Small {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Arc<Shared>) -> Result<Self, Problem> {
+        whole(request, Small::LIMIT.min(shared.options.max_body)).await.map(Small)
+    }
+}
+
+/// The whole body, within the limit.
+async fn whole(request: Request, limit: usize) -> Result<Bytes, Problem> {
+    let too_large = |found: &str| {
+        let detail = format!("the body has {found} bytes; the limit is {limit}");
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+    };
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let declared = declared
+        .and_then(|len| len.to_str().ok())
+        .filter(|len| len.parse::<u64>().is_ok_and(|len| len > limit as u64));
+    // Refused from the header, before the client sends it.
+    if let Some(len) = declared {
+        return Err(too_large(len));
+    }
+    let body: Body = request.into_body();
+    match to_bytes(body, limit).await {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if is_limit(&error) => Err(too_large(&format!("more than {limit}"))),
+        Err(error) => {
+            let detail = format!("the body broke off: {error}");
+            Err(Problem::bad_request("bad_body", detail))
         }
     }
 }

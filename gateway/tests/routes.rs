@@ -468,12 +468,15 @@ async fn the_model_speaks_the_open_inference_protocol_over_grpc() {
 #[tokio::test]
 async fn grpc_has_the_limits_and_the_tokens_of_http() {
     let access = Access::default().token(Token::new("reader").unwrap(), Scope::Read);
+    let plain = gateway(GatewayOptions::default());
     let gateway = gateway(GatewayOptions { max_body: 64, access, ..GatewayOptions::default() });
     let infer = "/inference.GRPCInferenceService/ModelInfer";
     assert!(call(&gateway, infer, b"", 0).await.0.starts_with("16 afterimage: the token is"));
     let ready = "/inference.GRPCInferenceService/ModelReady";
     let long = call(&gateway, ready, &[0; 100], 0).await.0;
     assert_eq!(long, "8 afterimage: the body has more than 64 bytes; the limit is 64");
+    let long = call(&plain, ready, &[0; 5000], 0).await.0;
+    assert!(long.ends_with("the limit is 4096"), "probes need no token, so they are small: {long}");
     assert_eq!(call(&gateway, "/grpc.health.v1.Health/Check", b"", 0).await.0, "0 ");
     let old = send(&gateway, request(Method::POST, infer, "")).await;
     assert_eq!(old.status, StatusCode::HTTP_VERSION_NOT_SUPPORTED);

@@ -135,7 +135,7 @@ impl Begun {
         let span = tracing::debug_span!("request", id = asker.id);
         
         let waiter = Waiter { reply, since, span, deadline: asker.deadline, refreshes, share };
-        let joined = inner.flights.join(hash.identity(), waiter);
+        let joined = inner.flights.join(self.space.keys.flight(hash), waiter);
         if asker.deadline.is_some() {
             deadlines::keep(inner);
         }
@@ -231,11 +231,11 @@ impl Begun {
         hit: &RowAnswer,
         now: Instant,
     ) -> Option<u64> {
-        let Begun { inner, rows, since: batch, .. } = self;
+        let Begun { inner, rows, space, since: batch, .. } = self;
         let started = &mut rows[i];
         let refreshes = |waiters: &[Waiter]| waiters.iter().any(|waiter| waiter.refreshes);
         let goes_on = |waiters: &[Waiter]| refreshes(waiters).then_some(());
-        let key = started.hash.identity();
+        let key = space.keys.flight(started.hash);
         let Err(waiters) = inner.flights.complete_unless(key, goes_on) else { return None };
         started.owed = false;
         let mut of_batch = 0;
@@ -335,7 +335,7 @@ impl Begun {
 impl Drop for Begun {
     fn drop(&mut self) {
         for started in self.rows.iter().filter(|started| started.owed) {
-            drop(self.inner.flights.complete(started.hash.identity()));
+            drop(self.inner.flights.complete(self.space.keys.flight(started.hash)));
         }
     }
 }

@@ -51,7 +51,7 @@ impl Flight {
             return Wanted::NoMore;
         }
         let Inner { flights, counters, .. } = &*self.inner;
-        let wanted = flights.complete_unless(self.hash.identity(), |waiters| {
+        let wanted = flights.complete_unless(self.space.keys.flight(self.hash), |waiters| {
             let mut last = None;
             for waiter in waiters.iter().filter(|waiter| !waiter.has_left(now)) {
                 let Some(deadline) = waiter.deadline else { return Some(Wanted::Always) };
@@ -80,7 +80,7 @@ impl Flight {
         if self.ended.load(Relaxed) {
             return;
         }
-        let waiters = flights.complete(self.hash.identity());
+        let waiters = flights.complete(self.space.keys.flight(self.hash));
         match answer {
             Ok(answer) => {
                 counters.misses.fetch_add(1, Relaxed);

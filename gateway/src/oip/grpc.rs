@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use afterimage_core::ClientId;
+use afterimage_inference::Bypass;
 use afterimage_inference::grpc::{message, status};
 use afterimage_inference::oip::{Form, ModelName, Request, flag_message};
 use axum::body::Body;
@@ -20,7 +21,7 @@ use http_body_util::{BodyExt as _, Full};
 
 use super::{Named, SERVER, answer, bad, damaged, metadata};
 use crate::classify::directives;
-use crate::extract::Whole;
+use crate::extract::{Small, Whole};
 use crate::problem::Problem;
 use crate::{Scope, Shared, Wish};
 
@@ -98,10 +99,13 @@ fn reply(message: &[u8]) -> Response {
     ([(header::CONTENT_TYPE, status::GRPC)], Body::new(body)).into_response()
 }
 
-/// The message of a call.
-fn message_of(shared: &Shared, headers: &HeaderMap, body: &Bytes) -> Result<Bytes, Problem> {
-    let limit = shared.options.max_body;
+/// The message of a call, of at most `limit` bytes.
+fn message_of(headers: &HeaderMap, body: &Bytes, limit: usize) -> Result<Bytes, Problem> {
     message::of_request(headers, body, limit).map_err(|reason| {
+        if reason == Bypass::TooLarge {
+            let detail = format!("the message has more than {limit} bytes after decompression");
+            return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail);
+        }
         let detail = format!(
             "the message cannot be read ({}); a call is one message, plain, gzip or deflate, and \
              the limit is {limit} bytes",
@@ -112,8 +116,8 @@ fn message_of(shared: &Shared, headers: &HeaderMap, body: &Bytes) -> Result<Byte
 }
 
 /// The model that a message names.
-fn named(shared: &Shared, headers: &HeaderMap, body: &Bytes) -> Result<Named, Problem> {
-    let message = message_of(shared, headers, body)?;
+fn named(headers: &HeaderMap, body: &Bytes) -> Result<Named, Problem> {
+    let message = message_of(headers, body, Small::LIMIT)?;
     let ModelName { name, version } = ModelName::parse_grpc(&message)
         .map_err(|error| bad(format!("the message cannot be read: {error}")))?;
     Ok(Named { model: name.unwrap_or_default(), version })
@@ -139,19 +143,19 @@ async fn is_ready(shared: Arc<Shared>) -> bool {
 async fn model_ready(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
-    Whole(body): Whole,
+    Small(body): Small,
 ) -> Result<Response, Problem> {
-    named(&shared, &headers, &body)?.find(&shared)?;
+    named(&headers, &body)?.find(&shared)?;
     Ok(ready(State(shared)).await)
 }
 
 async fn health(
     State(shared): State<Arc<Shared>>,
     headers: HeaderMap,
-    Whole(body): Whole,
+    Small(body): Small,
 ) -> Result<Response, Problem> {
     // The only field of the message is the name of a service.
-    let service = named(&shared, &headers, &body)?.model;
+    let service = named(&headers, &body)?.model;
     if !service.is_empty() && service != SERVICE_NAME {
         let detail = format!("there is no service {service:?}; the service is {SERVICE_NAME}");
         return Err(Problem::new(StatusCode::NOT_FOUND, "no_such_service", detail));
@@ -169,7 +173,7 @@ async fn model(
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Result<Response, Problem> {
-    let model = named(&shared, &headers, &body)?.find(&shared)?;
+    let model = named(&headers, &body)?.find(&shared)?;
     Ok(reply(&metadata(&shared, &model).to_grpc()))
 }
 
@@ -179,7 +183,7 @@ async fn infer(
     headers: HeaderMap,
     Whole(body): Whole,
 ) -> Result<Response, Problem> {
-    let message = message_of(&shared, &headers, &body)?;
+    let message = message_of(&headers, &body, shared.options.max_body)?;
     let mut request = Request::parse_grpc(message)
         .map_err(|error| bad(format!("the request cannot be read: {error}")))?;
     let (model, version) = request.take_model();

@@ -131,6 +131,34 @@ async fn models_share_a_memo_and_no_answer() {
     assert_eq!(memo.model_names(), ["capitals"]);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn label_and_bytes_of_one_digest_in_flight_are_two_calls() {
+    let table = Arc::new(Table::new(Capacity::Entries(1000)).unwrap());
+    let bytes = Arc::new(ByteStore::new(1 << 20, 1 << 16));
+    let memo = Memo::new(Store::Embedded(table, None), bytes, options());
+    // Both calls wait until both have begun.
+    let both = Arc::new(std::sync::Barrier::new(2));
+    let (one, other) = (Arc::clone(&both), both);
+    let label = Function::new(ModelId::labels([1; 32], None, 10), 1, move |rows| {
+        one.wait();
+        Ok(rows.iter().map(|_| Answer::Label(7)).collect())
+    });
+    let scores = Function::new(ModelId::bytes("scores", [1; 32]), 1, move |rows| {
+        other.wait();
+        Ok(rows.iter().map(|_| Answer::Bytes("scores".into())).collect())
+    });
+    memo.add_model("label", label, ModelOptions::default());
+    memo.add_model("scores", scores, ModelOptions::default());
+    let asks = ["label", "scores"].map(|model| memo.ask(Request::row("same").model(model)));
+    let answers =
+        tokio::time::timeout(Duration::from_secs(30), futures_util::future::join_all(asks));
+    let answers = answers.await.expect("each model is called");
+    let answers: Vec<_> =
+        answers.into_iter().map(|answer| answer.unwrap().rows[0].clone()).collect();
+    assert_eq!(answers[0].answer.label(), Some(7));
+    assert_eq!(answers[1].answer, Answer::Bytes("scores".into()));
+}
+
 #[tokio::test]
 async fn a_request_can_refresh_and_can_leave_no_trace() {
     let (memo, store) = bytes_memo();
