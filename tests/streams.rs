@@ -249,6 +249,26 @@ fn an_idx_file_is_classified_through_a_memo_and_resumed() {
     assert_eq!(std::fs::read_to_string(out).unwrap(), whole);
 }
 
+#[test]
+fn a_mistake_of_classify_empties_no_file() {
+    let inputs = folder();
+    let (labels, digits) = (file(&inputs, "labels.txt", "7\n"), file(&inputs, "in.idx", "digits"));
+    // No memo listens there.
+    let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nowhere = nowhere.to_string();
+    let refused = |input: &str, out: &str| {
+        let args = ["stream", "run", "classify", input, "--out", out, "--server", &nowhere];
+        let done = run(&args);
+        assert!(!done.status.success());
+        done.stderr
+    };
+    assert!(refused("missing.idx", &labels).contains("cannot read missing.idx"));
+    assert!(refused(&digits, &digits).contains("is the input"));
+    assert!(refused(&digits, &labels).contains("cannot connect"));
+    assert_eq!(std::fs::read_to_string(&labels).unwrap(), "7\n");
+    assert_eq!(std::fs::read_to_string(&digits).unwrap(), "digits");
+}
+
 /// The ports of a database, as lines of key, name and longitude.
 fn ports(database: &str) -> Vec<String> {
     let database = rusqlite::Connection::open(database).unwrap();

@@ -439,15 +439,17 @@ fn classify(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
         bail!("--field does not apply to classify, which takes whole records");
     }
     let (lease, checkpoint) = args.lease()?;
-    let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(out);
-    let file = file.with_context(|| format!("cannot write {}", out.display()))?;
-    let mut run = Classify::new(plan, file, lease, checkpoint.as_ref())?;
-    let (mut input, length) = open(args, run.position())?;
+    check_files(&args.file, out)?;
     let server = args.server.as_deref().unwrap_or("127.0.0.1:7400");
-    let bar = Bar::new(length);
     serving::runtime(1)?.block_on(async {
         let options = args.client.options()?.expect(Expect::Classify);
         let client = net::connect(server, options).await?.client();
+        // A new run empties its output: only now, when the memo and the input are there.
+        let file = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(out);
+        let file = file.with_context(|| format!("cannot write {}", out.display()))?;
+        let mut run = Classify::new(plan, file, lease, checkpoint.as_ref())?;
+        let (mut input, length) = open(args, run.position())?;
+        let bar = Bar::new(length);
         let done = run.run(&client, &mut *input, args.checkpoint_every.0, |report| {
             show_progress(&bar, report, length);
         });
@@ -458,6 +460,25 @@ fn classify(args: &RunArgs, plan: Plan) -> anyhow::Result<Report> {
         client.close().await;
         Ok(report)
     })
+}
+
+/// Refuses an input that is missing, and an output that is the input.
+fn check_files(input: &Path, output: &Path) -> anyhow::Result<()> {
+    if input.as_os_str() == "-" {
+        return Ok(());
+    }
+    let read = std::fs::metadata(input);
+    let read = read.with_context(|| format!("cannot read {}", input.display()))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+
+        let of = |file: &std::fs::Metadata| (file.dev(), file.ino());
+        if std::fs::metadata(output).is_ok_and(|written| of(&written) == of(&read)) {
+            bail!("--out {} is the input: give another file", output.display());
+        }
+    }
+    Ok(())
 }
 
 /// Bytes that are read at once.
