@@ -20,7 +20,7 @@
 //!   model gives one row two labels, both values together reveal `a` and `b` of this row, and of no
 //!   other row.
 //! * A **label with a time to live** has a shorter tag and its expiry before the label: 36 bits of
-//!   tag, 12 of expiry, 16 of label ([`Expiry`]). The tag has two parts, both HighwayHash under a
+//!   tag, 12 of expiry, 16 of label (`Expiry`). The tag has two parts, both HighwayHash under a
 //!   second derived key over the row's whole hash: 4 bits cover the bits that are stored, 32 the
 //!   complete expiry. A value of the row whose time is over matches the first part only, however
 //!   old it is, so it is not counted as a forgery. An attacker may learn from that count whether

@@ -14,7 +14,7 @@ use crate::text::{Report, escape_text};
 
 /// Why a connection could not be opened, or was lost.
 ///
-/// The messages do not name the server: [`CallError`] and log lines do.
+/// The messages do not name the server: [`CallError`](super::CallError) and log lines do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectionError {
